@@ -1,10 +1,14 @@
 """Access control of the annotation server: the annotator behind each browser, and the requests that may write.
 
-As in the viewer, each of an annotator's URLs opens one browser, once: the server exchanges the URL's key for a cookie.
-The cookie's session belongs to one annotator, whose name goes on the browser's work. A write needs more than the
-cookie: a header that another site's form can't send, an origin of this server, and the name that the page was opened
-with. A browser has only one cookie. If another annotator's URL is opened in the same browser, the server therefore
-rejects requests from the earlier annotator's pages, so their work is never saved under the wrong name.
+Each annotator URL contains a key that opens one browser, once, as in the viewer. When a browser opens the URL, the
+server exchanges the key for a session cookie. The session belongs to one annotator, and the server saves all work from
+that browser under the annotator's name.
+
+For a write, the cookie isn't enough. The request must also contain a header that a form on another site can't send, an
+`Origin` of this server, and the annotator's name from when the page was opened. The name guards against mix-ups. A
+browser stores only one session cookie, so opening a second annotator's URL in the same browser replaces the first
+annotator's session. The server then rejects requests from the first annotator's pages, which keeps that work from being
+saved under the second annotator's name.
 """
 
 import unicodedata
@@ -22,10 +26,11 @@ from segmint.infra.errors import UsageError
 from segmint.pipeline.serving.door import KEY, HeadersMiddleware, OneTimeKeys
 
 HEADER = "x-segmint"
-"""Header that every write must send with the value 1."""
+"""Header that every write must send, with the value 1."""
 
 WHO = "x-segmint-annotator"
-"""Header with the name that a page was opened with, in percent-encoded UTF-8. Every write must send it."""
+"""Header with the annotator's name from when the page was opened, in percent-encoded UTF-8. Every write must send
+it."""
 
 MOST_ANNOTATORS = 1000
 
@@ -49,7 +54,7 @@ browsers, someone else may have used the address, so tell them.</p>
 
 
 class NotOwnerError(Exception):
-    """Error for a request that only the owner, the annotator who started the server, may make."""
+    """Error for a request that is reserved for the owner, who is the annotator who started the server."""
 
 
 @dataclass(frozen=True)
@@ -66,9 +71,9 @@ class ServerOrigin:
 
 
 def check_name(text: str) -> str:
-    """Return the name of an annotator unchanged if it is valid.
+    """Validate an annotator's name and return it unchanged.
 
-    Raises `UsageError` for a name that submissions can't contain, or that changes the direction of nearby text.
+    Raises `UsageError` if submissions can't contain the name, or if it changes the direction of nearby text.
     """
     try:
         name = TypeAdapter(Annotator).validate_python(text)
@@ -97,9 +102,10 @@ def parse_origin(text: str) -> ServerOrigin:
 
 
 class Team(OneTimeKeys):
-    """Annotators of a server that listens on `port`, with their one-time keys and their sessions. Thread-safe.
+    """Annotators who can use a server on `port`, with their one-time keys and their sessions. Thread-safe.
 
-    The first annotator owns the server and may create URLs for others. `origin` is a proxy's origin, if there is one.
+    The first annotator owns the server and can create URLs for the others. `origin` is the origin of a reverse proxy,
+    if there is one.
     """
 
     def __init__(self, port: int, annotators: list[str], origin: ServerOrigin | None = None) -> None:
@@ -120,7 +126,8 @@ class Team(OneTimeKeys):
     def address(self, annotator: str) -> str:
         """Return a new URL that opens one browser for an annotator, and revoke the previous one if it is unused.
 
-        Raises `UsageError` if this would exceed the maximum number of annotators.
+        An annotator who isn't in the team yet is added to it. Raises `UsageError` if the team already has the maximum
+        number of annotators.
         """
         with self._lock:
             if annotator not in self._names:
@@ -131,9 +138,9 @@ class Team(OneTimeKeys):
 
 
 class TeamGuard(HeadersMiddleware):
-    """Middleware that admits a team's requests according to the rules in the module docstring.
+    """Middleware that enforces the rules in the module docstring.
 
-    Handlers find the annotator in `request.state.annotator`.
+    It stores the annotator's name in `request.state.annotator` for the handlers.
     """
 
     def __init__(self, app: ASGIApp, team: Team) -> None:

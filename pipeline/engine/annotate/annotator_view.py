@@ -38,7 +38,7 @@ from segmint.pipeline.engine.annotate.source import (
 from segmint.pipeline.serving.images import NoImageError
 
 AHEAD = 3
-"""Number of images per annotator whose embeddings are computed ahead."""
+"""Number of upcoming images per annotator whose embeddings are computed in advance."""
 
 _LOOKS = 16  # concurrent store reads alongside clicks
 
@@ -46,18 +46,18 @@ _SAID = frozenset({"base", "masks", "replaced", "deleted", "seconds", "complete"
 
 
 class MaskFiles(Protocol):
-    """Files outside the dataset that hold the masks of its images. Thread-safe."""
+    """External files that store the masks of a dataset's images. Thread-safe."""
 
     def refresh(self, image: int) -> None:
-        """Import an image's file again if someone else changed it. Raises `UsageError` if it can't be used."""
+        """Reimport an image's file if someone else has changed it. Raises `UsageError` if the file can't be used."""
 
     def write(self, image: int) -> None:
-        """Write an image's masks with all submissions into its file."""
+        """Write an image's masks to its file, including all submissions."""
 
 
 @dataclass
 class AnnotatorView:
-    """Images, model, and submissions of one server. Thread-safe."""
+    """Shared state of an annotation server: its images, model, and submissions. Thread-safe."""
 
     dataset: Location
     about: SessionInfo
@@ -68,7 +68,7 @@ class AnnotatorView:
     decoder: Decoder
     leases: Leases = field(default_factory=Leases)
     prefills: PrefillCache | None = None
-    files: MaskFiles | None = None  # to which saved masks are also written
+    files: MaskFiles | None = None  # external files that receive each saved mask, too
 
     def __post_init__(self) -> None:
         self._lock = threading.Lock()
@@ -81,8 +81,8 @@ class AnnotatorView:
         self.kept = ImageMemory(self.source, holders, self._pass_over)
         self._over = self.queue.merged > 0  # images to skip when leasing, by rank
         self._gone: set[int] = set()
-        self._merged: dict[int, int] = {}  # assignments of images that a merge is known to have changed
-        self._skipped: set[tuple[str, int]] = set()  # annotators, each with a returned image that they get last
+        self._merged: dict[int, int] = {}  # by image that a merge has changed: its only assignment
+        self._skipped: set[tuple[str, int]] = set()  # returned images that an annotator has skipped
         for image in self.board.answered():
             self._note(image)
 
@@ -91,7 +91,12 @@ class AnnotatorView:
         self._looks.shutdown()
 
     def next(self, annotator: str, after: int | None) -> dict[str, Any]:
-        """Lease the next image of the queue to an annotator. Without `after`, prefer one that they have leased."""
+        """Lease the next image to an annotator, and prefetch the embeddings of the images behind it.
+
+        Without `after`, an image that the annotator has already leased comes first. With `after`, the lease of that
+        image is released, and the search starts behind it in the queue. Images that the owner returned to the annotator
+        come before new ones, unless the annotator has skipped them.
+        """
         mine = [slot for slot in self.leases.of(annotator) if slot[0] != after]
         if after is not None:
             self.leases.release(after, annotator)
@@ -110,7 +115,7 @@ class AnnotatorView:
         return {"image": slot[0], "assignment": slot[1], **about}
 
     def left(self, annotator: str) -> int:
-        """Return the number of images in the queue that an annotator could still get."""
+        """Return the number of queued images that an annotator could still be assigned."""
         ranks = [self.queue.rank(image) for image in self.board.submitted_by(annotator)]
         returned = sum(self.queue.rank(image) is not None for image in self.board.returned_to(annotator))
         with self._lock:
@@ -118,12 +123,15 @@ class AnnotatorView:
             return waiting - sum(rank is not None and not self._over[rank] for rank in ranks)
 
     def waiting(self) -> NDArray[np.bool_]:
-        """Return which images of the queue still need a first or second submission, by rank."""
+        """Return, for each rank in the queue, whether the image still needs a first or second submission."""
         with self._lock:
             return ~self._over
 
     def open(self, image: int, annotator: str) -> dict[str, Any]:
-        """Return an image, its masks, and the assignment's last submission; raises the errors of `ImageSource.read`."""
+        """Return an image, its masks, and the last submission of the annotator's assignment.
+
+        If the assignment is free, it is leased to the annotator. Raises the errors of `ImageSource.read`.
+        """
         if self.files is not None:
             self.files.refresh(image)
         found = self._read(image)
@@ -154,10 +162,11 @@ class AnnotatorView:
         self._embedded(self._read(image))
 
     def predict(self, image: int, annotator: str, body: Any) -> Prediction:
-        """Return the masks for a prompt. Raises `UsageError` for an invalid prompt, and the same errors as `embed`.
+        """Predict the masks for a prompt.
 
-        While the store is checked, the model predicts on the image's last known state. If the image was taken down or
-        its pixels have changed, that prediction is discarded.
+        If the image is in memory, the model predicts on that copy while a thread checks the store. If the check finds
+        that the image was taken down or that its pixels have changed, the prediction is discarded. Raises `UsageError`
+        for an invalid prompt, and the errors of `embed`.
         """
         self.embeddings.clicked()
         self.leases.renew(image, annotator)
@@ -176,13 +185,13 @@ class AnnotatorView:
         return self._predict(self._read(image), annotator, body)
 
     def clean(self, image: int, annotator: str, counts: Any) -> str:
-        """Return a mask's run lengths without its small specks and holes. Raises `UsageError` for invalid ones."""
+        """Remove a mask's small specks and holes. Raises `UsageError` if the run lengths `counts` are invalid."""
         self.leases.renew(image, annotator)
         size = (self.source.known(image) or self._read(image)).size
         return clean_mask(Rle(size, checked_counts(counts, size))).counts
 
     def save(self, image: int, annotator: str, n: int, body: Any) -> Submission:
-        """Save a submission and return the stored one.
+        """Save a submission and return the stored one. Retrying the same submission doesn't store it twice.
 
         Raises `UsageError` or `SubmissionError` if the body isn't a submission for this image, `ConflictError` if
         another submission has this number or the image has changed, and `ImageGoneError` or `RemovedImageError` if the
@@ -228,12 +237,12 @@ class AnnotatorView:
         return saved
 
     def progress(self, annotators: list[str]) -> dict[str, Any]:
-        """Return the progress so far."""
+        """Return the number of images, and the progress so far in total and by annotator."""
         counted = self.board.progress(annotators, lambda image: self.queue.rank(image) is not None)
         return {"images": len(self.queue), **counted}
 
     def _prefilled(self, found: OpenImage) -> list[dict[str, Any]]:
-        """Return the masks prefilled from a detector's boxes, waiting for the embedding if necessary."""
+        """Return the masks that the model predicted for the detector's boxes. Waits for the embedding if necessary."""
         if self.prefills is None:
             return []
         return [mask.to_dict() for mask in self.prefills.of(found, self._embedded(found).embedding)]
@@ -282,12 +291,15 @@ class AnnotatorView:
         raise self._conflict("another submission was saved first", found, submission.assignment)
 
     def _conflict(self, text: str, found: OpenImage, assignment: int) -> ConflictError:
-        """Return an error with the assignment's last submission and the digest of the image's state."""
+        """Build an error that contains the assignment's last submission and the digest of the image's current state."""
         winner = self.board.submission(found, assignment)
         return ConflictError(text, winner=None if winner is None else winner.model_dump(mode="json"), base=found.base)
 
     def _returned(self, annotator: str, after: int | None, *, skipped: bool = False) -> tuple[int, int] | None:
-        """Return an image that was returned to the annotator, with its assignment. They may have skipped it or not."""
+        """Return an image that the owner returned to the annotator, with its assignment, or None.
+
+        `skipped` selects between the images that the annotator has skipped and all others.
+        """
         for image in self.board.returned_to(annotator):
             is_skipped = (annotator, image) in self._skipped
             if self.queue.rank(image) is None or image == after or is_skipped != skipped:
@@ -317,7 +329,10 @@ class AnnotatorView:
         return self.queue.after(image, is_open)
 
     def _free_assignment(self, image: int, annotator: str, look: bool = False) -> int | None:
-        """Return the image's assignment that the annotator may lease, if any. With `look`, check the store first."""
+        """Return an assignment of the image that the annotator can lease, or None.
+
+        With `look`, the store is checked first.
+        """
         done = self.board.refresh(image) if look else self.board.assignments(image)
         if look:
             self._check(image)
@@ -356,7 +371,7 @@ class AnnotatorView:
         return free[0] if free else 0
 
     def _note(self, image: int, found: OpenImage | None = None) -> None:
-        """Record whether an image has all the submissions it needs. `found` is the image if it was already read."""
+        """Record whether an image still needs submissions. `found` is the image, if the caller has already read it."""
         assignment = None if found is None else self.board.only_assignment(found)
         if assignment is not None:
             self._merged[image] = assignment
@@ -369,7 +384,7 @@ class AnnotatorView:
             self._over[rank] = over or len(done) >= self.queue.assignments(image)
 
     def _read(self, image: int) -> OpenImage:
-        """Read an image's current state and drop data from other states. Raises the errors of `ImageSource.read`."""
+        """Read an image's current state and drop data of earlier states. Raises the errors of `ImageSource.read`."""
         try:
             found = self.source.read(image)
         except ImageGoneError:
@@ -383,7 +398,7 @@ class AnnotatorView:
         self._pass_over(image)
 
     def _pass_over(self, image: int, error: SegmintError | None = None) -> None:
-        """Stop leasing an image that was taken down or, if there is an `error`, can't be opened."""
+        """Stop leasing an image because it was taken down or, if there is an `error`, because it can't be opened."""
         if error is None:
             self.board.forget(image)
         elif image not in self._gone:

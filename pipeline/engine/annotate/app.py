@@ -13,10 +13,10 @@ POST /api/images/{id}/clean          a mask without small specks and holes
 PUT  /api/images/{id}/submissions/{n}    save a submission
 POST /api/images/{id}/release        release its lease
 GET  /api/progress                   the progress so far
-POST /api/address                    a new URL for an annotator, by the owner
-GET  /api/table                      the images with their states and annotators, for the owner
-GET  /api/images/{id}/assignments/{assignment}    its last submission, for the owner
-POST /api/images/{id}/assignments/{assignment}    return that to the annotator, by the owner
+POST /api/address                    create a URL for an annotator (owner only)
+GET  /api/table                      the images with their states and annotators (owner only)
+GET  /api/images/{id}/assignments/{assignment}    its last submission (owner only)
+POST /api/images/{id}/assignments/{assignment}    return the submission to its annotator (owner only)
 ```
 """
 
@@ -49,7 +49,7 @@ ASSETS = Path(__file__).parent / "assets"
 
 
 def make_app(view: AnnotatorView, team: Team) -> Starlette:
-    """Return the application that serves an annotator view to the browsers of a team."""
+    """Build the application that serves an annotator view to the browsers of a team."""
 
     def of(request: Request) -> tuple[int, str]:
         return image_of(request), request.state.annotator

@@ -1,6 +1,6 @@
 """Leases of images to annotators, so that two people don't start the same image.
 
-They only avoid duplicate work; submissions are safe even without leases.
+Leases only avoid duplicate work. Submissions are safe without them.
 """
 
 import threading
@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 LEASE_S = 900.0
-"""Seconds without a request for an image, after which its lease expires."""
+"""Seconds after which a lease expires if the annotator sends no request for the image."""
 
 Slot = tuple[int, int]
 """An image's id and an assignment."""
@@ -31,7 +31,7 @@ class Leases:
         self._held: dict[Slot, _Lease] = {}
 
     def take(self, slot: Slot, annotator: str) -> bool:
-        """Lease an assignment to an annotator or renew the lease; return whether the annotator now holds it."""
+        """Lease an assignment to an annotator, or renew the lease. Return True if the annotator now holds it."""
         with self._lock:
             if self._holder(slot) not in (None, annotator):
                 return False

@@ -21,7 +21,7 @@ from segmint.pipeline.engine.annotate.source import ConflictError
 
 OPEN, STARTED, SUBMITTED, RETURNED, MERGED = STATES = "open", "in progress", "submitted", "returned", "merged"
 FLAGGED = "flagged"
-ROWS = 100  # in a part of the table
+ROWS = 100  # maximum number of rows in a response
 LEAST = 10  # minimum number of submissions to estimate the remaining time
 
 _SAVED_AGAIN = "this image was saved again in the meantime. Look at the new submission first"
@@ -29,15 +29,15 @@ _SAVED_AGAIN = "this image was saved again in the meantime. Look at the new subm
 
 @dataclass(frozen=True)
 class OwnerView:
-    """Images of a server as its `owner` sees them. Thread-safe."""
+    """Table of a server's images for its `owner`. Thread-safe."""
 
     view: AnnotatorView
     owner: str
 
     def table(self, asked: Mapping[str, str]) -> dict[str, Any]:
-        """Return the part of the table that starts at the rank `start` in the queue, and counts of the whole table.
+        """Return a page of the table, which starts at the rank `start` in the queue, and counts over the whole table.
 
-        `asked` can limit the part: `show` is a state or `flagged`, and `person` is an annotator.
+        `asked` can also filter the rows: `show` is a state or `flagged`, and `person` is an annotator.
         """
         show, person, start = asked.get("show"), asked.get("person"), asked.get("start", "0")
         if show not in (None, FLAGGED, *STATES) or not (start.isascii() and start.isdecimal() and len(start) < 16):
@@ -66,10 +66,10 @@ class OwnerView:
         }
 
     def give_back(self, image: int, assignment: int, body: Any) -> dict[str, Any]:
-        """Return submission `n` of an assignment to its annotator with a `comment`; see `submission` for the response.
+        """Return submission `n` of an assignment to its annotator, with a `comment`. Responds like `submission`.
 
-        Raises `UsageError` if the comment is invalid or there is no submission, and `ConflictError` if the submission
-        isn't the last one, was merged, or was already returned with another comment.
+        Raises `UsageError` if the comment is invalid or the submission doesn't exist. Raises `ConflictError` if a later
+        submission exists, or if this one was merged or already returned with another comment.
         """
         n, comment = field(body, "n", int), field(body, "comment", str)
         found, last = self.view.source.read(image), self._last(image, assignment)
@@ -121,7 +121,7 @@ class OwnerView:
         return SUBMITTED if rank is None or last.name.n > self.view.queue.merged[rank] else MERGED
 
     def _counts(self, waiting: NDArray[np.bool_]) -> dict[str, Any]:
-        """Return the number of submissions, their mean seconds, and the number of assignments that still need one."""
+        """Count the submissions and the assignments that still need one, and average the seconds per submission."""
         queue, board = self.view.queue, self.view.board
         ranks = {image: rank for image in board.answered() if (rank := queue.rank(image)) is not None}
         last = [(image, each) for image in ranks for each in board.assignments(image).values()]

@@ -30,10 +30,11 @@ _AHEAD = 64
 
 @dataclass(frozen=True)
 class LatestSubmission:
-    """Last submission of an assignment, without its masks; `annotator` is None if the file is unreadable.
+    """Summary of an assignment's last submission, without its masks. `annotator` is None if the file is unreadable.
 
-    `masks` counts all new masks, and `timed` those that an annotator worked on. `mask_seconds` is the total time for
-    masks, and `seconds` the time for the image. `returned` is set if the annotator has to revise the submission.
+    `masks` counts all new masks, and `timed` only the masks that an annotator worked on. `mask_seconds` is the total
+    time spent on these masks, and `seconds` the time spent on the image. `returned` is set if the owner returned the
+    submission for revision.
     """
 
     name: SubmissionName
@@ -50,7 +51,7 @@ class LatestSubmission:
 
     @classmethod
     def of(cls, submission: Submission) -> "LatestSubmission":
-        """Return the summary of a submission."""
+        """Summarize a submission."""
         seconds = sum(mask.seconds for mask in submission.masks)
         name = SubmissionName(submission.ordinal, submission.assignment, submission.n)
         return cls(
@@ -68,9 +69,10 @@ class LatestSubmission:
 
 
 class ProgressBoard:
-    """Last submission of each assignment of each image. Thread-safe.
+    """Record of the last submission for each assignment of each image. Thread-safe.
 
-    All images are read at the start, and each one again when it is leased, because other servers may write too.
+    The board reads all images when the server starts. Because other servers may write to the same dataset, it reads an
+    image again before leasing it.
     """
 
     def __init__(self, dataset: Location) -> None:
@@ -95,7 +97,7 @@ class ProgressBoard:
             return dict(self._done.get(image - 1, {}))
 
     def returned_to(self, annotator: str) -> dict[int, int]:
-        """Return the assignments that were returned to an annotator, by image, in the order of the ids."""
+        """Return the assignments that the owner returned to an annotator, by image, in ascending order of image id."""
         with self._lock:
             found = [
                 done.name
@@ -106,7 +108,7 @@ class ProgressBoard:
         return {name.ordinal + 1: name.assignment for name in sorted(found)}
 
     def submitted_by(self, annotator: str) -> list[int]:
-        """Return the ids of the images for which an annotator made the last submission of an assignment."""
+        """Return the ids of the images with an assignment whose last submission is by an annotator."""
         with self._lock:
             return [
                 ordinal + 1
@@ -170,7 +172,10 @@ class ProgressBoard:
             return None
 
     def submission(self, found: OpenImage, assignment: int) -> Submission | None:
-        """Return the part of the last known submission that fits the image's current state; None if it was merged."""
+        """Return the part of an assignment's last submission that still applies to the image's current state.
+
+        Returns None if there is no submission, or if it was merged into the image.
+        """
         done = self.assignments(found.place.id).get(assignment)
         if done is None or (
             done.base != found.base and is_merged(found.row.get("submission"), assignment, done.name.n)
@@ -182,16 +187,16 @@ class ProgressBoard:
         return carried(submission, found.base, found.size, found.counts)
 
     def state(self, found: OpenImage, assignment: int) -> str:
-        """Return `submitted` if the assignment has a submission for this image state, else `merged` or `open`."""
+        """Return `submitted` if the assignment's last submission is for this image state, else `merged` or `open`."""
         done = self.assignments(found.place.id).get(assignment)
         if done is not None and done.base == found.base:
             return "submitted"
         return "open" if merged_assignment(found.row.get("submission")) is None else "merged"
 
     def only_assignment(self, found: OpenImage) -> int | None:
-        """Return the only assignment that remains after a merge has changed the image, or None if no merge changed it.
+        """Return the only assignment that remains after a merge has changed the image, or None if no merge has.
 
-        Later work builds on the merged masks, so a second annotator would no longer be independent.
+        New work starts from the merged masks, so a second annotator's masks would no longer be independent.
         """
         merged = found.row.get("submission")
         assignment = merged_assignment(merged)
@@ -202,9 +207,10 @@ class ProgressBoard:
         return None if unchanged else assignment
 
     def progress(self, annotators: Iterable[str], counts: Callable[[int], bool] = lambda _: True) -> dict[str, Any]:
-        """Return the numbers of submitted images and masks, in total and by annotator, and the annotators' agreement.
+        """Count the submitted images and masks, in total and by annotator, and measure the annotators' agreement.
 
-        Images with two assignments determine the agreement. Only images whose ids satisfy `counts` are included.
+        The agreement is measured on images with two submitted assignments. Only images whose ids satisfy `counts` are
+        included.
         """
         with self._lock:
             of_images = [dict(assignments) for ordinal, assignments in self._done.items() if counts(ordinal + 1)]

@@ -17,11 +17,11 @@ from segmint.pipeline.engine.annotate.selection import check_selection
 from segmint.pipeline.quality.study.files import MANIFEST, kind_of, read_json
 from segmint.pipeline.quality.study.kind import StudyKind
 
-_STEP = 4096  # ids to check at a time
+_STEP = 4096  # ids per call of `is_open`
 
 
 Order = Literal["number", "fewest", "lowest", "random"]
-"""Order in which images are leased to annotators; `random` is the same for all of them."""
+"""Order in which images are leased to annotators. All annotators share the same `random` order."""
 
 _SQL: dict[Order, str] = {
     "number": "id",
@@ -33,7 +33,7 @@ _SQL: dict[Order, str] = {
 
 @dataclass(frozen=True)
 class QueueOptions:
-    """Selection and order of the images; `overlap` is the share of images with two assignments."""
+    """Selection and order of the images. `overlap` is the share of images with two assignments."""
 
     select: str | None = None
     order: Order = "number"
@@ -43,9 +43,9 @@ class QueueOptions:
 
 @dataclass(frozen=True)
 class Queue:
-    """Ids of the images to annotate, in order; `twice` marks those with two assignments.
+    """Ids of the images to annotate, in order. `twice` marks images with two assignments.
 
-    `merged` contains the number of each image's merged submission, or 0.
+    `merged` contains the number of the submission that was merged into each image, or 0.
     """
 
     ids: NDArray[np.int64]
@@ -77,9 +77,9 @@ class Queue:
         return 2 if rank is not None and self.twice[rank] else 1
 
     def after(self, image: int | None, is_open: Callable[[NDArray[np.int64]], NDArray[np.bool_]]) -> Iterator[int]:
-        """Yield the open images after `image` (None: from the first one), then those before it.
+        """Yield the open images after `image` in the queue, then the ones before it. Start at the first image for None.
 
-        Each call of `is_open` gets many ranks.
+        `is_open` receives many ranks per call.
         """
         rank = None if image is None else self.rank(image)
         first = 0 if rank is None else rank + 1
@@ -91,7 +91,7 @@ class Queue:
 
 
 def make_queue(tables: DatasetTables, manifest: DatasetManifest, options: QueueOptions) -> Queue:
-    """Return the queue of a dataset. Raises `UsageError` for an invalid condition, study, or share."""
+    """Build the queue of a dataset. Raises `UsageError` for an invalid condition, study, or share."""
     if not 0 <= options.overlap <= 1:
         raise UsageError(f"--overlap {options.overlap:g}: expected a share of the images, from 0 to 1")
     condition = "true" if options.select is None else check_selection(tables, options.select)

@@ -42,7 +42,7 @@ class RecentImages(Generic[T]):
             return found
 
     def put(self, image: int, value: T, wanted: Collection[int] = ()) -> None:
-        """Store an image's value; values of the `wanted` images are evicted last."""
+        """Store an image's value. If the cache is full, values of the `wanted` images are evicted last."""
         with self._lock:
             self._values[image] = value
             self._values.move_to_end(image)

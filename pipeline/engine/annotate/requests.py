@@ -23,10 +23,10 @@ from segmint.pipeline.serving.responses import PROBLEMS as SHARED_PROBLEMS
 from segmint.pipeline.serving.responses import image_of, jpeg_response, json_response, page_routes, problem
 
 SMALL_BYTES = 64 << 10
-"""Size limit of bodies with only a few fields."""
+"""Size limit in bytes of request bodies with only a few fields."""
 
 PROMPT_BYTES = 4 << 20
-"""Size limit of prompts, which may contain a mask."""
+"""Size limit in bytes of prompts, which may contain a mask."""
 
 _DIGITS = 9
 _LARGE = 1 << 20
@@ -39,7 +39,7 @@ class TooLargeError(Exception):
 
 
 def reads(path: str, answer: Callable[[Request], Any]) -> Route:
-    """Return the route of a read endpoint that runs `answer` in a thread, and responds with its value."""
+    """Create the route of a read endpoint, which runs `answer` in a thread and responds with its result."""
 
     async def run(request: Request) -> Response:
         return await run_in_threadpool(lambda: _response(answer(request)))
@@ -48,18 +48,19 @@ def reads(path: str, answer: Callable[[Request], Any]) -> Route:
 
 
 def _response(value: Any) -> Response:
-    """Return a response with a JSON value, or an empty one for None. Return an existing response unchanged."""
+    """Convert a value to a JSON response, or None to an empty one. Return an existing response unchanged."""
     if isinstance(value, Response):
         return value
     return Response(status_code=204) if value is None else json_response(value)
 
 
 class RequestBodies:
-    """Reader of the bodies of an application's write requests, in bounded memory.
+    """Reader of write requests' bodies that bounds the server's memory.
 
-    Each endpoint has a limit. Parsed JSON takes many times its size in memory, so at most `at_once` bodies over 1 MiB
-    are read and processed at a time; the others wait. A body is rejected if nothing arrives for `patience_s` seconds,
-    or if it falls that far behind a rate of `slowest` bytes per second, so that it can't block others.
+    Each endpoint has a size limit. Parsed JSON takes many times its size in memory, so the server reads and processes
+    at most `at_once` bodies over 1 MiB at a time; other large bodies wait. To keep a slow client from blocking others,
+    a body is rejected if nothing arrives for `patience_s` seconds, or if it falls that many seconds behind a rate of
+    `slowest` bytes per second.
     """
 
     def __init__(self, at_once: int = 2, patience_s: float = 30.0, slowest: float = 40_000.0) -> None:
@@ -70,9 +71,9 @@ class RequestBodies:
     def writes(
         self, path: str, answer: Callable[[Request, Any], Any], most: int = SMALL_BYTES, method: str = "POST"
     ) -> Route:
-        """Return the route of a write endpoint, which parses a JSON body of at most `most` bytes.
+        """Create the route of a write endpoint, which accepts a JSON body of at most `most` bytes.
 
-        The route runs `answer` in a thread, and responds as in `reads`.
+        The route passes the parsed body to `answer` in a thread, and responds as in `reads`.
         """
 
         async def run(request: Request) -> Response:
@@ -83,7 +84,7 @@ class RequestBodies:
         return Route(path, run, methods=[method])
 
     async def _read(self, request: Request, most: int, stack: AsyncExitStack) -> bytes:
-        """Return a body. Raises `TooLargeError` as soon as it exceeds the limit, regardless of its stated length."""
+        """Read a body. Raises `TooLargeError` once it exceeds the limit, whatever length the request states."""
         problem = TooLargeError(f"the request is too large: the limit is {most:,} bytes")
         said = request.headers.get("content-length", "0")
         if not (said.isascii() and said.isdecimal()) or int(said[:20]) > most:
@@ -114,7 +115,7 @@ class RequestBodies:
 
 
 def _parsed(body: bytes) -> Any:
-    """Return a body's JSON, or {} for an empty body.
+    """Parse a body as JSON. An empty body becomes {}.
 
     Raises `UsageError` if the body isn't valid JSON, or contains NaN, infinities, unpaired surrogates, or more values
     than any submission does.
@@ -151,7 +152,7 @@ def number_in(request: Request, name: str) -> int:
 
 
 def check_owner(request: Request, team: Team) -> None:
-    """Raise `NotOwnerError` unless the owner of the server sent a request."""
+    """Raise `NotOwnerError` if a request isn't from the owner of the server."""
     if request.state.annotator != team.owner:
         raise NotOwnerError("only the person who started the server can create addresses, and see others' submissions")
 
@@ -159,7 +160,10 @@ def check_owner(request: Request, team: Team) -> None:
 def team_routes(
     page: Path, team: Team, about: Callable[[], Mapping[str, Any]], source: ImageSource, bodies: RequestBodies
 ) -> list[Route]:
-    """Return the routes of a team's page, its session, its images, and, for the owner, URLs for other people."""
+    """Create the routes that annotation and rating share.
+
+    They serve the page, the session, and the images, and let the owner create URLs for other people.
+    """
 
     def session(request: Request) -> Any:
         name = request.state.annotator

@@ -22,15 +22,16 @@ _EXAMPLE = "as in --select 'masks < 10' or --select \"country = 'FR' AND faces =
 
 
 def check_selection(tables: DatasetTables, text: str) -> str:
-    """Return a condition if it is safe to embed in a query of `images`; raises `UsageError` if it isn't.
+    """Return a condition if it is safe to embed in a query of `images`.
 
     A safe condition is a boolean expression of columns, constants, operators, and plain functions, without queries.
+    Raises `UsageError` for anything else.
     """
     if not text.strip():
         raise UsageError(f"--select {text!r}: expected a condition, {_EXAMPLE}")
     with tables.connection.cursor() as cursor:
         try:
-            # The text is parsed between SELECT and FROM, where it can only be an expression.
+            # Parse the text between SELECT and FROM, where it can only be an expression.
             found = cursor.execute("SELECT json_serialize_sql($1)", [f"SELECT ({text}\n) FROM images"]).fetchone()
             parsed = json.loads(found[0]) if found else {}
             _check(parsed, text)
@@ -65,7 +66,7 @@ def _check(parsed: dict[str, Any], text: str) -> None:
 
 
 def _check_expression(expression: Any, text: str) -> None:
-    """Reject queries, windows, parameters, and functions that could read anything but the row."""
+    """Reject queries, windows, parameters, and any function that could read more than the current row."""
     waiting = [expression]
     while waiting:
         value = waiting.pop()

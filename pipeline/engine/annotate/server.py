@@ -37,25 +37,25 @@ from segmint.pipeline.serving.server import listen, run_app
 DEFAULT_WEIGHTS = "mobile_sam"
 
 TEXTS = 64
-"""Number of texts whose embeddings are kept."""
+"""Maximum number of text prompts whose embeddings stay in memory."""
 
 
 @dataclass(frozen=True)
 class AnnotateOptions:
-    """Options of an annotation session. The default of `weights` is the dataset's weights, if they can be found."""
+    """Options of an annotation session. By default, `weights` are the dataset's weights, if they can be found."""
 
     queue: QueueOptions = field(default_factory=QueueOptions)
     stage: str = "assisted"
     weights: str | None = None
     device: str = "auto"
-    detector: str | None = None  # TorchScript file that detects objects, for prefills
-    files: MaskFiles | None = None  # to which saved masks are also written
-    text: tuple[str, str] | None = None  # the folder of a CLIP and the file of a projection, for text prompts
+    detector: str | None = None  # TorchScript file of an object detector, whose boxes prefill masks
+    files: MaskFiles | None = None  # external files that receive each saved mask, too
+    text: tuple[str, str] | None = None  # for text prompts: the folder of a CLIP, and the file of a projection
 
 
 @dataclass(frozen=True)
 class ServedView:
-    """Annotator view that is ready to serve, and a note for the user."""
+    """Annotator view that is ready to serve, with a note to print for the user."""
 
     annotator_view: AnnotatorView
     note: str | None = None
@@ -63,7 +63,7 @@ class ServedView:
 
 @contextmanager
 def open_view(dataset: Location, options: AnnotateOptions) -> Iterator[ServedView]:
-    """Open a dataset for its annotators. Scratch files are deleted at the end.
+    """Open a dataset for annotation. Deletes scratch files on exit.
 
     Raises `UsageError` if there is no segmint dataset, if it has no images, or if the weights aren't SAM's, and the
     errors of `make_queue` and `TextPrompts.load`.
@@ -120,9 +120,10 @@ def open_view(dataset: Location, options: AnnotateOptions) -> Iterator[ServedVie
 
 
 def find_weights(dataset: Location, manifest: DatasetManifest, name: str | None) -> tuple[str, Path, str | None]:
-    """Return the weights' name and file, and a note if they are neither the dataset's nor chosen by the user.
+    """Find the weights, and return their name, their file, and a note.
 
-    Raises `AssetError` if they can't be found.
+    The note is None if the weights are the dataset's or if the user chose them. Raises `AssetError` if no weights can
+    be found.
     """
     if name is not None:
         return name, resolve(name, storage=dataset.storage), None
@@ -147,9 +148,10 @@ def serve(
     open_browser: bool,
     on_ready: Callable[[Mapping[str, str]], None],
 ) -> None:
-    """Serve a team's application until the process gets SIGINT or SIGTERM; `on_ready` gets each annotator's URL.
+    """Serve a team's application until the process receives SIGINT or SIGTERM.
 
-    Port 0 picks a free port. The browser is opened for the first annotator. Raises `UsageError` if the port is in use.
+    Once the server listens, `on_ready` receives each annotator's URL, and the first annotator's URL is opened if
+    `open_browser` is set. Port 0 picks a free port. Raises `UsageError` if the port is in use.
     """
     with closing(listen(port)) as listener:
         team = Team(listener.getsockname()[1], list(names), origin)

@@ -7,7 +7,7 @@ from segmint.catalogs.dataset.versions.record import VersionName
 from segmint.pipeline.serving.levels import OutputOrder
 
 IDLE_S = 30
-"""Seconds without input after which time doesn't count."""
+"""Seconds without input after which the page stops counting time."""
 
 HINT_S = 30
 """Seconds on one mask after which the page suggests moving on, as in the SAM paper."""
@@ -15,10 +15,10 @@ HINT_S = 30
 
 @dataclass(frozen=True)
 class SessionInfo:
-    """Facts about a session, which are shown to annotators and recorded in submissions."""
+    """Facts about a session, which the page shows to annotators and submissions record."""
 
     name: str
-    key: str  # from `dataset_keys`; drafts in the browser are stored under it, because two datasets may share a name
+    key: str  # from `dataset_keys`; the browser stores drafts under it, because two datasets may share a name
     version: VersionName | None
     images: int
     stage: str
@@ -26,8 +26,8 @@ class SessionInfo:
     weights_sha256: str
     overlap: float = 0.0
     study: str | None = None
-    order: OutputOrder | None = None  # of the outputs of the dataset's weights, if it was measured
-    clip_sha256: str | None = None  # of the CLIP that embeds texts; without one, prompts contain none
+    order: OutputOrder | None = None  # order of the outputs of the dataset's weights, if it was measured
+    clip_sha256: str | None = None  # of the CLIP that embeds text prompts; None if they aren't supported
 
     def to_dict(self) -> dict[str, Any]:
         """Return the facts as JSON values."""

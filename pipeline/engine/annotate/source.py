@@ -1,8 +1,8 @@
 """Source of the images to annotate, which follows new commits of the dataset, and memory for data about the images.
 
-Embeddings, logits for later clicks, and prefilled masks are derived from a committed JPEG and stored with its SHA-256.
-A redaction changes that hash, so older data is dropped. After a takedown, all data of the image is dropped: immediately
-if an annotator is working on the image, and otherwise within `CHECK_S` seconds.
+Embeddings, logits for later clicks, and prefilled masks are computed from a committed JPEG and stored with its SHA-256.
+A redaction changes the JPEG's hash, so the server drops data with the old hash. After a takedown, the server drops all
+data of the image: immediately if an annotator is working on the image, and otherwise within `CHECK_S` seconds.
 """
 
 import hashlib
@@ -33,13 +33,13 @@ from segmint.pipeline.serving.tars import index_tar
 
 Row = Mapping[str, Any]
 
-_SHARDS = 8  # with open tables
+_SHARDS = 8  # maximum number of shards with open tables
 _IMAGES = 32  # in memory, each with its JPEG
 _MEMORY = "512MB"
 _ATTEMPTS = 3
 
 CHECK_S = 10.0
-"""Seconds between checks of the store for all images with data in memory."""
+"""Interval in seconds at which all images with data in memory are checked against the store."""
 
 
 class ImageGoneError(SegmintError):
@@ -48,10 +48,10 @@ class ImageGoneError(SegmintError):
 
 @dataclass(frozen=True)
 class OpenImage:
-    """Committed state of an image: its row, the rows of its masks, and its released JPEG."""
+    """Committed state of an image, with its row, its masks' rows, and its released JPEG."""
 
     place: ImageAddress
-    generation: int  # of its shard
+    generation: int  # of the image's shard
     row: Row
     masks: tuple[Row, ...]
     jpeg: bytes
@@ -82,7 +82,7 @@ class NotReadyError(SegmintError):
 
 
 class ConflictError(SegmintError):
-    """Error for a write that conflicts with the store's content, which the JSON values `details` describe."""
+    """Error for a write that conflicts with the store's content. `details` describes the conflict as JSON values."""
 
     def __init__(self, text: str, **details: Any) -> None:
         super().__init__(text)
@@ -98,8 +98,8 @@ def check_images(dataset: Location, manifest: DatasetManifest) -> None:
 class ImageSource:
     """Reader of images from the latest commits of their shards. Thread-safe.
 
-    `places` lists the images with their shards; `folder` is for scratch files. The most recent images stay in memory
-    while their shard has no newer commit.
+    `places` lists the images with their shards, and `folder` is for scratch files. The most recent images stay in
+    memory until their shard has a newer commit.
     """
 
     def __init__(self, dataset: Location, places: ImagePlaces, folder: Path) -> None:
@@ -141,7 +141,7 @@ class ImageSource:
         return self.read(self._places.find(text)).place.id
 
     def known(self, image: int) -> OpenImage | None:
-        """Return an image as it was last read, without checking the store, or None if it isn't in memory."""
+        """Return an image as it was last read, or None if it isn't in memory. Doesn't check the store."""
         return self._images.get(image)
 
     def images(self) -> Collection[int]:
@@ -157,11 +157,11 @@ class ImageSource:
         return self._places.place(image).shard
 
     def generation(self, shard: int) -> int:
-        """Return the generation of a shard's latest commit, or 0 if there is none. Lists the store once."""
+        """List the store and return the generation of a shard's latest commit, or 0 if the shard has no commit."""
         return max(self._log.generations_of(shard), default=0)
 
     def taken(self, images: Iterable[int]) -> list[int]:
-        """Return the images among these that were taken down. Lists the store once."""
+        """List the store once and return which of these images were taken down."""
         taken = removed_images(read_tombstones(self._dataset))
         return [image for image in images if self._places.place(image).ordinal in taken]
 
@@ -204,17 +204,17 @@ class ImageSource:
 
 
 class PixelHolder(Protocol):
-    """Component that keeps data derived from images in memory. Thread-safe."""
+    """Component that caches data derived from images. Thread-safe."""
 
     def images(self) -> Collection[int]:
         """Return the ids of the images with data in memory."""
 
     def forget(self, image: int, unless: str | None = None) -> None:
-        """Drop an image's data except what was derived from the JPEG with the SHA-256 `unless`."""
+        """Drop an image's data, except data that was derived from the JPEG with the SHA-256 `unless`."""
 
 
 class ImageMemory:
-    """All pixel holders of a server. A context manager that checks the store in a thread; thread-safe.
+    """Memory of all pixel holders of a server. A context manager that checks the store in a thread; thread-safe.
 
     `gone` is called with each image that was taken down.
     """
@@ -253,9 +253,10 @@ class ImageMemory:
             holder.forget(image)
 
     def look(self) -> None:
-        """Check all images against the store, listing the tombstones once and the commits once per shard.
+        """Check all images in memory against the store.
 
-        Images are read again if their shard has a new commit. Raises the store's errors.
+        This lists the tombstones once and the commits once per shard. If a shard has a new commit, its images are read
+        again. Raises the store's errors.
         """
         images = self.images()
         for image in self._source.taken(images):

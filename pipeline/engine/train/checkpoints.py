@@ -1,7 +1,8 @@
 """Checkpoints of a training run: a state file named by its hash, and a small JSON file that is written last.
 
-In `checkpoints/`, `step-000050-<hash>.pt` contains the trained weights and the optimizer's state, and
-`step-000050.json` contains its hash and the evaluations so far. A `.pt` only counts if a JSON names it.
+The folder `checkpoints/` contains two files per checkpoint. `step-000050-<hash>.pt` contains the trained weights and
+the optimizer's state. `step-000050.json` contains the hash of the `.pt` file and the evaluations so far. A `.pt` file
+that isn't named in a JSON file is ignored.
 """
 
 import json
@@ -27,14 +28,14 @@ from segmint.pipeline.engine.train.evaluation import Evaluation
 CHECKPOINTS = "checkpoints"
 
 _IN_FLIGHT = timedelta(days=1)
-"""Time for which a state may exist without its JSON, by the store's clock."""
+"""Age, by the store's clock, up to which a state without a JSON may still be in use by another process."""
 
 _JSON = re.compile(r"step-(\d{6,})\.json", re.ASCII)
 _STATE = re.compile(r"step-(\d{6,})-[0-9a-f]{12}\.pt", re.ASCII)
 
 
 class DamagedCheckpointError(SegmintError):
-    """Error if a checkpoint doesn't match its name and its JSON."""
+    """Error for a checkpoint that doesn't match its name or its JSON."""
 
 
 class Checkpoint(Frozen):
@@ -52,9 +53,9 @@ class Checkpoint(Frozen):
 
 
 def put_checkpoint(folder: Location, state: Mapping[str, Any], **fields: Any) -> Checkpoint:
-    """Write a state and then the JSON with these fields; return the JSON's contents.
+    """Write a state, then the JSON with these fields, and return the JSON's contents.
 
-    Raises `UnfinishedError` if this step already has a different checkpoint, from another run in the same folder.
+    Raises `UnfinishedError` if another run in the same folder has already written a different checkpoint for this step.
     """
     with ScratchFolder() as name:
         path = Path(name) / "checkpoint.pt"  # a fixed name, because torch stores it in the file
@@ -79,7 +80,7 @@ def put_checkpoint(folder: Location, state: Mapping[str, Any], **fields: Any) ->
 
 
 def list_checkpoints(folder: Location) -> list[Checkpoint]:
-    """Read the JSONs of all checkpoints, sorted by step. Log a warning for each unusable one."""
+    """Read the JSON of every checkpoint and sort them by step. Log a warning for each unusable one."""
     found = []
     for entry in folder.list():
         if _JSON.fullmatch(entry.name):
@@ -92,7 +93,7 @@ def list_checkpoints(folder: Location) -> list[Checkpoint]:
 
 
 def load_state(folder: Location, checkpoint: Checkpoint) -> dict[str, Any]:
-    """Read the state of a checkpoint to the CPU, unpickling only tensors and plain values.
+    """Load a checkpoint's state on the CPU. Unpickles only tensors and plain values.
 
     Raises `DamagedCheckpointError` if the file is missing or its hash differs.
     """
@@ -111,10 +112,11 @@ def load_state(folder: Location, checkpoint: Checkpoint) -> dict[str, Any]:
 def load_newest(
     folder: Location, run: str, load: Callable[[Mapping[str, Any]], None]
 ) -> tuple[Checkpoint | None, set[int]]:
-    """Load the last usable checkpoint of a run and return it, or None if there is none.
+    """Load the last usable checkpoint of a run.
 
-    `load` receives the checkpoint's state, and raises ValueError or KeyError if it belongs to another model. Also
-    returns the steps of the unusable checkpoints, which the run will replace.
+    `load` receives the checkpoint's state, and raises ValueError or KeyError if the state belongs to another model.
+    Returns the loaded checkpoint, or None if none is usable, and the steps of the unusable checkpoints, which the run
+    will replace.
     """
     found = [each for each in list_checkpoints(folder) if each.run == run]
     unusable = list_steps(folder) - {each.step for each in found}
@@ -135,9 +137,9 @@ def list_steps(folder: Location) -> set[int]:
 
 
 def prune(folder: Location, steps: Collection[int]) -> None:
-    """Delete the checkpoints of these steps, and states that no JSON will ever name.
+    """Delete the checkpoints of these steps, and the states that no JSON will ever name.
 
-    A state without a JSON of its step is kept for a day, because another process may be about to write the JSON.
+    A state whose step has no JSON is kept for a day, because another process may be about to write the JSON.
     """
     named = {checkpoint.step: checkpoint.file for checkpoint in list_checkpoints(folder)}
     for step in steps:

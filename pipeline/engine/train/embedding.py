@@ -20,7 +20,7 @@ from segmint.pipeline.engine.train.data.reading import TrainingImage
 
 
 class FrozenEncoder:
-    """Frozen image encoder that embeds one image at a time, with the precision of inference, and fills the cache."""
+    """Frozen image encoder that fills the cache. It embeds one image at a time, with the precision of inference."""
 
     def __init__(self, sam: Sam, images: TrainingImages, cache: EmbeddingCache | None, compute: Compute) -> None:
         reduced = compute.kind != "cpu" and compute.precision == "bf16"
@@ -44,7 +44,7 @@ class FrozenEncoder:
         features = self._predictor.embed(read.pixels).features.float()
         if self._cache is not None:
             self._cache.put(*self._key(read.image), features)
-        return features.clone()  # clone it, because it was computed in inference mode
+        return features.clone()  # tensors from inference mode can't be used in training, so clone it
 
     def _key(self, image: int) -> tuple[str, bytes]:
         shard = self._images.shards[int(self._images.shard[image])]
@@ -52,7 +52,7 @@ class FrozenEncoder:
 
 
 def encoder_hash(sam: Sam) -> str:
-    """Return the first twelve hex digits of a hash of the image encoder's weights, which identify its embeddings."""
+    """Hash the image encoder's weights to identify its embeddings. Returns the first twelve hex digits."""
     digest = hashlib.sha256()
     for name, tensor in sam.image_encoder.state_dict().items():
         digest.update(f"{name} {tuple(tensor.shape)}\n".encode())
@@ -61,7 +61,7 @@ def encoder_hash(sam: Sam) -> str:
 
 
 def cache_key(encoder: str, compute: Compute) -> str:
-    """Return the cache key of an encoder's embeddings, given its hash, for the numerics of this machine and torch."""
+    """Return the cache key of an encoder's embeddings: its hash, and the numerics of this machine and torch."""
     bits = cpu_bits(compute.threads, compute.precision) if compute.kind == "cpu" else device_kind(compute)
     threads = f"-{compute.threads}" if compute.kind == "cpu" else ""
     numerics = hashlib.sha256(f"{torch.__version__} {bits}".encode()).hexdigest()[:6]
@@ -69,7 +69,7 @@ def cache_key(encoder: str, compute: Compute) -> str:
 
 
 def encoder_input(sam: Sam, reads: Sequence[TrainingImage]) -> Tensor:
-    """Return the image encoder's input (B, 3, 1024, 1024) float32 for images that were read with their pixels."""
+    """Build the image encoder's input (B, 3, 1024, 1024) float32 from images that were read with their pixels."""
     side = sam.image_size
     batch = torch.zeros(len(reads), 3, side, side, device=sam.device)
     for place, read in zip(batch, reads, strict=True):
@@ -83,9 +83,9 @@ def encoder_input(sam: Sam, reads: Sequence[TrainingImage]) -> Tensor:
 def encoder_in_training(
     sam: Sam, reads: Sequence[TrainingImage], chance: float, seed: int, step: int, recompute: bool
 ) -> Iterator[Tensor]:
-    """Yield the embeddings (B, 256, 64, 64) of an encoder in training, with drop path of probability `chance`.
+    """Embed images with an encoder in training, with drop path of probability `chance`; yields (B, 256, 64, 64).
 
-    Leave the context only after the backward pass.
+    The context must stay open until the backward pass is done.
     """
     with ExitStack() as contexts:
         contexts.enter_context(drop_path(sam.image_encoder, chance, seed, step, [read.slot for read in reads]))

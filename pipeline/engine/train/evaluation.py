@@ -1,7 +1,7 @@
 """Evaluation on held-out images: mean IoU after one click, for the model's choice and for the best of three masks.
 
-The click is the point farthest from the mask's border. Masks and IoUs are measured in the losses' square. `segmint
-evaluate` measures in the image's frame, at more clicks, and with confidence intervals.
+The click is the point in the mask that is farthest from its border. Masks and IoUs are measured at the losses' square
+resolution. For scores in the image's frame, at more clicks, and with confidence intervals, use `segmint evaluate`.
 """
 
 from collections.abc import Callable, Sequence
@@ -30,13 +30,13 @@ from segmint.pipeline.engine.train.data.reading import TrainingImage, TrainingIm
 from segmint.pipeline.engine.train.embedding import FrozenEncoder, encoder_input
 from segmint.pipeline.engine.train.world import WorkerRank
 
-_AT_ONCE = 32  # masks to predict at a time
-_FILL = 0.5  # opacity of a mask's color in the pixels inside it
+_AT_ONCE = 32  # clicks per call of the decoder
+_FILL = 0.5  # opacity of a mask's color
 _GAP = 8  # pixels between the two halves of an overlay
 
 
 class Evaluation(Frozen):
-    """Scores after a step: mean IoU after one click, for the mask that the model chooses and the best of its three."""
+    """Scores after a step: mean IoU after one click, for the mask that the model chooses and for the best of three."""
 
     step: int
     images: int
@@ -45,7 +45,7 @@ class Evaluation(Frozen):
     oracle: float
 
     def line(self) -> str:
-        """Return the scores as a line for people."""
+        """Format the scores as a line for people."""
         when = "before training" if self.step == 0 else f"after step {self.step}"
         return (
             f"held out, {when}: mean IoU at one click {self.one_click:.4f}, best of three masks "
@@ -55,9 +55,9 @@ class Evaluation(Frozen):
 
 @dataclass(frozen=True)
 class ClickPredictions:
-    """Predictions for N masks at one click: three each, (N, 3, 256, 256) logits and (N, 3) predicted IoUs.
+    """Predictions for one click on each of N masks: logits (N, 3, 256, 256) and predicted IoUs (N, 3) of three masks.
 
-    `points` (N, 2) are (x, y) in pixels of the encoder's input.
+    `points` (N, 2) are the clicks (x, y) in pixels of the encoder's input.
     """
 
     logits: Tensor
@@ -68,7 +68,10 @@ class ClickPredictions:
 def evaluate(
     sam: Sam, reads: Sequence[TrainingImage], embed: Callable[[TrainingImage], Tensor], step: int, world: WorkerRank
 ) -> Evaluation:
-    """Evaluate the model on held-out images. Every worker passes its share of the images, and gets the same result."""
+    """Evaluate the model on held-out images.
+
+    Every worker passes its share of the images, and all workers get the same result.
+    """
     sums = torch.zeros(4, dtype=torch.float64)
     for read in reads:
         targets = read.masks.targets
@@ -90,7 +93,7 @@ def evaluate(
 
 @torch.no_grad()
 def one_click(sam: Sam, features: Tensor, masks: TrainingMasks) -> ClickPredictions:
-    """Predict three masks for a click on each mask's center; `features` has shape (1, 256, 64, 64)."""
+    """Predict three masks for a click on the center of each mask. `features` has shape (1, 256, 64, 64)."""
     device = features.device
     clicks = [center_click(target.numpy()) for target in masks.targets]
     centers = torch.tensor([(click.x + 0.5, click.y + 0.5) for click in clicks], dtype=torch.float64)
@@ -109,7 +112,7 @@ def one_click(sam: Sam, features: Tensor, masks: TrainingMasks) -> ClickPredicti
 
 
 def draw_sample(sam: Sam, pixels: NDArray[np.uint8], masks: TrainingMasks, features: Tensor) -> bytes:
-    """Return a PNG with an image's masks on the left, and the predictions after one click each on the right.
+    """Draw an image with its masks on the left, and with the predictions after one click each on the right, as a PNG.
 
     `pixels` (h, w, 3) RGB are the encoder's input without its padding.
     """
@@ -126,13 +129,13 @@ def draw_sample(sam: Sam, pixels: NDArray[np.uint8], masks: TrainingMasks, featu
 
 
 def _in_frame(squares: Tensor, input_size: tuple[int, int]) -> Tensor:
-    """Resize logits (N, side, side) to the encoder's input and crop the padding."""
+    """Resize logits (N, side, side) to the encoder's input, and crop the padding."""
     large = F.interpolate(squares[:, None], (SAM1.image_size, SAM1.image_size), mode="bilinear", align_corners=False)
     return large[:, 0, : input_size[0], : input_size[1]]
 
 
 def _tinted(pixels: NDArray[np.uint8], masks: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    """Return the image with each mask in its own color, painted from the largest mask to the smallest."""
+    """Paint each mask onto the image in its own color, from the largest mask to the smallest."""
     canvas = pixels.astype(np.float32)
     for place in np.argsort([-int(mask.sum()) for mask in masks], kind="stable").tolist():
         canvas[masks[place]] = canvas[masks[place]] * (1 - _FILL) + np.array(distinct_color(place), np.float32) * _FILL
@@ -144,9 +147,9 @@ def _tinted(pixels: NDArray[np.uint8], masks: NDArray[np.bool_]) -> NDArray[np.u
 
 
 class HeldOutSample:
-    """Fixed sample of images and masks for every evaluation, divided among the workers.
+    """Fixed sample of images and masks that is used in every evaluation and divided among the workers.
 
-    If the encoder is frozen, their embeddings stay in memory, 4 MB each.
+    With a frozen encoder, the images' embeddings stay in memory, at 4 MB each.
     """
 
     def __init__(
@@ -158,7 +161,7 @@ class HeldOutSample:
         pictures: int,
         world: WorkerRank = WorkerRank(),  # noqa: B008 (a frozen value)
     ) -> None:
-        """Store the model and the draws. The first worker draws overlays of `pictures` images."""
+        """Store the model and the draws. The first worker draws overlays for `pictures` images."""
         self._sam = sam
         self._draws = draws
         self._reader = reader
@@ -168,11 +171,11 @@ class HeldOutSample:
         self._embeddings: dict[int, Tensor] = {}
 
     def evaluate(self, step: int) -> Evaluation:
-        """Evaluate the model in its state after a step."""
+        """Evaluate the model as it is after a step."""
         return evaluate(self._sam, self._reads, self._embed, step, self._world)
 
     def draw(self, step: int, put: Callable[[int, int, bytes], None]) -> None:
-        """Draw the first images with the predictions after a step; `put` gets the step, a number, and the PNG."""
+        """Draw overlays of the first images after a step. `put` receives the step, the image's number, and the PNG."""
         for number, read in enumerate(self._pictured):
             pixels = self._reader.pixels_of(read)
             if pixels is not None:

@@ -1,7 +1,8 @@
 """`segmint train --task objects`: a one-class detector, trained on the boxes of a dataset's masks.
 
-Images and masks are chosen, drawn, and read as for SAM, at SAM's input size. A killed run resumes from its checkpoint.
-The outputs are `objects-<hash>.pt`, a TorchScript file that follows the detectors' contract, and `objects.json`.
+Images and masks are chosen, drawn, and read as in SAM's training, at SAM's input size. A killed run resumes from its
+last checkpoint. The run writes `objects-<hash>.pt`, a TorchScript file that follows the contract for detectors, and
+`objects.json`.
 """
 
 import hashlib
@@ -58,10 +59,10 @@ from segmint.pipeline.engine.train.trainer import TrainingError
 OBJECTS = "objects.json"
 
 _MOST_MASKS = 1 << 16
-"""Limit above any image's number of masks, because the detector would learn an omitted box as background."""
+"""Limit that no image's number of masks reaches. If a box were omitted, the detector would learn it as background."""
 
 _SCRATCH = hashlib.sha256(b"").hexdigest()
-"""Hash that replaces the hash of the backbone's weights when training starts from scratch."""
+"""Hash that stands for the backbone's weights when the training starts from scratch."""
 
 _OF_SAM = (
     *("weights", "encoder_weights", "decoder_layers", "preset", "encoder", "steps", "batch", "optimizer", "losses"),
@@ -206,7 +207,7 @@ def run_objects(config: TrainConfig, say: Say) -> ObjectsResult:
 
 
 def _noted(output: Location, datasets: Sequence[TrainingDataset], record: ObjectsRecord, *, new: bool) -> ObjectsResult:
-    """Note the detector in the datasets, unless an earlier start did, and return the result."""
+    """Note the detector in the datasets, unless an earlier start has, and return the result."""
     for dataset in datasets:
         note_output(dataset.location, "train", output, {record.file: record.sha256})
     return ObjectsResult(str(output), record, new)
@@ -218,7 +219,7 @@ def _object_image(read: TrainingImage) -> ObjectImage:
 
 
 def _describe(config: TrainConfig, datasets: Sequence[TrainingDataset]) -> TrainingRunRecord:
-    """Return the run's identity: its keys, with datasets and weights replaced by their hashes."""
+    """Return the record that identifies the run: its keys, with datasets and weights replaced by their hashes."""
     keys = {key: value for key, value in identity_keys(config).items() if key not in _OF_SAM}
     digests = {dataset.location.uri: dataset.digest for dataset in datasets}
     for entry in keys["datasets"]:
@@ -234,7 +235,7 @@ def _describe(config: TrainConfig, datasets: Sequence[TrainingDataset]) -> Train
 
 
 def _check(step: int, losses: Mapping[str, float], norm: float, names: Sequence[str]) -> None:
-    """Raise `TrainingError` if the losses or the gradient aren't finite."""
+    """Raise `TrainingError` if the losses or the gradient contain NaN or infinity."""
     if math.isfinite(norm) and all(math.isfinite(loss) for loss in losses.values()):
         return
     what = "the gradient" if math.isfinite(sum(losses.values())) else "the loss"
@@ -252,7 +253,7 @@ def _restore(
     reader: TrainingImageReader,
     skipped: SkippedImages,
 ) -> int:
-    """Resume from the last usable checkpoint of this run; return its step, or 0 if there is none."""
+    """Resume from the last usable checkpoint of this run, and return its step. Return 0 if there is no checkpoint."""
 
     def load(state: Mapping[str, Any]) -> None:
         weights = state["weights"]
@@ -270,7 +271,7 @@ def _restore(
 
 
 def _put_detector(output: Location, detector: nn.Module) -> tuple[str, str]:
-    """Write the TorchScript file as `objects-<hash>.pt`; return its name and its SHA-256."""
+    """Write the detector as `objects-<hash>.pt`, a TorchScript file, and return the name and the SHA-256."""
     with ScratchFolder() as name:
         path = Path(name) / "objects.pt"  # a fixed name, because torch stores it in the file
         export_objects_detector(detector, path)

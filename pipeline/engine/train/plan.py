@@ -23,16 +23,16 @@ from segmint.pipeline.engine.train.run import cache_location, find_weights, refu
 from segmint.pipeline.engine.train.settings import TrainConfig
 
 DEFAULT_SHARE = 0.3
-"""Share of the peak that is assumed without `--share`. No training has been timed on a GPU."""
+"""Share of the peak that a plan assumes without `--share`. It is an assumption: no training was timed on a GPU."""
 
 
 @dataclass(frozen=True)
 class TrainPlanOptions:
-    """Options of a dry run. Raises `UsageError` for invalid numbers."""
+    """Options of a dry run. Invalid numbers raise `UsageError`."""
 
-    gpus: int | None = None  # None: the workers of the configuration
-    flops: float | None = None  # peak of one GPU, in operations per second; None: that of this machine's device
-    price: float | None = None  # per hour of a GPU
+    gpus: int | None = None  # None: one device for each worker in the configuration
+    flops: float | None = None  # peak of one GPU in operations per second; None: measure this machine's device
+    price: float | None = None  # of one GPU per hour
     share: float = DEFAULT_SHARE
 
     def __post_init__(self) -> None:
@@ -51,7 +51,7 @@ class TrainPlanOptions:
 
 @dataclass(frozen=True)
 class TrainPlan:
-    """Work, memory, and time of a run that takes all steps, with as many masks as the configuration allows."""
+    """Estimated work, memory, and time of a run that takes all steps, with the maximum number of masks per step."""
 
     config: TrainConfig
     architecture: Architecture
@@ -60,7 +60,7 @@ class TrainPlan:
     options: TrainPlanOptions
     devices: int
     images: int  # in the datasets
-    kind: str  # GPU, or worker for this machine's device
+    kind: str  # "GPU", or "worker" if this machine's device isn't a GPU
     peak: float  # operations per second of one device
 
     @property
@@ -76,7 +76,7 @@ class TrainPlan:
 
     @property
     def images_per_device(self) -> int:
-        """Images per step of the device that the others wait for."""
+        """Images per step on the device with the most images, which the other devices wait for."""
         return -(-self.config.batch.images // self.devices)
 
     @property
@@ -88,7 +88,7 @@ class TrainPlan:
 
     @property
     def activation_bytes(self) -> int:
-        """Activations of one worker, in float32."""
+        """Bytes of one worker's activations, in float32."""
         batch = self.config.batch
         images = min(batch.images_at_once, self.images_per_device)
         masks = min(batch.masks_at_once, batch.masks_per_image)
@@ -96,7 +96,7 @@ class TrainPlan:
 
     @property
     def device_hours(self) -> float:
-        """Hours of all devices for all steps and embeddings, including the time in which they wait for one another."""
+        """Hours of all devices together for the whole run, including the time that devices wait for one another."""
         waiting = self.devices * self.images_per_device / self.config.batch.images
         flop = self.step_flop * self.config.steps + self.embedded * self.cost.encode_flop
         return waiting * flop / (self.peak * self.options.share) / 3600
@@ -156,7 +156,7 @@ class TrainPlan:
 
 
 def plan_train(config: TrainConfig, options: TrainPlanOptions) -> TrainPlan:
-    """Check a configuration as `run_train` does, and count its cost. Writes nothing to the output or the datasets.
+    """Check a configuration as `run_train` does, and estimate its cost. Writes nothing to the output or the datasets.
 
     Raises `UsageError` if the configuration doesn't fit the weights, the CLIP, or the datasets, or if there are more
     GPUs than images per step.
@@ -186,5 +186,5 @@ def plan_train(config: TrainConfig, options: TrainPlanOptions) -> TrainPlan:
 
 
 def _flop(value: float) -> str:
-    """Return a number of operations such as `1.2e15 FLOP`."""
+    """Format a number of operations, such as `1.2e15 FLOP`."""
     return f"{value:.3g} FLOP"

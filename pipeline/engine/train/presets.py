@@ -18,14 +18,15 @@ from segmint.model.training.recipe import (
 from segmint.pipeline.engine.train.settings import TrainConfig
 
 _LONG, _SELDOM = 10_000, 1000
-"""Minimum number of steps of a long preset, and a long preset's interval of evaluations, overlays, and checkpoints."""
+"""Number of steps from which a preset is long, and a long preset's interval of evaluations, overlays, and
+checkpoints."""
 
 
 def with_preset(config: TrainConfig, architecture: Architecture) -> TrainConfig:
-    """Fill in the preset's values for the parent's architecture; explicit keys take precedence.
+    """Fill in the preset's values for the parent's architecture. Keys that the user has set take precedence.
 
     If `steps` differs from the preset's, the warm-up and the decay steps are scaled in proportion. Raises `UsageError`
-    for values that don't fit together.
+    for values that contradict each other.
     """
     recipe, explicit, preset = FINETUNE, config.model_dump(exclude_unset=True), dict[str, Any]()
     if config.preset != "finetune":
@@ -49,7 +50,7 @@ def with_preset(config: TrainConfig, architecture: Architecture) -> TrainConfig:
 
 
 def recipe_of(config: TrainConfig) -> Recipe:
-    """Convert to the recipe that `build_optimizer` takes."""
+    """Convert a configuration to the recipe that `build_optimizer` takes."""
     keys = config.optimizer
     return Recipe(
         parts=ALL_PARTS if config.encoder == "trained" else FINETUNE.parts,
@@ -70,7 +71,7 @@ def recipe_of(config: TrainConfig) -> Recipe:
 
 
 def keys_of(recipe: Recipe) -> dict[str, Any]:
-    """Convert a recipe to the configuration keys that it determines; the inverse of `recipe_of`."""
+    """Convert a recipe to the configuration keys that it determines, as the inverse of `recipe_of`."""
     tree: dict[str, Any] = {
         "encoder": "trained" if "image_encoder" in recipe.parts else "frozen",
         "steps": recipe.steps,
@@ -97,7 +98,7 @@ def keys_of(recipe: Recipe) -> dict[str, Any]:
 
 
 def _of_length(recipe: Recipe, steps: int) -> Recipe:
-    """Return the recipe with its schedule scaled to `steps`."""
+    """Scale a recipe's schedule to a number of steps."""
     if steps == recipe.steps:
         return recipe
     decays = sorted({max(1, round(step * steps / recipe.steps)) for step in recipe.decay_steps})
@@ -110,7 +111,7 @@ def _of_length(recipe: Recipe, steps: int) -> Recipe:
 
 
 def merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Merge two trees; where both contain a value, use the one from `over`."""
+    """Merge two trees. If both contain a value, the value from `over` applies."""
     tree = dict(under)
     for key, value in over.items():
         below = tree.get(key)
@@ -153,7 +154,7 @@ def _check_together(config: TrainConfig, explicit: Mapping[str, Any]) -> None:
 
 
 def schedule_problems(under: str, warmup: int, decay_steps: Sequence[int], steps: int) -> list[str]:
-    """Return the problems of a learning-rate schedule, whose keys are under the key `under`."""
+    """Return the problems of a learning-rate schedule. Its keys are below the key `under`."""
     decays, problems = list(decay_steps), []
     if warmup >= steps:
         problems.append(f"{under}.warmup is {warmup}: expected fewer than the {steps} steps")

@@ -35,9 +35,9 @@ _MOST_BYTES = 64 << 20
 
 
 class TrainingRunRecord(Frozen):
-    """Contents of `run.json`, which identifies a run and is fixed by its first start.
+    """Contents of `run.json`, which identify a run. They are fixed when the run first starts.
 
-    `config` contains the keys that determine what the model learns, with weights and datasets as hashes.
+    `config` contains the keys that determine what the model learns, with hashes in place of weights and datasets.
     """
 
     schema_version: Literal[1] = 1
@@ -57,12 +57,15 @@ class TrainingRunRecord(Frozen):
 
     @property
     def fingerprint(self) -> str:
-        """Identifier of the run in its checkpoints."""
+        """Identifier that the run's checkpoints contain."""
         return fingerprint({"config": self.config, "parent": self.parent.weights})
 
 
 class InputsRecord(Frozen):
-    """Contents of `images.json`: the images that a run's first start found, because `bad_shards: skip` omits some."""
+    """Contents of `images.json`: the images that the first start of a run found.
+
+    A later start could find others, because `bad_shards: skip` omits unreadable shards.
+    """
 
     schema_version: Literal[1] = 1
     images: int
@@ -71,7 +74,7 @@ class InputsRecord(Frozen):
 
 
 class TrainingRecord(Frozen):
-    """Contents of `training.json`, which describes the origin of the weights; `lineage` ends with them."""
+    """Contents of `training.json`, which describe how the weights were trained. `lineage` ends with these weights."""
 
     schema_version: Literal[1] = 1
     code_version: str
@@ -92,7 +95,7 @@ class TrainingRecord(Frozen):
 def describe_run(
     config: TrainConfig, datasets: Sequence[TrainingDataset], weights: Path, storage: Storage
 ) -> TrainingRunRecord:
-    """Return the record of a run; `weights` is the parent's file on this machine."""
+    """Describe a run in a record. `weights` is the parent's file on this machine."""
     keys = identity_keys(config)
     digests = {dataset.location.uri: dataset.digest for dataset in datasets}
     for entry in keys["datasets"]:
@@ -116,7 +119,7 @@ def _lineage_of(weights: str, sha256: str, storage: Storage) -> tuple[TrainingRo
 
 
 def pin_run(output: Location, record: TrainingRunRecord) -> TrainingRunRecord:
-    """Write `run.json`, or check that the existing one is from the same run; return its contents.
+    """Write `run.json`, or check that the existing file is from the same run, and return its contents.
 
     Raises the errors of `start_run`.
     """
@@ -129,9 +132,9 @@ def pin_run(output: Location, record: TrainingRunRecord) -> TrainingRunRecord:
 
 
 def start_run(output: Location, record: TrainingRunRecord) -> TrainingRunRecord | None:
-    """Return the contents of `run.json`, or None if it doesn't exist.
+    """Return the contents of `run.json`, or None if the run hasn't started.
 
-    Raises `UsageError`, which names the keys, if the output contains a different run.
+    Raises `UsageError` if the output contains a different run. The error names the keys that differ.
     """
     begun = read_record(output / RUN, TrainingRunRecord)
     if begun is not None and begun.fingerprint != record.fingerprint:
@@ -160,7 +163,7 @@ def pin_images(output: Location, found: InputsRecord) -> None:
 
 
 def read_record(file: Location, kind: type[Record]) -> Record | None:
-    """Read a record, or return None if it doesn't exist. Raises `UsageError` if the file isn't such a record."""
+    """Read a record, or return None if the file doesn't exist. Raises `UsageError` if the file isn't a `kind`."""
     try:
         data = file.read(max_bytes=_MOST_BYTES)
     except NotFoundError:
@@ -174,10 +177,10 @@ def read_record(file: Location, kind: type[Record]) -> Record | None:
 
 
 def put_weights(output: Location, parent: Path, trained: Mapping[str, Tensor]) -> tuple[str, str]:
-    """Write the parent's checkpoint with the trained weights as `sam-<hash>.pth`; return its name and its SHA-256.
+    """Write the parent's checkpoint with the trained weights as `sam-<hash>.pth`. Return its name and its SHA-256.
 
-    The file follows the format of SAM's official checkpoints: a dict of float32 tensors by their official names. It is
-    loaded strictly once before it is stored.
+    The file has the format of SAM's official checkpoints: a dict of float32 tensors by their official names. As a
+    check, it is loaded once in strict mode before it is stored.
     """
     state = {name: tensor.to(torch.float32).contiguous() for name, tensor in load_sam(parent).state_dict().items()}
     unknown = trained.keys() - state.keys()
@@ -192,7 +195,7 @@ def put_weights(output: Location, parent: Path, trained: Mapping[str, Tensor]) -
 
 
 def put_by_hash(output: Location, path: Path) -> tuple[str, str]:
-    """Store a file such as `sam.pth` as `sam-<hash>.pth`; return its name there and its SHA-256."""
+    """Store a file such as `sam.pth` under a name with its hash, `sam-<hash>.pth`. Return the name and the SHA-256."""
     sha256 = sha256_of(path)
     file = f"{path.stem}-{sha256[:12]}{path.suffix}"
     if not (output / file).put_file_if_absent(path):
@@ -201,6 +204,6 @@ def put_by_hash(output: Location, path: Path) -> tuple[str, str]:
 
 
 def put_record(file: Location, record: Frozen) -> None:
-    """Write the final record of a run. Raises `UnfinishedError` if another run has written a different one."""
+    """Write a run's final record. Raises `UnfinishedError` if another run has already written a different one."""
     if not file.put_if_absent(canonical_json(record.model_dump(mode="json"))):
         raise UnfinishedError(f"{file} exists with other content: another run finished in the same output")

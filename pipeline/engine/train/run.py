@@ -102,10 +102,10 @@ class TrainingResult:
 
 
 def run_train(config: TrainConfig, say: Say) -> TrainingResult:
-    """Train or resume; `say` prints the lines of steps and evaluations.
+    """Train, or resume a run. `say` prints a line for each step and evaluation.
 
     Raises `UsageError` if the configuration doesn't fit the weights, the datasets, or an existing run in the output.
-    Raises `DamagedDatasetError` for an unreadable shard, `TrainingError` if losses aren't finite, and
+    Raises `DamagedDatasetError` for an unreadable shard, `TrainingError` if the losses aren't finite, and
     `StorageFaultError` if writing fails.
     """
     storage = Storage(config.storage)
@@ -113,7 +113,7 @@ def run_train(config: TrainConfig, say: Say) -> TrainingResult:
     found = find_weights(config, storage)
     config, weights, architecture = found.config, found.file, found.architecture
     resources = config.resources
-    if resources.workers == 1:  # several workers resolve their numerics on their own machines
+    if resources.workers == 1:  # with several workers, each one resolves its numerics on its own machine
         compute = resolve_compute(resources.device, config.precision, resources.threads)
         warn_of_slow_bf16(compute)
     cache = cache_location(config, output)
@@ -140,14 +140,14 @@ def run_train(config: TrainConfig, say: Say) -> TrainingResult:
     files = {record.file: record.weights}
     if (projection := record.trained.get("projection")) is not None:
         files[projection["file"]] = projection["sha256"]
-    for dataset in datasets:  # also if the run had ended, because it may have been killed before it noted them
+    for dataset in datasets:  # even if the run has ended, because it may have been killed before this
         note_output(dataset.location, "train", output, files)
     return TrainingResult(str(output), record, new=ended is None)
 
 
 @dataclass(frozen=True)
 class FoundWeights:
-    """Weights that a run starts from, as a local file, and the configuration with its preset filled in."""
+    """Local file of the weights that a run starts from, and the configuration with its preset filled in."""
 
     config: TrainConfig
     file: Path
@@ -156,7 +156,7 @@ class FoundWeights:
 
 
 def find_weights(config: TrainConfig, storage: Storage) -> FoundWeights:
-    """Find the weights or the encoder's weights. Raises `UsageError` if they don't fit the configuration."""
+    """Find the configured weights, or an encoder's weights. Raises `UsageError` if they don't fit the configuration."""
     try:
         if config.encoder_weights is not None:
             config, file, architecture = find_encoder(config, storage)
@@ -172,7 +172,7 @@ def find_weights(config: TrainConfig, storage: Storage) -> FoundWeights:
 
 
 def check_layers(config: TrainConfig, layers: int) -> None:
-    """Raise `UsageError` if the preset or `decoder_layers` expects another decoder than the weights have."""
+    """Raise `UsageError` if the preset or `decoder_layers` doesn't match the decoder in the weights."""
     if "decoder_layers" in config.model_fields_set and layers != config.decoder_layers:
         by = " by preset: mask-making" if config.preset == "mask-making" else ""
         raise UsageError(
@@ -182,9 +182,10 @@ def check_layers(config: TrainConfig, layers: int) -> None:
 
 
 def find_encoder(config: TrainConfig, storage: Storage) -> tuple[TrainConfig, Path, Architecture]:
-    """Return the configuration with its preset, and the file of `encoder_weights` with its architecture.
+    """Find the file of `encoder_weights`, and return it with its architecture and the configuration with its preset.
 
-    Raises `UsageError` if other weights are set as well or the encoder is frozen, and raises `SamWeightsError`.
+    Raises `UsageError` if `weights` is set, too, or if the encoder is frozen. Raises `SamWeightsError` for unusable
+    weights.
     """
     if "weights" in config.model_fields_set:
         raise UsageError("weights and encoder_weights are both set: expected one of them")
@@ -199,10 +200,10 @@ def find_encoder(config: TrainConfig, storage: Storage) -> tuple[TrainConfig, Pa
 def begin_with_encoder(
     config: TrainConfig, encoder: Path, output: Location, storage: Storage
 ) -> tuple[TrainConfig, Path]:
-    """Write a SAM with this encoder to the output. Return it as the parent, `weights`, and as a local file.
+    """Create a SAM with this encoder in the output. Return the configuration with it as `weights`, and its local file.
 
-    The encoder's hash replaces its path, which only one machine may know. A resumed run finds the file of its first
-    start. Raises `UsageError` for unusable weights.
+    The configuration then contains the encoder's hash instead of its path, which may exist on only one machine. A run
+    that resumes uses the file from its first start. Raises `UsageError` for unusable weights.
     """
     sha256 = sha256_of(encoder)
     file = output / "initial" / f"{sha256[:12]}-{config.decoder_layers}-{config.seed}.pth"
@@ -227,7 +228,10 @@ def refuse_places(datasets: Sequence[TrainingDataset], output: Location, cache: 
 
 
 def note_places(datasets: Sequence[TrainingDataset], output: Location, cache: Location, run: TrainingRunRecord) -> None:
-    """Record the output and the cache in the datasets for takedowns, before any data derived from images is written."""
+    """Record the output and the cache in the datasets, so that takedowns find them.
+
+    This happens before any data derived from images is written there.
+    """
     for dataset in datasets:
         note_output(dataset.location, "train", output, {RUN: run.sha256})
         if not cache.uri.startswith(output.uri + "/"):

@@ -71,7 +71,10 @@ Stop = Literal["steps", "patience"]
 
 
 class RunLog(AbstractContextManager["RunLog"]):
-    """Context manager for the log; TensorBoard's files go to `logs/` (in a bucket, only when `save` is called)."""
+    """Log of a run, as lines and as TensorBoard files in `logs/`. A context manager.
+
+    If the output is in a bucket, the files are uploaded only when `save` is called.
+    """
 
     def __init__(self, output: Location, say: Callable[[str], None]) -> None:
         """Open TensorBoard's files; `say` prints a line for people."""
@@ -91,7 +94,7 @@ class RunLog(AbstractContextManager["RunLog"]):
             raise SegmintError(f"can't write the logs to {self._folder}: {error.strerror or error}") from error
 
     def step(self, result: StepResult, steps: int) -> None:
-        """Log a step."""
+        """Log the result of a step."""
         self._say(result.line(steps))
         if result.masks:
             for name in ("loss", "focal", "dice", "iou_error", "first_iou", "last_iou", "gradient", "rate", "masks"):
@@ -126,7 +129,7 @@ class RunLog(AbstractContextManager["RunLog"]):
 
 @dataclass(frozen=True)
 class LoopHooks:
-    """Actions of a run at its steps. `evaluate` is None if no image is held out."""
+    """Actions that a run's loop calls at its steps. `evaluate` is None if no image is held out."""
 
     step: Callable[[int], StepResult]
     show: Callable[[StepResult], None]
@@ -137,16 +140,16 @@ class LoopHooks:
 
 @dataclass(frozen=True)
 class LoopEnd:
-    """Last step of the loop, and the reason it stopped."""
+    """Step at which the loop ended, and the reason."""
 
     step: int
     stopped: Stop
 
 
 def run_steps(config: TrainConfig, start: int, evaluations: list[Evaluation], hooks: LoopHooks) -> LoopEnd:
-    """Take the steps after `start`, which is 0 in a new run; append to the evaluations of earlier steps.
+    """Take the steps after `start`, which is 0 in a new run, and append to the evaluations of earlier steps.
 
-    Saves a checkpoint every `checkpoints.every` steps, at each best evaluation so far, and at the end.
+    A checkpoint is saved every `checkpoints.every` steps, at each evaluation that is the best so far, and at the end.
     """
     patience = config.held_out.patience
     if start == 0:
@@ -172,7 +175,10 @@ def run_steps(config: TrainConfig, start: int, evaluations: list[Evaluation], ho
 
 
 def best_of(evaluations: Sequence[Evaluation]) -> Evaluation | None:
-    """Return the first evaluation of trained weights with the best mean IoU after one click, or None."""
+    """Return the evaluation with the best mean IoU after one click, or None. Ignores the weights before the training.
+
+    If several are equal, the first one is returned.
+    """
     return max((each for each in evaluations if each.step > 0), key=lambda each: each.one_click, default=None)
 
 
@@ -190,7 +196,7 @@ def is_over(evaluations: Sequence[Evaluation], patience: int | None) -> bool:
 
 
 def held_out_of(images: int, evaluations: Sequence[Evaluation], best: Evaluation | None) -> HeldOutScores | None:
-    """Return the scores on `images` held-out images, before the training and with the chosen weights."""
+    """Return the scores on `images` held-out images: before the training, and with the chosen weights."""
     if best is None or not best.masks:
         return None
     before = evaluations[0]
@@ -207,7 +213,7 @@ def held_out_of(images: int, evaluations: Sequence[Evaluation], best: Evaluation
 
 @dataclass(frozen=True)
 class TrainingInputs:
-    """Images found in a run's datasets, a mask `held` (N,) bool of held-out images, and each dataset's contents."""
+    """Images in a run's datasets, the mask `held` (N,) bool of held-out images, and each dataset's contents."""
 
     images: TrainingImages
     held: NDArray[np.bool_]
@@ -217,9 +223,10 @@ class TrainingInputs:
 
 @dataclass
 class TrainingSession:
-    """One process of one start of a run. All workers make the same calls; the first worker writes shared files.
+    """Process of a training run, from one start to its end.
 
-    `compute` is set when training starts.
+    All workers make the same calls, and the first worker writes the shared files. `compute` is set when the training
+    starts.
     """
 
     config: TrainConfig
@@ -236,7 +243,7 @@ class TrainingSession:
     numerics: list[dict[str, Any]] = field(default_factory=list)
 
     def find(self) -> TrainingInputs:
-        """Find the images of the datasets, split them, and pin the run once they turn out to be usable.
+        """Find and split the images of the datasets. If they are usable, pin the run.
 
         Raises the errors of `find_images`, `pin_run`, and `pin_images`, and `UsageError` if all images are held out.
         """
@@ -256,7 +263,7 @@ class TrainingSession:
         return TrainingInputs(replace(images, thumbnails=images.thumbnails[:0]), held, held_by, skipped)
 
     def train(self, found: TrainingInputs, compute: Compute) -> None:
-        """Train to the end. The first worker writes the weights, and `training.json` last."""
+        """Train to the end. The first worker writes the weights, and then `training.json`."""
         self.skipped = found.skipped
         self.compute = compute
         config, images = self.config, found.images
@@ -327,7 +334,7 @@ class TrainingSession:
         ended: LoopEnd,
         evaluations: Sequence[Evaluation],
     ) -> None:
-        """Write the weights of the best step and the record."""
+        """Write the weights of the best step, and the record."""
         config = self.config
         best, passed_over = self._load_best(trainer, ended, evaluations)
         best_step = ended.step if best is None else best.step
@@ -377,15 +384,15 @@ class TrainingSession:
     def _load_best(
         self, trainer: Trainer, ended: LoopEnd, evaluations: Sequence[Evaluation]
     ) -> tuple[Evaluation | None, list[dict[str, Any]]]:
-        """Load the weights of the best evaluation with a usable checkpoint. Also return better ones without one.
+        """Load the weights of the best evaluation that has a usable checkpoint.
 
-        If no evaluation has a usable checkpoint, the returned evaluation is None, and the trainer keeps the weights of
-        the last step.
+        Returns this evaluation, and the better evaluations without a usable checkpoint. If no checkpoint is usable, the
+        returned evaluation is None, and the trainer keeps the weights of the last step.
         """
         folder = self.output / CHECKPOINTS
         passed_over: list[dict[str, Any]] = []
         kept = {each.step: each for each in list_checkpoints(folder) if each.run == self.run.fingerprint}
-        # A run that trains a projection keeps its last step, because the evaluations don't measure texts.
+        # The evaluations don't measure text prompts, so a run that trains a projection keeps its last step.
         for evaluation in ranked(evaluations) if self.config.text.clip is None else evaluations[-1:]:
             step = evaluation.step
             if step == ended.step:
@@ -404,10 +411,10 @@ class TrainingSession:
     def _opened_cache(
         self, images: TrainingImages, found: dict[str, DatasetContents], encoder: str
     ) -> EmbeddingCache | None:
-        """Purge entries that the datasets no longer contain, and open the cache. Return None if nothing is cached.
+        """Purge the images that are no longer in the datasets, and open the cache. Return None if nothing is cached.
 
-        Embeddings are keyed only by the hash of `encoder`, so weights that were trained with a frozen encoder share
-        them.
+        The key of an embedding contains the hash of `encoder` instead of all weights, so weights that were trained with
+        a frozen encoder share their embeddings.
         """
         world, most = self.world, self.config.cache.gb * 1e9
         key = cache_key(encoder, self.compute)
@@ -420,11 +427,11 @@ class TrainingSession:
                     purge_scans(self.cache, dataset, held.tars)
             if cached:
                 cache.make_room(len(np.unique(images.jpeg_sha256, axis=0)))
-        world.gather(None)  # the machine's other workers open the cache after the first one has purged it
+        world.gather(None)  # the other workers on this machine wait until the first one has purged the cache
         return EmbeddingCache(self.cache, key, most) if cached else None
 
     def _restore(self, trainer: Trainer, reader: TrainingImageReader) -> tuple[int, list[Evaluation]]:
-        """Resume from the last usable checkpoint; return its step and the evaluations up to then.
+        """Resume from the last usable checkpoint. Return its step and the evaluations up to then.
 
         The first worker chooses the checkpoint, and the others load the same one.
         """
@@ -445,7 +452,7 @@ class TrainingSession:
         return chosen.step, list(chosen.evaluations)
 
     def _recall(self, checkpoint: Checkpoint, reader: TrainingImageReader) -> None:
-        """Restore the skipped items of earlier starts. If there are two counts for a reason, the larger one applies."""
+        """Restore the skipped items of earlier starts. If a reason has two counts, the larger one applies."""
         reader.recall(checkpoint.listed)
         for reason, number in checkpoint.skipped.items():
             self.skipped.counts[reason] = max(self.skipped.counts[reason], number)
@@ -467,7 +474,7 @@ class TrainingSession:
             listed=tuple(self.skipped.listed),
             numerics=tuple(self.numerics),
         )
-        steps = sorted(each for each in list_steps(folder) if each <= step)  # later ones belong to another process
+        steps = sorted(each for each in list_steps(folder) if each <= step)  # later steps belong to another process
         best = best_of(evaluations)
         prune(folder, {*steps[: -self.config.checkpoints.keep]} - ({best.step} if best is not None else set()))
 

@@ -1,7 +1,7 @@
 """Configuration of a training run: a frozen, typed tree that is read from YAML like a build's configuration.
 
-The first start of a run pins all keys except `RUNTIME_KEYS`, because they determine what the model learns. The runtime
-keys may differ each time the run resumes.
+The first start of a run pins all keys that determine what the model learns. The other keys, `RUNTIME_KEYS`, may differ
+each time the run resumes.
 """
 
 from typing import Annotated, Any, Literal, Self
@@ -24,7 +24,7 @@ from segmint.model.training.settings import (
 from segmint.pipeline.config.config import StorageOptions
 
 RUNTIME_KEYS = frozenset({"output", "overlays", "checkpoints", "cache", "resources", "storage", "assets"})
-"""Keys that may differ when a run resumes, because they don't affect what the model learns."""
+"""Keys that may change when a run resumes, because they don't affect what the model learns."""
 
 Preset = Literal["finetune", "paper", "mask-making"]
 MaskChoice = Literal["all", "human", "automatic"]
@@ -50,36 +50,36 @@ class _TrainModel(BaseModel):
 
 
 class DatasetKeys(_TrainModel):
-    """Dataset to train on. The same dataset may be listed twice with different masks and weights."""
+    """Dataset to train on. A dataset may be listed twice, with different masks and weights."""
 
     uri: Uri
     """Path or URI of the dataset's folder."""
     masks: MaskChoice = "all"
-    """human: masks that annotators made, corrected, or imported; automatic: masks that the model made."""
+    """human: masks that annotators created, corrected, or imported; automatic: masks from the model."""
     weight: Annotated[float, Field(gt=0, le=1000), BeforeValidator(_number)] = 1.0
-    """Frequency with which an image of this dataset is drawn, relative to a dataset of weight 1."""
+    """How often an image of this dataset is drawn, relative to an image of a dataset with weight 1."""
 
 
 class BatchKeys(_TrainModel):
-    """Size of one step, over all workers."""
+    """Size of a step, summed over all workers."""
 
     images: Positive = FINETUNE.batch_images
     """Images per step."""
     masks: Positive = FINETUNE.batch_images * FINETUNE.masks_per_image
-    """Maximum number of masks per step; each image of the step keeps at least one."""
+    """Maximum number of masks per step. Each image of the step keeps at least one mask."""
     masks_per_image: Positive = FINETUNE.masks_per_image
     """Maximum number of masks per image in a step."""
     images_at_once: Positive = 1
-    """Images whose embeddings are in memory at the same time. Because gradients accumulate over a step, this only
-    bounds memory and changes the last bits."""
+    """Number of images whose embeddings are in memory at the same time. Gradients accumulate over a step, so this only
+    limits memory use and changes the last bits of the results."""
     masks_at_once: Positive = 64
-    """Masks that the decoder processes at a time; the key bounds memory and changes the last bits."""
+    """Number of masks that the decoder processes at a time. This only limits memory use and changes the last bits."""
     recompute: bool = False
-    """Recompute the blocks of a trained encoder in the backward pass, which saves memory and is a third slower."""
+    """Recompute the blocks of a trained encoder in the backward pass. This saves memory, but takes a third longer."""
 
 
 class OptimizerKeys(_TrainModel):
-    """AdamW, its learning-rate schedule, and regularization (docs/decisions/0023-recipes.md)."""
+    """AdamW optimizer, with its learning-rate schedule and regularization (docs/decisions/0023-recipes.md)."""
 
     learning_rate: float = Field(default=FINETUNE.learning_rate, gt=0, le=1)
     warmup: int = Field(default=FINETUNE.warmup_steps, ge=0)
@@ -87,19 +87,21 @@ class OptimizerKeys(_TrainModel):
     decay_steps: tuple[Positive, ...] = FINETUNE.decay_steps
     """Steps at which the learning rate drops to a tenth."""
     weight_decay: float = Field(default=FINETUNE.weight_decay, ge=0, le=1)
-    """Weight decay of the weights of linear maps and convolutions."""
+    """Weight decay, which applies to the weights of linear maps and convolutions."""
     layer_decay: float = Field(default=FINETUNE.layer_decay, gt=0, le=1)
-    """Factor on the learning rate from one encoder block to the block before; 1 gives all blocks the same rate."""
+    """Factor between the learning rates of an encoder block and the block before it; 1 gives all blocks the same
+    rate."""
     drop_path: Share = FINETUNE.drop_path
-    """Drop probability of a branch in the encoder's last block, per image; it rises from 0 in the first block."""
+    """Probability, per image, of dropping a branch in the encoder's last block. It rises linearly from 0 in the first
+    block."""
     dropout: Share = FINETUNE.dropout
     """Dropout probability in the mask decoder."""
     max_norm: Annotated[float, Field(gt=0)] | None = None
-    """Norm to which larger gradients are clipped; null: no clipping."""
+    """Norm to which gradients with a larger norm are clipped; null: no clipping."""
 
 
 class LossKeys(_TrainModel):
-    """Losses of predicted masks, as explained in docs/decisions/0019-losses-and-sampling.md."""
+    """Losses of predicted masks (docs/decisions/0019-losses-and-sampling.md)."""
 
     focal_weight: float = FINETUNE.losses.focal_weight
     dice_weight: float = FINETUNE.losses.dice_weight
@@ -121,7 +123,7 @@ class LossKeys(_TrainModel):
 
 
 class SamplingKeys(_TrainModel):
-    """Sampling of the prompts of a mask."""
+    """Sampling of prompts for a mask."""
 
     clicks: int = FINETUNE.sampling.clicks
     box_share: float = FINETUNE.sampling.box_share
@@ -140,21 +142,21 @@ class SamplingKeys(_TrainModel):
 
 
 class HeldOutKeys(_TrainModel):
-    """Images that are excluded from training, and the evaluation on them."""
+    """Held-out images, which are excluded from training, and the evaluation on them."""
 
     share: Annotated[float, Field(ge=0, le=0.9)] = 0.1
-    """Share of images, chosen by a hash of their source, so every run holds out the same ones whatever the datasets
-    contain."""
+    """Share of images to hold out. A hash of the source decides, so every run holds out the same images, whatever else
+    the datasets contain."""
     images: Positive = 64
-    """Maximum number of held-out images to evaluate, each with at most `masks_per_image` masks."""
+    """Maximum number of held-out images per evaluation, each with at most `masks_per_image` masks."""
     every: Positive = 50
-    """Steps between evaluations; the last step is always evaluated."""
+    """Steps between evaluations. The last step is always evaluated."""
     patience: Positive | None = 5
-    """Evaluations without a better mean IoU at one click after which training stops; null: never."""
+    """Number of evaluations without a better mean IoU after one click that stops the training; null: never."""
 
 
 class OverlayKeys(_TrainModel):
-    """Overlays: held-out images with the predicted masks next to the targets."""
+    """Overlays, which show held-out images with the predicted masks next to the targets."""
 
     every: int = Field(default=50, ge=0)
     """Steps between overlays; 0: none."""
@@ -165,16 +167,16 @@ class CheckpointKeys(_TrainModel):
     """Checkpoints, from which a killed run resumes."""
 
     every: Positive = 50
-    """Steps between checkpoints; an evaluation that is the best so far also writes one."""
+    """Steps between checkpoints. An evaluation that is the best so far also writes one."""
     keep: Positive = 2
     """Number of latest checkpoints to keep, in addition to the best one."""
 
 
 class CacheKeys(_TrainModel):
-    """Cache on this machine's disk, of a frozen encoder's embeddings and of the shard scans that splits need."""
+    """Cache on this machine's disk for a frozen encoder's embeddings, and for the shard scans that the split needs."""
 
     folder: str | None = None
-    """Local folder; null: `cache` in the output, or in the user's cache if the output is in a bucket."""
+    """Local folder; null: `cache` in the output, or in the user's cache folder if the output is in a bucket."""
     gb: Annotated[float, Field(ge=0)] = 10.0
     """Maximum size of the cached embeddings in gigabytes, at 4 MB per image; 0: no caching."""
 
@@ -184,10 +186,10 @@ class TrainResources(_TrainModel):
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: AutoOrCount = "auto"
-    """torch threads per worker; the same number gives the same bits. auto: the physical cores, divided among the
+    """torch threads per worker. The same number gives the same bits. auto: the physical cores, divided among the
     workers of a machine; 1 on a GPU."""
     workers: Annotated[int, Field(ge=1, le=4096), BeforeValidator(_number)] = 1
-    """Processes that divide the images of each step. 1: the command's process, without Ray."""
+    """Number of processes that share the images of each step. 1: train in the command's process, without Ray."""
     gpus_per_worker: Annotated[
         Literal["auto"] | int,
         auto_or(
@@ -198,7 +200,7 @@ class TrainResources(_TrainModel):
     num_cpus: AutoOrCount = "auto"
     """CPUs that Ray reserves per worker. auto: the same as threads."""
     address: str = "auto"
-    """Ray cluster for several workers, as in a build's configuration: auto, local, or an address."""
+    """Ray cluster that runs several workers, as in a build's configuration: auto, local, or an address."""
 
 
 _OBJECTS = ObjectsRecipe()
@@ -238,7 +240,7 @@ class TextKeys(_TrainModel):
     clip: Uri | None = None
     """Local folder of a CLIP, as transformers' `save_pretrained` writes it; null: train without it."""
     min_mask_area: Positive = 100**2
-    """Masks of fewer pixels are skipped."""
+    """Masks with fewer pixels than this are skipped."""
 
 
 class TrainConfig(_TrainModel):
@@ -246,7 +248,8 @@ class TrainConfig(_TrainModel):
 
     datasets: tuple[DatasetKeys, ...] = Field(description="a list such as [{uri: out/street}]")
     output: Uri
-    """Path or URI of the run's folder, which gets checkpoints, logs, and finally the weights and `training.json`."""
+    """Path or URI of the run's folder. It receives the checkpoints, the logs, and at the end, the weights and
+    `training.json`."""
     task: Literal["masks", "objects"] = "masks"
     """masks: SAM. objects: a one-class detector trained on the boxes of the masks, configured by the keys of `objects`.
     """
@@ -254,24 +257,27 @@ class TrainConfig(_TrainModel):
     weights: Annotated[str, AfterValidator(validated(absolute_name))] = Field(default="mobile_sam", min_length=1)
     """Parent weights: mobile_sam, vit_b, vit_l, vit_h, or the path or URI of a checkpoint."""
     encoder_weights: Annotated[str, AfterValidator(validated(absolute_name))] | None = None
-    """Weights of an image encoder alone, MAE's or ViTDet's ViT, in place of `weights`; all other parts are new."""
+    """Weights of only an image encoder, a ViT from MAE or ViTDet, instead of `weights`. All other parts start from
+    scratch."""
     decoder_layers: Annotated[int, Field(ge=1, le=8)] = 2
-    """Layers of the mask decoder that is new with `encoder_weights`."""
+    """Layers of the mask decoder that is created for `encoder_weights`."""
     preset: Preset = "finetune"
     """Sets the defaults of the keys below; explicit keys override them."""
     encoder: Literal["frozen", "trained"] = "frozen"
     """trained: train the image encoder as well."""
     steps: Positive = FINETUNE.steps
-    """If this differs from the preset's steps, the preset's warm-up and decay steps are scaled in proportion."""
+    """Number of steps. If it differs from the preset's, the preset's warm-up and decay steps are scaled in
+    proportion."""
     batch: BatchKeys = BatchKeys()
     optimizer: OptimizerKeys = OptimizerKeys()
     losses: LossKeys = LossKeys()
     sampling: SamplingKeys = SamplingKeys()
     text: TextKeys = TextKeys()
     max_mask_area_ratio: Annotated[float, Field(gt=0, le=1)] = 0.9
-    """Masks that cover more than this share of their image are skipped."""
+    """Masks that cover a larger share of their image than this are skipped."""
     jitter: tuple[Annotated[float, Field(gt=0, le=4)], Annotated[float, Field(gt=0, le=4)]] | None = None
-    """Lowest and highest scale of large-scale jitter, 1 for the whole image in the encoder's input; null: none."""
+    """Lowest and highest scale of large-scale jitter, where 1 fits the whole image into the encoder's input; null:
+    none."""
     seed: int = Field(default=0, ge=0, lt=1 << 63)
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: bf16 under autocast on a GPU that supports it, else fp32."""
@@ -280,12 +286,12 @@ class TrainConfig(_TrainModel):
     checkpoints: CheckpointKeys = CheckpointKeys()
     cache: CacheKeys = CacheKeys()
     bad_shards: Literal["stop", "skip"] = "stop"
-    """Unreadable shards: stop the run before the first step, or skip the shards and list them."""
+    """For unreadable shards, stop the run before the first step, or skip and list them."""
     resources: TrainResources = TrainResources()
     storage: StorageOptions = {}
-    """Options by URI prefix, as in a build's configuration."""
+    """Storage options by URI prefix, as in a build's configuration."""
     assets: str | None = None
-    """Path or URI of a folder that mirrors the weight files."""
+    """Path or URI of a folder with copies of the weight files."""
 
     @field_validator("datasets")
     @classmethod
@@ -300,9 +306,9 @@ class TrainConfig(_TrainModel):
 
 
 def load_train_config(path_or_uri: str, overrides: list[str] | None = None) -> TrainConfig:
-    """Read a YAML file, apply overrides such as "optimizer.learning_rate=3e-5", and validate each key on its own.
+    """Read a YAML file, apply overrides such as "optimizer.learning_rate=3e-5", and validate each key.
 
-    Raises a single `UsageError` that lists every wrong key and value with its location.
+    All wrong keys and values are reported in a single `UsageError`, with their locations.
     """
     from segmint.pipeline.config.yaml_file import load
 

@@ -21,7 +21,7 @@ _PROJECTION = "prompt_encoder.text_projection."
 
 
 def load_clip(config: TrainConfig, run: TrainingRunRecord, device: str) -> Clip | None:
-    """Load the run's CLIP, or return None without `text.clip`. Raises `UsageError` if its files aren't the run's."""
+    """Load the run's CLIP. Return None if `text.clip` isn't set. Raises `UsageError` if its files aren't the run's."""
     if config.text.clip is None:
         return None
     folder = ClipFolder.open(Path(config.text.clip))
@@ -31,7 +31,7 @@ def load_clip(config: TrainConfig, run: TrainingRunRecord, device: str) -> Clip 
 
 
 def add_projection(sam: Sam, clip: Clip, seed: int) -> None:
-    """Give the prompt encoder a projection with random weights. Its tokens are as large as SAM's learned ones."""
+    """Add a projection with random weights to the prompt encoder. Its tokens are as large as SAM's learned tokens."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         projection = nn.Linear(clip.dimension, EMBEDDING_CHANNELS)
@@ -40,7 +40,7 @@ def add_projection(sam: Sam, clip: Clip, seed: int) -> None:
 
 
 def embed_crops(clip: Clip, at_once: int, crops: Tensor, shown: Tensor) -> Tensor:
-    """Return CLIP's embeddings of crops, with a length of 1. `at_once` of them are embedded together."""
+    """Embed crops with CLIP, `at_once` at a time, and normalize the embeddings to length 1."""
     parts = zip(torch.split(crops, at_once), torch.split(shown, at_once), strict=True)
     found = torch.cat([clip.embed_crops(*part) for part in parts])
     units: Tensor = found / found.norm(dim=1, keepdim=True)
@@ -48,7 +48,7 @@ def embed_crops(clip: Clip, at_once: int, crops: Tensor, shown: Tensor) -> Tenso
 
 
 def take_projection(weights: dict[str, Tensor]) -> nn.Linear | None:
-    """Remove the projection from trained weights and return it, or None if there is none."""
+    """Remove the projection from trained weights and return it. Return None if they contain no projection."""
     names = [name for name in weights if name.startswith(_PROJECTION)]
     if not names:
         return None
@@ -59,7 +59,7 @@ def take_projection(weights: dict[str, Tensor]) -> nn.Linear | None:
 
 
 def put_projection(output: Location, projection: nn.Linear, lineage: Mapping[str, Any]) -> dict[str, str]:
-    """Write `text-<hash>.safetensors`; return its name and its SHA-256 for the run's record."""
+    """Write the projection as `text-<hash>.safetensors`. Return its name and its SHA-256 for the run's record."""
     with ScratchFolder() as name:
         path = Path(name) / "text.safetensors"
         save_projection(path, projection, lineage)

@@ -31,15 +31,16 @@ ALONE = WorkerRank()
 
 
 class TrainingError(SegmintError):
-    """Error if training can't continue because a loss or a gradient isn't finite."""
+    """Error for a loss or a gradient that isn't finite, so that training can't continue."""
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """Result of a step, over all workers.
+    """Result of a step, combined over all workers.
 
-    Losses are means over the masks and iterations. IoUs compare predicted masks with targets at the first and the last
-    iteration. `clicks` contains the clicks on this worker's images, by slot. Without masks, nothing changes.
+    Losses are means over the masks and iterations. IoUs compare the predicted masks with the targets, at the first and
+    at the last iteration. `clicks` contains the clicks on this worker's images, by slot. A step without masks doesn't
+    change the weights.
     """
 
     step: int
@@ -55,7 +56,7 @@ class StepResult:
     clicks: Mapping[int, Clicks] | None = None
 
     def line(self, steps: int) -> str:
-        """Return the step as a line for people."""
+        """Format the step as a line for people."""
         if not self.masks:
             return f"step {self.step}/{steps}: none of its images are usable, so the weights are unchanged"
         return (
@@ -80,9 +81,9 @@ class Trainer:
         world: WorkerRank = ALONE,
         clip: Clip | None = None,
     ) -> None:
-        """Set up the optimizer and the step settings; `encoder` is None if the image encoder is trained.
+        """Set up the optimizer and the settings of steps. `encoder` is None if the image encoder is trained.
 
-        With `clip`, a projection of CLIP's embeddings is trained as well, and the reader must embed crops.
+        With `clip`, a projection of CLIP's embeddings is trained as well; the reader must then embed crops.
         """
         self.sam = sam
         if clip is not None:
@@ -104,9 +105,10 @@ class Trainer:
         self._trained = {name: weight for name, weight in sam.named_parameters() if weight.requires_grad}
 
     def step(self, step: int, recorded: Mapping[int, Clicks] | None = None) -> StepResult:
-        """Take a step, counted from 1. `recorded` clicks, by slot, replace the drawn ones.
+        """Take a step, counted from 1. Clicks in `recorded`, by slot, replace the drawn ones.
 
-        Raises `TrainingError` if the losses or the gradients aren't finite; the weights then stay as before the step.
+        If the losses or the gradients aren't finite, raises `TrainingError` and leaves the weights as they were before
+        the step.
         """
         reads = self._read(step)
         masks = round(self._world.total(sum(len(read.masks.numbers) for read in reads)))
@@ -151,14 +153,14 @@ class Trainer:
         return {name: weight.detach().to("cpu", copy=True).contiguous() for name, weight in self._trained.items()}
 
     def state(self) -> dict[str, Any]:
-        """Return the weights and the optimizer's state, which the next step depends on besides its number."""
+        """Return the weights and the optimizer's state, which determine the next step together with its number."""
         return {"weights": self.weights(), "optimizer": self._optimizer.state_dict()}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Resume from a state. Raises `ValueError` or `KeyError` if it doesn't belong to these weights."""
         weights = state["weights"]
         self._require_own(weights)
-        self._optimizer.load_state_dict(state["optimizer"])  # before the weights, because it validates first
+        self._optimizer.load_state_dict(state["optimizer"])  # first, because it validates the state
         self.load_weights(weights)
 
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
@@ -196,7 +198,7 @@ class Trainer:
     def _backward(
         self, reads: Sequence[TrainingImage], step: int, masks: int, recorded: Sequence[Clicks] | None
     ) -> StepLosses:
-        """Add the gradients of some of a step's images. Here, `step` is counted from 0."""
+        """Compute the gradients for some of a step's images and add them up. Here, `step` is counted from 0."""
         keys, recipe, batch = self._config, self._recipe, self._config.batch
         images = [read.masks for read in reads]
         reduced = torch.autocast(self._compute.kind, torch.bfloat16, enabled=self._compute.precision == "bf16")

@@ -16,11 +16,11 @@ def _alone(values: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class WorkerRank:
-    """Worker `rank` of `size`, with rank `local_rank` on its machine.
+    """Worker of a run, with its rank among all `size` workers and its rank on its machine.
 
-    `add` returns the sum of a tensor over all workers, and may modify the tensor. `gather` returns the pickled values
-    of all workers by rank. Both block until all workers have called them, so all must make the same calls in the same
-    order.
+    `add` returns the sum of a tensor over all workers and may modify the tensor. `gather` pickles a value and returns
+    the values of all workers, by rank. Both block until every worker has called them, so all workers must make the same
+    calls in the same order.
     """
 
     rank: int = 0
@@ -35,7 +35,7 @@ class WorkerRank:
         return self.rank == 0
 
     def part(self, items: Sequence[T]) -> Sequence[T]:
-        """Return this worker's items."""
+        """Return this worker's share of the items."""
         return items[self.rank :: self.size]
 
     def total(self, value: float) -> float:
@@ -43,7 +43,7 @@ class WorkerRank:
         return value if self.size == 1 else float(self.add(torch.tensor([value], dtype=torch.float64))[0])
 
     def add_gradients(self, weights: Sequence[Tensor]) -> None:
-        """Sum the gradients over all workers; a weight's gradient stays None if no worker has one for it."""
+        """Sum the gradients over all workers. If no worker has a gradient for a weight, it stays None."""
         if self.size == 1:
             return
         present = self.add(torch.tensor([float(weight.grad is not None) for weight in weights]))

@@ -7,16 +7,16 @@ from segmint.model.automatic.rle import Rle, decode
 from segmint.operators.annotations.pairs import iou
 
 LEAST_PIXELS = 100
-"""Specks and holes of fewer pixels are cleaned."""
+"""Area in pixels below which specks are removed and holes are filled."""
 
 LEAST_IOU = 0.98
-"""IoU with the cleaned mask below which a mask stays as it is."""
+"""Minimum IoU between a mask and its cleaned version. If it is lower, the mask stays unchanged."""
 
 
 def clean_mask(mask: Rle) -> Rle:
-    """Return a nonempty mask without its small specks and holes, or the mask itself if that would change it too much.
+    """Remove the small specks and holes of a nonempty mask, unless that would change the mask too much.
 
-    If all pieces are small, the largest one stays.
+    If every piece of the mask is small, the largest piece stays.
     """
     pixels = decode(mask)
     cleaned = clean_patch(MaskPatch.pack(pixels, box_of(pixels)), mask.size, LEAST_PIXELS, keep_largest=True).patch

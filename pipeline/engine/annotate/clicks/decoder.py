@@ -23,15 +23,15 @@ from segmint.pipeline.engine.annotate.clicks.predictor_thread import PredictorTh
 from segmint.pipeline.engine.annotate.clicks.prompts import ClickPrompt, MaskPart
 
 HANDLES = 128
-"""Maximum number of predictions whose logits are kept, up to 768 KiB each."""
+"""Maximum number of predictions whose logits stay in memory, up to 768 KiB each."""
 
-_SHARE = 1e-3  # limit for a pixel's share before it becomes the logit of a mask prompt
-_DRAWERS = 2  # threads, mostly in NumPy
+_SHARE = 1e-3  # torch.logit first clamps a cell's coverage to this distance from 0 and 1
+_DRAWERS = 2  # threads that draw masks, mostly in NumPy
 
 
 @dataclass(frozen=True)
 class PromptMask:
-    """Mask for a prompt, with the predicted IoU."""
+    """Mask that the model predicted for a prompt, with the predicted IoU."""
 
     drawn: DrawnMask
     iou: float
@@ -58,7 +58,7 @@ class Prediction:
 
 @dataclass(frozen=True)
 class _PreviousLogits:
-    """Logits (256, 256) of an earlier prediction's masks. `chosen` is the index of the mask that was chosen."""
+    """Logits (256, 256) of each mask in an earlier prediction. `chosen` is the index of the mask that was chosen."""
 
     image: int
     jpeg_sha256: str
@@ -68,11 +68,12 @@ class _PreviousLogits:
 
 
 class Decoder(AbstractContextManager["Decoder"]):
-    """Decoder of prompts. A context manager; thread-safe.
+    """Decoder that turns prompts into masks. A context manager; thread-safe.
 
-    A single prompt (one point, a box, or a text) produces three masks. A correction produces a single mask, for which
-    the model also gets the earlier prediction's logits. Several prompts at once, without an earlier prediction, produce
-    the best of three masks (see decision 25).
+    A single prompt (one point, one box, or one text) is ambiguous, so it produces three masks. A correction produces
+    one mask, because the model also receives the earlier prediction's logits. For several prompts without an earlier
+    prediction, the model predicts three masks, and only the one with the highest predicted IoU is returned (see
+    decision 25).
     """
 
     def __init__(self, predictor: PredictorThread, handles: int = HANDLES) -> None:
@@ -86,10 +87,10 @@ class Decoder(AbstractContextManager["Decoder"]):
         self._drawers.shutdown()
 
     def predict(self, annotator: str, embedded: ImageEmbedding, prompt: ClickPrompt) -> Prediction:
-        """Return the masks for a prompt.
+        """Predict the masks for a prompt.
 
-        If the prompt's handle is unknown, or its logits belong to other pixels, the handle is ignored and the
-        prediction's `handle_lost` is set.
+        The prompt's handle is ignored if it is unknown or if its logits belong to other pixels or another annotator.
+        The prediction's `handle_lost` is then set.
         """
         embedding = embedded.embedding
         before = self._logits_of(prompt.after, embedded, annotator)
@@ -119,10 +120,10 @@ class Decoder(AbstractContextManager["Decoder"]):
     def _ask(
         self, embedding: Embedding, prompt: ClickPrompt, before: Tensor | None
     ) -> tuple[list[Tensor], list[float]]:
-        """Return each mask's logits (256, 256) and predicted IoU. `before` are logits that the prompt corrects."""
+        """Predict the logits (256, 256) and the IoU of each mask. `before` contains the logits to correct, if any."""
         if before is None and prompt.mask is not None:
             before = mask_logits(Rle(embedding.frame_size, prompt.mask), embedding, self._predictor.sam.geometry)
-        prepare_drawing(self._predictor, embedding)  # only some image sizes stay cached
+        prepare_drawing(self._predictor, embedding)  # again, because the cache holds only some image sizes
         masks = self._predictor.predict(embedding, **arguments(prompt, before), multimask=before is None)
         logits, ious = list(masks.low_res_logits[0]), masks.predicted_iou[0]
         if before is None and prompt.is_several:
@@ -131,9 +132,9 @@ class Decoder(AbstractContextManager["Decoder"]):
         return logits, ious.tolist()
 
     def _logits_of(self, handle: str | None, of: ImageEmbedding, annotator: str) -> Tensor | None:
-        """Return the logits (1, 1, 256, 256) of a handle, if it belongs to this annotator and JPEG.
+        """Return a handle's logits (1, 1, 256, 256), or None if another annotator or another JPEG produced them.
 
-        `HANDLE` stands for the chosen mask, `HANDLE.N` for another mask of the prediction.
+        `HANDLE` refers to the chosen mask of a prediction, and `HANDLE.N` to mask number N.
         """
         name, _, number = (handle or "").partition(".")
         with self._lock:
@@ -154,7 +155,7 @@ class Decoder(AbstractContextManager["Decoder"]):
 
 
 def arguments(prompt: ClickPrompt, before: Tensor | None) -> dict[str, Any]:
-    """Convert a prompt and earlier logits `before`, (1, 1, 256, 256), to the arguments of `Predictor.predict`."""
+    """Convert a prompt to the arguments of `Predictor.predict`. `before` contains earlier logits, (1, 1, 256, 256)."""
     given: dict[str, Any] = {} if prompt.text is None else {"text": prompt.text}
     if prompt.points:
         given["points"] = np.array([[(x, y) for x, y, _ in prompt.points]], np.float64)
@@ -168,7 +169,11 @@ def arguments(prompt: ClickPrompt, before: Tensor | None) -> dict[str, Any]:
 
 
 def choose(masks: Sequence[PromptMask], part: MaskPart) -> int:
-    """Return the index of the mask that `part` selects among masks sorted by area; AUTO selects by predicted IoU."""
+    """Return the index of the mask that `part` selects.
+
+    `masks` contains either a single mask or three, sorted by area: subpart, part, and whole. AUTO selects the nonempty
+    mask with the highest predicted IoU.
+    """
     if part is MaskPart.AUTO or len(masks) == 1:
         solid = [index for index, mask in enumerate(masks) if mask.drawn.area] or [0]
         return max(solid, key=lambda index: masks[index].iou)
@@ -176,7 +181,10 @@ def choose(masks: Sequence[PromptMask], part: MaskPart) -> int:
 
 
 def mask_logits(rle: Rle, embedding: Embedding, geometry: Geometry) -> Tensor:
-    """Convert a mask to logits (1, 1, 256, 256) for the model, based on the share of each cell that the mask covers."""
+    """Convert a mask to a mask prompt for the model: logits (1, 1, 256, 256).
+
+    The logit of a cell is computed from the share of the cell that the mask covers.
+    """
     height, width = embedding.input_size
     mask = torch.from_numpy(decode(rle)).float()[None, None]
     share = F.interpolate(mask, (height, width), mode="bilinear", align_corners=False, antialias=True)

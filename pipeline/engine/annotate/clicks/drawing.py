@@ -1,15 +1,17 @@
 """Upscaling of low-resolution logits to a mask in the image's frame, equal to `Predictor.upscale` but cheaper on a CPU.
 
-Both interpolation steps are one matrix per axis (`segmint.model.automatic.interpolation`), so only the pixels around
-the mask's border have to be computed:
+`Predictor.upscale` interpolates twice. Here, both steps are combined into one matrix per axis
+(`segmint.model.automatic.interpolation`), so the pixels around the mask's border can be computed without the rest:
 
-1. *Banded.* Bands of rows are computed in turn and thresholded in a core's cache. A mask's runs start and end where
-   pixels differ from those above, so no complete mask is held in memory.
+1. *Banded.* The frame is computed in bands of rows, and each band is thresholded while it is in a core's cache. Only
+   the positions where a pixel differs from the pixel above it are stored, because the mask's runs start and end there.
+   The complete mask is never in memory.
 2. *Solid.* A pixel is a weighted mean of the logits that it touches. If all of these logits are over +1, the pixel is
    in the masks at -1, 0, and +1. If none of them is over -1, the pixel isn't in any of the three masks. Columns of a
-   band that consist of such pixels aren't computed.
-3. *Exact.* A different summation order could flip a pixel whose logit is almost 0. The row of such a pixel is computed
-   exactly as the predictor would (`ExactRows`). If there are many such pixels, the whole mask is.
+   band that consist only of such pixels are skipped.
+3. *Exact.* The matrices add the terms in a different order than the predictor, which could flip a pixel whose logit is
+   almost 0. The row of such a pixel is therefore computed again, exactly as the predictor would (`ExactRows`). If a
+   band has many such pixels, the predictor upscales the whole mask instead.
 """
 
 import math
@@ -34,15 +36,15 @@ STABILITY_OFFSET = 1.0
 # Relative rounding difference of the weighted means: float32's unit roundoff times the number of operations in both
 # orders.
 _DIFFERENCE = 32 * 2.0**-24
-_SOLID = STABILITY_OFFSET * (1 + 2.0**-10)  # logits over this exceed the offset after any rounding
+_SOLID = STABILITY_OFFSET * (1 + 2.0**-10)  # a mean of logits over this exceeds the offset despite rounding
 
-_MOST_DOUBTS = 64  # pixels of a band with logits near 0
+_MOST_DOUBTS = 64  # maximum number of pixels near 0 that are corrected at a time
 _COLUMNS = 64
 _PIXELS = 1 << 18
 _PRODUCT = 1 << 18  # multiplications; beyond that, BLAS would wake other threads, which takes longer than they save
-_GAP = 64  # solid columns; a span is only split at wider gaps
+_GAP = 64  # solid columns; narrower gaps are computed, too, instead of splitting a span
 
-_TRIED = 12  # rows
+_TRIED = 12  # rows that are compared with torch's
 _UNITS = 32
 
 
@@ -57,11 +59,11 @@ class DrawnMask:
 
 
 class _DoubtfulError(Exception):
-    """Error if too many logits are near 0."""
+    """Error that reports too many upscaled logits near 0."""
 
 
 def draw_mask(predictor: Predictor, embedding: Embedding, logits: Tensor) -> DrawnMask:
-    """Return the mask of logits (256, 256) float32, which contains the pixels with upscaled logits over 0."""
+    """Upscale logits (256, 256) float32 and return the mask of the pixels whose logits are over 0."""
     if logits.device.type == "cpu":
         try:
             return _draw_border(logits, embedding, predictor.sam.geometry)
@@ -76,7 +78,7 @@ def draw_mask(predictor: Predictor, embedding: Embedding, logits: Tensor) -> Dra
 
 
 def prepare_drawing(predictor: Predictor, embedding: Embedding) -> None:
-    """Precompute the interpolations for images of this size, so that no click waits for them."""
+    """Precompute the interpolations for images of this size, so that the first click doesn't wait for them."""
     _axes(predictor.sam.geometry, embedding.input_size, embedding.frame_size)
 
 
@@ -91,7 +93,7 @@ class _ColumnRuns:
         self._found: list[NDArray[np.int64]] = []
 
     def add(self, rows: NDArray[np.bool_], first: int) -> None:
-        """Add the next rows (n, width). The first of them is row `first` of the frame."""
+        """Add the next rows, (n, width) bool. `first` is the row of the frame that they start at."""
         if self._above is None:
             self._note(np.flatnonzero(rows[0]), first)
         else:
@@ -103,11 +105,11 @@ class _ColumnRuns:
         self._next = first + len(rows)
 
     def mask(self, stability: float) -> DrawnMask:
-        """Return the mask of the added rows."""
+        """Combine the added rows into a mask."""
         height = self._frame[0]
         if self._above is not None:
             self._note(np.flatnonzero(self._above), self._next)
-        # Columns are numbered as if they had an extra row, so that the end of one isn't the start of the next.
+        # An extra row per column keeps the end of one column distinct from the start of the next.
         places = np.sort(np.concatenate([np.zeros(0, np.int64), *self._found]))
         column, row = np.divmod(places, height + 1)
         positions = column * height + row
@@ -125,7 +127,7 @@ class _ColumnRuns:
 
 
 def _draw_border(logits: Tensor, embedding: Embedding, geometry: Geometry) -> DrawnMask:
-    """Return the mask, computing only the pixels around its border. Raises `_DoubtfulError` if too many are near 0."""
+    """Draw a mask by computing only the pixels around its border. Raises `_DoubtfulError` if too many are near 0."""
     axes = _axes(geometry, embedding.input_size, embedding.frame_size)
     low = logits.numpy()
     over = low > -STABILITY_OFFSET
@@ -164,14 +166,15 @@ def _draw_border(logits: Tensor, embedding: Embedding, geometry: Geometry) -> Dr
 
 
 def _stability(inner: int, outer: int) -> float:
-    """Return the IoU of the masks at +1 and -1, given their areas. The mask at -1 contains the other one."""
+    """Return the IoU of the masks at +1 and -1, given their areas. The mask at +1 lies inside the mask at -1."""
     return inner / outer if outer else math.nan
 
 
 def _solid(logits: NDArray[np.float32], touches: NDArray[np.int64]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Return the pixel columns that only touch logits over the offset, and those that only touch logits below -offset.
+    """Return two masks (width,): the columns inside the mask at +1, and the columns outside the mask at -1.
 
-    `logits` are (n, 256). `touches` (width, 2) contains the start and end of the logits that each column touches.
+    `logits` are (n, 256). `touches` (width, 2) contains the start and end of the logits that each column touches. A
+    column is inside if all of these logits exceed the offset, and outside if all are below its negative.
     """
     start, end = touches.T
     found = []
@@ -182,7 +185,7 @@ def _solid(logits: NDArray[np.float32], touches: NDArray[np.int64]) -> tuple[NDA
 
 
 def _widened(logits: NDArray[np.float32], columns: Interpolation, across: slice) -> NDArray[np.float32]:
-    """Interpolate logits (n, 256) along their rows, to the pixel columns `across`. The result is (n, width)."""
+    """Interpolate logits (n, 256) along their rows to the pixel columns `across`, (n, width)."""
     wide = np.empty((len(logits), across.stop - across.start), np.float32)
     for start in range(0, wide.shape[1], _COLUMNS):
         span = slice(across.start + start, min(across.start + start + _COLUMNS, across.stop))
@@ -204,7 +207,10 @@ def _spans(wanted: NDArray[np.bool_], most: int) -> Iterator[tuple[int, int]]:
 
 @dataclass(frozen=True)
 class _Step:
-    """Interpolation step: for each new row, the given rows before and after it, and the weight of the row after it."""
+    """Interpolation step along the rows.
+
+    Each new row is a mean of the given rows `before` and `after` it; `weight` is the weight of the row after it.
+    """
 
     before: NDArray[np.int64]
     after: NDArray[np.int64]
@@ -212,7 +218,7 @@ class _Step:
 
     @classmethod
     def make(cls, given: int, wanted: int) -> "_Step | None":
-        """Compute the step from `given` to `wanted` rows in float32, or return None if torch's weights differ."""
+        """Compute the step from `given` to `wanted` rows in float32. Return None if torch uses different weights."""
         scale = np.float32(given) / np.float32(wanted)
         middle = np.maximum(scale * (np.arange(wanted, dtype=np.float32) + np.float32(0.5)) - np.float32(0.5), 0)
         before = np.minimum(middle.astype(np.int64), given - 1)
@@ -226,8 +232,8 @@ class _Step:
         return cls(before, after, weight) if is_torchs and np.array_equal(reached, weight) else None
 
     def row(self, pair: Tensor, row: int, width: int) -> Tensor:
-        """Return one row (width) from the two rows (2, n) around it."""
-        # torch's position of a first row is half of the scale minus a half.
+        """Interpolate one row (width,) from the two rows (2, n) around it."""
+        # torch places the first row at half the scale minus one half, so this scale results in the wanted weight.
         scale = 1 / (2 * float(self.weight[row]) + 1)
         drawn: Tensor = torch.ops.aten.upsample_bilinear2d(pair[None, None], [1, width], False, scale, None)
         return drawn[0, 0, 0]
@@ -235,12 +241,12 @@ class _Step:
 
 @dataclass(frozen=True)
 class ExactRows:
-    """Single rows of upscaled logits for one image size, bit for bit as `Predictor.upscale` computes them.
+    """Rows of upscaled logits for one image size, computed one at a time, with the same bits as `Predictor.upscale`.
 
-    torch computes a row of a bilinear interpolation from two rows and a weight, always in the same way. A single row
-    therefore gets the same bits if it is interpolated at a scale that results in the same weight. Some weights can't be
-    reached this way, and small images use a different kernel. So each size is tried first, and some have no
-    `ExactRows`.
+    torch's bilinear interpolation computes a row from two rows and a weight, always in the same way. To reproduce a
+    single row, the two rows are interpolated at a scale that results in the same weight. Some weights can't be reached
+    this way, and torch uses a different kernel for small images. Therefore, `make` tries some rows of each image size
+    first, and returns None if the bits differ.
     """
 
     side: int
@@ -253,7 +259,7 @@ class ExactRows:
     def make(
         cls, low_side: int, side: int, input_size: tuple[int, int], frame_size: tuple[int, int]
     ) -> "ExactRows | None":
-        """Return the rows for one image size, or None if torch computes single rows differently."""
+        """Prepare the rows for one image size. Return None if torch computes single rows differently."""
         square, frame = _Step.make(low_side, side), _Step.make(input_size[0], frame_size[0])
         if square is None or frame is None:
             return None
@@ -266,7 +272,7 @@ class ExactRows:
         return rows if all(np.array_equal(rows.row(noise, row), whole[row]) for row in tried) else None
 
     def row(self, logits: Tensor, row: int) -> NDArray[np.float32]:
-        """Return a row (width) of the frame from logits (256, 256)."""
+        """Compute one row (width,) of the frame from logits (256, 256)."""
         with torch.inference_mode():
             near = [
                 self.square.row(logits[[self.square.before[at], self.square.after[at]]], at, self.side)
@@ -278,11 +284,11 @@ class ExactRows:
 
 @dataclass(frozen=True)
 class _AxisInterpolations:
-    """Interpolations of both axes for one image size, about 4 MB for a frame of 1500 x 2250 pixels."""
+    """Interpolations along both axes for one image size, about 4 MB for a frame of 1500 x 2250 pixels."""
 
     rows: Interpolation
     columns: Interpolation
-    exact: ExactRows | None  # None if torch computes single rows differently, or in one step
+    exact: ExactRows | None  # None if torch computes single rows differently, or upscales in one step
 
     def settle(
         self,
@@ -292,9 +298,10 @@ class _AxisInterpolations:
         corner: tuple[int, int],
         margin: float,
     ) -> None:
-        """Correct the pixels of a mask (h, w) whose `values` are near 0, so that they equal the predictor's.
+        """Correct the pixels of a mask (h, w) whose `values` are near 0 so that they equal the predictor's.
 
-        `corner` is the frame's (row, column) of the mask's first pixel. Raises `_DoubtfulError` if there are too many.
+        `corner` is the (row, column) in the frame of the mask's first pixel. Raises `_DoubtfulError` if too many pixels
+        are near 0.
         """
         rows, columns = np.nonzero(np.abs(values) <= margin)
         if rows.size > _MOST_DOUBTS or self.exact is None:

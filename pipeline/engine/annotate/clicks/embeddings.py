@@ -23,13 +23,13 @@ from segmint.pipeline.engine.annotate.source import NotReadyError, OpenImage
 from segmint.pipeline.serving.images import NoImageError
 
 KEPT = 64
-"""Maximum number of embeddings in memory, 4 MiB each, or 16 MiB with SAM 2's high-resolution features."""
+"""Maximum number of embeddings in memory. Each takes 4 MiB, or 16 MiB with SAM 2's high-resolution features."""
 
 QUIET_S = 0.5
-"""Seconds without a click before an embedding is prefetched, because both use all cores."""
+"""Seconds without a click before prefetching starts. Clicks and prefetching both use all cores, so clicks go first."""
 
 PATIENCE_S = 10.0
-"""Seconds that a request waits for an embedding; pages give up on a request after 20 seconds of silence."""
+"""Seconds that a request waits for an embedding. Pages give up on a request after 20 seconds of silence."""
 
 _LONGEST_WAIT_S = 5.0
 _NOW, _AHEAD = 0, 1
@@ -53,12 +53,15 @@ class _EmbeddingJob:
 
 
 class Embeddings:
-    """Image embeddings, computed in one thread. The last `kept` of them stay in memory. A context manager; thread-safe.
+    """Cache of image embeddings, which one thread computes. A context manager; thread-safe.
 
-    The embeddings that annotators need next are prefetched, and evicted last. Prefetching takes turns: every
-    annotator's first embedding comes before anyone's second one. `kept` also bounds the prefetch requests of all
-    annotators together; the oldest requests are dropped. `read` returns an image's committed state. The same thread
-    calls `made` with each embedding and its pixels (H, W, 3) uint8 RGB. Nothing is written to disk.
+    The `kept` most recently used embeddings stay in memory; nothing is written to disk. While there are no requests,
+    the thread prefetches the images that annotators need next. It takes turns: every annotator's first image comes
+    before anyone's second. Prefetched images are evicted last. `kept` also limits the number of images that all
+    annotators together can have prefetched; beyond that, the oldest prefetch requests are dropped.
+
+    `read` returns an image's committed state. The thread calls `made` with each new embedding and the pixels (H, W, 3)
+    uint8 RGB that it was computed from.
     """
 
     def __init__(
@@ -101,8 +104,9 @@ class Embeddings:
     def get(self, image: OpenImage) -> ImageEmbedding:
         """Return the embedding of an image's current state, computing it if necessary.
 
-        Raises `NoImageError` if the JPEG can't be decoded. Raises `NotReadyError` after `patience_s` seconds; the
-        computation continues and serves all requests for the image.
+        Raises `NoImageError` if the JPEG can't be decoded. If the embedding isn't ready after `patience_s` seconds,
+        raises `NotReadyError`. The computation continues in that case, and its result serves all requests for the
+        image.
         """
         known = self.known(image.place.id)
         if known is not None and known.jpeg_sha256 == image.jpeg_sha256:
@@ -124,11 +128,11 @@ class Embeddings:
                 del self._asked[key]
 
     def known(self, image: int) -> ImageEmbedding | None:
-        """Return an image's embedding if it is in memory, for any state of the image."""
+        """Return an image's embedding if it is in memory. It may be from an earlier state of the image."""
         return self._made.get(image)
 
     def prepare(self, annotator: str, images: Iterable[int]) -> None:
-        """Prefetch the embeddings of these images in order, unless the annotator requests others in the meantime."""
+        """Prefetch the embeddings of these images, in order. The annotator's next call replaces this list."""
         wanted = tuple(dict.fromkeys(images))[: self._kept]
         with self._lock:
             self._wanted[annotator] = wanted

@@ -1,8 +1,9 @@
 """The server's model, run by one thread that gives priority to clicks, even while an image is being encoded.
 
-torch keeps a team of threads for each thread that computes. Once a process's teams have more threads than there are
-cores, libgomp puts waiting threads to sleep immediately, and waking them for each of a prompt's many small steps takes
-as long as the steps themselves. With only one team, its threads stay awake for the time that `GOMP_SPINCOUNT` sets.
+torch creates a separate team of threads for each thread that computes. If a process's teams have more threads than
+there are cores, libgomp puts waiting threads to sleep immediately. A prompt consists of many small steps, and waking
+the threads for each step takes as long as the step itself. With a single team, the threads stay awake between the steps
+for as long as `GOMP_SPINCOUNT` allows.
 """
 
 import itertools
@@ -36,9 +37,10 @@ class _PredictorJob:
 
 
 class PredictorThread(Predictor, AbstractContextManager["PredictorThread"]):
-    """`Predictor` that does its work in one thread, which also calls `load`. A context manager; thread-safe.
+    """`Predictor` that does all its work in one thread, including `load`. A context manager; thread-safe.
 
-    `embed` yields to all other work before it begins and before each layer of the encoder.
+    `embed` takes the longest, so it gives way to other work. It begins once no other work is waiting, and before each
+    layer of the encoder, the thread runs at most one waiting job.
     """
 
     def __init__(self, load: Callable[[], Sam]) -> None:

@@ -1,8 +1,9 @@
 """Prefilled masks for images of the semi-automatic stage (SAM paper, Section 4).
 
-A one-class detector finds boxes of objects in the released image. The model makes a mask for each box, and the
-confident masks are prefilled, so annotators only have to add the rest. A mask is confident if the dataset's build would
-keep it: it passes the thresholds of predicted IoU and stability, and NMS by box doesn't suppress it.
+A one-class detector finds boxes of objects in the released image, and the model predicts a mask for each box. The
+confident masks are prefilled, so annotators only add the objects that are missing. A mask is confident if a build with
+the dataset's settings would keep it: it passes the thresholds of predicted IoU and stability, and NMS by box doesn't
+suppress it.
 """
 
 from collections.abc import Collection, Iterator, Sequence
@@ -39,7 +40,7 @@ SAME_IOU = 0.7
 """IoU above which a mask counts as a duplicate of a mask in the dataset."""
 
 MOST_BOXES = 300
-"""Maximum number of boxes per image that prompt the model, best first."""
+"""Maximum number of boxes per image that prompt the model. The detector's best boxes come first."""
 
 _LEAST_SIDE = 1.0  # pixels of a box inside the image
 
@@ -69,7 +70,7 @@ class _DrawnMask:
 def clipped(boxes: Sequence[Box], size: tuple[int, int]) -> list[Box]:
     """Clip boxes (x0, y0, x1, y1) to an image of `size` (height, width), keeping their order.
 
-    Boxes that become narrower or shorter than a pixel are dropped.
+    Boxes that are narrower or shorter than a pixel after clipping are dropped.
     """
     height, width = size
     found = [(max(x0, 0.0), max(y0, 0.0), min(x1, float(width)), min(y1, float(height))) for x0, y0, x1, y1 in boxes]
@@ -80,10 +81,10 @@ def clipped(boxes: Sequence[Box], size: tuple[int, int]) -> list[Box]:
 def prefill(
     predictor: Predictor, embedding: Embedding, boxes: Sequence[Box], there: Sequence[str], settings: MaskSettings
 ) -> list[PrefilledMask]:
-    """Return the confident masks for boxes (x0, y0, x1, y1), sorted by descending predicted IoU.
+    """Predict a mask for each box (x0, y0, x1, y1), and return the confident masks by descending predicted IoU.
 
-    The model predicts a single mask for each box. `there` contains the compressed run lengths of the image's existing
-    masks. `settings` are the mask settings of the dataset's build.
+    `there` contains the compressed run lengths of the masks that the image already has; masks that duplicate them are
+    dropped. `settings` are the mask settings of the dataset's build.
     """
     height, width = embedding.frame_size
     drawn = [mask for box in clipped(boxes, (height, width)) for mask in _drawn(predictor, embedding, box, settings)]
@@ -101,7 +102,7 @@ def prefill(
 
 
 def _drawn(predictor: Predictor, embedding: Embedding, box: Box, settings: MaskSettings) -> Iterator[_DrawnMask]:
-    """Yield the mask of a box if the model is confident about it."""
+    """Predict the mask of a box, and yield it if the model is confident."""
     found = predictor.predict(embedding, boxes=np.array([box]), multimask=False)
     if not bool(over_iou(found.predicted_iou, settings.pred_iou_thresh)):
         return
@@ -125,13 +126,14 @@ def _drawn(predictor: Predictor, embedding: Embedding, box: Box, settings: MaskS
 
 
 class ObjectFinder(AbstractContextManager["ObjectFinder"]):
-    """Detector's TorchScript file, run in a separate process; a context manager.
+    """Detector that runs a TorchScript file in a separate process. A context manager.
 
-    The file follows the detectors' contract in docs/configuration.md, as `segmint train --task objects` writes it.
+    The file follows the contract for detectors in docs/configuration.md, like the files that `segmint train --task
+    objects` writes.
     """
 
     def __init__(self, path: Path, device: str = "cpu") -> None:
-        """Load the file and try it on a blank image. Raises `UsageError` if it fails."""
+        """Load the file and run it once on a blank image. Raises `UsageError` if either fails."""
         try:
             self._detector = IsolatedDetector(path, "object", device=device)
             self._detector.try_out()
@@ -144,7 +146,7 @@ class ObjectFinder(AbstractContextManager["ObjectFinder"]):
             ) from error
 
     def boxes(self, image: NDArray[np.uint8]) -> list[Box]:
-        """Return the boxes (x0, y0, x1, y1) of objects in an image, (H, W, 3) uint8 RGB, best first.
+        """Detect objects in an image, (H, W, 3) uint8 RGB, and return their boxes (x0, y0, x1, y1), best first.
 
         Raises `DetectorFailedError` if the detector fails on the image.
         """
@@ -162,7 +164,7 @@ class _ImagePrefill:
 
 
 class PrefillCache:
-    """Prefilled masks of the most recent images, computed along with their embeddings. Thread-safe."""
+    """Cache of the most recent images' prefilled masks, which are computed along with the embeddings. Thread-safe."""
 
     def __init__(
         self, finder: ObjectFinder, predictor: Predictor, decoder: JpegDecoder, settings: MaskSettings, kept: int = 64
@@ -174,7 +176,7 @@ class PrefillCache:
         self._made: RecentImages[_ImagePrefill] = RecentImages(kept)
 
     def make(self, image: OpenImage, pixels: NDArray[np.uint8], embedding: Embedding) -> None:
-        """Compute an image's masks. If the detector fails, log a warning; the image then gets no masks."""
+        """Compute and store an image's masks. If the detector fails, log a warning and store no masks."""
         try:
             boxes = self._finder.boxes(pixels)
         except DetectorFailedError as error:
@@ -190,7 +192,7 @@ class PrefillCache:
             if made is not None and made.base == image.base:
                 return made.masks
             self.make(image, self._decoder.run(decode_jpeg, image.jpeg), embedding)
-        return ()  # another request opens a different state of the image
+        return ()  # another request has opened a different state of the image
 
     def images(self) -> Collection[int]:
         """Return the ids of the images with masks in memory."""
@@ -202,7 +204,7 @@ class PrefillCache:
 
 
 def mask_settings(manifest: DatasetManifest) -> MaskSettings:
-    """Return the settings of a dataset's masks, or the defaults if its manifest doesn't state them."""
+    """Return the settings that built a dataset's masks, or the defaults if the manifest doesn't record them."""
     try:
         return MasksConfig.model_validate(manifest.config.get("masks") or {}).settings()
     except ValidationError:

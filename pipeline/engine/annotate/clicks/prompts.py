@@ -25,10 +25,10 @@ class MaskPart(StrEnum):
 
 @dataclass(frozen=True)
 class ClickPrompt:
-    """Prompt for the model, in pixels of the image.
+    """Prompt for the model, with coordinates in pixels of the image.
 
-    `points` are (x, y, label), `box` is (x, y, width, height), `mask` contains the run lengths of a mask to correct,
-    and `after` is the handle of a prediction to correct.
+    `points` contains (x, y, label), and `box` is (x, y, width, height). A prompt can correct an earlier result: `mask`
+    contains the run lengths of a mask to correct, and `after` is the handle of a prediction to correct.
     """
 
     points: tuple[tuple[float, float, int], ...] = ()
@@ -40,7 +40,7 @@ class ClickPrompt:
 
     @property
     def is_several(self) -> bool:
-        """True for more than one point, box, or text."""
+        """True if the prompt contains several points, or combines points, a box, and a text."""
         return len(self.points) + (self.box is not None) + (self.text is not None) > 1
 
 

@@ -7,7 +7,7 @@ POST /api/rate/next         the next unrated mask
 GET  /api/rate/{item}       a mask
 PUT  /api/rate/{item}/{n}   save the n-th rating of a mask, {score, seconds}; a null score withdraws the last one
 GET  /images/{id}.jpg       its image
-POST /api/address           a new URL for a rater, by the owner
+POST /api/address           create a URL for a rater (owner only)
 ```
 """
 
@@ -26,7 +26,7 @@ from segmint.pipeline.serving.responses import json_response
 
 
 def make_rating_app(view: RaterView, team: Team) -> Starlette:
-    """Return the application that serves a rater view to the browsers of a team."""
+    """Build the application that serves a rater view to the browsers of a team."""
 
     def save(request: Request, body: Any) -> Response:
         rater = request.state.annotator

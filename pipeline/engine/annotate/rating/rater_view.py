@@ -1,7 +1,7 @@
 """Server-side rater view, without HTTP: shows single masks, saves ratings, and withdraws them.
 
-The same number of masks per source is drawn at random. A rater's page identifies a mask by its index in the rater's
-order, from 0, because an annotation id would reveal whether a person made the mask.
+The sample contains the same number of masks per source, drawn at random. An annotation id would reveal whether a person
+made the mask, so a rater's page identifies masks by their index in the rater's order, from 0.
 """
 
 import hashlib
@@ -53,7 +53,10 @@ from segmint.pipeline.serving.images import ImagePlaces, NoImageError, UnknownIm
 
 
 class SampledMask(NamedTuple):
-    """Mask to rate: its image, its annotation id, and in a study, 0 for itself or the number of a model's version."""
+    """Mask to rate, with its image and annotation id.
+
+    In a study, `variant` is 0 for the mask itself, or the number of a model's version of the mask.
+    """
 
     image: int
     mask: int
@@ -62,7 +65,7 @@ class SampledMask(NamedTuple):
 
 @dataclass(frozen=True)
 class SampleOptions:
-    """Number of masks, seed, and selection; `select` is a condition on the columns of `images`."""
+    """Number of masks to draw, seed, and selection. `select` is a condition on the columns of `images`."""
 
     masks: int = 200
     seed: int = 0
@@ -70,7 +73,10 @@ class SampleOptions:
 
 
 def quotas(counts: Mapping[str, int], wanted: int) -> dict[str, int]:
-    """Return the number of masks to draw per source: equal numbers, with shortfalls made up by the other sources."""
+    """Return the number of masks to draw per source.
+
+    All sources contribute equally. If a source has too few masks, the others make up the difference.
+    """
     given: dict[str, int] = {}
     for place, source in enumerate(sorted(counts, key=lambda source: (counts[source], source))):
         share = (wanted - sum(given.values())) // (len(counts) - place)
@@ -79,7 +85,7 @@ def quotas(counts: Mapping[str, int], wanted: int) -> dict[str, int]:
 
 
 def draw_sample(tables: DatasetTables, options: SampleOptions) -> list[SampledMask]:
-    """Draw the masks, sorted by annotation id; deterministic for a dataset, options, and seed.
+    """Draw the masks to rate, sorted by annotation id. The same dataset, options, and seed give the same masks.
 
     Raises `UsageError` for an invalid condition, and if there is no mask to rate.
     """
@@ -103,7 +109,7 @@ def draw_sample(tables: DatasetTables, options: SampleOptions) -> list[SampledMa
 
 
 def order_for(sample: Sequence[SampledMask], rater: str, seed: int) -> list[SampledMask]:
-    """Return the masks in a random order specific to the rater."""
+    """Shuffle the masks into an order that depends on the rater and the seed."""
 
     def key(each: SampledMask) -> bytes:
         variant = f":{each.variant}" if each.variant else ""
@@ -129,7 +135,7 @@ class RatingInfo:
 
 
 class RaterView:
-    """Masks and ratings of one server. Thread-safe."""
+    """Shared state of a rating server: its masks and their ratings. Thread-safe."""
 
     def __init__(
         self,
@@ -161,7 +167,7 @@ class RaterView:
             for name in names:
                 self._numbers[name.rater, SampledMask(name.ordinal + 1, name.mask, variant)] = name.n
             for rating in read_ratings(root, names):
-                # A study's folder may have ratings of another study's masks of the same objects.
+                # A study's folder may contain ratings from another study that rated other masks of the same objects.
                 if isinstance(rating, Rating) and self._is_shown(rating, variant):
                     self._last[rating.name.rater, SampledMask(rating.image, rating.mask, variant)] = rating
 
@@ -181,7 +187,7 @@ class RaterView:
         return {"item": None, **self.progress(rater)}
 
     def show(self, rater: str, item: int) -> dict[str, Any]:
-        """Return a mask without anything that reveals its source.
+        """Return a mask to rate, without anything that reveals its source.
 
         Raises `UsageError` for an index outside the order, and `ImageGoneError` if the mask no longer exists.
         """
@@ -201,7 +207,7 @@ class RaterView:
         }
 
     def save(self, rater: str, item: int, n: int, body: Any) -> Rating:
-        """Save a rating of a mask, and return it as stored. The score None withdraws the last rating.
+        """Save a rating of a mask, and return it as stored. A score of None withdraws the rater's last rating.
 
         Raises `UsageError` if the body isn't a rating, `ConflictError` if another rating has the number, and
         `ImageGoneError` or `RemovedImageError` if the mask no longer exists.
@@ -290,7 +296,7 @@ class RaterView:
 
 @contextmanager
 def open_rater_view(dataset: Location, options: SampleOptions, study: RatingStudy | None = None) -> Iterator[RaterView]:
-    """Draw the masks to rate, or use those of a study, and open their images. Deletes scratch files at the end.
+    """Draw the masks to rate, or take them from a study, and open their images. Deletes scratch files on exit.
 
     Raises `UsageError` if there is no segmint dataset or it has no images, and the errors of `draw_sample`.
     """

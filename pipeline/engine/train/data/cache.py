@@ -1,10 +1,12 @@
 """Size-bounded cache of a frozen encoder's image embeddings on a local disk.
 
-An embedding's file is `<dataset>/<weights>/<JPEG's SHA-256>.npy`; it is written atomically and ends with a checksum.
-The JPEG's hash is the key, so an embedding is never reused after a takedown or redaction has changed its image. When a
-run opens the cache, it deletes files of images that a dataset no longer contains. Any number of processes can share a
-folder and its maximum size. A full cache doesn't evict anything: images are drawn about equally often, so the least
-recently used embedding would be the one that is needed next.
+An embedding is stored in `<dataset>/<weights>/<JPEG's SHA-256>.npy`. The file is written atomically and ends with a
+checksum. Because the key is the JPEG's hash, a run never uses an old embedding after a redaction has changed the image.
+When a run opens the cache, it deletes the files of images that the dataset no longer contains, for example after a
+takedown.
+
+Any number of processes can share a folder and its maximum size. A full cache doesn't evict anything. Training draws all
+images about equally often, so the least recently used embedding is the one that is needed next.
 """
 
 import hashlib
@@ -27,7 +29,7 @@ from segmint.model.sam.geometry import SAM1
 SHAPE = (1, EMBEDDING_CHANNELS, SAM1.embedding_size, SAM1.embedding_size)
 _CHECKSUM = 32  # bytes of the SHA-256 at the file's end
 BYTES = 128 + 4 * math.prod(SHAPE) + _CHECKSUM
-"""Size of an embedding's file."""
+"""Size in bytes of an embedding's file."""
 
 _NPY = ".npy"
 
@@ -36,7 +38,7 @@ class EmbeddingCache:
     """Embeddings of one encoder and precision, in a local folder with a maximum size in bytes."""
 
     def __init__(self, folder: Location, weights: str, most_bytes: float) -> None:
-        """Open the cache. `weights` identifies the encoder by a hash of its weights, the device, and the precision."""
+        """Open the cache. `weights` combines the hash of the encoder's weights with the device and the precision."""
         self._root = folder
         self._folder = folder / EMBEDDINGS
         self._room = CacheSize(folder)
@@ -52,7 +54,7 @@ class EmbeddingCache:
             return used.get()
 
     def has(self, dataset: str, jpeg: bytes) -> bool:
-        """Return whether a JPEG's embedding is cached, given the dataset's key and the SHA-256 of its bytes."""
+        """Return whether a JPEG's embedding is cached, given the dataset's key and the JPEG's SHA-256."""
         return self._file(dataset, jpeg).exists()
 
     def get(self, dataset: str, jpeg: bytes) -> Tensor | None:
@@ -73,7 +75,7 @@ class EmbeddingCache:
         return torch.from_numpy(array)
 
     def put(self, dataset: str, jpeg: bytes, features: Tensor) -> None:
-        """Store an embedding if there is room. A full disk is logged once, and the run continues without caching."""
+        """Store an embedding if there is room. If the disk is full, log it once and stop caching."""
         file = self._file(dataset, jpeg)
         if self._full or file.exists():
             return
@@ -96,9 +98,9 @@ class EmbeddingCache:
             get_logger("train").warning("cache_full", error=str(error), note="training continues without caching more")
 
     def purge(self, dataset: str, jpegs: Collection[bytes]) -> int:
-        """Delete the embeddings of a dataset's JPEGs that aren't in `jpegs`; return the number of deleted files.
+        """Delete a dataset's embeddings, except those of `jpegs`, and return the number of deleted files.
 
-        This includes temporary files that a killed run left behind.
+        Temporary files that a killed run left behind are deleted, too.
         """
         kept = {f"{jpeg.hex()}{_NPY}" for jpeg in jpegs}
         own = self._folder / dataset
@@ -109,9 +111,9 @@ class EmbeddingCache:
         return len(stale)
 
     def make_room(self, images: int) -> None:
-        """Delete other weights' embeddings until `images` embeddings of these weights fit, up to the limit.
+        """Delete other weights' embeddings until `images` embeddings of these weights fit, up to the size limit.
 
-        If the limit was lowered, embeddings of these weights are deleted as well.
+        If the limit is now lower than the size of these weights' embeddings, some of these are deleted as well.
         """
         sizes = recount(self._root)
         used = sum(sizes.values())
@@ -128,7 +130,7 @@ class EmbeddingCache:
         return path.split("/")[1:2] == [self._weights]
 
     def _forget(self, file: Location) -> None:
-        """Delete a file and subtract its size."""
+        """Delete a file and subtract its size from the cache's total."""
         with self._room.locked() as used:
             try:
                 size = file.size()

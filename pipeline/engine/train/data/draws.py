@@ -1,8 +1,8 @@
 """Draws of images and masks for each step, which depend only on keys.
 
-A step's draws depend only on the seed, the step, the images, and the settings, so any process can compute them without
-the earlier ones. A dataset's images are drawn in the order of a random permutation, with a new one for each pass. A
-dataset that is configured twice counts as two datasets.
+A step's draws depend only on the seed, the step, the images, and the settings. Any process can therefore compute a
+step's draws without computing the earlier steps. A dataset's images are drawn in the order of a random permutation,
+which changes with each pass through the dataset. A dataset that is configured twice is treated as two datasets.
 """
 
 from collections.abc import Sequence
@@ -22,18 +22,20 @@ from segmint.pipeline.engine.train.settings import BatchKeys, MaskChoice
 _PREFERRED: tuple[MaskChoice, ...] = ("human", "all", "automatic")
 
 _BLOCK = 4096
-"""Number of draws whose entries are computed together."""
+"""Number of draws per block. The entries of a block are drawn together."""
 
-_ENTRY, _ORDER, _MASKS, _FIXED, _JITTER, _CROPS = 1, 2, 3, 4, 5, 6  # purposes of random numbers
+_ENTRY, _ORDER, _MASKS, _FIXED, _JITTER, _CROPS = 1, 2, 3, 4, 5, 6  # what a random number is for
 
 
 @dataclass(frozen=True)
 class StepDraw:
-    """Image of a step: its row in `TrainingImages`, its masks' annotation ids, and the masks' numbers in the step.
+    """Image that is drawn for a step, with the masks to train on.
 
-    `slot` is the image's number in the step, from 0. `jitter` is None for the whole image. Otherwise, it contains the
-    image's scale, and the crop's distance from the top and from the left as shares of the part that is cropped away.
-    Without CLIP, `crops` is None. With CLIP, it contains each crop's enlargement and whether only the mask is shown.
+    `slot` is the image's number in the step, from 0, and `image` its row in `TrainingImages`. `masks` contains
+    annotation ids, and `numbers` the masks' numbers in the step. `jitter` is None if the whole image is used.
+    Otherwise, it contains the image's scale and the position of the crop: its distances from the top and from the left,
+    as shares of what is cropped away. `crops` is None without CLIP. With CLIP, it contains an enlargement for each
+    mask's crop, and whether the crop shows only the mask.
     """
 
     slot: int
@@ -45,7 +47,7 @@ class StepDraw:
 
 
 class DrawSequence:
-    """Draws of a run from the images that `trained`, (N,) bool, marks."""
+    """Sequence of a run's draws. `trained`, (N,) bool, marks the images to draw from."""
 
     def __init__(
         self,
@@ -57,26 +59,30 @@ class DrawSequence:
         jitter: tuple[float, float] | None = None,
         crops: bool = False,
     ) -> None:
-        """Store `weights` of datasets, jitter's scales, and whether to draw crops. Raises ValueError without images."""
+        """Set up the draws.
+
+        `weights` are those of the datasets, and `jitter` is the range of scales. With `crops`, each mask also gets a
+        crop. Raises ValueError if there are no images to train on.
+        """
         self._images = images
         self._batch = batch
         self._seed = seed
         self._scales = jitter
         self._crops = crops
-        entries = np.unique(images.entry[trained]).tolist()  # entries with images to train on
+        entries = np.unique(images.entry[trained]).tolist()  # only the entries with images to train on
         self._rows = {entry: np.flatnonzero(trained & (images.entry == entry)) for entry in entries}
         if not self._rows:
             raise ValueError("no images to train on")
         shares = np.array([weights[entry] * len(rows) for entry, rows in self._rows.items()])
         self._borders = np.cumsum(shares) / shares.sum()
         self._lock = Lock()
-        # Number of draws by entry before each block.
+        # For each block, the number of earlier draws by entry.
         self._counts: list[NDArray[np.int64]] = [np.zeros(len(self._rows), np.int64)]
         self._entries = lru_cache(maxsize=4)(self._draw_entries)
         self._permutation = lru_cache(maxsize=2 * len(self._rows))(self._permute)
 
     def step(self, step: int) -> list[StepDraw]:
-        """Return the draws of a step, from 1, for all workers: images in order, each with at least one mask."""
+        """Draw the images of a step, counted from 1, for all workers. Each image keeps at least one mask."""
         chosen = [self._image(place) for place in range((step - 1) * self._batch.images, step * self._batch.images)]
         wanted = [min(len(self._images.masks_of(image)), self._batch.masks_per_image) for image in chosen]
         draws = []
@@ -89,7 +95,7 @@ class DrawSequence:
         return draws
 
     def _image(self, place: int) -> int:
-        """Return the image at this index in the run's whole sequence of draws."""
+        """Return the image at index `place` of the run's whole sequence of draws."""
         block, offset = divmod(place, _BLOCK)
         chosen = self._entries(block)
         which = int(chosen[offset])
@@ -99,13 +105,13 @@ class DrawSequence:
         return int(rows[self._permutation(entry, turn)[index]])
 
     def _draw_entries(self, block: int) -> NDArray[np.int64]:
-        """Return the configuration entry from which each draw of a block takes its image."""
+        """Draw a configuration entry for each draw of a block. The draw then takes an image of this entry's dataset."""
         places = torch.arange(block * _BLOCK, (block + 1) * _BLOCK)
         drawn = uniforms(random_bits(_key(self._seed, _ENTRY), places), 1)[:, 0].numpy()
         return np.minimum(np.searchsorted(self._borders, drawn, "right"), len(self._borders) - 1)
 
     def _before(self, block: int) -> NDArray[np.int64]:
-        """Return the number of draws from each entry before a block."""
+        """Count the draws from each entry in all blocks before this one."""
         with self._lock:  # a prefetch thread calls this, too
             while len(self._counts) <= block:
                 chosen = self._draw_entries(len(self._counts) - 1)
@@ -124,7 +130,10 @@ class DrawSequence:
         return low + (high - low) * scale, top, left
 
     def _drawn_crops(self, place: int, count: int) -> list[tuple[float, bool]] | None:
-        """Draw an enlargement from 1 to 2, and show only the mask in half of the cases (SAM paper, Appendix D.5)."""
+        """Draw the crops of CLIP: an enlargement from 1 to 2, and for half of the crops, that only the mask is shown.
+
+        SAM paper, Appendix D.5.
+        """
         if not self._crops:
             return None
         drawn = uniforms(_key(self._seed, _CROPS, place), 2 * count)[0].view(count, 2).tolist()
@@ -137,10 +146,11 @@ class DrawSequence:
 def fixed_draws(
     images: TrainingImages, chosen: NDArray[np.bool_], most: int, masks: int, choices: Sequence[MaskChoice]
 ) -> list[StepDraw]:
-    """Draw up to `most` of the `chosen` images, (N,) bool, with up to `masks` masks each, the same in every run.
+    """Draw up to `most` of the `chosen` images, (N,) bool, with up to `masks` masks each.
 
-    The draw depends on the images' sources, but not on the seed or the order of the datasets. `choices` contains the
-    mask choice of each dataset. Of a source's images, one from a dataset with only annotated masks takes precedence.
+    The draw is the same in every run: it depends on the images' sources, but not on the seed or the order of the
+    datasets. `choices` contains each dataset's mask choice. If several images have the same source, an image from a
+    dataset with only annotated masks takes precedence.
     """
     rank = np.array([_PREFERRED.index(choice) for choice in choices])
     keys = [shard.dataset.key for shard in images.shards]
@@ -150,7 +160,7 @@ def fixed_draws(
 
     rows = np.array(sorted(np.flatnonzero(chosen).tolist(), key=preferred), np.int64)
     _, first = np.unique(images.source_sha256[rows], axis=0, return_index=True)
-    rows = rows[first]  # sorted by the sources' hashes, so in random order
+    rows = rows[first]  # in random order, because `np.unique` sorts by the sources' hashes
     found = []
     for slot, row in enumerate(rows[:most].tolist()):
         chosen_masks = choose_masks(images.masks_of(row), masks, _key(0, _FIXED))
@@ -159,13 +169,13 @@ def fixed_draws(
 
 
 def choose_masks(annotations: NDArray[np.int64], count: int, key: Tensor) -> NDArray[np.int64]:
-    """Return up to `count` of the annotation ids in ascending order, chosen at random by a key (1,) int64."""
+    """Choose up to `count` annotation ids at random by a key (1,) int64, and return them in ascending order."""
     order = np.argsort(random_bits(key, torch.from_numpy(annotations)).numpy(), kind="stable")
     return np.sort(annotations[order[:count]])
 
 
 def capped(wanted: Sequence[int], most: int) -> list[int]:
-    """Lower the largest counts so that the sum is at most `most`; each count stays at least 1."""
+    """Lower the largest counts until their sum is at most `most`. Each count stays at least 1."""
     counts = sorted(wanted)
     left, level = most, max(wanted, default=0)
     for place, count in enumerate(counts):

@@ -1,6 +1,7 @@
 """In-memory table of a run's images and the masks that it may train on.
 
-An image takes about 5 kB, plus 8 bytes per mask. Nearly all of that is a thumbnail, which is dropped after the split.
+An image takes about 5 kB, plus 8 bytes per mask. Nearly all of that is a thumbnail, which is only needed for the split
+and then dropped.
 """
 
 import hashlib
@@ -32,7 +33,7 @@ from segmint.pipeline.engine.train.data.shard_scan import ShardScan, scan_shard
 from segmint.pipeline.engine.train.settings import DatasetKeys, MaskChoice, TrainConfig
 
 HUMAN = tuple(source for source in SOURCES if source != AUTOMATIC)
-"""Values of `source` that mark annotated masks; the model's masks have `automatic` or null."""
+"""Values of `source` that mark annotated masks. Masks from the model have `automatic` or null instead."""
 
 LISTED = 100
 """Maximum number of skipped items to list per reason; the rest are only counted."""
@@ -43,7 +44,7 @@ _MASKS = ["id", "annotation_id", "area"]
 
 @dataclass(frozen=True)
 class TrainingDataset:
-    """Dataset in the version that a run found, which `digest` identifies."""
+    """Dataset in a run, pinned to the version that the run found. `digest` identifies the version."""
 
     location: Location
     manifest: DatasetManifest
@@ -51,7 +52,7 @@ class TrainingDataset:
 
     @cached_property
     def keys(self) -> tuple[str, ...]:
-        """Names of the dataset's folders in a cache, as of the run's start."""
+        """Names of all cache folders that belong to the dataset when the run starts."""
         return dataset_keys(self.location)
 
     @property
@@ -78,17 +79,17 @@ class Shard:
 
 @dataclass
 class SkippedImages:
-    """Items that a run doesn't train on: counts by reason, and the first ones in detail."""
+    """Record of the items that a run doesn't train on: counts by reason, and details of the first ones."""
 
     counts: Counter[str] = field(default_factory=Counter)
     listed: list[dict[str, Any]] = field(default_factory=list)
 
     def add(self, reason: str, dataset: TrainingDataset, **where: int | str) -> None:
-        """Count one more item; `where` is, for example, `image=7`, `mask=70001`, `detail="..."`."""
+        """Count a skipped item. `where` identifies it, for example `image=7`, `mask=70001`, `detail="..."`."""
         self.add_line({"reason": reason, "dataset": dataset.manifest.name, **where})
 
     def add_line(self, line: Mapping[str, Any]) -> None:
-        """Count one more item, given as its line in the list."""
+        """Count a skipped item, and add its `line` to the list while there is room."""
         self.counts[line["reason"]] += 1
         if self.counts[line["reason"]] <= LISTED:
             self.listed.append(dict(line))
@@ -96,12 +97,13 @@ class SkippedImages:
 
 @dataclass(frozen=True)
 class TrainingImages:
-    """N images with masks to train on. Images of a dataset that is configured twice appear twice.
+    """Table of the N images with masks to train on. A dataset that is configured twice contributes its images twice.
 
-    `entry` (N,) is the index of the image's dataset in the configuration, and `shard` (N,) the index in `shards`.
-    `sizes` (N, 2) are heights and widths of the released JPEG in pixels. `places` (N, 4), `jpeg_sha256` (N, 32),
-    `hashes`, and `thumbnails` are as in `ShardScan`. `source_sha256` (N, 32) uint8 is the source's hash, or the JPEG's
-    if the source's is unknown. The annotation ids of image i are `annotations[starts[i] : starts[i + 1]]`.
+    `entry` (N,) is the index of an image's dataset in the configuration, and `shard` (N,) its index in `shards`.
+    `sizes` (N, 2) are the height and width of the released JPEG in pixels. `places` (N, 4), `jpeg_sha256` (N, 32),
+    `hashes`, and `thumbnails` are as in `ShardScan`. `source_sha256` (N, 32) uint8 is the hash of the image's source,
+    or of the JPEG if the source's hash is unknown. The annotation ids of image i are `annotations[starts[i] : starts[i
+    + 1]]`.
     """
 
     shards: Sequence[Shard]
@@ -125,7 +127,7 @@ class TrainingImages:
         return self.annotations[self.starts[image] : self.starts[image + 1]]
 
     def digest(self) -> str:
-        """Return the SHA-256 of the chosen images and masks, which doesn't depend on where their bytes are stored."""
+        """Return a SHA-256 of the chosen images and masks. It doesn't depend on where their bytes are stored."""
         digest = hashlib.sha256()
         for column in (self.entry, self.ids, self.sizes, self.jpeg_sha256, self.source_sha256, self.annotations):
             digest.update(np.ascontiguousarray(column).tobytes())
@@ -155,9 +157,9 @@ def open_datasets(config: TrainConfig, storage: Storage) -> list[TrainingDataset
 
 @dataclass(frozen=True)
 class DatasetContents:
-    """Contents of a dataset: the hexadecimal SHA-256 of its tars, and the SHA-256 of its JPEGs, (J, 32) uint8.
+    """Hashes of a dataset's files: hexadecimal SHA-256 of the tars, and SHA-256 of the JPEGs, (J, 32) uint8.
 
-    `whole` is False if some shards were unreadable.
+    `whole` is False if some shards couldn't be read.
     """
 
     tars: frozenset[str]
@@ -166,7 +168,7 @@ class DatasetContents:
 
 
 class NoImagesError(UsageError):
-    """Error if no image has a mask of the chosen kind; `held` contains the contents of each dataset."""
+    """Error for a run whose datasets contain no mask of the chosen kind. `held` contains each dataset's contents."""
 
     def __init__(self, message: str, held: dict[str, DatasetContents]) -> None:
         """Store the message and the contents of the datasets."""
@@ -177,11 +179,11 @@ class NoImagesError(UsageError):
 def find_images(
     config: TrainConfig, datasets: Sequence[TrainingDataset], kept: Location | None, skipped: SkippedImages
 ) -> tuple[TrainingImages, dict[str, DatasetContents]]:
-    """Scan the images of the datasets' committed shards and choose the masks to train on.
+    """Scan the images in the datasets' committed shards and choose the masks to train on.
 
-    Returns the images, and each dataset's contents by its key. `kept` is the folder of shard scans from earlier runs.
-    Unusable items are added to `skipped`. With an unreadable shard, `bad_shards` decides between skipping it and
-    raising `DamagedDatasetError`. Raises `NoImagesError` if no image remains.
+    Returns the images, and each dataset's contents by the dataset's key. `kept` is the folder with the shard scans of
+    earlier runs. Unusable items are added to `skipped`. For an unreadable shard, `bad_shards` decides whether to skip
+    it or to raise `DamagedDatasetError`. Raises `NoImagesError` if no image remains.
     """
     shards: list[Shard] = []
     parts: list[tuple[Any, ...]] = []
@@ -246,7 +248,7 @@ def _tables(dataset: Location, commit: Commit) -> _ShardTables:
 
 
 def _read_columns(file: Location, columns: Sequence[str], added: str | None = None) -> pa.Table:
-    """Read columns of a table. The column `added` is filled with nulls if the table's format predates it."""
+    """Read columns of a table. If the table's format predates the column `added`, fill this column with nulls."""
     try:
         with file.open() as stream:
             table = pq.ParquetFile(stream)
@@ -272,7 +274,10 @@ def _choose(
     config: TrainConfig,
     skipped: SkippedImages,
 ) -> tuple[NDArray[Any], ...]:
-    """Choose a shard's images and masks. Return columns of `TrainingImages` from `ids` on, ending with mask counts."""
+    """Choose a shard's images and masks.
+
+    Returns the columns of `TrainingImages` from `ids` on, followed by the number of masks per image.
+    """
     ids = tables.images["id"].to_numpy()
     heights, widths = (tables.images[name].cast(pa.int64()).to_numpy() for name in ("height", "width"))
     sources = tables.images["source_sha256"].to_pylist()
@@ -331,7 +336,7 @@ def _of_choice(source: pa.ChunkedArray, masks: MaskChoice) -> NDArray[np.bool_]:
 
 
 def _digest(text: str | None) -> NDArray[np.uint8] | None:
-    """Return the bytes of a hexadecimal SHA-256, or None for anything else."""
+    """Convert a hexadecimal SHA-256 to bytes, or return None if the text isn't one."""
     try:
         data = bytes.fromhex(text or "")
     except ValueError:

@@ -30,10 +30,10 @@ from segmint.pipeline.engine.train.world import WorkerRank
 
 @dataclass(frozen=True)
 class TrainingImage:
-    """Drawn image: slot, row, masks, and either the embedding or the resized pixels (h, w, 3) uint8 RGB.
+    """Drawn image in memory, with its masks and either its embedding or its resized pixels (h, w, 3) uint8 RGB.
 
-    `features` is the cached embedding (1, 256, 64, 64) float32 on the CPU. `boxes` (N, 4) bound the masks as x0, y0,
-    x1, y1 in pixels of the resized image; x1 and y1 are exclusive.
+    `slot` and `image` are as in `StepDraw`. `features` is the cached embedding, (1, 256, 64, 64) float32 on the CPU.
+    `boxes` (N, 4) are the masks' bounding boxes x0, y0, x1, y1 in pixels of the resized image; x1 and y1 are exclusive.
     """
 
     slot: int
@@ -47,7 +47,7 @@ class TrainingImage:
 
 @dataclass(frozen=True)
 class ImageView:
-    """Rows and columns of an image that the encoder gets, and the (height, width) that they fill in its input."""
+    """Part of an image that the encoder receives, and the (height, width) that it fills in the encoder's input."""
 
     rows: slice
     columns: slice
@@ -57,16 +57,16 @@ class ImageView:
 Kept = Callable[[int], Tensor | None]
 
 CropEmbedder = tuple[int, Callable[[Tensor, Tensor], Tensor]]
-"""Side S of CLIP's crops in pixels, and a function that returns the embeddings (N, D) for crops (N, 3, S, S) and shown
-pixels (N, S, S), as in `Clip.embed_crops`."""
+"""Side S of CLIP's crops in pixels, and a function that embeds crops. As in `Clip.embed_crops`, the function converts
+crops (N, 3, S, S) and shown pixels (N, S, S) to embeddings (N, D)."""
 
 
 def _nothing(image: int) -> None:
-    """Return None, because no embedding is cached."""
+    """Return None for every image, because no embedding is cached."""
 
 
 class _UnusableMaskError(Exception):
-    """Mask that is unusable for training, with the reason and the details to list."""
+    """Error for a mask that can't be used for training, with the reason and the details to list."""
 
     def __init__(self, reason: str, **where: str) -> None:
         super().__init__(reason)
@@ -76,14 +76,14 @@ class _UnusableMaskError(Exception):
 
 @dataclass(frozen=True)
 class DrawnImage:
-    """Image after reading, or None if there is nothing to train on, with lines for the items to skip."""
+    """Result of reading a drawn image: the image, or None if there is nothing to train on, and the skipped items."""
 
     read: TrainingImage | None
     lines: Sequence[Mapping[str, Any]]
 
 
 class TrainingImageReader:
-    """Reader of a run's images, which skips unusable masks and images and adds them to `skipped`."""
+    """Reader of a run's images. It skips unusable masks and images, and adds them to `skipped`."""
 
     def __init__(
         self,
@@ -93,16 +93,17 @@ class TrainingImageReader:
         skipped: SkippedImages,
         embedder: CropEmbedder | None = None,
     ) -> None:
-        """Store the losses' `resolution`, and `most_area`, the share of an image above which a mask is skipped.
+        """Store the settings and start a JPEG decoder.
 
-        The `embedder` is for draws that contain crops. Only the crops of one image at a time are in memory.
+        `resolution` is that of the losses. `most_area` is the share of an image above which a mask is skipped. The
+        `embedder` embeds crops for draws that contain them. At any time, only the crops of one image are in memory.
         """
         self._images = images
         self._resolution = resolution
         self._most_area = most_area
         self._skipped = skipped
         self._embedder = embedder
-        self._named: set[tuple[Any, ...]] = set()  # items already skipped, so that each counts once
+        self._named: set[tuple[Any, ...]] = set()  # items that were already skipped, so that each is counted once
         self._fresh: list[dict[str, Any]] = []  # skipped since the last exchange
         self._decoder = JpegDecoder(own=True)
 
@@ -111,15 +112,15 @@ class TrainingImageReader:
         self._decoder.close()
 
     def read(self, draw: StepDraw, kept: Kept = _nothing) -> TrainingImage | None:
-        """Read a drawn image with its usable masks; return None if there is nothing to train on.
+        """Read a drawn image with its usable masks. Return None if there is nothing to train on.
 
-        `kept` returns the cached embedding of a row, or None; with an embedding, no pixels are read. Raises
-        `StorageFaultError` if the store fails, which doesn't count against the image.
+        `kept` returns the cached embedding of an image, given its row, or None. If there is an embedding, the pixels
+        aren't read. Raises `StorageFaultError` if the store fails; the image isn't skipped in this case.
         """
         return self.take(self.prepare(draw, kept))
 
     def prepare(self, draw: StepDraw, kept: Kept = _nothing) -> DrawnImage:
-        """Read a drawn image without recording skipped items, which `take` does later. Callable from any thread."""
+        """Read a drawn image, but leave it to `take` to record the skipped items. Callable from any thread."""
         height, width = (int(side) for side in self._images.sizes[draw.image])
         view = view_of((height, width), draw.jitter)
         input_size = view.input_size
@@ -191,7 +192,7 @@ class TrainingImageReader:
         return pixels
 
     def _segmentations(self, image: int) -> dict[int, Any]:
-        """Return the segmentations in an image's JSON by annotation id."""
+        """Read an image's JSON and return its segmentations by annotation id."""
         try:
             document = json.loads(self._range(image, 2))
             return {int(value["id"]): value["segmentation"] for value in document["annotations"]}
@@ -208,7 +209,7 @@ class TrainingImageReader:
             raise DamagedDatasetError(f"its shard's tar is gone{changed}") from error
 
     def _mask(self, segmentation: Any, size: tuple[int, int]) -> NDArray[np.bool_]:
-        """Decode a mask of an image's JSON to (H, W) bool. Raises `_UnusableMaskError`."""
+        """Decode a segmentation to a mask (H, W) bool. Raises `_UnusableMaskError`."""
         try:
             if list(segmentation["size"]) != list(size):
                 raise ValueError(f"its size is {segmentation['size']}, not the image's {list(size)}")
@@ -223,7 +224,7 @@ class TrainingImageReader:
         return mask
 
     def recall(self, listed: Iterable[Mapping[str, Any]]) -> None:
-        """Restore the items that an earlier start of the run skipped, so that they count once."""
+        """Restore the items that earlier starts of the run skipped, so that each is counted once."""
         known = list(self._skipped.listed)
         for line in listed:
             self._named.add((line["reason"], line["dataset"], line.get("image"), line.get("mask")))
@@ -232,7 +233,7 @@ class TrainingImageReader:
                 self._skipped.listed.append(dict(line))
 
     def exchange(self, world: WorkerRank) -> None:
-        """Merge the items that the other workers skipped since the last exchange. Every worker must call this."""
+        """Record the items that other workers have skipped since the last exchange. Every worker must call this."""
         if world.size == 1:
             return
         for lines in world.gather(self._fresh):
@@ -241,12 +242,12 @@ class TrainingImageReader:
         self._fresh = []
 
     def _line(self, reason: str, image: int, **where: int | str) -> dict[str, Any]:
-        """Return the line that lists a skipped item and its reason."""
+        """Format a skipped item as a line of the list."""
         dataset = self._images.shards[int(self._images.shard[image])].dataset
         return {"reason": reason, "dataset": dataset.manifest.name, "image": int(self._images.ids[image]), **where}
 
     def _name(self, line: Mapping[str, Any]) -> bool:
-        """Skip the item that a line describes; return whether it is new."""
+        """Record the skipped item that a line describes. Return False if it was already recorded."""
         key = line["reason"], line["dataset"], line["image"], line.get("mask")
         if key in self._named:
             return False
@@ -263,10 +264,10 @@ def _box(mask: NDArray[np.bool_], input_size: tuple[int, int]) -> list[float]:
 
 
 def view_of(size: tuple[int, int], jitter: tuple[float, float, float] | None = None) -> ImageView:
-    """Return the view of an image of `size` (height, width), which is the whole image without `jitter`.
+    """Return the part of an image of `size` (height, width) for the encoder. Without `jitter`, this is the whole image.
 
     Large-scale jitter (Ghiasi et al. 2021, arXiv 2012.07177) makes the longer side `jitter[0]` times as long as the
-    encoder's input, and crops what doesn't fit. `jitter[1:]` is the crop's position, as in `StepDraw`.
+    encoder's input, and crops the image if it doesn't fit. `jitter[1:]` is the position of the crop, as in `StepDraw`.
     """
     if jitter is None:
         return ImageView(slice(None), slice(None), resized_size(*size, SAM1.image_size))
@@ -281,7 +282,10 @@ def view_of(size: tuple[int, int], jitter: tuple[float, float, float] | None = N
 
 
 def _decode_view(jpeg: bytes, size: tuple[int, int], view: ImageView) -> NDArray[np.uint8]:
-    """Decode a JPEG and resize its view for the image encoder, (h, w, 3) uint8 RGB; empty if it hasn't this size."""
+    """Decode a JPEG and resize its view to the encoder's input, (h, w, 3) uint8 RGB.
+
+    Returns an empty array if the JPEG isn't of this `size`.
+    """
     pixels = np.asarray(simplejpeg.decode_jpeg(jpeg, colorspace="RGB"))
     return pixels[:0] if pixels.shape[:2] != size else _resized(pixels, view)
 

@@ -1,7 +1,7 @@
 """Scan of a shard's images: their byte ranges in the tar, their hashes, and whether they can be decoded.
 
-A scan is cached in a file named by the tar's hash. A corrected shard is a new tar, so it is scanned again. The files
-contain thumbnails, so the rules for cached embeddings apply; see `cache.py`.
+A scan is cached in a file that is named by the tar's hash. A correction replaces the tar, so the shard is then scanned
+again. The files contain thumbnails, so they follow the same rules as cached embeddings; see `cache.py`.
 """
 
 import hashlib
@@ -25,18 +25,18 @@ from segmint.infra.tars import BadTarError, TarReader, is_plain_file
 from segmint.operators.decoding import JpegDecoder, OverLimitError, UndecodableError
 from segmint.operators.similar.hashes import THUMBNAIL, VIEWS, image_hashes
 
-_SIDE = 256  # minimum shorter side for decoding in pixels, if the image is that large
+_SIDE = 256  # images are decoded at the smallest scale at which both sides have this many pixels
 _NAME = re.compile(r"sa_([1-9]\d{0,17})\.(jpg|json)", re.ASCII)
 
 
 @dataclass(frozen=True)
 class ShardScan:
-    """The J JPEGs of a tar, sorted by image number.
+    """Scan of a tar's J JPEGs, sorted by image number.
 
-    `ids` is (J,) int64. `places` (J, 4) int64 contains the start and stop of the JPEG's bytes in the tar, and of the
-    JSON with its masks (0 if there is none). `sha256` (J, 32) uint8 is the JPEG's hash. `hashes` (J, 6) uint64 and
-    `thumbnails` (J, 64, 64) uint8 are as in `ImageHashes`. `damage` (J,) is the reason why a JPEG can't be decoded, or
-    empty.
+    `ids` is (J,) int64. `places` (J, 4) int64 contains two ranges of bytes in the tar: start and stop of the JPEG, and
+    start and stop of the JSON with its masks (0, 0 without a JSON). `sha256` (J, 32) uint8 is the JPEG's hash. `hashes`
+    (J, 6) uint64 and `thumbnails` (J, 64, 64) uint8 are as in `ImageHashes`. `damage` (J,) explains why a JPEG can't be
+    decoded, or is empty.
     """
 
     ids: NDArray[np.int64]
@@ -48,10 +48,10 @@ class ShardScan:
 
 
 def scan_shard(dataset: Location, tar: FileEntry, kept: Location | None, decoder: JpegDecoder) -> ShardScan:
-    """Return the scan of a tar from the folder `kept`, or scan the tar and store the result there.
+    """Read a tar's scan from the folder `kept`, or scan the tar and store the result there.
 
-    If a JPEG exceeded the limits of memory or time, the result isn't stored, so the next run tries again. Raises
-    `DamagedDatasetError` for an unreadable tar.
+    If decoding a JPEG exceeds the limits of memory or time, the result isn't stored, so that the next run tries again.
+    Raises `DamagedDatasetError` for an unreadable tar.
     """
     file = None if kept is None else kept / f"{tar.sha256}.npz"
     known = None if file is None else _read(file)
@@ -70,7 +70,7 @@ def scan_shard(dataset: Location, tar: FileEntry, kept: Location | None, decoder
 
 
 def _read(file: Location) -> ShardScan | None:
-    """Read the scan of an earlier run; return None if there is no usable one."""
+    """Read a stored scan. Return None if it is missing or damaged."""
     try:
         data = file.read()
     except NotFoundError:
@@ -78,7 +78,7 @@ def _read(file: Location) -> ShardScan | None:
     try:
         with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
             looks = ShardScan(**{field.name: arrays[field.name] for field in fields(ShardScan)})
-    except (ValueError, KeyError, OSError, EOFError, SyntaxError, zipfile.BadZipFile):  # exceptions of a damaged file
+    except (ValueError, KeyError, OSError, EOFError, SyntaxError, zipfile.BadZipFile):  # raised for a damaged file
         return None
     count = len(looks.ids)
     shapes = [getattr(looks, field.name).shape for field in fields(looks)]
@@ -114,7 +114,7 @@ def _scan_image(tar: Location, decoder: JpegDecoder, transient: list[str]) -> It
 
 
 def _see(jpeg: bytes, decoder: JpegDecoder) -> tuple[Any, ...]:
-    """Hash a JPEG's bytes and its views; the last value is the decoding error, or None."""
+    """Hash a JPEG's bytes and its views. The last value is the error if it can't be decoded, or None."""
     digest = np.frombuffer(hashlib.sha256(jpeg).digest(), np.uint8)
     try:
         return digest, *decoder.run(_views, jpeg), None
@@ -124,7 +124,7 @@ def _see(jpeg: bytes, decoder: JpegDecoder) -> tuple[Any, ...]:
 
 
 def _views(jpeg: bytes) -> tuple[NDArray[np.uint64], NDArray[np.uint8]]:
-    """Hash a JPEG that is decoded at reduced scale."""
+    """Decode a JPEG at reduced scale and hash it."""
     gray = simplejpeg.decode_jpeg(jpeg, colorspace="GRAY", min_height=_SIDE, min_width=_SIDE, min_factor=1)
     hashes = image_hashes(np.asarray(gray)[..., 0], mirror=True)
     return hashes.views, hashes.thumbnail

@@ -1,8 +1,9 @@
 """Split into training and held-out images by a hash of the source. Similar images are on the same side.
 
-A group of similar images is held out only if the hash of *each* image qualifies. An earlier run with the same share and
-fewer images therefore held out the same image, so no weights of the lineage were trained on it or on a similar one.
-docs/decisions/0022-splits.md gives the reasons.
+A group of similar images is held out only if the hash of *each* image in the group qualifies. This rule keeps lineages
+clean. Suppose that an earlier run used the same share, but had fewer images. The groups in that run were smaller, so
+fewer hashes had to qualify, and every image that is held out now was held out there, too. Therefore, no weights of the
+lineage were trained on a held-out image or on an image similar to it. docs/decisions/0022-splits.md gives the reasons.
 """
 
 import hashlib
@@ -23,10 +24,11 @@ def held_out(
     seen: NDArray[np.bool_] | None = None,
     groups: NDArray[np.int64] | None = None,
 ) -> NDArray[np.bool_]:
-    """Return which of the N images are held out, (N,) bool.
+    """Decide which of the N images are held out, (N,) bool.
 
-    `seen` (N,) bool marks images of datasets that are trained on (None: all images). Other images are held out, unless
-    a similar image is trained on. Pass the result of `similar_groups` as `groups` (N,) if you have it.
+    `seen` (N,) bool marks the images in datasets that are trained on; None marks all images. An image outside of these
+    is held out unless it is similar to an image that is trained on. `groups` (N,) is the result of `similar_groups`, if
+    the caller has it.
     """
     sources, same = np.unique(images.source_sha256, axis=0, return_inverse=True)
     alone = np.array([is_held_out(source.tobytes(), share) for source in sources], bool)
@@ -38,29 +40,29 @@ def held_out(
 
 
 def similar_groups(images: TrainingImages) -> NDArray[np.int64]:
-    """Return the group of each of the N images, (N,); similar images share a group."""
+    """Group the N images by similarity. Returns a group number per image, (N,)."""
     sources, first, same = np.unique(images.source_sha256, axis=0, return_index=True, return_inverse=True)
-    # Images from the same source belong together. So do images with the same JPEG, because two catalogs may encode the
-    # same source differently.
+    # Images with the same source belong to one group, and so do images with the same JPEG, because two catalogs may
+    # encode one source differently.
     groups = find_groups(images.hashes[first], lambda rows: images.thumbnails[first[rows]], np.arange(len(sources)))
     _, jpegs = np.unique(images.jpeg_sha256, axis=0, return_inverse=True)
     return _joined(groups[same.reshape(-1)], jpegs.reshape(-1))
 
 
 def is_held_out(source_sha256: bytes, share: float) -> bool:
-    """Return whether an image by itself would be held out, given the SHA-256 of its source, 32 bytes."""
+    """Return whether an image would be held out on its own. `source_sha256` is its source's SHA-256, 32 bytes."""
     value = int.from_bytes(hashlib.sha256(_SALT + source_sha256).digest()[:8], "big")
     return value < share * _RANGE
 
 
 def digest_of_sources(images: TrainingImages, chosen: NDArray[np.bool_]) -> tuple[int, str]:
-    """Return the number of distinct sources of the `chosen` images, (N,) bool, and the SHA-256 of their sorted list."""
+    """Count the distinct sources of the `chosen` images, (N,) bool, and hash their sorted list with SHA-256."""
     sources = np.unique(images.source_sha256[chosen], axis=0)
     return len(sources), hashlib.sha256(sources.tobytes()).hexdigest()
 
 
 def _joined(groups: NDArray[np.int64], others: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the groups that result from merging two groupings."""
+    """Merge two groupings: images that share a group in either one share a group in the result."""
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 

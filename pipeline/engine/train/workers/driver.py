@@ -1,8 +1,8 @@
 """Training with several workers: Ray Train's TorchTrainer around the loop of a single process.
 
 The command's process finds and splits the images once. In each step, every worker reads its share of the images, and
-torch sums the gradients (gloo on CPUs, NCCL on GPUs). If a worker dies, Ray Train restarts all of them, and they resume
-from the run's last checkpoint; Ray's own checkpoints aren't used.
+torch sums the gradients with gloo on CPUs and with NCCL on GPUs. If a worker dies, Ray Train restarts all workers, and
+they resume from the run's last checkpoint. Ray's own checkpoints aren't used.
 """
 
 import math
@@ -19,20 +19,20 @@ from segmint.pipeline.engine.train.session import Say, TrainingSession
 from segmint.pipeline.engine.train.settings import TrainResources
 
 _START_S, _STARTS = 600, 3
-"""Start timeout of all workers in seconds, and the number of tries, because an autoscaler may have to add nodes."""
+"""Seconds to wait for all workers to start, and number of tries. An autoscaler may have to add nodes first."""
 
 _POLL_S = 0.5
 """Seconds between polls of the workers' output and health."""
 
 _TOGETHER_S = 1800
-"""Timeout of collective operations in seconds. Meanwhile, the first worker may save a checkpoint or draw overlays."""
+"""Timeout in seconds of collective operations, in which the first worker may save a checkpoint or draw overlays."""
 
 
 def train_on_workers(session: TrainingSession) -> None:
     """Train on the configured number of workers.
 
-    Raises a worker's `SegmintError`, `UsageError` if the workers don't fit the cluster, and `UnfinishedError` if they
-    die repeatedly or don't start.
+    Raises the `SegmintError` of a worker, `UsageError` if the workers don't fit the cluster, and `UnfinishedError` if
+    workers die repeatedly or don't start.
     """
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", str(_POLL_S))
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(_START_S))
@@ -45,7 +45,7 @@ def train_on_workers(session: TrainingSession) -> None:
 
 
 def settle(keys: TrainResources, cluster: Cluster) -> TrainResources:
-    """Return the resources with `auto` resolved. Raises `UsageError` if the cluster lacks them."""
+    """Replace `auto` in the resources with numbers. Raises `UsageError` if the cluster lacks them."""
     gpus = keys.gpus_per_worker
     if gpus == "auto":
         gpus = int(keys.device == "cuda" or (keys.device == "auto" and cluster.gpus >= 1))
@@ -76,7 +76,7 @@ def settle(keys: TrainResources, cluster: Cluster) -> TrainResources:
 
 
 def _cores_of_worker(workers: int, cluster: Cluster) -> int:
-    """Return the CPUs per worker, assuming that all nodes are alike and the workers fill them."""
+    """Return the CPUs per worker, assuming that all nodes are alike and that the workers fill them."""
     if cluster.local:
         return max(1, cluster.cores // workers)
     nodes = max(1, cluster.nodes)
@@ -121,7 +121,7 @@ def _fit(session: TrainingSession, found: Any, say: Say) -> None:
             except BaseException as error:  # noqa: BLE001 (raised in the command's own thread)
                 ended.error = error
 
-        # Runs in a separate thread, because `fit` would handle interrupts itself and block the printing.
+        # `fit` runs in a separate thread, because it would handle interrupts itself and block the printing.
         thread = threading.Thread(target=fit, daemon=True)
         thread.start()
         while thread.is_alive():
@@ -154,7 +154,7 @@ def _print(lines: Any, say: Say) -> None:
 
 
 def _explained(error: BaseException, keys: TrainResources) -> BaseException:
-    """Return the error for people, without Ray's tracebacks."""
+    """Convert an error to one for people, without Ray's tracebacks."""
     from ray.exceptions import RayError
     from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError
 

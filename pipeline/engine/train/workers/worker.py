@@ -28,11 +28,11 @@ from segmint.pipeline.engine.train.world import WorkerRank
 _DEAD = (WorkerHealthCheckFailedError, ray.exceptions.RayActorError)
 
 MOST_DEATHS = 3
-"""Number of deaths without a new checkpoint after which the run ends, because another start would fail the same way."""
+"""Number of deaths without a new checkpoint that ends the run, because another start would fail the same way."""
 
 
 class LogLines:
-    """Ray actor that buffers lines until the driver prints them, because Ray doesn't forward the workers' output."""
+    """Ray actor that collects the workers' lines for the driver to print, because Ray doesn't forward them."""
 
     def __init__(self) -> None:
         self._lines: list[str] = []
@@ -49,9 +49,10 @@ class LogLines:
 
 @dataclass(frozen=True)
 class WorkerTask:
-    """Arguments of a worker. `session` has no `say`, and its weights path is valid only on the driver's machine.
+    """Arguments of a worker.
 
-    `found` is a reference to a `TrainingInputs` in Ray's object store.
+    `session` has no `say`, and its path of the weights is valid only on the driver's machine. `found` is a reference to
+    a `TrainingInputs` in Ray's object store.
     """
 
     session: TrainingSession
@@ -77,7 +78,7 @@ def work(config: Mapping[str, WorkerTask]) -> None:
 
 
 def world_of_group() -> WorkerRank:
-    """Return this worker's rank, with collective operations from torch's process group."""
+    """Return this worker's rank. Its collective operations use torch's process group."""
     context = get_context()
 
     def add(values: Tensor) -> Tensor:
@@ -115,13 +116,14 @@ class _LogStream(io.StringIO):
 
 
 class DeathPolicy(UserCallback):  # type: ignore[misc] # Ray has no types here
-    """Policy in Ray Train's controller for workers that have ended. An exception raised here ends the run.
+    """Policy that Ray Train's controller applies when workers fail. An exception that it raises ends the run.
 
-    A `SegmintError` would occur again, so it ends the run. After anything else, such as a kill, Ray Train restarts all.
+    A `SegmintError` would occur again, so it ends the run. After any other failure, such as a kill, Ray Train restarts
+    all workers.
     """
 
     def __init__(self, output: Location, run: str, lines: Any) -> None:
-        """Store the output and `run`, the fingerprint in the run's checkpoints."""
+        """Store the output and `run`, the fingerprint that the run's checkpoints contain."""
         self._output = output
         self._run = run
         self._lines = lines
@@ -129,11 +131,11 @@ class DeathPolicy(UserCallback):  # type: ignore[misc] # Ray has no types here
         self._count = 0
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        """Raise the error that ends the run, or count a death."""
+        """Raise an error that ends the run, or count the death of a worker."""
         for _, error in sorted(worker_exceptions.items()):
             if isinstance(error, SegmintError):
                 raise error
-        # The other workers fail as well, because they wait for the one that died.
+        # When a worker dies, the others fail as well, because they wait for it.
         dead = {rank: error for rank, error in worker_exceptions.items() if isinstance(error, _DEAD)}
         rank, error = min((dead or worker_exceptions).items())
         why = f"worker {rank} of the training ended: {last_line(error)}"
