@@ -29,8 +29,7 @@ HEADER = "x-segmint"
 """Header that every write must send, with the value 1."""
 
 WHO = "x-segmint-annotator"
-"""Header with the annotator's name from when the page was opened, in percent-encoded UTF-8. Every write must send
-it."""
+"""Header with the annotator's name from when the page was opened, in percent-encoded UTF-8. Required for writes."""
 
 MOST_ANNOTATORS = 1000
 

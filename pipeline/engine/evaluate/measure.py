@@ -23,11 +23,14 @@ HEAD = [
     pa.field("image_id", pa.string(), nullable=False),
     pa.field("image", pa.string(), nullable=False),  # file name
 ]
-"""First columns of each row of results, defined as in `TruthImage`."""
+"""First columns of each row of results, with the meanings in `TruthImage`."""
 
 
 class PartlyMeasuredError(ValueError):
-    """Error if a model returns no prediction. `rows` contains all models' rows, with the lowest scores for it."""
+    """Error for an image for which one of the models returns no prediction.
+
+    `rows` contains the rows of all models; the failed model gets the lowest scores.
+    """
 
     def __init__(self, message: str, rows: list[Row]) -> None:
         """Store the reason and the rows."""
@@ -36,7 +39,7 @@ class PartlyMeasuredError(ValueError):
 
 
 class Measure(Protocol):
-    """Kind of evaluation. Picklable and self-contained, so it gives the same results in every process."""
+    """Evaluation of one kind. It is picklable and self-contained, so every process computes the same results."""
 
     @property
     def name(self) -> str:
@@ -44,33 +47,33 @@ class Measure(Protocol):
 
     @property
     def schema(self) -> pa.Schema:
-        """Schema of the rows: `HEAD`, then the measure's columns."""
+        """Schema of the rows, which starts with `HEAD` and ends with the measure's columns."""
 
     def check(self, truths: Sequence[Truth]) -> None:
-        """Raise `UsageError` if the measure can't run on these truths; called before loading any weights."""
+        """Raise `UsageError` if the measure can't run on these truths. Called before any weights are loaded."""
 
     def rows(self, models: Sequence["Model"], image: TruthImage) -> list[Row]:
         """Measure one or two models on an image, and return rows without the columns of `HEAD`.
 
-        Raises ValueError if the image can't be measured; it is then listed as skipped. Raises `PartlyMeasuredError` if
-        the image should be listed but still counts in the scores.
+        Raises ValueError if the image can't be measured and should be listed as skipped. Raises `PartlyMeasuredError`
+        if it should be listed, but still count in the scores.
         """
 
 
 @dataclass(frozen=True)
 class EvaluatedWeights:
-    """Weights to evaluate: a known name or an absolute path, and the file's hash, which every process verifies."""
+    """Weights to evaluate: a known name or an absolute path, and the file's hash. Every process checks the hash."""
 
     name: str
     sha256: str
 
     @classmethod
     def of(cls, name_or_path: str) -> "EvaluatedWeights":
-        """Find weights on this machine by a known name or a path. Raises `AssetError` if they don't exist."""
+        """Find weights on this machine, given a known name or a path. Raises `AssetError` if they don't exist."""
         return cls(absolute_name(name_or_path), sha256_of(resolve(name_or_path)))
 
     def find(self) -> Path:
-        """Return the file's path on this machine. Raises `UsageError` if the first machine's file has another hash."""
+        """Return the file's path on this machine. Raises `UsageError` if its hash differs from the first machine's."""
         path = resolve(self.name)
         found = sha256_of(path)
         if found != self.sha256:
@@ -83,7 +86,7 @@ class EvaluatedWeights:
         return base_name(self.name)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the weights as JSON values; a path becomes the file's name, so no machine's paths are exposed."""
+        """Return the weights as JSON values. A path is reduced to its file name, so no machine's paths are exposed."""
         return {"name": self.label, "sha256": self.sha256}
 
 
@@ -100,13 +103,16 @@ class PredictedResult:
 
 @dataclass(frozen=True)
 class Predictions(EvaluatedWeights):
-    """Results of another model in place of weights, by image and in order. With `by_name`, keys are file names."""
+    """Results of another model, which are evaluated in place of weights. They are in order by image.
+
+    With `by_name`, the keys of images are file names.
+    """
 
     by_image: Mapping[str, Sequence[PredictedResult]] = field(default_factory=dict)
     by_name: bool = False
 
     def results_for(self, image: TruthImage) -> Sequence[PredictedResult]:
-        """Return the results for an image. Raises ValueError if one has another size."""
+        """Return the results for an image. Raises ValueError if a result isn't of the image's size."""
         found = self.by_image.get(image.name if self.by_name else image.image_id, ())
         wrong = [result.rle["size"] for result in found if tuple(result.rle["size"]) != image.size]
         if wrong:
@@ -116,11 +122,11 @@ class Predictions(EvaluatedWeights):
 
 
 Model = Predictor | Predictions
-"""Model to measure: loaded weights, or the predictions of another model."""
+"""Model to measure, as loaded weights or as the predictions of another model."""
 
 
 def with_embeddings(models: Sequence[Model], pixels: Pixels) -> list[tuple[Predictor, Embedding] | Predictions]:
-    """Return each model with its embedding of an image, except predictions, which need none."""
+    """Embed an image with each model, except for predictions, which need no embedding."""
     embeddings = iter(embed_for_all([each for each in models if isinstance(each, Predictor)], pixels))
     return [(each, next(embeddings)) if isinstance(each, Predictor) else each for each in models]
 
@@ -138,10 +144,10 @@ class EvaluateTask:
 
 @dataclass(frozen=True)
 class PartResult:
-    """Measurements of a part: rows in the measure's schema, in the order of the truth."""
+    """Measurements of a part. The rows follow the measure's schema and the order of the truth."""
 
     table: pa.Table
     skipped: list[SkippedTruth] = field(default_factory=list)
     images: int = 0  # measured images
     computed_on: str = ""  # for example "cpu, fp32"
-    seconds: float = 0.0  # measured in one worker
+    seconds: float = 0.0  # time of one worker

@@ -20,10 +20,10 @@ RESULTS, ANSWER, PAGE, TABLES = "results.parquet", "evaluation.json", "index.htm
 
 
 class OutputFolder(AbstractContextManager["OutputFolder"]):
-    """Collector that writes rows to a local file and stores all files at the end; a context manager.
+    """Output of an evaluation, which collects rows in a local file and stores all files at the end. A context manager.
 
-    Without a `folder`, nothing is written. Raises `UsageError` if one of the files exists, or if the folder is inside
-    one of the `truths` that is a dataset, because a takedown wouldn't find it there.
+    Without a `folder`, nothing is written. Raises `UsageError` if one of the files already exists. Also raises it if
+    the folder is inside a dataset among the `truths`, because takedowns wouldn't find the files there.
     """
 
     def __init__(self, folder: Location | None, truths: Sequence[Truth], schema: pa.Schema) -> None:
@@ -56,7 +56,7 @@ class OutputFolder(AbstractContextManager["OutputFolder"]):
             self._writer.add(table.cast(self._schema).combine_chunks().to_batches())
 
     def put(self, answer: Mapping[str, Any], page: str, tables: str | None = None) -> None:
-        """Note the files in each dataset among the truths, then store them, the JSON result last.
+        """Record the files in each dataset among the truths, and then store them, with the JSON result last.
 
         `tables` contains the tables as Markdown, or None if nothing could be evaluated.
         """

@@ -17,14 +17,14 @@ from segmint.pipeline.serving.documents import Tick, document_templates
 _TEMPLATES = Path(__file__).parent / "assets"
 
 Cell = tuple[str, str]
-"""Score in percent, and its interval."""
+"""Score in percent, with its interval."""
 
 Lowest = Sequence[Sequence[LowestScore]]
 
 
 @dataclass(frozen=True)
 class Curve:
-    """Line of a chart, with values from 0 to 1 and optional intervals. `color` is 0 or 1; `dashed` is its style."""
+    """Line of a chart. Values are from 0 to 1, intervals are optional, and `color` is 0 or 1."""
 
     name: str
     values: tuple[float, ...]
@@ -35,7 +35,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Curves:
-    """Curves over the same evenly spaced values of x, in a 100 x 100 frame. `summary` is for screen readers."""
+    """Chart of curves that share evenly spaced values of x, in a 100 x 100 frame. `summary` is for screen readers."""
 
     title: str
     x_label: str
@@ -46,7 +46,7 @@ class Curves:
 
     @property
     def low(self) -> float:
-        """Value at the bottom of the axis: the lowest value or interval, rounded down to a tenth."""
+        """Value at the bottom of the axis, which is the lowest value or interval, rounded down to a tenth."""
         values = [value for curve in self.curves for value in curve.values]
         ends = [interval[0] for curve in self.curves for interval in curve.intervals if interval is not None]
         return max(0.0, min(0.9, math.floor(10 * min(values + ends) - 1e-9) / 10))
@@ -66,11 +66,11 @@ class Curves:
         return [Tick(round(100 * (value - self.low) / span, 2), f"{100 * value:.0f}") for value in values]
 
     def path(self, curve: Curve) -> str:
-        """Return a curve as an SVG path in a 100 x 100 frame."""
+        """Convert a curve to an SVG path in a 100 x 100 frame."""
         return "M" + " L".join(f"{self._across(place):g} {self._down(v):g}" for place, v in enumerate(curve.values))
 
     def band(self, curve: Curve) -> str:
-        """Return the intervals of a curve as a closed SVG path, or an empty string if one is unknown."""
+        """Convert a curve's intervals to a closed SVG path, or to an empty string if an interval is unknown."""
         known = [interval for interval in curve.intervals if interval is not None]
         if len(known) != len(curve.values) or len(known) < 2:
             return ""
@@ -88,7 +88,7 @@ class Curves:
 def render(
     template: str, subject: EvaluationSubject, eyebrow: str, tiles: Sequence[tuple[str, str]], **values: Any
 ) -> str:
-    """Render a page that extends `evaluation.html.j2`; `made` may add lines about how it was measured."""
+    """Render a page that extends `evaluation.html.j2`. `made` can add lines about how the results were measured."""
     templates = document_templates(_TEMPLATES)
     templates.filters["counted"] = _counted
     made = [*_made(subject), *values.pop("made", [])]
@@ -123,7 +123,7 @@ def _facts(facts: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class Table:
-    """Table of scores: `heads` of the columns after the `first`, and a name and cells for each row.
+    """Table of scores. `heads` are the headings of all columns after `first`; each row contains a name and cells.
 
     The page shows the `note` below the table. `compared` is true if the table compares two models.
     """
@@ -137,7 +137,7 @@ class Table:
 
 
 class ComparedScore(NamedTuple):
-    """Score of two models: a cell for each, the difference (second minus first), and its p after Holm's correction."""
+    """Score of two models: a cell for each, the difference (second minus first), and p after Holm's correction."""
 
     name: str
     cells: Sequence[Cell]
@@ -147,7 +147,7 @@ class ComparedScore(NamedTuple):
 
 
 def comparison(subject: EvaluationSubject, first: str, scores: Sequence[ComparedScore]) -> Table:
-    """Return the table that compares two models by their scores, with verdicts if any score was tested."""
+    """Build the table that compares two models by their scores. It contains verdicts if any score was tested."""
     names, tested = subject.names, any(each.p is not None for each in scores)
     rows = []
     for name, cells, difference, interval, p in scores:
@@ -165,7 +165,7 @@ def comparison(subject: EvaluationSubject, first: str, scores: Sequence[Compared
 
 
 def markdown(subject: EvaluationSubject, tables: Sequence[Table]) -> str:
-    """Return tables as Markdown, below the evaluation's extent; `|` and line ends in names are escaped."""
+    """Format tables as Markdown, after a description of the evaluation. Escapes `|` and line ends in names."""
     lines = [_text(subject.head())]
     for table in tables:
         lines += [
@@ -190,7 +190,7 @@ def _text(text: str) -> str:
 
 @dataclass(frozen=True)
 class FiguresPage:
-    """Contents of a page. `tiles` are the scores at the top. `score` names the score that `lowest` lists."""
+    """Contents of a page. `tiles` are the scores at the top, and `score` names the score that `lowest` lists."""
 
     eyebrow: str
     lead: str
@@ -207,7 +207,7 @@ class FiguresPage:
             output.put(answer, self.render(subject, lowest), markdown(subject, self.tables))
 
     def render(self, subject: EvaluationSubject, lowest: Lowest) -> str:
-        """Return the page as HTML; `lowest` contains the lowest scores of each set of weights."""
+        """Render the page as HTML. `lowest` contains the lowest scores of each set of weights."""
         masks = [] if subject.masks is None else [("Masks", count(subject.masks))]
         return render(
             "figures.html.j2",
@@ -232,7 +232,7 @@ class FiguresPage:
 
 
 def cell(value: float | None, interval: Interval | None = None, sign: str = "") -> Cell:
-    """Return a score and its interval in percent, or a dash if there is none."""
+    """Format a score and its interval in percent, or a dash if there is no score."""
     if value is None:
         return "-", ""
     between = "" if interval is None else f"{100 * interval[0]:{sign}.1f} to {100 * interval[1]:{sign}.1f}"

@@ -1,7 +1,8 @@
 """Reader of another model's predictions, which are evaluated in place of weights.
 
-Masks come from a JSON list of COCO results. For an evaluation by clicks, each result also names the true mask
-(`annotation_id`) and the number of clicks so far (`clicks`). Of several after a click, the first is the model's choice.
+The file is a JSON list of COCO results with masks. For an evaluation by clicks, each result also names the true mask
+(`annotation_id`) and the number of clicks so far (`clicks`). If a model predicts several masks after a click, the first
+one in the file is its choice.
 """
 
 import hashlib
@@ -29,10 +30,10 @@ _EXPECTED = "expected COCO results, a list of {image_id, segmentation: {size, co
 def read_predictions(
     files: Sequence[str], truths: Sequence[Truth], storage: Storage, required: Sequence[str] = ()
 ) -> tuple[Predictions, ...]:
-    """Read files of COCO results. Image ids are those of the ground truth file, or of a segmint dataset's export.
+    """Read files of COCO results. Image ids are those in the ground truth file, or in a segmint dataset's export.
 
     Raises `UsageError` if there are several truths, if a file is in another format, or if an entry lacks one of the
-    `required` keys. The error names the file or entry.
+    `required` keys. The error names the file or the entry.
     """
     if files and len(truths) > 1:
         raise UsageError(f"--predictions takes only one dataset or file, but {len(truths)} were given")
@@ -40,7 +41,10 @@ def read_predictions(
 
 
 def check_matched(models: Sequence[EvaluatedWeights], matched: ArrayLike, keys: str = "image_id") -> None:
-    """Raise `UsageError` if a model's predictions, by `matched` (M,) bool, belong to no evaluated image or mask."""
+    """Raise `UsageError` if none of a model's predictions belongs to an evaluated image or mask.
+
+    `matched` (M,) bool is true for models with such a prediction.
+    """
     for model, is_matched in zip(models, np.asarray(matched), strict=False):
         if isinstance(model, Predictions) and not is_matched:
             raise UsageError(
@@ -50,7 +54,7 @@ def check_matched(models: Sequence[EvaluatedWeights], matched: ArrayLike, keys: 
 
 
 def read_entries(option: str, file: Location, expected: str) -> tuple[list[Any], str]:
-    """Return the entries of a file of COCO results, and the file's SHA-256. Raises `UsageError` if it has none."""
+    """Read a list of COCO results and its file's SHA-256. Raises `UsageError` if the file contains no such list."""
     try:
         data = file.read()
         entries = json.loads(data)
@@ -64,7 +68,7 @@ def read_entries(option: str, file: Location, expected: str) -> tuple[list[Any],
 
 
 def image_key(image_id: int | str, of_dataset: bool) -> str:
-    """Return the key of an entry's image: its file name if the entry has the number of a segmint dataset's image."""
+    """Return the key of an entry's image. For the number of an image in a segmint dataset, this is its file name."""
     return image_name(image_id) if of_dataset and isinstance(image_id, int) else str(image_id)
 
 

@@ -18,19 +18,19 @@ LISTED = 10_000
 """Maximum number of skipped items to list in JSON."""
 
 BETTER, WORSE, NO_DIFFERENCE = "better", "worse", "no difference shown"
-"""Verdicts on the second of two models."""
+"""Verdicts on the second of two models, compared with the first."""
 
 LEVEL = 0.05
-"""Corrected p from which a difference has no verdict."""
+"""Significance level. A difference whose corrected p reaches it has no verdict."""
 
 
 class NothingMeasuredError(SegmintError):
-    """Error if no image of any truth could be evaluated."""
+    """Error for an evaluation in which no image could be evaluated."""
 
 
 @dataclass(frozen=True)
 class EvaluationSubject:
-    """Weights, truths, and extent of an evaluation; `masks` is None if whole images were evaluated."""
+    """Weights, truths, and extent of an evaluation. `masks` is None if it evaluated whole images."""
 
     evaluation: str
     truths: tuple[Truth, ...]
@@ -39,11 +39,11 @@ class EvaluationSubject:
     images: int
     masks: int | None
     skipped: tuple[SkippedTruth, ...]
-    seconds: float  # measuring time, summed over all workers
+    seconds: float  # time to measure, summed over all workers
 
     @property
     def names(self) -> list[str]:
-        """Name of each set of weights; equal names are followed by their hashes."""
+        """Name of each set of weights. If names are equal, their hashes follow them."""
         labels = [weights.label for weights in self.weights]
         if len(set(labels)) == len(labels):
             return labels
@@ -93,7 +93,7 @@ def check_measured(images: int, skipped: Sequence[SkippedTruth]) -> None:
 
 
 def percent(value: float | None, interval: Interval | None = None, sign: str = "") -> str:
-    """Return a score in percent with its interval, such as `81.3 (79.0 to 83.4)`, or a dash if there is none."""
+    """Format a score in percent with its interval, such as `81.3 (79.0 to 83.4)`, or a dash if there is no score."""
     if value is None:
         return "-"
     text = f"{100 * value:{sign}.1f}"
@@ -101,19 +101,19 @@ def percent(value: float | None, interval: Interval | None = None, sign: str = "
 
 
 def table_line(name: str, cells: Sequence[str], width: int = 24, first: int = 36) -> str:
-    """Return a row of a table for a terminal, with `first` characters for its name and `width` for each cell."""
+    """Format a table row for a terminal, with `first` characters for its name and `width` characters for each cell."""
     return f"{name:<{first}}" + "".join(f" {cell:>{width - 1}}" for cell in cells)
 
 
 def p_value(p: float | None) -> str:
-    """Return a p-value as text: `p = 0.012`, `p < 0.001`, `p unknown`."""
+    """Format a p-value as text: `p = 0.012`, `p < 0.001`, or `p unknown`."""
     if p is None:
         return "p unknown"
     return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
 
 
 def verdict(difference: float | None, interval: Interval | None, p: float | None, images: int) -> str:
-    """Return the verdict of a test on the second model, based on its corrected p, or the reason why there is none."""
+    """Return the verdict on the second model, based on the corrected p, or the reason why there is none."""
     if difference is None or p is None:
         return "not tested"
     if images < LEAST_IMAGES:

@@ -42,33 +42,33 @@ from segmint.pipeline.engine.evaluate.truth import (
 )
 
 RAY_IMAGES = 500
-"""Minimum number of images for which a run uses Ray actors, unless the user decides otherwise."""
+"""Minimum number of images for a run with Ray actors, unless the user decides otherwise."""
 
 WINDOW_PARTS = 2_000
-"""Maximum number of parts per Ray Data execution, and therefore in the driver's memory."""
+"""Maximum number of parts per Ray Data execution. It limits how many are in the driver's memory."""
 
 _PART, _RESULT = (pa.schema([pa.field(name, pa.large_binary())]) for name in ("part", "result"))
 
-_THREADS, _AHEAD = 2, 3  # threads and images for prefetching within a part
+_THREADS, _AHEAD = 2, 3  # threads that prefetch, and images that they prefetch, within a part
 
 
 @dataclass(frozen=True)
 class RunOptions:
-    """Execution options of a run. If `ray` is None, runs of at least `RAY_IMAGES` images use Ray actors."""
+    """Execution options of a run. If `ray` is None, a run with at least `RAY_IMAGES` images uses Ray actors."""
 
     ray: bool | None = None
     resources: ResourcesConfig = field(default_factory=ResourcesConfig)
 
 
 class _NumberedPart(NamedTuple):
-    """Part with the number of its truth."""
+    """Part of a truth, with the truth's index in the run."""
 
     truth: int
     part: TruthPart
 
 
 def run_measure(task: EvaluateTask, truths: Sequence[Truth], options: RunOptions) -> Generator[PartResult, None, None]:
-    """Measure all parts; yield their results in order.
+    """Measure all parts, and yield their results in order.
 
     Raises `UsageError` if the measure doesn't fit the truths or the weights can't be loaded, and `UnfinishedError` if
     Ray fails.
@@ -93,7 +93,7 @@ def _show(progress: Progress, before: int, done: int) -> None:
 
 
 class _ReadResult(NamedTuple):
-    """Image after reading, or the reason it couldn't be read."""
+    """Result of reading an image: the image, or the reason why it can't be read."""
 
     name: str
     image: TruthImage | None
@@ -101,7 +101,7 @@ class _ReadResult(NamedTuple):
 
 
 class Evaluator(AbstractContextManager["Evaluator"]):
-    """Weights of a run in one process; a context manager that stops the decoders' child processes on exit."""
+    """Evaluator with a run's weights, in one process. A context manager that stops the decoders' child processes."""
 
     def __init__(self, task: EvaluateTask, names: Sequence[str]) -> None:
         """Load the weights. `names` are the names of the truths, for the list of skipped items."""
@@ -117,9 +117,10 @@ class Evaluator(AbstractContextManager["Evaluator"]):
         self._decoders = Decoders(JpegDecoder(own=True, processes=1), JpegDecoder(own=False, processes=1))
 
     def measure(self, truth: int, part: TruthPart, done: Callable[[int], None] = lambda images: None) -> PartResult:
-        """Measure the images of a part, and call `done` with their number so far. `truth` is the truth's index.
+        """Measure the images of a part. `truth` is the truth's index in the run.
 
-        Images that can't be read or measured are listed and don't stop the run.
+        `done` is called after each image with the number of images so far. Images that can't be read or measured are
+        listed and don't stop the run.
         """
         started = time.monotonic()
         rows: list[Row] = []
@@ -151,7 +152,10 @@ class Evaluator(AbstractContextManager["Evaluator"]):
         return _with_head(image, self._task.measure.rows(self._models, image))
 
     def _read(self, part: TruthPart) -> Iterator[_ReadResult]:
-        """Yield a part's images in order, which threads read and decode. If the rest is unreadable, end with why."""
+        """Yield a part's images in order, while threads read and decode ahead.
+
+        If the rest of the part is unreadable, the last result gives the reason.
+        """
         broken: list[str] = []
 
         def pending() -> Iterator[PendingImage]:
@@ -192,14 +196,14 @@ def _with_head(image: TruthImage, rows: Sequence[Row]) -> list[Row]:
 
 
 def _is_lost_device(error: Exception) -> bool:
-    """Return whether a GPU failed for a reason other than lack of memory, so that this process can't use it anymore."""
+    """Return whether this process has lost its GPU, which is true for all GPU errors except lack of memory."""
     import torch
 
     return isinstance(error, torch.AcceleratorError) and not isinstance(error, torch.cuda.OutOfMemoryError)
 
 
 class EvaluateParts:
-    """Ray Data actor that receives pickled parts, and returns a pickled `PartResult` or error for each part."""
+    """Ray Data actor that measures pickled parts. For each part, it returns a pickled `PartResult` or error."""
 
     def __init__(self, task: EvaluateTask, names: Sequence[str]) -> None:
         self._task = task
@@ -213,7 +217,7 @@ class EvaluateParts:
     def _measure(self, part: _NumberedPart) -> bytes:
         try:
             return pickle.dumps(self._evaluator.measure(part.truth, part.part))
-        except SegmintError as error:  # the driver raises it as if it had occurred there
+        except SegmintError as error:  # the driver raises this error
             return pickle.dumps(error)
 
     @cached_property
@@ -228,7 +232,7 @@ class EvaluateParts:
 def _by_ray(
     task: EvaluateTask, names: Sequence[str], parts: Sequence[_NumberedPart], resources: ResourcesConfig
 ) -> Iterator[PartResult]:
-    import ray.data  # import it before the session, which quiets the logger that this import sets up
+    import ray.data  # before the session, which quiets the logger that this import sets up
     import ray.exceptions
 
     from segmint.infra.ray_session import ray_session
@@ -245,7 +249,7 @@ def _by_ray(
         workers = gpus or actors_that_fit(
             cluster.most_workers, sum(weights.find().stat().st_size for weights in loaded(task))
         )
-        # Otherwise, the number of threads would depend on the actor's CPUs in Ray. A GPU actor takes one GPU.
+        # Fix the threads, because they would otherwise depend on the actor's CPUs in Ray. A GPU actor uses one GPU.
         task = replace(task, device="cuda", threads=1) if gpus else replace(task, device="cpu", threads=1)
         progress.stage("evaluate", sum(part.images for _, part in parts))
         done = 0

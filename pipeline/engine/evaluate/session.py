@@ -14,15 +14,15 @@ from segmint.pipeline.engine.evaluate.setup import ModelOptions, TruthOptions
 from segmint.pipeline.engine.evaluate.truth import SkippedTruth, Truth
 
 SEED = 0
-"""Seed for resampling, fixed so that equal results always get equal intervals."""
+"""Seed for resampling. It is fixed, so equal results always have equal intervals."""
 
 SHOWN = 12
-"""Number of lowest scores that a page lists per weights."""
+"""Number of lowest scores that a page lists for each set of weights."""
 
 
 @dataclass(frozen=True)
 class EvaluateOptions:
-    """Options of an evaluation; `output` is the folder for the results, or None."""
+    """Options of an evaluation. `output` is the folder for the results, or None."""
 
     truth: TruthOptions
     model: ModelOptions = field(default_factory=ModelOptions)
@@ -31,14 +31,14 @@ class EvaluateOptions:
 
 @dataclass(frozen=True, order=True)
 class LowestScore:
-    """Low score with the image or mask it belongs to."""
+    """Low score, with the image or mask that it belongs to."""
 
     score: float
     where: str
 
 
 class EvaluationSession:
-    """Evaluation of a task over its truths; `score_of` returns a row's score for `lowest`."""
+    """Evaluation of a task over its truths. `score_of` extracts the score of a row that `lowest` ranks."""
 
     def __init__(
         self,
@@ -48,7 +48,7 @@ class EvaluationSession:
         output: OutputFolder,
         score_of: Callable[[Row], float | None] = lambda row: None,
     ) -> None:
-        """Store the task and the output, which receives the rows as they arrive."""
+        """Store the task and the output. The output receives the rows as they arrive."""
         self._task = task
         self._truths = tuple(truths)
         self._options = options
@@ -81,11 +81,11 @@ class EvaluationSession:
 
     @property
     def lowest(self) -> list[list[LowestScore]]:
-        """Lowest scores of each set of weights, complete when `tables` has ended."""
+        """Lowest scores of each set of weights. The lists are complete once `tables` has ended."""
         return self._lowest
 
     def subject(self, masks: int | None) -> EvaluationSubject:
-        """Return the evaluation's subject, after all results; `masks` counts the masks, None for whole images."""
+        """Describe the evaluation after all results. `masks` is the number of masks, or None for whole images."""
         return EvaluationSubject(
             self._task.measure.name,
             self._truths,

@@ -19,12 +19,12 @@ MOST_WEIGHTS = 2
 
 @dataclass(frozen=True)
 class TruthOptions:
-    """Choice of the ground truth.
+    """Options that choose the ground truth.
 
-    `images` contains the image folders of truths that aren't datasets: one folder for all, or one for each in order.
-    `chosen` applies to datasets, and `ignore` (values that aren't masks) to label maps. `only` lists image ids by
-    dataset, under the user's name for it; its other images are skipped. With `empty`, images without masks in COCO
-    files are included.
+    `images` contains the image folders of the truths that aren't datasets: one folder for all of them, or one folder
+    per truth, in order. `chosen` selects the masks of datasets. `ignore` lists values in label maps that aren't masks.
+    `only` maps the name that the user gave a dataset to the ids of the images to use; its other images are skipped.
+    With `empty`, images without masks in COCO files are included.
     """
 
     targets: tuple[str, ...]
@@ -38,7 +38,7 @@ class TruthOptions:
 
 @dataclass(frozen=True)
 class ModelOptions:
-    """Weights and files of predictions to evaluate, and the options of their execution."""
+    """Weights and prediction files to evaluate, and how to run the evaluation."""
 
     weights: tuple[str, ...] = ("mobile_sam",)
     predictions: tuple[str, ...] = ()
@@ -49,7 +49,7 @@ class ModelOptions:
     def task(self, measure: Measure, predictions: Sequence[Predictions] = ()) -> EvaluateTask:
         """Resolve the weights, and append `predictions` to them.
 
-        Raises `UsageError` if there are more than two in total, and `AssetError` if weights don't exist.
+        Raises `UsageError` if there are more than two models in total, and `AssetError` if weights don't exist.
         """
         given = len(self.weights) + len(self.predictions)
         if not 1 <= given <= MOST_WEIGHTS:
@@ -60,9 +60,10 @@ class ModelOptions:
 
 
 def open_truths(options: TruthOptions, storage: Storage, columns: Sequence[str] = ()) -> list[Truth]:
-    """Open each target by its kind: a dataset, a COCO file (.json), or a folder of label maps.
+    """Open each target as a dataset, a COCO file (.json), or a folder of label maps.
 
-    `columns` are the datasets' image columns to keep. Raises `UsageError` for any other target, or if it has no images.
+    `columns` names the image columns of datasets to keep. Raises `UsageError` for any other target, and for a target
+    without images.
     """
     locations = [Location(storage, target) for target in options.targets]
     datasets = [(location / MANIFEST).exists() for location in locations]

@@ -33,12 +33,15 @@ from segmint.pipeline.engine.evaluate.truth import Truth, TruthImage
 from segmint.pipeline.export.categories import count_labels
 
 PROMPTS = ("own label", "random other label", "empty text", "one point", "own label and point")
-"""Kinds of prompts for a mask."""
+"""Kinds of prompts that each mask is evaluated with."""
 
 
 @dataclass(frozen=True)
 class TextMeasure:
-    """IoU with each mask that a person labeled, for each of `PROMPTS`; random labels come from the `vocabulary`."""
+    """Measure of the IoU with each mask that a person labeled, for each of `PROMPTS`.
+
+    Random labels come from the `vocabulary`.
+    """
 
     clip: str
     projection: str
@@ -58,7 +61,7 @@ class TextMeasure:
         _texts(self.clip, self.projection, self.sam_sha256, "cpu")
 
     def rows(self, models: Sequence[Model], image: TruthImage) -> list[Row]:
-        """Predict a mask for each prompt. Masks without a label, or with a label from a model, are left out."""
+        """Predict a mask for each prompt. Masks without a label from a person are left out."""
         masks = [mask for mask in image.masks if mask.label and not is_of_model(mask.label_source)]
         if not masks:
             return []
@@ -79,7 +82,7 @@ class TextMeasure:
 
 
 def _folded(label: str) -> str:
-    """Return a label without its case and repeated spaces, which CLIP's tokenizers ignore."""
+    """Normalize a label's case and repeated spaces, which CLIP's tokenizers ignore."""
     return " ".join(label.split()).casefold()
 
 
@@ -89,7 +92,7 @@ def _texts(clip: str, projection: str, sam_sha256: str, device: str) -> TextProm
 
 
 def _mask(predictor: Predictor, embedding: Embedding, **prompt: Any) -> CocoRle:
-    """Return the mask with the highest predicted IoU of a prompt's three. Raises ValueError if it isn't finite."""
+    """Predict three masks, and return the one with the highest predicted IoU. Raises ValueError if it isn't finite."""
     answer = predictor.predict(embedding, **prompt)
     if not answer.predicted_iou.isfinite().all():
         raise ValueError("the weights predict an IoU that isn't finite, because they are damaged or overflow in bf16")
@@ -101,7 +104,7 @@ def _mask(predictor: Predictor, embedding: Embedding, **prompt: Any) -> CocoRle:
 
 @dataclass(frozen=True)
 class TextResult:
-    """Mean IoUs and their intervals by kind of prompt, over the subject's masks in `images` images."""
+    """Mean IoUs and intervals by kind of prompt, over the subject's masks, which are in `images` images."""
 
     subject: EvaluationSubject
     hashes: dict[str, str]  # of the CLIP and the projection
@@ -131,7 +134,7 @@ def evaluate_text(options: EvaluateOptions, clip: str, projection: str, seed: in
     together. Raises `NothingMeasuredError` if there are no masks that a person labeled.
     """
     truths = open_truths(options.truth, storage)
-    labels = dict[str, str]()  # by their folded text
+    labels = dict[str, str]()  # by normalized text
     for truth in truths:
         if truth.dataset is None:
             raise UsageError(f"{truth.name} isn't a dataset: import its masks into one with `segmint import`")

@@ -15,7 +15,7 @@ Pixels = NDArray[np.uint8]
 
 
 class UnreadableTruthError(ValueError):
-    """Error if an image can't be evaluated; the message is the reason, without the image's name."""
+    """Error for an image that can't be evaluated. The message is the reason, without the image's name."""
 
 
 class SkippedTruth(NamedTuple):
@@ -34,8 +34,8 @@ class TruthMask:
     """Ground-truth mask, in the frame of its image.
 
     `id` is the annotation's id, or its index in the file if it has no id. `source` is one of SOURCES in
-    `segmint.operators.schemas`, which also defines `label_source`. Both are None outside datasets. A `crowd` covers a
-    group of objects. `category` and `stated_area` come from a COCO file, if present.
+    `segmint.operators.schemas`, where `label_source` is also defined. Both are None outside datasets. A mask with
+    `crowd` covers a group of objects. `category` and `stated_area` come from a COCO file, if present.
     """
 
     id: int
@@ -51,14 +51,16 @@ class TruthMask:
 
 @dataclass(frozen=True)
 class TruthImage:
-    """Image with its ground-truth masks, all nonempty and of the image's size.
+    """Image with its ground-truth masks, which are nonempty and of the image's size.
 
-    `truth` is the number of its dataset or file in the command, and `image_id` is unique within it. `pixels` (H, W, 3)
-    uint8 RGB are in the frame of the masks. `label_map` (H, W) int64 exists if the truth consists of label maps. In it,
-    0 is the background, and the values in `ignore` are neither mask nor background. `skipped` contains a line for each
-    skipped mask. `columns` contains the image's values by column name, for groups. For an image of an LVIS file,
-    `checked` contains the ids of the categories that were checked in it, and `not_exhaustive` the ids of the categories
-    of which only some objects have masks.
+    `truth` is the index of the image's dataset or file in the command, and `image_id` is unique within it. `pixels` (H,
+    W, 3) uint8 RGB are in the frame of the masks. `columns` contains the image's values by column name, for groups.
+    `skipped` contains a line for each skipped mask.
+
+    `label_map` (H, W) int64 exists only if the truth consists of label maps. In it, 0 is the background, and values in
+    `ignore` are neither a mask nor background. For an image of an LVIS file, `checked` contains the ids of the
+    categories that were checked in the image. `not_exhaustive` contains the ids of the categories for which some
+    objects in the image have no mask.
     """
 
     truth: int
@@ -80,7 +82,7 @@ class TruthImage:
 
 
 class Decoders(NamedTuple):
-    """Image decoders: `own` for images that segmint wrote, `foreign` for untrusted ones."""
+    """Image decoders: `own` for images that segmint wrote, and `foreign` for untrusted images."""
 
     own: JpegDecoder
     foreign: JpegDecoder
@@ -88,7 +90,7 @@ class Decoders(NamedTuple):
 
 @dataclass(frozen=True)
 class PendingImage:
-    """Image that hasn't been read or decoded yet. `load` may run in a thread and raises `UnreadableTruthError`."""
+    """Image that hasn't been read or decoded yet. `load` may run in any thread, and raises `UnreadableTruthError`."""
 
     image_id: str
     name: str
@@ -96,7 +98,7 @@ class PendingImage:
 
 
 class TruthPart(Protocol):
-    """Images that one worker reads: a shard of a dataset, or some images of a file. Picklable."""
+    """Unit of work for one worker: a shard of a dataset, or some images of a file. Picklable."""
 
     @property
     def name(self) -> str:
@@ -114,10 +116,10 @@ class TruthPart(Protocol):
 class Truth:
     """Dataset or file that an evaluation uses as ground truth.
 
-    `name` is the user's name for it, without credentials. `kind` is its kind, and `facts` contains its digests and
-    choices. `dataset` is the location of a segmint dataset. `frequencies` maps an LVIS file's category ids to their
-    frequency: r, c, or f. `categories` are the category ids of a COCO file's masks. With `federated`, the file lists
-    the categories that were checked in each image.
+    `name` is the user's name for it, without credentials. `kind` is one of the kinds in `kinds.py`, and `facts`
+    contains digests and choices. `dataset` is the location of a segmint dataset. `categories` are the category ids of a
+    COCO file's masks. `frequencies` maps an LVIS file's category ids to their frequency: r, c, or f. With `federated`,
+    the file lists the categories that were checked in each image.
     """
 
     name: str

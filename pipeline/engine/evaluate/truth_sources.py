@@ -1,6 +1,7 @@
 """Ground truth from a segmint dataset, a COCO file, or a folder of label maps.
 
-A dataset has one part per shard and contains its pixels. The other two kinds come with a folder of images.
+A dataset contains its pixels and has one part per shard. A COCO file and a folder of label maps come with a separate
+folder of images.
 """
 
 import hashlib
@@ -60,7 +61,7 @@ _PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif")
 _LARGEST_MAP = 1 << 30  # bytes
 
 _CREDIT = ("attribution", "provider", "license")
-"""Columns of the images table to keep for each drawn image."""
+"""Columns of the images table that credit an image when it is drawn."""
 
 _THREADS = 16
 _AHEAD = 64
@@ -70,17 +71,17 @@ SOURCES_OF: Mapping[TruthSelection, tuple[str, ...]] = {
     TruthSelection.AUTOMATIC: (AUTOMATIC,),
     TruthSelection.ALL: SOURCES,
 }
-"""Mask sources by selection; a mask without a source is automatic."""
+"""Sources of the masks in each selection. A mask without a source counts as automatic."""
 
 
 def decode_upright(data: bytes) -> Pixels:
-    """Decode an untrusted image to upright (H, W, 3) uint8 RGB, as a build does. Raises `RejectedError`."""
+    """Decode an untrusted image and turn it upright, (H, W, 3) uint8 RGB, as a build does. Raises `RejectedError`."""
     return ingest(data, ANY_SIZE).image
 
 
 @dataclass(frozen=True)
 class CocoPart:
-    """Some images of a COCO file."""
+    """Part of a COCO file: some of its images."""
 
     folder: Location
     truth: int
@@ -114,7 +115,7 @@ class CocoPart:
 
 @dataclass(frozen=True)
 class LabelMapsPart:
-    """Pairs of an image and a label map, given by their names relative to their folders."""
+    """Part of a folder of label maps: pairs of an image and a label map, by their names within their folders."""
 
     folder: Location
     maps: Location
@@ -154,7 +155,7 @@ class LabelMapsPart:
 def open_coco_truth(file: Location, folder: Location, number: int, empty: bool = False) -> Truth:
     """Plan the evaluation of a COCO file with its images in `folder`. `number` is its index among the truths.
 
-    Images without masks are only evaluated if `empty` is set, because any detection in them is wrong. Raises
+    With `empty`, images without masks are evaluated as well, because every detection in them is wrong. Raises
     `UsageError` if the file isn't COCO or has no masks.
     """
     try:
@@ -189,7 +190,7 @@ def open_coco_truth(file: Location, folder: Location, number: int, empty: bool =
 
 
 def open_label_maps_truth(maps: Location, folder: Location, number: int, ignore: Sequence[int] = ()) -> Truth:
-    """Plan the evaluation of the label maps in `maps`. Each belongs to the image in `folder` with the same stem.
+    """Plan the evaluation of the label maps in `maps`. A map belongs to the image in `folder` with the same stem.
 
     `ignore` contains values other than 0 that aren't masks. Raises `UsageError` if no map matches an image.
     """
@@ -236,7 +237,10 @@ def _read_pixels(folder: Location, name: str, decoders: Decoders) -> Pixels:
 def _masks(
     masks: Sequence[AnnotatedMask], pixels: Pixels, labels: NDArray[np.int64] | None = None
 ) -> tuple[list[TruthMask], list[str]]:
-    """Return the nonempty masks and a line for each empty one. Raises `UnreadableTruthError` if the sizes differ."""
+    """Separate the nonempty masks from the empty ones, and return a line for each empty one.
+
+    Raises `UnreadableTruthError` if a mask's size isn't the image's.
+    """
     height, width = pixels.shape[:2]
     sizes = {(mask.rle["size"][0], mask.rle["size"][1]) for mask in masks}
     if labels is not None:
@@ -275,7 +279,10 @@ class _MaskColumns:
 
 @dataclass(frozen=True)
 class ShardTruthPart:
-    """Images of a shard, with masks from the chosen sources. If `only` isn't None, other image ids are skipped."""
+    """Part of a dataset: a shard's images, with masks from the chosen sources.
+
+    If `only` isn't None, images with other ids are skipped.
+    """
 
     dataset: Location
     truth: int
@@ -337,8 +344,8 @@ def open_dataset_truth(
 ) -> Truth:
     """Plan the evaluation of a dataset. `number` is its index among the truths; `only` restricts it to these image ids.
 
-    Only shards with chosen masks become parts, so this reads the masks tables, but no images. `columns` are the image
-    columns to keep. Raises `UsageError` if there is no dataset, no such mask, no pixels, or no such column.
+    Only shards with chosen masks become parts. To find them, this reads the masks tables, but no images. `columns` are
+    the image columns to keep. Raises `UsageError` if there is no dataset, no such mask, no pixels, or no such column.
     """
     dataset = Dataset.open(location)
     if dataset.manifest.config.get("release", {}).get("format") == "annotations":
@@ -392,7 +399,7 @@ def _check_columns(dataset: Dataset, shard: int, columns: Sequence[str]) -> None
 def _plan(
     dataset: Dataset, sources: tuple[str, ...], only: frozenset[int] | None, commit: Commit
 ) -> tuple[Commit, int | str]:
-    """Return the number of a shard's images with chosen masks, or the reason the shard can't be read."""
+    """Count a shard's images with chosen masks. Returns the reason instead if the shard can't be read."""
     try:
         return commit, len(_told(dataset, commit, sources, only))
     except DamagedDatasetError as error:
@@ -402,7 +409,7 @@ def _plan(
 def _told(
     dataset: Dataset, commit: Commit, sources: tuple[str, ...], only: frozenset[int] | None
 ) -> dict[int, dict[int, _MaskColumns]]:
-    """Return the masks from these sources by image id and annotation id."""
+    """Read the masks from these sources, by image id and annotation id."""
     if not commit.counts.get("masks", 1):
         return {}
     table = dataset.table(commit, "masks")

@@ -175,10 +175,7 @@ def run_steps(config: TrainConfig, start: int, evaluations: list[Evaluation], ho
 
 
 def best_of(evaluations: Sequence[Evaluation]) -> Evaluation | None:
-    """Return the evaluation with the best mean IoU after one click, or None. Ignores the weights before the training.
-
-    If several are equal, the first one is returned.
-    """
+    """Return the evaluation with the best mean IoU after one click, or None. The first one wins a tie."""
     return max((each for each in evaluations if each.step > 0), key=lambda each: each.one_click, default=None)
 
 

@@ -57,7 +57,7 @@ class DatasetKeys(_TrainModel):
     masks: MaskChoice = "all"
     """human: masks that annotators created, corrected, or imported; automatic: masks from the model."""
     weight: Annotated[float, Field(gt=0, le=1000), BeforeValidator(_number)] = 1.0
-    """How often an image of this dataset is drawn, relative to an image of a dataset with weight 1."""
+    """Frequency with which an image of this dataset is drawn, compared with an image of a dataset with weight 1."""
 
 
 class BatchKeys(_TrainModel):

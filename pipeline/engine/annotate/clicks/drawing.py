@@ -195,7 +195,7 @@ def _widened(logits: NDArray[np.float32], columns: Interpolation, across: slice)
 
 
 def _spans(wanted: NDArray[np.bool_], most: int) -> Iterator[tuple[int, int]]:
-    """Yield spans (start, end) of at most `most` columns each, which cover all wanted columns and small gaps."""
+    """Split the wanted columns into spans (start, end) of at most `most` columns, which include small gaps."""
     places = np.flatnonzero(wanted)
     if places.size:
         cuts = np.flatnonzero(np.diff(places) > _GAP)

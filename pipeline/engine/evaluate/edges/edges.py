@@ -39,19 +39,19 @@ FIGURES = ("ods", "ois", "ap", "r50")
 
 @dataclass(frozen=True)
 class EdgeFigure:
-    """One of `FIGURES`, or its difference between two sets of weights, the second minus the first."""
+    """Score from `FIGURES`, or its difference between two sets of weights (second minus first)."""
 
     name: str
     value: float | None
     interval: Interval | None
-    p: float | None = None  # of a difference, by exchanging the models in whole images
-    holm: float | None = None  # its correction over all differences
-    verdict: str | None = None  # of a difference
+    p: float | None = None  # only for a difference; the test swaps the models in whole images
+    holm: float | None = None  # p after Holm's correction over all differences
+    verdict: str | None = None  # only for a difference
 
 
 @dataclass(frozen=True)
 class EdgesResult:
-    """Scores and precision-recall curve of each set of weights, and the differences between two."""
+    """Scores and precision-recall curves of each set of weights, and the differences between two sets."""
 
     subject: EvaluationSubject
     measure: EdgesMeasure
@@ -100,7 +100,7 @@ class EdgesResult:
         ]
 
     def page(self) -> FiguresPage:
-        """Return the contents of the page."""
+        """Build the contents of the page."""
         names = self.subject.names
         cells = [[cell(each.value, each.interval) for each in figures] for figures in self.figures]
         if self.differences:
@@ -162,7 +162,7 @@ class EdgesResult:
 
 
 def gather(tables: Iterable[Sequence[Row]], weights: int) -> NDArray[np.int64]:
-    """Return the counts of all images, (I, W, 4, K), from the rows of `EdgesMeasure`."""
+    """Stack the rows of `EdgesMeasure` into the counts of all images, (I, W, 4, K)."""
     found = [stack([counts_of(row)])[0] for rows in tables for row in rows]
     return np.array(found, dtype=np.int64).reshape(-1, weights, *(found[0].shape if found else (4, 0)))
 
@@ -170,7 +170,7 @@ def gather(tables: Iterable[Sequence[Row]], weights: int) -> NDArray[np.int64]:
 def edges_result(
     subject: EvaluationSubject, measure: EdgesMeasure, counts: NDArray[np.int64], seed: int
 ) -> EdgesResult:
-    """Compute the result from the counts (I, W, 4, K). Images are resampled jointly for all weights."""
+    """Compute the result from the counts (I, W, 4, K). Each resample draws the same images for all weights."""
     cuts = thresholds(measure.cuts)
     images, weights, kinds, steps = counts.shape
     best = np.stack([at_best_thresholds(counts[:, each]) for each in range(weights)], axis=1)
@@ -210,10 +210,10 @@ def edges_result(
 def evaluate_edges(
     options: EvaluateOptions, measure: EdgesMeasure, annotators: Sequence[str], storage: Storage
 ) -> EdgesResult:
-    """Find edges in all images, match them with the label maps' boundaries, and write results if there is an output.
+    """Find edges in all images, match them with the label maps' boundaries, and write the results if requested.
 
-    `annotators` are folders of additional label maps of the same images. Raises `UsageError` for invalid options, and
-    `NothingMeasuredError` if no image can be evaluated.
+    `annotators` are folders with other annotators' label maps of the same images. Raises `UsageError` for invalid
+    options, and `NothingMeasuredError` if no image can be evaluated.
     """
     _check(measure)
     truths = open_truths(options.truth, storage)

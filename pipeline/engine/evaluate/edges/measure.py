@@ -33,7 +33,7 @@ _LARGEST_MAP = 1 << 30  # bytes
 
 @dataclass(frozen=True)
 class Annotator:
-    """Label maps of an additional annotator: their folder, and their file names by the stem of the image's name."""
+    """Additional annotator, with a folder of label maps. `names` maps the stem of an image's name to a file name."""
 
     folder: Location
     names: Mapping[str, str]
@@ -56,7 +56,7 @@ class Annotator:
 
 
 def open_annotator(folder: Location) -> Annotator:
-    """List an additional annotator's label maps. Raises `UsageError` if there are none, or two with the same stem."""
+    """List an additional annotator's label maps. Raises `UsageError` if there are none, or if two share a stem."""
     names: dict[str, str] = {}
     for entry in folder.list():
         path = PurePosixPath(entry.name)
@@ -71,19 +71,19 @@ def open_annotator(folder: Location) -> Annotator:
 
 @dataclass(frozen=True)
 class EdgesMeasure:
-    """Edge detection in each image, matched with the boundaries of its label maps, one for each annotator."""
+    """Edge detection in each image. Edges are matched with the boundaries in each annotator's label map."""
 
     points_per_side: int = 16
     cuts: int = THRESHOLDS
     tolerance: float = TOLERANCE
     annotators: tuple[Annotator, ...] = field(default_factory=tuple)
-    predicted: Mapping[str, Annotator] = field(default_factory=dict)  # edge maps by the hash of the predictions
+    predicted: Mapping[str, Annotator] = field(default_factory=dict)  # by the hash of the predictions: their edge maps
 
     name = "edges"
 
     @property
     def schema(self) -> pa.Schema:
-        """`HEAD`, the weights, the number of annotators, the best F-measure of the image, and counts by threshold."""
+        """`HEAD`, the weights, the number of annotators, the image's best F-measure, and the counts by threshold."""
         counts = pa.list_(pa.int64())
         return pa.schema(
             [
@@ -105,7 +105,7 @@ class EdgesMeasure:
                 )
 
     def rows(self, models: Sequence[Model], image: TruthImage) -> list[Row]:
-        """Find edges with each model. Raises ValueError if an additional annotator's map is invalid."""
+        """Find edges with each model and count the matches. Raises ValueError if an annotator's map is invalid."""
         assert image.label_map is not None, "checked before"
         others = (each.labels(image.image_id, image.size) for each in self.annotators)
         maps = [image.label_map, *(each for each in others if each is not None)]
@@ -126,7 +126,7 @@ class EdgesMeasure:
 
 
 def _predicted(maps: Annotator, image: TruthImage) -> EdgeMap:
-    """Return an edge map of 8 bits as shares of 255. Raises ValueError if there is none or it is invalid."""
+    """Read an 8-bit edge map as shares of 255. Raises ValueError if it is missing or invalid."""
     values = maps.labels(image.image_id, image.size)
     if values is None:
         raise ValueError(f"{maps.folder} has no edge map for it")

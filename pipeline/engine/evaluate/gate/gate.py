@@ -48,9 +48,10 @@ _AHEAD = 64
 
 @dataclass
 class AnnotatedImages:
-    """Images with annotated masks; `assisted` counts assisted masks by image and the model's SHA-256.
+    """Annotated masks of a dataset: the ids of their images, and the models that were involved.
 
-    `corrected` maps an annotation id to the SHA-256 of the model whose prediction was corrected.
+    `assisted` counts the assisted masks by image and by the SHA-256 of the model. `corrected` maps a mask's annotation
+    id to the SHA-256 of the model whose prediction an annotator corrected.
     """
 
     images: set[int] = field(default_factory=set)
@@ -58,7 +59,7 @@ class AnnotatedImages:
     corrected: dict[int, str] = field(default_factory=dict)
 
     def models(self, images: Collection[int]) -> Counter[str]:
-        """Return the number of assisted masks in the given images, by the model's SHA-256."""
+        """Count the assisted masks in the given images by the model's SHA-256."""
         found: Counter[str] = Counter()
         for (image, model), count in self.assisted.items():
             if image in images:
@@ -67,7 +68,10 @@ class AnnotatedImages:
 
 
 def find_annotated_images(location: Location) -> AnnotatedImages:
-    """Read the masks tables. Shards with unreadable tables are skipped here, because the evaluation lists them."""
+    """Find the annotated masks in a dataset's masks tables.
+
+    Shards with unreadable tables are skipped without an error, because the evaluation lists them.
+    """
     dataset = Dataset.open(location)
     found = AnnotatedImages()
 
@@ -77,7 +81,7 @@ def find_annotated_images(location: Location) -> AnnotatedImages:
         except DamagedDatasetError:
             return None
 
-    own = dataset.manifest.weights.sha256  # assumed for masks without a model
+    own = dataset.manifest.weights.sha256  # used for masks that don't name a model
     for read in map_ahead(table, dataset.commits(), _THREADS, _AHEAD, "masks"):
         if read is None or not {"source", "annotation_id"} <= set(read.column_names):
             continue
@@ -94,14 +98,14 @@ def find_annotated_images(location: Location) -> AnnotatedImages:
 
 
 CLICKS = (1, 3)
-"""Numbers of clicks that a gate measures in addition to the evaluation's."""
+"""Numbers of clicks that a gate always measures, in addition to the numbers that the user chose."""
 
 _UNKNOWN = "a file: unknown whether its images were trained on, so all count as held out"
 
 
 @dataclass(frozen=True)
 class GateOptions:
-    """The deciding evaluation, and the guard sets: datasets, COCO files, or folders of label maps."""
+    """Options of a gate: the evaluation that decides, and guard sets, which are datasets, COCO files, or label maps."""
 
     points: PointsOptions
     guards: tuple[str, ...] = ()
@@ -109,7 +113,7 @@ class GateOptions:
 
 
 def evaluate_gate(options: GateOptions, storage: Storage) -> GateResult:
-    """Evaluate two sets of weights on held-out annotated masks and on the guard sets, and return the verdict.
+    """Evaluate two sets of weights on held-out annotated masks and on the guard sets, and reach a verdict.
 
     Raises `UsageError` for invalid options, and `NothingMeasuredError` if no image of the truth can be evaluated.
     """
@@ -136,7 +140,7 @@ def evaluate_gate(options: GateOptions, storage: Storage) -> GateResult:
 
 
 def _refuse_twice(option: str, names: Sequence[str]) -> None:
-    """Raise `UsageError` if a name is given twice, because its images would count twice."""
+    """Raise `UsageError` if two names refer to the same place, because its images would count twice."""
     places: dict[str, str] = {}
     for name in names:
         first = places.setdefault(absolute(name), name)
@@ -146,7 +150,7 @@ def _refuse_twice(option: str, names: Sequence[str]) -> None:
 
 @dataclass
 class _GateDataset:
-    """Dataset among the truths or guard sets, with its annotated masks and the images not used for training."""
+    """Dataset that is a truth or a guard set, with its untrained images and, for a truth, its annotated masks."""
 
     untrained: UntrainedImages
     people: AnnotatedImages | None = None
@@ -154,13 +158,13 @@ class _GateDataset:
 
 @dataclass(frozen=True)
 class _TruthPositions:
-    """Datasets and lineages that a tally uses to classify the masks of a run, by the index of the truth."""
+    """Classifier of a run's masks by their datasets and the lineages. `found` is indexed by the truth."""
 
     found: tuple[_GateDataset | None, ...]
     lineages: tuple[Lineage, Lineage]
 
     def role(self, truth: int, mask: int, source: str | None) -> Role:
-        """Return the role of a mask."""
+        """Return the role of a mask, given its truth, annotation id, and source."""
         found = self.found[truth]
         if source == CORRECTED and found is not None and found.people is not None:
             model = found.people.corrected.get(mask)
@@ -168,13 +172,13 @@ class _TruthPositions:
         return role_of(source)
 
     def group(self, truth: int, image: str) -> int | None:
-        """Return the group of an image of a dataset."""
+        """Return the group of similar images that an image belongs to, or None if it isn't known."""
         found = self.found[truth]
         return None if found is None else found.untrained.groups.get(image)
 
 
 class _GateJudge:
-    """Judge of an evaluation with clicks."""
+    """Judge that collects the scores of an evaluation with clicks and reaches a verdict."""
 
     def __init__(self, options: GateOptions, storage: Storage) -> None:
         points = options.points
@@ -196,12 +200,12 @@ class _GateJudge:
             *(self._guard_targets, options.guard_images, TruthSelection.ALL, points.truth.ignore, self.only),
             images_option="--guard-images",
         )
-        self._guard_truths = open_truths(guards, storage)  # before the evaluation, which may take hours
+        self._guard_truths = open_truths(guards, storage)  # find errors before the evaluation, which may take hours
         self._tally = ScoreSums(MEASURES, self._known(self.targets))
 
     @property
     def only(self) -> dict[str, frozenset[int]]:
-        """Ids of the images that may be evaluated, by dataset. Datasets without a restriction are omitted."""
+        """Ids of the images to evaluate, by dataset. A dataset without a restriction is omitted."""
         return {name: found.untrained.ids for name, found in self._found.items() if found.untrained.ids is not None}
 
     def see(self, result: PartResult) -> None:
@@ -209,7 +213,7 @@ class _GateJudge:
         self._tally.add(result.table)
 
     def judge(self) -> GateJudgment:
-        """Evaluate the guard sets and judge all results. A second call returns the same judgment."""
+        """Evaluate the guard sets, and judge all results. Later calls return the same judgment."""
         if self._judged is None:
             seed = self._options.points.settings.seed
             favoring = self._tally.scores([Role.FAVORS_FIRST]).masks
@@ -286,7 +290,7 @@ class _GateJudge:
 
 
 def _chosen(points: PointsOptions) -> Iterator[str]:
-    """Yield a reason that lists the options that differ from the defaults, because they may change the verdict."""
+    """Yield a reason that names the options whose values aren't the defaults, because they may change the verdict."""
     settings = _guard_settings(points)
     chosen = [
         *([f"--seed {settings.seed}"] if settings.seed else []),
@@ -308,7 +312,7 @@ def _skipped(name: str, untrained: UntrainedImages) -> JudgedImages:
 
 
 def _without_truth(gate: _GateJudge, points: PointsOptions, storage: Storage) -> GateResult:
-    """Return the result if no truth remains."""
+    """Judge only the guard sets, because no truth has images to evaluate."""
     judgment = gate.judge()
     truths = [Truth(name, DATASET, ()) for name in dict.fromkeys(points.truth.targets)]
     weights = tuple(lineage.weights for lineage in gate.lineages)

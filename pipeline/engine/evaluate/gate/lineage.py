@@ -32,16 +32,16 @@ from segmint.pipeline.engine.train.record import TrainingRecord, read_record
 from segmint.pipeline.engine.train.settings import DatasetKeys, TrainConfig
 
 _PUBLISHED = frozenset(asset.sha256 for asset in ASSETS.values())
-"""SHA-256 of the published weights that segmint supports, which weren't trained with segmint."""
+"""SHA-256 of each published set of weights that segmint supports. segmint didn't train these."""
 
 
 @dataclass(frozen=True)
 class Lineage:
-    """Training history of weights: the rounds that trained them or their ancestors.
+    """Training history of weights: all rounds that trained the weights or their ancestors.
 
-    `known` is False for foreign weights without a `training.json`, and for lineages that start with such weights.
-    `share` is the smallest held-out share of all rounds: None without rounds, and 0 if a round's share isn't known.
-    `begun` describes the weights that the first round started from, as a link without datasets.
+    `known` is False for foreign weights without a `training.json`, and for a lineage that starts with such weights.
+    `share` is the smallest held-out share of all rounds. It is None without rounds, and 0 if the share of a round isn't
+    known. `begun` describes the weights that the first round started from, as a link without datasets.
     """
 
     weights: EvaluatedWeights
@@ -57,25 +57,25 @@ class Lineage:
 
     @property
     def ancestors(self) -> frozenset[str]:
-        """SHA-256 of the lineage's earlier weights, whose datasets may contain masks of training images.
+        """SHA-256 of the lineage's earlier weights. Datasets that they built may contain masks of training images.
 
-        Published weights are excluded: they built many datasets but weren't trained on any of them.
+        Published weights are excluded, because they built many datasets but weren't trained on any of them.
         """
         return frozenset(each.weights for each in (*self.begun, *self.rounds)) - _PUBLISHED
 
     @property
     def unexplained(self) -> frozenset[str]:
-        """SHA-256 of the weights in the lineage whose training data isn't known."""
+        """SHA-256 of the weights in the lineage whose training data is unknown."""
         return self.hashes - {each.weights for each in self.rounds} - _PUBLISHED
 
     @property
     def names(self) -> frozenset[str]:
-        """Names of the datasets in the rounds."""
+        """Names of all datasets that the rounds trained on."""
         return frozenset(dataset.name for each in self.rounds for dataset in each.datasets)
 
     @property
     def digests(self) -> frozenset[str]:
-        """Digests of the dataset versions in the rounds."""
+        """Digests of all dataset versions that the rounds trained on."""
         return frozenset(dataset.digest for each in self.rounds for dataset in each.datasets)
 
     def to_dict(self) -> dict[str, Any]:
@@ -108,7 +108,7 @@ class Lineage:
 
 
 def lineage_of(weights: EvaluatedWeights, storage: Storage) -> Lineage:
-    """Return the lineage of weights. Raises `UsageError` for an unreadable `training.json`."""
+    """Read the lineage of weights. Raises `UsageError` for an unreadable `training.json`."""
     if weights.sha256 in _PUBLISHED:
         return Lineage(weights, known=True)
     if is_web_address(weights.name):
@@ -134,11 +134,12 @@ def lineage_of(weights: EvaluatedWeights, storage: Storage) -> Lineage:
 
 @dataclass(frozen=True)
 class UntrainedImages:
-    """Images of a dataset that no weights were trained on. `ids` is None if that is true of all images.
+    """Split of a dataset's images by whether any of the weights were trained on them.
 
-    `trained` contains the images that were trained on, images similar to one of those, and images for which this isn't
-    known. `why` explains the selection. `groups` maps the file name of each readable image to a number that it shares
-    with similar images of the command. `skipped` lists the unreadable images and shards.
+    `ids` contains the images that no weights were trained on, or is None for all images. `trained` contains the other
+    images: the ones that were trained on, images similar to these, and images for which it isn't known. `why` explains
+    the split. `groups` maps the file name of each readable image to a group number, which similar images of all
+    datasets in the command share. `skipped` lists the unreadable images and shards.
     """
 
     ids: frozenset[int] | None
@@ -148,13 +149,13 @@ class UntrainedImages:
     skipped: tuple[str, ...] = ()
 
     def of(self, images: Collection[int]) -> frozenset[int]:
-        """Return the images among these that none of the weights were trained on."""
+        """Return which of these images no weights were trained on."""
         return frozenset(images) if self.ids is None else self.ids & frozenset(images)
 
 
 @dataclass(frozen=True)
 class _DatasetHistory:
-    """Manifest of a dataset, the digests of its versions, and the weights that it records as trained on it."""
+    """History of a dataset: its manifest, the digests of all its versions, and `noted`, the weights trained on it."""
 
     manifest: DatasetManifest
     digests: frozenset[str]
@@ -167,7 +168,7 @@ class _DatasetHistory:
         return cls(load_manifest(dataset), frozenset(digests), frozenset(noted))
 
     def trained(self, lineage: Lineage) -> bool:
-        """Return whether weights of a lineage were trained on the dataset, or on one that its images come from."""
+        """Return whether a lineage was trained on the dataset or on a dataset that its images come from."""
         before = [dataset for each in self.manifest.lineage for dataset in each.datasets]
         names = {self.manifest.name, *(dataset.name for dataset in before)}
         digests = self.digests | {dataset.digest for dataset in before}
@@ -179,11 +180,11 @@ class _DatasetHistory:
         )
 
     def share(self, lineage: Lineage) -> float:
-        """Return the share of the dataset that was held out when the lineage was trained on it, or 0 if unknown."""
+        """Return the share of the dataset that the lineage's training held out, or 0 if it is unknown."""
         return 0.0 if self.noted & lineage.unexplained else lineage.share or 0.0
 
     def is_one(self, dataset: TrainingDatasetRef) -> bool:
-        """Return whether `dataset`, which a round used, is this dataset in any version."""
+        """Return whether `dataset`, from a training round, is a version of this dataset."""
         return dataset.name == self.manifest.name or dataset.digest in self.digests
 
 
@@ -192,14 +193,16 @@ def untrained_images(
 ) -> dict[str, UntrainedImages]:
     """Find the images in each target dataset that none of the weights were trained on.
 
-    Weights count as trained on a dataset if their lineage names it or one of its versions, if the dataset records them,
-    or if weights of their lineage built it. They also count if its lineage and theirs share datasets, because annotated
-    masks are carried over from one dataset to the next.
+    Weights count as trained on a dataset in any of these cases: their lineage names the dataset or one of its versions,
+    the dataset records them, or weights of their lineage built it. They also count as trained on it if the dataset's
+    own lineage shares datasets with theirs, because annotated masks are carried over from one dataset to the next.
 
-    Such a dataset is split as in training, with the smallest share of all rounds, and only the held-out images count as
-    untrained. In all other datasets, the images that aren't similar to a trained image count. If a dataset was trained
-    on together with another one that isn't in `targets`, none of its images count, because they may be similar to
-    images of the other one. Raises `DamagedDatasetError` if a shard of a dataset that was trained on can't be read.
+    A dataset that was trained on is split as in training, with the smallest held-out share of all rounds. Its held-out
+    images count as untrained. If a round trained on this dataset together with another one that isn't in `targets`,
+    none of its images count as untrained, because they may be similar to images of the missing dataset. In a dataset
+    that wasn't trained on, an image counts as untrained unless it is similar to a trained image.
+
+    Raises `DamagedDatasetError` if a shard of a dataset that was trained on can't be read.
     """
     if not targets:
         return {}
@@ -209,7 +212,7 @@ def untrained_images(
     places = {absolute(target): target for target in targets}
     config = TrainConfig(
         datasets=tuple(DatasetKeys(uri=place, masks="all") for place in places),
-        output=next(iter(places)),  # nothing is written
+        output=next(iter(places)),  # required, but nothing is written
         max_mask_area_ratio=1.0,
         bad_shards="skip",
     )
@@ -263,7 +266,7 @@ def untrained_images(
 
 
 def _missing(lineages: Sequence[Lineage], known: Collection[_DatasetHistory]) -> list[str]:
-    """Return the names of datasets that aren't in `known`, from the rounds that trained on several datasets."""
+    """Return the datasets that aren't in `known`, although a round trained on them together with another dataset."""
     several = [each.datasets for lineage in lineages for each in lineage.rounds if len(each.datasets) > 1]
     return sorted(
         {each.name for datasets in several for each in datasets if not any(one.is_one(each) for one in known)}
@@ -271,7 +274,7 @@ def _missing(lineages: Sequence[Lineage], known: Collection[_DatasetHistory]) ->
 
 
 def _skipped(dataset: TrainingDataset, skipped: SkippedImages) -> tuple[str, ...]:
-    """Return the unreadable items of a dataset, with details for the first ones."""
+    """Describe the first unreadable images and shards of a dataset."""
     lines = []
     for each in skipped.listed:
         if each["dataset"] == dataset.manifest.name and "detail" in each:

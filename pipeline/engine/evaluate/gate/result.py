@@ -27,7 +27,10 @@ TO_DO = (
 
 @dataclass(frozen=True)
 class JudgedImages:
-    """Judged images of a dataset or file. `trained` counts images skipped as equal or similar to training images."""
+    """Images of a dataset or file that a gate judged. `trained` counts the images that it skipped.
+
+    An image is skipped if it equals, or is similar to, an image that the weights were trained on.
+    """
 
     name: str
     trained: int
@@ -42,12 +45,12 @@ class JudgedImages:
 
 @dataclass(frozen=True)
 class GateJudgment:
-    """Verdict on whether the second weights may replace the first, with its basis.
+    """Verdict on whether the second weights may replace the first, with the results that it is based on.
 
     `assisted_by` counts assisted masks by model: "first", "second", or "others". `corrected_separately` counts
-    corrected masks that are reported with the assisted ones, because they were corrected from predictions that favor
-    the second weights. `favoring_first` counts independent masks that were corrected from predictions of the first
-    weights or their ancestors. `guard_skipped` lists the items of the guard sets that weren't measured.
+    corrected masks that are reported with the assisted masks, because the corrected predictions favor the second
+    weights. `favoring_first` counts independent masks that were corrected from predictions of the first weights or of
+    their ancestors. `guard_skipped` lists the items of the guard sets that weren't measured.
     """
 
     verdict: GateVerdict
@@ -65,7 +68,7 @@ class GateJudgment:
 
     @property
     def passes(self) -> bool:
-        """True if the second weights are better, and every guard set can show that they aren't worse."""
+        """True if the second weights are better, and every guard set has enough data to show that they aren't worse."""
         return self.verdict is GateVerdict.BETTER and all(guard.judged for guard in self.guards)
 
     def to_dict(self) -> dict[str, Any]:
@@ -115,7 +118,7 @@ class GateJudgment:
 
     @property
     def not_checked(self) -> list[str]:
-        """Guard sets that can't decide, and images and shards that couldn't be read."""
+        """Items that the gate couldn't check: guard sets with too little data, and unreadable images and shards."""
         guards = [f"guard set {each.name}: can't decide" for each in self.guards if not each.judged]
         judged = (*self.truths, *self.guard_images)
         return [
@@ -131,7 +134,7 @@ class GateJudgment:
         return f"may {second} replace {first}?"
 
     def table(self) -> Iterator[tuple[str, ...]]:
-        """Yield each comparison: masks, measure, both means, their difference, and whether it may decide."""
+        """Yield each comparison as a row: masks, measure, both means, their difference, and whether it may decide."""
         parts = [("independent masks", self.independent, (DECIDES,)), ("assisted masks", self.assisted, ())]
         parts += [(f"guard set {guard.name}", guard.compared, GUARDED) for guard in self.guards]
         for name, compared, deciding in parts:
@@ -180,7 +183,7 @@ class GateResult:
     subject: EvaluationSubject
     judgment: GateJudgment
     points: PointsResult | None = None
-    page: str = ""  # path of the written page, if `points` is None
+    page: str = ""  # path of the written page; empty if `points` has its own page
 
     @property
     def passes(self) -> bool:

@@ -1,6 +1,6 @@
 """Verdict of a gate, which sums the scores of two sets of weights by image and mask role, and compares them.
 
-docs/decisions/0027-the-gate.md gives the reasons for the rules.
+docs/decisions/0027-the-gate.md explains the rules.
 """
 
 from collections.abc import Sequence
@@ -19,10 +19,10 @@ from segmint.pipeline.engine.evaluate.points.scores import Floats, ImageScores
 from segmint.pipeline.engine.evaluate.result import BETTER, NO_DIFFERENCE, WORSE, percent
 
 DECIDES = "iou_1"
-"""Measure that decides on the truth: the mean IoU after one click."""
+"""Measure that decides on the truth, which is the mean IoU after one click."""
 
 GUARDED = ("oracle_1", "iou_3")
-"""Measures of a guard set that decide."""
+"""Measures that decide on a guard set."""
 
 MEASURES = ("iou_1", "oracle_1", "iou_3")
 """All measures that a gate compares."""
@@ -30,7 +30,7 @@ MEASURES = ("iou_1", "oracle_1", "iou_3")
 NAMES = {"iou_1": "one click", "oracle_1": "best of three", "iou_3": "three clicks"}
 
 GUARD_LIMIT = -0.01
-"""Limit for guard sets. The second weights count as worse on a set if its whole interval is below this value."""
+"""Limit for guard sets. The second weights are worse on a guard set if the whole interval is below this difference."""
 
 ASSISTED = "assisted"
 """The `source` of masks that a person made by prompting a model."""
@@ -40,27 +40,27 @@ CORRECTED = "corrected"
 
 
 class Role(StrEnum):
-    """Evidence that a mask provides about two sets of weights."""
+    """Role of a mask in the comparison of two sets of weights."""
 
-    INDEPENDENT = "independent"  # annotated without help, or from a file that the user takes as truth
+    INDEPENDENT = "independent"  # annotated without a model, or from a file that the user trusts
     FAVORS_FIRST = "favors_first"  # corrected from a prediction of the first weights or their ancestors
     ASSISTED = "assisted"  # favors the model that assisted
-    AUTOMATIC = "automatic"  # made by a model
+    AUTOMATIC = "automatic"  # predicted by a model
 
 
 def role_of(source: str | None) -> Role:
-    """Return the role of a mask by its `source`, which is None outside datasets."""
+    """Return the role of a mask, given its `source`, which is None outside datasets."""
     if source == AUTOMATIC:
         return Role.AUTOMATIC
     return Role.ASSISTED if source == ASSISTED else Role.INDEPENDENT
 
 
 def role_of_corrected(model: str, first: Lineage, second: Lineage) -> Role:
-    """Return the role of a corrected mask by the SHA-256 of the model that made it.
+    """Return the role of a corrected mask, given the SHA-256 of the model whose prediction was corrected.
 
-    A mask from a common ancestor favors the first weights if the second descend from the first. Otherwise, it isn't
-    known which of the two is closer to the ancestor, so the mask is reported separately, like one that favors the
-    second weights.
+    If the model is an ancestor of both weights and the second weights descend from the first, the mask favors the first
+    weights. In any other case with a common ancestor, it isn't known which of the two weights is closer to the
+    ancestor. Such a mask is reported separately, like a mask that favors the second weights.
     """
     if model in first.hashes and (first.weights.sha256 in second.hashes or model not in second.hashes):
         return Role.FAVORS_FIRST
@@ -68,18 +68,18 @@ def role_of_corrected(model: str, first: Lineage, second: Lineage) -> Role:
 
 
 class TruthRoles(Protocol):
-    """Facts about the masks and images of a run's truths, which are identified by their index in the run."""
+    """Source of facts about the masks and images of a run's truths. A truth is identified by its index in the run."""
 
     def role(self, truth: int, mask: int, source: str | None) -> Role:
-        """Return the role of a mask by its annotation id."""
+        """Return the role of a mask, given its annotation id."""
 
     def group(self, truth: int, image: str) -> int | None:
-        """Return the group of similar images by an image's file name, or None if it isn't known."""
+        """Return the group of similar images that an image belongs to, by its file name, or None if it isn't known."""
 
 
 @dataclass
 class ScoreSums:
-    """Sums of the scores of two sets of weights over each image's masks, accumulated as results arrive."""
+    """Accumulator that sums the scores of two sets of weights over each image's masks as results arrive."""
 
     measures: tuple[str, ...]
     judged: TruthRoles
@@ -90,7 +90,7 @@ class ScoreSums:
     corrected_separately: int = 0  # corrected masks that are reported with the assisted ones
 
     def add(self, table: pa.Table) -> None:
-        """Add rows of an interactive evaluation, one for each mask and weights."""
+        """Add rows of an evaluation by clicks, which contain one row per mask and set of weights."""
         columns = ["truth", "image_id", "image", "mask", "source", "weights", *self.measures]
         rows = zip(*(table[name].to_pylist() for name in columns), strict=True)
         for truth, image, name, mask, source, weights, *scores in rows:
@@ -106,7 +106,7 @@ class ScoreSums:
             self._counts[key] = self._counts.get(key, 0) + (weights == 0)
 
     def scores(self, roles: Sequence[Role], truth: int | None = None) -> ImageScores:
-        """Return the scores of masks with these roles, in one truth or all. Similar images count as one unit."""
+        """Return the scores of masks with these roles, in one truth or in all. Similar images form one unit."""
         keys = [key for key in self._sums if key[2] in roles and truth in (None, key[0])]
         sums = np.array([self._sums[key] for key in keys]).reshape(len(keys), 2, len(self.measures))
         counts = np.array([self._counts[key] for key in keys], np.float64)
@@ -127,10 +127,10 @@ class GateVerdict(StrEnum):
 
 @dataclass(frozen=True)
 class MeanComparison:
-    """Means of a measure over the same masks, and their difference (second minus first), as fractions.
+    """Comparison of a measure's means over the same masks, as fractions. The difference is second minus first.
 
-    Similar images count as one of the `images`. The 95 % interval is that of the difference. It is None for fewer than
-    `LEAST_IMAGES` images, if only a few of them differ, or if one image contains most of the masks.
+    `images` counts similar images once. `interval` is the difference's 95 % interval. It is None if there are fewer
+    than `LEAST_IMAGES` images, if only a few images differ, or if one image contains most of the masks.
     """
 
     measure: str
@@ -148,14 +148,14 @@ class MeanComparison:
 
 @dataclass(frozen=True)
 class GuardComparison:
-    """Comparison of two sets of weights on a guard set; empty if nothing could be measured."""
+    """Comparison of two sets of weights on a guard set. `compared` is empty if nothing could be measured."""
 
     name: str
     compared: tuple[MeanComparison, ...]
 
     @property
     def worse(self) -> tuple[MeanComparison, ...]:
-        """Comparisons in which the second weights are worse here."""
+        """Comparisons that show that the second weights are worse."""
         return tuple(each for each in self.compared if each.measure in GUARDED and each.below(GUARD_LIMIT))
 
     @property
@@ -166,7 +166,7 @@ class GuardComparison:
 
 
 def compare(scores: ImageScores, seed: int, resamples: int = RESAMPLES) -> tuple[MeanComparison, ...]:
-    """Compare two sets of weights by each of `MEASURES`; return an empty tuple without images."""
+    """Compare two sets of weights by each of `MEASURES`. Without images, return an empty tuple."""
     images = len(scores.counts)
     if not images:
         return ()
@@ -175,7 +175,7 @@ def compare(scores: ImageScores, seed: int, resamples: int = RESAMPLES) -> tuple
     differences = scores.differences()[:, columns]
     found = differences.sum(axis=0) / scores.counts.sum()
     intervals = mean_intervals(differences, scores.counts, seed, (-1.0, 1.0), resamples)
-    if images >= LEAST_IMAGES:  # a difference that is the same in all images has an interval of zero width
+    if images >= LEAST_IMAGES:  # if the difference is equal in all images, its interval has zero width
         equal = np.ptp(differences / scores.counts[:, None], axis=0) < 1e-9
         intervals = [
             (each, each) if same else one for each, same, one in zip(found.tolist(), equal, intervals, strict=True)
@@ -199,10 +199,10 @@ def decide(
     guards: Sequence[GuardComparison],
     unfavored: Sequence[MeanComparison] | None = None,
 ) -> tuple[GateVerdict, tuple[str, ...]]:
-    """Return the verdict and its reasons. `truth` contains the comparisons over independent masks, if there are any.
+    """Decide between two sets of weights, and return the verdict with its reasons.
 
-    `unfavored` contains the same comparisons without the masks that favor the first weights, or None without such
-    masks.
+    `truth` contains the comparisons over independent masks, if there are any. `unfavored` contains the same comparisons
+    without the masks that favor the first weights; it is None if no masks favor them.
     """
     worse = [
         f"on the guard set {guard.name}, the mean IoU ({NAMES[each.measure]}) changes by {percent_points(each)}: the "
@@ -250,7 +250,7 @@ def _by_truth(truth: Sequence[MeanComparison], unfavored: Sequence[MeanCompariso
 
 
 def percent_points(compared: MeanComparison) -> str:
-    """Return a difference with its interval in percentage points, such as `+4.5 (+2.1 to +6.9)`."""
+    """Format a difference and its interval in percentage points, such as `+4.5 (+2.1 to +6.9)`."""
     return percent(compared.difference, compared.interval, "+")
 
 

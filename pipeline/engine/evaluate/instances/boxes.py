@@ -16,7 +16,7 @@ from segmint.pipeline.engine.evaluate.predictions import image_key, is_number, r
 _EXPECTED = "expected COCO results, a list of {image_id, category_id, bbox: [x, y, width, height], score}"
 
 NO_CATEGORY = 0
-"""Category of all boxes and masks if they have none."""
+"""Category that all boxes and masks get if the file doesn't contain categories."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class ImageBoxes:
     categories: NDArray[np.int64]
 
     def best(self, most: int) -> "ImageBoxes":
-        """Return the `most` boxes per category with the highest scores, because COCO's evaluation only uses these."""
+        """Return the `most` boxes with the highest scores per category. COCO's evaluation ignores all other boxes."""
         if self.scores is None:
             return self
         kept: list[int] = []
@@ -45,7 +45,7 @@ class ImageBoxes:
         return ImageBoxes(self.boxes[kept], self.scores[kept], self.categories[kept])
 
     def best_of_all(self, most: int) -> "ImageBoxes":
-        """Return the `most` boxes with the highest scores, over all categories, as LVIS's evaluation does."""
+        """Return the `most` boxes with the highest scores over all categories, as in LVIS's evaluation."""
         if self.scores is None:
             return self
         kept = np.sort(np.argsort(-self.scores, kind="stable")[:most])
@@ -54,7 +54,7 @@ class ImageBoxes:
 
 @dataclass(frozen=True)
 class BoxesByImage:
-    """Boxes of a file, by image. The keys are file names with `by_name`, and otherwise ids as text."""
+    """Boxes from a file, by image. With `by_name`, the keys are file names; otherwise, they are ids as text."""
 
     by_image: Mapping[str, ImageBoxes]
     scored: bool
@@ -64,7 +64,7 @@ class BoxesByImage:
 
     @property
     def of_categories(self) -> frozenset[int]:
-        """Ids of the boxes' categories, empty if they have none."""
+        """Ids of the boxes' categories. Empty if the boxes have no categories."""
         each = (image.categories.tolist() for image in self.by_image.values()) if self.categories else ()
         return frozenset(category for image in each for category in image)
 
@@ -77,13 +77,13 @@ class BoxesByImage:
         return replace(self, by_image=by_image, categories=False)
 
     def of(self, image_id: str, name: str) -> ImageBoxes:
-        """Return the boxes of an image, possibly none."""
+        """Return the boxes of an image. There may be no boxes."""
         nothing = ImageBoxes(np.zeros((0, 4)), np.zeros(0) if self.scored else None, np.zeros(0, np.int64))
         return self.by_image.get(name if self.by_name else image_id, nothing)
 
 
 def boxes_of_results(predictions: Sequence[Predictions]) -> BoxesByImage:
-    """Return empty boxes with the scores and categories of masks that were predicted without boxes."""
+    """Create empty boxes with the scores and categories of masks that were predicted without boxes."""
     first = predictions[0]
     categories = (each.category for file in predictions for results in file.by_image.values() for each in results)
     by_image = {
@@ -95,7 +95,7 @@ def boxes_of_results(predictions: Sequence[Predictions]) -> BoxesByImage:
 
 
 def no_image_error(boxes: BoxesByImage) -> UsageError:
-    """Return the error for a file in which no box belongs to an evaluated image."""
+    """Build the error for a file in which no box belongs to an evaluated image."""
     expected = "file names of the dataset" if boxes.by_name else "image ids in the ground truth file"
     return UsageError(
         f"no box in {boxes.facts['name']} belongs to an evaluated image: expected image_id to be {expected}"
@@ -103,7 +103,7 @@ def no_image_error(boxes: BoxesByImage) -> UsageError:
 
 
 def no_category_error(boxes: BoxesByImage) -> UsageError:
-    """Return the error for boxes whose categories match no true mask."""
+    """Build the error for boxes whose categories have no true masks."""
     return UsageError(
         f"no category of the boxes in {boxes.facts['name']} has a ground truth mask: expected category_id to "
         "be category ids in the ground truth file"
@@ -111,10 +111,10 @@ def no_category_error(boxes: BoxesByImage) -> UsageError:
 
 
 def read_boxes(file: Location, of_dataset: bool) -> BoxesByImage:
-    """Read a file of COCO results. With `of_dataset`, its image ids are those of a segmint dataset's export.
+    """Read boxes from a file of COCO results. With `of_dataset`, image ids are those of a segmint dataset's export.
 
-    Raises `UsageError`, which names the entry, if the file is in another format, a box has no width or height, or only
-    some boxes have a score or a category.
+    Raises `UsageError`, which names the entry, if the file is in another format, if a box has no width or height, or if
+    some boxes have a score or a category and others don't.
     """
     entries, sha256 = read_entries("--boxes", file, _EXPECTED)
     checked = [_checked(entry, f"--boxes {file}, entry {number}") for number, entry in enumerate(entries, start=1)]

@@ -1,6 +1,6 @@
 """`segmint evaluate instances`: instance segmentation from boxes, scored against ground truth.
 
-The result is an AP if the boxes have scores, as from a detector, and otherwise an mIoU.
+If the boxes have scores, as a detector's boxes do, the result is an AP; otherwise, it is an mIoU.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -52,15 +52,18 @@ SHOWN = {
     f"ar_{MOST}": f"AR@{MOST}",
     f"ar_{MOST_LVIS}": f"AR@{MOST_LVIS}",
 }
-"""Scores to show if the boxes have scores, with their names. Only LVIS has scores by frequency."""
+"""Scores to show if the boxes have scores, with their names. Scores by frequency exist only for LVIS."""
 
 Estimate = tuple[float | None, Interval | None]
-"""Score, or a difference of scores, and its interval."""
+"""Score or difference of scores, with its interval."""
 
 
 @dataclass(frozen=True)
 class InstancesSettings:
-    """Settings for making masks from `boxes` (None: those of the truth). Without weights, `prompted` is false."""
+    """Settings for predicting masks from `boxes`; None stands for the boxes of the truth.
+
+    `prompted` is False if there are no weights to prompt.
+    """
 
     refine: bool
     boxes: BoxesByImage | None
@@ -71,7 +74,7 @@ class InstancesSettings:
         return {"refine": self.refine, "boxes": "truth" if self.boxes is None else dict(self.boxes.facts)}
 
     def line(self) -> str:
-        """Return the prompts in words."""
+        """Describe the prompts in words."""
         facts = {} if self.boxes is None else self.boxes.facts
         if not self.prompted:
             return f"{facts['boxes']:,} predicted masks"
@@ -84,10 +87,10 @@ class InstancesSettings:
 
 @dataclass(frozen=True)
 class InstancesResult:
-    """Scores of each set of weights with intervals, and the differences between two.
+    """Scores and intervals of each set of weights, and the differences between two sets.
 
-    `shown` names the scores to show: mIoU over masks and over images, or those of `SHOWN`. `what` describes them.
-    `categories` contains each category's id, number of true masks, and AP for each set of weights.
+    `shown` names the scores to show: mIoU over masks and over images, or the scores in `SHOWN`. `what` describes them.
+    `categories` contains each category's id, its number of true masks, and the AP of each set of weights.
     """
 
     subject: EvaluationSubject
@@ -96,7 +99,7 @@ class InstancesResult:
     shown: Mapping[str, str]
     scores: tuple[Mapping[str, Estimate], ...]
     differences: Mapping[str, Estimate] | None
-    holm: Mapping[str, float | None]  # p by exchanging the models in whole images, corrected over the scores to show
+    holm: Mapping[str, float | None]  # p of a test that swaps the models by image, corrected over `shown`
     categories: Sequence[tuple[int, int, Sequence[float | None]]] | None = None
 
     def to_dict(self) -> dict[str, Any]:
@@ -173,7 +176,7 @@ class InstancesResult:
 
 
 class MatchesByCategory:
-    """Matches of a run for each set of weights and category, by image; a few bytes per box."""
+    """Matches of a run by image, for each set of weights and category. They take a few bytes per box."""
 
     def __init__(self, tables: Iterable[Sequence[Row]], weights: int) -> None:
         """Collect the rows of `PrecisionMeasure`."""
@@ -185,11 +188,11 @@ class MatchesByCategory:
 
     @property
     def masks(self) -> int:
-        """Number of true masks without crowds."""
+        """Number of true masks, not counting crowds."""
         return sum(int(matches.truth[0]) for images in self.by_category[0].values() for _, matches in images)
 
     def check(self, boxes: BoxesByImage, models: Sequence[EvaluatedWeights] = ()) -> None:
-        """Raise `UsageError` unless a box belongs to an evaluated image, and a box to a category with true masks.
+        """Raise `UsageError` if no box belongs to an evaluated image, or if no box's category has true masks.
 
         Each model must also have a prediction in an evaluated image.
         """
@@ -212,7 +215,7 @@ class MatchesByCategory:
         categories: bool,
         frequencies: Mapping[int, str] | None = None,
     ) -> InstancesResult:
-        """Return COCO's scores, or LVIS's if `frequencies` are given, with intervals and tests over their units."""
+        """Compute COCO's scores, with intervals and tests over the units. With `frequencies`, compute LVIS's scores."""
         precision = AveragePrecision(self.by_category, frequencies)
         names, units, weights, masks = precision.names, precision.units, len(self.by_category), precision.masks
         plain, exchanged = np.eye(units, 2 * units), np.eye(units, 2 * units, k=units)
@@ -224,7 +227,7 @@ class MatchesByCategory:
             ps = dict(zip(names, last, strict=True))
         shown = {name: f"{text} ({masks[name]:,})" for name, text in SHOWN.items() if name in masks}
         by_category = list(precision.by_category())
-        known = sum(each > 0 for _, each, _ in by_category)  # a category without true masks has no AP
+        known = sum(each > 0 for _, each, _ in by_category)  # categories without true masks have no AP
         over = f"over {known} categories" if categories else "without categories"
         return InstancesResult(
             subject,
@@ -239,7 +242,7 @@ class MatchesByCategory:
 
 
 def gather_overlaps(tables: Iterable[Sequence[Row]], weights: int, boxes: BoxesByImage | None = None) -> Floats:
-    """Return each image's number of masks and sums of IoUs by weights, (I, 1 + W), from `OverlapMeasure`'s rows.
+    """Sum the rows of `OverlapMeasure` by image: the number of masks, and the IoUs for each set of weights, (I, 1 + W).
 
     Raises `UsageError` if no image has any of the `boxes`.
     """
@@ -257,7 +260,7 @@ def gather_overlaps(tables: Iterable[Sequence[Row]], weights: int, boxes: BoxesB
 
 
 def overlap_result(subject: EvaluationSubject, settings: InstancesSettings, sums: Floats, seed: int) -> InstancesResult:
-    """Compute the result from the output of `gather_overlaps`. Images are resampled jointly for all weights."""
+    """Compute the result from the output of `gather_overlaps`. Each resample draws the same images for all weights."""
     weights = sums.shape[1] - 1
     of_images = np.concatenate([np.ones((len(sums), 1)), sums[:, 1:] / sums[:, :1]], axis=1)
 
@@ -286,10 +289,11 @@ def _named(scores: Mapping[str, Estimate]) -> dict[str, Any]:
 def evaluate_instances(
     options: EvaluateOptions, boxes_file: str | None, refine: bool, storage: Storage
 ) -> InstancesResult:
-    """Make a mask from each box, compare it with the truth, and write the results to the output, if any.
+    """Predict a mask for each box, compare the masks with the truth, and write the results to the output, if any.
 
-    Boxes with scores result in an AP, others in an mIoU. Without a file, the truth's boxes, which have no scores, are
-    used. Raises `UsageError` for invalid options, and `NothingMeasuredError` if no image can be evaluated.
+    Boxes with scores result in an AP, and boxes without scores in an mIoU. Without a file, the truth's own boxes, which
+    have no scores, are the prompts. Raises `UsageError` for invalid options, and `NothingMeasuredError` if no image can
+    be evaluated.
     """
     truths = open_truths(options.truth, storage)
     boxes = None if boxes_file is None else boxes_for(truths, Location(storage, boxes_file))
@@ -325,16 +329,19 @@ def evaluate_instances(
 
 
 def boxes_for(truths: Sequence[Truth], file: Location) -> BoxesByImage:
-    """Read the boxes for a truth. Raises `UsageError` for several truths, or without a category that has true masks."""
+    """Read a file of boxes for a truth.
+
+    Raises `UsageError` if there are several truths, or if no category in the file has true masks.
+    """
     if len(truths) > 1:
         raise UsageError(f"--boxes takes only one dataset or file, but {len(truths)} were given")
     return checked_boxes(truths, read_boxes(file, truths[0].kind == DATASET))
 
 
 def checked_boxes(truths: Sequence[Truth], boxes: BoxesByImage) -> BoxesByImage:
-    """Return the boxes, without categories if the truth has none. Raises `UsageError` if no category has a mask."""
+    """Drop the boxes' categories if the truth has none. Raises `UsageError` if no box's category has true masks."""
     categories = truths[0].categories
-    if not (boxes.categories and categories):  # only some COCO files have category ids of masks
+    if not (boxes.categories and categories):  # some COCO files don't contain categories of masks
         return boxes.without_categories()
     if not boxes.of_categories & categories:
         raise no_category_error(boxes)

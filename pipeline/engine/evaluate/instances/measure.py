@@ -21,7 +21,7 @@ _WEIGHTS = pa.field("weights", pa.int32(), nullable=False)  # index of the weigh
 
 @dataclass(frozen=True)
 class PrecisionMeasure:
-    """Masks from a detector's boxes, matched with the truth: a row for each image and category.
+    """Measure that matches masks from a detector's boxes with the truth, in a row for each image and category.
 
     With `federated`, as in LVIS, only the categories that were checked in an image count.
     """
@@ -34,7 +34,7 @@ class PrecisionMeasure:
 
     @property
     def schema(self) -> pa.Schema:
-        """`HEAD`, the weights, the category, and `ImageMatches`: scores, bits, and true masks by size range."""
+        """`HEAD`, the weights, the category, and the fields of `ImageMatches`: scores, bits, and true masks by size."""
         return pa.schema(
             [
                 *HEAD,
@@ -100,10 +100,10 @@ def matches_of(row: Row) -> ImageMatches:
 
 @dataclass(frozen=True)
 class OverlapMeasure:
-    """Masks from boxes, with their IoU with the truth: a row for each true mask except crowds.
+    """Measure of the IoU between masks from boxes and the truth, in a row for each true mask except crowds.
 
-    Without `boxes`, each true mask's own box is its prompt. Otherwise, each true mask is paired with at most one mask
-    of the same category that was made from the file's boxes. The pairs maximize the sum of IoUs.
+    Without `boxes`, the prompts are the boxes of the true masks. Otherwise, the prompts are the file's boxes, and each
+    true mask is paired with at most one predicted mask of its category. The pairing maximizes the sum of the IoUs.
     """
 
     boxes: BoxesByImage | None = None
@@ -126,10 +126,10 @@ class OverlapMeasure:
         )
 
     def check(self, truths: Sequence[Truth]) -> None:
-        """Accept any number of truths, or only one with a file of boxes."""
+        """Accept any number of truths, but only a single truth if there is a file of boxes."""
 
     def rows(self, models: Sequence[Model], image: TruthImage) -> list[Row]:
-        """Prompt each model with the boxes. Raises ValueError if the image has only crowds or no masks."""
+        """Prompt each model with the boxes. Raises ValueError if the image has no masks other than crowds."""
         masks = [mask for mask in image.masks if not mask.crowd]
         if not masks:
             raise ValueError("it has no mask")
@@ -165,10 +165,10 @@ class OverlapMeasure:
 def _segment(
     models: Sequence[Model], image: TruthImage, prompts: ImageBoxes, refine: bool
 ) -> list[Sequence[PredictedResult]]:
-    """Return each model's masks for the boxes, with the boxes' scores and categories, or its `Predictions`."""
+    """Predict each model's masks for the boxes, with the boxes' scores and categories, or return its `Predictions`."""
     scores = [None] * len(prompts.boxes) if prompts.scores is None else prompts.scores.tolist()
     found: list[Sequence[PredictedResult]] = []
-    if not len(prompts.boxes):  # no model needs an embedding
+    if not len(prompts.boxes):  # without boxes, no model needs an embedding
         return [each.results_for(image) if isinstance(each, Predictions) else [] for each in models]
     for model in with_embeddings(models, image.pixels):
         if isinstance(model, Predictions):

@@ -12,15 +12,15 @@ from segmint.operators.resampling import holm, relabel_p, sign_flip_p
 from segmint.pipeline.engine.evaluate.points.scores import Floats, ImageScores
 
 Over = Literal["masks", "images", "datasets"]
-"""Items to average: masks, images' means over their masks, or datasets' means over their masks."""
+"""Units of a mean: masks, images (means over their masks), or datasets (means over their masks)."""
 
-# The third number of a seed: the purpose of the random numbers.
+# Last number of a seed, which separates the random numbers by purpose.
 _MEANS, _SIGNS, _GROUPS, _PAIRS, _DATASETS = range(5)
 
 
 @dataclass(frozen=True)
 class MeanScore:
-    """Mean of a measure over all truths if `truth` is None, with the number of its images and masks."""
+    """Mean of a measure, with the number of images and masks. It covers all truths if `truth` is None."""
 
     weights: int
     measure: str
@@ -34,9 +34,10 @@ class MeanScore:
 
 @dataclass(frozen=True)
 class MeanDifference:
-    """Mean of the second weights minus that of the first, over the same masks or images.
+    """Difference of two means over the same masks or images: second weights minus first weights.
 
-    `p` tests for no difference by flipping the signs of all differences of an image, only for means over masks.
+    `p` tests whether there is no difference, by flipping the signs of all differences in an image. It exists only for
+    means over masks.
     """
 
     measure: str
@@ -64,9 +65,10 @@ class GroupMean:
 
 @dataclass(frozen=True)
 class GroupPair:
-    """First group's mean minus the second's. `p` comes from permuting labels over images; `holm` is its correction.
+    """Difference of two groups' means: first minus second.
 
-    Holm's correction covers the pairs of one measure and one set of weights. Both are None if nothing can be permuted.
+    `p` comes from a test that permutes the groups' labels over images. `holm` is p after Holm's correction over all
+    pairs of one measure and one set of weights. Both are None if nothing can be permuted.
     """
 
     weights: int
@@ -86,7 +88,7 @@ class Means:
     differences: tuple[MeanDifference, ...]
 
     def mean(self, measure: str, weights: int = 0, truth: int | None = None, over: Over = "masks") -> MeanScore:
-        """Return one of the means. Raises KeyError if it doesn't exist."""
+        """Look up a mean. Raises KeyError if it doesn't exist."""
         wanted = (weights, measure, truth, over)
         for each in self.scores:
             if (each.weights, each.measure, each.truth, each.over) == wanted:
@@ -94,7 +96,7 @@ class Means:
         raise KeyError(wanted)
 
     def difference(self, measure: str, truth: int | None = None, over: Over = "masks") -> MeanDifference:
-        """Return one of the differences. Raises KeyError if it doesn't exist."""
+        """Look up a difference. Raises KeyError if it doesn't exist."""
         for each in self.differences:
             if (each.measure, each.truth, each.over) == (measure, truth, over):
                 return each
@@ -102,10 +104,10 @@ class Means:
 
 
 def means_of(scores: ImageScores, truths: int, seed: int, resamples: int = RESAMPLES) -> Means:
-    """Return the means of all measures over masks and images, for each truth and for all together.
+    """Compute the means of all measures over masks and over images, for each truth and for all truths together.
 
-    With several truths, this includes the mean of their means over masks, whose intervals resample images within each
-    truth. All weights and their differences are resampled jointly.
+    With several truths, the result also contains the mean of the truths' means over masks. For its intervals, images
+    are resampled within each truth. Each resample draws the same images for all weights and their differences.
     """
     images = scores.by_image()
     numbers = [number for number in range(truths) if (images.truth == number).any()]
@@ -130,7 +132,10 @@ def means_of(scores: ImageScores, truths: int, seed: int, resamples: int = RESAM
 def groups_of(
     scores: ImageScores, measures: tuple[str, ...], seed: int, resamples: int = RESAMPLES
 ) -> tuple[tuple[GroupMean, ...], tuple[GroupPair, ...]]:
-    """Return the means of some measures over each group's masks, and each pair's tests; skips masks without a group."""
+    """Compute the means of some measures over each group's masks, and test each pair of groups.
+
+    Masks without a group are skipped.
+    """
     names = sorted({group for group in scores.group if group is not None})
     columns = [scores.column(measure) for measure in measures]
     labels = np.array([group if group is not None else "" for group in scores.group], dtype=object)
@@ -183,7 +188,7 @@ def _pairs(
 
 
 def _ways(scores: ImageScores) -> Iterator[tuple[Over, Floats, Floats]]:
-    """Yield sums and counts whose ratios are the means over masks and over images."""
+    """Yield sums and counts. Their ratios are the means over masks, and then the means over images."""
     yield "masks", scores.sums, scores.counts
     yield "images", scores.sums / scores.counts[:, None, None], np.ones(len(scores.counts))
 
@@ -199,7 +204,7 @@ def _add(
     resamples: int,
     p: list[float] | None,
 ) -> None:
-    """Append the means of the strata's means for W weights and M measures, and the differences if W is 2."""
+    """Append the mean over the strata's means for W weights and M measures. If W is 2, append the differences, too."""
     weights, measures = scores.sums.shape[1:]
     tables = []
     for sums, counts in strata:

@@ -24,12 +24,15 @@ from segmint.pipeline.engine.evaluate.truth import Truth, TruthImage, TruthMask
 _RLE = pa.struct([("size", pa.list_(pa.int32())), ("counts", pa.binary())])
 
 DRAWN = ["truth_rle", "first_rle", "last_rle"]
-"""Columns that aren't stored because only the page needs them: the truth, and the model's first and last choice."""
+"""Columns that aren't stored because only the page needs them: the true mask, and the model's first and last choice."""
 
 
 @dataclass(frozen=True)
 class PointsMeasure:
-    """Clicks on each mask except crowds. `group_by` is the name of an image column, or `label` or `source` of masks."""
+    """Measure that clicks on each mask except crowds.
+
+    `group_by` is the name of an image column, or `label` or `source` of masks.
+    """
 
     settings: PointsSettings = field(default_factory=PointsSettings)
     group_by: str | None = None
@@ -60,9 +63,9 @@ class PointsMeasure:
         """Accept any truth."""
 
     def rows(self, models: Sequence[Model], image: TruthImage) -> list[Row]:
-        """Click on the image's masks with each model. Raises ValueError if there are none.
+        """Click on the image's masks with each model. Raises ValueError if the image has no masks.
 
-        If only one of two models predicts NaN, it gets scores of 0, so that a comparison doesn't lose the image, and
+        If one of two models predicts NaN, its scores are 0, so that the comparison doesn't lose the image, and
         `PartlyMeasuredError` is raised. If all models predict NaN, ValueError is raised.
         """
         masks = [mask for mask in image.masks if not mask.crowd]
@@ -96,7 +99,7 @@ class PointsMeasure:
         return rows
 
     def _predicted(self, results: Sequence[PredictedResult], masks: Sequence[TruthMask]) -> list[MaskScores]:
-        """Return the scores of predictions after each number of clicks. The last ones replace missing later ones."""
+        """Score predictions after each number of clicks. The last predictions also count for later clicks."""
         found: list[MaskScores] = []
         for mask in masks:
             blank = no_answer(mask.rle, self.settings)
@@ -153,9 +156,9 @@ class PointsMeasure:
 
 
 SCORES = ("iou", "oracle", "predicted")
-"""Scores: the model's choice, the best of its three masks, and its own estimate of its choice."""
+"""Scores of a mask: IoU of the model's choice, IoU of the best of three, and the IoU that the model predicts."""
 
 
 def _number(image: str, mask: int) -> int:
-    """Return a mask's number for random clicks, which doesn't depend on the dataset's location."""
+    """Derive a mask's number for random clicks. It doesn't depend on where the dataset is stored."""
     return int.from_bytes(hashlib.sha256(f"{image}\0{mask}".encode()).digest()[:8]) >> 1

@@ -23,7 +23,7 @@ from segmint.pipeline.engine.evaluate.result import p_value, percent
 from segmint.pipeline.engine.evaluate.truth import Decoders, Truth, TruthImage, TruthPart, UnreadableTruthError
 
 _PAIRS = 60
-"""Number of pairs of groups on the page."""
+"""Maximum number of pairs of groups on the page."""
 
 _FIRST = {
     "center": "The first click is on the pixel farthest from the mask's boundary.",
@@ -46,11 +46,11 @@ _QUALITY = 85
 
 Pixels = NDArray[np.uint8]
 Crop = tuple[int, int, int, int]
-"""left, top, right, bottom in pixels of the image; right and bottom are exclusive."""
+"""Crop of an image as left, top, right, bottom in pixels; right and bottom are exclusive."""
 
 
 def render_page(answer: PointsResult, worst: Sequence[Sequence[WorstMask]], truths: Sequence[Truth]) -> str:
-    """Return the page as HTML; `worst` are masks of each set of weights, whose images are read again for drawing."""
+    """Render the page as HTML. `worst` are masks of each set of weights, whose images are read again to draw them."""
     subject, settings = answer.subject, answer.settings
     ends = f"iou_{settings.clicks[0]}", f"iou_{settings.clicks[-1]}"
     return render(
@@ -123,7 +123,7 @@ def _scope(answer: PointsResult, truth: int | None) -> str:
 
 
 def points_tables(answer: PointsResult) -> list[Table]:
-    """Return all tables of a result, for Markdown: means by clicks, differences, groups, and their pairs."""
+    """Build all tables of a result for Markdown: means by clicks, differences, groups, and pairs of groups."""
     return [*_compared(answer), *_tables(answer), *_groups(answer)]
 
 
@@ -174,7 +174,7 @@ def _groups(answer: PointsResult) -> Iterator[Table]:
 
 @dataclass(frozen=True)
 class WorstMaskImage:
-    """Mask drawn after the first and the last click, as data URIs. `problem` explains why a drawing is missing."""
+    """Drawings of a mask after the first and the last click, as data URIs. `problem` explains a missing drawing."""
 
     image: str
     mask: int
@@ -189,7 +189,7 @@ class WorstMaskImage:
 
 
 def draw_worst(worst: Sequence[WorstMask], truths: Sequence[Truth], measures: tuple[str, str]) -> list[WorstMaskImage]:
-    """Draw the masks in their order, reading their images again. `measures` names the first and the last IoU."""
+    """Draw the masks in order, reading their images again. `measures` names the first and the last IoU."""
     parts = [part for truth in truths for part in truth.parts]
     images: dict[tuple[int, str], TruthImage | str] = {}
     with JpegDecoder(own=True, processes=1) as own, JpegDecoder(own=False, processes=1) as foreign:
@@ -202,7 +202,7 @@ def draw_worst(worst: Sequence[WorstMask], truths: Sequence[Truth], measures: tu
 def draw_mask(
     pixels: Pixels, truth: NDArray[np.bool_], choice: NDArray[np.bool_], clicks: Sequence[Row], crop: Crop
 ) -> Pixels:
-    """Return a crop of the image with both masks and the clicks, at most `SIDE` pixels long, (H, W, 3) uint8 RGB."""
+    """Draw both masks and the clicks on a crop of the image, at most `SIDE` pixels long, (H, W, 3) uint8 RGB."""
     left, top, right, bottom = crop
     scale = SIDE / max(right - left, bottom - top)
     size = max(1, round((right - left) * scale)), max(1, round((bottom - top) * scale))
@@ -237,7 +237,7 @@ def _draw_click(canvas: Pixels, place: tuple[int, int], number: int, foreground:
 
 
 def _crop(masks: NDArray[np.bool_], clicks: Sequence[Row]) -> Crop:
-    """Return a crop around masks and clicks, with a margin, inside the image."""
+    """Choose a crop around masks and clicks, with a margin, inside the image."""
     ys, xs = (np.flatnonzero(masks.any(axis=axis)) for axis in (1, 0))
     spans = []
     for found, key, limit in ((xs, "x", masks.shape[1]), (ys, "y", masks.shape[0])):
@@ -249,7 +249,7 @@ def _crop(masks: NDArray[np.bool_], clicks: Sequence[Row]) -> Crop:
 
 
 def _around(start: int, stop: int, side: int, limit: int) -> tuple[int, int]:
-    """Return a span of `side` pixels around another one, inside the image's `limit`."""
+    """Center a span of `side` pixels on another span, and shift it into the image's `limit`."""
     first = min(max(0, (start + stop - side) // 2), limit - side)
     return first, first + side
 

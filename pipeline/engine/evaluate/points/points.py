@@ -29,20 +29,20 @@ from segmint.pipeline.engine.evaluate.session import EvaluationSession
 from segmint.pipeline.engine.evaluate.setup import ModelOptions, TruthOptions, open_truths
 
 IMAGE_KEY, MASK_KEY = "image_id", "annotation_id"
-"""Possible key columns of a groups file. The file has one of them, and another column with the label."""
+"""Columns that can identify an image or a mask in a groups file. The file has one of them, and a column of labels."""
 
 MASK_COLUMNS = ("label", "source")
-"""Columns of masks to group by if the images have no such column."""
+"""Columns of masks that can define groups if the images have no column with this name."""
 
 MOST_GROUPS = 50
-"""Maximum number of groups; a column with more values isn't a grouping."""
+"""Maximum number of groups. A column with more values is rejected."""
 
 _ENDINGS = (".csv", ".parquet")
 
 
 @dataclass(frozen=True)
 class Groups:
-    """Grouping of masks by a column, or by a file's labels of images or masks; `by` names it in results."""
+    """Grouping of masks by a column, or by a file's labels of images or masks. `by` is its name in results."""
 
     by: str
     column: str | None = None
@@ -65,9 +65,9 @@ class Groups:
 
 
 def read_groups(name: str, locate: Callable[[str], Location]) -> Groups:
-    """Return the groups of `--groups`: a .csv or .parquet file, or the name of a column.
+    """Parse `--groups`, which is a .csv or .parquet file, or the name of a column.
 
-    Raises `UsageError` for a file that is unreadable, has other columns, or assigns two labels to one image or mask.
+    Raises `UsageError` for a file that is unreadable, has other columns, or assigns two labels to an image or mask.
     """
     if PurePosixPath(name).suffix.lower() not in _ENDINGS:
         return Groups(name, column=name)
@@ -97,7 +97,7 @@ def _checked(name: str, rows: list[Row]) -> Groups:
     (label,) = (column for column in columns if column != key)
     labels: dict[str, str] = {}
     for number, row in enumerate(rows, start=1):
-        if len(row) != 2:  # a label with a comma, without quotes
+        if len(row) != 2:  # for example, a label with an unquoted comma
             raise UsageError(f"--groups {name}, row {number} has more than 2 values: {expected}")
         if row[key] is None or row[label] in (None, ""):
             continue
@@ -113,7 +113,7 @@ def _checked(name: str, rows: list[Row]) -> Groups:
 
 
 def check_groups(groups: Groups, found: set[str]) -> None:
-    """Raise `UsageError` if no mask is in a group, or if there are too many groups to compare."""
+    """Raise `UsageError` if no mask belongs to a group, or if there are too many groups to compare."""
     if not found:
         raise UsageError(f"no evaluated mask has a value for {groups.by}, so there is nothing to group by")
     if len(found) > MOST_GROUPS:
@@ -129,7 +129,10 @@ GROUP_CLICKS = (1, 3)
 
 @dataclass(frozen=True)
 class PointsOptions:
-    """Options of the evaluation. By default, the `first` click is random with groups, as in the paper, else central."""
+    """Options of the evaluation.
+
+    By default, the `first` click is central. With groups, it is random, as in the paper.
+    """
 
     truth: TruthOptions
     model: ModelOptions = field(default_factory=ModelOptions)
@@ -142,8 +145,8 @@ class PointsOptions:
 def evaluate_points(options: PointsOptions, storage: Storage, judge: Judge | None = None) -> PointsResult:
     """Click on all masks, compute the scores, and write the results and a page to the output, if any.
 
-    A `judge` receives the results, and its judgment becomes part of the result and the page. Raises `UsageError` for
-    invalid options, and `NothingMeasuredError` if no image can be evaluated.
+    A `judge` sees all results as they arrive, and its judgment becomes part of the result and the page. Raises
+    `UsageError` for invalid options, and `NothingMeasuredError` if no image can be evaluated.
     """
     groups = None if options.groups is None else read_groups(options.groups, lambda name: Location(storage, name))
     settings = _settings(options, groups is not None)
@@ -178,7 +181,7 @@ def kept_schema(measure: PointsMeasure) -> pa.Schema:
 
 
 def _shown(results: Iterable[PartResult], judge: Judge) -> Iterator[PartResult]:
-    """Pass results on to a judge while yielding them."""
+    """Yield the results unchanged, and show each one to a judge."""
     for result in results:
         judge.see(result)
         yield result

@@ -14,7 +14,7 @@ from segmint.pipeline.engine.evaluate.points.scores import ImageScores
 from segmint.pipeline.engine.evaluate.result import EvaluationSubject, p_value, percent, verdict
 
 _PAIRS = 20
-"""Number of pairs of groups on a terminal."""
+"""Maximum number of pairs of groups to print on a terminal."""
 
 KINDS = {"iou": "the model's choice", "oracle": "the best of three"}
 """Measures to show, with their names."""
@@ -45,9 +45,9 @@ class Judge(Protocol):
 
 @dataclass(frozen=True)
 class PointsResult:
-    """Means, differences, and groups of an evaluation, and the scores by image that they are computed from.
+    """Means, differences, and groups of an evaluation, and the scores by image that they were computed from.
 
-    `grouped_by` is empty without groups. `judgment` is the conclusion, if a judge was given.
+    `grouped_by` is empty without groups. `judgment` is the judge's conclusion, if there was a judge.
     """
 
     subject: EvaluationSubject
@@ -106,7 +106,7 @@ class PointsResult:
                 yield name, [there[key] for key in keys]
 
     def scopes(self) -> list[int | None]:
-        """Return the truths that have means. None stands for all of them together."""
+        """Return the truths that have means. None stands for all truths together."""
         found: list[int | None] = []
         for each in self.means.scores:
             if each.truth not in found:
@@ -114,7 +114,7 @@ class PointsResult:
         return found
 
     def differences(self) -> Iterator[tuple[str, MeanDifference, float | None, str]]:
-        """Yield the differences to show, over all masks, each with its name, its corrected p, and its verdict."""
+        """Yield the differences to show, over all masks, with their names, corrected p, and verdicts."""
         shown = [each for each in self.means.differences if each.truth is None and each.over == "masks"]
         shown = [each for each in shown if each.measure.partition("_")[0] in KINDS]
         for each, corrected in zip(shown, holm([each.p for each in shown]), strict=True):
@@ -124,16 +124,16 @@ class PointsResult:
 
     @property
     def sizes(self) -> dict[str, str]:
-        """Number of masks and images of each group, as text."""
+        """Number of masks and images in each group, as text."""
         return {each.group: f"{counted(each.masks, 'mask')} of {counted(each.images, 'image')}" for each in self.groups}
 
     def measured(self, group: GroupMean | GroupPair) -> str:
-        """Return the number of clicks of a group or pair, and the weights if there are two."""
+        """Describe what a group or pair was measured on: the number of clicks and, if there are two, the weights."""
         name = f"{self.subject.names[group.weights]}, " if len(self.subject.weights) > 1 else ""
         return f"{name}{counted(int(group.measure.partition('_')[2]), 'click')}"
 
     def nearest_pairs(self, most: int) -> list[GroupPair]:
-        """Return all pairs in their order or, if there are more than `most`, those with the lowest p."""
+        """Return all pairs in order. If there are more than `most`, return the pairs with the lowest p."""
         if len(self.pairs) <= most:
             return list(self.pairs)
         return sorted(self.pairs, key=lambda pair: 2.0 if pair.p is None else pair.p)[:most]

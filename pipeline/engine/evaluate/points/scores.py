@@ -20,10 +20,10 @@ WORST = 12
 
 @dataclass(frozen=True)
 class ImageScores:
-    """Sums of scores over the masks of each image, or of each image and group: U units.
+    """Sums of scores over the masks of each unit. A unit is an image, or an image's masks in one group.
 
-    `measures` names the M scores, such as `iou_1`. `counts` (U,) are numbers of masks, and `sums` (U, W, M) are the
-    sums of scores for W sets of weights.
+    `measures` names the M scores, such as `iou_1`. For U units, `counts` (U,) are the numbers of masks, and `sums` (U,
+    W, M) are the sums of the scores for W sets of weights.
     """
 
     measures: tuple[str, ...]
@@ -35,7 +35,7 @@ class ImageScores:
 
     @property
     def masks(self) -> int:
-        """Number of all masks."""
+        """Number of masks in all units."""
         return int(self.counts.sum())
 
     def column(self, measure: str) -> int:
@@ -43,7 +43,7 @@ class ImageScores:
         return self.measures.index(measure)
 
     def of(self, chosen: NDArray[np.bool_]) -> "ImageScores":
-        """Return the chosen units, (U,) bool."""
+        """Select the units that `chosen`, (U,) bool, marks."""
         places = np.flatnonzero(chosen).tolist()
         return ImageScores(
             self.measures,
@@ -55,7 +55,7 @@ class ImageScores:
         )
 
     def by_image(self) -> "ImageScores":
-        """Return the scores with the units of each image merged; the groups are None."""
+        """Merge the units of each image. The groups of the result are None."""
         keys: dict[tuple[int, str], int] = {}
         for truth, image in zip(self.truth.tolist(), self.image_id, strict=True):
             keys.setdefault((truth, image), len(keys))
@@ -67,14 +67,14 @@ class ImageScores:
         return ImageScores(self.measures, truths, tuple(image for _, image in keys), (None,) * len(keys), counts, sums)
 
     def differences(self, first: int = 0, second: int = 1) -> Floats:
-        """Return the second weights' sums minus the first's, (U, M), for means and tests with `counts`."""
+        """Return the second weights' sums minus the first's, (U, M). Means and tests use them with `counts`."""
         difference: Floats = self.sums[:, second] - self.sums[:, first]
         return difference
 
 
 @dataclass(frozen=True, order=True)
 class WorstMask:
-    """Mask with a low score; `part` is the index of its part in the run, `row` its row of results."""
+    """Mask with a low score. `part` is the index of its part in the run, and `row` its row of results."""
 
     badness: float
     order: int
@@ -89,11 +89,11 @@ def collect(
     group_of: Callable[[Row], str | None],
     keep: Callable[[pa.Table], None] = lambda table: None,
 ) -> tuple[ImageScores, list[list[WorstMask]]]:
-    """Sum the rows of a run by image and group, part by part. Also returns the worst masks of each set of weights.
+    """Sum the rows of a run by image and group, part by part, and find the worst masks of each set of weights.
 
-    `keep` receives the rows of each part without the columns that only the page needs. `group_of` returns the group of
-    a row's mask. Rows of a mask are consecutive, one for each set of weights. The worst masks are lowest in the first
-    measure.
+    `keep` receives the rows of each part, without the columns that only the page needs. `group_of` returns the group of
+    a row's mask. The rows of a mask must be consecutive, with one row per set of weights. The worst masks have the
+    lowest values of the first measure.
     """
     units: dict[tuple[int, str, str | None], int] = {}
     counts: list[float] = []
@@ -111,7 +111,7 @@ def collect(
                 sums.append(np.zeros((weights, len(measures))))
             counts[place] += row["weights"] == 0
             sums[place][row["weights"]] += [row[name] for name in measures]
-            order -= 1  # if scores are equal, the first one is kept
+            order -= 1  # of masks with equal scores, keep the first one
             found = WorstMask(-row[measures[0]], order, part, row)
             (heapq.heappush if len(heaps[row["weights"]]) < WORST else heapq.heappushpop)(heaps[row["weights"]], found)
         table = result.table.drop_columns(DRAWN)

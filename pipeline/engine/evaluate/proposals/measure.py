@@ -18,15 +18,15 @@ from segmint.pipeline.engine.evaluate.truth import Truth, TruthImage, TruthMask
 ALL = "all"
 
 KINDS: Mapping[str, str] = {"r": "rare", "c": "common", "f": "frequent"}
-"""Names of LVIS's `frequency` values of a category."""
+"""Names of the values of `frequency` in LVIS's categories."""
 
 
 @dataclass(frozen=True)
 class ProposalsMeasure:
-    """Object proposals in each image, with the number of true masks that they find.
+    """Measure that proposes objects in each image and counts how many true masks the proposals find.
 
-    `frequencies` maps each truth and category id of an LVIS file to a key of `KINDS`. Each kind's masks are counted
-    once more as if they were the only true masks.
+    `frequencies` maps each truth and category id of an LVIS file to a key of `KINDS`. Each kind of category is then
+    also counted separately, as if its masks were the only true masks.
     """
 
     points_per_side: int = 64
@@ -36,7 +36,7 @@ class ProposalsMeasure:
 
     @property
     def schema(self) -> pa.Schema:
-        """`HEAD`, the weights, the kind, the numbers of proposals and true masks, and average recall on this image.
+        """`HEAD`, the weights, the kind, the numbers of proposals and true masks, and the image's average recall.
 
         `true_masks` and `found` are the flattened arrays of `RecallCounts`.
         """
@@ -44,7 +44,7 @@ class ProposalsMeasure:
             [
                 *HEAD,
                 pa.field("weights", pa.int32(), nullable=False),  # index of the weights in the command, from 0
-                pa.field("kind", pa.string(), nullable=False),  # of category: all, rare, common, or frequent
+                pa.field("kind", pa.string(), nullable=False),  # kind of category: all, rare, common, or frequent
                 pa.field("proposals", pa.int32(), nullable=False),
                 pa.field("true_masks", pa.list_(pa.int64()), nullable=False),
                 pa.field("found", pa.list_(pa.int64()), nullable=False),
@@ -68,7 +68,7 @@ class ProposalsMeasure:
         return rows
 
     def _by_kind(self, image: TruthImage) -> dict[str, list[TruthMask]]:
-        # COCOeval sorts masks by category, then in the file's order, which breaks ties between equal overlaps.
+        # COCOeval sorts masks by category and then in the file's order. The order breaks ties between equal overlaps.
         masks = sorted(image.masks, key=lambda mask: -1 if mask.category is None else mask.category)
         kinds = {ALL: masks}
         if self.frequencies:
@@ -79,7 +79,7 @@ class ProposalsMeasure:
 
 
 def true_masks(masks: Sequence[TruthMask]) -> list[TrueMask]:
-    """Return masks for matching, with the area stated in their file, if any."""
+    """Convert masks for matching. Their area is the one that their file states, if any."""
     return [
         TrueMask(mask.rle, mask.area if mask.stated_area is None else mask.stated_area, mask.crowd) for mask in masks
     ]
@@ -92,7 +92,7 @@ def counts_of(row: Row) -> RecallCounts:
 
 
 def best_first(results: Sequence[PredictedResult], most: int = LIMITS[-1]) -> list[PredictedMask]:
-    """Return the masks of results with the highest scores, best first."""
+    """Return the masks with the highest scores, best first."""
     found = [PredictedMask(each.rle, each.score or 0.0) for each in results]
     return sorted(found, key=lambda mask: -mask.score)[:most]
 
@@ -109,5 +109,5 @@ def _counted(masks: Sequence[TruthMask], found: Sequence[PredictedMask]) -> Row:
 
 @lru_cache(maxsize=2)
 def _generator(model: Predictor, points_per_side: int) -> MaskGenerator:
-    """Return the generator of a model, whose threads live as long as the process."""
+    """Return a model's mask generator. Its threads live as long as the process."""
     return MaskGenerator(model, proposal_settings(points_per_side))

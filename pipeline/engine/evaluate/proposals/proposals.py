@@ -34,9 +34,9 @@ _line = partial(table_line, first=44)
 
 @dataclass(frozen=True)
 class Recall:
-    """Average recall of the first proposals, up to a limit, for true masks of one kind and size range.
+    """Average recall of the best proposals, up to a limit, for true masks of one kind and size range.
 
-    Without true masks, `value` is None. In a difference, it is the second weights' recall minus the first's.
+    `value` is None if there are no true masks. In a difference, it is the second weights' recall minus the first's.
     """
 
     kind: str
@@ -44,14 +44,14 @@ class Recall:
     area: str
     value: float | None
     interval: Interval | None
-    p: float | None = None  # of a difference, by exchanging the models in whole images
-    holm: float | None = None  # its correction over all differences
-    verdict: str | None = None  # of a difference
+    p: float | None = None  # only for a difference; the test swaps the models in whole images
+    holm: float | None = None  # p after Holm's correction over all differences
+    verdict: str | None = None  # only for a difference
 
 
 @dataclass(frozen=True)
 class ProposalCounts:
-    """Counts of all images for one kind: found (I, W, limits, areas, thresholds), truth (I, areas)."""
+    """Counts of I images for one kind of category: found (I, W, limits, areas, thresholds), truth (I, areas)."""
 
     found: NDArray[np.int64]
     truth: NDArray[np.int64]
@@ -60,12 +60,12 @@ class ProposalCounts:
 
 @dataclass(frozen=True)
 class ProposalsResult:
-    """Average recall of each set of weights, and the differences between two."""
+    """Average recall of each set of weights, and the differences between two sets."""
 
     subject: EvaluationSubject
     points_per_side: int
-    proposals: tuple[float, ...]  # mean number per image, for each set of weights
-    truth: dict[str, dict[str, int]]  # true masks by kind and size range
+    proposals: tuple[float, ...]  # mean number of proposals per image, for each set of weights
+    truth: dict[str, dict[str, int]]  # number of true masks by kind and size range
     recalls: tuple[tuple[Recall, ...], ...]
     differences: tuple[Recall, ...]
 
@@ -98,7 +98,7 @@ class ProposalsResult:
         ]
 
     def table(self, recalls: Sequence[Recall]) -> Iterator[tuple[str, list[Recall]]]:
-        """Yield the rows of a table: one for each kind and limit, with a cell for each size range."""
+        """Yield the rows of a table: a row for each kind and limit, with a cell for each size range."""
         for kind in dict.fromkeys(each.kind for each in recalls):
             for limit in LIMITS:
                 cells = [each for each in recalls if (each.kind, each.limit) == (kind, limit)]
@@ -161,7 +161,7 @@ class ProposalsResult:
 
 
 def gather(tables: Iterable[Sequence[Row]], weights: int) -> dict[str, ProposalCounts]:
-    """Return the counts of all images by kind, from the rows of `ProposalsMeasure`, grouped by image."""
+    """Collect the rows of `ProposalsMeasure`, which are grouped by image, into counts by kind."""
     found: dict[str, list[list[NDArray[np.int64]]]] = {}
     truth: dict[str, list[NDArray[np.int64]]] = {}
     proposals: dict[str, list[list[int]]] = {}
@@ -188,7 +188,7 @@ def gather(tables: Iterable[Sequence[Row]], weights: int) -> dict[str, ProposalC
 def proposals_result(
     subject: EvaluationSubject, points_per_side: int, counts: dict[str, ProposalCounts], seed: int
 ) -> ProposalsResult:
-    """Compute the result from the counts. Images are resampled jointly for all weights."""
+    """Compute the result from the counts. Each resample draws the same images for all weights."""
     recalls: list[list[Recall]] = [[] for _ in subject.weights]
     differences: list[Recall] = []
     for place, (kind, each) in enumerate(counts.items()):
@@ -234,7 +234,7 @@ def _last(figures: Callable[[Floats], Floats], first: int, sums: Floats) -> Floa
 
 
 def evaluate_proposals(options: EvaluateOptions, points_per_side: int, storage: Storage) -> ProposalsResult:
-    """Propose objects in all images, count the true masks found, and write the results to the output, if any.
+    """Propose objects in all images, count the true masks that they find, and write the results to the output, if any.
 
     Raises `UsageError` for invalid options, and `NothingMeasuredError` if no image can be evaluated.
     """

@@ -169,7 +169,7 @@ class TrainingImageReader:
         return prepared.read
 
     def pixels_of(self, read: TrainingImage) -> NDArray[np.uint8] | None:
-        """Return an image's pixels, reading them if it has an embedding. On failure, skip it and return None."""
+        """Return an image's pixels, and read them if necessary. If that fails, skip the image and return None."""
         if read.pixels is not None:
             return read.pixels
         height, width = (int(side) for side in self._images.sizes[read.image])
