@@ -65,10 +65,10 @@ def __dir__() -> list[str]:
 
 
 def load_sam(weights: "str | os.PathLike[str]" = "auto", device: str = "auto", precision: str = "fp32") -> "Sam":
-    """Load a SAM by the name of its weights (mobile_sam, vit_b, vit_l, vit_h), or from a checkpoint's path or URI.
+    """Load a SAM, given a name of weights (mobile_sam, vit_b, vit_l, vit_h) or the path or URI of a checkpoint.
 
-    `device` is auto, cpu, cuda, or cuda:N. `precision` is fp32, bf16, or auto, which picks bf16 on GPUs that support
-    it. Raises `segmint.infra.errors.UsageError` if the weights cannot be found or the device is not available.
+    `device` is auto, cpu, cuda, or cuda:N. `precision` is fp32, bf16, or auto; auto picks bf16 on GPUs that support it.
+    Raises `segmint.infra.errors.UsageError` if the weights can't be found or if the device isn't available.
     """
     from segmint.pipeline.masks.interactive.generator import sam_of
 

@@ -18,19 +18,19 @@ FILTERS = {
     "listed": listed,
     "bound": upper_bound,
 }
-"""Template filters that format numbers, by name."""
+"""Template filters that format numbers and other values, by name."""
 
 
 @dataclass(frozen=True)
 class Tick:
-    """A tick on the axis of a plot; `at` is in percent of the frame, from the left or from the bottom."""
+    """Tick on the axis of a plot. `at` is its position in percent of the frame, from the left or from the bottom."""
 
     at: float
     text: str
 
 
 def document_templates(folder: Path) -> jinja2.Environment:
-    """Return the templates of a folder; each includes the shared style, `document.css.j2`."""
+    """Load the templates of a folder. Each one includes the shared style, `document.css.j2`."""
     templates = jinja2.Environment(
         loader=jinja2.FileSystemLoader([folder, _SHARED]), autoescape=True, undefined=jinja2.StrictUndefined
     )

@@ -1,9 +1,9 @@
 """Access control for browsers: one-time URLs, sessions in cookies, and restrictive headers.
 
-A URL contains a key that admits one browser. On first use, the server exchanges the key for a cookie that scripts can't
-read and other sites can't send. If a browser was started with the URL, another user of the machine may see the key in
-the process list, but by then, it is worthless. The headers restrict the browser to the server's own scripts and
-resources, and prevent framing.
+A URL contains a key that admits one browser. When the browser opens the URL, the server exchanges the key for a cookie
+that scripts can't read and other sites can't send. If the server starts the browser with the URL, other users of the
+machine may see the key in the process list. By then, the key has been used and is worthless. The headers restrict the
+browser to the server's own scripts and resources, and prevent framing.
 """
 
 import secrets
@@ -17,7 +17,7 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 KEY = "key"
-"""Query parameter of the URL that contains the key."""
+"""Query parameter that contains the key."""
 
 HEADERS = {
     "content-security-policy": (
@@ -29,16 +29,16 @@ HEADERS = {
     "referrer-policy": "no-referrer",
     "cross-origin-opener-policy": "same-origin",
     "cross-origin-resource-policy": "same-origin",
-    # The same URL may show another dataset tomorrow, and images may be taken down.
+    # Nothing is cached: the same URL may show another dataset tomorrow, and images may be taken down.
     "cache-control": "no-store",
 }
-"""Headers of every response of a server for one person's browser."""
+"""Headers of every response from a server that is meant for one person's browser."""
 
 
 class OneTimeKeys:
-    """One-time keys and sessions of people, by their names. Thread-safe.
+    """One-time keys and sessions, by people's names. Thread-safe.
 
-    Keys and sessions are 256 random bits each, so they can't be guessed. Each person has at most one unused key.
+    Keys and sessions consist of 256 random bits each, so they can't be guessed. Each person has at most one unused key.
     """
 
     def __init__(self) -> None:
@@ -47,13 +47,13 @@ class OneTimeKeys:
         self._sessions: dict[str, str] = {}  # names by session
 
     def new_key(self, name: str) -> str:
-        """Return a new key that opens one browser, and invalidate the person's previous one if it is unused."""
+        """Create a key that opens one browser, and revoke the person's previous key if it is unused."""
         with self._lock:
             self._keys[name] = secrets.token_urlsafe(32)
             return self._keys[name]
 
     def enter(self, key: str) -> str | None:
-        """Exchange a key for a session; return None if the key is unknown or already used."""
+        """Exchange a key for a session. Return None if the key is unknown or was already used."""
         with self._lock:
             found = [name for name, known in self._keys.items() if _same_secret(key, known)]
             if not found:
@@ -64,14 +64,14 @@ class OneTimeKeys:
             return session
 
     def name_of(self, session: str) -> str | None:
-        """Return the person of a session, or None if the session doesn't exist."""
+        """Return the person that a session belongs to, or None if the session doesn't exist."""
         with self._lock:
             found = [name for known, name in self._sessions.items() if _same_secret(session, known)]
             return found[0] if found else None
 
 
 class HeadersMiddleware(ABC):
-    """ASGI middleware that responds to some requests itself, and adds the headers to every response.
+    """ASGI middleware that rejects requests without access, and adds the headers to every response.
 
     `cookie` is the name of the session's cookie. All ports of a host share cookies, so the name must be unique to a
     port. `spent` is the page for a URL that was already used.
@@ -97,7 +97,7 @@ class HeadersMiddleware(ABC):
 
     @abstractmethod
     def _answer(self, request: Request) -> Response | None:
-        """Return the response to a refused request or to the first one with a key, or None if the request may pass."""
+        """Return the response to a rejected request or to a request with a key, or None if the request may pass."""
 
     def _session(self, request: Request) -> str:
         return request.cookies.get(self._cookie, "")
@@ -105,7 +105,7 @@ class HeadersMiddleware(ABC):
     def _enter(
         self, request: Request, enter: Callable[[str], str | None], inside: bool, secure: bool = False
     ) -> Response | None:
-        """Return the response to a URL with a key, which `enter` exchanges for a session, or None for other URLs."""
+        """Respond to a URL with a key, which `enter` exchanges for a session. Return None for other URLs."""
         if request.url.path != "/" or KEY not in request.query_params or request.method != "GET":
             return None
         session = enter(request.query_params[KEY])
@@ -118,5 +118,5 @@ class HeadersMiddleware(ABC):
 
 
 def _same_secret(given: str, known: str) -> bool:
-    """Return whether two secrets are equal, in constant time."""
+    """Compare two secrets in constant time."""
     return secrets.compare_digest(given.encode("utf-8", "surrogateescape"), known.encode())

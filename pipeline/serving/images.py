@@ -11,7 +11,7 @@ from segmint.catalogs.layout import DamagedDatasetError
 from segmint.infra.errors import SegmintError
 
 _PLACES = "SELECT id, ordinal, shard, image_id FROM images"
-_SHOWN = 100  # characters of a text in an error
+_SHOWN = 100  # maximum length of a text in an error
 _BATCH_ROWS = 65_536
 _MEMORY = "1GB"
 HIGHEST_ID = 2**63 - 1
@@ -19,15 +19,15 @@ HIGHEST_ID = 2**63 - 1
 
 
 class UnknownImageError(SegmintError):
-    """Raised if no image of the dataset has this id."""
+    """Error for an id that no image of the dataset has."""
 
 
 class NoImageError(SegmintError):
-    """Raised if an image's JPEG is missing or cannot be decoded."""
+    """Error for an image whose JPEG is missing or can't be decoded."""
 
 
 class ImageAddress(NamedTuple):
-    """An image of a dataset and its shard."""
+    """Address of an image in a dataset, with its shard."""
 
     id: int
     ordinal: int
@@ -35,11 +35,12 @@ class ImageAddress(NamedTuple):
 
 
 class ImagePlaces:
-    """Index of a dataset's images by id. Thread-safe, because each call has its own cursor.
+    """Index of a dataset's images by id. Thread-safe, because each call uses its own cursor.
 
-    A dataset of a million images has thousands of Parquet files, too many to open for each lookup. So the tables of
-    images are streamed once into a DuckDB file in `folder`, which takes about 40 bytes and a name per image. `rows` is
-    the SQL query whose rows are loaded. Subclasses that search by other criteria select more columns.
+    A dataset of a million images consists of thousands of Parquet files, which are too many to open for each lookup.
+    The index therefore streams the tables of images once into a DuckDB file in `folder`. The file takes about 40 bytes
+    and a name per image. `rows` is the SQL query for the rows to load. Subclasses that search by other criteria select
+    more columns.
     """
 
     def __init__(self, tables: DatasetTables, folder: Path, rows: str = _PLACES) -> None:
@@ -62,7 +63,7 @@ class ImagePlaces:
         return ImageAddress(*self._values(("id", "ordinal", "shard"), image))
 
     def find(self, text: str) -> int:
-        """Return the id of the image with an `image_id`, or else with this number. Raises `UnknownImageError`."""
+        """Find an image by its `image_id`, or else by its number, and return its id. Raises `UnknownImageError`."""
         text = text.strip()
         for (found,) in self._rows("SELECT id FROM images WHERE image_id = ? ORDER BY id LIMIT 1", [text]):
             return int(found)

@@ -21,38 +21,38 @@ ASSETS = Path(__file__).parent / "assets"
 """Files shared by all pages."""
 
 _TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
-_DIGITS = 40  # maximum length of a number in a URL; Python rejects numbers with over 4,300 digits
+_DIGITS = 40  # maximum length of a number in a URL; Python only parses numbers of up to 4,300 digits
 _SHOWN = 60  # maximum length of an invalid value that a response repeats
 
 
 def page_routes(page: Path) -> list[Route]:
-    """Return the routes of a page and, below `/assets/`, of the files in its folder and those shared by all pages."""
+    """Create the routes of a page and, below `/assets/`, of the files in its folder and of the shared files."""
     files = [*sorted(ASSETS.iterdir()), *sorted(page.parent.iterdir())]
     served = {path.name: path for path in files if path.suffix in _TYPES}
     return [Route("/", _file(page)), *(Route(f"/assets/{name}", _file(path)) for name, path in served.items())]
 
 
 def _file(path: Path) -> Callable[[Request], Response]:
-    """Return a handler that responds with a file, which is read immediately."""
+    """Create a handler that responds with a file. The file is read immediately."""
     content = path.read_bytes()
     return lambda _: Response(content, media_type=_TYPES[path.suffix])
 
 
 def image_of(request: Request) -> int:
-    """Return the image id in a URL. Raises `UnknownImageError` if it is not a number."""
+    """Parse the image id in a URL. Raises `UnknownImageError` if it isn't a number."""
     text: str = request.path_params["image"]
     return parse_number(text, UnknownImageError(f"this dataset has no image {shortened(text)!r}"))
 
 
 def parse_number(text: str, problem: SegmintError) -> int:
-    """Parse a number. Raises `problem` for other text and for more digits than any id has."""
+    """Parse a number. Raises `problem` for any other text, and for more digits than any id has."""
     if not (text.isascii() and text.isdecimal() and len(text) <= _DIGITS):
         raise problem
     return int(text)
 
 
 def shortened(text: str) -> str:
-    """Return the beginning of an invalid value, for an error message that repeats it."""
+    """Shorten an invalid value for an error message that repeats it."""
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
 
 
@@ -79,7 +79,7 @@ def _plain(value: Any) -> Any:
 
 
 def problem(status: int) -> Callable[[Request, Exception], Response]:
-    """Return a handler that responds to an exception with its text."""
+    """Create a handler that responds to an exception with its text."""
 
     def answer(_: Request, error: Exception) -> Response:
         return JSONResponse({"error": redact(str(error))}, status)
@@ -103,4 +103,4 @@ PROBLEMS: Mapping[Any, Callable[[Request, Exception], Response]] = MappingProxyT
         SegmintError: problem(500),
     }
 )
-"""Handlers of errors that all applications share."""
+"""Handlers for the errors that all applications share."""

@@ -17,14 +17,14 @@ _LAST_ANSWERS_S = 3
 
 
 def run_app(app: Starlette, listener: socket.socket, address: str | None = None) -> None:
-    """Serve an application on a listening socket until the process gets SIGINT or SIGTERM.
+    """Serve an application on a listening socket until the process receives SIGINT or SIGTERM.
 
     If `address` is given, opens it in this machine's browser.
     """
     import uvicorn
 
     if address is not None:
-        # Some browsers block until they are closed, but the server must run in the meantime.
+        # Opening some browsers blocks until they are closed, but the server must run in the meantime.
         threading.Thread(target=webbrowser.open, args=[address], daemon=True).start()
 
     server = uvicorn.Server(
@@ -44,7 +44,7 @@ def run_app(app: Starlette, listener: socket.socket, address: str | None = None)
 
 @contextmanager
 def _ended_by_signals() -> Iterator[None]:
-    """End the block quietly on SIGINT and SIGTERM, running every `finally`."""
+    """End the block quietly on SIGINT and SIGTERM. Every `finally` runs."""
     release_signals()
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
@@ -56,11 +56,11 @@ def _ended_by_signals() -> Iterator[None]:
 
 
 def listen(port: int) -> socket.socket:
-    """Listen on a port of 127.0.0.1; port 0 picks a free one. Raises `UsageError` if the port is taken."""
+    """Listen on a port of 127.0.0.1. Port 0 picks a free port. Raises `UsageError` if the port is in use."""
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    # Accepted connections inherit the option. asyncio only sets it for sockets that it creates itself. Without it, a
-    # response's body would wait up to 40 ms until the browser has acknowledged the headers.
+    # Without this option, a response's body would wait up to 40 ms until the browser has acknowledged the headers.
+    # asyncio only sets it for sockets that it creates itself. Accepted connections inherit it from the listener.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     try:
         listener.bind((_HOST, port))

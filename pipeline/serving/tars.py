@@ -9,7 +9,7 @@ from segmint.catalogs.layout import MOST_MEMBER_BYTES, DamagedDatasetError
 from segmint.infra.storage.location import Location
 
 _BLOCK = 512
-_WINDOW = 64 << 10  # usually contains an image's JSON and the next header, so each image takes one request
+_WINDOW = 64 << 10  # usually covers an image's JSON and the next header, so an image takes one request
 _SKIPPED = frozenset({tarfile.DIRTYPE, tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME})
 
 ReadRange = Callable[[int, int], bytes]
@@ -17,24 +17,24 @@ ReadRange = Callable[[int, int], bytes]
 
 
 class TarIndex:
-    """Positions of the files in a tar, whose headers are read lazily. Thread-safe.
+    """Index of the files' positions in a tar. Headers are read only when they are needed. Thread-safe.
 
-    The first of several files with the same name counts. A member that isn't a plain file, or that extends beyond the
-    end of the tar, is damage.
+    If several files have the same name, the first one counts. A member that isn't a plain file, or that extends beyond
+    the end of the tar, is treated as damage.
     """
 
     def __init__(self, where: str, size: int, read_range: ReadRange) -> None:
         self._where = where
         self._size = size
         self._read_range = read_range
-        self._places: dict[str, tuple[int, int]] = {}  # start and stop of the data
+        self._places: dict[str, tuple[int, int]] = {}  # start and stop of the file's data
         self._next = 0
         self._lock = threading.Lock()
 
     def find(self, name: str) -> tuple[int, int] | None:
-        """Return start and stop of a file's bytes in the tar, or None if there is no such file.
+        """Return the start and stop of a file's bytes in the tar, or None if there is no such file.
 
-        Raises `DamagedDatasetError` if a header before it is damaged.
+        Raises `DamagedDatasetError` if a header before the file is damaged.
         """
         with self._lock:
             while name not in self._places and self._next < self._size:
@@ -42,7 +42,7 @@ class TarIndex:
             return self._places.get(name)
 
     def read(self, name: str) -> bytes | None:
-        """Return a file's bytes, or None if it does not exist. Raises `DamagedDatasetError` if it is over 256 MiB."""
+        """Return a file's bytes, or None if it doesn't exist. Raises `DamagedDatasetError` if it is over 256 MiB."""
         place = self.find(name)
         if place is None:
             return None

@@ -42,34 +42,36 @@ class AuditOptions:
     """Options of a full audit."""
 
     sample: int = 100
-    """Number of images whose JPEG and masks are decoded to pixels and whose masks are compared with each other."""
+    """Number of images that the audit decodes to pixels, with their masks. It also compares each image's masks with
+    each other."""
     privacy_sample: int | None = 20
-    """Number of images that the detectors search, spread evenly; None searches all of them."""
+    """Number of images, spread evenly, that the detectors search. None searches all images."""
     attributions: Location | None = None
     """Output file for the attribution of each image."""
     regions: Location | None = None
-    """Output file for the remaining detections, as input for `segmint redact`."""
+    """Output file for the remaining detections, in the format that `segmint redact` reads."""
     pictures: Location | None = None
-    """Output folder or prefix for a crop of each detection."""
+    """Output folder or prefix for crops of the detections."""
     detectors: tuple[DetectorSpec, ...] = ()
     """Detectors to run in addition to the build's."""
     strict: bool = False
-    """If set, detections that the build recorded as residual are findings."""
+    """If True, detections that the build recorded as residual are findings, too."""
     device: str = "cpu"
     """Torch device of the detectors."""
     build: Config | None = None
-    """Configuration of the build, which gives the paths of detector files."""
+    """Configuration of the build, which contains the paths of detector files."""
     asked: BytesAsked = NO_MORE
-    """Bytes to compare on request."""
+    """Optional comparisons of bytes."""
     complete: bool = False
-    """If set, shards without a commit are findings."""
+    """If True, shards without a commit are findings."""
     now: datetime | None = None
-    """Time of the audit; None uses the local clock."""
+    """Time of the audit. None uses the local clock."""
     ray_from: int = RAY_FROM_MASKS
-    """Minimum number of masks for an audit with Ray, which runs as `build.resources` specifies, or else locally."""
+    """Minimum number of masks for an audit with Ray. Ray runs as `build.resources` specifies, or locally without a
+    build."""
 
     def targets(self) -> dict[str, Location]:
-        """Return the locations of the requested output files, by option."""
+        """Return the locations of the requested output files, by the option that requests them."""
         wanted = {"--attributions": self.attributions, "--regions": self.regions, "--pictures": self.pictures}
         return {option: target for option, target in wanted.items() if target is not None}
 
@@ -80,11 +82,12 @@ class AuditOptions:
 
 
 def audit_dataset(dataset: Location, options: AuditOptions = AuditOptions()) -> AuditReport:
-    """Audit a dataset, or as much as possible of SA-1B-style data that segmint didn't write.
+    """Audit a dataset. For SA-1B-style data that segmint didn't write, audit as much as possible.
 
-    Tars are read once, and tables twice, because the statistics read them again. The dataset changes only by a note for
-    each output file that is written elsewhere. Raises `UsageError` if there is no data of either kind, or, before
-    anything is read, if an option is invalid. Storage errors propagate.
+    Each tar is read once. Each table is read twice, because the statistics read it again. The audit changes nothing in
+    the dataset, except that it adds a note for each output file outside the dataset. Raises `UsageError` if there is no
+    data of either kind, or if an option is invalid; options are checked before anything is read. Storage errors
+    propagate.
     """
     if options.attributions is not None:
         check_ending(str(options.attributions))
@@ -134,7 +137,7 @@ def audit_dataset(dataset: Location, options: AuditOptions = AuditOptions()) -> 
 
 
 def _note(dataset: Location, option: str, target: Location) -> None:
-    """Record an output file of the audit in the dataset if it was written."""
+    """Record an output file in the dataset, provided that the audit has written it."""
     if option == "--pictures" and target.list():
         note_output(dataset, f"audit {option}", target, {})
     elif option != "--pictures" and target.exists():
@@ -142,7 +145,7 @@ def _note(dataset: Location, option: str, target: Location) -> None:
 
 
 def _check_detectors(options: AuditOptions, *, with_images: bool) -> None:
-    """Raise `UsageError` if detectors are given but would not search any image."""
+    """Raise `UsageError` if the user gave detectors, but no image would be searched."""
     if not options.detectors:
         return
     if options.privacy_sample == 0:
@@ -154,7 +157,7 @@ def _check_detectors(options: AuditOptions, *, with_images: bool) -> None:
 def _content(
     manifest: DatasetManifest, storage: Storage, options: AuditOptions, now: datetime, *, with_images: bool
 ) -> tuple[ContentAudit, list[str]]:
-    """Return the audit of licenses and privacy, and the problems of the manifest that prevent parts of it."""
+    """Set up the audit of licenses and privacy. Also returns the problems of the manifest that prevent parts of it."""
     problems = []
     rules = None
     try:
@@ -188,14 +191,17 @@ def _open(dataset: Location, report: AuditReport) -> DatasetTables:
 
 
 def _skipped(report: AuditReport) -> list[int]:
-    """Return the shards that statistics and attributions leave out."""
+    """Return the shards that the statistics and the attributions leave out."""
     return sorted({*report.not_compared, *report.unusable_commits})
 
 
 def _statistics(
     dataset: Location, options: AuditOptions, report: AuditReport, findings: FindingCollector
 ) -> tuple[Statistics | None, list[str], list[str]]:
-    """Return the statistics (None if a file is damaged), notes, and problems, and add findings about ratings."""
+    """Compute the statistics, and add findings about ratings.
+
+    Returns the statistics (None if a file is damaged), notes, and problems.
+    """
     try:
         with _open(dataset, report) as tables:
             statistics = compute_statistics(tables, options.sample)
@@ -210,7 +216,7 @@ def _statistics(
 
 
 def _taken(dataset: Location) -> Collection[int]:
-    """Return the ordinals of removed images, or nothing if a tombstone is damaged, which has its own finding."""
+    """Return the ordinals of removed images, or nothing if a tombstone is damaged, which is reported elsewhere."""
     try:
         return removed_images(read_tombstones(dataset)).keys()
     except DamagedDatasetError:
@@ -218,7 +224,7 @@ def _taken(dataset: Location) -> Collection[int]:
 
 
 def _write_credits(dataset: Location, file: Location, report: AuditReport) -> list[str]:
-    """Write the attributions and return problems."""
+    """Write the attributions, and return the problems that occurred."""
     try:
         with _open(dataset, report) as tables:
             write_attributions(tables.rows(_CREDITS, _ROWS), file)
@@ -228,7 +234,7 @@ def _write_credits(dataset: Location, file: Location, report: AuditReport) -> li
 
 
 def _foreign_search(storage: Storage, options: AuditOptions) -> ForeignSearch | None:
-    """Load the requested detectors for data that segmint did not write, or return None if there are none."""
+    """Load the requested detectors for data that segmint didn't write. Return None if no detector was requested."""
     if not options.detectors:
         return None
     with_pictures = options.pictures is not None
@@ -238,7 +244,7 @@ def _foreign_search(storage: Storage, options: AuditOptions) -> ForeignSearch | 
 
 
 def check_foreign(uri: str, options: AuditOptions) -> None:
-    """Raise `UsageError` for options that do not apply to data that segmint did not write."""
+    """Raise `UsageError` for options that only apply to data from segmint."""
     _check_detectors(options, with_images=True)
     needless = [name for name in options.targets() if name == "--attributions" or not options.detectors]
     if needless:

@@ -24,19 +24,19 @@ from segmint.pipeline.quality.audit.shard import ShardAuditResult, ShardPlan
 from segmint.pipeline.quality.audit.workers import AuditTask, ShardAuditor
 
 WINDOW_SHARDS = 2_000
-"""Number of shards per Ray Data execution, which limits how many plans the driver holds."""
+"""Number of shards per Ray Data execution. It limits how many plans the driver holds in memory."""
 
 WORKERS_PER_GPU = 4
-"""Number of workers per GPU. Each has its own detectors there, but spends most of its time reading shards."""
+"""Number of workers per GPU. Each one loads its own detectors there, but spends most of its time reading shards."""
 
 STAGES = {"AuditShards": "audit"}
-"""Names that the progress display shows, by a part of Ray Data's operator name."""
+"""Names of stages in the progress display, by a part of Ray Data's operator name."""
 
 _PLAN, _RESULT = (pa.schema([pa.field(name, pa.large_binary())]) for name in ("plan", "result"))
 
 
 class AuditShards:
-    """Ray Data actor that maps pickled `ShardPlan`s to pickled `ShardAuditResult`s or exceptions."""
+    """Ray Data actor that audits pickled `ShardPlan`s, and returns pickled `ShardAuditResult`s or exceptions."""
 
     def __init__(self, task: AuditTask) -> None:
         self._task = task
@@ -49,7 +49,7 @@ class AuditShards:
     def _audit(self, plan: ShardPlan) -> bytes:
         try:
             return pickle.dumps(self._auditor.audit(plan))
-        except Exception as error:  # noqa: BLE001 - the driver raises it, as if it had happened there
+        except Exception as error:  # noqa: BLE001 - the driver raises it
             return _pickled(error)
 
     @cached_property
@@ -66,9 +66,9 @@ class AuditShards:
 def audit_by_ray(
     task: AuditTask, plans: Iterable[ShardPlan], resources: ResourcesConfig
 ) -> Generator[ShardAuditResult, None, None]:
-    """Audit shards with Ray, joining or starting a cluster, and yield the results in the order of the plans.
+    """Audit shards with Ray and yield the results in the order of the plans. Joins a running cluster or starts one.
 
-    Raises whatever the audit of a shard raises, and `UnfinishedError` if Ray itself fails.
+    Raises any exception that the audit of a shard raises, and `UnfinishedError` if Ray itself fails.
     """
     dataset = replace(task.dataset, uri=absolute(task.dataset.uri))  # actors have a different working directory
     task = replace(task, dataset=dataset)
@@ -111,12 +111,12 @@ def _audit_window(task: AuditTask, plans: list[ShardPlan], cluster: Cluster) -> 
 
 
 def _pickled(error: Exception) -> bytes:
-    """Pickle an exception with its traceback as a note, or a `RuntimeError` with the same text if that fails."""
+    """Pickle an exception with its traceback as a note. If that fails, pickle a `RuntimeError` with the same text."""
     if not isinstance(error, SegmintError):
         error.add_note("".join(traceback.format_exception(error)))
     try:
         data = pickle.dumps(error)
         pickle.loads(data)
-    except Exception:  # noqa: BLE001 - its class can raise anything here
+    except Exception:  # noqa: BLE001 - the exception's class can raise anything here
         data = pickle.dumps(RuntimeError(f"{type(error).__name__}: {error}"))
     return data

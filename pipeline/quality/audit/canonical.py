@@ -26,20 +26,20 @@ from segmint.pipeline.quality.audit.result import CheckedCounts
 
 
 class BytesAsked(NamedTuple):
-    """Bytes that are compared on request: the ends of all JPEGs' image data, and every byte of tables."""
+    """Comparisons that are only made on request: the end of every JPEG's image data, and every byte of tables."""
 
     all_bytes: bool = False
     byte_for_byte: bool = False
 
 
 NO_MORE = BytesAsked()
-"""Nothing on request."""
+"""No additional comparisons."""
 
 _FOLDERS = (OUTPUTS, RESERVATIONS, SUMMARIES, VERSIONS)
 _THREADS = 16
-_HASHED = re.compile(f"{OUTPUTS}|{RESERVATIONS}|{SUMMARIES}/leaves")  # whose names contain the hash of their content
+_HASHED = re.compile(f"{OUTPUTS}|{RESERVATIONS}|{SUMMARIES}/leaves")  # names contain a hash of the content
 _SHA256 = '"[0-9a-f]{64}"'
-_KEY = "U1NIU0lHAAAAAQAAADMAAAALc3NoLWVkMjU1MTkAAAAg"  # what the signatures of all Ed25519 keys begin with
+_KEY = "U1NIU0lHAAAAAQAAADMAAAALc3NoLWVkMjU1MTkAAAAg"  # first characters of every signature by an Ed25519 key
 _FORMS = {
     "id.json": r'\{"dataset_id":"[0-9a-f]{32}"\}\n',
     RESERVATIONS: r'\{("generation":\d+,"paths":\[("[\w/.-]+",?)*\](,"shard":\d+)?|"shards":\[[\d,]*\])\}\n',
@@ -50,18 +50,19 @@ _FORMS = {
     "-----END SSH SIGNATURE-----\n",
     "": "(?s:.*)",
 }
-"""Patterns of files, by the beginning of their paths. If several beginnings match, the first one counts."""
+"""Patterns of file contents, by the beginning of the file's path. If several beginnings match, the first one
+applies."""
 
 
 def check_catalog_part(file: Location, sha256: str) -> ParquetCheck:
-    """Check the bytes of a readable part of the normalized catalog, whose hash is `sha256`."""
+    """Check the bytes of a readable part of the normalized catalog. `sha256` is the part's hash."""
     with file.open() as stream:
         schema = normalized_schema(pq.read_schema(stream).names)
         return check_parquet(stream, sha256, schema, ROW_GROUP_ROWS)
 
 
 def judge_table(check: ParquetCheck, place: FindingLocation, *, strict: bool) -> tuple[list[Finding], CheckedCounts]:
-    """Return the findings in a table's bytes and the counts of what was compared; `strict` is `--byte-for-byte`."""
+    """Return the findings in a table's bytes, and counts of what was compared. `strict` is `--byte-for-byte`."""
     problem = check.problem or ("other bytes" if strict and not (check.alike or check.by_other) else None)
     if problem is not None:
         return [place.finding(Code.NOT_CANONICAL, "what pyarrow writes for the rows", problem)], CheckedCounts()
@@ -70,14 +71,14 @@ def judge_table(check: ParquetCheck, place: FindingLocation, *, strict: bool) ->
 
 
 def other_writers(checked: CheckedCounts) -> tuple[str, ...]:
-    """Return a line about tables from another version of pyarrow, whose bytes cannot be compared."""
+    """Describe the tables from other versions of pyarrow, whose bytes can't be compared. Empty if there are none."""
     tables = counted(checked.tables_by_others, "Parquet file")
     line = f"{tables} written by another version of pyarrow: the structure was checked, but not every byte"
     return (line,) if checked.tables_by_others else ()
 
 
 def notes_on_bytes(checked: CheckedCounts) -> Iterator[str]:
-    """Yield a note on each kind of bytes that wasn't compared with what this version of pyarrow writes."""
+    """Yield a note on each kind of file whose bytes weren't fully compared with what this version of pyarrow writes."""
     if checked.tables_unlike:
         yield (
             f"{counted(checked.tables_unlike, 'Parquet file')} with other bytes than this pyarrow writes for the rows, "
@@ -90,11 +91,11 @@ def notes_on_bytes(checked: CheckedCounts) -> Iterator[str]:
 
 
 def audit_canonical_json(dataset: Location, known: Sequence[str] | None = None) -> Iterator[Finding]:
-    """Check that notes, reservations, and other small files are canonical, and that their content fits their names.
+    """Check that notes, reservations, and other small files are canonical, and that their names match their contents.
 
-    `known` contains the paths that `list_doubtful` found. Without it, the folders are listed. Commits, versions,
-    `shards.json`, tombstones, fingerprints, submissions, and ratings are checked where they are read. Files that no
-    longer exist are skipped, as are invalid manifests, which other findings report.
+    `known` contains the paths that `list_doubtful` found; without it, the folders are listed. Commits, versions,
+    `shards.json`, tombstones, fingerprints, submissions, and ratings are checked elsewhere, by the code that reads
+    them. Files that have disappeared are skipped. So are invalid manifests, because other findings report them.
     """
     if known is None:
         known = [entry.name for entry in dataset.list()]
@@ -118,7 +119,7 @@ def audit_canonical_json(dataset: Location, known: Sequence[str] | None = None) 
 
 
 def _is_own(path: str, data: bytes) -> bool:
-    """Return whether a file has the form that segmint writes, and the name that belongs to its content."""
+    """Return whether a file has the form that segmint writes, and the name that its content requires."""
     form = re.fullmatch(next(form for start, form in _FORMS.items() if path.startswith(start)).encode(), data)
     if path.startswith(VERSIONS):
         return form is not None and path[-20:-4] == hashlib.sha256(base64.b64decode(form[1])[33:65]).hexdigest()[:16]

@@ -27,7 +27,7 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 @dataclass(frozen=True)
 class AuditedCommit:
-    """Commit file with its findings; `commit` is None if it is unusable."""
+    """Commit file with its findings. `commit` is None if the file is unusable."""
 
     shard: int
     generation: int
@@ -40,7 +40,7 @@ class AuditedCommit:
 
 
 def audit_catalog_part(dataset: Location, part: CatalogPart, images_per_shard: int) -> Iterator[Finding]:
-    """Check that a part of the catalog is the pinned file and has the right ordinals."""
+    """Check that a part of the catalog is the file that the manifest pins, and that its ordinals are right."""
     place = FindingLocation(part.path)
     file = dataset / part.path
     try:
@@ -69,7 +69,7 @@ def audit_commits(
     pairs: Iterable[tuple[int, int]],
     threads: int = 16,
 ) -> Iterator[AuditedCommit]:
-    """Read and check the commits of (shard, generation) pairs in order, skipping those that have vanished.
+    """Read and check commits, given as (shard, generation), in order. Commits that have disappeared are skipped.
 
     At most a few hundred commits are in memory at a time.
     """
@@ -88,7 +88,7 @@ def audit_commits(
 
 
 def audit_commit(data: bytes, shard: int, generation: int, manifest: DatasetManifest) -> AuditedCommit:
-    """Check the bytes of a commit against its name (shard and generation), its own fields, and the manifest."""
+    """Check a commit's bytes against the name (shard and generation), the commit's own fields, and the manifest."""
     place = FindingLocation(commit_path(shard, generation), shard)
 
     def unusable(expected: str, found: object) -> AuditedCommit:
@@ -120,7 +120,7 @@ def audit_commit(data: bytes, shard: int, generation: int, manifest: DatasetMani
 
 
 def _wrong_files(commit: Commit) -> tuple[str, str] | None:
-    """Return the first problem of the files that a commit names, as (expected, found), or None."""
+    """Find the first problem with the files that a commit names, as (expected, found). Return None if there is none."""
     kinds = sorted(entry.path.partition("/")[0] for entry in commit.files)
     if kinds != sorted(DATA_KINDS):
         return f"one file in each of {', '.join(sorted(DATA_KINDS))}", f"files in {', '.join(kinds) or 'no folder'}"

@@ -26,7 +26,7 @@ from segmint.pipeline.quality.statistics.values import ProviderImages
 
 @dataclass(frozen=True)
 class LicenseRules:
-    """License policy as of the day of the build, and the day of the audit."""
+    """License policy as of the day of the build, with the day of the audit."""
 
     policy: LicensePolicy
     today: date
@@ -34,13 +34,13 @@ class LicenseRules:
 
 @dataclass
 class LicenseCounts:
-    """Mergeable counts of accepted images by license and provider, and of expired or unattributed ones."""
+    """Counts of accepted images by license and provider, and of expired or unattributed images. Counts can be added."""
 
     licenses: Counter[str | None] = field(default_factory=Counter)
     providers: Counter[str | None] = field(default_factory=Counter)
     expired: int = 0
-    expired_since_build: int = 0  # expired images that were valid on the day of the build
-    without_attribution: int = 0  # only images whose license requires attribution
+    expired_since_build: int = 0  # images whose license expired after the day of the build
+    without_attribution: int = 0  # counts only images whose license requires attribution
 
     def add(self, other: "LicenseCounts") -> None:
         """Add the counts of `other`."""
@@ -48,7 +48,7 @@ class LicenseCounts:
             setattr(self, each.name, getattr(self, each.name) + getattr(other, each.name))
 
     def answer(self, rules: LicenseRules) -> Licenses:
-        """Return the counts with the most frequent licenses and providers first."""
+        """Convert the counts to a result, with the most frequent licenses and providers first."""
         return Licenses(
             judged_on=rules.today,
             by_license=tuple(
@@ -69,11 +69,11 @@ def audit_licenses(
     place: FindingLocation,
     counts: LicenseCounts,
 ) -> Iterator[Finding]:
-    """Yield the license findings of the rows `images`, and add the rows to `counts`.
+    """Check the licenses of the rows `images`, yield the findings, and add the rows to `counts`.
 
-    Each image is judged by the catalog row with its ordinal, to which the license applies. Another check reports rows
-    of `images` that differ from the catalog. If the catalog part is damaged, `catalog` is None, and dates and
-    redistribution aren't checked.
+    An image is judged by the catalog row with its ordinal, because that row states the license. Another check reports
+    rows of `images` that differ from the catalog. If the catalog part is damaged, `catalog` is None. In this case,
+    dates and redistribution aren't checked.
     """
     for row in images:
         counts.licenses[row["license"]] += 1
@@ -99,7 +99,7 @@ Source = tuple[int, int]
 
 @dataclass
 class ShardContent:
-    """Results of the checks for one shard."""
+    """Results of the content checks for one shard."""
 
     licenses: LicenseCounts = field(default_factory=LicenseCounts)
     searches: list[SearchResult] = field(default_factory=list)
@@ -109,7 +109,7 @@ class ShardContent:
 
 @dataclass(frozen=True)
 class ContentChecker:
-    """Rules and detectors that one process uses to check shards. Thread-safe."""
+    """License rules and detectors that a process uses to check shards. Thread-safe."""
 
     rules: LicenseRules | None
     searcher: Searcher | None
@@ -117,7 +117,7 @@ class ContentChecker:
 
 @dataclass(frozen=True)
 class ContentPlan:
-    """Picklable recipe for a `ContentChecker`."""
+    """Picklable description of a `ContentChecker`, which `load` creates."""
 
     rules: LicenseRules | None
     search: SearchPlan | None
@@ -133,10 +133,10 @@ class ContentPlan:
 
 
 class ShardContentCheck:
-    """Check of one shard that collects its results in `found`."""
+    """Content check of one shard. It collects its results in `found`."""
 
     def __init__(self, looks: ContentChecker, searched: frozenset[int], decoder: JpegDecoder) -> None:
-        """Set up the check; detectors search the images at the positions `searched` of the shard's table."""
+        """Set up the check. Detectors search the images at the positions `searched` in the shard's table."""
         self.found = ShardContent()
         self._looks = looks
         self._searched = searched
@@ -146,7 +146,7 @@ class ShardContentCheck:
     def look_at_rows(
         self, images: Sequence[Row], catalog: Mapping[int, Row] | None, place: FindingLocation
     ) -> Iterator[Finding]:
-        """Yield the findings in the rows of a shard's images."""
+        """Check the rows of a shard's images and yield the findings."""
         self._searched_ids = frozenset(images[position]["id"] for position in self._searched if position < len(images))
         for row in images:
             source = _source(row["source_sha256"])
@@ -156,7 +156,7 @@ class ShardContentCheck:
             yield from audit_licenses(images, catalog, self._looks.rules, place, self.found.licenses)
 
     def look_at_jpeg(self, row: Row, jpeg: bytes, place: FindingLocation) -> Iterator[Finding]:
-        """Yield the findings in a row's JPEG, whose size must match the row."""
+        """Check a row's JPEG, whose size must match the row, and yield the findings."""
         searcher = self._looks.searcher
         try:
             hashes = self._decoder.run(jpeg_hashes, jpeg)
@@ -177,10 +177,11 @@ class ShardContentCheck:
 
 
 class ContentAudit:
-    """Licenses, privacy, and near-duplicates of all shards.
+    """Audit of licenses, privacy, and near-duplicates over all shards.
 
-    It takes 40 bytes per image plus the detections. `privacy_sample` images are searched, or all if it is None. Crops
-    of detections go to the folder or prefix `pictures`. This process uses `looks`, and others use `plan`.
+    Memory holds 40 bytes per image plus the detections. `privacy_sample` images are searched; None searches all images.
+    Crops of detections are written to the folder or prefix `pictures`. This process checks shards with `looks`, and
+    other processes with `plan`.
     """
 
     def __init__(self, plan: ContentPlan, privacy_sample: int | None, pictures: Location | None = None) -> None:
@@ -200,18 +201,18 @@ class ContentAudit:
         self._licenses = LicenseCounts()
         self._shards: list[tuple[int, Mapping[str, FindingLocation]]] = []  # first id and locations by folder
         self._hashed, self._hashes = array("q"), array("Q")
-        self._sourced, self._sources = array("q"), array("Q")  # two numbers per source
+        self._sourced, self._sources = array("q"), array("Q")  # two 64-bit numbers per source
         self._repeated = 0
         self._alike = 0
 
     def wanted(self, images: int) -> int:
-        """Return the number of images to search, out of all `images` of the dataset."""
+        """Return the number of images to search, given the total of `images` in the dataset."""
         wanted = images if self.privacy_sample is None else min(self.privacy_sample, images)
         self._images, self._to_search = images, wanted if self.privacy.detectors else 0
         return self._to_search
 
     def add(self, shard: int, first_id: int, places: Mapping[str, FindingLocation], content: ShardContent) -> None:
-        """Add the results of a shard; shards must be added in order."""
+        """Add the results of a shard. Shards must be added in order."""
         self._shards.append((first_id, places))
         self._licenses.add(content.licenses)
         self.privacy.add(shard, content.searches)
@@ -224,7 +225,7 @@ class ContentAudit:
             self._sources.extend(source)
 
     def finish(self) -> Iterator[Finding]:
-        """Yield findings across shards: images made from the same bytes, and near-duplicates."""
+        """Yield findings that span shards: images that were made from the same bytes, and near-duplicates."""
         repeated = dict(self._repeats())
         self._repeated = len(repeated)
         for id, earlier in repeated.items():
@@ -235,7 +236,7 @@ class ContentAudit:
         for alike in find_alike(np.asarray(self._hashes, np.uint64)):
             id, earlier = self._hashed[alike.index], self._hashed[alike.earlier]
             if repeated.get(id) == repeated.get(earlier, earlier):
-                continue  # same source bytes: already reported above
+                continue  # reported above, because the source bytes are the same
             self._alike += 1
             found = f"one that differs from id {earlier} in {alike.distance} of 64 bits"
             place = self._place(id, "shards")
@@ -246,7 +247,7 @@ class ContentAudit:
         return None if self.plan.rules is None else self._licenses.answer(self.plan.rules)
 
     def unsearched(self, *, with_images: bool) -> tuple[UnsearchedImages, ...]:
-        """Return the unsearched images once all shards have been added; `with_images` is false for annotations only."""
+        """Return the unsearched images after all shards were added. `with_images` is False for annotations only."""
         images = self._images
         if self.privacy_sample == 0:
             return (UnsearchedImages("skipped", images, images),)
@@ -255,11 +256,11 @@ class ContentAudit:
         return tuple(self.privacy.gaps(images, self._to_search))
 
     def duplicates(self) -> Duplicates:
-        """Return the numbers of duplicates and near-duplicates; complete only after `finish`."""
+        """Return the numbers of duplicates and near-duplicates. They are only complete after `finish`."""
         return Duplicates(len(self._hashed), DISTANCE, repeated_sources=self._repeated, similar=self._alike)
 
     def _repeats(self) -> Iterator[tuple[int, int]]:
-        """Yield the ids of repeated images in ascending order, each with the first image made from the same bytes."""
+        """Yield the ids of repeated images in ascending order, each with the first image that has the same bytes."""
         halves = np.asarray(self._sources, np.uint64).reshape(-1, 2)
         order = np.lexsort((halves[:, 1], halves[:, 0]))  # a stable sort, so equal sources stay in order
         same = np.all(halves[order][1:] == halves[order][:-1], axis=1)

@@ -43,21 +43,21 @@ _LONGEST_NAME = 100
 
 @dataclass
 class ForeignSearch:
-    """Search for faces and plates in data with unknown redacted regions, so every detection counts.
+    """Search for faces and plates in foreign data. Its redacted regions are unknown, so every detection counts.
 
-    At most `most` images are searched, spread evenly (None: all). Detections are written to `regions`, and crops of
-    them to the folder `pictures`.
+    At most `most` images, spread evenly, are searched; None searches all images. Detections are written to the file
+    `regions`, and crops of the detections to the folder `pictures`.
     """
 
     searcher: Searcher
     most: int | None
     regions: Location | None = None
     pictures: Location | None = None
-    rows: list[dict[str, Any]] = field(default_factory=list)  # of the file of regions
-    positions: frozenset[int] = frozenset()  # of the searched JPEGs
+    rows: list[dict[str, Any]] = field(default_factory=list)  # rows of the file `regions`
+    positions: frozenset[int] = frozenset()  # positions of the JPEGs to search
 
     def begin(self, jpegs: int) -> None:
-        """Choose which of `jpegs` JPEGs to search."""
+        """Choose the JPEGs to search, given their total number."""
         self.positions = frozenset(spread_evenly(jpegs, jpegs if self.most is None else self.most))
 
     def look(self, row: Row, jpeg: bytes, decoder: JpegDecoder) -> SearchResult:
@@ -70,7 +70,7 @@ class ForeignSearch:
         return replace(found, pictures=pictures)
 
     def keep(self, row: Row, search: SearchResult) -> None:
-        """Write the crops of an image, and keep its regions for `finish`."""
+        """Write the crops of an image's detections, and keep its regions until `finish` writes them."""
         if self.pictures is not None:
             put_pictures(self.pictures, [search])
         if self.regions is not None:
@@ -95,8 +95,8 @@ def audit_foreign(
 ) -> AuditReport:
     """Audit SA-1B-style data. Its masks were already measured when its tables were opened.
 
-    Each JPEG is read once. Such data names no licenses and no detectors, so licenses aren't checked, and privacy is
-    only checked with `search`. `skipped` means that no privacy check was requested.
+    Each JPEG is read once. Because such data doesn't name licenses or detectors, licenses aren't checked, and privacy
+    is checked only with `search`. `skipped` means that the user didn't request a privacy check.
     """
     (counts,) = tables.query(_SIZES).to_pylist()
     findings = FindingCollector()
@@ -138,9 +138,9 @@ def _audit_pictures(
     search: ForeignSearch | None,
     privacy: PrivacySummary | None,
 ) -> Duplicates:
-    """Decode every JPEG and find near-duplicates, using 16 bytes of memory per image.
+    """Decode every JPEG and find near-duplicates. Memory holds 16 bytes per image.
 
-    Images that `search` selects are searched, and the results are added to `privacy`.
+    Detectors search the images that `search` selects, and the results are added to `privacy`.
     """
     ordinals, hashes = array("q"), array("Q")
     with JpegDecoder(own=False) as decoder:

@@ -63,16 +63,16 @@ from segmint.pipeline.quality.audit.workers import AuditTask, ShardAuditor, audi
 
 @dataclass
 class CommittedState:
-    """Latest commits of a dataset, and what is known about them before their files are read."""
+    """Latest commits of a dataset, and facts about their files that are known before the files are read."""
 
     findings: FindingCollector = field(default_factory=FindingCollector)
-    commits: int = 0  # including replaced ones
+    commits: int = 0  # including replaced commits
     pairs: list[tuple[int, int]] = field(default_factory=list)  # shards and generations of usable commits
     doubtful: set[int] = field(default_factory=set)  # shards whose commit is unusable
     bad_kinds: dict[int, frozenset[str]] = field(default_factory=dict)  # folders of damaged files, by shard
     bad_counts: set[int] = field(default_factory=set)
-    recent: list[str] = field(default_factory=list)  # replaced commits and files that a correction may be deleting
-    images: int = 0  # according to the commits, as is `masks`
+    recent: list[str] = field(default_factory=list)  # replaced commits and files that a correction may delete soon
+    images: int = 0  # number according to the commits, like `masks`
     masks: int = 0
 
 
@@ -85,7 +85,7 @@ def audit_committed_state(
 ) -> CommittedState:
     """Audit the latest and the replaced commits, and remove the files that they name from `listed`.
 
-    A commit that was replaced after `limit` is not a finding, because a correction may be about to delete it.
+    A commit that was replaced after `limit` isn't a finding, because a correction may be about to delete it.
     """
     state = CommittedState()
     held = sorted((shard, numbers[-1]) for shard, numbers in generations.items())
@@ -121,12 +121,12 @@ def audit_committed_state(
 
 
 def _is_replaced(dataset: Location, shard: int, generation: int) -> bool:
-    """Return whether a shard has a higher generation, so a correction may have removed this generation's files."""
+    """Return whether a shard has a higher generation. If so, a correction may have removed this generation's files."""
     return max(CommitLog(dataset).generations_of(shard), default=0) > generation
 
 
 def _audit_latest(dataset: Location, manifest: DatasetManifest, held: list[tuple[int, int]]) -> Iterator[AuditedCommit]:
-    """Audit the latest commits. If a shard is replaced in the meantime, audit its newer generation."""
+    """Audit the latest commits. If a correction replaces a shard in the meantime, audit the shard's new commit."""
     while held:
         waiting = {shard for shard, _ in held}
         for audited in audit_commits(dataset, manifest, held):
@@ -138,13 +138,13 @@ def _audit_latest(dataset: Location, manifest: DatasetManifest, held: list[tuple
 def _audit_named(
     dataset: Location, commit: Commit, listed: dict[str, ObjectInfo], findings: FindingCollector
 ) -> frozenset[str]:
-    """Return the folders in which a file of the commit is missing or has the wrong size."""
+    """Check the files that a commit names. Returns the folders in which a file is missing or has the wrong size."""
     bad = set()
     for entry in commit.files:
         place = FindingLocation(entry.path, commit.shard)
         known = listed.pop(entry.path, None)
         try:
-            # A file that was written after the listing isn't in it.
+            # The listing doesn't contain files that were written after it.
             size = (dataset / entry.path).size() if known is None else known.size
         except NotFoundError:
             if _is_replaced(dataset, commit.shard, commit.generation):
@@ -174,19 +174,20 @@ def audit_integrity(
     ray_from: int = RAY_FROM_MASKS,
     asked: BytesAsked = NO_MORE,
 ) -> AuditReport:
-    """Read every file of a dataset once and report problems, without changing anything.
+    """Read every file of a dataset once and report problems. Changes nothing.
 
-    The JPEG and masks of `sample` images, spread evenly, are decoded to pixels; the other images are measured without
-    decoding. `asked` selects more bytes to compare. An unnamed file is old or recent relative to `now`, by default the
-    local clock's time. `content` runs further checks on the data while it is in memory. With at least `ray_from` masks,
-    Ray audits the shards as `resources` specify. Without Ray, this process logs a warning and uses threads, and the
-    report is the same. Memory holds a few shards and all file names.
+    For `sample` images, spread evenly, the JPEG and the masks are decoded to pixels. For all other images, they are
+    measured without decoding. `asked` selects additional comparisons of bytes. Files that no commit names are judged by
+    their age at the time `now`, which defaults to the local clock. `content` runs further checks on the data while it
+    is in memory.
 
-    Raises `UsageError` if there is no dataset, and `UnfinishedError` if Ray fails or a correction replaces the catalog
-    in the meantime. Storage errors propagate.
+    With at least `ray_from` masks, Ray audits the shards as `resources` specify. If Ray isn't installed, this process
+    logs a warning and uses threads; the report is the same. Memory holds a few shards and the names of all files.
+
+    Raises `UsageError` if there is no dataset, and `UnfinishedError` if Ray fails or if a correction replaces the
+    catalog in the meantime. Storage errors propagate.
     """
-    # List files before commits, and commits before the manifest, so that files that become named in between count as
-    # named.
+    # List files first, then commits, and then the manifest. A file that is committed in between then counts as named.
     known = list[str]()
     listed = list_doubtful(dataset, known)
     generations = CommitLog(dataset).generations()
@@ -261,7 +262,7 @@ def audit_records(
 ) -> tuple[AuditedVersion, CheckedCounts, set[str], Removals]:
     """Audit manifests, catalog parts, versions, tombstones, and submissions.
 
-    Returns the version, counts of compared parts, the paths of damaged parts, and the takedowns.
+    Returns the version, the counts of compared parts, the paths of damaged parts, and the takedowns.
     """
     manifest, per_shard = pinned.manifest, pinned.manifest.images_per_shard
     findings.extend(audit_manifest(dataset, pinned))
@@ -289,7 +290,7 @@ def audit_records(
 
 
 def _near_removed(dataset: Location, shards: Collection[int]) -> list[str]:
-    """Return a note on committed images that look like pictures that were taken down, if there are any."""
+    """Return a note on committed images that look like images that were taken down. Empty if there are none."""
     try:
         pictures = wanted_pictures(dataset)
         commits = CommitLog(dataset).read_all(only=shards) if pictures.ids else ()
@@ -300,9 +301,9 @@ def _near_removed(dataset: Location, shards: Collection[int]) -> list[str]:
 
 
 def with_missing_commits(report: AuditReport) -> AuditReport:
-    """Return the report with a finding for each range of shards without a commit.
+    """Add a finding for each range of shards without a commit to a report.
 
-    A shard that was never built cannot be distinguished from one whose commit was deleted.
+    The audit can't distinguish a shard that was never built from a shard whose commit was deleted.
     """
     findings = FindingCollector()
     findings.extend(report.findings)
@@ -314,7 +315,7 @@ def with_missing_commits(report: AuditReport) -> AuditReport:
 
 
 def _settings(pinned: LatestManifest, findings: FindingCollector) -> FileSettings:
-    """Return the manifest's settings for files; an invalid configuration becomes a finding."""
+    """Return the manifest's settings for files. If the configuration is invalid, add a finding."""
     config, stages = pinned.manifest.config, pinned.manifest.stages
     try:
         masks = MasksConfig.model_validate(config.get("masks"))
@@ -337,8 +338,8 @@ def _results(
     *,
     by_ray: bool,
 ) -> Generator[ShardAuditResult, None, None]:
-    """Yield the results of all shards in the order of the plans, from Ray or from threads of this process."""
-    if by_ray and find_spec("ray") is None:  # the extra `audit` does not include it
+    """Audit all shards with Ray or in threads of this process, and yield the results in the order of the plans."""
+    if by_ray and find_spec("ray") is None:  # the extra `audit` doesn't include Ray
         get_logger("audit").warning(
             "Ray isn't installed, so this large dataset is audited in threads", install="pip install 'segmint[build]'"
         )
@@ -368,7 +369,7 @@ def _plans(
 
 
 def sampled(wanted: int, total: int, start: int, stop: int) -> frozenset[int]:
-    """Spread `wanted` images evenly over `total` and return the offsets from `start` of those in [start, stop)."""
+    """Spread `wanted` images evenly over `total`, and return the ones in [start, stop) as offsets from `start`."""
     number = min(wanted, total)
 
     def position(index: int) -> int:
@@ -390,7 +391,7 @@ def _gaps(committed: Iterable[int], shards: int) -> tuple[tuple[int, int], ...]:
 
 
 def audit_manifest(dataset: Location, standing: LatestManifest) -> Iterator[Finding]:
-    """Check that the latest manifest is consistent with itself and with all earlier generations."""
+    """Check that the latest manifest is consistent in itself and with all earlier generations."""
     manifest, generation = standing
     place = FindingLocation(manifest_name(generation))
     digest = config_sha256(manifest.config)
@@ -410,7 +411,7 @@ def audit_manifest(dataset: Location, standing: LatestManifest) -> Iterator[Find
 
 
 def _audit_generations(dataset: Location, standing: LatestManifest) -> Iterator[Finding]:
-    """Check that each earlier generation exists and differs only in the fields that grow."""
+    """Check that each earlier generation exists and that only the fields that can grow have changed."""
     later, number = standing
     while number > 1:
         number -= 1

@@ -44,12 +44,12 @@ KINDS = ("face", "plate")
 _PARTS = ("faces", "plates")  # of `deidentify`, in the order of `KINDS`
 
 SHOWN = 1000
-"""Maximum number of detections that the result lists; a file of regions contains all of them."""
+"""Maximum number of detections that the result lists. A file of regions contains all of them."""
 
 
 @dataclass(frozen=True)
 class DetectorFailure:
-    """Failure of a detector to search an image."""
+    """Failure of a detector on an image."""
 
     kind: str
     detector: str
@@ -58,25 +58,26 @@ class DetectorFailure:
 
 @dataclass(frozen=True)
 class SearchResult:
-    """Regions found in one image and, if requested, crops by name of those that are not redacted."""
+    """Regions that detectors found in an image, and, on request, crops of the unredacted ones by file name."""
 
     found: tuple[RemainingDetection, ...]
     pictures: dict[str, bytes]
     failures: tuple[DetectorFailure, ...] = ()
-    is_searched: bool = True  # by at least one detector
+    is_searched: bool = True  # False if all detectors failed
 
     def findings(self, place: FindingLocation, image: str | None = None) -> list[Finding]:
         """Return a finding for each remaining detection.
 
-        For data that segmint did not write, whose redacted regions are unknown, each finding names the `image`.
+        For foreign data, whose redacted regions are unknown, pass the name of the `image`, which each finding then
+        contains.
         """
         return [_finding(found, place, image) for found in self.found if not found.is_explained]
 
 
 class Searcher:
-    """Detectors that search released images one at a time. Thread-safe.
+    """Searcher that runs detectors on released images, one image at a time. Thread-safe.
 
-    They run on one thread, as in a build, because the number of threads affects the last bits of sums.
+    The detectors run on one thread, as in a build, because the number of threads affects the last bits of sums.
     """
 
     def __init__(
@@ -89,9 +90,11 @@ class Searcher:
         strict: bool = False,
         with_pictures: bool = False,
     ) -> None:
-        """Set up the search. `given` maps kind and name to the audit's detectors; `missing` lists unavailable ones.
+        """Set up the search.
 
-        With `strict`, detections that the build recorded as residual count like any other.
+        `given` contains the detectors that the user named for the audit, by kind and name. `missing` lists the
+        detectors that are unavailable. With `strict`, detections that the build recorded as residual count like any
+        other.
         """
         self.detectors = detectors
         self.given = given or {}
@@ -102,7 +105,7 @@ class Searcher:
         self._one = threading.Lock()
 
     def search(self, row: Row, image: Pixels) -> SearchResult:
-        """Search `image`, the released image of a row of `images`, as (H, W, 3) uint8 RGB."""
+        """Search a released image, (H, W, 3) uint8 RGB. `row` is its row in `images`."""
         searched: list[Detector] = []
         found: list[RemainingDetection] = []
         failures: list[DetectorFailure] = []
@@ -122,7 +125,7 @@ class Searcher:
         return SearchResult(tuple(found), pictures, tuple(failures), is_searched=bool(searched))
 
     def _pictures(self, image: Pixels, left: Sequence[RemainingDetection]) -> dict[str, bytes]:
-        """Return a crop of each region. If the audit has its own detectors, the regions are blurred in the crops."""
+        """Crop the image around each region. If the audit has its own detectors, the crops show the regions blurred."""
         shown = cutouts(image, left) if self.given else (picture(image, each) for each in left)
         names = [f"{image_stem(each.id)}_{index}_{each.kind}.jpg" for index, each in enumerate(left, 1)]
         return dict(zip(names, shown, strict=True))
@@ -130,21 +133,21 @@ class Searcher:
 
 @dataclass(frozen=True)
 class SearchPlan:
-    """Picklable recipe for a `Searcher`; loading it loads the detectors."""
+    """Picklable description of a `Searcher`, which loads the detectors when it is created."""
 
-    manifest: DatasetManifest | None  # like `build`, None for data that segmint did not write
+    manifest: DatasetManifest | None  # None for foreign data, like `build`
     build: Config | None
     storage: Storage
     with_pictures: bool
     given: tuple[DetectorSpec, ...] = ()
     device: str = "cpu"
-    with_build: bool = True  # also search with the build's detectors
+    with_build: bool = True  # search with the build's detectors, too
     strict: bool = False  # see `Searcher`
 
     def searcher(self) -> Searcher:
-        """Load the detectors. Raises the exceptions of `find_detectors`.
+        """Load the detectors and create the searcher. Raises the exceptions of `find_detectors`.
 
-        If the user names detectors for the audit, the build's detectors are skipped if this machine lacks them.
+        If the user named detectors for the audit, detectors of the build that this machine lacks are skipped.
         """
         known: tuple[Detector, ...] = ()
         missing: tuple[UnsearchedImages, ...] = ()
@@ -168,28 +171,28 @@ class SearchPlan:
         )
 
     def resolve(self, name: str) -> Path:
-        """Return the file of a known name, a path, or a URI; see `segmint.infra.assets.resolve`."""
+        """Find the file of a known name, a path, or a URI; see `segmint.infra.assets.resolve`."""
         return resolve(name, mirror=None if self.build is None else self.build.assets, storage=self.storage)
 
 
 @dataclass
 class PrivacySummary:
-    """Detections in all searched images; `found` lists the remaining detections with their shards."""
+    """Summary of the detections in all searched images. `found` lists the remaining detections with their shards."""
 
     detectors: Sequence[Detector]
-    given: Mapping[tuple[str, str], DetectorSpec] = field(default_factory=dict)  # the audit's detectors
-    missing: Sequence[UnsearchedImages] = ()  # the build's detectors that are unavailable here
+    given: Mapping[tuple[str, str], DetectorSpec] = field(default_factory=dict)  # detectors from the audit's options
+    missing: Sequence[UnsearchedImages] = ()  # detectors of the build that this machine lacks
     orientations: Sequence[int] = ORIENTATIONS
     images_checked: int = 0
-    searches: int = 0  # images that were read for the detectors
+    searches: int = 0  # images that were read and passed to the detectors
     found: list[tuple[int, RemainingDetection]] = field(default_factory=list)
     inside_regions: Counter[tuple[str, str]] = field(default_factory=Counter)  # by kind and name of the detector
     residual: int = 0  # detections that the build recorded
     failures: Counter[tuple[str, str]] = field(default_factory=Counter)  # images by kind and name of the detector
-    first_failure: dict[tuple[str, str], str] = field(default_factory=dict)  # its message
+    first_failure: dict[tuple[str, str], str] = field(default_factory=dict)  # message of the first failure
 
     def add(self, shard: int, searches: Sequence[SearchResult]) -> None:
-        """Add the searches of a shard."""
+        """Add the results of searching a shard."""
         self.searches += len(searches)
         self.images_checked += sum(search.is_searched for search in searches)
         for failure in (failure for search in searches for failure in search.failures):
@@ -204,12 +207,12 @@ class PrivacySummary:
                 self.found.append((shard, found))
 
     def regions(self) -> list[dict[str, Any]]:
-        """Return the regions as rows of a file for `segmint redact`."""
+        """Return the remaining detections as rows of a file for `segmint redact`."""
         return [{**found.to_dict(), "found_by": [each.detector for each in found.sightings]} for _, found in self.found]
 
     def answer(self) -> PrivacyResult:
         """Return the privacy part of the audit's result."""
-        by_detector: dict[tuple[str, str], list[int]] = {}  # image ids, repeated per detection
+        by_detector: dict[tuple[str, str], list[int]] = {}  # image ids, one per detection
         for _, found in self.found:
             for sighting in found.sightings:
                 by_detector.setdefault((found.kind, sighting.detector), []).append(found.id)
@@ -242,7 +245,7 @@ class PrivacySummary:
         )
 
     def _agreement(self) -> Iterator[DetectorAgreement]:
-        """Yield the number of regions per set of agreeing detectors, largest sets first, by kind."""
+        """Yield, for each kind, the number of regions that each set of detectors agrees on, largest sets first."""
         for kind in KINDS:
             names = tuple(detector.name for detector in self.detectors if detector.kind == kind)
             if len(names) < 2:
@@ -256,7 +259,7 @@ class PrivacySummary:
                 yield DetectorAgreement(kind, detectors, counts[detectors])
 
     def gaps(self, images: int, sampled: int) -> Iterator[UnsearchedImages]:
-        """Yield the unsearched images out of `images`, of which `sampled` were selected for the search."""
+        """Yield the unsearched images among all `images` of the dataset, of which `sampled` were selected."""
         if not images:
             yield UnsearchedImages("no_image", 0, 0)
             return
@@ -283,11 +286,11 @@ def put_pictures(folder: Location, searches: Sequence[SearchResult]) -> None:
 def find_detectors(
     manifest: DatasetManifest, build: Config | None, storage: Storage, device: str = "cpu"
 ) -> tuple[Detector, ...]:
-    """Return the detectors that the dataset was built with.
+    """Load the detectors that the dataset was built with.
 
-    `build` is the build's configuration, which gives the paths of detector files; the manifest only contains their
-    hashes. Raises `UsageError` if such a file is not found or differs, and `DamagedDatasetError` if the manifest does
-    not name the detectors.
+    The manifest only contains the hashes of detector files, so their paths come from `build`, the build's
+    configuration. Raises `UsageError` if such a file is missing or differs, and `DamagedDatasetError` if the manifest
+    doesn't name the detectors.
     """
     recorded = _recorded(manifest)
     return tuple(each for kind in _PARTS for each in _detectors_of(kind, recorded, build, storage, device))
@@ -304,7 +307,7 @@ def recorded_orientations(manifest: DatasetManifest) -> tuple[int, ...]:
 def _available_detectors(
     manifest: DatasetManifest, build: Config | None, storage: Storage, device: str
 ) -> tuple[tuple[Detector, ...], tuple[UnsearchedImages, ...]]:
-    """Return the build's detectors that are available on this machine, and what isn't searched without the others."""
+    """Load the build's detectors that this machine has, and describe what the missing detectors leave unsearched."""
     found: list[Detector] = []
     missing = []
     recorded = _recorded(manifest)
@@ -318,7 +321,7 @@ def _available_detectors(
 
 
 def _recorded(manifest: DatasetManifest) -> dict[str, Any]:
-    """Return the manifest's `deidentify` configuration, in which `detector` is a hash if the detector was a file."""
+    """Return the manifest's `deidentify` configuration. Its `detector` is a hash if the build used a detector file."""
     try:
         recorded = dict(manifest.config["deidentify"])
         for kind in _PARTS:
@@ -331,7 +334,7 @@ def _recorded(manifest: DatasetManifest) -> dict[str, Any]:
 def _detectors_of(
     kind: str, recorded: Mapping[str, Any], build: Config | None, storage: Storage, device: str
 ) -> tuple[Detector, ...]:
-    """Return the recorded detector of one kind, or nothing if the build did not use one."""
+    """Load the build's detector of one kind. Returns an empty tuple if the build didn't use one."""
     part = recorded[kind]
     digest, expected = part["detector"], None
     files = build.deidentify.detector_files if build is not None else {}
@@ -356,7 +359,7 @@ def _detectors_of(
 
 @contextmanager
 def _one_torch_thread() -> Iterator[None]:
-    """Limit torch to one thread. If torch is not imported, no detector uses it."""
+    """Limit torch to one thread. If torch isn't imported, do nothing, because then no detector uses it."""
     torch = sys.modules.get("torch")
     threads = torch.get_num_threads() if torch is not None else 1
     if torch is None or threads == 1:

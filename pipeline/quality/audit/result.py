@@ -1,6 +1,6 @@
 """Result of an audit: findings, what was checked, and counts.
 
-`result_json` reads and writes it as JSON, and `result_text` formats it for people.
+`result_json` reads and writes the result as JSON, and `result_text` formats it for people.
 """
 
 from dataclasses import dataclass, fields
@@ -15,21 +15,21 @@ from segmint.pipeline.quality.statistics.values import ProviderImages, Statistic
 
 @dataclass(frozen=True)
 class CheckedCounts:
-    """Amount of data that an audit checked."""
+    """Counts of the data that an audit checked."""
 
     commits: int = 0
     catalog_parts: int = 0
-    catalog_rows: int = 0  # rows of images and rejects that were compared with the catalog
-    files: int = 0  # of commits, read completely and hashed
+    catalog_rows: int = 0  # rows of `images` and `rejects` that were compared with the catalog
+    files: int = 0  # files of commits that were read completely and hashed
     bytes: int = 0
     images: int = 0  # rows
     rejects: int = 0  # rows
     masks: int = 0  # rows, each measured from its run lengths
-    jsons: int = 0  # compared with the tables
-    tables_alike: int = 0  # Parquet files with exactly the bytes that their rows produce
-    tables_by_others: int = 0  # Parquet files of another version of pyarrow, whose structure was checked
-    tables_unlike: int = 0  # Parquet files of the same version with other bytes, whose structure was checked
-    jpegs: int = 0  # size, metadata, and all bytes except those after the last block checked
+    jsons: int = 0  # JSON files that were compared with the tables
+    tables_alike: int = 0  # Parquet files with exactly the bytes that this pyarrow writes for the rows
+    tables_by_others: int = 0  # Parquet files from another version of pyarrow; only the structure was checked
+    tables_unlike: int = 0  # Parquet files from this version with other bytes; only the structure was checked
+    jpegs: int = 0  # JPEGs whose size, metadata, and bytes up to the last block were checked
     jpegs_decoded: int = 0
     masks_decoded: int = 0
 
@@ -41,7 +41,7 @@ class CheckedCounts:
 
 @dataclass(frozen=True)
 class LicenseVerdict:
-    """Number of images with a license (None: without one), and whether the dataset's policy allows it."""
+    """Number of images with a license, and whether the dataset's policy allows it. None stands for no license."""
 
     license: str | None
     images: int
@@ -56,8 +56,8 @@ class Licenses:
     by_license: tuple[LicenseVerdict, ...]  # most frequent first
     by_provider: tuple[ProviderImages, ...]  # most frequent first
     expired: int
-    expired_since_build: int  # expired images that were valid on the day of the build
-    without_attribution: int  # only images whose license requires attribution
+    expired_since_build: int  # images whose license expired after the day of the build
+    without_attribution: int  # counts only images whose license requires attribution
 
 
 @dataclass(frozen=True)
@@ -68,10 +68,10 @@ class DetectorCounts:
     name: str
     score: float  # threshold
     found: int  # remaining detections
-    images: int  # with a remaining detection
+    images: int  # images with a remaining detection
     inside_regions: int  # detections inside redacted regions
-    origin: Literal["build", "audit"] = "build"  # given by the build or by the audit's options
-    sha256: str | None = None  # of the detector's file, if the audit was given one
+    origin: Literal["build", "audit"] = "build"  # whether the build or the user's options name it
+    sha256: str | None = None  # hash of the detector's file, if the user named one
     failed: int = 0  # images that it failed to search
 
 
@@ -79,17 +79,18 @@ class DetectorCounts:
 class UnredactedRegion(DetectedRegion):
     """Detection that a build left unredacted, with the image's shard and all detectors that found it.
 
-    The detector and the score are those of the first one. The box encloses the regions that all of them would redact.
+    If several detectors found it, `detector` and `score` are from the first one. The box encloses every region that
+    these detectors would redact.
     """
 
     shard: int
     found_by: tuple[Sighting, ...] = ()
-    missed_by: tuple[str, ...] = ()  # detectors of this kind that searched the image without finding it
+    missed_by: tuple[str, ...] = ()  # detectors of this kind that searched the image but didn't find it
 
 
 @dataclass(frozen=True)
 class DetectorAgreement:
-    """Number of regions found by exactly this set of detectors of one kind."""
+    """Number of regions that exactly this set of detectors found. All detectors are of one kind."""
 
     kind: str
     detectors: tuple[str, ...]
@@ -100,13 +101,13 @@ class DetectorAgreement:
 class PrivacyResult:
     """Detections in released images."""
 
-    images_checked: int  # by at least one detector
+    images_checked: int  # images that at least one detector searched
     detectors: tuple[DetectorCounts, ...]
-    found: tuple[UnredactedRegion, ...]  # the first of `found_total`
+    found: tuple[UnredactedRegion, ...]  # the first detections; `found_total` counts all
     found_total: int
     inside_regions: int
-    residual: int = 0  # detections that the build left because redaction made them, as its rows record
-    not_turned: tuple[int, ...] = ()  # angles in degrees by which images were not turned to search them for faces
+    residual: int = 0  # detections that redaction itself caused, which the build recorded
+    not_turned: tuple[int, ...] = ()  # angles in degrees that the search for faces didn't turn images by
     agreement: tuple[DetectorAgreement, ...] = ()  # for kinds with several detectors
 
 
@@ -125,19 +126,25 @@ NotLookedAtReason = Literal[
 
 @dataclass(frozen=True)
 class UnsearchedImages:
-    """Images that were not searched by any detector, by those of one kind, or by a single one, with the reason."""
+    """Number of images that detectors didn't search, with the reason.
+
+    `kind` and `detector` are set if only detectors of one kind, or only one detector, skipped the images.
+    """
 
     reason: NotLookedAtReason
     images: int
-    of: int  # images of the dataset
+    of: int  # all images of the dataset
     kind: str | None = None  # None: faces and plates
-    detector: str | None = None  # None: all of the kind
+    detector: str | None = None  # None: all detectors of the kind
     detail: str = ""
 
 
 @dataclass(frozen=True)
 class Duplicates:
-    """Counts of images from repeated bytes (None: unknown) and of near-duplicates up to `distance` hash bits apart."""
+    """Counts of duplicates: images from repeated bytes (None if unknown), and near-duplicates.
+
+    The perceptual hashes of near-duplicates differ in at most `distance` bits.
+    """
 
     images_compared: int
     distance: int
@@ -149,8 +156,8 @@ class Duplicates:
 class AuditReport:
     """Result of an audit.
 
-    The areas `licenses`, `privacy`, `duplicates`, and `statistics` are None if they are unknown. With the scope
-    `integrity`, they are always None.
+    With the scope `all`, the areas `licenses`, `privacy`, `duplicates`, and `statistics` are None if they are unknown.
+    With the scope `integrity`, they are always None.
     """
 
     dataset: str
@@ -165,7 +172,7 @@ class AuditReport:
     other_files: tuple[str, ...] = ()  # small files of users and stores; not findings
     not_compared: tuple[int, ...] = ()  # shards that weren't compared because some of their files are damaged
     unusable_commits: tuple[int, ...] = ()  # shards with an unusable commit
-    replaced: tuple[int, ...] = ()  # shards that weren't audited because a command replaced their files meanwhile
+    replaced: tuple[int, ...] = ()  # shards that weren't audited because a command replaced them in the meantime
     notes: tuple[str, ...] = ()  # other information for people
     version: VersionName | None = None  # audited version; None: data that segmint did not write
     licenses: Licenses | None = None
@@ -173,7 +180,7 @@ class AuditReport:
     duplicates: Duplicates | None = None
     statistics: Statistics | None = None
     unsearched: tuple[UnsearchedImages, ...] = ()
-    unfinished: tuple[str, ...] = ()  # requested parts that were not made
+    unfinished: tuple[str, ...] = ()  # requested parts that couldn't be completed
 
     @property
     def images_searched(self) -> int:
@@ -182,5 +189,5 @@ class AuditReport:
 
     @property
     def nothing_looked_at(self) -> bool:
-        """True if detectors were supposed to search images but searched none."""
+        """True if detectors should have searched images but didn't search any."""
         return not self.images_searched and any(each.reason != "skipped" for each in self.unsearched)

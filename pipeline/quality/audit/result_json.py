@@ -25,7 +25,7 @@ _ADAPTER = TypeAdapter(AuditReport)
 
 
 def to_dict(report: AuditReport) -> dict[str, Any]:
-    """Return the result as a JSON object, which counts all findings and lists the first ones of each code."""
+    """Convert the result to a JSON object. It counts all findings, but only lists the first findings of each code."""
     areas = _AREAS if report.scope == "all" else ()
     return {
         **{name: json_value(getattr(report, name)) for name in _HEAD},
@@ -53,7 +53,7 @@ def to_json(report: AuditReport) -> str:
 
 
 def from_json(data: str | bytes, where: str) -> AuditReport:
-    """Parse the JSON that `to_json` wrote; raises `UsageError`, which names the source `where`, for any other text."""
+    """Parse JSON from `to_json`. Raises `UsageError`, which names the source `where`, for any other text."""
     try:
         value = json.loads(data)
     except (ValueError, RecursionError) as error:
@@ -81,7 +81,7 @@ def from_json(data: str | bytes, where: str) -> AuditReport:
 
 
 def read_audit(file: Location) -> AuditReport:
-    """Read the result in a file. Raises `UsageError` if the file is missing or `from_json` rejects it."""
+    """Read a result from a file. Raises `UsageError` if the file is missing or isn't a result."""
     try:
         data = file.read()
     except NotFoundError as error:

@@ -10,15 +10,15 @@ from segmint.operators.schemas import AUTOMATIC
 from segmint.pipeline.quality.audit.result import AuditReport, Duplicates, Licenses, PrivacyResult, UnsearchedImages
 from segmint.pipeline.quality.statistics.values import Statistics
 
-_WIDTH = 13  # of the area's name
+_WIDTH = 13  # characters of an area's name
 _LINE = 110
 
 SHOWN = 5
-"""Maximum number of findings shown per code; the JSON result lists more."""
+"""Maximum number of findings to print per code. The JSON result lists more."""
 
 
 def result_lines(report: AuditReport) -> list[str]:
-    """Return the verdict, areas, and digest, then notes on what was not checked and the first findings of each code."""
+    """Format a result: the verdict, areas, and digest, then what wasn't checked and the first findings of each code."""
     if report.scope == "integrity":
         digest = [] if report.version is None else [report.version.line()]
         summary = [f"{_findings(report.findings.total)}; {_checked(report)}", *digest]
@@ -44,7 +44,7 @@ def _area_lines(report: AuditReport) -> list[str]:
 
 
 def verdict(report: AuditReport) -> str:
-    """Return the number of findings and what was not searched, so that gaps never read as just "no finding"."""
+    """Return the number of findings, and what wasn't searched. A gap must never read as just "no finding"."""
     total, found = report.findings.total, _by_area(report)
     gaps = [_gap(each) for each in report.unsearched]
     counts = counted(total, "finding")
@@ -72,7 +72,7 @@ def _finding_lines(report: AuditReport) -> list[str]:
 
 
 def not_checked(report: AuditReport) -> list[str]:
-    """Return what the audit was asked to look at, but couldn't."""
+    """Describe what the audit should have checked, but couldn't."""
     chosen = {"skipped", "not_sampled"} | (set() if report.nothing_looked_at else {"no_detector"})
     unsearched = [each for each in report.unsearched if each.reason not in chosen]
     gaps = [f"{'' if each.kind else 'faces and plates: '}{_gap(each)}" for each in unsearched]
@@ -161,7 +161,7 @@ def _license_lines(licenses: Licenses, findings: int) -> list[str]:
 
 
 def _privacy_lines(report: AuditReport, privacy: PrivacyResult, findings: int) -> list[str]:
-    """Return what each detector found, at which score and in how many images, and where detectors disagree."""
+    """Describe what each detector found, at which score and in how many images, and where detectors disagree."""
     details = [f"{_gap(gap)}: {gap.detail}" for gap in report.unsearched if gap.detail]
     without = any(gap.reason == "no_detector" for gap in report.unsearched)
     if not privacy.detectors and without and Code.BAD_MANIFEST not in report.findings:
@@ -200,7 +200,7 @@ def _duplicate_line(duplicates: Duplicates, findings: int) -> str:
 
 
 def _statistics_lines(statistics: Statistics) -> list[str]:
-    """Return the main figures, of which the report shows more."""
+    """Format the main figures. The report contains more."""
     masks, near = statistics.masks_per_image, statistics.near_duplicates
     means = {
         "predicted iou": statistics.predicted_iou,

@@ -1,7 +1,7 @@
 """Audit of the four files of one shard, each read once.
 
-`operators/audit/` contains the comparisons: `masks.py` for areas, boxes, scores, crops, and points, `rows.py` for
-tables, and `tar.py` for JPEGs and JSONs.
+The comparisons are in `operators/audit/`: `masks.py` compares areas, boxes, scores, crops, and points, `rows.py`
+compares tables, and `tar.py` compares JPEGs and JSON files.
 """
 
 import hashlib
@@ -47,15 +47,15 @@ from segmint.pipeline.quality.audit.result import CheckedCounts
 
 @dataclass(frozen=True)
 class ShardPlan:
-    """Shard to audit: its commit, and what is known before its files are read."""
+    """Shard to audit, with its commit and the facts that are known before its files are read."""
 
     commit: Commit
-    ordinals: tuple[int, int]  # by the manifest
+    ordinals: tuple[int, int]  # range that the manifest assigns
     bad_kinds: frozenset[str]  # folders whose file is missing or has the wrong size
     counts_hold: bool  # false if the commit's counts contradict each other
-    decoded: frozenset[int]  # positions in the image table of images to decode
-    searched: frozenset[int] = frozenset()  # positions in the image table of images that detectors search
-    taken: frozenset[int] = frozenset()  # ordinals named by tombstones
+    decoded: frozenset[int]  # images to decode, as positions in the image table
+    searched: frozenset[int] = frozenset()  # images that detectors search, as positions in the image table
+    taken: frozenset[int] = frozenset()  # ordinals of images that were taken down
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class FileSettings:
     limits: MaskLimits | None
     artifacts: RedactionArtifacts | None
     with_images: bool
-    quality: int | None = None  # of the released JPEGs
+    quality: int | None = None  # JPEG quality of the released images
     stages: tuple[StageColumn, ...] = ()
     asked: BytesAsked = NO_MORE
 
@@ -78,15 +78,15 @@ class ShardAuditResult:
     findings: Findings
     checked: CheckedCounts
     compared: bool  # false if the files couldn't be compared with each other
-    places: Mapping[str, FindingLocation]  # of its files, by folder
+    places: Mapping[str, FindingLocation]  # the shard's files, by folder
     content: ShardContent | None  # results beyond integrity, if requested
 
 
 class ShardAudit:
-    """Check of a shard's files against their digests, each other, and the catalog's rows.
+    """Audit that compares a shard's files with their digests, with each other, and with the catalog's rows.
 
-    Memory holds the three tables and one image of the tar. A file whose digest differs from its commit is not parsed.
-    If rows are misplaced, nothing is compared by row.
+    Memory holds the three tables and one image of the tar. If a file's digest differs from the commit, the file isn't
+    parsed. If rows are misplaced, no rows are compared.
     """
 
     def __init__(
@@ -118,7 +118,7 @@ class ShardAudit:
         self._compared = not plan.bad_kinds
 
     def run(self) -> ShardAuditResult:
-        """Audit all files. Call this once per instance."""
+        """Audit all files. Call this only once per instance."""
         tables = self._read_tables()
         images: list[Row] = []
         masks = None
@@ -143,7 +143,7 @@ class ShardAudit:
         )
 
     def _read_tables(self) -> ShardTables | None:
-        """Return the three tables, or None if any is unusable."""
+        """Read the three tables. Return None if one of them is unusable."""
         read = {kind: self._read_table(kind) for kind in SCHEMAS if kind not in self._plan.bad_kinds}
         tables = {kind: table for kind, table in read.items() if table is not None}
         if "rejects" in tables:
@@ -209,7 +209,7 @@ class ShardAudit:
             self._findings.extend(self._look.look_at_rows(images, self._catalog, self._places["images"]))
 
     def _audit_tar(self, images: list[Row], masks: ShardMasks | None) -> None:
-        """Audit the tar's digest, and its members if `masks` are available."""
+        """Audit the tar's digest. If `masks` are available, audit its members, too."""
         inside = FindingCollector()
         entry, place = self._plan.commit.file("shards"), self._places["shards"]
         with_images, look = self._settings.with_images, self._look
@@ -241,7 +241,7 @@ class ShardAudit:
             self._findings.add(place.finding(Code.FILE_DIGEST, f"SHA-256 {entry.sha256}", digest))
             self._compared = False
             if look is not None:
-                look.found.hashes.clear()  # hashes of JPEGs that aren't the committed ones
+                look.found.hashes.clear()  # drop them, because these JPEGs aren't the committed ones
                 look.found.searches.clear()
             return
         self._findings.extend(inside)

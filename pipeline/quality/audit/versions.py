@@ -18,7 +18,7 @@ from segmint.pipeline.quality.audit.result import AuditReport
 
 @dataclass(frozen=True)
 class AuditedVersion:
-    """Current version of a dataset, and its differences from the latest recorded one."""
+    """Current version of a dataset, and how it differs from the latest recorded version."""
 
     name: VersionName
     findings: tuple[Finding, ...]
@@ -29,8 +29,8 @@ class AuditedVersion:
 def audit_version(dataset: Location) -> AuditedVersion:
     """Compare a dataset with its latest recorded version, without relying on `summaries/`.
 
-    Builds and corrections record a version when they end, so files that they have added or replaced since are only a
-    note. Any other difference is a finding.
+    Builds and corrections record a version when they end. Files that they have added or replaced since then are only a
+    note; any other difference is a finding.
     """
     history = read_history(dataset)
     findings = list(history.problems)
@@ -65,9 +65,10 @@ def audit_index(
 
 
 def check_same_version(audit: AuditReport, where: str, dataset: Location) -> str | None:
-    """Return a warning if an audit does not name the version that it checked.
+    """Check that an audit is of a dataset's current version. `where` names the audit in messages.
 
-    `where` names the audit. If the audit is of another version of the dataset, raises `UsageError` with both digests.
+    If the audit doesn't name its version, returns a warning. If it is of another version, raises `UsageError` with both
+    digests.
     """
     if audit.kind != "segmint":
         return None
@@ -83,7 +84,7 @@ def check_same_version(audit: AuditReport, where: str, dataset: Location) -> str
 
 
 def _unlike(version: Version, snapshot: Snapshot, difference: SnapshotComparison) -> Iterator[Finding]:
-    """Yield a finding for each file of a version that is missing or changed without being replaced."""
+    """Yield a finding for each file of a version that is missing, or that has changed but wasn't replaced."""
     recorded, found = version.snapshot.by_path, snapshot.by_path
     for path in (*difference.changed, *difference.missing):
         commit = parse_commit_path(path)

@@ -21,13 +21,13 @@ from segmint.pipeline.quality.audit.shard import FileSettings, ShardAudit, Shard
 SHARDS_AT_ONCE = 4
 """Number of shards that the threads of one process audit concurrently."""
 
-_WINDOW = 65_536  # rows per read, which serve many shards
+_WINDOW = 65_536  # rows per read; one read serves many shards
 
 
 class CatalogWindow:
     """Sliding window over a dataset's catalog that returns rows by ordinal.
 
-    Memory holds only one window, so threads should read rows in roughly the same order.
+    Memory holds a single window, so threads should read rows in roughly the same order.
     """
 
     def __init__(self, dataset: Location, manifest: DatasetManifest) -> None:
@@ -39,11 +39,11 @@ class CatalogWindow:
         self._start = 0  # first ordinal of the window
 
     def leave_out(self, part: CatalogPart) -> None:
-        """Skip a catalog part that differs from the pinned file."""
+        """Skip a catalog part because it differs from the pinned file."""
         self._parts.remove(part)
 
     def read(self, start: int, stop: int) -> dict[int, Row] | None:
-        """Return a shard's catalog rows [start, stop), by ordinal, or None if their catalog part is skipped."""
+        """Return a shard's catalog rows [start, stop) by ordinal, or None if the part with these rows is skipped."""
         for part in self._parts:
             first = part.first_shard * self._images_per_shard
             if first <= start < first + part.rows:
@@ -60,21 +60,21 @@ class CatalogWindow:
 
 @dataclass(frozen=True)
 class AuditTask:
-    """Arguments for auditing any shard of a dataset; small enough to send to another process."""
+    """Arguments for auditing any shard of a dataset. They are small enough to send to another process."""
 
     dataset: Location
     manifest: DatasetManifest
     damaged_parts: frozenset[str]  # paths of catalog parts that differ from the pinned files
     settings: FileSettings
     content: ContentPlan | None  # None: integrity only
-    names: RemovedNames = NO_NAMES  # of removed images
+    names: RemovedNames = NO_NAMES  # names of removed images
 
 
 class ShardAuditor:
-    """Thread-safe auditor of a dataset's shards for one process, which holds one window of the catalog."""
+    """Auditor of a dataset's shards for one process, with one window of the catalog. Thread-safe."""
 
     def __init__(self, task: AuditTask, looks: ContentChecker | None) -> None:
-        """Set up the auditor; `looks` is the loaded `content` of the task."""
+        """Set up the auditor. `looks` is the checker that was loaded from the task's `content`."""
         self._task = task
         self._looks = looks
         self._decoder = JpegDecoder(own=True)
@@ -91,12 +91,12 @@ class ShardAuditor:
         return ShardAudit(self._task.dataset, plan, settings, catalog, self._decoder, look, names).run()
 
     def close(self) -> None:
-        """End the processes that decode unusual JPEGs."""
+        """Stop the child processes that decode unusual JPEGs."""
         self._decoder.close()
 
 
 def audit_in_threads(auditor: ShardAuditor, plans: Iterable[ShardPlan]) -> Generator[ShardAuditResult, None, None]:
-    """Audit a few shards concurrently in threads and yield the results in the order of the plans."""
+    """Audit a few shards concurrently in threads, and yield the results in the order of the plans."""
     with (
         closing(auditor),
         closing(map_ahead(auditor.audit, plans, SHARDS_AT_ONCE, SHARDS_AT_ONCE + 1, "audit")) as done,

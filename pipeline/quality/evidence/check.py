@@ -70,7 +70,7 @@ Read = Callable[[str], bytes]  # reads a file by its path
 
 @dataclass
 class EvidenceCheck:
-    """Problems and contents of a folder of evidence."""
+    """Result of checking a folder of evidence: its problems and contents."""
 
     problems: list[str]
     sums: str | None = None  # SHA-256 of SHA256SUMS
@@ -84,7 +84,7 @@ class EvidenceCheck:
 
 
 def check_files(files: Iterable[str], read: Read, sums: str | None, key: bytes | None) -> EvidenceCheck:
-    """Check files by name; `sums` is the SHA-256 of SHA256SUMS, and `key` the raw key that signed the digest."""
+    """Check files by name. `sums` is the SHA-256 of SHA256SUMS, and `key` is the raw key that signed the digest."""
     names, needed = set(files), (SUMS, EVIDENCE, AUDIT, MANIFEST, LEAVES)
     done = EvidenceCheck([f"{name}: no such file" for name in needed if name not in names])
     if done.problems:
@@ -112,7 +112,7 @@ def check_files(files: Iterable[str], read: Read, sums: str | None, key: bytes |
 def _check_signatures(
     done: EvidenceCheck, names: set[str], listed: bytes, read: Read, key: bytes | None, published: bool
 ) -> None:
-    """Check the key's signatures of SHA256SUMS and the digest, and collect what neither they nor --sums cover."""
+    """Check the key's signatures of SHA256SUMS and of the digest, and collect what neither they nor --sums cover."""
     number, digest = done.evidence["dataset"]["version"], done.evidence["dataset"]["digest"]
     done.signers = [each["key_id"] for each in done.evidence["signatures"]]
     covered, signer = published, None
@@ -169,7 +169,7 @@ def parse(data: bytes, name: str) -> Any:
 
 
 def lines_of(data: bytes, name: str) -> dict[str, str]:
-    """Return the SHA-256 of each file by path from the output format of `sha256sum`. Raises `ValueError`."""
+    """Parse the output format of `sha256sum`, and return the SHA-256 of each file by path. Raises `ValueError`."""
     found: dict[str, str] = {}
     for number, line in enumerate(data.decode("utf-8").removesuffix("\n").split("\n"), 1):
         match = _LINE.fullmatch(line)
@@ -180,7 +180,7 @@ def lines_of(data: bytes, name: str) -> dict[str, str]:
 
 
 def digest_of(leaves: dict[str, str]) -> str:
-    """Return the digest of a dataset: the root of a Merkle tree (RFC 6962) over the lines of leaves.txt."""
+    """Compute the digest of a dataset, which is the root of a Merkle tree (RFC 6962) over the lines of leaves.txt."""
     lines = [f"{leaves[path]}  {path}".encode() for path in sorted(leaves, key=lambda path: path.encode())]
     level = [hashlib.sha256(b"\x00" + line).digest() for line in lines] or [hashlib.sha256().digest()]
     while len(level) > 1:  # an odd last node moves up, as in the RFC's tree
@@ -190,7 +190,7 @@ def digest_of(leaves: dict[str, str]) -> str:
 
 
 def key_of(data: bytes) -> bytes:
-    """Return the raw key from a public Ed25519 key in PEM or OpenSSH form. Raises `ValueError` for anything else."""
+    """Extract the raw key from a public Ed25519 key in PEM or OpenSSH form. Raises `ValueError` for anything else."""
     match, words = _PEM.search(data), data.split()
     text = match[1] if match else words[1] if words[:1] == [b"ssh-ed25519"] and len(words) > 1 else b""
     raw = base64.b64decode(text)
@@ -200,7 +200,7 @@ def key_of(data: bytes) -> bytes:
 
 
 def key_id(key: bytes) -> str:
-    """Return the id by which signatures refer to a raw public key."""
+    """Return the id that signatures use for a raw public key."""
     return hashlib.sha256(key).hexdigest()[:16]
 
 
@@ -268,9 +268,9 @@ def _contradictions(done: EvidenceCheck, names: set[str], read: Read) -> Iterato
 def wrong_in_dataset(
     path: str, expected: str, open_file: Callable[[str], BinaryIO], not_checked: list[str]
 ) -> Iterator[str]:
-    """Yield the problems of a dataset's file that the digest covers and, for a commit, of the files that it names.
+    """Check a dataset's file that the digest covers, and for a commit, the files that it names. Yield the problems.
 
-    Adds files that couldn't be read to `not_checked`.
+    Files that couldn't be read are added to `not_checked`.
     """
     try:
         if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts:
@@ -325,7 +325,7 @@ def lines_about(done: EvidenceCheck, key: bytes | None) -> list[str]:
 
 
 def files_in(folder: Path) -> tuple[set[str], list[str]]:
-    """Return the names of the files in a local folder, and problems with all other entries; links are not followed."""
+    """List the names of the files in a local folder, and a problem for each other entry. Links aren't followed."""
     below = [path for each in (folder, folder / "versions") if each.is_dir() for path in each.iterdir()]
     modes = {path.relative_to(folder).as_posix(): path.lstat().st_mode for path in below}
     files = {name for name, mode in modes.items() if stat.S_ISREG(mode)}
@@ -339,12 +339,12 @@ def digest_line(digest: str) -> bytes:
 
 
 def signed_bytes(namespace: str, message: bytes) -> bytes:
-    """Return the bytes that Ed25519 signs in a signature file of OpenSSH (PROTOCOL.sshsig)."""
+    """Return the bytes that Ed25519 signs for a signature file in OpenSSH's format (PROTOCOL.sshsig)."""
     return b"SSHSIG" + _strings(namespace.encode(), b"", b"sha512", hashlib.sha512(message).digest())
 
 
 def signature_file(key: bytes, namespace: str, signature: bytes) -> bytes:
-    """Return the signature file as `ssh-keygen -Y sign` writes it, from the raw public key and 64 bytes."""
+    """Build a signature file like `ssh-keygen -Y sign`, from the raw public key and the 64 bytes of the signature."""
     public, signed = _strings(b"ssh-ed25519", key), _strings(b"ssh-ed25519", signature)
     blob = b"SSHSIG\0\0\0\1" + _strings(public, namespace.encode(), b"", b"sha512", signed)
     lines = re.findall(b".{1,70}", base64.b64encode(blob))
@@ -352,9 +352,10 @@ def signature_file(key: bytes, namespace: str, signature: bytes) -> bytes:
 
 
 def check_signature(key: bytes, namespace: str, message: bytes, file: bytes) -> tuple[bool | None, str]:
-    """Return whether `file` is the key's signature of a message, and the name of the tool that checked it.
+    """Check whether `file` is the key's signature of a message. Also returns the name of the tool that checked it.
 
-    Without `cryptography` and a working `ssh-keygen`, or for an unsupported type, returns None and the reason.
+    If neither `cryptography` nor a working `ssh-keygen` is installed, or the type isn't supported, returns None and the
+    reason.
     """
     signature = _signed_in(file)[-64:]
     if file != signature_file(key, namespace, signature):
@@ -392,9 +393,9 @@ def _checked_by_openssh(key: bytes, namespace: str, message: bytes, file: bytes)
 
 
 def _signed_in(file: bytes) -> bytes:
-    """Return the binary content of a signature file, or nothing if it is malformed.
+    """Decode a signature file. Returns nothing if it is malformed.
 
-    If the key is an Ed25519 key, bytes 33 to 64 are the public key, and the last 64 bytes the signature.
+    For an Ed25519 key, bytes 33 to 64 are the public key, and the last 64 bytes are the signature.
     """
     try:
         return base64.b64decode(b"".join(file.split(b"\n")[1:-2]), validate=True)
@@ -403,7 +404,7 @@ def _signed_in(file: bytes) -> bytes:
 
 
 def _unsupported(file: bytes) -> str:
-    """Return why a signature file of OpenSSH can't be checked here, or nothing for Ed25519 and for any other file."""
+    """Explain why a signature file of OpenSSH can't be checked here; nothing for Ed25519 and for any other file."""
     match, supported = _SSHSIG.match(_signed_in(file)), "ssh-ed25519 with sha512"
     kind = b" with ".join(match.groups()).decode() if match else supported
     return "" if kind == supported else f"a signature of type {kind}, expected {supported}"
@@ -414,7 +415,7 @@ def _strings(*parts: bytes) -> bytes:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Check a folder as the command line specifies, and return the exit code."""
+    """Check a folder as the command line requests, and return the exit code."""
     parser = argparse.ArgumentParser(description="Check a folder of evidence about a segmint dataset.")
     parser.add_argument("folder", nargs="?", type=Path, default=Path(__file__).resolve().parent)
     parser.add_argument("--sums", metavar="SHA256", help=f"the SHA-256 of {SUMS}, as the auditor published it")

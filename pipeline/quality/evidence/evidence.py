@@ -1,6 +1,6 @@
 """Writer of `segmint audit --evidence`: a verifiable folder that documents an audit and its results.
 
-`SHA256SUMS` names all other files and is written last. `check.py` checks the folder without segmint.
+`SHA256SUMS` lists all other files and is written last. `check.py` checks the folder without segmint.
 """
 
 import hashlib
@@ -48,7 +48,7 @@ _PACKAGES = (
 
 @dataclass(frozen=True)
 class Evidence:
-    """Result of writing evidence: the folder, its files, and the SHA-256 of the `SHA256SUMS` that covers them."""
+    """Result of writing evidence: the folder, its files, and the SHA-256 of `SHA256SUMS`, which covers the files."""
 
     folder: str
     sha256: str
@@ -60,7 +60,7 @@ class Evidence:
 
 
 def check_target(dataset: Location, folder: Location) -> None:
-    """Raise `UsageError` if the dataset or the folder is unsuitable for evidence, without reading much data."""
+    """Raise `UsageError` if the dataset or the folder can't be used for evidence. Reads only a little data."""
     require_published(load_latest_manifest(dataset).manifest, dataset, "audited with --evidence")
     if is_below(folder.uri, dataset.uri):
         raise UsageError(f"--evidence: {folder} is inside the dataset {dataset}. Choose a place outside")
@@ -71,7 +71,7 @@ def check_target(dataset: Location, folder: Location) -> None:
 def write_evidence(
     dataset: Location, report: AuditReport, options: AuditOptions, folder: Location, study: PrivacyScore | None = None
 ) -> Evidence:
-    """Write the evidence of an audit of the whole dataset, and of its privacy study, to `folder`.
+    """Write the evidence of an audit of the whole dataset, and of a privacy study if given, to `folder`.
 
     Raises `UsageError` if the dataset has changed since the audit, or if another run writes to the folder.
     """
@@ -81,7 +81,7 @@ def write_evidence(
         raise UsageError(f"{dataset} changed during the audit. Audit again when no other command writes to it")
     number = report.version.number
     name = manifest_name(pinned.generation)
-    audit = to_dict(replace(report, dataset=pinned.manifest.name))  # without the path on the auditor's machine
+    audit = to_dict(replace(report, dataset=pinned.manifest.name))  # not the path on the auditor's machine
     signatures = [] if number is None else [(key, signature_path(number, key)) for key in signers(dataset, number)]
     value = {
         "schema_version": check.SCHEMA_VERSION,
@@ -136,9 +136,9 @@ def write_evidence(
 
 
 def _detector_files(manifest: DatasetManifest, report: AuditReport) -> Iterator[tuple[str, dict[str, str]]]:
-    """Yield each detector of the build or the audit by name, with the SHA-256 of its files as installed here.
+    """Yield the name of each detector of the build or the audit, with the SHA-256 of its files on this machine.
 
-    A custom detector of the build has no file here, because the manifest only contains its SHA-256.
+    For a custom detector of the build, there are no files here, because the manifest only contains its SHA-256.
     """
     config = manifest.config.get("deidentify") or {}
     names = [(config.get(kind) or {}).get("detector") for kind in ("faces", "plates")]
@@ -150,7 +150,7 @@ def _detector_files(manifest: DatasetManifest, report: AuditReport) -> Iterator[
 
 
 def _bundled(name: str) -> dict[str, str]:
-    """Return the SHA-256 of the files of a detector that ships with segmint, or nothing for others."""
+    """Return the SHA-256 of a detector's files if it ships with segmint, or nothing otherwise."""
     if name in ASSETS:
         return {ASSETS[name].file_name: ASSETS[name].sha256}
     spec = importlib.util.find_spec("facenet_pytorch") if name == "mtcnn" else None
@@ -171,7 +171,7 @@ def _json(value: Mapping[str, Any]) -> bytes:
 
 
 def render_evidence(evidence: Mapping[str, Any], report: AuditReport, study: PrivacyScore | None) -> str:
-    """Return the HTML page with the contents of `evidence.json` and the output that `segmint audit` prints."""
+    """Render an HTML page with the contents of `evidence.json` and the output of `segmint audit`."""
     return _TEMPLATES.get_template("evidence.html.j2").render(
         evidence=evidence,
         sentences={code.value: sentence for code, sentence in SENTENCES.items()},

@@ -50,11 +50,11 @@ class SignatureResult:
 def sign_version(
     dataset: Location, key_file: Location, wanted: int | str | None = None, ask: Callable[[], str] | None = None
 ) -> SignatureResult:
-    """Sign a recorded version, by default the latest one, with the private key in a PEM file.
+    """Sign a recorded version, by default the latest one, with a private key from a PEM file.
 
-    The latest version is signed only if the dataset still matches it, its files have the committed sizes, and the
-    catalog's parts have the recorded hashes. `ask` returns the passphrase of an encrypted key. Raises `UsageError` for
-    an unsuitable key, a missing version, or a dataset that has changed or isn't for publication.
+    The latest version is signed only if the dataset still matches it: its files must have the committed sizes, and the
+    catalog's parts must have the recorded hashes. `ask` returns the passphrase of an encrypted key. Raises `UsageError`
+    for an unsuitable key, a missing version, or a dataset that has changed or isn't for publication.
     """
     require_published(load_manifest(dataset), dataset, "signed")
     key = read_private_key(key_file, ask)
@@ -85,7 +85,7 @@ def sign_version(
 
 
 def signature_problem(dataset: Location, version: Version | None, key: bytes) -> tuple[str | None, str | None]:
-    """Return the problem with a key's signature of a version, if any, and the reason if it couldn't be checked."""
+    """Check a key's signature of a version. Returns its problem, if any, and the reason if it couldn't be checked."""
     identity = check.key_id(key)
     if version is None:
         return f"no intact version is recorded that key {identity} could have signed", None
@@ -102,12 +102,12 @@ def signature_problem(dataset: Location, version: Version | None, key: bytes) ->
 
 
 def signature_path(number: int, identity: str) -> str:
-    """Return the path of a signature's file relative to the dataset."""
+    """Return the path of a signature file relative to the dataset."""
     return f"{VERSIONS}/{number}.{identity}.sig"
 
 
 def signers(dataset: Location, number: int) -> list[str]:
-    """Return the key ids in the file names of a version's signatures. The signatures aren't checked."""
+    """Return the ids of the keys that signed a version, from the file names. The signatures aren't checked."""
     matches = (SIGNATURE_NAME.fullmatch(entry.name) for entry in (dataset / VERSIONS).list())
     return sorted(match[2] for match in matches if match is not None and int(match[1]) == number)
 
@@ -139,7 +139,7 @@ def read_private_key(file: Location, ask: Callable[[], str] | None = None) -> "E
     try:
         try:
             key = load(data, password=None)
-        except TypeError:  # it is encrypted
+        except TypeError:  # the key is encrypted
             if ask is None:
                 raise UsageError(f"{file} is encrypted, and there's no terminal to ask for its passphrase") from None
             key = load(data, password=ask().encode())

@@ -30,7 +30,7 @@ class EvidenceResult:
     """Result of checking a folder of evidence.
 
     `digest` and `audit_summary` are None if there are problems. `verified` means that there are no problems, and that
-    the given SHA-256 or the key's signature of SHA256SUMS covers every file.
+    every file is covered by the given SHA-256 or by the key's signature of SHA256SUMS.
     """
 
     evidence: str
@@ -40,7 +40,7 @@ class EvidenceResult:
     verified: bool
     checked_key: str | None  # id of the key
     signed: tuple[str, ...]  # what the key signed, and how that was checked
-    not_covered: tuple[str, ...] | None  # files of the dataset that the digest doesn't cover; None: it was not read
+    not_covered: tuple[str, ...] | None  # files that the digest doesn't cover; None: dataset not read
     digest: str | None  # of the dataset
     audit_summary: dict[str, Any] | None  # version, when, verdict
     text: tuple[str, ...]
@@ -63,7 +63,7 @@ def is_evidence(folder: Location) -> bool:
 def verify_evidence(
     folder: Location, key: Location | None = None, dataset: Location | None = None, sums: str | None = None
 ) -> EvidenceResult:
-    """Check a folder of evidence against the optional signing key, dataset, and SHA-256 of SHA256SUMS.
+    """Check a folder of evidence. The signing key, the dataset, and the SHA-256 of SHA256SUMS are optional.
 
     Raises `UsageError` for an unusable key, and if there is no dataset at `dataset`.
     """
@@ -124,7 +124,7 @@ def _check_dataset(dataset: Location, done: check.EvidenceCheck) -> None:
 
 
 def _found(path: str, read: Callable[[], T]) -> T:
-    """Return the result of `read`, raising `OSError` for a missing or unreadable file as `check` expects."""
+    """Call `read` and return the result. Raises `OSError` for a missing or unreadable file, as `check` expects."""
     try:
         return read()
     except NotFoundError as error:

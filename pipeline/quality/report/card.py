@@ -21,7 +21,7 @@ _SPECIAL = re.compile(r"[\\`*_\[\]|~$#!]")
 
 
 def card_markdown(audit: AuditReport, statistics: Statistics, facts: Facts, charts: Charts) -> str:
-    """Return the card. All text from the data is escaped, so it can't be interpreted as Markdown or HTML."""
+    """Write the card as Markdown. All text from the data is escaped, so it can't be read as Markdown or HTML."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(ASSETS),
         finalize=escaped,
@@ -49,7 +49,7 @@ def card_markdown(audit: AuditReport, statistics: Statistics, facts: Facts, char
 
 
 def front_matter(facts: Facts) -> str:
-    """Return the front matter that the Hub reads, as YAML."""
+    """Return the front matter for the Hub, as YAML."""
     value: dict[str, Any] = {
         "pretty_name": facts.name,
         **hub_licenses(license for license, _ in facts.licenses if license),
@@ -62,7 +62,7 @@ def front_matter(facts: Facts) -> str:
 
 
 def escaped(value: Any) -> Any:
-    """Return text as escaped Markdown on one line, and other values unchanged."""
+    """Escape text for Markdown and put it on one line. Return other values unchanged."""
     if isinstance(value, Markup) or not isinstance(value, str):
         return value
     line = " ".join(without_turning(value).split())

@@ -29,7 +29,7 @@ _STEPS = {
 
 @dataclass(frozen=True)
 class Charts:
-    """Plots of a report; None or empty if the data is unknown."""
+    """Plots of a report. A plot is None or empty if its data is unknown."""
 
     masks_per_image: Bars | None
     relative_size: StepHistogram | None
@@ -47,7 +47,7 @@ class Charts:
 
 
 def charts_of(statistics: Statistics) -> Charts:
-    """Return the plots of the statistics, except for unknown values."""
+    """Create the plots of the statistics. Unknown values have no plot."""
     scores = (
         histogram(_up_to_1(statistics.predicted_iou), "Predicted IoU", "predicted IoU; above 1 counts as 1", _MASKS),
         histogram(statistics.stability_score, "Stability score", "stability score", _MASKS),
@@ -82,7 +82,10 @@ def charts_of(statistics: Statistics) -> Charts:
 
 
 def ranked(counted: Iterable[tuple[str | None, int]], label: str, shown: int, value: str = "Images") -> Bars | None:
-    """Return counts by name as bars, most frequent first; None without names. Names after `shown` share one bar."""
+    """Convert counts by name to bars, most frequent first. The names after the first `shown` share one bar.
+
+    Returns None without names.
+    """
     known = sorted((row for row in counted if row[1]), key=lambda row: (-row[1], str(row[0])))
     if not any(name for name, _ in known):
         return None
@@ -94,7 +97,7 @@ def ranked(counted: Iterable[tuple[str | None, int]], label: str, shown: int, va
 
 
 def _bars(label: str, value: str, counts: Sequence[tuple[str, int]]) -> Bars | None:
-    """Return counts as bars of their shares, or None if all are zero."""
+    """Convert counts to bars of their shares, or return None if all counts are zero."""
     if not sum(total for _, total in counts):
         return None
     shares = shares_of([total for _, total in counts])
@@ -103,7 +106,7 @@ def _bars(label: str, value: str, counts: Sequence[tuple[str, int]]) -> Bars | N
 
 
 def _with_paper(groups: Sequence[GroupImages], label: str) -> Bars | None:
-    """Return bars for regions or income levels, with the paper's shares."""
+    """Create bars for regions or income levels, next to the paper's shares."""
     if not any(group.images for group in groups):
         return None
     bars = [Bar(group.name, group.share, _with_share(group.images, group.share), group.paper_share) for group in groups]
@@ -135,7 +138,7 @@ def _funnel(steps: Sequence[FunnelStep]) -> Bars | None:
 
 
 def _up_to_1(scores: Histogram) -> Histogram:
-    """Return a histogram whose last bin ends at 1 and includes higher scores, because an IoU can't exceed 1."""
+    """Let the last bin of a histogram end at 1 and include all higher scores, because an IoU can't exceed 1."""
     if scores.counts is None:
         return scores
     last = sum(edge < 1 - 1e-9 for edge in scores.edges)

@@ -23,16 +23,16 @@ THIS = "this dataset"
 
 @dataclass(frozen=True)
 class ComparisonCharts:
-    """Plots of two datasets; None if the data is unknown for one of them."""
+    """Plots that compare two datasets. A plot is None if one dataset lacks the data."""
 
     masks_per_image: Bars | None
     relative_size: StepHistogram | None
-    concavity: StepHistogram | None  # at the same sizes
+    concavity: StepHistogram | None  # at equal mask sizes
     centers: tuple[HeatMap, ...]
 
 
 def measure_comparison(tables: DatasetTables, statistics: Statistics, other: Location) -> DatasetComparison:
-    """Compare the dataset of `tables` and `statistics` with the dataset at `other`, whose masks this function reads.
+    """Compare the dataset of `tables` and `statistics` with the dataset at `other`, whose masks are read here.
 
     Raises `UsageError` if there is no dataset at `other`, and `DamagedDatasetError` if one of its files is unreadable.
     """
@@ -42,19 +42,19 @@ def measure_comparison(tables: DatasetTables, statistics: Statistics, other: Loc
 
 
 def measured(tables: DatasetTables, statistics: Statistics) -> DatasetMeasures:
-    """Return the measurements of a dataset that a comparison needs."""
+    """Collect the measurements of a dataset that a comparison needs."""
     manifest = load_manifest(tables.location) if tables.kind == "segmint" else None
     name = name_of(manifest, tables.location.uri)
     return DatasetMeasures(name, tables.location.uri, statistics, concavity_by_size(tables.connection))
 
 
 def other_name(beside: DatasetComparison) -> str:
-    """Return the other dataset's name on the page, which is its URI if both have the same name."""
+    """Return the other dataset's name for the page. If both datasets have the same name, this is its URI."""
     return beside.theirs.dataset if beside.theirs.name == beside.ours.name else beside.theirs.name
 
 
 def comparison_charts(beside: DatasetComparison) -> ComparisonCharts:
-    """Return the plots of two datasets, with the other one as a second bar or line."""
+    """Create the plots of two datasets. The other dataset is the second bar or line."""
     ours, theirs, name = beside.ours, beside.theirs, other_name(beside)
     at_sizes = ours.concavity_at_same_sizes, theirs.concavity_at_same_sizes
     concavity = None
@@ -82,7 +82,7 @@ def comparison_charts(beside: DatasetComparison) -> ComparisonCharts:
 
 
 def comparison_rows(beside: DatasetComparison) -> list[tuple[str, str, str]]:
-    """Return the table's rows: label, value of this dataset, value of the other one."""
+    """Return the rows of the table: label, value of this dataset, and value of the other dataset."""
     sides = (beside.ours, beside.theirs)
     rows = [
         ("Images", *(count(side.images) for side in sides)),
@@ -99,7 +99,7 @@ def comparison_rows(beside: DatasetComparison) -> list[tuple[str, str, str]]:
 
 
 def comparison_values(beside: DatasetComparison) -> dict[str, object]:
-    """Return the values of a comparison for the page's template, by their names there."""
+    """Return a comparison's values for the page's template, by their names in the template."""
     return {
         "other_name": other_name(beside),
         "beside_rows": comparison_rows(beside),
@@ -108,7 +108,7 @@ def comparison_values(beside: DatasetComparison) -> dict[str, object]:
 
 
 def comparison_line(beside: DatasetComparison) -> str:
-    """Return the comparison in one line."""
+    """Summarize the comparison in one line."""
     ours, theirs = (
         f"{number(side.masks_per_image.mean)} masks per image, concavity at the same sizes "
         f"{number(side.concavity_at_same_sizes.mean)}"

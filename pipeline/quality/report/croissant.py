@@ -57,9 +57,9 @@ _KINDS = {"images": "One row per image.", "masks": "One row per mask.", "rejects
 
 
 def croissant_json(facts: Facts, root: str) -> bytes:
-    """Return the description of a segmint dataset; `root` is the path or URI from its folder to the dataset.
+    """Describe a segmint dataset. `root` is the path or URI that leads from the description's folder to the dataset.
 
-    Raises `ValueError` if segmint didn't write the dataset, because only commits contain the hashes.
+    Raises `ValueError` for data that segmint didn't write, because file hashes are only recorded in commits.
     """
     manifest, version = facts.manifest, facts.version
     if manifest is None or version is None:
@@ -147,7 +147,7 @@ def _records(kind: str, schema: pa.Schema) -> dict[str, Any]:
 
 
 def _photographs(facts: Facts) -> Iterator[dict[str, Any]]:
-    """Yield the record set of the tars' JPEGs, whose names contain the ids of the images."""
+    """Yield the record set of the JPEGs in the tars. Their names contain the ids of the images."""
     if not facts.with_images:
         return
     source = {"fileSet": {"@id": "photographs-files"}}
@@ -178,7 +178,7 @@ def _photographs(facts: Facts) -> Iterator[dict[str, Any]]:
 
 
 def _field(identifier: str, column: str, kind: pa.DataType, file_set: str, path: str = "") -> dict[str, Any]:
-    """Return the field of a column, or of a value inside it at the JSONPath `path`."""
+    """Describe a column, or the value at the JSONPath `path` inside it, as a field."""
     field: dict[str, Any] = {"@type": "cr:Field", "@id": identifier, "name": identifier}
     while pa.types.is_list(kind):
         field["repeated"] = True

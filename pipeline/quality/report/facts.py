@@ -23,7 +23,7 @@ _ANNOTATED = "SELECT count(*) FROM images WHERE submission IS NOT NULL OR annota
 
 @dataclass(frozen=True)
 class CreditFact:
-    """License, provider, and attribution that a number of images share. Each is None if it is missing."""
+    """License, provider, and attribution, with the number of images that share them. Each is None if it is missing."""
 
     license: str | None
     provider: str | None
@@ -33,7 +33,7 @@ class CreditFact:
 
 @dataclass(frozen=True)
 class AnnotatedMaskCounts:
-    """Counts of annotated masks from one source; `license` is that of the imported file."""
+    """Counts of annotated masks from one source. `license` is the license of the imported file."""
 
     source: str
     license: str | None
@@ -43,7 +43,7 @@ class AnnotatedMaskCounts:
 
 @dataclass(frozen=True)
 class RedactedRegions:
-    """Counts of redacted regions of one kind from one detector or a person (`manual`)."""
+    """Counts of redacted regions of one kind that one detector or a person (`manual`) found."""
 
     kind: str
     source: str
@@ -53,22 +53,22 @@ class RedactedRegions:
 
 @dataclass(frozen=True)
 class DetectorFact:
-    """Detector that a build used for one kind of region; `name` is None if it used none."""
+    """Detector that a build used for one kind of region. `name` is None if the build used none."""
 
     kind: str  # faces or plates
-    name: str | None  # for a file: the start of its SHA-256
+    name: str | None  # for a detector file, the start of its SHA-256
 
     @property
     def bundled(self) -> bool:
-        """True if the detector ships with segmint; bundled detectors are meant for trials."""
+        """True if the detector ships with segmint. Bundled detectors are only meant for trials."""
         return self.name in BUNDLED_DETECTORS
 
 
 @dataclass(frozen=True)
 class BuildFacts:
-    """Settings of a dataset's build; None if its manifest does not contain them."""
+    """Settings of a dataset's build. A setting is None if the manifest doesn't contain it."""
 
-    allowed: tuple[str, ...]  # licenses
+    allowed: tuple[str, ...]  # allowed licenses
     require_redistributable: bool
     format: str | None
     short_side: int | None
@@ -84,7 +84,7 @@ class BuildFacts:
 
 @dataclass(frozen=True)
 class Facts:
-    """Facts about a dataset; None or empty if foreign data does not state them."""
+    """Facts about a dataset. A fact is None or empty if foreign data doesn't state it."""
 
     name: str
     kind: str  # segmint or sa1b
@@ -94,7 +94,7 @@ class Facts:
     commits: tuple[Commit, ...]
     images: int
     masks: int
-    bytes: int | None  # of the committed files
+    bytes: int | None  # total size of the committed files
     taken_down: int | None
     licenses: tuple[tuple[str | None, int], ...]  # with image counts, most frequent first; None: no license
     credits: tuple[CreditFact, ...]  # most frequent first
@@ -105,10 +105,10 @@ class Facts:
     sources: tuple[int, int] | None  # median width and height of their source images
     people: tuple[AnnotatedMaskCounts, ...] = ()
     labeled: int = 0  # masks with a label
-    labeled_by_models: int = 0  # those whose label a model set
+    labeled_by_models: int = 0  # masks whose label a model set
     annotated: int = 0  # images whose masks people reviewed, changed, or deleted
-    agreement: AnnotatorAgreement | None = None  # of two people on the same images
-    study: PrivacyScore | None = None  # people's findings of what detectors missed, if the report was given a study
+    agreement: AnnotatorAgreement | None = None  # between two people who annotated the same images
+    study: PrivacyScore | None = None  # what detectors missed, according to people, if the report includes a study
     ratings: Ratings | None = None  # human ratings of masks
 
     @property
@@ -123,9 +123,9 @@ class Facts:
 
 
 def gather_facts(tables: DatasetTables, storage: Storage) -> Facts:
-    """Read a dataset's manifest, commits, and tombstones, and query its tables.
+    """Collect facts from a dataset's manifest, commits, tombstones, and tables.
 
-    Raises `DamagedDatasetError` if any of them is unreadable.
+    Raises `DamagedDatasetError` if any of these is unreadable.
     """
     manifest = load_manifest(tables.location) if tables.kind == "segmint" else None
     commits = tuple(CommitLog(tables.location).read_all()) if manifest is not None else ()
@@ -177,12 +177,12 @@ def _build(manifest: DatasetManifest) -> BuildFacts:
 
 
 def _text(value: Any) -> str | None:
-    """Return `value` if it is a string, or None, because foreign or damaged data may contain other values."""
+    """Return `value` if it is a string, or else None. Foreign or damaged data may contain other values."""
     return value if isinstance(value, str) else None
 
 
 def _plain_number(value: Any) -> Any:
-    """Return `value` if it is a printable number, or None, because foreign or damaged data may contain other values."""
+    """Return `value` if it is a printable number, or else None. Foreign or damaged data may contain other values."""
     return value if type(value) in (int, float) and abs(value) < 1 << 53 else None
 
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 _DPI = 160
 
-# From Okabe and Ito's palette, which is safe for color-blind readers.
+# Colors from Okabe and Ito's palette, which color-blind readers can distinguish.
 _INK, _GRAY, _BLUE, _VERMILION = "#1c2126", "#8a9098", "#0b5a9c", "#a8480b"
 
 _STYLE = {
@@ -35,7 +35,7 @@ _STYLE = {
 
 
 def draw_figures(charts: Charts) -> dict[str, bytes]:
-    """Return the plots that have data as PNG files, by file name."""
+    """Draw the plots that have data, and return them as PNG files by file name."""
     from matplotlib import style
 
     bars = {

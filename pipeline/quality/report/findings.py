@@ -8,7 +8,7 @@ from segmint.catalogs.findings import AREAS, INTEGRITY, SENTENCES, Finding, Find
 
 @dataclass(frozen=True)
 class FindingGroup:
-    """Findings of one code: their number `total`, and the first of them in `rows`."""
+    """Findings with the same code. `total` is their number, and `rows` contains the first of them."""
 
     code: str
     sentence: str
@@ -22,7 +22,7 @@ class FindingGroup:
 
 
 def groups_of(findings: Findings, area: str) -> list[FindingGroup]:
-    """Return the findings of an area (`integrity`, `licenses`, `privacy`, or `duplicates`) by code."""
+    """Group the findings of an area (`integrity`, `licenses`, `privacy`, or `duplicates`) by code."""
     return [
         FindingGroup(code.value, SENTENCES[code], total, tuple(each for each in findings if each.code == code))
         for code, total in sorted(findings.counts.items())

@@ -30,12 +30,12 @@ NOT_AUDITED = "not audited"
 LEADING = 3
 """Maximum number of sample images directly below the verdict."""
 
-_FLATTEST, _TALLEST = 2.2, 0.7  # bounds of their width over height, so that none crowds out the others
+_FLATTEST, _TALLEST = 2.2, 0.7  # bounds of the aspect ratio, so that no image crowds out the others
 
 
 @dataclass(frozen=True)
 class ReportImages:
-    """Images of a report: those with findings, outliers, and a sample; `why` explains their absence."""
+    """Images of a report: images with findings, outliers, and a sample. `why` explains why there are none."""
 
     flagged: tuple[ReportImage, ...] = ()
     samples: tuple[ReportImage, ...] = ()
@@ -43,7 +43,7 @@ class ReportImages:
 
     @property
     def leading(self) -> tuple[ReportImage, ...]:
-        """Up to `LEADING` images with masks for the row below the verdict, spread evenly over the sample."""
+        """Up to `LEADING` images with masks for the row below the verdict. They are spread evenly over the sample."""
         drawn = [picture for picture in self.samples if picture.jpeg is not None and picture.masks]
         places = {(2 * place + 1) * len(drawn) // (2 * LEADING) for place in range(LEADING)} if drawn else set()
         return tuple(drawn[place] for place in sorted(places))
@@ -62,7 +62,7 @@ class ReportImages:
 
 @dataclass(frozen=True)
 class VerdictLine:
-    """Line of the verdict: the findings, and what was and wasn't checked. `state` is `good`, `bad`, or empty."""
+    """Line of the verdict on what was checked, what wasn't, and the findings. `state` is `good`, `bad`, or empty."""
 
     name: str
     anchor: str
@@ -89,7 +89,7 @@ def render_page(
     pictures: ReportImages,
     beside: DatasetComparison | None = None,
 ) -> str:
-    """Return the page as one HTML file without scripts or external resources; `beside` is an optional comparison."""
+    """Render the page as one HTML file without scripts or external resources. `beside` is an optional comparison."""
     groups = {area: groups_of(audit.findings, area) for area in AREAS}
     return (
         document_templates(ASSETS)
@@ -129,7 +129,7 @@ def render_page(
 
 
 def leading_aspect(picture: ReportImage) -> float:
-    """Return the aspect ratio, width over height, of the frame of an image below the verdict."""
+    """Return the aspect ratio (width over height) of the frame around an image below the verdict."""
     return round(min(_FLATTEST, max(_TALLEST, picture.width / max(1, picture.height))), 3)
 
 
@@ -141,7 +141,7 @@ def is_searched(privacy: PrivacyResult | None) -> bool:
 def verdict_of(
     audit: AuditReport, statistics: Statistics, facts: Facts, groups: Mapping[str, Sequence[FindingGroup]]
 ) -> ReportVerdict:
-    """Return the verdict for the box at the top of the page."""
+    """Summarize the audit for the box at the top of the page."""
     total = audit.findings.total
     word, state = (counted(total, "finding"), "bad") if total else ("No findings", "good")
     if not total and not is_searched(audit.privacy):
@@ -150,7 +150,7 @@ def verdict_of(
 
 
 def remarks_of(statistics: Statistics) -> list[str]:
-    """Return sentences about statistics that the plots do not show."""
+    """Describe statistics that the plots don't show, in sentences."""
     tiny, huge, cleanup, near = statistics.tiny, statistics.huge, statistics.cleanup, statistics.near_duplicates
     remarks = [
         f"{counted(statistics.without_masks, 'image')} without masks.",
@@ -179,7 +179,7 @@ def remarks_of(statistics: Statistics) -> list[str]:
 
 
 def _cleaned(cleanup: Cleanup) -> str:
-    """Return the effect of cleanup: masks with filled holes or removed islands, with the paper's shares."""
+    """Describe the effect of cleanup: masks with filled holes or removed islands, next to the paper's shares."""
     paper = PAPER.cleanup
     return (
         f"filled holes in {counted(cleanup.holes, 'mask')} ({share(cleanup.holes_share)}; {PAPER.name}: about "
@@ -189,7 +189,7 @@ def _cleaned(cleanup: Cleanup) -> str:
 
 
 def groups_and_paper(geography: Geography) -> list[tuple[GroupImages, PaperGroup]]:
-    """Return the regions, then the income levels, each with its row of the paper's table 1."""
+    """Return the regions and then the income levels, each with its row in the paper's table 1."""
     paper = {group.name: group for group in (*PAPER.geography.regions, *PAPER.geography.income)}
     return [(group, paper[group.name]) for group in (*geography.regions, *geography.income)]
 
@@ -201,7 +201,7 @@ def digest_of(version: VersionName) -> str:
 
 
 def made_of(facts: Facts) -> list[tuple[str, str]]:
-    """Return how a dataset was made, as names and values, or an empty list if unknown."""
+    """Describe how a dataset was built, as names and values. Return an empty list if it is unknown."""
     manifest, build = facts.manifest, facts.build
     if manifest is None or build is None:
         return []
@@ -289,7 +289,7 @@ def _areas(
 
 
 def _missing_shards(audit: AuditReport, facts: Facts) -> str:
-    """Return which shards the report leaves out."""
+    """Describe which shards the report leaves out."""
     texts = []
     if audit.not_compared:
         texts.append(f"{counted(len(audit.not_compared), 'damaged shard')} left out of all numbers.")
@@ -299,7 +299,7 @@ def _missing_shards(audit: AuditReport, facts: Facts) -> str:
 
 
 def _licenses_text(audit: AuditReport, facts: Facts) -> str:
-    """Return the images by license, and what they were and weren't compared with."""
+    """Describe the images by license, and what they were and weren't compared with."""
     if not any(license for license, _ in facts.licenses):
         return "The licenses are unknown."
     shown = some([f"{license or 'none'} {images:,}" for license, images in facts.licenses], 5)
@@ -310,7 +310,7 @@ def _licenses_text(audit: AuditReport, facts: Facts) -> str:
 
 
 def _privacy_text(facts: Facts) -> str:
-    """Return what the build redacted, and how many misses people found."""
+    """Describe what the build redacted, and how many misses people found."""
     if not facts.detectors:
         return "It's unknown whether faces and plates were redacted."
     texts = [
@@ -325,7 +325,7 @@ def _privacy_text(facts: Facts) -> str:
 
 
 def _masks_text(facts: Facts) -> str:
-    """Return what people did with the masks."""
+    """Describe how people changed the masks."""
     if facts.manifest is None:
         return ""
     by_people = counted(sum(each.masks for each in facts.people), "mask")
@@ -333,7 +333,7 @@ def _masks_text(facts: Facts) -> str:
 
 
 def _privacy_word(privacy: PrivacyResult | None) -> str:
-    """Return the number of detections in words that don't claim that none remain."""
+    """Describe the number of detections, without claiming that no face or plate remains."""
     if privacy is None or not is_searched(privacy):
         return NOT_AUDITED
     names = listed(detector.name for detector in privacy.detectors)

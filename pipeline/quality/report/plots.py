@@ -11,13 +11,13 @@ from segmint.pipeline.serving.documents import Tick
 
 _LEVELS = 24  # shades of a heat map
 _MOST_TICKS = 7  # maximum number of ticks on an axis of ratios
-_CLOSE = 0.08  # minimum distance of its ticks from its ends, as a share of the axis
+_CLOSE = 0.08  # minimum distance of such an axis's ticks from its ends, as a share of the axis
 _EVEN = 1e-6  # relative difference of bin widths that still counts as equal
 
 
 @dataclass(frozen=True)
 class Bar:
-    """Row of a bar plot. `share` and `paper` are 0 to 1, or None if unknown; `text` follows the bar."""
+    """Row of a bar plot. `share` and `paper` are from 0 to 1, or None if unknown. `text` follows the bar."""
 
     label: str
     share: float | None
@@ -27,13 +27,13 @@ class Bar:
 
 @dataclass(frozen=True)
 class Bars:
-    """Bar plot whose longest bar has the full width. With `has_paper`, each row has a second bar for `paper`."""
+    """Bar plot whose longest bar fills the width. With `has_paper`, each row has a second bar for `paper`."""
 
     label: str  # heading of the row labels
     value: str  # heading of the texts
     rows: tuple[Bar, ...]
     has_paper: bool = False
-    paper: str = "SA-1B"  # dataset of the second bar: the paper's, or another
+    paper: str = "SA-1B"  # name of the dataset that the second bar shows
 
     def width(self, share: float | None) -> float:
         """Return the length of a bar in percent of the frame."""
@@ -43,9 +43,9 @@ class Bars:
 
 @dataclass(frozen=True)
 class StepHistogram:
-    """Histogram as steps: the share of each bin, 0 to 1, between neighboring `edges`.
+    """Histogram that is drawn as steps. Each bin lies between neighboring `edges` and has a share from 0 to 1.
 
-    `other` contains the shares of another dataset named `other_name`, or is empty.
+    `other` contains the shares of a second dataset, `other_name`, or is empty.
     """
 
     title: str
@@ -64,9 +64,10 @@ class StepHistogram:
 
     @property
     def x_ticks(self) -> list[Tick]:
-        """Ticks of the horizontal axis, at round numbers, or at some of the edges if the bin widths are irregular.
+        """Ticks of the horizontal axis.
 
-        On an axis of ratios, whose edges grow by a constant factor, the labels are `1/3`, `1`, `3`.
+        They are at round numbers, or at some of the edges if the bins have different widths. On an axis of ratios,
+        where edges grow by a constant factor, the labels look like `1/3`, `1`, `3`.
         """
         if not self._even:
             if (values := _ratio_ticks(self.edges)) is not None:
@@ -106,7 +107,7 @@ class StepHistogram:
         return [self._at(index) for index in range(len(self.edges))]
 
     def path(self, closed: bool = False, other: bool = False) -> str:
-        """Return the steps as an SVG path in a 100 x 100 frame; `closed` adds the bottom edge."""
+        """Convert the steps to an SVG path in a 100 x 100 frame. `closed` adds the bottom edge."""
         points = []
         shares = self.other if other else self.shares
         for share, (left, right) in zip(shares, pairwise(self.positions), strict=True):
@@ -129,7 +130,7 @@ class StepHistogram:
 
 @dataclass(frozen=True)
 class Cell:
-    """Rectangle of adjacent cells with the same shade, in a frame of `HeatMap.bins` cells per side."""
+    """Rectangle of adjacent cells with the same shade, in cells. The frame has `HeatMap.bins` cells per side."""
 
     x: int
     y: int
@@ -139,7 +140,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class HeatMap:
-    """Counts over a square frame, with rows from top to bottom."""
+    """Heat map of counts over a square frame. Rows are from top to bottom."""
 
     title: str
     counts: tuple[tuple[int, ...], ...]
@@ -151,7 +152,7 @@ class HeatMap:
 
     @property
     def cells(self) -> list[Cell]:
-        """Non-empty cells; the highest count is the darkest."""
+        """Nonempty cells. The highest count has the darkest shade."""
         most = max(count for row in self.counts for count in row)
         found: list[Cell] = []
         for y, row in enumerate(self.counts):
@@ -172,7 +173,7 @@ class HeatMap:
         return f"Heat map of {self.title.lower()}: {number(100 * inner)} % are in the inner quarter of the image"
 
     def coarse(self, parts: int = 4) -> list[list[float]]:
-        """Return the share of the total in each of `parts` x `parts` fields, for a readable table."""
+        """Sum the shares over `parts` x `parts` fields, for a table that people can read."""
         total = sum(map(sum, self.counts))
         bounds = [round(self.bins * part / parts) for part in range(parts + 1)]
         return [
@@ -182,25 +183,25 @@ class HeatMap:
 
 
 def histogram(statistic: Histogram, title: str, x_label: str, y_label: str) -> StepHistogram | None:
-    """Return a histogram as steps, or None if it has no counts."""
+    """Convert a histogram to steps, or return None if it has no counts."""
     if not statistic.counts or not sum(statistic.counts):
         return None
     return StepHistogram(title, x_label, y_label, statistic.edges, shares_of(statistic.counts), statistic.mean)
 
 
 def heat_map(centers: Centers, title: str) -> HeatMap | None:
-    """Return the mask centers as a heat map, or None if there are no counts."""
+    """Convert the mask centers to a heat map, or return None if there are no counts."""
     return HeatMap(title, centers.counts) if any(map(sum, centers.counts)) else None
 
 
 def shares_of(counts: Sequence[float]) -> tuple[float, ...]:
-    """Return counts as shares of their sum, which must be positive."""
+    """Divide counts by their sum, which must be positive."""
     total = sum(counts)
     return tuple(count / total for count in counts)
 
 
 def _rounded_up(value: float) -> float:
-    """Round a positive value up to a number that is easy to halve, at most 1.5 times `value`."""
+    """Round a positive value up, by at most a factor of 1.5, to a number that is easy to halve."""
     power = 10.0 ** math.floor(math.log10(value))
     return next(
         factor * power for factor in (1, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10) if factor * power >= value * (1 - _EVEN)
@@ -208,10 +209,10 @@ def _rounded_up(value: float) -> float:
 
 
 def _ratio_ticks(edges: Sequence[float]) -> list[float] | None:
-    """Return ticks for edges that grow by a constant factor from below 1 to above 1, or None for other edges.
+    """Choose ticks for edges that grow by a constant factor from below 1 to above 1. Return None for other edges.
 
-    Ticks are powers of two or, if there would be too many, 1, 3, 10, 30, and so on, with their inverses. In that case,
-    the ends are also ticks if they are powers of two.
+    The ticks are powers of two. If there would be too many of them, the ticks are 1, 3, 10, 30, and so on, with their
+    inverses. In this case, each end of the axis that is a power of two is a tick as well.
     """
     low, high = edges[0], edges[-1]
     if not 0 < low < 1 < high:
@@ -224,18 +225,18 @@ def _ratio_ticks(edges: Sequence[float]) -> list[float] | None:
         return twos
     most = max(high, 1 / low)
     ups = [factor * 10.0**power for power in range(math.ceil(math.log10(most)) + 1) for factor in (1, 3)]
-    room = (high / low) ** _CLOSE  # the factor that keeps the labels of two ticks apart
+    room = (high / low) ** _CLOSE  # ticks closer to an end than this factor would overlap its label
     ends = [end for end in (low, high) if math.isclose(end, 2.0 ** round(math.log2(end)), rel_tol=_EVEN)]
     inner = [value for value in (*(1 / up for up in ups[1:]), *ups) if low * room < value < high / room]
     return sorted([*ends, *inner])
 
 
 def _ratio(value: float) -> str:
-    """Return a ratio in readable form: `1/32` below 1, `3` above."""
+    """Format a ratio: `1/32` below 1, and `3` above."""
     return f"1/{number(1 / value)}" if value < 1 else number(value)
 
 
 def _round_step(span: float) -> float:
-    """Return a tick distance that gives three to six ticks."""
+    """Choose a distance between ticks that results in three to six ticks."""
     power = 10.0 ** math.floor(math.log10(span))
     return next(factor * power for factor in (0.1, 0.2, 0.25, 0.5, 1, 2) if span / (factor * power) <= 5 + _EVEN)

@@ -49,17 +49,17 @@ SAMPLES = 12
 """Number of images in a report's sample."""
 
 FLAGGED = 12
-"""Maximum number of images shown because of findings or as outliers."""
+"""Maximum number of images that a report shows because of findings or as outliers."""
 
 NUMBERS = pa.schema(
     [
-        pa.field("area", pa.string(), nullable=False),  # a key of the statistics; `dataset` for plain counts
-        pa.field("statistic", pa.string(), nullable=False),  # the keys below the area, joined by dots
-        pa.field("bin", pa.string()),  # a bin, step, country, or shard; null for the whole dataset
+        pa.field("area", pa.string(), nullable=False),  # key in the statistics, or `dataset` for plain counts
+        pa.field("statistic", pa.string(), nullable=False),  # keys below the area, joined by dots
+        pa.field("bin", pa.string()),  # bin, step, country, or shard; null for the whole dataset
         pa.field("value", pa.float64(), nullable=False),
     ]
 )
-"""Schema of `statistics.parquet`, which has no rows for unknown numbers."""
+"""Schema of `statistics.parquet`. Unknown numbers have no rows."""
 
 _NAMES = ("label", "size", "step", "country", "name", "license", "provider", "shard", "id")
 
@@ -77,11 +77,11 @@ class Report:
     masks: int
     pictures: int
     findings_total: int
-    verdict: str  # of the audit
+    verdict: str  # verdict of the audit
     version: VersionName | None  # None: data that segmint did not write
     note: str | None = None
     beside: DatasetComparison | None = None  # the comparison with another dataset
-    not_checked: tuple[str, ...] = ()  # shards that the numbers leave out
+    not_checked: tuple[str, ...] = ()  # shards that aren't included in the numbers
 
     def to_dict(self) -> dict[str, Any]:
         """Return the result as JSON values."""
@@ -109,15 +109,15 @@ def write_report(
     study: Location | None = None,
     other: Location | None = None,
 ) -> Report:
-    """Audit a dataset, or read the audit in the file `audited`, and write its report.
+    """Audit a dataset, or read an existing audit from the file `audited`, and write a report.
 
-    The report shows the score of the dataset's privacy study from the file `study`, and compares the masks with those
-    of `other`, a dataset or an SA-1B-style folder. It is written to the folder or prefix `output`, by default `report/`
-    in the dataset. The same dataset and audit always give the same report.
+    If `study` is given, the report shows the score of the dataset's privacy study from this file. If `other` is given,
+    it compares the masks with the masks of this dataset or SA-1B-style folder. The report is written to the folder or
+    prefix `output`, by default `report/` in the dataset. The same dataset and audit always result in the same report.
 
-    Raises `UsageError` if there is no dataset, if the audit or the study is of another dataset, if `output` is missing
-    for foreign data or is elsewhere in the dataset, or if the dataset isn't for publication. Raises
-    `DamagedDatasetError` if commits or tombstones are unreadable.
+    Raises `UsageError` if there is no dataset, if the audit or the study is of another dataset, or if the dataset isn't
+    for publication. Also raises it if `output` is missing for foreign data, or is in the dataset but isn't `report/`.
+    Raises `DamagedDatasetError` if commits or tombstones are unreadable.
     """
     if output is None and not is_dataset(dataset):
         raise UsageError(
@@ -133,7 +133,7 @@ def write_report(
         note = None if audited is None else check_same_version(audit, str(audited), dataset)
         statistics = statistics_of(audit, str(audited or "the audit"), tables, options.sample)
         facts = gather_facts(tables, dataset.storage)
-        if facts.manifest is not None:  # the card and Croissant file say that the photographs are licensed
+        if facts.manifest is not None:  # the card and the Croissant file state the photographs' licenses
             require_published(facts.manifest, dataset, "described by a report")
         facts = replace(facts, version=audit.version or facts.version, study=score)
         pictures = _pictures(tables, dataset.storage, facts, audit, statistics)
@@ -176,10 +176,10 @@ def write_report(
 def _audited(
     dataset: Location, audited: Location | None, options: AuditOptions
 ) -> Iterator[tuple[AuditReport, DatasetTables]]:
-    """Make or read an audit, and open the tables of the shards that it found intact."""
+    """Audit the dataset or read an existing audit, and open the tables of the shards that are intact."""
     if audited is None and not is_dataset(dataset):
         check_foreign(dataset.uri, options)
-        with open_tables(dataset) as tables:  # measures foreign data, once for audit and report
+        with open_tables(dataset) as tables:  # measures foreign data once, for the audit and the report
             yield audit_foreign(tables, dataset.storage, options.sample), tables
         return
     audit = audit_dataset(dataset, options) if audited is None else read_audit(audited)
@@ -190,7 +190,8 @@ def _audited(
 def statistics_of(audit: AuditReport, where: str, tables: DatasetTables, sample: int) -> Statistics:
     """Return the audit's statistics, or compute them if the audit doesn't contain any.
 
-    `where` names the audit in errors. Raises `UsageError` if the audit counted other images or masks than `tables`.
+    `where` names the audit in errors. Raises `UsageError` if the audit's numbers of images or masks differ from
+    `tables`.
     """
     statistics = audit.statistics
     if statistics is None:
@@ -204,7 +205,7 @@ def statistics_of(audit: AuditReport, where: str, tables: DatasetTables, sample:
 
 
 def path_to_dataset(folder: str, dataset_uri: str) -> str:
-    """Return the relative path from a report's folder to its dataset, or the dataset's URI if there is none."""
+    """Return the relative path from a report's folder to its dataset, or the dataset's URI if there is no such path."""
     there, here = absolute(dataset_uri), absolute(folder)
     if scheme(there) == scheme(here) == LOCAL:
         return Path(os.path.relpath(local_path(there), local_path(here))).as_posix()
@@ -217,7 +218,7 @@ def path_to_dataset(folder: str, dataset_uri: str) -> str:
 def _pictures(
     tables: DatasetTables, storage: Storage, facts: Facts, audit: AuditReport, statistics: Statistics
 ) -> ReportImages:
-    """Draw the page's images: findings, outliers, and a sample. Images with remaining detections are skipped."""
+    """Draw the page's images: findings, outliers, and a sample. Images with remaining detections are never drawn."""
     if not facts.with_images:
         return ReportImages(why="This dataset has only annotations, so there are no images to show.")
     if audit.privacy is not None and audit.privacy.found_total > len(audit.privacy.found):
@@ -241,7 +242,7 @@ def _json(value: Mapping[str, Any]) -> bytes:
 
 
 def numbers_table(statistics: Statistics) -> pa.Table:
-    """Return all numbers of the statistics, in order."""
+    """Collect all numbers of the statistics, in order."""
     rows = []
     for field in fields(statistics):
         key, value = field.name, getattr(statistics, field.name)

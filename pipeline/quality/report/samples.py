@@ -27,18 +27,18 @@ from segmint.operators.overlay import draw_overlay
 LONG_SIDE = 720
 """Maximum length in pixels of the longer side of an image in a report."""
 
-_QUALITY = 82  # of the JPEG
+_QUALITY = 82  # JPEG quality
 _STRATA = (0, 10, 50, 100, 200)  # masks per image: the paper's bins, plus one for images without masks
 
 _COLUMNS = "ordinal, id, shard, image_id, masks, width, height, license, attribution, provider, country"
 
 Read = bytes | str
-"""Bytes of an image, or the reason why they are missing."""
+"""Bytes of an image, or the reason why there are none."""
 
 
 @dataclass(frozen=True)
 class ReportImage:
-    """Image of a report. `jpeg` is the scaled-down image with its masks, or None if it can't be shown."""
+    """Image of a report. `jpeg` is the image scaled down, with its masks, or None if it can't be shown."""
 
     id: int
     image_id: str | None
@@ -59,10 +59,11 @@ class ReportImage:
 
 
 def choose_images(tables: DatasetTables, wanted: int, without: Iterable[int] = ()) -> list[int]:
-    """Return the ids of up to `wanted` images, in order of their number of masks.
+    """Choose up to `wanted` images, and return their ids in order of their number of masks.
 
-    Images are drawn round-robin from the strata of masks per image, and by a hash of the id within a stratum, so the
-    order of the rows doesn't affect the choice. Ids in `without` are skipped, as are foreign images without a JPEG.
+    Images are grouped into strata by masks per image, and drawn from the strata round-robin. Within a stratum, a hash
+    of the id determines the order, so the order of the rows doesn't affect the choice. Ids in `without` and foreign
+    images without a JPEG are skipped.
     """
     if not wanted:
         return []
@@ -83,7 +84,7 @@ def draw_pictures(
 ) -> list[ReportImage]:
     """Draw these images in order, from committed released pixels. Missing ids are skipped.
 
-    A child process decodes and draws foreign JPEGs, because they may crash it.
+    Foreign JPEGs are decoded and drawn in a child process, because they might crash it.
     """
     if not ids:
         return []
@@ -99,9 +100,10 @@ def draw_pictures(
 
 
 def draw_small(jpeg: bytes, masks: Sequence[MaskRecord]) -> bytes:
-    """Return an image with its masks drawn, as a JPEG whose sides are at most `LONG_SIDE` pixels long.
+    """Scale an image down to sides of at most `LONG_SIDE` pixels, draw its masks, and encode it as a JPEG.
 
-    Raises `OSError` or `ValueError` if the data is not an image, the image is too large, or a mask has another size.
+    Raises `OSError` or `ValueError` if the data isn't an image, if the image is too large, or if a mask has another
+    size.
     """
     with Image.open(io.BytesIO(jpeg), formats=["JPEG"]) as image:
         for mask in masks:
@@ -147,7 +149,7 @@ def _own(
 
 
 def _from_tar(storage: Storage, uri: str, ids: Iterable[int]) -> Iterator[tuple[int, Read]]:
-    """Yield the JPEGs of images from their shard's tar. Reading stops after the last of them."""
+    """Yield the JPEGs of images from their shard's tar. Stop reading after the last one."""
     wanted = {image_name(id): id for id in ids}
     problem = "not in its shard's tar"
     try:

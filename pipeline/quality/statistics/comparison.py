@@ -1,7 +1,7 @@
 """Comparison of two datasets by masks per image, sizes, centers, and concavity at equal sizes (SAM paper, section 5).
 
-Larger masks are more concave, so datasets that differ in mask size also differ in concavity. The paper controls for
-size by drawing samples from bins of mask size. This comparison uses all masks instead, and gives each size bin the same
+Larger masks are more concave, so datasets with different mask sizes also differ in concavity. To control for size, the
+paper draws samples from bins of mask size. This comparison uses all masks instead, and gives each size bin the same
 weight in both datasets.
 """
 
@@ -24,15 +24,15 @@ from segmint.pipeline.quality.statistics.values import (
 )
 
 SIZES = Bins(-8, 0, 16, log2=True)
-"""Strata of relative size: half octaves from 1/256 to 1."""
+"""Strata of relative size, each half an octave wide, from 1/256 to 1."""
 
 LEAST_MASKS = 10
-"""Minimum number of masks that a stratum needs in each dataset to be compared."""
+"""Minimum number of masks in each dataset for a stratum to be compared."""
 
 
 @dataclass(frozen=True)
 class SizeStratum:
-    """Masks of one size: their count, count per bin of concavity, and mean concavity."""
+    """Masks in one stratum of size: their count, their count per bin of concavity, and their mean concavity."""
 
     masks: int
     counts: Mapping[int, int]
@@ -41,10 +41,10 @@ class SizeStratum:
 
 @dataclass(frozen=True)
 class ConcavityAtSizes:
-    """Concavity of one dataset's masks at the sizes that both datasets contain.
+    """Concavity of a dataset's masks, limited to the sizes that both datasets contain.
 
-    `shares` are per bin of concavity. `share_of_masks` is the fraction of the dataset's masks that have such a size.
-    All shares are 0 to 1. If no size is in both, `mean` is None and `shares` is empty.
+    `shares` are the shares per bin of concavity. `share_of_masks` is the share of the dataset's masks with these sizes.
+    All shares are from 0 to 1. If the datasets have no size in common, `mean` is None and `shares` is empty.
     """
 
     mean: float | None
@@ -54,10 +54,10 @@ class ConcavityAtSizes:
 
 @dataclass(frozen=True)
 class ComparedDataset:
-    """One of the two datasets of a comparison."""
+    """Dataset in a comparison."""
 
     name: str
-    dataset: str  # its URI
+    dataset: str  # URI of the dataset
     images: int
     masks: int
     masks_per_image: MasksPerImage
@@ -69,7 +69,7 @@ class ComparedDataset:
 
 @dataclass(frozen=True)
 class DatasetComparison:
-    """Two compared datasets, and the bin edges of relative size and concavity for `concavity_at_same_sizes`."""
+    """Comparison of two datasets. The edges bound the bins of relative size and concavity at equal sizes."""
 
     least_masks: int
     size_edges: tuple[float, ...]
@@ -85,7 +85,7 @@ class DatasetComparison:
 
 @dataclass(frozen=True)
 class DatasetMeasures:
-    """Measurements of one dataset that a comparison needs."""
+    """Measurements of a dataset that a comparison needs."""
 
     name: str
     dataset: str
@@ -94,7 +94,7 @@ class DatasetMeasures:
 
 
 def concavity_by_size(connection: duckdb.DuckDBPyConnection) -> dict[int, SizeStratum]:
-    """Return the masks of each stratum in the view `masks`, by the stratum's index in `SIZES`.
+    """Group the masks in the view `masks` into strata, by the stratum's index in `SIZES`.
 
     Masks without a positive relative size or without a concavity are skipped.
     """
@@ -117,8 +117,8 @@ def concavity_by_size(connection: duckdb.DuckDBPyConnection) -> dict[int, SizeSt
 def compare(ours: DatasetMeasures, theirs: DatasetMeasures) -> DatasetComparison:
     """Compare two datasets.
 
-    A stratum's weight is the mean of its share of one dataset's masks and its share of the other's. Only strata with at
-    least `LEAST_MASKS` masks in each dataset count.
+    For the concavity at equal sizes, a stratum's weight is the mean of its shares of the two datasets' masks. Only
+    strata with at least `LEAST_MASKS` masks in each dataset count.
     """
     ours_at, theirs_at = at_same_sizes(ours.strata, theirs.strata)
     return DatasetComparison(LEAST_MASKS, SIZES.edges, SHARES.edges, _side(ours, ours_at), _side(theirs, theirs_at))
@@ -127,7 +127,7 @@ def compare(ours: DatasetMeasures, theirs: DatasetMeasures) -> DatasetComparison
 def at_same_sizes(
     ours: Mapping[int, SizeStratum], theirs: Mapping[int, SizeStratum]
 ) -> tuple[ConcavityAtSizes, ConcavityAtSizes]:
-    """Return the concavity of each dataset with the same weights for the strata that both contain."""
+    """Compute each dataset's concavity over the strata that both contain, with the same weights for both."""
     both = [size for size in sorted(ours) if size in theirs]
     both = [size for size in both if min(ours[size].masks, theirs[size].masks) >= LEAST_MASKS]
     totals = [sum(side[size].masks for size in both) for side in (ours, theirs)]

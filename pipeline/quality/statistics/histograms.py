@@ -8,9 +8,10 @@ from typing import Any, overload
 
 @dataclass(frozen=True)
 class Bins:
-    """Sequence of `count` equal bins from `low` to `high`, for an SQL expression's values or their base-2 logarithms.
+    """Bins of equal width between `low` and `high`, for the values of an SQL expression or their base-2 logarithms.
 
-    A bin includes its lower edge; the last one also includes its upper edge. Values outside count in the nearest bin.
+    A bin includes its lower edge, and the last bin its upper edge, too. A value outside the range counts in the nearest
+    bin.
     """
 
     low: float
@@ -20,19 +21,19 @@ class Bins:
 
     @cached_property
     def edges(self) -> tuple[float, ...]:
-        """Bin edges, of which there are `count` + 1, in the scale of the values."""
+        """Edges of the bins in the scale of the values; there are `count` + 1."""
         steps = [self.low + (self.high - self.low) * index / self.count for index in range(self.count + 1)]
         return tuple(2.0**step if self.log2 else round(step, 12) for step in steps)
 
     def index(self, value: str) -> str:
-        """Return the SQL expression of a value's bin, which is null if the value is null."""
+        """Return an SQL expression for the index of a value's bin. It is null if the value is null."""
         scaled = f"log2({value})" if self.log2 else value
         scale = self.count / (self.high - self.low)
         place = f"floor(least(greatest(({scaled} - {self.low}) * {scale!r}, 0), {self.count - 1}))::INTEGER"
-        return f"CASE WHEN {value} IS NOT NULL THEN {place} END"  # least and greatest ignore nulls
+        return f"CASE WHEN {value} IS NOT NULL THEN {place} END"  # because least and greatest ignore nulls
 
     def counts(self, found: Mapping[int, int], first: int = 0) -> tuple[int, ...]:
-        """Return the counts by bin from the result of `histogram`, whose bins are numbered from `first`."""
+        """Convert the result of `histogram` to counts per bin. `first` is the number of the first bin."""
         return tuple(found.get(first + index, 0) for index in range(self.count))
 
 
@@ -46,5 +47,5 @@ def rounded(value: float) -> float: ...
 @overload
 def rounded(value: float | None) -> float | None: ...
 def rounded(value: float | None) -> float | None:
-    """Round a mean for reports, because its last digits depend on the order in which threads add numbers."""
+    """Round a mean for reports. Its last digits depend on the order in which threads add numbers."""
     return None if value is None else round(value, 9)

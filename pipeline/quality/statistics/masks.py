@@ -29,7 +29,7 @@ CENTERS = 32
 """Number of bins per axis in the map of mask centers."""
 
 SMALL, LARGE = 0.06, 0.17
-"""Bounds of the relative size of medium masks: COCO's 32 x 32 and 96 x 96 pixels in its images of 640 x 480 pixels."""
+"""Bounds of the relative size of medium masks: COCO's 32 x 32 and 96 x 96 pixels in its images of 640 x 480."""
 
 TINY_PX = 100
 """Area in pixels below which the paper's cleanup removes mask regions (Appendix B)."""
@@ -38,7 +38,7 @@ HUGE_SHARE = 0.95
 """Fraction of the image at or above which the paper removes a mask (Appendix B)."""
 
 _ROUNDING = 1e-12
-"""Tolerance for squaring a rounded root; it is less than one pixel's share of any image."""
+"""Tolerance for the square of a rounded root. It is smaller than one pixel's share of any image."""
 
 SIZES = ("small", "medium", "large")
 
@@ -46,7 +46,7 @@ _NUMBERS = ("relative_size", "concavity", "aspect_ratio", "predicted_iou", "stab
 
 
 def mask_statistics(connection: duckdb.DuckDBPyConnection) -> MaskTableStatistics:
-    """Return counts, means, and histograms over the view `masks`."""
+    """Compute counts, means, and histograms over the view `masks`."""
     found = {key: value for query in (_means(), _histograms()) for key, value in _row(connection, query).items()}
     masks = found["masks"]
     concavities = as_counts(found["concavities"])
@@ -78,7 +78,7 @@ def mask_statistics(connection: duckdb.DuckDBPyConnection) -> MaskTableStatistic
 
 
 def masks_by_source(connection: duckdb.DuckDBPyConnection) -> dict[str, int]:
-    """Return the number of masks per source in the view `masks`: automatic ones first, then by name."""
+    """Count the masks in the view `masks` by source. Automatic masks come first, then the other sources by name."""
     query = f"SELECT coalesce(source, '{AUTOMATIC}') AS source, count(*) AS masks FROM masks GROUP BY ALL"
     rows = read_query(connection, query).to_pylist()
     found = {row["source"]: row["masks"] for row in rows}
@@ -86,14 +86,14 @@ def masks_by_source(connection: duckdb.DuckDBPyConnection) -> dict[str, int]:
 
 
 def masks_by_label(connection: duckdb.DuckDBPyConnection) -> tuple[LabelMasks, ...]:
-    """Return the number of masks per label in the view `masks`, most frequent first, or nothing without labels."""
+    """Count the masks in the view `masks` by label, most frequent first. Return nothing if there are no labels."""
     query = "SELECT label, count(*) AS masks FROM masks GROUP BY label ORDER BY masks DESC, label NULLS FIRST"
     rows = read_query(connection, query).to_pylist()
     return tuple(LabelMasks(**row) for row in rows) if any(row["label"] is not None for row in rows) else ()
 
 
 def _row(connection: duckdb.DuckDBPyConnection, query: str) -> dict[str, Any]:
-    """Return the only row of a query."""
+    """Run a query that returns one row, and return the row."""
     row: dict[str, Any] = read_query(connection, query).to_pylist()[0]
     return row
 
@@ -127,7 +127,7 @@ def _means() -> str:
 
 
 def _histograms() -> str:
-    """Return the query for histograms. It is a separate query because DuckDB 2.0 would hold whole columns for both."""
+    """Return the query for histograms, separate from `_means` because DuckDB 2.0 would hold whole columns for both."""
     place = Bins(0, 1, CENTERS)
     return f"""
         SELECT
@@ -142,7 +142,7 @@ def _histograms() -> str:
 
 
 def _rows() -> str:
-    """Return the query for masks, with their index in `SIZES` and with nulls in place of non-finite numbers."""
+    """Return the query for masks, with their index in `SIZES`. Non-finite numbers become null."""
     numbers = ", ".join(f"CASE WHEN isfinite({name}) THEN {name} END AS {name}" for name in _NUMBERS)
     return f"""
         SELECT *, CASE WHEN relative_size < {SMALL} THEN 0 WHEN relative_size < {LARGE} THEN 1 ELSE 2 END AS size

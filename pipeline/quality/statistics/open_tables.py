@@ -23,10 +23,10 @@ from segmint.operators.foreign.measure import MeasuredShard, measure_shard
 from segmint.operators.schemas import SCHEMAS
 
 ALONE_S = 10.0
-"""Seconds before this process starts workers to measure foreign data, so small folders don't have to wait for them."""
+"""Seconds until this process starts workers to measure foreign data, so that small folders don't wait for workers."""
 
 _DUPLICATES = 10_000
-"""Maximum number of repeated ids in the findings."""
+"""Maximum number of findings about repeated ids."""
 
 
 def open_tables(
@@ -38,9 +38,9 @@ def open_tables(
 ) -> DatasetTables:
     """Open the tables of a dataset as the views `images`, `masks`, and `rejects`.
 
-    A segmint dataset's committed Parquet files are read in place, except for the shards in `leave_out`. Other data is
-    first measured into Parquet files below `scratch`, which are deleted with the tables; `foreign.findings` lists its
-    problems. Raises `UsageError` if there is no data of either kind.
+    For a segmint dataset, the committed Parquet files are read in place, except for the shards in `leave_out`. Foreign
+    data is first measured into Parquet files below `scratch`, which are deleted when the tables are closed;
+    `foreign.findings` lists its problems. Raises `UsageError` if there is no data of either kind.
     """
     if is_dataset(data):
         return open_committed(data, SCHEMAS, memory_limit, scratch, leave_out)
@@ -81,14 +81,14 @@ def _open_foreign(data: Location, memory_limit: str, folder: ScratchFolder, alon
 
 
 def _convention(boxes: dict[BoxConvention, FindingCollector]) -> BoxConvention | None:
-    """Return the box convention that most boxes of all data fit, because a single mask can fit either one by chance."""
+    """Return the box convention that fits most boxes of all data. A single mask can fit either convention by chance."""
     if not any(found.total for found in boxes.values()):
         return None
     return max(boxes, key=lambda name: boxes[name].total)
 
 
 def _measured(data: Location, folder: Path, alone_s: float) -> Generator[MeasuredShard, None, None]:
-    """Yield the shards in order. This process measures the first ones; later, one process per core works ahead."""
+    """Yield the measured shards in order. This process measures the first ones; later, one process per core helps."""
     started = time.monotonic()
     shards = find_shards(data)
     for shard in shards:

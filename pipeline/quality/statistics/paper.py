@@ -13,7 +13,7 @@ class PaperMasksPerImage:
 
 @dataclass(frozen=True)
 class PaperCleanup:
-    """Approximate fractions of masks that cleanup changed (Appendix B)."""
+    """Approximate shares of masks that cleanup changed (Appendix B)."""
 
     islands_share: float
     holes_share: float
@@ -21,10 +21,10 @@ class PaperCleanup:
 
 @dataclass(frozen=True)
 class PaperGroup:
-    """Row of table 1: a region or an income level.
+    """Region or income level, as a row of table 1.
 
-    Contains the counts of its countries, images, and masks in SA-1B, rounded as in the paper, and its shares of the
-    images of SA-1B, COCO, and Open Images.
+    The row contains the number of its countries, and of its images and masks in SA-1B, rounded as in the paper. It also
+    contains the shares of the images of SA-1B, COCO, and Open Images that are from there.
     """
 
     name: str
@@ -68,8 +68,8 @@ class PaperQuality:
 class PaperRatings:
     """Human ratings of single masks from 1 to 10 (section 7.1, appendix E).
 
-    `means` contains the minimum and maximum of seven datasets' means, for masks that SAM made from one point.
-    `deviation` is the mean standard deviation of the ratings of five raters, and `seconds` is the mean time per rating.
+    `means` contains the lowest and the highest of seven datasets' means, for masks that SAM predicted from one point.
+    `deviation` is the mean standard deviation of five raters' ratings, and `seconds` is the mean time per rating.
     """
 
     means: tuple[int, int]
@@ -88,7 +88,7 @@ class PaperDataset:
 
 @dataclass(frozen=True)
 class Paper:
-    """Figures of the paper; shares are 0 to 1."""
+    """Figures of the paper. Shares are from 0 to 1."""
 
     name: str
     images: int
@@ -106,7 +106,7 @@ class Paper:
 PAPER = Paper(
     name="SA-1B",
     images=11_185_362,
-    masks=1_100_000_000,  # made by the data engine; SA-1B only contains the 99.1 % that were made automatically
+    masks=1_100_000_000,  # from the whole data engine; SA-1B only contains the 99.1 % that are automatic
     masks_per_image=PaperMasksPerImage(mean=100, by_group=(94, 108)),
     cleanup=PaperCleanup(islands_share=0.04, holes_share=0.04),
     geography=PaperGeography(
@@ -140,7 +140,7 @@ PAPER = Paper(
 
 @dataclass(frozen=True)
 class MasksBin:
-    """Bin of masks per image with inclusive bounds; without `high` it is unbounded."""
+    """Bin of masks per image, with inclusive bounds. If `high` is None, the bin has no upper bound."""
 
     label: str
     low: int

@@ -1,6 +1,7 @@
 """Human ratings of a dataset's masks from 1 to 10, summarized by mask source (SAM paper, section 7.1, appendix E).
 
-A rater's last rating of a mask counts. Ratings of masks that were deleted or replaced don't count.
+If a rater rated a mask several times, only the last rating counts. Ratings of masks that were later deleted or replaced
+don't count.
 """
 
 from collections.abc import Iterator, Sequence
@@ -29,9 +30,10 @@ _WANTED = "SELECT annotation_id, source, segmentation.counts AS counts FROM mask
 
 @dataclass(frozen=True)
 class SourceRatings:
-    """Ratings of masks from one source; `mean` is over masks, each averaged over its raters.
+    """Ratings of masks from one source.
 
-    `interval` is the 95 % interval by image, or None for too few images. `scores` counts ratings from 1 to 10.
+    `mean` is the mean over masks of each mask's mean over its raters. `interval` is its 95 % interval by image, or None
+    if there are too few images. `scores` counts the ratings for each score from 1 to 10.
     """
 
     source: str
@@ -44,10 +46,10 @@ class SourceRatings:
 
 @dataclass(frozen=True)
 class RaterAgreement:
-    """Agreement of raters, over masks that at least two people rated.
+    """Agreement of raters on masks that at least two people rated.
 
-    `deviation` is the mean over masks of the standard deviation of their ratings (n - 1). `within_one` is the fraction
-    of the `pairs` of ratings of one mask that differ by at most 1.
+    `deviation` is the standard deviation (n - 1) of a mask's ratings, averaged over masks. `pairs` counts the pairs of
+    ratings of the same mask, and `within_one` is the share of pairs that differ by at most 1.
     """
 
     masks: int
@@ -60,8 +62,8 @@ class RaterAgreement:
 class Ratings:
     """Summary of all ratings of current masks.
 
-    `raters` is the number of people, and `seconds` is the median time per rating. `outdated` counts ratings of masks
-    that have since been deleted or replaced. Raters' names are left out because reports are published.
+    `raters` is the number of raters, and `seconds` is the median time per rating. `outdated` counts ratings of masks
+    that have since been deleted or replaced. The summary doesn't contain raters' names, because reports are published.
     """
 
     sources: tuple[SourceRatings, ...]
@@ -73,7 +75,7 @@ class Ratings:
 
 
 class RatedMask(NamedTuple):
-    """Current mask with its ratings."""
+    """Mask that still exists, with its ratings."""
 
     image: int
     mask: int
@@ -87,7 +89,7 @@ class RatedMask(NamedTuple):
 
 
 def measure_ratings(tables: DatasetTables) -> Ratings | None:
-    """Read and summarize the ratings of a dataset, or return None if there are none."""
+    """Read and summarize a dataset's ratings. Return None if there are no ratings."""
     names = last_ratings(list_ratings(tables.location))
     found: list[Rating] = []
     unreadable = 0
@@ -104,7 +106,7 @@ def measure_ratings(tables: DatasetTables) -> Ratings | None:
 
 
 def summarize(masks: Sequence[RatedMask], outdated: int = 0, unreadable: int = 0) -> Ratings:
-    """Summarize rated masks, each of which has at least one rating."""
+    """Summarize the ratings of masks. Each mask needs at least one rating."""
     known = [source for source in SOURCES if any(mask.source == source for mask in masks)]
     others = sorted({mask.source for mask in masks}.difference(SOURCES))
     sources = [_of_source(source, [each for each in masks if each.source == source]) for source in (*known, *others)]

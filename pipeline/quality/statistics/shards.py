@@ -22,15 +22,17 @@ METRICS = (
 """Columns of the table `image_numbers`, with one value per image."""
 
 DRIFT_Z = 5.0
-"""Distance of a shard's mean from the others, in standard deviations, at which the shard is reported."""
+"""Robust z-score at which a shard is reported as drifting."""
 
 LEAST_IMAGES = 30
-"""Minimum number of images to judge a shard, or the images of a dataset, because means of few images are not normal."""
+"""Minimum number of images to judge a shard, or a dataset's images. Means of fewer images aren't normally
+distributed."""
 
 LEAST_SHARDS = 3
 
 FENCES = 3.0
-"""Distance beyond the quartiles at which an image is an outlier, in interquartile ranges (Tukey's "far out")."""
+"""Distance from the nearest quartile, in interquartile ranges, beyond which an image is an outlier (Tukey's "far
+out")."""
 
 OUTLIERS = 5
 """Maximum number of images reported per metric and side."""
@@ -41,7 +43,10 @@ _NORMAL = 1.4826  # ratio of a normal distribution's standard deviation to its m
 
 
 def drift(connection: duckdb.DuckDBPyConnection) -> tuple[DriftedShard, ...]:
-    """Return the shards whose mean deviates from that of all shards, furthest first, from the table `image_numbers`."""
+    """Find the shards whose mean of a metric drifts from the other shards' means, furthest first.
+
+    Reads the table `image_numbers`.
+    """
     sums = ", ".join(f"count({m}) AS n_{m}, avg({m}) AS mean_{m}, var_samp({m}) AS var_{m}" for m in METRICS)
     rows = read_query(connection, f"SELECT shard, {sums} FROM image_numbers GROUP BY shard ORDER BY shard").to_pylist()
     found = [drifted for metric in METRICS for drifted in _drift_of(metric, rows)]
@@ -49,10 +54,12 @@ def drift(connection: duckdb.DuckDBPyConnection) -> tuple[DriftedShard, ...]:
 
 
 def _drift_of(metric: str, rows: Sequence[Mapping[str, Any]]) -> list[DriftedShard]:
-    """Return the shards with a large robust z: their deviation relative to the between-shard spread and sampling error.
+    """Find the shards with a large robust z-score for a metric.
 
-    The between-shard spread is the part of the median absolute deviation of the means that exceeds the error of a
-    typical mean. So neither small shards nor a catalog whose shards naturally differ raise a false alarm.
+    The z-score is a shard's deviation from the median of all shards' means, divided by the spread that is expected for
+    a shard of its size. The expected spread combines sampling error with the spread between shards. The latter is
+    estimated from the median absolute deviation of the means, minus the sampling error of a typical mean. As a result,
+    small shards don't raise a false alarm, and neither does a catalog whose shards differ naturally.
     """
     judged = [row for row in rows if row[f"n_{metric}"] >= LEAST_IMAGES]
     if len(judged) < LEAST_SHARDS:
@@ -61,7 +68,7 @@ def _drift_of(metric: str, rows: Sequence[Mapping[str, Any]]) -> list[DriftedSha
     within = median(row[f"var_{metric}"] for row in judged)
     spread = _NORMAL * median(abs(row[f"mean_{metric}"] - center) for row in judged)
     between = max(0.0, spread**2 - within / median(row[f"n_{metric}"] for row in judged))
-    least = (1e-6 * center) ** 2 + 1e-18  # without any variation, a difference in the last digits isn't drift
+    least = (1e-6 * center) ** 2 + 1e-18  # so that a difference in the last digits isn't drift if nothing else varies
     found = []
     for row in judged:
         mean = row[f"mean_{metric}"]
@@ -72,7 +79,7 @@ def _drift_of(metric: str, rows: Sequence[Mapping[str, Any]]) -> list[DriftedSha
 
 
 def outliers(connection: duckdb.DuckDBPyConnection) -> tuple[Outlier, ...]:
-    """Return each metric's outliers in the table `image_numbers`, limited to those furthest from the other images.
+    """Find each metric's outliers in the table `image_numbers`. Only the most extreme outliers are returned.
 
     Quartiles are computed from at most about 200,000 images, spread evenly over the dataset.
     """
@@ -99,7 +106,7 @@ def outliers(connection: duckdb.DuckDBPyConnection) -> tuple[Outlier, ...]:
 
 
 def _fences(connection: duckdb.DuckDBPyConnection) -> dict[str, dict[str, float]]:
-    """Return the quartiles of each metric that varies, and the bounds beyond which an image is an outlier."""
+    """Compute the quartiles of each metric that varies, and the bounds beyond which an image is an outlier."""
     images = read_query(connection, "SELECT count(*) AS n FROM image_numbers").to_pylist()[0]["n"]
     if images < LEAST_IMAGES:
         return {}
@@ -116,7 +123,7 @@ def _fences(connection: duckdb.DuckDBPyConnection) -> dict[str, dict[str, float]
 
 
 def _named(connection: duckdb.DuckDBPyConnection, found: Sequence[Mapping[str, Any]]) -> tuple[Outlier, ...]:
-    """Return the outliers with the ids of their images."""
+    """Add the `image_id` of each outlier's image."""
     if not found:
         return ()
     ordinals = sorted({image["ordinal"] for image in found})

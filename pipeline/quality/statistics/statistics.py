@@ -1,7 +1,7 @@
 """Statistics of a dataset in the style of the Segment Anything paper, computed with SQL over its Parquet files.
 
-docs/report.md defines each statistic. Masks and images are each read twice. Only the table of per-image numbers
-grows with the dataset, and DuckDB spills it to disk beyond its memory limit.
+docs/report.md defines each statistic. Masks and images are each read twice. Memory stays bounded: only the table of
+per-image numbers grows with the dataset, and DuckDB spills it to disk once it exceeds the memory limit.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -41,9 +41,9 @@ _GROUPS = {"country": 0b011, "license": 0b101, "provider": 0b110, "": 0b111}
 
 
 def compute_statistics(tables: DatasetTables, sample: int) -> Statistics:
-    """Compute all statistics. Unknown ones are None, which is common for data that segmint did not write.
+    """Compute all statistics. A statistic is None if it is unknown, as many are for foreign data.
 
-    Near-duplicate masks are searched for in about `sample` images. Raises `DamagedDatasetError` for an unreadable file.
+    Near-duplicate masks are searched in about `sample` images. Raises `DamagedDatasetError` for an unreadable file.
     """
     with tables.connection.cursor() as connection:
         _make_image_numbers(connection)
@@ -75,7 +75,7 @@ def compute_statistics(tables: DatasetTables, sample: int) -> Statistics:
 
 
 def masks_per_image(images_by_masks: Mapping[int, int]) -> MasksPerImage:
-    """Return the mean, the median, and the paper's bins, given the number of images per number of masks."""
+    """Compute the mean, the median, and the paper's bins from the number of images per number of masks."""
     images = sum(images_by_masks.values())
     total = sum(masks * count for masks, count in images_by_masks.items())
     bins = tuple(
@@ -87,10 +87,10 @@ def masks_per_image(images_by_masks: Mapping[int, int]) -> MasksPerImage:
 
 
 def geography(images_and_masks: Mapping[str | None, tuple[int, int]]) -> Geography:
-    """Return images and masks by country, by the paper's regions, and by income level, with the paper's shares.
+    """Count images and masks by country, by the paper's regions, and by income level, next to the paper's shares.
 
-    Shares are relative to the images whose country has a region or an income level. A country that
-    `segmint.catalogs.countries` lacks is listed, but counts in no region or income level.
+    Shares are relative to the images from countries with a known region or income level. A country that
+    `segmint.catalogs.countries` doesn't know is listed, but isn't part of any region or income level.
     """
     unknown = images_and_masks.get(None, (0, 0))[0]
     known = {code: counts for code, counts in images_and_masks.items() if code is not None}
@@ -130,7 +130,7 @@ def _by_group(
 
 
 def _make_image_numbers(connection: duckdb.DuckDBPyConnection) -> None:
-    """Create the temporary table `image_numbers` with the numbers of each image, which is read once."""
+    """Create the temporary table `image_numbers` with each image's numbers, so that the files are read only once."""
     statistics = ", ".join(
         f"CASE WHEN isfinite(statistics.{name}) THEN statistics.{name} END AS {name}" for name in METRICS[1:]
     )
@@ -140,7 +140,7 @@ def _make_image_numbers(connection: duckdb.DuckDBPyConnection) -> None:
 
 
 def _groups(connection: duckdb.DuckDBPyConnection) -> dict[str, list[dict[str, Any]]]:
-    """Return sums over images by country, by license, by provider, and over all images (with an empty name)."""
+    """Sum over images by country, by license, by provider, and over all images (with an empty name)."""
     sums = ", ".join(f"sum(funnel.{step})::BIGINT AS {step}" for step in FUNNEL_STEPS)
     rows = read_query(
         connection,
@@ -154,7 +154,10 @@ def _groups(connection: duckdb.DuckDBPyConnection) -> dict[str, list[dict[str, A
 
 
 def _ranked(groups: Mapping[str, list[dict[str, Any]]], name: str) -> list[tuple[str | None, int]]:
-    """Return images by license or provider (None: without one), most frequent first, or nothing if all are None."""
+    """Count images by license or provider, most frequent first. None stands for a missing value.
+
+    Returns nothing if all values are missing.
+    """
     rows = sorted(groups[name], key=lambda row: (-row["images"], row[name] or ""))
     if all(row[name] is None for row in rows):
         return []
@@ -162,7 +165,7 @@ def _ranked(groups: Mapping[str, list[dict[str, Any]]], name: str) -> list[tuple
 
 
 def _funnel(whole: Mapping[str, Any]) -> tuple[tuple[FunnelStep, ...], Cleanup] | tuple[None, None]:
-    """Return the steps of mask generation in order and the effect of cleanup, or None if no image records them."""
+    """Return the steps of mask generation in order, and the effect of cleanup, or None if no image records them."""
     if whole["predicted"] is None:
         return None, None
     cleaned, removed, before = whole["cleaned"], whole["removed_by_cleanup"], whole["after_nms2"]
@@ -200,13 +203,13 @@ def _rejects(connection: duckdb.DuckDBPyConnection) -> dict[str, int]:
 
 
 def _counted(connection: duckdb.DuckDBPyConnection, sql: str) -> dict[int, int]:
-    """Return a dictionary from a query's first column to its second."""
+    """Run a query, and map its first column to its second."""
     table = read_query(connection, sql)
     return dict(zip(table.column(0).to_pylist(), table.column(1).to_pylist(), strict=True))
 
 
 def _median(images_by_value: Mapping[int, int], images: int) -> float | None:
-    """Return the median of values, given the number of images per value."""
+    """Compute the median of values, given the number of images per value."""
     if not images:
         return None
     middle: list[int] = []
@@ -218,10 +221,10 @@ def _median(images_by_value: Mapping[int, int], images: int) -> float | None:
 
 
 THRESHOLD = 0.9
-"""Minimum pixel IoU of near-duplicate masks. For comparison, the paper's NMS compares boxes, at 0.7."""
+"""Minimum pixel IoU of near-duplicate masks. For comparison, the paper's NMS compares boxes and uses 0.7."""
 
 _MOST_SHARDS = 32
-"""Maximum number of shards in the sample, because reading a little of every shard means reading all of them."""
+"""Maximum number of shards in the sample. Reading a little of every shard would require reading all of them."""
 
 _EXAMPLES = 100
 
@@ -229,7 +232,7 @@ _EXAMPLES = 100
 def near_duplicate_statistics(
     connection: duckdb.DuckDBPyConnection, images_by_shard: Mapping[int, int], sample: int
 ) -> NearDuplicates:
-    """Return near-duplicate pairs of masks in at most `sample` images, spread evenly over and within shards."""
+    """Find near-duplicate pairs of masks in at most `sample` images, spread evenly over the shards and within them."""
     sums = _DuplicateSums()
     shards = [shard for shard in sorted(images_by_shard) if images_by_shard[shard]]
     chosen = _spread(shards, min(_MOST_SHARDS, sample))
@@ -266,7 +269,7 @@ def _add_shard(connection: duckdb.DuckDBPyConnection, shard: int, quota: int, su
 
 
 def _masks_of(connection: duckdb.DuckDBPyConnection, shard: int, ordinals: list[int]) -> dict[int, list[Any]]:
-    """Return the masks of the sampled images in a shard, by ordinal and in order."""
+    """Read the masks of the sampled images in a shard, by ordinal and in order."""
     rows = read_query(
         connection,
         "SELECT ordinal, id, annotation_id, segmentation.size AS size, segmentation.counts AS counts FROM masks "
@@ -279,6 +282,6 @@ def _masks_of(connection: duckdb.DuckDBPyConnection, shard: int, ordinals: list[
 
 
 def _spread(values: list[int], wanted: int) -> list[int]:
-    """Return `wanted` of the values, spread evenly, or all of them if there are fewer."""
+    """Choose `wanted` values, spread evenly. If there are fewer, return all of them."""
     number = min(wanted, len(values))
     return [values[(2 * index + 1) * len(values) // (2 * number)] for index in range(number)]

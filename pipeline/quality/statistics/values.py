@@ -8,9 +8,9 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Histogram:
-    """Counts per bin and the mean of a value. There is one more edge than counts.
+    """Histogram of a value, with its mean. There is one more edge than there are counts.
 
-    `counts` is None if there are masks but none of them has the value.
+    `counts` is None if there are masks, but none of them has the value.
     """
 
     edges: tuple[float, ...]
@@ -20,7 +20,7 @@ class Histogram:
 
 @dataclass(frozen=True)
 class SizeConcavity:
-    """Concavity of the masks of one size (`small`, `medium`, or `large`), in the bins of all masks."""
+    """Concavity of the masks of one size (`small`, `medium`, or `large`), in the same bins as for all masks."""
 
     size: str
     counts: tuple[int, ...]
@@ -29,14 +29,14 @@ class SizeConcavity:
 
 @dataclass(frozen=True)
 class Concavity(Histogram):
-    """Concavity of all masks, and of each size."""
+    """Concavity of all masks, and separately for each size."""
 
     by_size: tuple[SizeConcavity, ...]
 
 
 @dataclass(frozen=True)
 class Centers:
-    """Masks by their center of mass: `bins` x `bins` counts, with rows from the top."""
+    """Map of the masks' centers of mass: `bins` x `bins` counts, with rows from the top."""
 
     bins: int
     counts: tuple[tuple[int, ...], ...]
@@ -52,7 +52,7 @@ class TinyMasks:
 
 @dataclass(frozen=True)
 class HugeMasks:
-    """Masks that cover at least the fraction `above_share` (0 to 1) of their image."""
+    """Masks that cover at least the share `above_share` (0 to 1) of their image."""
 
     above_share: float
     masks: int
@@ -60,7 +60,7 @@ class HugeMasks:
 
 @dataclass(frozen=True)
 class MaskLevels:
-    """Number of masks from each of the decoder's three outputs, and number of masks that another mask contains."""
+    """Numbers of masks from each of the decoder's three outputs, and of masks that lie inside another mask."""
 
     outputs: tuple[int, int, int]
     contained: int
@@ -84,7 +84,7 @@ class MaskTableStatistics:
 
 @dataclass(frozen=True)
 class LabelMasks:
-    """Number of masks with a label (None: without one)."""
+    """Number of masks with a label. None stands for no label."""
 
     label: str | None
     masks: int
@@ -92,7 +92,7 @@ class LabelMasks:
 
 @dataclass(frozen=True)
 class BinImages:
-    """Number of images whose number of masks is in a bin."""
+    """Number of images with a number of masks in a bin."""
 
     label: str
     images: int
@@ -119,8 +119,8 @@ class FunnelStep:
 class Cleanup:
     """Masks that cleanup changed or removed, and their shares (0 to 1) of the masks before cleanup.
 
-    `holes` and `islands` count the masks in `cleaned` that had a small hole or island. `artifacts` counts the masks
-    that were dropped because they trace a redacted region.
+    Of the masks in `cleaned`, `holes` and `islands` count the masks that had a small hole or island. `artifacts` counts
+    the masks that were dropped because they trace the outline of a redacted region.
     """
 
     cleaned: int
@@ -137,7 +137,7 @@ class Cleanup:
 
 @dataclass(frozen=True)
 class SimilarMasks:
-    """Two nearly identical masks of the image `id`, by their annotation ids, and their IoU."""
+    """Pair of nearly identical masks of the image `id`, with their annotation ids and their IoU."""
 
     id: int
     annotation_ids: tuple[int, int]
@@ -146,7 +146,7 @@ class SimilarMasks:
 
 @dataclass(frozen=True)
 class NearDuplicates:
-    """Pairs of masks with an IoU of at least `threshold` in a sample of the images; `examples` are the first pairs."""
+    """Pairs of masks with an IoU of at least `threshold`, in a sample of the images. `examples` are the first pairs."""
 
     images_sampled: int
     threshold: float
@@ -157,7 +157,7 @@ class NearDuplicates:
 
 @dataclass(frozen=True)
 class CountryImages:
-    """Images of a country, by its code."""
+    """Images of a country, which is given by its code."""
 
     country: str
     images: int
@@ -166,7 +166,7 @@ class CountryImages:
 
 @dataclass(frozen=True)
 class GroupImages:
-    """Images of a region or income level, its countries with images, and its share in the paper; shares are 0 to 1."""
+    """Images of a region or income level, the countries with images, and the paper's share. Shares are from 0 to 1."""
 
     name: str
     images: int
@@ -179,7 +179,7 @@ class GroupImages:
 
 @dataclass(frozen=True)
 class Geography:
-    """Images by country, region, and income level; `known` and `unknown` count images."""
+    """Images by country, region, and income level. `known` and `unknown` count images by whether a country is set."""
 
     known: int
     unknown: int
@@ -190,7 +190,7 @@ class Geography:
 
 @dataclass(frozen=True)
 class LicenseImages:
-    """Number of images with a license (None: without one)."""
+    """Number of images with a license. None stands for no license."""
 
     license: str | None
     images: int
@@ -198,7 +198,7 @@ class LicenseImages:
 
 @dataclass(frozen=True)
 class ProviderImages:
-    """Number of images from a provider (None: without one)."""
+    """Number of images from a provider. None stands for no provider."""
 
     provider: str | None
     images: int
@@ -206,7 +206,7 @@ class ProviderImages:
 
 @dataclass(frozen=True)
 class DriftedShard:
-    """Shard whose mean of a metric is `z` standard deviations from the mean `dataset` of the other shards."""
+    """Shard with a drifting mean of a metric. The mean is `z` standard deviations from the typical mean, `dataset`."""
 
     metric: str
     shard: int
@@ -217,7 +217,7 @@ class DriftedShard:
 
 @dataclass(frozen=True)
 class Outlier:
-    """Image that deviates strongly from the others in a metric, and the reason."""
+    """Image with an unusual value of a metric, and the reason why the value is unusual."""
 
     id: int
     shard: int
@@ -231,12 +231,12 @@ class Outlier:
 class Statistics:
     """All statistics of a dataset, in the order of their JSON fields.
 
-    Masks without scores, such as manual ones, do not count in the histograms of scores.
+    Masks without scores, such as manual masks, aren't part of the histograms of scores.
     """
 
     images: int
     masks: int
-    sources: Mapping[str, int] | None  # masks by source, automatic ones first
+    sources: Mapping[str, int] | None  # number of masks by source, automatic first
     labels: tuple[LabelMasks, ...]  # most frequent first; empty if no mask has a label
     relative_size: Histogram
     concavity: Concavity
@@ -268,7 +268,7 @@ class Statistics:
 
 
 def json_value(value: Any) -> Any:
-    """Convert a value for JSON: a dataclass to a dictionary of its fields in order, a tuple to a list."""
+    """Convert a value for JSON. A dataclass becomes a dictionary of its fields in order, and a tuple becomes a list."""
     if is_dataclass(value):
         return {field.name: json_value(getattr(value, field.name)) for field in fields(value)}
     if isinstance(value, Mapping):

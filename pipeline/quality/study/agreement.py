@@ -1,7 +1,8 @@
 """Agreement of two people who annotated the same image independently: the IoU of their masks of an object.
 
-The SAM paper (section 5) reports 0.85 to 0.91 between annotators. After a merge, one person may see the other's masks.
-So only the last submissions of assignments 0 and 1 for the first state that both people annotated are compared.
+For comparison, the SAM paper (section 5) reports 0.85 to 0.91 between annotators. Only independent work is compared.
+After a merge, one person may see the other's masks, so the comparison uses the last submissions of assignments 0 and 1
+for the first state of the image that both people annotated.
 """
 
 from collections.abc import Iterable, Sequence
@@ -18,17 +19,18 @@ from segmint.operators.annotations.pairs import best_matches
 from segmint.operators.intervals import Interval, mean_intervals
 
 SAME_OBJECT_IOU = 0.5
-"""Minimum IoU at which masks of two people count as the same object."""
+"""Minimum IoU for two people's masks to count as the same object."""
 
 _THREADS = 16
 
 
 @dataclass(frozen=True)
 class AnnotatorAgreement:
-    """Agreement over images that two people annotated, without their names.
+    """Agreement on images that two people annotated, without their names.
 
-    `pairs` counts pairs of masks of one object. `mean_iou` is over pairs (None without any), and `interval` is its 95 %
-    interval by image (None if there are too few images). `unpaired` masks are of objects that only one person drew.
+    `pairs` counts the pairs of masks of the same object. `mean_iou` is the mean over these pairs, or None without any.
+    `interval` is its 95 % interval by image, or None if there are too few images. `unpaired` counts masks of objects
+    that only one person drew.
     """
 
     images: int
@@ -39,10 +41,11 @@ class AnnotatorAgreement:
 
 
 def agreement(one: Submission, other: Submission) -> tuple[float, ...]:
-    """Return the IoU of each pair of masks that two people drew of one object in an image.
+    """Pair two people's masks of the same objects in an image, and return the IoU of each pair.
 
-    Neither masks of the dataset that both people left unchanged nor untouched prefills (`is_untouched`) count. Masks
-    are paired one to one, best pair first. Pairs below `SAME_OBJECT_IOU` count as different objects.
+    Two kinds of masks are ignored: masks of the dataset that both people left unchanged, and untouched prefills
+    (`is_untouched`). Masks are paired one to one, best pair first. Pairs below `SAME_OBJECT_IOU` count as different
+    objects.
     """
     ours, theirs = (
         [{"size": list(each.size), "counts": mask.counts.encode()} for mask in annotated_masks(each)]
@@ -54,7 +57,7 @@ def agreement(one: Submission, other: Submission) -> tuple[float, ...]:
 
 
 def sum_up(pairs: Iterable[tuple[Submission, Submission]]) -> AnnotatorAgreement | None:
-    """Summarize pairs of submissions from `independent_submissions`, one per image, or return None without any."""
+    """Summarize pairs of submissions from `independent_submissions`, one per image. Return None without any pair."""
     ious: list[Sequence[float]] = []
     masks = 0
     for one, other in pairs:
@@ -76,7 +79,7 @@ def sum_up(pairs: Iterable[tuple[Submission, Submission]]) -> AnnotatorAgreement
 
 
 def measure_agreement(dataset: Location) -> AnnotatorAgreement | None:
-    """Compare and summarize the submissions for images that two people annotated, or return None if there are none."""
+    """Compare and summarize the submissions for images that two people annotated. Return None if there are none."""
     both = [
         ordinal
         for ordinal, assignments in latest_submissions(list_submissions(dataset)).items()
@@ -87,7 +90,7 @@ def measure_agreement(dataset: Location) -> AnnotatorAgreement | None:
 
 
 def read_pairs(dataset: Location, ordinal: int) -> tuple[Submission, Submission] | None:
-    """Return two people's independent submissions for an image, or None if there is no such pair.
+    """Read two people's independent submissions for an image. Return None if there is no such pair.
 
     Images with an unreadable submission are skipped, because the audit reports them.
     """

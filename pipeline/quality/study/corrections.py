@@ -1,6 +1,6 @@
 """Corrected masks of a study, from COCO JSON, Label Studio, or Label Studio's converter, paired with the drawn masks.
 
-"Drawn" masks are those in the study's sample.
+"Drawn" masks are the masks that were drawn into the study's sample.
 """
 
 import math
@@ -19,7 +19,7 @@ from segmint.operators.annotations.pairs import best_matches, iou
 
 @dataclass(frozen=True)
 class StudyMask:
-    """Mask with its annotation id, which is None if a tool lost it. `rle` is compressed, for pycocotools."""
+    """Mask with its annotation id, or None if a tool lost the id. `rle` is compressed, as pycocotools expects."""
 
     id: int | None
     rle: dict[str, Any]
@@ -27,7 +27,7 @@ class StudyMask:
 
 @dataclass(frozen=True)
 class MaskPair:
-    """Drawn mask, by annotation id, and its IoU with its correction."""
+    """Drawn mask, identified by its annotation id, with the IoU between it and its correction."""
 
     id: int
     iou: float
@@ -36,7 +36,7 @@ class MaskPair:
 
 @dataclass(frozen=True)
 class ImagePairs:
-    """Pairs of one image, its deleted masks by annotation id, and the number of added masks."""
+    """Pairs in an image, the annotation ids of its deleted masks, and the number of added masks."""
 
     pairs: tuple[MaskPair, ...]
     deleted: tuple[int, ...]
@@ -44,9 +44,9 @@ class ImagePairs:
 
 
 def ids_hold(drawn: Mapping[int, Sequence[StudyMask]], corrected: Mapping[int, Sequence[StudyMask]]) -> bool:
-    """Return whether the returned ids match the drawn ones, image by image.
+    """Return whether each returned id belongs to a drawn mask of the same image, so that ids can be used for pairing.
 
-    If a tool renumbers annotations, some get the id of another image's mask. Ids aren't used then.
+    Some tools renumber annotations, so that a mask gets the id of a mask in another image. New ids are allowed.
     """
     image_of = {mask.id: image for image, masks in drawn.items() for mask in masks}
     known = ((image_of.get(mask.id), image) for image, masks in corrected.items() for mask in masks)
@@ -54,9 +54,11 @@ def ids_hold(drawn: Mapping[int, Sequence[StudyMask]], corrected: Mapping[int, S
 
 
 def pair_masks(drawn: Sequence[StudyMask], corrected: Sequence[StudyMask], by_id: bool) -> ImagePairs:
-    """Pair the masks of one image by annotation id if `by_id` is set, and the rest by IoU, best pair first.
+    """Pair the drawn masks of an image with their corrections.
 
-    A correction without pixels is a deletion. If several corrections share an id, the first one counts.
+    If `by_id` is set, masks with the same annotation id are paired first. The remaining masks are paired by IoU, best
+    pair first. A correction without pixels is a deletion. If several corrections have the same id, the first one
+    counts.
     """
     solid = [mask for mask in corrected if area(mask.rle) > 0]
     pairs: list[MaskPair] = []
@@ -87,19 +89,19 @@ def _without(masks: Sequence[StudyMask], gone: Sequence[StudyMask]) -> list[Stud
 
 @dataclass
 class Corrections:
-    """Corrected masks. Each returned image has a key in `masks`, even if all of its masks were deleted.
+    """Corrected masks of a study. Each returned image has a key in `masks`, even if all of its masks were deleted.
 
-    `foreign` counts images that were not drawn, and `superseded` counts additional results for an image.
+    `foreign` counts returned images that aren't in the sample. `superseded` counts additional results for an image.
     """
 
-    sizes: Mapping[int, Size]  # of the drawn images, by id
+    sizes: Mapping[int, Size]  # sizes of the drawn images, by id
     answers: dict[int, AnnotatedImage] = field(default_factory=dict)
-    homeless: list[str] = field(default_factory=list)  # unreadable entries without an image
+    homeless: list[str] = field(default_factory=list)  # unreadable entries that don't name an image
     foreign: int = 0
     superseded: int = 0
 
     def add(self, answer: AnnotatedImage) -> None:
-        """Add the result for an image; the one saved last wins, or the first one if the time is unknown."""
+        """Add a result for an image. The result that was saved last wins, or the first one if the times are unknown."""
         image = image_number(answer.name)
         if image is None or image not in self.sizes:
             self.foreign += 1
@@ -126,7 +128,7 @@ class Corrections:
 
     @property
     def unreadable_ids(self) -> set[int]:
-        """Known ids of skipped masks."""
+        """Ids of the skipped masks, where known."""
         return {id for answer in self.answers.values() for id in answer.unreadable_ids}
 
     @property
@@ -154,10 +156,10 @@ def read_coco(document: Mapping[str, Any], sizes: Mapping[int, Size]) -> Correct
 
 
 def read_label_studio(tasks: Iterable[Mapping[str, Any]], sizes: Mapping[int, Size]) -> Corrections:
-    """Read the brush strokes of Label Studio's JSON or JSON_MIN.
+    """Read the brush strokes from Label Studio's JSON or JSON_MIN.
 
-    For each task, the latest annotation that wasn't canceled counts. Without one, the image counts as not returned.
-    Raises `KeyError` or `TypeError` if these are not tasks.
+    For each task, the latest annotation that wasn't canceled counts. A task without such an annotation counts as not
+    returned. Raises `KeyError` or `TypeError` if the values aren't tasks.
     """
     found = Corrections(sizes)
     for task in label_studio.read_tasks(tasks, found.size_of):

@@ -10,10 +10,10 @@ from segmint.infra.wording import counted
 from segmint.pipeline.quality.study.kind import StudyKind
 
 MANIFEST = "manifest.json"
-"""File that completes a study's sample; a study of masks has no `kind` in it."""
+"""File that is written last, which completes a study's sample. In a study of masks, it doesn't contain `kind`."""
 
 CORRECTED = "corrected.json"
-"""Default file for the people's results in a study's folder."""
+"""Default file, in a study's folder, for people's results."""
 
 
 def kind_of(folder: Location) -> StudyKind:
@@ -28,12 +28,12 @@ def kind_of(folder: Location) -> StudyKind:
 
 
 def unanswered(images: int, answered: int) -> list[str]:
-    """Return a line on the images without an answer, if there are any."""
+    """Return a line about the images without an answer, or nothing if all are answered."""
     return [f"{counted(images - answered, 'image')} without an answer"] if answered < images else []
 
 
 def read_json(file: Location, otherwise: str) -> Any:
-    """Return a JSON file's value. Raises `UsageError`, which starts with `otherwise`, if it is unreadable."""
+    """Read a JSON file. Raises `UsageError` if it is unreadable; the message starts with `otherwise`."""
     try:
         return json.loads(file.read())
     except (NotFoundError, ValueError, RecursionError) as error:

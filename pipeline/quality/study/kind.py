@@ -4,7 +4,7 @@ from enum import StrEnum
 
 
 class StudyKind(StrEnum):
-    """Subject of a study: masks, unredacted faces and plates, or people's ratings of models' masks."""
+    """Kind of a study, named after what people judge: masks, unredacted faces and plates, or models' masks."""
 
     MASKS = "masks"
     PRIVACY = "privacy"
@@ -12,6 +12,8 @@ class StudyKind(StrEnum):
 
 
 IMAGES = {StudyKind.MASKS: 500, StudyKind.PRIVACY: 3000, StudyKind.RATINGS: 500}
-"""Default number of images: 500 as in the SAM paper, and enough to bound the miss rate by 0.1 % if no misses are found.
+"""Default number of images per kind of study, or of true masks for ratings.
 
-For ratings, it is the number of true masks."""
+500 is as in the SAM paper. For privacy, the number is large enough to bound the miss rate by 0.1 % if people find no
+misses.
+"""

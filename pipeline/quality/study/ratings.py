@@ -1,7 +1,7 @@
 """Study of ratings: people rate the ground truth and models' masks of the same objects without knowing which is which.
 
-As in the SAM paper (section 7.1 and appendix E), raters see one mask at a time, in random order, and masks smaller than
-24 x 24 pixels are left out.
+As in the SAM paper (section 7.1 and appendix E), raters see one mask at a time, in random order. Masks smaller than 24
+x 24 pixels are left out.
 """
 
 import json
@@ -45,12 +45,15 @@ from segmint.pipeline.quality.study.kind import StudyKind
 
 TRUTH = "ground truth"
 CONFIDENCE = 0.99
-"""Confidence of the intervals by mask, as in the paper (appendix E)."""
+"""Confidence level of the intervals by mask, as in the paper (appendix E)."""
 
 
 @dataclass(frozen=True)
 class RatedObject:
-    """Object to rate: its image, its true mask's annotation id, and the run lengths of that mask and the models'."""
+    """Object to rate, with its image and its true mask's annotation id.
+
+    `counts` contains the run lengths of the true mask, followed by each model's mask.
+    """
 
     image: int
     mask: int
@@ -59,17 +62,17 @@ class RatedObject:
 
 @dataclass(frozen=True)
 class RatingStudy:
-    """Objects of a study. `names` contains the ground truth and the models, in the order of the objects' `counts`."""
+    """Study of ratings with its objects. `names` lists the ground truth and the models in the order of `counts`."""
 
     folder: Location
     names: tuple[str, ...]
     objects: tuple[RatedObject, ...]
     seed: int
     version: VersionName
-    config_sha256: str  # of the dataset
+    config_sha256: str  # hash of the dataset's configuration
 
     def root(self, variant: int) -> Location:
-        """Return the folder whose ratings are those of a model, or of the ground truth for 0."""
+        """Return the folder with the ratings of a model's masks. Variant 0 is the ground truth."""
         return self.folder / f"ratings/{variant}"
 
     def lines(self) -> list[str]:
@@ -88,10 +91,11 @@ class RatingStudy:
 def sample_ratings(
     location: Location, predictions: Sequence[Location], count: int, seed: int, output: Location
 ) -> RatingStudy:
-    """Draw `count` true masks of at least `LEAST_AREA` pixels that all models predicted, and write them to `output`.
+    """Draw `count` true masks that all models predicted, and write them to `output`.
 
-    `predictions` are files of COCO results with `annotation_id`. Results after more than one click are ignored. Raises
-    `UsageError` for other files, for files with the same name, without such a mask, and if `output` contains a study.
+    Masks with fewer than `LEAST_AREA` pixels are left out. `predictions` are files of COCO results with
+    `annotation_id`; results after more than one click are ignored. Raises `UsageError` for other files, if two files
+    have the same name, if there is no such mask, and if `output` contains a study.
     """
     if not predictions:
         raise UsageError("--kind ratings needs --predictions: a file of COCO results for each model")
@@ -136,11 +140,12 @@ def load_ratings(folder: Location) -> RatingStudy:
 
 @dataclass(frozen=True)
 class MeanRating:
-    """Mean over objects, each averaged over its raters, or a difference of two such means.
+    """Mean rating of a variant, or the difference between two variants' mean ratings.
 
-    `by_mask` is the 99 % interval of Student's t over masks, as in the paper. `by_image` is a 95 % interval by image.
-    For a difference, `p` comes from the paired t-test, and `p_by_image` from a test that flips the signs of whole
-    images' differences. `holm` and `holm_by_image` are these values after Holm's correction over all differences.
+    An object's ratings are averaged over its raters first. `by_mask` is the 99 % interval of Student's t over masks, as
+    in the paper. `by_image` is a 95 % interval by image. For a difference, `p` comes from the paired t-test.
+    `p_by_image` comes from a test that flips the sign of all differences of an image at once. `holm` and
+    `holm_by_image` are these values after Holm's correction over all differences.
     """
 
     name: str
@@ -153,7 +158,7 @@ class MeanRating:
     holm_by_image: float | None = None
 
     def line(self, sign: str = "") -> str:
-        """Return the mean, or with the sign "+" the difference, as a line for people."""
+        """Format the mean as a line for people. With the sign "+", format it as a difference."""
         by_mask, by_image = (
             "no interval" if interval is None else f"{interval[0]:{sign}.2f} to {interval[1]:{sign}.2f}"
             for interval in (self.by_mask, self.by_image)
@@ -168,11 +173,11 @@ class MeanRating:
 
 @dataclass(frozen=True)
 class RatingScore:
-    """Result of a study of ratings: means and paired differences over the masks of which each variant was rated."""
+    """Result of a study of ratings: means and paired differences, over the masks for which all variants were rated."""
 
     masks: int
     images: int
-    drawn: int  # masks
+    drawn: int  # number of drawn masks
     raters: int
     ratings: int
     means: tuple[MeanRating, ...]
@@ -239,16 +244,17 @@ def score_ratings(folder: Location) -> RatingScore:
 
 
 def masks_for(difference: float, deviation: float, power: float, confidence: float = CONFIDENCE) -> int:
-    """Return the smallest number of masks with which a paired t-test finds a difference with probability `power`.
+    """Compute how many masks a paired t-test needs to find a difference with probability `power`.
 
-    `deviation` is the standard deviation of the masks' differences. The test is two-sided at 1 - `confidence`; its
-    power comes from the noncentral t distribution. Masks are assumed to be independent, for example one per image.
+    `deviation` is the standard deviation of the differences between masks. The test is two-sided at 1 - `confidence`,
+    and its power comes from the noncentral t distribution. The masks are assumed to be independent, for example one per
+    image.
     """
     from scipy.stats import nct, t
 
     def suffices(masks: int) -> bool:
         limit, shift = t.ppf((1 + confidence) / 2, masks - 1), difference / deviation * np.sqrt(masks)
-        opposite = np.nan_to_num(nct.cdf(-limit, masks - 1, shift))  # scipy returns NaN for some that are nearly 0
+        opposite = np.nan_to_num(nct.cdf(-limit, masks - 1, shift))  # scipy returns NaN for some values near 0
         return bool(nct.sf(limit, masks - 1, shift) + opposite >= power)
 
     most = 4
@@ -258,7 +264,7 @@ def masks_for(difference: float, deviation: float, power: float, confidence: flo
 
 
 def _mean(name: str, values: NDArray[np.float64], images: NDArray[np.int64], limits: Interval) -> MeanRating:
-    """Return the mean of the masks' values. If they can be negative, p tests the hypothesis that the mean is 0."""
+    """Compute the mean of the masks' values. If values can be negative, p tests whether the mean is 0."""
     from scipy.stats import ttest_1samp
 
     by_mask: Interval | None = None
@@ -275,7 +281,7 @@ def _mean(name: str, values: NDArray[np.float64], images: NDArray[np.int64], lim
 
 
 def _read(file: Location) -> Mapping[int, Any]:
-    """Return the run lengths of each true mask's first prediction, by the mask's annotation id."""
+    """Read each true mask's first prediction, as run lengths by the true mask's annotation id."""
     entries = read_json(file, f"--predictions {file} can't be read")
     found: dict[int, Any] = {}
     for number, entry in enumerate(entries if isinstance(entries, list) else [None], start=1):

@@ -39,7 +39,7 @@ _FRACTION = 32  # bits
 
 @dataclass(frozen=True, order=True)
 class ImageStratum:
-    """Images with similar numbers of masks and the same country, which is empty if unknown."""
+    """Stratum of images from the same country with similar numbers of masks. `country` is empty if it is unknown."""
 
     bin: int
     country: str
@@ -52,7 +52,7 @@ class ImageStratum:
 
 @dataclass(frozen=True)
 class DrawnSample:
-    """Drawn ids and population by stratum; images without automatic masks are only counted."""
+    """Drawn ids and population of each stratum. Images without automatic masks are only counted."""
 
     images: Mapping[ImageStratum, list[int]]
     population: Mapping[ImageStratum, int]
@@ -66,12 +66,12 @@ class DrawnSample:
 
 @dataclass(frozen=True)
 class StudySample:
-    """Result of writing a sample. Annotated masks are counted but not included."""
+    """Result of writing a sample. Annotated masks are counted, but aren't part of the sample."""
 
     output: str
     images: int
     masks: int
-    masks_of_people: int  # in the drawn images
+    masks_of_people: int  # annotated masks in the drawn images
     population: int
     without_masks: int
     strata: int
@@ -91,11 +91,11 @@ class StudySample:
 
 
 def sample_study(location: Location, count: int, seed: int, output: Location) -> StudySample:
-    """Draw `count` images of the dataset at `location` and write them with their masks to the folder `output`.
+    """Draw `count` images of the dataset at `location`, and write them with their masks to the folder `output`.
 
-    Only automatic masks are drawn, because the study is about the model. The sample is deterministic for a dataset,
-    count, and seed. `manifest.json` is written last and pins each mask by its hash. Raises `UsageError` if there is no
-    dataset or it has no such mask, if `output` already contains a study, or if Label Studio's SDK is not installed.
+    The study is about the model, so only automatic masks are included. The same dataset, count, and seed give the same
+    sample. `manifest.json` is written last and pins each mask by its hash. Raises `UsageError` if there is no dataset,
+    if it has no such mask, if `output` already contains a study, or if Label Studio's SDK isn't installed.
     """
     dataset = Dataset.open(location)
     file = output / MANIFEST
@@ -127,11 +127,11 @@ def sample_study(location: Location, count: int, seed: int, output: Location) ->
 
 
 def draw_stratified(dataset: Dataset, count: int, seed: int) -> DrawnSample:
-    """Draw `count` images with automatic masks in proportion to the strata, or all if there are fewer.
+    """Draw `count` images with automatic masks, in proportion to the strata. Draw all images if there are fewer.
 
     Every image has the same probability. Memory holds up to `count` ids per stratum.
     """
-    lowest: dict[ImageStratum, list[tuple[int, int]]] = {}  # per stratum, a heap of (-draw key, id)
+    lowest: dict[ImageStratum, list[tuple[int, int]]] = {}  # a heap of (-draw key, id) for each stratum
     population: dict[ImageStratum, int] = {}
     without = 0
     for number, masks, country in _image_rows(dataset):
@@ -155,16 +155,16 @@ def draw_stratified(dataset: Dataset, count: int, seed: int) -> DrawnSample:
 
 
 def stratum_of(masks: int, country: str | None) -> ImageStratum:
-    """Return the stratum of an image by its number of masks and country."""
+    """Return the stratum of an image, given its number of masks and its country."""
     bin = next(index for index, bin in enumerate(MASKS_PER_IMAGE) if bin.holds(masks))
     return ImageStratum(bin, country or "")
 
 
 def allocate(population: Mapping[ImageStratum, int], count: int, seed: int) -> dict[ImageStratum, int]:
-    """Return the number of images to draw per stratum, `count` in total. The seed decides how shares are rounded.
+    """Decide how many images to draw from each stratum, `count` in total. The seed decides how shares are rounded.
 
-    This is systematic sampling: the images, sorted by stratum, are visited in equal steps from a start that depends on
-    the seed. Rounding to the nearest integer would never draw from small strata.
+    Rounding each share to the nearest integer would never draw from small strata. Systematic sampling avoids this: the
+    images, sorted by stratum, are visited in equal steps, from a start that depends on the seed.
     """
     total = sum(population.values())
     count = min(count, total)
@@ -182,12 +182,12 @@ def allocate(population: Mapping[ImageStratum, int], count: int, seed: int) -> d
 
 
 def mask_sha256(segmentation: Mapping[str, Any]) -> str:
-    """Return the hash that pins a mask: the SHA-256 of its compressed run lengths and size, as canonical JSON."""
+    """Compute the hash that pins a mask: the SHA-256 of its compressed run lengths and size, as canonical JSON."""
     return hashlib.sha256(canonical_json(segmentation)).hexdigest()
 
 
 class PinWriter:
-    """Writer that collects the drawn images and makes the study's manifest."""
+    """Writer that collects the drawn images, and then creates the study's manifest."""
 
     def __init__(
         self, scratch: Path, manifest: DatasetManifest, version: VersionName, drawn: DrawnSample, asked: int, seed: int
@@ -218,7 +218,7 @@ class PinWriter:
         self._images.append({"id": sample.id, "image_id": sample.row["image_id"], **size, "masks": masks})
 
     def finish(self) -> dict[str, Path]:
-        """Return the manifest by its path relative to the study's folder."""
+        """Create the manifest, and return it by its path in the study's folder."""
         text = json.dumps({**self._head, "images": self._images}, indent=1, ensure_ascii=False, allow_nan=False)
         self._path.write_text(f"{text}\n", encoding="utf-8")
         return {MANIFEST: self._path}
@@ -241,7 +241,7 @@ def _image_rows(dataset: Dataset) -> Iterator[tuple[int, int, str | None]]:
 
 
 def _of_people(dataset: Dataset, commit: Commit, images: pa.Table) -> frozenset[int]:
-    """Return the ids of a shard's annotated masks; `images` is its table."""
+    """Return the ids of a shard's annotated masks. `images` is the shard's table of images."""
     said = [name for name in ANNOTATION_COLUMNS if name != "next_mask"]
     if all(images[name].null_count == images.num_rows for name in said):
         return frozenset()
@@ -250,7 +250,7 @@ def _of_people(dataset: Dataset, commit: Commit, images: pa.Table) -> frozenset[
 
 
 class _SampledImages:
-    """Drawn images with their automatic masks; `of_people` counts the annotated masks while iterating."""
+    """Iterable over the drawn images with their automatic masks. `of_people` counts the annotated masks so far."""
 
     def __init__(self, dataset: Dataset, ids: Sequence[int]) -> None:
         self.of_people = 0

@@ -46,15 +46,15 @@ from segmint.pipeline.quality.study.files import CORRECTED, MANIFEST, read_json,
 from segmint.pipeline.quality.study.sample import SCHEMA_VERSION, mask_sha256
 
 PAPER_SHARES = {0.90: PAPER.quality.over_90_iou, 0.75: PAPER.quality.over_75_iou}
-"""Share of pairs over each IoU threshold that the SAM paper (section 5) reports for SA-1B."""
+"""Share of pairs above each IoU threshold in SA-1B, as reported in the SAM paper (section 5)."""
 
 
 @dataclass(frozen=True)
 class ThresholdShare:
-    """Pairs whose IoU exceeds `threshold`, with the 95 % interval by image, or None for too few `images`.
+    """Share of pairs whose IoU exceeds `threshold`, with its 95 % interval by image.
 
-    `of_all` is the share among all `masks`, which are the pairs and the deleted masks. A deleted mask counts as a
-    failure. `paper` is SA-1B's share.
+    `interval` is None if there are too few `images`. `of_all` is the share among all `masks`, which are the pairs and
+    the deleted masks; a deleted mask counts as a failure. `paper` is SA-1B's share.
     """
 
     threshold: float
@@ -69,7 +69,7 @@ class ThresholdShare:
 
 
 def share_over(threshold: float, ious: Sequence[Sequence[float]], deleted: int) -> ThresholdShare:
-    """Return the share of pairs over a threshold of `PAPER_SHARES`. `ious`, by image, contains at least one pair."""
+    """Compute the share of pairs above a threshold of `PAPER_SHARES`. `ious` is grouped by image and isn't empty."""
     over = [sum(iou > threshold for iou in image) for image in ious]
     pairs = [len(image) for image in ious]
     total = sum(pairs)
@@ -88,7 +88,7 @@ def share_over(threshold: float, ious: Sequence[Sequence[float]], deleted: int) 
 
 @dataclass(frozen=True)
 class Study:
-    """Drawn images with their masks and (height, width) by id, and the dataset's version."""
+    """Study of masks: the drawn images' masks and (height, width), by image id, and the dataset's version."""
 
     masks: Mapping[int, list[StudyMask]]
     sizes: Mapping[int, Size]
@@ -97,13 +97,13 @@ class Study:
 
 @dataclass(frozen=True)
 class StudyScore:
-    """Outcome of the drawn masks.
+    """Result of a correction study, which counts what happened to each drawn mask.
 
-    `drawn` = `by_id` + `by_iou` + `deleted` + `unread` + `unanswered_masks`. `unread` counts masks whose corrections
-    are unreadable, and `added` counts masks that don't correct a drawn mask. `unreadable` lists a reason for each
-    unreadable returned mask. `superseded` results and `foreign` images are ignored. `polygons` counts masks that were
-    returned as polygons, which lose holes. `shares` is empty without pairs. `version` is the dataset's version from
-    which the sample was drawn.
+    `drawn` = `by_id` + `by_iou` + `deleted` + `unread` + `unanswered_masks`. `unread` counts drawn masks whose
+    corrections are unreadable, and `unreadable` lists the reason for each unreadable returned mask. `added` counts
+    returned masks that don't correct a drawn mask. `superseded` results and `foreign` images are ignored. `polygons`
+    counts masks that were returned as polygons, which lose holes. `shares` is empty without pairs. `version` is the
+    version of the dataset that the sample was drawn from.
     """
 
     images: int
@@ -120,7 +120,7 @@ class StudyScore:
     superseded: int
     polygons: int
     mean_iou: float | None
-    interval: Interval | None  # of `mean_iou`
+    interval: Interval | None  # 95 % interval of `mean_iou`
     shares: list[ThresholdShare]
     version: VersionName
 
@@ -151,12 +151,12 @@ class StudyScore:
 
     @property
     def not_checked(self) -> list[str]:
-        """Images without an answer, and the problem of each mask that couldn't be read."""
+        """Images without an answer, and the problem of each unreadable mask."""
         return [*unanswered(self.images, self.answered), *self.unreadable]
 
 
 def score_study(folder: Location, corrected: Location | None) -> StudyScore:
-    """Compare a study's masks with their corrections from a COCO or Label Studio file or a dataset's submissions.
+    """Compare a study's masks with their corrections, from a COCO or Label Studio file or a dataset's submissions.
 
     Raises `UsageError` if there is no study, if its masks aren't the ones that were drawn, or if the corrected file is
     missing or in an unknown format.
@@ -176,7 +176,7 @@ def score_study(folder: Location, corrected: Location | None) -> StudyScore:
 
 
 def load_study(folder: Location) -> Study:
-    """Read the drawn masks. Raises `UsageError` if they differ from those that the manifest pins."""
+    """Read the drawn masks. Raises `UsageError` if they differ from the masks that the manifest pins."""
     manifest = read_json(folder / MANIFEST, f"{folder} is not a study. Create one with `segmint study sample`")
     file = folder / MAIN_FILES[Format.COCO]
     document = read_json(file, f"the masks of the study {folder} are missing. Draw the sample again")
@@ -202,7 +202,7 @@ def load_study(folder: Location) -> Study:
 
 
 def read_corrections(file: Location, sizes: Mapping[int, Size]) -> Corrections:
-    """Read corrected masks. Raises `UsageError` if the file is missing, or neither COCO nor Label Studio."""
+    """Read corrected masks. Raises `UsageError` if the file is missing, or is neither COCO nor Label Studio's."""
     try:
         with file.open() as stream:
             first = _first_byte(stream)
@@ -284,17 +284,18 @@ def _first_byte(stream: BinaryIO) -> bytes:
 _THREADS = 16
 
 State = list[tuple[int | None, str]]
-"""Masks of an image, each as the drawn mask's id (None for an added mask) and its current run lengths."""
+"""Masks of an image, each with its current run lengths and the id of the drawn mask that it corrects. The id is None
+for an added mask."""
 
 
 def read_submitted(
     dataset: Location, drawn: Mapping[int, Sequence[StudyMask]], sizes: Mapping[int, Size]
 ) -> Corrections:
-    """Read the corrections from submissions for a study's images, whose masks are `drawn` by image id.
+    """Read corrections from the annotators' submissions for a study's images. `drawn` contains the masks by image id.
 
-    These are an image's current masks, with unmerged submissions applied by `fit_submission` as in a merge. If the
-    image's submission was returned to the annotator, there are no corrections. Each mask has the id of the drawn mask
-    from which it was made, if there is one.
+    The corrections are the image's current masks after `fit_submission` has applied unmerged submissions, as in a
+    merge. If the owner returned the image's submission to the annotator, the image has no corrections. Each mask has
+    the id of the drawn mask that it was made from, if there is one.
     """
     images = sorted(sizes)
     listed = map_ahead(lambda image: submissions_of(dataset, image - 1), images, _THREADS, 4 * _THREADS, "submissions")
@@ -334,9 +335,10 @@ def read_submitted(
 
 
 def follow(drawn: Container[int], row: Row, answers: Sequence[Submission]) -> State:
-    """Return an image's masks: those of its described `row` after applying an assignment's submissions, in order.
+    """Return an image's masks after applying an assignment's submissions, in order, to its described `row`.
 
-    `drawn` contains ids of masks. Of several masks made from the same drawn mask, the first is its correction.
+    `drawn` contains the ids of drawn masks. If several masks were made from the same drawn mask, the first one is its
+    correction.
     """
     masks = {annotation_id(row["id"], mask_index(mask, place)): mask for place, mask in enumerate(row["masks"])}
     fit = None
@@ -356,9 +358,9 @@ def follow(drawn: Container[int], row: Row, answers: Sequence[Submission]) -> St
 
 
 def _parents(masks: Mapping[int, Row], answers: Sequence[Submission]) -> dict[int, int]:
-    """Return the parent of each current or replaced mask; a parent always has a lower id."""
+    """Return the parent of each current or replaced mask. A parent always has a lower id than its child."""
     found = [(id, mask["parent"]) for id, mask in masks.items() if mask["parent"] is not None]
-    made: dict[str, int] = {}  # parents in earlier submissions, by run lengths
+    made: dict[str, int] = {}  # parents from earlier submissions, by run lengths
     for submission in answers:
         found += [(mask.id, made[mask.counts]) for mask in submission.replaced if mask.counts in made]
         made |= {mask.counts: mask.parent for mask in submission.masks if mask.parent is not None}
@@ -366,7 +368,7 @@ def _parents(masks: Mapping[int, Row], answers: Sequence[Submission]) -> dict[in
 
 
 def _rows(dataset: Location, images: Iterable[int]) -> dict[int, Row]:
-    """Return the described rows of these images if their shards are committed."""
+    """Read the described rows of these images, if their shards are committed."""
     per_shard = load_manifest(dataset).images_per_shard
     by_shard: dict[int, list[int]] = {}
     for image in images:

@@ -18,7 +18,7 @@ from segmint.infra.wording import counted, some
 from segmint.operators.schemas import SCHEMAS
 
 EXAMPLES = 10
-"""Maximum number of images named per kind of change."""
+"""Maximum number of images to name per kind of change."""
 
 _SETTINGS = (
     "schema_version",
@@ -36,7 +36,7 @@ _SETTINGS = (
 _CREDITS = ("attribution", "provider", "source_url", "country")
 _PIXELS = ("source_sha256", "source_width", "source_height", "width", "height")
 
-# Sum hashes, because the order and ids of masks don't matter, and two equal masks must not cancel out. Columns that
+# Hashes of masks are summed: their order and ids don't matter, and two equal masks must not cancel out. Columns that
 # depend on the redacted regions are left out, because the regions are compared separately.
 _MASKS = """
 SELECT image_id, count(*) AS masks, sum(hash(segmentation, bbox, area, predicted_iou, stability_score, crop_box,
@@ -70,12 +70,12 @@ WHERE removed GROUP BY 1 ORDER BY 2 DESC, 1
 
 _IN_BOTH = "NOT added AND NOT removed"
 _KINDS = {"masks": "masks", "license": "licenses", "regions": "redactions", "credits": "credits", "pixels": "pixels"}
-"""Possible changes of an image in both: the column of `pairs` and its name in the result."""
+"""Possible changes of an image that is in both versions, as columns of `pairs` and their names in the result."""
 
 
 @dataclass(frozen=True)
 class DiffSide:
-    """One side of a comparison."""
+    """Side of a comparison, with its version and totals."""
 
     dataset: str
     name: str
@@ -83,14 +83,14 @@ class DiffSide:
     shards: int
     images: int
     masks: int
-    rejected: Mapping[str, int]  # rows by reason
+    rejected: Mapping[str, int]  # number of rejected rows by reason
     catalog_rows: int
     tombstones: int
 
 
 @dataclass(frozen=True)
 class ChangedImages:
-    """Images with one kind of change: their number, and the `image_id`s of the first ones."""
+    """Images with one kind of change. `count` is their number, and `first` contains the first `image_id`s."""
 
     count: int = 0
     first: tuple[str, ...] = ()
@@ -102,12 +102,12 @@ class VersionDiff:
 
     a: DiffSide
     b: DiffSide
-    shards_compared: int  # shards whose commits differ; the others are identical
+    shards_compared: int  # number of shards whose commits differ; all others are identical
     added: ChangedImages
     removed: ChangedImages
-    removed_why: Mapping[str, int]  # reason why `b` rejected them, or `not there`
+    removed_why: Mapping[str, int]  # number of removed images by the reason why `b` rejected them, or `not there`
     changed: Mapping[str, ChangedImages]  # by kind of change: masks, licenses, redactions, credits, pixels
-    licenses: Mapping[str, tuple[int, int]]  # images in `a` and in `b` in the compared shards, if different
+    licenses: Mapping[str, tuple[int, int]]  # images in `a` and `b`, in compared shards, if different
     settings: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)  # by dotted key
 
     @property
@@ -151,7 +151,7 @@ class VersionDiff:
 
 @dataclass
 class _SideTotals:
-    """Sums over all commits of a side, and the tables of those that differ."""
+    """Totals over all commits of a side, and the tables of the commits that differ."""
 
     shards: int = 0
     counts: Counter[str] = field(default_factory=Counter)
@@ -165,10 +165,10 @@ class _SideTotals:
 def diff_datasets(
     a: Location, b: Location, version_a: int | str | None = None, version_b: int | str | None = None
 ) -> VersionDiff:
-    """Compare two datasets, or two versions of one; a side without a version is the dataset's current state.
+    """Compare two datasets, or two versions of a dataset. Without a version, a side is the dataset's current state.
 
-    Shards with equal commits are not read. Raises `UsageError` if there is no such dataset or version, or if a
-    correction removed files of it, and `DamagedDatasetError` for unreadable tables. `a.storage` reads both.
+    Shards with equal commits aren't read. `a.storage` reads both sides. Raises `UsageError` if a dataset or version
+    doesn't exist, or if a correction has removed a version's files. Raises `DamagedDatasetError` for unreadable tables.
     """
     before, after = Dataset.open(a, version_a), Dataset.open(b, version_b)
     totals, others = _SideTotals(), _SideTotals()
@@ -203,7 +203,7 @@ def diff_datasets(
 
 
 def _by_shard(a: Iterator[Commit], b: Iterator[Commit]) -> Iterator[tuple[Commit | None, Commit | None]]:
-    """Yield the commits of each shard in order, with None for a side that lacks the shard."""
+    """Pair the commits of both sides by shard, in order. A side without the shard has None."""
     one, other = next(a, None), next(b, None)
     while one is not None or other is not None:
         if other is None or (one is not None and one.shard < other.shard):
@@ -225,7 +225,7 @@ def _take_files(commit: Commit | None, dataset: Location, totals: _SideTotals) -
 
 
 def _same_catalog(one: DatasetManifest, other: DatasetManifest) -> bool:
-    """Return whether ordinals refer to the same images in both, judging by the first catalog parts and shard sizes."""
+    """Return whether ordinals refer to the same images on both sides, judging by first catalog part and shard size."""
     first, second = one.catalog[:1], other.catalog[:1]
     sources = [part.source_sha256 for part in (*first, *second)]
     return len(set(sources)) == 1 and one.images_per_shard == other.images_per_shard
@@ -266,7 +266,7 @@ def _licenses(tables: DatasetTables) -> dict[str, tuple[int, int]]:
 
 
 def _settings(one: DatasetManifest, other: DatasetManifest) -> dict[str, tuple[Any, Any]]:
-    """Return the settings that differ, by dotted key, with None where one is missing."""
+    """Return the settings that differ, by dotted key. A missing setting is None."""
     before, after = (
         {name: manifest.model_dump(mode="json")[name] for name in _SETTINGS} | {"config": manifest.config}
         for manifest in (one, other)

@@ -71,23 +71,23 @@ class VerifyResult:
     """Result of a verification."""
 
     dataset: str
-    version: VersionName  # digest of the data that was read; number of the version that it matches
+    version: VersionName  # digest of what was read, and the number of the version that it matches
     problems: tuple[str, ...]
     notes: tuple[str, ...]
-    files: int  # read and hashed
+    files: int  # files that were read and hashed
     bytes: int
     signed_by: tuple[str, ...]  # ids of the keys that signed the version
     checked_key: str | None  # id of the key whose signature was checked
-    left_out: str | None = None  # what was not read, because an earlier version was asked for
-    compared_with: tuple[str, ...] = ("the dataset's own records only",)  # or a pinned digest and a key's signature
-    not_checked: tuple[str, ...] = ()  # although the command line requested it
+    left_out: str | None = None  # what wasn't read, because an earlier version was requested
+    compared_with: tuple[str, ...] = ("the dataset's own records only",)  # or a pinned digest, and a key's signature
+    not_checked: tuple[str, ...] = ()  # requested checks that weren't possible
 
     def to_dict(self) -> dict[str, Any]:
         """Return the result for JSON."""
         return {**asdict(self), "verified": not self.problems and not self.not_checked}
 
     def lines(self) -> list[str]:
-        """Return the result as lines for people; the second-to-last line is the verdict."""
+        """Return the result as lines for people. The second-to-last line is the verdict."""
         against = f"compared with {' and '.join(self.compared_with)}"
         found = f"{counted(len(self.problems), 'problem')}: " if self.problems else ""
         verdict = "not verified" if self.problems or self.not_checked else "verified"
@@ -103,7 +103,7 @@ class VerifyResult:
 
 @dataclass
 class _VerifyState:
-    """Data that was read so far."""
+    """State of a verification, with what has been read so far."""
 
     dataset: Location
     problems: list[str] = field(default_factory=list)
@@ -112,11 +112,11 @@ class _VerifyState:
     sums: dict[int, CommitSums] = field(default_factory=dict)  # by block of shards
     files: int = 0
     bytes: int = 0
-    listed: dict[str, ObjectInfo] = field(default_factory=dict)  # files that nothing read so far names
+    listed: dict[str, ObjectInfo] = field(default_factory=dict)  # files that no record read so far names
     known: list[str] = field(default_factory=list)  # all other files except commits
     notes: list[str] = field(default_factory=list)
     not_checked: list[str] = field(default_factory=list)
-    changing: bool = False  # files were added within a day that the latest version doesn't contain
+    changing: bool = False  # files that aren't in the latest version were added within the last day
 
     def add(self, leaf: VersionLeaf, size: int) -> None:
         self.leaves.append(leaf)
@@ -136,10 +136,11 @@ def verify_dataset(
 ) -> VerifyResult:
     """Read all files of a dataset and compare them with a recorded version, by default the latest one.
 
-    `wanted` is a version's number or the start of its digest; a full digest pins the current content, recorded or not.
-    `key` is a file with the public key that must have signed the version. With `require_pinned`, comparing the dataset
-    with its own records isn't enough. The cached sums in `summaries/` are not trusted. Memory holds a few files and the
-    names of all commits. Raises `UsageError` if the dataset, the version, or a usable key is missing.
+    `wanted` is a version's number or the start of its digest. A full digest pins the current content, even if no
+    version was recorded. `key` is a file with the public key that must have signed the version. With `require_pinned`,
+    it isn't enough to compare the dataset with its own records. The cached sums in `summaries/` aren't trusted. Memory
+    holds a few files and the names of all commits. Raises `UsageError` if the dataset, the version, or a usable key is
+    missing.
     """
     pin = FULL_DIGEST.fullmatch(str(wanted))
     public_key = None if key is None else read_public_key(key)
@@ -148,7 +149,7 @@ def verify_dataset(
     reading.problems += [f"{each.file}: expected {each.expected}; found {each.found}" for each in history.problems]
     version = history.latest
     if wanted is not None and pin is None:
-        with suppress(DamagedDatasetError):  # one of the history's problems
+        with suppress(DamagedDatasetError):  # already among the history's problems
             version = find_version(dataset, wanted)
     compared_with, left_out = [], None
     if version is not None and history.latest is not None and version.number < history.latest.number:
@@ -157,7 +158,7 @@ def verify_dataset(
     else:
         version, before = _read_all(reading, version), version
         if version != before and (version is None or version.digest != Snapshot.of(reading.leaves).digest):
-            return verify_dataset(dataset, wanted, key, require_pinned)  # the files of two versions were read
+            return verify_dataset(dataset, wanted, key, require_pinned)  # two versions were mixed, so read again
         if version is None:
             recorded = f"no {'intact ' * bool(history.problems)}version is recorded"
             unproven = f"the commits and the catalog: {recorded}. The other files were compared with them"
@@ -200,9 +201,9 @@ def verify_dataset(
 
 
 def _read_all(reading: _VerifyState, version: Version | None) -> Version | None:
-    """Read the dataset's current state: all files that the manifest and the latest commits name.
+    """Read the dataset's current state, which consists of the files that the manifest and the latest commits name.
 
-    Returns the latest version: `version`, unless a newer one was recorded during the reading.
+    Returns the latest version. This is `version`, unless a newer one was recorded while reading.
     """
     dataset = reading.dataset
     reading.listed = list_doubtful(dataset, reading.known)
@@ -231,7 +232,7 @@ def _read_all(reading: _VerifyState, version: Version | None) -> Version | None:
 
 
 def _is_changing(dataset: Location, version: Version, now: Snapshot, held: Sequence[ListedCommit]) -> bool:
-    """Return whether a command that runs or ended within a day has added files that `version` doesn't contain."""
+    """Return whether a command has added files that `version` doesn't contain, and is running or ended within a day."""
     times = {commit_path(*commit.key): commit.modified for commit in held}
     times |= {entry.name: entry.modified for entry in dataset.list()}
     for folder in (TOMBSTONES, FINGERPRINTS):
@@ -241,7 +242,10 @@ def _is_changing(dataset: Location, version: Version, now: Snapshot, held: Seque
 
 
 def _read_catalog(reading: _VerifyState, version: Version | None) -> DatasetManifest | None:
-    """Read the manifests, and the parts of the latest one (of `version` if it's unreadable, which returns None)."""
+    """Read the manifests and the catalog parts of the latest one, and return the latest manifest.
+
+    If the latest manifest is unreadable, read the parts of `version` and return None.
+    """
     manifests, latest = manifest_leaves(reading.dataset)
     read, manifest = _VerifyState(reading.dataset), None
     for leaf in manifests:
@@ -254,14 +258,14 @@ def _read_catalog(reading: _VerifyState, version: Version | None) -> DatasetMani
     for part in recorded if manifest is None else manifest.catalog:
         reading.listed.pop(part.path, None)
         _read_part(read, part.path, part.sha256)
-    if read.problems and len(manifest_generations(reading.dataset)) > len(manifests):  # one replaced a part
+    if read.problems and len(manifest_generations(reading.dataset)) > len(manifests):  # a part was replaced
         return _read_catalog(reading, version)
     reading.merge(read)
     return manifest
 
 
 def _judge_unnamed(reading: _VerifyState, doubtful: set[int]) -> None:
-    """Add a problem for each file that segmint or another program left in the dataset, and notes on harmless files."""
+    """Add a problem for each file that segmint or another program left behind, and notes on harmless files."""
     found = judge_doubtful(reading.dataset, reading.listed, datetime.now(UTC) - GRACE, doubtful)
     findings = (*audit_canonical_json(reading.dataset, reading.known), *found.findings)
     reading.problems += [f"{each.file}: expected {each.expected}; found {each.found}" for each in findings]
@@ -278,7 +282,7 @@ def _judge_unnamed(reading: _VerifyState, doubtful: set[int]) -> None:
 
 
 def _read_version(reading: _VerifyState, version: Version) -> None:
-    """Read the files of an earlier version, ignoring later ones."""
+    """Read the files of an earlier version, and ignore files that were added later."""
     try:
         check_readable(reading.dataset, version)
     except (RemovedVersionError, DamagedDatasetError) as error:
@@ -306,7 +310,7 @@ def _read_part(reading: _VerifyState, path: str, sha256: str) -> None:
 
 
 def _read_shards(reading: _VerifyState, pairs: Sequence[tuple[int, int]], *, latest: bool) -> None:
-    """Read commits and the files that they name; with `latest`, read a commit that was replaced meanwhile again."""
+    """Read commits and the files that they name. With `latest`, if a commit is replaced meanwhile, read the new one."""
     log = CommitLog(reading.dataset)
 
     def read(pair: tuple[int, int]) -> _VerifyState:
@@ -371,7 +375,7 @@ def _wrong_commit(commit: Commit, path: str, data: bytes, shard: int, generation
 
 
 def _by_kind(commit: Commit) -> dict[str, FileEntry]:
-    """Return the files that a commit names by folder, without those in unknown folders."""
+    """Return the files that a commit names, by folder. Files in unknown folders are left out."""
     found = {entry.path.partition("/")[0]: entry for entry in commit.files}
     return {kind: entry for kind, entry in found.items() if kind in DATA_KINDS}
 
@@ -399,9 +403,9 @@ _ADDED = "written by an unfinished build or correction (run it again to record i
 
 
 def _takedowns_without_version(dataset: Location) -> Iterator[str]:
-    """Yield a problem if a takedown that should have recorded a version left a tombstone but no version exists."""
+    """Yield a problem if there is a tombstone but no version, although the takedown should have recorded one."""
     tombstones = []
-    with suppress(DamagedDatasetError):  # one of the problems
+    with suppress(DamagedDatasetError):  # already among the problems
         tombstones = [each for each in read_tombstones(dataset) if each.version_before is not None]
     if tombstones:
         path = f"{TOMBSTONES}/{tombstones[0].name}"
@@ -412,7 +416,7 @@ def _takedowns_without_version(dataset: Location) -> Iterator[str]:
 
 
 def _check_summaries(reading: _VerifyState, held: Sequence[ListedCommit]) -> None:
-    """Compare saved sums with those of the commits that were read."""
+    """Compare the saved sums with the sums of the commits that were read."""
     folder = reading.dataset / SUMMARIES
     existing = {entry.name for entry in folder.list()}
     for block, members in blocks_of(held):

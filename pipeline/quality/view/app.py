@@ -2,14 +2,14 @@
 
 ```
 /                             the page; /assets/… its scripts and styles
-/api/address                  a new one-time URL for another browser
-/api/annotator                the URL of an annotator for the same images, which it starts
+/api/address                  create a one-time URL for another browser
+/api/annotator                start an annotator for the same images, and return its URL
 /api/dataset                  the dataset and the values of its filters
 /api/images?…                 a page of the grid; `after=ID` for the next page
 /api/rejects?reason=…         a page of rejected rows; `after=ID` for the next page
 /api/images/{id}              an image's row, masks, and findings
-/api/images/{id}/masks        only the runs of its masks, largest first
-/api/images/{id}/neighbors?…  the ids before and after it
+/api/images/{id}/masks        only the run lengths of its masks, largest first
+/api/images/{id}/neighbors?…  the ids of the images before and after it
 /images/{id}.jpg, /thumbnails/{id}.jpg
 ```
 
@@ -63,7 +63,7 @@ ASSETS = Path(__file__).parent / "assets"
 
 @dataclass
 class Viewer:
-    """State of the application; `name` is the dataset's name."""
+    """State of the application. `name` is the dataset's name."""
 
     name: str
     tables: DatasetTables
@@ -72,8 +72,8 @@ class Viewer:
     findings: AuditFindings
     decoder: JpegDecoder
     version: VersionName | None = None  # None: data that segmint did not write
-    note: str | None = None  # a warning about the audit for people
-    order: OutputOrder | None = None  # of the decoder's outputs, if it was measured for the weights
+    note: str | None = None  # warning about the audit, for people
+    order: OutputOrder | None = None  # order of the decoder's outputs, if it was measured for the weights
     annotator: Callable[[], str] | None = None  # starts an annotator for the same images, and returns its URL
 
     def __post_init__(self) -> None:
@@ -81,7 +81,7 @@ class Viewer:
         self.summary = self.index.summary()
 
     def dataset(self) -> dict[str, Any]:
-        """Return the content of the page's header and the values of its filters."""
+        """Return the values for the page's header and for its filters."""
         about: dict[str, Any] = {"name": self.name, "uri": redact(self.tables.location.uri), "kind": self.tables.kind}
         about["digest"] = None if self.version is None else str(self.version)
         about["output_order"] = None if self.order is None else asdict(self.order)
@@ -91,7 +91,7 @@ class Viewer:
     def images(self, filters: Filters, after: int | None) -> dict[str, Any]:
         """Return a page of images. The first page includes the total, and `next` is None on the last page.
 
-        If an image's shard has changed, the page only contains the image's id.
+        If an image's shard has changed since the viewer was opened, only the image's id is returned.
         """
         rows = self.index.page(filters, after, PAGE)
         shards = self.index.shards(row["id"] for row in rows)
@@ -101,9 +101,9 @@ class Viewer:
         return page if after is not None else {**page, "total": self.index.count(filters)}
 
     def rejects(self, reason: str | None, after: int | None) -> dict[str, Any]:
-        """Return a page of rejected rows; the first page includes the numbers by reason.
+        """Return a page of rejected rows. The first page includes the number of rows by reason.
 
-        If a row's shard has changed, the page only contains the row's id.
+        If a row's shard has changed since the viewer was opened, only the row's id is returned.
         """
         rows = self.index.rejects(reason, after or 0)
         changed = self.pictures.changed(row["shard"] for row in rows)
@@ -129,7 +129,7 @@ class Viewer:
         return {"image": row, "masks": masks.to_pylist(), "findings": found}
 
     def masks(self, image: int) -> dict[str, Any]:
-        """Return the runs of an image's masks, largest first. Raises the same exceptions as `image`."""
+        """Return the run lengths of an image's masks, largest first. Raises the errors of `image`."""
         with self._place(image) as place:
             sql = "SELECT segmentation FROM masks WHERE ordinal = ? ORDER BY area DESC, annotation_id"
             rows = self._query(place, "masks", sql)
@@ -148,9 +148,10 @@ class Viewer:
 
     @contextmanager
     def _place(self, image: int) -> Iterator[ImageAddress]:
-        """Yield the address of an image for reading its tables, after checking that its shard is unchanged.
+        """Yield the address of an image, after checking that its shard is unchanged, so that its tables can be read.
 
-        If a read fails because the shard was replaced in the meantime, raises `ShardChangedError` instead.
+        If a read fails because the shard was replaced in the meantime, raises `ShardChangedError` instead of the read's
+        error.
         """
         place = self.index.place(image)
         self.pictures.check(place)
@@ -162,12 +163,12 @@ class Viewer:
 
 
 def _only_id(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a row that only contains its id."""
+    """Reduce a row to its id."""
     return {**dict.fromkeys(row), "id": row["id"]}
 
 
 def make_app(viewer: Viewer, access: SessionKeys) -> Starlette:
-    """Return the application of a viewer for the browsers that `access` admits."""
+    """Build the application of a viewer for the browsers that `access` admits."""
     routes = [
         *page_routes(ASSETS / "index.html"),
         Route("/api/address", lambda _: json_response({"address": access.address()})),
@@ -189,14 +190,14 @@ def make_app(viewer: Viewer, access: SessionKeys) -> Starlette:
 
 
 def _asked(request: Request) -> tuple[Filters, int | None]:
-    """Return the filters of a URL and the id after which its page starts."""
+    """Parse a URL's filters, and the id after which the page starts."""
     parameters = dict(request.query_params)
     after = _after(parameters.pop("after", None))
     return parse_filters(parameters), after
 
 
 def _asked_rejects(request: Request) -> tuple[str | None, int | None]:
-    """Return the reason in a URL, if any, and the id after which its page starts."""
+    """Parse a URL's reason, if any, and the id after which the page starts."""
     return request.query_params.get("reason"), _after(request.query_params.get("after"))
 
 
@@ -206,9 +207,9 @@ def _after(text: str | None) -> int | None:
 
 @contextmanager
 def open_viewer(dataset: Location, audit: Location | None = None) -> Iterator[Viewer]:
-    """Open a viewer of a dataset with the findings of an audit's JSON file, and delete its scratch files at the end.
+    """Open a viewer of a dataset, with the findings in an audit's JSON file. Deletes scratch files on exit.
 
-    Raises `UsageError` if there is no dataset, it has another format, or there is no audit.
+    Raises `UsageError` if there is no dataset, if it has another format, or if the audit doesn't exist.
     """
     with ExitStack() as stack:
         findings, note = AuditFindings(), None
@@ -217,7 +218,7 @@ def open_viewer(dataset: Location, audit: Location | None = None) -> Iterator[Vi
             note = check_same_version(read, str(audit), dataset)
             findings = findings_of(read)
         folder = Path(stack.enter_context(ScratchFolder()))
-        generations = CommitLog(dataset).committed()  # read first, because a shard may be replaced at any time
+        generations = CommitLog(dataset).committed()  # first, because a shard may be replaced at any time
         tables = stack.enter_context(open_tables(dataset, scratch=folder))
         index = stack.enter_context(closing(ImageIndex(tables, findings.images, folder)))
         decoder = stack.enter_context(JpegDecoder(own=tables.kind == "segmint"))
@@ -229,9 +230,9 @@ def open_viewer(dataset: Location, audit: Location | None = None) -> Iterator[Vi
 
 
 def serve(viewer: Viewer, port: int, *, open_browser: bool, on_ready: Callable[[str], None]) -> None:
-    """Serve until SIGINT or SIGTERM. Once the server responds, `on_ready` is called with the URL.
+    """Serve until SIGINT or SIGTERM. Call `on_ready` with the URL once the server responds.
 
-    Port 0 selects a free port. Raises `UsageError` if the port is taken.
+    Port 0 picks a free port. Raises `UsageError` if the port is in use.
     """
     with closing(listen(port)) as listener:
         access = SessionKeys(listener.getsockname()[1])

@@ -1,6 +1,6 @@
 """Access control of a viewer, which is read-only, local, and limited to browsers that opened a one-time URL.
 
-Requests with another Host header are rejected to prevent DNS rebinding.
+Requests with another Host header are rejected. This prevents DNS rebinding.
 """
 
 from starlette.requests import Request
@@ -26,19 +26,19 @@ Stop <code>segmint view</code> with Ctrl-C and start it again.</p>
 
 
 class SessionKeys(OneTimeKeys):
-    """One-time keys and sessions of a viewer that listens on `port`. All of them belong to the same unnamed person."""
+    """One-time keys and sessions of a viewer that listens on `port`. All sessions belong to the same unnamed person."""
 
     def __init__(self, port: int) -> None:
         super().__init__()
         self.port = port
 
     def address(self) -> str:
-        """Return a new URL that opens one browser, and invalidate the previous URL if it is unused."""
+        """Return a new URL that opens one browser, and revoke the previous URL if it is unused."""
         return f"http://127.0.0.1:{self.port}/?{KEY}={self.new_key('')}"
 
 
 class ViewerGuard(HeadersMiddleware):
-    """Middleware that rejects requests according to the rules above."""
+    """Middleware that enforces the rules in the module docstring."""
 
     def __init__(self, app: ASGIApp, access: SessionKeys) -> None:
         port = access.port

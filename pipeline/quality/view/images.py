@@ -21,14 +21,14 @@ from segmint.pipeline.serving.images import ImageAddress, NoImageError
 from segmint.pipeline.serving.tars import TarIndex, index_tar
 
 THUMBNAIL_SIDE = 480
-"""Length in pixels of a thumbnail's longer side: twice the size in the grid, for high-density screens."""
+"""Length in pixels of a thumbnail's longer side, which is twice its size in the grid, for high-density screens."""
 
 LOOK_S = 2.0
-"""Seconds before a shard is checked again. Until then, a viewer may show what a takedown or redaction removed."""
+"""Seconds until a shard is checked again. Until then, a viewer may show images that were taken down or redacted."""
 
-_LOOKS = 16  # concurrent checks of shards
+_LOOKS = 16  # threads that check shards
 _THUMBNAIL_BYTES = 64 << 20
-_INDEXES = 512  # shards whose tar headers are cached, at about 100 kB each
+_INDEXES = 512  # maximum number of shards with cached tar headers, about 100 kB each
 _QUALITY = 80
 
 K = TypeVar("K")
@@ -36,20 +36,20 @@ V = TypeVar("V")
 
 
 class ShardChangedError(NoImageError):
-    """Error for images of a shard that was replaced after the viewer was opened, which are no longer shown."""
+    """Error for an image whose shard was replaced after the viewer was opened. Such images are no longer shown."""
 
 
 class JpegSource(Protocol):
     """Source of a dataset's JPEGs."""
 
     def check(self, place: ImageAddress, *, anew: bool = False) -> None:
-        """Raise `ShardChangedError` if the image's shard changed since the viewer was opened.
+        """Raise `ShardChangedError` if the image's shard has changed since the viewer was opened.
 
-        A recent check is enough unless `anew` is set.
+        A recent check of the shard is enough unless `anew` is set.
         """
 
     def changed(self, shards: Iterable[int]) -> set[int]:
-        """Return the shards for whose images `check` raises."""
+        """Return which of these shards have changed, so that `check` raises for their images."""
 
     def jpeg(self, place: ImageAddress) -> bytes:
         """Return the bytes of an image's JPEG. Raises `NoImageError` if there is none."""
@@ -71,7 +71,7 @@ class WeightedCache(Generic[K, V]):
         return self._weight
 
     def get(self, key: K, make: Callable[[], V]) -> V:
-        """Return the value of a key, making it if it is not cached; two threads may make it concurrently."""
+        """Return the value of a key. If it isn't cached, call `make`, which may happen concurrently in two threads."""
         with self._lock:
             if key in self._values:
                 self._values.move_to_end(key)
@@ -95,16 +95,17 @@ class WeightedCache(Generic[K, V]):
 
 
 class ShardImages:
-    """JPEGs of a segmint dataset, read by range from the tars that its commits named when the viewer was opened.
+    """Source of a segmint dataset's JPEGs, which are read by range from the shards' tars.
 
-    `generations` are the shards' generations at that time, by default those of the latest commits.
+    The tars are the ones that the commits named when the viewer was opened. `generations` are the shards' generations
+    at that time, by default the generations of the latest commits.
     """
 
     def __init__(self, dataset: Location, generations: Mapping[int, int] | None = None, look_s: float = LOOK_S) -> None:
         self._dataset = dataset
         self._look_s = look_s
-        self._looked: dict[int, float] = {}  # last time that each shard was found unchanged
-        self._changed: set[int] = set()  # shards, permanently
+        self._looked: dict[int, float] = {}  # time of the last check that found a shard unchanged
+        self._changed: set[int] = set()  # shards that have changed; they stay in this set
         self._log = CommitLog(dataset)
         self._generations = self._log.committed() if generations is None else generations
         self._indexes: WeightedCache[int, TarIndex] = WeightedCache(_INDEXES, lambda _: 1)
@@ -112,7 +113,7 @@ class ShardImages:
     def check(self, place: ImageAddress, *, anew: bool = False) -> None:
         """Raise `ShardChangedError` if the generation of the image's shard has changed or is gone.
 
-        Lists the store once per shard. The result is valid for `look_s` seconds, unless `anew` is set.
+        The first check of a shard lists the store. Its result is valid for `look_s` seconds, unless `anew` is set.
         """
         if self._has_changed(place.shard, anew):
             self._indexes.drop(lambda shard: shard == place.shard)
@@ -122,7 +123,7 @@ class ShardImages:
             )
 
     def changed(self, shards: Iterable[int]) -> set[int]:
-        """Return the shards for whose images `check` raises, checking several concurrently."""
+        """Return which of these shards have changed, checking several at a time."""
         wanted = sorted(set(shards))
         answers = map_ahead(self._has_changed, wanted, _LOOKS, _LOOKS, "looks")
         return {shard for shard, changed in zip(wanted, answers, strict=True) if changed}
@@ -140,9 +141,9 @@ class ShardImages:
         return True
 
     def jpeg(self, place: ImageAddress) -> bytes:
-        """Return the bytes of an image's JPEG as they are in the tar.
+        """Return an image's JPEG exactly as it is in the tar.
 
-        Raises `NoImageError` if there is none or the shard has changed, and `DamagedDatasetError` if the tar is
+        Raises `NoImageError` if there is no JPEG or the shard has changed, and `DamagedDatasetError` if the tar is
         unreadable.
         """
         self.check(place)
@@ -169,16 +170,16 @@ class ShardImages:
 
 
 class ForeignImages:
-    """JPEGs of data that segmint did not write, loose or in tars."""
+    """Source of the JPEGs of foreign data, as loose files or in tars."""
 
     def __init__(self, tables: DatasetTables) -> None:
         self._tables = tables
 
     def check(self, place: ImageAddress, *, anew: bool = False) -> None:
-        """Do nothing, because changes of such data are not tracked."""
+        """Do nothing, because changes of foreign data aren't tracked."""
 
     def changed(self, shards: Iterable[int]) -> set[int]:
-        """Return nothing, because changes of such data are not tracked."""
+        """Return nothing, because changes of foreign data aren't tracked."""
         return set()
 
     def jpeg(self, place: ImageAddress) -> bytes:

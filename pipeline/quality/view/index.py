@@ -27,10 +27,10 @@ SORTS = ("id", *RANGES)
 _SHOWN = 60  # characters of an invalid value that the response repeats
 
 ANY_FINDING = "any"
-"""Value of `finding` for all codes."""
+"""Value of the filter `finding` that selects all codes."""
 
 Sql = tuple[str, list[Any]]
-"""Piece of SQL with the values of its parameters in order."""
+"""Piece of SQL, with the values of its parameters in order."""
 
 PAGE = 60
 """Number of images per page of the grid."""
@@ -58,9 +58,9 @@ Box = tuple[float, float, float, float]
 
 @dataclass(frozen=True)
 class ImageFinding:
-    """Finding about an image: a code, a sentence, and the mask or box that it refers to, if any.
+    """Finding about an image, with a code, a sentence, and the mask or box that it refers to, if any.
 
-    `mask` is the mask's `annotation_id`; `box` is (x, y, width, height) in pixels of the released image.
+    `mask` is the `annotation_id` of the mask. `box` is (x, y, width, height) in pixels of the released image.
     """
 
     image: int
@@ -72,14 +72,14 @@ class ImageFinding:
 
 @dataclass(frozen=True)
 class AuditFindings:
-    """Findings about images, and the number of findings about files, shards, or rows."""
+    """Findings of an audit about images, and the number of its findings about files, shards, or rows."""
 
     images: tuple[ImageFinding, ...] = ()
     elsewhere: int = 0
 
 
 def findings_of(audit: AuditReport) -> AuditFindings:
-    """Return the findings, detections, outliers, and near-duplicate masks of an audit by image."""
+    """Collect an audit's findings, detections, outliers, and near-duplicate masks by image."""
     found = [_finding(finding.image, finding) for finding in audit.findings if finding.image is not None]
     elsewhere = sum(finding.image is None for finding in audit.findings)
     if audit.privacy is not None:
@@ -111,14 +111,14 @@ def _masks_and_images(statistics: Statistics) -> Iterator[ImageFinding]:
 
 @dataclass(frozen=True)
 class Filters:
-    """Selection and order of images. `choices` are by column; None selects images without a value."""
+    """Selection and order of images. `choices` maps columns to values; None selects images without a value."""
 
-    text: str = ""  # part of the image_id, or an id
+    text: str = ""  # part of an image_id, or an id
     choices: Mapping[str, str | None] = field(default_factory=dict)
     least: Mapping[str, float] = field(default_factory=dict)
     greatest: Mapping[str, float] = field(default_factory=dict)
     finding: str | None = None
-    label: str | None = None  # of at least one mask
+    label: str | None = None  # label that at least one mask of the image has
     sort: str = "id"
     descending: bool = False
 
@@ -158,7 +158,7 @@ def parse_filters(parameters: Mapping[str, str]) -> Filters:
 
 
 def where(filters: Filters, with_finding: Mapping[str, list[int]]) -> Sql:
-    """Return the SQL condition of the filters; `with_finding` maps a finding's code to ids of images."""
+    """Return the filters' SQL condition. `with_finding` maps the code of a finding to the ids of images."""
     terms, values = ["true"], []
     if filters.text:
         number = number_of(filters.text.strip())
@@ -182,7 +182,7 @@ def where(filters: Filters, with_finding: Mapping[str, list[int]]) -> Sql:
 
 
 def order(filters: Filters, *, backward: bool = False) -> str:
-    """Return the SQL order of the filters, or its reverse; it is a total order."""
+    """Return the filters' SQL order, which is a total order, or its reverse."""
     falling = filters.descending != backward
     if filters.sort == "id":
         return f"id {'DESC' if falling else 'ASC'}"
@@ -191,9 +191,9 @@ def order(filters: Filters, *, backward: bool = False) -> str:
 
 
 def beyond(filters: Filters, image: int, value: float | None, *, backward: bool = False) -> Sql:
-    """Return the SQL condition for images after or before one with the given value in the sort column.
+    """Return the SQL condition for the images after or before an image, whose sort column has the given value.
 
-    A page starts after the previous page's last id, not at an offset, so all pages cost the same.
+    A page starts after the previous page's last id instead of at an offset, so every page costs the same.
     """
     operator = "<" if filters.descending != backward else ">"
     if filters.sort == "id":
@@ -223,7 +223,7 @@ def _number(key: str, text: str) -> float:
 
 
 class ImageIndex(ImagePlaces):
-    """Thread-safe index that searches, sorts, and pages the images of a dataset with their findings."""
+    """Index that searches, sorts, and pages a dataset's images with their findings. Thread-safe."""
 
     def __init__(self, tables: DatasetTables, findings: Sequence[ImageFinding], folder: Path) -> None:
         known = tables.kind == "segmint"
@@ -241,7 +241,7 @@ class ImageIndex(ImagePlaces):
             self._by_code.setdefault(finding.code, []).append(finding.image)
 
     def summary(self) -> Row:
-        """Return the totals of the dataset, the filter values with their image counts, and the limits of ranges."""
+        """Return the dataset's totals, the values of filters with their numbers of images, and the limits of ranges."""
         ends = ", ".join(f"min({column}), max({column})" for column in RANGES)
         (total, masks, *limits), *_ = self._rows(f"SELECT count(*), coalesce(sum(masks), 0), {ends} FROM images")
         return {
@@ -260,9 +260,9 @@ class ImageIndex(ImagePlaces):
         return int(count)
 
     def page(self, filters: Filters, after: int | None = None, limit: int = PAGE) -> list[Row]:
-        """Return the first images that match the filters, in order, or the first matching ones after the image `after`.
+        """Return the first images that match the filters, in order. With `after`, start after that image.
 
-        Raises `UnknownImageError` if the image `after` does not exist.
+        Raises `UnknownImageError` if the image `after` doesn't exist.
         """
         columns = ", ".join(_COLUMNS)
         rows = self._ordered(columns, filters, after, limit)
@@ -270,30 +270,30 @@ class ImageIndex(ImagePlaces):
         return [{**image, "findings": len(self.findings(image["id"]))} for image in images]
 
     def neighbors(self, filters: Filters, image: int) -> tuple[int | None, int | None]:
-        """Return the ids before and after `image` under the filters; raises `UnknownImageError` if it isn't there."""
+        """Return the ids before and after `image` under the filters. Raises `UnknownImageError` if it doesn't exist."""
         before = self._ordered("id", filters, image, 1, backward=True)
         after = self._ordered("id", filters, image, 1)
         return (before[0][0] if before else None), (after[0][0] if after else None)
 
     def shards(self, images: Iterable[int]) -> dict[int, int]:
-        """Return the shards of images by id, without unknown ids."""
+        """Return the shards of images by image id. Unknown ids are left out."""
         return dict(self._rows("SELECT id, shard FROM images WHERE id IN (SELECT unnest(?::BIGINT[]))", [list(images)]))
 
     def reasons(self) -> list[Row]:
-        """Return the reasons of rejected rows with their numbers, most frequent first."""
+        """Return the reasons of rejected rows with their numbers of rows, most frequent first."""
         self._load_rejects()
         found = self._rows("SELECT reason, count(*) AS number FROM rejects GROUP BY 1 ORDER BY number DESC, reason")
         return [{"reason": reason, "rows": number} for reason, number in found]
 
     def rejects(self, reason: str | None, after: int, limit: int = PAGE) -> list[Row]:
-        """Return the first rejected rows whose id is higher than `after`, of one reason or all."""
+        """Return the first rejected rows with an id above `after`, for one reason or for all."""
         self._load_rejects()
         condition, values = ("", []) if reason is None else (" AND reason = ?", [reason])
         sql = f"SELECT {', '.join(_REJECTED)} FROM rejects WHERE id > ?{condition} ORDER BY id LIMIT {limit:d}"
         return [dict(zip(_REJECTED, row, strict=True)) for row in self._rows(sql, [min(after, HIGHEST_ID), *values])]
 
     def _load_rejects(self) -> None:
-        """Copy the rejected rows into the index when they are first requested, because few people ask for them."""
+        """Copy the rejected rows into the index. This waits until someone asks for them, because few people do."""
         with self._lock:
             if not self._has_rejects:
                 self._copy(self._tables, "rejects", f"SELECT {', '.join(_REJECTED)} FROM rejects")
@@ -314,7 +314,7 @@ class ImageIndex(ImagePlaces):
         return self._rows(f"SELECT {columns} FROM images WHERE {condition} ORDER BY {sort} LIMIT {limit:d}", values)
 
     def _labels(self) -> list[Row]:
-        """Return the labels of masks with their image counts, most frequent first."""
+        """Return the labels of masks with their numbers of images, most frequent first."""
         found = self._rows(
             "SELECT label, count(*) AS number FROM (SELECT unnest(labels) AS label FROM images) GROUP BY label "
             f"ORDER BY number DESC, label LIMIT {_CHOICES_SHOWN}"

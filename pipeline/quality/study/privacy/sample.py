@@ -22,7 +22,7 @@ from segmint.pipeline.quality.study.kind import StudyKind
 
 SCHEMA_VERSION = 1
 KINDS = ("face", "plate", "other")
-"""Kinds of regions that people mark, as in the files that `segmint redact` reads."""
+"""Kinds of regions that people can mark, as in the files that `segmint redact` reads."""
 
 TASKS = "tasks.json"
 CVAT_LABELS = "cvat_labels.json"
@@ -65,9 +65,9 @@ class PrivacySample:
 def sample_privacy(location: Location, count: int, seed: int, output: Location) -> PrivacySample:
     """Draw `count` released images, or all if there are fewer, and write them to the folder `output`.
 
-    All images are equally likely, with or without masks. The sample is deterministic for a dataset, count, and seed.
-    `manifest.json` is written last. Raises `UsageError` if there is no dataset or it has no released image, or if
-    `output` already contains a study.
+    All images are equally likely, whether or not they have masks. The same dataset, count, and seed give the same
+    sample. `manifest.json` is written last. Raises `UsageError` if there is no dataset, if it has no released image, or
+    if `output` already contains a study.
     """
     dataset = Dataset.open(location)
     file = output / MANIFEST
@@ -89,7 +89,7 @@ def sample_privacy(location: Location, count: int, seed: int, output: Location) 
 
 
 class _Writer:
-    """Writer that collects the drawn images and makes the tasks, the labels, and the study's manifest."""
+    """Writer that collects the drawn images, and then creates the tasks, the labels, and the study's manifest."""
 
     def __init__(
         self,
@@ -126,7 +126,7 @@ class _Writer:
         self._tasks.append({"id": sample.id, "data": data, "meta": self._meta})
 
     def finish(self) -> dict[str, Path]:
-        """Return the files by their paths relative to the study's folder, with the manifest last."""
+        """Create the files and return them by their paths in the study's folder. The manifest comes last."""
         labels = [{"name": kind, "type": "rectangle", "attributes": []} for kind in KINDS]
         texts = {
             LABEL_CONFIG: LABELING,

@@ -25,20 +25,20 @@ from segmint.pipeline.quality.study.kind import StudyKind
 from segmint.pipeline.quality.study.privacy.sample import KINDS, SCHEMA_VERSION
 
 ANY = "any"
-"""Kind of a `MissedCounts` that counts an image once for marks of any kind."""
+"""Kind of the `MissedCounts` for all marks. An image counts once, whatever the kinds of its marks."""
 
 Box = tuple[float, float, float, float]
 """Left, top, right, and bottom edges, in pixels of an image."""
 
-_DIGITS = 3  # absorbs rounding errors of tools that write pixels as percentages
+_DIGITS = 3  # rounds away the errors of tools that convert pixels to percentages
 
 
 @dataclass(frozen=True)
 class MissedCounts:
-    """Marks of one kind, and the images that contain such a mark.
+    """Number of marks of one kind, and of images with such marks.
 
-    Images with an unreadable mark count for each kind. `share` is relative to the reviewed images, and `at_most` is its
-    one-sided 95 % Clopper-Pearson upper bound; both are None if none were reviewed.
+    An image with an unreadable mark counts for every kind. `share` is relative to the reviewed images. `at_most` is its
+    one-sided 95 % Clopper-Pearson upper bound. Both are None if no images were reviewed.
     """
 
     kind: str
@@ -50,12 +50,13 @@ class MissedCounts:
 
 @dataclass(frozen=True)
 class PrivacyScore:
-    """Misses that people found in released images of a dataset.
+    """Result of a privacy study: the faces and plates that redaction missed in a dataset's released images.
 
-    `images` images were drawn from a `population`, and `answered` of them were reviewed. `missed` has an entry for each
-    kind, and a last one for `any`. Foreign images, which `foreign` counts, are ignored. `further` counts repeated
-    reviews of an image; the marks of all reviews count. `version` is the dataset's version from which the sample was
-    drawn, and `config_sha256` the hash of its configuration.
+    `images` images were drawn from a `population`, and `answered` of them were reviewed. `missed` contains an entry for
+    each kind and, as the last one, an entry for `any`. `foreign` counts reviewed images that aren't in the sample,
+    which are ignored. `further` counts repeated reviews of an image; the marks of all its reviews count. `version` is
+    the version of the dataset that the sample was drawn from, and `config_sha256` is the hash of the dataset's
+    configuration.
     """
 
     name: str
@@ -69,7 +70,7 @@ class PrivacyScore:
     further: int
     version: VersionName
     kind: Literal["privacy"] = "privacy"
-    regions: str | None = None  # the file that was written for `segmint redact`
+    regions: str | None = None  # file that was written for `segmint redact`
 
     def lines(self) -> list[str]:
         """Return the result as lines for people."""
@@ -91,7 +92,7 @@ class PrivacyScore:
         return [*lines, self.version.line()]
 
     def sentence(self, missed: MissedCounts) -> str:
-        """Return the misses of a kind as a sentence without its final period."""
+        """Describe the misses of a kind in a sentence without a period."""
         if missed.at_most is None:
             return "no images were inspected"
         return (
@@ -101,7 +102,7 @@ class PrivacyScore:
 
     @property
     def not_checked(self) -> list[str]:
-        """Images without an answer, and the problem of each mark that couldn't be read, which counts as missed."""
+        """Images without an answer, and the problem of each unreadable mark, which counts as a miss."""
         unreadable = (f"unreadable, and counted as missed: {problem}" for problem in self.unreadable)
         return [*unanswered(self.images, self.answered), *unreadable]
 
@@ -112,9 +113,9 @@ class PrivacyScore:
 
 
 def score_privacy(folder: Location, marked: Location | None = None, regions: Location | None = None) -> PrivacyScore:
-    """Count the marks in a privacy study's images from a COCO or Label Studio file.
+    """Count the marks in a privacy study's images, given a COCO or Label Studio file.
 
-    `regions` is written for `segmint redact` if anything was marked. Raises `UsageError` if there is no such study, or
+    If anything was marked, `regions` is written for `segmint redact`. Raises `UsageError` if there is no such study, or
     if the file of marks is missing or in an unknown format.
     """
     manifest = read_json(folder / MANIFEST, f"{folder} is not a study. Create one with `segmint study sample`")
@@ -172,7 +173,7 @@ def read_score(file: Location) -> PrivacyScore:
 
 
 def check_sampled(score: PrivacyScore, where: str, dataset: Location) -> PrivacyScore:
-    """Return a score if its sample was drawn from the current version or a recorded version of a dataset.
+    """Check that a score's sample was drawn from a dataset's current version or a recorded version. Return the score.
 
     Otherwise, raises `UsageError`, which names the score's source `where`.
     """
@@ -191,7 +192,7 @@ class UnreadableMarkError(ValueError):
 
 @dataclass(frozen=True)
 class Mark:
-    """Box around something that should have been redacted, in whole pixels inside the released image."""
+    """Box around something that should have been redacted, in whole pixels within the released image."""
 
     kind: str
     x: int
@@ -202,13 +203,14 @@ class Mark:
 
 @dataclass
 class Marks:
-    """Marked boxes. An image that someone reviewed has a key in `found`, even without any marks.
+    """Boxes that people marked. Every reviewed image has a key in `found`, even if it has no marks.
 
-    One sighting is enough, so all marks of an image's reviews count. `unreadable` lists the reason for each unreadable
-    mark, and `doubtful` their images. `foreign` counts images that were not drawn, and `further` repeated reviews.
+    If an image was reviewed several times, the marks of all reviews count, because one sighting is enough. `unreadable`
+    lists the reason for each unreadable mark, and `doubtful` contains the images with such marks. `foreign` counts
+    images that aren't in the sample, and `further` counts repeated reviews.
     """
 
-    sizes: Mapping[int, Size]  # of the drawn images, by id
+    sizes: Mapping[int, Size]  # sizes of the drawn images, by id
     found: dict[int, list[Mark]] = field(default_factory=dict)
     unreadable: list[str] = field(default_factory=list)
     doubtful: set[int] = field(default_factory=set)
@@ -216,7 +218,7 @@ class Marks:
     further: int = 0
 
     def begin(self, image: int | None) -> int | None:
-        """Record a review of an image, and return the image's id if the review counts."""
+        """Record a review of an image. Return the image's id, or None if the review doesn't count."""
         if image is None or image not in self.sizes:
             self.foreign += 1
             return None
@@ -225,9 +227,10 @@ class Marks:
         return image
 
     def take(self, image: int, kind: Any, box: Box, size: tuple[Any, Any] | None) -> None:
-        """Add a box; `size` is the image's size according to the tool.
+        """Add a box. `size` is the image's size according to the tool.
 
-        Raises `UnreadableMarkError` for a kind that is not in `KINDS`, a different size, or a box without any pixel.
+        Raises `UnreadableMarkError` for a kind that isn't in `KINDS`, a different size, or a box that contains no
+        pixel.
         """
         height, width = self.sizes[image]
         if size is not None and size != (width, height):
@@ -267,7 +270,7 @@ def read_marks(file: Location, sizes: Mapping[int, Size]) -> Marks:
 
 
 def read_coco(document: Mapping[str, Any], sizes: Mapping[int, Size]) -> Marks:
-    """Read the boxes of a COCO document, whose images are those that people reviewed.
+    """Read the boxes from a COCO document, whose images are the images that people reviewed.
 
     Images are identified by file name, because tools renumber them. Raises `KeyError` or `TypeError` for other
     documents.
@@ -295,10 +298,10 @@ def read_coco(document: Mapping[str, Any], sizes: Mapping[int, Size]) -> Marks:
 
 
 def read_label_studio(tasks: Iterable[Mapping[str, Any]], sizes: Mapping[int, Size]) -> Marks:
-    """Read the rectangles of Label Studio's JSON or JSON_MIN.
+    """Read the rectangles from Label Studio's JSON or JSON_MIN.
 
-    All annotations of a task that weren't canceled count. A task without any counts as not reviewed. Raises `KeyError`
-    or `TypeError` if these are not tasks.
+    All annotations of a task that weren't canceled count. A task without such an annotation counts as not reviewed.
+    Raises `KeyError` or `TypeError` if the values aren't tasks.
     """
     marks = Marks(sizes)
     for task in tasks:
@@ -325,7 +328,7 @@ def _take_region(marks: Marks, number: int, region: Mapping[str, Any]) -> None:
 
 
 def _box(value: Mapping[str, Any], width: float, height: float) -> Box:
-    """Return the box around a Label Studio rectangle, in percent and rotated clockwise about its top left."""
+    """Return the box around a Label Studio rectangle, which is in percent and rotated clockwise about its top left."""
     x, w = (value[key] * width / 100 for key in ("x", "width"))
     y, h = (value[key] * height / 100 for key in ("y", "height"))
     return _turned((x, y, x + w, y + h), value.get("rotation"), (x, y))
