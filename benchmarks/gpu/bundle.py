@@ -2,14 +2,15 @@
 
     python benchmarks/gpu/bundle.py [FOLDER] [--python 3.12]
 
-The script writes to the folder (default `bundle/`, which git ignores), under 63 MiB together with the checkout:
+The script writes these files to the folder (default `bundle/`, which git ignores). Together with the checkout, they
+take less than 63 MiB.
 
-- `mobile_sam.pt` and `clp_det.onnx`, the weights; those of the face detector are in its package
-- `photos/`, photographs: scikit-image's, and dog.jpg and truck.jpg from `SEGMINT_TEST_PHOTOS`
-- `test-photos/`, those of `SEGMINT_TEST_PHOTOS` that the tests marked `cuda` need
-- `wheels/`, packages for Linux on x86-64 and the given version of Python, in the versions of constraints.txt, except
-  those that torch includes or needs, so that nothing is replaced on a machine that has torch
-- `wheels.txt`, their names and versions, for `make gpu-day`
+- `mobile_sam.pt` and `clp_det.onnx`: weights. The face detector's weights are in its package.
+- `photos/`: scikit-image's photographs, and dog.jpg and truck.jpg from `SEGMINT_TEST_PHOTOS`.
+- `test-photos/`: the photographs from `SEGMINT_TEST_PHOTOS` that the tests marked `cuda` need.
+- `wheels/`: packages for Linux on x86-64 and the given version of Python, in the versions of constraints.txt. Packages
+  that torch includes or needs are left out, so that nothing is replaced on a machine that has torch.
+- `wheels.txt`: the names and versions of the packages, for `make gpu-day`.
 """
 
 import argparse

@@ -2,9 +2,9 @@
 
     python benchmarks/gpu/cost_model.py [--output FILE]
 
-The earlier estimate was made before images of a stream overlapped. It states images/s as a slow and a fast end, for the
-full recipe and the full image, both alone and, for two GPUs, overlapped in batches of 8 images. Three unknowns explain
-these rates, and the model solves for them at each end:
+The earlier estimate is older than the overlap between the images of a stream. It gives images/s as a slow and a fast
+end for the full recipe and for the full image, both alone and, for two GPUs, overlapped in batches of 8 images. The
+model explains these rates by three unknowns, and solves for them at each end:
 
     full recipe        = 21 crop + 3 masks + wait
     full image, alone  = crop + masks + wait + single
@@ -15,12 +15,12 @@ these rates, and the model solves for them at each end:
 - wait: idle time of the device between two images
 - single: extra time of an encoder batch of one image, which follows from the assumptions below
 
-So the earlier rates are input, and the model doesn't confirm them. The earlier estimate states two more figures that
-the solution must agree with: 15 to 30 ms for `masks` on an H100 or H200, and 11 ms to encode a crop on an H200.
+The earlier rates are input, so the model can't confirm them. The solution must agree with two more figures in the
+earlier estimate: 15 to 30 ms for `masks` on an H100 or H200, and 11 ms to encode a crop on an H200.
 
-Today, `find_many` removes the waits. Without them, the host's launches only matter if they take longer than the
-device's work. All else is unchanged. Only the GPU's side is estimated: `prepare` and the host pipeline aren't. Pairs in
-the JSON are (slow, fast).
+Today, `find_many` removes the waits. The host's launches then only matter if they take longer than the device's work.
+Everything else is unchanged. The model only estimates the GPU's side, not `prepare` or the host pipeline. Pairs in the
+JSON are (slow, fast).
 """
 
 import argparse
@@ -72,15 +72,17 @@ TILE = 128, 256
 
 @dataclass(frozen=True)
 class Gpu:
-    """Assumptions about a GPU, and the images/s of the earlier estimate at both ends.
+    """Assumptions about a GPU, and the earlier estimate's images/s at both ends.
 
     Attributes:
-        peak: operations per second of half-precision matrix products, which the encoder's are assumed to reach. Stated
-            for the H200, where an older ceiling had 790e12. For others, it follows from the recipe's rates, which the
-            earlier estimate called 50–63 % of the ceiling by plain SAM's operations, so this share is input, too.
-        bandwidth: bytes per second; stated for the H200, and 77 % of the nominal value, as there, for others.
+        peak: operations per second of half-precision matrix products; the encoder's are assumed to reach this rate. It
+            is stated for the H200, for which an older ceiling had 790e12. For other GPUs, it follows from the recipe's
+            rates, which the earlier estimate called 50–63 % of the ceiling by plain SAM's operations. This share is
+            therefore input, too.
+        bandwidth: bytes per second. It is stated for the H200, where it is 77 % of the nominal value; other GPUs are
+            assumed to reach the same share.
         processors: streaming multiprocessors.
-        recipe, alone, stream: images/s; `stream` is None where the estimate has none.
+        recipe, alone, stream: images/s. `stream` is None if the estimate doesn't contain it.
     """
 
     peak: float

@@ -5,21 +5,22 @@
     python benchmarks/gpu/day.py --part 1            one part, 1 to 5, in under 8 minutes
     python benchmarks/gpu/day.py --part 3 --device cpu --quick    the same code at reduced sizes
 
-1. Versions, the tests marked `cuda`, the peak cold and warm, the encoder's matrix products, attention by kernel.
-2. ViT-H, L, and B, eager and compiled, by batch size, with our attention kernels and without. 3. The full recipe and
-whole images: stages, launches, waits, memory, a trace; our decoder kernels and torch's. 4. Bits: runs, threads, and
-processes with separate caches; masks compared with the reference package on the GPU. 5. The segment actor with the
-complete host pipeline for a minute; the cost of `prepare` on one core and on all.
+1. Versions, the tests marked `cuda`, the peak (cold and warm), the encoder's matrix products, and attention by kernel.
+2. ViT-H, L, and B by batch size: eager and compiled, and with and without our attention kernels.
+3. The full recipe and whole images: stages, launches, waits, memory, and a trace, with our decoder kernels and torch's.
+4. Bits: runs, threads, and processes with separate caches. Masks, compared with the reference package on the GPU.
+5. The segment actor with the complete host pipeline for a minute, and the cost of `prepare` on one core and on all.
 
-The machine needs no network. It must have torch, torchvision, Triton, numpy, OpenCV, Pillow, pyarrow, and onnxruntime;
-the bundle contains the other packages, weights, and photographs. Ray is not needed.
+The machine needs no network. It must have torch, torchvision, Triton, numpy, OpenCV, Pillow, pyarrow, and onnxruntime.
+The bundle contains the other packages, the weights, and the photographs. Ray isn't needed.
 
-A part writes `gpu_day-N.json` to the folder `$OUT`, or to `benchmarks/results/`, after each measurement. Every
-measurement is recorded: its numbers with `took_s`, or `skipped` with a reason (not on a CPU, or over budget), or
-`failed` with its traceback, after which the part continues. A part that hangs is ended after its budget, and
-`gpu_day-N-stack.txt` shows where. Each part ends with a verdict, `passed` or `failed` with the measurements that
-failed or whose results aren't as they must be. The exit code is 1 if a part failed, and 2 if the machine lacks
-something.
+After each measurement, a part writes `gpu_day-N.json` to the folder `$OUT`, or to `benchmarks/results/`. A measurement
+is recorded with its numbers and `took_s`, as `skipped` with a reason (not possible on a CPU, or over budget), or as
+`failed` with its traceback. After a failure, the part continues. A part that hangs is ended after its budget, and
+`gpu_day-N-stack.txt` shows where it hung.
+
+Each part ends with a verdict: `passed`, or `failed` with the measurements that failed or whose results are wrong. The
+exit code is 1 if a part failed, and 2 if the machine lacks something.
 """
 
 import argparse

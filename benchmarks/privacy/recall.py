@@ -90,7 +90,10 @@ def settings(config: DeidentifyConfig) -> PrepareConfig:
 def redacted(
     picture: Picture, config: PrepareConfig, detectors: Sequence[Detector]
 ) -> tuple[tuple[Detection, ...], str | None]:
-    """Return what `prepare_image` redacts in a picture, in its pixels, and the reason if it refuses the picture."""
+    """Run `prepare_image` on a picture. Return what it redacts, in the picture's pixels.
+
+    If it refuses the picture, the reason is returned as well.
+    """
     height, width = picture.pixels.shape[:2]
     found: dict[Detection, None] = {}
     outline = deidentify.outline
