@@ -132,7 +132,7 @@ def _spread(milliseconds: list[float]) -> dict[str, Any]:
 
 
 def _compare(jpeg: bytes, asked: list[dict[str, Any]], threads: int) -> tuple[bool, dict[str, Any] | None]:
-    """Compare the server's masks with those of `Predictor` for the same prompts and number of threads.
+    """Compare the server's masks with the masks of `Predictor` for the same prompts and number of threads.
 
     Returns whether all are equal, and the milliseconds of `Predictor.predict` for the later clicks with the CPU kernels
     and by torch, with their ratio; None without kernels.

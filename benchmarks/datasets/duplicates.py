@@ -3,13 +3,15 @@
     python benchmarks/datasets/duplicates.py [--photos FOLDER] [--only PART ...] [--rows N] [--crowd N] [--output FILE]
     python benchmarks/datasets/duplicates.py --sizes N ... [--output FILE]
 
-Near-duplicates are searched among photographs and changed versions of them; see `duplicates_photographs.py`. Then the
-search for near hashes is compared with brute force over 100,000 hashes, and near-duplicates are planted among `--rows`
-rows, among `--crowd` rows with near-equal hashes, and among as many similar frames of a video. Their thumbnails are in
-memory. Everything runs in one process on as many cores as numpy uses. The result is written to
-`benchmarks/results/duplicates.json`. `--only` keeps the other parts of that file; its machine is that of the last timed
-parts. With `--sizes`, only the memory of the search among several numbers of rows is measured and written to
-`benchmarks/results/duplicates_memory.json`; sizes that it already has from the same machine are kept.
+First, the benchmark searches for near-duplicates among photographs and changed versions of them; see
+`duplicates_photographs.py`. Then it compares the search for near hashes with brute force over 100,000 hashes. Finally,
+it plants near-duplicates among `--rows` rows, among `--crowd` rows with near-equal hashes, and among as many similar
+frames of a video, with their thumbnails in memory. Everything runs in one process on as many cores as numpy uses.
+
+The result is written to `benchmarks/results/duplicates.json`. `--only` measures some parts and keeps the other parts of
+that file. The file names the machine of the last timed run. With `--sizes`, the benchmark only measures the memory of
+the search among several numbers of rows, and writes it to `benchmarks/results/duplicates_memory.json`. Sizes that this
+file already contains from the same machine are kept.
 """
 
 import argparse

@@ -103,7 +103,7 @@ class Picture:
 def photographs(folder: Path | None) -> Iterator[Picture]:
     """Yield the marked photographs of a folder with a `truth.json`, and scikit-image's pictures, each unchanged.
 
-    Raises SystemExit if a photograph doesn't have the size for which it was marked.
+    Raises SystemExit if a photograph's size has changed since it was marked.
     """
     from skimage import data
 

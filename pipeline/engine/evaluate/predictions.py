@@ -30,7 +30,7 @@ _EXPECTED = "expected COCO results, a list of {image_id, segmentation: {size, co
 def read_predictions(
     files: Sequence[str], truths: Sequence[Truth], storage: Storage, required: Sequence[str] = ()
 ) -> tuple[Predictions, ...]:
-    """Read files of COCO results. Image ids are those in the ground truth file, or in a segmint dataset's export.
+    """Read files of COCO results. Image ids refer to the ground truth file, or to a segmint dataset's export.
 
     Raises `UsageError` if there are several truths, if a file is in another format, or if an entry lacks one of the
     `required` keys. The error names the file or the entry.

@@ -50,7 +50,7 @@ class EvaluationSubject:
         return [f"{weights.label} ({weights.sha256[:12]})" for weights in self.weights]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the first keys of a result as JSON values."""
+        """Convert the first keys of a result to JSON-serializable values."""
         return {
             "evaluation": self.evaluation,
             "segmint": VERSION,

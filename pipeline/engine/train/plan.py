@@ -102,7 +102,7 @@ class TrainPlan:
         return waiting * flop / (self.peak * self.options.share) / 3600
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the plan as JSON values."""
+        """Convert the plan to JSON-serializable values."""
         batch, price = self.config.batch, self.options.price
         return {
             "architecture": self.architecture,
@@ -126,7 +126,7 @@ class TrainPlan:
         }
 
     def lines(self) -> list[str]:
-        """Return the plan as lines of text."""
+        """Format the plan as lines of text."""
         config, cost, options = self.config, self.cost, self.options
         batch, optimizer, patience = config.batch, config.optimizer, config.held_out.patience
         decays = (

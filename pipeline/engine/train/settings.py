@@ -244,7 +244,7 @@ class TextKeys(_TrainModel):
 
 
 class TrainConfig(_TrainModel):
-    """Configuration of a training run; the defaults are those of the preset `finetune`."""
+    """Configuration of a training run. The defaults come from the preset `finetune`."""
 
     datasets: tuple[DatasetKeys, ...] = Field(description="a list such as [{uri: out/street}]")
     output: Uri

@@ -56,7 +56,7 @@ class StepResult:
     clicks: Mapping[int, Clicks] | None = None
 
     def line(self, steps: int) -> str:
-        """Format the step as a line for people."""
+        """Format the step as a human-readable line."""
         if not self.masks:
             return f"step {self.step}/{steps}: none of its images are usable, so the weights are unchanged"
         return (
@@ -164,7 +164,7 @@ class Trainer:
         self.load_weights(weights)
 
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
-        """Load weights by name. Raises `ValueError` if the names differ from those of the trained weights."""
+        """Load weights by name. Raises `ValueError` if the names differ from the names of the trained weights."""
         self._require_own(weights)
         with torch.no_grad():
             for name, weight in self._trained.items():

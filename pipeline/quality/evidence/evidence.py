@@ -55,7 +55,7 @@ class Evidence:
     files: tuple[str, ...]
 
     def line(self) -> str:
-        """Return the result as a line for people."""
+        """Format the result as a human-readable line."""
         return f"evidence: {self.folder}; {check.SUMS} sha256:{self.sha256}"
 
 

@@ -43,7 +43,7 @@ class SignatureResult:
     version: VersionName
 
     def lines(self) -> list[str]:
-        """Return the result as lines for people."""
+        """Format the result as human-readable lines."""
         return [f"signed with key {self.key_id}: {self.file}", self.version.line()]
 
 

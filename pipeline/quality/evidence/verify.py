@@ -46,11 +46,11 @@ class EvidenceResult:
     text: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the result for JSON."""
+        """Convert the result to JSON-serializable values."""
         return {name: value for name, value in asdict(self).items() if name != "text"}
 
     def lines(self) -> list[str]:
-        """Return the result as lines for people."""
+        """Format the result as human-readable lines."""
         return [*self.text, *([] if self.digest is None else [f"dataset digest: {short_digest(self.digest)}"])]
 
 

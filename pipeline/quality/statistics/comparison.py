@@ -78,7 +78,7 @@ class DatasetComparison:
     theirs: ComparedDataset
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the comparison as JSON values."""
+        """Convert the comparison to JSON-serializable values."""
         value: dict[str, Any] = json_value(self)
         return value
 

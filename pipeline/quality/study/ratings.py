@@ -76,7 +76,7 @@ class RatingStudy:
         return self.folder / f"ratings/{variant}"
 
     def lines(self) -> list[str]:
-        """Return the drawn sample as lines for people."""
+        """Format the drawn sample as human-readable lines."""
         size = f"{counted(len(self.objects), 'mask')} of {counted(len({each.image for each in self.objects}), 'image')}"
         times = f"{len(self.objects) * len(self.names):,} times"
         return [f"{size}, to rate {times}: {listed(self.names)}", self.version.line()]
@@ -158,7 +158,7 @@ class MeanRating:
     holm_by_image: float | None = None
 
     def line(self, sign: str = "") -> str:
-        """Format the mean as a line for people. With the sign "+", format it as a difference."""
+        """Format the mean as a human-readable line. With the sign "+", format it as a difference."""
         by_mask, by_image = (
             "no interval" if interval is None else f"{interval[0]:{sign}.2f} to {interval[1]:{sign}.2f}"
             for interval in (self.by_mask, self.by_image)
@@ -186,7 +186,7 @@ class RatingScore:
     version: VersionName
 
     def lines(self) -> list[str]:
-        """Return the result as lines for people."""
+        """Format the result as human-readable lines."""
         size = f"{counted(self.masks, 'mask')} of {counted(self.images, 'image')}"
         lines = [f"{counted(self.ratings, 'rating')} by {counted(self.raters, 'rater')}; {self.drawn:,} masks drawn"]
         lines += not_checked_lines(self.not_checked)

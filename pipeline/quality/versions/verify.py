@@ -83,11 +83,11 @@ class VerifyResult:
     not_checked: tuple[str, ...] = ()  # requested checks that weren't possible
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the result for JSON."""
+        """Convert the result to JSON-serializable values."""
         return {**asdict(self), "verified": not self.problems and not self.not_checked}
 
     def lines(self) -> list[str]:
-        """Return the result as lines for people. The second-to-last line is the verdict."""
+        """Format the result as human-readable lines. The second-to-last line is the verdict."""
         against = f"compared with {' and '.join(self.compared_with)}"
         found = f"{counted(len(self.problems), 'problem')}: " if self.problems else ""
         verdict = "not verified" if self.problems or self.not_checked else "verified"

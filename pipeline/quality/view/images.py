@@ -97,8 +97,8 @@ class WeightedCache(Generic[K, V]):
 class ShardImages:
     """Source of a segmint dataset's JPEGs, which are read by range from the shards' tars.
 
-    The tars are the ones that the commits named when the viewer was opened. `generations` are the shards' generations
-    at that time, by default the generations of the latest commits.
+    The viewer keeps reading the tars that were committed when it was opened. `generations` are the shards' generations
+    at that time, by default the latest commits' generations.
     """
 
     def __init__(self, dataset: Location, generations: Mapping[int, int] | None = None, look_s: float = LOOK_S) -> None:

@@ -37,7 +37,7 @@ class PromptMask:
     iou: float
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the mask as JSON values."""
+        """Convert the mask to JSON-serializable values."""
         return {**vars(self.drawn), "bbox": list(self.drawn.bbox), "iou": self.iou}
 
 
@@ -51,7 +51,7 @@ class Prediction:
     handle_lost: bool = False
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the result as JSON values."""
+        """Convert the result to JSON-serializable values."""
         masks = [mask.to_dict() for mask in self.masks]
         return {"masks": masks, "chosen": self.chosen, "handle": self.handle, "handle_lost": self.handle_lost}
 
@@ -72,8 +72,8 @@ class Decoder(AbstractContextManager["Decoder"]):
 
     A single prompt (one point, one box, or one text) is ambiguous, so it produces three masks. A correction produces
     one mask, because the model also receives the earlier prediction's logits. For several prompts without an earlier
-    prediction, the model predicts three masks, and only the one with the highest predicted IoU is returned (see
-    decision 25).
+    prediction, the model predicts three masks, and the decoder returns only the mask with the highest predicted IoU
+    (see decision 25).
     """
 
     def __init__(self, predictor: PredictorThread, handles: int = HANDLES) -> None:

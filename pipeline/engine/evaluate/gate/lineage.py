@@ -79,7 +79,7 @@ class Lineage:
         return frozenset(dataset.digest for each in self.rounds for dataset in each.datasets)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the lineage as JSON values."""
+        """Convert the lineage to JSON-serializable values."""
         return {
             **self.weights.to_dict(),
             "known": self.known,
@@ -136,10 +136,10 @@ def lineage_of(weights: EvaluatedWeights, storage: Storage) -> Lineage:
 class UntrainedImages:
     """Split of a dataset's images by whether any of the weights were trained on them.
 
-    `ids` contains the images that no weights were trained on, or is None for all images. `trained` contains the other
-    images: the ones that were trained on, images similar to these, and images for which it isn't known. `why` explains
-    the split. `groups` maps the file name of each readable image to a group number, which similar images of all
-    datasets in the command share. `skipped` lists the unreadable images and shards.
+    `ids` contains the images that no weights were trained on, or is None for all images. `trained` contains all other
+    images: training images, images similar to training images, and images whose role isn't known. `why` explains the
+    split. `groups` maps the file name of each readable image to a group number, which similar images of all datasets in
+    the command share. `skipped` lists the unreadable images and shards.
     """
 
     ids: frozenset[int] | None

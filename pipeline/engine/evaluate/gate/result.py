@@ -38,7 +38,7 @@ class JudgedImages:
     skipped: tuple[str, ...] = ()  # unreadable images and shards
 
     def line(self) -> str:
-        """Return the entry as a line for people."""
+        """Format the entry as a human-readable line."""
         skipped = f"; {counted(self.trained, 'image')} excluded because they were trained on" if self.trained else ""
         return f"{self.name}: {self.why}{skipped}"
 
@@ -72,7 +72,7 @@ class GateJudgment:
         return self.verdict is GateVerdict.BETTER and all(guard.judged for guard in self.guards)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the judgment as JSON values."""
+        """Convert the judgment to JSON-serializable values."""
         return {
             "verdict": self.verdict.value,
             "reasons": list(self.reasons),
@@ -103,7 +103,7 @@ class GateJudgment:
         }
 
     def lines(self) -> list[str]:
-        """Return the judgment as lines for people, with the verdict first."""
+        """Format the judgment as human-readable lines, starting with the verdict."""
         return [
             f"gate: {self.question} {self.verdict.value}",
             *(f"  {reason}" for reason in self.reasons),
@@ -191,13 +191,13 @@ class GateResult:
         return self.judgment.passes
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the result as JSON values."""
+        """Convert the result to JSON-serializable values."""
         if self.points is not None:
             return self.points.to_dict()
         return {**self.subject.to_dict(), "gate": self.judgment.to_dict()}
 
     def lines(self) -> list[str]:
-        """Return the result as lines for people."""
+        """Format the result as human-readable lines."""
         if self.points is not None:
             return self.points.lines()
         return [*self.judgment.lines(), *([f"written: open {self.page}"] if self.page else [])]

@@ -111,7 +111,7 @@ def no_category_error(boxes: BoxesByImage) -> UsageError:
 
 
 def read_boxes(file: Location, of_dataset: bool) -> BoxesByImage:
-    """Read boxes from a file of COCO results. With `of_dataset`, image ids are those of a segmint dataset's export.
+    """Read boxes from a file of COCO results. With `of_dataset`, image ids refer to a segmint dataset's export.
 
     Raises `UsageError`, which names the entry, if the file is in another format, if a box has no width or height, or if
     some boxes have a score or a category and others don't.

@@ -70,7 +70,7 @@ class InstancesSettings:
     prompted: bool = True
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the settings as JSON values."""
+        """Convert the settings to JSON-serializable values."""
         return {"refine": self.refine, "boxes": "truth" if self.boxes is None else dict(self.boxes.facts)}
 
     def line(self) -> str:
@@ -103,7 +103,7 @@ class InstancesResult:
     categories: Sequence[tuple[int, int, Sequence[float | None]]] | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the result as JSON values."""
+        """Convert the result to JSON-serializable values."""
         answer: dict[str, Any] = {
             **self.subject.to_dict(),
             "settings": self.settings.to_dict(),
@@ -121,7 +121,7 @@ class InstancesResult:
         return answer
 
     def lines(self) -> list[str]:
-        """Return the result as lines for people."""
+        """Format the result as human-readable lines."""
         names, difference = self.subject.names, list[str]()
         if self.differences is not None:
             difference = [

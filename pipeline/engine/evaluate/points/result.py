@@ -24,10 +24,10 @@ class Judgment(Protocol):
     """Judgment that becomes part of a result."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the judgment as JSON values."""
+        """Convert the judgment to JSON-serializable values."""
 
     def lines(self) -> list[str]:
-        """Return the judgment as lines for people."""
+        """Format the judgment as human-readable lines."""
 
     def values(self) -> Mapping[str, Any]:
         """Return the values for the page's template."""
@@ -61,7 +61,7 @@ class PointsResult:
     judgment: Judgment | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the result as JSON values."""
+        """Convert the result to JSON-serializable values."""
         judged = {each: {"holm": p, "verdict": word} for _, each, p, word in self.differences()}
         answer = {
             **self.subject.to_dict(),
@@ -82,7 +82,7 @@ class PointsResult:
         return answer
 
     def lines(self) -> list[str]:
-        """Return the result as lines for people."""
+        """Format the result as human-readable lines."""
         first = "the pixel farthest from the mask's boundary" if self.settings.first == "center" else "a random pixel"
         return [
             self.subject.head(),

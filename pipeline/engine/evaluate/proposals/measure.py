@@ -79,7 +79,7 @@ class ProposalsMeasure:
 
 
 def true_masks(masks: Sequence[TruthMask]) -> list[TrueMask]:
-    """Convert masks for matching. Their area is the one that their file states, if any."""
+    """Convert masks for matching. A mask's area is taken from its file if the file states it."""
     return [
         TrueMask(mask.rle, mask.area if mask.stated_area is None else mask.stated_area, mask.crowd) for mask in masks
     ]

@@ -70,7 +70,7 @@ class ProposalsResult:
     differences: tuple[Recall, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the result as JSON values."""
+        """Convert the result to JSON-serializable values."""
         return {
             **self.subject.to_dict(),
             "settings": {
@@ -87,7 +87,7 @@ class ProposalsResult:
         }
 
     def lines(self) -> list[str]:
-        """Return the result as lines for people."""
+        """Format the result as human-readable lines."""
         side = self.points_per_side
         return [
             self.subject.head(),

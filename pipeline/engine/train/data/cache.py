@@ -5,8 +5,9 @@ checksum. Because the key is the JPEG's hash, a run never uses an old embedding 
 When a run opens the cache, it deletes the files of images that the dataset no longer contains, for example after a
 takedown.
 
-Any number of processes can share a folder and its maximum size. A full cache doesn't evict anything. Training draws all
-images about equally often, so the least recently used embedding is the one that is needed next.
+Any number of processes can share a folder and its maximum size. A full cache doesn't evict anything: training draws all
+images about equally often, so evicting the least recently used embedding would remove the embedding that is needed
+next.
 """
 
 import hashlib
@@ -98,9 +99,9 @@ class EmbeddingCache:
             get_logger("train").warning("cache_full", error=str(error), note="training continues without caching more")
 
     def purge(self, dataset: str, jpegs: Collection[bytes]) -> int:
-        """Delete a dataset's embeddings, except those of `jpegs`, and return the number of deleted files.
+        """Delete a dataset's embeddings unless their JPEG is in `jpegs`, and return the number of deleted files.
 
-        Temporary files that a killed run left behind are deleted, too.
+        Temporary files that a killed run left behind are deleted as well.
         """
         kept = {f"{jpeg.hex()}{_NPY}" for jpeg in jpegs}
         own = self._folder / dataset

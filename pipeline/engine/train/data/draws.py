@@ -61,8 +61,8 @@ class DrawSequence:
     ) -> None:
         """Set up the draws.
 
-        `weights` are those of the datasets, and `jitter` is the range of scales. With `crops`, each mask also gets a
-        crop. Raises ValueError if there are no images to train on.
+        `weights` contains each dataset's weight, and `jitter` is the range of scales. With `crops`, a crop is drawn for
+        each mask. Raises ValueError if there are no images to train on.
         """
         self._images = images
         self._batch = batch

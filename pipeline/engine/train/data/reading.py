@@ -95,8 +95,8 @@ class TrainingImageReader:
     ) -> None:
         """Store the settings and start a JPEG decoder.
 
-        `resolution` is that of the losses. `most_area` is the share of an image above which a mask is skipped. The
-        `embedder` embeds crops for draws that contain them. At any time, only the crops of one image are in memory.
+        The losses compare masks at `resolution`. `most_area` is the share of an image above which a mask is skipped.
+        The `embedder` embeds crops for draws that contain them. At any time, only the crops of one image are in memory.
         """
         self._images = images
         self._resolution = resolution
