@@ -22,7 +22,7 @@ class _Lease:
 
 
 class Leases:
-    """Leases of assignments by annotator. Thread-safe; `clock` returns seconds."""
+    """Leases of assignments, held by annotators. Thread-safe. `clock` returns seconds."""
 
     def __init__(self, seconds: float = LEASE_S, clock: Callable[[], float] = time.monotonic) -> None:
         self.seconds = seconds

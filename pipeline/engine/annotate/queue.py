@@ -77,7 +77,7 @@ class Queue:
         return 2 if rank is not None and self.twice[rank] else 1
 
     def after(self, image: int | None, is_open: Callable[[NDArray[np.int64]], NDArray[np.bool_]]) -> Iterator[int]:
-        """Yield the open images after `image` in the queue, then the ones before it. Start at the first image for None.
+        """Yield the open images after `image` in the queue, then wrap around to the start. None: all, from the start.
 
         `is_open` receives many ranks per call.
         """

@@ -78,7 +78,7 @@ class OpenImage:
 
 
 class NotReadyError(SegmintError):
-    """Error for a request whose result is still being computed; the page should retry."""
+    """Error for a request whose result is still being computed. The page should retry."""
 
 
 class ConflictError(SegmintError):

@@ -86,7 +86,7 @@ class EvaluatedWeights:
         return base_name(self.name)
 
     def to_dict(self) -> dict[str, Any]:
-        """Convert the weights to JSON-serializable values. A path is reduced to its file name, so no machine's paths are exposed."""
+        """Convert the weights to JSON-serializable values. Of a path, only the file name is included."""
         return {"name": self.label, "sha256": self.sha256}
 
 

@@ -39,7 +39,7 @@ class DamagedCheckpointError(SegmintError):
 
 
 class Checkpoint(Frozen):
-    """Contents of a checkpoint's JSON; `run` is the fingerprint of the run that it belongs to."""
+    """Contents of a checkpoint's JSON. `run` is the fingerprint of the run that wrote the checkpoint."""
 
     schema_version: Literal[1] = 1
     run: str

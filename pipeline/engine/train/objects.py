@@ -85,7 +85,7 @@ class ObjectsRecord(Frozen):
 
 @dataclass(frozen=True)
 class ObjectsResult:
-    """Result of a training run; `new` is False if the run had already ended."""
+    """Result of a training run. `new` is False if an earlier start had already finished the run."""
 
     output: str
     record: ObjectsRecord

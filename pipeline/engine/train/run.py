@@ -38,7 +38,7 @@ from segmint.pipeline.engine.train.settings import TrainConfig
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """Result of a training run; `new` is False if the run had already ended."""
+    """Result of a training run. `new` is False if an earlier start had already finished the run."""
 
     output: str
     record: TrainingRecord

@@ -77,7 +77,7 @@ class RunLog(AbstractContextManager["RunLog"]):
     """
 
     def __init__(self, output: Location, say: Callable[[str], None]) -> None:
-        """Open TensorBoard's files; `say` prints a line for people."""
+        """Open TensorBoard's files. `say` prints a line on the console."""
         from tensorboardX import SummaryWriter
 
         self._say = say

@@ -262,7 +262,7 @@ class TrainConfig(_TrainModel):
     decoder_layers: Annotated[int, Field(ge=1, le=8)] = 2
     """Layers of the mask decoder that is created for `encoder_weights`."""
     preset: Preset = "finetune"
-    """Sets the defaults of the keys below; explicit keys override them."""
+    """Preset that sets the defaults of the keys below. Explicit keys override it."""
     encoder: Literal["frozen", "trained"] = "frozen"
     """trained: train the image encoder as well."""
     steps: Positive = FINETUNE.steps

@@ -67,7 +67,7 @@ class StepResult:
 
 
 class Trainer:
-    """Model in training; only `step` changes its weights."""
+    """Model in training. Only `step` and the `load` methods change its weights."""
 
     def __init__(
         self,

@@ -173,7 +173,7 @@ class AuditReport:
     not_compared: tuple[int, ...] = ()  # shards that weren't compared because some of their files are damaged
     unusable_commits: tuple[int, ...] = ()  # shards with an unusable commit
     replaced: tuple[int, ...] = ()  # shards that weren't audited because a command replaced them in the meantime
-    notes: tuple[str, ...] = ()  # other information for people
+    notes: tuple[str, ...] = ()  # further remarks to print
     version: VersionName | None = None  # audited version; None: data that segmint did not write
     licenses: Licenses | None = None
     privacy: PrivacyResult | None = None

@@ -13,7 +13,7 @@ MANIFEST = "manifest.json"
 """File that is written last, which completes a study's sample. In a study of masks, it doesn't contain `kind`."""
 
 CORRECTED = "corrected.json"
-"""Default file, in a study's folder, for people's results."""
+"""Default file for people's results, in the study's folder."""
 
 
 def kind_of(folder: Location) -> StudyKind:

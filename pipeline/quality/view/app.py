@@ -72,7 +72,7 @@ class Viewer:
     findings: AuditFindings
     decoder: JpegDecoder
     version: VersionName | None = None  # None: data that segmint did not write
-    note: str | None = None  # warning about the audit, for people
+    note: str | None = None  # warning about the audit to show on the page
     order: OutputOrder | None = None  # order of the decoder's outputs, if it was measured for the weights
     annotator: Callable[[], str] | None = None  # starts an annotator for the same images, and returns its URL
 

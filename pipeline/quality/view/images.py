@@ -191,7 +191,7 @@ class ForeignImages:
 
 
 class Thumbnails:
-    """Thumbnails of a dataset's images, made by `decoder`; the most recently used 64 MiB are cached."""
+    """Cache of a dataset's thumbnails, which `decoder` creates. The most recently used 64 MiB stay in memory."""
 
     def __init__(self, pictures: JpegSource, decoder: JpegDecoder) -> None:
         self._pictures = pictures

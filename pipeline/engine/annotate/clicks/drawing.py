@@ -50,7 +50,7 @@ _UNITS = 32
 
 @dataclass(frozen=True)
 class DrawnMask:
-    """Mask in the image's frame; `bbox` is (x, y, width, height) as in the dataset."""
+    """Mask in the image's frame. `bbox` is (x, y, width, height), as in the dataset."""
 
     counts: str
     area: int

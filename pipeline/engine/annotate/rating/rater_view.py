@@ -175,7 +175,7 @@ class RaterView:
         return len(self._sample)
 
     def next(self, rater: str) -> dict[str, Any]:
-        """Return the first unrated mask in a rater's order; `item` is None if all are rated."""
+        """Return the first unrated mask in a rater's order. `item` is None if the rater has rated all masks."""
         for item, each in enumerate(self._order(rater)):
             if self._is_rated(rater, each) or each in self._gone:
                 continue

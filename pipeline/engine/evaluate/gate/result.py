@@ -178,7 +178,7 @@ class GateJudgment:
 
 @dataclass(frozen=True)
 class GateResult:
-    """Evaluation with its judgment; `points` is None if there was nothing to evaluate."""
+    """Evaluation with its judgment. `points` is None if there was nothing to evaluate."""
 
     subject: EvaluationSubject
     judgment: GateJudgment

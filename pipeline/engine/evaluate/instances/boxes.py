@@ -54,7 +54,7 @@ class ImageBoxes:
 
 @dataclass(frozen=True)
 class BoxesByImage:
-    """Boxes from a file, by image. With `by_name`, the keys are file names; otherwise, they are ids as text."""
+    """Boxes from a file, by image. Keys are file names if `by_name` is set, and ids as text otherwise."""
 
     by_image: Mapping[str, ImageBoxes]
     scored: bool

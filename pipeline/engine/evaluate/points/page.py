@@ -46,7 +46,7 @@ _QUALITY = 85
 
 Pixels = NDArray[np.uint8]
 Crop = tuple[int, int, int, int]
-"""Crop of an image as left, top, right, bottom in pixels; right and bottom are exclusive."""
+"""Crop of an image as (left, top, right, bottom) in pixels, where right and bottom are exclusive."""
 
 
 def render_page(answer: PointsResult, worst: Sequence[Sequence[WorstMask]], truths: Sequence[Truth]) -> str:

@@ -139,7 +139,7 @@ class _RayTrainEnd:
 
 
 def _nowhere(line: str) -> None:
-    """Discard a line; each worker gets its own `say`."""
+    """Discard a line, because each worker gets its own `say`."""
 
 
 def _print(lines: Any, say: Say) -> None:
@@ -154,7 +154,7 @@ def _print(lines: Any, say: Say) -> None:
 
 
 def _explained(error: BaseException, keys: TrainResources) -> BaseException:
-    """Convert an error to one for people, without Ray's tracebacks."""
+    """Convert an error to a readable one, without Ray's tracebacks."""
     from ray.exceptions import RayError
     from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError
 

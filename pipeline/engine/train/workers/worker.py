@@ -62,7 +62,7 @@ class WorkerTask:
 
 
 def work(config: Mapping[str, WorkerTask]) -> None:
-    """Run one worker's part of the training; Ray Train calls this in each worker."""
+    """Run one worker's share of the training. Ray Train calls this function in each worker."""
     task = config["task"]
     session, keys = task.session, task.session.config
     say = _sayer(task.lines)
