@@ -58,7 +58,7 @@ class NotOwnerError(Exception):
 
 @dataclass(frozen=True)
 class ServerOrigin:
-    """Origin under which browsers reach the server, such as `http://127.0.0.1:8765`; `host` is its Host header."""
+    """Origin that browsers use to reach the server, such as `http://127.0.0.1:8765`. `host` is its Host header."""
 
     text: str
     host: str

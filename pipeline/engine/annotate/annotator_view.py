@@ -68,7 +68,7 @@ class AnnotatorView:
     decoder: Decoder
     leases: Leases = field(default_factory=Leases)
     prefills: PrefillCache | None = None
-    files: MaskFiles | None = None  # external files that receive each saved mask, too
+    files: MaskFiles | None = None  # external files to which saved masks are also written
 
     def __post_init__(self) -> None:
         self._lock = threading.Lock()

@@ -49,7 +49,7 @@ class AnnotateOptions:
     weights: str | None = None
     device: str = "auto"
     detector: str | None = None  # TorchScript file of an object detector, whose boxes prefill masks
-    files: MaskFiles | None = None  # external files that receive each saved mask, too
+    files: MaskFiles | None = None  # external files to which saved masks are also written
     text: tuple[str, str] | None = None  # for text prompts: the folder of a CLIP, and the file of a projection
 
 

@@ -22,8 +22,8 @@ RESULTS, ANSWER, PAGE, TABLES = "results.parquet", "evaluation.json", "index.htm
 class OutputFolder(AbstractContextManager["OutputFolder"]):
     """Output of an evaluation, which collects rows in a local file and stores all files at the end. A context manager.
 
-    Without a `folder`, nothing is written. Raises `UsageError` if one of the files already exists. Also raises it if
-    the folder is inside a dataset among the `truths`, because takedowns wouldn't find the files there.
+    Without a `folder`, nothing is written. Raises `UsageError` if one of the files already exists, or if the folder is
+    inside a dataset among the `truths`, where a takedown wouldn't find the files.
     """
 
     def __init__(self, folder: Location | None, truths: Sequence[Truth], schema: pa.Schema) -> None:

@@ -155,8 +155,8 @@ class LabelMapsPart:
 def open_coco_truth(file: Location, folder: Location, number: int, empty: bool = False) -> Truth:
     """Plan the evaluation of a COCO file with its images in `folder`. `number` is its index among the truths.
 
-    With `empty`, images without masks are evaluated as well, because every detection in them is wrong. Raises
-    `UsageError` if the file isn't COCO or has no masks.
+    An image without masks is evaluated only if `empty` is set, which is meant for measures that count every detection
+    in it as wrong. Raises `UsageError` if the file isn't COCO or has no masks.
     """
     try:
         data = file.read()

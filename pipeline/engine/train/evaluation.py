@@ -1,7 +1,8 @@
 """Evaluation on held-out images: mean IoU after one click, for the model's choice and for the best of three masks.
 
-The click is the point in the mask that is farthest from its border. Masks and IoUs are measured at the losses' square
-resolution. For scores in the image's frame, at more clicks, and with confidence intervals, use `segmint evaluate`.
+The click is the point in the mask that is farthest from the mask's border. Masks and IoUs are measured in the square
+that the losses use. For scores in the image's frame, at more clicks, and with confidence intervals, use `segmint
+evaluate`.
 """
 
 from collections.abc import Callable, Sequence

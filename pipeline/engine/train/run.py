@@ -184,7 +184,7 @@ def check_layers(config: TrainConfig, layers: int) -> None:
 def find_encoder(config: TrainConfig, storage: Storage) -> tuple[TrainConfig, Path, Architecture]:
     """Find the file of `encoder_weights`, and return it with its architecture and the configuration with its preset.
 
-    Raises `UsageError` if `weights` is set, too, or if the encoder is frozen. Raises `SamWeightsError` for unusable
+    Raises `UsageError` if `weights` is set as well or if the encoder is frozen, and `SamWeightsError` for unusable
     weights.
     """
     if "weights" in config.model_fields_set:

@@ -410,8 +410,8 @@ class TrainingSession:
     ) -> EmbeddingCache | None:
         """Purge the images that are no longer in the datasets, and open the cache. Return None if nothing is cached.
 
-        The key of an embedding contains the hash of `encoder` instead of all weights, so weights that were trained with
-        a frozen encoder share their embeddings.
+        The key of an embedding depends only on the encoder's weights, whose hash is `encoder`. Weights that were
+        trained with a frozen encoder therefore share their embeddings.
         """
         world, most = self.world, self.config.cache.gb * 1e9
         key = cache_key(encoder, self.compute)

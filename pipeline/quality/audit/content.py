@@ -179,9 +179,9 @@ class ShardContentCheck:
 class ContentAudit:
     """Audit of licenses, privacy, and near-duplicates over all shards.
 
-    Memory holds 40 bytes per image plus the detections. `privacy_sample` images are searched; None searches all images.
-    Crops of detections are written to the folder or prefix `pictures`. This process checks shards with `looks`, and
-    other processes with `plan`.
+    The audit keeps 40 bytes per image, and the detections, in memory. `privacy_sample` images are searched; None
+    searches all images. Crops of detections are written to the folder or prefix `pictures`. This process checks shards
+    with `looks`; other processes load their own checker from `plan`.
     """
 
     def __init__(self, plan: ContentPlan, privacy_sample: int | None, pictures: Location | None = None) -> None:

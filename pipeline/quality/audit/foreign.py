@@ -138,7 +138,7 @@ def _audit_pictures(
     search: ForeignSearch | None,
     privacy: PrivacySummary | None,
 ) -> Duplicates:
-    """Decode every JPEG and find near-duplicates. Memory holds 16 bytes per image.
+    """Decode every JPEG and find near-duplicates. This takes 16 bytes of memory per image.
 
     Detectors search the images that `search` selects, and the results are added to `privacy`.
     """

@@ -182,7 +182,7 @@ def audit_integrity(
     is in memory.
 
     With at least `ray_from` masks, Ray audits the shards as `resources` specify. If Ray isn't installed, this process
-    logs a warning and uses threads; the report is the same. Memory holds a few shards and the names of all files.
+    logs a warning and uses threads; the report is the same. Only a few shards and the names of all files are in memory.
 
     Raises `UsageError` if there is no dataset, and `UnfinishedError` if Ray fails or if a correction replaces the
     catalog in the meantime. Storage errors propagate.

@@ -85,8 +85,8 @@ class ShardAuditResult:
 class ShardAudit:
     """Audit that compares a shard's files with their digests, with each other, and with the catalog's rows.
 
-    Memory holds the three tables and one image of the tar. If a file's digest differs from the commit, the file isn't
-    parsed. If rows are misplaced, no rows are compared.
+    The three tables and one image of the tar are in memory at a time. If a file's digest differs from the commit, the
+    file isn't parsed. If rows are misplaced, no rows are compared.
     """
 
     def __init__(

@@ -27,7 +27,7 @@ _WINDOW = 65_536  # rows per read; one read serves many shards
 class CatalogWindow:
     """Sliding window over a dataset's catalog that returns rows by ordinal.
 
-    Memory holds a single window, so threads should read rows in roughly the same order.
+    Only one window is in memory, so threads should read rows in roughly the same order.
     """
 
     def __init__(self, dataset: Location, manifest: DatasetManifest) -> None:

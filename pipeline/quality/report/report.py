@@ -112,12 +112,13 @@ def write_report(
     """Audit a dataset, or read an existing audit from the file `audited`, and write a report.
 
     If `study` is given, the report shows the score of the dataset's privacy study from this file. If `other` is given,
-    it compares the masks with the masks of this dataset or SA-1B-style folder. The report is written to the folder or
-    prefix `output`, by default `report/` in the dataset. The same dataset and audit always result in the same report.
+    the report compares the dataset's masks with the masks of this other dataset or SA-1B-style folder. The report is
+    written to the folder or prefix `output`, by default `report/` in the dataset. The same dataset and audit always
+    result in the same report.
 
-    Raises `UsageError` if there is no dataset, if the audit or the study is of another dataset, or if the dataset isn't
-    for publication. Also raises it if `output` is missing for foreign data, or is in the dataset but isn't `report/`.
-    Raises `DamagedDatasetError` if commits or tombstones are unreadable.
+    Raises `UsageError` if there is no dataset, if the audit or the study is of another dataset, if `output` is missing
+    for foreign data or is elsewhere in the dataset, or if the dataset isn't for publication. Raises
+    `DamagedDatasetError` if commits or tombstones are unreadable.
     """
     if output is None and not is_dataset(dataset):
         raise UsageError(

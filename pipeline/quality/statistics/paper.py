@@ -23,8 +23,8 @@ class PaperCleanup:
 class PaperGroup:
     """Region or income level, as a row of table 1.
 
-    The row contains the number of its countries, and of its images and masks in SA-1B, rounded as in the paper. It also
-    contains the shares of the images of SA-1B, COCO, and Open Images that are from there.
+    The row contains the group's numbers of countries, of images in SA-1B, and of masks in SA-1B, rounded as in the
+    paper. It also contains the group's shares of the images in SA-1B, COCO, and Open Images.
     """
 
     name: str

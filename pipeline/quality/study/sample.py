@@ -129,7 +129,7 @@ def sample_study(location: Location, count: int, seed: int, output: Location) ->
 def draw_stratified(dataset: Dataset, count: int, seed: int) -> DrawnSample:
     """Draw `count` images with automatic masks, in proportion to the strata. Draw all images if there are fewer.
 
-    Every image has the same probability. Memory holds up to `count` ids per stratum.
+    Every image has the same probability. Up to `count` ids per stratum are in memory.
     """
     lowest: dict[ImageStratum, list[tuple[int, int]]] = {}  # a heap of (-draw key, id) for each stratum
     population: dict[ImageStratum, int] = {}

@@ -138,9 +138,9 @@ def verify_dataset(
 
     `wanted` is a version's number or the start of its digest. A full digest pins the current content, even if no
     version was recorded. `key` is a file with the public key that must have signed the version. With `require_pinned`,
-    it isn't enough to compare the dataset with its own records. The cached sums in `summaries/` aren't trusted. Memory
-    holds a few files and the names of all commits. Raises `UsageError` if the dataset, the version, or a usable key is
-    missing.
+    it isn't enough to compare the dataset with its own records. The cached sums in `summaries/` aren't trusted. Only a
+    few files and the names of all commits are in memory. Raises `UsageError` if the dataset, the version, or a usable
+    key is missing.
     """
     pin = FULL_DIGEST.fullmatch(str(wanted))
     public_key = None if key is None else read_public_key(key)

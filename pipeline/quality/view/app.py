@@ -148,7 +148,7 @@ class Viewer:
 
     @contextmanager
     def _place(self, image: int) -> Iterator[ImageAddress]:
-        """Yield the address of an image, after checking that its shard is unchanged, so that its tables can be read.
+        """Check that an image's shard is unchanged, and yield the image's address for reading the tables.
 
         If a read fails because the shard was replaced in the meantime, raises `ShardChangedError` instead of the read's
         error.

@@ -41,7 +41,8 @@ class Lineage:
 
     `known` is False for foreign weights without a `training.json`, and for a lineage that starts with such weights.
     `share` is the smallest held-out share of all rounds. It is None without rounds, and 0 if the share of a round isn't
-    known. `begun` describes the weights that the first round started from, as a link without datasets.
+    known. `begun` contains the lineage's entries without datasets, which describe the weights that the first round
+    started from.
     """
 
     weights: EvaluatedWeights

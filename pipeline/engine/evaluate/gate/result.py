@@ -27,9 +27,9 @@ TO_DO = (
 
 @dataclass(frozen=True)
 class JudgedImages:
-    """Images of a dataset or file that a gate judged. `trained` counts the images that it skipped.
+    """Images of a dataset or file that a gate judged.
 
-    An image is skipped if it equals, or is similar to, an image that the weights were trained on.
+    `trained` counts the images that the gate skipped, because they are equal or similar to training images.
     """
 
     name: str

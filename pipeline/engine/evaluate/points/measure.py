@@ -65,8 +65,8 @@ class PointsMeasure:
     def rows(self, models: Sequence[Model], image: TruthImage) -> list[Row]:
         """Click on the image's masks with each model. Raises ValueError if the image has no masks.
 
-        If one of two models predicts NaN, its scores are 0, so that the comparison doesn't lose the image, and
-        `PartlyMeasuredError` is raised. If all models predict NaN, ValueError is raised.
+        If only one of two models predicts NaN, its scores count as 0, because the comparison would otherwise lose the
+        image. `PartlyMeasuredError` is then raised. If all models predict NaN, ValueError is raised.
         """
         masks = [mask for mask in image.masks if not mask.crowd]
         if not masks:

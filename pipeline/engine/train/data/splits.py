@@ -1,9 +1,9 @@
 """Split into training and held-out images by a hash of the source. Similar images are on the same side.
 
-A group of similar images is held out only if the hash of *each* image in the group qualifies. This rule keeps lineages
-clean. Suppose that an earlier run used the same share, but had fewer images. The groups in that run were smaller, so
-fewer hashes had to qualify, and every image that is held out now was held out there, too. Therefore, no weights of the
-lineage were trained on a held-out image or on an image similar to it. docs/decisions/0022-splits.md gives the reasons.
+A group of similar images is held out only if the hash of *each* image in the group qualifies. This rule protects later
+rounds of training. Suppose that an earlier run used the same share, but had fewer images. Its groups had fewer members,
+so fewer hashes had to qualify. Every image that is held out now, if that run had it, was therefore held out there, too,
+and no weights of the lineage were trained on it or on a similar image. docs/decisions/0022-splits.md gives the reasons.
 """
 
 import hashlib

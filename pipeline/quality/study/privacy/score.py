@@ -53,8 +53,8 @@ class PrivacyScore:
     """Result of a privacy study: the faces and plates that redaction missed in a dataset's released images.
 
     `images` images were drawn from a `population`, and `answered` of them were reviewed. `missed` contains an entry for
-    each kind and, as the last one, an entry for `any`. `foreign` counts reviewed images that aren't in the sample,
-    which are ignored. `further` counts repeated reviews of an image; the marks of all its reviews count. `version` is
+    each kind and, as the last one, an entry for `any`. `foreign` counts reviewed images that aren't in the sample;
+    these are ignored. `further` counts repeated reviews of an image; the marks of all its reviews count. `version` is
     the version of the dataset that the sample was drawn from, and `config_sha256` is the hash of the dataset's
     configuration.
     """
