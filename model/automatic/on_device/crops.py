@@ -128,7 +128,7 @@ def suits(mask_decoder: MaskDecoder, settings: MaskSettings) -> bool:
 class DeviceCrops:
     """Mask finder for crops on the model's device, with CUDA graphs for an image's plan and for two chunk sizes.
 
-    Each thread captures its own graphs on first use, and keeps their memory. Before the thread uses a graph, it compares
+    Each thread captures its own graphs on first use, and keeps their memory. Before using a graph, the thread compares
     the graph's results with torch's operations, and raises `KernelError` if they differ. Until a crop is finished, its
     masks take 768 KB per point.
     """
