@@ -2,7 +2,7 @@
 
     make setup && .venv/bin/python benchmarks/extra_sizes.py
 
-Sizes are in MB (10^6 bytes), without bytecode. docs/README.md has the results.
+Sizes are in MB (10^6 bytes) and don't include bytecode. docs/README.md contains the results.
 """
 
 import tomllib
@@ -19,7 +19,7 @@ GPU = ("torch", "triton", "nvidia-", "cuda-")
 
 
 def packages(requirements: Iterable[str]) -> set[str]:
-    """Return the names of all packages that these requirements install."""
+    """Resolve requirements to the names of all packages that they install."""
     wanted = [Requirement(text) for text in requirements]
     seen: set[tuple[str, str]] = set()
     while wanted:
@@ -36,7 +36,7 @@ def packages(requirements: Iterable[str]) -> set[str]:
 
 
 def megabytes(names: Iterable[str]) -> int:
-    """Return the total size of the packages' files."""
+    """Sum up the sizes of the packages' files in megabytes."""
     files = (file.locate() for name in names for file in distribution(name).files or () if file.suffix != ".pyc")
     return round(sum(Path(file).stat().st_size for file in files if Path(file).exists()) / 1e6)
 

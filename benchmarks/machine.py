@@ -8,9 +8,9 @@ from typing import Any
 
 
 def describe_machine(threads: int, precision: str, *, packages: tuple[str, ...] = ()) -> dict[str, Any]:
-    """Return a JSON description of the machine and its load over the last minute; call this before measuring.
+    """Describe the machine, and its load over the last minute, as JSON values. Call this before measuring.
 
-    `threads` and `precision` are those of the benchmark; `packages` are recorded with their versions.
+    `threads` and `precision` are the benchmark's settings. The versions of `packages` are recorded.
     """
     import torch
 
@@ -31,7 +31,7 @@ def describe_machine(threads: int, precision: str, *, packages: tuple[str, ...] 
 
 
 def processor() -> str:
-    """Return the CPU's name as the system reports it."""
+    """Return the name of the CPU, as the system reports it."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -14,7 +14,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-# Threads that spin while waiting take the core from the threads that they wait for as soon as anything else runs.
+# A thread that spins while waiting occupies a core. As soon as anything else runs, it takes that core from the thread
+# that it waits for.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -29,9 +30,9 @@ def photographs(
 ) -> dict[str, str]:
     """Return the source of each photograph by name: a file, or one of scikit-image's names.
 
-    The folder's photographs come first, of which `only` selects some by names without suffix, then scikit-image's if
-    requested. Without a folder, `only` selects among scikit-image's. Raises SystemExit for a name that does not exist
-    or exists twice.
+    The folder's photographs come first; `only` selects some of them by names without suffix. scikit-image's follow if
+    requested. Without a folder, `only` selects among scikit-image's. Raises SystemExit for a name that doesn't exist or
+    exists twice.
     """
     own = {name: name for name in SCIKIT_IMAGE}
     if folder is None:
@@ -54,7 +55,7 @@ def photographs(
 
 
 def read(source: str) -> Any:
-    """Return a photograph's pixels, (height, width, 3) uint8 RGB, from a source of `photographs`."""
+    """Read a photograph's pixels, (height, width, 3) uint8 RGB, from a source of `photographs`."""
     import numpy as np
     from PIL import Image
 
@@ -67,16 +68,16 @@ def read(source: str) -> Any:
 
 
 def in_process(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Call the function in a new process, which has its own peak memory."""
+    """Call a function in a new process, so that it has its own peak memory."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(function, arguments)
 
 
 @contextmanager
 def waiting_as_shipped() -> Iterator[None]:
-    """Let processes started in this block wait by spinning, OpenMP's default.
+    """Let processes that are started in this block wait by spinning, which is OpenMP's default.
 
-    On an idle machine, this speeds up the reference's operations, which use all threads.
+    On an idle machine, this makes the reference's operations faster, because they use all threads.
     """
     policy = os.environ.pop("OMP_WAIT_POLICY", None)
     try:
@@ -87,9 +88,9 @@ def waiting_as_shipped() -> Iterator[None]:
 
 
 def peak_mib() -> int:
-    """Return the peak MiB of this process, including weights and libraries.
+    """Return this process's peak memory in MiB, including weights and libraries.
 
-    Linux includes the size of the parent process in `ru_maxrss`, but not in `VmHWM`.
+    It is read from `VmHWM`, because Linux includes the parent process's size in `ru_maxrss`.
     """
     try:
         status = Path("/proc/self/status").read_text()
@@ -99,16 +100,16 @@ def peak_mib() -> int:
 
 
 def spread(values: Sequence[float], digits: int = 3) -> dict[str, float]:
-    """Return median, minimum, and maximum, rounded to `digits` decimals."""
+    """Return the median, minimum, and maximum, rounded to `digits` decimals."""
     found = {"median": statistics.median(values), "least": min(values), "most": max(values)}
     return {name: round(value, digits) for name, value in found.items()}
 
 
 class Figures:
-    """Figures of a result, by part, which is written as soon as each one is measured.
+    """Writer of a result's figures by part, which writes the result as soon as a figure is measured.
 
-    Figures from the same machine and versions that the result already contains are kept, so that a benchmark can be
-    continued after an interrupt, or measure some figures at a time.
+    If the result already contains figures from the same machine and versions, they are kept. A benchmark can therefore
+    be resumed after an interruption, or measure some figures at a time.
     """
 
     def __init__(self, output: Path, name: str, machine: dict[str, Any]) -> None:
@@ -119,9 +120,9 @@ class Figures:
         self._parts = {name: part for name, part in before.items() if same and isinstance(part, list)}
 
     def add(self, part: str, settings: dict[str, Any], measure: Callable[[], dict[str, Any]]) -> None:
-        """Measure a figure unless there is one with these settings, print it, and write the result.
+        """Measure a figure unless one with these settings exists, print it, and write the result.
 
-        The figure gets the machine's load before the measurement.
+        The machine's load before the measurement is recorded with the figure.
         """
         figures = self._parts.setdefault(part, [])
         kept = next((each for each in figures if settings.items() <= each.items()), None)
@@ -133,7 +134,7 @@ class Figures:
 
 
 def write_result(output: Path, name: str, machine: dict[str, Any], parts: dict[str, Any]) -> None:
-    """Write a benchmark's result as JSON: its name, the date (UTC), the machine, the command, the commit, the parts."""
+    """Write a benchmark's result as JSON: name, date (UTC), machine, command, commit, and parts."""
     output.parent.mkdir(parents=True, exist_ok=True)
     date = datetime.now(UTC).date().isoformat()
     made = {"benchmark": name, "date": date, "machine": machine, "command": command_of(sys.argv), "commit": commit()}
@@ -141,7 +142,7 @@ def write_result(output: Path, name: str, machine: dict[str, Any], parts: dict[s
 
 
 def command_of(arguments: Sequence[str]) -> str:
-    """Return the command of this process from the repository's root, with only the names of files elsewhere."""
+    """Return this process's command, relative to the repository's root. Files elsewhere are reduced to their names."""
     words = []
     for word in arguments:
         path = Path(word)
@@ -153,7 +154,7 @@ def command_of(arguments: Sequence[str]) -> str:
 
 
 def commit() -> str | None:
-    """Return the checkout's commit, with `-dirty` if code has changed since; None without git."""
+    """Return the checkout's commit, with `-dirty` if code has changed since. Return None without git."""
     try:
         git = ["git", "-C", str(ROOT)]
         head = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()

@@ -32,7 +32,7 @@ from benchmarks.training.tables import trial_part
 MISSING = "No result has been recorded yet."
 
 Parts = Mapping[str, tuple[Callable[[dict[str, Result]], str], str]]
-"""Parts of a page by the names in their markers, with each one's function and the command that records its results."""
+"""Parts of a page by the names in their markers. Each has a function, and the command that records its results."""
 
 PARTS: Parts = {
     "whole images": (generator_part, "make bench"),
@@ -64,16 +64,16 @@ PAGES: Mapping[str, Parts] = {
     "reading.md": {"rates": (reading_part, "make bench-reading")},
     "train.md": {"trial": (trial_part, "make bench-training")},
 }
-"""All pages with such parts."""
+"""All pages with parts, by file name."""
 
 
 def read_results(folder: Path) -> dict[str, Result]:
-    """Return the recorded results by file name without suffix."""
+    """Read the recorded results by file name without suffix."""
     return {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
 
 
 def filled(page: str, results: dict[str, Result], parts: Parts = PARTS) -> str:
-    """Return the page with the part between each pair of markers replaced. Raises SystemExit if markers are missing."""
+    """Replace the part between each pair of markers in a page. Raises SystemExit if markers are missing."""
     for name, (make, command) in parts.items():
         begin, end = f"<!-- {name}: made by make tables -->", f"<!-- end of {name} -->"
         if page.count(begin) != 1 or page.count(end) != 1 or page.index(begin) > page.index(end):

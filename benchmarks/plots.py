@@ -2,8 +2,9 @@
 
     python benchmarks/plots.py [--results FOLDER] [--docs FOLDER]
 
-Tables are written to the pages between pairs of marker comments, and plots to the folder `images/` next to them. Both
-are made only from the JSON, so no figure is typed by hand. A part without a result says so, and its plot is removed.
+Tables are written to the pages between pairs of marker comments, and plots to the folder `images/` next to the pages.
+Everything is generated from the JSON, so no figure is typed by hand. If a part has no result, the page says so, and its
+plot is removed.
 """
 
 import argparse
@@ -38,7 +39,7 @@ from benchmarks.tables import (  # noqa: E402
 DOCS = ROOT / "docs"
 PAGE = DOCS / "performance.md"
 
-# Okabe and Ito's colors, distinguishable with any kind of color vision.
+# Okabe and Ito's colors, which people with any kind of color vision can distinguish.
 INK, GRAY, BLUE, ORANGE, GREEN, SKY, RED, PINK = (
     "#222222", "#9a9a9a", "#0072b2", "#e69f00", "#009e73", "#56b4e9", "#d55e00", "#cc79a7",
 )  # fmt: skip
@@ -76,20 +77,20 @@ def main() -> None:
 
 
 def digest(results: dict[str, Result], sources: Sequence[str]) -> str:
-    """Return the identifier of the results that a plot shows, which the plot stores; who made them doesn't matter."""
+    """Identify the results that a plot shows. The plot stores this digest, which ignores who measured the results."""
     found = [results.get(source) for source in sources]
     shown = [each and {key: each[key] for key in each if key not in ("command", "commit")} for each in found]
     return "sha256:" + hashlib.sha256(json.dumps(shown, sort_keys=True).encode()).hexdigest()
 
 
 def digest_of(picture: Path) -> str | None:
-    """Return the `digest` from when the plot was drawn."""
+    """Return the `digest` that a plot stores."""
     found = re.search(r"sha256:[0-9a-f]{64}", picture.read_text())
     return found and found[0]
 
 
 def draw_performance(results: dict[str, Result], path: Path) -> None:
-    """Draw the seconds per photograph as bars with ratios, without crops and with the most layers of crops."""
+    """Draw the seconds per photograph as bars with ratios: without crops, and with the most layers of crops."""
     pyplot = pyplot_styled()
     shown = [results[name] for name in performance_sources() if name in results]
     shown = [shown[0], *shown[1:][-1:]]
@@ -126,7 +127,7 @@ def draw_performance(results: dict[str, Result], path: Path) -> None:
 
 
 def draw_stages(results: dict[str, Result], path: Path) -> None:
-    """Draw the seconds of the stages as a stacked bar per precision."""
+    """Draw the seconds of the stages as a stacked bar for each precision."""
     pyplot = pyplot_styled()
     result = results["stages"]
     found = result["precisions"]
@@ -170,7 +171,7 @@ def draw_stages(results: dict[str, Result], path: Path) -> None:
 
 
 def draw_scale(results: dict[str, Result], path: Path) -> None:
-    """Draw the memory of the largest process of each kind during a build, without the object store's pages."""
+    """Draw the memory of the largest process of each kind during a build. Pages of the object store aren't included."""
     pyplot = pyplot_styled()
     result = results["scale"]
     shown = [each for each in result["roles"] if each["role"] in ROLES]
@@ -188,7 +189,7 @@ def draw_scale(results: dict[str, Result], path: Path) -> None:
 
 
 def draw_recall(results: dict[str, Result], path: Path) -> None:
-    """Draw the share of the marks that each detector found, by angle and by kind of composite, with the counts."""
+    """Draw the share of the marks that each detector found, with counts, by angle and by kind of composite."""
     pyplot = pyplot_styled()
     result = results["privacy"]
     shown = {name: recall_by_change(result, name) for name in detectors(result)}
@@ -212,7 +213,7 @@ def draw_recall(results: dict[str, Result], path: Path) -> None:
 
 
 def performance_sources() -> tuple[str, ...]:
-    """Return the results that the plot of whole images may show."""
+    """Return the names of the results that the plot of whole images may show."""
     return ("generator_vs_reference", "generator_vs_reference-crops1", "generator_vs_reference-crops2")
 
 
@@ -222,7 +223,8 @@ PICTURES: dict[str, tuple[Sequence[str], Callable[[dict[str, Result], Path], Non
     "recall.svg": (("privacy",), draw_recall),
     "scale.svg": (("scale",), draw_scale),
 }
-"""Plots by file name: the results that they show, of which the first is required, and the function that draws them."""
+"""Plots by file name. Each has the results that it shows, of which the first is required, and a function that draws
+it."""
 
 
 def label_of(side: str) -> str:
@@ -231,7 +233,7 @@ def label_of(side: str) -> str:
 
 
 def pyplot_styled() -> Any:
-    """Return pyplot in the plots' style without a display, with text as outlines to be identical everywhere."""
+    """Return pyplot with the plots' style, without a display, and with text as outlines to look the same everywhere."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -257,7 +259,7 @@ def pyplot_styled() -> Any:
 
 
 def save(figure: Any, path: Path, description: str, identifier: str) -> None:
-    """Write the plot with its description, but without the time at which it was drawn."""
+    """Write a plot with its description, but without the time at which it was drawn."""
     from matplotlib import pyplot
 
     metadata = {"Date": None, "Creator": None, "Description": description, "Identifier": identifier}

@@ -26,22 +26,22 @@ _ROLES = {
     r"spawn_main": "prepare child",
     r"ray::.*": "task worker",
 }
-"""Role of a process by a pattern of its command line; the first match wins."""
+"""Roles of processes, by a pattern of the command line. The first match wins."""
 
 
 @dataclass
 class TracedProcess:
-    """Process with its role and its size at each sample."""
+    """Process with its role, and its memory at each sample."""
 
     role: str
     seconds: list[float] = field(default_factory=list)  # since the trace started
-    rss_mib: list[float] = field(default_factory=list)  # including shared pages of the object store
-    own_mib: list[float] = field(default_factory=list)  # without shared pages
+    rss_mib: list[float] = field(default_factory=list)  # includes shared pages of the object store
+    own_mib: list[float] = field(default_factory=list)  # excludes shared pages
     cpu_s: float = 0.0  # at the last sample
 
 
 class Trace:
-    """All descendants of a process, by id."""
+    """Trace of all descendants of a process, by process id."""
 
     def __init__(self, root: int) -> None:
         self._root = psutil.Process(root)
@@ -49,7 +49,7 @@ class Trace:
         self.processes: dict[tuple[int, float], TracedProcess] = {}
 
     def look(self) -> None:
-        """Sample every running process, skipping those that end meanwhile."""
+        """Sample every running process. Processes that end meanwhile are skipped."""
         now = time.monotonic() - self._began
         for process in self._living():
             with suppress(psutil.Error):
@@ -57,7 +57,7 @@ class Trace:
                 role = role_of(" ".join(process.cmdline()))
                 memory, times = process.memory_info(), process.cpu_times()
                 traced = self.processes.setdefault(key, TracedProcess(role or "other"))
-                # A worker starts before Ray assigns its role, and is renamed for each task.
+                # A worker starts before Ray assigns its role, and Ray renames it for each task.
                 if traced.role in ("other", "task worker") and role is not None:
                     traced.role = role
                 traced.seconds.append(round(now, 1))
@@ -72,5 +72,5 @@ class Trace:
 
 
 def role_of(command: str) -> str | None:
-    """Return the role of a process by its command line, or None if unknown."""
+    """Return the role of a process, given its command line, or None if it is unknown."""
     return next((role for pattern, role in _ROLES.items() if re.search(pattern, command)), None)

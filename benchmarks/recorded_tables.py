@@ -9,7 +9,7 @@ _AUDITED = ("masks", "images", "seconds", "seconds per million masks", "MiB befo
 
 
 def clicks_part(results: dict[str, Result]) -> str:
-    """Return the response times of clicks, on each CPU."""
+    """Format the response times of clicks, on each CPU."""
     names = ("click_latency", "click_latency-avx2", "click_latency-avx2-apart")
     found = [results[name] for name in names if name in results]
     if not found:
@@ -29,17 +29,17 @@ def clicks_part(results: dict[str, Result]) -> str:
 
 
 def audit_part(results: dict[str, Result]) -> str:
-    """Return the time and memory of audits."""
+    """Format the time and memory of audits."""
     return _audited(results, (*_AUDITED, "peak MiB per worker"), audit_row)
 
 
 def statistics_part(results: dict[str, Result]) -> str:
-    """Return the time and memory of statistics."""
+    """Format the time and memory of statistics."""
     return _audited(results, _AUDITED, statistics_row)
 
 
 def intervals_part(results: dict[str, Result]) -> str:
-    """Return the simulated coverage of 95 % intervals: the lowest and highest by number of images."""
+    """Format the simulated coverage of 95 % intervals: the lowest and the highest by number of images."""
     result = results.get("interval_coverage")
     if result is None:
         return ""

@@ -14,13 +14,13 @@ GROUPS = {
     "upscale and filter": ("upscale and filter",),
     "the rest": ("suppression", "clean-up", "RLE", "other"),
 }
-"""Stages as the plot groups them."""
+"""Groups of stages in the plot."""
 
 Result = dict[str, Any]
 
 
 def part_of(name: str) -> Callable[[Callable[[Result], str]], Callable[[dict[str, Result]], str]]:
-    """Decorate a part that is made from one result: it takes all recorded results, and is empty without this one."""
+    """Decorate a part that uses one result, so that it takes all results, and is empty if its result is missing."""
 
     def decorate(make: Callable[[Result], str]) -> Callable[[dict[str, Result]], str]:
         return functools.wraps(make)(lambda results: make(results[name]) if name in results else "")
@@ -29,7 +29,7 @@ def part_of(name: str) -> Callable[[Callable[[Result], str]], Callable[[dict[str
 
 
 def generator_part(results: dict[str, Result]) -> str:
-    """Return whole images without crops, and the plot of all."""
+    """Format whole images without crops, and the plot of all."""
     result = results.get("generator_vs_reference")
     if result is None:
         return ""
@@ -37,7 +37,7 @@ def generator_part(results: dict[str, Result]) -> str:
 
 
 def crops_part(results: dict[str, Result]) -> str:
-    """Return whole images with crops."""
+    """Format whole images with crops."""
     found = [
         results[name] for name in ("generator_vs_reference-crops1", "generator_vs_reference-crops2") if name in results
     ]
@@ -45,7 +45,7 @@ def crops_part(results: dict[str, Result]) -> str:
 
 
 def comparison(result: Result) -> str:
-    """Return a comparison in words with its speed, agreement, memory, and measurement conditions."""
+    """Describe a comparison: speed, agreement, memory, and the conditions of the measurement."""
     settings, rows = result["settings"], result["photographs"]
     precisions = settings["precisions"]
     words = wrapped(" ".join(in_words(precision, rows) for precision in precisions))
@@ -118,7 +118,7 @@ def comparison(result: Result) -> str:
 
 
 def rounds_of(rows: Sequence[Result]) -> str:
-    """Return the rounds per photograph in words: `3 rounds`, or `2 rounds (truck) or 1 round`."""
+    """Describe the rounds per photograph: `3 rounds`, or `2 rounds (truck) or 1 round`."""
     names: dict[int, list[str]] = {}
     for row in rows:
         names.setdefault(len(row["rounds"]), []).append(row["name"])
@@ -128,7 +128,7 @@ def rounds_of(rows: Sequence[Result]) -> str:
 
 
 def kernels_table(rows: Sequence[Result], precisions: Sequence[str]) -> str:
-    """Return the speed of the CPU kernels beside torch's, in the same rounds."""
+    """Format the speed of the CPU kernels next to torch's, from the same rounds."""
     return table(
         ["photograph", "without CPU kernels (s)", *(f"{one} speedup" for one in precisions), "fp32 masks", "equal"],
         (
@@ -145,7 +145,7 @@ def kernels_table(rows: Sequence[Result], precisions: Sequence[str]) -> str:
 
 
 def avx2_table(rows: Sequence[Result]) -> str:
-    """Return the speed of the CPU kernels beside torch's, with both held to AVX2."""
+    """Format the speed of the CPU kernels next to torch's, with both limited to AVX2."""
     return table(
         ["photograph", "AVX2 without CPU kernels (s)", "AVX2 (s)", "speedup", "masks", "equal"],
         (
@@ -165,7 +165,7 @@ def avx2_table(rows: Sequence[Result]) -> str:
 
 
 def in_words(precision: str, rows: Sequence[Result]) -> str:
-    """Return a sentence about one precision over all photographs."""
+    """Describe one precision over all photographs in a sentence."""
     ours = [row["ours"][precision] for row in rows]
     ratios = [one["ratio"]["median"] for one in ours]
     images = "this photograph" if len(rows) == 1 else f"these photographs (median {statistics.median(ratios):.1f})"
@@ -181,7 +181,7 @@ def in_words(precision: str, rows: Sequence[Result]) -> str:
 
 
 def stages_part(results: dict[str, Result]) -> str:
-    """Return the seconds of each stage with one thread."""
+    """Format the seconds of each stage with one thread."""
     result = results.get("stages")
     if result is None:
         return ""
@@ -245,7 +245,7 @@ def stages_part(results: dict[str, Result]) -> str:
 
 
 def kernel_stages_table(pairs: Result) -> str:
-    """Return the seconds of the stages that the CPU kernels compute, with and without them."""
+    """Format the seconds of the stages that have CPU kernels, with and without the kernels."""
     return table(
         ["stage", "held to", "without CPU kernels (s)", "with (s)", "speedup", "masks", "equal"],
         (
@@ -265,13 +265,13 @@ def kernel_stages_table(pairs: Result) -> str:
 
 
 def stage_cells(row: Result) -> tuple[str, str]:
-    """Return the seconds and share of a stage."""
+    """Format the seconds and the share of a stage."""
     return f"{row['seconds']:.3f}", percent(row["share"], 1)
 
 
 @part_of("stages")
 def scaling_part(result: Result) -> str:
-    """Return the seconds over the grid, the layers of crops, and the size."""
+    """Format the seconds by grid, by layers of crops, and by size."""
     found = result["precisions"]
     first = next(iter(found.values()))["scaling"]
     if not any(first.values()):
@@ -307,7 +307,7 @@ def scaling_part(result: Result) -> str:
 
 @part_of("pipeline_vs_loop")
 def pipeline_part(result: Result) -> str:
-    """Return a build compared with a plain loop."""
+    """Compare a build with a plain loop."""
     settings = result["settings"]
     rows = table(
         ["round", "loop (s)", "build (s)", "relative throughput", "threads per actor"],
@@ -329,7 +329,7 @@ def pipeline_part(result: Result) -> str:
 
 @part_of("encoder_vs_reference")
 def encoder_part(result: Result) -> str:
-    """Return the ViT encoders."""
+    """Format the results of the ViT encoders."""
     rows = table(
         [
             "encoder",
@@ -359,7 +359,7 @@ def encoder_part(result: Result) -> str:
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """Return a Markdown table with the first column left-aligned and the others right-aligned."""
+    """Format a Markdown table. The first column is left-aligned, and the others are right-aligned."""
     lines = [head, ["---", *["--:"] * (len(head) - 1)], *rows]
     return "\n".join(f"| {' | '.join(str(cell) for cell in line)} |" for line in lines)
 
@@ -370,7 +370,7 @@ def wrapped(text: str) -> str:
 
 
 def where(result: Result) -> str:
-    """Return the date and machine of a result."""
+    """Describe the date and machine of a result."""
     machine = result["machine"]
     threads, cores = (
         f"{count} {name}{'s' * (count != 1)}"
@@ -384,25 +384,25 @@ def where(result: Result) -> str:
 
 
 def grid_of(settings: Result) -> str:
-    """Return the grid and the crops in words."""
+    """Describe the grid and the crops in words."""
     points, layers = settings["points_per_side"], settings["crop_n_layers"]
     crops = {0: "no crops", 1: "one layer of crops"}.get(layers, f"{layers} layers of crops")
     return f"{points} × {points} points and {crops}"
 
 
 def side_of(row: Result, side: str) -> Result:
-    """Return the reference's part of a photograph's row, or ours in a precision."""
+    """Return the reference's part of a photograph's row, or our part in a precision."""
     found: Result = row["reference"] if side == "reference" else row["ours"][side]
     return found
 
 
 def thresholds(rows: Sequence[Result]) -> list[str]:
-    """Return the IoUs at which masks count as found, strictest first."""
+    """Return the IoUs at which masks count as found, highest first."""
     return list(next(iter(rows[0]["ours"].values()))["matched"])
 
 
 def seconds(value: float) -> str:
-    """Format seconds with at least three digits, at most two of them after the decimal point."""
+    """Format seconds with at least three digits, of which at most two are decimals."""
     return f"{value:.{2 if value < 10 else 1 if value < 100 else 0}f}"
 
 
@@ -412,19 +412,19 @@ def percent(share: float, digits: int = 0) -> str:
 
 
 def ratio(found: Result, digits: int = 1) -> str:
-    """Format a ratio with its spread, which a single round doesn't have."""
+    """Format a ratio with its spread. A single round has no spread."""
     spread = f" ({found['least']:.{digits}f}–{found['most']:.{digits}f})" if found["least"] < found["most"] else ""
     return f"**{found['median']:.{digits}f}**{spread}"
 
 
 def span(values: Sequence[float]) -> str:
-    """Format the minimum and maximum, or one of them if they look the same."""
+    """Format the minimum and the maximum, or only one of them if they look the same."""
     least, most = f"{min(values):.1f}", f"{max(values):.1f}"
     return least if least == most else f"{least} to {most}"
 
 
 def alternative(results: dict[str, Result]) -> str:
-    """Return the alternative text of the plot of whole images."""
+    """Write the alternative text for the plot of whole images."""
     result = results["generator_vs_reference"]
     ratios = {
         one: span([row["ours"][one]["ratio"]["median"] for row in result["photographs"]])
@@ -435,7 +435,7 @@ def alternative(results: dict[str, Result]) -> str:
 
 
 def alternative_stages(result: Result) -> str:
-    """Return the alternative text of the plot of the stages."""
+    """Write the alternative text for the plot of the stages."""
     note = []
     for precision, found in result["precisions"].items():
         shares = ", ".join(f"{name} {percent(value / found['seconds'])}" for name, value in grouped(found))
@@ -444,6 +444,6 @@ def alternative_stages(result: Result) -> str:
 
 
 def grouped(found: Result) -> list[tuple[str, float]]:
-    """Return the seconds of the plot's groups of stages."""
+    """Sum up the seconds of each group of stages in the plot."""
     by_name = {row["name"]: row["seconds"] for row in found["stages"]}
     return [(name, sum(by_name[stage] for stage in stages)) for name, stages in GROUPS.items()]

@@ -1,6 +1,6 @@
 """Latency of clicks on the annotator's page in a real browser, from pointer event to the frame that shows the mask.
 
-In the page, a click starts at the browser's timestamp of its `pointerdown` event, and ends after the animation frame
+In the page, a click starts at the browser's timestamp of its `pointerdown` event. It ends after the animation frame
 that follows the drawing of the active mask.
 """
 
@@ -11,8 +11,8 @@ from typing import Any
 _ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
 _WAIT_MS = 30_000
 
-# `window.shown` is a promise of the last click's time, or of null if no mask is drawn because the model found none or
-# the previous one. The page isn't polled meanwhile, because polling would keep it busy.
+# `window.shown` is a promise of the last click's time. It resolves to null if no mask is drawn, because the model found
+# none or the same one as before. Awaiting the promise avoids polling, which would keep the page busy.
 _WATCH = """() => {
     let begun = null;
     let tell = null;
@@ -43,7 +43,7 @@ _WATCH = """() => {
 
 @dataclass(frozen=True)
 class ClickTimes:
-    """Milliseconds of the clicks of each kind, and the browser in which they were measured."""
+    """Milliseconds per click of each kind, and the browser that they were measured in."""
 
     first: list[float]
     later: list[float]
@@ -51,7 +51,10 @@ class ClickTimes:
 
 
 def click_in_browser(address: str, clicks: int, seed: int, warm: int, pause_s: float) -> ClickTimes | None:
-    """Click on random places of image 1 with pauses, first new objects, then corrections; None without Chromium."""
+    """Click on random places of image 1 with pauses: first to start new objects, then to correct them.
+
+    Returns None if Chromium isn't installed.
+    """
     executable = shutil.which("chromium")
     if executable is None:
         return None
@@ -71,7 +74,7 @@ def click_in_browser(address: str, clicks: int, seed: int, warm: int, pause_s: f
         times: dict[str, list[float]] = {"first": [], "later": []}
 
         def click(button: Any) -> float | None:
-            """Click on a random place; return None if the model found nothing there, so that no mask is drawn."""
+            """Click on a random place. Return None if the model finds nothing there, because no mask is drawn then."""
             page.wait_for_timeout(1000 * pause_s)
             x, y = rng.uniform(0.02, 0.98, 2)
             page.mouse.click(picture["x"] + x * picture["width"], picture["y"] + y * picture["height"], button=button)

@@ -1,15 +1,18 @@
 """Latency of a click in `segmint annotate`, measured over HTTP and in a real browser.
 
-First clicks (one point) and later ones (points with the logits of the previous prediction) are reported separately,
-next to the 50 ms in which the SAM paper's model responds in a browser. Each click follows a pause like a person's, in
-which threads and cores go to sleep. The image's embedding is ready. Over HTTP, a time is from the request to the
-complete response; in Chromium, if it is on the PATH, from the pointer event to the frame that shows the mask. The same
-run compares the server's masks with those of `Predictor` for the same prompts, bit for bit. With the CPU kernels, it
-also times the model alone (`Predictor.predict`) for the same later clicks with the kernels and by torch, in turn.
+The SAM paper's model responds to a click in a browser within 50 ms. The benchmark reports its times next to this
+number, separately for first clicks (one point) and later clicks (points with the logits of the previous prediction).
+Before each click, it pauses like a person, so threads and cores go to sleep. The image's embedding is ready. Over HTTP,
+the clock runs from the request to the complete response. In Chromium, if it is on the PATH, the clock runs from the
+pointer event to the frame that shows the mask.
+
+The same run compares the server's masks with the masks of `Predictor` for the same prompts, bit for bit. If there are
+CPU kernels, it also times the model without the server (`Predictor.predict`) for the same later clicks, alternating
+between the kernels and torch.
 
     python benchmarks/annotate/click_latency.py --clicks 200
 
-With `--apart`, the server runs on one core and the browser on another one, so that neither waits for the other.
+With `--apart`, the server and the browser each run on a separate core, so that neither waits for the other.
 """
 
 import argparse
@@ -35,7 +38,7 @@ _WARM = 10
 
 
 def make_dataset(folder: Path, photograph: str, side: int) -> Path:
-    """Build a dataset of one photograph, scaled so that its shorter side is `side` pixels, and return its folder."""
+    """Build a dataset of one photograph, whose shorter side is scaled to `side` pixels, and return its folder."""
     import numpy as np
     from PIL import Image
     from skimage import data
@@ -58,9 +61,9 @@ def make_dataset(folder: Path, photograph: str, side: int) -> Path:
 def measure(
     dataset: Path, clicks: int, seed: int, threads: int, pause_s: float, apart: tuple[int, int] | None
 ) -> dict[str, Any]:
-    """Click on random places, and return the milliseconds of first and later clicks and whether all masks are exact.
+    """Click on random places. Return the milliseconds of first and later clicks, and whether all masks are exact.
 
-    `apart` has the core of the server and that of the browser, or is None if they share all cores.
+    `apart` contains the server's core and the browser's core, or is None if they share all cores.
     """
     import httpx
 
@@ -68,7 +71,7 @@ def measure(
     command += ["--weights", "mobile_sam", "--device", "cpu", "--name", "http", "--name", "page"]
     cores = os.sched_getaffinity(0)
     if apart is not None:
-        os.sched_setaffinity(0, apart[:1])  # child processes have the cores of this thread
+        os.sched_setaffinity(0, apart[:1])  # child processes inherit this thread's cores
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         try:
             if apart is not None:
@@ -134,8 +137,8 @@ def _spread(milliseconds: list[float]) -> dict[str, Any]:
 def _compare(jpeg: bytes, asked: list[dict[str, Any]], threads: int) -> tuple[bool, dict[str, Any] | None]:
     """Compare the server's masks with the masks of `Predictor` for the same prompts and number of threads.
 
-    Returns whether all are equal, and the milliseconds of `Predictor.predict` for the later clicks with the CPU kernels
-    and by torch, with their ratio; None without kernels.
+    Returns whether all masks are equal. If there are CPU kernels, also returns the milliseconds of `Predictor.predict`
+    for the later clicks, with the kernels and with torch, and their ratio; otherwise, returns None for these.
     """
     import numpy as np
 
@@ -197,7 +200,7 @@ def main() -> None:
     if arguments.apart:
         first, second, *_ = sorted(os.sched_getaffinity(0))
         apart = first, second
-    threads = 1 if apart else physical_cores()  # before the dataset is built, which sets torch's threads
+    threads = 1 if apart else physical_cores()  # first, because building the dataset changes torch's threads
     machine = describe_machine(threads, "fp32")
     with tempfile.TemporaryDirectory() as folder:
         dataset = make_dataset(Path(folder), arguments.photograph, arguments.side)

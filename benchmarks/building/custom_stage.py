@@ -2,11 +2,13 @@
 
     python benchmarks/building/custom_stage.py [--rows N] [--output FILE]
 
-Each row has an image of 450 kB and 100 masks, in blocks of 16. The same flow runs with three actors: `plain` returns
-its blocks, the stage `unchanged` its rows, and the stage `valued` its rows with a value. `calls` is the CPU time of the
-actor's process during its calls, and `ledger` that of the ledger actor, which records the rows of both stages.
-`per_call` is the time of the same calls in this process, without Ray and the ledger. The benchmark fails if a row or a
-value differs.
+Each row contains an image of 450 kB and 100 masks, and a block contains 16 rows. The same flow runs with three actors:
+`plain` returns its blocks unchanged, the stage `unchanged` returns its rows, and the stage `valued` returns its rows
+with an additional value.
+
+The result contains three times. `calls` is the CPU time of the actor's process during its calls. `ledger` is the CPU
+time of the ledger actor, which records the rows of both stages. `per_call` is the time of the same calls in this
+process, without Ray and without the ledger. The benchmark fails if a row or a value differs.
 """
 
 import argparse
@@ -36,7 +38,7 @@ from segmint.operators.rows import to_table  # noqa: E402
 from segmint.operators.schemas import DESCRIBED  # noqa: E402
 
 TIMES = "SEGMINT_STAGE_TIMES"
-"""Environment variable with the folder of the actors' times."""
+"""Environment variable that contains the folder for the actors' times."""
 
 BLOCK_ROWS, IMAGE_BYTES, MASKS = 16, 450_000, 100
 
@@ -65,7 +67,7 @@ class Valued:
 
 
 def _noted(began: float, table: pa.Table, rows: int) -> pa.Table:
-    """Append the CPU seconds of a call and its rows to this process's file."""
+    """Append a call's CPU seconds and number of rows to this process's file."""
     with (Path(os.environ[TIMES]) / str(os.getpid())).open("a") as file:
         file.write(f"{time.process_time() - began} {rows}\n")
     return table
@@ -99,7 +101,7 @@ def block() -> pa.Table:
 
 
 def per_call(table: pa.Table, name: str) -> float:
-    """Return the CPU ms per row of calls in this process."""
+    """Measure the CPU milliseconds per row of calls in this process."""
     stage = CustomStage(load_stage(f"benchmarks.building.custom_stage.{name}", {}))
     done = stage(table)
     assert done.select(table.column_names).equals(table)
@@ -114,7 +116,7 @@ def per_call(table: pa.Table, name: str) -> float:
 
 
 def flow(reference: Any, blocks: int, kind: str) -> dict[str, float]:
-    """Run a flow of one actor; return the CPU ms per row of its calls and of the ledger."""
+    """Run a flow with one actor. Return the CPU milliseconds per row of the actor's calls and of the ledger."""
     import ray
 
     from segmint.infra.row_ledger import RowLedger
@@ -123,7 +125,7 @@ def flow(reference: Any, blocks: int, kind: str) -> dict[str, float]:
     for file in times.iterdir():
         file.unlink()
     ledger = RowLedger()
-    ledger.suspects()  # waits until it runs
+    ledger.suspects()  # wait until the ledger runs
     spec = None if kind == "plain" else load_stage(f"benchmarks.building.custom_stage.{kind.capitalize()}", {})
     trace = Trace(os.getpid())
     trace.look()

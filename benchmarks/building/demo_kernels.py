@@ -2,10 +2,10 @@
 
     python benchmarks/building/demo_kernels.py [--rounds N]
 
-Each round builds the demo's dataset once per side in a separate process with a separate Ray cluster; rounds alternate
-which side goes first. `actor_s` is the CPU time of the segment actors' processes from their start to their end,
-including libraries and weights, sampled every 0.1 s. `build_s` is the wall time of the build. The masks of both sides
-are compared: the same masks per image, with predicted IoUs within 2e-6.
+In each round, both sides build the demo's dataset once, each in a separate process with a separate Ray cluster. The
+side that goes first alternates. `actor_s` is the CPU time of the segment actors' processes over their whole life,
+including libraries and weights, sampled every 0.1 s. `build_s` is the wall time of the build. The benchmark compares
+the masks of both sides, which must be the same for each image, with predicted IoUs within 2e-6.
 """
 
 import argparse
@@ -29,7 +29,7 @@ SCORES_WITHIN = 2e-6
 
 
 def build(kernels: str) -> dict[str, Any]:
-    """Build the demo's dataset; return the seconds and each image's masks as (RLE counts, predicted IoU)."""
+    """Build the demo's dataset. Return the seconds, and each image's masks as (RLE counts, predicted IoU)."""
     import yaml
 
     from segmint.catalogs.dataset.reading.torch_dataset import open_dataset
@@ -94,12 +94,12 @@ def main() -> None:
 
 
 def paired(mine: dict[str, Any], other: dict[str, Any]) -> list[tuple[Any, Any]]:
-    """Return both sides' masks of each image of either side."""
+    """Pair both sides' masks by image. An image that one side lacks is included, too."""
     return [(mine.get(image, []), other.get(image, [])) for image in mine.keys() | other.keys()]
 
 
 def matched(mine: list[tuple[str, float]], other: list[tuple[str, float]]) -> int:
-    """Return how many masks of an image have equal run lengths and a predicted IoU within `SCORES_WITHIN`."""
+    """Count the masks of an image with equal run lengths and a predicted IoU within `SCORES_WITHIN`."""
     if len(mine) != len(other):
         return 0
     return sum(a[0] == b[0] and abs(a[1] - b[1]) <= SCORES_WITHIN for a, b in zip(mine, other, strict=True))

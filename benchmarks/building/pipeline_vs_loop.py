@@ -2,13 +2,16 @@
 
     python benchmarks/building/pipeline_vs_loop.py [--photos FOLDER] [--images N] [--rounds N] [--threads N]
 
-Both sides make the same annotations from the same photographs: prepare (including face and plate detection), segment,
-and describe. Both may use all cores: the loop's model uses one thread per core, the best for a single process, and the
-build divides the cores among its actors by default. Each side runs in a separate process, timed from start to end,
-including imports and loading the model; the build also starts Ray, and writes and commits shards. Rounds alternate, and
-the ratio of throughputs is given with its spread. The number of threads changes the last bits, so after the rounds the
-loop runs once more with the threads of the build's actors, and every image's JSON must match that of every build, byte
-for byte. Photographs are repeated up to the number of images. The result is written to `benchmarks/results/` as JSON.
+Both sides create the same annotations from the same photographs: they prepare (including face and plate detection),
+segment, and describe. Photographs are repeated up to the number of images. Both sides may use all cores. The loop's
+model uses one thread per core, which is the fastest setting for a single process; the build divides the cores among its
+actors by default. Each side runs in a separate process that is timed from start to end, including imports and loading
+the model. The build also starts Ray, and writes and commits shards. Rounds alternate, and the ratio of throughputs is
+reported with its spread.
+
+The number of threads changes the last bits. After the rounds, the loop therefore runs once more with as many threads as
+the build's actors. Every image's JSON from this run must match that of every build, byte for byte. The result is
+written to `benchmarks/results/` as JSON.
 """
 
 import argparse
@@ -34,7 +37,7 @@ SCIKIT_IMAGE = ("astronaut", "coffee", "chelsea", "rocket")
 
 
 def main() -> None:
-    """Measure round by round, compare, print a line per round, and write the result."""
+    """Measure and compare round by round, print a line per round, and write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photos", type=Path, help="a folder of photographs; scikit-image's without it")
     parser.add_argument("--images", type=int, default=16, help="images in the catalog")
@@ -67,7 +70,7 @@ def main() -> None:
 
 
 def write_catalog(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Write photographs and catalog to `folder`, and return the configuration without its paths."""
+    """Write the photographs and a catalog to `folder`. Return the configuration without its paths."""
     sources = photographs(arguments.photos, folder)
     rows = [{"uri": str(sources[index % len(sources)]), "image_id": str(index)} for index in range(arguments.images)]
     lines = (json.dumps({**row, "license": "CC0-1.0"}) + "\n" for row in rows)
@@ -83,7 +86,7 @@ def write_catalog(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]
 
 
 def photographs(given: Path | None, folder: Path) -> list[Path]:
-    """Return the photographs' files: those of a folder, or scikit-image's, written as PNG."""
+    """Return the files of the photographs in a folder, or of scikit-image's photographs, which are written as PNG."""
     if given is not None:
         found = [path.resolve() for path in sorted(given.iterdir()) if path.suffix.lower() in SUFFIXES]
         if not found:
@@ -150,7 +153,7 @@ def run_build(config: Path, _threads: int) -> dict[str, Any]:
 
 
 def run_loop(config: Path, threads: int, *, once: bool = False) -> dict[str, bytes]:
-    """Run the plain loop in a new process, and return each image's annotations by their file name in a shard.
+    """Run the plain loop in a new process. Return each image's annotations by their file name in a shard.
 
     With `once`, a repeated photograph is processed only once.
     """
@@ -159,7 +162,7 @@ def run_loop(config: Path, threads: int, *, once: bool = False) -> dict[str, byt
 
 
 def loop(config_path: str, threads: int, once: bool) -> dict[str, bytes]:
-    """Process one image after another with the stages' pure functions, with `threads` threads for torch."""
+    """Process one image after another with the stages' pure functions. torch uses `threads` threads."""
     import torch
 
     from segmint.infra.assets.resolve import resolve
@@ -182,7 +185,7 @@ def loop(config_path: str, threads: int, once: bool) -> dict[str, bytes]:
     generator = MaskGenerator(Predictor(load_model(resolve(config.model.weights), compute)), config.masks.settings())
 
     def segmented(uri: str) -> tuple[tuple[int, int], list[dict[str, Any]]]:
-        torch.set_num_threads(1)  # as in the pipeline, where detectors run in parallel with the model
+        torch.set_num_threads(1)  # as in a build, where detectors run in parallel with the model
         prepared = prepare_image(Path(uri).read_bytes(), prepare, detectors)
         torch.set_num_threads(compute.threads)
         masks = mask_columns(generator.generate(decode_jpeg(prepared.release)))["masks"]

@@ -4,13 +4,15 @@
 
 Everything runs in one process with one thread, as in a child process of `prepare`.
 
-CPU seconds of `prepare_image` are measured on JPEGs of real photographs, scaled to the given megapixels. It runs
-unchanged, and the functions that it calls are timed from outside. The stages that begin with `look` are those of the
-last look; among them, `look turned` is the search for faces in turned images. `shrink` makes the image that is searched
-and the original. If an image needs several looks, `redact`, `release`, and the look are those of an average one, so
-`total` is the cost if the first look is clean, and `round` that of each further round. `rule_2` is the cost without
-looks, in the same run. Each photograph is measured with the original for two layers of crops and without it. The median
-over photographs is shown.
+The benchmark measures the CPU seconds of `prepare_image` on JPEGs of real photographs, scaled to the given megapixels.
+`prepare_image` runs unchanged, and the functions that it calls are timed from outside. The stages that begin with
+`look` belong to the last look; `look turned` is the search for faces in turned images. `shrink` creates the image that
+is searched, and the original.
+
+An image may need several looks. `redact`, `release`, and the look are then averages over its looks. Therefore, `total`
+is the cost if the first look is clean, and `round` is the cost of each further round. `rule_2` is the cost without
+looks, in the same run. Each photograph is measured twice: with the original for two layers of crops, and without it.
+The result is the median over photographs.
 
 The result is written to `benchmarks/results/prepare.json`.
 """
@@ -80,15 +82,15 @@ def main() -> None:
 
 @dataclass
 class CpuClock:
-    """CPU seconds of the functions that it wraps, by stage; nested calls count once."""
+    """Clock for the CPU seconds of the functions that it wraps, by stage. Nested calls count once."""
 
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
     inner: float = 0.0
     looks: int = 0
-    searched: set[str] = field(default_factory=set)  # stages of this look, or of the search before the first one
+    searched: set[str] = field(default_factory=set)  # stages of this look, or of the search before the first look
 
     def looked(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Wrap the last look to add its time, without that of detectors, to its stage."""
+        """Wrap the last look so that its time, without the detectors' time, counts for its stage."""
         timed = self.timed("look", function)
 
         @functools.wraps(function)
@@ -100,7 +102,7 @@ class CpuClock:
         return wrapper
 
     def detected(self, stage: str, detect: Callable[[Any], Any], image: Any) -> Any:
-        """Search an image, and add the time to a detector's stage; only the first search of a look is upright."""
+        """Search an image, and add the time to a detector's stage. Only the first search of a look is upright."""
         stage = "turned" if stage in self.searched else stage
         self.searched.add(stage)
         return self.timed(f"look {stage}" if self.looks else stage, detect)(image)
@@ -135,7 +137,7 @@ class TimedDetector:
 
 
 def measure(images: dict[str, Pixels], megapixels: float, detectors: Sequence[Detector]) -> dict[str, Any]:
-    """Return the CPU seconds of each stage at one size, with and without originals, as medians over the photographs."""
+    """Measure the CPU seconds of each stage at one size, with and without originals: medians over the photographs."""
     every: dict[bool, list[dict[str, float]]] = {}
     for image in images.values():
         data = jpeg(enlarged(image, megapixels))
@@ -157,12 +159,12 @@ def measure(images: dict[str, Pixels], megapixels: float, detectors: Sequence[De
 
 
 def median(runs: Sequence[dict[str, float]], stages: Sequence[str]) -> float:
-    """Return the median over runs of the seconds of these stages together."""
+    """Return the median over runs of these stages' total seconds."""
     return round(statistics.median(sum(run[stage] for stage in stages) for run in runs), 3)
 
 
 def timed(data: bytes, with_original: bool, detectors: Sequence[Detector]) -> dict[str, float]:
-    """Return the CPU seconds of each stage for one image."""
+    """Measure the CPU seconds of each stage for one image."""
     clock = CpuClock()
     config = settings(with_original)
     timed_detectors = [TimedDetector(each, clock) for each in detectors]
@@ -187,12 +189,12 @@ def settings(with_original: bool) -> PrepareConfig:
 
 
 def enlarged(image: Pixels, megapixels: float) -> Pixels:
-    """Return the photograph scaled to `megapixels`."""
+    """Scale a photograph to `megapixels`."""
     return scaled(image, (megapixels * 1e6 / (image.shape[0] * image.shape[1])) ** 0.5)
 
 
 def jpeg(image: Pixels) -> bytes:
-    """Encode an image as a JPEG of a camera's quality."""
+    """Encode an image as a JPEG with the quality of a camera's."""
     stream = io.BytesIO()
     Image.fromarray(image).save(stream, "JPEG", quality=92)
     return stream.getvalue()
@@ -208,7 +210,7 @@ def print_stages(row: dict[str, Any]) -> None:
 
 
 def scaled(image: Pixels, factor: float) -> Pixels:
-    """Return the image resized by a factor, averaging or enlarging smoothly."""
+    """Resize an image by a factor, with averaging or smooth enlargement."""
     method = cv2.INTER_AREA if factor < 1 else cv2.INTER_CUBIC
     return np.ascontiguousarray(cv2.resize(image, None, fx=factor, fy=factor, interpolation=method))
 

@@ -32,5 +32,5 @@ def prepare_part(results: dict[str, Result]) -> str:
 
 
 def _seconds(run: dict[str, float], stage: str) -> float:
-    """Return a stage's seconds; `look` includes the detectors."""
+    """Return a stage's seconds. `look` includes the detectors."""
     return sum(value for name, value in run.items() if name == stage or name.startswith(f"{stage} "))

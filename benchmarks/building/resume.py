@@ -2,10 +2,11 @@
 
     python benchmarks/building/resume.py [--commits N] [--folder FOLDER] [--output FILE]
 
-A build with stubs for the pixel stages (see `stubs.py`) and one image per shard starts the dataset. All shards except
-the first and the last are then written as copies of the first one, with their own names and commits. A build resumes
-the dataset twice: first without summaries, then with those that the first build left. The results are the seconds from
-the start of the command until the missing shards are known, until the first commit, and until the end.
+A build with one image per shard, and with stubs for the pixel stages (see `stubs.py`), creates the dataset. All shards
+except the first and the last are then written as copies of the first one, each with its own name and commit. Next, a
+build resumes the dataset twice: first without summaries, and then with the summaries that the first build left. The
+result contains the seconds from the start of the command until the missing shards are known, until the first commit,
+and until the end.
 """
 
 import argparse
@@ -39,7 +40,7 @@ THREADS = 32
 
 
 def main() -> None:
-    """Make the dataset, resume it twice, and write the result."""
+    """Create the dataset, resume it twice, and write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--commits", type=int, default=40_000)
     parser.add_argument("--folder", type=Path, help="folder for the server's objects")
@@ -54,7 +55,7 @@ def main() -> None:
 
 
 def measure(folder: Path, commits: int) -> dict[str, Any]:
-    """Resume a dataset of `commits` commits, twice."""
+    """Create a dataset with `commits` commits, and resume it twice."""
     with s3_server(folder) as server:
         options = {"s3://": {"endpoint_url": server.endpoint_url}}
         dataset = Location(Storage(options), f"s3://{server.make_bucket()}/dataset")
@@ -89,7 +90,7 @@ def s3_server(folder: Path) -> Iterator[S3Server]:
 
 
 def put_commits(dataset: Location, shards: range) -> None:
-    """Put and commit shards with the files of shard 0, each under its own name."""
+    """Write and commit shards that contain the files of shard 0 under their own names."""
     log = CommitLog(dataset)
     first = log.read(0, 1)
     if first is None:
@@ -111,7 +112,7 @@ def put_commits(dataset: Location, shards: range) -> None:
 
 
 def build(config: Path, *options: str) -> dict[str, Any]:
-    """Run a build, and return the seconds from its start to its end and to events in its log."""
+    """Run a build, and return the seconds from its start to its end and to some events in its log."""
     answer = config.with_name("accounting.json")
     command = [
         sys.executable,

@@ -3,10 +3,10 @@
     python benchmarks/building/scale.py [--rows N] [--rows-per-block N] [--minutes M] [--every S]
         [--folder DIR] [--output FILE]
 
-Catalog, windows, blocks, actors, ledger, shards, commits, and accounting are real (see `stubs.py`); every fiftieth row
-is rejected for its license. The memory of the driver, Ray's processes, and every worker is sampled every few seconds.
-The result contains the wall and CPU milliseconds per row, and the memory growth of each kind of process over the second
-half of the run.
+Catalog, windows, blocks, actors, ledger, shards, commits, and accounting are real (see `stubs.py`). Every fiftieth row
+is rejected for its license. Every few seconds, the memory of the driver, Ray's processes, and every worker is sampled.
+The result contains the wall and CPU milliseconds per row, and how much the memory of each kind of process grew over the
+second half of the run.
 """
 
 import argparse
@@ -60,7 +60,8 @@ def main() -> None:
 def measure(folder: Path, rows: int, every: float, minutes: float | None = None, **settings: Any) -> dict[str, Any]:
     """Build a dataset of `rows` rows in `folder`. Raises SystemExit if a row is lost or the build fails.
 
-    After `minutes`, the build is stopped and its shards so far count. `settings` are keys of the configuration.
+    After `minutes`, the build is stopped, and the shards that it has written so far count. `settings` are keys of the
+    configuration.
     """
     config = write_build(folder, rows, **settings)
     answer = folder / "accounting.json"
@@ -101,7 +102,7 @@ def measure(folder: Path, rows: int, every: float, minutes: float | None = None,
 
 
 def write_build(folder: Path, rows: int, **settings: Any) -> Path:
-    """Write a catalog of `rows` rows and the configuration of a build, and return the configuration's path."""
+    """Write a catalog of `rows` rows and a build's configuration. Return the configuration's path."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -130,7 +131,7 @@ def write_build(folder: Path, rows: int, **settings: Any) -> Path:
 
 
 def by_role(processes: Sequence[TracedProcess]) -> dict[str, list[TracedProcess]]:
-    """Group processes by role, the driver and Ray's first."""
+    """Group processes by role. The driver and Ray's processes come first."""
     found: dict[str, list[TracedProcess]] = {}
     for process in processes:
         if process.seconds:
@@ -139,7 +140,7 @@ def by_role(processes: Sequence[TracedProcess]) -> dict[str, list[TracedProcess]
 
 
 def summary(role: str, members: Sequence[TracedProcess], rows: int) -> dict[str, Any]:
-    """Return the total cost of a role's processes, and the growth of the largest of them over time."""
+    """Summarize a role: the total cost of its processes, and the growth of the largest process over time."""
     curve = largest(members)
     middle = (curve[0][0] + curve[-1][0]) / 2
     halves = [[row for row in curve if (row[0] >= middle) is late] for late in (False, True)]
@@ -157,7 +158,7 @@ def summary(role: str, members: Sequence[TracedProcess], rows: int) -> dict[str,
 
 
 def largest(members: Sequence[TracedProcess]) -> list[tuple[float, float, float]]:
-    """Return seconds, RSS, and private memory of the role's largest process at each sample."""
+    """Return the seconds, RSS, and private memory of the role's largest process at each sample."""
     at: dict[float, tuple[float, float]] = {}
     for process in members:
         for seconds, rss, own in zip(process.seconds, process.rss_mib, process.own_mib, strict=True):
@@ -178,7 +179,7 @@ def rise(members: Sequence[TracedProcess], which: str) -> float:
 
 
 def thinned(curve: Sequence[tuple[float, float, float]]) -> dict[str, list[float]]:
-    """Return the curve at `POINTS` of its samples, including the last one."""
+    """Thin a curve out to `POINTS` samples, including the last one."""
     step = max(1, len(curve) // POINTS)
     kept = [*curve[::step], *([curve[-1]] if (len(curve) - 1) % step else [])]
     return {name: [row[place] for row in kept] for place, name in enumerate(("seconds", "rss_mib", "own_mib"))}

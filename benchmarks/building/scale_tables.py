@@ -8,12 +8,12 @@ WORK = {
     "beside finishing, with Python's interval": "finishing, with Python's default switch interval",
     "beside finishing, with the actor's interval": "finishing, with the actor's switch interval",
 }
-"""Labels of the cases in which short operations are timed."""
+"""Labels of the conditions under which short operations are timed."""
 
 
 @part_of("scale")
 def scale_part(result: Result) -> str:
-    """Return the cost of a row apart from its image, and the growth of each kind of process."""
+    """Describe the cost of a row apart from its image, and the memory growth of each kind of process."""
     build = result["build"]
     note = (
         f"The build turned {build['rows']:,} rows into {build['shards']:,} shards with {build['masks']:,} masks in "
@@ -50,7 +50,7 @@ def scale_part(result: Result) -> str:
 
 @part_of("catalog_streams")
 def streams_part(result: Result) -> str:
-    """Return the speed of streaming catalogs."""
+    """Describe the speed of streaming catalogs."""
     rows = table(
         [
             "format",
@@ -83,7 +83,7 @@ def streams_part(result: Result) -> str:
 
 @part_of("resume")
 def resume_part(result: Result) -> str:
-    """Return the time to resume a dataset with many commits."""
+    """Describe the time to resume a dataset with many commits."""
     rows = table(
         ["build", "missing shards known (s)", "first commit (s)", "end of the build (s)"],
         (
@@ -97,7 +97,7 @@ def resume_part(result: Result) -> str:
 
 @part_of("windows")
 def windows_part(result: Result) -> str:
-    """Return what a restart of the actors costs, and what a block costs the driver."""
+    """Describe the cost of restarting the actors, and the driver's cost per block."""
     restarts = table(
         ["start of an actor (s)", "pause between two windows (s)", "loss with windows of an hour"],
         (
@@ -144,7 +144,7 @@ def windows_part(result: Result) -> str:
 
 @part_of("writers")
 def writers_part(result: Result) -> str:
-    """Return the rows per second by the number of shard writers."""
+    """Describe the rows per second by number of shard writers."""
     rows = table(
         ["writers", "rows/s", "rows/s between the first and last commit", "load average before"],
         (
@@ -163,7 +163,7 @@ def writers_part(result: Result) -> str:
 
 @part_of("segment_overlap")
 def overlap_part(result: Result) -> str:
-    """Return how long the device of a segment actor waits for the host."""
+    """Describe how long a segment actor's device waits for the host."""
     cases = table(
         ["decoders", "finishers", "rows per block", "concurrent calls", "device idle"],
         (
@@ -192,7 +192,7 @@ def _percent(case: dict[str, float]) -> str:
 
 
 def alternative_scale(result: Result) -> str:
-    """Return the alternative text of the plot of memory over rows."""
+    """Write the alternative text for the plot of memory over rows."""
     grown = max(result["roles"], key=lambda each: each["rise_mib"]["own"])
     return (
         f"Private memory of each kind of process during a build of {result['build']['rows']:,} rows. No process grew "

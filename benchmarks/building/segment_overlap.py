@@ -2,15 +2,16 @@
 
     python benchmarks/building/segment_overlap.py [--images N] [--compute-ms MS] [--output FILE]
 
-The `segment` actor is the real one, including tables, calls, and queues, and Ray Data runs it as in a build, but its
-three stages only sleep. Computing an image takes `--compute-ms`; decoding and finishing take 80 % of that each. The
-benchmark compares one thread with the default number for each pool, and blocks of one row with blocks of sixteen, using
-`HostThreads.calls` concurrent calls. The idle share is that of the device's thread from the first image to the last.
+The `segment` actor is real, including its tables, calls, and queues, and Ray Data runs it as in a build. Only its three
+stages are replaced, and sleep instead. Computing an image takes `--compute-ms`; decoding and finishing each take 80 %
+of that. The benchmark compares one thread per pool with the default number, and blocks of one row with blocks of
+sixteen, using `HostThreads.calls` concurrent calls. The idle share covers the device's thread from the first image to
+the last.
 
-Sleeping does not show contention for Python's global lock, for which finishing competes with the device's thread. So
-the benchmark also times short torch operations, each of which releases the lock like a kernel launch. They run alone
-and while another thread finishes a photograph's real masks, with Python's default switch interval and with the actor's.
-The result is written to `benchmarks/results/` as JSON.
+Sleeping doesn't show contention for Python's global lock, for which finishing competes with the device's thread. To
+measure this, the benchmark also times short torch operations, each of which releases the lock like a kernel launch.
+They run on their own, and while another thread finishes a photograph's real masks, both with Python's default switch
+interval and with the actor's. The result is written to `benchmarks/results/` as JSON.
 """
 
 import argparse
@@ -39,14 +40,14 @@ from segmint.operators.segment.segment import SWITCH_INTERVAL_S, Segment  # noqa
 from segmint.pipeline.building.execution.stages import ActorPool  # noqa: E402
 
 HOST_SHARE = 0.8
-"""Seconds of decoding, and of finishing, relative to computing."""
+"""Time that decoding takes, and that finishing takes, as a share of the computing time."""
 
 LAUNCHES = 3000
-"""Number of short operations: the maximum number of kernels that the host launches per image."""
+"""Number of short operations, which is the maximum number of kernels that the host launches per image."""
 
 
 def main() -> None:
-    """Measure both, print a line per case, and write the result."""
+    """Measure idle shares and launches, print a line per case, and write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=200)
     parser.add_argument("--compute-ms", type=float, default=50.0)
@@ -69,7 +70,7 @@ def main() -> None:
 
 
 def idle_share(seconds: StageSeconds) -> float:
-    """Return the share of time, from the first item to the last, in which the device's thread computed nothing."""
+    """Compute the share of time in which the device's thread computed nothing, from the first item to the last."""
     whole = seconds.compute + seconds.idle + seconds.blocked
     return 1 - seconds.compute / whole if whole else 0.0
 
@@ -84,7 +85,7 @@ class SleepingSegment(Segment):
         self._report = report
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """Take a block through the stages, and report the device's idle share so far."""
+        """Pass a block through the stages, and report the device's idle share so far."""
         done = super().__call__(table)
         self._report(idle_share(self._stages.seconds()))
         return done
@@ -111,14 +112,14 @@ def measure_idle(
     host_share: float = HOST_SHARE,
     segment: type[SleepingSegment] = SleepingSegment,
 ) -> dict[str, Any]:
-    """Run images through one actor with Ray Data, and return the idle share of the device's thread."""
+    """Run images through one actor with Ray Data. Return the idle share of the device's thread."""
     rows = to_table([{"ordinal": ordinal} for ordinal in range(images)], PREPARED)
     pool = ActorPool(1, 1, num_cpus=1, num_gpus=0, calls_at_once=threads.calls(rows_per_block))
-    ledger = RowLedger()  # its peaks are idle shares here
+    ledger = RowLedger()  # here, its peaks are idle shares
     segmented = (
         ray.data.from_arrow(rows)
         .repartition(target_num_rows_per_block=rows_per_block)
-        .materialize()  # excludes the previous stage from the measurement
+        .materialize()  # so that the previous stage isn't part of the measurement
         .map_batches(
             segment,
             fn_constructor_args=(threads, compute_s, host_share, ledger.report_peak),
@@ -141,7 +142,7 @@ def measure_idle(
 
 
 def measure_launches(rounds: int) -> dict[str, dict[str, float]]:
-    """Return the seconds of `LAUNCHES` operations, alone and, by switch interval, while another thread works."""
+    """Time `LAUNCHES` operations: on their own and, for each switch interval, while another thread works."""
     import torch
 
     torch.set_num_threads(1)
@@ -156,7 +157,7 @@ def measure_launches(rounds: int) -> dict[str, dict[str, float]]:
 
 
 def timed_launches(rounds: int) -> dict[str, float]:
-    """Return the spread of the rounds' seconds."""
+    """Time several rounds of launches, and return the spread of their seconds."""
     import torch
 
     values = torch.ones(8)
@@ -170,7 +171,7 @@ def timed_launches(rounds: int) -> dict[str, float]:
 
 
 def real_finish() -> Callable[[], object]:
-    """Return a function that finishes the masks of a photograph enlarged to SA-1B's size."""
+    """Prepare a function that finishes the masks of a photograph, enlarged to SA-1B's size."""
     import cv2
 
     from segmint.infra.assets.resolve import resolve

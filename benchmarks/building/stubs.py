@@ -1,7 +1,7 @@
 """Stubs of the two stages that process pixels, which reduce a build to the cost of its rows.
 
-Each stub is the real stage except for the function that processes an image: rows are checked, passed to threads,
-recorded in the ledger, and converted to tables and back as in any build.
+Each stub is the real stage, except for the function that processes an image. As in any build, rows are checked, passed
+to threads, recorded in the ledger, and converted to tables and back.
 """
 
 import functools
@@ -25,17 +25,17 @@ from segmint.operators.segment.segment import Segment, SegmentSettings
 from segmint.operators.similar.hashes import jpeg_hashes
 
 RELEASE_BYTES = "SEGMINT_STUB_RELEASE_BYTES"
-"""Environment variable with the size in bytes of each released image; the default is a small JPEG's."""
+"""Environment variable that sets the size of each released image in bytes; the default is the size of a small JPEG."""
 
 START_S = "SEGMINT_STUB_START_S"
-"""Environment variable with the seconds that a segment actor takes to start; the default is 0."""
+"""Environment variable that sets how many seconds a segment actor takes to start; the default is 0."""
 
 IMAGE_S = "SEGMINT_STUB_IMAGE_S"
-"""Environment variable with the seconds that an image takes in a segment actor; the default is 0."""
+"""Environment variable that sets how many seconds an image takes in a segment actor; the default is 0."""
 
 EVENTS = "SEGMINT_STUB_EVENTS"
-"""Environment variable with a file that gets a line for each start of a segment actor and each image: time, kind, and
-process."""
+"""Environment variable that names a log file. Each start of a segment actor and each image adds a line with its time,
+its kind, and the process."""
 
 SIZE = (48, 64)
 """Height and width of the stub image in pixels."""
@@ -44,11 +44,11 @@ MASKS = 3
 """Number of masks per image, unless `MANY_MASKS` is set."""
 
 MANY_MASKS = "SEGMINT_STUB_MASKS"
-"""Environment variable with another number of masks per image."""
+"""Environment variable that sets a different number of masks per image."""
 
 
 class StubbedPrepare(Prepare):
-    """Prepare stage without reading, decoding, or de-identifying images; all rows get the same small image."""
+    """Prepare stage that doesn't read, decode, or de-identify images. All rows get the same small image."""
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
@@ -69,7 +69,7 @@ class _NoReader(ImageReader):
 
 
 class StubbedSegment(Segment):
-    """Segment stage without a model; all images get the same masks."""
+    """Segment stage that doesn't run a model. All images get the same masks."""
 
     def __init__(
         self,
@@ -103,7 +103,7 @@ def _note(kind: str) -> None:
 
 
 def released(ordinal: int) -> bytes:
-    """Return a row's released image: a small JPEG, padded to the size in the environment, different by row."""
+    """Create a row's released image: a small JPEG, padded to the size in the environment. Each row's is different."""
     image = _jpeg()
     missing = int(os.environ.get(RELEASE_BYTES, "0")) - len(image)
     return image + np.random.default_rng(ordinal).bytes(missing) if missing > 0 else image
@@ -143,7 +143,7 @@ def _prepared(release: bytes) -> PreparedImage:
 
 @functools.cache
 def masks() -> list[dict[str, Any]]:
-    """Return rectangles as values of `segmint.operators.schemas.MASK`."""
+    """Create rectangular masks as values of `segmint.operators.schemas.MASK`."""
     many = int(os.environ.get(MANY_MASKS, "0"))
     if many:
         return [_rectangle(index % 30, 10 + index // 30) for index in range(many)]

@@ -3,20 +3,24 @@
     python benchmarks/building/windows.py [--starts 20 60 90] [--rows N N] [--actors 2 16] [--blocks N]
         [--minutes M] [--folder DIR] [--output FILE]
 
-Stubs replace the two pixel stages. The first part runs two windows per start time, in which segment actors sleep as
-long as they would load a model, and measures the pause from the last image of the first window to the first image of
-the second. The loss at windows of an hour follows from it. The second part builds two numbers of rows, and divides the
-differences in time, CPU time, and memory by the difference in rows, so that the start of the processes doesn't count.
-It does so with blocks of 16 rows for each number of segment actors, and with blocks of 128 rows for the first one. The
-third part is one execution of `--blocks` blocks of one row each, which ends after `--minutes`.
+Stubs replace the two pixel stages.
 
-Each figure is written as soon as it is measured. Figures that the result already has from the same machine, versions,
-and settings are kept, so that a command that was interrupted, or that measures some of them, can be continued.
+1. For each start time, the first part runs two windows. Each segment actor sleeps as long as it would take to load a
+   model. The part measures the pause between the last image of the first window and the first image of the second. From
+   this pause, it derives the loss for windows of an hour.
+2. The second part builds two datasets with different numbers of rows. It divides the differences in time, CPU time, and
+   memory by the difference in rows, so that starting the processes doesn't count. It uses blocks of 16 rows with each
+   number of segment actors, and blocks of 128 rows with the first number.
+3. The third part runs one execution of `--blocks` blocks with one row each, and ends after `--minutes`.
 
-Each segment actor takes about 400 MB, so 64 of them need a machine with more than 26 GB.
+Each figure is written as soon as it is measured. Figures that the result already contains from the same machine,
+versions, and settings are kept. You can therefore resume an interrupted command, or measure only some figures at a
+time.
 
-Stubs can't show the time of a real start on GPUs, blocks of real sizes, or the speed of a driver that doesn't share its
-cores with the actors.
+Each segment actor takes about 400 MB, so 64 actors need a machine with more than 26 GB.
+
+Stubs can't show how long a real start on GPUs takes, what blocks of real sizes cost, or how fast a driver is that
+doesn't share its cores with the actors.
 """
 
 import argparse
@@ -41,7 +45,7 @@ WINDOW_S = 3600
 
 
 def main() -> None:
-    """Measure both parts, print them, and write the result."""
+    """Measure all parts, print them, and write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--starts", type=float, nargs="*", default=[20, 60, 90], help="seconds that an actor starts")
     parser.add_argument("--rows", type=int, nargs=2, default=[4_000, 20_000], help="rows of the two builds")
@@ -70,7 +74,7 @@ def main() -> None:
 
 
 def measure_restart(folder: Path, start_s: float) -> dict[str, Any]:
-    """Build two windows of 40 images whose actors take `start_s` seconds to start. Raises SystemExit if that fails."""
+    """Build two windows of 40 images with actors that take `start_s` seconds to start. Raises SystemExit on failure."""
     pools = {"address": "local", "segment": {"actors": ACTORS, "num_cpus": 1}, "prepare": {"actors": 1}}
     config = write_build(folder, 80, images_per_shard=10, window_shards=4, rows_per_block=2, resources=pools)
     events = folder / "events"
@@ -97,7 +101,7 @@ def measure_restart(folder: Path, start_s: float) -> dict[str, Any]:
 
 
 def measure_driver(folder: Path, rows_per_block: int, actors: int, few: int, many: int) -> dict[str, Any]:
-    """Return what each further row and block costs the driver and the ledger, from builds of `few` and `many` rows.
+    """Measure what each additional row and block costs the driver and the ledger, with builds of `few` and `many` rows.
 
     Each build is one window.
     """
@@ -126,9 +130,9 @@ def measure_driver(folder: Path, rows_per_block: int, actors: int, few: int, man
 
 
 def measure_long(folder: Path, blocks: int, minutes: float | None) -> dict[str, Any]:
-    """Return the cost of one execution of many blocks of one row, or of as many as fit into a time.
+    """Measure the cost of one execution with many one-row blocks, or with as many as fit into `minutes`.
 
-    The driver's growth counts from a tenth of the time on, when all processes have started.
+    The driver's growth is measured after a tenth of the time, when all processes have started.
     """
     pools = {"segment": {"actors": ACTORS, "num_cpus": 1}, "prepare": {"actors": 1}}
     pools |= {"address": "local", "object_store_memory": OBJECT_STORE}

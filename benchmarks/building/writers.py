@@ -2,10 +2,10 @@
 
     python benchmarks/building/writers.py [--rows N] [--writers N ...] [--folder DIR] [--output FILE]
 
-Each row has an image of 450 kB and 100 masks. The two pixel stages are stubs (see `stubs.py`); all other parts are
-real. The object store is smaller than the shards that eight writers hold, so Ray must spill or wait. The server runs on
-the same machine and shares its cores. Every fiftieth row is rejected for its license. The result contains the rows per
-second of the whole command, and those between the first and the last commit.
+Each row contains an image of 450 kB and 100 masks. The two pixel stages are stubs (see `stubs.py`), and all other parts
+are real. The object store is smaller than the shards that eight writers hold, so Ray must spill or wait. The S3 server
+runs on the same machine and shares its cores. Every fiftieth row is rejected for its license. The result contains the
+rows per second of the whole command, and the rows per second between the first and the last commit.
 """
 
 import argparse
@@ -61,7 +61,7 @@ def main() -> None:
 
 
 def measure(folder: Path, rows: int, writers: int) -> dict[str, Any]:
-    """Build `rows` rows with so many writers. Raises SystemExit if a row is lost or the build fails."""
+    """Build `rows` rows with this number of writers. Raises SystemExit if a row is lost or the build fails."""
     with s3_server(folder) as server:
         storage = {"s3://": {"endpoint_url": server.endpoint_url}}
         output = f"s3://{server.make_bucket()}/dataset"

@@ -3,12 +3,13 @@
     python benchmarks/datasets/audit_scale.py --dataset DIR [--images N] [--masks N] [--images-per-shard N]
         [--scratch DIR]
 
-The dataset is made from the rows of a small one (see `large_dataset.py`) and is complete except for images. A tenth of
-the shards is committed and measured first, then all of them: only the statistics, and `audit_dataset` as `segmint
-audit` calls it, including the Ray that it starts. If the audit has findings, the benchmark fails. Because an image's
-masks are repeated in it, there are many more near-duplicates to compare than in a real dataset.
+The large dataset is made from the rows of a small one (see `large_dataset.py`). It is complete, except that it contains
+no images. First a tenth of the shards is committed and measured, and then all of them. At each size, the benchmark
+measures the statistics on their own, and `audit_dataset` as `segmint audit` calls it, including the Ray that it starts.
+If the audit has findings, the benchmark fails. An image contains repeated masks, so there are many more near-duplicates
+to compare than in a real dataset.
 
-Each measurement runs in its own process and includes the memory of its child processes. The result is written to
+Each measurement runs in a separate process and includes the memory of its child processes. The result is written to
 `benchmarks/results/audit_scale.json`.
 """
 
@@ -33,11 +34,11 @@ from benchmarks.processes import Trace  # noqa: E402
 
 WORKER = "audit worker"
 POINTS = 40
-"""Number of values of memory over time in the result."""
+"""Number of points on the curve of memory over time in the result."""
 
 
 def main() -> None:
-    """Make the dataset, measure it at two sizes, print the figures, and write the result."""
+    """Create the dataset, measure it at two sizes, print the figures, and write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", type=Path, default=ROOT / "demo" / "dataset", help="a small local dataset")
     parser.add_argument("--images", type=int, default=100_000)
@@ -68,7 +69,7 @@ def main() -> None:
 
 
 def make_and_measure(arguments: argparse.Namespace, scratch: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Return the cost of making the dataset, and the measurements at each size."""
+    """Create and measure the dataset. Return the cost of creating it, and the measurements at each size."""
     from benchmarks.datasets.large_dataset import LargeDataset
 
     sizes = arguments.images, arguments.masks, arguments.images_per_shard
@@ -92,7 +93,7 @@ def make_and_measure(arguments: argparse.Namespace, scratch: Path) -> tuple[dict
 
 
 def measure_statistics(dataset: Path, sample: int, memory_limit: str, scratch: Path) -> dict[str, Any]:
-    """Return the seconds and memory of computing a dataset's statistics."""
+    """Measure the seconds and memory that a dataset's statistics take."""
     from segmint.infra.storage.location import Location
     from segmint.infra.storage.storage import Storage
     from segmint.pipeline.quality.statistics.open_tables import open_tables
@@ -113,9 +114,9 @@ def measure_statistics(dataset: Path, sample: int, memory_limit: str, scratch: P
 
 
 def measure_audit(dataset: Path, ray_from: int | None = None) -> dict[str, Any]:
-    """Return the seconds, CPU time, and memory of a dataset's full audit. Raises SystemExit if it has findings.
+    """Measure the seconds, CPU time, and memory of a dataset's full audit. Raises SystemExit if it has findings.
 
-    `ray_from` is for datasets with fewer masks than the default at which Ray is started.
+    `ray_from` lowers the number of masks at which the audit starts Ray, for small datasets.
     """
     from segmint.infra.storage.location import Location
     from segmint.infra.storage.storage import Storage
@@ -149,26 +150,26 @@ def measure_audit(dataset: Path, ray_from: int | None = None) -> dict[str, Any]:
 
 
 def measured(images: int, masks: int, seconds: float, before: int, mib: Sequence[int]) -> dict[str, Any]:
-    """Return the part of the result that statistics and audit share; `mib` is this process's memory over time."""
+    """Return the figures that the statistics and the audit share. `mib` is this process's memory over time."""
     return {
         "images": images,
         "masks": masks,
         "seconds": round(seconds, 2),
         "seconds_per_million_masks": round(seconds / masks * 1e6, 3),
         "mib_before": before,
-        "peak_mib": max(peak_mib(), *mib),  # the kernel's maximum may lag by some pages
+        "peak_mib": max(peak_mib(), *mib),  # the kernel's maximum may lag a few pages behind
         "mib_over_time": thinned(mib),
     }
 
 
 def thinned(values: Sequence[int]) -> list[int]:
-    """Return about `POINTS` of these values, evenly spread."""
+    """Choose about `POINTS` evenly spaced values."""
     return list(values[:: max(1, len(values) // POINTS)])
 
 
 @contextmanager
 def watched_memory(every_s: float = 0.1) -> Iterator[list[int]]:
-    """Yield a growing list of this process's MiB, with one value every `every_s` seconds."""
+    """Yield a list that grows in the background by this process's memory in MiB, every `every_s` seconds."""
     found = [resident_mib()]
     with repeatedly(lambda: found.append(resident_mib()), every_s):
         yield found
@@ -199,7 +200,7 @@ def resident_mib() -> int:
 
 
 def summary_line(run: dict[str, Any]) -> str:
-    """Return a measurement as one line."""
+    """Format a measurement as one line."""
     return (
         f"{run['masks']:,} masks of {run['images']:,} images in {run['seconds']:.1f} s, "
         f"{run['seconds_per_million_masks']:.2f} s a million, from {run['mib_before']:,} to {run['peak_mib']:,} MiB"
@@ -207,12 +208,12 @@ def summary_line(run: dict[str, Any]) -> str:
 
 
 def statistics_row(run: dict[str, Any]) -> str:
-    """Return the statistics of a run as a row of the table in docs/report.md."""
+    """Format a run's statistics as a row of the table in docs/report.md."""
     return f"{_row(run['statistics'])} |"
 
 
 def audit_row(run: dict[str, Any]) -> str:
-    """Return the audit of a run as a row of the table in docs/audit.md."""
+    """Format a run's audit as a row of the table in docs/audit.md."""
     return f"{_row(run['audit'])} | {run['audit']['worker_mib']:,} |"
 
 

@@ -2,10 +2,10 @@
 
     python benchmarks/datasets/canonical.py --dataset DIR [--images N] [--masks N] [--rounds N]
 
-One shard with images is made from the rows of a small dataset (see `large_dataset.py`). Its three tables are written
-again from their rows and compared, then all members of its tar: headers, padding, JSON, and the JPEGs' bytes before and
-after the image data. No image is decoded. The spread is that of the rounds. If anything is found in the unchanged
-files, or nothing is found after a byte of each is changed, the benchmark fails.
+One shard with images is made from the rows of a small dataset (see `large_dataset.py`). First, its three tables are
+written again from their rows and compared. Then all members of its tar are compared: headers, padding, JSON, and the
+JPEGs' bytes before and after the image data. No image is decoded. The spread is over the rounds. The benchmark fails if
+it finds anything in the unchanged files, or if it finds nothing after one byte of each file has been changed.
 
 The result is written to `benchmarks/results/canonical.json`.
 """
@@ -28,7 +28,7 @@ from benchmarks.measuring import RESULTS, spread, write_result  # noqa: E402
 
 
 def main() -> None:
-    """Make the shard, measure, print the figures, and write the result."""
+    """Create the shard, measure, print the figures, and write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", type=Path, default=ROOT / "demo" / "dataset", help="a small local dataset")
     parser.add_argument("--images", type=int, default=500)
@@ -48,7 +48,7 @@ def main() -> None:
 
 
 def measure(source: Path, folder: Path, images: int, masks: int, rounds: int) -> dict[str, dict[str, float]]:
-    """Return the CPU milliseconds per image of checking a shard's tables and its tar, by part, with the spread."""
+    """Measure the CPU milliseconds per image of checking a shard's tables and tar, by part, with the spread."""
     from benchmarks.datasets.large_dataset import LargeDataset
     from segmint.catalogs.dataset.commits import CommitLog
     from segmint.catalogs.dataset.manifest import DatasetManifest

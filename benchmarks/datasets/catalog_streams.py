@@ -2,9 +2,9 @@
 
     python benchmarks/datasets/catalog_streams.py [--rows N] [--formats NAME ...] [--folder FOLDER] [--output FILE]
 
-For one format after another, a catalog is written, read completely as `segmint build` reads it, including checks of its
-values, and deleted. A million rows with distinct URIs are repeated. Each catalog is read in a separate process, whose
-memory is sampled four times a second. Text formats take up to 13 GB in `--folder`.
+The benchmark handles one format at a time: it writes a catalog, reads it completely as `segmint build` does, including
+the checks of its values, and deletes it. The catalog repeats a million rows with distinct URIs. Each catalog is read in
+a separate process, whose memory is sampled four times a second. Text formats take up to 13 GB in `--folder`.
 """
 
 import argparse
@@ -57,7 +57,7 @@ def main() -> None:
 
 
 def stream(path: str) -> dict[str, Any]:
-    """Read a catalog, and return rows, CPU seconds, and this process's memory over the rows."""
+    """Read a catalog. Return its rows, the CPU seconds, and this process's memory over the rows."""
     from segmint.catalogs.source.readers import read_catalog
     from segmint.infra.storage.storage import Storage
 
@@ -90,7 +90,7 @@ def resident_mib() -> float:
 
 
 def values(start: int, count: int) -> Iterator[tuple[str, ...]]:
-    """Yield rows of a catalog as `COLUMNS`; rows with the same number are equal."""
+    """Yield rows of a catalog as `COLUMNS`. A row's values depend only on its number."""
     for number in range(start, start + count):
         yield (
             f"photos/{number // 1000:05}/{number:09}.jpg",
@@ -102,7 +102,7 @@ def values(start: int, count: int) -> Iterator[tuple[str, ...]]:
 
 
 def repeated(path: Path, rows: int, head: bytes, line: Callable[[tuple[str, ...]], str]) -> None:
-    """Write a text file of `rows` lines, repeating the first `DISTINCT` ones."""
+    """Write a text file of `rows` lines by repeating the first `DISTINCT` lines."""
     block = "".join(line(row) for row in values(0, min(DISTINCT, rows))).encode()
     ends = block.splitlines(keepends=True) if rows % DISTINCT else []
     with path.open("wb") as file:

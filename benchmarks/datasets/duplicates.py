@@ -41,7 +41,7 @@ from segmint.operators.similar.hashes import KEPT, MIRROR, VIEWS  # noqa: E402
 from segmint.operators.similar.near import near_pairs  # noqa: E402
 from segmint.operators.similar.partitions import mapped_zeros  # noqa: E402
 
-_CHUNK = 1 << 20  # rows that are made at a time
+_CHUNK = 1 << 20  # rows to create at a time
 PARTS = ("photographs", "rows", "crowds")
 
 
@@ -90,7 +90,7 @@ def main() -> None:
             "different": timed(measure_crowd, arguments.crowd, False),
             "frames": timed(measure_frames, arguments.crowd),
         }
-    if wanted == {"photographs"}:  # nothing was timed
+    if wanted == {"photographs"}:  # nothing is timed
         output.write_text(json.dumps(kept | parts, indent=2) + "\n")
     else:
         kept = {name: kept[name] for name in kept.keys() - {"benchmark", "date", "machine"}}
@@ -98,7 +98,7 @@ def main() -> None:
 
 
 def timed(function: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
-    """Run a function in a new process, print its result with the machine's load before it, and return both."""
+    """Run a function in a new process. Print and return its result, with the machine's load before the run."""
     load = round(os.getloadavg()[0], 2)
     found = {**in_process(function, *arguments), "load_before": load}
     print(function.__name__, *arguments, found, flush=True)
@@ -106,7 +106,7 @@ def timed(function: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str,
 
 
 def kept_result(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    """Return the recorded result. Raises SystemExit if there is none or it was measured with different settings."""
+    """Return the recorded result. Raises SystemExit if there is none, or if it was measured with different settings."""
     if not path.exists():
         raise SystemExit(f"{path} does not exist: there is no result to keep parts of, run without --only")
     result: dict[str, Any] = json.loads(path.read_text())
@@ -116,7 +116,7 @@ def kept_result(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def flipped(hashes: NDArray[np.uint64], bits: int, random: np.random.Generator) -> NDArray[np.uint64]:
-    """Return the hashes with up to `bits` bits of each flipped."""
+    """Flip up to `bits` bits of each hash."""
     for _ in range(bits):
         bit = np.uint64(1) << random.integers(0, 64, hashes.shape, np.uint8).astype(np.uint64)
         hashes = hashes ^ np.where(random.random(hashes.shape, np.float32) < 0.6, bit, np.uint64(0))
@@ -124,7 +124,10 @@ def flipped(hashes: NDArray[np.uint64], bits: int, random: np.random.Generator) 
 
 
 def compare_with_brute_force(count: int) -> dict[str, Any]:
-    """Return the time of the near-hash search, with a tenth of the hashes planted, and whether brute force agrees."""
+    """Compare the near-hash search with brute force, after planting a tenth of the hashes.
+
+    Returns the time of the search, and whether brute force agrees.
+    """
     random = np.random.default_rng(0)
     hashes = random.integers(0, 2**64, count, np.uint64)
     planted = count // 10
@@ -150,9 +153,10 @@ def compare_with_brute_force(count: int) -> dict[str, Any]:
 
 
 def measure_rows(count: int) -> dict[str, Any]:
-    """Return time and memory for a catalog with 5 % near-duplicate rows and 2 % exact duplicates.
+    """Measure time and memory for a catalog with 5 % near-duplicate rows and 2 % exact duplicates.
 
-    As in photographs, a row's crops have hashes that differ in some bits from the full frame's, so many are near.
+    As in photographs, the hashes of a row's crops differ in some bits from the hash of the full frame, so many hashes
+    are near.
     """
     random = np.random.default_rng(0)
     hashes = mapped_zeros((count, VIEWS), np.uint64)  # as `segmint catalog curate` reads them
@@ -193,12 +197,12 @@ def measure_rows(count: int) -> dict[str, Any]:
         "seconds": round(seconds, 1),
         "input_mib": round(memory.before_mib),
         "peak_mib": round(memory.peak_mib),
-        "resident_peak_mib": peak_mib(),  # with mapped pages of temporary files, which the kernel may drop
+        "resident_peak_mib": peak_mib(),  # includes mapped pages of temporary files, which the kernel may drop
     }
 
 
 class PrivateMemory:
-    """Peak of this process's private memory (RssAnon), sampled 50 times per second."""
+    """Sampler for the peak of this process's private memory (RssAnon), 50 times per second."""
 
     def __enter__(self) -> "PrivateMemory":
         self.before_mib = self.peak_mib = self._now()
@@ -222,7 +226,7 @@ class PrivateMemory:
 
 
 def measure_crowd(count: int, same: bool) -> dict[str, Any]:
-    """Return time and memory if all rows have near-equal hashes, either of one image or each of a different one."""
+    """Measure time and memory if all rows have near-equal hashes: of one image, or each of a different image."""
     random = np.random.default_rng(0)
     hashes = flipped(np.repeat(random.integers(0, 2**64, (1, VIEWS), np.uint64), count, axis=0), 3, random)
     coarse = random.integers(0, 256, (1 if same else count, 16, 16), np.uint8)
@@ -231,14 +235,14 @@ def measure_crowd(count: int, same: bool) -> dict[str, Any]:
 
 
 def measure_frames(count: int) -> dict[str, Any]:
-    """Return time and memory if hashes vary in 16 bits per view and every hundredth row shows the same image."""
+    """Measure time and memory if hashes vary in 16 bits per view and every hundredth row shows the same image."""
     random = np.random.default_rng(0)
     hashes = random.integers(0, 2**64, (1, VIEWS), np.uint64) ^ random.integers(0, 2**16, (count, VIEWS), np.uint64)
     return _measured(hashes, random.integers(0, 256, (100, 16, 16), np.uint8))
 
 
 def _measured(hashes: NDArray[np.uint64], coarse: NDArray[np.uint8]) -> dict[str, Any]:
-    """Return time and memory of the search among rows with these hashes, which use the images in turn."""
+    """Measure time and memory of the search among rows with these hashes. The rows use the images in turn."""
 
     def thumbnails(numbers: NDArray[np.int64]) -> NDArray[np.uint8]:
         return coarse[numbers % len(coarse)].repeat(4, axis=1).repeat(4, axis=2)

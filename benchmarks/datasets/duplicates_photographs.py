@@ -1,7 +1,8 @@
 """Near-duplicate thresholds set on one half of the changed photographs, and the recall on the other half.
 
-The photographs are scikit-image's, scikit-learn's, and those of a folder. Each photograph counts as an image, as does
-each of its tiles of 300 x 300 pixels. `set_thresholds` only uses the first half.
+The photographs come from scikit-image, scikit-learn, and a folder. Each photograph counts as an image, and so does each
+of its tiles of 300 x 300 pixels. `set_thresholds` only uses the first half, so that the second half gives an unbiased
+recall.
 """
 
 import hashlib
@@ -24,15 +25,15 @@ SCIKIT_IMAGE = (
     *("grass", "gravel", "coins", "moon", "retina", "clock", "cell", "page", "text"),
 )
 TILE = 300
-QUALITY = 90  # of JPEGs with any other change
+QUALITY = 90  # of JPEGs with a change other than re-encoding
 GRID = tuple(round(0.5 + 0.05 * step, 2) for step in range(10))
-"""Candidate correlation thresholds: 0.5 to 0.95."""
+"""Candidate correlation thresholds, from 0.5 to 0.95."""
 
 Photographs = dict[str, Image.Image]
 
 
 class Group(NamedTuple):
-    """Images and all of their changed versions, change by change, as the rows of one catalog."""
+    """Images with all of their changed versions, as the rows of one catalog, one change after another."""
 
     rows: ImageRows
     thumbnails: NDArray[np.uint8]
@@ -41,20 +42,20 @@ class Group(NamedTuple):
 
 
 def reencoded(image: Image.Image, quality: int) -> Image.Image:
-    """Return the image after encoding it as a JPEG of this quality."""
+    """Encode an image as a JPEG of this quality, and decode it again."""
     sink = io.BytesIO()
     image.save(sink, "JPEG", quality=quality)
     return Image.open(sink).convert("RGB")
 
 
 def resized(image: Image.Image, factor: float) -> Image.Image:
-    """Return the image with its sides scaled by `factor`."""
+    """Scale the sides of an image by `factor`."""
     size = max(1, round(image.width * factor)), max(1, round(image.height * factor))
     return image.resize(size, Image.Resampling.LANCZOS)
 
 
 def cropped(image: Image.Image, left: float, top: float, right: float, bottom: float) -> Image.Image:
-    """Return the image without these shares of its sides."""
+    """Crop these shares of an image's sides."""
     width, height = image.size
     return image.crop(
         (round(width * left), round(height * top), round(width * (1 - right)), round(height * (1 - bottom)))
@@ -62,7 +63,7 @@ def cropped(image: Image.Image, left: float, top: float, right: float, bottom: f
 
 
 def captioned(image: Image.Image, share: float, *, below: bool) -> Image.Image:
-    """Return the image with white text on a black strip, over its lower edge or below it."""
+    """Add white text on a black strip to an image, over its lower edge or below it."""
     strip = max(1, round(image.height * share))
     result = Image.new("RGB", (image.width, image.height + strip * below))
     result.paste(image, (0, 0))
@@ -76,7 +77,7 @@ def captioned(image: Image.Image, share: float, *, below: bool) -> Image.Image:
 
 
 def brightened(image: Image.Image, factor: float) -> Image.Image:
-    """Return the image with its values multiplied by `factor` and clipped at 255."""
+    """Multiply an image's values by `factor`, and clip them at 255."""
     return ImageEnhance.Brightness(image).enhance(factor)
 
 
@@ -120,14 +121,14 @@ def from_folder(folder: Path) -> dict[str, Image.Image]:
 
 
 def halves(photographs: Photographs) -> tuple[Photographs, Photographs]:
-    """Split photographs alternately into halves, in the order of the SHA-256 of their names."""
+    """Split photographs into two halves, alternately, in the order of the SHA-256 of their names."""
     names = sorted(photographs, key=lambda name: hashlib.sha256(name.encode()).hexdigest())
     first, second = ({name: photographs[name] for name in names[start::2]} for start in (0, 1))
     return first, second
 
 
 def pictures_of(photographs: dict[str, Image.Image]) -> list[Image.Image]:
-    """Return each photograph, followed by the tiles of those that yield at least two."""
+    """Return each photograph. If it yields at least two tiles, its tiles follow."""
     found = list(photographs.values())
     for image in photographs.values():
         corners = [
@@ -155,18 +156,18 @@ def hashed_group(photographs: Photographs) -> Group:
 
 
 def search(group: Group, thresholds: Thresholds) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Return whether each row is found as a near-duplicate of the image that it shows, and whether of another."""
+    """Search a group. Return whether each row matches the image that it shows, and whether it matches another image."""
     kept = find_copies(group.rows, lambda numbers: group.thumbnails[numbers], DISTANCE, thresholds).kept
     same = group.of == group.of[kept]
     return (kept != NONE) & same, (kept != NONE) & ~same
 
 
 def set_thresholds(group: Group) -> Thresholds:
-    """Return the thresholds that a group of images sets, from all pairs of values in `GRID`.
+    """Set the thresholds that fit a group of images best, among all pairs of values in `GRID`.
 
-    A valid pair, like all higher ones, does not match different images. Of the valid pairs, the one that finds the most
-    near-duplicates wins; ties go to the highest sum, then to the highest first value. Raises SystemExit if no pair is
-    valid.
+    A pair is valid if neither it nor any higher pair matches different images. The valid pair that finds the most
+    near-duplicates wins. Ties go to the highest sum, and then to the highest first value. Raises SystemExit if no pair
+    is valid.
     """
     found, confused = {}, set()
     for whole in GRID:
@@ -186,7 +187,7 @@ def set_thresholds(group: Group) -> Thresholds:
 
 
 def compare_group(photographs: Photographs, group: Group, thresholds: Thresholds = THRESHOLDS) -> dict[str, Any]:
-    """Return the near-duplicates found and confused in a group at the given thresholds."""
+    """Count the near-duplicates that a group's search finds and confuses at the given thresholds."""
     right, wrong = search(group, thresholds)
     count, rows = group.pictures, len(group.of)
     changes = {}
@@ -208,7 +209,7 @@ def compare_group(photographs: Photographs, group: Group, thresholds: Thresholds
 
 
 def near_different(group: Group) -> int:
-    """Return the number of pairs of rows with different images but near hashes."""
+    """Count the pairs of rows with different images but near hashes."""
     hashes, found = group.rows.hashes, 0
     for row in range(1, len(hashes)):
         near = np.bitwise_count(hashes[row][:, None, None] ^ hashes[None, :row]) <= DISTANCE
@@ -221,7 +222,7 @@ def near_different(group: Group) -> int:
 def measure_photographs(folder: Path | None) -> dict[str, Any]:
     """Return the thresholds from the first half, and the results of both halves at the default thresholds.
 
-    The result also counts the near-duplicates found and confused in the second half at the first half's thresholds.
+    For the second half, the result also contains the counts at the first half's thresholds.
     """
     first, second = halves(all_photographs(folder))
     group, other = hashed_group(first), hashed_group(second)

@@ -13,11 +13,11 @@ LABELS = {
     "caption over the lower 10 %": "captioned over the bottom 10 %",
     "caption of 10 % added below": "captioned below the image (10 % of its height)",
 }
-"""Labels of changes, by their names in the result."""
+"""Labels of changes, by the names of the changes in the result."""
 
 
 def duplicates_part(results: dict[str, Result]) -> str:
-    """Return the recall by change to an image, and the cost."""
+    """Describe the recall for each change to an image, and the cost."""
     result = results.get("duplicates")
     if result is None:
         return ""
@@ -100,7 +100,7 @@ def duplicates_part(results: dict[str, Result]) -> str:
 
 
 def memory_parts(result: Result | None) -> list[str]:
-    """Return the memory of the search by the number of rows, and what follows for 100 million rows."""
+    """Describe the search's memory by number of rows, and what it implies for 100 million rows."""
     if result is None:
         return []
     sizes = sorted(result["sizes"], key=lambda each: int(each["rows"]))
@@ -121,7 +121,7 @@ def memory_parts(result: Result | None) -> list[str]:
 
 
 def near_copies_parts(result: Result | None) -> list[str]:
-    """Return the recall and the false matches of near copies of removed pictures, if they were measured."""
+    """Describe the recall and the false matches of near copies of removed images, if they were measured."""
     if result is None:
         return []
     bits, names = result["settings"]["bits"], result["settings"]["photographs"]

@@ -1,9 +1,10 @@
 """Large valid dataset made from the rows of a small one, optionally without images.
 
-Images are repeated in turn, each with the requested number of its masks, which are repeated in turn as well, and all
-get new ids. The numbers that describe masks are changed by up to a thousandth, so they do not compress like copies.
-Each image has a different source hash. Tables, catalog, commits, and manifest are as a build writes them, so the audit
-has no findings. Without images, `release.format` is `annotations`, and tars contain each image's JSON but no JPEG.
+Images are repeated in turn. Each image gets the requested number of its masks, which are repeated in turn as well, and
+all ids are new. The numbers that describe masks are changed by up to a thousandth, so that they don't compress like
+copies. Each image has a different source hash. Tables, catalog, commits, and manifest are the same as from a build, so
+the audit has no findings. Without images, `release.format` is `annotations`, and the tars contain each image's JSON but
+no JPEG.
 """
 
 import hashlib
@@ -38,7 +39,7 @@ MOVED = ("relative_size", "concavity", "center_x", "center_y", "aspect_ratio")
 
 
 class MadeShard(NamedTuple):
-    """Seconds and bytes of writing shards."""
+    """Seconds that it took to write shards, and their size in bytes."""
 
     seconds: float
     bytes: int
@@ -46,7 +47,7 @@ class MadeShard(NamedTuple):
 
 @dataclass(frozen=True)
 class LargeDataset:
-    """Dataset to make: `images` images with `masks` masks each, in shards of `images_per_shard`."""
+    """Dataset to create, with `images` images of `masks` masks each, in shards of `images_per_shard`."""
 
     source: Path
     folder: Path
@@ -61,7 +62,7 @@ class LargeDataset:
         return -(-self.images // self.images_per_shard)
 
     def begin(self) -> None:
-        """Write manifest and catalog without committing any shard."""
+        """Write the manifest and the catalog, but commit no shard."""
         manifest = open_dataset(str(self.source)).manifest
         catalog = table_bytes(RowPool(self.source).catalog(np.arange(self.images)), NORMALIZED)
         digest = hashlib.sha256(catalog).hexdigest()
@@ -80,7 +81,7 @@ class LargeDataset:
         (self.folder / MANIFEST).write_bytes(manifest.model_copy(update=changes).to_json())
 
     def commit(self, first: int, end: int) -> "MadeShard":
-        """Write and commit the shards [first, end) with one process per core, and return the bytes and the time."""
+        """Write and commit the shards [first, end) with one process per core. Return the bytes and the time."""
         started = time.perf_counter()
         workers = min(os.cpu_count() or 1, end - first)
         with multiprocessing.get_context("spawn").Pool(workers, _prepare, (self,)) as pool:
@@ -89,7 +90,7 @@ class LargeDataset:
 
 
 class RowPool:
-    """Rows of a small dataset, from which rows with any ordinals are made."""
+    """Pool of a small dataset's rows, which it turns into rows with any ordinals."""
 
     def __init__(self, source: Path) -> None:
         """Read the dataset. Raises SystemExit if no image has masks."""
@@ -115,12 +116,12 @@ class RowPool:
         return self._jpegs[ordinal % len(self._jpegs)] or b""
 
     def catalog(self, ordinals: Any) -> pa.Table:
-        """Return rows of the catalog."""
+        """Create rows of the catalog."""
         rows = self._catalog.take(pa.array(ordinals % len(self._of_image)))
         return _replaced(rows, ordinals, sha256=_digests(ordinals))
 
     def tables(self, ordinals: Any, masks: int) -> dict[str, pa.Table]:
-        """Return the three tables of a shard, with `masks` masks per image."""
+        """Create a shard's three tables, with `masks` masks per image."""
         draws = np.random.default_rng(int(ordinals[0]))
         sources = ordinals % len(self._of_image)
         images = self._images.take(pa.array(sources)).combine_chunks()
@@ -137,7 +138,7 @@ class RowPool:
         }
         mask_columns = {
             "annotation_id": pa.array(numbers),
-            "container": pa.nulls(len(rows), pa.int64()),  # the annotation id of a mask in the small dataset
+            "container": pa.nulls(len(rows), pa.int64()),  # the values are ids of masks in the small dataset
             **_moved(rows, draws),
         }
         return {
@@ -148,7 +149,7 @@ class RowPool:
 
 
 class Maker:
-    """Writer of shards, one in each process."""
+    """Writer of shards. Each process has one."""
 
     def __init__(self, dataset: LargeDataset) -> None:
         self._dataset = dataset
@@ -158,7 +159,7 @@ class Maker:
         self._log = CommitLog(Location(Storage(), str(dataset.folder)))
 
     def commit(self, shard: int) -> int:
-        """Write and commit one shard, and return its size in bytes."""
+        """Write and commit a shard, and return its size in bytes."""
         dataset = self._dataset
         start, stop = shard * dataset.images_per_shard, min((shard + 1) * dataset.images_per_shard, dataset.images)
         tables = self._pool.tables(np.arange(start, stop), dataset.masks)
@@ -189,7 +190,7 @@ def _commit_shard(shard: int) -> int:
 
 
 def _tar(tables: dict[str, pa.Table], masks: int, jpeg: Callable[[int], bytes] | None) -> bytes:
-    """Return the tar of a shard: the JSON of each image, and its JPEG by ordinal."""
+    """Create the tar of a shard, with each image's JSON and, unless `jpeg` is None, the JPEG that it returns."""
     columns = MaskColumns.of(tables["masks"])
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode="w", format=tarfile.USTAR_FORMAT) as archive:
@@ -209,7 +210,7 @@ def _digests(ordinals: Any) -> pa.Array:
 
 
 def _replaced(table: pa.Table, ordinals: Any, **columns: Any) -> pa.Table:
-    """Return the table with the identity of other ordinals and new values in these columns."""
+    """Give a table's rows the identity of other ordinals, and replace the values of these columns."""
     names = pa.array([f"image-{ordinal}" for ordinal in ordinals.tolist()])
     columns = {"ordinal": pa.array(ordinals), "id": pa.array(ordinals + 1), "image_id": names, **columns}
     arrays = [columns.get(name, table.column(name)) for name in table.column_names]
@@ -217,7 +218,7 @@ def _replaced(table: pa.Table, ordinals: Any, **columns: Any) -> pa.Table:
 
 
 def _with_count(column: Any, name: str, count: int) -> pa.Array:
-    """Return a column of structs with one field set to `count`."""
+    """Set one field of a column of structs to `count`."""
     struct = pa.concat_arrays(column.chunks)
     fields = list(struct.type)
     values = [pa.array(np.full(len(struct), count), each.type) if each.name == name else None for each in fields]
@@ -226,7 +227,7 @@ def _with_count(column: Any, name: str, count: int) -> pa.Array:
 
 
 def _moved(rows: pa.Table, draws: Any) -> dict[str, pa.Array]:
-    """Change numbers of masks by up to a thousandth: shares down and scores up, so that thresholds still hold."""
+    """Change the masks' numbers by up to a thousandth. Shares go down and scores go up, so thresholds still hold."""
     values = {name: rows.column(name).to_numpy() for name in (*MOVED, "predicted_iou", "stability_score")}
     moved = {name: values[name] * draws.uniform(0.999, 1, rows.num_rows) for name in MOVED}
     moved["predicted_iou"] = values["predicted_iou"] * draws.uniform(1, 1.001, rows.num_rows)

@@ -3,7 +3,7 @@
     python benchmarks/datasets/near_copies.py [--photos FOLDER] [--output FILE]
 
 A pair is a match if `segmint takedown` would list one picture as a near copy of the other. The drawn families are the
-worst cases, whose pictures differ little. They and a few photographs give no estimate of how many pairs match by
+worst cases, because their pictures differ little. Neither they nor a few photographs show how many pairs match by
 mistake in a real catalog. The result is written to `benchmarks/results/near_copies.json`.
 """
 
@@ -35,8 +35,8 @@ from benchmarks.measuring import RESULTS, write_result  # noqa: E402
 from segmint.operators.shards.near_copies import BITS, distances  # noqa: E402
 from segmint.operators.similar.hashes import HASHES, jpeg_hashes  # noqa: E402
 
-SIZE = (480, 320)  # of drawn pictures
-QUALITY = 95  # of released JPEGs
+SIZE = (480, 320)  # (width, height) of drawn pictures
+QUALITY = 95  # JPEG quality of released pictures
 
 CHANGES: dict[str, Callable[[Image.Image], Image.Image]] = {
     "quality 80": lambda image: reencoded(image, 80),
@@ -67,7 +67,7 @@ def main() -> None:
 
 
 def measure(photographs: dict[str, Image.Image]) -> dict[str, Any]:
-    """Return the recall of each change, and the matches among different pictures of each family."""
+    """Measure the recall of each change, and the matches among the different pictures of each family."""
     pictures = pictures_of(photographs)
     hashes = hashed(pictures)
     random = np.random.default_rng(0)
@@ -92,24 +92,24 @@ def measure(photographs: dict[str, Image.Image]) -> dict[str, Any]:
 
 
 def hashed(pictures: Iterable[Image.Image]) -> NDArray[np.uint64]:
-    """Return the hashes of pictures as they would be released, (N, 9) uint64."""
+    """Hash pictures as they would be released, (N, 9) uint64."""
     return np.stack([jpeg_hashes(released(each)) for each in pictures])
 
 
 def released(picture: Image.Image) -> bytes:
-    """Return the bytes of a picture's JPEG."""
+    """Encode a picture as a released JPEG."""
     sink = io.BytesIO()
     picture.save(sink, "JPEG", quality=QUALITY)
     return sink.getvalue()
 
 
 def own_distances(one: NDArray[np.uint64], other: NDArray[np.uint64]) -> NDArray[np.uint8]:
-    """Return the distance of each picture to the one in the same row, (N,)."""
+    """Measure the distance between the pictures in each row, (N,)."""
     return np.array([distances(a[None], b[None])[0, 0] for a, b in zip(one, other, strict=True)])
 
 
 def matches(pictures: Sequence[Image.Image]) -> dict[str, int]:
-    """Return the number of pictures, of pairs of them, of pairs that match, and of pictures without a hash."""
+    """Count the pictures, their pairs, the pairs that match, and the pictures without a hash."""
     hashes = hashed(pictures)
     count = len(hashes)
     near = np.triu(distances(hashes, hashes) <= BITS, k=1)
@@ -122,7 +122,7 @@ def matches(pictures: Sequence[Image.Image]) -> dict[str, int]:
 
 
 def burst(image: Image.Image, random: np.random.Generator) -> list[Image.Image]:
-    """Return five shots of a scene from one position: moved by up to 3 % of a side, brighter or darker, with noise."""
+    """Create five shots of a scene from one position: moved by up to 3 % of a side, brighter or darker, with noise."""
     width, height = image.size
     shots = []
     for _ in range(5):
@@ -134,7 +134,7 @@ def burst(image: Image.Image, random: np.random.Generator) -> list[Image.Image]:
 
 
 def form(random: np.random.Generator) -> Image.Image:
-    """Return a page of a form, with other words filled in each time."""
+    """Draw a page of a form. Each time, other words are filled in."""
     page = Image.new("RGB", SIZE, (250, 249, 245))
     draw = ImageDraw.Draw(page)
     draw.text((140, 8), "APPLICATION FOR A PERMIT", fill="black", font_size=14)
@@ -148,7 +148,7 @@ def form(random: np.random.Generator) -> Image.Image:
 
 
 def sky(random: np.random.Generator) -> Image.Image:
-    """Return a blue sky, lighter toward the horizon, with a few soft clouds."""
+    """Draw a blue sky that gets lighter toward the horizon, with a few soft clouds."""
     width, height = SIZE
     down = np.linspace(0, 1, height)[:, None, None]
     top, bottom = np.array([60, 120, 200]), np.array([190, 215, 240])
@@ -163,7 +163,7 @@ def sky(random: np.random.Generator) -> Image.Image:
 
 
 def gradient(random: np.random.Generator) -> Image.Image:
-    """Return a straight gradient between two random colors, in a random direction."""
+    """Draw a straight gradient between two random colors, in a random direction."""
     y, x = np.mgrid[: SIZE[1], : SIZE[0]] / np.array([SIZE[1], SIZE[0]])[:, None, None]
     angle = random.uniform(0, 2 * np.pi)
     along = x * np.cos(angle) + y * np.sin(angle)
@@ -173,7 +173,7 @@ def gradient(random: np.random.Generator) -> Image.Image:
 
 
 def frame(number: int) -> Image.Image:
-    """Return a frame of a fixed camera: a house and trees, before which a car drives from left to right."""
+    """Draw a frame of a fixed camera: a house and trees, in front of which a car drives from left to right."""
     picture = Image.new("RGB", SIZE, (150, 190, 230))
     draw = ImageDraw.Draw(picture)
     draw.rectangle((0, 220, 480, 320), fill=(90, 90, 90))

@@ -2,9 +2,10 @@
 
     python benchmarks/datasets/status.py --dataset s3://bucket/large --shards 40000
 
-`--dataset` must not exist yet. Commits are as a build writes them, but of the files that they name, only those that the
-status reads are written: the `images` tables of the last shards and of its sample. The benchmark measures the first
-status, which sums every commit, the next one, which reads the sums per block, and one after more commits.
+`--dataset` must not exist yet. The commits are the same as from a build. Of the files that they name, only the ones
+that `segmint status` reads are written: the `images` tables of the last shards and of its sample. The benchmark
+measures three runs: the first one, which sums every commit, the next one, which reads the sums per block, and one after
+more commits.
 """
 
 import argparse
@@ -36,10 +37,10 @@ from segmint.pipeline.building.status.drift import last_and_sample  # noqa: E402
 ROWS = 500
 KINDS = ("shards", "images", "masks", "rejects")
 LEFT = 1000
-"""Number of initially missing shards, so that there is a remaining time to estimate."""
+"""Number of shards that are missing at first, so that `segmint status` estimates a remaining time."""
 
 MORE = 375
-"""Number of shards committed later, which leave the last block of summed commits half full."""
+"""Number of shards that are committed later. They leave the last block of summed commits half full."""
 
 
 def begin(dataset: Location, shards: int) -> None:
@@ -74,7 +75,7 @@ def commit(dataset: Location, shard: int) -> None:
 
 
 def put_commits(dataset: Location, shards: range, table: bytes) -> None:
-    """Put the commits of these shards, which follow the existing ones, and the tables that a status then reads."""
+    """Write the commits of these shards, which follow the existing ones, and the tables that a status then reads."""
     with ThreadPoolExecutor(16) as pool:
         list(pool.map(lambda shard: commit(dataset, shard), shards))
         last, sample = last_and_sample(range(shards.stop), range(shards.stop)) or ([], [])
@@ -83,7 +84,7 @@ def put_commits(dataset: Location, shards: range, table: bytes) -> None:
 
 
 def images_table() -> bytes:
-    """Return an `images` table of 500 rows."""
+    """Create an `images` table of 500 rows."""
     empty = dict.fromkeys(SCHEMAS["images"].names)
     rows = [
         {**empty, "ordinal": row, "id": row + 1, "image_id": f"image-{row}", "faces": row % 3, "plates": 0}
@@ -122,7 +123,7 @@ def _cpu_of_children() -> float:
 
 
 def main() -> None:
-    """Make the dataset and print the measurements as JSON."""
+    """Create the dataset and print the measurements as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", required=True, help="a folder or bucket prefix that does not exist yet")
     parser.add_argument("--shards", type=int, default=40_000, help="commits")

@@ -1,13 +1,15 @@
 """Coverage of the 95 % intervals of operators/intervals.py, by simulation.
 
-Images have 1, 10, or 100 masks each. A share's successes are beta-binomial, so that two masks of an image have the
-correlation 0 or 0.3. A mean's IoUs are quantiles at normal numbers, which have this correlation within an image. Their
-distribution has a left tail, or one mask in ten is a failure with an IoU below 0.6. AP is that of two detectors of 10
-masks per image, some of which are missed, at IoUs that depend on the image.
+Images contain 1, 10, or 100 masks each.
+
+- *Shares.* Successes are beta-binomial, so that two masks of an image have the correlation 0 or 0.3.
+- *Means.* IoUs are quantiles at normal numbers that have the same correlation within an image. Their distribution
+  either has a left tail, or one mask in ten is a failure with an IoU below 0.6.
+- *AP.* Two detectors search for 10 masks per image. They miss some, and the IoUs of the others depend on the image.
 
     python benchmarks/evaluation/interval_coverage.py --images 10 12 20 50 100
 
-Cases that the result already contains are kept, so an interrupted run continues.
+Cases that the result already contains are kept, so an interrupted run can be continued.
 """
 
 import argparse
@@ -34,21 +36,21 @@ SHARES = (0.5, 0.75, 0.9, 0.97)
 CORRELATIONS = (0.0, 0.3)
 RUNS, AP_RUNS = 2000, 500
 RESAMPLES = 2000
-"""Resamples per interval, a fifth of the default's, which only adds noise to the ends."""
+"""Resamples per interval. This is a fifth of the default, which only adds noise to the ends."""
 
 FAILURES = 0.81
 """Mean IoU if one mask in ten is a failure; see `quantiles`."""
 
 OUTPUT = RESULTS / "interval_coverage.json"
-_AT_ONCE = 250  # runs
-_POPULATION = 20_000  # images, whose AP is the true one
+_AT_ONCE = 250  # runs that are simulated together
+_POPULATION = 20_000  # images whose AP counts as the true AP
 
 Floats = NDArray[np.float64]
 Case = tuple[dict[str, Any], Callable[[], dict[str, Any]]]
 
 
 def main() -> None:
-    """Simulate all cases, print their coverage, and write the result after each."""
+    """Simulate all cases, print their coverage, and write the result after each case."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--images", type=int, nargs="*", default=IMAGES)
     parser.add_argument("--runs", type=int, default=RUNS)
@@ -81,7 +83,7 @@ def cases(images: int, runs: int, ap_runs: int) -> Iterator[Case]:
 
 
 def share_coverage(images: int, masks: int, share: float, correlation: float, runs: int) -> dict[str, float]:
-    """Return the fraction of intervals of a share that contain it, and their mean width."""
+    """Simulate intervals of a share. Return the fraction that contains the share, and the mean width."""
     random = np.random.default_rng([images, masks, round(100 * share), round(10 * correlation)])
     of_image = np.full((runs, images), share)
     if correlation:
@@ -92,7 +94,7 @@ def share_coverage(images: int, masks: int, share: float, correlation: float, ru
 
 
 def mean_coverage(images: int, masks: int, mean: float, correlation: float, runs: int) -> dict[str, float]:
-    """Return the fraction of intervals of a mean IoU that contain it, and their mean width."""
+    """Simulate intervals of a mean IoU. Return the fraction that contains the mean, and the mean width."""
     random = np.random.default_rng([images, masks, round(10 * correlation)])
     found: list[Interval | None] = []
     for start in range(0, runs, _AT_ONCE):
@@ -103,7 +105,7 @@ def mean_coverage(images: int, masks: int, mean: float, correlation: float, runs
 
 
 def ious(random: np.random.Generator, images: int, masks: int, mean: float, correlation: float) -> Floats:
-    """Return the sum of the IoUs of each image, (images,)."""
+    """Draw IoUs, and return their sum for each image, (images,)."""
     from scipy.special import ndtr
 
     normal = np.sqrt(1 - correlation) * random.standard_normal((images, masks))
@@ -113,7 +115,7 @@ def ious(random: np.random.Generator, images: int, masks: int, mean: float, corr
 
 
 def quantiles(shares: Floats, mean: float) -> Floats:
-    """Return the IoUs below which these shares of all IoUs are: those of a beta distribution, or with failures."""
+    """Return the quantiles of the IoUs at these shares. The distribution is a beta distribution, or has failures."""
     if mean != FAILURES:
         return shares ** ((1 - mean) / mean)
     good = 0.6 + 0.4 * np.sqrt(np.clip(shares - 0.1, 0, 1) / 0.9)
@@ -122,7 +124,7 @@ def quantiles(shares: Floats, mean: float) -> Floats:
 
 @cache
 def ap_coverage(images: int, runs: int) -> list[dict[str, float]]:
-    """Return the coverage of intervals of a detector's AP, and of its difference from a better one's."""
+    """Measure the coverage of intervals of a detector's AP, and of its difference from a better detector's AP."""
     random = np.random.default_rng([images, 7])
     population = detected(random, _POPULATION)
     every = np.eye(population.units, 2 * population.units).sum(axis=0)[None]
@@ -138,7 +140,7 @@ def ap_coverage(images: int, runs: int) -> list[dict[str, float]]:
 
 
 def detected(random: np.random.Generator, images: int) -> AveragePrecision:
-    """Return the AP of two detectors over large masks, 10 per image, and as many wrong predictions on average."""
+    """Simulate two detectors over 10 large masks per image, with as many wrong predictions on average."""
     models: list[list[tuple[str, ImageMatches]]] = [[], []]
     truth = np.array([10, 0, 0, 10], np.int64)
     for number in range(images):

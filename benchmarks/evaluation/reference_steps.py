@@ -1,8 +1,9 @@
 """Number of masks that each of the three steps affects that profile `sa1b` adopts from the reference code.
 
-Measured on photographs, with crops. `docs/decisions/0024-from-the-reference-code.md` names the steps:
+The counts come from photographs, with crops. `docs/decisions/0024-from-the-reference-code.md` names the steps:
 
-- *edge*: masks written with a tolerance of 20 pixels at a crop's inner edges, and with 1, where a mask has to touch it;
+- *edge*: masks that are written with a tolerance of 20 pixels at a crop's inner edges, compared with a tolerance of 1,
+  at which a mask has to touch the edge;
 - *order*: masks that differ if islands are removed before holes are filled;
 - *third NMS*: masks that only the suppression after cleanup removes.
 
@@ -36,7 +37,7 @@ from tests.support.embedded_once import embed_once
 
 OUTPUT = RESULTS / "reference_steps.json"
 MASKS_ALIKE = 0.9
-"""IoU of boxes from which a mask of one run counts as found in the other."""
+"""Minimum IoU of boxes at which a mask of one run counts as found in the other run."""
 
 
 def main() -> None:
@@ -50,7 +51,7 @@ def main() -> None:
     compute = resolve_compute("cpu")
     machine = describe_machine(compute.threads, "fp32")
     predictor = Predictor(load_model(resolve(options.weights), compute))
-    embed_once(predictor)  # both tolerances use the same embeddings
+    embed_once(predictor)  # so that both tolerances use the same embeddings
     generator = MaskGenerator(predictor, MaskSettings.sa1b())
     images = {}
     for name in options.names:
@@ -66,7 +67,7 @@ def main() -> None:
 
 
 def measure(generator: MaskGenerator, path: Path) -> dict[str, Any]:
-    """Return the counts for one photograph."""
+    """Count the masks that each step affects in one photograph."""
     from PIL import Image
 
     with Image.open(path) as opened:
@@ -75,7 +76,7 @@ def measure(generator: MaskGenerator, path: Path) -> dict[str, Any]:
     candidates, inside, written = run(generator, image)
     tolerance = filters.EDGE_TOLERANCE
     try:
-        filters.EDGE_TOLERANCE = 1  # boxes include their end, crops do not
+        filters.EDGE_TOLERANCE = 1  # because boxes include their end, but crops don't
         _, inside_strict, written_strict = run(generator, image)
     finally:
         filters.EDGE_TOLERANCE = tolerance
@@ -103,14 +104,14 @@ def measure(generator: MaskGenerator, path: Path) -> dict[str, Any]:
 
 
 def run(generator: MaskGenerator, image: NDArray[np.uint8]) -> tuple[CandidateMasks, int, CandidateMasks]:
-    """Return the masks before cleanup, the number inside their crops, and the masks that are written."""
+    """Return the masks before cleanup, the number of these that are inside their crops, and the final masks."""
     found = generator.find(image)
     candidates = suppress_across_crops(found.candidates, generator.settings)
     return candidates, found.funnel.inside_crop, clean_up(candidates, found.frame_size, generator.settings)[0]
 
 
 def alone(masks: CandidateMasks, others: CandidateMasks) -> int:
-    """Return the number of masks whose boxes match no box of `others`."""
+    """Count the masks whose boxes match no box of `others`."""
     x0, y0, x1, y1 = (side[:, None] for side in masks.boxes.T)
     a0, b0, a1, b1 = others.boxes.T
     across = np.clip(np.minimum(x1, a1) - np.maximum(x0, a0) + 1, 0, None)
@@ -120,7 +121,7 @@ def alone(masks: CandidateMasks, others: CandidateMasks) -> int:
 
 
 def differs(patch: MaskPatch, cleaned: MaskPatch | None, size: tuple[int, int], least: int) -> bool:
-    """Return whether cleanup of a mask, (height, width) `size`, differs if islands are removed first."""
+    """Return whether the cleaned mask differs if islands are removed first. `size` is (height, width)."""
     x0, y0, x1, y1 = patch.box
     mask = np.zeros(size, np.bool_)
     mask[y0 : y1 + 1, x0 : x1 + 1] = patch.window()

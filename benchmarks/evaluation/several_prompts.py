@@ -1,12 +1,14 @@
 """Comparison of outputs for several prompts: the best of three masks by predicted IoU, or the single mask.
 
-Corrections are clicks by the SAM paper's protocol (`operators/evaluate/clicks.py`). Each is given with the previous
-clicks and the logits of the previous prediction, or all of them at once without logits. Points chosen beforehand are
-uniform in the true mask and given in the same two ways, as in `segmint masks --point … --point …`. Boxes of the true
-masks are measured as well. There are three sets of ground truth: scikit-image's coins, which a threshold separates
-exactly; objects composed into photographs, whose masks are exact; and, with --photos and --reference, masks that SAM
-generated on photographs. The last set favors the three-mask output, because that output of the same weights made its
-masks.
+Corrections are clicks according to the SAM paper's protocol (`operators/evaluate/clicks.py`). They are given in two
+ways: one by one, together with the previous clicks and the logits of the previous prediction, or all at once without
+logits. Points that are chosen beforehand are uniform in the true mask. They are given in the same two ways, as in
+`segmint masks --point … --point …`. Boxes of the true masks are measured as well.
+
+There are three sets of ground truth. In scikit-image's coins, a threshold separates the objects exactly. In photographs
+with pasted objects, the masks are exact. With --photos and --reference, the third set consists of masks that SAM
+generated on photographs. The third set favors the three-mask output, because the same weights generated its masks with
+this output.
 
     python benchmarks/evaluation/several_prompts.py --photos PHOTOS --reference REFERENCE
 """
@@ -38,7 +40,7 @@ from segmint.operators.evaluate.settings import PointsSettings, SeveralClicks
 from segmint.operators.intervals import mean_intervals
 from segmint.operators.segment.models import load_model
 
-if TYPE_CHECKING:  # measuring.py must set how threads wait before torch is loaded
+if TYPE_CHECKING:  # before torch is loaded, measuring.py must set how threads wait
     from torch import Tensor
 
 CLICKS = (1, 2, 3, 5)
@@ -89,7 +91,7 @@ def main() -> None:
 
 
 def measure(predictor: Predictor, scenes: Sequence[PromptScene]) -> dict[str, Any]:
-    """Return the mean IoU of both outputs, and the mean difference with its 95 % interval over the masks."""
+    """Measure the mean IoU of both outputs, and the mean difference with its 95 % interval over the masks."""
     found: dict[str, list[list[float]]] = {}
     for scene in scenes:
         embedding = predictor.embed(scene.image)
@@ -100,7 +102,7 @@ def measure(predictor: Predictor, scenes: Sequence[PromptScene]) -> dict[str, An
             scores = click_masks(predictor, embedding, truths, numbers, settings)
             found.setdefault(f"corrections {output}", []).extend(list(score.iou) for score in scores)
             found.setdefault("oracle of three, first click", []).extend([score.oracle[0]] for score in scores)
-            if output is SeveralClicks.THREE:  # the same clicks for both outputs
+            if output is SeveralClicks.THREE:  # both outputs get the same clicks
                 clicks = [score.clicks for score in scores]
         random = [
             [random_click(truth, i, number) for i in range(CLICKS[-1])] for number, truth in enumerate(scene.truths)
@@ -146,9 +148,10 @@ def after_points(
     output: SeveralClicks,
     at_once: bool,
 ) -> list[float]:
-    """Return the IoU of an output after 2, 3, and 5 points, given at once or one by one with the previous logits.
+    """Measure the IoU of an output after 2, 3, and 5 points.
 
-    The first prediction is always the best of three by predicted IoU.
+    The points are given at once, or one by one with the previous logits. The first prediction is always the best of
+    three by predicted IoU.
     """
     ious = []
     logits = None
@@ -168,7 +171,7 @@ def after_points(
 
 
 def of_box(predictor: Predictor, embedding: Embedding, truth: Bools, output: SeveralClicks) -> float:
-    """Return the IoU of an output for the mask's box."""
+    """Measure the IoU of an output for the mask's box."""
     y, x = np.nonzero(truth)
     box = np.array([[x.min(), y.min(), x.max() + 1, y.max() + 1]], np.float64)
     return drawn_iou(predictor, embedding, choice(predictor.predict_all(embedding, boxes=box), output), truth)
@@ -181,13 +184,13 @@ def choice(answer: PromptMasks, output: SeveralClicks) -> "Tensor":
 
 
 def drawn_iou(predictor: Predictor, embedding: Embedding, logits: "Tensor", truth: Bools) -> float:
-    """Return the IoU with the ground truth of a mask given by logits in the embedding's frame."""
+    """Draw the mask of logits in the embedding's frame, and return its IoU with the ground truth."""
     mask = (predictor.upscale(logits, embedding)[0, 0] > 0).cpu().numpy()
     return float((mask & truth).sum() / (mask | truth).sum())
 
 
 def coins() -> PromptScene:
-    """Return scikit-image's 24 coins, each a watershed region between dark background and bright coins."""
+    """Return scikit-image's 24 coins, each a watershed region between the dark background and the bright coins."""
     from scipy.ndimage import binary_fill_holes
     from skimage import data
     from skimage.filters import sobel
@@ -203,7 +206,7 @@ def coins() -> PromptScene:
 
 
 def composed() -> Iterator[PromptScene]:
-    """Yield photographs with pasted objects: smooth, disjoint shapes of 30 to 90 pixels filled with other images."""
+    """Yield photographs with pasted objects, which are disjoint smooth shapes of 30 to 90 pixels from other images."""
     random = np.random.default_rng(0)
     for number in range(SCENES):
         image = rgb(BACKGROUNDS[number % len(BACKGROUNDS)])
@@ -223,7 +226,7 @@ def composed() -> Iterator[PromptScene]:
 
 
 def blob(size: tuple[int, int], random: np.random.Generator) -> Bools:
-    """Return a smooth shape, (H, W) bool, from radii of three waves around a center, inside the image's borders."""
+    """Draw a smooth shape, (H, W) bool, inside the image's borders. Its radii follow three waves around a center."""
     height, width = size
     angles = np.linspace(0, 2 * np.pi, 180, endpoint=False)
     radius = random.uniform(15, 45)
@@ -237,9 +240,10 @@ def blob(size: tuple[int, int], random: np.random.Generator) -> Bools:
 
 
 def generated(photos: Path, reference: Path) -> Iterator[PromptScene]:
-    """Yield photographs with masks from JSON files (`image`, a name without suffix; `annotations`, in compressed RLE).
+    """Yield photographs with masks from JSON files.
 
-    Each scene has `MOST_GENERATED` masks, evenly spread over the file's order by predicted IoU.
+    A file contains `image`, a name without suffix, and `annotations`, in compressed RLE. Each scene gets
+    `MOST_GENERATED` masks, evenly spread over the file's order by predicted IoU.
     """
     from PIL import Image
     from pycocotools import mask as coco

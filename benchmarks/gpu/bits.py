@@ -2,7 +2,7 @@
 
     python benchmarks/gpu/bits.py --device cuda
 
-prints digests of one process's results, of which `measure_repeats` compares two.
+The command prints digests of one process's results. `measure_repeats` compares the digests of two such processes.
 """
 
 import argparse
@@ -29,13 +29,13 @@ from benchmarks.gpu.run import FULL, QUICK, NotMeasuredError, PartRun, synchroni
 RUNS = 3
 THREADS = 2
 CHILD_S = 200
-"""Seconds after which a process of `measure_repeats` is stopped."""
+"""Seconds after which `measure_repeats` stops a process."""
 
 
 def measure_repeats(run: PartRun, encoder: str) -> dict[str, Any]:
-    """Compare digests of masks, scores, and embeddings between runs, threads, and two processes.
+    """Compare digests of masks, scores, and embeddings between runs, between threads, and between two processes.
 
-    Each process has its own kernel caches. The result's `same` is true if all digests are equal. Raises RuntimeError if
+    Each process has its own kernel caches. The result's `same` is True if all digests are equal. Raises RuntimeError if
     a process fails.
     """
     if encoder == "compiled":
@@ -61,7 +61,7 @@ def measure_repeats(run: PartRun, encoder: str) -> dict[str, Any]:
 
 
 def compare(found: list[dict[str, Any]]) -> dict[str, bool]:
-    """Return whether runs, threads, and processes produce the same bits."""
+    """Return whether the bits are the same across runs, threads, and processes."""
 
     def same(pieces: list[Any]) -> bool:
         return len({json.dumps(piece, sort_keys=True) for piece in pieces}) == 1
@@ -75,7 +75,7 @@ def compare(found: list[dict[str, Any]]) -> dict[str, bool]:
 
 
 def digests(run: PartRun, compiled: bool) -> dict[str, Any]:
-    """Return the digests of this process's results, from several runs and from concurrent threads."""
+    """Compute digests of this process's results, from several runs and from concurrent threads."""
     sam = light_sam(run)
     heavy = heavy_encoder(run, sam, compiled)
     generator = generator_of(run, sam)
@@ -99,7 +99,7 @@ def digests(run: PartRun, compiled: bool) -> dict[str, Any]:
     def work() -> None:
         try:
             beside.append(digest())
-        except BaseException as error:  # noqa: BLE001 - raised below
+        except BaseException as error:  # noqa: BLE001 - re-raised below
             beside.append(error)
 
     threads = [threading.Thread(target=work) for _ in range(THREADS)]
@@ -118,9 +118,10 @@ NEIGHBORS = 8
 
 
 def measure_neighbors(run: PartRun) -> dict[str, Any]:
-    """Compare the embeddings of images in batches with random neighbors, in random places, and with padding only.
+    """Compare the embeddings of images in batches: with random neighbors, at random positions, and with padding only.
 
-    `same` is true if no image's embedding depends on its place or its neighbors. The heavy encoder runs as in builds.
+    `same` is True if no image's embedding depends on its position or its neighbors. The heavy encoder runs as in
+    builds.
     """
     encoder = heavy_encoder(run, light_sam(run))
     batch = NEIGHBORS if run.on_cuda else 2
@@ -148,7 +149,7 @@ def measure_neighbors(run: PartRun) -> dict[str, Any]:
 
 
 def hashed_features(features: tuple[torch.Tensor, ...]) -> str:
-    """Return a short digest of one image's features."""
+    """Compute a short digest of an image's features."""
     return hashed(b"".join(one.float().cpu().numpy().tobytes() for one in features))
 
 
@@ -158,10 +159,10 @@ def hashed(data: bytes) -> str:
 
 
 def measure_agreement(run: PartRun, precision: str) -> dict[str, Any]:
-    """Return the share of the reference package's masks that ours match by IoU in a precision, both on the device.
+    """Measure the share of the reference package's masks that our masks match by IoU in a precision, on the device.
 
-    Both use MobileSAM's weights. The reference uses our image encoder, which it lacks, and otherwise its own settings
-    in float32.
+    Both sides use MobileSAM's weights. The reference package lacks MobileSAM's encoder, so it uses ours. Otherwise, it
+    runs with its own settings in float32.
     """
     if precision == "bf16" and not run.on_cuda:
         raise NotMeasuredError("on a CPU, only the kernels draw in bf16")
@@ -197,7 +198,7 @@ def measure_agreement(run: PartRun, precision: str) -> dict[str, Any]:
 
 
 def measure_reference_encoder(run: PartRun, name: str, dtype: str) -> dict[str, Any]:
-    """Return the difference of a ViT's embedding from the reference package's float32 one with equal weights."""
+    """Measure how much a ViT's embedding differs from the reference package's in float32, with equal weights."""
     from benchmarks.masks.reference import reference_vit
     from segmint.model.sam.image_encoder_vit import VitShape
 

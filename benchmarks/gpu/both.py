@@ -1,8 +1,8 @@
 """Predictor with ViT-H's cost and MobileSAM's results: both encoders, one decoder.
 
-ViT-H's weights are 2.4 GiB, too large for a bundle. Random weights cost the same, but their features give no masks. So
-the ViT runs, but the decoder gets the features of MobileSAM's encoder, precomputed in float32 as the product computes
-them. MobileSAM's decoder weights have ViT-H's shapes.
+ViT-H's weights are 2.4 GiB, which is too large for a bundle. Random weights cost the same, but their features don't
+result in masks. Therefore, the ViT runs for its cost, but the decoder receives the features of MobileSAM's encoder,
+which are precomputed in float32 as in the product. MobileSAM's decoder weights have the same shapes as ViT-H's.
 """
 
 import threading
@@ -23,9 +23,9 @@ HINT = "run `make gpu-bundle` on a machine with a package index"
 
 
 class BothEncoders:
-    """Replacement for a predictor's encoder that runs the ViT but returns MobileSAM's features of the same images.
+    """Replacement for a predictor's encoder. It runs the ViT, but returns MobileSAM's features of the same images.
 
-    The features of an image are computed the first time and cached.
+    The features of an image are computed when it first appears, and cached.
     """
 
     def __init__(self, light: Any, heavy: Any, features: dict[Any, list[tuple[torch.Tensor, ...]]]) -> None:
@@ -35,7 +35,7 @@ class BothEncoders:
         self._now = threading.local()
 
     def begin(self, image: Any) -> None:
-        """Assign the following batches in this thread to this image, identified by any hashable name."""
+        """Assign this thread's following batches to an image, which any hashable name identifies."""
         self._now.image, self._now.batch = image, 0
 
     def __call__(self, images: Sequence[torch.Tensor], batch_size: int | None = None) -> list[tuple[torch.Tensor, ...]]:
@@ -50,7 +50,7 @@ class BothEncoders:
 
 
 def light_sam(run: PartRun, precision: str = "") -> Any:
-    """Return MobileSAM as the product loads it: on a GPU in bf16 by default, with its encoder in float32."""
+    """Load MobileSAM as the product does. On a GPU, the default is bf16, with the encoder in float32."""
     from segmint.infra.device import Compute
 
     precision = precision or ("bf16" if run.on_cuda else "fp32")
@@ -63,9 +63,9 @@ def light_sam(run: PartRun, precision: str = "") -> Any:
 def generator_of(
     run: PartRun, sam: Any, layers: int | None = None, heavy: Any = None, features: dict[Any, Any] | None = None
 ) -> Any:
-    """Return a generator with a dataset's SA-1B settings; with `heavy`, a `BatchEncoder`, both encoders run.
+    """Create a generator with a dataset's SA-1B settings. If `heavy` is a `BatchEncoder`, both encoders run.
 
-    Generators of one model may share `features`. On a CPU, the generator uses the GPU's code path as well, with
+    Generators of the same model may share `features`. On a CPU, the generator uses the GPU's code path as well, with
     formulas in place of kernels and graphs.
     """
     from segmint.model.automatic.generator import MaskGenerator
@@ -85,7 +85,7 @@ def generator_of(
 
 
 def use_gpu_code(generator: Any) -> None:
-    """Make a generator on a CPU use the GPU's code path."""
+    """Switch a generator on a CPU to the GPU's code path."""
     from segmint.model.automatic.on_device.crops import DeviceCrops
 
     if generator._on_device is None:
@@ -93,7 +93,7 @@ def use_gpu_code(generator: Any) -> None:
 
 
 def install(generator: Any, heavy: Any, features: dict[Any, Any] | None = None) -> None:
-    """Make a generator run both encoders, by the GPU's code path."""
+    """Make a generator run both encoders in the GPU's code path."""
     from segmint.model.automatic.on_device.stream import ImageStream
 
     use_gpu_code(generator)
@@ -119,14 +119,14 @@ def install(generator: Any, heavy: Any, features: dict[Any, Any] | None = None) 
 
 
 def heavy_encoder(run: PartRun, sam: Any, compiled: bool = True) -> Any:
-    """Return the largest ViT with random weights, for batches as the product encodes them; compiled on a GPU."""
+    """Create the largest ViT with random weights, for batches as the product encodes them. On a GPU, it is compiled."""
     from segmint.model.sam.batch_encoder import BatchEncoder
     from segmint.model.sam.image_encoder_vit import ImageEncoderViT
     from segmint.model.sam.sam import Sam
 
     name = next(iter(run.sizes.vits))
     encoder: ImageEncoderViT = random_encoder(run, name)
-    if run.quick:  # SAM's images are larger than the quick encoder's
+    if run.quick:  # because SAM's images are larger than the quick encoder's
         encoder.pos_embed = torch.nn.Parameter(encoder.pos_embed.new_zeros(1, 64, 64, encoder.pos_embed.shape[3]))
     whole = Sam(encoder, sam.prompt_encoder, sam.mask_decoder)
     mode = "default" if compiled and run.on_cuda else None
@@ -142,9 +142,9 @@ def weights() -> Path:
 
 
 def photographs(run: PartRun) -> dict[str, tuple[Any, Any]]:
-    """Return the bundle's photographs by name, as (H, W, 3) uint8 RGB in the released and the original size.
+    """Load the bundle's photographs by name, as (H, W, 3) uint8 RGB in the released size and in the original size.
 
-    They are enlarged because none is large enough. The cost depends on the sizes and the number of masks.
+    They are enlarged, because none is large enough. The cost only depends on the sizes and the number of masks.
     """
     paths = sorted((BUNDLE / "photos").glob("*.jpg")) + sorted((BUNDLE / "photos").glob("*.png"))
     if not paths:

@@ -35,7 +35,8 @@ WHEELS = (
     *("pytest", "pluggy", "iniconfig", "packaging", "Pygments", "pytest-timeout", "hypothesis", "sortedcontainers"),
     *("structlog", "tenacity"),
 )
-"""Bundled packages, without the dependencies of torch, torchvision, and onnxruntime, which the machine has."""
+"""Packages to bundle. Dependencies of torch, torchvision, and onnxruntime are left out, because the machine has
+them."""
 
 PLATFORMS = [f"manylinux_2_{minor}_x86_64" for minor in (28, 27, 17, 12, 5)] + ["manylinux2014_x86_64"]
 PHOTOGRAPHS = ("astronaut", "coffee", "chelsea")
@@ -65,7 +66,7 @@ def main() -> None:
 
 
 def copy_weights(folder: Path) -> None:
-    """Copy the weights under their names in a cache of weight files."""
+    """Copy the weights under the names that they have in a cache of weight files."""
     from segmint.infra.assets.known import ASSETS
     from segmint.infra.assets.resolve import resolve
 
@@ -87,7 +88,7 @@ def copy_photographs(folder: Path) -> None:
 
 
 def download_wheels(folder: Path, python: str) -> None:
-    """Download the wheels with pip for a different version of Python."""
+    """Download the wheels with pip for another version of Python."""
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     pinned = {normal(line.partition("==")[0]): line for line in lines if "==" in line}
     wanted = [pinned[normal(name)] for name in WHEELS]
@@ -105,13 +106,13 @@ def normal(name: str) -> str:
 
 
 def tracked() -> list[Path]:
-    """Return the files of the checkout, or nothing outside a repository."""
+    """List the files of the checkout. The list is empty outside a repository."""
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=False).stdout
     return [ROOT / name for name in listed.decode().split("\0") if name]
 
 
 def size_of(paths: Iterable[Path]) -> int:
-    """Return the total size in bytes of the files among the paths."""
+    """Sum up the sizes in bytes of the files among the paths."""
     return sum(path.stat().st_size for path in paths if path.is_file() and not path.is_symlink())
 
 

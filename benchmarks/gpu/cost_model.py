@@ -3,8 +3,8 @@
     python benchmarks/gpu/cost_model.py [--output FILE]
 
 The earlier estimate is older than the overlap between the images of a stream. It gives images/s as a slow and a fast
-end for the full recipe and for the full image, both alone and, for two GPUs, overlapped in batches of 8 images. The
-model explains these rates by three unknowns, and solves for them at each end:
+end for the full recipe and for the full image, both alone and, for two GPUs, overlapped in batches of 8 images. Three
+unknowns explain these rates, and the model solves for them at each end:
 
     full recipe        = 21 crop + 3 masks + wait
     full image, alone  = crop + masks + wait + single
@@ -46,9 +46,9 @@ NOTE = "estimate, nothing has run on a GPU"
 TARGET = 0.6  # share of the ceiling that the full recipe is meant to reach on an H100 and an H200
 
 Pair = NDArray[np.float64]
-"""Values at the slow and at the fast end."""
+"""Pair of values at the slow end and at the fast end."""
 
-# Counted by tests: by tests/support/pretended_cuda.py for the parts around the encoder, and by
+# Tests count these numbers: tests/support/pretended_cuda.py for the parts around the encoder, and
 # tests/support/kernel_traffic.py for a batch of the compiled ViT-H.
 EARLIER_LAUNCHES = 425 + 3 * 326 + 1074
 LAUNCHES = {"full recipe": 425 + 3 * 326 + 367, "full image, 1 per batch": 413, "full image, 8 per batch": 123}
@@ -57,7 +57,7 @@ LAUNCHES = {"full recipe": 425 + 3 * 326 + 367, "full image, 1 per batch": 413, 
 POINTWISE_BYTES = 5.5e9
 DECODER_BYTES = 9.65e6  # per prompt in bfloat16, in chunks of 256
 
-# Operations of plain SAM, which the ceiling counted before it counted the factored algebra (docs/metric.md).
+# Operations of plain SAM. The ceiling counted these before it counted the factored algebra (docs/metric.md).
 PLAIN_ENCODE, PLAIN_PROMPT = 5.96e12, 3.62e9
 DRAWN_PER_POINT = 2  # masks, as docs/metric.md and `segmint plan` assume
 
@@ -66,7 +66,7 @@ ATTENTION_S = 0.7e-3 + 1.0e-3  # 28 window and 4 global attentions of an encode,
 ENCODE_MS = 11.0
 MASKS_MS = [30.0, 15.0]  # also on an H100
 
-# This model's assumption, for `single` only: the tile of a matrix product that a multiprocessor computes at once.
+# Assumption of this model, only for `single`: the tile of a matrix product that a multiprocessor computes at once.
 TILE = 128, 256
 
 
@@ -103,7 +103,7 @@ GPUS = {
 
 @dataclass(frozen=True)
 class Unknowns:
-    """Solution of the equations in the module's docstring, in seconds."""
+    """Solution of the equations in the module docstring, in seconds."""
 
     crop: Pair
     masks: Pair
@@ -112,7 +112,7 @@ class Unknowns:
 
 
 def encode_parts_s(gpu: Gpu) -> dict[str, float]:
-    """Return the seconds of an encode by part; attention has the share of the peak that is assumed for the H200."""
+    """Return the seconds of each part of an encode. Attention reaches the H200's assumed share of the peak."""
     shape, tokens = VIT_SHAPES["vit_h"], SAM1.embedding_size**2
     patches, neck = 3 * SAM1.patch_size**2 * shape.width, 256 * (shape.width + 9 * 256)
     products = 2 * tokens * (shape.depth * 12 * shape.width**2 + patches + neck)
@@ -124,15 +124,16 @@ def encode_parts_s(gpu: Gpu) -> dict[str, float]:
 
 
 def single_s(gpu: Gpu) -> Pair:
-    """Return the seconds by which encoding one image exceeds an eighth of encoding 8.
+    """Return how many seconds encoding one image takes beyond an eighth of encoding 8 images.
 
-    Fast end: weights are read for each image instead of each batch. Slow end: products also leave multiprocessors idle.
+    At the fast end, the only cause is that weights are read for each image instead of for each batch. At the slow end,
+    matrix products also leave multiprocessors idle.
     """
     shape, tokens = VIT_SHAPES["vit_h"], SAM1.embedding_size**2
 
     def slowdown(batch: int) -> float:
         total = 0.0
-        for outputs, work in ((3, 3), (1, 1), (4, 4), (1, 4)):  # a block's four products, in widths and width squares
+        for outputs, work in ((3, 3), (1, 1), (4, 4), (1, 4)):  # a block's products, in widths and widths squared
             tiles = batch * tokens / TILE[0] * outputs * shape.width / TILE[1]
             total += work * float(np.ceil(tiles / gpu.processors)) * gpu.processors / tiles
         return total / 12
@@ -143,7 +144,7 @@ def single_s(gpu: Gpu) -> Pair:
 
 
 def solve(gpu: Gpu) -> Unknowns:
-    """Return the unknowns. Without rates of a stream, `wait` is the H100's, because it's the host's."""
+    """Solve for the unknowns. Without rates of a stream, `wait` is the H100's, because it depends on the host."""
     recipe, alone, single = 1 / np.array(gpu.recipe), 1 / np.array(gpu.alone), single_s(gpu)
     wait = solve(GPUS["H100"]).wait if gpu.stream is None else alone - 1 / np.array(gpu.stream) - single
     image = alone - wait - single
@@ -152,26 +153,26 @@ def solve(gpu: Gpu) -> Unknowns:
 
 
 def launch_s() -> Pair:
-    """Return the seconds per launch: a short torch operation beside the host's other work, and alone, on a CPU."""
+    """Return the seconds per launch: a short torch operation on a CPU, beside the host's other work, and alone."""
     result = json.loads((RESULTS / "segment_overlap.json").read_text())
     cases = ("beside finishing, with the actor's interval", "alone")
     return np.array([result["launches_s"][name]["median"] for name in cases]) / result["settings"]["launches"]
 
 
 def image_flop(cost: ImageCost) -> dict[str, float]:
-    """Return an image's operations by the ceiling's current definition, and by the former one."""
+    """Return an image's operations by the ceiling's current definition and by its former one."""
     factored = cost.flop("vit_h") + DRAWN_PER_POINT * cost.prompts * mask_flop()
     return {"current": factored, "plain": cost.encodes * PLAIN_ENCODE + cost.prompts * PLAIN_PROMPT}
 
 
 def case(gpu: Gpu, cost: ImageCost, seconds: Pair) -> dict[str, Any]:
-    """Return the seconds, images/s, and shares of the ceiling of one kind of image."""
+    """Return the seconds, images/s, and shares of the ceiling for one kind of image."""
     shares = {name: rounded(flop / gpu.peak / seconds) for name, flop in image_flop(cost).items()}
     return {"seconds": rounded(seconds), "images_s": rounded(1 / seconds), "share": shares}
 
 
 def estimate_gpu(gpu: Gpu) -> dict[str, Any]:
-    """Return the estimate for one GPU: its cases before and now, the parts of an image, and each change's effect."""
+    """Estimate one GPU: its cases before and now, the parts of an image, and the effect of each change."""
     recipe, full = image_cost(MaskSettings.sa1b()), image_cost(MaskSettings.official())
     found, launch = solve(gpu), launch_s()
     masks = recipe.prompts / 1024 * found.masks
@@ -199,22 +200,22 @@ def estimate_gpu(gpu: Gpu) -> dict[str, Any]:
         "solved_ms": {name: rounded(1e3 * seconds, 2) for name, seconds in vars(found).items()},
         "effects_ms": {
             "overlap across images": rounded(-1e3 * found.wait, 1),
-            "fewer launches": [0.0, 0.0],  # the device's work hides them
+            "fewer launches": [0.0, 0.0],  # because the device's work hides them
             "fewer launches, had the device waited for each (not included)": rounded(-1e3 * saved, 1),
             "8 full images per encoder batch": rounded(-1e3 * found.single, 1),
-            "tiles of float32 kernels": [0.0, 0.0],  # half precision doesn't use them
+            "tiles of float32 kernels": [0.0, 0.0],  # because half precision doesn't use them
         },
         "target": {name: reached(*case(gpu, recipe, now["full recipe"])["share"][name]) for name in image_flop(recipe)},
     }
 
 
 def reached(slow: float, fast: float) -> str:
-    """Return whether a share at both ends meets `TARGET`."""
+    """Describe whether a share meets `TARGET` at both ends."""
     return "yes" if slow >= TARGET else "only near the fast end" if fast >= TARGET else "no"
 
 
 def estimate() -> dict[str, Any]:
-    """Return the complete estimate."""
+    """Compute the complete estimate."""
     constants = {
         "launches": {**LAUNCHES, "full recipe, before": EARLIER_LAUNCHES},
         "launch_us": rounded(1e6 * launch_s(), 1),
@@ -232,7 +233,7 @@ def estimate() -> dict[str, Any]:
 
 
 def rounded(pair: Pair, digits: int = 4) -> list[float]:
-    """Return the slow and the fast end."""
+    """Round the slow and the fast end."""
     return [round(float(value), digits) for value in pair]
 
 

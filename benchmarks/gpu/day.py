@@ -42,10 +42,10 @@ from benchmarks.gpu.both import BUNDLE, HINT  # noqa: E402
 from benchmarks.gpu.run import FULL, QUICK, PartRun  # noqa: E402
 
 BUDGETS_S = {1: 300.0, 2: 420.0, 3: 420.0, 4: 330.0, 5: 300.0}
-"""Seconds per part, half an hour in total; measurements that would exceed them are skipped."""
+"""Budget of each part in seconds, half an hour in total. Measurements that would exceed it are skipped."""
 
 HANGS_S = 55.0
-"""Seconds over budget after which the process ends itself, in total under 8 minutes."""
+"""Seconds over budget after which the process ends itself. A part then takes less than 8 minutes."""
 
 NEEDED = {
     "torchvision": "torchvision",
@@ -63,7 +63,7 @@ NEEDED = {
     "pytest": "pytest",
     "hypothesis": "hypothesis",
 }
-"""Modules that the parts import, and their packages."""
+"""Modules that the parts import, with the packages that contain them."""
 
 
 def main() -> None:
@@ -83,7 +83,7 @@ def main() -> None:
         parser.error(f"{', '.join(missing)} not installed here: `make gpu-day` installs what the bundle has")
     if not (BUNDLE / "mobile_sam.pt").is_file():
         parser.error(f"{BUNDLE} lacks mobile_sam.pt: {HINT}")
-    os.environ.setdefault("SEGMINT_CACHE", str(BUNDLE))  # cache of weight files; nothing is downloaded
+    os.environ.setdefault("SEGMINT_CACHE", str(BUNDLE))  # find weight files here, and download nothing
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
     output = arguments.output or (Path(os.environ["OUT"]) if os.environ.get("OUT") else ROOT / "benchmarks" / "results")
@@ -114,7 +114,7 @@ def run_part(part: int, device: torch.device, quick: bool, budget_s: float, fold
     run.write()
     print(f"part {part}:", flush=True)
     with (path.with_name(f"{path.stem}-stack.txt")).open("w") as stack:
-        # From a separate thread that doesn't need Python's global lock.
+        # This runs in a separate thread that doesn't need Python's global lock.
         faulthandler.dump_traceback_later(budget_s + HANGS_S, file=stack, exit=True)
         try:
             PARTS[part](run, folder)
@@ -149,7 +149,7 @@ def first(run: PartRun, folder: Path) -> None:
 
 
 def second(run: PartRun, _: Path) -> None:
-    """Measure the encoders, first as the product runs them, then alternatives."""
+    """Measure the encoders as the product runs them, and then the alternatives."""
     from benchmarks.gpu.encoder import Encoders, measure_encoder, measure_peak_again
 
     run.measure("peak", measure_peak_again)
@@ -185,7 +185,7 @@ def third(run: PartRun, folder: Path) -> None:
         run.measure(name, masks.measure_images, images, layers, needs_s=40)
         run.measure(f"{name}, stages", masks.measure_stages, images, layers, needs_s=15)
     for name, layers in recipes.items():
-        # A trace of the full recipe would be 21 times as long.
+        # Only the full image is traced, because a trace of the full recipe would be 21 times as long.
         trace = folder / f"{run.output.stem}-trace.json.gz" if layers == 0 else None
         run.measure(f"{name}, launches", masks.measure_launches, images, layers, trace, needs_s=40)
     for steps, layers in (("plain", 0), ("compiled", 0), ("plain", None)):
@@ -194,7 +194,7 @@ def third(run: PartRun, folder: Path) -> None:
 
 
 def fourth(run: PartRun, _: Path) -> None:
-    """Measure reproducibility of bits and agreement with the reference."""
+    """Measure the reproducibility of bits and the agreement with the reference."""
     from benchmarks.gpu import bits
 
     for precision in ("fp32", "bf16"):

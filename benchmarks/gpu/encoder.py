@@ -13,12 +13,12 @@ import torch
 from benchmarks.gpu.run import NotMeasuredError, PartRun, memory, sample, synchronize, timed
 
 WAYS = ("triton", "flash", "efficient", "math", "cudnn")
-"""Our kernels, and torch's alternatives to them; the product never uses cuDNN's."""
+"""Our kernels, and torch's alternatives. The product never uses cuDNN's."""
 
 
 @contextlib.contextmanager
 def attending_by(way: str) -> Iterator[None]:
-    """Restrict the ViT's attention on a GPU to these kernels while the block runs."""
+    """Restrict the ViT's attention on a GPU to one kind of kernels while the block runs."""
     from torch.nn.attention import SDPBackend
 
     from segmint.model.sam import gpu_attention, image_encoder_vit
@@ -43,7 +43,7 @@ def need_triton(way: str) -> None:
 
 
 def measure_products(run: PartRun, batch: int) -> dict[str, Any]:
-    """Return milliseconds and TFLOP/s of the encoder's matrix products at a batch size, in bfloat16, by shape."""
+    """Measure the milliseconds and TFLOP/s of the encoder's matrix products in bfloat16, by shape, at a batch size."""
     width = next(iter(run.sizes.vits.values()))[0]
     tokens = batch * (run.sizes.image_side // 16) ** 2
     shapes = {
@@ -68,7 +68,7 @@ def measure_products(run: PartRun, batch: int) -> dict[str, Any]:
 def measure_attention(run: PartRun, dimensions: int, side: int, way: str, batch: int) -> dict[str, Any]:
     """Measure a bfloat16 attention layer with 16 heads, including its products, and its difference from float32.
 
-    `side` is the side of its windows in tokens; for global attention, it is the map's.
+    `side` is the side in tokens of its windows, or of the whole map for global attention.
     """
     run.need_cuda()
     need_triton(way)
@@ -90,7 +90,7 @@ def measure_attention(run: PartRun, dimensions: int, side: int, way: str, batch:
 
 
 def random_encoder(run: PartRun, name: str) -> Any:
-    """Return a ViT with random weights, which cost as much as real ones and are the same each time."""
+    """Create a ViT with random weights. They cost as much as real weights, and are the same each time."""
     from segmint.model.sam.image_encoder_vit import ImageEncoderViT, VitShape
 
     torch.manual_seed(0)
@@ -102,7 +102,7 @@ def random_encoder(run: PartRun, name: str) -> Any:
 
 
 class Encoders:
-    """Holder of the ViT being measured, so that only one is on the GPU at a time."""
+    """Holder of the ViT that is being measured, so that only one ViT is on the GPU at a time."""
 
     def __init__(self) -> None:
         self._name = ""
@@ -120,7 +120,7 @@ class Encoders:
 def measure_encoder(
     run: PartRun, encoders: Encoders, name: str, batch: int, way: str = "triton", compiled: bool = True
 ) -> dict[str, Any]:
-    """Measure a ViT's images per second in bfloat16, its share of the peak, its memory, and its compile time."""
+    """Measure a ViT in bfloat16: its images per second, its share of the peak, its memory, and its compile time."""
     from segmint.model.sam.batch_encoder import compile_arguments
 
     if compiled or way != "triton":
@@ -133,7 +133,7 @@ def measure_encoder(
     images = torch.randn(batch, 3, side, side, device=run.device, dtype=run.dtype)
     with attending_by(way), torch.inference_mode():
         if compiled:
-            torch.compiler.reset()  # compiled code uses another kernel
+            torch.compiler.reset()  # because compiled code uses another kernel
             encoder = torch.compile(encoder, dynamic=False, **compile_arguments("default", run.device))
             started = time.monotonic()
             encoder(images)
@@ -146,7 +146,7 @@ def measure_encoder(
 
 
 def of_ceiling(run: PartRun, name: str, images_s: float) -> dict[str, Any]:
-    """Return TFLOP/s and their fraction of the peak for an encoding rate, or nothing for sizes other than SAM's."""
+    """Convert an encoding rate to TFLOP/s and a fraction of the peak. Empty for sizes other than SAM's."""
     from segmint.model.cost import encode_flop
 
     if run.quick:
@@ -156,7 +156,7 @@ def of_ceiling(run: PartRun, name: str, images_s: float) -> dict[str, Any]:
 
 
 def measure_peak_again(run: PartRun) -> dict[str, Any]:
-    """Measure the TFLOP/s of large bfloat16 products on this part's warm GPU, the reference for its fractions."""
+    """Measure the TFLOP/s of large bfloat16 products on this part's warm GPU, as the reference for its fractions."""
     size = run.sizes.matrix
     a, b = (torch.randn(size, size, device=run.device, dtype=run.dtype) for _ in range(2))
     out = torch.empty_like(a)

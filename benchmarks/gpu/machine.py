@@ -22,11 +22,11 @@ TESTS_S = 240
 
 
 class TestsFailedError(RuntimeError):
-    """Error for a failed CUDA test, after which measurements would be of wrong results."""
+    """Error for a failed CUDA test. Measurements after it would be of wrong results."""
 
 
 def measure_versions(run: PartRun) -> dict[str, Any]:
-    """Return versions that affect speed and bits on a GPU, torch's order of attention kernels, and environment."""
+    """Collect versions that affect speed and bits on a GPU, torch's order of attention kernels, and environment."""
     found: dict[str, Any] = {name: installed(name) for name in PACKAGES}
     found["environment"] = {
         key: os.environ[key] for key in sorted(os.environ) if re.match(r"(TORCH|CUDA|TRITON|NV)", key)
@@ -46,7 +46,7 @@ def measure_versions(run: PartRun) -> dict[str, Any]:
 
 
 def measure_numerics(run: PartRun) -> dict[str, Any]:
-    """Return the numerics that a dataset started on this machine would record."""
+    """Return the numerics that a dataset would record if a build started on this machine."""
     from segmint.infra.device import resolve_compute
     from segmint.operators.segment.mask_config import MasksConfig, ModelConfig
     from segmint.operators.segment.numerics import resolve_numerics
@@ -56,13 +56,13 @@ def measure_numerics(run: PartRun) -> dict[str, Any]:
 
 
 def measure_tests(run: PartRun, folder: Path) -> dict[str, Any]:
-    """Run the tests marked `cuda`, keeping their complete output. Raises `TestsFailedError`.
+    """Run the tests that are marked `cuda`, and keep their complete output. Raises `TestsFailedError`.
 
-    On a GPU, a skipped test fails the run; on a CPU, all are skipped.
+    On a GPU, a skipped test fails the run. On a CPU, all of these tests are skipped.
     """
     tests = ["tests/infra/test_peak.py"] if run.quick else []
     command = [sys.executable, "-m", "pytest", "-m", "cuda", "-q", "-p", "no:cacheprovider", "-p", "pytest_timeout"]
-    # Without plugins that may belong to another version of pytest on the machine.
+    # Plugins are disabled, because the machine's may belong to another version of pytest.
     environment = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     if run.on_cuda:
         environment["SEGMINT_TEST_NO_SKIPS"] = "1"
@@ -86,7 +86,7 @@ def measure_tests(run: PartRun, folder: Path) -> dict[str, Any]:
 
 
 def measure_peak(run: PartRun) -> dict[str, Any]:
-    """Measure the TFLOP/s as an actor does, in float32 and bfloat16, cold and after some seconds of matrix products."""
+    """Measure the TFLOP/s as an actor does, in float32 and bfloat16, cold and after some seconds of products."""
     from segmint.infra.device import Compute
     from segmint.infra.peak import measure_peak as peak
 
@@ -99,7 +99,7 @@ def measure_peak(run: PartRun) -> dict[str, Any]:
 
 
 def describe(device: torch.device) -> dict[str, Any]:
-    """Return a description of the machine for the header of a result."""
+    """Describe the machine for the header of a result."""
     described = describe_machine(torch.get_num_threads(), "bf16")
     return {**described, "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None}
 
@@ -127,7 +127,7 @@ def driver() -> str | None:
 
 
 def sdpa_order() -> list[str]:
-    """Return the order in which torch by default tries the kernels of `scaled_dot_product_attention`."""
+    """Return the order in which torch tries the kernels of `scaled_dot_product_attention` by default."""
     from torch.nn.attention import SDPBackend
 
     names = {int(backend): name for name, backend in SDPBackend.__members__.items()}

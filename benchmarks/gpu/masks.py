@@ -16,14 +16,15 @@ from benchmarks.gpu.both import generator_of, heavy_encoder, light_sam, photogra
 from benchmarks.gpu.run import PartRun, memory, synchronize
 
 TRACE_LIMIT = 12 << 20
-"""Maximum size in bytes of a trace that is kept."""
+"""Maximum size in bytes of a trace. Larger traces are deleted."""
 
 Steps = Literal["kernels", "plain", "compiled"]
-"""Decoder's three whole-image steps, each in a graph: our Triton kernels, torch's operations, or these compiled."""
+"""Implementation of the decoder's three whole-image steps, each in a graph: our Triton kernels, torch's operations, or
+torch's operations compiled."""
 
 
 class BenchmarkImages:
-    """Models and photographs that the measurements share, made once."""
+    """Models and photographs, which are prepared once and shared by all measurements."""
 
     def __init__(self) -> None:
         self._light: Any = None
@@ -33,7 +34,7 @@ class BenchmarkImages:
         self._generators: dict[tuple[int | None, str], Any] = {}
 
     def prepare(self, run: PartRun) -> dict[str, Any]:
-        """Load and compile the models, and return the shapes of the photographs."""
+        """Load and compile the models. Return the shapes of the photographs."""
         self.photographs = photographs(run)
         self._light = light_sam(run)
         started = time.monotonic()
@@ -48,7 +49,7 @@ class BenchmarkImages:
         }
 
     def generator(self, run: PartRun, layers: int | None = None, steps: "Steps" = "kernels") -> Any:
-        """Return a generator whose graphs and kernels are ready, after running it on every photograph."""
+        """Create a generator and run it on every photograph, so that its graphs and kernels are ready."""
         if self.heavy is None:
             raise RuntimeError("the models are not ready, see `models`")
         if (layers, steps) not in self._generators:
@@ -61,7 +62,7 @@ class BenchmarkImages:
 
 
 def measure_models(run: PartRun, images: BenchmarkImages) -> dict[str, Any]:
-    """Load MobileSAM, and make and compile a random ViT-H."""
+    """Load MobileSAM, and create and compile a random ViT-H."""
     return images.prepare(run)
 
 
@@ -70,8 +71,8 @@ def measure_images(
 ) -> dict[str, Any]:
     """Measure the seconds per image in one thread: `find`, which needs the GPU, and `finish`.
 
-    `of_peak` is the fraction of the peak by `model/cost.py`, for the `drawn` masks of an image. `find_of_peak` excludes
-    `finish`, which the pipeline runs concurrently.
+    `of_peak` is the fraction of the peak according to `model/cost.py`, for the image's `drawn` masks. `find_of_peak`
+    excludes `finish`, which the pipeline runs concurrently.
     """
     if steps != "kernels":
         run.need_cuda()
@@ -107,7 +108,7 @@ def measure_images(
 
 
 def ceiling_s(run: PartRun, generator: Any, drawn: float) -> float | None:
-    """Return the seconds per image with `drawn` drawn masks at the measured peak, or None if unmeasured or quick."""
+    """Return the seconds per image with `drawn` drawn masks at the measured peak. None if quick or not measured."""
     from segmint.model.cost import image_cost, mask_flop
 
     if run.peak_tflops is None or run.quick:
@@ -118,7 +119,7 @@ def ceiling_s(run: PartRun, generator: Any, drawn: float) -> float | None:
 
 
 def measure_stages(run: PartRun, images: BenchmarkImages, layers: int | None) -> dict[str, Any]:
-    """Return the milliseconds of the GPU's stream per stage of an image, counting idle time for its stage."""
+    """Measure the milliseconds of the GPU's stream for each stage of an image. Idle time counts for its stage."""
     generator = images.generator(run, layers)
     pair = next(iter(images.photographs.values()))
     with staged(run) as clock:
@@ -129,9 +130,9 @@ def measure_stages(run: PartRun, images: BenchmarkImages, layers: int | None) ->
 def measure_launches(
     run: PartRun, images: BenchmarkImages, layers: int | None, trace: Path | None = None
 ) -> dict[str, Any]:
-    """Measure one image's launches, waits, and kernels by time, and the GPU's busy share under the profiler.
+    """Measure an image's launches, waits, and kernels by time, and the GPU's busy share under the profiler.
 
-    With `trace`, a compressed trace is kept there.
+    With `trace`, a compressed trace is written there.
     """
     generator = images.generator(run, layers)
     pair = next(iter(images.photographs.values()))
@@ -148,7 +149,7 @@ def measure_launches(
     kernels = 0
     for event in recorded.key_averages():
         if getattr(event, "is_user_annotation", False):
-            continue  # a span of kernels that have their own rows
+            continue  # skip a span of kernels, which have their own rows
         if re.match(r"cu(da)?[A-Z]", event.key):
             calls[event.key] = event.count
         on_device = event.device_type != torch.autograd.DeviceType.CPU
@@ -171,7 +172,7 @@ def measure_launches(
     if run.on_cuda:
         found["busy_share"] = sum(row[0] for row in rows) / 1e3 / seconds
     else:
-        found["launches"] = found["syncs"] = None  # not on a CPU
+        found["launches"] = found["syncs"] = None  # there are none on a CPU
     if trace is not None:
         trace.parent.mkdir(parents=True, exist_ok=True)
         recorded.export_chrome_trace(str(trace))
@@ -184,13 +185,13 @@ def measure_launches(
 
 @contextmanager
 def computing_by(steps: Steps) -> Iterator[None]:
-    """Use this implementation of the decoder's three large steps for generators made while the block runs."""
+    """Use this implementation of the decoder's three large steps for all generators created while the block runs."""
     from segmint.model.automatic.on_device import decoder
     from segmint.model.kernels import factored_plainly
 
     with ExitStack() as stack:
         if steps != "kernels":
-            # Replaces the operators, inside which torch compiles nothing.
+            # Replace the operators, because torch compiles nothing inside them.
             for step in ("answer", "look", "draw"):
                 plain = getattr(factored_plainly, step)
                 way = torch.compile(plain, dynamic=False) if steps == "compiled" else plain
@@ -199,7 +200,7 @@ def computing_by(steps: Steps) -> Iterator[None]:
 
 
 class EventClock:
-    """Clock by stage, in which nested stages count only for the inner one; on a GPU, it uses events of the stream."""
+    """Clock by stage. Time in nested stages only counts for the inner one. On a GPU, it uses events of the stream."""
 
     def __init__(self, run: PartRun) -> None:
         self._run = run
@@ -208,7 +209,7 @@ class EventClock:
         self._turn("other")
 
     def timing(self, stage: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Wrap the function so that its time counts for the stage."""
+        """Wrap a function so that its time counts for the stage."""
 
         @wraps(function)
         def counted(*arguments: Any, **keys: Any) -> Any:
@@ -230,7 +231,7 @@ class EventClock:
         self._turns.append((now, stage))
 
     def milliseconds(self) -> dict[str, float]:
-        """Return the time by stage and in total, after waiting for the device."""
+        """Wait for the device, and return the time by stage and in total."""
         self._turn("end")
         synchronize(self._run)
         spent: dict[str, float] = {}
@@ -242,7 +243,7 @@ class EventClock:
 
 @contextmanager
 def staged(run: PartRun) -> Iterator[EventClock]:
-    """Time the functions that a generator on a GPU calls while the block runs; for one thread."""
+    """Time the functions that a generator on a GPU calls while the block runs. Only for a single thread."""
     from segmint.model import device
     from segmint.model.automatic import generator
     from segmint.model.automatic.on_device import crops, stream

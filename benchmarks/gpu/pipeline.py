@@ -27,7 +27,7 @@ PREPARED_A_PROCESS = 2
 
 
 def measure_sustained(run: PartRun) -> dict[str, Any]:
-    """Measure the TFLOP/s of products for some seconds, with the GPU as warm as in the pipeline."""
+    """Measure the TFLOP/s of products for some seconds, when the GPU is as warm as in the pipeline."""
     found = sustained(run, run.sizes.sustained_s / 2)
     run.peak_tflops = found["sustained_tflops"]
     return found
@@ -36,8 +36,9 @@ def measure_sustained(run: PartRun) -> dict[str, Any]:
 def measure_pipeline(run: PartRun) -> dict[str, Any]:
     """Measure the segment actor's images per second with the full recipe, including host stages on all cores.
 
-    The actor is the product's, without Ray, which only passes tables to it: as many threads call it as a build has
-    concurrent calls. `bare` is the generator alone on decoded images; `of_bare` compares the two.
+    The actor is the product's actor, but without Ray, which would only pass tables to it. As many threads call it as
+    there are concurrent calls in a build. `bare` is the generator alone on decoded images, and `of_bare` compares the
+    two.
     """
     from segmint.operators.segment.overlap import HostThreads
     from segmint.operators.segment.segment import Segment, decode_row
@@ -49,7 +50,7 @@ def measure_pipeline(run: PartRun) -> dict[str, Any]:
     segment._stages.on_device(lambda: install(segment.generator, heavy_encoder(run, segment.generator.predictor.sam)))
     pairs = photographs(run)
     tables = [table_of([pair]) for pair in pairs.values()]
-    found = [segment(table) for table in tables]  # prepares graphs and features
+    found = [segment(table) for table in tables]  # also prepares graphs and features
     for table in found:
         check(table)
     drawn = statistics.mean(map(drawn_masks, found))
@@ -72,7 +73,7 @@ def measure_pipeline(run: PartRun) -> dict[str, Any]:
             try:
                 table = work.get_nowait()
                 check(segment(table))
-            except Exception as error:  # noqa: BLE001 - it ends the measurement, see below
+            except Exception as error:  # noqa: BLE001 - ends the measurement, see below
                 faults.append(repr(error))
                 return
             done.append((time.monotonic(), table.num_rows))
@@ -108,7 +109,7 @@ def measure_pipeline(run: PartRun) -> dict[str, Any]:
 
 
 def settings_of(run: PartRun) -> Any:
-    """Return a segment actor's settings, as for a dataset started on this machine."""
+    """Return the settings of a segment actor for a dataset that is started on this machine."""
     from segmint.infra.assets.cache import sha256_of
     from segmint.infra.device import Compute
     from segmint.model.automatic.settings import MaskSettings
@@ -127,7 +128,7 @@ def settings_of(run: PartRun) -> Any:
 
 
 def table_of(pairs: list[tuple[Any, Any]]) -> pa.Table:
-    """Return prepared rows as from the previous stage, with the release and the original as JPEG."""
+    """Create prepared rows as from the previous stage, with the release and the original as JPEG."""
     from segmint.operators.prepare.release import ReleaseConfig, encode_original, release
     from segmint.operators.rows import to_table
     from segmint.operators.schemas import PREPARED
@@ -141,14 +142,14 @@ def table_of(pairs: list[tuple[Any, Any]]) -> pa.Table:
 
 
 def check(table: pa.Table) -> None:
-    """Raise RuntimeError if a row has no masks because it was rejected or has a fault."""
+    """Raise RuntimeError if a row has no masks, either because it was rejected or because of a fault."""
     for row in table.select(["reason", "fault"]).to_pylist():
         if row["reason"] is not None or row["fault"] is not None:
             raise RuntimeError(f"a row was not segmented: {row}")
 
 
 def bare_images_s(run: PartRun, generator: Any, pairs: list[tuple[Any, Any]]) -> float:
-    """Return the images per second of `find` alone, one after the other."""
+    """Measure the images per second of `find` alone, one image after the other."""
     started, images = time.perf_counter(), 0
     while images < len(pairs) or time.perf_counter() - started < run.sizes.pipeline_s / 6:
         generator.find(*pairs[images % len(pairs)])
@@ -159,7 +160,10 @@ def bare_images_s(run: PartRun, generator: Any, pairs: list[tuple[Any, Any]]) ->
 
 @contextmanager
 def sampling_gpu(run: PartRun) -> Iterator[dict[str, Any]]:
-    """Yield a dictionary for the share of time in which the GPU ran a kernel, sampled by NVML ten times per second."""
+    """Yield a dictionary that receives the share of time in which the GPU ran a kernel.
+
+    NVML samples this share ten times per second.
+    """
     found: dict[str, Any] = {"gpu_busy": None}
     if not run.on_cuda or importlib.util.find_spec("pynvml") is None:
         found["gpu_busy_source"] = "none: not on a GPU, or pynvml is not installed"
@@ -193,7 +197,10 @@ def sampling_gpu(run: PartRun) -> Iterator[dict[str, Any]]:
 
 
 def measure_prepare(run: PartRun, cores: str, with_original: bool) -> dict[str, Any]:
-    """Measure the seconds of `prepare` per 16-megapixel photograph in single-threaded processes on one or all cores."""
+    """Measure the seconds that `prepare` takes per 16-megapixel photograph, in single-threaded processes.
+
+    `cores` selects one process on one core, or a process on each core.
+    """
     if run.quick and (cores == "all" or not with_original):
         raise NotMeasuredError("not at reduced sizes: the process would be the same")
     processes = os.cpu_count() or 1 if cores == "all" else 1
@@ -226,7 +233,7 @@ def measure_prepare(run: PartRun, cores: str, with_original: bool) -> dict[str, 
 
 
 def photograph_of(run: PartRun) -> bytes:
-    """Return a photograph of the bundle enlarged to the size of the originals, as a camera's JPEG."""
+    """Enlarge a photograph of the bundle to the size of the originals, and encode it like a camera's JPEG."""
     from benchmarks.building.prepare import enlarged, jpeg
 
     image = next(iter(photographs(run).values()))[1]
@@ -237,13 +244,16 @@ def prepare_some(data: bytes, with_original: bool, barrier: Any, results: Any) -
     """Prepare photographs in a separate process, and put the seconds into `results`."""
     try:
         results.put(prepared(data, with_original, barrier))
-    except Exception as error:  # noqa: BLE001 - raised by the parent process
+    except Exception as error:  # noqa: BLE001 - re-raised by the parent process
         barrier.abort()
         results.put(repr(error))
 
 
 def prepared(data: bytes, with_original: bool, barrier: Any) -> dict[str, Any]:
-    """Return CPU seconds per image, also by stage, and wall seconds of all, starting when every process is ready."""
+    """Wait until every process is ready, and prepare photographs.
+
+    Returns the CPU seconds per image, in total and by stage, and the wall seconds of all images.
+    """
     import cv2
 
     from benchmarks.building.prepare import DeidentifyConfig, build_detectors, timed

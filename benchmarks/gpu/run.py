@@ -16,7 +16,7 @@ import torch
 
 GIB = 1 << 30
 SAMPLE_S = 0.02
-"""Seconds of back-to-back calls per sample, so that the host's latency does not distort short kernels."""
+"""Seconds of back-to-back calls per sample. With fewer, the host's latency would distort short kernels."""
 
 NOT_ON_A_CPU = "not on a CPU"
 
@@ -26,7 +26,7 @@ class Sizes:
     """Amount of work in each part."""
 
     matrix: int
-    vits: dict[str, tuple[int, int, int, tuple[int, ...]]]  # by name, largest first: width, depth, heads, global
+    vits: dict[str, tuple[int, int, int, tuple[int, ...]]]  # by name, largest first: width, depth, heads, global layers
     image_side: int
     batches: tuple[int, ...]
     points_per_side: int
@@ -37,7 +37,7 @@ class Sizes:
     sustained_s: float
     pipeline_s: float
     megapixels: float
-    neighbors: int  # images whose bits are compared between batches
+    neighbors: int  # number of images whose bits are compared between batches
     warmups: int
     runs: int
 
@@ -83,15 +83,15 @@ QUICK = Sizes(
 
 
 class NotMeasuredError(Exception):
-    """Error for a measurement that this machine cannot make, with the reason as its message."""
+    """Error for a measurement that this machine can't make. The message is the reason."""
 
 
 @dataclass
 class PartRun:
     """Run of one part on one device, with its results so far and the rest of its budget.
 
-    `found` maps each measurement's name to a dictionary with numbers and `took_s`, or `skipped`, or `failed` with
-    `traceback`. It is written to `output` after each measurement.
+    `found` maps the name of each measurement to a dictionary. It contains the numbers and `took_s`, or `skipped`, or
+    `failed` with `traceback`. `found` is written to `output` after each measurement.
     """
 
     device: torch.device
@@ -130,18 +130,18 @@ class PartRun:
             raise NotMeasuredError(NOT_ON_A_CPU)
 
     def of_peak(self, tflops: float) -> float | None:
-        """Return a rate as a fraction of the measured peak, or None before the peak is measured."""
+        """Convert a rate to a fraction of the measured peak. None until the peak is measured."""
         return None if self.peak_tflops is None else tflops / self.peak_tflops
 
     def measure(
         self, name: str, function: Callable[..., dict[str, Any]], *arguments: Any, kind: str = "", needs_s: float = 5
     ) -> dict[str, Any]:
-        """Call `function(run, *arguments)` and record its result or exception; skip it if over budget.
+        """Call `function(run, *arguments)`, and record its result or exception. Skip it if it would exceed the budget.
 
-        The expected time is the longest of its kind so far, and initially `needs_s`.
+        The expected time is the longest of its kind so far, or `needs_s` for the first one.
         """
         expected = self._longest.get(kind, needs_s) if kind else needs_s
-        self.found[name] = {"running": True}  # what remains of a process that is killed
+        self.found[name] = {"running": True}  # the result if the process is killed now
         self.write()
         started = time.monotonic()
         if not self.quick and expected > self.left_s:
@@ -166,9 +166,9 @@ class PartRun:
                 return dict(function(self, *arguments))
         except NotMeasuredError as reason:
             return {"skipped": str(reason)}
-        except Exception as error:  # noqa: BLE001 - the part goes on with the next measurement
+        except Exception as error:  # noqa: BLE001 - the part continues with the next measurement
             found = {"failed": f"{type(error).__name__}: {str(error)[:500]}", "traceback": traceback.format_exc()}
-        gc.collect()  # tensors of the failed measurement
+        gc.collect()  # frees tensors of a failed measurement
         if self.on_cuda:
             try:
                 torch.cuda.empty_cache()
@@ -177,7 +177,7 @@ class PartRun:
         return found
 
     def failures(self) -> list[str]:
-        """Return the names of the measurements that failed, or whose bits differ where they must be the same."""
+        """Return the names of the measurements that failed, or whose bits differ although they must be the same."""
         return [name for name, found in self.found.items() if "failed" in found or found.get("same") is False]
 
     def write(self) -> None:
@@ -191,9 +191,9 @@ class PartRun:
 
 
 def timed(run: PartRun, function: Callable[[], Any], runs: int | None = None) -> dict[str, float]:
-    """Return the median, minimum, and maximum seconds of a call over several samples, after warm-up calls.
+    """Time a call, and return the median, minimum, and maximum seconds over several samples, after warm-up calls.
 
-    On a GPU, a sample is as many calls as fit in `SAMPLE_S`, between two events.
+    On a GPU, a sample consists of as many calls as fit into `SAMPLE_S`, between two events.
     """
     for _ in range(run.sizes.warmups):
         function()
@@ -210,7 +210,7 @@ def timed(run: PartRun, function: Callable[[], Any], runs: int | None = None) ->
 
 
 def sample(run: PartRun, function: Callable[[], Any], calls: int) -> float:
-    """Return the seconds of consecutive calls until the device has finished them."""
+    """Return the seconds that consecutive calls take until the device has finished them."""
     if not run.on_cuda:
         started = time.perf_counter()
         for _ in range(calls):
@@ -233,7 +233,7 @@ def synchronize(run: PartRun) -> None:
 
 @contextmanager
 def memory(run: PartRun) -> Iterator[dict[str, float]]:
-    """Yield a dictionary for the device's peak memory at the end of the block; it stays empty on a CPU."""
+    """Yield a dictionary that receives the device's peak memory at the end of the block. It stays empty on a CPU."""
     peak: dict[str, float] = {}
     if run.on_cuda:
         torch.cuda.empty_cache()
@@ -244,9 +244,9 @@ def memory(run: PartRun) -> Iterator[dict[str, float]]:
 
 
 def sustained(run: PartRun, seconds: float) -> dict[str, float]:
-    """Return the TFLOP/s of products in the first tenth of a second after a pause, and in the last second of `seconds`.
+    """Measure the TFLOP/s of products in the first 0.1 s after a pause, and in the last of several `seconds`.
 
-    A GPU that is warm or at its power limit is slower than one that was idle.
+    A GPU that is warm or at its power limit is slower than a GPU that was idle.
     """
     size = run.sizes.matrix
     a, b = (torch.randn(size, size, device=run.device, dtype=run.dtype) for _ in range(2))

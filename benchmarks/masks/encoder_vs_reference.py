@@ -2,10 +2,11 @@
 
     python benchmarks/masks/encoder_vs_reference.py [--models b l h] [--runs N] [--threads N]
 
-Both sides run alternately in one process, in float32 on a CPU, after one warm-up run each, from which the largest
-difference between their embeddings is taken. Weights do not change an encoder's cost. Then each side runs once in a
-separate process for its peak memory. Wall and CPU seconds are both recorded, because CPU seconds are more meaningful on
-a busy machine. The result is written to `benchmarks/results/` as JSON, with a description of the machine.
+Both sides run alternately in one process, in float32 on a CPU. Each side first does one warm-up run, and the largest
+difference between the embeddings of these two runs is recorded. Weights don't change an encoder's cost. Then each side
+runs once in a separate process to measure its peak memory. Wall and CPU seconds are both recorded, because CPU seconds
+are more meaningful on a busy machine. The result is written to `benchmarks/results/` as JSON, with a description of the
+machine.
 """
 
 import argparse
@@ -51,7 +52,7 @@ def main() -> None:
 
 
 def compare(model: str, runs: int, threads: int) -> dict[str, Any]:
-    """Return times and differences of one model, and the peak memory of each side."""
+    """Measure one model. Return the times and differences, and each side's peak memory."""
     import torch
 
     from benchmarks.masks.reference import reference_vit
@@ -59,7 +60,7 @@ def compare(model: str, runs: int, threads: int) -> dict[str, Any]:
 
     torch.set_num_threads(threads)
     ours, reference = our_encoder(model), reference_vit(VIT_SHAPES[f"vit_{model}"], SIDE)
-    # The reference's random weights, with nonzero position tables; both sides share their memory.
+    # Both sides share the memory of the reference's random weights. Position tables are made nonzero.
     torch.manual_seed(0)
     state = reference.state_dict()
     for name in state:
@@ -96,7 +97,7 @@ def compare(model: str, runs: int, threads: int) -> dict[str, Any]:
 
 
 def our_encoder(model: str) -> Any:
-    """Return our encoder in evaluation mode, without weights."""
+    """Create our encoder in evaluation mode, without weights."""
     import torch
 
     from segmint.model.sam.image_encoder_vit import ImageEncoderViT
@@ -107,7 +108,7 @@ def our_encoder(model: str) -> Any:
 
 
 def peak_memory(side: str, model: str, threads: int) -> int:
-    """Return the peak MiB of a process while one side encodes an image, including weights and libraries."""
+    """Return the peak MiB of a process in which one side encodes an image, including its weights and libraries."""
     import torch
 
     from benchmarks.masks.reference import reference_vit

@@ -3,17 +3,18 @@
     python benchmarks/masks/generator_vs_reference.py [--photos FOLDER [--only NAME ...] [--scikit-image]]
         [--precision fp32 bf16] [--crops 0|1|2] [--rounds N] [--threads N]
 
-Both sides use the reference's defaults (32x32 points; with `--crops`, each layer of crops uses half the points per side
-of the previous layer) and MobileSAM. The reference package lacks TinyViT, so it runs with our image encoder, in its
-default float32. Ours runs in each precision, and in float32 without the CPU kernels (`torch`). If the CPU kernels use
-AVX-512, ours also runs in float32 with and without them in processes that are held to AVX2. Every measurement runs in a
-separate process with its own peak memory. Rounds alternate which side goes first; seconds are medians, and the ratio is
-the median of the rounds' ratios. `setup_s` is the time before the measurement: libraries, weights, and one warm-up run
-on a small grid.
+Both sides use MobileSAM and the reference's defaults: 32x32 points and, with `--crops`, half as many points per side in
+each layer of crops as in the previous layer. The reference package lacks TinyViT, so it runs with our image encoder, in
+its default float32. Our side runs in each precision, and in float32 without the CPU kernels (`torch`). If the CPU
+kernels use AVX-512, our side also runs in float32 with and without them in processes that are limited to AVX2.
 
-Each round measures every photograph and counts the reference's masks that ours match; the round with the fewest is
-reported. Without a folder, the photographs are scikit-image's. After each measured photograph, the result is written to
-`benchmarks/results/` as JSON, with a description of the machine.
+Every measurement runs in a separate process with its own peak memory. Rounds alternate which side goes first. Seconds
+are medians, and the ratio is the median of the rounds' ratios. `setup_s` is the time before the measurement, for
+libraries, weights, and one warm-up run on a small grid.
+
+Each round measures every photograph, and counts how many of the reference's masks our masks match. The round with the
+fewest matches is reported. Without a folder, the photographs are scikit-image's. After each measured photograph, the
+result is written to `benchmarks/results/` as JSON, with a description of the machine.
 """
 
 import argparse
@@ -92,9 +93,9 @@ def main() -> None:
 
 
 def measure_round(index: int, source: str, threads: int, settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Run the reference, ours in each precision, and ours by torch once; return results by name.
+    """Run the reference, ours in each precision, and ours with torch once each. Return the results by name.
 
-    The sides held to AVX2 run if the CPU kernels use AVX-512. In even rounds, ours is first.
+    The sides that are limited to AVX2 run only if the CPU kernels use AVX-512. In even rounds, our side goes first.
     """
     sides = [*settings["precisions"], TORCH, *avx2_sides(), REFERENCE]
     found = {}
@@ -109,25 +110,28 @@ def measure_round(index: int, source: str, threads: int, settings: dict[str, Any
 
 
 def avx2_sides() -> list[str]:
-    """Return the sides that are held to AVX2: none if the CPU kernels don't use AVX-512 here."""
+    """Return the sides that are limited to AVX2. There are none if the CPU kernels don't use AVX-512 here."""
     kernels = usable_kernels()
     return [AVX2, TORCH_AVX2] if kernels and kernels.instruction_set.startswith("avx512") else []
 
 
 def environment_of(side: str) -> dict[str, str]:
-    """Return the environment that holds the libraries of a side's process to AVX2."""
+    """Return the environment variables that limit the libraries in a side's process to AVX2."""
     return HELD_TO_AVX2 if side in (AVX2, TORCH_AVX2) else {}
 
 
 def kernels_of(side: str) -> Any:
-    """Return the CPU kernels of a side, as `Predictor` takes them."""
+    """Return the CPU kernels of a side, in the form that `Predictor` takes."""
     if side in (TORCH, TORCH_AVX2):
         return None
     return load_kernels("avx2") if side == AVX2 else "auto"
 
 
 def run_ours(source: str, threads: int, settings: dict[str, Any], side: str) -> dict[str, Any]:
-    """Run our generator in a precision, or in fp32 by torch or held to AVX2; return seconds, peak memory, and masks."""
+    """Run our generator as a side specifies. Return its seconds, peak memory, and masks.
+
+    A side is a precision, or fp32 with torch, or fp32 limited to AVX2.
+    """
     started = time.perf_counter()
     from segmint.infra.assets.resolve import resolve
     from segmint.infra.device import Compute
@@ -157,7 +161,7 @@ def run_ours(source: str, threads: int, settings: dict[str, Any], side: str) -> 
 
 
 def run_reference(source: str, threads: int, settings: dict[str, Any]) -> dict[str, Any]:
-    """Run the reference generator with torch's defaults, and return seconds, peak memory, and masks."""
+    """Run the reference generator with torch's defaults. Return its seconds, peak memory, and masks."""
     started = time.perf_counter()
     import torch
     from segment_anything import SamAutomaticMaskGenerator
@@ -190,7 +194,7 @@ def run_reference(source: str, threads: int, settings: dict[str, Any]) -> dict[s
 
 
 def compared(name: str, rounds: list[dict[str, dict[str, Any]]], precisions: list[str]) -> dict[str, Any]:
-    """Return the row of one photograph: the reference, and for each precision ours with ratio and agreement."""
+    """Return the row of a photograph: the reference, and for each precision our result with its ratio and agreement."""
     height, width = rounds[0][REFERENCE]["size"]
     ours = {}
     for precision in precisions:
@@ -221,7 +225,7 @@ def compared(name: str, rounds: list[dict[str, dict[str, Any]]], precisions: lis
 
 
 def held_to_avx2(rounds: list[dict[str, dict[str, Any]]]) -> dict[str, Any]:
-    """Return ours with and without the CPU kernels, both held to AVX2: seconds, their ratio, and masks."""
+    """Return our results with and without the CPU kernels, both limited to AVX2: seconds, their ratio, and masks."""
     ratios = [each[TORCH_AVX2]["seconds"] / each[AVX2]["seconds"] for each in rounds]
     return {
         **summary(rounds, AVX2),
@@ -233,13 +237,13 @@ def held_to_avx2(rounds: list[dict[str, dict[str, Any]]]) -> dict[str, Any]:
 
 
 def equal(ours: list[dict[str, Any]], others: list[dict[str, Any]]) -> int:
-    """Return the number of our masks that another side also has, with the same pixels."""
+    """Count our masks that another side contains as well, with the same pixels."""
     pixels = {mask["counts"] for mask in others}
     return sum(mask["counts"] in pixels for mask in ours)
 
 
 def summary(rounds: list[dict[str, dict[str, Any]]], side: str) -> dict[str, Any]:
-    """Return the median seconds of a side and its maximum memory."""
+    """Return a side's median seconds and maximum memory."""
     return {
         "seconds": round(statistics.median(each[side]["seconds"] for each in rounds), 2),
         "setup_s": round(statistics.median(each[side]["setup_s"] for each in rounds), 2),
@@ -248,7 +252,7 @@ def summary(rounds: list[dict[str, dict[str, Any]]], side: str) -> dict[str, Any
 
 
 def agreement(ours: list[dict[str, Any]], reference: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return the number of our masks, of the reference's that ours match at each IoU, and the lowest such IoU.
+    """Count our masks and, at each IoU, the reference's masks that ours match. Also return the lowest IoU of a match.
 
     Masks are COCO's compressed RLE with `size` and `counts`.
     """
@@ -268,7 +272,7 @@ def agreement(ours: list[dict[str, Any]], reference: list[dict[str, Any]]) -> di
 
 
 def summary_line(row: dict[str, Any]) -> str:
-    """Return a photograph's row as readable lines."""
+    """Format a photograph's row as readable lines."""
     reference = row[REFERENCE]
     lines = []
     for precision, ours in row["ours"].items():

@@ -2,11 +2,11 @@
 
     python benchmarks/masks/output_order.py [--weights NAME|FILE] [--points-per-side N] PHOTO...
 
-SAM returns three masks for a point, meant for a subpart, a part, and the whole object. Nothing in the model orders
-them. Each photograph is encoded once, and the three masks of every point of its grid are drawn at its size, without
-filters. A point counts as rising if the area of output 0 is under that of output 1, which is under that of output 2.
-The result is written to `benchmarks/results/output_order.json`, per weights, and belongs into
-`pipeline/serving/levels.py`.
+SAM returns three masks for a point, which are meant for a subpart, a part, and the whole object. Nothing in the model
+enforces this order. The benchmark encodes each photograph once and, for every point of its grid, draws the three masks
+at the photograph's size, without filters. A point counts as rising if output 0 has a smaller area than output 1, and
+output 1 a smaller area than output 2. The result is written to `benchmarks/results/output_order.json`, per weights.
+Copy it to `pipeline/serving/levels.py`.
 """
 
 import argparse
@@ -26,7 +26,7 @@ CHUNK = 32
 
 
 def main() -> None:
-    """Measure the photographs, print and write the result."""
+    """Measure the photographs, and print and write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("photos", nargs="+", help="files, or names of scikit-image's")
     parser.add_argument("--weights", default="mobile_sam")

@@ -2,8 +2,8 @@
 
     python benchmarks/masks/points_vs_sam2.py [--points N] [--batch N]
 
-It needs the `sam2` package, and uses random weights, because the decoder's work doesn't depend on them. All run on one
-thread. A point counts when its three low-resolution masks are drawn. The result is printed as JSON.
+The benchmark needs the `sam2` package. It uses random weights, because the decoder's work doesn't depend on them. All
+sides run on one thread. A point counts once its three low-resolution masks are drawn. The result is printed as JSON.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from tests.interop.oracles.check_sam2 import same_weights  # noqa: E402
 
 @torch.inference_mode()
 def main() -> None:
-    """Time all, compare the logits, and print the result."""
+    """Time all sides, compare the logits, and print the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--points", type=int, default=64)
     parser.add_argument("--batch", type=int, default=64, help="points that the package decodes together")
@@ -77,7 +77,7 @@ def main() -> None:
 
 
 def timed(call: Callable[[], torch.Tensor]) -> tuple[torch.Tensor, float]:
-    """Return the result and the fewest CPU seconds of three calls."""
+    """Return the result of a call, and the fewest CPU seconds of three calls."""
     seconds = []
     for _ in range(3):
         start = time.process_time()

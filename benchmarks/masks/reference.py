@@ -1,6 +1,7 @@
 """Models of the reference package, for comparison in benchmarks and tests.
 
-This module only needs torch and `segment_anything`; `benchmarks/gpu/day.py` uses it on machines without a network.
+This module only needs torch and `segment_anything`, so `benchmarks/gpu/day.py` can use it on machines without a
+network.
 """
 
 from functools import partial
@@ -31,9 +32,9 @@ class _Encoder(torch.nn.Module):
 
 
 def reference_sam(sam: "Sam") -> ReferenceSam:
-    """Return the reference's SAM in evaluation mode on our model's device, with our image encoder and weights.
+    """Create the reference's SAM in evaluation mode on our model's device, with our image encoder and weights.
 
-    The package lacks TinyViT, so MobileSAM's encoder must be ours. The encoder is shared, not copied.
+    The package lacks TinyViT, so it must use our encoder for MobileSAM. The encoder is shared, not copied.
     """
     side, grid = sam.geometry.image_size, sam.geometry.embedding_size
     reference = ReferenceSam(
@@ -58,9 +59,9 @@ def reference_sam(sam: "Sam") -> ReferenceSam:
 
 
 def reference_vit(shape: "VitShape", image_side: int = IMAGE_SIDE) -> ImageEncoderViT:
-    """Return the reference's ViT encoder with our shape in evaluation mode, with its initial random weights.
+    """Create the reference's ViT encoder with our shape in evaluation mode. It keeps its initial random weights.
 
-    `image_side` is the side of its square input in pixels. Inside `torch.device("meta")`, it has no weights.
+    `image_side` is the side of its square input in pixels. Inside `torch.device("meta")`, the encoder has no weights.
     """
     return ImageEncoderViT(
         img_size=image_side,

@@ -2,24 +2,25 @@
 
     python benchmarks/masks/stages.py [--photo FILE] [--precision fp32 bf16] [--crops 0|1|2] [--rounds N] [--threads N]
 
-Each precision gets two measurements, each in a separate process after one warm-up run:
+Each precision is measured in two ways, each in a separate process after one warm-up run:
 
 - *Stages.* Our generator runs unchanged, and the functions that it calls are timed from outside. It uses one thread, so
-  that nothing overlaps and the stages add up to the total; `other` is the rest. The round of median length is reported.
-  The fraction of the peak is the number of operations that a stage of the network needs (`model/cost.py`), over the
-  measured rate of one thread (`infra/peak.py`) in the precision of that stage's weights.
-- *Scaling.* Seconds per image with all threads, over the grid, layers of crops, and the photograph's size. Each is the
+  nothing overlaps, and the stages add up to the total; `other` is the remainder. The round of median length is
+  reported. For a stage of the network, the fraction of the peak is its number of operations (`model/cost.py`) per
+  second, divided by the measured rate of one thread (`infra/peak.py`) in the precision of the stage's weights.
+- *Scaling.* The seconds per image with all threads, by grid, layers of crops, and size of the photograph. Each is the
   median of the rounds.
 
-Before them, the stages that the CPU kernels compute are measured with and without these, in the same rounds, with one
-thread and without crops; if the CPU kernels use AVX-512, also in processes that are held to AVX2.
+Before that, the stages that have CPU kernels are measured with and without the kernels in the same rounds, with one
+thread and without crops. If the CPU kernels use AVX-512, the stages are also measured in processes that are limited to
+AVX2.
 
-The settings are those of the `sa1b` profile, with cleanup, and without crops unless `--crops` is given. The weights are
-MobileSAM's. The default photograph is scikit-image's astronaut. The result is written to
+The settings are those of the `sa1b` profile, with cleanup. There are no crops unless `--crops` is given. The weights
+are MobileSAM's. The default photograph is scikit-image's astronaut. The result is written to
 `benchmarks/results/stages.json`.
 
-`--command` measures whole processes of `segmint masks` instead, with the photograph at 600 x 400 pixels: the seconds to
-the first line of output and to the end, and CPU seconds. It only prints them.
+`--command` measures whole processes of `segmint masks` instead, with the photograph at 600 x 400 pixels. It prints the
+seconds to the first line of output and to the end, and the CPU seconds, but doesn't write a result.
 """
 
 import argparse
@@ -58,7 +59,7 @@ STAGES = ("encode", "plan", "decode", "draw", "upscale and filter", "suppression
 NETWORK = ("encode", "plan", "decode", "draw")
 """Stages whose operations `model/cost.py` counts."""
 WITH_KERNELS = ("decode", "draw", "upscale and filter")
-"""Stages that the CPU kernels compute."""
+"""Stages that have CPU kernels."""
 
 
 def main() -> None:
@@ -122,9 +123,10 @@ def main() -> None:
 
 
 def measure_kernels(source: str, keys: dict[str, int], rounds: int) -> dict[str, Any]:
-    """Return the seconds of the stages that have CPU kernels and those of torch in the same rounds, with one thread.
+    """Measure the stages that have CPU kernels, with the kernels and with torch, in the same rounds with one thread.
 
-    The pairs are `fp32` and, if the CPU kernels use AVX-512 here, `avx2`, whose processes are held to AVX2.
+    The result contains the pair `fp32` and, if the CPU kernels use AVX-512 here, the pair `avx2`, whose processes are
+    limited to AVX2.
     """
     pairs = {"fp32": ("fp32", TORCH), **({AVX2: (AVX2, TORCH_AVX2)} if avx2_sides() else {})}
     sides = [side for pair in pairs.values() for side in pair]
@@ -152,7 +154,7 @@ def measure_kernels(source: str, keys: dict[str, int], rounds: int) -> dict[str,
 
 
 def run_stages(source: str, side: str, keys: dict[str, int]) -> dict[str, Any]:
-    """Run our generator in float32 with a side's kernels and one thread; return the stages' seconds and the masks."""
+    """Run our generator in float32 with a side's kernels and one thread. Return the stages' seconds and the masks."""
     from segmint.model.automatic.generator import MaskGenerator
 
     predictor, _ = prepared("fp32", threads=1, side=side)
@@ -164,7 +166,7 @@ def run_stages(source: str, side: str, keys: dict[str, int]) -> dict[str, Any]:
 
 
 def measure_command(source: str, rounds: int) -> None:
-    """Print the medians of `segmint masks` with its defaults, after a run that loads the files into memory."""
+    """Print the medians of `segmint masks` with its defaults. A first run loads the files into memory."""
     from PIL import Image
 
     runs = []
@@ -188,7 +190,7 @@ def measure_command(source: str, rounds: int) -> None:
 
 
 def measure_stages(source: str, precision: str, keys: dict[str, int], rounds: int) -> dict[str, Any]:
-    """Return the seconds of each stage with one thread, and the fraction of the peak for known operations."""
+    """Measure the seconds of each stage with one thread, and the fraction of the peak where operations are known."""
     from segmint.model.automatic.generator import MaskGenerator
 
     predictor, peaks = prepared(precision, threads=1)
@@ -235,7 +237,7 @@ def measure_scaling(
     rounds: int,
     threads: int,
 ) -> dict[str, Any]:
-    """Return the seconds per image with all threads for `base` and for each distinct piece of `work`."""
+    """Measure the seconds per image with all threads, for `base` and for each distinct piece of `work`."""
     from segmint.model.automatic.generator import MaskGenerator
 
     predictor, peaks = prepared(precision, threads)
@@ -274,7 +276,7 @@ def measure_scaling(
 
 @dataclass(frozen=True)
 class NetworkWork:
-    """Network's work on an image, with its operations for each stage of `NETWORK`."""
+    """Work of the network on an image, with the operations of each stage in `NETWORK`."""
 
     encodes: int
     prompts: int
@@ -283,7 +285,7 @@ class NetworkWork:
 
     @classmethod
     def of(cls, settings: Any, drawn: int) -> "NetworkWork":
-        """Return the work of an image with these mask settings, of which `drawn` masks are drawn."""
+        """Count the work on an image with these mask settings if `drawn` masks are drawn."""
         from segmint.model.cost import decode_flop, encode_flop, image_cost, mask_flop, plan_flop
 
         cost = image_cost(settings)
@@ -297,7 +299,7 @@ class NetworkWork:
 
 
 def prepared(precision: str, threads: int, side: str = "fp32") -> tuple[Any, dict[str, tuple[str, float]]]:
-    """Return a warmed-up predictor and, for each stage of `NETWORK`, its precision and the threads' peak in it.
+    """Warm up a predictor. Return it with the precision of each stage in `NETWORK`, and the threads' peak in it.
 
     The peak is in operations per second. All parts compute in float32, except for drawing if the precision is bf16.
     """
@@ -320,14 +322,14 @@ def prepared(precision: str, threads: int, side: str = "fp32") -> tuple[Any, dic
 
 
 def settings_of(keys: dict[str, int]) -> Any:
-    """Return the `sa1b` profile with the grid and layers of crops from `keys`."""
+    """Return the `sa1b` profile with the grid and the layers of crops in `keys`."""
     from segmint.model.automatic.settings import MaskSettings
 
     return MaskSettings.sa1b(points_per_side=keys["points_per_side"], crop_n_layers=keys["crop_n_layers"])
 
 
 def resized(image: Any, long_side: int) -> Any:
-    """Return the image (H, W, 3) uint8 resized to a long side of `long_side` pixels."""
+    """Resize an image, (H, W, 3) uint8, to a long side of `long_side` pixels."""
     import numpy as np
     from PIL import Image
 
@@ -336,7 +338,7 @@ def resized(image: Any, long_side: int) -> Any:
 
 
 class StageClock:
-    """Clock by stage, in which nested stages count only for the inner one."""
+    """Clock by stage. Time in a nested stage counts only for the inner stage."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = dict.fromkeys(STAGES, 0.0)
@@ -344,7 +346,7 @@ class StageClock:
         self._since = 0.0
 
     def timing(self, stage: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Wrap the function so that its seconds count for the stage."""
+        """Wrap a function so that its seconds count for the stage."""
 
         @wraps(function)
         def timed(*arguments: Any, **keys: Any) -> Any:
@@ -368,7 +370,7 @@ class StageClock:
 
 @contextmanager
 def timed_stages() -> Iterator[StageClock]:
-    """Time the functions that the generator calls while the block runs; for one thread."""
+    """Time the functions that the generator calls while the block runs. Only for a single thread."""
     from segmint.model.automatic import generator
     from segmint.model.sam.predictor import Predictor
 
@@ -391,7 +393,7 @@ def timed_stages() -> Iterator[StageClock]:
 
 
 def summary_line(precision: str, found: dict[str, Any]) -> str:
-    """Return the stages as one readable line."""
+    """Format the stages as one readable line."""
     shares = ", ".join(f"{row['name']} {100 * row['share']:.1f} %" for row in found["stages"])
     peaks = ", ".join(f"{stage} {100 * one['of_peak']:.0f} %" for stage, one in found["network"].items())
     return f"{precision}: {found['seconds']:.2f} s with one thread: {shares}; of the peak: {peaks}"

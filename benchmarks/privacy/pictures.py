@@ -18,23 +18,26 @@ Points = NDArray[np.float64]
 Pixels = NDArray[np.uint8]
 
 TRUTH = Path(__file__).with_name("truth.json")
-"""Marks of scikit-image's pictures, in the form of the photographs' `truth.json`."""
+"""Marks of scikit-image's pictures, in the same format as the photographs' `truth.json`."""
 
 ANGLES = (0, 45, 90, 135, 180, 270)
-"""Angles in degrees, counterclockwise, by which pictures are turned."""
+"""Angles in degrees by which pictures are turned counterclockwise."""
 
 SMALLEST = 20.0
-"""Mean side in pixels of the smallest mark that has to be found. Smaller ones count as hard."""
+"""Mean side in pixels of the smallest mark that detectors should find. Smaller marks count as hard."""
 
 COMPOSITES = 40
-"""Number of composites: as many of each kind in `_KINDS`."""
+"""Number of composites. Each kind in `_KINDS` has the same number."""
 
-_SIDE = 1024  # pixels of a composite's shorter side, at most
+_SIDE = 1024  # maximum length of a composite's shorter side in pixels
 
 
 @dataclass(frozen=True)
 class Mark:
-    """A face or plate: the points (N, 2) x, y of its outline in pixels. A hard one need not be found."""
+    """Mark of a face or plate, with the points (N, 2) x, y of its outline in pixels.
+
+    Detectors don't have to find a hard mark.
+    """
 
     kind: Kind
     points: Points
@@ -42,21 +45,21 @@ class Mark:
 
     @property
     def box(self) -> Box:
-        """The upright box around the outline."""
+        """Upright box around the outline."""
         return bounds(self.points.tolist())
 
     @property
     def side(self) -> float:
-        """The geometric mean of the box's sides in pixels."""
+        """Geometric mean of the box's sides in pixels."""
         x0, y0, x1, y1 = self.box
         return float(np.sqrt((x1 - x0) * (y1 - y0)))
 
 
 @dataclass(frozen=True)
 class Picture:
-    """An image, (H, W, 3) uint8 RGB, with its marks.
+    """Picture, (H, W, 3) uint8 RGB, with its marks.
 
-    `change` is the change to the sources: an angle, or a kind of composite.
+    `change` describes how it was made from its sources: an angle, or a kind of composite.
     """
 
     name: str
@@ -65,7 +68,7 @@ class Picture:
     marks: tuple[Mark, ...]
 
     def mapped(self, matrix: Points, size: tuple[int, int]) -> "Picture":
-        """Return the picture after a projective map (3, 3), on black, with `size` (width, height)."""
+        """Apply a projective map (3, 3) to the picture, on a black background of `size` (width, height)."""
         pixels = cv2.warpPerspective(self.pixels, matrix, size, flags=cv2.INTER_LINEAR)
         marks = tuple(
             replace(mark, points=cv2.perspectiveTransform(mark.points[None], matrix)[0]) for mark in self.marks
@@ -73,7 +76,7 @@ class Picture:
         return replace(self, pixels=np.asarray(pixels, np.uint8), marks=marks)
 
     def resized(self, scale: float) -> "Picture":
-        """Return the picture scaled, averaging if it shrinks."""
+        """Scale the picture, with averaging if it shrinks."""
         method = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
         pixels = np.asarray(cv2.resize(self.pixels, None, fx=scale, fy=scale, interpolation=method), np.uint8)
         back = np.array([pixels.shape[1] / self.pixels.shape[1], pixels.shape[0] / self.pixels.shape[0]])
@@ -81,13 +84,13 @@ class Picture:
         return replace(self, pixels=pixels, marks=marks)
 
     def marks_at(self, x: int, y: int) -> tuple[Mark, ...]:
-        """Return the marks in a frame in which the picture's first pixel is at (x, y)."""
+        """Return the marks in a frame in which the picture's top left pixel is at (x, y)."""
         return tuple(replace(mark, points=mark.points + np.array([x, y])) for mark in self.marks)
 
     def turned(self, angle: float) -> "Picture":
-        """Return the picture turned counterclockwise; multiples of 90 degrees move pixels, others leave black corners.
+        """Turn the picture counterclockwise. The frame grows to contain the whole picture.
 
-        The frame grows to hold the whole picture.
+        Multiples of 90 degrees only move pixels. Other angles leave black corners.
         """
         height, width = self.pixels.shape[:2]
         matrix = np.vstack([cv2.getRotationMatrix2D((width / 2, height / 2), angle, 1), [0, 0, 1]])
@@ -101,7 +104,7 @@ class Picture:
 
 
 def photographs(folder: Path | None) -> Iterator[Picture]:
-    """Yield the marked photographs of a folder with a `truth.json`, and scikit-image's pictures, each unchanged.
+    """Yield the marked photographs of a folder with a `truth.json`, and scikit-image's pictures, all unchanged.
 
     Raises SystemExit if a photograph's size has changed since it was marked.
     """
@@ -128,7 +131,7 @@ def _marked(name: str, pixels: Pixels, truth: dict[str, Any]) -> Picture:
 
 
 def _ellipse(x: float, y: float, w: float, h: float) -> Points:
-    """Return 32 points of the ellipse in a face's box, whose own box stays tight when it's turned."""
+    """Return 32 points of the ellipse inside a face's box. The box around it stays tight when the ellipse is turned."""
     angles = np.arange(32) * np.pi / 16
     return np.stack([x + w / 2 * (1 + np.cos(angles)), y + h / 2 * (1 + np.sin(angles))], axis=1)
 
@@ -145,9 +148,9 @@ def turned(pictures: Sequence[Picture]) -> Iterator[Picture]:
 
 
 def composites(pictures: Sequence[Picture], seed: int = 0) -> Iterator[Picture]:
-    """Yield `COMPOSITES` pictures made from `pictures`, the same for a seed.
+    """Yield `COMPOSITES` pictures made from `pictures`. The same seed results in the same composites.
 
-    Of each kind, half are made from pictures with marks, taken in turns, and half from pictures without any.
+    Half of each kind are made from pictures with marks, in turns, and the other half from pictures without marks.
     """
     marked = [each for each in pictures if any(not mark.hard for mark in each.marks)]
     empty = [each for each in pictures if not each.marks]
@@ -166,12 +169,12 @@ def _limited(picture: Picture) -> Picture:
 
 
 def _turn(first: Picture, _: Sequence[Picture], random: np.random.Generator) -> Picture:
-    """Turn by any angle."""
+    """Turn the picture by a random angle."""
     return first.turned(float(random.uniform(1, 359)))
 
 
 def _tile(first: Picture, others: Sequence[Picture], random: np.random.Generator) -> Picture:
-    """Put four pictures of one height into two rows, in a random order."""
+    """Arrange four pictures of the same height in two rows, in a random order."""
     height = int(random.integers(280, 512))
     four = [each.resized(height / each.pixels.shape[0]) for each in (first, *others)]
     four = [four[index] for index in random.permutation(4)]
@@ -189,19 +192,19 @@ def _tile(first: Picture, others: Sequence[Picture], random: np.random.Generator
 
 
 def _shrink(first: Picture, _: Sequence[Picture], random: np.random.Generator) -> Picture:
-    """Shrink to a quarter up to two thirds, and put on a gray ground of the former size."""
+    """Shrink the picture to between a quarter and two thirds, and put it on a gray background of the original size."""
     small = first.resized(float(random.uniform(1 / 4, 2 / 3)))
     return _placed(small, np.full_like(first.pixels, int(random.integers(60, 200))), random)
 
 
 def _darken(first: Picture, _: Sequence[Picture], random: np.random.Generator) -> Picture:
-    """Multiply by a twentieth up to a third, and add noise of a standard deviation of 2."""
+    """Darken the picture to between a twentieth and a third, and add noise with a standard deviation of 2."""
     dark = first.pixels * random.uniform(0.05, 0.33) + random.normal(0, 2, first.pixels.shape)
     return replace(first, pixels=np.clip(np.rint(dark), 0, 255).astype(np.uint8))
 
 
 def _screen(first: Picture, others: Sequence[Picture], random: np.random.Generator) -> Picture:
-    """Put on a screen with a dark frame, seen at an angle, inside another picture without marks, or before a wall."""
+    """Show the picture on a screen with a dark frame at an angle, inside a picture without marks or before a wall."""
     wall = replace(first, pixels=np.full((400, 600, 3), 90, np.uint8), marks=())
     ground = next((each for each in others if not each.marks), wall)
     ground = ground.resized(900 / ground.pixels.shape[0])

@@ -2,14 +2,15 @@
 
     python benchmarks/privacy/recall.py [--photos FOLDER] [--faces NAME ...] [--plates NAME ...] [--only PICTURE ...]
 
-The pictures are the photographs of a folder with a `truth.json` and some of scikit-image's, each at six angles, and 40
-composites made from them. `prepare_image` runs on each as in a build with default settings, and what it redacts is
-compared with the marks. A detection matches a mark if their boxes have an IoU of at least 0.3. Hard marks, and marks of
-less than 20 pixels, count neither as found nor as missed, and a detection on one isn't a false alarm.
+The pictures are the photographs of a folder with a `truth.json` and some of scikit-image's pictures, each at six
+angles, and 40 composites made from them. `prepare_image` runs on each picture as in a build with default settings, and
+the benchmark compares what it redacts with the marks. A detection matches a mark if their boxes have an IoU of at least
+0.3. Hard marks, and marks smaller than 20 pixels, count neither as found nor as missed, and a detection that matches
+one isn't a false alarm.
 
-`--faces` and `--plates` list bundled detectors and files; every one is measured. The result is written to
-`benchmarks/results/privacy.json`. The last lines are those of `RECALL` in `operators/prepare/measured_recall.py`. With
-`--drawn FOLDER`, each picture is also saved with its marks and detections.
+`--faces` and `--plates` list bundled detectors and files, all of which are measured. The result is written to
+`benchmarks/results/privacy.json`. The last lines of the output are the entries of `RECALL` in
+`operators/prepare/measured_recall.py`. With `--drawn FOLDER`, each picture is also saved with its marks and detections.
 """
 
 import argparse
@@ -42,7 +43,7 @@ from segmint.operators.prepare.release import ReleaseConfig  # noqa: E402
 from segmint.operators.segment.mask_config import MasksConfig  # noqa: E402
 
 SAME = 0.3
-"""Minimum IoU of a detection with the mark that it finds."""
+"""Minimum IoU between a detection and a mark for the detection to count as a match."""
 
 
 def main() -> None:
@@ -79,11 +80,11 @@ def main() -> None:
     parts = {"rule": deidentify.RULE, "smallest": SMALLEST, "iou": SAME, "rows": rows}
     write_result(arguments.output, "privacy", machine, parts)
     for name, kind in dict.fromkeys((row["detector"], f"{row['kind']}s") for row in rows):
-        print(f'"{name}": {measured(parts, name, kind)}')  # for operators/prepare/measured_recall.py
+        print(f'"{name}": {measured(parts, name, kind)}')  # entry for operators/prepare/measured_recall.py
 
 
 def settings(config: DeidentifyConfig) -> PrepareConfig:
-    """Return the default settings of a build with these detectors."""
+    """Return a build's default settings with these detectors."""
     return PrepareConfig(IngestConfig(), config, ReleaseConfig(), MasksConfig().original_crops)
 
 
@@ -116,7 +117,7 @@ def redacted(
 def counted(
     picture: Picture, detectors: Sequence[Detector], found: Sequence[Detection], refused: str | None
 ) -> Iterator[dict[str, Any]]:
-    """Yield a row per detector: the sides of the marks that it finds and misses, and the number of its false alarms."""
+    """Yield a row per detector with the sides of the marks that it finds and misses, and its number of false alarms."""
     for detector in detectors:
         marks = [mark for mark in picture.marks if mark.kind == detector.kind]
         boxes = [each.box for each in found if (each.kind, each.source) == (detector.kind, detector.name)]
@@ -135,12 +136,12 @@ def counted(
 
 
 def is_hard(mark: Mark) -> bool:
-    """Return whether a mark need not be found."""
+    """Return whether a mark is hard, so that detectors don't have to find it."""
     return mark.hard or mark.side < SMALLEST
 
 
 def draw(picture: Picture, found: Sequence[Detection], folder: Path) -> None:
-    """Save the picture with its marks in green, hard ones in yellow, and the boxes of detections in red."""
+    """Save a picture with its marks in green, hard marks in yellow, and the boxes of detections in red."""
     drawn = picture.pixels.copy()
     for mark in picture.marks:
         color = (255, 220, 0) if is_hard(mark) else (0, 255, 0)

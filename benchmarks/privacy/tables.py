@@ -8,7 +8,7 @@ from segmint.operators.intervals import share_interval
 from segmint.operators.prepare.measured_recall import MeasuredRecall, Share
 
 SIZES = (20, 32, 64, 128)
-"""Lower limits of the sizes in pixels by which recall is shown."""
+"""Lower limits, in pixels, of the sizes that recall is reported for."""
 
 KINDS = {"mtcnn": "faces", "clp": "license plates"}
 """Kinds of marks by detector."""
@@ -18,7 +18,7 @@ _HEAD = ["pictures", "pictures with marks", "marks", "found", "recall (95 % inte
 
 @part_of("privacy")
 def privacy_part(result: Result) -> str:
-    """Return what each detector finds by angle, by kind of composite, and by size."""
+    """Describe what each detector finds: by angle, by kind of composite, and by size."""
     parts = [f"![{alternative_recall(result)}](images/recall.svg)"]
     for name in detectors(result):
         rows = [row for row in result["rows"] if row["detector"] == name]
@@ -37,21 +37,21 @@ def privacy_part(result: Result) -> str:
 
 
 def recall_by_change(result: Result, detector: str) -> list[tuple[str, Share]]:
-    """Return how many marks a detector found of all, by angle and kind of composite, where there are any."""
+    """Count the marks that a detector found among all marks, by angle and kind of composite, where there are any."""
     rows = [row for row in result["rows"] if row["detector"] == detector]
     shares = {change: _share([row for row in rows if row["change"] == change]) for change in _changes(rows)}
     return [(_label(change), share) for change, share in shares.items() if share[1]]
 
 
 def alternative_recall(result: Result) -> str:
-    """Return the text that stands for the plot."""
+    """Write the alternative text of the plot."""
     upright = {name: measured(result, name, KINDS[name]).upright for name in detectors(result)}
     parts = [f"{name} found {found} of {marks} {KINDS[name]} upright" for name, (found, marks) in upright.items()]
     return f"Recall by angle and kind of composite; {', and '.join(parts)}"
 
 
 def measured(result: Result, detector: str, kind: str) -> MeasuredRecall:
-    """Return a detector's recall as the product states it."""
+    """Return a detector's recall in the form in which the product states it."""
     rows = [row for row in result["rows"] if row["detector"] == detector]
     angles = list(map(str, ANGLES))
 
@@ -63,7 +63,7 @@ def measured(result: Result, detector: str, kind: str) -> MeasuredRecall:
 
 
 def sources(result: Result) -> int:
-    """Return the number of photographs that were measured upright."""
+    """Count the photographs that were measured upright."""
     return len({row["picture"] for row in result["rows"] if row["change"] == "0"})
 
 

@@ -3,14 +3,14 @@
     python benchmarks/reading/side_by_side.py [--dataset DIR] [--images N] [--only PART ...] [--folder DIR]
         [--output FILE]
 
-The dataset is made from the images of a small one, by default the demo's (see `large_dataset.py`). Each pass is a
-separate process with one reader (see `sides.py`), on one core, with files in the page cache; rounds alternate which
-reader goes first. `bytes` measures JPEG bytes and the rows of masks, and `decoded` adds pixels, with one decoder.
-Before that, each reader's images, pixels, and masks are hashed, and the run ends if two readers differ. Ratios are of
-CPU seconds, which other work on the machine affects least.
+The dataset is made from the images of a small one, by default the demo's (see `large_dataset.py`). First, the benchmark
+hashes each reader's images, pixels, and masks, and stops if two readers differ. Each pass then runs in a separate
+process with one reader (see `sides.py`), on one core, with the files in the page cache. Rounds alternate which reader
+goes first. `bytes` measures JPEG bytes and the rows of masks. `decoded` adds pixels, which all readers decode with the
+same decoder. Ratios are of CPU seconds, which other work on the machine affects least.
 
-Streaming pins an older numpy, so it gets a separate environment, made in the folder. The result is written to
-`benchmarks/results/reading.json`. `--only` keeps the other parts of that file.
+Streaming pins an older numpy, so it runs in a separate environment, which is created in the folder. The result is
+written to `benchmarks/results/reading.json`. `--only` keeps the other parts of that file.
 """
 
 import argparse
@@ -45,7 +45,7 @@ WINDOW = 32
 
 
 def main() -> None:
-    """Make the dataset, compare the readers, measure, print the figures, and write the result."""
+    """Create the dataset, compare the readers, measure, print the figures, and write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", type=Path, default=ROOT / "demo" / "dataset", help="a small local dataset")
     parser.add_argument("--images", type=int, default=2400)
@@ -81,7 +81,7 @@ def main() -> None:
 
 
 def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Make what is missing in the folder, compare the readers, and time them."""
+    """Create what the folder lacks, compare the readers, and time them."""
     pythons = dict.fromkeys(("segmint", "batches", *arguments.others), sys.executable)
     make_dataset(arguments, folder)
     if "streaming" in pythons:
@@ -96,7 +96,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 
 def make_dataset(arguments: argparse.Namespace, folder: Path) -> None:
-    """Make the dataset unless it is in the folder."""
+    """Create the dataset unless the folder already contains it."""
     made = folder / "dataset"
     if made.exists():
         found = open_dataset(str(made))
@@ -110,7 +110,7 @@ def make_dataset(arguments: argparse.Namespace, folder: Path) -> None:
 
 
 def environment(folder: Path) -> str:
-    """Return the Python of an environment with streaming, making it and the dataset's copy if missing."""
+    """Return the Python of an environment with streaming. Creates the environment and the dataset's copy if missing."""
     python = folder / "environment" / "bin" / "python"
     if not python.exists():
         subprocess.run([sys.executable, "-m", "venv", str(folder / "environment")], check=True)
@@ -131,7 +131,7 @@ def run(python: str, side: str, folder: Path, mode: str) -> dict[str, Any]:
 
 
 def compare(pythons: dict[str, str], folder: Path, mode: str, rounds: int) -> dict[str, Any]:
-    """Return each reader's images per second, and the ratios of ours to the others, with their spread."""
+    """Measure each reader's images per second, and the ratios of ours to the others, with their spread."""
     passes: dict[str, list[dict[str, Any]]] = {side: [] for side in pythons}
     for number in range(rounds):
         for side in list(pythons)[:: 1 if number % 2 else -1]:
@@ -152,7 +152,7 @@ def compare(pythons: dict[str, str], folder: Path, mode: str, rounds: int) -> di
 
 
 def neighbors(folder: Path) -> dict[str, Any]:
-    """Return the share of neighbors in the order that come from different shards, over three epochs."""
+    """Measure which share of neighbors in the order come from different shards, over three epochs."""
     commits = list(open_dataset(str(folder / "dataset")).commits())
     images = np.array([commit.counts["images"] for commit in commits], np.int64)
     shares = []

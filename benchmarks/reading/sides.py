@@ -2,10 +2,11 @@
 
     python benchmarks/reading/sides.py tarfile|webdataset|mixed|streaming|segmint|batches FOLDER bytes|decoded|exact
 
-Prints JSON: the seconds, CPU seconds, and number of images of a pass after a short one; or, for `exact`, a hash of all
-JPEGs, pixels, and masks by image, in any order. `segmint` reads image by image like the others, and `batches` in
-batches of eight; `mixed` is WebDataset with its shuffle buffer. `streaming` reads `FOLDER/mds`, which `convert` writes
-from the tars, and the others read `FOLDER/dataset`. Only segmint's own side imports segmint.
+For `bytes` and `decoded`, a short pass comes first, and then the command prints the seconds, CPU seconds, and number of
+images of a full pass as JSON. For `exact`, it prints a hash of all JPEGs, pixels, and masks by image, which doesn't
+depend on the order. `segmint` reads image by image like the others, and `batches` reads batches of eight. `mixed` is
+WebDataset with its shuffle buffer. `streaming` reads `FOLDER/mds`, which `convert` writes from the tars, and the others
+read `FOLDER/dataset`. Only segmint's own side imports segmint.
 """
 
 import hashlib
@@ -20,12 +21,12 @@ from typing import Any, NamedTuple
 
 BATCH = 8
 WARM = 200
-MIXED = 1000  # images in WebDataset's buffer
+MIXED = 1000  # images in WebDataset's shuffle buffer
 MDS_BYTES = 64 << 20
 
 
 class ReadResult(NamedTuple):
-    """Image from a reader: its number, its JPEG, (area, RLE counts) of its masks, and its pixels if decoded."""
+    """Image from a reader, with its number, its JPEG, (area, RLE counts) of its masks, and its pixels if decoded."""
 
     number: int
     jpeg: bytes
@@ -52,7 +53,7 @@ def main() -> None:
 
 
 def consume(images: Iterator[ReadResult]) -> tuple[int, int]:
-    """Return the number of images, and a sum over their bytes, sizes, and masks."""
+    """Count the images, and sum up numbers that depend on their bytes, sizes, and masks."""
     count = total = 0
     for image in images:
         count += 1
@@ -63,7 +64,7 @@ def consume(images: Iterator[ReadResult]) -> tuple[int, int]:
 
 
 def digest_of(images: Iterator[ReadResult]) -> str:
-    """Return a SHA-256 of all data that was read, ordered by image number."""
+    """Hash all data that was read, ordered by image number, with SHA-256."""
     found = {}
     for image in images:
         digest = hashlib.sha256(image.jpeg)
@@ -76,26 +77,26 @@ def digest_of(images: Iterator[ReadResult]) -> str:
 
 
 def decoded(jpeg: bytes) -> Any:
-    """Return the pixels of a JPEG, from the decoder that all sides have."""
+    """Decode a JPEG with the decoder that all sides have."""
     import simplejpeg
 
     return simplejpeg.decode_jpeg(jpeg, colorspace="RGB")
 
 
 def image_of(jpeg: bytes, document: bytes, decode: bool) -> ReadResult:
-    """Return an image from its two files."""
+    """Build an image from its two files."""
     content = json.loads(document)
     masks = [(each["area"], each["segmentation"]["counts"]) for each in content["annotations"]]
     return ReadResult(content["image"]["image_id"], jpeg, masks, decoded(jpeg) if decode else None)
 
 
 def tars(folder: Path) -> list[str]:
-    """Return the shards of a dataset with one generation each."""
+    """List the shards of a dataset that has only one generation of each."""
     return sorted(str(path) for path in (folder / "dataset" / "shards").glob("*.tar"))
 
 
 def pairs(folder: Path) -> Iterator[tuple[bytes, bytes]]:
-    """Yield the JPEG and JSON of each image, in a plain loop over tars."""
+    """Yield the JPEG and JSON of each image in a plain loop over the tars."""
     for path in tars(folder):
         with tarfile.open(path, "r:") as archive:
             jpeg = b""
@@ -108,13 +109,13 @@ def pairs(folder: Path) -> Iterator[tuple[bytes, bytes]]:
 
 
 def by_tarfile(folder: Path, decode: bool) -> Iterator[ReadResult]:
-    """Read with the standard library, in the order of the shards."""
+    """Read with the standard library in the order of the shards."""
     for jpeg, document in pairs(folder):
         yield image_of(jpeg, document, decode)
 
 
 def by_webdataset(folder: Path, decode: bool) -> Iterator[ReadResult]:
-    """Read with WebDataset, in the order of the shards."""
+    """Read with WebDataset in the order of the shards."""
     import webdataset
 
     for sample in webdataset.WebDataset(tars(folder), shardshuffle=False):
@@ -122,7 +123,7 @@ def by_webdataset(folder: Path, decode: bool) -> Iterator[ReadResult]:
 
 
 def by_mixed(folder: Path, decode: bool) -> Iterator[ReadResult]:
-    """Read with WebDataset, shuffling the order of shards, and images with a buffer."""
+    """Read with WebDataset, which shuffles the shards, and shuffles images in a buffer."""
     import webdataset
 
     shards = tars(folder)
@@ -131,7 +132,7 @@ def by_mixed(folder: Path, decode: bool) -> Iterator[ReadResult]:
 
 
 def by_streaming(folder: Path, decode: bool) -> Iterator[ReadResult]:
-    """Read shuffled with MosaicML's streaming from a local folder in its format."""
+    """Read with MosaicML's streaming, shuffled, from a local folder in its format."""
     import streaming
 
     dataset = streaming.StreamingDataset(local=str(folder / "mds"), shuffle=True, batch_size=1)
@@ -151,7 +152,7 @@ def by_segmint(folder: Path, decode: bool, batch_size: int = 1) -> Iterator[Read
 
 
 def by_batches(folder: Path, decode: bool) -> Iterator[ReadResult]:
-    """Read shuffled batches of several images, all of which are in memory at a time."""
+    """Read shuffled batches of several images. A batch is completely in memory."""
     return by_segmint(folder, decode, BATCH)
 
 
@@ -166,7 +167,7 @@ SIDES = {
 
 
 def convert(folder: Path) -> None:
-    """Write the dataset in the format of streaming."""
+    """Convert the dataset to streaming's format."""
     import streaming
 
     columns = {"jpeg": "bytes", "json": "bytes"}

@@ -15,7 +15,7 @@ MODES = {"bytes": "JPEG bytes and masks", "decoded": "pixels and masks"}
 
 @part_of("reading")
 def reading_part(result: Result) -> str:
-    """Return the rates of the readers, next to each other."""
+    """Compare the readers' rates."""
     rows = [
         [
             READERS[side],

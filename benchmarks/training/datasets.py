@@ -18,13 +18,14 @@ from segmint.pipeline.engine.train.run import run_train
 from segmint.pipeline.engine.train.settings import TrainConfig
 from tests.support.committed import ROWS, mask_row, write_dataset
 
-QUALITY = 95  # of the JPEGs
+QUALITY = 95  # JPEG quality
 
 
 def write_scenes(folder: Path, scenes: Sequence[LabeledScene], source: str) -> None:
-    """Write a dataset of scenes, whose number is a multiple of a shard's; `source` is the source of their masks.
+    """Write a dataset of scenes. `source` is the source of their masks.
 
-    It gets the folder's name, because training and the gate distinguish datasets by name.
+    The number of scenes must be a multiple of a shard's number of images. The dataset is named after the folder,
+    because training and the gate distinguish datasets by name.
     """
     if len(scenes) % ROWS:
         raise SystemExit(f"{len(scenes)} scenes: expected a multiple of {ROWS}, the images of a shard")
@@ -48,7 +49,7 @@ def train(
     cache: Path,
     say: Callable[[str], None],
 ) -> Path:
-    """Train MobileSAM with the recipe on all images of two datasets, and return the weights' file.
+    """Train MobileSAM with the recipe on all images of two datasets. Return the file of the weights.
 
     An image for replay is drawn `replay_weight` times as often as a scene.
     """

@@ -12,14 +12,14 @@ ROOT = Path(__file__).resolve().parents[2]
 
 CLICKS = "1,3"
 PASSES, REFUSES, UNCHECKED = 0, 1, 3
-"""Exit codes of `--require better`; `UNCHECKED` if a guard set or some images couldn't be judged."""
+"""Exit codes of `--require better`. `UNCHECKED` means that a guard set or some images couldn't be judged."""
 
 
 def gate(folder: Path, old: str, new: Path, truths: Sequence[str], guard: str, threads: int) -> dict[str, Any]:
-    """Evaluate whether weights may replace others, and return the verdict with its reasons and intervals.
+    """Evaluate whether the weights `new` may replace `old`. Return the verdict with its reasons and intervals.
 
-    `truths` are datasets in a folder, including those trained on, as images similar to theirs do not count. `guard`
-    is the dataset of ordinary photographs.
+    `truths` are datasets in a folder. They include the datasets that were trained on, because images that are similar
+    to these don't count. `guard` is the dataset of ordinary photographs.
     """
     command = [sys.executable, "-m", "segmint", "evaluate", "points", *truths, "--weights", old, "--weights", str(new)]
     command += ["--guard", guard, "--require", "better", "--clicks", CLICKS, "--device", "cpu", "--no-ray", "--json"]
@@ -32,7 +32,7 @@ def gate(folder: Path, old: str, new: Path, truths: Sequence[str], guard: str, t
 
 
 def summary(found: dict[str, Any], code: int) -> dict[str, Any]:
-    """Return the recorded part of a gate's result; only the exit code `PASSES` passes."""
+    """Extract the part of a gate's result to record. Only the exit code `PASSES` passes."""
     if found["passes"] is not (code == PASSES) and code != UNCHECKED:
         raise SystemExit(f"the gate says passes: {found['passes']}, and the command ended with {code}")
     return {

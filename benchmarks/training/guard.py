@@ -1,6 +1,7 @@
 """Ordinary photographs to detect forgetting: a guard set with hand-drawn or composed masks, and others for replay.
 
-The two share no photograph. Outlines are in pixels of the original photograph, drawn by eye, without a model.
+The guard set and the photographs for replay have no photograph in common. Outlines were drawn by eye, without a model,
+and are in pixels of the original photograph.
 """
 
 from pathlib import Path
@@ -15,7 +16,7 @@ from skimage import data
 from benchmarks.training.scenes import LabeledScene
 
 REPLAYED = ("astronaut", "china.jpg", "flower.jpg", "multiface.jpg", "solvay_1927.jpg", "plate_car_1.png")
-"""Photographs from scikit-image, scikit-learn, and the folder of photographs."""
+"""Photographs for replay, from scikit-image, scikit-learn, and the folder of photographs."""
 
 Ellipse = tuple[tuple[float, float], tuple[float, float], float]
 Outline = tuple[tuple[int, int], ...]
@@ -31,7 +32,7 @@ ELLIPSES: dict[str, tuple[Ellipse, ...]] = {
     ),
     "motorcycle": (((199, 319), (152, 170), -10),),
 }
-"""Center (x, y), width and height, and the angle in degrees."""
+"""Ellipses by photograph: center (x, y), width and height, and angle in degrees."""
 
 OUTLINES: dict[str, tuple[Outline, ...]] = {
     "chelsea": (((240, 229), (262, 228), (292, 234), (290, 241), (268, 263), (258, 266), (250, 250)),),
@@ -71,24 +72,25 @@ CUT_OUT: dict[str, tuple[str, int]] = {
     "wheel": ("truck.jpg", 0),
     "rocket": ("rocket", 0),
 }
-"""Objects that are pasted into other photographs: their source, and the number of their mask there."""
+"""Objects that are pasted into other photographs, with the photograph that they come from and their mask's number in
+it."""
 
 GROUNDS = ("coffee", "chelsea", "dog.jpg", "groceries.jpg")
 
 
 def guard(photographs: Path) -> list[LabeledScene]:
-    """Return the guard set: drawn outlines, coins by brightness, and pasted objects with exact masks."""
+    """Build the guard set: drawn outlines, coins separated by brightness, and pasted objects with exact masks."""
     drawn = {name: _drawn(name, photographs) for name in dict.fromkeys([*ELLIPSES, *OUTLINES])}
     return [*drawn.values(), coins(), *_pasted(drawn)]
 
 
 def replayed(photographs: Path) -> dict[str, NDArray[np.uint8]]:
-    """Return the photographs for replay, (H, W, 3) uint8 RGB by name."""
+    """Load the photographs for replay by name, (H, W, 3) uint8 RGB."""
     return {name: _photograph(name, photographs) for name in REPLAYED}
 
 
 def coins() -> LabeledScene:
-    """Return scikit-image's coins, separated by Otsu's threshold after evening out the background."""
+    """Return scikit-image's coins, which Otsu's threshold separates after the background is evened out."""
     gray = np.asarray(data.coins())
     even = gray.astype(np.float64) - ndimage.gaussian_filter(gray.astype(np.float64), 60)
     scaled = cv2.normalize(even, None, 0, 255, cv2.NORM_MINMAX).astype(np.uint8)
@@ -138,7 +140,7 @@ def _pasted(drawn: dict[str, LabeledScene]) -> list[LabeledScene]:
 
 
 def _cut(scene: LabeledScene, number: int, side: int) -> tuple[NDArray[np.bool_], NDArray[np.uint8]]:
-    """Return an object's cropped mask (h, w) and pixels (h, w, 3), with the longer side resized to `side`."""
+    """Crop an object. Return its mask (h, w) and pixels (h, w, 3), resized to a longer side of `side`."""
     rows, columns = (np.flatnonzero(scene.masks[number].any(axis=axis)) for axis in (1, 0))
     part = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
     mask, pixels = scene.masks[number][part], scene.pixels[part]

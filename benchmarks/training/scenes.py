@@ -15,14 +15,14 @@ TEXTURES: dict[Textures, tuple[str, ...]] = {
     "known": ("brick", "grass", "gravel"),
     "new": ("moon", "immunohistochemistry", "page", "hubble_deep_field"),
 }
-"""Textures that are trained on, and others that no training scene contains; all gray, with equal mean and deviation."""
+"""Textures for training, and textures that no training scene contains. All are gray, with equal mean and deviation."""
 
 MEAN, DEVIATION = 128, 45
 
 SHAPES = (2, 3)
 AREAS = (0.05, 0.25)
 PARTS = (1.0, 1.6)
-"""Side of the visible part of a texture, in sides of a scene, so that bricks and stones are small in a shape."""
+"""Range for the side of a texture's visible part, in sides of a scene. Bricks and stones then look small in a shape."""
 
 VISIBLE = 0.6
 HARMONICS = 4
@@ -30,7 +30,7 @@ HARMONICS = 4
 
 @dataclass(frozen=True)
 class LabeledScene:
-    """Image (H, W, 3) uint8 RGB with the known masks (N, H, W) bool in it."""
+    """Scene, (H, W, 3) uint8 RGB, with its known masks (N, H, W) bool."""
 
     name: str
     pixels: NDArray[np.uint8]
@@ -38,7 +38,7 @@ class LabeledScene:
 
 
 def compose(textures: Textures, count: int, seed: int) -> list[LabeledScene]:
-    """Return scenes that depend on the seed and the textures."""
+    """Compose scenes, which only depend on the seed and the textures."""
     rng = np.random.default_rng([seed, list(TEXTURES).index(textures)])
     sources = {name: _gray(name) for name in TEXTURES[textures]}
     return [_scene(f"{textures}-{number}", sources, rng) for number in range(count)]
@@ -66,7 +66,7 @@ def _scene(name: str, sources: dict[str, NDArray[np.uint8]], rng: np.random.Gene
 
 
 def smooth_shape(rng: np.random.Generator) -> NDArray[np.bool_]:
-    """Return a region (SIDE, SIDE) bool at a random place, bounded by a circle with random waves."""
+    """Draw a region (SIDE, SIDE) bool at a random place, bounded by a circle with random waves."""
     angles = np.linspace(0, 2 * np.pi, 360, endpoint=False)
     radius = np.ones_like(angles)
     for harmonic in range(1, HARMONICS + 1):
@@ -81,7 +81,7 @@ def smooth_shape(rng: np.random.Generator) -> NDArray[np.bool_]:
 
 
 def _sheet(source: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
-    """Return a scene-sized, random part of a texture, rotated, mirrored, and slightly darker or brighter."""
+    """Cut a random part of a texture at a scene's size, rotated, mirrored, and slightly darker or brighter."""
     part = int(SIDE * rng.uniform(*PARTS))
     y, x = (int(rng.integers(0, side - part + 1)) for side in source.shape)
     sheet = np.rot90(source[y : y + part, x : x + part], int(rng.integers(4)))
@@ -91,7 +91,7 @@ def _sheet(source: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.ui
 
 
 def _gray(name: str) -> NDArray[np.uint8]:
-    """Return a texture, extended by reflection to the largest part that a scene shows."""
+    """Load a texture, and extend it by reflection to the largest part that a scene shows."""
     pixels = np.asarray(getattr(data, name)())
     gray = (cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY) if pixels.ndim == 3 else pixels).astype(np.float64)
     gray = ((gray - gray.mean()) / gray.std() * DEVIATION + MEAN).clip(0, 255).astype(np.uint8)

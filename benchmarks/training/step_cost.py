@@ -2,9 +2,9 @@
 
     python benchmarks/training/step_cost.py [--steps N] [--output FILE]
 
-Measures steps of the preset `finetune` (eleven iterations per mask) on four images with two masks each, with one
-thread. Encoders other than MobileSAM's have random weights, which do not affect time and memory. The result is written
-to `benchmarks/results/step_cost.json`.
+The benchmark measures steps of the preset `finetune`, with eleven iterations per mask, on four images with two masks
+each, with one thread. Encoders other than MobileSAM's have random weights, which don't affect time and memory. The
+result is written to `benchmarks/results/step_cost.json`.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from benchmarks.measuring import RESULTS, peak_mib, write_result  # noqa: E402
 
 @dataclass(frozen=True)
 class StepKind:
-    """Kind of training step, with its numbers of `images` and `masks`."""
+    """Kind of training step, with its number of `images` and `masks`."""
 
     weights: str
     encoder: str
@@ -44,7 +44,7 @@ KINDS = (
 
 
 def measure(kind: StepKind, steps: int, folder: Path) -> dict[str, float]:
-    """Run the steps in this process; return CPU seconds per step after the first, and peak memory."""
+    """Run the steps in this process. Return the CPU seconds per step after the first step, and the peak memory."""
     from segmint.infra.assets.resolve import resolve
     from segmint.infra.device import Compute, apply_compute
     from segmint.infra.storage.location import Location
@@ -76,7 +76,7 @@ def measure(kind: StepKind, steps: int, folder: Path) -> dict[str, float]:
     reader = TrainingImageReader(images, config.losses.resolution, config.max_mask_area_ratio, skipped)
     draws = DrawSequence(images, images.ids > 0, [1.0], config.batch, seed=0)
     trainer = Trainer(sam, config, images, draws, reader, frozen, compute)
-    warm = 1 if frozen is None else -(-len(images) // kind.images)  # all embeddings are made by then
+    warm = 1 if frozen is None else -(-len(images) // kind.images)  # after these steps, all embeddings are cached
     for step in range(warm):
         trainer.step(step + 1)
     begun = time.process_time()

@@ -12,14 +12,14 @@ _FIGURES = (
     ("guard, three clicks", "guard", "three_clicks"),
     ("guard, one click", "guard", "one_click"),
 )
-"""Columns: their titles, the set of images, and the figure."""
+"""Columns, each with its title, set of images, and figure."""
 
 _KINDS = {"trained": "", "shuffled": " (control)"}
 
 
 @part_of("textures")
 def trial_part(result: Result) -> str:
-    """Return mean IoUs before and after each round, their spread over the seeds, and the gate's verdicts."""
+    """Format the mean IoUs before and after each round, their spread over the seeds, and the gate's verdicts."""
     learned = table(
         ["seed", *(title for title, _, _ in _FIGURES), "CPU s"],
         [
@@ -50,7 +50,7 @@ def trial_part(result: Result) -> str:
 
 
 def _images(compared: Iterable[Mapping[str, Any]]) -> str:
-    """Return the numbers of masks and images, which differ by seed."""
+    """Format the numbers of masks and images, which depend on the seed."""
     sizes = sorted((each["masks"], each["images"]) for each in compared)
     masks = f"{sizes[0][0]} to {sizes[-1][0]}" if sizes[0] != sizes[-1] else f"{sizes[0][0]}"
     return f"{masks} masks in {sizes[0][1]} images"

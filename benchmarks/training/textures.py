@@ -2,14 +2,18 @@
 
     python benchmarks/training/textures.py --photos FOLDER [--seeds N ...] [--set KEY=VALUE ...] [--output FILE]
 
-For each seed, the preset `finetune` trains on scenes composed of brick, grass, and gravel, mixed with ordinary
-photographs with the model's own masks; then on the same scenes with masks of other scenes, from which nothing can be
-learned. Both are measured on other scenes of these textures, on scenes of textures that no training scene contains, and
-on a guard set of ordinary photographs, by the mIoU of one click (the model's choice, and the best of its three masks)
-and of three clicks. `scenes.py` and `guard.py` make the images. `--set` changes keys of the recipe or of the trial.
-Scenes and photographs are written as datasets and trained on like `segmint train` does, and `segmint evaluate points
---gate` judges whether each round's weights may replace MobileSAM's (`gate.py`). `--cache` keeps embeddings and the
-model's own masks between runs, and `--rounds` takes the printed rounds of an interrupted run. The result is written to
+For each seed, the preset `finetune` trains twice. The first round uses scenes composed of brick, grass, and gravel,
+mixed with ordinary photographs with the model's own masks. The second round uses the same scenes with the masks of
+other scenes, from which nothing can be learned.
+
+Both rounds are measured on three sets: other scenes of these textures, scenes of textures that no training scene
+contains, and a guard set of ordinary photographs. The scores are the mIoU after one click (the model's choice, and the
+best of its three masks) and after three clicks. `scenes.py` and `guard.py` create the images. Scenes and photographs
+are written as datasets, and training uses them as `segmint train` does. `segmint evaluate points --gate` judges whether
+each round's weights may replace MobileSAM's (`gate.py`).
+
+`--set` changes keys of the recipe or of the trial. `--cache` keeps embeddings and the model's own masks between runs,
+and `--rounds` takes the printed rounds of an interrupted run. The result is written to
 `benchmarks/results/textures.json`.
 """
 
@@ -58,7 +62,7 @@ GRID = 16
 
 @dataclass(frozen=True)
 class Trial:
-    """Settings of a trial: the recipe, the share of replayed photographs among drawn images, and scene counts."""
+    """Settings of a trial: the recipe, the share of photographs for replay in the draws, and the numbers of scenes."""
 
     recipe: Recipe = FINETUNE
     replay: float = 0.4
@@ -114,7 +118,7 @@ def main() -> None:
 
 
 class Lab:
-    """Model, photographs with their embeddings, and a folder for datasets."""
+    """Model, photographs with their embeddings, and a folder for datasets, which all rounds share."""
 
     def __init__(self, photographs: Path, folder: Path, cache: Path, threads: int) -> None:
         self.folder, self.cache, self.threads = folder, cache, threads
@@ -131,7 +135,7 @@ class Lab:
         self.replayed = len(replay)
 
     def round(self, trial: Trial, seed: int, shuffled: bool) -> dict[str, Any]:
-        """Train with a seed, measure before and after, and run the gate; `shuffled` swaps masks between scenes."""
+        """Train with a seed, measure before and after, and run the gate. `shuffled` swaps masks between scenes."""
         known = compose("known", trial.scenes + trial.held_out, seed)
         train_on, held_out = known[: trial.scenes], known[trial.scenes :]
         sets = {"held_out_scenes": held_out, "new_textures": compose("new", trial.held_out, seed)}
@@ -195,7 +199,7 @@ class Lab:
 
 
 def measured(predictor: Predictor, those: Sequence[EmbeddedScene]) -> dict[str, float]:
-    """Return mean IoUs over all masks: of one click (the model's choice, the best of three), and three clicks."""
+    """Measure mean IoUs over all masks: after one click (the model's choice, the best of three), and three clicks."""
     scores = [
         score
         for each in those
@@ -216,7 +220,7 @@ def measured(predictor: Predictor, those: Sequence[EmbeddedScene]) -> dict[str, 
 
 
 def printed_rounds(files: Sequence[Path], settings: Mapping[str, Any]) -> dict[tuple[int, bool], dict[str, Any]]:
-    """Return the rounds that runs of a trial printed, by seed and `shuffled`. Exits if they are of another trial."""
+    """Read the rounds that runs of a trial printed, by seed and `shuffled`. Exits if they are from another trial."""
     done = {}
     for file in files:
         lines = [json.loads(line) for line in file.read_text().splitlines() if line.startswith('{"')]
@@ -227,7 +231,7 @@ def printed_rounds(files: Sequence[Path], settings: Mapping[str, Any]) -> dict[t
 
 
 def gains(rounds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the mean, minimum, and maximum gains over the seeds, separately for rounds on masks of other scenes."""
+    """Compute the mean, minimum, and maximum gains over the seeds. Rounds with masks of other scenes are separate."""
     found: dict[str, Any] = {}
     for kind in dict.fromkeys(each["shuffled"] for each in rounds):
         those = [each for each in rounds if each["shuffled"] is kind]
@@ -242,12 +246,12 @@ def gains(rounds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def automatic_masks(generator: MaskGenerator, pixels: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    """Return the model's own masks of a photograph, (N, H, W) bool."""
+    """Generate the model's own masks of a photograph, (N, H, W) bool."""
     return np.stack([decode(record.segmentation) for record in generator.generate(pixels).records])
 
 
 def changed(trial: Trial, values: Mapping[str, str]) -> Trial:
-    """Return the trial with other values for keys of the trial, its recipe, the losses, or the sampling."""
+    """Change keys of a trial, its recipe, its losses, or its sampling, and return the changed trial."""
     for key, text in values.items():
         value = text if text.isalpha() else json.loads(text)
         recipe = trial.recipe
