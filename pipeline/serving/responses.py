@@ -26,7 +26,7 @@ _SHOWN = 60  # maximum length of an invalid value that a response repeats
 
 
 def page_routes(page: Path) -> list[Route]:
-    """Create the routes of a page and, below `/assets/`, of the files in its folder and of the shared files."""
+    """Create a page's route and, below `/assets/`, routes for the files in its folder and for shared files."""
     files = [*sorted(ASSETS.iterdir()), *sorted(page.parent.iterdir())]
     served = {path.name: path for path in files if path.suffix in _TYPES}
     return [Route("/", _file(page)), *(Route(f"/assets/{name}", _file(path)) for name, path in served.items())]

@@ -71,7 +71,7 @@ def check_target(dataset: Location, folder: Location) -> None:
 def write_evidence(
     dataset: Location, report: AuditReport, options: AuditOptions, folder: Location, study: PrivacyScore | None = None
 ) -> Evidence:
-    """Write the evidence of an audit of the whole dataset, and of a privacy study if given, to `folder`.
+    """Write the evidence of a dataset's complete audit, and of a privacy study if given, to `folder`.
 
     Raises `UsageError` if the dataset has changed since the audit, or if another run writes to the folder.
     """

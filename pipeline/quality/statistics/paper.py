@@ -79,7 +79,7 @@ class PaperRatings:
 
 @dataclass(frozen=True)
 class PaperDataset:
-    """Numbers of images and masks of a dataset (legend of figure 6)."""
+    """Number of images and number of masks in a dataset (legend of figure 6)."""
 
     name: str
     images: int

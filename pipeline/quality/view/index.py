@@ -241,7 +241,7 @@ class ImageIndex(ImagePlaces):
             self._by_code.setdefault(finding.code, []).append(finding.image)
 
     def summary(self) -> Row:
-        """Return the dataset's totals, the values of filters with their numbers of images, and the limits of ranges."""
+        """Return the dataset's totals, the values of each filter with image counts, and the limits of ranges."""
         ends = ", ".join(f"min({column}), max({column})" for column in RANGES)
         (total, masks, *limits), *_ = self._rows(f"SELECT count(*), coalesce(sum(masks), 0), {ends} FROM images")
         return {

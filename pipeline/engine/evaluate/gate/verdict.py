@@ -40,7 +40,7 @@ CORRECTED = "corrected"
 
 
 class Role(StrEnum):
-    """Role of a mask in the comparison of two sets of weights."""
+    """Role that a mask plays when two sets of weights are compared."""
 
     INDEPENDENT = "independent"  # annotated without a model, or from a file that the user trusts
     FAVORS_FIRST = "favors_first"  # corrected from a prediction of the first weights or their ancestors

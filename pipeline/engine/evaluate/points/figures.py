@@ -36,8 +36,8 @@ class MeanScore:
 class MeanDifference:
     """Difference of two means over the same masks or images: second weights minus first weights.
 
-    `p` belongs to the test of no difference, which randomly flips the sign of all differences of an image at once. It
-    exists only for means over masks.
+    `p` comes from a test that randomly flips the sign of all differences within an image. It exists only for means over
+    masks.
     """
 
     measure: str

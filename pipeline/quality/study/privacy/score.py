@@ -35,7 +35,7 @@ _DIGITS = 3  # rounds away the errors of tools that convert pixels to percentage
 
 @dataclass(frozen=True)
 class MissedCounts:
-    """Number of marks of one kind, and of images with such marks.
+    """Counts for one kind of mark: the marks themselves, and the images that contain one.
 
     An image with an unreadable mark counts for every kind. `share` is relative to the reviewed images. `at_most` is its
     one-sided 95 % Clopper-Pearson upper bound. Both are None if no images were reviewed.
