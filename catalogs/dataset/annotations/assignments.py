@@ -40,11 +40,12 @@ def last_of_states(submissions: Iterable[Submission]) -> list[Submission]:
 
 
 def independent_submissions(submissions: Sequence[Submission]) -> tuple[Submission, Submission] | None:
-    """Return one submission by each annotator, to compare two results that are independent of each other.
+    """Return one submission from each of two annotators who worked independently, so that they can be compared.
 
     Both submissions must start from the same state of the image. If both assignments have submissions for several
     states, this picks the first of these states. If an assignment has several submissions for that state, the last one
-    counts. Returns None if the assignments share no state. `submissions` must contain all submissions for the image.
+    counts. Returns None if no state
+    of the image has submissions from both assignments. `submissions` must contain all submissions for the image.
     """
     one, other = (
         {last.base: last for last in last_of_states(each for each in submissions if each.assignment == assignment)}

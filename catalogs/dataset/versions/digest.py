@@ -117,11 +117,12 @@ def take_snapshot(
     threads: int = 16,
     read: SnapshotCommits | None = None,
 ) -> Snapshot:
-    """Return the files that a dataset's digest covers, with their hashes, as they were at one moment.
+    """Return the files that a dataset's digest covers, with their hashes, at a single point in time.
 
     The hashes of catalog parts come from the manifest. All other files are read and hashed. With `use_cache`, the
     hashes of a full block of commits may come from `summaries/` instead, and `save_cache` saves such hashes there if
-    possible. This function fills `read` with the latest commits, and with the sums over those that it read.
+    possible. If you pass `read`, this function
+    adds the latest commits to it, and sums over the commits that it read.
 
     Raises `UsageError` if the dataset doesn't exist or its manifest can't be read. Raises `DamagedDatasetError` if the
     dataset keeps changing while it is read.

@@ -52,11 +52,11 @@ class MissedCounts:
 class PrivacyScore:
     """Result of a privacy study: the faces and plates that redaction missed in a dataset's released images.
 
-    `images` images were drawn from a `population`, and `answered` of them were reviewed. `missed` contains an entry for
-    each kind and, as the last one, an entry for `any`. `foreign` counts reviewed images that aren't in the sample;
-    these are ignored. `further` counts repeated reviews of an image; the marks of all its reviews count. `version` is
-    the version of the dataset that the sample was drawn from, and `config_sha256` is the hash of the dataset's
-    configuration.
+    The sample contains `images` of the dataset's `population` images, and reviewers answered for `answered` of them.
+    `missed` has an entry for each kind of region, and a last entry for `any` kind. `foreign` is the number of reviewed
+    images outside the sample, which are ignored. `further` is the number of repeated reviews. If an image was reviewed
+    more than once, the marks from all of its reviews count. `version` names the version of the dataset from which the
+    sample was drawn, and `config_sha256` is the hash of the dataset's configuration.
     """
 
     name: str
