@@ -138,9 +138,10 @@ def audit_dataset(dataset: Location, options: AuditOptions = AuditOptions()) -> 
 
 def _note(dataset: Location, option: str, target: Location) -> None:
     """Record an output file in the dataset, provided that the audit has written it."""
-    if option == "--pictures" and target.list():
-        note_output(dataset, f"audit {option}", target, {})
-    elif option != "--pictures" and target.exists():
+    if option == "--pictures":
+        if target.list():
+            note_output(dataset, f"audit {option}", target, {})
+    elif target.exists():
         note_output(dataset, f"audit {option}", target, {target.name: target.sha256()})
 
 
