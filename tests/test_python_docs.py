@@ -98,5 +98,5 @@ def test_the_examples_on_a_dataset_run(
 
 
 def test_the_page_says_which_examples_run() -> None:
-    text = " ".join((DOCS / "README.md").read_text(encoding="utf-8").split())
-    assert all(f"({page}.md)" in text.partition("Tests run")[2].partition(". ")[0] for page in ON_A_DATASET)
+    text = " ".join((ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").split())
+    assert all(f"(docs/{page}.md)" in text.partition("Tests run")[2].partition(". ")[0] for page in ON_A_DATASET)
