@@ -151,8 +151,8 @@ def bits_text(found: Found) -> Iterable[str]:
     if "batch neighbors" in found:
         one = found["batch neighbors"]
         yield wrapped(
-            f"Of {one['images']} images encoded in batches of {one['batch']} with random neighbors, the embeddings of "
-            f"{len(one['different'])} differed from those of the same image encoded alone."
+            f"Of {one['images']} crops of a photograph, encoded in batches of {one['batch']} with random neighbors, "
+            f"the embeddings of {len(one['different'])} differed from those of the same crop encoded alone."
         )
 
 
@@ -167,7 +167,7 @@ def pipeline_text(found: Found) -> Iterable[str]:
             f"{share(one, 'of_sustained_peak') or 'an unknown share'} of the sustained peak and "
             f"{share(one, 'of_bare')} of the speed of the generator without the actor. The GPU was busy {busy} of the "
             f"time, and its thread {share(one, 'device_thread_busy')}. The actor ran {one['threads']['decoders']} "
-            f"decoders and as many finishers on {one['cores']} cores. Ray: {one['ray']}."
+            f"decoders and as many finishers on {one['cores']} cores. Threads called the actor, without Ray."
         )
     prepared = {name: one for name, one in found.items() if name.startswith("prepare, ")}
     if prepared:
@@ -301,7 +301,8 @@ def missing(one: Result) -> str:
     """Return why a measurement has no numbers, or an empty string if it has some."""
     if "running" in one:
         return "the process was stopped"
-    return str(one.get("skipped", one.get("failed", "")))
+    reason = str(one.get("skipped", one.get("failed", "")))
+    return "not enough time was left" if reason.startswith("it takes about ") else reason
 
 
 def without_numbers(result: Result) -> str:
@@ -310,7 +311,7 @@ def without_numbers(result: Result) -> str:
     for name, one in result["measurements"].items():
         if missing(one):
             reasons.setdefault(missing(one).splitlines()[0], []).append(name)
-    listed = "; ".join(f"{', '.join(names)} ({reason})" for reason, names in reasons.items())
+    listed = "; ".join(f"{'; '.join(names)} ({reason})" for reason, names in reasons.items())
     return f"Not measured: {listed}." if listed else ""
 
 
