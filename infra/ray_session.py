@@ -221,22 +221,27 @@ _HELPERS = ("start_log_monitor", "start_monitor", "start_api_server")
 and one serves the dashboard."""
 
 
-@contextlib.contextmanager
-def _without_helpers() -> Iterator[None]:
+def _without_helpers() -> contextlib.AbstractContextManager[None]:
     """Skip the processes that a local Ray doesn't need. Each takes 80 MB and one second of CPU time to start.
 
     Ray has no public option for this.
     """
     from ray._private.node import Node
 
-    before = {name: getattr(Node, name) for name in _HELPERS}
-    for name in _HELPERS:
-        setattr(Node, name, lambda *_, **__: None)
+    return _replaced(Node, dict.fromkeys(_HELPERS, lambda *_, **__: None))
+
+
+@contextlib.contextmanager
+def _replaced(owner: object, functions: Mapping[str, object]) -> Iterator[None]:
+    """Replace functions of a class in this context. All of them must be defined in the class itself."""
+    before = {name: vars(owner)[name] for name in functions}
+    for name, function in functions.items():
+        setattr(owner, name, function)
     try:
         yield
     finally:
-        for name, method in before.items():
-            setattr(Node, name, method)
+        for name, function in before.items():
+            setattr(owner, name, function)
 
 
 _STATISTICS: Mapping[str, Callable[..., object]] = {
@@ -248,27 +253,18 @@ _STATISTICS: Mapping[str, Callable[..., object]] = {
 """Replacements for the functions of Ray Data's `_StatsManager` that use its statistics actor."""
 
 
-@contextlib.contextmanager
-def _without_statistics() -> Iterator[None]:
+def _without_statistics() -> contextlib.AbstractContextManager[None]:
     """Prevent Ray Data from starting its statistics actor, which feeds a dashboard that a local Ray doesn't have.
 
     Starting the actor takes two seconds of CPU time, and Ray has no public option to turn it off. If Ray Data isn't
     imported, nothing changes. Functions that this version of Ray Data lacks are skipped.
     """
     if "ray.data" not in sys.modules:
-        yield
-        return
+        return contextlib.nullcontext()
     from ray.data._internal import stats
 
     manager = getattr(stats, "_StatsManager", object)
-    before = {name: function for name, function in vars(manager).items() if name in _STATISTICS}
-    for name in before:
-        setattr(manager, name, staticmethod(_STATISTICS[name]))
-    try:
-        yield
-    finally:
-        for name, function in before.items():
-            setattr(manager, name, function)
+    return _replaced(manager, {name: staticmethod(new) for name, new in _STATISTICS.items() if name in vars(manager)})
 
 
 def _keep_token_private() -> None:

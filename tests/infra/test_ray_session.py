@@ -8,14 +8,20 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import psutil
 import pytest
 import ray
+from ray.data._internal.execution.operators.actor_pool_map_operator import ActorPoolMapOperator
+from ray.data._internal.execution.operators.map_operator import MapOperator
 from ray.job_submission import JobSubmissionClient
 
+from segmint.infra import ray_session as module
 from segmint.infra.errors import UsageError
 from segmint.infra.ray_session import MIN_LOCAL_CPUS, cores_here, ray_session
 from tests.support.clusters import RayNode
@@ -188,6 +194,20 @@ with ray_session("auto") as cluster:
     print("code in", where())
     print("code in", ray.get(ray.remote(where).remote()))
 """
+
+
+def test_a_run_with_fewer_blocks_than_actors_prints_no_warning_of_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    operator: Any = object.__new__(ActorPoolMapOperator)
+    operator._name, operator._metrics = "Segment", SimpleNamespace(num_inputs_received=1)
+    operator._actor_pool = SimpleNamespace(min_size=lambda: 2)
+    monkeypatch.setattr(MapOperator, "all_inputs_done", lambda _: None)
+    with pytest.warns(UserWarning, match="can launch at most 1 task"):
+        operator.all_inputs_done()
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(module, "observe", lambda **_: None)
+    with ray_session(), warnings.catch_warnings(record=True) as printed:
+        operator.all_inputs_done()
+    assert printed == []
 
 
 def test_importing_the_session_does_not_import_ray() -> None:
