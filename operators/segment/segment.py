@@ -162,9 +162,7 @@ def load_generator(settings: SegmentSettings) -> "MaskGenerator":
                 "allow_mixed_numerics: true to decode more slowly."
             ) from error
         except KernelError as error:
-            raise UsageError(
-                f"this GPU would generate wrong masks: {error}. Use another version of torch and Triton."
-            ) from error
+            raise UsageError(str(error)) from error
     return generator
 
 

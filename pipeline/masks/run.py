@@ -165,13 +165,17 @@ class _LazyModel:
 
     def masks(self, frame: "Frame") -> "list[PromptedMask]":
         """Return the masks for the prompts, or all masks of the frame if there are no prompts."""
+        from segmint.model.automatic.on_device.crops import KernelError
         from segmint.pipeline.masks.predict import automatic_masks, prompted_masks
 
         if self._options.prompts:
             return prompted_masks(self.load(), frame.image, self._options)
         predictor = self.load()
         stopwatch = Stopwatch(self._work, self._start_s, self._points)
-        found = automatic_masks(predictor, frame, self._options.masks, stopwatch)
+        try:
+            found = automatic_masks(predictor, frame, self._options.masks, stopwatch)
+        except KernelError as error:
+            raise UsageError(str(error)) from error
         stopwatch.record()
         return found
 

@@ -114,7 +114,10 @@ def check_kernels(sam: Sam, plan: DecodePlan, points: Tensor, threshold: float, 
     for name, (one, other) in pairs.items():
         difference = float((one - other).norm() / other.norm())
         if not difference <= KERNEL_TOLERANCE:  # this is also true if the difference isn't a number
-            raise KernelError(f"the kernels' {name} differ from those of torch's operations by {difference:.0%}")
+            raise KernelError(
+                f"this GPU would generate wrong masks: the kernels' {name} differ from those of torch's operations by "
+                f"{difference:.0%}. Use another version of torch and Triton."
+            )
 
 
 def suits(mask_decoder: MaskDecoder, settings: MaskSettings) -> bool:

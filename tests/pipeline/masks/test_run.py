@@ -22,6 +22,7 @@ from segmint.infra.device import Compute, resolve_compute
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.storage import Storage
 from segmint.model.automatic.generator import MaskGenerator
+from segmint.model.automatic.on_device.crops import KernelError
 from segmint.model.sam.predictor import Predictor
 from segmint.operators.overlay import is_drawn_from
 from segmint.operators.prepare.release import ReleaseConfig
@@ -501,6 +502,15 @@ def test_a_file_that_is_no_checkpoint_is_a_wrong_argument(tmp_path):
     (tmp_path / "weights.pt").write_bytes(b"not a checkpoint")
     with pytest.raises(UsageError, match="not a PyTorch checkpoint"):
         load_model(tmp_path / "weights.pt", Compute("cpu", "fp32", 1))
+
+
+def test_kernels_that_compute_something_else_end_the_run(tmp_path, photographs, monkeypatch):
+    def refuse(*_: object) -> None:
+        raise KernelError("this GPU would generate wrong masks")
+
+    monkeypatch.setattr(MaskGenerator, "find", refuse)
+    with pytest.raises(UsageError, match="wrong masks"):
+        made(photographs, tmp_path / "out", MasksOptions(masks=QUICK, device="cpu"))
 
 
 def test_a_text_makes_one_mask_with_the_projection_of_these_weights(tmp_path, photographs):
