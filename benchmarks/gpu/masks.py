@@ -187,15 +187,16 @@ def measure_launches(
 def computing_by(steps: Steps) -> Iterator[None]:
     """Use this implementation of the decoder's three large steps for all generators created while the block runs."""
     from segmint.model.automatic.on_device import decoder
-    from segmint.model.kernels import factored_plainly
+    from segmint.model.kernels import factored_image, factored_plainly
 
     with ExitStack() as stack:
-        if steps != "kernels":
+        if steps == "plain":
+            stack.enter_context(factored_image.formulas())
+        elif steps == "compiled":
             # Replace the operators, because torch compiles nothing inside them.
             for step in ("answer", "look", "draw"):
-                plain = getattr(factored_plainly, step)
-                way = torch.compile(plain, dynamic=False) if steps == "compiled" else plain
-                stack.enter_context(patch.object(decoder, step, way))
+                compiled = torch.compile(getattr(factored_plainly, step), dynamic=False)
+                stack.enter_context(patch.object(decoder, step, compiled))
         yield
 
 

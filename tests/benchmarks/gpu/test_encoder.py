@@ -6,7 +6,7 @@ from torch.nn.attention import SDPBackend
 from benchmarks.gpu.encoder import WAYS, attending_by
 from benchmarks.gpu.masks import computing_by
 from segmint.model.automatic.on_device import decoder
-from segmint.model.kernels import factored_plainly
+from segmint.model.kernels import factored_image
 from segmint.model.sam import gpu_attention, image_encoder_vit
 
 
@@ -25,9 +25,9 @@ def test_attention_is_by_one_kind_of_kernel_while_the_block_runs() -> None:
 
 def test_the_decoders_steps_are_computed_plainly_while_the_block_runs() -> None:
     usual = decoder.answer, decoder.look, decoder.draw
+    with computing_by("compiled"):
+        assert not {decoder.answer, decoder.look, decoder.draw}.intersection(usual)
     with computing_by("plain"):
-        plain = factored_plainly.answer, factored_plainly.look, factored_plainly.draw
-        assert (decoder.answer, decoder.look, decoder.draw) == plain
+        assert (decoder.answer, decoder.look, decoder.draw, factored_image._by_formulas.get()) == (*usual, True)
     with computing_by("kernels"):
-        assert (decoder.answer, decoder.look, decoder.draw) == usual
-    assert (decoder.answer, decoder.look, decoder.draw) == usual
+        assert (decoder.answer, decoder.look, decoder.draw, factored_image._by_formulas.get()) == (*usual, False)
