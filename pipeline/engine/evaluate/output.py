@@ -14,6 +14,7 @@ from segmint.infra.assets.cache import sha256_of
 from segmint.infra.log import without_secrets
 from segmint.infra.scratch import ScratchFolder
 from segmint.infra.storage.location import Location, put_new_file, refuse_existing
+from segmint.infra.storage.storage import Storage
 from segmint.pipeline.engine.evaluate.truth import Truth
 
 RESULTS, ANSWER, PAGE, TABLES = "results.parquet", "evaluation.json", "index.html", "tables.md"
@@ -26,15 +27,15 @@ class OutputFolder(AbstractContextManager["OutputFolder"]):
     inside a dataset among the `truths`, where a takedown wouldn't find the files.
     """
 
-    def __init__(self, folder: Location | None, truths: Sequence[Truth], schema: pa.Schema) -> None:
-        self._folder = folder
+    def __init__(self, folder: str | None, storage: Storage, truths: Sequence[Truth], schema: pa.Schema) -> None:
+        self._folder = None if folder is None else Location(storage, folder)
         self._datasets: list[Location] = []
-        if folder is not None:
+        if self._folder is not None:
             self._datasets = [truth.dataset for truth in truths if truth.dataset is not None]
             for dataset in self._datasets:
-                refuse_inside(dataset, folder, "-o")
+                refuse_inside(dataset, self._folder, "-o")
             for name in (RESULTS, ANSWER, PAGE, TABLES):
-                refuse_existing(folder / name)
+                refuse_existing(self._folder / name)
         self._scratch = ScratchFolder()
         self._path = Path(self._scratch.name) / RESULTS
         self._writer = RowGroupWriter(self._path, schema)

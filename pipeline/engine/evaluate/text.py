@@ -146,7 +146,7 @@ def evaluate_text(options: EvaluateOptions, clip: str, projection: str, seed: in
     sam, vocabulary = EvaluatedWeights.of(options.model.weights[0]), tuple(sorted(labels.values()))
     files = Path(clip).absolute(), Path(projection).absolute()
     measure = TextMeasure(str(files[0]), str(files[1]), sam.sha256, vocabulary, seed)
-    with OutputFolder(None, truths, measure.schema) as output:
+    with OutputFolder(None, storage, truths, measure.schema) as output:
         session = EvaluationSession(options.model.task(measure), truths, options.model.run, output)
         by_image: dict[tuple[int, str], list[list[float]]] = {}
         for row in (row for rows in session.tables() for row in rows):

@@ -230,8 +230,7 @@ def evaluate_edges(
         predicted[sha256] = maps
     measure = replace(measure, predicted=predicted)
     task = options.model.task(measure, predictions)
-    folder = None if options.output is None else Location(storage, options.output)
-    with OutputFolder(folder, truths, measure.schema) as output:
+    with OutputFolder(options.output, storage, truths, measure.schema) as output:
         session = EvaluationSession(task, truths, options.model.run, output, lambda row: float(row["f"]))
         counts = gather(session.tables(), len(task.weights))
         answer = edges_result(session.subject(None), measure, counts, SEED)

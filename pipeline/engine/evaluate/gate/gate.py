@@ -317,9 +317,8 @@ def _without_truth(gate: _GateJudge, points: PointsOptions, storage: Storage) ->
     truths = [Truth(name, DATASET, ()) for name in dict.fromkeys(points.truth.targets)]
     weights = tuple(lineage.weights for lineage in gate.lineages)
     answer = GateResult(EvaluationSubject("points", tuple(truths), weights, "nothing", 0, 0, (), 0.0), judgment)
-    folder = None if points.output is None else Location(storage, points.output)
     schema = kept_schema(PointsMeasure(points.settings))
-    with OutputFolder(folder, truths, schema) as output:
+    with OutputFolder(points.output, storage, truths, schema) as output:
         if output.wanted:
             page = render("gate.html.j2", answer.subject, "Weights compared by a gate", [], judged=judgment.values())
             output.put(answer.to_dict(), page)

@@ -311,8 +311,7 @@ def evaluate_instances(
     else:
         measure = OverlapMeasure(boxes, refine)
     task = options.model.task(measure, predictions)
-    folder = None if options.output is None else Location(storage, options.output)
-    with OutputFolder(folder, truths, measure.schema) as output:
+    with OutputFolder(options.output, storage, truths, measure.schema) as output:
         session = EvaluationSession(task, truths, options.model.run, output, lambda row: row.get("iou"))
         if isinstance(measure, PrecisionMeasure):
             matches = MatchesByCategory(session.tables(), len(task.weights))

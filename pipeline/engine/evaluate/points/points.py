@@ -154,9 +154,8 @@ def evaluate_points(options: PointsOptions, storage: Storage, judge: Judge | Non
     truths = open_truths(options.truth, storage, () if groups is None else groups.image_columns)
     required = ("annotation_id", "clicks")
     task = options.model.task(measure, read_predictions(options.model.predictions, truths, storage, required))
-    folder = None if options.output is None else Location(storage, options.output)
     measures = tuple(f"{kind}_{count}" for kind in SCORES for count in settings.clicks)
-    with OutputFolder(folder, truths, kept_schema(measure)) as output:
+    with OutputFolder(options.output, storage, truths, kept_schema(measure)) as output:
         session = EvaluationSession(task, truths, options.model.run, output)
         results = session.results() if judge is None else _shown(session.results(), judge)
         scores, worst = collect(

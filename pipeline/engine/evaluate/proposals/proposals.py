@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segmint.infra.errors import UsageError
-from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.infra.wording import counted, listed
 from segmint.operators.evaluate.coco_matching import AREAS, IOU_THRESHOLDS
@@ -244,8 +243,7 @@ def evaluate_proposals(options: EvaluateOptions, points_per_side: int, storage: 
     frequencies = {number: truth.frequencies for number, truth in enumerate(truths) if truth.frequencies}
     measure = ProposalsMeasure(points_per_side, frequencies)
     task = options.model.task(measure, read_predictions(options.model.predictions, truths, storage, ("score",)))
-    folder = None if options.output is None else Location(storage, options.output)
-    with OutputFolder(folder, truths, measure.schema) as output:
+    with OutputFolder(options.output, storage, truths, measure.schema) as output:
         session = EvaluationSession(task, truths, options.model.run, output, _score)
         counts = gather(session.tables(), len(task.weights))
         check_matched(task.weights, counts[ALL].proposals.any(axis=0))
