@@ -228,6 +228,7 @@ def _begin(config: Config, output: Location, weights: Path) -> LatestManifest:
     Raises `DamagedDatasetError` if `output` contains files of a dataset but no manifest.
     """
     source = Location(output.storage, config.catalog)
+    source_sha256 = source.sha256()  # first, so that `fit_catalog` compares the rows if the source changes meanwhile
     with ScratchFolder() as folder:
         catalog = normalize(source, Path(folder) / "part.parquet", ignored=ignored_columns(identity(config)))
         require_rows(config, catalog.rows)
@@ -247,7 +248,7 @@ def _begin(config: Config, output: Location, weights: Path) -> LatestManifest:
     tree = identity(config, _hashes(config, output.storage, weights))
     digest = sha256_of(weights)
     numerics = first_numerics(config, weights)
-    part = catalog_part(path, catalog, source.sha256(), first_shard=0)
+    part = catalog_part(path, catalog, source_sha256, first_shard=0)
     manifest = DatasetManifest(
         name=config.name,
         config=tree,

@@ -29,6 +29,7 @@ from segmint.catalogs.dataset.unaccounted import unknown_files
 from segmint.catalogs.dataset.versions.digest import current_digest
 from segmint.catalogs.layout import DamagedDatasetError, config_sha256, part_path
 from segmint.catalogs.shard_ranges import ShardPart
+from segmint.catalogs.source.normalize import NormalizedCatalog, normalize
 from segmint.infra.assets.known import ASSETS
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.errors import StorageFaultError
@@ -244,6 +245,25 @@ def test_a_start_that_was_killed_before_its_manifest_is_resumed(tmp_path: Path, 
     (tmp_path / "dataset" / "dataset.json").unlink()
     open_or_create(config(tmp_path, catalog), Storage())
     assert digests(tmp_path / "dataset") == before
+
+
+@pytest.mark.usefixtures("weights")
+def test_rows_that_the_source_gains_while_it_is_read_are_not_forgotten(
+    tmp_path: Path, catalog: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If the manifest had the hash of the new source, builds would take its new rows for known ones."""
+
+    def normalize_and_append(*arguments: Any, **options: Any) -> NormalizedCatalog:
+        result = normalize(*arguments, **options)
+        with catalog.open("a") as file:
+            file.write(json.dumps({"uri": "photo_8.jpg", "license": "CC0-1.0"}) + "\n")
+        return result
+
+    with monkeypatch.context() as patch:
+        patch.setattr("segmint.pipeline.building.dataset.dataset.normalize", normalize_and_append)
+        with pytest.raises(UsageError, match="has 1 new rows"):
+            open_or_create(config(tmp_path, catalog), Storage())
+    assert open_or_create(config(tmp_path, catalog), Storage(), grow=True).rows == 9
 
 
 @pytest.mark.usefixtures("weights")
