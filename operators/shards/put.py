@@ -33,7 +33,8 @@ from segmint.catalogs.layout import (
     parse_commit_name,
     parse_data_path,
 )
-from segmint.infra.errors import UnfinishedError
+from segmint.infra.errors import UnfinishedError, UsageError
+from segmint.infra.storage.errors import AccessRefusedError
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.stores import TEMPORARY_PREFIX
 from segmint.infra.uris import AZURE, base_name, scheme
@@ -128,13 +129,19 @@ def put_again(
 def delete_unnamed(dataset: Location, shard: int, ours: Iterable[FileEntry], *, purge: bool = False) -> None:
     """Delete a losing writer's files, except files that the latest commit names or another writer reserves.
 
-    If the shard has no commit, nothing is deleted.
+    If the shard has no commit, nothing is deleted. A correction may have removed images that these files show, so their
+    older versions are deleted as well. Without `purge`, this isn't an error if the store doesn't allow it.
     """
     state = read_shard_state(dataset, shard)
     if state.commit is not None:
         for entry in ours:
             if entry.path not in state.kept:
-                remove(dataset / entry.path, purge=purge)
+                try:
+                    (dataset / entry.path).purge()
+                except (UsageError, AccessRefusedError):
+                    if purge:
+                        raise
+                    (dataset / entry.path).delete()
 
 
 def remove(file: Location, *, purge: bool) -> None:

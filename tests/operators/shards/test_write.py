@@ -8,6 +8,10 @@ from typing import Any
 import pytest
 
 from segmint.catalogs.dataset.commits import Commit, CommitLog
+from segmint.catalogs.layout import DATA_KINDS
+from segmint.infra.storage.errors import AccessRefusedError
+from segmint.infra.storage.location import Location
+from segmint.infra.storage.storage import Storage
 from segmint.operators.shards.write import (
     RetryTask,
     ShardResult,
@@ -20,6 +24,7 @@ from segmint.operators.shards.write import (
 from tests.support.builds import digests
 from tests.support.described_rows import accepted_row, described, faulted_row, rejected_row
 from tests.support.locations import handle_of, location_of
+from tests.support.s3_server import S3Server
 from tests.support.stepped import SteppedThreads, stepping
 
 ROWS = [accepted_row(3), rejected_row(4), accepted_row(5), rejected_row(6), rejected_row(7, "truncated", "ingest")]
@@ -107,22 +112,62 @@ def test_a_writer_that_loses_the_commit_deletes_what_the_winner_does_not_name(
     write_shard(task(tmp_path), CUTS, *BLOCKS)
     winner = log.read(1, 1)
 
-    class LateLog(CommitLog):
-        """Sees no commit at first, like a paused writer that looked before the winner committed."""
+    monkeypatch.setattr("segmint.catalogs.dataset.handle.CommitLog", late_log())
+    result = write_shard(task(tmp_path), [(0, 3)], OTHER)
+    assert result.counts == winner.counts
+    named = {entry.path for entry in winner.files}
+    standing = {path for path in digests(tmp_path) if not path.startswith("commits/")}
+    assert standing == named
 
+
+OTHER = described([accepted_row(3, masks=1), accepted_row(4), accepted_row(5)])
+
+
+def late_log() -> type[CommitLog]:
+    """Sees no commit at first, like a paused writer that looked before the winner committed."""
+
+    class LateLog(CommitLog):
         looked = 0
 
         def read(self, shard: int, generation: int) -> Commit | None:
             LateLog.looked += 1
             return None if LateLog.looked == 1 else super().read(shard, generation)
 
-    monkeypatch.setattr("segmint.catalogs.dataset.handle.CommitLog", LateLog)
-    other = described([accepted_row(3, masks=1), accepted_row(4), accepted_row(5)])
-    result = write_shard(task(tmp_path), [(0, 3)], other)
-    assert result.counts == winner.counts
-    named = {entry.path for entry in winner.files}
-    standing = {path for path in digests(tmp_path) if not path.startswith("commits/")}
+    return LateLog
+
+
+@pytest.mark.s3
+@pytest.mark.parametrize("refused", [False, True])
+def test_a_writer_that_loses_leaves_no_older_version_of_its_files(
+    s3_server: S3Server,
+    s3_bucket: str,
+    s3_options: dict[str, dict[str, str]],
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    refused: bool,
+) -> None:
+    """A takedown or a redaction may have ended meanwhile; nobody would look for its images in these files again."""
+    client = s3_server.client()
+    client.put_bucket_versioning(Bucket=s3_bucket, VersioningConfiguration={"Status": "Enabled"})
+    dataset = handle_of(Location(Storage(s3_options), f"s3://{s3_bucket}/dataset"))
+    write_shard(task(Path(), dataset=dataset), CUTS, *BLOCKS)
+    monkeypatch.setattr("segmint.catalogs.dataset.handle.CommitLog", late_log())
+    if refused:  # a build may run without permission to delete versions
+
+        def refuse(*_: object) -> None:
+            raise AccessRefusedError("s3:ListBucketVersions")
+
+        monkeypatch.setattr(Storage, "purge", refuse)
+    assert write_shard(task(Path(), dataset=dataset), [(0, 3)], OTHER).counts["rejected"] == 1
+    named = {f"dataset/{entry.path}" for entry in dataset.commits.latest(1).files}
+    page = client.list_object_versions(Bucket=s3_bucket)
+    kinds = tuple(f"dataset/{kind}/" for kind in DATA_KINDS)
+    standing, ever = (
+        {each["Key"] for each in page["Versions"] if each["Key"].startswith(kinds) and (each["IsLatest"] or not latest)}
+        for latest in (True, False)
+    )
     assert standing == named
+    assert (ever == named) is not refused
 
 
 def without_reservations(files: dict[str, str]) -> dict[str, str]:
