@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from segmint.infra.errors import SegmintError
 from segmint.infra.storage.error_kinds import ErrorKind, meaning, service_code
+from segmint.infra.storage.errors import ShortBodyError
 from segmint.infra.storage.retry import RetryPolicy, with_retries
 from segmint.infra.storage.stores import ObjectInfo, OnSkip, check_length, check_size, warn_of_skipped
 from segmint.infra.uris import parent, split_bucket
@@ -232,7 +233,7 @@ class S3Store:
     def _versions(self, bucket: str, prefix: str) -> Iterator[dict[str, Any]]:
         request: dict[str, Any] = {"Bucket": bucket, "Prefix": prefix}
         while True:
-            page = self._call("list_object_versions", **request)
+            page = self._listed("list_object_versions", request)
             yield from (*page.get("Versions", []), *page.get("DeleteMarkers", []))
             if not page.get("IsTruncated"):
                 return
@@ -246,7 +247,7 @@ class S3Store:
 
     def _pages(self, request: dict[str, Any], skip: int) -> Iterator[ObjectInfo]:
         while True:
-            page = self._call("list_objects_v2", **request)
+            page = self._listed("list_objects_v2", request)
             for entry in page.get("Contents", []):
                 name = entry["Key"][skip:]
                 if name and (entry["Size"] or not name.endswith("/")):  # some tools create empty objects as folders
@@ -254,6 +255,16 @@ class S3Store:
             if not page.get("IsTruncated"):
                 return
             request = request | {"ContinuationToken": page["NextContinuationToken"]}
+
+    def _listed(self, method: str, request: Mapping[str, Any]) -> Any:
+        """Request a page of a listing. Raise `ShortBodyError` for an empty body, which would look like an empty folder.
+
+        A shard whose commits aren't listed loses its files in a correction.
+        """
+        page = self._call(method, **request)
+        if "IsTruncated" not in page:
+            raise ShortBodyError(errno.EIO, "received a page of a listing that doesn't say whether more pages follow")
+        return page
 
     def _get(self, uri: str, max_bytes: int | None, **conditions: str) -> bytes:
         bucket, key = _object(uri)

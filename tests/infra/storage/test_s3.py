@@ -108,6 +108,20 @@ def test_a_spoiled_read_and_listing_are_made_again(
     assert proxy.plan == []
 
 
+def test_an_empty_answer_is_not_an_empty_folder(proxy: FaultyProxy, storage: Storage, uri: str) -> None:
+    """A correction would take the files of a shard whose commits are not listed for a dead writer's."""
+    folder = uri.removesuffix("/x")
+    empty = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+    proxy.plan = [("GET", empty)]
+    assert [entry.name for entry in storage.list(folder)] == ["x"]
+    proxy.plan += [("GET", empty)]
+    assert [entry.name for entry in storage.walk(folder)] == ["x"]
+    proxy.policy = lambda method, target: empty if method == "GET" else b""
+    for look in (storage.list, storage.versioned):
+        with pytest.raises(StorageFaultError, match="a page of a listing"):
+            look(folder)
+
+
 @pytest.mark.parametrize("fault", ANSWERS, ids=name_of)
 def test_a_spoiled_write_look_and_deletion_are_made_again(
     fault: bytes, proxy: FaultyProxy, storage: Storage, uri: str
