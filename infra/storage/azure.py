@@ -89,7 +89,8 @@ class AzureStore:
             if entry.deleted:
                 wait = "turn it off, and wait until deleted blobs have expired"
                 raise UsageError(f"soft delete keeps {redact(uri)}: {wait}")
-            container.get_blob_client(key, entry.snapshot).delete_blob(version_id=entry.version_id)
+            with suppress(ResourceNotFoundError):  # another command has deleted it
+                container.get_blob_client(key, entry.snapshot).delete_blob(version_id=entry.version_id)
 
     def versioned(self, uri: str) -> set[str]:
         """Return the names below a prefix that have snapshots, older versions, or deleted blobs."""

@@ -210,10 +210,14 @@ class S3Store:
             raise
         return int(answer["ContentLength"])
 
-    def delete(self, uri: str) -> None:
+    def delete(self, uri: str, **version: Any) -> None:
         """Delete the object. A versioned bucket keeps the older versions; `purge` deletes those as well."""
         bucket, key = _object(uri)
-        self._call("delete_object", Bucket=bucket, Key=key)
+        try:
+            self._call("delete_object", Bucket=bucket, Key=key, **version)
+        except OSError as error:
+            if meaning(error) is not ErrorKind.ABSENT:  # some stores report that there is no such object
+                raise
 
     def purge(self, uri: str) -> None:
         """Delete the object, its older versions, and its delete markers."""
@@ -221,7 +225,7 @@ class S3Store:
         self.delete(uri)
         for entry in self._versions(bucket, key):
             if entry["Key"] == key and entry.get("VersionId"):
-                self._call("delete_object", Bucket=bucket, Key=key, VersionId=entry["VersionId"])
+                self.delete(uri, VersionId=entry["VersionId"])
 
     def versioned(self, uri: str) -> set[str]:
         """Return the names below a prefix for which the bucket has an older version or a delete marker."""

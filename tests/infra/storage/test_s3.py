@@ -138,6 +138,22 @@ def test_a_spoiled_write_look_and_deletion_are_made_again(
     assert proxy.plan == []
 
 
+@pytest.mark.parametrize("nth", [0, 1])
+def test_a_version_that_is_gone_does_not_end_a_purge(
+    nth: int, proxy: FaultyProxy, storage: Storage, s3_server: S3Server, s3_bucket: str
+) -> None:
+    """Two corrections may purge an object at once, and some stores answer that what one of them deleted is absent."""
+    client = s3_server.client()
+    client.put_bucket_versioning(Bucket=s3_bucket, VersioningConfiguration={"Status": "Enabled"})
+    for data in (b"1", b"22", b"333"):
+        storage.put(f"s3://{s3_bucket}/x", data)
+    proxy.plan = [*[("DELETE", b"")] * nth, ("DELETE", answer(404, ["NoSuchKey", "NoSuchVersion"][nth]))]
+    storage.purge(f"s3://{s3_bucket}/x")
+    assert proxy.plan == []
+    left = client.list_object_versions(Bucket=s3_bucket)
+    assert len(left.get("Versions", [])) + len(left.get("DeleteMarkers", [])) == nth  # the version of the false answer
+
+
 @pytest.mark.parametrize("fault", [STALL_BODY, DRIP_BODY], ids=name_of)
 def test_a_body_that_does_not_come_to_its_end_is_asked_for_again(
     fault: bytes, proxy: FaultyProxy, storage: Storage, uri: str
