@@ -1,5 +1,6 @@
 """Rows that a takedown would remove: the requested rows, other rows of the same images, and their shards."""
 
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -16,6 +17,7 @@ from segmint.catalogs.dataset.selection import (
     Measured,
     Selection,
     image_of,
+    number_of,
     possible_ids,
     rows_at,
     rows_named,
@@ -246,10 +248,28 @@ def _check(selection: Selection, taken: Images, request: TakedownRequest, earlie
         for name in selection.unknown
         if possible_ids(name).isdisjoint(known)
     ]
-    raise_problems(problems)
+    raise_problems([*problems, *_half_removed(selection, taken, request.ids or ())])
     if not selection.rows and request.ids is None and not any(same_request(request, each.request) for each in earlier):
         what, value = ("license", request.license) if request.license is not None else ("provider", request.provider)
         raise UsageError(f"no row of the catalog has the {what} {value!r}. Nothing was changed.")
+
+
+def _half_removed(selection: Selection, taken: Images, names: Iterable[str]) -> Iterator[str]:
+    """Yield a problem for each name that is the image_id of one image and the number of another, one of them removed.
+
+    Such a name was unambiguous when the first of them was taken down if the dataset has grown since.
+    """
+    removed, numbers = {each.image_id for each in taken.values()}, {each.id: each.image_id for each in taken.values()}
+    named = {row.image_id for row in selection.rows.values()}
+    for name in names:
+        number = number_of(name) or 0
+        row = selection.rows.get(number - 1)
+        other = row.image_id if row is not None and name in removed else numbers.get(number) if name in named else None
+        if other not in (None, name):
+            yield (
+                f"{name!r} is both an image_id (write {json.dumps(name)}, with the quotes) and the number of another "
+                f"image (write its image_id: {json.dumps(other)}), and one of them was taken down before"
+            )
 
 
 def _refused_by_source(dataset: Location, commits: Iterable[Commit]) -> list[int]:

@@ -208,6 +208,20 @@ def test_an_image_is_named_by_its_number_or_by_the_catalog_s_name(dataset: Path,
     assert [sample.id for sample in open_dataset(str(dataset))] == [1, 4, 5, 6, 7]
 
 
+@pytest.mark.parametrize(("first", "second"), [('"7"', "image-6"), ("image-6", '"7"')])
+def test_a_name_of_two_images_stays_ambiguous_when_one_is_gone(dataset: Path, first: str, second: str) -> None:
+    """Lists of ids are used again, after the dataset has grown to as many images, too."""
+    edit_catalog(dataset, 1, image_id="7")
+    assert take(dataset, TakedownRequest(ids=(first,))).rows == 1
+    before = digests(dataset)
+    told = r"'7' is both an image_id \(write \"7\", with the quotes\) and the number of .* image_id: \"image-6\"\), and"
+    with pytest.raises(UsageError, match=told):
+        take(dataset, TakedownRequest(ids=("7",)))
+    assert digests(dataset) == before
+    assert take(dataset, TakedownRequest(ids=(first,))).rows == 0
+    assert take(dataset, TakedownRequest(ids=(second,))).images == 1
+
+
 def test_bytes_that_came_back_are_taken_down_by_the_same_command(dataset: Path) -> None:
     """A build that looked before the takedown has put them under another row."""
     take(dataset)
