@@ -76,12 +76,12 @@ class TakedownResult:
     unknown_files: tuple[str, ...] = ()  # temporary and foreign files, which may name or show the images
     removed_links: tuple[str, ...] = ()  # links in report/ with their targets, which were left untouched
     caches: tuple[str, ...] = ()  # caches of the images, with the files that were deleted or left there
-    shared: int = 0  # taken-down images that rows of other providers or licenses also name
+    shared: int = 0  # taken-down images that remaining rows also name
 
     def lines(self) -> list[str]:
         """Return the result as lines of text."""
         shards = some([str(shard) for shard in self.building])
-        others = f" ({self.shared:,} also named by rows of other providers or licenses)" if self.shared else ""
+        others = f" ({self.shared:,} also named by rows that remain)" if self.shared else ""
         building = f"a build is writing shards {shards}, or died while writing; its end or next run removes the images"
         return [
             f"{counted(self.rows, 'row')} taken down, {counted(self.images, 'image')} removed from "

@@ -152,6 +152,7 @@ def list_takedown(
     before = _measured(removed_images(again).values(), known)
     own: Images = {}
     kept: Images = {}
+    digests: Measured = {}
     requested = _requested(earlier, request)
     if request.with_similar:
         ordinals = {each.id - 1 for each in _similar(dataset, commits, selection.rows, requested)}
@@ -162,26 +163,28 @@ def list_takedown(
         if not by_id and not request.with_copies:
             kept = _without(own, selection.rows)
             own = _without(own, kept)
-        if not by_id:
-            names = RemovedNames.of(own.values(), catalog_uri)
-            others = RemovedNames.of(_without(rows_named(dataset, manifest, names), own).values(), catalog_uri)
-            others = replace(others, sha256=frozenset())
-            stays = frozenset[str]().union(*(same.digests[ordinal] for ordinal in kept))
-            own = {
-                ordinal: image.model_copy(
-                    update={"shared": others.any_of(image) or not stays.isdisjoint(same.digests.get(ordinal, ()))}
-                )
-                for ordinal, image in own.items()
-            }
+        digests = same.digests
     returned: Images = {}
     measured: Measured = {}
     if earlier:
-        by_ids = removed_images(each for each in earlier if each.request.ids is not None)
-        refused = rows_at(dataset, manifest, _refused_by_source(dataset, commits))
-        seeds = {**{row["ordinal"]: image_of(row) for row in refused}, **by_ids}
+        # A `sha256` that no build has checked links two rows, but the search doesn't continue from such a row.
+        seeds = removed_images(each for each in earlier if each.request.ids is not None)
+        seeds = {ordinal: image for ordinal, image in seeds.items() if not image.shared}
         removed = _measured((image for image in taken.values() if not image.shared), known)
         again_there = with_copies(dataset, manifest, seeds, tables, catalog_uri, measured=removed)
-        returned, measured = _without(again_there.images, taken, own), again_there.digests
+        refused = rows_at(dataset, manifest, _refused_by_source(dataset, commits))
+        found = {**{row["ordinal"]: image_of(row) for row in refused}, **again_there.images}
+        returned, measured = _without(found, taken, own), again_there.digests
+    names = RemovedNames.of((*own.values(), *returned.values()), catalog_uri)
+    others = _without(rows_named(dataset, manifest, names), own, returned) if own or returned else {}
+    left = replace(RemovedNames.of(others.values(), catalog_uri), sha256=frozenset())
+    stays = frozenset[str]().union(*(digests[ordinal] for ordinal in kept))
+    shared = {o for o, image in own.items() if left.any_of(image) or not stays.isdisjoint(digests.get(o, ()))}
+    shared |= {o for o, image in returned.items() if left.any_of(image)}
+    own, returned = (
+        {o: image.model_copy(update={"shared": o in shared}) for o, image in sorted(images.items())}
+        for images in (own, returned)
+    )
     when = (now or datetime.now(UTC)).strftime("%Y-%m-%dT%H:%M:%SZ")
     tombstones = [Tombstone(request=request, reason=reason, when=when, images=tuple(own.values()))] if own else []
     tombstones += _of_earlier(earlier, returned, measured, when)

@@ -55,7 +55,7 @@ COPIES_MUTANTS = (
     Mutant(
         "the pixels of a picture that stays keep others out",
         "pipeline/corrections/takedown_list.py",
-        "not stays.isdisjoint(same.digests.get(ordinal, ()))",
+        "not stays.isdisjoint(digests.get(o, ()))",
         "False",
         "tests/pipeline/corrections/test_takedown.py",
     ),

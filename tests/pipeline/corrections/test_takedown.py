@@ -21,6 +21,7 @@ from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.operators.describe import describe_table
 from segmint.operators.prepare.prepare import Prepare
+from segmint.operators.rows import Row
 from segmint.operators.segment.segment import Segment
 from segmint.operators.shards.write import write_shard
 from segmint.pipeline.building.dataset.dataset import open_or_create
@@ -162,7 +163,7 @@ def test_a_provider_s_takedown_does_not_spread_by_what_nobody_checked(
     providers(dataset, **{claim: names[claim]})
     done = take(dataset, TakedownRequest(provider="E"))
     assert (done.rows, done.kept) == (2, ())
-    only = "only tombstones/ still names the images (1 also named by rows of other providers or licenses), and "
+    only = "only tombstones/ still names the images (1 also named by rows that remain), and "
     shared = claim != "sha256"  # a tombstone doesn't contain a hash that nobody checked
     assert (done.shared, any(only in line for line in done.lines())) == (shared, shared)
     assert [sample.id for sample in open_dataset(str(dataset))] == [1, 2, 5, 6, 7]
@@ -176,6 +177,19 @@ def test_an_id_does_not_spread_by_a_hash_that_nobody_checked(dataset: Path, smal
     assert take(dataset, TakedownRequest(ids=("sa_3",))).rows == 1
     assert take(dataset, TakedownRequest(ids=("sa_7",))).rows == 1
     assert [sample.id for sample in open_dataset(str(dataset))] == [1, 2, 4, 5, 6]
+
+
+@pytest.mark.parametrize("other", ["photo_000.jpg", "photo_006.jpg"])
+def test_an_image_is_not_lost_to_a_row_that_states_its_uri_and_a_hash_that_nobody_checked(
+    dataset: Path, small_dataset: Path, other: str
+) -> None:
+    """The row is taken down, but its URI would also exclude the image, in its own shard even without being listed."""
+    providers(dataset, sha256=names_of(small_dataset, [2])[2], uri=other)
+    done = take(dataset)
+    assert (done.rows, done.images, done.shared) == (2, 1, 1)
+    assert take(dataset, TakedownRequest(ids=("image-5",))).rows == 1
+    assert [sample.id for sample in open_dataset(str(dataset))] == [1, 4, 5, 7]
+    assert [each.line() for each in audit_integrity(location_of(dataset)).findings if each.code == "still_there"] == []
 
 
 @pytest.mark.parametrize("measure", ["source_sha256", "pixels_sha256"])
@@ -256,10 +270,10 @@ def test_a_tombstone_without_a_hash_finds_by_name_alone(dataset: Path) -> None:
     assert audit_integrity(location_of(dataset)).findings.total == 0
 
 
-def test_a_row_that_a_build_refused_for_its_bytes_is_blanked_by_the_next_takedown(dataset: Path) -> None:
-    take(dataset)
+def refuse_row(dataset: Path, uri: str) -> Row:
+    """Row 5 with this URI, refused as a build refuses a row for the bytes of an image that was taken down."""
     shard = CommittedShard(dataset, 1)
-    refused = shard.rows["images"].pop(1)
+    refused = shard.rows["images"].pop(1) | {"uri": uri}
     named = [row for row in shard.members if str(refused["id"]) not in row[0]]
     shard.members = named
     shard.rows["masks"] = [row for row in shard.rows["masks"] if row["id"] != refused["id"]]
@@ -267,10 +281,26 @@ def test_a_row_that_a_build_refused_for_its_bytes_is_blanked_by_the_next_takedow
     shard.rows["rejects"].append({**{n: refused[n] for n in ("ordinal", "id", "image_id", "uri")}, **verdict})
     shard.write()
     shutil.rmtree(dataset / "versions")  # as if the build had written the shard so
+    return refused
+
+
+def test_a_row_that_a_build_refused_for_its_bytes_is_blanked_by_the_next_takedown(dataset: Path) -> None:
+    take(dataset)
+    refused = refuse_row(dataset, "photo_004.jpg")
     assert audit_integrity(location_of(dataset)).findings.total == 0
     done = take(dataset, TakedownRequest(ids=("image-6",)))
     assert (done.rows, done.taken_down) == (2, 3)
     assert mentions(dataset, [refused["image_id"], refused["uri"]]) == []
+
+
+def test_an_image_is_not_lost_to_a_refused_row_with_its_uri(dataset: Path) -> None:
+    """A build refuses rows for a hash that only the catalog states, so such a row proves nothing about its URI."""
+    edit_catalog(dataset, 4, uri="photo_006.jpg")
+    take(dataset)
+    refuse_row(dataset, "photo_006.jpg")
+    assert take(dataset, TakedownRequest(ids=("image-5",))).rows == 2
+    assert [sample.id for sample in open_dataset(str(dataset))] == [1, 4, 7]
+    assert [each.line() for each in audit_integrity(location_of(dataset)).findings if each.code == "still_there"] == []
 
 
 def test_again_changes_nothing_and_there_is_one_tombstone(dataset: Path) -> None:
