@@ -74,9 +74,14 @@ def takedown(
 
     build, storage = build_of(config)
     location, file = Location(storage, dataset), None if ids is None else Location(storage, ids)
+    apart = {"--prove": proved, "--forget-fingerprints": forgotten, "--other-picture": other}
+    given = [option for option, value in apart.items() if value is not None]
+    others = ("--ids", "--license", "--provider", "--dry-run")
+    if len(given) > 1 or (given and (ids or license_id or provider or (dry_run and proved is None))):
+        raise UsageError(
+            f"{given[0]} takes nothing down. Run it separately, without {', '.join([*given[1:], *others])}"
+        )
     if proved is not None:
-        if ids or license_id or provider:
-            raise UsageError("--prove takes nothing down: remove --ids, --license, and --provider, or run it afterward")
         proof = prove(location, proved, at or ())
         print_checked(proof, as_json, proof.found, proof.not_checked)
         return

@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from segmint.catalogs.dataset.manifest import load_manifest
 from segmint.catalogs.dataset.outputs import OUTPUTS
+from segmint.catalogs.dataset.tombstones import read_tombstones
 from segmint.catalogs.dataset.versions.digest import current_digest
 from segmint.catalogs.source.rows import read_rows
 from segmint.pipeline.commands.cli import app
@@ -29,6 +30,23 @@ def test_takedown(dataset: Path, tmp_path: Path) -> None:
     done = run("takedown", dataset, "--license", "CC-BY-NC-4.0", "--reason", "expired", "--yes", "--json")
     value = json.loads(done.stdout)
     assert (value["rows"], value["images"], value["taken_down"], len(value["tombstones"])) == (1, 0, 3, 2)
+
+
+def test_changes_of_fingerprints_stand_alone(dataset: Path, tmp_path: Path) -> None:
+    (tmp_path / "ids.txt").write_text("image-4\n")
+    (tmp_path / "removed.txt").write_text("image-1\n")
+    run("takedown", dataset, "--ids", tmp_path / "removed.txt", "--reason", "asked for", "--yes")
+    (tombstone,) = read_tombstones(location_of(dataset))
+    before = digests(dataset)
+    forget = ["--forget-fingerprints", "image-1", "--yes"]
+    other = ["--other-picture", "4", "--of", tombstone.name, "--reason", "another house"]
+    for words in (forget, other):
+        for more in (["--dry-run"], ["--ids", tmp_path / "ids.txt"], ["--license", "CC0-1.0"], ["--provider", "P"]):
+            done = run("takedown", dataset, *words, *more)
+            assert (done.exit_code, f"{words[0]} takes nothing down" in done.stderr) == (2, True)
+    assert run("takedown", dataset, *forget, *other).exit_code == 2
+    assert run("takedown", dataset, *forget, "--prove", "image-1").exit_code == 2
+    assert digests(dataset) == before
 
 
 @pytest.fixture
