@@ -168,10 +168,9 @@ def apply_override(document: Document, override: str) -> None:
     tree = document.data
     for depth, part in enumerate(key[:-1], start=1):
         below = tree.get(part)
-        if below is None:
-            below = tree[part] = {}
-        if not isinstance(below, dict):
+        if not isinstance(below, dict | None):
             raise UsageError(f"--set {name}: {dotted(key[:depth])} is {below!r}, which can't contain keys")
+        tree[part] = below = dict(below or {})  # a copy, because other keys may be aliases of the same value
         tree = below
     tree[key[-1]] = value
     for known in [place for place in document.places if place[: len(key)] == key]:
@@ -224,7 +223,7 @@ def _booleans_for_numbers(document: Document, model: type[BaseModel]) -> Iterato
     Pydantic would accept true as 1 and false as 0.
     """
     for tree, key in list(_leaves(document.data)):
-        value = tree[key[-1]]
+        value = tree.get(key[-1])  # None if an alias of this mapping was handled before
         annotations = plain_types(model, key) if isinstance(value, bool) else set()
         if annotations & {int, float} and bool not in annotations:
             del tree[key[-1]]

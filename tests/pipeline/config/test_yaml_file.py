@@ -266,3 +266,18 @@ def test_what_is_empty_is_told_in_plain_words(tmp_path):
     assert allow.endswith("license.allow is []: expected a non-empty list")
     (_, item) = problems(tmp_path, GOOD, "license.allow=[2026-01-01]")
     assert item.endswith("license.allow[0] is 2026-01-01: expected text, in quotes")
+
+
+POOLS = GOOD + "resources:\n  prepare: &pool {actors: 2, num_cpus: 3}\n  segment: *pool\n"
+
+
+def test_an_override_changes_one_key_even_if_an_alias_shares_its_value(tmp_path):
+    (tmp_path / "c.yaml").write_text(POOLS)
+    loaded = load_config(str(tmp_path / "c.yaml"), ["resources.segment.num_cpus=1", "resources.segment.actors=4"])
+    assert (loaded.resources.prepare.num_cpus, loaded.resources.prepare.actors) == (3, 2)
+    assert (loaded.resources.segment.num_cpus, loaded.resources.segment.actors) == (1, 4)
+
+
+def test_a_wrong_value_that_an_alias_repeats_is_a_problem(tmp_path):
+    _, line = problems(tmp_path, POOLS.replace("num_cpus: 3", "num_cpus: yes"))
+    assert line == "  c.yaml:6: resources.prepare.num_cpus is true: expected a number"
