@@ -20,7 +20,7 @@ from segmint.catalogs.layout import MANIFEST, REPORT
 from segmint.catalogs.parquet import table_bytes
 from segmint.infra.errors import UsageError
 from segmint.infra.progress import track
-from segmint.infra.storage.location import Location
+from segmint.infra.storage.location import Location, refuse_existing
 from segmint.infra.storage.storage import Storage
 from segmint.infra.uris import LOCAL, absolute, join, local_path, scheme
 from segmint.infra.wording import counted
@@ -117,8 +117,8 @@ def write_report(
     result in the same report.
 
     Raises `UsageError` if there is no dataset, if the audit or the study is of another dataset, if `output` is missing
-    for foreign data or is elsewhere in the dataset, or if the dataset isn't for publication. Raises
-    `DamagedDatasetError` if commits or tombstones are unreadable.
+    for foreign data, is elsewhere in the dataset, or has a page or `README.md` of something else, or if the dataset
+    isn't for publication. Raises `DamagedDatasetError` if commits or tombstones are unreadable.
     """
     if output is None and not is_dataset(dataset):
         raise UsageError(
@@ -129,6 +129,9 @@ def write_report(
     refuse_inside(dataset, folder, "-o")
     if other is not None:
         refuse_inside(other, folder, "-o")
+    if not (folder / "statistics.json").exists():  # not the folder of an earlier report
+        for name in ("README.md", "index.html"):
+            refuse_existing(folder / name)
     score = None if study is None else check_sampled(read_score(study), str(study), dataset)
     with _audited(dataset, audited, options) as (audit, tables):
         note = None if audited is None else check_same_version(audit, str(audited), dataset)

@@ -84,6 +84,14 @@ def test_by_default_it_goes_to_the_folder_that_a_takedown_removes(dataset: Path)
     assert [name for name in after if not is_known(name)] == []
 
 
+@pytest.mark.parametrize("name", ["README.md", "index.html"])
+def test_a_page_of_something_else_is_never_overwritten(small_dataset: Path, tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("of a project")
+    with pytest.raises(UsageError, match=f"{name} already exists and is not overwritten"):
+        write_report(location_of(small_dataset), location_of(tmp_path), options=QUICK)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {name: "of a project"}
+
+
 def test_damage_is_the_verdict_and_the_rest_is_shown(dataset: Path, tmp_path: Path) -> None:
     tar = max((dataset / "shards").glob("sa_000000-*.tar"))
     tar.write_bytes(tar.read_bytes()[:3000])
