@@ -1,7 +1,7 @@
 """Reader of masks in COCO files: run lengths, compressed or not, or polygons."""
 
 import json
-import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -178,7 +178,7 @@ def check_polygons(polygons: Sequence[Any], size: Size) -> None:
             raise UnreadableMaskError("one of its polygons is not a list x, y, x, y, … of at least three points")
         for place, value in enumerate(polygon):
             side = farthest[place % 2]
-            if type(value) not in (int, float) or not math.isfinite(value) or not -side <= value <= 2 * side:
+            if type(value) not in (int, float) or not -side <= value <= 2 * side:
                 raise UnreadableMaskError(
                     f"a polygon has the coordinate {str(value)[:40]}: expected pixels from {-side} to {2 * side}"
                 )
@@ -214,4 +214,4 @@ def _key(value: Any) -> int | str | None:
 
 
 def _size(value: Any) -> float | None:
-    return float(value) if type(value) in (int, float) and 0 <= value < math.inf else None
+    return float(value) if type(value) in (int, float) and 0 <= value <= sys.float_info.max else None

@@ -1,6 +1,7 @@
 """COCO files of other tools: every form of mask is read, and what cannot be read costs nothing else."""
 
 import json
+import math
 from typing import Any
 
 import numpy as np
@@ -84,6 +85,8 @@ def test_polygons_enclose_pixels_and_the_converters_contours_run_through_them() 
         ([{"a": 1}], "three points"),
         ([[1, 2, 3, "x", 5, 6]], "coordinate x"),
         ([[1, 2, 3, 1e12, 5, 6]], "coordinate 1000000000000"),
+        ([[1, 2, 3, 10**400, 5, 6]], "coordinate 1000000000000"),
+        ([[1, 2, 3, math.nan, 5, 6]], "coordinate nan"),
         ([[1, 2, 81, 3, 5, 6]], "coordinate 81: expected pixels from -40 to 80"),
         ([[1, 2, 3, -31, 5, 6]], "coordinate -31: expected pixels from -30 to 60"),
         ([[-40, 0, 80, 0] * 5_000], "1 outlines of 1,210,000 pixels: the limit is 1,000,000"),
@@ -98,6 +101,11 @@ def test_a_mask_that_cannot_be_read_is_listed_and_costs_no_other(segmentation: A
     assert line.startswith("mask 3: ")
     assert why in line
     assert image.unreadable_ids == [3]
+
+
+def test_an_area_too_large_for_a_float_is_not_stated() -> None:
+    (found,) = read(mask(compressed(RING), area=10**400)).images[0].masks
+    assert found.stated_area is None
 
 
 def test_odd_entries_are_listed() -> None:
