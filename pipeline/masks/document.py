@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from segmint.model.automatic.records import MaskRecord
-from segmint.model.automatic.rle import Rle
+from segmint.model.automatic.rle import Rle, area
+from segmint.operators.annotations.image import checked_rle
 from segmint.operators.segment.segment import check_count, mask_row
 from segmint.operators.shards.files import annotations_json
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from segmint.pipeline.masks.predict import PromptedMask
 
 _MADE_FROM = "made_from"
+_NOWHERE = (0.0, 0.0, 0.0, 0.0)
 
 
 @dataclass(frozen=True)
@@ -51,19 +53,13 @@ class MasksFile:
     sha256: str = ""
 
     def records(self) -> list[MaskRecord]:
-        """Return the masks as records for drawing."""
-        return [
-            MaskRecord(
-                segmentation=Rle(tuple(each["segmentation"]["size"]), each["segmentation"]["counts"]),
-                area=each["area"],
-                bbox=tuple(each["bbox"]),
-                predicted_iou=each["predicted_iou"],
-                stability_score=each["stability_score"],
-                crop_box=tuple(each["crop_box"]),
-                point_coords=(0.0, 0.0),
-            )
-            for each in self.annotations
-        ]
+        """Return the masks for drawing, as records with only a segmentation and an area.
+
+        Raises `ValueError`, `LookupError`, `TypeError`, or `AttributeError` if another program damaged a mask.
+        """
+        checked = [checked_rle(each["segmentation"]) for each in self.annotations]
+        masks = [Rle((rle["size"][0], rle["size"][1]), rle["counts"].decode("ascii")) for rle in checked]
+        return [MaskRecord(mask, area(mask), _NOWHERE, 0.0, 0.0, _NOWHERE, (0.0, 0.0)) for mask in masks]
 
 
 def read_document(data: bytes) -> MasksFile:

@@ -278,7 +278,7 @@ def _files_of(plan: MasksPlan, model: _LazyModel, task: PhotographTask) -> _Phot
     size = (frame.image.shape[0], frame.image.shape[1])
     result = replace(result, frame=(size[1], size[0]), source=(width, height))
     if former is not None:
-        records = former.records()
+        records = _records(task, former, size)
         drawn = _drawn(frame, records, options, former.sha256) if is_drawn else None
         cutouts = _cutouts(frame, records, former.sha256) if options.cutouts else None
         return _PhotographFiles(replace(result, masks=len(records)), None, drawn, cutouts)
@@ -323,8 +323,21 @@ def _has_cutouts(plan: MasksPlan, task: PhotographTask, former: "MasksFile | Non
             )
     if former is None:
         return False
-    masks = sum(mask["area"] > 0 for mask in former.annotations)
+    masks = sum(record.area > 0 for record in _records(task, former))
     return len(beginnings) == masks and all(is_drawn_from(each, former.sha256) for each in beginnings)
+
+
+def _records(task: PhotographTask, former: "MasksFile", size: tuple[int, int] | None = None) -> "list[MaskRecord]":
+    """Return the existing masks, all of the frame's `size`. Raises `_OtherFileError` if another program damaged one."""
+    try:
+        records = former.records()
+        if wrong := [each.segmentation for each in records if size not in (None, each.segmentation.size)]:
+            raise ValueError(f"a mask has the size {wrong[0].size}, but the image has {size}")
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise _OtherFileError(
+            f"{task.target} can't be drawn ({error!r}). Move it away, or pass --overwrite to make all masks again."
+        ) from error
+    return records
 
 
 def _cutouts(frame: "Frame", records: "Sequence[MaskRecord]", drawn_from: str) -> dict[str, bytes]:

@@ -315,6 +315,29 @@ def test_cutouts_are_those_of_the_masks_that_are_there(tmp_path, photographs):
     )
 
 
+def test_damaged_masks_are_not_drawn_and_the_run_goes_on(photographs):
+    told = MasksOptions(prompts=MIDDLE, device="cpu")
+    made(photographs, None, told, recursive=True)
+    file = photographs / "cat.masks.json"
+    document = json.loads(file.read_text())
+    (mask,) = document["annotations"]
+    polygon, small = [[1, 1, 9, 1, 9, 9]], {"size": [3, 2], "counts": [4, 2]}
+    for damaged in ("mask", {}, {**mask, "segmentation": polygon}, {**mask, "segmentation": small}):
+        file.write_text(json.dumps({**document, "annotations": [mask, damaged]}))
+        before = file.read_bytes()
+        for drawn in (replace(told, overlay=True), replace(told, cutouts=True)):
+            results = made(photographs, None, drawn, recursive=True)[:2]
+            assert [result.outcome for result in results] == ["refused", "skipped"]
+            assert results[0].error.startswith(f"{file} can't be drawn (")
+        assert file.read_bytes() == before
+        assert made(photographs, None, told)[0].outcome == "skipped"
+    assert sorted(path.name for path in photographs.glob("cat*")) == ["cat.masks.json", "cat.png"]
+    file.write_text(json.dumps({**document, "annotations": [{"segmentation": mask["segmentation"]}]}))
+    assert made(photographs, None, replace(told, overlay=True, cutouts=True))[0].outcome == "skipped"
+    assert (photographs / "cat.masks.png").exists()
+    assert (photographs / "cat.cutouts" / "000.png").exists()
+
+
 def test_a_prompt_outside_refuses_that_photograph_among_several(tmp_path, photographs):
     Image.new("RGB", (40, 40)).save(photographs / "small.png")
     options = MasksOptions(prompts=MIDDLE, device="cpu")
