@@ -355,7 +355,7 @@ def test_a_killed_run_leaves_whole_files_and_the_next_one_the_same_bytes(tmp_pat
     options = MasksOptions(prompts=MIDDLE, device="cpu", overlay=True)
     script = (
         "import sys\nfrom segmint.pipeline.masks.options import *\nfrom segmint.pipeline.masks.run import *\n"
-        "options = MasksOptions(prompts=(Prompt(((75, 50, 1),)),), device='cpu', overlay=True)\n"
+        "options = MasksOptions(prompts=(PhotographPrompt(((75, 50, 1),)),), device='cpu', overlay=True)\n"
         "make_masks(plan([sys.argv[1]], sys.argv[2], options, recursive=True), lambda result: print(flush=True))\n"
     )
     killed = tmp_path / "killed"
