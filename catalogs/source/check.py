@@ -153,7 +153,8 @@ class CatalogOutlook:
     def lines(self) -> Iterator[str]:
         """Yield a line of text for each finding."""
         for code, found in self.findings.items():
-            yield f"an audit will find {code}: {found.named()}: {_begun_small(SENTENCES[code])}"
+            sentence = SENTENCES[code].rstrip(".")
+            yield f"an audit will find {code}: {found.named()}: {sentence[0].lower()}{sentence[1:]}"
 
     def notice_lines(self) -> Iterator[str]:
         """Yield a line of text for each notice."""
@@ -170,10 +171,6 @@ class CatalogOutlook:
 
     def _note(self, notice: Notice, row: int, uri: str) -> None:
         self.notices.setdefault(notice, CatalogFinding()).add(row, uri)
-
-
-def _begun_small(sentence: str) -> str:
-    return sentence[0].lower() + sentence[1:].rstrip(".")
 
 
 @dataclass

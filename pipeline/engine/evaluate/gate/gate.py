@@ -252,8 +252,10 @@ class _GateJudge:
         return JudgedImages(name, len(untrained.trained & found.people.images), untrained.why, untrained.skipped)
 
     def _guard_images(self, name: str) -> JudgedImages:
-        found = self._found.get(name)
-        return JudgedImages(name, 0, _UNKNOWN) if found is None else _skipped(name, found.untrained)
+        if (found := self._found.get(name)) is None:
+            return JudgedImages(name, 0, _UNKNOWN)
+        untrained = found.untrained
+        return JudgedImages(name, len(untrained.trained), untrained.why, untrained.skipped)
 
     def _assisted_by(self) -> dict[str, int]:
         first, second = (each.weights.sha256 for each in self.lineages)
@@ -305,10 +307,6 @@ def _chosen(points: PointsOptions) -> Iterator[str]:
 def _guard_settings(points: PointsOptions) -> PointsSettings:
     first = points.first or (FirstClick.CENTER if points.groups is None else FirstClick.RANDOM)
     return PointsSettings(CLICKS, first, points.settings.several, points.settings.seed)
-
-
-def _skipped(name: str, untrained: UntrainedImages) -> JudgedImages:
-    return JudgedImages(name, len(untrained.trained), untrained.why, untrained.skipped)
 
 
 def _without_truth(gate: _GateJudge, points: PointsOptions, storage: Storage) -> GateResult:

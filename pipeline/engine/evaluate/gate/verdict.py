@@ -216,7 +216,7 @@ def decide(
         f"the guard set {guard.name} can't decide: "
         + (
             f"it has {counted(images, 'image')}, but needs {LEAST_IMAGES}"
-            if (images := _images(guard.compared)) < LEAST_IMAGES
+            if (images := guard.compared[0].images if guard.compared else 0) < LEAST_IMAGES
             else f"too few of its {images:,} images change, or one has most masks"
         )
         for guard in guards
@@ -252,7 +252,3 @@ def _by_truth(truth: Sequence[MeanComparison], unfavored: Sequence[MeanCompariso
 def percent_points(compared: MeanComparison) -> str:
     """Format a difference and its interval in percentage points, such as `+4.5 (+2.1 to +6.9)`."""
     return percent(compared.difference, compared.interval, "+")
-
-
-def _images(compared: Sequence[MeanComparison]) -> int:
-    return compared[0].images if compared else 0
