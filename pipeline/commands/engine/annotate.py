@@ -119,7 +119,8 @@ def annotate(
         for name, address in addresses.items():
             print_line(address if len(addresses) == 1 else f"{name}: {address}")
         print_message("each address opens one browser, once; press Ctrl-C to stop")
-        print_message(f"saved masks go to {'the JSON files of the folder' if is_folder else 'the dataset'}")
+        what, target = "ratings" if stage == "rate" else "masks", "the JSON files of the folder"
+        print_message(f"saved {what} go to {target if is_folder else 'the dataset' if study is None else study}")
 
     serve_team = partial(serve, port=port, names=who, origin=public, open_browser=browser, on_ready=show)
     with ExitStack() as stack:

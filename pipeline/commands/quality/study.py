@@ -70,7 +70,8 @@ def sample(
 
         print_result(sample_study(Location(storage, dataset), count, seed, Location(storage, output)), as_json)
         print_next(as_json, "annotate", dataset, "--study", output, config=config)
-    print_next(as_json, "study", "score", output, config=config)
+    answers = [] if kind is StudyKind.RATINGS else ["--corrected", "FILE" if kind is StudyKind.PRIVACY else dataset]
+    print_next(as_json, "study", "score", output, *answers, config=config)
 
 
 @app.command()

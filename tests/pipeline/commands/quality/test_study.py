@@ -21,7 +21,8 @@ def test_a_study_from_sample_to_score(tmp_path: Path) -> None:
     write_dataset(location_of(tmp_path / "small"), shards=2)
     version = put_version(location_of(tmp_path / "small"), "build")
     done = run("sample", tmp_path / "small", "-n", 3, "-o", tmp_path / "study", "--seed", 1)
-    steps = [f"annotate {tmp_path / 'small'} --study {tmp_path / 'study'}", f"study score {tmp_path / 'study'}"]
+    small, study = tmp_path / "small", tmp_path / "study"
+    steps = [f"annotate {small} --study {study}", f"study score {study} --corrected {small}"]
     assert (done.exit_code, done.stderr) == (0, "".join(f"next: segmint {step}\n" for step in steps))
     assert done.stdout.startswith("3 images with 6 masks, drawn from 4 in 1 strata")
     done = run("score", tmp_path / "study")
@@ -69,7 +70,7 @@ def test_wrong_usage_is_exit_code_2(arguments: list[str], tmp_path: Path, monkey
 def test_a_privacy_study_from_sample_to_redaction(dataset: Path, tmp_path: Path) -> None:
     study = tmp_path / "study"
     done = run("sample", dataset, "--kind", "privacy", "-n", 3, "-o", study)
-    assert (done.exit_code, done.stderr) == (0, f"next: segmint study score {study}\n")
+    assert (done.exit_code, done.stderr) == (0, f"next: segmint study score {study} --corrected FILE\n")
     assert done.stdout.startswith("3 images, drawn from 6\n")
     done = run("score", study)
     assert done.exit_code == 2
