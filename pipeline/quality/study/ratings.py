@@ -290,7 +290,7 @@ def _read(file: Location) -> Mapping[int, Any]:
             raise UsageError(f"{where}: expected a COCO result with annotation_id, the id of a true mask")
         if entry.get("clicks", 1) == 1 and mask not in found:
             try:
-                found[mask] = checked_rle(entry.get("segmentation") or {})
+                found[mask] = checked_rle(rle if isinstance(rle := entry.get("segmentation"), dict) else {})
             except UnreadableMaskError as error:
                 raise UsageError(f"{where}: {error}") from error
     return found

@@ -137,6 +137,7 @@ def test_a_study_without_ratings_and_files_that_are_refused(dataset: Path, tmp_p
     for entries, message in (
         ([{"annotation_id": "1"}], "entry 1: expected a COCO result with annotation_id"),
         ([{"annotation_id": 1}], "entry 1: its size is None"),
+        ([{"annotation_id": 1, "segmentation": [[1, 1, 9, 1, 9, 9]]}], "entry 1: its size is None"),
         ([entry], "mask 10000 has another size than its image"),
         ([{**entry, "annotation_id": 7}], "has a prediction in each file"),
     ):
