@@ -50,7 +50,8 @@ class Sam(base.Sam):
 
     def predictor(self) -> Predictor:
         """Return segmint's predictor for this model, and rebuild it if weights have changed or moved since."""
-        state = tuple((weight.data_ptr(), weight._version) for weight in (*self.parameters(), *self.buffers()))
+        weights = (*self.parameters(), *self.buffers())
+        state = tuple((each.data_ptr(), None if each.is_inference() else each._version) for each in weights)
         if self._prepared is None or state != self._state:
             self._prepared, self._state = Predictor(self), state
         return self._prepared

@@ -85,6 +85,14 @@ def test_a_model_that_changes_is_prepared_again(image: np.ndarray) -> None:
     np.testing.assert_allclose(after, before + 1, atol=1e-5)
 
 
+def test_a_model_that_is_loaded_in_inference_mode_predicts(image: np.ndarray) -> None:
+    with torch.inference_mode():
+        predictor = SamPredictor(build_sam("mobile_sam"))
+        predictor.set_image(image)
+        masks, _, _ = predictor.predict(box=BOX)
+    assert masks.shape == (3, *image.shape[:2])
+
+
 def test_without_an_image_and_with_wrong_prompts_it_says_what_to_do(predictor: SamPredictor) -> None:
     with pytest.raises(RuntimeError, match="Call set_image first"):
         SamPredictor(predictor.model).predict(box=BOX)
