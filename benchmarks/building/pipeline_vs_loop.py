@@ -169,13 +169,14 @@ def loop(config_path: str, threads: int, once: bool) -> dict[str, bytes]:
     from segmint.infra.device import resolve_compute
     from segmint.model.automatic.generator import MaskGenerator
     from segmint.model.sam.predictor import Predictor
+    from segmint.operators.containment import container_ids
     from segmint.operators.describe import coverage, describe_mask
     from segmint.operators.images import decode_jpeg
     from segmint.operators.prepare.deidentify import build_detectors
     from segmint.operators.prepare.prepare import PrepareConfig, prepare_image
     from segmint.operators.segment.models import load_model
     from segmint.operators.segment.segment import mask_columns
-    from segmint.operators.shards.files import annotations_json
+    from segmint.operators.shards.files import annotation_id, annotations_json
     from segmint.pipeline.config.config import load_config
 
     config = load_config(config_path)
@@ -198,6 +199,8 @@ def loop(config_path: str, threads: int, once: bool) -> dict[str, bytes]:
         size, masks = take(row["uri"])
         codes = [mask["segmentation"]["counts"] for mask in masks]
         _ = [describe_mask(size, code) for code in codes], coverage(size, codes)
+        containers = container_ids(masks, [annotation_id(image_id, index) for index in range(len(masks))])
+        masks = [{**mask, "container": one} for mask, one in zip(masks, containers, strict=True)]
         documents[annotation_name(image_id)] = annotations_json(image_id, image_name(image_id), size, masks)
     return documents
 

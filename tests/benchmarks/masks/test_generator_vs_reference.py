@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.masks.generator_vs_reference import agreement, compared
+from benchmarks.masks.generator_vs_reference import AVX2, TORCH_AVX2, agreement, compared
 from segmint.model.automatic.rle import encode
 from tests.support.cpu_kernels import skip_without_bf16
 
@@ -67,10 +67,8 @@ def test_both_precisions_are_measured_beside_one_reference(tmp_path: Path) -> No
     (row,) = result["photographs"]
     assert result["settings"]["crop_n_points_downscale_factor"] == 2
     assert (row["height"], row["width"]) == (400, 600)
-    assert [list(each) for each in row["rounds"]] == [
-        ["fp32", "bf16", "torch", "reference"],
-        ["reference", "torch", "bf16", "fp32"],
-    ]
+    first, second = ([side for side in each if side not in (AVX2, TORCH_AVX2)] for each in row["rounds"])
+    assert (first, second) == (["fp32", "bf16", "torch", "reference"], ["reference", "torch", "bf16", "fp32"])
     fp32, bf16 = row["ours"]["fp32"], row["ours"]["bf16"]
     assert fp32["masks"] == fp32["matched"]["0.99"] == row["reference"]["masks"] > 0
     assert bf16["matched"]["0.9"] >= 0.8 * row["reference"]["masks"]
