@@ -34,7 +34,7 @@ from segmint.catalogs.layout import (
     parse_data_path,
 )
 from segmint.infra.errors import UnfinishedError, UsageError
-from segmint.infra.storage.errors import AccessRefusedError
+from segmint.infra.storage.errors import StorageFaultError
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.stores import TEMPORARY_PREFIX
 from segmint.infra.uris import AZURE, base_name, scheme
@@ -130,7 +130,8 @@ def delete_unnamed(dataset: Location, shard: int, ours: Iterable[FileEntry], *, 
     """Delete a losing writer's files, except files that the latest commit names or another writer reserves.
 
     If the shard has no commit, nothing is deleted. A correction may have removed images that these files show, so their
-    older versions are deleted as well. Without `purge`, this isn't an error if the store doesn't allow it.
+    older versions are deleted as well. Without `purge`, it isn't an error if that fails, because builds may lack the
+    permission, and some stores can't list versions.
     """
     state = read_shard_state(dataset, shard)
     if state.commit is not None:
@@ -138,7 +139,7 @@ def delete_unnamed(dataset: Location, shard: int, ours: Iterable[FileEntry], *, 
             if entry.path not in state.kept:
                 try:
                     (dataset / entry.path).purge()
-                except (UsageError, AccessRefusedError):
+                except (UsageError, StorageFaultError):
                     if purge:
                         raise
                     (dataset / entry.path).delete()
@@ -172,7 +173,7 @@ def replace_shard(
     because the tar of JPEGs can take gigabytes. After the commit, `after_commit` is called.
 
     Raises `LostRaceError` if another writer committed the same generation with different content, or a higher
-    generation. Before that, this function deletes its own files and, with `purge`, their older versions.
+    generation. Before that, this function deletes its own files with `delete_unnamed`.
     """
     if only is not None:
         table = _named(only, old.shard, shard_table_bytes(rows, shard_schemas(dataset.stages)[only]))
