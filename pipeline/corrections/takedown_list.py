@@ -176,7 +176,7 @@ def list_takedown(
         found = {**{row["ordinal"]: image_of(row) for row in refused}, **again_there.images}
         returned, measured = _without(found, taken, own), again_there.digests
     names = RemovedNames.of((*own.values(), *returned.values()), catalog_uri)
-    others = _without(rows_named(dataset, manifest, names), own, returned) if own or returned else {}
+    others = _without(rows_named(dataset, manifest, names), taken, own, returned) if own or returned else {}
     left = replace(RemovedNames.of(others.values(), catalog_uri), sha256=frozenset())
     stays = frozenset[str]().union(*(digests[ordinal] for ordinal in kept))
     shared = {o for o, image in own.items() if left.any_of(image) or not stays.isdisjoint(digests.get(o, ()))}

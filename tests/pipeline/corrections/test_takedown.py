@@ -192,6 +192,18 @@ def test_an_image_is_not_lost_to_a_row_that_states_its_uri_and_a_hash_that_nobod
     assert [each.line() for each in audit_integrity(location_of(dataset)).findings if each.code == "still_there"] == []
 
 
+def test_a_row_of_a_takedown_that_was_killed_does_not_remain(dataset: Path, small_dataset: Path) -> None:
+    """Its tombstone is there, but the catalog still has its names; it must not keep another image's names allowed."""
+    providers(dataset, uri=names_of(small_dataset, [7])[1])
+    location = location_of(dataset)
+    manifest = load_latest_manifest(location).manifest
+    for each in list_takedown(location, manifest, TakedownRequest(provider="E"), REASON).tombstones:
+        put_tombstone(location, each)
+    assert take(dataset, TakedownRequest(ids=("image-6",))).rows == 1
+    images = [image for each in read_tombstones(location) for image in each.images]
+    assert {image.id: image.shared for image in images} == {3: True, 4: False, 7: False}
+
+
 @pytest.mark.parametrize("measure", ["source_sha256", "pixels_sha256"])
 def test_the_same_bytes_of_another_provider_are_listed_and_removed_only_if_asked(dataset: Path, measure: str) -> None:
     providers(dataset)
