@@ -1,6 +1,5 @@
 import os
 import pickle
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +18,7 @@ from segmint.model.sam.load import (
     sam_from_state_dict,
 )
 from tests.support.random_weights import randomize
+from tests.support.sam2_files import official
 
 
 def shapes_only(architecture: Architecture, decoder_depth: int = 2) -> dict[str, Tensor]:
@@ -84,27 +84,6 @@ def test_weights_of_another_shape_are_refused_by_name() -> None:
     state["mask_decoder.mask_tokens.weight"] = torch.zeros(7, 256)
     with pytest.raises(SamWeightsError, match=r"mask_tokens.weight is \(7, 256\), not \(4, 256\)"):
         sam_from_state_dict(state)
-
-
-def official(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict under the names of SAM 2's checkpoints, with some that only serve videos."""
-    renamed = (
-        (r"^prompt_encoder", "sam_prompt_encoder"),
-        (r"^mask_decoder", "sam_mask_decoder"),
-        (r"^image_encoder\.high_res_projections\.0", "sam_mask_decoder.conv_s1"),
-        (r"^image_encoder\.high_res_projections\.1", "sam_mask_decoder.conv_s0"),
-        (r"^image_encoder\.no_memory_embed", "no_mem_embed"),
-        (r"^(image_encoder\.neck\.convs\.\d)\.", r"\1.conv."),
-        (r"\.mlp\.lin1\.", ".mlp.layers.0."),
-        (r"\.mlp\.lin2\.", ".mlp.layers.1."),
-    )
-    memory = ("memory_attention.layers.0.linear1.bias", "memory_encoder.fuser.layers.0.gamma", "no_obj_ptr")
-    names = dict.fromkeys(memory, torch.zeros(1))
-    for name, tensor in state.items():
-        for pattern, theirs in renamed:
-            name = re.sub(pattern, theirs, name)
-        names[name] = tensor
-    return names
 
 
 @pytest.mark.parametrize("architecture", ["hiera_tiny", "hiera_small", "hiera_base_plus", "hiera_large"])
