@@ -218,9 +218,10 @@ class Training:
         for index, size in enumerate(SIZE_OF_TOKEN):
             numbers = [example.labels[size, each] for example, each in zip(self.examples, places, strict=True)]
             wanted = SHARPNESS * self.filters[torch.cat(numbers) + starts[size]]
-            fit_last_layer(decoder.hypernetworks[index], tokens[:, 1 + index], wanted)
+            fit_last_layer(decoder.hypernetworks[index], tokens[:, 1 + index], wanted, ridge=1e-4)
         ious = [self.ious(*each) for each in zip(self.examples, places, tokens.split(POINTS), strict=True)]
-        fit_last_layer(decoder.iou_prediction_head, tokens[:, 0], torch.cat(ious).clamp(0.02, 0.98).logit())
+        wanted = torch.cat(ious).clamp(0.02, 0.98).logit()
+        fit_last_layer(decoder.iou_prediction_head, tokens[:, 0], wanted, ridge=1e-2)
 
     def tokens(self, example: Example, places: Tensor) -> Tensor:
         """Return the output tokens (B, 8, 256) of points, as if the image didn't attend to them."""
@@ -294,12 +295,12 @@ def least_squares(inputs: Tensor, wanted: Tensor, ridge: float) -> Tensor:
     return torch.linalg.solve(products + penalty, inputs.T @ wanted.double()).float()
 
 
-def fit_last_layer(network: Perceptron, inputs: Tensor, wanted: Tensor) -> None:
+def fit_last_layer(network: Perceptron, inputs: Tensor, wanted: Tensor, ridge: float) -> None:
     """Fit a perceptron's last layer, which gets random features of the inputs (N, 256), to what is wanted (N, D)."""
     *hidden, last = network.layers
     for layer in hidden:
         inputs = F.relu(layer(inputs))
-    solution = least_squares(inputs, wanted, ridge=1e-2)
+    solution = least_squares(inputs, wanted, ridge)
     last.weight.copy_(solution[:-1].T)
     last.bias.copy_(solution[-1])
 
