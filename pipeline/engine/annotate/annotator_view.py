@@ -8,16 +8,21 @@ from datetime import UTC, datetime
 from typing import Any, Protocol
 
 import numpy as np
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from segmint.catalogs.dataset.annotations.saved import RemovedImageError
 from segmint.catalogs.dataset.annotations.submissions import Submission, put_submission
+from segmint.catalogs.dataset.commits import Commit
 from segmint.catalogs.layout import DamagedDatasetError
 from segmint.infra.errors import SegmintError, UsageError
 from segmint.infra.log import get_logger
 from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
+from segmint.infra.threads import map_ahead
 from segmint.model.automatic.rle import Rle
+from segmint.operators.shards.committed_rows import read_file, read_table
+from segmint.operators.shards.revise import with_latest_commit
 from segmint.pipeline.engine.annotate.clicks.cleaning import clean_mask
 from segmint.pipeline.engine.annotate.clicks.decoder import Decoder, Prediction
 from segmint.pipeline.engine.annotate.clicks.embeddings import Embeddings, ImageEmbedding
@@ -79,8 +84,9 @@ class AnnotatorView:
             *([] if self.prefills is None else [self.prefills]),
         ]
         self.kept = ImageMemory(self.source, holders, self._pass_over)
-        self._over = self.queue.merged > 0  # images to skip when leasing, by rank
+        self._over = np.isin(self.queue.ids, list(self.queue.merged))  # images to skip when leasing, by rank
         self._gone: set[int] = set()
+        self._generations: dict[int, int] = {}  # by shard, when merges were last read
         self._merged: dict[int, int] = {}  # by image that a merge has changed: its only assignment
         self._skipped: set[tuple[str, int]] = set()  # returned images that an annotator has skipped
         for image in self.board.answered():
@@ -126,6 +132,22 @@ class AnnotatorView:
         """Return, for each rank in the queue, whether the image still needs a first or second submission."""
         with self._lock:
             return ~self._over
+
+    def find_merges(self) -> None:
+        """Read which submissions have been merged, from shards that have submissions and a new commit."""
+
+        def look(commit: Commit) -> None:
+            if self._generations.get(commit.shard, 1) == commit.generation:  # a build's first commit has no merges
+                return
+            table = read_table(read_file(self.dataset, commit.file("images")), "images").select(["id", "submission"])
+            for row in table.filter(pc.field("submission", "assignment").is_valid()).to_pylist():
+                self.queue.merged[row["id"]] = row["submission"]
+                self._note(row["id"])
+            self._generations[commit.shard] = commit.generation
+
+        ranks = [rank for image in self.board.answered() if (rank := self.queue.rank(image)) is not None]
+        shards = np.unique(self.queue.shards[ranks]).tolist() if ranks else []
+        list(map_ahead(lambda shard: with_latest_commit(self.dataset, shard, look), shards, _LOOKS, _LOOKS, "merges"))
 
     def open(self, image: int, annotator: str) -> dict[str, Any]:
         """Return an image, its masks, and the last submission of the annotator's assignment.
@@ -380,7 +402,7 @@ class AnnotatorView:
             return
         done: Mapping[int, LatestSubmission] = self.board.assignments(image)
         with self._lock:
-            over = bool(self.queue.merged[rank]) or image in self._gone or image in self._merged
+            over = image in self.queue.merged or image in self._gone or image in self._merged
             self._over[rank] = over or len(done) >= self.queue.assignments(image)
 
     def _read(self, image: int) -> OpenImage:

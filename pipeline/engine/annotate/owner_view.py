@@ -42,6 +42,8 @@ class OwnerView:
         show, person, start = asked.get("show"), asked.get("person"), asked.get("start", "0")
         if show not in (None, FLAGGED, *STATES) or not (start.isascii() and start.isdecimal() and len(start) < 16):
             raise UsageError("table: expected a state to show and a number to start with")
+        if start == "0":
+            self.view.find_merges()
         waiting = self.view.waiting()
         rows: list[dict[str, Any]] = []
         rank = int(start)
@@ -77,7 +79,7 @@ class OwnerView:
             raise ConflictError(_SAVED_AGAIN)
         merged = found.row.get("submission")
         if is_merged(merged, assignment, n) or merged_assignment(merged) not in (None, assignment):
-            raise ConflictError("this image was already merged, so the submission can't be returned")
+            raise ConflictError("this image already has a merged submission, so this one can't be returned")
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         said = {"n": n, "by": self.owner, "comment": comment, "saved_at": now}
         try:
@@ -115,10 +117,10 @@ class OwnerView:
         return {**vars(last), "image": image, "assignment": last.name.assignment, "n": last.name.n, **state}
 
     def _state(self, image: int, last: LatestSubmission) -> str:
-        rank = self.view.queue.rank(image)
         if last.returned is not None:
             return RETURNED
-        return SUBMITTED if rank is None or last.name.n > self.view.queue.merged[rank] else MERGED
+        merged = self.view.queue.merged.get(image)
+        return MERGED if is_merged(merged, last.name.assignment, last.name.n) else SUBMITTED
 
     def _counts(self, waiting: NDArray[np.bool_]) -> dict[str, Any]:
         """Count the submissions and the assignments that still need one, and average the seconds per submission."""

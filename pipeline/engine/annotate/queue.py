@@ -7,8 +7,10 @@ from functools import cached_property
 from typing import Literal
 
 import numpy as np
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from segmint.catalogs.dataset.annotations.assignments import Merged
 from segmint.catalogs.dataset.manifest import DatasetManifest
 from segmint.catalogs.dataset.tables import DatasetTables
 from segmint.infra.errors import UsageError
@@ -45,12 +47,13 @@ class QueueOptions:
 class Queue:
     """Ids of the images to annotate, in order. `twice` marks images with two assignments.
 
-    `merged` contains the number of the submission that was merged into each image, or 0.
+    `shards` contains each image's shard, and `merged` the known merges by image id.
     """
 
     ids: NDArray[np.int64]
     twice: NDArray[np.bool_]
-    merged: NDArray[np.int64]
+    shards: NDArray[np.int64]
+    merged: dict[int, Merged]
 
     @cached_property
     def _ranks(self) -> NDArray[np.int64]:
@@ -96,22 +99,22 @@ def make_queue(tables: DatasetTables, manifest: DatasetManifest, options: QueueO
         raise UsageError(f"--overlap {options.overlap:g}: expected a share of the images, from 0 to 1")
     condition = "true" if options.select is None else check_selection(tables, options.select)
     found = tables.query(
-        "SELECT id, coalesce(submission.n, (submission.assignment IS NOT NULL)::BIGINT) AS merged FROM images "
+        "SELECT id, shard, submission.assignment AS assignment, submission.n AS n FROM images "
         f"WHERE {condition} "
         f"ORDER BY {_SQL[options.order]}"
     )
-    ids = found.column("id").to_numpy().astype(np.int64)
-    merged = found.column("merged").to_numpy(zero_copy_only=False).astype(np.int64)
+    ids, shards = (found.column(name).to_numpy().astype(np.int64) for name in ("id", "shard"))
+    merged = {row["id"]: row for row in found.filter(pc.field("assignment").is_valid()).to_pylist()}
     if options.study is not None:
         drawn = _drawn(options.study, manifest)
         chosen = np.isin(ids, drawn)
-        ids, merged = ids[chosen], merged[chosen]
+        ids, shards = ids[chosen], shards[chosen]
     if options.order == "random":
         shuffled = np.argsort(_shares(ids, f"order of {manifest.config_sha256}"), kind="stable")
-        ids, merged = ids[shuffled], merged[shuffled]
+        ids, shards = ids[shuffled], shards[shuffled]
     if not ids.size:
         raise UsageError("no images to annotate: none match --select and --study")
-    return Queue(ids, _shares(ids, f"overlap of {manifest.config_sha256}") < options.overlap, merged)
+    return Queue(ids, _shares(ids, f"overlap of {manifest.config_sha256}") < options.overlap, shards, merged)
 
 
 def _drawn(study: Location, manifest: DatasetManifest) -> NDArray[np.int64]:

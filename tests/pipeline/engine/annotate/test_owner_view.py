@@ -9,8 +9,8 @@ from segmint.catalogs.dataset.annotations.submissions import put_return
 from segmint.pipeline.corrections.merge.run import list_merge, merge_submissions
 from segmint.pipeline.engine.annotate import owner_view as module
 from segmint.pipeline.engine.annotate.progress_board import ProgressBoard
-from segmint.pipeline.engine.annotate.server import ServedView
-from tests.support.annotating import Annotators, draft, saved_files
+from segmint.pipeline.engine.annotate.server import ServedView, open_view
+from tests.support.annotating import Annotators, draft, options, saved_files
 from tests.support.locations import location_of
 from tests.support.viewed import mask_rows
 
@@ -88,7 +88,31 @@ def test_a_returned_image_is_its_annotators_next_one_with_the_masks_as_they_were
     assert saved_files(dataset).items() > before.items()
     merge_submissions(location_of(dataset))
     late = ann.post(PLACE, json={**asked, "n": 2})
-    assert (late.status_code, "already merged" in late.json()["error"]) == (409, True)
+    assert (late.status_code, "already has a merged submission" in late.json()["error"]) == (409, True)
+
+
+def test_a_merge_by_another_process_is_shown_and_second_answers_stay_submitted(dataset: Path, unhurried: None) -> None:
+    with open_view(location_of(dataset), options(overlap=1.0)) as opened:
+        team = Annotators(opened, "ann", "bob")
+        ann, bob = team.who("ann"), team.who("bob")
+        save(ann, 1, 1, [mask_rows(dataset, 2)[0]["segmentation"]["counts"]])
+        save(bob, 1, 1)
+        save(ann, 2, 1)
+        expected = {(1, 0): ("submitted", "ann"), (1, 1): ("submitted", "bob"), (2, 0): ("submitted", "ann")}
+        assert expected.items() <= table(ann).items()
+        assert len(table(ann)) == 12
+        merge_submissions(location_of(dataset))
+        after = {**expected, (1, 0): ("merged", "ann"), (2, 0): ("merged", "ann")}
+        shown = table(ann)
+        assert after.items() <= shown.items()
+        assert (2, 1) not in shown  # the image has left the queue
+        assert len(shown) == 11
+        counts = ann.get("/api/table").json()["counts"]
+        assert (counts["merged"], counts["submitted"]) == (2, 1)
+        late = ann.post("/api/images/1/assignments/1", json={"n": 1, "comment": "x"})
+        assert (late.status_code, "already has a merged submission" in late.json()["error"]) == (409, True)
+        with open_view(location_of(dataset), options(overlap=1.0)) as again:
+            assert table(Annotators(again, "ann").who("ann")) == shown
 
 
 def test_of_two_who_return_and_one_who_saves_nothing_is_lost_and_no_image_has_two_states(

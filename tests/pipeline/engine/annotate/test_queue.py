@@ -51,7 +51,8 @@ def test_images_come_in_the_order_that_was_asked_for(place: DatasetPath) -> None
 def test_images_whose_answers_are_in_the_tables_are_known(place: DatasetPath) -> None:
     """An answer that is not merged is for the board to know."""
     queue = queue_of(place, order="fewest")
-    assert dict(zip(queue.ids.tolist(), queue.merged.tolist(), strict=True)) == {1: False, 2: False, 4: True, 5: True}
+    assert {image: (row["assignment"], row["n"]) for image, row in queue.merged.items()} == {4: (0, 1), 5: (0, 1)}
+    assert queue.shards.tolist() == [1, 0, 0, 1]
 
 
 def test_a_share_of_the_images_is_annotated_twice_the_same_ones_always(place: DatasetPath) -> None:
@@ -81,7 +82,7 @@ def test_a_study_has_its_own_images_and_no_others(place: DatasetPath, tmp_path: 
 
 def test_it_is_walked_from_one_image_to_the_end_and_round() -> None:
     ids = np.array([30, 10, 20, 40], dtype=np.int64)
-    queue = Queue(ids, np.zeros(4, np.bool_), np.zeros(4, np.bool_))
+    queue = Queue(ids, np.zeros(4, np.bool_), np.zeros(4, np.int64), {})
     asked: list[int] = []
 
     def is_open(ranks: Any) -> Any:
