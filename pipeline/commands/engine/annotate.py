@@ -150,8 +150,8 @@ def annotate(
         )
         if opened.note is not None:
             print_message(f"note: {opened.note}")
-        about = opened.annotator_view.about
-        print_message(f"{counted(about.images, 'image')} to annotate with {about.weights}")
+        left = max(map(opened.annotator_view.left, who))
+        print_message(f"{counted(left, 'image')} to annotate with {opened.annotator_view.about.weights}")
         serve_team(lambda team: make_app(opened.annotator_view, team))
 
 

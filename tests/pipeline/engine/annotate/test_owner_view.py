@@ -4,8 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from segmint.catalogs.dataset.annotations.submissions import put_return
+from segmint.pipeline.commands.cli import app
 from segmint.pipeline.corrections.merge.run import list_merge, merge_submissions
 from segmint.pipeline.engine.annotate import owner_view as module
 from segmint.pipeline.engine.annotate.progress_board import ProgressBoard
@@ -91,7 +93,9 @@ def test_a_returned_image_is_its_annotators_next_one_with_the_masks_as_they_were
     assert (late.status_code, "already has a merged submission" in late.json()["error"]) == (409, True)
 
 
-def test_a_merge_by_another_process_is_shown_and_second_answers_stay_submitted(dataset: Path, unhurried: None) -> None:
+def test_a_merge_by_another_process_is_shown_and_second_answers_stay_submitted(
+    dataset: Path, unhurried: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with open_view(location_of(dataset), options(overlap=1.0)) as opened:
         team = Annotators(opened, "ann", "bob")
         ann, bob = team.who("ann"), team.who("bob")
@@ -113,6 +117,10 @@ def test_a_merge_by_another_process_is_shown_and_second_answers_stay_submitted(d
         assert (late.status_code, "already has a merged submission" in late.json()["error"]) == (409, True)
         with open_view(location_of(dataset), options(overlap=1.0)) as again:
             assert table(Annotators(again, "ann").who("ann")) == shown
+    monkeypatch.setenv("GOMP_SPINCOUNT", "0")
+    monkeypatch.setattr("segmint.pipeline.engine.annotate.server.serve", lambda *_, **__: None)
+    done = CliRunner().invoke(app, ["annotate", str(dataset), "--weights", "mobile_sam", "--device", "cpu"])
+    assert "4 images to annotate with mobile_sam" in done.stderr
 
 
 def test_of_two_who_return_and_one_who_saves_nothing_is_lost_and_no_image_has_two_states(
