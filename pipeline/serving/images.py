@@ -72,6 +72,10 @@ class ImagePlaces:
             raise UnknownImageError(f"this dataset has no image {text[:_SHOWN]!r}")
         return self.place(int(number)).id
 
+    def name(self, image: int) -> str:
+        """Return the `image_id` of an image. Raises `UnknownImageError` if there is no such image."""
+        return str(self._values(("image_id",), image)[0])
+
     def _copy(self, tables: DatasetTables, table: str, rows: str) -> None:
         """Stream the rows of a query into a new table of the index. Raises `DamagedDatasetError` if that fails."""
         try:

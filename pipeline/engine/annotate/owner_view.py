@@ -109,12 +109,14 @@ class OwnerView:
             elif waits:
                 holder = self.view.leases.holder((image, assignment))
                 state = OPEN if holder is None else STARTED
-                yield {"image": image, "assignment": assignment, "state": state, "annotator": holder, "flag": False}
+                row = {"image": image, "name": self.view.source.places.name(image), "assignment": assignment}
+                yield {**row, "state": state, "annotator": holder, "flag": False}
 
     def _row(self, image: int, last: LatestSubmission) -> dict[str, Any]:
         returned = None if last.returned is None else last.returned.model_dump(mode="json")
         state = {"state": self._state(image, last), "returned": returned}
-        return {**vars(last), "image": image, "assignment": last.name.assignment, "n": last.name.n, **state}
+        of_image = {"image": image, "name": self.view.source.places.name(image)}
+        return {**vars(last), **of_image, "assignment": last.name.assignment, "n": last.name.n, **state}
 
     def _state(self, image: int, last: LatestSubmission) -> str:
         if last.returned is not None:

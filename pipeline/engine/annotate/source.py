@@ -104,7 +104,7 @@ class ImageSource:
 
     def __init__(self, dataset: Location, places: ImagePlaces, folder: Path) -> None:
         self._dataset = dataset
-        self._places = places
+        self.places = places
         self._folder = folder
         self._log = CommitLog(dataset)
         self._lock = threading.Lock()
@@ -117,7 +117,7 @@ class ImageSource:
         Raises `UnknownImageError` if the dataset had no such image at the start, `ImageGoneError` if the image is gone,
         and `NoImageError` if it has no JPEG.
         """
-        place = self._places.place(image)
+        place = self.places.place(image)
         if place.ordinal in removed_images(read_tombstones(self._dataset)):
             self.forget(image)
             raise ImageGoneError(f"image {image} was taken down")
@@ -138,7 +138,7 @@ class ImageSource:
 
     def find(self, text: str) -> int:
         """Return the id of an image, given its `image_id` or number. Raises the errors of `read`."""
-        return self.read(self._places.find(text)).place.id
+        return self.read(self.places.find(text)).place.id
 
     def known(self, image: int) -> OpenImage | None:
         """Return an image as it was last read, or None if it isn't in memory. Doesn't check the store."""
@@ -154,7 +154,7 @@ class ImageSource:
 
     def shard_of(self, image: int) -> int:
         """Return the shard of an image. Raises `UnknownImageError`."""
-        return self._places.place(image).shard
+        return self.places.place(image).shard
 
     def generation(self, shard: int) -> int:
         """List the store and return the generation of a shard's latest commit, or 0 if the shard has no commit."""
@@ -163,7 +163,7 @@ class ImageSource:
     def taken(self, images: Iterable[int]) -> list[int]:
         """List the store once and return which of these images were taken down."""
         taken = removed_images(read_tombstones(self._dataset))
-        return [image for image in images if self._places.place(image).ordinal in taken]
+        return [image for image in images if self.places.place(image).ordinal in taken]
 
     def close(self) -> None:
         """Close all tables."""

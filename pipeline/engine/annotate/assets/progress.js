@@ -79,9 +79,9 @@ function timeLeft({ left, timed, seconds }) {
   return `${text} That takes about ${hours} hours, at a mean of ${seconds.toFixed(0)} seconds per image (n = ${whole(timed)}).`;
 }
 
-function row({ image, assignment, n, state, annotator, masks, seconds, flag, comment, returned }) {
-  const name = assignment ? `${image} (second)` : String(image);
-  const head = n ? make("button", { type: "button", onclick: () => look(image, assignment) }, name) : name;
+function row({ image, name, assignment, n, state, annotator, masks, seconds, flag, comment, returned }) {
+  const text = assignment ? `${name} (second)` : name;
+  const head = n ? make("button", { type: "button", onclick: () => look(image, assignment) }, text) : text;
   const texts = [state, annotator ?? "–", n ? whole(masks) : "–", n ? seconds.toFixed(0) : "–"];
   const said = [flag ? make("span", { className: "badge" }, "Needs a look") : "", ` ${returned?.comment ?? comment ?? ""}`];
   const cells = [...texts.map((text) => [text]), said].map((parts) => make("td", {}, ...parts));
@@ -100,8 +100,8 @@ async function look(image, assignment) {
 
 function showSubmission(found) {
   shown = found;
-  const { image, annotator, state, n, comment, flag, returned } = found;
-  byId("sent-title").textContent = `Image ${image} by ${annotator}`;
+  const { image, name, annotator, state, n, comment, flag, returned } = found;
+  byId("sent-title").textContent = `${name} by ${annotator}`;
   const said = [`Submission ${n}: ${state}`, flag && "Needs a look", comment && `${annotator}: ${comment}`];
   const lines = [...said, returned && `Returned by ${returned.by}: ${returned.comment}`].filter(Boolean);
   byId("sent-about").replaceChildren(...lines.map((line) => make("p", {}, line)));

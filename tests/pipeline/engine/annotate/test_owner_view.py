@@ -14,7 +14,7 @@ from segmint.pipeline.engine.annotate.progress_board import ProgressBoard
 from segmint.pipeline.engine.annotate.server import ServedView, open_view
 from tests.support.annotating import Annotators, draft, options, saved_files
 from tests.support.locations import location_of
-from tests.support.viewed import mask_rows
+from tests.support.viewed import image_rows, mask_rows
 
 PLACE = "/api/images/1/assignments/0"
 
@@ -48,6 +48,7 @@ def test_a_returned_image_is_its_annotators_next_one_with_the_masks_as_they_were
     assert table(ann) == {**expected, **{(image, 0): ("open", None) for image in (5, 6, 7)}}
     seen = ann.get("/api/table").json()
     first = seen["rows"][0]
+    assert first["name"] == image_rows(dataset)[0]["image_id"]
     assert (first["comment"], first["flag"], first["masks"], first["returned"]) == (said, True, 1, None)
     assert (seen["counts"], seen["annotators"], seen["next"]) == ({"submitted": 2, "flagged": 1}, ["bob"], None)
     assert (seen["left"], seen["timed"], seen["seconds"]) == (4, 2, None)

@@ -497,7 +497,8 @@ def test_the_owner_returns_an_image_that_a_comment_is_on(page: "Page", server: A
     page.locator("#images-show").select_option("flagged")
     row = page.locator("#images-rows tr")
     expect(row).to_have_count(1)
-    expect(row).to_contain_text(re.compile(r"^6submittedann.*Needs a look.*The hand", re.DOTALL))
+    name = next(row["image_id"] for row in image_rows(server.dataset) if row["id"] == 6)
+    expect(row).to_contain_text(re.compile(rf"^{re.escape(name)}submittedann.*Needs a look.*The hand", re.DOTALL))
     expect(page.locator("#time-left")).to_contain_text("Too few images were timed")
     page.set_viewport_size({"width": 390, "height": 844})
     schemes: tuple[Any, ...] = ("light", "dark")
@@ -506,6 +507,7 @@ def test_the_owner_returns_an_image_that_a_comment_is_on(page: "Page", server: A
         assert serious_violations(page) == []
         row.locator("button").click()
         expect(page.locator("#sent[open] #sent-about")).to_contain_text("ann: The hand")
+        expect(page.locator("#sent-title")).to_have_text(f"{name} by ann")
         assert serious_violations(page) == []
         assert sideways_scroll(page) == 0
         page.keyboard.press("Escape")
