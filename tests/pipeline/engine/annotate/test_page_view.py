@@ -525,6 +525,10 @@ def test_the_owner_returns_an_image_that_a_comment_is_on(page: "Page", server: A
     page.evaluate("location.hash = '#image/6'")
     shown(page, 6)
     expect(page.locator("#returned")).to_have_text("Returned by ann: Add the hand.")
+    page.locator("#to-progress").click()
+    expect(page.locator("#returned")).to_be_hidden()  # as on the page without an image
+    page.locator("#to-work").click()
+    expect(page.locator("#returned")).to_be_visible()
     expect(page.locator("#flag")).to_be_checked()
     page.locator("#flag").uncheck()
     again = save(page, server, 6)
