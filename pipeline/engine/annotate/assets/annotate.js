@@ -44,7 +44,7 @@ class Annotator {
     this.tools = new Tools(this.editor, this.maskCanvas, () => this.view.showTools(this.tools));
     this.double = new DoubleQuestion(this.editor, this.maskCanvas);
     this.list = new MaskList(this.editor, this.maskCanvas);
-    this.labels = new LabelDialog(this.editor, (text) => this.say(text));
+    this.labels = new LabelDialog(this.editor);
     // A correction is where the mask was that it corrects.
     const idOf = ({ id, parent }) => id ?? parent;
     this.nesting = new Nesting(() => this.editor.state.items, idOf, ({ key }) => this.editor.select(key));

@@ -11,11 +11,10 @@ export const printable = (text) => text.replace(UNPRINTABLE, " ").trim();
 
 export class LabelDialog {
   #editor;
-  #say;
   #used = stored(); // last used first
 
-  constructor(editor, say) {
-    [this.#editor, this.#say] = [editor, say];
+  constructor(editor) {
+    this.#editor = editor;
     byId("label-form").addEventListener("submit", (event) => {
       event.preventDefault();
       this.#set(printable(byId("label-text").value));
@@ -25,11 +24,13 @@ export class LabelDialog {
   /** Ask for the label of the active or selected mask. A mask without one is offered the last used label. */
   open() {
     const { state, selected } = this.#editor;
-    if (state.active === null && selected === null) return this.#say("Choose a mask to label first.");
-    if (state.active === null && selected.locked) return this.#editor.label(""); // says that it is locked
+    const why = selected === null ? "Choose a mask to label first" : selected.locked ? "This mask is locked" : "";
+    const problem = state.active === null ? why : ""; // the dialog shows it, so that no letter acts as a key
+    byId("label-title").textContent = problem || "Label of the mask";
+    byId("label-text").disabled = problem !== "";
     const known = new Set([...this.#used, ...state.items.map(({ label }) => label).filter(Boolean)]);
     byId("label-list").replaceChildren(...[...known].map((value) => make("option", { value })));
-    byId("label-text").value = selected?.label ?? this.#used[0] ?? "";
+    byId("label-text").value = problem ? "" : (selected?.label ?? this.#used[0] ?? "");
     byId("label").showModal();
     byId("label-text").select();
   }

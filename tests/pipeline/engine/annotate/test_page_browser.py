@@ -386,6 +386,12 @@ def test_the_keyboard_alone_annotates_an_image(page: "Page", server: AnnotationS
     height, width = server.opened.annotator_view.source.read(5).size
     expect(page.locator("#stage")).to_be_focused()
     column, row = inside(truth(server, 5)[0])
+    page.keyboard.press("/")
+    expect(page.locator("#label-title")).to_have_text("Choose a mask to label first")
+    page.keyboard.type("saucers")  # of which neither S nor R acts as a key
+    page.keyboard.press("Enter")
+    expect(page.locator("#label")).to_be_hidden()
+    expect(page.locator("[data-tool=points]")).to_have_attribute("aria-pressed", "true")
     page.keyboard.press("ArrowLeft")
     at = [width // 2 - 1, height // 2]
     for axis, names in ((0, ("ArrowLeft", "ArrowRight")), (1, ("ArrowUp", "ArrowDown"))):
