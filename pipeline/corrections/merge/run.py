@@ -1,9 +1,10 @@
 """`segmint merge`: merge annotators' submissions as the next generation of a dataset's shards."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
+from typing import Any
 
 from segmint.catalogs.dataset.annotations.assignments import assignment_to_merge, independent_submissions
 from segmint.catalogs.dataset.annotations.names import SubmissionName, list_submissions, purge_of_images
@@ -20,7 +21,7 @@ from segmint.catalogs.dataset.tombstones import read_tombstones, removed_images
 from segmint.catalogs.layout import image_stem
 from segmint.infra.storage.location import Location
 from segmint.infra.threads import map_ahead
-from segmint.infra.wording import counted
+from segmint.infra.wording import counted, some
 from segmint.operators.rows import Row
 from segmint.operators.shards.committed_rows import rows_of
 from segmint.pipeline.corrections.correction import correct
@@ -60,6 +61,7 @@ class MergeCounts(RevisionCounts):
     merged: int = 0  # images whose last submission is already merged
     superseded: int = 0  # images with unmerged content in an earlier submission to another state
     uncompared: int = 0  # images whose other assignment has a submission that is neither merged nor compared
+    compared: list[str] = field(default_factory=list)  # images whose other assignment is only compared
 
     def count(self, image: int, merged: SubmissionRow) -> None:
         """Count the image with this number."""
@@ -73,8 +75,11 @@ class MergeCounts(RevisionCounts):
         for line in merged.not_merged:
             self.example(f"{image_stem(image)}: {line}")
 
-    def count_apart(self, image: int, assignment: int) -> None:
-        """Count an image if the last submission of its other `assignment` is neither merged nor compared."""
+    def count_second(self, image: int, assignment: int, compared: bool) -> None:
+        """Count an image by whether the last submission of its other `assignment`, which isn't merged, is compared."""
+        if compared:
+            self.compared.append(image_stem(image))
+            return
         self.uncompared += 1
         self.example(
             f"{image_stem(image)}: the last submission of assignment {assignment} is neither merged nor compared"
@@ -96,6 +101,7 @@ class MergeList(RevisionList):
     merged: int  # images whose last submission is already merged
     superseded: int  # changing images with unmerged content in an earlier submission to another state
     uncompared: int  # images whose other assignment has a submission that is neither merged nor compared
+    compared: tuple[str, ...] = ()  # images whose other assignment is only compared
 
     def found(self) -> list[str]:
         """Return lines on the contents of the submissions."""
@@ -109,6 +115,9 @@ class MergeList(RevisionList):
                 f"an earlier submission, for another state, was never merged: {counted(self.superseded, 'image')}; "
                 "the later submission is used, but doesn't contain all of it"
             )
+        if self.compared:
+            images = f"{counted(len(self.compared), 'image')}: {some(self.compared)}"
+            lines.append(f"a second submission isn't merged and only measures agreement: {images}")
         if self.uncompared:
             lines.append(
                 f"two annotators submitted for different states: {counted(self.uncompared, 'image')}; one assignment "
@@ -205,7 +214,8 @@ class _Merge(MaskCorrection[MergeList, MergeResult]):
         looked = look_at_shards(location, by_shard.items(), tally, partial(_count, change))
         if self.forget_taken and (taken := removed_images(read_tombstones(location)).keys() & names.keys()):
             purge_of_images(location, taken)  # a server that died before it checked the tombstones may have left these
-        of_submissions = {"submitted": len(names), "unchanged": tally.unchanged, "merged": tally.merged}
+        of_submissions: dict[str, Any] = {"submitted": len(names), "compared": tuple(tally.compared)}
+        of_submissions |= {"unchanged": tally.unchanged, "merged": tally.merged}
         of_submissions |= {"superseded": tally.superseded, "uncompared": tally.uncompared}
         shards = frozenset(by_shard)
         return self.planned(dataset, shards, change, tally, looked, COUNTED, name=manifest.name, **of_submissions)
@@ -231,8 +241,8 @@ def _count(change: MergeChange, commit: Commit, ordinals: Sequence[int]) -> Merg
             wanted[row["ordinal"]] = assignment
         else:
             tally.merged += 1
-        if left is None and (other := _count_unmerged(dataset, row, names)) is not None:
-            tally.count_apart(row["id"], other)
+        if left is None and (other := _second_submission(dataset, row, names)) is not None:
+            tally.count_second(row["id"], *other)
     submissions = _read(dataset, wanted)
     for row in rows_of(dataset, commit, wanted) if wanted else ():
         submission = submissions[row["ordinal"]]
@@ -244,13 +254,13 @@ def _count(change: MergeChange, commit: Commit, ordinals: Sequence[int]) -> Merg
     return tally
 
 
-def _count_unmerged(dataset: Location, row: Row, names: Names) -> int | None:
-    """Return the assignment whose last submission is neither merged nor compared with a merged submission, or None."""
+def _second_submission(dataset: Location, row: Row, names: Names) -> tuple[int, bool] | None:
+    """Return the assignment that isn't merged, and whether its last submission is compared with a merged submission."""
     own = names[row["ordinal"]]
     assignment = assignment_to_merge(row["submission"], (name.assignment for name in own))
     others = [name for name in own if name.assignment != assignment]
     if not others or len(others) == len(own):
-        return others[-1].assignment if others else None
+        return (others[-1].assignment, False) if others else None
     try:
         submissions = [read_submission(dataset, name) for name in own]
     except SubmissionError:  # the audit names it
@@ -260,7 +270,7 @@ def _count_unmerged(dataset: Location, row: Row, names: Names) -> int | None:
         key=lambda submission: submission.n,
     )
     pair = independent_submissions(submissions)
-    return None if pair is not None and last.base == pair[0].base else last.assignment
+    return last.assignment, pair is not None and last.base == pair[0].base
 
 
 def _read(dataset: Location, wanted: Names) -> dict[int, list[Submission] | SubmissionError]:

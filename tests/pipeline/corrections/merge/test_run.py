@@ -57,6 +57,7 @@ def test_answers_become_the_next_generation_and_are_merged_once(place: DatasetPa
     done = merge_submissions(place.location)
     assert (done.listed.images, done.listed.unchanged, done.changed_shards) == (2, 1, (0, 1))
     assert done.listed.masks == {"same": 0, "corrected": 1, "added": 1, "deleted": 1, "unfit": 0}
+    assert done.listed.compared == ("sa_4",)
     assert sources(place, 1) == [(10_002, "corrected"), (10_003, "assisted")]
     assert sources(place, 4) == [(40_000, "automatic"), (40_001, "automatic")]  # assignment 1 is for agreement only
     looked = committed_row(place.location, 3)
@@ -175,6 +176,8 @@ def test_work_that_is_not_merged_is_named(place: DatasetPath, monkeypatch: pytes
     assert "  sa_5: the last submission of assignment 1 is neither merged nor compared" in lines
     assert "  sa_5: annotations/4/0.1.json isn't merged: it was for another state of the image, and" in lines
     assert "sa_1:" not in lines
+    assert "a second submission isn't merged and only measures agreement: 1 image: sa_1" in listed.lines()
+    assert listed.compared == ("sa_1",)
     assert "two annotators submitted for different states: 2 images" in lines
     monkeypatch.setattr(mask_revision, "SHOWN", 1)
     monkeypatch.setattr(run, "NAMED", 0)
