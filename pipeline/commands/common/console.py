@@ -217,7 +217,8 @@ def _confirm(removal: RemovalPrompt) -> None:
     for line in removal.lines():
         print_message(line)
     expected = {str(removal.rows), f"{removal.rows:,}", removal.name}
-    typed = typer.prompt(f"Type {removal.rows} or {removal.name} to continue", err=True, default="", show_default=False)
+    ask = f"This permanently changes the dataset. Type {removal.rows} or {removal.name} to continue"
+    typed = typer.prompt(ask, err=True, default="", show_default=False)
     if typed.strip() not in expected:
         raise UsageError(
             f"not confirmed: expected {removal.rows} or {removal.name}, got {typed.strip()!r}. Nothing was changed"

@@ -138,7 +138,7 @@ class MergeResult(RevisionResult[MergeList]):
     """Result of a merge."""
 
     nothing = "nothing to merge into {}"
-    changed = "submissions for {} merged in {}"
+    changed = "submissions for {} merged in {}; the previous masks were deleted, including older versions"
 
 
 @dataclass(frozen=True)

@@ -123,6 +123,7 @@ def test_on_a_terminal_the_number_or_the_name_is_typed(
     for wrong in ("", "yes", "3"):
         status, said = on_a_terminal(wrong)
         assert status == 2, said
+        assert "This permanently changes the dataset. Type " in said
         assert f"or {name} to continue" in said
         assert "not confirmed" in said
         assert digests(dataset) == before
