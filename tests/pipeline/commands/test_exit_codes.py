@@ -650,13 +650,13 @@ def _not_imported(place: DatasetPath, tmp_path: Path) -> Any:
     return [run("import", place.uri, file, "--replace", how) for how in ("--dry-run", "--yes")]
 
 
-@case("`merge`", "all submissions were merged, or listed", 0)
+@case("`merge`", "all submissions were merged, or listed; masks that no longer fit are counted", 0)
 def _merged(place: DatasetPath) -> Any:
     assert put_submission(place.location, answer_to(place.location, 1, [new_mask((22, 5, 28, 30))]))
     return [run("merge", place.uri, how) for how in ("--dry-run", "--yes", "--yes")]
 
 
-@case("`merge`", "a submission couldn't be merged", 3)
+@case("`merge`", "a whole submission couldn't be merged", 3)
 def _not_merged(replaced, place: DatasetPath) -> Any:
     skipped = {"a submission that cannot be read": 1, "taken down": 1}
     numbers = dict.fromkeys(("images", "unchanged", "merged", "superseded", "uncompared"), 0)
