@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from segmint.pipeline.masks.predict import PromptedMask
 
 _MADE_FROM = "made_from"
+CORRECTED = "corrected"
+"""Key of a JSON file whose masks a person made or corrected."""
 _NOWHERE = (0.0, 0.0, 0.0, 0.0)
 
 
@@ -51,6 +53,7 @@ class MasksFile:
     annotations: Sequence[Any] = ()
     photograph: str = ""  # file name of the photograph
     sha256: str = ""
+    corrected: bool = False  # by a person, so that no run may replace the masks
 
     def records(self) -> list[MaskRecord]:
         """Return the masks for drawing, as records with only a segmentation and an area.
@@ -64,11 +67,15 @@ class MasksFile:
 
 def read_document(data: bytes) -> MasksFile:
     """Parse a JSON file. For a file that `sa1b_document` didn't write, `origin` is None."""
+    corrected = False
     try:
         document = json.loads(data)
+        # Files that older versions corrected lack the key, but no model predicted the IoU of a person's masks.
+        masks = [each for each in document["annotations"] if isinstance(each, dict)]
+        corrected = CORRECTED in document or any(each.get("predicted_iou", 0) is None for each in masks)
         made_from = document[_MADE_FROM]
         origin = MasksOrigin(made_from["photograph_sha256"], made_from["settings_sha256"])
         sha256 = hashlib.sha256(data).hexdigest()
-        return MasksFile(origin, list(document["annotations"]), document["image"]["file_name"], sha256)
+        return MasksFile(origin, list(document["annotations"]), document["image"]["file_name"], sha256, corrected)
     except (ValueError, RecursionError, KeyError, TypeError):
-        return MasksFile(None)
+        return MasksFile(None, corrected=corrected)

@@ -354,21 +354,29 @@ def _cutouts(frame: "Frame", records: "Sequence[MaskRecord]", drawn_from: str) -
 def _former(plan: MasksPlan, task: PhotographTask, photograph: str) -> "MasksFile | None":
     """Return the existing masks of a photograph, or None if this run must make them.
 
-    Raises `_OtherFileError` if the existing file belongs to another photograph. In a folder, masks with other settings
-    are made again, because the folder's record already protects against changed settings. Files next to a photograph
-    have no such record, so there, masks with other settings and foreign files also raise `_OtherFileError`.
+    Raises `_OtherFileError` if the existing file belongs to another photograph, or if this run would replace a person's
+    masks. In a folder, masks with other settings are made again, because the folder's record already protects against
+    changed settings. Next to a photograph, they and foreign files also raise `_OtherFileError`.
     """
     from segmint.pipeline.masks.document import read_document
 
-    is_kept = task.target in plan.there and (plan.outputs.next_to or not plan.overwrite)
-    written = read_document(plan.storage.read(task.target)) if is_kept else None
+    is_kept, written = task.target in plan.there and not plan.overwrite, None
+    if plan.outputs.folder is None or task.target in plan.there:  # `there` lacks a single named file
+        with suppress(NotFoundError):
+            written = read_document(plan.storage.read(task.target))
+    origin = None if written is None else written.origin
+    is_same = origin is not None and (origin.photograph, origin.settings) == (photograph, plan.settings_sha256)
+    if written is not None and written.corrected and not (is_kept and is_same):
+        raise _OtherFileError(
+            f"{task.target} contains masks that a person made or corrected. To make new masks, move the file away."
+        )
     _check_ours(plan, task, written)
-    if plan.overwrite or written is None:
+    if written is None or not is_kept:
         return None
-    if written.origin is None or written.origin.photograph != photograph:
-        what = "wasn't written by this command" if written.origin is None else "is for a photograph with other content"
+    if origin is None or origin.photograph != photograph:
+        what = "wasn't written by this command" if origin is None else "is for a photograph with other content"
         raise _OtherFileError(f"{task.target} {what}. Move it away, or pass --overwrite to make all masks again.")
-    if written.origin.settings == plan.settings_sha256:
+    if is_same:
         return written
     if plan.outputs.next_to:
         raise _OtherFileError(

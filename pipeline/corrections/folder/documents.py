@@ -17,6 +17,7 @@ from segmint.operators.rows import Row
 from segmint.operators.schemas import AUTOMATIC, IMPORT, MASKS_PER_IMAGE_LIMIT
 from segmint.operators.shards.files import annotation_id, counts_of
 from segmint.pipeline.corrections.annotated_masks import canonical_counts
+from segmint.pipeline.masks.document import CORRECTED
 from segmint.pipeline.masks.outputs import PhotographTask
 
 _OUTPUTS = {0, 1, 2}
@@ -102,7 +103,7 @@ def edit_document(value: Mapping[str, Any], masks: Sequence[Row]) -> bytes:
     """Return the bytes of a JSON file in which `masks` (keys of `DESCRIBED_MASK`) replace the existing masks.
 
     Annotations whose pixels don't change keep their content and order. New masks get new ids. All other keys of the
-    file stay unchanged.
+    file stay unchanged. The key `CORRECTED` marks a file with other masks, so that `segmint masks` keeps them.
     """
     size = (value["image"]["height"], value["image"]["width"])
     before = list(value["annotations"])
@@ -132,6 +133,8 @@ def edit_document(value: Mapping[str, Any], masks: Sequence[Row]) -> bytes:
             continue
         values = [None if place is None else old[place] for place in kept]
         edited[key] = [None if key != "outputs" and type(each) is int and each in gone else each for each in values]
+    if edited != value:
+        edited[CORRECTED] = True
     return json.dumps(edited, separators=(",", ":")).encode("ascii") + b"\n"
 
 

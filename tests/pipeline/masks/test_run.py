@@ -30,6 +30,7 @@ from segmint.operators.segment.mask_config import MasksConfig
 from segmint.operators.segment.models import load_model
 from segmint.operators.segment.segment import mask_columns
 from segmint.pipeline.commands.cli import app
+from segmint.pipeline.corrections.folder.documents import edit_document, read_masks
 from segmint.pipeline.masks import images
 from segmint.pipeline.masks.estimate import Work, recorded_speed
 from segmint.pipeline.masks.options import MasksOptions, PhotographPrompt, masks_config
@@ -216,6 +217,30 @@ def test_a_file_that_segmint_did_not_write_is_never_overwritten(photographs, nam
     assert result.outcome == "refused"
     assert result.error.startswith(f"{theirs} wasn't written by segmint")
     assert contents(photographs) == before
+
+
+@pytest.mark.parametrize("by_older_version", [False, True])
+def test_masks_that_a_person_corrected_are_never_replaced(photographs, by_older_version):
+    options, file = MasksOptions(prompts=MIDDLE * 2, device="cpu"), photographs / "cat.masks.json"
+    made(photographs, None, options, recursive=True)
+    document = json.loads(file.read_text())
+    if by_older_version:
+        document["annotations"][0]["predicted_iou"] = None
+        file.write_text(json.dumps(document))
+    else:
+        file.write_bytes(edit_document(document, read_masks(file.read_bytes(), "cat", "0" * 64).masks[:1]))
+    before = file.read_bytes()
+    assert made(photographs / "cat.png", None, options)[0].outcome == "skipped"
+    other = replace(options, prompts=MIDDLE)
+    for output, asked, how in ((None, options, {"overwrite": True}), (None, other, {}), (file, options, {})):
+        (result,) = made(photographs / "cat.png", output, asked, **how)
+        assert (result.outcome, result.error) == (
+            "refused",
+            f"{file} contains masks that a person made or corrected. To make new masks, move the file away.",
+        )
+    results = made(photographs, None, options, recursive=True, overwrite=True)
+    assert [result.outcome for result in results[:2]] == ["refused", "made"]
+    assert file.read_bytes() == before
 
 
 def test_points_are_reported_over_all_crops_and_the_speed_is_recorded(tmp_path, photographs, monkeypatch):
