@@ -16,7 +16,7 @@ from segmint.catalogs.reasons import Reason, RejectedError
 from segmint.infra.assets.cache import sha256_of
 from segmint.infra.assets.known import AUTO, default_weights
 from segmint.infra.assets.resolve import resolve_default
-from segmint.infra.device import kind_here
+from segmint.infra.device import kind_here, resolve_compute
 from segmint.infra.errors import SegmintError, UsageError
 from segmint.infra.storage.errors import NotFoundError, ObjectTooLargeError
 from segmint.infra.storage.location import Location
@@ -100,11 +100,11 @@ def plan(
 ) -> MasksPlan:
     """Find the photographs and their outputs, open the output folder, and return the validated work.
 
-    Imports torch only for auto weights on a machine that seems to have a GPU, to check that GPU. Resolving the weights
-    may take minutes, so `plan` first passes the work to `announce`.
+    Imports torch only to check a GPU: the requested one or, for auto weights, the one that the machine seems to have.
+    Resolving the weights may take minutes, so `plan` first passes the work to `announce`.
 
-    Raises `UsageError` for inconsistent arguments, for missing files, if the weights can't be found, and for a folder
-    that was started with other settings.
+    Raises `UsageError` for inconsistent arguments, for missing files, if the GPU or the weights can't be found, and for
+    a folder that was started with other settings.
     """
     storage = Storage()
     check_device(options.device)
@@ -114,6 +114,8 @@ def plan(
     folder = None if outputs.folder is None else Location(storage, outputs.folder)
     there = existing_files(storage, outputs)
     outputs = with_kept_files(outputs, there, lambda file: _photograph_of(storage, file))
+    if options.device.startswith("cuda"):
+        resolve_compute(options.device, options.precision)
     asked = options.weights
     if asked == AUTO:
         options = replace(options, weights=default_weights(kind_here(options.device)))
@@ -147,7 +149,6 @@ class _LazyModel:
         """Return the predictor. Raises `UsageError` if the file isn't a checkpoint or the device isn't available."""
         if self._predictor is None:
             began = time.monotonic()
-            from segmint.infra.device import resolve_compute
             from segmint.model.sam.predictor import Predictor
             from segmint.operators.segment.models import cpu_kernels, load_model
 

@@ -533,6 +533,13 @@ def test_auto_weights_suit_the_device(tmp_path, photographs, monkeypatch):
     monkeypatch.setenv("SEGMINT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("segmint.infra.assets.resolve.download", refuse_download)
     announced: list[Work] = []
+    options = MasksOptions(weights="auto", device="cuda:1")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(UsageError, match="torch sees no CUDA device"):
+        plan([str(photographs)], str(tmp_path / "out"), options, announce=announced.append)
+    assert announced == []
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     for device, name in (("cpu", "mobile_sam"), ("cuda:1", "vit_h")):
         options = MasksOptions(masks_config("official", []), weights="auto", device=device)
         with suppress(UsageError):
