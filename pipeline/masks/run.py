@@ -245,7 +245,10 @@ def _one_image(plan: MasksPlan, model: _LazyModel, task: PhotographTask) -> Imag
             plan.storage.delete(join(task.cutouts, file))
         for file, cutout in files.cutouts.items():
             plan.storage.put(join(task.cutouts, file), cutout)
-    return files.result
+    is_cut = files.result.cutouts is not None and any(plan.storage.list(task.cutouts))
+    return (
+        files.result if is_cut else replace(files.result, cutouts=None)
+    )  # the folder is missing if there are no masks
 
 
 def _files_of(plan: MasksPlan, model: _LazyModel, task: PhotographTask) -> _PhotographFiles:

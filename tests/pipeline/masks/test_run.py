@@ -332,6 +332,12 @@ def test_cutouts_are_those_of_the_masks_that_are_there(tmp_path, photographs):
     fewer = replace(told, prompts=prompts[:1])
     assert made(photograph, None, fewer, overwrite=True)[0].masks == 1
     assert list(contents(folder)) == ["000.png"]
+    none = MasksOptions(
+        masks_config("official", ["points_per_side=1", "pred_iou_thresh=5"]), device="cpu", cutouts=True
+    )
+    for outcome in ("made", "skipped"):
+        (result,) = made(photographs / "deep" / "cup.jpg", None, none)
+        assert (result.outcome, result.masks, result.cutouts) == (outcome, 0, None)
     (folder / "notes.png").write_bytes(photograph.read_bytes())
     (result,) = made(photograph, None, fewer, overwrite=True)
     assert (result.outcome, result.error.partition("notes.png")[2][:31]) == (
