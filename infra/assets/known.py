@@ -92,6 +92,7 @@ ASSETS: dict[str, Asset] = {
         ),
     )
 }
+SAM_NAMES = tuple(name for name in ASSETS if name != "clp")  # clp detects license plates
 
 
 def is_web_address(name_or_path: str) -> bool:

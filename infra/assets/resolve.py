@@ -15,7 +15,7 @@ from segmint.infra.assets.cache import (
     sha256_of,
     verify,
 )
-from segmint.infra.assets.known import ASSETS, Asset, AssetError, PackageFile, PinnedUrl, is_web_address
+from segmint.infra.assets.known import ASSETS, SAM_NAMES, Asset, AssetError, PackageFile, PinnedUrl, is_web_address
 from segmint.infra.errors import SegmintError
 from segmint.infra.uris import LOCAL, join, local_path, redact, scheme
 
@@ -71,7 +71,7 @@ def resolve(
         path = local_path(name_or_path)
         if not path.is_file():
             raise AssetError(
-                f"{name_or_path!r} is neither a known name ({', '.join(ASSETS)}) nor a file: "
+                f"{name_or_path!r} is neither a known name ({', '.join(SAM_NAMES)}) nor a file: "
                 "use a name, a path, a store URI, or https://…#sha256=…"
             )
     else:
@@ -88,10 +88,13 @@ def resolve(
 def resolve_default(
     name: str, asked: str, key: str, mirror: str | None = None, storage: "Storage | None" = None
 ) -> Path:
-    """Resolve the weights `name`, which were chosen because the configuration's `key` has the value `asked`.
+    """Resolve SAM's weights `name`, which were chosen because the configuration's `key` has the value `asked`.
 
-    Raises the same errors as `resolve`. If `asked` is auto, the message explains that auto selected these weights.
+    Raises the same errors as `resolve`, and `AssetError` for the name of other weights. If `asked` is auto, the message
+    explains that auto selected these weights.
     """
+    if name in ASSETS and name not in SAM_NAMES:
+        raise AssetError(f"{key} is {name}, which isn't a SAM: expected {', '.join(SAM_NAMES)}, or a checkpoint")
     try:
         return resolve(name, mirror, storage)
     except AssetError as error:

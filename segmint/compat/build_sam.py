@@ -5,7 +5,7 @@ from collections.abc import Callable
 from functools import partial
 
 from segmint.compat.sam import Sam
-from segmint.infra.assets.resolve import resolve
+from segmint.infra.assets.resolve import resolve_default
 from segmint.model.sam import load
 from segmint.model.sam.load import Architecture, inspect_checkpoint, load_sam
 
@@ -18,7 +18,7 @@ def _build(architecture: Architecture, checkpoint: str | os.PathLike[str] | None
     """
     if checkpoint is None:
         return Sam.of(load.build_sam(architecture))
-    path = resolve(os.fspath(checkpoint))
+    path = resolve_default(os.fspath(checkpoint), os.fspath(checkpoint), "checkpoint")
     found, _ = inspect_checkpoint(path)
     if found != architecture:
         way = f"sam_model_registry[{found!r}]" if found in sam_model_registry else "segmint.load_sam"

@@ -5,7 +5,7 @@ import pytest
 
 from segmint.infra.assets.cache import verify
 from segmint.infra.assets.known import ASSETS, Asset, AssetError, PinnedUrl
-from segmint.infra.assets.resolve import describe, locate, resolve
+from segmint.infra.assets.resolve import describe, locate, resolve, resolve_default
 from segmint.infra.storage.storage import Storage
 
 
@@ -41,6 +41,8 @@ def test_a_path_is_taken_unless_it_bears_a_known_name(known, tmp_path: Path, con
     assert resolve(str(named)) == named
     with pytest.raises(AssetError, match="neither a known name"):
         resolve("vit_x")
+    with pytest.raises(AssetError, match="--weights is clp, which isn't a SAM"):
+        resolve_default("clp", "clp", "--weights")
 
 
 def test_mirror_then_cache_then_web_and_wrong_files_are_passed_over(known, tmp_path: Path, web, content: bytes) -> None:
