@@ -60,7 +60,7 @@ def test_the_examples_of_the_page_run(folder: Path, capsys: pytest.CaptureFixtur
     for name in ("everything.png", "largest.png", "clicked.png", "three.png"):
         assert Image.open(folder / name).width > 50
     assert json.loads((folder / "photo.json").read_text())["image"]["file_name"] == "photo.jpg"
-    assert "TorchDataset('dataset', 1 of 1 shards) 2 Sample(id=1" in output
+    assert "TorchDataset('demo/dataset', 1 of 1 shards) 2 Sample(id=1" in output
     assert names["pixels"][60, 290]
     assert names["three"].shape == (3, 400, 600)
     assert len(names["batch"]) == 2
