@@ -78,7 +78,7 @@ def masks(
     crop_layers: Annotated[
         int | None,
         typer.Option(
-            metavar="N", help="Number of crop layers, 0 (default) to 6. Crops find smaller objects; SA-1B uses 2."
+            metavar="N", min=0, max=6, help="Crop layers (default: 0). Crops find smaller objects; SA-1B uses 2."
         ),
     ] = None,
     overlay: Annotated[bool, typer.Option("--overlay", help="Also write a PNG with the masks drawn.")] = False,
@@ -154,7 +154,8 @@ def masks(
     if open_viewer:
         _open(planned, results, images)
     failed = [result for result in results if result.outcome == "failed"]
-    if not (overlay or open_viewer or failed) and any(result.outcome in ("made", "skipped") for result in results):
+    is_drawn = any(result.overlay for result in results)
+    if not (is_drawn or open_viewer or failed) and any(result.outcome in ("made", "skipped") for result in results):
         print_message("next: run the same command with --open to see the masks, or --overlay to draw them")
     exit_unless_clean([result for result in results if result.outcome == "refused"], failed)
 
@@ -299,7 +300,8 @@ def _sum_up(planned: "MasksPlan", results: "list[ImageResult]") -> None:
             if count
         ]
         print_message(
-            f"{total:,} photographs: {listed(counts)}; {counted(masks, 'mask')} in {duration(round(seconds, 1))}"
+            f"{total:,} photographs: {listed(counts)}; {counted(masks, 'mask')}"
+            + (f" in {duration(round(seconds, 1))}" if outcomes["made"] else "")
         )
         for result in results:
             if result.error is not None:

@@ -55,6 +55,8 @@ def find_text_model(text: str | None, clip: str | None, projection: str | None) 
     if text is None and clip is None and projection is None:
         return None
     if text is None or clip is None or projection is None or not text.strip():
+        if text is not None and text.strip():
+            raise UsageError("--text also needs --clip FOLDER and --projection FILE")
         raise UsageError("--text needs a text, --clip FOLDER, and --projection FILE, which need --text")
     from segmint.infra.assets.cache import sha256_of
     from segmint.operators.text.clip import ClipFolder

@@ -1,5 +1,6 @@
 """Folders of photographs, whose masks `segmint view` shows and `segmint annotate` corrects."""
 
+import os
 import subprocess
 import sys
 import threading
@@ -17,6 +18,18 @@ if TYPE_CHECKING:
     from segmint.pipeline.masks.outputs import PhotographTask
 
 _STOP_S = 15.0
+
+
+def check_place(name: str) -> None:
+    """Raise `UsageError` if a local path to a dataset or to a folder of photographs is missing or is a photograph."""
+    from segmint.catalogs.endings import IMAGE_ENDINGS
+    from segmint.infra.uris import local_path
+    from segmint.pipeline.masks.images import is_local
+
+    if is_local(name) and not os.path.lexists(local_path(name)):
+        raise UsageError(f"no such folder: {name}")
+    if name.lower().endswith(IMAGE_ENDINGS) and is_local(name) and not os.path.isdir(local_path(name)):  # noqa: PTH112
+        raise UsageError(f"{name} is a photograph: pass its folder")
 
 
 @contextmanager

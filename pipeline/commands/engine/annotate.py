@@ -110,9 +110,10 @@ def annotate(
     who = [check_name(name) for name in names or ["annotator"]]
     public = None if origin is None else parse_origin(origin)
     place = Location(storage_of(config), dataset)
-    from segmint.pipeline.commands.common.folder import folder_to_correct
+    from segmint.pipeline.commands.common.folder import check_place, folder_to_correct
     from segmint.pipeline.corrections.folder.images import is_photograph_folder
 
+    check_place(dataset)
     is_folder = is_photograph_folder(dataset)
 
     def show(addresses: Mapping[str, str]) -> None:

@@ -35,8 +35,10 @@ def view(
     """
     from segmint.infra.errors import UsageError
     from segmint.infra.storage.location import Location
+    from segmint.pipeline.commands.common.folder import check_place
     from segmint.pipeline.corrections.folder.images import is_photograph_folder
 
+    check_place(dataset)
     if not is_photograph_folder(dataset, pairs=False):
         storage = storage_of(config)
         print_message(f"reading the tables of {dataset}")

@@ -180,6 +180,14 @@ def test_a_folder_that_cannot_be_locked_is_not_corrected(folder: Path) -> None:
         assert not shown.location.uri.startswith(str(folder))
 
 
+def test_a_photograph_and_a_missing_path_are_not_taken_for_datasets(folder: Path) -> None:
+    for name, told in (("a.png", "a.png is a photograph: pass its folder"), ("absent", "no such folder: ")):
+        for command in ("view", "annotate"):
+            done = CliRunner().invoke(app, [command, str(folder / name)])
+            assert done.exit_code == 2
+            assert told in " ".join(done.output.split())
+
+
 def test_masks_of_subfolders_are_shown_too(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The viewer of a folder only shows the photographs directly in it."""
     shown: list[int] = []
