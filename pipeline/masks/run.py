@@ -245,10 +245,9 @@ def _one_image(plan: MasksPlan, model: _LazyModel, task: PhotographTask) -> Imag
             plan.storage.delete(join(task.cutouts, file))
         for file, cutout in files.cutouts.items():
             plan.storage.put(join(task.cutouts, file), cutout)
-    is_cut = files.result.cutouts is not None and any(plan.storage.list(task.cutouts))
-    return (
-        files.result if is_cut else replace(files.result, cutouts=None)
-    )  # the folder is missing if there are no masks
+    if files.result.cutouts is not None and not any(plan.storage.list(task.cutouts)):
+        return replace(files.result, cutouts=None)  # without masks, there is no folder
+    return files.result
 
 
 def _files_of(plan: MasksPlan, model: _LazyModel, task: PhotographTask) -> _PhotographFiles:
