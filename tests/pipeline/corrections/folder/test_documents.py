@@ -68,6 +68,7 @@ def test_an_edit_keeps_everything_that_it_does_not_change() -> None:
         "annotations": [first, last],
         "outputs": [0, 2, None],
         "containers": [None, 3, None],
+        "corrected": True,
     }
     added = edited["annotations"][2]
     assert (added["id"], added["label"], added["area"], added["predicted_iou"]) == (70_401, "dog", 50, None)
