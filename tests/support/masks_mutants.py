@@ -59,22 +59,22 @@ MASKS_MUTANTS = (
     Mutant(
         "masks of a photograph that has changed are taken for its own",
         "pipeline/masks/run.py",
-        "if written.origin is None or written.origin.photograph != photograph:",
-        "if written.origin is None:",
+        "if origin is None or origin.photograph != photograph:",
+        "if origin is None:",
         f"{RUN}::test_another_photograph_of_that_name_is_not_taken_for_the_first",
     ),
     Mutant(
         "masks of other settings are kept by an overwrite that stopped",
         "pipeline/masks/run.py",
-        "if written.origin.settings == plan.settings_sha256:",
-        "if not next_to:",
+        "    if is_same:\n        return written",
+        "    if not plan.outputs.next_to:\n        return written",
         f"{RUN}::test_an_overwrite_that_stopped_is_finished_by_the_next_run",
     ),
     Mutant(
         "a file next to a photograph is overwritten that segmint did not write",
         "pipeline/masks/run.py",
-        "    _check_ours(plan, task, written)\n    if plan",
-        "    if plan",
+        "    _check_ours(plan, task, written)\n    if written",
+        "    if written",
         f"{RUN}::test_a_file_that_segmint_did_not_write_is_never_overwritten",
     ),
     Mutant(

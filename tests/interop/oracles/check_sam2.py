@@ -36,8 +36,8 @@ from tests.support.photographs import photograph
 from tests.support.random_weights import randomize
 
 CONFIGS = {"tiny": "t", "small": "s", "base_plus": "b+", "large": "l"}
-TENSOR, IOU = 1e-4, 1e-6
-"""Largest differences of tensors, and of predicted IoUs."""
+TENSOR, IOU, OVERFITTED_IOU = 1e-4, 1e-6, 1e-5
+"""Largest differences of tensors, of predicted IoUs with random weights, and of those with overfitted weights."""
 
 
 class Comparison:
@@ -205,7 +205,7 @@ def compare_annotations(
         records = MaskGenerator(Predictor(sam, kernels=kernels), settings).generate(image).records
         assert len(records) == len(annotations) >= fewest, (len(records), len(annotations))
         pairs = list(zip(records, annotations, strict=True))
-        others = [differing_pixels(*pair, box=1 if speckles else 0) for pair in pairs]
+        others = [differing_pixels(*pair, speckles) for pair in pairs]
         assert sum(others) <= (1e-4 if speckles else 1e-6) * len(records) * image.shape[0] * image.shape[1], others
         how = ", ".join(f"{key} {value}" for key, value in keys.items() if key in ("crop_n_layers", "use_m2m"))
         print(
@@ -215,11 +215,15 @@ def compare_annotations(
         )
 
 
-def differing_pixels(record: MaskRecord, annotation: dict[str, Any], box: int) -> int:
-    """Compare a mask with theirs, and return how many pixels differ. Sides of boxes may differ by `box`."""
+def differing_pixels(record: MaskRecord, annotation: dict[str, Any], speckles: bool) -> int:
+    """Compare a mask with theirs, and return how many pixels differ.
+
+    The boxes of speckles may differ by a pixel. Overfitted weights are larger than random ones, so they round more.
+    """
+    box, iou = (1, IOU) if speckles else (0, OVERFITTED_IOU)
     assert [list(record.point_coords)] == annotation["point_coords"]
     assert list(record.crop_box) == annotation["crop_box"]
-    assert abs(record.predicted_iou - annotation["predicted_iou"]) <= IOU
+    assert abs(record.predicted_iou - annotation["predicted_iou"]) <= iou
     assert abs(record.stability_score - annotation["stability_score"]) <= 1e-3
     assert np.abs(np.array(record.bbox) - annotation["bbox"]).max() <= box, (record.bbox, annotation["bbox"])
     return int((record.mask != annotation["segmentation"]).sum())

@@ -1,5 +1,7 @@
 """The stages of `segmint annotate`: options that mean nothing in a stage are refused before anything is read."""
 
+from pathlib import Path
+
 import pytest
 from typer.testing import CliRunner
 
@@ -27,7 +29,7 @@ from segmint.pipeline.commands.cli import app
         (["--stage", "semi", "--prefill", "detector:"], "--prefill 'detector:': expected detector:PATH"),
     ],
 )
-def test_options_of_other_stages_are_refused(arguments: list[str], said: str) -> None:
-    done = CliRunner().invoke(app, ["annotate", "nowhere", *arguments])
+def test_options_of_other_stages_are_refused(tmp_path: Path, arguments: list[str], said: str) -> None:
+    done = CliRunner().invoke(app, ["annotate", str(tmp_path), *arguments])
     assert done.exit_code == 2
     assert said in done.stderr
