@@ -40,6 +40,7 @@ class EvaluationSubject:
     masks: int | None
     skipped: tuple[SkippedTruth, ...]
     seconds: float  # time to measure, summed over all workers
+    page: str = ""  # path of the written page
 
     @property
     def names(self) -> list[str]:
@@ -80,9 +81,9 @@ class EvaluationSubject:
         masks = "" if self.masks is None else f"{counted(self.masks, 'mask')} of "
         return f"{masks}{counted(self.images, 'image')}"
 
-    def skipped_lines(self) -> list[str]:
-        """Return lines about the skipped items."""
-        return not_checked_lines(self.skipped)
+    def closing_lines(self) -> list[str]:
+        """Return the last lines of a result: the skipped items, and the written page."""
+        return [*not_checked_lines(self.skipped), *([f"written: open {self.page}"] if self.page else [])]
 
 
 def check_measured(images: int, skipped: Sequence[SkippedTruth]) -> None:

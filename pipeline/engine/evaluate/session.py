@@ -95,6 +95,7 @@ class EvaluationSession:
             masks,
             tuple(self._skipped),
             self._seconds,
+            self._output.page,
         )
 
     def _look_at(self, row: Row) -> None:

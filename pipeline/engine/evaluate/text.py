@@ -123,7 +123,7 @@ class TextResult:
             self.subject.head(),
             f"mean IoU with people's labeled masks, in percent, {basis(self.images)}",
             *(f"  {name:<22}{percent(*each):<24}{size}" for name, each in self.means.items()),
-            *self.subject.skipped_lines(),
+            *self.subject.closing_lines(),
         ]
 
 

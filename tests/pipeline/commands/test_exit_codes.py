@@ -704,7 +704,7 @@ def _measured(replaced, place: DatasetPath) -> Any:
 
 def _skipping() -> SimpleNamespace:
     subject = EvaluationSubject("points", (), (), "cpu, fp32", 1, 1, (SkippedTruth("t", "a.jpg", "gone"),), 1.0)
-    return done(subject.head(), *subject.skipped_lines(), subject=subject)
+    return done(subject.head(), *subject.closing_lines(), subject=subject)
 
 
 @case("`evaluate points`", "some images or masks couldn't be measured", 3)

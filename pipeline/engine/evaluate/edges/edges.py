@@ -96,7 +96,7 @@ class EdgesResult:
             "",
             table_line(self.subject.size, [name.upper() for name in FIGURES]),
             *self._rows(),
-            *self.subject.skipped_lines(),
+            *self.subject.closing_lines(),
         ]
 
     def page(self) -> FiguresPage:

@@ -314,10 +314,11 @@ def _without_truth(gate: _GateJudge, points: PointsOptions, storage: Storage) ->
     judgment = gate.judge()
     truths = [Truth(name, DATASET, ()) for name in dict.fromkeys(points.truth.targets)]
     weights = tuple(lineage.weights for lineage in gate.lineages)
-    answer = GateResult(EvaluationSubject("points", tuple(truths), weights, "nothing", 0, 0, (), 0.0), judgment)
     schema = kept_schema(PointsMeasure(points.settings))
     with OutputFolder(points.output, storage, truths, schema) as output:
+        subject = EvaluationSubject("points", tuple(truths), weights, "nothing", 0, 0, (), 0.0, output.page)
+        answer = GateResult(subject, judgment)
         if output.wanted:
-            page = render("gate.html.j2", answer.subject, "Weights compared by a gate", [], judged=judgment.values())
+            page = render("gate.html.j2", subject, "Weights compared by a gate", [], judged=judgment.values())
             output.put(answer.to_dict(), page)
-    return replace(answer, page=output.page)
+    return answer

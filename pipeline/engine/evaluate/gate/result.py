@@ -183,7 +183,6 @@ class GateResult:
     subject: EvaluationSubject
     judgment: GateJudgment
     points: PointsResult | None = None
-    page: str = ""  # path of the written page; empty if `points` has its own page
 
     @property
     def passes(self) -> bool:
@@ -200,4 +199,4 @@ class GateResult:
         """Format the result as human-readable lines."""
         if self.points is not None:
             return self.points.lines()
-        return [*self.judgment.lines(), *([f"written: open {self.page}"] if self.page else [])]
+        return [*self.judgment.lines(), *self.subject.closing_lines()]

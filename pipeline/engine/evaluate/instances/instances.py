@@ -135,7 +135,7 @@ class InstancesResult:
                 cells += [percent(*self.differences[name], sign="+"), p_value(self.holm[name]), self._verdict(name)]
             rows.append(table_line(f"  {text}", cells, 26))
         described = f"{self.settings.line()}; {self.what}, in percent, {basis(self.subject.images)}"
-        return [self.subject.head(), described, *difference, "", *rows, *self.subject.skipped_lines()]
+        return [self.subject.head(), described, *difference, "", *rows, *self.subject.closing_lines()]
 
     def page(self) -> FiguresPage:
         """Return the contents of the page."""

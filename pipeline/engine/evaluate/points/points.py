@@ -168,7 +168,7 @@ def evaluate_points(options: PointsOptions, storage: Storage, judge: Judge | Non
         if output.wanted:
             page, tables = render_page(answer, worst, truths), markdown(answer.subject, points_tables(answer))
             output.put(answer.to_dict(), page, tables)
-    return replace(answer, page=output.page)
+    return answer
 
 
 def kept_schema(measure: PointsMeasure) -> pa.Schema:

@@ -57,7 +57,6 @@ class PointsResult:
     grouped_by: str = ""
     groups: tuple[GroupMean, ...] = ()
     pairs: tuple[GroupPair, ...] = ()
-    page: str = ""  # path of the written page
     judgment: Judgment | None = None
 
     def to_dict(self) -> dict[str, Any]:
@@ -90,9 +89,8 @@ class PointsResult:
             *self._tables(),
             *self._differences(),
             *self._groups(),
-            *self.subject.skipped_lines(),
             *(["", *self.judgment.lines()] if self.judgment is not None else []),
-            *([f"written: open {self.page}"] if self.page else []),
+            *self.subject.closing_lines(),
         ]
 
     def rows(self, weights: int, truth: int | None) -> Iterator[tuple[str, list[MeanScore]]]:

@@ -93,7 +93,7 @@ class ProposalsResult:
             f"proposals from a grid of {side} x {side} points, without filters; average recall (AR) over IoU 0.5 to "
             f"0.95 in percent, {basis(self.subject.images)}",
             *self._tables(),
-            *self.subject.skipped_lines(),
+            *self.subject.closing_lines(),
         ]
 
     def table(self, recalls: Sequence[Recall]) -> Iterator[tuple[str, list[Recall]]]:

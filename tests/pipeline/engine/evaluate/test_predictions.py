@@ -86,7 +86,8 @@ def coco_stats(files: TruthFiles, results: str, categories: bool, limits: tuple[
 
 def test_ap_of_predicted_masks_is_coco_evals(files: TruthFiles, tmp_path: Path) -> None:
     one, other = detections(files, tmp_path / "one.json"), detections(files, tmp_path / "other.json", 2)
-    answer = evaluate_instances(options(files, one, other), None, True, Storage())
+    answer = evaluate_instances(options(files, one, other, output=tmp_path / "out"), None, True, Storage())
+    assert answer.lines()[-1] == f"written: open {tmp_path}/out/index.html"
     for name, scores in zip((one, other), answer.scores, strict=True):
         expected = coco_stats(files, name, True, (1, 10, 100)).stats
         found = [value for value, _ in scores.values()]
@@ -122,6 +123,7 @@ def test_ap_of_predicted_masks_is_coco_evals(files: TruthFiles, tmp_path: Path) 
 def test_recall_of_predicted_proposals_is_coco_evals(files: TruthFiles, tmp_path: Path) -> None:
     one, other = detections(files, tmp_path / "one.json"), detections(files, tmp_path / "other.json", 2)
     answer = evaluate_proposals(options(files, one, other, output=tmp_path / "out"), 64, Storage())
+    assert answer.lines()[-1] == f"written: open {tmp_path}/out/index.html"
     for name, recalls in zip((one, other), answer.recalls, strict=True):
         recall = coco_stats(files, name, False, (10, 100, 1000)).eval["recall"]  # (thresholds, 1, areas, limits)
         for each in recalls:
@@ -226,7 +228,9 @@ def test_edge_maps_are_matched_like_found_edges(files: TruthFiles, tmp_path: Pat
     assert answer.differences[0].p < 0.01
     (tmp_path / "shifted/1.png").unlink()
     Image.fromarray(np.full((100, 120), 999, np.uint16)).save(tmp_path / "shifted/2.png")
-    answer = evaluate_edges(own, EdgesMeasure(cuts=9), (), Storage())
+    written = EvaluateOptions(own.truth, own.model, str(tmp_path / "out"))
+    answer = evaluate_edges(written, EdgesMeasure(cuts=9), (), Storage())
+    assert answer.lines()[-1] == f"written: open {tmp_path}/out/index.html"
     assert [each.where for each in answer.subject.skipped] == ["1.png", "2.png"]
     assert "has no edge map for it" in answer.subject.skipped[0].why
 
