@@ -381,8 +381,8 @@ def _no_masks(location: Location, chosen: TruthSelection, restricted: bool) -> s
         )
     return (
         f"{location} has no annotated masks{among} (source {', '.join(SOURCES_OF[chosen])}). Import some with "
-        "`segmint import`, or use the model's own masks as ground truth with --truth automatic, which shows how two "
-        "weights differ, but not how good they are"
+        "`segmint import`, make some with `segmint annotate` and `segmint merge`, or use the model's own masks as "
+        "ground truth with --truth automatic, which shows how two weights differ, but not how good they are"
     )
 
 

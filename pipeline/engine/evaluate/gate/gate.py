@@ -184,6 +184,9 @@ class _GateJudge:
         points = options.points
         self._options = options
         first, second = map(EvaluatedWeights.of, points.model.weights)
+        if first.sha256 == second.sha256:
+            names = " and ".join(points.model.weights)
+            raise UsageError(f"--gate compares two sets of weights, but {names} have the same content")
         self.lineages: tuple[Lineage, Lineage] = (lineage_of(first, storage), lineage_of(second, storage))
         self._judged: GateJudgment | None = None
         self._guard_left_out: list[SkippedTruth] = []

@@ -20,8 +20,8 @@ from segmint.pipeline.engine.evaluate.result import LISTED, EvaluationSubject, p
 from segmint.pipeline.engine.evaluate.truth import SkippedTruth
 
 TO_DO = (
-    "what to do: annotate or correct masks of held-out images (`segmint import DATASET …`), or pass a dataset or "
-    "file that the weights weren't trained on"
+    "what to do: annotate or correct masks of held-out images (`segmint annotate` and `segmint merge`, or `segmint "
+    "import`), or pass a dataset or file that the weights weren't trained on"
 )
 
 

@@ -90,6 +90,7 @@ def row_without(ordinal: int, refused: bool) -> dict[str, Any]:
         (["--gate"], "--gate compares two sets of weights. Pass --weights twice"),
         (["--weights", "a", "--weights", "b", "--gate", "--truth", "all"], "Remove --truth all"),
         (["DATASET", "--weights", "a", "--weights", "b", "--gate"], "is given twice, so its images would count twice"),
+        (["--weights", "mobile_sam", "--weights", "mobile_sam", "--gate"], "have the same content"),
         (["--guard-images", "x"], "--guard-images has no effect without --guard"),
         (["--images", "x"], "--images has no effect, because datasets contain their images"),
     ],
@@ -186,7 +187,9 @@ def test_disturbed_weights_are_worse_and_equal_ones_no_different(tmp_path: Path,
         (tmp_path / folder).mkdir()
         Image.fromarray(pixels).save(tmp_path / folder / "photo.png")
     guard = ["--guard", tmp_path / "maps", "--guard-images", tmp_path / "images"]
-    done = run(path, "--weights", "mobile_sam", "--weights", mobile_sam_path, "--require", "better", *guard, "--json")
+    again = tmp_path / "again.pth"
+    torch.save(torch.load(mobile_sam_path, weights_only=True), again)
+    done = run(path, "--weights", "mobile_sam", "--weights", again, "--require", "better", *guard, "--json")
     assert done.exit_code == 1, done.output
     gate = json.loads(done.stdout)["gate"]
     assert gate["verdict"] == "no difference shown"
