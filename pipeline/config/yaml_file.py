@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from datetime import date
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -180,7 +181,7 @@ def apply_override(document: Document, override: str) -> None:
 
 def check(document: Document, model: type[Model]) -> Model:
     """Validate a document against a model. Raises one `UsageError` that lists every problem in document order."""
-    problems = [*_storage_options(document), *_booleans_for_numbers(document, model)]
+    problems = [*_storage_options(document), *_misread_scalars(document, model)]
     try:
         value = model.model_validate(document.data)
     except ValidationError as error:
@@ -217,23 +218,25 @@ def _storage_options(document: Document) -> Iterator[ConfigProblem]:
                 yield ConfigProblem(dotted(key), document.place(key), f"is invalid: {error}")
 
 
-def _booleans_for_numbers(document: Document, model: type[BaseModel]) -> Iterator[ConfigProblem]:
-    """Remove each boolean where a number belongs, and yield a problem.
+def _misread_scalars(document: Document, model: type[BaseModel]) -> Iterator[ConfigProblem]:
+    """Remove each boolean where a number belongs and each number where a date belongs, and yield a problem.
 
-    Pydantic would accept true as 1 and false as 0.
+    Pydantic would accept true as 1, and 0 as 1970-01-01.
     """
     for tree, key in list(_leaves(document.data)):
         value = tree.get(key[-1])  # None if an alias of this mapping was handled before
-        annotations = plain_types(model, key) if isinstance(value, bool) else set()
-        if annotations & {int, float} and bool not in annotations:
+        types = plain_types(model, key) if isinstance(value, int | float) else set()
+        is_number = isinstance(value, bool) and types & {int, float} and bool not in types
+        if is_number or date in types:
             del tree[key[-1]]
-            yield ConfigProblem(dotted(key), document.place(key), f"is {str(value).lower()}: expected a number")
+            expected = "a number" if is_number else "a date, such as 2026-03-31"
+            yield ConfigProblem(dotted(key), document.place(key), f"is {str(value).lower()}: expected {expected}")
 
 
-def _leaves(tree: dict[Any, Any], above: Key = ()) -> Iterator[tuple[dict[Any, Any], Key]]:
-    for key, value in tree.items():
-        if isinstance(value, dict):
+def _leaves(tree: Any, above: Key = ()) -> Iterator[tuple[dict[Any, Any], Key]]:
+    for key, value in tree.items() if isinstance(tree, dict) else enumerate(tree):
+        if isinstance(value, dict | list):
             if len(above) < 8:  # a YAML document may contain itself
                 yield from _leaves(value, (*above, key))
-        else:
+        elif isinstance(tree, dict):
             yield tree, (*above, key)

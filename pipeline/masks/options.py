@@ -21,6 +21,7 @@ RELEASE = "release."
 """Prefix of overrides for the released frame, as in a build's configuration."""
 
 _NUMBER = re.compile(r"-?\d+(\.\d*)?|-?\.\d+", re.ASCII)
+_LARGEST = 1e6  # pixels; no photograph is larger, and OpenCV draws with 32-bit coordinates
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?", re.ASCII)
 
 
@@ -225,7 +226,7 @@ def parse_box(text: str) -> Box:
 
 def _numbers(text: str) -> list[float]:
     parts = [part.strip() for part in text.split(",")]
-    if not all(_NUMBER.fullmatch(part) for part in parts):
+    if not all(_NUMBER.fullmatch(part) and abs(float(part)) < _LARGEST for part in parts):
         return []
     return [float(part) for part in parts]
 

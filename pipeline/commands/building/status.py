@@ -38,8 +38,8 @@ def status(
     """
     if watch and as_json:
         raise UsageError("--watch can't be combined with --json")
-    if every < 1:
-        raise UsageError(f"--every is {every:g}: expected at least 1 second")
+    if not 1 <= every <= 86_400:
+        raise UsageError(f"--every is {every:g}: expected 1 to 86400 seconds")
     from segmint.infra.storage.location import Location
     from segmint.pipeline.building.status.result import Prices, StatusTable
     from segmint.pipeline.building.status.status import StatusReader

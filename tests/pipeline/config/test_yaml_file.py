@@ -82,6 +82,15 @@ def test_missing_keys_say_what_they_are(tmp_path):
 def test_true_is_no_number(tmp_path):
     (_, line) = problems(tmp_path, GOOD + "masks: {points_per_side: yes}\n")
     assert line == "  c.yaml:5: masks.points_per_side is true: expected a number"
+    lists = "stages: [{stage: a.B, after: prepare, resources: {num_cpus: yes}}]\ncurate: {scorers: [{min: yes}]}\n"
+    found = problems(tmp_path, GOOD + lists)
+    assert "  c.yaml:5: stages[0].resources.num_cpus is true: expected a number" in found
+    assert "  c.yaml:6: curate.scorers[0].min is true: expected a number" in found
+
+
+def test_a_number_is_no_date(tmp_path):
+    (_, line) = problems(tmp_path, GOOD.replace("allow: [", "policy_date: 0, allow: ["))
+    assert line.endswith(": license.policy_date is 0: expected a date, such as 2026-03-31")
 
 
 def test_values_that_do_not_fit_together_are_told_at_their_part(tmp_path):

@@ -98,6 +98,8 @@ def test_a_text_needs_a_clip_and_a_projection_that_settle_the_masks(tmp_path):
         ([], [], [" "], "expected at most one box:X,Y,W,H"),
         ([], [], ["point:1"], "expected X,Y or X,Y,LABEL"),
         ([], [], ["box:1,2,0,4"], "positive width and height"),
+        ([], ["1,2,3000000000,4"], [], "expected X,Y,W,H in pixels"),
+        ([f"{'9' * 400},1"], [], [], "expected X,Y or X,Y,LABEL"),
     ],
 )
 def test_prompts_that_make_no_sense_are_refused_with_the_reason(points, boxes, prompts, told):

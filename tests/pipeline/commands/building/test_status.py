@@ -18,7 +18,9 @@ from tests.support.locations import location_of
 def test_options_that_do_not_fit(tmp_path: Path) -> None:
     for options, said in (
         (["--watch", "--json"], "--watch can't be combined with --json"),
-        (["--every", "0"], "--every is 0: expected at least 1 second"),
+        (["--every", "0"], "--every is 0: expected 1 to 86400 seconds"),
+        (["--every", "nan"], "--every is nan: expected 1 to 86400 seconds"),
+        (["--every", "1e300"], "--every is 1e+300: expected 1 to 86400 seconds"),
         ([], "is not a segmint dataset"),
     ):
         done = CliRunner().invoke(app, ["status", str(tmp_path), *options])
