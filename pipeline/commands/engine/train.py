@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 import typer
 
 from segmint.pipeline.commands.common.arguments import AsJson, Overrides
-from segmint.pipeline.commands.common.console import guarded, print_message, print_result
+from segmint.pipeline.commands.common.console import guarded, print_message, print_next, print_result
 from segmint.pipeline.commands.common.extras import needs
 
 
@@ -58,4 +58,9 @@ def train(
         return
     from segmint.pipeline.engine.train.run import run_train
 
-    print_result(run_train(loaded, print_message), as_json)
+    trained = run_train(loaded, print_message)
+    print_result(trained, as_json)
+    if loaded.encoder_weights is None and loaded.text.clip is None:
+        weights = ("--weights", loaded.weights, "--weights", f"{trained.output}/{trained.record.file}")
+        datasets = dict.fromkeys(each.uri for each in loaded.datasets)
+        print_next(as_json, "evaluate", "points", *datasets, *weights, "--gate")

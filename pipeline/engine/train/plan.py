@@ -142,7 +142,7 @@ class TrainPlan:
             f"{counted(self.masks, 'mask')}; rate {optimizer.learning_rate:g} after "
             f"{counted(optimizer.warmup, 'step')} of warm-up{decays}{ends}",
             f"operations: {_flop(self.step_flop)} per step, {_flop(self.step_flop * config.steps)} in all{embedded}",
-            f"memory per {self.kind}: {size(cost.state_bytes + self.activation_bytes)}, of which "
+            f"memory per {self.kind}: {size(cost.state_bytes + self.activation_bytes)} of tensors, of which "
             f"{size(cost.state_bytes)} for weights, gradients, and optimizer, and {size(self.activation_bytes)} for "
             "activations in float32; less in bf16",
             f"time: {duration(3600 * self.device_hours / self.devices)} on {counted(self.devices, self.kind)}, or "
@@ -152,7 +152,11 @@ class TrainPlan:
         if options.price is not None:
             lines.append(f"cost: {number(options.price * self.device_hours)} at {options.price:g} per {hours[:-1]}")
         clip = "" if config.text.clip is None else "CLIP, "
-        return [*lines, f"{clip}evaluations, reading, and communication aren't counted", "Nothing was changed."]
+        return [
+            *lines,
+            f"{clip}the process itself, evaluations, reading, and communication aren't counted",
+            "Nothing was changed.",
+        ]
 
 
 def plan_train(config: TrainConfig, options: TrainPlanOptions) -> TrainPlan:

@@ -97,7 +97,9 @@ class TrainingResult:
             ),
         ]
         if best.one_click <= before.one_click and is_best:
-            lines.append("these weights are no better on them than the initial weights")
+            word = "worse" if best.one_click < before.one_click else "no better"
+            change = f"({before.one_click:.4f} → {best.one_click:.4f})"
+            lines.append(f"these weights are {word} on them than the initial weights {change}")
         return lines
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from typer.testing import CliRunner
 
 from segmint.catalogs.dataset.outputs import OUTPUTS, line_of, read_notes
 from segmint.catalogs.lineage import TRAINING, lineage_of
@@ -19,6 +20,7 @@ from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.model.sam.load import load_sam
+from segmint.pipeline.commands.cli import app
 from segmint.pipeline.engine.train.record import TrainingRecord
 from segmint.pipeline.engine.train.run import TrainingResult, run_train
 from segmint.pipeline.engine.train.settings import load_train_config
@@ -165,6 +167,17 @@ def test_a_run_without_a_measurement_says_why(ended, images, share, told):
     held = {**record.held_out, "images": images, "share": share}
     record = record.model_copy(update={"evaluations": type(record.evaluations)(), "held_out": held})
     assert TrainingResult(str(ended.output), record, new=True).lines()[1].endswith(told)
+
+
+def test_worse_weights_are_named_and_the_next_command_compares_them(ended):
+    record = record_of(ended.output)
+    scores = (0.9705, 0.964)
+    worse = [{**each, "one_click": score} for each, score in zip(record.evaluations, scores, strict=True)]
+    lines = TrainingResult("out", record.model_copy(update={"evaluations": worse}), new=True).lines()
+    assert "these weights are worse on them than the initial weights (0.9705 → 0.9640)" in lines
+    done = CliRunner().invoke(app, ["train", str(ended.config)])
+    weights = f"--weights mobile_sam --weights {ended.output}/{record.file}"
+    assert done.stderr.endswith(f"next: segmint evaluate points {ended.dataset} {weights} --gate\n")
 
 
 def test_a_parent_whose_record_is_damaged_is_refused(ended, tmp_path):
