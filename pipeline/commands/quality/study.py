@@ -5,7 +5,14 @@ from typing import Annotated
 import typer
 
 from segmint.pipeline.commands.common.arguments import AsJson, Config, Dataset, storage_of
-from segmint.pipeline.commands.common.console import guarded, print_checked, print_next, print_result
+from segmint.pipeline.commands.common.console import (
+    Printable,
+    guarded,
+    print_checked,
+    print_message,
+    print_next,
+    print_result,
+)
 from segmint.pipeline.quality.study.kind import IMAGES, StudyKind
 
 app = typer.Typer(
@@ -50,28 +57,35 @@ def sample(
     from segmint.infra.storage.location import Location
 
     storage = storage_of(config)
-    count = IMAGES[kind] if count is None else count
+    wanted = IMAGES[kind] if count is None else count
     if predictions and kind is not StudyKind.RATINGS:
         raise UsageError("--predictions needs --kind ratings")
     if kind is StudyKind.RATINGS:
         from segmint.pipeline.quality.study.ratings import sample_ratings
 
         models = [Location(storage, file) for file in predictions or ()]
-        print_result(
-            sample_ratings(Location(storage, dataset), models, count, seed, Location(storage, output)), as_json
-        )
+        study = sample_ratings(Location(storage, dataset), models, wanted, seed, Location(storage, output))
+        _print_sample(study, as_json, len(study.objects), count)
         print_next(as_json, "annotate", dataset, "--stage", "rate", "--study", output, config=config)
     elif kind is StudyKind.PRIVACY:
         from segmint.pipeline.quality.study.privacy.sample import sample_privacy
 
-        print_result(sample_privacy(Location(storage, dataset), count, seed, Location(storage, output)), as_json)
+        privacy = sample_privacy(Location(storage, dataset), wanted, seed, Location(storage, output))
+        _print_sample(privacy, as_json, privacy.images, count)
     else:
         from segmint.pipeline.quality.study.sample import sample_study
 
-        print_result(sample_study(Location(storage, dataset), count, seed, Location(storage, output)), as_json)
+        masks = sample_study(Location(storage, dataset), wanted, seed, Location(storage, output))
+        _print_sample(masks, as_json, masks.images, count)
         print_next(as_json, "annotate", dataset, "--study", output, config=config)
     answers = [] if kind is StudyKind.RATINGS else ["--corrected", "FILE" if kind is StudyKind.PRIVACY else dataset]
     print_next(as_json, "study", "score", output, *answers, config=config)
+
+
+def _print_sample(sample: Printable, as_json: bool, drawn: int, asked: int | None) -> None:
+    print_result(sample, as_json)
+    if asked is not None and drawn < asked and not as_json:
+        print_message(f"only {drawn:,} of the {asked:,} asked for")
 
 
 @app.command()

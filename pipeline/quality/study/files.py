@@ -36,5 +36,7 @@ def read_json(file: Location, otherwise: str) -> Any:
     """Read a JSON file. Raises `UsageError` if it is unreadable; the message starts with `otherwise`."""
     try:
         return json.loads(file.read())
-    except (NotFoundError, ValueError, RecursionError) as error:
+    except NotFoundError as error:
+        raise UsageError(f"{otherwise} ({file} doesn't exist)") from error
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"{otherwise} ({file}: {error})") from error

@@ -6,6 +6,7 @@ x 24 pixels are left out.
 
 import json
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import combinations
@@ -14,6 +15,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import TypeAdapter, ValidationError
 
 from segmint.catalogs.dataset.annotations.ratings import (
     HIGHEST,
@@ -28,6 +30,7 @@ from segmint.catalogs.dataset.annotations.ratings import (
 from segmint.catalogs.dataset.manifest import load_manifest
 from segmint.catalogs.dataset.outputs import note_output
 from segmint.catalogs.dataset.versions.record import VersionName, name_now
+from segmint.catalogs.layout import wrong_fields
 from segmint.infra.assets.cache import sha256_of
 from segmint.infra.errors import UsageError
 from segmint.infra.scratch import ScratchFolder
@@ -130,11 +133,16 @@ def load_ratings(folder: Location) -> RatingStudy:
     """Read a study of ratings. Raises `UsageError` if it doesn't exist or is damaged."""
     manifest = read_json(folder / MANIFEST, f"{folder} is not a study. Create one with `segmint study sample`")
     try:
-        objects = [RatedObject(each["image"], each["mask"], tuple(each["counts"])) for each in manifest["objects"]]
+        objects = TypeAdapter(tuple[RatedObject, ...]).validate_python(manifest["objects"])
+        names = TypeAdapter(tuple[str, ...]).validate_python(manifest["names"])
+        if any(len(each.counts) != len(names) for each in objects):
+            raise ValueError(f"expected {len(names)} masks per object")
         dataset = manifest["dataset"]
         version, config = VersionName(dataset["digest"], dataset["number"]), dataset["config_sha256"]
-        return RatingStudy(folder, tuple(manifest["names"]), tuple(objects), manifest["seed"], version, config)
-    except (KeyError, TypeError) as error:
+        return RatingStudy(folder, names, objects, manifest["seed"], version, config)
+    except ValidationError as error:
+        raise UsageError(f"{folder} is not a study of ratings, or it is damaged: {wrong_fields(error)}") from error
+    except (KeyError, TypeError, ValueError) as error:
         raise UsageError(f"{folder} is not a study of ratings, or it is damaged ({error!r})") from error
 
 
@@ -180,6 +188,8 @@ class RatingScore:
     drawn: int  # number of drawn masks
     raters: int
     ratings: int
+    by_rater: Mapping[str, int]
+    per_rater: int  # number of ratings that complete the study
     means: tuple[MeanRating, ...]
     differences: tuple[MeanRating, ...]
     not_checked: tuple[str, ...]
@@ -188,7 +198,9 @@ class RatingScore:
     def lines(self) -> list[str]:
         """Format the result as human-readable lines."""
         size = f"{counted(self.masks, 'mask')} of {counted(self.images, 'image')}"
-        lines = [f"{counted(self.ratings, 'rating')} by {counted(self.raters, 'rater')}; {self.drawn:,} masks drawn"]
+        given = ", ".join(f"{name} {count:,} of {self.per_rater:,}" for name, count in sorted(self.by_rater.items()))
+        by = f"{counted(self.raters, 'rater')}{f' ({given})' if given else ''}"
+        lines = [f"{counted(self.ratings, 'rating')} by {by}; {self.drawn:,} masks drawn"]
         lines += not_checked_lines(self.not_checked)
         if self.masks:
             lines.append(f"means over {size}; by mask 99 % intervals of Student's t; {basis(self.images)}")
@@ -202,7 +214,7 @@ class RatingScore:
 def score_ratings(folder: Location) -> RatingScore:
     """Summarize the ratings of a study. Raises `UsageError` if there is no study."""
     study = load_ratings(folder)
-    raters, other = set[str](), 0
+    raters, other = Counter[str](), 0
     given: list[dict[int, list[int]]] = []
     for variant in range(len(study.names)):
         root, found = study.root(variant), dict[int, list[int]]()
@@ -212,7 +224,7 @@ def score_ratings(folder: Location) -> RatingScore:
                 other += 1
             elif rating.score is not None:
                 found.setdefault(rating.mask, []).append(rating.score)
-                raters.add(rating.rater)
+                raters[rating.rater] += 1
         given.append(found)
     rated = [each for each in study.objects if all(each.mask in found for found in given)]
     scores = np.array([[np.mean(found[each.mask]) for found in given] for each in rated]).reshape(-1, len(given))
@@ -232,7 +244,9 @@ def score_ratings(folder: Location) -> RatingScore:
         len(set(images.tolist())),
         len(study.objects),
         len(raters),
-        sum(len(each) for found in given for each in found.values()),
+        raters.total(),
+        dict(raters),
+        len(study.objects) * len(study.names),
         means,
         tuple(
             replace(each, holm=one, holm_by_image=two)

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -82,7 +83,7 @@ def test_scores_are_those_of_scipy(dataset: Path, tmp_path: Path) -> None:
     assert [each.holm for each in found.differences] == pytest.approx(holm(ps))
     assert [each.holm_by_image for each in found.differences] == holm([each.p_by_image for each in found.differences])
     lines = found.lines()
-    assert lines[0] == "70 ratings by 2 raters; 12 masks drawn"
+    assert lines[0] == "70 ratings by 2 raters (ann 35 of 36, bo 35 of 36); 12 masks drawn"
     assert lines[1] == "not checked: 1 mask without a rating of each model and the ground truth"
     assert lines[2].startswith("means over 11 masks of 11 images; by mask 99 % intervals")
     assert lines[7].startswith(f"  small.json minus ground truth: {found.differences[0].mean:+.2f} (by mask ")
@@ -144,6 +145,28 @@ def test_a_study_without_ratings_and_files_that_are_refused(dataset: Path, tmp_p
         other.write_text(json.dumps(entries))
         with pytest.raises(UsageError, match=message):
             sample_ratings(location_of(dataset), [location_of(other)], 5, 0, place)
+    other.unlink()
+    with pytest.raises(UsageError, match=r"other\.json doesn't exist"):
+        sample_ratings(location_of(dataset), [location_of(other)], 5, 0, place)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"objects": [1]},
+        {"objects": [{"image": "x", "mask": 1, "counts": ["a", "b", "c"]}]},
+        {"objects": [{"image": 1, "mask": 1, "counts": ["a"]}]},
+        {"objects": [{"image": 1, "mask": 1, "counts": [1, 2, 3]}]},
+        {"names": 3},
+        {"dataset": []},
+    ],
+)
+def test_a_damaged_manifest_is_refused(dataset: Path, tmp_path: Path, damage: dict[str, Any]) -> None:
+    file = make_study(location_of(dataset), tmp_path).folder / "manifest.json"
+    value = {**json.loads(file.read()), **damage}
+    file.put(json.dumps(value).encode())
+    with pytest.raises(UsageError, match="is not a study of ratings, or it is damaged"):
+        load_ratings(location_of(tmp_path / "study"))
 
 
 @pytest.mark.parametrize(("effect", "masks"), [(0.2, 199), (0.5, 34), (0.8, 15)])
