@@ -23,6 +23,7 @@ from segmint.pipeline.masks.outputs import (
 )
 
 _JSON = ".json"
+_UNREADABLE = "/"  # no photograph has this name
 
 
 def is_photograph_folder(name: str, *, pairs: bool = True) -> bool:
@@ -53,7 +54,7 @@ def find_images(folder: str) -> tuple[dict[str, PhotographTask], list[str]]:
     found = find_photographs(storage, [folder], recursive=False)
     outputs = plan_outputs(found, None)
     there = existing_files(storage, outputs)
-    outputs = with_kept_files(outputs, there, lambda file: photograph_of(storage.read(file)) or "")
+    outputs = with_kept_files(outputs, there, lambda file: _photograph_in(storage, file) or "")
     sweep_temporary(outputs)
     names = {base_name(task.image.name) for task in outputs.tasks}
     stems = Counter(PurePosixPath(name).stem for name in names)
@@ -76,7 +77,15 @@ def _other_document(storage: Storage, task: PhotographTask, names: set[str], ste
     is_alone = stems[PurePosixPath(own).stem] == 1
     path = str(local_path(task.image.name))
     for file in (path.removesuffix(PurePosixPath(path).suffix) + _JSON, path + _JSON):
-        found = photograph_of(storage.read(file)) if Path(file).is_file() else None
-        if found == own or (found is not None and found not in names and is_alone):
+        found = _photograph_in(storage, file) if Path(file).is_file() else None
+        if found in (own, _UNREADABLE) or (found is not None and found not in names and is_alone):
             return file
     return task.target
+
+
+def _photograph_in(storage: Storage, file: str) -> str | None:
+    """Return the file name in a JSON file like `photograph_of`, or `_UNREADABLE` if the file can't be read."""
+    try:
+        return photograph_of(storage.read(file))
+    except SegmintError:
+        return _UNREADABLE

@@ -15,6 +15,7 @@ from PIL import Image
 from segmint.catalogs.dataset.annotations.submissions import Submission, base_digest, put_submission
 from segmint.catalogs.dataset.commits import CommitLog
 from segmint.catalogs.dataset.manifest import load_manifest
+from segmint.infra.storage.errors import AccessRefusedError
 from segmint.infra.storage.storage import Storage
 from segmint.operators.rows import Row
 from segmint.operators.shards.committed_rows import read_committed_rows
@@ -287,6 +288,22 @@ def test_other_names_of_json_files(tmp_path: Path) -> None:
     assert is_photograph_folder(str(tmp_path))
     assert not is_photograph_folder(str(tmp_path), pairs=False)
     assert not is_photograph_folder(str(tmp_path / "a.png"))
+
+
+def test_a_json_that_cannot_be_read_only_skips_its_photograph(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_masks(folder / "c.json", BOXES[0])
+    read = Storage.read
+
+    def refused(self: Storage, uri: str, *arguments: Any, **named: Any) -> bytes:
+        if uri.endswith(("b.masks.json", "c.json")):
+            raise AccessRefusedError(f"cannot read {uri}: permission denied")
+        return read(self, uri, *arguments, **named)
+
+    monkeypatch.setattr(Storage, "read", refused)
+    (folder / WORKING).mkdir()
+    found = opened(folder).update("photos")
+    assert [Path(line.partition(": ")[0]).name for line in found] == ["b.masks.json", "c.json"]
+    assert all(line.endswith("permission denied") for line in found)
 
 
 KILLED = """
