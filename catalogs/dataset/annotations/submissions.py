@@ -14,7 +14,7 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from segmint.catalogs.dataset.annotations.names import (
     ANNOTATIONS,
@@ -28,7 +28,7 @@ from segmint.catalogs.dataset.annotations.run_lengths import canonical_area
 from segmint.catalogs.dataset.annotations.saved import SavedRecord, parse_saved, put_saved, read_saved
 from segmint.catalogs.frozen import Frozen
 from segmint.catalogs.layout import MOST_PIXELS, canonical_json, wrong_fields
-from segmint.infra.errors import SegmintError
+from segmint.infra.errors import SegmintError, UsageError
 from segmint.infra.storage.location import Location
 from segmint.infra.threads import map_ahead
 
@@ -45,6 +45,8 @@ _READERS = 16
 _NEAR = 1e-6  # pixels that a box may exceed its image, to allow for rounding
 
 _CONTROL = frozenset({"Cc", "Cs", "Zl", "Zp"})  # control characters, surrogates, line and paragraph separators
+_JOINERS = "\u200c\u200d"  # required in names of several scripts
+_SHOWN = 60  # maximum length of a wrong value in an error
 
 
 class SubmissionError(SegmintError):
@@ -78,6 +80,20 @@ _Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 _Side = Annotated[int, Field(ge=1, le=65_535)]
 _Pixels = Annotated[float, Field(ge=0, le=65_535, allow_inf_nan=False)]
 _MaskId = Annotated[int, Field(ge=0, lt=1 << 53)]
+
+
+def check_name(text: str) -> str:
+    """Validate an annotator's name and return it unchanged.
+
+    Raises `UsageError` if submissions can't contain the name, or if it changes the direction of nearby text.
+    """
+    try:
+        name = TypeAdapter(Annotator).validate_python(text)
+    except ValidationError as error:
+        raise UsageError(f"the name {text[:_SHOWN]!r} can't be used: {wrong_fields(error)}") from error
+    if any(unicodedata.category(letter) == "Cf" and letter not in _JOINERS for letter in name):
+        raise UsageError(f"the name {text[:_SHOWN]!a} can't be used: it contains invisible characters")
+    return name
 
 
 class _StrictRecord(Frozen):

@@ -80,10 +80,11 @@ def annotate(
     # once, when it loads.
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 
+    from segmint.catalogs.dataset.annotations.submissions import check_name
     from segmint.infra.errors import UsageError
     from segmint.infra.storage.location import Location
     from segmint.infra.wording import counted
-    from segmint.pipeline.engine.annotate.access import check_name, parse_origin
+    from segmint.pipeline.engine.annotate.access import parse_origin
     from segmint.pipeline.engine.annotate.app import make_app
     from segmint.pipeline.engine.annotate.queue import QueueOptions
     from segmint.pipeline.engine.annotate.server import AnnotateOptions, open_view, serve

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from segmint.catalogs.dataset.annotations.submissions import check_name
 from segmint.catalogs.dataset.commits import Commit, CommitLog
 from segmint.catalogs.dataset.handle import DatasetHandle
 from segmint.catalogs.dataset.manifest import DatasetManifest, load_manifest
@@ -241,6 +242,8 @@ def _check(asked: ImportRequest) -> None:
     for option, value in (("--license", asked.license), ("--annotator", asked.annotator)):
         if value is not None and not value.strip():
             raise UsageError(f"{option} is empty. Pass a value, or omit the option.")
+    if asked.annotator is not None:
+        check_name(asked.annotator)
 
 
 def _nothing_found(dataset: Location, asked: ImportRequest, staged: StagedMasks) -> str:

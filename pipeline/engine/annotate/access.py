@@ -11,17 +11,13 @@ annotator's session. The server then rejects requests from the first annotator's
 saved under the second annotator's name.
 """
 
-import unicodedata
 from dataclasses import dataclass
 from urllib.parse import quote, unquote, urlsplit
 
-from pydantic import TypeAdapter, ValidationError
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp
 
-from segmint.catalogs.dataset.annotations.submissions import Annotator
-from segmint.catalogs.layout import wrong_fields
 from segmint.infra.errors import UsageError
 from segmint.pipeline.serving.door import KEY, HeadersMiddleware, OneTimeKeys
 
@@ -34,8 +30,6 @@ WHO = "x-segmint-annotator"
 MOST_ANNOTATORS = 1000
 
 _READS = ("GET", "HEAD")
-_JOINERS = "\u200c\u200d"  # required in names of several scripts
-_SHOWN = 60  # maximum length of a wrong value in an error
 
 _SPENT = """\
 <!doctype html>
@@ -67,20 +61,6 @@ class ServerOrigin:
     def secure(self) -> bool:
         """True if browsers use HTTPS."""
         return self.text.startswith("https:")
-
-
-def check_name(text: str) -> str:
-    """Validate an annotator's name and return it unchanged.
-
-    Raises `UsageError` if submissions can't contain the name, or if it changes the direction of nearby text.
-    """
-    try:
-        name = TypeAdapter(Annotator).validate_python(text)
-    except ValidationError as error:
-        raise UsageError(f"the name {text[:_SHOWN]!r} can't be used: {wrong_fields(error)}") from error
-    if any(unicodedata.category(letter) == "Cf" and letter not in _JOINERS for letter in name):
-        raise UsageError(f"the name {text[:_SHOWN]!a} can't be used: it contains invisible characters")
-    return name
 
 
 def parse_origin(text: str) -> ServerOrigin:

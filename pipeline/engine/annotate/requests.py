@@ -15,9 +15,9 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from segmint.catalogs.dataset.annotations.saved import RemovedImageError
-from segmint.catalogs.dataset.annotations.submissions import SubmissionError
+from segmint.catalogs.dataset.annotations.submissions import SubmissionError, check_name
 from segmint.infra.errors import UsageError
-from segmint.pipeline.engine.annotate.access import NotOwnerError, Team, check_name
+from segmint.pipeline.engine.annotate.access import NotOwnerError, Team
 from segmint.pipeline.engine.annotate.source import ConflictError, ImageGoneError, ImageSource, NotReadyError
 from segmint.pipeline.serving.responses import PROBLEMS as SHARED_PROBLEMS
 from segmint.pipeline.serving.responses import image_of, jpeg_response, json_response, page_routes, problem

@@ -443,3 +443,5 @@ def test_nothing_is_changed_without_consent(place: DatasetPath) -> None:
         list_import(place.location, replace(asked, source="robot"))
     with pytest.raises(UsageError, match="--annotator is empty"):
         list_import(place.location, replace(asked, annotator=" "))
+    with pytest.raises(UsageError, match=r"can't be used: .* control character"):
+        list_import(place.location, replace(asked, annotator="Ada\x1b[2J"))

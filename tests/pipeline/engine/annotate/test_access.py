@@ -10,8 +10,9 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
+from segmint.catalogs.dataset.annotations.submissions import check_name
 from segmint.infra.errors import UsageError
-from segmint.pipeline.engine.annotate.access import Team, TeamGuard, check_name, parse_origin
+from segmint.pipeline.engine.annotate.access import Team, TeamGuard, parse_origin
 
 PORT = 8765
 HERE = f"http://127.0.0.1:{PORT}"
