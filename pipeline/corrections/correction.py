@@ -57,6 +57,7 @@ class Revision:
     needed: Callable[[Commit], bool] = lambda _: True  # skips shards more cheaply than by reading all rows
     only: OneTable | None = None  # the only table that the function reads and changes, or None for whole shards
     catalog_generation: int | None = None  # oldest manifest generation whose catalog the function may read
+    tombstones: tuple[str, ...] = ()  # names of the tombstones that the correction completely applies
     on_ray: bool = True  # False if only this process can make the change, for example because it holds the GPU
 
 
@@ -143,9 +144,10 @@ def correct(
     if confirm is not None:
         confirm(plan.listed)
     plan = correction.prepare(dataset, plan)
-    outcome = revise(dataset, correction.revision(dataset, plan), resources)
+    revision = correction.revision(dataset, plan)
+    outcome = revise(dataset, revision, resources)
     correction.clean_up(dataset, plan)
-    version = put_version(dataset.location, correction.command, plan.reason, now)
+    version = put_version(dataset.location, correction.command, plan.reason, now, revision.tombstones)
     outcome = replace(outcome, outputs=tuple(line_of(note) for note in read_notes(dataset.location)))
     return correction.result(dataset, plan, outcome, version)
 

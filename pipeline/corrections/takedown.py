@@ -202,6 +202,7 @@ class _Takedown:
             shards=by_shard(plan.images, dataset.manifest().images_per_shard).keys(),
             change=lambda _, rows: [without_removed(row, taken) for row in rows],
             needed=lambda commit: names_removed(dataset.location, commit, taken),
+            tombstones=plan.tombstones,
         )
 
     def clean_up(self, dataset: DatasetHandle, plan: _TakedownPlan) -> None:

@@ -475,8 +475,15 @@ DATASET_MUTANTS = (
     Mutant(
         "a version hides a takedown that didn't finish",
         "catalogs/dataset/versions/record.py",
-        'if command != "takedown" and (unfinished',
-        "if False and (unfinished",
+        "if unfinished := unfinished_takedowns(dataset, latest, applied):",
+        "if unfinished := list[str]():",
+        "tests/pipeline/corrections/test_correction.py",
+    ),
+    Mutant(
+        "a takedown records another one that died as finished",
+        "catalogs/dataset/versions/record.py",
+        "if unfinished := unfinished_takedowns(dataset, latest, applied):",
+        'if command != "takedown" and (unfinished := unfinished_takedowns(dataset, latest)):',
         "tests/pipeline/corrections/test_correction.py",
     ),
     Mutant(

@@ -7,7 +7,7 @@ intact, and that each version names the digest of the version before it.
 import hashlib
 import json
 import re
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Collection, Container, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -219,11 +219,18 @@ def name_now(dataset: Location) -> VersionName:
     return VersionName(digest, latest.number if latest is not None and latest.digest == digest else None)
 
 
-def put_version(dataset: Location, command: str, reason: str | None = None, now: datetime | None = None) -> VersionName:
+def put_version(
+    dataset: Location,
+    command: str,
+    reason: str | None = None,
+    now: datetime | None = None,
+    applied: Collection[str] = (),
+) -> VersionName:
     """Record the current state of a dataset as a new version, at the end of a build or correction; return its name.
 
     `command` is the command that changed the dataset, `reason` is the user's reason, and `now` defaults to the current
-    time. If several processes call this function at the same time, each takes the next free number.
+    time. `applied` contains the names of the tombstones that this command has completely applied. If several processes
+    call this function at the same time, each takes the next free number.
 
     This function doesn't record a version if the digest hasn't changed, or if a takedown isn't finished. It also
     records nothing if the latest version's file is damaged, or if files that the latest version lists are missing or
@@ -249,7 +256,7 @@ def put_version(dataset: Location, command: str, reason: str | None = None, now:
                 paths = some([*difference.changed, *difference.missing])
                 get_logger("versions").warning("not recorded", version=latest.number, changed_or_missing=paths)
                 return VersionName(snapshot.digest, None)
-        if command != "takedown" and (unfinished := unfinished_takedowns(dataset, latest)):
+        if unfinished := unfinished_takedowns(dataset, latest, applied):
             get_logger("versions").warning("not recorded", unfinished_takedowns=some(unfinished))
             return VersionName(snapshot.digest, None)
         version = Version(
@@ -267,12 +274,12 @@ def put_version(dataset: Location, command: str, reason: str | None = None, now:
             return version.name
 
 
-def unfinished_takedowns(dataset: Location, latest: Version | None) -> list[str]:
-    """Return the paths of tombstones that the latest version doesn't list.
+def unfinished_takedowns(dataset: Location, latest: Version | None, applied: Collection[str] = ()) -> list[str]:
+    """Return the paths of tombstones that aren't among the names `applied`, and that the latest version doesn't list.
 
-    A takedown records a version at its end, so these takedowns aren't finished.
+    A takedown records a version after it has applied all tombstones that the version lists, so these aren't finished.
     """
-    paths = (f"{TOMBSTONES}/{entry.name}" for entry in list_tombstones(dataset))
+    paths = (f"{TOMBSTONES}/{entry.name}" for entry in list_tombstones(dataset) if entry.name not in applied)
     return [path for path in paths if latest is None or path not in latest.files]
 
 

@@ -8,7 +8,7 @@ import pytest
 from segmint.catalogs.dataset.commits import Commit
 from segmint.catalogs.dataset.sweep import sweep
 from segmint.catalogs.dataset.tombstones import TakedownRequest
-from segmint.catalogs.dataset.versions.record import put_version
+from segmint.catalogs.dataset.versions.record import name_now, put_version
 from segmint.infra.ray_session import Cluster
 from segmint.operators.rows import Row
 from segmint.operators.shards.committed_rows import read_committed_rows
@@ -72,9 +72,28 @@ def test_two_takedowns_at_once_are_both_done(place: DatasetPath, call: str) -> N
         take(place, 1)
         late.finish()
     assert late.error is None
+    assert name_now(place.location).number is not None
     assert mentions(Path(place.uri), ["image-0", "image-1"]) == []
     assert audit_integrity(place.location).findings.total == 0
     assert not [path for path in contents(place) if path.startswith("reservations/")]
+
+
+@pytest.mark.parametrize("call", ["create commits", "walk dataset/masks"])
+def test_a_takedown_does_not_record_another_that_died_as_finished(place: DatasetPath, call: str) -> None:
+    with stepping():
+        done = until(SteppedThreads(lambda: take(place, 0)), call)  # it has read the tombstones, and found only its own
+        dead = until(SteppedThreads(lambda: take(place, 1)), "create tombstones")
+        dead.step()
+        dead.kill()
+        done.finish()
+    assert done.error is None
+    assert name_now(place.location).number is None
+    assert put_version(place.location, "build").number is None
+    assert len(repair(place.location).unfinished) == 2, "no version lists the other's tombstone, either"
+    take(place, 1)
+    assert name_now(place.location).number == 1
+    assert repair(place.location).unfinished == []
+    assert mentions(Path(place.uri), ["image-0", "image-1"]) == []
 
 
 @pytest.mark.parametrize("call", ["create dataset/dataset.g2", "create commits"])

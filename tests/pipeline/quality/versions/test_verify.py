@@ -37,7 +37,7 @@ def whole() -> Iterator[Location]:
         tombstone = Tombstone(request=TakedownRequest(ids=("8",)), reason="asked", when="now", images=(image,))
         put_tombstone(place.location, tombstone)
         write_shards_index(place.location, "protocol")
-        put_version(place.location, "takedown")
+        put_version(place.location, "takedown", applied=[tombstone.name])
         yield place.location
 
 
