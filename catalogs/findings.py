@@ -108,7 +108,7 @@ SENTENCES = {
     Code.MASK_COUNT: "An image's mask count differs from the mask table.",
     Code.UNKNOWN_REASON: "A rejected row has an unknown reason, and no custom stage rejected it.",
     Code.INCOMPLETE_REJECT: "A rejected row has no image_id, uri, stage, or detail.",
-    Code.BAD_TOMBSTONE: "A file in `tombstones/` or `fingerprints/` is unreadable or was changed.",
+    Code.BAD_TOMBSTONE: "A file in `tombstones/` or `fingerprints/` is unreadable, was changed, or is missing.",
     Code.BAD_VERSION: "A recorded version was deleted or changed, or doesn't follow the one before it.",
     Code.UNLIKE_VERSION: "A manifest, commit, or tombstone of the last recorded version is missing or changed.",
     Code.BAD_INDEX: "`shards.json` doesn't list the tars of the latest commits; the build command rewrites it.",

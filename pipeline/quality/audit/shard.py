@@ -6,16 +6,18 @@ compares tables, and `tar.py` compares JPEGs and JSON files.
 
 import hashlib
 import io
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 
 import pyarrow as pa
 
 from segmint.catalogs.dataset.annotations.assignments import merged_assignment
 from segmint.catalogs.dataset.commits import Commit
-from segmint.catalogs.dataset.tombstones import NO_NAMES, RemovedNames
-from segmint.catalogs.findings import Code, FindingCollector, FindingLocation, Findings
+from segmint.catalogs.dataset.tombstones import BLANK, NO_NAMES, RemovedNames, read_tombstones, removed_images
+from segmint.catalogs.findings import Code, Finding, FindingCollector, FindingLocation, Findings
 from segmint.catalogs.layout import DamagedDatasetError
+from segmint.catalogs.reasons import Reason
 from segmint.catalogs.stages import StageColumn
 from segmint.infra.storage.errors import NotFoundError, ObjectTooLargeError
 from segmint.infra.storage.location import Location
@@ -184,6 +186,7 @@ class ShardAudit:
 
     def _audit_rows(self, tables: ShardTables, images: list[Row], masks: ShardMasks) -> None:
         self._findings.extend(audit_taken_down(tables, self._plan.taken, self._names))
+        self._findings.extend(self._audit_tombstones(tables.rejects))
         if self._catalog is not None:
             self._findings.extend(audit_catalog_names(self._catalog, self._names, self._places["images"]))
             self._findings.extend(audit_catalog_rows(tables, self._catalog))
@@ -207,6 +210,18 @@ class ShardAudit:
         self._checked += CheckedCounts(images=len(images))
         if self._look is not None:
             self._findings.extend(self._look.look_at_rows(images, self._catalog, self._places["images"]))
+
+    def _audit_tombstones(self, rejects: pa.Table) -> Iterator[Finding]:
+        """Yield findings for rows that a takedown emptied but that no tombstone lists."""
+        rows = [row for row in rejects.to_pylist() if row["reason"] == Reason.TAKEN_DOWN and row["image_id"] == BLANK]
+        if all(row["ordinal"] in self._plan.taken for row in rows):
+            return
+        with suppress(DamagedDatasetError):  # already a finding
+            listed = removed_images(read_tombstones(self._dataset))  # again: a takedown may have begun meanwhile
+            for row in rows:
+                if row["ordinal"] not in listed:
+                    place = self._places["rejects"].of_image(row["id"])
+                    yield place.finding(Code.BAD_TOMBSTONE, "a tombstone of this row", "none", f"id {row['id']}")
 
     def _audit_tar(self, images: list[Row], masks: ShardMasks | None) -> None:
         """Audit the tar's digest. If `masks` are available, audit its members, too."""

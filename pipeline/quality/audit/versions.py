@@ -1,15 +1,23 @@
 """Comparison of a dataset with its recorded versions, and of an audit with the dataset's current version."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from segmint.catalogs.dataset.commits import Commit, CommitLog
 from segmint.catalogs.dataset.manifest import DatasetManifest
 from segmint.catalogs.dataset.shards_index import index_problem
+from segmint.catalogs.dataset.tombstones import TOMBSTONES, read_tombstones
 from segmint.catalogs.dataset.versions.digest import Snapshot, SnapshotComparison, compare_snapshots, take_snapshot
-from segmint.catalogs.dataset.versions.record import Version, VersionName, read_history
+from segmint.catalogs.dataset.versions.record import (
+    VERSIONS,
+    Version,
+    VersionName,
+    read_history,
+    version_numbers,
+)
 from segmint.catalogs.findings import Code, Finding, FindingLocation
-from segmint.catalogs.layout import SHARDS_INDEX, parse_commit_path
+from segmint.catalogs.layout import SHARDS_INDEX, DamagedDatasetError, parse_commit_path
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
 from segmint.infra.wording import some
@@ -36,6 +44,7 @@ def audit_version(dataset: Location) -> AuditedVersion:
     findings = list(history.problems)
     snapshot = take_snapshot(dataset, use_cache=False)
     if history.latest is None:
+        findings += takedowns_without_version(dataset)
         return AuditedVersion(VersionName(snapshot.digest, None), tuple(findings), ())
     latest = history.latest
     difference = compare_snapshots(latest.snapshot, snapshot)
@@ -49,6 +58,17 @@ def audit_version(dataset: Location) -> AuditedVersion:
         )
     number = latest.number if latest.digest == snapshot.digest else None
     return AuditedVersion(VersionName(snapshot.digest, number), tuple(findings), tuple(notes), changing)
+
+
+def takedowns_without_version(dataset: Location) -> Iterator[Finding]:
+    """Yield a finding if there is a tombstone but no version, although the takedown should have recorded one."""
+    tombstones = []
+    with suppress(DamagedDatasetError):  # already a finding
+        tombstones = [each for each in read_tombstones(dataset) if each.version_before is not None]
+    if tombstones and not version_numbers(dataset):  # listed last: a takedown may have ended meanwhile
+        expected = f"the version that the takedown of {TOMBSTONES}/{tombstones[0].name} records when it ends"
+        found = "no version: it didn't finish (run it again), or versions were removed"
+        yield FindingLocation(f"{VERSIONS}/").finding(Code.BAD_VERSION, expected, found)
 
 
 def audit_index(

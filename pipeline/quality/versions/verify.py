@@ -21,7 +21,7 @@ from segmint.catalogs.dataset.summaries import (
     sums_of,
 )
 from segmint.catalogs.dataset.sweep import GRACE
-from segmint.catalogs.dataset.tombstones import TOMBSTONES, damaged_tombstones, read_tombstones
+from segmint.catalogs.dataset.tombstones import TOMBSTONES, damaged_tombstones
 from segmint.catalogs.dataset.unaccounted import judge_doubtful, list_doubtful
 from segmint.catalogs.dataset.versions.digest import (
     Snapshot,
@@ -33,7 +33,6 @@ from segmint.catalogs.dataset.versions.digest import (
 )
 from segmint.catalogs.dataset.versions.record import (
     FULL_DIGEST,
-    VERSIONS,
     RemovedVersionError,
     Version,
     VersionName,
@@ -59,6 +58,7 @@ from segmint.infra.storage.stores import NO_TIME, ObjectInfo
 from segmint.infra.threads import map_ahead
 from segmint.infra.wording import counted, size, some
 from segmint.pipeline.quality.audit.canonical import audit_canonical_json
+from segmint.pipeline.quality.audit.versions import takedowns_without_version
 from segmint.pipeline.quality.evidence.check import key_id
 from segmint.pipeline.quality.evidence.signatures import read_public_key, signature_problem, signers
 
@@ -163,7 +163,8 @@ def verify_dataset(
             recorded = f"no {'intact ' * bool(history.problems)}version is recorded"
             unproven = f"the commits and the catalog: {recorded}. The other files were compared with them"
             reading.not_checked += [] if pin else [unproven]
-            reading.problems += _takedowns_without_version(dataset)
+            lost = takedowns_without_version(dataset)
+            reading.problems += [f"{each.file}: expected {each.expected}; found {each.found}" for each in lost]
         else:
             _compare(reading, version)
     snapshot = Snapshot.of(reading.leaves)
@@ -400,19 +401,6 @@ def _compare(reading: _VerifyState, version: Version) -> None:
 
 
 _ADDED = "written by an unfinished build or correction (run it again to record it), or by something else"
-
-
-def _takedowns_without_version(dataset: Location) -> Iterator[str]:
-    """Yield a problem if there is a tombstone but no version, although the takedown should have recorded one."""
-    tombstones = []
-    with suppress(DamagedDatasetError):  # already among the problems
-        tombstones = [each for each in read_tombstones(dataset) if each.version_before is not None]
-    if tombstones:
-        path = f"{TOMBSTONES}/{tombstones[0].name}"
-        yield (
-            f"{VERSIONS}/: no version, but the takedown of {path} should have recorded one. It didn't finish (run "
-            "it again), or versions were removed"
-        )
 
 
 def _check_summaries(reading: _VerifyState, held: Sequence[ListedCommit]) -> None:

@@ -296,6 +296,15 @@ def refuse_row(dataset: Path, uri: str) -> Row:
     return refused
 
 
+def test_a_row_without_its_tombstone_is_a_finding(dataset: Path) -> None:
+    done = take(dataset)
+    assert audit_integrity(location_of(dataset)).findings.total == 0
+    shutil.rmtree(dataset / "tombstones")
+    shutil.rmtree(dataset / "versions")
+    findings = [each for each in audit_integrity(location_of(dataset)).findings if each.code == "bad_tombstone"]
+    assert [finding.expected for finding in findings] == ["a tombstone of this row"] * done.rows
+
+
 def test_a_row_that_a_build_refused_for_its_bytes_is_blanked_by_the_next_takedown(dataset: Path) -> None:
     take(dataset)
     refused = refuse_row(dataset, "photo_004.jpg")

@@ -14,9 +14,11 @@ from segmint.catalogs.dataset.shards_index import write_shards_index
 from segmint.catalogs.dataset.tombstones import RemovedImage, TakedownRequest, Tombstone, put_tombstone
 from segmint.catalogs.dataset.versions import digest
 from segmint.catalogs.dataset.versions.record import VersionName, name_now, put_version, read_version, version_numbers
+from segmint.catalogs.findings import Code
 from segmint.catalogs.layout import data_path
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
+from segmint.pipeline.quality.audit.versions import audit_version
 from segmint.pipeline.quality.versions import verify
 from segmint.pipeline.quality.versions.verify import VerifyResult, verify_dataset
 from tests.support.committed import sum_commits
@@ -221,7 +223,8 @@ def test_the_last_version_is_missed_by_its_signature_and_by_takedowns(whole: Loc
     asked = TakedownRequest(ids=("7",))
     put_tombstone(whole, Tombstone(request=asked, reason="asked", when="now", version_before=before, images=(image,)))
     (problem,) = verify_dataset(whole).problems
-    assert problem.startswith("versions/: no version, but the takedown of tombstones/")
+    assert problem.startswith("versions/: expected the version that the takedown of tombstones/")
+    assert [each.code for each in audit_version(whole).findings] == [Code.BAD_VERSION]
 
 
 def test_a_dataset_without_a_version_is_compared_with_its_commits(whole: Location) -> None:
