@@ -118,9 +118,9 @@ def _check_signatures(
     covered, signer = published, None
     if SIGNED_SUMS in names:
         file = read(SIGNED_SUMS)
-        signer = _signed_in(file)[33:65]
-        done.signers.append(key_id(signer) if _signed_in(file)[18:29] == b"ssh-ed25519" else "another key")
-        if file != signature_file(signer, SUMS_NAMESPACE, _signed_in(file)[-64:]):
+        signer = signed_in(file)[33:65]
+        done.signers.append(key_id(signer) if signed_in(file)[18:29] == b"ssh-ed25519" else "another key")
+        if file != signature_file(signer, SUMS_NAMESPACE, signed_in(file)[-64:]):
             other = _unsupported(file)
             where = done.not_checked if other else done.problems
             where.append(f"{SIGNED_SUMS}: {other or f'not a signature by ssh-keygen -Y sign -n {SUMS_NAMESPACE}'}")
@@ -357,7 +357,7 @@ def check_signature(key: bytes, namespace: str, message: bytes, file: bytes) -> 
     If neither `cryptography` nor a working `ssh-keygen` is installed, or the type isn't supported, returns None and the
     reason.
     """
-    signature = _signed_in(file)[-64:]
+    signature = signed_in(file)[-64:]
     if file != signature_file(key, namespace, signature):
         return (None, other) if (other := _unsupported(file)) else (False, "its form")
     try:
@@ -392,7 +392,7 @@ def _checked_by_openssh(key: bytes, namespace: str, message: bytes, file: bytes)
     return (False, "ssh-keygen") if "incorrect signature" in said else (None, f"{tool} failed: {said[:200]}")
 
 
-def _signed_in(file: bytes) -> bytes:
+def signed_in(file: bytes) -> bytes:
     """Decode a signature file. Returns nothing if it is malformed.
 
     For an Ed25519 key, bytes 33 to 64 are the public key, and the last 64 bytes are the signature.
@@ -405,7 +405,7 @@ def _signed_in(file: bytes) -> bytes:
 
 def _unsupported(file: bytes) -> str:
     """Explain why a signature file of OpenSSH can't be checked here; nothing for Ed25519 and for any other file."""
-    match, supported = _SSHSIG.match(_signed_in(file)), "ssh-ed25519 with sha512"
+    match, supported = _SSHSIG.match(signed_in(file)), "ssh-ed25519 with sha512"
     kind = b" with ".join(match.groups()).decode() if match else supported
     return "" if kind == supported else f"a signature of type {kind}, expected {supported}"
 

@@ -7,7 +7,7 @@ import hashlib
 import importlib.util
 import json
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -34,7 +34,7 @@ from segmint.pipeline.quality.audit.result import AuditReport
 from segmint.pipeline.quality.audit.result_json import to_dict
 from segmint.pipeline.quality.audit.result_text import result_lines
 from segmint.pipeline.quality.evidence import check
-from segmint.pipeline.quality.evidence.signatures import signature_path, signers
+from segmint.pipeline.quality.evidence.signatures import is_signature, signature_path, signers
 from segmint.pipeline.quality.study.privacy.score import PrivacyScore
 from segmint.pipeline.serving.documents import document_templates
 
@@ -82,7 +82,9 @@ def write_evidence(
     number = report.version.number
     name = manifest_name(pinned.generation)
     audit = to_dict(replace(report, dataset=pinned.manifest.name))  # not the path on the auditor's machine
-    signatures = [] if number is None else [(key, signature_path(number, key)) for key in signers(dataset, number)]
+    paths = {} if number is None else {key: signature_path(number, key) for key in signers(dataset, number)}
+    signatures = [(key, path) for key, path in paths.items() if is_signature(dataset / path, key, snapshot.digest)]
+    not_signed = sorted(paths.keys() - dict(signatures))
     value = {
         "schema_version": check.SCHEMA_VERSION,
         "dataset": {
@@ -124,7 +126,7 @@ def write_evidence(
         **({} if study is None else {check.STUDY: _json(asdict(study))}),
         check.CHECK: Path(check.__file__).read_bytes(),
     }
-    files[check.PAGE] = render_evidence(json.loads(files[check.EVIDENCE]), report, study).encode()
+    files[check.PAGE] = render_evidence(json.loads(files[check.EVIDENCE]), report, study, not_signed).encode()
     sums = "".join(f"{hashlib.sha256(files[path]).hexdigest()}  {path}\n" for path in sorted(files)).encode()
     sha256 = hashlib.sha256(sums).hexdigest()
     if not (folder / check.EVIDENCE).put_if_absent(files[check.EVIDENCE]):  # only one of several runs continues
@@ -170,11 +172,17 @@ def _json(value: Mapping[str, Any]) -> bytes:
     return f"{json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)}\n".encode()
 
 
-def render_evidence(evidence: Mapping[str, Any], report: AuditReport, study: PrivacyScore | None) -> str:
-    """Render an HTML page with the contents of `evidence.json` and the output of `segmint audit`."""
+def render_evidence(
+    evidence: Mapping[str, Any], report: AuditReport, study: PrivacyScore | None, not_signed: Sequence[str]
+) -> str:
+    """Render an HTML page with the contents of `evidence.json` and the output of `segmint audit`.
+
+    `not_signed` contains the keys of signature files that aren't valid signatures of the digest.
+    """
     return _TEMPLATES.get_template("evidence.html.j2").render(
         evidence=evidence,
         sentences={code.value: sentence for code, sentence in SENTENCES.items()},
         lines="\n".join(result_lines(report)),
         study=study,
+        not_signed=not_signed,
     )

@@ -112,6 +112,14 @@ def signers(dataset: Location, number: int) -> list[str]:
     return sorted(match[2] for match in matches if match is not None and int(match[1]) == number)
 
 
+def is_signature(file: Location, identity: str, digest: str) -> bool:
+    """Return whether a file contains a valid signature of this digest by the key with this id."""
+    data = file.read()
+    key = check.signed_in(data)[33:65]
+    valid, _ = check.check_signature(key, check.DIGEST_NAMESPACE, check.digest_line(digest), data)
+    return check.key_id(key) == identity and bool(valid)
+
+
 def read_public_key(file: Location) -> bytes:
     """Read a raw public Ed25519 key from a file in PEM or OpenSSH format. Raises `UsageError` for anything else."""
     data = _read(file)

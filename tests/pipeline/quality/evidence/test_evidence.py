@@ -1,14 +1,17 @@
 """What a folder of evidence says of an audit, and where it may be."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from segmint.catalogs.dataset.versions.record import VersionName, name_now
 from segmint.infra.errors import UsageError
 from segmint.pipeline.quality.audit.result_json import read_audit
+from segmint.pipeline.quality.evidence import check
 from segmint.pipeline.quality.evidence.evidence import check_target, write_evidence
 from tests.support.html import parse_page
 from tests.support.locations import location_of
@@ -74,3 +77,24 @@ def test_of_two_runs_into_one_folder_the_second_writes_nothing(evidence_folder: 
     with pytest.raises(UsageError, match=r"another run wrote evidence\.json\. Pass an empty folder"):
         write_evidence(dataset, report, QUICK, location_of(tmp_path))
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("evidence.json", "{}")]
+
+
+def test_only_valid_signatures_of_the_digest_are_listed(evidence_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(evidence_folder.parent / "dataset", tmp_path / "dataset")
+    dataset, folder = location_of(tmp_path / "dataset"), location_of(tmp_path / "evidence")
+    (signed,) = (path.name for path in (tmp_path / "dataset/versions").glob("1.*.sig"))
+    key = Ed25519PrivateKey.generate()
+    public = key.public_key().public_bytes_raw()
+    of_another = key.sign(check.signed_bytes(check.DIGEST_NAMESPACE, check.digest_line("0" * 64)))
+    copied, garbage = check.key_id(public), "0" * 16
+    (dataset / f"versions/1.{copied}.sig").put(check.signature_file(public, check.DIGEST_NAMESPACE, of_another))
+    (dataset / f"versions/1.{garbage}.sig").put(b"garbage")
+    write_evidence(dataset, read_audit(location_of(evidence_folder / "audit.json")), QUICK, folder)
+    value = json.loads((folder / "evidence.json").read())
+    assert [each["file"] for each in value["signatures"]] == [f"versions/{signed}"]
+    page = parse_page((folder / "index.html").read().decode())
+    invalid = ", ".join(sorted([copied, garbage]))
+    assert (
+        f"Signed by the keys {signed[2:18]}; not valid signatures of the digest: files of the keys {invalid}"
+        in page.text
+    )
