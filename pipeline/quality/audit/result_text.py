@@ -96,8 +96,8 @@ def _note_lines(report: AuditReport) -> list[str]:
         files = counted(len(report.other_files), "small file")
         notes.append(f"{files} not written by segmint: {some(report.other_files)}")
     if report.not_compared:
-        shards = some([str(shard) for shard in report.not_compared])
-        notes.append(f"shards not compared because of their findings: {shards}")
+        shards = some([f"shard {shard}" for shard in report.not_compared])
+        notes.append(f"not compared, because they have findings: {shards}")
     return [*notes, *report.notes]
 
 
@@ -168,7 +168,7 @@ def _privacy_lines(report: AuditReport, privacy: PrivacyResult, findings: int) -
         return ["not searched: the build used no detectors", *details]
     if not privacy.images_checked:
         return ["no image was searched", *details]
-    images = counted(report.checked.images, "image")
+    images = counted(max(report.checked.images, *(gap.of for gap in report.unsearched), 0), "image")
     angles = " or ".join(f"{angle}°" for angle in privacy.not_turned)
     lines = [
         f"{_findings(findings)}; {privacy.images_checked:,} of {images} searched"

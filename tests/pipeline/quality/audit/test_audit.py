@@ -85,6 +85,8 @@ def test_only_the_sample_is_searched_and_nothing_is_called_clean(small_dataset: 
     assert "0 faces found by mtcnn at score 0.7 or above in 0 of 2 images" in text
     assert "0 plates found by clp at score 0.5 or above in 0 of 2 images" in text
     assert "clean" not in text
+    damaged = replace(report, checked=replace(report.checked, images=3), not_compared=(1,))
+    assert "2 of 6 images searched" in "\n".join(result_lines(damaged)), "also images of shards that weren't compared"
     assert "no image was searched" in "\n".join(result_lines(audit(small_dataset)))
 
 

@@ -97,7 +97,7 @@ def test_what_could_not_be_compared_is_told(dataset: Path) -> None:
     flip(dataset / CommittedShard(dataset, 1).commit.file("masks").path)
     report = audit(dataset)
     assert report.not_compared == (1,)
-    assert "shards not compared because of their findings: 1" in result_lines(report)
+    assert "not compared, because they have findings: shard 1" in result_lines(report)
     assert report.checked.images == 3
 
 
