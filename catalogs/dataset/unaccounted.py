@@ -2,12 +2,14 @@
 
 import re
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from urllib.parse import unquote
 
 from segmint.catalogs.dataset.commits import CommitLog, reserved_paths
 from segmint.catalogs.dataset.manifest import load_manifest, parse_manifest_name, parts_in_use
+from segmint.catalogs.dataset.tombstones import by_shard, read_tombstones, removed_images
 from segmint.catalogs.endings import IMAGE_ENDINGS
 from segmint.catalogs.findings import Code, Finding, FindingLocation
 from segmint.catalogs.layout import (
@@ -110,8 +112,9 @@ def judge_doubtful(
 
     First, this reads the commits, reservations, and manifest again. A file that segmint put there is a finding if its
     shard is committed, and if both the file and the commit or manifest that doesn't name it are older than `limit`. A
-    running command may still need newer files. Any other file is a finding if it is large, isn't text, or is in a
-    folder of data. A link is always a finding. Shards in `doubtful`, whose commits can't be read, are skipped.
+    running command may still need newer files, except in shards from which an image was taken down. Any other file is a
+    finding if it is large, isn't text, or is in a folder of data. A link is always a finding. Shards in `doubtful`,
+    whose commits can't be read, are skipped.
     """
     links = dataset.storage.links(dataset.uri)
     unnamable = {path for path in {*links, *listed} if _CONTROL.search(unquote(path))}
@@ -151,6 +154,9 @@ def _judge_ours(
     shards = {data.shard for path in files if (data := parse_data_path(path)) is not None}.difference(doubtful)
     for each in log.read_latest_of(newest[shard].key for shard in sorted(shards & newest.keys())):
         named |= {entry.path for entry in each.files}
+    removed = set[int]()
+    with suppress(DamagedDatasetError):  # callers report damaged tombstones
+        removed = set(by_shard(removed_images(read_tombstones(dataset)), manifest.images_per_shard))
     manifested = max(entry.modified for entry in dataset.list() if parse_manifest_name(entry.name) is not None)
     for path, entry in files.items():
         data, commit = parse_data_path(path), parse_commit_path(path)
@@ -169,10 +175,10 @@ def _judge_ours(
         if commit is not None and latest is not None:
             # A correction only replaces older commits. If a commit is newer than its replacement, somebody copied it
             # here.
-            at_work = entry.modified <= changed >= limit
+            at_work = entry.modified <= changed >= limit and shard not in removed
             code, expected = Code.REPLACED_GENERATION, f"only generation {latest.generation}"
         else:
-            recent = any(limit <= time <= latest_time for time in (entry.modified, changed))
+            recent = shard not in removed and any(limit <= time <= latest_time for time in (entry.modified, changed))
             at_work = recent or path in kept or (data is not None and latest is None)
             code, expected = Code.LEFTOVER_FILE, "no unreferenced file"
         found = f"{entry.size:,} bytes of {entry.modified:%Y-%m-%d %H:%M} UTC"

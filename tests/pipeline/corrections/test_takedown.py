@@ -30,6 +30,7 @@ from segmint.pipeline.config.config import load_config
 from segmint.pipeline.corrections.takedown import TakedownResult, read_request, takedown
 from segmint.pipeline.corrections.takedown_list import list_takedown
 from segmint.pipeline.quality.audit.integrity import audit_integrity
+from segmint.pipeline.quality.versions.verify import verify_dataset
 from tests.support.builds import digests
 from tests.support.committed_shard import CommittedShard
 from tests.support.everything import download, download_versions, jpegs, mentions, upload
@@ -303,6 +304,17 @@ def test_a_row_without_its_tombstone_is_a_finding(dataset: Path) -> None:
     shutil.rmtree(dataset / "versions")
     findings = [each for each in audit_integrity(location_of(dataset)).findings if each.code == "bad_tombstone"]
     assert [finding.expected for finding in findings] == ["a tombstone of this row"] * done.rows
+
+
+def test_an_old_tar_that_was_put_back_is_a_finding_at_once(dataset: Path) -> None:
+    before = {path: path.read_bytes() for path in (dataset / "shards").iterdir()}
+    take(dataset)
+    (gone,) = (path for path in before if not path.exists())
+    gone.write_bytes(before[gone])
+    name = gone.relative_to(dataset).as_posix()
+    findings = audit_integrity(location_of(dataset)).findings
+    assert [(finding.code, finding.file) for finding in findings] == [("leftover_file", name)]
+    assert name in verify_dataset(location_of(dataset)).problems[0]
 
 
 def test_a_row_that_a_build_refused_for_its_bytes_is_blanked_by_the_next_takedown(dataset: Path) -> None:
