@@ -18,10 +18,11 @@ import ray.data
 import ray.exceptions
 from pydantic import ValidationError
 
+from segmint.catalogs.dataset.commits import CommitLog
 from segmint.catalogs.dataset.sweep import sweep
 from segmint.catalogs.reasons import check_reasons
 from segmint.catalogs.shard_ranges import ShardPart
-from segmint.infra.errors import SegmintError, UsageError
+from segmint.infra.errors import SegmintError, UnfinishedError, UsageError
 from segmint.infra.log import get_logger
 from segmint.infra.metrics import SHARDS_MISSING, RunMetrics
 from segmint.infra.node_groups import NodeRequest
@@ -29,8 +30,10 @@ from segmint.infra.progress import Progress
 from segmint.infra.ray_session import Cluster, ray_session
 from segmint.infra.row_ledger import RowLedger
 from segmint.infra.stopping import check_stopping
+from segmint.infra.storage.errors import NoSpaceError
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
+from segmint.infra.wording import counted
 from segmint.operators.custom.contract import StageContractError, refusal
 from segmint.operators.describe import describe_table
 from segmint.operators.prepare.prepare import Prepare
@@ -297,6 +300,8 @@ class _OuterLoop:
                 if refused is not None:
                     raise StageContractError(refused) from error
                 run.note_failure(window, error)
+                if isinstance(error, NoSpaceError):
+                    raise self._full() from error
             size.note(finished, time.monotonic() - began)
             before, self.stages = self.stages, lay_out_again(config, self.dataset, self.cluster, self.stages)
             self.stages = self.quarantine.stages = start_detectors(self.stages, before)
@@ -312,6 +317,13 @@ class _OuterLoop:
             if 0 < unfinished == len(work.left) and not trials.verdicts and stalled < MOST_STALLED_WINDOWS:
                 time.sleep(config.retry_wait_s * 2**stalled)
         return sums
+
+    def _full(self) -> UnfinishedError:
+        committed = len(CommitLog(self.dataset.location).committed())
+        return UnfinishedError(
+            f"no space left on {self.config.output}: {committed:,} of {counted(self.dataset.manifest.shards, 'shard')} "
+            "committed. Nothing is lost. Free space, then run the same command again to resume"
+        )
 
     def _end_resized(self) -> None:
         get_logger("build").info("the number of nodes has doubled or halved: the window ends early")

@@ -24,6 +24,10 @@ class AccessRefusedError(StorageFaultError):
     """Store that refused our credentials or permissions. This is never a verdict on an object."""
 
 
+class NoSpaceError(StorageFaultError):
+    """Disk or quota that is full. Retries fail too, until someone frees space."""
+
+
 class PassingFaultError(StorageFaultError):
     """Fault that persisted through all attempts but may still go away."""
 

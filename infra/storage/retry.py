@@ -9,6 +9,7 @@ from segmint.infra.errors import SegmintError
 from segmint.infra.storage.error_kinds import PASSING, ErrorKind, describe, meaning, service_code
 from segmint.infra.storage.errors import (
     AccessRefusedError,
+    NoSpaceError,
     NotFoundError,
     PassingFaultError,
     StorageFaultError,
@@ -85,7 +86,8 @@ def with_retries(policy: RetryPolicy, action: str, uri: str, attempt: Callable[[
         if code == "InvalidBucketName" or (code == "NoSuchBucket" and has_unusual_bucket(uri)):
             raise UriNotAllowedError(f"the store of {redact(uri)!r} has no such bucket; S3 forbids its name") from error
         tries = int(retrying.statistics.get("attempt_number", 1))
-        kind = _KINDS.get(verdict, StorageFaultError)
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        kind = NoSpaceError if full else _KINDS.get(verdict, StorageFaultError)
         raise kind(f"cannot {action} {redact(uri)}: {describe(error)}{_advice(uri, error, verdict, tries)}") from error
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Collection
 from dataclasses import fields
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,9 +11,9 @@ import pyarrow as pa
 import pytest
 import ray.data
 
-from segmint.infra.errors import UsageError
+from segmint.infra.errors import UnfinishedError, UsageError
 from segmint.infra.ray_session import Cluster
-from segmint.infra.storage.errors import StorageFaultError
+from segmint.infra.storage.errors import NoSpaceError, StorageFaultError
 from segmint.operators.custom.contract import StageContractError
 from segmint.operators.custom.load import load_stage
 from segmint.operators.custom.stage import CustomStage
@@ -23,6 +24,7 @@ from segmint.pipeline.build import iter_blocks
 from segmint.pipeline.building.execution.quarantine import Trials
 from tests.support.custom_stages import Mean
 from tests.support.described_rows import accepted_row
+from tests.support.locations import location_of
 
 FIELDS = [field.name for field in fields(build._OuterLoop) if field.name != "resized"]
 
@@ -125,6 +127,25 @@ def test_a_stage_that_breaks_its_rules_ends_the_run(local_ray: Cluster, function
     with pytest.raises(StageContractError) as caught:
         loop.go_through(Window())
     assert str(caught.value) == told
+
+
+@pytest.mark.ray
+def test_a_full_disk_ends_the_run_after_one_window(local_ray: Cluster, tmp_path: Path) -> None:
+    """Each retry would segment the window's images again."""
+
+    def put() -> None:
+        raise NoSpaceError("cannot put /full/shards/sa_000000.tar: [Errno 28] No space left on device")
+
+    class Window(LostWindow):
+        def read(self, window: list[int]) -> Any:
+            ray.get(ray.remote(put).remote())
+
+    nothing: Any = SimpleNamespace(window_shards=1, images_per_shard=1, rows_per_block=1, local=True, output="/full")
+    nothing.location, nothing.manifest = location_of(tmp_path), SimpleNamespace(shards=3)
+    nothing.note_failure = lambda *_: None
+    loop: Any = build._OuterLoop(**dict.fromkeys(FIELDS, nothing))
+    with pytest.raises(UnfinishedError, match=r"no space left on /full: 0 of 3 shards committed\. Nothing is lost"):
+        loop.go_through(Window())
 
 
 @pytest.mark.ray

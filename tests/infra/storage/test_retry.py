@@ -5,6 +5,7 @@ import pytest
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.errors import (
     AccessRefusedError,
+    NoSpaceError,
     NotFoundError,
     PassingFaultError,
     StorageFaultError,
@@ -69,7 +70,9 @@ def test_the_type_of_an_error_says_what_a_fault_is_about() -> None:
         (client_error("SlowDown", 503), UnavailableError),
         (ConnectionResetError(), PassingFaultError),
         (client_error("AccessDenied", 403), AccessRefusedError),
-        (OSError(errno.ENOSPC, "x"), StorageFaultError),
+        (OSError(errno.ENOSPC, "x"), NoSpaceError),
+        (OSError(errno.EDQUOT, "x"), NoSpaceError),
+        (OSError(errno.EROFS, "x"), StorageFaultError),
     ):
         with pytest.raises(StorageFaultError) as caught:
             with_retries(QUICK, "read", "s3://b/k", FailingCall(*[error] * 9))
