@@ -89,6 +89,7 @@ def _gaps(audit: AuditReport, statistics: Statistics, facts: Facts) -> list[str]
         gaps.append(f"The audit reported {counted(audit.findings.total, 'finding')}; see index.html.")
     else:
         gaps.append("The audit reported no findings.")
+    gaps += [facts.reused] if facts.reused else []
     if audit.licenses is None:
         gaps.append("The licenses were not audited.")
     if not is_searched(audit.privacy):

@@ -110,6 +110,7 @@ class Facts:
     agreement: AnnotatorAgreement | None = None  # between two people who annotated the same images
     study: PrivacyScore | None = None  # what detectors missed, according to people, if the report includes a study
     ratings: Ratings | None = None  # human ratings of masks
+    reused: str = ""  # a sentence, if the report shows an earlier audit
 
     @property
     def with_images(self) -> bool:

@@ -146,7 +146,8 @@ def verdict_of(
     word, state = (counted(total, "finding"), "bad") if total else ("No findings", "good")
     if not total and not is_searched(audit.privacy):
         word, state = "No findings, but privacy was not audited", ""
-    return ReportVerdict(word, state, _checked(audit.checked), tuple(_areas(audit, statistics, facts, groups)))
+    checked = f"{_checked(audit.checked)} {facts.reused}".rstrip()
+    return ReportVerdict(word, state, checked, tuple(_areas(audit, statistics, facts, groups)))
 
 
 def remarks_of(statistics: Statistics) -> list[str]:

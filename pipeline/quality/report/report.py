@@ -45,6 +45,8 @@ from segmint.pipeline.quality.statistics.statistics import compute_statistics
 from segmint.pipeline.quality.statistics.values import Histogram, Statistics, json_value
 from segmint.pipeline.quality.study.privacy.score import check_sampled, read_score
 
+REUSED = "The findings are from an earlier audit. The files weren't compared with it again."
+
 SAMPLES = 12
 """Number of images in a report's sample."""
 
@@ -134,12 +136,12 @@ def write_report(
             refuse_existing(folder / name)
     score = None if study is None else check_sampled(read_score(study), str(study), dataset)
     with _audited(dataset, audited, options) as (audit, tables):
-        note = None if audited is None else check_same_version(audit, str(audited), dataset)
+        note = None if audited is None else check_same_version(audit, str(audited), dataset) or REUSED
         statistics = statistics_of(audit, str(audited or "the audit"), tables, options.sample)
         facts = gather_facts(tables, dataset.storage)
         if facts.manifest is not None:  # the card and the Croissant file state the photographs' licenses
             require_published(facts.manifest, dataset, "described by a report")
-        facts = replace(facts, version=audit.version or facts.version, study=score)
+        facts = replace(facts, version=audit.version or facts.version, study=score, reused=REUSED if audited else "")
         pictures = _pictures(tables, dataset.storage, facts, audit, statistics)
         beside = None if other is None else measure_comparison(tables, statistics, other)
     charts = charts_of(statistics)

@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 from dataclasses import replace
+from html import unescape
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, BinaryIO
@@ -19,7 +20,7 @@ from segmint.infra.uris import base_name
 from segmint.pipeline.corrections.redact import redact
 from segmint.pipeline.quality.audit.integrity import audit_integrity
 from segmint.pipeline.quality.audit.result_json import read_audit, to_json
-from segmint.pipeline.quality.report.report import _pictures, path_to_dataset, statistics_of, write_report
+from segmint.pipeline.quality.report.report import REUSED, _pictures, path_to_dataset, statistics_of, write_report
 from segmint.pipeline.quality.statistics.open_tables import open_tables
 from segmint.pipeline.quality.statistics.statistics import compute_statistics
 from tests.support.builds import digests
@@ -180,6 +181,11 @@ def test_an_audit_of_another_version_is_refused(dataset: Path, tmp_path: Path) -
     report = audit_integrity(location_of(dataset), QUICK.sample)
     audit = tmp_path / "audit.json"
     audit.write_text(to_json(report))
+    written = write_report(location_of(dataset), location_of(tmp_path / "reused"), location_of(audit), QUICK)
+    assert written.lines()[0] == f"note: {REUSED}"
+    for page in ("index.html", "README.md"):
+        assert unescape((tmp_path / "reused" / page).read_text()).count(REUSED) == 1
+    assert "According to the audit, all files are intact" in (tmp_path / "reused" / "index.html").read_text()
     redact_first(dataset, tmp_path)
     now = current_digest(location_of(dataset))
     assert report.version is not None
