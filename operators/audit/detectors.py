@@ -6,7 +6,7 @@ from pathlib import Path
 from segmint.infra.assets.cache import sha256_of
 from segmint.infra.assets.known import absolute_name, plain_name
 from segmint.infra.errors import UsageError
-from segmint.infra.uris import redact
+from segmint.infra.uris import LOCAL, local_path, redact, scheme
 from segmint.model.detectors.detection import Detector, Kind, TiledDetector
 from segmint.operators.audit.isolated import DetectorFailedError, IsolatedDetector, NotLoadedError
 from segmint.operators.prepare.deidentify import (
@@ -57,6 +57,8 @@ class DetectorSpec:
         """Return a copy that includes the file's hash. Raise `UsageError` if the file doesn't exist."""
         if not is_detector_file(self.detector):
             return self
+        if scheme(self.detector) == LOCAL and not local_path(self.detector).is_file():
+            raise UsageError(f"{self}: there is no such file. segmint's bundled detector is {_KINDS[self.kind][1]}")
         try:
             return replace(self, sha256=sha256_of(resolve(self.detector)))
         except UsageError as error:
