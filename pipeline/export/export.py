@@ -84,7 +84,8 @@ class ExportResult:
     def lines(self) -> list[str]:
         """Return the result as lines for the user."""
         counts = (counted(self.images, "image"), counted(self.masks, "mask"), counted(self.pictures, "picture"))
-        return [f"{', '.join(counts)} → {self.file}", *self.notes, self.version.line()]
+        unread = "the files weren't compared with this digest. `segmint verify` compares them"
+        return [f"{', '.join(counts)} → {self.file}", *self.notes, self.version.line(), unread]
 
 
 def export_dataset(location: Location, options: ExportOptions, output: Location) -> ExportResult:

@@ -189,7 +189,7 @@ class Status:
                 f"{counted(pace.shards, 'commit')}, in {duration(pace.seconds)} by the store's file times"
             )
         if self.complete:
-            return [*lines, "           complete: nothing left to build"]
+            return [*lines, "           complete: nothing left to build (the files weren't read)"]
         if self.seconds_left is None:
             return [*lines, "time left  unknown: too few commits to estimate the pace"]
         end = self.time + min(timedelta(seconds=self.seconds_left), _FARTHEST)

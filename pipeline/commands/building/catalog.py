@@ -61,6 +61,7 @@ def scan(
     from segmint.infra.errors import SegmintError, UsageError
     from segmint.infra.storage.location import Location, refuse_existing
     from segmint.infra.storage.stores import warn_of_skipped
+    from segmint.infra.uris import LOCAL, local_path, scheme
     from segmint.infra.wording import counted, some
 
     build, storage = build_of(config)
@@ -77,6 +78,8 @@ def scan(
     first = next(found, None)
     if first is None and skipped:
         raise SegmintError(f"{output} wasn't written: a catalog can't name any image below {uri}: {some(skipped)}")
+    if first is None and scheme(uri) == LOCAL and not local_path(uri).exists():
+        raise UsageError(f"the folder {uri} does not exist")
     if first is None:
         raise UsageError(f"no images below {uri}, so {output} wasn't written: expected a folder or prefix with images")
     images = chain([first], found)

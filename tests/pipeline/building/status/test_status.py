@@ -91,7 +91,7 @@ def test_a_dataset_without_commits_and_a_whole_one(tmp_path: Path) -> None:
     whole = location_of(tmp_path / "whole")
     write_dataset(whole, 1)
     assert (status_of(whole).complete, status_of(whole).seconds_left) == (True, 0.0)
-    assert "complete: nothing left to build" in "\n".join(status_of(whole).lines())
+    assert "complete: nothing left to build (the files weren't read)" in "\n".join(status_of(whole).lines())
     with pytest.raises(UsageError, match="is not a segmint dataset"):
         status_of(location_of(tmp_path / "nowhere"))
 

@@ -15,6 +15,8 @@ def run(*words: str) -> tuple[int, str, str]:
 
 def test_a_scan_says_what_is_unusable_and_overwrites_nothing(tmp_path: Path) -> None:
     photos = tmp_path / "photos"
+    code, _, said = run("scan", str(photos), "-o", str(tmp_path / "c.jsonl"))
+    assert (code, said) == (2, f"error: the folder {photos} does not exist\n")
     photos.mkdir()
     for name in ("a.jpg", "b.jpg", "c.jpg"):
         (photos / name).touch()
