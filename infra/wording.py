@@ -111,10 +111,13 @@ def fit(text: str, stream: TextIO) -> str:
 
     If it isn't a terminal, the lines stay unchanged, so that programs can match them.
     """
-    if not stream.isatty():
-        return text
-    width = min(MOST_COLUMNS, shutil.get_terminal_size().columns)
-    return "\n".join(_broken(line, width) for line in text.split("\n"))
+    width = terminal_width(stream)
+    return text if width is None else "\n".join(_broken(line, width) for line in text.split("\n"))
+
+
+def terminal_width(stream: TextIO) -> int | None:
+    """Return the width to which `fit` breaks lines, or None if `stream` isn't a terminal."""
+    return min(MOST_COLUMNS, shutil.get_terminal_size().columns) if stream.isatty() else None
 
 
 def _broken(line: str, width: int) -> str:

@@ -3,6 +3,7 @@
 `pipeline/quality/audit/shard.py` checks the files of one shard. `pipeline/quality/audit/audit.py` runs the whole audit.
 """
 
+import sys
 from typing import Annotated
 
 import typer
@@ -100,12 +101,14 @@ def audit(
     needless = [name for name, value in given.items() if value]
     if integrity_only and needless:
         raise UsageError(f"{', '.join(needless)} can't be combined with --integrity-only")
+    if privacy_sample.isdecimal() and not int(privacy_sample) and (regions or pictures):
+        raise UsageError("--regions and --pictures require detections: remove --privacy-sample 0")
     if study is not None and evidence is None:
         raise UsageError("--study requires --evidence, because the score is added to the evidence")
     build, storage = build_of(config)
     from segmint.catalogs.dataset.outputs import note_output, refuse_inside
     from segmint.infra.storage.location import Location
-    from segmint.infra.wording import not_checked_lines
+    from segmint.infra.wording import not_checked_lines, terminal_width
     from segmint.pipeline.config.config import LOCAL
     from segmint.pipeline.quality.audit.canonical import BytesAsked
     from segmint.pipeline.quality.audit.integrity import RAY_FROM_MASKS, audit_integrity, with_missing_commits
@@ -152,7 +155,7 @@ def audit(
             people = None if study is None else check_sampled(read_score(Location(storage, study)), study, where)
             report = audit_dataset(where, options)
             print_message(write_evidence(where, report, options, folder, people).line())
-    lines = result_lines(report)
+    lines = result_lines(report, terminal_width(sys.stdout) if output is None else None)
     text = to_json(report) if as_json else "\n".join(lines)
     if output is None:
         (print_whole if as_json else print_line)(text)

@@ -1,10 +1,11 @@
 """Formatting of an audit's result as lines for people."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from textwrap import wrap
 
 from segmint.catalogs.findings import AREAS, EXAMPLES, INTEGRITY, SENTENCES, Code
+from segmint.catalogs.reasons import Reason
 from segmint.infra.wording import counted, number, some
 from segmint.operators.schemas import AUTOMATIC
 from segmint.pipeline.quality.audit.result import AuditReport, Duplicates, Licenses, PrivacyResult, UnsearchedImages
@@ -12,35 +13,39 @@ from segmint.pipeline.quality.statistics.values import Statistics
 
 _WIDTH = 13  # characters of an area's name
 _LINE = 110
+_NOT_AUDITED = "not audited: licenses, privacy, duplicates, statistics"
 
 SHOWN = 5
 """Maximum number of findings to print per code. The JSON result lists more."""
 
 
-def result_lines(report: AuditReport) -> list[str]:
-    """Format a result: the verdict, areas, and digest, then what wasn't checked and the first findings of each code."""
+def result_lines(report: AuditReport, width: int | None = None) -> list[str]:
+    """Format a result: the verdict, areas, and digest, then what wasn't checked and the first findings of each code.
+
+    Only the lines of areas are wrapped, to `width` columns or 110.
+    """
     if report.scope == "integrity":
         digest = [] if report.version is None else [report.version.line()]
-        summary = [f"{_findings(report.findings.total)}; {_checked(report)}", *digest]
+        summary = [f"integrity: {_findings(report.findings.total)}; {_checked(report)}", *digest, _NOT_AUDITED]
     else:
-        summary = [f"verdict: {verdict(report)}", *_area_lines(report)]
+        summary = [f"verdict: {verdict(report)}"]
+        summary += [line for name, lines in _areas(report) for line in _area(name, lines, width or _LINE)]
     return [*summary, *_note_lines(report), *_finding_lines(report)]
 
 
-def _area_lines(report: AuditReport) -> list[str]:
+def _areas(report: AuditReport) -> Iterator[tuple[str, list[str]]]:
     found = _by_area(report)
-    lines = _area(INTEGRITY, [f"{_findings(found[INTEGRITY])}; {_checked(report)}"])
+    yield INTEGRITY, [f"{_findings(found[INTEGRITY])}; {_checked(report)}"]
     if report.licenses is not None:
-        lines += _area("licenses", _license_lines(report.licenses, found["licenses"]))
+        yield "licenses", _license_lines(report.licenses, found["licenses"])
     if report.privacy is not None:
-        lines += _area("privacy", _privacy_lines(report, report.privacy, found["privacy"]))
+        yield "privacy", _privacy_lines(report, report.privacy, found["privacy"])
     if report.duplicates is not None:
-        lines += _area("duplicates", [_duplicate_line(report.duplicates, found["duplicates"])])
+        yield "duplicates", [_duplicate_line(report.duplicates, found["duplicates"])]
     if report.statistics is not None:
-        lines += _area("statistics", _statistics_lines(report.statistics))
+        yield "statistics", _statistics_lines(report.statistics)
     if report.version is not None:
-        lines += _area("digest", [str(report.version)])
-    return lines
+        yield "digest", [str(report.version)]
 
 
 def verdict(report: AuditReport) -> str:
@@ -105,12 +110,14 @@ def _checked(report: AuditReport) -> str:
     checked = report.checked
     if report.kind != "segmint":
         return f"measured {counted(checked.images, 'image')} and {counted(checked.masks, 'mask')}"
+    rejected = {} if report.statistics is None else report.statistics.rejected_by_reason or {}
+    taken_down = f" ({rejected[Reason.TAKEN_DOWN]:,} taken down)" if Reason.TAKEN_DOWN in rejected else ""
     parts = [
         counted(checked.commits, "commit"),
         counted(checked.catalog_parts, "catalog part"),
         f"{counted(checked.files, 'file')} ({checked.bytes:,} bytes)",
         counted(checked.images, "image"),
-        counted(checked.rejects, "rejected row"),
+        counted(checked.rejects, "rejected row") + taken_down,
         counted(checked.masks, "mask"),
         f"{counted(checked.jpegs_decoded, 'JPEG')} and {counted(checked.masks_decoded, 'mask')} decoded",
     ]
@@ -233,8 +240,8 @@ def _sources_line(statistics: Statistics) -> list[str]:
     return [f"by source: {', '.join(f'{source} {masks:,}' for source, masks in sources.items())}"]
 
 
-def _area(name: str, lines: Sequence[str]) -> list[str]:
-    wrapped = [part for line in lines for part in wrap(line, _LINE - _WIDTH, break_long_words=False)]
+def _area(name: str, lines: Sequence[str], width: int) -> list[str]:
+    wrapped = [part for line in lines for part in wrap(line, max(20, width - _WIDTH), break_long_words=False)]
     return [f"{name if place == 0 else '':{_WIDTH}}{line}" for place, line in enumerate(wrapped)]
 
 

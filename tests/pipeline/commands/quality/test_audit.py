@@ -116,6 +116,7 @@ def test_nothing_looked_at_is_exit_code_3_unless_it_was_left_out(small_dataset: 
             "--detector can't be combined with --integrity-only",
         ),
         (["{folder}", "--detector", "face"], "expected face=PATH or plate=PATH"),
+        (["{folder}", "--privacy-sample", "0", "--regions", "f.jsonl"], "remove --privacy-sample 0"),
         (["{folder}", "--device", "tpu"], "expected auto, cpu, cuda or cuda:N"),
         (["{folder}/nowhere", "--integrity-only"], "is not a segmint dataset"),
         (["{folder}", "--integrity-only", "--sample", "-1"], "greater than or equal to 0"),
@@ -132,8 +133,9 @@ def test_findings_are_exit_code_1_and_the_totals_come_first(dataset: str) -> Non
     done = run(dataset, "--integrity-only")
     assert done.exit_code == 1
     lines = done.stdout.splitlines()
-    assert re.match(r"\d+ findings; checked 3 commits, 1 catalog part, 12 files \(", lines[0])
+    assert re.match(r"integrity: \d+ findings; checked 3 commits, 1 catalog part, 12 files \(", lines[0])
     assert any(line.startswith("  missing_catalog: catalog/part-0-") for line in lines)
+    assert "not audited: licenses, privacy, duplicates, statistics" in lines
     assert "clean" not in done.stdout
 
 

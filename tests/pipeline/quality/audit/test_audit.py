@@ -87,6 +87,9 @@ def test_only_the_sample_is_searched_and_nothing_is_called_clean(small_dataset: 
     assert "clean" not in text
     damaged = replace(report, checked=replace(report.checked, images=3), not_compared=(1,))
     assert "2 of 6 images searched" in "\n".join(result_lines(damaged)), "also images of shards that weren't compared"
+    assert max(map(len, result_lines(report, 60)[1:])) <= 60
+    statistics = replace(report.statistics, rejected_by_reason={"taken_down": 2, "not_found": 1})
+    assert "rejected rows (2 taken down)" in result_lines(replace(report, statistics=statistics), 500)[1]
     assert "no image was searched" in "\n".join(result_lines(audit(small_dataset)))
 
 
