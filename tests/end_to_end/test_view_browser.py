@@ -357,7 +357,9 @@ def test_an_address_names_an_image(page: "Page", address: str) -> None:
 def test_rejected_rows_have_a_page_and_no_picture(page: "Page", looked_at: Path) -> None:
     rows = reject_rows(looked_at)
     page.get_by_role("link", name="Rejected rows").click()
-    expect(page.locator("#rejected-count")).to_contain_text("2 catalog rows rejected")
+    expect(page.locator("#rejected-count")).to_have_text(
+        "2 catalog rows rejected. segmint shows no pictures of rejected rows."
+    )
     for row in rows:
         expect(page.locator("#rejected-rows")).to_contain_text(row["detail"])
     expect(page.locator("#rejected-page img")).to_have_count(0)

@@ -24,7 +24,7 @@ export class RejectedPage {
     if (reason !== this.#reason) return;
     const total = reasons.reduce((sum, { rows }) => sum + rows, 0);
     byId("rejected-count").textContent = total
-      ? `${counted(total, "catalog row")} rejected. Rejected rows have no pictures, because none were released.`
+      ? `${counted(total, "catalog row")} rejected. segmint shows no pictures of rejected rows.`
       : "No catalog rows were rejected.";
     const links = [{ rows: total }, ...reasons].map(({ reason: each, rows }) => {
       const link = make("a", { href: each ? `#rejected/${each}` : "#rejected" }, `${each ?? "all reasons"} (${whole(rows)})`);
