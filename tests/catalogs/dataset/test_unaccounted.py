@@ -194,7 +194,10 @@ def test_old_files_of_a_backup_are_findings_and_those_of_running_commands_are_no
 
 def test_an_object_hidden_under_the_name_of_a_folder_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
     keys = {"ds/": 0, "ds/folder/": 0, "ds/hidden/": 11, "ds/notes.txt": 0}
-    page = {"Contents": [{"Key": key, "Size": size, "LastModified": NOW} for key, size in keys.items()]}
+    page = {
+        "IsTruncated": False,
+        "Contents": [{"Key": key, "Size": size, "LastModified": NOW} for key, size in keys.items()],
+    }
     monkeypatch.setattr(S3Store, "_call", lambda *_, **__: page)
     found = account(Location(Storage(), "s3://bucket/ds"))
     assert [(finding.file, finding.found) for finding in found.findings] == [("hidden/", "a file of 11 bytes")]
