@@ -170,5 +170,5 @@ def test_an_auditor_sees_the_verdict_and_what_is_damaged(built: Workplace) -> No
     data[len(data) // 2] ^= 1
     shard.write_bytes(data)
     damaged = built.run("audit", "demo/dataset", "--integrity-only", code=1)
-    assert damaged.stdout.startswith("1 finding")
+    assert damaged.stdout.startswith("integrity: 1 finding")
     assert shard.name in damaged.stdout

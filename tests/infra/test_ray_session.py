@@ -199,7 +199,7 @@ with ray_session("auto") as cluster:
 def test_a_run_with_fewer_blocks_than_actors_prints_no_warning_of_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     operator: Any = object.__new__(ActorPoolMapOperator)
     operator._name, operator._metrics = "Segment", SimpleNamespace(num_inputs_received=1)
-    operator._actor_pool = SimpleNamespace(min_size=lambda: 2)
+    operator._actor_pool, operator._additional_split_factor = SimpleNamespace(min_size=lambda: 2), None
     monkeypatch.setattr(MapOperator, "all_inputs_done", lambda _: None)
     with pytest.warns(UserWarning, match="can launch at most 1 task"):
         operator.all_inputs_done()

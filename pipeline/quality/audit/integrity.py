@@ -57,7 +57,12 @@ from segmint.pipeline.quality.audit.commits import AuditedCommit, audit_catalog_
 from segmint.pipeline.quality.audit.content import ContentAudit
 from segmint.pipeline.quality.audit.result import AuditReport, CheckedCounts
 from segmint.pipeline.quality.audit.shard import FileSettings, ShardAuditResult, ShardPlan
-from segmint.pipeline.quality.audit.versions import AuditedVersion, audit_index, audit_version
+from segmint.pipeline.quality.audit.versions import (
+    AuditedVersion,
+    audit_index,
+    audit_version,
+    takedowns_without_version,
+)
 from segmint.pipeline.quality.audit.workers import AuditTask, ShardAuditor, audit_in_threads
 
 
@@ -195,6 +200,7 @@ def audit_integrity(
     manifest = pinned.manifest
     findings = FindingCollector()
     version, checked, damaged_parts, removals = audit_records(dataset, pinned, findings, asked, known)
+    findings.extend(takedowns_without_version(dataset))  # a repair lists these takedowns as unfinished instead
     if damaged_parts and load_latest_manifest(dataset).generation > pinned.generation:
         raise UnfinishedError(f"{dataset}: a correction replaced the catalog while it was audited. Audit again")
     settings = replace(_settings(pinned, findings), asked=asked)

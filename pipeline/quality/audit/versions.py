@@ -44,7 +44,6 @@ def audit_version(dataset: Location) -> AuditedVersion:
     findings = list(history.problems)
     snapshot = take_snapshot(dataset, use_cache=False)
     if history.latest is None:
-        findings += takedowns_without_version(dataset)
         return AuditedVersion(VersionName(snapshot.digest, None), tuple(findings), ())
     latest = history.latest
     difference = compare_snapshots(latest.snapshot, snapshot)
