@@ -781,7 +781,7 @@ def _texts(replaced, place: DatasetPath) -> Any:
 
 @case("`train`", "the run is complete", 0)
 def _trained(replaced, tmp_path: Path) -> Any:
-    replaced("engine.train.settings.load_train_config", SimpleNamespace(task="masks"))
+    replaced("engine.train.settings.load_train_config", SimpleNamespace(task="masks", encoder_weights="weights.pt"))
     replaced("engine.train.run.run_train", done("trained"))
     return run("train", tmp_path / "train.yaml")
 

@@ -295,7 +295,8 @@ def refuse_row(dataset: Path, uri: str) -> Row:
     shard.rows["rejects"].append({**{n: refused[n] for n in ("ordinal", "id", "image_id", "uri")}, **verdict})
     shard.write()
     shutil.rmtree(dataset / "versions")  # as if the build had written the shard so
-    put_version(location_of(dataset), "build")
+    applied = [path.name for path in (dataset / "tombstones").iterdir()]
+    put_version(location_of(dataset), "takedown", applied=applied)
     return refused
 
 
