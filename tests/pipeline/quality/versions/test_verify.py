@@ -18,7 +18,7 @@ from segmint.catalogs.findings import Code
 from segmint.catalogs.layout import data_path
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
-from segmint.pipeline.quality.audit.versions import audit_version
+from segmint.pipeline.quality.audit.integrity import audit_integrity
 from segmint.pipeline.quality.versions import verify
 from segmint.pipeline.quality.versions.verify import VerifyResult, verify_dataset
 from tests.support.committed import sum_commits
@@ -224,7 +224,7 @@ def test_the_last_version_is_missed_by_its_signature_and_by_takedowns(whole: Loc
     put_tombstone(whole, Tombstone(request=asked, reason="asked", when="now", version_before=before, images=(image,)))
     (problem,) = verify_dataset(whole).problems
     assert problem.startswith("versions/: expected the version that the takedown of tombstones/")
-    assert [each.code for each in audit_version(whole).findings] == [Code.BAD_VERSION]
+    assert Code.BAD_VERSION in {each.code for each in audit_integrity(whole).findings}
 
 
 def test_a_dataset_without_a_version_is_compared_with_its_commits(whole: Location) -> None:
