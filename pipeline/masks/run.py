@@ -246,7 +246,7 @@ def _one_image(plan: MasksPlan, model: _LazyModel, task: PhotographTask) -> Imag
         for file, cutout in files.cutouts.items():
             plan.storage.put(join(task.cutouts, file), cutout)
     if files.result.cutouts is not None and not any(plan.storage.list(task.cutouts)):
-        return replace(files.result, cutouts=None)  # without masks, there is no folder
+        return replace(files.result, cutouts=None)  # with no masks, the folder does not exist
     return files.result
 
 
