@@ -81,7 +81,7 @@ def warn_of_slow_bf16(compute: Compute) -> None:
 
 
 def device_kind(compute: Compute) -> str:
-    """Return the property that determines a device's bits: a CPU's instruction set in torch, or a GPU's model.
+    """Return what determines the last bits of a device's results: torch's CPU instruction set, or the GPU's model.
 
     For a GPU, the string contains its name without the vendor, because older drivers don't report the vendor. It also
     contains the properties that libraries use to select kernels: "H100 80GB HBM3, compute capability 9.0, 132
@@ -111,7 +111,7 @@ def physical_cores() -> int:
 def apply_compute(compute: Compute) -> None:
     """Set torch's and OpenCV's threads, and disable TF32.
 
-    OpenCV gets a single thread. TF32 is disabled because its results have other bits than fp32. On a CPU, this function
+    OpenCV gets a single thread. TF32 is disabled because its results differ from those of fp32. On a CPU, this function
     also makes the C library keep freed memory; see `keep_freed_memory`.
     """
     import cv2
@@ -203,7 +203,7 @@ def computes_bf16() -> bool:
 
 
 def _results(dtype: "torch.dtype") -> Iterator["Tensor"]:
-    """Run operations like those of the encoder, decoder, and face detector, with similar shapes. Yields the results."""
+    """Yield the results of operations like those of the encoder, decoder, and face detector, with similar shapes."""
     import torch
     import torch.nn.functional as F
 
@@ -270,7 +270,7 @@ def memory_here(root: Path = Path("/")) -> int:
 
 
 def _memory_cgroups(root: Path) -> Iterator[tuple[Path, str]]:
-    """Yield the folder of each cgroup of this process and of all parent cgroups, with the name of the limit's file."""
+    """Yield the folders of this process's cgroups and all their parents, each with the name of its limit file."""
     try:
         mounts = (root / "proc/self/mountinfo").read_text().splitlines()
         lines = (root / "proc/self/cgroup").read_text().splitlines()
@@ -307,7 +307,7 @@ def kind_here(device: str) -> str:
 
 
 def device_failure(device: str) -> str | None:
-    """Return the error that makes a GPU unusable for this process, or None. After a fault, every call reports it."""
+    """Return the error that made the GPU unusable for this process, or None. After a fault, every call reports it."""
     if not device.startswith("cuda"):
         return None
     import torch

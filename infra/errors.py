@@ -10,17 +10,17 @@ class SegmintError(Exception):
 
 
 class UsageError(SegmintError):
-    """Invalid argument, configuration, or catalog. Nothing was started, and the command ends with exit code 2."""
+    """Raised for an invalid argument, configuration, or catalog, before any work starts. The exit code is 2."""
 
     exit_code = 2
 
 
 class UnfinishedError(SegmintError):
-    """Run that stopped early without losing anything. The same command resumes it. The exit code is 3."""
+    """Raised when a run stops early without losing anything. The same command resumes it. The exit code is 3."""
 
 
 def raise_problems(problems: Sequence[str], shown: int = 10) -> None:
-    """Raise `UsageError` if there are problems. The message lists the first `shown`, and the number of the rest."""
+    """Raise `UsageError` if there are problems. The message lists the first `shown` and counts the rest."""
     if problems:
         more = [f"and {len(problems) - shown} more"] if len(problems) > shown else []
         raise UsageError("\n  ".join(["nothing was changed:", *problems[:shown], *more]))

@@ -107,7 +107,7 @@ def gpu_kind(resources: Mapping[str, float]) -> str:
 
 
 def with_gpu_kind(groups: Sequence[NodeGroup], nodes: Sequence[Mapping[str, Any]]) -> list[NodeGroup]:
-    """Add the GPU kind to groups whose kind the autoscaler doesn't know, which is common.
+    """Add the GPU kind to groups if the autoscaler doesn't know it, which is common.
 
     `nodes` is the result of `ray.nodes()`. If all live nodes with GPUs have the same kind, new nodes are assumed to
     have that kind, too.

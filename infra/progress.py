@@ -20,7 +20,7 @@ BAR_AFTER_S = 1.0
 
 
 class _Bars:
-    """State of this process's bars: whether `track` may show one, and what uses the terminal's last lines now."""
+    """State of this process's bars: whether `track` may show one, and what occupies the terminal's last lines."""
 
     enabled = False
     holder: "Progress | _DelayedBar | None" = None

@@ -1,4 +1,4 @@
-"""Starting a local Ray or joining a cluster; the only module that does so."""
+"""Ray sessions: start a local Ray instance or join a cluster. No other module does this."""
 
 import contextlib
 import json
@@ -21,8 +21,8 @@ from segmint.infra.scratch import ScratchFolder
 from segmint.infra.stopping import reinstall_handlers, uninterrupted
 
 MIN_LOCAL_CPUS = 8
-"""Minimum number of logical CPUs of a local Ray. On larger machines, Ray gets two per core, plus four. Each stage needs
-slots to run in parallel with the others, but most stages wait more than they compute."""
+"""Minimum number of logical CPUs of a local Ray instance. On larger machines, Ray gets two per core, plus four. Each
+stage needs slots to run in parallel with the others, but most stages wait more than they compute."""
 
 
 RETRIES = 16
@@ -64,7 +64,7 @@ class Cluster:
 
     @property
     def most_workers(self) -> int:
-        """Maximum number of one-CPU workers that can run at once. A local Ray has more logical CPUs than cores."""
+        """Maximum number of one-CPU workers that can run at once. A local instance has more logical CPUs than cores."""
         return max(1, self.cores if self.local else int(self.cpus))
 
     @property
@@ -84,7 +84,7 @@ def cores_here() -> int:
 
 
 def joins_cluster(address: str) -> bool:
-    """Return whether `ray_session(address)` would join a running Ray. Doesn't import Ray."""
+    """Return whether `ray_session(address)` would join a running cluster. Doesn't import Ray."""
     ray = sys.modules.get("ray")
     return (ray is not None and ray.is_initialized()) or _target(address) != "local"
 
@@ -95,12 +95,12 @@ def _target(address: str) -> str:
 
 @contextlib.contextmanager
 def ray_session(address: str = "auto", *, object_store_memory: int | None = None) -> Iterator[Cluster]:
-    """Join the cluster at `address`, or start a local Ray. On exit, disconnect from the cluster or stop the local Ray.
+    """Join the cluster at `address`, or start a local Ray instance. On exit, disconnect or stop the instance.
 
-    "auto" joins the cluster whose address is in the environment variable `RAY_ADDRESS`, or starts a local Ray if the
-    variable isn't set. "local" always starts a local Ray. A local Ray stores its files in a private folder that is
-    deleted on exit, unless you set `RAY_TMPDIR`. `object_store_memory`, in bytes, applies only to a local Ray. Raises
-    `UsageError` if the cluster can't be reached.
+    "auto" joins the cluster whose address is in the environment variable `RAY_ADDRESS`, or starts a local instance if
+    the variable isn't set. "local" always starts a local instance. A local instance stores its files in a private
+    folder, which is deleted on exit unless you set `RAY_TMPDIR`. `object_store_memory`, in bytes, applies only to a
+    local instance. Raises `UsageError` if the cluster can't be reached.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Ray's core prints its own log lines to the terminal, but everything that matters is also in Ray's log folder.
@@ -136,9 +136,9 @@ def ray_session(address: str = "auto", *, object_store_memory: int | None = None
 
 
 def _start(address: str, target: str, folder: Path | None, object_store_memory: int | None) -> None:
-    """Start a local Ray with its files in `folder`, or join the cluster at `target`.
+    """Start a local Ray instance with its files in `folder`, or join the cluster at `target`.
 
-    If `folder` is None, a local Ray uses its default folder.
+    If `folder` is None, a local instance uses its default folder.
     """
     import ray
 
@@ -196,7 +196,7 @@ def _with_own_signals() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _on_loopback() -> Iterator[None]:
-    """Make a local Ray that starts in this context listen only on 127.0.0.1.
+    """Make local Ray instances that start in this context listen only on 127.0.0.1.
 
     This is Ray's default on macOS and Windows. A process reads the setting when it imports Ray, so this changes it both
     here and in the environment of the processes that Ray starts.
@@ -222,7 +222,7 @@ and one serves the dashboard."""
 
 
 def _without_helpers() -> contextlib.AbstractContextManager[None]:
-    """Skip the processes that a local Ray doesn't need. Each takes 80 MB and one second of CPU time to start.
+    """Skip the processes that a local Ray instance doesn't need. Each takes 80 MB and one second of CPU time to start.
 
     Ray has no public option for this.
     """
@@ -254,7 +254,7 @@ _STATISTICS: Mapping[str, Callable[..., object]] = {
 
 
 def _without_statistics() -> contextlib.AbstractContextManager[None]:
-    """Prevent Ray Data from starting its statistics actor, which feeds a dashboard that a local Ray doesn't have.
+    """Prevent Ray Data from starting its statistics actor, which feeds a dashboard that we don't start.
 
     Starting the actor takes two seconds of CPU time, and Ray has no public option to turn it off. If Ray Data isn't
     imported, nothing changes. Functions that this version of Ray Data lacks are skipped.
@@ -268,10 +268,10 @@ def _without_statistics() -> contextlib.AbstractContextManager[None]:
 
 
 def _keep_token_private() -> None:
-    """Create the auth token of a local Ray so that only its owner can read it.
+    """Create a local Ray instance's auth token so that only its owner can read it.
 
-    Anyone with the token can run code in that Ray, and by default, Ray makes the token readable by all users. If the
-    environment contains Ray's own authentication settings, they take precedence.
+    Anyone with the token can run code in that instance, and by default, Ray makes the token readable by all users. If
+    the environment contains Ray's own authentication settings, they take precedence.
     """
     if any(name.startswith("RAY_AUTH_") for name in os.environ):
         return
@@ -423,8 +423,8 @@ def private_folder() -> Iterator[Path | None]:
 
     Ray makes its folder writable for everyone, so this folder is inside another one that only this user can enter. The
     outer folder is in the system's temporary folder, or in /tmp if that path is too long. Before it creates the folder,
-    this function deletes the folders of killed processes. A live process holds a lock on its folder, so a folder
-    without a lock is left over.
+    this function deletes the folders of killed processes. A live process holds a lock on its folder, so an unlocked
+    folder is a leftover.
     """
     if os.environ.get("RAY_TMPDIR"):
         yield None

@@ -32,8 +32,8 @@ from segmint.infra.deadline import exit_within
 from segmint.infra.errors import SegmintError
 
 MAX_DEATHS = 8
-"""Number of worker deaths within `DEATH_ROWS` rows that end a window. With this many deaths, the machines may be the
-cause, and each death costs the start of a new worker."""
+"""Number of worker deaths within `DEATH_ROWS` rows that ends a window. This many deaths suggest a problem with the
+machines, and each death costs the start of a new worker."""
 
 DEATH_ROWS = 10_000
 """Number of started rows over which deaths count toward `MAX_DEATHS`."""
@@ -54,14 +54,14 @@ _ENDING = "the worker of this row is shutting down"
 
 
 class BarredRowError(SegmintError):
-    """Row that must not run again in this window.
+    """Raised for a row that must not run again in this window.
 
-    The error isn't a verdict on the image, so the row's shard is put on hold.
+    This isn't a verdict on the image, so the row's shard is put on hold.
     """
 
 
 class DeadlyWindowError(SegmintError):
-    """Window that ends early because too many of its workers died."""
+    """Raised when a window ends early because too many of its workers died."""
 
 
 class RowLedger:
@@ -125,7 +125,7 @@ class RowLedger:
         return list(self._read(self._actor.alone))
 
     def may_read(self, number: int) -> bool:
-        """Return whether a read of the window may run. If the window has ended, only reads that began before may."""
+        """Return whether a read of the window may run. If the window has ended, only earlier reads may."""
         return bool(ray.get(self._actor.may_read.remote(number), timeout=TIMEOUT_S))
 
     def retry_slot(self, number: int) -> list["RetrySlot"]:

@@ -27,7 +27,7 @@ class SupportsRead(Protocol):
 
 
 class BadTarError(tarfile.TarError):
-    """Tar that can't be read any further. The message contains the reason."""
+    """Raised when a tar can't be read any further. The message gives the reason."""
 
 
 class TarReader:

@@ -33,7 +33,7 @@ _ACCESS_KEY_ID = re.compile(r"\b(?:AKIA|ASIA)[A-Z0-9]{12,}\b")
 
 
 class UriNotAllowedError(UsageError):
-    """URI that a catalog or configuration must not contain, because of its scheme, user part, or target."""
+    """Raised when a catalog or configuration must not contain a URI, because of its scheme, user part, or target."""
 
 
 def redact(text: str) -> str:

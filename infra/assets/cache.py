@@ -64,7 +64,7 @@ def fetch_pinned(address: str, cache: Path) -> Path:
 
 
 def download(url: str, sha256: str, file_name: str, cache: Path) -> Path:
-    """Download a web address with pooch. The file appears under its name only after pooch has verified the hash."""
+    """Download a URL with pooch. The file gets its final name only after pooch has verified the hash."""
     import logging
 
     import pooch
@@ -114,7 +114,7 @@ def verify(path: Path, asset: Asset) -> None:
 
 
 def pinned(path: Path, sha256: str | None) -> Path:
-    """Check that the file at `path` has this SHA-256, and return the path. If `sha256` is None, nothing is checked.
+    """Return `path` after checking the file's SHA-256. If `sha256` is None, skip the check.
 
     Raises `AssetError` with both hashes if they differ.
     """

@@ -9,12 +9,12 @@ from segmint.infra.uris import absolute, base_name, redact
 
 
 class AssetError(UsageError):
-    """Weight file that is missing, or whose content doesn't match its name."""
+    """Raised when a weight file is missing, or when its content doesn't match its name."""
 
 
 @dataclass(frozen=True)
 class PackageFile:
-    """File in an installed package, which is found without importing the package.
+    """File in an installed package. It's located without importing the package.
 
     `requirement` is the argument for `pip install --no-deps`, and `package` is the name to import.
     """
@@ -48,7 +48,7 @@ class PinnedUrl:
 
 @dataclass(frozen=True)
 class Asset:
-    """File identified by its hash. `sha256` is in lowercase. `size` is in bytes and only for information."""
+    """File identified by its hash. `sha256` is in lowercase. `size` is in bytes, for information only."""
 
     name: str
     file_name: str

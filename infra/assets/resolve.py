@@ -25,14 +25,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class AssetStatus:
-    """Known asset, with the path of a verified copy on this machine. If the path is None, it must be fetched."""
+    """Known asset. `path` is a verified copy on this machine, or None if the asset hasn't been fetched."""
 
     asset: Asset
     path: Path | None
 
 
 def locate(name: str, cache: Path | None = None) -> Path | None:
-    """Find a verified copy of a known asset on this machine without fetching anything. Return None if there is none."""
+    """Find a verified copy of a known asset on this machine, or return None. This never fetches anything."""
     asset = ASSETS[name]
     for path in _local_copies(asset, cache or cache_folder()):
         if sha256_of(path) == asset.sha256:

@@ -1,4 +1,4 @@
-"""Stores of this process, one per scheme and options, which threads share, but not forked children."""
+"""Store instances of this process, one per scheme and set of options. Threads share them, but forked children don't."""
 
 import importlib
 import json
@@ -70,7 +70,7 @@ def _make_store(protocol: str, options: dict[str, Any]) -> Store:
 
 
 def missing_package(protocol: str) -> str | None:
-    """Return the reason why this machine can't read URIs of this scheme, and what to install.
+    """Explain why this machine can't read URIs of this scheme and what to install.
 
     If it can read them, return None.
     """

@@ -4,11 +4,11 @@ from segmint.infra.errors import SegmintError
 
 
 class NotFoundError(SegmintError):
-    """Object that doesn't exist, according to the store."""
+    """Raised when the store reports that an object doesn't exist."""
 
 
 class ObjectTooLargeError(SegmintError):
-    """Object that exceeds the reader's size limit. None of its bytes were kept."""
+    """Raised when an object exceeds the reader's size limit. None of its bytes are kept."""
 
     def __init__(self, message: str, size: int = 0, limit: int = 0) -> None:
         super().__init__(message)
@@ -17,11 +17,11 @@ class ObjectTooLargeError(SegmintError):
 
 
 class StorageFaultError(SegmintError):
-    """Fault that isn't about the object: throttling, 5xx, refused credentials, a missing bucket, a connection reset."""
+    """Raised for a fault of the store, not the object, such as throttling, a 5xx response, or a missing bucket."""
 
 
 class AccessRefusedError(StorageFaultError):
-    """Store that refused our credentials or permissions. This is never a verdict on an object."""
+    """Raised when a store refuses our credentials or permissions. This is never a verdict on an object."""
 
 
 class NoSpaceError(StorageFaultError):
@@ -29,12 +29,12 @@ class NoSpaceError(StorageFaultError):
 
 
 class PassingFaultError(StorageFaultError):
-    """Fault that persisted through all attempts but may still go away."""
+    """Raised when a fault persists through all attempts but may still go away."""
 
 
 class UnavailableError(PassingFaultError):
-    """Store that is unreachable or overloaded. This is never a verdict on an object."""
+    """Raised when a store is unreachable or overloaded. This is never a verdict on an object."""
 
 
 class ShortBodyError(OSError):
-    """Body with fewer or more bytes than the store announced."""
+    """Raised when a body contains fewer or more bytes than the store announced."""

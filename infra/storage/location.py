@@ -46,7 +46,7 @@ class Location:
         return self.storage.open(self.uri)
 
     def open_ranges(self, size: int | None = None) -> BinaryIO:
-        """Open a stream in which each read is one request. If you know the `size` in bytes, pass it to save another."""
+        """Open a stream in which each read is one request. If you know the `size` in bytes, pass it to save one."""
         return self.storage.open_ranges(self.uri, size)
 
     def get_file(self, path: Path) -> None:
@@ -102,7 +102,7 @@ class Location:
         return self.storage.link_target(self.uri)
 
     def versioned(self) -> set[str]:
-        """Return the names of objects below this folder with older versions, and of local links."""
+        """Return the names of all objects below this folder that have older versions, and of local links."""
         return self.storage.versioned(self.uri)
 
     def refuse_link(self) -> None:

@@ -40,8 +40,8 @@ def wait_out(attempt: Callable[[], T], store: str, answers: Callable[[], bool], 
     """Call `attempt` until it succeeds, and wait up to `outage_s` seconds while the store is down.
 
     `attempt` makes its own retries and raises `PassingFaultError` when they are exhausted. `answers` checks the store
-    with a minimal request. Log messages call the store `store`. Raises the fault if it persists although the store
-    responds, if the wait times out, or if an earlier wait already gave up on this store.
+    with a minimal request. `store` is the store's name in log messages. The fault is raised if it persists although the
+    store responds, if the wait times out, or if an earlier wait already gave up on this store.
     """
     gate = _gates.setdefault((os.getpid(), store), _StoreGate())
     rounds, end = 0, 0.0

@@ -45,9 +45,9 @@ _REFUSED_ATTEMPTS = 2
 def with_retries(policy: RetryPolicy, action: str, uri: str, attempt: Callable[[], T]) -> T:
     """Call `attempt`, retry faults according to `policy`, and return the result.
 
-    `action` is a verb for messages, such as "read". If an object doesn't exist, raises `NotFoundError` without
-    retrying. If it already exists, raises `FileExistsError`. Our own errors are raised unchanged. If a fault persists,
-    raises `StorageFaultError` with the URI and the cause.
+    `action` is a verb for messages, such as "read". Raises `NotFoundError` if the object doesn't exist,
+    `FileExistsError` if it already exists, and `StorageFaultError` with the URI and the cause if a fault persists. Only
+    faults are retried. Our own errors are raised unchanged.
     """
     import tenacity
 

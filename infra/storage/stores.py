@@ -122,7 +122,7 @@ def _regular(path: Path) -> os.stat_result:
 
 
 class _NoLinksError(UsageError):
-    """File system that doesn't support hard links."""
+    """Raised when a file system doesn't support hard links."""
 
 
 class LocalStore:
