@@ -85,7 +85,7 @@ class HostTransfer:
 
 
 class CaptureError(RuntimeError):
-    """CUDA graph that is required but couldn't be captured."""
+    """Raised when a required CUDA graph can't be captured."""
 
 
 class CapturedGraph(Generic[Output]):

@@ -146,7 +146,7 @@ def _export(
 ) -> None:
     # Enable gradients. Without them, products would use oneDNN operators, which ONNX doesn't have (`products.py`).
     with torch.enable_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # we intend both the fixed sizes in the trace and the legacy exporter
+        warnings.simplefilter("ignore")  # both the fixed sizes in the trace and the legacy exporter are intentional
         torch.onnx.export(
             graph.eval(),
             tuple(inputs.values()),

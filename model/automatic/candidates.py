@@ -1,4 +1,4 @@
-"""Candidate masks between filters, packed so that memory holds hundreds of them from a large image."""
+"""Candidate masks between filters, packed so that hundreds of them from a large image fit in memory."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence

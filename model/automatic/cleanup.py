@@ -60,7 +60,7 @@ def clean_patch(patch: MaskPatch, frame_size: tuple[int, int], min_area: int, ke
 
 
 def clean(mask: NDArray[np.bool_], min_area: int, keep_largest: bool) -> CleanedMask:
-    """Fill holes of fewer than `min_area` pixels, then remove islands of fewer than `min_area` pixels.
+    """Fill holes and then remove islands that contain fewer than `min_area` pixels.
 
     Background that is enclosed by the mask and the image's border counts as a hole, too. If all islands are small and
     `keep_largest` is set, the largest island stays (the first one in OpenCV's label order). Without `keep_largest`, the

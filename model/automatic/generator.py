@@ -87,8 +87,8 @@ class MaskGenerator:
                 cuts the crops of layers 1 and up from it. By default, they are cut from `image`.
             report: progress callback. It's called after each chunk of points on a CPU, and after each crop elsewhere.
 
-        Raises ValueError if an array has another shape or dtype, or if you pass an original with a profile other than
-        `sa1b`.
+        Raises ValueError if an array has a different shape or dtype, or if you pass an original with a profile other
+        than `sa1b`.
         """
         check_pair(image, original, self.settings)
         frame_size = (image.shape[0], image.shape[1])

@@ -8,8 +8,8 @@ from torch import Tensor
 # Number of boxes to compare in one step on a device. Each float32 matrix of pairs takes 64 MB.
 _BLOCK = 4096
 
-# Up to this many boxes take the host only milliseconds, and meanwhile, the device decodes the next crop. NMS on the
-# device would have to wait for that crop several times.
+# The host needs only milliseconds for this many boxes, while the device decodes the next crop. NMS on the device would
+# have to wait for that crop several times.
 _FEW = 4096
 
 

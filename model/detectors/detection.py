@@ -177,8 +177,8 @@ def one_by_one(find: Find) -> FindAll:
 def is_cut(box: Box, window: tuple[int, int], tile: Tile, shape: tuple[int, int]) -> bool:
     """Return whether a tile cuts off a box: the box touches a side of the tile that isn't a side of the image.
 
-    The box is in pixels of the `window` (h, w), which is the tile at the size at which it was searched. `shape` (h, w)
-    is the shape of the image.
+    `window` (h, w) is the size of the tile as it was searched, and the box is in its pixels. `shape` (h, w) is the
+    image's size.
     """
     x0, y0, x1, y1 = box
     return (
@@ -264,7 +264,7 @@ class TiledDetector:
     def detect(self, image: Pixels) -> list[Detection]:
         """Find objects in `image`, (H, W, 3) uint8 RGB. Boxes are in pixels of the image, best first.
 
-        Raises the errors of the underlying detector.
+        Raises the same errors as the underlying detector.
         """
         height, width = image.shape[:2]
         fit = min(1.0, math.sqrt(self._max_pixels / (height * width)))

@@ -21,7 +21,8 @@ _COLUMNS = {"cls": 1, "obj": 1, "bbox": 4, "kps": 10}
 _YUNET_SCORE, _LISTED_SCORE = 0.6, 0.5
 _LARGEST_TILE = 1536
 _LAST_LEVEL = 320
-"""Maximum longer side in pixels of the image at which the search ends. YuNet finds faces of about 10 to 300 pixels."""
+"""Once the longer side of the shrunken image is at most this many pixels, the search ends. YuNet finds faces of about
+10 to 300 pixels."""
 _MOST_BOXES = 5_000
 """Maximum number of boxes in one tile. A network that reports more is broken."""
 

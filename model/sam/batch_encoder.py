@@ -23,7 +23,7 @@ CUDA_BATCH = 7
 
 
 class CompilationError(RuntimeError):
-    """Image encoder that must be compiled, but that `torch.compile` couldn't compile."""
+    """Raised when the image encoder must be compiled but `torch.compile` fails."""
 
 
 class BatchEncoder:

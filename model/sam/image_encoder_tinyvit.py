@@ -55,8 +55,8 @@ class ImageEncoderTinyViT(nn.Module):
         """Return a copy for inference in which batch norms are folded into convolutions. It's a fifth faster on a CPU.
 
         The embeddings differ by less than 1e-5. The copy stores convolution weights in channels-last order, and its
-        state dict uses other names than checkpoints. Raises ValueError in training mode, because batch norms then
-        depend on the batch.
+        state dict uses different names than checkpoints do. Raises ValueError in training mode, because batch norms
+        then depend on the batch.
         """
         if self.training:
             raise ValueError("the encoder is in training mode: call .eval() before folding batch norms")

@@ -39,7 +39,7 @@ SAM2_MEMORY = (
     *("maskmem_tpos_enc", "no_mem_pos_enc", "no_obj_ptr", "no_obj_embed_spatial", "mask_downsample."),
     *("memory_attention.", "memory_encoder.", "obj_ptr_proj.", "obj_ptr_tpos_proj."),
 )
-"""Parts of SAM 2's checkpoints that are only for videos, and that we don't load. Names with a dot at the end are
+"""Parts of SAM 2's checkpoints that we don't load because they are only for videos. Names with a dot at the end are
 modules; the others are tensors."""
 
 _DECODER_LAYER = re.compile(r"mask_decoder\.transformer\.layers\.(\d+)\.")
@@ -47,7 +47,7 @@ _HIERA_BLOCK = re.compile(r"image_encoder\.trunk\.blocks\.(\d+)\.")
 
 
 class SamWeightsError(ValueError):
-    """File or state dict that doesn't contain the weights of a SAM."""
+    """Raised when a file or state dict doesn't contain the weights of a SAM."""
 
 
 def build_sam(architecture: Architecture, decoder_depth: int = 2) -> Sam:
@@ -146,7 +146,7 @@ def with_our_names(state: Any) -> Any:
 
 
 def our_name(name: str) -> str:
-    """Convert the name of a tensor in SAM 2's checkpoints to our name."""
+    """Convert a tensor's name in SAM 2's checkpoints to our name."""
     for pattern, ours in SAM2_NAMES:
         name = re.sub(rf"\A{pattern}", ours, name)
     return name

@@ -1,4 +1,4 @@
-"""Mask decoder for single points: the sums of `MaskDecoder` in another order, with fewer multiplications.
+"""Mask decoder for single points: the sums of `MaskDecoder` in a different order, with fewer multiplications.
 
 A grid prompts the model with hundreds of points on the same image, so most of the work in `MaskDecoder` repeats from
 point to point. This decoder skips the repeated work without approximating anything. It relies on three facts:
@@ -192,7 +192,7 @@ def _for_kernels(decoder: MaskDecoder, plan: PointPlan, kernels: Kernels) -> Ker
 
 
 def _later_views(plan: PointPlan) -> list[SharedView]:
-    """Return one view per block, with which the tokens attend to the output image of that block."""
+    """Return one view per block. The tokens attend to the block's output image through this view."""
     return [*(cast(SharedView, block.view) for block in plan.blocks[1:]), plan.final]
 
 
@@ -301,7 +301,7 @@ def used_tokens(tokens: Tensor, chosen: range = _THREE) -> Tensor:
 def predicted_iou_of(decoder: MaskDecoder, token: Tensor) -> Tensor:
     """Return the predicted IoUs of the three masks, (B, 3) float32, from the IoU token (B, C).
 
-    On an accelerator, the head computes in float32 even if the weights have another dtype. In half precision,
+    On an accelerator, the head computes in float32 even if the weights have a different dtype. In half precision,
     neighboring values in this range are 0.004 apart, so rounding would effectively move the IoU threshold.
     """
     if token.device.type == "cpu":

@@ -115,8 +115,8 @@ class Predictor:
         """Encode an image, (H, W, 3) uint8 RGB.
 
         Prompts and masks are in pixels of this image by default. If the masks are for a larger or smaller version of
-        the image, set `frame_size` to the (height, width) of that version. Raises ValueError if the image has another
-        shape or dtype, or if the frame is empty.
+        the image, set `frame_size` to the (height, width) of that version. Raises ValueError if the image has a
+        different shape or dtype, or if the frame is empty.
         """
         return self.embed_many([image], [frame_size], batch_size=1)[0]
 
@@ -277,7 +277,7 @@ class Predictor:
         """Upscale low-resolution logits (B, C, 256, 256) to the embedding's frame, (B, C, height, width).
 
         Each mask takes 4 bytes per pixel of the frame, plus 4 MiB of temporary memory, so upscale only a few masks at a
-        time. Raises ValueError if the logits have another shape.
+        time. Raises ValueError if the logits have a different shape.
         """
         return upscale(logits, self.sam.geometry, embedding.input_size, embedding.frame_size)
 

@@ -1,4 +1,4 @@
-"""Mask decoder for prompts with few tokens on a CPU: the sums of `MaskDecoder` in another order.
+"""Mask decoder for prompts with few tokens on a CPU: the sums of `MaskDecoder` in a different order.
 
 A click in the annotator has 7 to 15 tokens, but the image has 4096 positions. With so few tokens, projecting the
 tokens' queries to the image's 256 channels takes less work than projecting the image to the 128 channels of each

@@ -162,7 +162,7 @@ class PromptEncoder(nn.Module):
 class PositionalEncoding(nn.Module):
     """Random Fourier features of positions (arXiv 2006.10739), always in float32.
 
-    The frequencies are never cast to another dtype, because in half precision, the high ones would move a point.
+    The frequencies are never cast to another dtype, because high frequencies in half precision would move a point.
     """
 
     positional_encoding_gaussian_matrix: Tensor

@@ -50,5 +50,5 @@ class Sam(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Floating-point dtype of the decoder's weights. The image encoder may have another dtype."""
+        """Floating-point dtype of the decoder's weights. The image encoder may have a different dtype."""
         return self.mask_decoder.iou_token.weight.dtype

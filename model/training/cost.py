@@ -131,7 +131,7 @@ def _decoder_cost(sam: Sam, masks: int, recipe: Recipe, features_trained: bool) 
 def _points(sampling: SamplingSettings) -> list[int]:
     """Return the number of points in each iteration. The first iteration, which predicts three masks, is 0.
 
-    A box counts as one point, because both take two tokens. All pauses count as if they came last.
+    A box counts as one point, because both take two tokens. Iterations that add no point count as if they came last.
     """
     clicks = [1 + each for each in range(1, sampling.clicks + 1)]
     return [0, *clicks, *[clicks[-1]] * (sampling.iterations - 1 - len(clicks))]

@@ -27,8 +27,8 @@ def drop_path(encoder: nn.Module, rate: float, seed: int, step: int, images: Seq
     The probability of skipping increases linearly, from 0 in the first block to `rate` in the last. Outputs that are
     kept are divided by the probability of keeping them, so the mean stays the same. `images` contains a number under
     2^63 for each image in the encoder's batch. This number must not depend on how a step's images are split. Raises
-    ValueError if the encoder is called with another number of images, if it's neither a ViT nor TinyViT, or if the rate
-    is outside [0, 1).
+    ValueError if the encoder is called with a different number of images, if it's neither a ViT nor TinyViT, or if the
+    rate is outside [0, 1).
     """
     _check_rate("drop_path", rate)
     with ExitStack() as hooks:
@@ -50,8 +50,8 @@ def dropout(decoder: MaskDecoder, rate: float, keys: Tensor) -> Iterator[None]:
 
     `keys` (B,) int64 contains one key for each prompt in the decoder's batch. It's the key of (seed, step, mask,
     iteration), which clicks use as well. Outputs that are kept are divided by the probability of keeping them, which is
-    a multiple of 1/65,536. Raises ValueError if the decoder is called with another number of prompts, or if the rate is
-    outside [0, 1).
+    a multiple of 1/65,536. Raises ValueError if the decoder is called with a different number of prompts, or if the
+    rate is outside [0, 1).
     """
     _check_rate("dropout", rate)
     with ExitStack() as hooks:

@@ -1,7 +1,8 @@
-"""SAM with a pretrained image encoder and otherwise new parts, from which the paper's training starts.
+"""Initial weights for the paper's training: a pretrained image encoder, and random weights for all other parts.
 
 The encoder's weights come from MAE (arXiv 2111.06377) or ViTDet (arXiv 2203.16527), in a PyTorch checkpoint in which
-tensors have their authors' names. If the checkpoint's positions are for another grid, they are resized, as in ViTDet.
+tensors have their authors' names. If the checkpoint's positions are for a different grid, they are resized, as in
+ViTDet.
 """
 
 import math
@@ -28,8 +29,8 @@ def inspect_encoder(path: str | Path) -> Architecture:
 def sam_with_encoder(path: str | Path, decoder_layers: int, seed: int) -> Sam:
     """Create a SAM with the encoder weights from a file. All other weights are drawn at random from the seed.
 
-    Raises SamWeightsError if weights of the encoder are missing, have other shapes, or belong to another kind of ViT.
-    Also raises the errors of `load_sam`.
+    Raises SamWeightsError if weights of the encoder are missing, have different shapes, or belong to a different kind
+    of ViT. Also raises the errors of `load_sam`.
     """
     found = dict(_renamed(read_state(path, "cpu")))
     with torch.random.fork_rng(devices=[]):

@@ -27,7 +27,7 @@ _ANCHORS = -5  # iteration number for anchor samples, which no other draw uses
 
 
 class BackboneWeightsError(ValueError):
-    """File that doesn't contain the weights of the backbone."""
+    """Raised when a file doesn't contain the backbone's weights."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +84,7 @@ def build_objects_detector(recipe: ObjectsRecipe, backbone_weights: str | Path |
     """Build Faster R-CNN for one class. The backbone starts from scratch or from torchvision's ImageNet weights.
 
     From scratch, the detector uses group norms. With weights, it uses frozen batch norms. Raises BackboneWeightsError
-    if the file contains other weights, and OSError if it can't be read.
+    if the file contains different weights, and OSError if it can't be read.
     """
     from torchvision.models.detection import FasterRCNN
     from torchvision.models.detection import backbone_utils as backbones

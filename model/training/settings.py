@@ -28,7 +28,7 @@ class LossSettings:
             None, pixels aren't weighted.
         focal_gamma: exponent that discounts well-predicted pixels. It must be 0 or at least 1, because between 0 and 1,
             the gradient of a saturated pixel isn't finite.
-        focal_normalization: number by which the sum of a mask's focal loss is divided: all pixels ("pixels") or the
+        focal_normalization: divisor of a mask's summed focal loss: the number of all pixels ("pixels") or of the
             target's pixels ("foreground").
         iou_supervision: predicted IoUs that contribute to the loss: only the IoU of the mask with the lowest loss
             ("lowest"), or the IoUs of all three masks ("all").

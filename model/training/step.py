@@ -166,7 +166,7 @@ def interact(
 
 
 def at_resolution(logits: Tensor, resolution: int) -> Tensor:
-    """Interpolate logits (B, C, 256, 256) to a square of side `resolution`, at which the losses are computed."""
+    """Interpolate logits (B, C, 256, 256) to a square of side `resolution`, the resolution of the losses."""
     if logits.shape[-1] == resolution:
         return logits
     return F.interpolate(logits, (resolution, resolution), mode="bilinear", align_corners=False)

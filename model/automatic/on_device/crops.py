@@ -92,7 +92,7 @@ def draw_chunk(decoded: DecodedChunk) -> ChunkMasks:
 
 
 class KernelError(RuntimeError):
-    """Result of a GPU kernel that differs from torch's operations by more than rounding."""
+    """Raised when a GPU kernel's results differ from torch's by more than rounding."""
 
 
 KERNEL_TOLERANCE = 0.1
@@ -176,7 +176,7 @@ class DeviceCrops:
         return sum(sizes) * 3 * self._predictor.sam.geometry.low_res_size**2 * 4
 
     def start_chunks(self, embedding: Embedding, points: NDArray[np.float64]) -> list[ChunkMasks]:
-        """Decode points (P, 2), (x, y) in pixels of the crop, in chunks. Later graph replays don't overwrite masks."""
+        """Decode points (P, 2) as (x, y) in pixels of the crop, in chunks. Graph replays don't overwrite the masks."""
         sizes = chunk_sizes(len(points), self._settings.chunk_on(self._predictor.sam.device.type))
         placed = _in_input(points, embedding)[np.minimum(np.arange(sum(sizes)), len(points) - 1)]
         placed[len(points) :, 2] = 0  # the last chunk is padded with copies of the last point

@@ -28,7 +28,7 @@ WITH_DOT = ("avx512bf16", "scalar")
 
 
 class KernelsError(RuntimeError):
-    """Library that can't be used. The message contains the reason in one line."""
+    """Raised when the library can't be used. The message gives the reason in one line."""
 
 
 @dataclass(frozen=True)
@@ -94,8 +94,8 @@ def load_kernels(instruction_set: str | None = None, path: Path | None = None) -
 
     The library must have been built from the sources in this folder. An installed wheel has no sources, so only the
     interface is checked there. `instruction_set` defaults to the best one that the CPU supports and that is faster than
-    torch. Raises `KernelsError` if the library is missing, broken, out of date, or has another interface, or if the CPU
-    doesn't support the instruction set.
+    torch. Raises `KernelsError` if the library is missing, broken, or out of date, if its interface is different, or if
+    the CPU doesn't support the instruction set.
     """
     path = path or FOLDER / LIBRARY
     if not path.exists():
