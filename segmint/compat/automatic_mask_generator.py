@@ -51,7 +51,7 @@ class SamAutomaticMaskGenerator:
     `output_mode` is `binary_mask` (bool arrays), `uncompressed_rle`, or `coco_rle`. `points_per_batch` has no effect,
     because segmint picks a batch size that suits the device. Changes to the attributes apply from the next image on.
     `point_grids` contains the points of each crop layer, (P, 2) as x and y from 0 to 1, and replaces `points_per_side`.
-    Raises ValueError if both or neither of these two are given, for an unknown `output_mode`, and for settings out of
+    Raises ValueError if both or neither of these two are given, if `output_mode` is unknown, or if a setting is out of
     range.
     """
 

@@ -21,7 +21,7 @@ class SamPredictor:
         model: the SAM.
         transform: scales images and coordinates to the encoder's frame.
         is_image_set: True after `set_image` or `set_torch_image`.
-        features: the image embedding, (1, 256, 64, 64); None without an image.
+        features: the image embedding, (1, 256, 64, 64), or None if no image is set.
         original_size: (height, width) of the image in pixels.
         input_size: (height, width) after resizing to the encoder's frame.
     """
@@ -86,7 +86,8 @@ class SamPredictor:
         `point_coords` (N, 2) as (x, y) and `box` (4,) as (x0, y0, x1, y1) are in pixels of the image. `point_labels`
         (N,) are 1 for foreground, 0 for background. `mask_input` (1, 256, 256) are logits of an earlier prediction.
         Returns masks (C, height, width) bool (float32 logits with `return_logits`), predicted IoUs (C,), and
-        low-resolution logits (C, 256, 256). Raises RuntimeError without an image, and ValueError without valid prompts.
+        low-resolution logits (C, 256, 256). Raises RuntimeError if no image is set, and ValueError if the prompts are
+        invalid or missing.
         """
         size = self._sizes()[1]
         points = labels = boxes = masks = None

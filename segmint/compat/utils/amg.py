@@ -127,7 +127,7 @@ def remove_small_regions(mask: NDArray[np.bool_], area_thresh: float, mode: str)
 
 
 def batched_mask_to_box(masks: Tensor) -> Tensor:
-    """Return the corners of masks (..., height, width), (..., 4) int64 and inclusive; zeros for an empty mask."""
+    """Return the corners of masks (..., height, width), (..., 4) int64 and inclusive. An empty mask gets zeros."""
     if not masks.numel():
         return torch.zeros(*masks.shape[:-2], 4, device=masks.device)
     return mask_boxes(masks.reshape(-1, *masks.shape[-2:]).bool()).reshape(*masks.shape[:-2], 4)
