@@ -34,18 +34,18 @@ _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE = 1, 4
 
 
 class SuspectError(RejectedError):
-    """The child that processed this image died, hung, or ran out of memory.
+    """Raised when the child that processes an image dies, hangs, or runs out of memory.
 
     The image is blamed only if the same happens again in a new child while nothing else is running.
     """
 
 
 class ChildFaultError(SegmintError):
-    """A child can't start, or died while it wasn't processing an image. No image is to blame."""
+    """Raised when a child can't start, or dies while it isn't processing an image. No image is to blame."""
 
 
 class _StoppedChildError(ChildFaultError):
-    """A child received SIGTERM, SIGINT, or SIGHUP from outside while it was processing an image."""
+    """Raised when a child receives SIGTERM, SIGINT, or SIGHUP from outside while it is processing an image."""
 
 
 class Children(contextlib.AbstractContextManager["Children[T]"], Generic[T]):
@@ -55,7 +55,7 @@ class Children(contextlib.AbstractContextManager["Children[T]"], Generic[T]):
     - `timeout_s` is the time limit for one image. It starts when a child takes the image.
     - `more_s` extends this limit for a worker that sets a `Deadline` for each of its steps.
     - `memory_limit` is the number of bytes that an image may use on top of an idle child's memory. It is capped at half
-      of the memory of the machine or cgroup. It applies only on Linux; None means no limit.
+      of the memory of the machine or cgroup. It applies only on Linux. None means no limit.
     - `max_tasks` is the number of images after which a child is replaced, which limits the effect of leaks in decoders.
 
     Children start immediately, in the background.

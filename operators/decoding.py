@@ -27,7 +27,7 @@ PIXELS_HERE = 32_000_000
 
 TIMEOUT_S = 60.0
 MEMORY = 3 << 30
-"""Number of bytes that one image may use in the child. Applies only on Linux."""
+"""Memory limit in bytes for one image in the child. Applies only on Linux."""
 
 _PROCESSES = 4
 _START, _QUANTIZATION, _BASELINE, _HUFFMAN, _RESTART, _SCAN = 0xD8, 0xDB, 0xC0, 0xC4, 0xDD, 0xDA
@@ -36,11 +36,11 @@ _SKIPPED = frozenset({_QUANTIZATION, _HUFFMAN, _RESTART, _COMMENT, *range(_APP0,
 
 
 class UndecodableError(ValueError):
-    """An image can't be decoded within the limits, or at all. The message gives the reason."""
+    """Raised when an image can't be decoded at all or within the limits. The message gives the reason."""
 
 
 class OverLimitError(UndecodableError):
-    """Decoding an image timed out, ran out of memory, or killed its process. A retry may succeed."""
+    """Raised when decoding an image times out, runs out of memory, or kills its process. A retry may succeed."""
 
 
 class JpegDecoder(AbstractContextManager["JpegDecoder"]):

@@ -1,4 +1,4 @@
-"""Decoder of segmint's own JPEGs; `operators/prepare/ingest.py` and `operators/decoding.py` decode untrusted images."""
+"""Decoder for segmint's own JPEGs. `operators/prepare/ingest.py` and `operators/decoding.py` decode others."""
 
 import io
 

@@ -1,4 +1,4 @@
-"""Decoder of photographs that users name, which decodes HEICs in a child process because they can crash the decoder.
+"""Decoder for photographs that users pass in. HEICs are decoded in a child process, because they can crash the decoder.
 
 A single wrong byte in a metadata box crashes libheif as shipped with pi-heif 1.4. All other formats are decoded in this
 process, because their decoders never crashed in tests with tens of thousands of mutated files.
@@ -27,9 +27,9 @@ _children: dict[int, Children[Pixels]] = {}  # keyed by process id, because a fo
 def decode_photograph(data: bytes) -> Pixels:
     """Decode a photograph to (H, W, 3) uint8 RGB, in sRGB, upright, and opaque. Thread-safe.
 
-    The child starts with the first HEIC and ends with this process. Raises the errors of `ingest`. If the HEIC decoder
-    dies, the reason is `killed_worker`, `timed_out`, or `out_of_memory`. Raises `ChildFaultError` if no child can
-    start.
+    The child starts with the first HEIC and ends with this process. Raises the same errors as `ingest`. If the HEIC
+    decoder dies, the reason is `killed_worker`, `timed_out`, or `out_of_memory`. Raises `ChildFaultError` if no child
+    can start.
     """
     if recognize(data, ANY_SIZE.decoded) != "HEIC":
         return _decode(data)

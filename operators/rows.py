@@ -30,7 +30,7 @@ _LONGEST_NAME = 200
 
 
 class UnreadableValueError(SegmintError):
-    """A row contains a value that Arrow supports but Python doesn't."""
+    """Raised when a row contains a value that Arrow supports but Python doesn't."""
 
 
 def is_live(row: Mapping[str, Any]) -> bool:
@@ -39,7 +39,7 @@ def is_live(row: Mapping[str, Any]) -> bool:
 
 
 def rejected(row: Mapping[str, Any], stage: str, verdict: RejectedError) -> Row:
-    """Return a copy of the row that a verdict rejects."""
+    """Return a copy of the row that is rejected with a verdict."""
     return {**row, "stage": stage, "reason": str(verdict.reason), "detail": _storable(verdict.detail), "fault": None}
 
 

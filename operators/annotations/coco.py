@@ -61,8 +61,8 @@ def read_coco(document: Mapping[str, Any], size_of: Callable[[str], Size | None]
     the document. If the two differ, polygons can't be read. A mask is listed as unreadable and skipped if it can't be
     read or its size differs from its image's. Labels are the names of categories.
 
-    Two images with the same name stay separate. If several images share an id, the image of a mask with that id is
-    unknown, so the mask is skipped.
+    Two images with the same name stay separate. If several images share an id, masks with that id can't be assigned to
+    an image, so they are skipped.
     """
     # The converter's contours go through the centers of the outermost pixels; COCO's polygons go around these pixels.
     info = document.get("info")

@@ -29,7 +29,7 @@ def is_data_file(name: str) -> bool:
 def read_export(
     folder: Location, add_to_hash: Callable[[bytes], Any], by_image_id: bool = False
 ) -> Iterator[AnnotatedImage]:
-    """Yield the images of an export in order, named by `image_id` if `by_image_id`, otherwise as in tars.
+    """Yield the images of an export in order, named by `image_id` if `by_image_id` is set, otherwise as in tars.
 
     `add_to_hash` is called with each file's name and hash. Raises `UsageError` if a file isn't part of an export.
     """

@@ -23,7 +23,7 @@ LARGEST_ID = 2**53
 
 
 class UnreadableMaskError(ValueError):
-    """A mask can't be read. The message gives the reason but doesn't name the mask or its image."""
+    """Raised when a mask can't be read. The message gives the reason but doesn't name the mask or its image."""
 
 
 class CocoRle(TypedDict):
@@ -54,7 +54,7 @@ class AnnotatedMask:
 
     @property
     def area(self) -> int:
-        """Area of the mask in pixels; 0 for an empty mask."""
+        """Area of the mask in pixels, or 0 for an empty mask."""
         return int(coco.area(self.rle))
 
     def pixels(self) -> NDArray[np.bool_]:
@@ -66,8 +66,8 @@ class AnnotatedMask:
 class AnnotatedImage:
     """Masks of one image.
 
-    - `name`, `id`: the image's file name as the file spells it, and its number in the file.
-    - `size`: the image's size; None if neither the file nor a mask specifies it.
+    - `name`, `id`: the image's file name as it appears in the file, and its number there.
+    - `size`: the image's size, or None if neither the file nor a mask specifies it.
     - `other`: the size according to the file, if `size` comes from elsewhere.
     - `unreadable`, `unreadable_ids`: a line for each skipped mask, and the ids of skipped masks that have one.
     - `saved`: the time at which the annotator saved the result, in seconds since 1970, if known. If there are several

@@ -31,7 +31,7 @@ _MODES = ("1", "L", "P", "I", "I;16", "I;16B", "I;16L")
 
 
 class UnreadableMapError(ValueError):
-    """A label map can't be read. The message gives the reason but not the file's name."""
+    """Raised when a label map can't be read. The message gives the reason but not the file's name."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,8 @@ class PairedFiles:
 def read_label_map(data: bytes, name: str, size: Size | None = None) -> NDArray[np.int64]:
     """Decode a label map, (H, W) int64, from PNG, TIFF, or NumPy's format, depending on the ending of `name`.
 
-    `size` is its image's (height, width), if known. Raises `UnreadableMapError` for any other ending, and for a file
-    that is damaged or contains colors, fractions, or several pages. If the map's size differs from the image's or
+    `size` is its image's (height, width), if known. Raises `UnreadableMapError` if the ending is unknown, if the file
+    is damaged, or if it contains colors, fractions, or several pages. If the map's size differs from the image's or
     exceeds `MOST_PIXELS`, it is rejected before anything is decoded.
     """
     ending = PurePosixPath(name).suffix.lower()
@@ -68,7 +68,7 @@ def _check_shape(shape: tuple[int, ...], size: Size | None) -> None:
 
 
 def label_masks(labels: NDArray[np.int64], ignore: Collection[int] = ()) -> list[AnnotatedMask]:
-    """Return a mask for each number in a label map, (H, W) int64, in ascending order. Its id and label are the number.
+    """Return a mask for each number in a label map, (H, W) int64, in ascending order. The number is its id and label.
 
     The background and the numbers in `ignore` don't become masks. Raises `UnreadableMapError` if the map contains more
     than `MOST_NUMBERS` numbers.

@@ -88,8 +88,8 @@ def read_tasks(
     latest.
 
     An image's name is its path or URL. If a task has no image, the name identifies the task. `size_of` maps an image's
-    name to its (height, width), or to None if unknown. If a mask has another size, it is listed as unreadable without
-    being decoded.
+    name to its (height, width), or to None if unknown. If a mask's size is different, it is listed as unreadable
+    without being decoded.
 
     A mask's id is the id of its region if that is a number. Results that aren't objects or have no shape are ignored.
     If an image was exported in parts, its tasks contain `PART_KEY`. The masks of all parts are combined into one image,

@@ -8,7 +8,7 @@ _MOST_DIGITS = 18
 
 
 def image_number(path: str) -> int | None:
-    """Extract the id from a path or URL that ends in `sa_<id>.jpg`, even with a tool's prefix; None without one."""
+    """Extract the id from a path or URL that ends in `sa_<id>.jpg`, even if a tool added a prefix, or return None."""
     match = _IMAGE.search(path)
     return None if match is None or len(match[1]) > _MOST_DIGITS else int(match[1])
 

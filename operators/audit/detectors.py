@@ -123,9 +123,9 @@ def try_detector_files(config: DeidentifyConfig, resolve: Resolve) -> None:
 def distinct_names(given: tuple[DetectorSpec, ...], taken: frozenset[tuple[str, str]]) -> tuple[str, ...]:
     """Return a name for each detector that is unique within its kind.
 
-    `taken` contains the kinds and names of the build's detectors. A detector with the name of one of them gets a
-    suffix, because its results differ: the audit also searches tiles. Raises `UsageError` if two detectors have the
-    same name.
+    `taken` contains the kinds and names of the build's detectors. If a detector has the same name as one of them, it
+    gets a suffix, because its results differ: the audit also searches tiles. Raises `UsageError` if two detectors have
+    the same name.
     """
     names = tuple(f"{each.name} on tiles" if (each.kind, each.name) in taken else each.name for each in given)
     known: dict[tuple[str, str], DetectorSpec] = {}

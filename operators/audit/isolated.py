@@ -13,11 +13,11 @@ from segmint.model.detectors.detection import Detection, Detector, Kind, Pixels
 from segmint.operators.child import Children, SuspectError, Worker, is_out_of_memory
 
 TIMEOUT_S = 120.0
-"""Seconds that one search of an image or tile may take. The first search also loads the file."""
+"""Time limit in seconds for searching one image or tile. The first search also loads the file."""
 MOST_LATE = 3
 """Number of consecutive timeouts after which the detector isn't run again."""
 MEMORY = 4 << 30
-"""Number of bytes that one search on a CPU may use in the child. Applies only on Linux."""
+"""Memory limit in bytes for one search on a CPU in the child. Applies only on Linux."""
 
 _MOST_TASKS = 10_000
 _TRIED_SIDE = 256  # pixels
@@ -26,11 +26,11 @@ _LOAD = b""
 
 
 class DetectorFailedError(SegmintError):
-    """A detector file failed to search an image. The message gives the reason."""
+    """Raised when a detector file fails to search an image. The message gives the reason."""
 
 
 class NotLoadedError(DetectorFailedError, ValueError):
-    """A detector file can't be loaded."""
+    """Raised when a detector file can't be loaded."""
 
 
 class IsolatedDetector:
@@ -75,7 +75,7 @@ class IsolatedDetector:
         return found
 
     def try_out(self) -> None:
-        """Search a blank image. Raises the errors of `detect`."""
+        """Search a blank image. Raises the same errors as `detect`."""
         self.detect(np.zeros((_TRIED_SIDE, _TRIED_SIDE, 3), np.uint8))
 
     def close(self) -> None:

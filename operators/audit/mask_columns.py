@@ -162,7 +162,7 @@ def _flat(array: Any) -> tuple[Any, Ints]:
 
 
 def _rows_of(array: Any, width: int, missing: float, kind: Any) -> NDArray[Any]:
-    """Convert lists to rows, (N, width). Nulls and lists of another length become rows filled with `missing`."""
+    """Convert lists to rows, (N, width). Nulls and lists of a different length become rows filled with `missing`."""
     inner, ends = _flat(array)
     values = _values(inner, missing, kind)
     lengths = np.diff(ends, prepend=0)

@@ -23,7 +23,7 @@ Numbers = list[float]
 
 @dataclass(frozen=True)
 class MaskLimits:
-    """Thresholds with which a dataset was built. A threshold of 0 or less is off."""
+    """Thresholds that a dataset was built with. A threshold of 0 or less is off."""
 
     pred_iou_thresh: float
     stability_score_thresh: float
@@ -37,7 +37,7 @@ def audit_masks(
     *,
     decode: bool,
 ) -> Iterator[Finding]:
-    """Yield findings about an image's rows of `masks/*.parquet`. The image's `size` is (height, width).
+    """Yield findings about an image's rows in `masks/*.parquet`. The image's `size` is (height, width).
 
     pycocotools measures every mask. With `decode`, each mask without findings so far is also decoded, and its pixels
     are counted. Scores are compared with the thresholds in `limits`, if given. Annotated masks don't need scores or a
@@ -134,7 +134,7 @@ def _score_findings(row: Mapping[str, Any], limits: MaskLimits | None, place: Fi
 
 
 def _automatic(row: Mapping[str, Any]) -> bool:
-    """Return whether a build made the mask. Masks that segmint didn't write have no source and count as a build's."""
+    """Return whether a build made the mask. Masks that segmint didn't write have no source and count as built."""
     return row.get("source") in (None, AUTOMATIC)
 
 

@@ -154,11 +154,11 @@ def audit_origins(
 def audit_next_mask(
     row: Row, ids: Sequence[int], place: FindingLocation, sources: Sequence[str | None] | None = None
 ) -> Iterator[Finding]:
-    """Yield findings unless the numbers of an annotated image's masks, given by ascending `ids`, are below `next_mask`.
+    """Yield findings unless all mask numbers of an annotated image are below `next_mask`. `ids` are ascending mask ids.
 
     `next_mask` must be at least the number of masks that the build wrote and at most `MASKS_PER_IMAGE_LIMIT`. If
-    `sources` is given, the numbers of the build's masks must be below `funnel.written`, and all other numbers at least
-    that high.
+    `sources` is given, the numbers of the build's masks must be below `funnel.written`, and all other numbers must be
+    at least as high.
     """
     next_mask, written = row["next_mask"], (row["funnel"] or {}).get("written")
     if next_mask is None or not (written or 0) <= next_mask <= MASKS_PER_IMAGE_LIMIT:

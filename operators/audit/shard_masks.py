@@ -199,7 +199,7 @@ def _scores_hold(columns: MaskColumns, limits: MaskLimits | None) -> Bools:
 
 
 def _frames_hold(columns: MaskColumns, sizes: Ints) -> Bools:
-    """Return whether crops and boxes are inside their images, and points inside their crops; False for any NaN."""
+    """Return whether crops and boxes are inside their images, and points inside their crops. NaN gives False."""
     crop = columns.crop_box
     points = np.diff(columns.points_ends, prepend=0)
     hold: Bools = ((points > 0) | columns.without_points) & (crop[:, 2:] > 0).all(axis=1)

@@ -115,7 +115,7 @@ def audit_merged_submission(
 
 
 def _of_image(row: Row, submissions: Sequence[Submission], *, whole: bool) -> tuple[Row, Row]:
-    """Return the expected and the actual annotation columns of an image's row. `whole`: all submissions exist."""
+    """Return the expected and actual annotation columns of an image's row. `whole` is true if all submissions exist."""
     submission = submissions[-1]
     expected: Row = {"sha256": submission.sha256, "annotator": submission.annotator, "stage": submission.stage}
     found: Row = {"sha256": row["submission"]["sha256"], "annotator": row["annotator"], "stage": row["stage"]}
@@ -173,7 +173,7 @@ def _audit_masks(
 
 
 def _unlike(row: Row, mask: SubmittedMask, submissions: Sequence[Submission]) -> Row:
-    """Return the columns, other than the label's, in which the last submission differs from a mask's row."""
+    """Return the columns, except for the label's, that differ between the last submission and a mask's row."""
     expected = {**mask_columns(mask, submissions), "parent": mask.parent}
     if mask.source == "corrected" and row["source"] in SOURCES:
         del expected["source"]  # the row may have kept the replaced mask's source

@@ -181,7 +181,7 @@ def _other_release(data: bytes, row: Row, place: FindingLocation) -> Iterator[Fi
 
 
 def _layout_problem(data: bytes, header: bytes) -> tuple[Code, str] | None:
-    """Return how a JPEG deviates from `header`, image data without markers, and an end marker; None if it doesn't."""
+    """Explain how a JPEG deviates from `header`, image data without markers, and an end marker, or return None."""
     end = data.find(_END, len(header))
     if end < 0:
         return Code.BAD_JPEG, "it ends before the picture does"
@@ -218,7 +218,7 @@ def _whole_size(jpeg: bytes) -> tuple[int, int]:
 
 
 def _first_difference(expected: Any, found: Any, path: str = "") -> tuple[str, str, str] | None:
-    """Return the first difference of two JSON values as (path, expected, found), shortened; None if they are equal."""
+    """Return two JSON values' first difference as (path, expected, found), shortened, or None if there is none."""
     if isinstance(expected, Mapping) and isinstance(found, Mapping):
         if list(expected) != list(found):
             missing, more = [k for k in expected if k not in found], [k for k in found if k not in expected]

@@ -84,7 +84,7 @@ def part_name(first: int, suspect: bool = False) -> str:
 
 
 def is_skipped(row: Row, opt_outs: bool) -> bool:
-    """Return whether a row's image can stay unread: the catalog rejects it, or an earlier row has the same image_id.
+    """Return whether an image needn't be read, because the catalog rejects it or an earlier row has its image_id.
 
     Images that the catalog marks as opted out are always read, because their copies count as opted out as well. With
     `opt_outs`, all images are read. The metadata of any image may forbid training with it, and the catalog may contain

@@ -108,7 +108,7 @@ class ImageInspection:
 
 
 class UndecodedError(RejectedError):
-    """A verdict on an image that can't be decoded. It includes the opt-out from the image's metadata, if any."""
+    """Raised when an image can't be decoded. Includes the opt-out from the image's metadata, if any."""
 
     def __init__(self, reason: Reason, detail: str, opt_out: str | None) -> None:
         super().__init__(reason, detail)

@@ -1,7 +1,7 @@
 """Interface of a custom stage: the input and output of its callable, and checks of both.
 
 A stage is a class, or a function that returns a callable. The build passes the stage's arguments to it. A stage has
-these attributes, of which only `name` is required:
+these attributes. Only `name` is required:
 
 - `name`: up to 63 lowercase letters, digits, and underscores, starting with a letter. The column is `stage_<name>`.
 - `fields`: the fields of that column, each with an Arrow type or the type's name. Without `fields`, there is no column.
@@ -26,7 +26,7 @@ _IMAGE = ""  # key for the decoded image in `_read`; no column has this name
 
 
 class StageContractError(UsageError):
-    """A stage violates its interface. No row is to blame, so the run ends."""
+    """Raised when a stage violates its interface. No row is to blame, so the run ends."""
 
 
 class Reject(Exception):
@@ -128,7 +128,7 @@ The number of rows in a batch can vary, so the result for a row must not depend 
 
 
 def refusal(error: BaseException) -> str | None:
-    """Return the message of a worker's `StageContractError`, which Ray embeds in a longer text; None without one."""
+    """Extract the message of a worker's `StageContractError` from Ray's longer text. Return None if there is none."""
     found = re.findall(rf"\b{StageContractError.__name__}: (.+)", str(error))
     return found[-1] if found else None
 

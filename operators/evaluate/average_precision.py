@@ -1,7 +1,7 @@
 """COCO's average precision and recall, and LVIS's, of one or two models over any selection of the images.
 
-Intervals and tests repeat the accumulation many times, for which `COCOeval` and LVIS's implementation are too slow. The
-results equal those of `COCOeval` and of LVIS's federated evaluation (Gupta et al. 2019, arXiv 1908.03195).
+Intervals and tests repeat the accumulation many times, and `COCOeval` and LVIS's implementation are too slow for that.
+The results equal those of `COCOeval` and of LVIS's federated evaluation (Gupta et al. 2019, arXiv 1908.03195).
 
 In LVIS, annotators checked only some categories in each image. So a prediction counts only if its category occurs in
 the image's annotations or in its `neg_category_ids`. For categories in `not_exhaustive_category_ids`, unmatched
@@ -70,7 +70,7 @@ class AveragePrecision:
 
     @property
     def masks(self) -> dict[str, int]:
-        """Number of true masks from which each score is computed, keyed by score."""
+        """Number of true masks that each score is computed from, keyed by score."""
         masks = [each.masks for each in self._categories.values()]
         return dict(zip(self.names, np.sum(masks, axis=0).tolist(), strict=True))
 
@@ -140,7 +140,7 @@ class _Category:
 
     @property
     def masks(self) -> list[int]:
-        """Number of true masks from which each score is computed."""
+        """Number of true masks that each score is computed from."""
         every, *by_area = self.truth.sum(axis=0).tolist()
         by_kind = (every * self.chosen).tolist()
         return [every, every, every, *by_area, *by_kind, *[every] * len(self.limits), *by_area]

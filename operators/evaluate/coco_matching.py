@@ -59,7 +59,7 @@ class RecallCounts:
         return RecallCounts(self.found + other.found, self.truth + other.truth)
 
     def average_recall(self) -> list[list[float | None]]:
-        """Return recall averaged over IoU thresholds, for each limit and each of `AREAS`; None without true masks."""
+        """Return recall averaged over IoU thresholds, for each limit and each of `AREAS`, or None without masks."""
         return [
             [float(np.mean(hits / total)) if total else None for hits, total in zip(areas, self.truth, strict=True)]
             for areas in self.found

@@ -65,7 +65,7 @@ def iou_in_order(truth: Sequence[CocoRle], found: Sequence[CocoRle]) -> NDArray[
 
 
 def iou_assigned(truth: Sequence[CocoRle], found: Sequence[CocoRle]) -> NDArray[np.float64]:
-    """Assign predicted masks to true masks one to one, and return the IoU of each true mask, (N,); 0 if unassigned.
+    """Assign predicted masks to true masks one to one, and return the IoU of each true mask, (N,), or 0 if unassigned.
 
     The assignment maximizes the sum of IoUs.
     """

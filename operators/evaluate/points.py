@@ -29,7 +29,7 @@ _SINGLE = 0  # position of the mask for unambiguous prompts; the three others fo
 
 
 class NoNumberError(ValueError):
-    """The model's weights produce numbers that aren't finite."""
+    """Raised when the model's weights produce numbers that aren't finite."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def click_masks(
 
 
 def no_answer(truth: CocoRle, settings: PointsSettings) -> MaskScores:
-    """Return the scores of a mask for which the model predicted nothing. All scores are 0, and there are no clicks."""
+    """Return the scores of a mask if the model predicted nothing for it. All scores are 0, and there are no clicks."""
     height, width = truth["size"]
     blank = np.zeros((height, width), np.uint8, order="F")
     empty: CocoRle = {"size": [height, width], "counts": coco.encode(blank)["counts"]}

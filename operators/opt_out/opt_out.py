@@ -146,7 +146,7 @@ _JUNK_BEHIND = expat.errors.codes[expat.errors.XML_ERROR_JUNK_AFTER_DOC_ELEMENT]
 
 
 class _MalformedError(Exception):
-    """The packet isn't XMP, or it exceeds the limits."""
+    """Raised when a packet isn't XMP or exceeds the limits."""
 
 
 def xmp_values(packet: bytes) -> list[tuple[str, str]]:
@@ -266,7 +266,7 @@ _NAMESPACES = {"plus": _PLUS[0], "tdm": _TDM[0]}
 
 
 class C2paMissingError(SegmintError):
-    """An image has a manifest, but the library that reads it can't be loaded. There is no verdict on the image."""
+    """Raised when an image has a manifest but the library that reads it can't be loaded. This isn't a verdict."""
 
 
 def c2pa_values(data: bytes, mime: str) -> list[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""Recognition of image containers only by their bytes, and checks for truncation."""
+"""Recognition of image containers from their bytes, and checks for truncation."""
 
 import re
 import struct
@@ -60,8 +60,8 @@ _NETPBM = re.compile(rb"P[1-7][\s#]")
 def recognize(data: bytes, formats: Sequence[str] = SUPPORTED) -> str:
     """Return the container of an object, one of `formats`, from its bytes. File names and content types don't matter.
 
-    Raises `RejectedError` with `empty_object` if there are no bytes, `unsupported_format` for a known image format that
-    isn't decoded, and `not_an_image` for anything else.
+    Raises `RejectedError`. The reason is `empty_object` if there are no bytes, `unsupported_format` if the image format
+    is known but not decoded, and `not_an_image` otherwise.
     """
     if not data:
         raise RejectedError(Reason.EMPTY_OBJECT, "the object holds no bytes")

@@ -179,7 +179,7 @@ class DeidentifyConfig(BaseModel):
 
 
 class BrokenDetectorError(SegmintError):
-    """A detector fails on control images as well, so no image is to blame."""
+    """Raised when a detector fails on control images as well, so no image is to blame."""
 
 
 @dataclass(frozen=True)
@@ -250,7 +250,7 @@ def find(image: Pixels, detectors: Sequence[Detector]) -> list[Detection]:
 def find_likewise(
     image: Pixels, detectors: Sequence[Detector], hits: Sequence[Detection], known: Sequence[Detection]
 ) -> list[Detection]:
-    """Search `image` again in the turned orientations in which `hits` were found; see `search_likewise`."""
+    """Search `image` again in the turned orientations that produced `hits`; see `search_likewise`."""
     checked = map(CheckedDetector, detectors)
     return [each for detector in checked for each in search_likewise(detector, image, hits, known)]
 

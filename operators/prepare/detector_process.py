@@ -50,7 +50,7 @@ from segmint.operators.prepare.detector_socket import (
 )
 
 WAITS_S = 12.5 * WAIT_S
-"""Seconds that a step may wait for replies, in addition to its time limit.
+"""Time in seconds that a step may spend waiting for replies, in addition to its time limit.
 
 A step needs up to 7 searches for faces, 1 search for plates, and some searches of windows in the source.
 """
@@ -68,7 +68,7 @@ _BROKEN_EXIT = 88
 
 
 class DetectorsGoneError(SegmintError):
-    """A node's detector process can't start, or died too often. The run stops. No image is to blame."""
+    """Raised when a node's detector process can't start or died too often. The run stops. No image is to blame."""
 
 
 class DetectorHost(Protocol):
@@ -76,7 +76,7 @@ class DetectorHost(Protocol):
 
     @property
     def address(self) -> str:
-        """Name of the socket on which the process listens."""
+        """Name of the socket that the process listens on."""
 
     def ready(self) -> None:
         """Start or restart the process if needed, and wait until it listens. Raises `DetectorsGoneError`."""

@@ -25,7 +25,7 @@ from segmint.infra.errors import SegmintError
 from segmint.model.detectors.detection import Detection, Kind, Pixels
 
 WAIT_S = 60.0
-"""Seconds that a child waits for the reply to one search, including the time that the request waits in the queue."""
+"""Time in seconds that a child waits for the reply to one search, including the request's time in the queue."""
 
 FOUND, FAILED, SHORT_OF_MEMORY, REFUSED = range(4)
 """Kinds of replies: detections, an error of the detector, and two errors of the detector process itself."""
@@ -42,15 +42,15 @@ _PEER = struct.Struct("3i")  # SO_PEERCRED: process, user, group
 
 
 class DetectorProcessError(SegmintError):
-    """The detector process sent no reply, or an invalid one. No image is to blame."""
+    """Raised when the detector process sends no reply or an invalid one. No image is to blame."""
 
 
 class BadRequestError(SegmintError):
-    """A malformed request."""
+    """Raised for a malformed request."""
 
 
 class FailedSearchError(RuntimeError):
-    """A detector raised an exception for an image. The message is the last line of that exception's text."""
+    """Raised when a detector raises an exception for an image. The message is the exception's last line."""
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,7 @@ _LARGEST_TILE = 1 << 20  # pixels by which a tile may exceed its image
 
 
 class BrokenDecoderError(SegmintError):
-    """A decoder fails on every image in this process. No image is to blame."""
+    """Raised when a decoder fails on every image in this process. No image is to blame."""
 
 
 @dataclass(frozen=True)
@@ -202,7 +202,7 @@ def _has_further_pages(source: TiffImagePlugin.TiffImageFile) -> bool:
 
 
 def _decode_jpeg(source: ImageFile.ImageFile, data: bytes, side: int) -> Pixels:
-    """Decode a JPEG to (H, W, 3) uint8 RGB, at the smallest scale with no side under `side`; 0 means full scale.
+    """Decode a JPEG to (H, W, 3) uint8 RGB, at the smallest scale with no side under `side`. 0 means full scale.
 
     simplejpeg produces the same pixels as Pillow. Unlike Pillow, its strict mode reports scan data that ends early or
     is invalid, even if an end marker hides the problem.
@@ -221,7 +221,7 @@ def _decode_jpeg(source: ImageFile.ImageFile, data: bytes, side: int) -> Pixels:
 
 
 def _strict_samples(data: bytes, color: str, **scale: int) -> Pixels | None:
-    """Decode a JPEG; None if it is intact but unusual, for example with odd sampling factors or unknown markers."""
+    """Decode a JPEG. Return None if it is intact but unusual, such as with odd sampling factors or unknown markers."""
     try:
         return np.asarray(simplejpeg.decode_jpeg(data, color, strict=True, **scale))
     except ValueError as error:

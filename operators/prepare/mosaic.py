@@ -152,7 +152,7 @@ def _outside(hull: Floats, x: NDArray[np.int64], y: NDArray[np.int64]) -> Floats
 
 
 def rectangle(x: int, y: int, width: int, height: int, shape: tuple[int, int]) -> ImagePatch | None:
-    """Return the rectangle clipped to the image of `shape` (h, w); None if it is outside."""
+    """Return the rectangle clipped to the image of `shape` (h, w), or None if it is outside."""
     left, top = max(x, 0), max(y, 0)
     right, bottom = min(x + width, shape[1]), min(y + height, shape[0])
     if left >= right or top >= bottom:

@@ -54,7 +54,7 @@ def search_orientations(
 def search_likewise(
     detector: Detector, image: Pixels, hits: Sequence[Detection], known: Sequence[Detection]
 ) -> list[Detection]:
-    """Search `image`, (H, W, 3) uint8 RGB, at full size in the turned orientations in which the detector made `hits`.
+    """Search `image`, (H, W, 3) uint8 RGB, at full size in the turned orientations that produced `hits`.
 
     Returns the detections that don't repeat one of `known`, which are in pixels of `image`. The detector's errors
     propagate.

@@ -110,7 +110,7 @@ class PreparedImage:
 
 
 class RefusedError(RejectedError):
-    """A verdict, together with the stage that issued it."""
+    """Raised for a verdict, together with the stage that issued it."""
 
     def __init__(self, reason: Reason, detail: str, stage: str) -> None:
         super().__init__(reason, detail)
@@ -236,8 +236,8 @@ class Prepare:
     """Ray Data actor that maps a table of normalized rows to the same rows, prepared or rejected.
 
     Threads of this process read images and check hashes. Child processes do everything else. The URI of the source
-    catalog, `catalog_uri`, determines which URIs its rows may use. `taken` contains the names in tombstones, and rows
-    whose source has such a name are rejected.
+    catalog, `catalog_uri`, determines which URIs its rows may use. `taken` contains the names in tombstones. A row is
+    rejected if its source has such a name.
     """
 
     def __init__(

@@ -64,7 +64,8 @@ class ImageReader:
         """Return `function(data)` for the object's bytes. If it raises a `refusal`, make sure that the bytes are right.
 
         To do so, read the object again until two reads in a row are identical, and call `function` again if the bytes
-        changed. Raises the errors of `read`, and `StorageFaultError` if all `MOST_READS` reads return different bytes.
+        changed. Raises the same errors as `read`, and `StorageFaultError` if all `MOST_READS` reads return different
+        bytes.
         """
         data = self.read(row)
         for _ in range(MOST_READS - 1):

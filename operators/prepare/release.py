@@ -86,7 +86,7 @@ def released_size(width: int, height: int, short_side: int) -> tuple[int, int]:
 
 
 def original_size(width: int, height: int, released: tuple[int, int], crops: CropLayers) -> tuple[int, int] | None:
-    """Return the (width, height) of the original from which crops are cut, or None if no original is needed.
+    """Return the (width, height) of the original for cutting crops, or None if no original is needed.
 
     This is the smallest size that the last layer of crops needs, but never more than the source's `width` x `height`
     pixels. If the released image, of size `released`, is large enough, crops are cut from it, and no original is
@@ -116,7 +116,7 @@ def resized(image: Pixels, size: tuple[int, int]) -> Pixels:
 
 
 def encode_original(image: Pixels) -> bytes:
-    """Encode the original from which crops are cut, (H, W, 3) uint8 RGB, as a 4:4:4 JPEG of quality 95.
+    """Encode the original for cutting crops, (H, W, 3) uint8 RGB, as a 4:4:4 JPEG of quality 95.
 
     Raises `RejectedError` (`too_large`) if a side is too long for a JPEG.
     """

@@ -73,7 +73,7 @@ class ReleasedDetection:
         return self.x, self.y, self.x + self.w, self.y + self.h
 
     def is_same(self, known: Mapping[str, Any]) -> bool:
-        """Return whether an entry of `residual_detections` records this detection; False if a side is null."""
+        """Return whether an entry of `residual_detections` records this detection. If a side is null, return False."""
         if known["kind"] != self.found.kind or any(known[side] is None for side in "xywh"):
             return False
         x, y, w, h = (known[side] for side in "xywh")
@@ -169,7 +169,7 @@ def _regions(row: Row) -> list[_Region]:
 
 
 def _hats(places: Floats, cells: int) -> Floats:
-    """Return linear interpolation weights, (N, cells), at positions in cells; constant beyond the outermost cells."""
+    """Return linear interpolation weights, (N, cells), at positions in cells. Weights are constant beyond the ends."""
     inside = np.clip(places, 0, cells - 1)
     weights: Floats = np.clip(1 - np.abs(inside[:, None] - np.arange(cells)), 0, None)
     return weights
@@ -251,7 +251,7 @@ def last_look(
     the source. At most `MOST_RESIDUAL` detections remain; they are recorded, and all others are redacted.
 
     `row` contains the sizes and regions of `segmint.operators.schemas.IMAGES`. `source`, (H, W, 3) uint8 RGB, is the
-    image before redaction at any size. Raises the exceptions of `CheckedDetector`.
+    image before redaction at any size. Raises the same errors as `CheckedDetector`.
     """
     if not detectors:
         return LastLook((), ())

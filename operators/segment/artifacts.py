@@ -10,7 +10,7 @@ from segmint.operators.rows import Row
 
 @dataclass(frozen=True)
 class RedactionArtifacts:
-    """Criterion by which masks count as artifacts of de-identification."""
+    """Criterion that decides which masks are artifacts of de-identification."""
 
     iou: float | None = None  # minimum IoU with a region; None: no mask is an artifact
 

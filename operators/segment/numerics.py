@@ -97,7 +97,7 @@ class Numerics:
         return {key: value for key, value in asdict(self).items() if key not in {*self.unrecorded, "unrecorded"}}
 
     def with_detectors(self, kind: str) -> "Numerics":
-        """Return a copy that records the GPU on which detectors run, given as `detector_numerics`."""
+        """Return a copy that records the detectors' GPU, given as `detector_numerics`."""
         return replace(self, detectors=kind, unrecorded=self.unrecorded - DETECTORS_ONLY)
 
     @property
@@ -111,7 +111,7 @@ class Numerics:
         return fingerprint(self.to_dict())
 
     def differences(self, other: "Numerics") -> str:
-        """Describe the fields that both numerics record with different values; empty if there are no such fields."""
+        """Describe the fields that both numerics record with different values. Return "" if there are none."""
         ours, theirs = ({**each.to_dict(), **{name: getattr(each, name) for name in ADDED}} for each in (self, other))
         differing = [key for key in ours if key in theirs and ours[key] != theirs[key]]
         return ", ".join(f"{key} {ours[key]!r} instead of {theirs[key]!r}" for key in differing)

@@ -1,4 +1,4 @@
-"""Three overlapping stages of work per item: threads decode, one thread owns the device, threads finish.
+"""Three overlapping stages per item: some threads decode, one thread owns the device, and other threads finish.
 
 While the device works on one item, other threads decode the next items and finish the previous ones, so the device
 rarely waits. The number of items in and between the stages is bounded, which bounds their memory.

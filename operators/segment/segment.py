@@ -63,7 +63,7 @@ class SegmentSettings:
 
 
 class MixedNumericsError(UsageError):
-    """The masks computed on this machine would differ in some bits from the dataset's masks."""
+    """Raised when masks computed on this machine would differ in some bits from the dataset's masks."""
 
 
 def mask_columns(generated: "GeneratedMasks") -> dict[str, Any]:
@@ -192,7 +192,7 @@ def _weights(settings: SegmentSettings) -> Path:
 
 
 def decode_row(row: Row) -> tuple[Pixels, Pixels | None]:
-    """Decode a prepared row's released image, and the original from which crops are cut if the row contains it."""
+    """Decode a prepared row's released image, and the original for cutting crops if the row contains one."""
     return decode_jpeg(row["release"]), None if row["original"] is None else decode_jpeg(row["original"])
 
 

@@ -20,8 +20,8 @@ from segmint.operators.similar.hashes import jpeg_hashes
 def redact_row(row: Row, wanted: Sequence[WantedRegion], config: ReleaseConfig) -> Row:
     """Redact boxes of a row's released image, and record them in the row's region columns. Return the new row.
 
-    The released JPEG is decoded, redacted, and encoded again, as in the release step. Of its masks' columns, only the
-    redaction measures change. Boxes that are already among the row's regions are skipped, so the operation is
+    The released JPEG is decoded, redacted, and encoded again, as in the release step. The masks' columns stay the same,
+    except for the redaction measures. Boxes that are already among the row's regions are skipped, so the operation is
     idempotent. If no boxes remain, or the image was rejected or taken down, the same object is returned. The boxes must
     be inside the image. Raises `DamagedDatasetError` if the JPEG can't be decoded.
     """

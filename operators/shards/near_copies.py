@@ -50,7 +50,7 @@ class NearCopy(NamedTuple):
 
 @dataclass(frozen=True)
 class WantedPictures:
-    """R pictures whose near copies are wanted: their numbers, tombstones, and hashes (R, 9) uint64.
+    """R pictures to find near copies of: their numbers, tombstones, and hashes (R, 9) uint64.
 
     `others` contains pairs of an image and a tombstone. A person has decided for each pair that the image doesn't show
     a picture of the tombstone.

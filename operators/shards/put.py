@@ -154,7 +154,10 @@ def remove(file: Location, *, purge: bool) -> None:
 
 
 class LostRaceError(UnfinishedError):
-    """Another writer committed this generation of a shard with different content. This writer's files were deleted."""
+    """Raised when another writer has committed this generation of a shard with different content.
+
+    This writer's files were deleted.
+    """
 
 
 def replace_shard(

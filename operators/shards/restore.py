@@ -46,7 +46,7 @@ from segmint.operators.shards.write import ShardResult, ShardTask, faults, iter_
 
 @dataclass(frozen=True)
 class Damage:
-    """A file that is missing, or whose size or hash differs from its entry in the commit."""
+    """A file that is missing, or that differs in size or hash from its entry in the commit."""
 
     entry: FileEntry
     found: str
@@ -77,7 +77,7 @@ def find_damage(dataset: Location, commit: Commit) -> list[Damage]:
 
 
 def restore_from_rest(dataset: DatasetHandle, commit: Commit, damages: Sequence[Damage]) -> bool:
-    """Restore a shard's damaged files from its other files. Return whether that was possible.
+    """Restore a shard's damaged files from its other files, and return whether that was possible.
 
     Masks are stored twice: in the masks table, and in the JSON files inside the tar. So each of the two can be rebuilt
     from the other. JPEGs exist only in the tar. If the tar is damaged, this function takes them from its readable part.
@@ -158,7 +158,7 @@ def _put_back(
     files: ShardFiles,
     after_commit: Callable[[], object],
 ) -> list[str]:
-    """Put the damaged files again if all rebuilt files match the commit; otherwise, describe each file that doesn't.
+    """Put the damaged files again if all rebuilt files match the commit. Otherwise, describe each file that doesn't.
 
     Raises `DamagedDatasetError` if the commit was replaced in the meantime. Files that were put are then deleted.
     """

@@ -114,7 +114,7 @@ def revise_shard(
 
 
 def _former(rows: Sequence[Row], after: Sequence[Row]) -> dict[int, Fingerprint]:
-    """Return the fingerprint of each image whose JPEG changes or disappears, keyed by number."""
+    """Return the fingerprints of images with a changed or removed JPEG, keyed by number."""
     return {
         row["id"]: fingerprint_of(row, gone=new["release_sha256"] is None)
         for row, new in zip(rows, after, strict=True)
@@ -130,7 +130,7 @@ def fingerprint_of(row: Row, *, gone: bool) -> Fingerprint:
 
 
 def with_latest_commit(dataset: Location, shard: int, use: Callable[[Commit], Result]) -> Result | None:
-    """Return `use(commit)` for the latest commit, or None without a commit; retry if its files are removed."""
+    """Call `use` with the latest commit, and return its result or None. Retry if the commit's files are removed."""
     log = CommitLog(dataset)
 
     def read(generation: int) -> Result:
@@ -207,7 +207,7 @@ def apply_later_changes(dataset: DatasetHandle, shard: int, *, since: int | None
     """Apply takedowns and catalog changes that a shard's writer may have missed. Return whether the shard changed.
 
     Call this right after the shard's commit, or after its files were written. `since` defaults to the handle's
-    `catalog_generation`. It must not be later than the manifest generation from whose catalog the writer read its rows.
+    `catalog_generation`. It must not be later than the manifest generation whose catalog the writer read.
     """
     applied = apply_tombstones(dataset, shard)
     amended = apply_catalog(dataset, shard, dataset.catalog_generation if since is None else since)

@@ -93,9 +93,9 @@ def merged_before(submissions: Sequence[Submission], merged: Merged) -> Submissi
 def _made_by(former: Submission, masks: Mapping[int, Row], submissions: Sequence[Submission]) -> set[int]:
     """Return the ids of the image's masks that a submission added.
 
-    A mask was not added if the state for which the submission was made already contained it, even if the submission
-    contains the same pixels. This excludes masks from submissions to earlier states, masks from a build, and masks
-    whose columns differ from the submission's.
+    A mask wasn't added if it was already in the state that the submission was based on, even if the submission contains
+    the same pixels. This excludes masks from submissions to earlier states, masks from a build, and masks whose columns
+    differ from the submission's.
     """
     shown: set[str] = set()
     for earlier in last_of_states(

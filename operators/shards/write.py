@@ -63,7 +63,7 @@ class ShardResult:
 
 
 class WrongRowsError(SegmintError):
-    """A writer received rows of another shard, which indicates a bug. Nothing was written."""
+    """Raised when a writer receives rows of another shard, which indicates a bug. Nothing was written."""
 
 
 def write_shard(task: ShardTask, cuts: Sequence[tuple[int, int]], *blocks: pa.Table) -> ShardResult:
@@ -262,7 +262,10 @@ def retry_shard(task: RetryTask, cuts: Sequence[tuple[int, int]], *blocks: pa.Ta
 
 
 class _SupersededError(Exception):
-    """Another command has already changed the rows that a retry was about to replace. That command's result is kept."""
+    """Raised when another command has already changed the rows that a retry was about to replace.
+
+    The other command's result is kept.
+    """
 
 
 def _same(current: Row | None, again: Row) -> bool:

@@ -81,7 +81,7 @@ def find_candidates(hashes: Hashes, wanted: NDArray[np.bool_], distance: int) ->
     """Find near hashes among the hashes, (N, 6) uint64, of the `wanted` rows, (N,) bool.
 
     The table of all hashes is in temporary files. Memory depends only on the number of near hashes, not on the number
-    of pairs that they form. Raises the errors of `near_pairs`.
+    of pairs that they form. Raises the same errors as `near_pairs`.
     """
     with ScratchFolder() as name:
         folder = Path(name)

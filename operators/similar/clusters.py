@@ -83,7 +83,7 @@ class SimilarRows:
 
 
 class CrowdedHashes:
-    """Rows whose hash is equal or near to the hashes of very many other rows. Such a group of rows is called a crowd.
+    """Rows with a hash that is equal or near to the hashes of very many other rows. Such a group is called a crowd.
 
     Comparing all pairs within a crowd would take quadratic time. Instead, a row is compared with its crowds only on
     request, and only with rows that aren't copies yet. The time therefore grows with the number of rows and the number
@@ -227,8 +227,8 @@ class ImageRows:
 class DuplicateMap:
     """Copies among N rows.
 
-    `kept` contains the kept row of which each row is a copy, or -1 for a row that isn't a copy. `exact` is true if a
-    row has the same bytes as its kept row. A copy with different bytes is a near-duplicate of the kept row.
+    For each row, `kept` contains the kept row that it is a copy of, or -1 if it isn't a copy. `exact` is true if a row
+    has the same bytes as its kept row. A copy with different bytes is a near-duplicate of the kept row.
     """
 
     kept: Positions

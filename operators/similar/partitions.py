@@ -42,7 +42,7 @@ class Partitions:
         ]
 
     def add(self, *columns: Column) -> None:
-        """Append rows to the parts to which their keys belong."""
+        """Append rows to the parts that their keys belong to."""
         parts = np.searchsorted(self._borders, columns[0], "right")
         order = np.argsort(parts, kind="stable")
         cuts = np.searchsorted(parts[order], np.arange(len(self._paths) + 1))

@@ -38,7 +38,7 @@ class TextPrompts:
         """Load a CLIP's folder and a projection's file onto a device.
 
         Raises `UsageError` if one of them can't be used, or if the projection was trained with another CLIP. With
-        `sam_sha256`, also raises it if the projection was trained with other weights of SAM.
+        `sam_sha256`, also raises it if the projection was trained with different SAM weights.
         """
         folder = ClipFolder.open(Path(clip))
         linear, lineage = load_projection(projection)
