@@ -144,7 +144,7 @@ def build(
 
     Each item of `stages` is a class or function in a module that workers can import. To also set the position,
     arguments, or resources of a stage, pass a `StageConfig` instead. All other arguments are passed to `run_build`.
-    Raises the errors of `load_config` and `run_build`.
+    Raises the same errors as `load_config` and `run_build`.
     """
     config = load_config(config) if isinstance(config, str) else config
     try:

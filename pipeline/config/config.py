@@ -164,10 +164,10 @@ class ResourcesConfig(_ConfigModel):
     """Ray cluster and resources for a run."""
 
     address: str = "auto"
-    """Ray cluster to connect to. auto: the cluster in RAY_ADDRESS, or a local Ray if the variable isn't set. local:
-    always a local Ray. Any other value is the address of a cluster."""
+    """Ray cluster to connect to. auto: the cluster in RAY_ADDRESS, or a local Ray instance if the variable isn't set.
+    local: always a local instance. Any other value is the address of a cluster."""
     object_store_memory: Bytes | None = Field(default=None, ge=80_000_000)
-    """Size of a local Ray's object store, at least 80,000,000 bytes. null: Ray chooses the size."""
+    """Size of the object store of a local Ray instance, at least 80,000,000 bytes. null: Ray chooses the size."""
     prepare: PreparePoolConfig = PreparePoolConfig()
     segment: SegmentPoolConfig = SegmentPoolConfig()
     writers: AutoCount = "auto"
@@ -188,7 +188,7 @@ class StagePoolConfig(PoolConfig):
 
 
 def _dotted_name(value: Any) -> Any:
-    """Return the dotted name by which workers import a class or function. Return any other value unchanged."""
+    """Return the dotted name that workers import a class or function by. Return any other value unchanged."""
     if not callable(value):
         return value
     module, name = value.__module__, getattr(value, "__qualname__", None)
@@ -298,7 +298,7 @@ class Config(_ConfigModel):
         return DETECTORS_SHARE if wanted == "auto" else float(wanted)
 
     def load_stages(self) -> list[StageSpec]:
-        """Import the custom stages in list order. Raises `UsageError` for an invalid stage or a duplicate name."""
+        """Import the custom stages in list order. Raises `UsageError` if a stage is invalid or a name is used twice."""
         specs = [each.load() for each in self.stages]
         for place, spec in enumerate(specs):
             if spec.name in [other.name for other in specs[:place]]:

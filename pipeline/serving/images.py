@@ -19,11 +19,11 @@ HIGHEST_ID = 2**63 - 1
 
 
 class UnknownImageError(SegmintError):
-    """Error for an id that no image of the dataset has."""
+    """Raised when no image of the dataset has the requested id."""
 
 
 class NoImageError(SegmintError):
-    """Error for an image whose JPEG is missing or can't be decoded."""
+    """Raised when an image's JPEG is missing or can't be decoded."""
 
 
 class ImageAddress(NamedTuple):

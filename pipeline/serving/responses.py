@@ -45,7 +45,7 @@ def image_of(request: Request) -> int:
 
 
 def parse_number(text: str, problem: SegmintError) -> int:
-    """Parse a number. Raises `problem` for any other text, and for more digits than any id has."""
+    """Parse a number. Raises `problem` if the text isn't a number, or has more digits than any id."""
     if not (text.isascii() and text.isdecimal() and len(text) <= _DIGITS):
         raise problem
     return int(text)

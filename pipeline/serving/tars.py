@@ -1,4 +1,4 @@
-"""Index of the files in a tar, built from member headers, each of which is read only once, by range."""
+"""Index of the files in a tar, built from the members' headers. Each header is read only once, by range."""
 
 import tarfile
 import threading
@@ -86,7 +86,7 @@ class TarIndex:
 
 
 def index_tar(dataset: Location, commit: Commit) -> TarIndex:
-    """Return the index of a committed shard's tar, which is read by range. Raises the errors of `Commit.file`."""
+    """Return the index of a committed shard's tar, which is read by range. Raises the same errors as `Commit.file`."""
     entry = commit.file("shards")
     tar = dataset / entry.path
 

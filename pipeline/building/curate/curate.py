@@ -50,7 +50,7 @@ from segmint.pipeline.building.execution.stage_watch import watched
 from segmint.pipeline.config.config import Config, ResourcesConfig
 
 FEATURES_VERSION = 4
-"""Version of the inspection's results. A run doesn't reuse parts with another version."""
+"""Version of the inspection's results. A run doesn't reuse parts of a different version."""
 
 _LIBRARIES = (
     "numpy", "opencv-python-headless", "pillow", "simplejpeg", "scipy", "c2pa-python", "pyarrow",
@@ -90,7 +90,7 @@ def inspect_images(
 ) -> InspectionRun:
     """Inspect the images in the missing parts of the normalized catalog, and return the run's record.
 
-    `catalog` is a local file. Failures are retried, including images on which a child process died. If a child process
+    `catalog` is a local file. Failures are retried, including images that a child process died on. If a child process
     dies on the same image again, the image gets no features. Raises `UnfinishedError` if parts are still missing at the
     end because a store or Ray fails.
     """
@@ -376,7 +376,7 @@ def _taken(target: Location) -> str:
 
 
 def _pinned_date(folder: Location, given: date | None) -> date:
-    """Return the date on which licenses must still be valid: `given`, or the date on which the run first started."""
+    """Return the date that licenses must be valid on: `given`, or the date of the run's first start."""
     if given is not None:
         return given
     begun = folder / "begun.json"

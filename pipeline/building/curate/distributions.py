@@ -96,7 +96,7 @@ def _draw_examples(axes: Any, values: NDArray[np.float64], folder: Location) -> 
 
 
 def _at_percentiles(values: NDArray[np.float64]) -> list[tuple[float, int]]:
-    """Return each percentile with the row whose value is at this percentile. Skip rows without a value."""
+    """Return each percentile with the row that has this percentile's value. Skip rows without a value."""
     rows = np.flatnonzero(np.isfinite(values))
     order = rows[np.argsort(values[rows], kind="stable")]
     return [(percentile, int(order[round((len(order) - 1) * percentile / 100)])) for percentile in PERCENTILES]

@@ -1,4 +1,4 @@
-"""Numbers of segment actors, and of threads per actor, on a machine that computes masks on its CPU.
+"""Numbers of segment actors and of threads per actor on a machine that computes masks on its CPU.
 
 Threads of one process wait for Python's lock and for each other, so single-threaded actors use the cores best. If there
 is enough memory, each core therefore gets an actor. Otherwise, fewer actors run several threads each.

@@ -141,7 +141,7 @@ class BuildDataset:
         )
 
     def check_whole(self, shards: range) -> None:
-        """Raise `DamagedDatasetError` for damaged takedown records, missing or empty files, or a foreign commit."""
+        """Raise `DamagedDatasetError` for damaged takedown records, a missing or empty file, or a foreign commit."""
         read_removals(self.location)
         log = CommitLog(self.location)
         problems = [f"{path}: no such file, or an empty one" for path in missing_files(self.location, shards)]
@@ -160,10 +160,10 @@ class BuildDataset:
 def open_or_create(config: Config, storage: Storage, *, grow: bool = False) -> BuildDataset:
     """Open the dataset at `config.output`. If the dataset doesn't exist, create it.
 
-    With `grow`, new rows of the catalog are added to the dataset. If the dataset was created with another configuration
-    or from another catalog, raises `UsageError`, which lists the keys or rows that differ. Also raises `UsageError` if
-    a detector's package isn't installed or a custom stage is invalid. Before creating a dataset, each detector file is
-    tried on a blank image, and a failure raises `UsageError`.
+    With `grow`, new rows of the catalog are added to the dataset. Raises `UsageError` if the dataset was created with a
+    different configuration or catalog, if a detector's package isn't installed, or if a custom stage is invalid. The
+    error lists the keys or rows that differ. Before it creates a dataset, this function tries each detector file on a
+    blank image, and raises `UsageError` if one fails.
     """
     config.deidentify.require_packages()
     config.load_stages()

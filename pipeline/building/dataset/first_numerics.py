@@ -36,8 +36,8 @@ def first_numerics(config: Config, weights: Path) -> Numerics:
     and cpu otherwise. The same rules apply to `deidentify.device`. If CPUs compute the masks, the dataset uses the CPU
     kernels only if this machine and all nodes for segment actors have them.
 
-    Raises `UsageError` in these cases: neither this machine nor the cluster has the device, no device becomes free
-    within `stall_timeout`, the node lacks a package that the bundled detectors need, or a node lacks the kernels that
+    Raises `UsageError` if neither this machine nor the cluster has the device, if no device becomes free within
+    `stall_timeout`, if the node lacks a package that the bundled detectors need, or if a node lacks the kernels that
     `model.kernels` or bf16 needs.
     """
     numerics = _of_masks(config, weights)

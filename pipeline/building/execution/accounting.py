@@ -137,7 +137,7 @@ class RunRecord:
 
 
 class NotRecordedError(UnfinishedError):
-    """Error if all requested work is committed, but a storage fault prevented the final record of the run."""
+    """Raised when all requested work is committed but a storage fault prevents the final record of the run."""
 
     def __init__(self, accounting: "Accounting", message: str) -> None:
         super().__init__(message)

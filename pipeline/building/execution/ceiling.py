@@ -65,8 +65,8 @@ class Ceiling:
 class CeilingMeter:
     """Meter that measures the devices' peak once per run, at the time when the measurement disturbs the run least.
 
-    Under a local Ray on a CPU, the driver measures the peak in the constructor, before Ray's processes start and
-    interfere. Otherwise, each segment actor measures its device when it starts.
+    With a local Ray instance on a CPU, the driver measures the peak in the constructor, before Ray's processes start
+    and interfere. Otherwise, each segment actor measures its device when it starts.
     """
 
     def __init__(self, config: Config, dataset: BuildDataset) -> None:

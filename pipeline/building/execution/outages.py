@@ -1,4 +1,4 @@
-"""Handling of outages in a build's driver, which detects stores that do not respond and waits for them.
+"""Handling of outages in a build's driver, which detects stores that don't respond and waits for them.
 
 Workers wait for their stores by themselves (`segmint.infra.storage.outages`), but they only log on their own machines.
 So that the user knows why a run waits, the driver also checks the stores whenever there is no progress, and logs the

@@ -64,15 +64,15 @@ PROBE_S = 60.0
 
 
 class UndecidedError(SegmintError):
-    """Error if a trial produced no verdict on a suspect, so its shard must wait."""
+    """Raised when a trial produces no verdict on a suspect, so its shard must wait."""
 
 
 class ControlFailedError(UndecidedError):
-    """Error if the machines are at fault: a worker fails on the control image, or no worker prepares a row in time."""
+    """Raised when the machines are at fault: a worker fails on the control image, or none prepares a row in time."""
 
 
 class NodeDiedError(SegmintError):
-    """Error if a worker died together with its node or couldn't be reached, so the suspect may not be at fault."""
+    """Raised when a worker dies together with its node or can't be reached, so the suspect may not be at fault."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class Quarantine:
     """Suspects of a run and the verdicts on them. The driver keeps both until the suspects' shards are committed."""
 
     def __init__(self, stages: Stages, start_timeout_s: float) -> None:
-        """Prepare for trials. Each trial's worker must be placed and ready within `start_timeout_s` seconds."""
+        """Prepare for trials. Each trial's worker must be scheduled and ready within `start_timeout_s` seconds."""
         self.stages = stages  # layout for the current nodes
         self._start_timeout_s = start_timeout_s
         self._known: dict[int, Row] = {}  # verdict columns by ordinal; undecided suspects have a fault
@@ -119,7 +119,7 @@ class Quarantine:
     def open_window(self, rows: RowSource, retry_rows: int | None = None) -> tuple[RowSource, RowLedger]:
         """Return a window's rows and its ledger. If there are verdicts on suspects, the rows include verdict columns.
 
-        About every `retry_rows` rows, the window runs all shards again that were put on hold since the last retry.
+        About every `retry_rows` rows, the window retries all shards that were put on hold since the last retry.
         """
         self._rows, self._faulted, self._held, self.ended = rows, {}, Counter(), False
         self._ledger = RowLedger(alone=[row for row in self._died_with_others if row % STAGE_ROWS in rows])
@@ -224,7 +224,7 @@ class Quarantine:
         return named(self._row(ordinal).select(["ordinal", "image_id", "uri"]).to_pylist()[0])
 
     def _row(self, ordinal: int) -> pa.Table:
-        """Read one row from the catalog. Raises `UndecidedError` before the first window."""
+        """Read one row from the catalog. Raises `UndecidedError` if no window has started yet."""
         if self._rows is None:
             raise UndecidedError(f"row {ordinal} belongs to no window yet")
         return self._rows.read_row(ordinal)

@@ -215,7 +215,7 @@ def _merged(runs: Iterable[Run]) -> list[Run]:
 def _within(known: Mapping[int, Row] | None, runs: Sequence[Run] | None) -> Mapping[int, Row] | None:
     """Return the part of `known` for a read's rows.
 
-    For a retry slot, whose rows aren't known yet, return all of `known`.
+    The rows of a retry slot aren't known yet, so return all of `known` for it.
     """
     if known is None or runs is None:
         return known

@@ -28,7 +28,7 @@ class BlockSlice:
 
 
 class StreamLengthError(SegmintError):
-    """Error if the stream has more or fewer rows than its shards need. This is a bug, so the shard isn't written."""
+    """Raised when the stream has more or fewer rows than its shards need. This is a bug. The shard isn't written."""
 
 
 def cut_at_borders(

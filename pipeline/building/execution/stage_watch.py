@@ -29,7 +29,7 @@ STORES_EVERY_S = 20.0
 
 
 class StalledError(SegmintError):
-    """Error if no row left any stage for too long although the stores responded.
+    """Raised when no row leaves any stage for too long although the stores respond.
 
     The window ends, and the next window retries the unfinished shards on the remaining nodes.
     """

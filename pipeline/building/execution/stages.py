@@ -163,7 +163,7 @@ _ASK_S = 2.0
 
 
 class TooFewNodesError(UsageError):
-    """Error if the smallest pools don't fit on the current nodes but will fit once the autoscaler adds nodes."""
+    """Raised when the smallest pools don't fit on the current nodes but will fit once the autoscaler adds nodes."""
 
     def __init__(self, message: str, stages: "Stages") -> None:
         super().__init__(message)
@@ -301,7 +301,7 @@ def lay_out(config: Config, dataset: BuildDataset, cluster: Cluster) -> Stages:
 
     If the cluster can grow, `auto` pools range from the current nodes to all nodes that the autoscaler may run. Raises
     `UsageError`, which states the numbers, if the smallest pools, one reader, and one writer don't fit even on all
-    nodes that the autoscaler may run. Raises `TooFewNodesError` if they only don't fit on the current nodes.
+    nodes that the autoscaler may run. Raises `TooFewNodesError` if they will fit, but not on the current nodes.
     """
     if cluster.grown is None:
         return _fit(config, dataset, cluster)
@@ -370,7 +370,7 @@ def _fit(config: Config, dataset: BuildDataset, cluster: Cluster, *, grows: bool
     rows_per_block = min(_rows_per_block(config, on_gpu=on_gpu), max(1, -(-dataset.rows // (2 * segment.largest))))
     threads = HostThreads.of(dataset.numerics.device, resources.segment.num_cpus, config.model.images_per_batch)
     segment = replace(segment, calls_at_once=threads.calls(rows_per_block))
-    # `prepare` gets the cores that segmentation leaves free: CPUs on a cluster, real cores under a local Ray.
+    # `prepare` gets the cores that segmentation leaves free: CPUs on a cluster, real cores with a local Ray instance.
     cores = cluster.cores if cluster.local else cluster.cpus
     cores = cluster.gpu_node_cpus if share and not cluster.local else cores
     busy = segment.largest * (segment.num_cpus if on_gpu else dataset.numerics.threads) + detectors * DETECTOR_CPUS
@@ -450,9 +450,9 @@ def lay_out_again(config: Config, dataset: BuildDataset, cluster: Cluster, stage
 
 
 def _cpu_actors(dataset: BuildDataset, cluster: Cluster) -> int:
-    """Return the number of segment actors on CPUs: one per machine of a cluster, or as many as fit under a local Ray.
+    """Return the number of segment actors on CPUs: one per machine of a cluster, or as many as fit on a single machine.
 
-    Under a local Ray, the number of actors never exceeds the number of rows in the dataset.
+    With a local Ray instance, the number of actors never exceeds the number of rows in the dataset.
     """
     if not cluster.local:
         return max(1, cluster.nodes)

@@ -53,7 +53,7 @@ class WindowSize:
             self._fit(rate, FIRST_WINDOW_S)
 
     def note(self, finished: Sequence[float], seconds: float) -> None:
-        """Adapt to a window that took `seconds`. `finished` contains the time in seconds at which each shard finished.
+        """Adapt to a window that took `seconds`. `finished` contains each shard's finish time in seconds.
 
         If enough shards finished, only the time after the first shard counts, because the actors start before it.
         """
@@ -154,7 +154,7 @@ class RejectedRows:
     write = staticmethod(retry_shard)
 
     def __init__(self, config: Config, dataset: BuildDataset, wanted: range, reasons: Collection[str]) -> None:
-        """Find the shards. Raises `UsageError` for a custom reason that no stage can have given so far."""
+        """Find the shards. Raises `UsageError` if no stage can have given a custom reason so far."""
         self._config = config
         self._dataset = dataset
         self._reasons = sorted(map(str, reasons))

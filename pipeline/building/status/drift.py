@@ -79,8 +79,8 @@ class Drift:
 def last_and_sample(built: Sequence[int], committed: Sequence[int]) -> tuple[list[int], list[int]] | None:
     """Choose the last shards and a sample of the earlier shards. Return None if there are too few shards.
 
-    `built` contains the shards with known build times, in order of time. `committed` contains all shards in ascending
-    order.
+    `built` contains the shards with known build times, in chronological order. `committed` contains all shards in
+    ascending order.
     """
     count = min(LAST_SHARDS, len(committed) // 4, len(built))
     if len(committed) < LEAST_SHARDS or not count:

@@ -1,4 +1,4 @@
-"""Growth rate of a dataset. Commits contain no times, so it uses the times at which the store received them."""
+"""Growth rate of a dataset. Commits contain no times, so the rate is based on when the store received them."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ MOST_COMMITS = 200
 
 @dataclass(frozen=True)
 class Pace:
-    """Output of the last commits, and the time in which they were made."""
+    """Output of the last commits, and the time that they took."""
 
     shards: int
     rows: int
@@ -54,7 +54,7 @@ class Pace:
 
 @dataclass(frozen=True)
 class LastCommits:
-    """Commits from which a pace is computed."""
+    """Commits that a pace is computed from."""
 
     shards: Sequence[int]  # in order of time; the commit at `since` isn't included
     since: datetime
@@ -62,7 +62,7 @@ class LastCommits:
 
 
 def first_commits(listed: Iterable[ListedCommit]) -> dict[int, datetime]:
-    """Return the time at which a build first committed each shard, in order of time. Unknown times are omitted.
+    """Return when a build first committed each shard, in chronological order. Unknown times are omitted.
 
     `listed` contains the files of all commits, in order. A correction deletes a shard's previous commit, so the
     original time is lost. Because builds commit shards in order, this function interpolates such times. It takes the
@@ -88,9 +88,9 @@ def first_commits(listed: Iterable[ListedCommit]) -> dict[int, datetime]:
 
 
 def last_commits(first: Mapping[int, datetime]) -> LastCommits | None:
-    """Choose the commits of the hour before the latest commit. `first` maps each shard to its time, in order of time.
+    """Choose the commits of the hour before the latest commit. `first` maps shards to times, chronologically.
 
-    Returns `LEAST_COMMITS` to `MOST_COMMITS` commits, not counting the commit at which the time starts. Returns None if
+    Returns `LEAST_COMMITS` to `MOST_COMMITS` commits, not counting the commit that starts the hour. Returns None if
     there are fewer, or if all commits have the same time.
     """
     shards = list(first)[-MOST_COMMITS - 1 :]

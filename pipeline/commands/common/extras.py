@@ -44,7 +44,7 @@ packages that a configuration needs."""
 
 
 class MissingExtraError(UsageError):
-    """Error if the optional packages of a command aren't installed."""
+    """Raised when the optional packages of a command aren't installed."""
 
 
 def needs(extra: str) -> Callable[[Callable[P, R]], Callable[P, R]]:

@@ -1,4 +1,4 @@
-"""Folders of photographs, whose masks `segmint view` shows and `segmint annotate` corrects."""
+"""Folders of photographs with masks, for `segmint view` and `segmint annotate`."""
 
 import os
 import subprocess

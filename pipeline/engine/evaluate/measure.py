@@ -27,7 +27,7 @@ HEAD = [
 
 
 class PartlyMeasuredError(ValueError):
-    """Error for an image for which one of the models returns no prediction.
+    """Raised when one of the models returns no prediction for an image.
 
     `rows` contains the rows of all models; the failed model gets the lowest scores.
     """
@@ -103,7 +103,7 @@ class PredictedResult:
 
 @dataclass(frozen=True)
 class Predictions(EvaluatedWeights):
-    """Results of another model, which are evaluated in place of weights. They are in order by image.
+    """Results of another model, which are evaluated in place of weights. They are grouped by image, in order.
 
     With `by_name`, the keys of images are file names.
     """

@@ -1,4 +1,4 @@
-"""Output folder of an evaluation, in which existing files are never overwritten."""
+"""Output folder of an evaluation. Existing files are never overwritten."""
 
 import json
 from collections.abc import Mapping, Sequence

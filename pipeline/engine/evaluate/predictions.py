@@ -32,7 +32,7 @@ def read_predictions(
 ) -> tuple[Predictions, ...]:
     """Read files of COCO results. Image ids refer to the ground truth file, or to a segmint dataset's export.
 
-    Raises `UsageError` if there are several truths, if a file is in another format, or if an entry lacks one of the
+    Raises `UsageError` if there are several truths, if a file is in a different format, or if an entry lacks one of the
     `required` keys. The error names the file or the entry.
     """
     if files and len(truths) > 1:

@@ -25,7 +25,7 @@ LEVEL = 0.05
 
 
 class NothingMeasuredError(SegmintError):
-    """Error for an evaluation in which no image could be evaluated."""
+    """Raised when no image could be evaluated."""
 
 
 @dataclass(frozen=True)

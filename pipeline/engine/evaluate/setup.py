@@ -62,8 +62,8 @@ class ModelOptions:
 def open_truths(options: TruthOptions, storage: Storage, columns: Sequence[str] = ()) -> list[Truth]:
     """Open each target as a dataset, a COCO file (.json), or a folder of label maps.
 
-    `columns` names the image columns of datasets to keep. Raises `UsageError` for any other target, and for a target
-    without images.
+    `columns` names the image columns of datasets to keep. Raises `UsageError` if a target is anything else or has no
+    images.
     """
     locations = [Location(storage, target) for target in options.targets]
     datasets = [(location / MANIFEST).exists() for location in locations]

@@ -15,7 +15,7 @@ Pixels = NDArray[np.uint8]
 
 
 class UnreadableTruthError(ValueError):
-    """Error for an image that can't be evaluated. The message is the reason, without the image's name."""
+    """Raised when an image can't be evaluated. The message gives the reason without the image's name."""
 
 
 class SkippedTruth(NamedTuple):

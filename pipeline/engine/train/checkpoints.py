@@ -35,7 +35,7 @@ _STATE = re.compile(r"step-(\d{6,})-[0-9a-f]{12}\.pt", re.ASCII)
 
 
 class DamagedCheckpointError(SegmintError):
-    """Error for a checkpoint that doesn't match its name or its JSON."""
+    """Raised when a checkpoint doesn't match its name or its JSON."""
 
 
 class Checkpoint(Frozen):
@@ -114,7 +114,7 @@ def load_newest(
 ) -> tuple[Checkpoint | None, set[int]]:
     """Load the last usable checkpoint of a run.
 
-    `load` receives the checkpoint's state, and raises ValueError or KeyError if the state belongs to another model.
+    `load` receives the checkpoint's state, and raises ValueError or KeyError if the state belongs to a different model.
     Returns the loaded checkpoint, or None if none is usable, and the steps of the unusable checkpoints, which the run
     will replace.
     """
@@ -139,7 +139,7 @@ def list_steps(folder: Location) -> set[int]:
 def prune(folder: Location, steps: Collection[int]) -> None:
     """Delete the checkpoints of these steps, and the states that no JSON will ever name.
 
-    A state whose step has no JSON is kept for a day, because another process may be about to write the JSON.
+    If a step has no JSON, its state is kept for a day, because another process may be about to write the JSON.
     """
     named = {checkpoint.step: checkpoint.file for checkpoint in list_checkpoints(folder)}
     for step in steps:

@@ -109,7 +109,7 @@ class ObjectsResult:
 
 
 def run_objects(config: TrainConfig, say: Say) -> ObjectsResult:
-    """Train the detector or resume its run. `say` prints one line per step. Raises the errors of `run_train`."""
+    """Train the detector or resume its run. `say` prints one line per step. Raises the same errors as `run_train`."""
     of_sam = [key for key in _OF_SAM if key in config.model_fields_set]
     if of_sam:
         raise UsageError(f"task: objects doesn't train SAM, but {', '.join(of_sam)} is set. Use the keys of objects")

@@ -121,7 +121,7 @@ def _lineage_of(weights: str, sha256: str, storage: Storage) -> tuple[TrainingRo
 def pin_run(output: Location, record: TrainingRunRecord) -> TrainingRunRecord:
     """Write `run.json`, or check that the existing file is from the same run, and return its contents.
 
-    Raises the errors of `start_run`.
+    Raises the same errors as `start_run`.
     """
     if (output / RUN).put_if_absent(record.to_json()):
         return record
@@ -148,7 +148,7 @@ def start_run(output: Location, record: TrainingRunRecord) -> TrainingRunRecord 
 
 
 def pin_images(output: Location, found: InputsRecord) -> None:
-    """Write `images.json`, or raise `UsageError` if the run started with other images or masks."""
+    """Write `images.json`, or raise `UsageError` if the run started with different images or masks."""
     file = output / IMAGES
     if file.put_if_absent(canonical_json(found.model_dump(mode="json"))):
         return

@@ -107,7 +107,7 @@ def run_train(config: TrainConfig, say: Say) -> TrainingResult:
     """Train, or resume a run. `say` prints a line for each step and evaluation.
 
     Raises `UsageError` if the configuration doesn't fit the weights, the datasets, or an existing run in the output.
-    Raises `DamagedDatasetError` for an unreadable shard, `TrainingError` if the losses aren't finite, and
+    Raises `DamagedDatasetError` if a shard is unreadable, `TrainingError` if the losses aren't finite, and
     `StorageFaultError` if writing fails.
     """
     storage = Storage(config.storage)
@@ -186,8 +186,8 @@ def check_layers(config: TrainConfig, layers: int) -> None:
 def find_encoder(config: TrainConfig, storage: Storage) -> tuple[TrainConfig, Path, Architecture]:
     """Find the file of `encoder_weights`, and return it with its architecture and the configuration with its preset.
 
-    Raises `UsageError` if `weights` is set as well or if the encoder is frozen, and `SamWeightsError` for unusable
-    weights.
+    Raises `UsageError` if `weights` is set as well or if the encoder is frozen, and `SamWeightsError` if the weights
+    are unusable.
     """
     if "weights" in config.model_fields_set:
         raise UsageError("weights and encoder_weights are both set: expected one of them")
@@ -205,7 +205,7 @@ def begin_with_encoder(
     """Create a SAM with this encoder in the output. Return the configuration with it as `weights`, and its local file.
 
     The configuration then contains the encoder's hash instead of its path, which may exist on only one machine. A run
-    that resumes uses the file from its first start. Raises `UsageError` for unusable weights.
+    that resumes uses the file from its first start. Raises `UsageError` if the weights are unusable.
     """
     sha256 = sha256_of(encoder)
     file = output / "initial" / f"{sha256[:12]}-{config.decoder_layers}-{config.seed}.pth"

@@ -242,7 +242,8 @@ class TrainingSession:
     def find(self) -> TrainingInputs:
         """Find and split the images of the datasets. If they are usable, pin the run.
 
-        Raises the errors of `find_images`, `pin_run`, and `pin_images`, and `UsageError` if all images are held out.
+        Raises the same errors as `find_images`, `pin_run`, and `pin_images`, and `UsageError` if all images are held
+        out.
         """
         config, skipped = self.config, SkippedImages()
         images, held_by = find_images(config, self.datasets, self.cache / SCANS, skipped)

@@ -31,7 +31,7 @@ ALONE = WorkerRank()
 
 
 class TrainingError(SegmintError):
-    """Error for a loss or a gradient that isn't finite, so that training can't continue."""
+    """Raised when a loss or gradient isn't finite, so training can't continue."""
 
 
 @dataclass(frozen=True)

@@ -212,8 +212,8 @@ def evaluate_edges(
 ) -> EdgesResult:
     """Find edges in all images, match them with the label maps' boundaries, and write the results if requested.
 
-    `annotators` are folders with other annotators' label maps of the same images. Raises `UsageError` for invalid
-    options, and `NothingMeasuredError` if no image can be evaluated.
+    `annotators` are folders with other annotators' label maps of the same images. Raises `UsageError` if an option is
+    invalid, and `NothingMeasuredError` if no image can be evaluated.
     """
     _check(measure)
     truths = open_truths(options.truth, storage)

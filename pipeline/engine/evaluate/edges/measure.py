@@ -39,7 +39,7 @@ class Annotator:
     names: Mapping[str, str]
 
     def labels(self, stem: str, size: tuple[int, int]) -> LabelMap | None:
-        """Return an image's label map, or None if this annotator has none. Raises ValueError for an invalid map."""
+        """Return an image's label map, or None if this annotator has none. Raises ValueError if the map is invalid."""
         name = self.names.get(stem)
         if name is None:
             return None
@@ -96,7 +96,7 @@ class EdgesMeasure:
         )
 
     def check(self, truths: Sequence[Truth]) -> None:
-        """Raise `UsageError` for truths other than label maps."""
+        """Raise `UsageError` if a truth isn't a folder of label maps."""
         for truth in truths:
             if truth.kind != "label maps":
                 raise UsageError(

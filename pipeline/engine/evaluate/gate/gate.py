@@ -115,7 +115,7 @@ class GateOptions:
 def evaluate_gate(options: GateOptions, storage: Storage) -> GateResult:
     """Evaluate two sets of weights on held-out annotated masks and on the guard sets, and reach a verdict.
 
-    Raises `UsageError` for invalid options, and `NothingMeasuredError` if no image of the truth can be evaluated.
+    Raises `UsageError` if an option is invalid, and `NothingMeasuredError` if no image of the truth can be evaluated.
     """
     points = options.points
     if len(points.model.weights) != 2:
@@ -295,7 +295,7 @@ class _GateJudge:
 
 
 def _chosen(points: PointsOptions) -> Iterator[str]:
-    """Yield a reason that names the options whose values aren't the defaults, because they may change the verdict."""
+    """Yield a reason that lists the options with non-default values, because they may change the verdict."""
     settings = _guard_settings(points)
     chosen = [
         *([f"--seed {settings.seed}"] if settings.seed else []),

@@ -109,7 +109,7 @@ class Lineage:
 
 
 def lineage_of(weights: EvaluatedWeights, storage: Storage) -> Lineage:
-    """Read the lineage of weights. Raises `UsageError` for an unreadable `training.json`."""
+    """Read the lineage of weights. Raises `UsageError` if `training.json` is unreadable."""
     if weights.sha256 in _PUBLISHED:
         return Lineage(weights, known=True)
     if is_web_address(weights.name):
@@ -138,7 +138,7 @@ class UntrainedImages:
     """Split of a dataset's images by whether any of the weights were trained on them.
 
     `ids` contains the images that no weights were trained on, or is None for all images. `trained` contains all other
-    images: training images, images similar to training images, and images whose role isn't known. `why` explains the
+    images: training images, images similar to training images, and images with an unknown role. `why` explains the
     split. `groups` maps the file name of each readable image to a group number, which similar images of all datasets in
     the command share. `skipped` lists the unreadable images and shards.
     """

@@ -56,7 +56,7 @@ def role_of(source: str | None) -> Role:
 
 
 def role_of_corrected(model: str, first: Lineage, second: Lineage) -> Role:
-    """Return the role of a corrected mask, given the SHA-256 of the model whose prediction was corrected.
+    """Return the role of a corrected mask, given the SHA-256 of the model that made the corrected prediction.
 
     If the model is an ancestor of both weights and the second weights descend from the first, the mask favors the first
     weights. In any other case with a common ancestor, it isn't known which of the two weights is closer to the

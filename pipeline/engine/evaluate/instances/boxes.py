@@ -95,7 +95,7 @@ def boxes_of_results(predictions: Sequence[Predictions]) -> BoxesByImage:
 
 
 def no_image_error(boxes: BoxesByImage) -> UsageError:
-    """Build the error for a file in which no box belongs to an evaluated image."""
+    """Build the error for a file without a box for any evaluated image."""
     expected = "file names of the dataset" if boxes.by_name else "image ids in the ground truth file"
     return UsageError(
         f"no box in {boxes.facts['name']} belongs to an evaluated image: expected image_id to be {expected}"
@@ -103,7 +103,7 @@ def no_image_error(boxes: BoxesByImage) -> UsageError:
 
 
 def no_category_error(boxes: BoxesByImage) -> UsageError:
-    """Build the error for boxes whose categories have no true masks."""
+    """Build the error for boxes in categories without true masks."""
     return UsageError(
         f"no category of the boxes in {boxes.facts['name']} has a ground truth mask: expected category_id to "
         "be category ids in the ground truth file"
@@ -113,8 +113,8 @@ def no_category_error(boxes: BoxesByImage) -> UsageError:
 def read_boxes(file: Location, of_dataset: bool) -> BoxesByImage:
     """Read boxes from a file of COCO results. With `of_dataset`, image ids refer to a segmint dataset's export.
 
-    Raises `UsageError`, which names the entry, if the file is in another format, if a box has no width or height, or if
-    some boxes have a score or a category and others don't.
+    Raises `UsageError`, which names the entry, if the file is in a different format, if a box has no width or height,
+    or if some boxes have a score or a category and others don't.
     """
     entries, sha256 = read_entries("--boxes", file, _EXPECTED)
     checked = [_checked(entry, f"--boxes {file}, entry {number}") for number, entry in enumerate(entries, start=1)]

@@ -292,8 +292,8 @@ def evaluate_instances(
     """Predict a mask for each box, compare the masks with the truth, and write the results to the output, if any.
 
     Boxes with scores result in an AP, and boxes without scores in an mIoU. Without a file, the truth's own boxes, which
-    have no scores, are the prompts. Raises `UsageError` for invalid options, and `NothingMeasuredError` if no image can
-    be evaluated.
+    have no scores, are the prompts. Raises `UsageError` if an option is invalid, and `NothingMeasuredError` if no image
+    can be evaluated.
     """
     truths = open_truths(options.truth, storage)
     boxes = None if boxes_file is None else boxes_for(truths, Location(storage, boxes_file))

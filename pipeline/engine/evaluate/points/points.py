@@ -67,7 +67,7 @@ class Groups:
 def read_groups(name: str, locate: Callable[[str], Location]) -> Groups:
     """Parse `--groups`, which is a .csv or .parquet file, or the name of a column.
 
-    Raises `UsageError` for a file that is unreadable, has other columns, or assigns two labels to an image or mask.
+    Raises `UsageError` if the file is unreadable, has unexpected columns, or assigns two labels to an image or mask.
     """
     if PurePosixPath(name).suffix.lower() not in _ENDINGS:
         return Groups(name, column=name)
@@ -146,7 +146,7 @@ def evaluate_points(options: PointsOptions, storage: Storage, judge: Judge | Non
     """Click on all masks, compute the scores, and write the results and a page to the output, if any.
 
     A `judge` sees all results as they arrive, and its judgment becomes part of the result and the page. Raises
-    `UsageError` for invalid options, and `NothingMeasuredError` if no image can be evaluated.
+    `UsageError` if an option is invalid, and `NothingMeasuredError` if no image can be evaluated.
     """
     groups = None if options.groups is None else read_groups(options.groups, lambda name: Location(storage, name))
     settings = _settings(options, groups is not None)

@@ -235,7 +235,7 @@ def _last(figures: Callable[[Floats], Floats], first: int, sums: Floats) -> Floa
 def evaluate_proposals(options: EvaluateOptions, points_per_side: int, storage: Storage) -> ProposalsResult:
     """Propose objects in all images, count the true masks that they find, and write the results to the output, if any.
 
-    Raises `UsageError` for invalid options, and `NothingMeasuredError` if no image can be evaluated.
+    Raises `UsageError` if an option is invalid, and `NothingMeasuredError` if no image can be evaluated.
     """
     if points_per_side < 1:
         raise UsageError(f"--points-per-side is {points_per_side}: expected 1 or more")

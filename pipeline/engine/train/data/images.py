@@ -61,7 +61,7 @@ class TrainingDataset:
         return self.keys[0]
 
     def has_changed(self) -> bool:
-        """Return whether the dataset's version has changed. Raises the errors of `current_digest`."""
+        """Return whether the dataset's version has changed. Raises the same errors as `current_digest`."""
         return current_digest(self.location) != self.digest
 
 
@@ -168,7 +168,7 @@ class DatasetContents:
 
 
 class NoImagesError(UsageError):
-    """Error for a run whose datasets contain no mask of the chosen kind. `held` contains each dataset's contents."""
+    """Raised when a run's datasets contain no mask of the chosen kind. `held` contains each dataset's contents."""
 
     def __init__(self, message: str, held: dict[str, DatasetContents]) -> None:
         """Store the message and the contents of the datasets."""

@@ -66,7 +66,7 @@ def _nothing(image: int) -> None:
 
 
 class _UnusableMaskError(Exception):
-    """Error for a mask that can't be used for training, with the reason and the details to list."""
+    """Raised for a mask that can't be used for training, with the reason and the details to list."""
 
     def __init__(self, reason: str, **where: str) -> None:
         super().__init__(reason)

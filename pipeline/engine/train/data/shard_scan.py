@@ -51,7 +51,7 @@ def scan_shard(dataset: Location, tar: FileEntry, kept: Location | None, decoder
     """Read a tar's scan from the folder `kept`, or scan the tar and store the result there.
 
     If decoding a JPEG exceeds the limits of memory or time, the result isn't stored, so that the next run tries again.
-    Raises `DamagedDatasetError` for an unreadable tar.
+    Raises `DamagedDatasetError` if the tar is unreadable.
     """
     file = None if kept is None else kept / f"{tar.sha256}.npz"
     known = None if file is None else _read(file)
