@@ -133,6 +133,6 @@ def refuse_credentials(address: str) -> None:
     """Raise `AssetError` if an address contains credentials."""
     if redact(address) != address:
         raise AssetError(
-            f"{redact(address)} contains a credential, which a configuration must not: download the file and use its "
-            "path, or use its bucket's URI (s3://…), whose credentials come from the standard chain"
+            f"{redact(address)} contains a credential, which isn't allowed in a configuration: download the file and "
+            "use its path, or use its bucket's URI (s3://…), whose credentials come from the standard chain"
         )

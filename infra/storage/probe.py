@@ -40,7 +40,7 @@ def probe(folder: Location) -> None:
 
 def _put_twice(file: Location) -> None:
     if not file.put_if_absent(b"first") or file.read() != b"first":
-        raise UsageError(f"the store does not give back what was written to {redact(file.uri)}")
+        raise UsageError(f"the store returns different bytes than were written to {redact(file.uri)}")
     if file.put_if_absent(b"second") or file.read() != b"first":
         raise _not_exclusive(file)
 

@@ -94,7 +94,7 @@ def _audit_mask_identity(tables: ShardTables) -> Iterator[Finding]:
     accepted = int_column(tables.images, "ordinal")
     for ordinal in np.setdiff1d(owners, accepted):
         image = _of_ordinal(place, ordinal)
-        yield image.finding(Code.ROW_IDENTITY, "masks of accepted images alone", "a mask", f"ordinal {ordinal}")
+        yield image.finding(Code.ROW_IDENTITY, "only masks of accepted images", "a mask", f"ordinal {ordinal}")
     ids = int_column(tables.masks, "id")
     for row in np.flatnonzero(ids != owners + 1).tolist():
         yield place.finding(Code.ROW_IDENTITY, f"id {owners[row] + 1}", ids[row], f"row {row}")
@@ -217,7 +217,7 @@ def audit_catalog_rows(tables: ShardTables, catalog: Mapping[int, Row]) -> Itera
             place, where = tables.places[kind].of_image(row["id"]), f"id {row['id']}"
             if different:
                 wanted = {name: expected[name] for name in different}
-                mend = " (`segmint repair` puts in what was amended)" if wanted.keys() <= set(AMENDABLE) else ""
+                mend = " (`segmint repair` applies the amendment)" if wanted.keys() <= set(AMENDABLE) else ""
                 yield place.finding(Code.OTHER_CATALOG_ROW, f"{wanted}, as in the catalog{mend}", different, where)
             if kind == "images" and source["duplicate_of"] is not None:
                 expected_verdict = f"refused as a duplicate of ordinal {source['duplicate_of']}"

@@ -157,7 +157,7 @@ def call_stage(name: str, stage: StageCall, rows: Sequence[StageRow]) -> list[St
             )
         if result["ordinal"] != row["ordinal"]:
             raise StageContractError(
-                f"the stage {name} returned image {result['id']} in the place of image {row['id']}: it must return "
+                f"the stage {name} returned image {result['id']} in place of image {row['id']}: it must return "
                 "the rows in their order"
             )
     return list(returned)

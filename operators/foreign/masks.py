@@ -149,7 +149,7 @@ def _held(row: Row, size: tuple[int, int]) -> Row:
 
 def _vote(image: ForeignImage, convention: BoxConvention, row: Row, place: FindingLocation) -> None:
     other = next(text for name, text in BOXES.items() if name != convention)
-    expected, found = f"boxes {other}, as most have here", f"{row['given']['bbox']}, {BOXES[convention]}"
+    expected, found = f"boxes {other}, like most boxes here", f"{row['given']['bbox']}, {BOXES[convention]}"
     where = f"mask {row['name']}"
     image.boxes[convention].add(place.finding(Code.MASK_BOX, expected, found, where, mask=row["annotation_id"]))
 

@@ -50,7 +50,8 @@ def masks(
         bool, typer.Option("--recursive", help="Include subfolders, and keep the folder tree.")
     ] = False,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Make existing masks again, including those made with other settings.")
+        bool,
+        typer.Option("--overwrite", help="Regenerate existing masks, including those made with different settings."),
     ] = False,
     profile: Annotated[
         Profile,

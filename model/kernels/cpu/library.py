@@ -109,11 +109,11 @@ def load_kernels(instruction_set: str | None = None, path: Path | None = None) -
         raise KernelsError(f"{path.name} can't be loaded: {error}. Run `make setup`") from error
     if interface != INTERFACE:
         raise KernelsError(
-            f"{path.name} has the interface {interface}, and segmint expects {INTERFACE}. Run `make setup`"
+            f"{path.name} has interface version {interface}, but segmint expects {INTERFACE}. Run `make setup`"
         )
     sources = sources_of(FOLDER)
     if sources and hash_of(sources) != built_from:
-        raise KernelsError(f"{path.name} was built from other sources than those beside it. Run `make setup`")
+        raise KernelsError(f"{path.name} was built from different sources than the ones next to it. Run `make setup`")
     for name in _FAST if instruction_set is None else [instruction_set]:
         if name in INSTRUCTION_SETS and library.segmint_supports(name.encode()):
             return Kernels(library, name)

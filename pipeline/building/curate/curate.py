@@ -370,8 +370,8 @@ def _is_written(target: Location, digest: str) -> bool:
 
 def _taken(target: Location) -> str:
     return (
-        f"{target} already exists, and this catalog and configuration give other content: choose another file with "
-        "-o, or delete it"
+        f"{target} already exists, and this catalog and configuration produce different content: choose another file "
+        "with -o, or delete it"
     )
 
 

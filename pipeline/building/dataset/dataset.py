@@ -277,7 +277,7 @@ def _check_identity(config: Config, storage: Storage, begun: DatasetManifest, we
     differences = [f"{key}: {_leaf(before, key)} before, {_leaf(now, key)} now" for key in differing_keys(before, now)]
     if differences:
         raise UsageError(
-            f"{config.output} was created with another configuration, and its shards would be inconsistent:\n  "
+            f"{config.output} was created with a different configuration, so its shards would be inconsistent:\n  "
             + "\n  ".join(differences)
             + "\nRestore these keys, or choose another output"
         )
@@ -310,7 +310,7 @@ def _check_numerics(config: Config, begun: Numerics) -> None:
     ]
     if differences:
         raise UsageError(
-            f"{config.output} was created with other numerics, and its masks would differ in their bits:\n  "
+            f"{config.output} was created with different numerics, so its masks would differ in their last bits:\n  "
             + "\n  ".join(differences)
             + "\nRestore these keys, set them to auto, or choose another output"
         )

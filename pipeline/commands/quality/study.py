@@ -124,7 +124,7 @@ def score(
         from segmint.pipeline.quality.study.ratings import score_ratings
 
         if corrected or regions:
-            raise UsageError(f"{study} is a study of ratings: remove --corrected and --regions")
+            raise UsageError(f"{study} is a ratings study: remove --corrected and --regions")
         ratings = score_ratings(folder)
         print_checked(ratings, as_json, not_checked=ratings.not_checked)
         return
@@ -137,7 +137,7 @@ def score(
     from segmint.pipeline.quality.study.score import score_study
 
     if written is not None:
-        raise UsageError(f"{study} is a study of masks, which has no marked regions: remove --regions")
+        raise UsageError(f"{study} is a mask study, which has no marked regions: remove --regions")
     masks = score_study(folder, answers)
     print_checked(masks, as_json, not_checked=masks.not_checked)
 

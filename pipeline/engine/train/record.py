@@ -157,8 +157,8 @@ def pin_images(output: Location, found: InputsRecord) -> None:
         had = "others" if begun is None else f"{begun.images:,} with {begun.masks:,} masks"
         raise UsageError(
             f"the {found.images:,} images with {found.masks:,} masks differ from those that the run in {output} "
-            f"started with, {had}, as other shards or images were readable. Run `segmint repair` on the datasets "
-            "or free memory, and run again, or choose another output to train again"
+            f"started with ({had}), because different shards or images were readable then. Run `segmint repair` on "
+            "the datasets or free memory, and run again, or choose another output to train from the start"
         )
 
 
@@ -199,11 +199,11 @@ def put_by_hash(output: Location, path: Path) -> tuple[str, str]:
     sha256 = sha256_of(path)
     file = f"{path.stem}-{sha256[:12]}{path.suffix}"
     if not (output / file).put_file_if_absent(path):
-        raise UnfinishedError(f"{output / file} exists with other content. Delete it, and run again")
+        raise UnfinishedError(f"{output / file} exists with different content. Delete it, and run again")
     return file, sha256
 
 
 def put_record(file: Location, record: Frozen) -> None:
     """Write a run's final record. Raises `UnfinishedError` if another run has already written a different one."""
     if not file.put_if_absent(canonical_json(record.model_dump(mode="json"))):
-        raise UnfinishedError(f"{file} exists with other content: another run finished in the same output")
+        raise UnfinishedError(f"{file} exists with different content: another run finished in the same output")

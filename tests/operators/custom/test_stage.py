@@ -123,7 +123,7 @@ def test_a_raised_reject_is_a_verdict_on_its_row() -> None:
     [
         ("Faulty", "drop", "the stage faulty returned 1 rows for 2"),
         ("Faulty", "add", "the stage faulty returned 3 rows for 2"),
-        ("Faulty", "reorder", "the stage faulty returned image 2 in the place of image 1"),
+        ("Faulty", "reorder", "the stage faulty returned image 2 in place of image 1"),
         ("Faulty", "undeclared", "the stage faulty set other of image 1"),
         ("FaultyMasks", "too_few", "the stage faulty returned 0 values for the 2 masks of image 1"),
         ("FaultyList", "fraction_and_undeclared", "the stage faulty set other of image 2"),

@@ -186,7 +186,7 @@ def test_an_amendment_that_died_is_completed(place: DatasetPath, mend: str) -> N
         killed = until(SteppedThreads(lambda: amended(place, {"image_id": "image-0", **ANN})), "create commits")
         killed.kill()
     (finding,) = audit_integrity(place.location).findings
-    assert "as in the catalog (`segmint repair` puts in what was amended); found" in finding.line()
+    assert "as in the catalog (`segmint repair` applies the amendment); found" in finding.line()
     other = {"image_id": "image-3", "provider": "P"}
     listed = list_amendment(place.location, location_of(catalog(place, other)))
     assert "completing an earlier amendment that didn't finish: 1 shard" in listed.lines()
@@ -242,7 +242,7 @@ def test_a_repair_mends_what_the_audit_says_that_it_mends_also_of_the_first_cata
         other = {**accepted_row(0), "attribution": "Ann"}
         write(place, 0, rows=described([other, accepted_row(1), rejected_row(2)]))
         (finding,) = audit_integrity(place.location).findings
-        assert "`segmint repair` puts in what was amended" in finding.line()
+        assert "`segmint repair` applies the amendment" in finding.line()
         assert repair(place.location).credited == 1
         assert audit_integrity(place.location).findings.total == 0
 

@@ -93,7 +93,7 @@ class Lineage:
         if not self.known and not self.rounds:
             return (
                 f"{self.weights.label}: unknown origin, because there's no {TRAINING} for these weights next to "
-                "them. Images count as held out unless a dataset records that it trained them"
+                "them. Images count as held out unless a dataset records that the weights were trained on it"
             )
         if not self.rounds:
             return f"{self.weights.label}: not trained by segmint"
@@ -103,8 +103,8 @@ class Lineage:
             return line
         begun = self.begun[0].name if self.begun else "the first round's initial weights"
         return (
-            f"{line}; what {begun} was trained on earlier is unknown, so images count as held out from that "
-            "unless a dataset records that it trained it"
+            f"{line}; it's unknown what {begun} was trained on before that, so images count as held out from that "
+            "training unless a dataset records it"
         )
 
 

@@ -57,7 +57,9 @@ def test_a_library_from_other_sources_is_refused(built: Path, tmp_path: Path, mo
     library.load_kernels()
     with (folder / "border.h").open("a") as header:
         header.write("\n")
-    with pytest.raises(library.KernelsError, match=r"from other sources than those beside it. Run `make setup`"):
+    with pytest.raises(
+        library.KernelsError, match=r"from different sources than the ones next to it. Run `make setup`"
+    ):
         library.load_kernels()
 
 
@@ -68,7 +70,7 @@ def test_a_wheel_has_no_sources_to_compare(built: Path, tmp_path: Path, monkeypa
 
 def test_another_interface_is_refused(built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(library, "INTERFACE", library.INTERFACE + 1)
-    with pytest.raises(library.KernelsError, match=f"interface {library.INTERFACE - 1}, and segmint expects"):
+    with pytest.raises(library.KernelsError, match=f"interface version {library.INTERFACE - 1}, but segmint expects"):
         library.load_kernels()
 
 

@@ -34,5 +34,5 @@ def test_weights_have_one_name_and_are_put_once(tmp_path: Path, mobile_sam_path:
     with pytest.raises(ValueError, match=r"the parent has no weights named mask_decoder\.other"):
         put_weights(output, mobile_sam_path, {"mask_decoder.other": torch.zeros(1)})
     (tmp_path / file).write_bytes(b"another file")
-    with pytest.raises(UnfinishedError, match="exists with other content"):
+    with pytest.raises(UnfinishedError, match="exists with different content"):
         put_weights(output, mobile_sam_path, trained)

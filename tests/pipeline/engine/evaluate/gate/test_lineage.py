@@ -100,7 +100,7 @@ def test_a_lineage_that_begins_with_weights_of_others_is_not_known(weights_file:
     lineage = find(file)
     assert (lineage.known, lineage.share, lineage.unexplained) == (False, 0.1, {"5" * 64})
     assert lineage.ancestors == {"5" * 64, lineage.weights.sha256}
-    assert "with 10 % held out; what p.pth was trained on earlier is unknown" in lineage.line()
+    assert "with 10 % held out; it's unknown what p.pth was trained on before that" in lineage.line()
 
 
 SHARE = 0.5
