@@ -160,10 +160,10 @@ def _place(bundle: Mapping[str, float], most: int, node: dict[str, float]) -> in
 class NodeRequest(AbstractContextManager["NodeRequest"]):
     """Request for nodes from the autoscaler. As a context manager, it withdraws the request on exit.
 
-    For each missing node, the request starts a task that needs all CPUs and GPUs of such a node. The autoscaler adds
-    the node, the task starts and ends immediately, and the node is free for the pools. A thread starts new tasks for
-    nodes that were lost, and cancels tasks that aren't needed anymore. All tasks end with the driver, even if the
-    driver is killed.
+    For each missing node, the request starts a task that needs all CPUs and GPUs of one such node. The autoscaler adds
+    the node, the task starts and ends immediately, and the pools can use the node. A thread starts new tasks for nodes
+    that were lost, and cancels tasks that aren't needed anymore. All tasks end with the driver, even if the driver is
+    killed.
 
     There are three reasons not to use `ray.autoscaler.sdk.request_resources` instead. First, a cluster has only one
     such request, and every 20 s, Ray Data's coordinator replaces it with the sum of the requests that the coordinator

@@ -134,14 +134,14 @@ class RowLedger:
         return slot
 
     def retry_after(self, wait_s: float, shard: int, runs: Sequence[tuple[int, int]]) -> None:
-        """Schedule another run of a shard, unless one of its rows is barred. Returns at once.
+        """Schedule another run of a shard, unless one of its rows is barred. Returns immediately.
 
         The first retry slot at least `wait_s` seconds from now runs the shard.
         """
         self._actor.retry_after.remote(wait_s, shard, tuple(runs))
 
     def stop_reading(self) -> None:
-        """End the window after the reads that have begun. Reads that begin later don't run. Returns at once."""
+        """End the window after the reads that have begun. Reads that begin later don't run. Returns immediately."""
         self._actor.stop_reading.remote()
 
     def spent(self) -> dict[str, float]:
@@ -228,7 +228,7 @@ class BlockEntry:
                 return
 
     def leave(self, ordinal: int) -> None:
-        """Mark a row as done. The process reports this to the ledger with the next start. Returns at once."""
+        """Mark a row as done. The process reports this to the ledger with the next start. Returns immediately."""
         self._in_flight.give_back((self._number, self._first + ordinal))
 
     def excuse(self, ordinal: int, why: str) -> None:
@@ -236,7 +236,7 @@ class BlockEntry:
         ray.get(self._actor.excuse.remote(self._number, self._first + ordinal, why), timeout=TIMEOUT_S)
 
     def end(self, spent: Mapping[str, float] = MappingProxyType({})) -> None:
-        """Record that all rows of the block are done, and how long each stage took in this process. Returns at once."""
+        """Record that all rows of the block are done, and how long each stage took here. Returns immediately."""
         self._actor.end.remote(self._number, dict(spent))
 
 

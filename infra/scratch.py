@@ -1,4 +1,4 @@
-"""Temporary folders that the next process deletes if their own process is killed."""
+"""Temporary folders that the next process cleans up if their own process was killed."""
 
 import contextlib
 import fcntl

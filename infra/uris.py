@@ -216,7 +216,7 @@ def plain_form(uri: str) -> str:
 def plain_forms(uri: str, catalog_uri: str | None) -> set[str]:
     """Return all plain forms of `uri` that rows may contain.
 
-    These are the form of the URI on its own and, with a `catalog_uri`, the forms of this entry in that catalog.
+    These are the form of the URI itself and, if `catalog_uri` is given, its forms as an entry of that catalog.
     """
     found = {plain_form(uri)}
     if catalog_uri is not None and uri:

@@ -19,7 +19,7 @@ Pixels = NDArray[np.uint8]
 _FILL = 0.45  # share of the mask's color in the pixels that it covers
 _WRITTEN_BY = ("Software", "segmint")
 _DRAWN_FROM = "Masks SHA-256"
-_GOLDEN_ANGLE = 0.618033988749895  # in turns; keeps each hue far from all earlier hues
+_GOLDEN_ANGLE = 0.618033988749895  # fraction of a turn; keeps each hue far from all earlier hues
 
 
 def draw_overlay(image: Pixels, records: Sequence[MaskRecord]) -> Pixels:

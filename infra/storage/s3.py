@@ -330,7 +330,7 @@ def make_session(profile: str | None) -> Any:
     """Create an aiobotocore session for a profile of the AWS configuration files, or for the default profile.
 
     A page of a listing contains up to 1,000 objects. botocore's parser takes 0.1 ms per timestamp and also parses
-    fields that nobody uses. This session's parser reads only the name, size, and time of each object.
+    unused fields. This session's parser reads only the name, size, and time of each object.
     """
     from aiobotocore.parsers import AioResponseParserFactory, AioRestXMLParser  # type: ignore[import-untyped]
     from aiobotocore.session import AioSession  # type: ignore[import-untyped]

@@ -214,7 +214,7 @@ class _PointCounter:
 def suppress_across_crops(candidates: CandidateMasks, settings: MaskSettings) -> CandidateMasks:
     """Suppress duplicates across the crops of an image. Masks from smaller crops win.
 
-    If the settings have no crops, the candidates stay unchanged.
+    If the settings have no crops, the candidates don't change.
     """
     if settings.crop_n_layers == 0:
         return candidates
@@ -226,10 +226,10 @@ def suppress_across_crops(candidates: CandidateMasks, settings: MaskSettings) ->
 def clean_up(
     candidates: CandidateMasks, frame_size: tuple[int, int], settings: MaskSettings
 ) -> tuple[CandidateMasks, Funnel]:
-    """Fill small holes, remove small islands, and suppress masks that become duplicates of others.
+    """Fill small holes, remove small islands, and suppress masks that become duplicates.
 
-    When two masks are duplicates, a mask that cleanup didn't change wins over one that it changed. Scores stay the
-    same. The returned funnel contains the counts from `after_nms2` on.
+    When two masks are duplicates, a mask that cleanup didn't change wins over one that it changed. Scores don't change.
+    The returned funnel contains the counts from `after_nms2` on.
     """
     if settings.min_mask_region_area == 0:
         return candidates, Funnel(after_nms2=len(candidates), written=len(candidates))

@@ -294,7 +294,7 @@ def decode_with_kernels(
 
 
 def used_tokens(tokens: Tensor, chosen: range = _THREE) -> Tensor:
-    """Select the tokens whose output is used: the IoU token, then those of the N `chosen` masks, (B, 1 + N, C)."""
+    """Select the tokens with a used output: the IoU token, then the N `chosen` masks' tokens, (B, 1 + N, C)."""
     return torch.cat([tokens[:, :1], tokens[:, 1 + chosen.start : 1 + chosen.stop]], dim=1)
 
 

@@ -30,7 +30,7 @@ def sam_with_encoder(path: str | Path, decoder_layers: int, seed: int) -> Sam:
     """Create a SAM with the encoder weights from a file. All other weights are drawn at random from the seed.
 
     Raises SamWeightsError if weights of the encoder are missing, have different shapes, or belong to a different kind
-    of ViT. Also raises the errors of `load_sam`.
+    of ViT. Also raises the same errors as `load_sam`.
     """
     found = dict(_renamed(read_state(path, "cpu")))
     with torch.random.fork_rng(devices=[]):

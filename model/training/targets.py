@@ -27,7 +27,7 @@ def fit_targets(masks: Tensor, input_size: tuple[int, int], resolution: int) -> 
 
     A pixel belongs to the target if the mask covers at least half of the part of the pixel that is inside the image. If
     a mask is so thin or small that it doesn't cover half of any pixel, the target contains the pixels that it covers
-    most. This way, no target is empty. Raises ValueError if a mask is empty, and the errors of `valid_pixels`.
+    most. This way, no target is empty. Raises ValueError if a mask is empty, and the same errors as `valid_pixels`.
     """
     empty = ~masks.flatten(1).any(dim=1)
     if empty.any():

@@ -74,7 +74,7 @@ class CurateTask:
     catalog_uri: str  # the source catalog; URIs in its rows may be relative to it
     folder: Location  # folder that contains the parts
     assets: str | None = None
-    memory_limit: int | None = 4 * 2**30  # bytes that one image may use in its child
+    memory_limit: int | None = 4 * 2**30  # memory limit in bytes for one image in its child
     again: frozenset[int] = frozenset()  # ordinals of parts in which a child died; after another death, no features
 
 

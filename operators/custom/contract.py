@@ -100,7 +100,7 @@ class StageRow(Mapping[str, Any]):
 
         An entry contains values for the fields of a stage whose `table` is `masks`, and a label if the stage sets
         labels. A label consists of `label`, `label_score`, and `label_source`, which is `model:` followed by the
-        SHA-256 of the weights. A mask whose entry is None stays as it is.
+        SHA-256 of the weights. If a mask's entry is None, the mask doesn't change.
         """
         row = copy(self)
         row.mask_values = values

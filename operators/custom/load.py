@@ -69,8 +69,8 @@ class StageSpec:
 def load_stage(stage: str, arguments: Mapping[str, Any]) -> StageSpec:
     """Import the module of a stage, given by its dotted name, and return the stage's specification.
 
-    Raises `UsageError`, which names the stage, in these cases: the module or the name doesn't exist, the stage can't be
-    called with these arguments, or its attributes violate `segmint.operators.custom.contract`.
+    Raises `UsageError`, which names the stage, if the module or the name doesn't exist, if the stage can't be called
+    with these arguments, or if its attributes violate `segmint.operators.custom.contract`.
     """
     found = _find(stage)
     name, fields = getattr(found, "name", None), getattr(found, "fields", {})

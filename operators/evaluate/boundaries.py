@@ -66,7 +66,7 @@ def match_edges(found: Edges, truth: Edges, tolerance: float) -> tuple[Edges, Ed
     if count > others:  # the run time grows with the first argument
         return match_edges(truth, found, tolerance)[::-1]
     rows, columns, distances = _pairs(found, truth, tolerance)
-    # A pixel of the first side may stay unmatched, but this costs more than any possible saving in distance.
+    # A pixel of the first side may remain unmatched, but this costs more than any possible saving in distance.
     alone = np.arange(count)
     costs = np.concatenate([distances + 1, np.full(count, count * (tolerance + 1) + 1)])
     graph = csr_array(

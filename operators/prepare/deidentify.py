@@ -243,7 +243,7 @@ def deidentify(image: Pixels, found: Sequence[Detection]) -> tuple[Pixels, list[
 
 
 def find(image: Pixels, detectors: Sequence[Detector]) -> list[Detection]:
-    """Search `image`, which must be upright, with each detector in turn. Raise the errors of `CheckedDetector`."""
+    """Search `image`, which must be upright, with each detector. Raises the same errors as `CheckedDetector`."""
     return [each for detector in map(CheckedDetector, detectors) for each in detector.detect(image)]
 
 

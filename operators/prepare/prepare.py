@@ -89,7 +89,7 @@ class PrepareResources:
 
     children: int = 1  # number of processes that decode; each takes about 0.6 GB before its first image
     read_threads: int = 4  # number of images read ahead; each takes at most ingest.max_bytes
-    memory_limit: int | None = 4 * 2**30  # bytes that one image may use in its child
+    memory_limit: int | None = 4 * 2**30  # memory limit in bytes for one image in its child
     max_tasks: int = 1000  # number of images after which a child is replaced
 
 

@@ -53,7 +53,7 @@ def redact_row(row: Row, wanted: Sequence[WantedRegion], config: ReleaseConfig) 
 def _measured(row: Row) -> list[Row]:
     """Recompute the redaction measures of a row's masks for its current regions.
 
-    If any run lengths are damaged, all masks stay unchanged, because damage must not prevent a redaction.
+    If any run lengths are damaged, no mask changes, because damage must not prevent a redaction.
     """
     try:
         shares, ious = redaction_columns(row, [mask["segmentation"]["counts"] for mask in row["masks"]])

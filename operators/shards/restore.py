@@ -124,7 +124,7 @@ def lost_annotations(dataset: Location, commit: Commit, damages: Sequence[Damage
 
 
 def restore_shard(task: ShardTask, cuts: Sequence[tuple[int, int]], *blocks: pa.Table) -> ShardResult:
-    """Restore the damaged files of a committed shard from its rebuilt rows. The arguments are those of `write_shard`.
+    """Restore a committed shard's damaged files from its rebuilt rows. Takes the same arguments as `write_shard`.
 
     If a rebuilt file differs from the bytes that the commit names, nothing is written, and the result is `on_hold`. If
     another command replaces the generation in the meantime, this function checks the next generation instead.

@@ -78,8 +78,9 @@ def revise_shard(
     """Apply a change to a shard and commit the result as the next generation. Return None if the shard isn't committed.
 
     If `change` returns every row unchanged, nothing is written. With `only`, this function reads and replaces a single
-    table, and `change` receives that table's rows (keys of `IMAGES` or `MASKS`). All other files stay, so `change` must
-    not modify columns that they store as well. If `needed` returns False for a commit, the rows aren't read at all.
+    table, and `change` receives that table's rows (keys of `IMAGES` or `MASKS`). The shard keeps all other files, so
+    `change` must not modify columns that they also store. If `needed` returns False for a commit, the rows aren't read
+    at all.
 
     Before the commit, this function puts the fingerprints of all JPEGs that change or disappear. After the commit, it
     calls `after_commit`. It leaves the replaced files in place. If it loses a race, it deletes the files of that
@@ -334,7 +335,7 @@ class CatalogRows:
         self._lock = Lock()
 
     def read(self, start: int, stop: int) -> dict[int, Row]:
-        """Return the rows with ordinals in [start, stop), keyed by ordinal. Retry if a part is replaced meanwhile."""
+        """Return the rows with ordinals in [start, stop), keyed by ordinal. Retry if a part is replaced."""
         while True:
             manifest = load_manifest(self._dataset)
             try:

@@ -27,7 +27,7 @@ Band = tuple[int, int]  # the lowest bit, and the one after the highest
 
 
 def near_pairs(distinct: Hashes, distance: int, folder: Path | None = None) -> Iterator[tuple[Positions, Positions]]:
-    """Yield each pair of hashes at most `distance` bits apart once, as chunks of positions (lower, higher).
+    """Yield each pair of hashes within `distance` bits of each other once, in chunks of positions (lower, higher).
 
     `distinct` must be ascending and without repetitions.
 

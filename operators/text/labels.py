@@ -25,7 +25,7 @@ TORCHSCRIPT_SIDE = 224
 """Height and width, in pixels, of the crops that a TorchScript module receives."""
 
 _BATCH = 32
-_BITS = 2  # increase this whenever labels or scores change
+_BITS = 2  # increment this whenever labels or scores change
 
 Scores = Callable[[Tensor, Tensor], Tensor]
 """Function that returns the scores of N labels for B crops, (B, N) float32.

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class OutputOrder:
-    """Measurement at grid points: their number, and at how many of them the areas of the masks 0, 1, and 2 increase."""
+    """Measurement at grid points: their number, and at how many points the areas of masks 0, 1, and 2 increase."""
 
     points: int
     rising: int

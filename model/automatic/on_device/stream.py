@@ -1,4 +1,4 @@
-"""Mask generation for a stream of images, in which the accelerator always has another crop to work on.
+"""Mask generation for a stream of images that always gives the accelerator another crop to work on.
 
 Each time the host starts a crop, it advances all earlier crops, of this image and of previous ones, by one step
 (`crops.py`). A step has to wait until the device finishes the previous step of its crop. Meanwhile, the crop that was

@@ -41,8 +41,7 @@ class ImagesInBlocks:
     Attributes:
         scale: (B, P).
         coefficients: (B, P / 32, R, 32). The first rows are the attention weights of the S steps, with the last step
-            first. The next rows are the ones that the image had before the first step. The last rows belong to the
-            norms.
+            first. Next come the rows that the image had before the first step, and the rows of the norms come last.
         vectors: (B, n, C), the vectors of the last n rows.
         values: (B, steps * H, T, D), from which the vectors are computed, with the last step first.
     """

@@ -118,7 +118,7 @@ def decide(
 
     Among duplicates, `decide` keeps one image that is fit and has an allowed license: the image with the most pixels,
     or the first of several with equally many. If no image of a group qualifies, no row is marked as a duplicate,
-    because a build rejects all of them anyway. Rows that the catalog already rejects stay unchanged. However, if the
+    because a build rejects all of them anyway. Rows that the catalog already rejects don't change. However, if the
     catalog rejects a row as opted out, its duplicates are rejected as well.
 
     An opt-out applies to all rows with the same bytes, URI, or image_id. Unread rows are compared by the SHA-256 in the

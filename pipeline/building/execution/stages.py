@@ -89,7 +89,7 @@ def in_words(kinds: Mapping[str, GpuNodes]) -> str:
 def choose_kind(config: Config, numerics: Numerics, cluster: Cluster) -> GpuKind:
     """Return the kind of GPU to request: `resources.segment.accelerator_type`, or the kind in the dataset's numerics.
 
-    Returns any kind in four cases: the build uses no GPU, Ray doesn't name the kinds, `allow_mixed_numerics` is set, or
+    Returns any kind if the build uses no GPU, if Ray doesn't name the kinds, if `allow_mixed_numerics` is set, or if
     the cluster has a single kind and the configuration names none. If no kind fits, raises `UsageError`, which lists
     the cluster's kinds.
     """
@@ -290,7 +290,7 @@ def _resources(pool: ActorPool) -> dict[str, float]:
     """Return the resources of one actor for a request. Round its fraction of a GPU up to 1 / (actors per GPU).
 
     Ray places only whole actors on a GPU. For example, only one actor with 0.75 GPUs fits on a GPU, so a request for
-    0.75 GPUs per actor would ask for too few GPUs.
+    0.75 GPUs per actor would be too small.
     """
     gpus = 1.0 / int(1.0 / pool.num_gpus + _ROUNDING) if 0 < pool.num_gpus < 1 else pool.num_gpus
     return {name: amount for name, amount in (("CPU", pool.num_cpus), ("GPU", gpus)) if amount}

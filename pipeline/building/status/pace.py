@@ -66,8 +66,8 @@ def first_commits(listed: Iterable[ListedCommit]) -> dict[int, datetime]:
 
     `listed` contains the files of all commits, in order. A correction deletes a shard's previous commit, so the
     original time is lost. Because builds commit shards in order, this function interpolates such times. It takes the
-    last uncorrected shard before the corrected shards and the first uncorrected shard after them. If the former's time
-    isn't later than the latter's, the corrected shards get evenly spaced times in between.
+    last uncorrected shard before the corrected shards and the first uncorrected shard after them. If these two times
+    are in order, the corrected shards get evenly spaced times in between.
     """
     times: dict[int, datetime] = {}
     before: ListedCommit | None = None  # the last uncorrected commit

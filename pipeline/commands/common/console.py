@@ -1,7 +1,7 @@
 """Console output of commands: results on standard output, the rest on standard error, prompts, and exit codes.
 
-0: done; 1: findings (checks and audits only); 2: invalid usage or configuration; 3: failed or unfinished, or a check
-that the command line asked for was impossible.
+0: done; 1: findings (checks and audits only); 2: invalid usage or configuration; 3: failed or unfinished, or a
+requested check was impossible.
 """
 
 import functools

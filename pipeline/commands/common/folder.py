@@ -36,7 +36,7 @@ def check_place(name: str) -> None:
 def folder_to_correct(folder: str) -> Iterator["WorkingDataset"]:
     """Update a folder's working dataset from its files, and yield the dataset.
 
-    Meanwhile, no other process may use it.
+    No other process may use the dataset until the context exits.
     """
     from segmint.infra.uris import local_path
     from segmint.pipeline.corrections.folder.working import WORKING, locked

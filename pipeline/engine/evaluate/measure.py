@@ -105,7 +105,7 @@ class PredictedResult:
 class Predictions(EvaluatedWeights):
     """Results of another model, which are evaluated in place of weights. They are grouped by image, in order.
 
-    With `by_name`, the keys of images are file names.
+    With `by_name`, images are keyed by file name.
     """
 
     by_image: Mapping[str, Sequence[PredictedResult]] = field(default_factory=dict)

@@ -81,7 +81,7 @@ class TrainPlan:
 
     @property
     def embedded(self) -> float:
-        """Number of embeddings that a frozen encoder computes: one per cached image, and one per draw of the others."""
+        """Number of embeddings that a frozen encoder computes: one per cached image, and one per uncached draw."""
         draws = self.config.steps * self.config.batch.images
         cached = min(self.images, self.config.cache.gb * 1e9 // BYTES) / self.images
         return 0 if self.cost.image_bytes else min(draws, cached * self.images + (1 - cached) * draws)

@@ -1,4 +1,4 @@
-"""Size-bounded cache of a frozen encoder's image embeddings on a local disk.
+"""Cache of a frozen encoder's image embeddings on a local disk, with a maximum size.
 
 An embedding is stored in `<dataset>/<weights>/<JPEG's SHA-256>.npy`. The file is written atomically and ends with a
 checksum. Because the key is the JPEG's hash, a run never uses an old embedding after a redaction has changed the image.
