@@ -49,7 +49,7 @@ def asks_for_attribution(license: str | None) -> bool:
 
 
 def license_url(license: str | None) -> str | None:
-    """Return the URL of a license's text at Creative Commons or in SPDX's list; None for a `LicenseRef-…`."""
+    """Return the URL of a license's text at Creative Commons or in SPDX's list, or None for a `LicenseRef-…`."""
     identifier = canonical_identifier((license or "").strip())
     if identifier is None or identifier.startswith("LicenseRef-"):
         return None
@@ -69,11 +69,11 @@ def check_ending(uri: str) -> None:
 
 
 def write_attributions(rows: Iterable[Row], destination: Location) -> int:
-    """Write a file that credits the author of each image, with license and source; return the number of images.
+    """Write a file with the author, license, and source of each image, and return the number of images.
 
     `rows` are rows of `images` with the columns id, image_id, attribution, provider, license, and source_url. They can
-    be a stream. The file's extension selects CSV, JSON Lines, or Markdown. In CSV, a text that a spreadsheet would run
-    as a formula gets a single quote in front. Raises `UsageError` for any other extension.
+    be a stream. The file's extension selects CSV, JSON Lines, or Markdown. In CSV, text that a spreadsheet would run as
+    a formula is prefixed with a single quote. Raises `UsageError` for any other extension.
     """
     check_ending(destination.uri)
     write = _WRITERS["." + destination.uri.lower().rpartition(".")[2]]

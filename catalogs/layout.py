@@ -172,7 +172,7 @@ def is_part_path(path: str) -> bool:
 
 
 def part_number(path: str) -> int:
-    """Return the number of a catalog part from its path below the dataset; raises `ValueError` for any other path."""
+    """Return the number of a catalog part from its path below the dataset. Raises `ValueError` for any other path."""
     match = _PART.fullmatch(path)
     if match is None:
         raise ValueError(f"{path} is not part of a catalog")
@@ -188,7 +188,7 @@ def data_path(kind: str, shard: int, sha256: str) -> str:
 
 
 def parse_data_path(path: str) -> DataFile | None:
-    """Parse the path of a data file below the dataset; None for any other path."""
+    """Parse the path of a data file below the dataset. Returns None for any other path."""
     match = _DATA_PATH.fullmatch(path)
     if match is None or DATA_KINDS.get(match["kind"]) != match["ending"]:
         return None
@@ -203,7 +203,7 @@ def commit_name(shard: int, generation: int) -> str:
 
 
 def parse_commit_name(name: str) -> tuple[int, int] | None:
-    """Parse the name of a commit's file into shard and generation; None for any other name."""
+    """Parse the name of a commit's file into shard and generation. Returns None for any other name."""
     match = _COMMIT.fullmatch(name)
     if match is None or match["shard"] != shard_name(int(match["shard"])):
         return None
@@ -216,7 +216,10 @@ def commit_path(shard: int, generation: int) -> str:
 
 
 def parse_commit_path(path: str) -> tuple[int, int] | None:
-    """Parse the path of a commit's file below the dataset into shard and generation; None for any other path."""
+    """Parse the path of a commit's file below the dataset into shard and generation.
+
+    Returns None for any other path.
+    """
     folder, _, name = path.partition("/")
     return parse_commit_name(name) if folder == COMMITS else None
 
@@ -230,7 +233,7 @@ def reservation_name(shard: int, generation: int, digest: str) -> str:
 
 
 def parse_reservation_name(name: str) -> tuple[int, int] | None:
-    """Parse the name of a reservation's file into shard and generation; None for any other name."""
+    """Parse the name of a reservation's file into shard and generation. Returns None for any other name."""
     match = _RESERVATION.fullmatch(name)
     return None if match is None else parse_commit_name(f"{match['commit']}.json")
 
@@ -244,7 +247,10 @@ def part_reservation_name(generation: int, digest: str) -> str:
 
 
 def parse_part_reservation_name(name: str) -> int | None:
-    """Parse the name of a reservation of catalog parts into the manifest's generation; None for any other name."""
+    """Parse the name of a reservation of catalog parts into the manifest's generation.
+
+    Returns None for any other name.
+    """
     match = _PART_RESERVATION.fullmatch(name)
     return None if match is None else int(match["generation"])
 
@@ -258,7 +264,10 @@ def amended_name(generation: int, digest: str) -> str:
 
 
 def parse_amended_name(name: str) -> int | None:
-    """Parse the name of the list of an amendment's shards into the manifest's generation; None for any other name."""
+    """Parse the name of the list of an amendment's shards into the manifest's generation.
+
+    Returns None for any other name.
+    """
     match = _AMENDED.fullmatch(name)
     return None if match is None else int(match["generation"])
 

@@ -39,7 +39,7 @@ def spdx_identifiers() -> dict[str, str]:
 
 
 def canonical_identifier(text: str) -> str | None:
-    """Return an SPDX identifier in its official spelling; None if `text` is not an identifier. Case doesn't matter.
+    """Return an SPDX identifier in its official spelling, or None if `text` is not an identifier. Case doesn't matter.
 
     `LicenseRef-…` is an identifier for a license that isn't in SPDX's list, such as an agreement. It is returned
     unchanged.
@@ -53,7 +53,7 @@ def canonical_identifier(text: str) -> str | None:
 
 @lru_cache(maxsize=1024)
 def suggest_identifier(text: str) -> str | None:
-    """Return the SPDX identifier that is most similar to `text`; None if no identifier is similar."""
+    """Return the SPDX identifier that is most similar to `text`, or None if no identifier is similar."""
     if len(text) > LONGEST:
         return None
     known = spdx_identifiers()
@@ -79,7 +79,7 @@ def fit_to_store(text: str) -> str:
 
 
 def validate_identifier(text: str) -> str:
-    """Return an identifier in SPDX's spelling; raises `UsageError` with a suggestion if `text` is not an identifier."""
+    """Return an identifier in SPDX's spelling. Raises `UsageError` with a suggestion if `text` is not an identifier."""
     identifier = canonical_identifier(text)
     if identifier is None:
         raise UsageError(f"{_unknown(text)}; expected an SPDX identifier such as CC-BY-4.0, or LicenseRef-…")
@@ -105,11 +105,15 @@ class LicensePolicy:
         valid_until: date | None,
         opt_out: bool | None = None,
     ) -> tuple[Reason, str] | None:
-        """Return the reason for rejecting an image and a sentence that explains it; None if the image may be used.
+        """Return the reason for rejecting an image and a sentence that explains it, or None if the image may be used.
 
-        The reasons are checked in this order: the image has no license; its license is not allowed; its license expired
-        before `policy_date` (a license is still valid on its last day); redistribution is required, but denied or
-        unknown; the catalog marks the image as opted out. The first reason that applies is returned.
+        The first reason that applies is returned:
+
+        - The image has no license.
+        - Its license isn't allowed.
+        - Its license expired before `policy_date`. A license is still valid on its last day.
+        - Redistribution is required, but it's denied or unknown.
+        - The catalog marks the image as opted out.
         """
         if license is None or not license.strip():
             return Reason.LICENSE_MISSING, "the catalog names no license for this image"

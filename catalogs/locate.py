@@ -1,4 +1,4 @@
-"""Filling in images' countries from captions, as the SAM paper did for SA-1B; implements `segmint catalog locate`.
+"""`segmint catalog locate`: fill in images' countries from captions, as the SAM paper did for SA-1B.
 
 segmint fills in a country if the caption names a place from GeoNames as the location of the image. The rule would
 rather miss a country than fill in a wrong one. docs/catalogs.md describes the rule, and its accuracy on sample
@@ -179,7 +179,7 @@ def place_names() -> PlaceNames:
 
 
 def country_in(caption: str, names: PlaceNames | None = None) -> str | None:
-    """Return the ISO 3166 code of the country that a caption names as a place. None if it names no country, or several.
+    """Return the ISO 3166 code of the country that a caption names as a place, or None if it names none or several.
 
     `names` defaults to `place_names()`.
     """
@@ -197,7 +197,7 @@ class _Caption:
         self._ending = {mention.stop: mention for mention in self._mentions}
 
     def country(self) -> str | None:
-        """Return the country that the caption names as a place; None unless there is exactly one."""
+        """Return the country that the caption names as a place, or None if it names no country or several."""
         found: set[str] = set()
         others: set[str] = set()
         for mention in self._mentions:
@@ -375,11 +375,11 @@ class LocateResult:
 
 
 def locate(catalog: Location, output: Location, country_of: Callable[[str], str | None] = country_in) -> LocateResult:
-    """Copy a catalog, and fill in missing countries from the captions; everything else stays the same.
+    """Copy a catalog, and fill in missing countries from the captions. Everything else stays the same.
 
     In each row that gets a country, `country_source` becomes `caption`. Raises `UsageError` if the catalog has no
-    captions, or has a column `country_source` that isn't text. Raises `UsageError` if `output` exists, or is in another
-    folder than the catalog, where relative URIs would be wrong.
+    captions, if its column `country_source` isn't text, if `output` exists, or if `output` is in a different folder,
+    where relative URIs would be wrong.
     """
     refuse_existing(output)
     if parent(absolute(output.uri)) != parent(absolute(catalog.uri)):

@@ -24,7 +24,7 @@ class ShardSpan:
 class ShardPart:
     """One of `parts` disjoint parts of all shards.
 
-    The parts differ in size by at most one shard; `index` counts from 0.
+    The parts differ in size by at most one shard. `index` counts from 0.
     """
 
     index: int
@@ -52,7 +52,7 @@ def choose_shards(count: int, wanted: tuple[int, int] | ShardPart | None) -> ran
 
 
 def parse_shards(text: str) -> tuple[int, int] | ShardPart:
-    """Parse "A:B" (shards A to B - 1) or "K/N" (part K of N parts); raises `UsageError` for any other text."""
+    """Parse "A:B" (shards A to B - 1) or "K/N" (part K of N parts). Raises `UsageError` for any other text."""
     match = re.fullmatch(r"([0-9]{1,18})([:/])([0-9]{1,18})", text.strip())
     if match is None or int(match[1]) >= int(match[3]):
         raise UsageError(

@@ -66,7 +66,7 @@ class Commit:
     files: tuple[FileEntry, ...]
 
     def file(self, kind: str) -> FileEntry:
-        """Return the file that the commit names in the folder `kind`; raises `DamagedDatasetError` if there is none."""
+        """Return the file that the commit names in the folder `kind`. Raises `DamagedDatasetError` if there is none."""
         for entry in self.files:
             if entry.path.startswith(f"{kind}/"):
                 return entry
@@ -89,7 +89,7 @@ class Commit:
 
     @classmethod
     def from_json(cls, data: bytes, where: str = "a commit") -> "Commit":
-        """Parse a commit's file; raises `DamagedDatasetError`, which names `where`, if it isn't valid."""
+        """Parse a commit's file. Raises `DamagedDatasetError`, which names `where`, if it isn't valid."""
         try:
             value = _CommitFile.model_validate_json(data)
         except ValidationError as error:
@@ -177,9 +177,9 @@ class CommitLog:
         return [commit for commit in found if shards is None or commit.shard < shards]
 
     def latest_around(self, shards: Iterable[int]) -> list[ListedCommit]:
-        """List the latest commits of these shards and of all other shards in the same thousands, in shard order.
+        """List the latest commits of all shards in the blocks of a thousand that contain these shards, in shard order.
 
-        In a bucket, this takes about one listing per thousand, regardless of the total number of commits.
+        In a bucket, this takes about one listing per block, regardless of the total number of commits.
         """
         thousands = sorted({shard // 10**_LISTED_DIGITS for shard in shards})
         if not thousands:
@@ -192,8 +192,8 @@ class CommitLog:
     def _listed(self, firsts: Iterable[int] | None, threads: int = 16) -> list[ListedCommit]:
         """List the files of commits, ordered by shard and generation.
 
-        In a bucket, `firsts` restricts the listing to the thousands of shards that begin with these numbers. The result
-        may also contain other shards.
+        In a bucket, `firsts` restricts the listing to the blocks of a thousand shards that start with these numbers.
+        The result may also contain other shards.
         """
         names = [""]
         if firsts is not None and scheme(self._folder.uri) in {"s3", *AZURE}:
@@ -214,7 +214,7 @@ class CommitLog:
         return self._folder / commit_name(shard, generation)
 
     def read(self, shard: int, generation: int) -> Commit | None:
-        """Read one commit; None if it doesn't exist.
+        """Read one commit. Returns None if it doesn't exist.
 
         Raises `DamagedDatasetError` if the file contains another commit.
         """
@@ -240,7 +240,7 @@ class CommitLog:
         return self.generations_of(shard)[-1:] == [generation]
 
     def latest(self, shard: int) -> Commit | None:
-        """Read the latest commit of a shard; None if the shard isn't committed."""
+        """Read the latest commit of a shard. Returns None if the shard isn't committed."""
         generations = self.generations_of(shard)
         return self._read_newest(shard, generations[-1]) if generations else None
 
@@ -264,7 +264,7 @@ class CommitLog:
         return self.read_latest_of(wanted, threads)
 
     def put(self, commit: Commit) -> bool:
-        """Put a commit if its generation is free; return False if a different commit already uses the generation."""
+        """Put a commit if its generation is free. Returns False if a different commit already uses the generation."""
         return self.location(commit.shard, commit.generation).put_if_absent(commit.to_json())
 
     def _read_newest(self, shard: int, generation: int) -> Commit | None:
@@ -359,7 +359,7 @@ def reserved_paths(dataset: Location, committed: Mapping[int, int], since: datet
 
 
 def reserved_in(file: Location) -> set[str]:
-    """Return the paths that a reservation lists; an empty set if its file is gone.
+    """Return the paths that a reservation lists, or an empty set if its file is gone.
 
     Raises `DamagedDatasetError` if the file is invalid.
     """

@@ -104,7 +104,7 @@ def fingerprints_path(shard: int, generation: int) -> str:
 
 
 def parse_fingerprints_path(path: str) -> tuple[int, int] | None:
-    """Parse the path of a fingerprints file into shard and generation; None for any other path."""
+    """Parse the path of a fingerprints file into shard and generation. Returns None for any other path."""
     folder, _, name = path.partition("/")
     return parse_commit_name(name) if folder == FINGERPRINTS else None
 
@@ -120,7 +120,7 @@ def list_fingerprints(dataset: Location) -> dict[int, tuple[int, ObjectInfo]]:
 
 
 def read_fingerprints(dataset: Location) -> dict[int, ShardFingerprints]:
-    """Read the latest fingerprints of all shards, keyed by shard; raises `DamagedDatasetError` if a file is invalid.
+    """Read the latest fingerprints of all shards, keyed by shard. Raises `DamagedDatasetError` if a file is invalid.
 
     Every writer of a shard calls this function. Therefore, the process caches the files that it has read.
     """
@@ -137,7 +137,7 @@ def by_image(shards: Iterable[ShardFingerprints]) -> dict[int, Fingerprint]:
 
 
 def damaged_fingerprints(dataset: Location) -> dict[str, str]:
-    """Return the message about the first damaged file, keyed by the name of the folder; empty if no file is damaged."""
+    """Return the first damaged file's message, keyed by the folder's name, or {} if no file is damaged."""
     try:
         read_fingerprints(dataset)
     except DamagedDatasetError as error:
@@ -184,7 +184,7 @@ def change_fingerprints(
 def put_fingerprints(dataset: Location, shard: int, images: Mapping[int, Fingerprint]) -> None:
     """Add hashes of a shard's images.
 
-    Call this before the images are removed or replaced; a repeated call has no effect.
+    Call this before the images are removed or replaced. A repeated call has no effect.
     """
     if images:
         change_fingerprints(dataset, shard, lambda now: now.joined(images))
@@ -201,7 +201,7 @@ def forget_fingerprints(dataset: Location, shard: int, ids: Iterable[int]) -> No
 def _generations(dataset: Location, shard: int, *, ever: bool = False) -> list[int]:
     """Return the generations of a shard's fingerprints, ascending.
 
-    With `ever`, this includes deleted generations of which a bucket still stores an old version.
+    With `ever`, this includes deleted generations that still have an older version in the bucket.
     """
     folder = dataset / FINGERPRINTS
     names = folder.walk_ever() if ever else (entry.name for entry in folder.list())

@@ -88,13 +88,13 @@ def find_shards(folder: Location) -> Iterator[ForeignShard]:
 
 
 def kind_of(name: str) -> str | None:
-    """Return `jpeg` or `json`, depending on a file name's extension; None for any other file."""
+    """Return `jpeg` or `json`, depending on a file name's extension, or None for any other file."""
     dot = name.rfind(".")
     return _ENDINGS.get(name[dot:].lower()) if dot >= 0 else None
 
 
 def read_jpeg(tables: DatasetTables, ordinal: int) -> bytes | None:
-    """Return the unchanged bytes of an image's JPEG in foreign data; None if the image has no JPEG."""
+    """Return the unchanged bytes of an image's JPEG in foreign data, or None if the image has no JPEG."""
     found = tables.query('SELECT uri, "offset", size FROM jpegs WHERE ordinal = ?', [ordinal]).to_pylist()
     if not found:
         return None

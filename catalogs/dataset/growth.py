@@ -151,7 +151,10 @@ def _changes(database: duckdb.DuckDBPyConnection, parameters: dict[str, Any]) ->
 def _without_known(
     database: duckdb.DuckDBPyConnection, parameters: dict[str, Any], staged: Path, folder: Path, taken: RemovedNames
 ) -> Path:
-    """Write the staged rows that are neither known nor taken down, renumbered from 0; return the path of the file."""
+    """Write the staged rows that are neither known nor taken down, and renumber them from 0.
+
+    Returns the path of the file.
+    """
     result = folder / "fresh.parquet"
     with pq.ParquetFile(staged) as file, RowGroupWriter(result, STAGED) as writer:
         known = SortedPairs(database.sql(_KNOWN, params=parameters).to_arrow_reader(MARK_ROWS))

@@ -93,5 +93,5 @@ class DatasetHandle:
         return max(manifest_generations(self.location), default=1)
 
     def taken(self) -> Removals | None:
-        """Read the dataset's takedowns; None if it has no tombstones."""
+        """Read the dataset's takedowns. Returns None if it has no tombstones."""
         return read_removals(self.location, self.catalog_uri)

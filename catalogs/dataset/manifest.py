@@ -147,7 +147,7 @@ class DatasetManifest(Frozen):
         return last.first_shard + -(-last.rows // self.images_per_shard)
 
     def ordinals(self, shard: int) -> tuple[int, int]:
-        """Return the ordinals [start, stop) of a shard; raises `ValueError` if the dataset doesn't have the shard."""
+        """Return the ordinals [start, stop) of a shard. Raises `ValueError` if the dataset doesn't have the shard."""
         for part in self.catalog:
             first = part.first_shard * self.images_per_shard
             start = shard * self.images_per_shard
@@ -213,13 +213,13 @@ def parse_manifest_name(name: str) -> int | None:
 
 
 def manifest_generations(dataset: Location) -> list[int]:
-    """Return the generations of a dataset's manifest, ascending; this lists the dataset's root once."""
+    """List the dataset's root once, and return the generations of its manifest, ascending."""
     numbers = (parse_manifest_name(entry.name) for entry in dataset.list())
     return sorted(number for number in numbers if number is not None)
 
 
 def read_generation(dataset: Location, generation: int) -> DatasetManifest | None:
-    """Read one generation of a dataset's manifest; None if it doesn't exist."""
+    """Read one generation of a dataset's manifest. Returns None if it doesn't exist."""
     file = dataset / manifest_name(generation)
     try:
         data = file.read()
@@ -229,7 +229,7 @@ def read_generation(dataset: Location, generation: int) -> DatasetManifest | Non
 
 
 def read_latest_manifest(dataset: Location) -> LatestManifest | None:
-    """Read the latest manifest and its generation; None if there is no dataset."""
+    """Read the latest manifest and its generation. Returns None if there is no dataset."""
     for generation in reversed(manifest_generations(dataset)):
         manifest = read_generation(dataset, generation)
         if manifest is not None:
@@ -238,13 +238,13 @@ def read_latest_manifest(dataset: Location) -> LatestManifest | None:
 
 
 def read_manifest(dataset: Location) -> DatasetManifest | None:
-    """Read the latest manifest; None if there is no dataset."""
+    """Read the latest manifest. Returns None if there is no dataset."""
     latest = read_latest_manifest(dataset)
     return None if latest is None else latest.manifest
 
 
 def load_latest_manifest(dataset: Location) -> LatestManifest:
-    """Read the latest manifest and its generation; raises `UsageError` if there is no dataset."""
+    """Read the latest manifest and its generation. Raises `UsageError` if there is no dataset."""
     latest = read_latest_manifest(dataset)
     if latest is None:
         raise no_manifest(dataset)
@@ -276,7 +276,7 @@ def no_manifest(dataset: Location) -> UsageError:
 
 
 def load_manifest(dataset: Location) -> DatasetManifest:
-    """Read the latest manifest; raises `UsageError` if there is no dataset."""
+    """Read the latest manifest. Raises `UsageError` if there is no dataset."""
     return load_latest_manifest(dataset).manifest
 
 
@@ -301,7 +301,7 @@ def name_of(manifest: DatasetManifest | None, uri: str) -> str:
 
 
 def put_manifest(dataset: Location, manifest: DatasetManifest, generation: int) -> bool:
-    """Write a generation of a dataset's manifest if it doesn't exist yet; return False if a different one exists.
+    """Write a generation of a dataset's manifest if it doesn't exist yet. Returns False if a different one exists.
 
     The caller must first put the files that the manifest names.
     """
@@ -309,7 +309,7 @@ def put_manifest(dataset: Location, manifest: DatasetManifest, generation: int) 
 
 
 def read_dataset_id(dataset: Location) -> str | None:
-    """Return the random id of a dataset, 32 hexadecimal digits; None if `id.json` is missing or damaged."""
+    """Return the random id of a dataset, 32 hexadecimal digits, or None if `id.json` is missing or damaged."""
     try:
         match = _ID.fullmatch((dataset / DATASET_ID).read(max_bytes=1024))
     except (NotFoundError, ObjectTooLargeError):
@@ -340,10 +340,11 @@ def put_dataset_id(dataset: Location) -> None:
 
 
 def put_with_parts(dataset: Location, manifest: DatasetManifest, generation: int, parts: Mapping[str, Path]) -> bool:
-    """Put new catalog parts, and then the generation of the manifest that names them; return whether this writer won.
+    """Put new catalog parts, and then the generation of the manifest that names them.
 
-    `parts` maps paths below the dataset to local files. A reservation protects the parts from deletion until the
-    generation exists. If another writer puts the generation first, a sweep deletes the parts later.
+    Returns whether this writer won. `parts` maps paths below the dataset to local files. A reservation protects the
+    parts from deletion until the generation exists. If another writer puts the generation first, a sweep deletes the
+    parts later.
     """
     paths = sorted(parts)
     reservation = dataset / RESERVATIONS / part_reservation_name(generation, fingerprint(paths))

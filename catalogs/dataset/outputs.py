@@ -2,7 +2,7 @@
 
 A command that writes an output outside the dataset adds a note, `outputs/<hash>.json`, to the dataset. A takedown uses
 the notes to list all outputs. If the output is near the dataset, the note contains the relative path from the dataset.
-Otherwise, it contains only the output's name, so that the dataset doesn't reveal folder names of somebody's disk. An
+Otherwise, it contains only the output's name, so that the dataset doesn't reveal folder names on somebody's disk. An
 export lists its files in `segmint-files.jsonl` in its own folder, and its note contains the hash of that list.
 """
 
@@ -123,7 +123,7 @@ def _shown(dataset: str, line: str) -> str:
 
 
 def read_notes(dataset: Location) -> list[OutputNote]:
-    """Read the notes of a dataset's outputs; raises `DamagedDatasetError` if a file is invalid.
+    """Read the notes of a dataset's outputs. Raises `DamagedDatasetError` if a file is invalid.
 
     An export adds a note when it starts and another when it is complete. If both exist, only the second is returned.
     """

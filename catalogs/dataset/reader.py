@@ -1,4 +1,4 @@
-"""Reader of a dataset: its committed shards, image by image; masks are decoded on first use."""
+"""Reader of a dataset's committed shards, image by image. Masks are decoded on first use."""
 
 import base64
 import html

@@ -1,4 +1,4 @@
-"""The index `shards.json` of committed tars for WebDataset's `wids`; a convenience, derived from the commits."""
+"""The index `shards.json` of committed tars for WebDataset's `wids`, which is derived from the commits."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -24,13 +24,13 @@ def shards_index(name: str, commits: Iterable[Commit]) -> bytes:
 
 
 def write_shards_index(dataset: Location, name: str, threads: int = 16) -> None:
-    """Write the index of the latest commits; this replaces an existing index."""
+    """Write the index of the latest commits. This replaces an existing index."""
     data = shards_index(name, CommitLog(dataset).read_all(threads))
     (dataset / SHARDS_INDEX).put(data)
 
 
 def index_problem(dataset: Location, name: str, commits: Sequence[Commit], *, finished: bool) -> str | None:
-    """Compare a dataset's index with `commits`, its latest commits; return the first difference, or None if they match.
+    """Return the first difference between a dataset's index and `commits`, its latest commits, or None if they match.
 
     A build writes the index at its end. Therefore, a missing or incomplete index is only a problem if the build is
     known to be `finished`.

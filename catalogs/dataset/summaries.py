@@ -71,7 +71,7 @@ def sums_of(commit: Commit) -> CommitSums:
 
 
 def sums_in(data: bytes, shard: int, generation: int) -> CommitSums | None:
-    """Return the sums of the commit with these bytes; None if it is damaged. Reading the commit reports the damage."""
+    """Return the sums of the commit with these bytes, or None if the commit is damaged, which its readers report."""
     try:
         commit = Commit.from_json(data)
     except DamagedDatasetError:
@@ -175,7 +175,7 @@ def _log_once(folder: str, problem: str) -> None:
 
 
 def _sum(members: Sequence[ListedCommit], read: ReadCommits) -> tuple[CommitSums, bool]:
-    """Read and sum commits; also return whether all of them are still the commits that were listed."""
+    """Read and sum commits. Also returns whether all of them are still the commits that were listed."""
     listed = {member.key for member in members}
     sums, as_listed = NOTHING, 0
     for commit in read(members):
@@ -190,7 +190,7 @@ def blocks_of(held: Iterable[ListedCommit]) -> list[tuple[int, list[ListedCommit
 
 
 def summary_name(members: Sequence[ListedCommit]) -> str:
-    """Return the file name of a block's summary; `members` are the files of the block's commits, in order."""
+    """Return the file name of a block's summary. `members` are the files of the block's commits, in order."""
     first = members[0].shard // SUMMARY_SHARDS * SUMMARY_SHARDS
     return f"{shard_name(first)}-{files_fingerprint(members)}.json"
 
@@ -209,7 +209,7 @@ def summary_json(sums: CommitSums) -> bytes:
 
 
 def _saved(file: Location) -> CommitSums | None:
-    """Read a summary; None if its file is missing or invalid."""
+    """Read a summary. Returns None if its file is missing or invalid."""
     try:
         data = file.read()
         sums = _SUMS.validate_json(data, strict=True)

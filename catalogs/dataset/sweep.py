@@ -43,7 +43,7 @@ def sweep(
     now: datetime | None = None,
     threads: int = 16,
 ) -> list[str]:
-    """Delete files that don't belong to a dataset; return their paths relative to the dataset, sorted.
+    """Delete files that don't belong to a dataset, and return their sorted paths relative to the dataset.
 
     In committed shards, this deletes replaced commits and the data files that only they name. It deletes other data
     files if neither the latest commit nor a reservation names them and they are older than `grace`. Elsewhere in the

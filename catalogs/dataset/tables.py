@@ -82,7 +82,7 @@ class DatasetTables(AbstractContextManager["DatasetTables"]):
         memory_limit: str = MEMORY_LIMIT,
         foreign: Foreign | None = None,
     ) -> None:
-        """Create the views; the keys of `files` and `schemas` are the names of the views.
+        """Create the views, whose names are the keys of `files` and `schemas`.
 
         Raises `DamagedDatasetError` if a file that DuckDB opens is missing or isn't valid Parquet.
         """
@@ -118,7 +118,7 @@ class DatasetTables(AbstractContextManager["DatasetTables"]):
             return read_query(cursor, sql, parameters)
 
     def query_shard(self, shard: int, view: str, sql: str, parameters: Sequence[Any] = ()) -> pa.Table:
-        """Run a query over the rows of a single shard in one view; this opens only that shard's files.
+        """Run a query over the rows of a single shard in one view. This opens only that shard's files.
 
         Raises the errors of `query`.
         """

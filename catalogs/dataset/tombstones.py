@@ -1,4 +1,4 @@
-"""Tombstones: records of taken-down images, with the reason and time; no other file of a dataset names these images."""
+"""Tombstones: records of taken-down images, with reason and time. No other file of a dataset names these images."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -94,7 +94,7 @@ def list_tombstones(dataset: Location) -> list[ObjectInfo]:
 
 
 def read_tombstones(dataset: Location) -> list[Tombstone]:
-    """Read all tombstones of a dataset, ordered by name; raises `DamagedDatasetError` if a file is invalid.
+    """Read all tombstones of a dataset, ordered by name. Raises `DamagedDatasetError` if a file is invalid.
 
     Every writer of a shard calls this function. Therefore, the process caches the tombstones that it has read.
     """
@@ -221,7 +221,10 @@ class Removals:
 
 
 def read_removals(dataset: Location, catalog_uri: str | None = None) -> Removals | None:
-    """Read all takedowns of a dataset; None if it has no tombstones. `catalog_uri` is as in `RemovedNames.of`."""
+    """Read all takedowns of a dataset. Returns None if it has no tombstones.
+
+    `catalog_uri` is as in `RemovedNames.of`.
+    """
     images = removed_images(read_tombstones(dataset))
     if not images:
         return None

@@ -70,7 +70,7 @@ class LockedCount:
         self._file = file
 
     def get(self) -> int:
-        """Return the number of bytes; 0 if the file doesn't contain a number."""
+        """Return the number of bytes, or 0 if the file doesn't contain a number."""
         text = os.pread(self._file, 32, 0)
         return int(text) if text.strip().isdigit() else 0
 
@@ -80,9 +80,9 @@ class LockedCount:
 
 
 def recount(folder: Location) -> dict[str, int]:
-    """Measure the embeddings in a cache's folder again, and store the total; return each file's size in bytes by path.
+    """Measure the embeddings in a cache's folder again, and store the total.
 
-    The total includes unfinished files of killed processes.
+    Returns each file's size in bytes by path. The total includes unfinished files of killed processes.
     """
     with CacheSize(folder).locked() as used:
         sizes = {entry.name: entry.size for entry in (folder / EMBEDDINGS).walk(include_temporary=True)}
@@ -99,11 +99,11 @@ def purge_scans(folder: Location, dataset: str, tars: Collection[str]) -> None:
 
 
 def forget_dataset(dataset: Location) -> list[str]:
-    """Delete a dataset's removed images from the caches on this machine; return lines of text about them.
+    """Delete a dataset's removed images from the caches on this machine, and return lines of text about them.
 
-    This function knows the machine's default caches, and training caches near the dataset that the dataset's notes
-    name. It deletes everything about the dataset from a training cache; the next run recreates what it needs. The lines
-    also report files that are in use or can't be deleted.
+    This covers the machine's default caches, and the training caches near the dataset that the dataset's notes name. In
+    a training cache, it deletes everything about the dataset, and the next run recreates what it needs. The lines also
+    report files that are in use or can't be deleted.
 
     If `id.json` is missing or damaged, some caches can't be found. In that case, a line says so, and this function
     creates `id.json`.
@@ -129,7 +129,7 @@ def forget_dataset(dataset: Location) -> list[str]:
 
 
 def _forget_shards(dataset: Location) -> list[str]:
-    """Delete outdated copies from the default cache of readers; return lines of text about them."""
+    """Delete outdated copies from the default cache of readers, and return lines of text about them."""
     name = "this machine's shard cache"
     try:
         deleted, used = drop_stale(cache_folder() / SHARD_CACHE, dataset)
@@ -143,7 +143,7 @@ def _forget_shards(dataset: Location) -> list[str]:
 
 
 def _forget(folder: Location, key: str) -> int:
-    """Delete a dataset's embeddings and shard scans from a cache; return the number of deleted files."""
+    """Delete a dataset's embeddings and shard scans from a cache, and return the number of deleted files."""
     count = 0
     for kind, names in _FILES.items():
         own = folder / kind / key

@@ -73,10 +73,10 @@ class UnaccountedFiles:
 
 
 def unknown_files(dataset: Location) -> list[str]:
-    """Return the sorted paths of all files outside `report/` whose names segmint doesn't use.
+    """Return the sorted paths of all files outside `report/` whose names aren't part of the dataset format.
 
-    These are links, temporary files, and files that somebody else put there. In a bucket, this includes files of which
-    only older versions exist.
+    Such files are links, temporary files, or files from other programs. In a bucket, the result includes deleted files
+    that still have older versions.
     """
     return [path for path in dataset.walk_ever() if not path.startswith(f"{REPORT}/") and not is_known(path)]
 
@@ -84,8 +84,8 @@ def unknown_files(dataset: Location) -> list[str]:
 def list_doubtful(dataset: Location, known: list[str] | None = None) -> dict[str, ObjectInfo]:
     """List the files that are only legitimate if a commit or the manifest names them, and files with unknown names.
 
-    The result is keyed by path. If a shard has several commits, it includes these commits. If `known` is given, the
-    paths of all other files except commits are appended to it.
+    The result is keyed by path. If a shard has several commits, the result includes all of them. If `known` is given,
+    the paths of all other files except commits are appended to it.
 
     After this call, read the manifest and the commits. Remove the files that they name from the result, and pass the
     other files to `judge_doubtful`.
@@ -108,13 +108,15 @@ def list_doubtful(dataset: Location, known: list[str] | None = None) -> dict[str
 def judge_doubtful(
     dataset: Location, listed: Mapping[str, ObjectInfo], limit: datetime, doubtful: Collection[int] = ()
 ) -> UnaccountedFiles:
-    """Decide which of the files from `list_doubtful` are findings, after the named files were removed from them.
+    """Decide which of the remaining files from `list_doubtful` are findings.
 
-    First, this reads the commits, reservations, and manifest again. A file that segmint put there is a finding if its
-    shard is committed, and if both the file and the commit or manifest that doesn't name it are older than `limit`. A
-    running command may still need newer files, except in shards from which an image was taken down. Any other file is a
-    finding if it is large, isn't text, or is in a folder of data. A link is always a finding. Shards in `doubtful`,
-    whose commits can't be read, are skipped.
+    This first reads the commits, reservations, and manifest again. A link is always a finding.
+
+    A file that segmint wrote is a finding if its shard is committed, and if both the file and the commit or manifest
+    that doesn't name it are older than `limit`. A running command may still need newer files, so they are findings only
+    if an image of their shard was taken down. Shards in `doubtful`, whose commits can't be read, are skipped.
+
+    Any other file is a finding if it is large, isn't text, or is in a folder of data.
     """
     links = dataset.storage.links(dataset.uri)
     unnamable = {path for path in {*links, *listed} if _CONTROL.search(unquote(path))}
@@ -143,7 +145,7 @@ def judge_doubtful(
 def _judge_ours(
     dataset: Location, files: Mapping[str, ObjectInfo], limit: datetime, doubtful: Collection[int]
 ) -> Iterator[tuple[str, Finding | None]]:
-    """Yield each of segmint's files that nothing names, with a finding, or with None if the file may be in use."""
+    """Yield each unreferenced file of segmint with a finding, or with None if the file may still be in use."""
     log = CommitLog(dataset)
     newest = {commit.shard: commit for commit in log.latest_commits()}
     kept = reserved_paths(dataset, {shard: commit.generation for shard, commit in newest.items()}, limit)

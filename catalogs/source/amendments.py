@@ -144,7 +144,7 @@ class Amendments:
 
 
 def stage_amendments(catalog: Location, folder: Path, *, ignored: Collection[str] = ()) -> Path:
-    """Write the rows of a source catalog to a file in `folder`, and mark duplicates; return the path of the file.
+    """Write the rows of a source catalog to a file in `folder`, mark duplicates, and return the path of the file.
 
     `ignored` has the same meaning as in `stage_catalog`. Raises the errors of `normalize`.
     """
@@ -224,7 +224,7 @@ def _write_amended(
     images_per_shard: int,
     found: Amendments,
 ) -> bool:
-    """Write a part with its corrections; return whether it contains any."""
+    """Write a part with its corrections, and return whether it contains any."""
     pinned = {
         name: f"CASE WHEN chosen.row IS NULL THEN pinned.{name} END" if name in clear else f"pinned.{name}"
         for name in AMENDABLE

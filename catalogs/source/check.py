@@ -379,7 +379,7 @@ class _TermsJudge:
             self._outlook.look(ordinal + 1, uri, terms, country, sources.get(ordinal, ()), accepted=accepted)
 
     def _look_at(self, row: int, uri: str, terms: Terms, duplicate: bool, refused: str | None) -> bool:
-        """Count a row; return whether a build would accept it, as far as its catalog entry shows."""
+        """Count a row, and return whether a build would accept it, as far as its catalog entry shows."""
         findings = self._findings
         if terms.license is None:
             findings.missing_license.add(row)

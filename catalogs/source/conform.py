@@ -129,8 +129,8 @@ def conform(
 ) -> pa.RecordBatch:
     """Convert the columns of a catalog file to a batch of `SOURCE`. Missing columns become null.
 
-    Empty values become null. `license` loses spaces around it, `sha256` becomes lowercase, and `country` becomes
-    uppercase. Other text stays the same. `first_row` is the number of the batch's first row, counted from 1.
+    Empty values become null. `license` is stripped of surrounding spaces, `sha256` becomes lowercase, and `country`
+    becomes uppercase. Other text stays the same. `first_row` is the number of the batch's first row, counted from 1.
     """
     arrays = []
     for field in SOURCE:

@@ -91,7 +91,7 @@ _MOTORCYCLE = _Photograph(
 
 
 def write_demo(folder: Path) -> Path:
-    """Write the demo's photographs and its catalog, `catalog.jsonl`, into `folder`; return the catalog's path.
+    """Write the demo's photographs and its catalog, `catalog.jsonl`, into `folder`, and return the catalog's path.
 
     Each call writes the same bytes. Raises `UsageError` if scikit-image or scikit-learn is not installed.
     """

@@ -36,7 +36,7 @@ def read_parquet(
 
 @contextmanager
 def open_parquet(catalog: Location) -> Iterator[pq.ParquetFile]:
-    """Open a Parquet catalog and read its footer; raises `UsageError` if the file is not a Parquet catalog."""
+    """Open a Parquet catalog and read its footer. Raises `UsageError` if the file is not a Parquet catalog."""
     with catalog.open() as stream:
         with _damage(f"{catalog} cannot be read as Parquet"):
             # A small buffer without prebuffering makes Arrow read even a large row group in pieces.

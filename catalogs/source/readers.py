@@ -27,7 +27,7 @@ _TEXT_READERS: dict[str, Callable[[Location, OnProblem], Iterator[pa.RecordBatch
 
 
 def catalog_format(uri: str) -> str:
-    """Return a catalog's format, which is a key of `FORMATS`; raises `UsageError` if its extension is unknown."""
+    """Return a catalog's format, which is a key of `FORMATS`. Raises `UsageError` if its extension is unknown."""
     for name, endings in FORMATS.items():
         if uri.lower().endswith(endings):
             return name

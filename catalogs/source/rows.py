@@ -27,7 +27,7 @@ class NormalizedRows(AbstractContextManager["NormalizedRows"]):
             raise
 
     def _open(self) -> list[int]:
-        """Open the file; return the ordinal of the first row in each row group, and the ordinal after the last row."""
+        """Open the file. Returns the ordinal of the first row in each row group, and the ordinal after the last row."""
         with self._damage():
             self._file = pq.ParquetFile(self._stream)
             self._schema = normalized_schema(self._file.schema_arrow.names)

@@ -124,9 +124,10 @@ def _folder(catalog: Location) -> str:
 
 
 def write_catalog(rows: Iterator[Mapping[str, Any]], file: Location, schema: pa.Schema = SOURCE) -> int:
-    """Write rows of `schema` as a catalog; return the number of rows. The extension of `file` determines the format.
+    """Write rows of `schema` as a catalog, and return the number of rows.
 
-    Raises `UsageError` if another process has put a different file there in the meantime.
+    The extension of `file` determines the format. Raises `UsageError` if another process has put a different file there
+    in the meantime.
     """
     kind = catalog_format(file.uri)
     if file.uri.lower().endswith(".gz"):
@@ -164,7 +165,7 @@ def _images(base: Location, on_skip: OnSkip) -> Iterator[_ScannedImage]:
 
 
 def _unfit(base: Location, name: str) -> str | None:
-    """Return the reason why a catalog can't name a file; None if it can."""
+    """Return the reason why a catalog can't name a file, or None if it can."""
     try:
         (base / name).uri.encode()
         relative_to(base.uri, (base / name).uri)

@@ -254,7 +254,7 @@ def _require_keys(uri: str, lines: list[bytes]) -> None:
 
 
 def _parse_fast(block: bytes, rows: int) -> dict[str, pa.Array] | None:
-    """Parse a block of whole lines into columns; None if the block contains something to report."""
+    """Parse a block of whole lines into columns. Returns None if the block contains something to report."""
     try:
         table = pajson.read_json(
             pa.BufferReader(block),
@@ -284,7 +284,7 @@ def _parse_slowly(uri: str, lines: list[bytes], row: int, on_problem: OnProblem)
 
 
 def json_row(uri: str, line: bytes, row: int) -> dict[str, Any]:
-    """Parse a line; raises `UsageError` with the number of the row if the line isn't exactly one JSON object."""
+    """Parse a line. Raises `UsageError` with the number of the row if the line isn't exactly one JSON object."""
     return json_object(line, f"{uri}, row {row}", "one JSON object per line")
 
 

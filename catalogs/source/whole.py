@@ -44,9 +44,10 @@ class WholeCatalog:
     """
 
     def __init__(self, catalog: Location) -> None:
-        """Determine the columns. For JSON Lines, this reads the whole catalog; for other formats, only its start.
+        """Determine the columns.
 
-        Raises `UsageError` if two columns have the same name.
+        For JSON Lines, this reads the whole catalog. For other formats, it reads only the start. Raises `UsageError` if
+        two columns have the same name.
         """
         self._catalog = catalog
         self._kind = catalog_format(catalog.uri)

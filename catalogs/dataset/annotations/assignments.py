@@ -1,4 +1,4 @@
-"""Rules for which of an image's submissions count, shared by the annotator view, merging, agreement, and studies."""
+"""Rules that decide which of an image's submissions count, for the annotator view, merges, agreement, and studies."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
@@ -24,7 +24,7 @@ def assignment_to_merge(merged: Merged, assignments: Iterable[int]) -> int | Non
 
 
 def merged_assignment(merged: Merged) -> int | None:
-    """Return the assignment whose submission was merged into an image's row; None if no submission was merged."""
+    """Return the assignment whose submission was merged into an image's row, or None if no submission was merged."""
     assignment = (merged or {}).get("assignment")
     return None if assignment is None else int(assignment)
 
@@ -44,8 +44,8 @@ def independent_submissions(submissions: Sequence[Submission]) -> tuple[Submissi
 
     Both submissions must start from the same state of the image. If both assignments have submissions for several
     states, this picks the first of these states. If an assignment has several submissions for that state, the last one
-    counts. Returns None if no state
-    of the image has submissions from both assignments. `submissions` must contain all submissions for the image.
+    counts. Returns None if no state of the image has submissions from both assignments. `submissions` must contain all
+    submissions for the image.
     """
     one, other = (
         {last.base: last for last in last_of_states(each for each in submissions if each.assignment == assignment)}
@@ -58,7 +58,7 @@ def carried(submission: Submission, base: str, size: tuple[int, int], counts: Ma
     """Apply a submission to another state of its image, without the changes that no longer fit.
 
     `counts` maps the annotation ids of that state's masks to their run lengths. New masks are always kept. A
-    replacement or deletion is kept only if the run lengths of its mask haven't changed. The result has 0 seconds,
+    replacement or deletion is kept only if the run lengths of its mask haven't changed. The result records 0 seconds,
     because the original submission already counts the time. Returns None if the image's size differs.
     """
     if submission.size != size:
@@ -77,9 +77,9 @@ def carried(submission: Submission, base: str, size: tuple[int, int], counts: Ma
 
 
 def is_untouched(mask: SubmittedMask) -> bool:
-    """Return whether a mask is a prefill from a detector's box on which the annotator didn't work.
+    """Return whether a mask was prefilled from a detector's box and the annotator didn't work on it.
 
-    Such a mask has no seconds and no prompt except the box.
+    Such a mask has an active time of 0 seconds, and the box is its only prompt.
     """
     return (
         mask.source == "assisted"

@@ -29,7 +29,7 @@ def submission_path(ordinal: int, assignment: int, n: int) -> str:
 
 
 def parse_submission_path(path: str) -> SubmissionName | None:
-    """Parse the path of a submission's file below the dataset; None for any other path."""
+    """Parse the path of a submission's file below the dataset. Returns None for any other path."""
     folder, _, rest = path.partition("/")
     ordinal, _, name = rest.partition("/")
     match = _NAME.fullmatch(name)
@@ -44,7 +44,7 @@ def return_path(name: SubmissionName) -> str:
 
 
 def parse_return_path(path: str) -> SubmissionName | None:
-    """Parse the path of a return into the name of the returned submission; None for any other path."""
+    """Parse the path of a return into the name of the returned submission. Returns None for any other path."""
     return parse_submission_path(f"{path.removesuffix(_RETURN)}.json") if path.endswith(_RETURN) else None
 
 
@@ -70,7 +70,7 @@ def latest_submissions(names: Iterable[SubmissionName]) -> dict[int, dict[int, S
 
 
 def image_of(path: str) -> int | None:
-    """Return the ordinal of the image to which a file in `annotations/` belongs; None for any other path."""
+    """Return the ordinal of the image to which a file in `annotations/` belongs, or None for any other path."""
     folder, _, rest = path.partition("/")
     if rest.startswith(f"{RATINGS}/"):
         rest = rest.removeprefix(f"{RATINGS}/")
@@ -81,14 +81,14 @@ def image_of(path: str) -> int | None:
 def of_images(dataset: Location, ordinals: Container[int]) -> list[str]:
     """Return the paths of all annotation files of these images.
 
-    Takedowns delete these files, so in a bucket, this includes files of which only older versions exist.
+    In a bucket, this includes deleted files that still have older versions, because takedowns must delete those, too.
     """
     paths = (f"{ANNOTATIONS}/{name}" for name in (dataset / ANNOTATIONS).walk_ever())
     return [path for path in paths if (ordinal := image_of(path)) is not None and ordinal in ordinals]
 
 
 def purge_of_images(dataset: Location, ordinals: Container[int]) -> int:
-    """Delete the annotation files of these images, including older versions; return the number of files."""
+    """Delete the annotation files of these images, including older versions, and return the number of files."""
     paths = of_images(dataset, ordinals)
     for path in paths:
         (dataset / path).purge()

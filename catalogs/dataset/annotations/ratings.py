@@ -73,7 +73,7 @@ class Rating(SavedRecord):
 
     @classmethod
     def from_json(cls, data: bytes, where: str = "the rating") -> Self:
-        """Parse the bytes of a rating's file; raises `RatingError`, whose message starts with `where`."""
+        """Parse a rating's file. Raises `RatingError`, whose message starts with `where`, if it is invalid."""
         return parse_saved(cls, data, lambda wrong: RatingError(f"{where} is not a rating: {wrong}"))
 
     @property
@@ -99,7 +99,7 @@ def counts_digest(counts: str) -> str:
 
 
 def parse_rating_path(path: str) -> RatingName | None:
-    """Parse the path of a rating's file below the dataset; None for any other path."""
+    """Parse the path of a rating's file below the dataset. Returns None for any other path."""
     match = _PATH.fullmatch(path)
     if match is None:
         return None

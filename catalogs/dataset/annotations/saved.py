@@ -1,4 +1,7 @@
-"""Saved annotation files of an image: canonical JSON, put once, never changed, and deleted when it is taken down."""
+"""Annotation files of an image, as canonical JSON.
+
+Each file is written once and never changed. If the image is taken down, its files are deleted.
+"""
 
 from collections.abc import Callable
 from typing import Annotated, Self, TypeVar
@@ -40,7 +43,7 @@ S = TypeVar("S", bound=SavedRecord)
 
 
 def parse_saved(kind: type[S], data: bytes, problem: Callable[[str], SegmintError]) -> S:
-    """Parse the bytes of an annotation file; raises the error that `problem` creates if they are invalid."""
+    """Parse an annotation file. Raises the error that `problem` creates if the file is invalid."""
     try:
         saved = kind.model_validate_json(data)
     except ValidationError as error:
@@ -51,7 +54,7 @@ def parse_saved(kind: type[S], data: bytes, problem: Callable[[str], SegmintErro
 
 
 def read_saved(file: Location, most: int, problem: type[SegmintError]) -> bytes:
-    """Read a file of up to `most` bytes; raises `problem` if the file is larger or missing."""
+    """Read a file of up to `most` bytes. Raises `problem` if the file is larger or missing."""
     try:
         return file.read(most)
     except NotFoundError as error:
@@ -61,7 +64,7 @@ def read_saved(file: Location, most: int, problem: type[SegmintError]) -> bytes:
 
 
 def put_saved(dataset: Location, path: str, data: bytes, ordinal: int, kind: str) -> bool:
-    """Write an annotation file of an image if its name is free; return whether the store now contains this file.
+    """Write an annotation file of an image if its name is free, and return whether the store now contains this file.
 
     This never changes an existing file. If the image was taken down, it deletes the new file again and raises
     `RemovedImageError`. A takedown at the same time can't be missed: this function writes the file before it reads the

@@ -85,7 +85,8 @@ _MaskId = Annotated[int, Field(ge=0, lt=1 << 53)]
 def check_name(text: str) -> str:
     """Validate an annotator's name and return it unchanged.
 
-    Raises `UsageError` if submissions can't contain the name, or if it changes the direction of nearby text.
+    Raises `UsageError` if submissions can't contain the name, or if it contains invisible characters, which can change
+    the direction of nearby text.
     """
     try:
         name = TypeAdapter(Annotator).validate_python(text)
@@ -183,14 +184,17 @@ class Submission(SavedRecord):
 
     @classmethod
     def from_json(cls, data: bytes, where: str = "the submission") -> Self:
-        """Parse the bytes of a submission's file; raises `SubmissionError`, whose message starts with `where`."""
+        """Parse a submission's file. Raises `SubmissionError`, whose message starts with `where`, if it is invalid."""
         if len(data) > MOST_BYTES:
             raise SubmissionError(f"{where} has {len(data):,} bytes: expected at most {MOST_BYTES:,}")
         return parse_saved(cls, data, lambda wrong: SubmissionError(f"{where} is not a submission: {wrong}"))
 
     @classmethod
     def from_value(cls, value: Mapping[str, Any], where: str = "the submission") -> Self:
-        """Convert a JSON object to a submission; raises `SubmissionError`, whose message starts with `where`."""
+        """Convert a JSON object to a submission.
+
+        Raises `SubmissionError`, whose message starts with `where`, if the object isn't a valid submission.
+        """
         try:
             data = canonical_json(value)
             submission = cls.model_validate_json(data)

@@ -83,7 +83,7 @@ Last = Literal["pad", "drop"]
 class Batches(IterableDataset[list[Sample]]):
     """Batches of one epoch, each a list of samples, split among ranks and `DataLoader` workers.
 
-    Pass this object to a `DataLoader` with `batch_size=None`. All ranks share each batch: of a batch of B images, rank
+    Pass this object to a `DataLoader` with `batch_size=None`. All ranks share each batch. For a batch of B images, rank
     r of R reads the images [B·r/R, B·(r+1)/R). The workers of a rank take turns, and each of them reads the rank's
     entire share of a batch.
 
@@ -172,7 +172,10 @@ class Batches(IterableDataset[list[Sample]]):
         self._start[0], self._start[1] = epoch, samples
 
     def order_key(self) -> dict[str, Any]:
-        """Return what determines the order besides the epoch: seed, window, image count, and a hash of the shards."""
+        """Return the values that determine the order of images, besides the epoch.
+
+        The values are the seed, the window, the image count, and a hash of the shards.
+        """
         table = np.column_stack([self._shards, self._images])
         digest = hashlib.sha256(table.astype("<i8").tobytes()).hexdigest()
         window = self.window if self.seed is not None else None
@@ -323,7 +326,7 @@ class BatchIterator(Iterator[list[Sample]]):
 
 
 def _whole(number: int) -> int:
-    """Convert a whole number to Python's `int`; raises `UsageError` for any other value."""
+    """Convert a whole number to Python's `int`. Raises `UsageError` for any other value."""
     try:
         return operator.index(number)
     except TypeError as error:

@@ -63,7 +63,7 @@ class ShardCache:
     most_bytes: int = DEFAULT_BYTES
 
     def path(self, entry: FileEntry) -> Path:
-        """Return the path of a file's copy; raises `DamagedDatasetError` if its recorded hash is not a SHA-256."""
+        """Return the path of a file's copy. Raises `DamagedDatasetError` if its recorded hash is not a SHA-256."""
         if _SHA256.fullmatch(entry.sha256) is None:  # from a commit, which anyone may have written
             raise DamagedDatasetError(f"the commit of {entry.path} gives it the SHA-256 {entry.sha256[:80]!r}")
         return self.folder / self.dataset / f"{entry.sha256}{_COPY}"
@@ -91,7 +91,7 @@ class ShardCache:
         return copy
 
     def use(self, entry: FileEntry) -> bool:
-        """Mark a copy as recently used; return False if it no longer exists."""
+        """Mark a copy as recently used. Returns False if it no longer exists."""
         try:
             os.utime(self.path(entry))
         except FileNotFoundError:
@@ -220,7 +220,7 @@ def _copies(folder: Path) -> Iterator[_CachedShard]:
 
 
 def _copied(source: Location, target: Path) -> tuple[int, str]:
-    """Copy an object over a file; return its size in bytes and its SHA-256."""
+    """Copy an object over a file, and return its size in bytes and its SHA-256."""
     digest, size = hashlib.sha256(), 0
     with source.open() as stream, target.open("r+b") as file:
         while piece := stream.read(_PIECE):
@@ -231,7 +231,7 @@ def _copied(source: Location, target: Path) -> tuple[int, str]:
 
 
 def _delete_unused(file: Path) -> bool:
-    """Delete a file unless a process locks it; return whether it was deleted.
+    """Delete a file unless a process locks it, and return whether it was deleted.
 
     A killed process no longer holds its locks.
     """

@@ -85,7 +85,7 @@ class ShardTar:
     """
 
     def __init__(self, tar: Location, entry: FileEntry, cache: ShardCache | None, check: bool) -> None:
-        """Open the tar; with `check`, hash it first. If `cache` is None, the tar must be a local file."""
+        """Open the tar. With `check`, hash it first. If `cache` is None, the tar must be a local file."""
         self._tar, self._entry, self._cache = tar, entry, cache
         self._lock = threading.Lock()
         if cache is None and check:
@@ -120,7 +120,7 @@ class ShardTar:
         return True
 
     def close(self) -> None:
-        """Close the file; the next read opens it again."""
+        """Close the file. The next read opens it again."""
         if self._file is not None:
             self._file.close()
             self._file = None
@@ -130,10 +130,10 @@ class ShardTar:
 
 
 class OpenShard:
-    """Open shard; `sample` reads any of its images, and `known` contains the ids and sizes of all of them."""
+    """Open shard. `sample` reads any of its images, and `known` contains the ids and sizes of all of them."""
 
     def __init__(self, dataset: Dataset, commit: Commit, cache: ShardCache | None, check: bool) -> None:
-        """Read the images' ids and sizes, and the headers of the tar; with `check`, hash the tar first.
+        """Read the images' ids and sizes, and the headers of the tar. With `check`, hash the tar first.
 
         Raises `DamagedDatasetError` if the shard doesn't match its commit, and `NotFoundError` if a file is gone.
         """
@@ -273,7 +273,7 @@ def open_shard(
 
 
 def changed(dataset: Dataset, shard: int, generation: int) -> UsageError | None:
-    """Return the error for a shard that a newer generation has replaced; None if `generation` is still the latest."""
+    """Return the error for a shard that a newer generation has replaced, or None if `generation` is the latest."""
     newer = max(dataset.log.generations_of(shard), default=0)
     if newer <= generation:
         return None
@@ -382,7 +382,7 @@ def _tuples(values: Sequence[Any], length: int) -> Iterator[tuple[Any, ...]]:
 
 
 def _flat(values: Sequence[Sequence[Any]], length: int) -> list[Any]:
-    """Concatenate lists that have exactly `length` items each; raises `ValueError` for any other length."""
+    """Concatenate lists that have exactly `length` items each. Raises `ValueError` for any other length."""
     if not set(map(len, values)) <= {length}:
         raise ValueError(f"expected lists of {length} numbers")
     return list(chain.from_iterable(values))

@@ -1,4 +1,4 @@
-"""Order of an epoch, a function of seed, epoch, and shards, independent of ranks, workers, and earlier reads.
+"""Order of an epoch's images, which depends only on the seed, the epoch, and the shards.
 
 Shuffling puts the shards in random order, and then mixes their images step by step. Each step reads a random share of
 the images in each of `window` neighboring shards, and mixes these images. Then the window moves by one shard. A process

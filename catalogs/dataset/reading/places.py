@@ -83,7 +83,7 @@ def _paired(members: Iterator[tuple[str, int, int]]) -> Places:
 
 
 def _plain_members(read: ReadRange) -> Iterator[tuple[str, int, int]]:
-    """Yield the name, offset, and size of each file in a tar that a build wrote; ten times as fast as `tarfile`.
+    """Yield the name, offset, and size of each file in a tar from a build. This is ten times as fast as `tarfile`.
 
     Raises `_OtherTarError` if the tar has any other form.
     """

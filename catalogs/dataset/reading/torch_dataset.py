@@ -128,7 +128,7 @@ class TorchDataset(Dataset, IterableDataset[Sample]):
         window: int = 32,
         last: Last = "pad",
     ) -> Batches:
-        """Return batches for training; batch b has the same images for any number of ranks and workers.
+        """Return batches for training. Batch b has the same images for any number of ranks and workers.
 
         The ranks split the `global_batch` images of each batch among themselves. With `shuffle`, the `seed` and the
         epoch determine a random order. To shuffle, a process keeps `window` shards open and mixes their images, while
@@ -139,7 +139,7 @@ class TorchDataset(Dataset, IterableDataset[Sample]):
         `last="drop"` leaves it out. The batches only contain images of shards that are already committed. If the
         dataset may change during training, open a recorded `version` of it.
 
-        Raises `UsageError` for invalid numbers, and if the dataset has too few images.
+        Raises `UsageError` if a number is invalid, or if the dataset has too few images.
         """
         cache = self.cache
         if cache is None and scheme(self.uri) != LOCAL:
@@ -175,7 +175,7 @@ def open_dataset(
     cache: str | Path | None = None,
     cache_bytes: int = DEFAULT_BYTES,
 ) -> TorchDataset:
-    """Open the dataset at `uri`, a folder or an S3 prefix, for reading; only committed shards are visible.
+    """Open the dataset at `uri`, a folder or an S3 prefix, for reading. Only committed shards are visible.
 
     Iterating yields one `Sample` per image. If you pass the dataset to a `torch.utils.data.DataLoader`, its workers and
     the ranks of a distributed run split the images among themselves. To shuffle the images and read them in batches,

@@ -105,7 +105,7 @@ def short_digest(digest: str) -> str:
 
 
 def current_digest(dataset: Location) -> str:
-    """Return the current version digest of a dataset, 64 hexadecimal digits; see `take_snapshot`."""
+    """Return the current version digest of a dataset, 64 hexadecimal digits. See `take_snapshot`."""
     return take_snapshot(dataset).digest
 
 
@@ -120,9 +120,9 @@ def take_snapshot(
     """Return the files that a dataset's digest covers, with their hashes, at a single point in time.
 
     The hashes of catalog parts come from the manifest. All other files are read and hashed. With `use_cache`, the
-    hashes of a full block of commits may come from `summaries/` instead, and `save_cache` saves such hashes there if
-    possible. If you pass `read`, this function
-    adds the latest commits to it, and sums over the commits that it read.
+    hashes of a full block of commits may come from `summaries/` instead. With `save_cache`, such hashes are saved there
+    if possible. If you pass `read`, this function adds the latest commits to it, and sums over the commits that it
+    read.
 
     Raises `UsageError` if the dataset doesn't exist or its manifest can't be read. Raises `DamagedDatasetError` if the
     dataset keeps changing while it is read.
@@ -347,7 +347,10 @@ def _generations(snapshot: Snapshot) -> dict[tuple[str, int], int]:
 
 
 def _numbered(path: str) -> tuple[tuple[str, int], int] | None:
-    """Parse the path of a commit or a fingerprints file into ((folder, shard), generation); None for any other path."""
+    """Parse the path of a commit or a fingerprints file into ((folder, shard), generation).
+
+    Returns None for any other path.
+    """
     parsed = parse_commit_path(path) or parse_fingerprints_path(path)
     return None if parsed is None else ((path.partition("/")[0], parsed[0]), parsed[1])
 

@@ -173,7 +173,7 @@ def read_version(dataset: Location, number: int) -> Version:
 
 
 def latest_version(dataset: Location) -> Version | None:
-    """Read the latest recorded version; None if no version is recorded."""
+    """Read the latest recorded version. Returns None if no version is recorded."""
     numbers = version_numbers(dataset)
     return read_version(dataset, numbers[-1]) if numbers else None
 
@@ -226,15 +226,16 @@ def put_version(
     now: datetime | None = None,
     applied: Collection[str] = (),
 ) -> VersionName:
-    """Record the current state of a dataset as a new version, at the end of a build or correction; return its name.
+    """Record the current state of a dataset as a new version, and return the version's name.
 
-    `command` is the command that changed the dataset, `reason` is the user's reason, and `now` defaults to the current
-    time. `applied` contains the names of the tombstones that this command has completely applied. If several processes
-    call this function at the same time, each takes the next free number.
+    Builds and corrections call this when they end. `command` is the command that changed the dataset, `reason` is the
+    user's reason, and `now` defaults to the current time. `applied` contains the names of the tombstones that this
+    command has completely applied. If several processes call this function at the same time, each takes the next free
+    number.
 
-    This function doesn't record a version if the digest hasn't changed, or if a takedown isn't finished. It also
-    records nothing if the latest version's file is damaged, or if files that the latest version lists are missing or
-    changed. Otherwise, the new version would present the damage as a regular state.
+    No version is recorded if the digest hasn't changed, if a takedown isn't finished, if the latest version's file is
+    damaged, or if files that the latest version lists are missing or changed. In the last two cases, a new version
+    would present the damage as a regular state.
     """
     when = (now or datetime.now(UTC)).strftime("%Y-%m-%dT%H:%M:%SZ")
     while True:
@@ -275,9 +276,10 @@ def put_version(
 
 
 def unfinished_takedowns(dataset: Location, latest: Version | None, applied: Collection[str] = ()) -> list[str]:
-    """Return the paths of tombstones that aren't among the names `applied`, and that the latest version doesn't list.
+    """Return the paths of the tombstones of unfinished takedowns.
 
-    A takedown records a version after it has applied all tombstones that the version lists, so these aren't finished.
+    A takedown ends by recording a version that lists its tombstone. Therefore, it's unfinished if the latest version
+    doesn't list the tombstone. Tombstones in `applied` don't count, because the current command has applied them.
     """
     paths = (f"{TOMBSTONES}/{entry.name}" for entry in list_tombstones(dataset) if entry.name not in applied)
     return [path for path in paths if latest is None or path not in latest.files]
@@ -333,7 +335,7 @@ def check_readable(dataset: Location, version: Version) -> None:
 
 
 def manifest_of(dataset: Location, version: Version) -> DatasetManifest:
-    """Return a version's latest manifest; raises `DamagedDatasetError` if its file is gone or was changed."""
+    """Return a version's latest manifest. Raises `DamagedDatasetError` if its file is gone or was changed."""
     names = [path for path in version.files if parse_manifest_name(path) is not None]
     name = max(names, key=lambda path: parse_manifest_name(path) or 0)
     return DatasetManifest.from_json(_recorded(dataset, name, version.files[name]), f"{dataset}/{name}")
@@ -391,7 +393,7 @@ class VersionHistory:
 
 
 def read_history(dataset: Location) -> VersionHistory:
-    """Read and check all recorded versions of a dataset; only one of them is in memory at a time.
+    """Read and check all recorded versions of a dataset. Only one of them is in memory at a time.
 
     A later version or a signature reveals that a version is missing. Consecutive missing versions are reported as one
     problem.
