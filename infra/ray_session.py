@@ -233,7 +233,7 @@ def _without_helpers() -> contextlib.AbstractContextManager[None]:
 
 @contextlib.contextmanager
 def _replaced(owner: object, functions: Mapping[str, object]) -> Iterator[None]:
-    """Replace functions of a class in this context. All of them must be defined in the class itself."""
+    """Replace functions of a class in this context. The class itself must define all of them."""
     before = {name: vars(owner)[name] for name in functions}
     for name, function in functions.items():
         setattr(owner, name, function)

@@ -25,7 +25,7 @@ class AccessRefusedError(StorageFaultError):
 
 
 class NoSpaceError(StorageFaultError):
-    """Disk or quota that is full. Retries fail too, until someone frees space."""
+    """Error for a full disk or quota. Retries also fail until someone frees space."""
 
 
 class PassingFaultError(StorageFaultError):

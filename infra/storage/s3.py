@@ -261,9 +261,10 @@ class S3Store:
             request = request | {"ContinuationToken": page["NextContinuationToken"]}
 
     def _listed(self, method: str, request: Mapping[str, Any]) -> Any:
-        """Request a page of a listing. Raise `ShortBodyError` for an empty body, which would look like an empty folder.
+        """Request a page of a listing.
 
-        A shard whose commits aren't listed loses its files in a correction.
+        Raises `ShortBodyError` if the body is empty, because that would look like an empty folder. If a shard's commits
+        were missing, a correction would delete the shard's files.
         """
         page = self._call(method, **request)
         if "IsTruncated" not in page:

@@ -127,11 +127,11 @@ def put_again(
 
 
 def delete_unnamed(dataset: Location, shard: int, ours: Iterable[FileEntry], *, purge: bool = False) -> None:
-    """Delete a losing writer's files, except files that the latest commit names or another writer reserves.
+    """Delete the files of a writer that lost a race, except files that the latest commit or a reservation names.
 
-    If the shard has no commit, nothing is deleted. A correction may have removed images that these files show, so their
-    older versions are deleted as well. Without `purge`, it isn't an error if that fails, because builds may lack the
-    permission, and some stores can't list versions.
+    If the shard has no commit, nothing is deleted. Older versions are deleted as well, because a correction may have
+    removed images that the files show. Without `purge`, it isn't an error if older versions can't be deleted. Builds
+    may lack the permission, and some stores can't list versions.
     """
     state = read_shard_state(dataset, shard)
     if state.commit is not None:
@@ -169,11 +169,11 @@ def replace_shard(
     purge: bool = True,
     after_commit: Callable[[], object] = lambda: None,
 ) -> Commit:
-    """Commit a shard's rows (keys of `DESCRIBED`, in order) as the generation after `old`; keep the replaced files.
+    """Commit a shard's rows (keys of `DESCRIBED`, in order) as the generation after `old`, and keep the replaced files.
 
     The commit keeps the fingerprint of the numerics, because this function doesn't compute masks. With `only`, `rows`
-    are the rows of a single table, and their number must be the same as before. Only that table's file is put then,
-    because the tar of JPEGs can take gigabytes. After the commit, `after_commit` is called.
+    are the rows of a single table, and their number must be the same as before. In this case, only that table's file is
+    written, because the tar of JPEGs can take gigabytes. After the commit, `after_commit` is called.
 
     Raises `LostRaceError` if another writer committed the same generation with different content, or a higher
     generation. Before that, this function deletes its own files with `delete_unnamed`.

@@ -219,7 +219,7 @@ def _storage_options(document: Document) -> Iterator[ConfigProblem]:
 
 
 def _misread_scalars(document: Document, model: type[BaseModel]) -> Iterator[ConfigProblem]:
-    """Remove each boolean where a number belongs and each number where a date belongs, and yield a problem.
+    """Remove booleans in place of numbers, and numbers in place of dates. Yields a problem for each.
 
     Pydantic would accept true as 1, and 0 as 1970-01-01.
     """

@@ -21,7 +21,7 @@ _STOP_S = 15.0
 
 
 def check_place(name: str) -> None:
-    """Raise `UsageError` if a local path to a dataset or to a folder of photographs is missing or is a photograph."""
+    """Raise `UsageError` if the local path of a dataset or photograph folder doesn't exist or is a photograph."""
     from segmint.catalogs.endings import IMAGE_ENDINGS
     from segmint.infra.uris import local_path
     from segmint.pipeline.masks.images import is_local

@@ -82,7 +82,7 @@ class EvaluationSubject:
         return f"{masks}{counted(self.images, 'image')}"
 
     def closing_lines(self) -> list[str]:
-        """Return the last lines of a result: the skipped items, and the written page."""
+        """Return the last lines of a result, which list the skipped items and the written page."""
         return [*not_checked_lines(self.skipped), *([f"written: open {self.page}"] if self.page else [])]
 
 
