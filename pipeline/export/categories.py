@@ -106,7 +106,7 @@ def read_vocabulary(file: Location) -> tuple[str, ...]:
 def parse_vocabulary(data: bytes, name: str) -> tuple[str, ...]:
     """Parse a vocabulary file with one label per line, and return the labels. Errors name the file as `name`.
 
-    Raises `UsageError` with the line number for blank lines, repeated labels, and text that isn't UTF-8.
+    Raises `UsageError` with the line number if a line is blank, if a label is repeated, or if the text isn't UTF-8.
     """
     lines = data.removeprefix(b"\xef\xbb\xbf").split(b"\n")
     if lines[-1] == b"":

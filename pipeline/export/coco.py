@@ -33,8 +33,8 @@ def uncompressed_rle(mask: MaskAnnotation) -> dict[str, Any]:
 def coco_annotations(sample: Sample, categories: Categories, compressed: bool) -> Iterator[dict[str, Any]]:
     """Yield the annotations of an image.
 
-    `bbox` is COCO's [x, y, width, height] as floats. COCO counts pixels, so the box of a single pixel has width 1. In
-    the dataset's boxes, as in SA-1B, the same box has width 0.
+    `bbox` is COCO's [x, y, width, height] as floats. COCO counts pixels, so the box of a single pixel has a width of 1.
+    In the dataset's boxes, as in SA-1B, the same box has a width of 0.
     """
     boxes = coco.toBbox([mask.rle for mask in sample.masks]).tolist() if sample.masks else []
     for mask, box in zip(sample.masks, boxes, strict=True):

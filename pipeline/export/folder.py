@@ -83,9 +83,9 @@ class OutputFolder:
     def complete(self, name: str, file: Path) -> None:
         """Check the folder before its last file is written, add that file to the list, and write the list.
 
-        Raises `UsageError` if a subfolder that tools read as a whole contains files from elsewhere, because these files
-        may show images that were taken down. Raises `UnfinishedError` if files were added or deleted in the meantime,
-        or if a shard was replaced since the start.
+        Raises `UsageError` if a subfolder that tools read as a whole contains files that this export didn't write,
+        because these files may show images that were taken down. Raises `UnfinishedError` if files were added or
+        deleted in the meantime, or if a shard was replaced since the start.
         """
         if "/" in name:
             self._folders[_top(name)] += 0  # check this subfolder for foreign files, even if it's otherwise empty

@@ -23,7 +23,7 @@ _NOWHERE = (0.0, 0.0, 0.0, 0.0)
 
 @dataclass(frozen=True)
 class MasksOrigin:
-    """SHA-256 of each input of masks: the photograph, the settings with the weights, and a text prompt's CLIP."""
+    """SHA-256 of the inputs of a masks file: photograph, settings with the weights, and the CLIP of a text prompt."""
 
     photograph: str
     settings: str

@@ -21,7 +21,7 @@ SPEEDS = "masks-speeds.json"
 
 @dataclass(frozen=True)
 class Speed:
-    """Seconds to load torch and the model, per encode, and per point."""
+    """Seconds to load torch and the model, to encode an image, and to decode a point."""
 
     start_s: float
     encode_s: float
@@ -30,7 +30,7 @@ class Speed:
 
 @dataclass(frozen=True)
 class Work:
-    """Masks to make. `points` and `encodes` are per photograph."""
+    """Masks to generate. `points` and `encodes` are per photograph."""
 
     options: MasksOptions
     photographs: int
@@ -58,7 +58,7 @@ class Work:
 
 
 class Stopwatch:
-    """Timer that measures the speed of one photograph's masks. Call it as points are decoded."""
+    """Timer that measures the speed of mask generation for one photograph. Call it whenever points were decoded."""
 
     def __init__(self, work: Work, start_s: float, report: Callable[[int, int], object] | None = None) -> None:
         self._work, self._start_s, self._report = work, start_s, report

@@ -37,8 +37,8 @@ class Photograph:
 class Photographs:
     """Photographs that the arguments name. `is_one` is True for a single file, as opposed to a folder or pattern.
 
-    `passed_over` lists skipped entries of folders that may be photographs. `unreadable` lists the folders that can't be
-    read. Both include the reason.
+    `passed_over` lists the skipped entries of folders that may be photographs, and `unreadable` lists the folders that
+    can't be read. Both include the reason.
     """
 
     images: tuple[Photograph, ...]
@@ -186,8 +186,8 @@ def _is_hidden(name: str) -> bool:
 def _of_pattern(argument: str, unreadable: list[str]) -> list[Photograph] | None:
     """Return the photographs that match a pattern, or None if the argument is a file name or a URI.
 
-    Places are relative to the last folder before a wildcard. Folders that may contain matches but can't be read are
-    added to `unreadable`.
+    The photographs' places are relative to the last folder before a wildcard. Folders that may contain matches but
+    can't be read are added to `unreadable`.
     """
     if not is_local(argument) or os.path.isfile(local_path(argument)):  # noqa: PTH113 (as in `_is_folder`)
         return None

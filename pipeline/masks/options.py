@@ -155,8 +155,8 @@ def read_prompts(
     """Parse the options `--point`, `--box`, `--prompt`, and `--text`, and return the prompts.
 
     All points, a single box, and the text together form one prompt. Several boxes are separate prompts. Raises
-    `UsageError` for invalid values, for points or a text combined with several boxes, and for prompts that consist only
-    of background points.
+    `UsageError` if a value is invalid, if points or a text are combined with several boxes, or if a prompt consists
+    only of background points.
     """
     if prompts and (points or boxes or text):
         raise UsageError(

@@ -112,8 +112,8 @@ class Predictor(sam_predictor.Predictor):
         """Predict masks like the base class, and draw the mask with the best predicted IoU for each prompt.
 
         If you pass an image instead of an embedding, the image is encoded first. If you pass points without labels,
-        they are foreground points.
-        Raises ValueError for points outside the image, and for empty boxes or those that don't overlap it.
+        they are foreground points. Raises ValueError if a point is outside the image, or if a box is empty or doesn't
+        overlap the image.
         """
         if not isinstance(embedding, Embedding):
             embedding = self.embed(embedding)
@@ -161,7 +161,7 @@ def model_name(sam: Sam) -> str:
 
 
 def _check_inside(prompts: Prompts, frame_size: tuple[int, int]) -> None:
-    """Raise ValueError for points outside the frame, and for boxes that are empty or don't overlap it."""
+    """Raise ValueError if a point is outside the frame, or if a box is empty or doesn't overlap the frame."""
     height, width = frame_size
     if prompts.points is not None and prompts.labels is not None:
         points = prompts.points[prompts.labels >= 0]
@@ -217,7 +217,7 @@ class MaskGenerator(base.MaskGenerator):
         """Return the masks of one image, in the image's frame. With `progress`, report progress on standard error.
 
         The image may be a path, a URI, a Pillow image, or an array; see `pixels_of`. The base class describes
-        `original`. Raises `ImageError` for any other type and for files that can't be read.
+        `original`. Raises `ImageError` if the image has any other type or can't be read.
         """
         pixels = pixels_of(image)
         with ExitStack() as stack:

@@ -22,7 +22,7 @@ _INCHES = 9.0  # longer side of the figure
 
 
 class MissingMatplotlibError(UsageError, ImportError):
-    """Error for a call of `show` without matplotlib installed."""
+    """Error raised by `show` if matplotlib isn't installed."""
 
 
 @dataclass(frozen=True)
