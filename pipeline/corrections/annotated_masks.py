@@ -47,8 +47,8 @@ def canonical_counts(counts: bytes, size: tuple[int, int]) -> str:
 def numbered_masks(row: Row) -> list[Row]:
     """Return the masks of a described row, each with its number as `index`.
 
-    Raises `DamagedDatasetError` for a damaged `next_mask` or damaged run lengths, because pycocotools doesn't validate
-    run lengths.
+    Raises `DamagedDatasetError` if `next_mask` or a mask's run lengths are damaged. pycocotools doesn't validate run
+    lengths.
     """
     size = row["height"], row["width"]
     masks = [{**mask, "index": mask_index(mask, position)} for position, mask in enumerate(row["masks"])]

@@ -129,11 +129,11 @@ def correct(
 ) -> R:
     """Execute a correction and record the resulting version.
 
-    `confirm` is called with the list of planned changes; to stop the correction, raise an exception in it. `resources`
+    `confirm` is called with the list of planned changes. To stop the correction, raise an exception in it. `resources`
     configures Ray, which runs if many shards change. If the correction is interrupted at any point, repeating the call
     completes the work. If nothing remains to be done or completed, the call changes nothing and doesn't call `confirm`.
 
-    Before any change, raises the errors of `plan`, and an error for a damaged tombstone or a store whose older versions
+    Before any change, raises the errors of `plan`, and an error if a tombstone is damaged or the store's older versions
     can't be removed.
     """
     read_tombstones(dataset.location)  # fail early: a damaged tombstone could hide images that must not come back

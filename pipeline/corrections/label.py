@@ -1,4 +1,4 @@
-"""`segmint label`: label the masks that no person has labeled, by a stage that sets labels; or remove such labels.
+"""`segmint label`: label the masks that no person has labeled, or remove the labels that models set.
 
 Labels only occur in the masks tables, not in the JSON in tars, so only these tables change.
 """
@@ -73,7 +73,7 @@ def label(
     interrupted call completes it. If a masks table contained no labels of models before labeling, removing the labels
     restores the table's original bytes. The other arguments are as in `correct`.
 
-    Raises `UsageError` for a dataset without images, and `StageContractError` if a worker can't start the same stage.
+    Raises `UsageError` if the dataset has no images, and `StageContractError` if a worker can't start the same stage.
     """
     return correct(DatasetHandle.open(dataset), _Label(stage), confirm, now, resources)
 

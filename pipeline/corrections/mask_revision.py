@@ -135,8 +135,8 @@ def look_at_shards(
 ) -> tuple[tuple[int, ...], dict[int, int]]:
     """Add a revision's planned changes to `total`. `shards` yields each shard with the ordinals of its images.
 
-    `count` returns the counts for one shard. Returns the shards that change. For built shards that don't change, also
-    returns the generation that was inspected.
+    `count` returns the counts for one shard. Returns the shards that change, and for each built shard that doesn't
+    change, the generation that was inspected.
     """
 
     def look(shard: int, wanted: A) -> tuple[C, int] | None:

@@ -87,8 +87,8 @@ def prove(dataset: Location, name: str, at: Sequence[str] = ()) -> ImageProof:
     files that segmint didn't write, the report, and the recorded outputs. If an output was moved, add an item NAME=URI
     to `at`. NAME is the place in the output's note, and URI is the current place.
 
-    Changes nothing. Raises `UsageError` for an image that no tombstone names or a place without a note, and
-    `DamagedDatasetError` for files that can't be read.
+    Changes nothing. Raises `UsageError` if no tombstone names the image or a place in `at` has no note, and
+    `DamagedDatasetError` if a file can't be read.
     """
     manifest = load_manifest(dataset)
     tombstones = [
@@ -342,7 +342,7 @@ def _by_name(dataset: Location, manifest: DatasetManifest, shards: set[int]) -> 
 
 
 def _holds_output(place: Location, notes: Sequence[OutputNote]) -> bool:
-    """Return whether a place contains a file with the bytes that a note names. For exports, this file is their list."""
+    """Return whether a place contains a file with the bytes that a note names. For an export, this file is its list."""
     if place.exists():
         return place.sha256() in {sha256 for note in notes for sha256 in note.files.values()}
     listed = {note.listed for note in notes if note.listed}

@@ -100,10 +100,10 @@ def _origin(annotation: Mapping[str, Any], row: Row, sha256: str) -> Row:
 
 
 def edit_document(value: Mapping[str, Any], masks: Sequence[Row]) -> bytes:
-    """Return the bytes of a JSON file in which `masks` (keys of `DESCRIBED_MASK`) replace the existing masks.
+    """Replace the masks in a JSON file with `masks` (keys of `DESCRIBED_MASK`), and return the file's bytes.
 
     Annotations whose pixels don't change keep their content and order. New masks get new ids. All other keys of the
-    file stay unchanged. The key `CORRECTED` marks a file with other masks, so that `segmint masks` keeps them.
+    file stay unchanged. If anything changes, the key `CORRECTED` is set, so that `segmint masks` keeps the file.
     """
     size = (value["image"]["height"], value["image"]["width"])
     before = list(value["annotations"])

@@ -72,7 +72,10 @@ def find_images(folder: str) -> tuple[dict[str, PhotographTask], list[str]]:
 
 
 def _other_document(storage: Storage, task: PhotographTask, names: set[str], stems: Mapping[str, int]) -> str:
-    """Return a photograph's SA-1B JSON. If it's missing or may belong to another photograph, return the usual name."""
+    """Return the path of a photograph's SA-1B JSON.
+
+    If the file is missing or may belong to another photograph, this returns the path that `segmint masks` would use.
+    """
     own = base_name(task.image.name)
     is_alone = stems[PurePosixPath(own).stem] == 1
     path = str(local_path(task.image.name))
@@ -84,7 +87,7 @@ def _other_document(storage: Storage, task: PhotographTask, names: set[str], ste
 
 
 def _photograph_in(storage: Storage, file: str) -> str | None:
-    """Return the file name in a JSON file like `photograph_of`, or `_UNREADABLE` if the file can't be read."""
+    """Call `photograph_of` for a JSON file, but return `_UNREADABLE` if the file can't be read."""
     try:
         return photograph_of(storage.read(file))
     except SegmintError:

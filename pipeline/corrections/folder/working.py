@@ -380,7 +380,7 @@ class WorkingDataset:
         return {"ordinal": ordinal, "id": ordinal + 1, "image_id": name, "uri": self._images[name].image.name}
 
     def _submissions(self, row: Row, names: Sequence[SubmissionName]) -> list[Submission]:
-        """Return the assignment's unmerged submissions, in order. Returns [] if they are merged or can't be read."""
+        """Return the assignment's unmerged submissions, in order, or [] if all are merged or if they can't be read."""
         last = submission_to_merge(row, names)
         try:
             own = [name for name in names if last is not None and name.assignment == last.assignment]

@@ -175,7 +175,7 @@ def import_masks(
 ) -> ImportResult:
     """Merge masks into the images of a dataset. `confirm` and `now` are as in `correct`.
 
-    Raises `UsageError` before any change for an unreadable file or a store whose older versions can't be removed.
+    Raises `UsageError` before any change if the file can't be read or the store's older versions can't be removed.
     """
     with ScratchFolder() as folder:
         # The staged masks are on this machine's disk, so other machines can't help, even if there are many shards.

@@ -84,9 +84,9 @@ def merge(row: Row, answer: ImageImport, settings: ImportSettings) -> ImportedRo
     """Merge a file's masks for an image into the image's described row (keys of `DESCRIBED`).
 
     If a mask in the file equals an existing mask pixel for pixel, the existing mask is kept. If the file's mask has a
-    label, the existing mask gets this label. If both labels are equal, a model set the existing label, and no model set
-    the file's label, the label counts as the file's. There is one exception: an annotated mask carried over from
-    another dataset replaces an equal automatic mask.
+    label, the existing mask gets this label. If the labels are equal, but only the existing one comes from a model, the
+    label counts as the file's. There is one exception: an annotated mask carried over from another dataset replaces an
+    equal automatic mask.
 
     With `REPLACE`, the other masks are paired by annotation id, then by IoU. The new mask of a pair replaces the old
     mask, and its source becomes `corrected` if a build made the old mask. The remaining old masks are deleted. Mask

@@ -83,8 +83,8 @@ def merge_submission(row: Row, submissions: Sequence[Submission]) -> SubmissionR
     the same state drew and labeled it, and this submission has no label for it.
 
     If a parent mask was changed or removed in the meantime, its replacements and deletions aren't merged. A submission
-    to the same state as the last merged submission supersedes it. Raises `DamagedDatasetError` for damaged masks or a
-    damaged `next_mask`.
+    to the same state as the last merged submission supersedes it. Raises `DamagedDatasetError` if the masks or
+    `next_mask` are damaged.
     """
     submission = submissions[-1]
     left = unchanged_row(row)
