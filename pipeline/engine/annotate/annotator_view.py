@@ -86,7 +86,7 @@ class AnnotatorView:
         self.kept = ImageMemory(self.source, holders, self._pass_over)
         self._over = np.isin(self.queue.ids, list(self.queue.merged))  # images to skip when leasing, by rank
         self._gone: set[int] = set()
-        self._generations: dict[int, int] = {}  # by shard, when merges were last read
+        self._generations: dict[int, int] = {}  # by shard, when its merges were last read
         self._merged: dict[int, int] = {}  # by image that a merge has changed: its only assignment
         self._skipped: set[tuple[str, int]] = set()  # returned images that an annotator has skipped
         for image in self.board.answered():
@@ -97,10 +97,10 @@ class AnnotatorView:
         self._looks.shutdown()
 
     def next(self, annotator: str, after: int | None) -> dict[str, Any]:
-        """Lease the next image to an annotator, and prefetch the embeddings of the images behind it.
+        """Lease the next image to an annotator, and prefetch the embeddings of the images after it.
 
         Without `after`, an image that the annotator has already leased comes first. With `after`, the lease of that
-        image is released, and the search starts behind it in the queue. Images that the owner returned to the annotator
+        image is released, and the search starts after it in the queue. Images that the owner returned to the annotator
         come before new ones, unless the annotator has skipped them.
         """
         mine = [slot for slot in self.leases.of(annotator) if slot[0] != after]
@@ -134,7 +134,7 @@ class AnnotatorView:
             return ~self._over
 
     def find_merges(self) -> None:
-        """Read which submissions have been merged, from shards that have submissions and a new commit."""
+        """Find out which submissions have been merged. Only shards with submissions and a new commit are read."""
 
         def look(commit: Commit) -> None:
             if self._generations.get(commit.shard, 1) == commit.generation:  # a build's first commit has no merges

@@ -47,7 +47,7 @@ class QueueOptions:
 class Queue:
     """Ids of the images to annotate, in order. `twice` marks images with two assignments.
 
-    `shards` contains each image's shard, and `merged` the known merges by image id.
+    `shards` contains the shard of each image. `merged` maps image ids to the merges that are known so far.
     """
 
     ids: NDArray[np.int64]
@@ -80,9 +80,9 @@ class Queue:
         return 2 if rank is not None and self.twice[rank] else 1
 
     def after(self, image: int | None, is_open: Callable[[NDArray[np.int64]], NDArray[np.bool_]]) -> Iterator[int]:
-        """Yield the open images after `image` in the queue, then wrap around to the start. None: all, from the start.
+        """Yield the open images after `image` in the queue, and then those before it.
 
-        `is_open` receives many ranks per call.
+        If `image` is None, yields all open images from the start. `is_open` receives many ranks per call.
         """
         rank = None if image is None else self.rank(image)
         first = 0 if rank is None else rank + 1
@@ -94,7 +94,7 @@ class Queue:
 
 
 def make_queue(tables: DatasetTables, manifest: DatasetManifest, options: QueueOptions) -> Queue:
-    """Build the queue of a dataset. Raises `UsageError` for an invalid condition, study, or share."""
+    """Build the queue of a dataset. Raises `UsageError` if the condition, the study, or the share is invalid."""
     if not 0 <= options.overlap <= 1:
         raise UsageError(f"--overlap {options.overlap:g}: expected a share of the images, from 0 to 1")
     condition = "true" if options.select is None else check_selection(tables, options.select)

@@ -18,7 +18,7 @@ T = TypeVar("T", bound=JpegValue)
 
 
 class RecentImages(Generic[T]):
-    """One value per image for the `kept` most recently used images. Thread-safe."""
+    """Cache of one value per image, for the `kept` most recently used images. Thread-safe."""
 
     def __init__(self, kept: int) -> None:
         self._kept = kept

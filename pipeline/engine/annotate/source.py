@@ -214,7 +214,7 @@ class PixelHolder(Protocol):
 
 
 class ImageMemory:
-    """Memory of all pixel holders of a server. A context manager that checks the store in a thread; thread-safe.
+    """Memory of all pixel holders of a server. Thread-safe. As a context manager, it checks the store in a thread.
 
     `gone` is called with each image that was taken down.
     """
@@ -255,7 +255,7 @@ class ImageMemory:
     def look(self) -> None:
         """Check all images in memory against the store.
 
-        This lists the tombstones once and the commits once per shard. If a shard has a new commit, its images are read
+        This lists the tombstones once, and the commits once per shard. If a shard has a new commit, its images are read
         again. Raises the store's errors.
         """
         images = self.images()

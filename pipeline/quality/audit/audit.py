@@ -158,7 +158,7 @@ def _check_detectors(options: AuditOptions, *, with_images: bool) -> None:
 def _content(
     manifest: DatasetManifest, storage: Storage, options: AuditOptions, now: datetime, *, with_images: bool
 ) -> tuple[ContentAudit, list[str]]:
-    """Set up the audit of licenses and privacy. Also returns the problems of the manifest that prevent parts of it."""
+    """Set up the audit of licenses and privacy. Also returns the problems in the manifest that prevent parts of it."""
     problems = []
     rules = None
     try:

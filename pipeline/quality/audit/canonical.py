@@ -26,7 +26,7 @@ from segmint.pipeline.quality.audit.result import CheckedCounts
 
 
 class BytesAsked(NamedTuple):
-    """Comparisons that are only made on request: the end of every JPEG's image data, and every byte of tables."""
+    """Comparisons that the audit makes only on request: the end of every JPEG's image data, and all bytes of tables."""
 
     all_bytes: bool = False
     byte_for_byte: bool = False

@@ -1,4 +1,4 @@
-"""Audit of a dataset's catalog parts and commits; `shard.py` audits the contents of a shard's files."""
+"""Audit of a dataset's catalog parts and commits. `shard.py` audits the contents of a shard's files."""
 
 import re
 from collections.abc import Iterable, Iterator

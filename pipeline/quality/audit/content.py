@@ -26,7 +26,7 @@ from segmint.pipeline.quality.statistics.values import ProviderImages
 
 @dataclass(frozen=True)
 class LicenseRules:
-    """License policy as of the build, and the date of the audit."""
+    """License policy at the time of the build, and the date of the audit."""
 
     policy: LicensePolicy
     today: date

@@ -20,9 +20,10 @@ SHOWN = 5
 
 
 def result_lines(report: AuditReport, width: int | None = None) -> list[str]:
-    """Format a result: the verdict, areas, and digest, then what wasn't checked and the first findings of each code.
+    """Format a result as lines of text.
 
-    Only the lines of areas are wrapped, to `width` columns or 110.
+    The verdict, the areas, and the digest come first. The parts that weren't checked and the first findings of each
+    code follow. Only the lines of areas are wrapped, at `width` columns (default: 110).
     """
     if report.scope == "integrity":
         digest = [] if report.version is None else [report.version.line()]
@@ -168,7 +169,7 @@ def _license_lines(licenses: Licenses, findings: int) -> list[str]:
 
 
 def _privacy_lines(report: AuditReport, privacy: PrivacyResult, findings: int) -> list[str]:
-    """Describe what each detector found, at which score and in how many images, and where detectors disagree."""
+    """Describe each detector's detections with their scores and number of images, and the detectors' disagreements."""
     details = [f"{_gap(gap)}: {gap.detail}" for gap in report.unsearched if gap.detail]
     without = any(gap.reason == "no_detector" for gap in report.unsearched)
     if not privacy.detectors and without and Code.BAD_MANIFEST not in report.findings:

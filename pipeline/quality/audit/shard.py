@@ -212,7 +212,7 @@ class ShardAudit:
             self._findings.extend(self._look.look_at_rows(images, self._catalog, self._places["images"]))
 
     def _audit_tombstones(self, rejects: pa.Table) -> Iterator[Finding]:
-        """Yield findings for rows that a takedown emptied but that no tombstone lists."""
+        """Yield a finding for each row that a takedown has emptied although no tombstone lists it."""
         rows = [row for row in rejects.to_pylist() if row["reason"] == Reason.TAKEN_DOWN and row["image_id"] == BLANK]
         if all(row["ordinal"] in self._plan.taken for row in rows):
             return

@@ -54,7 +54,7 @@ def sign_version(
 
     The latest version is signed only if the dataset still matches it: its files must have the committed sizes, and the
     catalog's parts must have the recorded hashes. `ask` returns the passphrase of an encrypted key. Raises `UsageError`
-    for an unsuitable key, a missing version, or a dataset that has changed or isn't for publication.
+    if the key is unsuitable, if the version is missing, or if the dataset has changed or isn't for publication.
     """
     require_published(load_manifest(dataset), dataset, "signed")
     key = read_private_key(key_file, ask)
@@ -134,7 +134,7 @@ def read_public_key(file: Location) -> bytes:
 def read_private_key(file: Location, ask: Callable[[], str] | None = None) -> "Ed25519PrivateKey":
     """Read a private Ed25519 key in PEM or OpenSSH format, asking for its passphrase if it is encrypted.
 
-    Raises `UsageError` for anything else, and for a wrong passphrase.
+    Raises `UsageError` if the file isn't such a key or the passphrase is wrong.
     """
     from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey

@@ -65,7 +65,7 @@ def verify_evidence(
 ) -> EvidenceResult:
     """Check a folder of evidence. The signing key, the dataset, and the SHA-256 of SHA256SUMS are optional.
 
-    Raises `UsageError` for an unusable key, and if there is no dataset at `dataset`.
+    Raises `UsageError` if the key can't be used or if there is no dataset at `dataset`.
     """
     raw = None if key is None else read_public_key(key)
     if dataset is not None and not manifest_generations(dataset):

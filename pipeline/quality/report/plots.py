@@ -130,7 +130,10 @@ class StepHistogram:
 
 @dataclass(frozen=True)
 class Cell:
-    """Rectangle of adjacent cells with the same shade, in cells. The frame has `HeatMap.bins` cells per side."""
+    """Rectangle of adjacent cells with the same shade, measured in cells.
+
+    Each side of the frame has `HeatMap.bins` cells.
+    """
 
     x: int
     y: int

@@ -21,7 +21,7 @@ class Bins:
 
     @cached_property
     def edges(self) -> tuple[float, ...]:
-        """Edges of the bins in the scale of the values; there are `count` + 1."""
+        """The `count` + 1 edges of the bins, in the scale of the values."""
         steps = [self.low + (self.high - self.low) * index / self.count for index in range(self.count + 1)]
         return tuple(2.0**step if self.log2 else round(step, 12) for step in steps)
 

@@ -1,4 +1,4 @@
-"""Numbers that the Segment Anything paper (arXiv 2304.02643) states for SA-1B; curves aren't read off."""
+"""Numbers that the Segment Anything paper (arXiv 2304.02643) states for SA-1B, without values read off its curves."""
 
 from dataclasses import dataclass
 

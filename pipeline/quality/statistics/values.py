@@ -1,4 +1,4 @@
-"""Dataclasses for the statistics of a dataset, which docs/report.md defines; None means unknown."""
+"""Dataclasses for the statistics of a dataset, which docs/report.md defines. None means unknown."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass

@@ -43,7 +43,7 @@ class AnnotatorAgreement:
 def agreement(one: Submission, other: Submission) -> tuple[float, ...]:
     """Pair two people's masks of the same objects in an image, and return the IoU of each pair.
 
-    Two kinds of masks are ignored: masks of the dataset that both people left unchanged, and untouched prefills
+    Two kinds of masks are ignored: masks of the dataset that neither person changed, and untouched prefills
     (`is_untouched`). Masks are paired one to one, best pair first. Pairs below `SAME_OBJECT_IOU` count as different
     objects.
     """

@@ -266,7 +266,7 @@ def _read_catalog(reading: _VerifyState, version: Version | None) -> DatasetMani
 
 
 def _judge_unnamed(reading: _VerifyState, doubtful: set[int]) -> None:
-    """Add a problem for each file that segmint or another program left behind, and notes on harmless files."""
+    """Add a problem for each leftover file of segmint or another program, and notes on harmless files."""
     found = judge_doubtful(reading.dataset, reading.listed, datetime.now(UTC) - GRACE, doubtful)
     findings = (*audit_canonical_json(reading.dataset, reading.known), *found.findings)
     reading.problems += [f"{each.file}: expected {each.expected}; found {each.found}" for each in findings]
@@ -311,7 +311,10 @@ def _read_part(reading: _VerifyState, path: str, sha256: str) -> None:
 
 
 def _read_shards(reading: _VerifyState, pairs: Sequence[tuple[int, int]], *, latest: bool) -> None:
-    """Read commits and the files that they name. With `latest`, if a commit is replaced meanwhile, read the new one."""
+    """Read commits and the files that they name.
+
+    With `latest`, if a commit was replaced in the meantime, this reads the new one.
+    """
     log = CommitLog(reading.dataset)
 
     def read(pair: tuple[int, int]) -> _VerifyState:

@@ -68,7 +68,7 @@ class _PreviousLogits:
 
 
 class Decoder(AbstractContextManager["Decoder"]):
-    """Decoder that turns prompts into masks. A context manager; thread-safe.
+    """Thread-safe context manager that turns prompts into masks.
 
     A single prompt (one point, one box, or one text) is ambiguous, so it produces three masks. A correction produces
     one mask, because the model also receives the earlier prediction's logits. For several prompts without an earlier

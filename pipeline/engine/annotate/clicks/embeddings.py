@@ -53,7 +53,7 @@ class _EmbeddingJob:
 
 
 class Embeddings:
-    """Cache of image embeddings, which one thread computes. A context manager; thread-safe.
+    """Thread-safe cache of image embeddings, which one thread computes. Use it as a context manager.
 
     The `kept` most recently used embeddings stay in memory; nothing is written to disk. While there are no requests,
     the thread prefetches the images that annotators need next. It takes turns: every annotator's first image comes

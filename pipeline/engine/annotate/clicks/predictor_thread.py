@@ -37,10 +37,10 @@ class _PredictorJob:
 
 
 class PredictorThread(Predictor, AbstractContextManager["PredictorThread"]):
-    """`Predictor` that does all its work in one thread, including `load`. A context manager; thread-safe.
+    """`Predictor` that does all its work in one thread, including `load`. Thread-safe. Use it as a context manager.
 
-    `embed` takes the longest, so it gives way to other work. It begins once no other work is waiting, and before each
-    layer of the encoder, the thread runs at most one waiting job.
+    `embed` takes the longest, so it gives way to other work. It starts when no other work is waiting. Before each layer
+    of the encoder, the thread runs at most one waiting job.
     """
 
     def __init__(self, load: Callable[[], Sam]) -> None:

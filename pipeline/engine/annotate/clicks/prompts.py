@@ -108,7 +108,7 @@ def _box(value: Any, size: tuple[int, int]) -> tuple[float, float, float, float]
 
 
 def checked_counts(value: Any, size: tuple[int, int]) -> str:
-    """Return a mask's run lengths if they fit an image of `size` (height, width). Raises `UsageError` if not."""
+    """Return a mask's run lengths. Raises `UsageError` if they don't fit an image of `size` (height, width)."""
     if not isinstance(value, str):
         raise UsageError("mask: expected run lengths")
     try:

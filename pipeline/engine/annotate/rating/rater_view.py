@@ -87,7 +87,7 @@ def quotas(counts: Mapping[str, int], wanted: int) -> dict[str, int]:
 def draw_sample(tables: DatasetTables, options: SampleOptions) -> list[SampledMask]:
     """Draw the masks to rate, sorted by annotation id. The same dataset, options, and seed give the same masks.
 
-    Raises `UsageError` for an invalid condition, and if there is no mask to rate.
+    Raises `UsageError` if the condition is invalid or if there is no mask to rate.
     """
     if options.masks < 1:
         raise UsageError(f"--masks {options.masks}: expected 1 or more")
@@ -189,7 +189,7 @@ class RaterView:
     def show(self, rater: str, item: int) -> dict[str, Any]:
         """Return a mask to rate, without anything that reveals its source.
 
-        Raises `UsageError` for an index outside the order, and `ImageGoneError` if the mask no longer exists.
+        Raises `UsageError` if the index is outside the order, and `ImageGoneError` if the mask no longer exists.
         """
         each, found, counts = self._mask(rater, item)
         with self._lock:

@@ -229,8 +229,8 @@ class Marks:
     def take(self, image: int, kind: Any, box: Box, size: tuple[Any, Any] | None) -> None:
         """Add a box. `size` is the image's size according to the tool.
 
-        Raises `UnreadableMarkError` for a kind that isn't in `KINDS`, a different size, or a box that contains no
-        pixel.
+        Raises `UnreadableMarkError` if the kind isn't in `KINDS`, if the image's size differs, or if the box contains
+        no pixel.
         """
         height, width = self.sizes[image]
         if size is not None and size != (width, height):
