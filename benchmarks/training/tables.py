@@ -36,24 +36,25 @@ def trial_part(result: Result) -> str:
         "The cells show the mIoU before → after training. The gains are means over the seeds, with the minimum and "
         f"maximum in parentheses. Each run trained on {settings['scenes']} scenes for {recipe['steps']} steps of "
         f"{recipe['batch_images']} images with up to {recipe['masks_per_image']} masks each, at a learning rate of "
-        f"{recipe['learning_rate']:g}. Of the images drawn, {100 * settings['replay']:g} % were photographs for "
-        f"replay. The CPU seconds cover only training, and the peak memory was {result['peak_mib']:,} MiB. "
+        f"{recipe['learning_rate']:g}. Replay photographs made up {100 * settings['replay']:g} % of the images. The "
+        f"CPU seconds only cover training, and the peak memory was {result['peak_mib']:,} MiB. "
         f"{where(result)}"
     )
     gates = [each["gate"] for each in result["rounds"]]
     gate = (
-        "The gate judged each run as follows. Changes are in percentage points, with the 95 % intervals by image of "
-        f"that time, over {_images(each['independent'][0] for each in gates)} of scenes and "
-        f"{_images(each['guards'][0]['compared'][0] for each in gates)} of the guard set:"
+        "The next table shows the gate's verdict on each run. The changes are in percentage points. Their 95 % "
+        "intervals, as the gate computed them at the time, are based on "
+        f"{_images((each['independent'][0] for each in gates), 'scenes')} and "
+        f"{_images((each['guards'][0]['compared'][0] for each in gates), 'photographs')} of the guard set:"
     )
     return "\n\n".join([learned, wrapped(note), wrapped(gate), judged])
 
 
-def _images(compared: Iterable[Mapping[str, Any]]) -> str:
+def _images(compared: Iterable[Mapping[str, Any]], images: str) -> str:
     """Format the numbers of masks and images, which depend on the seed."""
     sizes = sorted((each["masks"], each["images"]) for each in compared)
     masks = f"{sizes[0][0]} to {sizes[-1][0]}" if sizes[0] != sizes[-1] else f"{sizes[0][0]}"
-    return f"{masks} masks in {sizes[0][1]} images"
+    return f"{masks} masks in {sizes[0][1]} {images}"
 
 
 def _gain(kind: str, rounds: Sequence[Mapping[str, Any]]) -> str:

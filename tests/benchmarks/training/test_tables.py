@@ -52,7 +52,7 @@ def test_the_tables_have_each_round_the_spread_and_the_verdicts() -> None:
     changes = "+31.2 (+25.0 to +37.5) | -0.5 (-2.0 to +1.0) | -3.0 (-4.0 to -2.0) |"
     assert f"| 0 (control) | worse | {changes}" in lines
     assert f"| 1 | better | {changes}" in lines
-    assert "over 67 masks in 12 images of scenes and 67 masks in 12 images of the guard set:" in text
+    assert "on 67 masks in 12 scenes and 67 masks in 12 photographs of the guard set:" in text
     assert "48 scenes for 130 steps of 2 images with up to 2 masks each, at a learning rate of 0.0002." in text
     assert "the peak memory was 2,231 MiB. Measured on 2026-01-02 using 1 thread on 2 CPU cores (A CPU, AVX2)" in text
 
