@@ -33,9 +33,9 @@ def reading_part(result: Result) -> str:
     note = (
         f"The dataset contains {settings['images']:,} images with {settings['masks_per_image']} masks each, in "
         f"{order['shards']} shards. Each reader ran in one process without workers, with the files in the page cache. "
-        "The figures are medians over the rounds, with the minimum and maximum in parentheses. The benchmark hashed "
-        "what each reader returned, and all readers returned the same JPEGs, pixels, and masks. In segmint's order, "
-        f"{different} of neighboring images come from different shards. The other readers are WebDataset "
+        "The figures are medians over the rounds, with the minimum and maximum in parentheses. The benchmark checked "
+        "by hash that all readers returned the same JPEGs, pixels, and masks. In segmint's order, "
+        f"{different} of neighboring images come from different shards. We used WebDataset "
         f"{settings['webdataset']} and MosaicML streaming {settings['streaming']}. {where(result)}"
     )
     return f"{table(head, rows)}\n\n{wrapped(note)}"
