@@ -21,13 +21,13 @@ OPTIONS: dict[str, str] = {
     "endpoint_url": "address of an S3-compatible server",
     "profile": "name of a profile in the AWS configuration files",
     "region": "name of a region",
-    "anon": "true for public buckets, read without credentials",
-    "requester_pays": "true for buckets where the reader pays",
+    "anon": "true to read public buckets without credentials",
+    "requester_pays": "true for requester-pays buckets",
     "addressing_style": "path, virtual, or auto",
     "verify": "false, or the path of a certificate bundle",
-    "connect_timeout": "seconds, 5",
-    "read_timeout": "seconds without a byte, 60",
-    "max_connections": "connections of one process, 64",
+    "connect_timeout": "time limit in seconds, 5 by default",
+    "read_timeout": "time limit in seconds without receiving data, 60 by default",
+    "max_connections": "maximum number of connections per process, 64 by default",
 }
 
 T = TypeVar("T")
