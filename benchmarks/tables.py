@@ -112,19 +112,22 @@ def comparison(result: Result) -> str:
             beside,
             *([kernels_table(rows, precisions)] if "torch" in rows[0] else []),
             *([avx2_table(rows)] if any("avx2" in row for row in rows) else []),
-            wrapped(f"All sides ran {rounds_of(rows)} with {grid_of(settings)}. {where(result)}"),
+            wrapped(f"The benchmark ran {rounds_of(rows)}, using {grid_of(settings)}. {where(result)}"),
         ]
     )
 
 
 def rounds_of(rows: Sequence[Result]) -> str:
-    """Describe the rounds per photograph: `3 rounds`, or `2 rounds (truck) or 1 round`."""
+    """Describe the rounds per photograph: `3 rounds`, or `2 rounds for truck and 1 round for the others`."""
     names: dict[int, list[str]] = {}
     for row in rows:
         names.setdefault(len(row["rounds"]), []).append(row["name"])
     usual = max(names, key=lambda count: len(names[count]))
-    others = [f"{count} round{'s' * (count != 1)} ({', '.join(names[count])})" for count in names if count != usual]
-    return " or ".join([*others, f"{usual} round{'s' * (usual != 1)}"])
+    others = [
+        f"{count} round{'s' * (count != 1)} for {' and '.join(names[count])}" for count in names if count != usual
+    ]
+    rest = " for the others" if others else ""
+    return ", and ".join([*others, f"{usual} round{'s' * (usual != 1)}{rest}"])
 
 
 def kernels_table(rows: Sequence[Result], precisions: Sequence[str]) -> str:
@@ -235,9 +238,9 @@ def stages_part(results: dict[str, Result]) -> str:
     )
     photograph = result["settings"]["photograph"]
     note = (
-        f"The image is {photograph['name']} ({photograph['width']} × {photograph['height']} pixels), and the settings "
-        f"are those of profile {result['settings']['profile']} with {grid_of(result['settings'])}. The stages "
-        f"ran on one thread. {where(result)}"
+        f"We processed {photograph['name']} ({photograph['width']} × {photograph['height']} pixels) with the "
+        f"{result['settings']['profile']} profile, using {grid_of(result['settings'])}. The stages ran on one thread. "
+        f"{where(result)}"
     )
     kernels = [kernel_stages_table(result["kernels"])] if "kernels" in result else []
     parts = [f"![{alternative_stages(result)}](images/stages.svg)", stages, network, whole, *kernels, wrapped(note)]
@@ -247,7 +250,7 @@ def stages_part(results: dict[str, Result]) -> str:
 def kernel_stages_table(pairs: Result) -> str:
     """Format the seconds of the stages that have CPU kernels, with and without the kernels."""
     return table(
-        ["stage", "held to", "without CPU kernels (s)", "with (s)", "speedup", "masks", "equal"],
+        ["stage", "limited to", "without CPU kernels (s)", "with (s)", "speedup", "masks", "equal"],
         (
             [
                 stage,
@@ -299,7 +302,7 @@ def scaling_part(result: Result) -> str:
     ]
     settings = result["settings"]
     note = (
-        f"Unless a table shows other values, these runs process {settings['photograph']['name']} with "
+        f"Unless a table says otherwise, these runs process {settings['photograph']['name']} with "
         f"{grid_of(settings)}. {where(result)}"
     )
     return "\n\n".join([*parts, wrapped(note)])
@@ -352,7 +355,7 @@ def encoder_part(result: Result) -> str:
     difference = max(row["largest_difference"] for row in result["models"])
     note = (
         f"Times are medians of {result['settings']['runs']} runs, and memory is the peak of a separate process. The "
-        f"values of the two embeddings, whose standard deviation is 1, differ by at most {difference:.1e}. "
+        f"embeddings have a standard deviation of 1, and the two sides differ by at most {difference:.1e}. "
         f"{where(result)}"
     )
     return f"{rows}\n\n{wrapped(note)}"

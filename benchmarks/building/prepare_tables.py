@@ -27,7 +27,7 @@ def prepare_part(results: dict[str, Result]) -> str:
         ),
     )
     names = " and ".join(result["photographs"])
-    note = f"All values are CPU seconds per image, as the median over the photographs {names}. {where(result)}"
+    note = f"Each value is the median CPU time per image, in seconds, over the photographs {names}. {where(result)}"
     return f"{costs}\n\n{wrapped(note)}"
 
 

@@ -85,7 +85,7 @@ def streams_part(result: Result) -> str:
 def resume_part(result: Result) -> str:
     """Describe the time to resume a dataset with many commits."""
     rows = table(
-        ["build", "missing shards known (s)", "first commit (s)", "end of the build (s)"],
+        ["build", "missing shards found (s)", "first commit (s)", "end of the build (s)"],
         (
             [name, *(f"{each[key]:.1f}" for key in ("opened_s", "first_commit_s", "seconds"))]
             for name, each in result["builds"].items()
@@ -99,7 +99,7 @@ def resume_part(result: Result) -> str:
 def windows_part(result: Result) -> str:
     """Describe the cost of restarting the actors, and the driver's cost per block."""
     restarts = table(
-        ["start of an actor (s)", "pause between two windows (s)", "loss with windows of an hour"],
+        ["actor startup (s)", "pause between two windows (s)", "time lost with one-hour windows"],
         (
             [f"{each['start_s']:g}", f"{each['pause_s']:.1f}", f"{100 * each['loss_at_an_hour']:.1f} %"]
             for each in result.get("restarts", ())
@@ -129,15 +129,15 @@ def windows_part(result: Result) -> str:
         ),
     )
     notes = [
-        f"One execution finished {each['blocks']:,} blocks of one row in {each['seconds'] / 60:.0f} minutes "
-        f"({each['blocks_per_s']:.1f} blocks/s) at {each['driver_cpu_ms_per_block']:.1f} ms of the driver's CPU time "
-        f"each. The driver grew by {each['driver_growth_mib']:.0f} MiB, {each['driver_growth_kib_per_block']:.1f} KiB "
-        f"per block, to {each['driver_most_mib']:,.0f} MiB."
+        f"One execution processed {each['blocks']:,} blocks of one row in {each['seconds'] / 60:.0f} minutes "
+        f"({each['blocks_per_s']:.1f} blocks/s). The driver used {each['driver_cpu_ms_per_block']:.1f} ms of CPU time "
+        f"per block. Its memory grew by {each['driver_growth_mib']:.0f} MiB to {each['driver_most_mib']:,.0f} MiB, at "
+        f"{each['driver_growth_kib_per_block']:.1f} KiB per block."
         for each in result.get("long", ())
     ]
     about = (
-        "Stubs replace the two stages that process pixels, so this doesn't show the start of a model on a GPU. Each "
-        f"window started each actor once. {where(result)}"
+        "Stubs replace the two stages that process pixels, so the figures don't include the time to start a model on "
+        f"a GPU. Each window started each actor once. {where(result)}"
     )
     return "\n\n".join([restarts, driver, *(wrapped(each) for each in (*notes, about))])
 
@@ -154,9 +154,9 @@ def writers_part(result: Result) -> str:
     )
     first = result["runs"][0]
     about = (
-        f"Each build has {first['rows']:,} rows, each with a JPEG of {first['image_bytes'] / 1000:.0f} kB and "
-        f"{first['masks_per_image']} masks, in shards of {first['images_per_shard']}. It writes to an S3 server on the "
-        f"same machine, with an object store of {first['object_store_memory'] / 1e6:.0f} MB. {where(result)}"
+        f"Each build writes {first['rows']:,} rows in shards of {first['images_per_shard']} to an S3 server on the "
+        f"same machine. Each row has a JPEG of {first['image_bytes'] / 1000:.0f} kB and {first['masks_per_image']} "
+        f"masks. Ray's object store has {first['object_store_memory'] / 1e6:.0f} MB. {where(result)}"
     )
     return f"{rows}\n\n{wrapped(about)}"
 
@@ -173,8 +173,8 @@ def overlap_part(result: Result) -> str:
     )
     settings, seconds = result["settings"], result["launches_s"]
     note = (
-        "Finishing also competes with the device's thread for Python's lock. The next table shows the time for "
-        f"{settings['launches']:,} short operations, each of which releases the lock as a kernel launch does:"
+        "Finishing also competes with the GPU's thread for Python's global interpreter lock. The next table shows the "
+        f"time for {settings['launches']:,} short operations, which release the lock as kernel launches do:"
     )
     rows = table(
         ["other work in the process", "median (ms)", "minimum (ms)", "maximum (ms)"],
@@ -183,7 +183,7 @@ def overlap_part(result: Result) -> str:
             for name, each in seconds.items()
         ),
     )
-    images = f"Each row of the first table is a run of {settings['images']:,} images. {where(result)}"
+    images = f"Each row of the first table shows a run with {settings['images']:,} images. {where(result)}"
     return "\n\n".join([cases, wrapped(note), rows, wrapped(images)])
 
 

@@ -79,9 +79,9 @@ def duplicates_part(results: dict[str, Result]) -> str:
     )
     scale = (
         f"The {rows['rows']:,} rows with {rows['hashes']:,} hashes include {planted['near']:,} near-duplicates and "
-        f"{planted['same']:,} exact duplicates of other rows. The search matched {rows['found']:,} of them with the "
-        f"row that they were made from, and reported {rows['others']:,} other matches. Before the search, "
-        f"generating the rows had already taken {rows['input_mib']:,} MiB of memory."
+        f"{planted['same']:,} exact duplicates of other rows. The search matched {rows['found']:,} of these "
+        f"duplicates with their original rows and reported {rows['others']:,} other matches. The rows already took "
+        f"{rows['input_mib']:,} MiB of memory before the search."
     )
     chosen = result["set_by_first_half"]
     second, shipped = chosen["second_half"], groups["second half"]
@@ -126,10 +126,11 @@ def near_copies_parts(result: Result | None) -> list[str]:
         return []
     bits, names = result["settings"]["bits"], result["settings"]["photographs"]
     about = (
-        "**Copies of removed pictures** are found without thumbnails: segmint compares the hash of one frame with all "
-        f"nine hashes of the other image, and up to {bits} bits may differ. The changed pictures are the "
-        f"{result['pictures']:,} photographs and tiles from {len(names)} photographs. The pictures in the other "
-        "families differ little by design. Real catalogs differ, so this isn't an estimate for them."
+        "**Copies of removed pictures.** segmint finds these without thumbnails. It compares the hash of one image's "
+        f"full frame with all nine hashes of the other image, and up to {bits} bits may differ. The first table shows "
+        f"how many changed copies of {result['pictures']:,} pictures are listed. The pictures are {len(names)} "
+        "photographs and tiles of them. In the second table, the bursts, forms, skies, gradients, and frames look "
+        "alike by design. Your catalogs are different, so don't expect the same rates."
     )
     recall = table(["change", "listed"], ([name, percent(share, 1)] for name, share in result["recall"].items()))
     different = table(

@@ -24,9 +24,10 @@ def machine_text(found: Found) -> Iterable[str]:
     if "peak" in found:
         peak = found["peak"]
         yield wrapped(
-            f"Matrix products in bfloat16 run at {peak['cold_tflops']:,.0f} TFLOP/s after a pause and at "
-            f"{peak['sustained_tflops']:,.0f} after {peak['seconds']:.0f} seconds. The peak, measured as an actor "
-            f"measures it, is {peak['bf16_tflops']:,.0f} TFLOP/s in bfloat16 and {peak['fp32_tflops']:,.0f} in float32."
+            f"In bfloat16, matrix products run at {peak['cold_tflops']:,.0f} TFLOP/s after a pause and at "
+            f"{peak['sustained_tflops']:,.0f} after {peak['seconds']:.0f} seconds. Measured in the same way as in an "
+            f"actor, the peak is {peak['bf16_tflops']:,.0f} TFLOP/s in bfloat16 and {peak['fp32_tflops']:,.0f} in "
+            "float32."
         )
     products = {name.removeprefix("products, "): one for name, one in found.items() if name.startswith("products, ")}
     if products:
@@ -151,8 +152,8 @@ def bits_text(found: Found) -> Iterable[str]:
     if "batch neighbors" in found:
         one = found["batch neighbors"]
         yield wrapped(
-            f"Of {one['images']} crops of a photograph, encoded in batches of {one['batch']} with random neighbors, "
-            f"the embeddings of {len(one['different'])} differed from those of the same crop encoded alone."
+            f"We encoded {one['images']} crops of a photograph in batches of {one['batch']} with random neighbors, "
+            f"and again one by one. {len(one['different']) or 'None'} of the embeddings differed."
         )
 
 
@@ -165,9 +166,10 @@ def pipeline_text(found: Found) -> Iterable[str]:
             f"The segment actor processed {one['images']:,} images with the full recipe in {one['seconds']:.0f} "
             f"seconds ({one['images_s']:.2f} images/s). This is "
             f"{share(one, 'of_sustained_peak') or 'an unknown share'} of the sustained peak and "
-            f"{share(one, 'of_bare')} of the speed of the generator without the actor. The GPU was busy {busy} of the "
-            f"time, and its thread {share(one, 'device_thread_busy')}. The actor ran {one['threads']['decoders']} "
-            f"decoders and as many finishers on {one['cores']} cores. Threads called the actor, without Ray."
+            f"{share(one, 'of_bare')} of the generator's speed without an actor. The GPU was busy for {busy} of the "
+            f"time, and the thread that drives it for {share(one, 'device_thread_busy')}. The actor ran "
+            f"{one['threads']['decoders']} decoders and {one['threads']['decoders']} finishers on {one['cores']} "
+            "cores. Threads called it directly, without Ray."
         )
     prepared = {name: one for name, one in found.items() if name.startswith("prepare, ")}
     if prepared:
@@ -219,7 +221,7 @@ def estimate_part(results: dict[str, Result]) -> str:
         ),
     )
     parts = table(
-        ["part of a full-recipe image (ms)", *gpus],
+        ["time per image with the full recipe (ms)", *gpus],
         ([part, *(ends(one["parts_ms"][part]) for one in gpus.values())] for part in gpus["H100"]["parts_ms"]),
     )
     goal, tested = result["target_share"], [gpus["H100"], gpus["H200"]]
@@ -239,29 +241,26 @@ def estimate_part(results: dict[str, Result]) -> str:
     saved, peaks = gpus["H100"]["effects_ms"], result["constants"]["peak_tflops"]
     words = [
         f"**This is an estimate.** {measured(results)}`benchmarks/gpu/cost_model.py` updates an earlier estimate of "
-        "mask generation with ViT-H in half precision, whose rates are in the columns “before”. They are input, so the "
-        "model doesn't confirm them. Ranges go from a slow to a fast end. The estimate doesn't include `prepare` and "
-        "the host pipeline.",
-        f"With the full recipe, {percent(goal)} of the ceiling on an H100 and an H200 would be {needed['current']} "
-        f"images/s. By the [current definition](metric.md), this {reached['current']}. By the former definition, "
-        f"which counted plain SAM's operations, {percent(goal)} would be {needed['plain']} images/s, which "
-        f"{reached['plain']}. The ceilings assume peaks of {peaks['H100']:.0f} and {peaks['H200']:.0f} TFLOP/s. If the "
-        "measured peak is higher, but an image takes as long as estimated, the share is lower.",
-        "Changes since the earlier estimate, for an H100: The device no longer idles between two images of a stream, "
-        f"which saves {saved_ms(saved['overlap across images'])} per image. The host starts "
-        f"{launches['full recipe']:,} kernels and graphs per full-recipe image instead of "
-        f"{launches['full recipe, before']:,}. This saves nothing, because the device takes longer than the host. If "
-        "it had waited for each launch, this would save "
-        f"{saved_ms(saved['fewer launches, had the device waited for each (not included)'])}. Encoding 8 full images "
-        f"per batch saves {saved_ms(saved['8 full images per encoder batch'])} per image. The tiles of float32 "
-        "kernels don't affect half precision.",
-        "All rates depend on the earlier estimate's assumptions. It had already predicted those of batches of 8 on "
-        "an H100 and an H200. The model adds assumptions about the time per launch and the tiles of matrix products; "
-        "for GPUs other than the H200, the peak and the memory bandwidth; and for the A100 and L4, the idle time "
-        "between images.",
-        "The largest part of a full-recipe image is the encoder's matrix products, which are assumed to reach the "
-        "peak. Memory traffic explains only "
-        f"{gpus['H100']['decoder_traffic_ms']:.0f} ms of decoding, drawing, and measuring on an H100.",
+        "mask generation with ViT-H in half precision. The columns “before” show the earlier rates. The model takes "
+        "them as input, so it can't confirm them. Each range goes from the slow to the fast end of the estimate. "
+        "`prepare` and the host pipeline aren't included.",
+        f"Our target for the full recipe is {percent(goal)} of the ceiling, which is {needed['current']} images/s on "
+        f"an H100 and an H200. By the [current definition](metric.md), this {reached['current']}. The former "
+        f"definition counted plain SAM's operations. By that definition, the target is {needed['plain']} images/s, "
+        f"and it {reached['plain']}. The ceilings assume peaks of {peaks['H100']:.0f} and {peaks['H200']:.0f} "
+        "TFLOP/s.",
+        "Since the earlier estimate, segmint has changed in three ways. The figures are for an H100. The device no "
+        f"longer idles between two images of a stream, which saves {saved_ms(saved['overlap across images'])} per "
+        "image. Encoding 8 full images per batch saves "
+        f"{saved_ms(saved['8 full images per encoder batch'])} per image. With the full recipe, the host starts "
+        f"{launches['full recipe']:,} kernels and graphs per image instead of {launches['full recipe, before']:,}. "
+        "This doesn't save any time, because the device takes longer than the host.",
+        "All rates depend on the earlier estimate's assumptions. The model makes three more: the time per launch and "
+        "the tiles of matrix products on all GPUs, the peak and the memory bandwidth on all GPUs except the H200, "
+        "and the idle time between images on the A100 and the L4.",
+        "The encoder's matrix products take the largest share of an image's time. The model assumes that they reach "
+        "the peak. On an H100, memory traffic accounts for only "
+        f"{gpus['H100']['decoder_traffic_ms']:.0f} ms of the time for decoding, drawing, and measuring.",
     ]
     first, *rest = map(wrapped, words)
     return "\n\n".join([first, recipes, images, *rest, parts])

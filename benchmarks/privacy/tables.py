@@ -13,7 +13,15 @@ SIZES = (20, 32, 64, 128)
 KINDS = {"mtcnn": "faces", "clp": "license plates"}
 """Kinds of marks by detector."""
 
-_HEAD = ["pictures", "pictures with marks", "marks", "found", "recall (95 % interval)", "false alarms", "in pictures"]
+_HEAD = [
+    "pictures",
+    "pictures with marks",
+    "marks",
+    "found",
+    "recall (95 % interval)",
+    "false alarms",
+    "pictures with false alarms",
+]
 
 
 @part_of("privacy")
@@ -28,9 +36,9 @@ def privacy_part(result: Result) -> str:
         parts.append(table([name, *_HEAD], cells))
         parts.append(table([f"{name}, by size of the mark", "marks", "found", "recall"], _by_size(rows)))
     note = (
-        f"A mark is found if a detection's box overlaps its box with an IoU of at least {result['iou']:g}. Hard marks "
-        f"and marks of less than {result['smallest']:g} pixels don't count. Intervals are computed over pictures with "
-        f"marks; there are none for fewer than 10. `deidentify.rule` was {result['rule']}. "
+        f"A mark counts as found if a detection's box overlaps its box with an IoU of at least {result['iou']:g}. "
+        f"Marks that we labeled as hard and marks under {result['smallest']:g} pixels don't count. Intervals are "
+        f"computed over pictures with marks, if there are at least 10. `deidentify.rule` was {result['rule']}. "
         f"{where(result)}"
     )
     return "\n\n".join([*parts, wrapped(note)])
