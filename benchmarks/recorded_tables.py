@@ -54,8 +54,9 @@ def intervals_part(results: dict[str, Result]) -> str:
             cells.append(f"{100 * min(found):.1f} to {100 * max(found):.1f} ({len(found)})" if found else "-")
         rows.append([images, *cells])
     note = (
-        f"Percentage of {' or '.join(f'{each:,}' for each in sorted(runs))} simulated runs whose interval contains the "
-        "true value: the range over the cases, which have 1 to 100 masks per image and whose number is in parentheses. "
+        f"The table shows the percentage of simulated runs ({' or '.join(f'{each:,}' for each in sorted(runs))} per "
+        "case) in which the interval contains the true value. Each cell contains the range over several cases with 1 "
+        "to 100 masks per image, and the number of cases in parentheses. "
     )
     return "\n\n".join([table(["images", *(head for head, _ in kinds)], rows), wrapped(note + where(result))])
 
