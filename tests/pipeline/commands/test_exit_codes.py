@@ -424,7 +424,7 @@ def _partly_rated(replaced, tmp_path: Path) -> Any:
     return run("study", "score", tmp_path)
 
 
-@case("`study score`", "every drawn image was answered, regardless of the findings", 0)
+@case("`study score`", "every sampled image has an answer, regardless of the findings", 0)
 def _scored(place: DatasetPath, tmp_path: Path) -> Any:
     _drawn(place, tmp_path)
     return run("study", "score", tmp_path / "study", "--corrected", tmp_path / "study/instances.json")
@@ -490,7 +490,7 @@ def _sign_sums(evidence: Path) -> None:
     (evidence / "SHA256SUMS.sig").write_bytes(check.signature_file(raw, check.SUMS_NAMESPACE, signature))
 
 
-@case("`verify` evidence", "`--sums`, or a signature of `SHA256SUMS` by `--key`, covers every file", 0)
+@case("`verify` evidence", "every file is covered by `--sums`, or by a signature of `SHA256SUMS` by `--key`", 0)
 def _vouched(evidence: Path) -> Any:
     _sign_sums(evidence)
     ways = (("--sums", _sums(evidence)), ("--key", evidence.parent / "auditor.public.pem"))
@@ -505,19 +505,19 @@ def _evidence_differs(evidence: Path, tmp_path: Path) -> Any:
     return [*results, run("verify", evidence)]
 
 
-@case("`verify` evidence", "neither `--key` nor `--sums`", 3)
+@case("`verify` evidence", "neither `--key` nor `--sums` was passed", 3)
 def _unvouched(evidence: Path) -> Any:
     unverified = run("verify", evidence, "--json")
     assert json.loads(unverified.stdout)["verified"] is False
     return [run("verify", evidence), unverified]
 
 
-@case("`verify` evidence", "the signature by `--key` covers only the digest", 3)
+@case("`verify` evidence", "the signature by `--key` only covers the digest", 3)
 def _partly_vouched(evidence: Path) -> Any:
     return run("verify", evidence, "--key", evidence.parent / "key.pem")
 
 
-@case("`check.py` in evidence", "as `verify`; no tool for signatures is installed", 3)
+@case("`check.py` in evidence", "no signature tool is installed; otherwise as `verify`", 3)
 def _no_tool(evidence: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
     monkeypatch.setitem(sys.modules, "cryptography.exceptions", None)
     monkeypatch.setenv("PATH", "/nowhere")
@@ -550,13 +550,13 @@ def _taken(dataset: Path) -> Any:
     return [_take_down(dataset, "--dry-run"), _take_down(dataset, "--yes")]
 
 
-@case("`takedown`", "`--forget-fingerprints` removed an image's fingerprints, or did so before", 0)
+@case("`takedown`", "`--forget-fingerprints` removed an image's fingerprints, or an earlier run did", 0)
 def _forgotten(dataset: Path) -> Any:
     _take_down(dataset, "--yes")
     return [run("takedown", dataset, "--forget-fingerprints", "image-1", "--yes") for _ in range(2)]
 
 
-@case("`takedown`", "`--other-picture` recorded a decision, or did so before", 0)
+@case("`takedown`", "`--other-picture` recorded a decision, or an earlier run did", 0)
 def _told_apart(dataset: Path) -> Any:
     _take_down(dataset, "--yes")
     (tombstone,) = (dataset / "tombstones").iterdir()
