@@ -31,7 +31,7 @@ _ID_BITS = 39  # annotation ids are 10,000 times larger and must stay below 2^53
 RECORD = ".segmint-masks.json"
 """Name of the record in an output folder. The name is hidden, so that nobody mistakes the record for masks."""
 
-_ADVICE = "Restore these settings, choose another folder, or pass --overwrite to make all masks again."
+_ADVICE = "Restore these settings, choose another folder, or pass --overwrite to regenerate all masks."
 
 
 def _overlay_of(target: str) -> str:
@@ -99,9 +99,9 @@ def plan_outputs(photographs: Photographs, output: str | None) -> Outputs:
     same tree as the photographs. Without `output`, each file is written next to its photograph, as `photo.masks.json`.
     If two photographs would share a file, their file names keep the photographs' extensions.
 
-    Raises `UsageError` in these cases: several photographs with one output file, the extension of another file type,
-    two photographs that would share a file even with their extensions, a file that would overwrite a photograph, and
-    remote photographs without `output`.
+    Raises `UsageError` if several photographs have a single output file, if `output` has the extension of another file
+    type, if two photographs would share a file even with their extensions, if a file would overwrite a photograph, or
+    if a photograph is remote and there is no `output`.
     """
     images = photographs.images
     if output is None:
@@ -139,7 +139,7 @@ def _is_file(output: str) -> bool:
 
 
 def check_writable(outputs: Outputs) -> None:
-    """Raise `UsageError` for local folders that can't be created or written, before any masks are made."""
+    """Raise `UsageError` if a local folder can't be created or written. Call this before generating any masks."""
     targets = [task.target for task in outputs.tasks] if outputs.folder is None else [join(outputs.folder, "x")]
     for folder in {local_path(target).parent: None for target in targets if is_local(target)}:
         there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
@@ -305,7 +305,7 @@ def _check_settings(folder: Location, recorded: bytes, settings: Mapping[str, An
     keys = [key for key in {**leaves, **now} if leaves.get(key) != now.get(key)]
     if keys:
         lines = [f"{key}: {_said(leaves.get(key))} before, {_said(now.get(key))} now" for key in keys]
-        raise UsageError(f"{folder} was started with other settings:\n  " + "\n  ".join(lines) + f"\n{_ADVICE}")
+        raise UsageError(f"{folder} was started with different settings:\n  " + "\n  ".join(lines) + f"\n{_ADVICE}")
 
 
 def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

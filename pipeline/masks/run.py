@@ -53,9 +53,10 @@ Outcome = Literal["made", "skipped", "refused", "failed"]
 class ImageResult:
     """Result for one photograph: the output files of its masks, or the error.
 
-    `outcome` is made, skipped (the masks already existed), refused (the photograph is at fault), or failed (any other
-    cause, so a retry may help). `masks` is the number of new or existing masks. `frame` and `source` are the (width,
-    height) in pixels of the masks' frame and of the upright photograph, or None if the photograph wasn't decoded.
+    `outcome` is `made`, `skipped` if the masks already existed, `refused` if the photograph is at fault, or `failed` if
+    there was another problem, so that a retry may help. `masks` is the number of new or existing masks. `frame` and
+    `source` are the (width, height) in pixels of the masks' frame and of the upright photograph, or None if the
+    photograph wasn't decoded.
     """
 
     image: str
@@ -72,7 +73,7 @@ class ImageResult:
 
 @dataclass(frozen=True)
 class MasksPlan:
-    """Validated work of a run. Until the run starts, only the folder's record has been written."""
+    """Validated plan of a run. Planning writes nothing except the output folder's record."""
 
     storage: Storage
     outputs: Outputs
@@ -85,7 +86,7 @@ class MasksPlan:
     work: Work  # masks that don't exist yet, or all masks with `overwrite`
 
     def waits(self, task: PhotographTask) -> bool:
-        """Return whether a photograph's masks must be made, because they are missing or all masks are overwritten."""
+        """Return whether this run must generate a photograph's masks, because they're missing or to be overwritten."""
         return self.overwrite or task.target not in self.there
 
 
@@ -98,13 +99,13 @@ def plan(
     overwrite: bool = False,
     announce: Callable[[Work], object] = lambda _: None,
 ) -> MasksPlan:
-    """Find the photographs and their outputs, open the output folder, and return the validated work.
+    """Find the photographs and their output files, check the options, and open the output folder.
 
-    Imports torch only to check a GPU: the requested one or, for auto weights, the one that the machine seems to have.
-    Resolving the weights may take minutes, so `plan` first passes the work to `announce`.
+    Resolving the weights may take minutes, so this passes the work to `announce` first. It imports torch only to check
+    a GPU. That is necessary if the options request a GPU, or if the weights are auto and the machine seems to have one.
 
-    Raises `UsageError` for inconsistent arguments, for missing files, if the GPU or the weights can't be found, and for
-    a folder that was started with other settings.
+    Raises `UsageError` if the arguments are inconsistent, if files are missing, if the GPU or the weights can't be
+    found, or if the output folder was started with different settings.
     """
     storage = Storage()
     check_device(options.device)
@@ -321,8 +322,8 @@ def _has_cutouts(plan: MasksPlan, task: PhotographTask, former: "MasksFile | Non
             beginnings.append(stream.read(256))
         if not is_ours(beginnings[-1]):
             raise _OtherFileError(
-                f"{task.cutouts} has {entry.name}, which wasn't written by segmint. Move the folder away, or choose "
-                "another output with -o."
+                f"{task.cutouts} has {entry.name}, which wasn't written by segmint. Move the folder elsewhere, or "
+                "choose another output with -o."
             )
     if former is None:
         return False
@@ -331,14 +332,18 @@ def _has_cutouts(plan: MasksPlan, task: PhotographTask, former: "MasksFile | Non
 
 
 def _records(task: PhotographTask, former: "MasksFile", size: tuple[int, int] | None = None) -> "list[MaskRecord]":
-    """Return the existing masks, all of the frame's `size`. Raises `_OtherFileError` if another program damaged one."""
+    """Return the existing masks. If `size` is given, all of them must have this size.
+
+    Raises `_OtherFileError` if another program damaged a mask.
+    """
     try:
         records = former.records()
         if wrong := [each.segmentation for each in records if size not in (None, each.segmentation.size)]:
             raise ValueError(f"a mask has the size {wrong[0].size}, but the image has {size}")
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise _OtherFileError(
-            f"{task.target} can't be drawn ({error!r}). Move it away, or pass --overwrite to make all masks again."
+            f"{task.target} contains an invalid mask ({error!r}). Move the file elsewhere, or pass --overwrite to "
+            "regenerate all masks."
         ) from error
     return records
 
@@ -355,11 +360,12 @@ def _cutouts(frame: "Frame", records: "Sequence[MaskRecord]", drawn_from: str) -
 
 
 def _former(plan: MasksPlan, task: PhotographTask, photograph: str) -> "MasksFile | None":
-    """Return the existing masks of a photograph, or None if this run must make them.
+    """Return the existing masks of a photograph, or None if this run must generate them.
 
-    Raises `_OtherFileError` if the existing file belongs to another photograph, or if this run would replace a person's
-    masks. In a folder, masks with other settings are made again, because the folder's record already protects against
-    changed settings. Next to a photograph, they and foreign files also raise `_OtherFileError`.
+    Raises `_OtherFileError` if the existing file belongs to another photograph or program, or if this run would replace
+    masks that a person made or corrected. It's also raised if a file next to its photograph was made with different
+    settings. In a folder, such a file is replaced, because the folder's record already protects against changed
+    settings.
     """
     from segmint.pipeline.masks.document import read_document
 
@@ -371,19 +377,20 @@ def _former(plan: MasksPlan, task: PhotographTask, photograph: str) -> "MasksFil
     is_same = origin is not None and (origin.photograph, origin.settings) == (photograph, plan.settings_sha256)
     if written is not None and written.corrected and not (is_kept and is_same):
         raise _OtherFileError(
-            f"{task.target} contains masks that a person made or corrected. To make new masks, move the file away."
+            f"{task.target} contains masks that a person made or corrected. To generate new masks, move the file "
+            "elsewhere."
         )
     _check_ours(plan, task, written)
     if written is None or not is_kept:
         return None
     if origin is None or origin.photograph != photograph:
-        what = "wasn't written by this command" if origin is None else "is for a photograph with other content"
-        raise _OtherFileError(f"{task.target} {what}. Move it away, or pass --overwrite to make all masks again.")
+        what = "wasn't written by this command" if origin is None else "is for a photograph with different content"
+        raise _OtherFileError(f"{task.target} {what}. Move it elsewhere, or pass --overwrite to regenerate all masks.")
     if is_same:
         return written
     if plan.outputs.next_to:
         raise _OtherFileError(
-            f"{task.target} was made with other settings or weights. Pass --overwrite to make it again, or choose "
+            f"{task.target} was made with different settings or weights. Pass --overwrite to replace it, or choose "
             "another file with -o."
         )
     return None
@@ -403,8 +410,8 @@ def _check_ours(plan: MasksPlan, task: PhotographTask, written: "MasksFile | Non
         foreign = None if is_ours(_beginning_of(plan, task.overlay)) else task.overlay
     if foreign is not None:
         raise _OtherFileError(
-            f"{foreign} wasn't written by segmint, so it isn't overwritten. Move it away, or choose another file "
-            "with -o."
+            f"{foreign} wasn't written by segmint, so it isn't overwritten. Move it elsewhere, or choose another "
+            "file with -o."
         )
 
 

@@ -198,7 +198,7 @@ def test_without_an_output_masks_are_next_to_each_photograph(tmp_path, photograp
     other = MasksOptions(prompts=(PhotographPrompt(((20, 20, 1),)),), device="cpu")
     (result,) = made(photographs / "cat.png", None, other)
     assert result.outcome == "refused"
-    assert "cat.masks.json was made with other settings or weights. Pass --overwrite" in result.error
+    assert "cat.masks.json was made with different settings or weights. Pass --overwrite" in result.error
     assert contents(photographs) == first
     (result,) = made(photographs / "cat.png", None, other, overwrite=True)
     assert result.outcome == "made"
@@ -236,7 +236,7 @@ def test_masks_that_a_person_corrected_are_never_replaced(photographs, by_older_
         (result,) = made(photographs / "cat.png", output, asked, **how)
         assert (result.outcome, result.error) == (
             "refused",
-            f"{file} contains masks that a person made or corrected. To make new masks, move the file away.",
+            f"{file} contains masks that a person made or corrected. To generate new masks, move the file elsewhere.",
         )
     results = made(photographs, None, options, recursive=True, overwrite=True)
     assert [result.outcome for result in results[:2]] == ["refused", "made"]
@@ -359,7 +359,7 @@ def test_damaged_masks_are_not_drawn_and_the_run_goes_on(photographs):
         for drawn in (replace(told, overlay=True), replace(told, cutouts=True)):
             results = made(photographs, None, drawn, recursive=True)[:2]
             assert [result.outcome for result in results] == ["refused", "skipped"]
-            assert results[0].error.startswith(f"{file} can't be drawn (")
+            assert results[0].error.startswith(f"{file} contains an invalid mask (")
         assert file.read_bytes() == before
         assert made(photographs, None, told)[0].outcome == "skipped"
     assert sorted(path.name for path in photographs.glob("cat*")) == ["cat.masks.json", "cat.png"]
