@@ -65,7 +65,7 @@ def read_ids(file: Location) -> dict[str, int]:
 
 
 def exact_id(name: str) -> str | None:
-    """Return the image_id that a JSON string such as `"sa_2"` contains; None if the name is not a JSON string."""
+    """Return the image_id that a JSON string such as `"sa_2"` contains, or None if the name is not a JSON string."""
     try:
         return str(json.loads(name)).encode().decode() if name.startswith('"') else None
     except ValueError:
@@ -73,7 +73,7 @@ def exact_id(name: str) -> str | None:
 
 
 def number_of(name: str) -> int | None:
-    """Return the number of the image in `17` or `sa_17`; None for any other name."""
+    """Return the number of the image in `17` or `sa_17`, or None for any other name."""
     match = _NUMBER.fullmatch(name)
     return int(match[1]) if match else None
 
@@ -114,8 +114,9 @@ def select_rows(dataset: Location, manifest: DatasetManifest, asked: TakedownReq
         numbered = by_ordinal.get(numbers[name] - 1) if name in numbers else None
         if named and numbered is not None and numbered.image_id != name:
             result.ambiguous[name] = (
-                f"{name!r} is both the image_id of image {named[0].id} (write {json.dumps(name)}, with the quotes) and "
-                f"the number of another one (write its image_id: {json.dumps(numbered.image_id)})"
+                f"{name!r} is both the image_id of image {named[0].id} and the number of another image. For the "
+                f"image_id, write {json.dumps(name)}, with the quotes. For the number, write the other image's "
+                f"image_id, {json.dumps(numbered.image_id)}"
             )
         elif named:
             result.rows |= {image.ordinal: image for image in named}
@@ -176,12 +177,12 @@ def with_copies(
     by_name: bool = True,
     measured: Measured = MappingProxyType({}),
 ) -> "SameImages":
-    """Find all rows of the same images; return them and the given rows in order, with the SHA-256 of their bytes.
+    """Find all rows of the same images. Returns them and the given rows in order, with the SHA-256 of their bytes.
 
     Two rows belong to the same image if a build read the same bytes, decoded the same pixels, or released the same JPEG
     for both. With `by_name`, two rows with the same image_id or uri also belong to the same image. The search continues
-    from each row that it finds. With `by_name`, the result also includes rows for which only the catalog states the
-    SHA-256 of the same bytes, but the search doesn't continue from these.
+    from each row that it finds. With `by_name`, the result also includes rows that match only by the SHA-256 in the
+    catalog, which no build has checked. The search doesn't continue from these rows.
 
     The hashes come from `tables`, the paths of the committed images tables, and from `measured` for earlier rows. If
     you pass the source catalog's URI as `catalog_uri`, a relative URI matches the absolute URI of the same file. This

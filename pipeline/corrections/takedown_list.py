@@ -135,8 +135,8 @@ def list_takedown(
 ) -> TakedownList:
     """List the rows that a takedown would remove. Rows removed earlier are only included if they came back.
 
-    If `catalog_uri`, the URI of the source catalog, is known, relative URIs match absolute URIs. Raises `UsageError`
-    for names that aren't in the dataset, and `DamagedDatasetError` if a table can't be read.
+    If `catalog_uri`, the URI of the source catalog, is known, relative URIs match absolute URIs. Raises `UsageError` if
+    a name isn't in the dataset, and `DamagedDatasetError` if a table can't be read.
     """
     if not reason.strip():
         raise UsageError("--reason is empty: expected a reason for the tombstone")
@@ -234,16 +234,16 @@ def _without(images: Images, *others: Images) -> Images:
 
 
 def _measured(images: Iterable[RemovedImage], known: Mapping[int, frozenset[str]]) -> Measured:
-    """Return the SHA-256 values of removed images: their own, and the values in their fingerprints.
+    """Return the SHA-256 hashes of removed images: their own, and those in their fingerprints.
 
-    `known` maps image numbers to the values in fingerprints.
+    `known` maps image numbers to the hashes in fingerprints.
     """
     own = {image.ordinal: known.get(image.id, frozenset()) | {image.sha256 or ""} - {""} for image in images}
     return {ordinal: digests for ordinal, digests in own.items() if digests}
 
 
 def _check(selection: Selection, taken: Images, request: TakedownRequest, earlier: Sequence[Tombstone]) -> None:
-    """Raise `UsageError` for ambiguous or unknown names, and for a license or provider that never matched a row."""
+    """Raise `UsageError` if a name is ambiguous or unknown, or if no row ever had the license or provider."""
     known = {each for image in taken.values() for each in (image.image_id, image.id)}
     problems = [*selection.ambiguous.values()]
     problems += [
@@ -258,9 +258,10 @@ def _check(selection: Selection, taken: Images, request: TakedownRequest, earlie
 
 
 def _half_removed(selection: Selection, taken: Images, names: Iterable[str]) -> Iterator[str]:
-    """Yield a problem for each name that is the image_id of one image and the number of another, one of them removed.
+    """Yield a problem for each name that is ambiguous because of an image that was taken down earlier.
 
-    Such a name was unambiguous when the first of them was taken down if the dataset has grown since.
+    Such a name is the image_id of one image and the number of another, and one of them was taken down. If the dataset
+    has grown since then, the name wasn't ambiguous at that time.
     """
     removed, numbers = {each.image_id for each in taken.values()}, {each.id: each.image_id for each in taken.values()}
     named = {row.image_id for row in selection.rows.values()}
@@ -270,8 +271,9 @@ def _half_removed(selection: Selection, taken: Images, names: Iterable[str]) -> 
         other = row.image_id if row is not None and name in removed else numbers.get(number) if name in named else None
         if other not in (None, name):
             yield (
-                f"{name!r} is both an image_id (write {json.dumps(name)}, with the quotes) and the number of another "
-                f"image (write its image_id: {json.dumps(other)}), and one of them was taken down before"
+                f"{name!r} is both an image_id and the number of another image, and one of these images was already "
+                f"taken down. For the image_id, write {json.dumps(name)}, with the quotes. For the number, write the "
+                f"other image's image_id, {json.dumps(other)}"
             )
 
 

@@ -79,7 +79,7 @@ def takedown(
     others = ("--ids", "--license", "--provider", "--dry-run")
     if len(given) > 1 or (given and (ids or license_id or provider or (dry_run and proved is None))):
         raise UsageError(
-            f"{given[0]} takes nothing down. Run it separately, without {', '.join([*given[1:], *others])}"
+            f"{given[0]} doesn't take down any images. Run it separately, without {', '.join([*given[1:], *others])}"
         )
     if proved is not None:
         proof = prove(location, proved, at or ())

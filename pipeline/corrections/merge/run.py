@@ -76,7 +76,7 @@ class MergeCounts(RevisionCounts):
             self.example(f"{image_stem(image)}: {line}")
 
     def count_second(self, image: int, assignment: int, compared: bool) -> None:
-        """Count an image by whether the last submission of its other `assignment`, which isn't merged, is compared."""
+        """Count an image whose other `assignment` isn't merged. `compared` is true if it still measures agreement."""
         if compared:
             self.compared.append(image_stem(image))
             return
@@ -117,7 +117,7 @@ class MergeList(RevisionList):
             )
         if self.compared:
             images = f"{counted(len(self.compared), 'image')}: {some(self.compared)}"
-            lines.append(f"a second submission isn't merged and only measures agreement: {images}")
+            lines.append(f"second submissions, used only to measure agreement and not merged: {images}")
         if self.uncompared:
             lines.append(
                 f"two annotators submitted for different states: {counted(self.uncompared, 'image')}; one assignment "
@@ -183,8 +183,8 @@ def merge_submissions(
     """Merge the last submission for each image into the image's row. `confirm` and `now` are as in `correct`.
 
     Submissions are kept, including the submissions of a second assignment, unless their image was taken down. Raises
-    `UsageError` for a location without a dataset or a store whose older versions can't be removed, and
-    `DamagedDatasetError` if a shard can't be read.
+    `UsageError` if there is no dataset or the store's older versions can't be removed, and `DamagedDatasetError` if a
+    shard can't be read.
     """
     handle = DatasetHandle.open(dataset)
     return correct(handle, _Merge(_names(dataset), forget_taken=True), confirm, now)
@@ -255,7 +255,10 @@ def _count(change: MergeChange, commit: Commit, ordinals: Sequence[int]) -> Merg
 
 
 def _second_submission(dataset: Location, row: Row, names: Names) -> tuple[int, bool] | None:
-    """Return the assignment that isn't merged, and whether its last submission is compared with a merged submission."""
+    """Return an image's unmerged assignment, and whether its last submission is compared with a merged submission.
+
+    Returns None if there is no such assignment, or if a submission can't be read.
+    """
     own = names[row["ordinal"]]
     assignment = assignment_to_merge(row["submission"], (name.assignment for name in own))
     others = [name for name in own if name.assignment != assignment]

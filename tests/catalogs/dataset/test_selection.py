@@ -91,8 +91,9 @@ def test_unknown_and_ambiguous_names_are_reported(tmp_path: Path, manifest: Data
     found = select_rows(location_of(tmp_path), manifest, TakedownRequest(ids=("zz", "9", "sa_0", "2", "b")))
     assert found.unknown == ["zz", "9", "sa_0"]
     assert list(found.ambiguous) == ["2"]
-    assert 'image_id of image 7 (write "2", with the quotes)' in found.ambiguous["2"]
-    assert 'number of another one (write its image_id: "b")' in found.ambiguous["2"]
+    assert "image_id of image 7 and" in found.ambiguous["2"]
+    assert 'For the image_id, write "2", with the quotes.' in found.ambiguous["2"]
+    assert 'write the other image\'s image_id, "b"' in found.ambiguous["2"]
     assert list(found.rows) == [1]
     assert selected(tmp_path, manifest, '"2"') == [6]
 

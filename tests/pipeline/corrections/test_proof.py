@@ -379,7 +379,7 @@ def test_the_command_ends_with_1_if_it_is_found(taken: Path) -> None:
     assert [run("--at", text).exit_code for text in ("x", "../nowhere=x")] == [2, 2]
     for option in ("--ids", "--license", "--provider"):
         done = run(option, "x")
-        assert (done.exit_code, "--prove takes nothing down" in done.stderr) == (2, True)
+        assert (done.exit_code, "--prove doesn't take down any images" in done.stderr) == (2, True)
     assert CliRunner().invoke(app, ["takedown", str(taken), "--at", "a=b", "--reason", "x"]).exit_code == 2
 
 

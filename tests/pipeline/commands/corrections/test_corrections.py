@@ -43,7 +43,7 @@ def test_changes_of_fingerprints_stand_alone(dataset: Path, tmp_path: Path) -> N
     for words in (forget, other):
         for more in (["--dry-run"], ["--ids", tmp_path / "ids.txt"], ["--license", "CC0-1.0"], ["--provider", "P"]):
             done = run("takedown", dataset, *words, *more)
-            assert (done.exit_code, f"{words[0]} takes nothing down" in done.stderr) == (2, True)
+            assert (done.exit_code, f"{words[0]} doesn't take down any images" in done.stderr) == (2, True)
     assert run("takedown", dataset, *forget, *other).exit_code == 2
     assert run("takedown", dataset, *forget, "--prove", "image-1").exit_code == 2
     assert digests(dataset) == before

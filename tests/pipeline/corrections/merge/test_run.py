@@ -177,7 +177,7 @@ def test_work_that_is_not_merged_is_named(place: DatasetPath, monkeypatch: pytes
     assert "  sa_5: the last submission of assignment 1 is neither merged nor compared" in lines
     assert "  sa_5: annotations/4/0.1.json isn't merged: it was for another state of the image, and" in lines
     assert "sa_1:" not in lines
-    assert "a second submission isn't merged and only measures agreement: 1 image: sa_1" in listed.lines()
+    assert "second submissions, used only to measure agreement and not merged: 1 image: sa_1" in listed.lines()
     assert listed.compared == ("sa_1",)
     assert "two annotators submitted for different states: 2 images" in lines
     monkeypatch.setattr(mask_revision, "SHOWN", 1)
