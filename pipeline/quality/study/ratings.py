@@ -1,4 +1,4 @@
-"""Study of ratings: people rate the ground truth and models' masks of the same objects without knowing which is which.
+"""Ratings study: people rate the ground truth and models' masks of the same objects without knowing which is which.
 
 As in the SAM paper (section 7.1 and appendix E), raters see one mask at a time, in random order. Masks smaller than 24
 x 24 pixels are left out.
@@ -65,7 +65,7 @@ class RatedObject:
 
 @dataclass(frozen=True)
 class RatingStudy:
-    """Study of ratings with its objects. `names` lists the ground truth and the models in the order of `counts`."""
+    """Ratings study with its objects. `names` lists the ground truth and the models in the order of `counts`."""
 
     folder: Location
     names: tuple[str, ...]
@@ -97,8 +97,8 @@ def sample_ratings(
     """Draw `count` true masks that all models predicted, and write them to `output`.
 
     Masks with fewer than `LEAST_AREA` pixels are left out. `predictions` are files of COCO results with
-    `annotation_id`; results after more than one click are ignored. Raises `UsageError` for other files, if two files
-    have the same name, if there is no such mask, and if `output` contains a study.
+    `annotation_id`; results after more than one click are ignored. Raises `UsageError` if a file isn't of this kind, if
+    two files have the same name, if there is no such mask, or if `output` contains a study.
     """
     if not predictions:
         raise UsageError("--kind ratings needs --predictions: a file of COCO results for each model")
@@ -130,7 +130,7 @@ def sample_ratings(
 
 
 def load_ratings(folder: Location) -> RatingStudy:
-    """Read a study of ratings. Raises `UsageError` if it doesn't exist or is damaged."""
+    """Read a ratings study. Raises `UsageError` if it doesn't exist or is damaged."""
     manifest = read_json(folder / MANIFEST, f"{folder} is not a study. Create one with `segmint study sample`")
     try:
         objects = TypeAdapter(tuple[RatedObject, ...]).validate_python(manifest["objects"])
@@ -141,9 +141,9 @@ def load_ratings(folder: Location) -> RatingStudy:
         version, config = VersionName(dataset["digest"], dataset["number"]), dataset["config_sha256"]
         return RatingStudy(folder, names, objects, manifest["seed"], version, config)
     except ValidationError as error:
-        raise UsageError(f"{folder} is not a study of ratings, or it is damaged: {wrong_fields(error)}") from error
+        raise UsageError(f"{folder} isn't a ratings study, or it's damaged: {wrong_fields(error)}") from error
     except (KeyError, TypeError, ValueError) as error:
-        raise UsageError(f"{folder} is not a study of ratings, or it is damaged ({error!r})") from error
+        raise UsageError(f"{folder} isn't a ratings study, or it's damaged ({error!r})") from error
 
 
 @dataclass(frozen=True)
@@ -181,7 +181,7 @@ class MeanRating:
 
 @dataclass(frozen=True)
 class RatingScore:
-    """Result of a study of ratings: means and paired differences, over the masks for which all variants were rated."""
+    """Result of a ratings study: means and paired differences, over the masks for which all variants were rated."""
 
     masks: int
     images: int

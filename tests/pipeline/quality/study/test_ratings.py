@@ -165,7 +165,7 @@ def test_a_damaged_manifest_is_refused(dataset: Path, tmp_path: Path, damage: di
     file = make_study(location_of(dataset), tmp_path).folder / "manifest.json"
     value = {**json.loads(file.read()), **damage}
     file.put(json.dumps(value).encode())
-    with pytest.raises(UsageError, match="is not a study of ratings, or it is damaged"):
+    with pytest.raises(UsageError, match="isn't a ratings study, or it's damaged"):
         load_ratings(location_of(tmp_path / "study"))
 
 
