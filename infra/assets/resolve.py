@@ -88,13 +88,13 @@ def resolve(
 def resolve_default(
     name: str, asked: str, key: str, mirror: str | None = None, storage: "Storage | None" = None
 ) -> Path:
-    """Resolve SAM's weights `name`, which were chosen because the configuration's `key` has the value `asked`.
+    """Resolve the SAM weights `name`, which were selected because the configuration's `key` has the value `asked`.
 
-    Raises the same errors as `resolve`, and `AssetError` for the name of other weights. If `asked` is auto, the message
-    explains that auto selected these weights.
+    Raises the errors of `resolve`, and `AssetError` if `name` belongs to a different kind of model. If `asked` is auto,
+    the message explains that auto selected these weights.
     """
     if name in ASSETS and name not in SAM_NAMES:
-        raise AssetError(f"{key} is {name}, which isn't a SAM: expected {', '.join(SAM_NAMES)}, or a checkpoint")
+        raise AssetError(f"{key} is {name}, which isn't a SAM model: expected {', '.join(SAM_NAMES)}, or a checkpoint")
     try:
         return resolve(name, mirror, storage)
     except AssetError as error:

@@ -25,7 +25,7 @@ class AccessRefusedError(StorageFaultError):
 
 
 class NoSpaceError(StorageFaultError):
-    """Error for a full disk or quota. Retries also fail until someone frees space."""
+    """Raised when a disk or quota is full. Retries also fail until someone frees space."""
 
 
 class PassingFaultError(StorageFaultError):

@@ -58,7 +58,7 @@ class DetectorSpec:
         if not is_detector_file(self.detector):
             return self
         if scheme(self.detector) == LOCAL and not local_path(self.detector).is_file():
-            raise UsageError(f"{self}: there is no such file. segmint's bundled detector is {_KINDS[self.kind][1]}")
+            raise UsageError(f"{self}: no such file. To use the bundled detector, write {_KINDS[self.kind][1]}")
         try:
             return replace(self, sha256=sha256_of(resolve(self.detector)))
         except UsageError as error:

@@ -84,7 +84,7 @@ class ExportResult:
     def lines(self) -> list[str]:
         """Return the result as lines for the user."""
         counts = (counted(self.images, "image"), counted(self.masks, "mask"), counted(self.pictures, "picture"))
-        unread = "the files weren't compared with this digest. `segmint verify` compares them"
+        unread = "the files weren't checked against this digest. To check them, run `segmint verify`"
         return [f"{', '.join(counts)} → {self.file}", *self.notes, self.version.line(), unread]
 
 

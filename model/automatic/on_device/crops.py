@@ -116,7 +116,7 @@ def check_kernels(sam: Sam, plan: DecodePlan, points: Tensor, threshold: float, 
         if not difference <= KERNEL_TOLERANCE:  # this is also true if the difference isn't a number
             raise KernelError(
                 f"this GPU would generate wrong masks: the kernels' {name} differ from those of torch's operations by "
-                f"{difference:.0%}. Use another version of torch and Triton."
+                f"{difference:.0%}. Use a different version of torch and Triton."
             )
 
 

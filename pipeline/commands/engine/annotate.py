@@ -122,7 +122,7 @@ def annotate(
             print_line(address if len(addresses) == 1 else f"{name}: {address}")
         print_message("each address opens one browser, once; press Ctrl-C to stop")
         what, target = "ratings" if stage == "rate" else "masks", "the JSON files of the folder"
-        print_message(f"saved {what} go to {target if is_folder else 'the dataset' if study is None else study}")
+        print_message(f"{what} are saved to {target if is_folder else 'the dataset' if study is None else study}")
 
     serve_team = partial(serve, port=port, names=who, origin=public, open_browser=browser, on_ready=show)
     with ExitStack() as stack:

@@ -85,7 +85,7 @@ def sample(
 def _print_sample(sample: Printable, as_json: bool, drawn: int, asked: int | None) -> None:
     print_result(sample, as_json)
     if asked is not None and drawn < asked and not as_json:
-        print_message(f"only {drawn:,} of the {asked:,} asked for")
+        print_message(f"only {drawn:,} of {asked:,} could be drawn")
 
 
 @app.command()

@@ -30,8 +30,8 @@ def view(
 ) -> None:
     """Browse a dataset's images and masks in a web browser.
 
-    Also shows the masks of a folder of photographs, with a working copy in FOLDER/.segmint. The viewer is read-only.
-    Press Ctrl-C to stop it.
+    To show the masks of a folder of photographs, segmint keeps a working copy in FOLDER/.segmint. The viewer is
+    read-only. Press Ctrl-C to stop it.
     """
     from segmint.infra.errors import UsageError
     from segmint.infra.storage.location import Location

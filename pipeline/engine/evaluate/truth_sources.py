@@ -382,7 +382,7 @@ def _no_masks(location: Location, chosen: TruthSelection, restricted: bool) -> s
     return (
         f"{location} has no annotated masks{among} (source {', '.join(SOURCES_OF[chosen])}). Import some with "
         "`segmint import`, make some with `segmint annotate` and `segmint merge`, or use the model's own masks as "
-        "ground truth with --truth automatic, which shows how two weights differ, but not how good they are"
+        "ground truth with --truth automatic, which shows how two sets of weights differ, but not how good they are"
     )
 
 

@@ -99,7 +99,7 @@ class TrainingResult:
         if best.one_click <= before.one_click and is_best:
             word = "worse" if best.one_click < before.one_click else "no better"
             change = f"({before.one_click:.4f} → {best.one_click:.4f})"
-            lines.append(f"these weights are {word} on them than the initial weights {change}")
+            lines.append(f"on these images, the new weights are {word} than the initial weights {change}")
         return lines
 
 

@@ -60,13 +60,13 @@ def audit_version(dataset: Location) -> AuditedVersion:
 
 
 def takedowns_without_version(dataset: Location) -> Iterator[Finding]:
-    """Yield a finding if there is a tombstone but no version, although the takedown should have recorded one."""
+    """Yield a finding if there are tombstones but no versions, because each takedown records a version when it ends."""
     tombstones = []
     with suppress(DamagedDatasetError):  # already a finding
         tombstones = [each for each in read_tombstones(dataset) if each.version_before is not None]
     if tombstones and not version_numbers(dataset):  # listed last: a takedown may have ended meanwhile
-        expected = f"the version that the takedown of {TOMBSTONES}/{tombstones[0].name} records when it ends"
-        found = "no version: it didn't finish (run it again), or versions were removed"
+        expected = f"a version, because the takedown of {TOMBSTONES}/{tombstones[0].name} records one when it ends"
+        found = "no version. The takedown didn't finish (run it again), or versions were removed"
         yield FindingLocation(f"{VERSIONS}/").finding(Code.BAD_VERSION, expected, found)
 
 

@@ -45,7 +45,7 @@ from segmint.pipeline.quality.statistics.statistics import compute_statistics
 from segmint.pipeline.quality.statistics.values import Histogram, Statistics, json_value
 from segmint.pipeline.quality.study.privacy.score import check_sampled, read_score
 
-REUSED = "The findings are from an earlier audit. The files weren't compared with it again."
+REUSED = "The findings are from an earlier audit. The files weren't checked again."
 
 SAMPLES = 12
 """Number of images in a report's sample."""
@@ -113,14 +113,15 @@ def write_report(
 ) -> Report:
     """Audit a dataset, or read an existing audit from the file `audited`, and write a report.
 
-    If `study` is given, the report shows the score of the dataset's privacy study from this file. If `other` is given,
-    the report compares the dataset's masks with the masks of this other dataset or SA-1B-style folder. The report is
-    written to the folder or prefix `output`, by default `report/` in the dataset. The same dataset and audit always
-    result in the same report.
+    `study` is a file with the score of the dataset's privacy study, which the report shows. `other` is another dataset
+    or an SA-1B-style folder, whose masks the report compares with the dataset's masks. The report is written to the
+    folder or prefix `output`, by default `report/` in the dataset. The same dataset and audit always result in the same
+    report.
 
-    Raises `UsageError` if there is no dataset, if the audit or the study is of another dataset, if `output` is missing
-    for foreign data, is elsewhere in the dataset, or has a page or `README.md` of something else, or if the dataset
-    isn't for publication. Raises `DamagedDatasetError` if commits or tombstones are unreadable.
+    Raises `UsageError` if there is no dataset, if the dataset isn't for publication, or if the audit or the study is of
+    a different dataset. It's also raised if `output` is missing for foreign data, is elsewhere in the dataset, or
+    contains an `index.html` or `README.md` that isn't from a report. Raises `DamagedDatasetError` if commits or
+    tombstones are unreadable.
     """
     if output is None and not is_dataset(dataset):
         raise UsageError(

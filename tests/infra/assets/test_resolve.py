@@ -41,7 +41,7 @@ def test_a_path_is_taken_unless_it_bears_a_known_name(known, tmp_path: Path, con
     assert resolve(str(named)) == named
     with pytest.raises(AssetError, match="neither a known name"):
         resolve("vit_x")
-    with pytest.raises(AssetError, match="--weights is clp, which isn't a SAM"):
+    with pytest.raises(AssetError, match="--weights is clp, which isn't a SAM model"):
         resolve_default("clp", "clp", "--weights")
 
 

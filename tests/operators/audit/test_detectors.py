@@ -45,7 +45,7 @@ def test_anything_else_is_refused(text: str, message: str) -> None:
 
 @pytest.mark.usefixtures("processes")
 def test_a_file_that_is_not_there_or_not_of_the_contract_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"--detector face=.*absent\.pt: there is no such file\. .* is mtcnn"):
+    with pytest.raises(UsageError, match=r"--detector face=.*absent\.pt: no such file\. .* write mtcnn"):
         DetectorSpec.of(f"face={tmp_path / 'absent.pt'}").pinned(resolve)
     (tmp_path / "text.pt").write_text("not a module")
     with pytest.raises(UsageError, match=r"can't be loaded as TorchScript on cpu: (.|\n)*PytorchStreamReader"):

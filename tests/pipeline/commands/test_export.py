@@ -30,7 +30,7 @@ def test_a_line_for_people_and_json_for_programs(small: Path, tmp_path: Path) ->
     assert done.stdout.splitlines() == [
         f"4 images, 8 masks, 4 pictures → {tmp_path}/coco/instances.json",
         f"dataset digest: sha256:{digest[:12]} (not recorded as a version)",
-        "the files weren't compared with this digest. `segmint verify` compares them",
+        "the files weren't checked against this digest. To check them, run `segmint verify`",
     ]
     done = run(small, "--format", "cvat", "-o", tmp_path / "cvat", "--shards", "1:2", "--no-images", "--json")
     assert done.exit_code == 0

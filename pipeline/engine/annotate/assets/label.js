@@ -25,7 +25,7 @@ export class LabelDialog {
   open() {
     const { state, selected } = this.#editor;
     const why = selected === null ? "Choose a mask to label first" : selected.locked ? "This mask is locked" : "";
-    const problem = state.active === null ? why : ""; // the dialog shows it, so that no letter acts as a key
+    const problem = state.active === null ? why : ""; // shown in the dialog, so that letters don't act as shortcuts
     byId("label-title").textContent = problem || "Label of the mask";
     byId("label-text").disabled = problem !== "";
     const known = new Set([...this.#used, ...state.items.map(({ label }) => label).filter(Boolean)]);

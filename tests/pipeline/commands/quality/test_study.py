@@ -70,7 +70,7 @@ def test_wrong_usage_is_exit_code_2(arguments: list[str], tmp_path: Path, monkey
 def test_a_privacy_study_from_sample_to_redaction(dataset: Path, tmp_path: Path) -> None:
     study = tmp_path / "study"
     few = run("sample", dataset, "--kind", "privacy", "-n", 8, "-o", tmp_path / "few")
-    assert few.stderr.startswith("only 6 of the 8 asked for\nnext: ")
+    assert few.stderr.startswith("only 6 of 8 could be drawn\nnext: ")
     done = run("sample", dataset, "--kind", "privacy", "-n", 3, "-o", study)
     assert (done.exit_code, done.stderr) == (0, f"next: segmint study score {study} --corrected FILE\n")
     assert done.stdout.startswith("3 images, drawn from 6\n")

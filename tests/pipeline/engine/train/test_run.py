@@ -174,7 +174,7 @@ def test_worse_weights_are_named_and_the_next_command_compares_them(ended):
     scores = (0.9705, 0.964)
     worse = [{**each, "one_click": score} for each, score in zip(record.evaluations, scores, strict=True)]
     lines = TrainingResult("out", record.model_copy(update={"evaluations": worse}), new=True).lines()
-    assert "these weights are worse on them than the initial weights (0.9705 → 0.9640)" in lines
+    assert "on these images, the new weights are worse than the initial weights (0.9705 → 0.9640)" in lines
     done = CliRunner().invoke(app, ["train", str(ended.config)])
     weights = f"--weights mobile_sam --weights {ended.output}/{record.file}"
     assert done.stderr.endswith(f"next: segmint evaluate points {ended.dataset} {weights} --gate\n")

@@ -102,7 +102,7 @@ def test_damage_is_the_verdict_and_the_rest_is_shown(dataset: Path, tmp_path: Pa
     assert report.not_checked == ("shard 0: its files are damaged",)
     assert "1 finding" in page.text
     assert "file_size" in page.text
-    assert "Excluded from all numbers below: shard 0. Their files are damaged." in page.text
+    assert "Excluded from all numbers below because of damaged files: shard 0." in page.text
     assert "Integrity 1 finding . 1 damaged shard left out of all numbers." in page.text
     assert "Drift wasn't measured. It's only measured between shards with 30 or more images" in page.text
     assert len(page.all("img")) == 4  # of the other shards
