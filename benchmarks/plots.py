@@ -205,7 +205,7 @@ def draw_recall(results: dict[str, Result], path: Path) -> None:
         axis.set_yticks(range(len(rows)), [label for label, _ in rows])
         axis.set_ylim(longest - 0.4, -0.6)
         axis.set_xlim(0, 1.28)
-        axis.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0 %", "25 %", "50 %", "75 %", "100 %"])
+        axis.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0%", "25%", "50%", "75%", "100%"])
         axis.set_xlabel("recall (higher is better)")
         axis.set_title(f"{name}: {KINDS[name]}", loc="left", fontsize=10, color=INK)
         axis.grid(axis="x", color="#e5e5e5")

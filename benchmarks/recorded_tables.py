@@ -39,7 +39,7 @@ def statistics_part(results: dict[str, Result]) -> str:
 
 
 def intervals_part(results: dict[str, Result]) -> str:
-    """Format the simulated coverage of 95 % intervals: the lowest and the highest by number of images."""
+    """Format the simulated coverage of 95% intervals: the lowest and the highest by number of images."""
     result = results.get("interval_coverage")
     if result is None:
         return ""

@@ -411,7 +411,7 @@ def seconds(value: float) -> str:
 
 def percent(share: float, digits: int = 0) -> str:
     """Format a share in percent."""
-    return f"{100 * share:.{digits}f} %"
+    return f"{100 * share:.{digits}f}%"
 
 
 def ratio(found: Result, digits: int = 1) -> str:

@@ -44,12 +44,12 @@ def number(value: float | None) -> str:
 
 
 def share(value: float | None) -> str:
-    """Format a fraction from 0 to 1 as a percentage: `12.5 %`. None becomes `unknown`."""
-    return UNKNOWN if value is None else f"{number(100 * value)} %"
+    """Format a fraction from 0 to 1 as a percentage: `12.5%`. None becomes `unknown`."""
+    return UNKNOWN if value is None else f"{number(100 * value)}%"
 
 
 def upper_bound(value: float) -> str:
-    """Format an upper bound from 0 to 1 as a percentage: `0.11 %`.
+    """Format an upper bound from 0 to 1 as a percentage: `0.11%`.
 
     The percentage is rounded up to two significant digits, so that it remains an upper bound.
     """
@@ -57,7 +57,7 @@ def upper_bound(value: float) -> str:
     if float(text) < value * 100:
         digits, power = text.split("e")
         text = f"{float(digits) + 0.1:.1f}e{power}"
-    return f"{min(100.0, float(text)):.12g} %"
+    return f"{min(100.0, float(text)):.12g}%"
 
 
 def size(value: float | None) -> str:

@@ -1,4 +1,4 @@
-"""95 % confidence intervals of means, shares, and other scores over images.
+"""95% confidence intervals of means, shares, and other scores over images.
 
 The masks of an image resemble one another, so all methods treat the image, not the mask, as the unit. With fewer than
 `LEAST_IMAGES` images, there is no interval. To measure how often the intervals contain the true value, run the
@@ -25,15 +25,15 @@ LEAST_EFFECTIVE = 5
 
 The effective number is the square of the number of masks, divided by the sum over images of each image's squared number
 of masks. If one image contains half of all masks, the effective number is below this minimum. Without the minimum,
-intervals can be badly wrong: if one image contained 95 % of the masks, the interval of a mean would contain the true
-value in 2 % of cases instead of 95 %.
+intervals can be badly wrong: if one image contained 95% of the masks, the interval of a mean would contain the true
+value in 2% of cases instead of 95%.
 """
 
 RESAMPLES = 10_000
 """Number of bootstrap resamples for an interval, and of random permutations for a test."""
 
 NORMAL = 1.959963984540054
-"""97.5 % quantile of the standard normal distribution."""
+"""97.5% quantile of the standard normal distribution."""
 
 _TAIL = 0.025
 _AT_ONCE = 100
@@ -44,7 +44,7 @@ def basis(images: int) -> str:
     """Return the text that describes the intervals of a result with this number of images."""
     if images < LEAST_IMAGES:
         return f"too few images for an interval ({images}, expected {LEAST_IMAGES} or more)"
-    return "with 95 % intervals by image"
+    return "with 95% intervals by image"
 
 
 def mean_intervals(

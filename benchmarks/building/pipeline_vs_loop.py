@@ -127,7 +127,7 @@ def measure_round(folder: Path, settings: dict[str, Any], threads: int, index: i
     print(
         f"round {index}: loop {row['loop_s']} s, build {row['build_s']} s, ratio {row['ratio']}; "
         f"{row['build_threads']} threads an actor; "
-        f"{100 * row['share_of_ceiling']:.3g} % of the ceiling",
+        f"{100 * row['share_of_ceiling']:.3g}% of the ceiling",
         flush=True,
     )
     return row

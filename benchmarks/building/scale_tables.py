@@ -101,7 +101,7 @@ def windows_part(result: Result) -> str:
     restarts = table(
         ["actor startup (s)", "pause between two windows (s)", "time lost with one-hour windows"],
         (
-            [f"{each['start_s']:g}", f"{each['pause_s']:.1f}", f"{100 * each['loss_at_an_hour']:.1f} %"]
+            [f"{each['start_s']:g}", f"{each['pause_s']:.1f}", f"{100 * each['loss_at_an_hour']:.1f}%"]
             for each in result.get("restarts", ())
         ),
     )
@@ -188,7 +188,7 @@ def overlap_part(result: Result) -> str:
 
 
 def _percent(case: dict[str, float]) -> str:
-    return f"{100 * case['idle_share']:.1f} %"
+    return f"{100 * case['idle_share']:.1f}%"
 
 
 def alternative_scale(result: Result) -> str:

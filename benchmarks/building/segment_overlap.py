@@ -3,7 +3,7 @@
     python benchmarks/building/segment_overlap.py [--images N] [--compute-ms MS] [--output FILE]
 
 The `segment` actor is real, including its tables, calls, and queues, and Ray Data runs it as in a build. Only its three
-stages are replaced, and sleep instead. Computing an image takes `--compute-ms`; decoding and finishing each take 80 %
+stages are replaced, and sleep instead. Computing an image takes `--compute-ms`; decoding and finishing each take 80%
 of that. The benchmark compares one thread per pool with the default number, and blocks of one row with blocks of
 sixteen, using `HostThreads.calls` concurrent calls. The idle share covers the device's thread from the first image to
 the last.

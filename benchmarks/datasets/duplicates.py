@@ -153,7 +153,7 @@ def compare_with_brute_force(count: int) -> dict[str, Any]:
 
 
 def measure_rows(count: int) -> dict[str, Any]:
-    """Measure time and memory for a catalog with 5 % near-duplicate rows and 2 % exact duplicates.
+    """Measure time and memory for a catalog with 5% near-duplicate rows and 2% exact duplicates.
 
     As in photographs, the hashes of a row's crops differ in some bits from the hash of the full frame, so many hashes
     are near.

@@ -1,4 +1,4 @@
-"""Coverage of the 95 % intervals of operators/intervals.py, by simulation.
+"""Coverage of the 95% intervals of operators/intervals.py, by simulation.
 
 Images contain 1, 10, or 100 masks each.
 

@@ -91,7 +91,7 @@ def main() -> None:
 
 
 def measure(predictor: Predictor, scenes: Sequence[PromptScene]) -> dict[str, Any]:
-    """Measure the mean IoU of both outputs, and the mean difference with its 95 % interval over the masks."""
+    """Measure the mean IoU of both outputs, and the mean difference with its 95% interval over the masks."""
     found: dict[str, list[list[float]]] = {}
     for scene in scenes:
         embedding = predictor.embed(scene.image)

@@ -77,9 +77,9 @@ class Gpu:
     Attributes:
         peak: operations per second of half-precision matrix products; the encoder's are assumed to reach this rate. It
             is stated for the H200, for which an older ceiling had 790e12. For other GPUs, it follows from the recipe's
-            rates, which the earlier estimate called 50–63 % of the ceiling by plain SAM's operations. This share is
+            rates, which the earlier estimate called 50–63% of the ceiling by plain SAM's operations. This share is
             therefore input, too.
-        bandwidth: bytes per second. It is stated for the H200, where it is 77 % of the nominal value; other GPUs are
+        bandwidth: bytes per second. It is stated for the H200, where it is 77% of the nominal value; other GPUs are
             assumed to reach the same share.
         processors: streaming multiprocessors.
         recipe, alone, stream: images/s. `stream` is None if the estimate doesn't contain it.

@@ -394,8 +394,8 @@ def timed_stages() -> Iterator[StageClock]:
 
 def summary_line(precision: str, found: dict[str, Any]) -> str:
     """Format the stages as one readable line."""
-    shares = ", ".join(f"{row['name']} {100 * row['share']:.1f} %" for row in found["stages"])
-    peaks = ", ".join(f"{stage} {100 * one['of_peak']:.0f} %" for stage, one in found["network"].items())
+    shares = ", ".join(f"{row['name']} {100 * row['share']:.1f}%" for row in found["stages"])
+    peaks = ", ".join(f"{stage} {100 * one['of_peak']:.0f}%" for stage, one in found["network"].items())
     return f"{precision}: {found['seconds']:.2f} s with one thread: {shares}; of the peak: {peaks}"
 
 

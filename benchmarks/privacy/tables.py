@@ -18,7 +18,7 @@ _HEAD = [
     "pictures with marks",
     "marks",
     "found",
-    "recall (95 % interval)",
+    "recall (95% interval)",
     "false alarms",
     "pictures with false alarms",
 ]

@@ -29,7 +29,7 @@ def reading_part(result: Result) -> str:
     ]
     head = ["reader", "returns", "images per CPU second", "ratio", "peak memory (MiB)"]
     settings, order = result["settings"], result["order"]
-    different = f"{100 * order['different_shards']['median']:.1f} %"
+    different = f"{100 * order['different_shards']['median']:.1f}%"
     note = (
         f"The dataset contains {settings['images']:,} images with {settings['masks_per_image']} masks each, in "
         f"{order['shards']} shards. Each reader ran in one process without workers, with the files in the page cache. "

@@ -36,13 +36,13 @@ def trial_part(result: Result) -> str:
         "The cells show the mIoU before → after training. The gains are means over the seeds, with the minimum and "
         f"maximum in parentheses. Each run trained on {settings['scenes']} scenes for {recipe['steps']} steps of "
         f"{recipe['batch_images']} images with up to {recipe['masks_per_image']} masks each, at a learning rate of "
-        f"{recipe['learning_rate']:g}. Replay photographs made up {100 * settings['replay']:g} % of the images. The "
+        f"{recipe['learning_rate']:g}. Replay photographs made up {100 * settings['replay']:g}% of the images. The "
         f"CPU seconds only cover training, and the peak memory was {result['peak_mib']:,} MiB. "
         f"{where(result)}"
     )
     gates = [each["gate"] for each in result["rounds"]]
     gate = (
-        "The next table shows the gate's verdict on each run. The changes are in percentage points. Their 95 % "
+        "The next table shows the gate's verdict on each run. The changes are in percentage points. Their 95% "
         "intervals, as the gate computed them at the time, are based on "
         f"{_images((each['independent'][0] for each in gates), 'scenes')} and "
         f"{_images((each['guards'][0]['compared'][0] for each in gates), 'photographs')} of the guard set:"

@@ -52,7 +52,7 @@ class MaskAnnotation:
     mask has no label.
 
     `output` is the index (0 to 2) of the decoder output that produced the mask, or None if it's unknown. `container` is
-    the id of the smallest larger mask in the image that contains at least 95 % of this mask's pixels, or None.
+    the id of the smallest larger mask in the image that contains at least 95% of this mask's pixels, or None.
     """
 
     id: int

@@ -50,7 +50,7 @@ def load_model(weights: Path, compute: Compute) -> Sam:
 
     On a GPU, bf16 means that the weights themselves are bf16, but positional encodings, scores, and masks stay in fp32.
     MobileSAM's image encoder stays in fp32 too, because rounding it would change more masks than everything else and
-    save only 2 % of the time. On a CPU, bf16 means that all weights are fp32 and the CPU kernels draw in bf16; see
+    save only 2% of the time. On a CPU, bf16 means that all weights are fp32 and the CPU kernels draw in bf16; see
     `Sam.draws_in_bf16`. Raises `UsageError` if the file isn't a SAM checkpoint, or if the CPU lacks these kernels.
     """
     refuse_slow_bf16(compute)

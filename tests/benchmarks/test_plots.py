@@ -263,15 +263,15 @@ def test_tables_have_the_results_figures(recorded: Path) -> None:
     ) in prose
     assert max(len(line) for line in whole if line[:1] not in "|!") <= 120
     assert any("32 × 32 points and 2 layers of crops" in line for line in part(page, "images with crops"))
-    assert "| decode | 1.111 | 11.1 % | 1.111 | 11.1 % |" in part(page, "stages")
-    assert "| decode | bf16 | fp32 | 1.00 | 1,234 | 110 | 75 % |" in part(page, "stages")
-    assert "| fp32 | 2 | 5.50 | 50 % |" in part(page, "stages")
+    assert "| decode | 1.111 | 11.1% | 1.111 | 11.1% |" in part(page, "stages")
+    assert "| decode | bf16 | fp32 | 1.00 | 1,234 | 110 | 75% |" in part(page, "stages")
+    assert "| fp32 | 2 | 5.50 | 50% |" in part(page, "stages")
     assert "| 2 × 2 points | 21 | 3,072 | 7.00 | 7.00 |" in part(page, "scaling")
     assert "| 400 × 300 | 21 | 3,072 | 7.00 | 7.00 |" in part(page, "scaling")
     assert "| 1 | 26.2 | 37.5 | 0.70 | 1 |" in part(page, "pipeline")
     assert "| 16 | no | 0.50 | 0.50 | 0.50 | 0.50 | 0.50 | 0.50 | 0.50 | 3.50 |" in part(page, "prepare")
-    assert "| photographs at 90° | 1 | 1 | 3 | 1 | 33 % | 3 | 1 |" in part(page, "privacy")
-    assert "| 32 to 63 px | 1 | 1 | 100 % |" in part(page, "privacy")
+    assert "| photographs at 90° | 1 | 1 | 3 | 1 | 33% | 3 | 1 |" in part(page, "privacy")
+    assert "| 32 to 63 px | 1 | 1 | 100% |" in part(page, "privacy")
     assert "composite; clp found 0 of 0 license plates upright](images/recall.svg)" in "".join(part(page, "privacy"))
     assert "| driver | 1 | 0.250 | 100 | 101 | 120 | 121 | 1.5 |" in part(page, "rows")
     words = "1,000,000 rows into 2,000 shards with 9 masks in 21 minutes, which is 810 rows/s. Each row took 1.23 ms of"
@@ -279,7 +279,7 @@ def test_tables_have_the_results_figures(recorded: Path) -> None:
     assert "No process grew by more than 2.5 MiB (raylet)" in " ".join(part(page, "rows"))
     assert "| JSON Lines | 12.3 | 50 | 2,000,000 | 1,900,000 | 210 | 211 |" in part(page, "catalogs")
     assert "| without summaries | 12.3 | 20.0 | 61.1 |" in part(page, "resume")
-    assert "| 60 | 75.1 | 2.0 % |" in part(page, "windows")
+    assert "| 60 | 75.1 | 2.0% |" in part(page, "windows")
     assert "| 16 | 64 | 40.5 | 11.4 | 0.80 | 8.7 | 0.4 |" in part(page, "windows")
     long = "40,000 blocks of one row in 20 minutes (33.3 blocks/s). The driver used 11.4 ms of CPU time per block. Its"
     words = f"{long} memory grew by 340 MiB to 1,020 MiB, at 8.7 KiB per block."
@@ -287,9 +287,9 @@ def test_tables_have_the_results_figures(recorded: Path) -> None:
     assert "| 8 | 7.7 | 16.7 | 0.2 |" in part(page, "writers")
     assert "| 10,000,000 | 500.1 | 983 | 1,024 | 0.3 |" in part(page, "duplicates")
     assert "through the last two gives 5.5 GiB at 100,000,000 rows" in " ".join(part(page, "duplicates"))
-    assert "| 2 | 3 | 16 | 4 | 1.2 % |" in part(page, "overlap")
+    assert "| 2 | 3 | 16 | 4 | 1.2% |" in part(page, "overlap")
     assert "| nothing | 12.3 | 10.0 | 500.0 |" in part(page, "overlap")
-    assert "| mirrored | 98.8 % | 98.8 % |" in part(page, "duplicates")
+    assert "| mirrored | 98.8% | 98.8% |" in part(page, "duplicates")
     assert "| second half | 2 | 81 | 3,007,350 | 14 | 1 |" in part(page, "duplicates")
     assert "| 10,000,000 | random, with planted duplicates | 699,003 | 300 | 5,000 | 0.4 |" in part(page, "duplicates")
     halves = " ".join(part(page, "duplicates"))

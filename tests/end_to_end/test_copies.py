@@ -54,8 +54,8 @@ SAME = {
 NEAR: dict[str, Callable[[Image.Image], bytes]] = {
     "quality 80": lambda image: encoded(image, 80),
     "quality 40": lambda image: encoded(image, 40),
-    "75 %": scaled(0.75),
-    "50 %": scaled(0.5),
+    "75%": scaled(0.75),
+    "50%": scaled(0.5),
     "cropped": cropped,
     "gray": lambda image: encoded(image.convert("L")),
 }

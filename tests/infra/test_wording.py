@@ -34,7 +34,7 @@ from segmint.infra.wording import (
         (counted(None, "mask"), "an unknown number of masks"),
         (plural(1, "mask"), "mask"),
         (plural(0, "mask"), "masks"),
-        (share(0.0283), "2.83 %"),
+        (share(0.0283), "2.83%"),
         (share(None), "unknown"),
         (number(12.345), "12.3"),
         (number(None), "unknown"),
@@ -90,12 +90,12 @@ def test_no_mark_turns_the_text_of_a_name(mark: str) -> None:
 
 def test_a_bound_is_rounded_up() -> None:
     assert [upper_bound(each) for each in (0.000998, 0.0010014, 0.0453, 0.527, 1.0, 0.0)] == [
-        "0.1 %",
-        "0.11 %",
-        "4.6 %",
-        "53 %",
-        "100 %",
-        "0 %",
+        "0.1%",
+        "0.11%",
+        "4.6%",
+        "53%",
+        "100%",
+        "0%",
     ]
 
 

@@ -1,4 +1,4 @@
-"""Containers of masks, compared with pixels: the smallest larger mask that contains 95 % of a mask, and no cycles."""
+"""Containers of masks, compared with pixels: the smallest larger mask that contains 95% of a mask, and no cycles."""
 
 from fractions import Fraction
 

@@ -100,11 +100,11 @@ def test_too_few_images_have_no_interval() -> None:
     more = np.random.default_rng(5).random((few + 1, 1))
     assert studentized([(more, np.ones(few + 1)), (values, np.ones(few))]) == [None]
     assert basis(few) == "too few images for an interval (9, expected 10 or more)"
-    assert basis(few + 1) == "with 95 % intervals by image"
+    assert basis(few + 1) == "with 95% intervals by image"
 
 
 def test_an_image_that_has_most_masks_leaves_no_interval() -> None:
-    """The mean is that image's. With 95 % of the masks, intervals would contain the true value in 2 % of runs."""
+    """The mean is that image's. With 95% of the masks, intervals would contain the true value in 2% of runs."""
     random = np.random.default_rng(8)
     ious = random.beta(4.8, 1.2, 30)
     for masks, known in ((60, True), (80, True), (120, False), (4000, False)):
@@ -186,7 +186,7 @@ def test_nineteen_of_twenty_intervals_contain_the_true_value(
 
 @pytest.mark.parametrize(("successes", "trials"), [(0, 3000), (1, 29), (15, 148), (148, 148)])
 def test_the_upper_bound_leaves_five_percent(successes: int, trials: int) -> None:
-    """By its definition: at that share, so few successes or fewer have a probability of 5 %."""
+    """By its definition: at that share, so few successes or fewer have a probability of 5%."""
     share = at_most(successes, trials)
     fewer = sum(math.comb(trials, k) * share**k * (1 - share) ** (trials - k) for k in range(successes + 1))
     assert fewer == pytest.approx(1.0 if successes == trials else 0.05)

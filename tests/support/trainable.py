@@ -39,7 +39,7 @@ def scene(ordinal: int) -> tuple[np.ndarray, list[np.ndarray]]:
     for mask in masks:
         image[mask] = 255 - other[mask]
     everything = np.ones(SIZE, bool)
-    everything[:4] = False  # 97 %
+    everything[:4] = False  # 97%
     return image, [*masks, everything]
 
 

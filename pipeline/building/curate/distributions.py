@@ -70,7 +70,7 @@ def _draw_histogram(
             count = int(beyond(values, limit).sum())
             axes.axvline(limit, color=_VERMILION)
             axes.annotate(
-                f"{number(limit)}: {count:,} beyond it ({number(100 * count / len(values))} %)",
+                f"{number(limit)}: {count:,} beyond it ({number(100 * count / len(values))}%)",
                 (limit, 1),
                 xycoords=("data", "axes fraction"),
                 fontsize=8,
@@ -91,7 +91,7 @@ def _draw_examples(axes: Any, values: NDArray[np.float64], folder: Location) -> 
     axes.imshow(strip, cmap="gray", vmin=0, vmax=255)
     axes.set_axis_off()
     for place, (percentile, ordinal) in enumerate(found):
-        text = f"{percentile:g} %: {number(float(values[ordinal]))}\nrow {ordinal + 1}"
+        text = f"{percentile:g}%: {number(float(values[ordinal]))}\nrow {ordinal + 1}"
         axes.text(place * (side + side // 2) + side / 2, -6, text, fontsize=7, ha="center", va="bottom")
 
 

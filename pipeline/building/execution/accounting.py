@@ -74,7 +74,7 @@ class StageLoads:
 
 def loads_line(loads: Sequence[StageLoad]) -> str:
     """Return a line with the load of each stage and the stage that limited the run. `loads` must not be empty."""
-    shares = ", ".join(f"{load.stage} {100 * load.share:.0f} %" for load in loads)
+    shares = ", ".join(f"{load.stage} {100 * load.share:.0f}%" for load in loads)
     most = max(loads, key=lambda load: load.share)
     verdict = f"{most.stage} limited this run" if most.share >= MOSTLY else "no stage was busy most of the time"
     return f"busy      {shares} of their workers' time: {verdict}"
@@ -242,7 +242,7 @@ class Accounting:
             return []
         return [
             f"ceiling   {self.ceiling.images_per_s:>12.3g} images/s, {self.masks_per_s / share:.3g} masks/s, the "
-            f"theoretical peak of {self.ceiling.hardware}: this run reached {100 * share:.3g} %"
+            f"theoretical peak of {self.ceiling.hardware}: this run reached {100 * share:.3g}%"
         ]
 
     def unfinished_message(self, on_hold: Mapping[int, str]) -> str:

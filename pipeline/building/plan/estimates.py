@@ -10,7 +10,7 @@ from segmint.operators.intervals import Floats, mean_intervals, wilson
 
 @dataclass(frozen=True)
 class Estimate:
-    """Estimated total with its 95 % confidence interval. If nothing was extrapolated, both ends equal `value`."""
+    """Estimated total with its 95% confidence interval. If nothing was extrapolated, both ends equal `value`."""
 
     value: float
     low: float
@@ -40,7 +40,7 @@ def column(values: Sequence[float]) -> Floats:
 
 
 class Extrapolation:
-    """Extrapolation from sampled rows to all rows, with 95 % confidence intervals.
+    """Extrapolation from sampled rows to all rows, with 95% confidence intervals.
 
     If every row was sampled, the totals are exact.
     """

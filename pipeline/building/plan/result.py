@@ -148,7 +148,7 @@ class BuildPlan:
         return self.ceiling.device == "cpu"
 
     def _share_line(self) -> str:
-        share = f"{100 * self.share_of_ceiling:.3g} %"
+        share = f"{100 * self.share_of_ceiling:.3g}%"
         if self.measured:
             return _line("reached", share, "of the ceiling in the sample, including the time the device waited")
         return _line("assumed", share, "of the ceiling: assumed (--share), not measured")

@@ -162,6 +162,6 @@ def plan(
     masks = masks_for(difference, deviation, power, 1 - (1 - CONFIDENCE) / comparisons)
     print_line(
         f"{masks:,} masks, each from a different image, to detect a difference of {difference:g} with probability "
-        f"{power:g} by a paired t-test at {100 * (1 - CONFIDENCE) / comparisons:.3g} %, if the masks' differences have "
+        f"{power:g} by a paired t-test at {100 * (1 - CONFIDENCE) / comparisons:.3g}%, if the masks' differences have "
         f"a standard deviation of {deviation:g}"
     )

@@ -85,7 +85,7 @@ class StepHistogram:
     @property
     def y_ticks(self) -> list[Tick]:
         """Ticks of the vertical axis, in percent of the total."""
-        return [Tick(at, f"{number(100 * self.top * at / 100)} %") for at in (0.0, 50.0, 100.0)]
+        return [Tick(at, f"{number(100 * self.top * at / 100)}%") for at in (0.0, 50.0, 100.0)]
 
     @property
     def bins(self) -> list[str]:
@@ -98,7 +98,7 @@ class StepHistogram:
         place = max(range(len(self.shares)), key=self.shares.__getitem__)
         return (
             f"Histogram of {len(self.shares)} bins, {self.x_label}: the largest bin, {self.bins[place]}, contains "
-            f"{number(100 * self.shares[place])} %"
+            f"{number(100 * self.shares[place])}%"
         )
 
     @property
@@ -173,7 +173,7 @@ class HeatMap:
     def summary(self) -> str:
         """One-sentence summary of the plot for screen readers."""
         inner = sum(share for row in self.coarse()[1:3] for share in row[1:3])
-        return f"Heat map of {self.title.lower()}: {number(100 * inner)} % are in the inner quarter of the image"
+        return f"Heat map of {self.title.lower()}: {number(100 * inner)}% are in the inner quarter of the image"
 
     def coarse(self, parts: int = 4) -> list[list[float]]:
         """Sum the shares over `parts` x `parts` fields, for a table that people can read."""

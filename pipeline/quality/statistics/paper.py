@@ -106,7 +106,7 @@ class Paper:
 PAPER = Paper(
     name="SA-1B",
     images=11_185_362,
-    masks=1_100_000_000,  # from the whole data engine; SA-1B only contains the 99.1 % that are automatic
+    masks=1_100_000_000,  # from the whole data engine; SA-1B only contains the 99.1% that are automatic
     masks_per_image=PaperMasksPerImage(mean=100, by_group=(94, 108)),
     cleanup=PaperCleanup(islands_share=0.04, holes_share=0.04),
     geography=PaperGeography(

@@ -32,7 +32,7 @@ _WANTED = "SELECT annotation_id, source, segmentation.counts AS counts FROM mask
 class SourceRatings:
     """Ratings of masks from one source.
 
-    `mean` averages each mask's ratings over its raters, and then averages over masks. `interval` is the mean's 95 %
+    `mean` averages each mask's ratings over its raters, and then averages over masks. `interval` is the mean's 95%
     interval by image, or None if there are too few images. `scores` counts the ratings for each score from 1 to 10.
     """
 

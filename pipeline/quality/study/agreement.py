@@ -29,7 +29,7 @@ class AnnotatorAgreement:
     """Agreement on images that two people annotated, without their names.
 
     `pairs` counts the pairs of masks of the same object. `mean_iou` is the mean over these pairs, or None without any.
-    `interval` is its 95 % interval by image, or None if there are too few images. `unpaired` counts masks of objects
+    `interval` is its 95% interval by image, or None if there are too few images. `unpaired` counts masks of objects
     that only one person drew.
     """
 

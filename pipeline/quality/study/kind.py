@@ -14,6 +14,6 @@ class StudyKind(StrEnum):
 IMAGES = {StudyKind.MASKS: 500, StudyKind.PRIVACY: 3000, StudyKind.RATINGS: 500}
 """Default number of images per kind of study, or of true masks for ratings.
 
-500 is as in the SAM paper. For privacy, the number is large enough to bound the miss rate by 0.1 % if people find no
+500 is as in the SAM paper. For privacy, the number is large enough to bound the miss rate by 0.1% if people find no
 misses.
 """

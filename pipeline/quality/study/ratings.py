@@ -150,8 +150,8 @@ def load_ratings(folder: Location) -> RatingStudy:
 class MeanRating:
     """Mean rating of a variant, or the difference between two variants' mean ratings.
 
-    An object's ratings are averaged over its raters first. `by_mask` is the 99 % interval of Student's t over masks, as
-    in the paper. `by_image` is a 95 % interval by image. For a difference, `p` comes from the paired t-test.
+    An object's ratings are averaged over its raters first. `by_mask` is the 99% interval of Student's t over masks, as
+    in the paper. `by_image` is a 95% interval by image. For a difference, `p` comes from the paired t-test.
     `p_by_image` comes from a test that flips the sign of all differences of an image at once. `holm` and
     `holm_by_image` are these values after Holm's correction over all differences.
     """
@@ -203,7 +203,7 @@ class RatingScore:
         lines = [f"{counted(self.ratings, 'rating')} by {by}; {self.drawn:,} masks drawn"]
         lines += not_checked_lines(self.not_checked)
         if self.masks:
-            lines.append(f"means over {size}; by mask 99 % intervals of Student's t; {basis(self.images)}")
+            lines.append(f"means over {size}; by mask 99% intervals of Student's t; {basis(self.images)}")
             lines += [each.line() for each in self.means]
             tests = "p by a paired t-test and by flipping the signs of whole images, Holm's correction"
             lines.append(f"paired differences over the same {size}; {tests}")

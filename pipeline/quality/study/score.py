@@ -51,7 +51,7 @@ PAPER_SHARES = {0.90: PAPER.quality.over_90_iou, 0.75: PAPER.quality.over_75_iou
 
 @dataclass(frozen=True)
 class ThresholdShare:
-    """Share of pairs whose IoU exceeds `threshold`, with its 95 % interval by image.
+    """Share of pairs whose IoU exceeds `threshold`, with its 95% interval by image.
 
     `interval` is None if there are too few `images`. `of_all` is the share among all `masks`, which are the pairs and
     the deleted masks; a deleted mask counts as a failure. `paper` is SA-1B's share.
@@ -120,7 +120,7 @@ class StudyScore:
     superseded: int
     polygons: int
     mean_iou: float | None
-    interval: Interval | None  # 95 % interval of `mean_iou`
+    interval: Interval | None  # 95% interval of `mean_iou`
     shares: list[ThresholdShare]
     version: VersionName
 

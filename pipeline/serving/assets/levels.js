@@ -12,7 +12,7 @@ export function levelOf(output, order) {
 export function orderOf(order) {
   if (!order) return "";
   const share = ((100 * order.rising) / order.points).toFixed(1);
-  return `Subpart, part, whole: outputs 0, 1, 2 of these weights rise in area at ${share} % of ${order.points} points.`;
+  return `Subpart, part, whole: outputs 0, 1, 2 of these weights rise in area at ${share}% of ${order.points} points.`;
 }
 
 export class Nesting {

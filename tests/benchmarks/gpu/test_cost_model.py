@@ -68,4 +68,4 @@ def test_the_page_says_whether_the_target_is_reached(found: dict[str, Any]) -> N
     measured = " ".join(estimate_part({"gpu_cost_model": found, "gpu_day-3": day}).split())
     assert "in which an NVIDIA H200 reached 2.21 images/s with the full recipe (find only). " in measured
     assert "By the [current definition](metric.md), this isn't reached, even at the fast end." in text
-    assert "| H100 | 2.3–2.9 | 2.4–3.0 | 45–57 % | 51–64 % |" in text
+    assert "| H100 | 2.3–2.9 | 2.4–3.0 | 45–57% | 51–64% |" in text

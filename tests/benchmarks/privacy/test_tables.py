@@ -45,11 +45,11 @@ def test_intervals_are_by_picture() -> None:
     machine = {"threads": 1, "cores_usable": 2, "cpu": "x", "capability": "y", "torch": "2", "python": "3"}
     result = {"rows": rows, "iou": 0.3, "smallest": 20.0, "rule": 2, "date": "2026-01-01", "machine": machine}
     text = privacy_part({"privacy": {**result, "machine": {**machine, "load_average_before": 0}}})
-    assert "| photographs at 0° | 3 | 2 | 30 | 30 | 100 % | 2 | 1 |" in text
-    assert "| composites: turned | 1 | 1 | 2 | 0 | 0 % | 0 | 0 |" in text
-    assert "| 20 to 31 px | 3 | 1 | 33 % |" in text
-    assert "| 64 to 127 px | 29 | 29 | 100 % |" in text
+    assert "| photographs at 0° | 3 | 2 | 30 | 30 | 100% | 2 | 1 |" in text
+    assert "| composites: turned | 1 | 1 | 2 | 0 | 0% | 0 | 0 |" in text
+    assert "| 20 to 31 px | 3 | 1 | 33% |" in text
+    assert "| 64 to 127 px | 29 | 29 | 100% |" in text
     ten = {**result, "rows": rows[:1] * 10, "machine": {**machine, "load_average_before": 0}}
     many = privacy_part({"privacy": ten})
-    assert "| photographs at 0° | 10 | 10 | 290 | 290 | 100 % (66 %–100 %) | 0 | 0 |" in many  # not by mark
+    assert "| photographs at 0° | 10 | 10 | 290 | 290 | 100% (66%–100%) | 0 | 0 |" in many  # not by mark
     assert privacy_part({}) == ""

@@ -168,7 +168,7 @@ def test_sa1b_cuts_crops_from_the_original_and_speaks_of_the_released_frame(
 
 
 def test_a_mask_of_nearly_the_whole_image_suppresses_nothing(predictor: Predictor) -> None:
-    # The dim square's best mask covers 93 % of the image, and a lesser one 84 %: much the same box.
+    # The dim square's best mask covers 93% of the image, and a lesser one 84%: much the same box.
     image = np.full((200, 300, 3), 200, dtype=np.uint8)
     image[4:196, 4:296] = 90
     image[70:130, 110:190] = (200, 40, 40)

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.long
 
 PARTS = (4, 1)
 """A quarter of ViT-H's blocks, of the same kinds, takes a third of the time: four times its counts have a patch
-embedding and a neck three times too often, which is 1 % of the bytes."""
+embedding and a neck three times too often, which is 1% of the bytes."""
 
 OUTSIDE_BLOCKS = 6
 """Kernels before and after the blocks, which the whole encoder starts once."""

@@ -41,7 +41,7 @@ def captioned(image: Image.Image) -> Image.Image:
 CHANGES: dict[str, Callable[[Image.Image], Image.Image]] = {
     "quality 40": reencoded,
     "a quarter of the size": lambda image: image.resize((image.width // 4, image.height // 4)),
-    "cropped by 2 % on each side": lambda image: ImageOps.crop(image, round(image.width * 0.02)),
+    "cropped by 2% on each side": lambda image: ImageOps.crop(image, round(image.width * 0.02)),
     "mirrored": ImageOps.mirror,
     "brighter": lambda image: ImageEnhance.Brightness(image).enhance(1.15),
     "captioned": captioned,
@@ -153,8 +153,8 @@ def test_a_turned_picture_is_the_turned_view(width: int, height: int, seed: int)
 RELEASES: dict[str, Callable[[Image.Image], Image.Image]] = {
     "quality 80": lambda image: reencoded(image, 80),
     "quality 40": reencoded,
-    "75 %": lambda image: image.resize((image.width * 3 // 4, image.height * 3 // 4), Image.Resampling.BICUBIC),
-    "50 %": lambda image: image.resize((image.width // 2, image.height // 2), Image.Resampling.BICUBIC),
+    "75%": lambda image: image.resize((image.width * 3 // 4, image.height * 3 // 4), Image.Resampling.BICUBIC),
+    "50%": lambda image: image.resize((image.width // 2, image.height // 2), Image.Resampling.BICUBIC),
     "gray": lambda image: image.convert("L").convert("RGB"),
 }
 

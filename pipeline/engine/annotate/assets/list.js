@@ -89,7 +89,7 @@ export class MaskList {
     const swatch = make("span", { className: "swatch" });
     swatch.style.backgroundColor = `rgb(${mask.color.join(" ")})`;
     const share = (100 * mask.area) / (mask.width * mask.height);
-    const said = [`${share.toPrecision(2)} %`, !item.filled && item.source, item.label, item.locked && "locked", mask.problem];
+    const said = [`${share.toPrecision(2)}%`, !item.filled && item.source, item.label, item.locked && "locked", mask.problem];
     const button = make("button", { type: "button", className: "pick" }, swatch, said.filter(Boolean).join(" · "));
     button.addEventListener("click", () => this.#editor.select(item.key));
     const hide = make("button", { type: "button", className: "hide" });

@@ -91,7 +91,7 @@ class EdgesResult:
         side = self.measure.points_per_side
         return [
             self.subject.head(),
-            f"edges of masks from a grid of {side} x {side} points, matched within {100 * self.measure.tolerance:g} % "
+            f"edges of masks from a grid of {side} x {side} points, matched within {100 * self.measure.tolerance:g}% "
             f"of the diagonal; in percent, {basis(self.subject.images)}",
             "",
             table_line(self.subject.size, [name.upper() for name in FIGURES]),
@@ -116,7 +116,7 @@ class EdgesResult:
             for name, figures in zip(names, self.figures, strict=True)
             for each in figures
         ]
-        tolerance = f"{100 * self.measure.tolerance:g} % of the diagonal"
+        tolerance = f"{100 * self.measure.tolerance:g}% of the diagonal"
         side = self.measure.points_per_side
         return FiguresPage(
             "Weights evaluated by edges",

@@ -98,7 +98,7 @@ class Lineage:
         if not self.rounds:
             return f"{self.weights.label}: not trained by segmint"
         names = ", ".join(sorted(self.names))
-        line = f"{self.weights.label}: trained on {names}, with {100 * (self.share or 0):g} % held out"
+        line = f"{self.weights.label}: trained on {names}, with {100 * (self.share or 0):g}% held out"
         if self.known:
             return line
         begun = self.begun[0].name if self.begun else "the first round's initial weights"
@@ -253,7 +253,7 @@ def untrained_images(
                 "near-duplicates of those, so none count. Pass those datasets too"
             )
         elif trained[target]:
-            remain = f"its held-out {100 * share:g} % remains" if share else "nothing was held out"
+            remain = f"its held-out {100 * share:g}% remains" if share else "nothing was held out"
             why = f"{labels} trained on it: {remain}"
         elif any(trained.values()):
             why = "in no lineage: images that aren't near-duplicates of trained ones count as held out"

@@ -129,7 +129,7 @@ class GateVerdict(StrEnum):
 class MeanComparison:
     """Comparison of a measure's means over the same masks, as fractions. The difference is second minus first.
 
-    `images` counts similar images once. `interval` is the difference's 95 % interval. It is None if there are fewer
+    `images` counts similar images once. `interval` is the difference's 95% interval. It is None if there are fewer
     than `LEAST_IMAGES` images, if only a few images differ, or if one image contains most of the masks.
     """
 

@@ -1,4 +1,4 @@
-"""Means of an evaluation's scores with 95 % intervals, and differences between sets of weights and between groups."""
+"""Means of an evaluation's scores with 95% intervals, and differences between sets of weights and between groups."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

@@ -38,7 +38,7 @@ class MissedCounts:
     """Counts for one kind of mark: the marks themselves, and the images that contain one.
 
     An image with an unreadable mark counts for every kind. `share` is relative to the reviewed images. `at_most` is its
-    one-sided 95 % Clopper-Pearson upper bound. Both are None if no images were reviewed.
+    one-sided 95% Clopper-Pearson upper bound. Both are None if no images were reviewed.
     """
 
     kind: str
@@ -84,7 +84,7 @@ class PrivacyScore:
             lines.append("no image was answered, so there is no bound")
         else:
             lines += [f"{each.kind:<7}{self.sentence(each)}" for each in self.missed]
-            lines.append("the bound is one-sided Clopper-Pearson at 95 % confidence, exact for a random sample")
+            lines.append("the bound is one-sided Clopper-Pearson at 95% confidence, exact for a random sample")
         if 0 < self.answered < self.images:
             lines.append("note: the bound holds only if no image is without an answer because of its content")
         if self.regions is not None:

@@ -248,7 +248,7 @@ export class ImagePage {
   }
 }
 
-const shareOf = ({ row, width, height }) => `${((100 * row.area) / (width * height)).toPrecision(2)} %`;
+const shareOf = ({ row, width, height }) => `${((100 * row.area) / (width * height)).toPrecision(2)}%`;
 
 function captionOf(mask) {
   const { predicted_iou: iou, label } = mask.row;

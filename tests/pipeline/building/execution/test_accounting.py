@@ -87,7 +87,7 @@ def test_a_run_is_shown_as_a_share_of_its_ceiling() -> None:
     assert run.share_of_ceiling == pytest.approx(4 / 20)
     line = run.lines()[-1]
     assert "20 images/s, 100 masks/s, the theoretical peak of 1 x cpu (AVX512, fp32, 2 threads, 200 GFLOP/s)" in line
-    assert line.endswith("this run reached 20 %")
+    assert line.endswith("this run reached 20%")
     told = run.to_dict()
     assert (told["images_per_s"], told["masks_per_s"]) == (4.0, 20.0)
     assert (told["ceiling_images_per_s"], told["share_of_ceiling"]) == (20.0, 0.2)
@@ -109,7 +109,7 @@ def test_the_masks_that_a_run_drew_count_in_its_ceiling() -> None:
 def test_a_run_says_how_busy_its_stages_were() -> None:
     loads = (StageLoad("prepare", 3.0, 4.0), StageLoad("segment", 1.0, 8.0))
     run = Accounting(dataset="d", rows=8, written=8, built_rows=8, built_images=8, seconds=4.0, stages=loads)
-    assert run.lines()[-1].startswith("busy      prepare 75 %, segment 12 %")
+    assert run.lines()[-1].startswith("busy      prepare 75%, segment 12%")
     told = json.loads(json.dumps(run.to_dict(), allow_nan=False))
     assert told["stages"] == [
         {"stage": "prepare", "busy_s": 3.0, "worker_s": 4.0, "share": 0.75},

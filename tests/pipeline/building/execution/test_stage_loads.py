@@ -28,5 +28,5 @@ def test_the_busiest_stage_limits_a_run_if_it_was_busy_for_most_of_the_time(
 ) -> None:
     loads = StageLoads()
     loads.add(10.0, {"prepare": 1, "segment": 1}, busy)
-    shares = ", ".join(f"{stage} {10 * seconds:.0f} %" for stage, seconds in busy.items())
+    shares = ", ".join(f"{stage} {10 * seconds:.0f}%" for stage, seconds in busy.items())
     assert loads_line(loads.read()) == f"busy      {shares} of their workers' time: {verdict}"

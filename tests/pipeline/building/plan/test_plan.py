@@ -83,7 +83,7 @@ def test_without_a_sample_time_is_the_ceiling_s_at_an_assumed_share(tmp_path: Pa
     text = "\n".join(plan.lines())
     assert "1,000 rows, from its non-blank lines" in text
     assert plan.ceiling.drawn_per_image == pytest.approx(16 * DRAWN_PER_POINT)
-    assert "50 % of the ceiling: assumed (--share), not measured" in text
+    assert "50% of the ceiling: assumed (--share), not measured" in text
     assert "2 masks of each point" in text
     assert text.count("unknown without --sample") == 3
     assert "recorded on another CPU, not measured here" in text

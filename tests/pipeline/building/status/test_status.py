@@ -66,8 +66,8 @@ def test_what_is_left_and_held_back_and_when_it_ends(dataset: Location) -> None:
     assert status.seconds_left == pytest.approx(12 / 15 * 4800)
     assert status.cost_left == pytest.approx(12 / 15 * 4800 / 3600 * 6)
     text = "\n".join(status.lines())
-    assert "8 of 12 shards (66.7 %): 14 images with 28 masks" in text
-    assert "rejected   10 rows (41.7 %)" in text
+    assert "8 of 12 shards (66.7%): 14 images with 28 masks" in text
+    assert "rejected   10 rows (41.7%)" in text
     assert "on hold    3 shards with 9 rows, passed over by a later commit: 3 (" in text
     assert "or lost their commits" in text  # by somebody who deleted them
     assert "cost left  6.4, at 3 per hour for each of 2 devices" in text

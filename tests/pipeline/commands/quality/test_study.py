@@ -86,8 +86,8 @@ def test_a_privacy_study_from_sample_to_redaction(dataset: Path, tmp_path: Path)
     (tmp_path / "export.json").write_text(json.dumps(answers))
     done = run("score", study, "--corrected", tmp_path / "export.json", "--regions", tmp_path / "missed.jsonl")
     assert (done.exit_code, done.stderr) == (0, "")
-    assert "face   1 mark, in 1 of 3 images: at most 87 % of all images" in done.stdout
-    assert "plate  0 marks, in 0 of 3 images: at most 64 % of all images" in done.stdout
+    assert "face   1 mark, in 1 of 3 images: at most 87% of all images" in done.stdout
+    assert "plate  0 marks, in 0 of 3 images: at most 64% of all images" in done.stdout
     arguments = ["redact", str(dataset), "--regions", f"{tmp_path}/missed.jsonl", "--dry-run", "--json"]
     planned = CliRunner().invoke(app, arguments)
     assert planned.exit_code == 0, planned.output

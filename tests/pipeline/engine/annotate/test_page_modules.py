@@ -500,7 +500,7 @@ def test_outputs_have_names_only_where_their_order_was_measured(page: "Page") ->
     assert unknown[0] is None
     assert plain == ["output 1", ""]
     assert named[0] == "part (output 1)"
-    assert "98.5 % of 200 points" in named[1]
+    assert "98.5% of 200 points" in named[1]
 
 
 def test_a_cutout_waits_until_its_image_is_loaded(page: "Page") -> None:

@@ -96,7 +96,7 @@ def test_ap_of_predicted_masks_is_coco_evals(files: TruthFiles, tmp_path: Path) 
     assert 0.1 < first < second < 0.95
     lines = answer.lines()
     assert lines[0].endswith("; one.json and other.json: predictions from a file")
-    assert "predicted masks; COCO's AP over 2 categories, in percent, with 95 % intervals by image" in lines[1]
+    assert "predicted masks; COCO's AP over 2 categories, in percent, with 95% intervals by image" in lines[1]
     assert lines[2].startswith("difference: other.json minus one.json; p by exchanging the models")
     assert answer.differences is not None
     change, interval = answer.differences["ap"]

@@ -58,7 +58,7 @@ def test_a_dry_run_prints_the_schedule_and_the_cost_and_writes_nothing(trainable
     )
     flop = 180_000 * (128 * plan.cost.image_flop + 8192 * plan.cost.mask_flop)
     assert plan.device_hours == pytest.approx(flop / 4e14 / 3600)
-    assert f"{number(plan.device_hours)} GPU-hours, at 40 % of 1e+15 FLOP/s each" in lines[4]
+    assert f"{number(plan.device_hours)} GPU-hours, at 40% of 1e+15 FLOP/s each" in lines[4]
     assert " of tensors, of which " in lines[3]
     assert lines[5] == f"cost: {number(2.5 * plan.device_hours)} at 2.5 per GPU-hour"
     assert lines[-2].startswith("CLIP, the process itself, evaluations, ")

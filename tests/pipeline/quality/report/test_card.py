@@ -62,7 +62,7 @@ def test_it_is_filled_from_the_data(card: str) -> None:
     assert "| Masks | 10 |" in composition
     assert "| LicenseRef-acme | 1 |" in composition
     assert "| CC-BY-4.0 | 5 |" in composition
-    assert "| Africa | 1 | 1 | 2 | 2 | 20 % | 2.8 % |" in composition
+    assert "| Africa | 1 | 1 | 2 | 2 | 20% | 2.8% |" in composition
     processing = section(card, "Preprocessing, cleaning and labeling")
     assert "| face | mtcnn | 1 | 1 |" in processing
     assert "**The bundled detectors (mtcnn) are for trials**" in processing

@@ -15,9 +15,9 @@ def test_countries_are_ranked_and_the_rest_is_one_bar() -> None:
     bars = ranked([("DE", 2), ("KE", 5), ("BR", 2), ("US", 1)], "Country", shown=2)
     assert bars is not None
     assert [(bar.label, bar.share, bar.text) for bar in bars.rows] == [
-        ("KE", 0.5, "5 (50 %)"),
-        ("BR", 0.2, "2 (20 %)"),
-        ("2 others", 0.3, "3 (30 %)"),
+        ("KE", 0.5, "5 (50%)"),
+        ("BR", 0.2, "2 (20%)"),
+        ("2 others", 0.3, "3 (30%)"),
     ]
 
 
@@ -48,4 +48,4 @@ def test_a_predicted_iou_over_1_counts_as_1() -> None:
 def test_the_funnel_is_a_share_of_what_was_predicted() -> None:
     funnel = charts_of(statistics_of(funnel=(FunnelStep("predicted", 400), FunnelStep("written", 3)))).funnel
     assert funnel is not None
-    assert [(bar.label, bar.text) for bar in funnel.rows] == [("predicted", "400 (100 %)"), ("written", "3 (0.75 %)")]
+    assert [(bar.label, bar.text) for bar in funnel.rows] == [("predicted", "400 (100%)"), ("written", "3 (0.75%)")]

@@ -41,10 +41,10 @@ def test_holes_and_islands_are_beside_the_papers() -> None:
 
     remarks = remarks_of(statistics_of(cleanup=cleanup))
     assert (
-        "Cleanup filled holes in 3 masks (1.5 %; SA-1B: about 4 %), removed islands in 9 masks (4.5 %; SA-1B: "
-        "about 4 %), and removed 1 mask (0.5 %)."
+        "Cleanup filled holes in 3 masks (1.5%; SA-1B: about 4%), removed islands in 9 masks (4.5%; SA-1B: "
+        "about 4%), and removed 1 mask (0.5%)."
     ) in remarks
-    assert "3 masks dropped for tracing a redacted region (1.5 %)." in remarks
+    assert "3 masks dropped for tracing a redacted region (1.5%)." in remarks
 
 
 def test_the_top_says_what_is_left_of_takedowns_and_which_licenses_are_noncommercial() -> None:

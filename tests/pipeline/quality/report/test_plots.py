@@ -21,8 +21,8 @@ def test_steps_are_shares_of_the_whole() -> None:
     assert plot.path() == "M0 6.25 L50 6.25 L50 68.75 L100 68.75"
     assert plot.path(closed=True).endswith("L100 100 L0 100 Z")
     assert plot.bins == ["0 to 0.5", "0.5 to 1"]
-    assert plot.summary == "Histogram of 2 bins, x: the largest bin, 0 to 0.5, contains 75 %"
-    assert plot.y_ticks == [Tick(0, "0 %"), Tick(50, "40 %"), Tick(100, "80 %")]
+    assert plot.summary == "Histogram of 2 bins, x: the largest bin, 0 to 0.5, contains 75%"
+    assert plot.y_ticks == [Tick(0, "0%"), Tick(50, "40%"), Tick(100, "80%")]
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_cells_of_one_shade_are_one_rectangle() -> None:
         (3, 3, 1, 0.042),
     ]
     assert plot.coarse(2) == [[24 / 61, 36 / 61], [0, 1 / 61]]
-    assert "0 % are in the inner quarter" in plot.summary
+    assert "0% are in the inner quarter" in plot.summary
 
 
 def test_no_center_is_no_heat_map() -> None:

@@ -144,9 +144,9 @@ def test_what_people_found_is_on_the_page_and_the_card(report_folder: Path) -> N
         "6 of 6 images for regions that detectors missed. The images were drawn at random from 6 of the dataset sha256:"
         in text
     )
-    assert "face 1 1 59 %" in text
+    assert "face 1 1 59%" in text
     card = (report_folder / "README.md").read_text()
-    assert "face in 1 image (at most 59 % of all), plate in 0 images (at most 40 % of all)" in card
+    assert "face in 1 image (at most 59% of all), plate in 0 images (at most 40% of all)" in card
 
 
 def test_ratings_by_people_are_on_the_page_and_the_card_without_names(report_folder: Path) -> None:

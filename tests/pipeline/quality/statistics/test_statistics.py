@@ -268,7 +268,7 @@ def test_masks_are_counted_by_label(tmp_path: Path) -> None:
     assert sum(row.masks for row in labels) == 12
     chart = charts_of(statistics_of(labels=labels)).labels
     assert chart is not None
-    assert (chart.value, chart.rows[0].label, chart.rows[0].text) == ("Masks", "no label", "3 (25 %)")
+    assert (chart.value, chart.rows[0].label, chart.rows[0].text) == ("Masks", "no label", "3 (25%)")
     with open_tables(location_of(tmp_path / "plain")) as tables:
         assert compute_statistics(tables, sample=1).labels == ()
 

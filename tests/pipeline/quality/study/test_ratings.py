@@ -85,7 +85,7 @@ def test_scores_are_those_of_scipy(dataset: Path, tmp_path: Path) -> None:
     lines = found.lines()
     assert lines[0] == "70 ratings by 2 raters (ann 35 of 36, bo 35 of 36); 12 masks drawn"
     assert lines[1] == "not checked: 1 mask without a rating of each model and the ground truth"
-    assert lines[2].startswith("means over 11 masks of 11 images; by mask 99 % intervals")
+    assert lines[2].startswith("means over 11 masks of 11 images; by mask 99% intervals")
     assert lines[7].startswith(f"  small.json minus ground truth: {found.differences[0].mean:+.2f} (by mask ")
 
 
@@ -171,7 +171,7 @@ def test_a_damaged_manifest_is_refused(dataset: Path, tmp_path: Path, damage: di
 
 @pytest.mark.parametrize(("effect", "masks"), [(0.2, 199), (0.5, 34), (0.8, 15)])
 def test_the_number_of_masks_is_that_of_cohens_tables(effect: float, masks: int) -> None:
-    """Pairs for a two-sided paired t-test at 5 % with a power of 0.8, as published programs give them."""
+    """Pairs for a two-sided paired t-test at 5% with a power of 0.8, as published programs give them."""
     assert masks_for(effect, 1.0, 0.8, 0.95) == masks
     assert masks_for(2 * effect, 2.0, 0.8, 0.95) == masks
 

@@ -49,7 +49,7 @@ def test_all_rounds_count_with_the_smallest_share(weights_file: Make) -> None:
     lineage = find(file)
     assert (lineage.known, lineage.share) == (True, 0.1)
     assert (lineage.names, lineage.digests) == ({"street", "shop"}, {"1" * 64, "2" * 64})
-    assert lineage.line() == "b.pth: trained on shop, street, with 10 % held out"
+    assert lineage.line() == "b.pth: trained on shop, street, with 10% held out"
 
 
 def test_a_round_without_its_share_held_nothing_out(weights_file: Make) -> None:
@@ -100,7 +100,7 @@ def test_a_lineage_that_begins_with_weights_of_others_is_not_known(weights_file:
     lineage = find(file)
     assert (lineage.known, lineage.share, lineage.unexplained) == (False, 0.1, {"5" * 64})
     assert lineage.ancestors == {"5" * 64, lineage.weights.sha256}
-    assert "with 10 % held out; it's unknown what p.pth was trained on before that" in lineage.line()
+    assert "with 10% held out; it's unknown what p.pth was trained on before that" in lineage.line()
 
 
 SHARE = 0.5
@@ -146,7 +146,7 @@ def test_the_rule_of_training_holds_for_a_dataset_of_the_lineage(
     assert 0 < len(held) < 6
     assert found.ids == held
     assert found.trained == set(range(1, 7)) - held
-    assert found.why == "b.pth trained on it: its held-out 50 % remains"
+    assert found.why == "b.pth trained on it: its held-out 50% remains"
 
 
 def test_the_smallest_share_of_both_weights_holds(dataset: Path, weights_file: Make) -> None:
@@ -204,7 +204,7 @@ def test_a_dataset_of_a_round_that_is_not_named_leaves_no_image(
     assert found.why.startswith("b.pth trained on it together with other, not given here. ")
     both = untrained_images([str(dataset), str(copy)], [trained], Storage())
     assert both[str(dataset)].ids == frozenset()  # every image has a copy that was trained on
-    assert both[str(dataset)].why == "b.pth trained on it: its held-out 50 % remains"
+    assert both[str(dataset)].why == "b.pth trained on it: its held-out 50% remains"
 
 
 def resaved(ordinal: int, refused: bool) -> dict[str, Any]:

@@ -32,7 +32,7 @@ def judgment(gain: float | None = 0.05, guard: float = 0.0, **changes: Any) -> G
     verdict, reasons = decide(independent, guards)
     lineages = Lineage(OLD, True), Lineage(NEW, True, (TRAINED,), 0.1)
     values = {
-        "truths": (JudgedImages("street", 12, "new.pth trained on it: its held-out 10 % remains"),),
+        "truths": (JudgedImages("street", 12, "new.pth trained on it: its held-out 10% remains"),),
         "independent": independent,
         "guards": guards,
         "guard_images": (JudgedImages("photos", 0, "in no lineage: all images count as held out"),),
@@ -54,8 +54,8 @@ def test_lines_have_the_verdict_its_reason_and_what_was_left_out() -> None:
         "  guard set photos, 120 masks of 40 images, best of three: +0.0 (-0.4 to +0.4)",
         "  guard set photos, 120 masks of 40 images, one click: -30.0 (-40.0 to -20.0) (does not decide)",
         "  mobile_sam: not trained by segmint",
-        "  new.pth: trained on street, with 10 % held out",
-        "  street: new.pth trained on it: its held-out 10 % remains; 12 images excluded because they were trained on",
+        "  new.pth: trained on street, with 10% held out",
+        "  street: new.pth trained on it: its held-out 10% remains; 12 images excluded because they were trained on",
         "  guard set photos: in no lineage: all images count as held out",
     ]
 

@@ -166,7 +166,7 @@ def test_weights_without_a_difference_seldom_get_one() -> None:
         signs = np.random.default_rng([seed, 3]).choice([-1, 1], (images, 1))
         found.append(decide(compare(scores_of(signs * differences, seed), 0, resamples=1000), [])[0])
     wrong = sum(verdict is not GateVerdict.NO_DIFFERENCE for verdict in found)
-    assert 2 <= wrong <= 18  # 1 to 9 %
+    assert 2 <= wrong <= 18  # 1 to 9%
 
 
 def test_too_few_images_show_nothing() -> None:

@@ -41,7 +41,7 @@ def some(images: TrainingImages, rows: np.ndarray) -> TrainingImages:
 
 
 def source(number: int, held: bool | None = None) -> bytes:
-    """A hash, the number-th one; with `held` the number-th one that is on this side at 20 %."""
+    """A hash, the number-th one; with `held` the number-th one that is on this side at 20%."""
     found = (np.random.default_rng(seed).bytes(32) for seed in range(10_000))
     wanted = (each for each in found if held is None or is_held_out(each, 0.2) == held)
     return next(each for place, each in enumerate(wanted) if place == number)
