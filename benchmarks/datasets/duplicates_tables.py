@@ -6,12 +6,12 @@ LABELS = {
     "encoded again at quality 40": "re-encoded at quality 40",
     "resized to 0.5": "scaled by 0.5",
     "resized to 0.25": "scaled by 0.25",
-    "cropped by 2 % at the bottom": "cropped by 2 % on the bottom",
+    "cropped by 2% at the bottom": "cropped by 2% on the bottom",
     "brightened by 1.3": "brightness multiplied by 1.3",
     "brightened by 1.6": "brightness multiplied by 1.6",
     "darkened to 0.6": "brightness multiplied by 0.6",
-    "caption over the lower 10 %": "captioned over the bottom 10 %",
-    "caption of 10 % added below": "captioned below the image (10 % of its height)",
+    "caption over the lower 10%": "captioned over the bottom 10%",
+    "caption of 10% added below": "captioned below the image (10% of its height)",
 }
 """Labels of changes, by the names of the changes in the result."""
 

@@ -41,17 +41,17 @@ QUALITY = 95  # JPEG quality of released pictures
 CHANGES: dict[str, Callable[[Image.Image], Image.Image]] = {
     "quality 80": lambda image: reencoded(image, 80),
     "quality 40": lambda image: reencoded(image, 40),
-    "75 % of the size": lambda image: resized(image, 0.75),
-    "50 % of the size": lambda image: resized(image, 0.5),
-    "cropped by 5 % on each side": lambda image: cropped(image, 0.05, 0.05, 0.05, 0.05),
+    "75% of the size": lambda image: resized(image, 0.75),
+    "50% of the size": lambda image: resized(image, 0.5),
+    "cropped by 5% on each side": lambda image: cropped(image, 0.05, 0.05, 0.05, 0.05),
     "gray": lambda image: image.convert("L").convert("RGB"),
     "mirrored": ImageOps.mirror,
     "turned by 90°": lambda image: image.transpose(Image.Transpose.ROTATE_90),
     "turned by 180°": lambda image: image.transpose(Image.Transpose.ROTATE_180),
     "turned by 270°": lambda image: image.transpose(Image.Transpose.ROTATE_270),
-    "cropped by 8 % on each side": lambda image: cropped(image, 0.08, 0.08, 0.08, 0.08),
-    "cropped by 8 % on the left": lambda image: cropped(image, 0.08, 0, 0, 0),
-    "caption over the lower 10 %": lambda image: captioned(image, 0.1, below=False),
+    "cropped by 8% on each side": lambda image: cropped(image, 0.08, 0.08, 0.08, 0.08),
+    "cropped by 8% on the left": lambda image: cropped(image, 0.08, 0, 0, 0),
+    "caption over the lower 10%": lambda image: captioned(image, 0.1, below=False),
 }
 
 
@@ -122,7 +122,7 @@ def matches(pictures: Sequence[Image.Image]) -> dict[str, int]:
 
 
 def burst(image: Image.Image, random: np.random.Generator) -> list[Image.Image]:
-    """Create five shots of a scene from one position: moved by up to 3 % of a side, brighter or darker, with noise."""
+    """Create five shots of a scene from one position: moved by up to 3% of a side, brighter or darker, with noise."""
     width, height = image.size
     shots = []
     for _ in range(5):

@@ -34,7 +34,7 @@ def test_what_is_changed_is_found_and_counted_by_change() -> None:
     found = compare_group(photographs, hashed_group(photographs))
     assert found["pictures"] == 2  # each has one tile at most, which is no further picture
     assert {name: each["found"] for name, each in found["changes"].items()} == {
-        name: 0.0 if name == "caption of 10 % added below" else 1.0 for name in CHANGES
+        name: 0.0 if name == "caption of 10% added below" else 1.0 for name in CHANGES
     }
     assert found["found"] == 2 * len(CHANGES) - 2
     pairs = 2 * len(CHANGES) + 2
