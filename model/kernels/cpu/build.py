@@ -1,9 +1,9 @@
-"""Build of the CPU kernels' library, next to its sources, with the system's C++ compiler.
+"""Build of the library of CPU kernels with the system's C++ compiler, beside its sources.
 
     python model/kernels/cpu/build.py [--force] [--sanitize] [--to FILE]
 
-The script does nothing if the library is up to date. If there is no compiler or the system isn't Linux, it prints one
-line and builds nothing. segmint then uses torch. `setup.py` loads this file before segmint's dependencies are
+It does nothing if the library is up to date. Without a compiler, or on a system other than Linux, it prints one line
+and builds nothing, because segmint then uses torch. `setup.py` loads this file before segmint's dependencies are
 installed, so it only imports the standard library.
 """
 
@@ -21,7 +21,7 @@ from pathlib import Path
 FOLDER = Path(__file__).resolve().parent
 LIBRARY = "liblanes16.so"
 
-# No flag may change a result. This rules out -ffast-math and fused multiplications that aren't in the source.
+# No flag may let the compiler change a result: neither -ffast-math nor fused multiplications that the source lacks.
 FLAGS = (
     *("-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-fno-exceptions", "-fno-rtti", "-fno-math-errno"),
     *("-ffp-contract=off", "-Wall", "-Wextra"),
@@ -49,11 +49,11 @@ TIMEOUT_S = 300
 
 
 class NoKernelsError(Exception):
-    """Raised when the library can't be built here. The message gives the reason in one line."""
+    """The library can't be built here; the message says why in one line."""
 
 
 def sources_of(folder: Path) -> list[Path]:
-    """Return the sorted source files of the library. In an installed wheel, the list is empty."""
+    """Return the files from which the library is built, sorted; empty for an installed wheel, which has none."""
     sources = sorted([*folder.glob("*.cpp"), *folder.glob("*.h")])
     return [*sources, folder / "build.py"] if sources else []
 
@@ -87,8 +87,8 @@ def build(
 ) -> None:
     """Compile the sources in `folder`, for all instruction sets or `only` one, and replace the library `target`.
 
-    For a `machine` other than this one, `$CXX` must be a cross compiler. The library is replaced atomically, and stays
-    unchanged if `NoKernelsError` is raised.
+    For a `machine` other than this one, `$CXX` must be a cross compiler. The library is replaced at once, and stays as
+    it is if a `NoKernelsError` is raised.
     """
     if sys.platform != "linux":
         raise NoKernelsError(f"the CPU kernels aren't built on {sys.platform}, only on Linux")
@@ -125,7 +125,7 @@ def _run(command: list[str]) -> None:
 
 
 def main() -> None:
-    """Build the library if it is missing or was built from different sources."""
+    """Build the library if it is missing or was built from other sources."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--force", action="store_true", help="build even if the library is up to date")
     parser.add_argument("--sanitize", action="store_true", help="with AddressSanitizer and UBSan")
