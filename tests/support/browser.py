@@ -91,7 +91,8 @@ def serious_violations(page: "Page") -> list[str]:
     if page.evaluate("typeof axe") == "undefined":
         page.evaluate(AXE_SCRIPT)
     # Only what is wrong, for Playwright takes long to pass on what axe says of the rest.
-    script = "() => axe.run({ resultTypes: ['violations'] }).then(({ violations }) => violations)"
+    options = "{ resultTypes: ['violations'], rules: { 'target-size': { enabled: true } } }"
+    script = f"() => axe.run({options}).then(({{ violations }}) => violations)"
     found: list[dict[str, Any]] = page.evaluate(script)
     return [
         f"{rule['id']} ({rule['impact']}): {rule['help']}: {[node['html'][:160] for node in rule['nodes'][:3]]}"

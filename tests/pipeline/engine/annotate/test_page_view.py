@@ -487,6 +487,7 @@ def test_the_owner_returns_an_image_that_a_comment_is_on(page: "Page", server: A
     page.locator("#comment").fill("The hand\nis cut off.")
     expect(page.locator("#save")).to_have_text("Save and next")
     page.locator("#flag").check()
+    assert serious_violations(page) == []
     page.wait_for_timeout(300)  # the browser writes it
     page.reload()
     shown(page, 6)
@@ -515,6 +516,11 @@ def test_the_owner_returns_an_image_that_a_comment_is_on(page: "Page", server: A
     expect(page.locator("#sent[open]")).to_be_visible()
     drawn = "canvas => canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data.some(Boolean)"
     assert page.locator("#sent-masks").evaluate(drawn)
+    page.set_viewport_size({"width": 1440, "height": 400})  # the whole picture is in the window, below its masks
+    picture = page.locator("#sent-picture").bounding_box()
+    assert picture
+    assert picture["height"] < 300
+    assert page.locator("#sent-masks").bounding_box() == picture
     page.locator("#return-comment").fill("Add the hand.")
     page.get_by_role("button", name="Return to the annotator").click()
     expect(page.locator("#return-said")).to_have_text("Returned to ann.")
