@@ -10,7 +10,6 @@ const NAMES = {
   annotation_id: "Annotation",
   source_url: "Page",
   uri: "URI",
-  source_sha256: "Source SHA-256",
   bbox: "Box",
   point_coords: "Prompt",
   after_nms1: "After NMS in crops",
@@ -35,7 +34,7 @@ const known = (value) => Object.entries(value).filter(([, each]) => each !== nul
 const isStruct = (value) => typeof value === "object" && !Array.isArray(value);
 
 function nameOf(column) {
-  const words = column.replaceAll("_", " ").replace("iou", "IoU");
+  const words = column.replaceAll("_", " ").replace("iou", "IoU").replace("sha256", "SHA-256");
   return NAMES[column] ?? words[0].toUpperCase() + words.slice(1);
 }
 
