@@ -396,6 +396,7 @@ def test_accessibility(chromium: "Browser", address: str, scheme: Any, width: in
     page.locator("#results .tile").first.wait_for()
     page.locator("#filters-box").evaluate("details => details.open = true")
     assert serious_violations(page) == []
+    assert page.locator(".caption").evaluate_all("all => all.every(one => one.scrollWidth <= one.clientWidth)")
     assert sideways_scroll(page) == 0
     open_image(page, 4)
     page.keyboard.press("ArrowRight")
