@@ -36,12 +36,13 @@ _SPENT = """\
 <html lang="en">
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
 <title>segmint annotate: this address was used before</title>
-<h1>This address was used before</h1>
+<main><h1>This address was used before</h1>
 <p>Each address from <code>segmint annotate</code> works once, in one browser.
 This one was used, or isn't from this server.</p>
 <p>Ask the person who started <code>segmint annotate</code> for a new one. If the page isn't open in any of your
-browsers, someone else may have used the address, so tell them.</p>
+browsers, someone else may have used the address, so tell them.</p></main>
 </html>
 """
 

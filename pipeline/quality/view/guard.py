@@ -14,13 +14,14 @@ _SPENT = """\
 <html lang="en">
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
 <title>segmint view: this address was used before</title>
-<h1>This address was used before</h1>
+<main><h1>This address was used before</h1>
 <p>Each address from <code>segmint view</code> works once, in one browser.
 This one was used, or isn't from this viewer.</p>
 <p>To get a new one, use &ldquo;Open in another browser&rdquo; in a browser where the viewer is open.</p>
 <p>If the viewer isn't open in any of your browsers, another user of this machine may have used the address.
-Stop <code>segmint view</code> with Ctrl-C and start it again.</p>
+Stop <code>segmint view</code> with Ctrl-C and start it again.</p></main>
 </html>
 """
 
