@@ -203,7 +203,7 @@ def commit_name(shard: int, generation: int) -> str:
 
 
 def parse_commit_name(name: str) -> tuple[int, int] | None:
-    """Parse the name of a commit's file into shard and generation. Returns None for any other name."""
+    """Return the shard and the generation in the name of a commit's file, or None for any other name."""
     match = _COMMIT.fullmatch(name)
     if match is None or match["shard"] != shard_name(int(match["shard"])):
         return None
@@ -216,9 +216,9 @@ def commit_path(shard: int, generation: int) -> str:
 
 
 def parse_commit_path(path: str) -> tuple[int, int] | None:
-    """Parse the path of a commit's file below the dataset into shard and generation.
+    """Return the shard and the generation in the path of a commit's file, relative to the dataset.
 
-    Returns None for any other path.
+    Returns None if `path` isn't the path of a commit's file.
     """
     folder, _, name = path.partition("/")
     return parse_commit_name(name) if folder == COMMITS else None
@@ -233,7 +233,7 @@ def reservation_name(shard: int, generation: int, digest: str) -> str:
 
 
 def parse_reservation_name(name: str) -> tuple[int, int] | None:
-    """Parse the name of a reservation's file into shard and generation. Returns None for any other name."""
+    """Return the shard and the generation in the name of a reservation's file, or None for any other name."""
     match = _RESERVATION.fullmatch(name)
     return None if match is None else parse_commit_name(f"{match['commit']}.json")
 

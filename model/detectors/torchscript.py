@@ -53,7 +53,7 @@ class TorchScriptDetector:
     """
 
     def __init__(self, path: Path, kind: Kind, score: float | None = None, device: str = "cpu") -> None:
-        """Load the module from `path` onto `device`. Raises RuntimeError or ValueError if the file isn't such a module.
+        """Load the module from `path` onto `device`. Raises RuntimeError or ValueError if it can't be used.
 
         `score` is the minimum score. For the first generation, it defaults to 0.9 for faces and plates. For the second
         generation, it defaults to 0.67416 for faces and 0.74475 for plates. For objects, it always defaults to 0.5.

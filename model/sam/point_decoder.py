@@ -428,9 +428,9 @@ def _upscaled(vectors: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def _draw(decoder: MaskDecoder, plan: PointPlan, image: FactoredImage, filters: Tensor, side: int) -> Tensor:
-    """Draw logits (B, 3, side, side) from the images of B points and their mask filters (B, 3, 32).
+    """Compute the logits (B, 3, side, side) of B points from their factored images and mask filters (B, 3, 32).
 
-    The first upscaling step is linear, so it runs on the factors of each image instead of the full image.
+    The first upscaling step is linear, so it can be applied to the factors instead of the full images.
     """
     shared = plan.drawn
     weight, bias = as_linear(decoder.upscaling_steps[0])

@@ -281,7 +281,7 @@ def remake_commit(dataset: DatasetHandle, damaged: Commit, found: Mapping[str, S
     built = {entry for entry, _ in named_files(damaged.shard, files)}
     other = [entry.path for entry in entries if entry not in built]
     if other:
-        raise DamagedDatasetError(f"rebuilt from their rows, {', '.join(other)} would have different bytes")
+        raise DamagedDatasetError(f"rebuilding {', '.join(other)} from the rows gives different bytes")
     return replace(candidate, counts=files.counts)
 
 

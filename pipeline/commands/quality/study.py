@@ -161,7 +161,7 @@ def plan(
         raise UsageError("expected --difference from 0.001 to 9, --deviation over 0 to 9, and --power between 0 and 1")
     masks = masks_for(difference, deviation, power, 1 - (1 - CONFIDENCE) / comparisons)
     print_line(
-        f"{masks:,} masks, each from a different image, to detect a difference of {difference:g} with probability "
-        f"{power:g} by a paired t-test at {100 * (1 - CONFIDENCE) / comparisons:.3g}%, if the masks' differences have "
-        f"a standard deviation of {deviation:g}"
+        f"{masks:,} masks, each from a different image. If differences between ratings have a standard deviation "
+        f"of {deviation:g}, a paired t-test at {100 * (1 - CONFIDENCE) / comparisons:.3g}% detects a mean "
+        f"difference of {difference:g} with a probability of {power:g}"
     )

@@ -206,4 +206,4 @@ def put_by_hash(output: Location, path: Path) -> tuple[str, str]:
 def put_record(file: Location, record: Frozen) -> None:
     """Write a run's final record. Raises `UnfinishedError` if another run has already written a different one."""
     if not file.put_if_absent(canonical_json(record.model_dump(mode="json"))):
-        raise UnfinishedError(f"{file} exists with different content: another run finished in the same output")
+        raise UnfinishedError(f"{file} already exists. Another run used the same output and wrote different results")

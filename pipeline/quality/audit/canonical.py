@@ -26,7 +26,10 @@ from segmint.pipeline.quality.audit.result import CheckedCounts
 
 
 class BytesAsked(NamedTuple):
-    """Comparisons that the audit makes only on request: the end of every JPEG's image data, and all bytes of tables."""
+    """Additional comparisons that the audit makes only on request.
+
+    `all_bytes` decodes every JPEG to its end, and `byte_for_byte` compares the bytes of tables.
+    """
 
     all_bytes: bool = False
     byte_for_byte: bool = False

@@ -127,9 +127,9 @@ def sample_study(location: Location, count: int, seed: int, output: Location) ->
 
 
 def draw_stratified(dataset: Dataset, count: int, seed: int) -> DrawnSample:
-    """Draw `count` images with automatic masks, in proportion to the strata. Draw all images if there are fewer.
+    """Draw `count` images with automatic masks, or all of them if there are fewer, in proportion to the strata.
 
-    Every image has the same probability. Up to `count` ids per stratum are in memory.
+    Every image has the same probability. This keeps at most `count` ids per stratum in memory.
     """
     lowest: dict[ImageStratum, list[tuple[int, int]]] = {}  # a heap of (-draw key, id) for each stratum
     population: dict[ImageStratum, int] = {}

@@ -105,7 +105,7 @@ def test_a_study_of_masks_has_no_regions(tmp_path: Path) -> None:
 def test_the_number_of_masks_to_rate_is_printed() -> None:
     done = run("plan", "--difference", 0.3)
     assert (done.exit_code, done.stderr) == (0, "")
-    assert done.stdout.startswith("665 masks, each from a different image, to detect a difference of 0.3 with")
+    assert done.stdout.startswith("665 masks, each from a different image. If differences between ratings")
     more = run("plan", "--difference", 0.3, "--comparisons", 3)
     assert int(more.stdout.split()[0]) > 665
     for wrong in (0, 10, "inf", "nan"):  # no two means differ by more than 9
