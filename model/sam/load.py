@@ -81,7 +81,10 @@ def load_sam(path: str | Path, device: str | torch.device = "cpu") -> Sam:
     """
     state = read_state(path, "cpu")
     try:
-        return sam_from_state_dict(state).to(device)
+        sam = sam_from_state_dict(state)
+        if odd := [name for name, tensor in sam.state_dict().items() if not _is_finite(tensor)]:
+            raise SamWeightsError(f"{len(odd)} of the weights aren't finite numbers: {_some(odd)}")
+        return sam.to(device)
     except SamWeightsError as error:
         raise SamWeightsError(f"{path}: {error}") from error
 
@@ -212,8 +215,21 @@ def _differences(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) ->
         for name, tensor in expected.items()
         if name in found and found[name].shape != tensor.shape
     ]
-    kinds = (("missing", missing), ("not SAM's", unknown), ("differently shaped", reshaped))
+    retyped = [
+        f"{name} is {found[name].dtype}"
+        for name, tensor in expected.items()
+        if name in found and found[name].is_floating_point() != tensor.is_floating_point()
+    ]
+    kinds = (
+        *(("missing", missing), ("not SAM's", unknown), ("differently shaped", reshaped)),
+        ("of another type", retyped),
+    )
     return "; ".join(f"{len(names)} are {kind}: {_some(names)}" for kind, names in kinds if names)
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    """Return whether a tensor contains a number at each place. With NaN, a model would find no masks."""
+    return tensor.layout is torch.strided and not tensor.is_meta and bool(tensor.isfinite().all())
 
 
 def _some(names: Sequence[str], limit: int = 3) -> str:

@@ -2,6 +2,7 @@ import os
 import pickle
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import get_args
 
@@ -202,3 +203,23 @@ def test_unknown_architectures_and_empty_decoders_are_refused() -> None:
         build_sam("vit_x")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="0 layers: expected at least 1"):
         build_sam("mobile_sam", decoder_depth=0)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda tensor: torch.full_like(tensor, torch.nan), "1 of the weights aren't finite numbers: mask_decoder"),
+        (lambda tensor: tensor.to("meta"), "1 of the weights aren't finite numbers: mask_decoder"),
+        (lambda tensor: tensor.to_sparse(), "1 of the weights aren't finite numbers: mask_decoder"),
+        (lambda tensor: tensor.to(torch.int8), "1 are of another type: mask_decoder.iou_token.weight is torch.int8"),
+        (lambda tensor: tensor.to(torch.complex64), "iou_token.weight is torch.complex64"),
+    ],
+)
+def test_weights_that_are_no_finite_numbers_are_refused_by_name(
+    tmp_path: Path, change: Callable[[Tensor], Tensor], message: str
+) -> None:
+    state = build_sam("mobile_sam").state_dict()
+    state["mask_decoder.iou_token.weight"] = change(state["mask_decoder.iou_token.weight"])
+    torch.save(state, tmp_path / "odd.pt")
+    with pytest.raises(SamWeightsError, match=rf"odd\.pt: .*{message}"):
+        load_sam(tmp_path / "odd.pt")
