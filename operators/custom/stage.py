@@ -3,7 +3,7 @@
 import math
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from contextlib import nullcontext
 from numbers import Integral
 from typing import TYPE_CHECKING, Any
@@ -197,9 +197,9 @@ def _joined(table: pa.Table, spec: StageSpec, results: Mapping[int, Result]) -> 
     masks = table.column("masks") if spec.sets_masks else None
     for place, row in rows.items():
         _check_declared(row, spec, 0 if masks is None else len(masks[place]))
-        if column is not None and "int" in str(column.arrow_type):  # a name that contains "int" matches, too
-            for value in (row.values_set or None, *(row.mask_values or ())):
-                _check_whole(value, column)
+        for value in filter(None, (row.values_set, *(row.mask_values or ()))):
+            for each in column.fields if column is not None else ():
+                _check_fit(value.get(each.name), each)
     if column is not None and column.table == "images":
         values = [(rows[place].values_set or None) if place in rows else None for place in range(table.num_rows)]
         table = table.append_column(column.arrow_field, pa.array(values, column.arrow_type))
@@ -246,17 +246,26 @@ def _check_declared(row: StageRow, spec: StageSpec, count: int) -> None:
         )
 
 
-def _check_whole(value: Any, field: StageField) -> None:
-    """Raise `TypeError` for a fraction in place of an integer, because Arrow would truncate it inside a struct."""
+def _check_fit(value: Any, field: StageField) -> None:
+    """Raise `TypeError` for a value that Arrow would silently convert or drop.
+
+    Arrow truncates fractions, splits texts into lists of characters, stores sets in any order, and ignores values that
+    a nested struct doesn't declare.
+    """
     if value is None:
         return
     if field.type == "struct":
-        values = dict(value)
+        names = [each.name for each in field.fields]
+        values = dict(zip(names, value, strict=False) if isinstance(value, tuple) else value)
+        if unknown := values.keys() - set(names):
+            raise TypeError(f"{field.name} has {', '.join(sorted(map(str, unknown)))}, which the stage doesn't declare")
         for each in field.fields:
-            _check_whole(values.get(each.name), each)
+            _check_fit(values.get(each.name), each)
     elif field.type == "list":
+        if isinstance(value, str | bytes | Mapping | Set):
+            raise TypeError(f"{field.name} is of type {type(value).__name__}: expected a list")
         for item in value:
-            _check_whole(item, field.fields[0])
+            _check_fit(item, field.fields[0])
     elif "int" in field.type and not isinstance(value, Integral):
         raise TypeError(f"{field.name} is {value!r}: expected a whole number")
 

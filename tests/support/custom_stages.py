@@ -54,6 +54,20 @@ class Ranks:
         return values
 
 
+class Nested:
+    """A stage that sets the same list and struct for every image."""
+
+    name = "nested"
+    fields: ClassVar[dict[str, Any]] = {"names": pa.list_(pa.string()), "box": pa.struct([("x", pa.int32())])}
+    version = "1"
+
+    def __init__(self, values: dict[str, Any]) -> None:
+        self.values = values
+
+    def __call__(self, rows: Sequence[StageRow]) -> list[StageRow]:
+        return [row.with_values(**self.values) for row in rows]
+
+
 class Keyed:
     """A stage whose version stands for the arguments."""
 

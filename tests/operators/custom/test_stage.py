@@ -97,6 +97,22 @@ def test_a_row_that_fails_is_faulted_alone(function: str) -> None:
     assert done[1]["fault"].startswith("stage_faulty: " + ("Arrow" if function == "wrong_type" else "KeyError: "))
 
 
+@pytest.mark.parametrize(
+    ("values", "fault"),
+    [
+        ({"names": "cat"}, "names is of type str: expected a list"),
+        ({"names": {"cat", "dog"}}, "names is of type set: expected a list"),
+        ({"names": {"cat": 1}}, "names is of type dict: expected a list"),
+        ({"box": {"x": 1, "y": 2}}, "box has y, which the stage doesn't declare"),
+    ],
+)
+def test_values_that_arrow_would_change_silently_are_faults(values: dict[str, Any], fault: str) -> None:
+    done = apply("Nested", table_of(), values=values).to_pylist()
+    assert [row["fault"] for row in done[:2]] == [f"stage_nested: TypeError: {fault}"] * 2
+    stored = apply("Nested", table_of(), values={"names": ("cat", None), "box": (1,)}).to_pylist()
+    assert stored[0]["stage_nested"] == {"names": ["cat", None], "box": {"x": 1}}
+
+
 def test_images_of_earlier_batches_are_freed(monkeypatch: pytest.MonkeyPatch) -> None:
     decoded: list[weakref.ref[Any]] = []
     alive: list[int] = []
