@@ -7,6 +7,7 @@ reads only safetensors files, runs no code from the folder, and doesn't use the 
 import hashlib
 import importlib.util
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,14 +81,34 @@ class ClipFolder:
         wrong = [*report["missing_keys"], *report["mismatched_keys"]]
         if wrong:
             raise UsageError(f"{self.path} lacks {len(wrong)} of CLIP's weights, such as {wrong[0]}")
-        mean, std = _MEAN, _STD
-        for file in (self.path / name for name in _NORMALIZATION):
-            if file.is_file():
-                settings = _json_of(file)
-                settings = settings.get("image_processor", settings)
-                mean, std = settings.get("image_mean", mean), settings.get("image_std", std)
-                break
-        return Clip(model.to(device).eval(), tokenizer, mean, std)
+        # Older files contain the positions' indices. Other weights belong to a larger model than the configuration's.
+        if more := [name for name in report["unexpected_keys"] if not name.endswith(".position_ids")]:
+            raise UsageError(f"{self.path} contains weights that {_CONFIG} doesn't describe, such as {min(more)}")
+        scale = model.logit_scale.detach()
+        if not scale.exp().isfinite():
+            raise UsageError(f"{self.path} contains the logit_scale {float(scale)}: expected about 4.6")
+        return Clip(model.to(device).eval(), tokenizer, *self._normalization())
+
+    def _normalization(self) -> tuple[list[float], list[float]]:
+        """Return the mean and the standard deviation of each color, by which images are normalized."""
+        file = next((self.path / name for name in _NORMALIZATION if (self.path / name).is_file()), None)
+        settings = {} if file is None else _json_of(file)
+        settings = settings.get("image_processor", settings)
+        try:
+            mean, std = (
+                [float(value) for value in settings.get(key, default)]
+                for key, default in (("image_mean", _MEAN), ("image_std", _STD))
+            )
+        except (AttributeError, TypeError, ValueError):
+            mean = std = []
+        if (
+            len(mean) != 3
+            or len(std) != 3
+            or not all(map(math.isfinite, mean))
+            or not all(0 < each < math.inf for each in std)
+        ):
+            raise UsageError(f"{file} needs an image_mean and an image_std of three numbers, and image_std over 0")
+        return mean, std
 
 
 def _json_of(file: Path) -> dict[str, Any]:
@@ -161,6 +182,12 @@ class Clip:
 
 
 def _tensor(features: Any) -> Tensor:
-    """Return the embeddings in the result of transformers' `get_…_features`, whose type depends on the version."""
+    """Return the embeddings in the result of transformers' `get_…_features`, whose type depends on the version.
+
+    Raises `UsageError` if an embedding has no direction, because every score would be NaN.
+    """
     found: Tensor = features if isinstance(features, Tensor) else features.pooler_output
+    lengths = found.norm(dim=1)
+    if not ((lengths > 0) & lengths.isfinite()).all():
+        raise UsageError("CLIP returned an embedding that is zero or isn't finite, so its weights are damaged")
     return found

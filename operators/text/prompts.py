@@ -73,6 +73,8 @@ def load_projection(path: str | Path) -> tuple[nn.Linear, Mapping[str, Any]]:
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it isn't a dict)
         projection = nn.Linear(state["weight"].shape[1], state["weight"].shape[0])
         projection.load_state_dict(state)
+        if not all(tensor.isfinite().all() for tensor in state.values()):
+            raise ValueError("it contains numbers that aren't finite")
     except Exception as error:
         raise UsageError(f"{path} isn't a projection of text prompts: {error}") from error
     return projection.requires_grad_(False), lineage

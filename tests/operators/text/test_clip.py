@@ -150,6 +150,49 @@ def test_missing_weights_and_a_tokenizer_without_an_end_are_refused(tmp_path: Pa
         ClipFolder.open(folder).load().embed_texts(["red"])
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        '{"image_mean": null}',
+        '{"image_mean": [0.5, 0.5]}',
+        '{"image_mean": [NaN, 0, 0]}',
+        '{"image_std": [0, 1, 1]}',
+        '{"image_processor": 5}',
+    ],
+)
+def test_a_normalization_that_cannot_be_used_is_refused(tmp_path: Path, settings: str) -> None:
+    folder = write_clip(tmp_path / "clip")
+    (folder / "preprocessor_config.json").write_text(settings)
+    with pytest.raises(UsageError, match=r"preprocessor_config.json needs an image_mean and an image_std of three"):
+        ClipFolder.open(folder).load()
+
+
+def test_damaged_weights_and_the_configuration_of_another_clip_are_refused(tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder = write_clip(tmp_path / "clip")
+    weights = load_file(folder / "model.safetensors")
+    for value in (torch.nan, torch.inf, 0.0):
+        names = ("visual_projection.weight", "text_projection.weight")
+        damaged = {**weights, **{name: torch.full_like(weights[name], value) for name in names}}
+        save_file(damaged, folder / "model.safetensors", {"format": "pt"})
+        clip = ClipFolder.open(folder).load()
+        crop = torch.zeros(1, 3, clip.side, clip.side, dtype=torch.uint8)
+        with pytest.raises(UsageError, match="zero or isn't finite, so its weights are damaged"):
+            clip.embed_texts(["red"])
+        with pytest.raises(UsageError, match="zero or isn't finite, so its weights are damaged"):
+            clip.embed_crops(crop, crop[:, 0] == 0)
+    save_file({**weights, "logit_scale": torch.tensor(200.0)}, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UsageError, match=r"contains the logit_scale 200.0"):
+        ClipFolder.open(folder).load()
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    config["vision_config"]["num_hidden_layers"] -= 1
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UsageError, match=r"weights that config.json doesn't describe, such as vision_model"):
+        ClipFolder.open(folder).load()
+
+
 def test_missing_packages_are_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "transformers" else object())
     with pytest.raises(UsageError, match=r"missing packages: transformers. Run `pip install 'segmint\[text\]'`"):

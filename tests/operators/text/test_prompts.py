@@ -49,10 +49,18 @@ def test_a_projection_comes_back_with_its_lineage_and_belongs_to_one_clip(
     (tmp_path / "x.safetensors").write_bytes(b"x")
     with pytest.raises(UsageError, match="isn't a projection of text prompts"):
         load_projection(tmp_path / "x.safetensors")
+    save_projection(tmp_path / "nan.safetensors", nn.Linear(16, 256).requires_grad_(False).apply(_with_nan), {})
+    with pytest.raises(UsageError, match=r"nan.safetensors .*contains numbers that aren't finite"):
+        load_projection(tmp_path / "nan.safetensors")
     with pytest.raises(UsageError, match="takes embeddings of 17 numbers, but CLIP's have 16"):
         TextPrompts(ClipFolder.open(clip).load(), nn.Linear(17, 256))
     with pytest.raises(UsageError, match="returns 128 numbers, but SAM's tokens have 256"):
         TextPrompts(ClipFolder.open(clip).load(), nn.Linear(16, 128))
+
+
+def _with_nan(module: nn.Module) -> None:
+    for parameter in module.parameters():
+        parameter.fill_(torch.nan)
 
 
 @pytest.mark.parametrize("kernels", ["auto", None])
