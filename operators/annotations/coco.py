@@ -62,7 +62,7 @@ def read_coco(document: Mapping[str, Any], size_of: Callable[[str], Size | None]
     read or its size differs from its image's. Labels are the names of categories.
 
     Two images with the same name stay separate. If several images share an id, masks with that id can't be assigned to
-    an image, so they are skipped.
+    an image, so they are skipped. Masks are also skipped if several categories with different names share their id.
     """
     # The converter's contours go through the centers of the outermost pixels; COCO's polygons go around these pixels.
     info = document.get("info")
@@ -122,16 +122,20 @@ def _ids(value: Any) -> frozenset[int]:
     return frozenset(each for each in value if type(each) is int) if isinstance(value, list) else frozenset()
 
 
-def _add(image: AnnotatedImage, entry: Mapping[str, Any], labels: Mapping[Any, str | None], contours: bool) -> None:
+def _add(
+    image: AnnotatedImage, entry: Mapping[str, Any], labels: Mapping[Any, list[str | None]], contours: bool
+) -> None:
     id = id_number(entry.get("id"))
     segmentation = entry.get("segmentation")
     try:
         rle = _rle(segmentation, image, contours)
         image.check_size(rle["size"])
+        label, *others = labels.get(_key(entry.get("category_id")), [None])
+        if others:
+            raise UnreadableMaskError(f"its category has several names: {label!r:.40}, {others[0]!r:.40}")
     except UnreadableMaskError as error:
         image.leave_out(id, error)
         return
-    label = labels.get(_key(entry.get("category_id")))
     crowd = entry.get("iscrowd") in (1, True)
     polygon = isinstance(segmentation, list)
     category, area = id_number(entry.get("category_id")), _size(entry.get("area"))
@@ -190,11 +194,13 @@ def check_polygons(polygons: Sequence[Any], size: Size) -> None:
         )
 
 
-def _labels(categories: Any) -> dict[Any, str | None]:
-    if not isinstance(categories, list):
-        return {}
-    named = [each for each in categories if isinstance(each, dict) and isinstance(each.get("name"), str)]
-    return {_key(each.get("id")): label_text(each["name"]) for each in named if _key(each.get("id")) is not None}
+def _labels(categories: Any) -> dict[Any, list[str | None]]:
+    """Map each category's id to its name, or to all names if several categories share the id."""
+    labels: dict[Any, list[str | None]] = {}
+    for each in categories if isinstance(categories, list) else ():
+        if isinstance(each, dict) and isinstance(each.get("name"), str) and (key := _key(each.get("id"))) is not None:
+            labels[key] = list(dict.fromkeys([*labels.get(key, ()), label_text(each["name"])]))
+    return labels
 
 
 def _frequencies(categories: Any) -> dict[int, str]:

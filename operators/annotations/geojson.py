@@ -92,8 +92,9 @@ def _mask(feature: Any, size: Size | None) -> CocoRle:
         raise UnreadableMaskError(f"its geometry is {str(kind)[:40]}: expected Polygon or MultiPolygon")
     try:
         polygons = [coordinates] if kind == "Polygon" else coordinates
-        rings = [[value for point in ring for value in point[:2]] for ring in itertools.chain.from_iterable(polygons)]
-    except (TypeError, KeyError) as error:
+        every = itertools.chain.from_iterable(polygons)
+        rings = [[value for point in ring for value in (point[0], point[1])] for ring in every]
+    except (TypeError, LookupError) as error:
         raise UnreadableMaskError("its coordinates are not lists of points") from error
     check_polygons(rings, size)
     return encode_mask(fill_rings(rings, size))

@@ -145,6 +145,15 @@ def test_ids_and_labels_that_no_table_can_hold() -> None:
     assert [(each.id, each.label) for each in found.images[0].masks] == [(id, "caf?") for id in (None, None, 2**53, 3)]
 
 
+def test_a_category_with_several_names_gives_no_label() -> None:
+    categories = [{"id": 1, "name": "cat"}, {"id": "1", "name": "dog"}, *2 * [{"id": 2, "name": "cup"}]]
+    masks = (mask(compressed(RING), id, category_id=category) for id, category in ((7, 1), (8, 2)))
+    image = read(*masks, categories=categories).images[0]
+    assert [(each.id, each.label) for each in image.masks] == [(8, "cup")]
+    assert image.unreadable == ["mask 7: its category has several names: 'cat', 'dog'"]
+    assert image.unreadable_ids == [7]
+
+
 @pytest.mark.parametrize("id", [5.0, "5"])
 def test_an_id_may_be_written_in_several_ways(id: float | str) -> None:
     found = read(mask(compressed(RING), image_id=id))

@@ -67,6 +67,10 @@ def test_a_class_is_a_label(classification: Any, label: str | None) -> None:
     [
         ({"type": "Point", "coordinates": [1, 2]}, "its geometry is Point: expected Polygon or MultiPolygon"),
         ({"type": "Polygon", "coordinates": 7}, "its coordinates are not lists of points"),
+        (
+            {"type": "Polygon", "coordinates": [[[1], [1], [9], [1], [9], [9]]]},
+            "its coordinates are not lists of points",
+        ),
         ({"type": "Polygon", "coordinates": [[{"x": 1, "y": 2}]]}, "its coordinates are not lists of points"),
         (
             {"type": "Polygon", "coordinates": [[[0, 0], [1, 1]]]},
