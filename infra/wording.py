@@ -152,12 +152,13 @@ def without_turning(text: str) -> str:
 def yaml_text(value: Any) -> str:
     """Format a value as readable YAML, with keys in their original order.
 
-    If the text contains bidirectional control characters, all non-ASCII characters are escaped.
+    If the text contains bidirectional control characters or U+0085, which PyYAML would read back as a space, all
+    non-ASCII characters are escaped.
     """
     import yaml
 
     text: str = yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=120)
-    if _TURNING.search(text):
+    if _TURNING.search(text) or "\x85" in text:
         text = yaml.safe_dump(value, sort_keys=False, allow_unicode=False, width=120)
     return text
 

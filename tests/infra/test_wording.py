@@ -4,6 +4,7 @@ import io
 import json
 
 import pytest
+import yaml
 
 from segmint.infra.wording import (
     count,
@@ -86,6 +87,7 @@ def test_no_mark_turns_the_text_of_a_name(mark: str) -> None:
     assert without_turning(f"caf\u00e9{mark}gpj") == "caf\u00e9\ufffdgpj"
     assert yaml_text({"name": f"caf\u00e9{mark}gpj"}) == f'name: "caf\\xE9\\u{ord(mark):04X}gpj"\n'
     assert yaml_text({"name": "caf\u00e9"}) == "name: caf\u00e9\n"
+    assert yaml.safe_load(yaml_text({"name": "a\x85b"})) == {"name": "a\x85b"}
 
 
 def test_a_bound_is_rounded_up() -> None:
