@@ -33,16 +33,21 @@ def write_clip(folder: Path, seed: int = 0) -> Path:
             if parameter.ndim > 1:
                 parameter.normal_(std=0.2)
     model.save_pretrained(folder)
+    save_tokenizer(folder, ids)
+    (folder / "preprocessor_config.json").write_text(
+        json.dumps({"image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.3, 0.4]})
+    )
+    return folder
+
+
+def save_tokenizer(folder: Path, ids: dict[str, int]) -> None:
+    """Write a tokenizer whose tokens are words."""
     tokenizer = Tokenizer(WordLevel(ids, unk_token=UNKNOWN))
     tokenizer.normalizer, tokenizer.pre_tokenizer = Lowercase(), Whitespace()
     tokenizer.post_processor = TemplateProcessing(
         single=f"{START} $A {END}", special_tokens=[(START, ids[START]), (END, ids[END])]
     )
     tokenizer.save(str(folder / "tokenizer.json"))
-    (folder / "preprocessor_config.json").write_text(
-        json.dumps({"image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.3, 0.4]})
-    )
-    return folder
 
 
 def model_of(folder: Path) -> CLIPModel:
