@@ -218,7 +218,7 @@ def _differences(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) ->
     retyped = [
         f"{name} is {found[name].dtype}"
         for name, tensor in expected.items()
-        if name in found and found[name].is_floating_point() != tensor.is_floating_point()
+        if name in found and tensor.is_floating_point() and not found[name].is_floating_point()
     ]
     kinds = (
         *(("missing", missing), ("not SAM's", unknown), ("differently shaped", reshaped)),

@@ -223,3 +223,10 @@ def test_weights_that_are_no_finite_numbers_are_refused_by_name(
     torch.save(state, tmp_path / "odd.pt")
     with pytest.raises(SamWeightsError, match=rf"odd\.pt: .*{message}"):
         load_sam(tmp_path / "odd.pt")
+
+
+def test_counts_of_batches_may_have_any_type() -> None:
+    """A training run stores all tensors of MobileSAM as float32."""
+    state = build_sam("mobile_sam").state_dict()
+    assert any(name.endswith("num_batches_tracked") for name in state)
+    sam_from_state_dict({name: tensor.float() for name, tensor in state.items()})
