@@ -33,8 +33,8 @@ def test_the_accounting_adds_up(built: BuiltDataset) -> None:
         r"6 rows in [\d.]+ s: [\d.]+ images/s, [\d.]+ masks/s\nceiling .* theoretical peak of 1 x cpu \(",
         built.printed,
     )
-    assert re.search(r"fp32, 1 thread, [\d.]+ GFLOP/s\): this run reached [\d.]+ %", built.printed)
-    busy = re.search(r"^busy      prepare (\d+) %, segment (\d+) % of their workers' time: ", built.printed, re.M)
+    assert re.search(r"fp32, 1 thread, [\d.]+ GFLOP/s\): this run reached [\d.]+%", built.printed)
+    busy = re.search(r"^busy      prepare (\d+)%, segment (\d+)% of their workers' time: ", built.printed, re.M)
     assert busy is not None
     assert 0 < min(map(int, busy.groups())) <= max(map(int, busy.groups())) <= 101
     commits = [json.loads(path.read_bytes()) for path in sorted((built.dataset / "commits").iterdir())]

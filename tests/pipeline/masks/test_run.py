@@ -166,7 +166,7 @@ def test_another_photograph_of_that_name_is_not_taken_for_the_first(tmp_path, ph
     Image.open(photographs / "deep" / "cup.jpg").save(photographs / "cat.png")
     (result,) = made(photographs / "cat.png", out, options)
     assert (result.outcome, result.output) == ("refused", None)
-    assert "a photograph with other content" in result.error
+    assert "a photograph with different content" in result.error
     assert (out / "cat.json").read_bytes() == before
     (result,) = made(photographs / "cat.png", out, options, overwrite=True)
     assert result.outcome == "made"

@@ -388,7 +388,7 @@ def test_a_dataset_keeps_the_device_of_its_detectors(tmp_path: Path, catalog: Pa
     begun = open_or_create(on_cpu, Storage()).manifest
     assert "detectors" not in begun.numerics
     assert identity(on_cpu) == identity(on_gpu)
-    with pytest.raises(UsageError, match=r"other numerics.*\n  deidentify\.device: 'cpu' before, 'cuda' now"):
+    with pytest.raises(UsageError, match=r"different numerics.*\n  deidentify\.device: 'cpu' before, 'cuda' now"):
         open_or_create(on_gpu, Storage())
 
     numerics = Numerics.recorded(begun.numerics).with_detectors("H200, CUDA 13").to_dict()

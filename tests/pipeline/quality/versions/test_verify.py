@@ -223,7 +223,7 @@ def test_the_last_version_is_missed_by_its_signature_and_by_takedowns(whole: Loc
     asked = TakedownRequest(ids=("7",))
     put_tombstone(whole, Tombstone(request=asked, reason="asked", when="now", version_before=before, images=(image,)))
     (problem,) = verify_dataset(whole).problems
-    assert problem.startswith("versions/: expected the version that the takedown of tombstones/")
+    assert problem.startswith("versions/: expected a version, because the takedown of tombstones/")
     assert Code.BAD_VERSION in {each.code for each in audit_integrity(whole).findings}
 
 

@@ -137,7 +137,7 @@ def test_weights_that_answer_with_no_number_do_not_lose_images(mobile_sam_path: 
     write_dataset(location_of(dataset), 1, make_row=row_of, refuse=2)
     state = torch.load(mobile_sam_path, weights_only=True)
     name = next(name for name in state if name.startswith("mask_decoder.iou_prediction_head"))
-    state[name] = torch.full_like(state[name], torch.nan)
+    state[name] = torch.full_like(state[name], 3e38)
     broken = tmp_path / "broken.pth"
     torch.save(state, broken)
     done = run(dataset, "--weights", "mobile_sam", "--weights", broken, "--gate", "--clicks", "1", "--json")
