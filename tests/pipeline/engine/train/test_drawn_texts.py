@@ -127,8 +127,8 @@ def test_texts_find_objects_of_pairs_that_nothing_was_trained_on(
     right, cosine = retrieval(load_drawn_clip(clip), unseen, WITHHELD)
     print(f"CLIP picks the right label for {right:.0%} of withheld objects (cosine {cosine:.2f})")
     assert right > 0.9
-    torch.save(train_small_sam(parent, scenes, steps=240).state_dict(), sam)
-    run = train_text(tmp_path, scenes, clip, sam, steps=420)
+    torch.save(train_small_sam(parent, scenes, steps=200).state_dict(), sam)
+    run = train_text(tmp_path, scenes, clip, sam, steps=450)
     found = evaluate(tmp_path, run, unseen, clip)
     withheld = found["withheld"]
     assert len(set(found["scene"][withheld])) == 50
