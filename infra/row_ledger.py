@@ -95,14 +95,17 @@ class RowLedger:
         self._in_flight = _InFlight()
 
     @contextmanager
-    def entry(self, spent: Callable[[], Mapping[str, float]] = dict) -> Iterator["BlockEntry"]:
+    def entry(
+        self, spent: Callable[[], Mapping[str, float]] = dict, ordinals: Sequence[int] = ()
+    ) -> Iterator["BlockEntry"]:
         """Enter a block in this process, and record its end when the context exits.
 
-        On exit, the ledger records the seconds per stage so far, which `spent` returns. Raises `DeadlyWindowError` if
-        too many workers have died in the window.
+        The rows in `ordinals` start together with the block, in a single call, as in `BlockEntry.begin_together`. On
+        exit, the ledger records the seconds per stage so far, which `spent` returns. Raises `DeadlyWindowError` if too
+        many workers have died in the window.
         """
         exit_within(EXIT_S)
-        entry = BlockEntry(self._actor, self._in_flight, self._first)
+        entry = BlockEntry(self._actor, self._in_flight, self._first, ordinals)
         try:
             yield entry
         finally:
@@ -173,20 +176,16 @@ class RowLedger:
 class BlockEntry:
     """Block that this process is working on.
 
-    Several rows of the block can be in flight at once, together with rows of other blocks.
+    Several rows of the block can be in flight at once, together with rows of other blocks. `replies` contains the
+    ledger's replies to the rows that started together with the block.
     """
 
-    def __init__(self, book: Any, in_flight: "_InFlight", first: int = 0) -> None:
+    def __init__(self, book: Any, in_flight: "_InFlight", first: int = 0, ordinals: Sequence[int] = ()) -> None:
         self._actor = book
         self._first = first
         self._in_flight = in_flight
         context = ray.get_runtime_context()
-        number = ray.get(book.open.remote(context.get_node_id(), context.get_worker_id()), timeout=TIMEOUT_S)
-        if number is None:
-            raise DeadlyWindowError(
-                f"images killed their workers {MAX_DEATHS} times: these images get trials before the build continues"
-            )
-        self._number: int = number
+        self._number, self.replies = self._begin((context.get_node_id(), context.get_worker_id()), ordinals)
 
     def begin_together(self, ordinals: Sequence[int]) -> list["StartReply"]:
         """Record the start of several rows in one call, wait for the ledger, and return its reply for each row.
@@ -194,17 +193,27 @@ class BlockEntry:
         Call `leave` for each started row when it's done. If a row doesn't start but isn't barred either, it must run
         alone, so call `begin` for it.
         """
-        self._in_flight.take(len(ordinals))
+        return self._begin(self._number, ordinals)[1]
+
+    def _begin(self, entry: int | tuple[str, str], ordinals: Sequence[int]) -> tuple[int, list["StartReply"]]:
+        if ordinals:
+            self._in_flight.take(len(ordinals))
         replies: list[StartReply] = []
         try:
-            call = self._actor.begin_together.remote(
-                self._number, [self._first + ordinal for ordinal in ordinals], self._in_flight.done()
-            )
-            replies = ray.get(call, timeout=TIMEOUT_S)
+            numbers = [self._first + ordinal for ordinal in ordinals]
+            left = self._in_flight.done() if ordinals else []
+            call = self._actor.begin_together.remote(entry, numbers, left)
+            opened: tuple[int, list[StartReply]] | None = ray.get(call, timeout=TIMEOUT_S)
+            if opened is None:
+                raise DeadlyWindowError(
+                    f"images killed their workers {MAX_DEATHS} times: these images get trials before the build "
+                    "continues"
+                )
+            number, replies = opened
         finally:
             for _ in range(len(ordinals) - sum(reply.starts for reply in replies)):
                 self._in_flight.give_back()
-        return replies
+        return number, replies
 
     def begin(self, ordinal: int) -> None:
         """Record the start of a row, and wait for the ledger's reply. Call `leave` when the row is done.
@@ -365,8 +374,15 @@ class _LedgerActor:
         self._started += 1
         return StartReply(starts=True)
 
-    def begin_together(self, entry: int, ordinals: list[int], left: list[tuple[int, int]]) -> list[StartReply]:
-        return [self.begin(entry, ordinal, left if at == 0 else [], False) for at, ordinal in enumerate(ordinals)]
+    def begin_together(
+        self, entry: int | tuple[str, str], ordinals: list[int], left: list[tuple[int, int]]
+    ) -> tuple[int, list[StartReply]] | None:
+        """Start rows of a block. If the block has no entry yet, `entry` is its node and process."""
+        number = self.open(*entry) if isinstance(entry, tuple) else entry
+        if number is None:
+            return None
+        replies = [self.begin(number, each, left if at == 0 else [], False) for at, each in enumerate(ordinals)]
+        return number, replies
 
     def excuse(self, entry: int, ordinal: int, why: str) -> None:
         if entry in self._workers:

@@ -67,24 +67,28 @@ class CustomStage:
         rows = list(stage_rows(table).items())
         size = self._batch_size or max(1, len(rows))
         results: dict[int, Result] = {}
-        with nullcontext() if self._ledger is None or not rows else self._ledger.entry() as entry:
+        begun = [row["ordinal"] for _, row in rows[:size]]
+        with nullcontext() if self._ledger is None or not rows else self._ledger.entry(ordinals=begun) as entry:
             for first in range(0, len(rows), size):
                 batch = dict(rows[first : first + size])
-                found = self._judge(list(batch.values())) if entry is None else self._recorded(batch, entry)
+                found = self._judge(list(batch.values())) if entry is None else self._recorded(batch, entry, first == 0)
                 results |= zip(batch, found, strict=True) if isinstance(found, list) else found
                 for row in batch.values():
                     row.free_image()
         return with_results(table, self._spec, results)
 
-    def _recorded(self, batch: Mapping[int, StageRow], entry: "BlockEntry") -> dict[int, Result]:
-        """Judge a batch after recording its rows in the ledger. Rows that must run alone come last."""
+    def _recorded(self, batch: Mapping[int, StageRow], entry: "BlockEntry", is_first: bool) -> dict[int, Result]:
+        """Judge a batch after recording its rows in the ledger. Rows that must run alone come last.
+
+        The rows of the first batch started together with the block.
+        """
         from segmint.infra.row_ledger import BarredRowError
 
         results: dict[int, Result] = {}
         together: list[int] = []
         alone: list[int] = []
         try:
-            replies = entry.begin_together([row["ordinal"] for row in batch.values()])
+            replies = entry.replies if is_first else entry.begin_together([row["ordinal"] for row in batch.values()])
         except Exception as error:  # noqa: BLE001 - a fault of these rows, as in a stage
             return dict.fromkeys(batch, error)
         for place, reply in zip(batch, replies, strict=True):

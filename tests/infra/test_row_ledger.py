@@ -239,6 +239,21 @@ def test_rows_that_start_together_get_the_replies_of_rows_that_start_alone(local
         entry.begin(6)
 
 
+def test_rows_start_together_with_their_block(local_ray: Cluster) -> None:
+    ledger = RowLedger(alone=[3])
+    dying = BlockEntry(ledger._actor, _InFlight())
+    dying.begin(5)
+    with ledger.entry(ordinals=[1, 2, 3, 5]) as entry:
+        assert [reply.starts for reply in entry.replies] == [True, True, False, False]
+        assert "gets a trial" in (entry.replies[3].refused or "")
+        for ordinal in (1, 2):
+            entry.leave(ordinal)
+        entry.begin(3)
+        entry.leave(3)
+    assert walk(ledger, [1, 2, 3]) == {}, "the end of the block is recorded at once"
+    assert ledger.suspects() == [5]
+
+
 def test_a_custom_stage_has_rows_of_its_own_with_the_same_ordinals(local_ray: Cluster) -> None:
     ledger = RowLedger(alone=[2 * STAGE_ROWS + 6])
     custom = pickle.loads(pickle.dumps(ledger.of_stage(2)))

@@ -43,8 +43,8 @@ CUSTOM_MUTANTS = (
     Mutant(
         "a death of a stage blamed on the segment stage",
         "infra/row_ledger.py",
-        "self._number, [self._first + ordinal for ordinal in ordinals], self._in_flight.done()",
-        "self._number, list(ordinals), self._in_flight.done()",
+        "numbers = [self._first + ordinal for ordinal in ordinals]",
+        "numbers = list(ordinals)",
         "tests/infra/test_row_ledger.py",
     ),
 )
