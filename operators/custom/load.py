@@ -3,6 +3,7 @@
 import hashlib
 import importlib
 import inspect
+import json
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -77,6 +78,7 @@ def load_stage(stage: str, arguments: Mapping[str, Any]) -> StageSpec:
     table, labels = getattr(found, "table", "images"), getattr(found, "labels", False)
     try:
         inspect.signature(found).bind(**arguments)
+        json.dumps(dict(arguments), ensure_ascii=False, default=repr).encode()  # fails for unpaired surrogates
         described = [_field(str(key), kind) for key, kind in dict(fields).items()]
         # A stage without a column needs a valid name, too, so check it with a placeholder field.
         column = StageColumn.model_validate({"name": name, "table": table, "fields": described or [_ANY]})

@@ -56,6 +56,7 @@ def test_a_stage_that_cannot_start_says_why() -> None:
         (f"{HERE}.Mean", {"least": 3}, "unexpected keyword argument 'least'"),
         (f"{HERE}.Keyed", {}, "missing a required argument: 'file'"),
         (f"{HERE}.Keyed", {"file": "/absent"}, "FileNotFoundError"),
+        (f"{HERE}.Mean", {"most": "\ud800"}, "surrogates not allowed"),
         (f"{HERE}.drop", {"rows": []}, "has an invalid name"),
         (f"{HERE}.BadName", {}, "has an invalid name: String should match"),
         (f"{HERE}.BadType", {}, "ValueError: No type alias for decimal"),
