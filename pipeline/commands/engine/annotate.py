@@ -75,10 +75,10 @@ def annotate(
 
     Submissions are saved in the dataset, or in the JSON files of a folder. Press Ctrl-C to stop the server.
     """
-    # A click consists of many small steps. They are faster if torch's threads spin until the next step, here for up to
-    # 0.2 ms. Longer spinning would take cores from other processes. torch's thread library reads this variable only
-    # once, when it loads.
-    os.environ.setdefault("GOMP_SPINCOUNT", "20000")
+    # A click consists of many small steps. Waking a thread for each step takes longer than the step, so torch's threads
+    # spin until the next step, for up to 2 to 10 ms depending on the CPU. Longer spinning would take cores from other
+    # processes. torch's thread library reads this variable only once, when it loads.
+    os.environ.setdefault("GOMP_SPINCOUNT", "200000")
 
     from segmint.catalogs.dataset.annotations.submissions import check_name
     from segmint.infra.errors import UsageError
