@@ -68,7 +68,7 @@ def decode_with_plan(
     own = decoder.own_tokens
     coefficients, vectors = mask
     first, side = as_linear(decoder.upscaling_steps[0]), kernels.upscaler.low_res_size
-    threads = torch.get_num_threads()
+    threads = max(1, torch.get_num_threads() - 1)  # torch's threads still spin, at least on one core
     logits = sparse.new_empty(len(sparse), len(chosen), side, side)
     ious = sparse.new_empty(len(sparse), len(chosen))
     for number, prompt in enumerate(sparse):

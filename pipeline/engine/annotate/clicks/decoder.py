@@ -96,7 +96,8 @@ class Decoder(AbstractContextManager["Decoder"]):
         before = self._logits_of(prompt.after, embedded, annotator)
         is_lost = prompt.after is not None and before is None
         logits, ious = self._predictor.run(self._ask, embedding, prompt, before)
-        drawn = self._drawers.map(lambda each: draw_mask(self._predictor, embedding, each), logits)
+        draw = map if len(logits) == 1 else self._drawers.map
+        drawn = draw(lambda each: draw_mask(self._predictor, embedding, each), logits)
         answered = [PromptMask(mask, iou) for mask, iou in zip(drawn, ious, strict=True)]
         order = sorted(range(len(answered)), key=lambda index: (answered[index].drawn.area, index))
         answered = [answered[index] for index in order]
