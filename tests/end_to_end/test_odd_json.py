@@ -42,8 +42,9 @@ MORE_FILES = ("versions/1.json", "reservations/*.json", "outputs/*.json")
 
 @pytest.fixture
 def dataset(small_dataset: Path, tmp_path: Path) -> Path:
-    """A copy of the small real dataset with a second generation of its manifest, and a tombstone of no row."""
+    """A copy of the small dataset with a recorded version, a second generation of its manifest, and a tombstone."""
     folder = Path(shutil.copytree(small_dataset, tmp_path / "dataset"))
+    put_version(location_of(folder), "build")
     shutil.copy(folder / "dataset.json", folder / "dataset.g2.json")
     image = RemovedImage(ordinal=99, id=100, image_id="x", uri="x.jpg", sha256="0" * 64)
     gone = Tombstone(request=TakedownRequest(ids=("x",)), reason="test", when="2026-01-01T00:00:00Z", images=(image,))
@@ -53,8 +54,7 @@ def dataset(small_dataset: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def used(dataset: Path) -> Path:
-    """The same with a recorded version, a reservation, and the note of an export; `whole` is a copy next to it."""
-    put_version(location_of(dataset), "build")
+    """The same with a reservation and the note of an export; `whole` is a copy next to it."""
     reservation = Reservation(1, 2, ("shards/x",))
     reservation.location(location_of(dataset)).put(reservation.to_json())
     note_output(location_of(dataset), "export", location_of(dataset.parent / "export"), {"a.json": "0" * 64})
