@@ -2,8 +2,12 @@
 
 import io
 import math
+import multiprocessing
 import struct
 import zlib
+from collections.abc import Iterator
+from contextlib import suppress
+from multiprocessing.connection import Connection
 
 import numpy as np
 import pytest
@@ -251,10 +255,45 @@ ENCODINGS: list[tuple[str, str, dict[str, object]]] = [
 ]
 
 
-@pytest.mark.parametrize("seeds", [range(300), pytest.param(range(300, 100_000), marks=pytest.mark.long)], ids=str)
-def test_no_damage_to_any_container_is_anything_but_a_verdict(seeds: range) -> None:
+def decode_hostile(seeds: range, started: Connection) -> None:
+    """Decode damaged pictures, and send the seed of each before it is decoded."""
     for seed in seeds:
+        started.send(seed)
         reason(hostile(seed))
+
+
+def crashing(seeds: range) -> Iterator[int]:
+    """The seeds whose pictures crash a process that decodes them."""
+    spawn = multiprocessing.get_context("spawn")
+    while seeds:
+        received, started = spawn.Pipe(duplex=False)
+        process = spawn.Process(target=decode_hostile, args=(seeds, started))
+        process.start()
+        started.close()
+        last = seeds.start
+        with suppress(EOFError):
+            while True:
+                last = received.recv()
+        process.join()
+        if process.exitcode == 0:
+            return
+        assert process.exitcode is not None
+        assert process.exitcode < 0, f"seed {last} raised an error"
+        yield last
+        seeds = range(last + 1, seeds.stop)
+
+
+def test_no_damage_to_any_container_is_anything_but_a_verdict() -> None:
+    for seed in range(300):
+        reason(hostile(seed))
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+def test_damage_crashes_no_decoder_but_libheif() -> None:
+    """`prepare` decodes in child processes, so a crash of libheif ends only a child."""
+    for seed in crashing(range(300, 100_000)):
+        assert ENCODINGS[np.random.default_rng(seed).integers(len(ENCODINGS))][0] == "HEIC"
 
 
 def test_a_profile_or_a_text_of_megabytes_refuses_no_png() -> None:
