@@ -3,6 +3,7 @@
 import atexit
 import contextlib
 import os
+import random
 import shutil
 import signal
 import socket
@@ -27,11 +28,21 @@ _PORTS = (
 
 
 def free_ports(count: int) -> list[int]:
-    """Free ports of 127.0.0.1, all different."""
-    sockets = [socket.socket() for _ in range(count)]
+    """Free ports of 127.0.0.1, all different.
+
+    They stay free while the server that uses them is restarted: they are below the system's ephemeral ports, so no
+    outgoing connection takes them, and above the ports of Ray's workers.
+    """
+    sockets: list[socket.socket] = []
     try:
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
+        while len(sockets) < count:
+            each = socket.socket()
+            try:
+                each.bind(("127.0.0.1", random.SystemRandom().randrange(20_000, 32_000)))
+            except OSError:
+                each.close()
+            else:
+                sockets.append(each)
         return [each.getsockname()[1] for each in sockets]
     finally:
         for each in sockets:
