@@ -26,7 +26,7 @@ _HALF = {
 _FLOAT32 = {
     "answer": {"TILE": 32, "num_warps": 8, "num_stages": 2},
     "look": {"TILE": 32, "num_warps": 8, "num_stages": 2},
-    "draw": {"TILE": 64, "num_warps": 8, "num_stages": 1},
+    "draw": {"TILE": 32, "num_warps": 8, "num_stages": 1},
 }
 
 
