@@ -6,6 +6,8 @@ machine may see the key in the process list. By then, the key has been used and 
 browser to the server's own scripts and resources, and prevent framing.
 """
 
+import base64
+import hashlib
 import secrets
 import threading
 from abc import ABC, abstractmethod
@@ -19,10 +21,26 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 KEY = "key"
 """Query parameter that contains the key."""
 
+_STYLE = "body { font: 1rem/1.5 system-ui, sans-serif; max-width: 40rem; margin: 10vh auto; padding: 0 1rem }"
+_STYLE_HASH = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
+_SPENT = """\
+<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>{command}: this address was used before</title>
+<style>{style}</style>
+<main><h1>This address was used before</h1>
+<p>Each address from <code>{command}</code> works once, in one browser. This one was used, or isn't from this server.</p>
+{advice}</main>
+</html>
+"""
+
 HEADERS = {
     "content-security-policy": (
-        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
-        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+        f"default-src 'none'; script-src 'self'; style-src 'self' 'sha256-{_STYLE_HASH}'; img-src 'self'; "
+        "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     ),
     "x-content-type-options": "nosniff",
     "x-frame-options": "DENY",
@@ -74,13 +92,13 @@ class HeadersMiddleware(ABC):
     """ASGI middleware that rejects requests without access, and adds the headers to every response.
 
     `cookie` is the name of the session's cookie. All ports of a host share cookies, so the name must be unique to a
-    port. `spent` is the page for a URL that was already used.
+    port. The page for a URL that was already used names `command`, and ends with the paragraphs in `advice`.
     """
 
-    def __init__(self, app: ASGIApp, cookie: str, spent: str) -> None:
+    def __init__(self, app: ASGIApp, cookie: str, command: str, advice: str) -> None:
         self._app = app
         self._cookie = cookie
-        self._spent = spent
+        self._spent = _SPENT.format(command=command, style=_STYLE, advice=advice)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Respond to a request, or pass it to the application."""

@@ -431,6 +431,7 @@ def test_an_address_opens_one_browser_and_the_page_gives_another(chromium: "Brow
     assert answer is not None
     assert answer.status == 403
     expect(second.get_by_role("main").get_by_role("heading")).to_have_text("This address was used before")
+    assert second.evaluate("getComputedStyle(document.body).fontFamily") == "system-ui, sans-serif"
     assert serious_violations(second) == []
     first.goto(address)  # the browser that it opened may open it again
     first.locator("#results .tile").first.wait_for()

@@ -31,20 +31,9 @@ MOST_ANNOTATORS = 1000
 
 _READS = ("GET", "HEAD")
 
-_SPENT = """\
-<!doctype html>
-<html lang="en">
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>segmint annotate: this address was used before</title>
-<main><h1>This address was used before</h1>
-<p>Each address from <code>segmint annotate</code> works once, in one browser.
-This one was used, or isn't from this server.</p>
+_ADVICE = """\
 <p>Ask the person who started <code>segmint annotate</code> for a new one. If the page isn't open in any of your
-browsers, someone else may have used the address, so tell them.</p></main>
-</html>
-"""
+browsers, someone else may have used the address, so tell them.</p>"""
 
 
 class NotOwnerError(Exception):
@@ -124,7 +113,7 @@ class TeamGuard(HeadersMiddleware):
     """
 
     def __init__(self, app: ASGIApp, team: Team) -> None:
-        super().__init__(app, f"segmint-annotate-{team.port}", _SPENT)
+        super().__init__(app, f"segmint-annotate-{team.port}", "segmint annotate", _ADVICE)
         self._team = team
         self._hosts = {origin.host.lower(): origin for origin in team.origins}
         self._origins = {origin.text.lower() for origin in team.origins}

@@ -9,21 +9,10 @@ from starlette.types import ASGIApp
 
 from segmint.pipeline.serving.door import KEY, HeadersMiddleware, OneTimeKeys
 
-_SPENT = """\
-<!doctype html>
-<html lang="en">
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>segmint view: this address was used before</title>
-<main><h1>This address was used before</h1>
-<p>Each address from <code>segmint view</code> works once, in one browser.
-This one was used, or isn't from this viewer.</p>
+_ADVICE = """\
 <p>To get a new one, use &ldquo;Open in another browser&rdquo; in a browser where the viewer is open.</p>
 <p>If the viewer isn't open in any of your browsers, another user of this machine may have used the address.
-Stop <code>segmint view</code> with Ctrl-C and start it again.</p></main>
-</html>
-"""
+Stop <code>segmint view</code> with Ctrl-C and start it again.</p>"""
 
 
 class SessionKeys(OneTimeKeys):
@@ -43,7 +32,7 @@ class ViewerGuard(HeadersMiddleware):
 
     def __init__(self, app: ASGIApp, access: SessionKeys) -> None:
         port = access.port
-        super().__init__(app, f"segmint-view-{port}", _SPENT)
+        super().__init__(app, f"segmint-view-{port}", "segmint view", _ADVICE)
         self._access = access
         self._hosts = {f"127.0.0.1:{port}", f"localhost:{port}"}
 
