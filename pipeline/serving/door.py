@@ -32,7 +32,8 @@ _SPENT = """\
 <title>{command}: this address was used before</title>
 <style>{style}</style>
 <main><h1>This address was used before</h1>
-<p>Each address from <code>{command}</code> works once, in one browser. This one was used, or isn't from this server.</p>
+<p>Each address from <code>{command}</code> works once, in one browser.
+This one was used, or isn't from this server.</p>
 {advice}</main>
 </html>
 """
