@@ -53,6 +53,7 @@ from segmint.infra.threads import map_ahead
 
 _HASHES = TypeAdapter(list[str])
 _ATTEMPTS = 5
+_THREADS = 16
 _READ_AHEAD = 512
 _SHORT_DIGITS = 12
 
@@ -114,7 +115,6 @@ def take_snapshot(
     *,
     use_cache: bool = True,
     save_cache: bool = False,
-    threads: int = 16,
     read: SnapshotCommits | None = None,
 ) -> Snapshot:
     """Return the files that a dataset's digest covers, with their hashes, at a single point in time.
@@ -132,7 +132,11 @@ def take_snapshot(
         # Commits are listed only once. The result is consistent unless another file was added in the meantime.
         before = _others(dataset)
         try:
-            snapshot = _take(dataset, use_cache=use_cache, save_cache=save_cache, threads=threads, read=read)
+            commits = _commit_leaves(dataset, use_cache=use_cache, save_cache=save_cache, read=read)
+            manifests, latest = manifest_leaves(dataset)
+            manifest = DatasetManifest.from_json(latest, f"{dataset}/{manifests[-1].path}")
+            parts = [VersionLeaf(part.path, part.sha256) for part in manifest.catalog]
+            snapshot = Snapshot.of([*manifests, *parts, *commits, *removal_leaves(dataset)])
         except NotFoundError as error:
             why = str(error)  # a correction removed a listed commit, so list again
             continue
@@ -191,23 +195,8 @@ def drop_cached_leaves(dataset: Location, shards: Collection[int]) -> None:
             (dataset / SUMMARIES / entry.name).delete()
 
 
-def _take(
-    dataset: Location,
-    *,
-    use_cache: bool,
-    save_cache: bool,
-    threads: int,
-    read: SnapshotCommits | None,
-) -> Snapshot:
-    commits = _commit_leaves(dataset, use_cache=use_cache, save_cache=save_cache, threads=threads, read=read)
-    manifests, latest = manifest_leaves(dataset)
-    manifest = DatasetManifest.from_json(latest, f"{dataset}/{manifests[-1].path}")
-    parts = [VersionLeaf(part.path, part.sha256) for part in manifest.catalog]
-    return Snapshot.of([*manifests, *parts, *commits, *removal_leaves(dataset)])
-
-
 def _commit_leaves(
-    dataset: Location, *, use_cache: bool, save_cache: bool, threads: int, read: SnapshotCommits | None
+    dataset: Location, *, use_cache: bool, save_cache: bool, read: SnapshotCommits | None
 ) -> list[VersionLeaf]:
     """Return a leaf for each shard's latest commit."""
 
@@ -228,7 +217,7 @@ def _commit_leaves(
         if hashes is not None:
             leaves += [VersionLeaf(commit_path(*pair), sha256) for pair, sha256 in zip(pairs, hashes, strict=True)]
             continue
-        found = list(map_ahead(read_leaf, pairs, threads, _READ_AHEAD, "leaves"))
+        found = list(map_ahead(read_leaf, pairs, _THREADS, _READ_AHEAD, "leaves"))
         leaves += [leaf for leaf, _ in found]
         if full and save_cache:
             hashes = [leaf.sha256 for leaf, _ in found]
