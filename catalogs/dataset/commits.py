@@ -75,17 +75,7 @@ class Commit:
     def to_json(self) -> bytes:
         """Return the bytes of the commit's file: canonical JSON, with files sorted by path."""
         files = sorted(self.files, key=lambda entry: entry.path)
-        return canonical_json(
-            {
-                "shard": self.shard,
-                "generation": self.generation,
-                "ordinals": list(self.ordinals),
-                "numerics": self.numerics,
-                "build_sha256": self.build_sha256,
-                "counts": dict(self.counts),
-                "files": [{"path": f.path, "size": f.size, "sha256": f.sha256} for f in files],
-            }
-        )
+        return canonical_json({**vars(self), "counts": dict(self.counts), "files": [vars(entry) for entry in files]})
 
     @classmethod
     def from_json(cls, data: bytes, where: str = "a commit") -> "Commit":
@@ -94,15 +84,8 @@ class Commit:
             value = _CommitFile.model_validate_json(data)
         except ValidationError as error:
             raise DamagedDatasetError(f"{where} is not a commit: {wrong_fields(error)}") from error
-        return cls(
-            shard=value.shard,
-            generation=value.generation,
-            ordinals=value.ordinals,
-            numerics=value.numerics,
-            build_sha256=value.build_sha256,
-            counts=value.counts,
-            files=tuple(FileEntry(entry.path, entry.size, entry.sha256) for entry in value.files),
-        )
+        files = tuple(FileEntry(**vars(entry)) for entry in value.files)
+        return cls(**{**vars(value), "files": files})
 
 
 class _StrictModel(BaseModel):
