@@ -336,24 +336,17 @@ class SameFiles(AbstractContextManager["SameFiles"]):
         self._database.close()
 
 
+@dataclass
 class _TermsJudge:
     """Judge that sorts rows into findings, and judges each combination of license terms only once."""
 
-    def __init__(
-        self,
-        findings: CatalogFindings,
-        policy: LicensePolicy | None,
-        policy_date: date,
-        outlook: CatalogOutlook,
-        same: SameFiles,
-    ) -> None:
-        self._findings = findings
-        self._policy = policy
-        self._date = policy_date
-        self._outlook = outlook
-        self._same = same
-        self._verdicts: dict[_Terms, Reason | None] = {}
-        self._identifiers: dict[str, str | None] = {}
+    _findings: CatalogFindings
+    _policy: LicensePolicy | None
+    _date: date
+    _outlook: CatalogOutlook
+    _same: SameFiles
+    _verdicts: dict[_Terms, Reason | None] = field(default_factory=dict)
+    _identifiers: dict[str, str | None] = field(default_factory=dict)
 
     def look(self, batch: pa.RecordBatch) -> None:
         """Add a batch of staged rows whose duplicates are marked. Batches must be in order."""
