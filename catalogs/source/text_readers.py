@@ -93,8 +93,8 @@ def read_csv(catalog: Location, on_problem: OnProblem = refuse) -> Iterator[pa.R
             row += batch.num_rows
 
 
-def csv_batches(catalog: Location, only: Container[str] = SOURCE.names) -> Generator[pa.RecordBatch, None, None]:
-    """Yield the rows of a CSV catalog as text, with only the columns in `only`.
+def csv_batches(catalog: Location, only: Container[str] | None = SOURCE.names) -> Generator[pa.RecordBatch, None, None]:
+    """Yield the rows of a CSV catalog as text, with only the columns in `only`, or with all columns if that is None.
 
     Batch sizes don't depend on these columns.
     """
@@ -129,7 +129,7 @@ def csv_batches(catalog: Location, only: Container[str] = SOURCE.names) -> Gener
 
 
 def _batches(
-    stream: BinaryIO, names: Sequence[str], only: Container[str], bad: list[pacsv.InvalidRow]
+    stream: BinaryIO, names: Sequence[str], only: Container[str] | None, bad: list[pacsv.InvalidRow]
 ) -> Generator[pa.RecordBatch, None, None]:
     """Yield the rows of an open CSV file.
 
@@ -145,7 +145,7 @@ def _batches(
             parse_options=pacsv.ParseOptions(newlines_in_values=True, invalid_row_handler=lent.remember),
             convert_options=pacsv.ConvertOptions(
                 column_types={name: pa.string() for name in names},
-                include_columns=[name for name in names if name in only],
+                include_columns=[name for name in names if only is None or name in only],
                 null_values=[""],
                 strings_can_be_null=True,
             ),

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Container, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pyarrow as pa
@@ -26,13 +26,6 @@ _TYPES = (
 """Arrow types, each with the kinds of JSON values that it represents. A column without values gets the first type."""
 
 Batches = Iterator[pa.RecordBatch]
-
-
-class _AllColumns(Container[str]):
-    """Container that contains every column name."""
-
-    def __contains__(self, name: object) -> bool:
-        return True
 
 
 class WholeCatalog:
@@ -81,7 +74,7 @@ class WholeCatalog:
             with open_parquet(self._catalog) as file:
                 self._raw_fields = list(file.schema_arrow)
         elif self._kind == "CSV":
-            first = next(csv_batches(self._catalog, only=_AllColumns()), None)
+            first = next(csv_batches(self._catalog, only=None), None)
             names = SOURCE.names if first is None else first.schema.names
             self._raw_fields = [pa.field(name, pa.string()) for name in names]
         else:
@@ -107,7 +100,7 @@ class WholeCatalog:
                     ]
                     yield pa.RecordBatch.from_arrays(arrays, schema=pa.schema(self._raw_fields))
         elif self._kind == "CSV":
-            yield from csv_batches(self._catalog, only=_AllColumns())
+            yield from csv_batches(self._catalog, only=None)
         else:
             waiting: list[dict[str, Any]] = []
             schema = pa.schema(self._raw_fields)
