@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
+from fnmatch import fnmatchcase
 from functools import cache
 from itertools import islice, pairwise
 from typing import Any
@@ -90,12 +91,8 @@ def rule_for(field: str, value: str) -> OptOutRule | None:
     if field == DATA_MINING:
         is_label = value.lower().startswith("prohibited")
         value = _PROHIBITED if is_label else value.rstrip("/").rpartition("/")[2]
-    fitting = (rule for rule in RULES if field in rule.fields and _fits(value.lower(), rule.value.lower()))
+    fitting = (rule for rule in RULES if field in rule.fields and fnmatchcase(value.lower(), rule.value.lower()))
     return next(fitting, None)
-
-
-def _fits(value: str, wanted: str) -> bool:
-    return value.startswith(wanted[:-1]) if wanted.endswith("*") else value == wanted
 
 
 def opt_out(data: bytes) -> OptOut | None:
