@@ -8,7 +8,7 @@ captions.
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from typing import Any
@@ -178,12 +178,9 @@ def place_names() -> PlaceNames:
     )
 
 
-def country_in(caption: str, names: PlaceNames | None = None) -> str | None:
-    """Return the ISO 3166 code of the country that a caption names as a place, or None if it names none or several.
-
-    `names` defaults to `place_names()`.
-    """
-    return _Caption(caption, names or place_names()).country()
+def country_in(caption: str) -> str | None:
+    """Return the ISO 3166 code of the country that a caption names as a place, or None if it names none or several."""
+    return _Caption(caption, place_names()).country()
 
 
 class _Caption:
@@ -374,7 +371,7 @@ class LocateResult:
         ]
 
 
-def locate(catalog: Location, output: Location, country_of: Callable[[str], str | None] = country_in) -> LocateResult:
+def locate(catalog: Location, output: Location) -> LocateResult:
     """Copy a catalog, and fill in missing countries from the captions. Everything else stays the same.
 
     In each row that gets a country, `country_source` becomes `caption`. Raises `UsageError` if the catalog has no
@@ -395,7 +392,7 @@ def locate(catalog: Location, output: Location, country_of: Callable[[str], str 
         raise UsageError(f"{catalog}: the column '{SOURCE_COLUMN}', which `locate` writes, must be text. Rename it")
     done = LocateResult(str(catalog), str(output))
     found: Counter[str] = Counter()
-    done.rows = write_catalog(_rows(whole, done, found, country_of), output, schema)
+    done.rows = write_catalog(_rows(whole, done, found), output, schema)
     done.countries = dict(found.most_common())
     return done
 
@@ -409,9 +406,7 @@ def _schema(schema: pa.Schema) -> pa.Schema:
     return pa.schema([fields[name] for name in names])
 
 
-def _rows(
-    whole: WholeCatalog, done: LocateResult, found: "Counter[str]", country_of: Callable[[str], str | None]
-) -> Iterator[Mapping[str, Any]]:
+def _rows(whole: WholeCatalog, done: LocateResult, found: "Counter[str]") -> Iterator[Mapping[str, Any]]:
     for batch in whole.batches():
         for row in batch.to_pylist():
             if row.get("country") is not None:
@@ -419,7 +414,7 @@ def _rows(
                 yield row
                 continue
             caption = row["caption"] or ""
-            country = country_of(caption)
+            country = country_in(caption)
             if country is None:
                 done.without_caption += not caption.strip()
                 yield row
