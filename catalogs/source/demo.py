@@ -132,15 +132,10 @@ def _copied(photos: Path, photograph: _Photograph) -> dict[str, Any]:
     source = _installed(photograph.package_path)
     (photos / source.name).write_bytes(source.read_bytes())
     row: dict[str, Any] = {
+        **vars(photograph),
         "uri": f"photos/{source.name}",
-        "license": photograph.license,
         "image_id": source.stem,
-        "attribution": photograph.attribution,
-        "provider": photograph.provider,
-        "source_url": photograph.source_url,
         "redistributable": photograph.license in DEMO_LICENSES,
-        "country": photograph.country,
-        "caption": photograph.caption,
     }
     return {name: row[name] for name in SOURCE.names if row.get(name) is not None}
 
