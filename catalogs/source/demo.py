@@ -4,7 +4,6 @@ A build accepts four of its rows, and rejects four others, each for a different 
 of files in the installed packages, except for one that is deliberately corrupted.
 """
 
-import importlib.util
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from segmint.catalogs.schema import SOURCE
+from segmint.infra.assets.known import PackageFile
 from segmint.infra.errors import UsageError
 
 DEMO_LICENSES = ("CC0-1.0", "CC-BY-2.0", "LicenseRef-public-domain")
@@ -142,9 +142,7 @@ def _copied(photos: Path, photograph: _Photograph) -> dict[str, Any]:
 
 def _installed(package_path: str) -> Path:
     package, _, inside = package_path.partition("/")
-    spec = importlib.util.find_spec(package)  # finds the package without running its code
-    for location in (spec.submodule_search_locations or []) if spec else []:
-        path = Path(location) / inside
-        if path.is_file():
-            return path
-    raise UsageError(f"the demo needs {package_path}, which is not installed: pip install 'segmint[demo]'")
+    path = PackageFile("segmint[demo]", package, inside).find()
+    if path is None:
+        raise UsageError(f"the demo needs {package_path}, which is not installed: pip install 'segmint[demo]'")
+    return path
