@@ -7,6 +7,7 @@ square has `resolution` pixels per side. Each of them covers (1024 / resolution)
 import torch
 from torch import Tensor
 
+from segmint.model.automatic.boxes import mask_boxes
 from segmint.model.sam.geometry import SAM1
 
 
@@ -48,14 +49,9 @@ def target_boxes(targets: Tensor) -> Tensor:
     The boxes are in pixels of the 1024 x 1024 input, with inclusive ends, like the boxes of predicted masks.
     """
     scale = SAM1.image_size // targets.shape[-1]
-    sides = []
-    for axis in (1, 2):  # `any` over the rows gives the extent in x, and `any` over the columns gives the extent in y
-        present = targets.any(dim=axis).to(torch.int8)
-        first = present.argmax(dim=1)
-        last = targets.shape[-1] - 1 - present.flip(1).argmax(dim=1)
-        sides.append((first * scale, (last + 1) * scale - 1))
-    (x0, x1), (y0, y1) = sides
-    return torch.stack([x0, y0, x1, y1], dim=1).to(torch.float64)
+    boxes = mask_boxes(targets)
+    first, last = boxes[:, :2], boxes[:, 2:]
+    return torch.cat([first * scale, (last + 1) * scale - 1], dim=1).to(torch.float64)
 
 
 def _most_covered(share: Tensor) -> Tensor:
