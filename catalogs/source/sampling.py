@@ -1,7 +1,7 @@
 """Counting the rows of a source catalog, and reading an evenly spread sample without keeping the other rows."""
 
 from collections.abc import Collection, Iterator, Sequence
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -75,10 +75,8 @@ def _pinned(rows: pa.Table) -> pa.Table:
 
 def _starts(file: pq.ParquetFile) -> list[int]:
     """Return the ordinal of the first row in each row group, and the ordinal after the last row."""
-    starts = [0]
-    for group in range(file.metadata.num_row_groups):
-        starts.append(starts[-1] + file.metadata.row_group(group).num_rows)
-    return starts
+    counts = (file.metadata.row_group(group).num_rows for group in range(file.metadata.num_row_groups))
+    return list(accumulate(counts, initial=0))
 
 
 def _numbered(
