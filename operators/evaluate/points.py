@@ -14,7 +14,7 @@ from segmint.model.automatic.candidates import MaskPatch
 from segmint.model.automatic.tiled_upscaling import upscaling_of
 from segmint.model.automatic.upscaling import Upscaling
 from segmint.model.sam.predictor import Embedding, Predictor
-from segmint.operators.annotations.image import CocoRle
+from segmint.operators.annotations.image import CocoRle, encode_mask
 from segmint.operators.evaluate.clicks import Bools, Click, center_click, next_click, random_click
 from segmint.operators.evaluate.settings import FirstClick, PointsSettings, SeveralClicks
 
@@ -81,8 +81,7 @@ def click_masks(
 def no_answer(truth: CocoRle, settings: PointsSettings) -> MaskScores:
     """Return the scores of a mask if the model predicted nothing for it. All scores are 0, and there are no clicks."""
     height, width = truth["size"]
-    blank = np.zeros((height, width), np.uint8, order="F")
-    empty: CocoRle = {"size": [height, width], "counts": coco.encode(blank)["counts"]}
+    empty = encode_mask(np.zeros((height, width), np.uint8))
     zeros = (0.0,) * len(settings.clicks)
     return MaskScores(zeros, zeros, zeros, (), empty, empty)
 
