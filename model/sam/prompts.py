@@ -1,6 +1,6 @@
 """Validation, conversion, and scaling of a caller's prompts."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -40,12 +40,10 @@ class Prompts:
 
     def scaled(self, x: float, y: float) -> "Prompts":
         """Multiply the x coordinates by `x` and the y coordinates by `y`."""
-        return Prompts(
-            None if self.points is None else self.points * self.points.new_tensor([x, y]),
-            self.labels,
-            None if self.boxes is None else self.boxes * self.boxes.new_tensor([x, y, x, y]),
-            self.masks,
-            self.tokens,
+        return replace(
+            self,
+            points=None if self.points is None else self.points * self.points.new_tensor([x, y]),
+            boxes=None if self.boxes is None else self.boxes * self.boxes.new_tensor([x, y, x, y]),
         )
 
 
