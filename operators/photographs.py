@@ -8,15 +8,11 @@ import os
 import threading
 from multiprocessing.util import Finalize
 
-import numpy as np
-from numpy.typing import NDArray
-
 from segmint.operators.child import Children, Worker
+from segmint.operators.images import Pixels
 from segmint.operators.prepare.containers import recognize
 from segmint.operators.prepare.ingest import ingest
 from segmint.operators.prepare.ingest_config import ANY_SIZE
-
-Pixels = NDArray[np.uint8]
 
 _MEMORY = 4 << 30  # bytes that a photograph may use in the child (Linux)
 

@@ -6,10 +6,10 @@ from dataclasses import dataclass, replace
 import cv2
 import numpy as np
 import simplejpeg
-from numpy.typing import NDArray
 
 from segmint.catalogs.dataset.regions import DetectedRegion, Sighting
 from segmint.model.detectors.detection import Box, Detector, iou
+from segmint.operators.images import Pixels
 from segmint.operators.prepare.mosaic import mosaic, rectangle, redact_patches
 from segmint.operators.prepare.orientations import ORIENTATIONS
 from segmint.operators.prepare.released_search import MOST_RESIDUAL, search_released
@@ -22,8 +22,6 @@ _CONTEXT_CELLS = 8
 _MARGIN = 0.5
 _CUTOUT_MARGIN = 1.0  # larger than a picture's: only the area around the region is sharp
 _LEAST_MARGIN = 48  # pixels
-
-Pixels = NDArray[np.uint8]
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,11 +19,10 @@ from segmint.infra.storage.storage import Storage
 from segmint.operators.child import Worker
 from segmint.operators.curate.fitness import SIDE, at_scale, measure
 from segmint.operators.curate.settings import ScorerConfig
+from segmint.operators.images import Pixels
 from segmint.operators.opt_out.opt_out import opt_out
 from segmint.operators.prepare.ingest import IngestConfig, ingest
 from segmint.operators.similar.hashes import image_hashes
-
-Pixels = NDArray[np.uint8]
 
 _TRIAL = (512, 640)  # pixels of the image that a module is tried with
 

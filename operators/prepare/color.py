@@ -4,10 +4,9 @@ import functools
 import io
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, ImageCms
 
-Pixels = NDArray[np.uint8]
+from segmint.operators.images import Pixels
 
 MODES = frozenset(
     {

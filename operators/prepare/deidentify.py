@@ -9,7 +9,6 @@ from typing import ClassVar, Literal
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from segmint.catalogs.reasons import Reason, RejectedError
@@ -24,6 +23,7 @@ from segmint.infra.version import NOT_INSTALLED, installed_version
 from segmint.model.detectors.detection import Detection, Detector, Kind, bounds, iou, lenient
 from segmint.model.detectors.plates import PlateDetector
 from segmint.operators.child import is_out_of_memory
+from segmint.operators.images import Pixels
 from segmint.operators.prepare.control import control_pixels
 from segmint.operators.prepare.detector_files import (
     DETECTOR_ENDINGS,
@@ -38,8 +38,6 @@ from segmint.operators.prepare.mosaic import ImagePatch, ellipse, polygon, redac
 from segmint.operators.prepare.onnx_file import onnx_network, read_weights
 from segmint.operators.prepare.orientations import ORIENTATIONS, search_likewise
 from segmint.operators.redactions import FACE_BAND, PLATE_BAND
-
-Pixels = NDArray[np.uint8]
 
 _MTCNN_SCORE, _CLP_SCORE = 0.7, 0.5
 """Default minimum scores of the bundled detectors."""

@@ -12,9 +12,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from segmint.operators.images import Pixels
 from segmint.operators.redactions import PLATE_MARGIN
 
-Pixels = NDArray[np.uint8]
 Bools = NDArray[np.bool_]
 Floats = NDArray[np.float64]
 

@@ -10,11 +10,9 @@ from typing import Literal
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
 from segmint.model.detectors.detection import Detection, Detector, Kind, Point, bounds, iou
-
-Pixels = NDArray[np.uint8]
+from segmint.operators.images import Pixels
 
 ORIENTATIONS: tuple[Literal[0, 90, 180, 270], ...] = (0, 90, 180, 270)
 """Counterclockwise angles, in degrees, by which images are turned."""

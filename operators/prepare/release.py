@@ -6,14 +6,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 
 from segmint.catalogs.reasons import Reason, RejectedError
 from segmint.model.automatic.settings import enough_for_crops
-
-Pixels = NDArray[np.uint8]
+from segmint.operators.images import Pixels
 
 _JPEG_SIDE_LIMIT = 65_500  # pixels; libjpeg's limit, slightly below the format's 65,535
 _ORIGINAL_QUALITY = 95

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segmint.model.detectors.detection import Box, Detection, Detector, iou, lenient
-from segmint.operators.images import decode_jpeg
-from segmint.operators.prepare.deidentify import CheckedDetector, Pixels, Region, outline
+from segmint.operators.images import Pixels, decode_jpeg
+from segmint.operators.prepare.deidentify import CheckedDetector, Region, outline
 from segmint.operators.prepare.mosaic import mosaic_size
 from segmint.operators.prepare.orientations import search_orientations, search_turned
 from segmint.operators.redactions import band_widths
