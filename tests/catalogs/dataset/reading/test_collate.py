@@ -7,6 +7,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+pytest.importorskip("pycocotools")  # a machine that runs only the tests marked `cuda` may lack it
+
 import segmint
 from segmint.catalogs.dataset.reader import Sample
 from segmint.catalogs.dataset.reading.loader import Batch, BatchLoader, collate
