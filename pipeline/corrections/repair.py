@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 from segmint.catalogs.dataset.commits import REJECTED, Commit, CommitLog, reserved_paths
 from segmint.catalogs.dataset.handle import DatasetHandle
@@ -45,7 +45,7 @@ from segmint.operators.shards.restore import (
     restore_shard,
 )
 from segmint.operators.shards.revise import apply_tombstones, finish_dead_writers, with_generation
-from segmint.pipeline.config.config import LOCAL, ResourcesConfig
+from segmint.pipeline.config.config import LOCAL, Config, ResourcesConfig
 from segmint.pipeline.corrections.correction import RAY_FROM_SHARDS, remove_report, revise, rewrite_index
 from segmint.pipeline.corrections.credits import (
     credit,
@@ -57,9 +57,6 @@ from segmint.pipeline.corrections.credits import (
 from segmint.pipeline.corrections.parts import remove_parts
 from segmint.pipeline.quality.audit.commits import audit_commit
 from segmint.pipeline.quality.audit.integrity import audit_records
-
-if TYPE_CHECKING:
-    from segmint.pipeline.config.config import Config
 
 Result = TypeVar("Result")
 
@@ -101,7 +98,7 @@ class RepairResult:
         ]
 
 
-def repair(dataset: Location, config: "Config | None" = None, ray_from: int = RAY_FROM_SHARDS) -> RepairResult:
+def repair(dataset: Location, config: Config | None = None, ray_from: int = RAY_FROM_SHARDS) -> RepairResult:
     """Check a dataset, and restore missing or damaged commits and data files.
 
     If possible, a data file is restored from the rest of its shard. Otherwise, if `config` contains the build's
@@ -222,7 +219,7 @@ def _each(
     return map_ahead(correct_one, shards, threads, 2 * threads, "repair")
 
 
-def _build_again(config: "Config", storage: Storage, shards: list[int], result: RepairResult) -> None:
+def _build_again(config: Config, storage: Storage, shards: list[int], result: RepairResult) -> None:
     """Rebuild shards from the catalog, like `segmint build`, to restore their files.
 
     Restored shards are removed from `result.not_repaired`. All other shards get a new reason there.
