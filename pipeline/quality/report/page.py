@@ -91,40 +91,37 @@ def render_page(
 ) -> str:
     """Render the page as one HTML file without scripts or external resources. `beside` is an optional comparison."""
     groups = {area: groups_of(audit.findings, area) for area in AREAS}
-    return (
-        document_templates(ASSETS)
-        .get_template("report.html.j2")
-        .render(
-            version=VERSION,
-            audit=audit,
-            statistics=statistics,
-            facts=facts,
-            charts=charts,
-            groups=groups,
-            verdict=verdict_of(audit, statistics, facts, groups),
-            tiles=_tiles(statistics, facts),
-            licenses=audit.licenses,
-            privacy=audit.privacy if is_searched(audit.privacy) else None,
-            duplicates=audit.duplicates,
-            bundled=[detector.name for detector in facts.detectors if detector.bundled],
-            credits=[credit for credit in facts.credits if credit.attribution or credit.provider],
-            masks_sentence=_masks_sentence(statistics),
-            datasets=[PaperDataset(facts.name, facts.images, facts.masks), *PAPER.datasets],
-            groups_and_paper=groups_and_paper(statistics.geography),
-            paper=PAPER,
-            sizes=(SMALL, LARGE),
-            least_images=LEAST_IMAGES,
-            least_shards=LEAST_SHARDS,
-            remarks=remarks_of(statistics),
-            leading=[(picture, leading_aspect(picture)) for picture in pictures.leading],
-            flagged=pictures.flagged,
-            others=pictures.others,
-            pictures_why=pictures.why,
-            shown=pictures.shown,
-            made=made_of(facts),
-            beside=beside,
-            **({} if beside is None else comparison_values(beside)),
-        )
+    template = document_templates(ASSETS).get_template("report.html.j2")
+    return template.render(
+        version=VERSION,
+        audit=audit,
+        statistics=statistics,
+        facts=facts,
+        charts=charts,
+        groups=groups,
+        verdict=verdict_of(audit, statistics, facts, groups),
+        tiles=_tiles(statistics, facts),
+        licenses=audit.licenses,
+        privacy=audit.privacy if is_searched(audit.privacy) else None,
+        duplicates=audit.duplicates,
+        bundled=[detector.name for detector in facts.detectors if detector.bundled],
+        credits=[credit for credit in facts.credits if credit.attribution or credit.provider],
+        masks_sentence=_masks_sentence(statistics),
+        datasets=[PaperDataset(facts.name, facts.images, facts.masks), *PAPER.datasets],
+        groups_and_paper=groups_and_paper(statistics.geography),
+        paper=PAPER,
+        sizes=(SMALL, LARGE),
+        least_images=LEAST_IMAGES,
+        least_shards=LEAST_SHARDS,
+        remarks=remarks_of(statistics),
+        leading=[(picture, leading_aspect(picture)) for picture in pictures.leading],
+        flagged=pictures.flagged,
+        others=pictures.others,
+        pictures_why=pictures.why,
+        shown=pictures.shown,
+        made=made_of(facts),
+        beside=beside,
+        **({} if beside is None else comparison_values(beside)),
     )
 
 
