@@ -153,13 +153,19 @@ class VersionDiff:
 class _SideTotals:
     """Totals over all commits of a side, and the tables of the commits that differ."""
 
+    dataset: Location
     shards: int = 0
     counts: Counter[str] = field(default_factory=Counter)
     files: dict[str, list[TableFile]] = field(default_factory=dict)
 
-    def add(self, commit: Commit) -> None:
+    def add(self, commit: Commit | None, *, differs: bool) -> None:
+        if commit is None:
+            return
         self.shards += 1
         self.counts.update(commit.counts)
+        for kind in SCHEMAS if differs else ():
+            entry = commit.file(kind)
+            self.files.setdefault(kind, []).append(TableFile(str(self.dataset / entry.path), entry.size))
 
 
 def diff_datasets(
@@ -171,16 +177,12 @@ def diff_datasets(
     doesn't exist, or if a correction has removed a version's files. Raises `DamagedDatasetError` for unreadable tables.
     """
     before, after = Dataset.open(a, version_a), Dataset.open(b, version_b)
-    totals, others = _SideTotals(), _SideTotals()
+    totals, others = _SideTotals(before.location), _SideTotals(after.location)
     compared = 0
     for one, other in _by_shard(before.commits(), after.commits()):
-        for commit, sums in ((one, totals), (other, others)):
-            if commit is not None:
-                sums.add(commit)
-        if one != other:
-            compared += 1
-            _take_files(one, before.location, totals)
-            _take_files(other, after.location, others)
+        compared += one != other
+        totals.add(one, differs=one != other)
+        others.add(other, differs=one != other)
     files = {f"a_{kind}": found for kind, found in totals.files.items()}
     files |= {f"b_{kind}": found for kind, found in others.files.items()}
     schemas = {f"{side}_{kind}": schema for side in ("a", "b") for kind, schema in SCHEMAS.items()}
@@ -215,13 +217,6 @@ def _by_shard(a: Iterator[Commit], b: Iterator[Commit]) -> Iterator[tuple[Commit
         else:
             yield one, other
             one, other = next(a, None), next(b, None)
-
-
-def _take_files(commit: Commit | None, dataset: Location, totals: _SideTotals) -> None:
-    if commit is not None:
-        for kind in SCHEMAS:
-            entry = commit.file(kind)
-            totals.files.setdefault(kind, []).append(TableFile(str(dataset / entry.path), entry.size))
 
 
 def _same_catalog(one: DatasetManifest, other: DatasetManifest) -> bool:
