@@ -125,36 +125,30 @@ class Filters:
 
 def parse_filters(parameters: Mapping[str, str]) -> Filters:
     """Parse filters from the parameters of a URL, ignoring empty ones. Raises `UsageError` for unknown ones."""
-    text = ""
+    texts: dict[str, str] = {}
     choices: dict[str, str | None] = {}
     least: dict[str, float] = {}
     greatest: dict[str, float] = {}
-    finding: str | None = None
-    label: str | None = None
-    sort, descending = "id", False
+    descending = False
     for key, value in parameters.items():
         column, _, end = key.rpartition("_")
         if value == "":
             continue
-        if key == "text":
-            text = value
+        if key in ("text", "finding", "label"):
+            texts[key] = value
         elif key in CHOICES:
             choices[key] = value
         elif key == "unknown":
             choices |= dict.fromkeys(_known(value.split(","), CHOICES))
         elif column in RANGES and end in ("min", "max"):
             (least if end == "min" else greatest)[column] = _number(key, value)
-        elif key == "finding":
-            finding = value
-        elif key == "label":
-            label = value
         elif key == "sort":
-            (sort,) = _known([value], SORTS)
+            (texts[key],) = _known([value], SORTS)
         elif key == "descending":
             descending = value == "1"
         else:
             raise UsageError(f"unknown filter {key[:_SHOWN]!r}")
-    return Filters(text, choices, least, greatest, finding, label, sort, descending)
+    return Filters(choices=choices, least=least, greatest=greatest, descending=descending, **texts)
 
 
 def where(filters: Filters, with_finding: Mapping[str, list[int]]) -> Sql:
