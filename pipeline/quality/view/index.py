@@ -243,7 +243,7 @@ class ImageIndex(ImagePlaces):
             "masks": int(masks),
             "choices": {column: self._choices(column) for column in CHOICES},
             "ranges": {column: limits[2 * place : 2 * place + 2] for place, column in enumerate(RANGES)},
-            "labels": self._labels(),
+            "labels": self._choices("label", "(SELECT unnest(labels) AS label FROM images)"),
             "findings": [{"code": code, "images": len(set(images))} for code, images in sorted(self._by_code.items())],
         }
 
@@ -307,17 +307,10 @@ class ImageIndex(ImagePlaces):
         sort = order(filters, backward=backward)
         return self._rows(f"SELECT {columns} FROM images WHERE {condition} ORDER BY {sort} LIMIT {limit:d}", values)
 
-    def _labels(self) -> list[Row]:
-        """Return the labels of masks with their numbers of images, most frequent first."""
+    def _choices(self, column: str, source: str = "images") -> list[Row]:
+        """Return the values of a column with their numbers of images, most frequent first."""
         found = self._rows(
-            "SELECT label, count(*) AS number FROM (SELECT unnest(labels) AS label FROM images) GROUP BY label "
-            f"ORDER BY number DESC, label LIMIT {_CHOICES_SHOWN}"
-        )
-        return [{"value": value, "images": images} for value, images in found]
-
-    def _choices(self, column: str) -> list[Row]:
-        found = self._rows(
-            f"SELECT {column}, count(*) AS number FROM images GROUP BY {column} "
+            f"SELECT {column}, count(*) AS number FROM {source} GROUP BY {column} "
             f"ORDER BY number DESC, {column} NULLS LAST LIMIT {_CHOICES_SHOWN}"
         )
         return [{"value": value, "images": images} for value, images in found]
