@@ -221,10 +221,12 @@ def open_viewer(dataset: Location, audit: Location | None = None) -> Iterator[Vi
         generations = CommitLog(dataset).committed()  # first, because a shard may be replaced at any time
         tables = stack.enter_context(open_tables(dataset, scratch=folder))
         index = stack.enter_context(closing(ImageIndex(tables, findings.images, folder)))
-        decoder = stack.enter_context(JpegDecoder(own=tables.kind == "segmint"))
+        own = tables.kind == "segmint"
+        decoder = stack.enter_context(JpegDecoder(own=own))
         manifest = read_manifest(dataset)
         version = None if manifest is None else name_now(dataset)
-        name, pictures = name_of(manifest, dataset.uri), _pictures(tables, generations)
+        name = name_of(manifest, dataset.uri)
+        pictures: JpegSource = ShardImages(tables.location, generations) if own else ForeignImages(tables)
         order = None if manifest is None else MEASURED.get(manifest.weights.sha256)
         yield Viewer(name, tables, index, pictures, findings, decoder, version, note, order)
 
@@ -240,7 +242,3 @@ def serve(viewer: Viewer, port: int, *, open_browser: bool, on_ready: Callable[[
         app = make_app(viewer, access)
         on_ready(address)
         run_app(app, listener, address if open_browser else None)
-
-
-def _pictures(tables: DatasetTables, generations: Mapping[int, int]) -> JpegSource:
-    return ShardImages(tables.location, generations) if tables.kind == "segmint" else ForeignImages(tables)
