@@ -36,7 +36,9 @@ export class Zoom {
     frame.addEventListener("wheel", (event) => this.#wheel(event), { passive: false });
     frame.addEventListener("pointerdown", (event) => this.#down(event));
     frame.addEventListener("pointermove", (event) => this.#move(event));
-    for (const name of ["pointerup", "pointercancel"]) frame.addEventListener(name, (event) => this.#up(event));
+    for (const name of ["pointerup", "pointercancel"]) {
+      frame.addEventListener(name, (event) => this.#pointers.delete(event.pointerId));
+    }
     frame.addEventListener("click", (event) => this.#click(event), { capture: true });
   }
 
@@ -156,10 +158,6 @@ export class Zoom {
     const [was, is] = [this.#shares(before), this.#shares(place)];
     this.#pan(was[0] - is[0], was[1] - is[1]);
     return true;
-  }
-
-  #up(event) {
-    this.#pointers.delete(event.pointerId);
   }
 
   /** Suppresses the click that ends a drag. */
