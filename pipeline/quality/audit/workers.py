@@ -1,7 +1,7 @@
 """Audit of shards in the threads of one process, with the state that they share."""
 
 import threading
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 
@@ -25,25 +25,21 @@ _WINDOW = 65_536  # rows per read; one read serves many shards
 
 
 class CatalogWindow:
-    """Sliding window over a dataset's catalog that returns rows by ordinal.
+    """Sliding window over `parts` of a dataset's catalog that returns rows by ordinal.
 
     Only one window is in memory, so threads should read rows in roughly the same order.
     """
 
-    def __init__(self, dataset: Location, manifest: DatasetManifest) -> None:
+    def __init__(self, dataset: Location, parts: Sequence[CatalogPart], images_per_shard: int) -> None:
         self._dataset = dataset
-        self._images_per_shard = manifest.images_per_shard
-        self._parts = list(manifest.catalog)
+        self._images_per_shard = images_per_shard
+        self._parts = parts
         self._lock = threading.Lock()
         self._window = NORMALIZED.empty_table()
         self._start = 0  # first ordinal of the window
 
-    def leave_out(self, part: CatalogPart) -> None:
-        """Skip a catalog part because it differs from the pinned file."""
-        self._parts.remove(part)
-
     def read(self, start: int, stop: int) -> dict[int, Row] | None:
-        """Return a shard's catalog rows [start, stop) by ordinal, or None if the part with these rows is skipped."""
+        """Return a shard's catalog rows [start, stop) by ordinal, or None if none of the parts contains them."""
         for part in self._parts:
             first = part.first_shard * self._images_per_shard
             if first <= start < first + part.rows:
@@ -78,10 +74,8 @@ class ShardAuditor:
         self._task = task
         self._looks = looks
         self._decoder = JpegDecoder(own=True)
-        self._catalog = CatalogWindow(task.dataset, task.manifest)
-        for part in task.manifest.catalog:
-            if part.path in task.damaged_parts:
-                self._catalog.leave_out(part)
+        intact = [part for part in task.manifest.catalog if part.path not in task.damaged_parts]
+        self._catalog = CatalogWindow(task.dataset, intact, task.manifest.images_per_shard)
 
     def audit(self, plan: ShardPlan) -> ShardAuditResult:
         """Audit a shard with `ShardAudit`."""
