@@ -70,7 +70,8 @@ def _open_foreign(data: Location, memory_limit: str, folder: ScratchFolder, alon
             f"{data} is not a dataset: it contains neither {MANIFEST} nor SA-1B-style JPEG and JSON pairs, "
             "loose or in tars. Check the path"
         )
-    most = _convention(boxes)
+    # The convention that fits most boxes of all data, because a single mask can fit either convention by chance.
+    most = max(boxes, key=lambda name: boxes[name].total)
     for convention, found in boxes.items():
         if convention != most:
             findings.extend(found)
@@ -78,13 +79,6 @@ def _open_foreign(data: Location, memory_limit: str, folder: ScratchFolder, alon
     tables = DatasetTables(data, files, schemas, folder, memory_limit, Foreign(findings))
     findings.extend(_duplicates(tables))
     return tables
-
-
-def _convention(boxes: dict[BoxConvention, FindingCollector]) -> BoxConvention | None:
-    """Return the box convention that fits most boxes of all data. A single mask can fit either convention by chance."""
-    if not any(found.total for found in boxes.values()):
-        return None
-    return max(boxes, key=lambda name: boxes[name].total)
 
 
 def _measured(data: Location, folder: Path, alone_s: float) -> Generator[MeasuredShard, None, None]:
