@@ -37,6 +37,7 @@ from segmint.pipeline.quality.statistics.values import (
 COVERAGE = Bins(0, 1, 20)
 
 _CLEANUP = ("cleaned", "removed_by_cleanup", "holes_filled", "islands_removed", "redaction_artifacts")
+_REJECTS = "SELECT reason, count(*) AS n FROM rejects GROUP BY reason ORDER BY n DESC, reason"
 _GROUPS = {"country": 0b011, "license": 0b101, "provider": 0b110, "": 0b111}
 
 
@@ -51,7 +52,7 @@ def compute_statistics(tables: DatasetTables, sample: int) -> Statistics:
         whole = groups[""][0]
         by_shard = _counted(connection, "SELECT shard, count(*) AS n FROM image_numbers GROUP BY shard")
         by_masks = _counted(connection, "SELECT masks, count(*) AS n FROM image_numbers GROUP BY masks")
-        rejects = _rejects(connection) if tables.kind == "segmint" else None
+        rejects = _counted(connection, _REJECTS) if tables.kind == "segmint" else None
         funnel, cleanup = _funnel(whole)
         return Statistics(
             **vars(mask_statistics(connection)),
@@ -197,12 +198,7 @@ def _coverage(connection: duckdb.DuckDBPyConnection) -> Histogram:
     return Histogram(COVERAGE.edges, COVERAGE.counts(as_counts(found["counts"])), rounded(found["mean"]))
 
 
-def _rejects(connection: duckdb.DuckDBPyConnection) -> dict[str, int]:
-    query = "SELECT reason, count(*) AS n FROM rejects GROUP BY reason ORDER BY n DESC, reason"
-    return {row["reason"]: row["n"] for row in read_query(connection, query).to_pylist()}
-
-
-def _counted(connection: duckdb.DuckDBPyConnection, sql: str) -> dict[int, int]:
+def _counted(connection: duckdb.DuckDBPyConnection, sql: str) -> dict[Any, int]:
     """Run a query, and map its first column to its second."""
     table = read_query(connection, sql)
     return dict(zip(table.column(0).to_pylist(), table.column(1).to_pylist(), strict=True))
