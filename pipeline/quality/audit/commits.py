@@ -21,6 +21,7 @@ from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
 from segmint.infra.threads import map_ahead
 
+_THREADS = 16
 _READ_AHEAD = 512
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -64,10 +65,7 @@ def audit_catalog_part(dataset: Location, part: CatalogPart, images_per_shard: i
 
 
 def audit_commits(
-    dataset: Location,
-    manifest: DatasetManifest,
-    pairs: Iterable[tuple[int, int]],
-    threads: int = 16,
+    dataset: Location, manifest: DatasetManifest, pairs: Iterable[tuple[int, int]]
 ) -> Iterator[AuditedCommit]:
     """Read and check commits, given as (shard, generation), in order. Commits that have disappeared are skipped.
 
@@ -82,9 +80,7 @@ def audit_commits(
             return None
         return audit_commit(data, *pair, manifest)
 
-    for audited in map_ahead(audit, pairs, threads, _READ_AHEAD, "commits"):
-        if audited is not None:
-            yield audited
+    yield from filter(None, map_ahead(audit, pairs, _THREADS, _READ_AHEAD, "commits"))
 
 
 def audit_commit(data: bytes, shard: int, generation: int, manifest: DatasetManifest) -> AuditedCommit:
