@@ -102,29 +102,21 @@ def _files(facts: Facts, root: str) -> Iterator[dict[str, Any]]:
 
 
 def _file_sets(facts: Facts) -> Iterator[dict[str, Any]]:
-    def within(kind: str) -> list[dict[str, str]]:
-        return [{"@id": commit.file(kind).path} for commit in facts.commits]
-
-    for kind, description in _KINDS.items():
-        yield {
-            "@type": "cr:FileSet",
-            "@id": f"{kind}-files",
-            "name": f"{kind}-files",
-            "description": f"{description} One file per shard.",
-            "containedIn": within(kind),
-            "encodingFormat": _FORMATS[DATA_KINDS[kind]],
-            "includes": f"{kind}/*.parquet",
-        }
-    inside = [("annotations", "application/json", "*.json")]
+    sets = [
+        (kind, f"{description} One file per shard.", kind, _FORMATS[DATA_KINDS[kind]], f"{kind}/*.parquet")
+        for kind, description in _KINDS.items()
+    ]
+    named = "named by the images' ids: sa_<id>"
+    sets.append(("annotations", f"The tars' annotations, {named}.json.", "shards", "application/json", "*.json"))
     if facts.with_images:
-        inside.append(("photographs", "image/jpeg", "*.jpg"))
-    for name, encoding, pattern in inside:
+        sets.append(("photographs", f"The tars' photographs, {named}.jpg.", "shards", "image/jpeg", "*.jpg"))
+    for name, description, folder, encoding, pattern in sets:
         yield {
             "@type": "cr:FileSet",
             "@id": f"{name}-files",
             "name": f"{name}-files",
-            "description": f"The tars' {name}, named by the images' ids: sa_<id>{pattern[1:]}.",
-            "containedIn": within("shards"),
+            "description": description,
+            "containedIn": [{"@id": commit.file(folder).path} for commit in facts.commits],
             "encodingFormat": encoding,
             "includes": pattern,
         }
@@ -150,7 +142,10 @@ def _photographs(facts: Facts) -> Iterator[dict[str, Any]]:
     """Yield the record set of the JPEGs in the tars. Their names contain the ids of the images."""
     if not facts.with_images:
         return
-    source = {"fileSet": {"@id": "photographs-files"}}
+    fields = (
+        ("file", "The name of the file: sa_<id>.jpg.", "sc:Text", "filename"),
+        ("content", "The pixels.", "sc:ImageObject", "content"),
+    )
     yield {
         "@type": "cr:RecordSet",
         "@id": "photographs",
@@ -159,20 +154,13 @@ def _photographs(facts: Facts) -> Iterator[dict[str, Any]]:
         "field": [
             {
                 "@type": "cr:Field",
-                "@id": "photographs/file",
-                "name": "photographs/file",
-                "description": "The name of the file: sa_<id>.jpg.",
-                "dataType": "sc:Text",
-                "source": {**source, "extract": {"fileProperty": "filename"}},
-            },
-            {
-                "@type": "cr:Field",
-                "@id": "photographs/content",
-                "name": "photographs/content",
-                "description": "The pixels.",
-                "dataType": "sc:ImageObject",
-                "source": {**source, "extract": {"fileProperty": "content"}},
-            },
+                "@id": f"photographs/{name}",
+                "name": f"photographs/{name}",
+                "description": description,
+                "dataType": kind,
+                "source": {"fileSet": {"@id": "photographs-files"}, "extract": {"fileProperty": of_file}},
+            }
+            for name, description, kind, of_file in fields
         ],
     }
 
