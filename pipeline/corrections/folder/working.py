@@ -22,8 +22,8 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from segmint.catalogs.dataset.annotations.names import SubmissionName, submissions_of
-from segmint.catalogs.dataset.annotations.submissions import Submission, SubmissionError, read_assignment
+from segmint.catalogs.dataset.annotations.names import submissions_of
+from segmint.catalogs.dataset.annotations.submissions import SubmissionError, read_assignment
 from segmint.catalogs.dataset.commits import Commit
 from segmint.catalogs.dataset.handle import DatasetHandle
 from segmint.catalogs.dataset.manifest import (
@@ -335,8 +335,7 @@ class WorkingDataset:
             if row["reason"] is not None:
                 return [row]
             before = rows[0] if rows[0]["reason"] is None else row  # a rejected row loses the record
-            submissions = self._submissions(before, submissions_of(self.location, ordinal))
-            before = merge_submission(before, submissions).row if submissions else before
+            before = self._merged(before).row
             drawn = {counts_of(mask): mask for mask in before["masks"] if mask["annotator"] is not None}
             masks = [
                 {**mask, **{column: drawn[counts_of(mask)][column] for column in _OF_WORK}}
@@ -363,13 +362,8 @@ class WorkingDataset:
 
     def _settle(self, handle: DatasetHandle, ordinal: int, submissions: int) -> None:
         """Write an image's submissions to its JSON, unless an earlier run did so, and merge them into the dataset."""
-
-        def change(_: Commit, rows: Sequence[Row]) -> list[Row]:
-            found = self._submissions(rows[0], submissions_of(self.location, ordinal))
-            return [merge_submission(rows[0], found).row if found else rows[0]]
-
         state = self._write(handle, ordinal)
-        self._revise(handle, ordinal, change)
+        self._revise(handle, ordinal, lambda _, rows: [self._merged(rows[0]).row])
         self._put_state(ordinal, replace(state, submissions=submissions))
 
     def _image(self, ordinal: int) -> PhotographTask:
@@ -379,14 +373,17 @@ class WorkingDataset:
         name = self._names[ordinal]
         return {"ordinal": ordinal, "id": ordinal + 1, "image_id": name, "uri": self._images[name].image.name}
 
-    def _submissions(self, row: Row, names: Sequence[SubmissionName]) -> list[Submission]:
-        """Return the assignment's unmerged submissions, in order, or [] if all are merged or if they can't be read."""
+    def _merged(self, row: Row) -> SubmissionRow:
+        """Merge the assignment's submissions into a row, unless all are merged or they can't be read."""
+        names = submissions_of(self.location, row["ordinal"])
         last = submission_to_merge(row, names)
+        if last is None:
+            return SubmissionRow(row)
         try:
-            own = [name for name in names if last is not None and name.assignment == last.assignment]
-            return read_assignment(self.location, own) if own else []
+            submissions = read_assignment(self.location, [name for name in names if name.assignment == last.assignment])
         except SubmissionError:
-            return []
+            return SubmissionRow(row)
+        return merge_submission(row, submissions)
 
     def _write(self, handle: DatasetHandle, ordinal: int) -> _FileState:
         """Write an image's masks, with all submissions, to its JSON. Returns the new state of the files.
@@ -398,8 +395,7 @@ class WorkingDataset:
         rows = [] if commit is None else rows_of(self.location, commit, [ordinal])
         if not rows or rows[0]["reason"] is not None:
             raise BadFileError(f"{image.image.name}: no longer in the working dataset")
-        found = self._submissions(rows[0], submissions_of(self.location, ordinal))
-        merged = merge_submission(rows[0], found) if found else SubmissionRow(rows[0])
+        merged = self._merged(rows[0])
         if merged.left is not None:
             raise BadFileError(f"{image.target}: can't hold the saved masks: {merged.left}")
         for line in merged.not_merged:
