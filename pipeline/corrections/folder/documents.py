@@ -71,7 +71,9 @@ def read_masks(data: bytes, where: str, sha256: str) -> MasksDocument:
     if len(annotations) > MASKS_PER_IMAGE_LIMIT:
         raise BadFileError(f"{where}: {len(annotations):,} masks, but the limit is {MASKS_PER_IMAGE_LIMIT:,}")
     rows = read_foreign(value, image.size, FindingLocation(where), 1).masks
-    outputs = _values(value, "outputs", len(annotations))
+    outputs = value.get("outputs")
+    if not isinstance(outputs, list) or len(outputs) != len(annotations):
+        outputs = [None] * len(annotations)
     whole = [0.0, 0.0, float(image.size[1]), float(image.size[0])]
     masks = tuple(
         {
@@ -146,12 +148,6 @@ def new_document(task: PhotographTask, size: tuple[int, int]) -> dict[str, Any]:
     name = base_name(task.image.name)
     image = {"image_id": task.image_id, "width": size[1], "height": size[0], "file_name": name}
     return {"image": image, "annotations": []}
-
-
-def _values(value: Mapping[str, Any], key: str, count: int) -> list[Any]:
-    """Return the list `key`, which has `count` values, one per annotation. If it doesn't exist, all values are None."""
-    found = value.get(key)
-    return found if isinstance(found, list) and len(found) == count else [None] * count
 
 
 def _counts(annotation: Mapping[str, Any], size: tuple[int, int]) -> str:
