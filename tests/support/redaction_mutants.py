@@ -84,7 +84,7 @@ REDACTION_MUTANTS = (
     Mutant(
         "a strict audit accepts what the build recorded",
         "pipeline/quality/audit/privacy.py",
-        "        if self._strict:\n",
+        "        if self.strict:\n",
         "        if False:\n",
         "tests/pipeline/quality/audit/test_privacy.py",
     ),

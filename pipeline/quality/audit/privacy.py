@@ -74,42 +74,30 @@ class SearchResult:
         return [_finding(found, place, image) for found in self.found if not found.is_explained]
 
 
+@dataclass(frozen=True, eq=False)
 class Searcher:
     """Searcher that runs detectors on released images, one image at a time. Thread-safe.
 
     The detectors run on one thread, as in a build, because the number of threads affects the last bits of sums.
+
+    `given` contains the detectors that the user named for the audit, by kind and name. `missing` lists the detectors
+    that are unavailable. With `strict`, detections that the build recorded as residual count like any other.
     """
 
-    def __init__(
-        self,
-        detectors: Sequence[Detector],
-        given: Mapping[tuple[str, str], DetectorSpec] | None = None,
-        missing: Sequence[UnsearchedImages] = (),
-        *,
-        orientations: Sequence[int] = ORIENTATIONS,
-        strict: bool = False,
-        with_pictures: bool = False,
-    ) -> None:
-        """Set up the search.
-
-        `given` contains the detectors that the user named for the audit, by kind and name. `missing` lists the
-        detectors that are unavailable. With `strict`, detections that the build recorded as residual count like any
-        other.
-        """
-        self.detectors = detectors
-        self.given = given or {}
-        self.missing = missing
-        self.orientations = orientations
-        self._strict = strict
-        self._with_pictures = with_pictures
-        self._one = threading.Lock()
+    detectors: Sequence[Detector]
+    given: Mapping[tuple[str, str], DetectorSpec]
+    missing: Sequence[UnsearchedImages]
+    orientations: Sequence[int]
+    strict: bool
+    with_pictures: bool
+    _one: threading.Lock = field(default_factory=threading.Lock, init=False)
 
     def search(self, row: Row, image: Pixels) -> SearchResult:
         """Search a released image, (H, W, 3) uint8 RGB. `row` is its row in `images`."""
         searched: list[Detector] = []
         found: list[RemainingDetection] = []
         failures: list[DetectorFailure] = []
-        if self._strict:
+        if self.strict:
             row = {**row, "residual_detections": None}
         with self._one, _one_torch_thread():
             for detector in self.detectors:
@@ -120,7 +108,7 @@ class Searcher:
                 else:
                     searched.append(detector)
         found = merge_found(found, searched)
-        shown = [each for each in found if not each.is_explained] if self._with_pictures else []
+        shown = [each for each in found if not each.is_explained] if self.with_pictures else []
         pictures = self._pictures(image, shown)
         return SearchResult(tuple(found), pictures, tuple(failures), is_searched=bool(searched))
 
