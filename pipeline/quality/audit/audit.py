@@ -160,30 +160,27 @@ def _content(
 ) -> tuple[ContentAudit, list[str]]:
     """Set up the audit of licenses and privacy. Also returns the problems in the manifest that prevent parts of it."""
     problems = []
-    rules = None
+    rules, search = None, None
     try:
         policy = LicenseConfig.model_validate(manifest.config.get("license")).policy(manifest.policy_date)
         rules = LicenseRules(policy, now.date())
     except ValidationError as error:
         problems += [f"license: {problem['msg']}" for problem in error.errors()]
     if options.privacy_sample != 0 and with_images:
-        search = SearchPlan(
-            manifest,
-            options.build,
-            storage,
-            with_pictures=options.pictures is not None,
-            device=options.device,
-            strict=options.strict,
-        )
-        search = replace(search, given=tuple(each.pinned(search.resolve) for each in options.detectors))
+        search = _search_plan(manifest, storage, options)
         try:
             return ContentAudit(ContentPlan(rules, search), options.privacy_sample, options.pictures), problems
         except DamagedDatasetError as error:
             problems.append(str(error))
-        if search.given:
-            plan = ContentPlan(rules, replace(search, with_build=False))
-            return ContentAudit(plan, options.privacy_sample, options.pictures), problems
-    return ContentAudit(ContentPlan(rules, None), options.privacy_sample, options.pictures), problems
+        search = replace(search, with_build=False) if search.given else None
+    return ContentAudit(ContentPlan(rules, search), options.privacy_sample, options.pictures), problems
+
+
+def _search_plan(manifest: DatasetManifest | None, storage: Storage, options: AuditOptions) -> SearchPlan:
+    """Return the plan of the search for faces and plates. `manifest` is None for data that segmint didn't write."""
+    with_pictures = options.pictures is not None
+    plan = SearchPlan(manifest, options.build, storage, with_pictures, device=options.device, strict=options.strict)
+    return replace(plan, given=tuple(each.pinned(plan.resolve) for each in options.detectors))
 
 
 def _open(dataset: Location, report: AuditReport) -> DatasetTables:
@@ -238,10 +235,8 @@ def _foreign_search(storage: Storage, options: AuditOptions) -> ForeignSearch | 
     """Load the requested detectors for data that segmint didn't write. Return None if no detector was requested."""
     if not options.detectors:
         return None
-    with_pictures = options.pictures is not None
-    plan = SearchPlan(None, options.build, storage, with_pictures=with_pictures, device=options.device)
-    plan = replace(plan, given=tuple(each.pinned(plan.resolve) for each in options.detectors))
-    return ForeignSearch(plan.searcher(), options.privacy_sample, options.regions, options.pictures)
+    searcher = _search_plan(None, storage, options).searcher()
+    return ForeignSearch(searcher, options.privacy_sample, options.regions, options.pictures)
 
 
 def check_foreign(uri: str, options: AuditOptions) -> None:
