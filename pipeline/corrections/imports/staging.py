@@ -79,7 +79,6 @@ class StagedMasks:
     ordinals: tuple[tuple[int, int], ...]  # range [a, b) of each shard with an image in the file
     shards: tuple[int, ...]
     images: int  # distinct images in the file
-    masks: int  # masks of these images
     unknown: int = 0  # images of the file that are not in the dataset
     ambiguous: int = 0  # images whose name matches several images of the dataset
     superseded: int = 0  # repeated entries for an image in the file
@@ -252,13 +251,11 @@ class MaskStaging(AbstractContextManager["MaskStaging"]):
             firsts = dict(
                 database.execute("SELECT status, arg_min(name, submission) FROM found GROUP BY status").fetchall()
             )
-            (masks,) = database.execute("SELECT count(*) FROM read_masks JOIN chosen USING (submission)").fetchall()[0]
         return StagedMasks(
             folder=self._folder,
             ordinals=tuple(self._manifest.ordinals(shard) for shard in shards),
             shards=tuple(shards),
             images=counts.get("chosen", 0),
-            masks=masks,
             unknown=counts.get("unknown", 0),
             ambiguous=counts.get("ambiguous", 0),
             superseded=counts.get("superseded", 0) + self.superseded,
