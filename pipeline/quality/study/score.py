@@ -15,6 +15,7 @@ from segmint.catalogs.dataset.annotations.submissions import (
     returned_submissions,
 )
 from segmint.catalogs.dataset.manifest import load_manifest, manifest_generations
+from segmint.catalogs.dataset.tombstones import by_shard
 from segmint.catalogs.dataset.versions.record import VersionName
 from segmint.catalogs.layout import image_name
 from segmint.infra.errors import UsageError
@@ -369,13 +370,10 @@ def _parents(masks: Mapping[int, Row], answers: Sequence[Submission]) -> dict[in
 
 def _rows(dataset: Location, images: Iterable[int]) -> dict[int, Row]:
     """Read the described rows of these images, if their shards are committed."""
-    per_shard = load_manifest(dataset).images_per_shard
-    by_shard: dict[int, list[int]] = {}
-    for image in images:
-        by_shard.setdefault((image - 1) // per_shard, []).append(image - 1)
+    ordinals = by_shard((image - 1 for image in images), load_manifest(dataset).images_per_shard)
 
     def read(shard: int) -> list[Row]:
-        return with_latest_commit(dataset, shard, lambda commit: rows_of(dataset, commit, by_shard[shard])) or []
+        return with_latest_commit(dataset, shard, lambda commit: rows_of(dataset, commit, ordinals[shard])) or []
 
-    found = map_ahead(read, sorted(by_shard), _THREADS, _THREADS, "shards")
+    found = map_ahead(read, ordinals, _THREADS, _THREADS, "shards")
     return {row["id"]: row for rows in found for row in rows}
