@@ -281,20 +281,19 @@ def _files_of(plan: MasksPlan, model: _LazyModel, task: PhotographTask) -> _Phot
     frame = frame_of(pixels, options)
     size = (frame.image.shape[0], frame.image.shape[1])
     result = replace(result, frame=(size[1], size[0]), source=(width, height))
+    document = None
     if former is not None:
-        records = _records(task, former, size)
-        drawn = _drawn(frame, records, options, former.sha256) if is_drawn else None
-        cutouts = _cutouts(frame, records, former.sha256) if options.cutouts else None
-        return _PhotographFiles(replace(result, masks=len(records)), None, drawn, cutouts)
-    found = model.masks(frame)
-    clip = None if options.text is None else options.text.sha256[0]
-    origin = MasksOrigin(photograph, plan.settings_sha256, clip)
-    document = sa1b_document(task.image_id, PurePosixPath(name).name, size, found, origin)
-    drawn_from = hashlib.sha256(document).hexdigest()
-    records = [mask.record for mask in found]
-    picture = _drawn(frame, records, options, drawn_from) if is_drawn else None
+        records, drawn_from = _records(task, former, size), former.sha256
+    else:
+        found = model.masks(frame)
+        clip = None if options.text is None else options.text.sha256[0]
+        origin = MasksOrigin(photograph, plan.settings_sha256, clip)
+        document = sa1b_document(task.image_id, PurePosixPath(name).name, size, found, origin)
+        records, drawn_from = [mask.record for mask in found], hashlib.sha256(document).hexdigest()
+        result = replace(result, outcome="made")
+    drawn = _drawn(frame, records, options, drawn_from) if is_drawn else None
     cutouts = _cutouts(frame, records, drawn_from) if options.cutouts else None
-    return _PhotographFiles(replace(result, outcome="made", masks=len(found)), document, picture, cutouts)
+    return _PhotographFiles(replace(result, masks=len(records)), document, drawn, cutouts)
 
 
 def _beginning_of(plan: MasksPlan, overlay: str) -> bytes:
