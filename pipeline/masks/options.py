@@ -174,16 +174,12 @@ def read_prompts(
         found = [PhotographPrompt(own, text=text)]
     found += [parse_prompt(prompt) for prompt in prompts]
     for prompt in found:
-        _check_foreground(prompt)
+        if prompt.box is None and prompt.text is None and not any(label for _, _, label in prompt.points):
+            raise UsageError(
+                f"the prompt '{prompt}' only has background points, which don't say what to segment. Add a "
+                "foreground point (X,Y,1) or a box."
+            )
     return tuple(found)
-
-
-def _check_foreground(prompt: PhotographPrompt) -> None:
-    if prompt.box is None and prompt.text is None and not any(label for _, _, label in prompt.points):
-        raise UsageError(
-            f"the prompt '{prompt}' only has background points, which don't say what to segment. Add a "
-            "foreground point (X,Y,1) or a box."
-        )
 
 
 def parse_prompt(text: str) -> PhotographPrompt:

@@ -132,7 +132,7 @@ class BuildPlan:
     def _cpu_lines(self) -> list[str]:
         """Return lines on the stages other than segment, the limiting stage, and the cores that a GPU needs."""
         stages, each = self.cpu_stages, f"{self.cpu_stages.seconds_an_image:.3g} s per image"
-        included = " (in the time above)" if self._includes_cpu else ""
+        included = " (in the time above)" if self.ceiling.device == "cpu" else ""
         rest = f"core-hours for all stages except segment{included}: {each}, {stages.source}"
         lines = [_line("CPUs", *_shown(self.cpu_core_hours, rest))]
         if stages.cores_a_gpu is None:
@@ -142,10 +142,6 @@ class BuildPlan:
             _line("balanced", f"{stages.cores_a_gpu:,}", "CPU cores per GPU keep it busy"),
             _line("limits", stages.limits, "on a node with fewer cores per GPU; segment on one with more"),
         ]
-
-    @property
-    def _includes_cpu(self) -> bool:
-        return self.ceiling.device == "cpu"
 
     def _share_line(self) -> str:
         share = f"{100 * self.share_of_ceiling:.3g}%"

@@ -11,7 +11,7 @@ from itertools import zip_longest
 
 from segmint.catalogs.dataset.commits import REJECTED, ListedCommit
 from segmint.catalogs.dataset.manifest import DatasetManifest
-from segmint.catalogs.dataset.summaries import CommitSums, ReadCommits, sum_listing
+from segmint.catalogs.dataset.summaries import ReadCommits, sum_listing
 from segmint.infra.storage.location import Location
 
 
@@ -42,7 +42,9 @@ def total(
     return Totals(
         rows=rows_of(manifest, wanted),
         written=sums.counts.get("images", 0),
-        rejected=refused_in(sums),
+        rejected={
+            name.removeprefix(REJECTED): count for name, count in sums.counts.items() if name.startswith(REJECTED)
+        },
         masks=sums.counts.get("masks", 0),
         shards=sums.shards,
         missing=missing,
@@ -53,12 +55,6 @@ def total(
 def rows_of(manifest: DatasetManifest, shards: Sequence[int]) -> int:
     """Return the number of catalog rows of these shards."""
     return sum(stop - start for start, stop in map(manifest.ordinals, shards))
-
-
-def refused_in(sums: CommitSums) -> dict[str, int]:
-    """Return the number of rejected rows by reason."""
-    counts = sums.counts.items()
-    return {name.removeprefix(REJECTED): count for name, count in counts if name.startswith(REJECTED)}
 
 
 @dataclass(frozen=True)

@@ -102,7 +102,8 @@ def _array(value: Any, name: str) -> Pixels:
     expected = "expected (height, width, 3) uint8 RGB, or (height, width) uint8 gray"
     given = f"{name} is an array of shape {array.shape} and type {array.dtype}"
     if 0 in array.shape or array.ndim not in (2, 3):
-        raise ImageError(f"{given}: {expected}{_batch_hint(array)}")
+        hint = ". For several images, use generate_many." if array.ndim == 4 else ""
+        raise ImageError(f"{given}: {expected}{hint}")
     if array.dtype != np.uint8:
         hint = "(image * 255).round().astype('uint8')" if array.dtype.kind == "f" else "image.astype('uint8')"
         raise ImageError(f"{given}: {expected}, from 0 to 255. You may want {hint}.")
@@ -115,7 +116,3 @@ def _array(value: Any, name: str) -> Pixels:
     if array.shape[0] == 3:
         raise ImageError(f"{given}: {expected}. To move the channels last, use image.transpose(1, 2, 0).")
     raise ImageError(f"{given}: {expected}")
-
-
-def _batch_hint(array: NDArray[Any]) -> str:
-    return ". For several images, use generate_many." if array.ndim == 4 else ""
