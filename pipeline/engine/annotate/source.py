@@ -152,10 +152,6 @@ class ImageSource:
         """Drop an image from memory, unless its JPEG has the SHA-256 `unless`."""
         self._images.forget(image, unless)
 
-    def shard_of(self, image: int) -> int:
-        """Return the shard of an image. Raises `UnknownImageError`."""
-        return self.places.place(image).shard
-
     def generation(self, shard: int) -> int:
         """List the store and return the generation of a shard's latest commit, or 0 if the shard has no commit."""
         return max(self._log.generations_of(shard), default=0)
@@ -264,7 +260,7 @@ class ImageMemory:
             self._gone(image)
         shards: defaultdict[int, list[int]] = defaultdict(list)
         for image in self.images() & images:
-            shards[self._source.shard_of(image)].append(image)
+            shards[self._source.places.place(image).shard].append(image)
         for shard, of_shard in shards.items():
             generation = self._source.generation(shard)
             if self._generations.get(shard) == generation:
