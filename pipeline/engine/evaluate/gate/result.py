@@ -184,11 +184,6 @@ class GateResult:
     judgment: GateJudgment
     points: PointsResult | None = None
 
-    @property
-    def passes(self) -> bool:
-        """True if the second weights may replace the first."""
-        return self.judgment.passes
-
     def to_dict(self) -> dict[str, Any]:
         """Convert the result to JSON-serializable values."""
         if self.points is not None:
