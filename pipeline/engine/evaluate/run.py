@@ -4,7 +4,7 @@ import math
 import pickle
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from itertools import islice
@@ -80,7 +80,7 @@ def run_measure(task: EvaluateTask, truths: Sequence[Truth], options: RunOptions
     if options.ray or (options.ray is None and images >= RAY_IMAGES and len(parts) > 1):
         yield from _by_ray(task, names, parts, options.resources)
         return
-    with Progress() as progress, Evaluator(task, names) as evaluator:
+    with Progress() as progress, closing(Evaluator(task, names)) as evaluator:
         progress.stage("evaluate", images)
         before = 0
         for truth, part in parts:
@@ -100,8 +100,8 @@ class _ReadResult(NamedTuple):
     why: str = ""
 
 
-class Evaluator(AbstractContextManager["Evaluator"]):
-    """Evaluator with a run's weights, in one process. A context manager that stops the decoders' child processes."""
+class Evaluator:
+    """Evaluator with a run's weights, in one process. `close` stops the decoders' child processes."""
 
     def __init__(self, task: EvaluateTask, names: Sequence[str]) -> None:
         """Load the weights. `names` are the names of the truths, for the list of skipped items."""
@@ -180,9 +180,6 @@ class Evaluator(AbstractContextManager["Evaluator"]):
         """Stop the decoders' child processes."""
         for decoder in self._decoders:
             decoder.close()
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 def loaded(task: EvaluateTask) -> list[EvaluatedWeights]:
