@@ -7,6 +7,7 @@ they resume from the run's last checkpoint. Ray's own checkpoints aren't used.
 
 import math
 import os
+import sys
 import threading
 from dataclasses import replace
 from typing import Any
@@ -90,12 +91,13 @@ def _fit(session: TrainingSession, found: Any, say: Say) -> None:
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    from segmint.pipeline.engine.train.workers.worker import DeathPolicy, LogLines, WorkerTask, stderr_is_json, work
+    from segmint.pipeline.engine.train.workers.worker import DeathPolicy, LogLines, WorkerTask, work
 
     keys = session.config.resources
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
     lines = ray.remote(num_cpus=0, scheduling_strategy=here)(LogLines).remote()
-    task = WorkerTask(replace(session, say=_nowhere), ray.put(found), lines, stderr_is_json())
+    as_json = not sys.stderr.isatty()
+    task = WorkerTask(replace(session, say=_nowhere), ray.put(found), lines, as_json)
     with ScratchFolder() as scratch:
         trainer = TorchTrainer(
             work,
@@ -113,13 +115,13 @@ def _fit(session: TrainingSession, found: Any, say: Say) -> None:
                 callbacks=[DeathPolicy(session.output, session.run.fingerprint, lines)],
             ),
         )
-        ended = _RayTrainEnd()
+        errors: list[BaseException] = []
 
         def fit() -> None:
             try:
                 trainer.fit()
             except BaseException as error:  # noqa: BLE001 (raised in the command's own thread)
-                ended.error = error
+                errors.append(error)
 
         # `fit` runs in a separate thread, because it would handle interrupts itself and block the printing.
         thread = threading.Thread(target=fit, daemon=True)
@@ -128,14 +130,8 @@ def _fit(session: TrainingSession, found: Any, say: Say) -> None:
             thread.join(_POLL_S)
             _print(lines, say)
         _print(lines, say)
-        if ended.error is not None:
-            raise _explained(ended.error, session.config.resources) from None
-
-
-class _RayTrainEnd:
-    """Result of the thread that runs Ray Train."""
-
-    error: BaseException | None = None
+        if errors:
+            raise _explained(errors[0], session.config.resources) from None
 
 
 def _nowhere(line: str) -> None:

@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -65,7 +64,11 @@ def work(config: Mapping[str, WorkerTask]) -> None:
     """Run one worker's share of the training. Ray Train calls this function in each worker."""
     task = config["task"]
     session, keys = task.session, task.session.config
-    say = _sayer(task.lines)
+
+    def say(line: str) -> None:
+        with contextlib.suppress(ray.exceptions.RayError):  # losing a line doesn't stop the training
+            ray.get(task.lines.put.remote(line))
+
     log.configure(json=task.as_json, stream=_LogStream(say))
     device = str(get_device()) if keys.resources.gpus_per_worker == 1 else "cpu"
     compute = resolve_compute(device, keys.precision, keys.resources.threads)
@@ -91,14 +94,6 @@ def world_of_group() -> WorkerRank:
         return gathered
 
     return WorkerRank(context.get_world_rank(), context.get_world_size(), add, gather, context.get_local_rank())
-
-
-def _sayer(lines: Any) -> Say:
-    def say(line: str) -> None:
-        with contextlib.suppress(ray.exceptions.RayError):  # losing a line doesn't stop the training
-            ray.get(lines.put.remote(line))
-
-    return say
 
 
 class _LogStream(io.StringIO):
@@ -149,8 +144,3 @@ class DeathPolicy(UserCallback):  # type: ignore[misc] # Ray has no types here
                 "started. Check their memory and Ray's logs. The same command resumes from that checkpoint"
             )
         self._lines.put.remote(f"{why}; restarting all workers")
-
-
-def stderr_is_json() -> bool:
-    """Return whether log lines are JSON in this process."""
-    return not sys.stderr.isatty()
