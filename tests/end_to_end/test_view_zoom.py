@@ -93,6 +93,7 @@ def held_at(page: "Page", at: tuple[float, float], size: tuple[int, int]) -> tup
 def hold_masks_to_numpy(page: "Page", masks: list[tuple[dict[str, Any], np.ndarray]]) -> int:
     """Point at a grid of visible positions and expect the smallest mask there; return how many masks were met."""
     height, width = masks[0][1].shape
+    page.locator("#stage").scroll_into_view_if_needed()
     stage, met = box(page, "#stage"), set()
     picture = box(page, "#picture")
     for across in np.linspace(0.04, 0.96, 5):
