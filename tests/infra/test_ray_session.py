@@ -75,6 +75,14 @@ with ray_session("local", object_store_memory=100_000_000):
 """
 
 
+ENTERED = ["intruder inside"] + 2 * ["intruder ['AuthenticationError']"]
+"""Only the intruder with the token gets in."""
+
+
+def intruders(printed: list[str]) -> list[str]:
+    return [line for line in printed if line.startswith("intruder")]
+
+
 def local_ray(home: Path) -> list[str]:
     """What a local Ray says of itself that a user with this home starts."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
@@ -106,8 +114,15 @@ def test_a_local_ray_listens_to_this_machine_alone_asks_for_its_users_token_and_
     assert len(listening) > 3
     assert set(listening) == {"listens 127.0.0.1"}
     assert "reports 0" in printed
-    tried = [line for line in printed if line.startswith("intruder")]
-    assert tried == ["intruder inside"] + 2 * ["intruder ['AuthenticationError']"], "only the one with the token"
+    assert intruders(printed) == ENTERED
+
+
+@pytest.mark.long
+def test_a_user_without_a_token_gets_one_that_nobody_else_can_read(tmp_path: Path) -> None:
+    printed = local_ray(tmp_path)
+    assert "token 0o600 64" in printed
+    assert "listens 127.0.0.1" in printed
+    assert intruders(printed) == ENTERED
 
 
 def test_a_cluster_that_does_not_answer_is_a_usage_error() -> None:

@@ -45,5 +45,7 @@ def test_memory_is_flat_over_ten_million_rows(ending: str, tmp_path: Path) -> No
     WRITERS[ending](path, 10_000_000)
     streamed = catalog_streams.in_process(stream, str(path))
     assert streamed["rows"] == 10_000_000
+    if ending != ".parquet":
+        assert streamed["rise_mib"] < 20
     # pyarrow reads row groups ahead, so memory varies by up to 200 MiB. Kept rows take 1.6 times as much.
     assert streamed["most_mib"]["second_half"] < 1.25 * streamed["most_mib"]["first_half"]
