@@ -28,7 +28,7 @@ export RAY_USAGE_STATS_ENABLED ?= 0
 # Without files of bytecode each of the many processes of the tests compiles segmint and the tests again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup demo test test-fast test-long test-cluster test-gpu test-kernels test-sanitized test-interop mutants check audit-deps format bench bench-stages bench-encoder bench-pipeline bench-overlap bench-prepare bench-privacy bench-audit bench-scale bench-duplicates bench-reading bench-training bench-clicks bench-intervals tables gpu-bundle gpu-day gpu-estimate docs lock wheel dist pictures clean
+.PHONY: setup demo test test-fast test-long test-cluster test-gpu test-kernels test-sanitized test-interop mutants check audit-deps format bench bench-stages bench-encoder bench-pipeline bench-overlap bench-prepare bench-privacy bench-audit bench-scale bench-duplicates bench-reading bench-training bench-clicks bench-intervals tables gpu-bundle gpu-day docs lock wheel dist pictures clean
 
 setup: $(STAMP) $(KERNELS)
 
@@ -241,10 +241,6 @@ bench-privacy: setup
 
 bench-encoder: setup
 	$(BIN)/python benchmarks/masks/encoder_vs_reference.py --models b l
-
-# The speed on four GPUs, from counts and assumptions; it needs no GPU.
-gpu-estimate: setup
-	$(BIN)/python benchmarks/gpu/cost_model.py
 
 # What benchmarks/gpu/day.py needs on a GPU machine without network, under 63 MiB; GPU_PYTHON_VERSION is that machine's.
 GPU_PYTHON_VERSION ?= 3.12

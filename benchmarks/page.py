@@ -14,7 +14,7 @@ from benchmarks.building.scale_tables import (
     writers_part,
 )
 from benchmarks.datasets.duplicates_tables import duplicates_part
-from benchmarks.gpu.tables import estimate_part, gpu_part
+from benchmarks.gpu.tables import gpu_part
 from benchmarks.privacy.tables import privacy_part
 from benchmarks.reading.tables import reading_part
 from benchmarks.recorded_tables import audit_part, clicks_part, intervals_part, statistics_part
@@ -51,7 +51,6 @@ PARTS: Parts = {
     "duplicates": (duplicates_part, "make bench-duplicates"),
     "encoder": (encoder_part, "make bench-encoder"),
     "gpu": (gpu_part, "make gpu-day"),
-    "gpu estimate": (estimate_part, "make gpu-estimate"),
 }
 """Parts of docs/performance.md."""
 

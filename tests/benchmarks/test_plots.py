@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from benchmarks import plots
-from benchmarks.gpu.cost_model import estimate
 from benchmarks.measuring import RESULTS
 from benchmarks.page import MISSING, PAGES, filled, read_results
 from benchmarks.plots import DOCS, PAGE, PICTURES, digest, digest_of
@@ -210,7 +209,6 @@ def recorded(tmp_path: Path) -> Path:
         "duplicates": duplicates(),
         "duplicates_memory": duplicates_memory(),
         "gpu_day-5": gpu_day(),
-        "gpu_cost_model": estimate(),
     }
     for name, result in results.items():
         (folder / f"{name}.json").write_text(json.dumps(result))
