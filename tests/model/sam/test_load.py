@@ -88,7 +88,7 @@ def test_weights_of_another_shape_are_refused_by_name() -> None:
 
 
 @pytest.mark.parametrize("architecture", ["hiera_tiny", "hiera_small", "hiera_base_plus", "hiera_large"])
-def test_an_official_file_of_sam_2_loads(architecture: Architecture) -> None:
+def test_tensors_with_the_names_and_shapes_of_a_sam_2_file_become_a_model(architecture: Architecture) -> None:
     state = shapes_only(architecture)
     file = {"model": official(state)}
     assert "sam_mask_decoder.transformer.layers.1.mlp.layers.0.weight" in file["model"]
