@@ -14,7 +14,7 @@ from benchmarks.building.scale_tables import (
     writers_part,
 )
 from benchmarks.datasets.duplicates_tables import duplicates_part
-from benchmarks.gpu.tables import gpu_part
+from benchmarks.gpu.tables import gpu_part, shares_part
 from benchmarks.privacy.tables import privacy_part
 from benchmarks.reading.tables import reading_part
 from benchmarks.recorded_tables import audit_part, clicks_part, intervals_part, statistics_part
@@ -60,6 +60,7 @@ PAGES: Mapping[str, Parts] = {
     "audit.md": {"audits": (audit_part, "make bench-audit")},
     "evaluate.md": {"intervals": (intervals_part, "make bench-intervals")},
     "report.md": {"statistics": (statistics_part, "make bench-audit")},
+    "metric.md": {"shares": (shares_part, "make gpu-day")},
     "reading.md": {"rates": (reading_part, "make bench-reading")},
     "train.md": {"trial": (trial_part, "make bench-training")},
 }

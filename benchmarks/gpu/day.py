@@ -5,7 +5,7 @@
     python benchmarks/gpu/day.py --part 1            one part, 1 to 5, in under 8 minutes
     python benchmarks/gpu/day.py --part 3 --device cpu --quick    the same code at reduced sizes
 
-1. Versions, the tests marked `cuda`, the peak (cold and warm), the encoder's matrix products, and attention by kernel.
+1. Versions, the tests marked `cuda`, the peak, the encoder's matrix products, and attention by kernel.
 2. ViT-H, L, and B by batch size: eager and compiled, and with and without our attention kernels.
 3. The full recipe and whole images: stages, launches, waits, memory, and a trace, with our decoder kernels and torch's.
 4. Bits: runs, threads, and processes with separate caches. Masks, compared with the reference package on the GPU.
@@ -39,7 +39,7 @@ sys.path.insert(0, str(ROOT))
 import torch  # noqa: E402
 
 from benchmarks.gpu.both import BUNDLE, HINT  # noqa: E402
-from benchmarks.gpu.run import FULL, QUICK, PartRun  # noqa: E402
+from benchmarks.gpu.run import FULL, QUICK, PartRun, measure_peak  # noqa: E402
 
 BUDGETS_S = {1: 300.0, 2: 420.0, 3: 420.0, 4: 330.0, 5: 300.0}
 """Budget of each part in seconds, half an hour in total. Measurements that would exceed it are skipped."""
@@ -137,7 +137,7 @@ def first(run: PartRun, folder: Path) -> None:
     run.measure("versions", machine.measure_versions)
     run.measure("numerics", machine.measure_numerics)
     run.measure("tests", machine.measure_tests, folder, needs_s=60)
-    run.measure("peak", machine.measure_peak, needs_s=25)
+    run.measure("peak", machine.measure_rates, needs_s=25)
     for batch in run.sizes.batches:
         run.measure(f"products, batch {batch}", encoder.measure_products, batch)
     grid = run.sizes.image_side // 16
@@ -150,9 +150,9 @@ def first(run: PartRun, folder: Path) -> None:
 
 def second(run: PartRun, _: Path) -> None:
     """Measure the encoders as the product runs them, and then the alternatives."""
-    from benchmarks.gpu.encoder import Encoders, measure_encoder, measure_peak_again
+    from benchmarks.gpu.encoder import Encoders, measure_encoder
 
-    run.measure("peak", measure_peak_again)
+    run.measure("peak", measure_peak)
     encoders = Encoders()
     large = run.sizes.batches[1]
     for name in run.sizes.vits:
@@ -175,10 +175,9 @@ def second(run: PartRun, _: Path) -> None:
 def third(run: PartRun, folder: Path) -> None:
     """Measure whole images."""
     from benchmarks.gpu import masks
-    from benchmarks.gpu.encoder import measure_peak_again
 
     images = masks.BenchmarkImages()
-    run.measure("peak", measure_peak_again)
+    run.measure("peak", measure_peak)
     run.measure("models", masks.measure_models, images, needs_s=90)
     recipes: dict[str, int | None] = {"full image": 0} if run.quick else {"full recipe": None, "full image": 0}
     for name, layers in recipes.items():
@@ -211,7 +210,7 @@ def fifth(run: PartRun, _: Path) -> None:
     """Measure the pipeline and the stage that feeds it."""
     from benchmarks.gpu import pipeline
 
-    run.measure("sustained", pipeline.measure_sustained, needs_s=15)
+    run.measure("peak", measure_peak)
     run.measure("pipeline", pipeline.measure_pipeline, needs_s=200)
     for cores in ("one", "all"):
         for with_original in (True, False):

@@ -1,7 +1,6 @@
 """Parts of a GPU day about the image encoder: matrix products, attention by kernel, and the complete ViT."""
 
 import contextlib
-import statistics
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -10,7 +9,7 @@ from unittest.mock import patch
 
 import torch
 
-from benchmarks.gpu.run import NotMeasuredError, PartRun, memory, sample, synchronize, timed
+from benchmarks.gpu.run import NotMeasuredError, PartRun, memory, synchronize, timed
 
 WAYS = ("triton", "flash", "efficient", "math", "cudnn")
 """Our kernels, and torch's alternatives. The product never uses cuDNN's."""
@@ -153,15 +152,3 @@ def of_ceiling(run: PartRun, name: str, images_s: float) -> dict[str, Any]:
         return {}
     tflops = images_s * encode_flop(name) / 1e12  # type: ignore[arg-type]
     return {"tflops": tflops, "of_peak": run.of_peak(tflops)}
-
-
-def measure_peak_again(run: PartRun) -> dict[str, Any]:
-    """Measure the TFLOP/s of large bfloat16 products on this part's warm GPU, as the reference for its fractions."""
-    size = run.sizes.matrix
-    a, b = (torch.randn(size, size, device=run.device, dtype=run.dtype) for _ in range(2))
-    out = torch.empty_like(a)
-    started, rates = time.monotonic(), []
-    while not rates or time.monotonic() - started < min(5.0, run.sizes.sustained_s):
-        rates.append(2 * size**3 * 20 / sample(run, lambda: torch.mm(a, b, out=out), 20) / 1e12)
-    run.peak_tflops = statistics.median(rates[len(rates) // 2 :])
-    return {"sustained_tflops": run.peak_tflops}

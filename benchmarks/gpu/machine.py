@@ -85,17 +85,16 @@ def measure_tests(run: PartRun, folder: Path) -> dict[str, Any]:
     return {"summary": (output.strip().splitlines() or [""])[-1]}
 
 
-def measure_peak(run: PartRun) -> dict[str, Any]:
-    """Measure the TFLOP/s as an actor does, in float32 and bfloat16, cold and after some seconds of products."""
+def measure_rates(run: PartRun) -> dict[str, Any]:
+    """Measure the peak of both precisions as a build does, and the TFLOP/s after a pause and after many products."""
+    from segmint.infra import peak
     from segmint.infra.device import Compute
-    from segmint.infra.peak import measure_peak as peak
 
-    found: dict[str, Any] = {
-        f"{precision}_tflops": peak(Compute(run.device.type, precision, 1)) / 1e12 for precision in ("bf16", "fp32")
-    }
-    found |= sustained(run, run.sizes.sustained_s)
-    run.peak_tflops = found["sustained_tflops"]
-    return found
+    found: dict[str, Any] = {}
+    for precision in ("bf16", "fp32"):
+        found[f"{precision}_tflops"] = peak.measure_peak(Compute(run.device.type, precision, 1)) / 1e12
+    run.peak_tflops = found["bf16_tflops"] if run.on_cuda else found["fp32_tflops"]
+    return {**found, **sustained(run, run.sizes.sustained_s)}
 
 
 def describe(device: torch.device) -> dict[str, Any]:

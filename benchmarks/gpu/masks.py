@@ -71,8 +71,8 @@ def measure_images(
 ) -> dict[str, Any]:
     """Measure the seconds per image in one thread: `find`, which needs the GPU, and `finish`.
 
-    `of_peak` is the fraction of the peak according to `model/cost.py`, for the image's `drawn` masks. `find_of_peak`
-    excludes `finish`, which the pipeline runs concurrently.
+    `of_peak` is the share of the ceiling as in a build, for the image's `drawn` masks. `find_of_peak` excludes
+    `finish`, which the pipeline runs concurrently.
     """
     if steps != "kernels":
         run.need_cuda()

@@ -19,18 +19,11 @@ import torch
 
 from benchmarks.gpu.both import BUNDLE, heavy_encoder, install, photographs, weights
 from benchmarks.gpu.masks import ceiling_s
-from benchmarks.gpu.run import NotMeasuredError, PartRun, sustained, synchronize
+from benchmarks.gpu.run import NotMeasuredError, PartRun, synchronize
 
 ROWS_A_CALL = 4
 PREPARED_A_PROCESS = 2
 """Number of photographs that each process prepares while it is timed."""
-
-
-def measure_sustained(run: PartRun) -> dict[str, Any]:
-    """Measure the TFLOP/s of products for some seconds, when the GPU is as warm as in the pipeline."""
-    found = sustained(run, run.sizes.sustained_s / 2)
-    run.peak_tflops = found["sustained_tflops"]
-    return found
 
 
 def measure_pipeline(run: PartRun) -> dict[str, Any]:
@@ -99,7 +92,7 @@ def measure_pipeline(run: PartRun) -> dict[str, Any]:
         "images": images,
         "seconds": took,
         "images_s": images / took,
-        "of_sustained_peak": None if ceiling is None else images / took * ceiling,
+        "of_peak": None if ceiling is None else images / took * ceiling,
         "bare_images_s": bare,
         "of_bare": images / took / bare,
         "stage_seconds": spent,

@@ -130,7 +130,7 @@ class PartRun:
             raise NotMeasuredError(NOT_ON_A_CPU)
 
     def of_peak(self, tflops: float) -> float | None:
-        """Convert a rate to a fraction of the measured peak. None until the peak is measured."""
+        """Convert a rate to a fraction of the peak. None until `measure_peak` has measured it."""
         return None if self.peak_tflops is None else tflops / self.peak_tflops
 
     def measure(
@@ -243,10 +243,21 @@ def memory(run: PartRun) -> Iterator[dict[str, float]]:
         peak["peak_gib"] = torch.cuda.max_memory_allocated(run.device) / GIB
 
 
+def measure_peak(run: PartRun) -> dict[str, float]:
+    """Measure the peak in the same way as a build, in the encoder's data type, for all shares that the part records."""
+    from segmint.infra import peak
+    from segmint.infra.device import Compute
+
+    compute = Compute(run.device.type, "bf16" if run.on_cuda else "fp32", 1)
+    run.peak_tflops = peak.measure_peak(compute) / 1e12
+    return {"peak_tflops": run.peak_tflops}
+
+
 def sustained(run: PartRun, seconds: float) -> dict[str, float]:
     """Measure the TFLOP/s of products in the first 0.1 s after a pause, and in the last of several `seconds`.
 
-    A GPU that is warm or at its power limit is slower than a GPU that was idle.
+    A GPU that is warm or at its power limit is slower than a GPU that was idle. The result only describes the GPU. No
+    share is computed from it, see `measure_peak`.
     """
     size = run.sizes.matrix
     a, b = (torch.randn(size, size, device=run.device, dtype=run.dtype) for _ in range(2))

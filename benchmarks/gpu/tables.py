@@ -4,6 +4,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from benchmarks.tables import Result, percent, table, wrapped
+from segmint.model.sam.geometry import SAM1
+from segmint.model.sam.load import VIT_SHAPES
 
 Found = dict[str, Result]
 
@@ -16,7 +18,73 @@ def gpu_part(results: dict[str, Result]) -> str:
         if result is not None:
             found = {name: one for name, one in result["measurements"].items() if not missing(one)}
             texts += [*make(found), wrapped(without_numbers(result)), wrapped(where(result))]
+            texts.append(wrapped(result.get("shares", "")))
     return "\n\n".join(text for text in texts if text)
+
+
+def shares_part(results: dict[str, Result]) -> str:
+    """Return the measured shares of the ceiling on CPUs and GPUs, and the rate of the products in the full recipe."""
+    rows: list[tuple[str, str]] = []
+    if "stages" in results:
+        stages = results["stages"]
+        found, machine = stages["precisions"]["fp32"], stages["machine"]
+        cpu = f"{machine['cpu']}, {machine['capability']}"
+        for stage, one in found["network"].items():
+            rows.append((f"MobileSAM on one thread ({cpu}), {stage}", percent(one["of_peak"])))
+        whole = found["whole"]
+        rows.append((f"MobileSAM on {whole['threads']} threads ({cpu}), full recipe", percent(whole["of_peak"])))
+    if "pipeline_vs_loop" in results:
+        build = results["pipeline_vs_loop"]
+        machine, images = build["machine"], build["settings"]["images"]
+        text = f"a build of {images} images with MobileSAM ({machine['cpu']}, {machine['capability']}), without crops"
+        rows.append((text, percent(build["rounds"][0]["share_of_ceiling"])))
+    image = measurement(results, 3, "full recipe")
+    if image is not None:
+        gpu = results["gpu_day-3"]["machine"]["gpu"]
+        rows.append((f"ViT-H ({gpu}), full recipe, find only", share(image, "find_of_peak")))
+    pipeline = measurement(results, 5, "pipeline")
+    if pipeline is not None:
+        gpu = results["gpu_day-5"]["machine"]["gpu"]
+        rows.append((f"ViT-H ({gpu}), full recipe, segment actor without Ray", share(pipeline, "of_peak")))
+    if not rows:
+        return ""
+    return "\n\n".join([table(["measurement", "share of the ceiling"], rows), *map(wrapped, products_text(results))])
+
+
+def products_text(results: dict[str, Result]) -> Iterable[str]:
+    """Yield the rate of the encoder's products in the full recipe with ViT-H, compared with a loop of products."""
+    launches, rates = measurement(results, 3, "full recipe, launches"), measurement(results, 1, "peak")
+    if launches is None or rates is None:
+        return
+    shape, encodes = VIT_SHAPES["vit_h"], 21
+    # cuBLAS adds the bias in the kernels of a block's four products: qkv, proj, and both layers of the perceptron.
+    products = [one for one in launches["kernels"] if one["name"].startswith("nvjet") and "_bias_" in one["name"]]
+    if not products or sum(one["calls"] for one in products) % (4 * shape.depth):
+        return
+    ms = sum(one["ms"] for one in products)
+    flop = encodes * shape.depth * 2 * SAM1.embedding_size**2 * 12 * shape.width**2
+    rate, peak = flop / ms / 1e9, rates["bf16_tflops"]
+    yield (
+        f"Within the full recipe, the four products of each block of ViT-H took {ms:.1f} ms per image for "
+        f"{flop / 1e12:.1f} TFLOP, according to the profiler. This is {rate:,.0f} TFLOP/s, or {percent(rate / peak)} "
+        f"of the peak of {peak:,.0f} TFLOP/s. A loop that did nothing but multiply matrices ran at only "
+        f"{rates['sustained_tflops']:,.0f} TFLOP/s after {rates['seconds']:.0f} seconds."
+    )
+    pipeline = measurement(results, 5, "pipeline")
+    if pipeline is not None and "watts" in pipeline:
+        yield (
+            "We think that the loop reaches the GPU's power limit, but we didn't record its power. The full recipe "
+            f"alternates products with other work. In the segment actor, the GPU drew {pipeline['watts']:.0f} W and "
+            f"ran at {pipeline['sm_mhz']:,.0f} MHz (medians)."
+        )
+
+
+def measurement(results: dict[str, Result], part: int, name: str) -> Result | None:
+    """Return a measurement of a part, or None if it has no numbers."""
+    found: Result = results.get(f"gpu_day-{part}", {}).get("measurements", {}).get(name, {})
+    if not found or missing(found):
+        return None
+    return found
 
 
 def machine_text(found: Found) -> Iterable[str]:
@@ -24,10 +92,9 @@ def machine_text(found: Found) -> Iterable[str]:
     if "peak" in found:
         peak = found["peak"]
         yield wrapped(
-            f"In bfloat16, matrix products run at {peak['cold_tflops']:,.0f} TFLOP/s after a pause and at "
-            f"{peak['sustained_tflops']:,.0f} after {peak['seconds']:.0f} seconds. Measured in the same way as in an "
-            f"actor, the peak is {peak['bf16_tflops']:,.0f} TFLOP/s in bfloat16 and {peak['fp32_tflops']:,.0f} in "
-            "float32."
+            f"Measured as in a build, the peak is {peak['bf16_tflops']:,.0f} TFLOP/s in bfloat16 and "
+            f"{peak['fp32_tflops']:,.0f} in float32. A loop of bfloat16 products ran at {peak['cold_tflops']:,.0f} "
+            f"TFLOP/s after a pause and at {peak['sustained_tflops']:,.0f} after {peak['seconds']:.0f} seconds."
         )
     products = {name.removeprefix("products, "): one for name, one in found.items() if name.startswith("products, ")}
     if products:
@@ -57,7 +124,7 @@ def encoders_text(found: Found) -> Iterable[str]:
                 "mode",
                 "attention",
                 "images/s",
-                "share of peak",
+                "share of the ceiling",
                 "memory (GiB)",
                 "compile time (s)",
             ],
@@ -84,8 +151,8 @@ def images_text(found: Found) -> Iterable[str]:
                 "find (ms)",
                 "finish (ms)",
                 "images/s",
-                "share of peak",
-                "share of peak (find only)",
+                "share of the ceiling",
+                "share of the ceiling (find only)",
                 "masks",
                 "memory (GiB)",
             ],
@@ -165,9 +232,9 @@ def pipeline_text(found: Found) -> Iterable[str]:
         yield wrapped(
             f"The segment actor processed {one['images']:,} images with the full recipe in {one['seconds']:.0f} "
             f"seconds ({one['images_s']:.2f} images/s). This is "
-            f"{share(one, 'of_sustained_peak') or 'an unknown share'} of the sustained peak and "
-            f"{share(one, 'of_bare')} of the generator's speed without an actor. The GPU was busy for {busy} of the "
-            f"time, and the thread that drives it for {share(one, 'device_thread_busy')}. The actor ran "
+            f"{share(one, 'of_peak') or 'an unknown share'} of the ceiling and {share(one, 'of_bare')} of the "
+            f"generator's speed without an actor. The GPU was busy for {busy} of the time, and the thread that drives "
+            f"it for {share(one, 'device_thread_busy')}. The actor ran "
             f"{one['threads']['decoders']} decoders and {one['threads']['decoders']} finishers on {one['cores']} "
             "cores. Threads called it directly, without Ray."
         )

@@ -51,6 +51,7 @@ def test_the_other_parts_run(tmp_path: Path) -> None:
     found = measured(tmp_path, 1, 4, 5)
     assert "skipped" in found[1]["tests"]["summary"]
     assert found[1]["peak"]["sustained_tflops"] > 0
+    assert found[5]["peak"]["peak_tflops"] > 0
     assert found[4]["vit_h against the reference, fp32"]["largest_difference"] < 1e-4
     assert found[4]["masks against the reference, fp32"]["share"]["0.99"] in (None, 1.0)
     assert found[4]["repeats, eager encoder"]["same"]

@@ -2,7 +2,9 @@
 
 from typing import Any
 
-from benchmarks.gpu.tables import gpu_part
+from benchmarks.gpu.tables import gpu_part, shares_part
+from benchmarks.measuring import RESULTS
+from benchmarks.page import read_results
 
 MACHINE = {"gpu": "H200", "cpu": "A CPU", "cores_usable": 16, "torch": "2.11.0", "python": "3.12.3"}
 
@@ -31,7 +33,7 @@ def test_each_part_has_its_tables() -> None:
         "images": 240,
         "seconds": 60.5,
         "images_s": 3.97,
-        "of_sustained_peak": 0.66,
+        "of_peak": 0.66,
         "of_bare": 0.97,
         "gpu_busy": None,
         "device_thread_busy": 0.99,
@@ -70,5 +72,28 @@ def test_each_part_has_its_tables() -> None:
     ):
         assert f"\n{line}\n" in f"\n{page}\n"
     assert "680 after 20 seconds" in page
-    assert "66% of the sustained peak" in " ".join(page.split())
+    assert "66% of the ceiling" in " ".join(page.split())
     assert gpu_part({}) == ""
+
+
+def test_the_rate_of_the_products_is_that_of_the_recorded_kernels() -> None:
+    results = read_results(RESULTS)
+    text = " ".join(shares_part(results).split())
+    # 21 crops, 32 blocks, 4,096 positions, 12 x 1280^2 multiply-adds of two operations; 106.868 + 35.713 ms
+    assert "took 142.6 ms per image for 108.2 TFLOP" in text
+    assert "This is 759 TFLOP/s, or 95% of the peak of 800 TFLOP/s." in text
+    assert "| ViT-H (NVIDIA H200), full recipe, find only | 33% |" in text
+    assert "| ViT-H (NVIDIA H200), full recipe, segment actor without Ray | 30% |" in text
+
+
+def test_without_the_kernels_of_all_blocks_there_is_no_rate() -> None:
+    kernel = {"name": "nvjet_sm90_bias_TNN", "ms": 100.0, "calls": 383}
+    peak = {"bf16_tflops": 800.0, "sustained_tflops": 680.0, "seconds": 20}
+    days = {"gpu_day-1": result(1, peak=peak), "gpu_day-3": result(3, full_recipe__launches={"kernels": [kernel]})}
+    assert "TFLOP" not in shares_part(days)
+    kernel["calls"] = 384
+    days["gpu_day-5"] = result(5, pipeline={"of_peak": 0.3, "watts": 570.4, "sm_mhz": 1905})
+    text = " ".join(shares_part(days).split())
+    assert "This is 1,082 TFLOP/s" in text
+    assert "the GPU drew 570 W and ran at 1,905 MHz" in text
+    assert shares_part({}) == ""
