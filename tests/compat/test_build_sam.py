@@ -22,7 +22,7 @@ def test_a_checkpoint_is_loaded_by_path_and_by_name(mobile_sam_path: Path) -> No
         assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
-def test_the_references_names_give_models_that_take_its_checkpoints() -> None:
+def test_the_references_names_give_models_with_its_tensors_names_and_shapes() -> None:
     assert set(reference_registry) <= set(sam_model_registry)
     assert sam_model_registry["default"] is build_sam
     with torch.device("meta"):

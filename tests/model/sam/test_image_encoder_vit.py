@@ -92,7 +92,7 @@ def test_attention_with_positions_is_the_plain_formula(
     torch.testing.assert_close(attend(q, k, v, rows, columns), expected, atol=2e-6, rtol=0)
 
 
-def test_the_way_taken_on_a_gpu_encodes_as_the_reference_does(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_attention_with_extended_keys_encodes_as_the_reference_does(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(image_encoder_vit, "attend_in_bands", attend_with_extended_keys)
     assert largest_difference(VitShape(160, 2, 2, global_blocks=(1,)), image_size=320) < 1e-4
 
