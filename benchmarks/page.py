@@ -16,6 +16,7 @@ from benchmarks.building.scale_tables import (
 from benchmarks.datasets.duplicates_tables import duplicates_part
 from benchmarks.gpu.tables import gpu_part, shares_part
 from benchmarks.privacy.tables import privacy_part
+from benchmarks.rates import rates_part
 from benchmarks.reading.tables import reading_part
 from benchmarks.recorded_tables import audit_part, clicks_part, intervals_part, statistics_part
 from benchmarks.tables import (
@@ -61,6 +62,7 @@ PAGES: Mapping[str, Parts] = {
     "evaluate.md": {"intervals": (intervals_part, "make bench-intervals")},
     "report.md": {"statistics": (statistics_part, "make bench-audit")},
     "metric.md": {"shares": (shares_part, "make gpu-day")},
+    "plan.md": {"recorded rates": (rates_part, "make gpu-day")},
     "reading.md": {"rates": (reading_part, "make bench-reading")},
     "train.md": {"trial": (trial_part, "make bench-training")},
 }

@@ -2,7 +2,8 @@
 
     python benchmarks/plots.py [--results FOLDER] [--docs FOLDER]
 
-Tables are written to the pages between pairs of marker comments, and plots to the folder `images/` next to the pages.
+Tables are written to the pages between pairs of marker comments, plots to the folder `images/` next to the pages, and
+the rates of `segmint plan` to its package.
 Everything is generated from the JSON, so no figure is typed by hand. If a part has no result, the page says so, and its
 plot is removed.
 """
@@ -23,6 +24,7 @@ from benchmarks.building.scale_tables import alternative_scale  # noqa: E402
 from benchmarks.measuring import RESULTS  # noqa: E402
 from benchmarks.page import PAGES, filled, read_results  # noqa: E402
 from benchmarks.privacy.tables import KINDS, alternative_recall, detectors, recall_by_change  # noqa: E402
+from benchmarks.rates import NEEDED, RATES, rates_text  # noqa: E402
 from benchmarks.tables import (  # noqa: E402
     GROUPS,
     PRECISIONS,
@@ -62,6 +64,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, default=RESULTS, help="the folder of the benchmarks' JSON")
     parser.add_argument("--docs", type=Path, default=DOCS)
+    parser.add_argument("--rates", type=Path, default=RATES, help="the file of the rates that `segmint plan` uses")
     arguments = parser.parse_args()
     results = read_results(arguments.results)
     for name, parts in PAGES.items():
@@ -73,7 +76,9 @@ def main() -> None:
         if sources[0] in results:
             path.parent.mkdir(parents=True, exist_ok=True)
             draw(results, path)
-    print(f"written to {arguments.docs}")
+    if all(name in results for name in NEEDED):
+        arguments.rates.write_text(rates_text(results))
+    print(f"written to {arguments.docs} and {arguments.rates}")
 
 
 def digest(results: dict[str, Result], sources: Sequence[str]) -> str:

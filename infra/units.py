@@ -1,6 +1,8 @@
-"""Values in a configuration: sizes and durations with units (`200MB`, `30min`), and validators for other keys."""
+"""Values in a configuration: sizes and durations with units (`200MB`, `30min`), and validators for keys and options."""
 
+import math
 import re
+import sys
 from collections.abc import Callable, Mapping
 from fractions import Fraction
 from typing import Annotated, Any, TypeVar
@@ -8,6 +10,9 @@ from typing import Annotated, Any, TypeVar
 from pydantic import BeforeValidator, Field
 
 from segmint.infra.errors import UsageError
+
+OVER_ZERO = math.ulp(0.0)
+"""Smallest number above 0, as a limit for `check_option`."""
 
 Given = TypeVar("Given")
 Parsed = TypeVar("Parsed")
@@ -36,6 +41,15 @@ def parse_time(text: str) -> float:
     Raises `ValueError` if the text is invalid.
     """
     return float(min(_parse(text, _TIMES, "seconds or a time, such as 90s, 30min, or 2h"), Fraction(2 * _LONGEST)))
+
+
+def check_option(name: str, value: float | None, expected: str, least: float, most: float = sys.float_info.max) -> None:
+    """Check that the value of a command's option is from `least` to `most`. None means that the option wasn't given.
+
+    Raises `UsageError` with `expected` for other values, including NaN and infinity.
+    """
+    if value is not None and not least <= value <= most:
+        raise UsageError(f"{name} is {value:g}: expected {expected}")
 
 
 def auto_or(fits: Callable[[Any], bool], expected: str) -> BeforeValidator:

@@ -151,7 +151,7 @@ def test_a_wheel_holds_segmint_and_nothing_else(wheel: Path) -> None:
     for part in ("engine/annotate", "engine/evaluate", "quality/evidence", "quality/report", "quality/view", "serving"):
         assets = ROOT / "pipeline" / part / "assets"
         expected |= {f"segmint/{path.relative_to(ROOT)}" for path in assets.iterdir() if path.is_file()}
-    expected.add("segmint/catalogs/countries.csv")
+    expected |= {"segmint/catalogs/countries.csv", "segmint/pipeline/building/plan/rates.json"}
     if has_compiler():
         expected.add(f"segmint/model/kernels/cpu/{LIBRARY}")
     assert wheel.name.endswith("-py3-none-linux_x86_64.whl" if has_compiler() else "-py3-none-any.whl")

@@ -59,6 +59,7 @@ def main() -> None:
         "settings": {
             "images": arguments.images,
             "photos": arguments.photos is not None,
+            "megapixels": mean_megapixels(folder),
             "loop_threads": arguments.threads,
             **settings,
         },
@@ -101,6 +102,17 @@ def photographs(given: Path | None, folder: Path) -> list[Path]:
     return paths
 
 
+def mean_megapixels(folder: Path) -> float:
+    """Return the average size of the catalog's photographs in megapixels."""
+    from PIL import Image
+
+    sizes = []
+    for line in (folder / "catalog.jsonl").read_text().splitlines():
+        with Image.open(json.loads(line)["uri"]) as image:
+            sizes.append(image.width * image.height / 1e6)
+    return round(sum(sizes) / len(sizes), 3)
+
+
 def measure_round(folder: Path, settings: dict[str, Any], threads: int, index: int) -> dict[str, Any]:
     """Run both sides once, in alternating order."""
     paths = {"catalog": str(folder / "catalog.jsonl"), "output": str(folder / f"dataset-{index}")}
@@ -123,6 +135,8 @@ def measure_round(folder: Path, settings: dict[str, Any], threads: int, index: i
         "build_images_per_s": round(accounting["images_per_s"], 4),
         "ceiling_images_per_s": round(accounting["ceiling_images_per_s"], 4),
         "share_of_ceiling": round(accounting["share_of_ceiling"], 4),
+        "peak_flop_per_s": accounting["ceiling"]["flop_per_s"],
+        "drawn_per_image": accounting["ceiling"]["drawn_per_image"],
     }
     print(
         f"round {index}: loop {row['loop_s']} s, build {row['build_s']} s, ratio {row['ratio']}; "

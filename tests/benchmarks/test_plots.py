@@ -315,7 +315,10 @@ def test_one_command_makes_page_and_pictures_and_takes_away_those_without_result
     page.parent.mkdir()
     for name in PAGES:
         (page.parent / name).write_text((DOCS / name).read_text())
-    monkeypatch.setattr("sys.argv", ["plots.py", "--results", str(recorded), "--docs", str(page.parent)])
+    monkeypatch.setattr(
+        "sys.argv",
+        ["plots.py", "--results", str(recorded), "--docs", str(page.parent), "--rates", str(tmp_path / "rates.json")],
+    )
     plots.main()
     results = read_results(recorded)
     drawn = {name: (page.parent / "images" / name).read_bytes() for name in PICTURES}

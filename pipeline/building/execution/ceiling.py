@@ -123,13 +123,16 @@ def work_of(config: Config, weights: Callable[[], Path]) -> tuple[int, int]:
     `weights` returns a local copy of the checkpoint. It's only called if the checkpoint must be read. Raises
     `UsageError` if the checkpoint doesn't belong to a SAM.
     """
-    architecture, depth = _model(config.model.weights, weights)
+    architecture, depth = model_of(config.model.weights, weights)
     of_image = image_cost(config.masks.settings()).flop(architecture, depth)
     return of_image, mask_flop(depth, tokens_of(architecture))
 
 
-def _model(name: str, weights: Callable[[], Path]) -> tuple[Architecture, int]:
-    """Return the architecture and decoder depth of the weights. For known names, the file isn't read."""
+def model_of(name: str, weights: Callable[[], Path]) -> tuple[Architecture, int]:
+    """Return the architecture and decoder depth of the weights. For known names, the file isn't read.
+
+    Raises `UsageError` if the checkpoint doesn't belong to a SAM.
+    """
     if name == "mobile_sam" or name in VIT_SHAPES:
         return name, 2  # type: ignore[return-value]
     try:

@@ -34,7 +34,7 @@ from segmint.operators.segment.overlap import HostThreads
 from segmint.operators.segment.segment import SegmentSettings
 from segmint.pipeline.building.dataset.cpu_actors import actors_that_fit
 from segmint.pipeline.building.dataset.dataset import BuildDataset
-from segmint.pipeline.config.config import Config, PoolConfig, Position, as_pinned
+from segmint.pipeline.config.config import FEWEST_WRITERS, ROWS_PER_BLOCK, Config, PoolConfig, Position, as_pinned
 from segmint.pipeline.config.stage_settings import prepare_config, segment_settings
 
 
@@ -133,19 +133,6 @@ _ROUNDING = 1e-6  # tolerance for fractions of a GPU
 DESCRIBE_CPUS = 0.5
 """Logical CPUs of the describe stage. Must differ from the actors' CPUs, or Ray would fuse the stages."""
 
-FEWEST_WRITERS = 2
-"""Minimum number of shard writers with `resources.writers: auto`."""
-
-ACTORS_PER_WRITER = 4
-"""Segment actors per shard writer. For 500 images of 550 kB, a writer takes 1.6 s of CPU time and, at 100 MB/s, 2.8 s
-to upload. It therefore keeps up with 110 images/s, while a GPU computes at most 27 images/s."""
-
-ROWS_PER_BLOCK = 16
-"""Default number of rows per block. A fast GPU takes 5 s for this many rows with all crops."""
-
-FULL_IMAGE_ROWS = 128
-"""Default number of rows per block on GPUs without crops. A fast GPU takes 5 s for this many rows."""
-
 BYTES_PER_PIXEL = 0.27
 """Bytes per pixel of a large released JPEG, twice SA-1B's mean. Ray Data splits blocks that exceed its target size."""
 
@@ -156,7 +143,7 @@ _MOST_BUNDLES = 1000
 """Maximum number of `prepare` bundles in a request. In larger clusters, each bundle has room for several actors."""
 
 BLOCKS_PER_GPU = 12
-"""Number of blocks per requested GPU: a minute of work for a fast GPU. Starting the GPU's node takes longer."""
+"""Number of blocks per requested GPU: over a minute of work for a fast GPU. Starting the GPU's node takes longer."""
 
 _ASK_S = 2.0
 """Seconds between checks of the nodes while a build waits for more of them."""
@@ -374,8 +361,7 @@ def _fit(config: Config, dataset: BuildDataset, cluster: Cluster, *, grows: bool
     cores = cluster.cores if cluster.local else cluster.cpus
     cores = cluster.gpu_node_cpus if share and not cluster.local else cores
     busy = segment.largest * (segment.num_cpus if on_gpu else dataset.numerics.threads) + detectors * DETECTOR_CPUS
-    enough = max(FEWEST_WRITERS, math.ceil(segment.largest / ACTORS_PER_WRITER))
-    writers = enough if resources.writers == "auto" else resources.writers
+    writers = resources.writers_for(segment.largest)
     busy += sum(each.pool.largest * each.pool.num_cpus for each in custom)
     busy += 0 if cluster.local else writers  # Ray Data doesn't know about the writers' CPUs
     prepare = _pool(resources.prepare, 1, max(1, int(cores - busy)), 0.0)
@@ -408,12 +394,11 @@ def _fit(config: Config, dataset: BuildDataset, cluster: Cluster, *, grows: bool
 
 def _rows_per_block(config: Config, *, on_gpu: bool) -> int:
     """Return the maximum number of rows per block. `auto` is 5 s of GPU work, or fewer rows if the JPEGs are large."""
-    if config.rows_per_block != "auto":
-        return config.rows_per_block
-    if not on_gpu or config.masks.settings().crop_n_layers:
-        return ROWS_PER_BLOCK
+    most = config.most_rows_per_block(on_gpu=on_gpu)
+    if config.rows_per_block != "auto" or most == ROWS_PER_BLOCK:
+        return most
     row_bytes = BYTES_PER_PIXEL * ASPECT * config.release.short_side**2
-    return max(ROWS_PER_BLOCK, min(FULL_IMAGE_ROWS, int(DataContext.get_current().target_max_block_size / row_bytes)))
+    return max(ROWS_PER_BLOCK, min(most, int(DataContext.get_current().target_max_block_size / row_bytes)))
 
 
 def _gpus_each(config: Config, *, on_gpu: bool) -> float:

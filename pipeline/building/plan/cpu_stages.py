@@ -1,4 +1,4 @@
-"""Estimates of the CPU time outside `segment` if no sample measures it, and of the cores that keep a GPU busy.
+"""CPU cores that keep a GPU busy, and estimates of actor starts and CPU nodes.
 
 This file also estimates `segmint catalog curate`, which reads every image once at a reduced scale.
 """
@@ -9,25 +9,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from segmint.infra.wording import counted, number, size
-from segmint.operators.prepare.deidentify import DeidentifyConfig
 from segmint.pipeline.building.plan.estimates import Estimate
 
 MEGAPIXELS = 16.3
 """Default size of an original: SA-1B's average, 3300 x 4950 (SAM paper, Section 5)."""
 
 SIZES = (0.5, 2.0, 8.0, 16.0, 50.0)
-"""Sizes in megapixels of the originals with which `CPU_S` was measured."""
-
-CPU_S = {
-    "faces": (0.19, 0.51, 1.25, 1.22, 1.17),
-    "turned": (0.11, 0.25, 0.59, 0.82, 0.60),
-    "plates": (0.55, 1.11, 1.55, 1.54, 1.57),
-    "the rest": (0.01, 0.04, 0.39, 0.51, 0.90),
-}
-"""CPU seconds of `prepare` per image, with the bundled detectors, one last look, and the original kept for crops.
-
-`turned` is the search for faces in three more orientations. `make bench-prepare` measured the values on one core of an
-AMD EPYC. Another CPU took twice as long."""
+"""Sizes in megapixels of the originals with which `CURATION_CPU_S` was measured."""
 
 CURATION_CPU_S = (0.015, 0.018, 0.028, 0.037, 0.056)
 """CPU seconds to curate one JPEG of each size in `SIZES`, without scorers, on one core of an AMD EPYC."""
@@ -35,39 +23,32 @@ CURATION_CPU_S = (0.015, 0.018, 0.028, 0.037, 0.056)
 
 @dataclass(frozen=True)
 class CpuStages:
-    """CPU seconds per image in all stages except `segment`, and the number of cores that these stages need per GPU."""
+    """CPU seconds per image beside the device that runs `segment`, and the cores that keep a GPU busy."""
 
-    seconds_an_image: float
+    seconds_an_image: float  # of all stages except `segment`, and of a GPU actor's threads that decode and finish
     measured: bool  # True: measured by a sample; False: recorded figures
-    cores_a_gpu: int | None  # cores that keep one GPU busy; None if the device is a CPU
-    limits: str  # slowest stage; on a GPU, it's only slowest with fewer cores per GPU than `cores_a_gpu`
+    cores_a_gpu: int | None  # cores that keep one GPU busy; None if the device is a CPU, or its time is unknown
+    fewer_cores: int | None  # half as many, at least 1, for comparison
+    fewer_images_per_s: float | None  # images per second of one GPU with `fewer_cores` cores
+    limits: str  # slowest of prepare, segment, and writing
 
     @property
     def source(self) -> str:
         """Origin of the CPU seconds, as text."""
-        return "measured in the sample" if self.measured else "recorded on another CPU, not measured here"
+        return "measured in the sample" if self.measured else "recorded on other CPUs, not measured here"
 
 
-def recorded_seconds(config: DeidentifyConfig, megapixels: float) -> float:
-    """Return the recorded CPU seconds of `prepare` for an original of `megapixels` megapixels.
+def cpu_stages(seconds: float, segment_s: float | None, limits: str, *, measured: bool) -> CpuStages:
+    """Return the cores that keep one GPU busy that takes `segment_s` per image, and what half as many cores reach.
 
-    The cost of a custom detector file is unknown, so it counts like the bundled detector. Detectors on a GPU don't
-    count.
+    `seconds` is the CPU seconds per image. `segment_s` is the fast end if the GPU's time is a range, and None if it's
+    unknown or if the device is a CPU.
     """
-    shares = dict.fromkeys(("the rest", *(config.detectors if config.device == "cpu" else ())), 1.0)
-    if "faces" in shares:
-        shares["turned"] = (len(config.orientations) - 1) / 3
-    each = {part: float(np.interp(megapixels, (0.0, *SIZES), (0.0, *CPU_S[part]))) for part in shares}
-    seconds = sum(share * each[part] for part, share in shares.items())
-    return seconds * max(1.0, megapixels / SIZES[-1])
-
-
-def compare(seconds: float, segment_seconds: float, *, measured: bool, on_gpu: bool) -> CpuStages:
-    """Compare the CPU seconds per image of the other stages with the seconds of `segment` on one GPU or one core."""
-    if not on_gpu:
-        return CpuStages(seconds, measured, None, "prepare" if seconds > segment_seconds else "segment")
-    cores = math.ceil(seconds / segment_seconds) if segment_seconds else 1
-    return CpuStages(seconds, measured, max(1, cores), "prepare")
+    if not segment_s:
+        return CpuStages(seconds, measured, None, None, None, limits)
+    cores = max(1, math.ceil(seconds / segment_s))
+    fewer = max(1, cores // 2)
+    return CpuStages(seconds, measured, cores, fewer, min(fewer / seconds, 1 / segment_s), limits)
 
 
 @dataclass(frozen=True)
@@ -92,16 +73,18 @@ class CpuNodes:
         return found
 
 
-def price_nodes(stages: CpuStages, gpu_hours: float, own_cores: int, price: float | None) -> CpuNodes | None:
+def price_nodes(
+    stages: CpuStages, gpu_hours: float, cpu_hours: float, own_cores: int, price: float | None
+) -> CpuNodes | None:
     """Price the CPU nodes that GPU nodes with `own_cores` cores per GPU need. Returns None on a CPU or without a price.
 
-    `gpu_hours` is the time of GPUs that never wait. The CPU nodes run as long as the GPUs compute. `price` is per
-    core-hour.
+    `gpu_hours` is the time of GPUs that never wait, and `cpu_hours` the core-hours of all other stages. The CPU nodes
+    run as long as the GPUs compute. `price` is per core-hour.
     """
     if stages.cores_a_gpu is None or price is None:
         return None
     more = max(0, stages.cores_a_gpu - own_cores)
-    starved = gpu_hours * max(1.0, stages.cores_a_gpu / own_cores) if own_cores else None
+    starved = max(gpu_hours, cpu_hours / own_cores) if own_cores else None
     return CpuNodes(own_cores, more, more * gpu_hours, price, more * gpu_hours * price, starved)
 
 

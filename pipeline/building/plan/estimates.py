@@ -10,7 +10,10 @@ from segmint.operators.intervals import Floats, mean_intervals, wilson
 
 @dataclass(frozen=True)
 class Estimate:
-    """Estimated total with its 95% confidence interval. If nothing was extrapolated, both ends equal `value`."""
+    """Estimated total with its 95% confidence interval. If nothing was extrapolated, both ends equal `value`.
+
+    For a time that wasn't measured, the ends are those of the possible range, and `value` is the slow one.
+    """
 
     value: float
     low: float
@@ -23,6 +26,10 @@ class Estimate:
     def plus(self, other: "Estimate") -> "Estimate":
         """Return the sum of two estimates. At most one of them may have an interval."""
         return Estimate(self.value + other.value, self.low + other.low, self.high + other.high)
+
+    def at_least(self, other: "Estimate") -> "Estimate":
+        """Return the larger of two estimates at each end, for stages that run at the same time."""
+        return Estimate(max(self.value, other.value), max(self.low, other.low), max(self.high, other.high))
 
     def shifted(self, more: float) -> "Estimate":
         """Return the estimate plus a constant."""

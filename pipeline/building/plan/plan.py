@@ -1,23 +1,19 @@
 """Estimate of a build's cost and output before it runs: `segmint plan`.
 
 The catalog contains the number of rows, and `segmint.model.cost` computes the operations per image. Without a sample,
-the time of these operations follows from an assumed fraction of the hardware's ceiling. With a sample, the time is
+the time comes from the recorded rates of the device, the model, and the recipe (`rates.py`). With a sample, the time is
 measured on real rows, which is more accurate.
 """
 
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 
 import pyarrow as pa
 
-from segmint.catalogs.dataset.commits import CommitLog
 from segmint.catalogs.dataset.manifest import DatasetManifest, read_manifest
 from segmint.catalogs.dataset.versions.record import VersionName, name_now
 from segmint.catalogs.licenses import LicensePolicy
-from segmint.catalogs.shard_ranges import ShardPart, choose_shards
 from segmint.catalogs.source.check import CatalogFindings, check
 from segmint.catalogs.source.readers import catalog_format
 from segmint.catalogs.source.rows import NormalizedRows, joined
@@ -32,6 +28,8 @@ from segmint.infra.ray_session import cores_here
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.model.cost import image_cost
+from segmint.model.kernels.cpu.library import usable_kernels
+from segmint.model.sam.load import Architecture
 from segmint.operators.audit.detectors import try_detector_files
 from segmint.operators.prepare.detector_process import detector_numerics
 from segmint.operators.segment.numerics import resolve_numerics
@@ -44,132 +42,37 @@ from segmint.pipeline.building.dataset.dataset import (
     require_rows,
 )
 from segmint.pipeline.building.dataset.first_numerics import compute_here
-from segmint.pipeline.building.execution.ceiling import Ceiling, work_of
+from segmint.pipeline.building.execution.ceiling import Ceiling, model_of, work_of
 from segmint.pipeline.building.plan.cpu_stages import (
     MEGAPIXELS,
-    compare,
     count_starts,
+    cpu_stages,
     price_curation,
     price_nodes,
-    recorded_seconds,
 )
-from segmint.pipeline.building.plan.estimates import Extrapolation, column, exactly
+from segmint.pipeline.building.plan.estimates import Estimate, Extrapolation, column, exactly
+from segmint.pipeline.building.plan.options import PlanOptions
+from segmint.pipeline.building.plan.rates import (
+    Card,
+    SegmentTime,
+    cpu_time,
+    data_sheet,
+    gpu_time,
+    prepare_seconds,
+    read_rates,
+)
+from segmint.pipeline.building.plan.remaining import RemainingShards, find_remaining
 from segmint.pipeline.building.plan.result import BuildPlan
 from segmint.pipeline.building.plan.sample import PlanSample, run_sample
 from segmint.pipeline.config.advice import detector_advice
 from segmint.pipeline.config.config import Config, as_pinned, identity
 
-DEFAULT_SHARE = 0.5
-"""Assumed fraction of the ceiling without a measurement or `--share`, suited to MobileSAM with the CPU kernels.
-
-One thread reached 0.53 to 0.59 (docs/metric.md). The value is lower because concurrent actors slow each other down."""
-
 DRAWN_PER_POINT = 2.0
-"""Assumed number of masks per point, out of three, above the predicted-IoU threshold. Used if no sample counts them."""
+"""Assumed number of masks per point, out of three, above the predicted-IoU threshold. Used if neither a sample nor a
+record counts them."""
 
 CHECKED_ROWS = 100_000
 """Maximum number of catalog rows to check, from the start. The limit keeps a plan to a few seconds."""
-
-
-@dataclass(frozen=True)
-class PlanOptions:
-    """Options of `segmint plan`. Raises `UsageError` for invalid numbers."""
-
-    shards: tuple[int, int] | ShardPart | None = None
-    sample: int | None = None  # rows
-    gpus: int | None = None  # None: the GPUs of this machine
-    price: float | None = None  # price per GPU-hour, or per core-hour if the device is a CPU
-    share: float | None = None  # fraction of the ceiling, 0 to 1; None: DEFAULT_SHARE, or measured by the sample
-    flops: float | None = None  # peak of one GPU of another machine, in operations per second
-    megapixels: float | None = None  # average size of the originals; None: SA-1B's, or measured by the sample
-    core_price: float | None = None  # price per core-hour of CPU nodes that support GPU nodes
-    cores: int = 0  # cores per GPU on the GPU nodes
-
-    def __post_init__(self) -> None:
-        checks: list[tuple[str, float | None, Callable[[float], bool], str]] = [
-            ("--sample", self.sample, lambda value: value >= 1, "a number of rows from 1"),
-            ("--gpus", self.gpus, lambda value: value >= 1, "a number of GPUs from 1"),
-            ("--price", self.price, lambda value: value >= 0, "the price per hour, 0 or more"),
-            ("--share", self.share, lambda value: 0 < value <= 1, "a share above 0 and at most 1"),
-            ("--flops", self.flops, lambda value: value > 0, "operations per second, such as 9.9e14"),
-            ("--core-price", self.core_price, lambda value: value >= 0, "the price per hour, 0 or more"),
-            ("--cores", self.cores, lambda value: value >= 0, "a number of cores, 0 or more"),
-            ("--megapixels", self.megapixels, lambda value: value > 0, "the originals' average size, such as 12"),
-        ]
-        for name, value, fits, expected in checks:
-            if value is not None and not (math.isfinite(value) and fits(value)):
-                raise UsageError(f"{name} is {value:g}: expected {expected}")
-        if self.share is not None and self.sample is not None and self.flops is None:
-            raise UsageError("--share assumes what --sample measures: use only one of them")
-        if self.megapixels is not None and self.sample is not None:
-            raise UsageError("--megapixels assumes the size of the originals that --sample reads: use only one of them")
-
-
-@dataclass(frozen=True)
-class ShardRun:
-    """Shards of one part of the catalog. All shards are full except for the last shard of the part."""
-
-    shards: Sequence[int]  # ascending
-    rows: int
-
-
-@dataclass(frozen=True)
-class RemainingShards:
-    """Shards that a run would build."""
-
-    images_per_shard: int
-    pieces: Sequence[ShardRun]  # one per part of the catalog, in order
-    committed: int  # committed shards among the requested ones
-    pinned_rows: int | None  # rows of the dataset; None if it doesn't exist yet
-
-    @property
-    def shards(self) -> int:
-        """Number of shards to build."""
-        return sum(len(piece.shards) for piece in self.pieces)
-
-    @property
-    def rows(self) -> int:
-        """Number of rows to build."""
-        return sum(piece.rows for piece in self.pieces)
-
-    def ordinal(self, position: int) -> int:
-        """Return the ordinal of the row at `position` among the rows to build.
-
-        Raises `IndexError` after the last row.
-        """
-        for piece in self.pieces:
-            if position < piece.rows:
-                shard, row = divmod(position, self.images_per_shard)
-                return piece.shards[shard] * self.images_per_shard + row
-            position -= piece.rows
-        raise IndexError("position is beyond the last row to build")
-
-
-def find_remaining(
-    config: Config,
-    storage: Storage,
-    shards: tuple[int, int] | ShardPart | None,
-    catalog_rows: int,
-    manifest: DatasetManifest | None,
-) -> RemainingShards:
-    """Return the requested shards that aren't committed.
-
-    The rows come from the dataset's catalog. If the dataset doesn't exist yet, `manifest` is None, and `catalog_rows`
-    is the number of rows.
-    """
-    size = config.images_per_shard
-    parts = [(0, catalog_rows)] if manifest is None else [(part.first_shard, part.rows) for part in manifest.catalog]
-    wanted = choose_shards(parts[-1][0] - (-parts[-1][1] // size), shards)
-    done = CommitLog(Location(storage, config.output)).committed() if manifest is not None else {}
-    pieces = []
-    for first, count in parts:
-        stop = first - (-count // size)
-        inside = range(max(first, wanted.start), min(stop, wanted.stop))
-        left: Sequence[int] = [shard for shard in inside if shard not in done] if done else inside
-        short = (stop - first) * size - count if left and left[-1] == stop - 1 else 0
-        pieces.append(ShardRun(left, len(left) * size - short))
-    pinned = None if manifest is None else sum(part.rows for part in manifest.catalog)
-    return RemainingShards(size, pieces, len(wanted) - sum(len(piece.shards) for piece in pieces), pinned)
 
 
 def make_plan(config: Config, options: PlanOptions, tell: Callable[[str], None] = lambda _: None) -> BuildPlan:
@@ -186,7 +89,7 @@ def make_plan(config: Config, options: PlanOptions, tell: Callable[[str], None] 
     if manifest is not None:
         weights = resolve(config.model.weights, mirror=config.assets, storage=storage)
         check_begun_alike(config, storage, manifest, weights)
-    if config.detectors_share and options.flops is None:
+    if config.detectors_share and not options.elsewhere:
         detector_numerics(config.deidentify.device)  # raises if this machine has no GPU
     ceiling, compute = find_ceiling(config, options, manifest, storage)
     catalog_rows = count_rows(Location(storage, config.catalog))
@@ -205,11 +108,12 @@ def make_plan(config: Config, options: PlanOptions, tell: Callable[[str], None] 
             most_rows=CHECKED_ROWS,
             ignored=ignored_columns(identity(config) if manifest is None else manifest.config),
         )
-    return _assemble(config, options, catalog_rows, remaining, ceiling, sample, version, checked)
+    model = model_of(config.model.weights, lambda: resolve(config.model.weights, mirror=config.assets, storage=storage))
+    return _assemble(config, options, catalog_rows, remaining, ceiling, model, sample, version, checked)
 
 
 def _kind_of_device(options: PlanOptions, config: Config) -> str:
-    return "cuda" if options.flops is not None else resolve_compute(config.model.device).kind
+    return "cuda" if options.elsewhere else resolve_compute(config.model.device).kind
 
 
 def _measure(
@@ -255,6 +159,7 @@ def _assemble(
     catalog_rows: int,
     remaining: RemainingShards,
     ceiling: Ceiling,
+    model: tuple[Architecture, int],
     sample: PlanSample | None,
     version: VersionName | None,
     checked: CatalogFindings | None,
@@ -262,32 +167,56 @@ def _assemble(
     rows = sample.rows if sample is not None else ()
     accepted = column([row.reason is None for row in rows])
     per_row = Extrapolation(remaining.rows, len(rows))
+    images = exactly(remaining.rows) if sample is None else per_row.count(accepted)
     per_image = image_cost(config.masks.settings())
+    on_gpu = ceiling.device == "cuda"
+    measured = sample is not None and not options.elsewhere
+    cores = 1 if on_gpu else ceiling.threads  # device-hours are GPU-hours or core-hours
+
+    record = None
+    if options.share is None and not measured:
+        record = _recorded_time(config, options, ceiling, model)
     drawn = per_image.prompts * DRAWN_PER_POINT
     if sample is not None and sample.accepted:
         drawn = sum(row.drawn for row in rows) / sample.accepted
+    elif record is not None and record.drawn is not None:
+        drawn = record.drawn
     ceiling = ceiling.drawing(drawn)
-    measured = sample is not None and options.flops is None
-    on_gpu = ceiling.device == "cuda"
-    cores = 1 if on_gpu else ceiling.threads  # device-hours are GPU-hours or core-hours
-    images = per_row.count(accepted) if sample is not None else exactly(remaining.rows)
-    # Without a GPU, the same CPU runs all stages. With a GPU, the other stages run on CPUs at the same time.
-    busy = column([row.segment_s if on_gpu else row.seconds for row in rows])
+    one_device = ceiling.images_per_s / ceiling.devices
+
+    # Device-seconds of `segment` for all images. Without a GPU, a sample counts all stages, because they share the CPU.
+    busy: Estimate | None = None
     if measured:
-        hours = per_row.total(busy * cores / 3600)
-        one = ceiling.images_per_s / ceiling.devices  # the sample ran on one device
-        reached = float(accepted.sum()) / (float(busy.sum()) * one) if busy.any() else 0.0
-    else:
-        reached = DEFAULT_SHARE if options.share is None else options.share
-        hours = images.scaled(ceiling.devices * cores / (reached * ceiling.images_per_s * 3600))
+        seconds = column([row.segment_s if on_gpu else row.seconds for row in rows])
+        busy = per_row.total(seconds)
+    elif options.share is not None:
+        busy = images.scaled(1 / (options.share * one_device))
+    elif record is not None:
+        busy = Estimate(images.value * record.high_s, images.low * record.low_s, images.high * record.high_s)
+
+    share = options.share
+    if share is None and busy is not None:
+        share = images.value / (busy.value * one_device) if busy.value else 0.0
+
     if sample is not None:
         cpu_hours = per_row.total(column([row.seconds - row.segment_s for row in rows]) / 3600)
     else:
-        cpu_hours = images.scaled(recorded_seconds(config.deidentify, options.megapixels or MEGAPIXELS) / 3600)
+        keeps_original = config.masks.original_crops is not None
+        megapixels = options.megapixels or MEGAPIXELS
+        seconds_an_image = prepare_seconds(config.deidentify, megapixels, with_original=keeps_original)
+        seconds_an_image += read_rates().writing.core_s_per_row
+        cpu_hours = images.scaled(seconds_an_image / 3600)
+    if record is not None:
+        cpu_hours = cpu_hours.plus(images.scaled(record.host_s / 3600))
+
+    hours, limits = None, "segment"
+    if busy is not None:
+        hours, limits = _device_hours(config, options, ceiling, images, busy, cpu_hours, measured=measured)
+        hours = hours.scaled(cores)
     an_image = 3600 / max(images.value, 1)
-    segment_s = (hours.value - (cpu_hours.value if measured and not on_gpu else 0)) * an_image
-    if not on_gpu and not measured:
-        hours = hours.plus(cpu_hours)
+    segment_s = busy.low / max(images.low, 1) if busy is not None and on_gpu else None
+    stages = cpu_stages(cpu_hours.value * an_image, segment_s, limits, measured=sample is not None)
+    days = None if hours is None else hours.scaled(1 / (24 * ceiling.devices * cores))
     bytes_out = None
     if sample is not None:
         each = column([row.released_bytes + row.annotation_bytes + row.table_bytes for row in rows])
@@ -298,12 +227,13 @@ def _assemble(
         one_image = None if bytes_in is None else bytes_in.scaled(1 / remaining.rows)
         scorers = len(config.curate.scorers)
         curation = price_curation(catalog_rows, options.megapixels or MEGAPIXELS, scorers, one_image)
-    stages = compare(cpu_hours.value * an_image, segment_s, measured=sample is not None, on_gpu=on_gpu)
-    days = hours.scaled(1 / (24 * ceiling.devices * cores))
     starts = None
-    if on_gpu or (sample is not None and measured):
+    if days is not None and (on_gpu or measured):
         start_s = sample.start_s if sample is not None and measured else None
         starts = count_starts(remaining.shards, config.window_shards, days.value * 24, ceiling.devices * cores, start_s)
+    cpu_nodes = None
+    if hours is not None:
+        cpu_nodes = price_nodes(stages, hours.value, cpu_hours.value, options.cores or 0, options.core_price)
     return BuildPlan(
         catalog=config.catalog,
         catalog_rows=catalog_rows,
@@ -318,25 +248,87 @@ def _assemble(
         bytes_out=bytes_out,
         masks=per_row.total(column([row.masks for row in rows])) if sample is not None else None,
         ceiling=ceiling,
-        hardware=ceiling.hardware
-        if options.flops is None
-        else f"{ceiling.devices} x GPU (not measured: --flops {options.flops:.4g})",
+        hardware=ceiling.hardware if options.card is None else f"{ceiling.hardware}, {options.card.peak_is}",
         measured=measured,
-        share_of_ceiling=reached,
+        record=record,
+        share_of_ceiling=share,
         device_hours=hours,
         days=days,
         cpu_core_hours=cpu_hours,
         cpu_stages=stages,
         price=options.price,
-        cost=None if options.price is None else hours.scaled(options.price),
+        cost=None if options.price is None or hours is None else hours.scaled(options.price),
         sample=sample,
-        notes=tuple(_notes(config, options, catalog_rows, remaining, ceiling, sample)),
+        notes=tuple(_notes(config, options, catalog_rows, remaining, ceiling, sample, record, hours)),
         version=version,
         checked=checked,
         starts=starts,
-        cpu_nodes=price_nodes(stages, hours.value, options.cores, options.core_price),
+        cpu_nodes=cpu_nodes,
         curation=curation,
     )
+
+
+def _recorded_time(
+    config: Config, options: PlanOptions, ceiling: Ceiling, model: tuple[Architecture, int]
+) -> SegmentTime | None:
+    """Return the recorded time of `segment` on the planned device, or None if this model or recipe has no record."""
+    architecture, decoder_layers = model
+    if decoder_layers != 2:
+        return None
+    masks = config.masks.settings()
+    if ceiling.device == "cuda":
+        sheet = data_sheet(ceiling.device_kind)
+        here = Card(ceiling.device_kind, ceiling.flop_per_s, None if sheet is None else sheet.bytes_per_s)
+        return gpu_time(options.card or here, architecture, ceiling.precision, masks)
+    if usable_kernels() is None or config.model.kernels == "torch":
+        return None
+    drawn = masks.points * DRAWN_PER_POINT
+    images_per_s = ceiling.drawing(drawn).images_per_s / ceiling.devices
+    return cpu_time(ceiling.device_kind, architecture, ceiling.precision, images_per_s)
+
+
+def _device_hours(
+    config: Config,
+    options: PlanOptions,
+    ceiling: Ceiling,
+    images: Estimate,
+    busy: Estimate,
+    cpu_hours: Estimate,
+    *,
+    measured: bool,
+) -> tuple[Estimate, str]:
+    """Return the hours of all devices, which the slowest of prepare, segment, and writing determines, and its name.
+
+    On GPUs, the three run at the same time. The cores limit `prepare` only if their number is known, and if no CPU
+    nodes are priced to support them. On a CPU, the stages share the cores, so their times add up.
+    """
+    segment = busy.scaled(1 / 3600)
+    if ceiling.device == "cpu":
+        others = cpu_hours.scaled(1 / ceiling.threads)
+        if measured:  # a sample's time includes the other stages
+            slower = "prepare" if 2 * others.value > segment.value else "segment"
+            return segment, slower
+        slower = "prepare" if others.value > segment.value else "segment"
+        return segment.plus(others), slower
+    writers = config.resources.writers_for(ceiling.devices)
+    rows_per_s = read_rates().writing.rows_per_s(writers, config.most_rows_per_block(on_gpu=True))
+    limits = {"segment": segment, "writing": images.scaled(ceiling.devices / rows_per_s / 3600)}
+    cores = _cores_a_gpu(options, ceiling)
+    if cores is not None and options.core_price is None:
+        limits["prepare"] = cpu_hours.scaled(1 / cores)
+    hours = segment
+    for limit in limits.values():
+        hours = hours.at_least(limit)
+    return hours, max(limits, key=lambda stage: limits[stage].value)
+
+
+def _cores_a_gpu(options: PlanOptions, ceiling: Ceiling) -> int | None:
+    """Return the CPU cores per GPU, or None if they are unknown: on another machine without `--cores`."""
+    if options.cores is not None:
+        return options.cores
+    if ceiling.device == "cpu" or options.elsewhere:
+        return None
+    return max(1, cores_here() // ceiling.devices)
 
 
 def _notes(
@@ -346,6 +338,8 @@ def _notes(
     remaining: RemainingShards,
     ceiling: Ceiling,
     sample: PlanSample | None,
+    record: SegmentTime | None,
+    hours: Estimate | None,
 ) -> list[str]:
     notes = []
     if remaining.pinned_rows is not None and catalog_rows > remaining.pinned_rows:
@@ -359,8 +353,7 @@ def _notes(
         size = "--megapixels" if options.megapixels else "SA-1B's average; override it with --megapixels"
         notes.append(
             f"only the catalog was read; --sample N measures N of its rows. Originals are assumed to have "
-            f"{options.megapixels or MEGAPIXELS:g} megapixels ({size}), and {DRAWN_PER_POINT:g} masks of each point to "
-            "pass the threshold of predicted IoU"
+            f"{options.megapixels or MEGAPIXELS:g} megapixels ({size})"
         )
     else:
         notes.append("a sample doesn't look for duplicates: `segmint catalog curate` finds copies of images")
@@ -368,6 +361,16 @@ def _notes(
             notes.append("the sample has no accepted rows: use a larger sample, or fix the catalog or the policy")
         if sample.device != ceiling.device:
             notes.append(f"the sample ran on this machine's {sample.device}, so it doesn't measure the GPUs' time")
+    if sample is None and (record is None or record.drawn is None):
+        notes.append(f"{DRAWN_PER_POINT:g} masks of each point are assumed to pass the threshold of predicted IoU")
+    if record is not None:
+        notes += record.unmeasured
+    if hours is None:
+        device = "GPU" if ceiling.device == "cuda" else "CPU"
+        notes.append(
+            f"the time is unknown: {config.model.weights} with these settings has not been measured on a {device}. To "
+            "measure it, run `segmint plan --sample 20` on a machine with this device"
+        )
     if sample is None and config.detectors_share:
         notes.append(
             "detectors run on the GPU (deidentify.device); the time they take there and on the CPUs has not been "
@@ -387,10 +390,13 @@ def find_ceiling(
     pinned = manifest.numerics if manifest is not None else {}
     device = str(pinned.get("device", config.model.device))
     precision = str(pinned.get("precision", config.model.precision))
-    if options.flops is not None:
+    card = options.card
+    if card is not None:
         if device == "cpu":
-            raise UsageError("--flops is the peak of a GPU, but model.device is cpu: remove one of them")
-        return Ceiling("cuda", "", precision, 1, options.gpus or 1, options.flops, *work), None
+            given = "--gpu names" if options.gpu is not None else "--flops is the peak of"
+            raise UsageError(f"{given} a GPU, but model.device is cpu: remove one of them")
+        precision = "bf16" if precision == "auto" else precision
+        return Ceiling("cuda", card.name or "GPU", precision, 1, options.gpus or 1, card.flop_per_s, *work), None
     model = config.model.model_copy(update={"device": device, "precision": precision})
     if "threads" in pinned:
         model = model.model_copy(update={"threads": pinned["threads"]})
@@ -410,7 +416,7 @@ def _devices_here(config: Config, options: PlanOptions, compute: Compute, weight
     if options.gpus is not None:
         raise UsageError(
             "--gpus was given, but the plan is for a CPU (torch sees no GPU here, or model.device is cpu): to plan for "
-            "another machine's GPUs, pass the peak of one from its data sheet or a build, such as --flops 9.9e14"
+            "another machine's GPUs, name them, such as --gpu H200"
         )
     actors = config.resources.segment.actors
     devices = max(1, cores_here() // compute.threads)

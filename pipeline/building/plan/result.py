@@ -10,6 +10,7 @@ from segmint.infra.wording import count, counted, duration, number, plural, size
 from segmint.pipeline.building.execution.ceiling import Ceiling
 from segmint.pipeline.building.plan.cpu_stages import ActorStarts, CpuNodes, CpuStages, Curation
 from segmint.pipeline.building.plan.estimates import Estimate
+from segmint.pipeline.building.plan.rates import SegmentTime
 from segmint.pipeline.building.plan.sample import STAGES, PlanSample
 
 
@@ -31,11 +32,12 @@ class BuildPlan:
     masks: Estimate | None
     ceiling: Ceiling
     hardware: str
-    measured: bool  # True: the sample measured the time; False: estimated from the ceiling
-    share_of_ceiling: float  # fraction assumed, or reached by the sample
-    device_hours: Estimate  # GPU-hours, or core-hours if the device is a CPU
-    days: Estimate
-    cpu_core_hours: Estimate  # all stages except segment, measured on this machine or from recorded figures
+    measured: bool  # True: the sample measured the time
+    record: SegmentTime | None  # recorded time per image that the plan uses; None: measured, --share, or unknown
+    share_of_ceiling: float | None  # assumed, recorded (at the slow end), or reached by the sample; None: unknown
+    device_hours: Estimate | None  # GPU-hours, or core-hours if the device is a CPU; None: unknown
+    days: Estimate | None
+    cpu_core_hours: Estimate  # all stages except segment, and a GPU actor's threads on the CPU
     cpu_stages: CpuStages
     price: float | None
     cost: Estimate | None
@@ -43,7 +45,7 @@ class BuildPlan:
     notes: tuple[str, ...]
     version: VersionName | None  # version of the dataset; None: the dataset doesn't exist yet
     checked: CatalogFindings | None  # findings in the catalog's first rows; None: nothing remains to build
-    starts: ActorStarts | None = None  # None: unknown without a sample
+    starts: ActorStarts | None = None  # None: unknown
     cpu_nodes: CpuNodes | None = None  # None: no price per core-hour, or the device is a CPU
     curation: Curation | None = None  # None: the configuration doesn't contain `curate`
 
@@ -80,6 +82,7 @@ class BuildPlan:
             return [*lines, "nothing to do: all shards are committed", *notes, *self._digest_lines()]
         if self.sample is not None:
             lines += self._sample_lines(self.sample)
+        ready_in = None if self.days is None else self.days.scaled(86_400)
         lines += [
             _line("images", *_shown(self.images, "of these rows" if self.sample else "at most", count)),
             self._per_image_line("encodes", self.encodes_per_image),
@@ -89,8 +92,8 @@ class BuildPlan:
             _line("bytes out", *_shown(self.bytes_out, "", size)),
             _line("ceiling", f"{self.ceiling.images_per_s:,.3g}", f"images/s, the theoretical peak of {self.hardware}"),
             self._share_line(),
-            _line("ready in", *_shown(self.days.scaled(86_400), f"on {self._devices()}", duration)),
-            _line("that is", *_shown(self.device_hours, f"{self.hours_of}-hours")),
+            self._time_line("ready in", ready_in, f"on {self._devices()}", duration),
+            self._time_line("that is", self.device_hours, f"{self.hours_of}-hours"),
         ]
         if self.starts is not None:
             lines.append(self.starts.line(self.hours_of))
@@ -98,7 +101,7 @@ class BuildPlan:
         if self.curation is not None:
             lines.append(self.curation.line())
         if self.cost is not None:
-            lines.append(_line("cost", *_shown(self.cost, f"at {self.price:g} per {self.hours_of}-hour")))
+            lines.append(self._time_line("cost", self.cost, f"at {self.price:g} per {self.hours_of}-hour"))
         if self.cpu_nodes is not None:
             lines += self.cpu_nodes.lines()
         return [*lines, *notes, *self._catalog_lines(), *self._digest_lines()]
@@ -129,25 +132,44 @@ class BuildPlan:
         cores = ceiling.devices * ceiling.threads
         return f"this machine's CPU, {counted(cores, 'core')}"
 
+    def _time_line(
+        self, label: str, estimate: Estimate | None, rest: str, written: Callable[[float], str] = number
+    ) -> str:
+        """Return a line with a time. A recorded range has no most likely value, so only its ends are shown."""
+        if estimate is None or self.record is None or estimate.low == estimate.high:
+            return _line(label, *_shown(estimate, rest, written))
+        return _line(label, f"{written(estimate.low)} to {written(estimate.high)}", rest)
+
     def _cpu_lines(self) -> list[str]:
         """Return lines on the stages other than segment, the limiting stage, and the cores that a GPU needs."""
         stages, each = self.cpu_stages, f"{self.cpu_stages.seconds_an_image:.3g} s per image"
         included = " (in the time above)" if self.ceiling.device == "cpu" else ""
         rest = f"core-hours for all stages except segment{included}: {each}, {stages.source}"
         lines = [_line("CPUs", *_shown(self.cpu_core_hours, rest))]
-        if stages.cores_a_gpu is None:
+        if self.device_hours is None:
+            return lines
+        if self.ceiling.device == "cpu":
             return [*lines, _line("limits", stages.limits, "takes most of the cores' time")]
-        return [
-            *lines,
-            _line("balanced", f"{stages.cores_a_gpu:,}", "CPU cores per GPU keep it busy"),
-            _line("limits", stages.limits, "on a node with fewer cores per GPU; segment on one with more"),
-        ]
+        if stages.cores_a_gpu is not None:
+            fewer, rate = counted(stages.fewer_cores, "core"), number(stages.fewer_images_per_s)
+            rest = f"CPU cores per GPU keep it busy; with {fewer}, a GPU reaches at most {rate} images/s"
+            lines.append(_line("balanced", f"{stages.cores_a_gpu:,}", rest))
+        reason = "is slower than the GPUs, and the times above follow it"
+        if stages.limits == "segment":
+            reason = "if the GPU nodes have enough cores (--cores)"
+        return [*lines, _line("limits", stages.limits, reason)]
 
     def _share_line(self) -> str:
+        if self.share_of_ceiling is None:
+            return _line("recorded", *_shown(None, ""))
         share = f"{100 * self.share_of_ceiling:.3g}%"
         if self.measured:
             return _line("reached", share, "of the ceiling in the sample, including the time the device waited")
-        return _line("assumed", share, "of the ceiling: assumed (--share), not measured")
+        if self.record is None:
+            return _line("assumed", share, "of the ceiling: assumed (--share), not measured")
+        best = f"{100 * self.share_of_ceiling * self.record.high_s / self.record.low_s:.3g}%"
+        shares = share if best == share else f"{share} to {best}"
+        return _line("recorded", shares, f"of the ceiling, {self.record.source}")
 
     def _sample_lines(self, sample: PlanSample) -> list[str]:
         lines = [

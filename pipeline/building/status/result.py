@@ -1,6 +1,5 @@
 """Status of one or several datasets: the values, and their text and JSON forms."""
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
@@ -8,7 +7,7 @@ from typing import Any
 
 from segmint.catalogs.dataset.manifest import ModelWeights
 from segmint.catalogs.lineage import DIGITS, HeldOutScores, TrainingRound, describe_rounds
-from segmint.infra.errors import UsageError
+from segmint.infra.units import check_option
 from segmint.infra.wording import count, counted, duration, listed, not_checked_lines, number, plural, share
 from segmint.operators.schemas import AUTOMATIC, SOURCES
 from segmint.pipeline.building.status.drift import Drift, DriftValue
@@ -33,10 +32,8 @@ class Prices:
     devices: int = 1  # number of devices of the build, which a dataset doesn't record
 
     def __post_init__(self) -> None:
-        if self.price is not None and not (math.isfinite(self.price) and self.price >= 0):
-            raise UsageError(f"--price is {self.price:g}: expected the price per hour, 0 or more")
-        if self.devices < 1:
-            raise UsageError(f"--gpus is {self.devices}: expected at least 1")
+        check_option("--price", self.price, "the price per hour, 0 or more", 0)
+        check_option("--gpus", self.devices, "at least 1", 1)
 
     def of(self, seconds: float) -> float | None:
         """Return the price of using all devices for `seconds` seconds, or None without an hourly price."""

@@ -17,17 +17,20 @@ def plan(
     sample: Annotated[
         int | None, typer.Option(metavar="N", help="Measure N real rows, spread evenly over the catalog.")
     ] = None,
+    gpu: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Another machine's GPU, such as H200, A100, or L4.")
+    ] = None,
     gpus: Annotated[int | None, typer.Option(metavar="N", help="Number of GPUs. Default: this machine's.")] = None,
     price: Annotated[
         float | None, typer.Option(metavar="X", help="Price per GPU-hour, or per core-hour on a CPU.")
     ] = None,
     share: Annotated[
         float | None,
-        typer.Option(metavar="X", help="Share of the ceiling to assume if none is measured. Default: 0.5."),
+        typer.Option(metavar="X", help="Share of the ceiling to assume instead of recorded rates."),
     ] = None,
     flops: Annotated[
         float | None,
-        typer.Option(metavar="X", help="Peak operations per second of another machine's GPU, such as 9.9e14."),
+        typer.Option(metavar="X", help="Peak operations per second of a GPU that --gpu doesn't know, such as 9.9e14."),
     ] = None,
     megapixels: Annotated[
         float | None,
@@ -36,7 +39,10 @@ def plan(
     core_price: Annotated[
         float | None, typer.Option(metavar="X", help="Price per core-hour of CPU nodes next to GPU nodes.")
     ] = None,
-    cores: Annotated[int, typer.Option(metavar="N", help="CPU cores per GPU that GPU nodes have.")] = 0,
+    cores: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="CPU cores per GPU of the GPU nodes. Default: this machine's, or enough."),
+    ] = None,
     overrides: Overrides = None,
     shards: Annotated[str | None, typer.Option(metavar="A:B|K/N", help="Shards to plan, as in a build.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
@@ -46,9 +52,10 @@ def plan(
 
     loaded = load_config(config, overrides or [])
     span = parse_shards(shards) if shards is not None else None
-    from segmint.pipeline.building.plan.plan import PlanOptions, make_plan
+    from segmint.pipeline.building.plan.options import PlanOptions
+    from segmint.pipeline.building.plan.plan import make_plan
 
-    options = PlanOptions(span, sample, gpus, price, share, flops, megapixels, core_price, cores)
+    options = PlanOptions(span, sample, gpu, gpus, price, share, flops, megapixels, core_price, cores)
     planned = make_plan(loaded, options, print_message)
     print_result(planned, as_json)
     if planned.rows:

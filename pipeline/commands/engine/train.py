@@ -32,7 +32,7 @@ def train(
     ] = None,
     price: Annotated[float | None, typer.Option(metavar="X", help="Price per GPU-hour. With --dry-run.")] = None,
     share: Annotated[
-        float | None, typer.Option(metavar="X", help="Share of the peak to assume. Default: 0.3. With --dry-run.")
+        float | None, typer.Option(metavar="X", help="Share of the peak to assume. With --dry-run.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -44,11 +44,11 @@ def train(
     if not dry_run and (gpus, flops, price, share) != (None, None, None, None):
         raise UsageError("--gpus, --flops, --price, and --share only have an effect with --dry-run")
     if dry_run:
-        from segmint.pipeline.engine.train.plan import DEFAULT_SHARE, TrainPlanOptions, plan_train
+        from segmint.pipeline.engine.train.plan import TrainPlanOptions, plan_train
 
         if loaded.task == "objects":
             raise UsageError("--dry-run counts the cost of task: masks, but the task is objects")
-        options = TrainPlanOptions(gpus, flops, price, DEFAULT_SHARE if share is None else share)
+        options = TrainPlanOptions(gpus, flops, price, share)
         print_result(plan_train(loaded, options), as_json)
         return
     if loaded.task == "objects":

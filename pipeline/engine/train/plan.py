@@ -1,6 +1,5 @@
 """`segmint train --dry-run`: the schedule, memory, time, and cost of a run, from counted operations."""
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from segmint.infra.errors import UsageError
 from segmint.infra.peak import measure_peak
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
+from segmint.infra.units import OVER_ZERO, check_option
 from segmint.infra.wording import count, counted, duration, listed, number, size
 from segmint.infra.wording import share as shown_share
 from segmint.model.sam.load import Architecture
@@ -22,9 +22,6 @@ from segmint.pipeline.engine.train.presets import recipe_of
 from segmint.pipeline.engine.train.run import cache_location, find_weights, refuse_places
 from segmint.pipeline.engine.train.settings import TrainConfig
 
-DEFAULT_SHARE = 0.3
-"""Share of the peak that a plan assumes without `--share`. It is an assumption: no training was timed on a GPU."""
-
 
 @dataclass(frozen=True)
 class TrainPlanOptions:
@@ -33,18 +30,13 @@ class TrainPlanOptions:
     gpus: int | None = None  # None: one device for each worker in the configuration
     flops: float | None = None  # peak of one GPU in operations per second; None: measure this machine's device
     price: float | None = None  # of one GPU per hour
-    share: float = DEFAULT_SHARE
+    share: float | None = None  # fraction of the peak, 0 to 1; None: unknown, because no training was timed on a GPU
 
     def __post_init__(self) -> None:
-        checks = (
-            ("--gpus", self.gpus, self.gpus is None or self.gpus >= 1, "a number of GPUs from 1"),
-            ("--flops", self.flops, self.flops is None or self.flops > 0, "operations per second, such as 9.9e14"),
-            ("--price", self.price, self.price is None or self.price >= 0, "the price per hour, 0 or more"),
-            ("--share", self.share, 0 < self.share <= 1, "a share above 0 and at most 1"),
-        )
-        for name, value, fits, expected in checks:
-            if value is not None and not (math.isfinite(value) and fits):
-                raise UsageError(f"{name} is {value:g}: expected {expected}")
+        check_option("--gpus", self.gpus, "a number of GPUs from 1", 1)
+        check_option("--flops", self.flops, "operations per second, such as 9.9e14", OVER_ZERO)
+        check_option("--price", self.price, "the price per hour, 0 or more", 0)
+        check_option("--share", self.share, "a share above 0 and at most 1", OVER_ZERO, 1)
         if self.gpus is not None and self.flops is None:
             raise UsageError("--gpus needs --flops, the peak of one GPU in operations per second, such as 9.9e14")
 
@@ -95,8 +87,13 @@ class TrainPlan:
         return images * self.cost.image_bytes + masks * self.cost.mask_bytes
 
     @property
-    def device_hours(self) -> float:
-        """Hours of all devices together for the whole run, including the time that devices wait for one another."""
+    def device_hours(self) -> float | None:
+        """Hours of all devices together for the whole run, including the time that devices wait for one another.
+
+        None if the share of the peak is unknown.
+        """
+        if self.options.share is None:
+            return None
         waiting = self.devices * self.images_per_device / self.config.batch.images
         flop = self.step_flop * self.config.steps + self.embedded * self.cost.encode_flop
         return waiting * flop / (self.peak * self.options.share) / 3600
@@ -122,7 +119,7 @@ class TrainPlan:
             "peak": self.peak,
             "share": self.options.share,
             "device_hours": self.device_hours,
-            "cost": None if price is None else price * self.device_hours,
+            "cost": None if price is None or self.device_hours is None else price * self.device_hours,
         }
 
     def lines(self) -> list[str]:
@@ -134,7 +131,6 @@ class TrainPlan:
         )
         ends = "" if patience is None else f"; ends after {counted(patience, 'evaluation')} without improvement"
         embedded = f", and {_flop(self.embedded * cost.encode_flop)} for embeddings" if self.embedded else ""
-        hours = f"{self.kind}-hours"
         lines = [
             f"model: {self.architecture} with {counted(self.decoder_layers, 'decoder layer')}, training "
             f"{cost.trained:,} of {cost.weights:,} weights",
@@ -145,18 +141,28 @@ class TrainPlan:
             f"memory per {self.kind}: {size(cost.state_bytes + self.activation_bytes)} of tensors, of which "
             f"{size(cost.state_bytes)} for weights, gradients, and optimizer, and {size(self.activation_bytes)} for "
             "activations in float32; less in bf16",
-            f"time: {duration(3600 * self.device_hours / self.devices)} on {counted(self.devices, self.kind)}, or "
-            f"{number(self.device_hours)} {hours}, at {shown_share(options.share)} of {_flop(self.peak)}/s each; this "
-            "share is assumed, not measured",
+            self._time_line(),
         ]
         if options.price is not None:
-            lines.append(f"cost: {number(options.price * self.device_hours)} at {options.price:g} per {hours[:-1]}")
+            cost_of_run = None if self.device_hours is None else options.price * self.device_hours
+            lines.append(f"cost: {number(cost_of_run)} at {options.price:g} per {self.kind}-hour")
         clip = "" if config.text.clip is None else "CLIP, "
         return [
             *lines,
             f"{clip}the process itself, evaluations, reading, and communication aren't counted",
             "Nothing was changed.",
         ]
+
+    def _time_line(self) -> str:
+        """Return the estimated time, or that it's unknown."""
+        share, hours = self.options.share, self.device_hours
+        if share is None or hours is None:
+            return "time: unknown without --share, because no training has been timed on a GPU"
+        return (
+            f"time: {duration(3600 * hours / self.devices)} on {counted(self.devices, self.kind)}, or {number(hours)} "
+            f"{self.kind}-hours, at {shown_share(share)} of {_flop(self.peak)}/s each; this share is assumed, not "
+            "measured"
+        )
 
 
 def plan_train(config: TrainConfig, options: TrainPlanOptions) -> TrainPlan:

@@ -40,7 +40,8 @@ from segmint.operators.segment.numerics import Numerics
 from segmint.pipeline.build import run_build
 from segmint.pipeline.building.dataset.dataset import BuildDataset, _begin, name_weights, open_or_create
 from segmint.pipeline.building.dataset.first_numerics import first_device
-from segmint.pipeline.building.plan.plan import PlanOptions, make_plan
+from segmint.pipeline.building.plan.options import PlanOptions
+from segmint.pipeline.building.plan.plan import make_plan
 from segmint.pipeline.config.config import Config, identity, load_config
 from segmint.pipeline.config.stage_settings import detector_hashes, prepare_config, segment_settings
 from segmint.pipeline.corrections.amend import amend

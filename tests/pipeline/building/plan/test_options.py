@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 
 from segmint.infra.errors import UsageError
-from segmint.pipeline.building.plan.plan import PlanOptions
+from segmint.pipeline.building.plan.options import PlanOptions
 
 
 @pytest.mark.parametrize(
@@ -17,6 +17,8 @@ from segmint.pipeline.building.plan.plan import PlanOptions
         ({"share": 1.5}, "--share is 1.5"),
         ({"share": 0.0}, "--share is 0"),
         ({"flops": math.inf}, "--flops is inf"),
+        ({"cores": 0}, "--cores is 0"),
+        ({"gpu": "Voodoo"}, "--gpu Voodoo: expected one of A100, B200, .*also pass its peak"),
         ({"share": 0.5, "sample": 3}, "--share assumes what --sample measures"),
     ],
 )

@@ -19,18 +19,18 @@ from segmint.catalogs.dataset.versions.record import name_now
 from segmint.infra.errors import SegmintError, UsageError
 from segmint.infra.peak import measure_peak
 from segmint.infra.storage.storage import Storage
-from segmint.operators.prepare.deidentify import DeidentifyConfig
+from segmint.infra.wording import number
 from segmint.operators.prepare.measured_recall import describe_recall
 from segmint.pipeline.building.dataset.dataset import open_or_create
-from segmint.pipeline.building.plan.cpu_stages import recorded_seconds
 from segmint.pipeline.building.plan.estimates import Estimate
-from segmint.pipeline.building.plan.plan import DEFAULT_SHARE, DRAWN_PER_POINT, PlanOptions, make_plan
+from segmint.pipeline.building.plan.options import PlanOptions
+from segmint.pipeline.building.plan.plan import DRAWN_PER_POINT, make_plan
+from segmint.pipeline.building.plan.rates import prepare_seconds, read_rates
 from segmint.pipeline.building.plan.result import BuildPlan
 from segmint.pipeline.commands.cli import app
 from segmint.pipeline.config.config import Config, load_config
 from tests.support.builds import (
     NO_DETECTORS,
-    ROOT,
     digests,
     segmint_and_modules,
     small_catalog,
@@ -64,35 +64,46 @@ def unread(tmp_path: Path) -> Path:
     return write_catalog(tmp_path / "c.jsonl", [{"uri": f"{i}.jpg", "license": "CC0-1.0"} for i in range(1000)])
 
 
-def test_without_a_sample_time_is_the_ceiling_s_at_an_assumed_share(tmp_path: Path, unread: Path) -> None:
+def test_without_a_sample_time_is_a_range_from_recorded_shares(tmp_path: Path, unread: Path) -> None:
     config = configured(tmp_path, unread)
     plan = make_plan(config, PlanOptions(price=0.5))
     assert (plan.catalog_rows, plan.rows, plan.shards, plan.committed) == (1000, 1000, 334, 0)
     assert (plan.encodes_per_image, plan.prompts_per_image) == (1, 16)
     assert (plan.bytes_in, plan.bytes_out, plan.sample, plan.measured) == (None, None, None, False)
-    assert (plan.share_of_ceiling, plan.hours_of) == (DEFAULT_SHARE, "core")
-    segment_s, prepare_s = 1 / (DEFAULT_SHARE * plan.ceiling.images_per_s), plan.cpu_stages.seconds_an_image
-    one_core_s = 1000 * (segment_s + prepare_s)
-    assert prepare_s == pytest.approx(recorded_seconds(config.deidentify, 16.3))
+    assert plan.hours_of == "core"
+    assert plan.record is not None
+    assert plan.share_of_ceiling == pytest.approx(1 / (plan.record.high_s * plan.ceiling.images_per_s))
+    prepare_s = plan.cpu_stages.seconds_an_image
+    writing = read_rates().writing
+    expected = prepare_seconds(config.deidentify, 16.3, with_original=False) + writing.core_s_per_row
+    assert prepare_s == pytest.approx(expected)
     assert plan.cpu_core_hours.value == pytest.approx(1000 * prepare_s / 3600)
     assert plan.cpu_stages.cores_a_gpu is None
-    assert plan.device_hours.value == pytest.approx(one_core_s / 3600)
-    assert plan.days.value == pytest.approx(one_core_s / 86400)
+    assert plan.device_hours is not None
+    assert plan.days is not None
+    assert plan.device_hours.low == pytest.approx(1000 * (plan.record.low_s + prepare_s) / 3600)
+    assert plan.device_hours.high == pytest.approx(1000 * (plan.record.high_s + prepare_s) / 3600)
+    assert plan.device_hours.value == plan.device_hours.high
+    assert plan.days.value == pytest.approx(plan.device_hours.value / 24)
     assert plan.cost is not None
     assert plan.cost.value == pytest.approx(plan.device_hours.value * 0.5)
     text = "\n".join(plan.lines())
     assert "1,000 rows, from its non-blank lines" in text
     assert plan.ceiling.drawn_per_image == pytest.approx(16 * DRAWN_PER_POINT)
-    assert "50% of the ceiling: assumed (--share), not measured" in text
+    assert f"{number(plan.device_hours.low)} to {number(plan.device_hours.high)} core-hours" in text
+    assert "not measured on this device" in text
     assert "2 masks of each point" in text
     assert text.count("unknown without --sample") == 3
-    assert "recorded on another CPU, not measured here" in text
+    assert "recorded on other CPUs, not measured here" in text
     assert "have 16.3 megapixels (SA-1B's average; override it with --megapixels)" in text
     assert "takes most of the cores' time" in text
-    small = make_plan(config, PlanOptions(megapixels=0.001))
-    assert small.cpu_core_hours.value == pytest.approx(1000 * recorded_seconds(config.deidentify, 0.001) / 3600)
-    assert small.cpu_stages.limits == "segment"
+    assert make_plan(config, PlanOptions(megapixels=0.001)).cpu_stages.limits == "segment"
     assert make_plan(config, PlanOptions(megapixels=1000)).cpu_stages.limits == "prepare"
+    half = make_plan(config, PlanOptions(share=0.5))
+    assert half.device_hours is not None
+    segment_s = 1 / (0.5 * half.ceiling.images_per_s)
+    assert half.device_hours.value == pytest.approx(1000 * (segment_s + prepare_s) / 3600)
+    assert "50% of the ceiling: assumed (--share), not measured" in "\n".join(half.lines())
     assert not (tmp_path / "dataset").exists()
     json.dumps(plan.to_dict(), allow_nan=False)
 
@@ -146,16 +157,19 @@ def test_gpus_that_are_not_here_are_planned_by_their_peak(tmp_path: Path, unread
     plan = make_plan(config, PlanOptions(gpus=8, flops=7.9e14, share=1.0, price=2))
     assert (plan.encodes_per_image, plan.prompts_per_image) == (21, 3072)
     assert plan.ceiling.images_per_s == pytest.approx(8 * 6.53, rel=0.01)
+    assert plan.device_hours is not None
+    assert plan.days is not None
     assert plan.device_hours.value == pytest.approx(1000 * 0.1528 / 3600, rel=0.01)
     assert plan.days.value == pytest.approx(plan.device_hours.value / 8 / 24)
     assert plan.hours_of == "GPU"
     text = "\n".join(plan.lines())
-    assert "theoretical peak of 8 x GPU (not measured: --flops 7.9e+14)" in text
+    assert "theoretical peak of 8 x cuda (GPU, bf16, 790 TFLOP/s), --flops" in text
     assert "21,000 at most, 21 per image" in text
     assert "at 2 per GPU-hour" in text
     half = make_plan(config, PlanOptions(gpus=8, flops=7.9e14, share=0.5))
+    assert half.device_hours is not None
     assert half.device_hours.value == pytest.approx(2 * plan.device_hours.value)
-    cores = recorded_seconds(config.deidentify, 16.3) * plan.ceiling.images_per_s / 8
+    cores = plan.cpu_stages.seconds_an_image * plan.ceiling.images_per_s / 8
     assert plan.cpu_stages.cores_a_gpu == math.ceil(cores)
     assert half.cpu_stages.cores_a_gpu == math.ceil(cores / 2)
     assert plan.starts is not None
@@ -167,26 +181,6 @@ def test_gpus_that_are_not_here_are_planned_by_their_peak(tmp_path: Path, unread
     assert f"for {math.ceil(cores) - 10} more cores per GPU than the 10 of the GPU nodes" in "\n".join(priced.lines())
     assert f"{math.ceil(cores)} CPU cores per GPU keep it busy" in text
     assert half.cost is None
-
-
-def test_recorded_seconds_of_prepare_are_those_of_the_benchmark() -> None:
-    result = json.loads((ROOT / "benchmarks/results/prepare.json").read_text())
-    upright = DeidentifyConfig(orientations=(0,))
-    for row in result["stages"]:
-        (run,) = (run for run in row["cpu_seconds"] if run["with_original"])
-        assert recorded_seconds(DeidentifyConfig(), row["megapixels"]) == pytest.approx(run["total"], rel=0.02)
-        expected = run["total"] - run["look turned"]
-        assert recorded_seconds(upright, row["megapixels"]) == pytest.approx(expected, rel=0.02)
-
-
-@pytest.mark.parametrize(("megapixels", "seconds"), [(1, 1.21), (100, 8.49)])
-def test_recorded_seconds_of_other_sizes_are_interpolated(megapixels: float, seconds: float) -> None:
-    config = DeidentifyConfig()
-    assert recorded_seconds(config, megapixels) == pytest.approx(seconds, rel=0.02)
-    without = DeidentifyConfig.model_validate({"faces": {"detector": "none"}})
-    on_gpu = DeidentifyConfig.model_validate({"device": "cuda"})
-    assert recorded_seconds(on_gpu, megapixels) < recorded_seconds(without, megapixels)
-    assert recorded_seconds(without, megapixels) < recorded_seconds(config, megapixels)
 
 
 def test_shards_choose_what_is_planned(tmp_path: Path, unread: Path) -> None:
@@ -250,9 +244,12 @@ def test_a_sample_of_all_rows_accounts_for_each(sampled: tuple[Path, BuildPlan])
         assert row.prepare_s >= row.read_s
         assert row.write_s > 0
     assert plan.measured
+    assert plan.record is None
+    assert plan.device_hours is not None
     assert plan.device_hours.value == pytest.approx(sum(row.seconds for row in sample.rows) / 3600)
     assert plan.masks is not None
     assert plan.masks.value == sum(row.masks for row in sample.rows) > 6
+    assert plan.share_of_ceiling is not None
     assert plan.share_of_ceiling > 0  # without the encoder's time, also over 1
     assert plan.ceiling.drawn_per_image == sum(row.drawn for row in sample.rows) / sample.accepted > 0
     text = "\n".join(plan.lines())
@@ -316,14 +313,17 @@ def test_a_sample_leaves_no_file_behind(tmp_path: Path, monkeypatch: pytest.Monk
 def test_a_sample_for_gpus_that_are_not_here_gives_all_but_their_time(tmp_path: Path) -> None:
     keys = {"model": {"threads": 1, "weights": "mobile_sam"}, "deidentify": NO_DETECTORS}
     config = configured(tmp_path, small_catalog(tmp_path / "photos", 4), **keys)
-    plan = make_plan(config, PlanOptions(sample=2, flops=1e15))
+    plan = make_plan(config, PlanOptions(sample=2, flops=1e15, share=0.25))
     assert plan.sample is not None
-    assert (plan.measured, plan.share_of_ceiling, plan.hours_of) == (False, DEFAULT_SHARE, "GPU")
+    assert (plan.measured, plan.share_of_ceiling, plan.hours_of) == (False, 0.25, "GPU")
     # The second row is a photograph, and the fourth is missing.
     assert [row.reason for row in plan.sample.rows] == [None, "not_found"]
     assert plan.images.value == 2
     assert plan.images.low < 2 < plan.images.high <= 4
-    assert plan.device_hours.value == pytest.approx(2 / (DEFAULT_SHARE * plan.ceiling.images_per_s) / 3600)
+    assert plan.device_hours is not None
+    assert plan.cpu_stages.limits == "writing"  # with so few points, a GPU is faster than two shard writers
+    rows_per_s = read_rates().writing.rows_per_s(2, config.most_rows_per_block(on_gpu=True))
+    assert plan.device_hours.value == pytest.approx(2 / rows_per_s / 3600)
     assert plan.cpu_core_hours.value > 0
     assert plan.cpu_stages.measured
     assert "s per image, measured in the sample" in "\n".join(plan.lines())

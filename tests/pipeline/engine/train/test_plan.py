@@ -76,6 +76,14 @@ def test_few_images_have_few_masks_and_an_uneven_share_makes_gpus_wait(trainable
     assert plan.device_hours == pytest.approx(180_000 * plan.step_flop * 10 / 8 / 1e15 / 3600)  # 2 images on 4 of 5
 
 
+def test_without_a_share_the_time_is_unknown(trainable: Path, tmp_path: Path) -> None:
+    plan = planned(tmp_path, trainable, TrainPlanOptions(gpus=2, flops=1e15, price=3))
+    assert plan.device_hours is None
+    assert plan.to_dict()["cost"] is None
+    assert "time: unknown without --share, because no training has been timed on a GPU" in plan.lines()
+    assert "cost: unknown at 3 per GPU-hour" in plan.lines()
+
+
 def test_embeddings_of_a_frozen_encoder_count(trainable: Path, tmp_path: Path) -> None:
     frozen = {"encoder_weights": None, "preset": "finetune", "steps": 130, "batch": {"images": 2}}
     options = TrainPlanOptions(gpus=1, flops=1e15, share=1)
