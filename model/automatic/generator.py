@@ -154,11 +154,13 @@ class MaskGenerator:
     ) -> Iterator[tuple[Crop, Embedding]]:
         """Encode the crops in batches, and yield each crop with its embedding.
 
-        On a GPU, `image` and `original` are each copied to the device once, and the crops are cut there.
+        On a GPU, `image` and, if there are crops, `original` are each copied to the device once. The crops are cut
+        there.
         """
         frame_size = (image.shape[0], image.shape[1])
-        whole = self.predictor.on_device(image)
-        finer = whole if original is None else self.predictor.on_device(original)
+        whole = finer = self.predictor.on_device(image)
+        if original is not None and self.settings.crop_n_layers > 0:
+            finer = self.predictor.on_device(original)
         for start in range(0, len(crops), self.crops_per_batch):
             batch = crops[start : start + self.crops_per_batch]
             pixels = [cut(crop, frame_size, whole if crop.layer == 0 else finer) for crop in batch]

@@ -41,9 +41,9 @@ Progress = Callable[[int], object]
 class _StreamImage:
     """Image in the stream, with its crops and the masks of its finished crops.
 
-    `pixels` references the host's arrays, which may be pinned, until all copies from them are done. `bytes` is the size
-    of the pixels on the device. `use` waits until the image and the original are copied; it's None before copying
-    starts and again once the image is encoded.
+    `pixels` references the host's arrays, which may be pinned, until all copies from them are done. Without crops, it
+    doesn't include the original. `bytes` is the size of the pixels on the device. `use` waits until they are copied;
+    it's None before copying starts and again once the image is encoded.
     """
 
     pixels: ImagePair
@@ -212,11 +212,14 @@ class ImageStream:
             pair = next(source, _END)
             if pair is None or pair is _END:
                 return pair is None
-            pair = cast(ImagePair, pair)
-            image = _StreamImage(pair, [], progress(), sum(one.nbytes for one in pair if one is not None))
+            pixels, original = cast(ImagePair, pair)
+            needed: ImagePair = (pixels, original)
+            if settings.crop_n_layers == 0:
+                needed = (pixels, None)  # because only crops are cut from an original
+            image = _StreamImage(needed, [], progress(), sum(one.nbytes for one in needed if one is not None))
             self._begun.append(image)
             try:
-                check_pair(pair[0], pair[1], settings)
+                check_pair(pixels, original, settings)
             except ValueError as error:
                 image.error = error
                 continue

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from segmint.model.automatic.candidates import RawMasks
+from segmint.model.automatic.crops import placed_crops
 from segmint.model.automatic.generator import MaskGenerator
 from segmint.model.automatic.on_device import crops
 from segmint.model.automatic.on_device.crops import ChunkMasks, DeviceCrops
@@ -130,6 +131,31 @@ def test_images_of_a_stream_have_the_masks_that_they_have_alone_and_nothing_wait
     assert [stream for nbytes, stream in uploads if nbytes == image.nbytes] == [generator._copies._stream] * 4
     assert generator._copies._stream is not None
     assert {stream for nbytes, stream in uploads if nbytes != image.nbytes} == {None}
+
+
+@pytest.mark.usefixtures("known_masks")
+@pytest.mark.parametrize("in_a_stream", [True, False], ids=["in a stream", "one by one"])
+@pytest.mark.parametrize(("settings", "copies"), [(CROPS, 1), (FULL, 0)], ids=["crops", "full image"])
+def test_an_original_is_copied_only_if_crops_are_cut_from_it(
+    settings: MaskSettings,
+    copies: int,
+    in_a_stream: bool,
+    device: PretendedCuda,
+    predictor: Predictor,
+    image: np.ndarray,
+) -> None:
+    generator = generator_on(device, predictor, settings)
+    original = np.repeat(np.repeat(image, 2, axis=0), 2, axis=1)
+    device.events.clear()
+    if in_a_stream:
+        generator.find(image, original)
+    else:
+        list(generator._embed_crops(placed_crops((100, 150), settings), image, original))
+    uploads = [event[1] for event in device.events if event[0] == "upload"]
+    assert uploads.count(image.nbytes) == 1
+    assert uploads.count(original.nbytes) == copies
+    with pytest.raises(ValueError, match="original is float64"):
+        generator.find(image, original.astype(np.float64))
 
 
 @pytest.mark.usefixtures("known_masks")
