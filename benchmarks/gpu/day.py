@@ -8,6 +8,7 @@
 1. Versions, the tests marked `cuda`, the peak, the encoder's matrix products, and attention by kernel.
 2. ViT-H, L, and B by batch size: eager and compiled, and with and without our attention kernels.
 3. The full recipe and whole images: stages, launches, waits, memory, and a trace, with our decoder kernels and torch's.
+   Streams of full images that are encoded one by one, and in batches of 4 and 8.
 4. Bits: runs, threads, and processes with separate caches. Masks, compared with the reference package on the GPU.
 5. The segment actor with the complete host pipeline for a minute, and the cost of `prepare` on one core and on all.
 
@@ -183,6 +184,9 @@ def third(run: PartRun, folder: Path) -> None:
     for name, layers in recipes.items():
         run.measure(name, masks.measure_images, images, layers, needs_s=40)
         run.measure(f"{name}, stages", masks.measure_stages, images, layers, needs_s=15)
+    for batch in (1, 2) if run.quick else (1, 4, 8):
+        name = f"stream of full images, {batch} per batch"
+        run.measure(name, masks.measure_stream, images, batch, kind="stream", needs_s=45)
     for name, layers in recipes.items():
         # Only the full image is traced, because a trace of the full recipe would be 21 times as long.
         trace = folder / f"{run.output.stem}-trace.json.gz" if layers == 0 else None

@@ -1,4 +1,4 @@
-"""Part of a GPU day about whole images: the full recipe and the full image only, stage by stage."""
+"""Part of a GPU day about whole images: the full recipe and the full image only, stage by stage, and streams."""
 
 import re
 import statistics
@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import wraps
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any, Literal
 from unittest.mock import patch
@@ -31,7 +32,7 @@ class BenchmarkImages:
         self.heavy: Any = None
         self.photographs: dict[str, tuple[Any, Any]] = {}
         self._features: dict[Any, Any] = {}
-        self._generators: dict[tuple[int | None, str], Any] = {}
+        self._generators: dict[tuple[int | None, str, int | None], Any] = {}
 
     def prepare(self, run: PartRun) -> dict[str, Any]:
         """Load and compile the models. Return the shapes of the photographs."""
@@ -48,17 +49,30 @@ class BenchmarkImages:
             "compile_s": round(time.monotonic() - started, 1),
         }
 
-    def generator(self, run: PartRun, layers: int | None = None, steps: "Steps" = "kernels") -> Any:
-        """Create a generator and run it on every photograph, so that its graphs and kernels are ready."""
+    def pairs(self, layers: int | None) -> dict[str, tuple[Any, Any]]:
+        """Return the arguments of `find` for each photograph, as in builds: the original only if there are crops."""
+        if layers == 0:
+            return {name: (image, None) for name, (image, _) in self.photographs.items()}
+        return self.photographs
+
+    def generator(
+        self, run: PartRun, layers: int | None = None, steps: "Steps" = "kernels", batch: int | None = None
+    ) -> Any:
+        """Create a generator and run it on every photograph, so that its graphs and kernels are ready.
+
+        `batch` is the number of crops or full images per batch, by default the generator's own.
+        """
         if self.heavy is None:
             raise RuntimeError("the models are not ready, see `models`")
-        if (layers, steps) not in self._generators:
+        if (layers, steps, batch) not in self._generators:
             generator = generator_of(run, self._light, layers, self.heavy, self._features)
-            for pair in self.photographs.values():
+            if batch is not None:
+                generator.crops_per_batch = batch
+            for pair in self.pairs(layers).values():
                 generator.generate(*pair)
             synchronize(run)
-            self._generators[layers, steps] = generator
-        return self._generators[layers, steps]
+            self._generators[layers, steps, batch] = generator
+        return self._generators[layers, steps, batch]
 
 
 def measure_models(run: PartRun, images: BenchmarkImages) -> dict[str, Any]:
@@ -83,7 +97,7 @@ def measure_images(
         drawn: list[int] = []
         with memory(run) as peak:
             for _ in range(run.sizes.runs):
-                for name, pair in images.photographs.items():
+                for name, pair in images.pairs(layers).items():
                     began = time.perf_counter()
                     found = generator.find(*pair)
                     synchronize(run)
@@ -103,8 +117,69 @@ def measure_images(
         "find_of_peak": None if ceiling is None else ceiling / find,
         "masks": masks,
         "drawn": mean_drawn,
+        "original": layers != 0,
         **peak,
     }
+
+
+def measure_stream(run: PartRun, images: BenchmarkImages, batch: int) -> dict[str, Any]:
+    """Measure the images per second of a stream of full images, of which `batch` are encoded together.
+
+    The stream is `find_many`, with pinned images as in builds. As in `measure_images`, `find_of_peak` excludes
+    `finish`, which the pipeline runs concurrently.
+    """
+    generator = images.generator(run, 0, batch=batch)
+    names = list(islice(cycle(images.photographs), batch * run.sizes.stream_batches))
+    sources = {name: prepared(run, image) for name, (image, _) in images.pairs(0).items()}
+    pairs = [(sources[name], None) for name in names]
+    seconds: list[float] = []
+    drawn: list[int] = []
+    masks: dict[str, int] = {}
+    with memory(run) as peak:
+        results(generator, pairs[:batch])  # compiles the encoder for this batch size, and computes features
+        for _ in range(run.sizes.runs):
+            synchronize(run)
+            began = time.perf_counter()
+            found = results(generator, pairs)
+            synchronize(run)
+            seconds.append((time.perf_counter() - began) / len(pairs))
+            drawn += [one.funnel.over_iou for one in found]
+            if run.left_s < 0:
+                break
+        for name, one in zip(names, found, strict=True):
+            masks.setdefault(name, len(generator.finish(one).records))
+    median, mean_drawn = statistics.median(seconds), statistics.mean(drawn)
+    ceiling = ceiling_s(run, generator, mean_drawn)
+    return {
+        "images_per_batch": batch,
+        "images": len(pairs),
+        "median_s": median,
+        "least_s": min(seconds),
+        "most_s": max(seconds),
+        "find_images_s": 1 / median,
+        "find_of_peak": None if ceiling is None else ceiling / median,
+        "masks": masks,
+        "drawn": mean_drawn,
+        **peak,
+    }
+
+
+def prepared(run: PartRun, image: Any) -> Any:
+    """Return an image as a segment actor passes it to the generator: in pinned memory on a GPU."""
+    from segmint.operators.segment.segment import pinned
+
+    return pinned(image) if run.on_cuda else image
+
+
+def results(generator: Any, pairs: list[tuple[Any, Any]]) -> list[Any]:
+    """Return the candidate masks of each image of a stream. Raises the exception of an image that failed."""
+    found = []
+    with torch.inference_mode():
+        for one in generator.find_many(pairs):
+            if isinstance(one, Exception):
+                raise one
+            found.append(one)
+    return found
 
 
 def ceiling_s(run: PartRun, generator: Any, drawn: float) -> float | None:
@@ -121,7 +196,7 @@ def ceiling_s(run: PartRun, generator: Any, drawn: float) -> float | None:
 def measure_stages(run: PartRun, images: BenchmarkImages, layers: int | None) -> dict[str, Any]:
     """Measure the milliseconds of the GPU's stream for each stage of an image. Idle time counts for its stage."""
     generator = images.generator(run, layers)
-    pair = next(iter(images.photographs.values()))
+    pair = next(iter(images.pairs(layers).values()))
     with staged(run) as clock:
         generator.generate(*pair)
     return {"ms": clock.milliseconds()}
@@ -135,7 +210,7 @@ def measure_launches(
     With `trace`, a compressed trace is written there.
     """
     generator = images.generator(run, layers)
-    pair = next(iter(images.photographs.values()))
+    pair = next(iter(images.pairs(layers).values()))
     activities = [torch.profiler.ProfilerActivity.CPU]
     if run.on_cuda:
         activities.append(torch.profiler.ProfilerActivity.CUDA)

@@ -34,6 +34,7 @@ class Sizes:
     frame: tuple[int, int]  # (height, width) of the released image
     original: tuple[int, int]
     photographs: int
+    stream_batches: int  # number of batches in a stream of full images
     sustained_s: float
     pipeline_s: float
     megapixels: float
@@ -56,6 +57,7 @@ FULL = Sizes(
     frame=(1500, 2250),
     original=(3300, 4950),
     photographs=2,
+    stream_batches=4,
     sustained_s=20,
     pipeline_s=60,
     megapixels=16.3,
@@ -73,6 +75,7 @@ QUICK = Sizes(
     frame=(120, 180),
     original=(120, 180),
     photographs=1,
+    stream_batches=2,
     sustained_s=0.05,
     pipeline_s=0.05,
     megapixels=0.05,

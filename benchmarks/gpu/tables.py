@@ -170,6 +170,37 @@ def images_text(found: Found) -> Iterable[str]:
                 for name, one in images.items()
             ),
         )
+    if any("original" not in one for name, one in images.items() if name.startswith("full image")):
+        yield wrapped(
+            "The time of `find` for the full image includes a copy of the photograph's original to the GPU, which "
+            "segmint doesn't make anymore: only crops are cut from originals. We haven't measured the full image "
+            "since. Builds never passed an original for full images."
+        )
+    streams = {name: one for name, one in found.items() if "images_per_batch" in one}
+    if streams:
+        yield table(
+            [
+                "stream of full images",
+                "images per batch",
+                "find (ms per image)",
+                "images/s",
+                "share of peak",
+                "masks",
+                "memory (GiB)",
+            ],
+            (
+                [
+                    f"{one['images']} images",
+                    one["images_per_batch"],
+                    number(one, "median_s", 1e3),
+                    number(one, "find_images_s"),
+                    share(one, "find_of_peak"),
+                    sum(one["masks"].values()),
+                    number(one, "peak_gib"),
+                ]
+                for one in streams.values()
+            ),
+        )
     stages = {name.removesuffix(", stages"): one["ms"] for name, one in found.items() if name.endswith(", stages")}
     if stages:
         names = list(dict.fromkeys(name for ms in stages.values() for name in ms))

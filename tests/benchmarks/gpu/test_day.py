@@ -41,6 +41,13 @@ def test_the_encoders_and_whole_images_run(tmp_path: Path) -> None:
     assert sum(found[3]["full image"]["masks"].values()) > 0
     stages = found[3]["full image, stages"]["ms"]
     assert min(stages[name] for name in ("upload, cut and resize", "encode", "plan", "decode", "draw", "measure")) > 0
+    alone = found[3]["full image"]["masks"]
+    assert not found[3]["full image"]["original"]
+    for batch in (1, 2):
+        stream = found[3][f"stream of full images, {batch} per batch"]
+        assert (stream["images_per_batch"], stream["images"]) == (batch, 2 * batch)
+        assert stream["masks"] == alone
+        assert stream["find_images_s"] > 0
     assert found[3]["full image, launches"]["kernels"]
     assert (tmp_path / found[3]["full image, launches"]["trace"]).stat().st_size > 1000
 

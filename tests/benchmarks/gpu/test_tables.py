@@ -25,6 +25,15 @@ def test_each_part_has_its_tables() -> None:
         "kernels_run": 20000,
         "busy_share": 0.9,
     }
+    stream = {
+        "images_per_batch": 8,
+        "images": 32,
+        "median_s": 0.0625,
+        "find_images_s": 16.0,
+        "find_of_peak": 0.155,
+        "masks": {"dog": 40, "truck": 53},
+        "peak_gib": 9.0,
+    }
     stages = {"ms": {"encode": 231.0, "whole": 260.0}}
     same = {"runs_same": True, "threads_same": True, "processes_same": False}
     shares = {"masks": 90, "share": {"0.99": 1.0, "0.95": None}}
@@ -50,7 +59,14 @@ def test_each_part_has_its_tables() -> None:
             window_attention__80__math={"failed": "OutOfMemoryError: too much\nand more", "traceback": ""},
         ),
         result(2, vit_h__batch_7__compiled__triton={**rate, "compile_s": 41.5}),
-        result(3, full_recipe=image, full_recipe__stages=stages, full_recipe__launches=counts),
+        result(
+            3,
+            full_recipe=image,
+            full_image=image,
+            stream_of_full_images=stream,
+            full_recipe__stages=stages,
+            full_recipe__launches=counts,
+        ),
         result(4, masks_against_the_reference__fp32=shares, repeats=same),
         result(5, pipeline=pipeline, prepare={"running": True}),
     ]
@@ -61,6 +77,7 @@ def test_each_part_has_its_tables() -> None:
         "| triton | 1.25 |",
         "| vit h | 7 | compiled | triton | 12.3 | 65% | 8 | 41.5 |",
         "| full recipe | 250 | 50 | 12.3 | 65% | 70% | 90 | 8 |",
+        "| 32 images | 8 | 62.5 | 16 | 16% | 93 | 9 |",
         "| encode | 231.0 |",
         "| full recipe | 1,075 | 40 | 42 | 43 | 20,000 | 90% |",
         "| fp32 | 90 | 100.0% |  |",
@@ -97,3 +114,11 @@ def test_without_the_kernels_of_all_blocks_there_is_no_rate() -> None:
     assert "This is 1,082 TFLOP/s" in text
     assert "the GPU drew 570 W and ran at 1,905 MHz" in text
     assert shares_part({}) == ""
+
+
+def test_the_page_says_which_full_images_were_measured_with_a_copy_of_the_original() -> None:
+    image = {"images_s": 12.3, "find_s": 0.25, "finish_s": 0.05, "masks": {"dog": 40}}
+    for recorded, copied in ((image, True), ({**image, "original": False}, False)):
+        day = result(3, full_recipe={**image, "original": True}, full_image=recorded)
+        page = " ".join(gpu_part({"gpu_day-3": day}).split())
+        assert ("includes a copy of the photograph's original" in page) is copied
