@@ -28,7 +28,7 @@ export RAY_USAGE_STATS_ENABLED ?= 0
 # Without files of bytecode each of the many processes of the tests compiles segmint and the tests again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup demo test test-fast test-long test-cluster test-gpu test-kernels test-sanitized test-interop mutants check audit-deps format bench bench-stages bench-encoder bench-pipeline bench-overlap bench-prepare bench-privacy bench-audit bench-scale bench-duplicates bench-reading bench-training bench-clicks bench-intervals tables gpu-bundle gpu-day docs lock wheel dist pictures clean
+.PHONY: setup demo test test-fast test-long test-cluster test-gpu test-kernels test-sanitized test-interop mutants check audit-deps format bench bench-stages bench-encoder bench-pipeline bench-overlap bench-prepare bench-privacy bench-audit bench-scale bench-duplicates bench-reading bench-training bench-clicks bench-intervals bench-gpu-reference tables gpu-bundle gpu-day docs lock wheel dist pictures clean
 
 setup: $(STAMP) $(KERNELS)
 
@@ -254,6 +254,11 @@ gpu-day: $(ON_GPU_STAMP)
 	status=0; for part in $(PARTS); do \
 		$(ON_GPU) benchmarks/gpu/day.py --part $$part || status=$$?; \
 	done; exit $$status
+
+# The reference package and segmint beside each other on that machine, in less than 8 minutes. For a checkpoint of SAM instead
+# of random weights: BENCH_OPTIONS='--checkpoint sam_vit_h_4b8939.pth'.
+bench-gpu-reference: $(ON_GPU_STAMP)
+	$(ON_GPU) benchmarks/gpu/against_reference.py $(BENCH_OPTIONS)
 
 $(GPU_PACKAGES)/.installed: bundle/wheels.txt
 	$(PYTHON) -m pip install --quiet --no-index --no-deps --upgrade --target $(GPU_PACKAGES) \

@@ -14,6 +14,7 @@ from benchmarks.building.scale_tables import (
     writers_part,
 )
 from benchmarks.datasets.duplicates_tables import duplicates_part
+from benchmarks.gpu.reference_tables import reference_part
 from benchmarks.gpu.tables import gpu_part, shares_part
 from benchmarks.privacy.tables import privacy_part
 from benchmarks.rates import rates_part
@@ -30,7 +31,7 @@ from benchmarks.tables import (
 )
 from benchmarks.training.tables import trial_part
 
-MISSING = "No result has been recorded yet."
+MISSING = "Not measured yet."
 
 Parts = Mapping[str, tuple[Callable[[dict[str, Result]], str], str]]
 """Parts of a page by the names in their markers. Each has a function, and the command that records its results."""
@@ -52,6 +53,7 @@ PARTS: Parts = {
     "duplicates": (duplicates_part, "make bench-duplicates"),
     "encoder": (encoder_part, "make bench-encoder"),
     "gpu": (gpu_part, "make gpu-day"),
+    "gpu reference": (reference_part, "make bench-gpu-reference"),
 }
 """Parts of docs/performance.md."""
 
@@ -80,7 +82,7 @@ def filled(page: str, results: dict[str, Result], parts: Parts = PARTS) -> str:
         begin, end = f"<!-- {name}: made by make tables -->", f"<!-- end of {name} -->"
         if page.count(begin) != 1 or page.count(end) != 1 or page.index(begin) > page.index(end):
             raise SystemExit(f"the page lacks a pair of markers: expected {begin} and {end} once each")
-        made = make(results) or f"*{MISSING} To record one, run `{command}`.*"
+        made = make(results) or f"*{MISSING} To record a result, run `{command}`.*"
         before, after = page[: page.index(begin)], page[page.index(end) :]
         page = f"{before}{begin}\n\n{made}\n\n{after}"
     return page

@@ -118,8 +118,11 @@ def install(generator: Any, heavy: Any, features: dict[Any, Any] | None = None) 
     generator._stream = streamed
 
 
-def heavy_encoder(run: PartRun, sam: Any, compiled: bool = True) -> Any:
-    """Create the largest ViT with random weights, for batches as the product encodes them. On a GPU, it is compiled."""
+def heavy_encoder(run: PartRun, sam: Any, compiled: bool = True, dtype: torch.dtype | None = None) -> Any:
+    """Create the largest ViT with random weights, for batches as the product encodes them. On a GPU, it is compiled.
+
+    `dtype` defaults to the run's.
+    """
     from segmint.model.sam.batch_encoder import BatchEncoder
     from segmint.model.sam.image_encoder_vit import ImageEncoderViT
     from segmint.model.sam.sam import Sam
@@ -128,6 +131,8 @@ def heavy_encoder(run: PartRun, sam: Any, compiled: bool = True) -> Any:
     encoder: ImageEncoderViT = random_encoder(run, name)
     if run.quick:  # because SAM's images are larger than the quick encoder's
         encoder.pos_embed = torch.nn.Parameter(encoder.pos_embed.new_zeros(1, 64, 64, encoder.pos_embed.shape[3]))
+    if dtype is not None:
+        encoder = encoder.to(dtype)
     whole = Sam(encoder, sam.prompt_encoder, sam.mask_decoder)
     mode = "default" if compiled and run.on_cuda else None
     return BatchEncoder(whole, mode, must_compile=True)  # type: ignore[arg-type]

@@ -25,7 +25,6 @@ exit code is 1 if a part failed, and 2 if the machine lacks something.
 """
 
 import argparse
-import faulthandler
 import importlib.util
 import os
 import sys
@@ -33,6 +32,7 @@ import warnings
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
@@ -40,13 +40,11 @@ sys.path.insert(0, str(ROOT))
 import torch  # noqa: E402
 
 from benchmarks.gpu.both import BUNDLE, HINT  # noqa: E402
-from benchmarks.gpu.run import FULL, QUICK, PartRun, measure_peak  # noqa: E402
+from benchmarks.gpu.run import FULL, QUICK, PartRun, complete, measure_peak  # noqa: E402
 
 BUDGETS_S = {1: 300.0, 2: 420.0, 3: 420.0, 4: 330.0, 5: 300.0}
-"""Budget of each part in seconds, half an hour in total. Measurements that would exceed it are skipped."""
-
-HANGS_S = 55.0
-"""Seconds over budget after which the process ends itself. A part then takes less than 8 minutes."""
+"""Budget of each part in seconds, half an hour in total. Measurements that would exceed it are skipped. With the time
+after which a hanging part ends itself (`run.HANGS_S`), a part takes less than 8 minutes."""
 
 NEEDED = {
     "torchvision": "torchvision",
@@ -76,7 +74,20 @@ def main() -> None:
     parser.add_argument("--budget", type=float, help="seconds of each part, in place of the usual ones")
     parser.add_argument("--output", type=Path, help="folder of the results")
     arguments = parser.parse_args()
-    device = torch.device(arguments.device)
+    device = prepare(parser, arguments.device)
+    output = output_folder(arguments.output)
+    runs = [
+        run_part(part, device, arguments.quick, arguments.budget or BUDGETS_S[part], output) for part in arguments.part
+    ]
+    sys.exit(1 if any(run.failures() for run in runs) else 0)
+
+
+def prepare(parser: argparse.ArgumentParser, name: str) -> torch.device:
+    """Check that the machine has the device and all modules, and make torch and segmint ready for measurements.
+
+    If something is missing, the process ends with an error of the parser.
+    """
+    device = torch.device(name)
     if device.type == "cuda" and not torch.cuda.is_available():
         parser.error("torch sees no CUDA device here: use --device cpu --quick to try the code")
     missing = [package for module, package in NEEDED.items() if importlib.util.find_spec(module) is None]
@@ -87,23 +98,38 @@ def main() -> None:
     os.environ.setdefault("SEGMINT_CACHE", str(BUNDLE))  # find weight files here, and download nothing
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
-    output = arguments.output or (Path(os.environ["OUT"]) if os.environ.get("OUT") else ROOT / "benchmarks" / "results")
-    runs = [
-        run_part(part, device, arguments.quick, arguments.budget or BUDGETS_S[part], output) for part in arguments.part
-    ]
-    sys.exit(1 if any(run.failures() for run in runs) else 0)
+    return device
+
+
+def output_folder(given: Path | None) -> Path:
+    """Return the folder of the results: the given one, or `$OUT`, or `benchmarks/results/`."""
+    if given is not None:
+        return given
+    return Path(os.environ["OUT"]) if os.environ.get("OUT") else ROOT / "benchmarks" / "results"
 
 
 def run_part(part: int, device: torch.device, quick: bool, budget_s: float, folder: Path) -> PartRun:
     """Run one part, write its result, and print its verdict."""
+    path = folder / f"gpu_day-{part}{suffix(device, quick)}.json"
+    head = head_of("gpu_day", device, quick, budget_s, part=part)
+    run = PartRun(device, QUICK if quick else FULL, path, budget_s, head)
+    complete(run, f"part {part}", lambda run: PARTS[part](run, folder))
+    return run
+
+
+def suffix(device: torch.device, quick: bool) -> str:
+    """Return the end of a result's name, which is empty for a GPU and full sizes."""
+    return f"{'' if device.type == 'cuda' else f'-{device.type}'}{'-quick' if quick else ''}"
+
+
+def head_of(benchmark: str, device: torch.device, quick: bool, budget_s: float, **more: Any) -> dict[str, Any]:
+    """Return the head of a result: benchmark, date (UTC), machine, command, commit, and sizes."""
     from benchmarks.gpu.machine import describe
     from benchmarks.measuring import command_of, commit
 
-    suffix = f"{'' if device.type == 'cuda' else f'-{device.type}'}{'-quick' if quick else ''}"
-    path = folder / f"gpu_day-{part}{suffix}.json"
-    head = {
-        "benchmark": "gpu_day",
-        "part": part,
+    return {
+        "benchmark": benchmark,
+        **more,
         "date": datetime.now(UTC).date().isoformat(),
         "machine": describe(device),
         "command": command_of(sys.argv),
@@ -111,24 +137,6 @@ def run_part(part: int, device: torch.device, quick: bool, budget_s: float, fold
         "quick": quick,
         "budget_s": budget_s,
     }
-    run = PartRun(device, QUICK if quick else FULL, path, budget_s, head)
-    run.write()
-    print(f"part {part}:", flush=True)
-    with (path.with_name(f"{path.stem}-stack.txt")).open("w") as stack:
-        # This runs in a separate thread that doesn't need Python's global lock.
-        faulthandler.dump_traceback_later(budget_s + HANGS_S, file=stack, exit=True)
-        try:
-            PARTS[part](run, folder)
-        finally:
-            faulthandler.cancel_dump_traceback_later()
-    Path(stack.name).unlink(missing_ok=True)
-    failures = run.failures()
-    skipped = sum("skipped" in found for found in run.found.values())
-    verdict = f"failed: {', '.join(failures)}" if failures else "passed"
-    run.head["verdict"] = verdict
-    run.write()
-    print(f"part {part}: {verdict} ({len(run.found)} measurements, {skipped} skipped), written to {path}", flush=True)
-    return run
 
 
 def first(run: PartRun, folder: Path) -> None:

@@ -1,5 +1,6 @@
 """Runner of a GPU day's parts, with their sizes, budgets, and results, and functions that time calls."""
 
+import faulthandler
 import gc
 import json
 import math
@@ -19,6 +20,9 @@ SAMPLE_S = 0.02
 """Seconds of back-to-back calls per sample. With fewer, the host's latency would distort short kernels."""
 
 NOT_ON_A_CPU = "not on a CPU"
+
+HANGS_S = 55.0
+"""Seconds over budget after which the process ends itself."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,7 @@ class Sizes:
     neighbors: int  # number of images whose bits are compared between batches
     warmups: int
     runs: int
+    quick: bool = False  # True if the sizes only check that everything runs
 
 
 FULL = Sizes(
@@ -82,6 +87,7 @@ QUICK = Sizes(
     neighbors=3,
     warmups=1,
     runs=1,
+    quick=True,
 )
 
 
@@ -120,7 +126,7 @@ class PartRun:
     @property
     def quick(self) -> bool:
         """True if the sizes only check that everything runs."""
-        return self.sizes is QUICK
+        return self.sizes.quick
 
     @property
     def left_s(self) -> float:
@@ -191,6 +197,29 @@ class PartRun:
         temporary = self.output.with_suffix(".tmp")
         temporary.write_text(text + "\n")
         temporary.replace(self.output)
+
+
+def complete(run: PartRun, name: str, work: Callable[[PartRun], None]) -> None:
+    """Make the measurements of a run with `work(run)`, and record and print the verdict.
+
+    If the run hangs, the process ends after its budget, and a file beside the result shows where it hung.
+    """
+    run.write()
+    print(f"{name}:", flush=True)
+    with (run.output.with_name(f"{run.output.stem}-stack.txt")).open("w") as stack:
+        # This runs in a separate thread that doesn't need Python's global lock.
+        faulthandler.dump_traceback_later(run.budget_s + HANGS_S, file=stack, exit=True)
+        try:
+            work(run)
+        finally:
+            faulthandler.cancel_dump_traceback_later()
+    Path(stack.name).unlink(missing_ok=True)
+    failures = run.failures()
+    skipped = sum("skipped" in found for found in run.found.values())
+    verdict = f"failed: {', '.join(failures)}" if failures else "passed"
+    run.head["verdict"] = verdict
+    run.write()
+    print(f"{name}: {verdict} ({len(run.found)} measurements, {skipped} skipped), written to {run.output}", flush=True)
 
 
 def timed(run: PartRun, function: Callable[[], Any], runs: int | None = None) -> dict[str, float]:

@@ -298,11 +298,11 @@ def without_numbers(result: Result) -> str:
     return f"Not measured: {listed}." if listed else ""
 
 
-def where(result: Result) -> str:
-    """Return the date and machine of a result."""
+def where(result: Result, what: str = "") -> str:
+    """Return the date and machine of a result. `what` was measured, by default a part of a GPU day."""
     machine = result["machine"]
     return (
-        f"Part {result['part']} was measured on {result['date']} on one GPU ({machine['gpu']}) and "
+        f"{what or 'Part ' + str(result['part'])} was measured on {result['date']} on one GPU ({machine['gpu']}) and "
         f"{machine['cores_usable']} CPU cores ({machine['cpu']}), with torch {machine['torch']} and "
         f"Python {machine['python']}."
     )

@@ -188,6 +188,30 @@ def gpu_day() -> dict[str, Any]:
     return {**NOTHING, "machine": {**MACHINE, "gpu": "A GPU"}, "part": 5, "measurements": {"prepare, all": prepare}}
 
 
+def against_reference() -> dict[str, Any]:
+    side = {"median_s": 2.0, "least_s": 1.75, "most_s": 2.5, "images_s": 0.5, "masks": 93, "peak_gib": 12.345}
+    matched = {"matched": {"0.99": 91, "0.95": 92, "0.9": 93}, "least_iou": 0.9123, "reference": 94}
+    faster = {"median": 4.04, "least": 3.96, "most": 4.25}
+    tuned = {**side, "ratio to as shipped": faster, "agreement": matched}
+    return {
+        **NOTHING,
+        "machine": {**MACHINE, "gpu": "A GPU"},
+        "settings": {
+            "points_per_side": 32,
+            "photographs": {"dog": [1500, 2250], "truck": [1500, 2250]},
+            "rounds": 5,
+            "encoder": "vit_h",
+            "weights": "random",
+        },
+        "measurements": {
+            "as shipped": side,
+            "tuned": tuned,
+            "segmint bf16": {**tuned, "ratio to tuned": {"median": 2.5, "least": 2.5, "most": 2.5}},
+            "autocast": {"failed": "TypeError: no bfloat16"},
+        },
+    }
+
+
 @pytest.fixture
 def recorded(tmp_path: Path) -> Path:
     """A folder with one small result of each benchmark."""
@@ -210,6 +234,7 @@ def recorded(tmp_path: Path) -> Path:
         "duplicates": duplicates(),
         "duplicates_memory": duplicates_memory(),
         "gpu_day-5": gpu_day(),
+        "gpu_against_reference": against_reference(),
     }
     for name, result in results.items():
         (folder / f"{name}.json").write_text(json.dumps(result))
@@ -241,7 +266,7 @@ def test_without_results_every_part_names_the_command_that_records_one(name: str
     page = filled((DOCS / name).read_text(), {}, PAGES[name])
     makefile = (PAGE.parents[1] / "Makefile").read_text()
     for each, (_, command) in PAGES[name].items():
-        assert [line for line in part(page, each)[1:] if line] == [f"*{MISSING} To record one, run `{command}`.*"]
+        assert [line for line in part(page, each)[1:] if line] == [f"*{MISSING} To record a result, run `{command}`.*"]
         assert f"\n{command.split()[1]}:" in makefile
     assert filled(page, {}, PAGES[name]) == page
     assert [picture for picture in PICTURES if picture in page] == []
@@ -297,6 +322,15 @@ def test_tables_have_the_results_figures(recorded: Path) -> None:
     )
     assert "With segmint's thresholds of 0.90 and 0.80, which the tables use, it finds 80 and reports 1." in halves
     assert "that differ in at most 3 bits. The search finds the same pairs in 0.12 s instead of 30.0 s." in halves
+    compared = part(page, "gpu reference")
+    assert "| as shipped | 2 | 1.75 | 2.5 | 0.5 |  |  | 93 |  |  |  |  | 12.3 |" in compared
+    row = "| segmint bf16 | 2 | 1.75 | 2.5 | 0.5 | **4.0** (4.0–4.2) | **2.5** | 93 | 91 | 92 | 93 | 0.912 | 12.3 |"
+    assert row in compared
+    prose = " ".join(compared)
+    assert "segmint is **2.5** times as fast as the tuned package. Of the 94 masks of the package as shipped" in prose
+    assert "2 photographs (2250 × 1500 pixels) in 5 rounds, with 32 × 32 points. The encoder is vit_h" in prose
+    assert "Not measured: autocast (TypeError: no bfloat16)." in prose
+    assert "The comparison was measured on 2026-01-02 on one GPU (A GPU)" in prose
     assert "| vit_b | 9.50 | 9.50 | 9.25 | 9.25 | 900 | 2,900 |" in part(page, "encoder")
 
 
