@@ -36,7 +36,8 @@ def gpu_rates(results: dict[str, Result]) -> Iterable[dict[str, Any]]:
     """Yield the generator's seconds per image on each GPU, with ViT-H in bfloat16, by recipe.
 
     `find_s` is the time until the GPU has found an image's masks, and `finish_s` is the time to finish them on the CPU
-    afterward. In an actor, the two overlap. If an end-to-end measurement shows so, it's in `end_to_end`.
+    afterward. In an actor, the two overlap. `end_to_end` is a measurement that includes the host, preferably of a build
+    with Ray.
     """
     peak, images, pipeline = results["gpu_day-1"], results["gpu_day-3"], results["gpu_day-5"]
     recipe, full = images["measurements"]["full recipe"], images["measurements"]["full image"]
@@ -56,11 +57,15 @@ def gpu_rates(results: dict[str, Result]) -> Iterable[dict[str, Any]]:
         **SA1B_CROPS,
         "find_s": rounded(1 / actor["bare_images_s"]),
         "finish_s": rounded(recipe["finish_s"]),
-        "host_s": rounded((actor["stage_seconds"]["decode"] + actor["stage_seconds"]["finish"]) / actor["images"]),
+        "host_s": rounded(
+            sum(actor["stage_seconds"][part] for part in ("decode", "compute", "finish")) / actor["images"]
+        ),
         "drawn": recipe["drawn"],
-        "end_to_end": {
+        "end_to_end": build_of(results, common["device"], "recipe")
+        or {
             "images_per_s": rounded(actor["images_s"]),
             "what": "a segment actor with its host stages, without Ray",
+            "ray": False,
             "file": "gpu_day-5.json",
         },
         "date": pipeline["date"],
@@ -71,11 +76,28 @@ def gpu_rates(results: dict[str, Result]) -> Iterable[dict[str, Any]]:
         **FULL_IMAGE,
         "find_s": rounded(full["find_s"]),
         "finish_s": rounded(full["finish_s"]),
-        "host_s": rounded(full["finish_s"]),
+        "host_s": rounded(full["find_s"] + full["finish_s"]),
         "drawn": full["drawn"],
-        "end_to_end": None,
+        "end_to_end": build_of(results, common["device"], "full"),
         "date": images["date"],
         "file": "gpu_day-3.json",
+    }
+
+
+def build_of(results: dict[str, Result], device: str, step: str) -> dict[str, Any] | None:
+    """Return the rate of a build with Ray on a GPU, or None if it wasn't measured there."""
+    builds = results.get("gpu_builds")
+    if builds is None or builds["machine"]["gpu"] != device:
+        return None
+    build = builds["measurements"].get(step, {})
+    images_per_s = build.get("images_s_between_commits") or build.get("images_s")
+    if "failed" in build or not images_per_s:
+        return None
+    return {
+        "images_per_s": rounded(images_per_s),
+        "what": "a build with Ray",
+        "ray": True,
+        "file": "gpu_builds.json",
     }
 
 
@@ -133,12 +155,17 @@ def writing_rates(writers: Result, windows: Result) -> dict[str, Any]:
     All processes of the measured builds shared the machine's cores, so the figures are lower bounds of the speed.
     """
     (one,) = (run for run in writers["runs"] if run["writers"] == 1)
-    long = windows["long"][0]
+    by_rows: dict[int, float] = {}
+    for run in windows["driver"]:
+        rows, seconds = run["rows_per_block"], run["driver_cpu_ms_per_block"] / 1e3
+        by_rows[rows] = max(by_rows.get(rows, 0.0), seconds)
+    cpus = {f"{result['machine']['cpu']}, {result['machine']['capability']}": None for result in (writers, windows)}
     return {
-        "cpu": f"{writers['machine']['cpu']}, {writers['machine']['capability']}",
+        "cpu": "; ".join(cpus),
         "rows_per_s_of_a_writer": one["rows_per_s_between_commits"],
         "core_s_per_row": rounded(writers["machine"]["cores_usable"] / one["rows_per_s_between_commits"]),
-        "driver_s_per_block": rounded(long["driver_cpu_ms_per_block"] / 1e3),
+        "rows_per_block": sorted(by_rows),
+        "driver_s_per_block": [rounded(by_rows[rows]) for rows in sorted(by_rows)],
         "ledger_s_per_row": rounded(max(run["ledger_cpu_ms_per_row"] for run in windows["driver"]) / 1e3),
         "date": max(writers["date"], windows["date"]),
         "file": "writers.json, windows.json",
@@ -178,9 +205,10 @@ def rates_part(results: dict[str, Result]) -> str:
     )
     writing = writing_rates(results["writers"], results["windows"])
     words = (
-        f"A shard writer wrote {writing['rows_per_s_of_a_writer']:g} rows/s. The driver took "
-        f"{1e3 * writing['driver_s_per_block']:.0f} ms of CPU time per block, and the ledger "
-        f"{1e3 * writing['ledger_s_per_row']:.1f} ms per row ({writing['file']}, {writing['date']})."
+        f"A shard writer wrote {writing['rows_per_s_of_a_writer']:g} rows/s on two cores that all processes shared. "
+        f"The driver took up to {1e3 * writing['driver_s_per_block'][0]:.0f} ms of CPU time per block of "
+        f"{writing['rows_per_block'][0]} rows, and the ledger up to {1e3 * writing['ledger_s_per_row']:.1f} ms per row "
+        f"({writing['file']}, {writing['date']})."
     )
     return "\n\n".join([gpus, cpus, wrapped(words)])
 

@@ -14,6 +14,9 @@ from segmint.infra.errors import UsageError
 OVER_ZERO = math.ulp(0.0)
 """Smallest number above 0, as a limit for `check_option`."""
 
+FLOPS = (1e9, 1e18)
+"""Slowest and fastest device to plan for, in operations per second."""
+
 Given = TypeVar("Given")
 Parsed = TypeVar("Parsed")
 

@@ -51,6 +51,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="segmint-benchmark-") as name:
         folder = Path(name)
         settings = write_catalog(folder, arguments)
+        megapixels = mean_megapixels(folder)
         rounds = [measure_round(folder, settings, arguments.threads, index) for index in range(arguments.rounds)]
         threads = rounds[0]["build_threads"]
         check_same(folder, run_loop(folder / "build-0.yaml", threads, once=True), arguments.rounds)
@@ -59,7 +60,7 @@ def main() -> None:
         "settings": {
             "images": arguments.images,
             "photos": arguments.photos is not None,
-            "megapixels": mean_megapixels(folder),
+            "megapixels": megapixels,
             "loop_threads": arguments.threads,
             **settings,
         },
@@ -81,7 +82,11 @@ def write_catalog(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]
         "images_per_shard": 8,
         "rows_per_block": 1,
         "license": {"allow": ["CC0-1.0"]},
-        "masks": {"crop_n_layers": 0, "points_per_side": arguments.points_per_side},
+        "masks": {
+            "crop_n_layers": 0,
+            "points_per_side": arguments.points_per_side,
+            "drop_redaction_artifacts": "off",  # the loop doesn't look for them
+        },
         "model": {"weights": "mobile_sam", "device": "cpu", "precision": "fp32"},
     }
 

@@ -165,8 +165,8 @@ FEWEST_WRITERS = 2
 """Minimum number of shard writers with `resources.writers: auto`."""
 
 ACTORS_PER_WRITER = 4
-"""Segment actors per shard writer. For 500 images of 550 kB, a writer takes 1.6 s of CPU time and, at 100 MB/s, 2.8 s
-to upload, so it keeps up with 110 images/s. The fastest measured GPU finds the masks of 11 images/s."""
+"""Segment actors per shard writer. An H200 finds the masks of 11 full images per second, and a writer wrote 31 rows/s
+on two cores that all processes shared (`benchmarks/results/writers.json`)."""
 
 
 class ResourcesConfig(_ConfigModel):
@@ -251,10 +251,10 @@ def _plain_name(value: str) -> str:
 
 
 ROWS_PER_BLOCK = 16
-"""Default number of rows per block. A fast GPU takes 8 s for this many rows with all crops."""
+"""Default number of rows per block. An H200 takes 8 s for this many rows with all crops."""
 
 FULL_IMAGE_ROWS = 128
-"""Default number of rows per block on GPUs without crops. A fast GPU takes 12 s or more for this many rows."""
+"""Default number of rows per block on GPUs without crops. An H200 takes 12 s or more for this many rows."""
 
 
 class Config(_ConfigModel):

@@ -1,4 +1,4 @@
-"""CPU cores that keep a GPU busy, and estimates of actor starts and CPU nodes.
+"""CPU cores that keep a GPU busy, and actor starts.
 
 This file also estimates `segmint catalog curate`, which reads every image once at a reduced scale.
 """
@@ -52,74 +52,29 @@ def cpu_stages(seconds: float, segment_s: float | None, limits: str, *, measured
 
 
 @dataclass(frozen=True)
-class CpuNodes:
-    """CPU nodes that support GPU nodes with too few cores, and the cost of a build with and without them."""
-
-    own_cores: int  # cores per GPU on the GPU nodes
-    more_cores: int  # additional cores per GPU on CPU nodes
-    core_hours: float  # core-hours of the CPU nodes while the GPUs compute
-    price: float  # per core-hour
-    cost: float
-    starved_hours: float | None  # GPU-hours if the GPUs wait for their own cores; None if they have none
-
-    def lines(self) -> list[str]:
-        """Return the cost as lines of a plan."""
-        found = [
-            f"{'CPU nodes':<10}{number(self.cost):>16} at {self.price:g} per core-hour, for {self.more_cores:,} more "
-            f"cores per GPU than the {self.own_cores:,} of the GPU nodes: {number(self.core_hours)} core-hours"
-        ]
-        if self.more_cores and self.starved_hours is not None:
-            found.append(f"{'without':<10}{number(self.starved_hours):>16} GPU-hours, because the GPUs wait for CPUs")
-        return found
-
-
-def price_nodes(
-    stages: CpuStages, gpu_hours: float, cpu_hours: float, own_cores: int, price: float | None
-) -> CpuNodes | None:
-    """Price the CPU nodes that GPU nodes with `own_cores` cores per GPU need. Returns None on a CPU or without a price.
-
-    `gpu_hours` is the time of GPUs that never wait, and `cpu_hours` the core-hours of all other stages. The CPU nodes
-    run as long as the GPUs compute. `price` is per core-hour.
-    """
-    if stages.cores_a_gpu is None or price is None:
-        return None
-    more = max(0, stages.cores_a_gpu - own_cores)
-    starved = max(gpu_hours, cpu_hours / own_cores) if own_cores else None
-    return CpuNodes(own_cores, more, more * gpu_hours, price, more * gpu_hours * price, starved)
-
-
-GPU_START_S = 60.0
-"""Assumed seconds for an actor on a GPU to load its model, compile, and capture graphs. This value wasn't measured."""
-
-
-@dataclass(frozen=True)
 class ActorStarts:
     """Starts of segment actors. Each window of a build starts all actors again."""
 
     windows: int
     starts: int
-    seconds: float  # duration of one start
-    measured: bool  # True: measured in the sample; False: assumed
+    seconds: float  # duration of one start, measured in a sample
     device_hours: float  # not included in the plan's other figures
 
     def line(self, hours_of: str) -> str:
         """Return the starts as a line of a plan."""
-        source = "measured in the sample" if self.measured else "assumed, not measured"
         return (
             f"{'starts':<10}{self.starts:>16,} of segment actors, in {counted(self.windows, 'window')}: "
-            f"{number(self.device_hours)} {hours_of}-hours more at {self.seconds:.3g} s each, {source}"
+            f"{number(self.device_hours)} {hours_of}-hours more at {self.seconds:.3g} s each, measured in the sample"
         )
 
 
-def count_starts(shards: int, window_shards: object, hours: float, devices: int, seconds: float | None) -> ActorStarts:
+def count_starts(shards: int, window_shards: object, hours: float, devices: int, seconds: float) -> ActorStarts:
     """Count the actor starts on all GPUs or cores, over the windows of a build that takes `hours` without the starts.
 
-    `window_shards` is a number, or auto for windows of an hour. `seconds` is the time of one start, or None if it
-    wasn't measured.
+    `window_shards` is a number, or auto for windows of an hour. `seconds` is the time of one start.
     """
     windows = min(shards, math.ceil(shards / window_shards if isinstance(window_shards, int) else max(1.0, hours)))
-    each = GPU_START_S if seconds is None else seconds
-    return ActorStarts(windows, windows * devices, each, seconds is not None, windows * devices * each / 3600)
+    return ActorStarts(windows, windows * devices, seconds, windows * devices * seconds / 3600)
 
 
 @dataclass(frozen=True)

@@ -48,15 +48,13 @@ from segmint.pipeline.building.plan.cpu_stages import (
     count_starts,
     cpu_stages,
     price_curation,
-    price_nodes,
 )
 from segmint.pipeline.building.plan.estimates import Estimate, Extrapolation, column, exactly
 from segmint.pipeline.building.plan.options import PlanOptions
 from segmint.pipeline.building.plan.rates import (
-    Card,
     SegmentTime,
+    card_named,
     cpu_time,
-    data_sheet,
     gpu_time,
     prepare_seconds,
     read_rates,
@@ -173,9 +171,7 @@ def _assemble(
     measured = sample is not None and not options.elsewhere
     cores = 1 if on_gpu else ceiling.threads  # device-hours are GPU-hours or core-hours
 
-    record = None
-    if options.share is None and not measured:
-        record = _recorded_time(config, options, ceiling, model)
+    record = None if measured else _recorded_time(config, options, ceiling, model)
     drawn = per_image.prompts * DRAWN_PER_POINT
     if sample is not None and sample.accepted:
         drawn = sum(row.drawn for row in rows) / sample.accepted
@@ -186,9 +182,10 @@ def _assemble(
 
     # Device-seconds of `segment` for all images. Without a GPU, a sample counts all stages, because they share the CPU.
     busy: Estimate | None = None
-    if measured:
-        seconds = column([row.segment_s if on_gpu else row.seconds for row in rows])
-        busy = per_row.total(seconds)
+    if sample is not None and not sample.accepted:
+        pass  # no image was computed
+    elif measured:
+        busy = per_row.total(column([row.segment_s if on_gpu else row.seconds for row in rows]))
     elif options.share is not None:
         busy = images.scaled(1 / (options.share * one_device))
     elif record is not None:
@@ -213,8 +210,10 @@ def _assemble(
     if busy is not None:
         hours, limits = _device_hours(config, options, ceiling, images, busy, cpu_hours, measured=measured)
         hours = hours.scaled(cores)
-    an_image = 3600 / max(images.value, 1)
-    segment_s = busy.low / max(images.low, 1) if busy is not None and on_gpu else None
+    an_image = 3600 / max(images.value or remaining.rows, 1)
+    segment_s = None
+    if busy is not None and on_gpu:
+        segment_s = busy.low / images.low if record is None or options.share is not None else record.low_s
     stages = cpu_stages(cpu_hours.value * an_image, segment_s, limits, measured=sample is not None)
     days = None if hours is None else hours.scaled(1 / (24 * ceiling.devices * cores))
     bytes_out = None
@@ -228,12 +227,9 @@ def _assemble(
         scorers = len(config.curate.scorers)
         curation = price_curation(catalog_rows, options.megapixels or MEGAPIXELS, scorers, one_image)
     starts = None
-    if days is not None and (on_gpu or measured):
-        start_s = sample.start_s if sample is not None and measured else None
-        starts = count_starts(remaining.shards, config.window_shards, days.value * 24, ceiling.devices * cores, start_s)
-    cpu_nodes = None
-    if hours is not None:
-        cpu_nodes = price_nodes(stages, hours.value, cpu_hours.value, options.cores or 0, options.core_price)
+    if days is not None and sample is not None and measured:
+        devices = ceiling.devices * cores
+        starts = count_starts(remaining.shards, config.window_shards, days.value * 24, devices, sample.start_s)
     return BuildPlan(
         catalog=config.catalog,
         catalog_rows=catalog_rows,
@@ -248,9 +244,9 @@ def _assemble(
         bytes_out=bytes_out,
         masks=per_row.total(column([row.masks for row in rows])) if sample is not None else None,
         ceiling=ceiling,
-        hardware=ceiling.hardware if options.card is None else f"{ceiling.hardware}, {options.card.peak_is}",
+        hardware=ceiling.hardware if options.card is None else f"{ceiling.hardware}; peak {options.card.peak_is}",
         measured=measured,
-        record=record,
+        record=record if options.share is None else None,
         share_of_ceiling=share,
         device_hours=hours,
         days=days,
@@ -259,11 +255,10 @@ def _assemble(
         price=options.price,
         cost=None if options.price is None or hours is None else hours.scaled(options.price),
         sample=sample,
-        notes=tuple(_notes(config, options, catalog_rows, remaining, ceiling, sample, record, hours)),
+        notes=tuple(_notes(config, options, catalog_rows, remaining, ceiling, sample, record, hours, limits)),
         version=version,
         checked=checked,
         starts=starts,
-        cpu_nodes=cpu_nodes,
         curation=curation,
     )
 
@@ -277,9 +272,8 @@ def _recorded_time(
         return None
     masks = config.masks.settings()
     if ceiling.device == "cuda":
-        sheet = data_sheet(ceiling.device_kind)
-        here = Card(ceiling.device_kind, ceiling.flop_per_s, None if sheet is None else sheet.bytes_per_s)
-        return gpu_time(options.card or here, architecture, ceiling.precision, masks)
+        card = options.card or card_named(ceiling.device_kind, ceiling.flop_per_s)
+        return None if card is None else gpu_time(card, architecture, ceiling.precision, masks)
     if usable_kernels() is None or config.model.kernels == "torch":
         return None
     drawn = masks.points * DRAWN_PER_POINT
@@ -299,8 +293,8 @@ def _device_hours(
 ) -> tuple[Estimate, str]:
     """Return the hours of all devices, which the slowest of prepare, segment, and writing determines, and its name.
 
-    On GPUs, the three run at the same time. The cores limit `prepare` only if their number is known, and if no CPU
-    nodes are priced to support them. On a CPU, the stages share the cores, so their times add up.
+    On GPUs, the three run at the same time. The cores limit `prepare` only if their number is known. On a CPU, the
+    stages share the cores, so their times add up.
     """
     segment = busy.scaled(1 / 3600)
     if ceiling.device == "cpu":
@@ -314,12 +308,16 @@ def _device_hours(
     rows_per_s = read_rates().writing.rows_per_s(writers, config.most_rows_per_block(on_gpu=True))
     limits = {"segment": segment, "writing": images.scaled(ceiling.devices / rows_per_s / 3600)}
     cores = _cores_a_gpu(options, ceiling)
-    if cores is not None and options.core_price is None:
+    if cores is not None:
         limits["prepare"] = cpu_hours.scaled(1 / cores)
     hours = segment
     for limit in limits.values():
         hours = hours.at_least(limit)
-    return hours, max(limits, key=lambda stage: limits[stage].value)
+    slowest = {
+        max(limits, key=lambda stage: limits[stage].low): None,
+        max(limits, key=lambda stage: limits[stage].value): None,
+    }
+    return hours, " or ".join(slowest)
 
 
 def _cores_a_gpu(options: PlanOptions, ceiling: Ceiling) -> int | None:
@@ -340,6 +338,7 @@ def _notes(
     sample: PlanSample | None,
     record: SegmentTime | None,
     hours: Estimate | None,
+    limits: str,
 ) -> list[str]:
     notes = []
     if remaining.pinned_rows is not None and catalog_rows > remaining.pinned_rows:
@@ -361,16 +360,23 @@ def _notes(
             notes.append("the sample has no accepted rows: use a larger sample, or fix the catalog or the policy")
         if sample.device != ceiling.device:
             notes.append(f"the sample ran on this machine's {sample.device}, so it doesn't measure the GPUs' time")
+        elif sample.device == "cuda":
+            notes.append(
+                "the sample computed one image after another, so the GPU-hours are an upper bound: an actor decodes "
+                "and finishes images while the GPU computes others"
+            )
     if sample is None and (record is None or record.drawn is None):
         notes.append(f"{DRAWN_PER_POINT:g} masks of each point are assumed to pass the threshold of predicted IoU")
     if record is not None:
         notes += record.unmeasured
-    if hours is None:
+    if hours is None and (sample is None or sample.accepted):
         device = "GPU" if ceiling.device == "cuda" else "CPU"
         notes.append(
-            f"the time is unknown: {config.model.weights} with these settings has not been measured on a {device}. To "
+            f"the time is unknown: {config.model.weights} with these settings has no recorded rate on a {device}. To "
             "measure it, run `segmint plan --sample 20` on a machine with this device"
         )
+    if "writing" in limits:
+        notes.append("the speed of writing was recorded on two cores that all processes shared, so it's a lower bound")
     if sample is None and config.detectors_share:
         notes.append(
             "detectors run on the GPU (deidentify.device); the time they take there and on the CPUs has not been "
@@ -394,8 +400,11 @@ def find_ceiling(
     if card is not None:
         if device == "cpu":
             given = "--gpu names" if options.gpu is not None else "--flops is the peak of"
-            raise UsageError(f"{given} a GPU, but model.device is cpu: remove one of them")
+            other = "model.device is cpu" if manifest is None else "the dataset was created on a CPU"
+            raise UsageError(f"{given} a GPU, but {other}")
         precision = "bf16" if precision == "auto" else precision
+        if precision != "bf16" and options.flops is None:
+            raise UsageError(f"the known peaks of GPUs are in bf16, but model.precision is {precision}: pass --flops")
         return Ceiling("cuda", card.name or "GPU", precision, 1, options.gpus or 1, card.flop_per_s, *work), None
     model = config.model.model_copy(update={"device": device, "precision": precision})
     if "threads" in pinned:

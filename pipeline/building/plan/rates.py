@@ -6,7 +6,7 @@ a record get a range that is derived from the closest record, or no estimate at 
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -20,7 +20,7 @@ ENCODERS_UP_TO_VIT_H = ("mobile_sam", "vit_b", "vit_l", "vit_h")
 """Models whose decoder is the same as ViT-H's, and whose image encoder isn't slower."""
 
 
-MEASURED, DATA_SHEET, GIVEN = "measured", "from its data sheet", "--flops"
+MEASURED, DATA_SHEET, GIVEN = "measured", "from its data sheet", "given by --flops"
 """Origins of a GPU's peak."""
 
 
@@ -49,7 +49,7 @@ DATA_SHEETS = (
 def data_sheet(name: str) -> Card | None:
     """Return the data sheet of a GPU by a name such as `H100` or torch's `NVIDIA H100 80GB HBM3`, or None."""
     words = name.upper().replace("-", " ").split()
-    for card in DATA_SHEETS:
+    for card in () if "MIG" in words else DATA_SHEETS:
         if all(word in words for word in card.name.upper().split()):
             return card
     return None
@@ -60,13 +60,19 @@ def known_cards() -> list[str]:
     return sorted({_plain(rate.device) for rate in read_rates().gpus} | {card.name for card in DATA_SHEETS})
 
 
-def card_named(name: str) -> Card | None:
-    """Return a GPU by its name, with its recorded peak if it was measured, or None if it's unknown."""
+def card_named(name: str, flop_per_s: float | None = None, peak_is: str = MEASURED) -> Card | None:
+    """Return a GPU by its name and peak. Without a peak, it's the recorded one or the data sheet's.
+
+    Returns None for an unknown name without a peak.
+    """
     sheet = data_sheet(name)
+    bytes_per_s = None if sheet is None else sheet.bytes_per_s
+    if flop_per_s is not None:
+        return Card(name, flop_per_s, bytes_per_s, peak_is)
     for rate in read_rates().gpus:
         if _plain(rate.device) == _plain(name):
-            return Card(rate.device, rate.flop_per_s, None if sheet is None else sheet.bytes_per_s)
-    return sheet
+            return Card(rate.device, rate.flop_per_s, bytes_per_s)
+    return None if sheet is None else replace(sheet, name=name)
 
 
 @dataclass(frozen=True)
@@ -83,19 +89,21 @@ class GpuRate:
     crop_n_points_downscale_factor: int
     find_s: float  # until the GPU has found the masks
     finish_s: float  # until they are finished on the CPU afterward; an actor overlaps this with the next image
-    host_s: float  # seconds of CPU cores in the actor, to decode images and finish masks
+    host_s: float  # seconds of CPU cores in the actor, to decode images, drive the GPU, and finish masks
     drawn: float  # masks above the threshold of predicted IoU
     end_to_end: Mapping[str, Any] | None  # measurement that includes the host's stages, or None
     date: str
     file: str
 
     def fits(self, masks: MaskSettings, precision: str) -> bool:
-        """Return whether the recipe is that of these settings."""
-        if (masks.points_per_side, masks.crop_n_layers) != (self.points_per_side, self.crop_n_layers):
-            return False
-        if masks.crop_n_layers and masks.crop_n_points_downscale_factor != self.crop_n_points_downscale_factor:
-            return False
-        return precision == self.precision and not masks.use_m2m
+        """Return whether these are the record's settings."""
+        recipe = MaskSettings.sa1b(
+            points_per_side=self.points_per_side,
+            crop_n_layers=self.crop_n_layers,
+            crop_n_points_downscale_factor=self.crop_n_points_downscale_factor,
+            points_per_chunk=masks.points_per_chunk,
+        )
+        return masks == recipe and precision == self.precision
 
 
 @dataclass(frozen=True)
@@ -104,7 +112,7 @@ class SegmentTime:
 
     low_s: float
     high_s: float
-    host_s: float  # core-seconds per image in a GPU's actor; 0 on a CPU
+    host_s: float  # core-seconds per image of a GPU's actor; 0 on a CPU
     drawn: float | None  # masks per image; None if the record is a share of the ceiling
     source: str  # device, date, and file of the record
     unmeasured: tuple[str, ...]  # what differs from the record, as notes
@@ -116,40 +124,41 @@ def gpu_time(card: Card, model: str, precision: str, masks: MaskSettings) -> Seg
     - On a measured GPU with a measured model, the time is the record's. Without an end-to-end measurement, the ends of
       the range are finding masks alone, and finding, then finishing.
     - A model with a smaller encoder than the measured one takes at most as long, and at least as long without encoder.
-    - On other GPUs, the record is scaled by the ratios of the peaks and, if it is known, of the memory bandwidths.
+    - On other GPUs, the time to find masks is scaled by the ratios of the peaks and, if known, the memory bandwidths.
     """
     fitting = [rate for rate in read_rates().gpus if rate.fits(masks, precision)]
     if model not in ENCODERS_UP_TO_VIT_H or not fitting:
         return None
     rate = min(fitting, key=lambda rate: _plain(rate.device) != _plain(card.name))
-    low, high = rate.find_s, rate.find_s + rate.finish_s
+    known = card.peak_is == MEASURED and _plain(card.name) == _plain(rate.device)
+    ratios = [1.0] if known else _slowdowns(card, rate)
     unmeasured = []
-    same_device = _plain(card.name) == _plain(rate.device)
+    low, high = rate.find_s * min(ratios), rate.find_s * max(ratios)
+    if rate.end_to_end is None or not known:
+        high += rate.finish_s
+    elif rate.end_to_end["ray"]:
+        low = high = 1 / rate.end_to_end["images_per_s"]
     if model != rate.model:
-        low -= masks.encodes * rate.encode_s
+        low -= masks.encodes * rate.encode_s * min(ratios)
         unmeasured.append(
             f"{model} has not been measured on a GPU: the range is from {rate.model}'s time without the encoder to its "
             "whole time"
         )
-    if not same_device:
-        ratios = _slowdowns(card, rate)
-        low, high = low * min(ratios), high * max(ratios)
+    if not known:
         unmeasured.append(
             f"not measured on this device: the range is scaled from {rate.device} by the GPUs' peaks"
             f"{' and memory bandwidths' if card.bytes_per_s else ''}. To measure it, run `segmint plan --sample 20` on "
             "a machine with this GPU"
         )
-    elif rate.end_to_end is not None and model == rate.model:
-        high = low
-    if rate.end_to_end is not None:
-        unmeasured.append(
-            f"builds with Ray have not been timed on a GPU: on {rate.device}, {rate.end_to_end['what']} reached "
-            f"{rate.end_to_end['images_per_s']:.3g} images/s ({rate.end_to_end['file']})"
-        )
-    else:
+    if rate.end_to_end is None:
         unmeasured.append(
             "no end-to-end measurement of full images on a GPU: the range is from finding masks alone to finding, then "
             "finishing them"
+        )
+    elif not rate.end_to_end["ray"]:
+        unmeasured.append(
+            f"builds with Ray have not been timed on a GPU: on {rate.device}, {rate.end_to_end['what']} reached "
+            f"{rate.end_to_end['images_per_s']:.3g} images/s ({rate.end_to_end['file']})"
         )
     source = f"recorded on {rate.device} on {rate.date} ({rate.file})"
     return SegmentTime(max(low, 0.0), high, rate.host_s, rate.drawn, source, tuple(unmeasured))
@@ -224,15 +233,16 @@ class WritingRate:
     cpu: str
     rows_per_s_of_a_writer: float
     core_s_per_row: float  # all processes except `prepare` and `segment`
-    driver_s_per_block: float
+    rows_per_block: Sequence[int]
+    driver_s_per_block: Sequence[float]  # by `rows_per_block`
     ledger_s_per_row: float
     date: str
     file: str
 
     def rows_per_s(self, writers: int, rows_per_block: int) -> float:
         """Return the maximum rows per second of a build with this number of shard writers."""
-        driver = rows_per_block / self.driver_s_per_block
-        return min(writers * self.rows_per_s_of_a_writer, driver, 1 / self.ledger_s_per_row)
+        block_s = float(np.interp(rows_per_block, self.rows_per_block, self.driver_s_per_block))
+        return min(writers * self.rows_per_s_of_a_writer, rows_per_block / block_s, 1 / self.ledger_s_per_row)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from segmint.catalogs.dataset.versions.record import VersionName
 from segmint.catalogs.source.check import CatalogFindings
 from segmint.infra.wording import count, counted, duration, number, plural, size
 from segmint.pipeline.building.execution.ceiling import Ceiling
-from segmint.pipeline.building.plan.cpu_stages import ActorStarts, CpuNodes, CpuStages, Curation
+from segmint.pipeline.building.plan.cpu_stages import ActorStarts, CpuStages, Curation
 from segmint.pipeline.building.plan.estimates import Estimate
 from segmint.pipeline.building.plan.rates import SegmentTime
 from segmint.pipeline.building.plan.sample import STAGES, PlanSample
@@ -45,8 +45,7 @@ class BuildPlan:
     notes: tuple[str, ...]
     version: VersionName | None  # version of the dataset; None: the dataset doesn't exist yet
     checked: CatalogFindings | None  # findings in the catalog's first rows; None: nothing remains to build
-    starts: ActorStarts | None = None  # None: unknown
-    cpu_nodes: CpuNodes | None = None  # None: no price per core-hour, or the device is a CPU
+    starts: ActorStarts | None = None  # None: unknown without a sample
     curation: Curation | None = None  # None: the configuration doesn't contain `curate`
 
     @property
@@ -102,8 +101,6 @@ class BuildPlan:
             lines.append(self.curation.line())
         if self.cost is not None:
             lines.append(self._time_line("cost", self.cost, f"at {self.price:g} per {self.hours_of}-hour"))
-        if self.cpu_nodes is not None:
-            lines += self.cpu_nodes.lines()
         return [*lines, *notes, *self._catalog_lines(), *self._digest_lines()]
 
     def _catalog_lines(self) -> list[str]:
@@ -136,7 +133,7 @@ class BuildPlan:
         self, label: str, estimate: Estimate | None, rest: str, written: Callable[[float], str] = number
     ) -> str:
         """Return a line with a time. A recorded range has no most likely value, so only its ends are shown."""
-        if estimate is None or self.record is None or estimate.low == estimate.high:
+        if estimate is None or self.record is None or self.record.low_s == self.record.high_s:
             return _line(label, *_shown(estimate, rest, written))
         return _line(label, f"{written(estimate.low)} to {written(estimate.high)}", rest)
 
@@ -152,11 +149,11 @@ class BuildPlan:
             return [*lines, _line("limits", stages.limits, "takes most of the cores' time")]
         if stages.cores_a_gpu is not None:
             fewer, rate = counted(stages.fewer_cores, "core"), number(stages.fewer_images_per_s)
-            rest = f"CPU cores per GPU keep it busy; with {fewer}, a GPU reaches at most {rate} images/s"
-            lines.append(_line("balanced", f"{stages.cores_a_gpu:,}", rest))
-        reason = "is slower than the GPUs, and the times above follow it"
+            rest = f"keep a GPU busy; with {fewer}, it reaches at most {rate} images/s"
+            lines.append(_line("balanced", counted(stages.cores_a_gpu, "CPU core"), rest))
+        reason = "is the slowest stage, which the times above follow"
         if stages.limits == "segment":
-            reason = "if the GPU nodes have enough cores (--cores)"
+            reason = "is the slowest stage if the GPU nodes have enough cores (--cores)"
         return [*lines, _line("limits", stages.limits, reason)]
 
     def _share_line(self) -> str:
@@ -167,9 +164,8 @@ class BuildPlan:
             return _line("reached", share, "of the ceiling in the sample, including the time the device waited")
         if self.record is None:
             return _line("assumed", share, "of the ceiling: assumed (--share), not measured")
-        best = f"{100 * self.share_of_ceiling * self.record.high_s / self.record.low_s:.3g}%"
-        shares = share if best == share else f"{share} to {best}"
-        return _line("recorded", shares, f"of the ceiling, {self.record.source}")
+        least = "" if self.record.low_s == self.record.high_s else "or more "
+        return _line("recorded", share, f"{least}of the ceiling, {self.record.source}")
 
     def _sample_lines(self, sample: PlanSample) -> list[str]:
         lines = [

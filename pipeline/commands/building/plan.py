@@ -36,9 +36,6 @@ def plan(
         float | None,
         typer.Option(metavar="X", help="Average megapixels of the originals if no sample reads them. Default: 16.3."),
     ] = None,
-    core_price: Annotated[
-        float | None, typer.Option(metavar="X", help="Price per core-hour of CPU nodes next to GPU nodes.")
-    ] = None,
     cores: Annotated[
         int | None,
         typer.Option(metavar="N", help="CPU cores per GPU of the GPU nodes. Default: this machine's, or enough."),
@@ -55,7 +52,7 @@ def plan(
     from segmint.pipeline.building.plan.options import PlanOptions
     from segmint.pipeline.building.plan.plan import make_plan
 
-    options = PlanOptions(span, sample, gpu, gpus, price, share, flops, megapixels, core_price, cores)
+    options = PlanOptions(span, sample, gpu, gpus, price, share, flops, megapixels, cores)
     planned = make_plan(loaded, options, print_message)
     print_result(planned, as_json)
     if planned.rows:

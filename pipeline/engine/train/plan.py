@@ -10,7 +10,7 @@ from segmint.infra.errors import UsageError
 from segmint.infra.peak import measure_peak
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
-from segmint.infra.units import OVER_ZERO, check_option
+from segmint.infra.units import FLOPS, OVER_ZERO, check_option
 from segmint.infra.wording import count, counted, duration, listed, number, size
 from segmint.infra.wording import share as shown_share
 from segmint.model.sam.load import Architecture
@@ -34,7 +34,7 @@ class TrainPlanOptions:
 
     def __post_init__(self) -> None:
         check_option("--gpus", self.gpus, "a number of GPUs from 1", 1)
-        check_option("--flops", self.flops, "operations per second, such as 9.9e14", OVER_ZERO)
+        check_option("--flops", self.flops, "operations per second, such as 9.9e14", *FLOPS)
         check_option("--price", self.price, "the price per hour, 0 or more", 0)
         check_option("--share", self.share, "a share above 0 and at most 1", OVER_ZERO, 1)
         if self.gpus is not None and self.flops is None:
@@ -157,7 +157,7 @@ class TrainPlan:
         """Return the estimated time, or that it's unknown."""
         share, hours = self.options.share, self.device_hours
         if share is None or hours is None:
-            return "time: unknown without --share, because no training has been timed on a GPU"
+            return "time: unknown without --share, because no training has been timed"
         return (
             f"time: {duration(3600 * hours / self.devices)} on {counted(self.devices, self.kind)}, or {number(hours)} "
             f"{self.kind}-hours, at {shown_share(share)} of {_flop(self.peak)}/s each; this share is assumed, not "
