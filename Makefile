@@ -28,7 +28,7 @@ export RAY_USAGE_STATS_ENABLED ?= 0
 # Without files of bytecode each of the many processes of the tests compiles segmint and the tests again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup demo test test-fast test-long test-cluster test-gpu test-kernels test-sanitized test-interop mutants check audit-deps format bench bench-stages bench-encoder bench-pipeline bench-overlap bench-prepare bench-privacy bench-audit bench-scale bench-duplicates bench-reading bench-training bench-clicks bench-intervals bench-gpu-reference tables gpu-bundle gpu-day docs lock wheel dist pictures clean
+.PHONY: setup demo test test-fast test-long test-cluster test-gpu test-kernels test-sanitized test-interop mutants check audit-deps format bench bench-stages bench-encoder bench-pipeline bench-overlap bench-prepare bench-privacy bench-audit bench-scale bench-duplicates bench-reading bench-training bench-clicks bench-intervals bench-gpu-reference tables gpu-bundle gpu-day gpu-ray gpu-builds docs lock wheel dist pictures clean
 
 setup: $(STAMP) $(KERNELS)
 
@@ -259,6 +259,25 @@ gpu-day: $(ON_GPU_STAMP)
 # of random weights: BENCH_OPTIONS='--checkpoint sam_vit_h_4b8939.pth'.
 bench-gpu-reference: $(ON_GPU_STAMP)
 	$(ON_GPU) benchmarks/gpu/against_reference.py $(BENCH_OPTIONS)
+
+# Builds with Ray on that machine. First `gpu-ray` with bundle-ray/, which unpacks Ray and checks that it starts, then
+# `gpu-builds` with bundle/. Where segmint is set up, only bundle/ is needed.
+RAY_PACKAGES := build/ray-packages
+RAY_STAMP := $(if $(wildcard $(STAMP)),$(STAMP),$(RAY_PACKAGES)/.unpacked)
+WITH_RAY := $(if $(wildcard $(STAMP)),$(BIN)/python,PYTHONPATH=$(RAY_PACKAGES):. $(PYTHON))
+BUILDS_OPTIONS ?=
+gpu-ray: $(RAY_STAMP)
+	$(WITH_RAY) benchmarks/gpu/builds.py --steps ray $(BUILDS_OPTIONS)
+
+gpu-builds: $(RAY_STAMP)
+	$(WITH_RAY) benchmarks/gpu/builds.py $(BUILDS_OPTIONS)
+
+# Once it is unpacked, the archive isn't needed, so it isn't a prerequisite.
+$(RAY_PACKAGES)/.unpacked:
+	@test -f bundle-ray/packages.tar.xz || { echo "bundle-ray/ is missing: run 'make gpu-bundle' where there is" \
+		"a package index and copy it here, or 'make setup'" >&2; exit 1; }
+	$(PYTHON) -m tarfile --filter data --extract bundle-ray/packages.tar.xz $(RAY_PACKAGES)
+	touch $@
 
 $(GPU_PACKAGES)/.installed: bundle/wheels.txt
 	$(PYTHON) -m pip install --quiet --no-index --no-deps --upgrade --target $(GPU_PACKAGES) \

@@ -293,6 +293,7 @@ _EXCLUDES = [
     "demo",
     "data",
     "bundle",
+    "bundle-ray",
     "tests",
     "/pipeline",  # Ray follows symbolic links in segmint/, and these five folders are linked there
     "/operators",

@@ -1,10 +1,12 @@
-"""The bundle's wheels are pinned, and none of them is a package whose version torch depends on."""
+"""The bundle's wheels are pinned and complete, and none of them is a package whose version torch depends on."""
 
 import re
 from importlib.metadata import requires
 from pathlib import Path
 
-from benchmarks.gpu.bundle import WHEELS, normal
+from packaging.requirements import Requirement
+
+from benchmarks.gpu.bundle import ON_MACHINE, RAY_PACKAGES, WHEELS, installed_path, normal
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -28,3 +30,29 @@ def test_wheels_bring_what_they_need_themselves() -> None:
                 continue
             if "win32" not in condition:
                 assert normal(re.split(r"[^\w.-]", name)[0]) in have, f"{wheel} needs {line}"
+
+
+def test_a_build_finds_all_of_its_packages_in_the_bundle_or_on_the_machine() -> None:
+    have = {normal(name) for name in (*RAY_PACKAGES, *ON_MACHINE)}
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    assert {normal(name) for name in RAY_PACKAGES} <= {normal(line.partition("==")[0]) for line in lines}
+    machine = {"python_version": "3.12", "python_full_version": "3.12.3"}
+    extras = [("segmint", "build"), ("segmint", "audit"), ("segmint", "detectors"), ("ray", "data")]
+    asked = extras + [(name, "") for name in ("segmint", *RAY_PACKAGES)]
+    for package, extra in asked:
+        for line in requires(package) or ():
+            needed = Requirement(line)
+            if needed.marker is not None and not needed.marker.evaluate({**machine, "extra": extra}):
+                continue
+            assert normal(needed.name) in have | {"segmint"}, f"{package} needs {line}"
+
+
+def test_a_wheel_is_unpacked_like_an_installation_without_what_a_build_never_opens() -> None:
+    assert installed_path("ray/core/src/ray/raylet/raylet") == "ray/core/src/ray/raylet/raylet"
+    assert installed_path("a-1.0.data/purelib/a/b.py") == "a/b.py"
+    assert installed_path("a-1.0.data/scripts/a") is None
+    assert installed_path("ray/jars/ray_dist.jar") is None
+    assert installed_path("ray/widgets/render.py") == "ray/widgets/render.py"
+    assert installed_path("botocore/data/ec2/service.json") is None
+    assert installed_path("botocore/data/s3/service.json") == "botocore/data/s3/service.json"
+    assert installed_path("facenet_pytorch/data/onet.pt") == "facenet_pytorch/data/onet.pt"
