@@ -24,6 +24,7 @@ differs from segmint's defaults. The exit code is 1 if a step failed, and 2 if t
 
 import argparse
 import faulthandler
+import importlib.util
 import json
 import os
 import sys
@@ -58,6 +59,18 @@ from benchmarks.gpu.machine import describe, measure_versions  # noqa: E402
 from benchmarks.gpu.run import FULL, QUICK, NotMeasuredError, PartRun  # noqa: E402
 from benchmarks.gpu.samples import sampling  # noqa: E402
 from benchmarks.measuring import command_of, commit  # noqa: E402
+
+NEEDED = {
+    "torchvision": "torchvision",
+    "cv2": "opencv-python-headless",
+    "pyarrow": "pyarrow",
+    "onnxruntime": "onnxruntime",
+    "google.protobuf": "protobuf",
+    "scipy": "scipy",
+    "pandas": "pandas",
+    "ray": "ray",
+}
+"""Modules of a build that the machine must have, with the packages that contain them. Only Ray is in the bundle."""
 
 BUDGET_S = 400.0
 HANGS_S = 60.0
@@ -111,6 +124,11 @@ def main() -> None:
     device = torch.device(arguments.device)
     if device.type == "cuda" and not torch.cuda.is_available():
         parser.error("torch sees no CUDA device here: use --device cpu --quick to try the code")
+    missing = [package for module, package in NEEDED.items() if not is_installed(module)]
+    if missing:
+        parser.error(
+            f"{', '.join(missing)} not installed here: `make gpu-ray` unpacks Ray, the machine needs the others"
+        )
     steps = arguments.steps or list(STEPS)
     if steps != ["ray"] and not (BUNDLE / "mobile_sam.pt").is_file():
         parser.error(f"{BUNDLE} lacks mobile_sam.pt: {HINT}")
@@ -136,6 +154,14 @@ def main() -> None:
         head["environment"] = {key: builds.environment[key] for key in sorted(ENVIRONMENT) if key != "SEGMINT_CACHE"}
         run_steps(run, builds, steps, arguments.rows)
     sys.exit(1 if run.failures() else 0)
+
+
+def is_installed(module: str) -> bool:
+    """Return whether a module can be found. Its package may be imported, but not the module."""
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:
+        return False
 
 
 def run_steps(run: PartRun, builds: Builds, steps: Sequence[str], rows: int) -> None:

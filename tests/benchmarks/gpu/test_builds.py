@@ -79,6 +79,15 @@ def test_all_steps_run_and_a_repeated_build_has_the_same_digest(tmp_path: Path) 
     assert found["cuda-detectors"]["skipped"] == found["no-detectors"]["skipped"] == "not on a CPU"
 
 
+def test_what_a_machine_lacks_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(builds, "NEEDED", {"not_there.module": "not-there", "torch": "torch"})
+    monkeypatch.setattr(sys, "argv", ["builds.py", "--device", "cpu", "--quick"])
+    with pytest.raises(SystemExit) as ended:
+        builds.main()
+    assert ended.value.code == 2
+    assert "error: not-there not installed here" in capsys.readouterr().err
+
+
 def test_without_ray_no_build_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = PartRun(torch.device("cpu"), FULL, tmp_path / "builds.json", 100.0)
     made = builds.Builds(tmp_path, {}, rows=[{}])
