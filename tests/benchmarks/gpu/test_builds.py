@@ -48,6 +48,7 @@ def quick(folder: Path, *steps: str) -> dict[str, Any]:
     return result
 
 
+@pytest.mark.long
 @pytest.mark.ray
 @pytest.mark.usefixtures("bundle")
 def test_a_small_build_is_verified_and_recorded_with_its_settings(tmp_path: Path) -> None:
