@@ -20,6 +20,8 @@ _BMP_HEADER_SIZES = frozenset({12, 40, 52, 56, 64, 108, 124})
 _SVG = re.compile(rb"<(?:[a-z]+:)?svg[\s>]", re.IGNORECASE)
 _HTML = re.compile(rb"\s*<(?:!doctype html|html|head|body)", re.IGNORECASE)
 _MARKUP = re.compile(rb"\s*<(?:!doctype|html|head|body|\?xml|!--|[a-z]+[\s>])", re.IGNORECASE)
+_FRAMES = frozenset({*range(0xC0, 0xD0), 0xF7}) - {0xC4, 0xC8, 0xCC}  # JPEG markers; F7 is JPEG-LS
+_FRAMES_READ = frozenset({0xC0, 0xC1, 0xC2, 0xC3, 0xC9, 0xCA})  # neither hierarchical nor JPEG-LS
 _HEIF_BRANDS = {
     b"avif": "AVIF",
     b"avis": "AVIF",
@@ -43,6 +45,8 @@ _REFUSED_PREFIXES = (
     (b"\xff\x4f\xff\x51", "JPEG 2000"),
     (b"\x00\x00\x00\x0cJXL ", "JPEG XL"),
     (b"\xff\x0a", "JPEG XL"),
+    (b"II\xbc", "JPEG XR"),
+    (b"MM\x00+", "big-endian BigTIFF"),
     (b"\x00\x00\x01\x00", "icon (ICO)"),
     (b"DDS ", "DirectDraw (DDS)"),
     (b"\x76\x2f\x31\x01", "OpenEXR"),
@@ -85,7 +89,7 @@ def _supported(data: bytes) -> str | None:
         return "PNG"
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "WEBP"
-    if data[:4] in {b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+"}:
+    if data[:4] in {b"II*\x00", b"MM\x00*", b"II+\x00"}:
         return "TIFF"
     if data[:6] in {b"GIF87a", b"GIF89a"}:
         return "GIF"
@@ -126,7 +130,7 @@ def _boxed(data: bytes, formats: Sequence[str]) -> str | None:
 def check_whole(data: bytes, kind: str) -> None:
     """Check the number of a container's parts. If the format's decoder doesn't check the declared length, check it too.
 
-    Raises `RejectedError` (`truncated`, `corrupt`).
+    Raises `RejectedError` (`truncated`, `corrupt`, `unsupported_format`).
     """
     if kind == "JPEG":
         _check_jpeg(data)
@@ -158,23 +162,39 @@ def _check_boxes(data: bytes, kind: str) -> None:
 
 
 def _check_jpeg(data: bytes) -> None:
-    """Limit the number of segments, fill bytes, and stray bytes before the scan; Pillow reads them one by one."""
+    """Check the frame header, and limit the number of segments, fill bytes, and stray bytes before the scan.
+
+    Pillow reads them one by one.
+    """
     position = 2
     for _ in range(MOST_PARTS):
         if position + 4 > len(data) or data[position : position + 2] in (b"\xff\xd9", b"\xff\xda"):
             return
         marker = data[position + 1]
+        if data[position] == 0xFF and marker in _FRAMES:
+            _check_frame(marker, data[position + 4 : position + 10])
         has_length = data[position] == 0xFF and 0xC0 <= marker < 0xFF and not 0xD0 <= marker <= 0xD8
         position += 2 + int.from_bytes(data[position + 2 : position + 4]) if has_length else 1
     raise RejectedError(Reason.CORRUPT, f"the JPEG has over {MOST_PARTS:,} segments and stray bytes before its pixels")
 
 
+def _check_frame(marker: int, header: bytes) -> None:
+    """Check the kind of a JPEG, the bits of its samples, and the number of its components (ITU-T T.81, B.2.2)."""
+    bits, components = header[:1], header[5:6]
+    if marker in _FRAMES_READ and bits in (b"", b"\x08") and components in (b"", b"\x01", b"\x03", b"\x04"):
+        return
+    kind = f"frame FF{marker:02X}, {bits.hex()} bits per sample and {components.hex()} components"
+    raise RejectedError(Reason.UNSUPPORTED_FORMAT, f"a JPEG with {kind}")
+
+
 def _check_png(data: bytes) -> None:
     """Walk a PNG's chunks to the end (PNG specification, section 5), because decoders don't check CRCs of pixel data.
 
-    Raises `RejectedError` with `truncated` if the bytes end before the IEND chunk does, and with `corrupt` if the CRC
-    of a critical chunk is wrong.
+    Raises `RejectedError` with `truncated` if the bytes end before the IEND chunk does, with `corrupt` if the CRC of a
+    critical chunk is wrong, and with `unsupported_format` for Apple's variant of PNG.
     """
+    if data[12:16] == b"CgBI":
+        raise RejectedError(Reason.UNSUPPORTED_FORMAT, "a PNG in the variant for apps on iOS")
     view = memoryview(data)
     for kind, start, stop in _png_chunks(view):
         (stored,) = struct.unpack_from(">I", view, stop)

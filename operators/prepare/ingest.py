@@ -8,14 +8,12 @@ import contextlib
 import hashlib
 import io
 import re
-import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from typing import TypeVar
 
 import numpy as np
-import simplejpeg
 from numpy.typing import NDArray
 from PIL import (
     AvifImagePlugin,
@@ -38,22 +36,16 @@ from segmint.operators.prepare.color import MODES, to_srgb
 from segmint.operators.prepare.containers import check_whole, recognize, without_large_metadata
 from segmint.operators.prepare.control import CONTROL_TOLERANCE, control_images, control_pixels
 from segmint.operators.prepare.ingest_config import IngestConfig as IngestConfig
+from segmint.operators.prepare.jpeg import strict_samples
+from segmint.operators.prepare.tiff import check_page, check_unopened, white_is_zero
+from segmint.operators.prepare.tiff import check_strips as check_strips
 
 T = TypeVar("T")
 Pixels = NDArray[np.uint8]
 
-# libjpeg's warnings about damaged scan data, which other decoders hide by filling in gray.
-_JPEG_ENDS_EARLY = ("Premature end of JPEG file", "Corrupt JPEG data: premature end of data segment")
-_JPEG_IS_DAMAGED = "Corrupt JPEG data"
-
 _METADATA_LIMIT = "MAX_TEXT_"  # part of Pillow's error messages about a profile or texts over a megabyte
-
-_REDUCED_RESOLUTION = 1  # bit of TIFF's NewSubfileType
-_NEW_SUBFILE_TYPE, _DNG_VERSION = 254, 50706
-_MOST_PAGES = 1000  # maximum number of reduced copies of the first page
-_JPEG_COMPRESSION, _JPEG_TABLES = 7, 347
-_DEFLATE = (8, 32946)
-_LARGEST_TILE = 1 << 20  # pixels by which a tile may exceed its image
+_LACKS_FEATURE = re.compile("unsupported|not (yet )?supported|cannot handle|unknown raw mode", re.IGNORECASE)
+_BMP_BITS = {"1": 1, "L": 8}  # bits per pixel that Pillow reads in these modes
 
 
 class BrokenDecoderError(SegmintError):
@@ -74,8 +66,9 @@ def ingest(data: bytes, config: IngestConfig, side: int | None = None) -> Ingest
 
     Raises `RejectedError` with `empty_object`, `not_an_image`, `unsupported_format`, `too_large` (bytes or pixels),
     `too_small`, `animated`, `truncated`, or `corrupt`. If a decoder raises any other exception, this function checks
-    whether this process can decode control images. If it can, the image is rejected as `corrupt`. Otherwise,
-    `BrokenDecoderError` is raised. `MemoryError` and `ImportError` propagate.
+    whether this process can decode control images. If it can, the image is rejected as `corrupt`, or as
+    `unsupported_format` if the exception says so. Otherwise, `BrokenDecoderError` is raised. `MemoryError` and
+    `ImportError` propagate.
     """
     kind = recognize(data, config.decoded)
     if len(data) > config.max_bytes:
@@ -137,11 +130,18 @@ def _read_pixels(data: bytes, kind: str, config: IngestConfig, side: int | None 
 def _read_whole(
     data: bytes, kind: str, config: IngestConfig, profile: bytes | None = None, side: int | None = None
 ) -> Pixels:
-    source = open_image(data, kind)
+    try:
+        source = open_image(data, kind)
+    except SyntaxError:
+        if kind == "TIFF":
+            check_unopened(data)
+        raise
     if profile is not None:
         source.info["icc_profile"] = profile
     _check_size(*source.size, config)
     _check_kind(source, kind, data)
+    if kind == "PNG":
+        _scale_transparent_gray(source, data)
     return _decode_jpeg(source, data, side or 0) if kind == "JPEG" else _decode(source, kind)
 
 
@@ -165,40 +165,29 @@ def _check_kind(source: ImageFile.ImageFile, kind: str, data: bytes) -> None:
             f"a {kind} file with samples of kind {source.mode}, which have no defined white",
         )
     if isinstance(source, TiffImagePlugin.TiffImageFile):
-        if data[8:10] == b"CR" or _DNG_VERSION in source.tag_v2 or _is_reduced(source):
-            raise RejectedError(Reason.UNSUPPORTED_FORMAT, "a camera's raw file, of which TIFF holds a thumbnail")
-        check_strips(source, data)
-        if _has_further_pages(source):
-            raise RejectedError(Reason.UNSUPPORTED_FORMAT, "a TIFF file of several pages; expected one")
+        check_page(source, data)
+    elif kind == "BMP" and _BMP_BITS.get(source.mode, _bmp_bits(data)) != _bmp_bits(data):
+        detail = f"a BMP file with {_bmp_bits(data)} bits per pixel and few gray levels"
+        raise RejectedError(Reason.UNSUPPORTED_FORMAT, detail)
+    elif kind == "PNG" and data[24] == 16 and "transparency" in source.info:
+        detail = "a PNG file with 16 bits per sample and a transparent color"
+        raise RejectedError(Reason.UNSUPPORTED_FORMAT, detail)
     elif kind != "HEIC" and getattr(
         source, "is_animated", False
     ):  # several images in a HEIC aren't frames; one of them is the primary image
         raise RejectedError(Reason.ANIMATED, f"an animated {kind} file; expected a single frame")
 
 
-def _is_reduced(source: TiffImagePlugin.TiffImageFile) -> bool:
-    """Return whether the current page declares itself a reduced copy of another page."""
-    kind = source.tag_v2.get(_NEW_SUBFILE_TYPE, 0)
-    if not isinstance(kind, int):
-        raise RejectedError(Reason.CORRUPT, f"the TIFF's tag {_NEW_SUBFILE_TYPE} is not a whole number")
-    return bool(kind & _REDUCED_RESOLUTION)
+def _bmp_bits(data: bytes) -> int:
+    """Return the bits per pixel of a BMP, which are in another place if its header has 12 bytes."""
+    return data[24] if data[14] == 12 else data[28]
 
 
-def _has_further_pages(source: TiffImagePlugin.TiffImageFile) -> bool:
-    """Return whether the file contains another page that isn't a reduced copy of the first."""
-    page = 0
-    try:
-        while True:
-            page += 1
-            source.seek(page)
-            if page > _MOST_PAGES:
-                raise RejectedError(Reason.CORRUPT, f"the TIFF has over {_MOST_PAGES:,} reduced copies of its page")
-            if not _is_reduced(source):
-                return True
-    except EOFError:
-        return False
-    finally:
-        source.seek(0)
+def _scale_transparent_gray(source: ImageFile.ImageFile, data: bytes) -> None:
+    """Scale the gray that a PNG declares transparent like its pixels, of which Pillow scales 2 or 4 bits to 8."""
+    bits, key = data[24], source.info.get("transparency")
+    if source.mode == "L" and bits in (2, 4) and isinstance(key, int):
+        source.info["transparency"] = key * 255 // (2**bits - 1)
 
 
 def _decode_jpeg(source: ImageFile.ImageFile, data: bytes, side: int) -> Pixels:
@@ -209,7 +198,7 @@ def _decode_jpeg(source: ImageFile.ImageFile, data: bytes, side: int) -> Pixels:
     """
     color = {"L": "GRAY", "CMYK": "CMYK"}.get(source.mode, "RGB")
     scale = {"min_height": side, "min_width": side, "min_factor": 1} if side else {}
-    samples = _strict_samples(data, color, **scale)
+    samples = strict_samples(data, color, **scale)
     if samples is None:
         return _decode(source, "JPEG")
     icc = source.info.get("icc_profile")
@@ -218,19 +207,6 @@ def _decode_jpeg(source: ImageFile.ImageFile, data: bytes, side: int) -> Pixels:
         del samples  # frees hundreds of megabytes before the conversion
         samples = to_srgb(picture, icc)
     return _upright(samples, _orientation(source))
-
-
-def _strict_samples(data: bytes, color: str, **scale: int) -> Pixels | None:
-    """Decode a JPEG. Return None if it is intact but unusual, such as with odd sampling factors or unknown markers."""
-    try:
-        return np.asarray(simplejpeg.decode_jpeg(data, color, strict=True, **scale))
-    except ValueError as error:
-        message = str(error)
-        if message.startswith(_JPEG_ENDS_EARLY):
-            raise RejectedError(Reason.TRUNCATED, f"the JPEG's data ends early: {message}") from None
-        if message.startswith(_JPEG_IS_DAMAGED):
-            raise RejectedError(Reason.CORRUPT, f"the JPEG's data is damaged: {message}") from None
-        return None
 
 
 def _as_picture(samples: Pixels, source: ImageFile.ImageFile) -> Image.Image:
@@ -243,64 +219,11 @@ def _decode(source: ImageFile.ImageFile, kind: str) -> Pixels:
     """Decode with Pillow to (H, W, 3) uint8 RGB."""
     source.load()
     picture: Image.Image = source
-    if source.mode.startswith("I;16") and _white_is_zero(source):
+    if isinstance(source, TiffImagePlugin.TiffImageFile) and source.mode.startswith("I;16") and white_is_zero(source):
         picture = Image.fromarray(65535 - np.asarray(source))
     if kind == "JPEG" and source.mode == "CMYK" and "adobe" not in source.info:
         picture = Image.fromarray(255 - np.asarray(source), mode="CMYK")  # Pillow treats every CMYK image as Adobe's
     return _upright(to_srgb(picture, source.info.get("icc_profile")), _orientation(source))
-
-
-def _white_is_zero(source: ImageFile.ImageFile) -> bool:
-    """Return whether a TIFF's PhotometricInterpretation is 0, which Pillow supports for 8 bits but not for 16."""
-    tag = TiffImagePlugin.PHOTOMETRIC_INTERPRETATION
-    return isinstance(source, TiffImagePlugin.TiffImageFile) and source.tag_v2.get(tag) == 0
-
-
-def check_strips(source: TiffImagePlugin.TiffImageFile, data: bytes) -> None:
-    """Check that a TIFF lists all of its strips or tiles, and that the data contains them undamaged.
-
-    Decoders don't check this. They draw unlisted strips in black, fill in the missing pixels of incomplete JPEG strips,
-    and ignore deflate's checksum. Only strips with deflate or JPEG compression are checked for damage.
-    """
-    tags = source.tag_v2
-    try:
-        width, height = int(tags[256]), int(tags[257])
-        offsets, counts = (324, 325) if 324 in tags else (273, 279)
-        side, rows = (tags[322], tags[323]) if offsets == 324 else (width, min(tags.get(278, height), height))
-        planes = tags.get(277, 1) if tags.get(284) == 2 else 1
-        wanted = -(-width // side) * -(-height // rows) * planes
-        starts, sizes = tags.get(offsets, ()), tags.get(counts, ())
-        strips = [(int(start), int(start + size)) for start, size in zip(starts, sizes, strict=False)]
-    except (KeyError, TypeError, ValueError, OverflowError, ZeroDivisionError):
-        raise RejectedError(Reason.CORRUPT, "the TIFF's tags of its strips or tiles are not whole numbers") from None
-    if max((end for _, end in strips), default=0) > len(data):
-        raise RejectedError(Reason.TRUNCATED, f"the TIFF ends after {len(data)} bytes, before its pixels do")
-    if len(starts) != wanted or len(sizes) not in (0, wanted):
-        detail = f"the TIFF lists {len(starts)} strips or tiles with {len(sizes)} sizes; expected {wanted}"
-        raise RejectedError(Reason.CORRUPT, detail)
-    if side * rows > width * height + _LARGEST_TILE:
-        raise RejectedError(Reason.CORRUPT, f"the TIFF's tiles are {side}×{rows}, and its image is {width}×{height}")
-    compression = tags.get(259)
-    if compression in _DEFLATE:
-        largest = side * rows * sum(tags.get(258, (1,))) // 8
-        for number, (start, end) in enumerate(strips, 1):
-            unpacker = zlib.decompressobj()
-            with contextlib.suppress(zlib.error):
-                unpacker.decompress(data[start:end], largest + 1)  # with one more byte, zlib compares the checksum
-            if not unpacker.eof:
-                raise RejectedError(Reason.CORRUPT, f"the TIFF's strip or tile {number} is damaged or incomplete")
-    if compression != _JPEG_COMPRESSION or planes > 1:
-        return
-    tables = tags.get(_JPEG_TABLES, b"")[:-2]  # without the end marker
-    for number, (start, end) in enumerate(strips):
-        part = tables + data[start + 2 : end] if tables else data[start:end]
-        with contextlib.suppress(ValueError):  # the decoder decides
-            high, wide, *_ = simplejpeg.decode_jpeg_header(part)
-            lines = rows if offsets == 324 else min(rows, height - number * rows)
-            if wide != side or not lines <= high <= rows:
-                detail = f"the TIFF's JPEG strip or tile {number + 1} is {wide}×{high}; expected {side}×{lines}"
-                raise RejectedError(Reason.CORRUPT, detail)
-            _strict_samples(part, "GRAY")
 
 
 def _orientation(source: ImageFile.ImageFile) -> int:
@@ -344,6 +267,8 @@ def _guarded(step: Callable[[], T], kind: str) -> T:
         message = clean_message(str(error))
         if "truncated" in message.lower():
             raise RejectedError(Reason.TRUNCATED, f"the {kind} ends early: {message}") from None
+        if _LACKS_FEATURE.search(message):
+            raise RejectedError(Reason.UNSUPPORTED_FORMAT, f"a {kind} file: {message}") from None
         raise RejectedError(Reason.CORRUPT, f"the {kind} cannot be decoded: {message}") from None
 
 

@@ -179,6 +179,16 @@ def deadly_bitmap(deed: int) -> bytes:
     return header + struct.pack("<IiiHHIIiiII", 40, side, side, 1, 8, 1, len(pixels), 0, 0, 256, 0) + palette + pixels
 
 
+def bmp_with_unused_alpha(header: int = 108) -> bytes:
+    """The photograph as a BMP of 32 bits with a header of so many bytes and a mask for alpha, which is 0 everywhere."""
+    samples = np.dstack([np.asarray(photograph())[::-1, :, ::-1], np.zeros((300, 451), np.uint8)])
+    fields = struct.pack("<IiiHHIIiiII", header, 451, 300, 1, 32, 3, samples.size, 0, 0, 0, 0)
+    masks = struct.pack("<4I", 0xFF0000, 0xFF00, 0xFF, 0xFF000000)
+    start = 14 + header
+    head = struct.pack("<2sIHHI", b"BM", start + samples.size, 0, 0, start)
+    return head + (fields + masks).ljust(header, b"\0") + samples.tobytes()
+
+
 def tiff_with_thumbnail() -> bytes:
     """A TIFF whose second page is a smaller copy of the first, marked as such."""
     stream = io.BytesIO()
@@ -224,7 +234,7 @@ def _broken() -> Iterable[BadImage]:
                        ("cr3", b"\x00\x00\x00\x18ftypcrx \x00\x00\x00\x01crx isom" + bytes(64)),
                        ("jp2", b"\x00\x00\x00\x0cjP  \r\n\x87\n" + bytes(64))):  # fmt: skip
         yield BadImage(f"unsupported.{name}", data, Reason.UNSUPPORTED_FORMAT)
-    for missing in (1, 2, 12, 3000, len(jpeg()) // 2):
+    for missing in (3, 12, 3000, len(jpeg()) // 2):
         yield BadImage(f"jpeg_cut_{missing}.jpg", jpeg()[:-missing], Reason.TRUNCATED)
     yield BadImage("jpeg_cut_header.jpg", jpeg()[:300], Reason.TRUNCATED)
     progressive = encode(photograph(), "JPEG", progressive=True)
@@ -306,6 +316,7 @@ def _odd() -> Iterable[BadImage]:
     yield accepted("thumbnail_inside.tif", tiff_with_thumbnail())
     yield accepted("a name, spaces & Ünïcödé 写真 %41.jpg", jpeg())
     yield accepted("jpeg_named.png", jpeg())
+    yield accepted("jpeg_without_end.jpg", jpeg()[:-2])
     yield accepted("right_hash.jpg", jpeg(), sha256=hashlib.sha256(jpeg()).hexdigest())
 
 

@@ -314,16 +314,16 @@ BUILD_MUTANTS = (
     ),
     Mutant(
         "strips that a TIFF lacks stay black",
-        "operators/prepare/ingest.py",
+        "operators/prepare/tiff.py",
         "if len(starts) != wanted or",
         "if len(starts) > wanted or",
         "tests/operators/prepare/test_ingest.py",
     ),
     Mutant(
         "deflate's checksum is not read",
-        "operators/prepare/ingest.py",
-        "data[start:end], largest + 1)",
-        "data[start:end], largest)",
+        "operators/prepare/tiff.py",
+        "rows * row_bytes * planes + 1",
+        "rows * row_bytes * planes",
         "tests/operators/prepare/test_ingest.py",
     ),
     Mutant(
