@@ -2,10 +2,12 @@
 
 import functools
 import io
+from collections.abc import Iterator
 
 import numpy as np
 from PIL import Image, ImageCms
 
+from segmint.catalogs.reasons import Reason, RejectedError
 from segmint.operators.images import Pixels
 
 MODES = frozenset(
@@ -46,11 +48,40 @@ def to_srgb(image: Image.Image, icc: bytes | None) -> Pixels:
     converted strip by strip.
     """
     pixels = np.empty((image.height, image.width, 3), np.uint8)
+    for top, strip in _strips(image):
+        pixels[top : top + strip.height] = np.asarray(_strip_to_srgb(strip, icc))
+    return pixels
+
+
+def without_unused_alpha(image: Image.Image, container: str) -> Image.Image:
+    """Return an image, opaque if it is a BMP of which every pixel is transparent.
+
+    Programs that write BMPs often fill an alpha channel that they don't use with zeros. Raises `RejectedError`
+    (`unsupported_format`) if every pixel of another image is transparent.
+    """
+    if not _is_invisible(image):
+        return image
+    if container == "BMP":
+        return image.convert("RGB")
+    detail = f"every pixel of the {container} image is transparent; expected visible pixels"
+    raise RejectedError(Reason.UNSUPPORTED_FORMAT, detail)
+
+
+def _is_invisible(image: Image.Image) -> bool:
+    if not image.has_transparency_data:
+        return False
+    for _, strip in _strips(image):
+        _, alpha = _split_alpha(strip)
+        if alpha is None or np.asarray(alpha).any():
+            return False
+    return True
+
+
+def _strips(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
+    """Yield the top row of each strip, and the strip."""
     rows = max(1, _STRIP_PIXELS // image.width)
     for top in range(0, image.height, rows):
-        bottom = min(top + rows, image.height)
-        pixels[top:bottom] = np.asarray(_strip_to_srgb(image.crop((0, top, image.width, bottom)), icc))
-    return pixels
+        yield top, image.crop((0, top, image.width, min(top + rows, image.height)))
 
 
 def _strip_to_srgb(image: Image.Image, icc: bytes | None) -> Image.Image:

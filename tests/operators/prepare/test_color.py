@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from segmint.catalogs.reasons import Reason, RejectedError
 from segmint.operators.prepare import color
 from tests.support import bad_images
 from tests.support.bad_images import half_transparent, photograph
@@ -37,6 +38,22 @@ def test_black_and_white_stay_black_and_white() -> None:
     for mode, black, white in (("1", 0, 1), ("L", 0, 255), ("I;16", 0, 65535), ("CMYK", (0, 0, 0, 255), (0, 0, 0, 0))):
         for value, level in ((black, 0), (white, 255)):
             assert (color.to_srgb(Image.new(mode, (9, 9), value), None) == level).all()
+
+
+def test_an_alpha_channel_that_hides_everything_is_dropped_from_bmps_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(color, "_STRIP_PIXELS", 9 * 3)
+    hidden = {"RGBA": (9, 8, 7, 0), "LA": (9, 0), "La": (0, 0), "PA": (3, 0)}
+    for mode, value in hidden.items():
+        image = Image.new(mode, (9, 9), value)
+        with pytest.raises(RejectedError, match="every pixel of the PNG image is transparent") as verdict:
+            color.without_unused_alpha(image, "PNG")
+        assert verdict.value.reason is Reason.UNSUPPORTED_FORMAT
+    opaque = color.without_unused_alpha(Image.new("RGBA", (9, 9), hidden["RGBA"]), "BMP")
+    assert (color.to_srgb(opaque, None) == (9, 8, 7)).all()
+    image = Image.new("RGBA", (9, 9), hidden["RGBA"])
+    image.putpixel((8, 8), (0, 0, 0, 1))  # in the last strip
+    for container in ("BMP", "PNG"):
+        assert color.without_unused_alpha(image, container) is image
 
 
 def test_full_transparency_is_white() -> None:

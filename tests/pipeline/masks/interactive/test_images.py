@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from segmint.pipeline.masks.interactive.images import ImageError, describe, pixels_of
+from tests.support.bad_images import bmp_with_unused_alpha, photograph
 
 
 @pytest.fixture
@@ -34,6 +35,17 @@ def test_gray_palettes_and_transparency_become_rgb(coffee: np.ndarray) -> None:
     clear = Image.new("RGBA", (9, 8), (200, 10, 10, 0))
     assert (pixels_of(clear) == 255).all()
     assert pixels_of(Image.fromarray(coffee[:8, :9]).convert("P")).shape == (8, 9, 3)
+
+
+def test_a_file_with_an_unused_alpha_channel_gives_its_pixels_from_a_pillow_image_too(tmp_path: Path) -> None:
+    (tmp_path / "a.bmp").write_bytes(bmp_with_unused_alpha())
+    expected = np.asarray(photograph())
+    for given in (tmp_path / "a.bmp", Image.open(tmp_path / "a.bmp")):
+        assert np.array_equal(pixels_of(given), expected)
+    Image.new("RGBA", (9, 8), (200, 10, 10, 0)).save(tmp_path / "a.png")
+    for given in (tmp_path / "a.png", Image.open(tmp_path / "a.png")):
+        with pytest.raises(ImageError, match="every pixel of the PNG image is transparent"):
+            pixels_of(given)
 
 
 RGB = np.zeros((4, 5, 3), np.uint8)
