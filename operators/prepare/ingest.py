@@ -44,7 +44,7 @@ T = TypeVar("T")
 Pixels = NDArray[np.uint8]
 
 _METADATA_LIMIT = "MAX_TEXT_"  # part of Pillow's error messages about a profile or texts over a megabyte
-_LACKS_FEATURE = re.compile("unsupported|not (yet )?supported|cannot handle|unknown raw mode", re.IGNORECASE)
+_LACKS_FEATURE = re.compile("Unsupported|cannot handle|unknown raw mode|.* not (yet )?supported")
 _BMP_BITS = {"1": 1, "L": 8}  # bits per pixel that Pillow reads in these modes
 
 
@@ -268,7 +268,7 @@ def _guarded(step: Callable[[], T], kind: str) -> T:
         message = clean_message(str(error))
         if "truncated" in message.lower():
             raise RejectedError(Reason.TRUNCATED, f"the {kind} ends early: {message}") from None
-        if _LACKS_FEATURE.search(message):
+        if _LACKS_FEATURE.match(message):
             raise RejectedError(Reason.UNSUPPORTED_FORMAT, f"a {kind} file: {message}") from None
         raise RejectedError(Reason.CORRUPT, f"the {kind} cannot be decoded: {message}") from None
 

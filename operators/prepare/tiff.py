@@ -125,7 +125,8 @@ def _check_tags(tags: Tags, data: bytes) -> None:
         pixel_bits = sum(bits) if len(bits) > 1 else bits[0] * tags.get(_SAMPLES, 1)
         row_bytes = -(-side * pixel_bits // (8 * planes))
     except (KeyError, TypeError, ValueError, OverflowError, ZeroDivisionError):
-        raise RejectedError(Reason.CORRUPT, "the TIFF's tags of its strips or tiles are not whole numbers") from None
+        detail = "the TIFF's tags of its strips or tiles are missing, or not whole numbers"
+        raise RejectedError(Reason.CORRUPT, detail) from None
     if max((end for _, end in strips), default=0) > len(data):
         raise RejectedError(Reason.TRUNCATED, f"the TIFF ends after {len(data)} bytes, before its pixels do")
     if len(starts) != wanted or len(sizes) not in (0, wanted):

@@ -2,15 +2,18 @@
 
 import io
 import itertools
+import json
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from segmint.catalogs.reasons import Reason, RejectedError
 from segmint.operators.photographs import decode_photograph
+from tests.conftest import read_rgb
 from tests.support.bad_images import retagged_tiff
 from tests.support.tiffs import DEFLATE, PACKBITS, RAW, tiff
 
@@ -247,3 +250,51 @@ def test_each_layout_of_another_writer_gives_its_pixels_or_is_unsupported() -> N
             counts[found] += 1
     assert unexpected == {}
     assert min(counts.values()) > 500
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+def test_each_face_of_a_photograph_is_redacted_or_the_photograph_is_refused(weights: None, photos: Path) -> None:
+    """Once in each layout that was decoded to other pixels, and once for each way of decoding."""
+    from segmint.operators.prepare.deidentify import DeidentifyConfig, PlatesConfig, build_detectors
+    from segmint.operators.prepare.ingest import IngestConfig
+    from segmint.operators.prepare.prepare import PrepareConfig, RefusedError, prepare_image
+    from segmint.operators.prepare.release import CropLayers, ReleaseConfig
+
+    deidentify = DeidentifyConfig(plates=PlatesConfig(detector="none"))
+    config = PrepareConfig(IngestConfig(), deidentify, ReleaseConfig(), CropLayers(0, 512 / 1500))
+    detectors = build_detectors(deidentify)
+    colors = read_rgb(photos / "multiface.jpg")
+    deep, opaque = colors.astype(np.uint16) * 257, np.full(colors.shape[:2], 255, np.uint8)
+    gray = colors[:, :, 1]
+    alpha = {338: (3, [2])}
+    refused = [
+        *(tiff(deep, 16, 2, separate=True, order=order, tile=tile) for order in "<>" for tile in (None, 64)),
+        tiff(np.dstack([deep, opaque.astype(np.uint16) * 257]), 16, 2, separate=True, tags=alpha),
+        tiff(np.dstack([65535 - deep, np.zeros_like(deep[:, :, 0])]), 16, 5, separate=True),
+        tiff(np.dstack([gray, opaque]), 8, 1, separate=True, compression=DEFLATE, tags=alpha),
+        tiff(np.dstack([colors, opaque]), 8, 2, separate=True, compression=DEFLATE),
+        tiff(np.dstack([colors, opaque]), 8, 2, separate=True, tile=64),
+        tiff(255 - gray, 8, 0, separate=True),
+        tiff(colors, 8, 2, separate=True, reversed_bits=True),
+        tiff(gray.astype(int) * 16, 12, 1),
+    ]
+    for data in refused:
+        with pytest.raises(RefusedError, match="unsupported_format"):
+            prepare_image(data, config=config, detectors=detectors)
+    decoded = [
+        (photos / "multiface.jpg").read_bytes()[:-2],  # by simplejpeg
+        tiff(colors, 8, 2, separate=True),  # by Pillow
+        tiff(deep, 16, 2, separate=True, compression=DEFLATE),  # by libtiff
+        tiff(65535 - gray.astype(np.uint16) * 257, 16, 0),  # inverted by segmint
+    ]
+    truth = json.loads((photos / "truth.json").read_text())["multiface.jpg"]["faces"]
+    assert len(truth) == 6
+    for data in decoded:
+        regions = prepare_image(data, config=config, detectors=detectors).regions
+        for x, y, width, height in (face["box"] for face in truth):
+            left, top, right, bottom = x + width / 8, y + height / 8, x + width * 7 / 8, y + height * 7 / 8
+            assert any(
+                each.x <= left and each.y <= top and each.x + each.w >= right and each.y + each.h >= bottom
+                for each in regions
+            ), (x, y)
