@@ -317,7 +317,7 @@ def _odd() -> Iterable[BadImage]:
     yield accepted("a name, spaces & Ünïcödé 写真 %41.jpg", jpeg())
     yield accepted("jpeg_named.png", jpeg())
     yield accepted("jpeg_without_end.jpg", jpeg()[:-2])
-    yield accepted("opaque_by_custom.bmp", bmp_with_unused_alpha())
+    yield accepted("unused_alpha.bmp", bmp_with_unused_alpha())
     yield accepted("right_hash.jpg", jpeg(), sha256=hashlib.sha256(jpeg()).hexdigest())
 
 

@@ -397,7 +397,7 @@ def test_every_bad_image_gets_its_verdict_and_the_rest_comes_through(tmp_path: P
     assert found == [(one.image_id, one.uri, one.stage, one.reason) for one in expected]
     assert [row["ordinal"] for row in rows] == list(range(len(expected)))
     assert all(row["fault"] is None for row in rows)
-    assert sum(row["reason"] is None for row in rows) == 33
+    assert sum(row["reason"] is None for row in rows) == 35
 
 
 def test_an_opted_out_image_is_refused_before_it_is_decoded(prepare: Prepare, tmp_path: Path) -> None:
