@@ -2,8 +2,9 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -29,13 +30,19 @@ _INDEX = "index.json"  # an export to GeoJSON lists its images in this file
 
 
 def read_folder(
-    folder: Location, add_to_hash: Callable[[bytes], Any], size_of: Callable[[str], Size | None] = lambda name: None
+    folder: Location,
+    add_to_hash: Callable[[bytes], Any],
+    size_of: Callable[[str], Size | None] = lambda name: None,
+    ignore: Collection[int] = (),
 ) -> Iterator[AnnotatedImage]:
     """Yield an image for each SA-1B JSON file, GeoJSON file, and label map in a folder, sorted by file name.
 
     Other files are ignored. `add_to_hash` is called with each file's name and hash. `size_of` maps an image's name to
-    its (height, width), or to None if unknown. An image's `unreadable` lists everything that can't be read.
+    its (height, width), or to None if unknown. In label maps, the numbers in `ignore` aren't masks. An image's
+    `unreadable` lists everything that can't be read.
     """
+    readers: dict[str, _Reader] = {JSON: read_json, GEOJSON: read_geojson}
+    read_map = partial(_read_map, ignore=ignore)
     names = sorted(found.name for found in folder.walk())
     if any(name.lower().endswith(GEOJSON) for name in names):
         names = [name for name in names if name != _INDEX]
@@ -49,8 +56,7 @@ def read_folder(
             yield AnnotatedImage(name, None, None, unreadable=[f"the file: {error}"])
             continue
         add_to_hash(f"{name} {hashlib.sha256(data).hexdigest()}\n".encode())
-        readers: dict[str, _Reader] = {JSON: read_json, GEOJSON: read_geojson}
-        yield readers.get(ending, _read_map)(data, name, size_of(name))
+        yield readers.get(ending, read_map)(data, name, size_of(name))
 
 
 def _is_hidden(name: str) -> bool:
@@ -98,12 +104,12 @@ def _add(image: AnnotatedImage, annotation: Any) -> None:
     image.masks.append(AnnotatedMask(rle, id))
 
 
-def _read_map(data: bytes, name: str, size: Size | None) -> AnnotatedImage:
+def _read_map(data: bytes, name: str, size: Size | None, ignore: Collection[int]) -> AnnotatedImage:
     """Read a label map. Its masks get no ids or labels, because its numbers are neither a dataset's ids nor names."""
     image = AnnotatedImage(name, None, size)
     try:
         labels = read_label_map(data, name, size)
-        image.masks.extend(replace(mask, id=None, label=None) for mask in label_masks(labels))
+        image.masks.extend(replace(mask, id=None, label=None) for mask in label_masks(labels, ignore))
         return image if size is not None else replace(image, size=(labels.shape[0], labels.shape[1]))
     except UnreadableMapError as error:
         image.unreadable.append(f"the label map: {error}")

@@ -26,8 +26,14 @@ BACKGROUND = 0
 MOST_NUMBERS = 65_536
 """Maximum number of distinct values in a label map, which is the range of 16 bits. Each value is a mask."""
 
+_BETWEEN = 0.6
+"""Minimum share of a number's pixels that lie between a lower and a higher number if the number is a soft edge."""
+
 _MODES = ("1", "L", "P", "I", "I;16", "I;16B", "I;16L")
 """Pillow modes with one integer per pixel. For a palette image, the integers are palette indices."""
+
+_PNG_BITS = 24
+"""Position of the bits per sample in a PNG, whose first chunk is its header."""
 
 
 class UnreadableMapError(ValueError):
@@ -44,17 +50,20 @@ class PairedFiles:
     ambiguous: list[str] = field(default_factory=list)  # a line for each stem with several images or maps
 
 
-def read_label_map(data: bytes, name: str, size: Size | None = None) -> NDArray[np.int64]:
+def read_label_map(data: bytes, name: str, size: Size | None = None, is_picture: bool = False) -> NDArray[np.int64]:
     """Decode a label map, (H, W) int64, from PNG, TIFF, or NumPy's format, depending on the ending of `name`.
 
-    `size` is its image's (height, width), if known. Raises `UnreadableMapError` if the ending is unknown, if the file
-    is damaged, or if it contains colors, fractions, or several pages. If the map's size differs from the image's or
-    exceeds `MOST_PIXELS`, it is rejected before anything is decoded.
+    `size` is its image's (height, width), if known. The result contains the file's numbers, whatever their bits. If
+    `is_picture` is set, gray values of 1, 2, or 4 bits are scaled to 8 bits instead.
+
+    Raises `UnreadableMapError` if the ending is unknown, if the file is damaged, or if it contains colors, fractions,
+    or several pages. If the map's size differs from the image's or exceeds `MOST_PIXELS`, it is rejected before
+    anything is decoded.
     """
     ending = PurePosixPath(name).suffix.lower()
     if ending not in ENDINGS:
         raise UnreadableMapError(f"its extension is {ending or 'missing'}: expected one of {', '.join(ENDINGS)}")
-    return _of_array(data, size) if ending == ".npy" else _of_picture(data, size)
+    return _of_array(data, size) if ending == ".npy" else _of_picture(data, size, is_picture)
 
 
 def _check_shape(shape: tuple[int, ...], size: Size | None) -> None:
@@ -71,8 +80,10 @@ def label_masks(labels: NDArray[np.int64], ignore: Collection[int] = ()) -> list
     """Return a mask for each number in a label map, (H, W) int64, in ascending order. The number is its id and label.
 
     The background and the numbers in `ignore` don't become masks. Raises `UnreadableMapError` if the map contains more
-    than `MOST_NUMBERS` numbers.
+    than `MOST_NUMBERS` numbers, or if most of its numbers are those of soft edges, which aren't objects.
     """
+    if ignore:
+        labels = np.where(np.isin(labels, list(ignore)), BACKGROUND, labels)
     columns = labels.T.reshape(-1)
     changes = np.flatnonzero(columns[1:] != columns[:-1]) + 1
     starts = np.concatenate(([0], changes))
@@ -82,14 +93,45 @@ def label_masks(labels: NDArray[np.int64], ignore: Collection[int] = ()) -> list
     numbers, first = np.unique(values[order], return_index=True)
     if len(numbers) > MOST_NUMBERS:
         raise UnreadableMapError(f"it has {len(numbers):,} different numbers: the limit is {MOST_NUMBERS:,}")
+    between = np.add.reduceat(_between(labels).T.reshape(-1), starts, dtype=np.int64)[order]
+    shares = np.add.reduceat(between, first) / np.add.reduceat((ends - starts)[order], first)
+    _check_edges(numbers[numbers != BACKGROUND], shares[numbers != BACKGROUND])
     size = (labels.shape[0], labels.shape[1])
     masks = []
     for number, runs in zip(numbers.tolist(), np.split(order, first[1:]), strict=True):
-        if number == BACKGROUND or number in ignore:
+        if number == BACKGROUND:
             continue
         counts = encode_runs(starts[runs], ends[runs], size).counts
         masks.append(AnnotatedMask({"size": list(size), "counts": counts.encode("ascii")}, number, str(number)))
     return masks
+
+
+def _between(labels: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Return the pixels, (H, W) bool, that are next to a lower and to a higher number."""
+    lower, higher = np.zeros(labels.shape, bool), np.zeros(labels.shape, bool)
+    # Transposed views compare the columns and write into the same arrays.
+    for values, below, above in ((labels, lower, higher), (labels.T, lower.T, higher.T)):
+        rises, falls = values[1:] > values[:-1], values[1:] < values[:-1]
+        below[1:] |= rises
+        above[:-1] |= rises
+        above[1:] |= falls
+        below[:-1] |= falls
+    return lower & higher
+
+
+def _check_edges(numbers: NDArray[np.int64], between: NDArray[np.float64]) -> None:
+    """Check that most numbers stand for objects, given the share of each number's pixels that are between others.
+
+    Scaling or smoothing turns an edge into a slope of numbers, which no object has. A single such number may be a
+    thin outline. Raises `UnreadableMapError`.
+    """
+    soft = numbers[between >= _BETWEEN].tolist()
+    if len(soft) > max(1, len(numbers) // 2):
+        raise UnreadableMapError(
+            f"its edges are soft: {len(soft):,} of its {len(numbers):,} numbers, such as {soft[0]} and {soft[1]}, only "
+            "occur between a lower and a higher number. Expected one number per object. Scale label maps without "
+            "interpolation, or pass the numbers that aren't objects with --ignore"
+        )
 
 
 def pair_by_stem(images: Iterable[str], maps: Iterable[str]) -> PairedFiles:
@@ -134,7 +176,7 @@ def _of_array(data: bytes, size: Size | None) -> NDArray[np.int64]:
     return array.astype(np.int64)
 
 
-def _of_picture(data: bytes, size: Size | None) -> NDArray[np.int64]:
+def _of_picture(data: bytes, size: Size | None, is_picture: bool) -> NDArray[np.int64]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a large image is checked below, and failures raise errors
@@ -147,10 +189,44 @@ def _of_picture(data: bytes, size: Size | None) -> NDArray[np.int64]:
                 check_whole(data, picture.format or "")
                 if isinstance(picture, TiffImagePlugin.TiffImageFile):
                     check_strips(picture, data)
-                return np.asarray(picture).astype(np.int64)
+                if not is_picture:
+                    return _numbers(picture, data)
+                scaled = picture.convert("L") if picture.mode == "1" else picture
+                return np.asarray(scaled).astype(np.int64)
     except UnreadableMapError:
         raise
     except RejectedError as error:
         raise UnreadableMapError(error.detail) from error
     except Exception as error:  # decoders raise anything, from OSError to TypeError
         raise UnreadableMapError(f"it can't be decoded: {error}") from error
+
+
+def _numbers(picture: Image.Image, data: bytes) -> NDArray[np.int64]:
+    """Return the numbers that a PNG or TIFF stores.
+
+    To show a picture, Pillow scales gray values to 8 bits and inverts those of a TIFF in which 0 is white. It also
+    reads signed 8-bit and unsigned 32-bit integers as the opposite. All of this is undone here, except that a TIFF of 1
+    bit may be inverted, because Pillow writes such files with 0 as white.
+    """
+    numbers = np.asarray(picture).astype(np.int64)
+    if isinstance(picture, TiffImagePlugin.TiffImageFile):
+        tags = picture.tag_v2
+        bits, sample_format = tags.get(258, (1,))[0], tags.get(339, (1,))[0]
+        inverted, signed = tags.get(262, 0) == 0, sample_format == 2
+        packed = tags.get(259, 1) != 1
+        in_planes = not packed and tags.get(284) == 2
+        swapped = packed and picture.mode == "I" and data.startswith(b"MM")
+        if swapped or (in_planes and (bits not in (1, 8) or inverted or tags.get(266, 1) == 2)):
+            raise UnreadableMapError(f"its {bits}-bit numbers are stored in a layout that decoders misread: use PNG")
+    else:
+        bits, inverted, signed = data[_PNG_BITS], False, False
+    if picture.mode == "L":
+        highest = (1 << bits) - 1
+        numbers //= 255 // highest
+        if inverted:
+            numbers = highest - numbers
+    if signed and bits == 8:
+        return numbers.astype(np.int8).astype(np.int64)
+    if bits == 32 and not signed:
+        return numbers & 0xFFFF_FFFF
+    return numbers

@@ -45,6 +45,10 @@ def import_(
         str,
         typer.Option(metavar="BY", help="Match file names to images by number (sa_17.jpg), image-id, or uri."),
     ] = "number",
+    ignore: Annotated[
+        list[int] | None,
+        typer.Option("--ignore", metavar="N", help="Number in label maps to ignore, besides 0; repeatable."),
+    ] = None,
     dry_run: DryRun = False,
     yes: Yes = False,
     config: Config = None,
@@ -84,6 +88,7 @@ def import_(
         license=license_id,
         annotator=annotator,
         match=MatchMode(match),
+        ignore=tuple(ignore or ()),
     )
     imported = list_import(target, asked) if dry_run else import_masks(target, asked, confirmation("import", yes))
     print_revision(imported, as_json, dataset, config)

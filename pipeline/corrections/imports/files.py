@@ -1,7 +1,7 @@
 """Readers for the file formats of `segmint import`. Each file is read once, into a `MaskStaging`."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, BinaryIO
@@ -71,15 +71,17 @@ def detect_format(where: Location) -> ImportFormat:
     raise UsageError(f"{where} is neither COCO's nor Label Studio's JSON. {expected}")
 
 
-def stage_file(where: Location, format: ImportFormat, stage: MaskStaging, size_of: SizeOf) -> str:
+def stage_file(
+    where: Location, format: ImportFormat, stage: MaskStaging, size_of: SizeOf, ignore: Collection[int] = ()
+) -> str:
     """Read a file or folder into a stage and return its SHA-256.
 
-    A folder and Label Studio tasks are read image by image. A COCO document is held in memory as a whole. Raises
-    `UsageError` if there is nothing in this format.
+    A folder and Label Studio tasks are read image by image. A COCO document is held in memory as a whole. In label
+    maps, the numbers in `ignore` aren't masks. Raises `UsageError` if there is nothing in this format.
     """
     try:
         if format is ImportFormat.FOLDER:
-            return _stage_folder(where, stage, size_of)
+            return _stage_folder(where, stage, size_of, ignore)
         if format is ImportFormat.HF:
             return _stage_hf(where, stage)
         if format is ImportFormat.LABEL_STUDIO:
@@ -120,10 +122,10 @@ def _stage_tasks(where: Location, stage: MaskStaging, size_of: SizeOf) -> str:
         ) from error
 
 
-def _stage_folder(where: Location, stage: MaskStaging, size_of: SizeOf) -> str:
+def _stage_folder(where: Location, stage: MaskStaging, size_of: SizeOf, ignore: Collection[int]) -> str:
     hashed = hashlib.sha256()
     image = None
-    for image in read_folder(where, hashed.update, size_of):
+    for image in read_folder(where, hashed.update, size_of, ignore):
         stage.add(image)
     if image is None:
         raise UsageError(

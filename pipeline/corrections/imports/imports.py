@@ -51,7 +51,10 @@ COUNTED = ("same", "corrected", "added", "deleted", "empty", "repeated")
 
 @dataclass(frozen=True)
 class ImportRequest:
-    """Source and mode of an import. The source is a file in some format, or the annotated masks of another dataset."""
+    """Source and mode of an import. The source is a file in some format, or the annotated masks of another dataset.
+
+    `ignore` contains the numbers in label maps that aren't masks, besides 0.
+    """
 
     where: Location
     format: ImportFormat
@@ -60,6 +63,7 @@ class ImportRequest:
     license: str | None = None
     annotator: str | None = None
     match: MatchMode = MatchMode.NUMBER
+    ignore: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -205,7 +209,8 @@ class _Import(MaskCorrection[ImportList, ImportResult]):
                 digest, origin = name_now(asked.where).digest, None
             else:
                 left = {}
-                digest = stage_file(asked.where, asked.format, stage, sizes_of(location, manifest, asked.match))
+                sizes = sizes_of(location, manifest, asked.match)
+                digest = stage_file(asked.where, asked.format, stage, sizes, asked.ignore)
                 origin = {"sha256": digest, "license": asked.license}
             staged = stage.finish(location, left)
         if asked.format is not ImportFormat.DATASET and not staged.images:
@@ -239,6 +244,8 @@ class _Import(MaskCorrection[ImportList, ImportResult]):
 def _check(asked: ImportRequest) -> None:
     if asked.source not in PEOPLE:
         raise UsageError(f"--mask-source {asked.source!r}: expected one of {', '.join(PEOPLE)}")
+    if asked.ignore and asked.format is not ImportFormat.FOLDER:
+        raise UsageError("--ignore only applies to label maps, and a folder contains them. Remove the option.")
     for option, value in (("--license", asked.license), ("--annotator", asked.annotator)):
         if value is not None and not value.strip():
             raise UsageError(f"{option} is empty. Pass a value, or omit the option.")

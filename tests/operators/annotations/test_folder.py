@@ -48,6 +48,15 @@ def test_every_file_of_masks_is_read_in_the_order_of_names(tmp_path: Path) -> No
     assert four.unreadable == ["the label map: it is 40 x 30 pixels, but its image is 30 x 40"]
 
 
+def test_numbers_of_label_maps_may_be_ignored_and_soft_edges_cost_the_map(tmp_path: Path) -> None:
+    Image.fromarray(LABELS).save(tmp_path / "sa_1.png")
+    Image.fromarray(LABELS).resize((20, 15), Image.Resampling.BILINEAR).save(tmp_path / "sa_2.png")
+    one, two = read_folder(location_of(tmp_path), len, ignore=[200])
+    assert [mask.area for mask in one.masks] == [200]
+    assert two.masks == []
+    assert two.unreadable[0].startswith("the label map: its edges are soft")
+
+
 def test_its_hash_is_of_the_files_that_are_read(tmp_path: Path) -> None:
     def digest() -> str:
         hashed = hashlib.sha256()

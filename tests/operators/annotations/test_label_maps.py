@@ -1,7 +1,10 @@
 """Label maps as tools write them: every number a mask, exactly."""
 
 import io
+import struct
+import zlib
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -54,6 +57,106 @@ def palette() -> Image.Image:
 )
 def test_numbers_come_back_as_they_were_written(name: str, data: bytes, factor: int) -> None:
     np.testing.assert_array_equal(read_label_map(data, name), LABELS * factor)
+
+
+def packed(values: np.ndarray, bits: int, order: str) -> list[bytes]:
+    """The rows of integers of some bits."""
+    if bits >= 8:
+        return [row.astype(f"{order}u{bits // 8}").tobytes() for row in values & (1 << bits) - 1]
+    digits = np.unpackbits(values.astype(np.uint8)[:, :, None], axis=2)[:, :, 8 - bits :]
+    return [np.packbits(row).tobytes() for row in digits.reshape(len(values), -1)]
+
+
+def png(values: np.ndarray, bits: int, color: int) -> bytes:
+    """A PNG of gray values (color 0) or palette indices (color 3)."""
+    chunks = {
+        b"IHDR": struct.pack(">IIBBBBB", *values.shape[::-1], bits, color, 0, 0, 0),
+        b"PLTE": bytes(3 << bits) if color == 3 else b"",
+        b"IDAT": zlib.compress(b"".join(b"\0" + row for row in packed(values, bits, ">"))),
+        b"IEND": b"",
+    }
+    parts = [
+        struct.pack(">I", len(chunk)) + name + chunk + struct.pack(">I", zlib.crc32(name + chunk))
+        for name, chunk in chunks.items()
+        if chunk or name == b"IEND"
+    ]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+def tiff(values: np.ndarray, bits: int, order: str, **tags: int) -> bytes:
+    """A TIFF of one strip. `tags` are its photometric interpretation, compression, planes, fill order, and kind."""
+    body = b"".join(packed(values, bits, order))
+    if tags.get("compression") == 8:
+        body = zlib.compress(body)
+    if tags.get("fill") == 2:
+        body = np.packbits(np.unpackbits(np.frombuffer(body, np.uint8)).reshape(-1, 8)[:, ::-1]).tobytes()
+    colors = bytes(6 << bits) if tags.get("photometric") == 3 else b""
+    entries = {
+        256: values.shape[1],
+        257: values.shape[0],
+        258: bits,
+        259: tags.get("compression", 1),
+        262: tags.get("photometric", 1),
+        266: tags.get("fill", 1),
+        273: 8 + len(colors),
+        277: 1,
+        278: values.shape[0],
+        279: len(body),
+        284: tags.get("planes", 1),
+        **({320: 8} if colors else {}),
+        339: tags.get("kind", 1),
+    }
+    directory = struct.pack(f"{order}H", len(entries))
+    for tag, value in entries.items():
+        if tag == 320:
+            directory += struct.pack(f"{order}HHII", tag, 3, 3 << bits, value)
+        elif tag in (273, 279):
+            directory += struct.pack(f"{order}HHII", tag, 4, 1, value)
+        else:
+            directory += struct.pack(f"{order}HHIHH", tag, 3, 1, value, 0)
+    head = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(f"{order}I", 8 + len(colors) + len(body))
+    return head + colors + body + directory + bytes(4)
+
+
+def numbers(bits: int, signed: bool = False) -> np.ndarray:
+    """Random numbers of some bits."""
+    values = np.random.default_rng(bits).integers(0, 1 << bits, (7, 16))
+    return values - (1 << bits - 1) if signed else values
+
+
+@pytest.mark.parametrize(("bits", "color"), [(1, 0), (2, 0), (4, 0), (8, 0), (16, 0), (1, 3), (2, 3), (4, 3), (8, 3)])
+def test_no_bit_depth_of_a_png_changes_its_numbers(bits: int, color: int) -> None:
+    np.testing.assert_array_equal(read_label_map(png(numbers(bits), bits, color), "a.png"), numbers(bits))
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("compression", [1, 8])
+@pytest.mark.parametrize(
+    ("bits", "tags"),
+    [
+        *[(bits, {}) for bits in (1, 2, 4, 8, 16, 32)],
+        *[(bits, {"kind": 2}) for bits in (8, 16, 32)],
+        *[(bits, {"photometric": 3}) for bits in (1, 2, 4, 8)],
+        *[(bits, {"photometric": 0}) for bits in (2, 4, 8, 16)],
+        *[(bits, {"fill": 2}) for bits in (2, 4, 8)],
+        *[(bits, {"planes": 2}) for bits in (1, 4, 8, 16, 32)],
+        *[(8, {"planes": 2, "fill": 2}), (8, {"planes": 2, "photometric": 0}), (32, {"planes": 2, "kind": 2})],
+    ],
+)
+def test_no_layout_of_a_tiff_changes_its_numbers(bits: int, tags: dict[str, int], compression: int, order: str) -> None:
+    values = numbers(bits, tags.get("kind") == 2)
+    try:
+        read = read_label_map(tiff(values, bits, order, compression=compression, **tags), "a.tif")
+    except UnreadableMapError:
+        assert bits > 8 or "planes" in tags or ("fill" in tags and compression == 8)  # the rest can be read
+    else:
+        np.testing.assert_array_equal(read, values)
+
+
+def test_pictures_of_few_bits_are_scaled() -> None:
+    for bits in (1, 2, 4, 8):
+        picture = read_label_map(png(numbers(bits), bits, 0), "a.png", is_picture=True)
+        np.testing.assert_array_equal(picture, numbers(bits) * (255 // ((1 << bits) - 1)))
 
 
 @pytest.mark.parametrize(
@@ -127,6 +230,67 @@ def test_every_number_but_the_background_is_a_mask() -> None:
     random = np.random.default_rng(0).integers(-2, 3, (31, 17))
     for mask in label_masks(random):
         np.testing.assert_array_equal(mask.pixels(), random == mask.id)
+
+
+SHAPES = np.zeros((100, 150), np.uint8)
+for _value, _center in ((255, (40, 40)), (90, (100, 60)), (180, (60, 75))):
+    cv2.ellipse(SHAPES, _center, (25, 17), 30, 0, 360, _value, -1)
+SQUARE = np.zeros((100, 150), np.uint8)
+SQUARE[25:50, 50:100] = 255
+
+
+def resized(values: np.ndarray, scale: float, interpolation: int) -> np.ndarray:
+    return cv2.resize(values, None, fx=scale, fy=scale, interpolation=interpolation)
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        resized(resized(SQUARE, 0.5, cv2.INTER_LINEAR), 2, cv2.INTER_LINEAR),
+        resized(SHAPES, 2, cv2.INTER_CUBIC),
+        resized(SHAPES, 0.37, cv2.INTER_AREA),
+        cv2.GaussianBlur(SHAPES, (0, 0), 4),
+        cv2.circle(np.zeros((60, 60), np.uint8), (30, 30), 20, 255, -1, cv2.LINE_AA),
+        np.tile(np.repeat([0, 64, 191, 255], [9, 1, 1, 9]), (20, 1)),
+        np.hypot(*np.mgrid[-40:40, -60:60]).astype(np.uint8),
+    ],
+)
+def test_soft_edges_are_no_objects(labels: np.ndarray) -> None:
+    with pytest.raises(UnreadableMapError, match=r"soft: .* of its .* numbers, such as .*--ignore"):
+        label_masks(labels.astype(np.int64))
+    sharp = [number for number in np.unique(labels).tolist() if number not in (0, 64, 90, 180, 191, 255)]
+    assert len(label_masks(labels.astype(np.int64), [64, 191, *sharp])) <= 3
+
+
+def tiles(ids: np.ndarray, side: int, gap: int = 0) -> np.ndarray:
+    return np.kron(ids, np.pad(np.ones((side, side), np.int64), (0, gap)))
+
+
+OUTLINED = np.pad(np.pad(np.full((8, 8), 2), 1, constant_values=1), 5)
+IDS = np.arange(1, 901).reshape(30, 30)
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        tiles(IDS, 2),
+        tiles(np.random.default_rng(1).permutation(IDS.ravel()).reshape(IDS.shape), 2),
+        tiles(IDS, 1, 1),
+        tiles(IDS * (IDS % 3 > 0), 2),
+        OUTLINED,
+        SHAPES.astype(np.int64),
+        np.repeat(np.arange(8), 2)[:, None].repeat(20, axis=1),  # layers
+    ],
+)
+def test_small_and_thin_objects_stay(labels: np.ndarray) -> None:
+    masks = label_masks(labels)
+    assert [mask.id for mask in masks] == [number for number in np.unique(labels).tolist() if number]
+    assert sum(mask.area for mask in masks) == np.count_nonzero(labels)
+
+
+def test_thin_objects_beside_an_ignored_number_stay() -> None:
+    labels = np.tile([0, 5, 255, 0, 6, 255], (9, 1)).astype(np.int64)
+    assert [mask.id for mask in label_masks(labels, [255])] == [5, 6]
 
 
 def test_files_are_paired_by_stem_and_never_guessed() -> None:

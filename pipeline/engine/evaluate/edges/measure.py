@@ -1,6 +1,6 @@
 """Edge detection as a measure, with a row of counts at each threshold for each image and set of weights."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from segmint.infra.errors import SegmintError, UsageError
 from segmint.infra.storage.location import Location
-from segmint.operators.annotations.label_maps import ENDINGS, UnreadableMapError, read_label_map
+from segmint.operators.annotations.label_maps import ENDINGS, UnreadableMapError, label_masks, read_label_map
 from segmint.operators.evaluate.boundaries import LabelMap, label_boundaries
 from segmint.operators.evaluate.edges import (
     THRESHOLDS,
@@ -38,13 +38,20 @@ class Annotator:
     folder: Location
     names: Mapping[str, str]
 
-    def labels(self, stem: str, size: tuple[int, int]) -> LabelMap | None:
-        """Return an image's label map, or None if this annotator has none. Raises ValueError if the map is invalid."""
+    def labels(
+        self, stem: str, size: tuple[int, int], ignore: Collection[int] = (), is_edge_map: bool = False
+    ) -> LabelMap | None:
+        """Return an image's label map, or None if this annotator has none. Raises ValueError if the map is invalid.
+
+        An edge map is a picture, so its values are scaled to 8 bits.
+        """
         name = self.names.get(stem)
         if name is None:
             return None
         try:
-            labels = read_label_map((self.folder / name).read(max_bytes=_LARGEST_MAP), name)
+            labels = read_label_map((self.folder / name).read(max_bytes=_LARGEST_MAP), name, is_picture=is_edge_map)
+            if not is_edge_map:
+                label_masks(labels, ignore)  # checks that the numbers stand for objects
         except (UnreadableMapError, SegmintError, OSError) as error:
             raise ValueError(f"the label map {self.folder / name}: {error}") from error
         if labels.shape != size:
@@ -107,7 +114,7 @@ class EdgesMeasure:
     def rows(self, models: Sequence[Model], image: TruthImage) -> list[Row]:
         """Find edges with each model and count the matches. Raises ValueError if an annotator's map is invalid."""
         assert image.label_map is not None, "checked before"
-        others = (each.labels(image.image_id, image.size) for each in self.annotators)
+        others = (each.labels(image.image_id, image.size, image.ignore) for each in self.annotators)
         maps = [image.label_map, *(each for each in others if each is not None)]
         truths = [label_boundaries(labels) for labels in maps]
         ignored = ignored_pixels(maps, image.ignore, self.tolerance) if image.ignore else None
@@ -127,7 +134,7 @@ class EdgesMeasure:
 
 def _predicted(maps: Annotator, image: TruthImage) -> EdgeMap:
     """Read an 8-bit edge map as shares of 255. Raises ValueError if it is missing or invalid."""
-    values = maps.labels(image.image_id, image.size)
+    values = maps.labels(image.image_id, image.size, is_edge_map=True)
     if values is None:
         raise ValueError(f"{maps.folder} has no edge map for it")
     if values.min() < 0 or values.max() > 255:

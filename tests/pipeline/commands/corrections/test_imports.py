@@ -2,8 +2,11 @@
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 from segmint.pipeline.commands.cli import app
@@ -49,6 +52,7 @@ def test_it_lists_and_then_imports(place: DatasetPath) -> None:
         (["SET", "SET", "--add", "--match", "uri"], "--match uri can't be combined with another dataset"),
         (["SET", "SET", "--add", "--yes"], "is the dataset itself. Pass the dataset that contains the masks."),
         (["SET", "FILE", "--add", "--match", "name"], "--match 'name': expected one of number,"),
+        (["SET", "FILE", "--add", "--yes", "--ignore", "255"], "--ignore only applies to label maps"),
         (["SET", "FILE", "--add"], "pass --yes"),
         (["SET", "SET/reservations", "--format", "folder", "--add", "--yes"], "has no masks: expected a folder"),
         (["SET", "FILE", "--format", "label-studio", "--add", "--yes"], "can't be read as Label Studio tasks"),
@@ -58,6 +62,21 @@ def test_what_is_missing_is_named(place: DatasetPath, words: list[str], message:
     file = str(write_coco(place, {1: []}))
     output = run(*(word.replace("FILE", file).replace("SET", place.uri) for word in words), code=2)
     assert message in " ".join(output.split())
+
+
+def test_a_label_map_with_soft_edges_deletes_nothing_until_its_numbers_are_ignored(
+    place: DatasetPath, tmp_path: Path
+) -> None:
+    labels = np.zeros((30, 40), np.uint8)
+    labels[10:20, 10:30] = 255
+    soft = Image.fromarray(labels).resize((20, 15)).resize((40, 30), Image.Resampling.BILINEAR)
+    soft.save(tmp_path / "sa_1.png")
+    before = contents(place)
+    assert "sa_1.png, the label map: its edges are soft" in run(place.uri, tmp_path, "--replace", "--yes", code=3)
+    assert contents(place) == before
+    edges = [word for number in set(np.asarray(soft).ravel().tolist()) - {255} for word in ("--ignore", number)]
+    done = json.loads(run(place.uri, tmp_path, "--replace", "--yes", "--json", *edges))
+    assert (done["masks"]["added"] + done["masks"]["corrected"], done["images"]) == (1, 1)
 
 
 def test_a_folder_and_another_dataset(place: DatasetPath, tmp_path_factory: pytest.TempPathFactory) -> None:

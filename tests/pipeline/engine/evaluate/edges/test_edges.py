@@ -14,11 +14,12 @@ from segmint.infra.storage.storage import Storage
 from segmint.operators.evaluate.boundaries import label_boundaries
 from segmint.operators.evaluate.edges import EdgeCounts, edge_scores, thresholds
 from segmint.pipeline.engine.evaluate.edges.edges import edges_result, evaluate_edges, gather
-from segmint.pipeline.engine.evaluate.edges.measure import COUNTS, EdgesMeasure, counts_of
+from segmint.pipeline.engine.evaluate.edges.measure import COUNTS, EdgesMeasure, counts_of, open_annotator
 from segmint.pipeline.engine.evaluate.measure import EvaluatedWeights
 from segmint.pipeline.engine.evaluate.result import EvaluationSubject, NothingMeasuredError
 from segmint.pipeline.engine.evaluate.session import EvaluateOptions
 from segmint.pipeline.engine.evaluate.setup import ModelOptions, TruthOptions
+from tests.support.locations import location_of
 from tests.support.truth_files import TruthFiles, write_truth_files
 
 MEASURE = EdgesMeasure(points_per_side=4, cuts=19)
@@ -75,6 +76,20 @@ def test_a_map_of_another_size_costs_its_image_and_masks_are_no_truth(files: Tru
     Image.fromarray(np.zeros((9, 9), np.uint8)).save(small / "1.png")
     with pytest.raises(NothingMeasuredError, match="is 9 x 9 pixels, but the image is 128 x 96"):
         evaluate_edges(options(files, files.maps), MEASURE, [str(small)], Storage())
+
+
+def test_an_annotators_map_contains_numbers_and_an_edge_map_gray_values(tmp_path: Path) -> None:
+    edges = np.zeros((8, 9), bool)
+    edges[2:5, 3:6] = True
+    Image.fromarray(edges).save(tmp_path / "thin.png")
+    soft = np.tile([0, 60, 120, 180, 240], (4, 1)).astype(np.uint8)
+    Image.fromarray(soft).save(tmp_path / "soft.png")
+    annotator = open_annotator(location_of(tmp_path))
+    np.testing.assert_array_equal(annotator.labels("thin", (8, 9)), edges)
+    np.testing.assert_array_equal(annotator.labels("thin", (8, 9), is_edge_map=True), edges * 255)
+    np.testing.assert_array_equal(annotator.labels("soft", (4, 5), is_edge_map=True), soft)
+    with pytest.raises(ValueError, match=r"soft\.png: its edges are soft"):
+        annotator.labels("soft", (4, 5))
 
 
 def test_two_weights_are_compared_over_the_same_resampled_images() -> None:
