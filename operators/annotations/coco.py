@@ -158,27 +158,30 @@ def _rle(segmentation: Any, image: AnnotatedImage, contours: bool) -> CocoRle:
             f"it is a polygon in {image.other[1]} x {image.other[0]} pixels, but its image is {size[1]} x {size[0]}"
         )
     check_pixels(size)
-    check_polygons(segmentation, size)
+    polygons = usable_polygons(segmentation, size)
     if contours:
         import cv2
 
         mask = np.zeros(size, np.uint8)
-        cv2.fillPoly(mask, [np.asarray(points, np.int32).reshape(-1, 2) for points in segmentation], 1)
+        cv2.fillPoly(mask, [np.asarray(points, np.int32).reshape(-1, 2) for points in polygons], 1)
         return encode_mask(mask)
-    merged = coco.merge(coco.frPyObjects([[float(value) for value in polygon] for polygon in segmentation], *size))
+    merged = coco.merge(coco.frPyObjects([[float(value) for value in polygon] for polygon in polygons], *size))
     return {"size": list(size), "counts": merged["counts"]}
 
 
-def check_polygons(polygons: Sequence[Any], size: Size) -> None:
-    """Check a mask's polygons before pycocotools follows them. Raise `UnreadableMaskError` if they are invalid.
+def usable_polygons(polygons: Sequence[Any], size: Size) -> list[list[float]]:
+    """Return a mask's polygons of at least three points, checked, before pycocotools follows them.
 
-    pycocotools checks nothing and treats four numbers as a box. Some tools write points slightly outside the image, so
-    a point may be up to one side length outside. `size` is the image's (height, width).
+    Points and lines have no area, so they are left out beside other polygons. Raises `UnreadableMaskError` if a polygon
+    is invalid, or if none has three points. pycocotools checks nothing and treats four numbers as a box. Some tools
+    write points slightly outside the image, so a point may be up to one side length outside. `size` is the image's
+    (height, width).
     """
     farthest = size[1], size[0]
     steps = 0.0
+    usable = []
     for polygon in polygons:
-        if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
+        if not isinstance(polygon, list) or len(polygon) % 2:
             raise UnreadableMaskError("one of its polygons is not a list x, y, x, y, … of at least three points")
         for place, value in enumerate(polygon):
             side = farthest[place % 2]
@@ -186,12 +189,18 @@ def check_polygons(polygons: Sequence[Any], size: Size) -> None:
                 raise UnreadableMaskError(
                     f"a polygon has the coordinate {str(value)[:40]}: expected pixels from {-side} to {2 * side}"
                 )
+        if len(polygon) < 6:
+            continue
+        usable.append(polygon)
         points = np.asarray(polygon, np.float64).reshape(-1, 2)
         steps += float((np.abs(points - np.roll(points, 1, axis=0)).max(axis=1) + 1).sum())
+    if not usable:
+        raise UnreadableMaskError("none of its polygons is a list x, y, x, y, … of at least three points")
     if steps > LONGEST_OUTLINE:
         raise UnreadableMaskError(
-            f"its polygons have {len(polygons):,} outlines of {steps:,.0f} pixels: the limit is {LONGEST_OUTLINE:,}"
+            f"its polygons have {len(usable):,} outlines of {steps:,.0f} pixels: the limit is {LONGEST_OUTLINE:,}"
         )
+    return usable
 
 
 def _labels(categories: Any) -> dict[Any, list[str | None]]:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from segmint.operators.annotations.coco import check_polygons
+from segmint.operators.annotations.coco import usable_polygons
 from segmint.operators.annotations.image import (
     LONGEST_SIDE,
     AnnotatedImage,
@@ -96,8 +96,9 @@ def _mask(feature: Any, size: Size | None) -> CocoRle:
         rings = [[value for point in ring for value in (point[0], point[1])] for ring in every]
     except (TypeError, LookupError) as error:
         raise UnreadableMaskError("its coordinates are not lists of points") from error
-    check_polygons(rings, size)
-    return encode_mask(fill_rings(rings, size))
+    if any(len(polygon) > 1 and len(polygon[0]) < 3 for polygon in polygons):  # its holes would be filled
+        raise UnreadableMaskError("a polygon with holes has an outline of fewer than three points")
+    return encode_mask(fill_rings(usable_polygons(rings, size), size))
 
 
 def _label(classification: Any) -> str | None:

@@ -65,6 +65,18 @@ def test_polygons_enclose_pixels_and_the_converters_contours_run_through_them() 
         assert each.polygon
 
 
+@pytest.mark.parametrize("part", [[12.0, 28.0], [12, 28, 30, 29], []])
+@pytest.mark.parametrize("info", [{}, {"contributor": "Label Studio Converter"}])
+def test_parts_without_area_are_left_out(part: list[float], info: dict[str, str]) -> None:
+    square = [10, 5, 30, 5, 30, 25, 10, 25]
+    expected, *images = (
+        read(mask(segmentation), info=info).images[0] for segmentation in ([square], [square, part], [part, square])
+    )
+    assert expected.masks
+    for image in images:
+        assert (image.masks, image.unreadable) == (expected.masks, [])
+
+
 @pytest.mark.parametrize(
     ("segmentation", "why"),
     [
@@ -82,6 +94,10 @@ def test_polygons_enclose_pixels_and_the_converters_contours_run_through_them() 
         ("text", "neither run lengths nor polygons"),
         ([[1, 2]], "three points"),
         ([[1, 2, 3, 4]], "three points"),
+        ([[1, 2, 3, 4], [5, 5], []], "three points"),
+        ([[1, 2, 3, 4, 5, 6], [5, 5, 5]], "three points"),
+        ([[1, 2, 3, 4, 5, 6], [5, "x"]], "coordinate x"),
+        ([[1, 2, 3, 4, 5, 6], [5, 1e12]], "coordinate 1000000000000"),
         ([{"a": 1}], "three points"),
         ([[1, 2, 3, "x", 5, 6]], "coordinate x"),
         ([[1, 2, 3, 1e12, 5, 6]], "coordinate 1000000000000"),

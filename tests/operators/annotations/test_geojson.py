@@ -74,7 +74,11 @@ def test_a_class_is_a_label(classification: Any, label: str | None) -> None:
         ({"type": "Polygon", "coordinates": [[{"x": 1, "y": 2}]]}, "its coordinates are not lists of points"),
         (
             {"type": "Polygon", "coordinates": [[[0, 0], [1, 1]]]},
-            "is not a list x, y, x, y, … of at least three points",
+            "none of its polygons is a list x, y, x, y, … of at least three points",
+        ),
+        (
+            {"type": "Polygon", "coordinates": [[[0, 0], [1, 1]], [[2, 2], [9, 2], [9, 9]]]},
+            "a polygon with holes has an outline of fewer than three points",
         ),
         ({"type": "Polygon", "coordinates": [[[0, 0], [9e9, 1], [1, 1]]]}, "a polygon has the coordinate 9000000000"),
         ([], "its geometry is None"),
@@ -87,6 +91,18 @@ def test_a_shape_that_cannot_be_read_costs_no_other(geometry: Any, problem: str)
     assert image.unreadable[0].startswith("mask 5: ")
     assert problem in image.unreadable[0]
     assert len(image.unreadable) == 2
+
+
+def test_parts_and_holes_without_area_are_left_out() -> None:
+    square = [[10, 5], [30, 5], [30, 25], [10, 25], [10, 5]]
+    hole = [[15, 10], [20, 10], [20, 15], [15, 15], [15, 10]]
+    whole, *others = (
+        read([{"geometry": {"type": "MultiPolygon", "coordinates": coordinates}}], image={"height": 60, "width": 80})
+        for coordinates in ([[square, hole]], [[square, hole], [[[50, 50], [50, 50]]]], [[square, hole, [[22, 20]]]])
+    )
+    assert whole.masks[0].area == 375
+    for image in others:
+        assert (image.masks, image.unreadable) == (whole.masks, [])
 
 
 @pytest.mark.parametrize("data", [b"[]", b"{", b'{"features": 3}', b'{"features": [], "image": 3}'])
