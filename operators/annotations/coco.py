@@ -1,7 +1,6 @@
 """Reader of masks in COCO files: run lengths, compressed or not, or polygons."""
 
 import json
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -22,6 +21,8 @@ from segmint.operators.annotations.image import (
     encode_mask,
     id_number,
     label_text,
+    stated_area,
+    stated_box,
 )
 
 _CONVERTER = "Label Studio Converter"
@@ -59,7 +60,8 @@ def read_coco(document: Mapping[str, Any], size_of: Callable[[str], Size | None]
 
     `size_of` maps an image's file name to its (height, width), or to None if unknown. This size overrides the size in
     the document. If the two differ, polygons can't be read. A mask is listed as unreadable and skipped if it can't be
-    read or its size differs from its image's. Labels are the names of categories.
+    read, if its size differs from its image's, or if it contradicts its box or area, as do many masks of its image.
+    Labels are the names of categories.
 
     Two images with the same name stay separate. If several images share an id, masks with that id can't be assigned to
     an image, so they are skipped. Masks are also skipped if several categories with different names share their id.
@@ -96,6 +98,8 @@ def read_coco(document: Mapping[str, Any], size_of: Callable[[str], Size | None]
         homeless += not homes
         found = f"the image_id {id} of several images" if len(homes) > 1 else "no image in the file"
         unreadable.append(f"annotation number {index + 1} refers to {found}")
+    for image in images:
+        image.leave_out_contradictions()
     return AnnotatedFile(images, unreadable, _frequencies(document.get("categories")), homeless)
 
 
@@ -138,9 +142,12 @@ def _add(
         return
     crowd = entry.get("iscrowd") in (1, True)
     polygon = isinstance(segmentation, list)
-    category, area = id_number(entry.get("category_id")), _size(entry.get("area"))
+    category, area = id_number(entry.get("category_id")), stated_area(entry.get("area"))
     source = label_text(entry.get("label_source"))
-    image.masks.append(AnnotatedMask(rle, id, label, crowd, polygon, category, area, source))
+    box = stated_box(entry.get("bbox"))
+    if isinstance(segmentation, list) and any(len(part) < 6 for part in segmentation):
+        box = None  # it may contain the polygons without area, which are left out
+    image.masks.append(AnnotatedMask(rle, id, label, crowd, polygon, category, area, source, box))
 
 
 def _rle(segmentation: Any, image: AnnotatedImage, contours: bool) -> CocoRle:
@@ -226,7 +233,3 @@ def _key(value: Any) -> int | str | None:
     if isinstance(value, str):
         return int(value) if len(value) < 19 and value.isdecimal() and str(int(value)) == value else value
     return value if type(value) is int else None
-
-
-def _size(value: Any) -> float | None:
-    return float(value) if type(value) in (int, float) and 0 <= value <= sys.float_info.max else None

@@ -21,6 +21,8 @@ from segmint.operators.annotations.image import (
     UnreadableMaskError,
     checked_rle,
     id_number,
+    stated_area,
+    stated_box,
 )
 from segmint.operators.annotations.label_maps import ENDINGS, UnreadableMapError, label_masks, read_label_map
 
@@ -69,7 +71,8 @@ def read_json(
 ) -> AnnotatedImage:
     """Read SA-1B's JSON of one image. Its name is `image.file_name` or, if that is missing, the name of the JSON file.
 
-    `size` is the image's (height, width), if known. Masks that can't be read are listed and skipped. To keep the parsed
+    `size` is the image's (height, width), if known. Masks that can't be read, or that contradict their boxes or areas,
+    are listed and skipped. To keep the parsed
     JSON, pass a `parse` that stores it.
     """
     try:
@@ -87,6 +90,7 @@ def read_json(
     image = AnnotatedImage(written if isinstance(written, str) and written else name, None, size)
     for annotation in annotations:
         _add(image, annotation)
+    image.leave_out_contradictions()
     return image
 
 
@@ -101,7 +105,8 @@ def _add(image: AnnotatedImage, annotation: Any) -> None:
     except UnreadableMaskError as error:
         image.leave_out(id, error)
         return
-    image.masks.append(AnnotatedMask(rle, id))
+    area, box = stated_area(annotation.get("area")), stated_box(annotation.get("bbox"))
+    image.masks.append(AnnotatedMask(rle, id, stated_area=area, stated_box=box))
 
 
 def _read_map(data: bytes, name: str, size: Size | None, ignore: Collection[int]) -> AnnotatedImage:

@@ -3,6 +3,7 @@
 import itertools
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,8 @@ from segmint.operators.annotations.image import (
     encode_mask,
     id_number,
     label_text,
+    stated_area,
+    stated_box,
 )
 
 ENDING = ".geojson"
@@ -50,9 +53,12 @@ def read_geojson(data: bytes, name: str, size: Size | None = None) -> AnnotatedI
         id = id_number(said.get("id"))
         try:
             label, source = _label(said.get("classification")), label_text(said.get("label_source"))
-            image.masks.append(AnnotatedMask(_mask(feature, size), id, label, label_source=source))
+            area = stated_area(said.get("area")) if about else None  # elsewhere, areas may be in other units
+            mask = AnnotatedMask(_mask(feature, size), id, label, label_source=source, stated_area=area)
+            image.masks.append(replace(mask, stated_box=stated_box(feature.get("bbox"))))
         except UnreadableMaskError as error:
             image.leave_out(id, error)
+    image.leave_out_contradictions()
     return image
 
 

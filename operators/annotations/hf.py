@@ -15,6 +15,8 @@ from segmint.operators.annotations.image import (
     checked_rle,
     id_number,
     label_text,
+    stated_area,
+    stated_box,
 )
 
 _ROWS = 8  # number of images held in memory
@@ -59,5 +61,8 @@ def _image(row: dict[str, Any], by_image_id: bool) -> AnnotatedImage:
             image.leave_out(id, error)
             continue
         label, source = (label_text(value.get(name)) for name in ("label", "label_source"))
-        image.masks.append(AnnotatedMask(rle, id, label, label_source=source))
+        area, box = stated_area(value.get("area")), stated_box(value.get("bbox"))
+        mask = AnnotatedMask(rle, id, label, label_source=source, stated_area=area, stated_box=box)
+        image.masks.append(mask)
+    image.leave_out_contradictions()
     return image

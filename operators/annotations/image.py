@@ -1,5 +1,6 @@
 """Imported masks of images, the common result type of all readers."""
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypedDict
@@ -22,6 +23,15 @@ LARGEST_ID = 2**53
 """Largest integer up to which every JSON reader represents all integers exactly."""
 
 
+Box = tuple[float, float, float, float]
+
+_BOX_TOLERANCE = 3
+"""Maximum distance in pixels between a mask's edges and those of its box in a file.
+
+That is two pixels, and one more for boxes between the outermost pixels, as in SA-1B.
+"""
+
+
 class UnreadableMaskError(ValueError):
     """Raised when a mask can't be read. The message gives the reason but doesn't name the mask or its image."""
 
@@ -39,7 +49,9 @@ class AnnotatedMask:
 
     - `crowd`: whether the mask covers a group of objects (COCO's `iscrowd`).
     - `polygon`: whether the mask was drawn as polygons, which can't contain holes.
-    - `category`, `stated_area`: the category's id, and the area in pixels that the file states, if any.
+    - `category`: the category's id, if any.
+    - `stated_area`, `stated_box`: the area in pixels and the box that the file states, if any. The box is [x, y, width,
+      height] or [left, top, right, bottom].
     - `label_source`: the value of the dataset's column of the same name, if the file is an export of a dataset.
     """
 
@@ -51,6 +63,7 @@ class AnnotatedMask:
     category: int | None = None
     stated_area: float | None = None
     label_source: str | None = None
+    stated_box: Box | None = None
 
     @property
     def area(self) -> int:
@@ -60,6 +73,29 @@ class AnnotatedMask:
     def pixels(self) -> NDArray[np.bool_]:
         """Decode the mask to (height, width) bool."""
         return np.asarray(coco.decode(self.rle)).astype(bool)
+
+    def contradiction(self) -> str | None:
+        """Return how the mask contradicts the box or the area that the file states, or None if it doesn't.
+
+        Areas may be those of polygons or of boxes, which differ from the number of pixels. Those of polygons that the
+        image cuts off can't be compared.
+        """
+        height, width = self.rle["size"]
+        x, y, wide, high = coco.toBbox(self.rle).tolist()
+        if self.stated_box is not None:
+            left, top, third, fourth = self.stated_box
+            boxes = ((left, top, left + third, top + fourth), self.stated_box)
+            if not any(_is_near((x, y, x + wide, y + high), box, (height, width)) for box in boxes):
+                found, stated = ([round(value, 2) for value in box] for box in ((x, y, wide, high), self.stated_box))
+                hint = "" if self.polygon else ". Run lengths go down the columns"
+                return f"its pixels are in the box {found}, but its bbox in the file is {stated}{hint}"
+        is_cut_off = self.polygon and (min(x, y) <= 0 or x + wide >= width or y + high >= height)
+        outline = 2 * (wide + high)
+        if not self.stated_area or is_cut_off or abs(self.stated_area - wide * high) <= outline:
+            return None
+        if abs(self.stated_area - self.area) > self.area / 2 + outline:
+            return f"it has {self.area:,} pixels, but its area in the file is {self.stated_area:,.0f}"
+        return None
 
 
 @dataclass(frozen=True)
@@ -101,6 +137,25 @@ class AnnotatedImage:
         if id is not None:
             self.unreadable_ids.append(id)
 
+    def leave_out_contradictions(self) -> None:
+        """Leave out masks that contradict what the file states about them, unless most masks agree with it.
+
+        A tool that changes a mask may keep the old box. But if half of the boxes or areas are wrong, the masks were
+        probably written in another form than they were read.
+        """
+        stated = sum(mask.stated_box is not None or bool(mask.stated_area) for mask in self.masks)
+        problems = [mask.contradiction() for mask in self.masks]
+        wrong = len(problems) - problems.count(None)
+        if not wrong or 2 * wrong < stated:
+            return
+        kept = []
+        for mask, problem in zip(self.masks, problems, strict=True):
+            if problem is None:
+                kept.append(mask)
+            else:
+                self.leave_out(mask.id, f"{problem} ({wrong} of {stated} masks of the image are wrong like this)")
+        self.masks[:] = kept
+
 
 @dataclass(frozen=True)
 class AnnotatedFile:
@@ -129,9 +184,36 @@ def label_text(value: Any) -> str | None:
     return value.encode(errors="replace").decode() if isinstance(value, str) else None
 
 
+def stated_area(value: Any) -> float | None:
+    """Return an area from a file, or None if it isn't a number from 0."""
+    return float(value) if type(value) in (int, float) and 0 <= value <= sys.float_info.max else None
+
+
+def stated_box(value: Any) -> Box | None:
+    """Return a box from a file, or None if it isn't four numbers.
+
+    Boxes of zeros are placeholders, and boxes within the first pixel are shares of the image, so they are None, too.
+    """
+    if not isinstance(value, list) or len(value) != 4:
+        return None
+    if not all(type(each) in (int, float) and abs(each) <= sys.float_info.max for each in value) or max(value) <= 1:
+        return None
+    x, y, third, fourth = (float(each) for each in value)
+    return x, y, third, fourth
+
+
 def mask_name(id: object) -> str:
     """Return the name of a mask for messages: `mask 7`, or `mask without an id`."""
     return "mask without an id" if id is None else f"mask {id}"
+
+
+def _is_near(found: Box, stated: Box, size: Size) -> bool:
+    """Return whether two boxes (left, top, right, bottom) are nearly equal within an image of `size`."""
+    for place, (ours, theirs) in enumerate(zip(found, stated, strict=True)):
+        inside = min(max(theirs, 0), size[1 - place % 2])
+        if abs(ours - inside) > _BOX_TOLERANCE:
+            return False
+    return True
 
 
 def encode_mask(mask: NDArray[Any]) -> CocoRle:
@@ -157,6 +239,11 @@ def checked_rle(segmentation: Mapping[str, Any]) -> CocoRle:
         runs.area(runs.Rle((size[0], size[1]), counts))
     except ValueError as error:
         raise UnreadableMaskError(str(error)) from error
+    lengths = runs.decompress(counts)
+    if not lengths[1:].all():  # pycocotools measures wrong boxes if runs are empty
+        ends = np.cumsum(lengths)
+        filled = lengths[1::2] > 0
+        counts = runs.encode_runs((ends - lengths)[1::2][filled], ends[1::2][filled], (size[0], size[1])).counts
     return {"size": size, "counts": counts.encode("ascii")}
 
 

@@ -162,6 +162,23 @@ def test_what_cannot_be_imported_is_counted_and_named(place: DatasetPath) -> Non
     assert import_coco(place, path).changed_shards == ()
 
 
+@pytest.mark.parametrize(("mode", "added"), [(ImportMode.REPLACE, 0), (ImportMode.ADD, 1)])
+def test_masks_that_contradict_their_boxes_delete_nothing(place: DatasetPath, mode: ImportMode, added: int) -> None:
+    document = coco_of({1: [(CUT, None)], 4: [(APART, None)]})
+    for annotation in document["annotations"]:
+        annotation["bbox"] = [4, 3, 17, 8]  # CUT's
+    document["annotations"][0]["segmentation"]["counts"] = [3 * 40 + 4, *[17, 23] * 7, 17, 19 * 40 + 19]  # along rows
+    document["annotations"][1]["bbox"] = [5, 22, 25, 6]
+    path = Path(f"{place.uri}.json")
+    path.write_text(json.dumps(document))
+    before = sources(place, 0)
+    done = import_coco(place, path, mode)
+    assert sources(place, 0) == before
+    assert len(sources(place, 3)) == 1 + 2 * added
+    assert (done.listed.unreadable, done.listed.images) == (1, 1)
+    assert "sa_1.jpg, mask 900: its pixels are in the box [4.0, 0.0, 11.0, 30.0]" in done.listed.problems[0]
+
+
 @pytest.mark.parametrize(("mode", "changed"), [(ImportMode.REPLACE, 0), (ImportMode.ADD, 1)])
 def test_a_mask_without_an_image_may_be_of_any_image_of_the_file(
     place: DatasetPath, mode: ImportMode, changed: int
