@@ -21,18 +21,22 @@ from segmint.operators.annotations.image import (
     encode_mask,
     id_number,
     label_text,
+    mask_name,
     stated_area,
     stated_box,
 )
 
 ENDING = ".geojson"
 
+_POINTS = ("Point", "MultiPoint")
+
 
 def read_geojson(data: bytes, name: str, size: Size | None = None) -> AnnotatedImage:
     """Read the features of one image. Its name is `image.file_name` or, if that is missing, the name of the file.
 
     `size` is the image's (height, width), if known. A mask's label is the name of its feature's classification. Masks
-    that can't be read are listed and skipped.
+    that can't be read, or that contradict their boxes or areas, are listed and skipped. Beside a mask, points are
+    listed as prompts.
     """
     try:
         document = json.loads(data)
@@ -47,10 +51,15 @@ def read_geojson(data: bytes, name: str, size: Size | None = None) -> AnnotatedI
     if size is None and all(type(side) is int and 0 < side <= LONGEST_SIDE for side in sides):
         size = (int(sides[0]), int(sides[1]))
     image = AnnotatedImage(written if isinstance(written, str) and written else name, None, size)
+    points: list[tuple[int | None, str]] = []
     for feature in features:
         said = feature.get("properties") if isinstance(feature, dict) else None
         said = said if isinstance(said, dict) else {}
         id = id_number(said.get("id"))
+        geometry = feature.get("geometry") if isinstance(feature, dict) else None
+        if isinstance(geometry, dict) and geometry.get("type") in _POINTS:
+            points.append((id, geometry["type"]))
+            continue
         try:
             label, source = _label(said.get("classification")), label_text(said.get("label_source"))
             area = stated_area(said.get("area")) if about else None  # elsewhere, areas may be in other units
@@ -58,6 +67,11 @@ def read_geojson(data: bytes, name: str, size: Size | None = None) -> AnnotatedI
             image.masks.append(replace(mask, stated_box=stated_box(feature.get("bbox"))))
         except UnreadableMaskError as error:
             image.leave_out(id, error)
+    for id, kind in points:
+        if image.masks:
+            image.prompts.append(f"{mask_name(id)}: {kind}")
+        else:
+            image.leave_out(id, f"its geometry is {kind}: expected Polygon or MultiPolygon")
     image.leave_out_contradictions()
     return image
 

@@ -106,6 +106,7 @@ class AnnotatedImage:
     - `size`: the image's size, or None if neither the file nor a mask specifies it.
     - `other`: the size according to the file, if `size` comes from elsewhere.
     - `unreadable`, `unreadable_ids`: a line for each skipped mask, and the ids of skipped masks that have one.
+    - `prompts`: a line for each result beside the masks that isn't a mask, but a prompt, such as a keypoint.
     - `saved`: the time at which the annotator saved the result, in seconds since 1970, if known. If there are several
       results for an image, the latest counts.
 
@@ -120,6 +121,7 @@ class AnnotatedImage:
     masks: list[AnnotatedMask] = field(default_factory=list)
     unreadable: list[str] = field(default_factory=list)
     unreadable_ids: list[int] = field(default_factory=list)
+    prompts: list[str] = field(default_factory=list)
     other: Size | None = None
     saved: float | None = None
     negative: frozenset[int] | None = None

@@ -2,9 +2,12 @@
 
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from pycocotools import mask as coco
 
 from segmint.operators.annotations.image import (
     LONGEST_SIDE,
@@ -16,16 +19,25 @@ from segmint.operators.annotations.image import (
     encode_mask,
     id_number,
     label_text,
+    mask_name,
 )
 from segmint.operators.annotations.label_studio_rle import decode_runs
 
 PART_KEY = "segmint_part"
 """Key in a task's data that states which part of an image's masks the task contains, such as `2/3`."""
 
-_LABELS = "brushlabels"
 _PART = re.compile(r"([1-9][0-9]{0,4})/([1-9][0-9]{0,4})")
 _NO_SHAPES = ("choices", "datetime", "number", "pairwise", "ranker", "rating", "relation", "taxonomy", "textarea")
 """Types of results that describe an image, or a region whose shape is in another result."""
+
+_BRUSHES = ("brushlabels", "brush")
+_KEYPOINTS = ("keypoint", "keypointlabels")
+_RECTANGLES = ("rectangle", "rectanglelabels")
+_LABELS = "labels"
+"""Type of results that only contain the labels of a region whose shape is in another result."""
+
+_LEAST_INSIDE = 0.5
+"""Minimum share of a mask's pixels inside a rectangle if the rectangle is a prompt for the mask."""
 
 
 class ByteStream(Protocol):
@@ -70,6 +82,7 @@ class _TaskParts:
             masks=[mask for image in images for mask in image.masks],
             unreadable=[line for image in images for line in image.unreadable],
             unreadable_ids=[id for image in images for id in image.unreadable_ids],
+            prompts=[line for image in images for line in image.prompts],
             saved=max((image.saved for image in images if image.saved is not None), default=None),
         )
         missing = [part for part in range(1, self._count + 1) if part not in self._latest]
@@ -91,8 +104,10 @@ def read_tasks(
     name to its (height, width), or to None if unknown. If a mask's size is different, it is listed as unreadable
     without being decoded.
 
-    A mask's id is the id of its region if that is a number. Results that aren't objects or have no shape are ignored.
-    If an image was exported in parts, its tasks contain `PART_KEY`. The masks of all parts are combined into one image,
+    A mask's id is the id of its region if that is a number. Results with the same id form a region, whose label may be
+    in any of them. Results that aren't objects or have no shape are ignored. Beside a mask, so are prompts: keypoints,
+    and rectangles that contain a mask. They are listed in the image's `prompts`. Other shapes are unreadable masks. If
+    an image was exported in parts, its tasks contain `PART_KEY`. The masks of all parts are combined into one image,
     which is yielded at the end. A part without an annotation is listed as unreadable.
 
     Raises `KeyError` or `TypeError` if the items aren't tasks.
@@ -113,9 +128,7 @@ def read_tasks(
             )
             continue
         image = AnnotatedImage(name, None, size_of(name), saved=saved)
-        for region in regions:
-            if region.get("type") not in _NO_SHAPES:
-                _add(image, region)
+        _add_regions(image, regions)
         part = _PART.fullmatch(str(data.get(PART_KEY, "")))
         if part is None:
             yield TaskAnnotation(image, superseded)
@@ -183,12 +196,83 @@ def _saved(answer: Mapping[str, Any]) -> float | None:
     return None
 
 
-def _add(image: AnnotatedImage, region: Mapping[str, Any]) -> None:
+def _add_regions(image: AnnotatedImage, regions: Sequence[Mapping[str, Any]]) -> None:
+    """Add the masks of an annotation, whose results with the same id describe the same region."""
+    shapes = [region for region in regions if _type_of(region) not in _NO_SHAPES]
+    labels: dict[object, str] = {}
+    with_shape = set()
+    for region in shapes:
+        key, label = _key(region), _label(region)
+        if key is not None and label is not None:
+            labels.setdefault(key, label)
+        if key is not None and _type_of(region) != _LABELS:
+            with_shape.add(key)
+    drawn: dict[object, list[Any]] = {}
+    others = []
+    for region in shapes:
+        key = _key(region)
+        if "rle" in _value(region):
+            runs, known = _value(region)["rle"], drawn.setdefault(key, [])
+            if key is None or runs not in known:
+                known.append(runs)
+                _add(image, region, _label(region) or labels.get(key))
+        elif _type_of(region) != _LABELS or key not in with_shape:
+            others.append(region)
+    for region in others:
+        id, kind = _number(region.get("id")), _type_of(region)
+        if image.masks and (kind in _KEYPOINTS or (kind in _RECTANGLES and _contains_mask(image, _value(region)))):
+            image.prompts.append(f"{mask_name(id)}: {kind}")
+        else:
+            image.leave_out(id, f"it is of type {kind}, not a brush stroke")
+
+
+def _value(region: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the shape and labels of a result, which JSON_MIN stores in the result itself."""
+    value = region.get("value", region)
+    return value if isinstance(value, Mapping) else {}
+
+
+def _type_of(region: Mapping[str, Any]) -> Any:
+    """Return a result's type. JSON_MIN has no types, but most of its values are under the name of their type."""
+    if "type" in region:
+        return region["type"]
+    known = (*_BRUSHES, *_KEYPOINTS, *_RECTANGLES, _LABELS, *_NO_SHAPES)
+    return next((name for name in known if name in _value(region)), None)
+
+
+def _key(region: Mapping[str, Any]) -> object:
+    """Return what results of the same region have in common, or None if the result is a region by itself.
+
+    In JSON_MIN, which has no ids, that is the shape.
+    """
+    id = region.get("id")
+    if isinstance(id, str | int):
+        return id
+    if "type" in region:
+        return None
+    return repr([_value(region).get(name) for name in ("rle", "x", "y", "width", "height", "points")])
+
+
+def _contains_mask(image: AnnotatedImage, value: Mapping[str, Any]) -> bool:
+    """Return whether a rectangle, in percent of the image, contains most of one of the image's masks."""
+    try:
+        x, y, width, height = (float(value[name]) / 100 for name in ("x", "y", "width", "height"))
+    except (KeyError, TypeError, ValueError):
+        return False
+    if not all(abs(each) <= 2 for each in (x, y, width, height)):
+        return False
+    for mask in image.masks:
+        high, wide = mask.rle["size"]
+        box = coco.frPyObjects(np.array([[x * wide, y * high, width * wide, height * high]]), high, wide)
+        if coco.iou([mask.rle], box, [1])[0][0] >= _LEAST_INSIDE:  # the share of the mask in a crowd's box
+            return True
+    return False
+
+
+def _add(image: AnnotatedImage, region: Mapping[str, Any], label: str | None) -> None:
     id = _number(region.get("id"))
     try:
-        value = region.get("value", region)
-        if "rle" not in value:
-            raise UnreadableMaskError(f"it is of type {region.get('type')}, not a brush stroke")
+        value = _value(region)
         sized = {**region, **value}  # JSON_MIN stores the size in the value
         size = (int(sized["original_height"]), int(sized["original_width"]))
         # Check this before decoding, because a few bytes may expand to gigabytes.
@@ -196,15 +280,18 @@ def _add(image: AnnotatedImage, region: Mapping[str, Any]) -> None:
         if not all(0 < side <= LONGEST_SIDE for side in size):
             raise UnreadableMaskError(f"its size is {size[1]} x {size[0]} pixels")
         check_pixels(size)
-        image.masks.append(AnnotatedMask(encode_mask(decode_runs(value["rle"], size)), id, _label(value)))
+        image.masks.append(AnnotatedMask(encode_mask(decode_runs(value["rle"], size)), id, label))
     except (ValueError, KeyError, TypeError, IndexError, OverflowError) as error:
         image.leave_out(id, error)
 
 
-def _label(value: Mapping[str, Any]) -> str | None:
-    """Return the first label of a region, or None if the region has no label."""
-    labels = value.get(_LABELS)
-    return label_text(labels[0]) if isinstance(labels, list) and labels else None
+def _label(region: Mapping[str, Any]) -> str | None:
+    """Return the first label of a result, or None if the result has no label."""
+    for name in ("brushlabels", _LABELS):
+        labels = _value(region).get(name)
+        if isinstance(labels, list) and labels:
+            return label_text(labels[0])
+    return None
 
 
 def _number(text: Any) -> int | None:

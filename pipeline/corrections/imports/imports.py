@@ -120,6 +120,7 @@ class ImportList(RevisionList):
     ambiguous: int  # images of the file whose name matches several images of the dataset
     first_ambiguous: str | None
     superseded: int  # repeated entries for an image in the file
+    prompts: int  # results beside masks that aren't masks, such as keypoints
     unreadable: int  # masks and entries of the file that can't be read
     problems: tuple[str, ...]  # the first unreadable masks and entries
 
@@ -138,6 +139,8 @@ class ImportList(RevisionList):
         ):
             if count:
                 lines.append(f"skipped: {counted(count, 'image')} {what}{f', such as {first}' if first else ''}")
+        if self.prompts:
+            lines.append(f"ignored: {counted(self.prompts, 'prompt')} beside masks, such as keypoints")
         return [*lines, *(f"  {problem}" for problem in self.problems)]
 
     @property
@@ -236,6 +239,7 @@ class _Import(MaskCorrection[ImportList, ImportResult]):
             ambiguous=staged.ambiguous,
             first_ambiguous=staged.first_ambiguous,
             superseded=staged.superseded,
+            prompts=staged.prompts,
             unreadable=staged.all_unreadable,
             problems=staged.unreadable,
         )

@@ -86,6 +86,7 @@ class StagedMasks:
     first_ambiguous: str | None = None
     unreadable: tuple[str, ...] = ()  # the first `SHOWN` masks and images that can't be read
     all_unreadable: int = 0
+    prompts: int = 0  # results beside masks that aren't masks
     left: Mapping[str, int] = field(default_factory=dict)  # masks and images without a match in the dataset, by reason
 
     def answers(self, first: int, stop: int) -> dict[int, ImageImport]:
@@ -127,6 +128,7 @@ class MaskStaging(AbstractContextManager["MaskStaging"]):
         self._rows = manifest.shards * manifest.images_per_shard
         self._unreadable: list[str] = []
         self._all_unreadable = 0
+        self._prompts = 0
         self.superseded = 0
         self.homeless = 0  # masks that don't identify their image
 
@@ -139,6 +141,7 @@ class MaskStaging(AbstractContextManager["MaskStaging"]):
         number = image_number(image.name) if self.match is MatchMode.NUMBER else None
         ordinal = None if number is None else number - 1
         unreadable = list(image.unreadable)
+        self._prompts += len(image.prompts)
         masks = []
         by_id = self._ids_hold(image, number)
         for mask in image.masks:
@@ -263,6 +266,7 @@ class MaskStaging(AbstractContextManager["MaskStaging"]):
             first_ambiguous=firsts.get("ambiguous"),
             unreadable=tuple(self._unreadable),
             all_unreadable=self._all_unreadable,
+            prompts=self._prompts,
             left=dict(left or {}),
         )
 

@@ -65,7 +65,7 @@ def test_a_class_is_a_label(classification: Any, label: str | None) -> None:
 @pytest.mark.parametrize(
     ("geometry", "problem"),
     [
-        ({"type": "Point", "coordinates": [1, 2]}, "its geometry is Point: expected Polygon or MultiPolygon"),
+        ({"type": "LineString", "coordinates": [[1, 2], [3, 4]]}, "its geometry is LineString: expected Polygon or"),
         ({"type": "Polygon", "coordinates": 7}, "its coordinates are not lists of points"),
         (
             {"type": "Polygon", "coordinates": [[[1], [1], [9], [1], [9], [9]]]},
@@ -91,6 +91,15 @@ def test_a_shape_that_cannot_be_read_costs_no_other(geometry: Any, problem: str)
     assert image.unreadable[0].startswith("mask 5: ")
     assert problem in image.unreadable[0]
     assert len(image.unreadable) == 2
+
+
+def test_points_beside_a_mask_are_no_masks() -> None:
+    point = {"type": "Feature", "geometry": {"type": "Point", "coordinates": [1, 2]}, "properties": {"id": 5}}
+    image = read([point, feature(shapes()[0], 6)], image={"height": 60, "width": 80})
+    assert (len(image.masks), image.unreadable, image.prompts) == (1, [], ["mask 5: Point"])
+    image = read([point], image={"height": 60, "width": 80})
+    assert image.unreadable == ["mask 5: its geometry is Point: expected Polygon or MultiPolygon"]
+    assert image.prompts == []
 
 
 def test_parts_and_holes_without_area_are_left_out() -> None:

@@ -59,6 +59,95 @@ def test_what_is_no_mask_costs_no_other() -> None:
         list(read_tasks([task(region()), 5]))
 
 
+def test_a_region_may_be_spread_over_several_results() -> None:
+    """As the tags Brush and Labels write it, in any order, also if the labels repeat the shape."""
+    brush = region()
+    value = {name: each for name, each in brush["value"].items() if name != "brushlabels"}
+    shape, bare = {**brush, "type": "brush", "value": value}, {"id": "10000", "type": "labels"}
+    choice = {"id": "10000", "type": "choices", "value": {**value, "choices": ["good"]}}
+    for said in ({**value, "labels": ["Cup"]}, {"labels": ["Cup", "Dish"]}):
+        labels = {**bare, "original_height": 30, "original_width": 40, "value": said}
+        for results in ([shape, labels], [labels, shape], [choice, labels, choice, shape, region("plate", id="x")]):
+            ((image, _),) = read_tasks([task(*results)])
+            named = [(mask.id, mask.label) for mask in image.masks]
+            assert named == [(10_000, "Cup"), *[(None, "plate")] * (len(results) == 5)]
+            assert image.unreadable == image.prompts == []
+    # The records of JSON_MIN have no ids or types.
+    sized = {"original_height": 30, "original_width": 40}
+    tags = {"brush": [{**value, **sized}], "name": [{**value, "labels": ["Cup"], **sized}]}
+    ((image, _),) = read_tasks([{"image": "sa_1.jpg", "id": 1, "annotation_id": 1, **tags}])
+    assert [(mask.label, mask.area) for mask in image.masks] == [("Cup", DISK.sum())]
+
+
+def test_results_without_an_id_and_other_strokes_of_an_id_stay_masks() -> None:
+    other = region("dish")
+    other["value"]["rle"] = brush.mask2rle(np.ones((30, 40), np.uint8) * 255)
+    ((image, _),) = read_tasks([task(region(), other, region("plate", id=None), region(None, id=None))])
+    assert [(mask.id, mask.label) for mask in image.masks] == [
+        (10_000, "cup"),
+        (10_000, "dish"),
+        (None, "plate"),
+        (None, None),
+    ]
+
+
+KEYPOINT = {"id": "k", "type": "keypointlabels", "value": {"x": 50, "y": 50, "width": 1, "keypointlabels": ["cup"]}}
+
+
+def rectangle(x: float, y: float, width: float, height: float, **changes: Any) -> dict[str, Any]:
+    value = {"x": x, "y": y, "width": width, "height": height, "rotation": 0, "rectanglelabels": ["cup"]}
+    return {"id": "r", "type": "rectanglelabels", "value": value, **changes}
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        KEYPOINT,
+        {**KEYPOINT, "type": "keypoint"},
+        {**KEYPOINT, "id": "10000"},
+        rectangle(20, 15, 60, 70),
+        rectangle(-5, -5, 110, 110, type="rectangle"),
+    ],
+)
+def test_prompts_beside_a_mask_are_no_masks(prompt: dict[str, Any]) -> None:
+    for results in ([region(), prompt], [prompt, region()]):
+        ((image, _),) = read_tasks([task(*results)])
+        assert (len(image.masks), image.unreadable, len(image.prompts)) == (1, [], 1)
+    ((image, _),) = read_tasks([task(prompt)])  # alone, nobody said that the image has no masks
+    assert (image.masks, len(image.unreadable), image.prompts) == ([], 1, [])
+    minimal = [{**region()["value"], "original_height": 30, "original_width": 40}]
+    record = {"image": "sa_1.jpg", "annotation_id": 1, "tag": minimal, "prompt": [KEYPOINT["value"]]}
+    ((image, _),) = read_tasks([{**record, "choice": [{"choices": ["good"]}]}])
+    assert (len(image.masks), image.unreadable, len(image.prompts)) == (1, [], 1)
+
+
+CUT = {"format": "rle", "rle": [0, 0, 1], "brushlabels": ["cup"]}
+
+
+@pytest.mark.parametrize(
+    ("result", "problems"),
+    [
+        ({"id": "b", "type": "brush", "value": {"format": "rle"}}, 1),
+        (region(id="b", value=CUT), 1),
+        (region(id="b", value=CUT, type="labels"), 1),
+        (region(id="10000", value={**CUT, "rle": None}), 1),
+        (
+            {"id": "p", "type": "polygonlabels", "value": {"points": [[1, 1], [9, 1], [9, 9]], "polygonlabels": ["a"]}},
+            1,
+        ),
+        ({"id": "e", "type": "ellipse", "value": {"x": 5, "y": 5, "radiusX": 2, "radiusY": 2}}, 1),
+        ({"id": "m", "type": "bitmask", "value": {"imageDataURL": "data:,"}}, 1),
+        ({"id": "l", "type": "labels", "value": {"labels": ["cup"]}}, 1),
+        (rectangle(0, 0, 20, 20), 1),  # an object that nobody drew
+        (rectangle(float("nan"), 0, 1e300, 20), 1),
+        (rectangle(0, 0, 20, 20, value={"x": "a"}), 1),
+    ],
+)
+def test_shapes_that_cannot_be_read_are_listed_beside_a_mask(result: dict[str, Any], problems: int) -> None:
+    ((image, _),) = read_tasks([task(region(), result, KEYPOINT)])
+    assert (len(image.masks), len(image.unreadable), len(image.prompts)) == (1, problems, 1)
+
+
 def test_what_has_no_result_is_no_answer() -> None:
     path = {"image": "sa_1.jpg"}
     old = {"result": [region()], "updated_at": "2026-01-01T00:00:00Z"}

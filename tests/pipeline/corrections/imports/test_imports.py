@@ -390,6 +390,25 @@ def test_label_studio_s_answers_come_back(place: DatasetPath, tmp_path: Path) ->
         import_tasks({"images": []})  # type: ignore[arg-type]
 
 
+def test_prompts_of_label_studio_are_counted_and_a_damaged_stroke_protects_its_image(
+    place: DatasetPath, tmp_path: Path
+) -> None:
+    options = ExportOptions(Format.LABEL_STUDIO, with_images=False)
+    export_dataset(place.location, options, location_of(tmp_path / "studio"))
+    tasks = answered(json.loads((tmp_path / "studio" / "tasks.json").read_text()))
+    for task in tasks[:2]:
+        result = task["annotations"][0]["result"]
+        del result[1]
+        result.append({"id": "k", "type": "keypointlabels", "value": {"x": 1, "y": 1, "keypointlabels": ["cup"]}})
+    tasks[1]["annotations"][0]["result"][0]["value"]["rle"] = [1, 2]
+    (tmp_path / "answers.json").write_text(json.dumps(tasks))
+    file = location_of(tmp_path / "answers.json")
+    done = import_masks(place.location, ImportRequest(file, ImportFormat.LABEL_STUDIO, ImportMode.REPLACE))
+    assert (done.listed.prompts, done.listed.images, done.listed.masks["deleted"]) == (1, 1, 1)
+    assert "ignored: 1 prompt beside masks, such as keypoints" in done.listed.lines()
+    assert sum(done.listed.skipped_images.values()) == 1
+
+
 def test_json_min_s_latest_answer_counts(place: DatasetPath, tmp_path: Path) -> None:
     """JSON_MIN has a record for each answer, in any order."""
     out = tmp_path / "out"
