@@ -27,7 +27,10 @@ MOST_NUMBERS = 65_536
 """Maximum number of distinct values in a label map, which is the range of 16 bits. Each value is a mask."""
 
 _BETWEEN = 0.6
-"""Minimum share of a number's pixels that lie between a lower and a higher number if the number is a soft edge."""
+"""Minimum share of a number's pixels that are next to a lower and a higher number if the number is a soft edge."""
+
+_SINGLE, _SCATTERED = 0.5, 8
+"""Minimum share of single pixels, and minimum number of pixels, if a number is noise."""
 
 _MODES = ("1", "L", "P", "I", "I;16", "I;16B", "I;16L")
 """Pillow modes with one integer per pixel. For a palette image, the integers are palette indices."""
@@ -93,9 +96,13 @@ def label_masks(labels: NDArray[np.int64], ignore: Collection[int] = ()) -> list
     numbers, first = np.unique(values[order], return_index=True)
     if len(numbers) > MOST_NUMBERS:
         raise UnreadableMapError(f"it has {len(numbers):,} different numbers: the limit is {MOST_NUMBERS:,}")
-    between = np.add.reduceat(_between(labels).T.reshape(-1), starts, dtype=np.int64)[order]
-    shares = np.add.reduceat(between, first) / np.add.reduceat((ends - starts)[order], first)
-    _check_edges(numbers[numbers != BACKGROUND], shares[numbers != BACKGROUND])
+    areas = np.add.reduceat((ends - starts)[order], first)
+    between, single = (
+        np.add.reduceat(np.add.reduceat(pixels.T.reshape(-1), starts, dtype=np.int64)[order], first) / areas
+        for pixels in _no_objects(labels)
+    )
+    objects = numbers != BACKGROUND
+    _check_objects(numbers[objects], between[objects], np.where(areas < _SCATTERED, 0, single)[objects])
     size = (labels.shape[0], labels.shape[1])
     masks = []
     for number, runs in zip(numbers.tolist(), np.split(order, first[1:]), strict=True):
@@ -106,31 +113,34 @@ def label_masks(labels: NDArray[np.int64], ignore: Collection[int] = ()) -> list
     return masks
 
 
-def _between(labels: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Return the pixels, (H, W) bool, that are next to a lower and to a higher number."""
-    lower, higher = np.zeros(labels.shape, bool), np.zeros(labels.shape, bool)
-    # Transposed views compare the columns and write into the same arrays.
-    for values, below, above in ((labels, lower, higher), (labels.T, lower.T, higher.T)):
-        rises, falls = values[1:] > values[:-1], values[1:] < values[:-1]
-        below[1:] |= rises
-        above[:-1] |= rises
-        above[1:] |= falls
-        below[:-1] |= falls
-    return lower & higher
+def _no_objects(labels: NDArray[np.int64]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Return two kinds of pixels, each (H, W) bool, that the numbers of objects seldom have.
 
-
-def _check_edges(numbers: NDArray[np.int64], between: NDArray[np.float64]) -> None:
-    """Check that most numbers stand for objects, given the share of each number's pixels that are between others.
-
-    Scaling or smoothing turns an edge into a slope of numbers, which no object has. A single such number may be a
-    thin outline. Raises `UnreadableMapError`.
+    Pixels of the first kind are next to a lower and to a higher number. Those of the second kind are next to no pixel
+    of the same number, but to a number other than the background.
     """
-    soft = numbers[between >= _BETWEEN].tolist()
+    lower, higher, same, beside = (np.zeros(labels.shape, bool) for _ in range(4))
+    # Transposed views compare the columns and write into the same arrays.
+    for values, *sides in ((labels, lower, higher, same, beside), (labels.T, lower.T, higher.T, same.T, beside.T)):
+        for here, there in ((slice(1, None), slice(-1)), (slice(-1), slice(1, None))):
+            own, other = values[here], values[there]
+            for side, found in zip(sides, (other < own, other > own, other == own, other != BACKGROUND), strict=True):
+                side[here] |= found
+    return lower & higher, beside & ~same
+
+
+def _check_objects(numbers: NDArray[np.int64], between: NDArray[np.float64], single: NDArray[np.float64]) -> None:
+    """Check that most numbers stand for objects, given the shares of each number's pixels in `_no_objects`.
+
+    Scaling or smoothing turns an edge into a slope of numbers, and compression scatters numbers around it. No object
+    looks like this, except that a single number may be a thin outline. Raises `UnreadableMapError`.
+    """
+    soft = numbers[(between >= _BETWEEN) | (single >= _SINGLE)].tolist()
     if len(soft) > max(1, len(numbers) // 2):
         raise UnreadableMapError(
-            f"its edges are soft: {len(soft):,} of its {len(numbers):,} numbers, such as {soft[0]} and {soft[1]}, only "
-            "occur between a lower and a higher number. Expected one number per object. Scale label maps without "
-            "interpolation, or pass the numbers that aren't objects with --ignore"
+            f"its edges are soft: {len(soft):,} of its {len(numbers):,} numbers, such as {soft[0]} and {soft[1]}, form "
+            "slopes or single pixels, as in a scaled, smoothed, or compressed picture. Expected one number per object. "
+            "Scale label maps without interpolation, or pass the numbers that aren't objects with --ignore"
         )
 
 
