@@ -28,6 +28,7 @@ _SIGNED_QUERY = re.compile(
     r"access[_-]?key(?:[_-]?id)?|account[_-]?key))|sig)=[^&\s\"']+"
 )
 _PRESIGNED = re.compile(r"(?i)[?&](?:X-(?:Amz|Goog)-(?:Signature|Credential)|AWSAccessKeyId)=")
+_PATTERN = re.compile(r"[*?\[]")
 _HIDDEN = "[redacted]"
 _ACCESS_KEY_ID = re.compile(r"\b(?:AKIA|ASIA)[A-Z0-9]{12,}\b")
 
@@ -99,6 +100,20 @@ def local_path(uri: str) -> Path:
         raise UriNotAllowedError(f"{redact(uri)!r} names a host: expected file:///absolute/path")
     _refuse_encoded_control(uri)
     return Path(unquote(rest))
+
+
+def only_path(path: str | Path) -> str:
+    """Return the pattern that makes DuckDB read this local file, and no other one.
+
+    DuckDB treats each path as a pattern. It can't express a backslash in a pattern, but it opens a path as written if a
+    backslash precedes each special character. Raises `UsageError` for any other path with a backslash.
+    """
+    text = str(path)
+    if "\\" not in text:
+        return _PATTERN.sub(r"[\g<0>]", text)
+    if _PATTERN.search(re.sub(r"\\.", "", text)):
+        raise UsageError(f"{text} contains a backslash and one of * ? [, which DuckDB can't open: rename its folder")
+    return text
 
 
 def split_bucket(uri: str) -> tuple[str, str]:

@@ -28,6 +28,7 @@ from segmint.catalogs.source.normalize import (
     write_marked,
 )
 from segmint.infra.storage.location import Location
+from segmint.infra.uris import only_path
 
 PINNED = tuple(
     name for name in STAGED.names if name not in ("ordinal", "id", "image_id", "duplicate_of", "refused_detail")
@@ -42,8 +43,8 @@ _CONTENT = f"hash({', '.join(_COMPARED.values())})"
 _ALL = ", ".join(STAGED.names)
 
 _MISSING = f"""
-WITH now AS (SELECT image_id, {_CONTENT} AS content FROM read_parquet($staged)),
-     pinned AS (SELECT ordinal, image_id, {_CONTENT} AS content FROM read_parquet($known, union_by_name = true)
+WITH now AS (SELECT image_id, {_CONTENT} AS content FROM rows_of($staged)),
+     pinned AS (SELECT ordinal, image_id, {_CONTENT} AS content FROM rows_of($known)
                 WHERE image_id <> '{BLANK}'),
      missing AS MATERIALIZED (SELECT ordinal, image_id FROM pinned ANTI JOIN now USING (image_id, content)),
      gone AS MATERIALIZED (SELECT ordinal, image_id FROM missing ANTI JOIN now USING (image_id))
@@ -56,11 +57,11 @@ SELECT (SELECT count(*) FROM missing), (SELECT count(*) FROM gone), (SELECT arg_
 
 _CHANGED = f"""
 {_MISSING},
-     before AS (SELECT {_ALL} FROM read_parquet($known, union_by_name = true)
+     before AS (SELECT {_ALL} FROM rows_of($known)
                 WHERE ordinal IN (SELECT ordinal FROM missing)),
-     firsts AS (SELECT min(ordinal) AS ordinal FROM read_parquet($staged)
+     firsts AS (SELECT min(ordinal) AS ordinal FROM rows_of($staged)
                 WHERE image_id IN (SELECT image_id FROM missing) GROUP BY image_id),
-     after AS (SELECT * FROM read_parquet($staged) WHERE ordinal IN (SELECT ordinal FROM firsts))
+     after AS (SELECT * FROM rows_of($staged) WHERE ordinal IN (SELECT ordinal FROM firsts))
 SELECT count(*), arg_min(before.image_id, before.ordinal),
        arg_min(coalesce(before.{{column}}::VARCHAR, ''), before.ordinal),
        arg_min(coalesce(after.{{column}}::VARCHAR, ''), before.ordinal),
@@ -69,8 +70,8 @@ FROM before JOIN after USING (image_id) WHERE {{was}} IS DISTINCT FROM {{now}}
 """
 
 _KNOWN = """
-SELECT ordinal FROM read_parquet($staged)
-WHERE image_id IN (SELECT image_id FROM read_parquet($known, union_by_name = true))
+SELECT ordinal FROM rows_of($staged)
+WHERE image_id IN (SELECT image_id FROM rows_of($known))
 ORDER BY ordinal
 """
 
@@ -129,7 +130,7 @@ def compare_catalog(
             part.get_file(path)
         columns = folder / "columns.parquet"  # a part only contains the added columns in which a row has a value
         pq.write_table(STAGED.empty_table(), columns)
-        parameters = {"staged": str(staged), "known": [str(path) for path in (columns, *known)]}
+        parameters = {"staged": only_path(staged), "known": [only_path(path) for path in (columns, *known)]}
         with open_database(folder) as database:
             missing, gone, first_gone = one_row(database, _COUNT, parameters)
             changed = _changes(database, parameters) if missing > gone else {}

@@ -22,7 +22,7 @@ from segmint.infra.storage.errors import NotFoundError, StorageFaultError
 from segmint.infra.storage.fsspec_files import StorageFiles
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
-from segmint.infra.uris import LOCAL, local_path, scheme
+from segmint.infra.uris import LOCAL, local_path, only_path, scheme
 
 MEMORY_LIMIT = "2GB"
 """Default memory limit of DuckDB. If a query needs more, DuckDB spills to the scratch folder."""
@@ -236,6 +236,7 @@ def _select(files: Sequence[TableFile]) -> str:
     """Return the SQL that selects a view's rows from these files, with the number of their shard.
 
     By default, DuckDB would turn a folder such as `license=CC0` in a file's path into a column. The SQL disables this.
+    A store's URI isn't a pattern (see `segmint.infra.storage.fsspec_files`), and a local path is escaped.
     """
     paths = ", ".join(_quoted(_path(entry.uri)) for entry in files)
     source = f"read_parquet([{paths}], filename = true, hive_partitioning = false)"
@@ -251,7 +252,7 @@ def _by_shard(files: Sequence[TableFile]) -> Mapping[int, Sequence[TableFile]]:
 
 
 def _path(uri: str) -> str:
-    return str(local_path(uri).absolute()) if scheme(uri) == LOCAL else uri
+    return only_path(local_path(uri).absolute()) if scheme(uri) == LOCAL else uri
 
 
 def _quoted(text: str) -> str:

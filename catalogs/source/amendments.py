@@ -18,6 +18,7 @@ from segmint.catalogs.parquet import RowGroupWriter
 from segmint.catalogs.schema import AMENDABLE, normalized_schema
 from segmint.catalogs.source.normalize import MARK_ROWS, open_database, stage_catalog, write_marked
 from segmint.infra.storage.location import Location
+from segmint.infra.uris import only_path
 
 FIXED = ("license", "uri", "sha256", "redistributable", "valid_until", "opt_out")
 """Pinned columns. If a source catalog contains a value in one of them, the value must equal the dataset's value."""
@@ -27,14 +28,14 @@ SHOWN = 20
 
 # A catalog may repeat a row often. Therefore, only the first of the rows with the same image_id and uri is joined.
 _HEADS = """
-CREATE TEMP TABLE heads AS SELECT image_id, uri, min(ordinal) AS row FROM read_parquet($asked) GROUP BY image_id, uri
+CREATE TEMP TABLE heads AS SELECT image_id, uri, min(ordinal) AS row FROM rows_of($asked) GROUP BY image_id, uri
 """
 
 # An image matches the rows with its image_id. But if the dataset rejected a row as a duplicate, source rows with the
 # same image_id and uri match that row instead of the image. The corrected catalog thus includes the rejected row.
 _NAMED = """
 CREATE TEMP TABLE named AS
-WITH pinned AS (SELECT ordinal, image_id, uri, duplicate_of FROM read_parquet($part)),
+WITH pinned AS (SELECT ordinal, image_id, uri, duplicate_of FROM rows_of($part)),
      other AS (SELECT DISTINCT image_id, uri FROM pinned WHERE duplicate_of IS NOT NULL)
 SELECT pinned.ordinal AS place, heads.row
 FROM pinned JOIN heads USING (image_id) LEFT JOIN other ON other.image_id = heads.image_id AND other.uri = heads.uri
@@ -52,7 +53,7 @@ _CHOSEN = "CREATE TEMP TABLE chosen AS SELECT place, min(row) AS row FROM named 
 _OTHERS = """
 CREATE TEMP TABLE others AS
 WITH matched AS (SELECT DISTINCT chosen.row AS first, named.row AS head FROM named JOIN chosen USING (place)),
-     again AS (SELECT ordinal, image_id, uri FROM read_parquet($asked) WHERE duplicate_of IS NOT NULL)
+     again AS (SELECT ordinal, image_id, uri FROM rows_of($asked) WHERE duplicate_of IS NOT NULL)
 SELECT matched.first, again.ordinal AS row
 FROM again JOIN heads USING (image_id, uri) JOIN matched ON matched.head = heads.row
 WHERE again.ordinal <> matched.first
@@ -60,13 +61,13 @@ WHERE again.ordinal <> matched.first
 
 _CONTRADICTING = """
 SELECT first.ordinal + 1, other.ordinal + 1, first.image_id, {one}, {another}
-FROM others JOIN read_parquet($asked) first ON first.ordinal = others.first
-JOIN read_parquet($asked) other ON other.ordinal = others.row
+FROM others JOIN rows_of($asked) first ON first.ordinal = others.first
+JOIN rows_of($asked) other ON other.ordinal = others.row
 WHERE {one} IS DISTINCT FROM {another} ORDER BY others.row LIMIT 1
 """
 
-_PAIRS = """read_parquet($part) pinned JOIN chosen ON pinned.ordinal = chosen.place
-JOIN read_parquet($asked) asked ON asked.ordinal = chosen.row"""
+_PAIRS = """rows_of($part) pinned JOIN chosen ON pinned.ordinal = chosen.place
+JOIN rows_of($asked) asked ON asked.ordinal = chosen.row"""
 
 _DIFFERS = {
     name: f"asked.{name} IS NOT NULL AND asked.{name} IS DISTINCT FROM pinned.{name}"
@@ -83,13 +84,13 @@ FROM {_PAIRS} WHERE {{differs}}
 """
 
 _VALUES = """
-SELECT {columns} FROM read_parquet($part) pinned LEFT JOIN chosen ON pinned.ordinal = chosen.place
-LEFT JOIN read_parquet($asked) asked ON asked.ordinal = chosen.row ORDER BY pinned.ordinal
+SELECT {columns} FROM rows_of($part) pinned LEFT JOIN chosen ON pinned.ordinal = chosen.place
+LEFT JOIN rows_of($asked) asked ON asked.ordinal = chosen.row ORDER BY pinned.ordinal
 """
 
 _UNKNOWN = """
-SELECT count(*), arg_min(asked.image_id, asked.ordinal) FROM read_parquet($asked) asked
-ANTI JOIN read_parquet($parts, union_by_name = true) pinned USING (image_id)
+SELECT count(*), arg_min(asked.image_id, asked.ordinal) FROM rows_of($asked) asked
+ANTI JOIN rows_of($parts) pinned USING (image_id)
 """
 
 
@@ -168,22 +169,23 @@ def amend_parts(
     """
     found = Amendments()
     with open_database(folder) as database:
-        database.execute(_HEADS, {"asked": str(asked)})
+        source = {"asked": only_path(asked)}
+        database.execute(_HEADS, source)
         for number, part in enumerate(parts):
-            parameters = {"part": str(part), "asked": str(asked)}
+            target = {"part": only_path(part)}
             for table in ("named", "chosen", "others"):
                 database.execute(f"DROP TABLE IF EXISTS {table}")
-            database.execute(_NAMED, {"part": str(part)})
+            database.execute(_NAMED, target)
             database.execute(_CHOSEN)
-            database.execute(_OTHERS, {"asked": str(asked)})
+            database.execute(_OTHERS, source)
             if found.contradiction is None and one_row(database, "SELECT count(*) FROM others", {})[0]:
-                found.contradiction = _contradiction(database, str(asked))
+                found.contradiction = _contradiction(database, source)
             found.matched += one_row(database, "SELECT count(*) FROM chosen", {})[0]
-            _compare_fixed(database, parameters, found)
+            _compare_fixed(database, asked, part, found)
             destination = folder / f"amended-{number}.parquet"
-            if _write_amended(database, part, parameters, destination, clear, images_per_shard, found):
+            if _write_amended(database, part, source | target, destination, clear, images_per_shard, found):
                 found.parts[number] = destination
-        known = {"asked": str(asked), "parts": [str(part) for part in parts]}
+        known = source | {"parts": [only_path(part) for part in parts]}
         found.unknown, found.first_unknown = one_row(database, _UNKNOWN, known)
     return found
 
@@ -193,20 +195,21 @@ def given(column: str) -> str:
     return f"CASE WHEN regexp_matches({column}, '[^\\s\\pZ]') THEN {column} END"
 
 
-def _contradiction(database: duckdb.DuckDBPyConnection, asked: str) -> Contradiction | None:
+def _contradiction(database: duckdb.DuckDBPyConnection, source: Mapping[str, Any]) -> Contradiction | None:
     for name in AMENDABLE:
         query = _CONTRADICTING.format(one=given(f"first.{name}"), another=given(f"other.{name}"))
-        for one, other, image_id, *values in database.execute(query, {"asked": asked}).fetchall():
+        for one, other, image_id, *values in database.execute(query, source).fetchall():
             return Contradiction(name, (one, other), image_id, (values[0], values[1]))
     return None
 
 
-def _compare_fixed(database: duckdb.DuckDBPyConnection, parameters: Mapping[str, Any], found: Amendments) -> None:
-    asked, part = (set(pq.read_schema(parameters[name]).names) for name in ("asked", "part"))
+def _compare_fixed(database: duckdb.DuckDBPyConnection, asked: Path, part: Path, found: Amendments) -> None:
+    parameters = {"asked": only_path(asked), "part": only_path(part)}
+    asked_columns, part_columns = (set(pq.read_schema(path).names) for path in (asked, part))
     for column in FIXED:
-        if column not in asked:
+        if column not in asked_columns:
             continue  # an added column
-        pinned = f"pinned.{column}" if column in part else "NULL"
+        pinned = f"pinned.{column}" if column in part_columns else "NULL"
         query = _DIFFERENT.format(column=column, pinned=pinned, differs=_DIFFERS[column].format(pinned=pinned))
         rows, *first = one_row(database, query, parameters)
         if rows:

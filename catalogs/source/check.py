@@ -20,7 +20,7 @@ from segmint.catalogs.source.normalize import MARK_ROWS, SortedPairs, marked_bat
 from segmint.catalogs.terms import judge_attribution, judge_terms
 from segmint.infra.scratch import ScratchFolder
 from segmint.infra.storage.location import Location
-from segmint.infra.uris import UriNotAllowedError, has_unusual_bucket, relative_to
+from segmint.infra.uris import UriNotAllowedError, has_unusual_bucket, only_path, relative_to
 from segmint.infra.wording import counted, plural
 
 EXAMPLES = 20
@@ -33,9 +33,9 @@ SHOWN_URIS = 3
 # As in `segmint.catalogs.source.normalize`, only rows whose hash occurs twice are compared as text. The number of a
 # group is the ordinal of its first row. Groups by URI use negative numbers, so that they differ from groups by SHA-256.
 _GROUPS = """
-WITH suspects AS (SELECT hash({column}) AS h FROM read_parquet($staged) WHERE {column} IS NOT NULL
+WITH suspects AS (SELECT hash({column}) AS h FROM rows_of($staged) WHERE {column} IS NOT NULL
                   GROUP BY h HAVING count(*) > 1),
-     candidates AS (SELECT ordinal, {column} AS value FROM read_parquet($staged)
+     candidates AS (SELECT ordinal, {column} AS value FROM rows_of($staged)
                     WHERE {column} IS NOT NULL AND hash({column}) IN (SELECT h FROM suspects)),
      grouped AS (SELECT ordinal, min(ordinal) OVER same AS first, count(*) OVER same AS rows
                  FROM candidates WINDOW same AS (PARTITION BY value))
@@ -323,7 +323,9 @@ class SameFiles(AbstractContextManager["SameFiles"]):
         apart.mkdir()
         self._database: duckdb.DuckDBPyConnection = open_database(apart, memory_limit)
         query = f"SELECT * FROM ({_SAME}) ORDER BY ordinal"
-        self._groups = SortedPairs(self._database.sql(query, params={"staged": str(staged)}).to_arrow_reader(MARK_ROWS))
+        self._groups = SortedPairs(
+            self._database.sql(query, params={"staged": only_path(staged)}).to_arrow_reader(MARK_ROWS)
+        )
 
     def until(self, stop: int) -> dict[int, tuple[int, ...]]:
         """Return the group numbers of all rows below the ordinal `stop` that no earlier call returned, by ordinal."""

@@ -25,7 +25,16 @@ from segmint.infra.assets.cache import sha256_of
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.connections import missing_package
 from segmint.infra.storage.location import Location
-from segmint.infra.uris import ALLOWED_SCHEMES, LOCAL, UriNotAllowedError, fit_to_keep, redact, relative_to, scheme
+from segmint.infra.uris import (
+    ALLOWED_SCHEMES,
+    LOCAL,
+    UriNotAllowedError,
+    fit_to_keep,
+    only_path,
+    redact,
+    relative_to,
+    scheme,
+)
 
 Ints = np.ndarray[Any, np.dtype[np.int64]]
 
@@ -47,10 +56,16 @@ _PUBLISHED_TEXT: dict[str, Callable[[str], str]] = {
 _SUSPICIOUS = "(?s)://.*[@=]"
 _OPTIONAL_STORES = f"(?i)^({'|'.join(sorted(ALLOWED_SCHEMES - {LOCAL, 's3'}))})://"
 
+# By default, DuckDB would turn a folder such as `image_id=1` in a file's path into a column.
+_ROWS_OF = """
+CREATE TEMP MACRO rows_of(paths) AS TABLE
+SELECT * FROM read_parquet(paths, union_by_name = true, hive_partitioning = false)
+"""
+
 # A hash takes 8 bytes, while an id often takes 50. Therefore, only ids whose hash occurs twice are compared as text.
 _DUPLICATES = """
-WITH suspects AS (SELECT hash(image_id) AS h FROM read_parquet($staged) GROUP BY h HAVING count(*) > 1),
-     candidates AS (SELECT ordinal, image_id FROM read_parquet($staged)
+WITH suspects AS (SELECT hash(image_id) AS h FROM rows_of($staged) GROUP BY h HAVING count(*) > 1),
+     candidates AS (SELECT ordinal, image_id FROM rows_of($staged)
                     WHERE hash(image_id) IN (SELECT h FROM suspects)),
      firsts AS (SELECT image_id, min(ordinal) AS first FROM candidates GROUP BY image_id HAVING count(*) > 1)
 SELECT ordinal, first FROM candidates JOIN firsts USING (image_id) WHERE ordinal <> first ORDER BY ordinal
@@ -150,7 +165,7 @@ def _with_values(staged: Path) -> list[str]:
 def marked_batches(staged: Path, folder: Path, memory_limit: str = "1GB") -> Iterator[pa.RecordBatch]:
     """Yield the rows of a staged file in order, and fill in `duplicate_of`. DuckDB spills into `folder`."""
     with open_database(folder, memory_limit) as database, pq.ParquetFile(staged) as file:
-        reader = database.sql(_DUPLICATES, params={"staged": str(staged)}).to_arrow_reader(MARK_ROWS)
+        reader = database.sql(_DUPLICATES, params={"staged": only_path(staged)}).to_arrow_reader(MARK_ROWS)
         marks = SortedPairs(reader)
         start = 0
         for batch in file.iter_batches(batch_size=MARK_ROWS):
@@ -258,7 +273,10 @@ def with_column(batch: pa.RecordBatch, name: str, values: pa.Array | Ints) -> pa
 
 
 def open_database(folder: Path, memory_limit: str = "1GB") -> duckdb.DuckDBPyConnection:
-    """Open a DuckDB database that spills into `folder`. Use it as a context manager."""
+    """Open a DuckDB database that spills into `folder`. Use it as a context manager.
+
+    `rows_of(paths)` are the rows of one or several Parquet files. Pass each path through `only_path`.
+    """
     database = duckdb.connect(
         config={
             "temp_directory": str(folder / "spill"),
@@ -266,5 +284,6 @@ def open_database(folder: Path, memory_limit: str = "1GB") -> duckdb.DuckDBPyCon
             "preserve_insertion_order": "false",
         }
     )
+    database.execute(_ROWS_OF)
     database.execute("SET enable_progress_bar = false")  # after two seconds, DuckDB would print it to standard output
     return database

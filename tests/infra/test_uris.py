@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from segmint.infra.errors import UsageError
 from segmint.infra.uris import (
     UriNotAllowedError,
     base_name,
@@ -11,6 +12,7 @@ from segmint.infra.uris import (
     is_below,
     join,
     local_path,
+    only_path,
     parent,
     plain_form,
     plain_forms,
@@ -86,6 +88,14 @@ def test_local_path_decodes_file_uris_only() -> None:
     for uri in ("file://host/x", "s3://bkt/k", "file:///a%0Ab", "file:///a%00b"):
         with pytest.raises(UriNotAllowedError):
             local_path(uri)
+
+
+def test_a_path_for_duckdb_names_only_itself() -> None:
+    assert only_path(Path("/a b/it's{1}/x=1.parquet")) == "/a b/it's{1}/x=1.parquet"
+    assert only_path("/a*/b?[c]") == "/a[*]/b[?][[]c]"
+    assert only_path("/a\\*b") == "/a\\*b"
+    with pytest.raises(UsageError, match="rename its folder"):
+        only_path("/a\\b/c?")
 
 
 def test_keys_are_taken_literally() -> None:

@@ -7,6 +7,7 @@ import duckdb
 
 from segmint.catalogs.dataset.manifest import DatasetManifest
 from segmint.infra.storage.location import Location
+from segmint.infra.uris import only_path
 
 
 class MatchMode(StrEnum):
@@ -32,8 +33,8 @@ def find_homes(
     selected.
     """
     for name in ("answers", "masks"):
-        path = quoted(str(folder / f"read-{name}.parquet"))
-        database.execute(f"CREATE VIEW read_{name} AS SELECT * FROM read_parquet('{path}')")
+        path = quoted(only_path(folder / f"read-{name}.parquet"))
+        database.execute(f"CREATE VIEW read_{name} AS SELECT * FROM rows_of('{path}')")
     spans = [(part.first_shard * manifest.images_per_shard, part.rows) for part in manifest.catalog]
     there = " OR ".join(f"ordinal BETWEEN {first} AND {first + rows - 1}" for first, rows in spans if rows)
     if match is MatchMode.NUMBER:
@@ -45,12 +46,12 @@ def find_homes(
         for number, part in enumerate(manifest.catalog):
             local = folder / f"part-{number}.parquet"
             (dataset / part.path).get_file(local)
-            parts.append(str(local))
+            parts.append(only_path(local))
         database.execute(
             f"""CREATE TEMP TABLE homes AS
             WITH asked AS (SELECT submission, unnest(keys) AS key FROM read_answers),
                  pinned AS (SELECT ordinal, {_KEY[match]} AS key
-                            FROM read_parquet($parts, union_by_name = true) WHERE duplicate_of IS NULL)
+                            FROM rows_of($parts) WHERE duplicate_of IS NULL)
             SELECT DISTINCT asked.submission, pinned.ordinal FROM asked JOIN pinned USING (key)""",
             {"parts": parts},
         )

@@ -157,3 +157,12 @@ def test_what_the_catalog_refuses_is_pinned(tmp_path: Path) -> None:
     assert list(now.changed) == ["refused_reason"]
     assert (now.changed["refused_reason"].image_id, now.changed["refused_reason"].now) == ("a", "unfit")
     assert new_rows(now) == [(200, 201, "c", None)]
+
+
+@pytest.mark.parametrize("name", ["image_id=a", "license=MIT", "ordinal=0", "[a]*?"])
+def test_names_of_folders_are_neither_patterns_nor_values(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / name
+    folder.mkdir()
+    growth = compare(folder, [row("a"), row("b")], [row(i) for i in "bcad"])
+    assert growth.keeps_all
+    assert new_rows(growth) == [(100, 101, "c", None), (101, 102, "d", None)]

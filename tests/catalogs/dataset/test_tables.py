@@ -11,6 +11,7 @@ import pytest
 from segmint.catalogs.dataset.commits import CommitLog
 from segmint.catalogs.dataset.tables import DatasetTables, TableFile, open_committed
 from segmint.catalogs.layout import DamagedDatasetError, data_path
+from segmint.infra.errors import UsageError
 from segmint.infra.scratch import ScratchFolder
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
@@ -79,6 +80,31 @@ def test_names_of_folders_are_neither_patterns_nor_values(dataset: str, tmp_path
         with open_committed(location_of(uri), SCHEMAS) as tables:
             rows = tables.query("SELECT license, count(*) AS n, max(shard) AS last FROM images GROUP BY ALL")
             assert rows.to_pylist() == [{"license": "CC-BY-4.0", "n": 6, "last": 2}]
+
+
+@pytest.mark.parametrize("name", ["ds?1", "ds*1", "ds[!a]1", "ds[a-z]1", "d**1", "ds\\*1"])
+def test_a_folder_whose_name_is_a_pattern_is_read_without_its_neighbors(
+    dataset: str, tmp_path: Path, name: str
+) -> None:
+    shutil.copytree(dataset, tmp_path / name)
+    for other in ("dsx1", "ds-1", "ds_*1"):
+        shutil.copytree(dataset, tmp_path / other)
+        for file in (tmp_path / other / "images").iterdir():
+            rows = pq.read_table(file)
+            pq.write_table(pa.concat_tables([rows, rows]), file)
+    with open_committed(location_of(tmp_path / name), SCHEMAS) as tables:
+        assert [row["images"] for row in tables.query(OVERVIEW).to_pylist()] == [2, 2, 2]
+        assert tables.query_shard(1, "images", "SELECT count(*) AS n FROM images").to_pylist() == [{"n": 2}]
+        gone = min((tmp_path / name / "images").iterdir())
+        gone.unlink()
+        with pytest.raises(DamagedDatasetError, match=gone.name):
+            tables.query("SELECT sum(width) AS n FROM images")
+
+
+def test_a_folder_that_no_pattern_can_name_is_refused(dataset: str, tmp_path: Path) -> None:
+    moved = Path(dataset).rename(tmp_path / "a\\b*")
+    with pytest.raises(UsageError, match=r"contains a backslash and one of \* \? \[.*: rename its folder"):
+        open_committed(location_of(moved), SCHEMAS)
 
 
 def test_a_damaged_and_a_missing_file_are_named(dataset: str, tables: DatasetTables) -> None:

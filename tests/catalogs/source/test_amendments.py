@@ -92,3 +92,13 @@ def test_a_spelling_of_a_license_is_no_other_license_and_what_is_not_said_is_no_
     newly = compare(tmp_path, pinned, [{"uri": "a.jpg", "opt_out": True}]).different["opt_out"]
     assert (newly.rows, newly.pinned, newly.found) == (1, "", "true")
     assert (found["valid_until"].row, found["valid_until"].found) == (2, "2031-01-01")
+
+
+def test_names_of_folders_are_neither_patterns_nor_values(tmp_path: Path) -> None:
+    pinned = [{"uri": f"{n}.jpg", "image_id": f"i{n}", "provider": "P"} for n in range(3)]
+    for name in ("ab", "a*", "image_id=1 [a]?", "provider=Q"):
+        folder = tmp_path / name
+        folder.mkdir()
+        found = compare(folder, pinned, [{**row, "attribution": name} for row in pinned])
+        assert (found.rows, found.matched, found.unknown, found.different) == (3, 3, 0, {})
+        assert (column(found, "attribution"), column(found, "provider")) == ([name] * 3, ["P"] * 3)

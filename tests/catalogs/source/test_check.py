@@ -148,3 +148,12 @@ def test_rows_with_the_same_digest_or_uri_share_a_group(tmp_path: Path) -> None:
         first, rest = same.until(2), same.until(5)
     assert {ordinal: sorted(groups) for ordinal, groups in first.items()} == {0: [-1, 0]}
     assert rest == {2: (0,), 3: (-1,)}
+
+
+def test_names_of_folders_are_neither_patterns_nor_values(tmp_path: Path) -> None:
+    folder = tmp_path / "image_id=a" / "uri=b*"
+    folder.mkdir(parents=True)
+    rows: list[dict[str, object]] = [{"uri": f"{name}.jpg", "license": "CC0-1.0"} for name in "abc"]
+    found = check(location_of(catalog(folder / "c.jsonl", *rows, {**rows[0], "image_id": "d"})), temporary=folder)
+    assert (found.accepted, found.duplicates.count) == (4, 0)
+    assert found.audit["repeated_source"].rows == [4]

@@ -266,3 +266,13 @@ def test_refusals_of_the_catalog_are_columns_only_where_a_row_has_one(tmp_path: 
             location_of(catalog_of(tmp_path / "d.csv", [plain[0], plain[1] | {"refused_reason": "ugly"}])),
             tmp_path / "d",
         )
+
+
+@pytest.mark.parametrize("name", ["image_id=a", "ordinal=0", "[a]*?", "a?", "a\\*"])
+def test_names_of_folders_are_neither_patterns_nor_values(tmp_path: Path, name: str) -> None:
+    rows = [{"uri": f"{image_id}.jpg", "license": "CC0-1.0", "image_id": image_id} for image_id in "abca"]
+    folder = tmp_path / name
+    folder.mkdir()
+    assert [row["duplicate_of"] for row in rows_of(catalog_of(folder / "c.jsonl", rows), folder / "n.parquet")] == [
+        None, None, None, 0,
+    ]  # fmt: skip
