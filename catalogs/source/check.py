@@ -414,8 +414,11 @@ class _TermsJudge:
             if self._policy is not None:
                 verdict = self._policy.judge(*terms)
                 self._verdicts[terms] = verdict[0] if verdict else None
+            elif terms[0] is None:
+                self._verdicts[terms] = Reason.LICENSE_MISSING
             else:
-                self._verdicts[terms] = Reason.LICENSE_MISSING if terms[0] is None else None
+                is_known = canonical_identifier(terms[0]) is not None
+                self._verdicts[terms] = None if is_known else Reason.LICENSE_NOT_ALLOWED
         return self._verdicts[terms]
 
 

@@ -48,11 +48,93 @@ def test_what_is_an_identifier(text: str, identifier: str | None) -> None:
         ("CC-BY-4", "CC-BY-4.0"),
         ("CC0", "CC0-1.0"),
         ("CC-BY-NC-4,0", "CC-BY-NC-4.0"),
+        ("Appache-2.0", "Apache-2.0"),
         ("all rights reserved, do not touch", None),
     ],
 )
 def test_a_near_miss_gets_a_suggestion(text: str, suggestion: str | None) -> None:
     assert suggest_identifier(text) == suggestion
+
+
+@pytest.mark.parametrize(
+    ("url", "suggestion"),
+    [
+        ("https://creativecommons.org/licenses/by/2.0/", "CC-BY-2.0"),
+        ("http://www.creativecommons.org/licenses/by-nc-sa/4.0", "CC-BY-NC-SA-4.0"),
+        ("HTTP://CreativeCommons.org/licenses/by-nd-nc/1.0/", "CC-BY-NC-ND-1.0"),
+        ("//creativecommons.org/licenses/by-sa/3.0/de/deed.en", "CC-BY-SA-3.0-DE"),
+        ("creativecommons.org/licenses/by/4.0/legalcode.zh-Hans", "CC-BY-4.0"),
+        ("https://creativecommons.org/licenses/by/4.0/deed.pt_BR?ref=chooser-v1", "CC-BY-4.0"),
+        ("https://creativecommons.org/publicdomain/zero/1.0/legalcode", "CC0-1.0"),
+        ("https://creativecommons.org/publicdomain/mark/1.0/deed.de", "CC-PDM-1.0"),
+        ("https://spdx.org/licenses/ODbL-1.0.html", "ODbL-1.0"),
+        ("https://creativecommons.org/licenses/by/3.0/se/", None),  # SPDX has no identifier for this port
+        ("https://creativecommons.org/licenses/by/9.0/", None),
+        ("https://creativecommons.org/licenses/", None),
+        ("https://example.org/creativecommons.org/licenses/by/2.0/", None),
+        ("https://creativecommons.org.example/licenses/by/2.0/", None),
+        ("http://opendatacommons.org/licenses/by/1-0/", None),
+        ("http://rightsstatements.org/vocab/InC/1.0/", None),
+        ("https://unsplash.com/license", None),
+    ],
+)
+def test_a_url_gets_the_identifier_of_its_license(url: str, suggestion: str | None) -> None:
+    assert suggest_identifier(url) == suggestion
+    assert canonical_identifier(url) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "suggestion"),
+    [
+        ("CC BY 2.0", "CC-BY-2.0"),
+        ("CC BY-SA 4.0", "CC-BY-SA-4.0"),
+        ("CC_BY_NC_4_0", "CC-BY-NC-4.0"),
+        ("CC BY-SA 3.0 de", "CC-BY-SA-3.0-DE"),
+        ("CC BY 3.0 Unported", "CC-BY-3.0"),
+        ("by-nc-sa", "CC-BY-NC-SA-4.0"),
+        ("Creative Commons Attribution-ShareAlike 4.0 International License", "CC-BY-SA-4.0"),
+        ("Attribution-NonCommercial 4.0 International (CC BY-NC 4.0)", "CC-BY-NC-4.0"),
+        ("Attribution License", "CC-BY-2.0"),  # Flickr's
+        ("Attribution-NonCommercial-NoDerivs License", "CC-BY-NC-ND-2.0"),
+        ("Public Domain Dedication (CC0)", "CC0-1.0"),
+        ("CC0 1.0 Universal (CC0 1.0) Public Domain Dedication", "CC0-1.0"),
+        ("Creative Commons Zero", "CC0-1.0"),
+        ("CC0_1_0", "CC0-1.0"),
+        ("public domain mark 1.0", "CC-PDM-1.0"),
+        ("pdm", "CC-PDM-1.0"),
+        ("MIT License", "MIT"),
+        ("Apache License, Version 2.0", "Apache-2.0"),
+        # These don't mean one license of SPDX's list.
+        ("CC BY 3.0 se", None),
+        ("CC-BY-SA-3.0,2.5,2.0,1.0", None),
+        ("CC BY-NC 4.0 / CC BY-SA 4.0", None),
+        ("CC BY-SA 4.0 or GFDL", None),
+        ("not CC BY 4.0", None),
+        ("CC BY-NC-XX 4.0", None),
+        ("CC0 2.0", None),
+        ("Attribution", None),
+        ("public domain", None),
+        ("No known copyright restrictions", None),
+        ("United States Government Work", None),
+        ("Unsplash License", None),
+        ("fair use", None),
+        ("unlicensed", None),
+        ("no license", None),
+        ("free", None),
+        ("none", None),
+        ("NC", None),
+    ],
+)
+def test_a_name_as_collections_write_it_gets_its_identifier_or_nothing(name: str, suggestion: str | None) -> None:
+    assert suggest_identifier(name) == suggestion
+    assert canonical_identifier(name) is None
+
+
+def test_every_identifier_of_creative_commons_is_found_by_its_name() -> None:
+    for identifier in spdx_identifiers().values():
+        if identifier.startswith("CC-BY"):
+            assert suggest_identifier(identifier.replace("-", " ")) == identifier
+            assert suggest_identifier(identifier.replace("-", "_").replace(".", "_") + " ") == identifier
 
 
 def test_a_long_text_is_looked_at_in_no_time_and_not_repeated() -> None:

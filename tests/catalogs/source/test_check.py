@@ -96,6 +96,17 @@ def test_a_good_catalog_is_clean(tmp_path: Path) -> None:
     assert found.accepted == found.rows == 1
 
 
+def test_a_text_that_is_no_license_is_not_acceptable_without_a_policy(tmp_path: Path) -> None:
+    licenses = ["https://creativecommons.org/licenses/by/2.0/", "CC BY 2.0", "pdm", "cc-by-2.0", "LicenseRef-acme"]
+    rows = ({"uri": f"{row}.jpg", "license": license} for row, license in enumerate(licenses))
+    found = check(location_of(catalog(tmp_path / "c.jsonl", *rows)))
+    assert found.accepted == 2
+    assert found.verdicts["license_not_allowed"].rows == [1, 2, 3]
+    assert "'https://creativecommons.org/licenses/by/2.0/' is not a license identifier; did you mean CC-BY-2.0?" in (
+        "\n".join(found.lines())
+    )
+
+
 def test_all_rows_are_counted_and_the_first_are_listed(tmp_path: Path) -> None:
     uri = catalog(tmp_path / "c.jsonl", *({"uri": f"{i}.jpg", "license": ""} for i in range(50)))
     found = check(location_of(uri), today=DAY)
