@@ -29,6 +29,9 @@ from segmint.catalogs.source.conform import (
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
 
+Bytes = np.ndarray[Any, np.dtype[np.uint8]]
+Ints = np.ndarray[Any, np.dtype[np.int64]]
+
 _MOST_COLUMNS = 10_000  # Arrow's reader uses 2 KB per column before the first row
 _LONGEST_READ_S = 60.0  # maximum wait, when the reader is closed, for a block that is being read
 
@@ -37,6 +40,10 @@ BLOCK_BYTES = 4 << 20
 
 ROW_BYTES = 4 << 20
 """Maximum size in bytes of a row in a text catalog. A longer row is not from a catalog, and could fill the memory."""
+
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_QUOTE = ord('"')
+_BORDER = np.isin(np.arange(256), list(b',\r\n"'))  # by byte: whether it may be next to a quote, outside the value
 
 _SCHEMA = pa.schema([pa.field(f.name, f.type if pa.types.is_boolean(f.type) else pa.string()) for f in SOURCE])
 
@@ -57,7 +64,7 @@ def line_blocks(stream: BinaryIO) -> Iterator[bytes]:
     If a line is too long for a row, reading stops within the line.
     """
     rest = stream.read(3)
-    rest = b"" if rest == b"\xef\xbb\xbf" else rest
+    rest = b"" if rest == _BYTE_ORDER_MARK else rest
     while True:
         block = stream.read(BLOCK_BYTES)
         if not block:
@@ -100,16 +107,21 @@ def csv_batches(catalog: Location, only: Container[str] | None = SOURCE.names) -
     """
     with open_text(catalog) as stream:
         text = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
+        lines: list[str] = []
         try:
-            names = next((line for line in csv.reader(_header_lines(catalog.uri, text)) if line), [])
+            names = next((line for line in csv.reader(_header_lines(catalog.uri, text, lines)) if line), [])
         except (UnicodeDecodeError, csv.Error) as error:
             raise UsageError(f"{catalog}: the header is not CSV in UTF-8: {error}") from error
+    header = _QuoteCheck(catalog)
+    header.passed("".join(lines).encode())
+    header.passed(b"")
     if len(names) > _MOST_COLUMNS:
         raise UsageError(f"{catalog}: the header has {len(names):,} columns; expected at most {_MOST_COLUMNS:,}")
     require_columns(catalog.uri, names)
     bad: list[pacsv.InvalidRow] = []
     rows = 0
-    with open_text(catalog) as stream, closing(_batches(stream, names, only, bad)) as batches:
+    quotes = _QuoteCheck(catalog)
+    with open_text(catalog) as stream, closing(_batches(stream, names, only, bad, quotes)) as batches:
         try:
             for batch in batches:
                 yield batch
@@ -125,18 +137,24 @@ def csv_batches(catalog: Location, only: Container[str] | None = SOURCE.names) -
             why = str(error)
             if "straddling" in why:
                 why = f"a row is longer than {BLOCK_BYTES:,} bytes, or a quote is never closed"
+                if quotes.is_open:
+                    why += f" (line {quotes.opened} opens one)"
             raise UsageError(f"{catalog}: cannot be read as CSV after row {rows}: {why}") from error
 
 
 def _batches(
-    stream: BinaryIO, names: Sequence[str], only: Container[str] | None, bad: list[pacsv.InvalidRow]
+    stream: BinaryIO,
+    names: Sequence[str],
+    only: Container[str] | None,
+    bad: list[pacsv.InvalidRow],
+    quotes: "_QuoteCheck",
 ) -> Generator[pa.RecordBatch, None, None]:
-    """Yield the rows of an open CSV file.
+    """Yield the rows of an open CSV file, whose bytes pass through `quotes`.
 
     If a row has a wrong number of values, it is added to `bad` before Arrow's error is raised.
     """
     left, returned = threading.Event(), threading.Event()
-    lent = _ArrowStream(stream, bad, left)
+    lent = _ArrowStream(stream, bad, left, quotes)
     weakref.finalize(lent, returned.set)
     try:
         yield from pacsv.open_csv(
@@ -166,10 +184,12 @@ class _ArrowStream:
 
     closed = False
 
-    def __init__(self, stream: BinaryIO, bad: list[pacsv.InvalidRow], left: threading.Event) -> None:
+    def __init__(
+        self, stream: BinaryIO, bad: list[pacsv.InvalidRow], left: threading.Event, quotes: "_QuoteCheck"
+    ) -> None:
         # This isn't a method. If a method failed, its frame would stay in the error's traceback and keep this object
         # alive.
-        self.read = lambda size: b"" if left.is_set() else stream.read(size)
+        self.read = lambda size: b"" if left.is_set() else quotes.passed(stream.read(size))
         self._bad = bad
 
     def remember(self, invalid: pacsv.InvalidRow) -> str:
@@ -180,12 +200,80 @@ class _ArrowStream:
         """Do nothing, because the function that opened the stream also closes it."""
 
 
-def _header_lines(uri: str, text: io.TextIOWrapper) -> Iterator[str]:
+class _QuoteCheck:
+    """Check of a CSV file's quotes by the rules of RFC 4180, block by block.
+
+    Arrow accepts quotes that break these rules, and then rows may disappear into a value. By the rules, quotes open and
+    close in turn. A quote that opens is preceded by a comma or line end, and one that closes is followed by one. Inside
+    a quoted value, quotes are doubled, so the one that closes and the next one that opens are neighbors.
+    """
+
+    def __init__(self, catalog: Location) -> None:
+        self.is_open = False  # whether the last quote so far opens
+        self.opened = 0  # line in which the open value begins, counted from 1
+        self._catalog = catalog
+        self._line = 1
+        self._before = b""  # last byte so far
+
+    def passed(self, block: bytes) -> bytes:
+        """Return the next bytes unchanged. No bytes mean the end of the file. Raises `UsageError` for a wrong quote."""
+        if not block:
+            if self.is_open:
+                raise self._wrong(self.opened, "a quote is never closed")
+            return block
+        before = self._before or b"\n"
+        text = before + (block if self._before else block.removeprefix(_BYTE_ORDER_MARK))
+        line = self._line - _line_ends(before)
+        data = np.frombuffer(text, np.uint8)
+        if b'"' in text:
+            self._check(text, data, np.flatnonzero(data == _QUOTE), line)
+        self._line = line + _line_ends(text)
+        self._before = text[-1:]
+        return block
+
+    def _check(self, text: bytes, data: Bytes, quotes: Ints, line: int) -> None:
+        """Check the quotes at these indices of `text`, which begins in `line` with the last byte of earlier blocks."""
+        was_open = self.is_open != bool(quotes[0] == 0)  # before the first of the quotes
+        opens = (np.arange(len(quotes)) % 2 == 0) != was_open
+        previous, following = data[quotes - 1], data[np.minimum(quotes + 1, len(data) - 1)]
+        is_new, is_last = quotes > 0, quotes == len(data) - 1
+        wrong = np.where(opens, is_new & ~_BORDER[previous], ~is_last & ~_BORDER[following])
+        begins = quotes[opens & is_new & (previous != _QUOTE)]  # of quoted values
+        if wrong.any():
+            first = int(np.argmax(wrong))
+            place = int(quotes[first])
+            here = line + _line_ends(text[:place])
+            near = shown(text[place : place + 20].decode(errors="replace"))
+            if opens[first]:
+                raise self._wrong(here, f"the quote of {near} is inside a value that doesn't begin with one")
+            begins = begins[begins < place]
+            begun = line + _line_ends(text[: begins[-1]]) if len(begins) else self.opened
+            where = "" if begun == here else f" in line {here}"
+            raise self._wrong(begun, f"text follows the quote that closes the value{where}: {near}")
+        self.is_open = bool(opens[-1])
+        if self.is_open and len(begins):
+            self.opened = line + _line_ends(text[: begins[-1]])
+
+    def _wrong(self, line: int, why: str) -> UsageError:
+        return UsageError(
+            f"{self._catalog}, line {line}: {why}. Put quotes around each value that contains a quote, comma, or line "
+            "break, and double each quote inside it"
+        )
+
+
+def _line_ends(text: bytes) -> int:
+    feeds = int(np.count_nonzero(np.frombuffer(text, np.uint8) == ord("\n")))
+    return feeds + text.count(b"\r") - text.count(b"\r\n") if b"\r" in text else feeds
+
+
+def _header_lines(uri: str, text: io.TextIOWrapper, lines: list[str]) -> Iterator[str]:
+    """Yield the lines of a CSV file up to `ROW_BYTES`, and add each of them to `lines`."""
     taken = 0
     while line := text.readline(ROW_BYTES):
         taken += len(line)
         if taken >= ROW_BYTES:
             raise UsageError(f"{uri}: no CSV header in its first {ROW_BYTES:,} bytes")
+        lines.append(line)
         yield line
 
 

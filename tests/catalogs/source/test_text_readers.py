@@ -1,8 +1,10 @@
 """CSV and JSON Lines catalogs: limits, blocks of lines, and background threads after the reader is closed."""
 
+import csv
 import gzip
 import io
 import json
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -48,6 +50,82 @@ def test_endless_columns_are_refused(tmp_path: Path) -> None:
 
 
 CSV_ROWS = "uri,license\n" + "a.jpg,CC0-1.0\n" * 2_000_000
+
+
+@pytest.mark.parametrize(
+    ("rows", "says"),
+    [
+        ('p0.jpg,CC0-1.0,Jo\np1.jpg,CC-BY-4.0,"Acme\np2.jpg,CC0-1.0,Jo\n', "line 3: a quote is never closed"),
+        ('a,b,"', "line 2: a quote is never closed"),
+        ('a,b,"c""', "line 2: a quote is never closed"),
+        ('a,b,"c\r\n\r\nd', "line 2: a quote is never closed"),
+        ('a,b,c\ra,b,"c', "line 3: a quote is never closed"),
+        ('a,b,"x\n""y\na,b,c\na,b,"c, d"\n', "line 2: text follows the quote that closes the value in line 5: "),
+        ('a,b,"x"y\n', "line 2: text follows the quote that closes the value: "),
+        ('a,b,"x" \n', "line 2: text follows the quote that closes the value: "),
+        ('a,b,""x""\n', "line 2: text follows the quote that closes the value: "),
+        ('\n\na,b,x"y\n', "line 4: the quote of '\"y\\n' is inside a value that doesn't begin with one"),
+        ('a,b, "x"\n', "line 2: the quote of "),
+    ],
+)
+def test_a_quote_that_breaks_the_rules_is_an_error_with_its_line(tmp_path: Path, rows: str, says: str) -> None:
+    path = tmp_path / "c.csv"
+    for header in ("uri,license,attribution\n", '\ufeff"uri","license","attribution"\n'):
+        path.write_bytes((header + rows).encode())
+        with pytest.raises(UsageError) as caught:
+            read(path)
+        assert f"{path}, {says}" in str(caught.value)
+
+
+def test_a_wrong_quote_in_the_header_is_an_error_with_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "c.csv"
+    for header, says in (
+        ('\nuri,"license', "line 2: a quote is never closed"),
+        ('uri,"lic"ense', "line 1: text follows"),
+    ):
+        path.write_text(f"{header}\na.jpg,CC0-1.0\n")
+        with pytest.raises(UsageError, match=says):
+            read(path)
+
+
+def test_commas_line_breaks_and_doubled_quotes_may_be_in_quoted_values(tmp_path: Path) -> None:
+    credits = ["a,b", 'a "b" c', '"', '""', "a\nb", "a\r\nb\r", "", " ", "é, ü"]
+    path = tmp_path / "c.csv"
+    for end in ("\n", "\r\n"):
+        with path.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file, lineterminator=end)
+            writer.writerow(["uri", "license", "attribution"])
+            writer.writerows(["a.jpg", "CC0-1.0", credit] for credit in credits)
+        assert read(path).column("attribution").to_pylist() == [credit or None for credit in credits]
+        path.write_bytes(path.read_bytes().removesuffix(end.encode()))
+        assert read(path).num_rows == len(credits)
+
+
+def test_lines_are_counted_across_blocks(tmp_path: Path) -> None:
+    path = tmp_path / "c.csv"
+    rows = 'a.jpg,"CC0-1.0","a\nb ""c"""\n' * 200_000
+    path.write_text(f"uri,license,attribution\n{rows}")
+    assert path.stat().st_size > text_readers.BLOCK_BYTES
+    assert read(path).num_rows == 200_000
+    path.write_text(f'uri,license,attribution\n{rows}a.jpg,CC0-1.0,"a\n')
+    with pytest.raises(UsageError, match="line 400002: a quote is never closed"):
+        read(path)
+
+
+_VALUE = r'(?:"(?:[^"]|"")*"|[^",\r\n]*)'
+
+
+@given(st.lists(st.text('",\r\na', max_size=6), max_size=8))
+def test_exactly_the_texts_that_break_the_rules_are_refused_however_they_are_split(blocks: list[str]) -> None:
+    text = "".join(blocks)
+    check = text_readers._QuoteCheck(location_of("c.csv"))
+    try:
+        for block in (*filter(None, blocks), ""):
+            assert check.passed(block.encode()) == block.encode()
+    except UsageError:
+        assert not re.fullmatch(rf"{_VALUE}(?:[,\r\n]{_VALUE})*", text)
+    else:
+        assert re.fullmatch(rf"{_VALUE}(?:[,\r\n]{_VALUE})*", text)
 
 
 def stop_after_a_batch(batches: Iterator[pa.RecordBatch]) -> None:
