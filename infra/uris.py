@@ -164,6 +164,19 @@ def join(base: str, *parts: str) -> str:
     return base + separator + "/".join(pieces)
 
 
+def child(folder: str, name: str) -> str:
+    """Return the URI of the object that a listing of `folder` calls `name`.
+
+    In a store, the name is appended unchanged, because `a//b` and `./b` are other objects than `a/b` and `b`. A local
+    path is normalized. Raises `UriNotAllowedError` if the name contains `..`.
+    """
+    joined = join(folder, name)
+    found = _SCHEME.match(folder)
+    if not name or found is None or found[1].lower() == LOCAL:
+        return joined
+    return f"{folder.rstrip('/')}/{name}"
+
+
 def parent(uri: str) -> str:
     """Return the parent folder or prefix without a trailing slash. The parent of a root or bucket is itself."""
     start = _after_scheme(uri)
@@ -184,9 +197,10 @@ def relative_to(catalog_uri: str, uri: str) -> str:
     - If the URI has a scheme, the scheme must be on the allow-list (`ALLOWED_SCHEMES`), and the URI must not have a
       user part.
     - In a store, no part of the URI may be `..`, even percent-encoded. Although a store treats it as a name, a proxy
-      could resolve it.
+      could resolve it. If the store's client would ask for another object, the URI isn't allowed either.
     - A relative URI is resolved against the folder that contains the catalog. It must not contain `..`, so a catalog
-      can't reach files outside its folder.
+      can't reach files outside its folder. In a store, it must not contain `//` or end with `/` either, because these
+      keys are other objects there than in a local folder. Only an absolute URI can name them.
     - An absolute local path or `file://` URI is allowed only if the catalog is a local file, too. A catalog from a
       bucket must not read files of the machine that builds from it.
 
@@ -197,6 +211,7 @@ def relative_to(catalog_uri: str, uri: str) -> str:
     if scheme(uri) != LOCAL:
         split_bucket(uri)
         _refuse_climbing(uri)
+        _refuse_changed(uri)
         return f"{scheme(uri)}://{uri[_after_scheme(uri) :]}"
     _refuse_encoded_control(uri)
     if _SCHEME.match(uri) or uri.startswith("/"):
@@ -211,7 +226,20 @@ def relative_to(catalog_uri: str, uri: str) -> str:
     if catalog_is_local:
         return os.path.normpath(Path(os.path.abspath(local_path(catalog_uri))).parent / uri)  # noqa: PTH100
     _refuse_climbing(uri)
-    return join(parent(catalog_uri), uri)
+    names = [name for name in uri.split("/") if name != "."]
+    if "" in names or not names:
+        raise UriNotAllowedError(f"{redact(uri)!r} contains an empty name: give the absolute URI of the object")
+    return _folder_of(catalog_uri) + "/".join(names)
+
+
+def _folder_of(catalog_uri: str) -> str:
+    """Return the absolute folder of a catalog, or its unchanged prefix in a store, with a slash at its end."""
+    if scheme(catalog_uri) == LOCAL:
+        folder = os.path.dirname(os.path.abspath(local_path(catalog_uri)))  # noqa: PTH100, PTH120
+        return f"{folder.rstrip('/')}/"
+    start = _after_scheme(catalog_uri)
+    bucket, _, key = catalog_uri[start:].partition("/")
+    return f"{catalog_uri[:start]}{bucket}/{key[: key.rfind('/') + 1]}"
 
 
 def plain_form(uri: str) -> str:
@@ -236,13 +264,11 @@ def plain_forms(uri: str, catalog_uri: str | None) -> set[str]:
     found = {plain_form(uri)}
     if catalog_uri is not None and uri:
         try:
-            there = plain_form(relative_to(catalog_uri, uri))
+            there = plain_form(relative_to(catalog_uri, plain_form(uri)))
         except UriNotAllowedError:
             return found
-        local = scheme(catalog_uri) == LOCAL
-        folder = os.path.dirname(os.path.abspath(local_path(catalog_uri))) if local else parent(catalog_uri)  # noqa: PTH100, PTH120
         found.add(there)
-        prefix = f"{folder.rstrip('/')}/"
+        prefix = _folder_of(catalog_uri)
         if there.startswith(prefix):
             found.add(there.removeprefix(prefix))
     return found
@@ -253,6 +279,15 @@ def _refuse_climbing(uri: str) -> None:
     _refuse_encoded_control(uri)
     if ".." in uri.split("/") or ".." in unquote(uri).split("/"):
         raise UriNotAllowedError(f"{redact(uri)!r} climbs by '..', plain or percent-encoded")
+
+
+def _refuse_changed(uri: str) -> None:
+    """Raise `UriNotAllowedError` if the client of the URI's store would ask for another object."""
+    protocol = scheme(uri)
+    if protocol in AZURE and "." in uri.split("/"):
+        raise UriNotAllowedError(f"{redact(uri)!r} contains '.', which Azure's client removes: rename the object")
+    if protocol not in {"s3", *AZURE} and uri.endswith("/"):
+        raise UriNotAllowedError(f"{redact(uri)!r} ends with '/': expected the URI of an object")
 
 
 def _refuse_encoded_control(uri: str) -> None:

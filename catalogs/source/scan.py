@@ -84,9 +84,16 @@ def relative_rows(rows: Iterator[dict[str, Any]], catalog: Location) -> Iterator
     for row in rows:
         uri = row["uri"]
         below = uri.removeprefix(folder)
-        if below != uri and (scheme(uri) == LOCAL or relative_to(catalog.uri, below) == uri):
+        if below != uri and (scheme(uri) == LOCAL or _leads_to(catalog.uri, below) == uri):
             row = {**row, "uri": below}
         yield row
+
+
+def _leads_to(catalog: str, uri: str) -> str | None:
+    try:
+        return relative_to(catalog, uri)
+    except UriNotAllowedError:
+        return None
 
 
 def check_relative(folder: Location, catalog: Location, *, absolute: bool) -> None:

@@ -8,7 +8,7 @@ from typing import BinaryIO
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.storage import Storage
 from segmint.infra.storage.stores import ObjectInfo, OnSkip, warn_of_skipped
-from segmint.infra.uris import absolute, base_name, join
+from segmint.infra.uris import absolute, base_name, child
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,8 +23,11 @@ class Location:
     uri: str
 
     def __truediv__(self, path: str) -> "Location":
-        """Return the location at `path` below this one. Raises `UriNotAllowedError` if the path contains `..`."""
-        return Location(self.storage, join(self.uri, path))
+        """Return the location at `path`, such as a listed name, below this one.
+
+        Raises `UriNotAllowedError` if the path contains `..`.
+        """
+        return Location(self.storage, child(self.uri, path))
 
     def __str__(self) -> str:
         return self.uri

@@ -11,7 +11,7 @@ from segmint.infra.errors import UsageError
 from segmint.infra.storage.errors import StorageFaultError
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
-from segmint.infra.uris import LOCAL, UriNotAllowedError, absolute, base_name, join, local_path, scheme
+from segmint.infra.uris import LOCAL, UriNotAllowedError, absolute, base_name, child, local_path, scheme
 from segmint.infra.wording import some
 
 OVERLAY = ".overlay.png"
@@ -116,7 +116,7 @@ def _of_folder(storage: Storage, folder: str, recursive: bool, unreadable: list[
         advice = f"; its subfolders contain {len(deeper):,}. Pass --recursive." if deeper else ""
         raise UsageError(f"{folder} contains no photographs ({', '.join(IMAGE_ENDINGS)}){advice}")
     unreadable += own
-    return [Photograph(join(folder, name), name) for name in names]
+    return [Photograph(child(folder, name), name) for name in names]
 
 
 def _photographs_in(storage: Storage, folder: str, recursive: bool, unreadable: list[str]) -> Iterator[str]:

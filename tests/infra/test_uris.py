@@ -7,6 +7,7 @@ from segmint.infra.errors import UsageError
 from segmint.infra.uris import (
     UriNotAllowedError,
     base_name,
+    child,
     fit_to_keep,
     has_unusual_bucket,
     is_below,
@@ -82,6 +83,25 @@ def test_join_parent_and_name() -> None:
         join("s3://bkt", "../x")
 
 
+@pytest.mark.parametrize("name", ["a.jpg", "/a.jpg", "x//a.jpg", "./a.jpg", "x/./a.jpg", ".../a", "a/", "a b%2e?#"])
+def test_a_listed_name_is_appended_unchanged_in_a_store(name: str) -> None:
+    for folder in ("s3://bkt", "s3://bkt/", "s3://bkt/p", "s3://bkt/p//", "gs://bkt/p", "az://con/p"):
+        assert child(folder, name) == f"{folder.rstrip('/')}/{name}"
+    for folder in ("s3://bkt/c.jsonl", "s3://bkt//x/c.jsonl", "/data/c.jsonl"):
+        assert relative_to(folder, child("s3://bkt/p", name)) == f"s3://bkt/p/{name}"
+    with pytest.raises(UriNotAllowedError):
+        child("s3://bkt/p", f"{name}/../b")
+
+
+def test_a_listed_name_is_normalized_in_a_local_folder() -> None:
+    assert child("/data", "./x//a.jpg") == "/data/x/a.jpg"
+    assert child("file:///data", "x//a.jpg") == "file:///data/x/a.jpg"
+    assert child("data", "a.jpg") == "data/a.jpg"
+    assert child("s3://bkt/p", "") == "s3://bkt/p"
+    with pytest.raises(UriNotAllowedError):
+        child("/data", "../a.jpg")
+
+
 def test_local_path_decodes_file_uris_only() -> None:
     assert str(local_path("file:///a%20b/c")) == "/a b/c"
     assert str(local_path("/a%20b/c")) == "/a%20b/c"
@@ -126,6 +146,11 @@ def test_buckets_that_amazon_s3_does_not_allow_are_told_apart() -> None:
         ("/data/c.csv", "file:///elsewhere/1.jpg", "/elsewhere/1.jpg"),
         ("file:///data/c.csv", "1.jpg", "/data/1.jpg"),
         ("/data/c.csv", "S3://bkt/1.jpg", "s3://bkt/1.jpg"),
+        ("/data/c.csv", "img//1.jpg", "/data/img/1.jpg"),
+        ("s3://bkt/c.parquet", "./img/./1.jpg", "s3://bkt/img/1.jpg"),
+        ("s3://bkt/c.parquet", "s3://bkt/img//./1.jpg", "s3://bkt/img//./1.jpg"),
+        ("s3://bkt/sets//c.parquet", "img/1.jpg", "s3://bkt/sets//img/1.jpg"),
+        ("s3://bkt//c.parquet", "1.jpg", "s3://bkt//1.jpg"),
     ],
 )
 def test_relative_to_a_catalog(catalog: str, uri: str, expected: str) -> None:
@@ -178,6 +203,14 @@ def test_relative_catalogs_give_absolute_uris(tmp_path, monkeypatch) -> None:
         ("s3://bkt/c.parquet", "%2e%2e/secret.jpg"),
         ("s3://bkt/c.parquet", "..%2fsecret.jpg"),
         ("/data/c.csv", "gs://vendor/.."),
+        # These would lead to another object of the store.
+        ("s3://bkt/c.parquet", "img//1.jpg"),
+        ("s3://bkt/c.parquet", "img/1.jpg/"),
+        ("s3://bkt/c.parquet", "./"),
+        ("s3://bkt/c.parquet", "."),
+        ("/data/c.csv", "az://con/img/./1.jpg"),
+        ("/data/c.csv", "abfs://con@account.dfs.core.windows.net/./1.jpg"),
+        ("/data/c.csv", "gs://bkt/1.jpg/"),
     ],
 )
 def test_a_catalog_reaches_no_further(catalog: str, uri: str) -> None:

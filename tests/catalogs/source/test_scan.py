@@ -2,10 +2,13 @@
 
 import json
 import os
+import threading
 from collections.abc import Iterator
 from datetime import date
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
+from urllib.parse import parse_qs, unquote
 
 import pytest
 
@@ -140,6 +143,62 @@ def test_a_prefix_of_a_bucket(s3_bucket: str, s3_options: dict[str, dict[str, st
     ]
 
 
+class BucketOfKeys(BaseHTTPRequestHandler):
+    """A bucket whose keys are any texts, as in Amazon S3. SeaweedFS stores keys as paths of a file system."""
+
+    objects: ClassVar[dict[str, bytes]] = {}
+
+    def do_GET(self) -> None:
+        path, _, query = self.path.partition("?")
+        key = unquote(path).removeprefix("/bkt").removeprefix("/")
+        if "list-type" in query:
+            prefix = parse_qs(query).get("prefix", [""])[0]
+            entries = "".join(
+                f"<Contents><Key>{key}</Key><Size>{len(data)}</Size><LastModified>2026-01-01T00:00:00Z</LastModified>"
+                "</Contents>"
+                for key, data in sorted(self.objects.items())
+                if key.startswith(prefix)
+            )
+            body = f"<ListBucketResult><IsTruncated>false</IsTruncated>{entries}</ListBucketResult>".encode()
+        else:
+            body = self.objects.get(key, b"")
+        self.send_response(200 if body else 404)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_every_key_of_a_bucket_gets_its_own_uri_license_and_credit(monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = ["photos/./y.jpg", "photos//y.jpg", "photos/x/./y.jpg", "photos/x//y.jpg", "photos/x/y.jpg", "photos/y.jpg"]
+    licenses = [f"LicenseRef-{number}" for number in range(len(keys))]
+    objects = {key: license.encode() for key, license in zip(keys, licenses, strict=True)}
+    objects |= {f"{key}.license": license for key, license in objects.items()}
+    objects |= {f"{key}.json": json.dumps({"attribution": key}).encode() for key in keys}
+    monkeypatch.setattr(BucketOfKeys, "objects", objects)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    with ThreadingHTTPServer(("127.0.0.1", 0), BucketOfKeys) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        storage = Storage({"s3://bkt": {"endpoint_url": f"http://127.0.0.1:{server.server_port}"}})
+        for folder in ("s3://bkt/photos", "s3://bkt/photos//"):
+            rows = list(scan(Location(storage, folder)))
+            assert [row["uri"] for row in rows] == [f"s3://bkt/{key}" for key in keys]
+            assert [row["license"] for row in rows] == licenses
+            assert [row["attribution"] for row in rows] == keys
+        for catalog in (
+            "s3://bkt/c.jsonl",
+            "s3://bkt/photos/c.jsonl",
+            "s3://bkt/photos//c.jsonl",
+            "s3://bkt/x/c.jsonl",
+        ):
+            for row in relative_rows(iter(rows), Location(storage, catalog)):
+                assert storage.read(relative_to(catalog, row["uri"])) == row["license"].encode()
+        server.shutdown()
+
+
 def test_a_catalog_that_is_put_while_another_is_written_stays(tmp_path: Path) -> None:
     file = tmp_path / "c.jsonl"
 
@@ -168,7 +227,8 @@ def test_uris_are_relative_to_the_catalog_and_are_found_from_it(tmp_path: Path) 
 
 
 def test_keys_of_a_store_are_relative_where_that_names_them() -> None:
-    keys = ["s3://b/p/x/1.jpg", "s3://b/p/x//2.jpg", "s3://b/q/3.jpg"]
+    keys = ["s3://b/p/x/1.jpg", "s3://b/p/x//2.jpg", "s3://b/q/3.jpg", "s3://b/p//4.jpg", "s3://b/p/./5.jpg"]
+    keys += ["s3://b/p/http://h/6.jpg", "s3://b/p/file:///7.jpg"]
     rows = relative_rows(({"uri": uri} for uri in keys), Location(Storage(), "s3://b/p/c.parquet"))
     assert [row["uri"] for row in rows] == ["x/1.jpg", *keys[1:]]
 

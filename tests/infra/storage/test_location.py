@@ -21,6 +21,8 @@ def test_locations_join_to_uris(folder: Location) -> None:
     assert str(bucket / "commits" / "a b.json") == "s3://bucket/set/commits/a b.json"
     assert (bucket / "commits/a.json").storage is bucket.storage
     assert (bucket / "commits/a.json").name == "a.json"
+    assert str(bucket / "x//y.jpg") == "s3://bucket/set/x//y.jpg"
+    assert str(folder / "x//./y.jpg") == f"{folder}/x/y.jpg"
     assert bucket / "x" == bucket / "x"
     assert len({bucket / "x", bucket / "x", bucket / "y"}) == 2
     with pytest.raises(UriNotAllowedError, match=r"'\.\.' is not allowed"):
