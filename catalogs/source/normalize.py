@@ -4,6 +4,8 @@ Every step either streams the rows or runs in DuckDB, which spills to disk. Ther
 catalog.
 """
 
+import hashlib
+import secrets
 import tempfile
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
@@ -72,6 +74,21 @@ SELECT ordinal, first FROM candidates JOIN firsts USING (image_id) WHERE ordinal
 """
 
 
+# If all rows with the same redacted image_id got it from their URIs, none of these URIs is allowed, so nothing is lost.
+_EQUAL_IDS = """
+WITH suspects AS (SELECT image_id FROM rows_of($staged) WHERE ordinal IN (SELECT ordinal FROM rows_of($redacted))),
+     named AS (SELECT ordinal, image_id, uri, coalesce(written, ''::BLOB) AS written
+               FROM rows_of($staged) LEFT JOIN rows_of($redacted) USING (ordinal)
+               WHERE image_id IN (SELECT image_id FROM suspects)),
+     equal AS (SELECT image_id FROM named GROUP BY image_id
+               HAVING count(DISTINCT written) > 1 AND bool_or(image_id <> uri))
+SELECT ordinal + 1 FROM named WHERE image_id IN (SELECT image_id FROM equal) ORDER BY ordinal
+"""
+_HASH_BYTES = 16
+_REDACTED = pa.schema([pa.field("ordinal", pa.int64()), pa.field("written", pa.binary(_HASH_BYTES))])
+_SHOWN = 20  # rows in a message
+
+
 @dataclass(frozen=True)
 class NormalizedCatalog:
     """Normalized catalog in a local file."""
@@ -116,23 +133,54 @@ def stage_catalog(
     """Write the catalog's rows, or the first `most_rows` rows, to a file in `folder` with the columns of `STAGED`.
 
     Ordinals start at 0. Duplicates are not marked yet. Columns in `ignored` are treated as missing. Returns the path of
-    the file and its number of rows.
+    the file and its number of rows. Raises `UsageError` if different image_ids would be the same once their credentials
+    are redacted.
     """
-    staged = folder / "staged.parquet"
-    with RowGroupWriter(staged, STAGED) as writer:
+    staged, redacted, key = folder / "staged.parquet", folder / "redacted.parquet", secrets.token_bytes()
+    with RowGroupWriter(staged, STAGED) as writer, RowGroupWriter(redacted, _REDACTED) as ids:
         for batch in read_catalog(catalog, on_problem, ignored):
             if most_rows is not None and writer.rows + batch.num_rows > most_rows:
                 batch = batch.slice(0, most_rows - writer.rows)
                 if not batch.num_rows:
                     break
             _refuse_unreachable(catalog.uri, batch, writer.rows + 1, on_problem)
-            writer.add([number_rows(batch, writer.rows, ignored)])
+            numbered = number_rows(batch, writer.rows, ignored)
+            ids.add([_redacted_ids(batch, numbered, key)])
+            writer.add([numbered])
             if writer.waiting_bytes > MOST_WAITING:
                 raise UsageError(
                     f"{catalog}: {ROW_GROUP_ROWS:,} rows up to row {writer.rows:,} need more memory than "
                     f"{MOST_WAITING:,} bytes: shorten the catalog's texts"
                 )
+    if ids.rows:
+        _refuse_equal_ids(catalog, staged, redacted, folder)
     return staged, writer.rows
+
+
+def _redacted_ids(batch: pa.RecordBatch, numbered: pa.RecordBatch, key: bytes) -> pa.RecordBatch:
+    """Return the rows whose image_id was redacted, each with a hash of the text as written.
+
+    Nothing about a credential can be learned from the hashes, because `key` is random and never stored.
+    """
+    written = pc.coalesce(batch.column("image_id"), batch.column("uri"))
+    changed = pc.indices_nonzero(pc.not_equal(written, numbered.column("image_id")))
+    texts = written.take(changed).to_pylist()
+    hashes = [hashlib.blake2b(text.encode(), digest_size=_HASH_BYTES, key=key).digest() for text in texts]
+    columns = [numbered.column("ordinal").take(changed), pa.array(hashes, _REDACTED.field("written").type)]
+    return pa.RecordBatch.from_arrays(columns, schema=_REDACTED)
+
+
+def _refuse_equal_ids(catalog: Location, staged: Path, redacted: Path, folder: Path) -> None:
+    parameters = {"staged": only_path(staged), "redacted": only_path(redacted)}
+    with open_database(folder) as database:
+        rows = [str(row) for (row,) in database.execute(_EQUAL_IDS, parameters).fetchmany(_SHOWN + 1)]
+    if rows:
+        more = ", …" if len(rows) > _SHOWN else ""
+        raise UsageError(
+            f"{catalog}, column image_id: rows {', '.join(rows[:_SHOWN])}{more} have different values that differ only "
+            "in what looks like credentials. A dataset stores [redacted] instead, so it couldn't tell these images "
+            "apart. Give each of them an image_id without credentials, such as its file name"
+        )
 
 
 def write_marked(

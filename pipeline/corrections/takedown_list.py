@@ -40,6 +40,7 @@ from segmint.catalogs.layout import image_stem
 from segmint.catalogs.reasons import Reason
 from segmint.infra.errors import UsageError, raise_problems
 from segmint.infra.storage.location import Location
+from segmint.infra.uris import fit_to_keep
 from segmint.infra.wording import counted, some
 from segmint.operators.shards.committed_rows import read_file, read_table
 from segmint.operators.shards.near_copies import (
@@ -246,11 +247,16 @@ def _check(selection: Selection, taken: Images, request: TakedownRequest, earlie
     """Raise `UsageError` if a name is ambiguous or unknown, or if no row ever had the license or provider."""
     known = {each for image in taken.values() for each in (image.image_id, image.id)}
     problems = [*selection.ambiguous.values()]
-    problems += [
-        f"{name!r} isn't an image_id or id of this dataset"
-        for name in selection.unknown
-        if possible_ids(name).isdisjoint(known)
-    ]
+    for name in selection.unknown:
+        if possible_ids(name).isdisjoint(known):
+            stored = fit_to_keep(name)
+            problem = f"{stored!r} isn't an image_id or id of this dataset"
+            if stored != name:
+                problem = (
+                    f"{stored!r}: a dataset doesn't store credentials, so it can't tell which image you mean. Write "
+                    "its number, or its image_id with [redacted] if its uri in the dataset is the one you mean"
+                )
+            problems.append(problem)
     raise_problems([*problems, *_half_removed(selection, taken, request.ids or ())])
     if not selection.rows and request.ids is None and not any(same_request(request, each.request) for each in earlier):
         what, value = ("license", request.license) if request.license is not None else ("provider", request.provider)

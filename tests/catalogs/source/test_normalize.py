@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from segmint.catalogs.schema import NORMALIZED
+from segmint.catalogs.source.check import check
 from segmint.catalogs.source.normalize import normalize
 from segmint.catalogs.source.scan import write_catalog
 from segmint.infra.errors import UsageError
@@ -211,6 +212,40 @@ def test_credentials_in_a_catalog_are_redacted_and_cost_no_image(
     for row in found[len(readable) : -1]:
         with pytest.raises(UriNotAllowedError):
             relative_to("/data/c.jsonl", row["uri"])
+
+
+@pytest.mark.parametrize(
+    "ids",
+    [
+        ["https://img.example/view?imgtoken=abc", "https://img.example/view?imgtoken=def", "c"],
+        ["https://ann:pw1@host/a.jpg", "c", "https://bob:pw2@host/a.jpg"],
+        ["https://host/AKIAIOSFODNN7EXAMPLE?=a", "https://host/AKIAIOSFODNN7EXAMPLF?=a"],
+        ["https://host/a?sig=1&b=2", "https://host/a?sig=[redacted]&b=2"],  # as written and as stored
+    ],
+)
+def test_different_ids_that_are_redacted_alike_are_refused_by_their_rows(tmp_path: Path, ids: list[str]) -> None:
+    rows = [{"uri": f"{row}.jpg", "license": "CC0-1.0", "image_id": image_id} for row, image_id in enumerate(ids)]
+    catalog = catalog_of(tmp_path / "c.jsonl", rows)
+    numbers = ", ".join(str(row) for row, image_id in enumerate(ids, 1) if image_id != "c")
+    for attempt in (
+        lambda: normalize(location_of(catalog), tmp_path / "n.parquet"),
+        lambda: check(location_of(catalog)),
+    ):
+        with pytest.raises(UsageError, match=f"column image_id: rows {numbers} have different values") as caught:
+            attempt()
+        assert not any(secret in str(caught.value) for secret in ("abc", "def", "pw1", "pw2", "AKIA"))
+
+
+def test_ids_that_are_equal_as_written_stay_duplicates_and_others_stay_apart(tmp_path: Path) -> None:
+    signed = "https://img.example/{}?imgtoken={}"
+    ids = [signed.format(1, "abc"), signed.format(2, "abc"), signed.format(1, "abc"), "s3://bkt/k?token=1"]
+    ids += ["s3://bkt/k?token=2"]
+    rows = [{"uri": f"{row}.jpg", "license": "CC0-1.0", "image_id": image_id} for row, image_id in enumerate(ids)]
+    rows += [{"uri": f"https://ann:{row}@host/a.jpg", "license": "CC0-1.0"} for row in range(2)]
+    found = rows_of(catalog_of(tmp_path / "c.jsonl", rows), tmp_path / "n.parquet")
+    assert [row["duplicate_of"] for row in found[:5]] == [None, None, 0, None, None]
+    assert [row["image_id"] for row in found[:2]] == [signed.format(number, "[redacted]") for number in (1, 2)]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["c.jsonl", "n.parquet"]
 
 
 def test_a_license_is_stored_without_credentials_and_not_as_a_whole_text(tmp_path: Path) -> None:

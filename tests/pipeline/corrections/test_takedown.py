@@ -436,6 +436,10 @@ def test_a_build_afterwards_takes_the_catalog_and_does_not_bring_the_image_back(
     [
         (TakedownRequest(ids=("image-1", "image-77")), "'image-77' isn't an image_id or id of this dataset"),
         (TakedownRequest(ids=("9",)), "'9' isn't an image_id or id"),
+        (
+            TakedownRequest(ids=("https://h/view?imgtoken=abc",)),
+            r"'https://h/view\?imgtoken=\[redacted\]': a dataset doesn't store credentials, so it can't tell which",
+        ),
         (TakedownRequest(license="CC-BY-4.0"), "no row of the catalog has the license 'CC-BY-4.0'"),
         (TakedownRequest(provider="Acme"), "no row of the catalog has the provider 'Acme'"),
     ],
