@@ -105,27 +105,17 @@ def csv_batches(catalog: Location, only: Container[str] | None = SOURCE.names) -
 
     Batch sizes don't depend on these columns.
     """
-    with open_text(catalog) as stream:
-        text = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
-        lines: list[str] = []
-        try:
-            names = next((line for line in csv.reader(_header_lines(catalog.uri, text, lines)) if line), [])
-        except (UnicodeDecodeError, csv.Error) as error:
-            raise UsageError(f"{catalog}: the header is not CSV in UTF-8: {error}") from error
-    header = _QuoteCheck(catalog)
-    header.passed("".join(lines).encode())
-    header.passed(b"")
-    if len(names) > _MOST_COLUMNS:
-        raise UsageError(f"{catalog}: the header has {len(names):,} columns; expected at most {_MOST_COLUMNS:,}")
-    require_columns(catalog.uri, names)
     bad: list[pacsv.InvalidRow] = []
     rows = 0
     quotes = _QuoteCheck(catalog)
-    with open_text(catalog) as stream, closing(_batches(stream, names, only, bad, quotes)) as batches:
+    with open_text(catalog) as stream:
+        names = _header(catalog, stream)
+        stream.seek(0)
         try:
-            for batch in batches:
-                yield batch
-                rows += batch.num_rows
+            with closing(_batches(stream, names, only, bad, quotes)) as batches:
+                for batch in batches:
+                    yield batch
+                    rows += batch.num_rows
         except pa.ArrowInvalid as error:
             if bad:
                 raise UsageError(
@@ -140,6 +130,24 @@ def csv_batches(catalog: Location, only: Container[str] | None = SOURCE.names) -
                 if quotes.is_open:
                     why += f" (line {quotes.opened} opens one)"
             raise UsageError(f"{catalog}: cannot be read as CSV after row {rows}: {why}") from error
+
+
+def _header(catalog: Location, stream: BinaryIO) -> list[str]:
+    text = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
+    lines: list[str] = []
+    try:
+        names = next((line for line in csv.reader(_header_lines(catalog.uri, text, lines)) if line), [])
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UsageError(f"{catalog}: the header is not CSV in UTF-8: {error}") from error
+    finally:
+        text.detach()  # otherwise, the stream would be closed with it
+    header = _QuoteCheck(catalog)
+    header.passed("".join(lines).encode())
+    header.passed(b"")
+    if len(names) > _MOST_COLUMNS:
+        raise UsageError(f"{catalog}: the header has {len(names):,} columns; expected at most {_MOST_COLUMNS:,}")
+    require_columns(catalog.uri, names)
+    return names
 
 
 def _batches(

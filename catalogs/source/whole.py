@@ -65,9 +65,10 @@ class WholeCatalog:
         if not others:
             yield from (batch.select(names) for batch in read_catalog(self._catalog))
             return
-        for ours, theirs in _together(read_catalog(self._catalog), self._raw_batches()):
-            arrays = [*(ours.column(name) for name in names), *(theirs.column(place) for place in others)]
-            yield pa.RecordBatch.from_arrays(arrays, schema=self.schema)
+        with self._catalog.unchanged():
+            for ours, theirs in _together(read_catalog(self._catalog), self._raw_batches()):
+                arrays = [*(ours.column(name) for name in names), *(theirs.column(place) for place in others)]
+                yield pa.RecordBatch.from_arrays(arrays, schema=self.schema)
 
     def _fields(self) -> list[pa.Field]:
         if self._kind == "Parquet":

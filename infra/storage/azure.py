@@ -9,7 +9,16 @@ from typing import Any
 
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.errors import AccessRefusedError
-from segmint.infra.storage.stores import ObjectInfo, OnSkip, check_length, check_size, warn_of_skipped
+from segmint.infra.storage.stores import (
+    ObjectInfo,
+    ObjectVersion,
+    OnSkip,
+    changed_error,
+    check_length,
+    check_size,
+    check_version,
+    warn_of_skipped,
+)
 from segmint.infra.uris import parent, redact, split_bucket
 
 OPTIONS = ("account_name", "endpoint_url", "anon")
@@ -30,11 +39,22 @@ class AzureStore:
         check_length(len(data), stream.size)
         return data
 
-    def read_range(self, uri: str, start: int, stop: int) -> bytes:
-        """Read the bytes [start, stop)."""
-        data: bytes = self._blob(uri).download_blob(start, stop - start).readall()
+    def read_range(self, uri: str, start: int, stop: int, first: ObjectVersion) -> tuple[bytes, ObjectVersion]:
+        """Read the bytes [start, stop) with `If-Match`."""
+        from azure.core import MatchConditions
+        from azure.core.exceptions import ResourceModifiedError
+
+        condition: dict[str, Any] = {}
+        if first.etag:
+            condition = {"etag": first.etag, "match_condition": MatchConditions.IfNotModified}
+        try:
+            stream = self._blob(uri).download_blob(start, stop - start, **condition)
+            data: bytes = stream.readall()
+        except ResourceModifiedError as error:
+            raise changed_error(uri) from error
+        version = check_version(uri, first, ObjectVersion(etag=stream.properties.etag))
         check_length(len(data), stop - start)
-        return data
+        return data, version
 
     def create(self, uri: str, data: bytes) -> None:
         """Create a blob in one put with `If-None-Match: *`. If the blob exists, Azure returns `BlobAlreadyExists`."""
@@ -66,9 +86,10 @@ class AzureStore:
             if name and not name.endswith("/") and "hdi_isfolder" not in (entry.metadata or {}):
                 yield ObjectInfo(name, int(entry.size), entry.last_modified.astimezone(UTC))
 
-    def size(self, uri: str) -> int:
-        """Return the blob's size in bytes."""
-        return int(self._blob(uri).get_blob_properties().size)
+    def version(self, uri: str) -> ObjectVersion:
+        """Return the blob's size in bytes and ETag."""
+        properties = self._blob(uri).get_blob_properties()
+        return ObjectVersion(int(properties.size), properties.etag)
 
     def delete(self, uri: str) -> None:
         """Delete the blob and its snapshots, but not its older versions; `purge` deletes those as well."""

@@ -32,6 +32,14 @@ class PassingFaultError(StorageFaultError):
     """Raised when a fault persists through all attempts but may still go away."""
 
 
+class ObjectChangedError(StorageFaultError):
+    """Raised when an object is replaced or edited while several requests read it."""
+
+
+class UnreadableObjectError(StorageFaultError):
+    """Raised when the store responds that it can't return this object, for example because it's archived."""
+
+
 class UnavailableError(PassingFaultError):
     """Raised when a store is unreachable or overloaded. This is never a verdict on an object."""
 

@@ -8,7 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from segmint.infra.errors import UsageError
-from segmint.infra.storage.stores import NO_TIME, ObjectInfo, OnSkip, check_length, check_size, warn_of_skipped
+from segmint.infra.storage.stores import (
+    NO_TIME,
+    ObjectInfo,
+    ObjectVersion,
+    OnSkip,
+    check_length,
+    check_size,
+    check_version,
+    warn_of_skipped,
+)
 from segmint.infra.uris import parent, redact
 
 
@@ -26,17 +35,24 @@ class FsspecStore:
 
     def read(self, uri: str, max_bytes: int | None) -> bytes:
         """Read the whole object."""
-        size = self.size(uri)
-        check_size(uri, size, max_bytes)
+        size = self.version(uri).size
+        check_size(uri, size or 0, max_bytes)
         data: bytes = self._fs.cat_file(self._path(uri))
-        check_length(len(data), size)
+        check_size(uri, len(data), max_bytes)
+        if size is not None:
+            check_length(len(data), size)
         return data
 
-    def read_range(self, uri: str, start: int, stop: int) -> bytes:
-        """Read the bytes [start, stop)."""
+    def read_range(self, uri: str, start: int, stop: int, first: ObjectVersion) -> tuple[bytes, ObjectVersion]:
+        """Read the bytes [start, stop).
+
+        fsspec has no conditional reads. Therefore, if `first` is known, this looks at the version after the read.
+        """
         data: bytes = self._fs.cat_file(self._path(uri), start=start, end=stop)
+        if first != ObjectVersion():
+            check_version(uri, first, self.version(uri))
         check_length(len(data), stop - start)
-        return data
+        return data, first
 
     def create(self, uri: str, data: bytes) -> None:
         """Create an object with a conditional write. Raises `UsageError` if the store only checks before it writes."""
@@ -89,12 +105,18 @@ class FsspecStore:
             if path.startswith(root + beginning) and not path.endswith("/"):
                 yield ObjectInfo(path[len(root) :], int(found[path]["size"] or 0), _modified(found[path]))
 
-    def size(self, uri: str) -> int:
-        """Return the object's size in bytes."""
+    def version(self, uri: str) -> ObjectVersion:
+        """Return the object's size in bytes, ETag or generation, and time of modification."""
         info = self._fs.info(self._path(uri))
         if info["type"] != "file":
             raise IsADirectoryError(errno.EISDIR, "is a folder", uri)
-        return int(info["size"])
+        etag = info.get("generation") or info.get("etag") or info.get("ETag")
+        modified = _modified(info)
+        return ObjectVersion(
+            None if info["size"] is None else int(info["size"]),
+            str(etag) if etag else None,
+            None if modified == NO_TIME else str(modified),
+        )
 
     def delete(self, uri: str) -> None:
         """Delete the object if it exists."""

@@ -1,6 +1,7 @@
 """Folder or object in a store, bound to the storage through which it is accessed."""
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -79,6 +80,10 @@ class Location:
     def size(self) -> int:
         """Return the object's size in bytes."""
         return self.storage.size(self.uri)
+
+    def unchanged(self) -> AbstractContextManager[None]:
+        """Raise `ObjectChangedError` after the block if the object changed in the meantime."""
+        return self.storage.unchanged(self.uri)
 
     def sha256(self) -> str:
         """Return the SHA-256 of the object in hexadecimal."""

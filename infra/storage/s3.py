@@ -14,7 +14,16 @@ from segmint.infra.errors import SegmintError
 from segmint.infra.storage.error_kinds import ErrorKind, meaning, service_code
 from segmint.infra.storage.errors import ShortBodyError
 from segmint.infra.storage.retry import RetryPolicy, with_retries
-from segmint.infra.storage.stores import ObjectInfo, OnSkip, check_length, check_size, warn_of_skipped
+from segmint.infra.storage.stores import (
+    ObjectInfo,
+    ObjectVersion,
+    OnSkip,
+    changed_error,
+    check_length,
+    check_size,
+    check_version,
+    warn_of_skipped,
+)
 from segmint.infra.uris import parent, split_bucket
 
 OPTIONS: dict[str, str] = {
@@ -90,13 +99,24 @@ class S3Store:
 
     def read(self, uri: str, max_bytes: int | None) -> bytes:
         """Read the whole object in one request."""
-        return self._get(uri, max_bytes)
-
-    def read_range(self, uri: str, start: int, stop: int) -> bytes:
-        """Read the bytes [start, stop)."""
-        data = self._get(uri, None, Range=f"bytes={start}-{stop - 1}")
-        check_length(len(data), stop - start)
+        data, _ = self._get(uri, max_bytes)
         return data
+
+    def read_range(self, uri: str, start: int, stop: int, first: ObjectVersion) -> tuple[bytes, ObjectVersion]:
+        """Read the bytes [start, stop) with `If-Match`, and compare the versions in case the store ignores it."""
+        conditions = {"Range": f"bytes={start}-{stop - 1}"}
+        if first.etag and not first.etag.startswith("W/"):  # a weak ETag never matches
+            conditions["IfMatch"] = first.etag
+        try:
+            data, found = self._get(uri, None, **conditions)
+        except OSError as error:
+            status = (service_code(error) or ("", 0))[1]
+            if status == 412 or (status == 416 and first != ObjectVersion()):
+                raise changed_error(uri) from error
+            raise
+        version = check_version(uri, first, found)
+        check_length(len(data), stop - start)
+        return data, version
 
     def create(self, uri: str, data: bytes) -> None:
         """Create an object of up to 5 GB with a conditional put (`If-None-Match: *`).
@@ -157,7 +177,7 @@ class S3Store:
                 if (service_code(error) or ("",))[0] != "NoSuchUpload":
                     raise
                 # An earlier attempt may have completed the upload, but its response was lost.
-                if not conditions and self.size(uri) != size:
+                if not conditions and self.version(uri).size != size:
                     raise
             if conditions:  # outside the `except`, so that the S3 error doesn't appear as the cause
                 raise FileExistsError(errno.EEXIST, "the upload is gone: an object may be there", key)
@@ -177,7 +197,7 @@ class S3Store:
 
     def _is_there(self, uri: str) -> bool:
         try:
-            self.size(uri)
+            self.version(uri)
         except OSError as error:
             if meaning(error) is ErrorKind.ABSENT:
                 return False
@@ -195,8 +215,8 @@ class S3Store:
             request["Delimiter"] = "/"
         yield from self._pages(request, len(prefix))
 
-    def size(self, uri: str) -> int:
-        """Return the object's size in bytes from a HEAD request."""
+    def version(self, uri: str) -> ObjectVersion:
+        """Return the object's size in bytes, ETag, and time of modification from a HEAD request."""
         bucket, key = _object(uri)
         try:
             answer = self._call("head_object", Bucket=bucket, Key=key)
@@ -208,7 +228,7 @@ class S3Store:
                     "list_objects_v2", Bucket=bucket, MaxKeys=1
                 )  # unlike a HEAD, a GET returns the reason, such as an expired token
             raise
-        return int(answer["ContentLength"])
+        return _version(answer, answer.get("ContentLength"))
 
     def delete(self, uri: str, **version: Any) -> None:
         """Delete the object. A versioned bucket keeps the older versions; `purge` deletes those as well."""
@@ -271,10 +291,10 @@ class S3Store:
             raise ShortBodyError(errno.EIO, "received a page of a listing that doesn't say whether more pages follow")
         return page
 
-    def _get(self, uri: str, max_bytes: int | None, **conditions: str) -> bytes:
+    def _get(self, uri: str, max_bytes: int | None, **conditions: str) -> tuple[bytes, ObjectVersion]:
         bucket, key = _object(uri)
 
-        async def fetch() -> bytes:
+        async def fetch() -> tuple[bytes, ObjectVersion]:
             request = self._fs._call_s3("get_object", Bucket=bucket, Key=key, **conditions)
             answer = await _within(self._exchange_s, request)
             body = answer["Body"]
@@ -285,7 +305,8 @@ class S3Store:
             finally:
                 body.close()
             check_length(len(data), announced)
-            return data
+            total = str(answer.get("ContentRange", "")).rpartition("/")[2]  # "bytes 0-9/100"
+            return data, _version(answer, int(total) if total.isdigit() else None)
 
         return self._run(fetch)
 
@@ -308,6 +329,11 @@ class S3Store:
             # If we aren't allowed to list the bucket, the error says nothing about the bucket.
             if meaning(error) is not ErrorKind.REFUSED or (service_code(error) or ("",))[0] == "NoSuchBucket":
                 raise
+
+
+def _version(answer: Mapping[str, Any], size: int | None) -> ObjectVersion:
+    modified = answer.get("LastModified")
+    return ObjectVersion(size, answer.get("ETag") or None, str(modified) if modified else None)
 
 
 def _object(uri: str) -> tuple[str, str]:

@@ -3,7 +3,7 @@
 import hashlib
 import io
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, cast
 
@@ -16,8 +16,10 @@ from segmint.infra.storage.stores import (
     TEMPORARY_PREFIX,
     LocalStore,
     ObjectInfo,
+    ObjectVersion,
     OnSkip,
     Store,
+    check_version,
     open_file,
     warn_of_skipped,
 )
@@ -65,21 +67,29 @@ class Storage:
         return self._try("read", uri, lambda: store.read(uri, max_bytes))
 
     def open(self, uri: str) -> BinaryIO:
-        """Open an object as a seekable stream. If reading a chunk fails, the stream retries that chunk."""
+        """Open an object as a seekable stream. If reading a chunk fails, the stream retries that chunk.
+
+        The stream reads one version of the object. If the object changes, reading raises `ObjectChangedError`. To
+        notice a change, the store must send an ETag or a time of modification.
+        """
         if scheme(uri) == LOCAL:
             return self._try("open", uri, lambda: open_file(uri))
-        raw = _RangeReader(self._read_range, uri, self.size(uri))
+        version = self._version(uri)
+        raw = _RangeReader(self._read_range, uri, self._size_of(uri, version), version)
         return cast(BinaryIO, io.BufferedReader(raw, _READ_AHEAD))
 
     def open_ranges(self, uri: str, size: int | None = None) -> BinaryIO:
         """Open a stream for readers that seek to known ranges. Each read is one request, without read-ahead.
 
-        Pass the `size` in bytes if you know it, which saves a request.
+        Pass the `size` in bytes if you know it, which saves a request. All reads are from one version, as in `open`,
+        except that stores other than S3 and Azure don't notice a change if you pass the size.
         """
         if scheme(uri) == LOCAL:
             return self.open(uri)
-        raw = _RangeReader(self._read_range, uri, self.size(uri) if size is None else size)
-        return cast(BinaryIO, raw)
+        version = self._version(uri) if size is None else ObjectVersion()
+        if size is None:
+            size = self._size_of(uri, version)
+        return cast(BinaryIO, _RangeReader(self._read_range, uri, size, version))
 
     def get_file(self, uri: str, path: Path) -> None:
         """Copy an object to a local file. The file appears only once it is complete."""
@@ -184,8 +194,17 @@ class Storage:
 
     def size(self, uri: str) -> int:
         """Return the size of an object in bytes."""
-        store = self._store(uri)
-        return self._try("look at", uri, lambda: store.size(uri))
+        return self._size_of(uri, self._version(uri))
+
+    @contextmanager
+    def unchanged(self, uri: str) -> Iterator[None]:
+        """Raise `ObjectChangedError` after the block if an object changed in the meantime.
+
+        Use it around code that opens an object several times.
+        """
+        before = self._version(uri)
+        yield
+        check_version(uri, before, self._version(uri))
 
     def sha256(self, uri: str) -> str:
         """Stream an object, and return its SHA-256 in hexadecimal."""
@@ -294,9 +313,18 @@ class Storage:
             return all_attempts()
         return wait_out(all_attempts, store_name(uri), lambda: self.answers(uri), self._outage_s)
 
-    def _read_range(self, uri: str, start: int, stop: int) -> bytes:
+    def _version(self, uri: str) -> ObjectVersion:
         store = self._store(uri)
-        return self._try("read", uri, lambda: store.read_range(uri, start, stop))
+        return self._try("look at", uri, lambda: store.version(uri))
+
+    def _size_of(self, uri: str, version: ObjectVersion) -> int:
+        if version.size is None:
+            raise StorageFaultError(f"cannot look at {redact(uri)}: the store doesn't say how many bytes it has")
+        return version.size
+
+    def _read_range(self, uri: str, start: int, stop: int, first: ObjectVersion) -> tuple[bytes, ObjectVersion]:
+        store = self._store(uri)
+        return self._try("read", uri, lambda: store.read_range(uri, start, stop, first))
 
     def _store(self, uri: str) -> Store:
         return connect(scheme(uri), self._options_of(uri))
@@ -307,10 +335,17 @@ class Storage:
 
 
 class _RangeReader(io.RawIOBase):
-    def __init__(self, read_range: Callable[[str, int, int], bytes], uri: str, size: int) -> None:
+    def __init__(
+        self,
+        read_range: Callable[[str, int, int, ObjectVersion], tuple[bytes, ObjectVersion]],
+        uri: str,
+        size: int,
+        version: ObjectVersion,
+    ) -> None:
         self._read_range = read_range
         self._uri = uri
         self._size = size
+        self._version = version
         self._position = 0
 
     def readable(self) -> bool:
@@ -333,7 +368,8 @@ class _RangeReader(io.RawIOBase):
         start, stop = self._position, min(self._position + len(buffer), self._size)
         if stop <= start:
             return 0
-        buffer[: stop - start] = self._read_range(self._uri, start, stop)
+        data, self._version = self._read_range(self._uri, start, stop, self._version)
+        buffer[: stop - start] = data
         self._position = stop
         return stop - start
 

@@ -1,6 +1,7 @@
 """The interface of a store, and its implementation for local files."""
 
 import errno
+import io
 import os
 import shutil
 import stat
@@ -10,15 +11,16 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import Any, BinaryIO, NamedTuple, Protocol, cast
 
 from segmint.infra.errors import UsageError
 from segmint.infra.log import get_logger
-from segmint.infra.storage.errors import ObjectTooLargeError, ShortBodyError
+from segmint.infra.storage.errors import ObjectChangedError, ObjectTooLargeError, ShortBodyError
 from segmint.infra.uris import local_path, redact
 
 TEMPORARY_PREFIX = ".tmp-"
 
+_LOCAL_BUFFER = 1 << 16  # bytes
 _NO_LINK = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EXDEV, errno.EMLINK}
 
 
@@ -33,6 +35,14 @@ class ObjectInfo:
     name: str
     size: int
     modified: datetime
+
+
+class ObjectVersion(NamedTuple):
+    """Version of an object, as a response describes it. None means that the response doesn't say."""
+
+    size: int | None = None  # bytes
+    etag: str | None = None
+    modified: str | None = None
 
 
 OnSkip = Callable[[str, str], None]
@@ -59,8 +69,12 @@ class Store(Protocol):
         wrong.
         """
 
-    def read_range(self, uri: str, start: int, stop: int) -> bytes:
-        """Read the bytes [start, stop), which must exist."""
+    def read_range(self, uri: str, start: int, stop: int, first: ObjectVersion) -> tuple[bytes, ObjectVersion]:
+        """Read the bytes [start, stop), which must exist.
+
+        `first` is the version that earlier requests read. Returns the bytes, and `first` with what this response adds
+        to it. Raises `ObjectChangedError` if the object has another version now.
+        """
 
     def create(self, uri: str, data: bytes) -> None:
         """Create an object. If it already exists, raises `FileExistsError` or an error with S3's code."""
@@ -77,8 +91,8 @@ class Store(Protocol):
     def walk(self, uri: str, recursive: bool, on_skip: OnSkip, beginning: str = "") -> Iterator[ObjectInfo]:
         """Yield the objects below a folder or prefix in code point order, if their names start with `beginning`."""
 
-    def size(self, uri: str) -> int:
-        """Return the object's size in bytes."""
+    def version(self, uri: str) -> ObjectVersion:
+        """Return the version of the object, with its size."""
 
     def delete(self, uri: str) -> None:
         """Delete the object if it exists."""
@@ -105,11 +119,64 @@ def check_length(got: int, expected: int) -> None:
         raise ShortBodyError(errno.EIO, f"received {got} bytes instead of {expected}")
 
 
+def check_version(uri: str, first: ObjectVersion, now: ObjectVersion) -> ObjectVersion:
+    """Raise `ObjectChangedError` if two responses describe different versions of an object.
+
+    A store may omit ETags or times, and proxies mark ETags as weak. Only what both responses contain is compared.
+    Returns what the responses say together.
+    """
+    changed = None not in (first.size, now.size) and first.size != now.size
+    if first.etag and now.etag:
+        changed = changed or first.etag.removeprefix("W/") != now.etag.removeprefix("W/")
+    elif first.modified and now.modified:
+        changed = changed or first.modified != now.modified
+    if changed:
+        raise changed_error(uri)
+    size = now.size if first.size is None else first.size
+    return ObjectVersion(size, first.etag or now.etag, first.modified or now.modified)
+
+
+def changed_error(uri: str) -> ObjectChangedError:
+    """Return the error for an object that changed while it was read."""
+    return ObjectChangedError(
+        f"cannot read {redact(uri)}: it was changed while it was read. Run the command again when the new version is "
+        "complete"
+    )
+
+
 def open_file(uri: str) -> BinaryIO:
-    """Open a local file for reading. Raises `FileNotFoundError` for a pipe, device, or socket."""
+    """Open a local file for reading.
+
+    Raises `FileNotFoundError` for a pipe, device, or socket. If someone writes to the file, later reads raise
+    `ObjectChangedError`. If the file is replaced by another one, the stream still reads the old file.
+    """
     path = local_path(uri)
     _regular(path)
-    return path.open("rb")
+    return cast(BinaryIO, io.BufferedReader(_UnchangedFile(path), _LOCAL_BUFFER))
+
+
+class _UnchangedFile(io.FileIO):
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self._uri = str(path)
+        self._first = _file_version(os.fstat(self.fileno()))
+
+    def readinto(self, buffer: Any) -> int | None:
+        count = super().readinto(buffer)
+        self._check()
+        return count
+
+    def readall(self) -> bytes:
+        data = super().readall()
+        self._check()
+        return data
+
+    def _check(self) -> None:
+        check_version(self._uri, self._first, _file_version(os.fstat(self.fileno())))
+
+
+def _file_version(status: os.stat_result) -> ObjectVersion:
+    return ObjectVersion(status.st_size, f"{status.st_ino}-{status.st_mtime_ns}")
 
 
 def _regular(path: Path) -> os.stat_result:
@@ -133,17 +200,21 @@ class LocalStore:
         with open_file(uri) as file:
             size = os.fstat(file.fileno()).st_size
             check_size(uri, size, max_bytes)
-            data = file.read(size + 1)
+            try:
+                data = file.read(size + 1)
+            except ObjectChangedError as error:  # another attempt reads the new version from its start
+                raise ShortBodyError(errno.EIO, "the file was changed while it was read") from error
         check_length(len(data), size)
         return data
 
-    def read_range(self, uri: str, start: int, stop: int) -> bytes:
+    def read_range(self, uri: str, start: int, stop: int, first: ObjectVersion) -> tuple[bytes, ObjectVersion]:
         """Read the bytes [start, stop)."""
         with open_file(uri) as file:
+            found = check_version(uri, first, _file_version(os.fstat(file.fileno())))
             file.seek(start)
             data = file.read(stop - start)
         check_length(len(data), stop - start)
-        return data
+        return data, found
 
     def create(self, uri: str, data: bytes) -> None:
         """Create a file such that exactly one of several writers succeeds.
@@ -216,9 +287,9 @@ class LocalStore:
         if root.is_dir():
             yield from _walk(root, "", recursive, on_skip, beginning)
 
-    def size(self, uri: str) -> int:
-        """Return the file's size in bytes."""
-        return _regular(local_path(uri)).st_size
+    def version(self, uri: str) -> ObjectVersion:
+        """Return the file's size in bytes, and its inode and time of modification."""
+        return _file_version(_regular(local_path(uri)))
 
     def delete(self, uri: str) -> None:
         """Delete the file, but not its folder."""

@@ -160,6 +160,7 @@ class _AmendmentPlan:
     listed: AmendmentList
     reason: str | None
     staged: Path  # the catalog's rows
+    cleared: frozenset[str]  # columns whose values are removed where the catalog has none
     begun: Mapping[str, frozenset[int]] = field(default_factory=dict)  # this amendment and interrupted amendments
 
     @property
@@ -183,12 +184,16 @@ class _Amendment:
     def plan(self, dataset: DatasetHandle) -> _AmendmentPlan:
         begun = dataset.manifest()
         folder = Path(tempfile.mkdtemp(dir=self.folder))
-        staged = stage_amendments(self.catalog, folder, ignored=ignored_columns(begun.config))
-        return while_unchanged(dataset, lambda: self._look(dataset, staged))
+        cleared: frozenset[str] = frozenset()
+        with self.catalog.unchanged():
+            staged = stage_amendments(self.catalog, folder, ignored=ignored_columns(begun.config))
+            if self.clear:
+                cleared = frozenset(WholeCatalog(self.catalog).schema.names).intersection(AMENDABLE)
+        return while_unchanged(dataset, lambda: self._look(dataset, staged, cleared))
 
-    def _look(self, dataset: DatasetHandle, staged: Path) -> _AmendmentPlan:
+    def _look(self, dataset: DatasetHandle, staged: Path, cleared: frozenset[str]) -> _AmendmentPlan:
         latest = dataset.latest()
-        found = self._compare(dataset.location, latest.manifest, staged)
+        found = self._compare(dataset.location, latest.manifest, staged, cleared)
         listed = AmendmentList(
             dataset=str(dataset),
             catalog=str(self.catalog),
@@ -203,21 +208,21 @@ class _Amendment:
             unfinished=tuple(sorted(shards_of(unfinished_amendments(dataset.location, latest)))),
             outputs=tuple(line_of(note) for note in read_notes(dataset.location)),
         )
-        return _AmendmentPlan(latest, found, listed, self.reason, staged)
+        return _AmendmentPlan(latest, found, listed, self.reason, staged, cleared)
 
     def prepare(self, dataset: DatasetHandle, plan: _AmendmentPlan) -> _AmendmentPlan:
         """Put the amended parts and a manifest that names them.
 
         If a growing build or another correction puts its manifest first, amend the parts of that manifest instead.
         """
-        staged = plan.staged
+        staged, cleared = plan.staged, plan.cleared
         while plan.found.parts:
             begin_amendment(dataset.location, plan.latest.generation + 1, plan.found.shards)
             latest = put_parts(dataset.location, plan.latest, plan.found.parts)
             if latest is not None:
                 plan = replace(plan, latest=latest)
                 break
-            plan = while_unchanged(dataset, lambda: self._look(dataset, staged))
+            plan = while_unchanged(dataset, lambda: self._look(dataset, staged, cleared))
         return replace(plan, begun=unfinished_amendments(dataset.location, plan.latest))
 
     def revision(self, dataset: DatasetHandle, plan: _AmendmentPlan) -> Revision:
@@ -243,14 +248,15 @@ class _Amendment:
             removed_links=outcome.removed_links,
         )
 
-    def _compare(self, dataset: Location, manifest: DatasetManifest, staged: Path) -> Amendments:
+    def _compare(
+        self, dataset: Location, manifest: DatasetManifest, staged: Path, cleared: frozenset[str]
+    ) -> Amendments:
         catalog, folder = self.catalog, Path(tempfile.mkdtemp(dir=self.folder))
         parts = []
         for number, part in enumerate(manifest.catalog):
             path = folder / f"part-{number}.parquet"
             (dataset / part.path).get_file(path)
             parts.append(path)
-        cleared = set(WholeCatalog(catalog).schema.names) & set(AMENDABLE) if self.clear else ()
         found = amend_parts(staged, parts, folder, images_per_shard=manifest.images_per_shard, clear=cleared)
         if not found.matched:
             raise UsageError(

@@ -26,7 +26,7 @@ STORE_CALLS = (
     "put",
     "put_file",
     "walk",
-    "size",
+    "version",
     "delete",
     "purge",
     "ping",
@@ -127,7 +127,7 @@ class StopPoint:
                 os.kill(os.getpid(), self._how)
 
 
-READS = ("read", "read_range", "walk", "size", "ping")
+READS = ("read", "read_range", "walk", "version", "ping")
 """The calls that change no file."""
 
 

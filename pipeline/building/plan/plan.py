@@ -90,22 +90,24 @@ def make_plan(config: Config, options: PlanOptions, tell: Callable[[str], None] 
     if config.detectors_share and not options.elsewhere:
         detector_numerics(config.deidentify.device)  # raises if this machine has no GPU
     ceiling, compute = find_ceiling(config, options, manifest, storage)
-    catalog_rows = count_rows(Location(storage, config.catalog))
-    require_rows(config, catalog_rows)
-    remaining = find_remaining(config, storage, options.shards, catalog_rows, manifest)
-    sample = None
-    if options.sample is not None and remaining.rows:
-        ordinals = [remaining.ordinal(position) for position in spread_evenly(remaining.rows, options.sample)]
-        sample = _measure(config, storage, manifest, ordinals, compute, tell)
-    version = None if manifest is None else name_now(Location(storage, config.output))
-    checked = None
-    if remaining.rows:
-        checked = check(
-            Location(storage, config.catalog),
-            _policy(config, manifest),
-            most_rows=CHECKED_ROWS,
-            ignored=ignored_columns(identity(config) if manifest is None else manifest.config),
-        )
+    catalog = Location(storage, config.catalog)
+    with catalog.unchanged():
+        catalog_rows = count_rows(catalog)
+        require_rows(config, catalog_rows)
+        remaining = find_remaining(config, storage, options.shards, catalog_rows, manifest)
+        sample = None
+        if options.sample is not None and remaining.rows:
+            ordinals = [remaining.ordinal(position) for position in spread_evenly(remaining.rows, options.sample)]
+            sample = _measure(config, storage, manifest, ordinals, compute, tell)
+        version = None if manifest is None else name_now(Location(storage, config.output))
+        checked = None
+        if remaining.rows:
+            checked = check(
+                catalog,
+                _policy(config, manifest),
+                most_rows=CHECKED_ROWS,
+                ignored=ignored_columns(identity(config) if manifest is None else manifest.config),
+            )
     model = model_of(config.model.weights, lambda: resolve(config.model.weights, mirror=config.assets, storage=storage))
     return _assemble(config, options, catalog_rows, remaining, ceiling, model, sample, version, checked)
 

@@ -8,6 +8,7 @@ import pytest
 from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.fsspec_files import StorageFiles
 from segmint.infra.storage.storage import Storage
+from segmint.infra.storage.stores import ObjectVersion
 
 
 def test_reads_pieces_of_an_object(tmp_path: Path) -> None:
@@ -36,9 +37,9 @@ def test_asks_s3_for_what_is_read_alone(
     asked: list[tuple[int, int]] = []
     read_range = Storage._read_range
 
-    def noted(self: Storage, uri: str, start: int, stop: int) -> bytes:
+    def noted(self: Storage, uri: str, start: int, stop: int, first: ObjectVersion) -> tuple[bytes, ObjectVersion]:
         asked.append((start, stop))
-        return read_range(self, uri, start, stop)
+        return read_range(self, uri, start, stop, first)
 
     monkeypatch.setattr(Storage, "_read_range", noted)
     with StorageFiles(storage, "s3", {uri: 25_600}).open(uri) as stream:

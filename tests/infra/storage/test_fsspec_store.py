@@ -9,7 +9,7 @@ from pyarrow.fs import LocalFileSystem
 
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.fsspec_store import FsspecStore
-from segmint.infra.storage.stores import NO_TIME
+from segmint.infra.storage.stores import NO_TIME, ObjectVersion
 
 
 @pytest.fixture
@@ -54,15 +54,15 @@ def test_another_fsspec_store_reads_lists_and_deletes(memory_store, tmp_path) ->
     with pytest.raises(FileExistsError):
         memory_store.create("/d/a", b"other")
     assert memory_store.read("/d/b", None) == b"bb"
-    assert memory_store.read_range("/d/sub/c", 1, 3) == b"cc"
-    assert memory_store.size("/d/b") == 2
+    assert memory_store.read_range("/d/sub/c", 1, 3, ObjectVersion())[0] == b"cc"
+    assert memory_store.version("/d/b").size == 2
     assert [entry.name for entry in memory_store.walk("/d", recursive=False)] == ["a", "b"]
     assert [entry.name for entry in memory_store.walk("/d", recursive=True)] == ["a", "b", "sub/c"]
     assert list(memory_store.walk("/none", recursive=True)) == []
     memory_store.delete("/d/b")
     memory_store.delete("/d/b")
     with pytest.raises(FileNotFoundError):
-        memory_store.size("/d/b")
+        memory_store.version("/d/b")
     with pytest.raises(UsageError, match="older versions"):
         memory_store.purge("/d/a")
     with pytest.raises(UsageError, match="older versions"):

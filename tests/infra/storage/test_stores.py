@@ -7,7 +7,7 @@ import pytest
 
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.errors import ShortBodyError
-from segmint.infra.storage.stores import LocalStore, ObjectInfo, open_file
+from segmint.infra.storage.stores import LocalStore, ObjectInfo, ObjectVersion, open_file
 
 
 def test_local_files_have_the_usual_mode_and_leave_nothing_behind(tmp_path) -> None:
@@ -78,8 +78,8 @@ def test_what_is_no_file_is_not_read(tmp_path) -> None:
     for path in (tmp_path / "pipe.jpg", tmp_path / "zero.jpg", Path("/dev/zero")):
         for read in (
             lambda uri: store.read(uri, None),
-            lambda uri: store.read_range(uri, 0, 10),
-            store.size,
+            lambda uri: store.read_range(uri, 0, 10, ObjectVersion()),
+            store.version,
             open_file,
         ):
             with pytest.raises(FileNotFoundError):
