@@ -379,7 +379,26 @@ def make_session(profile: str | None) -> Any:
     parsers = Parsers()
     parsers.set_parser_defaults(timestamp_parser=parse_time)
     session.register_component("response_parser_factory", parsers)
+    _require_few_checksums(session)
     return session
+
+
+def _require_few_checksums(session: Any) -> None:
+    """Send and check only the checksums that S3 requires, unless the environment or the AWS configuration asks for all.
+
+    botocore adds checksums to every request by default, and many S3-compatible stores refuse such requests.
+    """
+    from botocore.configprovider import ConfigChainFactory
+
+    chains, settings = ConfigChainFactory(session), session.get_component("config_store")
+    for name in ("request_checksum_calculation", "response_checksum_validation"):
+        chain = chains.create_config_chain(
+            instance_name=name,
+            env_var_names=f"AWS_{name.upper()}",
+            config_property_names=name,
+            default="when_required",
+        )
+        settings.set_config_provider(name, chain)
 
 
 def http_without_redirects() -> type:

@@ -47,6 +47,7 @@ class TinyS3:
         """Forget the objects, the requests, and the policy. The clients of this server can stay."""
         self.objects: dict[str, bytes] = {}
         self.requests: list[Request] = []
+        self._parts: dict[str, bytes] = {}
         self.policy: Callable[[Request, Answer], Answer] = lambda request, answer: answer
 
     @property
@@ -66,9 +67,21 @@ class TinyS3:
     def _usual(self, request: Request, body: bytes) -> Answer:
         if not request.key:
             return listing([key for key in sorted(self.objects) if key.startswith(request.query.get("prefix", ""))])
+        if request.method == "POST":  # a multipart upload begins or ends
+            if "uploadId" not in request.query:
+                return Answer(200, b"<R><UploadId>1</UploadId></R>")
+            parts = [self._parts.pop(name) for name in sorted(self._parts, key=int)]
+            self.objects[request.key] = b"".join(parts)
+            return Answer(200, b"<R></R>")
         if request.method == "PUT":
-            self.objects[request.key] = body
+            if "partNumber" in request.query:
+                self._parts[request.query["partNumber"]] = body
+            else:
+                self.objects[request.key] = body
             return Answer(200, headers={"ETag": f'"{hashlib.md5(body).hexdigest()}"'})
+        if request.method == "DELETE":
+            self.objects.pop(request.key, None)
+            return Answer(204)
         if request.key not in self.objects:
             return refusal(404, "NoSuchKey")
         data = self.objects[request.key]

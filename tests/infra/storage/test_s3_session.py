@@ -1,6 +1,7 @@
-"""Times in answers of S3 are read alike, quickly or by botocore, and a session knows its profile."""
+"""Times in answers of S3 are read alike, and a session knows its profile and sends few checksums."""
 
 import asyncio
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -8,7 +9,11 @@ import pytest
 from aiobotocore.session import AioSession
 from botocore.model import ServiceModel
 
+from segmint.infra.storage import s3
+from segmint.infra.storage.retry import RetryPolicy
 from segmint.infra.storage.s3 import make_session, parse_time
+from segmint.infra.storage.storage import Storage
+from tests.support.tiny_s3 import Answer, Request, TinyS3, refusal, tiny_s3
 
 
 @pytest.mark.parametrize(
@@ -63,3 +68,50 @@ def test_a_profile_is_taken_from_the_configuration(tmp_path: Path, monkeypatch: 
     monkeypatch.delenv("AWS_DEFAULT_REGION", raising=False)
     assert make_session("vendor").get_config_variable("region") == "eu-north-1"
     assert make_session(None).get_config_variable("region") is None
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[TinyS3]:
+    with tiny_s3() as server:
+        yield server
+
+
+REFUSALS = [(501, "NotImplemented"), (400, "InvalidArgument"), (400, "XAmzContentSHA256Mismatch")]
+
+
+@pytest.mark.parametrize(("status", "code"), REFUSALS)
+def test_stores_that_refuse_checksums_take_every_write(
+    server: TinyS3, status: int, code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def policy(request: Request, answer: Answer) -> Answer:
+        if any("checksum" in f"{name} {value}".lower() for name, value in request.headers.items()):
+            return refusal(status, code)
+        return answer
+
+    server.reset()
+    server.policy = policy
+    monkeypatch.setattr(s3, "PART_BYTES", 5 << 20)
+    storage = Storage(server.options, RetryPolicy(attempts=1))
+    storage.put("s3://acme/a", b"1")
+    assert storage.put_if_absent("s3://acme/b", b"2")
+    (tmp_path / "large").write_bytes(bytes(6 << 20))
+    storage.put_file("s3://acme/c", tmp_path / "large")
+    assert (storage.read("s3://acme/a"), storage.size("s3://acme/c")) == (b"1", 6 << 20)
+    storage.delete("s3://acme/a")
+    assert sorted(server.objects) == ["b", "c"]
+
+
+@pytest.mark.parametrize("by", ["environment", "configuration"])
+def test_a_user_may_ask_for_all_checksums(by: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("request_checksum_calculation", "response_checksum_validation")
+    config = tmp_path / "config"
+    config.write_text("[default]\n")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(config))
+    for name in names:
+        monkeypatch.delenv(f"AWS_{name.upper()}", raising=False)
+        assert make_session(None).get_config_variable(name) == "when_required"
+        if by == "environment":
+            monkeypatch.setenv(f"AWS_{name.upper()}", "when_supported")
+        else:
+            config.write_text(config.read_text() + f"{name} = when_supported\n")
+        assert make_session(None).get_config_variable(name) == "when_supported"
