@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from segmint.infra.errors import UsageError
-from segmint.infra.storage.errors import AccessRefusedError
+from segmint.infra.storage.errors import AccessRefusedError, StorageFaultError
 from segmint.infra.storage.stores import (
     ObjectInfo,
     ObjectVersion,
@@ -81,7 +81,7 @@ class AzureStore:
         container, key = self._container(uri)
         prefix = key and f"{key.rstrip('/')}/"
         pages = container.list_blobs if recursive else container.walk_blobs
-        for entry in pages(prefix + beginning, include=["metadata"]):
+        for entry in _advancing(uri, pages(prefix + beginning, include=["metadata"])):
             name = entry.name[len(prefix) :]
             if name and not name.endswith("/") and "hdi_isfolder" not in (entry.metadata or {}):
                 yield ObjectInfo(name, int(entry.size), entry.last_modified.astimezone(UTC))
@@ -125,8 +125,8 @@ class AzureStore:
         container, key = self._container(parent(uri))
         next(iter(container.list_blobs(key, results_per_page=1)), None)
 
-    def _all(self, container: Any, prefix: str) -> Any:
-        return container.list_blobs(prefix, include=["snapshots", "versions", "deleted"])
+    def _all(self, container: Any, prefix: str) -> Iterator[Any]:
+        return _advancing(prefix, container.list_blobs(prefix, include=["snapshots", "versions", "deleted"]))
 
     def _blob(self, uri: str) -> Any:
         container, key = self._container(uri)
@@ -140,6 +140,21 @@ class AzureStore:
         if host not in self._accounts:
             self._accounts[host] = _connect(host.partition(".")[0], self._options)
         return self._accounts[host].get_container_client(container), key
+
+
+def _advancing(uri: str, listed: Any) -> Iterator[Any]:
+    """Yield the entries of a listing. Raise `StorageFaultError` if its pages don't advance, so that it always ends."""
+    seen: set[str] = set()
+    pages = listed.by_page()
+    for page in pages:
+        yield from page
+        token = pages.continuation_token
+        if token and token in seen:
+            raise StorageFaultError(
+                f"cannot list {redact(uri)}: the store repeats its pages, so the listing would never end. Check the "
+                "endpoint and the proxies in front of it"
+            )
+        seen.add(token)
 
 
 def _connect(account: str, options: Mapping[str, Any]) -> Any:

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from segmint.infra.errors import SegmintError
 from segmint.infra.storage.error_kinds import ErrorKind, meaning, service_code
-from segmint.infra.storage.errors import ShortBodyError
+from segmint.infra.storage.errors import ShortBodyError, StorageFaultError
 from segmint.infra.storage.retry import RetryPolicy, with_retries
 from segmint.infra.storage.stores import (
     ObjectInfo,
@@ -24,7 +24,7 @@ from segmint.infra.storage.stores import (
     check_version,
     warn_of_skipped,
 )
-from segmint.infra.uris import parent, split_bucket
+from segmint.infra.uris import parent, redact, split_bucket
 
 OPTIONS: dict[str, str] = {
     "endpoint_url": "address of an S3-compatible server",
@@ -53,6 +53,8 @@ are larger."""
 _PARTS_AT_ONCE = 4
 _MOST_PARTS = 10_000
 _PART_POLICY = RetryPolicy()
+
+_MOST_IDLE_PAGES = 100
 
 
 def make_filesystem(options: Mapping[str, Any]) -> Any:
@@ -255,14 +257,9 @@ class S3Store:
         return {entry["Key"][len(prefix) :] for entry in entries} - {""}  # delete markers have no size
 
     def _versions(self, bucket: str, prefix: str) -> Iterator[dict[str, Any]]:
-        request: dict[str, Any] = {"Bucket": bucket, "Prefix": prefix}
-        while True:
-            page = self._listed("list_object_versions", request)
+        markers = {"KeyMarker": "NextKeyMarker", "VersionIdMarker": "NextVersionIdMarker"}
+        for page in self._all_pages("list_object_versions", {"Bucket": bucket, "Prefix": prefix}, markers):
             yield from (*page.get("Versions", []), *page.get("DeleteMarkers", []))
-            if not page.get("IsTruncated"):
-                return
-            request["KeyMarker"] = page.get("NextKeyMarker", "")
-            request["VersionIdMarker"] = page.get("NextVersionIdMarker", "")
 
     def ping(self, uri: str) -> None:
         """List one entry of the parent prefix."""
@@ -270,15 +267,35 @@ class S3Store:
         self._call("list_objects_v2", within_s=_PING_S, Bucket=bucket, Prefix=key, MaxKeys=1)
 
     def _pages(self, request: dict[str, Any], skip: int) -> Iterator[ObjectInfo]:
-        while True:
-            page = self._listed("list_objects_v2", request)
+        for page in self._all_pages("list_objects_v2", request, {"ContinuationToken": "NextContinuationToken"}):
             for entry in page.get("Contents", []):
                 name = entry["Key"][skip:]
                 if name and (entry["Size"] or not name.endswith("/")):  # some tools create empty objects as folders
                     yield ObjectInfo(name, int(entry["Size"]), entry["LastModified"].astimezone(UTC))
+
+    def _all_pages(self, method: str, request: Mapping[str, Any], markers: Mapping[str, str]) -> Iterator[Any]:
+        """Yield all pages of a listing. `markers` maps parameters of a request to the keys of a page with their values.
+
+        Raises `StorageFaultError` if the pages don't advance, because the listing would never end: if a page has the
+        same markers as an earlier page, or if `_MOST_IDLE_PAGES` pages in a row are empty or begin like an earlier one.
+        """
+        seen: set[Any] = {()}
+        idle = 0
+        where = f"s3://{request['Bucket']}/{request['Prefix']}"
+        while True:
+            page = self._listed(method, request)
+            yield page
             if not page.get("IsTruncated"):
                 return
-            request = request | {"ContinuationToken": page["NextContinuationToken"]}
+            following = {name: page[key] for name, key in markers.items() if page.get(key)}
+            idle = idle + 1 if _beginning(page) in seen else 0
+            if tuple(following.values()) in seen or idle == _MOST_IDLE_PAGES:
+                raise StorageFaultError(
+                    f"cannot list {redact(where)}: the store repeats its pages, so the listing would never end. Check "
+                    "the endpoint and the proxies in front of it"
+                )
+            seen |= {tuple(following.values()), _beginning(page)}
+            request = {name: value for name, value in request.items() if name not in markers} | following
 
     def _listed(self, method: str, request: Mapping[str, Any]) -> Any:
         """Request a page of a listing.
@@ -329,6 +346,14 @@ class S3Store:
             # If we aren't allowed to list the bucket, the error says nothing about the bucket.
             if meaning(error) is not ErrorKind.REFUSED or (service_code(error) or ("",))[0] == "NoSuchBucket":
                 raise
+
+
+def _beginning(page: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return what identifies the first entry of a page of a listing, or an empty tuple."""
+    for kind in ("Contents", "Versions", "DeleteMarkers", "CommonPrefixes"):
+        for entry in page.get(kind, []):
+            return kind, entry.get("Key") or entry.get("Prefix", ""), entry.get("VersionId", "")
+    return ()
 
 
 def _version(answer: Mapping[str, Any], size: int | None) -> ObjectVersion:
