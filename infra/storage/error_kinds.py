@@ -34,9 +34,12 @@ _REFUSED_CODES = {
     "NoSuchBucket",
     "NoSuchUpload",
     "RequestExpired",
+    "RequestInTheFuture",
     "RequestTimeTooSkewed",
     "TokenRefreshRequired",
 }
+CLOCK_CODES = {"RequestInTheFuture", "RequestTimeTooSkewed"}
+"""Codes with which a store refuses a request because this machine's clock is wrong."""
 # For an archived object, the store responds with the status of a refusal, but waiting won't help: only the object's
 # owner can restore it.
 _PERMANENT_CODES = {"BlobArchived", "BlobImmutableDueToPolicy", "InvalidObjectState"}

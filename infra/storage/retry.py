@@ -3,10 +3,11 @@
 import errno
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, TypeVar
 
 from segmint.infra.errors import SegmintError
-from segmint.infra.storage.error_kinds import PASSING, ErrorKind, describe, meaning, service_code
+from segmint.infra.storage.error_kinds import CLOCK_CODES, PASSING, ErrorKind, describe, meaning, service_code
 from segmint.infra.storage.errors import (
     AccessRefusedError,
     NoSpaceError,
@@ -104,6 +105,8 @@ def _advice(uri: str, error: BaseException, verdict: ErrorKind, tries: int) -> s
     answer = service_code(error)
     if answer is not None and answer[0] in {"NoSuchBucket", "ContainerNotFound"}:
         return "; there is no such bucket: check its name and the endpoint"
+    if answer is not None and answer[0] in CLOCK_CODES:
+        return f"; this machine's clock is wrong: it says {datetime.now(UTC):%Y-%m-%d %H:%M} UTC. Set it"
     if answer is not None and 300 <= answer[1] < 400:
         return "; the store redirects, which is not followed: check the endpoint and the region"
     if verdict is ErrorKind.REFUSED and scheme(uri) == LOCAL:

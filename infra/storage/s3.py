@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from segmint.infra.errors import SegmintError
-from segmint.infra.storage.error_kinds import ErrorKind, meaning, service_code
-from segmint.infra.storage.errors import ShortBodyError, StorageFaultError
+from segmint.infra.storage.error_kinds import PASSING, ErrorKind, meaning, service_code
+from segmint.infra.storage.errors import ObjectTooLargeError, ShortBodyError, StorageFaultError
 from segmint.infra.storage.retry import RetryPolicy, with_retries
 from segmint.infra.storage.stores import (
     ObjectInfo,
@@ -223,12 +223,12 @@ class S3Store:
         try:
             answer = self._call("head_object", Bucket=bucket, Key=key)
         except OSError as error:
-            if meaning(error) is ErrorKind.ABSENT:
+            kind, (code, _) = meaning(error), service_code(error) or ("", 0)
+            if kind is ErrorKind.ABSENT:
                 self._require_bucket(bucket)
-            elif (service_code(error) or ("",))[0] == "400":
-                self._call(
-                    "list_objects_v2", Bucket=bucket, MaxKeys=1
-                )  # unlike a HEAD, a GET returns the reason, such as an expired token
+            elif kind not in PASSING and code.isdigit():
+                with suppress(ObjectTooLargeError):
+                    self._get(uri, 0)  # unlike a HEAD, a GET returns the reason, such as an expired token
             raise
         return _version(answer, answer.get("ContentLength"))
 
