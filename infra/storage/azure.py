@@ -1,5 +1,6 @@
 """Azure Blob Storage, through Microsoft's library: conditional puts, paginated listings, versions and snapshots."""
 
+import errno
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -88,7 +89,18 @@ class AzureStore:
 
     def version(self, uri: str) -> ObjectVersion:
         """Return the blob's size in bytes and ETag."""
-        properties = self._blob(uri).get_blob_properties()
+        from azure.core.exceptions import ResourceNotFoundError
+
+        try:
+            properties = self._blob(uri).get_blob_properties()
+            is_folder = "hdi_isfolder" in (properties.metadata or {})
+        except ResourceNotFoundError:
+            container, key = self._container(uri)
+            is_folder = next(iter(container.list_blobs(f"{key.rstrip('/')}/", results_per_page=1)), None) is not None
+            if not is_folder:
+                raise
+        if is_folder:
+            raise IsADirectoryError(errno.EISDIR, "is a folder", uri)
         return ObjectVersion(int(properties.size), properties.etag)
 
     def delete(self, uri: str) -> None:

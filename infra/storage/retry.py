@@ -82,6 +82,8 @@ def with_retries(policy: RetryPolicy, action: str, uri: str, attempt: Callable[[
         if verdict is ErrorKind.EXISTS:
             raise FileExistsError(errno.EEXIST, "an object is already there", uri) from error
         if verdict is ErrorKind.ABSENT and action != "put":  # a put doesn't need an existing object
+            if isinstance(error, IsADirectoryError):
+                raise NotFoundError(f"cannot {action} {redact(uri)}: it is a folder, but expected a file") from error
             raise NotFoundError(f"cannot {action} {redact(uri)}: it is not there") from error
         code = (service_code(error) or ("",))[0]
         if code == "InvalidBucketName" or (code == "NoSuchBucket" and has_unusual_bucket(uri)):

@@ -225,7 +225,7 @@ class S3Store:
         except OSError as error:
             kind, (code, _) = meaning(error), service_code(error) or ("", 0)
             if kind is ErrorKind.ABSENT:
-                self._require_bucket(bucket)
+                self._require_bucket(uri)
             elif kind not in PASSING and code.isdigit():
                 with suppress(ObjectTooLargeError):
                     self._get(uri, 0)  # unlike a HEAD, a GET returns the reason, such as an expired token
@@ -338,14 +338,21 @@ class S3Store:
         result: T = sync(self._fs.loop, exchange)
         return result
 
-    def _require_bucket(self, bucket: str) -> None:
-        # A response to a HEAD has no body, so a missing key and a missing bucket look the same.
+    def _require_bucket(self, uri: str) -> None:
+        """Raise an error if the bucket of a missing object is missing, too, or if the URI names a folder.
+
+        A response to a HEAD has no body, so a missing object and a missing bucket look the same.
+        """
+        bucket, key = _object(uri)
         try:
-            self._call("list_objects_v2", Bucket=bucket, MaxKeys=1)
+            page = self._call("list_objects_v2", Bucket=bucket, Prefix=f"{key.rstrip('/')}/", MaxKeys=1)
         except OSError as error:
             # If we aren't allowed to list the bucket, the error says nothing about the bucket.
             if meaning(error) is not ErrorKind.REFUSED or (service_code(error) or ("",))[0] == "NoSuchBucket":
                 raise
+            return
+        if page.get("Contents"):
+            raise IsADirectoryError(errno.EISDIR, "is a folder", uri)
 
 
 def _beginning(page: Mapping[str, Any]) -> tuple[str, ...]:

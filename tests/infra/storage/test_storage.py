@@ -80,7 +80,7 @@ def test_what_is_absent(place, tmp_path: Path) -> None:
     for uri in (f"{base}/none", f"{base}/a", f"{base}/a/b/c"):
         assert not storage.exists(uri)
         for operation in (storage.read, storage.size, storage.open):
-            with pytest.raises(NotFoundError, match="is not there"):
+            with pytest.raises(NotFoundError, match=r"is not there|is a folder, but expected a file"):
                 operation(uri)
     assert storage.exists(f"{base}/a/b")
     with pytest.raises(NotFoundError):
@@ -89,6 +89,18 @@ def test_what_is_absent(place, tmp_path: Path) -> None:
     assert storage.list(f"{base}/none") == []
     assert list(storage.walk(f"{base}/none")) == []
     assert storage.healthy(f"{base}/none")
+
+
+def test_a_folder_is_no_file_and_says_so(place, tmp_path: Path) -> None:
+    storage, base = place
+    storage.put(f"{base}/c.parquet/part-0.parquet", b"1")
+    storage.put(f"{base}/c.parquet2", b"1")
+    for use in (storage.open, storage.size, storage.sha256, lambda uri: storage.get_file(uri, tmp_path / "copy")):
+        with pytest.raises(NotFoundError, match=r"c\.parquet: it is a folder, but expected a file"):
+            use(f"{base}/c.parquet")
+        with pytest.raises(NotFoundError, match="it is not there"):
+            use(f"{base}/c.parque")
+    assert not storage.exists(f"{base}/c.parquet")
 
 
 def test_listings(place) -> None:
