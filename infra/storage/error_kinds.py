@@ -15,6 +15,7 @@ class ErrorKind(Enum):
     REFUSED = "the store refuses us, or the bucket is not there: waiting rarely helps"
     UNAVAILABLE = "the store cannot be reached, or is overloaded: not about the object"
     TRANSIENT = "a fault of the store, the network or the object: worth another try"
+    UNREADABLE = "the store cannot return this object: it is archived, or no object can have its name"
     PERMANENT = "the request cannot succeed"
 
 
@@ -40,9 +41,18 @@ _REFUSED_CODES = {
 }
 CLOCK_CODES = {"RequestInTheFuture", "RequestTimeTooSkewed"}
 """Codes with which a store refuses a request because this machine's clock is wrong."""
-# For an archived object, the store responds with the status of a refusal, but waiting won't help: only the object's
-# owner can restore it.
-_PERMANENT_CODES = {"BlobArchived", "BlobImmutableDueToPolicy", "InvalidObjectState"}
+# Besides the codes for missing objects, only these are about the object itself, so only they may reject an image. For
+# an archived object, the status is that of a refusal, but only the object's owner can restore it.
+_UNREADABLE_CODES = {
+    "BlobArchived",
+    "BlobBeingRehydrated",
+    "InvalidObjectState",
+    "InvalidResourceName",
+    "InvalidURI",
+    "KeyTooLongError",
+    "XMinioInvalidObjectName",
+}
+_PERMANENT_CODES = {"BlobImmutableDueToPolicy"}
 _UNAVAILABLE_CODES = {
     "RequestLimitExceeded",
     "ServiceUnavailable",
@@ -160,6 +170,8 @@ def _kind_of_response(code: str, status: int) -> ErrorKind:
         return ErrorKind.ABSENT
     if code in _EXISTS_CODES or status == 412:
         return ErrorKind.EXISTS
+    if code in _UNREADABLE_CODES:
+        return ErrorKind.UNREADABLE
     if code in _PERMANENT_CODES:
         return ErrorKind.PERMANENT
     if code in _REFUSED_CODES or code.startswith("KMS.") or status in {401, 403}:

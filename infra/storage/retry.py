@@ -15,6 +15,7 @@ from segmint.infra.storage.errors import (
     PassingFaultError,
     StorageFaultError,
     UnavailableError,
+    UnreadableObjectError,
 )
 from segmint.infra.uris import LOCAL, UriNotAllowedError, has_unusual_bucket, redact, scheme
 
@@ -98,6 +99,7 @@ _KINDS: dict[ErrorKind, type[StorageFaultError]] = {
     ErrorKind.REFUSED: AccessRefusedError,
     ErrorKind.UNAVAILABLE: UnavailableError,
     ErrorKind.TRANSIENT: PassingFaultError,
+    ErrorKind.UNREADABLE: UnreadableObjectError,
 }
 
 

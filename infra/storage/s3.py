@@ -46,6 +46,7 @@ _READ_TIMEOUT_S = 60
 _SLOWEST = 100_000
 """Minimum throughput of a body in bytes per second. A slower transfer counts as stalled, even if bytes still arrive."""
 _PING_S = 10.0
+_PIECE = 1 << 20  # bytes of a body of unknown length
 
 PART_BYTES = 64 << 20
 """Size in bytes of the parts of a large file. If the file would need more than S3's maximum of 10,000 parts, the parts
@@ -101,7 +102,12 @@ class S3Store:
 
     def read(self, uri: str, max_bytes: int | None) -> bytes:
         """Read the whole object in one request."""
-        data, _ = self._get(uri, max_bytes)
+        try:
+            data, _ = self._get(uri, max_bytes)
+        except OSError as error:
+            if (service_code(error) or ("",))[0] == "404":  # S3 would give a code, so this may be from a proxy
+                self._require_bucket(uri)
+            raise
         return data
 
     def read_range(self, uri: str, start: int, stop: int, first: ObjectVersion) -> tuple[bytes, ObjectVersion]:
@@ -316,16 +322,31 @@ class S3Store:
             answer = await _within(self._exchange_s, request)
             body = answer["Body"]
             try:
-                announced = int(answer["ContentLength"])
-                check_size(uri, announced, max_bytes)
-                data: bytes = await _within(self._exchange_s + announced / _SLOWEST, body.read())
+                announced = answer.get("ContentLength")
+                if announced is None:
+                    data = await self._read_unannounced(uri, body, max_bytes)
+                else:
+                    check_size(uri, announced, max_bytes)
+                    data = await _within(self._exchange_s + announced / _SLOWEST, body.read())
             finally:
                 body.close()
-            check_length(len(data), announced)
+            if announced is not None:
+                check_length(len(data), announced)
             total = str(answer.get("ContentRange", "")).rpartition("/")[2]  # "bytes 0-9/100"
             return data, _version(answer, int(total) if total.isdigit() else None)
 
         return self._run(fetch)
+
+    async def _read_unannounced(self, uri: str, body: Any, max_bytes: int | None) -> bytes:
+        """Read a body whose length the store didn't announce. It must come at the same rate as any other body."""
+        data = bytearray()
+        async with asyncio.timeout(self._exchange_s) as limit:
+            end = asyncio.get_running_loop().time() + self._exchange_s
+            while piece := await body.read(_PIECE):
+                data += piece
+                check_size(uri, len(data), max_bytes)
+                limit.reschedule(end + len(data) / _SLOWEST)
+        return bytes(data)
 
     def _call(self, method: str, *, size: int = 0, within_s: float | None = None, **request: Any) -> Any:
         """Make one request. `size` is the number of bytes in the request's body."""
@@ -347,6 +368,11 @@ class S3Store:
         try:
             page = self._call("list_objects_v2", Bucket=bucket, Prefix=f"{key.rstrip('/')}/", MaxKeys=1)
         except OSError as error:
+            if (service_code(error) or ("",))[0] == "404":
+                raise StorageFaultError(
+                    f"cannot look at {redact(uri)}: the endpoint responds with 404 to a listing of the bucket, unlike "
+                    "S3. Check the endpoint and the proxies in front of it"
+                ) from error
             # If we aren't allowed to list the bucket, the error says nothing about the bucket.
             if meaning(error) is not ErrorKind.REFUSED or (service_code(error) or ("",))[0] == "NoSuchBucket":
                 raise
@@ -425,10 +451,7 @@ def _require_few_checksums(session: Any) -> None:
     chains, settings = ConfigChainFactory(session), session.get_component("config_store")
     for name in ("request_checksum_calculation", "response_checksum_validation"):
         chain = chains.create_config_chain(
-            instance_name=name,
-            env_var_names=f"AWS_{name.upper()}",
-            config_property_names=name,
-            default="when_required",
+            env_var_names=f"AWS_{name.upper()}", config_property_names=name, default="when_required"
         )
         settings.set_config_provider(name, chain)
 

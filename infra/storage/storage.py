@@ -7,7 +7,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, cast
 
-from segmint.infra.errors import UsageError
+from segmint.infra.errors import SegmintError, UsageError
 from segmint.infra.storage.connections import check_options, connect
 from segmint.infra.storage.errors import NotFoundError, ObjectTooLargeError, PassingFaultError, StorageFaultError
 from segmint.infra.storage.outages import wait_out
@@ -275,35 +275,20 @@ class Storage:
         with suppress(NotFoundError):
             self._try("purge", uri, lambda: store.purge(uri))
 
-    def healthy(self, uri: str) -> bool:
-        """Check quickly whether the store responds and grants access.
-
-        Callers use this to distinguish a fault of the store from a verdict on the object.
-        """
-        return self._ask(uri) is None
-
     def answers(self, uri: str) -> bool:
         """Check quickly whether the store responds at all, even if it refuses access.
 
-        Callers use this to distinguish an outage from other faults.
-        """
-        return not isinstance(self._ask(uri), PassingFaultError)
-
-    def _ask(self, uri: str) -> StorageFaultError | None:
-        """Check the store quickly, and return the fault, or None if there is none.
-
-        This method never raises, because the URI may come from a catalog.
+        Callers use this to distinguish an outage from other faults. This method never raises, because the URI may come
+        from a catalog.
         """
         try:
             store = self._store(uri)
             with_retries(_HEALTH_POLICY, "reach", uri, lambda: store.ping(uri))
-        except (NotFoundError, UriNotAllowedError):
-            return None  # the error is about the object or its URI, not about the store
-        except StorageFaultError as fault:
-            return fault
-        except UsageError as error:
-            return StorageFaultError(str(error))
-        return None
+        except PassingFaultError:
+            return False
+        except (SegmintError, UriNotAllowedError):
+            return True
+        return True
 
     def _try(self, action: str, uri: str, attempt: Callable[[], T]) -> T:
         def all_attempts() -> T:

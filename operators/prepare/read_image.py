@@ -6,22 +6,14 @@ from typing import TypeVar
 
 from segmint.catalogs.reasons import Reason, RejectedError
 from segmint.infra.storage.errors import (
-    AccessRefusedError,
     NotFoundError,
     ObjectTooLargeError,
     StorageFaultError,
-    UnavailableError,
+    UnreadableObjectError,
 )
 from segmint.infra.storage.storage import Storage
 from segmint.infra.uris import LOCAL, UriNotAllowedError, relative_to, scheme
 from segmint.operators.rows import Row
-
-ROUNDS = 2
-"""Number of rounds of attempts that must fail before an object counts as unreadable.
-
-The store must respond during each round. A single round isn't enough, because an outage may end between an attempt and
-the check of the store.
-"""
 
 MOST_READS = 4
 """Maximum number of reads of an image whose bytes would be rejected. Two identical reads in a row are enough."""
@@ -38,9 +30,13 @@ class ImageReader:
         self._max_bytes = max_bytes
 
     def read(self, row: Row) -> bytes:
-        """Return the object's bytes. Raise `RejectedError`, or `StorageFaultError` if the store has a fault."""
+        """Return the object's bytes.
+
+        Raises `RejectedError` only for a URI that isn't allowed, or if the store's response is about this object: that
+        it doesn't exist, that it can't be returned, or its size. Raises `StorageFaultError` for everything else.
+        """
         try:
-            return self._read_object(relative_to(self._catalog_uri, row["uri"]))
+            return self._storage.read(relative_to(self._catalog_uri, row["uri"]), max_bytes=self._max_bytes)
         except UriNotAllowedError as error:
             raise RejectedError(Reason.URI_NOT_ALLOWED, str(error)) from None
         except NotFoundError:
@@ -48,17 +44,9 @@ class ImageReader:
         except ObjectTooLargeError:
             limit = f"{self._max_bytes:,}"
             raise RejectedError(Reason.TOO_LARGE, f"over the limit ingest.max_bytes of {limit} bytes") from None
-
-    def _read_object(self, uri: str) -> bytes:
-        for _ in range(ROUNDS):
-            try:
-                return self._storage.read(uri, max_bytes=self._max_bytes)
-            except (AccessRefusedError, UnavailableError):
-                raise  # caused by the credentials or the store, even if the store responds to other requests
-            except StorageFaultError:
-                if not self._storage.healthy(uri):
-                    raise
-        raise RejectedError(Reason.UNREADABLE_OBJECT, "reading it fails again and again, while its store answers")
+        except UnreadableObjectError:
+            detail = "reading it fails again and again, while its store answers"
+            raise RejectedError(Reason.UNREADABLE_OBJECT, detail) from None
 
     def use(self, row: Row, function: Callable[[bytes], T], refusal: type[RejectedError] = RejectedError) -> T:
         """Return `function(data)` for the object's bytes. If it raises a `refusal`, make sure that the bytes are right.

@@ -88,7 +88,7 @@ def test_what_is_absent(place, tmp_path: Path) -> None:
     assert not (tmp_path / "down").exists()
     assert storage.list(f"{base}/none") == []
     assert list(storage.walk(f"{base}/none")) == []
-    assert storage.healthy(f"{base}/none")
+    assert storage.answers(f"{base}/none")
 
 
 def test_a_folder_is_no_file_and_says_so(place, tmp_path: Path) -> None:
@@ -292,7 +292,7 @@ def test_no_such_bucket_is_a_fault_for_every_operation(s3_options) -> None:
     for operation in operations:
         with pytest.raises(StorageFaultError, match="no such bucket"):
             operation()
-    assert not storage.healthy(uri)
+    assert storage.answers(uri)
 
 
 @pytest.mark.s3
@@ -305,14 +305,14 @@ def test_refused_credentials_are_a_fault_at_once(s3_options, s3_bucket: str) -> 
         f"storage = Storage({s3_options!r})\n"
         f"try: storage.read('s3://{s3_bucket}/x')\n"
         "except AccessRefusedError as error: print(error)\n"
-        f"print(storage.healthy('s3://{s3_bucket}/x'), len(waits))\n"
+        f"print(storage.answers('s3://{s3_bucket}/x'), len(waits))\n"
     )
     environment = os.environ | {"AWS_ACCESS_KEY_ID": "nobody", "AWS_SECRET_ACCESS_KEY": "hunter2-secret"}
     done = subprocess.run(
         [sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=60, check=True
     )
     assert "check the credentials" in done.stdout
-    assert done.stdout.splitlines()[-1] == "False 2", "each tries once more, with credentials that are fetched again"
+    assert done.stdout.splitlines()[-1] == "True 2", "each tries once more, with credentials that are fetched again"
     assert "hunter2" not in done.stdout + done.stderr
 
 
@@ -325,7 +325,7 @@ def test_a_server_that_comes_back_is_waited_for(tmp_path: Path, s3_server: S3Ser
         options = {"s3://": {"endpoint_url": server.endpoint_url}}
         Storage(options).put(uri, b"still here")
         server.stop()
-        assert not Storage(options).healthy(uri)
+        assert not Storage(options).answers(uri)
         with pytest.raises(StorageFaultError, match="3 attempts"):
             Storage(options, QUICK).read(uri)
         restart = threading.Timer(0.5, server.start)
@@ -413,7 +413,7 @@ def test_links_are_named_and_not_followed(local, tmp_path: Path) -> None:
     assert (tmp_path / "elsewhere" / "file").exists()
 
 
-def test_an_unreadable_file_is_a_fault_of_a_healthy_store(local) -> None:
+def test_an_unreadable_file_is_a_fault_of_a_store_that_answers(local) -> None:
     storage, base = local
     if os.geteuid() == 0:
         # Root may read everything; /proc/self/mem gives an error of the device (EIO) instead.
@@ -424,7 +424,7 @@ def test_an_unreadable_file_is_a_fault_of_a_healthy_store(local) -> None:
         Path(unreadable).chmod(0)
     with pytest.raises(StorageFaultError, match="cannot read"):
         storage.read(unreadable)
-    assert storage.healthy(unreadable)
+    assert storage.answers(unreadable)
 
 
 @pytest.mark.parametrize("key", ["key", "secret", "token", "aws_secret_access_key", "password", "account_key"])
@@ -476,7 +476,7 @@ def test_a_bucket_that_cannot_exist_is_no_fault_of_its_store(s3_options) -> None
         for operation in (storage.read, storage.size, storage.list):
             with pytest.raises(UriNotAllowedError, match="has no such bucket; S3 forbids its name"):
                 operation(f"s3://{name}/x")
-        assert storage.healthy(f"s3://{name}/x")
+        assert storage.answers(f"s3://{name}/x")
 
 
 @pytest.mark.s3

@@ -25,7 +25,7 @@ from segmint.catalogs.schema import NORMALIZED
 from segmint.catalogs.source.normalize import normalize
 from segmint.infra.assets.cache import sha256_of
 from segmint.infra.errors import UsageError
-from segmint.infra.storage.errors import StorageFaultError
+from segmint.infra.storage.errors import StorageFaultError, UnreadableObjectError
 from segmint.infra.storage.retry import RetryPolicy
 from segmint.infra.storage.storage import Storage
 from segmint.operators.child import Children, SuspectError
@@ -286,27 +286,24 @@ def test_an_object_over_the_byte_limit_is_not_read(portrait_file: Path) -> None:
 
 
 class UnreachableStorage(Storage):
-    """A store whose reads fail; `answers` is whether the store itself does."""
+    """A store whose reads raise `error`."""
 
-    answers = True
+    error: StorageFaultError
 
     def read(self, uri: str, max_bytes: int | None = None) -> bytes:
-        raise StorageFaultError("503 Slow Down")
-
-    def healthy(self, uri: str) -> bool:
-        return self.answers
+        raise self.error
 
 
-@pytest.mark.parametrize("answers", [True, False])
-def test_an_outage_is_a_fault_and_an_unreadable_object_a_verdict(answers: bool) -> None:
+@pytest.mark.parametrize("kind", [UnreadableObjectError, StorageFaultError])
+def test_an_outage_is_a_fault_and_an_unreadable_object_a_verdict(kind: type[StorageFaultError]) -> None:
     storage = UnreachableStorage()
-    storage.answers = answers
+    storage.error = kind("503 Slow Down")
     stage = Prepare(config(), storage, POLICY, CATALOG)
     try:
         (row,) = stage(table({"uri": "/some/file.jpg"})).to_pylist()
     finally:
         stage.close()
-    if answers:
+    if kind is UnreadableObjectError:
         assert (row["stage"], row["reason"], row["fault"]) == ("read", "unreadable_object", None)
     else:
         assert row["reason"] is None

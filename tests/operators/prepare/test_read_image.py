@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +13,7 @@ from segmint.infra.storage.storage import Storage
 from segmint.operators.prepare.read_image import ImageReader, checked_digest
 from tests.support.faulty_proxy import CUT_BODY, RESET_BODY, FaultyProxy, answer, faulty_proxy
 from tests.support.s3_server import S3Server
+from tests.support.tiny_s3 import Answer, TinyS3, tiny_s3
 
 pytestmark = pytest.mark.s3
 
@@ -50,22 +52,34 @@ def test_verdicts_are_what_the_store_says_of_the_object(proxy: FaultyProxy, read
 
 
 @pytest.mark.parametrize(
-    "fault", [RESET_BODY, CUT_BODY, answer(500, "InternalError"), answer(403, "InvalidObjectState")]
+    "fault", [answer(403, "InvalidObjectState"), answer(400, "KeyTooLongError"), answer(400, "InvalidURI")]
 )
-def test_an_object_that_cannot_be_read_is_refused_after_two_rounds(
+def test_an_archived_object_and_an_impossible_name_are_refused(
     fault: bytes, proxy: FaultyProxy, reader: ImageReader
 ) -> None:
     proxy.policy = lambda method, target: fault * ("x.jpg" in target)
     assert reason(reader) is Reason.UNREADABLE_OBJECT
+    assert proxy.requests == ["GET"]
 
 
-@pytest.mark.parametrize("fault", [RESET_BODY, CUT_BODY, answer(500, "InternalError")])
-def test_a_fault_may_end_between_the_last_attempt_and_the_check_of_the_store(
+@pytest.mark.parametrize(
+    "fault",
+    [
+        RESET_BODY,
+        CUT_BODY,
+        answer(500, "InternalError"),
+        answer(400, "InvalidRequest"),
+        answer(405, "MethodNotAllowed"),
+    ],
+)
+def test_an_object_that_cannot_be_read_is_a_fault_while_its_store_answers(
     fault: bytes, proxy: FaultyProxy, reader: ImageReader
 ) -> None:
-    proxy.plan = [("GET", fault)] * FAST.attempts
+    proxy.policy = lambda method, target: fault * ("x.jpg" in target)
+    with pytest.raises(StorageFaultError):
+        reader.read(ROW)
+    proxy.policy = lambda method, target: b""
     assert reader.read(ROW) == DATA
-    assert proxy.plan == []
 
 
 @pytest.mark.parametrize(
@@ -104,3 +118,82 @@ def test_a_wrong_hash_is_a_verdict() -> None:
     with pytest.raises(RejectedError) as caught:
         checked_digest(DATA[:-1], SHA256)
     assert caught.value.reason is Reason.HASH_MISMATCH
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[TinyS3]:
+    with tiny_s3() as server:
+        yield server
+
+
+@pytest.fixture
+def tiny(server: TinyS3) -> ImageReader:
+    server.reset()
+    server.objects["in/x.jpg"] = DATA
+    return ImageReader(Storage(server.options, FAST), "s3://acme/in/catalog.jsonl", max_bytes=1000)
+
+
+def test_a_body_without_a_length_is_read_up_to_the_limit(server: TinyS3, tiny: ImageReader) -> None:
+    server.policy = lambda request, answer: Answer(200, answer.body, answer.headers, length=None)
+    assert tiny.read(ROW) == DATA
+    assert tiny.use(ROW, len) == len(DATA)
+    server.objects["in/x.jpg"] = b""
+    assert tiny.read(ROW) == b""
+    server.objects["in/x.jpg"] = DATA + b"1"
+    assert reason(tiny) is Reason.TOO_LARGE
+    server.objects["in/x.jpg"] = bytes(3 << 20)
+    big = ImageReader(Storage(server.options, FAST), "s3://acme/in/catalog.jsonl", max_bytes=3 << 20)
+    assert big.read(ROW) == bytes(3 << 20)
+
+
+BROKEN = {
+    "no S3": Answer(200, DATA, {"Last-Modified": "never"}),
+    "a captive portal": Answer(302, headers={"Location": "http://portal.example/"}),
+    "a proxy's refusal": Answer(400, b"Bad Request"),
+    "a teapot": Answer(418, b"short and stout"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_what_is_not_the_service_rejects_no_image(name: str, server: TinyS3, tiny: ImageReader) -> None:
+    server.policy = lambda request, answer: BROKEN[name] if request.key else answer
+    with pytest.raises(StorageFaultError):
+        tiny.read(ROW)
+
+
+@pytest.mark.parametrize("body", [b"", b"<html><body>default backend - 404</body></html>"])
+def test_an_endpoint_that_knows_nothing_rejects_no_image(body: bytes, server: TinyS3, tiny: ImageReader) -> None:
+    server.policy = lambda request, answer: Answer(404, body)
+    with pytest.raises(StorageFaultError):
+        tiny.read(ROW)
+
+
+@pytest.mark.parametrize(
+    "error", [KeyError("ETag"), ValueError("x"), AttributeError("y"), MemoryError(), OSError(22, "z")]
+)
+def test_an_error_of_the_client_rejects_no_image(
+    error: Exception, tiny: ImageReader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object, **__: object) -> bytes:
+        raise error
+
+    monkeypatch.setattr("segmint.infra.storage.s3.S3Store._get", broken)
+    with pytest.raises((StorageFaultError, MemoryError)):
+        tiny.read(ROW)
+
+
+def test_a_missing_object_is_refused_whatever_its_404_looks_like(server: TinyS3, tiny: ImageReader) -> None:
+    """If the store lists its objects, it is one, and may leave out the code of an error."""
+    del server.objects["in/x.jpg"]
+    assert reason(tiny) is Reason.NOT_FOUND
+    server.policy = lambda request, answer: Answer(404) if request.key else answer
+    assert reason(tiny) is Reason.NOT_FOUND
+
+
+def test_a_local_folder_is_not_found_and_a_file_that_gives_no_bytes_a_fault(tmp_path: Path) -> None:
+    local = ImageReader(Storage(retry=FAST), str(tmp_path / "catalog.csv"), max_bytes=1000)
+    (tmp_path / "x.jpg").mkdir()
+    assert reason(local) is Reason.NOT_FOUND
+    if Path("/proc/self/mem").exists():
+        with pytest.raises(StorageFaultError):
+            local.read({**ROW, "uri": "/proc/self/mem"})
