@@ -189,10 +189,11 @@ class Predictor:
 
         `points` (B, N, 2) as (x, y) and `boxes` (B, 4) as (x0, y0, x1, y1) are in pixels of the embedding's frame.
         `labels` (B, N) are 1 for foreground and 0 for background; use -1 to pad prompts that have fewer points. `masks`
-        (B, 1, 256, 256) are logits of an earlier prediction. For a single prompt, you can omit the batch dimension and
-        pass points (N, 2) with labels (N,), a box (4,), a mask (1, 256, 256), or a text. Raises ValueError if there is
-        no prompt, if you pass a text but the predictor has no `embed_texts`, or if a shape or value is invalid. The
-        message describes the expected input.
+        (B, 1, 256, 256) are logits of an earlier prediction, or binary masks in the same frame, whose pixels are bools,
+        0 and 1, or 0 and 255. For a single prompt, you can omit the batch dimension and pass points (N, 2) with labels
+        (N,), a box (4,), a mask (1, 256, 256), or a text. Raises ValueError if there is no prompt, if you pass a text
+        but the predictor has no `embed_texts`, or if a shape, type, or value is invalid. The message describes the
+        expected input.
 
         With `multimask`, each prompt gets three masks: whole, part, and subpart. Without it, each prompt gets a single
         mask, which is meant for correcting an earlier prediction whose logits you pass as `masks`. If you have no

@@ -13,6 +13,9 @@ from segmint.model.sam.geometry import SAM1
 
 Array = npt.NDArray[Any] | Tensor
 
+_BINARY_LOGIT = 10.0
+"""Logit of a binary mask's foreground. The background has its negative."""
+
 
 @dataclass(frozen=True)
 class Prompts:
@@ -58,11 +61,12 @@ def check_prompts(
     """Check prompts, which may be arrays, lists, or tensors on any device, and convert them.
 
     For a single prompt, you can omit the batch dimension and pass points (N, 2) with labels (N,), a box (4,), or a mask
-    (1, 256, 256) or (256, 256). `low_res_size` replaces 256 in these shapes.
+    (1, 256, 256) or (256, 256). `low_res_size` replaces 256 in these shapes. Masks are logits. If they're bools, or
+    integers that are 0 and 1 or 0 and 255, they become the logits -10 and 10.
 
-    Raises ValueError if there is no prompt, if points come without labels or labels without points, if shapes or labels
-    are invalid, if batch sizes differ, or if a number isn't finite. The message contains the argument, what was found,
-    and what was expected.
+    Raises ValueError if there is no prompt, if points come without labels or labels without points, if shapes, types,
+    or labels are invalid, if batch sizes differ, or if a number isn't finite. The message contains the argument, what
+    was found, and what was expected.
     """
     if all(part is None for part in (points, labels, boxes, masks, tokens)):
         raise ValueError("no prompt: expected points with labels, boxes, masks, or a combination")
@@ -98,6 +102,10 @@ def _checked(
     fits = len(found) == len(shape) and all(want in (None, got) for want, got in zip(shape, found, strict=True))
     if not fits:
         raise ValueError(f"{name} have the shape {given}: expected {layout}")
+    if tensor.is_complex() or (tensor.dtype == torch.bool and name not in ("labels", "masks")):
+        raise ValueError(f"{name} have the type {_type_of(tensor)}: expected numbers, {layout}")
+    if name == "masks":
+        tensor = _logits(tensor)
     tensor = tensor.to(dtype)
     if not tensor.isfinite().all():
         raise ValueError(f"{name} contain NaN or infinity: expected finite numbers")
@@ -107,7 +115,35 @@ def _checked(
 def _tensor(name: str, value: npt.NDArray[Any], layout: str) -> Tensor:
     if value.dtype.kind not in "biuf":
         raise ValueError(f"{name} have the type {value.dtype.name}: expected numbers, {layout}")
-    return torch.from_numpy(value)
+    if value.dtype.itemsize > 8:  # torch has no long doubles
+        value = value.astype(np.float64)
+    return torch.from_numpy(value.astype(value.dtype.newbyteorder("="), copy=False))
+
+
+def _logits(masks: Tensor) -> Tensor:
+    """Return logits unchanged, and convert binary masks to logits. Raises ValueError if the masks are neither."""
+    real = masks.is_floating_point()
+    if real and (masks.numel() == 0 or masks.amin() < 0 or not masks.any()):
+        return masks
+    values = masks if real else masks.to(torch.int64)  # torch hardly computes with unsigned integers
+    for foreground in (1, 255):
+        if ((values == 0) | (values == foreground)).all():
+            if real:
+                raise ValueError(
+                    f"masks contain only 0 and {foreground} as {_type_of(masks)}: expected logits, or a binary mask of "
+                    "type bool"
+                )
+            return torch.where(values > 0, _BINARY_LOGIT, -_BINARY_LOGIT)
+    if not real:
+        raise ValueError(
+            f"masks have the type {_type_of(masks)}: expected logits as floating-point numbers, or a binary mask of "
+            "bools, of 0 and 1, or of 0 and 255"
+        )
+    return masks
+
+
+def _type_of(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 def _check_labels(points: Tensor | None, labels: Tensor | None) -> None:

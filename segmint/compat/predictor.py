@@ -84,7 +84,8 @@ class SamPredictor:
         """Predict C masks for one prompt: three with `multimask_output`, otherwise one.
 
         `point_coords` (N, 2) as (x, y) and `box` (4,) as (x0, y0, x1, y1) are in pixels of the image. `point_labels`
-        (N,) are 1 for foreground, 0 for background. `mask_input` (1, 256, 256) are logits of an earlier prediction.
+        (N,) are 1 for foreground, 0 for background. `mask_input` (1, 256, 256) are logits of an earlier prediction, or
+        a binary mask as in `segmint.Predictor.predict`.
         Returns masks (C, height, width) bool (float32 logits with `return_logits`), predicted IoUs (C,), and
         low-resolution logits (C, 256, 256). Raises RuntimeError if no image is set, and ValueError if the prompts are
         invalid or missing.
@@ -99,7 +100,7 @@ class SamPredictor:
         if box is not None:
             boxes = self._tensor(self.transform.apply_boxes(box, size))
         if mask_input is not None:
-            masks = self._tensor(mask_input)[None]
+            masks = torch.as_tensor(np.asarray(mask_input), device=self.device)[None]  # keep the type of a binary mask
         found = self.predict_torch(points, labels, boxes, masks, multimask_output, return_logits)
         drawn, ious, logits = (part[0].cpu().numpy() for part in found)
         return drawn, ious, logits

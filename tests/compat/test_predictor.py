@@ -104,3 +104,14 @@ def test_without_an_image_and_with_wrong_prompts_it_says_what_to_do(predictor: S
         predictor.set_image(np.zeros((3, 3, 3), np.uint8), "GBR")
     with pytest.raises(ValueError, match=r"\(1, 3, 80, 100\): expected \(1, 3, H, W\) with a longer side of 1024"):
         predictor.set_torch_image(torch.zeros(1, 3, 80, 100), (80, 100))
+
+
+def test_a_binary_mask_counts_as_logits_of_its_foreground(predictor: SamPredictor, image: np.ndarray) -> None:
+    predictor.set_image(image)
+    disk = np.hypot(*np.mgrid[-128:128, -128:128])[None] < 60
+    logits = np.where(disk, 10, -10).astype(np.float32)
+    expected = predictor.predict(mask_input=logits)[2]
+    for mask in (disk, disk.astype(np.uint8) * 255):
+        assert np.array_equal(predictor.predict(mask_input=mask)[2], expected)
+    with pytest.raises(ValueError, match="only 0 and 1 as float64: expected logits"):
+        predictor.predict(mask_input=disk.astype(float))

@@ -79,3 +79,60 @@ def test_coordinates_are_scaled_along_their_own_axis() -> None:
     assert scaled.points.tolist() == [[[2, 5]]]
     assert scaled.boxes is not None
     assert scaled.boxes.tolist() == [[2, 5, 4, 10]]
+
+
+DISK = np.hypot(*np.mgrid[-128:128, -128:128]) < 60
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        DISK,
+        DISK.tolist(),
+        torch.from_numpy(DISK),
+        DISK.astype(np.uint8),
+        DISK.astype(np.uint8) * 255,
+        DISK.astype(">i4"),
+        torch.from_numpy(DISK.astype(np.uint16) * 255),
+    ],
+)
+def test_a_binary_mask_becomes_logits(mask: Array) -> None:
+    found = check_prompts(None, None, None, mask).masks
+    assert found is not None
+    assert found.dtype == torch.float32
+    assert torch.equal(found[0, 0], torch.from_numpy(np.where(DISK, 10, -10)).float())
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, ">f4", np.longdouble])
+def test_logits_stay_as_they_are(dtype: str) -> None:
+    logits = np.random.default_rng(0).normal(size=(2, 1, 256, 256)).astype(dtype)
+    for given in (logits, np.abs(logits), np.zeros_like(logits)):
+        found = check_prompts(None, None, None, given).masks
+        assert found is not None
+        assert np.array_equal(found.numpy(), given.astype(np.float32))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("masks", DISK.astype(np.float32), "masks contain only 0 and 1 as float32: expected logits"),
+        ("masks", torch.from_numpy(DISK) * 255.0, "masks contain only 0 and 255 as float32: expected logits"),
+        ("masks", DISK.astype(np.int64) * 7, "masks have the type int64: expected logits"),
+        ("masks", DISK.astype(np.int8) * -1, "masks have the type int8: expected logits"),
+        ("masks", torch.from_numpy(DISK) * 1j, "masks have the type complex64: expected numbers"),
+        ("points", POINTS[0] > 0, "points have the type bool: expected numbers"),
+        ("points", torch.zeros(1, 1, 2, dtype=torch.complex64), "points have the type complex64: expected numbers"),
+        ("boxes", torch.ones(4, dtype=torch.bool), "boxes have the type bool: expected numbers"),
+        ("boxes", BOXES * 1j, "boxes have the type complex128: expected numbers"),
+    ],
+)
+def test_a_type_that_a_prompt_cannot_have_is_refused(name: str, value: Array, message: str) -> None:
+    prompts = {"points": None, "labels": LABELS[0] if name == "points" else None, "boxes": None, "masks": None}
+    with pytest.raises(ValueError, match=message):
+        check_prompts(**{**prompts, name: value})
+
+
+def test_labels_may_be_true_or_false() -> None:
+    labels = check_prompts(POINTS[0], np.array([True, False, True]), None, None).labels
+    assert labels is not None
+    assert labels.tolist() == [[1, 0, 1]]
