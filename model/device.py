@@ -1,4 +1,4 @@
-"""Utilities that keep a GPU busy: asynchronous copies, CUDA graphs, and per-thread objects.
+"""Utilities for devices: a context for inference, and asynchronous copies, CUDA graphs, and per-thread objects.
 
 The host can launch at most a few hundred thousand kernels per second. A chunk of prompts needs hundreds of kernels that
 take only microseconds each, so launching them one at a time would leave the GPU idle. A CUDA graph records the kernels
@@ -6,10 +6,11 @@ of a function once. It then replays all of them with a single launch. A graph al
 which it was captured. Inputs must therefore be copied to that memory, and outputs are valid only until the next replay.
 """
 
+import os
 import threading
 import warnings
-from collections.abc import Callable, Generator
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Generator, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Generic, TypeVar, cast
 
 import torch
@@ -17,6 +18,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 Output = TypeVar("Output")
+
+_ready = {os.getpid()}
+"""Processes whose threads work: the one that imported this module, and forked ones that `inference` has set up."""
 
 
 def upload(tensor: Tensor, device: torch.device) -> Tensor:
@@ -58,6 +62,36 @@ class CopyStream:
             return copy
 
         return use
+
+
+@contextmanager
+def inference(device: torch.device) -> Iterator[None]:
+    """Run the block in torch's inference mode, without the caller's autocast. Raises the errors of `check_process`.
+
+    A forked process doesn't have its parent's threads, so torch would wait for them forever. Therefore, this limits
+    torch to one thread there, as the workers of torch's `DataLoader` do.
+    """
+    check_process(device)
+    if os.getpid() not in _ready:
+        _ready.add(os.getpid())
+        torch.set_num_threads(1)
+    full_precision: AbstractContextManager[object] = nullcontext()
+    if torch.amp.is_autocast_available(device.type):
+        full_precision = torch.autocast(device.type, enabled=False)
+    with torch.inference_mode(), full_precision:
+        yield
+
+
+def check_process(device: torch.device) -> None:
+    """Raise RuntimeError if the device is a GPU that this process can't use, because it's a fork of one that used it.
+
+    CUDA's own errors in such a process don't say what to do.
+    """
+    if device.type == "cuda" and torch.cuda._is_in_bad_fork():
+        raise RuntimeError(
+            f"the model is on {device}, which a forked process can't use after its parent did: load the predictor or "
+            "generator in the worker, or start workers with multiprocessing's method spawn or forkserver"
+        )
 
 
 def launching_on(device: torch.device) -> AbstractContextManager[object]:

@@ -1,5 +1,6 @@
 """Automatic mask generation for an image and its crops, from a grid of points."""
 
+import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +22,7 @@ from segmint.model.automatic.records import Funnel, GeneratedMasks, MaskRecord
 from segmint.model.automatic.rle import Rle
 from segmint.model.automatic.settings import MaskSettings
 from segmint.model.automatic.tiled_upscaling import upscaling_of
-from segmint.model.device import CopyStream
+from segmint.model.device import CopyStream, inference
 from segmint.model.sam.batch_encoder import MAX_BATCH, default_batch_size
 from segmint.model.sam.predictor import Embedding, Predictor
 
@@ -54,7 +55,8 @@ class MaskGenerator:
         of images together on CUDA. The batch size affects the last bits of the embeddings. Raises ValueError if it's
         out of range.
 
-        On a CPU, the generator starts a pool with as many threads as torch uses.
+        On a CPU, the generator starts a pool with as many threads as torch uses. You can pickle a generator, and use it
+        in a forked process unless the model is on a GPU.
         """
         self.settings = MaskSettings.sa1b() if settings is None else settings
         if crops_per_batch is None:
@@ -70,11 +72,16 @@ class MaskGenerator:
         self._on_device = DeviceCrops(predictor, self.settings) if on_device else None
         self._copies = CopyStream(predictor.sam.device)
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in ("predictor", "settings", "crops_per_batch")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        MaskGenerator.__init__(self, **state)
+
     def generate(self, image: NDArray[np.uint8], original: NDArray[np.uint8] | None = None) -> GeneratedMasks:
         """Generate the masks of one image by calling `find`, then `finish`. Raises the same errors as `find`."""
         return self.finish(self.find(image, original))
 
-    @torch.inference_mode()
     def find(
         self, image: NDArray[np.uint8], original: NDArray[np.uint8] | None = None, report: Report | None = None
     ) -> RawMasks:
@@ -88,9 +95,13 @@ class MaskGenerator:
             report: progress callback. It's called after each chunk of points on a CPU, and after each crop elsewhere.
 
         Raises ValueError if an array has a different shape or dtype, or if you pass an original with a profile other
-        than `sa1b`.
+        than `sa1b`. Raises RuntimeError in a forked process if the model is on a GPU that the parent used.
         """
         check_pair(image, original, self.settings)
+        with inference(self.predictor.sam.device):
+            return self._find(image, original, report)
+
+    def _find(self, image: NDArray[np.uint8], original: NDArray[np.uint8] | None, report: Report | None) -> RawMasks:
         frame_size = (image.shape[0], image.shape[1])
         crops = placed_crops(frame_size, self.settings)
         count = _PointCounter(report, sum(self.settings.count_of_layer(crop.layer) for crop in crops))
@@ -107,7 +118,6 @@ class MaskGenerator:
             funnel += counts
         return RawMasks(concatenate(parts), funnel, frame_size)
 
-    @torch.inference_mode()
     def find_many(
         self, images: Iterable[ImagePair | None], timeout_s: float | None = None
     ) -> Iterator[RawMasks | Exception]:
@@ -122,8 +132,13 @@ class MaskGenerator:
         crop. On a CPU, images run one after another, and the time is checked after each chunk of points.
         """
         if self._on_device is not None:
-            yield from self._stream(images, lambda: deadline(timeout_s))
-            return
+            stream = self._stream(images, lambda: deadline(timeout_s))
+            while True:
+                with inference(self.predictor.sam.device):  # left before each result, because the caller continues then
+                    found = next(stream, None)
+                if found is None:
+                    return
+                yield found
         for pair in images:
             if pair is None:
                 continue
@@ -300,16 +315,24 @@ class Workers:
 
     def __init__(self, threads: int) -> None:
         """Start the threads, 1 or more."""
-        own = torch.get_num_threads()
-        self._pool = ThreadPoolExecutor(threads, "segmint-decode", _compute_alone)
-        # A new thread inherits the process-wide count. Start all threads before resetting that count.
-        barrier = threading.Barrier(threads)
-        list(self._pool.map(lambda _: barrier.wait(), range(threads)))
-        torch.set_num_threads(own)
+        self._pools = {os.getpid(): _start_threads(threads)}
 
     def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
         """Yield the function's result for each item, in order. Exceptions are raised at their item's position."""
-        yield from self._pool.map(function, items)
+        pool = self._pools.get(os.getpid())
+        if pool is None:  # in a forked process, which has none of its parent's threads
+            pool = self._pools.setdefault(os.getpid(), _start_threads(torch.get_num_threads()))
+        yield from pool.map(function, items)
+
+
+def _start_threads(count: int) -> ThreadPoolExecutor:
+    own = torch.get_num_threads()
+    pool = ThreadPoolExecutor(count, "segmint-decode", _compute_alone)
+    # A new thread inherits the process-wide count. Start all threads before resetting that count.
+    barrier = threading.Barrier(count)
+    list(pool.map(lambda _: barrier.wait(), range(count)))
+    torch.set_num_threads(own)
+    return pool
 
 
 def _compute_alone() -> None:

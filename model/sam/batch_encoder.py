@@ -45,7 +45,7 @@ class BatchEncoder:
         self._dtype = next(encoder.parameters()).dtype
         if isinstance(encoder, ImageEncoderTinyViT) and self._dtype == torch.float32:
             self._eager = encoder.folded()
-        self._mode = compile_mode
+        self.compile_mode = compile_mode
         self._must_compile = must_compile
         self._compiled = None
         if compile_mode is not None:
@@ -110,7 +110,7 @@ class BatchEncoder:
                 stacklevel=2,
             )
             return encoded
-        if self._mode != "reduce-overhead":
+        if self.compile_mode != "reduce-overhead":
             return encoded
         # Copy the output, because the next replay of a CUDA graph overwrites it.
         return tuple(maps.clone() for maps in encoded) if isinstance(encoded, tuple) else encoded.clone()

@@ -1,7 +1,9 @@
 """Stateless predictor of masks for prompts: embed an image once, then predict masks for any number of prompts."""
 
+import pickle
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from multiprocessing.context import get_spawning_popen
 from typing import Any, Literal
 
 import numpy as np
@@ -10,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from segmint.model.device import upload
-from segmint.model.kernels.cpu.library import Kernels, usable_kernels
+from segmint.model.device import check_process, inference, upload
+from segmint.model.kernels.cpu.library import Kernels, kernels_named, usable_kernels
 from segmint.model.sam import point_decoder, prompt_decoder
 from segmint.model.sam.batch_encoder import BatchEncoder, CompileMode
 from segmint.model.sam.geometry import Geometry
@@ -104,6 +106,24 @@ class Predictor:
         self._placed: Tensor | None = None
         self._planned: tuple[Embedding, PointPlan] | None = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the arguments, because kernels and compiled code can't be pickled. Registered callbacks are lost."""
+        models: Any = self.sam, self.embed_texts
+        if self.sam.device.type == "cpu" and getattr(get_spawning_popen(), "method", None) == "forkserver":
+            models = pickle.dumps(models)  # torch would send a file descriptor per tensor, but the limit is 250
+        return {
+            "models": models,
+            "compile_encoder": self._encoder.compile_mode,
+            "must_compile": self.must_compile,
+            "kernels": None if self.kernels is None else self.kernels.algorithm,
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        models = state["models"]
+        sam, embed_texts = pickle.loads(models) if isinstance(models, bytes) else models
+        kernels = None if state["kernels"] is None else kernels_named(state["kernels"])
+        Predictor.__init__(self, sam, state["compile_encoder"], state["must_compile"], kernels, embed_texts)
+
     def before_each_layer(self, call: Callable[[], None]) -> None:
         """Register a callback that runs before each layer of the image encoder, in the thread that encodes.
 
@@ -140,7 +160,7 @@ class Predictor:
         checked = [self.on_device(image) for image in images]
         framed = [_checked_frame(frame, pixels) for frame, pixels in zip(frames, checked, strict=True)]
         resized = [_resize(pixels, self.sam.geometry) for pixels in checked]
-        with torch.inference_mode():
+        with inference(self.sam.device):
             features = self._encoder(resized, batch_size)
         return [
             Embedding(part, (pixels.shape[0], pixels.shape[1]), frame, tuple(high_res))
@@ -159,7 +179,7 @@ class Predictor:
         if pixels.ndim != 3 or pixels.shape[2] != 3 or max(pixels.shape[:2]) != side or 0 in pixels.shape:
             shape = tuple(pixels.shape)
             raise ValueError(f"the image has the shape {shape}: expected (h, w, 3) with a longer side of {side} pixels")
-        with torch.inference_mode():
+        with inference(self.sam.device):
             ((features, *_),) = self._encoder([pixels], 1)
         return Embedding(features, (pixels.shape[0], pixels.shape[1]), _checked_frame(frame_size, pixels))
 
@@ -168,6 +188,7 @@ class Predictor:
 
         On a CPU, the result shares the array's memory. Raises ValueError like `embed`.
         """
+        check_process(self.sam.device)
         return upload(self.checked(image), self.sam.device)
 
     @staticmethod
@@ -208,7 +229,8 @@ class Predictor:
             texts = [text] if isinstance(text, str) else list(text)
             if not all(isinstance(each, str) for each in texts):
                 raise ValueError(f"text is {text!r}: expected a text, or a list of texts")
-            tokens = self.embed_texts(texts)[:, None]
+            with inference(self.sam.device):
+                tokens = self.embed_texts(texts)[:, None]
         prompts = check_prompts(points, labels, boxes, masks, self.sam.geometry.low_res_size, tokens)
         if not multimask:
             return self.predict_single(embedding, prompts)
@@ -238,7 +260,7 @@ class Predictor:
 
     def plan_points(self, embedding: Embedding) -> PointPlan:
         """Precompute the values that all single points on this image share, for use with `decode_points`."""
-        with torch.inference_mode():
+        with inference(self.sam.device):
             return self._plan(embedding)
 
     def plan_prompts(self, embedding: Embedding) -> PointPlan:
@@ -248,7 +270,7 @@ class Predictor:
         threads share a predictor, call it before you start them, or each thread repeats the work.
         """
         if self._planned is None or self._planned[0] is not embedding:
-            with torch.inference_mode():
+            with inference(self.sam.device):
                 self._planned = embedding, self._plan(embedding, self.sam.prompt_encoder.mask_vectors())
         return self._planned[1]
 
@@ -262,7 +284,7 @@ class Predictor:
         if points.ndim != 2:
             raise ValueError(f"points have the shape {tuple(points.shape)}: expected (B, 2), one point per prompt")
         prompts = check_prompts(points[:, None], torch.ones(len(points), 1), None, None)
-        with torch.inference_mode():
+        with inference(self.sam.device):
             embedded = self._embed_prompts(self._on_input(prompts, embedding))
             return point_decoder.decode_points(self.sam.mask_decoder, plan, embedded.sparse)
 
@@ -271,7 +293,7 @@ class Predictor:
 
         Pass the same `plan` that you used to decode the points.
         """
-        with torch.inference_mode():
+        with inference(self.sam.device):
             return point_decoder.draw_masks(self.sam.mask_decoder, plan, masks, wanted)
 
     def upscale(self, logits: Tensor, embedding: Embedding) -> Tensor:
@@ -288,7 +310,7 @@ class Predictor:
         return PromptMasks(logits, ious)
 
     def _decode(self, embedding: Embedding, prompts: Prompts, chosen: range) -> PromptMasks:
-        with torch.inference_mode():
+        with inference(self.sam.device):
             decoder, features = self.sam.mask_decoder, embedding.features
             prompts = self._on_input(prompts, embedding)
             with_kernels = self._decode_with_kernels(embedding, prompts, chosen)
@@ -348,7 +370,7 @@ def upscale(logits: Tensor, geometry: Geometry, input_size: tuple[int, int], fra
     if logits.ndim != 4:
         low, shape = geometry.low_res_size, tuple(logits.shape)
         raise ValueError(f"logits have the shape {shape}: expected (B, C, {low}, {low})")
-    with torch.inference_mode():
+    with inference(logits.device):
         if geometry.placement == "padded":
             side = geometry.image_size
             height, width = input_size

@@ -5,8 +5,8 @@ reaches 105 GFLOP/s per core, compared with 215 for oneDNN. torch itself uses on
 precision, and in `torch.compile`. This module calls the oneDNN operator that `torch.compile` uses. Both libraries
 compute in float32, but their sums differ in the last bits. oneDNN takes milliseconds to compile a kernel for each new
 shape, so use these functions only for the few shapes that occur in every image. In bfloat16, torch uses oneDNN in any
-case, but only this operator fuses the addition or activation. With gradients, in `torch.compile`, and on accelerators,
-these functions compute plain products.
+case, but only this operator fuses the addition or activation. With gradients, in `torch.compile`, on accelerators, and
+for factors of different types, as under autocast, these functions compute plain products.
 """
 
 import torch
@@ -20,7 +20,7 @@ _BF16 = _ONEDNN and torch.ops.mkldnn._is_mkldnn_bf16_supported()  # not with AVX
 
 def product(a: Tensor, b: Tensor, onto: Tensor | None = None) -> Tensor:
     """Multiply a (N, K) by b (K, M), or batches of both. If `onto` (N, M) is given, add the product to it."""
-    if not _suits_onednn(a):
+    if not _suits_onednn(a, b):
         return a @ b if onto is None else onto + a @ b
     if a.ndim == 3:
         ontos = [None] * len(a) if onto is None else onto
@@ -33,7 +33,7 @@ def product(a: Tensor, b: Tensor, onto: Tensor | None = None) -> Tensor:
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: bool = False) -> Tensor:
     """Apply `F.linear` to x (N, K) with weight (M, K) and bias (M,), then the exact GELU if `gelu` is set: (N, M)."""
-    if _suits_onednn(x):
+    if _suits_onednn(x, weight):
         result: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "gelu" if gelu else "none", [], "none")
         return result
     result = F.linear(x, weight, bias)
@@ -59,14 +59,14 @@ class GeluConv2d(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, in, H, W) to (B, out, H', W')."""
         conv = self.convolution
-        if not _suits_onednn(x):
+        if not _suits_onednn(x, conv.weight):
             return F.gelu(conv(x))
         sizes = conv.padding, conv.stride, conv.dilation, conv.groups
         result: Tensor = torch.ops.mkldnn._convolution_pointwise(x, conv.weight, conv.bias, *sizes, "gelu", [], "none")
         return result
 
 
-def _suits_onednn(x: Tensor) -> bool:
-    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+def _suits_onednn(x: Tensor, weight: Tensor) -> bool:
+    if torch.is_grad_enabled() or torch.compiler.is_compiling() or x.dtype != weight.dtype:
         return False
     return _ONEDNN and x.device.type == "cpu" and (x.dtype == torch.float32 or (_BF16 and x.dtype == torch.bfloat16))

@@ -48,6 +48,10 @@ class Sam(base.Sam):
         """Per-channel RGB standard deviation for normalizing images, (3, 1, 1)."""
         return torch.tensor(PIXEL_STD, device=self.device).view(-1, 1, 1)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the predictor, which contains this model."""
+        return {key: value for key, value in self.__dict__.items() if key not in ("_prepared", "_state")}
+
     def predictor(self) -> Predictor:
         """Return segmint's predictor for this model, and rebuild it if weights have changed or moved since."""
         weights = (*self.parameters(), *self.buffers())

@@ -58,3 +58,12 @@ def test_a_convolution_with_gelu_is_the_plain_one_with_and_without_gradients(gro
         torch.testing.assert_close(GeluConv2d(convolution)(x), expected, atol=1e-5, rtol=0)
     GeluConv2d(convolution)(x).sum().backward()
     assert convolution.weight.grad is not None
+
+
+def test_products_work_under_the_callers_autocast() -> None:
+    layer, convolution = Linear(8, 4), GeluConv2d(torch.nn.Conv2d(3, 4, 3))
+    rows, image = torch.randn(2, 8), torch.randn(1, 3, 5, 5)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert layer(rows.bfloat16()).shape == (2, 4)
+        assert convolution(image.bfloat16()).shape == (1, 4, 3, 3)
+        assert product(rows.bfloat16(), torch.randn(8, 3)).shape == (2, 3)

@@ -207,3 +207,21 @@ def test_a_predictor_says_what_it_is(predictor: Predictor) -> None:
     with torch.device("meta"):
         sam = build_sam("vit_l")
     assert repr(Predictor(sam)) == "Predictor(vit_l on meta, float32)"
+
+
+def test_the_callers_autocast_changes_no_mask(generator: MaskGenerator, cup: np.ndarray) -> None:
+    predictor = generator.predictor
+    expected = generator.generate(cup).records
+    prompted = predictor.predict(predictor.embed(cup), boxes=np.array([50, 20, 200, 150]))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        embedding = predictor.embed(cup)
+        found = predictor.predict(embedding, boxes=np.array([50, 20, 200, 150]))
+        assert generator.generate(cup).records == expected
+        assert [len(each.candidates) for each in generator.find_many([(cup, None)])] == [len(expected)]  # type: ignore[union-attr]
+        refined = predictor.predict(embedding, masks=found.low_res_logits[:, :1], multimask=False)
+    assert torch.equal(found.low_res_logits, prompted.low_res_logits)
+    assert found.records == prompted.records
+    assert torch.equal(
+        predictor.predict(embedding, masks=found.low_res_logits[:, :1], multimask=False).low_res_logits,
+        refined.low_res_logits,
+    )
