@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from segmint.infra.errors import UsageError
 from segmint.infra.uris import redact
-from segmint.infra.wording import fit
+from segmint.infra.wording import fit, is_terminal, open_stream
 
 if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
@@ -30,7 +30,7 @@ def configure(level: str = "info", json: bool | None = None, stream: TextIO | No
 
     if level.lower() not in LEVELS:
         raise UsageError(f"unknown log level {level!r}: expected one of {', '.join(LEVELS)}")
-    as_json = not sys.stderr.isatty() if json is None else json
+    as_json = not is_terminal(sys.stderr) if json is None else json
     renderers: list[Any] = (
         [
             structlog.processors.format_exc_info,
@@ -38,7 +38,7 @@ def configure(level: str = "info", json: bool | None = None, stream: TextIO | No
             structlog.processors.JSONRenderer(sort_keys=False),
         ]
         if as_json
-        else [_redact_event, structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), pad_event_to=0), _fit]
+        else [_redact_event, structlog.dev.ConsoleRenderer(colors=is_terminal(sys.stderr), pad_event_to=0), _fit]
     )
     structlog.configure(
         processors=[
@@ -49,7 +49,7 @@ def configure(level: str = "info", json: bool | None = None, stream: TextIO | No
         ],
         wrapper_class=structlog.make_filtering_bound_logger(level),
         # Look up the stream for each line, because a progress bar replaces standard error while it's shown.
-        logger_factory=lambda *_: structlog.PrintLogger(stream or sys.stderr),
+        logger_factory=lambda *_: structlog.PrintLogger(open_stream(stream or sys.stderr)),
         cache_logger_on_first_use=False,
     )
 

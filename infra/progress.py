@@ -8,7 +8,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self, TextIO, TypeVar
 
-from segmint.infra.wording import fit
+from segmint.infra.wording import fit, is_terminal, open_stream
 
 if TYPE_CHECKING:
     import rich.progress
@@ -47,7 +47,7 @@ def track(items: Iterable[T], name: str, total: int | None = None) -> Iterator[T
     The bar appears after `BAR_AFTER_S` seconds, unless another bar is already shown. If a `Progress` with bars starts,
     it replaces this bar.
     """
-    if not _Bars.enabled or _Bars.holder is not None or not sys.stderr.isatty():
+    if not _Bars.enabled or _Bars.holder is not None or not is_terminal(sys.stderr):
         yield from items
         return
     with closing(_DelayedBar(name, total)) as bar:
@@ -117,9 +117,9 @@ class Progress:
     """
 
     def __init__(self, stream: TextIO | None = None, interval_s: float = 5.0, bars: bool | None = None) -> None:
-        self._stream = stream if stream is not None else sys.stderr
+        self._stream = open_stream(stream if stream is not None else sys.stderr)
         self._interval_s = interval_s
-        self._bars_wanted = self._stream.isatty() if bars is None else bars
+        self._bars_wanted = is_terminal(self._stream) if bars is None else bars
         self._bars: rich.progress.Progress | None = None
         self._tasks: dict[str, rich.progress.TaskID] = {}
         self._stages: dict[str, _StageProgress] = {}
@@ -211,5 +211,6 @@ def _make_bars(stream: TextIO) -> "rich.progress.Progress":
         TimeElapsedColumn(),
         Remaining(),
         console=Console(file=stream, force_terminal=True),
-        redirect_stdout=sys.stdout.isatty(),  # don't print results above the bars if they go to a file or pipe
+        redirect_stderr=is_terminal(sys.stderr),
+        redirect_stdout=is_terminal(sys.stdout),  # don't print results above the bars if they go to a file or pipe
     )

@@ -1,9 +1,11 @@
 """Formatting of numbers, sizes, durations, and lists for people."""
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Iterable, Sequence
+from functools import cache
 from typing import Any, TextIO
 
 UNKNOWN = "unknown"
@@ -106,7 +108,7 @@ def not_checked_lines(items: Sequence[object], shown: int = 10) -> list[str]:
     return [f"not checked: {each}" for each in [*items[:shown], *more]]
 
 
-def fit(text: str, stream: TextIO) -> str:
+def fit(text: str, stream: TextIO | None) -> str:
     """If `stream` is a terminal, break long lines of `text` at spaces. Words stay whole.
 
     If it isn't a terminal, the lines stay unchanged, so that programs can match them.
@@ -115,9 +117,24 @@ def fit(text: str, stream: TextIO) -> str:
     return text if width is None else "\n".join(_broken(line, width) for line in text.split("\n"))
 
 
-def terminal_width(stream: TextIO) -> int | None:
+def terminal_width(stream: TextIO | None) -> int | None:
     """Return the width to which `fit` breaks lines, or None if `stream` isn't a terminal."""
-    return min(MOST_COLUMNS, shutil.get_terminal_size().columns) if stream.isatty() else None
+    return min(MOST_COLUMNS, shutil.get_terminal_size().columns) if is_terminal(stream) else None
+
+
+def is_terminal(stream: TextIO | None) -> bool:
+    """Return whether a stream is a terminal. A closed standard stream is None in Python, and isn't one."""
+    return stream is not None and not stream.closed and stream.isatty()
+
+
+def open_stream(stream: TextIO | None) -> TextIO:
+    """Return a stream for writing: `stream`, or the null device if it's closed."""
+    return _null_device() if stream is None or stream.closed else stream
+
+
+@cache
+def _null_device() -> TextIO:
+    return open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123 - stays open
 
 
 def _broken(line: str, width: int) -> str:

@@ -127,6 +127,7 @@ app = typer.Typer(
 
 def main() -> None:
     """Run `segmint` and end the process with its exit code."""
+    _open_streams()
     stop_on_signals()
     # Threads that spin while they wait take cores from the processes that they wait for, which makes a prompt take
     # twenty times as long. torch's thread library reads this variable only once, when it loads.
@@ -145,6 +146,17 @@ def main() -> None:
             sys.stderr.flush()
             os._exit(end.code if isinstance(end.code, int) else bool(end.code))
         raise
+
+
+def _open_streams() -> None:
+    """Replace closed standard streams, which Python sets to None, by the null device.
+
+    Otherwise, the next file that the process opens would get the descriptor of a standard stream, and native code would
+    print into that file.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: PTH123, SIM115 - stays open
 
 
 @app.callback(invoke_without_command=True)

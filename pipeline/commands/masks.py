@@ -11,7 +11,7 @@ import typer
 from segmint.infra.assets.known import AUTO
 from segmint.infra.errors import UsageError
 from segmint.infra.progress import Progress
-from segmint.infra.wording import counted, duration, listed
+from segmint.infra.wording import counted, duration, is_terminal, listed
 from segmint.pipeline.commands.common.arguments import Clip, Device, Projection
 from segmint.pipeline.commands.common.console import (
     exit_unless_clean,
@@ -247,7 +247,7 @@ class _Display:
         self._planned, self._done, self._bars = planned, 0, None
         work, self._photographs = planned.work, len(planned.outputs.tasks)
         self._points = 0 if work.options.prompts else work.photographs * work.points
-        if sys.stderr.isatty() and (self._points or self._photographs > 1):
+        if is_terminal(sys.stderr) and (self._points or self._photographs > 1):
             self._bars = stack.enter_context(Progress())
             if self._points:
                 self._bars.stage("points", self._points)

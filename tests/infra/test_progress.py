@@ -6,8 +6,11 @@ from collections.abc import Iterator
 
 import pytest
 
+from segmint.infra import log
 from segmint.infra import progress as progress_module
-from segmint.infra.progress import Progress, enable_bars, track
+from segmint.infra.progress import Progress, _Bars, enable_bars, track
+from segmint.infra.ray_session import _without_native_output
+from segmint.infra.wording import fit
 
 
 def test_plain_lines_are_few_and_end_with_the_last_state() -> None:
@@ -151,3 +154,27 @@ def test_an_abandoned_bar_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert progress_module._Bars.holder is not None
     items.close()  # type: ignore[attr-defined]
     assert progress_module._Bars.holder is None
+
+
+def test_closed_standard_streams_are_no_terminals(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(_Bars, "enabled", True)
+    closed = io.StringIO()
+    closed.close()
+    for stream in (None, closed):
+        monkeypatch.setattr(sys, "stderr", stream)
+        monkeypatch.setattr(sys, "stdout", stream)
+        assert list(track(range(3), "rows")) == [0, 1, 2]
+        with Progress() as progress:
+            progress.update("rows", 1)
+            progress.line("a line")
+        with Progress(stream=io.StringIO(), bars=True) as progress:
+            progress.update("rows", 1)
+        log.configure()
+        log.get_logger("build").warning("a line of the log")
+        assert fit("a text " * 30, sys.stderr) == "a text " * 30
+        with _without_native_output():
+            pass
+    assert capfd.readouterr() == ("", "")
+    log.configure()

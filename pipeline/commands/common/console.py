@@ -21,7 +21,7 @@ from segmint.infra.log import without_secrets
 from segmint.infra.progress import enable_bars, ending_bar
 from segmint.infra.stopping import interruptible, print_stop_line
 from segmint.infra.uris import redact
-from segmint.infra.wording import TURNING, fit, json_text
+from segmint.infra.wording import TURNING, fit, is_terminal, json_text
 from segmint.pipeline.commands.common.extras import extra_of
 
 P = ParamSpec("P")
@@ -199,7 +199,7 @@ def confirmation(command: str, yes: bool) -> Callable[[RemovalPrompt], None] | N
     """
     if yes:
         return None
-    if not sys.stdin.isatty():
+    if not is_terminal(sys.stdin):
         raise UsageError(
             f"{command} permanently changes the dataset and needs confirmation, but there's no terminal: check the "
             "list with --dry-run, then pass --yes"

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from segmint.infra.wording import is_terminal
 from segmint.pipeline.commands.common.arguments import AsJson, Config, Dataset, storage_of
 from segmint.pipeline.commands.common.console import guarded, print_checked, print_result
 from segmint.pipeline.commands.common.extras import needs
@@ -85,7 +86,7 @@ def sign(
 
     storage = storage_of(config)
     places = (Location(storage, dataset), Location(storage, key))
-    print_result(sign_version(*places, version, ask if sys.stdin.isatty() else None), as_json)
+    print_result(sign_version(*places, version, ask if is_terminal(sys.stdin) else None), as_json)
 
 
 @guarded

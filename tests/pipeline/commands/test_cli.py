@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -446,3 +447,28 @@ def test_help_says_of_each_command_in_a_whole_line_what_it_does(group: str):
     commands = lines[lines.index("Commands:") + 1 :]
     assert commands
     assert [line for line in commands if line.endswith("...")] == []
+
+
+@pytest.mark.parametrize(
+    ("closed", "arguments", "code"),
+    [
+        (">&-", "--version", 0),
+        ("2>&-", "masks --no-such-option", 2),
+        ("<&- >&- 2>&-", "--version --json", 0),
+        ("<&- >&- 2>&-", "assets verify mobile_sam=none", 3),
+        ("<&- 2>&-", "takedown none --dry-run", 2),
+    ],
+)
+def test_a_closed_standard_stream_changes_no_exit_code(closed: str, arguments: str, code: int) -> None:
+    line = f"exec {shlex.quote(sys.executable)} -m segmint {arguments} {closed}"
+    done = subprocess.run(["bash", "-c", line], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == code
+
+
+def test_files_never_get_the_descriptor_of_a_closed_standard_stream() -> None:
+    script = (
+        "import os; from segmint.pipeline.commands.cli import _open_streams; _open_streams(); "
+        "print('anything'); os._exit(0 if os.open(os.devnull, os.O_RDONLY) > 2 else 1)"
+    )
+    line = f"exec {shlex.quote(sys.executable)} -c {shlex.quote(script)} <&- >&- 2>&-"
+    subprocess.run(["bash", "-c", line], cwd=ROOT, check=True, timeout=300)

@@ -15,7 +15,7 @@ from typing import Any
 from segmint.infra.errors import SegmintError, UnfinishedError, UsageError, last_line
 from segmint.infra.ray_session import Cluster, ray_session
 from segmint.infra.scratch import ScratchFolder
-from segmint.infra.wording import counted
+from segmint.infra.wording import counted, is_terminal
 from segmint.pipeline.engine.train.session import Say, TrainingSession
 from segmint.pipeline.engine.train.settings import TrainResources
 
@@ -96,7 +96,7 @@ def _fit(session: TrainingSession, found: Any, say: Say) -> None:
     keys = session.config.resources
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
     lines = ray.remote(num_cpus=0, scheduling_strategy=here)(LogLines).remote()
-    as_json = not sys.stderr.isatty()
+    as_json = not is_terminal(sys.stderr)
     task = WorkerTask(replace(session, say=_nowhere), ray.put(found), lines, as_json)
     with ScratchFolder() as scratch:
         trainer = TorchTrainer(
