@@ -21,9 +21,6 @@ if TYPE_CHECKING:
 
 Precision = Literal["fp32", "bf16"]
 
-_ready = {os.getpid()}
-"""Processes whose threads work: the one that imported this module, and forked ones that `inference` has set up."""
-
 _GPU_FILES = ("nvidia[0-9]*", "dxg", "kfd")  # device files of the NVIDIA driver, WSL, and the AMD driver
 _BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})  # the last flag is ARM's
 
@@ -307,37 +304,6 @@ def kind_here(device: str) -> str:
     if sys.platform == "linux" and not any(next(Path("/dev").glob(name), None) for name in _GPU_FILES):
         return "cpu"
     return resolve_compute().kind
-
-
-@contextmanager
-def inference(device: "torch.device") -> Iterator[None]:
-    """Run the block in torch's inference mode, without the caller's autocast. Raises the errors of `check_process`.
-
-    A forked process doesn't have its parent's threads, so torch would wait for them forever. Therefore, this limits
-    torch to one thread there, as the workers of torch's `DataLoader` do.
-    """
-    import torch
-
-    check_process(device)
-    if os.getpid() not in _ready:
-        _ready.add(os.getpid())
-        torch.set_num_threads(1)
-    with torch.inference_mode(), torch.autocast(device.type, enabled=False):
-        yield
-
-
-def check_process(device: "torch.device") -> None:
-    """Raise RuntimeError if the device is a GPU that this process can't use, because it's a fork of one that used it.
-
-    CUDA's own errors in such a process don't say what to do.
-    """
-    import torch
-
-    if device.type == "cuda" and torch.cuda._is_in_bad_fork():
-        raise RuntimeError(
-            f"the model is on {device}, which a forked process can't use after its parent did: load the predictor or "
-            "generator in the worker, or start workers with multiprocessing's method spawn or forkserver"
-        )
 
 
 def device_failure(device: str) -> str | None:

@@ -19,6 +19,7 @@ from segmint.infra.errors import UsageError
 from segmint.infra.node_groups import GPU_KIND, belongs, gpu_kind, node_groups, with_gpu_kind
 from segmint.infra.scratch import ScratchFolder
 from segmint.infra.stopping import reinstall_handlers, uninterrupted
+from segmint.infra.wording import open_stream
 
 MIN_LOCAL_CPUS = 8
 """Minimum number of logical CPUs of a local Ray instance. On larger machines, Ray gets two per core, plus four. Each
@@ -167,6 +168,12 @@ def _start(address: str, target: str, folder: Path | None, object_store_memory: 
                     log_to_driver=False,
                 )
         except OSError as error:
+            if target == "local":
+                place = os.environ.get("RAY_TMPDIR") if folder is None else folder
+                raise UsageError(
+                    f"Ray can't start on this machine: {error}. Ray's folder is {place}. If it can't be written or its "
+                    "disk is full, set RAY_TMPDIR to another folder"
+                ) from error
             raise UsageError(
                 f"resources.address is {address!r}, but no Ray cluster responds at {target!r}: {error}. "
                 "Start one, use another address, or use 'local'"
@@ -271,17 +278,20 @@ def _keep_token_private() -> None:
     """Create a local Ray instance's auth token so that only its owner can read it.
 
     Anyone with the token can run code in that instance, and by default, Ray makes the token readable by all users. If
-    the environment contains Ray's own authentication settings, they take precedence.
+    the environment contains Ray's own authentication settings, they take precedence. If there is no home folder, or one
+    that can't be written, this process and the instance's processes share a token in their environment instead.
     """
     if any(name.startswith("RAY_AUTH_") for name in os.environ):
         return
-    path = Path.home() / ".ray" / "auth_token"
-    with contextlib.suppress(OSError):  # Ray reports problems with the folder itself
+    try:
+        path = Path.home() / ".ray" / "auth_token"
         path.parent.mkdir(mode=0o700, exist_ok=True)
         path.touch(mode=0o600)
         path.chmod(0o600)
         if not path.stat().st_size:
             path.write_text(secrets.token_hex(32), encoding="ascii")
+    except (OSError, RuntimeError):  # RuntimeError: no home folder
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
 
 SUBMITTED_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
@@ -311,8 +321,12 @@ _EXCLUDES = [
 @contextlib.contextmanager
 def _without_native_output() -> Iterator[None]:
     """Discard the terminal output of Ray's native code during startup. Errors are still raised as exceptions."""
-    sys.stderr.flush()
-    terminal = os.dup(2)
+    open_stream(sys.stderr).flush()
+    try:
+        terminal = os.dup(2)
+    except OSError:  # standard error is closed
+        yield
+        return
     try:
         with open(os.devnull, "wb") as nowhere:  # noqa: PTH123 - a descriptor is needed
             os.dup2(nowhere.fileno(), 2)
@@ -425,14 +439,20 @@ def private_folder() -> Iterator[Path | None]:
     Ray makes its folder writable for everyone, so this folder is inside another one that only this user can enter. The
     outer folder is in the system's temporary folder, or in /tmp if that path is too long. Before it creates the folder,
     this function deletes the folders of killed processes. A live process holds a lock on its folder, so an unlocked
-    folder is a leftover.
+    folder is a leftover. Raises `UsageError` if the folder can't be created.
     """
     if os.environ.get("RAY_TMPDIR"):
         yield None
         return
-    parent = tempfile.gettempdir()
-    if len(parent) > _LONGEST_PARENT:
-        parent = "/tmp"
-    with ScratchFolder(parent, PREFIX) as name:
-        (Path(name) / "r").mkdir()
+    try:
+        parent = tempfile.gettempdir()
+        if len(parent) > _LONGEST_PARENT:
+            parent = "/tmp"
+        scratch = ScratchFolder(parent, PREFIX)
+        (Path(scratch.name) / "r").mkdir()
+    except OSError as error:
+        raise UsageError(
+            f"Ray's folder on this machine can't be created: {error}. Set RAY_TMPDIR to a folder that you can write"
+        ) from error
+    with scratch as name:
         yield Path(name) / "r"

@@ -8,7 +8,7 @@ import fcntl
 import os
 import re
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from segmint.catalogs.dataset.manifest import dataset_keys, put_dataset_id, read_dataset_id
 from segmint.catalogs.dataset.outputs import read_notes
@@ -108,7 +108,9 @@ def forget_dataset(dataset: Location) -> list[str]:
     If `id.json` is missing or damaged, some caches can't be found. In that case, a line says so, and this function
     creates `id.json`.
     """
-    places = {default_cache().uri: "this machine's training cache"}
+    places: dict[str, str] = {}
+    with suppress(UsageError):  # without a home folder, there is no default cache
+        places[default_cache().uri] = "this machine's training cache"
     for note in read_notes(dataset):
         place = note.location(dataset) if note.command == "train" else None
         if place is not None and scheme(place.uri) == LOCAL:
@@ -132,7 +134,11 @@ def _forget_shards(dataset: Location) -> list[str]:
     """Delete outdated copies from the default cache of readers, and return lines of text about them."""
     name = "this machine's shard cache"
     try:
-        deleted, used = drop_stale(cache_folder() / SHARD_CACHE, dataset)
+        folder = cache_folder() / SHARD_CACHE
+    except UsageError:  # without a home folder, there is none
+        return []
+    try:
+        deleted, used = drop_stale(folder, dataset)
     except (StorageFaultError, UsageError, OSError) as error:
         return [f"{name}: some copies of shards could not be deleted; delete them yourself: {error}"]
     later = "outdated ones are deleted when a reader next opens the dataset or starts an epoch"

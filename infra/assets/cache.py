@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from segmint.infra.assets.known import Asset, AssetError, plain_name, refuse_credentials
+from segmint.infra.errors import UsageError
 from segmint.infra.uris import base_name, redact
 
 if TYPE_CHECKING:
@@ -19,11 +20,20 @@ _PINNED_ADDRESS = re.compile(r"^(https?://[^#]+)#sha256=([0-9a-fA-F]{64})$")
 
 
 def cache_folder() -> Path:
-    """Return the folder in `SEGMINT_CACHE` if it is set, otherwise `segmint` in the user's cache folder."""
+    """Return the folder in `SEGMINT_CACHE` if it is set, otherwise `segmint` in the user's cache folder.
+
+    Raises `UsageError` if the variable isn't set and the user has no home folder.
+    """
     given = os.environ.get(CACHE_VARIABLE)
     if given:
         return Path(given)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "segmint"
+    caches = os.environ.get("XDG_CACHE_HOME")
+    try:
+        return (Path(caches) if caches else Path.home() / ".cache") / "segmint"
+    except RuntimeError as error:
+        raise UsageError(
+            f"this user has no home folder, which would contain the cache: set {CACHE_VARIABLE} to a folder"
+        ) from error
 
 
 def fetch_from_mirror(uri: str, asset: Asset, storage: "Storage | None", cache: Path) -> Path:
@@ -82,9 +92,19 @@ def download(url: str, sha256: str, file_name: str, cache: Path) -> Path:
 
 
 def _make_private(folder: Path) -> None:
-    """Create the cache folder so that only its owner can read it, because weights may be private."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    folder.mkdir(mode=0o700, exist_ok=True)
+    """Create the cache folder so that only its owner can read it, because weights may be private.
+
+    Raises `AssetError` if it can't be created or written.
+    """
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, exist_ok=True)
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise PermissionError(f"no permission to write to {folder}")
+    except OSError as error:
+        raise AssetError(
+            f"the cache {folder} can't be written: {error}. Set {CACHE_VARIABLE} to a folder that you can write"
+        ) from error
 
 
 _hashes: dict[tuple[str, int, int, int, int], str] = {}

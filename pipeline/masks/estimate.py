@@ -10,6 +10,7 @@ from pathlib import Path
 
 from segmint.infra.assets.cache import cache_folder
 from segmint.infra.assets.known import ASSETS
+from segmint.infra.errors import UsageError
 from segmint.infra.uris import base_name, local_path, redact
 from segmint.infra.wording import counted, duration
 from segmint.pipeline.masks.images import is_local
@@ -79,9 +80,9 @@ class Stopwatch:
         encode_s = min(self._first_s or 0.0, total_s / self._work.encodes)
         point_s = (total_s - self._work.encodes * encode_s) / self._work.points
         speed = Speed(*(float(f"{seconds:.3g}") for seconds in (self._start_s, encode_s, point_s)))
-        folder = cache_folder()
-        temporary = folder / f".tmp-{SPEEDS}-{os.getpid()}"
-        with suppress(OSError):
+        with suppress(OSError, UsageError):
+            folder = cache_folder()
+            temporary = folder / f".tmp-{SPEEDS}-{os.getpid()}"
             folder.mkdir(parents=True, exist_ok=True)
             temporary.write_text(json.dumps({**_speeds(), _key(self._work.options): asdict(speed)}, indent=1) + "\n")
             temporary.replace(folder / SPEEDS)
@@ -99,7 +100,7 @@ def recorded_speed(options: MasksOptions) -> Speed | None:
 def _speeds() -> dict[str, dict[str, float]]:
     try:
         speeds = json.loads((cache_folder() / SPEEDS).read_bytes())
-    except (OSError, ValueError, RecursionError):
+    except (OSError, UsageError, ValueError, RecursionError):
         return {}
     return speeds if isinstance(speeds, dict) else {}
 

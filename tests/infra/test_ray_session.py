@@ -222,3 +222,39 @@ def test_a_run_with_fewer_blocks_than_actors_prints_no_warning_of_ray(monkeypatc
 def test_importing_the_session_does_not_import_ray() -> None:
     code = "import segmint.infra.ray_session, sys; sys.exit('ray' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], env=os.environ, check=False).returncode == 0
+
+
+@pytest.mark.parametrize("home", ["none", pytest.param("file", marks=pytest.mark.long)])
+def test_a_local_ray_needs_no_home_folder(home: str, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    script = LOCAL_RAY.replace('token = Path.home() / ".ray" / "auth_token"', "")
+    kept = [line for line in script.splitlines() if not line.startswith('    print("token"')]
+    if home == "none":
+        kept.insert(2, "import pwd\ndel os.environ['HOME']\npwd.getpwuid = lambda uid: {}[uid]")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join(kept)],
+        env={**environment, "HOME": str(tmp_path / "file")},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert intruders(done.stdout.splitlines()) == ENTERED
+
+
+def test_a_local_ray_that_cannot_start_says_what_failed_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / "file"))
+    with (
+        pytest.raises(UsageError, match=r"Ray can't start on this machine: .*file.*set RAY_TMPDIR"),
+        ray_session("local"),
+    ):
+        pass
+    monkeypatch.delenv("RAY_TMPDIR")
+    monkeypatch.setattr(tempfile, "gettempdir", lambda: str(tmp_path / "file")[-18:])
+    with (
+        pytest.raises(UsageError, match=r"folder on this machine can't be created: .*Set RAY_TMPDIR"),
+        ray_session("local"),
+    ):
+        pass

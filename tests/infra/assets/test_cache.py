@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from segmint.infra.assets.cache import CACHE_VARIABLE
-from segmint.infra.assets.known import Asset, AssetError
-from segmint.infra.assets.resolve import resolve
+from segmint.infra.assets.cache import CACHE_VARIABLE, cache_folder
+from segmint.infra.assets.known import ASSETS, Asset, AssetError
+from segmint.infra.assets.resolve import describe, resolve
+from segmint.infra.errors import UsageError
 
 
 def test_a_web_address_must_be_pinned(tmp_path: Path, web, content: bytes, small: Asset) -> None:
@@ -32,3 +33,36 @@ def test_the_cache_is_its_owners_alone(known, tmp_path: Path, web, content: byte
     (folder / "own.ts").write_bytes(content)
     resolve(f"{address}/own.ts#sha256={small.sha256}", cache=tmp_path / "a" / "segmint")
     assert stat.S_IMODE((tmp_path / "a" / "segmint").stat().st_mode) == 0o700
+
+
+@pytest.fixture
+def homeless(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user who isn't in the system's list and has no variables, as in some containers."""
+
+    def unknown(uid: int) -> None:
+        raise KeyError(f"getpwuid(): uid not found: {uid}")
+
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    for name in ("HOME", "XDG_CACHE_HOME", "SEGMINT_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_without_a_home_folder_only_the_cache_is_missing(homeless: None, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"no home folder.*set SEGMINT_CACHE to a folder"):
+        cache_folder()
+    assert len(describe()) == len(ASSETS)
+    own = tmp_path / "own.pt"
+    own.write_bytes(b"weights")
+    assert resolve(str(own)) == own
+    (tmp_path / ASSETS["mobile_sam"].file_name).write_bytes(b"wrong")
+    with pytest.raises(AssetError, match=r"no usable copy of vit_h(.|\n)*set SEGMINT_CACHE"):
+        resolve("vit_h", mirror=str(tmp_path))
+    with pytest.raises(UsageError, match="set SEGMINT_CACHE"):
+        resolve("https://example.org/own.pt#sha256=" + "0" * 64)
+
+
+def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    monkeypatch.setenv("SEGMINT_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.raises(AssetError, match=r"the cache .*/file/cache can't be written: .*Set SEGMINT_CACHE"):
+        resolve("https://example.org/own.pt#sha256=" + "0" * 64)
