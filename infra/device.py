@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Precision = Literal["fp32", "bf16"]
+
+_MKL_MODE, _FIXED_MODE = "MKL_CBWR", "AUTO,STRICT"
+"""Variable with MKL's mode of conditional reproducibility, and the mode in which addresses don't matter."""
 
 _GPU_FILES = ("nvidia[0-9]*", "dxg", "kfd")  # device files of the NVIDIA driver, WSL, and the AMD driver
 _BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})  # the last flag is ARM's
@@ -109,20 +112,85 @@ def physical_cores() -> int:
 
 
 def apply_compute(compute: Compute) -> None:
-    """Set torch's and OpenCV's threads, and disable TF32.
+    """Set torch's and OpenCV's threads, disable TF32, and call `fix_products`.
 
     OpenCV gets a single thread. TF32 is disabled because its results differ from those of fp32. On a CPU, this function
-    also makes the C library keep freed memory; see `keep_freed_memory`.
+    also makes the C library keep freed memory; see `keep_freed_memory`. It issues a `RuntimeWarning` if `fix_products`
+    comes too late.
     """
     import cv2
     import torch
 
+    fix_products()
     if compute.kind == "cpu":
         keep_freed_memory()
+        if _fixed_mode() and products_depend_on_addresses():
+            warnings.warn(
+                f"this process multiplied matrices before segmint could set {_MKL_MODE}, so the last bits of results "
+                f"depend on addresses in memory. Set {_MKL_MODE}={_FIXED_MODE} in the environment of the program",
+                RuntimeWarning,
+                stacklevel=2,
+            )
     torch.set_num_threads(compute.threads)
     cv2.setNumThreads(1)
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
+
+
+def fix_products(fixed: bool = True) -> None:
+    """Make the bits of MKL's products independent of addresses, in this process and the processes that it starts.
+
+    On Intel CPUs, MKL's results can depend on where an array lies in memory. This was seen on a Xeon with AMX. On AMD
+    CPUs, they only depend on the address modulo 16 bytes, and all allocators align arrays to at least that. MKL reads
+    its mode from the environment at the first product of a process, so call this function before. A strict or
+    compatible mode in the environment stays. Without `fixed`, MKL keeps its default mode from now on in this process,
+    for datasets of versions of segmint that didn't set it. On other CPUs, this function does nothing.
+    """
+    if _facts().get("vendor_id") != "GenuineIntel" or _Products.keep_default:
+        return
+    given = os.environ.get(_MKL_MODE, "")
+    if not fixed:
+        _Products.keep_default = True
+        if given == _FIXED_MODE:
+            del os.environ[_MKL_MODE]
+    elif not _fixed_mode():
+        os.environ[_MKL_MODE] = f"{given},STRICT" if given else _FIXED_MODE
+
+
+class _Products:
+    keep_default = False
+
+
+def _fixed_mode() -> str:
+    """Return MKL's mode if this CPU is Intel's and the mode makes results independent of addresses, otherwise ""."""
+    mode = os.environ.get(_MKL_MODE, "")
+    is_fixed = mode.endswith(",STRICT") or mode == "COMPATIBLE"
+    return mode if is_fixed and _facts().get("vendor_id") == "GenuineIntel" else ""
+
+
+def products_depend_on_addresses() -> bool:
+    """Return whether the bits of matrix products in this process depend on where their factors lie in memory.
+
+    The addresses are multiples of 16 bytes, because all allocators align arrays to at least that.
+    """
+    import torch
+
+    for rows, inner, columns in ((1, 512, 256), (7, 256, 512), (49, 32, 49), (96, 768, 160)):
+        a, b = (_noise(torch.float32, *shape) for shape in ((rows, inner), (inner, columns)))
+        results = set()
+        for shift in range(0, 16, 4):  # in numbers of 4 bytes
+            near, far = _shifted(a, shift), _shifted(b, 12 - shift)
+            products = near @ far, far.T @ near.T, near @ _shifted(b.T, shift).T
+            results.add(b"".join(each.contiguous().numpy().tobytes() for each in products))
+        if len(results) > 1:
+            return True
+    return False
+
+
+def _shifted(matrix: "Tensor", shift: int) -> "Tensor":
+    """Return a copy of a matrix that starts `shift` numbers after an aligned address."""
+    place = matrix.new_empty(matrix.numel() + shift)[shift:].view(matrix.shape)
+    return place.copy_(matrix)
 
 
 def keep_freed_memory() -> None:
@@ -185,7 +253,8 @@ def cpu_bits(threads: int, precision: str) -> str:
     torch, oneDNN, and MKL choose their kernels by the CPU's vendor, instruction sets, and caches. Environment variables
     can also restrict a library to older instruction sets. The libraries don't report their choice, but different
     kernels produce different last bits in sums, so a hash of the results reveals it. The operations run with `threads`
-    torch threads in `precision`. The first call in a process takes about 0.2 s.
+    torch threads in `precision`. If `fix_products` set MKL's mode, it's between the two:
+    "GenuineIntel, MKL_CBWR=AUTO,STRICT, 5f0e12ab34cd". The first call in a process takes about 0.2 s.
     """
     import torch
 
@@ -193,7 +262,14 @@ def cpu_bits(threads: int, precision: str) -> str:
     with _threads_set(threads), torch.inference_mode():
         for result in _results(torch.bfloat16 if precision == "bf16" else torch.float32):
             digest.update(result.float().contiguous().numpy().tobytes())
-    return f"{_facts().get('vendor_id', platform.machine())}, {digest.hexdigest()[:12]}"
+    mode = _fixed_mode()
+    names = [_facts().get("vendor_id", platform.machine()), *([f"{_MKL_MODE}={mode}"] if mode else [])]
+    return ", ".join([*names, digest.hexdigest()[:12]])
+
+
+def records_fixed_products(bits: str) -> bool:
+    """Return whether `bits`, from `cpu_bits`, were computed in a mode of MKL in which addresses don't matter."""
+    return f", {_MKL_MODE}=" in bits
 
 
 def computes_bf16() -> bool:
@@ -207,13 +283,7 @@ def _results(dtype: "torch.dtype") -> Iterator["Tensor"]:
     import torch
     import torch.nn.functional as F
 
-    def noise(*shape: int) -> "Tensor":
-        """Return deterministic pseudorandom numbers from -1 to 1, which are the same on every machine."""
-        counted = torch.arange(int(torch.tensor(shape).prod()), dtype=torch.int64)
-        mixed = (counted * 2654435761 + len(shape)) % 2**32
-        mixed = (mixed ^ (mixed >> 13)) * 1274126177 % 2**32
-        return (mixed.double() / 2**31 - 1).to(dtype).reshape(shape)
-
+    noise = partial(_noise, dtype)
     yield F.linear(noise(256, 320), noise(640, 320))
     yield F.linear(noise(4096, 160), noise(480, 160), noise(480))
     yield noise(8, 49, 32) @ noise(8, 32, 49)
@@ -226,6 +296,16 @@ def _results(dtype: "torch.dtype") -> Iterator["Tensor"]:
     yield torch.softmax(rows * 9, -1)
     yield F.gelu(rows * 3)
     yield F.interpolate(noise(1, 3, 40, 40), (97, 61), mode="bilinear")
+
+
+def _noise(dtype: "torch.dtype", *shape: int) -> "Tensor":
+    """Return deterministic pseudorandom numbers from -1 to 1, which are the same on every machine."""
+    import torch
+
+    counted = torch.arange(int(torch.tensor(shape).prod()), dtype=torch.int64)
+    mixed = (counted * 2654435761 + len(shape)) % 2**32
+    mixed = (mixed ^ (mixed >> 13)) * 1274126177 % 2**32
+    return (mixed.double() / 2**31 - 1).to(dtype).reshape(shape)
 
 
 @contextmanager

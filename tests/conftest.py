@@ -10,7 +10,10 @@ import pytest
 from hypothesis import settings
 from PIL import Image
 
+from segmint.infra.device import fix_products
 from tests.support.photographs import photograph
+
+fix_products()  # before a test multiplies matrices
 
 # A shell that runs the tests in the background has them, and all they start, ignore interrupts: tests that interrupt a
 # process would wait for ever.

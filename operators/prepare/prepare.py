@@ -20,7 +20,7 @@ from segmint.catalogs.dataset.tombstones import DETAIL, NO_NAMES, SAME_SOURCE, R
 from segmint.catalogs.licenses import LicensePolicy
 from segmint.catalogs.reasons import Reason, RejectedError
 from segmint.infra.deadline import Deadline
-from segmint.infra.device import keep_freed_memory
+from segmint.infra.device import fix_products, keep_freed_memory
 from segmint.infra.storage.storage import Storage
 from segmint.infra.wording import counted
 from segmint.operators.child import Children, SuspectError, Worker, forbid_core_dumps
@@ -203,6 +203,7 @@ def build_worker(
     import cv2
 
     keep_freed_memory()
+    fix_products()
     cv2.setNumThreads(1)
     warnings.filterwarnings("ignore", module="PIL")  # odd metadata is common among millions of photographs
 

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from typing import Any, Literal
 
 from segmint.catalogs.layout import fingerprint
-from segmint.infra.device import Compute, Precision, cpu_bits, device_kind
+from segmint.infra.device import Compute, Precision, cpu_bits, device_kind, fix_products
 from segmint.infra.errors import UsageError
 from segmint.infra.version import BITS_VERSION, VERSION, installed_version
 from segmint.model.automatic.settings import small_chunk
@@ -60,7 +60,9 @@ class Numerics:
     facenet_pytorch: str
     onnxruntime: str
     pi_heif: str  # reads HEIC; "none" if not installed
-    cpu: str = field(default="", kw_only=True)  # CPU vendor and a hash of its results; not recorded with a GPU
+    cpu: str = field(
+        default="", kw_only=True
+    )  # CPU vendor, MKL's mode if it's fixed, and a hash of results; not with a GPU
     kernels: str = field(default="", kw_only=True)  # on a CPU: lanes16-1, lanes16-1+dot, or torch; not with a GPU
     cuda: str = field(default="", kw_only=True)  # like the next four fields, only recorded with a GPU
     cudnn: str = field(default="", kw_only=True)
@@ -129,6 +131,7 @@ def resolve_numerics(compute: Compute, model: ModelConfig, masks: MasksConfig, w
     """
     from segmint.model.sam.batch_encoder import CUDA_BATCH
 
+    fix_products()
     on_gpu = compute.kind == "cuda"
     try:
         chunk = masks.settings().chunk_on(compute.kind)

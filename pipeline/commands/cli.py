@@ -16,6 +16,7 @@ import typer
 import typer.core
 import typer.main
 
+from segmint.infra.device import fix_products
 from segmint.infra.stopping import is_stopping, stop_on_signals
 from segmint.pipeline.commands.common.console import DEBUG_VARIABLE, print_json, print_line
 
@@ -132,6 +133,7 @@ def main() -> None:
     # Threads that spin while they wait take cores from the processes that they wait for, which makes a prompt take
     # twenty times as long. torch's thread library reads this variable only once, when it loads.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    fix_products()
     try:
         app(prog_name="segmint")
     except SystemExit as end:

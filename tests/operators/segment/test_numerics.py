@@ -1,5 +1,6 @@
 """Numerics: equal ones agree, and differences are listed."""
 
+import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -11,9 +12,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from segmint.infra import device as infra_device
 from segmint.infra import version as infra_version
 from segmint.infra.assets.cache import sha256_of
-from segmint.infra.device import Compute, Precision
+from segmint.infra.device import Compute, Precision, cpu_bits
 from segmint.infra.errors import UsageError
 from segmint.model.automatic.on_device.crops import KernelError
 from segmint.model.device import CaptureError
@@ -255,6 +257,25 @@ def test_a_worker_without_bf16_instructions_is_refused_unless_bits_may_differ(
     with pytest.raises(MixedNumericsError, match=r"'torch' instead of 'lanes16-1\+dot' \(the CPU has no AVX512_BF16"):
         check_numerics(settings)
     assert load_generator(replace(settings, allow_mixed_numerics=True)).predictor.kernels is None
+
+
+def test_an_older_dataset_keeps_the_mode_of_mkl_that_it_began_with(
+    here: Numerics, mobile_sam_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(infra_device, "_facts", lambda: {"vendor_id": "GenuineIntel"})
+    monkeypatch.setattr(infra_device._Products, "keep_default", False)
+    monkeypatch.setattr(numerics, "cpu_bits", cpu_bits.__wrapped__)
+    monkeypatch.setenv("MKL_CBWR", "")
+    resolved = resolve_numerics(here.compute, ModelConfig(kernels="torch"), MasksConfig(), here.weights_sha256)
+    assert os.environ["MKL_CBWR"] == "AUTO,STRICT"
+    assert ", MKL_CBWR=AUTO,STRICT, " in resolved.cpu
+    settings = SegmentSettings(MasksConfig().settings(4), str(mobile_sam_path), resolved)
+    check_numerics(settings)
+    older = replace(resolved, cpu=resolved.cpu.replace("MKL_CBWR=AUTO,STRICT, ", ""))
+    check_numerics(replace(settings, numerics=older))
+    assert "MKL_CBWR" not in os.environ
+    with pytest.raises(MixedNumericsError, match="MKL_CBWR=AUTO,STRICT"):
+        check_numerics(settings)  # MKL has begun in its default mode
 
 
 @pytest.mark.usefixtures("no_library")
