@@ -8,6 +8,7 @@ import secrets
 import socket
 import sys
 import tempfile
+import threading
 import uuid
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,6 +25,10 @@ from segmint.infra.wording import open_stream
 MIN_LOCAL_CPUS = 8
 """Minimum number of logical CPUs of a local Ray instance. On larger machines, Ray gets two per core, plus four. Each
 stage needs slots to run in parallel with the others, but most stages wait more than they compute."""
+
+
+_THREAD_S = 60.0
+"""Maximum time in seconds to wait for a thread of Ray Data before Ray shuts down. An interrupted command has less."""
 
 
 RETRIES = 16
@@ -133,6 +138,7 @@ def ray_session(address: str = "auto", *, object_store_memory: int | None = None
             yield observe(local=local)
         finally:
             with uninterrupted(), _with_own_signals():
+                _end_executions()
                 ray.shutdown()
 
 
@@ -178,6 +184,21 @@ def _start(address: str, target: str, folder: Path | None, object_store_memory: 
                 f"resources.address is {address!r}, but no Ray cluster responds at {target!r}: {error}. "
                 "Start one, use another address, or use 'local'"
             ) from error
+
+
+def _end_executions() -> None:
+    """End the threads of Ray Data's executions in this process, which may outlive an interrupted execution.
+
+    If such a thread used Ray while it shuts down, Ray would end this process at once, with exit code 1.
+    """
+    execution = sys.modules.get("ray.data._internal.execution.streaming_executor")
+    if execution is None:
+        return
+    for thread in threading.enumerate():
+        if isinstance(thread, execution.StreamingExecutor):
+            with contextlib.suppress(Exception):  # Ray may already be gone
+                thread.shutdown(force=False)
+            thread.join(_THREAD_S)
 
 
 @contextlib.contextmanager

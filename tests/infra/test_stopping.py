@@ -135,6 +135,35 @@ def test_a_signal_while_ray_shuts_down_waits_for_its_end() -> None:
     assert run(AS_RAY_ENDS)[:2] == (EXIT_CODE, f"ended\n{LINE}")
 
 
+AS_ON_A_BUSY_MACHINE = """
+import ray
+from ray._private.worker import global_worker
+from ray.data._internal.execution.streaming_executor import StreamingExecutor
+from segmint.infra.ray_session import ray_session
+step = StreamingExecutor._scheduling_loop_step
+def late(self, *arguments):
+    worker = global_worker.core_worker
+    go_on = step(self, *arguments)
+    end = time.monotonic() + 8
+    while stopping.is_stopping() and time.monotonic() < end:
+        time.sleep(0.01)
+        worker.get_current_task_id()
+    return go_on
+StreamingExecutor._scheduling_loop_step = late
+with ray_session("local"):
+    rows = ray.data.range(1000, override_num_blocks=100).map_batches(lambda rows: time.sleep(0.2) or rows)
+    blocks = rows.iter_internal_ref_bundles()
+    next(blocks)
+    stop()
+"""
+
+
+@pytest.mark.ray
+def test_a_thread_of_ray_data_that_ends_late_does_not_change_the_exit_code() -> None:
+    """If it uses Ray after `ray.shutdown`, Ray ends the process with exit code 1."""
+    assert run(AS_ON_A_BUSY_MACHINE)[:2] == (EXIT_CODE, LINE)
+
+
 def test_an_ignored_signal_stays_ignored() -> None:
     assert run("stop(signal.SIGINT)", before="signal.signal(signal.SIGINT, signal.SIG_IGN)")[:2] == (0, "")
 
