@@ -33,6 +33,7 @@ class Reason(StrEnum):
     KILLED_WORKER = "killed_worker"
     OUT_OF_MEMORY = "out_of_memory"
     TIMED_OUT = "timed_out"
+    PERSISTENT_FAULT = "persistent_fault"
     TAKEN_DOWN = "taken_down"
     DUPLICATE_IMAGE = "duplicate_image"
     UNFIT = "unfit"

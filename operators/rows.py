@@ -15,7 +15,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from segmint.catalogs.reasons import RejectedError
+from segmint.catalogs.reasons import Reason, RejectedError
 from segmint.catalogs.schema import NORMALIZED
 from segmint.catalogs.stages import STAGE_PREFIX
 from segmint.infra.errors import SegmintError
@@ -27,6 +27,7 @@ Row = dict[str, Any]
 _VERDICT = ("stage", "reason", "detail", "fault")
 _LONGEST_FAULT = 5000  # maximum length of an error's message, or of a text that is searched for credentials
 _LONGEST_NAME = 200
+_LONGEST_CAUSE = 1000
 
 
 class UnreadableValueError(SegmintError):
@@ -47,6 +48,13 @@ def faulted(row: Mapping[str, Any], stage: str, error: BaseException) -> Row:
     """Return a copy of the row with a fault: the error's type and message, without credentials."""
     fault = redact(_storable(f"{stage}: {type(error).__name__}: {str(error)[:_LONGEST_FAULT]}"))
     return {**row, "stage": None, "reason": None, "detail": None, "fault": fault}
+
+
+def given_up(fault: str) -> Row:
+    """Return the verdict's columns for a row that is rejected because of a persistent fault, as `faulted` wrote it."""
+    stage, _, cause = fault.partition(": ")
+    detail = redact(" ".join(cause.split()))[:_LONGEST_CAUSE]
+    return rejected({}, stage, RejectedError(Reason.PERSISTENT_FAULT, detail))
 
 
 def named(row: Mapping[str, Any]) -> str:

@@ -212,7 +212,7 @@ def run_build(
                 check_numerics(stages.segment)
                 check_detectors(stages)
             stages = start_detectors(stages)
-            quarantine = Quarantine(stages, start_timeout_s=config.stall_timeout)
+            quarantine = Quarantine(stages, config.stall_timeout, config.max_faults)
             run.metrics.set(SHARDS_MISSING, len(missing.left))
             with Progress() as progress:
                 loop = _OuterLoop(config, dataset, cluster, stages, quarantine, outages, progress, run, meter, request)

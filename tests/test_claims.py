@@ -18,7 +18,7 @@ from segmint.infra.storage import outages, retry, s3
 from segmint.operators.prepare import detector_process, prepare, read_image, released_search
 from segmint.operators.shards import revise, write
 from segmint.pipeline import build
-from segmint.pipeline.building.execution import quarantine
+from segmint.pipeline.building.execution import quarantine, trials
 from segmint.pipeline.config.config import Config, ResourcesConfig
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -89,6 +89,7 @@ def test_limits_on_the_page_are_the_codes() -> None:
         f"`max_reject_ratio` (default {defaults['max_reject_ratio']})",
         f"A window includes at most {quarantine.MOST_SINGLE_TRIALS} of these trials.",
         f"If a shard contains more than {write.MOST_FAULTED} such rows",
+        f"processes up to {quarantine.MOST_WITNESSES} nearby rows",
         f"a search takes more than {detector_process._SEARCH_S:g} s",
         f"If {prepare.SEARCH_TRIES} attempts fail for an image",
         f"dies {detector_process.MOST_DEATHS + 1} times within {minutes:g} minutes",
@@ -101,7 +102,7 @@ def test_limits_on_the_page_are_the_codes() -> None:
         f"up to {read_image.MOST_READS} times in all",
         f"files over {s3.PART_BYTES >> 20} MiB",
         f"`resources.segment.timeout_s` (default {resources.segment.timeout_s:g} s)",
-        f"responds to a probe within {quarantine.PROBE_S:g} s",
+        f"responds to a probe within {trials.PROBE_S:g} s",
         f"up to {revise.ATTEMPTS} times",
         f"less than {GRACE.total_seconds() / 3600:g} h old",
     ]

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from segmint.catalogs.dataset.commits import REJECTED, Commit
 from segmint.catalogs.dataset.handle import DatasetHandle
-from segmint.catalogs.reasons import DELIBERATE_REASONS
+from segmint.catalogs.reasons import DELIBERATE_REASONS, Reason
 from segmint.infra.errors import SegmintError
 from segmint.operators.rows import Row, named
 from segmint.operators.shards.files import build_shard_files
@@ -26,7 +26,8 @@ MIN_ROWS_FOR_RATIO = 100
 """Minimum number of rows that a shard needs for `max_reject_ratio` to apply."""
 
 MOST_FAULTED = 4
-"""Maximum number of faulted rows to report. If more rows have faults, an outage is a likelier cause than the rows."""
+"""Maximum number of faulted rows to report, unless `max_faults` is higher. If more rows have faults, an outage is a
+likelier cause than the rows."""
 
 _VERDICT = ("stage", "reason", "detail")
 
@@ -41,6 +42,7 @@ class ShardTask:
     dataset: DatasetHandle
     numerics: str  # fingerprint of the numerics
     max_reject_ratio: float
+    max_faults: int = 0
     generation: int = 1
 
 
@@ -86,9 +88,9 @@ def write_shard(task: ShardTask, cuts: Sequence[tuple[int, int]], *blocks: pa.Ta
         return _committed(task)
 
     table = shard_table(task, cuts, *blocks)
-    reason_to_wait = hold_reason(table, task.max_reject_ratio)
+    reason_to_wait = hold_reason(table, task.max_reject_ratio, task.max_faults)
     if reason_to_wait:
-        return ShardResult(task.shard, "on_hold", {}, reason_to_wait, faulted_ordinals(table))
+        return ShardResult(task.shard, "on_hold", {}, reason_to_wait, faulted_ordinals(table, task.max_faults))
 
     built = build_shard_files(iter_rows(table), with_images=dataset.with_images, stages=dataset.stages)
     files = named_files(task.shard, built)
@@ -155,10 +157,13 @@ def faults(table: pa.Table) -> str:
     return f"{len(found)} of {len(table)} rows couldn't be judged; the first: {named(first)}: {first['fault']}"
 
 
-def faulted_ordinals(table: pa.Table) -> tuple[int, ...]:
-    """Return the ordinals of rows with faults, or an empty tuple if there are more than `MOST_FAULTED` of them."""
+def faulted_ordinals(table: pa.Table, max_faults: int = 0) -> tuple[int, ...]:
+    """Return the ordinals of rows with faults, or an empty tuple if there are too many of them.
+
+    Up to `MOST_FAULTED` or `max_faults` rows are reported, whichever is more.
+    """
     found = _faulted(table)
-    return tuple(found.column("ordinal").to_pylist()) if len(found) <= MOST_FAULTED else ()
+    return tuple(found.column("ordinal").to_pylist()) if len(found) <= max(MOST_FAULTED, max_faults) else ()
 
 
 def _faulted(table: pa.Table) -> pa.Table:
@@ -166,14 +171,15 @@ def _faulted(table: pa.Table) -> pa.Table:
     return table.select(["ordinal", "image_id", "uri", "fault"]).filter(pc.is_valid(table.column("fault")))
 
 
-def hold_reason(table: pa.Table, max_reject_ratio: float) -> str:
+def hold_reason(table: pa.Table, max_reject_ratio: float, max_faults: int = 0) -> str:
     """Return why a shard must not be committed yet, or an empty string if it can be committed.
 
-    A row with a fault has no verdict, so it puts its shard on hold. A suspected outage does too: if the shard contains
+    A row with a fault has no verdict, so it puts its shard on hold. So do more than `max_faults` rows that were
+    rejected because of a persistent fault. A suspected outage does too: if the shard contains
     at least `MIN_ROWS_FOR_RATIO` rows, and more than `max_reject_ratio` of them were rejected for the same reason, the
     shard stays on hold until someone raises the ratio. Reasons in `DELIBERATE_REASONS` never suggest an outage.
     """
-    reason = faults(table)
+    reason = faults(table) or _too_many_given_up(table.column("reason").to_pylist(), max_faults)
     if reason:
         return reason
     if len(table) < MIN_ROWS_FOR_RATIO:
@@ -186,6 +192,17 @@ def hold_reason(table: pa.Table, max_reject_ratio: float) -> str:
                 "If that isn't an outage, raise max_reject_ratio and build again."
             )
     return ""
+
+
+def _too_many_given_up(reasons: Sequence[str | None], max_faults: int) -> str:
+    """Return a sentence if more than `max_faults` of a shard's rows were rejected because of a persistent fault."""
+    count = reasons.count(Reason.PERSISTENT_FAULT)
+    if count <= max_faults:
+        return ""
+    return (
+        f"{count} of {len(reasons)} rows were rejected as {Reason.PERSISTENT_FAULT}, over max_faults {max_faults}. Fix "
+        "the causes, or raise max_faults, and build again."
+    )
 
 
 def iter_rows(table: pa.Table) -> Iterator[Row]:
@@ -202,6 +219,7 @@ class RetryTask:
     generation: int  # the generation that contains the rejected rows
     ordinals: Sequence[int]  # ordinals of the retried rows, ascending
     dataset: DatasetHandle
+    max_faults: int = 0
 
 
 def retry_shard(task: RetryTask, cuts: Sequence[tuple[int, int]], *blocks: pa.Table) -> ShardResult:
@@ -213,7 +231,8 @@ def retry_shard(task: RetryTask, cuts: Sequence[tuple[int, int]], *blocks: pa.Ta
     - If each retried row was rejected again with the same verdict, nothing is written, and the status is `unchanged`.
     - If another command took down or replaced one of the retried rows in the meantime, its result is kept, nothing is
       written, and the status is `unchanged`.
-    - If a retried row has a fault, nothing is written, and the status is `on_hold`.
+    - If a retried row has a fault, or if the shard would get more than `max_faults` rows with a persistent fault,
+      nothing is written, and the status is `on_hold`.
 
     Raises `WrongRowsError` if the rows aren't the task's rows, or if they weren't rejected in the task's generation.
     """
@@ -226,7 +245,7 @@ def retry_shard(task: RetryTask, cuts: Sequence[tuple[int, int]], *blocks: pa.Ta
         )
     why = faults(table)
     if why:
-        return ShardResult(task.shard, "on_hold", {}, why, faulted_ordinals(table))
+        return ShardResult(task.shard, "on_hold", {}, why, faulted_ordinals(table, task.max_faults))
 
     again = {row["ordinal"]: row for row in iter_rows(table)}
     counts = _counts(again.values())
@@ -243,7 +262,12 @@ def retry_shard(task: RetryTask, cuts: Sequence[tuple[int, int]], *blocks: pa.Ta
             return rows
         if any(row is None or is_removed(row) or row["reason"] is None for row in map(current.get, again)):
             raise _SupersededError
-        return [again.get(row["ordinal"], row) for row in rows]
+        merged = [again.get(row["ordinal"], row) for row in rows]
+        before_retry = [row["reason"] for row in rows].count(Reason.PERSISTENT_FAULT)
+        why = _too_many_given_up([row["reason"] for row in merged], max(task.max_faults, before_retry))
+        if why:
+            raise _HeldError(why)
+        return merged
 
     try:
         revised = revise_shard(
@@ -257,6 +281,8 @@ def retry_shard(task: RetryTask, cuts: Sequence[tuple[int, int]], *blocks: pa.Ta
             return superseded
     except (LostRaceError, _SupersededError):
         return superseded
+    except _HeldError as held:
+        return ShardResult(task.shard, "on_hold", {}, str(held))
     unchanged = not revised.changed and revised.commit.generation == task.generation
     return ShardResult(task.shard, "unchanged" if unchanged else "committed", counts, drawn=drawn_masks(table))
 
@@ -266,6 +292,10 @@ class _SupersededError(Exception):
 
     The other command's result is kept.
     """
+
+
+class _HeldError(Exception):
+    """Raised when a shard must stay as it is. The message explains why."""
 
 
 def _same(current: Row | None, again: Row) -> bool:

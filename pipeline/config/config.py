@@ -11,8 +11,8 @@ Each key is one of three kinds:
   `model.kernels`, `model.images_per_batch`, `model.threads`, and `deidentify.device`.
 - *runtime*: keys that may differ in every run. They are `catalog` (its contents are pinned by hash), `output`,
   `assets`, `curate` (used before a build), `resources`, `storage`, `license.policy_date` (pinned at the first start),
-  `ingest.timeout_s`, `stall_timeout`, `outage_timeout_s`, `retry_wait_s`, `max_reject_ratio`, `window_shards`,
-  `rows_per_block`, and `allow_mixed_numerics`.
+  `ingest.timeout_s`, `stall_timeout`, `outage_timeout_s`, `retry_wait_s`, `max_reject_ratio`, `max_faults`,
+  `window_shards`, `rows_per_block`, and `allow_mixed_numerics`.
 """
 
 import math
@@ -293,6 +293,10 @@ class Config(_ConfigModel):
     """Maximum fraction of a shard's rows that may be rejected for the same reason. A shard that exceeds the fraction is
     put on hold. Shards with fewer than 100 rows aren't checked. Deliberate rejections don't count: licenses, curation
     (`duplicate_image`, `unfit`, `opted_out`), and takedowns."""
+    max_faults: int = Field(default=0, ge=0)
+    """Maximum number of a shard's rows that may be rejected as `persistent_fault`, because their fault persists through
+    all attempts and a trial. A row is only rejected if another row passes the same stage afterward; if the stage reads
+    images, the other image must come from the same bucket or local folder. 0: such rows keep their shard on hold."""
     stall_timeout: Seconds = Field(default=1800, gt=0)
     """Maximum time during which no row leaves any stage although the stores respond. After this time, the window is
     canceled and its uncommitted shards are retried. Set this above the time that a stage takes for `rows_per_block`

@@ -71,6 +71,8 @@ license:
 
 # A shard of at least 100 rows is put on hold if more than this share of its rows is rejected for one reason.
 #max_reject_ratio: 0.5
+# How many rows of a shard may be rejected because they never work, for example because the store refuses to send them.
+#max_faults: 0
 # How long a part of the run may stall before it is retried.
 #stall_timeout: 30min
 """

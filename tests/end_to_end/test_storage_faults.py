@@ -3,30 +3,37 @@
 Only the segment stage is a stub: it uses no store.
 """
 
+import json
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from segmint.catalogs.dataset.commits import CommitLog
 from segmint.infra.ray_session import Cluster
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
+from segmint.operators.shards.committed_rows import read_file, read_table
 from segmint.pipeline.quality.audit.integrity import audit_integrity
 from tests.support.builds import (
     AS_SHIPPED,
     NO_DETECTORS,
     ONE_EACH,
     ROOT,
+    SEVERAL_ACTORS,
     digests,
     segmint,
     segmint_here,
     small_catalog,
+    write_catalog,
     write_config,
+    write_photographs,
 )
+from tests.support.everything import upload
 from tests.support.faulty_proxy import (
     CUT_BODY,
     DRIP_BODY,
@@ -191,7 +198,7 @@ def test_an_outage_of_a_minute_pauses_the_run(world: FaultyWorld) -> None:
 
 @pytest.mark.long
 def test_an_endless_outage_ends_the_run_with_advice(world: FaultyWorld) -> None:
-    world.config.write_text(world.config.read_text() + "outage_timeout_s: 5\n")
+    world.config.write_text(world.config.read_text() + "outage_timeout_s: 5\nmax_faults: 5\n")
     world.proxy.policy = Outage(world.proxy, seconds=None, after=2, method="PUT", target=COMMIT)
     printed = world.build(check=3)
     assert "run the same command again" in printed
@@ -221,6 +228,7 @@ def test_refused_credentials_end_the_run_with_advice_and_refuse_no_image(
         reads.extend([asked] * ("in/photo" in asked))
         return response if len(reads) > 3 and re.search(target, asked) else b""
 
+    world.config.write_text(world.config.read_text() + "max_faults: 5\n")
     world.proxy.policy = policy
     printed = world.build(check=3)
     assert "check the credentials" in printed
@@ -230,3 +238,73 @@ def test_refused_credentials_end_the_run_with_advice_and_refuse_no_image(
     assert standing.items() <= world.undisturbed.items()
     world.build()
     world.is_as_if_nothing_had_happened()
+
+
+def refusing(pattern: str) -> Callable[[str, str], bytes]:
+    """A policy of a proxy: the store refuses to send what matches."""
+    return lambda method, target: answer(403, "AccessDenied") if re.search(pattern, target) else b""
+
+
+def accounting(printed: str) -> Any:
+    """Parse the JSON in a build's output."""
+    found = re.search(r"^\{$.*^\}$", printed, re.MULTILINE | re.DOTALL)
+    assert found is not None, printed
+    return json.loads(found[0])
+
+
+def rejects(direct: Storage, dataset: str) -> list[tuple[Any, ...]]:
+    """Ordinal, stage, reason, and detail of the rejected rows."""
+    commits = CommitLog(Location(direct, dataset)).read_all()
+    tables = [read_table(read_file(Location(direct, dataset), commit.file("rejects")), "rejects") for commit in commits]
+    rows = [row for table in tables for row in table.to_pylist()]
+    return sorted((row["ordinal"], row["stage"], row["reason"], row["detail"]) for row in rows)
+
+
+def test_photographs_that_the_store_refuses_are_rejected_and_retried(
+    world: FaultyWorld, local_ray: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("segmint.pipeline.build.Segment", TwoMaskSegment)
+    world.config.write_text(world.config.read_text() + "max_faults: 1\n")
+    world.proxy.policy = refusing("in/photo_00[14]")
+    result = accounting(segmint_here("build", world.config, "--json"))
+    assert result["rejected"] == {"license_not_allowed": 1, "not_found": 1, "persistent_fault": 2}
+    given_up = [row for row in rejects(world.direct, world.dataset) if row[2] == "persistent_fault"]
+    assert [row[:2] for row in given_up] == [(1, "prepare"), (4, "prepare")]
+    assert given_up[0][3].startswith("AccessRefusedError: cannot read s3://")
+    assert "in/photo_001.jpg: " in given_up[0][3]
+    assert list(audit_integrity(Location(world.direct, world.dataset)).findings) == []
+    assert "persistent_fault" in segmint_here("status", world.dataset, "--config", world.config)
+
+    world.recover()
+    printed = segmint_here("build", world.config, "--retry-rejected", "persistent_fault")
+    assert re.search(r"retried +2 rejected rows: 2 are now images", printed)
+    assert "persistent_fault" not in [row[2] for row in rejects(world.direct, world.dataset)]
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("resources", [ONE_EACH, SEVERAL_ACTORS], ids=["one actor", "several actors"])
+def test_3_of_1000_photographs_that_never_work_cost_3_rows(
+    resources: dict[str, Any], s3_server: S3Server, s3_bucket: str, tmp_path: Path
+) -> None:
+    direct = Storage({"s3://": {"endpoint_url": s3_server.endpoint_url}})
+    names = write_photographs(tmp_path / "photos", 1000)
+    catalog = write_catalog(tmp_path / "photos" / "catalog.jsonl", [{"uri": n, "license": "CC0-1.0"} for n in names])
+    upload(catalog.parent, Location(direct, f"s3://{s3_bucket}/in"))
+    dataset = f"s3://{s3_bucket}/set"
+    with faulty_proxy(s3_server.port) as proxy:
+        config = write_config(
+            tmp_path / "build.yaml",
+            f"s3://{s3_bucket}/in/catalog.jsonl",
+            dataset,
+            storage={"s3://": {"endpoint_url": proxy.url}},
+            **{**TINY, "images_per_shard": 100, "rows_per_block": 10, "resources": resources, "max_faults": 5},
+        )
+        world = FaultyWorld(proxy, config, dataset, direct, {}, tmp_path)
+        proxy.policy = refusing("in/photo_(017|018|512)")
+        result = accounting(world.build())
+        assert (result["rows"], result["written"], result["rejected"]) == (1000, 997, {"persistent_fault": 3})
+        given_up = rejects(direct, dataset)
+        assert [row[:3] for row in given_up] == [(n, "prepare", "persistent_fault") for n in (17, 18, 512)]
+        assert all("AccessRefusedError: cannot read s3://" in row[3] for row in given_up)
+        assert list(audit_integrity(Location(direct, dataset)).findings) == []

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from segmint.catalogs.reasons import Reason, RejectedError
-from segmint.operators.rows import Row, faulted, is_live, named, rejected, to_table
+from segmint.operators.rows import Row, faulted, given_up, is_live, named, rejected, to_table
 from segmint.operators.schemas import VERDICT, with_fields
 from tests.support.stages import map_rows
 
@@ -80,3 +80,11 @@ def test_a_row_is_named_without_credentials_and_not_at_length() -> None:
 def test_verdict_columns_stay_last_and_dropped_columns_are_gone() -> None:
     schema = with_fields(SCHEMA, [pa.field("name", pa.string())], without=frozenset({"double"}))
     assert schema.names == ["number", "name", *VERDICT.names]
+
+
+def test_a_persistent_fault_becomes_a_verdict_of_its_stage_in_one_short_line_without_credentials() -> None:
+    cause = "cannot read s3://me:hunter2@a/b:\n  Forbidden" + "x" * 2000
+    row = given_up(faulted({}, "stage_blur", OSError(cause))["fault"])
+    assert (row["stage"], row["reason"], row["fault"]) == ("stage_blur", "persistent_fault", None)
+    assert row["detail"].startswith("OSError: cannot read s3://[redacted]@a/b: Forbidden")
+    assert len(row["detail"]) == 1000

@@ -47,6 +47,7 @@ from tests.support.imported import FIRST, import_coco, write_coco
 from tests.support.labeled import shades, write_labeled
 from tests.support.locations import location_of
 from tests.support.protocol import (
+    GIVEN_UP,
     ROWS,
     SHARDS,
     VARIANTS,
@@ -83,6 +84,12 @@ class Operation:
 def _both_shards(place: DatasetPath) -> None:
     write(place, 0)
     write(place, 1)
+
+
+def _given_up(place: DatasetPath) -> None:
+    """A row of shard 1 was rejected because of a persistent fault."""
+    write(place, 0)
+    write(place, 1, GIVEN_UP)
 
 
 def _left_overs(place: DatasetPath) -> None:
@@ -203,7 +210,7 @@ def _retry(place: DatasetPath) -> None:
 
 
 OPERATIONS = {
-    "write_shard": Operation(lambda place: write(place, 0), lambda place: write(place, 1)),
+    "write_shard": Operation(lambda place: write(place, 0), lambda place: write(place, 1, GIVEN_UP)),
     "next generation": Operation(_both_shards, lambda place: write(place, 1, variant=2, generation=2)),
     "sweep": Operation(_left_overs, sweep_all),
     "shards.json": Operation(_both_shards, lambda place: write_shards_index(place.location, "protocol", threads=1)),
@@ -213,7 +220,7 @@ OPERATIONS = {
     "forget fingerprints": Operation(_taken_down, lambda place: forget(place.location, "image-0"), versioned=True),
     "other picture": Operation(_taken_down, _tell_apart, versioned=True),
     "redact": Operation(_both_shards, _redact, versioned=True),
-    "retry": Operation(_both_shards, _retry),
+    "retry": Operation(_given_up, _retry),
     "amend": Operation(_both_shards, lambda place: _amend(place, 0, 4), versioned=True),
     "amend in a build": Operation(_writer_died, _amend_in_a_build),
     "import": Operation(_both_shards, _import, versioned=True),
@@ -477,7 +484,7 @@ def main(words: list[str], folder: Path, uri: str = "", options: str = "{}") -> 
     if uri:
         know_s3()
     for shard in range(SHARDS):
-        for variant in range(VARIANTS):
+        for variant in (*range(VARIANTS), GIVEN_UP):
             rows_of(shard, variant)  # made once, for all forks
     gc.freeze()
     gc.disable()  # a collection would copy the pages that a fork shares

@@ -49,6 +49,9 @@ VARIANTS = 3
 2: three images, as when the refused row is tried again.
 """
 
+GIVEN_UP = VARIANTS
+"""Variant of which the refused row had a persistent fault."""
+
 NUMERICS = {"device": "cpu"}
 CONFIG = {
     "images_per_shard": ROWS,
@@ -87,7 +90,11 @@ class DatasetPath:
 def rows_of(shard: int, variant: int) -> pa.Table:
     """The described rows of a shard."""
     first, second, third = range(shard * ROWS, (shard + 1) * ROWS)
-    last = accepted_row(third) if variant == 2 else rejected_row(third)
+    last = rejected_row(third)
+    if variant == 2:
+        last = accepted_row(third)
+    elif variant == GIVEN_UP:
+        last = rejected_row(third, "persistent_fault", "prepare")
     return described([accepted_row(first, masks=1 if variant == 1 else 2), accepted_row(second), last])
 
 
@@ -142,6 +149,7 @@ def write(
         dataset=place.handle,
         numerics=fingerprint(NUMERICS),
         max_reject_ratio=1.0,
+        max_faults=1,
         generation=generation,
     )
     return write_shard(task, [(0, ROWS)], rows_of(shard, variant) if rows is None else rows)
@@ -162,7 +170,7 @@ def retry(place: DatasetPath, shard: int) -> str:
     """Try the refused row of a shard again, as `--retry-rejected` does: this time there is an image."""
     commit = place.log.latest(shard)
     last = shard * ROWS + ROWS - 1
-    if commit is None or not commit.counts.get("rejected:not_found"):
+    if commit is None or not (commit.counts.keys() & {"rejected:not_found", "rejected:persistent_fault"}):
         return "unchanged"
     table: pa.Table = described([accepted_row(last)])
     task = RetryTask(shard, commit.generation, [last], place.handle)

@@ -128,6 +128,7 @@ class BuildDataset:
             dataset=handle or self.handle(config),
             numerics=self.numerics.fingerprint,
             max_reject_ratio=config.max_reject_ratio,
+            max_faults=config.max_faults,
         )
 
     def handle(self, config: Config) -> DatasetHandle:

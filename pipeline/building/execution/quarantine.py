@@ -6,38 +6,45 @@ worker, which first processes a control image. The worker's death only counts if
 the worker fails on the control image, the machine is at fault and no image is rejected.
 
 A row that causes a fault in three attempts gets one trial per run. The trial either produces a verdict, or the run
-reports the row and the cause of its fault.
+reports the row and the cause of its fault. If the configuration's `max_faults` allows it, such a row is rejected
+instead, but only after another row has passed the same stage, which shows that the fault isn't an outage.
 """
 
 import functools
 import sys
-import time
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 import ray
 import ray.exceptions
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from segmint.catalogs.reasons import Reason, RejectedError
 from segmint.catalogs.shard_ranges import ShardSpan
-from segmint.infra.errors import SegmintError, last_line
+from segmint.infra.errors import last_line
 from segmint.infra.log import get_logger
 from segmint.infra.row_ledger import STAGE_ROWS, RowLedger
+from segmint.infra.uris import LOCAL, UriNotAllowedError, parent, relative_to, scheme, store_name
 from segmint.operators.custom.stage import CustomAlone, CustomStage
 from segmint.operators.describe import describe_table
-from segmint.operators.prepare.prepare import Prepare
-from segmint.operators.rows import Row, faulted, named, rejected
-from segmint.operators.schemas import VERDICT
+from segmint.operators.rows import Row, faulted, given_up, named, rejected
 from segmint.operators.segment.segment import Segment
 from segmint.operators.segment.segment_alone import SegmentAlone, control_table
 from segmint.operators.shards.write import ShardResult
 from segmint.pipeline.building.execution.row_source import RowSource, count_rows
-from segmint.pipeline.building.execution.stages import ActorPool, CustomPool, Stages
+from segmint.pipeline.building.execution.stages import CustomPool, Stages
+from segmint.pipeline.building.execution.trials import (
+    ControlFailedError,
+    NodeDiedError,
+    StageFailedError,
+    Trial,
+    UndecidedError,
+    apply_alone,
+    prepare_alone,
+)
 
 DEATHS = 2
 """Number of deaths in trials after which a suspect is rejected."""
@@ -59,20 +66,15 @@ MOST_RUNS = FAULTY_ATTEMPTS
 """Maximum number of times that a shard runs in one window. A fault that persists after this many runs needs a trial or
 more time. Without the limit, shards with persistent faults would use up the time of all other shards."""
 
-PROBE_S = 60.0
-"""Time limit in seconds for a node to prove that it is alive."""
+WITNESS_ROWS = 2000
+"""Number of rows before and after a row with a persistent fault among which others are chosen that must work."""
+
+MOST_WITNESSES = 8
+"""Maximum number of other rows that are processed to show that a stage works."""
 
 
-class UndecidedError(SegmintError):
-    """Raised when a trial produces no verdict on a suspect, so its shard must wait."""
-
-
-class ControlFailedError(UndecidedError):
-    """Raised when the machines are at fault: a worker fails on the control image, or none prepares a row in time."""
-
-
-class NodeDiedError(SegmintError):
-    """Raised when a worker dies together with its node or can't be reached, so the suspect may not be at fault."""
+class PersistentFaultError(UndecidedError):
+    """Raised when a row has a fault in a trial as well. The message is the fault, beginning with its stage."""
 
 
 @dataclass(frozen=True)
@@ -86,10 +88,14 @@ class Trials:
 class Quarantine:
     """Suspects of a run and the verdicts on them. The driver keeps both until the suspects' shards are committed."""
 
-    def __init__(self, stages: Stages, start_timeout_s: float) -> None:
-        """Prepare for trials. Each trial's worker must be scheduled and ready within `start_timeout_s` seconds."""
+    def __init__(self, stages: Stages, start_timeout_s: float, max_faults: int = 0) -> None:
+        """Prepare for trials. Each trial's worker must be scheduled and ready within `start_timeout_s` seconds.
+
+        Up to `max_faults` rows of a shard are rejected if their faults persist.
+        """
         self.stages = stages  # layout for the current nodes
         self._start_timeout_s = start_timeout_s
+        self._max_faults = max_faults
         self._known: dict[int, Row] = {}  # verdict columns by ordinal; undecided suspects have a fault
         self._killed: dict[int, int] = {}  # number of the stage whose worker died, by the suspect's ordinal
         self._rows: RowSource | None = None  # of the last window
@@ -100,6 +106,8 @@ class Quarantine:
         self._faulted: dict[int, None] = {}  # rows with faults in the last window, in order
         self._held: Counter[int] = Counter()  # number of times that a shard was put on hold in the last window
         self._alone: dict[int, str] = {}  # trial result of a row with a fault, by ordinal
+        self._persistent: dict[int, str] = {}  # faults that persisted in a trial, by ordinal
+        self._kept: dict[int, str] = {}  # why such a row wasn't rejected although `max_faults` allows it
 
     def note(self, result: ShardResult) -> int:
         """Record the rows whose faults put a shard on hold, and schedule the shard to run again in the current window.
@@ -194,6 +202,7 @@ class Quarantine:
         ]
         fresh = [ordinal for ordinal in waiting if ordinal not in self._alone][:MOST_SINGLE_TRIALS]
         verdicts = 0
+        machines_work = True
         for ordinal in fresh:
             name = self._name(ordinal)
             try:
@@ -201,11 +210,14 @@ class Quarantine:
             except UndecidedError as error:
                 self._alone[ordinal] = (
                     f"{name} had a fault in {self._attempts[ordinal]} attempts and in a trial: {error}. The "
-                    "other rows of its shard are waiting for it. Fix the cause and build again, or build another "
-                    "dataset from a catalog without this row"
+                    "other rows of its shard are waiting for it. Fix the cause and build again, or reject such rows "
+                    "with max_faults"
                 )
                 get_logger("build").warning("tried alone", row=name, fault=str(error))
+                if isinstance(error, PersistentFaultError):
+                    self._persistent[ordinal] = str(error)
                 if isinstance(error, ControlFailedError):
+                    machines_work = False
                     break
                 continue
             verdicts += 1
@@ -214,34 +226,102 @@ class Quarantine:
             self._alone[ordinal] = f"{name} passed its trial, but has faults among other rows: build again"
             found = "none: it passed" if verdict is None else f"{verdict['reason']}: {verdict['detail']}"
             get_logger("build").warning("tried alone", row=name, verdict=found)
+        if machines_work:
+            verdicts += self._give_up([ordinal for ordinal in waiting if ordinal in self._persistent], spans)
         on_hold: dict[int, str] = {}
         for ordinal in waiting:
             if ordinal in self._alone and ordinal not in self._known:
-                on_hold |= _of_its_shard(spans, ordinal, self._alone[ordinal])
+                on_hold |= _of_its_shard(spans, ordinal, self._alone[ordinal] + self._kept.get(ordinal, ""))
         return Trials(verdicts, on_hold)
 
-    def _name(self, ordinal: int) -> str:
-        return named(self._row(ordinal).select(["ordinal", "image_id", "uri"]).to_pylist()[0])
+    def _give_up(self, ordinals: Sequence[int], spans: Sequence[ShardSpan]) -> int:
+        """Reject rows whose faults persisted in their trials, and return the number of rejected rows.
 
-    def _row(self, ordinal: int) -> pa.Table:
-        """Read one row from the catalog. Raises `UndecidedError` if no window has started yet."""
+        A row is only rejected if its shard contains at most `max_faults` rows with faults, and if another row passes
+        the same stage now, after all of the row's attempts.
+        """
+        earlier = [ordinal for ordinal, row in self._known.items() if row["reason"] == Reason.PERSISTENT_FAULT]
+        works: dict[Any, bool] = {}
+        count = 0
+        for span in spans:
+            faulty = {ordinal for ordinal in (*self._faulted, *earlier) if span.start <= ordinal < span.stop}
+            if len(faulty) > self._max_faults:
+                continue
+            for ordinal in [each for each in ordinals if each in faulty]:
+                stage, _, _ = self._persistent[ordinal].partition(": ")
+                others, access = self._others(ordinal, same_access=stage == "prepare")
+                if (stage, access) not in works:
+                    works[stage, access] = self._any_passes(others, stage)
+                if works[stage, access]:
+                    self._known[ordinal] = given_up(self._persistent[ordinal])
+                    count += 1
+                    get_logger("build").warning("gave up", row=self._name(ordinal), fault=self._persistent[ordinal])
+                else:
+                    passed = (
+                        f"no other image from {access[0]} was prepared" if access else f"no other row passed {stage}"
+                    )
+                    self._kept[ordinal] = f" (max_faults doesn't apply, because {passed} after the trial)"
+        return count
+
+    def _others(self, ordinal: int, *, same_access: bool) -> tuple[list[int], tuple[str, ...]]:
+        """Return rows near a row with a fault, and with `same_access`, the `_access` that all of them share."""
         if self._rows is None:
-            raise UndecidedError(f"row {ordinal} belongs to no window yet")
-        return self._rows.read_row(ordinal)
+            return [], ()
+        near = self._rows.uris_near(ordinal, WITNESS_ROWS)
+        faulty = {uri for each, uri in near.items() if each in self._faulted or each in self._known}
+        _, _, _, catalog, *_ = self.stages.prepare_arguments
+        prefixes = self.stages.segment.storage_options
+        access = _access(catalog, near[ordinal], prefixes) if same_access else ()
+        others: list[int] = []
+        for other, uri in near.items():
+            if uri not in faulty and (not same_access or _access(catalog, uri, prefixes) == access):
+                others.append(other)
+            if len(others) == MOST_WITNESSES:
+                break
+        return sorted(others), access
+
+    def _any_passes(self, ordinals: Sequence[int], stage: str) -> bool:
+        """Return whether one of these rows is accepted by `prepare`, or for a later stage, by all stages."""
+        if not ordinals:
+            return False
+        try:
+            _, verdicts = self._prepare_alone(ordinals)
+            for ordinal, verdict in zip(ordinals, verdicts, strict=True):
+                accepted = verdict["reason"] is None and verdict["fault"] is None
+                if accepted and (stage == "prepare" or self._judge_singly(ordinal) is None):
+                    return True
+        except UndecidedError:
+            return False
+        return False
+
+    def _name(self, ordinal: int) -> str:
+        return named(self._read([ordinal]).select(["ordinal", "image_id", "uri"]).to_pylist()[0])
+
+    def _read(self, ordinals: Sequence[int]) -> pa.Table:
+        """Read rows from the catalog. Raises `UndecidedError` if no window has started yet."""
+        if self._rows is None:
+            raise UndecidedError(f"row {ordinals[0]} belongs to no window yet")
+        return self._rows.read_rows(ordinals)
 
     def _judge_singly(self, ordinal: int) -> Row | None:
-        """Return the verdict on a row with a fault, or None if the row passes. Raises `UndecidedError`."""
-        prepared, verdict = self._prepare_singly(ordinal)
+        """Return the verdict on a row with a fault, or None if the row passes all stages.
+
+        Raises `PersistentFaultError` if the row has a fault again, and `UndecidedError` if the trial fails otherwise.
+        """
+        prepared, (verdict,) = self._prepare_alone([ordinal])
         if verdict["fault"] is not None:
-            raise UndecidedError(verdict["fault"])
+            raise PersistentFaultError(verdict["fault"])
         if verdict["reason"] is not None:
             return verdict
-        death = self._segment_singly(ordinal, prepared)
+        try:
+            death = self._segment_singly(ordinal, prepared)
+        except StageFailedError as error:
+            raise PersistentFaultError(f"segment: {error.cause}") from error
         if death is not None:
             return rejected({}, "segment", death)
-        verdict = self._through(prepared)[2] if self.stages.custom else verdict
+        verdict = self._through(prepared)[2]
         if verdict["fault"] is not None:
-            raise UndecidedError(verdict["fault"])
+            raise PersistentFaultError(verdict["fault"])
         return None if verdict["reason"] is None else verdict
 
     def _stage_name(self, number: int) -> str:
@@ -250,15 +330,16 @@ class Quarantine:
     def _segment_singly(self, ordinal: int, prepared: Any, number: int = 0) -> RejectedError | None:
         """Return the verdict on a row in the segment stage, or in the custom stage with this number."""
         segment = self.stages.segment_pool, self.stages.segment_timeout_s
-        trial = _Trial(SegmentAlone, (self.stages.segment, segment[1]), *segment, prepared, control_table())
+        start = self.stages.gpus.name, self._start_timeout_s
+        trial = Trial(SegmentAlone, (self.stages.segment, segment[1]), *segment, prepared, control_table(), *start)
         if number:
             custom = self.stages.custom[number - 1]
             row, control, _ = self._through(prepared, custom)
-            trial = _Trial(CustomAlone, custom.arguments(None), custom.pool, custom.timeout_s, row, control)
+            trial = Trial(CustomAlone, custom.arguments(None), custom.pool, custom.timeout_s, row, control, *start)
         deaths = 0
         for _ in range(TRIES):
             try:
-                reason = self._try_alone(trial)
+                reason = trial.run()
             except NodeDiedError:
                 continue
             if reason is None:
@@ -304,90 +385,28 @@ class Quarantine:
     def _prepare(self, ordinal: int) -> Any:
         """Prepare a suspect again. Return a reference to its `PREPARED` table, or None if the row is rejected."""
         try:
-            prepared, verdict = self._prepare_singly(ordinal)
+            prepared, (verdict,) = self._prepare_alone([ordinal])
         except UndecidedError as error:
             raise type(error)(f"row {ordinal} killed its worker and can't be prepared again: {error}") from error
         if verdict["fault"] is not None:
             raise UndecidedError(f"row {ordinal} killed its worker and can't be prepared again: {verdict['fault']}")
         return prepared if verdict["reason"] is None else None
 
-    def _prepare_singly(self, ordinal: int) -> tuple[Any, Row]:
-        """Prepare one row. Return a reference to its `PREPARED` table, and its `VERDICT` columns."""
-        row = self._row(ordinal)
+    def _prepare_alone(self, ordinals: Sequence[int]) -> tuple[Any, list[Row]]:
+        """Prepare rows in a fresh worker. Return a reference to their `PREPARED` table, and their `VERDICT` columns."""
+        rows = self._read(ordinals)
         where = {"label_selector": dict(self.stages.prepare_nodes)} if self.stages.prepare_nodes else {}
         cpus = self.stages.prepare_pool.num_cpus
         task = ray.remote(num_cpus=cpus, num_returns=2, max_retries=3, **where)(prepare_alone)
-        prepared, verdict = task.remote(self.stages.prepare_call, row)
+        prepared, verdicts = task.remote(self.stages.prepare_call, rows)
         try:
-            return prepared, ray.get(verdict, timeout=self._start_timeout_s)
+            return prepared, ray.get(verdicts, timeout=self._start_timeout_s)
         except ray.exceptions.GetTimeoutError as error:
-            ray.cancel(verdict)
+            ray.cancel(verdicts)
             late = f"no worker prepared it within {self._start_timeout_s:g} seconds: check the machines and stores"
             raise ControlFailedError(late) from error
         except ray.exceptions.RayError as error:
             raise UndecidedError(last_line(error)) from error
-
-    def _try_alone(self, trial: "_Trial") -> Reason | None:
-        """Try a suspect in a fresh worker. Return the reason why the worker dies, or None if it survives.
-
-        Raises `UndecidedError` and `NodeDiedError`.
-        """
-        pool, timeout_s = trial.pool, trial.timeout_s
-        kind = self.stages.gpus.name if pool.num_gpus else None
-        worker_class = ray.remote(
-            num_cpus=pool.num_cpus, num_gpus=pool.num_gpus, accelerator_type=kind, max_restarts=0
-        )(trial.worker)
-        worker = worker_class.remote(*trial.arguments)
-        try:
-            node = self._start(worker, trial.control)
-            began = time.monotonic()
-            try:
-                # The worker enforces its own deadline. This timeout applies if the worker fails to do so.
-                has_memory = ray.get(worker.has_memory_for.remote(trial.row), timeout=3 * timeout_s + PROBE_S)
-            except (
-                ray.exceptions.RayActorError,
-                ray.exceptions.OutOfMemoryError,
-                ray.exceptions.GetTimeoutError,
-            ) as death:
-                if not _answers(node) or (
-                    isinstance(death, ray.exceptions.ActorUnavailableError) and not _has_died(worker)
-                ):
-                    raise NodeDiedError("the node died, or couldn't be reached") from death
-                if time.monotonic() - began >= timeout_s:
-                    return Reason.TIMED_OUT
-                out_of_memory = isinstance(death, ray.exceptions.OutOfMemoryError)
-                return Reason.OUT_OF_MEMORY if out_of_memory else Reason.KILLED_WORKER
-            except ray.exceptions.RayError as error:
-                raise UndecidedError(f"its stage failed in a trial: {last_line(error)}") from error
-            return None if has_memory else Reason.OUT_OF_MEMORY
-        finally:
-            ray.kill(worker)
-
-    def _start(self, worker: Any, control: Any) -> str:
-        """Let a worker process the control image, and return the worker's node. Raises `ControlFailedError`."""
-        advice = (
-            "an image killed its worker, and a new worker failed on a control image, so no image is rejected for it: "
-            "check the memory and GPUs of the machines"
-        )
-        try:
-            node: str = ray.get(worker.node.remote(), timeout=self._start_timeout_s)
-            if ray.get(worker.has_memory_for.remote(control), timeout=self._start_timeout_s):
-                return node
-        except ray.exceptions.RayError as error:
-            raise ControlFailedError(f"{advice} ({last_line(error)})") from error
-        raise ControlFailedError(f"{advice} (its memory ran out)")
-
-
-@dataclass(frozen=True)
-class _Trial:
-    """Worker of a trial, with references to the suspect and the control image."""
-
-    worker: Any
-    arguments: tuple[Any, ...]
-    pool: ActorPool
-    timeout_s: float
-    row: Any
-    control: Any
 
 
 def _detail(reason: Reason, stage: str, timeout_s: float) -> str:
@@ -400,34 +419,18 @@ def _detail(reason: Reason, stage: str, timeout_s: float) -> str:
     return f"{deeds[reason]}, {DEATHS} times alone and each time right after a control image came through"
 
 
-def apply_alone(
-    steps: Sequence[Callable[[], Callable[[pa.Table], pa.Table]]], prepared: pa.Table
-) -> tuple[pa.Table, pa.Table, Row]:
-    """Apply stages to one prepared row and the control image in a Ray task.
+def _access(catalog: str, entry: str, prefixes: Iterable[str]) -> tuple[str, ...]:
+    """Return what must work to read an entry of a catalog: its bucket or local folder, and prefixes with own options.
 
-    Returns the row's table, the control image's table, and the row's `VERDICT` columns.
+    A local folder counts as a store, because it may be on a separate file system. The result is empty for a URI that
+    isn't allowed.
     """
-    table = pa.concat_tables([prepared, control_table()])
-    for step in steps:
-        table = step()(table)
-        control = table.slice(1)
-        for field in VERDICT:  # clear the control image's verdict, so that the next stage processes it in any case
-            at = control.schema.get_field_index(field.name)
-            control = control.set_column(at, field, pa.nulls(1, field.type))
-        table = pa.concat_tables([table.slice(0, 1), control])
-    verdict, _ = table.select(VERDICT.names).to_pylist()
-    return table.slice(0, 1), table.slice(1), verdict
-
-
-def prepare_alone(arguments: tuple[Any, ...], rows: pa.Table) -> tuple[pa.Table, Row]:
-    """Prepare one row in a Ray task, with the arguments of `Prepare`. Return its table and its `VERDICT` columns."""
-    prepare = Prepare(*arguments)
     try:
-        prepared = prepare(rows)
-    finally:
-        prepare.close()
-    (verdict,) = prepared.select(VERDICT.names).to_pylist()
-    return prepared, verdict
+        uri = relative_to(catalog, entry)
+        store = parent(uri) if scheme(uri) == LOCAL else store_name(uri)
+    except UriNotAllowedError:
+        return ()
+    return store, *sorted(prefix for prefix in prefixes if uri.startswith(prefix))
 
 
 def _is_inside(ordinal: int, ranges: Sequence[tuple[int, int]]) -> bool:
@@ -438,28 +441,3 @@ def _is_inside(ordinal: int, ranges: Sequence[tuple[int, int]]) -> bool:
 
 def _of_its_shard(spans: Sequence[ShardSpan], ordinal: int, why: str) -> dict[int, str]:
     return {span.shard: why for span in spans if span.start <= ordinal < span.stop}
-
-
-def _answers(node: str) -> bool:
-    """Return whether a node still runs tasks.
-
-    Ray may report a dead worker before it notices that the whole node died.
-    """
-    there = NodeAffinitySchedulingStrategy(node, soft=False)
-    probe = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=there)(lambda: None)
-    try:
-        ray.get(probe.remote(), timeout=PROBE_S)
-    except ray.exceptions.RayError:
-        return False
-    return True
-
-
-def _has_died(worker: Any) -> bool:
-    """Return whether an unreachable worker is dead. Ray may take a while to learn of its death."""
-    try:
-        ray.get(worker.node.remote(), timeout=PROBE_S)
-    except ray.exceptions.ActorDiedError:
-        return True
-    except ray.exceptions.RayError:
-        return False
-    return False

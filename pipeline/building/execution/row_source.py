@@ -111,9 +111,15 @@ class RowSource(Datasource):  # type: ignore[misc]
     def __contains__(self, ordinal: int) -> bool:
         return any(start <= ordinal < stop for each in self._shards for start, stop in each.runs)
 
-    def read_row(self, ordinal: int) -> pa.Table:
-        """Read one row without verdict columns. The row may belong to another window."""
-        return self._dataset.read_runs([(ordinal, ordinal + 1)])
+    def read_rows(self, ordinals: Sequence[int]) -> pa.Table:
+        """Read rows without verdict columns. They may belong to another window."""
+        return self._dataset.read_runs(runs_of(ordinals))
+
+    def uris_near(self, ordinal: int, rows: int) -> dict[int, str]:
+        """Return the URIs of up to `rows` rows before and after a row, and its own, by ordinal, nearest first."""
+        near = range(max(0, ordinal - rows), min(self._dataset.rows, ordinal + rows + 1))
+        uris = self._dataset.read_runs([(near.start, near.stop)], ["uri"]).column("uri").to_pylist()
+        return dict(sorted(zip(near, uris, strict=True), key=lambda pair: abs(pair[0] - ordinal)))
 
     def sample_uris(self, rows: int, storage: Storage) -> list[str]:
         """Read the URIs of up to `rows` rows, spread evenly over the shards. Read the catalog with `storage`."""

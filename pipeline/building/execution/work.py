@@ -196,6 +196,7 @@ class RejectedRows:
                 generation=commit.generation,
                 ordinals=ordinals,
                 dataset=handle,
+                max_faults=self._config.max_faults,
             )
         return WindowRows(RowSource(self._dataset, shards), tasks)
 

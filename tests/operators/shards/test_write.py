@@ -17,6 +17,7 @@ from segmint.operators.shards.write import (
     ShardResult,
     ShardTask,
     WrongRowsError,
+    faulted_ordinals,
     hold_reason,
     retry_shard,
     write_shard,
@@ -92,6 +93,27 @@ def test_many_faulted_rows_are_an_outage_and_none_of_them_is_named_for_it(tmp_pa
     block = described([faulted_row(ordinal) for ordinal in range(3, 8)])
     result = write_shard(task(tmp_path, stop=8), [(0, 5)], block)
     assert (result.status, result.faulted) == ("on_hold", ())
+
+
+def test_as_many_faulted_rows_as_may_be_rejected_are_named() -> None:
+    block = described([faulted_row(ordinal) for ordinal in range(3, 9)])
+    assert faulted_ordinals(block, 5) == ()
+    assert faulted_ordinals(block, 6) == (3, 4, 5, 6, 7, 8)
+
+
+def test_more_persistent_faults_than_allowed_hold_a_shard_back(tmp_path: Path) -> None:
+    block = described([rejected_row(3, "persistent_fault"), rejected_row(4, "persistent_fault"), accepted_row(5)])
+    result = write_shard(task(tmp_path, max_faults=1), [(0, 3)], block)
+    assert (result.status, result.faulted, digests(tmp_path)) == ("on_hold", (), {})
+    assert result.detail.startswith("2 of 3 rows were rejected as persistent_fault, over max_faults 1. Fix the causes")
+    result = write_shard(task(tmp_path, max_faults=2), [(0, 3)], block)
+    assert (result.status, result.counts["rejected:persistent_fault"]) == ("committed", 2)
+
+
+def test_a_row_in_an_outage_keeps_a_shard_with_persistent_faults_back(tmp_path: Path) -> None:
+    block = described([rejected_row(3, "persistent_fault"), faulted_row(4), accepted_row(5)])
+    result = write_shard(task(tmp_path, max_faults=1), [(0, 3)], block)
+    assert (result.status, result.faulted, digests(tmp_path)) == ("on_hold", (4,), {})
 
 
 def test_an_outage_that_looks_like_verdicts_holds_a_large_shard_back() -> None:
@@ -280,6 +302,18 @@ def test_another_reason_is_a_change_and_the_same_words_are_not(shard: Path) -> N
     assert digests(shard) == before
     assert retry(shard, [rejected_row(4, "truncated", "ingest"), rejected_row(6)]).status == "committed"
     assert latest(shard).counts["rejected:truncated"] == 2
+
+
+def test_a_retry_adds_no_more_persistent_faults_than_allowed(shard: Path) -> None:
+    refused = [rejected_row(4, "persistent_fault"), rejected_row(6, "persistent_fault")]
+    before = digests(shard)
+    result = retry(shard, refused, max_faults=1)
+    assert (result.status, digests(shard)) == ("on_hold", before)
+    assert "2 of 5 rows were rejected as persistent_fault, over max_faults 1" in result.detail
+    assert retry(shard, refused, max_faults=2).status == "committed"
+    assert retry(shard, refused, generation=2).status == "unchanged", "a lower limit rejects no row again"
+    again = retry(shard, [rejected_row(7, "persistent_fault")], generation=2, max_faults=2)
+    assert "3 of 5 rows" in again.detail
 
 
 def test_a_fault_changes_nothing(shard: Path) -> None:

@@ -31,6 +31,7 @@ model: {weights: auto, device: auto, precision: auto, threads: auto}
 resources: {address: auto, prepare: {actors: auto, num_cpus: 1}, segment: {actors: auto, num_gpus: auto, num_cpus: 2}}
 storage: {"s3://licensed": {profile: vendor}, "s3://datasets": {endpoint_url: "https://s3.example.org"}}
 max_reject_ratio: 0.5
+max_faults: 0
 stall_timeout: 1800
 """
 
@@ -157,6 +158,7 @@ def test_identity_is_json_and_round_trips():
         {"masks": {"profile": "sa1b", "points_per_side": 32}},
         {"model": {"device": "cpu", "threads": 1, "precision": "bf16"}},
         {"max_reject_ratio": 0.9},
+        {"max_faults": 5},
         {"stall_timeout": 3},
         {"window_shards": 1},
         {"rows_per_block": 1},

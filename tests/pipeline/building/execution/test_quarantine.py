@@ -16,19 +16,13 @@ from segmint.infra.storage.storage import Storage
 from segmint.operators.custom.load import load_stage
 from segmint.operators.custom.stage import CustomStage, stage_rows
 from segmint.operators.rows import faulted, rejected, to_table
-from segmint.operators.schemas import PREPARED
+from segmint.operators.schemas import PREPARED, VERDICT
 from segmint.operators.shards.write import ShardResult
 from segmint.pipeline.building.dataset.dataset import BuildDataset, open_or_create
-from segmint.pipeline.building.execution.quarantine import (
-    PROBE_S,
-    ControlFailedError,
-    Quarantine,
-    Trials,
-    UndecidedError,
-    apply_alone,
-)
+from segmint.pipeline.building.execution.quarantine import Quarantine, Trials
 from segmint.pipeline.building.execution.row_source import RowSource, ShardRows
 from segmint.pipeline.building.execution.stages import lay_out
+from segmint.pipeline.building.execution.trials import PROBE_S, ControlFailedError, UndecidedError, apply_alone
 from segmint.pipeline.config.config import load_config
 from tests.support.builds import write_catalog, write_config, write_photographs
 from tests.support.described_rows import accepted_row
@@ -186,6 +180,8 @@ def test_a_row_whose_fault_stays_is_tried_alone_and_named(
     # As if only the workers' machines lacked Java.
     monkeypatch.setattr("segmint.catalogs.source.normalize.missing_package", lambda protocol: None)
     monkeypatch.setattr("segmint.pipeline.building.execution.quarantine.SegmentAlone", Alone)
+    none = {"reason": None, "fault": None}
+    monkeypatch.setattr(Quarantine, "_through", lambda _, prepared: (prepared, prepared, none))
     quarantine, dataset = open_quarantine(tmp_path, local_ray, NOWHERE, "absent.jpg")
     quarantine.stages = replace(quarantine.stages, segment=False)  # type: ignore[arg-type]
     spans = dataset.spans([0, 2])
@@ -220,3 +216,110 @@ def test_a_control_image_reaches_a_stage_although_an_earlier_one_rejects_it() ->
     row, control, verdict = apply_alone([mean], to_table([accepted_row(3)], PREPARED))
     assert (verdict["stage"], verdict["reason"]) == ("stage_mean", "too_bright")
     assert (list(stage_rows(row)), [each["uri"] for each in stage_rows(control).values()]) == ([], ["control.jpg"])
+
+
+REFUSED = "prepare: AccessRefusedError: cannot read s3://photos/1.jpg:\nForbidden (403)"
+OUTAGE = dict.fromkeys(range(10), REFUSED)
+BROKEN = dict.fromkeys(range(10), "segment: RuntimeError: no kernel")
+ELSEWHERE = ("s3://photos/1.jpg", "s3://others/2.jpg", "s3://photos/1.jpg", "s3://photos/own/3.jpg", "apart/4.jpg")
+
+
+@pytest.fixture(scope="module")
+def opened(tmp_path_factory: pytest.TempPathFactory) -> tuple[Quarantine, BuildDataset]:
+    cluster = Cluster(local=True, cpus=8, gpus=0, nodes=1, cores=2)
+    return open_quarantine(tmp_path_factory.mktemp("stores"), cluster, *ELSEWHERE, "s3://photos/5.jpg")
+
+
+def give_up(
+    opened: tuple[Quarantine, BuildDataset],
+    monkeypatch: pytest.MonkeyPatch,
+    faults: dict[int, str],
+    faulted: tuple[int, ...] = (1,),
+    max_faults: int = 1,
+) -> tuple[Quarantine, Trials, list[list[int]]]:
+    """Try rows of shard 0 after their third attempt; `faults` has the fault that a row has in a trial.
+
+    Returns the quarantine, the result, and the rows that were prepared together, in order.
+    """
+    quarantine, dataset = Quarantine(opened[0].stages, 120, max_faults), opened[1]
+    prepared: list[list[int]] = []
+    none: dict[str, Any] = dict.fromkeys(VERDICT.names)
+
+    def prepare(_: Quarantine, ordinals: list[int]) -> tuple[int, list[dict[str, Any]]]:
+        prepared.append(ordinals)
+        found = [faults.get(ordinal, "") for ordinal in ordinals]
+        if "no machine" in found:
+            raise ControlFailedError("no worker prepared it in time")
+        return ordinals[0], [{**none, "fault": each if each.startswith("prepare: ") else None} for each in found]
+
+    monkeypatch.setattr(Quarantine, "_prepare_alone", prepare)
+    monkeypatch.setattr(Quarantine, "_segment_singly", lambda *_: None)
+    monkeypatch.setattr(Quarantine, "_through", lambda _, row: (row, row, {**none, "fault": faults.get(row)}))
+    quarantine._rows = rows_of(dataset, 0, 1)
+    for _ in range(3):
+        quarantine.note(ShardResult(0, "on_hold", {}, "rows couldn't be judged", faulted))
+    return quarantine, quarantine.run_trials(dataset.spans([0, 1])), prepared
+
+
+def test_a_row_whose_fault_stays_is_rejected_after_another_object_of_its_store_was_read(
+    opened: tuple[Quarantine, BuildDataset], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quarantine, tried, prepared = give_up(opened, monkeypatch, {1: REFUSED, 2: REFUSED})
+    assert tried == Trials(1, {})
+    assert prepared == [[1], [0, 2, 3]]
+    assert quarantine._known[1] == {
+        "stage": "prepare",
+        "reason": "persistent_fault",
+        "detail": "AccessRefusedError: cannot read s3://photos/1.jpg: Forbidden (403)",
+        "fault": None,
+    }
+    quarantine, tried, prepared = give_up(opened, monkeypatch, {0: REFUSED, 1: REFUSED}, (0, 1), max_faults=2)
+    assert (tried.verdicts, sorted(quarantine._known)) == (2, [0, 1])
+    assert prepared == [[0], [1], [2, 3]], "one look at the store after both trials"
+
+
+def test_a_fault_of_a_later_stage_needs_a_row_that_passes_all_stages(
+    opened: tuple[Quarantine, BuildDataset], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quarantine, tried, prepared = give_up(opened, monkeypatch, {1: "describe: ValueError: no masks", 0: REFUSED})
+    assert tried == Trials(1, {})
+    assert prepared == [[1], [0, *range(2, 9)], [2]]
+    assert (quarantine._known[1]["stage"], quarantine._known[1]["detail"]) == ("describe", "ValueError: no masks")
+
+
+@pytest.mark.parametrize(
+    ("faults", "faulted", "max_faults", "doubtful"),
+    [
+        pytest.param(OUTAGE, (1,), 5, True, id="an outage, or expired credentials"),
+        pytest.param(BROKEN, (1,), 5, True, id="a stage that fails for all rows"),
+        pytest.param({1: REFUSED}, (1,), 0, False, id="none allowed"),
+        pytest.param({0: REFUSED, 1: REFUSED}, (0, 1), 1, False, id="more than allowed"),
+        pytest.param({1: "no machine"}, (1,), 1, False, id="no machine for the trial"),
+    ],
+)
+def test_outages_and_too_many_faults_reject_nothing(
+    faults: dict[int, str],
+    faulted: tuple[int, ...],
+    max_faults: int,
+    doubtful: bool,
+    opened: tuple[Quarantine, BuildDataset],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    quarantine, tried, _ = give_up(opened, monkeypatch, faults, faulted, max_faults)
+    assert (tried.verdicts, list(tried.on_hold), quarantine._known) == (0, [0], {})
+    assert ("max_faults doesn't apply, because no other" in tried.on_hold[0]) == doubtful
+
+
+def test_objects_of_other_stores_folders_and_credentials_show_nothing(
+    opened: tuple[Quarantine, BuildDataset],
+) -> None:
+    first, dataset = opened
+    options: dict[str, dict[str, Any]] = {"s3://photos": {}, "s3://photos/own": {"profile": "own"}}
+    stages = replace(first.stages, segment=replace(first.stages.segment, storage_options=options))
+    quarantine = Quarantine(stages, 120)
+    quarantine._rows = rows_of(dataset, 0)
+    quarantine._faulted = {4: None}
+    assert quarantine._others(4, same_access=True) == ([9], ("s3://photos", "s3://photos"))
+    assert quarantine._others(7, same_access=True) == ([7], ("s3://photos", "s3://photos", "s3://photos/own"))
+    assert quarantine._others(2, same_access=True)[0] == [0, 1, 2, 3]
+    assert quarantine._others(4, same_access=False)[0] == [0, 1, 2, 3, 5, 7, 8, 9]

@@ -187,7 +187,7 @@ def test_rows_are_read_in_any_order_and_one_at_a_time(small_dataset: Path, datas
     rows = RowSource(opened, [ShardRows(2, ((6, 8),)), ShardRows(0, ((0, 1), (2, 3)))])
     (task,) = rows.get_read_tasks(1)
     assert [row["ordinal"] for table in task() for row in table.to_pylist()] == [6, 7, 0, 2]
-    assert rows.read_row(4)["ordinal"].to_pylist() == [4]
+    assert rows.read_rows([1, 4])["ordinal"].to_pylist() == [1, 4]
     uris = opened.read_runs([(0, 3), (6, 8)])["uri"].to_pylist()
     assert rows.sample_uris(9, Storage()) == [uris[3], uris[0]]
     assert rows.sample_uris(1, Storage()) == [uris[3]]
