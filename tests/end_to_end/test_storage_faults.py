@@ -232,6 +232,7 @@ def test_refused_credentials_end_the_run_with_advice_and_refuse_no_image(
     world.proxy.policy = policy
     printed = world.build(check=3)
     assert "check the credentials" in printed
+    assert ("max_faults doesn't apply" in printed) == (target == "in/photo")
     assert "run the same command again" in printed
     # What a writer reserved and could not put stays reserved until the next build.
     standing = {path: digest for path, digest in world.standing().items() if not path.startswith("reservations/")}
