@@ -160,7 +160,7 @@ def gpu_time(card: Card, model: str, precision: str, masks: MaskSettings) -> Seg
             f"builds with Ray have not been timed on a GPU: on {rate.device}, {rate.end_to_end['what']} reached "
             f"{rate.end_to_end['images_per_s']:.3g} images/s ({rate.end_to_end['file']})"
         )
-    source = f"recorded on {rate.device} on {rate.date} ({rate.file})"
+    source = f"{'recorded' if known else 'scaled from a record'} on {rate.device} on {rate.date} ({rate.file})"
     return SegmentTime(max(low, 0.0), high, rate.host_s, rate.drawn, source, tuple(unmeasured))
 
 

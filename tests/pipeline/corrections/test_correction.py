@@ -158,7 +158,7 @@ def test_a_repair_that_slept_until_its_generation_was_removed_leaves_no_file_of_
 def test_a_repair_puts_nothing_where_another_has_done_it(place: DatasetPath) -> None:
     masks = lose_masks(place)
     with stepping():
-        late = until(SteppedThreads(lambda: repair(place.location)), "size reservations")
+        late = until(SteppedThreads(lambda: repair(place.location)), "version reservations")
         assert repair(place.location).repaired == [masks]
         mark(place, 0, x=5)
         before = contents(place)

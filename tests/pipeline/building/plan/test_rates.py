@@ -157,6 +157,7 @@ def test_another_gpu_has_a_range_by_its_limits(tmp_path: Path, gpu: str, slower:
     assert f"{plan.ceiling.flop_per_s / 1e12:.4g} TFLOP/s); peak from its data sheet" in text
     assert "not measured on this device" in text
     assert "run `segmint plan --sample 20` on a machine with this GPU" in text
+    assert "of the ceiling, scaled from a record on NVIDIA H200 on 2026-11-26 (gpu_day-5.json)" in text
 
 
 def test_a_peak_alone_gives_a_range_too(tmp_path: Path) -> None:
