@@ -23,7 +23,6 @@ differs from segmint's defaults. The exit code is 1 if a step failed, and 2 if t
 """
 
 import argparse
-import faulthandler
 import importlib.util
 import json
 import os
@@ -56,7 +55,7 @@ from benchmarks.gpu.build_figures import (  # noqa: E402
 )
 from benchmarks.gpu.build_inputs import write_catalog, write_checkpoint, write_config, write_photographs  # noqa: E402
 from benchmarks.gpu.machine import describe, measure_versions  # noqa: E402
-from benchmarks.gpu.run import FULL, QUICK, NotMeasuredError, PartRun  # noqa: E402
+from benchmarks.gpu.run import FULL, QUICK, NotMeasuredError, PartRun, complete  # noqa: E402
 from benchmarks.gpu.samples import sampling  # noqa: E402
 from benchmarks.measuring import command_of, commit  # noqa: E402
 
@@ -73,9 +72,6 @@ NEEDED = {
 """Modules of a build that the machine must have, with the packages that contain them. Only Ray is in the bundle."""
 
 BUDGET_S = 400.0
-HANGS_S = 60.0
-"""Seconds over budget after which the process ends itself."""
-
 SMALL_ROWS, ROWS = 16, 64
 SIZE = (4950, 3300)  # (width, height): 16.3 megapixels
 QUICK_SIZE = (600, 400)
@@ -166,24 +162,15 @@ def is_installed(module: str) -> bool:
 
 def run_steps(run: PartRun, builds: Builds, steps: Sequence[str], rows: int) -> None:
     """Run the steps, write the result after each, and print the verdict."""
-    run.write()
-    with run.output.with_name(f"{run.output.stem}-stack.txt").open("w") as stack:
-        faulthandler.dump_traceback_later(run.budget_s + HANGS_S, file=stack, exit=True)
-        try:
-            run.measure("versions", measure_versions)
-            if steps != ["ray"]:
-                run.measure("photographs", measure_photographs, builds, rows)
-            for step in steps:
-                STEPS[step](run, builds)
-        finally:
-            faulthandler.cancel_dump_traceback_later()
-    Path(stack.name).unlink(missing_ok=True)
-    failures = run.failures()
-    skipped = sum("skipped" in found for found in run.found.values())
-    verdict = f"failed: {', '.join(failures)}" if failures else "passed"
-    run.head["verdict"] = verdict
-    run.write()
-    print(f"builds: {verdict} ({len(run.found)} steps, {skipped} skipped), written to {run.output}", flush=True)
+
+    def work(run: PartRun) -> None:
+        run.measure("versions", measure_versions)
+        if steps != ["ray"]:
+            run.measure("photographs", measure_photographs, builds, rows)
+        for step in steps:
+            STEPS[step](run, builds)
+
+    complete(run, "builds", work)
 
 
 def ray_step(run: PartRun, builds: Builds) -> None:

@@ -180,7 +180,7 @@ def deadly_bitmap(deed: int) -> bytes:
 
 
 def bmp_with_unused_alpha(header: int = 108) -> bytes:
-    """The photograph as a BMP of 32 bits with a header of so many bytes and a mask for alpha, which is 0 everywhere."""
+    """Return the photograph as a 32-bit BMP with an alpha channel of zeros. The header has the given size in bytes."""
     samples = np.dstack([np.asarray(photograph())[::-1, :, ::-1], np.zeros((300, 451), np.uint8)])
     fields = struct.pack("<IiiHHIIiiII", header, 451, 300, 1, 32, 3, samples.size, 0, 0, 0, 0)
     masks = struct.pack("<4I", 0xFF0000, 0xFF00, 0xFF, 0xFF000000)

@@ -30,7 +30,7 @@ def bundle() -> None:
 
 
 def quick(folder: Path, *steps: str) -> dict[str, Any]:
-    """What a run of these steps wrote."""
+    """Run these steps at reduced sizes, and return the result that they write."""
     command = [sys.executable, "benchmarks/gpu/builds.py", "--quick", "--device", "cpu", "--output", str(folder)]
     done = subprocess.run(
         [*command, "--price", "2", *(["--steps", *steps] if steps else [])],

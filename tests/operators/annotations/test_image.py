@@ -1,4 +1,4 @@
-"""What a file says about its masks: boxes and areas of every convention fit, and contradictions cost the masks."""
+"""Comparison of masks with their file's boxes and areas, in every convention. Contradictory masks are unreadable."""
 
 import json
 import re

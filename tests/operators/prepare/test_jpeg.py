@@ -17,7 +17,7 @@ SMALL = photograph().resize((96, 72))
 
 
 def marked(data: bytes, marker: int) -> list[int]:
-    """Where a marker is, outside the segments before the first scan."""
+    """Return the positions of a marker after the segments before the first scan."""
     start = data.index(b"\xff\xc0" if b"\xff\xc0" in data else b"\xff\xc2")
     return [place for place in range(start, len(data) - 1) if data[place] == 0xFF and data[place + 1] == marker]
 
