@@ -212,6 +212,31 @@ def against_reference() -> dict[str, Any]:
     }
 
 
+def gpu_builds() -> dict[str, Any]:
+    machine = {**MACHINE, "gpu": "A GPU", "cores_usable": 16}
+    build = {
+        "images": 16,
+        "masks": 671,
+        "seconds": 38.0,
+        "first_commit_s": 34.0,
+        "images_s": 0.421,
+        "images_s_between_commits": 3.06,
+        "share_of_ceiling_between_commits": 0.016,
+        "load_between_commits": {"gpu_busy": 0.56, "cpu_busy": 0.2},
+    }
+    stopped = {"photographs": 64, "images": 3, "seconds": 140.2, "failed": "stopped after 140 s"}
+    return {
+        **NOTHING,
+        "machine": machine,
+        "measurements": {
+            "small": build,
+            "again": {**build, "same": True},
+            "cuda-detectors": stopped,
+            "no-detectors": {"skipped": "it takes about 50 s, and 20 s of 410 are left"},
+        },
+    }
+
+
 @pytest.fixture
 def recorded(tmp_path: Path) -> Path:
     """A folder with one small result of each benchmark."""
@@ -235,6 +260,7 @@ def recorded(tmp_path: Path) -> Path:
         "duplicates_memory": duplicates_memory(),
         "gpu_day-5": gpu_day(),
         "gpu_against_reference": against_reference(),
+        "gpu_builds": gpu_builds(),
     }
     for name, result in results.items():
         (folder / f"{name}.json").write_text(json.dumps(result))
@@ -297,6 +323,11 @@ def test_tables_have_the_results_figures(recorded: Path) -> None:
     assert "| photographs at 90° | 1 | 1 | 3 | 1 | 33% | 3 | 1 |" in part(page, "privacy")
     assert "| 32 to 63 px | 1 | 1 | 100% |" in part(page, "privacy")
     assert "composite; clp found 0 of 0 license plates upright](images/recall.svg)" in "".join(part(page, "privacy"))
+    builds = part(page, "gpu builds")
+    assert "| MobileSAM, full recipe | 16 | 671 | 38 | 34 | 0.421 | 3.06 | 1.6% | 56% | 20% |" in builds
+    assert "The repeated build had the digest of the first one." in builds
+    assert "detectors on the GPU: stopped after 140 s, when 3 of 64 images were committed." in " ".join(builds)
+    assert "Not measured: no-detectors (not enough time was left)." in builds
     assert "| driver | 1 | 0.250 | 100 | 101 | 120 | 121 | 1.5 |" in part(page, "rows")
     words = "1,000,000 rows into 2,000 shards with 9 masks in 21 minutes, which is 810 rows/s. Each row took 1.23 ms of"
     assert words in " ".join(part(page, "rows"))

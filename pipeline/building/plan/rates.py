@@ -157,8 +157,9 @@ def gpu_time(card: Card, model: str, precision: str, masks: MaskSettings) -> Seg
         )
     elif not rate.end_to_end["ray"]:
         unmeasured.append(
-            f"builds with Ray have not been timed on a GPU: on {rate.device}, {rate.end_to_end['what']} reached "
-            f"{rate.end_to_end['images_per_s']:.3g} images/s ({rate.end_to_end['file']})"
+            f"no build with Ray has been timed with this recipe on {rate.device}, where "
+            f"{rate.end_to_end['what']} reached {rate.end_to_end['images_per_s']:.3g} images/s "
+            f"({rate.end_to_end['file']})"
         )
     source = f"{'recorded' if known else 'scaled from a record'} on {rate.device} on {rate.date} ({rate.file})"
     return SegmentTime(max(low, 0.0), high, rate.host_s, rate.drawn, source, tuple(unmeasured))

@@ -116,7 +116,7 @@ def test_a_measured_gpu_has_the_recorded_rate_and_names_its_cores(tmp_path: Path
     text = "\n".join(plan.lines())
     assert "recorded on NVIDIA H200 on 2026-11-26 (gpu_day-5.json)" in text
     assert "not measured on this device" not in text
-    assert "builds with Ray have not been timed on a GPU" in text
+    assert "no build with Ray has been timed with this recipe on" in text
     cores = plan.cpu_stages.cores_a_gpu
     assert cores is not None
     assert cores == math.ceil((prepare_seconds(DeidentifyConfig(), 16.3, with_original=True) + 0.0641 + 1.126) / 0.4954)
