@@ -2,7 +2,6 @@
 
 import functools
 import io
-from collections.abc import Iterator
 
 import numpy as np
 from PIL import Image, ImageCms
@@ -35,7 +34,7 @@ _STRIP_PIXELS = 2**22
 _PROFILE_SPACES = {"L": "GRAY", "RGB": "RGB", "CMYK": "CMYK"}
 
 
-def to_srgb(image: Image.Image, icc: bytes | None) -> Pixels:
+def to_srgb(image: Image.Image, icc: bytes | None, container: str | None = None) -> Pixels:
     """Convert an image to (H, W, 3) uint8 RGB: sRGB, opaque on white.
 
     - An embedded profile is applied with relative colorimetry and black-point compensation. If the profile has no
@@ -43,49 +42,30 @@ def to_srgb(image: Image.Image, icc: bytes | None) -> Pixels:
       in browsers.
     - CMYK without a profile is converted by Pillow's formula, R = (255 − C)·(255 − K)/255.
     - 16-bit gray is divided by 257 and rounded, so the full range is scaled, not clipped.
+    - A BMP of which every pixel is transparent counts as opaque, because programs that write BMPs often fill an alpha
+      channel that they don't use with zeros.
 
     Each of these steps makes a copy, and the largest images take nearly a gigabyte. To limit memory, the image is
-    converted strip by strip.
+    converted strip by strip. With the name of its file's `container`, raises `RejectedError` (`unsupported_format`) if
+    every pixel of an image other than a BMP is transparent.
     """
     pixels = np.empty((image.height, image.width, 3), np.uint8)
-    for top, strip in _strips(image):
-        pixels[top : top + strip.height] = np.asarray(_strip_to_srgb(strip, icc))
-    return pixels
-
-
-def without_unused_alpha(image: Image.Image, container: str) -> Image.Image:
-    """Return an image, opaque if it is a BMP of which every pixel is transparent.
-
-    Programs that write BMPs often fill an alpha channel that they don't use with zeros. Raises `RejectedError`
-    (`unsupported_format`) if every pixel of another image is transparent.
-    """
-    if not _is_invisible(image):
-        return image
+    rows = max(1, _STRIP_PIXELS // image.width)
+    is_visible = False
+    for top in range(0, image.height, rows):
+        strip = image.crop((0, top, image.width, min(top + rows, image.height)))
+        color, alpha = _split_alpha(_eight_bits(strip))
+        is_visible = is_visible or alpha is None or alpha.getbbox() is not None
+        pixels[top : top + rows] = np.asarray(_strip_to_srgb(color, alpha, icc))
+    if is_visible or container is None:
+        return pixels
     if container == "BMP":
-        return image.convert("RGB")
+        return to_srgb(image.convert("RGB"), icc)
     detail = f"every pixel of the {container} image is transparent; expected visible pixels"
     raise RejectedError(Reason.UNSUPPORTED_FORMAT, detail)
 
 
-def _is_invisible(image: Image.Image) -> bool:
-    if not image.has_transparency_data:
-        return False
-    for _, strip in _strips(image):
-        _, alpha = _split_alpha(strip)
-        if alpha is None or np.asarray(alpha).any():
-            return False
-    return True
-
-
-def _strips(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
-    """Yield the top row of each strip, and the strip."""
-    rows = max(1, _STRIP_PIXELS // image.width)
-    for top in range(0, image.height, rows):
-        yield top, image.crop((0, top, image.width, min(top + rows, image.height)))
-
-
-def _strip_to_srgb(image: Image.Image, icc: bytes | None) -> Image.Image:
-    color, alpha = _split_alpha(_eight_bits(image))
+def _strip_to_srgb(color: Image.Image, alpha: Image.Image | None, icc: bytes | None) -> Image.Image:
     if color.mode not in _PROFILE_SPACES:
         color = color.convert("RGB")
     transform = _transform(icc, color.mode) if icc else None

@@ -20,8 +20,9 @@ _BMP_HEADER_SIZES = frozenset({12, 40, 52, 56, 64, 108, 124})
 _SVG = re.compile(rb"<(?:[a-z]+:)?svg[\s>]", re.IGNORECASE)
 _HTML = re.compile(rb"\s*<(?:!doctype html|html|head|body)", re.IGNORECASE)
 _MARKUP = re.compile(rb"\s*<(?:!doctype|html|head|body|\?xml|!--|[a-z]+[\s>])", re.IGNORECASE)
-_FRAMES = frozenset({*range(0xC0, 0xD0), 0xF7}) - {0xC4, 0xC8, 0xCC}  # JPEG markers; F7 is JPEG-LS
-_FRAMES_READ = frozenset({0xC0, 0xC1, 0xC2, 0xC3, 0xC9, 0xCA})  # neither hierarchical nor JPEG-LS
+_REFUSED_FRAMES = frozenset({0xC5, 0xC6, 0xC7, 0xCB, 0xCD, 0xCE, 0xCF, 0xF7})
+"""Markers of JPEG frames that are hierarchical, lossless with arithmetic coding, or JPEG-LS."""
+
 _HEIF_BRANDS = {
     b"avif": "AVIF",
     b"avis": "AVIF",
@@ -162,7 +163,7 @@ def _check_boxes(data: bytes, kind: str) -> None:
 
 
 def _check_jpeg(data: bytes) -> None:
-    """Check the frame header, and limit the number of segments, fill bytes, and stray bytes before the scan.
+    """Check the kind of frame, and limit the number of segments, fill bytes, and stray bytes before the scan.
 
     Pillow reads them one by one.
     """
@@ -171,20 +172,11 @@ def _check_jpeg(data: bytes) -> None:
         if position + 4 > len(data) or data[position : position + 2] in (b"\xff\xd9", b"\xff\xda"):
             return
         marker = data[position + 1]
-        if data[position] == 0xFF and marker in _FRAMES:
-            _check_frame(marker, data[position + 4 : position + 10])
+        if data[position] == 0xFF and marker in _REFUSED_FRAMES:
+            raise RejectedError(Reason.UNSUPPORTED_FORMAT, f"a JPEG with a frame of kind FF{marker:02X}")
         has_length = data[position] == 0xFF and 0xC0 <= marker < 0xFF and not 0xD0 <= marker <= 0xD8
         position += 2 + int.from_bytes(data[position + 2 : position + 4]) if has_length else 1
     raise RejectedError(Reason.CORRUPT, f"the JPEG has over {MOST_PARTS:,} segments and stray bytes before its pixels")
-
-
-def _check_frame(marker: int, header: bytes) -> None:
-    """Check the kind of a JPEG, the bits of its samples, and the number of its components (ITU-T T.81, B.2.2)."""
-    bits, components = header[:1], header[5:6]
-    if marker in _FRAMES_READ and bits in (b"", b"\x08") and components in (b"", b"\x01", b"\x03", b"\x04"):
-        return
-    kind = f"frame FF{marker:02X}, {bits.hex()} bits per sample and {components.hex()} components"
-    raise RejectedError(Reason.UNSUPPORTED_FORMAT, f"a JPEG with {kind}")
 
 
 def _check_png(data: bytes) -> None:

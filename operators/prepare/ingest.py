@@ -32,7 +32,7 @@ from PIL import (
 from segmint.catalogs.reasons import Reason, RejectedError
 from segmint.infra.errors import SegmintError
 from segmint.infra.version import installed_version
-from segmint.operators.prepare.color import MODES, to_srgb, without_unused_alpha
+from segmint.operators.prepare.color import MODES, to_srgb
 from segmint.operators.prepare.containers import check_whole, recognize, without_large_metadata
 from segmint.operators.prepare.control import CONTROL_TOLERANCE, control_images, control_pixels
 from segmint.operators.prepare.ingest_config import IngestConfig as IngestConfig
@@ -223,8 +223,7 @@ def _decode(source: ImageFile.ImageFile, kind: str) -> Pixels:
         picture = Image.fromarray(65535 - np.asarray(source))
     if kind == "JPEG" and source.mode == "CMYK" and "adobe" not in source.info:
         picture = Image.fromarray(255 - np.asarray(source), mode="CMYK")  # Pillow treats every CMYK image as Adobe's
-    picture = without_unused_alpha(picture, kind)
-    return _upright(to_srgb(picture, source.info.get("icc_profile")), _orientation(source))
+    return _upright(to_srgb(picture, source.info.get("icc_profile"), kind), _orientation(source))
 
 
 def _orientation(source: ImageFile.ImageFile) -> int:

@@ -1,5 +1,6 @@
 """Strict decoder of JPEGs, and a check whether a JPEG without its end marker contains all coefficients of its image."""
 
+import itertools
 import re
 from typing import Any
 
@@ -18,7 +19,7 @@ _IS_DAMAGED = "Corrupt JPEG data"
 _END_MARKER = b"\xff\xd9"
 _MARKER = re.compile(rb"\xff[\xc0-\xcf\xd9-\xfe]")  # of segments and the end, but not those inside scans
 _HUFFMAN_FRAMES = frozenset({0xC0, 0xC1, 0xC2})
-_NO_FRAMES = frozenset({0xC4, 0xC8, 0xCC})  # between the markers of frames
+_SCAN = 0xDA
 _COEFFICIENTS = 64
 
 
@@ -53,23 +54,22 @@ def _has_all_scans(data: bytes) -> bool:
     If the end marker is missing between two scans, decoders fill in the other components or the finer bits without a
     warning. Arithmetic coding doesn't notice missing data in the last scan either, so the answer is False.
     """
-    levels: dict[int, bytearray] = {}  # of each component, the lowest bit of each coefficient (ITU-T T.81, G.1.1.1)
+    missing: set[tuple[int, int]] = set()  # components and their coefficients without a scan down to bit 0
+    has_frame = False
     position = 2
     for _ in range(MOST_PARTS):
         found = _MARKER.search(data, position)
         if found is None:
-            return bool(levels) and not any(map(any, levels.values()))
+            return has_frame and not missing
         marker, start = data[found.start() + 1], found.end()
         length = int.from_bytes(data[start : start + 2])
         body = data[start + 2 : start + length]
         position = start + length
         if marker in _HUFFMAN_FRAMES:
-            levels = {component: bytearray(b"\xff" * _COEFFICIENTS) for component in body[6::3]}
-        elif 0xC0 <= marker <= 0xCF and marker not in _NO_FRAMES:
-            return False
-        elif marker == 0xDA and len(body) == 4 + 2 * body[0]:
-            first, last, bits = body[-3:]
-            for component in body[1:-3:2]:
-                if component in levels and last < _COEFFICIENTS:
-                    levels[component][first : last + 1] = bytes([bits & 15]) * (last + 1 - first)
+            has_frame = True
+            missing.update(itertools.product(body[6::3], range(_COEFFICIENTS)))
+        elif marker == _SCAN and len(body) == 4 + 2 * body[0]:
+            first, last, bits = body[-3:]  # ITU-T T.81, G.1.1.1
+            if bits & 15 == 0:
+                missing.difference_update(itertools.product(body[1:-3:2], range(first, last + 1)))
     return False

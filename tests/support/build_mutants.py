@@ -322,8 +322,8 @@ BUILD_MUTANTS = (
     Mutant(
         "deflate's checksum is not read",
         "operators/prepare/tiff.py",
-        "rows * row_bytes * planes + 1",
-        "rows * row_bytes * planes",
+        "size + 1)  # with",
+        "size)  # with",
         "tests/operators/prepare/test_ingest.py",
     ),
     Mutant(

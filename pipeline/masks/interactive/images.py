@@ -14,7 +14,7 @@ from segmint.catalogs.reasons import RejectedError
 from segmint.infra.errors import SegmintError, UsageError
 from segmint.infra.storage.storage import Storage
 from segmint.operators.photographs import decode_photograph
-from segmint.operators.prepare.color import MODES, to_srgb, without_unused_alpha
+from segmint.operators.prepare.color import MODES, to_srgb
 from segmint.operators.prepare.ingest_config import ANY_SIZE
 
 Pixels = NDArray[np.uint8]
@@ -90,12 +90,11 @@ def _upright(image: PillowImage.Image, name: str) -> Pixels:
         oriented = ImageOps.exif_transpose(image)
     except (OSError, ValueError, TypeError, KeyError, SyntaxError):
         oriented = image  # broken metadata doesn't affect the pixels
-    if image.format:  # of a file, which must give the same pixels as its path
-        try:
-            oriented = without_unused_alpha(oriented, image.format)
-        except RejectedError as verdict:
-            raise ImageError(f"{name}: {verdict.reason}: {verdict.detail}") from verdict
-    return to_srgb(oriented, image.info.get("icc_profile"))
+    try:
+        # An image from a file gives the same pixels as the file's path.
+        return to_srgb(oriented, image.info.get("icc_profile"), image.format)
+    except RejectedError as verdict:
+        raise ImageError(f"{name}: {verdict.reason}: {verdict.detail}") from verdict
 
 
 def _array(value: Any, name: str) -> Pixels:

@@ -46,14 +46,13 @@ def test_an_alpha_channel_that_hides_everything_is_dropped_from_bmps_alone(monke
     for mode, value in hidden.items():
         image = Image.new(mode, (9, 9), value)
         with pytest.raises(RejectedError, match="every pixel of the PNG image is transparent") as verdict:
-            color.without_unused_alpha(image, "PNG")
+            color.to_srgb(image, None, "PNG")
         assert verdict.value.reason is Reason.UNSUPPORTED_FORMAT
-    opaque = color.without_unused_alpha(Image.new("RGBA", (9, 9), hidden["RGBA"]), "BMP")
-    assert (color.to_srgb(opaque, None) == (9, 8, 7)).all()
     image = Image.new("RGBA", (9, 9), hidden["RGBA"])
+    assert (color.to_srgb(image, None, "BMP") == (9, 8, 7)).all()
     image.putpixel((8, 8), (0, 0, 0, 1))  # in the last strip
     for container in ("BMP", "PNG"):
-        assert color.without_unused_alpha(image, container) is image
+        assert (color.to_srgb(image, None, container)[0] == 255).all()
 
 
 def test_full_transparency_is_white() -> None:

@@ -170,7 +170,7 @@ def test_jpeg_strips_of_a_tiff_are_whole() -> None:
     assert reason(bad_images.retagged_tiff(279, 4, halves, len(sizes), data)) is Reason.TRUNCATED
     for tag, value in ((278, 1000), (273, starts[0]), (279, sizes[0])):
         data = bad_images.retagged_tiff(tag, 4, struct.pack("<I", value), 1, data)
-    with pytest.raises(RejectedError, match="strip or tile 1 is 451×8; expected 451×300"):
+    with pytest.raises(RejectedError, match="strip or tile 1 is damaged or incomplete; expected 451×300 pixels"):
         read(data)
 
 
@@ -215,7 +215,7 @@ def test_empty_parts_are_counted_before_pillow_reads_them(name: str) -> None:
 
 def test_reduced_copies_in_a_tiff_are_counted() -> None:
     assert reason(with_pages(3)) is None
-    with pytest.raises(RejectedError, match="has over 1,000 reduced copies"):
+    with pytest.raises(RejectedError, match="over 1,000 reduced copies"):
         read(with_pages(1500))
 
 
