@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from segmint.infra.errors import UsageError
-from segmint.infra.storage.errors import AccessRefusedError, StorageFaultError
+from segmint.infra.storage.errors import AccessRefusedError
 from segmint.infra.storage.stores import (
     ObjectInfo,
     ObjectVersion,
@@ -18,6 +18,7 @@ from segmint.infra.storage.stores import (
     check_length,
     check_size,
     check_version,
+    endless_error,
     warn_of_skipped,
 )
 from segmint.infra.uris import parent, redact, split_bucket
@@ -93,13 +94,11 @@ class AzureStore:
 
         try:
             properties = self._blob(uri).get_blob_properties()
-            is_folder = "hdi_isfolder" in (properties.metadata or {})
         except ResourceNotFoundError:
-            container, key = self._container(uri)
-            is_folder = next(iter(container.list_blobs(f"{key.rstrip('/')}/", results_per_page=1)), None) is not None
-            if not is_folder:
+            if next(self.walk(uri, recursive=True), None) is None:
                 raise
-        if is_folder:
+            properties = None
+        if properties is None or "hdi_isfolder" in (properties.metadata or {}):
             raise IsADirectoryError(errno.EISDIR, "is a folder", uri)
         return ObjectVersion(int(properties.size), properties.etag)
 
@@ -162,10 +161,7 @@ def _advancing(uri: str, listed: Any) -> Iterator[Any]:
         yield from page
         token = pages.continuation_token
         if token and token in seen:
-            raise StorageFaultError(
-                f"cannot list {redact(uri)}: the store repeats its pages, so the listing would never end. Check the "
-                "endpoint and the proxies in front of it"
-            )
+            raise endless_error(uri)
         seen.add(token)
 
 

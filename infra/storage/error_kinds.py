@@ -125,10 +125,10 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
         link = link.__cause__
 
 
-def service_code(error: BaseException) -> tuple[str, int] | None:
+def service_code(error: BaseException) -> tuple[str, int]:
     """Return the service's error code and HTTP status, even if fsspec translated the error.
 
-    If the error doesn't come from a service, return None.
+    If the error doesn't come from a service, the code is empty.
     """
     for link in _chain(error):
         status = getattr(link, "status_code", None)  # Azure's status; if a response is cut off, the status is still 200
@@ -138,15 +138,15 @@ def service_code(error: BaseException) -> tuple[str, int] | None:
         response = getattr(link, "response", None)
         if isinstance(response, dict) and "Error" in response:
             status = response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-            return str(response["Error"].get("Code", "")), int(status or 0)
-    return None
+            return str(response["Error"].get("Code") or status or "unknown"), int(status or 0)
+    return "", 0
 
 
 def meaning(error: BaseException) -> ErrorKind:
     """Classify an error from a local file system, s3fs, or another fsspec implementation."""
-    answer = service_code(error)
-    if answer is not None:
-        return _kind_of_response(*answer)
+    code, status = service_code(error)
+    if code:
+        return _kind_of_response(code, status)
     if isinstance(error, FileExistsError):
         return ErrorKind.EXISTS
     names = {cls.__name__ for link in _chain(error) for cls in type(link).__mro__}
@@ -185,11 +185,11 @@ def _kind_of_response(code: str, status: int) -> ErrorKind:
 
 def describe(error: BaseException) -> str:
     """Describe the cause of a failure in one line, without credentials."""
-    answer = service_code(error)
+    code, _ = service_code(error)
     told = next((str(link) for link in _chain(error) if str(link)), type(error).__name__)
     text = " ".join(told.partition("\nRequestId:")[0].split())  # after this, Azure repeats the error as XML
-    if answer is not None and answer[0] not in text:
-        text = f"{text} ({answer[0]})"
-    elif answer is None and not isinstance(error, OSError):
+    if code not in text:
+        text = f"{text} ({code})"
+    elif not code and not isinstance(error, OSError):
         text = f"{type(error).__name__}: {text}"
     return redact(text)

@@ -111,12 +111,7 @@ class FsspecStore:
         if info["type"] != "file":
             raise IsADirectoryError(errno.EISDIR, "is a folder", uri)
         etag = info.get("generation") or info.get("etag") or info.get("ETag")
-        modified = _modified(info)
-        return ObjectVersion(
-            None if info["size"] is None else int(info["size"]),
-            str(etag) if etag else None,
-            None if modified == NO_TIME else str(modified),
-        )
+        return ObjectVersion(info["size"], etag and str(etag), _modified(info))
 
     def delete(self, uri: str) -> None:
         """Delete the object if it exists."""

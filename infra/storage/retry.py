@@ -86,7 +86,7 @@ def with_retries(policy: RetryPolicy, action: str, uri: str, attempt: Callable[[
             if isinstance(error, IsADirectoryError):
                 raise NotFoundError(f"cannot {action} {redact(uri)}: it is a folder, but expected a file") from error
             raise NotFoundError(f"cannot {action} {redact(uri)}: it is not there") from error
-        code = (service_code(error) or ("",))[0]
+        code, _ = service_code(error)
         if code == "InvalidBucketName" or (code == "NoSuchBucket" and has_unusual_bucket(uri)):
             raise UriNotAllowedError(f"the store of {redact(uri)!r} has no such bucket; S3 forbids its name") from error
         tries = int(retrying.statistics.get("attempt_number", 1))
@@ -106,12 +106,12 @@ _KINDS: dict[ErrorKind, type[StorageFaultError]] = {
 def _advice(uri: str, error: BaseException, verdict: ErrorKind, tries: int) -> str:
     if verdict in PASSING:
         return f"; given up after {tries} attempts"
-    answer = service_code(error)
-    if answer is not None and answer[0] in {"NoSuchBucket", "ContainerNotFound"}:
+    code, status = service_code(error)
+    if code in {"NoSuchBucket", "ContainerNotFound"}:
         return "; there is no such bucket: check its name and the endpoint"
-    if answer is not None and answer[0] in CLOCK_CODES:
+    if code in CLOCK_CODES:
         return f"; this machine's clock is wrong: it says {datetime.now(UTC):%Y-%m-%d %H:%M} UTC. Set it"
-    if answer is not None and 300 <= answer[1] < 400:
+    if 300 <= status < 400:
         return "; the store redirects, which is not followed: check the endpoint and the region"
     if verdict is ErrorKind.REFUSED and scheme(uri) == LOCAL:
         return "; check the permissions of the file and its folder"

@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -22,6 +23,7 @@ from segmint.infra.storage.stores import (
     check_length,
     check_size,
     check_version,
+    endless_error,
     warn_of_skipped,
 )
 from segmint.infra.uris import parent, redact, split_bucket
@@ -46,7 +48,7 @@ _READ_TIMEOUT_S = 60
 _SLOWEST = 100_000
 """Minimum throughput of a body in bytes per second. A slower transfer counts as stalled, even if bytes still arrive."""
 _PING_S = 10.0
-_PIECE = 1 << 20  # bytes of a body of unknown length
+_PIECE = 1 << 20  # bytes of a body
 
 PART_BYTES = 64 << 20
 """Size in bytes of the parts of a large file. If the file would need more than S3's maximum of 10,000 parts, the parts
@@ -56,6 +58,7 @@ _MOST_PARTS = 10_000
 _PART_POLICY = RetryPolicy()
 
 _MOST_IDLE_PAGES = 100
+_ENTRIES = ("Contents", "CommonPrefixes", "Versions", "DeleteMarkers")  # of a page of a listing
 
 
 def make_filesystem(options: Mapping[str, Any]) -> Any:
@@ -105,7 +108,7 @@ class S3Store:
         try:
             data, _ = self._get(uri, max_bytes)
         except OSError as error:
-            if (service_code(error) or ("",))[0] == "404":  # S3 would give a code, so this may be from a proxy
+            if service_code(error)[0] == "404":  # S3 would give a code, so this may be from a proxy
                 self._require_bucket(uri)
             raise
         return data
@@ -118,8 +121,7 @@ class S3Store:
         try:
             data, found = self._get(uri, None, **conditions)
         except OSError as error:
-            status = (service_code(error) or ("", 0))[1]
-            if status == 412 or (status == 416 and first != ObjectVersion()):
+            if service_code(error)[1] in (412, 416):
                 raise changed_error(uri) from error
             raise
         version = check_version(uri, first, found)
@@ -182,7 +184,7 @@ class S3Store:
                 self._call("complete_multipart_upload", **upload, **conditions, MultipartUpload={"Parts": parts})
                 return
             except OSError as error:
-                if (service_code(error) or ("",))[0] != "NoSuchUpload":
+                if service_code(error)[0] != "NoSuchUpload":
                     raise
                 # An earlier attempt may have completed the upload, but its response was lost.
                 if not conditions and self.version(uri).size != size:
@@ -229,14 +231,14 @@ class S3Store:
         try:
             answer = self._call("head_object", Bucket=bucket, Key=key)
         except OSError as error:
-            kind, (code, _) = meaning(error), service_code(error) or ("", 0)
+            kind = meaning(error)
             if kind is ErrorKind.ABSENT:
                 self._require_bucket(uri)
-            elif kind not in PASSING and code.isdigit():
+            elif kind not in PASSING:
                 with suppress(ObjectTooLargeError):
                     self._get(uri, 0)  # unlike a HEAD, a GET returns the reason, such as an expired token
             raise
-        return _version(answer, answer.get("ContentLength"))
+        return ObjectVersion(answer.get("ContentLength"), answer.get("ETag"), answer.get("LastModified"))
 
     def delete(self, uri: str, **version: Any) -> None:
         """Delete the object. A versioned bucket keeps the older versions; `purge` deletes those as well."""
@@ -285,23 +287,20 @@ class S3Store:
         Raises `StorageFaultError` if the pages don't advance, because the listing would never end: if a page has the
         same markers as an earlier page, or if `_MOST_IDLE_PAGES` pages in a row are empty or begin like an earlier one.
         """
-        seen: set[Any] = {()}
+        seen = {str({})}
         idle = 0
-        where = f"s3://{request['Bucket']}/{request['Prefix']}"
+        following: dict[str, str] = {}
         while True:
-            page = self._listed(method, request)
+            page = self._listed(method, {**request, **following})
             yield page
             if not page.get("IsTruncated"):
                 return
             following = {name: page[key] for name, key in markers.items() if page.get(key)}
-            idle = idle + 1 if _beginning(page) in seen else 0
-            if tuple(following.values()) in seen or idle == _MOST_IDLE_PAGES:
-                raise StorageFaultError(
-                    f"cannot list {redact(where)}: the store repeats its pages, so the listing would never end. Check "
-                    "the endpoint and the proxies in front of it"
-                )
-            seen |= {tuple(following.values()), _beginning(page)}
-            request = {name: value for name, value in request.items() if name not in markers} | following
+            beginning = str([page.get(kind, [])[:1] for kind in _ENTRIES])
+            idle = idle + 1 if beginning in seen else 0
+            if str(following) in seen or idle == _MOST_IDLE_PAGES:
+                raise endless_error(f"s3://{request['Bucket']}/{request['Prefix']}")
+            seen.update((str(following), beginning))
 
     def _listed(self, method: str, request: Mapping[str, Any]) -> Any:
         """Request a page of a listing.
@@ -320,32 +319,27 @@ class S3Store:
         async def fetch() -> tuple[bytes, ObjectVersion]:
             request = self._fs._call_s3("get_object", Bucket=bucket, Key=key, **conditions)
             answer = await _within(self._exchange_s, request)
-            body = answer["Body"]
+            body, announced = answer["Body"], answer.get("ContentLength")
             try:
-                announced = answer.get("ContentLength")
-                if announced is None:
-                    data = await self._read_unannounced(uri, body, max_bytes)
-                else:
-                    check_size(uri, announced, max_bytes)
-                    data = await _within(self._exchange_s + announced / _SLOWEST, body.read())
+                check_size(uri, announced or 0, max_bytes)
+                data = await self._read_body(uri, body, max_bytes)
             finally:
                 body.close()
             if announced is not None:
                 check_length(len(data), announced)
             total = str(answer.get("ContentRange", "")).rpartition("/")[2]  # "bytes 0-9/100"
-            return data, _version(answer, int(total) if total.isdigit() else None)
+            size = int(total) if total.isdigit() else None
+            return data, ObjectVersion(size, answer.get("ETag"), answer.get("LastModified"))
 
         return self._run(fetch)
 
-    async def _read_unannounced(self, uri: str, body: Any, max_bytes: int | None) -> bytes:
-        """Read a body whose length the store didn't announce. It must come at the same rate as any other body."""
+    async def _read_body(self, uri: str, body: Any, max_bytes: int | None) -> bytes:
+        """Read a body, whose length the store needn't have announced."""
         data = bytearray()
-        async with asyncio.timeout(self._exchange_s) as limit:
-            end = asyncio.get_running_loop().time() + self._exchange_s
-            while piece := await body.read(_PIECE):
-                data += piece
-                check_size(uri, len(data), max_bytes)
-                limit.reschedule(end + len(data) / _SLOWEST)
+        end = time.monotonic() + self._exchange_s
+        while piece := await _within(end + len(data) / _SLOWEST - time.monotonic(), body.read(_PIECE)):
+            data += piece
+            check_size(uri, len(data), max_bytes)
         return bytes(data)
 
     def _call(self, method: str, *, size: int = 0, within_s: float | None = None, **request: Any) -> Any:
@@ -368,30 +362,18 @@ class S3Store:
         try:
             page = self._call("list_objects_v2", Bucket=bucket, Prefix=f"{key.rstrip('/')}/", MaxKeys=1)
         except OSError as error:
-            if (service_code(error) or ("",))[0] == "404":
+            code, _ = service_code(error)
+            if code == "404":
                 raise StorageFaultError(
                     f"cannot look at {redact(uri)}: the endpoint responds with 404 to a listing of the bucket, unlike "
                     "S3. Check the endpoint and the proxies in front of it"
                 ) from error
             # If we aren't allowed to list the bucket, the error says nothing about the bucket.
-            if meaning(error) is not ErrorKind.REFUSED or (service_code(error) or ("",))[0] == "NoSuchBucket":
+            if meaning(error) is not ErrorKind.REFUSED or code == "NoSuchBucket":
                 raise
             return
         if page.get("Contents"):
             raise IsADirectoryError(errno.EISDIR, "is a folder", uri)
-
-
-def _beginning(page: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return what identifies the first entry of a page of a listing, or an empty tuple."""
-    for kind in ("Contents", "Versions", "DeleteMarkers", "CommonPrefixes"):
-        for entry in page.get(kind, []):
-            return kind, entry.get("Key") or entry.get("Prefix", ""), entry.get("VersionId", "")
-    return ()
-
-
-def _version(answer: Mapping[str, Any], size: int | None) -> ObjectVersion:
-    modified = answer.get("LastModified")
-    return ObjectVersion(size, answer.get("ETag") or None, str(modified) if modified else None)
 
 
 def _object(uri: str) -> tuple[str, str]:
@@ -446,14 +428,11 @@ def _require_few_checksums(session: Any) -> None:
 
     botocore adds checksums to every request by default, and many S3-compatible stores refuse such requests.
     """
-    from botocore.configprovider import ConfigChainFactory
+    from botocore.configprovider import ConstantProvider
 
-    chains, settings = ConfigChainFactory(session), session.get_component("config_store")
+    settings = session.get_component("config_store")
     for name in ("request_checksum_calculation", "response_checksum_validation"):
-        chain = chains.create_config_chain(
-            env_var_names=f"AWS_{name.upper()}", config_property_names=name, default="when_required"
-        )
-        settings.set_config_provider(name, chain)
+        settings.get_config_provider(name).set_default_provider(ConstantProvider("when_required"))
 
 
 def http_without_redirects() -> type:

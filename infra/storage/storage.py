@@ -74,8 +74,7 @@ class Storage:
         """
         if scheme(uri) == LOCAL:
             return self._try("open", uri, lambda: open_file(uri))
-        version = self._version(uri)
-        raw = _RangeReader(self._read_range, uri, self._size_of(uri, version), version)
+        raw = cast(io.RawIOBase, self.open_ranges(uri))
         return cast(BinaryIO, io.BufferedReader(raw, _READ_AHEAD))
 
     def open_ranges(self, uri: str, size: int | None = None) -> BinaryIO:
@@ -86,9 +85,9 @@ class Storage:
         """
         if scheme(uri) == LOCAL:
             return self.open(uri)
-        version = self._version(uri) if size is None else ObjectVersion()
+        version = ObjectVersion()
         if size is None:
-            size = self._size_of(uri, version)
+            size, version = self._look_at(uri)
         return cast(BinaryIO, _RangeReader(self._read_range, uri, size, version))
 
     def get_file(self, uri: str, path: Path) -> None:
@@ -194,7 +193,8 @@ class Storage:
 
     def size(self, uri: str) -> int:
         """Return the size of an object in bytes."""
-        return self._size_of(uri, self._version(uri))
+        size, _ = self._look_at(uri)
+        return size
 
     @contextmanager
     def unchanged(self, uri: str) -> Iterator[None]:
@@ -202,9 +202,10 @@ class Storage:
 
         Use it around code that opens an object several times.
         """
-        before = self._version(uri)
+        _, before = self._look_at(uri)
         yield
-        check_version(uri, before, self._version(uri))
+        _, after = self._look_at(uri)
+        check_version(uri, before, after)
 
     def sha256(self, uri: str) -> str:
         """Stream an object, and return its SHA-256 in hexadecimal."""
@@ -298,14 +299,13 @@ class Storage:
             return all_attempts()
         return wait_out(all_attempts, store_name(uri), lambda: self.answers(uri), self._outage_s)
 
-    def _version(self, uri: str) -> ObjectVersion:
+    def _look_at(self, uri: str) -> tuple[int, ObjectVersion]:
+        """Return an object's size in bytes, and its version."""
         store = self._store(uri)
-        return self._try("look at", uri, lambda: store.version(uri))
-
-    def _size_of(self, uri: str, version: ObjectVersion) -> int:
+        version = self._try("look at", uri, lambda: store.version(uri))
         if version.size is None:
             raise StorageFaultError(f"cannot look at {redact(uri)}: the store doesn't say how many bytes it has")
-        return version.size
+        return version.size, version
 
     def _read_range(self, uri: str, start: int, stop: int, first: ObjectVersion) -> tuple[bytes, ObjectVersion]:
         store = self._store(uri)

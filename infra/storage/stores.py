@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, NamedTuple, Protocol, cast
 
 from segmint.infra.errors import UsageError
 from segmint.infra.log import get_logger
-from segmint.infra.storage.errors import ObjectChangedError, ObjectTooLargeError, ShortBodyError
+from segmint.infra.storage.errors import ObjectChangedError, ObjectTooLargeError, ShortBodyError, StorageFaultError
 from segmint.infra.uris import local_path, redact
 
 TEMPORARY_PREFIX = ".tmp-"
@@ -42,7 +42,7 @@ class ObjectVersion(NamedTuple):
 
     size: int | None = None  # bytes
     etag: str | None = None
-    modified: str | None = None
+    modified: object = None
 
 
 OnSkip = Callable[[str, str], None]
@@ -125,15 +125,15 @@ def check_version(uri: str, first: ObjectVersion, now: ObjectVersion) -> ObjectV
     A store may omit ETags or times, and proxies mark ETags as weak. Only what both responses contain is compared.
     Returns what the responses say together.
     """
-    changed = None not in (first.size, now.size) and first.size != now.size
-    if first.etag and now.etag:
-        changed = changed or first.etag.removeprefix("W/") != now.etag.removeprefix("W/")
-    elif first.modified and now.modified:
-        changed = changed or first.modified != now.modified
-    if changed:
-        raise changed_error(uri)
     size = now.size if first.size is None else first.size
-    return ObjectVersion(size, first.etag or now.etag, first.modified or now.modified)
+    modified = first.modified or now.modified
+    if first.etag and now.etag:
+        changed = first.etag.removeprefix("W/") != now.etag.removeprefix("W/")
+    else:
+        changed = now.modified not in (None, modified)
+    if changed or now.size not in (None, size):
+        raise changed_error(uri)
+    return ObjectVersion(size, first.etag or now.etag, modified)
 
 
 def changed_error(uri: str) -> ObjectChangedError:
@@ -141,6 +141,14 @@ def changed_error(uri: str) -> ObjectChangedError:
     return ObjectChangedError(
         f"cannot read {redact(uri)}: it was changed while it was read. Run the command again when the new version is "
         "complete"
+    )
+
+
+def endless_error(uri: str) -> StorageFaultError:
+    """Return the error for a listing whose pages don't advance."""
+    return StorageFaultError(
+        f"cannot list {redact(uri)}: the store repeats its pages, so the listing would never end. Check the endpoint and "
+        "the proxies in front of it"
     )
 
 

@@ -20,7 +20,7 @@ from segmint.infra.storage.fsspec_store import FsspecStore
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.retry import RetryPolicy
 from segmint.infra.storage.storage import Storage
-from segmint.infra.storage.stores import ObjectVersion, check_version
+from segmint.infra.storage.stores import NO_TIME, ObjectVersion, check_version
 from tests.support.tiny_s3 import Answer, Request, TinyS3, tiny_s3
 
 QUICK = RetryPolicy(attempts=3, first_wait_s=0.01, max_wait_s=0.02, deadline_s=10)
@@ -230,7 +230,7 @@ def test_fsspec_stores_are_asked_for_the_version_after_each_read() -> None:
         store.read_range("/c", 10, 20, first)
     infos: list[dict[str, Any]] = [{"size": 5000, "type": "file", "generation": 1, "etag": "x"}]
     filesystem.info = lambda path: infos[-1]
-    assert store.version("/c") == ObjectVersion(5000, "1", None)
+    assert store.version("/c") == ObjectVersion(5000, "1", NO_TIME)
     infos.append(infos[0] | {"generation": 2})
     with pytest.raises(ObjectChangedError):
         store.read_range("/c", 10, 20, ObjectVersion(5000, "1"))
