@@ -11,7 +11,7 @@ class ErrorKind(Enum):
     """Meaning of an error from a store."""
 
     ABSENT = "the object is not there"
-    EXISTS = "an object is already there"
+    EXISTS = "an object is already there, or it has another version"
     REFUSED = "the store refuses us, or the bucket is not there: waiting rarely helps"
     UNAVAILABLE = "the store cannot be reached, or is overloaded: not about the object"
     TRANSIENT = "a fault of the store, the network or the object: worth another try"
@@ -70,6 +70,7 @@ _TRANSIENT_CODES = {
     "RequestTimeout",
     "XAmzContentSHA256Mismatch",
 }
+_EXISTS_STATUS = {412, 416}  # in a conditional read, also that the object became shorter
 _UNAVAILABLE_STATUS = {429, 502, 503, 504}
 _TRANSIENT_STATUS = {408, 409, 425}
 
@@ -168,7 +169,7 @@ def meaning(error: BaseException) -> ErrorKind:
 def _kind_of_response(code: str, status: int) -> ErrorKind:
     if code in _ABSENT_CODES:
         return ErrorKind.ABSENT
-    if code in _EXISTS_CODES or status == 412:
+    if code in _EXISTS_CODES or status in _EXISTS_STATUS:
         return ErrorKind.EXISTS
     if code in _UNREADABLE_CODES:
         return ErrorKind.UNREADABLE

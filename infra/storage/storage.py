@@ -19,6 +19,8 @@ from segmint.infra.storage.stores import (
     ObjectVersion,
     OnSkip,
     Store,
+    changed_error,
+    check_length,
     check_version,
     open_file,
     warn_of_skipped,
@@ -309,7 +311,17 @@ class Storage:
 
     def _read_range(self, uri: str, start: int, stop: int, first: ObjectVersion) -> tuple[bytes, ObjectVersion]:
         store = self._store(uri)
-        return self._try("read", uri, lambda: store.read_range(uri, start, stop, first))
+
+        def attempt() -> tuple[bytes, ObjectVersion]:
+            data, found = store.read_range(uri, start, stop, first)
+            version = check_version(uri, first, found)
+            check_length(len(data), stop - start)
+            return data, version
+
+        try:
+            return self._try("read", uri, attempt)
+        except FileExistsError as error:
+            raise changed_error(uri) from error
 
     def _store(self, uri: str) -> Store:
         return connect(scheme(uri), self._options_of(uri))

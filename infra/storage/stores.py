@@ -70,10 +70,10 @@ class Store(Protocol):
         """
 
     def read_range(self, uri: str, start: int, stop: int, first: ObjectVersion) -> tuple[bytes, ObjectVersion]:
-        """Read the bytes [start, stop), which must exist.
+        """Read the bytes [start, stop), and return them with the version from the response.
 
-        `first` is the version that earlier requests read. Returns the bytes, and `first` with what this response adds
-        to it. Raises `ObjectChangedError` if the object has another version now.
+        `first` is the version that earlier requests read. If the object has another version now, raises an error with
+        the status 412 or 416, or returns that version.
         """
 
     def create(self, uri: str, data: bytes) -> None:
@@ -147,8 +147,8 @@ def changed_error(uri: str) -> ObjectChangedError:
 def endless_error(uri: str) -> StorageFaultError:
     """Return the error for a listing whose pages don't advance."""
     return StorageFaultError(
-        f"cannot list {redact(uri)}: the store repeats its pages, so the listing would never end. Check the endpoint and "
-        "the proxies in front of it"
+        f"cannot list {redact(uri)}: the store repeats its pages, so the listing would never end. Check the endpoint "
+        "and the proxies in front of it"
     )
 
 
@@ -218,11 +218,8 @@ class LocalStore:
     def read_range(self, uri: str, start: int, stop: int, first: ObjectVersion) -> tuple[bytes, ObjectVersion]:
         """Read the bytes [start, stop)."""
         with open_file(uri) as file:
-            found = check_version(uri, first, _file_version(os.fstat(file.fileno())))
             file.seek(start)
-            data = file.read(stop - start)
-        check_length(len(data), stop - start)
-        return data, found
+            return file.read(stop - start), _file_version(os.fstat(file.fileno()))
 
     def create(self, uri: str, data: bytes) -> None:
         """Create a file such that exactly one of several writers succeeds.

@@ -99,24 +99,21 @@ class MaskGenerator:
         """
         check_pair(image, original, self.settings)
         with inference(self.predictor.sam.device):
-            return self._find(image, original, report)
-
-    def _find(self, image: NDArray[np.uint8], original: NDArray[np.uint8] | None, report: Report | None) -> RawMasks:
-        frame_size = (image.shape[0], image.shape[1])
-        crops = placed_crops(frame_size, self.settings)
-        count = _PointCounter(report, sum(self.settings.count_of_layer(crop.layer) for crop in crops))
-        if self._on_device is not None:
-            (one,) = self._stream([(image, original)], lambda: count.add)
-            if isinstance(one, Exception):
-                raise one
-            return one
-        parts: list[CandidateMasks] = []
-        funnel = Funnel()
-        for crop, embedding in self._embed_crops(crops, image, original):
-            found, counts = self._process_crop(crop, embedding, frame_size, count)
-            parts.append(found)
-            funnel += counts
-        return RawMasks(concatenate(parts), funnel, frame_size)
+            frame_size = (image.shape[0], image.shape[1])
+            crops = placed_crops(frame_size, self.settings)
+            count = _PointCounter(report, sum(self.settings.count_of_layer(crop.layer) for crop in crops))
+            if self._on_device is not None:
+                (one,) = self._stream([(image, original)], lambda: count.add)
+                if isinstance(one, Exception):
+                    raise one
+                return one
+            parts: list[CandidateMasks] = []
+            funnel = Funnel()
+            for crop, embedding in self._embed_crops(crops, image, original):
+                found, counts = self._process_crop(crop, embedding, frame_size, count)
+                parts.append(found)
+                funnel += counts
+            return RawMasks(concatenate(parts), funnel, frame_size)
 
     def find_many(
         self, images: Iterable[ImagePair | None], timeout_s: float | None = None

@@ -33,13 +33,12 @@ class Prompts:
 
     def to(self, device: torch.device, mask_dtype: torch.dtype) -> "Prompts":
         """Move the prompts to a device, and cast masks and tokens to the model's dtype."""
-        return Prompts(
-            None if self.points is None else self.points.to(device),
-            None if self.labels is None else self.labels.to(device),
-            None if self.boxes is None else self.boxes.to(device),
-            None if self.masks is None else self.masks.to(device, mask_dtype),
-            None if self.tokens is None else self.tokens.to(device, mask_dtype),
-        )
+        moved: dict[str, Tensor] = {}
+        for name, part in vars(self).items():
+            if part is not None:
+                dtype = mask_dtype if name in ("masks", "tokens") else part.dtype
+                moved[name] = part.to(device, dtype)
+        return replace(self, **moved)
 
     def scaled(self, x: float, y: float) -> "Prompts":
         """Multiply the x coordinates by `x` and the y coordinates by `y`."""

@@ -14,7 +14,7 @@ import functools
 import sys
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -241,44 +241,58 @@ class Quarantine:
         the same stage now, after all of the row's attempts.
         """
         earlier = [ordinal for ordinal, row in self._known.items() if row["reason"] == Reason.PERSISTENT_FAULT]
+        faulty = {*self._faulted, *earlier}
         works: dict[Any, bool] = {}
         count = 0
-        for span in spans:
-            faulty = {ordinal for ordinal in (*self._faulted, *earlier) if span.start <= ordinal < span.stop}
-            if len(faulty) > self._max_faults:
+        for ordinal in ordinals:
+            ranges = [(span.start, span.stop) for span in spans if span.start <= ordinal < span.stop]
+            if sum(_is_inside(each, ranges) for each in faulty) > self._max_faults:
                 continue
-            for ordinal in [each for each in ordinals if each in faulty]:
-                stage, _, _ = self._persistent[ordinal].partition(": ")
-                others, access = self._others(ordinal, same_access=stage == "prepare")
-                if (stage, access) not in works:
-                    works[stage, access] = self._any_passes(others, stage)
-                if works[stage, access]:
-                    self._known[ordinal] = given_up(self._persistent[ordinal])
-                    count += 1
-                    get_logger("build").warning("gave up", row=self._name(ordinal), fault=self._persistent[ordinal])
-                else:
-                    passed = (
-                        f"no other image from {access[0]} was prepared" if access else f"no other row passed {stage}"
-                    )
-                    self._kept[ordinal] = f" (max_faults doesn't apply, because {passed} after the trial)"
+            fault = self._persistent[ordinal]
+            stage, _, _ = fault.partition(": ")
+            others, access = self._others(ordinal, stage)
+            if (stage, access) not in works:
+                works[stage, access] = self._any_passes(others, stage)
+            if works[stage, access]:
+                self._known[ordinal] = given_up(fault)
+                count += 1
+                get_logger("build").warning("gave up", row=self._name(ordinal), fault=fault)
+            else:
+                where = f" from {access[0]}" if access else ""
+                self._kept[ordinal] = (
+                    f" (max_faults doesn't apply, because no other row{where} passed {stage} after the trial)"
+                )
         return count
 
-    def _others(self, ordinal: int, *, same_access: bool) -> tuple[list[int], tuple[str, ...]]:
-        """Return rows near a row with a fault, and with `same_access`, the `_access` that all of them share."""
-        if self._rows is None:
-            return [], ()
+    def _others(self, ordinal: int, stage: str) -> tuple[list[int], tuple[str, ...]]:
+        """Return the nearest rows without faults. For a fault in `prepare`, they have the same `_access`, the second.
+
+        Other stages don't read the row's object.
+        """
+        assert self._rows is not None
         near = self._rows.uris_near(ordinal, WITNESS_ROWS)
-        faulty = {uri for each, uri in near.items() if each in self._faulted or each in self._known}
+        used = {near[each] for each in (*self._faulted, *self._known) if each in near}
+        fitting = [each for each, uri in near.items() if uri not in used]
+        access: tuple[str, ...] = ()
+        if stage == "prepare":
+            access = self._access(near[ordinal])
+            fitting = [each for each in fitting if self._access(near[each]) == access]
+        fitting.sort(key=lambda each: abs(each - ordinal))
+        return sorted(fitting[:MOST_WITNESSES]), access
+
+    def _access(self, entry: str) -> tuple[str, ...]:
+        """Return what must work to read a URI of the catalog: its bucket or local folder, and prefixes with options.
+
+        A local folder counts as a store, because it may be on a separate file system. The result is empty for a URI
+        that isn't allowed.
+        """
         _, _, _, catalog, *_ = self.stages.prepare_arguments
-        prefixes = self.stages.segment.storage_options
-        access = _access(catalog, near[ordinal], prefixes) if same_access else ()
-        others: list[int] = []
-        for other, uri in near.items():
-            if uri not in faulty and (not same_access or _access(catalog, uri, prefixes) == access):
-                others.append(other)
-            if len(others) == MOST_WITNESSES:
-                break
-        return sorted(others), access
+        try:
+            uri = relative_to(catalog, entry)
+            store = parent(uri) if scheme(uri) == LOCAL else store_name(uri)
+        except UriNotAllowedError:
+            return ()
+        return store, *sorted(prefix for prefix in self.stages.segment.storage_options if uri.startswith(prefix))
 
     def _any_passes(self, ordinals: Sequence[int], stage: str) -> bool:
         """Return whether one of these rows is accepted by `prepare`, or for a later stage, by all stages."""
@@ -316,7 +330,7 @@ class Quarantine:
         try:
             death = self._segment_singly(ordinal, prepared)
         except StageFailedError as error:
-            raise PersistentFaultError(f"segment: {error.cause}") from error
+            raise PersistentFaultError(f"segment: {error}") from error
         if death is not None:
             return rejected({}, "segment", death)
         verdict = self._through(prepared)[2]
@@ -374,22 +388,16 @@ class Quarantine:
             max_retries=3,
         )(apply_alone)
         row, control, verdict = task.remote([step for _, step in steps], prepared)
-        try:
-            return row, control, ray.get(verdict, timeout=self._start_timeout_s)
-        except ray.exceptions.GetTimeoutError as error:
-            ray.cancel(verdict)
-            raise UndecidedError(f"no worker processed it within {self._start_timeout_s:g} seconds") from error
-        except ray.exceptions.RayError as error:
-            raise UndecidedError(last_line(error)) from error
+        return row, control, _wait_for(verdict, self._start_timeout_s, UndecidedError)
 
     def _prepare(self, ordinal: int) -> Any:
         """Prepare a suspect again. Return a reference to its `PREPARED` table, or None if the row is rejected."""
         try:
             prepared, (verdict,) = self._prepare_alone([ordinal])
+            if verdict["fault"] is not None:
+                raise UndecidedError(verdict["fault"])
         except UndecidedError as error:
             raise type(error)(f"row {ordinal} killed its worker and can't be prepared again: {error}") from error
-        if verdict["fault"] is not None:
-            raise UndecidedError(f"row {ordinal} killed its worker and can't be prepared again: {verdict['fault']}")
         return prepared if verdict["reason"] is None else None
 
     def _prepare_alone(self, ordinals: Sequence[int]) -> tuple[Any, list[Row]]:
@@ -399,14 +407,7 @@ class Quarantine:
         cpus = self.stages.prepare_pool.num_cpus
         task = ray.remote(num_cpus=cpus, num_returns=2, max_retries=3, **where)(prepare_alone)
         prepared, verdicts = task.remote(self.stages.prepare_call, rows)
-        try:
-            return prepared, ray.get(verdicts, timeout=self._start_timeout_s)
-        except ray.exceptions.GetTimeoutError as error:
-            ray.cancel(verdicts)
-            late = f"no worker prepared it within {self._start_timeout_s:g} seconds: check the machines and stores"
-            raise ControlFailedError(late) from error
-        except ray.exceptions.RayError as error:
-            raise UndecidedError(last_line(error)) from error
+        return prepared, _wait_for(verdicts, self._start_timeout_s, ControlFailedError)
 
 
 def _detail(reason: Reason, stage: str, timeout_s: float) -> str:
@@ -419,18 +420,15 @@ def _detail(reason: Reason, stage: str, timeout_s: float) -> str:
     return f"{deeds[reason]}, {DEATHS} times alone and each time right after a control image came through"
 
 
-def _access(catalog: str, entry: str, prefixes: Iterable[str]) -> tuple[str, ...]:
-    """Return what must work to read an entry of a catalog: its bucket or local folder, and prefixes with own options.
-
-    A local folder counts as a store, because it may be on a separate file system. The result is empty for a URI that
-    isn't allowed.
-    """
+def _wait_for(reference: Any, timeout_s: float, late: type[UndecidedError]) -> Any:
+    """Return a task's result. Raises `late` if there is none in time, and `UndecidedError` if the task fails."""
     try:
-        uri = relative_to(catalog, entry)
-        store = parent(uri) if scheme(uri) == LOCAL else store_name(uri)
-    except UriNotAllowedError:
-        return ()
-    return store, *sorted(prefix for prefix in prefixes if uri.startswith(prefix))
+        return ray.get(reference, timeout=timeout_s)
+    except ray.exceptions.GetTimeoutError as error:
+        ray.cancel(reference)
+        raise late(f"no worker finished it within {timeout_s:g} seconds: check the machines and stores") from error
+    except ray.exceptions.RayError as error:
+        raise UndecidedError(last_line(error)) from error
 
 
 def _is_inside(ordinal: int, ranges: Sequence[tuple[int, int]]) -> bool:

@@ -31,11 +31,7 @@ class ControlFailedError(UndecidedError):
 
 
 class StageFailedError(UndecidedError):
-    """Raised when the stage raises an error for a row in a trial, which isn't a verdict."""
-
-    def __init__(self, cause: str) -> None:
-        super().__init__(f"its stage failed in a trial: {cause}")
-        self.cause = cause
+    """Raised when the stage raises an error for a row in a trial, which isn't a verdict. The message is the error."""
 
 
 class NodeDiedError(SegmintError):

@@ -217,23 +217,24 @@ def test_a_local_read_that_meets_an_edit_is_made_again(tmp_path: Path, monkeypat
     assert Storage(retry=QUICK).read(str(path)) == NEW
 
 
-def test_fsspec_stores_are_asked_for_the_version_after_each_read() -> None:
+def test_fsspec_stores_are_asked_for_the_version_after_each_read(monkeypatch: pytest.MonkeyPatch) -> None:
     filesystem = fsspec.filesystem("memory", skip_instance_cache=True)
     filesystem.store.clear()
-    store = FsspecStore(filesystem)
+    store, storage = FsspecStore(filesystem), Storage()
+    monkeypatch.setattr(storage, "_store", lambda uri: store)
     store.put("/c", OLD)
     first = store.version("/c")
-    assert store.read_range("/c", 10, 20, first) == (OLD[10:20], first)
+    assert storage._read_range("/c", 10, 20, first) == (OLD[10:20], first)
     store.put("/c", NEW)
-    assert store.read_range("/c", 10, 20, ObjectVersion()) == (NEW[10:20], ObjectVersion())
+    assert storage._read_range("/c", 10, 20, ObjectVersion()) == (NEW[10:20], ObjectVersion())
     with pytest.raises(ObjectChangedError):
-        store.read_range("/c", 10, 20, first)
+        storage._read_range("/c", 10, 20, first)
     infos: list[dict[str, Any]] = [{"size": 5000, "type": "file", "generation": 1, "etag": "x"}]
     filesystem.info = lambda path: infos[-1]
     assert store.version("/c") == ObjectVersion(5000, "1", NO_TIME)
     infos.append(infos[0] | {"generation": 2})
     with pytest.raises(ObjectChangedError):
-        store.read_range("/c", 10, 20, ObjectVersion(5000, "1"))
+        storage._read_range("/c", 10, 20, ObjectVersion(5000, "1"))
 
 
 def rows(license: str, name: str) -> list[dict[str, str]]:

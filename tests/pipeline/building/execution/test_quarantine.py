@@ -159,7 +159,7 @@ def test_trials_end_if_no_worker_prepares_a_row_in_time(local_ray: Cluster, tmp_
     quarantine._known = {ordinal: faulted({}, "segment", ControlFailedError("its worker died")) for ordinal in range(4)}
     tried = quarantine.try_suspects(spans)
     assert list(tried.on_hold) == [0]
-    assert "no worker prepared it within 0 seconds" in tried.on_hold[0]
+    assert "no worker finished it within 0 seconds" in tried.on_hold[0]
     assert list(quarantine._known) == [1, 2, 3, 0], "the next trials begin with another row"
 
 
@@ -319,7 +319,7 @@ def test_objects_of_other_stores_folders_and_credentials_show_nothing(
     quarantine = Quarantine(stages, 120)
     quarantine._rows = rows_of(dataset, 0)
     quarantine._faulted = {4: None}
-    assert quarantine._others(4, same_access=True) == ([9], ("s3://photos", "s3://photos"))
-    assert quarantine._others(7, same_access=True) == ([7], ("s3://photos", "s3://photos", "s3://photos/own"))
-    assert quarantine._others(2, same_access=True)[0] == [0, 1, 2, 3]
-    assert quarantine._others(4, same_access=False)[0] == [0, 1, 2, 3, 5, 7, 8, 9]
+    assert quarantine._others(4, "prepare") == ([9], ("s3://photos", "s3://photos"))
+    assert quarantine._others(7, "prepare") == ([7], ("s3://photos", "s3://photos", "s3://photos/own"))
+    assert quarantine._others(2, "prepare")[0] == [0, 1, 2, 3]
+    assert quarantine._others(4, "segment")[0] == [0, 1, 2, 3, 5, 7, 8, 9]
