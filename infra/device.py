@@ -177,13 +177,10 @@ def products_depend_on_addresses() -> bool:
 
     for rows, inner, columns in ((1, 512, 256), (7, 256, 512), (49, 32, 49), (96, 768, 160)):
         a, b = (_noise(torch.float32, *shape) for shape in ((rows, inner), (inner, columns)))
-        results = set()
-        for shift in range(0, 16, 4):  # in numbers of 4 bytes
-            near, far = _shifted(a, shift), _shifted(b, 12 - shift)
-            products = near @ far, far.T @ near.T, near @ _shifted(b.T, shift).T
-            results.add(b"".join(each.contiguous().numpy().tobytes() for each in products))
-        if len(results) > 1:
-            return True
+        first = a @ b
+        for shift in range(4, 16, 4):  # in numbers of 4 bytes
+            if not torch.equal(_shifted(a, shift) @ _shifted(b, 12 - shift), first):
+                return True
     return False
 
 

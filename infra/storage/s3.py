@@ -123,8 +123,7 @@ class S3Store:
 
         If another writer was faster, S3 responds with `PreconditionFailed`.
         """
-        bucket, key = _object(uri)
-        self._call("put_object", size=len(data), Bucket=bucket, Key=key, Body=data, IfNoneMatch="*")
+        self._put(uri, data, IfNoneMatch="*")
 
     def create_file(self, uri: str, path: Path) -> None:
         """Create an object with `If-None-Match: *`, in one put or, for a large file, in a multipart upload."""
@@ -137,8 +136,7 @@ class S3Store:
 
     def put(self, uri: str, data: bytes) -> None:
         """Write an object in one put. The object becomes visible only when it's complete."""
-        bucket, key = _object(uri)
-        self._call("put_object", size=len(data), Bucket=bucket, Key=key, Body=data)
+        self._put(uri, data)
 
     def put_file(self, uri: str, path: Path) -> None:
         """Write an object from a file, in one put or, for a large file, in a multipart upload."""
@@ -146,6 +144,10 @@ class S3Store:
             self.put(uri, path.read_bytes())
         else:
             self._put_parts(uri, path)
+
+    def _put(self, uri: str, data: bytes, **conditions: Any) -> None:
+        bucket, key = _object(uri)
+        self._call("put_object", size=len(data), Bucket=bucket, Key=key, Body=data, **conditions)
 
     def _put_parts(self, uri: str, path: Path, **conditions: Any) -> None:
         """Upload a file in parts, retry each part separately, and complete the upload under `conditions`.
@@ -208,12 +210,15 @@ class S3Store:
         self, uri: str, recursive: bool, on_skip: OnSkip = warn_of_skipped, beginning: str = ""
     ) -> Iterator[ObjectInfo]:
         """Yield the objects below a prefix, one page at a time. Each page is requested only once."""
-        bucket, key = split_bucket(uri)
-        prefix = f"{key.rstrip('/')}/" if key.rstrip("/") else ""
+        bucket, prefix = _folder(uri)
         request: dict[str, Any] = {"Bucket": bucket, "Prefix": prefix + beginning}
         if not recursive:
             request["Delimiter"] = "/"
-        yield from self._pages(request, len(prefix))
+        for page in self._pages("list_objects_v2", request, {"ContinuationToken": "NextContinuationToken"}):
+            for entry in page.get("Contents", []):
+                name = entry["Key"][len(prefix) :]
+                if name and (entry["Size"] or not name.endswith("/")):  # some tools create empty objects as folders
+                    yield ObjectInfo(name, int(entry["Size"]), entry["LastModified"].astimezone(UTC))
 
     def version(self, uri: str) -> ObjectVersion:
         """Return the object's size in bytes, ETag, and time of modification from a HEAD request."""
@@ -249,14 +254,13 @@ class S3Store:
 
     def versioned(self, uri: str) -> set[str]:
         """Return the names below a prefix for which the bucket has an older version or a delete marker."""
-        bucket, key = split_bucket(uri)
-        prefix = f"{key.rstrip('/')}/" if key.rstrip("/") else ""
+        bucket, prefix = _folder(uri)
         entries = (each for each in self._versions(bucket, prefix) if not each.get("IsLatest") or "Size" not in each)
         return {entry["Key"][len(prefix) :] for entry in entries} - {""}  # delete markers have no size
 
     def _versions(self, bucket: str, prefix: str) -> Iterator[dict[str, Any]]:
         markers = {"KeyMarker": "NextKeyMarker", "VersionIdMarker": "NextVersionIdMarker"}
-        for page in self._all_pages("list_object_versions", {"Bucket": bucket, "Prefix": prefix}, markers):
+        for page in self._pages("list_object_versions", {"Bucket": bucket, "Prefix": prefix}, markers):
             yield from (*page.get("Versions", []), *page.get("DeleteMarkers", []))
 
     def ping(self, uri: str) -> None:
@@ -264,14 +268,7 @@ class S3Store:
         bucket, key = split_bucket(parent(uri))
         self._call("list_objects_v2", within_s=_PING_S, Bucket=bucket, Prefix=key, MaxKeys=1)
 
-    def _pages(self, request: dict[str, Any], skip: int) -> Iterator[ObjectInfo]:
-        for page in self._all_pages("list_objects_v2", request, {"ContinuationToken": "NextContinuationToken"}):
-            for entry in page.get("Contents", []):
-                name = entry["Key"][skip:]
-                if name and (entry["Size"] or not name.endswith("/")):  # some tools create empty objects as folders
-                    yield ObjectInfo(name, int(entry["Size"]), entry["LastModified"].astimezone(UTC))
-
-    def _all_pages(self, method: str, request: Mapping[str, Any], markers: Mapping[str, str]) -> Iterator[Any]:
+    def _pages(self, method: str, request: Mapping[str, Any], markers: Mapping[str, str]) -> Iterator[Any]:
         """Yield all pages of a listing. `markers` maps parameters of a request to the keys of a page with their values.
 
         Raises `StorageFaultError` if the pages don't advance, because the listing would never end: if a page has the
@@ -348,9 +345,9 @@ class S3Store:
 
         A response to a HEAD has no body, so a missing object and a missing bucket look the same.
         """
-        bucket, key = _object(uri)
+        bucket, prefix = _folder(uri)
         try:
-            page = self._call("list_objects_v2", Bucket=bucket, Prefix=f"{key.rstrip('/')}/", MaxKeys=1)
+            page = self._call("list_objects_v2", Bucket=bucket, Prefix=prefix, MaxKeys=1)
         except OSError as error:
             code, _ = service_code(error)
             if code == "404":
@@ -364,6 +361,13 @@ class S3Store:
             return
         if page.get("Contents"):
             raise IsADirectoryError(errno.EISDIR, "is a folder", uri)
+
+
+def _folder(uri: str) -> tuple[str, str]:
+    """Return the bucket of a folder, and the prefix of the keys in it."""
+    bucket, key = split_bucket(uri)
+    name = key.rstrip("/")
+    return bucket, name and f"{name}/"
 
 
 def _object(uri: str) -> tuple[str, str]:

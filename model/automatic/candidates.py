@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -120,6 +120,17 @@ class RunPatch(MaskPatch):
         return encode_runs(places[0::2], places[1::2], frame_size)
 
 
+_EMPTY: dict[str, NDArray[Any]] = {
+    "predicted_iou": np.zeros(0, np.float32),
+    "stability": np.zeros(0, np.float32),
+    "points": np.zeros((0, 2)),
+    "outputs": np.zeros(0, np.int64),
+    "boxes": np.zeros((0, 4), np.int64),
+    "crop_boxes": np.zeros((0, 4), np.int64),
+}
+"""Columns of `CandidateMasks` without masks."""
+
+
 @dataclass(frozen=True)
 class CandidateMasks:
     """Candidate masks with the values that later steps need. All coordinates are in pixels of the frame.
@@ -147,15 +158,8 @@ class CandidateMasks:
 
     def take(self, indices: NDArray[np.int64]) -> Self:
         """Select the candidates with these indices, in this order."""
-        return type(self)(
-            self.predicted_iou[indices],
-            self.stability[indices],
-            self.points[indices],
-            self.outputs[indices],
-            self.boxes[indices],
-            self.crop_boxes[indices],
-            tuple(self.patches[index] for index in indices),
-        )
+        columns = {name: getattr(self, name)[indices] for name in _EMPTY}
+        return type(self)(**columns, patches=tuple(self.patches[index] for index in indices))
 
     def with_patches(self, replaced: dict[int, MaskPatch]) -> Self:
         """Replace the masks at some positions, update their boxes, and return the result as a copy."""
@@ -169,15 +173,13 @@ class CandidateMasks:
 
 def concatenate(parts: Sequence[CandidateMasks]) -> CandidateMasks:
     """Concatenate the candidates of all parts, in order. Without parts, the result is empty."""
-    return CandidateMasks(
-        np.concatenate([np.zeros(0, np.float32), *(part.predicted_iou for part in parts)]),
-        np.concatenate([np.zeros(0, np.float32), *(part.stability for part in parts)]),
-        np.concatenate([np.zeros((0, 2)), *(part.points for part in parts)]),
-        np.concatenate([np.zeros(0, np.int64), *(part.outputs for part in parts)]),
-        np.concatenate([np.zeros((0, 4), np.int64), *(part.boxes for part in parts)]),
-        np.concatenate([np.zeros((0, 4), np.int64), *(part.crop_boxes for part in parts)]),
-        tuple(patch for part in parts for patch in part.patches),
-    )
+    columns = {name: joined(parts, name) for name in _EMPTY}
+    return CandidateMasks(**columns, patches=tuple(patch for part in parts for patch in part.patches))
+
+
+def joined(parts: Sequence[Any], column: str) -> NDArray[Any]:
+    """Concatenate a column of `CandidateMasks`, or of other parts with a column of that name. There may be no parts."""
+    return np.concatenate([_EMPTY[column], *(getattr(part, column) for part in parts)])
 
 
 @dataclass(frozen=True)

@@ -312,24 +312,20 @@ class Workers:
 
     def __init__(self, threads: int) -> None:
         """Start the threads, 1 or more."""
-        self._pools = {os.getpid(): _start_threads(threads)}
+        own = torch.get_num_threads()
+        self._process = os.getpid()
+        self._pool = ThreadPoolExecutor(threads, "segmint-decode", _compute_alone)
+        # A new thread inherits the process-wide count. Start all threads before resetting that count.
+        barrier = threading.Barrier(threads)
+        list(self._pool.map(lambda _: barrier.wait(), range(threads)))
+        torch.set_num_threads(own)
 
     def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
         """Yield the function's result for each item, in order. Exceptions are raised at their item's position."""
-        pool = self._pools.get(os.getpid())
-        if pool is None:  # in a forked process, which has none of its parent's threads
-            pool = self._pools.setdefault(os.getpid(), _start_threads(torch.get_num_threads()))
-        yield from pool.map(function, items)
-
-
-def _start_threads(count: int) -> ThreadPoolExecutor:
-    own = torch.get_num_threads()
-    pool = ThreadPoolExecutor(count, "segmint-decode", _compute_alone)
-    # A new thread inherits the process-wide count. Start all threads before resetting that count.
-    barrier = threading.Barrier(count)
-    list(pool.map(lambda _: barrier.wait(), range(count)))
-    torch.set_num_threads(own)
-    return pool
+        if os.getpid() == self._process:
+            yield from self._pool.map(function, items)
+        else:  # a forked process has none of its parent's threads, and `inference` limits torch to one thread
+            yield from map(function, items)
 
 
 def _compute_alone() -> None:

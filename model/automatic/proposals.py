@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from segmint.model.automatic.candidates import CandidateMasks, MaskPatch
+from segmint.model.automatic.candidates import CandidateMasks, MaskPatch, joined
 from segmint.model.automatic.crops import Crop
 from segmint.model.automatic.filters import inside_crop, over_iou, under_max_area
 from segmint.model.automatic.nms import nms
@@ -169,15 +169,14 @@ def suppress(
 
     `parts` are the crop's chunks, in order. `threshold` applies to the IoU of boxes. `device` is the same as in `nms`.
     """
-    boxes = np.concatenate([np.zeros((0, 4), np.int64), *(part.boxes for part in parts)])
-    predicted_iou = np.concatenate([np.zeros(0, np.float32), *(part.predicted_iou for part in parts)])
+    boxes, predicted_iou = joined(parts, "boxes"), joined(parts, "predicted_iou")
     sketches = [sketch for part in parts for sketch in part.sketches]
     keep = nms(boxes, predicted_iou, threshold, device)
     return MeasuredMasks(
         predicted_iou[keep],
-        np.concatenate([np.zeros(0, np.float32), *(part.stability for part in parts)])[keep],
-        np.concatenate([np.zeros((0, 2)), *(part.points for part in parts)])[keep],
-        np.concatenate([np.zeros(0, np.int64), *(part.outputs for part in parts)])[keep],
+        joined(parts, "stability")[keep],
+        joined(parts, "points")[keep],
+        joined(parts, "outputs")[keep],
         boxes[keep],
         tuple(sketches[index] for index in keep),
     )

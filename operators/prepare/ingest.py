@@ -140,8 +140,9 @@ def _read_whole(
         source.info["icc_profile"] = profile
     _check_size(*source.size, config)
     _check_kind(source, kind, data)
-    if kind == "PNG":
-        _scale_transparent_gray(source, data)
+    key = source.info.get("transparency")
+    if kind == "PNG" and source.mode == "L" and isinstance(key, int):  # Pillow scales only pixels to 8 bits
+        source.info["transparency"] = key * 255 // (2 ** data[24] - 1)
     return _decode_jpeg(source, data, side or 0) if kind == "JPEG" else _decode(source, kind)
 
 
@@ -181,13 +182,6 @@ def _check_kind(source: ImageFile.ImageFile, kind: str, data: bytes) -> None:
 def _bmp_bits(data: bytes) -> int:
     """Return the bits per pixel of a BMP, which are in another place if its header has 12 bytes."""
     return data[24] if data[14] == 12 else data[28]
-
-
-def _scale_transparent_gray(source: ImageFile.ImageFile, data: bytes) -> None:
-    """Scale the gray that a PNG declares transparent like its pixels, of which Pillow scales 2 or 4 bits to 8."""
-    bits, key = data[24], source.info.get("transparency")
-    if source.mode == "L" and bits in (2, 4) and isinstance(key, int):
-        source.info["transparency"] = key * 255 // (2**bits - 1)
 
 
 def _decode_jpeg(source: ImageFile.ImageFile, data: bytes, side: int) -> Pixels:

@@ -129,7 +129,7 @@ def restore_shard(task: ShardTask, cuts: Sequence[tuple[int, int]], *blocks: pa.
     If a rebuilt file differs from the bytes that the commit names, nothing is written, and the result is `on_hold`. If
     another command replaces the generation in the meantime, this function checks the next generation instead.
     """
-    table = shard_table(task, cuts, *blocks)
+    table = shard_table(task.shard, range(task.start, task.stop), cuts, *blocks)
     fault = faults(table)
     if fault:
         return ShardResult(task.shard, "on_hold", {}, fault)

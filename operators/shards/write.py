@@ -87,7 +87,7 @@ def write_shard(task: ShardTask, cuts: Sequence[tuple[int, int]], *blocks: pa.Ta
         finish_dead_writers(dataset, range(task.shard, task.shard + 1))
         return _committed(task)
 
-    table = shard_table(task, cuts, *blocks)
+    table = shard_table(task.shard, range(task.start, task.stop), cuts, *blocks)
     reason_to_wait = hold_reason(table, task.max_reject_ratio, task.max_faults)
     if reason_to_wait:
         return ShardResult(task.shard, "on_hold", {}, reason_to_wait, faulted_ordinals(table, task.max_faults))
@@ -125,19 +125,19 @@ def _committed(task: ShardTask) -> ShardResult:
     return ShardResult(task.shard, "committed", latest.counts)
 
 
-def shard_table(task: ShardTask, cuts: Sequence[tuple[int, int]], *blocks: pa.Table) -> pa.Table:
+def shard_table(shard: int, ordinals: Sequence[int], cuts: Sequence[tuple[int, int]], *blocks: pa.Table) -> pa.Table:
     """Join a shard's rows from slices `[start, stop)` of the blocks, in stream order.
 
-    Raises `WrongRowsError` if the rows aren't exactly the shard's ordinals in order.
+    Raises `WrongRowsError` if the rows aren't exactly those with these ordinals, in order.
     """
     table = pa.concat_tables(
         [block.slice(start, stop - start) for (start, stop), block in zip(cuts, blocks, strict=True)]
     )
-    ordinals = table.column("ordinal").to_pylist()
-    if ordinals != list(range(task.start, task.stop)):
+    found = table.column("ordinal").to_pylist()
+    if found != list(ordinals):
         raise WrongRowsError(
-            f"shard {task.shard} expected the ordinals {task.start} to {task.stop - 1}, but got {len(ordinals)} "
-            f"rows from {min(ordinals, default=None)} to {max(ordinals, default=None)}"
+            f"shard {shard} expected the ordinals {min(ordinals)} to {max(ordinals)}, but got {len(found)} of "
+            f"{len(ordinals)} rows, from {min(found, default=None)} to {max(found, default=None)}"
         )
     return table
 
@@ -236,13 +236,7 @@ def retry_shard(task: RetryTask, cuts: Sequence[tuple[int, int]], *blocks: pa.Ta
 
     Raises `WrongRowsError` if the rows aren't the task's rows, or if they weren't rejected in the task's generation.
     """
-    table = pa.concat_tables(
-        [block.slice(start, stop - start) for (start, stop), block in zip(cuts, blocks, strict=True)]
-    )
-    if table.column("ordinal").to_pylist() != list(task.ordinals):
-        raise WrongRowsError(
-            f"shard {task.shard}: {len(task.ordinals)} rows were to be retried, but got {table.num_rows} other rows"
-        )
+    table = shard_table(task.shard, task.ordinals, cuts, *blocks)
     why = faults(table)
     if why:
         return ShardResult(task.shard, "on_hold", {}, why, faulted_ordinals(table, task.max_faults))
