@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from segmint.model.device import check_process, inference, upload
-from segmint.model.kernels.cpu.library import Kernels, kernels_named, usable_kernels
+from segmint.model.kernels.cpu.library import Kernels, usable_kernels
 from segmint.model.sam import point_decoder, prompt_decoder
 from segmint.model.sam.batch_encoder import BatchEncoder, CompileMode
 from segmint.model.sam.geometry import Geometry
@@ -107,22 +107,16 @@ class Predictor:
         self._planned: tuple[Embedding, PointPlan] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return the arguments, because kernels and compiled code can't be pickled. Registered callbacks are lost."""
+        """Return the arguments, because compiled code can't be pickled. Registered callbacks are lost."""
         models: Any = self.sam, self.embed_texts
         if self.sam.device.type == "cpu" and getattr(get_spawning_popen(), "method", None) == "forkserver":
             models = pickle.dumps(models)  # torch would send a file descriptor per tensor, but the limit is 250
-        return {
-            "models": models,
-            "compile_encoder": self._encoder.compile_mode,
-            "must_compile": self.must_compile,
-            "kernels": None if self.kernels is None else self.kernels.algorithm,
-        }
+        return {"models": models, "options": (self._encoder.compile_mode, self.must_compile, self.kernels)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         models = state["models"]
         sam, embed_texts = pickle.loads(models) if isinstance(models, bytes) else models
-        kernels = None if state["kernels"] is None else kernels_named(state["kernels"])
-        Predictor.__init__(self, sam, state["compile_encoder"], state["must_compile"], kernels, embed_texts)
+        Predictor.__init__(self, sam, *state["options"], embed_texts)
 
     def before_each_layer(self, call: Callable[[], None]) -> None:
         """Register a callback that runs before each layer of the image encoder, in the thread that encodes.

@@ -12,8 +12,6 @@ from segmint.operators.opt_out.containers import MOST_PARTS
 SUPPORTED = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "AVIF", "HEIC")
 """Containers that segmint can decode. For any other known container, the verdict states its name."""
 
-_LARGE_METADATA = 1 << 20  # longest text, in bytes, that Pillow accepts
-_MOST_METADATA = 16 << 20  # bytes; a JPEG's profile has the same maximum
 _PIXELS = frozenset({b"meta", b"moov", b"mdat"})
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _BMP_HEADER_SIZES = frozenset({12, 40, 52, 56, 64, 108, 124})
@@ -216,39 +214,6 @@ def _png_chunks(view: memoryview) -> Iterator[tuple[bytes, int, int]]:
             )
         yield kind, start, stop
         position = stop + 4
-
-
-def without_large_metadata(data: bytes) -> tuple[bytes, bytes | None]:
-    """Return a PNG without its profile and without texts over a megabyte, and return the profile separately.
-
-    Pillow would reject the original. A chunk that unpacks to more than `_MOST_METADATA` bytes is a bomb. It stays in
-    the PNG, so that Pillow rejects it. `data` must have passed `check_whole`.
-    """
-    view = memoryview(data)
-    kept: list[bytes | memoryview] = [_PNG_SIGNATURE]
-    profile = None
-    for kind, start, stop in _png_chunks(view):
-        text = _unpacked(kind, bytes(view[start:stop])) if kind in {b"iCCP", b"zTXt", b"iTXt"} else None
-        if text is not None and kind == b"iCCP":
-            profile = text
-        elif text is None or len(text) <= _LARGE_METADATA:
-            kept.append(view[start - 8 : stop + 4])
-    return b"".join(kept), profile
-
-
-def _unpacked(kind: bytes, content: bytes) -> bytes | None:
-    """Return a chunk's inflated data, or None if it is uncompressed, damaged, or a bomb (PNG specification, 11.3)."""
-    _, _, rest = content.partition(b"\0")
-    if kind == b"iTXt":
-        if not rest.startswith(b"\1"):
-            return None
-        rest = b"\0" + b"\0".join(rest[2:].split(b"\0", 2)[2:])  # after the language and the translated keyword
-    unpacker = zlib.decompressobj()
-    try:
-        text = unpacker.decompress(rest[1:], _MOST_METADATA)
-    except zlib.error:
-        return None
-    return text if unpacker.eof else None
 
 
 def _little(data: bytes, offset: int) -> int:

@@ -33,7 +33,7 @@ from segmint.catalogs.reasons import Reason, RejectedError
 from segmint.infra.errors import SegmintError
 from segmint.infra.version import installed_version
 from segmint.operators.prepare.color import MODES, to_srgb
-from segmint.operators.prepare.containers import check_whole, recognize, without_large_metadata
+from segmint.operators.prepare.containers import check_whole, recognize
 from segmint.operators.prepare.control import CONTROL_TOLERANCE, control_images, control_pixels
 from segmint.operators.prepare.ingest_config import IngestConfig as IngestConfig
 from segmint.operators.prepare.jpeg import strict_samples
@@ -43,9 +43,12 @@ from segmint.operators.prepare.tiff import check_strips as check_strips
 T = TypeVar("T")
 Pixels = NDArray[np.uint8]
 
-_METADATA_LIMIT = "MAX_TEXT_"  # part of Pillow's error messages about a profile or texts over a megabyte
 _LACKS_FEATURE = re.compile("Unsupported|cannot handle|unknown raw mode|.* not (yet )?supported")
 _BMP_BITS = {"1": 1, "L": 8}  # bits per pixel that Pillow reads in these modes
+
+
+# Maximum number of bytes of a PNG's profile or text. A JPEG's profile has the same maximum. Pillow's default is 1 MiB.
+PngImagePlugin.MAX_TEXT_CHUNK = 16 << 20
 
 
 class BrokenDecoderError(SegmintError):
@@ -119,25 +122,11 @@ def _only_our_limit(config: IngestConfig) -> Iterator[None]:
 def _read_pixels(data: bytes, kind: str, config: IngestConfig, side: int | None = None) -> Pixels:
     check_whole(data, kind)
     try:
-        return _read_whole(data, kind, config, side=side)
-    except ValueError as error:
-        if kind != "PNG" or _METADATA_LIMIT not in str(error):
-            raise
-    bare, profile = without_large_metadata(data)
-    return _read_whole(bare, kind, config, profile)
-
-
-def _read_whole(
-    data: bytes, kind: str, config: IngestConfig, profile: bytes | None = None, side: int | None = None
-) -> Pixels:
-    try:
         source = open_image(data, kind)
     except SyntaxError:
         if kind == "TIFF":
             check_unopened(data)
         raise
-    if profile is not None:
-        source.info["icc_profile"] = profile
     _check_size(*source.size, config)
     _check_kind(source, kind, data)
     key = source.info.get("transparency")

@@ -42,6 +42,9 @@ class Kernels:
     instruction_set: str
     dot: bool = False
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return usable_kernels, (self.dot,)  # of the other process's CPU
+
     @property
     def algorithm(self) -> str:
         """Name of these kernels in a dataset's numerics."""
