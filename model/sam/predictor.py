@@ -111,12 +111,13 @@ class Predictor:
         models: Any = self.sam, self.embed_texts
         if self.sam.device.type == "cpu" and getattr(get_spawning_popen(), "method", None) == "forkserver":
             models = pickle.dumps(models)  # torch would send a file descriptor per tensor, but the limit is 250
-        return {"models": models, "options": (self._encoder.compile_mode, self.must_compile, self.kernels)}
+        options = {"must_compile": self.must_compile, "kernels": self.kernels}
+        return {"models": models, "compile_encoder": self._encoder.compile_mode, **options}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        models = state["models"]
+        models = state.pop("models")
         sam, embed_texts = pickle.loads(models) if isinstance(models, bytes) else models
-        Predictor.__init__(self, sam, *state["options"], embed_texts)
+        Predictor.__init__(self, sam, embed_texts=embed_texts, **state)
 
     def before_each_layer(self, call: Callable[[], None]) -> None:
         """Register a callback that runs before each layer of the image encoder, in the thread that encodes.
