@@ -3,7 +3,7 @@
 import re
 import struct
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from segmint.catalogs.reasons import Reason, RejectedError
 from segmint.operators.boxes import boxes
@@ -186,34 +186,26 @@ def _check_png(data: bytes) -> None:
     if data[12:16] == b"CgBI":
         raise RejectedError(Reason.UNSUPPORTED_FORMAT, "a PNG in the variant for apps on iOS")
     view = memoryview(data)
-    for kind, start, stop in _png_chunks(view):
-        (stored,) = struct.unpack_from(">I", view, stop)
-        is_critical = not kind[0] & 0x20
-        if is_critical and zlib.crc32(view[start - 4 : stop]) != stored:
-            name = kind.decode("ascii", "replace") if kind.isalpha() else "unnamed"
-            raise RejectedError(Reason.CORRUPT, f"the PNG's {name} chunk at byte {start - 8} has a wrong CRC")
-
-
-def _png_chunks(view: memoryview) -> Iterator[tuple[bytes, int, int]]:
-    """Yield the type of each chunk, and the start and end offsets of its content, up to IEND."""
-    position, kind, count = len(_PNG_SIGNATURE), b"", 0
-    while kind != b"IEND":
-        count += 1
-        if count > MOST_PARTS:
-            raise RejectedError(Reason.CORRUPT, f"the PNG has over {MOST_PARTS:,} chunks")
-        if position + 8 > len(view):
-            raise RejectedError(Reason.TRUNCATED, f"the PNG ends after {len(view)} bytes, before its IEND chunk")
-        length, kind = struct.unpack_from(">I4s", view, position)
+    position = len(_PNG_SIGNATURE)
+    for _ in range(MOST_PARTS):
+        length, kind = 0, b""
+        if position + 8 <= len(view):
+            length, kind = struct.unpack_from(">I4s", view, position)
         start, stop = position + 8, position + 8 + length
         if length >= 2**31:
             raise RejectedError(Reason.CORRUPT, f"the PNG's chunk at byte {position} has an impossible length")
         if stop + 4 > len(view):
-            raise RejectedError(
-                Reason.TRUNCATED,
-                f"the PNG ends after {len(view)} bytes; its chunk at byte {position} needs {stop + 4}",
-            )
-        yield kind, start, stop
+            detail = f"the PNG ends after {len(view)} bytes; its chunk at byte {position} needs {stop + 4}"
+            raise RejectedError(Reason.TRUNCATED, detail)
+        (stored,) = struct.unpack_from(">I", view, stop)
+        is_critical = not kind[0] & 0x20
+        if is_critical and zlib.crc32(view[start - 4 : stop]) != stored:
+            name = kind.decode("ascii", "replace") if kind.isalpha() else "unnamed"
+            raise RejectedError(Reason.CORRUPT, f"the PNG's {name} chunk at byte {position} has a wrong CRC")
+        if kind == b"IEND":
+            return
         position = stop + 4
+    raise RejectedError(Reason.CORRUPT, f"the PNG has over {MOST_PARTS:,} chunks")
 
 
 def _little(data: bytes, offset: int) -> int:
