@@ -14,33 +14,34 @@ LONGEST = 1000
 """Maximum number of characters in a license identifier. A longer text is assumed to be a full license text."""
 
 _LICENSE_REF = re.compile(r"LicenseRef-[A-Za-z0-9.\-]+")
-_VERSION = re.compile(r"-v?\d+(\.\d+)*")
-_SIMILAR = 0.6  # difflib's ratio: 2 × characters in common / characters of both
-_ALMOST = 0.8  # as `_SIMILAR`, for texts with other letters
-_TERMS = "by nc nd sa"  # in the order of SPDX's identifiers
-_NOISE = frozenset({"the", "a", "license", "licence", "version", "international", "unported", "generic", "universal"})
-_CC0 = frozenset({"cc", "cc0", "zero", "0", "1", "1.0", "public", "domain", "dedication", "waiver"})
-_MARK = frozenset({"cc", "pdm", "public", "domain", "mark", "1", "1.0"})
-_PUBLIC_DOMAIN = frozenset({"cc0", "zero", "pdm", "mark"})
-_FLICKR = re.compile(r"attribution(-\w+)* license")  # Flickr's names, which mean version 2.0
-_ABBREVIATIONS = tuple(
-    (re.compile(pattern), short)
-    for pattern, short in (
-        (r"creative[\s_-]*commons", "cc"),
-        (r"cc[\s_-]*(zero|0)(?![a-z0-9.])", "cc0"),
-        (r"attribution", "by"),
-        (r"non[\s_-]*commercial", "nc"),
-        (r"share[\s_-]*alike", "sa"),
-        (r"no[\s_-]*deriv(ative)?s?([\s_-]*works)?", "nd"),
-    )
+_VERSION = re.compile(r"-v?\d+(\.\d+)*$")
+_ALMOST = 0.95  # difflib's ratio (2 × characters in common / characters of both), which "unlicensed" doesn't reach
+_TERMS = ("by", "nc", "nd", "sa")
+_NOISE = frozenset(
+    {"the", "a", "license", "licence", "version", "international", "unported", "generic", "universal"}
+    | {"spdx", "opensource"}  # hosts of URLs
 )
-_IS_URL = re.compile(r"(https?:)?//|www\.|\w+\.org/")
-_HOST = r"(?:https?:)?(?://)?(?:www\.)?"
-_CC_URL = re.compile(
-    _HOST + r"creativecommons\.org/(?:licenses|publicdomain)/([a-z-]+)/(\d\.\d)(?:/([a-z]{2,3}))?"
-    r"(?:/(?:deed|legalcode|rdf)(?:\.[\w-]+)?)?/?(?:[?#].*)?"
+_URL = (
+    r"(?:https?:)?(?://)?(?:www\.)?(creativecommons|spdx|opensource)\.org/(?:licenses?|publicdomain)/"
+    r"([\w.+-]+?)(?:\.html|\.json|\.txt)?"
+    r"(?:/(\d\.\d)(?:/([a-z]{2,3}))?(?:/(?:deed|legalcode|rdf)(?:\.[\w-]+)?)?)?/?(?:[?#].*)?"
 )
-_LISTED_URL = re.compile(_HOST + r"(?:spdx|opensource)\.org/licenses?/([\w.+-]+?)(?:\.html|\.json|\.txt)?/?")
+_SPELLINGS = (
+    (rf"^{_URL}$", r"\1 \2 \3 \4"),
+    (r"^(attribution[\w-]*) license$", r"\1 2.0"),  # Flickr's names
+    (r"creative[\s_-]*commons", "cc"),
+    (r"cc[\s_-]*(zero|0)(?![a-z0-9.])", "cc0"),
+    (r"public[\s_-]*domain[\s_-]*(dedication|waiver)", "cc0"),
+    (r"(public[\s_-]*domain|cc)[\s_-]*mark", "pdm"),
+    (r"attribution", "by"),
+    (r"non[\s_-]*commercial", "nc"),
+    (r"share[\s_-]*alike", "sa"),
+    (r"no[\s_-]*deriv(ative)?s?([\s_-]*works)?", "nd"),
+    (r"(?<=[\W_]\d)[-_, ](?=\d(?![^\W_]))", "."),  # a version such as 4_0
+    (r"(?<![^\W_])v(?=\d)", ""),
+)
+"""Patterns of names and URLs as public collections write them, and the words of SPDX's identifiers instead."""
+
 _SHOWN = 80  # characters of a longer text that a dataset stores
 _REDACTED = 5000  # characters searched for credentials, enough for any that starts in those shown
 
@@ -80,84 +81,44 @@ def canonical_identifier(text: str) -> str | None:
 def suggest_identifier(text: str) -> str | None:
     """Return the SPDX identifier that `text` probably means, or None if there is none.
 
-    Names and URLs of Creative Commons are understood as public collections write them. Any other text must be almost
-    an identifier. A suggestion is for people: no text is accepted because of it.
+    The text must contain the words of the identifier and no others, but a version may be missing. Names and URLs of
+    Creative Commons are understood as public collections write them. Any other text must be almost an identifier. A
+    suggestion is for people: no text is accepted because of it.
     """
     if len(text) > LONGEST:
         return None
-    known = spdx_identifiers()
-    plain = text.strip().lower()
-    if _IS_URL.match(plain):
-        return known.get(_of_url(plain).lower())
-    words = _words(plain)
-    if "by" in words or _PUBLIC_DOMAIN.intersection(words):
-        return _of_creative_commons(plain, words)
-    wanted = "-".join(word for word in re.split(r"[\s_]+", plain) if word.strip(",") not in _NOISE).replace(",-", "-")
-    if wanted in known:
-        return known[wanted]
-    longest = max(map(len, known))
-    if len(wanted) > longest and 2 * longest < _SIMILAR * (longest + len(wanted)):
-        return None  # too long to be similar to any identifier, which difflib would only find out slowly
-    if family := _newest(wanted):
-        return family
-    close = difflib.get_close_matches(wanted, known, n=1, cutoff=_SIMILAR)
-    if not close or wanted == "unlicensed":  # the opposite of "Unlicense"
-        return None
-    is_extended = wanted.startswith(close[0]) and not any(map(str.isalpha, wanted[len(close[0]) :]))
-    is_typo = len(wanted) > 3 and difflib.SequenceMatcher(None, wanted, close[0]).ratio() >= _ALMOST
-    return known[close[0]] if is_extended or is_typo else None
+    words = _words(text)
+    counts = {words.count(term) for term in _TERMS}
+    if words == ["by"] or len(counts - {0}) > 1:
+        return None  # no license, or several
+    unique, by_words = frozenset(words), _by_words()
+    found = by_words.get(unique) or by_words.get(unique | {"cc"})
+    if found is None and unique.isdisjoint({"cc", "cc0", "by"}):
+        known = spdx_identifiers()
+        for close in difflib.get_close_matches(text.strip().lower(), known, n=1, cutoff=_ALMOST):
+            found = known[close]
+    return found
 
 
-def _newest(family: str) -> str | None:
-    """Return the newest version of a family, because "CC-BY" means CC-BY-4.0 more often than CC-BY-1.0."""
-    known = spdx_identifiers()
-    versions = sorted(key for key in known if key.startswith(family) and _VERSION.fullmatch(key, len(family)))
-    return known[versions[-1]] if versions else None
+@lru_cache(maxsize=1)
+def _by_words() -> dict[frozenset[str], str]:
+    """Return the identifiers by their words. Without a version, the words mean the newest one."""
+    identifiers = sorted(spdx_identifiers().values())
+    found = {}
+    for identifier in identifiers:
+        found[frozenset(_words(_VERSION.sub("", identifier)))] = identifier
+    for identifier in identifiers:
+        found[frozenset(_words(identifier))] = identifier
+    return found
 
 
 def _words(text: str) -> list[str]:
-    """Return the words of a license's name, with Creative Commons' abbreviations: `cc`, `by`, `nc`, `nd`, `sa`."""
-    for pattern, short in _ABBREVIATIONS:
-        text = pattern.sub(short, text)
-    text = re.sub(r"(?<=[\W_]\d)[-_, ](?=\d(?![^\W_]))", ".", text)  # a version as some collections write it: 4_0
-    return re.findall(r"[^\W_]+(?:\.\d+)*", text)
-
-
-def _of_url(url: str) -> str:
-    """Return the text that is an identifier if the URL is a license's."""
-    if found := _LISTED_URL.fullmatch(url):
-        return found[1]
-    if not (found := _CC_URL.fullmatch(url)):
-        return ""
-    kind, version, port = found.groups()
-    terms = sorted(kind.split("-"), key=_TERMS.find)
-    name = {"zero": "cc0", "mark": "cc-pdm"}.get(kind, f"cc-{'-'.join(terms)}")
-    return f"{name}-{version}" + (f"-{port}" if port else "")
-
-
-def _of_creative_commons(text: str, words: list[str]) -> str | None:
-    """Return the identifier of a license of Creative Commons by the words of its name."""
-    known = spdx_identifiers()
-    others = [word for word in words if word not in _NOISE]
-    names = set(others)
-    if names <= _CC0 and ("cc0" in names or names >= {"cc", "zero"}):
-        return known.get("cc0-1.0")
-    if names <= _MARK and ("pdm" in names or names >= {"public", "domain", "mark"}):
-        return known.get("cc-pdm-1.0")
-    terms = [word for word in others if word in _TERMS.split()]
-    versions = {word.removeprefix("v") for word in others if word.removeprefix("v")[:1].isdigit()}
-    port = [word for word in others if word != "cc" and word not in terms and not word.removeprefix("v")[:1].isdigit()]
-    unique = list(dict.fromkeys(terms))
-    if text == "attribution" or "by" not in unique or terms not in (unique, unique * 2) or len(versions) > 1:
-        return None  # of another license, or of several
-    if port and port != others[-1:]:
-        return None
-    name = "-".join(["cc", *sorted(unique, key=_TERMS.find)])
-    if not versions and not port:
-        return known.get(f"{name}-2.0") if _FLICKR.fullmatch(text) else _newest(name)
-    version = "".join(versions)
-    version += "" if "." in version else ".0"
-    return known.get("-".join([name, version, *port]))
+    """Return the words of a license's name or URL, without words that make no difference: `cc`, `by`, `4`."""
+    text = text.strip().lower()
+    for pattern, replacement in _SPELLINGS:
+        text = re.sub(pattern, replacement, text)
+    words = re.findall(r"[^\W_]+(?:\.\d+)*\+?", text)
+    return [word.removesuffix(".0") for word in words if word not in _NOISE]
 
 
 def fit_to_store(text: str) -> str:
