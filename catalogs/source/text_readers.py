@@ -3,6 +3,7 @@
 import csv
 import gzip
 import io
+import re
 import threading
 import weakref
 import zlib
@@ -29,9 +30,6 @@ from segmint.catalogs.source.conform import (
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
 
-Bytes = np.ndarray[Any, np.dtype[np.uint8]]
-Ints = np.ndarray[Any, np.dtype[np.int64]]
-
 _MOST_COLUMNS = 10_000  # Arrow's reader uses 2 KB per column before the first row
 _LONGEST_READ_S = 60.0  # maximum wait, when the reader is closed, for a block that is being read
 
@@ -42,8 +40,8 @@ ROW_BYTES = 4 << 20
 """Maximum size in bytes of a row in a text catalog. A longer row is not from a catalog, and could fill the memory."""
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-_QUOTE = ord('"')
-_BORDER = np.isin(np.arange(256), list(b',\r\n"'))  # by byte: whether it may be next to a quote, outside the value
+_QUOTED = re.compile(rb'"[^"]*+(?:""[^"]*+)*+"')
+_VALUES = re.compile(rb'[^"]*+(?:(?<![^,\r\n])' + _QUOTED.pattern + rb'(?=[,\r\n])[^"]*+)*+')
 
 _SCHEMA = pa.schema([pa.field(f.name, f.type if pa.types.is_boolean(f.type) else pa.string()) for f in SOURCE])
 
@@ -127,23 +125,19 @@ def csv_batches(catalog: Location, only: Container[str] | None = SOURCE.names) -
             why = str(error)
             if "straddling" in why:
                 why = f"a row is longer than {BLOCK_BYTES:,} bytes, or a quote is never closed"
-                if quotes.is_open:
+                if quotes.opened:
                     why += f" (line {quotes.opened} opens one)"
             raise UsageError(f"{catalog}: cannot be read as CSV after row {rows}: {why}") from error
 
 
 def _header(catalog: Location, stream: BinaryIO) -> list[str]:
     text = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
-    lines: list[str] = []
     try:
-        names = next((line for line in csv.reader(_header_lines(catalog.uri, text, lines)) if line), [])
+        names = next((line for line in csv.reader(_header_lines(catalog.uri, text), strict=True) if line), [])
     except (UnicodeDecodeError, csv.Error) as error:
         raise UsageError(f"{catalog}: the header is not CSV in UTF-8: {error}") from error
     finally:
         text.detach()  # otherwise, the stream would be closed with it
-    header = _QuoteCheck(catalog)
-    header.passed("".join(lines).encode())
-    header.passed(b"")
     if len(names) > _MOST_COLUMNS:
         raise UsageError(f"{catalog}: the header has {len(names):,} columns; expected at most {_MOST_COLUMNS:,}")
     require_columns(catalog.uri, names)
@@ -211,77 +205,58 @@ class _ArrowStream:
 class _QuoteCheck:
     """Check of a CSV file's quotes by the rules of RFC 4180, block by block.
 
-    Arrow accepts quotes that break these rules, and then rows may disappear into a value. By the rules, quotes open and
-    close in turn. A quote that opens is preceded by a comma or line end, and one that closes is followed by one. Inside
-    a quoted value, quotes are doubled, so the one that closes and the next one that opens are neighbors.
+    Arrow accepts quotes that break these rules, and then rows may disappear into a value.
     """
 
     def __init__(self, catalog: Location) -> None:
-        self.is_open = False  # whether the last quote so far opens
-        self.opened = 0  # line in which the open value begins, counted from 1
+        self.opened = 0  # line of a quote that no block so far closes, counted from 1, or 0
         self._catalog = catalog
-        self._line = 1
-        self._before = b""  # last byte so far
+        self._line = 0  # in which the rest begins
+        self._rest = b"\n"  # an open value, or the last byte so far
 
     def passed(self, block: bytes) -> bytes:
         """Return the next bytes unchanged. No bytes mean the end of the file. Raises `UsageError` for a wrong quote."""
+        text = self._rest + (block if self._line else block.removeprefix(_BYTE_ORDER_MARK))
         if not block:
-            if self.is_open:
-                raise self._wrong(self.opened, "a quote is never closed")
+            text += b"\n"
+        checked = _VALUES.match(text)
+        place = checked.end() if checked else 0
+        is_open = place < len(text)
+        if not is_open:
+            place -= 1
+        before, rest = text[:place], text[place:]
+        self._line += _line_ends(before)
+        self._rest, self.opened = rest, 0
+        if not is_open:
             return block
-        before = self._before or b"\n"
-        text = before + (block if self._before else block.removeprefix(_BYTE_ORDER_MARK))
-        line = self._line - _line_ends(before)
-        data = np.frombuffer(text, np.uint8)
-        if b'"' in text:
-            self._check(text, data, np.flatnonzero(data == _QUOTE), line)
-        self._line = line + _line_ends(text)
-        self._before = text[-1:]
-        return block
-
-    def _check(self, text: bytes, data: Bytes, quotes: Ints, line: int) -> None:
-        """Check the quotes at these indices of `text`, which begins in `line` with the last byte of earlier blocks."""
-        was_open = self.is_open != bool(quotes[0] == 0)  # before the first of the quotes
-        opens = (np.arange(len(quotes)) % 2 == 0) != was_open
-        previous, following = data[quotes - 1], data[np.minimum(quotes + 1, len(data) - 1)]
-        is_new, is_last = quotes > 0, quotes == len(data) - 1
-        wrong = np.where(opens, is_new & ~_BORDER[previous], ~is_last & ~_BORDER[following])
-        begins = quotes[opens & is_new & (previous != _QUOTE)]  # of quoted values
-        if wrong.any():
-            first = int(np.argmax(wrong))
-            place = int(quotes[first])
-            here = line + _line_ends(text[:place])
-            near = shown(text[place : place + 20].decode(errors="replace"))
-            if opens[first]:
-                raise self._wrong(here, f"the quote of {near} is inside a value that doesn't begin with one")
-            begins = begins[begins < place]
-            begun = line + _line_ends(text[: begins[-1]]) if len(begins) else self.opened
-            where = "" if begun == here else f" in line {here}"
-            raise self._wrong(begun, f"text follows the quote that closes the value{where}: {near}")
-        self.is_open = bool(opens[-1])
-        if self.is_open and len(begins):
-            self.opened = line + _line_ends(text[: begins[-1]])
-
-    def _wrong(self, line: int, why: str) -> UsageError:
-        return UsageError(
-            f"{self._catalog}, line {line}: {why}. Put quotes around each value that contains a quote, comma, or line "
-            "break, and double each quote inside it"
+        self.opened = self._line
+        value = _QUOTED.match(rest)
+        near = shown(rest[:20].decode(errors="replace"))
+        if before and not before.endswith((b",", b"\r", b"\n")):
+            why = f"the quote of {near} is inside a value that doesn't begin with one"
+        elif value is not None and value[0] != rest:
+            end = self._line + _line_ends(value[0])
+            why = f"text follows the quote that closes the value {near} in line {end}"
+        elif not block:
+            why = "a quote is never closed"
+        else:
+            return block
+        raise UsageError(
+            f"{self._catalog}, line {self._line}: {why}. Put quotes around each value that contains a quote, comma, or "
+            "line break, and double each quote inside it"
         )
 
 
 def _line_ends(text: bytes) -> int:
-    feeds = int(np.count_nonzero(np.frombuffer(text, np.uint8) == ord("\n")))
-    return feeds + text.count(b"\r") - text.count(b"\r\n") if b"\r" in text else feeds
+    return text.count(b"\n") + text.count(b"\r") - text.count(b"\r\n")
 
 
-def _header_lines(uri: str, text: io.TextIOWrapper, lines: list[str]) -> Iterator[str]:
-    """Yield the lines of a CSV file up to `ROW_BYTES`, and add each of them to `lines`."""
+def _header_lines(uri: str, text: io.TextIOWrapper) -> Iterator[str]:
     taken = 0
     while line := text.readline(ROW_BYTES):
         taken += len(line)
         if taken >= ROW_BYTES:
             raise UsageError(f"{uri}: no CSV header in its first {ROW_BYTES:,} bytes")
-        lines.append(line)
         yield line
 
 
