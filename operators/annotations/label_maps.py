@@ -96,52 +96,45 @@ def label_masks(labels: NDArray[np.int64], ignore: Collection[int] = ()) -> list
     numbers, first = np.unique(values[order], return_index=True)
     if len(numbers) > MOST_NUMBERS:
         raise UnreadableMapError(f"it has {len(numbers):,} different numbers: the limit is {MOST_NUMBERS:,}")
-    areas = np.add.reduceat((ends - starts)[order], first)
-    between, single = (
-        np.add.reduceat(np.add.reduceat(pixels.T.reshape(-1), starts, dtype=np.int64)[order], first) / areas
-        for pixels in _no_objects(labels)
-    )
-    objects = numbers != BACKGROUND
-    _check_objects(numbers[objects], between[objects], np.where(areas < _SCATTERED, 0, single)[objects])
+    between, single = (np.add.reduceat(found.T.reshape(-1), starts, dtype=np.int64) for found in _no_objects(labels))
     size = (labels.shape[0], labels.shape[1])
     masks = []
+    soft = []
     for number, runs in zip(numbers.tolist(), np.split(order, first[1:]), strict=True):
         if number == BACKGROUND:
             continue
+        area = (ends[runs] - starts[runs]).sum()
+        is_scattered = area >= _SCATTERED and single[runs].sum() / area >= _SINGLE
+        if is_scattered or between[runs].sum() / area >= _BETWEEN:
+            soft.append(number)
         counts = encode_runs(starts[runs], ends[runs], size).counts
         masks.append(AnnotatedMask({"size": list(size), "counts": counts.encode("ascii")}, number, str(number)))
+    if len(soft) > max(1, len(masks) // 2):  # a single number may be a thin outline
+        raise UnreadableMapError(
+            f"its edges are soft: {len(soft):,} of its {len(masks):,} numbers, such as {soft[0]} and {soft[1]}, form "
+            "slopes or single pixels, as in a scaled, smoothed, or compressed picture. Expected one number per object. "
+            "Scale label maps without interpolation, or pass the numbers that aren't objects with --ignore"
+        )
     return masks
 
 
 def _no_objects(labels: NDArray[np.int64]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """Return two kinds of pixels, each (H, W) bool, that the numbers of objects seldom have.
 
-    Pixels of the first kind are next to a lower and to a higher number. Those of the second kind are next to no pixel
-    of the same number, but to a number other than the background.
+    Pixels of the first kind are next to a lower and to a higher number: scaling or smoothing turns an edge into a slope
+    of numbers. Those of the second kind are next to no pixel of the same number, but to a number other than the
+    background: compression scatters numbers around an edge.
     """
+    around = np.pad(labels, 1, mode="reflect")
     lower, higher, same, beside = (np.zeros(labels.shape, bool) for _ in range(4))
-    # Transposed views compare the columns and write into the same arrays.
-    for values, *sides in ((labels, lower, higher, same, beside), (labels.T, lower.T, higher.T, same.T, beside.T)):
-        for here, there in ((slice(1, None), slice(-1)), (slice(-1), slice(1, None))):
-            own, other = values[here], values[there]
-            for side, found in zip(sides, (other < own, other > own, other == own, other != BACKGROUND), strict=True):
-                side[here] |= found
+    height, width = labels.shape
+    for row, column in ((0, 1), (2, 1), (1, 0), (1, 2)):
+        side = around[row : row + height, column : column + width]
+        lower |= side < labels
+        higher |= side > labels
+        same |= side == labels
+        beside |= side != BACKGROUND
     return lower & higher, beside & ~same
-
-
-def _check_objects(numbers: NDArray[np.int64], between: NDArray[np.float64], single: NDArray[np.float64]) -> None:
-    """Check that most numbers stand for objects, given the shares of each number's pixels in `_no_objects`.
-
-    Scaling or smoothing turns an edge into a slope of numbers, and compression scatters numbers around it. No object
-    looks like this, except that a single number may be a thin outline. Raises `UnreadableMapError`.
-    """
-    soft = numbers[(between >= _BETWEEN) | (single >= _SINGLE)].tolist()
-    if len(soft) > max(1, len(numbers) // 2):
-        raise UnreadableMapError(
-            f"its edges are soft: {len(soft):,} of its {len(numbers):,} numbers, such as {soft[0]} and {soft[1]}, form "
-            "slopes or single pixels, as in a scaled, smoothed, or compressed picture. Expected one number per object. "
-            "Scale label maps without interpolation, or pass the numbers that aren't objects with --ignore"
-        )
 
 
 def pair_by_stem(images: Iterable[str], maps: Iterable[str]) -> PairedFiles:
@@ -221,22 +214,17 @@ def _numbers(picture: Image.Image, data: bytes) -> NDArray[np.int64]:
     numbers = np.asarray(picture).astype(np.int64)
     if isinstance(picture, TiffImagePlugin.TiffImageFile):
         tags = picture.tag_v2
-        bits, sample_format = tags.get(258, (1,))[0], tags.get(339, (1,))[0]
-        inverted, signed = tags.get(262, 0) == 0, sample_format == 2
-        packed = tags.get(259, 1) != 1
-        in_planes = not packed and tags.get(284) == 2
-        swapped = packed and picture.mode == "I" and data.startswith(b"MM")
-        if swapped or (in_planes and (bits not in (1, 8) or inverted or tags.get(266, 1) == 2)):
+        bits, is_inverted, is_signed = tags.get(258, (1,))[0], tags.get(262) == 0, tags.get(339, (1,))[0] == 2
+        if picture.mode == "I" and tags.get(259, 1) != 1 and data.startswith(b"MM"):
             raise UnreadableMapError(f"its {bits}-bit numbers are stored in a layout that decoders misread: use PNG")
     else:
-        bits, inverted, signed = data[_PNG_BITS], False, False
+        bits, is_inverted, is_signed = data[_PNG_BITS], False, False
     if picture.mode == "L":
         highest = (1 << bits) - 1
         numbers //= 255 // highest
-        if inverted:
+        if is_inverted:
             numbers = highest - numbers
-    if signed and bits == 8:
-        return numbers.astype(np.int8).astype(np.int64)
-    if bits == 32 and not signed:
-        return numbers & 0xFFFF_FFFF
-    return numbers
+    if bits not in (8, 16, 32):
+        return numbers
+    kind = "i" if is_signed else "u"
+    return numbers.astype(f"{kind}{bits // 8}").astype(np.int64)
