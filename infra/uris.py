@@ -171,8 +171,7 @@ def child(folder: str, name: str) -> str:
     path is normalized. Raises `UriNotAllowedError` if the name contains `..`.
     """
     joined = join(folder, name)
-    found = _SCHEME.match(folder)
-    if not name or found is None or found[1].lower() == LOCAL:
+    if not name or not _after_scheme(folder) or folder.lower().startswith("file://"):
         return joined
     return f"{folder.rstrip('/')}/{name}"
 
@@ -224,7 +223,7 @@ def relative_to(catalog_uri: str, uri: str) -> str:
     if ".." in uri.split("/"):
         raise UriNotAllowedError(f"{redact(uri)!r} climbs out of its catalog's folder by '..'")
     if catalog_is_local:
-        return os.path.normpath(Path(os.path.abspath(local_path(catalog_uri))).parent / uri)  # noqa: PTH100
+        return os.path.normpath(_folder_of(catalog_uri) + uri)
     _refuse_climbing(uri)
     names = [name for name in uri.split("/") if name != "."]
     if "" in names or not names:
@@ -235,11 +234,8 @@ def relative_to(catalog_uri: str, uri: str) -> str:
 def _folder_of(catalog_uri: str) -> str:
     """Return the absolute folder of a catalog, or its unchanged prefix in a store, with a slash at its end."""
     if scheme(catalog_uri) == LOCAL:
-        folder = os.path.dirname(os.path.abspath(local_path(catalog_uri)))  # noqa: PTH100, PTH120
-        return f"{folder.rstrip('/')}/"
-    start = _after_scheme(catalog_uri)
-    bucket, _, key = catalog_uri[start:].partition("/")
-    return f"{catalog_uri[:start]}{bucket}/{key[: key.rfind('/') + 1]}"
+        return os.path.join(os.path.dirname(os.path.abspath(local_path(catalog_uri))), "")  # noqa: PTH100, PTH118, PTH120
+    return f"{parent(catalog_uri)}/"
 
 
 def plain_form(uri: str) -> str:

@@ -82,11 +82,10 @@ WITH suspects AS (SELECT image_id FROM rows_of($staged) WHERE ordinal IN (SELECT
                WHERE image_id IN (SELECT image_id FROM suspects)),
      equal AS (SELECT image_id FROM named GROUP BY image_id
                HAVING count(DISTINCT written) > 1 AND bool_or(image_id <> uri))
-SELECT ordinal + 1 FROM named WHERE image_id IN (SELECT image_id FROM equal) ORDER BY ordinal
+SELECT ordinal + 1 FROM named WHERE image_id IN (SELECT image_id FROM equal) ORDER BY ordinal LIMIT 20
 """
 _HASH_BYTES = 16
 _REDACTED = pa.schema([pa.field("ordinal", pa.int64()), pa.field("written", pa.binary(_HASH_BYTES))])
-_SHOWN = 20  # rows in a message
 
 
 @dataclass(frozen=True)
@@ -173,13 +172,13 @@ def _redacted_ids(batch: pa.RecordBatch, numbered: pa.RecordBatch, key: bytes) -
 def _refuse_equal_ids(catalog: Location, staged: Path, redacted: Path, folder: Path) -> None:
     parameters = {"staged": only_path(staged), "redacted": only_path(redacted)}
     with open_database(folder) as database:
-        rows = [str(row) for (row,) in database.execute(_EQUAL_IDS, parameters).fetchmany(_SHOWN + 1)]
+        rows = database.execute(_EQUAL_IDS, parameters).fetchall()
     if rows:
-        more = ", …" if len(rows) > _SHOWN else ""
+        numbers = ", ".join(str(number) for (number,) in rows)
         raise UsageError(
-            f"{catalog}, column image_id: rows {', '.join(rows[:_SHOWN])}{more} have different values that differ only "
-            "in what looks like credentials. A dataset stores [redacted] instead, so it couldn't tell these images "
-            "apart. Give each of them an image_id without credentials, such as its file name"
+            f"{catalog}, column image_id: rows {numbers} have different values that differ only in what looks like "
+            "credentials. A dataset stores [redacted] instead, so it couldn't tell these images apart. Give each of "
+            "them an image_id without credentials, such as its file name"
         )
 
 

@@ -9,7 +9,6 @@ from pycocotools import mask as coco
 
 from segmint.infra.errors import UsageError
 from segmint.operators.annotations.image import (
-    LONGEST_SIDE,
     AnnotatedFile,
     AnnotatedImage,
     AnnotatedMask,
@@ -21,8 +20,8 @@ from segmint.operators.annotations.image import (
     encode_mask,
     id_number,
     label_text,
-    stated_area,
-    stated_box,
+    sides,
+    stated,
 )
 
 _CONVERTER = "Label Studio Converter"
@@ -107,14 +106,12 @@ def _image(entry: Any, size_of: Callable[[str], Size | None]) -> AnnotatedImage 
     name = entry.get("file_name", _lvis_name(entry.get("coco_url"))) if isinstance(entry, dict) else None
     if not isinstance(name, str) or not name:
         return None
-    height, width = (entry.get(key) for key in ("height", "width"))
-    written = all(type(side) is int and 0 < side <= LONGEST_SIDE for side in (height, width))
-    stated = (height, width) if written else None
+    stated_size = sides(entry.get("height"), entry.get("width"))
     known = size_of(name)
     negative = _ids(entry["neg_category_ids"]) if "neg_category_ids" in entry else None
     not_exhaustive = _ids(entry.get("not_exhaustive_category_ids"))
-    id, other = id_number(entry.get("id")), stated if known else None
-    return AnnotatedImage(name, id, known or stated, other=other, negative=negative, not_exhaustive=not_exhaustive)
+    id, other = id_number(entry.get("id")), stated_size if known else None
+    return AnnotatedImage(name, id, known or stated_size, other=other, negative=negative, not_exhaustive=not_exhaustive)
 
 
 def _lvis_name(url: Any) -> str | None:
@@ -140,14 +137,13 @@ def _add(
     except UnreadableMaskError as error:
         image.leave_out(id, error)
         return
-    crowd = entry.get("iscrowd") in (1, True)
-    polygon = isinstance(segmentation, list)
-    category, area = id_number(entry.get("category_id")), stated_area(entry.get("area"))
-    source = label_text(entry.get("label_source"))
-    box = stated_box(entry.get("bbox"))
-    if isinstance(segmentation, list) and any(len(part) < 6 for part in segmentation):
+    crowd, category = entry.get("iscrowd") in (1, True), id_number(entry.get("category_id"))
+    source, box = label_text(entry.get("label_source")), entry.get("bbox")
+    is_polygon = isinstance(segmentation, list)
+    if isinstance(segmentation, list) and min(map(len, segmentation)) < 6:
         box = None  # it may contain the polygons without area, which are left out
-    image.masks.append(AnnotatedMask(rle, id, label, crowd, polygon, category, area, source, box))
+    more = stated(entry.get("area"), box)
+    image.masks.append(AnnotatedMask(rle, id, label, crowd, is_polygon, category, label_source=source, **more))
 
 
 def _rle(segmentation: Any, image: AnnotatedImage, contours: bool) -> CocoRle:

@@ -13,17 +13,7 @@ from segmint.infra.storage.errors import ObjectTooLargeError
 from segmint.infra.storage.location import Location
 from segmint.operators.annotations.geojson import ENDING as GEOJSON
 from segmint.operators.annotations.geojson import read_geojson
-from segmint.operators.annotations.image import (
-    LONGEST_SIDE,
-    AnnotatedImage,
-    AnnotatedMask,
-    Size,
-    UnreadableMaskError,
-    checked_rle,
-    id_number,
-    stated_area,
-    stated_box,
-)
+from segmint.operators.annotations.image import AnnotatedImage, Size, mapping, parse_image
 from segmint.operators.annotations.label_maps import ENDINGS, UnreadableMapError, label_masks, read_label_map
 
 JSON = ".json"
@@ -72,41 +62,14 @@ def read_json(
     """Read SA-1B's JSON of one image. Its name is `image.file_name` or, if that is missing, the name of the JSON file.
 
     `size` is the image's (height, width), if known. Masks that can't be read, or that contradict their boxes or areas,
-    are listed and skipped. To keep the parsed
-    JSON, pass a `parse` that stores it.
+    are listed and skipped. To keep the parsed JSON, pass a `parse` that stores it.
     """
-    try:
-        document = parse(data)
-        about, annotations = document["image"], document["annotations"]
-        if not isinstance(annotations, list):
-            raise ValueError("its `annotations` is not a list")
-        written = about.get("file_name")
-        sides = about.get("height"), about.get("width")
-    except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
-        why = f"the file is not SA-1B's JSON for an image, with `image` and `annotations` ({error!r:.200})"
-        return AnnotatedImage(name, None, size, unreadable=[why])
-    if size is None and all(type(side) is int and 0 < side <= LONGEST_SIDE for side in sides):
-        size = (int(sides[0]), int(sides[1]))
-    image = AnnotatedImage(written if isinstance(written, str) and written else name, None, size)
+    form = "SA-1B's JSON for an image, with `image` and `annotations`"
+    image, _, annotations = parse_image(data, name, size, "annotations", form, parse)
     for annotation in annotations:
-        _add(image, annotation)
+        image.add_runs(annotation, mapping(annotation).get("segmentation"))
     image.leave_out_contradictions()
     return image
-
-
-def _add(image: AnnotatedImage, annotation: Any) -> None:
-    id = id_number(annotation.get("id")) if isinstance(annotation, dict) else None
-    try:
-        segmentation = annotation.get("segmentation") if isinstance(annotation, dict) else None
-        if not isinstance(segmentation, dict):
-            raise UnreadableMaskError("it has no run lengths")
-        rle = checked_rle(segmentation)
-        image.check_size(rle["size"])
-    except UnreadableMaskError as error:
-        image.leave_out(id, error)
-        return
-    area, box = stated_area(annotation.get("area")), stated_box(annotation.get("bbox"))
-    image.masks.append(AnnotatedMask(rle, id, stated_area=area, stated_box=box))
 
 
 def _read_map(data: bytes, name: str, size: Size | None, ignore: Collection[int]) -> AnnotatedImage:

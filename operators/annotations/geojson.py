@@ -3,7 +3,6 @@
 import itertools
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,6 @@ from numpy.typing import NDArray
 
 from segmint.operators.annotations.coco import usable_polygons
 from segmint.operators.annotations.image import (
-    LONGEST_SIDE,
     AnnotatedImage,
     AnnotatedMask,
     CocoRle,
@@ -21,14 +19,12 @@ from segmint.operators.annotations.image import (
     encode_mask,
     id_number,
     label_text,
-    mask_name,
-    stated_area,
-    stated_box,
+    mapping,
+    parse_image,
+    stated,
 )
 
 ENDING = ".geojson"
-
-_POINTS = ("Point", "MultiPoint")
 
 
 def read_geojson(data: bytes, name: str, size: Size | None = None) -> AnnotatedImage:
@@ -38,42 +34,34 @@ def read_geojson(data: bytes, name: str, size: Size | None = None) -> AnnotatedI
     that can't be read, or that contradict their boxes or areas, are listed and skipped. Beside a mask, points are
     listed as prompts.
     """
-    try:
-        document = json.loads(data)
-        features = document["features"]
-        about: Any = document.get("image") or {}
-        if not isinstance(features, list):
-            raise ValueError("its `features` is not a list")
-        written, sides = about.get("file_name"), (about.get("height"), about.get("width"))
-    except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
-        why = f"the file is not a GeoJSON feature collection ({error!r:.200})"
-        return AnnotatedImage(name, None, size, unreadable=[why])
-    if size is None and all(type(side) is int and 0 < side <= LONGEST_SIDE for side in sides):
-        size = (int(sides[0]), int(sides[1]))
-    image = AnnotatedImage(written if isinstance(written, str) and written else name, None, size)
-    points: list[tuple[int | None, str]] = []
+    image, about, features = parse_image(data, name, size, "features", "a GeoJSON feature collection", _parse)
+    points = []
     for feature in features:
-        said = feature.get("properties") if isinstance(feature, dict) else None
-        said = said if isinstance(said, dict) else {}
-        id = id_number(said.get("id"))
-        geometry = feature.get("geometry") if isinstance(feature, dict) else None
-        if isinstance(geometry, dict) and geometry.get("type") in _POINTS:
-            points.append((id, geometry["type"]))
+        feature = mapping(feature)
+        said, geometry = mapping(feature.get("properties")), feature.get("geometry", {})
+        id, kind = id_number(said.get("id")), mapping(geometry).get("type")
+        if kind in ("Point", "MultiPoint"):
+            points.append((id, kind))
             continue
         try:
             label, source = _label(said.get("classification")), label_text(said.get("label_source"))
-            area = stated_area(said.get("area")) if about else None  # elsewhere, areas may be in other units
-            mask = AnnotatedMask(_mask(feature, size), id, label, label_source=source, stated_area=area)
-            image.masks.append(replace(mask, stated_box=stated_box(feature.get("bbox"))))
+            area = said.get("area") if about else None  # elsewhere, areas may be in other units
+            rle = _mask(geometry, image.size)
+            more = stated(area, feature.get("bbox"))
+            image.masks.append(AnnotatedMask(rle, id, label, label_source=source, **more))
         except UnreadableMaskError as error:
             image.leave_out(id, error)
     for id, kind in points:
-        if image.masks:
-            image.prompts.append(f"{mask_name(id)}: {kind}")
-        else:
-            image.leave_out(id, f"its geometry is {kind}: expected Polygon or MultiPolygon")
+        image.leave_out_prompt(id, kind, f"its geometry is {kind}: expected Polygon or MultiPolygon")
     image.leave_out_contradictions()
     return image
+
+
+def _parse(data: bytes) -> Any:
+    """Parse the JSON. Other tools' files say nothing about the image."""
+    document = json.loads(data)
+    document["image"] = document.get("image") or {}
+    return document
 
 
 def fill_rings(rings: Sequence[Sequence[float]], size: Size) -> NDArray[np.bool_]:
@@ -98,16 +86,14 @@ def fill_rings(rings: Sequence[Sequence[float]], size: Size) -> NDArray[np.bool_
     return (np.cumsum(flips, axis=1, dtype=np.uint8)[:, :width] & 1).astype(bool)
 
 
-def _mask(feature: Any, size: Size | None) -> CocoRle:
-    geometry = feature.get("geometry", {}) if isinstance(feature, dict) else {}
+def _mask(geometry: Any, size: Size | None) -> CocoRle:
     if size is None:
         raise UnreadableMaskError("neither the dataset nor the file has a height and width for its image")
     check_pixels(size)
     if geometry is None:
         return encode_mask(np.zeros(size, bool))
-    found: Mapping[str, Any] = geometry if isinstance(geometry, Mapping) else {}
-    kind: Any = found.get("type")
-    coordinates: Any = found.get("coordinates")
+    found: Any = mapping(geometry)
+    kind, coordinates = found.get("type"), found.get("coordinates")
     if kind not in ("Polygon", "MultiPolygon"):
         raise UnreadableMaskError(f"its geometry is {str(kind)[:40]}: expected Polygon or MultiPolygon")
     try:

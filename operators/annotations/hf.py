@@ -8,16 +8,7 @@ import pyarrow.parquet as pq
 
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
-from segmint.operators.annotations.image import (
-    AnnotatedImage,
-    AnnotatedMask,
-    UnreadableMaskError,
-    checked_rle,
-    id_number,
-    label_text,
-    stated_area,
-    stated_box,
-)
+from segmint.operators.annotations.image import AnnotatedImage, label_text
 
 _ROWS = 8  # number of images held in memory
 _COLUMNS = ["id", "image_id", "width", "height", "objects"]
@@ -42,7 +33,7 @@ def read_export(
             with file.open() as stream:
                 for batch in pq.ParquetFile(stream).iter_batches(_ROWS, columns=_COLUMNS):
                     yield from (_image(row, by_image_id) for row in batch.to_pylist())
-        except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
+        except (pa.ArrowException, OSError, KeyError, TypeError, ValueError, AttributeError) as error:
             why = " ".join(str(error).split())[:200]
             raise UsageError(
                 f"{file} can't be read ({type(error).__name__}: {why}): expected a file of `segmint export --format hf`"
@@ -53,16 +44,7 @@ def _image(row: dict[str, Any], by_image_id: bool) -> AnnotatedImage:
     name = str(row["image_id"]) if by_image_id else f"sa_{row['id']}.jpg"
     image = AnnotatedImage(name, None, (row["height"], row["width"]))
     for value in row["objects"]:
-        id = id_number(value["id"])
-        try:
-            rle = checked_rle(value)
-            image.check_size(rle["size"])
-        except UnreadableMaskError as error:
-            image.leave_out(id, error)
-            continue
         label, source = (label_text(value.get(name)) for name in ("label", "label_source"))
-        area, box = stated_area(value.get("area")), stated_box(value.get("bbox"))
-        mask = AnnotatedMask(rle, id, label, label_source=source, stated_area=area, stated_box=box)
-        image.masks.append(mask)
+        image.add_runs(value, value, label=label, label_source=source)
     image.leave_out_contradictions()
     return image

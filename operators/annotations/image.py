@@ -1,7 +1,7 @@
 """Imported masks of images, the common result type of all readers."""
 
-import sys
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypedDict
 
@@ -23,7 +23,7 @@ LARGEST_ID = 2**53
 """Largest integer up to which every JSON reader represents all integers exactly."""
 
 
-Box = tuple[float, float, float, float]
+Box = list[float]
 
 _BOX_TOLERANCE = 3
 """Maximum distance in pixels between a mask's edges and those of its box in a file.
@@ -81,14 +81,15 @@ class AnnotatedMask:
         image cuts off can't be compared.
         """
         height, width = self.rle["size"]
-        x, y, wide, high = coco.toBbox(self.rle).tolist()
+        x, y, wide, high = found = coco.toBbox(self.rle).tolist()
+        edges = np.array([x, y, x + wide, y + high])
         if self.stated_box is not None:
             left, top, third, fourth = self.stated_box
-            boxes = ((left, top, left + third, top + fourth), self.stated_box)
-            if not any(_is_near((x, y, x + wide, y + high), box, (height, width)) for box in boxes):
-                found, stated = ([round(value, 2) for value in box] for box in ((x, y, wide, high), self.stated_box))
+            boxes = np.array([[left, top, left + third, top + fourth], self.stated_box])
+            inside = np.clip(boxes, 0, [width, height, width, height])
+            if np.abs(inside - edges).max(axis=1).min() > _BOX_TOLERANCE:
                 hint = "" if self.polygon else ". Run lengths go down the columns"
-                return f"its pixels are in the box {found}, but its bbox in the file is {stated}{hint}"
+                return f"its pixels are in the box {found}, but its bbox in the file is {self.stated_box}{hint}"
         is_cut_off = self.polygon and (min(x, y) <= 0 or x + wide >= width or y + high >= height)
         outline = 2 * (wide + high)
         if not self.stated_area or is_cut_off or abs(self.stated_area - wide * high) <= outline:
@@ -139,24 +140,49 @@ class AnnotatedImage:
         if id is not None:
             self.unreadable_ids.append(id)
 
+    def leave_out_prompt(self, id: int | None, kind: str, why: str) -> None:
+        """Record a prompt. If the image has no masks, it may stand for an object, so it counts as a mask."""
+        if self.masks:
+            self.prompts.append(f"{mask_name(id)}: {kind}")
+        else:
+            self.leave_out(id, why)
+
+    def add_runs(self, entry: Any, segmentation: Any, **more: Any) -> None:
+        """Add the mask with these run lengths. Its id, area, and box are in `entry`, and `more` are other fields."""
+        entry = mapping(entry)
+        id = id_number(entry.get("id"))
+        try:
+            if not isinstance(segmentation, dict):
+                raise UnreadableMaskError("it has no run lengths")
+            rle = checked_rle(segmentation)
+            self.check_size(rle["size"])
+        except UnreadableMaskError as error:
+            self.leave_out(id, error)
+            return
+        more |= stated(entry.get("area"), entry.get("bbox"))
+        self.masks.append(AnnotatedMask(rle, id, **more))
+
     def leave_out_contradictions(self) -> None:
         """Leave out masks that contradict what the file states about them, unless most masks agree with it.
 
         A tool that changes a mask may keep the old box. But if half of the boxes or areas are wrong, the masks were
         probably written in another form than they were read.
         """
-        stated = sum(mask.stated_box is not None or bool(mask.stated_area) for mask in self.masks)
-        problems = [mask.contradiction() for mask in self.masks]
-        wrong = len(problems) - problems.count(None)
-        if not wrong or 2 * wrong < stated:
-            return
         kept = []
-        for mask, problem in zip(self.masks, problems, strict=True):
+        wrong = []
+        stated = 0
+        for mask in self.masks:
+            problem = mask.contradiction()
             if problem is None:
                 kept.append(mask)
             else:
-                self.leave_out(mask.id, f"{problem} ({wrong} of {stated} masks of the image are wrong like this)")
-        self.masks[:] = kept
+                wrong.append((mask.id, problem))
+            if mask.stated_box is not None or mask.stated_area:
+                stated += 1
+        if 2 * len(wrong) >= stated:
+            self.masks[:] = kept
+            for id, problem in wrong:
+                self.leave_out(id, f"{problem} ({len(wrong)} of {stated} masks of the image are wrong like this)")
 
 
 @dataclass(frozen=True)
@@ -186,36 +212,58 @@ def label_text(value: Any) -> str | None:
     return value.encode(errors="replace").decode() if isinstance(value, str) else None
 
 
-def stated_area(value: Any) -> float | None:
-    """Return an area from a file, or None if it isn't a number from 0."""
-    return float(value) if type(value) in (int, float) and 0 <= value <= sys.float_info.max else None
-
-
-def stated_box(value: Any) -> Box | None:
-    """Return a box from a file, or None if it isn't four numbers.
+def stated(area: Any, box: Any) -> dict[str, Any]:
+    """Return the fields of a mask that state its area and box, which are None if a file's values aren't such.
 
     Boxes of zeros are placeholders, and boxes within the first pixel are shares of the image, so they are None, too.
     """
-    if not isinstance(value, list) or len(value) != 4:
-        return None
-    if not all(type(each) in (int, float) and abs(each) <= sys.float_info.max for each in value) or max(value) <= 1:
-        return None
-    x, y, third, fourth = (float(each) for each in value)
-    return x, y, third, fourth
+    is_area = _is_number(area) and area >= 0
+    is_box = isinstance(box, list) and len(box) == 4 and all(map(_is_number, box)) and max(box) > 1
+    return {
+        "stated_area": float(area) if is_area else None,
+        "stated_box": [float(value) for value in box] if is_box else None,
+    }
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) <= LARGEST_ID
+
+
+def mapping(value: Any) -> Mapping[str, Any]:
+    """Return a value from a file if it's an object, otherwise an empty one."""
+    return value if isinstance(value, Mapping) else {}
+
+
+def sides(height: Any, width: Any) -> Size | None:
+    """Return a size from a file, or None if its sides aren't those of an image."""
+    if all(type(side) is int and 0 < side <= LONGEST_SIDE for side in (height, width)):
+        return height, width
+    return None
+
+
+def parse_image(
+    data: bytes, name: str, size: Size | None, items: str, form: str, parse: Callable[[bytes], Any] = json.loads
+) -> tuple[AnnotatedImage, Mapping[str, Any], list[Any]]:
+    """Parse the JSON of one image. Return the image without masks, what its file says about it, and the file's `items`.
+
+    Its name is `image.file_name` or, if that is missing, `name`. `size` is the image's (height, width), if known. If
+    the file isn't in this form, that is listed in the image.
+    """
+    try:
+        document = parse(data)
+        about, found = document["image"], document[items]
+        if not isinstance(found, list):
+            raise ValueError(f"its `{items}` is not a list")
+        written, stated = about.get("file_name"), sides(about.get("height"), about.get("width"))
+    except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
+        return AnnotatedImage(name, None, size, unreadable=[f"the file is not {form} ({error!r:.200})"]), {}, []
+    name = written if isinstance(written, str) and written else name
+    return AnnotatedImage(name, None, size or stated), about, found
 
 
 def mask_name(id: object) -> str:
     """Return the name of a mask for messages: `mask 7`, or `mask without an id`."""
     return "mask without an id" if id is None else f"mask {id}"
-
-
-def _is_near(found: Box, stated: Box, size: Size) -> bool:
-    """Return whether two boxes (left, top, right, bottom) are nearly equal within an image of `size`."""
-    for place, (ours, theirs) in enumerate(zip(found, stated, strict=True)):
-        inside = min(max(theirs, 0), size[1 - place % 2])
-        if abs(ours - inside) > _BOX_TOLERANCE:
-            return False
-    return True
 
 
 def encode_mask(mask: NDArray[Any]) -> CocoRle:
@@ -229,24 +277,34 @@ def checked_rle(segmentation: Mapping[str, Any]) -> CocoRle:
 
     If the runs didn't fill the size, pycocotools would read out of bounds. Raises `UnreadableMaskError`.
     """
-    size, counts = segmentation.get("size"), segmentation.get("counts")
-    if not isinstance(size, list) or len(size) != 2 or not all(_is_side(side) for side in size):
-        raise UnreadableMaskError(f"its size is {str(size)[:40]}: expected [height, width] in pixels")
-    check_pixels((size[0], size[1]))
-    if isinstance(counts, list):
-        counts = _compressed(counts)
-    if not isinstance(counts, str) or not counts.isascii():
-        raise UnreadableMaskError("its counts are neither a list of numbers nor ASCII text")
+    size, counts = read_runs(segmentation)
+    check_pixels(size)
     try:
-        runs.area(runs.Rle((size[0], size[1]), counts))
+        runs.area(runs.Rle(size, counts))
     except ValueError as error:
         raise UnreadableMaskError(str(error)) from error
-    lengths = runs.decompress(counts)
-    if not lengths[1:].all():  # pycocotools measures wrong boxes if runs are empty
-        ends = np.cumsum(lengths)
-        filled = lengths[1::2] > 0
-        counts = runs.encode_runs((ends - lengths)[1::2][filled], ends[1::2][filled], (size[0], size[1])).counts
-    return {"size": size, "counts": counts.encode("ascii")}
+    rle: CocoRle = {"size": list(size), "counts": counts.encode("ascii")}
+    if runs.decompress(counts)[1:].all():
+        return rle
+    return encode_mask(coco.decode(rle))  # pycocotools measures wrong boxes if runs are empty
+
+
+def read_runs(segmentation: Mapping[str, Any]) -> tuple[Size, str]:
+    """Return the (height, width) and the compressed run lengths of COCO's run lengths, which may not fill the size.
+
+    Raises `UnreadableMaskError`.
+    """
+    found, counts = segmentation.get("size"), segmentation.get("counts")
+    size = sides(*found) if isinstance(found, list) and len(found) == 2 else None
+    if size is None:
+        raise UnreadableMaskError(f"its size is {str(found)[:40]}: expected [height, width] in pixels")
+    if isinstance(counts, list):
+        if not all(type(run) is int and 0 <= run <= LONGEST_SIDE**2 for run in counts):
+            raise UnreadableMaskError("its counts are not integers, negative, or larger than any image")
+        counts = runs.compress(np.array(counts, dtype=np.int64))
+    if not isinstance(counts, str) or not counts.isascii():
+        raise UnreadableMaskError("its counts are neither a list of numbers nor ASCII text")
+    return size, counts
 
 
 def check_pixels(size: Size) -> None:
@@ -255,15 +313,3 @@ def check_pixels(size: Size) -> None:
         raise UnreadableMaskError(
             f"its size is {size[1]} x {size[0]}, {size[0] * size[1]:,} pixels: the limit is {MOST_PIXELS:,}"
         )
-
-
-def _is_side(value: object) -> bool:
-    return type(value) is int and 0 < value <= LONGEST_SIDE
-
-
-def _compressed(counts: list[Any]) -> str:
-    if not all(type(run) is int for run in counts):
-        raise UnreadableMaskError("its counts are not integers")
-    if any(not 0 <= run <= LONGEST_SIDE**2 for run in counts):
-        raise UnreadableMaskError("its counts contain a number that is negative or larger than any image")
-    return runs.compress(np.array(counts, dtype=np.int64))

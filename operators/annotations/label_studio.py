@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, NamedTuple, Protocol
 
@@ -10,7 +11,6 @@ import numpy as np
 from pycocotools import mask as coco
 
 from segmint.operators.annotations.image import (
-    LONGEST_SIDE,
     AnnotatedImage,
     AnnotatedMask,
     Size,
@@ -19,7 +19,8 @@ from segmint.operators.annotations.image import (
     encode_mask,
     id_number,
     label_text,
-    mask_name,
+    mapping,
+    sides,
 )
 from segmint.operators.annotations.label_studio_rle import decode_runs
 
@@ -37,7 +38,7 @@ _LABELS = "labels"
 """Type of results that only contain the labels of a region whose shape is in another result."""
 
 _LEAST_INSIDE = 0.5
-"""Minimum share of a mask's pixels inside a rectangle if the rectangle is a prompt for the mask."""
+"""Minimum share of a mask's box inside a rectangle if the rectangle is a prompt for the mask."""
 
 
 class ByteStream(Protocol):
@@ -74,20 +75,17 @@ class _TaskParts:
 
     def join(self) -> TaskAnnotation:
         """Combine the masks of all parts into one image."""
-        images = [self._latest[part] for part in sorted(self._latest)]
-        whole = AnnotatedImage(
-            images[0].name,
-            None,
-            images[0].size,
-            masks=[mask for image in images for mask in image.masks],
-            unreadable=[line for image in images for line in image.unreadable],
-            unreadable_ids=[id for image in images for id in image.unreadable_ids],
-            prompts=[line for image in images for line in image.prompts],
-            saved=max((image.saved for image in images if image.saved is not None), default=None),
-        )
-        missing = [part for part in range(1, self._count + 1) if part not in self._latest]
-        for part in missing:
-            whole.unreadable.append(f"the masks of part {part} of {self._count}: its task has no submission")
+        first, *others = [self._latest[part] for part in sorted(self._latest)]
+        saved = [image.saved for image in (first, *others) if image.saved is not None]
+        whole = replace(first, saved=max(saved, default=None))
+        for image in others:
+            whole.masks.extend(image.masks)
+            whole.unreadable.extend(image.unreadable)
+            whole.unreadable_ids.extend(image.unreadable_ids)
+            whole.prompts.extend(image.prompts)
+        for part in range(1, self._count + 1):
+            if part not in self._latest:
+                whole.unreadable.append(f"the masks of part {part} of {self._count}: its task has no submission")
         return TaskAnnotation(whole, self._superseded)
 
 
@@ -203,68 +201,62 @@ def _add_regions(image: AnnotatedImage, regions: Sequence[Mapping[str, Any]]) ->
     with_shape = set()
     for region in shapes:
         key, label = _key(region), _label(region)
-        if key is not None and label is not None:
+        if label is not None:
             labels.setdefault(key, label)
-        if key is not None and _type_of(region) != _LABELS:
+        if _type_of(region) != _LABELS:
             with_shape.add(key)
     drawn: dict[object, list[Any]] = {}
     others = []
     for region in shapes:
-        key = _key(region)
-        if "rle" in _value(region):
-            runs, known = _value(region)["rle"], drawn.setdefault(key, [])
-            if key is None or runs not in known:
-                known.append(runs)
-                _add(image, region, _label(region) or labels.get(key))
-        elif _type_of(region) != _LABELS or key not in with_shape:
-            others.append(region)
+        key, value = _key(region), _value(region)
+        if "rle" not in value:
+            if _type_of(region) != _LABELS or key not in with_shape:
+                others.append(region)
+        elif value["rle"] not in drawn.setdefault(key, []):
+            drawn[key].append(value["rle"])
+            _add(image, region, _label(region) or labels.get(key))
     for region in others:
         id, kind = _number(region.get("id")), _type_of(region)
-        if image.masks and (kind in _KEYPOINTS or (kind in _RECTANGLES and _contains_mask(image, _value(region)))):
-            image.prompts.append(f"{mask_name(id)}: {kind}")
+        why = f"it is of type {kind}, not a brush stroke"
+        if kind in _KEYPOINTS or (kind in _RECTANGLES and _contains_mask(image, _value(region))):
+            image.leave_out_prompt(id, kind, why)
         else:
-            image.leave_out(id, f"it is of type {kind}, not a brush stroke")
+            image.leave_out(id, why)
 
 
 def _value(region: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the shape and labels of a result, which JSON_MIN stores in the result itself."""
-    value = region.get("value", region)
-    return value if isinstance(value, Mapping) else {}
+    return mapping(region.get("value", region))
 
 
 def _type_of(region: Mapping[str, Any]) -> Any:
     """Return a result's type. JSON_MIN has no types, but most of its values are under the name of their type."""
-    if "type" in region:
-        return region["type"]
-    known = (*_BRUSHES, *_KEYPOINTS, *_RECTANGLES, _LABELS, *_NO_SHAPES)
-    return next((name for name in known if name in _value(region)), None)
+    for name in (*_BRUSHES, *_KEYPOINTS, *_RECTANGLES, _LABELS, *_NO_SHAPES):
+        if "type" not in region and name in _value(region):
+            return name
+    return region.get("type")
 
 
 def _key(region: Mapping[str, Any]) -> object:
-    """Return what results of the same region have in common, or None if the result is a region by itself.
-
-    In JSON_MIN, which has no ids, that is the shape.
-    """
+    """Return what results of the same region have in common. In JSON_MIN, which has no ids, that is the shape."""
     id = region.get("id")
     if isinstance(id, str | int):
         return id
     if "type" in region:
-        return None
+        return object()
     return repr([_value(region).get(name) for name in ("rle", "x", "y", "width", "height", "points")])
 
 
 def _contains_mask(image: AnnotatedImage, value: Mapping[str, Any]) -> bool:
-    """Return whether a rectangle, in percent of the image, contains most of one of the image's masks."""
+    """Return whether a rectangle, in percent of the image, contains most of the box of one of the image's masks."""
     try:
         x, y, width, height = (float(value[name]) / 100 for name in ("x", "y", "width", "height"))
     except (KeyError, TypeError, ValueError):
         return False
-    if not all(abs(each) <= 2 for each in (x, y, width, height)):
-        return False
     for mask in image.masks:
         high, wide = mask.rle["size"]
-        box = coco.frPyObjects(np.array([[x * wide, y * high, width * wide, height * high]]), high, wide)
-        if coco.iou([mask.rle], box, [1])[0][0] >= _LEAST_INSIDE:  # the share of the mask in a crowd's box
+        box = np.array([[x * wide, y * high, width * wide, height * high]])
+        if coco.iou(coco.toBbox([mask.rle]), box, [1])[0][0] >= _LEAST_INSIDE:  # the share of the mask's box
             return True
     return False
 
@@ -274,11 +266,12 @@ def _add(image: AnnotatedImage, region: Mapping[str, Any], label: str | None) ->
     try:
         value = _value(region)
         sized = {**region, **value}  # JSON_MIN stores the size in the value
-        size = (int(sized["original_height"]), int(sized["original_width"]))
+        height, width = int(sized["original_height"]), int(sized["original_width"])
         # Check this before decoding, because a few bytes may expand to gigabytes.
-        image.check_size(size)
-        if not all(0 < side <= LONGEST_SIDE for side in size):
-            raise UnreadableMaskError(f"its size is {size[1]} x {size[0]} pixels")
+        image.check_size((height, width))
+        size = sides(height, width)
+        if size is None:
+            raise UnreadableMaskError(f"its size is {width} x {height} pixels")
         check_pixels(size)
         image.masks.append(AnnotatedMask(encode_mask(decode_runs(value["rle"], size)), id, label))
     except (ValueError, KeyError, TypeError, IndexError, OverflowError) as error:

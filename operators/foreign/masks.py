@@ -9,12 +9,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-import numpy as np
 from pycocotools import mask as coco
 
 from segmint.catalogs.findings import Code, FindingCollector, FindingLocation
 from segmint.model.automatic import rle
-from segmint.operators.annotations.image import LONGEST_SIDE
+from segmint.operators.annotations.image import UnreadableMaskError, read_runs, sides
 from segmint.operators.audit.masks import audit_masks
 from segmint.operators.rows import Row
 
@@ -56,8 +55,7 @@ def read_foreign(document: Any, size: tuple[int, int] | None, place: FindingLoca
     header, annotations = (document.get("image"), document.get("annotations")) if isinstance(document, dict) else (0, 0)
     if not isinstance(header, dict) or not isinstance(annotations, list):
         raise ValueError("no image with a list of annotations")
-    height, width = _side(header.get("height")), _side(header.get("width"))
-    said = (height, width) if height and width else None
+    said = sides(header.get("height"), header.get("width"))
     own = _whole(header.get("image_id", header.get("id")))
     image = ForeignImage(number if own is None else own, said or size)
     _read_masks(annotations, image, replace(place, image=image.number))
@@ -101,17 +99,12 @@ def _row(annotation: Mapping[str, Any]) -> tuple[Row, str]:
     segmentation = annotation.get("segmentation")
     if not isinstance(segmentation, dict):
         return {}, "polygons" if isinstance(segmentation, list) else "none"
-    size, counts = segmentation.get("size"), segmentation.get("counts")
-    if not isinstance(size, list) or len(size) != 2 or not all(_side(side) for side in size):
-        return {}, f"a size of {str(size)[:40]}"
-    if isinstance(counts, list):
-        if not all(type(run) is int and 0 <= run <= LONGEST_SIDE**2 for run in counts):
-            return {}, "counts that are not lengths"
-        counts = rle.compress(np.array(counts, dtype=np.int64))
-    if not isinstance(counts, str) or not counts.isascii():
-        return {}, "counts that are not ASCII text"
+    try:
+        size, counts = read_runs(segmentation)
+    except UnreadableMaskError as error:
+        return {}, str(error)
     row: Row = {
-        "segmentation": {"size": size, "counts": counts},
+        "segmentation": {"size": list(size), "counts": counts},
         "annotation_id": _whole(annotation.get("id")),
         "area": _number(annotation.get("area")),
         "bbox": _numbers(annotation.get("bbox"), 4),
@@ -157,10 +150,6 @@ def _vote(image: ForeignImage, convention: BoxConvention, row: Row, place: Findi
 def _whole(value: Any) -> int | None:
     """Return an integer from 0 that fits in 63 bits, or None for anything else."""
     return value if type(value) is int and 0 <= value < 1 << 63 else None
-
-
-def _side(value: Any) -> int | None:
-    return value if type(value) is int and 0 < value <= LONGEST_SIDE else None
 
 
 def _number(value: Any) -> float | None:
