@@ -4,11 +4,9 @@ import csv
 import gzip
 import io
 import re
-import threading
-import weakref
 import zlib
-from collections.abc import Container, Generator, Iterator, Sequence
-from contextlib import AbstractContextManager, closing, contextmanager
+from collections.abc import Container, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, BinaryIO, cast
 
 import numpy as np
@@ -31,7 +29,6 @@ from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
 
 _MOST_COLUMNS = 10_000  # Arrow's reader uses 2 KB per column before the first row
-_LONGEST_READ_S = 60.0  # maximum wait, when the reader is closed, for a block that is being read
 
 BLOCK_BYTES = 4 << 20
 """Number of bytes of a text catalog that are parsed at a time."""
@@ -91,43 +88,31 @@ def _unpacked(file: Location) -> Iterator[BinaryIO]:
 def read_csv(catalog: Location, on_problem: OnProblem = refuse) -> Iterator[pa.RecordBatch]:
     """Yield the rows of a CSV catalog in order, like `segmint.catalogs.source.readers.read_catalog`."""
     row = 1
-    with closing(csv_batches(catalog)) as batches:
-        for batch in batches:
-            columns = dict(zip(batch.schema.names, batch.columns, strict=True))
-            yield conform(catalog.uri, columns, batch.num_rows, row, on_problem)
-            row += batch.num_rows
+    for batch in csv_batches(catalog):
+        columns = dict(zip(batch.schema.names, batch.columns, strict=True))
+        yield conform(catalog.uri, columns, batch.num_rows, row, on_problem)
+        row += batch.num_rows
 
 
-def csv_batches(catalog: Location, only: Container[str] | None = SOURCE.names) -> Generator[pa.RecordBatch, None, None]:
+def csv_batches(catalog: Location, only: Container[str] | None = SOURCE.names) -> Iterator[pa.RecordBatch]:
     """Yield the rows of a CSV catalog as text, with only the columns in `only`, or with all columns if that is None.
 
     Batch sizes don't depend on these columns.
     """
-    bad: list[pacsv.InvalidRow] = []
-    rows = 0
-    quotes = _QuoteCheck(catalog)
     with open_text(catalog) as stream:
         names = _header(catalog, stream)
         stream.seek(0)
-        try:
-            with closing(_batches(stream, names, only, bad, quotes)) as batches:
-                for batch in batches:
-                    yield batch
-                    rows += batch.num_rows
-        except pa.ArrowInvalid as error:
-            if bad:
-                raise UsageError(
-                    f"{catalog}, line {bad[0].number}: found {bad[0].actual_columns} values; "
-                    f"expected {bad[0].expected_columns}, as in the header: {shown(bad[0].text)}"
-                ) from error
-            if "Empty CSV" in str(error):
-                return
-            why = str(error)
-            if "straddling" in why:
-                why = f"a row is longer than {BLOCK_BYTES:,} bytes, or a quote is never closed"
-                if quotes.opened:
-                    why += f" (line {quotes.opened} opens one)"
-            raise UsageError(f"{catalog}: cannot be read as CSV after row {rows}: {why}") from error
+        options = pacsv.ConvertOptions(
+            column_types={name: pa.string() for name in names},
+            include_columns=[name for name in names if only is None or name in only],
+            null_values=[""],
+            strings_can_be_null=True,
+        )
+        header = None  # the first block contains it
+        for block, line in _row_blocks(catalog, stream):
+            if block.strip(b"\r\n"):
+                yield _parse_csv(catalog, block, line, header, options)
+                header = names
 
 
 def _header(catalog: Location, stream: BinaryIO) -> list[str]:
@@ -144,107 +129,90 @@ def _header(catalog: Location, stream: BinaryIO) -> list[str]:
     return names
 
 
-def _batches(
-    stream: BinaryIO,
-    names: Sequence[str],
-    only: Container[str] | None,
-    bad: list[pacsv.InvalidRow],
-    quotes: "_QuoteCheck",
-) -> Generator[pa.RecordBatch, None, None]:
-    """Yield the rows of an open CSV file, whose bytes pass through `quotes`.
+def _parse_csv(
+    catalog: Location, block: bytes, line: int, header: Sequence[str] | None, options: pacsv.ConvertOptions
+) -> pa.RecordBatch:
+    """Parse whole rows that begin in a line, counted from 1. If `header` is None, the first of them is the header."""
+    bad: list[pacsv.InvalidRow] = []
 
-    If a row has a wrong number of values, it is added to `bad` before Arrow's error is raised.
-    """
-    left, returned = threading.Event(), threading.Event()
-    lent = _ArrowStream(stream, bad, left, quotes)
-    weakref.finalize(lent, returned.set)
-    try:
-        yield from pacsv.open_csv(
-            lent,
-            read_options=pacsv.ReadOptions(use_threads=False, block_size=BLOCK_BYTES),
-            parse_options=pacsv.ParseOptions(newlines_in_values=True, invalid_row_handler=lent.remember),
-            convert_options=pacsv.ConvertOptions(
-                column_types={name: pa.string() for name in names},
-                include_columns=[name for name in names if only is None or name in only],
-                null_values=[""],
-                strings_can_be_null=True,
-            ),
-        )
-    finally:
-        left.set()
-        del lent
-        returned.wait(_LONGEST_READ_S)
-
-
-class _ArrowStream:
-    """Stream and handler of bad rows that Arrow's threads call.
-
-    Arrow's threads read ahead, even after the last batch was taken. If the process exits while such a thread is about
-    to call Python, the process is aborted. Therefore, this one object serves as both the stream and the handler. Once
-    it is deleted, Arrow's threads no longer call Python.
-    """
-
-    closed = False
-
-    def __init__(
-        self, stream: BinaryIO, bad: list[pacsv.InvalidRow], left: threading.Event, quotes: "_QuoteCheck"
-    ) -> None:
-        # This isn't a method. If a method failed, its frame would stay in the error's traceback and keep this object
-        # alive.
-        self.read = lambda size: b"" if left.is_set() else quotes.passed(stream.read(size))
-        self._bad = bad
-
-    def remember(self, invalid: pacsv.InvalidRow) -> str:
-        self._bad.append(invalid)
+    def remember(row: pacsv.InvalidRow) -> str:
+        bad.append(row)
         return "error"
 
-    def close(self) -> None:
-        """Do nothing, because the function that opened the stream also closes it."""
-
-
-class _QuoteCheck:
-    """Check of a CSV file's quotes by the rules of RFC 4180, block by block.
-
-    Arrow accepts quotes that break these rules, and then rows may disappear into a value.
-    """
-
-    def __init__(self, catalog: Location) -> None:
-        self.opened = 0  # line of a quote that no block so far closes, counted from 1, or 0
-        self._catalog = catalog
-        self._line = 0  # in which the rest begins
-        self._rest = b"\n"  # an open value, or the last byte so far
-
-    def passed(self, block: bytes) -> bytes:
-        """Return the next bytes unchanged. No bytes mean the end of the file. Raises `UsageError` for a wrong quote."""
-        text = self._rest + (block if self._line else block.removeprefix(_BYTE_ORDER_MARK))
-        if not block:
-            text += b"\n"
-        checked = _VALUES.match(text)
-        place = checked.end() if checked else 0
-        is_open = place < len(text)
-        if not is_open:
-            place -= 1
-        before, rest = text[:place], text[place:]
-        self._line += _line_ends(before)
-        self._rest, self.opened = rest, 0
-        if not is_open:
-            return block
-        self.opened = self._line
-        value = _QUOTED.match(rest)
-        near = shown(rest[:20].decode(errors="replace"))
-        if before and not before.endswith((b",", b"\r", b"\n")):
-            why = f"the quote of {near} is inside a value that doesn't begin with one"
-        elif value is not None and value[0] != rest:
-            end = self._line + _line_ends(value[0])
-            why = f"text follows the quote that closes the value {near} in line {end}"
-        elif not block:
-            why = "a quote is never closed"
-        else:
-            return block
-        raise UsageError(
-            f"{self._catalog}, line {self._line}: {why}. Put quotes around each value that contains a quote, comma, or "
-            "line break, and double each quote inside it"
+    try:
+        table = pacsv.read_csv(
+            pa.BufferReader(block),
+            read_options=pacsv.ReadOptions(use_threads=False, block_size=len(block), column_names=header),
+            parse_options=pacsv.ParseOptions(newlines_in_values=True, invalid_row_handler=remember),
+            convert_options=options,
         )
+    except pa.ArrowInvalid as error:
+        if bad:
+            raise UsageError(
+                f"{catalog}, line {line - 1 + bad[0].number}: found {bad[0].actual_columns} values; "
+                f"expected {bad[0].expected_columns}, as in the header: {shown(bad[0].text)}"
+            ) from error
+        raise UsageError(f"{catalog}: cannot be read as CSV from line {line}: {error}") from error
+    columns = [column.combine_chunks() for column in table.columns]
+    return pa.RecordBatch.from_arrays(columns, schema=table.schema)
+
+
+def _row_blocks(catalog: Location, stream: BinaryIO) -> Iterator[tuple[bytes, int]]:
+    """Yield an open CSV file in blocks of whole rows, each with the line in which it begins, counted from 1.
+
+    Raises `UsageError` for a quote that breaks the rules of RFC 4180. Arrow would accept it, and rows might disappear
+    into a value.
+    """
+    rest, line, block = b"", 1, stream.read(BLOCK_BYTES).removeprefix(_BYTE_ORDER_MARK)
+    while block or rest:
+        text = rest + (block or b"\n")
+        values = _VALUES.match(text)
+        place = values.end() if values else 0
+        end = _last_row_end(text, place)
+        if end:
+            yield text[:end], line
+        line += _line_ends(text[:end])
+        rest = text[end:]
+        if place < len(text):
+            _check_quote(catalog, line + _line_ends(text[end:place]), text, place, is_last=not block)
+        if len(rest) > ROW_BYTES:
+            why = f"a row is longer than {ROW_BYTES:,} bytes, or a quote is never closed"
+            raise UsageError(f"{catalog}, line {line}: {why}")
+        block = stream.read(BLOCK_BYTES)
+
+
+def _last_row_end(text: bytes, place: int) -> int:
+    """Return the end of the last row before `place`, which is outside of all quotes, or 0."""
+    line_end = b"\n"
+    if line_end not in text:
+        line_end = b"\r"
+    end = text.rfind(line_end, 0, place) + 1
+    quotes = text.count(b'"', end, place)
+    while quotes % 2:  # inside a value
+        start = text.rfind(line_end, 0, end - 1) + 1
+        quotes += text.count(b'"', start, end)
+        end = start
+    return end
+
+
+def _check_quote(catalog: Location, line: int, text: bytes, place: int, is_last: bool) -> None:
+    """Raise `UsageError` if the quote at a place in `text`, which isn't part of a whole value, breaks the rules."""
+    before, rest = text[:place], text[place:]
+    value = _QUOTED.match(rest)
+    near = shown(rest[:20].decode(errors="replace"))
+    if before and not before.endswith((b",", b"\r", b"\n")):
+        why = f"the quote of {near} is inside a value that doesn't begin with one"
+    elif value is not None and value[0] != rest:
+        end = line + _line_ends(value[0])
+        why = f"text follows the quote that closes the value {near} in line {end}"
+    elif is_last:
+        why = "a quote is never closed"
+    else:
+        return
+    raise UsageError(
+        f"{catalog}, line {line}: {why}. Put quotes around each value that contains a quote, comma, or line break, and "
+        "double each quote inside it"
+    )
 
 
 def _line_ends(text: bytes) -> int:

@@ -9,7 +9,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, BinaryIO, cast
 
 import pyarrow as pa
 import pytest
@@ -123,14 +124,17 @@ _VALUE = r'(?:"(?:[^"]|"")*"|[^",\r\n]*)'
 @given(st.lists(st.text('",\r\na', max_size=6), max_size=8))
 def test_exactly_the_texts_that_break_the_rules_are_refused_however_they_are_split(blocks: list[str]) -> None:
     text = "".join(blocks)
-    check = text_readers._QuoteCheck(location_of("c.csv"))
+    splits = iter([block.encode() for block in blocks if block])
+    stream = cast(BinaryIO, SimpleNamespace(read=lambda size: next(splits, b"")))
     try:
-        for block in (*filter(None, blocks), ""):
-            assert check.passed(block.encode()) == block.encode()
+        read = [block for block, _ in text_readers._row_blocks(location_of("c.csv"), stream)]
     except UsageError:
         assert not re.fullmatch(rf"{_VALUE}(?:[,\r\n]{_VALUE})*", text)
     else:
         assert re.fullmatch(rf"{_VALUE}(?:[,\r\n]{_VALUE})*", text)
+        assert b"".join(read).decode() in (text, f"{text}\n")
+        for block in read:
+            assert len(block) == 1 or re.fullmatch(rf"({_VALUE}(?:,{_VALUE})*(\r?\n|\r))+", block.decode())
 
 
 def stop_after_a_batch(batches: Iterator[pa.RecordBatch]) -> None:
