@@ -1,7 +1,7 @@
 """Parquet files whose bytes depend only on the rows: fixed settings, whole row groups, one chunk per column."""
 
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -75,3 +75,17 @@ class RowGroupWriter(AbstractContextManager["RowGroupWriter"]):
         rest = table.slice(ready).combine_chunks()
         self._waiting = rest.to_batches()
         self._count = rest.num_rows
+
+
+def together(
+    ones: Iterable[pa.RecordBatch], others: Iterator[pa.RecordBatch]
+) -> Iterator[tuple[pa.RecordBatch, pa.RecordBatch]]:
+    """Yield the same rows from two streams, in batches of the same length."""
+    other: pa.RecordBatch | None = None
+    for one in ones:
+        while one.num_rows:
+            while other is None or not other.num_rows:
+                other = next(others)
+            rows = min(one.num_rows, other.num_rows)
+            yield one.slice(0, rows), other.slice(0, rows)
+            one, other = one.slice(rows), other.slice(rows)

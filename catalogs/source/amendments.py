@@ -4,7 +4,7 @@ Rows with the same image_id belong together. As in `segmint.catalogs.source.norm
 rows or runs in DuckDB.
 """
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from segmint.catalogs.parquet import RowGroupWriter
+from segmint.catalogs.parquet import RowGroupWriter, together
 from segmint.catalogs.schema import AMENDABLE, normalized_schema
 from segmint.catalogs.source.normalize import MARK_ROWS, open_database, stage_catalog, write_marked
 from segmint.infra.storage.location import Location
@@ -236,12 +236,10 @@ def _write_amended(
         f"coalesce({given(f'asked.{name}')}, {otherwise}) AS {name}" for name, otherwise in pinned.items()
     )
     reader = database.sql(_VALUES.format(columns=columns), params=dict(parameters)).to_arrow_reader(MARK_ROWS)
-    values = _BatchSlices(reader)
     before = found.rows
     schema = normalized_schema(pq.read_schema(part).names)
     with pq.ParquetFile(part) as file, RowGroupWriter(destination, schema) as writer:
-        for batch in file.iter_batches(batch_size=MARK_ROWS):
-            amended = values.take(batch.num_rows)
+        for batch, amended in together(file.iter_batches(batch_size=MARK_ROWS), iter(reader)):
             _count(batch, amended, images_per_shard, found)
             arrays = [
                 (amended if name in AMENDABLE else batch).column(name).cast(schema.field(name).type)
@@ -266,24 +264,6 @@ def _count(batch: pa.RecordBatch, amended: pa.RecordBatch, images_per_shard: int
             found.examples.append(AmendedValue(batch.column("image_id")[index].as_py(), name, *values))
     found.rows += pc.sum(changed).as_py() or 0
     found.shards |= set(pc.divide(batch.column("ordinal").filter(changed), images_per_shard).unique().to_pylist())
-
-
-class _BatchSlices:
-    """Stream of record batches that returns slices of any length."""
-
-    def __init__(self, batches: Iterator[pa.RecordBatch] | pa.RecordBatchReader) -> None:
-        self._batches = iter(batches)
-        self._rest: pa.Table | None = None
-
-    def take(self, rows: int) -> pa.RecordBatch:
-        """Return the next `rows` rows. The stream must contain that many."""
-        pieces = [] if self._rest is None else [self._rest]
-        while sum(piece.num_rows for piece in pieces) < rows:
-            pieces.append(pa.Table.from_batches([next(self._batches)]))
-        table = pa.concat_tables(pieces)
-        self._rest = table.slice(rows)
-        (batch,) = table.slice(0, rows).combine_chunks().to_batches() or [pa.RecordBatch.from_pylist([])]
-        return batch
 
 
 def one_row(database: duckdb.DuckDBPyConnection, query: str, parameters: Mapping[str, Any]) -> tuple[Any, ...]:

@@ -55,16 +55,7 @@ class NormalizedRows(AbstractContextManager["NormalizedRows"]):
         Ordinals that the catalog doesn't contain are skipped.
         """
         low, high = max(start, self._starts[0]), min(stop, self._starts[-1])
-        if low >= high:
-            return self._schema.empty_table()
-        groups = [
-            index
-            for index, (begin, end) in enumerate(zip(self._starts, self._starts[1:], strict=False))
-            if begin < high and end > low
-        ]
-        with self._damage():
-            table = self._file.read_row_groups(groups)
-        return table.slice(low - self._starts[groups[0]], high - low)
+        return self.take(np.arange(low, high))
 
     def take(self, ordinals: Sequence[int] | NDArray[np.int64], columns: Sequence[str] | None = None) -> pa.Table:
         """Return the rows with these ascending ordinals. Ordinals that the catalog doesn't contain are skipped.

@@ -31,7 +31,17 @@ from segmint.infra.scratch import ScratchFolder
 from segmint.infra.storage.location import Location, put_new_file
 from segmint.infra.storage.stores import OnSkip, warn_of_skipped
 from segmint.infra.threads import map_ahead
-from segmint.infra.uris import LOCAL, UriNotAllowedError, base_name, is_below, local_path, parent, relative_to, scheme
+from segmint.infra.uris import (
+    LOCAL,
+    UriNotAllowedError,
+    base_name,
+    is_below,
+    local_path,
+    parent,
+    plain_forms,
+    relative_to,
+    scheme,
+)
 
 _SIDECAR_ENDINGS = (".json", ".license")
 _SIDECAR_BYTES = 1 << 20
@@ -84,16 +94,9 @@ def relative_rows(rows: Iterator[dict[str, Any]], catalog: Location) -> Iterator
     for row in rows:
         uri = row["uri"]
         below = uri.removeprefix(folder)
-        if below != uri and (scheme(uri) == LOCAL or _leads_to(catalog.uri, below) == uri):
+        if below != uri and (scheme(uri) == LOCAL or uri in plain_forms(below, catalog.uri)):
             row = {**row, "uri": below}
         yield row
-
-
-def _leads_to(catalog: str, uri: str) -> str | None:
-    try:
-        return relative_to(catalog, uri)
-    except UriNotAllowedError:
-        return None
 
 
 def check_relative(folder: Location, catalog: Location, *, absolute: bool) -> None:

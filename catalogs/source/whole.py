@@ -7,6 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from segmint.catalogs.parquet import together
 from segmint.catalogs.schema import JSON_TEXT, SOURCE
 from segmint.catalogs.source.parquet_reader import open_parquet
 from segmint.catalogs.source.readers import catalog_format, read_catalog
@@ -66,7 +67,7 @@ class WholeCatalog:
             yield from (batch.select(names) for batch in read_catalog(self._catalog))
             return
         with self._catalog.unchanged():
-            for ours, theirs in _together(read_catalog(self._catalog), self._raw_batches()):
+            for ours, theirs in together(read_catalog(self._catalog), self._raw_batches()):
                 arrays = [*(ours.column(name) for name in names), *(theirs.column(place) for place in others)]
                 yield pa.RecordBatch.from_arrays(arrays, schema=self.schema)
 
@@ -144,15 +145,3 @@ def _typed(value: Any, field: pa.Field) -> Any:
     is_text = isinstance(value, str) and field.metadata is None
     text = value if is_text else json.dumps(value, ensure_ascii=False)
     return text.encode("utf-8", "replace").decode()  # replaces lone surrogates, which UTF-8 can't encode
-
-
-def _together(ones: Batches, others: Batches) -> Iterator[tuple[pa.RecordBatch, pa.RecordBatch]]:
-    """Yield the same rows from two streams, in batches of the same length."""
-    other: pa.RecordBatch | None = None
-    for one in ones:
-        while one.num_rows:
-            while other is None or not other.num_rows:
-                other = next(others)
-            rows = min(one.num_rows, other.num_rows)
-            yield one.slice(0, rows), other.slice(0, rows)
-            one, other = one.slice(rows), other.slice(rows)
