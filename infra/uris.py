@@ -280,10 +280,9 @@ def _refuse_climbing(uri: str) -> None:
 def _refuse_changed(uri: str) -> None:
     """Raise `UriNotAllowedError` if the client of the URI's store would ask for another object."""
     protocol = scheme(uri)
-    if protocol in AZURE and "." in uri.split("/"):
-        raise UriNotAllowedError(f"{redact(uri)!r} contains '.', which Azure's client removes: rename the object")
-    if protocol not in {"s3", *AZURE} and uri.endswith("/"):
-        raise UriNotAllowedError(f"{redact(uri)!r} ends with '/': expected the URI of an object")
+    loses_dot = protocol in AZURE and "." in uri.split("/")
+    if loses_dot or (protocol not in {"s3", *AZURE} and uri.endswith("/")):
+        raise UriNotAllowedError(f"{redact(uri)!r} contains '.' or ends with '/', which its store's client removes")
 
 
 def _refuse_encoded_control(uri: str) -> None:

@@ -165,8 +165,8 @@ def _redacted_ids(batch: pa.RecordBatch, numbered: pa.RecordBatch, key: bytes) -
     changed = pc.indices_nonzero(pc.not_equal(written, numbered.column("image_id")))
     texts = written.take(changed).to_pylist()
     hashes = [hashlib.blake2b(text.encode(), digest_size=_HASH_BYTES, key=key).digest() for text in texts]
-    columns = [numbered.column("ordinal").take(changed), pa.array(hashes, _REDACTED.field("written").type)]
-    return pa.RecordBatch.from_arrays(columns, schema=_REDACTED)
+    ordinals = numbered.column("ordinal").take(changed)
+    return pa.record_batch({"ordinal": ordinals, "written": hashes}, schema=_REDACTED)
 
 
 def _refuse_equal_ids(catalog: Location, staged: Path, redacted: Path, folder: Path) -> None:

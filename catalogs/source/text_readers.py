@@ -99,30 +99,33 @@ def csv_batches(catalog: Location, only: Container[str] | None = SOURCE.names) -
 
     Batch sizes don't depend on these columns.
     """
+    names: list[str] | None = None
     with open_text(catalog) as stream:
-        names = _header(catalog, stream)
-        stream.seek(0)
-        options = pacsv.ConvertOptions(
-            column_types={name: pa.string() for name in names},
-            include_columns=[name for name in names if only is None or name in only],
-            null_values=[""],
-            strings_can_be_null=True,
-        )
-        header = None  # the first block contains it
         for block, line in _row_blocks(catalog, stream):
-            if block.strip(b"\r\n"):
-                yield _parse_csv(catalog, block, line, header, options)
-                header = names
+            has_header = names is None
+            if not block.strip(b"\r\n"):
+                if has_header and len(block) >= BLOCK_BYTES:
+                    break
+                continue
+            if names is None:
+                names = _header(catalog, block)
+            options = pacsv.ConvertOptions(
+                column_types={name: pa.string() for name in names},
+                include_columns=[name for name in names if only is None or name in only],
+                null_values=[""],
+                strings_can_be_null=True,
+            )
+            yield _parse_csv(catalog, block, line, None if has_header else names, options)
+    if names is None:
+        require_columns(catalog.uri, [])
 
 
-def _header(catalog: Location, stream: BinaryIO) -> list[str]:
-    text = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
+def _header(catalog: Location, block: bytes) -> list[str]:
+    text = io.TextIOWrapper(io.BytesIO(block), encoding="utf-8", newline="")
     try:
-        names = next((line for line in csv.reader(_header_lines(catalog.uri, text), strict=True) if line), [])
+        names = next((line for line in csv.reader(text) if line), [])
     except (UnicodeDecodeError, csv.Error) as error:
         raise UsageError(f"{catalog}: the header is not CSV in UTF-8: {error}") from error
-    finally:
-        text.detach()  # otherwise, the stream would be closed with it
     if len(names) > _MOST_COLUMNS:
         raise UsageError(f"{catalog}: the header has {len(names):,} columns; expected at most {_MOST_COLUMNS:,}")
     require_columns(catalog.uri, names)
@@ -197,14 +200,11 @@ def _last_row_end(text: bytes, place: int) -> int:
 
 def _check_quote(catalog: Location, line: int, text: bytes, place: int, is_last: bool) -> None:
     """Raise `UsageError` if the quote at a place in `text`, which isn't part of a whole value, breaks the rules."""
-    before, rest = text[:place], text[place:]
+    rest = text[place:]
     value = _QUOTED.match(rest)
-    near = shown(rest[:20].decode(errors="replace"))
-    if before and not before.endswith((b",", b"\r", b"\n")):
-        why = f"the quote of {near} is inside a value that doesn't begin with one"
-    elif value is not None and value[0] != rest:
-        end = line + _line_ends(value[0])
-        why = f"text follows the quote that closes the value {near} in line {end}"
+    is_inside = place > 0 and text[place - 1] not in b",\r\n"
+    if is_inside or (value is not None and value[0] != rest):
+        why = f"a quote is inside a value, near {shown(rest[:20].decode(errors='replace'))}"
     elif is_last:
         why = "a quote is never closed"
     else:
@@ -217,15 +217,6 @@ def _check_quote(catalog: Location, line: int, text: bytes, place: int, is_last:
 
 def _line_ends(text: bytes) -> int:
     return text.count(b"\n") + text.count(b"\r") - text.count(b"\r\n")
-
-
-def _header_lines(uri: str, text: io.TextIOWrapper) -> Iterator[str]:
-    taken = 0
-    while line := text.readline(ROW_BYTES):
-        taken += len(line)
-        if taken >= ROW_BYTES:
-            raise UsageError(f"{uri}: no CSV header in its first {ROW_BYTES:,} bytes")
-        yield line
 
 
 def read_json_lines(catalog: Location, on_problem: OnProblem = refuse) -> Iterator[pa.RecordBatch]:

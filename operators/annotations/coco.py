@@ -20,6 +20,7 @@ from segmint.operators.annotations.image import (
     encode_mask,
     id_number,
     label_text,
+    mapping,
     sides,
     stated,
 )
@@ -43,15 +44,12 @@ def parse_coco(data: bytes, name: str) -> Mapping[str, Any]:
         document = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{name} is not JSON ({error}): {expected}") from error
-    if not isinstance(document, dict):
-        kind = "a list" if isinstance(document, list) else "a single value"
-        hint = ". COCO results contain no images; pass the annotations file." if isinstance(document, list) else ""
-        raise UsageError(f"{name} is {kind}: {expected}{hint}")
+    if isinstance(document, list):
+        expected += ". COCO results contain no images; pass the annotations file."
     for key in ("images", "annotations"):
-        if not isinstance(document.get(key), list):
-            found = f"its `{key}` is not a list" if key in document else f"it has no `{key}`"
-            raise UsageError(f"{name} is not a COCO file, because {found}: {expected}")
-    return document
+        if not isinstance(mapping(document).get(key), list):
+            raise UsageError(f"{name} is not a COCO file, because it has no list `{key}`: {expected}")
+    return mapping(document)
 
 
 def read_coco(document: Mapping[str, Any], size_of: Callable[[str], Size | None] = lambda name: None) -> AnnotatedFile:

@@ -82,7 +82,7 @@ class AnnotatedMask:
         """
         height, width = self.rle["size"]
         x, y, wide, high = found = coco.toBbox(self.rle).tolist()
-        edges = np.array([x, y, x + wide, y + high])
+        edges = [x, y, x + wide, y + high]
         if self.stated_box is not None:
             left, top, third, fourth = self.stated_box
             boxes = np.array([[left, top, left + third, top + fourth], self.stated_box])

@@ -21,6 +21,7 @@ from segmint.operators.annotations.image import (
     label_text,
     mapping,
     sides,
+    stated,
 )
 from segmint.operators.annotations.label_studio_rle import decode_runs
 
@@ -196,29 +197,30 @@ def _saved(answer: Mapping[str, Any]) -> float | None:
 
 def _add_regions(image: AnnotatedImage, regions: Sequence[Mapping[str, Any]]) -> None:
     """Add the masks of an annotation, whose results with the same id describe the same region."""
-    shapes = [region for region in regions if _type_of(region) not in _NO_SHAPES]
+    shapes = []
     labels: dict[object, str] = {}
     with_shape = set()
-    for region in shapes:
-        key, label = _key(region), _label(region)
-        if label is not None:
+    for region in regions:
+        kind, key, value = _type_of(region), _key(region), _value(region)
+        if kind in _NO_SHAPES:
+            continue
+        shapes.append((kind, key, value, region))
+        if (label := _label(value)) is not None:
             labels.setdefault(key, label)
-        if _type_of(region) != _LABELS:
+        if kind != _LABELS:
             with_shape.add(key)
     drawn: dict[object, list[Any]] = {}
     others = []
-    for region in shapes:
-        key, value = _key(region), _value(region)
+    for kind, key, value, region in shapes:
         if "rle" not in value:
-            if _type_of(region) != _LABELS or key not in with_shape:
-                others.append(region)
+            if kind != _LABELS or key not in with_shape:
+                others.append((kind, value, region))
         elif value["rle"] not in drawn.setdefault(key, []):
             drawn[key].append(value["rle"])
-            _add(image, region, _label(region) or labels.get(key))
-    for region in others:
-        id, kind = _number(region.get("id")), _type_of(region)
-        why = f"it is of type {kind}, not a brush stroke"
-        if kind in _KEYPOINTS or (kind in _RECTANGLES and _contains_mask(image, _value(region))):
+            _add(image, region, _label(value) or labels.get(key))
+    for kind, value, region in others:
+        id, why = _number(region.get("id")), f"it is of type {kind}, not a brush stroke"
+        if kind in _KEYPOINTS or (kind in _RECTANGLES and _contains_mask(image, value)):
             image.leave_out_prompt(id, kind, why)
         else:
             image.leave_out(id, why)
@@ -249,14 +251,11 @@ def _key(region: Mapping[str, Any]) -> object:
 
 def _contains_mask(image: AnnotatedImage, value: Mapping[str, Any]) -> bool:
     """Return whether a rectangle, in percent of the image, contains most of the box of one of the image's masks."""
-    try:
-        x, y, width, height = (float(value[name]) / 100 for name in ("x", "y", "width", "height"))
-    except (KeyError, TypeError, ValueError):
-        return False
-    for mask in image.masks:
+    box = stated(None, [value.get(name) for name in ("x", "y", "width", "height")])["stated_box"]
+    for mask in image.masks if box else ():
         high, wide = mask.rle["size"]
-        box = np.array([[x * wide, y * high, width * wide, height * high]])
-        if coco.iou(coco.toBbox([mask.rle]), box, [1])[0][0] >= _LEAST_INSIDE:  # the share of the mask's box
+        pixels = np.array([box]) * [wide, high, wide, high] / 100
+        if coco.iou(coco.toBbox([mask.rle]), pixels, [1])[0][0] >= _LEAST_INSIDE:  # the share of the mask's box
             return True
     return False
 
@@ -278,10 +277,10 @@ def _add(image: AnnotatedImage, region: Mapping[str, Any], label: str | None) ->
         image.leave_out(id, error)
 
 
-def _label(region: Mapping[str, Any]) -> str | None:
+def _label(value: Mapping[str, Any]) -> str | None:
     """Return the first label of a result, or None if the result has no label."""
     for name in ("brushlabels", _LABELS):
-        labels = _value(region).get(name)
+        labels = value.get(name)
         if isinstance(labels, list) and labels:
             return label_text(labels[0])
     return None

@@ -212,9 +212,9 @@ def test_a_known_size_comes_before_the_files() -> None:
     [
         (b"\x89PNG", "not JSON"),
         (b"[" * 100_000, "not JSON"),
-        (b"[]", "a list.*expected.*COCO results"),
-        (b"{}", "it has no `images`"),
-        (b'{"images": [], "annotations": {}}', "its `annotations` is not a list"),
+        (b"[]", "no list `images`: expected.*COCO results"),
+        (b"{}", "it has no list `images`"),
+        (b'{"images": [], "annotations": {}}', "it has no list `annotations`"),
     ],
 )
 def test_a_file_that_is_no_coco_is_an_error_that_says_so(data: bytes, why: str) -> None:

@@ -194,7 +194,7 @@ def test_a_mask_without_an_image_may_be_of_any_image_of_the_file(
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[]", "is a list: expected COCO's JSON"),
+        ("[]", "it has no list `images`: expected COCO's JSON"),
         ("{", "is not JSON"),
         (json.dumps(coco_of({77: []})), "no image of .* is in .*the first is sa_77.jpg.*--match"),
         (None, "does not exist"),
