@@ -230,8 +230,8 @@ DATASET_MUTANTS = (
     Mutant(
         "later answers for a part of an image replace the other parts",
         "operators/annotations/label_studio.py",
-        "for image in images for mask in image.masks]",
-        "for image in images[-1:] for mask in image.masks]",
+        "whole.masks.extend(image.masks)",
+        "whole.masks[:] = image.masks",
         "tests/operators/annotations/test_label_studio.py",
     ),
     Mutant(
