@@ -68,14 +68,25 @@ def shown(value: object) -> str:
 def json_object(data: bytes, where: str, expected: str) -> dict[str, Any]:
     """Parse a JSON object.
 
-    Raises `UsageError` with the location `where` and the `expected` content for any other text.
+    Raises `UsageError` with the location `where` and the `expected` content for any other text, and for an object that
+    has a catalog's column twice.
     """
     try:
-        value = json.loads(data)
+        value = json.loads(data, object_pairs_hook=_as_object)
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{where} is not JSON ({error}): {shown(data[:60])}; expected {expected}") from error
     if not isinstance(value, dict):
         raise UsageError(f"{where}: found {shown(value)}; expected {expected}")
+    return value
+
+
+def _as_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        names = [name for name, _ in pairs]
+        for name in SOURCE.names:
+            if names.count(name) > 1:
+                raise ValueError(f"its key {name!r} occurs {names.count(name)} times")
     return value
 
 

@@ -218,7 +218,8 @@ def _from_license(where: str, data: bytes) -> dict[str, Any]:
         raise UsageError(f"{where} is not UTF-8 text: {error}") from error
     tags: dict[str, str] = {}
     for name, value in _TAG.findall(text):
-        tags[name] = f"{tags[name]}; {value}" if name == "FileCopyrightText" and name in tags else value
+        if tags.setdefault(name, value) != value:
+            tags[name] += f"{'; ' if name == 'FileCopyrightText' else ' AND '}{value}"
     license = tags.get("License-Identifier", text if not tags else "")
     if not license:
         raise UsageError(f"{where} has no license: expected an identifier, or SPDX-License-Identifier: …")

@@ -263,6 +263,21 @@ def test_a_line_is_a_row_even_if_others_even_out_the_count(folder: Path, text: s
         read_lines(folder / "bad.jsonl")
 
 
+@pytest.mark.parametrize(
+    "row",
+    [
+        '{"uri": "b", "license": "CC-BY-NC-4.0", "license": "CC0-1.0"}',
+        '{"uri": "b", "license": "CC-BY-NC-4.0", "license": null}',
+        '{"uri": "b", "license": "x", "uri": "c"}',
+    ],
+)
+def test_a_row_that_has_a_column_twice_is_refused(folder: Path, row: str) -> None:
+    text = '{"uri": "a", "license": "x", "note": 1, "note": 2}\n'
+    (folder / "twice.jsonl").write_text(text * 2 + row + "\n", encoding="utf-8")
+    with pytest.raises(UsageError, match=r"twice\.jsonl, row 3 .*occurs 2 times"):
+        read_lines(folder / "twice.jsonl")
+
+
 @pytest.mark.parametrize("start", ["", "\n"])
 def test_a_row_that_is_too_long_is_refused(folder: Path, start: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("segmint.catalogs.source.text_readers.ROW_BYTES", 1000)
