@@ -48,6 +48,10 @@ def test_what_is_an_identifier(text: str, identifier: str | None) -> None:
         ("CC0", "CC0-1.0"),
         ("CC-BY-NC-4,0", "CC-BY-NC-4.0"),
         ("Appache-2.0", "Apache-2.0"),
+        ("OGL 3.0", None),  # not OSL-3.0
+        ("BSD-3", None),  # not BSD-2
+        ("BSD", None),
+        ("CC-NC-SA-1.0", None),  # without attribution
         ("all rights reserved, do not touch", None),
     ],
 )
