@@ -111,7 +111,7 @@ def _advice(uri: str, error: BaseException, verdict: ErrorKind, tries: int) -> s
         return "; there is no such bucket: check its name and the endpoint"
     if code in CLOCK_CODES:
         return f"; this machine's clock is wrong: it says {datetime.now(UTC):%Y-%m-%d %H:%M} UTC. Set it"
-    if 300 <= status < 400:
+    if 300 <= status < 400 or isinstance(error, RecursionError):  # botocore follows in vain
         return "; the store redirects, which is not followed: check the endpoint and the region"
     if verdict is ErrorKind.REFUSED and scheme(uri) == LOCAL:
         return "; check the permissions of the file and its folder"

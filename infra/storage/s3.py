@@ -20,6 +20,7 @@ from segmint.infra.storage.stores import (
     ObjectVersion,
     OnSkip,
     check_length,
+    check_place,
     check_size,
     endless_error,
     warn_of_skipped,
@@ -54,7 +55,6 @@ are larger."""
 _PARTS_AT_ONCE = 4
 _MOST_PARTS = 10_000
 _PART_POLICY = RetryPolicy()
-
 _MOST_IDLE_PAGES = 100
 _ENTRIES = ("Contents", "CommonPrefixes", "Versions", "DeleteMarkers")  # of a page of a listing
 
@@ -314,7 +314,8 @@ class S3Store:
                 body.close()
             if announced is not None:
                 check_length(len(data), announced)
-            total = str(answer.get("ContentRange", "")).rpartition("/")[2]  # "bytes 0-9/100"
+            place, _, total = str(answer.get("ContentRange", "")).rpartition("/")  # "bytes 0-9/100"
+            check_place(place, conditions.get("Range", "bytes=0-"))
             size = int(total) if total.isdigit() else None
             return data, ObjectVersion(size, answer.get("ETag"), answer.get("LastModified"))
 

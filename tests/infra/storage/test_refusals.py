@@ -63,6 +63,14 @@ def test_a_refusal_of_looks_only_stays_one(s3: TinyS3) -> None:
         Storage(s3.options, QUICK).size(URI)
 
 
+@pytest.mark.parametrize("status", [301, 302, 307, 308])
+def test_a_store_that_redirects_every_request_is_named(s3: TinyS3, status: int) -> None:
+    storage = refuse(s3, status, "PermanentRedirect")
+    for use in (storage.exists, storage.size, storage.open, storage.read, storage.list):
+        with pytest.raises(StorageFaultError, match="the store redirects, which is not followed"):
+            use(URI)
+
+
 def test_a_busy_store_is_not_asked_for_reasons(s3: TinyS3) -> None:
     storage = refuse(s3, 503, "SlowDown")
     with pytest.raises(StorageFaultError):

@@ -94,6 +94,20 @@ def test_an_object_that_is_replaced_while_it_is_read_is_not_read(s3: TinyS3, new
     assert len([request for request in s3.requests if "range" in request.headers]) == ranges + 1, "no second attempt"
 
 
+def test_another_range_of_the_same_length_is_not_read(s3: TinyS3) -> None:
+    def policy(request: Request, answer: Answer) -> Answer:
+        if request.headers.get("range", "").startswith("bytes=2000-"):
+            answer.body, answer.headers["Content-Range"] = OLD[:1000], "bytes 0-999/5000"
+        return answer
+
+    s3.policy = policy
+    with (
+        Storage(s3.options, QUICK).open(URI) as stream,
+        pytest.raises(StorageFaultError, match="received bytes 0-999 instead of bytes=2000-2999"),
+    ):
+        in_pieces(stream)
+
+
 @pytest.mark.parametrize("ranges", [True, False])
 def test_each_request_after_the_first_names_the_version(s3: TinyS3, ranges: bool) -> None:
     storage, etag = Storage(s3.options, QUICK), f'"{hashlib.md5(OLD).hexdigest()}"'
