@@ -67,7 +67,8 @@ def scan(
 
     `uri` is absolute, and `image_id` is the image's name relative to `folder`. A row may have no license. `on_skip` is
     called for each entry that a catalog can't name: a circular link, or a name that isn't UTF-8 or isn't allowed in a
-    URI. Raises `UsageError` if a license is not an identifier, or a sidecar is invalid.
+    URI. Raises `UsageError` if a license is not an identifier, if a sidecar is invalid, or if the store lists a sidecar
+    away from its image.
     """
     base = _absolute(folder)
     common = {
@@ -155,7 +156,10 @@ def _images(base: Location, on_skip: OnSkip) -> Iterator[_ScannedImage]:
     # Names are sorted, so all names that start with an image's name follow that image directly. To find its sidecars,
     # it is enough to keep these few images in memory.
     open_images: deque[_ScannedImage] = deque()
+    last, alone, in_order = "", "", True
     for entry in base.walk(on_skip=on_skip):
+        in_order &= last < entry.name
+        last = entry.name
         if not entry.name.lower().endswith(IMAGE_ENDINGS + _SIDECAR_ENDINGS):
             continue
         unfit = _unfit(base, entry.name)
@@ -168,9 +172,16 @@ def _images(base: Location, on_skip: OnSkip) -> Iterator[_ScannedImage]:
             open_images.append(_ScannedImage(entry.name))
         elif entry.name.lower().endswith(_SIDECAR_ENDINGS):
             owner = entry.name.rpartition(".")[0]
-            for image in open_images:
-                if image.name == owner:
-                    image.sidecars.append(entry.name)
+            owners = [image for image in open_images if image.name == owner]
+            for image in owners:
+                image.sidecars.append(entry.name)
+            if not owners and owner.lower().endswith(IMAGE_ENDINGS):
+                alone = entry.name
+        if alone and not in_order:
+            raise UsageError(
+                f"{base / alone} is not listed after its image, because the store doesn't list names in order. Without "
+                "its sidecar, the image could get a wrong license: copy the images to a store with ordered listings"
+            )
     yield from open_images
 
 

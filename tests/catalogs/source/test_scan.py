@@ -205,6 +205,33 @@ def test_every_key_of_a_bucket_gets_its_own_uri_license_and_credit(monkeypatch: 
         server.shutdown()
 
 
+def listed(folder: Path, names: list[str], monkeypatch: pytest.MonkeyPatch) -> Location:
+    """A folder that lists its files in this order."""
+    make(folder, {name: '{"license": "CC-BY-NC-4.0"}' if "json" in name else "" for name in names})
+    found = {entry.name: entry for entry in location_of(folder).walk()}
+    monkeypatch.setattr(Storage, "walk", lambda *arguments, **options: map(found.__getitem__, names))
+    return location_of(folder)
+
+
+@pytest.mark.parametrize(
+    "names", [["b.jpg", "a.jpg", "a.jpg.json", "b.jpg.json"], ["a.jpg.json", "a.jpg"], ["b.jpg.json", "a.jpg", "b.jpg"]]
+)
+def test_a_sidecar_that_is_listed_away_from_its_image_is_refused(
+    tmp_path: Path, names: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = listed(tmp_path, names, monkeypatch)
+    with pytest.raises(UsageError, match=r"jpg\.json is not listed after its image"):
+        list(scan(folder, license="CC0-1.0"))
+
+
+@pytest.mark.parametrize("names", [["b/z.jpg", "b-1.jpg", "b-1.jpg.json"], ["b.jpg", "b.jpg.json", "a.jpg"]])
+def test_other_orders_of_a_listing_are_fine(tmp_path: Path, names: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = {row["image_id"]: row["license"] for row in scan(listed(tmp_path, names, monkeypatch), license="CC0-1.0")}
+    assert rows == {
+        name: "CC-BY-NC-4.0" if f"{name}.json" in names else "CC0-1.0" for name in names if "json" not in name
+    }
+
+
 def test_a_catalog_that_is_put_while_another_is_written_stays(tmp_path: Path) -> None:
     file = tmp_path / "c.jsonl"
 
