@@ -98,13 +98,18 @@ def _mask(geometry: Any, size: Size | None) -> CocoRle:
         raise UnreadableMaskError(f"its geometry is {str(kind)[:40]}: expected Polygon or MultiPolygon")
     try:
         polygons = [coordinates] if kind == "Polygon" else coordinates
-        every = itertools.chain.from_iterable(polygons)
-        rings = [[value for point in ring for value in (point[0], point[1])] for ring in every]
+        parts = [
+            [[value for point in ring for value in (point[0], point[1])] for ring in polygon] for polygon in polygons
+        ]
     except (TypeError, LookupError) as error:
         raise UnreadableMaskError("its coordinates are not lists of points") from error
     if any(len(polygon) > 1 and len(polygon[0]) < 3 for polygon in polygons):  # its holes would be filled
         raise UnreadableMaskError("a polygon with holes has an outline of fewer than three points")
-    return encode_mask(fill_rings(usable_polygons(rings, size), size))
+    usable_polygons(list(itertools.chain.from_iterable(parts)), size)
+    mask = np.zeros(size, bool)
+    for rings in parts:
+        mask |= fill_rings(rings, size)
+    return encode_mask(mask)
 
 
 def _label(classification: Any) -> str | None:

@@ -47,6 +47,22 @@ def test_slanted_edges_take_the_pixels_whose_centers_are_inside() -> None:
     np.testing.assert_array_equal(fill_rings([[-40, -30, 160, -30, 160, 120, -40, 120]], (60, 80)), np.ones((60, 80)))
 
 
+def test_polygons_of_a_shape_may_overlap() -> None:
+    def square(x: int, y: int, side: int) -> list[list[int]]:
+        return [[x, y], [x + side, y], [x + side, y + side], [x, y + side], [x, y]]
+
+    ring = [square(0, 0, 10), square(2, 2, 4)]
+    for polygons, area in (
+        ([[square(0, 0, 10)], [square(5, 5, 10)]], 175),
+        ([[square(0, 0, 10)], [square(0, 0, 10)]], 100),
+        ([ring, [square(20, 20, 5)]], 109),
+        ([ring, [square(3, 3, 10)]], 100 - 16 + 100 - 40),
+    ):
+        geometry = {"type": "MultiPolygon", "coordinates": polygons}
+        (mask,) = read([{"geometry": geometry}], image={"height": 60, "width": 80}).masks
+        assert mask.area == area, polygons
+
+
 @pytest.mark.parametrize(
     ("classification", "label"),
     [
