@@ -7,6 +7,7 @@ import simplejpeg
 from PIL import ImageSequence
 from PIL.TiffImagePlugin import (
     BITSPERSAMPLE,
+    COLORMAP,
     COMPRESSION,
     EXTRASAMPLES,
     FILLORDER,
@@ -34,8 +35,8 @@ from segmint.operators.prepare.jpeg import strict_samples
 _REDUCED_RESOLUTION = 1  # bit of NewSubfileType
 _NEW_SUBFILE_TYPE, _INK_SET, _DOT_RANGE, _DNG_VERSION = 254, 332, 336, 50706
 _MOST_PAGES = 1000  # the first page and its reduced copies
-_CMYK, _YCC = 5, 6  # PhotometricInterpretation
-_UNCOMPRESSED, _JPEG, _DEFLATE = 1, 7, (8, 32946)
+_PALETTE, _CMYK, _YCC = 3, 5, 6  # PhotometricInterpretation
+_UNCOMPRESSED, _JPEG, _WEBP, _DEFLATE = 1, 7, 50001, (8, 32946)
 _LARGEST_TILE = 1 << 20  # pixels by which a tile may exceed its image
 
 _YCC_LAYOUTS = {(6, 3), (_JPEG, 1), (_JPEG, 3)}
@@ -56,12 +57,16 @@ def check_page(source: TiffImageFile, data: bytes) -> None:
         raise RejectedError(Reason.UNSUPPORTED_FORMAT, "a camera's raw file, of which TIFF holds a thumbnail")
     check_strips(source, data)
     is_unsigned = set(tags.get(SAMPLEFORMAT, (1,))) == {1}
-    if not is_unsigned or (source.mode.startswith("I;16") and set(tags[BITSPERSAMPLE]) != {16}):
+    is_dark = tags.get(PHOTOMETRIC_INTERPRETATION) == _PALETTE and max(tags.get(COLORMAP, (0,))) < 256  # 8-bit palette
+    if not is_unsigned or is_dark or (source.mode.startswith("I;16") and set(tags[BITSPERSAMPLE]) != {16}):
         raise _unsupported(tags)  # Pillow reads the samples as if they were unsigned, and 12 bits as if they were 16
-    for number, _ in enumerate(ImageSequence.Iterator(source)):
-        if number == _MOST_PAGES or (number > 0 and not _is_reduced(source)):
-            detail = f"a TIFF file of several pages, or with over {_MOST_PAGES:,} reduced copies; expected one page"
-            raise RejectedError(Reason.UNSUPPORTED_FORMAT, detail)
+    several = f"a TIFF file of several pages, or with over {_MOST_PAGES:,} reduced copies; expected one page"
+    try:
+        for number, _ in enumerate(ImageSequence.Iterator(source)):
+            if number == _MOST_PAGES or (number > 0 and not _is_reduced(source)):
+                raise RejectedError(Reason.UNSUPPORTED_FORMAT, several)
+    except SyntaxError:  # Pillow can't open a further page
+        raise RejectedError(Reason.UNSUPPORTED_FORMAT, several) from None
     source.seek(0)
 
 
@@ -176,14 +181,15 @@ def _is_read_exactly(tags: Tags) -> bool:
     """Return False for a layout that Pillow 13 and libtiff 4.7 decode to other samples, or that few files have.
 
     Pillow reads uncompressed separate planes as 8-bit samples in normal bit order. It ignores the tags of YCbCr without
-    JPEG, and those that say that inks aren't cyan, magenta, yellow, and black, or that 0 isn't 0%.
+    JPEG, and those that say that inks aren't cyan, magenta, yellow, and black, or that 0 isn't 0%. Its
+    libtiff doesn't contain WebP.
     """
     colors, samples = tags.get(PHOTOMETRIC_INTERPRETATION, 0), tags.get(SAMPLESPERPIXEL, 1)
     compression = tags.get(COMPRESSION, _UNCOMPRESSED)
     is_reversed = tags.get(FILLORDER, 1) != 1
     if colors == _CMYK and (tags.get(_INK_SET, 1) != 1 or tags.get(_DOT_RANGE, (0,))[0] != 0):
         return False
-    if colors == _YCC and (compression, samples) not in _YCC_LAYOUTS:
+    if compression == _WEBP or (colors == _YCC and (compression, samples) not in _YCC_LAYOUTS):
         return False
     if is_reversed and compression in _DEFLATE:
         return False

@@ -178,6 +178,33 @@ def test_one_number_of_bits_counts_for_all_samples() -> None:
         assert verdict(data, COLORS) == "exact"
 
 
+def test_a_palette_with_values_of_8_bits_is_unsupported() -> None:
+    """Pillow divides them by 256, which makes the image black."""
+    ramp = list(range(256))
+    for scale, expected in ((257, "exact"), (256, "exact"), (1, Reason.UNSUPPORTED_FORMAT)):
+        palette = {320: (3, [value * scale for value in ramp * 3])}
+        for compression in (RAW, DEFLATE):
+            assert verdict(tiff(LEVELS, 8, 3, compression=compression, tags=palette), GRAY) == expected
+
+
+def test_a_further_page_that_pillow_cannot_open_is_a_page() -> None:
+    data = tiff(COLORS, 8, 2)
+    page = {256: WIDTH, 257: HEIGHT, 258: 8, 262: 9, 277: 1}  # of a kind of L*a*b*
+    directory = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in page.items())
+    (place,) = struct.unpack_from("<I", data, 4)
+    (count,) = struct.unpack_from("<H", data, place)
+    chained = bytearray(data)
+    struct.pack_into("<I", chained, place + 2 + 12 * count, len(data))
+    assert verdict(data, COLORS) == "exact"
+    with pytest.raises(RejectedError, match="several pages") as refusal:
+        decode_photograph(bytes(chained) + struct.pack("<H", len(page)) + directory + bytes(4))
+    assert refusal.value.reason == Reason.UNSUPPORTED_FORMAT
+
+
+def test_compression_that_the_decoder_lacks_is_unsupported() -> None:
+    assert refusal(tiff(COLORS, 8, 2, tags={259: (3, [50001])})) == Reason.UNSUPPORTED_FORMAT
+
+
 def test_an_uncompressed_strip_has_the_bytes_of_its_pixels() -> None:
     row = WIDTH * 3
     whole = [16 * row] * 3 + [2 * row]
