@@ -16,6 +16,9 @@ Array = npt.NDArray[Any] | Tensor
 _BINARY_LOGIT = 10.0
 """Logit of a binary mask's foreground. The background has its negative."""
 
+_LARGEST_LOGIT = 100.0
+"""Masks without negative numbers whose maximum is this large, or 1 or less, contain levels or shares, not logits."""
+
 
 @dataclass(frozen=True)
 class Prompts:
@@ -133,10 +136,10 @@ def _logits(masks: Tensor) -> Tensor:
                     "type bool"
                 )
             return torch.where(values > 0, _BINARY_LOGIT, -_BINARY_LOGIT)
-    if not real:
+    if not real or values.amax() <= 1 or _LARGEST_LOGIT <= values.amax() < torch.inf:
         raise ValueError(
-            f"masks have the type {_type_of(masks)}: expected logits as floating-point numbers, or a binary mask of "
-            "bools, of 0 and 1, or of 0 and 255"
+            f"masks have the type {_type_of(masks)} and the maximum {values.amax():.4g}: expected logits as "
+            "floating-point numbers, or a binary mask of bools, of 0 and 1, or of 0 and 255"
         )
     return masks
 

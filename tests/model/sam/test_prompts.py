@@ -82,6 +82,7 @@ def test_coordinates_are_scaled_along_their_own_axis() -> None:
 
 
 DISK = np.hypot(*np.mgrid[-128:128, -128:128]) < 60
+SOFT = (DISK * 0.9 + 0.01).astype(np.float32)  # such as shares, or an edge that was scaled
 
 
 @pytest.mark.parametrize(
@@ -117,8 +118,10 @@ def test_logits_stay_as_they_are(dtype: str) -> None:
     [
         ("masks", DISK.astype(np.float32), "masks contain only 0 and 1 as float32: expected logits"),
         ("masks", torch.from_numpy(DISK) * 255.0, "masks contain only 0 and 255 as float32: expected logits"),
-        ("masks", DISK.astype(np.int64) * 7, "masks have the type int64: expected logits"),
-        ("masks", DISK.astype(np.int8) * -1, "masks have the type int8: expected logits"),
+        ("masks", DISK.astype(np.int64) * 7, "masks have the type int64 and the maximum 7: expected logits"),
+        ("masks", DISK.astype(np.int8) * -1, "masks have the type int8 and the maximum 0: expected logits"),
+        ("masks", SOFT, "masks have the type float32 and the maximum 0.9.*: expected logits"),
+        ("masks", torch.from_numpy(SOFT) * 255, "masks have the type float32 and the maximum 2.*: expected logits"),
         ("masks", torch.from_numpy(DISK) * 1j, "masks have the type complex64: expected numbers"),
         ("points", POINTS[0] > 0, "points have the type bool: expected numbers"),
         ("points", torch.zeros(1, 1, 2, dtype=torch.complex64), "points have the type complex64: expected numbers"),
