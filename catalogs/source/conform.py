@@ -5,7 +5,6 @@ import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from datetime import date
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -73,7 +72,7 @@ def json_object(data: bytes, where: str, expected: str) -> dict[str, Any]:
     has a catalog's column twice.
     """
     try:
-        value = json.loads(data, object_pairs_hook=partial(_as_object, where))
+        value = json.loads(data, object_pairs_hook=_as_object)
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{where} is not JSON ({error}): {shown(data[:60])}; expected {expected}") from error
     if not isinstance(value, dict):
@@ -81,26 +80,24 @@ def json_object(data: bytes, where: str, expected: str) -> dict[str, Any]:
     return value
 
 
-def _as_object(where: str, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _as_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) < len(pairs):
-        _require_once(where, [name for name, _ in pairs])
+        columns = [name for name, _ in pairs if name in SOURCE.names]
+        if len(columns) > len(set(columns)):
+            raise ValueError("a column occurs twice")
     return value
 
 
 def require_columns(catalog: str, names: list[str]) -> None:
     """Raise `UsageError` if a required column is missing, or if a column of `SOURCE` occurs twice."""
-    _require_once(catalog, names)
+    for name in SOURCE.names:
+        if names.count(name) > 1:
+            raise UsageError(f"{catalog}: the column {name!r} occurs {names.count(name)} times")
     for name in REQUIRED:
         if name not in names:
             there = ", ".join(names[:20]) or "none"
             raise UsageError(f"{catalog}: the column {name!r} is missing; it has: {there}")
-
-
-def _require_once(catalog: str, names: list[str]) -> None:
-    for name in SOURCE.names:
-        if names.count(name) > 1:
-            raise UsageError(f"{catalog}: the column {name!r} occurs {names.count(name)} times")
 
 
 def require_types(catalog: str, schema: pa.Schema, own: Collection[str] = ()) -> list[str]:

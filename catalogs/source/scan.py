@@ -172,11 +172,12 @@ def _images(base: Location, on_skip: OnSkip) -> Iterator[_ScannedImage]:
             open_images.append(_ScannedImage(entry.name))
         elif entry.name.lower().endswith(_SIDECAR_ENDINGS):
             owner = entry.name.rpartition(".")[0]
-            owners = [image for image in open_images if image.name == owner]
-            for image in owners:
-                image.sidecars.append(entry.name)
-            if not owners and owner.lower().endswith(IMAGE_ENDINGS):
-                alone = entry.name
+            for image in open_images:
+                if image.name == owner:
+                    image.sidecars.append(entry.name)
+                    break
+            else:
+                alone = entry.name if owner.lower().endswith(IMAGE_ENDINGS) else alone
         if alone and not in_order:
             raise UsageError(
                 f"{base / alone} is not listed after its image, because the store doesn't list names in order. Without "

@@ -119,15 +119,6 @@ def check_length(got: int, expected: int) -> None:
         raise ShortBodyError(errno.EIO, f"received {got} bytes instead of {expected}")
 
 
-def check_place(sent: str, requested: str) -> None:
-    """Raise `ShortBodyError` if a response contains another range of bytes, which begins at another byte.
-
-    `sent` is like `bytes 5-9`, or empty if the response doesn't say. `requested` is like `bytes=5-9`.
-    """
-    if sent and sent[6:].partition("-")[0] != requested[6:].partition("-")[0]:
-        raise ShortBodyError(errno.EIO, f"received {sent} instead of {requested}")
-
-
 def check_version(uri: str, first: ObjectVersion, now: ObjectVersion) -> ObjectVersion:
     """Raise `ObjectChangedError` if two responses describe different versions of an object.
 

@@ -110,7 +110,7 @@ def test_what_no_catalog_can_name_is_skipped_by_name(tmp_path: Path) -> None:
         ("a.jpg.json", "{", "a.jpg.json is not JSON"),
         ("a.jpg.json", "[]", "a.jpg.json: found [];"),
         ("a.jpg.json", '{"license": "CC-BY"}', "did you mean CC-BY-4.0"),
-        ("a.jpg.json", '{"license": "CC0-1.0", "license": "CC-BY-4.0"}', "the column 'license' occurs 2 times"),
+        ("a.jpg.json", '{"license": "CC0-1.0", "license": "CC-BY-4.0"}', "a column occurs twice"),
         ("a.jpg.json", '{"redistributable": "no"}', "a.jpg.json, key redistributable"),
         ("a.jpg.json", '{"valid_until": "tomorrow"}', "YYYY-MM-DD"),
         ("a.jpg.license", "All rights reserved", "a.jpg.license: 'All rights reserved' is not a license identifier"),
