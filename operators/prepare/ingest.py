@@ -44,6 +44,7 @@ T = TypeVar("T")
 Pixels = NDArray[np.uint8]
 
 _LACKS_FEATURE = re.compile("Unsupported|cannot handle|unknown raw mode|.* not (yet )?supported")
+_DARK_GAMMA = 0.8  # sRGB's is 0.45, and linear samples, which viewers show brighter, have 1
 _BMP_BITS = {"1": 1, "L": 8}  # bits per pixel that Pillow reads in these modes
 
 
@@ -162,6 +163,8 @@ def _check_kind(source: ImageFile.ImageFile, kind: str, data: bytes) -> None:
     elif kind == "PNG" and data[24] == 16 and "transparency" in source.info:
         detail = "a PNG file with 16 bits per sample and a transparent color"
         raise RejectedError(Reason.UNSUPPORTED_FORMAT, detail)
+    elif kind == "PNG" and source.info.get("gamma", 0) > _DARK_GAMMA and "icc_profile" not in source.info:
+        raise RejectedError(Reason.UNSUPPORTED_FORMAT, "a PNG file whose gAMA chunk says that its samples are linear")
     elif kind != "HEIC" and getattr(
         source, "is_animated", False
     ):  # several images in a HEIC aren't frames; one of them is the primary image

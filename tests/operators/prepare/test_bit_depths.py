@@ -199,3 +199,8 @@ def test_each_depth_of_jpegs_and_avifs_gives_its_pixels_or_is_unsupported() -> N
             data = imagecodecs.avif_encode(deep(samples, bits), level=95, bitspersample=bits)
             found[f"AVIF {name}", bits] = verdict(data, pixels, 12), "exact"
     assert {key: value for key, value in found.items() if value[0] != value[1]} == {}
+
+
+def test_a_png_with_linear_samples_is_unsupported() -> None:
+    for gamma, found in ((45_455, "exact"), (55_556, "exact"), (100_000, UNSUPPORTED)):
+        assert verdict(png(COLORS, 8, 2, png_chunk(b"gAMA", struct.pack(">I", gamma))), COLORS) == found
