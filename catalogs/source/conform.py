@@ -22,6 +22,7 @@ _TRUTH = {"true": True, "false": False, "yes": True, "no": False, "1": True, "0"
 _SEARCHED = 5000  # characters of a value that are searched for credentials; a row may contain four million
 _FIRST_DAY, _LAST_DAY = (pa.scalar((day - date(1970, 1, 1)).days, pa.int64()) for day in (date.min, date.max))
 _MS_A_DAY = 86_400_000
+_COLUMNS = frozenset(SOURCE.names)
 
 EXPECTED = {
     "redistributable": "true, false, or empty",
@@ -81,12 +82,10 @@ def json_object(data: bytes, where: str, expected: str) -> dict[str, Any]:
 
 
 def _as_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    value = dict(pairs)
-    if len(value) < len(pairs):
-        columns = [name for name, _ in pairs if name in SOURCE.names]
-        if len(columns) > len(set(columns)):
-            raise ValueError("a column occurs twice")
-    return value
+    columns = [name for name, _ in pairs if name in _COLUMNS]
+    if len(columns) > len(set(columns)):
+        raise ValueError("a column occurs twice")
+    return dict(pairs)
 
 
 def require_columns(catalog: str, names: list[str]) -> None:

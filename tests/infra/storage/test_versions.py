@@ -103,7 +103,7 @@ def test_another_range_of_the_same_length_is_not_read(s3: TinyS3) -> None:
     s3.policy = policy
     with (
         Storage(s3.options, QUICK).open(URI) as stream,
-        pytest.raises(StorageFaultError, match="received bytes 0-999 instead of bytes=2000-2999"),
+        pytest.raises(StorageFaultError, match="received bytes 0-999, but requested other bytes"),
     ):
         in_pieces(stream)
 
