@@ -14,7 +14,7 @@ LONGEST = 1000
 """Maximum number of characters in a license identifier. A longer text is assumed to be a full license text."""
 
 _LICENSE_REF = re.compile(r"LicenseRef-[A-Za-z0-9.\-]+")
-_VERSION = re.compile(r"-v?\d+(\.\d+)*$")
+_VERSION = re.compile(r"-v?\d+(\.\d+)+$")
 _ALMOST = 0.95  # difflib's ratio (2 × characters in common / characters of both), which "unlicensed" doesn't reach
 _TERMS = ("by", "nc", "nd", "sa")
 _NOISE = frozenset(
