@@ -1,5 +1,6 @@
 """Resolving device, precision and threads on the machine that runs the tests."""
 
+import json
 import os
 import platform
 import subprocess
@@ -116,34 +117,49 @@ def test_bf16_by_torch_on_a_cpu_without_it_is_warned_of(monkeypatch: pytest.Monk
         warn_of_slow_bf16(Compute("cpu", "bf16", 1))
 
 
-NAME = "from segmint.infra.device import cpu_bits; print(cpu_bits(1, 'fp32'))"
-
-
-def named(**variables: str) -> str:
-    """The name in another process with these environment variables."""
-    command = [sys.executable, "-c", NAME]
-    return subprocess.run(command, env={**os.environ, **variables}, text=True, capture_output=True, check=True).stdout
-
-
-def test_the_name_is_the_same_in_every_process_and_leaves_the_threads_alone() -> None:
-    before = torch.get_num_threads()
-    here = cpu_bits(1, "fp32")
-    assert torch.get_num_threads() == before
-    assert named().strip() == here
-    assert cpu_bits(1, "bf16") != here
-
+NAMES = """
+import json, os, sys
+import torch
+from segmint.infra.device import cpu_bits
+for variables in json.loads(sys.argv[1]):
+    child = os.fork()  # torch has computed nothing: each child chooses its instructions
+    if not child:
+        os.environ.update(variables)
+        print(cpu_bits(1, "fp32"), flush=True)
+        os._exit(0)
+    os.waitpid(child, 0)
+"""
 
 OLDER = {"AVX512": ("AVX2", "avx2"), "AVX2": ("SSE41", "default")}
 """The next older instructions by the CPU's, by oneDNN's and by torch's name."""
 
 
+@pytest.fixture(scope="module")
+def names() -> list[str]:
+    """The names in other processes: as here, and with each library held to older instructions."""
+    held: list[dict[str, str]] = [{}]
+    capability = torch.backends.cpu.get_cpu_capability()
+    if capability in OLDER:
+        onednn, aten = OLDER[capability]
+        held += [{"ONEDNN_MAX_CPU_ISA": onednn}, {"MKL_CBWR": "COMPATIBLE"}, {"ATEN_CPU_CAPABILITY": aten}]
+    command = [sys.executable, "-c", NAMES, json.dumps(held)]
+    done = subprocess.run(command, env=os.environ, text=True, capture_output=True, check=True)
+    return done.stdout.splitlines()
+
+
+def test_the_name_is_the_same_in_every_process_and_leaves_the_threads_alone(names: list[str]) -> None:
+    before = torch.get_num_threads()
+    here = cpu_bits(1, "fp32")
+    assert torch.get_num_threads() == before
+    assert names[0] == here
+    assert cpu_bits(1, "bf16") != here
+
+
 @pytest.mark.skipif(
     torch.backends.cpu.get_cpu_capability() not in OLDER, reason="the CPU has no instructions to leave out"
 )
-def test_a_library_that_is_held_to_older_instructions_has_another_name() -> None:
-    onednn, aten = OLDER[torch.backends.cpu.get_cpu_capability()]
-    held = [named(ONEDNN_MAX_CPU_ISA=onednn), named(MKL_CBWR="COMPATIBLE"), named(ATEN_CPU_CAPABILITY=aten)]
-    assert len({cpu_bits(1, "fp32"), *(name.strip() for name in held)}) == 4
+def test_a_library_that_is_held_to_older_instructions_has_another_name(names: list[str]) -> None:
+    assert len({cpu_bits(1, "fp32"), *names}) == len(names) == 4
 
 
 @pytest.mark.parametrize(

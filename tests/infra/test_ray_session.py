@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import psutil
 import pytest
@@ -224,7 +225,25 @@ def test_importing_the_session_does_not_import_ray() -> None:
     assert subprocess.run([sys.executable, "-c", code], env=os.environ, check=False).returncode == 0
 
 
-@pytest.mark.parametrize("home", ["none", pytest.param("file", marks=pytest.mark.long)])
+@pytest.mark.parametrize("home", ["none", "file"])
+def test_without_a_home_folder_a_token_is_in_the_environment(
+    home: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    if home == "none":
+        monkeypatch.setattr("pwd.getpwuid", lambda uid: {}[uid])
+    own = {"HOME": str(tmp_path / "file")} if home == "file" else {}
+    kept = {name: value for name, value in os.environ.items() if name != "HOME" and not name.startswith("RAY_")}
+    with mock.patch.dict(os.environ, {**kept, **own}, clear=True):
+        module._keep_token_private()
+        tokens = {name: value for name, value in os.environ.items() if name.startswith("RAY_")}
+    assert tokens.keys() == {"RAY_AUTH_TOKEN"}
+    assert re.fullmatch("[0-9a-f]{64}", tokens["RAY_AUTH_TOKEN"])
+    assert not (tmp_path / ".ray").exists()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("home", ["none", "file"])
 def test_a_local_ray_needs_no_home_folder(home: str, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     script = LOCAL_RAY.replace('token = Path.home() / ".ray" / "auth_token"', "")

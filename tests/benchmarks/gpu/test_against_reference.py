@@ -1,6 +1,7 @@
 """The comparison with the reference package on a GPU, at reduced sizes on a CPU, and the summary of its sides."""
 
 import argparse
+import gc
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -44,7 +45,11 @@ def small_run(folder: Path) -> PartRun:
 
 
 @pytest.mark.usefixtures("bundled", "one_thread")
-def test_segmint_finds_all_masks_of_the_package_on_three_photographs(tmp_path: Path) -> None:
+def test_segmint_finds_all_masks_of_the_package_on_three_photographs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fewer = replace(against_reference.QUICK_SIZES, points_per_side=4)
+    monkeypatch.setattr(against_reference, "QUICK_SIZES", fewer)
     run = against_reference.run_sides(CPU, True, 500.0, tmp_path)
     written = json.loads((tmp_path / "gpu_against_reference-cpu-quick.json").read_text())
     assert written["measurements"] == json.loads(json.dumps(run.found))
@@ -52,7 +57,7 @@ def test_segmint_finds_all_masks_of_the_package_on_three_photographs(tmp_path: P
     assert written["settings"]["encoder"] == "vit_h"
     assert written["settings"]["photographs"].keys() == {"astronaut", "chelsea", "coffee"}
     shipped, segmint = run.found["as shipped"], run.found["segmint fp32"]
-    assert segmint["masks"] == shipped["masks"] >= 50
+    assert segmint["masks"] == shipped["masks"] >= 30
     assert segmint["agreement"]["matched"]["0.99"] == segmint["agreement"]["reference"] == shipped["masks"]
     assert segmint["same"]
     assert segmint["ratio to as shipped"]["median"] > 0
@@ -163,6 +168,7 @@ def test_a_missed_mask_fails_and_a_side_that_fails_is_recorded_with_its_reason(
     def failing(_: PartRun, __: Comparison) -> Side:
         raise TypeError("Got unsupported ScalarType BFloat16")
 
+    monkeypatch.setattr(gc, "collect", lambda: 0)  # sides without a model leave nothing behind
     monkeypatch.setattr(PartRun, "need_cuda", lambda _: None)
     monkeypatch.setattr(against_reference, "reference_as_shipped", side(50, 20))
     monkeypatch.setattr(against_reference, "reference_tuned", failing)
