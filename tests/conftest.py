@@ -1,5 +1,6 @@
 """What every test may ask for: photographs, reference results, weights. Nothing here stands in for a real part."""
 
+import gc
 import os
 import signal
 from collections.abc import Iterator
@@ -37,6 +38,11 @@ pytest_plugins = [
     "tests.support.summary",
     "tests.support.train_fixtures",
 ]
+
+
+def pytest_collection_finish() -> None:
+    """Keep the garbage collector from the thousands of collected tests: to look at them takes most of a second."""
+    gc.freeze()
 
 
 def _folder(variable: str) -> Path:

@@ -189,8 +189,9 @@ def test_the_requests_per_window_do_not_depend_on_the_number_of_commits(
     counts = []
     with faulty_proxy(s3_server.port) as proxy:
         for others in (0, 1100):  # a page of a listing has 1,000 names
-            location = Location(Storage({"s3://": {"endpoint_url": proxy.url}}), f"s3://{make_bucket()}/set")
-            log = CommitLog(location)
+            uri = f"s3://{make_bucket()}/set"
+            location = Location(Storage({"s3://": {"endpoint_url": proxy.url}}), uri)
+            log = CommitLog(Location(Storage({"s3://": {"endpoint_url": s3_server.endpoint_url}}), uri))
             work = MissingShards(config, replace(dataset, location=location), range(6), RunMetrics("small"))
             rest = [replace(commit, shard=shard) for shard in (1, *range(5000, 5000 + others))]
             with ThreadPoolExecutor(16) as pool:
