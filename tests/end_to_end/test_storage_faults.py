@@ -265,6 +265,8 @@ def test_photographs_that_the_store_refuses_are_rejected_and_retried(
     world: FaultyWorld, local_ray: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("segmint.pipeline.build.Segment", TwoMaskSegment)
+    # Each attempt starts all actors again; `test_quarantine.py` counts attempts.
+    monkeypatch.setattr("segmint.pipeline.building.execution.quarantine.FAULTY_ATTEMPTS", 1)
     world.config.write_text(world.config.read_text() + "max_faults: 1\n")
     world.proxy.policy = refusing("in/photo_00[14]")
     result = accounting(segmint_here("build", world.config, "--json"))
