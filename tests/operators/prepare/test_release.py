@@ -77,7 +77,7 @@ def test_no_crop_of_the_last_layer_is_enlarged_by_the_encoder_unless_the_source_
     crops = generate_crops((released[1], released[0]), layers, ratio)
     first = next(crop for crop in crops if crop.layer == layers)
     longest = max(first.size[1] * size[0] / released[0], first.size[0] * size[1] / released[1])
-    assert size == (width, height) or longest >= SAM1.image_size
+    assert size[0] == width or size[1] == height or longest >= SAM1.image_size
     less = max(first.size[1] * (size[0] - 1) / released[0], first.size[0] * (size[1] - 1) / released[1])
     assert size == released or less < SAM1.image_size
     assert size[0] <= width
