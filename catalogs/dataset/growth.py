@@ -21,8 +21,8 @@ from segmint.catalogs.source.amendments import given, one_row
 from segmint.catalogs.source.normalize import (
     MARK_ROWS,
     NormalizedCatalog,
-    SortedPairs,
     open_database,
+    pairs_between,
     stage_catalog,
     with_column,
     write_marked,
@@ -70,6 +70,7 @@ FROM before JOIN after USING (image_id) WHERE {{was}} IS DISTINCT FROM {{now}}
 """
 
 _KNOWN = """
+CREATE TEMP TABLE known AS
 SELECT ordinal FROM rows_of($staged)
 WHERE image_id IN (SELECT image_id FROM rows_of($known))
 ORDER BY ordinal
@@ -158,12 +159,13 @@ def _without_known(
     """
     result = folder / "fresh.parquet"
     with pq.ParquetFile(staged) as file, RowGroupWriter(result, STAGED) as writer:
-        known = SortedPairs(database.sql(_KNOWN, params=parameters).to_arrow_reader(MARK_ROWS))
+        database.execute(_KNOWN, parameters)
         start = 0
         for batch in file.iter_batches(batch_size=MARK_ROWS):
             stop = start + batch.num_rows
             keep = ~taken.marks(batch).to_numpy(zero_copy_only=False)
-            keep[known.until(stop)[0] - start] = False
+            (known,) = pairs_between(database, "known", start, stop)
+            keep[known - start] = False
             kept = batch.filter(pa.array(keep))
             ordinals = np.arange(writer.rows, writer.rows + kept.num_rows, dtype=np.int64)
             writer.add([with_column(with_column(kept, "ordinal", ordinals), "id", ordinals + 1)])

@@ -16,7 +16,7 @@ from segmint.catalogs.findings import SENTENCES, Code
 from segmint.catalogs.licenses import LicensePolicy, canonical_identifier, suggest_identifier
 from segmint.catalogs.reasons import Reason
 from segmint.catalogs.source.conform import InvalidValue
-from segmint.catalogs.source.normalize import MARK_ROWS, SortedPairs, marked_batches, open_database, stage_catalog
+from segmint.catalogs.source.normalize import marked_batches, open_database, pairs_between, stage_catalog
 from segmint.catalogs.terms import judge_attribution, judge_terms
 from segmint.infra.scratch import ScratchFolder
 from segmint.infra.storage.location import Location
@@ -322,15 +322,14 @@ class SameFiles(AbstractContextManager["SameFiles"]):
         apart = folder / "same"  # another database may spill into `folder`
         apart.mkdir()
         self._database: duckdb.DuckDBPyConnection = open_database(apart, memory_limit)
-        query = f"SELECT * FROM ({_SAME}) ORDER BY ordinal"
-        self._groups = SortedPairs(
-            self._database.sql(query, params={"staged": only_path(staged)}).to_arrow_reader(MARK_ROWS)
-        )
+        query = f"CREATE TEMP TABLE same AS SELECT * FROM ({_SAME}) ORDER BY ordinal"
+        self._database.execute(query, {"staged": only_path(staged)})
 
-    def until(self, stop: int) -> dict[int, tuple[int, ...]]:
-        """Return the group numbers of all rows below the ordinal `stop` that no earlier call returned, by ordinal."""
+    def between(self, start: int, stop: int) -> dict[int, tuple[int, ...]]:
+        """Return the group numbers of all rows whose ordinal is at least `start` and below `stop`, by ordinal."""
         found: dict[int, tuple[int, ...]] = {}
-        for ordinal, number in zip(*(values.tolist() for values in self._groups.until(stop)), strict=True):
+        ordinals, numbers = pairs_between(self._database, "same", start, stop)
+        for ordinal, number in zip(ordinals.tolist(), numbers.tolist(), strict=True):
             found[ordinal] = (*found.get(ordinal, ()), number)
         return found
 
@@ -365,7 +364,8 @@ class _TermsJudge:
             "refused_reason",
         )
         columns = [batch.column(name).to_pylist() for name in names]
-        sources = self._same.until(batch.column("ordinal")[-1].as_py() + 1) if batch.num_rows else {}
+        ordinals = columns[0]
+        sources = self._same.between(ordinals[0], ordinals[-1] + 1) if ordinals else {}
         for ordinal, uri, license, redistributable, until, opt_out, attribution, first, country, refused in zip(
             *columns, strict=True
         ):

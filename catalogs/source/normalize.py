@@ -4,7 +4,6 @@ Every step either streams the rows or runs in DuckDB, which spills to disk. Ther
 catalog.
 """
 
-import hashlib
 import secrets
 import tempfile
 from collections.abc import Callable, Collection, Iterator
@@ -66,6 +65,7 @@ SELECT * FROM read_parquet(paths, union_by_name = true, hive_partitioning = fals
 
 # A hash takes 8 bytes, while an id often takes 50. Therefore, only ids whose hash occurs twice are compared as text.
 _DUPLICATES = """
+CREATE TEMP TABLE duplicates AS
 WITH suspects AS (SELECT hash(image_id) AS h FROM rows_of($staged) GROUP BY h HAVING count(*) > 1),
      candidates AS (SELECT ordinal, image_id FROM rows_of($staged)
                     WHERE hash(image_id) IN (SELECT h FROM suspects)),
@@ -76,16 +76,17 @@ SELECT ordinal, first FROM candidates JOIN firsts USING (image_id) WHERE ordinal
 
 # If all rows with the same redacted image_id got it from their URIs, none of these URIs is allowed, so nothing is lost.
 _EQUAL_IDS = """
-WITH suspects AS (SELECT image_id FROM rows_of($staged) WHERE ordinal IN (SELECT ordinal FROM rows_of($redacted))),
-     named AS (SELECT ordinal, image_id, uri, coalesce(written, ''::BLOB) AS written
-               FROM rows_of($staged) LEFT JOIN rows_of($redacted) USING (ordinal)
+WITH suspects AS (SELECT image_id FROM rows_of($staged) WHERE ordinal IN (SELECT ordinal FROM redacted)),
+     named AS (SELECT ordinal, image_id, uri, coalesce(written, '') AS written
+               FROM rows_of($staged) LEFT JOIN redacted USING (ordinal)
                WHERE image_id IN (SELECT image_id FROM suspects)),
      equal AS (SELECT image_id FROM named GROUP BY image_id
                HAVING count(DISTINCT written) > 1 AND bool_or(image_id <> uri))
 SELECT ordinal + 1 FROM named WHERE image_id IN (SELECT image_id FROM equal) ORDER BY ordinal LIMIT 20
 """
-_HASH_BYTES = 16
-_REDACTED = pa.schema([pa.field("ordinal", pa.int64()), pa.field("written", pa.binary(_HASH_BYTES))])
+
+# Nothing about a credential can be learned from the hashes, because the key is random and never stored.
+_ADD_REDACTED = "INSERT INTO redacted SELECT ordinal, sha256($key || written) FROM ids WHERE written <> image_id"
 
 
 @dataclass(frozen=True)
@@ -135,44 +136,27 @@ def stage_catalog(
     the file and its number of rows. Raises `UsageError` if different image_ids would be the same once their credentials
     are redacted.
     """
-    staged, redacted, key = folder / "staged.parquet", folder / "redacted.parquet", secrets.token_bytes()
-    with RowGroupWriter(staged, STAGED) as writer, RowGroupWriter(redacted, _REDACTED) as ids:
-        for batch in read_catalog(catalog, on_problem, ignored):
-            if most_rows is not None and writer.rows + batch.num_rows > most_rows:
-                batch = batch.slice(0, most_rows - writer.rows)
-                if not batch.num_rows:
-                    break
-            _refuse_unreachable(catalog.uri, batch, writer.rows + 1, on_problem)
-            numbered = number_rows(batch, writer.rows, ignored)
-            ids.add([_redacted_ids(batch, numbered, key)])
-            writer.add([numbered])
-            if writer.waiting_bytes > MOST_WAITING:
-                raise UsageError(
-                    f"{catalog}: {ROW_GROUP_ROWS:,} rows up to row {writer.rows:,} need more memory than "
-                    f"{MOST_WAITING:,} bytes: shorten the catalog's texts"
-                )
-    if ids.rows:
-        _refuse_equal_ids(catalog, staged, redacted, folder)
-    return staged, writer.rows
-
-
-def _redacted_ids(batch: pa.RecordBatch, numbered: pa.RecordBatch, key: bytes) -> pa.RecordBatch:
-    """Return the rows whose image_id was redacted, each with a hash of the text as written.
-
-    Nothing about a credential can be learned from the hashes, because `key` is random and never stored.
-    """
-    written = pc.coalesce(batch.column("image_id"), batch.column("uri"))
-    changed = pc.indices_nonzero(pc.not_equal(written, numbered.column("image_id")))
-    texts = written.take(changed).to_pylist()
-    hashes = [hashlib.blake2b(text.encode(), digest_size=_HASH_BYTES, key=key).digest() for text in texts]
-    ordinals = numbered.column("ordinal").take(changed)
-    return pa.record_batch({"ordinal": ordinals, "written": hashes}, schema=_REDACTED)
-
-
-def _refuse_equal_ids(catalog: Location, staged: Path, redacted: Path, folder: Path) -> None:
-    parameters = {"staged": only_path(staged), "redacted": only_path(redacted)}
+    staged, key = folder / "staged.parquet", secrets.token_hex()
     with open_database(folder) as database:
-        rows = database.execute(_EQUAL_IDS, parameters).fetchall()
+        database.execute("CREATE TEMP TABLE redacted (ordinal BIGINT, written VARCHAR)")
+        with RowGroupWriter(staged, STAGED) as writer:
+            for batch in read_catalog(catalog, on_problem, ignored):
+                if most_rows is not None and writer.rows + batch.num_rows > most_rows:
+                    batch = batch.slice(0, most_rows - writer.rows)
+                    if not batch.num_rows:
+                        break
+                _refuse_unreachable(catalog.uri, batch, writer.rows + 1, on_problem)
+                numbered = number_rows(batch, writer.rows, ignored)
+                written = pc.coalesce(batch.column("image_id"), batch.column("uri"))
+                ids = pa.table({name: numbered.column(name) for name in ("ordinal", "image_id")} | {"written": written})
+                database.register("ids", ids).execute(_ADD_REDACTED, {"key": key})
+                writer.add([numbered])
+                if writer.waiting_bytes > MOST_WAITING:
+                    raise UsageError(
+                        f"{catalog}: {ROW_GROUP_ROWS:,} rows up to row {writer.rows:,} need more memory than "
+                        f"{MOST_WAITING:,} bytes: shorten the catalog's texts"
+                    )
+        rows = database.execute(_EQUAL_IDS, {"staged": only_path(staged)}).fetchall()
     if rows:
         numbers = ", ".join(str(number) for (number,) in rows)
         raise UsageError(
@@ -180,6 +164,7 @@ def _refuse_equal_ids(catalog: Location, staged: Path, redacted: Path, folder: P
             "credentials. A dataset stores [redacted] instead, so it couldn't tell these images apart. Give each of "
             "them an image_id without credentials, such as its file name"
         )
+    return staged, writer.rows
 
 
 def write_marked(
@@ -212,12 +197,11 @@ def _with_values(staged: Path) -> list[str]:
 def marked_batches(staged: Path, folder: Path, memory_limit: str = "1GB") -> Iterator[pa.RecordBatch]:
     """Yield the rows of a staged file in order, and fill in `duplicate_of`. DuckDB spills into `folder`."""
     with open_database(folder, memory_limit) as database, pq.ParquetFile(staged) as file:
-        reader = database.sql(_DUPLICATES, params={"staged": only_path(staged)}).to_arrow_reader(MARK_ROWS)
-        marks = SortedPairs(reader)
+        database.execute(_DUPLICATES, {"staged": only_path(staged)})
         start = 0
         for batch in file.iter_batches(batch_size=MARK_ROWS):
             stop = start + batch.num_rows
-            ordinals, firsts = marks.until(stop)
+            ordinals, firsts = pairs_between(database, "duplicates", start, stop)
             duplicate_of = np.zeros(batch.num_rows, np.int64)
             absent = np.ones(batch.num_rows, bool)
             duplicate_of[ordinals - start] = firsts
@@ -226,29 +210,13 @@ def marked_batches(staged: Path, folder: Path, memory_limit: str = "1GB") -> Ite
             start = stop
 
 
-class SortedPairs:
-    """Stream of batches with two int64 columns, sorted by the first column, that is read in pieces."""
+def pairs_between(database: duckdb.DuckDBPyConnection, table: str, start: int, stop: int) -> list[Ints]:
+    """Return the columns of a table, for its rows whose `ordinal` is at least `start` and below `stop`.
 
-    def __init__(self, reader: pa.RecordBatchReader) -> None:
-        self._batches = iter(reader)
-        self._keys: Ints = np.empty(0, np.int64)
-        self._values: Ints = np.empty(0, np.int64)
-        self._ended = False
-
-    def until(self, stop: int) -> tuple[Ints, Ints]:
-        """Return the pairs whose key is below `stop` and that earlier calls haven't returned."""
-        while not self._ended and (len(self._keys) == 0 or self._keys[-1] < stop):
-            batch = next(self._batches, None)
-            if batch is None:
-                self._ended = True
-            else:
-                self._keys = np.concatenate([self._keys, batch.column(0).to_numpy()])
-                values = batch.column(batch.num_columns - 1).to_numpy()
-                self._values = np.concatenate([self._values, values])
-        cut = int(np.searchsorted(self._keys, stop))
-        taken = self._keys[:cut], self._values[:cut]
-        self._keys, self._values = self._keys[cut:], self._values[cut:]
-        return taken
+    If the table is sorted by `ordinal`, DuckDB only reads the part with these rows.
+    """
+    query = f"SELECT * FROM {table} WHERE ordinal >= $start AND ordinal < $stop"
+    return list(database.execute(query, {"start": start, "stop": stop}).fetchnumpy().values())
 
 
 def number_rows(batch: pa.RecordBatch, first: int, ignored: Collection[str] = ()) -> pa.RecordBatch:

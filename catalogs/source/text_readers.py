@@ -9,7 +9,6 @@ from collections.abc import Container, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, BinaryIO, cast
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.csv as pacsv
 import pyarrow.json as pajson
@@ -239,12 +238,13 @@ def json_blocks(catalog: Location) -> Iterator[tuple[bytes, int]]:
     rows = 0
     with open_text(catalog) as stream:
         for block in line_blocks(stream):
-            count, longest = _measure_lines(block)
-            if len(block) > BLOCK_BYTES + ROW_BYTES or longest > ROW_BYTES:
+            lines = split_lines(block)
+            count = len(lines)
+            if len(block) > BLOCK_BYTES + ROW_BYTES or any(len(line) > ROW_BYTES for line in lines):
                 raise UsageError(f"{catalog}: one of the rows up to {rows + count} is longer than {ROW_BYTES:,} bytes")
             if count:
                 if rows == 0:
-                    _require_keys(catalog.uri, split_lines(block))
+                    _require_keys(catalog.uri, lines)
                 yield block, count
             rows += count
 
@@ -252,22 +252,6 @@ def json_blocks(catalog: Location) -> Iterator[tuple[bytes, int]]:
 def split_lines(block: bytes) -> list[bytes]:
     """Split a block into its nonblank lines. Each of them is a row."""
     return [line for line in block.splitlines() if line.strip()]
-
-
-def _measure_lines(block: bytes) -> tuple[int, int]:
-    """Return the number of nonblank lines in a block, and the size in bytes of the longest line.
-
-    The size may include the line end.
-    """
-    if b"\r" not in block:
-        data = np.frombuffer(block, np.uint8)
-        ends = np.flatnonzero(data == ord("\n"))
-        borders = np.concatenate([[0], ends + 1] if block.endswith(b"\n") else [[0], ends + 1, [len(block)]])
-        # If every line starts like an object, no line is blank, so the block doesn't have to be split into lines.
-        if (data[borders[:-1]] == ord("{")).all():
-            return len(borders) - 1, int(np.diff(borders).max())
-    lines = split_lines(block)
-    return len(lines), max(map(len, lines), default=0)
 
 
 def _require_keys(uri: str, lines: list[bytes]) -> None:

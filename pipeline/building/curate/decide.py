@@ -293,8 +293,8 @@ def same_uris(normalized: Path, rows: int) -> Firsts:
     """Map each row of a normalized catalog to the first row with the same URI."""
     first = np.arange(rows)
     with ScratchFolder() as name, SameFiles(normalized, Path(name)) as same:
-        for stop in range(_ROWS, rows + _ROWS, _ROWS):
-            for ordinal, numbers in same.until(stop).items():
+        for start in range(0, rows, _ROWS):
+            for ordinal, numbers in same.between(start, start + _ROWS).items():
                 for number in numbers:
                     if number < 0:  # a URI
                         first[ordinal] = -number - 1

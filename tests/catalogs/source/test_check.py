@@ -156,7 +156,7 @@ def test_rows_with_the_same_digest_or_uri_share_a_group(tmp_path: Path) -> None:
     catalog.write_text("".join(json.dumps({"license": "CC0-1.0", **row}) + "\n" for row in rows))
     staged, _ = stage_catalog(location_of(catalog), tmp_path)
     with SameFiles(staged, tmp_path) as same:
-        first, rest = same.until(2), same.until(5)
+        first, rest = same.between(0, 2), same.between(2, 5)
     assert {ordinal: sorted(groups) for ordinal, groups in first.items()} == {0: [-1, 0]}
     assert rest == {2: (0,), 3: (-1,)}
 
