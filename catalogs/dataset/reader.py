@@ -19,12 +19,13 @@ from pydantic_core import from_json
 from segmint.catalogs.dataset.commits import Commit, CommitLog, FileEntry
 from segmint.catalogs.dataset.manifest import DatasetManifest, load_manifest
 from segmint.catalogs.dataset.mask_labels import MASK_LABEL, NO_LABEL, LabelsById, ShardLabels
+from segmint.catalogs.dataset.reading.places import check_member
 from segmint.catalogs.dataset.versions.record import Version, check_readable, find_version, manifest_of, read_commits
-from segmint.catalogs.layout import LEVELS, MOST_MEMBER_BYTES, MOST_PIXELS, DamagedDatasetError
+from segmint.catalogs.layout import LEVELS, MOST_PIXELS, DamagedDatasetError
 from segmint.infra.errors import SegmintError
 from segmint.infra.storage.errors import ObjectTooLargeError
 from segmint.infra.storage.location import Location
-from segmint.infra.tars import BadTarError, TarReader, is_plain_file
+from segmint.infra.tars import BadTarError, TarReader
 
 _WHOLE_BYTES = 4 << 20
 """Maximum size in bytes of a table that is read in a single request. Larger tables are read in parts."""
@@ -316,13 +317,7 @@ class Dataset:
             with self._open_tar(entry) as stream:
                 archive = TarReader(stream)
                 for member in archive:
-                    if not is_plain_file(member):
-                        raise DamagedDatasetError(f"{tar} is not a shard: {member.name} is not a regular file")
-                    if member.size > MOST_MEMBER_BYTES:
-                        raise DamagedDatasetError(
-                            f"{tar} is not a shard: {member.name} has {member.size:,} bytes; at most "
-                            f"{MOST_MEMBER_BYTES:,} are read"
-                        )
+                    check_member(tar, member)
                     data = archive.read(member)
                     if member.name.endswith(".jpg"):
                         jpeg = data

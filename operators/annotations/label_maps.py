@@ -3,9 +3,8 @@
 import io
 import warnings
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass, field
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,14 +42,12 @@ class UnreadableMapError(ValueError):
     """Raised when a label map can't be read. The message gives the reason but not the file's name."""
 
 
-@dataclass(frozen=True)
-class PairedFiles:
+class PairedFiles(NamedTuple):
     """Images and label maps paired by stem, in the order of the images, and files without a unique partner."""
 
     pairs: list[tuple[str, str]]
-    images_alone: list[str] = field(default_factory=list)
-    maps_alone: list[str] = field(default_factory=list)
-    ambiguous: list[str] = field(default_factory=list)  # a line for each stem with several images or maps
+    maps_alone: list[str]
+    ambiguous: list[str]  # a line for each stem with several images or maps
 
 
 def read_label_map(data: bytes, name: str, size: Size | None = None, is_picture: bool = False) -> NDArray[np.int64]:
@@ -60,7 +57,7 @@ def read_label_map(data: bytes, name: str, size: Size | None = None, is_picture:
     `is_picture` is set, gray values of 1, 2, or 4 bits are scaled to 8 bits instead.
 
     Raises `UnreadableMapError` if the ending is unknown, if the file is damaged, or if it contains colors, fractions,
-    or several pages. If the map's size differs from the image's or exceeds `MOST_PIXELS`, it is rejected before
+    or several pages. If a picture's size differs from the image's or exceeds `MOST_PIXELS`, it is rejected before
     anything is decoded.
     """
     ending = PurePosixPath(name).suffix.lower()
@@ -70,7 +67,7 @@ def read_label_map(data: bytes, name: str, size: Size | None = None, is_picture:
 
 
 def _check_shape(shape: tuple[int, ...], size: Size | None) -> None:
-    """Check the shape that a file declares, before memory is allocated for it."""
+    """Check the shape of a map."""
     if len(shape) != 2 or 0 in shape or max(shape) > LONGEST_SIDE:
         raise UnreadableMapError(f"its shape is {str(shape)[:60]}: expected (height, width), one number per pixel")
     if size is not None and shape != size:
@@ -139,44 +136,37 @@ def _no_objects(labels: NDArray[np.int64]) -> tuple[NDArray[np.bool_], NDArray[n
 
 def pair_by_stem(images: Iterable[str], maps: Iterable[str]) -> PairedFiles:
     """Pair files that have the same name without folder and ending, strictly one to one."""
-    by_stem: dict[str, tuple[list[str], list[str]]] = {}
-    for side, names in enumerate((images, maps)):
-        for name in names:
-            by_stem.setdefault(PurePosixPath(name).stem, ([], []))[side].append(name)
-    paired = PairedFiles([])
-    for stem, (pictures, labels) in by_stem.items():
-        if not labels:
-            paired.images_alone.extend(pictures)
-        elif not pictures:
-            paired.maps_alone.extend(labels)
-        elif len(pictures) > 1 or len(labels) > 1:
-            paired.ambiguous.append(f"{stem}: {', '.join(pictures)} and {', '.join(labels)}")
-        else:
+    by_stem: dict[str, list[str]] = {}
+    for name in images:
+        by_stem.setdefault(PurePosixPath(name).stem, []).append(name)
+    maps_of: dict[str, list[str]] = {}
+    for name in maps:
+        maps_of.setdefault(PurePosixPath(name).stem, []).append(name)
+    paired = PairedFiles([], [], [])
+    for stem, pictures in by_stem.items():
+        labels = maps_of.pop(stem, [])
+        if len(pictures) == 1 and len(labels) == 1:
             paired.pairs.append((pictures[0], labels[0]))
+        elif labels:
+            paired.ambiguous.append(f"{stem}: {', '.join(pictures)} and {', '.join(labels)}")
+    for alone in maps_of.values():
+        paired.maps_alone.extend(alone)
     return paired
 
 
 def _of_array(data: bytes, size: Size | None) -> NDArray[np.int64]:
-    stream = io.BytesIO(data)
     try:
-        form: Any = np.lib.format  # untyped
-        version, _ = form.read_magic(stream)
-        read = {1: form.read_array_header_1_0, 2: form.read_array_header_2_0}.get(version)
-        if read is None:
-            raise UnreadableMapError(f"its NumPy format version is {version}: expected 1 or 2")
-        shape, _, kind = read(stream)
-        if kind.kind not in "iub":
-            raise UnreadableMapError(f"its numbers are of type {str(kind)[:40]}: expected integers")
-        _check_shape(shape, size)
-        stream.seek(0)
-        array: NDArray[Any] = np.load(stream, allow_pickle=False)
-    except UnreadableMapError:
-        raise
+        array: Any = np.load(io.BytesIO(data), allow_pickle=False)
+        kind, shape = array.dtype, array.shape
     except Exception as error:  # numpy evaluates the header as Python, which raises anything
         raise UnreadableMapError(f"it is not a NumPy array: {error}") from error
-    if array.dtype == np.uint64 and array.size and array.max() > np.iinfo(np.int64).max:
+    if kind.kind not in "iub":
+        raise UnreadableMapError(f"its numbers are of type {str(kind)[:40]}: expected integers")
+    _check_shape(shape, size)
+    if kind == np.uint64 and array.max() > np.iinfo(np.int64).max:
         raise UnreadableMapError("it has a number over 2^63")
-    return array.astype(np.int64)
+    numbers: NDArray[np.int64] = array.astype(np.int64)
+    return numbers
 
 
 def _of_picture(data: bytes, size: Size | None, is_picture: bool) -> NDArray[np.int64]:

@@ -56,38 +56,13 @@ class TaskAnnotation(NamedTuple):
     superseded: int
 
 
-class _TaskParts:
-    """Annotations of an image that was exported in parts, one task per part."""
+class _Part(NamedTuple):
+    """Annotation of one of the `count` parts in which an image was exported, one task per part."""
 
-    def __init__(self) -> None:
-        self._latest: dict[int, AnnotatedImage] = {}
-        self._count = self._superseded = 0
-
-    def add(self, part: int, count: int, image: AnnotatedImage, superseded: int) -> None:
-        """Add an annotation of a part. If the part has several annotations, the latest one counts."""
-        self._count = max(self._count, count)
-        self._superseded += superseded
-        other = self._latest.get(part)
-        if other is not None:
-            self._superseded += 1
-            if (image.saved or -math.inf) <= (other.saved or -math.inf):
-                return
-        self._latest[part] = image
-
-    def join(self) -> TaskAnnotation:
-        """Combine the masks of all parts into one image."""
-        first, *others = [self._latest[part] for part in sorted(self._latest)]
-        saved = [image.saved for image in (first, *others) if image.saved is not None]
-        whole = replace(first, saved=max(saved, default=None))
-        for image in others:
-            whole.masks.extend(image.masks)
-            whole.unreadable.extend(image.unreadable)
-            whole.unreadable_ids.extend(image.unreadable_ids)
-            whole.prompts.extend(image.prompts)
-        for part in range(1, self._count + 1):
-            if part not in self._latest:
-                whole.unreadable.append(f"the masks of part {part} of {self._count}: its task has no submission")
-        return TaskAnnotation(whole, self._superseded)
+    number: int
+    count: int
+    image: AnnotatedImage
+    superseded: int
 
 
 def read_tasks(
@@ -111,11 +86,11 @@ def read_tasks(
 
     Raises `KeyError` or `TypeError` if the items aren't tasks.
     """
-    parts: dict[str, _TaskParts] = {}
+    parts: dict[str, list[_Part]] = {}
     for number, task in enumerate(tasks, 1):
         if not isinstance(task, dict):
             raise TypeError(f"task number {number} is not an object")
-        answers = _sorted(task)
+        answers = answers_of(task)
         if not answers:
             continue
         (saved, regions), superseded = answers[0], len(answers) - 1
@@ -132,9 +107,35 @@ def read_tasks(
         if part is None:
             yield TaskAnnotation(image, superseded)
         else:
-            parts.setdefault(name, _TaskParts()).add(int(part[1]), int(part[2]), image, superseded)
+            parts.setdefault(name, []).append(_Part(int(part[1]), int(part[2]), image, superseded))
     for each in parts.values():
-        yield each.join()
+        yield _join(each)
+
+
+def _join(parts: list[_Part]) -> TaskAnnotation:
+    """Combine the masks of all parts into one image. If a part has several annotations, the latest one counts."""
+    parts.sort(key=lambda part: _time(part.image.saved), reverse=True)
+    whole = replace(parts[0].image, masks=[], unreadable=[], unreadable_ids=[], prompts=[])
+    latest: dict[int, AnnotatedImage] = {}
+    superseded = 0
+    count = 0
+    for part in parts:
+        superseded += part.superseded
+        count = max(count, part.count, part.number)
+        if part.number in latest:
+            superseded += 1
+        else:
+            latest[part.number] = part.image
+    for number in range(1, count + 1):
+        image = latest.get(number)
+        if image is None:
+            whole.unreadable.append(f"the masks of part {number} of {count}: its task has no submission")
+            continue
+        whole.masks.extend(image.masks)
+        whole.unreadable.extend(image.unreadable)
+        whole.unreadable_ids.extend(image.unreadable_ids)
+        whole.prompts.extend(image.prompts)
+    return TaskAnnotation(whole, superseded)
 
 
 def iter_tasks(stream: ByteStream) -> Iterator[Any]:
@@ -160,28 +161,30 @@ def iter_tasks(stream: ByteStream) -> Iterator[Any]:
         raise ValueError(str(error)) from error
 
 
-def answers_of(task: Mapping[str, Any]) -> list[list[Mapping[str, Any]]]:
-    """Return the regions of each of a task's annotations, latest annotation first. Canceled annotations are skipped."""
-    return [regions for _, regions in _sorted(task)]
+def answers_of(task: Mapping[str, Any]) -> list[tuple[float | None, list[Mapping[str, Any]]]]:
+    """Return the time and regions of each annotation of a task, latest annotation first.
 
-
-def _sorted(task: Mapping[str, Any]) -> list[tuple[float | None, list[Mapping[str, Any]]]]:
-    """Return the time and regions of each annotation of a task, latest first. Skip annotations without a `result`."""
+    Canceled annotations and those without a `result` are skipped.
+    """
     if "annotations" not in task:  # JSON_MIN: one record per annotation, without ids
         if task.get("annotation_id") is None:
             return []
         lists = [value for value in task.values() if isinstance(value, list)]
         return [(_saved(task), [region for regions in lists for region in regions if isinstance(region, dict)])]
-    given = task["annotations"] or ()
-    kept = [each for each in given if not (each.get("was_cancelled") or each.get("skipped"))]
-    answers: list[tuple[float | None, list[Mapping[str, Any]]]] = [
-        (_saved(each), [region for region in each["result"] if isinstance(region, dict) and "value" in region])
-        for each in kept
-        if each.get("result") is not None
-    ]
+    answers = []
+    for each in task["annotations"] or ():
+        if each.get("was_cancelled") or each.get("skipped") or each.get("result") is None:
+            continue
+        regions = [region for region in each["result"] if isinstance(region, dict) and "value" in region]
+        answers.append((_saved(each), regions))
     # The sort is stable, so of several annotations with the same time, the first wins.
-    answers.sort(key=lambda answer: -math.inf if answer[0] is None else answer[0], reverse=True)
+    answers.sort(key=lambda answer: _time(answer[0]), reverse=True)
     return answers
+
+
+def _time(saved: float | None) -> float:
+    """Return a time for comparisons. An unknown time is earlier than all others."""
+    return -math.inf if saved is None else saved
 
 
 def _saved(answer: Mapping[str, Any]) -> float | None:

@@ -3,6 +3,7 @@
 import re
 from array import array
 from collections.abc import Callable, Iterator, Sequence
+from tarfile import TarInfo
 from typing import NamedTuple, overload
 
 from segmint.catalogs.layout import MOST_MEMBER_BYTES, DamagedDatasetError
@@ -104,16 +105,20 @@ def _any_members(tar: Location, read: ReadRange) -> Iterator[tuple[str, int, int
     """Yield the name, offset, and size of each file in a tar that segmint may not have written."""
     try:
         for member in TarReader(_Ranges(read)):
-            if not is_plain_file(member):
-                raise DamagedDatasetError(f"{tar} is not a shard: {member.name} is not a regular file")
-            if member.size > MOST_MEMBER_BYTES:
-                raise DamagedDatasetError(
-                    f"{tar} is not a shard: {member.name} has {member.size:,} bytes; at most {MOST_MEMBER_BYTES:,} "
-                    "are read"
-                )
+            check_member(tar, member)
             yield member.name, member.offset_data, member.size
     except BadTarError as error:
         raise DamagedDatasetError(f"{tar} is not a readable shard: {error}") from error
+
+
+def check_member(tar: Location, member: TarInfo) -> None:
+    """Raise `DamagedDatasetError` unless a member of a shard's tar is a regular file that isn't too large to read."""
+    if not is_plain_file(member):
+        raise DamagedDatasetError(f"{tar} is not a shard: {member.name} is not a regular file")
+    if member.size > MOST_MEMBER_BYTES:
+        raise DamagedDatasetError(
+            f"{tar} is not a shard: {member.name} has {member.size:,} bytes; at most {MOST_MEMBER_BYTES:,} are read"
+        )
 
 
 class _Ranges:

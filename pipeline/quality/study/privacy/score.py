@@ -305,7 +305,7 @@ def read_label_studio(tasks: Iterable[Mapping[str, Any]], sizes: Mapping[int, Si
     """
     marks = Marks(sizes)
     for task in tasks:
-        for regions in answers_of(task):
+        for _, regions in answers_of(task):
             number = marks.begin(image_number(str(task.get("data", task)["image"])))
             if number is None:
                 continue
