@@ -27,12 +27,16 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
+from tarfile import TarInfo
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from segmint.infra.errors import SegmintError
+from segmint.infra.tars import is_plain_file
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
+
+    from segmint.infra.storage.location import Location
 
 SCHEMA_VERSION = 3
 """Format version of a dataset, which is `schema_version` in `dataset.json`.
@@ -95,6 +99,16 @@ _KNOWN = re.compile("|".join(_NAMES), re.ASCII)
 
 class DamagedDatasetError(SegmintError):
     """A file of a dataset doesn't match its name or its commit."""
+
+
+def check_member(tar: "Location", member: TarInfo) -> None:
+    """Raise `DamagedDatasetError` unless a member of a shard's tar is a regular file that isn't too large to read."""
+    if not is_plain_file(member):
+        raise DamagedDatasetError(f"{tar} is not a shard: {member.name} is not a regular file")
+    if member.size > MOST_MEMBER_BYTES:
+        raise DamagedDatasetError(
+            f"{tar} is not a shard: {member.name} has {member.size:,} bytes; at most {MOST_MEMBER_BYTES:,} are read"
+        )
 
 
 class DataFile(NamedTuple):

@@ -83,6 +83,14 @@ def possible_ids(name: str) -> set[str | int | None]:
     return {exact_id(name) or name, number_of(name)}
 
 
+def select_row(dataset: Location, manifest: DatasetManifest, name: str) -> RemovedImage:
+    """Return the row with this image_id or number. Raises `UsageError` unless exactly one image has this name."""
+    selection = select_rows(dataset, manifest, TakedownRequest(ids=(name,)))
+    if len(selection.rows) != 1:
+        raise UsageError(selection.ambiguous.get(name, f"{name!r} isn't the image_id or id of one image of {dataset}"))
+    return next(iter(selection.rows.values()))
+
+
 def select_rows(dataset: Location, manifest: DatasetManifest, asked: TakedownRequest) -> Selection:
     """Return exactly the requested rows, except rows that were already taken down.
 

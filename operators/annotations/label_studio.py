@@ -57,10 +57,10 @@ class TaskAnnotation(NamedTuple):
 
 
 class _Part(NamedTuple):
-    """Annotation of one of the `count` parts in which an image was exported, one task per part."""
+    """Annotation of one of the `total` parts in which an image was exported, one task per part."""
 
     number: int
-    count: int
+    total: int
     image: AnnotatedImage
     superseded: int
 
@@ -121,7 +121,7 @@ def _join(parts: list[_Part]) -> TaskAnnotation:
     count = 0
     for part in parts:
         superseded += part.superseded
-        count = max(count, part.count, part.number)
+        count = max(count, part.total, part.number)
         if part.number in latest:
             superseded += 1
         else:
@@ -171,11 +171,13 @@ def answers_of(task: Mapping[str, Any]) -> list[tuple[float | None, list[Mapping
             return []
         lists = [value for value in task.values() if isinstance(value, list)]
         return [(_saved(task), [region for regions in lists for region in regions if isinstance(region, dict)])]
-    answers = []
+    answers: list[tuple[float | None, list[Mapping[str, Any]]]] = []
     for each in task["annotations"] or ():
         if each.get("was_cancelled") or each.get("skipped") or each.get("result") is None:
             continue
-        regions = [region for region in each["result"] if isinstance(region, dict) and "value" in region]
+        regions: list[Mapping[str, Any]] = [
+            region for region in each["result"] if isinstance(region, dict) and "value" in region
+        ]
         answers.append((_saved(each), regions))
     # The sort is stable, so of several annotations with the same time, the first wins.
     answers.sort(key=lambda answer: _time(answer[0]), reverse=True)

@@ -6,8 +6,8 @@ from datetime import UTC, datetime
 
 from segmint.catalogs.dataset.fingerprints import OtherPicture, by_image, change_fingerprints, read_fingerprints
 from segmint.catalogs.dataset.handle import DatasetHandle
-from segmint.catalogs.dataset.selection import possible_ids, select_rows
-from segmint.catalogs.dataset.tombstones import TOMBSTONES, TakedownRequest, read_tombstones
+from segmint.catalogs.dataset.selection import possible_ids, select_row
+from segmint.catalogs.dataset.tombstones import TOMBSTONES, read_tombstones
 from segmint.catalogs.dataset.versions.record import VersionName
 from segmint.catalogs.layout import image_stem
 from segmint.infra.errors import UsageError
@@ -84,7 +84,7 @@ class _Change(Correction[_Plan, FingerprintChange]):
             if decision.tombstone not in names:
                 known = ", ".join(names) or "none"
                 raise UsageError(f"--of: {dataset} has no tombstone {decision.tombstone}: expected one of {known}")
-            image = _number(dataset, self.name)
+            image = select_row(dataset.location, dataset.manifest(), self.name).id
             what = f"recorded as a different picture than those of {TOMBSTONES}/{decision.tombstone}"
             decision = decision.model_copy(update={"id": image})
         manifest = dataset.manifest()
@@ -115,15 +115,7 @@ class _Change(Correction[_Plan, FingerprintChange]):
         wanted = possible_ids(self.name)
         named = {each.id for each in removed if not wanted.isdisjoint((each.image_id, each.id))}
         known = by_image(read_fingerprints(dataset.location).values())
-        found = (named or {_number(dataset, self.name)}) & known.keys()
+        found = (named or {select_row(dataset.location, dataset.manifest(), self.name).id}) & known.keys()
         if len(found) != 1:
             raise UsageError(f"expected the image_id or id of one image with fingerprints, got {self.name!r}")
         return found.pop()
-
-
-def _number(dataset: DatasetHandle, name: str) -> int:
-    """Return the number of an image of the catalog. Raises `UsageError` unless exactly one image has this name."""
-    selection = select_rows(dataset.location, dataset.manifest(), TakedownRequest(ids=(name,)))
-    if len(selection.rows) != 1:
-        raise UsageError(selection.ambiguous.get(name, f"{name!r} isn't the image_id or id of one image of {dataset}"))
-    return next(iter(selection.rows)) + 1

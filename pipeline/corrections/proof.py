@@ -16,8 +16,8 @@ from segmint.catalogs.dataset.commits import Commit, CommitLog
 from segmint.catalogs.dataset.fingerprints import Fingerprint, by_image, read_fingerprints
 from segmint.catalogs.dataset.manifest import DatasetManifest, load_manifest
 from segmint.catalogs.dataset.outputs import FILES_LIST, OutputNote, line_of, read_notes, where_is
-from segmint.catalogs.dataset.selection import possible_ids, rows_named, select_rows
-from segmint.catalogs.dataset.tombstones import RemovedNames, TakedownRequest, Tombstone, read_tombstones
+from segmint.catalogs.dataset.selection import possible_ids, rows_named, select_row
+from segmint.catalogs.dataset.tombstones import RemovedNames, Tombstone, read_tombstones
 from segmint.catalogs.dataset.unaccounted import unknown_files
 from segmint.catalogs.layout import DATA_KINDS, REPORT, DamagedDatasetError, image_stem, is_part_path, parse_data_path
 from segmint.infra.errors import SegmintError, UsageError
@@ -134,10 +134,7 @@ def prove_redaction(dataset: Location, name: str, at: Sequence[str] = ()) -> Ima
     Raises `UsageError` if `name` isn't the image_id or number of an image, or if no redaction of the image is recorded.
     """
     manifest = load_manifest(dataset)
-    selection = select_rows(dataset, manifest, TakedownRequest(ids=(name,)))
-    if len(selection.rows) != 1:
-        raise UsageError(selection.ambiguous.get(name, f"{name!r} isn't the image_id or id of one image of {dataset}"))
-    (image,) = selection.rows.values()
+    image = select_row(dataset, manifest, name)
     jpegs = _fingerprints(dataset).get(image.id, Fingerprint()).released
     if not jpegs:
         raise UsageError(f"no redaction of {image_stem(image.id)} is recorded in fingerprints/ of {dataset}")

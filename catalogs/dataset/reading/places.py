@@ -3,12 +3,11 @@
 import re
 from array import array
 from collections.abc import Callable, Iterator, Sequence
-from tarfile import TarInfo
 from typing import NamedTuple, overload
 
-from segmint.catalogs.layout import MOST_MEMBER_BYTES, DamagedDatasetError
+from segmint.catalogs.layout import MOST_MEMBER_BYTES, DamagedDatasetError, check_member
 from segmint.infra.storage.location import Location
-from segmint.infra.tars import BadTarError, TarReader, is_plain_file
+from segmint.infra.tars import BadTarError, TarReader
 
 _BLOCK = 512
 _PLAIN = re.compile(rb"sa_[1-9]\d{0,15}\.(?:jpg|json)\0")
@@ -109,16 +108,6 @@ def _any_members(tar: Location, read: ReadRange) -> Iterator[tuple[str, int, int
             yield member.name, member.offset_data, member.size
     except BadTarError as error:
         raise DamagedDatasetError(f"{tar} is not a readable shard: {error}") from error
-
-
-def check_member(tar: Location, member: TarInfo) -> None:
-    """Raise `DamagedDatasetError` unless a member of a shard's tar is a regular file that isn't too large to read."""
-    if not is_plain_file(member):
-        raise DamagedDatasetError(f"{tar} is not a shard: {member.name} is not a regular file")
-    if member.size > MOST_MEMBER_BYTES:
-        raise DamagedDatasetError(
-            f"{tar} is not a shard: {member.name} has {member.size:,} bytes; at most {MOST_MEMBER_BYTES:,} are read"
-        )
 
 
 class _Ranges:

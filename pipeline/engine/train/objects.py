@@ -44,6 +44,7 @@ from segmint.pipeline.engine.train.presets import schedule_problems
 from segmint.pipeline.engine.train.record import (
     InputsRecord,
     TrainingRunRecord,
+    identity_with_digests,
     pin_images,
     pin_run,
     put_by_hash,
@@ -53,7 +54,7 @@ from segmint.pipeline.engine.train.record import (
 )
 from segmint.pipeline.engine.train.run import cache_location, note_places, refuse_places
 from segmint.pipeline.engine.train.session import Say
-from segmint.pipeline.engine.train.settings import BatchKeys, TrainConfig, identity_keys
+from segmint.pipeline.engine.train.settings import BatchKeys, TrainConfig
 from segmint.pipeline.engine.train.trainer import TrainingError
 
 OBJECTS = "objects.json"
@@ -220,10 +221,9 @@ def _object_image(read: TrainingImage) -> ObjectImage:
 
 def _describe(config: TrainConfig, datasets: Sequence[TrainingDataset]) -> TrainingRunRecord:
     """Return the record that identifies the run: its keys, with datasets and weights replaced by their hashes."""
-    keys = {key: value for key, value in identity_keys(config).items() if key not in _OF_SAM}
-    digests = {dataset.location.uri: dataset.digest for dataset in datasets}
-    for entry in keys["datasets"]:
-        entry["uri"] = digests[entry["uri"]]
+    keys = identity_with_digests(config, datasets)
+    for key in _OF_SAM:
+        keys.pop(key, None)
     file = config.objects.weights
     try:
         begun = _SCRATCH if file is None else sha256_of(Path(file))

@@ -92,14 +92,20 @@ class TrainingRecord(Frozen):
     lineage: tuple[TrainingRound, ...]
 
 
-def describe_run(
-    config: TrainConfig, datasets: Sequence[TrainingDataset], weights: Path, storage: Storage
-) -> TrainingRunRecord:
-    """Describe a run in a record. `weights` is the parent's file on this machine."""
+def identity_with_digests(config: TrainConfig, datasets: Sequence[TrainingDataset]) -> dict[str, Any]:
+    """Return `identity_keys` with the datasets' digests instead of their URIs."""
     keys = identity_keys(config)
     digests = {dataset.location.uri: dataset.digest for dataset in datasets}
     for entry in keys["datasets"]:
         entry["uri"] = digests[entry["uri"]]
+    return keys
+
+
+def describe_run(
+    config: TrainConfig, datasets: Sequence[TrainingDataset], weights: Path, storage: Storage
+) -> TrainingRunRecord:
+    """Describe a run in a record. `weights` is the parent's file on this machine."""
+    keys = identity_with_digests(config, datasets)
     begun = TrainingRound(weights=sha256_of(weights), name=plain_name(config.weights))
     keys["weights"] = begun.weights
     if config.text.clip is not None:
