@@ -6,12 +6,18 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from segmint.infra.run_lengths import ASCII, BITS, GROUPS, LAST_SYMBOL, MORE, SIGN
-from segmint.infra.run_lengths import compress as compress
-from segmint.infra.run_lengths import decompress as decompress
-
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
+
+# A count is written in groups of five bits, lowest bits first. The bit with value 32 means that another group follows.
+# In the last group, the bit with value 16 means that the number is negative. Adding 48 turns each group into a
+# printable ASCII character.
+_BITS = 5
+_GROUPS = 13
+_MORE = 0x20
+_SIGN = 0x10
+_ASCII = 48
+_LAST_SYMBOL = 0x3F
 
 
 @dataclass(frozen=True)
@@ -91,6 +97,51 @@ def area(rle: Rle) -> int:
     return int(_checked_counts(rle)[1::2].sum())
 
 
+def compress(counts: NDArray[np.int64]) -> str:
+    """Compress run lengths, (N,) int64, to ASCII.
+
+    From the fourth run on, a length is stored as the difference from the length two runs earlier.
+    """
+    rest = counts.astype(np.int64)
+    rest[3:] -= counts[1:-2]
+    groups = np.zeros((counts.size, _GROUPS), dtype=np.uint8)
+    used = np.zeros((counts.size, _GROUPS), dtype=np.bool_)
+    pending = np.ones(counts.size, dtype=np.bool_)
+    for index in range(_GROUPS):
+        low = rest & 0x1F
+        rest >>= _BITS
+        more = np.where(low & _SIGN, rest != -1, rest != 0)
+        groups[:, index] = low | np.where(more, _MORE, 0)
+        used[:, index] = pending
+        pending = pending & more
+        if not pending.any():
+            break
+    return bytes(groups[used] + _ASCII).decode("ascii")
+
+
+def decompress(text: str) -> NDArray[np.int64]:
+    """Decompress text that `compress` wrote into run lengths, (N,) int64. Raises ValueError for any other text."""
+    # The bytes of non-ASCII text are outside the alphabet, so they are rejected below.
+    data = text.encode("utf-8", errors="surrogatepass")
+    symbols = np.frombuffer(data, dtype=np.uint8).astype(np.int64) - _ASCII
+    if symbols.size == 0:
+        return np.zeros(0, dtype=np.int64)
+    if symbols.min() < 0 or symbols.max() > _LAST_SYMBOL or symbols[-1] & _MORE:
+        raise ValueError("these RLE counts are damaged: a character outside COCO's alphabet, or a truncated end")
+    last = np.flatnonzero((symbols & _MORE) == 0)
+    first = np.concatenate(([0], last[:-1] + 1))
+    lengths = last - first + 1
+    if lengths.max() >= _GROUPS:
+        raise ValueError("these RLE counts are damaged: a number of more than 60 bits")
+    shifts = _BITS * (np.arange(symbols.size) - np.repeat(first, lengths))
+    counts = np.add.reduceat((symbols & 0x1F) << shifts, first)
+    negative = (symbols[last] & _SIGN) != 0
+    counts[negative] -= np.int64(1) << (_BITS * lengths[negative])
+    counts[1::2] = np.cumsum(counts[1::2])
+    counts[2::2] = np.cumsum(counts[2::2])
+    return counts
+
+
 class ManyCounts(NamedTuple):
     """Run lengths of many masks.
 
@@ -114,13 +165,13 @@ def decompress_many(text: NDArray[np.uint8], ends: Ints) -> ManyCounts:
         text: (B,) the UTF-8 bytes of all texts, concatenated.
         ends: (N,) end of each text in `text`, in ascending order. The last end is B.
     """
-    symbols = text - np.uint8(ASCII)  # characters below the alphabet wrap around to values above it
+    symbols = text - np.uint8(_ASCII)  # characters below the alphabet wrap around to values above it
     sizes = np.diff(ends, prepend=0)
     first, last = _number_places(symbols, ends[sizes > 0])
-    wrong = np.concatenate((np.flatnonzero(symbols > LAST_SYMBOL), last[last - first >= GROUPS - 1]))
+    wrong = np.concatenate((np.flatnonzero(symbols > _LAST_SYMBOL), last[last - first >= _GROUPS - 1]))
     damaged = np.zeros(ends.size, dtype=np.bool_)
     damaged[np.searchsorted(ends, wrong, side="right")] = True
-    damaged[sizes > 0] |= (symbols[ends[sizes > 0] - 1] & MORE) != 0
+    damaged[sizes > 0] |= (symbols[ends[sizes > 0] - 1] & _MORE) != 0
     if damaged.any():
         symbols = symbols[np.repeat(~damaged, sizes)]
         sizes = np.where(damaged, 0, sizes)
@@ -132,7 +183,7 @@ def decompress_many(text: NDArray[np.uint8], ends: Ints) -> ManyCounts:
 
 def _number_places(symbols: NDArray[np.uint8], ends: Ints) -> tuple[Ints, Ints]:
     """Return the positions of the first and last group of each number. Each text's end also ends a number."""
-    is_last = (symbols & MORE) == 0
+    is_last = (symbols & _MORE) == 0
     is_last[ends - 1] = True
     last = np.flatnonzero(is_last)
     return np.concatenate(([0], last[:-1] + 1))[: last.size], last
@@ -145,11 +196,11 @@ def _numbers(symbols: NDArray[np.uint8], first: Ints, last: Ints) -> Ints:
     longer = np.flatnonzero(lengths > 1)
     group = 1
     while longer.size:
-        values[longer] |= (symbols[first[longer] + group] & 0x1F).astype(np.int64) << (BITS * group)
+        values[longer] |= (symbols[first[longer] + group] & 0x1F).astype(np.int64) << (_BITS * group)
         group += 1
         longer = longer[lengths[longer] > group]
-    negative = np.flatnonzero(symbols[last] & SIGN)
-    values[negative] -= np.int64(1) << (BITS * lengths[negative])
+    negative = np.flatnonzero(symbols[last] & _SIGN)
+    values[negative] -= np.int64(1) << (_BITS * lengths[negative])
     return values
 
 
