@@ -157,6 +157,9 @@ def _check_kind(source: ImageFile.ImageFile, kind: str, data: bytes) -> None:
         )
     if isinstance(source, TiffImagePlugin.TiffImageFile):
         check_page(source, data)
+    elif kind == "JPEG" and source.mode == "CMYK" and "adobe" not in source.info:
+        detail = "a CMYK JPEG without Adobe's marker, which doesn't say whether its values are inverted"
+        raise RejectedError(Reason.UNSUPPORTED_FORMAT, detail)
     elif kind == "BMP" and _BMP_BITS.get(source.mode, _bmp_bits(data)) != _bmp_bits(data):
         detail = f"a BMP file with {_bmp_bits(data)} bits per pixel and few gray levels"
         raise RejectedError(Reason.UNSUPPORTED_FORMAT, detail)
@@ -196,7 +199,7 @@ def _decode_jpeg(source: ImageFile.ImageFile, data: bytes, side: int) -> Pixels:
 
 
 def _as_picture(samples: Pixels, source: ImageFile.ImageFile) -> Image.Image:
-    if source.mode == "CMYK" and "adobe" in source.info:
+    if source.mode == "CMYK":
         samples = 255 - samples  # Adobe's marker means that ink is stored inverted
     return Image.fromarray(samples[:, :, 0] if source.mode == "L" else samples, mode=source.mode)
 
@@ -207,8 +210,6 @@ def _decode(source: ImageFile.ImageFile, kind: str) -> Pixels:
     picture: Image.Image = source
     if isinstance(source, TiffImagePlugin.TiffImageFile) and source.mode.startswith("I;16") and white_is_zero(source):
         picture = Image.fromarray(65535 - np.asarray(source))
-    if kind == "JPEG" and source.mode == "CMYK" and "adobe" not in source.info:
-        picture = Image.fromarray(255 - np.asarray(source), mode="CMYK")  # Pillow treats every CMYK image as Adobe's
     return _upright(to_srgb(picture, source.info.get("icc_profile"), kind), _orientation(source))
 
 

@@ -403,16 +403,18 @@ def test_transparency_is_composited_on_white() -> None:
     assert (result[:, -1] == 255).all()
 
 
-def test_cmyk_keeps_its_colors_with_and_without_adobes_inversion() -> None:
+def test_cmyk_keeps_its_colors_and_is_refused_without_adobes_marker() -> None:
+    """Without the marker, some programs write inverted values and others don't, so one of them would be a negative."""
     cmyk = photograph().convert("CMYK")
     adobe = encode(cmyk, "JPEG", quality=98)
     assert distance(read(adobe), pixels(photograph())) < 2
-    # Without the marker, the same samples mean the opposite.
     marker = adobe.index(b"\xff\xee")
     length = int.from_bytes(adobe[marker + 2 : marker + 4], "big")
-    plain = encode(Image.fromarray(255 - np.asarray(cmyk), "CMYK"), "JPEG", quality=98)
-    plain = plain[:marker] + plain[marker + 2 + length :]
-    assert distance(read(plain), pixels(photograph())) < 2
+    for values in (cmyk, Image.fromarray(255 - np.asarray(cmyk), "CMYK")):
+        plain = encode(values, "JPEG", quality=98)
+        with pytest.raises(RejectedError, match="a CMYK JPEG without Adobe's marker") as verdict:
+            read(plain[:marker] + plain[marker + 2 + length :])
+        assert verdict.value.reason is Reason.UNSUPPORTED_FORMAT
 
 
 def test_a_profile_is_applied() -> None:
