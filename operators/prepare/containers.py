@@ -139,6 +139,8 @@ def check_whole(data: bytes, kind: str) -> None:
         raise RejectedError(
             Reason.TRUNCATED, f"the WEBP ends after {len(data)} bytes; its header says {_little(data, 4) + 8}"
         )
+    if kind == "BMP" and _little(data, 10) < 14 + _little(data, 14):
+        raise RejectedError(Reason.CORRUPT, f"the BMP's pixels begin at byte {_little(data, 10)}, inside its header")
     if kind in _IMAGE_BRANDS:
         _check_boxes(data, kind)
 

@@ -112,6 +112,14 @@ def test_each_palette_of_a_bmp_gives_its_pixels_or_is_unsupported() -> None:
     assert refused == {(4, 2, "gray"), (8, 2, "gray"), (4, 3, "dark"), (4, 16, "dark")}
 
 
+@pytest.mark.parametrize("header", [12, 40])
+def test_a_bmp_whose_pixels_begin_inside_its_header_is_corrupt(header: int) -> None:
+    data = bmp(COLORS[:, :, ::-1], 24, header)
+    assert verdict(data, COLORS) == "exact"
+    for start in (0, 14, 13 + header):
+        assert verdict(data[:10] + struct.pack("<I", start) + data[14:], COLORS) == str(Reason.CORRUPT)
+
+
 def test_each_depth_of_a_bmp_gives_its_pixels_or_is_unsupported() -> None:
     blue_first = COLORS[:, :, ::-1]
     assert verdict(bmp(blue_first, 24), COLORS) == "exact"
