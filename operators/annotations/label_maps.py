@@ -14,7 +14,7 @@ from segmint.catalogs.layout import MOST_PIXELS
 from segmint.catalogs.reasons import RejectedError
 from segmint.model.automatic.rle import encode_runs
 from segmint.operators.annotations.image import LONGEST_SIDE, AnnotatedMask, Size
-from segmint.operators.prepare.containers import check_whole
+from segmint.operators.prepare.containers import check_png_rows, check_whole
 from segmint.operators.prepare.ingest import check_strips
 
 ENDINGS = (".png", ".tif", ".tiff", ".npy")
@@ -182,6 +182,8 @@ def _of_picture(data: bytes, size: Size | None, is_picture: bool) -> NDArray[np.
                 check_whole(data, picture.format or "")
                 if isinstance(picture, TiffImagePlugin.TiffImageFile):
                     check_strips(picture, data)
+                else:
+                    check_png_rows(data)
                 if not is_picture:
                     return _numbers(picture, data)
                 scaled = picture.convert("L") if picture.mode == "1" else picture

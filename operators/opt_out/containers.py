@@ -116,21 +116,21 @@ def _jpeg_segments(data: bytes) -> Iterator[tuple[int, bytes]]:
 def _in_png(data: bytes) -> Iterator[Part]:
     """Read the chunks (PNG specification, section 5) that contain texts of any name or EXIF."""
     room = MOST_XMP  # bytes left for inflated texts
-    for kind, content in islice(_png_chunks(data), MOST_PARTS):
+    for kind, start, stop in islice(png_chunks(data), MOST_PARTS):
         if kind == b"caBX":
             yield "c2pa", b""
         elif kind in (b"iTXt", b"zTXt", b"tEXt", b"eXIf"):
-            packet = _png_packet(kind, content, room)
+            packet = _png_packet(kind, data[start:stop], room)
             room -= len(packet) if kind in (b"iTXt", b"zTXt") else 0
             yield "xmp", packet
 
 
-def _png_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
+def png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """Yield the kind of each chunk of a PNG, and where its content starts and stops."""
     position = 8
     while position + 8 <= len(data):
         length, kind = struct.unpack_from(">I4s", data, position)
-        # Don't copy pixels.
-        yield kind, b"" if kind == b"IDAT" else data[position + 8 : position + 8 + length]
+        yield kind, position + 8, position + 8 + length
         position += 12 + length
 
 

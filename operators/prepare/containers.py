@@ -7,13 +7,14 @@ from collections.abc import Sequence
 
 from segmint.catalogs.reasons import Reason, RejectedError
 from segmint.operators.boxes import boxes
-from segmint.operators.opt_out.containers import MOST_PARTS
+from segmint.operators.opt_out.containers import MOST_PARTS, png_chunks
 
 SUPPORTED = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "AVIF", "HEIC")
 """Containers that segmint can decode. For any other known container, the verdict states its name."""
 
 _PIXELS = frozenset({b"meta", b"moov", b"mdat"})
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_PNG_SAMPLES = {2: 3, 4: 2, 6: 4}  # samples per pixel by color type, if there are several
 _BMP_HEADER_SIZES = frozenset({12, 40, 52, 56, 64, 108, 124})
 _SVG = re.compile(rb"<(?:[a-z]+:)?svg[\s>]", re.IGNORECASE)
 _HTML = re.compile(rb"\s*<(?:!doctype html|html|head|body)", re.IGNORECASE)
@@ -208,6 +209,20 @@ def _check_png(data: bytes) -> None:
             return
         position = stop + 4
     raise RejectedError(Reason.CORRUPT, f"the PNG has over {MOST_PARTS:,} chunks")
+
+
+def check_png_rows(data: bytes) -> None:
+    """Check that a PNG whose header was read, and that passed `check_whole`, contains the rows of its pixels.
+
+    Decoders leave missing rows black. Interlaced pixels have up to one byte per row more, which isn't checked. Raises
+    `RejectedError` (`truncated`), or `zlib.error` for damaged data.
+    """
+    width, height, bits, color = struct.unpack_from(">IIBB", data, 16)
+    size = height * (1 + (width * bits * _PNG_SAMPLES.get(color, 1) + 7) // 8)
+    packed = b"".join(data[start:stop] for kind, start, stop in png_chunks(data) if kind == b"IDAT")
+    found = len(zlib.decompressobj().decompress(packed, size))
+    if found < size:
+        raise RejectedError(Reason.TRUNCATED, f"the PNG's pixels end after {found:,} of {size:,} bytes")
 
 
 def _little(data: bytes, offset: int) -> int:

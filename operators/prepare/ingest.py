@@ -33,7 +33,7 @@ from segmint.catalogs.reasons import Reason, RejectedError
 from segmint.infra.errors import SegmintError
 from segmint.infra.version import installed_version
 from segmint.operators.prepare.color import MODES, to_srgb
-from segmint.operators.prepare.containers import check_whole, recognize
+from segmint.operators.prepare.containers import check_png_rows, check_whole, recognize
 from segmint.operators.prepare.control import CONTROL_TOLERANCE, control_images, control_pixels
 from segmint.operators.prepare.ingest_config import IngestConfig as IngestConfig
 from segmint.operators.prepare.jpeg import strict_samples
@@ -130,6 +130,8 @@ def _read_pixels(data: bytes, kind: str, config: IngestConfig, side: int | None 
         raise
     _check_size(*source.size, config)
     _check_kind(source, kind, data)
+    if kind == "PNG":
+        check_png_rows(data)
     key = source.info.get("transparency")
     if kind == "PNG" and source.mode == "L" and isinstance(key, int):  # Pillow scales only pixels to 8 bits
         source.info["transparency"] = key * 255 // (2 ** data[24] - 1)

@@ -205,6 +205,13 @@ def test_damage_is_never_anything_but_a_verdict_on_the_file() -> None:
         read_label_map(bad_images.flipped(files["a.png"], files["a.png"].index(b"IDAT") + 12, 1), "a.png")
 
 
+def test_a_png_whose_rows_end_early_is_an_error() -> None:
+    data = png(LABELS, 8, 0)
+    taller = bad_images.png_chunk(b"IHDR", struct.pack(">II", 5, 7) + data[24:29])
+    with pytest.raises(UnreadableMapError, match="the PNG's pixels end after 36 of 42 bytes"):
+        read_label_map(data[:8] + taller + data[33:], "a.png")
+
+
 TORN = picture(Image.fromarray(LABELS.astype(np.uint8)), "PNG")[:-20]
 
 

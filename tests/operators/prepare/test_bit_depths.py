@@ -1,5 +1,6 @@
 """The tables of bit depths, alpha channels, and orientations of other containers than TIFF's layouts."""
 
+import io
 import itertools
 import struct
 import zlib
@@ -8,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
-from segmint.catalogs.reasons import Reason
+from segmint.catalogs.reasons import Reason, RejectedError
+from segmint.operators.prepare.containers import check_png_rows
 from tests.operators.prepare.test_tiff import ALPHA, COLORS, GRAY, HEIGHT, LEVELS, WIDTH, X, on_white, verdict
 from tests.support import bad_images
 from tests.support.bad_images import encode, png_chunk
@@ -66,6 +68,38 @@ def test_each_kind_of_png_gives_its_pixels_or_is_unsupported(bits: int) -> None:
         assert found == (UNSUPPORTED if bits == 16 else "exact")
         assert verdict(png(np.dstack([colors, alpha]), bits, 6), on_white(COLORS), 1) == "exact"
         assert verdict(png(np.dstack([colors[:, :, 2], alpha]), bits, 4), on_white(GRAY), 1) == "exact"
+
+
+def repacked(data: bytes, rows: bytes) -> bytes:
+    """A PNG with other rows in its pixel data, and with valid chunks."""
+    start = data.index(b"IDAT") - 4
+    return data[:start] + png_chunk(b"IDAT", zlib.compress(rows)) + png_chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("kind", ["1", "L", "P", "RGB", "RGBA"])
+def test_a_png_whose_compressed_rows_end_early_is_truncated(kind: str) -> None:
+    """Each chunk has the right checksum, and decoders leave the missing rows black."""
+    data = encode(Image.fromarray(COLORS).convert(kind), "PNG")
+    expected = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+    rows = zlib.decompress(data[data.index(b"IDAT") + 4 : -16])
+    assert verdict(repacked(data, rows), expected, 255) == "exact"
+    assert verdict(repacked(data, rows + b"more"), expected, 255) == "exact"
+    for part in (rows[:-1], rows[: len(rows) // 2], b""):
+        assert verdict(repacked(data, part), expected) == str(Reason.TRUNCATED)
+
+
+@pytest.mark.parametrize(("width", "height"), [(1, 1), (5, 3), (3, 9), (16, 16), (47, 33)])
+@pytest.mark.parametrize("bits", [1, 2, 8])
+def test_an_interlaced_png_may_not_end_early_either(width: int, height: int, bits: int) -> None:
+    image = np.arange(height * width).reshape(height, width) % 2**bits
+    whole = png(image, bits, 0)
+    passes = [image[0::8, 0::8], image[0::8, 4::8], image[4::8, 0::4], image[0::4, 2::4], image[2::4, 0::2],
+              image[0::2, 1::2], image[1::2, 0::1]]  # fmt: skip
+    rows = [b"\0" + packed_rows(row[None], bits, ">") for part in passes if part.size for row in part]
+    interlaced = whole[:8] + png_chunk(b"IHDR", whole[16:28] + b"\1") + whole[33:]
+    check_png_rows(repacked(interlaced, b"".join(rows)))
+    with pytest.raises(RejectedError, match="the PNG's pixels end after"):
+        check_png_rows(repacked(interlaced, b"".join(rows[: len(rows) // 3])))
 
 
 def test_a_png_for_apps_on_ios_is_unsupported() -> None:
