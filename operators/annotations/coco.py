@@ -175,8 +175,8 @@ def usable_polygons(polygons: Sequence[Any], size: Size) -> list[list[float]]:
 
     Points and lines have no area, so they are left out beside other polygons. Raises `UnreadableMaskError` if a polygon
     is invalid, or if none has three points. pycocotools checks nothing and treats four numbers as a box. Some tools
-    write points slightly outside the image, so a point may be up to one side length outside. `size` is the image's
-    (height, width).
+    write points slightly outside the image, so a point may be outside by 2 % of the side or 2 pixels. Points farther
+    outside probably refer to another size of the image. `size` is the image's (height, width).
     """
     farthest = size[1], size[0]
     steps = 0.0
@@ -186,9 +186,10 @@ def usable_polygons(polygons: Sequence[Any], size: Size) -> list[list[float]]:
             raise UnreadableMaskError("one of its polygons is not a list x, y, x, y, … of at least three points")
         for place, value in enumerate(polygon):
             side = farthest[place % 2]
-            if type(value) not in (int, float) or not -side <= value <= 2 * side:
+            margin = max(2, side / 50)
+            if type(value) not in (int, float) or not -margin <= value <= side + margin:
                 raise UnreadableMaskError(
-                    f"a polygon has the coordinate {str(value)[:40]}: expected pixels from {-side} to {2 * side}"
+                    f"a polygon has the coordinate {str(value)[:40]}: expected pixels of the image, from 0 to {side}"
                 )
         if len(polygon) < 6:
             continue

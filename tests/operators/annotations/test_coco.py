@@ -9,8 +9,8 @@ import pytest
 from pycocotools import mask as coco
 
 from segmint.infra.errors import UsageError
-from segmint.operators.annotations.coco import parse_coco, read_coco
-from segmint.operators.annotations.image import AnnotatedFile
+from segmint.operators.annotations.coco import parse_coco, read_coco, usable_polygons
+from segmint.operators.annotations.image import AnnotatedFile, UnreadableMaskError
 
 RING = np.zeros((30, 40), bool)
 RING[5:25, 10:30] = True
@@ -103,10 +103,11 @@ def test_parts_without_area_are_left_out(part: list[float], info: dict[str, str]
         ([[1, 2, 3, 1e12, 5, 6]], "coordinate 1000000000000"),
         ([[1, 2, 3, 10**400, 5, 6]], "coordinate 1000000000000"),
         ([[1, 2, 3, math.nan, 5, 6]], "coordinate nan"),
-        ([[1, 2, 81, 3, 5, 6]], "coordinate 81: expected pixels from -40 to 80"),
-        ([[1, 2, 3, -31, 5, 6]], "coordinate -31: expected pixels from -30 to 60"),
-        ([[-40, 0, 80, 0] * 5_000], "1 outlines of 1,210,000 pixels: the limit is 1,000,000"),
-        ([[-40, 0, 80, 0] * 500] * 10, "10 outlines of 1,210,000 pixels"),
+        ([[1, 2, 43, 3, 5, 6]], "coordinate 43: expected pixels of the image, from 0 to 40"),
+        ([[1, 2, 3, -3, 5, 6]], "coordinate -3: expected pixels of the image, from 0 to 30"),
+        ([[20, 10, 60, 10, 60, 50, 20, 50]], "coordinate 60: expected pixels of the image"),  # in 80 x 60 pixels
+        ([[0, 0, 40, 0] * 15_000], "1 outlines of 1,230,000 pixels: the limit is 1,000,000"),
+        ([[0, 0, 40, 0] * 1_500] * 10, "10 outlines of 1,230,000 pixels"),
     ],
 )
 def test_a_mask_that_cannot_be_read_is_listed_and_costs_no_other(segmentation: Any, why: str) -> None:
@@ -193,11 +194,14 @@ def test_no_memory_is_taken_for_the_size_that_a_file_claims(info: dict[str, str]
     assert found.unreadable == ["mask 7: its size is 65535 x 65535, 4,294,836,225 pixels: the limit is 250,000,000"]
 
 
-def test_points_outside_of_the_image_are_cut_off() -> None:
+def test_points_slightly_outside_of_the_image_are_cut_off() -> None:
     filled = np.zeros((30, 40), bool)
     filled[:10, 30:] = True
-    (one,) = read(mask([[30, -30, 80, -30, 80, 10, 30, 10]])).images[0].masks
+    (one,) = read(mask([[30, -2, 42, -2, 42, 10, 30, 10]])).images[0].masks
     np.testing.assert_array_equal(one.pixels(), filled)
+    usable_polygons([[-20, 0, 1020, 0, 9, 9]], (100, 1000))
+    with pytest.raises(UnreadableMaskError, match=r"1020.5: expected pixels of the image, from 0 to 1000"):
+        usable_polygons([[0, 0, 1020.5, 0, 9, 9]], (100, 1000))
 
 
 def test_a_known_size_comes_before_the_files() -> None:

@@ -43,7 +43,7 @@ def test_slanted_edges_take_the_pixels_whose_centers_are_inside() -> None:
     for (x0, y0), (x1, y1) in itertools.pairwise(corners):
         inside &= (x1 - x0) * (y - y0) - (y1 - y0) * (x - x0) > 0
     np.testing.assert_array_equal(fill_rings([triangle], (60, 80)), inside)
-    # Up to one side outside of the image.
+    # A ring around the image.
     np.testing.assert_array_equal(fill_rings([[-40, -30, 160, -30, 160, 120, -40, 120]], (60, 80)), np.ones((60, 80)))
 
 
