@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import date
 from typing import Any
@@ -70,7 +70,7 @@ def json_object(data: bytes, where: str, expected: str) -> dict[str, Any]:
     """Parse a JSON object.
 
     Raises `UsageError` with the location `where` and the `expected` content for any other text, and for an object that
-    has a catalog's column twice.
+    has a catalog's column twice or in another case.
     """
     try:
         value = json.loads(data, object_pairs_hook=_as_object)
@@ -78,7 +78,14 @@ def json_object(data: bytes, where: str, expected: str) -> dict[str, Any]:
         raise UsageError(f"{where} is not JSON ({error}): {shown(data[:60])}; expected {expected}") from error
     if not isinstance(value, dict):
         raise UsageError(f"{where}: found {shown(value)}; expected {expected}")
+    _refuse_other_case(where, value)
     return value
+
+
+def _refuse_other_case(where: str, names: Iterable[str]) -> None:
+    for name in names:
+        if name not in _COLUMNS and name.lower() in _COLUMNS:
+            raise UsageError(f"{where}: {name!r} would be ignored, because the column is {name.lower()!r}: rename it")
 
 
 def _as_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -89,7 +96,8 @@ def _as_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def require_columns(catalog: str, names: list[str]) -> None:
-    """Raise `UsageError` if a required column is missing, or if a column of `SOURCE` occurs twice."""
+    """Raise `UsageError` if a required column is missing, or if one of `SOURCE` occurs twice or in another case."""
+    _refuse_other_case(catalog, names)
     for name in SOURCE.names:
         if names.count(name) > 1:
             raise UsageError(f"{catalog}: the column {name!r} occurs {names.count(name)} times")

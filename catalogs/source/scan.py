@@ -66,9 +66,9 @@ def scan(
     """Yield a row of `SOURCE` for each image below `folder`, ordered by name, as a dictionary without missing values.
 
     `uri` is absolute, and `image_id` is the image's name relative to `folder`. A row may have no license. `on_skip` is
-    called for each entry that a catalog can't name: a circular link, or a name that isn't UTF-8 or isn't allowed in a
-    URI. Raises `UsageError` if a license is not an identifier, if a sidecar is invalid, or if the store lists a sidecar
-    away from its image.
+    called for each sidecar without an image, and for each entry that a catalog can't name: a circular link, or a name
+    that isn't UTF-8 or isn't allowed in a URI. Raises `UsageError` if a license is not an identifier, if a sidecar is
+    invalid, or if the store lists a sidecar away from its image.
     """
     base = _absolute(folder)
     common = {
@@ -177,7 +177,9 @@ def _images(base: Location, on_skip: OnSkip) -> Iterator[_ScannedImage]:
                     image.sidecars.append(entry.name)
                     break
             else:
-                alone = entry.name if owner.lower().endswith(IMAGE_ENDINGS) else alone
+                if owner.lower().endswith(IMAGE_ENDINGS):
+                    alone = entry.name
+                    on_skip(alone, f"no image is named exactly {base_name(owner)}")
         if alone and not in_order:
             raise UsageError(
                 f"{base / alone} is not listed after its image, because the store doesn't list names in order. Without "

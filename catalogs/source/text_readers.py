@@ -39,6 +39,7 @@ _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _QUOTED = re.compile(rb'"[^"]*+(?:""[^"]*+)*+"')
 _VALUES = re.compile(rb'[^"]*+(?:(?<![^,\r\n])' + _QUOTED.pattern + rb'(?=[,\r\n])[^"]*+)*+')
 
+_OTHER_CASE = re.compile(rb'"(?!(?:%b)")(?i:%b)"\s*:' % (2 * ("|".join(SOURCE.names).encode(),)))
 _SCHEMA = pa.schema([pa.field(f.name, f.type if pa.types.is_boolean(f.type) else pa.string()) for f in SOURCE])
 
 _PARSED_BYTES = 1 << 20  # per thread; a block with a longer row is parsed the slow way
@@ -269,6 +270,8 @@ def _require_keys(uri: str, lines: list[bytes]) -> None:
 
 def _parse_fast(block: bytes, rows: int) -> dict[str, pa.Array] | None:
     """Parse a block of whole lines into columns. Returns None if the block contains something to report."""
+    if _OTHER_CASE.search(block):
+        return None
     try:
         table = pajson.read_json(
             pa.BufferReader(block),

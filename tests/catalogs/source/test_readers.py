@@ -111,6 +111,18 @@ def test_equivalent_column_types_are_accepted(tmp_path: Path) -> None:
         ("c.jsonl", '{"uri": "a.jpg"}\n', ["c.jsonl", "'license' is missing"]),
         ("c.csv", "url,license\na.jpg,CC0-1.0\n", ["c.csv", "'uri' is missing", "url, license"]),
         ("c.csv", "uri,license,uri\n", ["c.csv", "'uri' occurs 2 times"]),
+        (
+            "c.csv",
+            "uri,license,Valid_Until\n",
+            ["c.csv", "'Valid_Until' would be ignored", "the column is 'valid_until'"],
+        ),
+        ("c.csv", "uri,license,License\na,b,c\n", ["c.csv", "'License' would be ignored"]),
+        ("c.jsonl", '{"uri": "a", "license": "x", "URI": "b"}\n', ["c.jsonl, row 1", "'URI' would be ignored"]),
+        (
+            "c.jsonl",
+            '{"uri": "a", "license": "x"}\n{"uri": "a", "license": "x", "Opt_Out" : true}\n',
+            ["c.jsonl, row 2", "'Opt_Out' would be ignored"],
+        ),
         ("c.csv", "", ["c.csv", "'uri' is missing"]),
         ("c.csv", "uri,license\na,b\nc,d,e\n", ["c.csv, line 3", "found 3 values", "expected 2"]),
         ("c.jsonl", '{"uri": "a", "license": "x"}\n{"uri": "b"\n', ["c.jsonl, row 2", "not JSON"]),

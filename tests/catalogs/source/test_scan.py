@@ -111,6 +111,7 @@ def test_what_no_catalog_can_name_is_skipped_by_name(tmp_path: Path) -> None:
         ("a.jpg.json", "[]", "a.jpg.json: found [];"),
         ("a.jpg.json", '{"license": "CC-BY"}', "did you mean CC-BY-4.0"),
         ("a.jpg.json", '{"license": "CC0-1.0", "license": "CC-BY-4.0"}', "a column occurs twice"),
+        ("a.jpg.json", '{"License": "CC0-1.0"}', "a.jpg.json: 'License' would be ignored"),
         ("a.jpg.json", '{"redistributable": "no"}', "a.jpg.json, key redistributable"),
         ("a.jpg.json", '{"valid_until": "tomorrow"}', "YYYY-MM-DD"),
         ("a.jpg.license", "All rights reserved", "a.jpg.license: 'All rights reserved' is not a license identifier"),
@@ -127,6 +128,17 @@ def test_a_bad_sidecar_is_named(tmp_path: Path, name: str, text: str, says: str)
     with pytest.raises(UsageError) as caught:
         list(scan(location_of(tmp_path)))
     assert says in str(caught.value)
+
+
+def test_a_sidecar_whose_name_has_another_case_is_reported(tmp_path: Path) -> None:
+    make(tmp_path, {"b.JPG": "", "b.jpg.json": "{}", "c.jpg": "", "c.JPG.license": "CC0-1.0", "d.json": "{}"})
+    skipped: dict[str, str] = {}
+    rows = list(scan(location_of(tmp_path), "CC-BY-4.0", on_skip=skipped.__setitem__))
+    assert [row["image_id"] for row in rows] == ["b.JPG", "c.jpg"]
+    assert skipped == {
+        "b.jpg.json": "no image is named exactly b.jpg",
+        "c.JPG.license": "no image is named exactly c.JPG",
+    }
 
 
 def test_an_invalid_license_is_refused_before_anything_is_read() -> None:
