@@ -25,12 +25,15 @@ _PASSWORD = re.compile(r"(?<=://)[^/\s@:]{0,2000}:(?!\d{1,5}/)\S{0,2000}@")
 _USERINFO = re.compile(rf"{_PASSWORD.pattern}|(?<=://)[^/\s]{{0,2000}}@")
 _SIGNED_QUERY = re.compile(
     r"(?i)(?<![\w-])((?:[\w-]*(?:signature|credential|token|secret|password|passwd|api[_-]?key|"
-    r"access[_-]?key(?:[_-]?id)?|account[_-]?key))|sig)=[^&\s\"']+"
+    r"access[_-]?key(?:[_-]?id)?|account[_-]?key))|sig|hmac|jwt|pwd)(=|%3D)[^&\s\"']+"
 )
 _PRESIGNED = re.compile(r"(?i)[?&](?:X-(?:Amz|Goog)-(?:Signature|Credential)|AWSAccessKeyId)=")
 _PATTERN = re.compile(r"[*?\[]")
 _HIDDEN = "[redacted]"
-_ACCESS_KEY_ID = re.compile(r"\b(?:AKIA|ASIA)[A-Z0-9]{12,}\b")
+_TOKENS = re.compile(
+    r"\b(?:AKIA|ASIA)[A-Z0-9]{12,}\b|\b(?:hf_|gh[opsu]_|github_pat_)\w{30,}|"
+    r"(?i:(?<=authorization).{1,5}(?:basic|bearer|token)\s+[^\s\"']+)"
+)
 
 
 class UriNotAllowedError(UsageError):
@@ -38,10 +41,10 @@ class UriNotAllowedError(UsageError):
 
 
 def redact(text: str) -> str:
-    """Redact text that looks like a credential: user parts of URLs, signed queries, and AWS access key IDs."""
+    """Redact text that looks like a credential: user parts of URLs, signed queries, and tokens in known forms."""
     text = _USERINFO.sub(f"{_HIDDEN}@", text)
-    text = _SIGNED_QUERY.sub(rf"\1={_HIDDEN}", text)
-    return _ACCESS_KEY_ID.sub(_HIDDEN, text)
+    text = _SIGNED_QUERY.sub(rf"\1\2{_HIDDEN}", text)
+    return _TOKENS.sub(_HIDDEN, text)
 
 
 def scheme(uri: str) -> str:

@@ -290,6 +290,11 @@ def test_a_uri_that_can_be_read_is_kept_as_it_is() -> None:
         "AccountKey={0};EndpointSuffix=core.windows.net",
         "AWS_SECRET_ACCESS_KEY={0} AWS_SESSION_TOKEN={0}",
         "https://h/x?api-key={0}",
+        "https://h/x?jwt={0}&hmac={0}&pwd={0}",
+        "https://h/x?to=https%3A%2F%2Fh%3Ftoken%3D{0}",
+        "Authorization: Bearer {0}",
+        "headers {{'authorization': 'Basic {0}'}}",
+        "hf_abcdefghijklmnopqrstuvwxyz0123{0} and ghp_abcdefghijklmnopqrstuvwxyz0123{0}",
         "two: https://u:{0}@h/a and s3://k:{0}@b/c",
     ],
 )
@@ -302,6 +307,8 @@ def test_redact_leaves_plain_text_alone() -> None:
         "see http://127.0.0.1:8333/a@b",
         "expected KEY=VALUE, such as --set masks.points_per_side=16",
         "a@b.c",
+        "https://h/x?pass=2&auth=none&key=photo&keyword=jwt, cwd=/a, the bearer of a token, hf_model",
+        "authorization: see https://h/x?license=basic",
     ):
         assert redact(text) == text
 
