@@ -215,7 +215,7 @@ class S3Store:
             request["Delimiter"] = "/"
         for page in self._pages("list_objects_v2", request, {"ContinuationToken": "NextContinuationToken"}):
             for entry in page.get("Contents", []):
-                name = entry["Key"][len(prefix) :]
+                name = _below(prefix, entry["Key"])
                 if name and (entry["Size"] or not name.endswith("/")):  # some tools create empty objects as folders
                     yield ObjectInfo(name, int(entry["Size"]), entry["LastModified"].astimezone(UTC))
 
@@ -255,7 +255,7 @@ class S3Store:
         """Return the names below a prefix for which the bucket has an older version or a delete marker."""
         bucket, prefix = _folder(uri)
         entries = (each for each in self._versions(bucket, prefix) if not each.get("IsLatest") or "Size" not in each)
-        return {entry["Key"][len(prefix) :] for entry in entries} - {""}  # delete markers have no size
+        return {_below(prefix, entry["Key"]) for entry in entries} - {""}  # delete markers have no size
 
     def _versions(self, bucket: str, prefix: str) -> Iterator[dict[str, Any]]:
         markers = {"KeyMarker": "NextKeyMarker", "VersionIdMarker": "NextVersionIdMarker"}
@@ -369,6 +369,15 @@ def _folder(uri: str) -> tuple[str, str]:
     bucket, key = split_bucket(uri)
     name = key.rstrip("/")
     return bucket, name and f"{name}/"
+
+
+def _below(prefix: str, key: str) -> str:
+    if not key.startswith(prefix):
+        raise StorageFaultError(
+            f"the store ignored the prefix {redact(prefix)} of a listing and sent {redact(key)}. Check the endpoint "
+            "and the proxies in front of it"
+        )
+    return key[len(prefix) :]
 
 
 def _object(uri: str) -> tuple[str, str]:

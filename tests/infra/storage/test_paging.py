@@ -61,6 +61,17 @@ def test_pages_that_lead_back_end_a_listing_at_once(server: TinyS3, name: str) -
     assert len(server.requests) <= 6
 
 
+def test_names_outside_of_the_prefix_are_refused(server: TinyS3) -> None:
+    """A store that ignores the prefix would otherwise give names that are parts of other keys."""
+    storage = serve(server, lambda request, number: listing(["a/photo.jpg", "d/a.jpg"]))
+    for look in (storage.list, lambda uri: list(storage.walk(uri))):
+        with pytest.raises(StorageFaultError, match=r"ignored the prefix d/ of a listing and sent a/photo\.jpg"):
+            look("s3://acme/d")
+    storage = serve(server, lambda request, number: versions(["a/photo.jpg"]))
+    with pytest.raises(StorageFaultError, match="ignored the prefix d/ of a listing"):
+        storage.versioned("s3://acme/d")
+
+
 @pytest.mark.parametrize("keys", [["d/a", "d/b"], []], ids=["the same entries", "nothing"])
 def test_new_tokens_for_old_entries_end_a_listing(
     server: TinyS3, keys: list[str], monkeypatch: pytest.MonkeyPatch
@@ -73,10 +84,10 @@ def test_new_tokens_for_old_entries_end_a_listing(
 
 
 VERSIONS: dict[str, Page] = {
-    "the same markers": lambda request, number: versions(["x"], "x", "1"),
-    "no markers": lambda request, number: versions(["x"]),
-    "one key, and no version": lambda request, number: versions(["x", "x"], "x"),
-    "two markers in turn": lambda request, number: versions(["x"], "xy"[number % 2]),
+    "the same markers": lambda request, number: versions(["x/y"], "x/y", "1"),
+    "no markers": lambda request, number: versions(["x/y"]),
+    "one key, and no version": lambda request, number: versions(["x/y", "x/y"], "x/y"),
+    "two markers in turn": lambda request, number: versions(["x/y"], "xy"[number % 2]),
 }
 
 

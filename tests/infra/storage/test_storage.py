@@ -223,7 +223,9 @@ def test_listings_of_several_pages_and_a_fault_in_their_middle(
 ) -> None:
     pages = s3_store.S3Store._pages
     monkeypatch.setattr(  # pages of the server's own size have 1,000 objects
-        s3_store.S3Store, "_pages", lambda self, request, skip: pages(self, request | {"MaxKeys": 9}, skip)
+        s3_store.S3Store,
+        "_pages",
+        lambda self, method, request, markers: pages(self, method, request | {"MaxKeys": 9}, markers),
     )
     storage, base = s3
     names = [f"{index:04}" for index in range(20)]
