@@ -314,6 +314,8 @@ class Storage:
 
         def attempt() -> tuple[bytes, ObjectVersion]:
             data, found = store.read_range(uri, start, stop, first)
+            if len(data) > stop - start:
+                raise StorageFaultError(f"cannot read {redact(uri)}: the store ignored the requested range of bytes")
             version = check_version(uri, first, found)
             check_length(len(data), stop - start)
             return data, version
@@ -321,7 +323,7 @@ class Storage:
         try:
             return self._try("read", uri, attempt)
         except FileExistsError as error:
-            raise changed_error(uri) from error
+            raise changed_error(uri, first.etag) from error
 
     def _store(self, uri: str) -> Store:
         return connect(scheme(uri), self._options_of(uri))

@@ -2,6 +2,7 @@
 
 import gzip
 import hashlib
+import itertools
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -152,6 +153,36 @@ def test_a_store_that_ignores_conditions_is_watched_by_its_answers(s3: TinyS3) -
         in_pieces(stream)
 
 
+def test_a_store_that_ignores_ranges_is_named(s3: TinyS3) -> None:
+    s3.policy = lambda request, answer: s3._usual(request._replace(headers={}), b"")
+    for size in (None, len(OLD)):
+        ignored = pytest.raises(
+            StorageFaultError, match="cannot read s3://acme/c: the store ignored the requested range"
+        )
+        with Storage(s3.options, QUICK).open_ranges(URI, size) as stream, ignored:
+            stream.read(10)
+        assert len([request for request in s3.requests if "range" in request.headers]) == 1, "no second attempt"
+        s3.requests.clear()
+    with Storage(s3.options, QUICK).open_ranges(URI) as stream:
+        assert stream.read(5000) == OLD
+
+
+@pytest.mark.parametrize("ignores_conditions", [True, False])
+def test_an_etag_that_differs_in_each_response_is_named(s3: TinyS3, ignores_conditions: bool) -> None:
+    numbers = itertools.count()
+
+    def policy(request: Request, answer: Answer) -> Answer:
+        if ignores_conditions and answer.status == 412:
+            answer = s3._usual(request._replace(headers={"range": request.headers["range"]}), b"")
+        answer.headers["ETag"] = f'"{next(numbers)}"'
+        return answer
+
+    s3.policy = policy
+    seen = 'If nothing changed it, the store sent another ETag than "0" for the same object'
+    with Storage(s3.options, QUICK).open(URI) as stream, pytest.raises(ObjectChangedError, match=seen):
+        in_pieces(stream)
+
+
 @pytest.mark.parametrize("headers", [("ETag",), ("ETag", "Last-Modified"), ()], ids=["time", "nothing", "weak"])
 def test_stores_without_etags_stay_readable(s3: TinyS3, headers: tuple[str, ...]) -> None:
     s3.policy = without(*headers, weak=not headers)
@@ -205,7 +236,7 @@ def test_a_local_file_that_is_edited_while_it_is_read_is_not_read(tmp_path: Path
         with Storage().open(str(path)) as stream:
             assert stream.read(1000) == OLD[:1000]
             edit(path, new)
-            with pytest.raises(ObjectChangedError, match="it was changed while it was read"):
+            with pytest.raises(ObjectChangedError, match=r"it was changed while it was read\. .* is complete$"):
                 read(stream)
 
 
