@@ -323,7 +323,7 @@ class Storage:
         try:
             return self._try("read", uri, attempt)
         except FileExistsError as error:
-            raise changed_error(uri, first.etag) from error
+            raise changed_error(uri) from error
 
     def _store(self, uri: str) -> Store:
         return connect(scheme(uri), self._options_of(uri))

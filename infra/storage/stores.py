@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, NamedTuple, Protocol, cast
 from segmint.infra.errors import UsageError
 from segmint.infra.log import get_logger
 from segmint.infra.storage.errors import ObjectChangedError, ObjectTooLargeError, ShortBodyError, StorageFaultError
-from segmint.infra.uris import LOCAL, local_path, redact, scheme
+from segmint.infra.uris import local_path, redact
 
 TEMPORARY_PREFIX = ".tmp-"
 
@@ -132,18 +132,15 @@ def check_version(uri: str, first: ObjectVersion, now: ObjectVersion) -> ObjectV
     else:
         changed = now.modified not in (None, modified)
     if changed or now.size not in (None, size):
-        raise changed_error(uri, first.etag)
+        raise changed_error(uri)
     return ObjectVersion(size, first.etag or now.etag, modified)
 
 
-def changed_error(uri: str, etag: str | None) -> ObjectChangedError:
-    """Return the error for an object that changed while it was read. `etag` is its first ETag, if any."""
-    unstable = ""
-    if etag and scheme(uri) != LOCAL:
-        unstable = f". If nothing changed it, the store sent another ETag than {etag} for the same object"
+def changed_error(uri: str) -> ObjectChangedError:
+    """Return the error for an object of which a later response or look gave another ETag, time, or size."""
     return ObjectChangedError(
         f"cannot read {redact(uri)}: it was changed while it was read. Run the command again when the new version is "
-        f"complete{unstable}"
+        "complete. If nothing changed it, its store or file system sent another ETag, time, or size for the same object"
     )
 
 

@@ -178,7 +178,7 @@ def test_an_etag_that_differs_in_each_response_is_named(s3: TinyS3, ignores_cond
         return answer
 
     s3.policy = policy
-    seen = 'If nothing changed it, the store sent another ETag than "0" for the same object'
+    seen = "If nothing changed it, its store or file system sent another ETag"
     with Storage(s3.options, QUICK).open(URI) as stream, pytest.raises(ObjectChangedError, match=seen):
         in_pieces(stream)
 
@@ -236,7 +236,7 @@ def test_a_local_file_that_is_edited_while_it_is_read_is_not_read(tmp_path: Path
         with Storage().open(str(path)) as stream:
             assert stream.read(1000) == OLD[:1000]
             edit(path, new)
-            with pytest.raises(ObjectChangedError, match=r"it was changed while it was read\. .* is complete$"):
+            with pytest.raises(ObjectChangedError, match="it was changed while it was read"):
                 read(stream)
 
 
