@@ -61,11 +61,11 @@ def read_json(
 ) -> AnnotatedImage:
     """Read SA-1B's JSON of one image. Its name is `image.file_name` or, if that is missing, the name of the JSON file.
 
-    `size` is the image's (height, width), if known. Masks that can't be read, or that contradict their boxes, are
-    listed and skipped. To keep the parsed JSON, pass a `parse` that stores it.
+    `size` is the image's (height, width), if known. Masks that can't be read, or that contradict their boxes or areas,
+    are listed and skipped. To keep the parsed JSON, pass a `parse` that stores it.
     """
     form = "SA-1B's JSON for an image, with `image` and `annotations`"
-    image, annotations = parse_image(data, name, size, "annotations", form, parse)
+    image, _, annotations = parse_image(data, name, size, "annotations", form, parse)
     for annotation in annotations:
         image.add_runs(annotation, mapping(annotation).get("segmentation"))
     image.leave_out_contradictions()

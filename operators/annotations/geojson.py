@@ -31,10 +31,10 @@ def read_geojson(data: bytes, name: str, size: Size | None = None) -> AnnotatedI
     """Read the features of one image. Its name is `image.file_name` or, if that is missing, the name of the file.
 
     `size` is the image's (height, width), if known. A mask's label is the name of its feature's classification. Masks
-    that can't be read, or that contradict their boxes, are listed and skipped. Beside a mask, points are
+    that can't be read, or that contradict their boxes or areas, are listed and skipped. Beside a mask, points are
     listed as prompts.
     """
-    image, features = parse_image(data, name, size, "features", "a GeoJSON feature collection", _parse)
+    image, about, features = parse_image(data, name, size, "features", "a GeoJSON feature collection", _parse)
     points = []
     for feature in features:
         feature = mapping(feature)
@@ -45,8 +45,9 @@ def read_geojson(data: bytes, name: str, size: Size | None = None) -> AnnotatedI
             continue
         try:
             label, source = _label(said.get("classification")), label_text(said.get("label_source"))
+            area = said.get("area") if about else None  # elsewhere, areas may be in other units
             rle = _mask(geometry, image.size)
-            more = stated(None, feature.get("bbox"))
+            more = stated(area, feature.get("bbox"))
             image.masks.append(AnnotatedMask(rle, id, label, label_source=source, **more))
         except UnreadableMaskError as error:
             image.leave_out(id, error)

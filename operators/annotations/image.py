@@ -75,19 +75,28 @@ class AnnotatedMask:
         return np.asarray(coco.decode(self.rle)).astype(bool)
 
     def contradiction(self) -> str | None:
-        """Return how the mask contradicts the box that the file states, or None if it doesn't."""
-        if self.stated_box is None:
-            return None
+        """Return how the mask contradicts the box or the area that the file states, or None if it doesn't.
+
+        Areas may be those of polygons or of boxes, which differ from the number of pixels. Those of polygons that the
+        image cuts off can't be compared.
+        """
         height, width = self.rle["size"]
-        found = coco.toBbox(self.rle).tolist()
-        left, top, third, fourth = self.stated_box
-        edges = [found[0], found[1], found[0] + found[2], found[1] + found[3]]
-        for right, bottom in ((left + third, top + fourth), (third, fourth)):
-            inside = np.clip([left, top, right, bottom], 0, [width, height, width, height])
-            if np.abs(inside - edges).max() <= _BOX_TOLERANCE:
-                return None
-        hint = "" if self.polygon else ". Run lengths go down the columns"
-        return f"its pixels are in the box {found}, but its bbox in the file is {self.stated_box}{hint}"
+        x, y, wide, high = found = coco.toBbox(self.rle).tolist()
+        edges = [x, y, x + wide, y + high]
+        if self.stated_box is not None:
+            left, top, third, fourth = self.stated_box
+            boxes = np.array([[left, top, left + third, top + fourth], self.stated_box])
+            inside = np.clip(boxes, 0, [width, height, width, height])
+            if np.abs(inside - edges).max(axis=1).min() > _BOX_TOLERANCE:
+                hint = "" if self.polygon else ". Run lengths go down the columns"
+                return f"its pixels are in the box {found}, but its bbox in the file is {self.stated_box}{hint}"
+        is_cut_off = self.polygon and (min(x, y) <= 0 or x + wide >= width or y + high >= height)
+        outline = 2 * (wide + high)
+        if not self.stated_area or is_cut_off or abs(self.stated_area - wide * high) <= outline:
+            return None
+        if abs(self.stated_area - self.area) > self.area / 2 + outline:
+            return f"it has {self.area:,} pixels, but its area in the file is {self.stated_area:,.0f}"
+        return None
 
 
 @dataclass(frozen=True)
@@ -154,10 +163,10 @@ class AnnotatedImage:
         self.masks.append(AnnotatedMask(rle, id, **more))
 
     def leave_out_contradictions(self) -> None:
-        """Leave out masks that contradict the boxes in the file, unless most masks agree with their boxes.
+        """Leave out masks that contradict what the file states about them, unless most masks agree with it.
 
-        A tool that changes a mask may keep the old box. But if half of the boxes are wrong, the masks were probably
-        written in another form than they were read.
+        A tool that changes a mask may keep the old box. But if half of the boxes or areas are wrong, the masks were
+        probably written in another form than they were read.
         """
         kept = []
         wrong = []
@@ -168,7 +177,7 @@ class AnnotatedImage:
                 kept.append(mask)
             else:
                 wrong.append((mask.id, problem))
-            if mask.stated_box is not None:
+            if mask.stated_box is not None or mask.stated_area:
                 stated += 1
         if 2 * len(wrong) >= stated:
             self.masks[:] = kept
@@ -234,8 +243,8 @@ def sides(height: Any, width: Any) -> Size | None:
 
 def parse_image(
     data: bytes, name: str, size: Size | None, items: str, form: str, parse: Callable[[bytes], Any] = json.loads
-) -> tuple[AnnotatedImage, list[Any]]:
-    """Parse the JSON of one image. Return the image without masks, and the file's `items`.
+) -> tuple[AnnotatedImage, Mapping[str, Any], list[Any]]:
+    """Parse the JSON of one image. Return the image without masks, what its file says about it, and the file's `items`.
 
     Its name is `image.file_name` or, if that is missing, `name`. `size` is the image's (height, width), if known. If
     the file isn't in this form, that is listed in the image.
@@ -247,9 +256,9 @@ def parse_image(
             raise ValueError(f"its `{items}` is not a list")
         written, stated = about.get("file_name"), sides(about.get("height"), about.get("width"))
     except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
-        return AnnotatedImage(name, None, size, unreadable=[f"the file is not {form} ({error!r:.200})"]), []
+        return AnnotatedImage(name, None, size, unreadable=[f"the file is not {form} ({error!r:.200})"]), {}, []
     name = written if isinstance(written, str) and written else name
-    return AnnotatedImage(name, None, size or stated), found
+    return AnnotatedImage(name, None, size or stated), about, found
 
 
 def mask_name(id: object) -> str:

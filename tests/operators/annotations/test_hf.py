@@ -55,8 +55,9 @@ def test_a_damaged_mask_costs_no_other(exported: Path, changes: dict[str, Any]) 
     assert (len(image.unreadable), [mask.id for mask in image.masks]) == (1, [10_001])
 
 
-def test_masks_that_contradict_their_boxes_are_left_out(exported: Path) -> None:
-    changed(exported / "data/train-00000.parquet", bbox=[40.0, 40.0, 9.0, 9.0])
+@pytest.mark.parametrize("changes", [{"bbox": [40.0, 40.0, 9.0, 9.0]}, {"area": 4799}])
+def test_masks_that_contradict_their_boxes_or_areas_are_left_out(exported: Path, changes: dict[str, Any]) -> None:
+    changed(exported / "data/train-00000.parquet", **changes)
     image = next(read_export(location_of(exported), hashlib.sha256().update))
     assert (len(image.unreadable), [mask.id for mask in image.masks]) == (1, [10_001])
 
