@@ -142,7 +142,7 @@ SENTENCES = {
     Code.BAD_CONTAINER: "A mask's `container` isn't a larger mask of its image, or not the smallest that contains it.",
     Code.BAD_SECONDS: "Annotators' seconds are negative, infinite, or not a number.",
     Code.BAD_HASH: "The hash of a submission, an imported file, or weights isn't a SHA-256.",
-    Code.REDACTED_SHARE: "A mask's share in redacted regions, or its IoU with one, doesn't match the image's regions.",
+    Code.REDACTED_SHARE: "A redacted share of a mask or image, or a mask's redaction_iou, doesn't match the regions.",
     Code.REDACTION_ARTIFACT: "A mask traces a redacted region, although the configuration drops such masks.",
     Code.LICENSE_NOT_ALLOWED: "An image's license is missing or not allowed.",
     Code.LICENSE_EXPIRED: "An image's license has expired by the date of the audit.",

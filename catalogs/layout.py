@@ -38,11 +38,14 @@ if TYPE_CHECKING:
 
     from segmint.infra.storage.location import Location
 
-SCHEMA_VERSION = 3
-"""Format version of a dataset, which is `schema_version` in `dataset.json`.
+SCHEMA_VERSION = 4
+"""Format version of new datasets, which is `schema_version` in `dataset.json`."""
 
-segmint reads and writes no other version.
-"""
+READABLE_VERSIONS = (3, SCHEMA_VERSION)
+"""Format versions that segmint reads and corrects. It builds only `SCHEMA_VERSION`."""
+
+ADDED_COLUMNS = ("unconfirmed_detections", "left_alone", "redacted_share")
+"""Columns of `images` that format 3 lacks. Readers fill them with null."""
 
 ANNOTATION_COLUMNS = ("submission", "annotator", "stage", "seconds", "complete", "next_mask")
 """Columns of `images` that describe annotation, in order. In rows that a build wrote, all but `next_mask` are null."""

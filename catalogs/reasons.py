@@ -29,6 +29,7 @@ class Reason(StrEnum):
     TOO_SMALL = "too_small"
     DETECTOR_FAILED = "detector_failed"
     STILL_DETECTED = "still_detected"
+    MOSTLY_REDACTED = "mostly_redacted"
     TOO_MANY_MASKS = "too_many_masks"
     KILLED_WORKER = "killed_worker"
     OUT_OF_MEMORY = "out_of_memory"

@@ -33,6 +33,9 @@ PLATE_MARGIN = 0.25
 PLATE_BAND = 1.0
 """Width of the band around a plate, as a share of the margin."""
 
+HIGH_SHARE = 0.15
+"""An image counts as highly redacted if more than this share of its pixels is redacted."""
+
 _PLATE_SHARE = PLATE_MARGIN * PLATE_BAND / (1 + 2 * PLATE_MARGIN * (1 + PLATE_BAND))
 """Width of the band around a plate, as a share of the height of the whole region."""
 
@@ -88,6 +91,28 @@ def redactions(
     is_crowd = [0] * len(codes) + [1]
     ious = np.asarray(coco.iou(masks, [*codes, coco.merge(codes)], is_crowd), np.float64)
     return Redactions(ious[:, -1].copy(), ious[:, :-1].max(axis=1))
+
+
+def redacted_share(regions: Iterable[Mapping[str, Any]], source_size: tuple[int, int], size: tuple[int, int]) -> float:
+    """Return the share of the released image's pixels that lie in any region's `outline`, 0 to 1.
+
+    Pixels in several regions count once, so this is the area of the regions' union divided by the image's area. In the
+    outer half of a region's band, the image is stronger than the mosaic, so these pixels don't count. The arguments are
+    as in `redactions`.
+    """
+    outlines = [outline(region, source_size, size) for region in regions]
+    if not outlines:
+        return 0.0
+    covered = np.zeros(size, np.bool_)
+    for x, y, mask in outlines:
+        covered[y : y + mask.shape[0], x : x + mask.shape[1]] |= mask
+    return float(covered.mean())
+
+
+def image_share(row: Mapping[str, Any]) -> float:
+    """Return `redacted_share` of an image's row, whose columns are as in `segmint.operators.schemas.IMAGES`."""
+    source_size = row["source_height"], row["source_width"]
+    return redacted_share(row["regions"], source_size, (row["height"], row["width"]))
 
 
 def outline(region: Mapping[str, Any], source_size: tuple[int, int], size: tuple[int, int]) -> RedactionOutline:

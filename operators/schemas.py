@@ -9,6 +9,7 @@ from collections.abc import Iterable
 
 import pyarrow as pa
 
+from segmint.catalogs.layout import ADDED_COLUMNS, SCHEMA_VERSION
 from segmint.catalogs.schema import NORMALIZED
 from segmint.catalogs.stages import StageColumn
 
@@ -49,6 +50,9 @@ RESIDUAL = pa.struct([*REGION, ("orientation", pa.int32())])
 `orientation` is the angle in degrees (0, 90, 180, or 270) by which the image was turned when the detector found it.
 """
 
+LEFT_ALONE = pa.struct([*REGION, ("decided_by", pa.string()), ("decided_on", pa.string())])
+"""Arrow type of a detection that a person wanted left alone, in pixels of the upright source; see `left_alone`."""
+
 _RELEASED = [
     pa.field("source_sha256", pa.string()),  # hash of the bytes that were read, in lower case
     pa.field("pixels_sha256", pa.string()),  # hash of the upright decoded source and the decoders' versions
@@ -62,6 +66,10 @@ _RELEASED = [
     pa.field("plates", pa.int32()),
     pa.field("regions", pa.list_(REGION)),  # redacted regions, in pixels of the upright source
     pa.field("residual_detections", pa.list_(RESIDUAL)),
+    # Candidates that a second look didn't confirm, in pixels of the released image
+    pa.field("unconfirmed_detections", pa.list_(RESIDUAL)),
+    pa.field("left_alone", pa.list_(LEFT_ALONE)),  # detections that a person wanted left alone
+    pa.field("redacted_share", pa.float64()),  # share of the released image's pixels in `regions`, 0 to 1
 ]
 """Columns that describe a released image, without its bytes."""
 
@@ -269,10 +277,12 @@ SCHEMAS = {"images": IMAGES, "masks": MASKS, "rejects": REJECTS}
 """Tables of a shard, keyed by folder, without the columns of custom stages."""
 
 
-def shard_schemas(stages: Iterable[StageColumn]) -> dict[str, pa.Schema]:
+def shard_schemas(stages: Iterable[StageColumn], schema_version: int = SCHEMA_VERSION) -> dict[str, pa.Schema]:
     """Return the tables of a dataset's shards, keyed by folder. The columns of custom stages come last."""
+    without = ADDED_COLUMNS if schema_version < SCHEMA_VERSION else ()
+    schemas = {}
     added = [(stage.table, stage.arrow_field) for stage in stages]
-    return {
-        kind: pa.schema([*schema, *(field for table, field in added if table == kind)])
-        for kind, schema in SCHEMAS.items()
-    }
+    for kind, schema in SCHEMAS.items():
+        own = [field for field in schema if kind != "images" or field.name not in without]
+        schemas[kind] = pa.schema([*own, *(field for table, field in added if table == kind)])
+    return schemas

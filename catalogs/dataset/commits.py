@@ -34,6 +34,12 @@ from segmint.infra.uris import AZURE, scheme
 REJECTED = "rejected:"
 """Prefix of the keys in a commit's counts that count rejected rows by reason."""
 
+PRIVACY_COUNTS = ("unconfirmed", "left_alone", "highly_redacted")
+"""Keys of a commit's counts about redaction. A commit of format 3 lacks them, and so does one that counts none."""
+
+MOST_REDACTED = 5
+"""Maximum number of images in `most_redacted`."""
+
 _READ_AHEAD = 512
 _LISTED_DIGITS = 3  # a listing by all digits but these returns 1,000 shards, which is one page
 
@@ -54,7 +60,8 @@ class Commit:
     `ordinals` is the shard's range [start, stop). `numerics` is the fingerprint of the numerics that produced the
     shard. `build_sha256` is the manifest's hash of the settings that it was built with. `counts` contains sums over the
     shard's rows: `rows` (`images` + `rejected`), `images`, `rejected`, `masks`, and one `rejected:<reason>` for each
-    reason.
+    reason. It may also contain `PRIVACY_COUNTS`: unconfirmed detections, detections that a person wanted left alone,
+    and images of which a high share is redacted. `most_redacted` lists the ids and shares of the worst of these images.
     """
 
     shard: int
@@ -64,6 +71,7 @@ class Commit:
     build_sha256: str
     counts: Mapping[str, int]
     files: tuple[FileEntry, ...]
+    most_redacted: tuple[tuple[int, float], ...] = ()
 
     def file(self, kind: str) -> FileEntry:
         """Return the file that the commit names in the folder `kind`. Raises `DamagedDatasetError` if there is none."""
@@ -75,7 +83,10 @@ class Commit:
     def to_json(self) -> bytes:
         """Return the bytes of the commit's file: canonical JSON, with files sorted by path."""
         files = sorted(self.files, key=lambda entry: entry.path)
-        return canonical_json({**vars(self), "counts": dict(self.counts), "files": [vars(entry) for entry in files]})
+        value = {**vars(self), "counts": dict(self.counts), "files": [vars(entry) for entry in files]}
+        if not self.most_redacted:
+            del value["most_redacted"]
+        return canonical_json(value)
 
     @classmethod
     def from_json(cls, data: bytes, where: str = "a commit") -> "Commit":
@@ -85,7 +96,12 @@ class Commit:
         except ValidationError as error:
             raise DamagedDatasetError(f"{where} is not a commit: {wrong_fields(error)}") from error
         files = tuple(FileEntry(**vars(entry)) for entry in value.files)
-        return cls(**{**vars(value), "files": files})
+        return cls(**{**vars(value), "files": files, "most_redacted": tuple(value.most_redacted)})
+
+
+def worst(images: Iterable[tuple[int, float]]) -> tuple[tuple[int, float], ...]:
+    """Return the `MOST_REDACTED` images with the highest shares, from pairs of id and share."""
+    return tuple(sorted(images, key=lambda image: (-image[1], image[0]))[:MOST_REDACTED])
 
 
 class _StrictModel(BaseModel):
@@ -110,6 +126,7 @@ class _CommitFile(_StrictModel):
     build_sha256: str
     counts: dict[str, int]
     files: list[_FileEntryModel]
+    most_redacted: list[tuple[int, float]] = []
 
 
 class _ReservationFile(_StrictModel):

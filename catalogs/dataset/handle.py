@@ -11,6 +11,7 @@ from segmint.catalogs.dataset.manifest import (
     manifest_generations,
 )
 from segmint.catalogs.dataset.tombstones import Removals, read_removals
+from segmint.catalogs.layout import SCHEMA_VERSION
 from segmint.catalogs.stages import StageColumn
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
@@ -31,6 +32,7 @@ class DatasetHandle:
         with_images: whether the dataset's tars contain the released JPEGs.
         build_sha256: the hash from the manifest that each commit records.
         stages: columns of custom stages in the dataset's tables.
+        schema_version: the version of the dataset's format, which corrections keep.
         catalog_uri: the source catalog's URI, if known; it lets a tombstone's relative URI match an absolute one.
         catalog_generation: the manifest's generation when the rows to write were read, or an earlier generation.
     """
@@ -39,6 +41,7 @@ class DatasetHandle:
     with_images: bool
     build_sha256: str = ""
     stages: tuple[StageColumn, ...] = ()
+    schema_version: int = SCHEMA_VERSION
     catalog_uri: str | None = None
     catalog_generation: int = 1
 
@@ -68,6 +71,7 @@ class DatasetHandle:
             with_images=release["format"] == "images",
             build_sha256=latest.manifest.build_sha256,
             stages=latest.manifest.stages,
+            schema_version=latest.manifest.schema_version,
             catalog_uri=catalog_uri,
             catalog_generation=latest.generation,
         )

@@ -28,6 +28,7 @@ from segmint.catalogs.layout import (
     DATA_KINDS,
     DATASET_ID,
     MANIFEST,
+    READABLE_VERSIONS,
     RESERVATIONS,
     SCHEMA_VERSION,
     canonical_json,
@@ -168,7 +169,7 @@ class DatasetManifest(Frozen):
         try:
             value = json.loads(data)
             version = value.get("schema_version") if isinstance(value, dict) else None
-            if type(version) is not int or version != SCHEMA_VERSION:
+            if type(version) is not int or version not in READABLE_VERSIONS:
                 raise UsageError(_other_format(where, version, value))
             canonical_json(value)  # rejects values that JSON can't represent: NaN, infinities, lone surrogates
             manifest = cls.model_validate(value)
@@ -186,8 +187,9 @@ def _other_format(where: str, version: object, value: object) -> str:
         return f"{where} is not a dataset's manifest: its schema_version is {version!r}, expected {SCHEMA_VERSION}"
     writer = value.get("code_version") if isinstance(value, dict) else None
     written_by = f"segmint {writer}" if isinstance(writer, str) and len(writer) < 40 else "the segmint that wrote it"
+    known = " and ".join(map(str, READABLE_VERSIONS))
     return (
-        f"{where} has schema_version {version}, and segmint {VERSION} reads only {SCHEMA_VERSION}: open the dataset "
+        f"{where} has schema_version {version}, and segmint {VERSION} reads only {known}: open the dataset "
         f"with {written_by}, or build it again with this version in an empty folder"
     )
 

@@ -20,7 +20,7 @@ from segmint.catalogs.dataset.commits import Commit, CommitLog, FileEntry
 from segmint.catalogs.dataset.manifest import DatasetManifest, load_manifest
 from segmint.catalogs.dataset.mask_labels import MASK_LABEL, NO_LABEL, LabelsById, ShardLabels
 from segmint.catalogs.dataset.versions.record import Version, check_readable, find_version, manifest_of, read_commits
-from segmint.catalogs.layout import LEVELS, MOST_PIXELS, DamagedDatasetError, check_member
+from segmint.catalogs.layout import ADDED_COLUMNS, LEVELS, MOST_PIXELS, DamagedDatasetError, check_member
 from segmint.infra.errors import SegmintError
 from segmint.infra.storage.errors import ObjectTooLargeError
 from segmint.infra.storage.location import Location
@@ -282,7 +282,7 @@ class Dataset:
             file = self.location / commit.file("images").path
             raise DamagedDatasetError(f"{file} does not have the columns of images: no {missing[0]}")
         with self._damage_named(commit, "images"):
-            rows = table.to_pylist()
+            rows = [{**dict.fromkeys(ADDED_COLUMNS), **row} for row in table.to_pylist()]
         wanted = [ids is None or row["id"] in ids for row in rows]
         labels = self.labels(commit)
         entry = commit.file("shards")

@@ -9,7 +9,7 @@ from types import MappingProxyType
 
 from pydantic import TypeAdapter, ValidationError
 
-from segmint.catalogs.dataset.commits import Commit, CommitLog, ListedCommit
+from segmint.catalogs.dataset.commits import Commit, CommitLog, ListedCommit, worst
 from segmint.catalogs.layout import SUMMARIES, DamagedDatasetError, fingerprint, json_with_digest, shard_name
 from segmint.infra.errors import SegmintError
 from segmint.infra.log import get_logger
@@ -37,8 +37,8 @@ ReadCommits = Callable[[Sequence[ListedCommit]], Iterable[Commit]]
 class CommitSums:
     """Sums over a set of commits.
 
-    They contain the number of shards, the number of files and their bytes, the commits' counts, and the number of
-    shards per fingerprint of numerics.
+    They contain the number of shards, the number of files and their bytes, the commits' counts, the number of shards
+    per fingerprint of numerics, and the most redacted images.
     """
 
     shards: int
@@ -46,6 +46,7 @@ class CommitSums:
     bytes: int
     counts: Mapping[str, int]
     numerics: Mapping[str, int]
+    most_redacted: tuple[tuple[int, float], ...] = ()
 
     def __add__(self, other: "CommitSums") -> "CommitSums":
         return CommitSums(
@@ -54,6 +55,7 @@ class CommitSums:
             self.bytes + other.bytes,
             _added(self.counts, other.counts),
             _added(self.numerics, other.numerics),
+            worst((*self.most_redacted, *other.most_redacted)),
         )
 
 
@@ -67,7 +69,7 @@ _SUMS = TypeAdapter(CommitSums)
 def sums_of(commit: Commit) -> CommitSums:
     """Return the sums of one commit."""
     size = sum(entry.size for entry in commit.files)
-    return CommitSums(1, len(commit.files), size, commit.counts, {commit.numerics: 1})
+    return CommitSums(1, len(commit.files), size, commit.counts, {commit.numerics: 1}, commit.most_redacted)
 
 
 def sums_in(data: bytes, shard: int, generation: int) -> CommitSums | None:
@@ -205,7 +207,7 @@ def files_fingerprint(members: Sequence[ListedCommit]) -> str:
 
 def summary_json(sums: CommitSums) -> bytes:
     """Return the bytes of a summary's file. Its field `digest` covers all other fields."""
-    return json_with_digest(vars(sums))
+    return json_with_digest({name: value for name, value in vars(sums).items() if name != "most_redacted" or value})
 
 
 def _saved(file: Location) -> CommitSums | None:

@@ -2,7 +2,7 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from segmint.catalogs.dataset.commits import CommitLog
 from segmint.catalogs.findings import FindingCollector
-from segmint.catalogs.layout import DamagedDatasetError, shard_name
+from segmint.catalogs.layout import ADDED_COLUMNS, DamagedDatasetError, shard_name
 from segmint.infra.errors import last_line
 from segmint.infra.scratch import ScratchFolder
 from segmint.infra.storage.errors import NotFoundError, StorageFaultError
@@ -92,6 +92,7 @@ class DatasetTables(AbstractContextManager["DatasetTables"]):
         self._folder = folder
         self._files = files
         self._schemas = schemas
+        self._added = ""  # SQL that adds the columns that `images` of an earlier format lacks
         self.connection = duckdb.connect(
             config={"temp_directory": str(Path(folder.name) / "spill"), "memory_limit": memory_limit}
         )
@@ -103,7 +104,11 @@ class DatasetTables(AbstractContextManager["DatasetTables"]):
                 entries = list(files.get(kind, ())) or [self._empty(kind, schema)]
                 with damage_named():
                     self.connection.execute(f"CREATE VIEW {kind} AS {_select(entries)}")
-                self._check_types(kind, schema)
+                found = self._check_types(kind, schema)
+                added = [field for field in schema if field.name in ADDED_COLUMNS and field.name not in found]
+                if kind == "images" and added:
+                    self._added = f" UNION ALL BY NAME {_select([self._empty('added', pa.schema(added))])}"
+                    self.connection.execute(f"CREATE OR REPLACE VIEW images AS {_select(entries)}{self._added}")
         except BaseException:
             self.close()
             raise
@@ -124,7 +129,8 @@ class DatasetTables(AbstractContextManager["DatasetTables"]):
         """
         files = self._shards.get(view, {}).get(shard) or [self._empty(view, self._schemas[view])]
         with self.connection.cursor() as cursor:
-            return read_query(cursor, f"WITH {view} AS ({_select(files)}) {sql}", parameters)
+            added = self._added if view == "images" else ""
+            return read_query(cursor, f"WITH {view} AS ({_select(files)}{added}) {sql}", parameters)
 
     def rows(self, sql: str, size: int) -> Iterator[dict[str, Any]]:
         """Yield the rows of a query's result, with at most `size` rows in memory at a time."""
@@ -159,9 +165,10 @@ class DatasetTables(AbstractContextManager["DatasetTables"]):
         pq.write_table(schema.empty_table(), path)
         return TableFile(str(path), path.stat().st_size)
 
-    def _check_types(self, kind: str, schema: pa.Schema) -> None:
-        """Raise `DamagedDatasetError` if the type of a column of plain values differs from `schema`.
+    def _check_types(self, kind: str, schema: pa.Schema) -> Container[str]:
+        """Return a view's columns.
 
+        Raises `DamagedDatasetError` if the type of a column of plain values differs from `schema`.
         DuckDB takes the type from the first file, and converts the values in all other files to it. If a value can't be
         converted, DuckDB's error names that file.
         """
@@ -173,6 +180,7 @@ class DatasetTables(AbstractContextManager["DatasetTables"]):
         ]
         if wrong:
             raise DamagedDatasetError(f"the tables of {kind} in {self.location} have other columns: {'; '.join(wrong)}")
+        return types
 
 
 def read_query(connection: duckdb.DuckDBPyConnection, sql: str, parameters: Sequence[Any] = ()) -> pa.Table:

@@ -9,15 +9,17 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from segmint.catalogs.dataset.commits import REJECTED
+from segmint.catalogs.dataset.commits import PRIVACY_COUNTS, REJECTED, Commit
 from segmint.catalogs.dataset.tombstones import RemovedNames
 from segmint.catalogs.findings import Code, Finding, FindingLocation
+from segmint.catalogs.layout import ADDED_COLUMNS
 from segmint.catalogs.reasons import Reason
 from segmint.catalogs.schema import AMENDABLE
 from segmint.catalogs.stages import STAGE_PREFIX
 from segmint.operators.audit.origins import annotated_images
 from segmint.operators.rows import Row
 from segmint.operators.schemas import MASKS_PER_IMAGE_LIMIT
+from segmint.operators.shards.files import count_redactions
 
 Ints = NDArray[np.int64]
 
@@ -35,8 +37,12 @@ class ShardTables:
     places: Mapping[str, FindingLocation]  # keyed by folder
 
 
-def audit_counts(tables: ShardTables, counts: Mapping[str, int]) -> Iterator[Finding]:
-    """Yield findings where the tables and the commit differ in the number of rows, or of rejected rows per reason."""
+def audit_counts(tables: ShardTables, commit: Commit) -> Iterator[Finding]:
+    """Yield findings where the tables and the commit differ.
+
+    The numbers of rows, of rejected rows per reason, and about redaction are compared, and the most redacted images.
+    """
+    counts = commit.counts
     for kind, key in (("images", "images"), ("masks", "masks"), ("rejects", "rejected")):
         rows = getattr(tables, kind).num_rows
         if rows != counts[key]:
@@ -45,6 +51,11 @@ def audit_counts(tables: ShardTables, counts: Mapping[str, int]) -> Iterator[Fin
     expected = {name: count for name, count in counts.items() if name.startswith(REJECTED)}
     if tables.rejects.num_rows == counts["rejected"] and dict(found) != expected:
         yield tables.places["rejects"].finding(Code.TABLE_COUNTS, f"{expected}, as in the commit", dict(found))
+    redactions = {name: count for name, count in counts.items() if name in PRIVACY_COUNTS}, commit.most_redacted
+    columns = ["id", *ADDED_COLUMNS]
+    shown = count_redactions(tables.images.select(columns).to_pylist())
+    if shown != redactions:
+        yield tables.places["images"].finding(Code.TABLE_COUNTS, f"{redactions}, as in the commit", shown)
 
 
 def audit_identity(tables: ShardTables, ordinals: tuple[int, int]) -> Iterator[Finding]:

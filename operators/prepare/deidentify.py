@@ -133,6 +133,15 @@ class DeidentifyConfig(BaseModel):
     plates: PlatesConfig = PlatesConfig()
     orientations: tuple[Literal[0, 90, 180, 270], ...] = ORIENTATIONS
     """Counterclockwise angles, in degrees, by which images are turned for the search for faces. 0 is required."""
+    max_redacted_share: float | None = Field(default=None, gt=0, le=1)
+    """Maximum `redacted_share` of an image. An image with a greater share is rejected. None: no maximum."""
+    left_alone: str | None = None
+    """Path or URI of the list of regions to leave alone (`segmint.operators.prepare.left_alone`)."""
+
+    @field_validator("left_alone")
+    @classmethod
+    def _absolute(cls, value: str | None) -> str | None:
+        return None if value is None else validated(absolute_name)(value)
 
     @field_validator("orientations")
     @classmethod

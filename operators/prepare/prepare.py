@@ -44,6 +44,7 @@ from segmint.operators.prepare.detector_process import (
 )
 from segmint.operators.prepare.detector_socket import DetectorProcessError
 from segmint.operators.prepare.ingest import IngestConfig, ingest, pixels_sha256
+from segmint.operators.prepare.left_alone import Entries, LeftAlone, LeftAloneRegion
 from segmint.operators.prepare.read_image import ImageReader, checked_digest
 from segmint.operators.prepare.release import (
     CropLayers,
@@ -55,6 +56,7 @@ from segmint.operators.prepare.release import (
     resized,
 )
 from segmint.operators.prepare.released_search import ROUNDS, ResidualDetection, last_look
+from segmint.operators.redactions import image_share
 from segmint.operators.rows import Row, faulted, gather, is_live, rejected, to_rows
 from segmint.operators.schemas import PREPARED
 from segmint.operators.similar.hashes import jpeg_hashes
@@ -80,6 +82,7 @@ class PrepareConfig:
     device: str = "cpu"  # where face and plate detectors run; on a GPU, in one process that all children share
     detector_sha256: Mapping[str, str] = field(default_factory=dict)  # of detector files, keyed by name in `deidentify`
     respect_opt_out: bool = True
+    left_alone: Mapping[str, Entries] = field(default_factory=dict)  # by the SHA-256 of the photograph
     detector_numerics: str = ""  # on a GPU: required value of `detector_numerics`; "": any
 
 
@@ -102,6 +105,8 @@ class PreparedImage:
     source_height: int
     regions: tuple[Region, ...]  # redacted regions, in pixels of the upright source
     residual_detections: tuple[ResidualDetection, ...]  # left by the last look, in pixels of the released image
+    left_alone: tuple[LeftAloneRegion, ...]  # detections that a person wanted left alone, in pixels of the source
+    redacted_share: float  # see `segmint.operators.redactions.redacted_share`
     width: int  # pixels of the released image
     height: int
     release: bytes  # JPEG
@@ -155,7 +160,9 @@ def prepare_image(
     small = released_size(*full, config.release.short_side)
     with searching.running(), _stage("deidentify"):
         image = resized(source.image, size)
-        found = find(image, detectors)  # upright; the last look also turns the image
+        entries = config.left_alone.get(hashlib.sha256(data).hexdigest(), ()) if config.left_alone else ()
+        left_alone = LeftAlone(entries, size, full)
+        found = left_alone.take(find(image, detectors))  # upright; the last look also turns the image
     for _ in range(1 + ROUNDS):
         with searching.running():
             with _stage("deidentify"):
@@ -168,6 +175,8 @@ def prepare_image(
                 source_height=source.source_height,
                 regions=tuple(each.scaled(size, full) for each in regions),
                 residual_detections=(),
+                left_alone=(),
+                redacted_share=0.0,
                 width=released.width,
                 height=released.height,
                 release=released.jpeg,
@@ -176,18 +185,37 @@ def prepare_image(
             )
             with _stage("deidentify"):
                 look = last_look(_columns(prepared), released.jpeg, image, detectors, config.deidentify.orientations)
-            if not look.to_redact:
+            to_redact = left_alone.take(look.to_redact)
+            if not to_redact:
+                share = image_share(_columns(prepared))
+                with _stage("deidentify"):
+                    _check_share(share, config.deidentify.max_redacted_share)
                 with _stage("release"):
                     original = encode_original(clean) if config.crops is not None and size != small else None
                 hashes = jpeg_hashes(released.jpeg).tolist()
-                return replace(prepared, residual_detections=look.residual, original=original, hashes=hashes)
-            found += look.to_redact
+                return replace(
+                    prepared,
+                    residual_detections=look.residual,
+                    left_alone=left_alone.regions,
+                    redacted_share=share,
+                    original=original,
+                    hashes=hashes,
+                )
+            found += to_redact
             with _stage("deidentify"):
-                found += find_likewise(image, detectors, look.to_redact, found)
-    kinds = Counter(each.kind for each in look.to_redact)
+                known = [*found, *left_alone.detections]
+                found += left_alone.take(find_likewise(image, detectors, to_redact, known))
+    kinds = Counter(each.kind for each in to_redact)
     named = " and ".join(counted(count, kind) for kind, count in sorted(kinds.items()))
     detail = f"{named} found in the released image after it was redacted {ROUNDS} more times"
     raise RefusedError(Reason.STILL_DETECTED, detail, "deidentify")
+
+
+def _check_share(share: float, maximum: float | None) -> None:
+    """Raise `RejectedError` if more than the maximum share of an image is redacted."""
+    if maximum is not None and share > maximum:
+        detail = f"{100 * share:.3g}% of the image is redacted, over deidentify.max_redacted_share {100 * maximum:g}%"
+        raise RejectedError(Reason.MOSTLY_REDACTED, detail)
 
 
 def build_worker(
@@ -345,14 +373,16 @@ class Prepare:
 
 def _columns(prepared: PreparedImage) -> Row:
     kinds = [region.kind for region in prepared.regions]
-    regions, residual = (list(map(asdict, each)) for each in (prepared.regions, prepared.residual_detections))
+    regions = [asdict(region) for region in prepared.regions]
     return {
         **vars(prepared),
         "release_sha256": hashlib.sha256(prepared.release).hexdigest(),
         "faces": kinds.count("face"),
         "plates": kinds.count("plate"),
         "regions": regions,
-        "residual_detections": residual,
+        "residual_detections": [asdict(each) for each in prepared.residual_detections],
+        "unconfirmed_detections": [],
+        "left_alone": [asdict(region) for region in prepared.left_alone],
     }
 
 

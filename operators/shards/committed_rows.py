@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from segmint.catalogs.dataset.commits import Commit, FileEntry
-from segmint.catalogs.layout import DamagedDatasetError, image_name
+from segmint.catalogs.layout import ADDED_COLUMNS, DamagedDatasetError, image_name
 from segmint.catalogs.stages import STAGE_PREFIX, StageColumn
 from segmint.infra.storage.errors import NotFoundError, ObjectTooLargeError
 from segmint.infra.storage.location import Location
@@ -36,7 +36,7 @@ def read_table(data: bytes, kind: str, stages: Sequence[StageColumn] | None = No
     """Read a table of a shard from its file's bytes. Raise `DamagedDatasetError` for invalid Parquet or wrong columns.
 
     The table must contain the columns of the custom stages in `stages`. With None, the table may contain any columns of
-    custom stages; pass None if you don't use these columns.
+    custom stages; pass None if you don't use these columns. Columns that an earlier format lacks are filled with null.
     """
     try:
         table = pq.ParquetFile(io.BytesIO(data)).read()
@@ -44,6 +44,10 @@ def read_table(data: bytes, kind: str, stages: Sequence[StageColumn] | None = No
     except (pa.ArrowException, OSError) as error:
         raise DamagedDatasetError(f"not readable as Parquet: {error}") from error
     schema = _with_any_stages(table.schema, kind) if stages is None else shard_schemas(stages)[kind]
+    if kind == "images" and table.schema.equals(pa.schema(each for each in schema if each.name not in ADDED_COLUMNS)):
+        missing = {name: pa.nulls(table.num_rows, schema.field(name).type) for name in ADDED_COLUMNS}
+        table = pa.table({**dict(zip(table.column_names, table.columns, strict=True)), **missing}).select(schema.names)
+        table = table.cast(schema)
     if not table.schema.equals(schema):
         raise DamagedDatasetError(f"other columns: {', '.join(_differences(table, schema)) or 'in another order'}")
     return table

@@ -10,10 +10,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from segmint.catalogs.dataset.commits import REJECTED
-from segmint.catalogs.layout import LEVELS, annotation_name, image_name
+from segmint.catalogs.dataset.commits import REJECTED, worst
+from segmint.catalogs.layout import LEVELS, SCHEMA_VERSION, annotation_name, image_name
 from segmint.catalogs.parquet import table_bytes
 from segmint.catalogs.stages import StageColumn
+from segmint.operators.redactions import HIGH_SHARE
 from segmint.operators.rows import Row, to_table
 from segmint.operators.schemas import ANNOTATION_STAGE, MASKS_PER_IMAGE_LIMIT, shard_schemas
 
@@ -29,7 +30,8 @@ class ShardFiles:
     images: bytes
     masks: bytes
     rejects: bytes
-    counts: dict[str, int]  # rows, images, masks, rejected, and rejected:<reason> for each reason
+    counts: dict[str, int]  # as in the commit
+    most_redacted: tuple[tuple[int, float], ...] = ()
 
 
 def annotations_json(image_id: int, file_name: str, size: tuple[int, int], masks: Sequence[Mapping[str, Any]]) -> bytes:
@@ -79,13 +81,19 @@ def counts_of(mask: Mapping[str, Any]) -> str:
     return str(mask["segmentation"]["counts"])
 
 
-def build_shard_files(rows: Iterable[Row], *, with_images: bool, stages: Sequence[StageColumn] = ()) -> ShardFiles:
+def build_shard_files(
+    rows: Iterable[Row],
+    *,
+    with_images: bool,
+    stages: Sequence[StageColumn] = (),
+    schema_version: int = SCHEMA_VERSION,
+) -> ShardFiles:
     """Build the files of one shard from its rows in ordinal order. The counts include rejected rows.
 
     With `with_images`, the tar contains each image's released JPEG before the image's annotations. `stages` lists the
     columns of custom stages. The rows of images and their masks contain these columns by name.
     """
-    schemas = shard_schemas(stages)
+    schemas = shard_schemas(stages, schema_version)
     tar = io.BytesIO()
     images: list[Row] = []
     masks: list[Row] = []
@@ -110,13 +118,32 @@ def build_shard_files(rows: Iterable[Row], *, with_images: bool, stages: Sequenc
         "rejected": len(rejects),
         **dict(sorted(by_reason.items())),
     }
+    most_redacted: tuple[tuple[int, float], ...] = ()
+    if schema_version == SCHEMA_VERSION:
+        privacy, most_redacted = count_redactions(images)
+        counts |= privacy
     return ShardFiles(
         tar=tar.getvalue(),
         images=shard_table_bytes(images, schemas["images"]),
         masks=shard_table_bytes(masks, schemas["masks"]),
         rejects=shard_table_bytes(rejects, schemas["rejects"]),
         counts=counts,
+        most_redacted=most_redacted,
     )
+
+
+def count_redactions(images: Iterable[Mapping[str, Any]]) -> tuple[dict[str, int], tuple[tuple[int, float], ...]]:
+    """Return a commit's counts about redaction, without zeros, and its most redacted images, from rows of `images`."""
+    counts: Counter[str] = Counter()
+    high = []
+    for row in images:
+        share = row.get("redacted_share") or 0.0
+        counts["unconfirmed"] += len(row.get("unconfirmed_detections") or ())
+        counts["left_alone"] += len(row.get("left_alone") or ())
+        if share > HIGH_SHARE:
+            counts["highly_redacted"] += 1
+            high.append((row["id"], share))
+    return {name: count for name, count in sorted(counts.items()) if count}, worst(high)
 
 
 def shard_table_bytes(rows: Iterable[Row], schema: pa.Schema) -> bytes:

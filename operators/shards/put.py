@@ -179,15 +179,20 @@ def replace_shard(
     generation. Before that, this function deletes its own files with `delete_unnamed`.
     """
     if only is not None:
-        table = _named(only, old.shard, shard_table_bytes(rows, shard_schemas(dataset.stages)[only]))
+        schema = shard_schemas(dataset.stages, dataset.schema_version)[only]
+        table = _named(only, old.shard, shard_table_bytes(rows, schema))
         put: NamedFiles = [table]
         before = old.file(only)
-        counts, entries = old.counts, tuple(table[0] if entry == before else entry for entry in old.files)
+        counts, most_redacted = old.counts, old.most_redacted
+        entries = tuple(table[0] if entry == before else entry for entry in old.files)
     else:
-        files = build_shard_files(rows, with_images=dataset.with_images, stages=dataset.stages)
+        files = build_shard_files(
+            rows, with_images=dataset.with_images, stages=dataset.stages, schema_version=dataset.schema_version
+        )
         put = named_files(old.shard, files)
-        counts, entries = files.counts, tuple(entry for entry, _ in put)
-    new = replace(old, generation=old.generation + 1, counts=counts, files=entries)
+        counts, most_redacted = files.counts, files.most_redacted
+        entries = tuple(entry for entry, _ in put)
+    new = replace(old, generation=old.generation + 1, counts=counts, files=entries, most_redacted=most_redacted)
     reservation = reserve(dataset.location, new)
     put_files(dataset.location, put)
     won = put_commit(dataset.location, new, put)

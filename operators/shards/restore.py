@@ -89,7 +89,9 @@ def restore_from_rest(dataset: DatasetHandle, commit: Commit, damages: Sequence[
     damaged = {damage.kind for damage in damages}
     try:
         rows = _rows_of_rest(dataset.location, commit, damaged)
-        files = build_shard_files(rows, with_images=dataset.with_images, stages=dataset.stages)
+        files = build_shard_files(
+            rows, with_images=dataset.with_images, stages=dataset.stages, schema_version=dataset.schema_version
+        )
     except (DamagedDatasetError, ValueError, KeyError, TypeError):
         return False  # the remaining files contradict each other
 
@@ -138,7 +140,12 @@ def restore_shard(task: ShardTask, cuts: Sequence[tuple[int, int]], *blocks: pa.
 
     def restore(commit: Commit) -> ShardResult:
         damages = find_damage(dataset.location, commit)
-        files = build_shard_files(iter_rows(table), with_images=dataset.with_images, stages=dataset.stages)
+        files = build_shard_files(
+            iter_rows(table),
+            with_images=dataset.with_images,
+            stages=dataset.stages,
+            schema_version=dataset.schema_version,
+        )
         other = _put_back(dataset.location, commit, damages, files, lambda: apply_later_changes(dataset, task.shard))
         if other:
             raise DamagedDatasetError("; ".join(other))
@@ -277,12 +284,14 @@ def remake_commit(dataset: DatasetHandle, damaged: Commit, found: Mapping[str, S
         raise DamagedDatasetError(
             f"the files of shard {damaged.shard} don't contain each of its ordinals once and in order"
         )
-    files = build_shard_files(rows, with_images=dataset.with_images, stages=dataset.stages)
+    files = build_shard_files(
+        rows, with_images=dataset.with_images, stages=dataset.stages, schema_version=dataset.schema_version
+    )
     built = {entry for entry, _ in named_files(damaged.shard, files)}
     other = [entry.path for entry in entries if entry not in built]
     if other:
         raise DamagedDatasetError(f"rebuilding {', '.join(other)} from the rows gives different bytes")
-    return replace(candidate, counts=files.counts)
+    return replace(candidate, counts=files.counts, most_redacted=files.most_redacted)
 
 
 def put_commit_again(dataset: Location, commit: Commit, damaged: bytes) -> None:

@@ -92,7 +92,9 @@ def write_shard(task: ShardTask, cuts: Sequence[tuple[int, int]], *blocks: pa.Ta
     if reason_to_wait:
         return ShardResult(task.shard, "on_hold", {}, reason_to_wait, faulted_ordinals(table, task.max_faults))
 
-    built = build_shard_files(iter_rows(table), with_images=dataset.with_images, stages=dataset.stages)
+    built = build_shard_files(
+        iter_rows(table), with_images=dataset.with_images, stages=dataset.stages, schema_version=dataset.schema_version
+    )
     files = named_files(task.shard, built)
     commit = Commit(
         shard=task.shard,
@@ -102,6 +104,7 @@ def write_shard(task: ShardTask, cuts: Sequence[tuple[int, int]], *blocks: pa.Ta
         build_sha256=dataset.build_sha256,
         counts=built.counts,
         files=tuple(entry for entry, _ in files),
+        most_redacted=built.most_redacted,
     )
 
     reservation = reserve(location, commit)

@@ -366,6 +366,7 @@ def identity(config: Config, hashes: Mapping[str, str] | None = None) -> dict[st
     tree["model"] = {"weights": known.get(config.model.weights, config.model.weights)}
     tree["ingest"]["formats"] = list(config.ingest.decoded)
     tree["deidentify"]["rule"] = RULE
+    tree["deidentify"]["left_alone"] = known.get(config.deidentify.left_alone or "", config.deidentify.left_alone)
     tree["masks"]["drop_redaction_artifacts"] = config.masks.artifacts
     if config.stages:
         tree["stages"] = {

@@ -1,6 +1,12 @@
 """Settings of the stages, from the configuration and a dataset's pinned values, for builds and samples."""
 
+from collections.abc import Mapping
+
 from segmint.catalogs.dataset.manifest import DatasetManifest
+from segmint.infra.assets.cache import pinned
+from segmint.infra.assets.resolve import resolve
+from segmint.infra.storage.storage import Storage
+from segmint.operators.prepare.left_alone import Entries, read_left_alone
 from segmint.operators.prepare.prepare import PrepareConfig
 from segmint.operators.segment.artifacts import RedactionArtifacts
 from segmint.operators.segment.numerics import Numerics
@@ -14,10 +20,24 @@ def detector_hashes(config: Config, manifest: DatasetManifest) -> dict[str, str]
     return {file: pinned[kind]["detector"] for kind, file in config.deidentify.detector_files.items()}
 
 
-def prepare_config(config: Config, manifest: DatasetManifest | None = None) -> PrepareConfig:
+def read_listed(config: Config, storage: Storage, manifest: DatasetManifest | None = None) -> Mapping[str, Entries]:
+    """Read the regions to leave alone, by the SHA-256 of the photograph. Without a list, there are none.
+
+    Raises `UsageError` if the list is invalid, and `AssetError` if it is missing or not the one that `manifest` pinned.
+    """
+    name = config.deidentify.left_alone
+    if name is None:
+        return {}
+    file = resolve(name, mirror=config.assets, storage=storage)
+    expected = None if manifest is None else manifest.config["deidentify"]["left_alone"]
+    return read_left_alone(pinned(file, expected), name)
+
+
+def prepare_config(config: Config, storage: Storage, manifest: DatasetManifest | None = None) -> PrepareConfig:
     """Return the settings of `prepare` for the dataset of `manifest`, or for a new dataset if `manifest` is None.
 
-    If the mask settings cut crops from the originals, `prepare` keeps the originals.
+    If the mask settings cut crops from the originals, `prepare` keeps the originals. Raises the errors of
+    `read_listed`.
     """
     detector_sha256 = {} if manifest is None else detector_hashes(config, manifest)
     # Name of the GPU that the dataset's detectors must run on, or "" for CPUs.
@@ -30,6 +50,7 @@ def prepare_config(config: Config, manifest: DatasetManifest | None = None) -> P
         crops=config.masks.original_crops,
         device=config.deidentify.device,
         detector_sha256=detector_sha256,
+        left_alone=read_listed(config, storage, manifest),
         respect_opt_out=config.license.respects_opt_out,
         detector_numerics=recorded,
     )

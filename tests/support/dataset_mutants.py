@@ -391,7 +391,7 @@ DATASET_MUTANTS = (
     Mutant(
         "an earlier format is read",
         "catalogs/dataset/manifest.py",
-        "version != SCHEMA_VERSION",
+        "version not in READABLE_VERSIONS",
         "version > SCHEMA_VERSION",
         "tests/catalogs/dataset/test_manifest.py",
     ),

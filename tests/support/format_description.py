@@ -1,6 +1,6 @@
 """Description of the dataset format: columns, JSON keys, and file names, each with its type, as the code has them.
 
-`tests/catalogs/dataset/format-3.json` is the frozen description of format 3. After `SCHEMA_VERSION` was raised,
+`tests/catalogs/dataset/format-N.json` is the frozen description of format N. After `SCHEMA_VERSION` was raised,
 
     python -m tests.support.format_description
 
@@ -20,7 +20,7 @@ from pydantic import BaseModel
 from segmint.catalogs import layout
 from segmint.catalogs.dataset.annotations.ratings import Rating
 from segmint.catalogs.dataset.annotations.submissions import Return, Submission
-from segmint.catalogs.dataset.commits import REJECTED, Commit, FileEntry
+from segmint.catalogs.dataset.commits import PRIVACY_COUNTS, REJECTED, Commit, FileEntry
 from segmint.catalogs.dataset.fingerprints import ShardFingerprints
 from segmint.catalogs.dataset.manifest import DatasetManifest
 from segmint.catalogs.dataset.mask_labels import MODEL
@@ -43,7 +43,7 @@ ANY_KEY = "<key>"
 """Key that stands for all keys of an object whose keys are data."""
 
 NULL_OR, ONE_OF = "<null or>", "<one of>"
-MAY_LACK = frozenset({"lineage", "version_before"})
+MAY_LACK = frozenset({"lineage", "most_redacted", "version_before"})
 """Keys that a file contains only if there is a value."""
 
 
@@ -67,7 +67,7 @@ def describe() -> dict[str, Any]:
         "values": {
             "source": list(schemas.SOURCES),
             "label_source": [schemas.PERSON, schemas.IMPORT, MODEL],
-            "counts": [REJECTED],
+            "counts": [REJECTED, *PRIVACY_COUNTS],
         },
         "names": list(layout._NAMES),
         "forms": dict(canonical._FORMS),
@@ -174,7 +174,7 @@ def _values(field: pa.Field, above: str = "") -> Iterator[tuple[str, str]]:
 def _documents() -> dict[str, Any]:
     """The keys of each JSON file, by its name or folder."""
     file = FileEntry("shards/sa_000000-000000000000.tar", 1, "0" * 64)
-    commit = Commit(0, 1, (0, 1), "0" * 12, "0" * 64, {"images": 1}, (file,))
+    commit = Commit(0, 1, (0, 1), "0" * 12, "0" * 64, {"images": 1}, (file,), ((1, 0.5),))
     tombstone = Tombstone(request=TakedownRequest(), reason="", when="", version_before="", images=())
     version = Version(
         number=1,
@@ -191,7 +191,11 @@ def _documents() -> dict[str, Any]:
     return {
         "dataset.json": type_of(DatasetManifest),
         "shards.json": _shape(json.loads(shards_index("", [commit]))),
-        "commits": {**_shape(json.loads(commit.to_json())), "counts": {ANY_KEY: "int"}},
+        "commits": {
+            **_shape(json.loads(commit.to_json())),
+            "counts": {ANY_KEY: "int"},
+            "most_redacted": [["int", "float"]],
+        },
         "annotations": type_of(Submission),
         "annotations, returns": type_of(Return),
         "annotations/ratings": type_of(Rating),

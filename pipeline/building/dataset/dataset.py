@@ -34,6 +34,7 @@ from segmint.catalogs.dataset.sweep import missing_files
 from segmint.catalogs.dataset.tombstones import read_removals, read_tombstones, removed_images
 from segmint.catalogs.layout import (
     MANIFEST,
+    SCHEMA_VERSION,
     DamagedDatasetError,
     config_sha256,
     differing_keys,
@@ -63,6 +64,7 @@ from segmint.operators.segment.numerics import Numerics
 from segmint.operators.shards.write import ShardTask
 from segmint.pipeline.building.dataset.first_numerics import first_device, first_numerics
 from segmint.pipeline.config.config import Config, as_pinned, identity
+from segmint.pipeline.config.stage_settings import read_listed
 
 
 @dataclass(frozen=True)
@@ -169,6 +171,7 @@ def open_or_create(config: Config, storage: Storage, *, grow: bool = False) -> B
     config.deidentify.require_packages()
     config.load_stages()
     require_catalog(config, storage)
+    read_listed(config, storage)
     output = Location(storage, config.output)
     latest = read_latest_manifest(output)
     if latest is not None and latest.generation > 1 and not (output / MANIFEST).exists():
@@ -218,7 +221,15 @@ def require_rows(config: Config, rows: int) -> None:
 
 
 def check_begun_alike(config: Config, storage: Storage, begun: DatasetManifest, weights: Path) -> None:
-    """Raise `UsageError` if a dataset's identity or numerics differ from `config`, and list the keys that differ."""
+    """Raise `UsageError` if a dataset's identity or numerics differ from `config`, and list the keys that differ.
+
+    Datasets of an earlier format can only be read and corrected.
+    """
+    if begun.schema_version != SCHEMA_VERSION:
+        raise UsageError(
+            f"{config.output} has schema_version {begun.schema_version}, which segmint {VERSION} reads and corrects, "
+            f"but doesn't build: continue with segmint {begun.code_version}, or choose another output"
+        )
     _check_identity(config, storage, begun, weights)
     _check_numerics(config, Numerics.recorded(begun.numerics))
 
@@ -320,7 +331,8 @@ def _check_numerics(config: Config, begun: Numerics) -> None:
 def _hashes(config: Config, storage: Storage, weights: Path) -> dict[str, str]:
     """Return the SHA-256 of each model or detector file, keyed by its name in the configuration."""
     known = {config.model.weights: sha256_of(weights)}
-    for file in config.deidentify.detector_files.values():
+    files = [*config.deidentify.detector_files.values(), config.deidentify.left_alone]
+    for file in filter(None, files):
         known[file] = sha256_of(resolve(file, mirror=config.assets, storage=storage))
     return known
 

@@ -48,7 +48,7 @@ _FORMS = {
     RESERVATIONS: r'\{("generation":\d+,"paths":\[("[\w/.-]+",?)*\](,"shard":\d+)?|"shards":\[[\d,]*\])\}\n',
     f"{SUMMARIES}/leaves": rf"\[({_SHA256},?)+\]\n",
     SUMMARIES: r'\{"bytes":\d+,"counts":(\{[\w":,.-]*\}),"digest":"[0-9a-f]{12}",'
-    r'"files":\d+,"numerics":\{[\w":,.-]*\},"shards":\d+\}\n',
+    r'"files":\d+,("most_redacted":[\d\[\].,e-]+,)?"numerics":\{[\w":,.-]*\},"shards":\d+\}\n',
     VERSIONS: rf"-----BEGIN SSH SIGNATURE-----\n({_KEY}[\w+/]{{26}}\n([\w+/]{{70}}\n){{2}}[\w+/]{{37}}=)\n"
     "-----END SSH SIGNATURE-----\n",
     "": "(?s:.*)",

@@ -4,11 +4,12 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from segmint.catalogs.dataset.commits import REJECTED, Commit, CommitLog
+from segmint.catalogs.dataset.commits import PRIVACY_COUNTS, REJECTED, Commit, CommitLog
 from segmint.catalogs.dataset.manifest import CatalogPart, DatasetManifest
 from segmint.catalogs.findings import Code, Finding, FindingLocation
 from segmint.catalogs.layout import (
     DATA_KINDS,
+    SCHEMA_VERSION,
     DamagedDatasetError,
     commit_path,
     config_sha256,
@@ -144,7 +145,8 @@ def _commit_findings(
     reasons = {name: count for name, count in counts.items() if name.startswith(REJECTED)}
     totals = {name: count for name, count in counts.items() if name not in reasons}
     rows = ordinals[1] - ordinals[0]
-    if sorted(totals) != ["images", "masks", "rejected", "rows"] or min(counts.values()) < 0:
+    optional = set(PRIVACY_COUNTS) if manifest.schema_version == SCHEMA_VERSION else set()
+    if totals.keys() - optional != {"rows", "images", "masks", "rejected"} or min(counts.values()) < 0:
         yield place.finding(Code.BAD_COUNTS, "rows, images, masks, and rejected, none below 0", dict(counts))
     elif counts["rows"] != rows or counts["images"] + counts["rejected"] != rows:
         found = f"{counts['rows']} rows, {counts['images']} images, {counts['rejected']} rejected"

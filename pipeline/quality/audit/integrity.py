@@ -322,7 +322,7 @@ def with_missing_commits(report: AuditReport) -> AuditReport:
 
 def _settings(pinned: LatestManifest, findings: FindingCollector) -> FileSettings:
     """Return the manifest's settings for files. If the configuration is invalid, add a finding."""
-    config, stages = pinned.manifest.config, pinned.manifest.stages
+    config, stages, version = pinned.manifest.config, pinned.manifest.stages, pinned.manifest.schema_version
     try:
         masks = MasksConfig.model_validate(config.get("masks"))
         release = ReleaseConfig.model_validate(config.get("release"))
@@ -330,10 +330,10 @@ def _settings(pinned: LatestManifest, findings: FindingCollector) -> FileSetting
         found = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
         place = FindingLocation(manifest_name(pinned.generation))
         findings.add(place.finding(Code.BAD_MANIFEST, "config.masks and config.release", found))
-        return FileSettings(None, None, with_images=True, stages=stages)
+        return FileSettings(None, None, with_images=True, stages=stages, schema_version=version)
     limits = MaskLimits(masks.pred_iou_thresh, masks.stability_score_thresh)
     artifacts = RedactionArtifacts(masks.artifact_iou)
-    return FileSettings(limits, artifacts, release.format == "images", release.jpeg_quality, stages)
+    return FileSettings(limits, artifacts, release.format == "images", release.jpeg_quality, stages, version)
 
 
 def _results(

@@ -16,12 +16,13 @@ from segmint.catalogs.dataset.annotations.assignments import merged_assignment
 from segmint.catalogs.dataset.commits import Commit
 from segmint.catalogs.dataset.tombstones import BLANK, NO_NAMES, RemovedNames, read_tombstones, removed_images
 from segmint.catalogs.findings import Code, Finding, FindingCollector, FindingLocation, Findings
-from segmint.catalogs.layout import DamagedDatasetError
+from segmint.catalogs.layout import SCHEMA_VERSION, DamagedDatasetError
 from segmint.catalogs.reasons import Reason
 from segmint.catalogs.stages import StageColumn
 from segmint.infra.storage.errors import NotFoundError, ObjectTooLargeError
 from segmint.infra.storage.location import Location
 from segmint.operators.audit.masks import MaskLimits, audit_masks
+from segmint.operators.audit.origins import audit_redacted_share
 from segmint.operators.audit.parquet_parts import check_parquet
 from segmint.operators.audit.rows import (
     ShardTables,
@@ -69,6 +70,7 @@ class FileSettings:
     with_images: bool
     quality: int | None = None  # JPEG quality of the released images
     stages: tuple[StageColumn, ...] = ()
+    schema_version: int = SCHEMA_VERSION
     asked: BytesAsked = NO_MORE
 
 
@@ -126,7 +128,7 @@ class ShardAudit:
         masks = None
         if tables is not None:
             if self._plan.counts_hold:
-                self._findings.extend(audit_counts(tables, self._plan.commit.counts))
+                self._findings.extend(audit_counts(tables, self._plan.commit))
             self._findings.extend(audit_identity(tables, self._plan.ordinals))
             if Code.ROW_IDENTITY not in self._findings:
                 images = tables.images.to_pylist()
@@ -178,7 +180,8 @@ class ShardAudit:
         except DamagedDatasetError as error:
             self._findings.add(place.finding(Code.BAD_TABLE, f"the columns of {kind}", error))
             return None
-        check = check_parquet(io.BytesIO(data), digest, shard_schemas(self._settings.stages)[kind], ROW_GROUP_ROWS)
+        schema = shard_schemas(self._settings.stages, self._settings.schema_version)[kind]
+        check = check_parquet(io.BytesIO(data), digest, schema, ROW_GROUP_ROWS)
         findings, checked = judge_table(check, place, strict=self._settings.asked.byte_for_byte)
         self._findings.extend(findings)
         self._checked += checked
@@ -201,6 +204,8 @@ class ShardAudit:
                 rows = masks.table_rows(row["ordinal"])
                 self._findings.extend(audit_merged_submission(self._dataset, row, rows, image, place))
             self._findings.extend(masks.audit_origins(row, place))
+            if self._settings.schema_version == SCHEMA_VERSION:
+                self._findings.extend(audit_redacted_share(row, image))
             self._findings.extend(masks.audit_work(row, image, place))
             self._findings.extend(masks.audit_containers(row, place) if decode else ())
             if decode or not masks.sound(row["ordinal"]):

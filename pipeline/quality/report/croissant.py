@@ -64,7 +64,7 @@ def croissant_json(facts: Facts, root: str) -> bytes:
     manifest, version = facts.manifest, facts.version
     if manifest is None or version is None:
         raise ValueError("hashes come from commits, and this dataset has none")
-    schemas = shard_schemas(manifest.stages)
+    schemas = shard_schemas(manifest.stages, manifest.schema_version)
     trained = f", round {manifest.round}" if manifest.round else ""
     value = {
         "@context": _CONTEXT,

@@ -14,7 +14,7 @@ from tests.support.builds import digests, write_catalog, write_config
 from tests.support.committed import write_dataset
 from tests.support.locations import location_of
 
-SAID = f"dataset.json has schema_version 1, and segmint {VERSION} reads only 3: open the dataset with segmint 7.1"
+SAID = f"dataset.json has schema_version 1, and segmint {VERSION} reads only 3 and 4: open the dataset with segmint 7.1"
 
 
 @pytest.fixture
