@@ -65,6 +65,7 @@ from segmint.pipeline.building.execution.work import (
 )
 from segmint.pipeline.config.advice import advice
 from segmint.pipeline.config.config import Config, Position, StageConfig, load_config
+from segmint.pipeline.config.stage_settings import read_listed
 
 MOST_STALLED_WINDOWS = 3
 """A run ends unfinished after this many consecutive windows without progress, not counting outages of the stores."""
@@ -184,6 +185,7 @@ def run_build(
     others = [config.output, *([config.assets] if config.assets else [])]
     outages = Outages(storage, config.catalog, others, config.outage_timeout_s)
     wanted = dataset.shards(shards)
+    listed = read_listed(config, Storage(config.storage), dataset.manifest)
     dataset.check_whole(wanted)
     finish_dead_writers(dataset.handle(config), wanted)
     if shards is None:
@@ -225,7 +227,7 @@ def run_build(
 
     seconds = time.monotonic() - started
     accounting = replace(
-        account(dataset, wanted, run, seconds, ceiling),
+        account(dataset, wanted, run, seconds, ceiling, listed),
         retried_rows=retried["rows"],
         retried_images=retried["images"],
         not_retried=refused.left,

@@ -10,6 +10,9 @@ import simplejpeg
 from segmint.catalogs.dataset.regions import DetectedRegion, Sighting
 from segmint.model.detectors.detection import Box, Detector, iou
 from segmint.operators.images import Pixels
+from segmint.operators.prepare.deidentify import Region
+from segmint.operators.prepare.left_alone import SAME_IOU as SAME_REGION_IOU
+from segmint.operators.prepare.left_alone import box_of, region_of
 from segmint.operators.prepare.mosaic import mosaic, rectangle, redact_patches
 from segmint.operators.prepare.orientations import ORIENTATIONS
 from segmint.operators.prepare.released_search import MOST_RESIDUAL, search_released
@@ -18,6 +21,7 @@ from segmint.operators.rows import Row
 SAME_IOU = 0.3
 """Minimum IoU at which boxes from two detectors count as one region. A face's box may or may not include the hair."""
 
+_YELLOW = (255, 215, 0)
 _CONTEXT_CELLS = 8
 _MARGIN = 0.5
 _CUTOUT_MARGIN = 1.0  # larger than a picture's: only the area around the region is sharp
@@ -31,6 +35,8 @@ class RemainingDetection(DetectedRegion):
     - `redacted`: whether the detection is inside a redacted region.
     - `is_residual`: whether the image's row records that the build left the detection, because redaction had created
       it.
+    - `is_unconfirmed`: whether the row records that the build's second look didn't confirm the detection.
+    - `decided_by`: who wanted the detection left alone, according to the row.
     - `found_by`: after `merge_found`, all detectors that found it.
     - `missed_by`: after `merge_found`, the detectors of the same kind that searched the image without finding it.
     """
@@ -39,11 +45,13 @@ class RemainingDetection(DetectedRegion):
     found_by: tuple[Sighting, ...] = ()
     missed_by: tuple[str, ...] = ()
     is_residual: bool = False
+    is_unconfirmed: bool = False
+    decided_by: str | None = None
 
     @property
     def is_explained(self) -> bool:
         """True if the detection is redacted, or if the build left it deliberately."""
-        return self.redacted or self.is_residual
+        return self.redacted or self.is_residual or self.is_unconfirmed or self.decided_by is not None
 
     @property
     def sightings(self) -> tuple[Sighting, ...]:
@@ -56,16 +64,36 @@ def search_release(
 ) -> list[RemainingDetection]:
     """Search a row's released image, (H, W, 3) uint8 RGB, with all detectors, and return the detections."""
     residual = [known for known in row.get("residual_detections") or () if known][:MOST_RESIDUAL]
+    unconfirmed = [known for known in row.get("unconfirmed_detections") or () if known]
+    left_alone = [known for known in row.get("left_alone") or () if known]
+    size = image.shape[1], image.shape[0]
+    full = row.get("source_width") or size[0], row.get("source_height") or size[1]
     found = []
     for each in (each for detector in detectors for each in search_released(row, image, detector, orientations)):
         what, box = each.found, (each.x, each.y, each.w, each.h)
         is_residual = each.may_remain and any(each.is_same(known) for known in residual)
         found.append(
             RemainingDetection(
-                row["id"], what.kind, what.source, what.score, *box, each.is_redacted, is_residual=is_residual
+                row["id"],
+                what.kind,
+                what.source,
+                what.score,
+                *box,
+                each.is_redacted,
+                is_residual=is_residual,
+                is_unconfirmed=any(each.is_same(known) for known in unconfirmed),
+                decided_by=_decided_by(region_of(what, size, full), left_alone),
             )
         )
     return found
+
+
+def _decided_by(region: Region | None, left_alone: Sequence[Row]) -> str | None:
+    """Return who wanted a region left alone, or None if nobody did."""
+    for known in left_alone:
+        if region is not None and iou(box_of(vars(region)), box_of(known)) >= SAME_REGION_IOU:
+            return str(known["decided_by"])
+    return None
 
 
 def merge_found(found: Sequence[RemainingDetection], searched: Sequence[Detector]) -> list[RemainingDetection]:
@@ -93,16 +121,35 @@ def merge_found(found: Sequence[RemainingDetection], searched: Sequence[Detector
 
 
 def picture(image: Pixels, found: RemainingDetection) -> bytes:
-    """Return a JPEG of `image` with a detection framed in red. Beyond a margin, the image is a coarse mosaic."""
+    """Return a JPEG of `image` with a detection framed in red. Beyond a margin, the image is a coarse mosaic.
+
+    A detection that the build didn't confirm has a dashed yellow frame.
+    """
     height, width = image.shape[:2]
     margin = round(_MARGIN * max(found.w, found.h))
     rows = slice(max(found.y - margin, 0), min(found.y + found.h + margin, height))
     columns = slice(max(found.x - margin, 0), min(found.x + found.w + margin, width))
     shown = mosaic(image, _CONTEXT_CELLS)
     shown[rows, columns] = image[rows, columns]
-    corners = (found.x, found.y), (found.x + found.w - 1, found.y + found.h - 1)
-    cv2.rectangle(shown, *corners, (255, 0, 0), max(1, round(max(height, width) / 500)))
+    _frame(shown, found, (found.x, found.y), max(1, round(max(height, width) / 500)))
     return _encoded(shown)
+
+
+def _frame(shown: Pixels, found: RemainingDetection, corner: tuple[int, int], width: int) -> None:
+    """Draw a detection's frame, whose top left corner is (x, y) in `shown`."""
+    left, top = corner
+    right, bottom = left + found.w - 1, top + found.h - 1
+    if not found.is_unconfirmed:
+        cv2.rectangle(shown, (left, top), (right, bottom), (255, 0, 0), width)
+        return
+    dash = 4 * width
+    cv2.putText(shown, "unconfirmed", (left, max(top - 3, 12)), cv2.FONT_HERSHEY_SIMPLEX, 0.4, _YELLOW, 1, cv2.LINE_AA)
+    for x in range(left, right, 2 * dash):
+        for y in (top, bottom):
+            cv2.line(shown, (x, y), (min(x + dash, right), y), _YELLOW, width)
+    for y in range(top, bottom, 2 * dash):
+        for x in (left, right):
+            cv2.line(shown, (x, y), (x, min(y + dash, bottom)), _YELLOW, width)
 
 
 def cutouts(image: Pixels, found: Sequence[RemainingDetection]) -> Iterator[bytes]:
@@ -114,8 +161,7 @@ def cutouts(image: Pixels, found: Sequence[RemainingDetection]) -> Iterator[byte
         margin = max(round(_CUTOUT_MARGIN * max(each.w, each.h)), _LEAST_MARGIN)
         left, top = max(each.x - margin, 0), max(each.y - margin, 0)
         shown = blurred[top : each.y + each.h + margin, left : each.x + each.w + margin].copy()
-        corners = (each.x - left, each.y - top), (each.x + each.w - 1 - left, each.y + each.h - 1 - top)
-        cv2.rectangle(shown, *corners, (255, 0, 0), max(1, round(max(shown.shape[:2]) / 200)))
+        _frame(shown, each, (each.x - left, each.y - top), max(1, round(max(shown.shape[:2]) / 200)))
         yield _encoded(shown)
 
 

@@ -7,9 +7,14 @@ run.
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import chain
+from types import MappingProxyType
 from typing import Any
 
-from segmint.catalogs.dataset.commits import REJECTED, CommitLog
+import pyarrow.compute as pc
+
+from segmint.catalogs.dataset.commits import REJECTED, Commit, CommitLog
+from segmint.catalogs.dataset.reader import Dataset
 from segmint.catalogs.dataset.versions.record import VersionName, put_version
 from segmint.catalogs.layout import DamagedDatasetError
 from segmint.infra.errors import UnfinishedError, last_line
@@ -26,12 +31,20 @@ from segmint.infra.metrics import (
     resident_bytes,
 )
 from segmint.infra.storage.errors import StorageFaultError
+from segmint.infra.threads import map_ahead
 from segmint.infra.wording import counted, plural, some
+from segmint.operators.prepare.left_alone import Entries, count_unmatched
+from segmint.operators.redactions import RedactionTotals
+from segmint.operators.rows import Row
 from segmint.operators.shards.near_copies import near_copies, wanted_pictures
 from segmint.operators.shards.write import ShardResult
 from segmint.pipeline.building.dataset.dataset import BuildDataset
 from segmint.pipeline.building.execution.ceiling import Ceiling
 from segmint.pipeline.building.status.totals import total
+
+_THREADS = 16
+
+NO_ENTRIES: Mapping[str, Entries] = MappingProxyType({})
 
 MOSTLY = 0.5
 """Minimum busy fraction of the stage that limits a run. If no stage reaches it, the run mostly starts up or waits."""
@@ -156,6 +169,8 @@ class Accounting:
     shards: int = 0  # requested shards that are committed
     missing: Sequence[int] = ()  # shards left for the next run
     missing_rows: int = 0
+    redactions: RedactionTotals = field(default_factory=RedactionTotals)
+    left_alone_unmatched: tuple[int, int] = (0, 0)  # entries of the list without a photograph, and without a detection
     retried_rows: int = 0  # rows that earlier runs rejected and this run retried
     retried_images: int = 0  # retried rows that are now images
     not_retried: Sequence[int] = ()  # shards whose rejected rows could not be retried
@@ -209,6 +224,13 @@ class Accounting:
             f"rejected  {refused:>12,}",
             *(f"  {reason:<24} {count:>8,}" for reason, count in sorted(self.rejected.items())),
         ]
+        lines += self.redactions.lines(width=10)
+        if any(self.left_alone_unmatched):
+            photographs, detections = self.left_alone_unmatched
+            lines.append(
+                f"unused    {photographs + detections:>12,} of the regions to leave alone: {photographs:,} without a "
+                f"photograph, {detections:,} without a detection"
+            )
         if self.missing:
             rows, shards = plural(self.missing_rows, "row"), counted(len(self.missing), "shard")
             lines.append(f"left      {self.missing_rows:>12,} {rows} in {shards}, for the next run")
@@ -301,10 +323,12 @@ def account(
     run: RunRecord,
     seconds: float,
     ceiling: Ceiling | None = None,
+    listed: Mapping[str, Entries] = NO_ENTRIES,
 ) -> Accounting:
     """Sum the commits of the shards in `wanted`. `run` is the record of this run, which took `seconds`.
 
-    If `ceiling` is given, it is adjusted for the masks that the run drew per image.
+    If `ceiling` is given, it is adjusted for the masks that the run drew per image. `listed` contains the regions to
+    leave alone. If there are any, one column of each images table is read.
     """
     log = CommitLog(dataset.location)
     totals = total(dataset.location, dataset.manifest, log.latest_commits(), wanted)
@@ -322,4 +346,19 @@ def account(
         ceiling=ceiling,
         stages=run.loads.read(),
         similar=tuple(each.line() for each in similar),
+        left_alone_unmatched=_unmatched(dataset, listed, wanted) if listed else (0, 0),
     )
+
+
+def _unmatched(dataset: BuildDataset, listed: Mapping[str, Entries], wanted: range) -> tuple[int, int]:
+    """Count the regions to leave alone that match none of the photographs or detections of these shards."""
+    reader = Dataset(dataset.location, dataset.manifest)
+    photographs = pc.field("source_sha256").isin(list(listed))
+
+    def read(commit: Commit) -> list[Row]:
+        rows: list[Row] = reader.table(commit, "images", ["source_sha256", "left_alone"], photographs).to_pylist()
+        return rows
+
+    commits = list(CommitLog(dataset.location).read_all(only=set(wanted)))
+    tables = map_ahead(read, commits, _THREADS, _THREADS, "tables")
+    return count_unmatched(listed, chain.from_iterable(tables))

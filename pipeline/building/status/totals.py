@@ -5,14 +5,21 @@ Only the run's memory and log contain it.
 """
 
 from collections.abc import Container, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import zip_longest
 
-from segmint.catalogs.dataset.commits import REJECTED, ListedCommit
+import pyarrow.compute as pc
+
+from segmint.catalogs.dataset.commits import PRIVACY_COUNTS, REJECTED, ListedCommit
 from segmint.catalogs.dataset.manifest import DatasetManifest
+from segmint.catalogs.dataset.reader import Dataset
 from segmint.catalogs.dataset.summaries import ReadCommits, sum_listing
+from segmint.catalogs.layout import DamagedDatasetError, image_stem
+from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
+from segmint.operators.redactions import RedactionTotals
 
 
 @dataclass(frozen=True)
@@ -26,6 +33,7 @@ class Totals:
     shards: int  # committed
     missing: Sequence[int]  # shards that are not committed, ascending
     missing_rows: int
+    redactions: RedactionTotals
 
 
 def total(
@@ -49,7 +57,23 @@ def total(
         shards=sums.shards,
         missing=missing,
         missing_rows=rows_of(manifest, missing),
+        redactions=RedactionTotals(
+            **{name: sums.counts.get(name, 0) for name in PRIVACY_COUNTS},
+            worst=_named(Dataset(dataset, manifest), sums.most_redacted),
+        ),
     )
+
+
+def _named(dataset: Dataset, images: Sequence[tuple[int, float]]) -> tuple[tuple[str, float], ...]:
+    """Return pairs of image_id and share for pairs of id and share. An image whose table can't be read keeps its id."""
+    wanted = {(id - 1) // dataset.manifest.images_per_shard for id, _ in images}
+    names: dict[int, str] = {}
+    for commit in dataset.log.read_all(only=wanted) if wanted else ():
+        with suppress(NotFoundError, DamagedDatasetError):  # a correction replaced the table, or it's damaged
+            ids = pc.field("id").isin([id for id, _ in images])
+            for row in dataset.table(commit, "images", ["id", "image_id"], ids).to_pylist():
+                names[row["id"]] = row["image_id"]
+    return tuple((names.get(id, image_stem(id)), redacted) for id, redacted in images)
 
 
 def rows_of(manifest: DatasetManifest, shards: Sequence[int]) -> int:

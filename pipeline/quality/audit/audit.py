@@ -20,6 +20,7 @@ from segmint.infra.storage.storage import Storage
 from segmint.infra.wording import some
 from segmint.operators.audit.detectors import DetectorSpec
 from segmint.operators.audit.submissions import audit_ratings
+from segmint.operators.redactions import RedactionTotals
 from segmint.pipeline.config.config import LOCAL, Config, LicenseConfig, ResourcesConfig
 from segmint.pipeline.quality.audit.canonical import NO_MORE, BytesAsked
 from segmint.pipeline.quality.audit.content import ContentAudit, ContentPlan, LicenseRules
@@ -28,6 +29,7 @@ from segmint.pipeline.quality.audit.integrity import RAY_FROM_MASKS, audit_integ
 from segmint.pipeline.quality.audit.privacy import SearchPlan
 from segmint.pipeline.quality.audit.result import AuditReport
 from segmint.pipeline.quality.statistics.open_tables import open_tables
+from segmint.pipeline.quality.statistics.redacted import sum_redactions
 from segmint.pipeline.quality.statistics.statistics import compute_statistics
 from segmint.pipeline.quality.statistics.values import Statistics
 
@@ -115,7 +117,7 @@ def audit_dataset(dataset: Location, options: AuditOptions = AuditOptions()) -> 
         place = FindingLocation(manifest_name(pinned.generation))
         findings.add(place.finding(Code.BAD_MANIFEST, "config.license and config.deidentify", "; ".join(problems)))
     findings.extend(content.finish())
-    statistics, notes, unfinished = _statistics(dataset, options, report, findings)
+    statistics, redactions, notes, unfinished = _statistics(dataset, options, report, findings)
     if options.attributions is not None:
         unfinished += _write_credits(dataset, options.attributions, report)
     if options.regions is not None:
@@ -131,6 +133,7 @@ def audit_dataset(dataset: Location, options: AuditOptions = AuditOptions()) -> 
         privacy=content.privacy.answer(),
         duplicates=content.duplicates(),
         statistics=statistics,
+        redactions=redactions,
         unsearched=content.unsearched(with_images=with_images),
         unfinished=(*report.unfinished, *unfinished),
     )
@@ -195,22 +198,27 @@ def _skipped(report: AuditReport) -> list[int]:
 
 def _statistics(
     dataset: Location, options: AuditOptions, report: AuditReport, findings: FindingCollector
-) -> tuple[Statistics | None, list[str], list[str]]:
+) -> tuple[Statistics | None, RedactionTotals | None, list[str], list[str]]:
     """Compute the statistics, and add findings about ratings.
 
-    Returns the statistics (None if a file is damaged), notes, and problems.
+    Returns the statistics and the sums about redaction (None if a file is damaged), notes, and problems.
     """
     try:
         with _open(dataset, report) as tables:
-            statistics = compute_statistics(tables, options.sample)
+            statistics, redactions = compute_statistics(tables, options.sample), sum_redactions(tables)
             if not _skipped(report):
                 findings.extend(audit_ratings(tables, _taken(dataset)))
     except DamagedDatasetError as error:
-        return None, [], [f"statistics and ratings: {error}"]
+        return None, None, [], [f"statistics and ratings: {error}"]
     if not _skipped(report):
-        return statistics, [], []
+        return statistics, redactions, [], []
     shards = some([str(shard) for shard in _skipped(report)])
-    return statistics, [f"shards left out of statistics and attributions because of their findings: {shards}"], []
+    return (
+        statistics,
+        redactions,
+        [f"shards left out of statistics and attributions because of their findings: {shards}"],
+        [],
+    )
 
 
 def _taken(dataset: Location) -> Collection[int]:

@@ -81,7 +81,7 @@ class Searcher:
     The detectors run on one thread, as in a build, because the number of threads affects the last bits of sums.
 
     `given` contains the detectors that the user named for the audit, by kind and name. `missing` lists the detectors
-    that are unavailable. With `strict`, detections that the build recorded as residual count like any other.
+    that are unavailable. With `strict`, detections that the build recorded count like any other.
     """
 
     detectors: Sequence[Detector]
@@ -98,7 +98,7 @@ class Searcher:
         found: list[RemainingDetection] = []
         failures: list[DetectorFailure] = []
         if self.strict:
-            row = {**row, "residual_detections": None}
+            row = {**row, "residual_detections": None, "unconfirmed_detections": None, "left_alone": None}
         with self._one, _one_torch_thread():
             for detector in self.detectors:
                 try:
@@ -108,14 +108,17 @@ class Searcher:
                 else:
                     searched.append(detector)
         found = merge_found(found, searched)
-        shown = [each for each in found if not each.is_explained] if self.with_pictures else []
+        shown = [each for each in found if not each.is_explained or each.is_unconfirmed] if self.with_pictures else []
         pictures = self._pictures(image, shown)
         return SearchResult(tuple(found), pictures, tuple(failures), is_searched=bool(searched))
 
     def _pictures(self, image: Pixels, left: Sequence[RemainingDetection]) -> dict[str, bytes]:
         """Crop the image around each region. If the audit has its own detectors, the crops show the regions blurred."""
         shown = cutouts(image, left) if self.given else (picture(image, each) for each in left)
-        names = [f"{image_stem(each.id)}_{index}_{each.kind}.jpg" for index, each in enumerate(left, 1)]
+        names = [
+            f"{image_stem(each.id)}_{index}_{each.kind}{'_unconfirmed' * each.is_unconfirmed}.jpg"
+            for index, each in enumerate(left, 1)
+        ]
         return dict(zip(names, shown, strict=True))
 
 
@@ -176,6 +179,8 @@ class PrivacySummary:
     found: list[tuple[int, RemainingDetection]] = field(default_factory=list)
     inside_regions: Counter[tuple[str, str]] = field(default_factory=Counter)  # by kind and name of the detector
     residual: int = 0  # detections that the build recorded
+    unconfirmed: int = 0
+    left_alone: Counter[str] = field(default_factory=Counter)  # by the person who decided
     failures: Counter[tuple[str, str]] = field(default_factory=Counter)  # images by kind and name of the detector
     first_failure: dict[tuple[str, str], str] = field(default_factory=dict)  # message of the first failure
 
@@ -191,6 +196,10 @@ class PrivacySummary:
                 self.inside_regions[found.kind, found.detector] += 1
             elif found.is_residual:
                 self.residual += 1
+            elif found.decided_by is not None:
+                self.left_alone[found.decided_by] += 1
+            elif found.is_unconfirmed:
+                self.unconfirmed += 1
             else:
                 self.found.append((shard, found))
 
@@ -228,6 +237,8 @@ class PrivacySummary:
             found_total=len(self.found),
             inside_regions=self.inside_regions.total(),
             residual=self.residual,
+            unconfirmed=self.unconfirmed,
+            left_alone=dict(sorted(self.left_alone.items())),
             not_turned=tuple(angle for angle in ORIENTATIONS if angle not in self.orientations),
             agreement=tuple(self._agreement()),
         )

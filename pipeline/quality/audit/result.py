@@ -3,13 +3,15 @@
 `result_json` reads and writes the result as JSON, and `result_text` formats it for people.
 """
 
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from datetime import date
 from typing import Literal
 
 from segmint.catalogs.dataset.regions import DetectedRegion, Sighting
 from segmint.catalogs.dataset.versions.record import VersionName
 from segmint.catalogs.findings import Findings
+from segmint.operators.redactions import RedactionTotals
 from segmint.pipeline.quality.statistics.values import ProviderImages, Statistics
 
 
@@ -107,6 +109,8 @@ class PrivacyResult:
     found_total: int
     inside_regions: int
     residual: int = 0  # detections that redaction itself caused, which the build recorded
+    unconfirmed: int = 0  # detections that the build's second look didn't confirm
+    left_alone: Mapping[str, int] = field(default_factory=dict)  # detections released by a person, by who decided
     not_turned: tuple[int, ...] = ()  # angles in degrees that the search for faces didn't turn images by
     agreement: tuple[DetectorAgreement, ...] = ()  # for kinds with several detectors
 
@@ -179,6 +183,7 @@ class AuditReport:
     privacy: PrivacyResult | None = None
     duplicates: Duplicates | None = None
     statistics: Statistics | None = None
+    redactions: RedactionTotals | None = None
     unsearched: tuple[UnsearchedImages, ...] = ()
     unfinished: tuple[str, ...] = ()  # requested parts that couldn't be completed
 

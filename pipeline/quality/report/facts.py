@@ -11,8 +11,10 @@ from segmint.catalogs.dataset.tombstones import read_tombstones, removed_images
 from segmint.catalogs.dataset.versions.record import VersionName, name_now
 from segmint.infra.storage.storage import Storage
 from segmint.operators.prepare.deidentify import BUNDLED_DETECTORS, NO_DETECTOR
+from segmint.operators.redactions import RedactionTotals
 from segmint.operators.schemas import AUTOMATIC
 from segmint.pipeline.quality.statistics.ratings import Ratings, measure_ratings
+from segmint.pipeline.quality.statistics.redacted import sum_redactions
 from segmint.pipeline.quality.study.agreement import AnnotatorAgreement, measure_agreement
 from segmint.pipeline.quality.study.privacy.score import PrivacyScore
 
@@ -100,6 +102,7 @@ class Facts:
     credits: tuple[CreditFact, ...]  # most frequent first
     credits_total: int
     redacted: tuple[RedactedRegions, ...]
+    redactions: RedactionTotals
     detectors: tuple[DetectorFact, ...]
     released: tuple[int, int] | None  # median width and height of the released images
     sources: tuple[int, int] | None  # median width and height of their source images
@@ -146,6 +149,7 @@ def gather_facts(tables: DatasetTables, storage: Storage) -> Facts:
         credits=found,
         credits_total=credits_total,
         redacted=_redacted(tables) if manifest is not None else (),
+        redactions=sum_redactions(tables),
         detectors=_detectors(manifest) if manifest is not None else (),
         released=_median_size(tables, "width", "height"),
         sources=_median_size(tables, "source_width", "source_height"),

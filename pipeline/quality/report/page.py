@@ -9,6 +9,7 @@ from segmint.catalogs.findings import INTEGRITY, Code
 from segmint.catalogs.lineage import describe_rounds
 from segmint.infra.version import VERSION
 from segmint.infra.wording import UNKNOWN, count, counted, listed, number, share, size, some
+from segmint.operators.redactions import HIGH_SHARE
 from segmint.operators.schemas import AUTOMATIC
 from segmint.pipeline.quality.audit.result import AuditReport, CheckedCounts, PrivacyResult
 from segmint.pipeline.quality.report.charts import Charts
@@ -104,6 +105,7 @@ def render_page(
         licenses=audit.licenses,
         privacy=audit.privacy if is_searched(audit.privacy) else None,
         duplicates=audit.duplicates,
+        high_share=HIGH_SHARE,
         bundled=[detector.name for detector in facts.detectors if detector.bundled],
         credits=[credit for credit in facts.credits if credit.attribution or credit.provider],
         masks_sentence=_masks_sentence(statistics),

@@ -18,7 +18,7 @@ from segmint.pipeline.serving.images import HIGHEST_ID, ImagePlaces
 CHOICES = ("country", "license", "provider")
 """Columns that can be filtered by one value, or by a missing value (`unknown`)."""
 
-RANGES = ("masks", "coverage", "predicted_iou", "stability", "megapixels")
+RANGES = ("masks", "coverage", "predicted_iou", "stability", "megapixels", "redacted")
 """Columns to filter by an inclusive minimum and maximum."""
 
 SORTS = ("id", *RANGES)
@@ -43,6 +43,7 @@ SELECT id, ordinal, shard, image_id, country, license, provider, width, height, 
        if(isfinite(statistics.coverage), statistics.coverage, NULL) AS coverage,
        if(isfinite(statistics.mean_predicted_iou), least(1, statistics.mean_predicted_iou), NULL) AS predicted_iou,
        if(isfinite(statistics.mean_stability_score), statistics.mean_stability_score, NULL) AS stability,
+       redacted_share AS redacted,
        {labels}
 """
 _LABELS = "SELECT id, list(DISTINCT label) AS labels FROM masks WHERE label IS NOT NULL GROUP BY id"

@@ -151,11 +151,11 @@ def test_the_round_of_a_dataset_follows_from_its_lineage() -> None:
     [
         (
             b'{"schema_version": 9}',
-            f"has schema_version 9, and segmint {VERSION} reads only 3 and 4: open the dataset with the segmint that wrote",
+            f"has schema_version 9, and segmint {VERSION} reads only 3 and 4: open the dataset with the segmint that",
         ),
         (
             b'{"schema_version": 2, "code_version": "4.2.0"}',
-            f"has schema_version 2, and segmint {VERSION} reads only 3 and 4: open the dataset with segmint 4.2.0, or build",
+            f"has schema_version 2, and segmint {VERSION} reads only 3 and 4: open the dataset with segmint 4.2.0, or",
         ),
         (b'{"schema_version": true}', "its schema_version is True, expected 4"),
         (b'{"schema_version": 3, "name": "x"}', "is not a dataset's manifest: config: "),
