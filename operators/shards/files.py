@@ -11,10 +11,10 @@ from typing import Any
 import pyarrow as pa
 
 from segmint.catalogs.dataset.commits import REJECTED, worst
+from segmint.catalogs.dataset.redaction_totals import HIGH_SHARE
 from segmint.catalogs.layout import LEVELS, SCHEMA_VERSION, annotation_name, image_name
 from segmint.catalogs.parquet import table_bytes
 from segmint.catalogs.stages import StageColumn
-from segmint.operators.redactions import HIGH_SHARE
 from segmint.operators.rows import Row, to_table
 from segmint.operators.schemas import ANNOTATION_STAGE, MASKS_PER_IMAGE_LIMIT, shard_schemas
 

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 
 from segmint.catalogs.dataset.commits import REJECTED, Commit, CommitLog
 from segmint.catalogs.dataset.reader import Dataset
+from segmint.catalogs.dataset.redaction_totals import RedactionTotals
 from segmint.catalogs.dataset.versions.record import VersionName, put_version
 from segmint.catalogs.layout import DamagedDatasetError
 from segmint.infra.errors import UnfinishedError, last_line
@@ -34,7 +35,6 @@ from segmint.infra.storage.errors import StorageFaultError
 from segmint.infra.threads import map_ahead
 from segmint.infra.wording import counted, plural, some
 from segmint.operators.prepare.left_alone import Entries, count_unmatched
-from segmint.operators.redactions import RedactionTotals
 from segmint.operators.rows import Row
 from segmint.operators.shards.near_copies import near_copies, wanted_pictures
 from segmint.operators.shards.write import ShardResult

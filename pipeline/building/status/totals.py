@@ -15,11 +15,11 @@ import pyarrow.compute as pc
 from segmint.catalogs.dataset.commits import PRIVACY_COUNTS, REJECTED, ListedCommit
 from segmint.catalogs.dataset.manifest import DatasetManifest
 from segmint.catalogs.dataset.reader import Dataset
+from segmint.catalogs.dataset.redaction_totals import RedactionTotals
 from segmint.catalogs.dataset.summaries import ReadCommits, sum_listing
 from segmint.catalogs.layout import DamagedDatasetError, image_stem
 from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
-from segmint.operators.redactions import RedactionTotals
 
 
 @dataclass(frozen=True)

@@ -79,7 +79,7 @@ def audit(
         typer.Option(metavar="FILE.json", help="Add this privacy study score (`study score --json`) to the evidence."),
     ] = None,
     strict: Annotated[
-        bool, typer.Option("--strict", help="Also report detections that the build recorded as caused by redaction.")
+        bool, typer.Option("--strict", help="Also report detections that the build recorded and left.")
     ] = False,
     device: Annotated[str, typer.Option(metavar="auto|cpu|cuda[:N]", help="Device to run detectors on.")] = "cpu",
     config: DetectorConfig = None,

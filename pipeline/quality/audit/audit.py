@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from segmint.catalogs.attributions import check_ending, write_attributions
 from segmint.catalogs.dataset.manifest import DatasetManifest, is_dataset, load_latest_manifest, manifest_name
 from segmint.catalogs.dataset.outputs import note_output, refuse_inside
+from segmint.catalogs.dataset.redaction_totals import RedactionTotals
 from segmint.catalogs.dataset.regions import write_regions
 from segmint.catalogs.dataset.tables import DatasetTables
 from segmint.catalogs.dataset.tombstones import read_tombstones, removed_images
@@ -20,7 +21,6 @@ from segmint.infra.storage.storage import Storage
 from segmint.infra.wording import some
 from segmint.operators.audit.detectors import DetectorSpec
 from segmint.operators.audit.submissions import audit_ratings
-from segmint.operators.redactions import RedactionTotals
 from segmint.pipeline.config.config import LOCAL, Config, LicenseConfig, ResourcesConfig
 from segmint.pipeline.quality.audit.canonical import NO_MORE, BytesAsked
 from segmint.pipeline.quality.audit.content import ContentAudit, ContentPlan, LicenseRules

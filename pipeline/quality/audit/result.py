@@ -8,10 +8,10 @@ from dataclasses import dataclass, field, fields
 from datetime import date
 from typing import Literal
 
+from segmint.catalogs.dataset.redaction_totals import RedactionTotals
 from segmint.catalogs.dataset.regions import DetectedRegion, Sighting
 from segmint.catalogs.dataset.versions.record import VersionName
 from segmint.catalogs.findings import Findings
-from segmint.operators.redactions import RedactionTotals
 from segmint.pipeline.quality.statistics.values import ProviderImages, Statistics
 
 

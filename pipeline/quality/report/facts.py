@@ -6,12 +6,12 @@ from typing import Any
 from segmint.catalogs.dataset.commits import Commit, CommitLog
 from segmint.catalogs.dataset.manifest import DatasetManifest, load_manifest, name_of
 from segmint.catalogs.dataset.mask_labels import MODEL
+from segmint.catalogs.dataset.redaction_totals import RedactionTotals
 from segmint.catalogs.dataset.tables import DatasetTables
 from segmint.catalogs.dataset.tombstones import read_tombstones, removed_images
 from segmint.catalogs.dataset.versions.record import VersionName, name_now
 from segmint.infra.storage.storage import Storage
 from segmint.operators.prepare.deidentify import BUNDLED_DETECTORS, NO_DETECTOR
-from segmint.operators.redactions import RedactionTotals
 from segmint.operators.schemas import AUTOMATIC
 from segmint.pipeline.quality.statistics.ratings import Ratings, measure_ratings
 from segmint.pipeline.quality.statistics.redacted import sum_redactions

@@ -4,12 +4,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from segmint.catalogs.dataset.redaction_totals import HIGH_SHARE
 from segmint.catalogs.dataset.versions.record import VersionName
 from segmint.catalogs.findings import INTEGRITY, Code
 from segmint.catalogs.lineage import describe_rounds
 from segmint.infra.version import VERSION
 from segmint.infra.wording import UNKNOWN, count, counted, listed, number, share, size, some
-from segmint.operators.redactions import HIGH_SHARE
 from segmint.operators.schemas import AUTOMATIC
 from segmint.pipeline.quality.audit.result import AuditReport, CheckedCounts, PrivacyResult
 from segmint.pipeline.quality.report.charts import Charts

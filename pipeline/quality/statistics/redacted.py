@@ -1,8 +1,8 @@
 """Sums about redaction over a dataset's images."""
 
 from segmint.catalogs.dataset.commits import MOST_REDACTED
+from segmint.catalogs.dataset.redaction_totals import HIGH_SHARE, RedactionTotals
 from segmint.catalogs.dataset.tables import DatasetTables
-from segmint.operators.redactions import HIGH_SHARE, RedactionTotals
 
 _SUMS = f"""
 SELECT coalesce(sum(len(unconfirmed_detections)), 0)::BIGINT AS unconfirmed,
