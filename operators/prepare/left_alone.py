@@ -165,7 +165,10 @@ def _rows(file: Path, name: str) -> Iterator[tuple[int, Any]]:
     except UnicodeDecodeError as error:
         raise UsageError(f"{name} is not UTF-8 text: expected CSV or JSON Lines with {_REQUIRED}") from error
     if not text.lstrip().startswith("{"):
-        yield from enumerate(csv.DictReader(io.StringIO(text, newline="")), 1)
+        for row, cells in enumerate(csv.DictReader(io.StringIO(text, newline="")), 1):
+            if None in cells:
+                raise UsageError(f"{name}, row {row}: more values than the header has columns")
+            yield row, cells
         return
     for row, line in enumerate(io.StringIO(text), 1):
         if line.strip():

@@ -64,7 +64,7 @@ def test_a_column_without_a_meaning_is_named() -> None:
 
 
 def test_every_field_of_a_commit_is_there() -> None:
-    value = json.loads(Commit(0, 1, (0, 4), "07dea44c13b1", "0" * 64, {}, ()).to_json())
+    value = json.loads(Commit(0, 1, (0, 4), "07dea44c13b1", "0" * 64, {}, (), ((1, 0.5),)).to_json())
     first_cells = " ".join(line.split("|")[1] for line in section("`commits`").splitlines() if line.startswith("| `"))
     assert sorted(re.findall(r"`(\w+)`", first_cells)) == sorted(value)
 
