@@ -67,6 +67,9 @@ def verdict(report: AuditReport) -> str:
     if report.privacy is not None and report.privacy.unconfirmed:
         unconfirmed = counted(report.privacy.unconfirmed, "detection")
         counts += f"; {unconfirmed} unconfirmed by the build (--strict counts them)"
+    if report.privacy is not None and report.privacy.left_alone:
+        left_alone = counted(sum(report.privacy.left_alone.values()), "detection")
+        counts += f"; {left_alone} released by a person (--strict counts them)"
     return f"{counts}; not searched: {', '.join(gaps)}" if gaps else counts
 
 
