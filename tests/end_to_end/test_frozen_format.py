@@ -1,6 +1,6 @@
 """Datasets of the frozen format, as its first version wrote them: later versions read, correct, and continue them.
 
-`version-3.tar.xz` contains photographs with their catalog (`sources`), and the states of a dataset: without its second
+`version-4.tar.xz` contains photographs with their catalog (`sources`), and the states of a dataset: without its second
 shard (`half-built`), `finished`, after a redaction and a takedown (`corrected`), with labels of a model (`labeled`),
 with submissions and ratings (`annotated`), and after their merge (`merged`). Bytes are compared if this machine
 computes the datasets' bits. `tests/support/format_archive.py` made the archive.
@@ -21,6 +21,8 @@ from segmint.catalogs.dataset.commits import CommitLog
 from segmint.catalogs.dataset.manifest import load_manifest
 from segmint.catalogs.dataset.reading.torch_dataset import open_dataset
 from segmint.catalogs.dataset.versions.record import name_now
+from segmint.catalogs.layout import ADDED_COLUMNS
+from segmint.infra.errors import UsageError
 from segmint.infra.storage.storage import Storage
 from segmint.operators.segment.numerics import Numerics, observe_numerics
 from segmint.operators.segment.segment import MixedNumericsError
@@ -29,6 +31,7 @@ from segmint.pipeline.config.config import load_config
 from segmint.pipeline.corrections.label import label
 from segmint.pipeline.corrections.merge.run import merge_submissions
 from segmint.pipeline.quality.audit.audit import AuditOptions, audit_dataset
+from segmint.pipeline.quality.statistics.open_tables import open_tables
 from tests.support.builds import ROOT, digests
 from tests.support.format_archive import (
     NOW,
@@ -295,3 +298,27 @@ def test_each_grows_and_keeps_its_bytes(folder: Path, same_bits: bool, state: st
     assert findings(dataset) == []
     (last,) = [commit for commit in CommitLog(location_of(dataset)).read_all() if commit.shard == 2]
     assert last.counts.get("rejected:taken_down", 0) == (state == "corrected")
+
+
+def test_the_format_before_is_read_and_corrected_but_not_built(tmp_path: Path) -> None:
+    folder = unpack(tmp_path, "version-3")
+    for state in ("corrected", "merged"):
+        samples = list(open_dataset(str(folder / state)))
+        assert [sample.id for sample in samples] == images_of(state)
+        added = {sample.row[name] for sample in samples for name in ADDED_COLUMNS}
+        assert added == {None}
+        assert findings(folder / state) == []
+        with open_tables(location_of(folder / state)) as tables:
+            assert tables.query("SELECT redacted_share, left_alone FROM images").column(0).null_count == len(samples)
+            assert tables.query_shard(0, "images", "SELECT redacted_share FROM images").num_rows == 2
+    correct(folder, "finished")
+    kept = {
+        re.sub(r"-[0-9a-f]{12}\b", "", path): columns_of(pq.read_schema(folder / "finished" / path))
+        for path in digests(folder / "finished")
+        if path.startswith("images/")
+    }
+    assert kept
+    frozen = json.loads(frozen_path(3).read_text("utf-8"))["columns"]["images"]
+    assert all(columns == frozen for columns in kept.values())
+    with pytest.raises(UsageError, match="schema_version 3, which segmint .* reads and corrects, but doesn't build"):
+        build_dataset(config_of(folder, "half-built"))

@@ -61,6 +61,7 @@ def row_of(ordinal: int, refused: bool) -> dict[str, Any]:
         "faces": 0,
         "plates": 0,
         "regions": [],
+        "redacted_share": 0.0,
         "release": encoded.getvalue(),
         "release_sha256": hashlib.sha256(encoded.getvalue()).hexdigest(),
         "masks": [mask_row(mask) for mask in masks(ordinal)],

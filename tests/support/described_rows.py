@@ -53,6 +53,7 @@ def accepted_row(ordinal: int, masks: int = 2) -> dict[str, Any]:
         "faces": 0,
         "plates": 0,
         "regions": [],
+        "redacted_share": 0.0,
         "release": released.jpeg,
         "release_sha256": hashlib.sha256(released.jpeg).hexdigest(),
         "masks": [rectangle_mask(30, 40, 2 + i, 3 + i, 12 + i, 20 + i) for i in range(masks)],

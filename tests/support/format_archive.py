@@ -1,9 +1,9 @@
 """Archive of datasets of the frozen format in every state, and what tests need to continue them.
 
-    python -m tests.support.format_archive build/version-3
+    python -m tests.support.format_archive build/version-N
 
 builds the datasets of `STATES` in an empty folder, with `segmint build` and the functions behind `segmint redact`,
-`takedown`, `label`, `annotate`, and `merge`. It writes them to `tests/end_to_end/version-3.tar.xz`, which must not
+`takedown`, `label`, `annotate`, and `merge`. It writes them to `tests/end_to_end/version-N.tar.xz`, which must not
 exist: after a release, the archive never changes. Only the random ID and the times are replaced, so the same machine
 writes the same bytes again. NOTICE credits the photographs.
 """
@@ -99,11 +99,11 @@ def size_labels() -> StageSpec:
     return load_stage(f"tests.support.format_archive.{SizeLabels.__name__}", {})
 
 
-def unpack(folder: Path) -> Path:
-    """Unpack the archive; return the folder with `sources` and the datasets."""
-    with tarfile.open(ARCHIVE) as archive:
+def unpack(folder: Path, name: str = NAME) -> Path:
+    """Unpack the archive of a format; return the folder with `sources` and the datasets."""
+    with tarfile.open(ARCHIVE.with_name(f"{name}.tar.xz")) as archive:
         archive.extractall(folder, filter="data")
-    return folder / NAME
+    return folder / name
 
 
 def config_of(folder: Path, dataset: str) -> Path:

@@ -31,6 +31,7 @@ from segmint.infra.storage.retry import RetryPolicy
 from segmint.infra.storage.storage import Storage
 from segmint.infra.uris import join
 from segmint.operators.prepare.release import ReleaseConfig
+from segmint.operators.redactions import image_share
 from segmint.operators.rows import to_table
 from segmint.operators.segment.mask_config import MasksConfig
 from segmint.operators.shards.write import RetryTask, ShardResult, ShardTask, retry_shard, write_shard
@@ -51,6 +52,9 @@ VARIANTS = 3
 
 GIVEN_UP = VARIANTS
 """Variant of which the refused row had a persistent fault."""
+
+REDACTED = GIVEN_UP + 1
+"""Variant with a highly redacted image, of which the refused row was redacted too much to keep."""
 
 NUMERICS = {"device": "cpu"}
 CONFIG = {
@@ -95,7 +99,13 @@ def rows_of(shard: int, variant: int) -> pa.Table:
         last = accepted_row(third)
     elif variant == GIVEN_UP:
         last = rejected_row(third, "persistent_fault", "prepare")
-    return described([accepted_row(first, masks=1 if variant == 1 else 2), accepted_row(second), last])
+    middle = accepted_row(second)
+    if variant == REDACTED:
+        last = rejected_row(third, "mostly_redacted", "deidentify")
+        region = {"kind": "face", "score": 0.9, "x": 4, "y": 4, "w": 24, "h": 24, "source": "mtcnn"}
+        middle |= {"regions": [region], "faces": 1}
+        middle["redacted_share"] = image_share(middle)
+    return described([accepted_row(first, masks=1 if variant == 1 else 2), middle, last])
 
 
 def catalog_rows(first: int, rows: int) -> list[dict[str, Any]]:

@@ -6,7 +6,7 @@ Only the run's memory and log contain it.
 
 from collections.abc import Container, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import zip_longest
 
@@ -33,7 +33,7 @@ class Totals:
     shards: int  # committed
     missing: Sequence[int]  # shards that are not committed, ascending
     missing_rows: int
-    redactions: RedactionTotals
+    redactions: RedactionTotals = field(default_factory=RedactionTotals)
 
 
 def total(

@@ -1,6 +1,6 @@
 """Facts about a dataset for report and card, from its manifest, commits, and tables."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from segmint.catalogs.dataset.commits import Commit, CommitLog
@@ -102,10 +102,10 @@ class Facts:
     credits: tuple[CreditFact, ...]  # most frequent first
     credits_total: int
     redacted: tuple[RedactedRegions, ...]
-    redactions: RedactionTotals
     detectors: tuple[DetectorFact, ...]
     released: tuple[int, int] | None  # median width and height of the released images
     sources: tuple[int, int] | None  # median width and height of their source images
+    redactions: RedactionTotals = field(default_factory=RedactionTotals)
     people: tuple[AnnotatedMaskCounts, ...] = ()
     labeled: int = 0  # masks with a label
     labeled_by_models: int = 0  # masks whose label a model set
