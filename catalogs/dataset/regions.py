@@ -4,7 +4,7 @@ import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -62,18 +62,21 @@ class Sighting:
     score: float
 
 
-def read_regions(file: Location) -> list[WantedRegion]:
-    """Read the regions in a file, in the file's order. Columns that `WantedRegion` doesn't have are ignored.
+Wanted = TypeVar("Wanted", bound=BaseModel)
+
+
+def read_regions(file: Location, kind: type[Wanted]) -> list[Wanted]:
+    """Read the regions in a file, in the file's order, as `kind`. Columns that `kind` doesn't have are ignored.
 
     Raises `UsageError` if the file is invalid or contains no regions. The message lists up to ten problems by row and
     column.
     """
-    regions: list[WantedRegion] = []
+    regions: list[Wanted] = []
     problems: list[str] = []
     for row, value in _values(file):
         where = f"{file}, row {row}"
         try:
-            regions.append(WantedRegion.model_validate({**value, "where": where}))
+            regions.append(kind.model_validate({**value, "where": where}))
         except ValidationError as error:
             for found in error.errors():
                 name = ".".join(map(str, found["loc"]))
@@ -81,7 +84,8 @@ def read_regions(file: Location) -> list[WantedRegion]:
                 problems.append(f"{where}, {name}: {found['msg']}{shown}")
     raise_problems(problems)
     if not regions:
-        raise UsageError(f"{file} contains no regions: expected rows with id, kind, x, y, w and h")
+        needed = [name for name, field in kind.model_fields.items() if field.is_required()]
+        raise UsageError(f"{file} contains no regions: expected rows with {', '.join(needed)}")
     return regions
 
 
@@ -113,7 +117,7 @@ def _values(file: Location) -> Iterator[tuple[int, dict[str, Any]]]:
             raise UsageError(f"{file}, row {number}: not JSON: {error}") from error
         if not isinstance(value, dict):
             got = line.strip()[:80]
-            raise UsageError(f"{file}, row {number}: expected an object with id, kind, x, y, w and h, got {got}")
+            raise UsageError(f"{file}, row {number}: expected an object, got {got}")
         yield number, value
 
 

@@ -21,7 +21,7 @@ from segmint.operators.rows import Row
 SAME_IOU = 0.3
 """Minimum IoU at which boxes from two detectors count as one region. A face's box may or may not include the hair."""
 
-_YELLOW = (255, 215, 0)
+_RED, _YELLOW = (255, 0, 0), (255, 215, 0)
 _CONTEXT_CELLS = 8
 _MARGIN = 0.5
 _CUTOUT_MARGIN = 1.0  # larger than a picture's: only the area around the region is sharp
@@ -123,7 +123,7 @@ def merge_found(found: Sequence[RemainingDetection], searched: Sequence[Detector
 def picture(image: Pixels, found: RemainingDetection) -> bytes:
     """Return a JPEG of `image` with a detection framed in red. Beyond a margin, the image is a coarse mosaic.
 
-    A detection that the build didn't confirm has a dashed yellow frame.
+    A detection that the build didn't confirm has a yellow frame with a label.
     """
     height, width = image.shape[:2]
     margin = round(_MARGIN * max(found.w, found.h))
@@ -137,19 +137,12 @@ def picture(image: Pixels, found: RemainingDetection) -> bytes:
 
 def _frame(shown: Pixels, found: RemainingDetection, corner: tuple[int, int], width: int) -> None:
     """Draw a detection's frame, whose top left corner is (x, y) in `shown`."""
-    left, top = corner
-    right, bottom = left + found.w - 1, top + found.h - 1
-    if not found.is_unconfirmed:
-        cv2.rectangle(shown, (left, top), (right, bottom), (255, 0, 0), width)
-        return
-    dash = 4 * width
-    cv2.putText(shown, "unconfirmed", (left, max(top - 3, 12)), cv2.FONT_HERSHEY_SIMPLEX, 0.4, _YELLOW, 1, cv2.LINE_AA)
-    for x in range(left, right, 2 * dash):
-        for y in (top, bottom):
-            cv2.line(shown, (x, y), (min(x + dash, right), y), _YELLOW, width)
-    for y in range(top, bottom, 2 * dash):
-        for x in (left, right):
-            cv2.line(shown, (x, y), (x, min(y + dash, bottom)), _YELLOW, width)
+    end = corner[0] + found.w - 1, corner[1] + found.h - 1
+    cv2.rectangle(shown, corner, end, _YELLOW if found.is_unconfirmed else _RED, width)
+    if found.is_unconfirmed:
+        cv2.putText(
+            shown, "unconfirmed", (corner[0], end[1] - 3), cv2.FONT_HERSHEY_SIMPLEX, 0.4, _YELLOW, 1, cv2.LINE_AA
+        )
 
 
 def cutouts(image: Pixels, found: Sequence[RemainingDetection]) -> Iterator[bytes]:

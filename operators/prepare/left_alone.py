@@ -4,26 +4,20 @@ An entry holds for one photograph, which it names by the hash of its bytes, and 
 cover about the same box. It never holds for another photograph or another place.
 """
 
-import csv
-import io
-import json
-import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import date
-from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field
 
-from segmint.infra.errors import UsageError, raise_problems
+from segmint.catalogs.dataset.regions import read_regions
+from segmint.infra.storage.location import Location
 from segmint.model.detectors.detection import Box, Detection, iou
 from segmint.operators.prepare.deidentify import Region, outline
 
 SAME_IOU = 0.5
 """Minimum IoU of an entry's box with the box that redacting a detection would cover."""
-
-_REQUIRED = "sha256, x, y, w, h, and decided_by"
 
 
 class LeftAloneEntry(BaseModel):
@@ -31,25 +25,13 @@ class LeftAloneEntry(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    sha256: str  # of the photograph's bytes
+    sha256: str = Field(pattern=r"\A[0-9a-f]{64}\z")  # of the photograph's bytes
     x: int = Field(ge=0)
     y: int = Field(ge=0)
     w: int = Field(ge=1)
     h: int = Field(ge=1)
     decided_by: str = Field(min_length=1)
     decided_on: date | None = None
-
-    @field_validator("sha256")
-    @classmethod
-    def _hexadecimal(cls, value: str) -> str:
-        if not re.fullmatch("[0-9a-f]{64}", value):
-            raise ValueError("expected the SHA-256 of a photograph: 64 hexadecimal digits, in lower case")
-        return value
-
-    @field_validator("decided_on", mode="before")
-    @classmethod
-    def _empty_is_none(cls, value: object) -> object:
-        return None if value == "" else value
 
     def matches(self, region: Mapping[str, Any]) -> bool:
         """Return whether a region's box, in pixels of the upright photograph, is about the same as the entry's."""
@@ -134,45 +116,12 @@ def count_unmatched(entries: Mapping[str, Entries], images: Iterable[Mapping[str
     return without_photograph, len({entry for entry in unmatched if entry.sha256 not in unseen})
 
 
-def read_left_alone(file: Path, name: str) -> dict[str, Entries]:
-    """Read a list from a CSV or JSON Lines file; return its entries by the photograph's SHA-256.
+def read_left_alone(file: Location) -> dict[str, Entries]:
+    """Read a list from a JSON Lines or Parquet file; return its entries by the photograph's SHA-256.
 
-    `name` is the file's name for messages. Raises `UsageError`, which lists up to ten problems by row and column, if
-    the file is invalid or empty.
+    Raises the errors of `read_regions`.
     """
-    found: dict[str, list[LeftAloneEntry]] = {}
-    problems: list[str] = []
-    for row, value in _rows(file, name):
-        try:
-            entry = LeftAloneEntry.model_validate(value)
-        except ValidationError as error:
-            for problem in error.errors():
-                column = ".".join(map(str, problem["loc"])) or "all columns"
-                shown = "" if problem["type"] == "missing" else f", got {str(problem['input'])[:80]!r}"
-                problems.append(f"{name}, row {row}, {column}: {problem['msg']}{shown}")
-            continue
-        found.setdefault(entry.sha256, []).append(entry)
-    raise_problems(problems)
-    if not found:
-        raise UsageError(f"{name} contains no regions: expected rows with {_REQUIRED}")
-    return {digest: tuple(entries) for digest, entries in found.items()}
-
-
-def _rows(file: Path, name: str) -> Iterator[tuple[int, Any]]:
-    """Yield each row with its number, counted from 1 without a CSV file's header."""
-    try:
-        text = file.read_text("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{name} is not UTF-8 text: expected CSV or JSON Lines with {_REQUIRED}") from error
-    if not text.lstrip().startswith("{"):
-        for row, cells in enumerate(csv.DictReader(io.StringIO(text, newline="")), 1):
-            if None in cells:
-                raise UsageError(f"{name}, row {row}: more values than the header has columns")
-            yield row, cells
-        return
-    for row, line in enumerate(io.StringIO(text), 1):
-        if line.strip():
-            try:
-                yield row, json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise UsageError(f"{name}, row {row}: not JSON: {error}") from error
+    found: dict[str, Entries] = {}
+    for entry in read_regions(file, LeftAloneEntry):
+        found[entry.sha256] = (*found.get(entry.sha256, ()), entry)
+    return found

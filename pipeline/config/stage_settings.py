@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from segmint.catalogs.dataset.manifest import DatasetManifest
 from segmint.infra.assets.cache import pinned
 from segmint.infra.assets.resolve import resolve
+from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.operators.prepare.left_alone import Entries, read_left_alone
 from segmint.operators.prepare.prepare import PrepareConfig
@@ -30,7 +31,7 @@ def read_listed(config: Config, storage: Storage, manifest: DatasetManifest | No
         return {}
     file = resolve(name, mirror=config.assets, storage=storage)
     expected = None if manifest is None else manifest.config["deidentify"]["left_alone"]
-    return read_left_alone(pinned(file, expected), name)
+    return read_left_alone(Location(storage, str(pinned(file, expected))))
 
 
 def prepare_config(config: Config, storage: Storage, manifest: DatasetManifest | None = None) -> PrepareConfig:

@@ -132,7 +132,7 @@ class _Redaction(Correction[_RedactionPlan, RedactResult]):
         if not dataset.with_images:
             raise UsageError(f"{dataset} only contains annotations, so there are no images to redact")
         regions: Regions = {}
-        for region in read_regions(self.regions):
+        for region in read_regions(self.regions, WantedRegion):
             regions.setdefault(region.ordinal, []).append(region)
         shards = {ordinal // manifest.images_per_shard for ordinal in regions}
         commits = {commit.shard: commit for commit in dataset.commits.read_all(only=shards)}

@@ -320,5 +320,5 @@ def test_the_format_before_is_read_and_corrected_but_not_built(tmp_path: Path) -
     assert kept
     frozen = json.loads(frozen_path(3).read_text("utf-8"))["columns"]["images"]
     assert all(columns == frozen for columns in kept.values())
-    with pytest.raises(UsageError, match="schema_version 3, which segmint .* reads and corrects, but doesn't build"):
+    with pytest.raises(UsageError, match=r"schema_version 3, which segmint .* reads and corrects, but doesn't build"):
         build_dataset(config_of(folder, "half-built"))

@@ -41,8 +41,8 @@ def _areas(report: AuditReport) -> Iterator[tuple[str, list[str]]]:
         yield "licenses", _license_lines(report.licenses, found["licenses"])
     if report.privacy is not None:
         yield "privacy", _privacy_lines(report, report.privacy, found["privacy"])
-    if report.redactions is not None and report.redactions.lines():
-        yield "redactions", report.redactions.lines()
+    if report.redactions is not None:
+        yield "all images", report.redactions.lines()
     if report.duplicates is not None:
         yield "duplicates", [_duplicate_line(report.duplicates, found["duplicates"])]
     if report.statistics is not None:
@@ -64,12 +64,11 @@ def verdict(report: AuditReport) -> str:
     if report.privacy is not None and report.privacy.residual:
         residual = counted(report.privacy.residual, "detection")
         counts += f"; {residual} caused by redaction and left (--strict counts them)"
-    if report.privacy is not None and report.privacy.unconfirmed:
-        unconfirmed = counted(report.privacy.unconfirmed, "detection")
-        counts += f"; {unconfirmed} unconfirmed by the build (--strict counts them)"
-    if report.privacy is not None and report.privacy.left_alone:
-        left_alone = counted(sum(report.privacy.left_alone.values()), "detection")
-        counts += f"; {left_alone} released by a person (--strict counts them)"
+    if report.privacy is not None:
+        left = {"unconfirmed by the build": report.privacy.unconfirmed}
+        left |= {f"released by {name}": number for name, number in report.privacy.left_alone.items()}
+        for what, number in left.items():
+            counts += f"; {counted(number, 'detection')} {what} (--strict counts them)" * bool(number)
     return f"{counts}; not searched: {', '.join(gaps)}" if gaps else counts
 
 
@@ -197,11 +196,6 @@ def _privacy_lines(report: AuditReport, privacy: PrivacyResult, findings: int) -
             f"in {detector.images:,} of {counted(privacy.images_checked - detector.failed, 'image')}"
             + (f"; {inside:,} more inside redacted regions" if inside else "")
         )
-    if privacy.unconfirmed:
-        lines.append(f"{counted(privacy.unconfirmed, 'detection')} that the build's second look didn't confirm")
-    if privacy.left_alone:
-        by = ", ".join(f"{name} {number:,}" for name, number in privacy.left_alone.items())
-        lines.append(f"{counted(sum(privacy.left_alone.values()), 'detection')} released by a person: {by}")
     for kind in dict.fromkeys(each.kind for each in privacy.agreement):
         parts = [
             f"{each.regions:,} by {' and '.join(each.detectors)}{' only' if len(each.detectors) == 1 else ''}"

@@ -3,11 +3,13 @@
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from segmint.catalogs.dataset import summaries
 from segmint.catalogs.dataset.commits import CommitLog
+from segmint.catalogs.dataset.manifest import load_manifest
 from segmint.catalogs.dataset.summaries import NOTHING, save_full_blocks, sum_listing
 from segmint.catalogs.dataset.versions import digest
 from segmint.catalogs.dataset.versions.record import put_version
@@ -15,7 +17,8 @@ from segmint.infra.errors import UsageError
 from segmint.infra.storage.errors import StorageFaultError
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
-from tests.support.committed import sum_commits, write_dataset, write_generation
+from segmint.pipeline.building.status.totals import total
+from tests.support.committed import row_of, sum_commits, write_dataset, write_generation
 from tests.support.locations import location_of
 
 
@@ -199,3 +202,25 @@ def test_a_damaged_summary_is_made_again(tmp_path: Path, monkeypatch: pytest.Mon
     file.write_bytes(whole.replace(b'"images":4', b'"images":5') if data is None else data)
     assert sum_commits(location) == sums
     assert file.read_bytes() == whole
+
+
+def test_the_most_redacted_images_of_all_blocks_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(summaries, "SUMMARY_SHARDS", 2)
+    location = location_of(tmp_path / "dataset")
+
+    def redacted(ordinal: int, refused: bool) -> dict[str, Any]:
+        return {**row_of(ordinal, refused), "redacted_share": (ordinal * 7 % 10) / 10}
+
+    write_dataset(location, shards=4, make_row=redacted)
+    first = sum_commits(location)
+    shares = {ordinal + 1: (ordinal * 7 % 10) / 10 for ordinal in range(12) if ordinal % 3 < 2}
+    high = {id: share for id, share in shares.items() if share > 0.15}
+    assert first.counts["highly_redacted"] == len(high) == 5
+    assert first.most_redacted == tuple(sorted(high.items(), key=lambda each: (-each[1], each[0]))[:5])
+    assert sum_commits(location) == first, "from the saved summaries"
+    manifest = load_manifest(location)
+    totals = total(location, manifest, CommitLog(location).latest_commits(), range(4)).redactions
+    assert [share for _, share in totals.worst] == [share for _, share in first.most_redacted]
+    assert totals.worst[0][0] == f"image-{first.most_redacted[0][0] - 1}"
+    (line,) = totals.lines(width=10)
+    assert line.startswith(f"redacted  over 15% of 5 images; the worst: {totals.worst[0][0]} 90%, ")

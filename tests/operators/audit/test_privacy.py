@@ -226,6 +226,29 @@ def test_at_most_three_recorded_detections_count() -> None:
     assert is_residual({**row, "residual_detections": [elsewhere] * 3 + [known]}, image, beside) == [False]
 
 
+def test_what_the_row_records_as_unconfirmed_or_left_alone_is_explained() -> None:
+    row, image, beside = scene()
+    (known,) = row.pop("residual_detections")
+    apart = replace(beside, box=(150.0, 150.0, 180.0, 180.0))
+    box = {"x": 141, "y": 141, "w": 48, "h": 48}
+
+    def explained(**columns: object) -> list[tuple[bool, str | None, bool]]:
+        found = search_release({**row, **columns}, image, [CertainDetector(apart)], (0,))
+        return [(each.is_unconfirmed, each.decided_by, each.is_explained) for each in found]
+
+    assert explained() == explained(left_alone=[None], unconfirmed_detections=None) == [(False, None, False)]
+    assert explained(unconfirmed_detections=[{**known, **box}]) == [(True, None, True)]
+    assert explained(unconfirmed_detections=[{**known, **box, "kind": "plate"}]) == [(False, None, False)]
+    assert explained(left_alone=[{**box, "decided_by": "Ada"}]) == [(False, "Ada", True)]
+    assert explained(left_alone=[{**box, "x": 60, "decided_by": "Ada"}]) == [(False, None, False)]
+    (unconfirmed,) = search_release(
+        {**row, "unconfirmed_detections": [{**known, **box}]}, image, [CertainDetector(apart)], (0,)
+    )
+    red, yellow = (decode_jpeg(picture(image, replace(unconfirmed, is_unconfirmed=shown))) for shown in (False, True))
+    green = [int(each[165, 139:144, 1].max()) for each in (red, yellow)]
+    assert green[1] > green[0] + 50, "the frame is yellow instead of red"
+
+
 def test_what_lies_outside_of_the_image_is_no_finding(astronaut: np.ndarray) -> None:
     outside = Detection("face", 0.9, (-300.0, -300.0, -200.0, -200.0), None, "certain")
     assert search(row_of(astronaut, []), CertainDetector(outside)) == []

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from segmint.catalogs.dataset.regions import write_regions
 from segmint.catalogs.reasons import Reason
 from segmint.infra.errors import UsageError
 from segmint.operators.images import decode_jpeg
@@ -17,10 +18,10 @@ from segmint.operators.prepare.ingest import IngestConfig
 from segmint.operators.prepare.left_alone import LeftAloneEntry, count_unmatched, read_left_alone
 from segmint.operators.prepare.prepare import PrepareConfig, PreparedImage, RefusedError, prepare_image
 from segmint.operators.prepare.release import ReleaseConfig
+from tests.support.locations import location_of
 
 FACES = DeidentifyConfig(plates=PlatesConfig(detector="none"), orientations=(0,))
 CONFIG = PrepareConfig(IngestConfig(), FACES, ReleaseConfig(short_side=400), crops=None)
-HEADER = "sha256,x,y,w,h,decided_by,decided_on\n"
 DIGEST = "0123456789abcdef" * 4
 
 
@@ -89,41 +90,36 @@ def test_an_image_of_which_too_much_is_redacted_is_refused(photograph: bytes, re
     assert (caught.value.stage, caught.value.reason) == ("deidentify", Reason.MOSTLY_REDACTED)
 
 
-def test_a_list_is_csv_or_json_lines(tmp_path: Path) -> None:
-    file = tmp_path / "list"
-    file.write_text(f"{HEADER}{DIGEST},1,2,3,4,Ada,\n{DIGEST},5,6,7,8,Bo,2026-11-20\n")
-    (first, second) = read_left_alone(file, "list")[DIGEST]
-    assert (first.x, first.h, first.decided_on, second.decided_by, str(second.decided_on)) == (
-        1,
-        4,
-        None,
-        "Bo",
-        "2026-11-20",
-    )
-    file.write_text(f'{{"sha256": "{DIGEST}", "x": 1, "y": 2, "w": 3, "h": 4, "decided_by": "Ada"}}\n\n')
-    assert read_left_alone(file, "list") == {DIGEST: (first,)}
+ROW = {"sha256": DIGEST, "x": 1, "y": 2, "w": 3, "h": 4, "decided_by": "Ada"}
+
+
+def test_a_list_is_read_by_photograph(tmp_path: Path) -> None:
+    file = location_of(tmp_path / "list.jsonl")
+    write_regions(file, [ROW, {**ROW, "x": 5, "decided_by": "Bo", "decided_on": "2026-11-20"}])
+    (first, second) = read_left_alone(file)[DIGEST]
+    assert (first.x, first.h, first.decided_on) == (1, 4, None)
+    assert (second.x, second.decided_by, str(second.decided_on)) == (5, "Bo", "2026-11-20")
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("change", "message"),
     [
-        ("sha256,x,y,w\n1,2,3,4\n", "list, row 1, h: Field required"),
-        (f"{HEADER}{DIGEST[1:]},1,2,3,4,Ada,\n", "list, row 1, sha256: .*64 hexadecimal digits"),
-        (f"{HEADER}{DIGEST},-1,2,3,4,Ada,\n", "list, row 1, x: .*greater than or equal to 0, got '-1'"),
-        (f"{HEADER}{DIGEST},1,2,0,4,Ada,\n", "list, row 1, w: .*greater than or equal to 1"),
-        (f"{HEADER}{DIGEST},1,2,3,4,,\n", "list, row 1, decided_by: "),
-        (f"{HEADER}{DIGEST},1,2,3,4,Ada,soon\n", "list, row 1, decided_on: "),
-        (f"{HEADER}{DIGEST},1,2,3,4,Ada,2026-11-20,more\n", "list, row 1"),
-        (HEADER, "contains no regions: expected rows with sha256"),
-        ('{"sha256": 1}\n[', "list, row 2: not JSON"),
-        ('{"sha256": 1}\n[]', "list, row 2, all columns"),
+        ({"sha256": DIGEST[1:]}, "row 1, sha256: String should match pattern"),
+        ({"x": -1}, "row 1, x: Input should be greater than or equal to 0, got -1"),
+        ({"w": 0}, "row 1, w: Input should be greater than or equal to 1"),
+        ({"decided_by": ""}, "row 1, decided_by: "),
+        ({"decided_on": "soon"}, "row 1, decided_on: "),
     ],
 )
-def test_a_wrong_list_is_refused(tmp_path: Path, text: str, message: str) -> None:
-    file = tmp_path / "list.csv"
-    file.write_text(text)
+def test_a_wrong_list_is_refused(tmp_path: Path, change: dict[str, object], message: str) -> None:
+    file = location_of(tmp_path / "list.jsonl")
+    write_regions(file, [{**ROW, **change}])
     with pytest.raises(UsageError, match=message):
-        read_left_alone(file, "list")
+        read_left_alone(file)
+    write_regions(file, [{name: ROW[name] for name in ROW if name not in change}])
+    if "decided_on" not in change:
+        with pytest.raises(UsageError, match=f"row 1, {next(iter(change))}: Field required"):
+            read_left_alone(file)
 
 
 def test_entries_that_hold_for_nothing_are_counted() -> None:

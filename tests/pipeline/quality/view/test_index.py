@@ -68,6 +68,7 @@ def made_up_rows() -> list[dict[str, Any]]:
                 "width": chance.choice([640, 1500]),
                 "height": 1000,
                 "masks": masks,
+                "redacted_share": chance.choice([0.0, 0.2, 0.9, None]),
                 "statistics": {
                     "mask_count": masks,
                     "coverage": chance.random(),
@@ -122,6 +123,8 @@ def value_of(row: dict[str, Any], column: str) -> float | None:
     names = {"coverage": "coverage", "predicted_iou": "mean_predicted_iou", "stability": "mean_stability_score"}
     if column == "megapixels":
         return float(row["width"] * row["height"]) / 1e6
+    if column == "redacted":
+        column = "redacted_share"
     value = row["statistics"][names[column]] if column in names else row[column]
     return None if value is None or value != value else min(1, value) if column == "predicted_iou" else value
 
@@ -206,6 +209,7 @@ def test_filters_keep_the_rows_they_say(
         ("predicted_iou", 0.75, 0.75),
         ("stability", 0.6, 1),
         ("megapixels", 1, 2),
+        ("redacted", 0.2, 1),
     ],
 )
 def test_ranges_hold_their_ends_and_no_unknown_value(index: ImageIndex, column: str, low: float, high: float) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from segmint.catalogs.dataset.regions import read_regions
+from segmint.catalogs.dataset.regions import WantedRegion, read_regions
 from segmint.infra.errors import UsageError
 from segmint.pipeline.quality.study.privacy.sample import sample_privacy
 from segmint.pipeline.quality.study.privacy.score import (
@@ -55,7 +55,7 @@ def test_marks_are_counted_by_kind_and_become_regions(study: Path, tmp_path: Pat
     assert score.any.share == pytest.approx(2 / 3)
     assert score.any.at_most == pytest.approx(0.98305, abs=1e-5)  # 1 - p^3 = 0.05
     assert "1 image without an answer" in "\n".join(score.lines())
-    found = read_regions(location_of(tmp_path / "missed.jsonl"))
+    found = read_regions(location_of(tmp_path / "missed.jsonl"), WantedRegion)
     assert [(each.id, each.kind, each.x, each.y, each.w, each.h) for each in found] == [
         (1, "face", 0, 0, 4, 4),
         (1, "face", 9, 9, 4, 4),
