@@ -5,6 +5,7 @@ from tests.support.mutant import Mutant
 _ORIENTATIONS = "operators/prepare/orientations.py", "tests/operators/prepare/test_orientations.py"
 _LAST_LOOK = "tests/operators/prepare/test_released_search.py"
 _RELEASED = "operators/prepare/released_search.py"
+_LEFT_ALONE = "operators/prepare/left_alone.py", "tests/operators/prepare/test_left_alone.py"
 _AUDIT = "tests/operators/audit/test_privacy.py"
 
 
@@ -25,8 +26,8 @@ REDACTION_MUTANTS = (
     Mutant(
         "a photograph that lies on a side is only searched as it is released",
         "operators/prepare/prepare.py",
-        "                found += find_likewise(image, detectors, look.to_redact, found)\n",
-        "                found += find_likewise(image, detectors, [], found)\n",
+        "find_likewise(image, detectors, to_redact, known)",
+        "find_likewise(image, detectors, [], known)",
         _LAST_LOOK,
     ),
     _turned("turned images are searched in full at once", "max(image.shape[1] // 2, 1)", "max(image.shape[1], 1)"),
@@ -45,15 +46,15 @@ REDACTION_MUTANTS = (
     Mutant(
         "an image is released after the third round",
         "operators/prepare/prepare.py",
-        "            if not look.to_redact:\n",
-        "            if not look.to_redact or _ == ROUNDS:\n",
+        "            if not to_redact:\n",
+        "            if not to_redact or _ == ROUNDS:\n",
         _LAST_LOOK,
     ),
     Mutant(
         "what a look finds is not redacted",
         "operators/prepare/prepare.py",
-        "            found += look.to_redact\n",
-        "            found += look.to_redact[:0]\n",
+        "            found += to_redact\n",
+        "            found += to_redact[:0]\n",
         _LAST_LOOK,
     ),
     Mutant(
@@ -63,6 +64,8 @@ REDACTION_MUTANTS = (
         "_SEARCH_LIMITS = 1\n",
         _LAST_LOOK,
     ),
+    Mutant("a region is left alone at any place", _LEFT_ALONE[0], "SAME_IOU = 0.5", "SAME_IOU = 0.0", _LEFT_ALONE[1]),
+    Mutant("any share may be redacted", "operators/prepare/prepare.py", "share > maximum", "share > 1", _LEFT_ALONE[1]),
     Mutant("small detections may remain", _RELEASED, "LEAST_RESIDUAL = 0.01", "LEAST_RESIDUAL = 0.0", _AUDIT),
     Mutant("a residual detection may be anywhere", _RELEASED, "each.touches(box) and ", "", _AUDIT),
     Mutant("a listed region need not be visible", _RELEASED, " and each.is_visible(gray)", "", _AUDIT),

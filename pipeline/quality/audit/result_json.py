@@ -15,7 +15,7 @@ from segmint.pipeline.quality.statistics.values import json_value
 
 _HEAD = ("dataset", "scope", "kind", "version", "shards", "sample")
 _FINDING = ("code", "shard", "file", "where", "image", "mask", "expected", "found")
-_AREAS = ("licenses", "privacy", "duplicates", "statistics")
+_AREAS = ("licenses", "privacy", "duplicates", "statistics", "redactions")
 _NEEDED = (
     *("dataset", "scope", "findings_total", "findings_by_code", "findings"),
     *("checked", "files_of_writers", "not_compared"),

@@ -74,7 +74,11 @@ def test_the_old_pictures_are_gone_and_the_rest_stays(dataset: Path, regions: st
     assert generations == {0: [2], 1: [2], 2: [1]}
     held = list(CommitLog(location).read_all())
     assert [commit.numerics for commit in held] == [commit.numerics for commit in commits]
-    assert [commit.counts for commit in held] == [commit.counts for commit in commits]
+    without = [{**commit.counts, "highly_redacted": 0} for commit in held]
+    assert without == [{**commit.counts, "highly_redacted": 0} for commit in commits]
+    for commit in held:
+        assert len(commit.most_redacted) == commit.counts.get("highly_redacted", 0)
+    assert new[1].row["redacted_share"] > old[1].row["redacted_share"] > 0
     assert audit_integrity(Location(storage, uri)).findings.total == 0
     assert json.loads((dataset / "shards.json").read_bytes())["shardlist"][0]["url"] == held[0].file("shards").path
 

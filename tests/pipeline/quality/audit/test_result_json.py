@@ -74,6 +74,7 @@ def test_keys_stay_where_they_are() -> None:
         "privacy",
         "duplicates",
         "statistics",
+        "redactions",
         "unsearched",
         "verdict",
     ]
@@ -94,6 +95,7 @@ def test_keys_stay_where_they_are() -> None:
         "privacy",
         "duplicates",
         "statistics",
+        "redactions",
         "unsearched",
         "verdict",
     }
