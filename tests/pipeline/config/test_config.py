@@ -253,3 +253,12 @@ def test_m2m_is_only_stored_where_it_is_used():
     assert identity(config(masks={"use_m2m": True}))["masks"]["use_m2m"] is True
     assert config(masks={"profile": "sam2"}).masks.settings() == MaskSettings.sam2()
     assert config(masks={"profile": "sam2", "use_m2m": True}).masks.settings().use_m2m
+
+
+def test_a_list_of_regions_to_leave_alone_counts_by_its_content() -> None:
+    listed = config(deidentify={"left_alone": "list.jsonl", "max_redacted_share": 0.5})
+    name = listed.deidentify.left_alone
+    assert name is not None
+    assert identity(listed, {name: "1" * 64})["deidentify"]["left_alone"] == "1" * 64
+    assert identity(listed)["deidentify"]["max_redacted_share"] == 0.5
+    assert identity(config())["deidentify"]["left_alone"] is None
