@@ -185,7 +185,7 @@ def run_build(
     others = [config.output, *([config.assets] if config.assets else [])]
     outages = Outages(storage, config.catalog, others, config.outage_timeout_s)
     wanted = dataset.shards(shards)
-    listed = read_listed(config, Storage(config.storage), dataset.manifest)
+    listed = read_listed(config, dataset.manifest)
     dataset.check_whole(wanted)
     finish_dead_writers(dataset.handle(config), wanted)
     if shards is None:

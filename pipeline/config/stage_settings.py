@@ -21,7 +21,7 @@ def detector_hashes(config: Config, manifest: DatasetManifest) -> dict[str, str]
     return {file: pinned[kind]["detector"] for kind, file in config.deidentify.detector_files.items()}
 
 
-def read_listed(config: Config, storage: Storage, manifest: DatasetManifest | None = None) -> Mapping[str, Entries]:
+def read_listed(config: Config, manifest: DatasetManifest | None = None) -> Mapping[str, Entries]:
     """Read the regions to leave alone, by the SHA-256 of the photograph. Without a list, there are none.
 
     Raises `UsageError` if the list is invalid, and `AssetError` if it is missing or not the one that `manifest` pinned.
@@ -29,12 +29,13 @@ def read_listed(config: Config, storage: Storage, manifest: DatasetManifest | No
     name = config.deidentify.left_alone
     if name is None:
         return {}
+    storage = Storage(config.storage)
     file = resolve(name, mirror=config.assets, storage=storage)
     expected = None if manifest is None else manifest.config["deidentify"]["left_alone"]
     return read_left_alone(Location(storage, str(pinned(file, expected))))
 
 
-def prepare_config(config: Config, storage: Storage, manifest: DatasetManifest | None = None) -> PrepareConfig:
+def prepare_config(config: Config, manifest: DatasetManifest | None = None) -> PrepareConfig:
     """Return the settings of `prepare` for the dataset of `manifest`, or for a new dataset if `manifest` is None.
 
     If the mask settings cut crops from the originals, `prepare` keeps the originals. Raises the errors of
@@ -51,7 +52,7 @@ def prepare_config(config: Config, storage: Storage, manifest: DatasetManifest |
         crops=config.masks.original_crops,
         device=config.deidentify.device,
         detector_sha256=detector_sha256,
-        left_alone=read_listed(config, storage, manifest),
+        left_alone=read_listed(config, manifest),
         respect_opt_out=config.license.respects_opt_out,
         detector_numerics=recorded,
     )

@@ -171,7 +171,7 @@ def open_or_create(config: Config, storage: Storage, *, grow: bool = False) -> B
     config.deidentify.require_packages()
     config.load_stages()
     require_catalog(config, storage)
-    read_listed(config, storage)
+    read_listed(config)
     output = Location(storage, config.output)
     latest = read_latest_manifest(output)
     if latest is not None and latest.generation > 1 and not (output / MANIFEST).exists():

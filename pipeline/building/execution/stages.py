@@ -470,7 +470,7 @@ def _custom_pools(config: Config, dataset: BuildDataset) -> tuple[CustomPool, ..
 
 def _prepare_arguments(config: Config, dataset: BuildDataset) -> tuple[Any, ...]:
     policy = as_pinned(config, dataset.manifest.config).license.policy(dataset.manifest.policy_date)
-    prepare = prepare_config(config, dataset.location.storage, dataset.manifest)
+    prepare = prepare_config(config, dataset.manifest)
     storage = Storage(config.storage, outage_s=config.outage_timeout_s)
     removals = read_removals(dataset.location, config.catalog)
     taken = NO_NAMES if removals is None else removals.names

@@ -106,7 +106,7 @@ def run_sample(
     """
     started = time.perf_counter()
     storage = _MeteredStorage(config.storage)
-    prepare = Prepare(prepare_config(config, storage, manifest), storage, policy, config.catalog, config.assets)
+    prepare = Prepare(prepare_config(config, manifest), storage, policy, config.catalog, config.assets)
     try:
         settings = segment_settings(config, numerics, manifest)
         segment = Segment(settings)
