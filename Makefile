@@ -28,7 +28,7 @@ export RAY_USAGE_STATS_ENABLED ?= 0
 # Without files of bytecode each of the many processes of the tests compiles segmint and the tests again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup demo test test-fast test-lowest test-long test-cluster test-gpu test-kernels test-sanitized test-interop mutants check audit-deps format bench bench-stages bench-encoder bench-pipeline bench-overlap bench-prepare bench-privacy bench-audit bench-scale bench-duplicates bench-reading bench-training bench-clicks bench-intervals bench-gpu-reference tables gpu-bundle gpu-day gpu-ray gpu-builds docs lock wheel dist pictures clean
+.PHONY: setup demo test test-fast test-lowest test-long test-cluster test-gpu test-kernels test-sanitized test-interop mutants check audit-deps format bench bench-stages bench-encoder bench-pipeline bench-overlap bench-prepare bench-privacy bench-harm bench-audit bench-scale bench-duplicates bench-reading bench-training bench-clicks bench-intervals bench-gpu-reference tables gpu-bundle gpu-day gpu-ray gpu-builds docs lock wheel dist pictures clean
 
 setup: $(STAMP) $(KERNELS)
 
@@ -259,6 +259,10 @@ bench-prepare: setup
 # What the detectors find of faces and plates that were marked by eye; without SEGMINT_TEST_PHOTOS, scikit-image's only.
 bench-privacy: setup
 	$(BIN)/python benchmarks/privacy/recall.py $(if $(SEGMINT_TEST_PHOTOS),--photos "$(SEGMINT_TEST_PHOTOS)") $(BENCH_OPTIONS)
+
+# What stays visible and what is redacted without need; PICTURES is a folder with the sets of photographs and their marks.
+bench-harm: setup
+	$(BIN)/python benchmarks/privacy/harm.py --pictures "$(PICTURES)" $(BENCH_OPTIONS)
 
 bench-encoder: setup
 	$(BIN)/python benchmarks/masks/encoder_vs_reference.py --models b l

@@ -17,6 +17,7 @@ from benchmarks.datasets.duplicates_tables import duplicates_part
 from benchmarks.gpu.builds_tables import builds_part
 from benchmarks.gpu.reference_tables import reference_part
 from benchmarks.gpu.tables import gpu_part, shares_part
+from benchmarks.privacy.harm_tables import harm_part
 from benchmarks.privacy.tables import privacy_part
 from benchmarks.rates import rates_part
 from benchmarks.reading.tables import reading_part
@@ -46,6 +47,7 @@ PARTS: Parts = {
     "overlap": (overlap_part, "make bench-overlap"),
     "prepare": (prepare_part, "make bench-prepare"),
     "privacy": (privacy_part, "make bench-privacy"),
+    "harm": (harm_part, "make bench-harm PICTURES=FOLDER"),
     "rows": (scale_part, "make bench-scale"),
     "catalogs": (streams_part, "make bench-scale"),
     "resume": (resume_part, "make bench-scale"),

@@ -7,7 +7,7 @@ Everything runs in one process with one thread, as in a child process of `prepar
 The benchmark measures the CPU seconds of `prepare_image` on JPEGs of real photographs, scaled to the given megapixels.
 `prepare_image` runs unchanged, and the functions that it calls are timed from outside. The stages that begin with
 `look` belong to the last look; `look turned` is the search for faces in turned images. `shrink` creates the image that
-is searched, and the original.
+is searched, and the original. `confirm` is the second look at all detections of the image.
 
 An image may need several looks. `redact`, `release`, and the look are then averages over its looks. Therefore, `total`
 is the cost if the first look is clean, and `round` is the cost of each further round. `rule_2` is the cost without
@@ -40,7 +40,7 @@ from PIL import Image  # noqa: E402
 from benchmarks.machine import describe_machine  # noqa: E402
 from benchmarks.measuring import RESULTS, photographs, read, write_result  # noqa: E402
 from segmint.infra.device import keep_freed_memory  # noqa: E402
-from segmint.model.detectors.detection import Detector  # noqa: E402
+from segmint.model.detectors.detection import CandidateDetector, Detector  # noqa: E402
 from segmint.operators.prepare import prepare  # noqa: E402
 from segmint.operators.prepare.deidentify import DeidentifyConfig, build_detectors  # noqa: E402
 from segmint.operators.prepare.ingest import IngestConfig  # noqa: E402
@@ -51,7 +51,7 @@ from segmint.operators.prepare.released_search import last_look  # noqa: E402
 Pixels = Any
 LOOK = ("look", "look faces", "look turned", "look plates")
 ROUND = ("redact", "release", *LOOK)
-STAGES = ("decode", "shrink", "faces", "plates", "original", *ROUND)
+STAGES = ("decode", "shrink", "faces", "plates", "confirm", "original", *ROUND)
 CROPS = CropLayers(2, 512 / 1500)
 
 
@@ -134,6 +134,8 @@ class TimedDetector:
     def __init__(self, detector: Detector, clock: CpuClock) -> None:
         self.name, self.kind, self.score = detector.name, detector.kind, detector.score
         self.detect = functools.partial(clock.detected, f"{detector.kind}s", detector.detect)
+        if isinstance(detector, CandidateDetector):
+            self.look = clock.timed("confirm", detector.look)
 
 
 def measure(images: dict[str, Pixels], megapixels: float, detectors: Sequence[Detector]) -> dict[str, Any]:

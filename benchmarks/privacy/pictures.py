@@ -112,22 +112,26 @@ def photographs(folder: Path | None) -> Iterator[Picture]:
 
     for name, truth in json.loads((folder / "truth.json").read_text()).items() if folder is not None else ():
         with Image.open(folder / name) as image:
-            yield _marked(name.partition(".")[0], np.asarray(image.convert("RGB")), truth)
+            yield marked(name.partition(".")[0], np.asarray(image.convert("RGB")), truth)
     for name, truth in json.loads(TRUTH.read_text()).items():
         found: Any = getattr(data, name)()
         pixels = found[0] if isinstance(found, tuple) else found
-        yield _marked(name, np.asarray(Image.fromarray(pixels).convert("RGB")), truth)
+        yield marked(name, np.asarray(Image.fromarray(pixels).convert("RGB")), truth)
 
 
-def _marked(name: str, pixels: Pixels, truth: dict[str, Any]) -> Picture:
+def marked(name: str, pixels: Pixels, truth: dict[str, Any]) -> Picture:
+    """Return a photograph with the marks of its entry in a `truth.json`, which may lack either kind.
+
+    Raises SystemExit if the photograph's size has changed since it was marked.
+    """
     if [pixels.shape[1], pixels.shape[0]] != truth["size"]:
         raise SystemExit(f"{name} has {pixels.shape[1]} x {pixels.shape[0]} pixels: expected {truth['size']}")
-    faces = [Mark("face", _ellipse(*each["box"]), each["hard"]) for each in truth["faces"]]
-    plates = [
-        Mark("plate", _rectangle(*each["box"]) if each["quad"] is None else np.array(each["quad"], float), each["hard"])
-        for each in truth["plates"]
-    ]
-    return Picture(name, "0", pixels, (*faces, *plates))
+    marks = [Mark("face", _ellipse(*each["box"]), each["hard"]) for each in truth.get("faces", ())]
+    for each in truth.get("plates", ()):
+        corners = each.get("quad")
+        points = _rectangle(*each["box"]) if corners is None else np.array(corners, float)
+        marks.append(Mark("plate", points, each["hard"]))
+    return Picture(name, "0", pixels, tuple(marks))
 
 
 def _ellipse(x: float, y: float, w: float, h: float) -> Points:

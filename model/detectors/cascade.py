@@ -3,6 +3,7 @@
 The caller passes in the networks of `facenet_pytorch.MTCNN`, so this package depends only on torch.
 """
 
+import copy
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -15,6 +16,7 @@ from torch.nn import functional
 from torchvision.ops import nms
 
 from segmint.model.detectors.detection import Detection, Kind, Pixels, by_score, merge
+from segmint.model.detectors.second_look import LOOK_SCORE
 
 
 class PNetLayers(Protocol):
@@ -162,6 +164,12 @@ class CascadeDetector:
             for (x0, y0, x1, y1), score in zip((boxes - border).tolist(), scores.tolist(), strict=True)
         ]
         return by_score(merge(by_score(found)))
+
+    def look(self, window: Pixels) -> list[Detection]:
+        """Search a view of a candidate, (H, W, 3) uint8 RGB, at scores from `LOOK_SCORE`. Boxes are in its pixels."""
+        closer = copy.copy(self)
+        closer.score = LOOK_SCORE
+        return closer.detect(window)
 
     def _propose(self, halves: list[Pixels]) -> Tensor:
         """Run P-Net on all levels, and return its squares (N, 4) as x0, y0, x1, y1 in pixels of the image."""

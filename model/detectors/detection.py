@@ -4,7 +4,7 @@ import copy
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import cv2
 import numpy as np
@@ -61,6 +61,14 @@ class Detector(Protocol):
 
     def detect(self, image: Pixels) -> list[Detection]:
         """Search `image`, (H, W, 3) uint8 RGB. Detections are in pixels of the image, best score first."""
+
+
+@runtime_checkable
+class CandidateDetector(Detector, Protocol):
+    """Detector that can also search small views of its candidates, as the bundled detectors do."""
+
+    def look(self, window: Pixels) -> list[Detection]:
+        """Search a view, (H, W, 3) uint8 RGB, as made by `second_look`. Detections are in pixels of the view."""
 
 
 def lenient(detector: Detector, score: float) -> Detector:

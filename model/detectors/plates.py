@@ -3,6 +3,7 @@
 The network is an ONNX session. The caller passes it in as a function, so this package depends only on torch.
 """
 
+import copy
 import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -30,6 +31,7 @@ from segmint.model.detectors.detection import (
     search_tiles,
     whole_first,
 )
+from segmint.model.detectors.second_look import LOOK_SCORE
 
 Floats = NDArray[np.float32]
 Network = Callable[[Any], tuple[Floats, Floats, Floats]]
@@ -42,7 +44,9 @@ _LEVELS = ((8, (24, 48)), (16, (96, 192)), (32, (384, 768)))
 _CENTER_VARIANCE = 0.1
 _SIZE_VARIANCE = 0.2
 _SAME_PLATE_IOU = 0.3
-_WINDOW = 256  # side in pixels of the enlarged window around a spot
+_WINDOW = 256  # minimum side in pixels of the enlarged window around a spot
+_LONG_SCORE = 0.1  # minimum score of a spot that is longer than half of that
+_LONG_PIXELS = 4_000_000  # maximum number of pixels in an image for that
 
 
 def host_blob(windows: Sequence[Pixels]) -> Floats:
@@ -86,10 +90,10 @@ class PlateDetector:
 
     The network is sensitive to scale. For example, a plate of 160 px scored 0.1 at its original size and 0.98 at double
     size. But at double size, the box covered only two thirds of the plate, and the boxes at other scales covered the
-    rest. The detector therefore searches an image at each of `scales`. It uses a scale over 1 only if the enlarged
-    image has at most `enlarged_pixels`, and it first shrinks images of more than `max_pixels` to that size. If an
-    enlarged image would be too large and `glance` is set, the detector takes a closer look instead: it searches windows
-    around all small boxes that scored at least `glance`, at `closer_scales`.
+    rest. The detector therefore searches an image at each of `scales`, but uses scales over 1 only if the image has
+    at most `enlarged_pixels`. It first shrinks images of more than `max_pixels` to that size. If an image is too large
+    to enlarge and `glance` is set, the detector takes a closer look instead: it searches windows around all small boxes
+    that scored at least `glance`, at `closer_scales`.
 
     A plate counts if it scores at least `score` at one scale and at least half of that at another scale. The result is
     the smallest rectangle, at any angle, around all boxes of the plate.
@@ -105,10 +109,10 @@ class PlateDetector:
         scales: tuple[float, ...] = (0.35, 0.5, 0.7, 1.0, 1.4, 2.0),
         tile_side: int = 1536,
         tile_overlap: int = 384,
-        enlarged_pixels: int = 8_000_000,
+        enlarged_pixels: int = 1_000_000,
         max_pixels: int = 32_000_000,
         glance: float | None = None,
-        closer_scales: tuple[float, ...] = (1.4, 1.7, 2.0),
+        closer_scales: tuple[float, ...] = (1.2, 1.4, 1.7, 2.0),
         batch_pixels: int = 0,
         blob: Blob = host_blob,
         resize: Resize = resized,
@@ -140,7 +144,7 @@ class PlateDetector:
         pixels = image.shape[0] * image.shape[1]
         fit = min(1.0, (self._max_pixels / pixels) ** 0.5)
         views, spots = [], []
-        whole = [scale for scale in self._scales if scale <= 1 or pixels * scale**2 <= self._enlarged_pixels]
+        whole = [scale for scale in self._scales if scale <= 1 or pixels <= self._enlarged_pixels]
         for scale in whole:
             found = search(image, self._find, scale * fit, self._tile_side, self._tile_overlap, self._resize)
             views.append(self._view(found))
@@ -149,6 +153,16 @@ class PlateDetector:
             for scale in self._closer_scales:
                 views.append(self._view(_search_around(image, self._find, spots, scale * fit)))
         return agreed(views, self.score)
+
+    def look(self, window: Pixels) -> list[Detection]:
+        """Search a view of a candidate, (H, W, 3) uint8 RGB, at its own size and at scores from `LOOK_SCORE`.
+
+        Boxes and corners are in pixels of the view, which is made as in `second_look`.
+        """
+        closer = copy.copy(self)
+        closer._glance = LOOK_SCORE
+        (found,) = closer._find([window])
+        return found
 
     def _view(self, found: Iterable[tuple[bool, Detection]]) -> list[Detection]:
         if self._glance is not None:  # without a glance, `_find` has already compared the scores, before rounding
@@ -193,19 +207,25 @@ def _search_around(
 ) -> Iterator[tuple[bool, Detection]]:
     """Run `find` on windows around `spots`, enlarged by `scale`. Yields the same pairs as `search`.
 
-    Boxes longer than half a window are skipped, because another scale already showed them large enough.
+    Boxes longer than half a window have larger windows, but only from a score of `_LONG_SCORE` and in images of up to
+    `_LONG_PIXELS`, because other scales already showed them large enough.
     """
     height, width = image.shape[:2]
-    side = round(_WINDOW / scale)
-    seen: list[tuple[float, float]] = []
+    seen: list[tuple[float, float, float]] = []
     places: list[Tile] = []
     for spot in by_score(spots):
         x0, y0, x1, y1 = spot.box
-        x, y = (x0 + x1) / 2, (y0 + y1) / 2
-        is_seen = any(max(abs(x - other_x), abs(y - other_y)) < side / 4 for other_x, other_y in seen)
-        if is_seen or max(x1 - x0, y1 - y0) > side / 2:
+        x, y, longer = (x0 + x1) / 2, (y0 + y1) / 2, max(x1 - x0, y1 - y0)
+        side = round(max(_WINDOW / scale, 2 * longer))
+        if 2 * longer > _WINDOW / scale and (spot.score < _LONG_SCORE or height * width > _LONG_PIXELS):
             continue
-        seen.append((x, y))
+        is_seen = False
+        for other_x, other_y, other_side in seen:
+            is_near = max(abs(x - other_x), abs(y - other_y)) < other_side / 4
+            is_seen |= is_near and side <= other_side
+        if is_seen:
+            continue
+        seen.append((x, y, side))
         left, top = (round(min(max(at - side / 2, 0), max(end - side, 0))) for at, end in ((x, width), (y, height)))
         places.append(Tile(left, top, min(side, width - left), min(side, height - top)))
     return search_tiles(image, find, scale, places)

@@ -24,7 +24,7 @@ from segmint.infra.device import Compute, apply_compute, device_failure, device_
 from segmint.infra.errors import SegmintError, UsageError, last_line
 from segmint.infra.stopping import was_stopped
 from segmint.infra.storage.storage import Storage
-from segmint.model.detectors.detection import Detection, Detector, lenient
+from segmint.model.detectors.detection import CandidateDetector, Detection, Detector, Find, lenient
 from segmint.operators.child import BareContext, guard_child
 from segmint.operators.prepare.deidentify import (
     DeidentifyConfig,
@@ -52,7 +52,7 @@ from segmint.operators.prepare.detector_socket import (
 WAITS_S = 12.5 * WAIT_S
 """Time in seconds that a step may spend waiting for replies, in addition to its time limit.
 
-A step needs up to 7 searches for faces, 1 search for plates, and some searches of windows in the source.
+A step needs up to 7 searches for faces, 1 search for plates, and some searches of windows and views in the source.
 """
 
 MOST_DEATHS, DEATHS_WITHIN_S = 5, 600.0
@@ -124,7 +124,7 @@ def require_numerics(device: str, wanted: str) -> None:
         )
 
 
-def remote_detectors(config: DeidentifyConfig, address: str) -> tuple[Detector, ...]:
+def remote_detectors(config: DeidentifyConfig, address: str) -> tuple[RemoteDetector, ...]:
     """Return clients for the requested detectors, faces before plates. The process at `address` runs the detectors.
 
     This function doesn't start a process or load anything.
@@ -313,16 +313,22 @@ class _Server:
         else:
             send_detections(connection, name, found)
 
-    def _search(self, detector: Detector, request: Request) -> list[Detection]:
+    def _search(self, detector: Detector, request: Request) -> Sequence[Detection]:
         image = copied_pixels(request)
-        detector = lenient(detector, request.score)
+        search: Find
+        if not request.is_view:
+            search = lenient(detector, request.score).detect
+        elif isinstance(detector, CandidateDetector):
+            search = detector.look
+        else:
+            raise BadRequestError(f"the {detector.kind} detector {detector.name} can't search views of candidates")
         with self._deadline.running():
             try:
-                return detector.detect(image)
+                return search(image)
             except Exception as error:
                 if not self._device.startswith("cuda") or not is_short_of_memory(error):
                     raise
             import torch
 
             torch.cuda.empty_cache()  # frees the memory that torch caches
-            return detector.detect(image)
+            return search(image)

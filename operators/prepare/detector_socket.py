@@ -32,7 +32,7 @@ FOUND, FAILED, SHORT_OF_MEMORY, REFUSED = range(4)
 
 _KINDS: tuple[Kind, ...] = ("face", "plate")
 _MAGIC = b"sgm1"
-_REQUEST = struct.Struct("<4sIIId")  # magic, index into `_KINDS`, height, width, highest minimum score
+_REQUEST = struct.Struct("<4sIIId?")  # magic, index into `_KINDS`, height, width, highest minimum score, is a view
 _REPLY = struct.Struct("<4sIII")  # magic, kind of reply, bytes of the detector's name, bytes of the rest
 _COLUMNS = 14  # score, box, 1 if there are corners, their x and y
 _MOST_FOUND = 100_000
@@ -57,7 +57,8 @@ class FailedSearchError(RuntimeError):
 class Request:
     """Kind to search for, and an image, (height, width, 3) uint8 RGB. The descriptor `memory` refers to its pixels.
 
-    If `score` is lower than the detector's own minimum score, it replaces that score.
+    If `score` is lower than the detector's own minimum score, it replaces that score. If `is_view`, the image is a view
+    of a candidate, for `look`.
     """
 
     kind: Kind
@@ -65,6 +66,7 @@ class Request:
     width: int
     memory: int
     score: float = 1.0
+    is_view: bool = False
 
 
 class RemoteDetector:
@@ -83,10 +85,17 @@ class RemoteDetector:
 
         Raises `FailedSearchError` if the detector fails, and `DetectorProcessError` if the process fails.
         """
+        return self._search(image, is_view=False)
+
+    def look(self, window: Pixels) -> list[Detection]:
+        """Search a view of a candidate with a bundled detector's `look`. Raises the same errors as `detect`."""
+        return self._search(window, is_view=True)
+
+    def _search(self, image: Pixels, *, is_view: bool) -> list[Detection]:
         height, width = image.shape[:2]
         try:
             with sealed_memory(image) as memory, connected(self._address, self._wait_s) as connection:
-                header = _REQUEST.pack(_MAGIC, _KINDS.index(self.kind), height, width, self.score)
+                header = _REQUEST.pack(_MAGIC, _KINDS.index(self.kind), height, width, self.score, is_view)
                 socket.send_fds(connection, [header], [memory])
                 what, name, rest = _receive_reply(connection)
         except (OSError, EOFError) as error:
@@ -136,7 +145,8 @@ def is_answering(address: str, wait_s: float) -> bool:
     """Return whether a process replies at an address, or is just too busy to reply within `wait_s` seconds."""
     try:
         with connected(address, wait_s) as connection:
-            connection.sendall(_REQUEST.pack(_MAGIC, len(_KINDS), 0, 0, 0.0))  # an invalid request, which is rejected
+            invalid = _REQUEST.pack(_MAGIC, len(_KINDS), 0, 0, 0.0, False)
+            connection.sendall(invalid)  # the process rejects it
             _receive_reply(connection)
     except (BlockingIOError, TimeoutError):
         return True
@@ -172,7 +182,7 @@ def received_request(connection: socket.socket, max_pixels: int) -> Iterator[Req
     header, memories, _, _ = socket.recv_fds(connection, _REQUEST.size, 1)
     try:
         header += _receive(connection, _REQUEST.size - len(header))
-        magic, kind, height, width, score = _REQUEST.unpack(header)
+        magic, kind, height, width, score, is_view = _REQUEST.unpack(header)
         if magic != _MAGIC or kind >= len(_KINDS) or len(memories) != 1:
             raise BadRequestError("expected a header and one descriptor")
         if not 0 < height * width <= max_pixels:
@@ -180,7 +190,7 @@ def received_request(connection: socket.socket, max_pixels: int) -> Iterator[Req
         if not 0 < score <= 1:  # NaN, too
             raise BadRequestError(f"expected a score over 0 and up to 1, got {score}")
         _check_memory(memories[0], height * width * 3)
-        yield Request(_KINDS[kind], height, width, memories[0], score)
+        yield Request(_KINDS[kind], height, width, memories[0], score, is_view)
     finally:
         for memory in memories:
             os.close(memory)

@@ -24,6 +24,7 @@ from segmint.infra.device import fix_products, keep_freed_memory
 from segmint.infra.storage.storage import Storage
 from segmint.infra.wording import counted
 from segmint.operators.child import Children, SuspectError, Worker, forbid_core_dumps
+from segmint.operators.images import decode_jpeg
 from segmint.operators.opt_out.opt_out import refuse_opted_out
 from segmint.operators.prepare.deidentify import (
     DeidentifyConfig,
@@ -55,7 +56,7 @@ from segmint.operators.prepare.release import (
     released_size,
     resized,
 )
-from segmint.operators.prepare.released_search import ROUNDS, ResidualDetection, last_look
+from segmint.operators.prepare.released_search import ROUNDS, ResidualDetection, last_look, unconfirmed_entries
 from segmint.operators.redactions import image_share
 from segmint.operators.rows import Row, faulted, gather, is_live, rejected, to_rows
 from segmint.operators.schemas import PREPARED
@@ -105,6 +106,7 @@ class PreparedImage:
     source_height: int
     regions: tuple[Region, ...]  # redacted regions, in pixels of the upright source
     residual_detections: tuple[ResidualDetection, ...]  # left by the last look, in pixels of the released image
+    unconfirmed_detections: tuple[ResidualDetection, ...]  # not confirmed by a second look, in the same pixels
     left_alone: tuple[LeftAloneRegion, ...]  # detections that a person wanted left alone, in pixels of the source
     redacted_share: float  # see `segmint.operators.redactions.redacted_share`
     width: int  # pixels of the released image
@@ -158,23 +160,38 @@ def prepare_image(
     full = source.source_width, source.source_height
     size = largest_size(*full, config.release.short_side, config.crops)
     small = released_size(*full, config.release.short_side)
-    with searching.running(), _stage("deidentify"):
-        image = resized(source.image, size)
-        entries = config.left_alone.get(hashlib.sha256(data).hexdigest(), ()) if config.left_alone else ()
-        left_alone = LeftAlone(entries, size, full)
-        found = left_alone.take(find(image, detectors))  # upright; the last look also turns the image
+    entries = config.left_alone.get(hashlib.sha256(data).hexdigest(), ()) if config.left_alone else ()
+    left_alone = LeftAlone(entries, size, full)
+    with searching.running():
+        with _stage("deidentify"):
+            image = resized(source.image, size)
+        with _stage("release"):
+            untouched = release(image, config.release)
+        # If nothing is redacted, this JPEG is released. It needs only one search for plates, because they are found in
+        # the pixels and in the JPEG alike. A search of either misses faces that the other one finds.
+        plates = [detector for detector in detectors if detector.kind == "plate" and size == small]
+        others = [detector for detector in detectors if detector not in plates]
+        with _stage("deidentify"):
+            candidates = find(image, others)  # upright; the last look also turns the image
+            if plates:
+                candidates += find(decode_jpeg(untouched.jpeg), plates, image)
+    found, unconfirmed = left_alone.take(candidates.confirmed), list(candidates.unconfirmed)
     for _ in range(1 + ROUNDS):
         with searching.running():
             with _stage("deidentify"):
                 clean, regions = deidentify(image, found)
-            with _stage("release"):
-                released = release(clean, config.release)
+            released, unsearched = untouched, others
+            if regions:
+                with _stage("release"):
+                    released = release(clean, config.release)
+                unsearched = [*detectors]
             prepared = PreparedImage(
                 pixels_sha256=pixels,
                 source_width=source.source_width,
                 source_height=source.source_height,
                 regions=tuple(each.scaled(size, full) for each in regions),
                 residual_detections=(),
+                unconfirmed_detections=(),
                 left_alone=(),
                 redacted_share=0.0,
                 width=released.width,
@@ -184,7 +201,7 @@ def prepare_image(
                 original=None,
             )
             with _stage("deidentify"):
-                look = last_look(_columns(prepared), released.jpeg, image, detectors, config.deidentify.orientations)
+                look = last_look(_columns(prepared), released.jpeg, image, unsearched, config.deidentify.orientations)
             to_redact = left_alone.take(look.to_redact)
             if not to_redact:
                 share = image_share(_columns(prepared))
@@ -192,19 +209,20 @@ def prepare_image(
                     _check_share(share, config.deidentify.max_redacted_share)
                 with _stage("release"):
                     original = encode_original(clean) if config.crops is not None and size != small else None
-                hashes = jpeg_hashes(released.jpeg).tolist()
                 return replace(
                     prepared,
                     residual_detections=look.residual,
+                    unconfirmed_detections=unconfirmed_entries(look, unconfirmed, size, small),
                     left_alone=left_alone.regions,
                     redacted_share=share,
                     original=original,
-                    hashes=hashes,
+                    hashes=jpeg_hashes(released.jpeg).tolist(),
                 )
             found += to_redact
             with _stage("deidentify"):
-                known = [*found, *left_alone.detections]
-                found += left_alone.take(find_likewise(image, detectors, to_redact, known))
+                likewise = find_likewise(image, detectors, to_redact, [*found, *left_alone.detections])
+            found += left_alone.take(likewise.confirmed)
+            unconfirmed += likewise.unconfirmed
     kinds = Counter(each.kind for each in to_redact)
     named = " and ".join(counted(count, kind) for kind, count in sorted(kinds.items()))
     detail = f"{named} found in the released image after it was redacted {ROUNDS} more times"
@@ -373,16 +391,17 @@ class Prepare:
 
 def _columns(prepared: PreparedImage) -> Row:
     kinds = [region.kind for region in prepared.regions]
-    regions = [asdict(region) for region in prepared.regions]
+    found = prepared.regions, prepared.residual_detections, prepared.unconfirmed_detections, prepared.left_alone
+    regions, residual, unconfirmed, left_alone = (list(map(asdict, each)) for each in found)
     return {
         **vars(prepared),
         "release_sha256": hashlib.sha256(prepared.release).hexdigest(),
         "faces": kinds.count("face"),
         "plates": kinds.count("plate"),
         "regions": regions,
-        "residual_detections": [asdict(each) for each in prepared.residual_detections],
-        "unconfirmed_detections": [],
-        "left_alone": [asdict(region) for region in prepared.left_alone],
+        "residual_detections": residual,
+        "unconfirmed_detections": unconfirmed,
+        "left_alone": left_alone,
     }
 
 

@@ -6,8 +6,8 @@ that was never redacted; a photograph's pixels don't fit a mosaic with few cells
 """
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import cv2
@@ -72,8 +72,15 @@ class ReleasedDetection:
         """Left, top, right, and bottom edge."""
         return self.x, self.y, self.x + self.w, self.y + self.h
 
+    def remaining(self) -> "ResidualDetection":
+        """Return the entry that records this detection if it remains."""
+        return _entry(self.found, (self.x, self.y, self.w, self.h))
+
     def is_same(self, known: Mapping[str, Any]) -> bool:
-        """Return whether an entry of `residual_detections` records this detection. If a side is null, return False."""
+        """Return whether an entry of `residual_detections` or `unconfirmed_detections` records this detection.
+
+        If a side of the entry is null, return False.
+        """
         if known["kind"] != self.found.kind or any(known[side] is None for side in "xywh"):
             return False
         x, y, w, h = (known[side] for side in "xywh")
@@ -229,16 +236,22 @@ class ResidualDetection(Region):
     orientation: int
 
 
+def _entry(found: Detection, box: tuple[int, int, int, int]) -> ResidualDetection:
+    return ResidualDetection(found.kind, found.score, *box, found.source, found.orientation)
+
+
 @dataclass(frozen=True)
 class LastLook:
     """Result of a last look at a JPEG.
 
     `to_redact` contains detections to redact, in pixels of the image before redaction. `residual` contains detections
-    that may remain, in pixels of the released image.
+    of detector files that may remain, and `unconfirmed` those of bundled detectors that a second look didn't confirm,
+    both in pixels of the released image.
     """
 
     to_redact: tuple[Detection, ...]
     residual: tuple[ResidualDetection, ...]
+    unconfirmed: tuple[ResidualDetection, ...] = ()
 
 
 def last_look(
@@ -246,9 +259,12 @@ def last_look(
 ) -> LastLook:
     """Search the JPEG that is about to be released, and decide whether to redact or keep each remaining detection.
 
+    A detection of a bundled detector remains if a second look at the source doesn't confirm it.
+
     Redaction and JPEG compression create patterns that detectors mistake for faces, and redacting these patterns would
-    change much more of the image. So a large pattern at a redacted region may remain if the detector doesn't find it in
-    the source. At most `MOST_RESIDUAL` detections remain; they are recorded, and all others are redacted.
+    change much more of the image. So if a detector file finds a large pattern at a redacted region, but nothing similar
+    in the source, it may remain. At most `MOST_RESIDUAL` such detections remain; they are recorded, and all others are
+    redacted.
 
     `row` contains the sizes and regions of `segmint.operators.schemas.IMAGES`. `source`, (H, W, 3) uint8 RGB, is the
     image before redaction at any size. Raises the same errors as `CheckedDetector`.
@@ -260,17 +276,44 @@ def last_look(
     across, down = source.shape[1] / size[0], source.shape[0] / size[1]
     to_redact: list[Detection] = []
     residual: list[ResidualDetection] = []
+    unconfirmed: list[ResidualDetection] = []
     for detector in map(CheckedDetector, detectors):
         for each in search_released(row, image, detector, orientations):
             if each.is_redacted:
                 continue
+            in_source = each.found.mapped(across, down)
+            if detector.is_bundled:
+                if detector.confirm([in_source], source).confirmed:
+                    to_redact.append(in_source)
+                else:
+                    unconfirmed.append(each.remaining())
+                continue
             may_remain = each.may_remain and len(residual) < MOST_RESIDUAL
             if may_remain and not _is_in_source(each.found, source, size, detector):
-                found, box = each.found, (each.x, each.y, each.w, each.h)
-                residual.append(ResidualDetection(found.kind, found.score, *box, found.source, found.orientation))
+                residual.append(each.remaining())
             else:
-                to_redact.append(each.found.mapped(across, down))
-    return LastLook(tuple(to_redact), tuple(residual))
+                to_redact.append(in_source)
+    return LastLook(tuple(to_redact), tuple(residual), tuple(unconfirmed))
+
+
+def unconfirmed_entries(
+    look: LastLook, before: Iterable[Detection], size: tuple[int, int], released: tuple[int, int]
+) -> tuple[ResidualDetection, ...]:
+    """Return the unconfirmed detections of a last look, then those of earlier searches that it didn't repeat.
+
+    `before` contains the earlier ones, in pixels of the image before redaction. `size` is the size of that image, and
+    `released` that of the released image, (width, height).
+    """
+    entries = list(look.unconfirmed)
+    for found in before:
+        there = found.mapped(released[0] / size[0], released[1] / size[1])
+        patch = outline(there, (released[1], released[0]), band=False)
+        if patch is None:
+            continue
+        each = ReleasedDetection(there, patch.x, patch.y, patch.width, patch.height, False, False)
+        if not any(each.is_same(asdict(entry)) for entry in entries):
+            entries.append(each.remaining())
+    return tuple(entries)
 
 
 def _is_in_source(found: Detection, source: Pixels, size: tuple[int, int], detector: Detector) -> bool:

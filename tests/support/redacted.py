@@ -10,4 +10,4 @@ from segmint.operators.prepare.deidentify import Region, deidentify, find
 
 def redacted(image: np.ndarray, detectors: Sequence[Detector]) -> tuple[np.ndarray, list[Region]]:
     """The redacted image, and the regions in its pixels."""
-    return deidentify(image, find(image, detectors))
+    return deidentify(image, find(image, detectors).confirmed)

@@ -26,8 +26,8 @@ REDACTION_MUTANTS = (
     Mutant(
         "a photograph that lies on a side is only searched as it is released",
         "operators/prepare/prepare.py",
-        "find_likewise(image, detectors, to_redact, known)",
-        "find_likewise(image, detectors, [], known)",
+        "likewise = find_likewise(image, detectors, to_redact, ",
+        "likewise = find_likewise(image, detectors, [], ",
         _LAST_LOOK,
     ),
     _turned("turned images are searched in full at once", "max(image.shape[1] // 2, 1)", "max(image.shape[1], 1)"),
@@ -94,8 +94,22 @@ REDACTION_MUTANTS = (
     Mutant(
         "a lower score is not requested from the detector process",
         "operators/prepare/detector_process.py",
-        "detector = lenient(detector, request.score)",
-        "detector = lenient(detector, 1.0)",
+        "search = lenient(detector, request.score).detect",
+        "search = lenient(detector, 1.0).detect",
         "tests/operators/prepare/test_detector_process.py",
+    ),
+    Mutant(
+        "all candidates are confirmed",
+        "model/detectors/second_look.py",
+        "    return rule.is_met(view_scores(look, image, candidate, rule.views))\n",
+        "    return rule.is_met([1.0] * len(rule.views))\n",
+        "tests/model/detectors/test_second_look.py",
+    ),
+    Mutant(
+        "large faces are confirmed like small ones",
+        "model/detectors/second_look.py",
+        "is_large = max(x1 - x0, y1 - y0) > LARGE_FACE * max(shape)",
+        "is_large = False",
+        "tests/model/detectors/test_second_look.py",
     ),
 )

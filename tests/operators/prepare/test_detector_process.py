@@ -26,7 +26,7 @@ from segmint.catalogs.reasons import Reason, RejectedError
 from segmint.catalogs.schema import NORMALIZED
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.storage import Storage
-from segmint.model.detectors.detection import Detection, iou, lenient
+from segmint.model.detectors.detection import CandidateDetector, Detection, iou, lenient
 from segmint.operators.prepare import detector_process
 from segmint.operators.prepare.deidentify import (
     DeidentifyConfig,
@@ -178,6 +178,17 @@ def test_it_counts_from_a_lower_score_on_request(photos: Path, bundled: Detector
     assert len(found[0]) > len(here[1].detect(image)) == len(there[1].detect(image))
 
 
+def test_it_searches_views_of_candidates(photos: Path, bundled: DetectorProcess) -> None:
+    there, here = remote_detectors(BOTH, bundled.address), build_detectors(BOTH, threads=1, torch_plates=True)
+    for name, index in (("multiface.jpg", 0), ("plate_car_1.png", 1)):
+        view = cv2.resize(read(photos / name), (300, 160), interpolation=cv2.INTER_AREA)
+        local = here[index]
+        assert isinstance(local, CandidateDetector)
+        found = there[index].look(view)
+        assert found == local.look(view)
+        assert len(found) > 0
+
+
 @pytest.mark.parametrize(("device", "searches"), [("cuda", 2), ("cpu", 1)])
 def test_exhausted_gpu_memory_is_retried_once(device: str, searches: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The error comes from a stand-in, because only a GPU raises it."""
@@ -192,7 +203,7 @@ def test_exhausted_gpu_memory_is_retried_once(device: str, searches: int, monkey
     monkeypatch.setattr(detector_process, "lenient", lambda detector, score: detector)
     server: Any = SimpleNamespace(_device=device, _deadline=SimpleNamespace(running=contextlib.nullcontext))
     with pytest.raises(RuntimeError, match="out of memory"):
-        detector_process._Server._search(server, Short(), SimpleNamespace(score=None))  # type: ignore[arg-type]
+        detector_process._Server._search(server, Short(), SimpleNamespace(score=None, is_view=False))  # type: ignore[arg-type]
     assert len(calls) == searches
 
 
@@ -225,7 +236,7 @@ def test_several_children_are_served_at_once(bundled: DetectorProcess) -> None:
 
 
 def _request(size: tuple[int, int] = (40, 50), kind: int = 0, magic: bytes = b"sgm1", score: float = 1.0) -> bytes:
-    return struct.pack("<4sIIId", magic, kind, *size, score)
+    return struct.pack("<4sIIId?", magic, kind, *size, score, False)
 
 
 @pytest.mark.parametrize(

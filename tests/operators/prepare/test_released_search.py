@@ -14,14 +14,19 @@ from PIL import Image
 
 from segmint.catalogs.reasons import Reason
 from segmint.model.detectors.detection import Detection, Detector, Kind
-from segmint.operators.audit.privacy import search_release
 from segmint.operators.child import Children, SuspectError
 from segmint.operators.images import decode_jpeg
 from segmint.operators.prepare.deidentify import DeidentifyConfig, PlatesConfig, build_detectors, deidentify
 from segmint.operators.prepare.ingest import IngestConfig
-from segmint.operators.prepare.prepare import PrepareConfig, PreparedImage, RefusedError, prepare_image
+from segmint.operators.prepare.prepare import PrepareConfig, RefusedError, prepare_image
 from segmint.operators.prepare.release import ReleaseConfig, release
-from segmint.operators.prepare.released_search import ROUNDS, last_look
+from segmint.operators.prepare.released_search import (
+    ROUNDS,
+    LastLook,
+    last_look,
+    search_released,
+    unconfirmed_entries,
+)
 from tests.support.slow_prepare import prepares_slowly
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -35,23 +40,29 @@ def detectors(weights: None) -> tuple[Detector, ...]:
     return build_detectors(FACES)
 
 
-def row_of(prepared: PreparedImage) -> dict[str, Any]:
-    regions, residual = (list(map(asdict, each)) for each in (prepared.regions, prepared.residual_detections))
-    return {**vars(prepared), "id": 1, "regions": regions, "residual_detections": residual}
-
-
-def test_the_audit_finds_only_what_the_row_records(photos: Path, detectors: tuple[Detector, ...]) -> None:
-    """Redaction makes three false faces in this photograph: a small one and two of which each covers a fifth of it."""
+def test_the_row_records_all_that_remains(photos: Path, detectors: tuple[Detector, ...]) -> None:
+    """Redaction makes false faces in this photograph, which the source doesn't confirm."""
     prepared = prepare_image((photos / "multiface.jpg").read_bytes(), CONFIG, detectors)
-    assert len(prepared.regions) == 7, "six faces, and one that is too small to remain"
-    residual = prepared.residual_detections
-    assert [(each.kind, each.source, each.orientation) for each in residual] == [("face", "mtcnn", 0)] * 2
-    assert all(each.w * each.h > 0.1 * prepared.width * prepared.height for each in residual)
-    row = row_of(prepared)
-    found = search_release(row, decode_jpeg(prepared.release), detectors)
-    assert [(each.is_residual, each.redacted) for each in found] == [(True, False)] * 2
-    unrecorded = search_release({**row, "residual_detections": None}, decode_jpeg(prepared.release), detectors)
-    assert [each.is_explained for each in unrecorded] == [False, False], "else this shows nothing"
+    assert len(prepared.regions) == 6
+    assert prepared.residual_detections == ()
+    recorded = [asdict(each) for each in prepared.unconfirmed_detections]
+    row = {**vars(prepared), "regions": list(map(asdict, prepared.regions))}
+    found = search_released(row, decode_jpeg(prepared.release), detectors[0], (0, 90, 180, 270))
+    remaining = [each for each in found if not each.is_redacted]
+    assert remaining, "else this shows nothing"
+    assert all(any(each.is_same(known) for known in recorded) for each in remaining)
+
+
+def test_what_an_earlier_search_found_is_recorded_once() -> None:
+    """The first search is in pixels of an image of twice the released size."""
+    there, again = face((40.0, 40.0, 80.0, 80.0)), face((20.0, 20.0, 40.0, 40.0))
+    (seen,) = unconfirmed_entries(LastLook((), ()), [there], (200, 200), (100, 100))
+    assert (seen.x, seen.y, seen.w, seen.h) == (14, 14, 32, 32)
+    look = LastLook((), (), (seen,))
+    assert unconfirmed_entries(look, [there], (200, 200), (100, 100)) == (seen,)
+    other = face((140.0, 140.0, 180.0, 180.0))
+    assert len(unconfirmed_entries(look, [there, other], (200, 200), (100, 100))) == 2
+    assert unconfirmed_entries(look, [again], (100, 100), (100, 100)) == (seen,)
 
 
 def test_a_face_on_its_side_is_gone_from_what_is_released(

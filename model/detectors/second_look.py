@@ -1,0 +1,152 @@
+"""Second look at a candidate: searches of small crops around it. False detections rarely survive such changes.
+
+Each view of a candidate is a square around its box, resized so that the box has a given size. A network that sees a
+real face or plate finds it in most views. It finds most false ones in few, because they depend on exact pixels.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import cv2
+import numpy as np
+
+from segmint.model.detectors.detection import Box, Detection, Kind, Pixels, iou
+
+LOOK_SCORE = 0.05
+"""Minimum score of detections in a view."""
+_SAME_IOU = 0.3  # minimum IoU at which a detection in a view shows the candidate
+_WINDOW: dict[Kind, float] = {"face": 2.2, "plate": 2.5}  # side of a view's square, in longer sides of the box
+
+Look = Callable[[Pixels], Sequence[Detection]]
+"""Function that searches one view, (H, W, 3) uint8 RGB, at one size. Detections are in pixels of the view."""
+
+
+Color = Literal["color", "gray", "swapped"]
+"""Colors of a view: the image's own, gray, or with red and blue swapped."""
+
+
+@dataclass(frozen=True)
+class View:
+    """View of a candidate: the length of its box's longer side in pixels, its colors, and whether it's mirrored."""
+
+    side: int
+    color: Color = "color"
+    is_mirrored: bool = False
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Condition for a candidate: the mean of its scores in `views`, each capped at `cap`, must be at least `mean`."""
+
+    views: tuple[View, ...]
+    mean: float
+    cap: float = 1.0
+
+    def is_met(self, scores: Iterable[float]) -> bool:
+        """Return whether the scores of the views, in order, meet the rule. Reads no more of them than necessary."""
+        wanted = self.mean * len(self.views)
+        total, left = 0.0, len(self.views)
+        for score in scores:
+            total += min(score, self.cap)
+            left -= 1
+            if total >= wanted:
+                return True
+            if total + left * self.cap < wanted:
+                return False
+        return total >= wanted
+
+
+_FACE_SIDES = (64, 40, 28, 50, 34)
+_OWN_COLORS = tuple(View(side, "color", is_mirrored) for side in _FACE_SIDES for is_mirrored in (False, True))
+_GRAY = tuple(View(side, "gray", is_mirrored) for side in _FACE_SIDES for is_mirrored in (False, True))
+_BOTH = tuple(view for pair in zip(_OWN_COLORS, _GRAY, strict=True) for view in pair)
+_PLATE = tuple(View(side, color) for side in (100, 150, 220, 300, 380) for color in ("gray", "swapped"))
+
+SMALL_FACE = Rule(_OWN_COLORS, 0.45)
+"""Rule for upright faces whose longer side is at most `LARGE_FACE` of the image's."""
+SURE_FACE = Rule(_BOTH, 0.5)
+"""Rule for other faces: a false redaction of a large face does the most harm, and false faces are rarely gray."""
+PLATE = Rule(_PLATE, 0.1, cap=0.25)
+"""Rule for plates. In changed colors, the network finds real plates in nearly all views, even if with low scores."""
+LARGE_FACE = 0.115
+
+
+def rule_for(candidate: Detection, shape: tuple[int, int]) -> Rule:
+    """Return the rule for a candidate in an image of `shape` (h, w)."""
+    if candidate.kind == "plate":
+        return PLATE
+    x0, y0, x1, y1 = candidate.box
+    is_large = max(x1 - x0, y1 - y0) > LARGE_FACE * max(shape)
+    if is_large or candidate.orientation:
+        return SURE_FACE
+    return SMALL_FACE
+
+
+def is_confirmed(look: Look, image: Pixels, candidate: Detection) -> bool:
+    """Return whether a second look at a candidate in `image`, (H, W, 3) uint8 RGB, finds it again.
+
+    `look` searches one view. The candidate is in pixels of the upright image.
+    """
+    rule = rule_for(candidate, (image.shape[0], image.shape[1]))
+    return rule.is_met(view_scores(look, image, candidate, rule.views))
+
+
+def view_of(image: Pixels, candidate: Detection, view: View) -> tuple[Pixels, Box] | None:
+    """Cut a view of a candidate from `image`, (H, W, 3) uint8 RGB, and turn it to the candidate's orientation.
+
+    `candidate` is in pixels of `image`. Squares are clipped to the image. Returns the view and the candidate's box in
+    its pixels, or None if the square is outside the image.
+    """
+    size = image.shape[1], image.shape[0]
+    x0, y0, x1, y1 = turned_box(candidate.box, candidate.orientation, size)
+    turned = np.rot90(image, candidate.orientation // 90)  # a view of the same memory
+    longer = max(x1 - x0, y1 - y0)
+    half = _WINDOW[candidate.kind] * longer / 2
+    center_x, center_y = (x0 + x1) / 2, (y0 + y1) / 2
+    left, top = max(math.floor(center_x - half), 0), max(math.floor(center_y - half), 0)
+    right, bottom = min(math.ceil(center_x + half), turned.shape[1]), min(math.ceil(center_y + half), turned.shape[0])
+    if longer <= 0 or right - left < 2 or bottom - top < 2:
+        return None
+    window = np.ascontiguousarray(turned[top:bottom, left:right])
+    scale = view.side / longer
+    width, height = max(round(window.shape[1] * scale), 1), max(round(window.shape[0] * scale), 1)
+    method = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+    resized = np.asarray(cv2.resize(window, (width, height), interpolation=method), np.uint8)
+    if view.color == "gray":
+        resized = np.asarray(cv2.cvtColor(cv2.cvtColor(resized, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB), np.uint8)
+    elif view.color == "swapped":
+        resized = np.ascontiguousarray(resized[..., ::-1])
+    across, down = width / window.shape[1], height / window.shape[0]
+    box = (x0 - left) * across, (y0 - top) * down, (x1 - left) * across, (y1 - top) * down
+    if view.is_mirrored:
+        resized = np.ascontiguousarray(resized[:, ::-1])
+        box = width - box[2], box[1], width - box[0], box[3]
+    return resized, box
+
+
+def turned_box(box: Box, angle: int, size: tuple[int, int]) -> Box:
+    """Map a box to the image turned counterclockwise by `angle`, a multiple of 90. `size` is (width, height) before."""
+    x0, y0, x1, y1 = box
+    width, height = size
+    if angle == 90:
+        return y0, width - x1, y1, width - x0
+    if angle == 180:
+        return width - x1, height - y1, width - x0, height - y0
+    if angle == 270:
+        return height - y1, x0, height - y0, x1
+    return box
+
+
+def view_scores(look: Look, image: Pixels, candidate: Detection, views: Sequence[View]) -> Iterator[float]:
+    """Yield the best score of a detection that shows the candidate in each view, or 0 if there is none."""
+    for view in views:
+        seen = view_of(image, candidate, view)
+        best = 0.0
+        if seen is not None:
+            window, box = seen
+            for found in look(window):
+                if iou(found.box, box) >= _SAME_IOU:
+                    best = max(best, found.score)
+        yield best
