@@ -212,6 +212,17 @@ def against_reference() -> dict[str, Any]:
     }
 
 
+def harm() -> dict[str, Any]:
+    def mark(kind: str, visible: bool, covered: float) -> dict[str, Any]:
+        return {"kind": kind, "side": 40, "visible": visible, "found": not visible, "covered": covered}
+
+    row = {"change": "upright", "pixels": 187_500, "cpu_seconds": 0.5, "released": True}
+    both = [mark("face", True, 0.0), mark("face", False, 1.0)]
+    ordinary = {**row, "set": "ordinary", "picture": "p000.jpg", "marks": both, "false": [{"share": 0.02}]}
+    plate = {**row, "set": "plates", "picture": "eu_1.jpg", "marks": [mark("plate", False, 0.9)], "false": None}
+    return {**NOTHING, "rule": 4, "iou": 0.3, "rows": [ordinary, {**ordinary, "marks": [], "false": []}, plate]}
+
+
 def gpu_builds() -> dict[str, Any]:
     machine = {**MACHINE, "gpu": "A GPU", "cores_usable": 16}
     build = {
@@ -250,6 +261,7 @@ def recorded(tmp_path: Path) -> Path:
         "pipeline_vs_loop": pipeline(),
         "prepare": prepared(),
         "privacy": privacy(),
+        "harm": harm(),
         "scale": scale(),
         "catalog_streams": streams(),
         "resume": resume(),
@@ -323,6 +335,10 @@ def test_tables_have_the_results_figures(recorded: Path) -> None:
     assert "| photographs at 90° | 1 | 1 | 3 | 1 | 33% | 3 | 1 |" in part(page, "privacy")
     assert "| 32 to 63 px | 1 | 1 | 100% |" in part(page, "privacy")
     assert "composite; clp found 0 of 0 license plates upright](images/recall.svg)" in "".join(part(page, "privacy"))
+    harmful = part(page, "harm")
+    assert "| ordinary, upright | 2 | 500 (1) | 0 (0) | 500 (1) | 50.0% | 1.00% | 0.50 |" in harmful
+    assert "| ordinary, upright: faces | 0 of 0 | 1 of 2 | 0 of 0 | 0 of 0 |" in harmful
+    assert "| plates, upright | 1 | 1 | 100.0% | 100.0% | 0.0% | 0.50 |" in harmful
     builds = part(page, "gpu builds")
     assert "| MobileSAM, full recipe | 16 | 671 | 38 | 34 | 0.421 | 3.06 | 1.6% | 56% | 20% |" in builds
     assert "The repeated build had the digest of the first one." in builds

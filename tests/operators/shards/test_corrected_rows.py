@@ -53,7 +53,9 @@ def test_regions_and_counts_follow_and_nothing_else_changes() -> None:
         ("other", 1.0, "manual"),
     ]
     changed = {name for name in row if row[name] != after[name]}
+    changed.remove("redacted_share")
     assert changed == {"release", "release_sha256", "hashes", "faces", "plates", "regions"}
+    assert after["redacted_share"] > row["redacted_share"]
     assert after["release_sha256"] == hashlib.sha256(after["release"]).hexdigest()
 
 
