@@ -42,7 +42,7 @@ def test_a_commit_holds_nothing_but_its_content() -> None:
     counts = dict(reversed(commit_of(0).counts.items()))
     assert commit_of(0, counts=counts).to_json() == commit_of(0).to_json()
     assert set(Commit.from_json(commit_of(0).to_json()).__dict__) == {
-        "shard", "generation", "ordinals", "numerics", "build_sha256", "counts", "files",
+        "shard", "generation", "ordinals", "numerics", "build_sha256", "counts", "files", "most_redacted",
     }  # fmt: skip
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -194,11 +195,13 @@ def test_old_files_of_a_backup_are_findings_and_those_of_running_commands_are_no
 
 def test_an_object_hidden_under_the_name_of_a_folder_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
     keys = {"ds/": 0, "ds/folder/": 0, "ds/hidden/": 11, "ds/notes.txt": 0}
-    page = {
-        "IsTruncated": False,
-        "Contents": [{"Key": key, "Size": size, "LastModified": NOW} for key, size in keys.items()],
-    }
-    monkeypatch.setattr(S3Store, "_call", lambda *_, **__: page)
+
+    def page(*_: Any, **options: Any) -> dict[str, Any]:
+        listed = [key for key in keys if key.startswith(options["Prefix"])]
+        contents = [{"Key": key, "Size": keys[key], "LastModified": NOW} for key in listed]
+        return {"IsTruncated": False, "Contents": contents}
+
+    monkeypatch.setattr(S3Store, "_call", page)
     found = account(Location(Storage(), "s3://bucket/ds"))
     assert [(finding.file, finding.found) for finding in found.findings] == [("hidden/", "a file of 11 bytes")]
     assert found.others == ("notes.txt",)
