@@ -133,6 +133,7 @@ def _prepared(release: bytes) -> PreparedImage:
         source_height=height,
         regions=(),
         residual_detections=(),
+        unconfirmed_detections=(),
         left_alone=(),
         redacted_share=0.0,
         width=width,

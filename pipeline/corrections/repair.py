@@ -13,7 +13,12 @@ from typing import TypeVar
 
 from segmint.catalogs.dataset.commits import REJECTED, Commit, CommitLog, reserved_paths
 from segmint.catalogs.dataset.handle import DatasetHandle
-from segmint.catalogs.dataset.manifest import DatasetManifest, dataset_files, load_latest_manifest
+from segmint.catalogs.dataset.manifest import (
+    DatasetManifest,
+    dataset_files,
+    load_latest_manifest,
+    manifest_generations,
+)
 from segmint.catalogs.dataset.versions.digest import drop_cached_leaves
 from segmint.catalogs.dataset.versions.record import VersionName, latest_version, put_version, unfinished_takedowns
 from segmint.catalogs.findings import Code, Finding, FindingCollector
@@ -113,10 +118,11 @@ def repair(dataset: Location, config: Config | None = None, ray_from: int = RAY_
     committed = CommitLog(dataset).committed()  # before the manifest, so that the manifest covers these shards
     try:
         latest = load_latest_manifest(dataset)
-    except UsageError:
+    except UsageError as error:
         if not (files := dataset_files(dataset)):
             raise
-        return RepairResult(str(dataset), records="", lost=[f"{MANIFEST}: missing. Restore it for {some(files)}"])
+        problem = str(error) if manifest_generations(dataset) else f"{MANIFEST}: missing"
+        return RepairResult(str(dataset), records="", lost=[f"{problem}. Restore it for {some(files)}"])
     if config is not None and absolute(config.output) != absolute(dataset.uri):
         raise UsageError(
             f"the configuration's output is {config.output}, not {dataset}. Pass this dataset's configuration."

@@ -102,7 +102,7 @@ def rows_of(shard: int, variant: int) -> pa.Table:
     middle = accepted_row(second)
     if variant == REDACTED:
         last = rejected_row(third, "mostly_redacted", "deidentify")
-        region = {"kind": "face", "score": 0.9, "x": 4, "y": 4, "w": 24, "h": 24, "source": "mtcnn"}
+        region = {"kind": "face", "score": 0.9, "x": 22, "y": 1, "w": 18, "h": 28, "source": "mtcnn"}
         middle |= {"regions": [region], "faces": 1}
         middle["redacted_share"] = image_share(middle)
     return described([accepted_row(first, masks=1 if variant == 1 else 2), middle, last])
