@@ -296,7 +296,16 @@ def test_a_malformed_file_is_a_problem_and_no_traceback(evidence_folder: Path, n
     assert any("duplicate key" in each for each in problems(f"{text[:-1]}, {text[1:]}".encode()))
     assert any("not JSON" in each for each in problems(f'{text[:-1]}, "x": NaN}}'.encode()))
     used = ("name", "config_sha256", "version") if name == "study.json" else tuple(value)
-    listed = {"findings", "files_of_writers", "other_files", "replaced", "licenses", "duplicates", "statistics"}
+    listed = {
+        "findings",
+        "files_of_writers",
+        "other_files",
+        "replaced",
+        "licenses",
+        "duplicates",
+        "statistics",
+        "redactions",
+    }
     unseen = listed if name == "audit.json" else set()
     for key in set(used) - unseen:
         assert problems(json.dumps({each: value[each] for each in value if each != key}).encode()), key
