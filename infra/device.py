@@ -207,14 +207,16 @@ _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8
 def _resolve_precision(precision: str, kind: str) -> Precision:
     import torch
 
-    if precision not in ("auto", "bf16", "fp32"):
-        raise UsageError(f"precision {precision!r} is unknown: expected auto, fp32 or bf16")
-    native = kind == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    if precision == "bf16" and kind == "cuda" and not native:
+    if precision == "auto":
+        native = kind == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        return "bf16" if native else "fp32"
+    if precision == "bf16" and kind == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise UsageError(f"{torch.cuda.get_device_name()} does not support bf16: use precision fp32 or auto")
-    if precision == "bf16" or (precision == "auto" and native):
+    if precision == "bf16":
         return "bf16"
-    return "fp32"
+    if precision == "fp32":
+        return "fp32"
+    raise UsageError(f"precision {precision!r} is unknown: expected auto, fp32 or bf16")
 
 
 def _resolve_threads(threads: str | int, kind: str) -> int:
