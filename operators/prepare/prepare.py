@@ -165,15 +165,17 @@ def prepare_image(
     with searching.running():
         with _stage("deidentify"):
             image = resized(source.image, size)
-        with _stage("release"):
-            untouched = release(image, config.release)
-        # If nothing is redacted, this JPEG is released. It needs only one search for plates, because they are found in
-        # the pixels and in the JPEG alike. A search of either misses faces that the other one finds.
+        # If nothing is redacted, the JPEG of these pixels is released. It needs only one search for plates: they are
+        # found in the pixels and in the JPEG alike. A search for faces in either misses some that the other one finds.
         plates = [detector for detector in detectors if detector.kind == "plate" and size == small]
         others = [detector for detector in detectors if detector not in plates]
         with _stage("deidentify"):
             candidates = find(image, others)  # upright; the last look also turns the image
-            if plates:
+        untouched = None
+        if plates:
+            with _stage("release"):
+                untouched = release(image, config.release)
+            with _stage("deidentify"):
                 candidates += find(decode_jpeg(untouched.jpeg), plates, image)
     found, unconfirmed = left_alone.take(candidates.confirmed), list(candidates.unconfirmed)
     for _ in range(1 + ROUNDS):
@@ -181,7 +183,7 @@ def prepare_image(
             with _stage("deidentify"):
                 clean, regions = deidentify(image, found)
             released, unsearched = untouched, others
-            if regions:
+            if regions or released is None:
                 with _stage("release"):
                     released = release(clean, config.release)
                 unsearched = [*detectors]
@@ -200,11 +202,12 @@ def prepare_image(
                 hashes=[],
                 original=None,
             )
+            row = _columns(prepared)
             with _stage("deidentify"):
-                look = last_look(_columns(prepared), released.jpeg, image, unsearched, config.deidentify.orientations)
+                look = last_look(row, released.jpeg, image, unsearched, config.deidentify.orientations)
             to_redact = left_alone.take(look.to_redact)
             if not to_redact:
-                share = image_share(_columns(prepared))
+                share = image_share(row)
                 with _stage("deidentify"):
                     _check_share(share, config.deidentify.max_redacted_share)
                 with _stage("release"):
