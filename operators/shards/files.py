@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from segmint.catalogs.dataset.commits import REJECTED, worst
+from segmint.catalogs.dataset.handle import DatasetHandle
 from segmint.catalogs.dataset.redaction_totals import HIGH_SHARE
 from segmint.catalogs.layout import LEVELS, SCHEMA_VERSION, annotation_name, image_name
 from segmint.catalogs.parquet import table_bytes
@@ -79,6 +80,13 @@ def mask_index(mask: Mapping[str, Any], position: int) -> int:
 def counts_of(mask: Mapping[str, Any]) -> str:
     """Return the run lengths in a mask's row."""
     return str(mask["segmentation"]["counts"])
+
+
+def build_files_of(dataset: DatasetHandle, rows: Iterable[Row]) -> ShardFiles:
+    """Build the files of one shard of a dataset, with its images, stages, and format, like `build_shard_files`."""
+    return build_shard_files(
+        rows, with_images=dataset.with_images, stages=dataset.stages, schema_version=dataset.schema_version
+    )
 
 
 def build_shard_files(

@@ -40,7 +40,7 @@ from segmint.infra.storage.stores import TEMPORARY_PREFIX
 from segmint.infra.uris import AZURE, base_name, scheme
 from segmint.operators.rows import Row
 from segmint.operators.schemas import shard_schemas
-from segmint.operators.shards.files import ShardFiles, build_shard_files, shard_table_bytes
+from segmint.operators.shards.files import ShardFiles, build_files_of, shard_table_bytes
 
 NamedFiles = Sequence[tuple[FileEntry, bytes]]
 """Contents of files, each with its entry in the commit."""
@@ -186,9 +186,7 @@ def replace_shard(
         counts, most_redacted = old.counts, old.most_redacted
         entries = tuple(table[0] if entry == before else entry for entry in old.files)
     else:
-        files = build_shard_files(
-            rows, with_images=dataset.with_images, stages=dataset.stages, schema_version=dataset.schema_version
-        )
+        files = build_files_of(dataset, rows)
         put = named_files(old.shard, files)
         counts, most_redacted = files.counts, files.most_redacted
         entries = tuple(entry for entry, _ in put)

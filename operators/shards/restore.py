@@ -37,7 +37,7 @@ from segmint.operators.shards.committed_rows import (
     read_table,
     tar_members,
 )
-from segmint.operators.shards.files import ShardFiles, build_shard_files
+from segmint.operators.shards.files import ShardFiles, build_files_of
 from segmint.operators.shards.put import named_files, put_again
 from segmint.operators.shards.revise import apply_later_changes, apply_tombstones, with_latest_commit
 from segmint.operators.shards.submitted_masks import submitted_columns
@@ -89,9 +89,7 @@ def restore_from_rest(dataset: DatasetHandle, commit: Commit, damages: Sequence[
     damaged = {damage.kind for damage in damages}
     try:
         rows = _rows_of_rest(dataset.location, commit, damaged)
-        files = build_shard_files(
-            rows, with_images=dataset.with_images, stages=dataset.stages, schema_version=dataset.schema_version
-        )
+        files = build_files_of(dataset, rows)
     except (DamagedDatasetError, ValueError, KeyError, TypeError):
         return False  # the remaining files contradict each other
 
@@ -140,12 +138,7 @@ def restore_shard(task: ShardTask, cuts: Sequence[tuple[int, int]], *blocks: pa.
 
     def restore(commit: Commit) -> ShardResult:
         damages = find_damage(dataset.location, commit)
-        files = build_shard_files(
-            iter_rows(table),
-            with_images=dataset.with_images,
-            stages=dataset.stages,
-            schema_version=dataset.schema_version,
-        )
+        files = build_files_of(dataset, iter_rows(table))
         other = _put_back(dataset.location, commit, damages, files, lambda: apply_later_changes(dataset, task.shard))
         if other:
             raise DamagedDatasetError("; ".join(other))
@@ -284,9 +277,7 @@ def remake_commit(dataset: DatasetHandle, damaged: Commit, found: Mapping[str, S
         raise DamagedDatasetError(
             f"the files of shard {damaged.shard} don't contain each of its ordinals once and in order"
         )
-    files = build_shard_files(
-        rows, with_images=dataset.with_images, stages=dataset.stages, schema_version=dataset.schema_version
-    )
+    files = build_files_of(dataset, rows)
     built = {entry for entry, _ in named_files(damaged.shard, files)}
     other = [entry.path for entry in entries if entry not in built]
     if other:

@@ -18,7 +18,7 @@ from segmint.catalogs.dataset.handle import DatasetHandle
 from segmint.catalogs.reasons import DELIBERATE_REASONS, Reason
 from segmint.infra.errors import SegmintError
 from segmint.operators.rows import Row, named
-from segmint.operators.shards.files import build_shard_files
+from segmint.operators.shards.files import build_files_of
 from segmint.operators.shards.put import LostRaceError, delete_unnamed, named_files, put_commit, put_files, reserve
 from segmint.operators.shards.revise import apply_later_changes, finish_dead_writers, is_removed, revise_shard
 
@@ -92,9 +92,7 @@ def write_shard(task: ShardTask, cuts: Sequence[tuple[int, int]], *blocks: pa.Ta
     if reason_to_wait:
         return ShardResult(task.shard, "on_hold", {}, reason_to_wait, faulted_ordinals(table, task.max_faults))
 
-    built = build_shard_files(
-        iter_rows(table), with_images=dataset.with_images, stages=dataset.stages, schema_version=dataset.schema_version
-    )
+    built = build_files_of(dataset, iter_rows(table))
     files = named_files(task.shard, built)
     commit = Commit(
         shard=task.shard,
