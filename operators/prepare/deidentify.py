@@ -207,6 +207,11 @@ class Region:
     h: int
     source: str
 
+    @staticmethod
+    def of(found: Detection, patch: ImagePatch) -> "Region":
+        """Return the region that redacting a detection changes, where `patch` is its `outline`."""
+        return Region(found.kind, found.score, patch.x, patch.y, patch.width, patch.height, found.source)
+
     def scaled(self, before: tuple[int, int], after: tuple[int, int]) -> "Region":
         """Scale the region along with its image, rounding outward so that it covers the same content.
 
@@ -247,7 +252,7 @@ def deidentify(image: Pixels, found: Sequence[Detection]) -> tuple[Pixels, list[
         if patch is None:
             continue
         patches.append(patch)
-        regions.append(Region(each.kind, each.score, patch.x, patch.y, patch.width, patch.height, each.source))
+        regions.append(Region.of(each, patch))
     return redact_patches(image, patches), regions
 
 

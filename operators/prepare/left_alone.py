@@ -60,10 +60,7 @@ def region_of(found: Detection, size: tuple[int, int], full: tuple[int, int]) ->
     The detection is in pixels of an image of the size `size`. Sizes are (width, height).
     """
     patch = outline(found, (size[1], size[0]))
-    if patch is None:
-        return None
-    region = Region(found.kind, found.score, patch.x, patch.y, patch.width, patch.height, found.source)
-    return region.scaled(size, full)
+    return None if patch is None else Region.of(found, patch).scaled(size, full)
 
 
 class LeftAlone:
