@@ -7,6 +7,19 @@ from pathlib import Path
 from typing import Any
 
 
+def become_prepare_process() -> dict[str, Any]:
+    """Set this process up like a process of `prepare`, which uses one thread, and describe the machine."""
+    import cv2
+    import torch
+
+    from segmint.infra.device import keep_freed_memory
+
+    keep_freed_memory()
+    cv2.setNumThreads(1)
+    torch.set_num_threads(1)
+    return describe_machine(1, "fp32", packages=("onnxruntime", "opencv-python-headless", "facenet-pytorch"))
+
+
 def describe_machine(threads: int, precision: str, *, packages: tuple[str, ...] = ()) -> dict[str, Any]:
     """Describe the machine, and its load over the last minute, as JSON values. Call this before measuring.
 

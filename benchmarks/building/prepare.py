@@ -37,9 +37,8 @@ import cv2  # noqa: E402
 import numpy as np  # noqa: E402
 from PIL import Image  # noqa: E402
 
-from benchmarks.machine import describe_machine  # noqa: E402
+from benchmarks.machine import become_prepare_process  # noqa: E402
 from benchmarks.measuring import RESULTS, photographs, read, write_result  # noqa: E402
-from segmint.infra.device import keep_freed_memory  # noqa: E402
 from segmint.model.detectors.detection import CandidateDetector, Detector  # noqa: E402
 from segmint.operators.prepare import prepare  # noqa: E402
 from segmint.operators.prepare.deidentify import DeidentifyConfig, build_detectors  # noqa: E402
@@ -64,12 +63,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=RESULTS / "prepare.json", help="the result's file")
     arguments = parser.parse_args()
 
-    import torch
-
-    keep_freed_memory()
-    cv2.setNumThreads(1)
-    torch.set_num_threads(1)
-    machine = describe_machine(1, "fp32", packages=("onnxruntime", "opencv-python-headless", "facenet-pytorch"))
+    machine = become_prepare_process()
     detectors = build_detectors(DeidentifyConfig(), threads=1)
     sources = photographs(arguments.photos, arguments.only)
     images = {name: read(source) for name, source in sources.items()}

@@ -34,12 +34,11 @@ import numpy as np  # noqa: E402
 from numpy.typing import NDArray  # noqa: E402
 from PIL import Image  # noqa: E402
 
-from benchmarks.machine import describe_machine  # noqa: E402
+from benchmarks.machine import become_prepare_process  # noqa: E402
 from benchmarks.measuring import RESULTS, write_result  # noqa: E402
 from benchmarks.privacy.pictures import Mark, Picture, marked  # noqa: E402
 from benchmarks.privacy.recall import SAME, is_hard, settings  # noqa: E402
 from segmint.catalogs.reasons import RejectedError  # noqa: E402
-from segmint.infra.device import keep_freed_memory  # noqa: E402
 from segmint.model.detectors.detection import Detection, Detector, iou  # noqa: E402
 from segmint.operators.prepare import deidentify, prepare  # noqa: E402
 from segmint.operators.prepare.deidentify import DeidentifyConfig, build_detectors, outline  # noqa: E402
@@ -97,12 +96,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=RESULTS / "harm.json", help="the result's file")
     arguments = parser.parse_args()
 
-    import torch
-
-    keep_freed_memory()
-    cv2.setNumThreads(1)
-    torch.set_num_threads(1)
-    machine = describe_machine(1, "fp32", packages=("onnxruntime", "opencv-python-headless", "facenet-pytorch"))
+    machine = become_prepare_process()
     config = settings(DeidentifyConfig())
     detectors = build_detectors(config.deidentify, threads=1)
     rows = recorded_rows(arguments.output)
