@@ -400,9 +400,16 @@ def build_detectors(
     - `torch_plates`: runs the plate network in torch even on a CPU. On a GPU, it always runs in torch. The outputs
       differ by less than 1e-4.
 
+    On a GPU, this function disables cuDNN for the whole process: cuDNN prepares a plan for each new size of its input,
+    which takes up to 100 ms, and photographs and pyramid levels have many sizes.
+
     In a new process, this function takes about a second, mostly for imports. Raises `UsageError` if a file is missing
     or isn't a detector.
     """
+    if device.startswith("cuda"):
+        import torch
+
+        torch.backends.cudnn.enabled = False
     load = load_file or partial(load_detector_file, threads=threads)
     found: list[Detector] = []
     if "faces" in config.detector_files:

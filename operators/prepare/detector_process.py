@@ -111,7 +111,7 @@ def detector_numerics(device: str) -> str:
     kind = device_kind(compute)
     if compute.kind == "cpu":
         return kind
-    return f"{kind}, CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}"  # type: ignore[no-untyped-call]
+    return f"{kind}, CUDA {torch.version.cuda}"
 
 
 def require_numerics(device: str, wanted: str) -> None:
