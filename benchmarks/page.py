@@ -14,7 +14,7 @@ from benchmarks.building.scale_tables import (
     writers_part,
 )
 from benchmarks.datasets.duplicates_tables import duplicates_part
-from benchmarks.gpu.builds_tables import builds_part
+from benchmarks.gpu.builds_tables import builds_part, detectors_part
 from benchmarks.gpu.reference_tables import reference_part
 from benchmarks.gpu.tables import gpu_part, shares_part
 from benchmarks.privacy.harm_tables import harm_part
@@ -57,6 +57,7 @@ PARTS: Parts = {
     "encoder": (encoder_part, "make bench-encoder"),
     "gpu": (gpu_part, "make gpu-day"),
     "gpu builds": (builds_part, "make gpu-ray gpu-builds"),
+    "gpu detectors": (detectors_part, "make gpu-builds BUILDS_OPTIONS='--steps cuda-detectors full no-detectors'"),
     "gpu reference": (reference_part, "make bench-gpu-reference"),
 }
 """Parts of docs/performance.md."""

@@ -85,13 +85,16 @@ def gpu_rates(results: dict[str, Result]) -> Iterable[dict[str, Any]]:
 
 
 def build_of(results: dict[str, Result], device: str, step: str) -> dict[str, Any] | None:
-    """Return the rate of a build with Ray on a GPU, or None if it wasn't measured there."""
+    """Return the rate of a build with Ray on a GPU, or None if it wasn't measured there.
+
+    A build that kept no masks doesn't count, because finishing masks took no time.
+    """
     builds = results.get("gpu_builds")
     if builds is None or builds["machine"]["gpu"] != device:
         return None
     build = builds["measurements"].get(step, {})
     images_per_s = build.get("images_s_between_commits") or build.get("images_s")
-    if "failed" in build or not images_per_s:
+    if "failed" in build or not images_per_s or not build["masks"]:
         return None
     return {
         "images_per_s": rounded(images_per_s),

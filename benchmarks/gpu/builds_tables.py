@@ -15,7 +15,18 @@ BUILDS = {
 
 @part_of("gpu_builds")
 def builds_part(result: Result) -> str:
-    """Format the builds: times, rates, load, and which digests were the same."""
+    """Format all builds of one run of the benchmark."""
+    return builds_of(result)
+
+
+@part_of("gpu_builds-cuda-detectors-full-no-detectors")
+def detectors_part(result: Result) -> str:
+    """Format the builds that differ in where the detectors run."""
+    return builds_of(result)
+
+
+def builds_of(result: Result) -> str:
+    """Format builds: times, rates, load, and which digests were the same."""
     found = {name: one for name, one in result["measurements"].items() if not missing(one)}
     others = dict(result["measurements"])
     texts = [builds_table(found), digests(found)]
