@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 Precision = Literal["fp32", "bf16"]
 
-_MKL_MODE, _FIXED_MODE = "MKL_CBWR", "AUTO,STRICT"
+_MKL_MODE = "MKL_CBWR"
 """Variable with MKL's mode of conditional reproducibility, and the mode in which addresses don't matter."""
 
 _GPU_FILES = ("nvidia[0-9]*", "dxg", "kfd")  # device files of the NVIDIA driver, WSL, and the AMD driver
@@ -115,8 +115,7 @@ def apply_compute(compute: Compute) -> None:
     """Set torch's and OpenCV's threads, disable TF32, and call `fix_products`.
 
     OpenCV gets a single thread. TF32 is disabled because its results differ from those of fp32. On a CPU, this function
-    also makes the C library keep freed memory; see `keep_freed_memory`. It issues a `RuntimeWarning` if `fix_products`
-    comes too late.
+    also makes the C library keep freed memory; see `keep_freed_memory`.
     """
     import cv2
     import torch
@@ -124,41 +123,23 @@ def apply_compute(compute: Compute) -> None:
     fix_products()
     if compute.kind == "cpu":
         keep_freed_memory()
-        if _fixed_mode() and products_depend_on_addresses():
-            warnings.warn(
-                f"this process multiplied matrices before segmint could set {_MKL_MODE}, so the last bits of results "
-                f"depend on addresses in memory. Set {_MKL_MODE}={_FIXED_MODE} in the environment of the program",
-                RuntimeWarning,
-                stacklevel=2,
-            )
     torch.set_num_threads(compute.threads)
     cv2.setNumThreads(1)
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
 
 
-def fix_products(fixed: bool = True) -> None:
+def fix_products() -> None:
     """Make the bits of MKL's products independent of addresses, in this process and the processes that it starts.
 
     On Intel CPUs, MKL's results can depend on where an array lies in memory. This was seen on a Xeon with AMX. On AMD
     CPUs, they only depend on the address modulo 16 bytes, and all allocators align arrays to at least that. MKL reads
     its mode from the environment at the first product of a process, so call this function before. A strict or
-    compatible mode in the environment stays. Without `fixed`, MKL keeps its default mode from now on in this process,
-    for datasets of versions of segmint that didn't set it. On other CPUs, this function does nothing.
+    compatible mode in the environment stays. On other CPUs, this function does nothing.
     """
-    if _facts().get("vendor_id") != "GenuineIntel" or _Products.keep_default:
-        return
-    given = os.environ.get(_MKL_MODE, "")
-    if not fixed:
-        _Products.keep_default = True
-        if given == _FIXED_MODE:
-            del os.environ[_MKL_MODE]
-    elif not _fixed_mode():
-        os.environ[_MKL_MODE] = f"{given},STRICT" if given else _FIXED_MODE
-
-
-class _Products:
-    keep_default = False
+    if _facts().get("vendor_id") == "GenuineIntel" and not _fixed_mode():
+        given = os.environ.get(_MKL_MODE, "")
+        os.environ[_MKL_MODE] = f"{given},STRICT" if given else "AUTO,STRICT"
 
 
 def _fixed_mode() -> str:
@@ -166,21 +147,6 @@ def _fixed_mode() -> str:
     mode = os.environ.get(_MKL_MODE, "")
     is_fixed = mode.endswith(",STRICT") or mode == "COMPATIBLE"
     return mode if is_fixed and _facts().get("vendor_id") == "GenuineIntel" else ""
-
-
-def products_depend_on_addresses() -> bool:
-    """Return whether the bits of matrix products in this process depend on where their factors lie in memory.
-
-    The addresses are multiples of 16 bytes, because all allocators align arrays to at least that.
-    """
-    import torch
-
-    a, b = _noise(torch.float32, 96, 768), _noise(torch.float32, 768, 160)
-    for shift in range(4, 16, 4):  # in numbers of 4 bytes
-        moved = a.new_empty(a.numel() + shift)[shift:].view(a.shape)
-        if not torch.equal(moved.copy_(a) @ b, a @ b):
-            return True
-    return False
 
 
 def keep_freed_memory() -> None:
@@ -255,11 +221,6 @@ def cpu_bits(threads: int, precision: str) -> str:
     mode = _fixed_mode()
     names = [_facts().get("vendor_id", platform.machine()), *([f"{_MKL_MODE}={mode}"] if mode else [])]
     return ", ".join([*names, digest.hexdigest()[:12]])
-
-
-def records_fixed_products(bits: str) -> bool:
-    """Return whether `bits`, from `cpu_bits`, were computed in a mode of MKL in which addresses don't matter."""
-    return f", {_MKL_MODE}=" in bits
 
 
 def computes_bf16() -> bool:

@@ -19,7 +19,7 @@ from segmint.catalogs.reasons import Reason, RejectedError
 from segmint.infra.assets.cache import sha256_of
 from segmint.infra.assets.resolve import resolve
 from segmint.infra.deadline import Deadline
-from segmint.infra.device import device_failure, fix_products, records_fixed_products
+from segmint.infra.device import device_failure, fix_products
 from segmint.infra.errors import UsageError
 from segmint.infra.peak import measure_peak
 from segmint.infra.stopping import outlive_signals
@@ -169,8 +169,7 @@ def load_generator(settings: SegmentSettings) -> "MaskGenerator":
 def check_numerics(settings: SegmentSettings) -> None:
     """Raise `MixedNumericsError` if this process can't produce the same bits as the one that started the dataset."""
     wanted = settings.numerics
-    if wanted.device == "cpu":
-        fix_products(records_fixed_products(wanted.cpu))  # as earlier versions did, if one of them created the dataset
+    fix_products()
     here = observe_numerics(
         wanted.compute,
         wanted.points_per_chunk,

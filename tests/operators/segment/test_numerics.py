@@ -1,6 +1,5 @@
 """Numerics: equal ones agree, and differences are listed."""
 
-import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -259,23 +258,20 @@ def test_a_worker_without_bf16_instructions_is_refused_unless_bits_may_differ(
     assert load_generator(replace(settings, allow_mixed_numerics=True)).predictor.kernels is None
 
 
-def test_an_older_dataset_keeps_the_mode_of_mkl_that_it_began_with(
+def test_the_mode_of_mkl_is_set_and_recorded(
     here: Numerics, mobile_sam_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(infra_device, "_facts", lambda: {"vendor_id": "GenuineIntel"})
-    monkeypatch.setattr(infra_device._Products, "keep_default", False)
     monkeypatch.setattr(numerics, "cpu_bits", cpu_bits.__wrapped__)
     monkeypatch.setenv("MKL_CBWR", "")
     resolved = resolve_numerics(here.compute, ModelConfig(kernels="torch"), MasksConfig(), here.weights_sha256)
-    assert os.environ["MKL_CBWR"] == "AUTO,STRICT"
     assert ", MKL_CBWR=AUTO,STRICT, " in resolved.cpu
     settings = SegmentSettings(MasksConfig().settings(4), str(mobile_sam_path), resolved)
+    monkeypatch.setenv("MKL_CBWR", "")
     check_numerics(settings)
-    older = replace(resolved, cpu=resolved.cpu.replace("MKL_CBWR=AUTO,STRICT, ", ""))
-    check_numerics(replace(settings, numerics=older))
-    assert "MKL_CBWR" not in os.environ
+    without = replace(resolved, cpu=resolved.cpu.replace("MKL_CBWR=AUTO,STRICT, ", ""))
     with pytest.raises(MixedNumericsError, match="MKL_CBWR=AUTO,STRICT"):
-        check_numerics(settings)  # MKL has begun in its default mode
+        check_numerics(replace(settings, numerics=without))
 
 
 @pytest.mark.usefixtures("no_library")
