@@ -28,13 +28,12 @@ FACE_BAND = 0.25
 
 With 0.15, SAM still segmented the ellipse as an object. With 0.25, it didn't.
 """
-PLATE_MARGIN = 0.25
+PLATE_MARGIN = 0.3
 """Margin around a plate's corners, as a share of the plate's height."""
-PLATE_BAND = 1.0
-"""Width of the band around a plate, as a share of the margin."""
-
-_PLATE_SHARE = PLATE_MARGIN * PLATE_BAND / (1 + 2 * PLATE_MARGIN * (1 + PLATE_BAND))
+_PLATE_SHARE = 0.125
 """Width of the band around a plate, as a share of the height of the whole region."""
+PLATE_BAND = _PLATE_SHARE * (1 + 2 * PLATE_MARGIN) / (1 - 2 * _PLATE_SHARE) / PLATE_MARGIN
+"""Width of the band around a plate, as a share of the margin."""
 
 
 class Redactions(NamedTuple):

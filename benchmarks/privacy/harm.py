@@ -51,6 +51,13 @@ COMPLETE = ("ordinary",)
 """Sets in which every face and every plate is marked."""
 SETS = (*COMPLETE, "plates", "faces")
 
+VIEWS: dict[str, dict[str, list[str]]] = json.loads(Path(__file__).with_name("views.json").read_text())
+"""How each face of a set's photographs is seen, in the order of its `truth.json`, judged by eye.
+
+`profile` means that only one eye could be seen. `occluded` means that something else, or the border, covers a part of
+the eyes, nose, or mouth. Sunglasses don't count. All other faces are `frontal`.
+"""
+
 
 def _turned(angle: int) -> Callable[[Picture], Picture]:
     return lambda picture: picture.turned(angle)
@@ -126,19 +133,23 @@ def recorded_rows(path: Path) -> list[Row]:
 
 
 def photographs(folder: Path, only: Sequence[str] | None) -> Iterator[tuple[Path, Row]]:
-    """Yield the path and truth of each photograph of a set."""
+    """Yield the path and truth of each photograph of a set, with the views of its faces if `VIEWS` has them."""
+    views = VIEWS.get(folder.name, {})
     for name, truth in json.loads((folder / "truth.json").read_text()).items():
         if only is None or name in only:
+            if name in views:
+                for face, view in zip(truth["faces"], views[name], strict=True):
+                    face["view"] = view
             yield folder / name, truth
 
 
 def measure(path: Path, truth: Row, change: str, config: PrepareConfig, detectors: Sequence[Detector]) -> Row:
     """Prepare one version of a photograph, and return what happens to its marks and to everything else.
 
-    `marks` has an entry per mark that isn't hard: its kind, its side in pixels, whether it was found, whether it stays
-    visible because no detection shows it, and the share of its pixels under a mosaic. `false` has an entry per
-    redaction of something else: its kind, and its share of the image. `released` is false if the image was refused;
-    then nothing of it stays visible.
+    `marks` has an entry per mark that isn't hard: its kind, its side in pixels, its view if known, whether it was
+    found, whether it stays visible because no detection shows it, and the share of its pixels under a mosaic. `false`
+    has an entry per redaction of something else: its kind, and its share of the image. `released` is false if the image
+    was refused; then nothing of it stays visible.
     """
     data = path.read_bytes()
     with Image.open(io.BytesIO(data)) as image:
@@ -196,6 +207,8 @@ def mark_rows(marks: Sequence[Mark], found: Sequence[Detection], shape: tuple[in
         cv2.fillPoly(inside, [mark.points.round().astype(np.int32)], 1)
         is_found = any(each.kind == mark.kind and iou(each.box, mark.box) >= SAME for each in found)
         row = {"kind": mark.kind, "side": round(mark.side), "found": is_found}
+        if mark.view is not None:
+            row["view"] = mark.view
         row["visible"] = not any(shows(each, mark) for each in found)
         row["covered"] = round(float(hidden[inside.astype(bool)].mean()), 4)
         rows.append(row)

@@ -36,12 +36,13 @@ _SIDE = 1024  # maximum length of a composite's shorter side in pixels
 class Mark:
     """Mark of a face or plate, with the points (N, 2) x, y of its outline in pixels.
 
-    Detectors don't have to find a hard mark.
+    Detectors don't have to find a hard mark. `view` says how a face is seen, if that is known.
     """
 
     kind: Kind
     points: Points
     hard: bool
+    view: str | None = None
 
     @property
     def box(self) -> Box:
@@ -126,7 +127,9 @@ def marked(name: str, pixels: Pixels, truth: dict[str, Any]) -> Picture:
     """
     if [pixels.shape[1], pixels.shape[0]] != truth["size"]:
         raise SystemExit(f"{name} has {pixels.shape[1]} x {pixels.shape[0]} pixels: expected {truth['size']}")
-    marks = [Mark("face", _ellipse(*each["box"]), each["hard"]) for each in truth.get("faces", ())]
+    marks = []
+    for each in truth.get("faces", ()):
+        marks.append(Mark("face", _ellipse(*each["box"]), each["hard"], each.get("view")))
     for each in truth.get("plates", ()):
         corners = each.get("quad")
         points = _rectangle(*each["box"]) if corners is None else np.array(corners, float)

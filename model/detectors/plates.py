@@ -44,6 +44,7 @@ _LEVELS = ((8, (24, 48)), (16, (96, 192)), (32, (384, 768)))
 _CENTER_VARIANCE = 0.1
 _SIZE_VARIANCE = 0.2
 _SAME_PLATE_IOU = 0.3
+_LEAST_PART = 0.1  # minimum score of a detection whose corners count for the box of a plate
 _WINDOW = 256  # minimum side in pixels of the enlarged window around a spot
 _LONG_SCORE = 0.1  # minimum score of a spot that is longer than half of that
 _LONG_PIXELS = 4_000_000  # maximum number of pixels in an image for that
@@ -143,16 +144,19 @@ class PlateDetector:
         """
         pixels = image.shape[0] * image.shape[1]
         fit = min(1.0, (self._max_pixels / pixels) ** 0.5)
-        views, spots = [], []
+        views, hits = [], []
         whole = [scale for scale in self._scales if scale <= 1 or pixels <= self._enlarged_pixels]
         for scale in whole:
             found = search(image, self._find, scale * fit, self._tile_side, self._tile_overlap, self._resize)
             views.append(self._view(found))
-            spots += [each for _, each in found]
+            hits += [each for _, each in found]
         if self._glance is not None and len(whole) < len(self._scales):
+            spots = tuple(hits)
             for scale in self._closer_scales:
-                views.append(self._view(_search_around(image, self._find, spots, scale * fit)))
-        return agreed(views, self.score)
+                found = list(_search_around(image, self._find, spots, scale * fit))
+                views.append(self._view(found))
+                hits += [each for _, each in found]
+        return agreed(views, hits, self.score)
 
     def look(self, window: Pixels) -> list[Detection]:
         """Search a view of a candidate, (H, W, 3) uint8 RGB, at its own size and at scores from `LOOK_SCORE`.
@@ -231,12 +235,13 @@ def _search_around(
     return search_tiles(image, find, scale, places)
 
 
-def agreed(views: Sequence[Sequence[Detection]], score: float) -> list[Detection]:
+def agreed(views: Sequence[Sequence[Detection]], hits: Sequence[Detection], score: float) -> list[Detection]:
     """Combine detections from several views of one image, best score first.
 
     A detection with a score of at least `score` counts only if another view confirms it. For this, the other view needs
     a detection with any score whose box has an IoU of at least 0.3 with it. The combined detection keeps its score. Its
-    box becomes the rectangle around the corners of all detections that overlap it in this way.
+    box becomes the rectangle around the corners of all detections that overlap it in this way. Its corners also enclose
+    those of unsure `hits` there, with a score of at least `_LEAST_PART`, because a plate may extend further.
     """
     every = [(index, found) for index, view in enumerate(views) for found in view]
     seeds = merge(by_score(found for _, found in every if found.score >= score))
@@ -244,15 +249,17 @@ def agreed(views: Sequence[Sequence[Detection]], score: float) -> list[Detection
     for seed in seeds:
         members = [(index, found) for index, found in every if iou(seed.box, found.box) >= _SAME_PLATE_IOU]
         if len({index for index, _ in members}) > 1:
-            result.append(_around(seed, [found for _, found in members]))
+            parts = [found for _, found in members]
+            unsure = [hit for hit in hits if hit.score >= _LEAST_PART and iou(seed.box, hit.box) >= _SAME_PLATE_IOU]
+            result.append(replace(seed, box=bounds(_enclosing(parts)), quad=_enclosing([*parts, *unsure])))
     return merge(by_score(result))
 
 
-def _around(seed: Detection, members: Sequence[Detection]) -> Detection:
+def _enclosing(members: Sequence[Detection]) -> Quad:
+    """Return the corners of the smallest rectangle, of any orientation, around the corners of all members."""
     points = np.array([point for member in members for point in member.quad or ()], np.float32)
     corners: Floats = np.asarray(cv2.boxPoints(cv2.minAreaRect(points)), np.float32)
-    quad = _quad([(float(x), float(y)) for x, y in corners])
-    return replace(seed, box=bounds(quad), quad=quad)
+    return _quad([(float(x), float(y)) for x, y in corners])
 
 
 def _box(values: Sequence[float]) -> Box:

@@ -214,7 +214,14 @@ def against_reference() -> dict[str, Any]:
 
 def harm() -> dict[str, Any]:
     def mark(kind: str, visible: bool, covered: float) -> dict[str, Any]:
-        return {"kind": kind, "side": 40, "visible": visible, "found": not visible, "covered": covered}
+        return {
+            "kind": kind,
+            "side": 40,
+            "view": "frontal",
+            "visible": visible,
+            "found": not visible,
+            "covered": covered,
+        }
 
     row = {"change": "upright", "pixels": 187_500, "cpu_seconds": 0.5, "released": True}
     both = [mark("face", True, 0.0), mark("face", False, 1.0)]
@@ -338,7 +345,7 @@ def test_tables_have_the_results_figures(recorded: Path) -> None:
     assert "composite; clp found 0 of 0 license plates upright](images/recall.svg)" in "".join(part(page, "privacy"))
     harmful = part(page, "harm")
     assert "| ordinary, upright | 2 | 500 (1) | 0 (0) | 500 (1) | 50.0% | 1.00% | 0.50 |" in harmful
-    assert "| ordinary, upright: faces | 0 of 0 | 1 of 2 | 0 of 0 | 0 of 0 |" in harmful
+    assert "| ordinary, upright: faces | 0 of 0 | 1 of 2 | 0 of 0 | 0 of 0 | 1 of 2 |  |  |" in harmful
     assert "| plates, upright | 1 | 1 | 100.0% | 100.0% | 0.0% | 0.50 |" in harmful
     assert "detectors on the GPU: stopped after 140 s" in "".join(part(page, "gpu detectors"))
     builds = part(page, "gpu builds")

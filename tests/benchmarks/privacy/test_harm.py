@@ -1,13 +1,14 @@
 """The benchmark of harm: what counts as visible, found, covered, and false, and what the tables show."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from benchmarks.privacy.harm import CHANGES, false_rows, mark_rows, recorded_rows, replaced
+from benchmarks.privacy.harm import CHANGES, false_rows, mark_rows, photographs, recorded_rows, replaced
 from benchmarks.privacy.harm_tables import harm_part
-from benchmarks.privacy.pictures import Mark, Picture
+from benchmarks.privacy.pictures import Mark, Picture, marked
 from segmint.model.detectors.detection import Box, Detection
 from segmint.operators.prepare.deidentify import deidentify
 
@@ -55,6 +56,17 @@ def test_every_change_moves_the_marks_along(name: str) -> None:
     assert inside > 2 * changed.pixels[: y0 - 2].mean()
 
 
+def test_a_mark_keeps_its_view(tmp_path: Path) -> None:
+    folder = tmp_path / "ordinary"
+    folder.mkdir()
+    face_box = {"box": [30, 30, 40, 40], "hard": False}
+    (folder / "truth.json").write_text(json.dumps({"p094.jpg": {"size": [300, 200], "faces": [face_box, face_box]}}))
+    ((path, truth),) = photographs(folder, None)
+    picture = marked(path.name, np.zeros((*SHAPE, 3), np.uint8), truth)
+    rows = mark_rows([*picture.marks, mark(60, 80, 140, 120)], [], SHAPE)
+    assert [row.get("view") for row in rows] == ["frontal", "profile", None]
+
+
 def test_rows_of_another_rule_are_measured_again(tmp_path: Path) -> None:
     path = tmp_path / "harm.json"
     assert recorded_rows(path) == []
@@ -65,7 +77,7 @@ def test_rows_of_another_rule_are_measured_again(tmp_path: Path) -> None:
 
 
 def test_the_tables_count_per_thousand_images_and_by_photograph() -> None:
-    seen = {"kind": "face", "side": 40, "found": False, "visible": True, "covered": 0.0}
+    seen = {"kind": "face", "side": 40, "view": "profile", "found": False, "visible": True, "covered": 0.0}
     hidden = {"kind": "face", "side": 70, "found": True, "visible": False, "covered": 0.9}
     row = {"set": "ordinary", "change": "upright", "released": True, "cpu_seconds": 0.5}
     rows = [{**row, "picture": f"{i}", "marks": [seen] * (i == 0), "false": []} for i in range(20)]
@@ -77,6 +89,6 @@ def test_the_tables_count_per_thousand_images_and_by_photograph() -> None:
     text = harm_part({"harm": {**result, "machine": {**machine, "load_average_before": 0}}})
     assert "| ordinary, upright | 20 | 50 (1) | 0 (0) | 100 (2) | 5.0% (" in text
     assert "| 0.23% | 0.50 |" in text or "| 0.22% | 0.50 |" in text
-    assert "| ordinary, upright: faces | 0 of 0 | 1 of 1 | 0 of 0 | 0 of 0 |" in text
+    assert "| ordinary, upright: faces | 0 of 0 | 1 of 1 | 0 of 0 | 0 of 0 |  | 1 of 1 |  |" in text
     assert "| faces, upright | 10 | 10 | 100.0% (" in text
     assert harm_part({}) == ""

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from segmint.model.detectors.detection import Detection
+from segmint.model.detectors.detection import Detection, bounds
 from segmint.model.detectors.plates import PlateDetector, agreed, anchors, decode
 
 
@@ -34,13 +34,16 @@ def test_decoding_moves_by_a_tenth_and_grows_by_e_to_a_fifth() -> None:
 
 def test_a_plate_needs_a_second_view_and_covers_what_all_of_them_saw() -> None:
     part, whole, alone = plate(0.98, 0, 0, 60, 30), plate(0.4, 0, 0, 100, 30), plate(0.99, 200, 0, 300, 30)
-    (found,) = agreed([[part], [whole], [alone]], score=0.5)
+    wider, too_unsure = plate(0.1, -20, 0, 60, 30), plate(0.09, 0, -20, 60, 30)
+    (found,) = agreed([[part], [whole], [alone]], [part, whole, alone, wider, too_unsure], score=0.5)
     assert found.score == 0.98
     assert found.box == pytest.approx((0, 0, 100, 30), abs=1e-3)
+    assert bounds(found.quad or ()) == pytest.approx((-20, 0, 100, 30), abs=1e-3)
 
 
 def test_two_views_that_are_both_unsure_are_no_plate() -> None:
-    assert agreed([[plate(0.4, 0, 0, 60, 30)], [plate(0.45, 0, 0, 60, 30)]], score=0.5) == []
+    first, second = plate(0.4, 0, 0, 60, 30), plate(0.45, 0, 0, 60, 30)
+    assert agreed([[first], [second]], [first, second], score=0.5) == []
 
 
 def test_a_large_image_is_searched_in_windows_of_bounded_size() -> None:
