@@ -52,7 +52,7 @@ COMPLETE = ("ordinary",)
 SETS = (*COMPLETE, "plates", "faces")
 
 VIEWS: dict[str, dict[str, list[str]]] = json.loads(Path(__file__).with_name("views.json").read_text())
-"""How each face of a set's photographs is seen, in the order of its `truth.json`, judged by eye.
+"""Views of the faces in a set's photographs, in the order of its `truth.json`, judged by eye.
 
 `profile` means that only one eye could be seen. `occluded` means that something else, or the border, covers a part of
 the eyes, nose, or mouth. Sunglasses don't count. All other faces are `frontal`.
