@@ -199,7 +199,7 @@ def usable_polygons(polygons: Sequence[Any], size: Size) -> list[list[float]]:
         steps += float((np.abs(points - np.roll(points, 1, axis=0)).max(axis=1) + 1).sum())
     if not usable:
         raise UnreadableMaskError("none of its polygons is a list x, y, x, y, … of at least three points")
-    values = np.concatenate(usable)
+    values = np.asarray([value for polygon in usable for value in polygon], np.float64)
     if values.max() <= 1 and (values % 1).any():
         raise UnreadableMaskError(
             "its polygons are within the first pixel, so their coordinates are probably shares of the image: expected "
