@@ -29,6 +29,7 @@ from segmint.infra.storage.location import Location
 from segmint.infra.uris import (
     ALLOWED_SCHEMES,
     LOCAL,
+    SUSPICIOUS,
     UriNotAllowedError,
     fit_to_keep,
     only_path,
@@ -54,7 +55,6 @@ _PUBLISHED_TEXT: dict[str, Callable[[str], str]] = {
     "source_url": redact,
     "refused_detail": redact,
 }
-_SUSPICIOUS = "(?s)://.*[@=]"
 _OPTIONAL_STORES = f"(?i)^({'|'.join(sorted(ALLOWED_SCHEMES - {LOCAL, 's3'}))})://"
 
 # By default, DuckDB would turn a folder such as `image_id=1` in a file's path into a column.
@@ -247,7 +247,7 @@ def _fit_to_publish(batch: pa.RecordBatch) -> pa.RecordBatch:
             continue  # an added column
         column = batch.column(name)
         # Few texts are suspicious, so only a few pass through Python.
-        suspicious = pc.match_substring_regex(column, _SUSPICIOUS)
+        suspicious = pc.match_substring_regex(column, SUSPICIOUS)
         if name == "license":
             suspicious = pc.or_(suspicious, pc.greater(pc.utf8_length(column), LONGEST))
         suspects = pc.indices_nonzero(suspicious.fill_null(False))

@@ -202,7 +202,7 @@ def _unfit(base: Location, name: str) -> str | None:
 
 def _row(base: Location, image: _ScannedImage, common: Mapping[str, Any]) -> dict[str, Any]:
     row = {**common, "uri": str(base / image.name), "image_id": image.name}
-    for name in sorted(image.sidecars, reverse=True):  # .license, then .json
+    for name in sorted(image.sidecars, key=str.lower, reverse=True):  # .license, then .json
         file = base / name
         where, data = str(file), file.read(max_bytes=_SIDECAR_BYTES)
         row.update(_from_json(where, data) if name.lower().endswith(".json") else _from_license(where, data))

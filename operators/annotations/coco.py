@@ -176,7 +176,8 @@ def usable_polygons(polygons: Sequence[Any], size: Size) -> list[list[float]]:
     Points and lines have no area, so they are left out beside other polygons. Raises `UnreadableMaskError` if a polygon
     is invalid, or if none has three points. pycocotools checks nothing and treats four numbers as a box. Some tools
     write points slightly outside the image, so a point may be outside by 2 % of the side or 2 pixels. Points farther
-    outside probably refer to another size of the image. `size` is the image's (height, width).
+    outside probably refer to another size of the image, and polygons with fractions of the first pixel to shares of the
+    image, so they are invalid. `size` is the image's (height, width).
     """
     farthest = size[1], size[0]
     steps = 0.0
@@ -198,6 +199,12 @@ def usable_polygons(polygons: Sequence[Any], size: Size) -> list[list[float]]:
         steps += float((np.abs(points - np.roll(points, 1, axis=0)).max(axis=1) + 1).sum())
     if not usable:
         raise UnreadableMaskError("none of its polygons is a list x, y, x, y, … of at least three points")
+    values = np.asarray([value for polygon in usable for value in polygon], np.float64)
+    if values.max() <= 1 and (values % 1).any():
+        raise UnreadableMaskError(
+            "its polygons are within the first pixel, so their coordinates are probably shares of the image: expected "
+            "pixels"
+        )
     if steps > LONGEST_OUTLINE:
         raise UnreadableMaskError(
             f"its polygons have {len(usable):,} outlines of {steps:,.0f} pixels: the limit is {LONGEST_OUTLINE:,}"

@@ -15,7 +15,7 @@ from segmint.catalogs.reasons import RejectedError
 from segmint.model.automatic.rle import encode_runs
 from segmint.operators.annotations.image import LONGEST_SIDE, AnnotatedMask, Size
 from segmint.operators.prepare.containers import check_png_rows, check_whole
-from segmint.operators.prepare.ingest import check_strips
+from segmint.operators.prepare.ingest import check_strips, clean_message
 
 ENDINGS = (".png", ".tif", ".tiff", ".npy")
 """File name endings that label maps may have."""
@@ -193,7 +193,7 @@ def _of_picture(data: bytes, size: Size | None, is_picture: bool) -> NDArray[np.
     except RejectedError as error:
         raise UnreadableMapError(error.detail) from error
     except Exception as error:  # decoders raise anything, from OSError to TypeError
-        raise UnreadableMapError(f"it can't be decoded: {error}") from error
+        raise UnreadableMapError(f"it can't be decoded: {clean_message(str(error))}") from error
 
 
 def _numbers(picture: Image.Image, data: bytes) -> NDArray[np.int64]:

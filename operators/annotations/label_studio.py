@@ -80,9 +80,10 @@ def read_tasks(
 
     A mask's id is the id of its region if that is a number. Results with the same id form a region, whose label may be
     in any of them. Results that aren't objects or have no shape are ignored. Beside a mask, so are prompts: keypoints,
-    and rectangles that contain a mask. They are listed in the image's `prompts`. Other shapes are unreadable masks. If
-    an image was exported in parts, its tasks contain `PART_KEY`. The masks of all parts are combined into one image,
-    which is yielded at the end. A part without an annotation is listed as unreadable.
+    and rectangles that contain a mask. They are listed in the image's `prompts`. Other shapes are unreadable masks, and
+    so are the masks of a task if they belong to several images. If an image was exported in parts, its tasks contain
+    `PART_KEY`. The masks of all parts are combined into one image, which is yielded at the end. A part without an
+    annotation is listed as unreadable.
 
     Raises `KeyError` or `TypeError` if the items aren't tasks.
     """
@@ -216,6 +217,11 @@ def _add_regions(image: AnnotatedImage, regions: Sequence[Mapping[str, Any]]) ->
             with_shape.add(key)
     drawn: dict[object, list[Any]] = {}
     others = []
+    strokes = [region for _, _, value, region in shapes if "rle" in value]
+    if len({(str(region.get("to_name")), region.get("item_index") or 0) for region in strokes}) > 1:
+        for region in strokes:
+            image.leave_out(_number(region.get("id")), "its task contains masks of several images")
+        return
     for kind, key, value, region in shapes:
         if "rle" not in value:
             if kind != _LABELS or key not in with_shape:

@@ -259,6 +259,7 @@ SECRETS = ("hunter2", "wJalr/XUtnFEMI/K7MDENG+bPxRfiCYz", "hunter3@hunter4:hunte
         "s3://user:{}@bucket/line\nbreak",
         "s3://bucket/key?X-Amz-Credential=AKIAIOSFODNN7EXAMPLE&X-Amz-Signature={}",
         "gs://bucket/key?X-Goog-Signature={}",
+        "az://container/key.jpg?sv=2024-11-04&sp=r&sig={}",
     ],
 )
 def test_no_door_takes_a_credential_or_repeats_it(uri: str, secret: str) -> None:

@@ -30,7 +30,8 @@ def find_homes(
     """Create two tables: `found` with the outcome of each entry, and `chosen` with the ordinals of selected entries.
 
     If several entries belong to one image, the entry that was saved last is selected. Without times, the first entry is
-    selected.
+    selected. But if the image is looked up, and these entries have different names, such as `a/1.jpg` and `b/1.jpg`,
+    they may be different photographs, so none is selected.
     """
     for name in ("answers", "masks"):
         path = quoted(only_path(folder / f"read-{name}.parquet"))
@@ -58,13 +59,18 @@ def find_homes(
     database.execute(
         """CREATE TEMP TABLE found AS
         WITH counted AS (SELECT submission, count(*) AS homes, min(ordinal) AS ordinal FROM homes GROUP BY submission),
+             named AS (SELECT counted.ordinal, count(DISTINCT name) AS names
+                       FROM counted JOIN read_answers USING (submission) WHERE homes = 1 GROUP BY counted.ordinal),
              ranked AS (SELECT submission, counted.ordinal, row_number() OVER
                           (PARTITION BY counted.ordinal ORDER BY read.saved DESC NULLS LAST, submission) AS rank
                         FROM counted JOIN read_answers read USING (submission) WHERE homes = 1)
         SELECT read.submission, read.name, ranked.ordinal,
                CASE WHEN counted.homes IS NULL THEN 'unknown' WHEN counted.homes > 1 THEN 'ambiguous'
+                    WHEN $looked_up AND named.names > 1 THEN 'ambiguous'
                     WHEN ranked.rank > 1 THEN 'superseded' ELSE 'chosen' END AS status
-        FROM read_answers read LEFT JOIN counted USING (submission) LEFT JOIN ranked USING (submission)"""
+        FROM read_answers read LEFT JOIN counted USING (submission) LEFT JOIN ranked USING (submission)
+        LEFT JOIN named ON named.ordinal = ranked.ordinal""",
+        {"looked_up": match is not MatchMode.NUMBER},
     )
     database.execute("CREATE TEMP TABLE chosen AS SELECT submission, ordinal FROM found WHERE status = 'chosen'")
 

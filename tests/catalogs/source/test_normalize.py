@@ -17,7 +17,7 @@ from segmint.catalogs.source.check import check
 from segmint.catalogs.source.normalize import normalize
 from segmint.catalogs.source.scan import write_catalog
 from segmint.infra.errors import UsageError
-from segmint.infra.uris import UriNotAllowedError, relative_to
+from segmint.infra.uris import UriNotAllowedError, redact, relative_to
 from tests.support.locations import location_of
 
 ids = st.lists(st.sampled_from([None, "", "a", "b", "B", "é", "e\u0301", "a b", "1", "01"]), max_size=30)
@@ -169,6 +169,26 @@ def test_memory_does_not_grow_with_the_catalog(tmp_path: Path) -> None:
     large, duplicates = peak_megabytes(2_500_000, tmp_path)
     assert duplicates == 2_500
     assert large - small < 150, f"{small} MB at 250,000 rows, {large} MB at ten times as many"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "https://host/hf_abcdefghijklmnopqrstuvwxyz0123456789/a.jpg",
+        "https://host/ghp_abcdefghijklmnopqrstuvwxyz0123456789/a.jpg",
+        "https://host/a.jpg?sig%3dhunter2",
+        "//host/a.jpg?access_token=hunter2",
+        "Jo, AKIAIOSFODNN7EXAMPLE",
+        "Authorization: Bearer hunter2",
+    ],
+)
+def test_credentials_are_redacted_without_a_url_in_its_usual_form(tmp_path: Path, text: str) -> None:
+    columns = ("attribution", "provider", "source_url", "license", "refused_detail")
+    rows = [{"uri": "a.jpg", "refused_reason": "unfit", **dict.fromkeys(columns, text)}]
+    (found,) = rows_of(catalog_of(tmp_path / "c.jsonl", rows), tmp_path / "n.parquet")
+    assert redact(text) != text
+    for column in columns:
+        assert found[column] == redact(text)
 
 
 def test_credentials_in_a_catalog_are_redacted_and_cost_no_image(

@@ -141,6 +141,12 @@ def test_a_sidecar_whose_name_has_another_case_is_reported(tmp_path: Path) -> No
     }
 
 
+def test_json_overrides_a_license_file_in_any_case(tmp_path: Path) -> None:
+    make(tmp_path, {"a.jpg": "", "a.jpg.json": '{"license": "CC-BY-4.0"}', "a.jpg.LICENSE": "CC0-1.0"})
+    make(tmp_path, {"b.jpg": "", "b.jpg.JSON": '{"license": "CC-BY-4.0"}', "b.jpg.license": "CC0-1.0"})
+    assert [row["license"] for row in scan(location_of(tmp_path))] == ["CC-BY-4.0", "CC-BY-4.0"]
+
+
 def test_an_invalid_license_is_refused_before_anything_is_read() -> None:
     with pytest.raises(UsageError, match="did you mean CC-BY-4"):
         next(scan(Location(Storage(), "/nowhere"), license="CC-BY"))

@@ -106,6 +106,7 @@ def test_parts_without_area_are_left_out(part: list[float], info: dict[str, str]
         ([[1, 2, 43, 3, 5, 6]], "coordinate 43: expected pixels of the image, from 0 to 40"),
         ([[1, 2, 3, -3, 5, 6]], "coordinate -3: expected pixels of the image, from 0 to 30"),
         ([[20, 10, 60, 10, 60, 50, 20, 50]], "coordinate 60: expected pixels of the image"),  # in 80 x 60 pixels
+        ([[0.5, 0.5, 1, 0.5, 1, 1], [0, 0, 1, 0]], "probably shares of the image"),
         ([[0, 0, 40, 0] * 15_000], "1 outlines of 1,230,000 pixels: the limit is 1,000,000"),
         ([[0, 0, 40, 0] * 1_500] * 10, "10 outlines of 1,230,000 pixels"),
     ],
@@ -118,6 +119,11 @@ def test_a_mask_that_cannot_be_read_is_listed_and_costs_no_other(segmentation: A
     assert line.startswith("mask 3: ")
     assert why in line
     assert image.unreadable_ids == [3]
+
+
+def test_the_first_pixel_may_be_a_mask() -> None:
+    (found,) = read(mask([[0, 0, 1, 0, 1, 1, 0, 1]])).images[0].masks
+    assert (found.area, found.pixels()[0, 0]) == (1, True)
 
 
 def test_an_area_too_large_for_a_float_is_not_stated() -> None:

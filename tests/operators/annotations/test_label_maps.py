@@ -163,7 +163,7 @@ def test_pictures_of_few_bits_are_scaled() -> None:
     ("name", "data", "why"),
     [
         ("a.jpg", b"", "extension is .jpg"),
-        ("a.png", b"junk", "can't be decoded"),
+        ("a.png", b"junk", "can't be decoded: cannot identify image file it"),
         ("a.png", picture(palette(), "PNG")[:60], "can't be decoded"),
         ("a.png", picture(palette().convert("RGB"), "PNG"), "RGB, a color"),
         ("a.npy", b"junk", "not a NumPy array"),

@@ -148,6 +148,17 @@ def test_shapes_that_cannot_be_read_are_listed_beside_a_mask(result: dict[str, A
     assert (len(image.masks), len(image.unreadable), len(image.prompts)) == (1, problems, 1)
 
 
+@pytest.mark.parametrize("other", [{"to_name": "second"}, {"item_index": 1}])
+def test_masks_of_several_images_in_a_task_are_unreadable(other: dict[str, Any]) -> None:
+    first = {"to_name": "image", "item_index": 0}
+    ((image, _),) = read_tasks([task(region(**first), region(**{**first, **other}, id="7"))])
+    assert (image.masks, image.unreadable_ids) == ([], [10_000, 7])
+    assert image.unreadable[1] == "mask 7: its task contains masks of several images"
+    rating = {"id": "r", "type": "choices", **other, "value": {"choices": ["good"]}}
+    ((image, _),) = read_tasks([task(region(to_name="image"), region("dog", **first, id="7"), rating)])
+    assert (len(image.masks), image.unreadable) == (2, [])
+
+
 def test_what_has_no_result_is_no_answer() -> None:
     path = {"image": "sa_1.jpg"}
     old = {"result": [region()], "updated_at": "2026-01-01T00:00:00Z"}
