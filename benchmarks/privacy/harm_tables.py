@@ -1,4 +1,4 @@
-"""Tables of docs/performance.md about harm: faces and plates that stay visible, and false redactions."""
+"""Tables of docs/privacy.md about harm: faces and plates that stay visible, and false redactions."""
 
 from collections.abc import Callable, Sequence
 from typing import Any

@@ -31,6 +31,7 @@ class DetectorSpec:
     kind: Kind
     detector: str  # `mtcnn`, `clp`, or the absolute path or URI of a file
     sha256: str | None = None  # hash of the file, set by `pinned`
+    repeats_build: bool = False  # whether the build used the same detector
 
     @classmethod
     def of(cls, text: str) -> "DetectorSpec":

@@ -149,8 +149,10 @@ class SearchPlan:
             known = find_detectors(manifest, self.build, self.storage, self.device)
         names = distinct_names(self.given, frozenset((each.kind, each.name) for each in known))
         given = tuple(each.load(name, self.device, self.resolve) for each, name in zip(self.given, names, strict=True))
+        used = set() if manifest is None else {_recorded(manifest)[part]["detector"] for part in _PARTS}
         by_name: dict[tuple[str, str], DetectorSpec] = {
-            (each.kind, name): each for each, name in zip(self.given, names, strict=True)
+            (each.kind, name): replace(each, repeats_build=(each.sha256 or each.detector) in used)
+            for each, name in zip(self.given, names, strict=True)
         }
         return Searcher(
             (*known, *given),
@@ -224,7 +226,7 @@ class PrivacySummary:
                     found=len(by_detector.get(key, ())),
                     images=len(set(by_detector.get(key, ()))),
                     inside_regions=self.inside_regions[key],
-                    origin="audit" if key in self.given else "build",
+                    origin="audit" if key in self.given and not self.given[key].repeats_build else "build",
                     sha256=self.given[key].sha256 if key in self.given else None,
                     failed=self.failures[key],
                 )

@@ -72,7 +72,7 @@ class DetectorCounts:
     found: int  # remaining detections
     images: int  # images with a remaining detection
     inside_regions: int  # detections inside redacted regions
-    origin: Literal["build", "audit"] = "build"  # whether the build or the user's options name it
+    origin: Literal["build", "audit"] = "build"  # `audit`: the user named it, and the build didn't use it
     sha256: str | None = None  # hash of the detector's file, if the user named one
     failed: int = 0  # images that it failed to search
 

@@ -6,7 +6,7 @@ from textwrap import wrap
 
 from segmint.catalogs.findings import AREAS, EXAMPLES, INTEGRITY, SENTENCES, Code
 from segmint.catalogs.reasons import Reason
-from segmint.infra.wording import counted, number, some
+from segmint.infra.wording import counted, listed, number, some
 from segmint.operators.schemas import AUTOMATIC
 from segmint.pipeline.quality.audit.result import AuditReport, Duplicates, Licenses, PrivacyResult, UnsearchedImages
 from segmint.pipeline.quality.statistics.values import Statistics
@@ -15,6 +15,8 @@ _WIDTH = 13  # characters of an area's name
 _LINE = 110
 _NOT_AUDITED = "not audited: licenses, privacy, duplicates, statistics"
 
+SMALLEST_FACE = 20
+"""Side in pixels of the smallest face that mtcnn searches for. Rotated images are first searched at half size."""
 SHOWN = 5
 """Maximum number of findings to print per code. The JSON result lists more."""
 
@@ -61,15 +63,39 @@ def verdict(report: AuditReport) -> str:
     if gaps and not report.images_searched:
         return f"no image was searched for faces and plates ({', '.join(gaps)}); {counts} otherwise"
     counts = counts if total else "no findings"
-    if report.privacy is not None and report.privacy.residual:
-        residual = counted(report.privacy.residual, "detection")
-        counts += f"; {residual} caused by redaction and left (--strict counts them)"
     if report.privacy is not None:
-        left = {"unconfirmed by the build": report.privacy.unconfirmed}
+        left = {
+            "caused by redaction and left": report.privacy.residual,
+            "unconfirmed by the build": report.privacy.unconfirmed,
+        }
         left |= {f"released by {name}": number for name, number in report.privacy.left_alone.items()}
         for what, number in left.items():
             counts += f"; {counted(number, 'detection')} {what} (--strict counts them)" * bool(number)
+        counts = "; ".join([counts, *_searchers(report.privacy)])
+        gaps += _limits(report.privacy)
     return f"{counts}; not searched: {', '.join(gaps)}" if gaps else counts
+
+
+def _searchers(privacy: PrivacyResult) -> Iterator[str]:
+    """Name the detectors that the build didn't use, and the kinds that only the build's detectors searched."""
+    own = {each.kind for each in privacy.detectors if each.origin == "build"}
+    for each in privacy.detectors:
+        if each.origin == "audit" and each.failed < privacy.images_checked:
+            own.discard(each.kind)
+            yield f"another {each.kind} detector searched: {each.name} (SHA-256 {each.sha256 or 'unknown'})"
+    if own:
+        yield f"only the build's own {listed(sorted(own))} detectors searched, and they repeat their own misses"
+
+
+def _limits(privacy: PrivacyResult) -> Iterator[str]:
+    """Describe the sizes and rotations that the detectors didn't search."""
+    for each in privacy.detectors:
+        if each.name == "mtcnn" and each.origin == "build":
+            yield f"faces under {SMALLEST_FACE} px (rotated: {2 * SMALLEST_FACE} px) by mtcnn"
+        if each.kind == "plate":
+            yield f"rotated plates by {each.name}"
+    if privacy.not_turned:
+        yield f"faces rotated by {' or '.join(f'{angle}°' for angle in privacy.not_turned)}"
 
 
 def _finding_lines(report: AuditReport) -> list[str]:
@@ -184,11 +210,7 @@ def _privacy_lines(report: AuditReport, privacy: PrivacyResult, findings: int) -
     if not privacy.images_checked:
         return ["no image was searched", *details]
     images = counted(max(report.checked.images, *(gap.of for gap in report.unsearched), 0), "image")
-    angles = " or ".join(f"{angle}°" for angle in privacy.not_turned)
-    lines = [
-        f"{_findings(findings)}; {privacy.images_checked:,} of {images} searched"
-        + (f", but for faces not rotated by {angles}" if angles else "")
-    ]
+    lines = [f"{_findings(findings)}; {privacy.images_checked:,} of {images} searched"]
     for detector in privacy.detectors:
         inside = detector.inside_regions
         lines.append(

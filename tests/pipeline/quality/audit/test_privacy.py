@@ -17,6 +17,7 @@ from segmint.catalogs.findings import Code, FindingLocation
 from segmint.catalogs.layout import config_sha256
 from segmint.infra.assets.cache import sha256_of
 from segmint.infra.errors import UsageError
+from segmint.model.detectors.cascade import CascadeDetector
 from segmint.model.detectors.detection import Kind
 from segmint.operators.audit.detectors import DetectorSpec
 from segmint.operators.audit.isolated import IsolatedDetector
@@ -29,7 +30,7 @@ from segmint.pipeline.quality.audit.audit import AuditOptions, audit_dataset
 from segmint.pipeline.quality.audit.privacy import PrivacySummary, SearchResult
 from segmint.pipeline.quality.audit.result import AuditReport, DetectorAgreement, UnsearchedImages
 from segmint.pipeline.quality.audit.result_json import from_json, to_dict, to_json
-from segmint.pipeline.quality.audit.result_text import result_lines
+from segmint.pipeline.quality.audit.result_text import SMALLEST_FACE, result_lines
 from segmint.pipeline.quality.statistics.values import json_value
 from tests.support.builds import photograph
 from tests.support.committed_shard import CommittedShard, change_manifest
@@ -107,6 +108,35 @@ def verdict(report: AuditReport) -> str:
     return line
 
 
+LIMITS = "faces under 20 px (rotated: 40 px) by mtcnn", "rotated plates by clp"
+"""What the bundled detectors don't search, as the verdict says it."""
+
+
+def only_own(kinds: str) -> str:
+    return f"only the build's own {kinds} detectors searched, and they repeat their own misses"
+
+
+def test_the_smallest_face_is_the_one_that_mtcnn_searches_for() -> None:
+    detector, _ = build_detectors(DeidentifyConfig())
+    assert isinstance(detector, CascadeDetector)
+    assert detector._smallest == SMALLEST_FACE
+
+
+def test_the_builds_own_file_is_no_other_detector(dataset: Path, modules: Path, tmp_path: Path) -> None:
+    """A copy with another name is the same detector, and a file with other bytes is another one."""
+    copy = tmp_path / "copy.pt"
+    copy.write_bytes((modules / "large.pt").read_bytes())
+    none = {"detector": "none", "score": None}
+    own = {"detector": sha256_of(copy), "score": None}
+    reconfigure(dataset, deidentify={"faces": own, "plates": none, "orientations": [0, 90, 180, 270]})
+    again = audit(dataset, 1, detectors=given(("face", copy)))
+    assert [(each.name, each.origin) for each in again.privacy.detectors] == [("copy.pt", "build")]
+    assert f"; {only_own('face')}; not searched: " in verdict(again)
+    other = audit(dataset, 1, detectors=given(("face", modules / "spot.pt")))
+    assert [each.origin for each in other.privacy.detectors] == ["audit"]
+    assert "; another face detector searched: spot.pt (SHA-256 " in verdict(other)
+
+
 def reconfigure(dataset: Path, **parts: object) -> None:
     config = {**load_manifest(location_of(dataset)).config, **parts}
     change_manifest(dataset, config=config, config_sha256=config_sha256(config))
@@ -134,7 +164,7 @@ def test_what_one_detector_finds_is_listed_shown_blurred_and_redacted(
         ("face", "mtcnn", "build", 1, True),
         ("plate", "clp", "build", 0, True),
         ("face", "large.pt", "audit", 1, False),
-        ("face", "mtcnn on tiles", "audit", 1, True),
+        ("face", "mtcnn on tiles", "build", 1, True),
     ]
     face, only = privacy.found
     assert [each.detector for each in face.found_by] == ["mtcnn", "mtcnn on tiles"]
@@ -154,7 +184,10 @@ def test_what_one_detector_finds_is_listed_shown_blurred_and_redacted(
     assert "a face by large.pt at score 0.95, and not by mtcnn or mtcnn on tiles" in text
     assert "1 by mtcnn and mtcnn on tiles, 0 by mtcnn only, 1 by large.pt only" in text
     assert "clean" not in text
-    assert verdict(report) == "verdict: 2 findings (2 in privacy)"
+    assert verdict(report) == (
+        f"verdict: 2 findings (2 in privacy); another face detector searched: large.pt (SHA-256 "
+        f"{sha256_of(modules / 'large.pt')}); {only_own('plate')}; not searched: {', '.join(LIMITS)}"
+    )
 
     assert {path.name for path in pictures.iterdir()} == {"sa_4_1_face.jpg", "sa_4_2_face.jpg"}
     shown = [decode_jpeg(path.read_bytes()) for path in pictures.iterdir()]
@@ -210,10 +243,10 @@ def test_the_build_s_detectors_that_are_not_here_are_named_and_the_others_search
     gaps = [(gap.reason, gap.images, gap.kind) for gap in report.unsearched]
     assert gaps == [("detector_not_here", 6, "face"), ("no_detector", 6, "plate"), ("not_sampled", 3, None)]
     assert "SHA-256 0000" in report.unsearched[0].detail
-    assert any("searched, but for faces not rotated by 90° or 270°" in line for line in result_lines(report))
+    assert "own" not in verdict(report)
     assert verdict(report).endswith(
         "; not searched: faces by the build's detector (not available here), plates (no detector), 3 of 6 images "
-        "(not in the sample)"
+        "(not in the sample), faces rotated by 90° or 270°"
     )
 
 
@@ -226,7 +259,10 @@ def test_a_detector_that_fails_on_an_image_is_named_and_the_others_go_on(dataset
     (gap,) = report.unsearched
     assert (gap.reason, gap.images, gap.kind, gap.detector) == ("detector_failed", 6, "plate", "failing.pt")
     assert "only squares" in gap.detail
-    assert verdict(report).endswith("; not searched: plates by failing.pt in 6 of 6 images (it failed)")
+    limits = f"{', '.join(LIMITS)}, rotated plates by failing.pt"
+    assert verdict(report).endswith(
+        f"; {only_own('face and plate')}; not searched: plates by failing.pt in 6 of 6 images (it failed), {limits}"
+    )
 
 
 def without_detectors(dataset: Path) -> None:
@@ -268,7 +304,7 @@ def test_images_that_cannot_be_read_are_named(dataset: Path) -> None:
     report = audit(dataset, sample=0)
     assert report.findings.counts == {Code.BAD_JPEG: 1}
     assert report.unsearched == (UnsearchedImages("unreadable", 1, 6),)
-    assert verdict(report).endswith("; not searched: 1 of 6 images (couldn't be read)")
+    assert f"; {only_own('face and plate')}; not searched: 1 of 6 images (couldn't be read), " in verdict(report)
 
 
 @pytest.mark.parametrize(
@@ -334,6 +370,9 @@ def test_detectors_search_data_that_segmint_did_not_write(small_dataset: Path, m
     assert (report.privacy.images_checked, report.privacy.found_total) == (6, 1)
     faces = UnsearchedImages("no_detector", 6, 6, "face")
     assert report.unsearched == (faces,)
-    assert verdict(report).endswith("; not searched: faces (no detector)")
+    assert verdict(report).endswith(
+        f"; another plate detector searched: large.pt (SHA-256 {sha256_of(modules / 'large.pt')}); not searched: faces "
+        "(no detector), rotated plates by large.pt"
+    )
     some = audit(loose, 1, detectors=detectors)
     assert (some.privacy.images_checked, some.unsearched) == (1, (faces, UnsearchedImages("not_sampled", 5, 6)))
