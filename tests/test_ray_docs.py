@@ -1,0 +1,48 @@
+"""The examples of docs/ray.md run as they are printed, but on a CPU, with MobileSAM and few points."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from tests.support.cells import examples_of, run_cells
+from tests.support.committed import write_dataset
+from tests.support.locations import location_of
+
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "ray.md"
+
+HERE = {
+    '["vit_h"]("sam_vit_h_4b8939.pth").to("cuda")': '["mobile_sam"]("mobile_sam")',
+    '(sam, output_mode="coco_rle")': '(sam, points_per_side=3, output_mode="coco_rle")',
+    '{"weights": "vit_h", "device": "cuda"}': '{"weights": "mobile_sam", "device": "cpu", "settings": "official", '
+    '"points_per_side": 3}',
+    "num_gpus=1": "num_gpus=0",
+}
+"""What a machine without a GPU or the weights of ViT-H needs instead."""
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("weights", "local_ray")
+def test_the_examples_run_and_both_steps_find_the_same_masks(
+    tmp_path: Path, coffee: np.ndarray, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "photos").mkdir()
+    Image.fromarray(coffee).resize((300, 200)).save(tmp_path / "photos/coffee.png")
+    write_dataset(location_of(tmp_path / "demo/dataset"), shards=1)
+    monkeypatch.chdir(tmp_path)
+    examples = examples_of(PAGE)
+    for printed, replacement in HERE.items():
+        assert any(printed in example for example in examples)
+        examples = [example.replace(printed, replacement) for example in examples]
+    for name in ("photos", "by-import", "masks", "demo/dataset/images"):  # workers run in another folder
+        examples = [re.sub(rf'(_files|_parquet)\("{name}"', rf'\1("{tmp_path / name}"', each) for each in examples]
+    run_cells(examples)
+    (by_import,) = pq.read_table(tmp_path / "by-import").to_pylist()
+    (mapped,) = pq.read_table(tmp_path / "masks").to_pylist()
+    assert mapped["error"] is None
+    assert [mask["segmentation"] for mask in mapped["masks"]] == [mask["segmentation"] for mask in by_import["masks"]]
+    assert len(mapped["masks"]) > 0
+    assert "'license'" in capsys.readouterr().out
