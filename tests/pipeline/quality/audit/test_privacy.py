@@ -118,7 +118,7 @@ def verdict(report: AuditReport) -> str:
     return line
 
 
-LIMITS = "faces under 20 px (rotated: 40 px) by mtcnn", "rotated plates by clp"
+LIMITS = "faces under 20 px (rotated: twice that) by mtcnn", "rotated plates by clp"
 """What the bundled detectors don't search, as the verdict says it."""
 
 
