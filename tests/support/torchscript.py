@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-MAGENTA = (255, 0, 255)
+MAGENTA, CYAN = (255, 0, 255), (0, 255, 255)
 
 
 class MagentaDetector(nn.Module):
@@ -78,6 +78,34 @@ class DoubleDetector(nn.Module):
         return boxes[kept], torch.zeros(len(kept), dtype=torch.int64), scores[kept], torch.zeros(2)
 
 
+class SmallEgoBlur(nn.Module):
+    """EgoBlur's first generation in small: a convolution finds squares of 24 pixels of a color with two channels.
+
+    As the published modules, it takes one BGR image, (3, H, W) uint8, converts it inside, and calls torchvision's NMS.
+    It returns boxes, labels, scores, and the image's size. Most of the 50 boxes have low scores, and some overlap.
+    """
+
+    def __init__(self, color: tuple[int, int, int]) -> None:
+        super().__init__()
+        import torchvision  # noqa: F401  the trace looks for its operators
+
+        self.cells = nn.Conv2d(3, 1, kernel_size=24, stride=4)
+        signs = torch.tensor([1.0 if channel else -1.0 for channel in color[::-1]])
+        with torch.no_grad():
+            self.cells.weight.copy_((signs * 40 / 24**2)[None, :, None, None].expand(1, 3, 24, 24))
+            self.cells.bias.fill_(-40 * 1.7)
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        scores_of = torch.sigmoid(self.cells(image.to(torch.float32)[None] / 255))[0, 0]
+        scores, places = scores_of.flatten().topk(50)
+        across = scores_of.shape[1]
+        corners = torch.stack([places % across, places // across], 1).to(torch.float32) * 4
+        boxes = torch.cat([corners, corners + 24], 1)
+        kept = torch.ops.torchvision.nms(boxes, scores, 0.9)
+        labels = torch.zeros_like(kept)
+        return boxes[kept], labels, scores[kept], torch._shape_as_tensor(image)[1:]
+
+
 @torch.jit.script
 class InstanceBoxes:
     """As detectron2 exports it."""
@@ -135,8 +163,14 @@ def saved(module: nn.Module, path: Path) -> Path:
     return path
 
 
-def spot(pixels: np.ndarray, x: int, y: int, side: int) -> np.ndarray:
-    """A copy of an image with a magenta square."""
+def traced(module: nn.Module, path: Path) -> Path:
+    """The module as a TorchScript file by a trace of one image, as EgoBlur's files are made."""
+    torch.jit.trace(module.eval(), torch.zeros((3, 96, 160), dtype=torch.uint8)).save(path)
+    return path
+
+
+def spot(pixels: np.ndarray, x: int, y: int, side: int, color: tuple[int, int, int] = MAGENTA) -> np.ndarray:
+    """A copy of an image with a square of one color."""
     marked = pixels.copy()
-    marked[y : y + side, x : x + side] = MAGENTA
+    marked[y : y + side, x : x + side] = color
     return marked

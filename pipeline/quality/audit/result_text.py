@@ -91,7 +91,7 @@ def _limits(privacy: PrivacyResult) -> Iterator[str]:
     """Describe the sizes and rotations that the detectors didn't search."""
     for each in privacy.detectors:
         if each.name == "mtcnn" and each.origin == "build":
-            yield f"faces under {SMALLEST_FACE} px (rotated: {2 * SMALLEST_FACE} px) by mtcnn"
+            yield f"faces under {SMALLEST_FACE} px (rotated: twice that) by mtcnn"
         if each.kind == "plate":
             yield f"rotated plates by {each.name}"
     if privacy.not_turned:

@@ -59,6 +59,21 @@ def test_a_lower_score_lets_more_through(tmp_path: Path) -> None:
     assert [d.score for d in TorchScriptDetector(path, "plate", score=0.2).detect(image)] == [0.8, 0.3]
 
 
+def test_a_traced_network_with_the_outputs_of_egoblur_searches_images_of_any_size(tmp_path: Path) -> None:
+    path = shared.traced(shared.SmallEgoBlur(shared.CYAN), tmp_path / "ego_blur_lp.jit")
+    detector = TorchScriptDetector(path, "plate")
+    assert detector.score == 0.9
+    for height, width in ((120, 200), (333, 250)):
+        image = np.zeros((height, width, 3), np.uint8)
+        boxes, labels, scores, size = torch.jit.load(path)(torch.from_numpy(image.transpose(2, 0, 1).copy()))
+        assert (boxes.shape[0], labels.dtype, scores.max() < 0.01) == (len(scores), torch.int64, True)
+        assert size.tolist() == [height, width]
+        assert detector.detect(image) == []
+        (found,) = detector.detect(shared.spot(image, 100, 40, 24, shared.CYAN))
+        assert (found.kind, found.source, found.box) == ("plate", "ego_blur_lp.jit", (100, 40, 124, 64))
+        assert detector.detect(shared.spot(image, 100, 40, 24)) == [], "magenta isn't cyan"
+
+
 def test_boxes_of_objects_are_not_merged(tmp_path: Path) -> None:
     image = np.zeros((60, 80, 3), np.uint8)
     image[10:20, 30:50] = (255, 0, 0)

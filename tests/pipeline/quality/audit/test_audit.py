@@ -55,7 +55,7 @@ def test_a_good_dataset_has_no_finding_in_any_area_and_is_not_changed(small_data
     assert [finding.line() for finding in report.findings] == []
     assert result_lines(report)[0] == (
         "verdict: no findings; only the build's own face and plate detectors searched, and they repeat their own "
-        "misses; not searched: faces under 20 px (rotated: 40 px) by mtcnn, rotated plates by clp"
+        "misses; not searched: faces under 20 px (rotated: twice that) by mtcnn, rotated plates by clp"
     )
     value = to_dict(report)
     assert json.loads(to_json(report)) == value

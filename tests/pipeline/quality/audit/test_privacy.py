@@ -37,7 +37,17 @@ from tests.support.committed_shard import CommittedShard, change_manifest
 from tests.support.foreign_data import loosen
 from tests.support.locations import location_of
 from tests.support.planting import LATER, ShardEdit
-from tests.support.torchscript import FailingDetector, MagentaDetector, OnlyScores, saved, spot
+from tests.support.torchscript import (
+    CYAN,
+    MAGENTA,
+    FailingDetector,
+    MagentaDetector,
+    OnlyScores,
+    SmallEgoBlur,
+    saved,
+    spot,
+    traced,
+)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -108,7 +118,7 @@ def verdict(report: AuditReport) -> str:
     return line
 
 
-LIMITS = "faces under 20 px (rotated: 40 px) by mtcnn", "rotated plates by clp"
+LIMITS = "faces under 20 px (rotated: twice that) by mtcnn", "rotated plates by clp"
 """What the bundled detectors don't search, as the verdict says it."""
 
 
@@ -198,6 +208,32 @@ def test_what_one_detector_finds_is_listed_shown_blurred_and_redacted(
     done = redact(location_of(dataset), location_of(regions))
     assert (done.regions, done.changed_shards) == (2, (1,))
     assert [finding.line() for finding in audit(dataset, detectors=others).findings] == []
+
+
+def with_a_face_and_a_plate_for_egoblur(taken: CommittedShard) -> None:
+    pixels = spot(np.flipud(photograph("coffee", (240, 180))), 20, 120, side=12)
+    taken.members[0] = taken.members[0][0], release(spot(pixels, 180, 20, 12, CYAN), ReleaseConfig()).jpeg
+
+
+def test_a_network_with_the_outputs_of_egoblur_finds_what_the_build_missed(dataset: Path, tmp_path: Path) -> None:
+    ShardEdit(1, with_a_face_and_a_plate_for_egoblur)(dataset)
+    face = traced(SmallEgoBlur(MAGENTA), tmp_path / "ego_blur_face.jit")
+    plate = traced(SmallEgoBlur(CYAN), tmp_path / "ego_blur_lp.jit")
+    regions = tmp_path / "regions.jsonl"
+    others = given(("face", face), ("plate", plate))
+    report = audit(dataset, detectors=others, regions=location_of(regions))
+    found = [(each.kind, each.detector, each.missed_by) for each in report.privacy.found]
+    assert found == [("face", "ego_blur_face.jit", ("mtcnn",)), ("plate", "ego_blur_lp.jit", ("clp",))]
+    for each, (x, y) in zip(report.privacy.found, ((20, 120), (180, 20)), strict=True):
+        assert each.x <= x < x + 12 <= each.x + each.w
+        assert each.y <= y < y + 12 <= each.y + each.h
+    searchers = (
+        f"another face detector searched: ego_blur_face.jit (SHA-256 {sha256_of(face)}); another plate detector "
+        f"searched: ego_blur_lp.jit (SHA-256 {sha256_of(plate)}); not searched: "
+    )
+    assert verdict(report).startswith(f"verdict: 2 findings (2 in privacy); {searchers}")
+    redact(location_of(dataset), location_of(regions))
+    assert audit(dataset, detectors=others).findings.total == 0
 
 
 def with_a_recorded_pattern(taken: CommittedShard) -> None:
