@@ -127,14 +127,16 @@ test test-fast test-lowest test-long test-cluster test-gpu mutants: export RAY_A
 
 # Processes that share the tests, a file's in one of them; all that start Ray are in the same one.
 TEST_PROCESSES ?= 2
+# If one of them crashes, xdist would start another and then wait for ever for tests that no process runs.
+IN_PROCESSES := --max-worker-restart 0 -n
 
 # At its end it says how many CPU seconds the whole machine spent; to compare runs, let nothing else run beside it.
 test: check
-	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --durations=20 -m "not long and not cuda"
+	$(BIN)/python -m pytest $(IN_PROCESSES) $(TEST_PROCESSES) --durations=20 -m "not long and not cuda"
 
 # The tests that need no Ray, S3 server, browser, child process or weights: tests/support/fast.py chooses them.
 test-fast: setup
-	$(BIN)/python -m pytest -n 2 --fast --durations=10 -m "not long and not cuda"
+	$(BIN)/python -m pytest $(IN_PROCESSES) 2 --fast --durations=10 -m "not long and not cuda"
 
 # The fast tests and the comparisons with the reference package, with the lowest version of each dependency that
 # pyproject.toml allows, in a separate environment. It needs a package index and 9 GB.
@@ -142,7 +144,7 @@ LOWEST := $(VENV)/lowest
 LOWEST_UV := $(LOCK)/bin/uv pip
 LOWEST_RESOLVE := $(LOWEST_UV) compile --quiet --no-annotate --extra all --extra azure pyproject.toml
 test-lowest: $(LOWEST)/.installed
-	$(LOWEST)/bin/python -m pytest -n 2 --fast --durations=10 -m "not long and not cuda"
+	$(LOWEST)/bin/python -m pytest $(IN_PROCESSES) 2 --fast --durations=10 -m "not long and not cuda"
 	$(LOWEST)/bin/python -m pytest -m "not long and not cuda" tests/model/automatic/test_reference_results.py \
 		tests/model/automatic/test_generator.py
 

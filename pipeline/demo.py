@@ -59,7 +59,7 @@ def run_demo(folder: Path, say: Callable[[str], None]) -> Accounting:
     say("")
     say("rejected:")
     for path in sorted((folder / "dataset" / "rejects").glob("*.parquet")):
-        for row in pq.read_table(path).to_pylist():
+        for row in pq.read_table(path, partitioning=None).to_pylist():
             say(f"  {row['image_id']:<16} {row['reason']:<22} {row['detail']}")
     say("")
     say(f"the dataset: {folder / 'dataset'}")

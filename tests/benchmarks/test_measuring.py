@@ -86,6 +86,7 @@ def test_the_peak_of_a_process_is_not_that_of_the_one_that_started_it() -> None:
     assert 0 < in_process(peak_mib) < 300
 
 
+@pytest.mark.usefixtures("processes")
 def test_figures_from_the_same_machine_are_kept_and_others_are_not(tmp_path: Path) -> None:
     path, machine = tmp_path / "result.json", {"cpu": "fast", "load_average_before": 0.1}
     measured: list[float] = []
@@ -107,6 +108,7 @@ def test_figures_from_the_same_machine_are_kept_and_others_are_not(tmp_path: Pat
     assert figures() == [{"writers": 1, "seconds": 3}]
 
 
+@pytest.mark.usefixtures("processes")
 def test_a_result_says_what_it_is_and_where_it_was_made(tmp_path: Path) -> None:
     write_result(tmp_path / "new" / "result.json", "something", {"cores": 2}, {"rows": []})
     result = json.loads((tmp_path / "new" / "result.json").read_text())

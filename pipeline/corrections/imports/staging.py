@@ -94,14 +94,14 @@ class StagedMasks:
         span = [("ordinal", ">=", first), ("ordinal", "<", stop)]
         masks: dict[int, list[NewMask]] = {}
         sizes: dict[int, set[tuple[int, int]]] = {}
-        rows = pq.read_table(self.folder / "masks.parquet", filters=span).to_pylist()
+        rows = pq.read_table(self.folder / "masks.parquet", filters=span, partitioning=None).to_pylist()
         for row in sorted(rows, key=lambda row: int(row["number"])):
             said = {name: value for name, value in (row["said"] or {}).items() if value is not None}
             mask = NewMask(row["counts"], row["id"], row["label"], said, row["by_model"])
             masks.setdefault(row["ordinal"], []).append(mask)
             sizes.setdefault(row["ordinal"], set()).add((row["height"], row["width"]))
         found = {}
-        for row in pq.read_table(self.folder / "answers.parquet", filters=span).to_pylist():
+        for row in pq.read_table(self.folder / "answers.parquet", filters=span, partitioning=None).to_pylist():
             ordinal = row["ordinal"]
             own = {(row["height"], row["width"])} if row["height"] is not None else set()
             found[ordinal] = ImageImport(

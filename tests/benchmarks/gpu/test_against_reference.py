@@ -22,7 +22,7 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture
-def bundled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def bundled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, weights: None) -> None:
     """A bundle of its own with scikit-image's photographs only, for files of tests that run beside each other."""
     monkeypatch.delenv("SEGMINT_TEST_PHOTOS", raising=False)
     folder = tmp_path / "bundle"

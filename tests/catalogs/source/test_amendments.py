@@ -26,7 +26,7 @@ def compare(folder: Path, pinned: Rows, asked: Rows, clear: Collection[str] = ()
 
 
 def column(found: Amendments, name: str) -> list[Any]:
-    values: list[Any] = pq.read_table(found.parts[0]).column(name).to_pylist()
+    values: list[Any] = pq.ParquetFile(found.parts[0]).read([name]).column(name).to_pylist()
     return values
 
 

@@ -47,6 +47,7 @@ def homeless(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
+@pytest.mark.usefixtures("weights")
 def test_without_a_home_folder_only_the_cache_is_missing(homeless: None, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"no home folder.*set SEGMINT_CACHE to a folder"):
         cache_folder()

@@ -1,6 +1,7 @@
 """Stores by scheme: what is not installed is named, with what to install."""
 
 import re
+import sys
 
 import pyarrow
 import pytest
@@ -13,7 +14,9 @@ from segmint.infra.storage.storage import Storage
 @pytest.mark.parametrize(
     ("protocol", "package"), [("gs", "gcsfs"), ("az", "segmint[azure]"), ("abfss", "segmint[azure]")]
 )
-def test_a_missing_package_is_named(protocol: str, package: str) -> None:
+def test_a_missing_package_is_named(protocol: str, package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("gcsfs", "azure.identity", "azure.storage.blob"):
+        monkeypatch.setitem(sys.modules, module, None)  # so that it can't be imported, even where it is installed
     expected = f"{protocol}:// needs a package that is not installed: install {package}"
     assert (missing_package(protocol) or "").startswith(expected)
     with pytest.raises(UsageError, match=re.escape(expected)):

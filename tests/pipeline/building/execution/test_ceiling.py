@@ -30,6 +30,7 @@ def pool(actors: int) -> ActorPool:
     return ActorPool(actors, actors, num_cpus=1, num_gpus=0, calls_at_once=1)
 
 
+@pytest.mark.usefixtures("weights")
 def test_a_local_cpu_is_measured_by_the_driver_and_counts_as_many_times_as_its_cores_allow(tmp_path: Path) -> None:
     meter = CeilingMeter(*opened(tmp_path))
     one, many = meter.read(LAPTOP, pool(1)), meter.read(LAPTOP, pool(5))
@@ -43,6 +44,7 @@ def test_a_local_cpu_is_measured_by_the_driver_and_counts_as_many_times_as_its_c
     assert many.images_per_s == 2 * one.images_per_s
 
 
+@pytest.mark.usefixtures("weights")
 def test_a_cluster_s_actors_measure_their_own_devices(tmp_path: Path) -> None:
     """Each window starts an actor on each device again."""
     meter = CeilingMeter(*opened(tmp_path))
@@ -59,6 +61,7 @@ def test_a_cluster_s_actors_measure_their_own_devices(tmp_path: Path) -> None:
     assert fixed.devices == 9
 
 
+@pytest.mark.usefixtures("weights")
 def test_the_largest_of_a_cluster_s_pools_counts(tmp_path: Path) -> None:
     """Two nodes became four, whose pool started one actor again, and then three."""
     meter = CeilingMeter(*opened(tmp_path))

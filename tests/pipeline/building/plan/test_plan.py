@@ -186,7 +186,7 @@ def test_shards_choose_what_is_planned(tmp_path: Path, unread: Path) -> None:
         make_plan(config, PlanOptions(shards=(334, 400)))
 
 
-@pytest.mark.usefixtures("embedded_once")
+@pytest.mark.usefixtures("weights", "embedded_once")
 def test_a_dataset_that_grew_is_planned_part_by_part(tmp_path: Path) -> None:
     """Four rows in shards 0 and 1, then five in shards 2 and 3; the first of each part is committed."""
     rows = [{"uri": f"{i}.jpg", "license": "MIT", "image_id": f"i{i}"} for i in range(9)]
@@ -290,7 +290,7 @@ def test_a_build_writes_what_the_plan_said(sampled: tuple[Path, BuildPlan], smal
         make_plan(load_config(str(folder / "build.yaml"), ["masks.points_per_side=5"]), PlanOptions())
 
 
-@pytest.mark.usefixtures("embedded_once")
+@pytest.mark.usefixtures("weights", "embedded_once")
 def test_a_sample_leaves_no_file_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     temporary = tmp_path / "temporary"
     temporary.mkdir()
@@ -305,7 +305,7 @@ def test_a_sample_leaves_no_file_behind(tmp_path: Path, monkeypatch: pytest.Monk
     assert list(temporary.iterdir()) == []
 
 
-@pytest.mark.usefixtures("embedded_once")
+@pytest.mark.usefixtures("weights", "embedded_once")
 def test_a_sample_for_gpus_that_are_not_here_gives_all_but_their_time(tmp_path: Path) -> None:
     keys = {"model": {"threads": 1, "weights": "mobile_sam"}, "deidentify": NO_DETECTORS}
     config = configured(tmp_path, small_catalog(tmp_path / "photos", 4), **keys)
@@ -326,7 +326,7 @@ def test_a_sample_for_gpus_that_are_not_here_gives_all_but_their_time(tmp_path: 
     assert any("it doesn't measure the GPUs' time" in note for note in plan.notes)
 
 
-@pytest.mark.usefixtures("embedded_once")
+@pytest.mark.usefixtures("weights", "embedded_once")
 def test_a_sample_that_was_refused_whole_says_so(tmp_path: Path, unread: Path) -> None:
     plan = make_plan(configured(tmp_path, unread, deidentify=NO_DETECTORS), PlanOptions(sample=2))
     assert plan.images.value == 0
@@ -335,6 +335,7 @@ def test_a_sample_that_was_refused_whole_says_so(tmp_path: Path, unread: Path) -
     json.dumps(plan.to_dict(), allow_nan=False)
 
 
+@pytest.mark.usefixtures("processes")
 def test_a_row_that_cannot_be_judged_ends_the_plan(tmp_path: Path) -> None:
     saved(FailingDetector(), tmp_path / "broken.pt")  # fails on control images, but not on the blank one
     detectors = {**NO_DETECTORS, "faces": {"detector": str(tmp_path / "broken.pt")}}
@@ -349,6 +350,7 @@ def test_a_row_that_cannot_be_judged_ends_the_plan(tmp_path: Path) -> None:
         make_plan(config, PlanOptions())
 
 
+@pytest.mark.usefixtures("weights")
 def test_what_a_build_refuses_a_plan_refuses(tmp_path: Path, unread: Path) -> None:
     config = configured(tmp_path, unread)
     absent = config.model_copy(update={"catalog": str(tmp_path / "absent.csv")})
@@ -383,6 +385,7 @@ def test_the_command_answers_in_lines_and_in_json(tmp_path: Path, unread: Path) 
     assert wrong.stderr == run(app, ["build", str(path), "--set", "masks.points=3"]).stderr
 
 
+@pytest.mark.usefixtures("processes")
 def test_a_plan_needs_no_ray_and_measures_a_share_of_the_ceiling(tmp_path: Path) -> None:
     keys = {"masks": GRID, "deidentify": NO_DETECTORS}
     config = write_config(tmp_path / "build.yaml", small_catalog(tmp_path / "p", 6), tmp_path / "dataset", **keys)

@@ -198,6 +198,7 @@ def test_prices_without_sense_are_refused(prices: tuple[float, int], said: str) 
         Prices(*prices)
 
 
+@pytest.mark.usefixtures("processes")
 def test_it_loads_neither_ray_nor_torch(dataset: Location) -> None:
     done, loaded = segmint_and_modules("status", dataset.uri)
     assert (done.returncode, {"ray", "torch", "duckdb"} & loaded) == (0, set()), done.stderr

@@ -1,6 +1,7 @@
 """`segmint report` as a user meets it: exit codes, lines, JSON, files."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,7 @@ def test_it_is_not_written_elsewhere_into_the_dataset(reported: str, tmp_path: P
     ("arguments", "told"),
     [
         (["{folder}/nowhere"], "nowhere"),
-        (["{folder}", "--sample", "-1"], "greater than or equal to 0"),
+        (["{folder}", "--sample", "-1"], "greater than or equal to 0|not in the range x>=0"),
         (["{folder}", "--config", "{folder}/absent.yaml"], "absent.yaml"),
         ([], "DATASET"),
     ],
@@ -68,4 +69,4 @@ def test_it_is_not_written_elsewhere_into_the_dataset(reported: str, tmp_path: P
 def test_wrong_usage_is_exit_code_2(tmp_path: Path, arguments: list[str], told: str) -> None:
     done = run(*(argument.format(folder=tmp_path) for argument in arguments))
     assert done.exit_code == 2
-    assert told in done.output
+    assert re.search(told, done.output)

@@ -1,6 +1,7 @@
 """`segmint verify`, `sign` and `diff` as a user meets them: exit codes, lines, JSON."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -62,7 +63,8 @@ def test_sign_and_verify(dataset: Path, tmp_path: Path, monkeypatch: pytest.Monk
     assert (unsigned.exit_code, "not checked" in unsigned.stdout) == (1, False)
     assert "; 1 problem: not verified; compared with the dataset's own records only\n" in unsigned.stdout
     assert "there's no terminal to ask for its passphrase" in run("sign", dataset, "--key", private).stderr
-    monkeypatch.setattr("typer.testing._NamedTextIOWrapper.isatty", lambda _: True, raising=False)
+    runner = sys.modules[CliRunner.isolation.__module__]  # typer's, or click's if typer has none of its own
+    monkeypatch.setattr(runner._NamedTextIOWrapper, "isatty", lambda _: True, raising=False)
     aborted = run("sign", dataset, "--key", private)
     assert (aborted.exit_code, aborted.stderr.splitlines()[-1].partition(":")[0]) == (3, "interrupted")
     done = run("sign", dataset, "--key", private, typed="sesame\n")

@@ -93,6 +93,16 @@ def test_the_masks_of_a_file_become_those_of_its_images(place: DatasetPath) -> N
     assert again.lines()[0] == f"nothing to import into {place.uri}"
 
 
+def test_the_temporary_folder_may_be_named_like_a_partition(
+    place: DatasetPath, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_coco(place, {1: [(FIRST, 10_000), (APART, None)]})
+    temporary = tmp_path / "ordinal=7"
+    temporary.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(temporary))
+    assert import_coco(place, path).listed.masks["added"] == 1
+
+
 def test_readers_take_masks_without_scores(place: DatasetPath, tmp_path: Path) -> None:
     import_coco(place, write_coco(place, {1: [(FIRST, 10_000), (APART, None)], 2: [(APART, None)], 4: []}))
     samples = {sample.id: sample for sample in open_dataset(place.uri)}

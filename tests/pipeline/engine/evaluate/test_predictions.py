@@ -84,6 +84,7 @@ def coco_stats(files: TruthFiles, results: str, categories: bool, limits: tuple[
     return evaluation
 
 
+@pytest.mark.usefixtures("processes")
 def test_ap_of_predicted_masks_is_coco_evals(files: TruthFiles, tmp_path: Path) -> None:
     one, other = detections(files, tmp_path / "one.json"), detections(files, tmp_path / "other.json", 2)
     answer = evaluate_instances(options(files, one, other, output=tmp_path / "out"), None, True, Storage())
@@ -120,6 +121,7 @@ def test_ap_of_predicted_masks_is_coco_evals(files: TruthFiles, tmp_path: Path) 
     assert "verdict" in by_category.note
 
 
+@pytest.mark.usefixtures("processes")
 def test_recall_of_predicted_proposals_is_coco_evals(files: TruthFiles, tmp_path: Path) -> None:
     one, other = detections(files, tmp_path / "one.json"), detections(files, tmp_path / "other.json", 2)
     answer = evaluate_proposals(options(files, one, other, output=tmp_path / "out"), 64, Storage())
@@ -151,6 +153,7 @@ def test_recall_of_predicted_proposals_is_coco_evals(files: TruthFiles, tmp_path
     assert "| AR@10, large (0) | - | - | - | p unknown | not tested |" in tables
 
 
+@pytest.mark.usefixtures("processes")
 def test_markdown_has_the_cells_of_a_table_and_escapes_names(files: TruthFiles, tmp_path: Path) -> None:
     subject = evaluate_proposals(options(files, detections(files, tmp_path / "one.json")), 64, Storage()).subject
     table = Table("a|b,\n3 images", "Weights", ["AP"], [("x|y", [("50.0", "40.0 to 60.0")]), ("z", [("-", "")])])
@@ -165,6 +168,7 @@ def test_markdown_has_the_cells_of_a_table_and_escapes_names(files: TruthFiles, 
     ]
 
 
+@pytest.mark.usefixtures("processes")
 def test_masks_after_clicks_have_their_ious(files: TruthFiles, tmp_path: Path) -> None:
     entries = []
     for each in truths(files)[:-1]:  # none for the last mask
@@ -190,6 +194,7 @@ def test_masks_after_clicks_have_their_ious(files: TruthFiles, tmp_path: Path) -
     assert answer.means.mean("iou_1").interval is None  # all images but one have the same shapes
 
 
+@pytest.mark.usefixtures("processes")
 def test_two_predictions_of_boxes_are_paired_and_tested(files: TruthFiles, tmp_path: Path) -> None:
     paths = []
     for name, pixels in (("worse", 3), ("better", 1)):
@@ -212,6 +217,7 @@ def test_two_predictions_of_boxes_are_paired_and_tested(files: TruthFiles, tmp_p
         evaluate_instances(options(files, *paths), None, True, Storage())
 
 
+@pytest.mark.usefixtures("processes")
 def test_edge_maps_are_matched_like_found_edges(files: TruthFiles, tmp_path: Path) -> None:
     for name, shift in (("exact", 0), ("shifted", 4)):
         (tmp_path / name).mkdir()
@@ -235,6 +241,7 @@ def test_edge_maps_are_matched_like_found_edges(files: TruthFiles, tmp_path: Pat
     assert "has no edge map for it" in answer.subject.skipped[0].why
 
 
+@pytest.mark.usefixtures("processes")
 @pytest.mark.parametrize(
     ("entries", "message"),
     [
@@ -263,6 +270,7 @@ def test_other_files_are_refused(files: TruthFiles, tmp_path: Path, entries: obj
         evaluate_proposals(options(files, str(path)), 64, Storage())
 
 
+@pytest.mark.usefixtures("processes")
 def test_predictions_for_other_images_are_refused_in_each_evaluation(files: TruthFiles, tmp_path: Path) -> None:
     """They would count as a model that finds nothing."""
     one, other = detections(files, tmp_path / "one.json"), tmp_path / "other.json"

@@ -84,6 +84,7 @@ def test_without_a_share_the_time_is_unknown(trainable: Path, tmp_path: Path) ->
     assert "cost: unknown at 3 per GPU-hour" in plan.lines()
 
 
+@pytest.mark.usefixtures("weights")
 def test_embeddings_of_a_frozen_encoder_count(trainable: Path, tmp_path: Path) -> None:
     frozen = {"encoder_weights": None, "preset": "finetune", "steps": 130, "batch": {"images": 2}}
     options = TrainPlanOptions(gpus=1, flops=1e15, share=1)

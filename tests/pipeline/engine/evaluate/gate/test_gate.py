@@ -84,6 +84,7 @@ def row_without(ordinal: int, refused: bool) -> dict[str, Any]:
     return {**row_of(ordinal, refused), "masks": []}
 
 
+@pytest.mark.usefixtures("weights")
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -16,6 +16,8 @@ from segmint.pipeline.engine.evaluate.session import EvaluateOptions
 from segmint.pipeline.engine.evaluate.setup import ModelOptions, TruthOptions
 from tests.support.lvis_set import draw_lvis_set, write_lvis_set
 
+pytestmark = pytest.mark.usefixtures("processes")
+
 STORED = json.loads((Path(__file__).parent / "lvis_figures.json").read_text())
 NAMES = {
     "ap": "AP",
