@@ -9,6 +9,7 @@ from segmint.infra.errors import UsageError
 from segmint.infra.uris import LOCAL, local_path, redact, scheme
 from segmint.model.detectors.detection import Detector, Kind, TiledDetector
 from segmint.operators.audit.isolated import DetectorFailedError, IsolatedDetector, NotLoadedError
+from segmint.operators.audit.privacy import ON_TILES
 from segmint.operators.prepare.deidentify import (
     NO_DETECTOR,
     DeidentifyConfig,
@@ -128,7 +129,7 @@ def distinct_names(given: tuple[DetectorSpec, ...], taken: frozenset[tuple[str, 
     gets a suffix, because its results differ: the audit also searches tiles. Raises `UsageError` if two detectors have
     the same name.
     """
-    names = tuple(f"{each.name} on tiles" if (each.kind, each.name) in taken else each.name for each in given)
+    names = tuple(f"{each.name}{ON_TILES}" if (each.kind, each.name) in taken else each.name for each in given)
     known: dict[tuple[str, str], DetectorSpec] = {}
     for name, each in zip(names, given, strict=True):
         other = known.setdefault((each.kind, name), each)

@@ -8,7 +8,7 @@ import numpy as np
 import simplejpeg
 
 from segmint.catalogs.dataset.regions import DetectedRegion, Sighting
-from segmint.model.detectors.detection import Box, Detector, iou
+from segmint.model.detectors.detection import Box, Detection, Detector, iou
 from segmint.operators.images import Pixels
 from segmint.operators.prepare.deidentify import Region
 from segmint.operators.prepare.left_alone import SAME_IOU as SAME_REGION_IOU
@@ -20,6 +20,9 @@ from segmint.operators.rows import Row
 
 SAME_IOU = 0.3
 """Minimum IoU at which boxes from two detectors count as one region. A face's box may or may not include the hair."""
+
+ON_TILES = " on tiles"
+"""Suffix of the name of a build's own detector that also searches tiles."""
 
 _RED, _YELLOW = (255, 0, 0), (255, 215, 0)
 _CONTEXT_CELLS = 8
@@ -35,7 +38,7 @@ class RemainingDetection(DetectedRegion):
     - `redacted`: whether the detection is inside a redacted region.
     - `is_residual`: whether the image's row records that the build left the detection, because redaction had created
       it.
-    - `is_unconfirmed`: whether the row records that the build's second look didn't confirm the detection.
+    - `is_unconfirmed`: whether the row records that the build's second look didn't confirm this detector's detection.
     - `decided_by`: who wanted the detection left alone, according to the row.
     - `found_by`: after `merge_found`, all detectors that found it.
     - `missed_by`: after `merge_found`, the detectors of the same kind that searched the image without finding it.
@@ -81,11 +84,16 @@ def search_release(
                 *box,
                 each.is_redacted,
                 is_residual=is_residual,
-                is_unconfirmed=any(each.is_same(known) for known in unconfirmed),
+                is_unconfirmed=any(_is_of_build(what, known) and each.is_same(known) for known in unconfirmed),
                 decided_by=_decided_by(region_of(what, size, full), left_alone),
             )
         )
     return found
+
+
+def _is_of_build(found: Detection, known: Row) -> bool:
+    """Return whether a detection is by the detector of a recorded one, and not by another one that agrees with it."""
+    return bool(found.source.removesuffix(ON_TILES) == known["source"])
 
 
 def _decided_by(region: Region | None, left_alone: Sequence[Row]) -> str | None:

@@ -239,6 +239,7 @@ def test_what_the_row_records_as_unconfirmed_or_left_alone_is_explained() -> Non
     assert explained() == explained(left_alone=[None], unconfirmed_detections=None) == [(False, None, False)]
     assert explained(unconfirmed_detections=[{**known, **box}]) == [(True, None, True)]
     assert explained(unconfirmed_detections=[{**known, **box, "kind": "plate"}]) == [(False, None, False)]
+    assert explained(unconfirmed_detections=[{**known, **box, "source": "another"}]) == [(False, None, False)]
     assert explained(left_alone=[{**box, "decided_by": "Ada"}]) == [(False, "Ada", True)]
     assert explained(left_alone=[{**box, "x": 60, "decided_by": "Ada"}]) == [(False, None, False)]
     (unconfirmed,) = search_release(
