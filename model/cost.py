@@ -95,7 +95,7 @@ def decode_flop(decoder_depth: int = 2, tokens: int = TOKENS) -> int:
     madds += _projections(tokens)
     for block in range(1, decoder_depth + 1):
         last = block == decoder_depth
-        madds += _cross_attention(tokens, tokens, _WIDTH, _WIDTH) + 2 * tokens * _WIDTH * _DECODER_HIDDEN
+        madds += _token_attention(tokens) + 2 * tokens * _WIDTH * _DECODER_HIDDEN
         madds += _answer(block, tokens) + _look(_rows(block, tokens), _USED_TOKENS if last else tokens)
     return _FLOP * (madds + 2 * _WIDTH**2 + _WIDTH * MASK_TOKENS)  # includes the head that predicts the IoU
 
@@ -154,9 +154,9 @@ def _look(rows: int, tokens: int) -> int:
     return _projections(tokens) + _scores(tokens, rows) + own + mixed
 
 
-def _cross_attention(queries: int, keys: int, width: int, inner: int) -> int:
-    """Return the multiply-adds of an attention and its four projections. `inner` is the channels over all heads."""
-    return 2 * (queries + keys) * width * inner + 2 * queries * keys * inner
+def _token_attention(tokens: int) -> int:
+    """Return the multiply-adds of the tokens' attention to one another and its four projections."""
+    return 4 * tokens * _WIDTH**2 + 2 * tokens**2 * _WIDTH
 
 
 def _window_attention(grid: int, window: int, width: int) -> int:

@@ -123,20 +123,15 @@ def decompress(text: str) -> NDArray[np.int64]:
     """Decompress text that `compress` wrote into run lengths, (N,) int64. Raises ValueError for any other text."""
     # The bytes of non-ASCII text are outside the alphabet, so they are rejected below.
     data = text.encode("utf-8", errors="surrogatepass")
-    symbols = np.frombuffer(data, dtype=np.uint8).astype(np.int64) - _ASCII
+    symbols = np.frombuffer(data, dtype=np.uint8) - np.uint8(_ASCII)  # characters below the alphabet wrap around
     if symbols.size == 0:
         return np.zeros(0, dtype=np.int64)
-    if symbols.min() < 0 or symbols.max() > _LAST_SYMBOL or symbols[-1] & _MORE:
+    if symbols.max() > _LAST_SYMBOL or symbols[-1] & _MORE:
         raise ValueError("these RLE counts are damaged: a character outside COCO's alphabet, or a truncated end")
-    last = np.flatnonzero((symbols & _MORE) == 0)
-    first = np.concatenate(([0], last[:-1] + 1))
-    lengths = last - first + 1
-    if lengths.max() >= _GROUPS:
+    first, last = _number_places(symbols, np.array([symbols.size]))
+    if (last - first).max() >= _GROUPS - 1:
         raise ValueError("these RLE counts are damaged: a number of more than 60 bits")
-    shifts = _BITS * (np.arange(symbols.size) - np.repeat(first, lengths))
-    counts = np.add.reduceat((symbols & 0x1F) << shifts, first)
-    negative = (symbols[last] & _SIGN) != 0
-    counts[negative] -= np.int64(1) << (_BITS * lengths[negative])
+    counts = _numbers(symbols, first, last)
     counts[1::2] = np.cumsum(counts[1::2])
     counts[2::2] = np.cumsum(counts[2::2])
     return counts

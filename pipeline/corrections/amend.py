@@ -2,14 +2,14 @@
 
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
 from segmint.catalogs.dataset.handle import DatasetHandle
 from segmint.catalogs.dataset.manifest import DatasetManifest, LatestManifest
 from segmint.catalogs.dataset.outputs import line_of, read_notes, shown_outputs
-from segmint.catalogs.dataset.versions.record import VersionName
+from segmint.catalogs.dataset.versions.record import VersionName, name_now
 from segmint.catalogs.schema import AMENDABLE
 from segmint.catalogs.source.amendments import (
     SHOWN,
@@ -28,7 +28,13 @@ from segmint.infra.storage.location import Location
 from segmint.infra.wording import counted, listed
 from segmint.pipeline.building.dataset.dataset import ignored_columns
 from segmint.pipeline.config.config import LOCAL, ResourcesConfig
-from segmint.pipeline.corrections.correction import Revision, RevisionOutcome, correct, while_unchanged
+from segmint.pipeline.corrections.correction import (
+    begin,
+    confirm_changes,
+    record_version,
+    revise,
+    while_unchanged,
+)
 from segmint.pipeline.corrections.credits import (
     begin_amendment,
     credit,
@@ -117,7 +123,8 @@ class AmendResult:
 def list_amendment(dataset: Location, catalog: Location, *, clear: bool = False) -> AmendmentList:
     """List the changes that `amend` would make. Raises the same errors as `amend` before it changes anything."""
     with ScratchFolder() as folder:
-        return _Amendment(catalog, clear, Path(folder), None).plan(DatasetHandle.open(dataset)).listed
+        handle = DatasetHandle.open(dataset)
+        return _plan(handle, _stage(handle, catalog, clear, Path(folder))).listed
 
 
 def amend(
@@ -133,8 +140,9 @@ def amend(
     """Update the `AMENDABLE` columns of images from `catalog`, which identifies the images by image_id.
 
     If `catalog` lacks a value, the image keeps its value. With `clear`, the image loses the value instead, provided
-    that `catalog` contains the column. `reason` is recorded (default: the catalog's name and SHA-256). The other
-    arguments are as in `correct`.
+    that `catalog` contains the column. `reason` is recorded (default: the catalog's name and SHA-256). `confirm` is as
+    in `confirm_changes`, and `resources` as in `revise`. If nothing is to be changed or completed, `confirm` isn't
+    called.
 
     First, `amend` writes the amended parts of the catalog and a manifest generation that names them. From then on,
     builds, growth, and repairs use the new values. Then `amend` commits the next generation of each shard. If it is
@@ -147,8 +155,59 @@ def amend(
         raise UsageError("--reason is empty. Give a reason, or omit the option.")
     reason = reason or f"from {catalog.name}, SHA-256 {catalog.sha256()[:12]}"
     with ScratchFolder() as folder:
-        amendment = _Amendment(catalog, clear, Path(folder), reason)
-        return correct(DatasetHandle.open(dataset), amendment, confirm, now, resources)
+        handle = begin(dataset)
+        staged = _stage(handle, catalog, clear, Path(folder))
+        plan = _plan(handle, staged)
+        if not plan.found.parts and not plan.listed.unfinished:
+            return AmendResult(str(handle), 0, {}, plan.found.unknown, 0, (), name_now(dataset))
+        confirm_changes(handle, plan.listed, confirm)
+        # Put the amended parts and a manifest that names them. If a growing build or another correction puts its
+        # manifest first, amend the parts of that manifest instead.
+        latest = plan.latest
+        while plan.found.parts:
+            begin_amendment(dataset, latest.generation + 1, plan.found.shards)
+            amended = put_parts(dataset, latest, plan.found.parts)
+            if amended is not None:
+                latest = amended
+                break
+            plan = _plan(handle, staged)
+            latest = plan.latest
+        begun = unfinished_amendments(dataset, latest)  # this amendment and interrupted amendments
+        revision = credit(dataset, latest.generation, plan.found.shards | shards_of(begun))
+        outcome = revise(handle, revision, resources)
+        remove_parts(dataset)
+        version, outputs = record_version(handle, "amend", reason, now)
+        end_amendments(dataset, begun)
+    return AmendResult(
+        dataset=str(handle),
+        rows=plan.found.rows,
+        values=plan.found.values,
+        unknown=plan.found.unknown,
+        images=sum(each.rows for each in outcome.changed.values()),
+        changed_shards=tuple(outcome.changed),
+        version=version,
+        outputs=outputs,
+        removed_links=outcome.removed_links,
+    )
+
+
+@dataclass(frozen=True)
+class _StagedCatalog:
+    """Rows of a catalog on the local disk."""
+
+    catalog: Location
+    folder: Path
+    rows: Path
+    cleared: frozenset[str]  # columns whose values are removed where the catalog has none
+
+
+def _stage(dataset: DatasetHandle, catalog: Location, clear: bool, folder: Path) -> _StagedCatalog:
+    cleared: frozenset[str] = frozenset()
+    with catalog.unchanged():
+        rows = stage_amendments(catalog, folder, ignored=ignored_columns(dataset.manifest().config))
+        if clear:
+            cleared = frozenset(WholeCatalog(catalog).schema.names).intersection(AMENDABLE)
+    return _StagedCatalog(catalog, folder, rows, cleared)
 
 
 @dataclass(frozen=True)
@@ -158,121 +217,55 @@ class _AmendmentPlan:
     latest: LatestManifest
     found: Amendments
     listed: AmendmentList
-    reason: str | None
-    staged: Path  # the catalog's rows
-    cleared: frozenset[str]  # columns whose values are removed where the catalog has none
-    begun: Mapping[str, frozenset[int]] = field(default_factory=dict)  # this amendment and interrupted amendments
-
-    @property
-    def is_done(self) -> bool:
-        return not self.found.parts and not self.listed.unfinished
 
 
-@dataclass(frozen=True)
-class _Amendment:
-    """`Correction` that amends a dataset (`segmint.pipeline.corrections.correction`).
+def _plan(dataset: DatasetHandle, staged: _StagedCatalog) -> _AmendmentPlan:
+    return while_unchanged(dataset, lambda: _look(dataset, staged))
 
-    It writes its files to `folder`.
-    """
 
-    catalog: Location
-    clear: bool
-    folder: Path
-    reason: str | None
-    command: str = "amend"
+def _look(dataset: DatasetHandle, staged: _StagedCatalog) -> _AmendmentPlan:
+    latest = dataset.latest()
+    found = _compare(dataset.location, latest.manifest, staged)
+    listed = AmendmentList(
+        dataset=str(dataset),
+        catalog=str(staged.catalog),
+        name=latest.manifest.name,
+        rows=found.rows,
+        values=found.values,
+        examples=tuple(found.examples),
+        matched=found.matched,
+        unknown=found.unknown,
+        first_unknown=found.first_unknown,
+        shards=tuple(sorted(found.shards)),
+        unfinished=tuple(sorted(shards_of(unfinished_amendments(dataset.location, latest)))),
+        outputs=tuple(line_of(note) for note in read_notes(dataset.location)),
+    )
+    return _AmendmentPlan(latest, found, listed)
 
-    def plan(self, dataset: DatasetHandle) -> _AmendmentPlan:
-        begun = dataset.manifest()
-        folder = Path(tempfile.mkdtemp(dir=self.folder))
-        cleared: frozenset[str] = frozenset()
-        with self.catalog.unchanged():
-            staged = stage_amendments(self.catalog, folder, ignored=ignored_columns(begun.config))
-            if self.clear:
-                cleared = frozenset(WholeCatalog(self.catalog).schema.names).intersection(AMENDABLE)
-        return while_unchanged(dataset, lambda: self._look(dataset, staged, cleared))
 
-    def _look(self, dataset: DatasetHandle, staged: Path, cleared: frozenset[str]) -> _AmendmentPlan:
-        latest = dataset.latest()
-        found = self._compare(dataset.location, latest.manifest, staged, cleared)
-        listed = AmendmentList(
-            dataset=str(dataset),
-            catalog=str(self.catalog),
-            name=latest.manifest.name,
-            rows=found.rows,
-            values=found.values,
-            examples=tuple(found.examples),
-            matched=found.matched,
-            unknown=found.unknown,
-            first_unknown=found.first_unknown,
-            shards=tuple(sorted(found.shards)),
-            unfinished=tuple(sorted(shards_of(unfinished_amendments(dataset.location, latest)))),
-            outputs=tuple(line_of(note) for note in read_notes(dataset.location)),
+def _compare(dataset: Location, manifest: DatasetManifest, staged: _StagedCatalog) -> Amendments:
+    catalog, folder = staged.catalog, Path(tempfile.mkdtemp(dir=staged.folder))
+    parts = []
+    for number, part in enumerate(manifest.catalog):
+        path = folder / f"part-{number}.parquet"
+        (dataset / part.path).get_file(path)
+        parts.append(path)
+    found = amend_parts(staged.rows, parts, folder, images_per_shard=manifest.images_per_shard, clear=staged.cleared)
+    if not found.matched:
+        raise UsageError(
+            f"no row of {catalog} matches a row of {dataset} by image_id, such as its first, "
+            f"{shown(found.first_unknown)}. Nothing was changed."
+            if found.unknown
+            else f"{catalog} has no rows. Nothing was changed."
         )
-        return _AmendmentPlan(latest, found, listed, self.reason, staged, cleared)
-
-    def prepare(self, dataset: DatasetHandle, plan: _AmendmentPlan) -> _AmendmentPlan:
-        """Put the amended parts and a manifest that names them.
-
-        If a growing build or another correction puts its manifest first, amend the parts of that manifest instead.
-        """
-        staged, cleared = plan.staged, plan.cleared
-        while plan.found.parts:
-            begin_amendment(dataset.location, plan.latest.generation + 1, plan.found.shards)
-            latest = put_parts(dataset.location, plan.latest, plan.found.parts)
-            if latest is not None:
-                plan = replace(plan, latest=latest)
-                break
-            plan = while_unchanged(dataset, lambda: self._look(dataset, staged, cleared))
-        return replace(plan, begun=unfinished_amendments(dataset.location, plan.latest))
-
-    def revision(self, dataset: DatasetHandle, plan: _AmendmentPlan) -> Revision:
-        return credit(dataset.location, plan.latest.generation, plan.found.shards | shards_of(plan.begun))
-
-    def clean_up(self, dataset: DatasetHandle, plan: _AmendmentPlan) -> None:
-        remove_parts(dataset.location)
-
-    def result(
-        self, dataset: DatasetHandle, plan: _AmendmentPlan, outcome: RevisionOutcome, version: VersionName
-    ) -> AmendResult:
-        end_amendments(dataset.location, plan.begun)
-        changed = not plan.is_done
-        return AmendResult(
-            dataset=str(dataset),
-            rows=plan.found.rows if changed else 0,
-            values=plan.found.values if changed else {},
-            unknown=plan.found.unknown,
-            images=sum(each.rows for each in outcome.changed.values()),
-            changed_shards=tuple(outcome.changed),
-            version=version,
-            outputs=outcome.outputs,
-            removed_links=outcome.removed_links,
+    if found.contradiction is not None:
+        raise UsageError(_contradiction_text(catalog, found.contradiction))
+    if found.different:
+        lines = [_difference_line(column, difference) for column, difference in found.different.items()]
+        raise UsageError(
+            "\n  ".join([f"{catalog} doesn't match {dataset}, so nothing was changed:", *lines, _WHY_FIXED])
         )
-
-    def _compare(
-        self, dataset: Location, manifest: DatasetManifest, staged: Path, cleared: frozenset[str]
-    ) -> Amendments:
-        catalog, folder = self.catalog, Path(tempfile.mkdtemp(dir=self.folder))
-        parts = []
-        for number, part in enumerate(manifest.catalog):
-            path = folder / f"part-{number}.parquet"
-            (dataset / part.path).get_file(path)
-            parts.append(path)
-        found = amend_parts(staged, parts, folder, images_per_shard=manifest.images_per_shard, clear=cleared)
-        if not found.matched:
-            raise UsageError(
-                f"no row of {catalog} matches a row of {dataset} by image_id, such as its first, "
-                f"{shown(found.first_unknown)}. Nothing was changed."
-                if found.unknown
-                else f"{catalog} has no rows. Nothing was changed."
-            )
-        if found.contradiction is not None:
-            raise UsageError(_contradiction_text(catalog, found.contradiction))
-        if found.different:
-            lines = [_difference_line(column, difference) for column, difference in found.different.items()]
-            raise UsageError(
-                "\n  ".join([f"{catalog} doesn't match {dataset}, so nothing was changed:", *lines, _WHY_FIXED])
-            )
-        return found
+    return found
 
 
 def _contradiction_text(catalog: Location, found: Contradiction) -> str:

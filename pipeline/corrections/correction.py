@@ -1,21 +1,22 @@
-"""Common procedure of all corrections: plan, prepare, revise the shards, clean up, and record a version.
+"""Steps that all corrections share: begin, confirm, revise the shards, and record a version.
 
-A correction is a class with five methods, which `correct` calls. The only way to change committed shards is a revision:
-a set of shards with a pure function on their rows. For each shard, `segmint.operators.shards.revise` handles
+A correction is a function that calls these steps in order: `begin`, its own plan, `confirm_changes`, the files
+that must exist before the shards change, `revise`, and `record_version`. The only way to change committed shards is a
+revision: a set of shards with a pure function on their rows. For each shard, `segmint.operators.shards.revise` handles
 reservations, races, and tombstones, so builds and other corrections can run at the same time.
-`segmint.operators.shards.put` removes the former files. This module applies a revision to all of its shards, and then
+`segmint.operators.shards.put` removes the former files. `revise` applies a revision to all of its shards, and then
 removes or rebuilds everything else that showed the former rows. If a correction is killed, repeating the call completes
-it.
+it. A new kind of correction needs a row in the tests' crash matrix.
 """
 
 import os
-from collections.abc import Callable, Iterable, Set
+from collections.abc import Callable, Collection, Iterable, Set
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
 from importlib.util import find_spec
-from typing import Any, Protocol, TypeVar
+from typing import TypeVar
 
 from segmint.catalogs.dataset.commits import Commit
 from segmint.catalogs.dataset.handle import DatasetHandle
@@ -23,7 +24,7 @@ from segmint.catalogs.dataset.manifest import manifest_generations
 from segmint.catalogs.dataset.outputs import line_of, read_notes
 from segmint.catalogs.dataset.shards_index import write_shards_index
 from segmint.catalogs.dataset.tombstones import read_tombstones
-from segmint.catalogs.dataset.versions.record import VersionName, name_now, put_version
+from segmint.catalogs.dataset.versions.record import VersionName, put_version
 from segmint.catalogs.layout import REPORT, SHARDS_INDEX, DamagedDatasetError
 from segmint.infra.progress import track
 from segmint.infra.storage.errors import NotFoundError
@@ -57,7 +58,6 @@ class Revision:
     needed: Callable[[Commit], bool] = lambda _: True  # skips shards more cheaply than by reading all rows
     only: OneTable | None = None  # the only table that the function reads and changes, or None for whole shards
     catalog_generation: int | None = None  # oldest manifest generation whose catalog the function may read
-    tombstones: tuple[str, ...] = ()  # names of the tombstones that the correction completely applies
     on_ray: bool = True  # False if only this process can make the change, for example because it holds the GPU
 
 
@@ -68,88 +68,45 @@ class RevisionOutcome:
     changed: dict[int, ShardRevision]  # shards with a new generation
     building: tuple[int, ...] = ()  # shards without a commit, for which a build has reserved files
     removed_links: tuple[str, ...] = ()  # links in report/ with their targets, which were left untouched
-    outputs: tuple[str, ...] = ()  # outputs recorded in the dataset, which contain the former rows
 
 
-P = TypeVar("P", bound="Plan")
-R = TypeVar("R", covariant=True)
+Listed = TypeVar("Listed")
 Read = TypeVar("Read")
 
 
-class Plan(Protocol):
-    """Plan of a correction. A plan is immutable and valid for the dataset's state at the time of planning."""
+def begin(dataset: Location, catalog_uri: str | None = None) -> DatasetHandle:
+    """Open a dataset for a correction. `catalog_uri` is as in `DatasetHandle.open`.
 
-    @property
-    def listed(self) -> Any:
-        """List of the planned changes, for text and JSON."""
-
-    @property
-    def is_done(self) -> bool:
-        """True if nothing remains to be changed, or to be completed after an interruption."""
-
-    @property
-    def reason(self) -> str | None:
-        """Reason that the version records."""
-
-
-class Correction(Protocol[P, R]):
-    """Interface of a kind of correction. A new kind needs these five methods and a row in the tests' crash matrix.
-
-    The default `prepare` and `clean_up` do nothing.
+    Raises an error if a tombstone is damaged, because it could hide images that must not come back.
     """
-
-    @property
-    def command(self) -> str:
-        """Name of the correction's command, which the version records."""
-
-    def plan(self, dataset: DatasetHandle) -> P:
-        """Determine the changes without making any. Raises `UsageError` for an invalid request."""
-
-    def prepare(self, dataset: DatasetHandle, plan: P) -> P:
-        """Put the files that must exist before the shards change, and return the updated plan."""
-        return plan
-
-    def revision(self, dataset: DatasetHandle, plan: P) -> Revision:
-        """Return the shards to change and the function that changes them."""
-
-    def clean_up(self, dataset: DatasetHandle, plan: P) -> None:
-        """Remove files that the revised shards no longer need, before the version is recorded."""
-        return
-
-    def result(self, dataset: DatasetHandle, plan: P, outcome: RevisionOutcome, version: VersionName) -> R:
-        """Return the result. This is the last call, after the version was recorded."""
+    handle = DatasetHandle.open(dataset, catalog_uri)
+    read_tombstones(handle.location)
+    return handle
 
 
-def correct(
-    dataset: DatasetHandle,
-    correction: Correction[P, R],
-    confirm: Callable[[Any], None] | None = None,
-    now: datetime | None = None,
-    resources: ResourcesConfig = LOCAL,
-) -> R:
-    """Execute a correction and record the resulting version.
+def confirm_changes(dataset: DatasetHandle, listed: Listed, confirm: Callable[[Listed], None] | None) -> None:
+    """Call `confirm` with the list of planned changes. To stop the correction, raise an exception in it.
 
-    `confirm` is called with the list of planned changes. To stop the correction, raise an exception in it. `resources`
-    configures Ray, which runs if many shards change. If the correction is interrupted at any point, repeating the call
-    completes the work. If nothing remains to be done or completed, the call changes nothing and doesn't call `confirm`.
-
-    Before any change, raises the errors of `plan`, and an error if a tombstone is damaged or the store's older versions
-    can't be removed.
+    Raises `UsageError` if the store's older versions can't be removed.
     """
-    read_tombstones(dataset.location)  # fail early: a damaged tombstone could hide images that must not come back
-    plan = correction.plan(dataset)
-    if plan.is_done:
-        return correction.result(dataset, plan, RevisionOutcome({}), name_now(dataset.location))
     check_purge(dataset.location)
     if confirm is not None:
-        confirm(plan.listed)
-    plan = correction.prepare(dataset, plan)
-    revision = correction.revision(dataset, plan)
-    outcome = revise(dataset, revision, resources)
-    correction.clean_up(dataset, plan)
-    version = put_version(dataset.location, correction.command, plan.reason, now, revision.tombstones)
-    outcome = replace(outcome, outputs=tuple(line_of(note) for note in read_notes(dataset.location)))
-    return correction.result(dataset, plan, outcome, version)
+        confirm(listed)
+
+
+def record_version(
+    dataset: DatasetHandle,
+    command: str,
+    reason: str | None = None,
+    now: datetime | None = None,
+    tombstones: Collection[str] = (),
+) -> tuple[VersionName, tuple[str, ...]]:
+    """Record the corrected state as a version. The arguments are as in `put_version`.
+
+    Returns the version, and the outputs recorded in the dataset, which contain the former rows.
+    """
+    version = put_version(dataset.location, command, reason, now, tombstones)
+    return version, tuple(line_of(note) for note in read_notes(dataset.location))
 
 
 def revise(

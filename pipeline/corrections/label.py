@@ -4,7 +4,7 @@ Labels only occur in the masks tables, not in the JSON in tars, so only these ta
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from typing import Any
@@ -21,14 +21,15 @@ from segmint.operators.custom.load import StageSpec
 from segmint.operators.rows import Row
 from segmint.operators.shards.committed_rows import read_file, read_table, tar_members
 from segmint.pipeline.config.config import LOCAL, ResourcesConfig
-from segmint.pipeline.corrections.correction import Revision, correct
+from segmint.pipeline.corrections.correction import begin
 from segmint.pipeline.corrections.mask_revision import (
-    MaskCorrection,
     RevisionCounts,
     RevisionList,
     RevisionPlan,
     RevisionResult,
+    correct_masks,
     look_at_shards,
+    planned,
 )
 
 
@@ -56,7 +57,7 @@ class LabelResult(RevisionResult[LabelList]):
 
 def list_labels(dataset: Location, stage: StageSpec | None) -> LabelList:
     """List the changes that `label` would make. Raises the same errors as `label` before it changes anything."""
-    return _Label(stage).plan(DatasetHandle.open(dataset)).listed
+    return _plan(DatasetHandle.open(dataset), stage).listed
 
 
 def label(
@@ -71,11 +72,16 @@ def label(
     `stage` must behave like `MaskLabels`, because this function doesn't check the stage's results. If `stage` is None,
     the labels are removed. Only masks without a label, or with a label from another model, are labeled, so repeating an
     interrupted call completes it. If a masks table contained no labels of models before labeling, removing the labels
-    restores the table's original bytes. The other arguments are as in `correct`.
+    restores the table's original bytes. The other arguments are as in `correct_masks`.
 
     Raises `UsageError` if the dataset has no images, and `StageContractError` if a worker can't start the same stage.
     """
-    return correct(DatasetHandle.open(dataset), _Label(stage), confirm, now, resources)
+    handle = begin(dataset)
+    plan = _plan(handle, stage)
+    on_ray = stage is None or stage.arguments.get("device", "cpu") == "cpu"
+    return correct_masks(
+        handle, "label", plan, LabelResult, confirm, now, only="masks", on_ray=on_ray, resources=resources
+    )
 
 
 @dataclass(frozen=True)
@@ -129,32 +135,17 @@ def _started(stage: StageSpec) -> Any:
     return _STARTED[-1][1]
 
 
-@dataclass(frozen=True)
-class _Label(MaskCorrection[LabelList, LabelResult]):
-    """`Correction` that sets or removes labels (`segmint.pipeline.corrections.correction`)."""
-
-    stage: StageSpec | None
-    command = "label"
-    list_class = LabelList
-    result_class = LabelResult
-
-    def plan(self, dataset: DatasetHandle) -> RevisionPlan[LabelList]:
-        stage = self.stage
-        if stage is not None and not dataset.with_images:
-            raise UsageError(f"{dataset} only contains annotations, so there are no images to label")
-        change, total = LabelChange(dataset.location, stage), RevisionCounts()
-        committed = frozenset(dataset.commits.committed())
-        nothing: list[int] = []
-        shards = ((shard, nothing) for shard in sorted(committed))
-        looked = look_at_shards(dataset.location, shards, total, partial(_count, dataset.location, change))
-        labeler, sha256 = ("", "") if stage is None else (stage.name, stage.version)
-        kinds = ("removed",) if stage is None else ("labeled", "kept")
-        of_stage = {"name": dataset.manifest().name, "labeler": labeler, "sha256": sha256}
-        return self.planned(dataset, committed, change, total, looked, kinds, **of_stage)
-
-    def revision(self, dataset: DatasetHandle, plan: RevisionPlan[LabelList]) -> Revision:
-        here = self.stage is not None and self.stage.arguments.get("device", "cpu") != "cpu"
-        return replace(super().revision(dataset, plan), only="masks", on_ray=not here)
+def _plan(dataset: DatasetHandle, stage: StageSpec | None) -> RevisionPlan[LabelList]:
+    if stage is not None and not dataset.with_images:
+        raise UsageError(f"{dataset} only contains annotations, so there are no images to label")
+    change, total = LabelChange(dataset.location, stage), RevisionCounts()
+    committed = frozenset(dataset.commits.committed())
+    nothing: list[int] = []
+    shards = ((shard, nothing) for shard in sorted(committed))
+    looked = look_at_shards(dataset.location, shards, total, partial(_count, dataset.location, change))
+    labeler, sha256 = ("", "") if stage is None else (stage.name, stage.version)
+    kinds = ("removed",) if stage is None else ("labeled", "kept")
+    return planned(LabelList, dataset, committed, change, total, looked, kinds, labeler=labeler, sha256=sha256)
 
 
 def _count(dataset: Location, change: LabelChange, commit: Commit, _: Any) -> RevisionCounts:

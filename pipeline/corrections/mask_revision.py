@@ -3,12 +3,13 @@
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, field, fields
+from datetime import datetime
 from typing import Any, ClassVar, Generic, Self, TypeVar
 
 from segmint.catalogs.dataset.commits import Commit
 from segmint.catalogs.dataset.handle import DatasetHandle
 from segmint.catalogs.dataset.outputs import shown_outputs
-from segmint.catalogs.dataset.versions.record import VersionName, latest_version
+from segmint.catalogs.dataset.versions.record import VersionName, latest_version, name_now
 from segmint.catalogs.layout import (
     COMMITS,
     RESERVATIONS,
@@ -20,8 +21,10 @@ from segmint.catalogs.layout import (
 from segmint.infra.progress import track
 from segmint.infra.storage.location import Location
 from segmint.infra.wording import counted, listed, some
+from segmint.operators.shards.put import OneTable
 from segmint.operators.shards.revise import Change, with_latest_commit
-from segmint.pipeline.corrections.correction import Correction, Revision, RevisionOutcome
+from segmint.pipeline.config.config import LOCAL, ResourcesConfig
+from segmint.pipeline.corrections.correction import Revision, confirm_changes, record_version, revise
 
 SHOWN = 20
 """Maximum number of images that messages name. The counts include all images."""
@@ -166,12 +169,6 @@ class RevisionPlan(Generic[L]):
     shards: Set[int]  # shards with images to revise
     change: Change
     unchanged: Mapping[int, int]  # shards without changes, with the generation that was inspected
-    is_done: bool
-
-    @property
-    def reason(self) -> str:
-        """Reason that the version records."""
-        return self.listed.reason()
 
 
 @dataclass(frozen=True)
@@ -210,52 +207,62 @@ class RevisionResult(Generic[L]):
 R = TypeVar("R", bound=RevisionResult[Any])
 
 
-class MaskCorrection(Correction[RevisionPlan[L], R]):
-    """Base class for corrections of masks.
+def planned(
+    list_class: type[L],
+    dataset: DatasetHandle,
+    shards: Set[int],
+    change: Change,
+    counts: RevisionCounts,
+    looked: tuple[tuple[int, ...], dict[int, int]],
+    kinds: Sequence[str],
+    **more: Any,
+) -> RevisionPlan[L]:
+    """Return the plan from the result of `look_at_shards`. `kinds` selects the counts of masks in the list."""
+    listed = list_class(
+        dataset=str(dataset),
+        name=dataset.manifest().name,
+        images=counts.images,
+        masks={kind: counts.masks[kind] for kind in kinds},
+        shards=looked[0],
+        skipped_images=dict(counts.left.most_common()),
+        examples=tuple(counts.examples),
+        more_examples=counts.more_examples,
+        **more,
+    )
+    return RevisionPlan(listed, shards, change, looked[1])
 
-    Imports, merges, and labels supply the plan, and classes for list and result.
+
+def correct_masks(
+    dataset: DatasetHandle,
+    command: str,
+    plan: RevisionPlan[L],
+    result_class: type[R],
+    confirm: Callable[[L], None] | None,
+    now: datetime | None,
+    *,
+    only: OneTable | None = None,
+    on_ray: bool = True,
+    resources: ResourcesConfig = LOCAL,
+) -> R:
+    """Change the masks as planned, and record the version of `command`.
+
+    `confirm` is as in `confirm_changes`, `only` and `on_ray` as in `Revision`, and `resources` as in `revise`. If
+    nothing is to be changed or completed, `confirm` isn't called.
     """
-
-    list_class: type[L]
-    result_class: type[R]
-
-    def planned(
-        self,
-        dataset: DatasetHandle,
-        shards: Set[int],
-        change: Change,
-        counts: RevisionCounts,
-        looked: tuple[tuple[int, ...], dict[int, int]],
-        kinds: Sequence[str],
-        **more: Any,
-    ) -> RevisionPlan[L]:
-        """Return the plan from the result of `look_at_shards`. `kinds` selects the counts of masks in the list."""
-        listed = self.list_class(
-            dataset=str(dataset),
-            images=counts.images,
-            masks={kind: counts.masks[kind] for kind in kinds},
-            shards=looked[0],
-            skipped_images=dict(counts.left.most_common()),
-            examples=tuple(counts.examples),
-            more_examples=counts.more_examples,
-            **more,
-        )
-        is_done = not listed.images and not is_unfinished(dataset, shards)
-        return RevisionPlan(listed, shards, change, looked[1], is_done)
-
-    def revision(self, dataset: DatasetHandle, plan: RevisionPlan[L]) -> Revision:
-        """Return the shards to change and the function that changes them."""
-        return Revision(
-            shards=plan.shards,
-            change=plan.change,
-            needed=lambda commit: plan.unchanged.get(commit.shard) != commit.generation,
-        )
-
-    def result(
-        self, dataset: DatasetHandle, plan: RevisionPlan[L], outcome: RevisionOutcome, version: VersionName
-    ) -> R:
-        """Return the result."""
-        return self.result_class(plan.listed, tuple(outcome.changed), version, outcome.outputs, outcome.removed_links)
+    listed = plan.listed
+    if not listed.images and not is_unfinished(dataset, plan.shards):
+        return result_class(listed, (), name_now(dataset.location))
+    confirm_changes(dataset, listed, confirm)
+    revision = Revision(
+        shards=plan.shards,
+        change=plan.change,
+        needed=lambda commit: plan.unchanged.get(commit.shard) != commit.generation,
+        only=only,
+        on_ray=on_ray,
+    )
+    outcome = revise(dataset, revision, resources)
+    version, outputs = record_version(dataset, command, listed.reason(), now)
+    return result_class(listed, tuple(outcome.changed), version, outputs, outcome.removed_links)
 
 
 def is_unfinished(dataset: DatasetHandle, shards: Set[int]) -> bool:

@@ -23,7 +23,14 @@ from segmint.operators.rows import Row
 from segmint.operators.shards.committed_rows import read_file, read_table
 from segmint.operators.shards.corrected_rows import redact_row
 from segmint.pipeline.config.config import LOCAL, ResourcesConfig
-from segmint.pipeline.corrections.correction import Correction, Revision, RevisionOutcome, correct, while_unchanged
+from segmint.pipeline.corrections.correction import (
+    Revision,
+    begin,
+    confirm_changes,
+    record_version,
+    revise,
+    while_unchanged,
+)
 
 Regions = dict[int, list[WantedRegion]]  # by ordinal
 
@@ -89,7 +96,7 @@ class RedactionList:
 
 def list_redaction(dataset: Location, regions: Location) -> RedactionList:
     """List the changes that `redact` would make. Raises the same errors as `redact` before it changes anything."""
-    return _Redaction(regions).plan(DatasetHandle.open(dataset)).listed
+    return _plan(DatasetHandle.open(dataset), regions).listed
 
 
 def redact(
@@ -100,11 +107,31 @@ def redact(
 ) -> RedactResult:
     """Redact the regions that the file `regions` lists, in a dataset's images.
 
-    The other arguments are as in `correct`. Raises `UsageError` before any change if the file is invalid, an image
-    doesn't exist, a box is outside its image, the dataset has no images, or the store's older versions can't be
-    removed.
+    `confirm` is as in `confirm_changes`, and `resources` as in `revise`. Raises `UsageError` before any change if the
+    file is invalid, an image doesn't exist, a box is outside its image, the dataset has no images, or the store's older
+    versions can't be removed.
     """
-    return correct(DatasetHandle.open(dataset), _Redaction(regions), confirm, resources=resources)
+    handle = begin(dataset)
+    plan = _plan(handle, regions)
+    confirm_changes(handle, plan.listed, confirm)
+    revision = Revision(
+        shards=frozenset(plan.listed.shards),
+        change=lambda _, rows: [redact_row(row, plan.regions.get(row["ordinal"], ()), plan.config) for row in rows],
+    )
+    outcome = revise(handle, revision, resources)
+    version, outputs = record_version(handle, "redact")
+    return RedactResult(
+        dataset=str(handle),
+        regions=sum(plan.listed.images.values()),
+        images=plan.listed.rows,
+        changed_images=sum(each.rows for each in outcome.changed.values()),
+        changed_shards=tuple(outcome.changed),
+        version=version,
+        removed_links=outcome.removed_links,
+        outputs=outputs,
+        caches=tuple(forget_dataset(dataset)),
+        unknown_files=tuple(unknown_files(dataset)),
+    )
 
 
 @dataclass(frozen=True)
@@ -112,55 +139,25 @@ class _RedactionPlan:
     config: ReleaseConfig
     regions: Regions
     listed: RedactionList
-    is_done: bool = False  # always False, because only the shards' rows show which regions already exist
-    reason: str | None = None
 
 
-@dataclass(frozen=True)
-class _Redaction(Correction[_RedactionPlan, RedactResult]):
-    """`Correction` that redacts regions (`segmint.pipeline.corrections.correction`)."""
+def _plan(dataset: DatasetHandle, regions_file: Location) -> _RedactionPlan:
+    return while_unchanged(dataset, lambda: _look(dataset, regions_file))
 
-    regions: Location
-    command: str = "redact"
 
-    def plan(self, dataset: DatasetHandle) -> _RedactionPlan:
-        return while_unchanged(dataset, lambda: self._look(dataset))
-
-    def _look(self, dataset: DatasetHandle) -> _RedactionPlan:
-        manifest = dataset.manifest()
-        config = release_config(manifest)
-        if not dataset.with_images:
-            raise UsageError(f"{dataset} only contains annotations, so there are no images to redact")
-        regions: Regions = {}
-        for region in read_regions(self.regions, WantedRegion):
-            regions.setdefault(region.ordinal, []).append(region)
-        shards = {ordinal // manifest.images_per_shard for ordinal in regions}
-        commits = {commit.shard: commit for commit in dataset.commits.read_all(only=shards)}
-        raise_problems(_problems(dataset.location, manifest, commits, regions))
-        images = {ordinal + 1: len(each) for ordinal, each in sorted(regions.items())}
-        return _RedactionPlan(config, regions, RedactionList(str(dataset), manifest.name, images, tuple(commits)))
-
-    def revision(self, dataset: DatasetHandle, plan: _RedactionPlan) -> Revision:
-        return Revision(
-            shards=frozenset(plan.listed.shards),
-            change=lambda _, rows: [redact_row(row, plan.regions.get(row["ordinal"], ()), plan.config) for row in rows],
-        )
-
-    def result(
-        self, dataset: DatasetHandle, plan: _RedactionPlan, outcome: RevisionOutcome, version: VersionName
-    ) -> RedactResult:
-        return RedactResult(
-            dataset=str(dataset),
-            regions=sum(plan.listed.images.values()),
-            images=plan.listed.rows,
-            changed_images=sum(each.rows for each in outcome.changed.values()),
-            changed_shards=tuple(outcome.changed),
-            version=version,
-            removed_links=outcome.removed_links,
-            outputs=outcome.outputs,
-            caches=tuple(forget_dataset(dataset.location)),
-            unknown_files=tuple(unknown_files(dataset.location)),
-        )
+def _look(dataset: DatasetHandle, regions_file: Location) -> _RedactionPlan:
+    manifest = dataset.manifest()
+    config = release_config(manifest)
+    if not dataset.with_images:
+        raise UsageError(f"{dataset} only contains annotations, so there are no images to redact")
+    regions: Regions = {}
+    for region in read_regions(regions_file, WantedRegion):
+        regions.setdefault(region.ordinal, []).append(region)
+    shards = {ordinal // manifest.images_per_shard for ordinal in regions}
+    commits = {commit.shard: commit for commit in dataset.commits.read_all(only=shards)}
+    raise_problems(_problems(dataset.location, manifest, commits, regions))
+    images = {ordinal + 1: len(each) for ordinal, each in sorted(regions.items())}
+    return _RedactionPlan(config, regions, RedactionList(str(dataset), manifest.name, images, tuple(commits)))
 
 
 def release_config(manifest: DatasetManifest) -> ReleaseConfig:

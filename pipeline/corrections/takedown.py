@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Set
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -27,7 +27,6 @@ from segmint.catalogs.dataset.tombstones import (
     BLANK,
     NO_NAMES,
     Removals,
-    RemovedImage,
     TakedownRequest,
     by_shard,
     put_tombstone,
@@ -48,7 +47,14 @@ from segmint.infra.wording import counted, some
 from segmint.operators.shards.committed_rows import read_file, read_table
 from segmint.operators.shards.revise import fingerprint_of, names_removed, with_latest_commit, without_removed
 from segmint.pipeline.config.config import LOCAL, ResourcesConfig
-from segmint.pipeline.corrections.correction import Revision, RevisionOutcome, correct, while_unchanged
+from segmint.pipeline.corrections.correction import (
+    Revision,
+    begin,
+    confirm_changes,
+    record_version,
+    revise,
+    while_unchanged,
+)
 from segmint.pipeline.corrections.parts import put_parts, remove_parts
 from segmint.pipeline.corrections.takedown_list import KEPT, SHOWN, SIMILAR, TakedownList, list_takedown
 
@@ -131,105 +137,80 @@ def takedown(
 
     The tombstone is written first. Then the images' annotations are removed, their rows in the catalog are blanked, the
     next generation of each shard is committed, and everything older is removed. Every call also completes earlier
-    takedowns. `catalog_uri` is as in `list_takedown`. The other arguments are as in `correct`.
+    takedowns. `catalog_uri` is as in `list_takedown`, `confirm` as in `confirm_changes`, and `resources` as in
+    `revise`.
 
     Before any change, raises `UsageError` if the request contains names that aren't in the dataset or the store's older
     versions can't be removed, and `DamagedDatasetError` if a shard can't be read.
     """
-    return correct(DatasetHandle.open(dataset, catalog_uri), _Takedown(request, reason, now), confirm, now, resources)
+    handle = begin(dataset, catalog_uri)
+    listed, committed = _plan(handle, request, reason, now)
+    confirm_changes(handle, listed, confirm)
+    rows = 0
+    while listed.tombstones:
+        rows += listed.rows
+        digest = current_digest(dataset)
+        for tombstone in listed.tombstones:
+            put_tombstone(dataset, tombstone.model_copy(update={"version_before": digest}))
+        _recognize(handle)
+        # Writers that commit from here on find the tombstones. Look again for those that committed since the list was
+        # made.
+        if handle.commits.committed() == committed:
+            break
+        listed, committed = _plan(handle, request, reason, now)
+    _recognize(handle)  # again, in case an earlier takedown was interrupted before this step
+    tombstones = read_tombstones(dataset)
+    names = tuple(tombstone.name for tombstone in tombstones)
+    images = removed_images(tombstones)
+    # A server that puts a submission from here on finds the tombstone.
+    answers = purge_of_images(dataset, images)
+    while_unchanged(handle, lambda: _blank_catalog(dataset, images.keys()))
+    taken = Removals(images, NO_NAMES)  # at this point, duplicates have tombstones
+    revision = Revision(
+        shards=by_shard(images, handle.manifest().images_per_shard).keys(),
+        change=lambda _, rows: [without_removed(row, taken) for row in rows],
+        needed=lambda commit: names_removed(dataset, commit, taken),
+    )
+    outcome = revise(handle, revision, resources)
+    remove_parts(dataset)
+    # The version has no reason, because it lists the tombstones, which contain the reasons.
+    version, outputs = record_version(handle, "takedown", now=now, tombstones=names)
+    changed = outcome.changed.values()
+    return TakedownResult(
+        dataset=str(handle),
+        rows=rows,
+        images=sum(each.before.counts["images"] - each.commit.counts["images"] for each in changed),
+        changed_shards=tuple(outcome.changed),
+        tombstones=names,
+        taken_down=len(images),
+        shared=sum(image.shared for image in images.values()),
+        annotations=answers,
+        building=outcome.building,
+        kept=listed.kept,
+        similar=listed.similar,
+        outputs=outputs,
+        unknown_files=tuple(unknown_files(dataset)),
+        version=version,
+        removed_links=outcome.removed_links,
+        caches=tuple(forget_dataset(dataset)),
+    )
 
 
-@dataclass(frozen=True)
-class _TakedownPlan:
-    """Plan of a takedown. `prepare` extends it to all images that tombstones name."""
+def _plan(
+    dataset: DatasetHandle, request: TakedownRequest, reason: str, now: datetime | None
+) -> tuple[TakedownList, Mapping[int, int]]:
+    """Return the list of the takedown, and the generation of each shard when the list was made."""
 
-    listed: TakedownList
-    committed: Mapping[int, int]  # generation of each shard when the list was made
-    rows: int = 0  # rows for which tombstones were put
-    tombstones: tuple[str, ...] = ()
-    images: Mapping[int, RemovedImage] = field(default_factory=dict)  # images in all tombstones, by ordinal
-    answers: int = 0  # number of removed files
-    is_done: bool = False  # always False, because a takedown also completes earlier takedowns
-    reason: str | None = None  # None: the version lists tombstones, which contain the reasons
+    def look() -> tuple[TakedownList, Mapping[int, int]]:
+        committed = dataset.commits.committed()
+        manifest, location = dataset.manifest(), dataset.location
+        listed = list_takedown(location, manifest, request, reason, now, dataset.catalog_uri)
+        for commit in dataset.commits.read_all(only=listed.shards):
+            for entry in commit.files:  # before any change, check that all files to rewrite can be read
+                read_file(location, entry)
+        return listed, committed
 
-
-@dataclass(frozen=True)
-class _Takedown:
-    """`Correction` that takes down images (`segmint.pipeline.corrections.correction`)."""
-
-    request: TakedownRequest
-    reason: str
-    now: datetime | None
-    command: str = "takedown"
-
-    def plan(self, dataset: DatasetHandle) -> _TakedownPlan:
-        def look() -> _TakedownPlan:
-            committed = dataset.commits.committed()
-            manifest, location = dataset.manifest(), dataset.location
-            listed = list_takedown(location, manifest, self.request, self.reason, self.now, dataset.catalog_uri)
-            for commit in dataset.commits.read_all(only=listed.shards):
-                for entry in commit.files:  # before any change, check that all files to rewrite can be read
-                    read_file(location, entry)
-            return _TakedownPlan(listed, committed)
-
-        return while_unchanged(dataset, look)
-
-    def prepare(self, dataset: DatasetHandle, plan: _TakedownPlan) -> _TakedownPlan:
-        rows = 0
-        while plan.listed.tombstones:
-            rows += plan.listed.rows
-            digest = current_digest(dataset.location)
-            for tombstone in plan.listed.tombstones:
-                put_tombstone(dataset.location, tombstone.model_copy(update={"version_before": digest}))
-            _recognize(dataset)
-            # Writers that commit from here on find the tombstones. Look again for those that committed since the list
-            # was made.
-            if dataset.commits.committed() == plan.committed:
-                break
-            plan = self.plan(dataset)
-        _recognize(dataset)  # again, in case an earlier takedown was interrupted before this step
-        tombstones = read_tombstones(dataset.location)
-        images = removed_images(tombstones)
-        # A server that puts a submission from here on finds the tombstone.
-        answers = purge_of_images(dataset.location, images)
-        while_unchanged(dataset, lambda: _blank_catalog(dataset.location, images.keys()))
-        names = tuple(tombstone.name for tombstone in tombstones)
-        return replace(plan, rows=rows, tombstones=names, images=images, answers=answers)
-
-    def revision(self, dataset: DatasetHandle, plan: _TakedownPlan) -> Revision:
-        taken = Removals(plan.images, NO_NAMES)  # at this point, duplicates have tombstones
-        return Revision(
-            shards=by_shard(plan.images, dataset.manifest().images_per_shard).keys(),
-            change=lambda _, rows: [without_removed(row, taken) for row in rows],
-            needed=lambda commit: names_removed(dataset.location, commit, taken),
-            tombstones=plan.tombstones,
-        )
-
-    def clean_up(self, dataset: DatasetHandle, plan: _TakedownPlan) -> None:
-        remove_parts(dataset.location)
-
-    def result(
-        self, dataset: DatasetHandle, plan: _TakedownPlan, outcome: RevisionOutcome, version: VersionName
-    ) -> TakedownResult:
-        changed = outcome.changed.values()
-        return TakedownResult(
-            dataset=str(dataset),
-            rows=plan.rows,
-            images=sum(each.before.counts["images"] - each.commit.counts["images"] for each in changed),
-            changed_shards=tuple(outcome.changed),
-            tombstones=plan.tombstones,
-            taken_down=len(plan.images),
-            shared=sum(image.shared for image in plan.images.values()),
-            annotations=plan.answers,
-            building=outcome.building,
-            kept=plan.listed.kept,
-            similar=plan.listed.similar,
-            outputs=outcome.outputs,
-            unknown_files=tuple(unknown_files(dataset.location)),
-            version=version,
-            removed_links=outcome.removed_links,
-            caches=tuple(forget_dataset(dataset.location)),
-        )
+    return while_unchanged(dataset, look)
 
 
 def _recognize(dataset: DatasetHandle) -> None:

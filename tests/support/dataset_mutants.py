@@ -335,8 +335,8 @@ DATASET_MUTANTS = (
     Mutant(
         "a takedown leaves the former catalog",
         "pipeline/corrections/takedown.py",
-        "        remove_parts(dataset.location)\n",
-        "        pass\n",
+        "    remove_parts(dataset)\n",
+        "    pass\n",
         "tests/pipeline/corrections/test_takedown.py",
     ),
     Mutant(

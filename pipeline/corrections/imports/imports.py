@@ -28,18 +28,19 @@ from segmint.operators.rows import Row
 from segmint.operators.schemas import AUTOMATIC, SOURCES
 from segmint.operators.shards.committed_rows import read_file, read_table, rows_of
 from segmint.operators.shards.revise import with_latest_commit
-from segmint.pipeline.corrections.correction import correct
+from segmint.pipeline.corrections.correction import begin
 from segmint.pipeline.corrections.imports.files import ImportFormat, stage_file
 from segmint.pipeline.corrections.imports.matching import MatchMode
 from segmint.pipeline.corrections.imports.merge import ImageImport, ImportedRow, ImportMode, ImportSettings, merge
 from segmint.pipeline.corrections.imports.staging import MaskStaging, StagedMasks
 from segmint.pipeline.corrections.mask_revision import (
-    MaskCorrection,
     RevisionCounts,
     RevisionList,
     RevisionPlan,
     RevisionResult,
+    correct_masks,
     look_at_shards,
+    planned,
 )
 
 PEOPLE = tuple(source for source in SOURCES if source != AUTOMATIC)
@@ -171,7 +172,7 @@ class ImportResult(RevisionResult[ImportList]):
 def list_import(dataset: Location, asked: ImportRequest) -> ImportList:
     """List the changes that `import_masks` would make. Raises the same errors before any change."""
     with ScratchFolder() as folder:
-        return _Import(asked, Path(folder)).plan(DatasetHandle.open(dataset)).listed
+        return _plan(DatasetHandle.open(dataset), asked, Path(folder)).listed
 
 
 def import_masks(
@@ -180,69 +181,62 @@ def import_masks(
     confirm: Callable[[ImportList], None] | None = None,
     now: datetime | None = None,
 ) -> ImportResult:
-    """Merge masks into the images of a dataset. `confirm` and `now` are as in `correct`.
+    """Merge masks into the images of a dataset. `confirm` is as in `correct_masks`.
 
     Raises `UsageError` before any change if the file can't be read or the store's older versions can't be removed.
     """
     with ScratchFolder() as folder:
+        handle = begin(dataset)
+        plan = _plan(handle, asked, Path(folder))
         # The staged masks are on this machine's disk, so other machines can't help, even if there are many shards.
-        return correct(DatasetHandle.open(dataset), _Import(asked, Path(folder)), confirm, now)
+        return correct_masks(handle, "import", plan, ImportResult, confirm, now)
 
 
-@dataclass(frozen=True)
-class _Import(MaskCorrection[ImportList, ImportResult]):
-    """`Correction` that imports masks (`segmint.pipeline.corrections.correction`). It stages the masks in `folder`."""
-
-    asked: ImportRequest
-    folder: Path
-    command = "import"
-    list_class = ImportList
-    result_class = ImportResult
-
-    def plan(self, dataset: DatasetHandle) -> RevisionPlan[ImportList]:
-        asked, location = self.asked, dataset.location
-        _check(asked)
-        manifest = dataset.manifest()
-        with MaskStaging(self.folder, manifest, asked.match) as stage:
-            if asked.format is ImportFormat.DATASET:
-                begun = load_manifest(asked.where)
-                if asked.where.uri == location.uri:
-                    raise UsageError(f"{asked.where} is the dataset itself. Pass the dataset that contains the masks.")
-                left = carry_masks(asked.where, begun, location, stage)
-                digest, origin = name_now(asked.where).digest, None
-            else:
-                left = {}
-                sizes = sizes_of(location, manifest, asked.match)
-                digest = stage_file(asked.where, asked.format, stage, sizes, asked.ignore)
-                origin = {"sha256": digest, "license": asked.license}
-            staged = stage.finish(location, left)
-        if asked.format is not ImportFormat.DATASET and not staged.images:
-            raise UsageError(_nothing_found(location, asked, staged))
-        settings = ImportSettings(mode=asked.mode, source=asked.source, origin=origin, annotator=asked.annotator)
-        tally = ImportCounts()
-        shards = zip(staged.shards, (staged.answers(*span) for span in staged.ordinals), strict=True)
-        return self.planned(
-            dataset,
-            frozenset(staged.shards),
-            ImportChange(staged, settings),
-            tally,
-            look_at_shards(location, shards, tally, partial(_count, location, settings)),
-            COUNTED,
-            name=manifest.name,
-            file=str(asked.where),
-            sha256=digest,
-            mode=str(asked.mode),
-            named=staged.images,
-            skipped_masks=staged.left,
-            unknown=staged.unknown,
-            first_unknown=staged.first_unknown,
-            ambiguous=staged.ambiguous,
-            first_ambiguous=staged.first_ambiguous,
-            superseded=staged.superseded,
-            prompts=staged.prompts,
-            unreadable=staged.all_unreadable,
-            problems=staged.unreadable,
-        )
+def _plan(dataset: DatasetHandle, asked: ImportRequest, folder: Path) -> RevisionPlan[ImportList]:
+    """Stage the file's masks in `folder`, and return the plan."""
+    location = dataset.location
+    _check(asked)
+    manifest = dataset.manifest()
+    with MaskStaging(folder, manifest, asked.match) as stage:
+        if asked.format is ImportFormat.DATASET:
+            begun = load_manifest(asked.where)
+            if asked.where.uri == location.uri:
+                raise UsageError(f"{asked.where} is the dataset itself. Pass the dataset that contains the masks.")
+            left = carry_masks(asked.where, begun, location, stage)
+            digest, origin = name_now(asked.where).digest, None
+        else:
+            left = {}
+            sizes = sizes_of(location, manifest, asked.match)
+            digest = stage_file(asked.where, asked.format, stage, sizes, asked.ignore)
+            origin = {"sha256": digest, "license": asked.license}
+        staged = stage.finish(location, left)
+    if asked.format is not ImportFormat.DATASET and not staged.images:
+        raise UsageError(_nothing_found(location, asked, staged))
+    settings = ImportSettings(mode=asked.mode, source=asked.source, origin=origin, annotator=asked.annotator)
+    tally = ImportCounts()
+    shards = zip(staged.shards, (staged.answers(*span) for span in staged.ordinals), strict=True)
+    return planned(
+        ImportList,
+        dataset,
+        frozenset(staged.shards),
+        ImportChange(staged, settings),
+        tally,
+        look_at_shards(location, shards, tally, partial(_count, location, settings)),
+        COUNTED,
+        file=str(asked.where),
+        sha256=digest,
+        mode=str(asked.mode),
+        named=staged.images,
+        skipped_masks=staged.left,
+        unknown=staged.unknown,
+        first_unknown=staged.first_unknown,
+        ambiguous=staged.ambiguous,
+        first_ambiguous=staged.first_ambiguous,
+        superseded=staged.superseded,
+        prompts=staged.prompts,
+        unreadable=staged.all_unreadable,
+        problems=staged.unreadable,
+    )
 
 
 def _check(asked: ImportRequest) -> None:

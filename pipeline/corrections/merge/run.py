@@ -4,7 +4,6 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
-from typing import Any
 
 from segmint.catalogs.dataset.annotations.assignments import assignment_to_merge, independent_submissions
 from segmint.catalogs.dataset.annotations.names import SubmissionName, list_submissions, purge_of_images
@@ -24,14 +23,15 @@ from segmint.infra.threads import map_ahead
 from segmint.infra.wording import counted, some
 from segmint.operators.rows import Row
 from segmint.operators.shards.committed_rows import rows_of
-from segmint.pipeline.corrections.correction import correct
+from segmint.pipeline.corrections.correction import begin
 from segmint.pipeline.corrections.mask_revision import (
-    MaskCorrection,
     RevisionCounts,
     RevisionList,
     RevisionPlan,
     RevisionResult,
+    correct_masks,
     look_at_shards,
+    planned,
 )
 from segmint.pipeline.corrections.merge.row import (
     MergeSkipReason,
@@ -174,51 +174,50 @@ class MergeChange:
 
 def list_merge(dataset: Location) -> MergeList:
     """List the changes that `merge_submissions` would make. Raises the same errors before any change."""
-    return _Merge(_names(dataset)).plan(DatasetHandle.open(dataset)).listed
+    return _plan(DatasetHandle.open(dataset), _names(dataset)).listed
 
 
 def merge_submissions(
     dataset: Location, confirm: Callable[[MergeList], None] | None = None, now: datetime | None = None
 ) -> MergeResult:
-    """Merge the last submission for each image into the image's row. `confirm` and `now` are as in `correct`.
+    """Merge the last submission for each image into the image's row. `confirm` is as in `correct_masks`.
 
     Submissions are kept, including the submissions of a second assignment, unless their image was taken down. Raises
     `UsageError` if there is no dataset or the store's older versions can't be removed, and `DamagedDatasetError` if a
     shard can't be read.
     """
-    handle = DatasetHandle.open(dataset)
-    return correct(handle, _Merge(_names(dataset), forget_taken=True), confirm, now)
+    handle = begin(dataset)
+    names = _names(dataset)
+    plan = _plan(handle, names)
+    if taken := removed_images(read_tombstones(dataset)).keys() & names.keys():
+        purge_of_images(dataset, taken)  # a server that died before it checked the tombstones may have left these
+    return correct_masks(handle, "merge", plan, MergeResult, confirm, now)
 
 
-@dataclass(frozen=True)
-class _Merge(MaskCorrection[MergeList, MergeResult]):
-    """`Correction` that merges submissions (`segmint.pipeline.corrections.correction`).
-
-    With `forget_taken`, planning also removes the submissions for images that were taken down.
-    """
-
-    names: Names
-    forget_taken: bool = False
-    command = "merge"
-    list_class = MergeList
-    result_class = MergeResult
-
-    def plan(self, dataset: DatasetHandle) -> RevisionPlan[MergeList]:
-        location, names = dataset.location, self.names
-        manifest = dataset.manifest()
-        by_shard: dict[int, list[int]] = {}
-        for ordinal in names:
-            by_shard.setdefault(ordinal // manifest.images_per_shard, []).append(ordinal)
-        change = MergeChange(location, names, returned_submissions(location))
-        tally = MergeCounts()
-        looked = look_at_shards(location, by_shard.items(), tally, partial(_count, change))
-        if self.forget_taken and (taken := removed_images(read_tombstones(location)).keys() & names.keys()):
-            purge_of_images(location, taken)  # a server that died before it checked the tombstones may have left these
-        of_submissions: dict[str, Any] = {"submitted": len(names), "compared": tuple(tally.compared)}
-        of_submissions |= {"unchanged": tally.unchanged, "merged": tally.merged}
-        of_submissions |= {"superseded": tally.superseded, "uncompared": tally.uncompared}
-        shards = frozenset(by_shard)
-        return self.planned(dataset, shards, change, tally, looked, COUNTED, name=manifest.name, **of_submissions)
+def _plan(dataset: DatasetHandle, names: Names) -> RevisionPlan[MergeList]:
+    location = dataset.location
+    images_per_shard = dataset.manifest().images_per_shard
+    by_shard: dict[int, list[int]] = {}
+    for ordinal in names:
+        by_shard.setdefault(ordinal // images_per_shard, []).append(ordinal)
+    change = MergeChange(location, names, returned_submissions(location))
+    tally = MergeCounts()
+    looked = look_at_shards(location, by_shard.items(), tally, partial(_count, change))
+    return planned(
+        MergeList,
+        dataset,
+        frozenset(by_shard),
+        change,
+        tally,
+        looked,
+        COUNTED,
+        submitted=len(names),
+        unchanged=tally.unchanged,
+        merged=tally.merged,
+        superseded=tally.superseded,
+        uncompared=tally.uncompared,
+        compared=tuple(tally.compared),
+    )
 
 
 def _names(dataset: Location) -> Names:

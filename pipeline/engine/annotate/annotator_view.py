@@ -78,11 +78,9 @@ class AnnotatorView:
     def __post_init__(self) -> None:
         self._lock = threading.Lock()
         self._looks = ThreadPoolExecutor(_LOOKS, thread_name_prefix="looks")
-        holders: list[PixelHolder] = [
-            self.embeddings,
-            self.decoder,
-            *([] if self.prefills is None else [self.prefills]),
-        ]
+        holders: list[PixelHolder] = [self.embeddings.recent, self.decoder]
+        if self.prefills is not None:
+            holders.append(self.prefills.recent)
         self.kept = ImageMemory(self.source, holders, self._pass_over)
         self._over = np.isin(self.queue.ids, list(self.queue.merged))  # images to skip when leasing, by rank
         self._gone: set[int] = set()
@@ -192,7 +190,7 @@ class AnnotatorView:
         """
         self.embeddings.clicked()
         self.leases.renew(image, annotator)
-        known = self.source.known(image)
+        known = self.source.recent.get(image)
         if known is not None:
             look = self._looks.submit(self._read, image)
             prediction = self._predict(known, annotator, body)
@@ -209,7 +207,7 @@ class AnnotatorView:
     def clean(self, image: int, annotator: str, counts: Any) -> str:
         """Remove a mask's small specks and holes. Raises `UsageError` if the run lengths `counts` are invalid."""
         self.leases.renew(image, annotator)
-        size = (self.source.known(image) or self._read(image)).size
+        size = (self.source.recent.get(image) or self._read(image)).size
         return clean_mask(Rle(size, checked_counts(counts, size))).counts
 
     def save(self, image: int, annotator: str, n: int, body: Any) -> Submission:

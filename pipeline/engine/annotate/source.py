@@ -99,7 +99,7 @@ class ImageSource:
     """Reader of images from the latest commits of their shards. Thread-safe.
 
     `places` lists the images with their shards, and `folder` is for scratch files. The most recent images stay in
-    memory until their shard has a newer commit.
+    memory, in `recent`, until their shard has a newer commit.
     """
 
     def __init__(self, dataset: Location, places: ImagePlaces, folder: Path) -> None:
@@ -109,7 +109,7 @@ class ImageSource:
         self._log = CommitLog(dataset)
         self._lock = threading.Lock()
         self._tables: OrderedDict[tuple[int, int], DatasetTables] = OrderedDict()
-        self._images: RecentImages[OpenImage] = RecentImages(_IMAGES)
+        self.recent: RecentImages[OpenImage] = RecentImages(_IMAGES)
 
     def read(self, image: int) -> OpenImage:
         """Return an image's current state.
@@ -119,11 +119,11 @@ class ImageSource:
         """
         place = self.places.place(image)
         if place.ordinal in removed_images(read_tombstones(self._dataset)):
-            self.forget(image)
+            self.recent.forget(image)
             raise ImageGoneError(f"image {image} was taken down")
         for attempt in range(_ATTEMPTS):
             generation = self.generation(place.shard)
-            known = self._images.get(image)
+            known = self.recent.get(image)
             if known is not None and known.generation == generation:
                 return known
             try:
@@ -132,25 +132,13 @@ class ImageSource:
                 if attempt == _ATTEMPTS - 1:
                     raise
                 continue
-            self._images.put(image, found)
+            self.recent.put(image, found)
             return found
         raise AssertionError("unreachable")
 
     def find(self, text: str) -> int:
         """Return the id of an image, given its `image_id` or number. Raises the errors of `read`."""
         return self.read(self.places.find(text)).place.id
-
-    def known(self, image: int) -> OpenImage | None:
-        """Return an image as it was last read, or None if it isn't in memory. Doesn't check the store."""
-        return self._images.get(image)
-
-    def images(self) -> Collection[int]:
-        """Return the ids of the images in memory."""
-        return self._images.images()
-
-    def forget(self, image: int, unless: str | None = None) -> None:
-        """Drop an image from memory, unless its JPEG has the SHA-256 `unless`."""
-        self._images.forget(image, unless)
 
     def generation(self, shard: int) -> int:
         """List the store and return the generation of a shard's latest commit, or 0 if the shard has no commit."""
@@ -191,7 +179,7 @@ class ImageSource:
             rows = tables.query(f"SELECT * FROM images WHERE {where}").to_pylist()
             masks = tables.query(f"SELECT * FROM masks WHERE {where} ORDER BY annotation_id").to_pylist()
         if not rows:
-            self.forget(place.id)
+            self.recent.forget(place.id)
             raise ImageGoneError(f"image {place.id} is no longer in the dataset")
         jpeg = index_tar(self._dataset, commit).read(image_name(place.id))
         if jpeg is None:
@@ -219,7 +207,7 @@ class ImageMemory:
         self, source: ImageSource, holders: Sequence[PixelHolder], gone: Callable[[int], None], seconds: float = CHECK_S
     ) -> None:
         self._source = source
-        self._holders = (source, *holders)
+        self._holders = (source.recent, *holders)
         self._gone = gone
         self._seconds = seconds
         self._generations: dict[int, int] = {}  # by shard, at the last check

@@ -5,9 +5,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class PaperMasksPerImage:
-    """Masks per image: the mean, and the minimum and maximum over regions and income levels."""
+    """Masks per image: the minimum and maximum over regions and income levels."""
 
-    mean: int
     by_group: tuple[int, int]
 
 
@@ -45,20 +44,9 @@ class PaperGeography:
 
 
 @dataclass(frozen=True)
-class PaperThresholds:
-    """Thresholds that a mask must reach (Appendix B)."""
-
-    predicted_iou: float
-    stability_score: float
-    min_area_px: int
-    max_area_share: float
-
-
-@dataclass(frozen=True)
 class PaperQuality:
     """Shares of masks whose IoU with their professionally corrected version exceeds two thresholds (section 5)."""
 
-    images: int
     over_90_iou: float
     over_75_iou: float
     between_annotators: tuple[float, float]
@@ -69,12 +57,11 @@ class PaperRatings:
     """Human ratings of single masks from 1 to 10 (section 7.1, appendix E).
 
     `means` contains the lowest and the highest of seven datasets' means, for masks that SAM predicted from one point.
-    `deviation` is the mean standard deviation of five raters' ratings, and `seconds` is the mean time per rating.
+    `deviation` is the mean standard deviation of five raters' ratings.
     """
 
     means: tuple[int, int]
     deviation: float
-    seconds: int
 
 
 @dataclass(frozen=True)
@@ -91,13 +78,9 @@ class Paper:
     """Figures of the paper. Shares are from 0 to 1."""
 
     name: str
-    images: int
-    masks: int
     masks_per_image: PaperMasksPerImage
     cleanup: PaperCleanup
     geography: PaperGeography
-    thresholds: PaperThresholds
-    released_short_side: int
     quality: PaperQuality
     ratings: PaperRatings
     datasets: tuple[PaperDataset, ...]
@@ -105,9 +88,7 @@ class Paper:
 
 PAPER = Paper(
     name="SA-1B",
-    images=11_185_362,
-    masks=1_100_000_000,  # from the whole data engine; SA-1B only contains the 99.1% that are automatic
-    masks_per_image=PaperMasksPerImage(mean=100, by_group=(94, 108)),
+    masks_per_image=PaperMasksPerImage(by_group=(94, 108)),
     cleanup=PaperCleanup(islands_share=0.04, holes_share=0.04),
     geography=PaperGeography(
         regions=(
@@ -123,10 +104,8 @@ PAPER = Paper(
             PaperGroup("low", 28, 100_000, 9_400_000, 0.009, 0.004, 0.005),
         ),
     ),
-    thresholds=PaperThresholds(predicted_iou=0.88, stability_score=0.95, min_area_px=100, max_area_share=0.95),
-    released_short_side=1500,
-    quality=PaperQuality(images=500, over_90_iou=0.94, over_75_iou=0.97, between_annotators=(0.85, 0.91)),
-    ratings=PaperRatings(means=(7, 9), deviation=0.83, seconds=90),
+    quality=PaperQuality(over_90_iou=0.94, over_75_iou=0.97, between_annotators=(0.85, 0.91)),
+    ratings=PaperRatings(means=(7, 9), deviation=0.83),
     datasets=(
         PaperDataset("SA-1B", 11_000_000, 1_100_000_000),
         PaperDataset("Open Images", 1_000_000, 2_700_000),

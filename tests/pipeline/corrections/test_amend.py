@@ -297,7 +297,7 @@ def test_ray_amends_the_shards_of_a_large_dataset(
     place: DatasetPath, local_ray: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write(place, 1)
-    monkeypatch.setattr("segmint.pipeline.corrections.correction.revise", partial(revise, ray_from=2))
+    monkeypatch.setattr("segmint.pipeline.corrections.amend.revise", partial(revise, ray_from=2))
     monkeypatch.chdir(Path(place.uri).parent)
     there = replace(place, uri=Path(place.uri).name)  # not the current folder of the tasks
     corrected = catalog(place, {"image_id": "image-0", **ANN}, {"image_id": "image-3", **ANN})

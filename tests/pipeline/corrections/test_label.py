@@ -13,8 +13,8 @@ from segmint.catalogs.dataset.versions.record import latest_version
 from segmint.infra.ray_session import Cluster
 from segmint.operators.custom.contract import StageContractError
 from segmint.operators.custom.load import load_stage
-from segmint.pipeline.corrections.correction import revise
-from segmint.pipeline.corrections.label import LabelChange, _Label, label, list_labels
+from segmint.pipeline.corrections.correction import Revision, revise
+from segmint.pipeline.corrections.label import LabelChange, label, list_labels
 from segmint.pipeline.corrections.merge.run import merge_submissions
 from segmint.pipeline.corrections.proof import prove
 from segmint.pipeline.corrections.repair import repair
@@ -92,10 +92,7 @@ def test_removed_labels_leave_the_bytes_that_were_there_before(place: DatasetPat
 
 
 def test_an_interrupted_call_is_completed_without_labeling_again(place: DatasetPath) -> None:
-    stage = _Label(shades())
-    plan = stage.plan(place.handle)
-    revision = stage.revision(place.handle, plan)
-    revise(place.handle, type(revision)({0}, revision.change, only="masks"))
+    revise(place.handle, Revision({0}, LabelChange(place.location, shades()), only="masks"))
     listed = list_labels(place.location, shades())
     assert (listed.images, listed.masks, listed.shards) == (2, {"labeled": 3, "kept": 5}, (1,))
     assert label(place.location, shades()).changed_shards == (1,)
@@ -163,7 +160,7 @@ def test_a_change_returns_unchanged_rows_as_the_same_objects(place: DatasetPath)
 def test_ray_labels_the_shards_of_a_large_dataset(
     place: DatasetPath, local_ray: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("segmint.pipeline.corrections.correction.revise", partial(revise, ray_from=2))
+    monkeypatch.setattr("segmint.pipeline.corrections.mask_revision.revise", partial(revise, ray_from=2))
     done = label(place.location, shades())
     assert (done.changed_shards, [source for _, source in labels(place)].count(f"model:{100:064x}")) == ((0, 1), 6)
     with pytest.raises(StageContractError, match=r"label can't start in a worker: FileNotFoundError: no model here"):

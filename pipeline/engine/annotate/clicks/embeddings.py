@@ -5,7 +5,7 @@ import queue
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 
@@ -55,9 +55,9 @@ class _EmbeddingJob:
 class Embeddings:
     """Thread-safe cache of image embeddings, which one thread computes. Use it as a context manager.
 
-    The `kept` most recently used embeddings stay in memory; nothing is written to disk. While there are no requests,
-    the thread prefetches the images that annotators need next. It takes turns: every annotator's first image comes
-    before anyone's second. Prefetched images are evicted last. `kept` also limits the number of images that all
+    The `kept` most recently used embeddings stay in memory, in `recent`; nothing is written to disk. While there are no
+    requests, the thread prefetches the images that annotators need next. It takes turns: every annotator's first image
+    comes before anyone's second. Prefetched images are evicted last. `kept` also limits the number of images that all
     annotators together can have prefetched; beyond that, the oldest prefetch requests are dropped.
 
     `read` returns an image's committed state. The thread calls `made` with each new embedding and the pixels (H, W, 3)
@@ -80,7 +80,7 @@ class Embeddings:
         self._then = made
         self._patience_s = patience_s
         self._lock = threading.Lock()
-        self._made: RecentImages[ImageEmbedding] = RecentImages(kept)
+        self.recent: RecentImages[ImageEmbedding] = RecentImages(kept)
         self._asked: dict[tuple[int, str], Future[ImageEmbedding]] = {}  # by image and its JPEG's SHA-256
         self._jobs: queue.PriorityQueue[_EmbeddingJob] = queue.PriorityQueue()
         self._numbers = itertools.count()
@@ -99,7 +99,7 @@ class Embeddings:
         self._thread.join()
 
     def __len__(self) -> int:
-        return len(self._made)
+        return len(self.recent)
 
     def get(self, image: OpenImage) -> ImageEmbedding:
         """Return the embedding of an image's current state, computing it if necessary.
@@ -108,7 +108,7 @@ class Embeddings:
         raises `NotReadyError`. The computation continues in that case, and its result serves all requests for the
         image.
         """
-        known = self.known(image.place.id)
+        known = self.recent.get(image.place.id)
         if known is not None and known.jpeg_sha256 == image.jpeg_sha256:
             return known
         key = image.place.id, image.jpeg_sha256
@@ -127,10 +127,6 @@ class Embeddings:
             if self._asked.get(key) is result:
                 del self._asked[key]
 
-    def known(self, image: int) -> ImageEmbedding | None:
-        """Return an image's embedding if it is in memory. It may be from an earlier state of the image."""
-        return self._made.get(image)
-
     def prepare(self, annotator: str, images: Iterable[int]) -> None:
         """Prefetch the embeddings of these images, in order. The annotator's next call replaces this list."""
         wanted = tuple(dict.fromkeys(images))[: self._kept]
@@ -145,14 +141,6 @@ class Embeddings:
     def clicked(self) -> None:
         """Record a click, which delays prefetching."""
         self._clicked = time.monotonic()
-
-    def images(self) -> Collection[int]:
-        """Return the ids of the images with embeddings in memory."""
-        return self._made.images()
-
-    def forget(self, image: int, unless: str | None = None) -> None:
-        """Drop an image's embedding, unless it was computed from the JPEG with the SHA-256 `unless`."""
-        self._made.forget(image, unless)
 
     def _work(self) -> None:
         while not self._closed:
@@ -186,14 +174,14 @@ class Embeddings:
                 self._jobs.put(job)
                 return False
         with self._lock:
-            return job.image in self._all_wanted() and job.image not in self._made
+            return job.image in self._all_wanted() and job.image not in self.recent
 
     def _all_wanted(self) -> set[int]:
         return {image for images in self._wanted.values() for image in images}
 
     def _make(self, number: int) -> ImageEmbedding:
         image = self._read(number)
-        known = self.known(number)
+        known = self.recent.get(number)
         if known is not None and known.jpeg_sha256 == image.jpeg_sha256:
             return known
         try:
@@ -204,7 +192,7 @@ class Embeddings:
         self._predictor.run(prepare_drawing, self._predictor, made.embedding)
         with self._lock:
             wanted = self._all_wanted()
-        self._made.put(number, made, wanted)
+        self.recent.put(number, made, wanted)
         if self._then is not None:
             self._then(image, pixels, made.embedding)
         return made

@@ -6,7 +6,7 @@ the dataset's settings would keep it: it passes the thresholds of predicted IoU 
 suppress it.
 """
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -164,7 +164,10 @@ class _ImagePrefill:
 
 
 class PrefillCache:
-    """Cache of the most recent images' prefilled masks, which are computed along with the embeddings. Thread-safe."""
+    """Cache, `recent`, of the most recent images' prefilled masks, which are computed along with the embeddings.
+
+    Thread-safe.
+    """
 
     def __init__(
         self, finder: ObjectFinder, predictor: Predictor, decoder: JpegDecoder, settings: MaskSettings, kept: int = 64
@@ -173,7 +176,7 @@ class PrefillCache:
         self._predictor = predictor
         self._decoder = decoder
         self._settings = settings
-        self._made: RecentImages[_ImagePrefill] = RecentImages(kept)
+        self.recent: RecentImages[_ImagePrefill] = RecentImages(kept)
 
     def make(self, image: OpenImage, pixels: NDArray[np.uint8], embedding: Embedding) -> None:
         """Compute and store an image's masks. If the detector fails, log a warning and store no masks."""
@@ -183,24 +186,16 @@ class PrefillCache:
             get_logger("annotate").warning("detector_failed", image=image.place.id, error=str(error))
             boxes = []
         masks = prefill(self._predictor, embedding, boxes, list(image.counts.values()), self._settings)
-        self._made.put(image.place.id, _ImagePrefill(image.base, image.jpeg_sha256, tuple(masks)))
+        self.recent.put(image.place.id, _ImagePrefill(image.base, image.jpeg_sha256, tuple(masks)))
 
     def of(self, image: OpenImage, embedding: Embedding) -> tuple[PrefilledMask, ...]:
         """Return the masks of an image's current state, computing them if necessary."""
         for _ in range(2):
-            made = self._made.get(image.place.id)
+            made = self.recent.get(image.place.id)
             if made is not None and made.base == image.base:
                 return made.masks
             self.make(image, self._decoder.run(decode_jpeg, image.jpeg), embedding)
         return ()  # another request has opened a different state of the image
-
-    def images(self) -> Collection[int]:
-        """Return the ids of the images with masks in memory."""
-        return self._made.images()
-
-    def forget(self, image: int, unless: str | None = None) -> None:
-        """Drop an image's masks, unless they were computed from the JPEG with the SHA-256 `unless`."""
-        self._made.forget(image, unless)
 
 
 def mask_settings(manifest: DatasetManifest) -> MaskSettings:

@@ -167,9 +167,7 @@ def gather(tables: Iterable[Sequence[Row]], weights: int) -> NDArray[np.int64]:
     return np.array(found, dtype=np.int64).reshape(-1, weights, *(found[0].shape if found else (4, 0)))
 
 
-def edges_result(
-    subject: EvaluationSubject, measure: EdgesMeasure, counts: NDArray[np.int64], seed: int
-) -> EdgesResult:
+def edges_result(subject: EvaluationSubject, measure: EdgesMeasure, counts: NDArray[np.int64]) -> EdgesResult:
     """Compute the result from the counts (I, W, 4, K). Each resample draws the same images for all weights."""
     cuts = thresholds(measure.cuts)
     images, weights, kinds, steps = counts.shape
@@ -188,7 +186,7 @@ def edges_result(
             table = np.concatenate([table, table[:, 1:] - table[:, :1]], axis=1)
         return table.reshape(len(sums), -1)
 
-    means, intervals = figure_intervals(values, figures, [seed], weights * len(FIGURES))
+    means, intervals = figure_intervals(values, figures, [SEED], weights * len(FIGURES))
     found = [
         EdgeFigure(FIGURES[place % len(FIGURES)], *each)
         for place, each in enumerate(zip(means, intervals, strict=True))
@@ -197,7 +195,7 @@ def edges_result(
     differences: tuple[EdgeFigure, ...] = ()
     if weights == 2:
         other = [counts[:, ::-1].reshape(images, -1), best[:, ::-1].reshape(images, -1)]
-        ps = swap_p(values, np.concatenate(other, axis=1), lambda sums: figures(sums)[:, -len(FIGURES) :], [seed, 1])
+        ps = swap_p(values, np.concatenate(other, axis=1), lambda sums: figures(sums)[:, -len(FIGURES) :], [SEED, 1])
         differences = tuple(
             replace(each, p=p, holm=corrected, verdict=verdict(each.value, each.interval, corrected, subject.images))
             for each, p, corrected in zip(rows[2], ps, holm(ps), strict=True)
@@ -233,7 +231,7 @@ def evaluate_edges(
     with OutputFolder(options.output, storage, truths, measure.schema) as output:
         session = EvaluationSession(task, truths, options.model.run, output, lambda row: float(row["f"]))
         counts = gather(session.tables(), len(task.weights))
-        answer = edges_result(session.subject(None), measure, counts, SEED)
+        answer = edges_result(session.subject(None), measure, counts)
         answer.page().put(output, answer.to_dict(), answer.subject, session.lowest)
     return answer
 

@@ -259,7 +259,7 @@ def gather_overlaps(tables: Iterable[Sequence[Row]], weights: int, boxes: BoxesB
     return np.array(list(images.values()), dtype=np.float64).reshape(-1, 1 + weights)
 
 
-def overlap_result(subject: EvaluationSubject, settings: InstancesSettings, sums: Floats, seed: int) -> InstancesResult:
+def overlap_result(subject: EvaluationSubject, settings: InstancesSettings, sums: Floats) -> InstancesResult:
     """Compute the result from the output of `gather_overlaps`. Each resample draws the same images for all weights."""
     weights = sums.shape[1] - 1
     of_images = np.concatenate([np.ones((len(sums), 1)), sums[:, 1:] / sums[:, :1]], axis=1)
@@ -269,7 +269,7 @@ def overlap_result(subject: EvaluationSubject, settings: InstancesSettings, sums
         return np.concatenate([found, found[:, 1:] - found[:, :1]], axis=1) if weights == 2 else found
 
     shown = {"masks": f"mIoU over masks ({subject.masks:,})", "images": f"mIoU over images ({len(sums):,})"}
-    ways = [figure_intervals(each, means, [seed, place], weights) for place, each in enumerate((sums, of_images))]
+    ways = [figure_intervals(each, means, [SEED, place], weights) for place, each in enumerate((sums, of_images))]
     scores = [
         {name: (values[place], intervals[place]) for name, (values, intervals) in zip(shown, ways, strict=True)}
         for place in range(3 if weights == 2 else 1)
@@ -278,7 +278,7 @@ def overlap_result(subject: EvaluationSubject, settings: InstancesSettings, sums
     if weights < 2:
         return InstancesResult(subject, settings, what, shown, tuple(scores), None, {})
     changes = np.stack([each[:, 2] - each[:, 1] for each in (sums, of_images)], axis=1)
-    corrected = dict(zip(shown, holm(sign_flip_p(changes, [seed, 2])), strict=True))
+    corrected = dict(zip(shown, holm(sign_flip_p(changes, [SEED, 2])), strict=True))
     return InstancesResult(subject, settings, what, shown, tuple(scores[:2]), scores[2], corrected)
 
 
@@ -322,7 +322,7 @@ def evaluate_instances(
         else:
             sums = gather_overlaps(session.tables(), len(task.weights), boxes)
             check_matched(task.weights, sums[:, 1:].any(axis=0))
-            answer = overlap_result(session.subject(int(sums[:, 0].sum())), settings, sums, SEED)
+            answer = overlap_result(session.subject(int(sums[:, 0].sum())), settings, sums)
         answer.page().put(output, answer.to_dict(), answer.subject, session.lowest)
     return answer
 

@@ -185,7 +185,7 @@ def gather(tables: Iterable[Sequence[Row]], weights: int) -> dict[str, ProposalC
 
 
 def proposals_result(
-    subject: EvaluationSubject, points_per_side: int, counts: dict[str, ProposalCounts], seed: int
+    subject: EvaluationSubject, points_per_side: int, counts: dict[str, ProposalCounts]
 ) -> ProposalsResult:
     """Compute the result from the counts. Each resample draws the same images for all weights."""
     recalls: list[list[Recall]] = [[] for _ in subject.weights]
@@ -204,11 +204,11 @@ def proposals_result(
             flat: Floats = recall.reshape(len(sums), -1)
             return flat
 
-        value, intervals = figure_intervals(values, averages, [seed, place], weights * _CELLS)
+        value, intervals = figure_intervals(values, averages, [SEED, place], weights * _CELLS)
         ps: list[float | None] = [None] * len(value)
         if weights == 2:
             other = np.concatenate([each.truth, each.found[:, ::-1].reshape(images, -1)], axis=1)
-            ps[2 * _CELLS :] = swap_p(values, other, partial(_last, averages, 2 * _CELLS), [seed, place, 1])
+            ps[2 * _CELLS :] = swap_p(values, other, partial(_last, averages, 2 * _CELLS), [SEED, place, 1])
         rows = np.ndindex(len(value) // _CELLS, len(LIMITS), len(AREAS))
         for (row, limit, area), mean, interval, p in zip(rows, value, intervals, ps, strict=True):
             home = recalls[row] if row < weights else differences
@@ -248,7 +248,7 @@ def evaluate_proposals(options: EvaluateOptions, points_per_side: int, storage: 
         counts = gather(session.tables(), len(task.weights))
         check_matched(task.weights, counts[ALL].proposals.any(axis=0))
         subject = session.subject(int(counts[ALL].truth[:, 0].sum()))
-        answer = proposals_result(subject, points_per_side, counts, SEED)
+        answer = proposals_result(subject, points_per_side, counts)
         answer.page().put(output, answer.to_dict(), subject, session.lowest)
     return answer
 

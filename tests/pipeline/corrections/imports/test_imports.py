@@ -362,7 +362,7 @@ def test_masks_of_a_million_are_held_a_shard_at_a_time(place: DatasetPath, monke
 def test_ray_imports_into_the_shards_of_a_large_dataset(
     place: DatasetPath, local_ray: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("segmint.pipeline.corrections.correction.revise", partial(revise, ray_from=2))
+    monkeypatch.setattr("segmint.pipeline.corrections.mask_revision.revise", partial(revise, ray_from=2))
     path = write_coco(place, {1: [(APART, None)], 4: [(APART, None)]})
     assert import_coco(place, path, ImportMode.ADD).changed_shards == (0, 1)
     assert sources(place, 0)[2:] == [(10_002, "imported", None)]

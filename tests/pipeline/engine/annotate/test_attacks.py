@@ -265,7 +265,7 @@ def test_what_was_taken_down_stays_so(team: Annotators, dataset: Path, opened: S
     assert ann.get("/images/1.jpg").status_code == 410
     assert ann.post("/api/images/1/embed").status_code == 410
     assert ann.post("/api/images/1/predict", json={"prompt": {"points": [[5, 5, 1]]}}).status_code == 410
-    assert opened.annotator_view.embeddings.known(1) is None
+    assert opened.annotator_view.embeddings.recent.get(1) is None
     assert not saved_files(dataset)
     assert ann.post("/api/next", json={}).json()["image"] == 2
 

@@ -101,9 +101,9 @@ def test_confident_masks_of_a_detectors_boxes_are_there_until_the_image_is_answe
     assert ann.get("/api/session").json()["stage"] == "semi"
     assert ann.post("/api/next", json={}).json()["image"] == 1
     until = time.monotonic() + 120
-    while not {1, 2, 4} <= set(prefills.images()) and time.monotonic() < until:  # ahead, nobody has opened them
+    while not {1, 2, 4} <= set(prefills.recent.images()) and time.monotonic() < until:  # ahead, nobody has opened them
         time.sleep(0.05)
-    ahead = {image: prefills._made.get(image).masks for image in (1, 2, 4)}
+    ahead = {image: prefills.recent.get(image).masks for image in (1, 2, 4)}
     found = 0
     for image in (1, 2):
         opened = ann.get(f"/api/images/{image}").json()
@@ -150,7 +150,7 @@ def test_prefilled_masks_are_faint_and_locked_until_they_are_unlocked(
         seen = watch(page)
         page.goto(f"{server.address()}#image/2")
         expect(page.locator("#clock")).to_be_visible(timeout=120_000)
-        prefilled = [mask.counts for mask in semi.annotator_view.prefills._made.get(2).masks]  # type: ignore[union-attr]
+        prefilled = [mask.counts for mask in semi.annotator_view.prefills.recent.get(2).masks]  # type: ignore[union-attr]
         own = list(semi.annotator_view.source.read(2).counts.values())
         assert prefilled
         expect(page.locator("#filled-title")).to_have_text(f"Prefilled: {len(prefilled)}, locked: {len(prefilled)}")

@@ -37,7 +37,8 @@ def test_nothing_stays_in_memory_of_images_taken_down(opened: ServedView, ann: T
     kept = opened.annotator_view.kept
     for image in (1, 2):
         click(ann, image, POINT)
-    for keeper in (opened.annotator_view.embeddings, opened.annotator_view.decoder, opened.annotator_view.source):
+    view = opened.annotator_view
+    for keeper in (view.embeddings.recent, view.decoder, view.source.recent):
         assert {1, 2} <= set(keeper.images())
     kept.look()
     assert {1, 2} <= kept.images()
@@ -59,7 +60,7 @@ def test_clicks_are_of_the_pixels_that_are_there_now(
     before = {image: click(ann, image, POINT)["handle"] for image in (1, 2)}
     old = annotator_view.source.read(1).jpeg_sha256
     annotator_view.kept.look()
-    assert {1, 2} <= set(annotator_view.embeddings.images())
+    assert {1, 2} <= set(annotator_view.embeddings.recent.images())
     regions = tmp_path / "regions.jsonl"
     where = {"kind": "face", "x": 20, "y": 20, "w": 90, "h": 90}
     regions.write_text("".join(json.dumps({"id": image, **where}) + "\n" for image in (1, 2)))
@@ -76,6 +77,6 @@ def test_clicks_are_of_the_pixels_that_are_there_now(
     assert not click(ann, 1, POINT, after=again["handle"])["handle_lost"]
 
     annotator_view.kept.look()  # nobody asks for image 2
-    assert 2 not in {*annotator_view.embeddings.images(), *annotator_view.decoder.images()}
-    assert 1 in annotator_view.embeddings.images()
+    assert 2 not in {*annotator_view.embeddings.recent.images(), *annotator_view.decoder.images()}
+    assert 1 in annotator_view.embeddings.recent.images()
     assert click(ann, 2, POINT, after=before[2])["handle_lost"]

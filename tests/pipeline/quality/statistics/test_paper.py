@@ -14,10 +14,6 @@ def test_shares_add_up_and_groups_are_ours() -> None:
     assert sum(row.share for row in income) == pytest.approx(1, abs=0.002)
 
 
-def test_masks_an_image_follow_from_both_counts() -> None:
-    assert PAPER.masks / PAPER.images == pytest.approx(PAPER.masks_per_image.mean, rel=0.02)
-
-
 def test_each_number_of_masks_is_in_one_bin() -> None:
     for masks in range(300):
         assert sum(bin.holds(masks) for bin in MASKS_PER_IMAGE) == 1

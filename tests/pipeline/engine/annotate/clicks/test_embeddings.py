@@ -90,12 +90,12 @@ def test_no_more_are_kept_than_the_bound_and_the_wanted_ones_longest(recorder: R
         for image in (7, 8, 9):
             made.get(read(image))
             assert len(made) <= 3
-        assert set(made.images()) == {1, 2, 9}
+        assert set(made.recent.images()) == {1, 2, 9}
         assert made.get(read(1)).image == 1
         assert recorder.made == [1, 2, 7, 8, 9]
         made.prepare("ann", [])
         made.get(read(7))
-        assert set(made.images()) == {9, 1, 7}
+        assert set(made.recent.images()) == {9, 1, 7}
 
 
 def test_all_annotators_together_want_no_more_than_the_bound(recorder: Recorder, decoder: JpegDecoder) -> None:
@@ -105,7 +105,7 @@ def test_all_annotators_together_want_no_more_than_the_bound(recorder: Recorder,
     with made:
         wait_for(recorder, 4)
         assert recorder.made == [4, 5, 6, 7]
-        assert set(made.images()) == {4, 5, 6, 7}
+        assert set(made.recent.images()) == {4, 5, 6, 7}
 
 
 @pytest.mark.usefixtures("processes")
@@ -113,10 +113,10 @@ def test_other_pixels_are_another_embedding(recorder: Recorder, decoder: JpegDec
     with embeddings(recorder, decoder, 3) as made:
         known = made.get(read(3))
         assert made.get(read(3)) is known
-        made.forget(3, unless=known.jpeg_sha256)
-        assert made.known(3) is known
-        made.forget(3, unless="0" * 64)
-        assert made.known(3) is None
+        made.recent.forget(3, unless=known.jpeg_sha256)
+        assert made.recent.get(3) is known
+        made.recent.forget(3, unless="0" * 64)
+        assert made.recent.get(3) is None
         with pytest.raises(NoImageError, match="image 25"):
             made.get(read(25))
         assert made.get(read(3)).image == 3  # the thread goes on
@@ -143,7 +143,7 @@ def test_who_asks_too_early_is_told_so_and_it_is_made_once(
                 break
             time.sleep(0.01)
         assert slow.get(read(3)).image == 3
-        slow.forget(3)
+        slow.recent.forget(3)
         slow._patience_s = 30.0
         assert slow.get(read(3)).image == 3
     assert recorder.made == [3, 3]  # once for all three, and again after it was forgotten

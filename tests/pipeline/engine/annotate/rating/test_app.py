@@ -176,12 +176,12 @@ def test_an_image_that_is_taken_down_leaves_the_memory_though_nobody_asks_for_it
     monkeypatch.setattr(rater_view, "ImageMemory", partial(ImageMemory, seconds=0.05))
     with open_rater_view(location_of(dataset), SampleOptions(masks=6)) as view:
         image = view.next("ann")["image"]
-        assert image in view.source.images()
+        assert image in view.source.recent.images()
         take_down(dataset, image)
         end = time.monotonic() + 20
-        while image in view.source.images() and time.monotonic() < end:
+        while image in view.source.recent.images() and time.monotonic() < end:
             time.sleep(0.05)
-        assert image not in view.source.images()
+        assert image not in view.source.recent.images()
 
 
 def test_masks_of_an_image_that_is_taken_down_meanwhile_are_passed_over(dataset: Path) -> None:

@@ -110,7 +110,7 @@ def test_two_weights_are_compared_over_the_same_resampled_images() -> None:
     subject = EvaluationSubject(
         "edges", (), (EvaluatedWeights("a", ""), EvaluatedWeights("b", "")), "cpu, fp32", 30, None, (), 0.0
     )
-    answer = edges_result(subject, EdgesMeasure(cuts=5), gather(rows, 2), 0)
+    answer = edges_result(subject, EdgesMeasure(cuts=5), gather(rows, 2))
     for scores, images in zip(answer.scores, by_weights, strict=True):
         expected = edge_scores(images, cuts)
         assert (scores.ods, scores.ois, scores.ap) == (expected.ods, expected.ois, expected.ap)

@@ -91,7 +91,7 @@ def test_two_weights_are_compared_over_the_same_resampled_images() -> None:
         "proposals", (), (EvaluatedWeights("a", ""), EvaluatedWeights("b", "")), "cpu, fp32", 40, 9, (), 0.0
     )
     answer = proposals_result(
-        subject, 64, gather([[*one, *two] for one, two in zip(rows[::2], rows[1::2], strict=True)], 2), 0
+        subject, 64, gather([[*one, *two] for one, two in zip(rows[::2], rows[1::2], strict=True)], 2)
     )
     assert answer.proposals == (7.0, 8.0)
     for weights, each in enumerate(totals):
