@@ -187,7 +187,7 @@ def prepare_image(
         with searching.running():
             with _stage("deidentify"):
                 clean, regions = deidentify(image, found)
-            released, known = untouched, None if regions else seen.every
+            released, known = untouched, None if regions else seen.confirmed
             if regions or released is None:
                 with _stage("release"):
                     released = release(clean, config.release)

@@ -277,9 +277,9 @@ def last_look(
     redacted.
 
     `row` contains the sizes and regions of `segmint.operators.schemas.IMAGES`. `source`, (H, W, 3) uint8 RGB, is the
-    image before redaction at any size. `known` contains the detections of an upright search of this JPEG by the bundled
-    detectors, in pixels of the source; then these detectors search only the other orientations. Raises the same errors
-    as `CheckedDetector`.
+    image before redaction at any size. `known` contains the confirmed detections of an upright search of this JPEG by the
+    bundled detectors, in pixels of the source; then these detectors search only the other orientations. Raises the same
+    errors as `CheckedDetector`.
     """
     if not detectors:
         return LastLook((), ())
