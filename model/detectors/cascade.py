@@ -184,8 +184,8 @@ class CascadeDetector:
         height, width = halves[0].shape[:2]
         scale = _CELL / self._smallest
         levels = [torch.zeros((0, 9))]
-        smallest_scale = max(_CELL / min(height, width), scale * self._factor * self.shrunk)
-        while scale >= smallest_scale:
+        largest_skipped = scale * self._factor * self.shrunk
+        while min(height, width) * scale >= _CELL and scale > largest_skipped:
             size = int(width * scale + 1), int(height * scale + 1)
             # Average the smallest half that is clearly larger than the level.
             half = next(each for each in reversed(halves) if each is halves[0] or each.shape[1] >= _LARGER * size[0])

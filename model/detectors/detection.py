@@ -79,9 +79,9 @@ def lenient(detector: Detector, score: float) -> Detector:
 
 
 def for_small(detector: Detector, shrunk: float) -> Detector:
-    """Copy a detector for an image whose copy, shrunk by the factor `shrunk` < 1, was searched before.
+    """Copy a detector for an image whose copy, shrunk by the factor `shrunk` <= 1, was searched before.
 
-    The copy may skip what is large enough for that search.
+    The new detector may skip what is large enough for that search.
     """
     other: Any = copy.copy(detector)
     other.shrunk = shrunk

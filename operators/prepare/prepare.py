@@ -180,8 +180,7 @@ def prepare_image(
             with _stage("deidentify"):
                 seen = find(decode_jpeg(untouched.jpeg), bundled, image)
                 candidates += seen
-                if size != small:
-                    candidates += find_smaller(image, bundled, small, seen.every)
+                candidates += find_smaller(image, bundled, small, seen.every)
     found, unconfirmed = left_alone.take(candidates.confirmed), list(candidates.unconfirmed)
     for _ in range(1 + ROUNDS):
         with searching.running():
