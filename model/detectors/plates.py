@@ -5,6 +5,7 @@ The network is an ONNX session. The caller passes it in as a function, so this p
 
 import copy
 import functools
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -46,7 +47,7 @@ _SIZE_VARIANCE = 0.2
 _SAME_PLATE_IOU = 0.3
 _WINDOW = 256  # minimum side in pixels of the enlarged window around a spot
 _ALIKE = 1.1  # ratio of scales up to which `for_small` skips one
-_LONG_SCORE = 0.13  # minimum score of a spot that is longer than half of that
+_LONG_SCORE = 0.1  # minimum score of a spot that is longer than half of that
 _LONG_PIXELS = 4_000_000  # maximum number of pixels in an image for that
 _LONG_SCALE = 2.0  # maximum scale for that
 
@@ -92,9 +93,10 @@ class PlateDetector:
 
     The network is sensitive to scale. For example, a plate of 160 px scored 0.1 at its original size and 0.98 at double
     size. But at double size, the box covered only two thirds of the plate, and the boxes at other scales covered the
-    rest. The detector therefore searches an image at each of `scales`. It first shrinks images of more than
-    `max_pixels` to that size. If `glance` is set, the detector then takes a closer look: it searches windows around all
-    small boxes that scored at least `glance`, at `closer_scales`.
+    rest. The detector therefore searches an image at each of `scales`, but uses scales over 1 only if the image has
+    at most `enlarged_pixels`. It first shrinks images of more than `max_pixels` to that size. If `glance` is set, the
+    detector then takes a closer look: it searches windows around all small boxes that scored at least `glance`, at
+    those of `closer_scales` that it hasn't searched.
 
     A plate counts if it scores at least `score` at one scale and at least half of that at another scale. The result is
     the smallest rectangle, at any angle, around all boxes of the plate.
@@ -107,9 +109,10 @@ class PlateDetector:
         network: Network,
         score: float = 0.5,
         name: str = "clp",
-        scales: tuple[float, ...] = (0.35, 0.5, 0.7, 1.0),
+        scales: tuple[float, ...] = (0.35, 0.5, 0.7, 1.0, 1.4),
         tile_side: int = 1536,
         tile_overlap: int = 384,
+        enlarged_pixels: int = 1_000_000,
         max_pixels: int = 32_000_000,
         glance: float | None = None,
         closer_scales: tuple[float, ...] = (1.2, 1.4, 1.7, 2.0, 2.8),
@@ -129,6 +132,7 @@ class PlateDetector:
         self._scales = scales
         self._tile_side = tile_side
         self._tile_overlap = tile_overlap
+        self._enlarged_pixels = enlarged_pixels
         self._max_pixels = max_pixels
         self._glance = glance
         self._closer_scales = closer_scales
@@ -144,14 +148,15 @@ class PlateDetector:
         pixels = image.shape[0] * image.shape[1]
         fit = min(1.0, (self._max_pixels / pixels) ** 0.5)
         views, spots = [], []
-        for scale in self._scales:
-            if scale < _ALIKE * self.shrunk:
-                continue
+        least = _ALIKE * self.shrunk
+        most = 1.0 if pixels > self._enlarged_pixels or self.shrunk else math.inf
+        whole = [scale for scale in self._scales if least <= scale <= most]
+        for scale in whole:
             found = search(image, self._find, scale * fit, self._tile_side, self._tile_overlap, self._resize)
             views.append(self._view(found))
             spots += [each for _, each in found]
         if self._glance is not None:
-            for scale in self._closer_scales:
+            for scale in (each for each in self._closer_scales if each not in whole):
                 views.append(self._view(_search_around(image, self._find, spots, scale * fit)))
         return agreed(views, self.score)
 

@@ -55,8 +55,8 @@ _MTCNN_SCORE, _CLP_SCORE = 0.6, 0.5
 _GLANCE = 0.02
 """Minimum score at which the plate detector enlarges a spot and searches it again.
 
-With this value, the detector finds 56 and 75 of 94 plates that are 12 and 14 pixels high in small images. When it
-enlarged these images as a whole, by 1.4 and 2 times, it found 45 and 63, of which it now misses 3.
+On images of over 1 megapixel, the detector finds the same plates with this value as if it enlarged them as a whole, by
+1.4 and 2 times, in 31 marked photographs.
 """
 _MOST_PIXELS = 100_000_000
 """Upper bound on the number of pixels in a released image or an original.

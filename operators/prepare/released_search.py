@@ -277,9 +277,10 @@ def last_look(
     redacted.
 
     `row` contains the sizes and regions of `segmint.operators.schemas.IMAGES`. `source`, (H, W, 3) uint8 RGB, is the
-    image before redaction at any size. `known` contains the confirmed detections of an upright search of this JPEG by the
-    bundled detectors, in pixels of the source; then these detectors search only the other orientations. Raises the same
-    errors as `CheckedDetector`.
+    image before redaction at any size.
+
+    If the bundled detectors have searched this JPEG upright, `known` contains the confirmed detections, in pixels of
+    the source. Then these detectors search only the other orientations. Raises the same errors as `CheckedDetector`.
     """
     if not detectors:
         return LastLook((), ())

@@ -51,7 +51,7 @@ def test_a_large_image_is_searched_in_windows_of_bounded_size() -> None:
         sizes.append(batch.shape[2:])
         return (np.zeros((1, count, 4)), np.zeros((1, count, 2)), np.zeros((1, count, 8)))
 
-    detector = PlateDetector(network, tile_side=128, tile_overlap=32, max_pixels=40_000)
+    detector = PlateDetector(network, tile_side=128, tile_overlap=32, max_pixels=40_000, enlarged_pixels=90_000)
     assert detector.detect(np.zeros((300, 500, 3), np.uint8)) == []
     assert max(max(size) for size in sizes) <= 128
     searched = sum(height * width for height, width in sizes)
