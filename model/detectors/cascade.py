@@ -16,7 +16,7 @@ from torch.nn import functional
 from torchvision.ops import nms
 
 from segmint.model.detectors.detection import Detection, Kind, Pixels, by_score, merge
-from segmint.model.detectors.second_look import LOOK_SCORE
+from segmint.model.detectors.second_look import LOOK_SCORE, WINDOW
 
 
 class PNetLayers(Protocol):
@@ -92,6 +92,7 @@ _STRIP, _BATCH = 32, 256
 _CUDA_STRIP, _CUDA_BATCH = 512, 1024
 _BORDER, _GRAY = 32, 127  # padding of images that are smaller than a face
 _LARGER = 1.6  # minimum ratio of a half's side to its level's; with up to 1.3, we found a false face in multiface
+_LOOK_SMALLEST, _LOOK_THRESHOLDS = 0.5, (0.6, 0.7)  # for a view: the smallest face, in candidates' sizes
 _SAME_IOU = 0.7
 _SAME_LEVEL_IOU = 0.5
 
@@ -128,11 +129,11 @@ class CascadeDetector:
     def __init__(
         self,
         networks: Networks,
-        score: float = 0.7,
+        score: float = 0.6,
         name: str = "mtcnn",
         smallest: int = 20,
         factor: float = 0.8,
-        thresholds: tuple[float, float] = (0.6, 0.7),
+        thresholds: tuple[float, float] = (0.5, 0.5),
         device: str = "cpu",
     ) -> None:
         """Set up the cascade.
@@ -141,6 +142,7 @@ class CascadeDetector:
         """
         self.name = name
         self.score = score
+        self.shrunk = 0.0  # see `for_small`
         self._networks = networks
         self._smallest = smallest
         self._factor = factor
@@ -166,9 +168,15 @@ class CascadeDetector:
         return by_score(merge(by_score(found)))
 
     def look(self, window: Pixels) -> list[Detection]:
-        """Search a view of a candidate, (H, W, 3) uint8 RGB, at scores from `LOOK_SCORE`. Boxes are in its pixels."""
+        """Search a view of a candidate, (H, W, 3) uint8 RGB, at scores from `LOOK_SCORE`. Boxes are in its pixels.
+
+        Faces that are much smaller than the candidate aren't searched.
+        """
         closer = copy.copy(self)
         closer.score = LOOK_SCORE
+        closer._smallest = max(self._smallest, round(_LOOK_SMALLEST * max(window.shape[:2]) / WINDOW["face"]))
+        closer._thresholds = _LOOK_THRESHOLDS
+        closer.shrunk = 0.0
         return closer.detect(window)
 
     def _propose(self, halves: list[Pixels]) -> Tensor:
@@ -176,7 +184,8 @@ class CascadeDetector:
         height, width = halves[0].shape[:2]
         scale = _CELL / self._smallest
         levels = [torch.zeros((0, 9))]
-        while min(height, width) * scale >= _CELL:
+        largest_skipped = scale * self._factor * self.shrunk
+        while min(height, width) * scale >= _CELL and scale > largest_skipped:
             size = int(width * scale + 1), int(height * scale + 1)
             # Average the smallest half that is clearly larger than the level.
             half = next(each for each in reversed(halves) if each is halves[0] or each.shape[1] >= _LARGER * size[0])

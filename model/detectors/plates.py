@@ -5,6 +5,7 @@ The network is an ONNX session. The caller passes it in as a function, so this p
 
 import copy
 import functools
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -46,8 +47,10 @@ _SIZE_VARIANCE = 0.2
 _SAME_PLATE_IOU = 0.3
 _LEAST_PART = 0.1  # minimum score of a detection whose corners count for the box of a plate
 _WINDOW = 256  # minimum side in pixels of the enlarged window around a spot
+_ALIKE = 1.1  # ratio of scales up to which `for_small` skips one
 _LONG_SCORE = 0.1  # minimum score of a spot that is longer than half of that
 _LONG_PIXELS = 4_000_000  # maximum number of pixels in an image for that
+_LONG_SCALE = 2.0  # maximum scale for that
 
 
 def host_blob(windows: Sequence[Pixels]) -> Floats:
@@ -92,9 +95,9 @@ class PlateDetector:
     The network is sensitive to scale. For example, a plate of 160 px scored 0.1 at its original size and 0.98 at double
     size. But at double size, the box covered only two thirds of the plate, and the boxes at other scales covered the
     rest. The detector therefore searches an image at each of `scales`, but uses scales over 1 only if the image has
-    at most `enlarged_pixels`. It first shrinks images of more than `max_pixels` to that size. If an image is too large
-    to enlarge and `glance` is set, the detector takes a closer look instead: it searches windows around all small boxes
-    that scored at least `glance`, at `closer_scales`.
+    at most `enlarged_pixels`. It first shrinks images of more than `max_pixels` to that size. If `glance` is set, the
+    detector then takes a closer look: it searches windows around all small boxes that scored at least `glance`, at
+    those of `closer_scales` that it hasn't searched.
 
     A plate counts if it scores at least `score` at one scale and at least half of that at another scale. The result is
     the smallest rectangle, at any angle, around all boxes of the plate.
@@ -107,13 +110,13 @@ class PlateDetector:
         network: Network,
         score: float = 0.5,
         name: str = "clp",
-        scales: tuple[float, ...] = (0.35, 0.5, 0.7, 1.0, 1.4, 2.0),
+        scales: tuple[float, ...] = (0.35, 0.5, 0.7, 1.0, 1.4),
         tile_side: int = 1536,
         tile_overlap: int = 384,
         enlarged_pixels: int = 1_000_000,
         max_pixels: int = 32_000_000,
         glance: float | None = None,
-        closer_scales: tuple[float, ...] = (1.2, 1.4, 1.7, 2.0),
+        closer_scales: tuple[float, ...] = (1.2, 1.4, 1.7, 2.0, 2.8),
         batch_pixels: int = 0,
         blob: Blob = host_blob,
         resize: Resize = resized,
@@ -126,6 +129,7 @@ class PlateDetector:
         self.name = name
         self._network = network
         self.score = score
+        self.shrunk = 0.0  # see `for_small`
         self._scales = scales
         self._tile_side = tile_side
         self._tile_overlap = tile_overlap
@@ -145,14 +149,16 @@ class PlateDetector:
         pixels = image.shape[0] * image.shape[1]
         fit = min(1.0, (self._max_pixels / pixels) ** 0.5)
         views, hits = [], []
-        whole = [scale for scale in self._scales if scale <= 1 or pixels <= self._enlarged_pixels]
+        least = _ALIKE * self.shrunk
+        most = 1.0 if pixels > self._enlarged_pixels or self.shrunk else math.inf
+        whole = [scale for scale in self._scales if least <= scale <= most]
         for scale in whole:
             found = search(image, self._find, scale * fit, self._tile_side, self._tile_overlap, self._resize)
             views.append(self._view(found))
             hits += [each for _, each in found]
-        if self._glance is not None and len(whole) < len(self._scales):
+        if self._glance is not None:
             spots = tuple(hits)
-            for scale in self._closer_scales:
+            for scale in (each for each in self._closer_scales if each not in whole):
                 found = list(_search_around(image, self._find, spots, scale * fit))
                 views.append(self._view(found))
                 hits += [each for _, each in found]
@@ -211,17 +217,18 @@ def _search_around(
 ) -> Iterator[tuple[bool, Detection]]:
     """Run `find` on windows around `spots`, enlarged by `scale`. Yields the same pairs as `search`.
 
-    Boxes longer than half a window have larger windows, but only from a score of `_LONG_SCORE` and in images of up to
-    `_LONG_PIXELS`, because other scales already showed them large enough.
+    Boxes longer than half a window have larger windows, but only from a score of `_LONG_SCORE`, in images of up to
+    `_LONG_PIXELS`, and at scales of up to `_LONG_SCALE`, because other scales already showed them large enough.
     """
     height, width = image.shape[:2]
+    has_long = scale <= _LONG_SCALE and height * width <= _LONG_PIXELS
     seen: list[tuple[float, float, float]] = []
     places: list[Tile] = []
     for spot in by_score(spots):
         x0, y0, x1, y1 = spot.box
         x, y, longer = (x0 + x1) / 2, (y0 + y1) / 2, max(x1 - x0, y1 - y0)
         side = round(max(_WINDOW / scale, 2 * longer))
-        if 2 * longer > _WINDOW / scale and (spot.score < _LONG_SCORE or height * width > _LONG_PIXELS):
+        if 2 * longer > _WINDOW / scale and not (has_long and spot.score >= _LONG_SCORE):
             continue
         is_seen = False
         for other_x, other_y, other_side in seen:

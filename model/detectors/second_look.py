@@ -17,7 +17,10 @@ from segmint.model.detectors.detection import Box, Detection, Kind, Pixels, iou
 LOOK_SCORE = 0.05
 """Minimum score of detections in a view."""
 _SAME_IOU = 0.3  # minimum IoU at which a detection in a view shows the candidate
-_WINDOW: dict[Kind, float] = {"face": 2.2, "plate": 2.5}  # side of a view's square, in longer sides of the box
+SURE_VIEWS = 2
+"""Number of views after which a candidate is confirmed early; see `Rule`."""
+WINDOW: dict[Kind, float] = {"face": 2.2, "plate": 2.5}
+"""Side of a view's square, in longer sides of the box."""
 
 Look = Callable[[Pixels], Sequence[Detection]]
 """Function that searches one view, (H, W, 3) uint8 RGB, at one size. Detections are in pixels of the view."""
@@ -38,20 +41,27 @@ class View:
 
 @dataclass(frozen=True)
 class Rule:
-    """Condition for a candidate: the mean of its scores in `views`, each capped at `cap`, must be at least `mean`."""
+    """Condition for a candidate: the mean of its scores in `views`, each capped at `cap`, must be at least `mean`.
+
+    If the first `SURE_VIEWS` scores are all at least `sure`, the others aren't needed.
+    """
 
     views: tuple[View, ...]
     mean: float
     cap: float = 1.0
+    sure: float = math.inf
 
     def is_met(self, scores: Iterable[float]) -> bool:
         """Return whether the scores of the views, in order, meet the rule. Reads no more of them than necessary."""
         wanted = self.mean * len(self.views)
         total, left = 0.0, len(self.views)
+        lowest = math.inf
         for score in scores:
             total += min(score, self.cap)
             left -= 1
-            if total >= wanted:
+            lowest = min(lowest, score)
+            is_sure = lowest >= self.sure and len(self.views) - left >= SURE_VIEWS
+            if total >= wanted or is_sure:
                 return True
             if total + left * self.cap < wanted:
                 return False
@@ -64,9 +74,9 @@ _GRAY = tuple(View(side, "gray", is_mirrored) for side in _FACE_SIDES for is_mir
 _BOTH = tuple(view for pair in zip(_OWN_COLORS, _GRAY, strict=True) for view in pair)
 _PLATE = tuple(View(side, color) for side in (100, 150, 220, 300, 380) for color in ("gray", "swapped"))
 
-SMALL_FACE = Rule(_OWN_COLORS, 0.45)
+SMALL_FACE = Rule(_OWN_COLORS, 0.45, sure=0.95)
 """Rule for upright faces whose longer side is at most `LARGE_FACE` of the image's."""
-SURE_FACE = Rule(_BOTH, 0.5)
+SURE_FACE = Rule(_BOTH, 0.5, sure=0.95)
 """Rule for other faces: a false redaction of a large face does the most harm, and false faces are rarely gray."""
 PLATE = Rule(_PLATE, 0.1, cap=0.25)
 """Rule for plates. In changed colors, the network finds real plates in nearly all views, even if with low scores."""
@@ -103,7 +113,7 @@ def view_of(image: Pixels, candidate: Detection, view: View) -> tuple[Pixels, Bo
     x0, y0, x1, y1 = turned_box(candidate.box, candidate.orientation, size)
     turned = np.rot90(image, candidate.orientation // 90)  # a view of the same memory
     longer = max(x1 - x0, y1 - y0)
-    half = _WINDOW[candidate.kind] * longer / 2
+    half = WINDOW[candidate.kind] * longer / 2
     center_x, center_y = (x0 + x1) / 2, (y0 + y1) / 2
     left, top = max(math.floor(center_x - half), 0), max(math.floor(center_y - half), 0)
     right, bottom = min(math.ceil(center_x + half), turned.shape[1]), min(math.ceil(center_y + half), turned.shape[0])

@@ -88,6 +88,9 @@ def test_a_rule_reads_only_the_scores_that_it_needs() -> None:
     capped = Rule(rule.views, 0.4, cap=0.5)
     assert capped.is_met([1.0, 1.0, 1.0, 0.2])
     assert not capped.is_met([1.0, 1.0, 1.0, 0.0]), "only 0.5 of each counts"
+    sure = Rule(rule.views, 0.9, sure=0.95)
+    assert sure.is_met([0.95, 0.96, 0.0, 0.0])
+    assert not sure.is_met([0.95, 0.94, 1.0, 0.0])
 
 
 def test_large_and_turned_faces_have_a_stricter_rule() -> None:
