@@ -92,7 +92,7 @@ _STRIP, _BATCH = 32, 256
 _CUDA_STRIP, _CUDA_BATCH = 512, 1024
 _BORDER, _GRAY = 32, 127  # padding of images that are smaller than a face
 _LARGER = 1.6  # minimum ratio of a half's side to its level's; with up to 1.3, we found a false face in multiface
-_LOOK_SMALLEST, _LOOK_THRESHOLDS = 0.5, (0.6, 0.7)  # for a view: the smallest face, in candidates' sizes
+_LOOK_SMALLEST = 0.5  # size of the smallest face in a view, in candidates' sizes
 _SAME_IOU = 0.7
 _SAME_LEVEL_IOU = 0.5
 
@@ -129,11 +129,11 @@ class CascadeDetector:
     def __init__(
         self,
         networks: Networks,
-        score: float = 0.6,
+        score: float = 0.7,
         name: str = "mtcnn",
         smallest: int = 20,
         factor: float = 0.8,
-        thresholds: tuple[float, float] = (0.5, 0.5),
+        thresholds: tuple[float, float] = (0.6, 0.7),
         device: str = "cpu",
     ) -> None:
         """Set up the cascade.
@@ -142,7 +142,6 @@ class CascadeDetector:
         """
         self.name = name
         self.score = score
-        self.shrunk = 0.0  # see `for_small`
         self._networks = networks
         self._smallest = smallest
         self._factor = factor
@@ -175,8 +174,6 @@ class CascadeDetector:
         closer = copy.copy(self)
         closer.score = LOOK_SCORE
         closer._smallest = max(self._smallest, round(_LOOK_SMALLEST * max(window.shape[:2]) / WINDOW["face"]))
-        closer._thresholds = _LOOK_THRESHOLDS
-        closer.shrunk = 0.0
         return closer.detect(window)
 
     def _propose(self, halves: list[Pixels]) -> Tensor:
@@ -184,8 +181,7 @@ class CascadeDetector:
         height, width = halves[0].shape[:2]
         scale = _CELL / self._smallest
         levels = [torch.zeros((0, 9))]
-        largest_skipped = scale * self._factor * self.shrunk
-        while min(height, width) * scale >= _CELL and scale > largest_skipped:
+        while min(height, width) * scale >= _CELL:
             size = int(width * scale + 1), int(height * scale + 1)
             # Average the smallest half that is clearly larger than the level.
             half = next(each for each in reversed(halves) if each is halves[0] or each.shape[1] >= _LARGER * size[0])

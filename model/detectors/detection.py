@@ -78,16 +78,6 @@ def lenient(detector: Detector, score: float) -> Detector:
     return other  # type: ignore[no-any-return]
 
 
-def for_small(detector: Detector, shrunk: float) -> Detector:
-    """Copy a detector for an image whose copy, shrunk by the factor `shrunk` <= 1, was searched before.
-
-    The new detector may skip what is large enough for that search.
-    """
-    other: Any = copy.copy(detector)
-    other.shrunk = shrunk
-    return other  # type: ignore[no-any-return]
-
-
 @dataclass(frozen=True)
 class Tile:
     """Window of an image, in whole pixels."""

@@ -5,7 +5,6 @@ The network is an ONNX session. The caller passes it in as a function, so this p
 
 import copy
 import functools
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -47,7 +46,6 @@ _SIZE_VARIANCE = 0.2
 _SAME_PLATE_IOU = 0.3
 _LEAST_PART = 0.1  # minimum score of a detection whose corners count for the box of a plate
 _WINDOW = 256  # minimum side in pixels of the enlarged window around a spot
-_ALIKE = 1.1  # ratio of scales up to which `for_small` skips one
 _LONG_SCORE = 0.1  # minimum score of a spot that is longer than half of that
 _LONG_PIXELS = 4_000_000  # maximum number of pixels in an image for that
 _LONG_SCALE = 2.0  # maximum scale for that
@@ -129,7 +127,6 @@ class PlateDetector:
         self.name = name
         self._network = network
         self.score = score
-        self.shrunk = 0.0  # see `for_small`
         self._scales = scales
         self._tile_side = tile_side
         self._tile_overlap = tile_overlap
@@ -149,9 +146,7 @@ class PlateDetector:
         pixels = image.shape[0] * image.shape[1]
         fit = min(1.0, (self._max_pixels / pixels) ** 0.5)
         views, hits = [], []
-        least = _ALIKE * self.shrunk
-        most = 1.0 if pixels > self._enlarged_pixels or self.shrunk else math.inf
-        whole = [scale for scale in self._scales if least <= scale <= most]
+        whole = [scale for scale in self._scales if scale <= 1 or pixels <= self._enlarged_pixels]
         for scale in whole:
             found = search(image, self._find, scale * fit, self._tile_side, self._tile_overlap, self._resize)
             views.append(self._view(found))

@@ -20,16 +20,7 @@ from segmint.infra.storage.storage import Storage
 from segmint.infra.units import validated
 from segmint.infra.uris import redact
 from segmint.infra.version import NOT_INSTALLED, installed_version
-from segmint.model.detectors.detection import (
-    CandidateDetector,
-    Detection,
-    Detector,
-    Kind,
-    bounds,
-    for_small,
-    iou,
-    lenient,
-)
+from segmint.model.detectors.detection import CandidateDetector, Detection, Detector, Kind, bounds, iou, lenient
 from segmint.model.detectors.plates import PlateDetector
 from segmint.model.detectors.second_look import is_confirmed
 from segmint.operators.child import is_out_of_memory
@@ -49,7 +40,7 @@ from segmint.operators.prepare.onnx_file import onnx_network, read_weights
 from segmint.operators.prepare.orientations import ORIENTATIONS, search_likewise
 from segmint.operators.redactions import FACE_BAND, PLATE_BAND
 
-_MTCNN_SCORE, _CLP_SCORE = 0.6, 0.5
+_MTCNN_SCORE, _CLP_SCORE = 0.7, 0.5
 """Default minimum scores of the bundled detectors."""
 
 _GLANCE = 0.02
@@ -69,9 +60,6 @@ _BATCH_PIXELS = 16 * 1536**2
 
 _CONTROL_SIZES = ((192, 256), (256, 192), (256, 256))
 """Width and height, in pixels, of the control images. Every detector must be able to search images of these sizes."""
-
-_SAME_IOU = 0.5
-"""Minimum IoU at which detections in an image and in its copy are the same."""
 
 RULE = 4
 """Version of the search and redaction rules, recorded in manifests as `deidentify.rule`."""
@@ -111,7 +99,7 @@ class _DetectorConfig(BaseModel):
 class FacesConfig(_DetectorConfig):
     """Configuration of face detection.
 
-    `score` is the minimum score of a detection; the default for mtcnn is 0.6. For detector files, see
+    `score` is the minimum score of a detection; the default for mtcnn is 0.7. For detector files, see
     `TorchScriptDetector` and `OnnxDetector`.
     """
 
@@ -279,44 +267,18 @@ class Candidates:
         """Append the detections of `other`."""
         return Candidates(self.confirmed + other.confirmed, self.unconfirmed + other.unconfirmed)
 
-    @property
-    def every(self) -> tuple[Detection, ...]:
-        """All detections."""
-        return self.confirmed + self.unconfirmed
-
 
 def find(image: Pixels, detectors: Sequence[Detector], source: Pixels | None = None) -> Candidates:
     """Search `image`, which must be upright, with each detector. Confirm the results in `source`, or in `image`.
 
-    `source` shows the same at any size. Detections are in its pixels. Raises the same errors as `CheckedDetector`.
+    `source` has the size of `image`. Raises the same errors as `CheckedDetector`.
     """
     if source is None:
         source = image
-    across, down = source.shape[1] / image.shape[1], source.shape[0] / image.shape[0]
     result = Candidates()
     for detector in map(CheckedDetector, detectors):
-        found = [each.mapped(across, down) for each in detector.detect(image)]
-        result += detector.confirm(found, source)
+        result += detector.confirm(detector.detect(image), source)
     return result
-
-
-def find_smaller(
-    image: Pixels, detectors: Sequence[Detector], searched: tuple[int, int], known: Sequence[Detection]
-) -> Candidates:
-    """Search `image` for what was too small in a copy of it that was searched before, and confirm.
-
-    `searched` is the copy's (width, height), and `known` its detections in pixels of `image`, which aren't repeated.
-    """
-    result = Candidates()
-    for detector in detectors:
-        checked = CheckedDetector(for_small(detector, searched[0] / image.shape[1]))
-        found = checked.detect(image)
-        result += checked.confirm([each for each in found if not _repeats(each, known)], image)
-    return result
-
-
-def _repeats(found: Detection, known: Sequence[Detection]) -> bool:
-    return any(each.kind == found.kind and iou(each.box, found.box) >= _SAME_IOU for each in known)
 
 
 def find_likewise(

@@ -25,23 +25,18 @@ _SAME_IOU = 0.5
 
 
 def search_orientations(
-    detector: Detector,
-    image: Pixels,
-    orientations: Sequence[int] = ORIENTATIONS,
-    upright: Sequence[Detection] | None = None,
+    detector: Detector, image: Pixels, orientations: Sequence[int] = ORIENTATIONS
 ) -> list[Detection]:
     """Search `image`, (H, W, 3) uint8 RGB, upright and in each of `orientations`. Plates are searched only upright.
 
     Boxes and corners are in pixels of the upright image. The upright detections come first. The detections in other
-    orientations follow, unless they repeat a detection; the orientation with the best score comes first. If the upright
-    image has been searched before, `upright` contains its detections, which aren't returned again. The detector's
+    orientations follow, unless they repeat a detection; the orientation with the best score comes first. The detector's
     errors propagate.
     """
-    found = list(detector.detect(image) if upright is None else upright)
-    before = 0 if upright is None else len(upright)
+    found = list(detector.detect(image))
     turned = [angle for angle in orientations if angle and detector.kind in _TURNED_KINDS]
     if not turned:
-        return found[before:]
+        return found
     size = max(image.shape[1] // 2, 1), max(image.shape[0] // 2, 1)
     small = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
     across, down = image.shape[1] / size[0], image.shape[0] / size[1]
@@ -51,7 +46,7 @@ def search_orientations(
             for each in (*search_turned(detector, image, angle), *hits):
                 if _is_new(each, detector, found):
                     found.append(each)
-    return found[before:]
+    return found
 
 
 def search_likewise(

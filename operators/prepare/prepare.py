@@ -27,15 +27,12 @@ from segmint.operators.child import Children, SuspectError, Worker, forbid_core_
 from segmint.operators.images import decode_jpeg
 from segmint.operators.opt_out.opt_out import refuse_opted_out
 from segmint.operators.prepare.deidentify import (
-    BUNDLED_DETECTORS,
-    Candidates,
     DeidentifyConfig,
     Region,
     build_detectors,
     deidentify,
     find,
     find_likewise,
-    find_smaller,
     pinned_files,
 )
 from segmint.operators.prepare.detector_process import (
@@ -168,28 +165,28 @@ def prepare_image(
     with searching.running():
         with _stage("deidentify"):
             image = resized(source.image, size)
-        # If nothing is redacted, the JPEG of these pixels is released, so a search of it is also the last look.
-        bundled = [detector for detector in detectors if detector.name in BUNDLED_DETECTORS]
-        others = [detector for detector in detectors if detector not in bundled]
+        # If nothing is redacted, the JPEG of these pixels is released. It needs only one search for plates: they are
+        # found in the pixels and in the JPEG alike. A search for faces in either misses some that the other one finds.
+        plates = [detector for detector in detectors if detector.kind == "plate" and size == small]
+        others = [detector for detector in detectors if detector not in plates]
         with _stage("deidentify"):
             candidates = find(image, others)  # upright; the last look also turns the image
-        untouched, seen = None, Candidates()
-        if bundled:
+        untouched = None
+        if plates:
             with _stage("release"):
                 untouched = release(image, config.release)
             with _stage("deidentify"):
-                seen = find(decode_jpeg(untouched.jpeg), bundled, image)
-                candidates += seen
-                candidates += find_smaller(image, bundled, small, seen.every)
+                candidates += find(decode_jpeg(untouched.jpeg), plates, image)
     found, unconfirmed = left_alone.take(candidates.confirmed), list(candidates.unconfirmed)
     for _ in range(1 + ROUNDS):
         with searching.running():
             with _stage("deidentify"):
                 clean, regions = deidentify(image, found)
-            released, known = untouched, None if regions else seen.confirmed
+            released, unsearched = untouched, others
             if regions or released is None:
                 with _stage("release"):
                     released = release(clean, config.release)
+                unsearched = [*detectors]
             prepared = PreparedImage(
                 pixels_sha256=pixels,
                 source_width=source.source_width,
@@ -207,7 +204,7 @@ def prepare_image(
             )
             row = _columns(prepared)
             with _stage("deidentify"):
-                look = last_look(row, released.jpeg, image, detectors, config.deidentify.orientations, known)
+                look = last_look(row, released.jpeg, image, unsearched, config.deidentify.orientations)
             to_redact = left_alone.take(look.to_redact)
             if not to_redact:
                 share = image_share(row)

@@ -88,22 +88,17 @@ class ReleasedDetection:
 
 
 def search_released(
-    row: Row,
-    image: Pixels,
-    detector: Detector,
-    orientations: Sequence[int],
-    upright: Sequence[Detection] | None = None,
+    row: Row, image: Pixels, detector: Detector, orientations: Sequence[int]
 ) -> list[ReleasedDetection]:
     """Search a row's released image, (H, W, 3) uint8 RGB, for faces or plates in each of `orientations`.
 
-    `row` must contain the sizes and regions of `segmint.operators.schemas.IMAGES`. For `upright`, see
-    `search_orientations`. The detector's errors propagate.
+    `row` must contain the sizes and regions of `segmint.operators.schemas.IMAGES`. The detector's errors propagate.
     """
     height, width = image.shape[:2]
     regions = _regions(row)
     gray = np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), np.uint8)
     result = []
-    for found in search_orientations(detector, image, orientations, upright):
+    for found in search_orientations(detector, image, orientations):
         patch = outline(found, (height, width), band=False)  # `segmint redact` makes no band
         if patch is None:
             continue
@@ -260,12 +255,7 @@ class LastLook:
 
 
 def last_look(
-    row: Row,
-    jpeg: bytes,
-    source: Pixels,
-    detectors: Sequence[Detector],
-    orientations: Sequence[int],
-    known: Sequence[Detection] | None = None,
+    row: Row, jpeg: bytes, source: Pixels, detectors: Sequence[Detector], orientations: Sequence[int]
 ) -> LastLook:
     """Search the JPEG that is about to be released, and decide whether to redact or keep each remaining detection.
 
@@ -277,10 +267,7 @@ def last_look(
     redacted.
 
     `row` contains the sizes and regions of `segmint.operators.schemas.IMAGES`. `source`, (H, W, 3) uint8 RGB, is the
-    image before redaction at any size.
-
-    If the bundled detectors have searched this JPEG upright, `known` contains the confirmed detections, in pixels of
-    the source. Then these detectors search only the other orientations. Raises the same errors as `CheckedDetector`.
+    image before redaction at any size. Raises the same errors as `CheckedDetector`.
     """
     if not detectors:
         return LastLook((), ())
@@ -291,10 +278,7 @@ def last_look(
     residual: list[ResidualDetection] = []
     unconfirmed: list[ResidualDetection] = []
     for detector in map(CheckedDetector, detectors):
-        upright = None
-        if known is not None and detector.is_bundled:
-            upright = [each.mapped(1 / across, 1 / down) for each in known if each.kind == detector.kind]
-        for each in search_released(row, image, detector, orientations, upright):
+        for each in search_released(row, image, detector, orientations):
             if each.is_redacted:
                 continue
             in_source = each.found.mapped(across, down)

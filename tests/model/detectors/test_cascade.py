@@ -10,7 +10,6 @@ from facenet_pytorch import MTCNN
 from PIL import Image
 
 from segmint.model.detectors.cascade import CascadeDetector
-from segmint.model.detectors.detection import for_small
 from tests.support.labels import ASTRONAUT, MULTIFACE, found_again
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -84,17 +83,3 @@ def test_the_score_decides_what_is_found(networks: MTCNN, multiface: np.ndarray,
     assert min(scores) >= score
     assert [each for each in scores if each >= max(score, 0.7)] == [each for each in usual if each >= score]
     assert (len(scores) < len(usual)) == (score > 0.7)
-
-
-def test_after_a_search_of_the_same_size_only_the_smallest_faces_are_left(
-    networks: MTCNN, multiface: np.ndarray
-) -> None:
-    detector = CascadeDetector(networks)
-    small = cv2.resize(multiface, None, fx=0.2, fy=0.2, interpolation=cv2.INTER_AREA)
-    canvas = np.full((multiface.shape[0] + small.shape[0], multiface.shape[1], 3), 120, np.uint8)
-    canvas[: multiface.shape[0]] = multiface
-    canvas[multiface.shape[0] :, : small.shape[1]] = small
-    large = [each for each in detector.detect(canvas) if each.box[3] <= multiface.shape[0]]
-    assert len(large) >= 6
-    left = for_small(detector, 1.0).detect(canvas)
-    assert not [each for each in left if max(each.box[2] - each.box[0], each.box[3] - each.box[1]) > 50]
