@@ -31,10 +31,6 @@ class Estimate:
         """Return the larger of two estimates at each end, for stages that run at the same time."""
         return Estimate(max(self.value, other.value), max(self.low, other.low), max(self.high, other.high))
 
-    def shifted(self, more: float) -> "Estimate":
-        """Return the estimate plus a constant."""
-        return Estimate(self.value + more, self.low + more, self.high + more)
-
 
 def exactly(value: float) -> Estimate:
     """Return a total that is known exactly."""

@@ -221,7 +221,7 @@ def _assemble(
     bytes_out = None
     if sample is not None:
         each = column([row.released_bytes + row.annotation_bytes + row.table_bytes for row in rows])
-        bytes_out = per_row.total(each).shifted(sample.shard_bytes * remaining.shards)
+        bytes_out = per_row.total(each).plus(exactly(sample.shard_bytes * remaining.shards))
     bytes_in = None if sample is None else per_row.total(column([row.bytes_in for row in rows]))
     curation = None
     if "curate" in config.model_fields_set:
