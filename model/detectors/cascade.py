@@ -16,7 +16,7 @@ from torch.nn import functional
 from torchvision.ops import nms
 
 from segmint.model.detectors.detection import Detection, Kind, Pixels, by_score, merge
-from segmint.model.detectors.second_look import LOOK_SCORE, WINDOW
+from segmint.model.detectors.second_look import LOOK_SCORE
 
 
 class PNetLayers(Protocol):
@@ -92,7 +92,6 @@ _STRIP, _BATCH = 32, 256
 _CUDA_STRIP, _CUDA_BATCH = 512, 1024
 _BORDER, _GRAY = 32, 127  # padding of images that are smaller than a face
 _LARGER = 1.6  # minimum ratio of a half's side to its level's; with up to 1.3, we found a false face in multiface
-_LOOK_SMALLEST = 0.5  # size of the smallest face in a view, in candidates' sizes
 _SAME_IOU = 0.7
 _SAME_LEVEL_IOU = 0.5
 
@@ -167,13 +166,9 @@ class CascadeDetector:
         return by_score(merge(by_score(found)))
 
     def look(self, window: Pixels) -> list[Detection]:
-        """Search a view of a candidate, (H, W, 3) uint8 RGB, at scores from `LOOK_SCORE`. Boxes are in its pixels.
-
-        Faces that are much smaller than the candidate aren't searched.
-        """
+        """Search a view of a candidate, (H, W, 3) uint8 RGB, at scores from `LOOK_SCORE`. Boxes are in its pixels."""
         closer = copy.copy(self)
         closer.score = LOOK_SCORE
-        closer._smallest = max(self._smallest, round(_LOOK_SMALLEST * max(window.shape[:2]) / WINDOW["face"]))
         return closer.detect(window)
 
     def _propose(self, halves: list[Pixels]) -> Tensor:

@@ -48,7 +48,6 @@ _LEAST_PART = 0.1  # minimum score of a detection whose corners count for the bo
 _WINDOW = 256  # minimum side in pixels of the enlarged window around a spot
 _LONG_SCORE = 0.1  # minimum score of a spot that is longer than half of that
 _LONG_PIXELS = 4_000_000  # maximum number of pixels in an image for that
-_LONG_SCALE = 2.0  # maximum scale for that
 
 
 def host_blob(windows: Sequence[Pixels]) -> Floats:
@@ -95,7 +94,7 @@ class PlateDetector:
     rest. The detector therefore searches an image at each of `scales`, but uses scales over 1 only if the image has
     at most `enlarged_pixels`. It first shrinks images of more than `max_pixels` to that size. If `glance` is set, the
     detector then takes a closer look: it searches windows around all small boxes that scored at least `glance`, at
-    those of `closer_scales` that it hasn't searched.
+    `closer_scales` or, if it has enlarged the whole image, at `enlarged_closer_scales`.
 
     A plate counts if it scores at least `score` at one scale and at least half of that at another scale. The result is
     the smallest rectangle, at any angle, around all boxes of the plate.
@@ -114,7 +113,8 @@ class PlateDetector:
         enlarged_pixels: int = 1_000_000,
         max_pixels: int = 32_000_000,
         glance: float | None = None,
-        closer_scales: tuple[float, ...] = (1.2, 1.4, 1.7, 2.0, 2.8),
+        closer_scales: tuple[float, ...] = (1.2, 1.4, 1.7, 2.0),
+        enlarged_closer_scales: tuple[float, ...] = (1.2, 2.0),
         batch_pixels: int = 0,
         blob: Blob = host_blob,
         resize: Resize = resized,
@@ -134,6 +134,7 @@ class PlateDetector:
         self._max_pixels = max_pixels
         self._glance = glance
         self._closer_scales = closer_scales
+        self._enlarged_closer_scales = enlarged_closer_scales
         self._batch_pixels = batch_pixels
         self._blob = blob
         self._resize = resize
@@ -153,7 +154,8 @@ class PlateDetector:
             hits += [each for _, each in found]
         if self._glance is not None:
             spots = tuple(hits)
-            for scale in (each for each in self._closer_scales if each not in whole):
+            is_enlarged = pixels <= self._enlarged_pixels
+            for scale in self._enlarged_closer_scales if is_enlarged else self._closer_scales:
                 found = list(_search_around(image, self._find, spots, scale * fit))
                 views.append(self._view(found))
                 hits += [each for _, each in found]
@@ -212,18 +214,17 @@ def _search_around(
 ) -> Iterator[tuple[bool, Detection]]:
     """Run `find` on windows around `spots`, enlarged by `scale`. Yields the same pairs as `search`.
 
-    Boxes longer than half a window have larger windows, but only from a score of `_LONG_SCORE`, in images of up to
-    `_LONG_PIXELS`, and at scales of up to `_LONG_SCALE`, because other scales already showed them large enough.
+    Boxes longer than half a window have larger windows, but only from a score of `_LONG_SCORE` and in images of up to
+    `_LONG_PIXELS`, because other scales already showed them large enough.
     """
     height, width = image.shape[:2]
-    has_long = scale <= _LONG_SCALE and height * width <= _LONG_PIXELS
     seen: list[tuple[float, float, float]] = []
     places: list[Tile] = []
     for spot in by_score(spots):
         x0, y0, x1, y1 = spot.box
         x, y, longer = (x0 + x1) / 2, (y0 + y1) / 2, max(x1 - x0, y1 - y0)
         side = round(max(_WINDOW / scale, 2 * longer))
-        if 2 * longer > _WINDOW / scale and not (has_long and spot.score >= _LONG_SCORE):
+        if 2 * longer > _WINDOW / scale and (spot.score < _LONG_SCORE or height * width > _LONG_PIXELS):
             continue
         is_seen = False
         for other_x, other_y, other_side in seen:

@@ -19,8 +19,7 @@ LOOK_SCORE = 0.05
 _SAME_IOU = 0.3  # minimum IoU at which a detection in a view shows the candidate
 SURE_VIEWS = 2
 """Number of views after which a candidate is confirmed early; see `Rule`."""
-WINDOW: dict[Kind, float] = {"face": 2.2, "plate": 2.5}
-"""Side of a view's square, in longer sides of the box."""
+_WINDOW: dict[Kind, float] = {"face": 2.2, "plate": 2.5}  # side of a view's square, in longer sides of the box
 
 Look = Callable[[Pixels], Sequence[Detection]]
 """Function that searches one view, (H, W, 3) uint8 RGB, at one size. Detections are in pixels of the view."""
@@ -113,7 +112,7 @@ def view_of(image: Pixels, candidate: Detection, view: View) -> tuple[Pixels, Bo
     x0, y0, x1, y1 = turned_box(candidate.box, candidate.orientation, size)
     turned = np.rot90(image, candidate.orientation // 90)  # a view of the same memory
     longer = max(x1 - x0, y1 - y0)
-    half = WINDOW[candidate.kind] * longer / 2
+    half = _WINDOW[candidate.kind] * longer / 2
     center_x, center_y = (x0 + x1) / 2, (y0 + y1) / 2
     left, top = max(math.floor(center_x - half), 0), max(math.floor(center_y - half), 0)
     right, bottom = min(math.ceil(center_x + half), turned.shape[1]), min(math.ceil(center_y + half), turned.shape[0])
