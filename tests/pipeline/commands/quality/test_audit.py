@@ -64,7 +64,9 @@ def test_all_is_audited_without_options(small_dataset: Path) -> None:
     done = run(str(small_dataset))
     assert done.exit_code == 0, done.output
     lines = done.stdout.splitlines()
-    assert lines[0] == "verdict: no findings"
+    verdict, own, _ = lines[0].split("; ")
+    assert verdict == "verdict: no findings"
+    assert own == "only the build's own face and plate detectors searched, and they repeat their own misses"
     areas = [line.split()[0] for line in lines[1:] if not line.startswith(" ")]
     assert areas == ["integrity", "licenses", "privacy", "duplicates", "statistics", "digest"]
     assert "faces found by mtcnn at score 0.7 or above in 0 of 6 images" in done.stdout
@@ -83,7 +85,10 @@ def test_what_another_detector_finds_is_exit_code_1(dataset_with_a_spot: Path, t
     done = run(str(dataset_with_a_spot), "--privacy-sample", "all", "--detector", detector)
     assert done.exit_code == 1, done.output
     assert "a plate by spot.pt at score 0.95, and not by clp" in done.stdout
-    assert done.stdout.splitlines()[0] == "verdict: 1 finding (1 in privacy)"
+    verdict, other, own, _ = done.stdout.splitlines()[0].split("; ")
+    assert verdict == "verdict: 1 finding (1 in privacy)"
+    assert other.startswith("another plate detector searched: spot.pt (SHA-256 ")
+    assert own == "only the build's own face detectors searched, and they repeat their own misses"
     assert run(str(dataset_with_a_spot), "--privacy-sample", "all").exit_code == 0
 
 
