@@ -21,7 +21,7 @@ HERE = {
     '"points_per_side": 3}',
     "num_gpus=1": "num_gpus=0",
 }
-"""What a machine without a GPU or the weights of ViT-H needs instead."""
+"""Text of the examples, and its replacement for a machine without a GPU or the weights of ViT-H."""
 
 
 @pytest.mark.ray

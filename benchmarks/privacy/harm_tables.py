@@ -12,7 +12,7 @@ LARGE = 0.01
 WELL, FULLY = 0.8, 0.95
 """Shares of a mark's pixels that a mosaic must replace for the mark to count as covered."""
 
-VIEWS = ("frontal", "profile", "occluded")
+_VIEWS = ("frontal", "profile", "occluded")
 _KINDS = {"face": "faces", "plate": "plates"}
 Row = dict[str, Any]
 
@@ -84,11 +84,11 @@ def _visible_table(groups: dict[tuple[str, str], list[Row]]) -> str:
             for low, high in sizes:
                 sized = [mark for mark in marks if low <= mark["side"] < high]
                 cells.append(f"{sum(mark['visible'] for mark in sized)} of {len(sized)}")
-            for view in VIEWS:
+            for view in _VIEWS:
                 seen = [mark for mark in marks if mark.get("view") == view]
                 cells.append(f"{sum(mark['visible'] for mark in seen)} of {len(seen)}" if seen else "")
             lines.append([f"{name}, {change}: {plural}", *cells])
-    return table(["visible, by size and view", *labels, *VIEWS], lines)
+    return table(["visible, by size and view", *labels, *_VIEWS], lines)
 
 
 def _found_table(groups: dict[tuple[str, str], list[Row]]) -> str:

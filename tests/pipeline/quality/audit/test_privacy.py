@@ -119,7 +119,7 @@ def verdict(report: AuditReport) -> str:
 
 
 LIMITS = "faces under 20 px (rotated: twice that) by mtcnn", "rotated plates by clp"
-"""What the bundled detectors don't search, as the verdict says it."""
+"""Limits of the bundled detectors, as the verdict lists them."""
 
 
 def only_own(kinds: str) -> str:
