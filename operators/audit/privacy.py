@@ -14,7 +14,7 @@ from segmint.operators.prepare.deidentify import Region
 from segmint.operators.prepare.left_alone import SAME_IOU as SAME_REGION_IOU
 from segmint.operators.prepare.left_alone import box_of, region_of
 from segmint.operators.prepare.mosaic import mosaic, rectangle, redact_patches
-from segmint.operators.prepare.orientations import ORIENTATIONS
+from segmint.operators.prepare.orientations import ORIENTATIONS, is_same
 from segmint.operators.prepare.released_search import MOST_RESIDUAL, search_released
 from segmint.operators.rows import Row
 
@@ -72,7 +72,10 @@ def search_release(
     size = image.shape[1], image.shape[0]
     full = row.get("source_width") or size[0], row.get("source_height") or size[1]
     found = []
-    for each in (each for detector in detectors for each in search_released(row, image, detector, orientations)):
+    searched = [each for detector in detectors for each in search_released(row, image, detector, orientations)]
+    for each in searched:
+        if any(is_same(each.found, other.found) and other.found.score > each.found.score for other in searched):
+            continue
         what, box = each.found, (each.x, each.y, each.w, each.h)
         is_residual = each.may_remain and any(each.is_same(known) for known in residual)
         found.append(

@@ -21,7 +21,7 @@ _TURNED_KINDS: frozenset[Kind] = frozenset({"face"})
 _TURNED_SCORE = 0.9
 """Minimum score of mtcnn's detections in a turned image. With 0.7, mtcnn detected a face in an upside-down dog."""
 _SAME_IOU = 0.5
-"""Minimum IoU at which a detection in a turned image repeats a detection in another orientation."""
+"""Minimum IoU at which two detections in different orientations show the same face."""
 
 
 def search_orientations(
@@ -30,8 +30,8 @@ def search_orientations(
     """Search `image`, (H, W, 3) uint8 RGB, upright and in each of `orientations`. Plates are searched only upright.
 
     Boxes and corners are in pixels of the upright image. The upright detections come first. The detections in other
-    orientations follow, unless they repeat a detection; the orientation with the best score comes first. The detector's
-    errors propagate.
+    orientations follow, unless they repeat one with at least their score; the orientation with the best score comes
+    first. The detector's errors propagate.
     """
     found = list(detector.detect(image))
     turned = [angle for angle in orientations if angle and detector.kind in _TURNED_KINDS]
@@ -54,8 +54,8 @@ def search_likewise(
 ) -> list[Detection]:
     """Search `image`, (H, W, 3) uint8 RGB, at full size in the turned orientations that produced `hits`.
 
-    Returns the detections that don't repeat one of `known`, which are in pixels of `image`. The detector's errors
-    propagate.
+    Returns the detections that don't repeat one of `known` with at least their score. `known` is in pixels of `image`.
+    The detector's errors propagate.
     """
     found: list[Detection] = []
     own = (hit for hit in hits if (hit.kind, hit.source) == (detector.kind, detector.name))
@@ -67,9 +67,26 @@ def search_likewise(
 
 
 def _is_new(candidate: Detection, detector: Detector, known: Sequence[Detection]) -> bool:
-    """Return whether a detection in a turned image has a high enough score and doesn't repeat a known detection."""
+    """Return whether a detection in a turned image counts: its score is high enough, and no known one repeats it.
+
+    A sideways face is often detected upright as well, with a lower score. If only the upright detection were kept, the
+    second look would search upright and miss the face.
+    """
     least = _TURNED_SCORE if detector.name.startswith("mtcnn") else 0.0  # the others return only detections that count
-    return candidate.score >= least and all(iou(candidate.box, each.box) < _SAME_IOU for each in known)
+    if candidate.score < least:
+        return False
+    for each in known:
+        is_as_good = each.orientation == candidate.orientation or each.score >= candidate.score
+        if is_as_good and iou(candidate.box, each.box) >= _SAME_IOU:
+            return False
+    return True
+
+
+def is_same(one: Detection, other: Detection) -> bool:
+    """Return whether two detections in different orientations show the same face."""
+    if one.kind != other.kind or one.orientation == other.orientation:
+        return False
+    return iou(one.box, other.box) >= _SAME_IOU
 
 
 def search_turned(detector: Detector, image: Pixels, angle: int) -> list[Detection]:

@@ -46,6 +46,7 @@ from segmint.operators.prepare.detector_process import (
 from segmint.operators.prepare.detector_socket import DetectorProcessError
 from segmint.operators.prepare.ingest import IngestConfig, ingest, pixels_sha256
 from segmint.operators.prepare.left_alone import Entries, LeftAlone, LeftAloneRegion
+from segmint.operators.prepare.orientations import is_same
 from segmint.operators.prepare.read_image import ImageReader, checked_digest
 from segmint.operators.prepare.release import (
     CropLayers,
@@ -226,6 +227,7 @@ def prepare_image(
                 likewise = find_likewise(image, detectors, to_redact, [*found, *left_alone.detections])
             found += left_alone.take(likewise.confirmed)
             unconfirmed += likewise.unconfirmed
+            unconfirmed = [each for each in unconfirmed if not any(is_same(each, other) for other in found)]
     kinds = Counter(each.kind for each in to_redact)
     named = " and ".join(counted(count, kind) for kind, count in sorted(kinds.items()))
     detail = f"{named} found in the released image after it was redacted {ROUNDS} more times"

@@ -18,7 +18,7 @@ from segmint.model.detectors.detection import Box, Detection, Detector, iou, len
 from segmint.operators.images import Pixels, decode_jpeg
 from segmint.operators.prepare.deidentify import CheckedDetector, Region, outline
 from segmint.operators.prepare.mosaic import mosaic_size
-from segmint.operators.prepare.orientations import search_orientations, search_turned
+from segmint.operators.prepare.orientations import is_same, search_orientations, search_turned
 from segmint.operators.redactions import band_widths
 from segmint.operators.rows import Row
 
@@ -282,6 +282,8 @@ def last_look(
             if each.is_redacted:
                 continue
             in_source = each.found.mapped(across, down)
+            if any(is_same(in_source, other) for other in to_redact):
+                continue
             if detector.is_bundled:
                 if detector.confirm([in_source], source).confirmed:
                     to_redact.append(in_source)
