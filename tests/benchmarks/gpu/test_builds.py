@@ -11,12 +11,14 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from benchmarks.gpu import builds
 from benchmarks.gpu.build_figures import CommittedShard, child_environment, failed, per_million, rates, run_command
-from benchmarks.gpu.build_inputs import differences, write_checkpoint, write_photographs
+from benchmarks.gpu.build_inputs import differences, fitted_neck, random_encoder, write_photographs
 from benchmarks.gpu.run import FULL, PartRun
 from benchmarks.gpu.samples import Sample, cpu_ticks, summarize
+from segmint.model.sam.common import LayerNorm2d
 
 ROOT = Path(__file__).resolve().parents[3]
 CONFIG = {"name": "small", "catalog": "/c.jsonl", "output": "/o", "license": {"allow": ["CC0-1.0"]}}
@@ -210,18 +212,46 @@ def test_photographs_are_distinct_and_repeatable(tmp_path: Path) -> None:
     assert cv2.imdecode(np.frombuffer(files[0], np.uint8), cv2.IMREAD_COLOR).shape == (60, 90, 3)
 
 
-def test_a_random_checkpoint_is_a_vit_with_mobile_sams_decoder(tmp_path: Path, mobile_sam_path: Path) -> None:
-    from segmint.model.sam.load import inspect_checkpoint, load_sam
+def test_a_random_checkpoint_is_a_vit_with_mobile_sams_decoder(mobile_sam_path: Path) -> None:
+    from segmint.model.sam.load import detect_architecture, load_sam, sam_from_state_dict
 
-    path = tmp_path / "random.pth"
-    write_checkpoint(mobile_sam_path, "vit_b", torch.device("cpu"), path)
-    try:
-        assert inspect_checkpoint(path) == ("vit_b", 2)
-        made, trained = load_sam(path), load_sam(mobile_sam_path)
-    finally:
-        path.unlink()
+    trained = load_sam(mobile_sam_path)
+    state = random_encoder(torch.load(mobile_sam_path, weights_only=True), "vit_b", torch.device("cpu"))
+    assert detect_architecture(state) == ("vit_b", 2)
+    made = sam_from_state_dict(state)
     assert torch.equal(made.mask_decoder.iou_token.weight, trained.mask_decoder.iou_token.weight)
     assert 0.019 < float(made.image_encoder.state_dict()["blocks.0.attn.qkv.weight"].std()) < 0.021
+
+
+class ToyEncoder(nn.Module):
+    """Encoder of random tokens with a neck like SAM's."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.tokens = nn.Conv2d(3, 12, 1)
+        self.neck = nn.Sequential(
+            nn.Conv2d(12, 8, 1, bias=False), LayerNorm2d(8), nn.Conv2d(8, 8, 3, padding=1, bias=False), LayerNorm2d(8)
+        )
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return self.neck(torch.tanh(self.tokens(image)))
+
+
+def test_a_fitted_neck_has_features_like_the_teachers() -> None:
+    encoder, teacher = ToyEncoder(1), ToyEncoder(2)
+    torch.manual_seed(3)
+    *images, other = [torch.randn(1, 3, 32, 32) for _ in range(5)]
+    with torch.inference_mode():
+        wanted = teacher(other)
+        before = float((encoder(other) - wanted).square().mean())
+    found = fitted_neck(encoder, teacher, images)
+    encoder.load_state_dict(
+        {name.removeprefix("image_encoder."): tensor for name, tensor in found.items()}, strict=False
+    )
+    with torch.inference_mode():
+        after = float((encoder(other) - wanted).square().mean())
+    assert after < before / 3
 
 
 def test_load_is_summarized_and_a_reading_may_be_missing() -> None:
