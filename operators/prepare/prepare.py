@@ -167,7 +167,8 @@ def prepare_image(
         with _stage("deidentify"):
             image = resized(source.image, size)
         # If nothing is redacted, the JPEG of these pixels is released. It needs only one search for plates: they are
-        # found in the pixels and in the JPEG alike. A search for faces in either misses some that the other one finds.
+        # found in the pixels and in the JPEG alike, and redacting faces doesn't change plates. A search for faces in
+        # either misses some that the other one finds.
         plates = [detector for detector in detectors if detector.kind == "plate" and size == small]
         others = [detector for detector in detectors if detector not in plates]
         with _stage("deidentify"):
@@ -183,11 +184,12 @@ def prepare_image(
         with searching.running():
             with _stage("deidentify"):
                 clean, regions = deidentify(image, found)
-            released, unsearched = untouched, others
+            released = untouched
             if regions or released is None:
                 with _stage("release"):
                     released = release(clean, config.release)
-                unsearched = [*detectors]
+            has_plates = any(each.kind == "plate" for each in regions)
+            unsearched = [*detectors] if has_plates else others
             prepared = PreparedImage(
                 pixels_sha256=pixels,
                 source_width=source.source_width,
