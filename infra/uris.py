@@ -35,6 +35,9 @@ _TOKENS = re.compile(
     r"(?i:(?<=authorization).{1,5}(?:basic|bearer|token)\s+[^\s\"']+)"
 )
 
+ALONE = r"^(/|[A-Za-z][A-Za-z0-9+.\-]*://)"
+"""Pattern, for Arrow and `re`, of a URI that doesn't depend on its catalog's folder."""
+
 SUSPICIOUS = "(?s)://.*@|=|AKIA|ASIA|hf_|gh[opsu]_|github_pat_|(?i:%3D|authorization)"
 """Pattern, for Arrow and `re`, of all texts that `redact` changes, and of some others."""
 
@@ -148,6 +151,16 @@ def absolute(uri: str) -> str:
     return str(local_path(uri).absolute()) if scheme(uri) == LOCAL else uri
 
 
+def is_catalog_folder(uri: str) -> bool:
+    """Return whether a catalog's URI names a folder of files instead of a file, because it ends with a slash."""
+    return uri.endswith("/")
+
+
+def absolute_catalog(uri: str) -> str:
+    """Make the local path of a catalog absolute. A folder's name ends with exactly one slash."""
+    return f"{absolute(uri).rstrip('/')}/" if is_catalog_folder(uri) else absolute(uri)
+
+
 def is_below(uri: str, folder: str) -> bool:
     """Return whether a URI is `folder` or is below it, after resolving local links and `..`."""
     if scheme(uri) != scheme(folder):
@@ -203,9 +216,10 @@ def relative_to(catalog_uri: str, uri: str) -> str:
       user part.
     - In a store, no part of the URI may be `..`, even percent-encoded. Although a store treats it as a name, a proxy
       could resolve it. If the store's client would ask for another object, the URI isn't allowed either.
-    - A relative URI is resolved against the folder that contains the catalog. It must not contain `..`, so a catalog
-      can't reach files outside its folder. In a store, it must not contain `//` or end with `/` either, because these
-      keys are other objects there than in a local folder. Only an absolute URI can name them.
+    - A relative URI is resolved against the folder that contains the catalog, or against the catalog itself if it's a
+      folder of files. It must not contain `..`, so a catalog can't reach files outside its folder. In a store, it must
+      not contain `//` or end with `/` either, because these keys are other objects there than in a local folder. Only
+      an absolute URI can name them.
     - An absolute local path or `file://` URI is allowed only if the catalog is a local file, too. A catalog from a
       bucket must not read files of the machine that builds from it.
 
@@ -229,19 +243,22 @@ def relative_to(catalog_uri: str, uri: str) -> str:
     if ".." in uri.split("/"):
         raise UriNotAllowedError(f"{redact(uri)!r} climbs out of its catalog's folder by '..'")
     if catalog_is_local:
-        return os.path.normpath(_folder_of(catalog_uri) + uri)
+        return os.path.normpath(catalog_folder(catalog_uri) + uri)
     _refuse_climbing(uri)
     names = [name for name in uri.split("/") if name != "."]
     if "" in names or not names:
         raise UriNotAllowedError(f"{redact(uri)!r} contains an empty name: give the absolute URI of the object")
-    return _folder_of(catalog_uri) + "/".join(names)
+    return catalog_folder(catalog_uri) + "/".join(names)
 
 
-def _folder_of(catalog_uri: str) -> str:
+def catalog_folder(catalog_uri: str) -> str:
     """Return the absolute folder of a catalog, or its unchanged prefix in a store, with a slash at its end."""
-    if scheme(catalog_uri) == LOCAL:
-        return os.path.join(os.path.dirname(os.path.abspath(local_path(catalog_uri))), "")  # noqa: PTH100, PTH118, PTH120
-    return f"{parent(catalog_uri)}/"
+    if scheme(catalog_uri) != LOCAL:
+        return absolute_catalog(catalog_uri) if is_catalog_folder(catalog_uri) else f"{parent(catalog_uri)}/"
+    folder = os.path.abspath(local_path(catalog_uri))  # noqa: PTH100
+    if not is_catalog_folder(catalog_uri):
+        folder = os.path.dirname(folder)  # noqa: PTH120
+    return os.path.join(folder, "")  # noqa: PTH118
 
 
 def plain_form(uri: str) -> str:
@@ -270,7 +287,7 @@ def plain_forms(uri: str, catalog_uri: str | None) -> set[str]:
         except UriNotAllowedError:
             return found
         found.add(there)
-        prefix = _folder_of(catalog_uri)
+        prefix = catalog_folder(catalog_uri)
         if there.startswith(prefix):
             found.add(there.removeprefix(prefix))
     return found

@@ -25,7 +25,7 @@ from segmint.catalogs.licenses import validate_identifier
 from segmint.catalogs.parquet import RowGroupWriter
 from segmint.catalogs.schema import JSON_TEXT, SOURCE
 from segmint.catalogs.source.conform import conform, json_object
-from segmint.catalogs.source.readers import catalog_format
+from segmint.catalogs.source.files import catalog_format
 from segmint.infra.errors import UsageError
 from segmint.infra.scratch import ScratchFolder
 from segmint.infra.storage.location import Location, put_new_file
@@ -36,6 +36,7 @@ from segmint.infra.uris import (
     UriNotAllowedError,
     base_name,
     is_below,
+    is_catalog_folder,
     local_path,
     parent,
     plain_forms,
@@ -141,6 +142,8 @@ def write_catalog(rows: Iterator[Mapping[str, Any]], file: Location, schema: pa.
     in the meantime.
     """
     kind = catalog_format(file.uri)
+    if is_catalog_folder(file.uri):
+        raise UsageError(f"{file}: a catalog is written as one file; expected a name such as {file}catalog.parquet")
     if file.uri.lower().endswith(".gz"):
         raise UsageError(f"{file}: catalogs are written uncompressed; remove .gz")
     with ScratchFolder() as folder:

@@ -186,13 +186,12 @@ def locate(
     Existing countries don't change.
     """
     from segmint.catalogs.locate import locate as locate_images
-    from segmint.infra.errors import UsageError
+    from segmint.catalogs.source.files import require_catalog
     from segmint.infra.storage.location import Location
 
     storage = storage_of(config)
     source = Location(storage, catalog)
-    if not source.exists():
-        raise UsageError(f"{catalog} does not exist: expected a catalog as Parquet, JSON Lines or CSV")
+    require_catalog(source)
     print_result(locate_images(source, Location(storage, output)), as_json)
     print_next(as_json, "catalog", "check", output, config=config)
 
