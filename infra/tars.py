@@ -77,6 +77,16 @@ def is_plain_file(member: tarfile.TarInfo) -> bool:
     return member.isfile() and not member.issparse() and member.size >= 0
 
 
+def starts_file(header: bytes, size: int) -> bool:
+    """Return whether bytes are the header of a plain file of `size` bytes, which begins right after it."""
+    try:
+        member = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
+    except tarfile.HeaderError:
+        return False
+    plain = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE)
+    return member.type in plain and member.size == size
+
+
 class _ForwardStream:
     """Forward-only stream for `tarfile`. After `allowed` bytes, reading fails until `allowed` is set again."""
 
