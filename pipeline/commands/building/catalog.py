@@ -29,7 +29,7 @@ app = typer.Typer(name="catalog", help="Create, check, and curate catalogs of li
 @guarded
 @needs("build")
 def scan(
-    uri: Annotated[str, typer.Argument(metavar="URI", help="Folder or bucket prefix to scan.")],
+    uri: Annotated[str, typer.Argument(metavar="URI", help="Folder, bucket prefix, or tar to scan.")],
     output: Annotated[
         str, typer.Option("-o", "--output", metavar="FILE", help="Catalog to write: .parquet, .jsonl, or .csv.")
     ],
@@ -45,13 +45,16 @@ def scan(
     absolute: Annotated[
         bool, typer.Option("--absolute", help="Write absolute instead of relative URIs, which a dataset publishes.")
     ] = False,
+    hashed: Annotated[
+        bool, typer.Option("--hash", help="Record the SHA-256 of each image, which builds verify.")
+    ] = False,
     config: Annotated[
         str | None,
         typer.Option("--config", metavar="CONFIG", help="Build configuration, for its storage and license policy."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make a catalog of the images below a folder or prefix.
+    """Make a catalog of the images below a folder or prefix, including those in tars.
 
     Licenses come from sidecar files or from --license.
     """
@@ -74,14 +77,18 @@ def scan(
         warn_of_skipped(name, why)
         skipped.append(f"{name}: {why}")
 
-    found = scan_images(folder, license=license, provider=provider, attribution=attribution, on_skip=skip)
+    found = scan_images(
+        folder, license=license, provider=provider, attribution=attribution, on_skip=skip, hashed=hashed
+    )
     first = next(found, None)
     if first is None and skipped:
         raise SegmintError(f"{output} wasn't written: a catalog can't name any image below {uri}: {some(skipped)}")
     if first is None and scheme(uri) == LOCAL and not local_path(uri).exists():
         raise UsageError(f"the folder {uri} does not exist")
     if first is None:
-        raise UsageError(f"no images below {uri}, so {output} wasn't written: expected a folder or prefix with images")
+        raise UsageError(
+            f"no images below {uri}, so {output} wasn't written: expected a folder or prefix with images or tars"
+        )
     images = chain([first], found)
     rows = write_catalog(images if absolute else relative_rows(images, catalog), catalog)
     findings = check_catalog(catalog, _policy(build))
