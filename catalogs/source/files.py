@@ -12,11 +12,12 @@ from typing import NoReturn
 from urllib.parse import unquote
 
 from segmint.catalogs.endings import IMAGE_ENDINGS
+from segmint.catalogs.layout import fingerprint
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.stores import ObjectInfo, changed_error
 from segmint.infra.threads import map_ahead
-from segmint.infra.uris import is_catalog_folder
+from segmint.infra.uris import absolute, base_name, is_catalog_folder, parent
 
 FORMATS = {
     "Parquet": (".parquet",),
@@ -87,6 +88,17 @@ def catalog_sha256(catalog: Location) -> str:
     for file, digest in zip(files, digests, strict=True):
         total.update(f"{digest}  {file.name}\n".encode(errors="surrogateescape"))
     return total.hexdigest()
+
+
+def source_version(catalog: Location) -> str:
+    """Return a hash of the names, sizes, and times of modification of a catalog's files. It doesn't read the files."""
+    if is_catalog_folder(catalog.uri):
+        entries = _listed(catalog)
+    else:
+        path = absolute(catalog.uri)
+        siblings = Location(catalog.storage, parent(path)).list(beginning=base_name(path))
+        entries = [entry for entry in siblings if entry.name == base_name(path)]
+    return fingerprint([[entry.name, entry.size, entry.modified.isoformat()] for entry in entries])
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""`segmint catalog`: scan images into a catalog, check it, curate it, and fill in countries."""
+"""`segmint catalog`: scan or collect images into a catalog, check it, curate it, and fill in countries."""
 
 from datetime import UTC, datetime
 from itertools import chain
@@ -201,6 +201,42 @@ def locate(
     require_catalog(source)
     print_result(locate_images(source, Location(storage, output)), as_json)
     print_next(as_json, "catalog", "check", output, config=config)
+
+
+@app.command()
+@guarded
+@needs("build")
+def collect(
+    catalog: Catalog,
+    output: Annotated[
+        str, typer.Option("-o", "--output", metavar="FOLDER", help="Folder or bucket prefix for the tars and catalog.")
+    ],
+    column: Annotated[
+        str | None,
+        typer.Option("--bytes", metavar="COLUMN", help="Binary Parquet column with the images, such as image.bytes."),
+    ] = None,
+    per_host: Annotated[int, typer.Option(metavar="N", min=1, max=64, help="Connections to the same host.")] = 4,
+    config: Annotated[
+        str | None,
+        typer.Option("--config", metavar="CONFIG", help="Build configuration, for its storage and ingest.max_bytes."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Copy images from https URLs or a Parquet column into tars, which builds can read.
+
+    The same command resumes after the last complete tar.
+    """
+    from segmint.catalogs.source.collect import collect as collect_images
+    from segmint.infra.https import Downloader
+    from segmint.infra.storage.location import Location
+    from segmint.operators.prepare.ingest_config import IngestConfig
+
+    build, storage = build_of(config)
+    ingest = IngestConfig() if build is None else build.ingest
+    downloader = Downloader(ingest.max_bytes, per_host)
+    folder = Location(storage, output.rstrip("/"))
+    print_result(collect_images(Location(storage, catalog), folder, downloader, column, tell=print_message), as_json)
+    print_next(as_json, "catalog", "check", f"{folder}/", config=config)
 
 
 def _policy(build: "Configuration | None") -> "LicensePolicy | None":
