@@ -10,7 +10,6 @@ import hashlib
 import json
 import re
 import tarfile
-from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from io import BytesIO
@@ -57,14 +56,14 @@ class CollectResult:
     rows: int = 0  # of this run
     copied: int = 0
     copied_bytes: int = 0
-    failed: Counter[str] = field(default_factory=Counter)  # rows without a copy, by reason
+    failed: dict[str, int] = field(default_factory=dict)  # rows without a copy, by reason
 
     def lines(self) -> list[str]:
         """Format the result as lines of text."""
         return [
             f"{self.output}: copied {counted(self.copied, 'photograph')} of {counted(self.rows, 'row')}, "
             f"{size(self.copied_bytes)}; {counted(self.before, 'row')} completed before",
-            *(f"  not copied: {count:>8,}  {why}" for why, count in self.failed.most_common()),
+            *(f"  not copied: {count:>8,}  {why}" for why, count in sorted(self.failed.items())),
             f"the tars contain originals, not redacted: restrict who can read {self.output}",
         ]
 
@@ -200,7 +199,7 @@ def _write_tar(
                 done.copied_bytes += len(data)
                 row["sha256"] = hashlib.sha256(data).hexdigest()
             else:
-                done.failed[found.why] += 1
+                done.failed[found.why] = done.failed.get(found.why, 0) + 1
             if data is not None or not is_url:
                 row["uri"] = _add(tar, path.name, len(rows), data or b"").uri
             rows.append(row)

@@ -137,3 +137,26 @@ def test_a_folder_of_parquet_files_builds_what_one_file_builds(built: BuiltDatas
     assert {path for path in folder if folder[path] != file.get(path)} == {"dataset.json"}
     assert folder.keys() == file.keys()
     assert "nothing to do: all rows of " in segmint_here("build", config)
+
+
+def test_collected_photographs_build_what_single_files_build(built: BuiltDataset, tmp_path: Path) -> None:
+    """Bytes in Parquet give the same JPEGs and masks through tars. A takedown names the original's place in its tar."""
+    rows = [json.loads(line) for line in built.catalog.read_text().splitlines()]
+    for row in rows:
+        photo = built.catalog.parent / row["uri"]
+        row["image"] = {"bytes": photo.read_bytes() if photo.exists() else None}
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet")
+    originals, dataset = tmp_path / "originals", tmp_path / "dataset"
+    printed = segmint_here("catalog", "collect", tmp_path / "rows.parquet", "--bytes", "image.bytes", "-o", originals)
+    assert "copied 5 photographs of 6 rows" in printed
+    config = write_config(tmp_path / "build.yaml", f"{originals}/", dataset, **IN_TWOS)
+    assert "empty_object" in segmint_here("build", config)
+    for kind in ("shards", "masks"):
+        ours, theirs = digests(dataset / kind), digests(built.dataset / kind)
+        assert ours == theirs
+
+    (tmp_path / "ids.txt").write_text("image-1\n")
+    words = ("takedown", dataset, "--ids", tmp_path / "ids.txt", "--reason", "withdrawn", "--config", config, "--yes")
+    (place,) = re.findall(r"0001\.tar#(\d+)\+(\d+)", segmint_here(*words))
+    data = (originals / "0001.tar").read_bytes()[int(place[0]) :][: int(place[1])]
+    assert data == rows[1]["image"]["bytes"]

@@ -222,9 +222,9 @@ def collect(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Copy images from https URLs or a Parquet column into tars, which builds can read.
+    """Copy images from URLs or Parquet bytes into tars.
 
-    The same command resumes after the last complete tar.
+    Builds can read the tars. The same command resumes after the last complete tar.
     """
     from segmint.catalogs.source.collect import collect as collect_images
     from segmint.infra.https import Downloader
