@@ -110,7 +110,7 @@ class Downloader:
         """
         try:
             first = _target(url)
-        except (UriNotAllowedError, ValueError) as error:
+        except UriNotAllowedError as error:
             return Download(None, str(error))
         with self._hosts.setdefault(first.host, threading.Semaphore(self._per_host)):
             found = self._attempt(first)
@@ -126,7 +126,7 @@ class Downloader:
             return self._follow(target)
         except ssl.SSLCertVerificationError:
             return Download(None, "the server's certificate isn't valid")
-        except (UriNotAllowedError, ValueError) as error:
+        except UriNotAllowedError as error:
             return Download(None, str(error))
         except socket.gaierror as error:
             return Download(None, "its host has no address", passing=error.errno == socket.EAI_AGAIN)
@@ -196,17 +196,20 @@ class _PinnedConnection(http.client.HTTPSConnection):
 
 
 def _target(url: str) -> _Target:
-    """Parse a URL. Raises `UriNotAllowedError` or `ValueError` with the reason why it isn't downloaded."""
-    parts = urlsplit(url)
+    """Parse a URL. Raises `UriNotAllowedError` with the reason why it isn't downloaded, which doesn't quote it."""
+    try:
+        parts = urlsplit(url)
+        host, port = (parts.hostname or "").encode("idna").decode(), parts.port or 443
+    except ValueError as error:
+        raise UriNotAllowedError("its URL isn't valid") from error
     if parts.scheme.lower() != "https":
         raise UriNotAllowedError("not an https URL")
     if "@" in parts.netloc:
         raise UriNotAllowedError("its URL contains a user name or password")
-    host = (parts.hostname or "").encode("idna").decode()
     if not host:
         raise UriNotAllowedError("its URL has no host")
     path = quote(parts.path or "/", safe=_SAFE)
-    return _Target(host, parts.port or 443, f"{path}?{quote(parts.query, safe=_SAFE)}" if parts.query else path)
+    return _Target(host, port, f"{path}?{quote(parts.query, safe=_SAFE)}" if parts.query else path)
 
 
 def _redirected(target: _Target, location: str) -> _Target:

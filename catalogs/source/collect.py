@@ -123,7 +123,7 @@ def collect(
 def _completed(output: Location, source: dict[str, Any]) -> list[int]:
     """Return the number of rows in each complete tar, in order. Raises `UsageError` for anything else in the folder."""
     rows: list[int] = []
-    for entry in output.list():
+    for entry in sorted(output.list(), key=lambda entry: (len(entry.name), entry.name)):  # 9999 before 10000
         file = output / entry.name
         if entry.name == f"{len(rows) + 1:04}.parquet":
             with file.open() as stream:

@@ -215,7 +215,7 @@ def collect(
         str | None,
         typer.Option("--bytes", metavar="COLUMN", help="Binary Parquet column with the images, such as image.bytes."),
     ] = None,
-    per_host: Annotated[int, typer.Option(metavar="N", min=1, max=64, help="Connections to the same host.")] = 4,
+    per_host: Annotated[int, typer.Option(metavar="N", min=1, max=16, help="Connections to the same host.")] = 4,
     config: Annotated[
         str | None,
         typer.Option("--config", metavar="CONFIG", help="Build configuration, for its storage and ingest.max_bytes."),
