@@ -33,6 +33,7 @@ from segmint.catalogs.source.files import catalog_format
 from segmint.catalogs.source.tar_index import SIDECAR_ENDINGS, Columns, TarIndex, index_tar, sample_json
 from segmint.infra.errors import UsageError
 from segmint.infra.scratch import ScratchFolder
+from segmint.infra.storage.errors import UnreadableObjectError
 from segmint.infra.storage.location import Location, put_new_file
 from segmint.infra.storage.stores import ObjectInfo, OnSkip, warn_of_skipped
 from segmint.infra.tars import BadTarError
@@ -251,7 +252,7 @@ def _rows(
         _apply(columns, shared, _OWN_COLUMNS)
     try:
         index = index_tar(file, _parse, hashed=hashed)
-    except BadTarError as error:
+    except (BadTarError, UnreadableObjectError) as error:
         return [], {image.name: f"not a whole, uncompressed tar, so none of its images are listed: {error}"}
     skipped = {f"{image.name}/{name}": why for name, why in index.skipped.items()}
     for name in list(index.images):
@@ -303,6 +304,8 @@ def _parse(where: str, data: bytes) -> Columns:
 def _from_json(where: str, data: bytes) -> dict[str, Any]:
     value = json_object(data, where, "a JSON object with columns of a catalog")
     ours = {key: value[key] for key in SOURCE.names if key != "uri" and value.get(key) is not None}
+    if not ours:
+        return {}
     for key, item in ours.items():
         kind = bool if pa.types.is_boolean(SOURCE.field(key).type) else str
         if not isinstance(item, kind):

@@ -14,7 +14,7 @@ from segmint.infra.uris import TAR_BLOCK
 
 SIDECAR_ENDINGS = (".json", ".license")
 
-_SIDECAR_BYTES = 64 << 20  # SA-1B's annotations take up to a few megabytes
+_SIDECAR_BYTES = 8 << 20  # WebDataset's JSON may contain more than a catalog's columns, such as SA-1B's masks
 _PIECE = 4 << 20
 
 Columns = dict[str, Any]

@@ -80,7 +80,7 @@ class ImageReader:
             data = self._storage.read_part(member.tar, start, stop)
             if len(data) == stop - start and starts_file(data[:TAR_BLOCK], member.size):
                 return data[TAR_BLOCK:]
-            if data == last:
+            if data == last or scheme(member.tar) == LOCAL:
                 detail = f"its tar has no file of {member.size:,} bytes at byte {member.offset:,}"
                 raise RejectedError(Reason.NOT_FOUND, detail)
             last = data

@@ -82,9 +82,9 @@ def scan(
     )
     first = next(found, None)
     if first is None and skipped:
-        raise SegmintError(f"{output} wasn't written: a catalog can't name any image below {uri}: {some(skipped)}")
+        raise SegmintError(f"{output} wasn't written: no image below {uri} can be listed: {some(skipped)}")
     if first is None and scheme(uri) == LOCAL and not local_path(uri).exists():
-        raise UsageError(f"the folder {uri} does not exist")
+        raise UsageError(f"{uri} does not exist: expected a folder or tar with images")
     if first is None:
         raise UsageError(
             f"no images below {uri}, so {output} wasn't written: expected a folder or prefix with images or tars"

@@ -396,11 +396,23 @@ def test_sidecars_in_a_tar_belong_to_an_image_a_sample_or_the_whole_tar(tmp_path
         ("a.json", b'{"LICENSE": "?"}', "0.tar, a.json: 'LICENSE' would be ignored"),
         ("a.jpg.license", b"All rights reserved", "0.tar, a.jpg.license: 'All rights reserved' is not a license"),
         ("a.jpg.JSON", license_of("CC-BY"), "did you mean CC-BY-4.0"),
+        ("a.json", b" " * ((8 << 20) + 1), "0.tar, a.json: a link, a sparse file, or over 8,388,608 bytes"),
     ],
 )
 def test_a_wrong_sidecar_in_a_tar_is_refused_by_name(tmp_path: Path, name: str, text: bytes, says: str) -> None:
     (tmp_path / "0.tar").write_bytes(tar_of({"a.jpg": b"", name: text}))
     with pytest.raises(UsageError, match=says):
+        scanned(tmp_path, license="CC0-1.0")
+
+
+def test_a_sidecar_that_is_a_link_is_not_passed_over(tmp_path: Path) -> None:
+    """Else, its image would get another license."""
+    with tarfile.open(tmp_path / "0.tar", "w") as archive:
+        archive.addfile(tarfile.TarInfo("a.jpg"))
+        link = tarfile.TarInfo("a.jpg.license")
+        link.type, link.linkname = tarfile.LNKTYPE, "LICENSE"
+        archive.addfile(link)
+    with pytest.raises(UsageError, match=r"0\.tar, a\.jpg\.license: a link"):
         scanned(tmp_path, license="CC0-1.0")
 
 

@@ -11,7 +11,7 @@ from segmint.infra.storage.errors import AccessRefusedError, StorageFaultError, 
 from segmint.infra.storage.retry import RetryPolicy
 from segmint.infra.storage.storage import Storage
 from segmint.operators.prepare.read_image import MOST_READS, ImageReader, checked_digest
-from tests.support.faulty_proxy import CUT_BODY, RESET_BODY, FaultyProxy, answer, faulty_proxy
+from tests.support.faulty_proxy import CUT_BODY, RESET_BODY, SHORT_LENGTH, FaultyProxy, answer, faulty_proxy
 from tests.support.s3_server import S3Server
 from tests.support.tars import member_uris, tar_of
 from tests.support.tiny_s3 import Answer, TinyS3, tiny_s3
@@ -272,8 +272,17 @@ def test_the_store_of_a_tar_is_judged_as_that_of_an_object(
     proxy.policy = lambda method, target: CUT_BODY * ("t.tar" in target)
     assert isinstance(outcome(reader, FIRST), type)
     proxy.policy = lambda method, target: b""
-    proxy.plan = [("GET", fault) for fault in (answer(500, "InternalError"),)]
+    proxy.plan = [("GET", answer(500, "InternalError"))]
     assert outcome(reader, FIRST) == DATA[:700]
+    proxy.plan = [("GET", SHORT_LENGTH)]
+    assert outcome(reader, FIRST) == DATA[:700]
+
+
+def test_an_outage_costs_no_file_in_a_tar(proxy: FaultyProxy, s3_bucket: str) -> None:
+    storage = Storage({"s3://": {"endpoint_url": proxy.url}}, FAST, outage_s=30)
+    storage.put(f"s3://{s3_bucket}/t.tar", TAR)
+    proxy.be_out_for(1)
+    assert outcome(ImageReader(storage, f"s3://{s3_bucket}/c.csv", 1000), FIRST) == DATA[:700]
 
 
 def test_a_store_that_sends_a_whole_tar_is_a_fault(server: TinyS3, tiny: ImageReader) -> None:
