@@ -54,9 +54,9 @@ def scan(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make a catalog of the images below a folder or prefix, including those in tars.
+    """Make a catalog of the images below a folder or prefix.
 
-    Licenses come from sidecar files or from --license.
+    This includes images in tars. Licenses come from sidecar files or from --license.
     """
     from segmint.catalogs.source.check import check as check_catalog
     from segmint.catalogs.source.scan import check_relative, relative_rows, write_catalog
