@@ -17,12 +17,12 @@ import pyarrow as pa
 
 from segmint.catalogs.countries import countries
 from segmint.catalogs.schema import SOURCE
-from segmint.catalogs.source.conform import is_text
+from segmint.catalogs.source.conform import is_text, shown
 from segmint.catalogs.source.scan import write_catalog
 from segmint.catalogs.source.whole import WholeCatalog
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location, refuse_existing
-from segmint.infra.uris import absolute, parent
+from segmint.infra.uris import ALONE, absolute, is_catalog_folder, parent
 from segmint.infra.wording import counted, some
 
 SOURCE_COLUMN = "country_source"
@@ -376,7 +376,7 @@ def locate(catalog: Location, output: Location) -> LocateResult:
 
     In each row that gets a country, `country_source` becomes `caption`. Raises `UsageError` if the catalog has no
     captions, if its column `country_source` isn't text, if `output` exists, or if `output` is in a different folder,
-    where relative URIs would be wrong.
+    where relative URIs would be wrong. A folder's catalog is copied to a file next to it, and needs absolute URIs.
     """
     refuse_existing(output)
     if parent(absolute(output.uri)) != parent(absolute(catalog.uri)):
@@ -407,8 +407,14 @@ def _schema(schema: pa.Schema) -> pa.Schema:
 
 
 def _rows(whole: WholeCatalog, done: LocateResult, found: "Counter[str]") -> Iterator[Mapping[str, Any]]:
+    in_folder = is_catalog_folder(done.catalog)
     for batch in whole.batches():
         for row in batch.to_pylist():
+            if in_folder and not re.match(ALONE, row["uri"]):
+                raise UsageError(
+                    f"{whole}, column uri: found {shown(row['uri'])}, which is relative to the folder, so it would be "
+                    f"another file in {done.output}: write absolute URIs into the catalog"
+                )
             if row.get("country") is not None:
                 done.given += 1
                 yield row

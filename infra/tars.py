@@ -38,6 +38,7 @@ class TarReader:
 
     def __init__(self, stream: SupportsRead) -> None:
         self._stream = _ForwardStream(stream)
+        self.end = 0  # position after the last member, once all members have been yielded
 
     def __iter__(self) -> Iterator[tarfile.TarInfo]:
         """Yield the members. Raises `BadTarError`, and any errors of the stream itself."""
@@ -45,6 +46,7 @@ class TarReader:
         while (member := self._guarded(archive.next)) is not None:
             archive.members.clear()  # type: ignore[attr-defined]  # the list would keep every member
             yield member
+        self.end = archive.offset
 
     def read(self, member: tarfile.TarInfo) -> bytes:
         """Return the content of the plain file that was yielded last. Raises `BadTarError` if the tar ends early."""
@@ -75,6 +77,16 @@ def is_plain_file(member: tarfile.TarInfo) -> bool:
     Links aren't, and neither are sparse files, which could expand to terabytes.
     """
     return member.isfile() and not member.issparse() and member.size >= 0
+
+
+def starts_file(header: bytes, size: int) -> bool:
+    """Return whether bytes are the header of a plain file of `size` bytes, which begins right after it."""
+    try:
+        member = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
+    except tarfile.HeaderError:
+        return False
+    plain = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE)
+    return member.type in plain and member.size == size
 
 
 class _ForwardStream:

@@ -1,8 +1,9 @@
-"""Parsing and allow-list checks of URIs: `s3://bucket/key`, `file:///x`, and plain local paths."""
+"""Parsing and allow-list checks of URIs: `s3://bucket/key`, `file:///x`, plain local paths, and files in tars."""
 
 import os
 import re
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import unquote
 
 from segmint.infra.errors import UsageError
@@ -29,11 +30,18 @@ _SIGNED_QUERY = re.compile(
 )
 _PRESIGNED = re.compile(r"(?i)[?&](?:X-(?:Amz|Goog)-(?:Signature|Credential)|AWSAccessKeyId|sig)=")  # sig is Azure's
 _PATTERN = re.compile(r"[*?\[]")
+_MEMBER = re.compile(r"(.+\.tar)#(\d{1,15})\+(\d{1,15})", re.ASCII | re.IGNORECASE)
 _HIDDEN = "[redacted]"
 _TOKENS = re.compile(
     r"\b(?:AKIA|ASIA)[A-Z0-9]{12,}\b|\b(?:hf_|gh[opsu]_|github_pat_)\w{30,}|"
     r"(?i:(?<=authorization).{1,5}(?:basic|bearer|token)\s+[^\s\"']+)"
 )
+
+TAR_BLOCK = 512
+"""Number of bytes of a tar's header. Headers and files begin at multiples of it."""
+
+ALONE = r"^(/|[A-Za-z][A-Za-z0-9+.\-]*://)"
+"""Pattern, for Arrow and `re`, of a URI that doesn't depend on its catalog's folder."""
 
 SUSPICIOUS = "(?s)://.*@|=|AKIA|ASIA|hf_|gh[opsu]_|github_pat_|(?i:%3D|authorization)"
 """Pattern, for Arrow and `re`, of all texts that `redact` changes, and of some others."""
@@ -41,6 +49,29 @@ SUSPICIOUS = "(?s)://.*@|=|AKIA|ASIA|hf_|gh[opsu]_|github_pat_|(?i:%3D|authoriza
 
 class UriNotAllowedError(UsageError):
     """Raised when a catalog or configuration must not contain a URI, because of its scheme, user part, or target."""
+
+
+class TarMember(NamedTuple):
+    """Plain file in an uncompressed tar. Its header is in the `TAR_BLOCK` bytes before the file."""
+
+    tar: str  # URI of the tar
+    offset: int  # of the file's first byte in the tar
+    size: int  # bytes
+
+    @property
+    def uri(self) -> str:
+        """The only valid URI of the file, such as `photos/0001.tar#1262592+644701`."""
+        return f"{self.tar}#{self.offset}+{self.size}"
+
+
+def split_member(uri: str) -> TarMember | None:
+    """Return the file in a tar that a URI names, or None if it names a whole object.
+
+    Only URIs such as `a.tar#1024+7` name files in tars. An object whose name doesn't contain `.tar#` may be called
+    anything, such as `a#1+2`.
+    """
+    match = _MEMBER.fullmatch(uri)
+    return match and TarMember(match[1], int(match[2]), int(match[3]))
 
 
 def redact(text: str) -> str:
@@ -148,6 +179,16 @@ def absolute(uri: str) -> str:
     return str(local_path(uri).absolute()) if scheme(uri) == LOCAL else uri
 
 
+def is_catalog_folder(uri: str) -> bool:
+    """Return whether a catalog's URI names a folder of files instead of a file, because it ends with a slash."""
+    return uri.endswith("/")
+
+
+def absolute_catalog(uri: str) -> str:
+    """Make the local path of a catalog absolute. A folder's name ends with exactly one slash."""
+    return f"{absolute(uri).rstrip('/')}/" if is_catalog_folder(uri) else absolute(uri)
+
+
 def is_below(uri: str, folder: str) -> bool:
     """Return whether a URI is `folder` or is below it, after resolving local links and `..`."""
     if scheme(uri) != scheme(folder):
@@ -203,9 +244,11 @@ def relative_to(catalog_uri: str, uri: str) -> str:
       user part.
     - In a store, no part of the URI may be `..`, even percent-encoded. Although a store treats it as a name, a proxy
       could resolve it. If the store's client would ask for another object, the URI isn't allowed either.
-    - A relative URI is resolved against the folder that contains the catalog. It must not contain `..`, so a catalog
-      can't reach files outside its folder. In a store, it must not contain `//` or end with `/` either, because these
-      keys are other objects there than in a local folder. Only an absolute URI can name them.
+    - A relative URI is resolved against the folder that contains the catalog, or against the catalog itself if it's a
+      folder of files. It must not contain `..`, so a catalog can't reach files outside its folder. In a store, it must
+      not contain `//` or end with `/` either, because these keys are other objects there than in a local folder. Only
+      an absolute URI can name them.
+    - A URI of a file in a tar must be written as in `TarMember.uri`, so that no file has two URIs.
     - An absolute local path or `file://` URI is allowed only if the catalog is a local file, too. A catalog from a
       bucket must not read files of the machine that builds from it.
 
@@ -213,6 +256,7 @@ def relative_to(catalog_uri: str, uri: str) -> str:
     URI isn't allowed, raises `UriNotAllowedError` with the reason.
     """
     catalog_is_local = scheme(catalog_uri) == LOCAL
+    _refuse_odd_member(uri)
     if scheme(uri) != LOCAL:
         split_bucket(uri)
         _refuse_climbing(uri)
@@ -229,19 +273,22 @@ def relative_to(catalog_uri: str, uri: str) -> str:
     if ".." in uri.split("/"):
         raise UriNotAllowedError(f"{redact(uri)!r} climbs out of its catalog's folder by '..'")
     if catalog_is_local:
-        return os.path.normpath(_folder_of(catalog_uri) + uri)
+        return os.path.normpath(catalog_folder(catalog_uri) + uri)
     _refuse_climbing(uri)
     names = [name for name in uri.split("/") if name != "."]
     if "" in names or not names:
         raise UriNotAllowedError(f"{redact(uri)!r} contains an empty name: give the absolute URI of the object")
-    return _folder_of(catalog_uri) + "/".join(names)
+    return catalog_folder(catalog_uri) + "/".join(names)
 
 
-def _folder_of(catalog_uri: str) -> str:
+def catalog_folder(catalog_uri: str) -> str:
     """Return the absolute folder of a catalog, or its unchanged prefix in a store, with a slash at its end."""
-    if scheme(catalog_uri) == LOCAL:
-        return os.path.join(os.path.dirname(os.path.abspath(local_path(catalog_uri))), "")  # noqa: PTH100, PTH118, PTH120
-    return f"{parent(catalog_uri)}/"
+    if scheme(catalog_uri) != LOCAL:
+        return absolute_catalog(catalog_uri) if is_catalog_folder(catalog_uri) else f"{parent(catalog_uri)}/"
+    folder = os.path.abspath(local_path(catalog_uri))  # noqa: PTH100
+    if not is_catalog_folder(catalog_uri):
+        folder = os.path.dirname(folder)  # noqa: PTH120
+    return os.path.join(folder, "")  # noqa: PTH118
 
 
 def plain_form(uri: str) -> str:
@@ -270,7 +317,7 @@ def plain_forms(uri: str, catalog_uri: str | None) -> set[str]:
         except UriNotAllowedError:
             return found
         found.add(there)
-        prefix = _folder_of(catalog_uri)
+        prefix = catalog_folder(catalog_uri)
         if there.startswith(prefix):
             found.add(there.removeprefix(prefix))
     return found
@@ -289,6 +336,16 @@ def _refuse_changed(uri: str) -> None:
     loses_dot = protocol in AZURE and "." in uri.split("/")
     if loses_dot or (protocol not in {"s3", *AZURE} and uri.endswith("/")):
         raise UriNotAllowedError(f"{redact(uri)!r} contains '.' or ends with '/', which its store's client removes")
+
+
+def _refuse_odd_member(uri: str) -> None:
+    """Raise `UriNotAllowedError` if a URI names a place in a tar where no file can begin, or writes numbers oddly."""
+    member = split_member(uri)
+    if member is not None and (member.uri != uri or member.offset % TAR_BLOCK or not member.offset):
+        raise UriNotAllowedError(
+            f"{redact(uri)!r} names no file in a tar: expected .tar#OFFSET+SIZE in bytes, without leading zeros, "
+            f"and an offset that is a multiple of {TAR_BLOCK} and not 0"
+        )
 
 
 def _refuse_encoded_control(uri: str) -> None:

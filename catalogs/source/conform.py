@@ -21,7 +21,7 @@ _TRUTH = {"true": True, "false": False, "yes": True, "no": False, "1": True, "0"
 
 _SEARCHED = 5000  # characters of a value that are searched for credentials; a row may contain four million
 _FIRST_DAY, _LAST_DAY = (pa.scalar((day - date(1970, 1, 1)).days, pa.int64()) for day in (date.min, date.max))
-_MS_A_DAY = 86_400_000
+_UNITS_A_DAY = {"s": 86_400, "ms": 86_400_000, "us": 86_400_000_000, "ns": 86_400_000_000_000}
 _COLUMNS = frozenset(SOURCE.names)
 
 EXPECTED = {
@@ -96,11 +96,16 @@ def _as_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def require_columns(catalog: str, names: list[str]) -> None:
-    """Raise `UsageError` if a required column is missing, or if one of `SOURCE` occurs twice or in another case."""
+    """Raise `UsageError` if a required column is missing, or if one of `SOURCE` occurs twice or in another case.
+
+    `names` contains the file's columns and those that its folders give it.
+    """
     _refuse_other_case(catalog, names)
     for name in SOURCE.names:
         if names.count(name) > 1:
-            raise UsageError(f"{catalog}: the column {name!r} occurs {names.count(name)} times")
+            raise UsageError(
+                f"{catalog}: the column {name!r} occurs {names.count(name)} times, including folders named {name}=…"
+            )
     for name in REQUIRED:
         if name not in names:
             there = ", ".join(names[:20]) or "none"
@@ -121,8 +126,10 @@ def require_types(catalog: str, schema: pa.Schema, own: Collection[str] = ()) ->
         if pa.types.is_boolean(wanted):
             fits, expected = pa.types.is_boolean(field.type), "bool"
         elif pa.types.is_date(wanted):
-            fits = pa.types.is_date(field.type) or is_text(field.type)
-            expected = "date32, or text as YYYY-MM-DD"
+            fits = is_text(field.type) or pa.types.is_date(field.type) or pa.types.is_timestamp(field.type)
+            expected = "a date, a timestamp, or text as YYYY-MM-DD"
+        elif field.name == "image_id":
+            fits, expected = is_text(field.type) or pa.types.is_integer(field.type), "string or an integer"
         else:
             fits, expected = is_text(field.type), "string"
         if fits or pa.types.is_null(field.type):
@@ -135,10 +142,14 @@ def require_types(catalog: str, schema: pa.Schema, own: Collection[str] = ()) ->
 
 
 def is_text(kind: pa.DataType) -> bool:
-    """Return whether an Arrow type is text, either plain or dictionary-encoded."""
+    """Return whether an Arrow type is text, either plain or dictionary-encoded.
+
+    Binary columns of any length count as text, because some tools write text without saying that it's UTF-8.
+    """
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+    is_string = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+    return bool(is_string or pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
 def conform(
@@ -147,7 +158,8 @@ def conform(
     """Convert the columns of a catalog file to a batch of `SOURCE`. Missing columns become null.
 
     Empty values become null. `license` is stripped of surrounding spaces, `sha256` becomes lowercase, and `country`
-    becomes uppercase. Other text stays the same. `first_row` is the number of the batch's first row, counted from 1.
+    becomes uppercase. Other text stays the same. An integer becomes its decimal digits, and a timestamp its day in UTC.
+    `first_row` is the number of the batch's first row, counted from 1.
     """
     arrays = []
     for field in SOURCE:
@@ -156,7 +168,7 @@ def conform(
             array = pa.nulls(rows, field.type)
         elif is_text(column.type):
             array = _from_text(catalog, field, column, first_row, on_problem)
-        elif pa.types.is_date(column.type):
+        elif pa.types.is_date(column.type) or pa.types.is_timestamp(column.type):
             array = _days(catalog, field.name, column, first_row, on_problem)
         else:
             array = column.cast(field.type)
@@ -169,16 +181,17 @@ def conform(
 
 
 def _days(catalog: str, name: str, column: pa.Array, first_row: int, on_problem: OnProblem) -> pa.Array:
-    """Convert a column of dates to date32. Only the years 1 to 9999 are valid.
+    """Convert a column of dates or timestamps to date32. Only the years 1 to 9999 are valid.
 
     Python and SQL support no other years. Databases write infinity as a date far outside this range.
     """
-    if pa.types.is_date64(column.type):
-        milliseconds = column.cast(pa.int64()).fill_null(0).to_numpy(zero_copy_only=False)
-        absent = column.is_null().to_numpy(zero_copy_only=False)
-        days = pa.array(milliseconds // _MS_A_DAY, mask=absent)
-    else:
+    if pa.types.is_date32(column.type):
         days = column.cast(pa.int32()).cast(pa.int64())
+    else:
+        unit = column.type.unit if pa.types.is_timestamp(column.type) else "ms"  # date64
+        units = column.cast(pa.int64()).fill_null(0).to_numpy(zero_copy_only=False)
+        absent = column.is_null().to_numpy(zero_copy_only=False)
+        days = pa.array(units // _UNITS_A_DAY[unit], mask=absent)
     fits = pc.and_(pc.greater_equal(days, _FIRST_DAY), pc.less_equal(days, _LAST_DAY))
     for index in _where(pc.invert(fits)):
         day = np.datetime64(days[index].as_py(), "D")

@@ -1,6 +1,6 @@
 """Reader of Parquet catalogs in small batches."""
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -18,14 +18,21 @@ BATCH_ROWS = 131_072
 
 _PIECE_BYTES = 64 << 20
 
+Constants = Mapping[str, str | None]
+NO_CONSTANTS: Constants = {}
+
 
 def read_parquet(
-    catalog: Location, on_problem: OnProblem = refuse, own: Collection[str] = ()
+    catalog: Location, on_problem: OnProblem = refuse, own: Collection[str] = (), constants: Constants = NO_CONSTANTS
 ) -> Iterator[pa.RecordBatch]:
-    """Yield the rows of a Parquet catalog in order, like `segmint.catalogs.source.readers.read_catalog`."""
+    """Yield the rows of a Parquet file in order, like `segmint.catalogs.source.readers.read_catalog`.
+
+    `constants` are columns that all rows share, besides those of the file.
+    """
     rows = 0
-    with open_parquet(catalog) as file:
-        for batch in parquet_batches(catalog.uri, file, range(file.metadata.num_row_groups), on_problem, own=own):
+    with open_parquet(catalog, constants) as file:
+        groups = range(file.metadata.num_row_groups)
+        for batch in parquet_batches(catalog.uri, file, groups, on_problem, own=own, constants=constants):
             rows += batch.num_rows
             yield batch
         if rows != file.metadata.num_rows:
@@ -35,8 +42,11 @@ def read_parquet(
 
 
 @contextmanager
-def open_parquet(catalog: Location) -> Iterator[pq.ParquetFile]:
-    """Open a Parquet catalog and read its footer. Raises `UsageError` if the file is not a Parquet catalog."""
+def open_parquet(catalog: Location, constants: Constants = NO_CONSTANTS) -> Iterator[pq.ParquetFile]:
+    """Open a Parquet file of a catalog and read its footer. `constants` are as in `read_parquet`.
+
+    Raises `UsageError` if the file is not a Parquet catalog, or if it contains one of the `constants`.
+    """
     with catalog.open() as stream:
         with _damage(f"{catalog} cannot be read as Parquet"):
             # A small buffer without prebuffering makes Arrow read even a large row group in pieces.
@@ -45,12 +55,17 @@ def open_parquet(catalog: Location) -> Iterator[pq.ParquetFile]:
             groups = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
             if min(groups, default=0) < 0 or sum(groups) != metadata.num_rows:
                 raise ValueError(f"its footer says {metadata.num_rows} rows, but its row groups {sum(groups)}")
-        require_columns(catalog.uri, list(schema.names))
+        require_columns(catalog.uri, [*schema.names, *constants])
         # A few bytes of the file can repeat a long text many times. Dictionaries keep such a text in memory only once.
         texts = [field.name for field in schema if field.name in SOURCE.names and is_text(field.type)]
         with _damage(f"{catalog} cannot be read as Parquet"):
             file = pq.ParquetFile(
-                stream, metadata=metadata, read_dictionary=texts, buffer_size=1 << 20, pre_buffer=False
+                stream,
+                metadata=metadata,
+                read_dictionary=texts,
+                buffer_size=1 << 20,
+                pre_buffer=False,
+                coerce_int96_timestamp_unit="us",  # with nanoseconds, the year 9999 would become another one
             )
         yield file
 
@@ -73,10 +88,12 @@ def parquet_batches(
     on_problem: OnProblem = refuse,
     first_row: int = 1,
     own: Collection[str] = (),
+    constants: Constants = NO_CONSTANTS,
 ) -> Iterator[pa.RecordBatch]:
     """Yield the rows of some row groups in order, as batches of `SOURCE`. `first_row` is the number of the first row.
 
-    Raises `UsageError` if a column has the wrong type. Columns in `own` with a wrong type count as missing instead.
+    `constants` are as in `read_parquet`. Raises `UsageError` if a column has the wrong type. Columns in `own` with a
+    wrong type count as missing instead.
     """
     row = first_row
     names = require_types(uri, file.schema_arrow, own)
@@ -89,8 +106,15 @@ def parquet_batches(
             return
         for piece in pieces:
             columns = dict(zip(piece.schema.names, piece.columns, strict=True))
+            for name, value in constants.items():
+                columns[name] = repeated(value, piece.num_rows)
             yield conform(uri, columns, piece.num_rows, row, on_problem)
             row += piece.num_rows
+
+
+def repeated(value: str | None, rows: int) -> pa.Array:
+    """Return a text column with the same value in all rows."""
+    return pa.repeat(pa.scalar(value, pa.string()), rows)
 
 
 def _pieces(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:

@@ -1,38 +1,23 @@
 """Readers of source catalogs (Parquet, JSON Lines, or CSV) as a stream of `SOURCE` batches.
 
-Only one block of the file is in memory at a time. Messages count rows from 1, without the header and blank lines.
+Only one block of a file is in memory at a time. Messages count rows from 1, without the header and blank lines.
 """
 
 from collections.abc import Callable, Collection, Iterator
+from dataclasses import replace
 
 import pyarrow as pa
 
 from segmint.catalogs.source.conform import InvalidValue, OnProblem, refuse
+from segmint.catalogs.source.files import CatalogFile, catalog_files, catalog_format
 from segmint.catalogs.source.parquet_reader import read_parquet
 from segmint.catalogs.source.text_readers import read_csv, read_json_lines
-from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
-
-FORMATS = {
-    "Parquet": (".parquet",),
-    "JSON Lines": (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz"),
-    "CSV": (".csv", ".csv.gz"),
-}
-"""Formats of a catalog, and the file extensions of each format."""
 
 _TEXT_READERS: dict[str, Callable[[Location, OnProblem], Iterator[pa.RecordBatch]]] = {
     "JSON Lines": read_json_lines,
     "CSV": read_csv,
 }
-
-
-def catalog_format(uri: str) -> str:
-    """Return a catalog's format, which is a key of `FORMATS`. Raises `UsageError` if its extension is unknown."""
-    for name, endings in FORMATS.items():
-        if uri.lower().endswith(endings):
-            return name
-    known = ", ".join(ending for endings in FORMATS.values() for ending in endings)
-    raise UsageError(f"{uri}: a catalog's name must end in one of {known}")
 
 
 def read_catalog(
@@ -49,7 +34,29 @@ def read_catalog(
 
     report = except_in(own, on_problem)
     kind = catalog_format(catalog.uri)
-    return read_parquet(catalog, report, own) if kind == "Parquet" else _TEXT_READERS[kind](catalog, report)
+    return _read_files(catalog, report, own) if kind == "Parquet" else _TEXT_READERS[kind](catalog, report)
+
+
+def _read_files(catalog: Location, on_problem: OnProblem, own: Collection[str]) -> Iterator[pa.RecordBatch]:
+    """Yield the rows of all Parquet files of a catalog."""
+    rows = 0
+    for file in catalog_files(catalog):
+        for batch in read_parquet(file.location, in_catalog(catalog, file, rows, on_problem), own, file.columns):
+            rows += batch.num_rows
+            yield batch
+
+
+def in_catalog(catalog: Location, file: CatalogFile, before: int, on_problem: OnProblem) -> OnProblem:
+    """Return a callback for a file's problems that counts rows in the whole catalog, `before` of them in other files.
+
+    The message also contains the row in the file.
+    """
+
+    def report(problem: InvalidValue) -> None:
+        where = f"{catalog} (row {problem.row} of {file.name})"
+        on_problem(replace(problem, catalog=where, row=before + problem.row))
+
+    return report if file.name else on_problem
 
 
 def except_in(own: Collection[str], on_problem: OnProblem = refuse) -> OnProblem:

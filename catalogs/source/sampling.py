@@ -7,11 +7,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from segmint.catalogs.schema import ADDED, REQUIRED, STAGED
+from segmint.catalogs.source.files import CatalogFile, catalog_files, catalog_format
 from segmint.catalogs.source.normalize import number_rows
 from segmint.catalogs.source.parquet_reader import open_parquet, parquet_batches
-from segmint.catalogs.source.readers import catalog_format, except_in, read_catalog
+from segmint.catalogs.source.readers import except_in, in_catalog, read_catalog
 from segmint.catalogs.source.text_readers import csv_batches, json_blocks
 from segmint.infra.storage.location import Location
+from segmint.infra.threads import map_ahead
+
+_THREADS = 16
 
 COUNTED_BY = {
     "Parquet": "its footer",
@@ -24,17 +28,21 @@ COUNTED_BY = {
 def count_rows(catalog: Location) -> int:
     """Return the exact number of rows in a catalog.
 
-    For Parquet, this reads only the footer. For text, it reads the file once, in blocks, and doesn't check values.
+    For Parquet, this reads only the footers. For text, it reads the file once, in blocks, and doesn't check values.
     Raises `UsageError` if the file is not a catalog or lacks required columns.
     """
     kind = catalog_format(catalog.uri)
     if kind == "Parquet":
-        with open_parquet(catalog) as file:
-            rows: int = file.metadata.num_rows
-            return rows
+        return sum(map_ahead(_rows_of, catalog_files(catalog), _THREADS, 2 * _THREADS, "catalog"))
     if kind == "CSV":
         return sum(batch.num_rows for batch in csv_batches(catalog, only=REQUIRED[:1]))
     return sum(rows for _, rows in json_blocks(catalog))
+
+
+def _rows_of(file: CatalogFile) -> int:
+    with open_parquet(file.location, file.columns) as opened:
+        rows: int = opened.metadata.num_rows
+        return rows
 
 
 def spread_evenly(rows: int, wanted: int) -> list[int]:
@@ -49,23 +57,32 @@ def spread_evenly(rows: int, wanted: int) -> list[int]:
 def read_rows_at(catalog: Location, ordinals: Sequence[int], *, ignored: Collection[str] = ()) -> pa.Table:
     """Return the rows of a source catalog at these ordinals, in the form of a normalized catalog.
 
-    `ordinals` start at 0 and must be ascending. In a Parquet file, this reads only the row groups that contain these
+    `ordinals` start at 0 and must be ascending. In Parquet files, this reads only the row groups that contain these
     rows. A text file is parsed up to the last of these rows. Duplicates are not marked, because this would require
     reading all rows. `ignored` has the same meaning as in `stage_catalog`. Raises `UsageError` if one of the rows that
     it reads is invalid.
     """
     if catalog_format(catalog.uri) != "Parquet":
         return _pinned(_pick(_numbered(read_catalog(catalog, own=ignored), 0, ignored), ordinals))
-    with open_parquet(catalog) as file:
-        pieces = []
-        for group, (start, stop) in enumerate(pairwise(_starts(file))):
-            inside = [ordinal for ordinal in ordinals if start <= ordinal < stop]
-            if inside:
-                batches = parquet_batches(
-                    catalog.uri, file, [group], except_in(ignored), first_row=start + 1, own=ignored
-                )
-                pieces.append(_pick(_numbered(batches, start, ignored), inside))
-        return _pinned(pa.concat_tables([STAGED.empty_table(), *pieces]))
+    pieces, before = [], 0
+    for file in catalog_files(catalog):
+        on_problem = in_catalog(catalog, file, before, except_in(ignored))
+        with open_parquet(file.location, file.columns) as opened:
+            for group, (start, stop) in enumerate(pairwise(_starts(opened))):
+                inside = [ordinal for ordinal in ordinals if before + start <= ordinal < before + stop]
+                if inside:
+                    batches = parquet_batches(
+                        str(file.location),
+                        opened,
+                        [group],
+                        on_problem,
+                        first_row=start + 1,
+                        own=ignored,
+                        constants=file.columns,
+                    )
+                    pieces.append(_pick(_numbered(batches, before + start, ignored), inside))
+            before += opened.metadata.num_rows
+    return _pinned(pa.concat_tables([STAGED.empty_table(), *pieces]))
 
 
 def _pinned(rows: pa.Table) -> pa.Table:

@@ -4,6 +4,9 @@ A sidecar file is in the same folder as its image, and its name starts with the 
 contain any catalog columns except `uri`. `photo.jpg.license` contains either only a license identifier, or the tags
 that REUSE defines (`SPDX-License-Identifier`, `SPDX-FileCopyrightText`). Values in sidecars override the arguments, and
 values in JSON override those in `.license`.
+
+The images in an uncompressed tar get rows, too. Their sidecars are in the same tar. In addition, `photo.json` belongs
+to all images whose WebDataset key is `photo`, and sidecars of the tar itself belong to all images in it.
 """
 
 import base64
@@ -11,7 +14,7 @@ import csv
 import json
 import re
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import date, time, timedelta
 from itertools import islice
@@ -21,21 +24,27 @@ from typing import Any
 import pyarrow as pa
 
 from segmint.catalogs.endings import IMAGE_ENDINGS
+from segmint.catalogs.layout import parse_data_path
 from segmint.catalogs.licenses import validate_identifier
 from segmint.catalogs.parquet import RowGroupWriter
 from segmint.catalogs.schema import JSON_TEXT, SOURCE
 from segmint.catalogs.source.conform import conform, json_object
-from segmint.catalogs.source.readers import catalog_format
+from segmint.catalogs.source.files import catalog_format
+from segmint.catalogs.source.tar_index import SIDECAR_ENDINGS, Columns, TarIndex, index_tar, sample_json
 from segmint.infra.errors import UsageError
 from segmint.infra.scratch import ScratchFolder
+from segmint.infra.storage.errors import UnreadableObjectError
 from segmint.infra.storage.location import Location, put_new_file
-from segmint.infra.storage.stores import OnSkip, warn_of_skipped
+from segmint.infra.storage.stores import ObjectInfo, OnSkip, warn_of_skipped
+from segmint.infra.tars import BadTarError
 from segmint.infra.threads import map_ahead
 from segmint.infra.uris import (
     LOCAL,
+    TarMember,
     UriNotAllowedError,
     base_name,
     is_below,
+    is_catalog_folder,
     local_path,
     parent,
     plain_forms,
@@ -43,9 +52,11 @@ from segmint.infra.uris import (
     scheme,
 )
 
-_SIDECAR_ENDINGS = (".json", ".license")
 _SIDECAR_BYTES = 1 << 20
-_READ_AHEAD = 256
+_READ_AHEAD = 64  # images and tars; the index of a tar with 10,000 images takes a few megabytes
+_TAR = ".tar"
+_COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst", ".tar.lz4")
+_OWN_COLUMNS = ("image_id", "sha256")  # describe one image, so a sidecar of several can't set them
 _TAG = re.compile(r"SPDX-(License-Identifier|FileCopyrightText):\s*(.+?)\s*(?:\*/|-->)?\s*$", re.MULTILINE)
 
 
@@ -62,22 +73,37 @@ def scan(
     attribution: str | None = None,
     threads: int = 16,
     on_skip: OnSkip = warn_of_skipped,
+    *,
+    hashed: bool = False,
 ) -> Iterator[dict[str, Any]]:
     """Yield a row of `SOURCE` for each image below `folder`, ordered by name, as a dictionary without missing values.
 
-    `uri` is absolute, and `image_id` is the image's name relative to `folder`. A row may have no license. `on_skip` is
-    called for each sidecar without an image, and for each entry that a catalog can't name: a circular link, or a name
-    that isn't UTF-8 or isn't allowed in a URI. Raises `UsageError` if a license is not an identifier, if a sidecar is
-    invalid, or if the store lists a sidecar away from its image.
+    `uri` is absolute, and `image_id` is the image's name relative to `folder`. The images in a tar follow in the tar's
+    order, and their names begin with the tar's. `folder` may also be a single tar. Tars of segmint's datasets are left
+    out. With `hashed`, images are read whole, and rows get their `sha256`. A row may have no license.
+
+    `on_skip` is called for each sidecar without an image, for each compressed or damaged tar, and for each entry that a
+    catalog can't name: a link in a tar, a circular link, or a name that isn't UTF-8 or isn't allowed in a URI. Raises
+    `UsageError` if a license is not an identifier, if a sidecar is invalid, or if the store lists a sidecar away from
+    its image.
     """
     base = _absolute(folder)
+    entries = base.walk(on_skip=on_skip)
+    if base.uri.lower().endswith(_TAR) and base.exists():
+        tar, base = base.name, Location(base.storage, parent(base.uri))
+        names = {tar, *(tar + ending for ending in SIDECAR_ENDINGS)}
+        entries = (entry for entry in base.list(beginning=tar) if entry.name in names)
     common = {
         "license": validate_identifier(license) if license else None,
         "provider": provider,
         "attribution": attribution,
     }
-    images = _images(base, on_skip)
-    yield from map_ahead(lambda image: _row(base, image, common), images, threads, _READ_AHEAD, "scan")
+    images = _images(base, entries, on_skip)
+    scanned = map_ahead(lambda image: _rows(base, image, common, hashed), images, threads, _READ_AHEAD, "scan")
+    for rows, skipped in scanned:
+        for name, why in skipped.items():
+            on_skip(name, why)
+        yield from rows
 
 
 def _absolute(folder: Location) -> Location:
@@ -141,6 +167,8 @@ def write_catalog(rows: Iterator[Mapping[str, Any]], file: Location, schema: pa.
     in the meantime.
     """
     kind = catalog_format(file.uri)
+    if is_catalog_folder(file.uri):
+        raise UsageError(f"{file}: a catalog is written as one file; expected a name such as {file}catalog.parquet")
     if file.uri.lower().endswith(".gz"):
         raise UsageError(f"{file}: catalogs are written uncompressed; remove .gz")
     with ScratchFolder() as folder:
@@ -152,15 +180,19 @@ def write_catalog(rows: Iterator[Mapping[str, Any]], file: Location, schema: pa.
     return count
 
 
-def _images(base: Location, on_skip: OnSkip) -> Iterator[_ScannedImage]:
+def _images(base: Location, entries: Iterable[ObjectInfo], on_skip: OnSkip) -> Iterator[_ScannedImage]:
+    """Yield the images and tars, each with its sidecars."""
     # Names are sorted, so all names that start with an image's name follow that image directly. To find its sidecars,
     # it is enough to keep these few images in memory.
     open_images: deque[_ScannedImage] = deque()
     last, alone, in_order = "", "", True
-    for entry in base.walk(on_skip=on_skip):
+    owners = (*IMAGE_ENDINGS, _TAR)
+    for entry in entries:
         in_order &= last < entry.name
         last = entry.name
-        if not entry.name.lower().endswith(IMAGE_ENDINGS + _SIDECAR_ENDINGS):
+        if entry.name.lower().endswith(_COMPRESSED):
+            on_skip(entry.name, "a compressed tar, from which no single image can be read: decompress it to a .tar")
+        if not entry.name.lower().endswith(owners + SIDECAR_ENDINGS) or _is_shard(base, entry.name):
             continue
         unfit = _unfit(base, entry.name)
         if unfit is not None:
@@ -168,16 +200,16 @@ def _images(base: Location, on_skip: OnSkip) -> Iterator[_ScannedImage]:
             continue
         while open_images and not entry.name.startswith(open_images[0].name):
             yield open_images.popleft()
-        if entry.name.lower().endswith(IMAGE_ENDINGS):
+        if entry.name.lower().endswith(owners):
             open_images.append(_ScannedImage(entry.name))
-        elif entry.name.lower().endswith(_SIDECAR_ENDINGS):
+        else:
             owner = entry.name.rpartition(".")[0]
             for image in open_images:
                 if image.name == owner:
                     image.sidecars.append(entry.name)
                     break
             else:
-                if owner.lower().endswith(IMAGE_ENDINGS):
+                if owner.lower().endswith(owners):
                     alone = entry.name
                     on_skip(alone, f"no image is named exactly {base_name(owner)}")
         if alone and not in_order:
@@ -186,6 +218,11 @@ def _images(base: Location, on_skip: OnSkip) -> Iterator[_ScannedImage]:
                 "its sidecar, the image could get a wrong license: copy the images to a store with ordered listings"
             )
     yield from open_images
+
+
+def _is_shard(base: Location, name: str) -> bool:
+    """Return whether a file has the name of a dataset's tar, whose images are released ones."""
+    return parse_data_path("/".join(f"{base.uri}/{name}".split("/")[-2:])) is not None
 
 
 def _unfit(base: Location, name: str) -> str | None:
@@ -200,18 +237,75 @@ def _unfit(base: Location, name: str) -> str | None:
     return None
 
 
-def _row(base: Location, image: _ScannedImage, common: Mapping[str, Any]) -> dict[str, Any]:
-    row = {**common, "uri": str(base / image.name), "image_id": image.name}
-    for name in sorted(image.sidecars, key=str.lower, reverse=True):  # .license, then .json
-        file = base / name
-        where, data = str(file), file.read(max_bytes=_SIDECAR_BYTES)
-        row.update(_from_json(where, data) if name.lower().endswith(".json") else _from_license(where, data))
+def _rows(
+    base: Location, image: _ScannedImage, common: Mapping[str, Any], hashed: bool
+) -> tuple[Iterable[dict[str, Any]], Mapping[str, str]]:
+    """Return the rows of an image or a tar, and the reason for each name that isn't listed."""
+    file = base / image.name
+    if not image.name.lower().endswith(_TAR):
+        row = {**common, "uri": str(file), "image_id": image.name, "sha256": file.sha256() if hashed else None}
+        for columns in _sidecars(base, image):
+            _apply(columns, row)
+        return [_without_missing(row)], {}
+    shared = dict(common)
+    for columns in _sidecars(base, image):
+        _apply(columns, shared, _OWN_COLUMNS)
+    try:
+        index = index_tar(file, _parse, hashed=hashed)
+    except (BadTarError, UnreadableObjectError) as error:
+        return [], {image.name: f"not a whole, uncompressed tar, so none of its images are listed: {error}"}
+    skipped = {f"{image.name}/{name}": why for name, why in index.skipped.items()}
+    for name in list(index.images):
+        unfit = _unfit(base, f"{image.name}/{name}")
+        if unfit is not None:
+            skipped[f"{image.name}/{name}"] = unfit
+            del index.images[name]
+    for name in index.strays():
+        skipped[f"{image.name}/{name}"] = f"no image is named exactly {base_name(name.rpartition('.')[0])}"
+    return _tar_rows(base, image.name, index, shared), skipped
+
+
+def _tar_rows(base: Location, tar: str, index: TarIndex, shared: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    uri = str(base / tar)
+    for name, place in index.images.items():
+        row = {
+            **shared,
+            "uri": TarMember(uri, place.offset, place.size).uri,
+            "image_id": f"{tar}/{name}",
+            "sha256": place.sha256,
+        }
+        _apply(index.sidecar(f"{name}.license"), row)
+        _apply(index.sidecar(sample_json(name)), row, _OWN_COLUMNS)
+        _apply(index.sidecar(f"{name}.json"), row)
+        yield _without_missing(row)
+
+
+def _apply(columns: Columns, row: dict[str, Any], except_for: Collection[str] = ()) -> None:
+    """Set a row's columns from a sidecar. A later sidecar can't take back an opt-out."""
+    opted_out = row.get("opt_out")
+    row.update((name, value) for name, value in columns.items() if name not in except_for)
+    row["opt_out"] = opted_out or row.get("opt_out")
+
+
+def _without_missing(row: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in row.items() if value is not None}
+
+
+def _sidecars(base: Location, image: _ScannedImage) -> Iterator[Columns]:
+    for name in sorted(image.sidecars, key=str.lower, reverse=True):  # .license, then .json
+        yield _parse(str(base / name), (base / name).read(max_bytes=_SIDECAR_BYTES))
+
+
+def _parse(where: str, data: bytes) -> Columns:
+    """Return the columns in a sidecar, whose place ends with its name."""
+    return _from_json(where, data) if where.lower().endswith(".json") else _from_license(where, data)
 
 
 def _from_json(where: str, data: bytes) -> dict[str, Any]:
     value = json_object(data, where, "a JSON object with columns of a catalog")
     ours = {key: value[key] for key in SOURCE.names if key != "uri" and value.get(key) is not None}
+    if not ours:
+        return {}
     for key, item in ours.items():
         kind = bool if pa.types.is_boolean(SOURCE.field(key).type) else str
         if not isinstance(item, kind):

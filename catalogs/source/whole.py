@@ -9,8 +9,9 @@ import pyarrow as pa
 
 from segmint.catalogs.parquet import together
 from segmint.catalogs.schema import JSON_TEXT, SOURCE
-from segmint.catalogs.source.parquet_reader import open_parquet
-from segmint.catalogs.source.readers import catalog_format, read_catalog
+from segmint.catalogs.source.files import CatalogFile, catalog_files, catalog_format, unchanged
+from segmint.catalogs.source.parquet_reader import open_parquet, repeated
+from segmint.catalogs.source.readers import read_catalog
 from segmint.catalogs.source.text_readers import csv_batches, json_blocks, json_row, split_lines
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
@@ -32,26 +33,23 @@ Batches = Iterator[pa.RecordBatch]
 class WholeCatalog:
     """Catalog with all its columns: first the columns of `SOURCE`, then all other columns in their original order.
 
-    Columns of `SOURCE` are read as in `read_catalog`. In CSV, the other columns are text. In the other formats, they
-    keep their types. If a JSON Lines column contains objects, lists, or values of several types, it becomes text that
-    contains JSON, and `JSON_TEXT` is its metadata.
+    Columns of `SOURCE` are read as in `read_catalog`. If the catalog has several files, every row has the columns of
+    all of them. In CSV, the other columns are text. In the other formats, they keep their types. If a JSON Lines column
+    contains objects, lists, or values of several types, it becomes text that contains JSON, and `JSON_TEXT` is its
+    metadata.
     """
 
     def __init__(self, catalog: Location) -> None:
         """Determine the columns.
 
-        For JSON Lines, this reads the whole catalog. For other formats, it reads only the start. Raises `UsageError` if
-        two columns have the same name.
+        For JSON Lines, this reads the whole catalog. For other formats, it reads only the start of each file. Raises
+        `UsageError` if two columns have the same name, or if a column has another type in another file.
         """
         self._catalog = catalog
         self._kind = catalog_format(catalog.uri)
-        fields = list(self._fields())
+        fields = self._fields()
+        _refuse_repeated(catalog, fields)
         known = {field.name for field in fields}
-        repeated = sorted(name for name, times in Counter(field.name for field in fields).items() if times > 1)
-        if repeated:
-            raise UsageError(
-                f"{catalog} has several columns named {repeated[0]!r}: rename them, or remove those that are not needed"
-            )
         self.schema = pa.schema(
             [*(field for field in SOURCE if field.name in known), *(f for f in fields if f.name not in SOURCE.names)]
         )
@@ -62,19 +60,22 @@ class WholeCatalog:
     def batches(self) -> Batches:
         """Yield all rows in order. Raises the errors of `read_catalog`."""
         names = [name for name in self.schema.names if name in SOURCE.names]
-        others = [place for place, field in enumerate(self._raw_fields) if field.name not in SOURCE.names]
+        others = [name for name in self.schema.names if name not in SOURCE.names]
         if not others:
             yield from (batch.select(names) for batch in read_catalog(self._catalog))
             return
-        with self._catalog.unchanged():
+        with unchanged(self._catalog):
             for ours, theirs in together(read_catalog(self._catalog), self._raw_batches()):
-                arrays = [*(ours.column(name) for name in names), *(theirs.column(place) for place in others)]
+                arrays = [*(ours.column(name) for name in names), *(theirs.column(name) for name in others)]
                 yield pa.RecordBatch.from_arrays(arrays, schema=self.schema)
 
     def _fields(self) -> list[pa.Field]:
         if self._kind == "Parquet":
-            with open_parquet(self._catalog) as file:
-                self._raw_fields = list(file.schema_arrow)
+            schemas = [_schema_of(self._catalog, file) for file in catalog_files(self._catalog)]
+            try:
+                self._raw_fields = list(pa.unify_schemas(schemas))
+            except pa.ArrowException as error:  # names the column and both types
+                raise UsageError(f"the files of {self._catalog} have different types: {error}") from error
         elif self._kind == "CSV":
             first = next(csv_batches(self._catalog, only=None), None)
             names = SOURCE.names if first is None else first.schema.names
@@ -85,22 +86,16 @@ class WholeCatalog:
                 for name, value in row.items():
                     seen.setdefault(name, set()).add(_kind_of(value))
             self._raw_fields = [_json_field(name, kinds) for name, kinds in seen.items()]
-        # `open_parquet` reads texts as dictionaries. This encoding isn't part of the column's type.
-        self._raw_fields = [
-            field.with_type(field.type.value_type) if pa.types.is_dictionary(field.type) else field
-            for field in self._raw_fields
-        ]
         return self._raw_fields
 
     def _raw_batches(self) -> Batches:
         if self._kind == "Parquet":
-            with open_parquet(self._catalog) as file:
-                for batch in file.iter_batches(batch_size=_ROWS):
-                    arrays = [
-                        column.cast(field.type) if pa.types.is_dictionary(column.type) else column
-                        for column, field in zip(batch.columns, self._raw_fields, strict=True)
-                    ]
-                    yield pa.RecordBatch.from_arrays(arrays, schema=pa.schema(self._raw_fields))
+            schema = pa.schema(field for field in self._raw_fields if field.name not in SOURCE.names)
+            for file in catalog_files(self._catalog):
+                with open_parquet(file.location, file.columns) as opened:
+                    for batch in opened.iter_batches(batch_size=_ROWS):
+                        arrays = [_column(batch, field, file) for field in schema]
+                        yield pa.RecordBatch.from_arrays(arrays, schema=schema)
         elif self._kind == "CSV":
             yield from csv_batches(self._catalog, only=None)
         else:
@@ -119,6 +114,40 @@ class WholeCatalog:
             for line in split_lines(block):
                 yield json_row(self._catalog.uri, line, number)
                 number += 1
+
+
+def _refuse_repeated(catalog: Location, fields: list[pa.Field]) -> None:
+    repeated = sorted(name for name, times in Counter(field.name for field in fields).items() if times > 1)
+    if repeated:
+        raise UsageError(
+            f"{catalog} has several columns named {repeated[0]!r}: rename them, or remove those that are not needed"
+        )
+
+
+def _schema_of(catalog: Location, file: CatalogFile) -> pa.Schema:
+    """Return the columns of a Parquet file and of its folders. Those of `SOURCE` have the types of `SOURCE`."""
+    with open_parquet(file.location, file.columns) as opened:
+        fields = list(opened.schema_arrow)
+    _refuse_repeated(catalog, fields)
+    known = {field.name for field in fields}
+    fields += [pa.field(name, pa.string()) for name in file.columns if name not in known]
+    found = []
+    for field in fields:
+        if field.name in SOURCE.names:
+            field = SOURCE.field(field.name)
+        elif pa.types.is_dictionary(field.type):  # the encoding isn't part of the column's type
+            field = field.with_type(field.type.value_type)
+        found.append(field)
+    return pa.schema(found)
+
+
+def _column(batch: pa.RecordBatch, field: pa.Field, file: CatalogFile) -> pa.Array:
+    """Return a column of a file's batch, or its folder's value. It is null if the file doesn't have the column."""
+    place = batch.schema.get_field_index(field.name)
+    if place < 0:
+        return repeated(file.columns.get(field.name), batch.num_rows).cast(field.type)
+    column = batch.column(place)
+    return column if column.type == field.type else column.cast(field.type)
 
 
 def _kind_of(value: Any) -> type:

@@ -102,13 +102,7 @@ class S3Store:
 
     def read(self, uri: str, max_bytes: int | None) -> bytes:
         """Read the whole object in one request."""
-        try:
-            data, _ = self._get(uri, max_bytes)
-        except OSError as error:
-            if service_code(error)[0] == "404":  # S3 would give a code, so this may be from a proxy
-                self._require_bucket(uri)
-            raise
-        return data
+        return self._get(uri, max_bytes)[0]
 
     def read_range(self, uri: str, start: int, stop: int, first: ObjectVersion) -> tuple[bytes, ObjectVersion]:
         """Read the bytes [start, stop) with `If-Match`."""
@@ -319,7 +313,12 @@ class S3Store:
             size = int(total) if total.isdigit() else None
             return data, ObjectVersion(size, answer.get("ETag"), answer.get("LastModified"))
 
-        return self._run(fetch)
+        try:
+            return self._run(fetch)
+        except OSError as error:
+            if service_code(error)[0] == "404":  # S3 would give a code, so this may be from a proxy
+                self._require_bucket(uri)
+            raise
 
     async def _read_body(self, uri: str, body: Any, max_bytes: int | None) -> bytes:
         """Read a body, whose length the store needn't have announced."""

@@ -68,6 +68,22 @@ class Storage:
         store = self._store(uri)
         return self._try("read", uri, lambda: store.read(uri, max_bytes))
 
+    def read_part(self, uri: str, start: int, stop: int) -> bytes:
+        """Read the bytes [start, stop) of an object in one request. If the object ends earlier, return fewer bytes."""
+        store = self._store(uri)
+
+        def attempt() -> bytes:
+            data, version = store.read_range(uri, start, stop, ObjectVersion())
+            _check_range(uri, len(data), stop - start)
+            if version.size is not None and version.size >= stop:
+                check_length(len(data), stop - start)
+            return data
+
+        try:
+            return self._try("read", uri, attempt)
+        except FileExistsError:  # the status 416: the object ends before `start`
+            return b""
+
     def open(self, uri: str) -> BinaryIO:
         """Open an object as a seekable stream. If reading a chunk fails, the stream retries that chunk.
 
@@ -314,8 +330,7 @@ class Storage:
 
         def attempt() -> tuple[bytes, ObjectVersion]:
             data, found = store.read_range(uri, start, stop, first)
-            if len(data) > stop - start:
-                raise StorageFaultError(f"cannot read {redact(uri)}: the store ignored the requested range of bytes")
+            _check_range(uri, len(data), stop - start)
             version = check_version(uri, first, found)
             check_length(len(data), stop - start)
             return data, version
@@ -371,6 +386,11 @@ class _RangeReader(io.RawIOBase):
         buffer[: stop - start] = data
         self._position = stop
         return stop - start
+
+
+def _check_range(uri: str, got: int, asked: int) -> None:
+    if got > asked:
+        raise StorageFaultError(f"cannot read {redact(uri)}: the store ignored the requested range of bytes")
 
 
 def _is_below(uri: str, prefix: str) -> bool:

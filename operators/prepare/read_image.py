@@ -12,17 +12,32 @@ from segmint.infra.storage.errors import (
     UnreadableObjectError,
 )
 from segmint.infra.storage.storage import Storage
-from segmint.infra.uris import LOCAL, UriNotAllowedError, relative_to, scheme
+from segmint.infra.storage.stores import check_size
+from segmint.infra.tars import starts_file
+from segmint.infra.uris import (
+    LOCAL,
+    TAR_BLOCK,
+    TarMember,
+    UriNotAllowedError,
+    redact,
+    relative_to,
+    scheme,
+    split_member,
+)
 from segmint.operators.rows import Row
 
 MOST_READS = 4
-"""Maximum number of reads of an image whose bytes would be rejected. Two identical reads in a row are enough."""
+"""Maximum number of reads of an image whose bytes, or whose header in a tar, would be rejected. Two identical reads in
+a row are enough."""
 
 T = TypeVar("T")
 
 
 class ImageReader:
-    """Reader of objects up to `max_bytes`. The catalog at `catalog_uri` determines which URIs its rows may use."""
+    """Reader of objects, and of files in tars, up to `max_bytes`.
+
+    The catalog at `catalog_uri` determines which URIs its rows may use.
+    """
 
     def __init__(self, storage: Storage, catalog_uri: str, max_bytes: int) -> None:
         self._storage = storage
@@ -30,13 +45,18 @@ class ImageReader:
         self._max_bytes = max_bytes
 
     def read(self, row: Row) -> bytes:
-        """Return the object's bytes.
+        """Return the object's bytes. A file in a tar takes one request, too.
 
         Raises `RejectedError` only for a URI that isn't allowed, or if the store's response is about this object: that
-        it doesn't exist, that it can't be returned, or its size. Raises `StorageFaultError` for everything else.
+        it doesn't exist, that it can't be returned, its size, or that the tar has no such file. Raises
+        `StorageFaultError` for everything else.
         """
         try:
-            return self._storage.read(relative_to(self._catalog_uri, row["uri"]), max_bytes=self._max_bytes)
+            uri = relative_to(self._catalog_uri, row["uri"])
+            member = split_member(uri)
+            if member is None:
+                return self._storage.read(uri, max_bytes=self._max_bytes)
+            return self._read_member(member)
         except UriNotAllowedError as error:
             raise RejectedError(Reason.URI_NOT_ALLOWED, str(error)) from None
         except NotFoundError:
@@ -47,6 +67,24 @@ class ImageReader:
         except UnreadableObjectError:
             detail = "reading it fails again and again, while its store answers"
             raise RejectedError(Reason.UNREADABLE_OBJECT, detail) from None
+
+    def _read_member(self, member: TarMember) -> bytes:
+        """Return the bytes of a file in a tar.
+
+        A tar that was replaced by another one has other bytes there. To notice this, the request includes the header.
+        """
+        check_size(member.uri, member.size, self._max_bytes)
+        start, stop = member.offset - TAR_BLOCK, member.offset + member.size
+        last: bytes | None = None
+        for _ in range(MOST_READS):
+            data = self._storage.read_part(member.tar, start, stop)
+            if len(data) == stop - start and starts_file(data[:TAR_BLOCK], member.size):
+                return data[TAR_BLOCK:]
+            if data == last or scheme(member.tar) == LOCAL:
+                detail = f"its tar has no file of {member.size:,} bytes at byte {member.offset:,}"
+                raise RejectedError(Reason.NOT_FOUND, detail)
+            last = data
+        raise StorageFaultError(f"reading {redact(member.uri)} returns different bytes each time")
 
     def use(self, row: Row, function: Callable[[bytes], T], refusal: type[RejectedError] = RejectedError) -> T:
         """Return `function(data)` for the object's bytes. If it raises a `refusal`, make sure that the bytes are right.

@@ -28,7 +28,7 @@ from segmint.infra.assets.known import ASSETS, AUTO
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.storage import Storage
 from segmint.infra.units import Bytes, Seconds, auto_or, validated
-from segmint.infra.uris import absolute
+from segmint.infra.uris import absolute, absolute_catalog
 from segmint.operators.curate.settings import CurateConfig
 from segmint.operators.custom.load import StageSpec, load_stage
 from segmint.operators.prepare.deidentify import RULE, DeidentifyConfig
@@ -264,8 +264,9 @@ class Config(_ConfigModel):
     """Name of the dataset: up to 100 letters, digits, dots, hyphens, and underscores, starting with a letter or
     digit."""
     catalog: str = Field(min_length=1)
-    """Path or URI of the source catalog. The file extension selects the format: Parquet, JSON Lines, or CSV. You can
-    move the file, because the first start pins its contents rather than its path. To add new rows, pass `--grow`."""
+    """Path or URI of the source catalog. The file extension selects the format: Parquet, JSON Lines, or CSV. A name
+    that ends with a slash is a folder of Parquet files. You can move the catalog, because the first start pins its
+    contents rather than its path. To add new rows, pass `--grow`."""
     output: str = Field(min_length=1)
     """Path or URI of the dataset's folder. A local file system must support hard links; a bucket must support
     conditional puts."""
@@ -337,11 +338,16 @@ class Config(_ConfigModel):
                 raise UsageError(f"stages: {spec.stage} has the same name, {spec.name}, as an earlier stage")
         return specs
 
-    @field_validator("catalog", "output", "assets")
+    @field_validator("output", "assets")
     @classmethod
     def _allowed_uri(cls, value: str | None) -> str | None:
         # Actors run in different working directories than the command, so make local paths absolute here.
         return None if value is None else validated(absolute)(value)
+
+    @field_validator("catalog")
+    @classmethod
+    def _allowed_catalog(cls, value: str) -> str:
+        return validated(absolute_catalog)(value)
 
 
 def identity(config: Config, hashes: Mapping[str, str] | None = None) -> dict[str, Any]:

@@ -59,7 +59,7 @@ def dotted(key: Key) -> str:
 
 _EXAMPLES = {
     "name": "the dataset's name, such as street-2026",
-    "catalog": "the path or URI of a Parquet, JSON Lines, or CSV file",
+    "catalog": "the path or URI of a Parquet, JSON Lines, or CSV file, or of a folder/ of Parquet files",
     "output": "the path or URI of a folder",
     "license": "such as {allow: [CC0-1.0, CC-BY-4.0]}",
     "license.allow": "a list of SPDX identifiers or LicenseRef-…",

@@ -21,6 +21,7 @@ from segmint.catalogs.source.amendments import (
     stage_amendments,
 )
 from segmint.catalogs.source.conform import shown
+from segmint.catalogs.source.files import unchanged
 from segmint.catalogs.source.whole import WholeCatalog
 from segmint.infra.errors import UsageError
 from segmint.infra.scratch import ScratchFolder
@@ -203,7 +204,7 @@ class _StagedCatalog:
 
 def _stage(dataset: DatasetHandle, catalog: Location, clear: bool, folder: Path) -> _StagedCatalog:
     cleared: frozenset[str] = frozenset()
-    with catalog.unchanged():
+    with unchanged(catalog):
         rows = stage_amendments(catalog, folder, ignored=ignored_columns(dataset.manifest().config))
         if clear:
             cleared = frozenset(WholeCatalog(catalog).schema.names).intersection(AMENDABLE)

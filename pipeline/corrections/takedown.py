@@ -43,6 +43,7 @@ from segmint.infra.assets.cache import sha256_of
 from segmint.infra.errors import UsageError
 from segmint.infra.scratch import ScratchFolder
 from segmint.infra.storage.location import Location
+from segmint.infra.uris import split_member
 from segmint.infra.wording import counted, some
 from segmint.operators.shards.committed_rows import read_file, read_table
 from segmint.operators.shards.revise import fingerprint_of, names_removed, with_latest_commit, without_removed
@@ -61,6 +62,11 @@ from segmint.pipeline.corrections.takedown_list import KEPT, SHOWN, SIMILAR, Tak
 _ROWS = 65_536
 
 _KEPT = ("ordinal", "id")
+
+
+_ORIGINALS = (
+    "originals in tars outside the dataset, as .tar#OFFSET+BYTES; erase them by overwriting the bytes with zeros"
+)
 
 
 @dataclass(frozen=True)
@@ -83,6 +89,7 @@ class TakedownResult:
     removed_links: tuple[str, ...] = ()  # links in report/ with their targets, which were left untouched
     caches: tuple[str, ...] = ()  # caches of the images, with the files that were deleted or left there
     shared: int = 0  # taken-down images that remaining rows also name
+    originals: tuple[str, ...] = ()  # places of taken-down images in tars outside the dataset, unless rows remain there
 
     def lines(self) -> list[str]:
         """Return the result as lines of text."""
@@ -100,6 +107,7 @@ class TakedownResult:
             *([f"{KEPT}: {some(self.kept, SHOWN)}"] if self.kept else []),
             *([f"{SIMILAR}: {some(self.similar, SHOWN)}"] if self.similar else []),
             *shown_outputs(self.dataset, self.outputs, "delete it or create it again"),
+            *([f"{_ORIGINALS}: {some(self.originals, SHOWN)}"] if self.originals else []),
             *(f"cache: {line}" for line in self.caches),
             OTHER_CACHES,
             *(f"not a committed file, check what it shows and names: {path}" for path in self.unknown_files),
@@ -193,6 +201,7 @@ def takedown(
         version=version,
         removed_links=outcome.removed_links,
         caches=tuple(forget_dataset(dataset)),
+        originals=tuple(each.uri for each in images.values() if split_member(each.uri) and not each.shared),
     )
 
 

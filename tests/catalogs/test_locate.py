@@ -147,3 +147,18 @@ def test_a_name_of_several_large_cities_says_no_country_alone() -> None:
     assert {"barcelona", "valencia", "hyderabad", "orange", "nice", "reading", "of", "van"}.isdisjoint(names.certain)
     assert (names.certain["london"], names.certain["bern"]) == ("GB", "CH")
     assert {country for country, _ in names.cities["paris"]} == {"FR", "US"}
+
+
+def test_a_folder_is_copied_to_a_file_next_to_it_if_its_uris_are_absolute(tmp_path: Path) -> None:
+    (tmp_path / "rows").mkdir()
+    source, output = location_of(f"{tmp_path}/rows/"), location_of(tmp_path / "located.parquet")
+    for name, uri in (("a", "s3://bucket/a.jpg"), ("b", "b.jpg")):
+        table = pa.table({"uri": [uri], "license": ["MIT"], "caption": ["Norway: a fjord"]})
+        pq.write_table(table, tmp_path / "rows" / f"{name}.parquet")
+    with pytest.raises(UsageError, match=r"found 'b\.jpg', which is relative to the folder"):
+        locate(source, output)
+    (tmp_path / "rows" / "b.parquet").unlink()
+    with pytest.raises(UsageError, match="is not in the folder of"):
+        locate(source, location_of(tmp_path / "rows" / "located.parquet"))
+    assert locate(source, output).countries == {"NO": 1}
+    assert pq.read_table(tmp_path / "located.parquet")["uri"].to_pylist() == ["s3://bucket/a.jpg"]

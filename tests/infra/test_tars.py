@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from segmint.infra.tars import MOST_HEADER_BYTES, BadTarError, TarReader, is_plain_file
+from segmint.infra.tars import MOST_HEADER_BYTES, BadTarError, TarReader, is_plain_file, starts_file
+from tests.support.tars import tar_of
 
 LONG = "a folder/" * 40 + "ünïcödé.json"
 
@@ -19,16 +20,6 @@ class OnlyReads:
 
     def read(self, size: int, /) -> bytes:
         return self._stream.read(min(size, 1000))  # as a socket may
-
-
-def tar_of(files: dict[str, bytes], tar_format: int = tarfile.PAX_FORMAT) -> bytes:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w", format=tar_format) as archive:
-        for name, data in files.items():
-            member = tarfile.TarInfo(name)
-            member.size, member.mtime = len(data), 1.5
-            archive.addfile(member, io.BytesIO(data))
-    return buffer.getvalue()
 
 
 def header(kind: bytes, size: int, name: bytes = b"x") -> bytes:
@@ -112,3 +103,29 @@ def test_links_and_sparse_files_are_no_plain_files() -> None:
     sparse = pax("GNU.sparse.map=0,1", "GNU.sparse.size=9000000000") + header(b"0", 1) + b"x".ljust(512, b"\0")
     for odd in (header(b"2", 0), header(b"1", 0), header(b"6", 0), header(b"3", 0), sparse):
         assert [is_plain_file(member) for member in TarReader(io.BytesIO(odd + FILE))] == [False, True]
+
+
+@pytest.mark.parametrize("tar_format", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT, tarfile.USTAR_FORMAT])
+def test_the_header_before_each_plain_file_says_its_size(tar_format: int) -> None:
+    names = {"sa_1.jpg": b"j" * 70_000, "ünï.json": b"{}", "empty": b"", "f/" * 40 + "x" * 60: b"x" * 512}
+    if tar_format != tarfile.USTAR_FORMAT:
+        names[LONG] = b"y"
+    data = tar_of(names, tar_format)
+    found = {member.name: member for member in TarReader(io.BytesIO(data))}
+    assert found.keys() == names.keys()
+    for name, member in found.items():
+        block = data[member.offset_data - 512 : member.offset_data]
+        assert starts_file(block, len(names[name]))
+        assert not starts_file(block, len(names[name]) + 1)
+        assert not starts_file(block[:-1], len(names[name]))
+        assert not starts_file(block[:20] + b"!" + block[21:], len(names[name]))  # the checksum is wrong
+
+
+def test_a_header_of_anything_else_starts_no_plain_file() -> None:
+    assert all(starts_file(header(kind, 8 << 30), 8 << 30) for kind in (b"0", b"\0", b"7"))
+    for kind in b"123456DKLSVxgX":
+        assert not starts_file(header(bytes([kind]), 7), 7)
+    assert not starts_file(header(b"\0", 7, b"folder/"), 7)
+    for size in (0, 7):
+        assert not starts_file(bytes(512), size)
+        assert not starts_file(b"", size)

@@ -5,6 +5,7 @@ import pytest
 
 from segmint.infra.errors import UsageError
 from segmint.infra.uris import (
+    TarMember,
     UriNotAllowedError,
     base_name,
     child,
@@ -21,6 +22,7 @@ from segmint.infra.uris import (
     relative_to,
     scheme,
     split_bucket,
+    split_member,
 )
 
 
@@ -357,3 +359,43 @@ def test_plain_forms_of_a_uri() -> None:
     )
     assert plain_forms("a.jpg", "s3://bkt/x/c.csv") == plain_forms("s3://bkt/x/a.jpg", "s3://bkt/x/c.csv")
     assert plain_forms("../a.jpg", "/x/catalog.csv") == {"../a.jpg"}
+
+
+@pytest.mark.parametrize(
+    ("uri", "member"),
+    [
+        ("photos/0001.tar#1262592+644701", TarMember("photos/0001.tar", 1262592, 644701)),
+        ("s3://bkt/a#b/x.TAR#512+0", TarMember("s3://bkt/a#b/x.TAR", 512, 0)),
+        ("a.tar#512+1/b.tar#1024+2", TarMember("a.tar#512+1/b.tar", 1024, 2)),
+        ("a#1+2", None),
+        ("a.jpg#512+2", None),
+        ("a.tar.gz#512+2", None),
+        (".tar#512+2", None),
+        ("a.tar#512+2.jpg", None),
+        ("a.tar#512", None),
+        ("a.tar", None),
+        (f"a.tar#512+{'9' * 5000}", None),
+        ("a.tar#512+\N{ARABIC-INDIC DIGIT TWO}", None),
+    ],
+)
+def test_only_a_place_in_a_tar_names_a_file_in_it(uri: str, member: TarMember | None) -> None:
+    assert split_member(uri) == member
+    assert member is None or member.uri == uri
+
+
+def test_a_file_in_a_tar_has_one_uri() -> None:
+    for catalog, entry, expected in (
+        ("s3://bkt/p/c.jsonl", "./x/0.tar#512+7", "s3://bkt/p/x/0.tar#512+7"),
+        ("s3://bkt/p/c.jsonl", "S3://bkt/0.tar#512+7", "s3://bkt/0.tar#512+7"),
+        ("/data/c.jsonl", "x/0.tar#512+7", "/data/x/0.tar#512+7"),
+        ("/data/c.jsonl", "file:///data/a%20b/0.tar#512+7", "/data/a b/0.tar#512+7"),
+        ("/data/c.jsonl", "a#1+2", "/data/a#1+2"),
+        ("s3://bkt/p/c.jsonl", "x.tar/a#0+01", "s3://bkt/p/x.tar/a#0+01"),
+    ):
+        assert relative_to(catalog, entry) == expected
+        assert expected in plain_forms(entry, catalog)
+    for odd in ("0.tar#0512+7", "0.tar#512+07", "0.tar#0+7", "0.tar#1000+7", "s3://bkt/0.tar#1+2"):
+        with pytest.raises(UriNotAllowedError, match="a multiple of 512"):
+            relative_to("/data/c.jsonl", odd)
+    with pytest.raises(UriNotAllowedError, match=r"climbs"):
+        relative_to("/data/c.jsonl", "../0.tar#512+7")

@@ -6,7 +6,6 @@ catalog -> inspect each image (parts) -> decide on all rows -> the same catalog,
 import hashlib
 import json
 import math
-import re
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,6 +26,7 @@ import ray.exceptions
 from segmint.catalogs.parquet import ROW_GROUP_ROWS, RowGroupWriter
 from segmint.catalogs.schema import SOURCE
 from segmint.catalogs.source.conform import shown
+from segmint.catalogs.source.files import catalog_sha256, require_catalog
 from segmint.catalogs.source.normalize import MOST_WAITING, NormalizedCatalog, normalize
 from segmint.catalogs.source.rows import NormalizedRows
 from segmint.catalogs.source.whole import WholeCatalog
@@ -39,7 +39,17 @@ from segmint.infra.stopping import check_stopping
 from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
-from segmint.infra.uris import LOCAL, absolute, local_path, parent, scheme
+from segmint.infra.uris import (
+    ALONE,
+    LOCAL,
+    absolute,
+    absolute_catalog,
+    catalog_folder,
+    is_below,
+    is_catalog_folder,
+    local_path,
+    scheme,
+)
 from segmint.infra.wording import counted, size
 from segmint.operators.curate.features import PART_ROWS, SKIPPED, CurateTask, InspectImages, part_name
 from segmint.operators.curate.inspect import InspectionConfig, load_scorers
@@ -56,7 +66,6 @@ _LIBRARIES = (
     "numpy", "opencv-python-headless", "pillow", "simplejpeg", "scipy", "c2pa-python", "pyarrow",
 )  # fmt: skip
 _KEY = b"segmint.curate"
-_ALONE = re.compile(r"^(/|[A-Za-z][A-Za-z0-9+.\-]*://)").pattern  # a URI that doesn't depend on its catalog's folder
 
 WINDOW_PARTS = 512
 """Number of parts per Ray Data execution. The driver keeps the rows of all these parts in memory."""
@@ -228,7 +237,7 @@ def run_curate(config: Config, catalog: str, output: str, *, distributions: str 
     if some images can't be read at the moment.
     """
     curate = config.curate
-    catalog, output = absolute(catalog), absolute(output)
+    catalog, output = absolute_catalog(catalog), absolute(output)
     storage = Storage(config.storage)
     source, target = Location(storage, catalog), Location(storage, output)
     _check_output(source, target)
@@ -236,7 +245,7 @@ def run_curate(config: Config, catalog: str, output: str, *, distributions: str 
     load_scorers(curate.scorers, storage, config.assets)  # only to validate the scorers
     with ScratchFolder() as name:
         local = Path(name)
-        source_sha256 = source.sha256()
+        source_sha256 = catalog_sha256(source)
         normalized = normalize(source, local / "catalog.parquet")
         _check_rows(source, target, normalized)
         look = InspectionConfig(config.ingest, curate.duplicates.mirror, curate.opt_outs, curate.scorers)
@@ -265,7 +274,7 @@ def run_curate(config: Config, catalog: str, output: str, *, distributions: str 
             ) from error
         result = local / "curated.parquet"
         write_curated(whole_catalog, result, decision, whole)
-        if source.sha256() != source_sha256:
+        if catalog_sha256(source) != source_sha256:
             raise UsageError(f"{source} was changed while its images were inspected: run the same command again")
         if not target.put_file_if_absent(result):
             raise UsageError(_taken(target))
@@ -310,20 +319,21 @@ def _check_output(source: Location, target: Location) -> None:
         raise UsageError(f"{target}: a curated catalog is a Parquet file; expected a name that ends in .parquet")
     if target.uri == source.uri:
         raise UsageError(f"{target} is the source catalog: choose another file with -o")
-    if not source.exists():
-        raise UsageError(f"{source} does not exist: expected a catalog in Parquet, JSON Lines, or CSV")
+    require_catalog(source)
+    if is_catalog_folder(source.uri) and is_below(target.uri, source.uri):
+        raise UsageError(f"{target} would become a part of the catalog {source}: choose a file outside its folder")
 
 
 def _check_rows(source: Location, target: Location, normalized: NormalizedCatalog) -> None:
     """Raise `UsageError` if the catalog has no rows, or if a URI would resolve to another file at the target."""
     if normalized.rows == 0:
         raise UsageError(f"the catalog {source} has no rows")
-    if parent(source.uri) == parent(target.uri):
+    if catalog_folder(source.uri) == catalog_folder(target.uri):
         return
     with pq.ParquetFile(normalized.path) as file:
         for batch in file.iter_batches(columns=["ordinal", "uri"]):
             uris = batch.column("uri")
-            moved = pc.invert(pc.match_substring_regex(uris, _ALONE))
+            moved = pc.invert(pc.match_substring_regex(uris, ALONE))
             if scheme(target.uri) != LOCAL:
                 moved = pc.or_(moved, pc.match_substring_regex(uris, "^(/|file://)"))
             first = pc.index(moved, True).as_py()
@@ -331,7 +341,7 @@ def _check_rows(source: Location, target: Location, normalized: NormalizedCatalo
                 row, uri = batch.column("ordinal")[first].as_py() + 1, shown(uris[first].as_py())
                 raise UsageError(
                     f"{source}, row {row}, column uri: found {uri}, which would be another file in {target}; write "
-                    "the curated catalog to the source catalog's folder, or use absolute URIs"
+                    "the curated catalog to the folder of the source catalog's file, or use absolute URIs"
                 )
 
 

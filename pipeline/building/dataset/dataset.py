@@ -45,6 +45,7 @@ from segmint.catalogs.lineage import lineage_of
 from segmint.catalogs.schema import AMENDABLE
 from segmint.catalogs.shard_ranges import ShardPart, ShardSpan, choose_shards
 from segmint.catalogs.source.conform import shown
+from segmint.catalogs.source.files import catalog_sha256, require_catalog
 from segmint.catalogs.source.normalize import NormalizedCatalog, normalize
 from segmint.catalogs.source.rows import joined, take_rows
 from segmint.infra.assets.cache import sha256_of
@@ -170,7 +171,7 @@ def open_or_create(config: Config, storage: Storage, *, grow: bool = False) -> B
     """
     config.deidentify.require_packages()
     config.load_stages()
-    require_catalog(config, storage)
+    require_catalog(Location(storage, config.catalog))
     read_listed(config)
     output = Location(storage, config.output)
     latest = read_latest_manifest(output)
@@ -208,12 +209,6 @@ def name_weights(config: Config, begun: DatasetManifest | None, device: Callable
     return config.model_copy(update={"model": config.model.model_copy(update={"weights": name})})
 
 
-def require_catalog(config: Config, storage: Storage) -> None:
-    """Raise `UsageError` if the catalog doesn't exist."""
-    if not storage.exists(config.catalog):
-        raise UsageError(f"the catalog {config.catalog!r} does not exist: expected Parquet, JSON Lines, or CSV")
-
-
 def require_rows(config: Config, rows: int) -> None:
     """Raise `UsageError` if the catalog has no rows."""
     if rows == 0:
@@ -240,7 +235,9 @@ def _begin(config: Config, output: Location, weights: Path) -> LatestManifest:
     Raises `DamagedDatasetError` if `output` contains files of a dataset but no manifest.
     """
     source = Location(output.storage, config.catalog)
-    source_sha256 = source.sha256()  # first, so that `fit_catalog` compares the rows if the source changes meanwhile
+    source_sha256 = catalog_sha256(
+        source
+    )  # first, so that `fit_catalog` compares the rows if the source changes meanwhile
     with ScratchFolder() as folder:
         catalog = normalize(source, Path(folder) / "part.parquet", ignored=ignored_columns(identity(config)))
         require_rows(config, catalog.rows)
@@ -348,7 +345,7 @@ def fit_catalog(config: Config, storage: Storage, latest: LatestManifest, *, gro
     manifest, generation = latest
     output = Location(storage, config.output)
     source = Location(storage, config.catalog)
-    digest = source.sha256()
+    digest = catalog_sha256(source)
     if digest == manifest.catalog[-1].source_sha256:
         return latest
     first_shard = manifest.shards

@@ -15,7 +15,7 @@ from segmint.catalogs.dataset.manifest import DatasetManifest, read_manifest
 from segmint.catalogs.dataset.versions.record import VersionName, name_now
 from segmint.catalogs.licenses import LicensePolicy
 from segmint.catalogs.source.check import CatalogFindings, check
-from segmint.catalogs.source.readers import catalog_format
+from segmint.catalogs.source.files import catalog_format, require_catalog, unchanged
 from segmint.catalogs.source.rows import NormalizedRows, joined
 from segmint.catalogs.source.sampling import COUNTED_BY, count_rows, read_rows_at, spread_evenly
 from segmint.infra.assets.cache import sha256_of
@@ -38,7 +38,6 @@ from segmint.pipeline.building.dataset.dataset import (
     check_begun_alike,
     ignored_columns,
     name_weights,
-    require_catalog,
     require_rows,
 )
 from segmint.pipeline.building.dataset.first_numerics import compute_here
@@ -80,7 +79,8 @@ def make_plan(config: Config, options: PlanOptions, tell: Callable[[str], None] 
     refuse and for options that don't suit this machine. Raises `SegmintError` if a fault leaves a row undecided.
     """
     storage = Storage(config.storage)
-    require_catalog(config, storage)
+    catalog = Location(storage, config.catalog)
+    require_catalog(catalog)
     try_detector_files(config.deidentify, partial(resolve, mirror=config.assets, storage=storage))
     manifest = read_manifest(Location(storage, config.output))
     config = name_weights(config, manifest, partial(_kind_of_device, options))
@@ -90,8 +90,7 @@ def make_plan(config: Config, options: PlanOptions, tell: Callable[[str], None] 
     if config.detectors_share and not options.elsewhere:
         detector_numerics(config.deidentify.device)  # raises if this machine has no GPU
     ceiling, compute = find_ceiling(config, options, manifest, storage)
-    catalog = Location(storage, config.catalog)
-    with catalog.unchanged():
+    with unchanged(catalog):
         catalog_rows = count_rows(catalog)
         require_rows(config, catalog_rows)
         remaining = find_remaining(config, storage, options.shards, catalog_rows, manifest)

@@ -149,8 +149,14 @@ class _MeteredStorage(Storage):
         self.read_s = 0.0
 
     def read(self, uri: str, max_bytes: int | None = None) -> bytes:
+        return self._measured(lambda: Storage.read(self, uri, max_bytes))
+
+    def read_part(self, uri: str, start: int, stop: int) -> bytes:
+        return self._measured(lambda: Storage.read_part(self, uri, start, stop))
+
+    def _measured(self, read: Callable[[], bytes]) -> bytes:
         with _timed() as clock:
-            data = super().read(uri, max_bytes)
+            data = read()
         self.bytes_read += len(data)
         self.read_s += clock.seconds
         return data

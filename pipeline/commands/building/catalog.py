@@ -1,4 +1,4 @@
-"""`segmint catalog`: scan images into a catalog, check it, curate it, and fill in countries."""
+"""`segmint catalog`: scan or collect images into a catalog, check it, curate it, and fill in countries."""
 
 from datetime import UTC, datetime
 from itertools import chain
@@ -29,7 +29,7 @@ app = typer.Typer(name="catalog", help="Create, check, and curate catalogs of li
 @guarded
 @needs("build")
 def scan(
-    uri: Annotated[str, typer.Argument(metavar="URI", help="Folder or bucket prefix to scan.")],
+    uri: Annotated[str, typer.Argument(metavar="URI", help="Folder, bucket prefix, or tar to scan.")],
     output: Annotated[
         str, typer.Option("-o", "--output", metavar="FILE", help="Catalog to write: .parquet, .jsonl, or .csv.")
     ],
@@ -45,6 +45,9 @@ def scan(
     absolute: Annotated[
         bool, typer.Option("--absolute", help="Write absolute instead of relative URIs, which a dataset publishes.")
     ] = False,
+    hashed: Annotated[
+        bool, typer.Option("--hash", help="Record the SHA-256 of each image, which builds verify.")
+    ] = False,
     config: Annotated[
         str | None,
         typer.Option("--config", metavar="CONFIG", help="Build configuration, for its storage and license policy."),
@@ -53,7 +56,7 @@ def scan(
 ) -> None:
     """Make a catalog of the images below a folder or prefix.
 
-    Licenses come from sidecar files or from --license.
+    This includes images in tars. Licenses come from sidecar files or from --license.
     """
     from segmint.catalogs.source.check import check as check_catalog
     from segmint.catalogs.source.scan import check_relative, relative_rows, write_catalog
@@ -74,14 +77,18 @@ def scan(
         warn_of_skipped(name, why)
         skipped.append(f"{name}: {why}")
 
-    found = scan_images(folder, license=license, provider=provider, attribution=attribution, on_skip=skip)
+    found = scan_images(
+        folder, license=license, provider=provider, attribution=attribution, on_skip=skip, hashed=hashed
+    )
     first = next(found, None)
     if first is None and skipped:
-        raise SegmintError(f"{output} wasn't written: a catalog can't name any image below {uri}: {some(skipped)}")
+        raise SegmintError(f"{output} wasn't written: no image below {uri} can be listed: {some(skipped)}")
     if first is None and scheme(uri) == LOCAL and not local_path(uri).exists():
-        raise UsageError(f"the folder {uri} does not exist")
+        raise UsageError(f"{uri} does not exist: expected a folder or tar with images")
     if first is None:
-        raise UsageError(f"no images below {uri}, so {output} wasn't written: expected a folder or prefix with images")
+        raise UsageError(
+            f"no images below {uri}, so {output} wasn't written: expected a folder or prefix with images or tars"
+        )
     images = chain([first], found)
     rows = write_catalog(images if absolute else relative_rows(images, catalog), catalog)
     findings = check_catalog(catalog, _policy(build))
@@ -186,15 +193,50 @@ def locate(
     Existing countries don't change.
     """
     from segmint.catalogs.locate import locate as locate_images
-    from segmint.infra.errors import UsageError
+    from segmint.catalogs.source.files import require_catalog
     from segmint.infra.storage.location import Location
 
     storage = storage_of(config)
     source = Location(storage, catalog)
-    if not source.exists():
-        raise UsageError(f"{catalog} does not exist: expected a catalog as Parquet, JSON Lines or CSV")
+    require_catalog(source)
     print_result(locate_images(source, Location(storage, output)), as_json)
     print_next(as_json, "catalog", "check", output, config=config)
+
+
+@app.command()
+@guarded
+@needs("build")
+def collect(
+    catalog: Catalog,
+    output: Annotated[
+        str, typer.Option("-o", "--output", metavar="FOLDER", help="Folder or bucket prefix for the tars and catalog.")
+    ],
+    column: Annotated[
+        str | None,
+        typer.Option("--bytes", metavar="COLUMN", help="Binary Parquet column with the images, such as image.bytes."),
+    ] = None,
+    per_host: Annotated[int, typer.Option(metavar="N", min=1, max=16, help="Connections to the same host.")] = 4,
+    config: Annotated[
+        str | None,
+        typer.Option("--config", metavar="CONFIG", help="Build configuration, for its storage and ingest.max_bytes."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Copy images from URLs or Parquet bytes into tars.
+
+    Builds can read the tars. The same command resumes after the last complete tar.
+    """
+    from segmint.catalogs.source.collect import collect as collect_images
+    from segmint.infra.https import Downloader
+    from segmint.infra.storage.location import Location
+    from segmint.operators.prepare.ingest_config import IngestConfig
+
+    build, storage = build_of(config)
+    ingest = IngestConfig() if build is None else build.ingest
+    downloader = Downloader(ingest.max_bytes, per_host)
+    folder = Location(storage, output.rstrip("/"))
+    print_result(collect_images(Location(storage, catalog), folder, downloader, column, tell=print_message), as_json)
+    print_next(as_json, "catalog", "check", f"{folder}/", config=config)
 
 
 def _policy(build: "Configuration | None") -> "LicensePolicy | None":

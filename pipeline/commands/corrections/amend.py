@@ -35,7 +35,7 @@ def amend(
 
     Amends attribution, provider, source URL, and country, but never the license.
     """
-    from segmint.infra.errors import UsageError
+    from segmint.catalogs.source.files import require_catalog
     from segmint.infra.storage.location import Location
     from segmint.pipeline.config.config import LOCAL
     from segmint.pipeline.corrections.amend import amend as amend_images
@@ -43,8 +43,7 @@ def amend(
 
     build, storage = build_of(config)
     location, file = Location(storage, dataset), Location(storage, catalog)
-    if not file.exists():
-        raise UsageError(f"{catalog} does not exist: expected a catalog as Parquet, JSON Lines or CSV")
+    require_catalog(file)
     if dry_run:
         print_dry_run(list_amendment(location, file, clear=clear), as_json)
         return

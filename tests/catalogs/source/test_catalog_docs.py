@@ -5,7 +5,7 @@ from pathlib import Path
 
 from segmint.catalogs.reasons import Reason
 from segmint.catalogs.schema import SOURCE
-from segmint.catalogs.source.readers import FORMATS
+from segmint.catalogs.source.files import FORMATS
 from segmint.infra.uris import ALLOWED_SCHEMES
 
 PAGE = (Path(__file__).resolve().parents[3] / "docs" / "catalogs.md").read_text(encoding="utf-8")

@@ -1,7 +1,11 @@
 """Catalogs made from a folder or a prefix of images."""
 
+import gzip
+import hashlib
+import io
 import json
 import os
+import tarfile
 import threading
 from collections.abc import Iterator
 from datetime import date
@@ -19,6 +23,7 @@ from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.infra.uris import relative_to
 from tests.support.locations import location_of
+from tests.support.tars import member_uris, tar_of
 
 
 def make(folder: Path, files: dict[str, str]) -> None:
@@ -294,3 +299,182 @@ def test_local_images_that_a_catalog_cannot_name_relatively_are_refused(tmp_path
     with pytest.raises(UsageError, match="a catalog in a store, s3://b/c"):
         check_relative(photos, Location(Storage(), "s3://b/c.jsonl"), absolute=True)
     check_relative(Location(Storage(), "s3://b/photos"), location_of(tmp_path / "c.jsonl"), absolute=False)
+
+
+def scanned(folder: Path, **options: Any) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
+    """The rows of a scan by image_id, and what was skipped."""
+    skipped: dict[str, str] = {}
+    rows = list(scan(location_of(folder), on_skip=skipped.__setitem__, **options))
+    found = {row["image_id"]: row for row in rows}
+    assert len(found) == len(rows)
+    return found, skipped
+
+
+def license_of(text: str) -> bytes:
+    return json.dumps({"license": text}).encode()
+
+
+@pytest.mark.parametrize("tar_format", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])
+def test_the_images_in_a_tar_get_rows_between_those_of_loose_images(tmp_path: Path, tar_format: int) -> None:
+    long = f"{'folder/' * 40}ünïcödé.JPG"
+    files = {"./b.jpg": b"b" * 700, long: b"long", "a/a.png": b"", "notes.txt": b"", "b.jpg.txt": b"", ".jpg": b"."}
+    data = tar_of(files, tar_format)
+    make(tmp_path, {"a.jpg": "", "z.jpg": "", "x.tar/a.jpg": ""})
+    (tmp_path / "p" / "shards").mkdir(parents=True)
+    (tmp_path / "p" / "0001.tar").write_bytes(data)
+    (tmp_path / "p" / "shards" / "sa_000000-0123456789ab.tar").write_bytes(data)  # of a dataset
+    rows, skipped = scanned(tmp_path, license="CC0-1.0", hashed=True)
+    names = ["b.jpg", long, "a/a.png", ".jpg"]
+    assert list(rows) == ["a.jpg", *(f"p/0001.tar/{name}" for name in names), "x.tar/a.jpg", "z.jpg"]
+    assert skipped == {}
+    uris = member_uris(str(tmp_path / "p" / "0001.tar"), data)
+    assert [row["uri"] for row in rows.values()][1:5] == [uris[0], uris[1], uris[2], uris[5]]
+    for name, content in (("b.jpg", b"b" * 700), (long, b"long"), ("a/a.png", b""), (".jpg", b".")):
+        assert rows[f"p/0001.tar/{name}"]["sha256"] == hashlib.sha256(content).hexdigest()
+    assert rows["a.jpg"]["sha256"] == hashlib.sha256(b"").hexdigest()
+    catalog = location_of(tmp_path / "catalog.jsonl")
+    relative = [row["uri"] for row in relative_rows(iter(rows.values()), catalog)]
+    assert relative[1:5] == [uri.removeprefix(f"{tmp_path}/") for uri in (uris[0], uris[1], uris[2], uris[5])]
+    assert [relative_to(catalog.uri, uri) for uri in relative] == [row["uri"] for row in rows.values()]
+
+    only, _ = scanned(tmp_path / "p" / "0001.tar")
+    assert list(only) == [f"0001.tar/{name}" for name in names]
+    assert [row["uri"] for row in only.values()] == [row["uri"] for row in rows.values()][1:5]
+
+
+def test_sidecars_in_a_tar_belong_to_an_image_a_sample_or_the_whole_tar(tmp_path: Path) -> None:
+    files = {
+        "late.json": license_of("CC-BY-4.0"),  # in any place
+        "1.jpg": b"1",
+        "1.jpg.license": b"SPDX-License-Identifier: CC-BY-2.0\nSPDX-FileCopyrightText: Ann\n",
+        "2.left.jpg": b"2",
+        "2.right.jpg": b"3",
+        "2.json": json.dumps(
+            {"license": "MIT", "image_id": "i", "sha256": "0" * 64, "caption": "two", "opt_out": True, "key": 2}
+        ).encode(),
+        "2.right.jpg.json": b'{"image_id": "right", "opt_out": false}',
+        "f/late.x.jpg": b"4",
+        "f/late.JSON": license_of("CC-BY-3.0"),
+        "late.jpg": b"5",
+        "none.json": b"[1]",  # belongs to no image, so it needn't be a sidecar
+        "none.cls": b"7",
+        "plain.jpg": b"6",
+        "LATE.jpg": b"7",
+        "gone.jpg.license": b"MIT",
+    }
+    (tmp_path / "0.tar").write_bytes(tar_of(files))
+    (tmp_path / "0.tar.license").write_text("CC-BY-SA-4.0")
+    shared = {"provider": "acme", "image_id": "x", "sha256": "1" * 64}
+    (tmp_path / "0.tar.json").write_text(json.dumps(shared))
+    make(tmp_path, {"1.jpg": "", "1.tar.json": "{}"})
+    for place in (tmp_path, tmp_path / "0.tar"):
+        rows, skipped = scanned(place, license="CC0-1.0")
+        assert skipped.pop("0.tar/gone.jpg.license") == "no image is named exactly gone.jpg"
+        assert skipped.keys() == ({"1.tar.json"} if place == tmp_path else set())
+        assert {name: row["license"] for name, row in rows.items() if name != "1.jpg"} == {
+            "0.tar/1.jpg": "CC-BY-2.0",
+            "0.tar/2.left.jpg": "MIT",
+            "right": "MIT",
+            "0.tar/f/late.x.jpg": "CC-BY-3.0",
+            "0.tar/late.jpg": "CC-BY-4.0",
+            "0.tar/plain.jpg": "CC-BY-SA-4.0",
+            "0.tar/LATE.jpg": "CC-BY-SA-4.0",
+        }
+        assert "sha256" not in rows["0.tar/2.left.jpg"]
+        assert rows["0.tar/2.left.jpg"]["opt_out"]
+        assert rows["right"]["opt_out"]  # once said, it stays
+        assert "opt_out" not in rows["0.tar/plain.jpg"]
+        assert rows["right"]["caption"] == "two"
+        assert rows["0.tar/1.jpg"]["attribution"] == "Ann"
+        assert {row.get("provider") for name, row in rows.items() if name != "1.jpg"} == {"acme"}
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "says"),
+    [
+        ("a.json", b"[]", "0.tar, a.json: found \\[\\]"),
+        ("a.json", b'{"LICENSE": "?"}', "0.tar, a.json: 'LICENSE' would be ignored"),
+        ("a.jpg.license", b"All rights reserved", "0.tar, a.jpg.license: 'All rights reserved' is not a license"),
+        ("a.jpg.JSON", license_of("CC-BY"), "did you mean CC-BY-4.0"),
+        ("a.json", b" " * ((8 << 20) + 1), "0.tar, a.json: a link, a sparse file, or over 8,388,608 bytes"),
+    ],
+)
+def test_a_wrong_sidecar_in_a_tar_is_refused_by_name(tmp_path: Path, name: str, text: bytes, says: str) -> None:
+    (tmp_path / "0.tar").write_bytes(tar_of({"a.jpg": b"", name: text}))
+    with pytest.raises(UsageError, match=says):
+        scanned(tmp_path, license="CC0-1.0")
+
+
+def test_a_sidecar_that_is_a_link_is_not_passed_over(tmp_path: Path) -> None:
+    """Else, its image would get another license."""
+    with tarfile.open(tmp_path / "0.tar", "w") as archive:
+        archive.addfile(tarfile.TarInfo("a.jpg"))
+        link = tarfile.TarInfo("a.jpg.license")
+        link.type, link.linkname = tarfile.LNKTYPE, "LICENSE"
+        archive.addfile(link)
+    with pytest.raises(UsageError, match=r"0\.tar, a\.jpg\.license: a link"):
+        scanned(tmp_path, license="CC0-1.0")
+
+
+def test_what_a_tar_does_not_hold_in_one_piece_is_skipped_by_name(tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as archive:
+
+        def add(name: str, data: bytes = b"", kind: bytes = tarfile.REGTYPE, **more: Any) -> None:
+            member = tarfile.TarInfo(name)
+            member.size, member.type, member.linkname = len(data), kind, "a.jpg"
+            member.pax_headers = more
+            archive.addfile(member, io.BytesIO(data))
+
+        add("a.jpg", b"old")
+        add("a.jpg", b"new")
+        add("folder.jpg", kind=tarfile.DIRTYPE)
+        add("hard.jpg", kind=tarfile.LNKTYPE)
+        add("soft.jpg", kind=tarfile.SYMTYPE)
+        add("pipe.jpg", kind=tarfile.FIFOTYPE)
+        add("b.jpg", b"b")
+        add("b.jpg", kind=tarfile.SYMTYPE)
+        add("../up.jpg", b"u")
+        add("line\nbreak.jpg", b"l")
+        add("caf\udce9.jpg", b"c")
+        add("sized.jpg", b"7 bytes", size="7")
+        add("z.jpg", b"z")
+    (tmp_path / "0.tar").write_bytes(buffer.getvalue())
+    rows, skipped = scanned(tmp_path, hashed=True)
+    assert list(rows) == ["0.tar/a.jpg", "0.tar/z.jpg"]
+    assert rows["0.tar/a.jpg"]["sha256"] == hashlib.sha256(b"new").hexdigest()
+    assert {name: why.split()[0] for name, why in skipped.items()} == {
+        "0.tar/a.jpg": "a",
+        **{f"0.tar/{name}.jpg": "it's" for name in ("hard", "soft", "pipe", "b", "sized")},
+        "0.tar/../up.jpg": "'..'",
+        "0.tar/line\nbreak.jpg": "the",
+        "0.tar/caf\udce9.jpg": "its",
+    }
+
+
+WHOLE = tar_of({"a.jpg": b"a" * 600, "b.jpg": b"b", "b.json": b'{"license": "CC-BY-NC-4.0"}'})
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        (gzip.compress(WHOLE), "not a whole, uncompressed tar"),
+        (b"", "not a whole, uncompressed tar"),
+        (b"a catalog" * 100, "not a whole, uncompressed tar"),
+        (WHOLE[:1700], "unexpected end of data"),  # in a.jpg
+        (WHOLE[:4700], "at byte 4,608, neither a file nor the end marker follows"),  # in a header
+        (WHOLE[:4608], "at byte 4,608, neither a file nor the end marker follows"),  # b.json is missing
+        (WHOLE + WHOLE, "several tars in one file"),
+        (WHOLE[:2560] + b"?" * 512 + WHOLE[3072:], "at byte 2,560, neither a file nor the end marker follows"),
+    ],
+)
+def test_a_tar_that_is_not_whole_is_reported_and_not_listed(tmp_path: Path, data: bytes, says: str) -> None:
+    """A sidecar with another license may be in the part that is missing."""
+    (tmp_path / "bad.tar").write_bytes(data)
+    (tmp_path / "good.TAR").write_bytes(WHOLE)
+    (tmp_path / "bad.tar.gz").write_bytes(gzip.compress(WHOLE))
+    rows, skipped = scanned(tmp_path, license="CC0-1.0")
+    assert list(rows) == ["good.TAR/a.jpg", "good.TAR/b.jpg"]
+    assert says in skipped.pop("bad.tar")
+    assert "decompress it to a .tar" in skipped.pop("bad.tar.gz")
+    assert skipped == {}

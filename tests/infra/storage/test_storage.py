@@ -74,6 +74,15 @@ def test_what_was_put_is_read(place, tmp_path: Path) -> None:
         storage.put_file(f"{base}/x", tmp_path / "none")
 
 
+def test_a_part_of_an_object_ends_where_the_object_ends(place) -> None:
+    storage, base = place
+    storage.put(f"{base}/a", b"0123456789")
+    for start, stop, part in ((0, 10, b"0123456789"), (2, 5, b"234"), (8, 12, b"89"), (10, 12, b""), (99, 999, b"")):
+        assert storage.read_part(f"{base}/a", start, stop) == part
+    with pytest.raises(NotFoundError):
+        storage.read_part(f"{base}/none", 0, 1)
+
+
 def test_what_is_absent(place, tmp_path: Path) -> None:
     storage, base = place
     storage.put(f"{base}/a/b", b"1")

@@ -22,6 +22,8 @@ from torch.utils.data import DataLoader
 from segmint.catalogs.dataset.reading.torch_dataset import open_dataset
 from segmint.catalogs.dataset.tables import open_committed
 from segmint.catalogs.dataset.tombstones import TakedownRequest, read_tombstones
+from segmint.catalogs.reasons import RejectedError
+from segmint.catalogs.source.scan import relative_rows, scan
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.azure import AzureStore
 from segmint.infra.storage.errors import AccessRefusedError, NotFoundError, ObjectTooLargeError, UnavailableError
@@ -31,6 +33,7 @@ from segmint.infra.storage.retry import RetryPolicy
 from segmint.infra.storage.storage import Storage
 from segmint.infra.storage.stores import TEMPORARY_PREFIX
 from segmint.infra.uris import UriNotAllowedError
+from segmint.operators.prepare.read_image import ImageReader
 from segmint.operators.schemas import SCHEMAS
 from segmint.operators.shards.put import check_purge
 from segmint.pipeline.corrections.takedown import takedown
@@ -39,6 +42,7 @@ from tests.support.builds import digests, segmint, small_catalog, write_config
 from tests.support.committed import write_dataset
 from tests.support.everything import download, jpegs, mentions, upload
 from tests.support.runs import finish, running, wait_for
+from tests.support.tars import tar_of
 from tests.support.traces import files_with_traces, scan_data, telling_windows
 
 URL = os.environ["AZURITE_URL"]
@@ -53,6 +57,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="segmint-azure-") as folder:
         check_store(Location(STORAGE, f"az://{made('objects')}/some/folder"), Path(folder))
         check_reading(Location(STORAGE, f"az://{made('reading')}/some [odd] prefix"))
+        check_tar(Location(STORAGE, f"az://{made('tars')}/some folder"))
         check_dataset(Path(folder))
         check_faults()
 
@@ -81,6 +86,9 @@ def check_store(folder: Location, scratch: Path) -> None:
     stream = file.open_ranges()
     stream.seek(100)
     assert stream.read(7) == bytes(range(100, 107))
+    for start, stop in ((0, 256), (100, 107), (250, 300), (256, 300), (9999, 10000)):
+        assert STORAGE.read_part(file.uri, start, stop) == bytes(range(256))[start:stop]
+    assert refused(lambda: STORAGE.read_part(f"{folder}/absent", 0, 9), NotFoundError)
     assert refused(lambda: file.read(max_bytes=255), ObjectTooLargeError)
     assert refused((folder / "absent").read, NotFoundError)
     assert not (folder / "deep").exists(), "a prefix is no object"
@@ -125,6 +133,19 @@ def check_reading(dataset: Location) -> None:
     loader = DataLoader(open_dataset(dataset.uri, STORAGE), num_workers=2, batch_size=None)
     assert len(list(loader)) == 6
     print("az://: DuckDB and forked workers read in place")
+
+
+def check_tar(folder: Location) -> None:
+    """The images in a tar get rows, each is read by its URI, and a URI of another place is refused."""
+    images = {f"{number}.jpg": os.urandom(1000 + number) for number in range(3)}
+    (folder / "a #1.tar").put(tar_of({**images, "1.json": b'{"license": "CC-BY-4.0"}'}))
+    reader = ImageReader(STORAGE, f"{folder}/catalog.jsonl", max_bytes=2000)
+    rows = list(relative_rows(scan(folder, license="CC0-1.0", hashed=True), folder / "catalog.jsonl"))
+    assert [row["license"] for row in rows] == ["CC0-1.0", "CC-BY-4.0", "CC0-1.0"]
+    assert [reader.read(row) for row in rows] == list(images.values())
+    for uri in ("a #1.tar#512+7", "a #1.tar#51200+7", "b.tar#512+7"):
+        assert refused(lambda uri=uri: reader.read({"uri": uri}), RejectedError)
+    print("az://: images in a tar")
 
 
 def check_dataset(folder: Path) -> None:

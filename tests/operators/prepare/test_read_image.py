@@ -10,9 +10,10 @@ from segmint.catalogs.reasons import Reason, RejectedError
 from segmint.infra.storage.errors import AccessRefusedError, StorageFaultError, UnavailableError
 from segmint.infra.storage.retry import RetryPolicy
 from segmint.infra.storage.storage import Storage
-from segmint.operators.prepare.read_image import ImageReader, checked_digest
-from tests.support.faulty_proxy import CUT_BODY, RESET_BODY, FaultyProxy, answer, faulty_proxy
+from segmint.operators.prepare.read_image import MOST_READS, ImageReader, checked_digest
+from tests.support.faulty_proxy import CUT_BODY, RESET_BODY, SHORT_LENGTH, FaultyProxy, answer, faulty_proxy
 from tests.support.s3_server import S3Server
+from tests.support.tars import member_uris, tar_of
 from tests.support.tiny_s3 import Answer, TinyS3, tiny_s3
 
 pytestmark = pytest.mark.s3
@@ -188,6 +189,108 @@ def test_a_missing_object_is_refused_whatever_its_404_looks_like(server: TinyS3,
     assert reason(tiny) is Reason.NOT_FOUND
     server.policy = lambda request, answer: Answer(404) if request.key else answer
     assert reason(tiny) is Reason.NOT_FOUND
+
+
+TAR = tar_of({"a.jpg": DATA[:700], f"{'long/' * 60}b.jpg": DATA, "empty.jpg": b""})
+FIRST, LONG, EMPTY = member_uris("t.tar", TAR)
+
+
+def outcome(reader: ImageReader, uri: str) -> bytes | Reason | type[StorageFaultError]:
+    try:
+        return reader.read({**ROW, "uri": uri})
+    except RejectedError as error:
+        return error.reason
+    except StorageFaultError as error:
+        return type(error)
+
+
+@pytest.mark.parametrize("place", ["s3", "local"])
+def test_a_file_in_a_tar_is_read_as_a_whole_object_or_refused(
+    place: str, server: TinyS3, proxy: FaultyProxy, s3_bucket: str, tmp_path: Path
+) -> None:
+    base = str(tmp_path) if place == "local" else f"s3://{s3_bucket}/in"
+    storage = Storage({"s3://": {"endpoint_url": proxy.url}}, FAST)
+    reader = ImageReader(storage, f"{base}/catalog.jsonl", max_bytes=1000)
+    storage.put(f"{base}/t.tar", TAR)
+    storage.put(f"{base}/t.tar#512.jpg", b"an object")
+    storage.put(f"{base}/a#1+2", b"another object")
+    proxy.requests.clear()
+    for uri, data in ((FIRST, DATA[:700]), (LONG, DATA), (EMPTY, b""), ("t.tar#512.jpg", b"an object")):
+        assert outcome(reader, uri) == data
+    assert outcome(reader, "a#1+2") == b"another object"
+    assert proxy.requests == ([] if place == "local" else ["GET"] * 5)
+    proxy.requests.clear()
+    assert outcome(reader, "t.tar#512+1001") is Reason.TOO_LARGE
+    assert outcome(reader, "t.tar#511+700") is Reason.URI_NOT_ALLOWED
+    assert outcome(reader, "../t.tar#512+700") is Reason.URI_NOT_ALLOWED
+    assert proxy.requests == []
+    header = len(TAR) // 512 * 512
+    for uri in ("t.tar#512+699", "t.tar#1024+700", f"t.tar#{header}+1", "t.tar#5120000+700", "none.tar#512+700"):
+        assert outcome(reader, uri) is Reason.NOT_FOUND
+    storage.put(f"{base}/t.tar", TAR[:1000])  # shorter than the file in it
+    assert outcome(reader, FIRST) is Reason.NOT_FOUND
+    assert outcome(reader, LONG) is Reason.NOT_FOUND
+    storage.put(f"{base}/t.tar", tar_of({"a.jpg": DATA[1:701]}))  # no header tells these files apart
+    assert outcome(reader, FIRST) == DATA[1:701]
+    row = {**ROW, "uri": FIRST, "sha256": checked_digest(DATA[:700], None)}
+    with pytest.raises(RejectedError) as caught:
+        reader.use(row, lambda data: checked_digest(data, row["sha256"]))
+    assert caught.value.reason is Reason.HASH_MISMATCH
+
+
+def test_a_header_is_read_again_before_a_file_is_refused(server: TinyS3, tiny: ImageReader) -> None:
+    """A store or cache that once sends other bytes costs no image, and one that never sends the same is a fault."""
+    server.objects["in/t.tar"] = TAR
+    spoiled = [Answer(206, os.urandom(1212)) for _ in range(MOST_READS)]
+    answers = iter(spoiled[:2])
+    server.policy = lambda request, answer: next(answers, answer)
+    assert outcome(tiny, FIRST) == DATA[:700]
+    assert [request.headers["range"] for request in server.requests] == ["bytes=1024-2235"] * 3
+    answers = iter(spoiled)
+    assert outcome(tiny, FIRST) is StorageFaultError
+    server.policy = lambda request, answer: spoiled[0]
+    server.requests.clear()
+    assert outcome(tiny, FIRST) is Reason.NOT_FOUND
+    assert len(server.requests) == 2
+
+
+@pytest.mark.parametrize(
+    ("fault", "found"),
+    [
+        (answer(503, "SlowDown"), UnavailableError),
+        (answer(403, "AccessDenied"), AccessRefusedError),
+        (answer(404, "NoSuchBucket"), AccessRefusedError),
+        (answer(403, "InvalidObjectState"), Reason.UNREADABLE_OBJECT),
+    ],
+)
+def test_the_store_of_a_tar_is_judged_as_that_of_an_object(
+    fault: bytes, found: object, proxy: FaultyProxy, reader: ImageReader
+) -> None:
+    reader._storage.put(reader._catalog_uri.replace("catalog.jsonl", "t.tar"), TAR)
+    proxy.policy = lambda method, target: fault * ("t.tar" in target)
+    assert outcome(reader, FIRST) is found
+    proxy.policy = lambda method, target: CUT_BODY * ("t.tar" in target)
+    assert isinstance(outcome(reader, FIRST), type)
+    proxy.policy = lambda method, target: b""
+    proxy.plan = [("GET", answer(500, "InternalError"))]
+    assert outcome(reader, FIRST) == DATA[:700]
+    proxy.plan = [("GET", SHORT_LENGTH)]
+    assert outcome(reader, FIRST) == DATA[:700]
+
+
+def test_an_outage_costs_no_file_in_a_tar(proxy: FaultyProxy, s3_bucket: str) -> None:
+    storage = Storage({"s3://": {"endpoint_url": proxy.url}}, FAST, outage_s=30)
+    storage.put(f"s3://{s3_bucket}/t.tar", TAR)
+    proxy.be_out_for(1)
+    assert outcome(ImageReader(storage, f"s3://{s3_bucket}/c.csv", 1000), FIRST) == DATA[:700]
+
+
+def test_a_store_that_sends_a_whole_tar_is_a_fault(server: TinyS3, tiny: ImageReader) -> None:
+    server.objects["in/t.tar"] = TAR
+    server.policy = lambda request, answer: Answer(200, TAR, answer.headers)
+    assert outcome(tiny, FIRST) is StorageFaultError
+    server.policy = lambda request, answer: Answer(404, b"<html>no such page</html>")
+    assert outcome(tiny, FIRST) is not Reason.NOT_FOUND
 
 
 def test_a_local_folder_is_not_found_and_a_file_that_gives_no_bytes_a_fault(tmp_path: Path) -> None:

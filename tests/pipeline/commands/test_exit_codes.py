@@ -131,7 +131,7 @@ def test_a_row(row: tuple[str, str, str], request: pytest.FixtureRequest) -> Non
 def test_every_command_has_a_row_and_every_test_its_row() -> None:
     assert CASES.keys() == set(ROWS)
     leaves = {name for name in _PLACES if name not in ("catalog", "assets", "study", "evaluate")}
-    leaves |= {f"catalog {each}" for each in ("scan", "check", "curate", "locate")}
+    leaves |= {f"catalog {each}" for each in ("scan", "check", "curate", "locate", "collect")}
     leaves |= {f"assets {each}" for each in ("list", "fetch", "verify", "export-onnx")}
     leaves |= {f"study {each}" for each in ("plan", "sample", "score")}
     leaves |= {f"evaluate {each}" for each in ("points", "proposals", "edges", "instances", "text")}
@@ -226,6 +226,25 @@ def _not_curated(replaced, config: Path, tmp_path: Path) -> Any:
 @case("`catalog locate`", "the catalog was written, even if some captions name no country", 0)
 def _located(tmp_path: Path) -> Any:
     return run("catalog", "locate", _catalog(tmp_path, caption="a dog"), "-o", tmp_path / "d.jsonl")
+
+
+@case("`catalog collect`", "every row is in the new catalog, even if some images couldn't be copied", 0)
+def _collected(tmp_path: Path) -> Any:
+    """A private address is never asked."""
+    results = []
+    for name, flags in (("a", []), ("b", ["--json"])):
+        catalog = _catalog(tmp_path, uri="https://127.0.0.1/a.jpg")
+        results.append(run("catalog", "collect", catalog, "-o", tmp_path / name, *flags))
+    return results
+
+
+@case("`catalog collect`", "many downloads in a row failed", 3)
+def _not_collected(monkeypatch, tmp_path: Path) -> Any:
+    def fail(*_: object, **__: object) -> None:
+        raise UnfinishedError("20 downloads failed one after another")
+
+    monkeypatch.setattr("segmint.catalogs.source.collect.collect", fail)
+    return run("catalog", "collect", _catalog(tmp_path), "-o", tmp_path / "a")
 
 
 @case("`plan`", "the estimate was made", 0)

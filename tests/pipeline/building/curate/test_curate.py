@@ -194,7 +194,12 @@ def test_what_does_not_fit_is_said_before_anything_is_read(tmp_path: Path) -> No
     ):
         with pytest.raises(UsageError, match=said):
             run_curate(config, str(catalog), str(tmp_path / output))
-    with pytest.raises(UsageError, match=r"nowhere.jsonl does not exist: expected a catalog"):
+    (tmp_path / "rows").mkdir()
+    pq.write_table(pa.table({"uri": ["a.jpg"], "license": ["CC0-1.0"]}), tmp_path / "rows" / "a.parquet")
+    for output, said in (("rows/c2.parquet", "would become a part of the catalog"), ("c2.parquet", "found 'a.jpg'")):
+        with pytest.raises(UsageError, match=said):
+            run_curate(config, f"{tmp_path}/rows/", str(tmp_path / output))
+    with pytest.raises(UsageError, match=r"nowhere.jsonl' does not exist: expected Parquet"):
         run_curate(config, str(tmp_path / "nowhere.jsonl"), str(tmp_path / "c2.parquet"))
     scorer = {"name": "text", "file": str(catalog), "sha256": "0" * 64, "max": 1}
     with pytest.raises(UsageError, match=r"curate\.scorers, text: .* has SHA-256 .*: expected 0000"):

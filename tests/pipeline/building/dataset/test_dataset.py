@@ -29,6 +29,7 @@ from segmint.catalogs.dataset.unaccounted import unknown_files
 from segmint.catalogs.dataset.versions.digest import current_digest
 from segmint.catalogs.layout import DamagedDatasetError, config_sha256, part_path
 from segmint.catalogs.shard_ranges import ShardPart
+from segmint.catalogs.source.files import catalog_sha256
 from segmint.catalogs.source.normalize import NormalizedCatalog, normalize
 from segmint.infra.assets.known import ASSETS
 from segmint.infra.errors import UsageError
@@ -641,3 +642,40 @@ def test_after_an_amendment_the_advice_is_to_write_its_values_or_to_take_the_cat
     assert len(grown(tmp_path, [*corrected, row(8)]).manifest.catalog) == 2
     amended([row(0, attribution=" ")], clear=True)
     assert len(grown(tmp_path, [row(0, attribution=" "), *FIRST[1:], row(8), row(9)]).manifest.catalog) == 3
+
+
+def parts(folder: Path, **files: list[dict[str, Any]]) -> Config:
+    """Write a catalog in several files, remove its other files, and return the configuration of a build from it."""
+    for path in (folder / "rows").glob("*"):
+        path.unlink()
+    (folder / "rows").mkdir(exist_ok=True)
+    for name, rows in files.items():
+        pq.write_table(pa.Table.from_pylist(rows), folder / "rows" / f"{name}.parquet")
+    return load_config(str(write_config(folder / "rows.yaml", f"{folder}/rows/", folder / "dataset")))
+
+
+@pytest.mark.usefixtures("weights")
+def test_a_catalog_in_several_files_is_pinned_file_by_file_and_grows_by_a_file(tmp_path: Path, begun: Path) -> None:
+    before = digests(begun)
+    same = {"a": FIRST[:3], "b": FIRST[3:]}
+    assert open_or_create(parts(tmp_path, **same), Storage()).rows == 8  # the same rows as in the single file
+    with pytest.raises(UsageError, match=r"has 2 new rows that are not in .*: pass --grow"):
+        open_or_create(parts(tmp_path, **same, c=[row(8), row(9)]), Storage())
+    with pytest.raises(UsageError, match=r"5 of 8 rows are gone; the first has the image_id 'photo_3\.jpg'"):
+        open_or_create(parts(tmp_path, a=FIRST[:3]), Storage())
+    with pytest.raises(UsageError, match="1 of 8 rows have another license"):
+        open_or_create(parts(tmp_path, **same | {"a": [*FIRST[:2], row(2, license="MIT")]}), Storage())
+    assert digests(begun) == before
+    grown = open_or_create(parts(tmp_path, **same, c=[row(8), row(9), row(0)]), Storage(), grow=True)
+    assert [part.rows for part in grown.manifest.catalog] == [8, 2]
+    assert grown.manifest.catalog[1].source_sha256 == catalog_sha256(location_of(f"{tmp_path}/rows/"))
+    (tmp_path / "rows" / "more.csv").touch()
+    with pytest.raises(UsageError, match=r"'more\.csv' can't be read"):
+        open_or_create(load_config(str(tmp_path / "rows.yaml")), Storage())
+
+
+@pytest.mark.usefixtures("weights")
+def test_an_image_id_may_be_in_several_files(tmp_path: Path) -> None:
+    dataset = open_or_create(parts(tmp_path, a=FIRST[:2], b=[row(1), row(5)]), Storage())
+    rows = dataset.read_runs([(0, 4)], ["ordinal", "duplicate_of"]).to_pylist()
+    assert [each["duplicate_of"] for each in rows] == [None, None, 1, None]

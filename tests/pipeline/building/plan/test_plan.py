@@ -27,6 +27,7 @@ from segmint.pipeline.building.plan.options import PlanOptions
 from segmint.pipeline.building.plan.plan import DRAWN_PER_POINT, make_plan
 from segmint.pipeline.building.plan.rates import prepare_seconds, read_rates
 from segmint.pipeline.building.plan.result import BuildPlan
+from segmint.pipeline.building.plan.sample import _MeteredStorage
 from segmint.pipeline.commands.cli import app
 from segmint.pipeline.config.config import Config, load_config
 from tests.support.builds import (
@@ -219,6 +220,16 @@ def sampled(
     plan = make_plan(config, PlanOptions(sample=50, price=1), heard.append)
     assert len(heard) == 1 + 8
     return folder, plan
+
+
+def test_reads_of_files_in_tars_are_measured(tmp_path: Path) -> None:
+    (tmp_path / "a.tar").write_bytes(bytes(2000))
+    storage = _MeteredStorage({})
+    storage.read_part(str(tmp_path / "a.tar"), 512, 1512)
+    assert storage.bytes_read == 1000
+    assert storage.read_s > 0
+    storage.read(str(tmp_path / "a.tar"))
+    assert storage.bytes_read == 3000
 
 
 def test_a_sample_of_all_rows_accounts_for_each(sampled: tuple[Path, BuildPlan]) -> None:

@@ -147,7 +147,7 @@ def test_amend(dataset: Path, tmp_path: Path) -> None:
     value = json.loads(done.stdout)
     assert (value["rows"], value["images"], value["changed_shards"]) == (1, 1, [0])
     absent = run("amend", dataset, tmp_path / "absent.jsonl", "--yes")
-    assert (absent.exit_code, "does not exist: expected a catalog as Parquet" in absent.stderr) == (2, True)
+    assert (absent.exit_code, "does not exist: expected Parquet" in absent.stderr) == (2, True)
 
 
 def test_redact(dataset: Path, tmp_path: Path) -> None:

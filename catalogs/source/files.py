@@ -1,0 +1,187 @@
+"""Files of a source catalog: a single file, or all Parquet files below a folder, in order of name.
+
+A catalog whose URI ends with `/` is a folder, as Spark and other tools write it. Names that start with `_` or `.` are
+hidden, as in Spark. A folder such as `license=CC0-1.0/` gives the files below it a column.
+"""
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import NoReturn
+from urllib.parse import unquote
+
+from segmint.catalogs.endings import IMAGE_ENDINGS
+from segmint.catalogs.layout import fingerprint
+from segmint.infra.errors import UsageError
+from segmint.infra.storage.location import Location
+from segmint.infra.storage.stores import ObjectInfo, changed_error
+from segmint.infra.threads import map_ahead
+from segmint.infra.uris import absolute, base_name, is_catalog_folder, parent
+
+FORMATS = {
+    "Parquet": (".parquet",),
+    "JSON Lines": (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz"),
+    "CSV": (".csv", ".csv.gz"),
+}
+"""Formats of a catalog, and the file extensions of each format."""
+
+_THREADS = 16
+_SIDECARS = (".json", ".license")
+_BESIDE = (*IMAGE_ENDINGS, ".tar")
+_WRITTEN_NOW = "_temporary"  # Spark and Hadoop remove this folder when a job ends
+_TABLES = {"_delta_log": "Delta Lake", ".hoodie": "Hudi"}  # folder that only such a table has
+_NO_VALUE = "__HIVE_DEFAULT_PARTITION__"
+
+
+@dataclass(frozen=True)
+class CatalogFile:
+    """File of a catalog, with the columns that its folders give it. The name is relative to the catalog's folder."""
+
+    location: Location
+    name: str
+    columns: Mapping[str, str | None]
+
+
+def catalog_format(uri: str) -> str:
+    """Return a catalog's format, which is a key of `FORMATS`. Raises `UsageError` if its extension is unknown."""
+    if is_catalog_folder(uri):
+        return "Parquet"
+    for name, endings in FORMATS.items():
+        if uri.lower().endswith(endings):
+            return name
+    known = ", ".join(ending for endings in FORMATS.values() for ending in endings)
+    raise UsageError(f"{uri}: a catalog's name must end in one of {known}, or in / if it is a folder of Parquet files")
+
+
+def require_catalog(catalog: Location) -> None:
+    """Raise `UsageError` if a catalog doesn't exist, or if a folder isn't a catalog."""
+    if is_catalog_folder(catalog.uri):
+        _listed(catalog)
+    elif not catalog.exists():
+        raise UsageError(
+            f"the catalog {str(catalog)!r} does not exist: expected Parquet, JSON Lines, or CSV. If it is a folder of "
+            "Parquet files, end its name with /"
+        )
+
+
+def catalog_files(catalog: Location) -> list[CatalogFile]:
+    """Return the files of a catalog in the order in which they are read. A single file isn't looked up.
+
+    Raises `UsageError` if a folder contains no Parquet file, or anything whose rows would be missing.
+    """
+    if not is_catalog_folder(catalog.uri):
+        return [CatalogFile(catalog, "", {})]
+    return [CatalogFile(catalog / entry.name, entry.name, _columns(catalog, entry.name)) for entry in _listed(catalog)]
+
+
+def catalog_sha256(catalog: Location) -> str:
+    """Return the SHA-256 of a catalog in hexadecimal.
+
+    For a folder, it is the SHA-256 of a text with a line `<SHA-256>  <name>` for each file, in order of name.
+    """
+    if not is_catalog_folder(catalog.uri):
+        return catalog.sha256()
+    total = hashlib.sha256()
+    files = catalog_files(catalog)
+    digests = map_ahead(lambda file: file.location.sha256(), files, _THREADS, 2 * _THREADS, "catalog")
+    for file, digest in zip(files, digests, strict=True):
+        total.update(f"{digest}  {file.name}\n".encode(errors="surrogateescape"))
+    return total.hexdigest()
+
+
+def source_version(catalog: Location) -> str:
+    """Return a hash of the names, sizes, and times of modification of a catalog's files. It doesn't read the files."""
+    if is_catalog_folder(catalog.uri):
+        entries = _listed(catalog)
+    else:
+        path = absolute(catalog.uri)
+        siblings = Location(catalog.storage, parent(path)).list(beginning=base_name(path))
+        entries = [entry for entry in siblings if entry.name == base_name(path)]
+    return fingerprint([[entry.name, entry.size, entry.modified.isoformat()] for entry in entries])
+
+
+@contextmanager
+def unchanged(catalog: Location) -> Iterator[None]:
+    """Raise `ObjectChangedError` after the block if a file of the catalog was added, removed, or changed."""
+    if not is_catalog_folder(catalog.uri):
+        with catalog.unchanged():
+            yield
+        return
+    before = _listed(catalog)
+    yield
+    if _listed(catalog) != before:
+        raise changed_error(catalog.uri)
+
+
+def _listed(catalog: Location) -> list[ObjectInfo]:
+    """Return the entries of a folder's Parquet files, sorted by name."""
+
+    def refuse_entry(name: str, why: str) -> NoReturn:
+        raise UsageError(f"{catalog}: {name!r} can't be read: {why}. Remove it from the catalog's folder")
+
+    found, names = [], set()
+    for entry in catalog.walk(include_temporary=True, on_skip=refuse_entry):
+        names.add(entry.name)
+        _refuse_tables(catalog, entry.name)
+        if _is_hidden(entry.name):
+            continue
+        name = entry.name.lower()
+        if name.endswith(".parquet"):
+            found.append(entry)
+        elif not name.removesuffix(_SIDECARS[0]).removesuffix(_SIDECARS[1]).endswith(_BESIDE):
+            refuse_entry(entry.name, "a catalog in several files consists of files whose names end in .parquet")
+    for name in sorted(catalog.storage.links(catalog.uri) - names):
+        if not _is_hidden(name):
+            refuse_entry(name, "it is a link to a folder or to nothing, or not a file")
+    if not found:
+        raise UsageError(f"the catalog {catalog} does not exist, or contains no Parquet files (names in .parquet)")
+    return sorted(found)
+
+
+def _refuse_tables(catalog: Location, name: str) -> None:
+    """Raise `UsageError` if a name shows that the folder is a table with versions, or that a job still writes it."""
+    folders = name.split("/")[:-1]
+    if _WRITTEN_NOW in folders:
+        raise UsageError(
+            f"{catalog} contains {_WRITTEN_NOW}/, so a job is still writing it, or has failed: wait for the job, or "
+            "write the catalog again"
+        )
+    kinds = [_TABLES[folder] for folder in folders if folder in _TABLES]
+    if name.endswith(".metadata.json"):
+        kinds.append("Iceberg")
+    if kinds:
+        raise UsageError(
+            f"{catalog} is a table of {kinds[0]}, whose folder also contains files of earlier versions and deleted "
+            "rows: write the current rows to another folder as Parquet files"
+        )
+
+
+def _is_hidden(name: str) -> bool:
+    """Return whether Spark would ignore a file, because a name in its path starts with `_` or `.`.
+
+    A folder such as `_day=3` isn't hidden. Amazon EMR marks folders by empty objects named `…_$folder$`.
+    """
+    if name.endswith("_$folder$"):
+        return True
+    return any(part.startswith(".") or (part.startswith("_") and "=" not in part) for part in name.split("/"))
+
+
+def _columns(catalog: Location, name: str) -> dict[str, str | None]:
+    """Return the columns that the folders in a file's name give it, as Hive and Spark encode them.
+
+    Raises `UsageError` if a value isn't UTF-8, or if two folders name the same column.
+    """
+    columns: dict[str, str | None] = {}
+    for folder in name.split("/")[:-1]:
+        key, equals, value = folder.partition("=")
+        if not key or not equals:
+            continue
+        try:
+            column, text = unquote(key, errors="strict"), unquote(value, errors="strict")
+        except UnicodeDecodeError as error:
+            raise UsageError(f"{catalog}: the folder {folder!r} of {name!r} is not UTF-8") from error
+        if column in columns:
+            raise UsageError(f"{catalog}: two folders of {name!r} give it the column {column!r}")
+        columns[column] = None if value == _NO_VALUE else text
+    return columns
