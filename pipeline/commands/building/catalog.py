@@ -54,7 +54,7 @@ def scan(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make a catalog of the images below a folder or prefix, including those in tars.
+    """Make a catalog of the images in a folder, prefix, or tar.
 
     Licenses come from sidecar files or from --license.
     """
