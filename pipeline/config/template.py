@@ -1,7 +1,7 @@
 """Template of the configuration that `segmint init` writes: required keys, and the most frequently changed ones."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 
@@ -13,6 +13,7 @@ class TemplateStart:
     catalog: str = "catalog.parquet"
     output: str = "dataset"
     licenses: Sequence[str] = ("CC0-1.0", "CC-BY-4.0")
+    more: Mapping[str, Any] = field(default_factory=dict)  # values of other keys, such as those of `--set`
 
 
 _TEXT = """\
@@ -80,12 +81,17 @@ license:
 
 def template(start: TemplateStart) -> str:
     """Return the configuration as YAML text, including comments."""
-    return _TEXT.format(
+    license = {"allow": list(start.licenses), **start.more.get("license", {})}
+    text = _TEXT.format(
         name=_line("name", start.name),
         catalog=_line("catalog", start.catalog),
         output=_line("output", start.output),
-        licenses=_line("allow", list(start.licenses)),
+        licenses="\n  ".join(_line(key, value) for key, value in license.items()),
     )
+    for key, value in start.more.items():
+        if key != "license":
+            text += _line(key, value) + "\n"
+    return text
 
 
 def _line(key: str, value: Any) -> str:
