@@ -1,7 +1,7 @@
 """Template of the configuration that `segmint init` writes: required keys, and the most frequently changed ones."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 
@@ -13,7 +13,6 @@ class TemplateStart:
     catalog: str = "catalog.parquet"
     output: str = "dataset"
     licenses: Sequence[str] = ("CC0-1.0", "CC-BY-4.0")
-    more: Mapping[str, Any] = field(default_factory=dict)  # values of other keys, such as those of `--set`
 
 
 _TEXT = """\
@@ -81,17 +80,12 @@ license:
 
 def template(start: TemplateStart) -> str:
     """Return the configuration as YAML text, including comments."""
-    license = {"allow": list(start.licenses), **start.more.get("license", {})}
-    text = _TEXT.format(
+    return _TEXT.format(
         name=_line("name", start.name),
         catalog=_line("catalog", start.catalog),
         output=_line("output", start.output),
-        licenses="\n  ".join(_line(key, value) for key, value in license.items()),
+        licenses=_line("allow", list(start.licenses)),
     )
-    for key, value in start.more.items():
-        if key != "license":
-            text += _line(key, value) + "\n"
-    return text
 
 
 def _line(key: str, value: Any) -> str:

@@ -192,7 +192,7 @@ def _differing(key: Key, before: Any, now: Any) -> Iterator[str]:
         for name in sorted(before.keys() & now.keys()):
             yield from _differing((*key, name), before[name], now[name])
     elif before != now:
-        yield f"{dotted(key)}: {before!r} before, {now!r} now"
+        yield f"{dotted(key)} is {before!r} and {now!r}"
 
 
 def check(document: Document, model: type[Model]) -> Model:

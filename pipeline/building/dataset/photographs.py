@@ -8,104 +8,40 @@ import getpass
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-
-from segmint.catalogs.dataset.manifest import read_manifest
+from segmint.catalogs.dataset.manifest import load_manifest
 from segmint.catalogs.licenses import canonical_identifier
-from segmint.catalogs.schema import SOURCE
 from segmint.catalogs.source.scan import relative_rows, scan, write_catalog
 from segmint.infra.assets.cache import sha256_of
 from segmint.infra.errors import SegmintError, UsageError
 from segmint.infra.progress import Progress
 from segmint.infra.scratch import ScratchFolder
-from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location, put_new_file
 from segmint.infra.storage.storage import Storage
-from segmint.infra.uris import LOCAL, absolute, base_name, local_path, parent, scheme
-from segmint.infra.wording import counted, some
+from segmint.infra.uris import base_name
+from segmint.infra.wording import counted, yaml_text
 from segmint.pipeline.building.dataset.dataset import open_or_create
 from segmint.pipeline.building.dataset.request import BuildRequest, check_stores
 from segmint.pipeline.config.config import Config
 from segmint.pipeline.config.problems import Document
-from segmint.pipeline.config.template import TemplateStart, template
 from segmint.pipeline.config.yaml_file import apply_override, check, contradictions, parse_yaml
 
+_NOTE = "# This command wrote this file, and compares itself with the first line. docs/configuration.md lists all keys."
+_KEPT = "A dataset keeps its licenses. To allow more, build another one: add the option, and change -o."
 _MISSING = "missing"
-_FOLDER, _LICENSE = b"segmint.photographs", b"segmint.license"
-_CONFIG_BYTES = 1_000_000
 _HASH_DIGITS = 12
 
 
-@dataclass(frozen=True)
-class RefusedLicenses:
-    """Numbers of photographs whose license a dataset doesn't allow, by license. The key `missing` is for none."""
-
-    counts: Mapping[str, int]
-
-    @classmethod
-    def of(cls, licenses: Mapping[str, int], allow: Iterable[str]) -> "RefusedLicenses":
-        """Select the counts of the licenses that aren't in `allow`."""
-        counts: Counter[str] = Counter()
-        allowed = set(allow)
-        for name, rows in licenses.items():
-            identifier = canonical_identifier(name) or name
-            if identifier not in allowed:
-                counts[identifier] += rows
-        return cls(dict(counts.most_common()))
-
-    def lines(self) -> list[str]:
-        """Return a line for each license, with the option that would allow it."""
-        lines = []
-        for name, rows in self.counts.items():
-            found, option = name, f"--allow {name}"
-            if name == _MISSING:
-                found, option = "without a license", "--license ID, which asserts one"
-            lines.append(f"not allowed {rows:>10,} {found}: {option}")
-        if lines:
-            lines.append("A dataset keeps its licenses. To allow more, build another one: add the option and change -o")
-        return lines
-
-
-@dataclass(frozen=True)
-class Scanned:
-    """Catalog that a scan wrote. `asserted_by` is None if no license was asserted."""
-
-    catalog: Location
-    licenses: Mapping[str, int]  # rows by license; the key `missing` is for none
-    asserted: int
-    asserted_by: str | None
-
-    def lines(self) -> list[str]:
-        """Return the number of photographs, and whose assertion the dataset will publish."""
-        lines = [f"{self.catalog}: {counted(sum(self.licenses.values()), 'photograph')}"]
-        if self.asserted_by is not None:
-            lines.append(
-                f"license asserted for {self.asserted:,} of them by {self.asserted_by}. The dataset publishes this name; "
-                "to record another one, set LOGNAME"
-            )
-        return lines
-
-
-@dataclass(frozen=True)
-class PhotographBuild:
-    """Configuration of a build of photographs. `scanned` is None if an earlier run scanned them."""
-
-    config: Config
-    scanned: Scanned | None
-
-
-def open_photographs(request: BuildRequest, *, grow: bool = False) -> PhotographBuild:
+def open_photographs(request: BuildRequest, *, grow: bool = False) -> tuple[Config, list[str]]:
     """Return the configuration of a build of photographs. If there is none yet, scan them and write it.
 
-    With `grow`, scan them again into another catalog, whose new rows are added to the dataset. Raises `UsageError` if
-    the photographs can't be scanned, if none has an allowed license, or if an earlier run had other options. Then,
-    nothing is written.
+    With `grow`, scan them again into another catalog, whose new rows are added to the dataset. Also returns lines that
+    describe what was scanned. Raises `UsageError` if the photographs can't be scanned, if none has an allowed license,
+    or if an earlier run had other options.
     """
     asked = _asked(request)
     config = check(asked, Config)
@@ -113,131 +49,106 @@ def open_photographs(request: BuildRequest, *, grow: bool = False) -> Photograph
     storage = Storage(config.storage)
     file = Location(storage, request.config_file)
     check_stores(request, storage)
-    scanned = None
+    lines: list[str] = []
     if not file.exists():
-        scanned = _scan(request, storage)
-        asked.data["catalog"] = scanned.catalog.uri
-        if not file.put_if_absent(_text(asked.data).encode()) and _read(file).data["catalog"] != scanned.catalog.uri:
-            scanned.catalog.delete()  # another process was faster
+        catalog, lines = _scan(request, storage)
+        asked.data["catalog"] = catalog.uri
+        text = f"{request.head}\n{_NOTE}\n{yaml_text(asked.data)}"
+        file.put_if_absent(text.encode())  # another process may have been faster
     config = _written(request, file)
-    if not grow or scanned is not None:
-        return PhotographBuild(config, scanned)
-    return _grown(request, config, file)
+    if grow and not lines:
+        return _grown(request, config, file)
+    return config, lines
+
+
+def refused_licenses(config: Config) -> list[str]:
+    """Return the lines about the photographs of the built dataset whose licenses it doesn't allow."""
+    manifest = load_manifest(Location(Storage(config.storage), config.output))
+    lines = _refused_lines(manifest.licenses, config.license.allow)
+    return [*lines, _KEPT] if lines else []
+
+
+def _refused_lines(licenses: Mapping[str, int], allow: Collection[str]) -> list[str]:
+    """Return a line for each license that isn't in `allow`, with its number of photographs and the option to allow it.
+
+    The key `missing` counts those without a license.
+    """
+    lines = []
+    for name, rows in sorted(licenses.items()):
+        identifier = canonical_identifier(name) or name
+        if name == _MISSING:
+            lines.append(f"not allowed {rows:>10,} without a license: --license ID asserts one for them")
+        elif identifier not in allow:
+            lines.append(f"not allowed {rows:>10,} {identifier}: --allow {identifier}")
+    return lines
 
 
 def _asked(request: BuildRequest) -> Document:
     """Return the configuration that the request describes. The scan determines the name of its catalog."""
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", base_name(request.output)).strip("-._")
-    license = {"allow": list(request.allow)}
-    flags = {"catalog": f"{request.catalogs}.parquet", "output": request.output, "license": license}
-    asked = Document({"name": name[:100] or "dataset", **flags}, {}, "the command")
-    wrong = list(contradictions(Document(flags, {}, "the command"), request.overrides))
-    if wrong:
-        raise UsageError(f"--set contradicts the other options: {some(wrong)}. Use -o, --license, and --allow for these")
-    for override in request.overrides:
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", base_name(request.output)).strip("-._")[:100]
+    asked = Document({"name": name or "dataset", "catalog": f"{request.catalogs}.parquet"}, {}, "this command")
+    for override in _overrides(request):
         apply_override(asked, override)
+    _require_alike(asked, request)
     return asked
 
 
-def _text(data: Mapping[str, Any]) -> str:
-    more = {key: value for key, value in data.items() if key not in ("name", "catalog", "output")}
-    return template(TemplateStart(data["name"], data["catalog"], data["output"], (), more))
+def _overrides(request: BuildRequest) -> list[str]:
+    """Return the request's overrides, preceded by those that its other options stand for."""
+    allow = f"license.allow={yaml_text(list(request.allow))}"
+    return [f"output={yaml_text(request.output)}", allow, *request.overrides]
 
 
-def _read(file: Location) -> Document:
-    return parse_yaml(file.read(_CONFIG_BYTES).decode("utf-8", "replace"), str(file))
+def _require_alike(document: Document, request: BuildRequest) -> None:
+    """Raise `UsageError` if a key of the document has another value in the request."""
+    found = list(contradictions(document, _overrides(request)))
+    if found:
+        raise UsageError(f"{document.source} and its options contradict each other: {'; '.join(found)}")
 
 
 def _written(request: BuildRequest, file: Location) -> Config:
     """Return the written configuration with the request's overrides. Raises `UsageError` if they contradict it."""
-    document = _read(file)
-    written = check(document, Config)
-    beginning = base_name(request.catalogs)
-    name = base_name(written.catalog)
-    if not name.startswith(beginning):
-        raise UsageError(
-            f"{file} names another catalog than those that this command writes, {written.catalog}: run `segmint build "
-            f"{file}` without options for photographs"
-        )
-    catalog = Location(file.storage, request.catalogs + name.removeprefix(beginning))
-    differences = [*_differences(request, catalog, written), *contradictions(document, request.overrides)]
-    if differences:
-        fix = "Repeat the options of the earlier run, or choose another -o"
-        if read_manifest(Location(file.storage, request.output)) is None:
-            fix += f". Nothing was built yet, so you can also delete {file} to start over"
-        listed = "\n  ".join(differences)
-        raise UsageError(f"this command contradicts {file}, which an earlier run wrote:\n  {listed}\n{fix}")
+    document = parse_yaml(file.read().decode(), str(file))
+    _require_alike(document, request)
     for override in request.overrides:
         apply_override(document, override)
-    # The file's paths may be relative to another working directory.
-    document.data |= {"catalog": catalog.uri, "output": request.output}
     return check(document, Config)
 
 
-def _differences(request: BuildRequest, catalog: Location, written: Config) -> Iterator[str]:
-    """Yield a sentence for each difference between the request and the one that the catalog was scanned for."""
-    try:
-        with catalog.open() as stream:
-            found = pq.read_schema(stream).metadata or {}
-    except NotFoundError as error:
-        raise UsageError(f"{catalog} is missing: restore this catalog, from which the dataset was built") from error
-    before = [found.get(_FOLDER, b"").decode(), found.get(_LICENSE, b"").decode(), ", ".join(sorted(written.license.allow))]
-    now = [_folder(request), request.license or "", ", ".join(sorted(request.allow))]
-    for name, was, is_now in zip(("photographs", "--license", "allowed licenses"), before, now, strict=True):
-        if was != is_now:
-            yield f"{name}: {was or 'none'} before, {is_now or 'none'} now"
-
-
-def _folder(request: BuildRequest) -> str:
-    """Return the photographs' URI. A local path is relative to the dataset's folder, so both can be moved together."""
-    if scheme(request.photographs) != LOCAL:
-        return request.photographs.rstrip("/")
-    above = os.path.realpath(parent(str(local_path(request.output).absolute())))
-    return os.path.relpath(os.path.realpath(local_path(request.photographs)), above)
-
-
-def _scan(request: BuildRequest, storage: Storage) -> Scanned:
-    """Scan the photographs into a new catalog."""
-    folder = Location(storage, request.photographs)
+def _scan(request: BuildRequest, storage: Storage) -> tuple[Location, list[str]]:
+    """Scan the photographs into a new catalog. Also return lines that describe it."""
     asserted = f"{_user()}, {datetime.now(UTC).date()}"
     licenses: Counter[str] = Counter()
-    without = Counter[str]()
+    asserted_rows = 0
 
-    def rows(progress: Progress) -> Iterator[dict[str, Any]]:
-        for row in scan(folder):
-            if "license" not in row:
-                without["rows"] += 1
-                if request.license is not None:
-                    row |= {"license": request.license, "license_asserted": asserted}
+    def rows() -> Iterator[dict[str, Any]]:
+        nonlocal asserted_rows
+        for row in scan(Location(storage, request.photographs)):
+            if request.license is not None and "license" not in row:
+                row |= {"license": request.license, "license_asserted": asserted}
+                asserted_rows += 1
             licenses[row.get("license", _MISSING)] += 1
             progress.update("scan", licenses.total())
             yield row
-        _require_allowed(request, licenses)
+        if not licenses:
+            raise UsageError(f"there are no photographs below {request.photographs}: name their folder or prefix")
+        if not any(canonical_identifier(name) in request.allow for name in licenses):
+            listed = "\n".join(_refused_lines(licenses, request.allow))
+            raise UsageError(f"no photograph has one of the allowed licenses, so nothing was built:\n{listed}")
 
-    metadata = {_FOLDER: _folder(request), _LICENSE: request.license or ""}
     with ScratchFolder() as scratch, Progress() as progress:
         path = Path(scratch) / "catalog.parquet"
-        named = relative_rows(rows(progress), Location(storage, f"{request.catalogs}.parquet"))
-        write_catalog(named, Location(storage, str(path)), SOURCE.with_metadata(metadata))
-        catalog = Location(storage, f"{request.catalogs}{sha256_of(path)[:_HASH_DIGITS]}.parquet")
+        relative = relative_rows(rows(), Location(storage, request.catalogs))
+        write_catalog(relative, Location(storage, str(path)))
+        catalog = Location(storage, f"{request.catalogs}-{sha256_of(path)[:_HASH_DIGITS]}.parquet")
         put_new_file(catalog, path)
-    asserted_rows = 0 if request.license is None else without["rows"]
-    return Scanned(catalog, licenses, asserted_rows, asserted if asserted_rows else None)
-
-
-def _require_allowed(request: BuildRequest, licenses: Mapping[str, int]) -> None:
-    """Raise `UsageError` if no photograph has an allowed license."""
-    refused = RefusedLicenses.of(licenses, request.allow)
-    found = sum(licenses.values())
-    if not found:
-        raise UsageError(f"there are no photographs below {request.photographs}: expected a folder or prefix with images")
-    if sum(refused.counts.values()) == found:
-        listed = some([f"{rows:,} {name}" for name, rows in refused.counts.items()])
-        raise UsageError(
-            f"nothing was built: none of the {counted(found, 'photograph')} below {request.photographs} has an allowed "
-            f"license ({', '.join(request.allow)}), but {listed}. Allow licenses that photographs state with --allow, "
-            "or assert the license of those without one with --license"
+    lines = [f"{catalog}: {counted(licenses.total(), 'photograph')}"]
+    if asserted_rows:
+        lines.append(
+            f"license asserted for {counted(asserted_rows, 'photograph')} by {asserted}, which the dataset publishes. "
+            "To record another name, set LOGNAME."
         )
+    return catalog, [*lines, *_refused_lines(licenses, request.allow)]
 
 
 def _user() -> str:
@@ -248,26 +159,18 @@ def _user() -> str:
         return f"user {os.getuid()}"
 
 
-def _grown(request: BuildRequest, config: Config, file: Location) -> PhotographBuild:
-    """Scan the photographs again, and add the new rows to the dataset.
-
-    The configuration names the new catalog as soon as the dataset contains its rows. If it has no new rows, or if the
-    dataset can't take them, the new catalog is deleted.
-    """
+def _grown(request: BuildRequest, config: Config, file: Location) -> tuple[Config, list[str]]:
+    """Scan the photographs again, and add the new rows to the dataset. Then, the file names the new catalog."""
     storage = Storage(config.storage)
+    catalog, lines = _scan(request, storage)
     before = Location(storage, config.catalog)
-    scanned = _scan(request, storage)
-    if scanned.catalog.uri == before.uri:
-        return PhotographBuild(config, scanned)
-    grown = config.model_copy(update={"catalog": absolute(scanned.catalog.uri)})
+    if catalog == before:
+        return config, lines
+    grown = config.model_copy(update={"catalog": catalog.uri})
     try:
-        dataset = open_or_create(grown, storage, grow=True)
-    except SegmintError:
-        scanned.catalog.delete()
+        open_or_create(grown, storage, grow=True)
+    except SegmintError:  # for example, because photographs are gone
+        catalog.delete()
         raise
-    if dataset.manifest.catalog[-1].source_sha256 == before.sha256():
-        scanned.catalog.delete()
-        return PhotographBuild(config, None)
-    text = file.read(_CONFIG_BYTES).decode()
-    file.put(text.replace(before.name, scanned.catalog.name).encode())
-    return PhotographBuild(grown, scanned)
+    file.put(file.read().replace(before.name.encode(), catalog.name.encode()))
+    return grown, lines

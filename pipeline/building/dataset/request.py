@@ -3,9 +3,9 @@
 This module imports little, so that a wrong command gets its answer at once.
 """
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from segmint.catalogs.endings import IMAGE_ENDINGS
 from segmint.catalogs.layout import MANIFEST
@@ -13,18 +13,18 @@ from segmint.catalogs.licenses import validate_identifier
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
-from segmint.infra.uris import ALLOWED_SCHEMES, LOCAL, base_name, is_below, local_path, parent, redact, scheme
+from segmint.infra.uris import ALLOWED_SCHEMES, LOCAL, absolute, base_name, is_below, local_path, parent, redact, scheme
 
 _YAML = (".yaml", ".yml")
 _CATALOGS = (".parquet", ".jsonl", ".ndjson", ".csv", ".gz")
-_EXAMPLE = "-o dataset --license CC0-1.0"
 
 
 @dataclass(frozen=True)
 class BuildRequest:
     """A build of the photographs below a folder or prefix, which may have only the licenses in `allow`.
 
-    `license` is asserted for photographs without a statement of their own. `output` doesn't end with a slash.
+    `license` is asserted for photographs without a statement of their own. `output` is absolute and doesn't end with a
+    slash. `overrides` are those of `--set`.
     """
 
     photographs: str
@@ -34,30 +34,35 @@ class BuildRequest:
     overrides: tuple[str, ...] = ()
 
     @property
+    def head(self) -> str:
+        """First line of the configuration: the command that writes it, without its overrides."""
+        options = ["-o", self.output, *(["--license", self.license] if self.license is not None else [])]
+        for each in self.allow:
+            if each != self.license:
+                options += ["--allow", each]
+        return f"# {shlex.join(['segmint', 'build', self.photographs, *options])}"
+
+    @property
     def config_file(self) -> str:
         """Path or URI of the configuration, beside the dataset."""
         return f"{self.output}-build.yaml"
 
     @property
     def catalogs(self) -> str:
-        """Beginning of the path or URI of the request's catalogs, beside the dataset. The rest is a file's hash."""
-        return f"{self.output}-catalog-"
+        """Beginning of the names of catalogs, beside the dataset. A file's hash and its extension follow."""
+        return f"{self.output}-catalog"
 
 
 def names_configuration(source: str, *, flagged: bool) -> bool:
     """Return whether the argument of `segmint build` names a configuration, and not photographs.
 
-    `flagged` tells whether options for photographs are given. Without them, any file may be a configuration, except a
-    photograph or a catalog.
+    `flagged` tells whether an option for photographs is given. Without one, a local configuration may have any name,
+    except that of a photograph or a catalog.
     """
     name = source.lower()
-    if name.endswith(_YAML) or flagged:
+    if flagged or name.endswith((*_YAML, *_CATALOGS, *IMAGE_ENDINGS)) or "://" in name:
         return name.endswith(_YAML)
-    if name.endswith(IMAGE_ENDINGS + _CATALOGS) or _refuses(source):
-        return False
-    if scheme(source) != LOCAL:
-        return Location(Storage(), source).exists()
-    return local_path(source).exists() and not local_path(source).is_dir()
+    return not local_path(source).is_dir()
 
 
 def parse_request(
@@ -67,84 +72,79 @@ def parse_request(
     _check_source(photographs)
     if output is None:
         raise UsageError(
-            f"-o is missing: name a folder for the dataset, as in `segmint build {photographs} {_EXAMPLE}`. If "
-            f"{photographs} should be a configuration, its name must end in .yaml"
+            f"-o is missing: name the dataset's folder, as in `segmint build {photographs} -o dataset --license "
+            "CC0-1.0`. The name of a configuration must end in .yaml"
         )
+    photographs, output = (absolute(each).rstrip("/") for each in (photographs, output))
     _check_output(photographs, output)
     asserted = None if license is None else validate_identifier(license)
-    allowed = {validate_identifier(each) for each in (*allow, *([license] if license is not None else []))}
+    allowed = {validate_identifier(each) for each in allow} | {asserted} - {None}
     if not allowed:
         raise UsageError(
-            "no license is allowed, so nothing was built. If you know the license of the photographs, assert it, as in "
-            "--license CC0-1.0. If each photograph's sidecar file states its license (photo.jpg.license), name the "
-            "ones to allow, as in --allow CC-BY-4.0"
+            "no license is allowed, so nothing was built. If you know the photographs' license, assert it: --license "
+            "CC0-1.0. If sidecar files such as photo.jpg.license state their licenses, allow them: --allow CC-BY-4.0"
         )
-    plain = output if output.endswith("://") else output.rstrip("/")
-    request = BuildRequest(photographs, plain, asserted, tuple(sorted(allowed)), tuple(overrides))
-    if not overrides:  # they may contain the options of the stores
+    request = BuildRequest(photographs, output, asserted, tuple(sorted(map(str, allowed))), tuple(overrides))
+    if not overrides:  # otherwise, these may contain the options of the stores
         check_stores(request, Storage())
     return request
 
 
 def check_stores(request: BuildRequest, storage: Storage) -> None:
-    """Raise `UsageError` if there are no files to scan, or if the output has a dataset that isn't of a request."""
-    dataset = Location(storage, request.output)
-    if not Location(storage, request.config_file).exists() and (dataset / MANIFEST).exists():
+    """Raise `UsageError` if there are no files to scan, or if another command started to build the output."""
+    dataset, file = Location(storage, request.output), Location(storage, request.config_file)
+    if file.exists():
+        head = file.read().partition(b"\n")[0].decode()
+        if head != request.head:
+            raise UsageError(
+                f"{file} was written by another command: {head.removeprefix('# ')}\nRepeat that command, or choose "
+                f"another -o. If nothing was built yet, you can also delete {file}"
+            )
+    elif (dataset / MANIFEST).exists():
         raise UsageError(
-            f"{dataset} already contains a dataset, but {request.config_file} doesn't exist, so it wasn't built by this "
-            "command: run `segmint build` with the dataset's configuration, or choose another -o"
+            f"{dataset} already contains a dataset, but {file} doesn't exist: choose another -o, or run `segmint "
+            "build` with the configuration that the dataset was built with"
         )
     if next(Location(storage, request.photographs).walk(), None) is None:
-        raise UsageError(f"there are no files below {request.photographs}: expected a folder or prefix with photographs")
-
-
-def _refuses(uri: str) -> bool:
-    head, separator, _ = uri.partition("://")
-    return bool(separator) and head.lower() not in ALLOWED_SCHEMES
+        raise UsageError(f"there are no files below {request.photographs}: name the photographs' folder or prefix")
 
 
 def _check_source(source: str) -> None:
-    if _refuses(source):
+    name = source.lower()
+    if name.partition("://")[0] in ("http", "https"):
         raise UsageError(
-            f"{redact(source)}: builds don't download photographs. Copy them to a folder or a store first: expected a "
-            f"local folder, or one of {', '.join(f'{each}://' for each in sorted(ALLOWED_SCHEMES - {LOCAL}))}"
+            f"{redact(source)}: builds don't download photographs. Copy them to a local folder, or to a store of "
+            f"{', '.join(f'{each}://' for each in sorted(ALLOWED_SCHEMES - {LOCAL}))}"
         )
-    if source.lower().endswith(_CATALOGS):
+    if name.endswith(_CATALOGS):
         raise UsageError(
-            f"{source} is a catalog: write a configuration for it with `segmint init --catalog {source}`, or name the "
-            "folder of the photographs instead"
+            f"{source} is a catalog: name the photographs' folder, or write a configuration for the catalog with "
+            f"`segmint init --catalog {source}`"
         )
-    if scheme(source) != LOCAL:
-        return
-    path = local_path(source)
-    if path.is_file():
-        kind = "a photograph: name its folder" if source.lower().endswith(IMAGE_ENDINGS) else "a file"
-        raise UsageError(f"{source} is {kind}: expected a folder of photographs, or a configuration (.yaml)")
-    if not path.exists():
-        raise UsageError(f"no such file or folder: {source}: expected a folder of photographs, or a configuration")
+    if scheme(source) == LOCAL and not local_path(source).is_dir():
+        found = "isn't a folder" if local_path(source).exists() else "doesn't exist"
+        raise UsageError(f"{source} {found}: expected a folder of photographs, or a configuration (.yaml)")
 
 
 def _check_output(photographs: str, output: str) -> None:
-    if base_name(output) in ("", ".", "..") or parent(output).rstrip("/") == output.rstrip("/"):
-        raise UsageError(f"-o {output}: expected a folder or prefix with a name of its own, such as {output}/dataset")
-    if output.lower().endswith(_YAML):
-        raise UsageError(f"-o {output} names the dataset's folder, not the configuration, which is written beside it")
+    if parent(output) == output or base_name(output) == ".." or output.lower().endswith(_YAML):
+        raise UsageError(f"-o {output}: expected a folder or prefix for the dataset, with a name of its own")
     if is_below(output, photographs) or is_below(photographs, output):
         raise UsageError(
-            f"-o {output} and the photographs in {photographs} are inside one another, so a later scan would find the "
-            "dataset's own files: choose a dataset outside the folder of the photographs"
+            f"-o {output} and {photographs} are inside one another, so a scan would find the dataset's own files: "
+            "choose a dataset outside the photographs' folder"
         )
-    local = scheme(photographs) == LOCAL
-    if local and scheme(output) != LOCAL:
+    if scheme(photographs) != LOCAL:
+        return
+    folder = parent(output)
+    if scheme(output) != LOCAL:
         raise UsageError(
-            f"the photographs in {photographs} are local files, which the catalog of a dataset in a store, {output}, "
-            "cannot name: choose a local -o, or copy the photographs to the store"
+            f"{photographs} is local, so a dataset in a store, {output}, can't name its files: choose a local -o, or "
+            "copy the photographs to the store"
         )
-    if scheme(output) == LOCAL and local_path(output).is_file():
-        raise UsageError(f"-o {output} is a file: expected a folder for the dataset")
-    if local and not is_below(photographs, parent(str(local_path(output).absolute()))):
-        beside = Path(local_path(photographs).resolve()).parent / base_name(output)
+    if not is_below(photographs, folder):
+        beside = local_path(photographs).resolve().parent / base_name(output)
         raise UsageError(
-            f"the photographs in {photographs} are outside the folder of {output}, so the dataset would publish their "
-            f"absolute paths: choose a dataset beside the photographs or above them, such as -o {beside}"
+            f"{photographs} is outside {folder}, and a dataset publishes the paths of its photographs, relative to its "
+            f"own folder: choose a dataset beside the photographs or above them, such as -o {beside}"
         )
