@@ -70,7 +70,9 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """The files of a dataset that nothing disturbed, written without Ray."""
     folder = tmp_path_factory.mktemp("alone")
     overrides = OPTIONS[3::2]
-    request = parse_request(str(write_photographs(folder / "photos")), str(folder / "dataset"), "CC0-1.0", [], overrides)
+    request = parse_request(
+        str(write_photographs(folder / "photos")), str(folder / "dataset"), "CC0-1.0", [], overrides
+    )
     open_photographs(request)
     write_dataset(Path(request.config_file))
     return contents(Location(Storage(), request.output))

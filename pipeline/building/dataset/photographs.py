@@ -73,13 +73,16 @@ def _refused_lines(licenses: Mapping[str, int], allow: Collection[str]) -> list[
 
     The key `missing` counts those without a license.
     """
+    counts: Counter[str] = Counter()
+    for name, rows in licenses.items():
+        counts[canonical_identifier(name) or name] += rows
     lines = []
-    for name, rows in sorted(licenses.items()):
-        identifier = canonical_identifier(name) or name
+    for name, rows in sorted(counts.items()):
+        found, option = name, f"--allow {name}"
         if name == _MISSING:
-            lines.append(f"not allowed {rows:>10,} without a license: --license ID asserts one for them")
-        elif identifier not in allow:
-            lines.append(f"not allowed {rows:>10,} {identifier}: --allow {identifier}")
+            found, option = "without a license", "--license ID asserts one for them"
+        if name not in allow:
+            lines.append(f"not allowed {rows:>10,} {found}: {option}")
     return lines
 
 
