@@ -13,7 +13,7 @@ from segmint.catalogs.licenses import validate_identifier
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
-from segmint.infra.uris import ALLOWED_SCHEMES, LOCAL, absolute, base_name, is_below, local_path, parent, redact, scheme
+from segmint.infra.uris import LOCAL, absolute, base_name, is_below, local_path, parent, redact, scheme
 
 _YAML = (".yaml", ".yml")
 _CATALOGS = (".parquet", ".jsonl", ".ndjson", ".csv", ".gz")
@@ -23,7 +23,7 @@ _CATALOGS = (".parquet", ".jsonl", ".ndjson", ".csv", ".gz")
 class BuildRequest:
     """A build of the photographs below a folder or prefix, which may have only the licenses in `allow`.
 
-    `license` is asserted for photographs without a statement of their own. `output` is absolute and doesn't end with a
+    `license` is asserted for photographs that don't state one. `output` is absolute and doesn't end with a
     slash. `overrides` are those of `--set`.
     """
 
@@ -36,11 +36,10 @@ class BuildRequest:
     @property
     def head(self) -> str:
         """First line of the configuration: the command that writes it, without its overrides."""
-        options = ["-o", self.output, *(["--license", self.license] if self.license is not None else [])]
+        words = ["segmint", "build", self.photographs, "-o", self.output]
         for each in self.allow:
-            if each != self.license:
-                options += ["--allow", each]
-        return f"# {shlex.join(['segmint', 'build', self.photographs, *options])}"
+            words += ["--license" if each == self.license else "--allow", each]
+        return f"# {shlex.join(words)}"
 
     @property
     def config_file(self) -> str:
@@ -113,8 +112,8 @@ def _check_source(source: str) -> None:
     name = source.lower()
     if name.partition("://")[0] in ("http", "https"):
         raise UsageError(
-            f"{redact(source)}: builds don't download photographs. Copy them to a local folder, or to a store of "
-            f"{', '.join(f'{each}://' for each in sorted(ALLOWED_SCHEMES - {LOCAL}))}"
+            f"{redact(source)}: builds don't download photographs. Copy them to a local folder, or to a store such as "
+            "s3://, az://, or gs://"
         )
     if name.endswith(_CATALOGS):
         raise UsageError(
@@ -128,23 +127,17 @@ def _check_source(source: str) -> None:
 
 def _check_output(photographs: str, output: str) -> None:
     if parent(output) == output or base_name(output) == ".." or output.lower().endswith(_YAML):
-        raise UsageError(f"-o {output}: expected a folder or prefix for the dataset, with a name of its own")
+        example = f"{output.rstrip('/.')}/dataset"
+        raise UsageError(f"-o {output}: expected a folder or prefix for the dataset, such as {example}")
     if is_below(output, photographs) or is_below(photographs, output):
         raise UsageError(
             f"-o {output} and {photographs} are inside one another, so a scan would find the dataset's own files: "
             "choose a dataset outside the photographs' folder"
         )
-    if scheme(photographs) != LOCAL:
-        return
     folder = parent(output)
-    if scheme(output) != LOCAL:
-        raise UsageError(
-            f"{photographs} is local, so a dataset in a store, {output}, can't name its files: choose a local -o, or "
-            "copy the photographs to the store"
-        )
-    if not is_below(photographs, folder):
+    if scheme(photographs) == LOCAL and not is_below(photographs, folder):
         beside = local_path(photographs).resolve().parent / base_name(output)
         raise UsageError(
-            f"{photographs} is outside {folder}, and a dataset publishes the paths of its photographs, relative to its "
-            f"own folder: choose a dataset beside the photographs or above them, such as -o {beside}"
+            f"{photographs} is outside {folder}. A dataset publishes the paths of local photographs, relative to the "
+            f"folder that contains it: choose one beside or above the photographs, such as -o {beside}, or copy them"
         )

@@ -56,23 +56,17 @@ def build(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Build a dataset from a configuration or from photographs, or resume a build.
+    """Build a dataset, or resume a build.
 
-    With photographs, write their catalog and a configuration beside the dataset first. Only photographs with a license
-    that --license or --allow names are used.
+    From photographs, this first writes their catalog and a configuration beside the dataset. All photographs whose
+    license neither --license nor --allow names are rejected.
     """
     from segmint.pipeline.building.dataset.request import names_configuration, parse_request
 
-    span = parse_shards(shards) if shards is not None else None
     given = [name for name, value in {"-o": output, "--license": license, "--allow": allow}.items() if value]
     request = None
     if not names_configuration(source, flagged=bool(given)):
         request = parse_request(source, output, license, allow or [], overrides or [])
-        from segmint.pipeline.building.dataset.photographs import open_photographs, refused_licenses
-
-        loaded, lines = open_photographs(request, grow=grow)
-        for line in lines:
-            print_message(line)
     elif given:
         raise UsageError(
             f"{', '.join(given)} can't be used with a configuration, which sets output and license.allow: change them "
@@ -82,6 +76,13 @@ def build(
         from segmint.pipeline.config.config import load_config
 
         loaded = load_config(source, overrides or [])
+    span = parse_shards(shards) if shards is not None else None
+    if request is not None:
+        from segmint.pipeline.building.dataset.photographs import open_photographs, refused_licenses
+
+        loaded, lines = open_photographs(request, grow=grow)
+        for line in lines:
+            print_message(line)
     from segmint.pipeline.build import run_build
     from segmint.pipeline.building.execution.accounting import NotRecordedError
 

@@ -36,11 +36,11 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("photos/deep", "photos", CC0, [], "are inside one another"),
         ("photos", "photos/", CC0, [], "are inside one another"),
         ("photos", "../here", CC0, [], "are inside one another"),
-        ("photos", "x/..", CC0, [], "with a name of its own"),
+        ("photos", "x/..", CC0, [], "expected a folder or prefix for the dataset, such as"),
         ("photos", "build.yaml", CC0, [], "expected a folder or prefix for the dataset"),
-        ("s3://bucket/photos", "s3://bucket", CC0, [], "with a name of its own"),
+        ("s3://bucket/photos", "s3://bucket", CC0, [], "expected a folder or prefix for the dataset, such as"),
         ("s3://bucket/photos", "s3://bucket/photos/masks", CC0, [], "are inside one another"),
-        ("photos", "s3://bucket/dataset", CC0, [], "choose a local -o, or copy the photographs to the store"),
+        ("photos", "s3://bucket/dataset", CC0, [], "such as -o {here}/dataset, or copy them"),
         ("photos", "../outside/dataset", CC0, [], "such as -o {here}/dataset"),
         ("photos/a.jpg", "dataset", CC0, [], "photos/a.jpg isn't a folder: expected a folder of photographs"),
         ("phtos", "dataset", CC0, [], "phtos doesn't exist: expected a folder of photographs, or a configuration"),
@@ -64,7 +64,7 @@ def test_only_the_named_licenses_are_allowed(here: Path) -> None:
     request = parse_request("photos/", "dataset/", "cc0-1.0", ["CC-BY-4.0", "CC0-1.0"], [])
     assert request == BuildRequest(f"{here}/photos", f"{here}/dataset", "CC0-1.0", ("CC-BY-4.0", "CC0-1.0"))
     assert (request.config_file, request.catalogs) == (f"{here}/dataset-build.yaml", f"{here}/dataset-catalog")
-    assert request.head == f"# segmint build {here}/photos -o {here}/dataset --license CC0-1.0 --allow CC-BY-4.0"
+    assert request.head == f"# segmint build {here}/photos -o {here}/dataset --allow CC-BY-4.0 --license CC0-1.0"
     assert parse_request("photos", "dataset", None, ["CC-BY-4.0"], []).allow == ("CC-BY-4.0",)
 
 
