@@ -20,6 +20,7 @@ SOURCE = pa.schema(
         pa.field("caption", pa.string()),  # for readers of the catalog; never written to a dataset
         pa.field("refused_reason", pa.string()),  # reason for rejecting the image, one of `CURATE_REASONS`; else empty
         pa.field("refused_detail", pa.string()),  # one sentence on what was found
+        pa.field("license_asserted", pa.string()),  # who asserted the license, and when; empty: the image states it
     ]
 )
 """Columns that a source catalog may contain, in any order. Other columns are ignored."""
@@ -52,7 +53,7 @@ NORMALIZED = pa.schema(
 )
 """Schema of `catalog/part-N-<digest>.parquet`, which contains the rows of the source catalog in the same order."""
 
-ADDED = pa.schema([SOURCE.field(name) for name in ("opt_out", "refused_reason", "refused_detail")])
+ADDED = pa.schema([SOURCE.field(name) for name in ("opt_out", "refused_reason", "refused_detail", "license_asserted")])
 """Columns that a normalized catalog only contains if at least one row has a value."""
 
 STAGED = pa.schema([*NORMALIZED, *ADDED])

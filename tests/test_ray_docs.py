@@ -1,6 +1,7 @@
 """The examples of docs/ray.md run as they are printed, but on a CPU, with MobileSAM and few points."""
 
 import re
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -8,9 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from tests.support.builds import AS_SHIPPED, ONE_EACH, segmint_here
 from tests.support.cells import examples_of, run_cells
-from tests.support.committed import write_dataset
-from tests.support.locations import location_of
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "ray.md"
 
@@ -23,6 +23,9 @@ HERE = {
 }
 """Text of the examples, and its replacement for a machine without a GPU or the weights of ViT-H."""
 
+QUICK = {"model": AS_SHIPPED, "resources": ONE_EACH, "masks": {"points_per_side": 3, "crop_n_layers": 0}}
+"""Settings of the build: few points, in the test's Ray."""
+
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("weights", "local_ray")
@@ -31,18 +34,23 @@ def test_the_examples_run_and_both_steps_find_the_same_masks(
 ) -> None:
     (tmp_path / "photos").mkdir()
     Image.fromarray(coffee).resize((300, 200)).save(tmp_path / "photos/coffee.png")
-    write_dataset(location_of(tmp_path / "demo/dataset"), shards=1)
     monkeypatch.chdir(tmp_path)
     examples = examples_of(PAGE)
     for printed, replacement in HERE.items():
         assert any(printed in example for example in examples)
         examples = [example.replace(printed, replacement) for example in examples]
-    for name in ("photos", "by-import", "masks", "demo/dataset/images"):  # workers run in another folder
+    for name in ("photos", "by-import", "masks", "dataset/images"):  # workers run in another folder
         examples = [re.sub(rf'(_files|_parquet)\("{name}"', rf'\1("{tmp_path / name}"', each) for each in examples]
+    (command,) = re.findall(
+        r"^```\nsegmint (.*s3://bucket/photos.*)\n```$", PAGE.read_text(encoding="utf-8"), re.MULTILINE
+    )
+    settings = [word for key, value in QUICK.items() for word in ("--set", f"{key}={value}")]
+    built = segmint_here(*shlex.split(command.replace("s3://bucket/photos", "photos")), *settings)
+    assert re.search(r"written +1 image with [1-9]\d* masks? in 1 shard", built)
     run_cells(examples)
     (by_import,) = pq.read_table(tmp_path / "by-import").to_pylist()
     (mapped,) = pq.read_table(tmp_path / "masks").to_pylist()
     assert mapped["error"] is None
     assert [mask["segmentation"] for mask in mapped["masks"]] == [mask["segmentation"] for mask in by_import["masks"]]
     assert len(mapped["masks"]) > 0
-    assert "'license'" in capsys.readouterr().out
+    assert "'license': 'CC0-1.0'" in capsys.readouterr().out

@@ -30,9 +30,9 @@ from segmint.catalogs.source.normalize import (
 from segmint.infra.storage.location import Location
 from segmint.infra.uris import only_path
 
-PINNED = tuple(
-    name for name in STAGED.names if name not in ("ordinal", "id", "image_id", "duplicate_of", "refused_detail")
-)
+_UNPINNED = ("ordinal", "id", "image_id", "duplicate_of", "refused_detail", "license_asserted")
+
+PINNED = tuple(name for name in STAGED.names if name not in _UNPINNED)
 """Columns that a dataset pins for each image, besides its id. Their values must not change for a known image."""
 
 # Rows are compared by their id and a hash of their other columns, because a hash takes 8 bytes instead of hundreds. In

@@ -54,6 +54,7 @@ _PUBLISHED_TEXT: dict[str, Callable[[str], str]] = {
     "provider": redact,
     "source_url": redact,
     "refused_detail": redact,
+    "license_asserted": redact,
 }
 _OPTIONAL_STORES = f"(?i)^({'|'.join(sorted(ALLOWED_SCHEMES - {LOCAL, 's3'}))})://"
 

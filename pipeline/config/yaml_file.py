@@ -1,7 +1,7 @@
 """YAML configuration files: parsing with line numbers, overrides, and validation with locations."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import date
 from pathlib import Path
 from typing import Any, TypeVar
@@ -177,6 +177,22 @@ def apply_override(document: Document, override: str) -> None:
     for known in [place for place in document.places if place[: len(key)] == key]:
         del document.places[known]
     document.places[key] = f"--set {name.strip()}"
+
+
+def contradictions(document: Document, overrides: Iterable[str]) -> Iterator[str]:
+    """Yield a sentence for each key to which the document and an override give different values."""
+    for override in overrides:
+        alone = Document({}, {}, "--set")
+        apply_override(alone, override)
+        yield from _differing((), document.data, alone.data)
+
+
+def _differing(key: Key, before: Any, now: Any) -> Iterator[str]:
+    if isinstance(before, dict) and isinstance(now, dict):
+        for name in sorted(before.keys() & now.keys()):
+            yield from _differing((*key, name), before[name], now[name])
+    elif before != now:
+        yield f"{dotted(key)} is {before!r} and {now!r}"
 
 
 def check(document: Document, model: type[Model]) -> Model:

@@ -41,6 +41,7 @@ class LicenseCounts:
     expired: int = 0
     expired_since_build: int = 0  # images whose license expired after the day of the build
     without_attribution: int = 0  # counts only images whose license requires attribution
+    asserted: Counter[str] = field(default_factory=Counter)  # images whose license was asserted, by `license_asserted`
 
     def add(self, other: "LicenseCounts") -> None:
         """Add the counts of `other`."""
@@ -59,6 +60,7 @@ class LicenseCounts:
             expired=self.expired,
             expired_since_build=self.expired_since_build,
             without_attribution=self.without_attribution,
+            asserted=dict(self.asserted.most_common()),
         )
 
 
@@ -80,6 +82,8 @@ def audit_licenses(
         counts.providers[row["provider"]] += 1
         known = None if catalog is None else catalog.get(row["ordinal"])
         source = known or {**row, "redistributable": True, "valid_until": None}
+        if source.get("license_asserted"):
+            counts.asserted[source["license_asserted"]] += 1
         image = place.of_image(row["id"])
         for each in judge_terms(source, rules.policy, rules.today):
             counts.expired += each.code is Code.LICENSE_EXPIRED

@@ -60,6 +60,7 @@ class Licenses:
     expired: int
     expired_since_build: int  # images whose license expired after the day of the build
     without_attribution: int  # counts only images whose license requires attribution
+    asserted: Mapping[str, int] = field(default_factory=dict)  # images whose license was asserted, by who and when
 
 
 @dataclass(frozen=True)

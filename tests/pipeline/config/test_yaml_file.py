@@ -7,6 +7,7 @@ import pytest
 
 from segmint.infra.errors import UsageError
 from segmint.pipeline.config.config import load_config
+from segmint.pipeline.config.yaml_file import contradictions, parse_yaml
 
 GOOD = """\
 name: street
@@ -23,6 +24,16 @@ def problems(folder: Path, text: str, *overrides: str) -> list[str]:
     with pytest.raises(UsageError) as caught:
         load_config(str(path), list(overrides))
     return str(caught.value).replace(f"{folder}/", "").splitlines()
+
+
+def test_only_keys_with_two_values_contradict_each_other() -> None:
+    document = parse_yaml(f"{GOOD}masks: {{points_per_side: 8, crop_n_layers: 0}}\n", "c.yaml")
+    same = ["masks.points_per_side=8", "masks={crop_n_layers: 0}", "model.device=cpu", "license.allow=[CC0-1.0]"]
+    assert list(contradictions(document, same)) == []
+    assert list(contradictions(document, ["masks={points_per_side: 4}", "name=road"])) == [
+        "masks.points_per_side is 8 and 4",
+        "name is 'street' and 'road'",
+    ]
 
 
 def test_all_problems_are_told_at_once_in_the_order_of_the_file(tmp_path):

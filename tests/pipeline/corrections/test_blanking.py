@@ -21,7 +21,7 @@ def part(folder: Path, rows: int = 10) -> Path:
         "sha256": "a" * 64,
     }
     value |= {"redistributable": True, "valid_until": "2030-01-01", "country": "DE"}
-    value |= {"opt_out": True, "refused_reason": "unfit", "refused_detail": "blurred"}
+    value |= {"opt_out": True, "refused_reason": "unfit", "refused_detail": "blurred", "license_asserted": "Jo"}
     lines = [json.dumps({**value, "uri": f"{i}.jpg", "image_id": f"i{i % 8}"}) for i in range(rows)]
     (folder / "catalog.jsonl").write_text("\n".join(lines))
     normalize(location_of(folder / "catalog.jsonl"), folder / "part.parquet")

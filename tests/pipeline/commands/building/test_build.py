@@ -32,6 +32,12 @@ def failing(wanted: str) -> Callable[[str, Callable[[], Any], Any], Any]:
     return gate
 
 
+def test_options_for_photographs_are_refused_beside_a_configuration(tmp_path: Path) -> None:
+    done = CliRunner().invoke(app, ["build", str(tmp_path / "build.yaml"), "-o", "dataset", "--allow", "CC0-1.0"])
+    assert done.exit_code == 2
+    assert "-o, --allow can't be used with a configuration, which sets output and license.allow" in done.stderr
+
+
 @pytest.mark.parametrize("call", FAULTS)
 def test_the_accounting_is_printed_if_the_end_cannot_be_recorded(small_dataset: Path, dataset: Path, call: str) -> None:
     def build() -> Any:

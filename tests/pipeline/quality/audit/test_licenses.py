@@ -79,6 +79,15 @@ def test_a_license_that_ended_on_the_build_s_day_held_then() -> None:
     assert (counts.expired, counts.expired_since_build) == (1, 1)
 
 
+def test_asserted_licenses_are_counted_by_who_asserted_them() -> None:
+    rows = [image(0), image(1), image(2)]
+    catalog = [
+        source(row, license_asserted=who) for row, who in zip(rows, ("Jo, 2026-05-01", None, "Ann"), strict=True)
+    ]
+    found, counts = judged(rows, catalog)
+    assert (found, counts.answer(RULES).asserted) == ([], {"Jo, 2026-05-01": 1, "Ann": 1})
+
+
 def test_a_blank_is_not_an_attribution() -> None:
     row = image(0, license="CC-BY-4.0")
     found, _ = judged([row], [source(row, attribution="  ")])
