@@ -27,6 +27,7 @@ from segmint.infra.log import get_logger
 from segmint.infra.metrics import SHARDS_MISSING, RunMetrics
 from segmint.infra.node_groups import NodeRequest
 from segmint.infra.progress import Progress
+from segmint.infra.ray_internals import iter_blocks
 from segmint.infra.ray_session import Cluster, ray_session
 from segmint.infra.row_ledger import RowLedger
 from segmint.infra.stopping import check_stopping
@@ -369,14 +370,3 @@ def run_rows(
             if quarantine is None or not quarantine.ended:
                 raise
         yield from writers.drain()
-
-
-def iter_blocks(dataset: ray.data.Dataset) -> Iterator[tuple[Any, int]]:
-    """Execute `dataset` and yield each block in order, as a reference with the block's number of rows.
-
-    The driver never fetches a block. `iter_internal_ref_bundles` is internal to Ray; it works the same way in Ray 2.59
-    and 2.60. Before you allow another version in pyproject.toml, run the tests marked `ray` with that version.
-    """
-    for bundle in dataset.iter_internal_ref_bundles():
-        for entry in bundle.blocks:
-            yield entry.ref, entry.metadata.num_rows
