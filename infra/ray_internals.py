@@ -35,13 +35,13 @@ _WAITING_KEY = "segmint.waiting_blocks"
 
 
 def require_token() -> None:
-    """Make local Ray instances that start later require Ray's token, here and in their processes.
+    """Make local Ray instances that start later require Ray's token, unless `RAY_AUTH_MODE` is set.
 
-    Ray does so by default only since a version that is newer than the oldest one that segmint allows. A process reads
-    the setting when it imports Ray, so this reads it again.
+    Only newer versions do so by default. A process reads the setting when it imports Ray, so this reads it again.
     """
-    os.environ["RAY_AUTH_MODE"] = "token"
-    Config.initialize("")
+    if "RAY_AUTH_MODE" not in os.environ:
+        os.environ["RAY_AUTH_MODE"] = "token"
+        Config.initialize("")
 
 
 @contextlib.contextmanager

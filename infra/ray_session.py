@@ -145,13 +145,14 @@ def _start(address: str, target: str, folder: Path | None, object_store_memory: 
     """
     import ray
 
-    from segmint.infra.ray_internals import on_loopback, without_helpers
+    from segmint.infra.ray_internals import on_loopback, require_token, without_helpers
 
     with warnings.catch_warnings(), _without_native_output():
         warnings.simplefilter("ignore")
         try:
             if target == "local":
                 _keep_token_private()
+                require_token()
                 with on_loopback(), without_helpers():
                     ray.init(
                         address="local",
@@ -185,18 +186,13 @@ def _start(address: str, target: str, folder: Path | None, object_store_memory: 
 
 
 def _keep_token_private() -> None:
-    """Make local Ray instances require a token, and create it so that only its owner can read it.
+    """Create a local Ray instance's auth token so that only its owner can read it.
 
     Anyone with the token can run code in that instance, and by default, Ray makes the token readable by all users. If
     the environment contains Ray's own authentication settings, they take precedence. If there is no home folder, or one
     that can't be written, this process and the instance's processes share a token in their environment instead.
     """
-    from segmint.infra.ray_internals import require_token
-
-    chosen = any(name.startswith("RAY_AUTH_") for name in os.environ)
-    if "RAY_AUTH_MODE" not in os.environ:
-        require_token()
-    if chosen:
+    if any(name.startswith("RAY_AUTH_") for name in os.environ):
         return
     try:
         path = Path.home() / ".ray" / "auth_token"
