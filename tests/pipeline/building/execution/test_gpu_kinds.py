@@ -108,7 +108,10 @@ def test_the_flow_of_rows_asks_ray_for_the_kind_and_is_taken(tmp_path: Path, loc
         (replace(stages, segment_pool=replace(stages.segment_pool, num_gpus=0.0)), {}),
     ):
         describe = build.build_rows(rows, laid)._logical_plan.dag
-        remote = describe.input_dependencies[0].ray_remote_args
+        segment = describe.input_dependencies[0]
+        remote = (
+            getattr(segment, "ray_remote_args", None) or segment._ray_remote_args
+        )  # the name depends on the version
         assert {name: remote[name] for name in ("num_gpus", "accelerator_type") if remote.get(name)} == asked
 
 
