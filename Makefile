@@ -28,7 +28,7 @@ export RAY_USAGE_STATS_ENABLED ?= 0
 # Without files of bytecode each of the many processes of the tests compiles segmint and the tests again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup demo test test-fast test-lowest test-long test-cluster test-gpu test-kernels test-sanitized test-interop mutants check audit-deps format bench bench-stages bench-encoder bench-pipeline bench-overlap bench-prepare bench-privacy bench-harm bench-audit bench-scale bench-duplicates bench-reading bench-training bench-clicks bench-intervals bench-gpu-reference tables gpu-bundle gpu-day gpu-ray gpu-builds docs lock wheel dist pictures clean
+.PHONY: setup demo test test-fast test-lowest test-long test-cluster test-gpu test-kernels test-sanitized test-interop mutants check audit-deps format bench bench-stages bench-encoder bench-pipeline bench-ray-script bench-overlap bench-prepare bench-privacy bench-harm bench-audit bench-scale bench-duplicates bench-reading bench-training bench-clicks bench-intervals bench-gpu-reference tables gpu-bundle gpu-day gpu-ray gpu-builds docs lock wheel dist pictures clean
 
 setup: $(STAMP) $(KERNELS)
 
@@ -241,6 +241,10 @@ pictures: demo
 
 bench-pipeline: setup
 	$(BIN)/python benchmarks/building/pipeline_vs_loop.py
+
+# A Ray Data script and segmint's steps, with a photograph that kills its worker and a kill of the run.
+bench-ray-script: setup
+	$(BIN)/python benchmarks/building/ray_script.py $(BENCH_OPTIONS)
 
 # How long a GPU would wait for the host; it needs none.
 bench-overlap: setup

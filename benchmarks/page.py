@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from benchmarks.building.prepare_tables import prepare_part
+from benchmarks.building.ray_script_tables import ray_script_part
 from benchmarks.building.scale_tables import (
     overlap_part,
     resume_part,
@@ -70,6 +71,7 @@ PAGES: Mapping[str, Parts] = {
     "privacy.md": {"harm": (harm_part, "make bench-harm PICTURES=FOLDER")},
     "metric.md": {"shares": (shares_part, "make gpu-day")},
     "plan.md": {"recorded rates": (rates_part, "make gpu-day")},
+    "ray.md": {"side by side": (ray_script_part, "make bench-ray-script")},
     "reading.md": {"rates": (reading_part, "make bench-reading")},
     "train.md": {"trial": (trial_part, "make bench-training")},
 }

@@ -59,27 +59,25 @@ def _of_kuberay() -> dict[str, Any] | None:
     name = os.environ.get("RAY_CLUSTER_NAME")
     if not name or not _NAMESPACE.is_file():
         return None
-    from ray.autoscaler._private.kuberay.node_provider import KubernetesHttpApiClient
+    from segmint.infra.ray_internals import kuberay_cluster
 
-    return config_of(KubernetesHttpApiClient(_NAMESPACE.read_text().strip()).get(f"rayclusters/{name}"))
+    return config_of(kuberay_cluster(_NAMESPACE.read_text().strip(), name))
 
 
 def config_of(ray_cluster: dict[str, Any]) -> dict[str, Any] | None:
     """Derive the autoscaler's configuration from a RayCluster resource. Return None if it has no autoscaler."""
-    from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
+    from segmint.infra.ray_internals import autoscaling_config
 
-    if not ray_cluster["spec"].get("enableInTreeAutoscaling"):
-        return None
-    config: dict[str, Any] = _derive_autoscaling_config_from_ray_cr(ray_cluster)
-    return config
+    return autoscaling_config(ray_cluster) if ray_cluster["spec"].get("enableInTreeAutoscaling") else None
 
 
 def _of_head() -> dict[str, Any] | None:
     """Find this cluster's autoscaler among the local processes, and read the configuration on its command line."""
-    import ray
     import yaml
 
-    session = f"/{ray._private.worker.global_worker.node.session_name}/".encode()
+    from segmint.infra.ray_internals import session_name
+
+    session = f"/{session_name()}/".encode()
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             words = path.read_bytes().split(b"\0")

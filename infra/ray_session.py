@@ -8,10 +8,8 @@ import secrets
 import socket
 import sys
 import tempfile
-import threading
-import uuid
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,16 +17,12 @@ from typing import Any
 from segmint.infra.errors import UsageError
 from segmint.infra.node_groups import GPU_KIND, belongs, gpu_kind, node_groups, with_gpu_kind
 from segmint.infra.scratch import ScratchFolder
-from segmint.infra.stopping import reinstall_handlers, uninterrupted
+from segmint.infra.stopping import uninterrupted
 from segmint.infra.wording import open_stream
 
 MIN_LOCAL_CPUS = 8
 """Minimum number of logical CPUs of a local Ray instance. On larger machines, Ray gets two per core, plus four. Each
 stage needs slots to run in parallel with the others, but most stages wait more than they compute."""
-
-
-_THREAD_S = 60.0
-"""Maximum time in seconds to wait for a thread of Ray Data before Ray shuts down. An interrupted command has less."""
 
 
 RETRIES = 16
@@ -117,6 +111,8 @@ def ray_session(address: str = "auto", *, object_store_memory: int | None = None
         os.environ.setdefault("RAY_task_events_report_interval_ms", "0")
     import ray
 
+    from segmint.infra.ray_internals import end_executions, own_signals, without_statistics
+
     # Ray Data raises these errors, so it doesn't need to print their tracebacks as well.
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     # Ray Data has no other way to limit actor restarts. Check this again when you upgrade the pinned Ray.
@@ -131,14 +127,14 @@ def ray_session(address: str = "auto", *, object_store_memory: int | None = None
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(private_folder()) if local else None
         if local:
-            stack.enter_context(_without_statistics())
+            stack.enter_context(without_statistics())
         try:
-            with uninterrupted(), _with_own_signals():
+            with uninterrupted(), own_signals():
                 _start(address, target, folder, object_store_memory)
             yield observe(local=local)
         finally:
-            with uninterrupted(), _with_own_signals():
-                _end_executions()
+            with uninterrupted(), own_signals():
+                end_executions()
                 ray.shutdown()
 
 
@@ -149,12 +145,15 @@ def _start(address: str, target: str, folder: Path | None, object_store_memory: 
     """
     import ray
 
+    from segmint.infra.ray_internals import on_loopback, require_token, without_helpers
+
     with warnings.catch_warnings(), _without_native_output():
         warnings.simplefilter("ignore")
         try:
             if target == "local":
                 _keep_token_private()
-                with _on_loopback(), _without_helpers():
+                require_token()
+                with on_loopback(), without_helpers():
                     ray.init(
                         address="local",
                         num_cpus=max(MIN_LOCAL_CPUS, 2 * cores_here() + 4),
@@ -184,115 +183,6 @@ def _start(address: str, target: str, folder: Path | None, object_store_memory: 
                 f"resources.address is {address!r}, but no Ray cluster responds at {target!r}: {error}. "
                 "Start one, use another address, or use 'local'"
             ) from error
-
-
-def _end_executions() -> None:
-    """End the threads of Ray Data's executions in this process, which may outlive an interrupted execution.
-
-    If such a thread used Ray while it shuts down, Ray would end this process at once, with exit code 1.
-    """
-    execution = sys.modules.get("ray.data._internal.execution.streaming_executor")
-    if execution is None:
-        return
-    for thread in threading.enumerate():
-        if isinstance(thread, execution.StreamingExecutor):
-            with contextlib.suppress(Exception):  # Ray may already be gone
-                thread.shutdown(force=False)
-            thread.join(_THREAD_S)
-
-
-@contextlib.contextmanager
-def _with_own_signals() -> Iterator[None]:
-    """Keep our SIGTERM handler while Ray starts or stops.
-
-    Ray replaces the handler, even in native code. When Ray shuts down, it resets the signal before it stops its
-    processes.
-    """
-    from ray._private import utils
-    from ray._private.node import Node
-
-    before = utils.set_sigterm_handler, Node.kill_all_processes
-    if reinstall_handlers():
-        utils.set_sigterm_handler = lambda _: None
-        Node.kill_all_processes = lambda *args, **kwargs: reinstall_handlers() and before[1](*args, **kwargs)
-    try:
-        yield
-    finally:
-        utils.set_sigterm_handler, Node.kill_all_processes = before
-        reinstall_handlers()
-
-
-@contextlib.contextmanager
-def _on_loopback() -> Iterator[None]:
-    """Make local Ray instances that start in this context listen only on 127.0.0.1.
-
-    This is Ray's default on macOS and Windows. A process reads the setting when it imports Ray, so this changes it both
-    here and in the environment of the processes that Ray starts.
-    """
-    from ray._private import ray_constants
-
-    switch = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR
-    before = ray_constants.ENABLE_RAY_CLUSTER, os.environ.get(switch)
-    ray_constants.ENABLE_RAY_CLUSTER, os.environ[switch] = False, "0"
-    try:
-        yield
-    finally:
-        ray_constants.ENABLE_RAY_CLUSTER = before[0]
-        if before[1] is None:
-            del os.environ[switch]
-        else:
-            os.environ[switch] = before[1]
-
-
-_HELPERS = ("start_log_monitor", "start_monitor", "start_api_server")
-"""Methods of Ray's node that start optional processes: one forwards worker logs to the driver, one runs the autoscaler,
-and one serves the dashboard."""
-
-
-def _without_helpers() -> contextlib.AbstractContextManager[None]:
-    """Skip the processes that a local Ray instance doesn't need. Each takes 80 MB and one second of CPU time to start.
-
-    Ray has no public option for this.
-    """
-    from ray._private.node import Node
-
-    return _replaced(Node, dict.fromkeys(_HELPERS, lambda *_, **__: None))
-
-
-@contextlib.contextmanager
-def _replaced(owner: object, functions: Mapping[str, object]) -> Iterator[None]:
-    """Replace functions of a class in this context. The class itself must define all of them."""
-    before = {name: vars(owner)[name] for name in functions}
-    for name, function in functions.items():
-        setattr(owner, name, function)
-    try:
-        yield
-    finally:
-        for name, function in before.items():
-            setattr(owner, name, function)
-
-
-_STATISTICS: Mapping[str, Callable[..., object]] = {
-    "gen_dataset_id_from_stats_actor": lambda: uuid.uuid4().hex,  # Ray Data does the same if the actor fails
-    "register_dataset_to_stats_actor": lambda *_, **__: None,
-    "update_execution_metrics": lambda *_, **__: None,
-    "update_iteration_metrics": lambda *_, **__: None,
-}
-"""Replacements for the functions of Ray Data's `_StatsManager` that use its statistics actor."""
-
-
-def _without_statistics() -> contextlib.AbstractContextManager[None]:
-    """Prevent Ray Data from starting its statistics actor, which feeds a dashboard that we don't start.
-
-    Starting the actor takes two seconds of CPU time, and Ray has no public option to turn it off. If Ray Data isn't
-    imported, nothing changes. Functions that this version of Ray Data lacks are skipped.
-    """
-    if "ray.data" not in sys.modules:
-        return contextlib.nullcontext()
-    from ray.data._internal import stats
-
-    manager = getattr(stats, "_StatsManager", object)
-    return _replaced(manager, {name: staticmethod(new) for name, new in _STATISTICS.items() if name in vars(manager)})
 
 
 def _keep_token_private() -> None:
@@ -433,11 +323,11 @@ def accelerator_types(gpu: str) -> set[str]:
     Ray derives its name from the GPU's name in the driver. `device_kind` removes the vendor from that name, so the set
     contains the names that Ray derives with and without the vendor.
     """
-    from ray._private.accelerators.nvidia_gpu import NvidiaGPUAcceleratorManager
+    from segmint.infra.ray_internals import accelerator_type
 
     name = gpu.partition(",")[0]
-    name_of = NvidiaGPUAcceleratorManager._gpu_name_to_accelerator_type
-    return {name_of(f"NVIDIA {name}"), name_of(name)}
+    names = accelerator_type(f"NVIDIA {name}"), accelerator_type(name)
+    return {each for each in names if each is not None}
 
 
 def alive_nodes() -> frozenset[str]:

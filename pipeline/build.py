@@ -27,6 +27,7 @@ from segmint.infra.log import get_logger
 from segmint.infra.metrics import SHARDS_MISSING, RunMetrics
 from segmint.infra.node_groups import NodeRequest
 from segmint.infra.progress import Progress
+from segmint.infra.ray_internals import iter_blocks
 from segmint.infra.ray_session import Cluster, ray_session
 from segmint.infra.row_ledger import RowLedger
 from segmint.infra.stopping import check_stopping
@@ -95,6 +96,7 @@ def build_rows(rows: RowSource, stages: Stages, ledger: RowLedger | None = None)
                     each.actor(),
                     fn_constructor_args=each.arguments(ledger),
                     compute=each.pool.strategy(),
+                    max_concurrency=each.pool.calls_at_once,
                     num_cpus=each.pool.num_cpus,
                     num_gpus=each.pool.num_gpus or None,
                     **{**actors, **(on_gpus if each.pool.num_gpus else {})},
@@ -105,6 +107,7 @@ def build_rows(rows: RowSource, stages: Stages, ledger: RowLedger | None = None)
         Prepare,
         fn_constructor_args=stages.prepare_call,
         compute=stages.prepare_pool.strategy(),
+        max_concurrency=stages.prepare_pool.calls_at_once,
         num_cpus=stages.prepare_pool.num_cpus,
         label_selector=dict(stages.prepare_nodes) or None,
         **actors,
@@ -119,6 +122,7 @@ def build_rows(rows: RowSource, stages: Stages, ledger: RowLedger | None = None)
             stages.segment_threads,
         ),
         compute=stages.segment_pool.strategy(),
+        max_concurrency=stages.segment_pool.calls_at_once,
         num_cpus=stages.segment_pool.num_cpus,
         num_gpus=stages.segment_pool.num_gpus or None,
         accelerator_type=stages.gpus.name if stages.segment_pool.num_gpus else None,
@@ -369,14 +373,3 @@ def run_rows(
             if quarantine is None or not quarantine.ended:
                 raise
         yield from writers.drain()
-
-
-def iter_blocks(dataset: ray.data.Dataset) -> Iterator[tuple[Any, int]]:
-    """Execute `dataset` and yield each block in order, as a reference with the block's number of rows.
-
-    The driver never fetches a block. `iter_internal_ref_bundles` is internal to Ray; it works the same way in Ray 2.59
-    and 2.60. Before you allow another version in pyproject.toml, run the tests marked `ray` with that version.
-    """
-    for bundle in dataset.iter_internal_ref_bundles():
-        for entry in bundle.blocks:
-            yield entry.ref, entry.metadata.num_rows

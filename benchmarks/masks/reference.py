@@ -58,6 +58,14 @@ def reference_sam(sam: "Sam") -> ReferenceSam:
     return reference.to(sam.device).eval()
 
 
+def reference_mobile_sam(weights: str) -> ReferenceSam:
+    """Create the reference's SAM with MobileSAM's weights, as `sam_model_registry` does for its own models."""
+    from segmint.infra.assets.resolve import resolve
+    from segmint.model.sam.load import load_sam
+
+    return reference_sam(load_sam(resolve(weights), device="cpu"))
+
+
 def reference_vit(shape: "VitShape", image_side: int = IMAGE_SIDE) -> ImageEncoderViT:
     """Create the reference's ViT encoder with our shape in evaluation mode. It keeps its initial random weights.
 

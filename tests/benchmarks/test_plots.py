@@ -80,6 +80,13 @@ def pipeline() -> dict[str, Any]:
     return {**NOTHING, "settings": {"images": 4, "masks": {"points_per_side": 8}}, "rounds": [row]}
 
 
+def ray_script() -> dict[str, Any]:
+    side = {"side": "segmint build", "ended_by_itself": True, "done": 7, "lost": 0, "twice": 0, "named": True}
+    settings = {"images": 8, "panorama": [9000, 8000], "limit_mib": 1536, "points_per_side": 4, "most_deaths": 6}
+    sides = [{**side, "deaths": [0, 2], "minutes": 1.26, "cpu_s": 1234.5}]
+    return {**NOTHING, "settings": settings, "sides": sides}
+
+
 def prepared() -> dict[str, Any]:
     stages = ("decode", "shrink", "faces", "plates", "redact", "release", "original")
     runs = [{"with_original": kept, **dict.fromkeys(stages, 0.5), "total": 3.5} for kept in (True, False)]
@@ -266,6 +273,7 @@ def recorded(tmp_path: Path) -> Path:
         "stages": stages(),
         "encoder_vs_reference": encoder(),
         "pipeline_vs_loop": pipeline(),
+        "ray_script": ray_script(),
         "prepare": prepared(),
         "privacy": privacy(),
         "harm": harm(),

@@ -104,7 +104,8 @@ def wait_until_requested(nodes: int, cpus: float) -> None:
     from ray.autoscaler.v2.sdk import get_cluster_resource_state
 
     def found() -> bool:
-        requests = get_cluster_resource_state(ray._private.worker.global_worker.gcs_client).pending_resource_requests
+        client = ray._private.worker.global_worker.gcs_client  # noqa: TID251 - Ray's own view of itself
+        requests = get_cluster_resource_state(client).pending_resource_requests
         return nodes == sum(each.count for each in requests if each.request.resources_bundle.get("CPU") == cpus)
 
     wait_for(f"request for {nodes} nodes", found, timeout=60)

@@ -18,8 +18,8 @@ from unittest import mock
 import psutil
 import pytest
 import ray
-from ray.data._internal.execution.operators.actor_pool_map_operator import ActorPoolMapOperator
-from ray.data._internal.execution.operators.map_operator import MapOperator
+from ray.data._internal.execution.operators.actor_pool_map_operator import ActorPoolMapOperator  # noqa: TID251
+from ray.data._internal.execution.operators.map_operator import MapOperator  # noqa: TID251
 from ray.job_submission import JobSubmissionClient
 
 from segmint.infra import ray_session as module

@@ -11,14 +11,10 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import ray.data
 from ray.data import Datasource, ReadTask
-from ray.data._internal.execution.backpressure_policy import (
-    ENABLED_BACKPRESSURE_POLICIES,
-    ENABLED_BACKPRESSURE_POLICIES_CONFIG_KEY,
-    BackpressurePolicy,
-)
 from ray.data.block import BlockMetadata
 
 from segmint.catalogs.shard_ranges import ShardSpan
+from segmint.infra.ray_internals import limit_waiting_blocks
 from segmint.infra.row_ledger import RowLedger
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
@@ -43,8 +39,6 @@ receives no input. The number is small so that few rows are read in advance and 
 
 FEWEST_WAITING, MOST_WAITING = 8, 256
 """Lower and upper limit of the number of waiting blocks for a whole pool."""
-
-_WAITING_KEY = "segmint.waiting_blocks"
 
 Run = tuple[int, int]
 """Range of ordinals `[start, stop)`."""
@@ -135,9 +129,7 @@ class RowSource(Datasource):  # type: ignore[misc]
         Call this inside `watched`, because Ray Data copies its context.
         """
         waiting = max(FEWEST_WAITING, min(MOST_WAITING, WAITING_PER_ACTOR * actors))
-        context = ray.data.DataContext.get_current()
-        context.set_config(ENABLED_BACKPRESSURE_POLICIES_CONFIG_KEY, [*ENABLED_BACKPRESSURE_POLICIES, WaitingBlocks])
-        context.set_config(_WAITING_KEY, waiting)
+        limit_waiting_blocks(ray.data.DataContext.get_current(), waiting)
         # Read a multiple of the block size, so that only the last block is smaller.
         blocks_per_read = min(max(waiting, FEWEST_READ_ROWS // rows_per_block), READ_ROWS // rows_per_block)
         self._read_rows = rows_per_block * max(1, blocks_per_read)
@@ -262,23 +254,3 @@ def _no_rows(dataset: "BuildDataset") -> pa.Table:
 
 
 _EMPTY: dict[str, pa.Table] = {}  # by the catalog's parts, whose names contain hashes
-
-
-class WaitingBlocks(BackpressurePolicy):  # type: ignore[misc]
-    """Policy that stops an operator's input while too many blocks wait for the next operator.
-
-    Each waiting block takes several kilobytes of the driver's memory. Read tasks run one at a time, because each task
-    produces many blocks. The policy isn't part of Ray's public API; a test checks that Ray calls it.
-    """
-
-    def can_add_input(self, op: Any) -> bool:
-        """Return whether the operator may start another task."""
-        reads, cuts = op.name.startswith("Read"), op.name.startswith("StreamingRepartition")
-        if (reads or cuts) and op.num_active_tasks():
-            return False
-        followers = [self._topology[follower] for follower in op.output_dependencies]
-        if reads:
-            # A read's rows stay one block until Ray Data cuts them. The remainder then waits for the next read's rows.
-            return not any(queue.num_blocks for state in followers for queue in state.input_queues)
-        most = self._data_context.get_config(_WAITING_KEY, MOST_WAITING)
-        return all(state.total_enqueued_input_blocks() < most for state in followers)

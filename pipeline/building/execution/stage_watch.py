@@ -7,11 +7,11 @@ from contextlib import contextmanager
 from typing import Any, ClassVar
 
 from ray.data import DataContext
-from ray.data._internal.execution.execution_callback import ExecutionCallback
 
 from segmint.infra.errors import SegmintError
 from segmint.infra.metrics import STAGE_ROWS, STAGE_SECONDS, RunMetrics
 from segmint.infra.progress import Progress
+from segmint.infra.ray_internals import ExecutionCallback, call_back, operators_of
 from segmint.infra.ray_session import alive_nodes
 
 STAGES = {"Prepare": "prepare", "Segment": "segment", "(describe": "describe"}
@@ -38,8 +38,7 @@ class StalledError(SegmintError):
 class StageWatch(ExecutionCallback):  # type: ignore[misc]
     """Callback that updates the bars at each step of an execution and ends the execution if it stalls.
 
-    Ray Data creates the instance, so the state is in class variables. The callback isn't part of Ray's public API.
-    Therefore, segmint limits the range of Ray versions, and a test checks that Ray calls the callback.
+    Ray Data creates the instance, so the state is in class variables. A test checks that Ray calls the callback.
     """
 
     progress: ClassVar[Progress | None] = None
@@ -77,11 +76,10 @@ class StageWatch(ExecutionCallback):  # type: ignore[misc]
         """Count the rows that have left each stage. Raises `StalledError`, which ends the execution."""
         if self.progress is None:
             return
-        for operator in executor._topology:
+        for operator, rows, seconds in operators_of(executor):
             for name, stage in self.stages.items():
-                rows = operator.metrics.row_outputs_taken
-                if name in operator.name and rows != self.rows_seen.get(stage):
-                    self._count(stage, rows, operator.metrics.block_generation_time)
+                if name in operator and rows != self.rows_seen.get(stage):
+                    self._count(stage, rows, seconds)
                     self.rows_seen[stage] = rows
                     self.progress.update(stage, self.rows_before[stage] + rows)
                     self.moved()
@@ -148,7 +146,7 @@ def watched(
     context.print_on_execution_start = False
     # Ray's own timeout doesn't notice a pool whose node died, and it mistakes a slow image for a dead actor.
     context.execution_no_progress_timeout_s = -1
-    context.custom_execution_callback_classes = [StageWatch]
+    call_back(context, StageWatch)
     StageWatch.stages, StageWatch.rows = stages, 0
     StageWatch.rows_before = {stage: progress.done(stage) for stage in stages.values()}
     StageWatch.progress, StageWatch.metrics, StageWatch.stall_timeout = progress, metrics, stall_timeout

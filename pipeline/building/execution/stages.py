@@ -172,12 +172,11 @@ class ActorPool:
         return max(self.smallest, min(self.largest, actors))
 
     def strategy(self) -> ActorPoolStrategy:
-        """Return the pool in Ray Data's notation."""
+        """Return the pool in Ray Data's notation. Pass `calls_at_once` as `max_concurrency`, as all versions allow."""
         return ActorPoolStrategy(
             min_size=self.smallest,
             max_size=self.largest,
             max_tasks_in_flight_per_actor=2 * self.calls_at_once,
-            max_concurrent_calls_per_actor=self.calls_at_once,
             enable_true_multi_threading=self.calls_at_once > 1,
         )
 

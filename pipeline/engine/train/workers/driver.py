@@ -152,7 +152,7 @@ def _print(lines: Any, say: Say) -> None:
 def _explained(error: BaseException, keys: TrainResources) -> BaseException:
     """Convert an error to a readable one, without Ray's tracebacks."""
     from ray.exceptions import RayError
-    from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError
+    from ray.train import ControllerError, TrainingFailedError
 
     cause = error.controller_failure if isinstance(error, ControllerError) else error
     if isinstance(cause, SegmintError):

@@ -10,7 +10,6 @@ import ray
 import torch.distributed as dist
 from ray.train import UserCallback, get_context
 from ray.train.torch import get_device
-from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 from torch import Tensor
 
 from segmint.infra import log
@@ -18,13 +17,12 @@ from segmint.infra.assets.cache import sha256_of
 from segmint.infra.assets.resolve import resolve
 from segmint.infra.device import apply_compute, resolve_compute, warn_of_slow_bf16
 from segmint.infra.errors import SegmintError, UnfinishedError, UsageError, last_line
+from segmint.infra.ray_internals import is_worker_death
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.pipeline.engine.train.checkpoints import CHECKPOINTS, list_checkpoints
 from segmint.pipeline.engine.train.session import Say, TrainingSession
 from segmint.pipeline.engine.train.world import WorkerRank
-
-_DEAD = (WorkerHealthCheckFailedError, ray.exceptions.RayActorError)
 
 MOST_DEATHS = 3
 """Number of deaths without a new checkpoint that ends the run, because another start would fail the same way."""
@@ -131,7 +129,7 @@ class DeathPolicy(UserCallback):  # type: ignore[misc] # Ray has no types here
             if isinstance(error, SegmintError):
                 raise error
         # When a worker dies, the others fail as well, because they wait for it.
-        dead = {rank: error for rank, error in worker_exceptions.items() if isinstance(error, _DEAD)}
+        dead = {rank: error for rank, error in worker_exceptions.items() if is_worker_death(error)}
         rank, error = min((dead or worker_exceptions).items())
         why = f"worker {rank} of the training ended: {last_line(error)}"
         found = [each.step for each in list_checkpoints(self._output / CHECKPOINTS) if each.run == self._run]

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 from ray.data import DataContext
 
+from segmint.infra import ray_internals
 from segmint.infra.progress import Progress
+from segmint.infra.ray_internals import WaitingBlocks
 from segmint.infra.ray_session import Cluster
 from segmint.infra.row_ledger import RowLedger
 from segmint.infra.storage.storage import Storage
@@ -17,7 +19,7 @@ from segmint.operators.shards.write import ShardResult
 from segmint.pipeline import build
 from segmint.pipeline.building.dataset.dataset import BuildDataset, open_or_create
 from segmint.pipeline.building.execution import row_source
-from segmint.pipeline.building.execution.row_source import RowSource, ShardRows, WaitingBlocks, runs_of
+from segmint.pipeline.building.execution.row_source import RowSource, ShardRows, runs_of
 from segmint.pipeline.building.execution.shard_writers import StreamLengthError
 from segmint.pipeline.building.execution.stage_watch import watched
 from segmint.pipeline.building.execution.stages import Stages, lay_out
@@ -35,7 +37,7 @@ def source(rows: int = ROWS) -> RowSource:
 
 def test_workers_get_the_policies_of_an_execution_without_the_code_that_opens_datasets() -> None:
     """They come with Ray Data's context; DuckDB and all else that reads a catalog would take each worker a second."""
-    assert WaitingBlocks.__module__ == row_source.__name__
+    assert WaitingBlocks.__module__ == ray_internals.__name__
     assert not hasattr(row_source, "BuildDataset")
 
 

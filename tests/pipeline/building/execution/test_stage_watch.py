@@ -31,7 +31,7 @@ def test_rows_that_leave_a_stage_are_seen(local_ray: Cluster) -> None:
     assert "describe 10/10" in told.getvalue()
     assert StageWatch.progress is None
     actors = {each["name"] for each in list_named_actors(all_namespaces=True)}
-    assert "AutoscalingCoordinator" in actors
+    assert {"AutoscalingCoordinator", "AutoscalingRequester"} & actors, "the name depends on Ray's version"
     assert "datasets_stats_actor" not in actors  # the dashboard's, which a local Ray doesn't have
 
 

@@ -136,7 +136,6 @@ def test_a_gpu_s_actor_has_threads_beside_the_device_and_calls_that_keep_them_bu
     assert on_cpu.workers() == {"prepare": 1, "segment": 2}
     assert stages.workers() == {"prepare": 54, "decode": 8, "compute": 2, "finish": 8}
     strategy = stages.segment_pool.strategy()
-    assert strategy.max_concurrent_calls_per_actor == 5
     assert strategy.max_tasks_in_flight_per_actor == 10, "the next calls are on the way"
 
 

@@ -126,6 +126,7 @@ def only_own(kinds: str) -> str:
     return f"only the build's own {kinds} detectors searched, and they repeat their own misses"
 
 
+@pytest.mark.usefixtures("weights")
 def test_the_smallest_face_is_the_one_that_mtcnn_searches_for() -> None:
     detector, _ = build_detectors(DeidentifyConfig())
     assert isinstance(detector, CascadeDetector)
