@@ -20,7 +20,12 @@ def _looked(name: str, old: str, new: str) -> Mutant:
 
 REDACTION_MUTANTS = (
     _turned("a quarter turn is mapped back to the other side", "90: (width - y, x)", "90: (y, x)"),
-    _turned("a face found upright and turned counts twice", "< _SAME_IOU", "< 2"),
+    _turned("a face found upright and turned counts twice", "if is_as_good and iou", "if False and iou"),
+    _turned(
+        "a worse upright detection hides a turned face",
+        "is_as_good = each.orientation",
+        "is_as_good = True or each.orientation",
+    ),
     _turned("turned faces count from any score", 'if detector.name.startswith("mtcnn")', "if False"),
     _turned("a hit does not lead to a search in full", "(*search_turned(detector, image, angle), *hits)", "hits"),
     Mutant(
