@@ -31,6 +31,16 @@ _PIECE = 1 << 20
 _HEADERS = {"User-Agent": f"segmint/{VERSION}", "Accept-Encoding": "identity", "Connection": "close"}
 _SAFE = "/%:@!$&'()*+,;=~?"
 _PUBLIC_V6 = ipaddress.ip_network("2000::/3")
+_SPECIAL = [
+    ipaddress.ip_network(network)
+    for network in (
+        "192.0.0.0/24",  # protocols, and metadata of Oracle's machines
+        "168.63.129.16/32",  # Azure's service for its machines
+        "3fff::/20",  # documentation
+    )
+]
+"""Networks that Python, or some of its versions, calls global, although the public Internet doesn't reach them."""
+
 _NO_TRAINING = frozenset({"noai", "noimageai", "noindex", "noimageindex", "none"})
 
 
@@ -63,6 +73,8 @@ def is_public(address: str) -> bool:
     one.
     """
     ip = ipaddress.ip_address(address)
+    if any(ip in network for network in _SPECIAL):
+        return False
     if isinstance(ip, ipaddress.IPv6Address):
         return ip.is_global and ip in _PUBLIC_V6 and ip.sixtofour is None
     return ip.is_global and not ip.is_multicast
@@ -73,8 +85,9 @@ def is_opt_out(headers: Message) -> bool:
 
     The words count regardless of the crawler that they name.
     """
-    words = {word for value in headers.get_all("X-Robots-Tag", []) for word in re.split(r"[,:\s]+", value.lower())}
-    reserved = any(value.strip() == "1" for value in headers.get_all("tdm-reservation", []))
+    words = {word for value in headers.get_all("X-Robots-Tag", []) for word in re.split(r"[,;:\s]+", value.lower())}
+    values = ",".join(headers.get_all("tdm-reservation", []))  # proxies join repeated headers in this way
+    reserved = any(value.strip(' \t"') == "1" for value in values.split(","))
     return reserved or not words.isdisjoint(_NO_TRAINING)
 
 
@@ -146,6 +159,8 @@ class Downloader:
                     response = connection.getresponse()
                     if is_opt_out(response.headers):
                         return Download(None, "its server opts out", opted_out=True)
+                    if response.headers.defects:  # the headers after a malformed line are lost, such as an opt-out
+                        return Download(None, "malformed headers")
                     if response.status not in _REDIRECTS:
                         return self._content(response)
                     target = _redirected(target, response.headers.get("Location", ""))
@@ -162,7 +177,9 @@ class Downloader:
     def _content(self, response: http.client.HTTPResponse) -> Download:
         if response.status != http.client.OK:
             return Download(None, f"status {response.status}", passing=response.status in _PASSING)
-        if response.headers.get("Content-Encoding", "identity").lower() != "identity":
+        headers = response.headers
+        encodings = headers.get_all("Content-Encoding", []) + headers.get_all("Transfer-Encoding", [])
+        if any(encoding.strip().lower() not in ("identity", "chunked") for encoding in encodings):
             return Download(None, "an encoded response")
         pieces, left = [], self._max_bytes
         while piece := response.read(min(_PIECE, left + 1)):
@@ -175,8 +192,20 @@ class Downloader:
         return Download(b"".join(pieces)) if pieces else Download(None, "an empty response")
 
 
+class _Response(http.client.HTTPResponse):
+    """Response that refuses chunks of a negative size, for which Python reads everything that the server sends."""
+
+    def _safe_read(self, amt: int) -> bytes:
+        if amt < 0:
+            raise http.client.HTTPException("a chunk of a negative size")
+        data: bytes = super()._safe_read(amt)  # type: ignore[misc]
+        return data
+
+
 class _PinnedConnection(http.client.HTTPSConnection):
     """Connection to a host at one address, which isn't resolved again."""
+
+    response_class = _Response
 
     def __init__(self, host: str, port: int, address: str, context: ssl.SSLContext) -> None:
         super().__init__(host, port, timeout=_TIMEOUT_S, context=context)
@@ -200,6 +229,7 @@ def _target(url: str) -> _Target:
     try:
         parts = urlsplit(url)
         host, port = (parts.hostname or "").encode("idna").decode(), parts.port or 443
+        host.encode("idna")  # sockets do this again, and IDNA turns some characters into dots
     except ValueError as error:
         raise UriNotAllowedError("its URL isn't valid") from error
     if parts.scheme.lower() != "https":
@@ -214,7 +244,11 @@ def _target(url: str) -> _Target:
 
 def _redirected(target: _Target, location: str) -> _Target:
     here = f"[{target.host}]" if ":" in target.host else target.host
-    new = _target(urljoin(f"https://{here}:{target.port}{target.path}", location))
+    try:
+        url = urljoin(f"https://{here}:{target.port}{target.path}", location)
+    except ValueError as error:
+        raise UriNotAllowedError("a redirect to an invalid URL") from error
+    new = _target(url)
     if new[:2] != target[:2]:
         raise UriNotAllowedError("a redirect to another host")
     return new

@@ -255,8 +255,14 @@ def relative_to(catalog_uri: str, uri: str) -> str:
     Control characters aren't allowed, whether raw or percent-encoded. Local results are plain absolute paths. If the
     URI isn't allowed, raises `UriNotAllowedError` with the reason.
     """
+    found = _relative_to(catalog_uri, uri)
+    _refuse_odd_member(found, uri)
+    return found
+
+
+def _relative_to(catalog_uri: str, uri: str) -> str:
+    """Return the absolute URI of a catalog's entry, without checking whether a file can begin at its place in a tar."""
     catalog_is_local = scheme(catalog_uri) == LOCAL
-    _refuse_odd_member(uri)
     if scheme(uri) != LOCAL:
         split_bucket(uri)
         _refuse_climbing(uri)
@@ -338,12 +344,16 @@ def _refuse_changed(uri: str) -> None:
         raise UriNotAllowedError(f"{redact(uri)!r} contains '.' or ends with '/', which its store's client removes")
 
 
-def _refuse_odd_member(uri: str) -> None:
-    """Raise `UriNotAllowedError` if a URI names a place in a tar where no file can begin, or writes numbers oddly."""
+def _refuse_odd_member(uri: str, written: str) -> None:
+    """Raise `UriNotAllowedError` if a URI names a place in a tar where no file can begin, or writes numbers oddly.
+
+    `written` is the URI as its catalog writes it, which may be percent-encoded or end with `/.`. The message quotes it,
+    because the dataset publishes the message.
+    """
     member = split_member(uri)
     if member is not None and (member.uri != uri or member.offset % TAR_BLOCK or not member.offset):
         raise UriNotAllowedError(
-            f"{redact(uri)!r} names no file in a tar: expected .tar#OFFSET+SIZE in bytes, without leading zeros, "
+            f"{redact(written)!r} names no file in a tar: expected .tar#OFFSET+SIZE in bytes, without leading zeros, "
             f"and an offset that is a multiple of {TAR_BLOCK} and not 0"
         )
 

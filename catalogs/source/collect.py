@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from io import BytesIO
 from itertools import islice
@@ -39,6 +39,7 @@ TAR_BYTES = 10**9
 
 _TAR_ROWS = 20_000  # at which a tar is complete, too
 _KEY = b"segmint.collect"
+_NAME_BYTES = 100  # at the start of a tar
 _THREADS, _AHEAD = 16, 32
 _BATCH = 8  # rows of images that are read from Parquet at a time
 _MOST_FAULTS = 20  # downloads that fail one after another before the run stops, because the network may be down
@@ -109,20 +110,35 @@ def collect(
     while (first := next(copies, None)) is not None:
         number += 1
         name = f"{number:04}"
+        part = output / f"{name}.parquet"
         with ScratchFolder() as folder:
             path = Path(folder) / f"{name}.tar"
             rows = _write_tar(path, first, copies, done, tar_bytes, is_url=column is None)
+            if source_version(catalog) != source["source"]:
+                raise UsageError(
+                    f"{catalog} changed while it was read: choose another folder, and run the command again"
+                )
+            if part.exists():  # its tar must stay as it is
+                raise _another_run(output)
             (output / path.name).put_file(path)
         schema = SOURCE.with_metadata({_KEY: json.dumps(source).encode()})
-        if not (output / f"{name}.parquet").put_if_absent(table_bytes(pa.Table.from_pylist(rows, schema), schema)):
-            raise UsageError(f"another run writes to {output}: run one at a time")
+        if not part.put_if_absent(table_bytes(pa.Table.from_pylist(rows, schema), schema)):
+            raise _another_run(output)
         tell(f"{output / path.name}: {counted(len(rows), 'row')}")
     return done
 
 
+def _another_run(output: Location) -> UsageError:
+    return UsageError(f"another run writes to {output}: run one at a time")
+
+
 def _completed(output: Location, source: dict[str, Any]) -> list[int]:
-    """Return the number of rows in each complete tar, in order. Raises `UsageError` for anything else in the folder."""
+    """Return the number of rows in each complete tar, in order. Raises `UsageError` for anything else in the folder.
+
+    A run that was stopped may have left one more tar, which the next run replaces.
+    """
     rows: list[int] = []
+    tars: list[str] = []
     for entry in sorted(output.list(), key=lambda entry: (len(entry.name), entry.name)):  # 9999 before 10000
         file = output / entry.name
         if entry.name == f"{len(rows) + 1:04}.parquet":
@@ -133,9 +149,25 @@ def _completed(output: Location, source: dict[str, Any]) -> list[int]:
                     f"{file} is of another catalog or column, or the catalog changed: choose another folder"
                 )
             rows.append(metadata.num_rows)
-        elif not re.fullmatch(r"\d{4,}\.tar", entry.name):
-            raise UsageError(f"{file} isn't the next file of a collection: choose another folder")
+        elif re.fullmatch(r"\d{4,}\.tar", entry.name):
+            tars.append(entry.name)
+        else:
+            raise _foreign(file)
+    complete = [f"{number:04}.tar" for number in range(1, len(rows) + 1)]
+    for name in tars:
+        if name not in complete and not (name == f"{len(rows) + 1:04}.tar" and _is_own(output / name)):
+            raise _foreign(output / name)
     return rows
+
+
+def _is_own(tar: Location) -> bool:
+    """Return whether a tar without a catalog begins as a collection's tars do, and isn't somebody else's."""
+    with tar.open() as stream:
+        return re.fullmatch(rb"(\d{6,}\.bin)?", stream.read(_NAME_BYTES).rstrip(b"\0")) is not None
+
+
+def _foreign(file: Location) -> UsageError:
+    return UsageError(f"{file} isn't the next file of a collection: choose another folder")
 
 
 def _url_rows(catalog: Location, skip: int) -> Iterator[tuple[Row, None]]:
@@ -155,10 +187,11 @@ def _byte_rows(catalog: Location, column: str, skip: int) -> Iterator[tuple[Row,
     before = 0
     for file in catalog_files(catalog):
         with open_parquet(file.location, file.columns) as texts, open_parquet(file.location, file.columns) as images:
-            leaves = [images.schema.column(place) for place in range(len(images.schema))]
-            if not any(leaf.path == column and leaf.physical_type == "BYTE_ARRAY" for leaf in leaves):
-                there = ", ".join(leaf.path for leaf in leaves[:20])
-                raise UsageError(f"{file.location}: the binary column {column!r} is missing; it has: {there}")
+            if not _is_binary(images.schema_arrow, column):
+                leaves = [images.schema.column(place).path for place in range(min(20, len(images.schema)))]
+                raise UsageError(
+                    f"{file.location}: the binary column {column!r} is missing; it has: {', '.join(leaves)}"
+                )
             first, start, group = before, before, 0
             before += texts.metadata.num_rows
             while start < before and start + texts.metadata.row_group(group).num_rows <= skip:
@@ -175,6 +208,20 @@ def _byte_rows(catalog: Location, column: str, skip: int) -> Iterator[tuple[Row,
                     values = values.field(name)
                 yield from islice(zip(batch.to_pylist(), values.to_pylist(), strict=True), max(0, skip - start), None)
                 start += batch.num_rows
+
+
+def _is_binary(fields: Iterable[pa.Field], column: str) -> bool:
+    """Return whether a column, such as `image.bytes`, is binary. Only structs may contain it."""
+    name, *below = column.split(".", 1)
+    found = [field.type for field in fields if field.name == name]
+    if len(found) != 1:
+        return False
+    (kind,) = found
+    if below:
+        return pa.types.is_struct(kind) and _is_binary(kind.fields, below[0])
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
 def _write_tar(

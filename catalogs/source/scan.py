@@ -91,8 +91,8 @@ def scan(
     entries = base.walk(on_skip=on_skip)
     if base.uri.lower().endswith(_TAR) and base.exists():
         tar, base = base.name, Location(base.storage, parent(base.uri))
-        names = {tar, *(tar + ending for ending in SIDECAR_ENDINGS)}
-        entries = (entry for entry in base.list(beginning=tar) if entry.name in names)
+        endings = ("", *SIDECAR_ENDINGS)
+        entries = (entry for entry in base.list(beginning=tar) if entry.name[len(tar) :].lower() in endings)
     common = {
         "license": validate_identifier(license) if license else None,
         "provider": provider,
@@ -316,7 +316,7 @@ def _from_json(where: str, data: bytes) -> dict[str, Any]:
     conformed = conform(where, {"uri": pa.array([where]), **columns}, 1, 1).to_pylist()[0]
     if conformed["license"] is not None:
         _check_license(where, conformed["license"])
-    return {key: conformed[key] for key in ours}
+    return {key: conformed[key] for key in ours if conformed[key] is not None}
 
 
 def _from_license(where: str, data: bytes) -> dict[str, Any]:

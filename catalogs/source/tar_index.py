@@ -31,7 +31,7 @@ class TarredImage(NamedTuple):
 
 @dataclass
 class TarIndex:
-    """Images and sidecar files of a tar by name, in order. Names don't begin with `./`.
+    """Images and sidecar files of a tar by name, in order. Names have no slash at the start, no `//`, and no `./`.
 
     The extensions of sidecars are in lowercase. `skipped` has the reason for each name that isn't listed.
     """
@@ -73,7 +73,7 @@ def index_tar(tar: Location, parse: Callable[[str, bytes], Columns], *, hashed: 
     with tar.open() as stream:
         reader = TarReader(stream)
         for member in reader:
-            name = member.name.removeprefix("./")
+            name = _plain_name(member.name)
             owner, _, ending = name.rpartition(".")
             is_image = name.lower().endswith(IMAGE_ENDINGS)
             if member.isdir() or not (is_image or name.lower().endswith(SIDECAR_ENDINGS)):
@@ -91,9 +91,15 @@ def index_tar(tar: Location, parse: Callable[[str, bytes], Columns], *, hashed: 
     return index
 
 
+def _plain_name(name: str) -> str:
+    """Return the name of a member as it would be unpacked, so that a sidecar and its image have the same folder."""
+    return "/".join(part for part in name.split("/") if part not in ("", "."))
+
+
 def _is_in_one_piece(member: TarInfo) -> bool:
     """Return whether the tar contains the file as it is, and the header right before the file says its size."""
-    return is_plain_file(member) and "size" not in member.pax_headers
+    resized = any(key == "size" or key.startswith("GNU.sparse.") for key in member.pax_headers)
+    return is_plain_file(member) and not resized
 
 
 def _sidecar(

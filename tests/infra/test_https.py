@@ -46,6 +46,15 @@ def test_a_file_is_downloaded_whole(server: HttpsServer) -> None:
         (Answer(b"x", length=2, says_end=True), "no complete response (IncompleteRead)", 3),
         (Answer(b"x", length=-1, says_end=True), "", 1),
         (Answer(b"x", headers={"Content-Encoding": "gzip"}), "an encoded response", 1),
+        (Answer(b"x", headers={"Content-Encoding": "identity,gzip"}), "an encoded response", 1),
+        (Answer(b"x", headers={"Transfer-Encoding": "gzip, chunked"}), "an encoded response", 1),
+        (Answer(b"1\r\nx\r\n0\r\n\r\n", headers={"Transfer-Encoding": "chunked"}, length=-1), "", 1),
+        (
+            Answer(b"-1\r\n" + b"x" * 50, headers={"Transfer-Encoding": "chunked"}, length=-1),
+            "no complete response (HTTPException)",  # and not everything that follows, which may not fit into memory
+            3,
+        ),
+        (Answer(b"x", headers={"no name": "", "X-Robots-Tag": "noai"}), "malformed headers", 1),
         (Answer(b"x", failures=2), "", 3),
     ],
 )
@@ -69,6 +78,7 @@ def test_what_is_not_a_whole_file_says_why(server: HttpsServer, answer: Answer, 
         ("https://photos.example:99999/a.jpg", "its URL isn't valid"),
         ("https://[::1/a.jpg", "its URL isn't valid"),
         (f"https://{'a' * 64}.example/a.jpg", "its URL isn't valid"),
+        ("https://\u2024example/a.jpg", "its URL isn't valid"),  # IDNA turns it into .example
     ],
 )
 def test_other_urls_are_refused_without_a_request(url: str, why: str) -> None:
@@ -86,6 +96,9 @@ def test_other_urls_are_refused_without_a_request(url: str, why: str) -> None:
     [
         ("93.184.216.34", True),
         ("2606:2800:220:1::1", True),
+        ("192.0.0.192", False),
+        ("168.63.129.16", False),
+        ("3fff::1", False),
         ("127.0.0.1", False),
         ("10.0.0.1", False),
         ("172.16.0.1", False),
@@ -144,6 +157,7 @@ def test_redirects_stay_on_their_host(server: HttpsServer) -> None:
         "/plain": to(f"http://{HOST}/a.jpg"),
         "/private": to("https://169.254.169.254/"),
         "/nowhere": Answer(status=302),
+        "/broken": to("//["),
     }
     load = server.downloader()
     assert load.get(server.url("/here")).data == b"x"
@@ -154,6 +168,7 @@ def test_redirects_stay_on_their_host(server: HttpsServer) -> None:
         ("/plain", "not an https URL"),
         ("/private", "a redirect to another host"),
         ("/nowhere", "more than 5 redirects"),
+        ("/broken", "a redirect to an invalid URL"),
     ):
         assert load.get(server.url(path)).why == why
     assert server.requests["/loop"] == 6
@@ -168,6 +183,9 @@ def test_redirects_stay_on_their_host(server: HttpsServer) -> None:
         ({"X-Robots-Tag": "nofollow"}, False),
         ({"tdm-reservation": " 1 ", "tdm-policy": "https://photos.example/policy.json"}, True),
         ({"tdm-reservation": "0"}, False),
+        ({"tdm-reservation": "0, 1"}, True),  # joined by a proxy
+        ({"tdm-reservation": '"1"'}, True),
+        ({"X-Robots-Tag": "nofollow; noai"}, True),
     ],
 )
 @pytest.mark.parametrize("status", [200, 302])

@@ -397,5 +397,14 @@ def test_a_file_in_a_tar_has_one_uri() -> None:
     for odd in ("0.tar#0512+7", "0.tar#512+07", "0.tar#0+7", "0.tar#1000+7", "s3://bkt/0.tar#1+2"):
         with pytest.raises(UriNotAllowedError, match="a multiple of 512"):
             relative_to("/data/c.jsonl", odd)
+    for catalog, odd in (
+        ("/data/c.jsonl", "0.tar#0512+7/."),
+        ("/data/c.jsonl", "0.tar#0512+7/"),
+        ("/data/c.jsonl", "/data/0.tar#100+7//"),
+        ("/data/c.jsonl", "file:///data/0.tar%230512+7"),
+        ("s3://bkt/c.jsonl", "0.tar#512+07/."),
+    ):
+        with pytest.raises(UriNotAllowedError, match=f"^'{re.escape(odd)}' names no file"):
+            relative_to(catalog, odd)
     with pytest.raises(UriNotAllowedError, match=r"climbs"):
         relative_to("/data/c.jsonl", "../0.tar#512+7")

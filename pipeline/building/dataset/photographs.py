@@ -54,7 +54,9 @@ def open_photographs(request: BuildRequest, *, grow: bool = False) -> tuple[Conf
         catalog, lines = _scan(request, storage)
         asked.data["catalog"] = catalog.uri
         text = f"{request.head}\n{_NOTE}\n{yaml_text(asked.data)}"
-        file.put_if_absent(text.encode())  # another process may have been faster
+        if not file.put_if_absent(text.encode()):  # another process was faster
+            check_stores(request, storage)
+            lines = []  # they describe a catalog that isn't used
     config = _written(request, file)
     if grow and not lines:
         return _grown(request, config, file)
@@ -175,5 +177,8 @@ def _grown(request: BuildRequest, config: Config, file: Location) -> tuple[Confi
     except SegmintError:  # for example, because photographs are gone
         catalog.delete()
         raise
-    file.put(file.read().replace(before.name.encode(), catalog.name.encode()))
+    old, new, ours = before.name, catalog.name, base_name(request.catalogs)
+    if old.startswith(ours):  # YAML may fold or escape this part, but not the hash
+        old, new = old.removeprefix(ours), new.removeprefix(ours)
+    file.put(file.read().replace(old.encode(), new.encode()))
     return grown, lines

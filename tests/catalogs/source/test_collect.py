@@ -22,6 +22,7 @@ from segmint.operators.prepare.read_image import ImageReader
 from tests.support.builds import digests, write_catalog
 from tests.support.https_server import Answer, HttpsServer, https_server
 from tests.support.locations import location_of
+from tests.support.tars import tar_of
 
 PHOTOS = {f"/{number}.jpg": bytes([number]) * (1000 + number) for number in range(1, 13)}
 
@@ -110,7 +111,8 @@ def test_a_run_that_is_stopped_resumes_after_its_last_tar_with_the_same_bytes(
 
     with pytest.raises(Stopped):
         collect(urls, halves, server.downloader(), tar_bytes=4000, tell=stop)
-    (tmp_path / "halves" / "0002.tar").write_bytes(b"what a killed run left")
+    left = (tmp_path / "halves" / "0001.tar").read_bytes()
+    (tmp_path / "halves" / "0002.tar").write_bytes(left)  # as a run that is killed before it writes 0002.parquet
     assert len(rows_of(halves)) == 9
     server.requests.clear()
     done = collect(urls, halves, server.downloader(), tar_bytes=4000)
@@ -145,12 +147,18 @@ def bytes_catalog(tmp_path: Path) -> Path:
     folder = tmp_path / "rows"
     folder.mkdir()
     for name, numbers in (("a", range(1, 8)), ("b", range(8, 13))):
-        rows = [
-            {"uri": f"{number}.jpg", "license": "CC0-1.0", "image": {"bytes": PHOTOS[f"/{number}.jpg"], "path": "x"}}
+        rows: list[dict[str, Any]] = [
+            {
+                "uri": f"{number}.jpg",
+                "license": "CC0-1.0",
+                "image": {"bytes": PHOTOS[f"/{number}.jpg"], "path": "x"},
+                "list": [b"1"],
+                "dotted.name": b"1",
+            }
             for number in numbers
         ]
         if name == "b":
-            rows[0]["image"], rows[1]["image"]["bytes"] = None, b""  # type: ignore[index]
+            rows[0]["image"], rows[1]["image"]["bytes"] = None, b""
         pq.write_table(pa.Table.from_pylist(rows), folder / f"{name}.parquet", row_group_size=3)
     return folder
 
@@ -184,6 +192,10 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(
     rows, output = location_of(f"{bytes_catalog}/"), location_of(tmp_path / "out")
     for catalog, folder, column, said in (
         (rows, output, "image.path2", r"the binary column 'image\.path2' is missing; it has: .*image\.bytes"),
+        (rows, output, "image.path", r"the binary column 'image\.path' is missing"),  # text
+        (rows, output, "image", r"the binary column 'image' is missing"),
+        (rows, output, "list.list.element", r"the binary column 'list\.list\.element' is missing"),
+        (rows, output, "dotted.name", r"the binary column 'dotted\.name' is missing"),
         (urls, output, "image.bytes", "has no binary columns; expected Parquet"),
         (urls, location_of(tmp_path), None, "are in each other's folder"),
         (rows, location_of(bytes_catalog / "out"), "image.bytes", "are in each other's folder"),
@@ -211,6 +223,48 @@ def test_a_folder_of_another_collection_is_left_alone(
     (tmp_path / "out" / "0001.parquet").rename(tmp_path / "0001.parquet")
     with pytest.raises(UsageError, match=r"0002\.parquet isn't the next file of a collection"):
         collect(rows, output, server.downloader(), "image.bytes")
+
+
+def test_a_tar_of_somebody_else_is_left_alone(bytes_catalog: Path, server: HttpsServer, tmp_path: Path) -> None:
+    """Such as those of a WebDataset."""
+    for name in ("0001.tar", "0002.tar"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / name).write_bytes(tar_of({"000000.jpg": b"x"}))
+        before = digests(tmp_path / name)
+        with pytest.raises(UsageError, match=rf"{name}/{name} isn't the next file of a collection"):
+            collect(location_of(f"{bytes_catalog}/"), location_of(tmp_path / name), server.downloader(), "image.bytes")
+        assert digests(tmp_path / name) == before
+
+
+def test_a_run_stops_if_the_catalog_changes(bytes_catalog: Path, server: HttpsServer, tmp_path: Path) -> None:
+    """Else, later rows would be those of another catalog, and the folder's files would say the first one's version."""
+
+    def change(line: str) -> None:
+        table = pq.read_table(bytes_catalog / "a.parquet")
+        pq.write_table(table.slice(1), bytes_catalog / "b.parquet")
+
+    output = location_of(tmp_path / "out")
+    with pytest.raises(UsageError, match="changed while it was read"):
+        collect(location_of(f"{bytes_catalog}/"), output, server.downloader(), "image.bytes", tar_bytes=1, tell=change)
+    assert [row["image_id"] for row in rows_of(output)] == ["1.jpg"]
+
+
+def test_a_second_run_at_once_leaves_the_tars_of_the_first_one(
+    bytes_catalog: Path, server: HttpsServer, tmp_path: Path
+) -> None:
+    """Both write the same tars, but downloads may fail in one run only, so that the other's places aren't its own."""
+    source, output = location_of(f"{bytes_catalog}/"), location_of(tmp_path / "out")
+    tars: list[bytes] = []
+
+    def other(line: str) -> None:
+        if not tars:
+            collect(source, output, server.downloader(), "image.bytes", tar_bytes=5000)
+            tars.append((tmp_path / "out" / "0002.tar").read_bytes())
+            (tmp_path / "out" / "0002.tar").write_bytes(tars[0] + b"\0")  # to notice another write
+
+    with pytest.raises(UsageError, match="another run writes to"):
+        collect(source, output, server.downloader(), "image.bytes", tar_bytes=5000, tell=other)
+    assert (tmp_path / "out" / "0002.tar").read_bytes() == tars[0] + b"\0"
 
 
 def test_the_result_as_text() -> None:

@@ -152,6 +152,41 @@ def test_json_overrides_a_license_file_in_any_case(tmp_path: Path) -> None:
     assert [row["license"] for row in scan(location_of(tmp_path))] == ["CC-BY-4.0", "CC-BY-4.0"]
 
 
+def test_an_empty_value_in_a_sidecar_does_not_take_back_a_license(tmp_path: Path) -> None:
+    """Else, an image whose license is stated would get the license that a build asserts for those without one."""
+    make(tmp_path, {"a.jpg": "", "a.jpg.license": "CC-BY-4.0", "a.jpg.json": '{"license": "", "sha256": ""}'})
+    (tmp_path / "b.tar").write_bytes(tar_of({"b.jpg": b"", "b.json": license_of(" "), "b.jpg.json": license_of("")}))
+    (tmp_path / "b.tar.license").write_text("CC-BY-3.0")
+    rows, _ = scanned(tmp_path, license="CC0-1.0", attribution="Ann")
+    assert [row["license"] for row in rows.values()] == ["CC-BY-4.0", "CC-BY-3.0"]
+    (tmp_path / "a.jpg.license").unlink()
+    assert scanned(tmp_path, license="CC0-1.0")[0]["a.jpg"]["license"] == "CC0-1.0"
+
+
+def test_names_in_a_tar_are_compared_as_they_would_be_unpacked(tmp_path: Path) -> None:
+    """Else, an image misses its sidecar, and an older image of the same name is listed, too."""
+    files = {
+        "/s//a.jpg": b"old",
+        "s/./a.json": license_of("MIT"),
+        "././s/b.jpg.license": b"CC-BY-4.0",
+        "s/a.jpg": b"",
+        ".//s/b.jpg": b"",
+    }
+    (tmp_path / "0.tar").write_bytes(tar_of(files))
+    rows, skipped = scanned(tmp_path, license="CC0-1.0")
+    assert [row["license"] for row in rows.values()] == ["MIT", "CC-BY-4.0"]
+    assert list(rows) == ["0.tar/s/a.jpg", "0.tar/s/b.jpg"]
+    assert list(skipped) == ["0.tar/s/a.jpg"]
+
+
+def test_a_single_tar_has_the_sidecars_that_it_has_in_its_folder(tmp_path: Path) -> None:
+    (tmp_path / "b.tar").write_bytes(tar_of({"b.jpg": b""}))
+    make(tmp_path, {"b.tar.LICENSE": "CC-BY-3.0", "b.tar.Json": '{"provider": "acme"}', "b.tar.x.json": "?"})
+    rows, _ = scanned(tmp_path / "b.tar", license="CC0-1.0")
+    assert rows == scanned(tmp_path)[0]
+    assert rows["b.tar/b.jpg"].items() >= {"license": "CC-BY-3.0", "provider": "acme"}.items()
+
+
 def test_an_invalid_license_is_refused_before_anything_is_read() -> None:
     with pytest.raises(UsageError, match="did you mean CC-BY-4"):
         next(scan(Location(Storage(), "/nowhere"), license="CC-BY"))
@@ -438,6 +473,7 @@ def test_what_a_tar_does_not_hold_in_one_piece_is_skipped_by_name(tmp_path: Path
         add("line\nbreak.jpg", b"l")
         add("caf\udce9.jpg", b"c")
         add("sized.jpg", b"7 bytes", size="7")
+        add("real.jpg", b"7 bytes", **{"GNU.sparse.realsize": "3"})
         add("z.jpg", b"z")
     (tmp_path / "0.tar").write_bytes(buffer.getvalue())
     rows, skipped = scanned(tmp_path, hashed=True)
@@ -445,7 +481,7 @@ def test_what_a_tar_does_not_hold_in_one_piece_is_skipped_by_name(tmp_path: Path
     assert rows["0.tar/a.jpg"]["sha256"] == hashlib.sha256(b"new").hexdigest()
     assert {name: why.split()[0] for name, why in skipped.items()} == {
         "0.tar/a.jpg": "a",
-        **{f"0.tar/{name}.jpg": "it's" for name in ("hard", "soft", "pipe", "b", "sized")},
+        **{f"0.tar/{name}.jpg": "it's" for name in ("hard", "soft", "pipe", "b", "sized", "real")},
         "0.tar/../up.jpg": "'..'",
         "0.tar/line\nbreak.jpg": "the",
         "0.tar/caf\udce9.jpg": "its",

@@ -8,10 +8,12 @@ import pytest
 
 from segmint.catalogs.dataset.manifest import load_manifest
 from segmint.infra.errors import UsageError
+from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
+from segmint.pipeline.building.dataset import photographs
 from segmint.pipeline.building.dataset.dataset import open_or_create
 from segmint.pipeline.building.dataset.photographs import open_photographs, refused_licenses
-from segmint.pipeline.building.dataset.request import parse_request
+from segmint.pipeline.building.dataset.request import BuildRequest, parse_request
 from segmint.pipeline.config.config import Config, load_config
 from tests.support.locations import location_of
 
@@ -107,6 +109,42 @@ def test_a_run_that_was_killed_between_its_two_files_is_repeated(folder: Path) -
     (folder / "dataset-build.yaml").unlink()
     opened(folder, "CC0-1.0")
     assert beside(folder) == files
+
+
+def test_two_different_commands_at_once_do_not_build_each_others_photographs(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other command's license list is the same, but not the license that it asserts."""
+    scan = photographs._scan
+
+    def scan_slowly(request: BuildRequest, storage: Storage) -> tuple[Location, list[str]]:
+        found = scan(request, storage)
+        monkeypatch.setattr(photographs, "_scan", scan)
+        (folder / "photos/f.jpg").touch()
+        opened(folder, other, same)
+        return found
+
+    other, same = "CC-BY-4.0", "CC0-1.0"
+    monkeypatch.setattr(photographs, "_scan", scan_slowly)
+    with pytest.raises(UsageError, match=r"was written by another command: .* --license CC-BY-4\.0"):
+        opened(folder, "CC0-1.0", "CC-BY-4.0")
+    (folder / "dataset-build.yaml").unlink()
+    other, same = "CC0-1.0", "CC-BY-4.0"
+    (folder / "photos/f.jpg").unlink()
+    monkeypatch.setattr(photographs, "_scan", scan_slowly)
+    config, lines = opened(folder, "CC0-1.0", "CC-BY-4.0")
+    assert lines == []
+    assert pq.read_metadata(config.catalog).num_rows == 6
+
+
+@pytest.mark.parametrize("name", [f"a{' long' * 30} name", "it's: one", "\u202ebackwards"])
+def test_the_configuration_names_the_grown_catalog_whatever_the_name(folder: Path, name: str) -> None:
+    """YAML folds long texts, doubles quotes, and escapes some characters."""
+    request = parse_request(f"{folder}/photos", f"{folder}/{name}", "CC0-1.0", [], [])
+    open_or_create(open_photographs(request)[0], Storage())
+    (folder / "photos/f.jpg").touch()
+    grown, _ = open_photographs(request, grow=True)
+    assert open_photographs(request) == (grown, [])
 
 
 def test_growing_scans_again_into_another_catalog(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
