@@ -91,8 +91,7 @@ NOTICES = {
     Notice.REDISTRIBUTION_UNKNOWN: "`redistributable` is not given: a build with license.require_redistributable "
     "rejects such rows",
     Notice.UNKNOWN_COUNTRY: "`country` is not an ISO 3166-1 code, so the report counts the image in no region",
-    Notice.NO_COUNTRY: "`country` is not given, so the report counts the image in no region; "
-    "`segmint catalog locate` finds some countries in captions",
+    Notice.NO_COUNTRY: "`country` is not given, so the report counts the image in no region",
 }
 """Description of each notice."""
 

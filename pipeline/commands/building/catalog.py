@@ -1,4 +1,4 @@
-"""`segmint catalog`: scan or collect images into a catalog, check it, curate it, and fill in countries."""
+"""`segmint catalog`: scan or collect images into a catalog, check it, and curate it."""
 
 from datetime import UTC, datetime
 from itertools import chain
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from segmint.pipeline.commands.common.arguments import AsJson, Catalog, Config, build_of, storage_of
+from segmint.pipeline.commands.common.arguments import AsJson, Catalog, build_of
 from segmint.pipeline.commands.common.console import (
     exit_unless_clean,
     guarded,
@@ -174,33 +174,6 @@ def curate(
     print_result(run_curate(loaded, catalog, output, distributions=distributions), as_json)
     if distributions is None:
         print_next(as_json, "catalog", "check", output, config=config)
-
-
-@app.command()
-@guarded
-@needs("locate")
-def locate(
-    catalog: Catalog,
-    output: Annotated[
-        str,
-        typer.Option("-o", "--output", metavar="FILE", help="Catalog with countries to write, in the same folder."),
-    ],
-    config: Config = None,
-    as_json: AsJson = False,
-) -> None:
-    """Fill in the country of images whose caption names one.
-
-    Existing countries don't change.
-    """
-    from segmint.catalogs.locate import locate as locate_images
-    from segmint.catalogs.source.files import require_catalog
-    from segmint.infra.storage.location import Location
-
-    storage = storage_of(config)
-    source = Location(storage, catalog)
-    require_catalog(source)
-    print_result(locate_images(source, Location(storage, output)), as_json)
-    print_next(as_json, "catalog", "check", output, config=config)
 
 
 @app.command()

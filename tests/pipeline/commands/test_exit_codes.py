@@ -131,7 +131,7 @@ def test_a_row(row: tuple[str, str, str], request: pytest.FixtureRequest) -> Non
 def test_every_command_has_a_row_and_every_test_its_row() -> None:
     assert CASES.keys() == set(ROWS)
     leaves = {name for name in _PLACES if name not in ("catalog", "assets", "study", "evaluate")}
-    leaves |= {f"catalog {each}" for each in ("scan", "check", "curate", "locate", "collect")}
+    leaves |= {f"catalog {each}" for each in ("scan", "check", "curate", "collect")}
     leaves |= {f"assets {each}" for each in ("list", "fetch", "verify", "export-onnx")}
     leaves |= {f"study {each}" for each in ("plan", "sample", "score")}
     leaves |= {f"evaluate {each}" for each in ("points", "proposals", "edges", "instances", "text")}
@@ -221,11 +221,6 @@ def _curated(replaced, config: Path, tmp_path: Path) -> Any:
 def _not_curated(replaced, config: Path, tmp_path: Path) -> Any:
     replaced("building.curate.curate.run_curate", UnfinishedError("1 parts of 1 rows could not be inspected"))
     return run("catalog", "curate", _catalog(tmp_path), "-o", tmp_path / "d.parquet", "--config", config)
-
-
-@case("`catalog locate`", "the catalog was written, even if some captions name no country", 0)
-def _located(tmp_path: Path) -> Any:
-    return run("catalog", "locate", _catalog(tmp_path, caption="a dog"), "-o", tmp_path / "d.jsonl")
 
 
 @case("`catalog collect`", "every row is in the new catalog, even if some images couldn't be copied", 0)
