@@ -9,14 +9,16 @@ share. As the kernel does in a container with this limit, the benchmark kills a 
 panorama takes more on every side.
 
 Each side is started twice, as a person would do it: the first run's driver is killed (`kill -9`) with all its processes
-once a third of the photographs are done, and the same command is then repeated. If the second run's processes have
-exceeded the limit `--deaths` times, it is ended, because it would go on for ever. The result contains the number of
+once a third of the photographs are done, and the same command is then repeated. Once the second run's processes have
+exceeded the limit `--deaths` times in a row without a new photograph, it is ended, because it would go on for ever. The
+result contains the number of
 photographs with masks, without any row, and with more than one row, whether the output or the log names the panorama,
 the minutes, and the CPU seconds of all processes of both runs. It is written to `benchmarks/results/` as JSON.
 """
 
 import argparse
 import json
+import math
 import os
 import signal
 import subprocess
@@ -110,7 +112,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=64)
     parser.add_argument("--points-per-side", type=int, default=4)
-    parser.add_argument("--deaths", type=int, default=3, help="deaths after which a run is ended")
+    parser.add_argument(
+        "--deaths", type=int, default=3, help="deaths in a row without a new photograph after which a run is ended"
+    )
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=SIDES)
     parser.add_argument("--output", type=Path, default=RESULTS / "ray_script.json")
     arguments = parser.parse_args()
@@ -167,10 +171,10 @@ def measure(folder: Path, side: str, names: list[str], points: int, deaths: int)
     count = count_build if side == BUILD else count_rows
     log = folder / f"{side}.log"
     first = Run(command, log)
-    first.until(lambda: sum(count(output).values()) >= len(names) // 3, deaths)
+    first.until(lambda: count(output).total(), len(names) // 3, deaths)
     first.end()
     second = Run(command, log)
-    second.until(lambda: False, deaths)
+    second.until(lambda: count(output).total(), math.inf, deaths)
     ended = second.end()
     done = count(output)
     if not done:
@@ -214,15 +218,16 @@ class Run:
         """CPU seconds of all processes."""
         return sum(self._cpu_s.values())
 
-    def until(self, reached: Callable[[], bool], deaths: int) -> None:
-        """Return once the process has ended, `reached` returns true, or `deaths` processes exceeded the limit."""
-        counted = time.monotonic()
-        while self._root.poll() is None and self.deaths < deaths:
+    def until(self, count: Callable[[], int], rows: float, deaths: int) -> None:
+        """Return once the process has ended, `count` returns `rows`, or `deaths` processes died without a new row."""
+        counted, seen, in_vain_since = time.monotonic(), count(), self.deaths
+        while self._root.poll() is None and self.deaths - in_vain_since < deaths and seen < rows:
             self._look()
             if time.monotonic() - counted > 1:
-                counted = time.monotonic()
-                if reached():
-                    return
+                counted, before = time.monotonic(), seen
+                seen = count()
+                if seen > before:
+                    in_vain_since = self.deaths
             time.sleep(LOOK_S)
 
     def end(self) -> bool:
