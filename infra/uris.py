@@ -347,11 +347,14 @@ def _refuse_changed(uri: str) -> None:
 def _refuse_odd_member(uri: str, written: str) -> None:
     """Raise `UriNotAllowedError` if a URI names a place in a tar where no file can begin, or writes numbers oddly.
 
-    `written` is the URI as its catalog writes it, which may be percent-encoded or end with `/.`. The message quotes it,
-    because the dataset publishes the message.
+    `written` is the URI as its catalog writes it. It must name the place, too, so that a takedown can list it: it must
+    not hide the place by a percent-encoded # or a `/.` at its end. The message quotes it, because the dataset publishes
+    the message.
     """
     member = split_member(uri)
-    if member is not None and (member.uri != uri or member.offset % TAR_BLOCK or not member.offset):
+    if member is None:
+        return
+    if split_member(written) is None or member.uri != uri or member.offset % TAR_BLOCK or not member.offset:
         raise UriNotAllowedError(
             f"{redact(written)!r} names no file in a tar: expected .tar#OFFSET+SIZE in bytes, without leading zeros, "
             f"and an offset that is a multiple of {TAR_BLOCK} and not 0"

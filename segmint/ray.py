@@ -13,12 +13,15 @@ This needs neither a catalog nor a configuration. It doesn't check licenses, and
 from typing import Any
 
 import pyarrow as pa
+import torch
 
 from segmint.catalogs.reasons import RejectedError
 from segmint.infra.errors import SegmintError
 from segmint.model.automatic.settings import MaskSettings
+from segmint.model.device import first_line
 from segmint.model.sam.predictor import Predictor
 from segmint.model.sam.sam import Sam
+from segmint.operators.child import is_out_of_memory
 from segmint.operators.photographs import decode_photograph
 from segmint.operators.schemas import MASK
 from segmint.operators.segment.segment import mask_row
@@ -76,6 +79,10 @@ class Masks:
         try:
             pixels = decode_photograph(photograph)
             found = self._generator.generate(pixels)
-        except (RejectedError, SegmintError, MemoryError) as error:
-            return {"error": str(error) or "not enough memory"}
+        except (RejectedError, SegmintError) as error:
+            return {"error": str(error)}
+        except Exception as error:
+            if not is_out_of_memory(error) and not isinstance(error, torch.OutOfMemoryError):
+                raise
+            return {"error": f"not enough memory: {first_line(error)}"}
         return {"height": pixels.shape[0], "width": pixels.shape[1], "masks": [mask_row(each) for each in found]}

@@ -6,6 +6,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 import segmint.ray
 from segmint import MaskGenerator
@@ -46,6 +47,31 @@ def test_each_row_gets_its_masks_or_an_error(
     assert broken["error"].startswith("not_an_image: ")
     assert nothing["error"] == "the photograph is a NoneType: expected bytes"
     assert {row[name] for row in (broken, nothing) for name in ("height", "width", "masks")} == {None}
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory.\nTried"), "not enough memory: CUDA out of memory."),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "not enough memory: DefaultCPUAllocator"),
+        (MemoryError(), "not enough memory"),
+    ],
+)
+def test_a_photograph_that_does_not_fit_into_memory_gets_an_error(
+    photographs: Path, mobile_sam_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, said: str
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    masks = segmint.ray.Masks(mobile_sam_path, device="cpu")
+    batch = pa.table({"bytes": [(photographs / "photo_000.jpg").read_bytes()]})
+    monkeypatch.setattr(masks._generator, "generate", fail)
+    (row,) = masks(batch).to_pylist()
+    assert row["error"].startswith(said)
+    assert row["masks"] is None
+    error = RuntimeError("a fault of the program")
+    with pytest.raises(RuntimeError, match="a fault of the program"):
+        masks(batch)
 
 
 def test_wrong_batches_are_explained(mobile_sam_path: Path) -> None:

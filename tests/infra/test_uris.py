@@ -398,6 +398,8 @@ def test_a_file_in_a_tar_has_one_uri() -> None:
         with pytest.raises(UriNotAllowedError, match="a multiple of 512"):
             relative_to("/data/c.jsonl", odd)
     for catalog, odd in (
+        ("/data/c.jsonl", "0.tar#512+7/."),
+        ("/data/c.jsonl", "file:///data/0.tar%23512+7"),
         ("/data/c.jsonl", "0.tar#0512+7/."),
         ("/data/c.jsonl", "0.tar#0512+7/"),
         ("/data/c.jsonl", "/data/0.tar#100+7//"),
