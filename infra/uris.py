@@ -10,7 +10,7 @@ from segmint.infra.errors import UsageError
 
 LOCAL = "file"
 AZURE = frozenset({"az", "abfs", "abfss"})
-ALLOWED_SCHEMES = frozenset({LOCAL, "s3", "gs", "gcs", "hdfs", *AZURE})
+ALLOWED_SCHEMES = frozenset({LOCAL, "s3", "gs", "gcs", *AZURE})
 
 _CONTAINER_FIRST = frozenset({"abfs", "abfss"})  # abfs://container@account contains a container, not a user
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.\-]*)://")

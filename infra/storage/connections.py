@@ -18,7 +18,7 @@ _SECRET_OPTION = re.compile(
     r"(?i)^key$|^user(name)?$|secret|token|passw|credential|access_?key|account_key|signature|connection_string"
 )
 
-_PACKAGES = {"gs": "gcsfs", "gcs": "gcsfs", "hdfs": "pyarrow"} | dict.fromkeys(AZURE, "segmint[azure]")
+_PACKAGES = {"gs": "gcsfs", "gcs": "gcsfs"} | dict.fromkeys(AZURE, "segmint[azure]")
 
 # All threads, and all `Storage` instances with the same options, share a file system. Connections and event loops don't
 # survive a fork, so the key contains the process ID.
@@ -86,11 +86,6 @@ def missing_package(protocol: str) -> str | None:
         fsspec.get_filesystem_class(protocol)
     except (ImportError, ValueError) as error:  # ValueError: fsspec knows this scheme only if the package is installed
         return f"{protocol}:// needs a package that is not installed: install {_PACKAGES[protocol]} ({error})"
-    if protocol == "hdfs":
-        import pyarrow
-
-        if not pyarrow.have_libhdfs():
-            return "hdfs:// needs Java and Hadoop: install them, and set JAVA_HOME and ARROW_LIBHDFS_DIR"
     return None
 
 

@@ -21,12 +21,11 @@ from segmint.infra.uris import parent, redact
 
 
 class FsspecStore:
-    """Store for any other fsspec file system, such as Google Cloud Storage or HDFS.
+    """Store for any other fsspec file system, such as Google Cloud Storage.
 
     Only one of several writers may create an object, so this class uses `pipe_file(mode="create")`. fsspec's default
-    implementation of that call checks first and writes later, which is a race. A store with the default implementation
-    can't hold a dataset. If a store overrides it, `segmint.infra.storage.probe` tests the override with concurrent
-    writers.
+    implementation of that call checks first and writes later, which is a race, so this class refuses it. If a store
+    overrides it, `segmint.infra.storage.probe` tests the override with concurrent writers.
     """
 
     def __init__(self, filesystem: Any) -> None:
@@ -60,23 +59,11 @@ class FsspecStore:
         self._fs.pipe_file(self._path(uri), data, mode="create")
 
     def create_file(self, uri: str, path: Path) -> None:
-        """Create an object from a local file.
+        """Create an object from a local file with a conditional write, like `create`.
 
-        The file is read into memory, because few implementations support conditional uploads of files. If the store has
-        no conditional writes at all, such as HDFS, this method checks whether the object exists and then writes it in
-        chunks. If two writers do this at the same time, the later one wins.
+        The file is read into memory, because few implementations support conditional uploads of files.
         """
-        if self._claims_exclusive_create():
-            self.create(uri, path.read_bytes())
-            return
-        if self._fs.exists(self._path(uri)):
-            raise FileExistsError(errno.EEXIST, "an object is already there", uri)
-        try:
-            self.put_file(uri, path)
-        except BaseException:
-            with suppress(Exception):
-                self.delete(uri)  # a partial object would make the next attempt fail
-            raise
+        self.create(uri, path.read_bytes())
 
     def put(self, uri: str, data: bytes) -> None:
         """Write the whole object."""

@@ -126,8 +126,8 @@ class Storage:
     def put_file_if_absent(self, uri: str, path: Path) -> bool:
         """Upload a local file of any size unless the object exists. The object appears as a whole or not at all.
 
-        This also works in stores without hard links or conditional puts, but with weaker guarantees. There, the check
-        and the write may be separate steps, and a killed process may leave an empty or truncated file.
+        This also works on file systems without hard links, but there, a killed process may leave an empty or truncated
+        file. Raises `UsageError` if the store has no conditional puts.
         """
         store = self._store(uri)
 

@@ -246,7 +246,6 @@ def test_the_second_round_says_where_its_weights_come_from(turn: EngineRound) ->
 
 def test_both_rounds_are_shown(turn: EngineRound) -> None:
     answer = json.loads(segmint_here("status", turn.first, turn.second, "--json"))
-    assert answer["lineages"] == 1
     rows = answer["datasets"]
     assert [(row["name"], row["round"], row["complete"], row["written"]) for row in rows] == [
         ("round-0", 0, True, IMAGES),

@@ -49,6 +49,7 @@ def test_scheme_of_what_is_allowed(uri: str, expected: str) -> None:
         "https://h/x",
         "ftp://h/x",
         "memory://x",
+        "hdfs://namenode:8020/x",
         "zip://a::s3://bkt/k",
         "simplecache::s3://bkt/k",
         "",
@@ -235,7 +236,7 @@ def test_a_catalog_reaches_no_further(catalog: str, uri: str) -> None:
         # A key may hold what a user part would, behind the bucket.
         ("s3://bkt/c.parquet", "s3://bkt/photo@2x.jpg", "s3://bkt/photo@2x.jpg"),
         ("s3://bkt/c.parquet", "s3://bkt/token=3/a.jpg", "s3://bkt/token=3/a.jpg"),
-        ("s3://bkt/c.parquet", "hdfs://namenode:8020/photo@2x.jpg", "hdfs://namenode:8020/photo@2x.jpg"),
+        ("s3://bkt/c.parquet", "gs://bucket:8020/photo@2x.jpg", "gs://bucket:8020/photo@2x.jpg"),
         ("s3://bkt/c.parquet", "s3://bkt/x.jpg::zip://y", "s3://bkt/x.jpg::zip://y"),
     ],
 )

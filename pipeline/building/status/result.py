@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from segmint.catalogs.dataset.manifest import ModelWeights
-from segmint.catalogs.lineage import DIGITS, HeldOutScores, TrainingRound, describe_rounds
+from segmint.catalogs.lineage import HeldOutScores, TrainingRound, describe_rounds
 from segmint.infra.units import check_option
 from segmint.infra.wording import count, counted, duration, listed, not_checked_lines, number, plural, share
 from segmint.operators.schemas import AUTOMATIC, SOURCES
@@ -74,11 +74,6 @@ class Status:
     def cost_left(self) -> float | None:
         """Cost of the remaining work, or None if the price or the pace is unknown."""
         return None if self.seconds_left is None else self.prices.of(self.seconds_left)
-
-    @property
-    def chain(self) -> tuple[str, ...]:
-        """SHA-256 of all weights in the lineage, from the first weights to the dataset's weights."""
-        return tuple(link.weights for link in self.trainings) or (self.weights.sha256,)
 
     @property
     def held_out(self) -> HeldOutScores | None:
@@ -255,46 +250,23 @@ class StatusTable:
         """Tables that couldn't be read, as text."""
         return [f"{row.name}: {each}" for row in self.rows for each in row.not_checked]
 
-    @property
-    def lineages(self) -> list[int]:
-        """Lineage number of each dataset, from 1. Datasets with the same number have weights derived from each other.
-
-        The first lineage is the longest chain of weights, together with all datasets whose weights are on this chain.
-        The second lineage is the longest chain of the remaining datasets, and so on. If several chains are equally
-        long, the dataset that was given first wins.
-        """
-        chains = [row.chain for row in self.rows]
-        numbers = [0] * len(chains)
-        number = 0
-        while 0 in numbers:
-            number += 1
-            left = [place for place, taken in enumerate(numbers) if not taken]
-            longest = max((chains[place] for place in left), key=len)
-            for place in left:
-                if chains[place] == longest[: len(chains[place])]:
-                    numbers[place] = number
-        return numbers
-
     def to_dict(self) -> dict[str, Any]:
         """Return the table for JSON."""
-        numbers = self.lineages
-        rows = [{**row.to_dict(), "lineage": lineage} for row, lineage in zip(self.rows, numbers, strict=True)]
-        return {"lineages": max(numbers), "datasets": rows, "not_checked": self.not_checked}
+        return {"datasets": [row.to_dict() for row in self.rows], "not_checked": self.not_checked}
 
     def lines(self) -> list[str]:
-        """Return the table as lines of text, followed by the lineages of the weights. Empty columns are omitted."""
+        """Return the table as lines of text, followed by the trainings of the weights. Empty columns are omitted."""
         columns = [[head, *cells] for head, cells in self._columns() if set(cells) != {NOTHING}]
         first, *others = ([cell.rjust(max(map(len, cells))) for cell in cells] for cells in columns)
         names = [cell.strip().ljust(len(cell)) for cell in first]
         table = ["  ".join(cells).rstrip() for cells in zip(names, *others, strict=True)]
-        return [*table, *self._lineage_lines(), *self._notes(), *not_checked_lines(self.not_checked)]
+        trainings = dict.fromkeys(line for row in self.rows for line in describe_rounds(row.trainings))
+        return [*table, *trainings, *self._notes(), *not_checked_lines(self.not_checked)]
 
     def _columns(self) -> Iterator[tuple[str, list[str]]]:
-        rows, lineages = self.rows, self.lineages
+        rows = self.rows
         names = {row.name for row in rows}
         yield "dataset", [row.name if len(names) == len(rows) else row.dataset for row in rows]
-        if max(lineages) > 1:
-            yield "lineage", list(map(str, lineages))
         yield "round", [str(row.round) for row in rows]
         yield "shards", [f"{row.totals.shards:,} of {row.totals.shards + len(row.totals.missing):,}" for row in rows]
         yield "images", [count(row.totals.written) for row in rows]
@@ -311,21 +283,6 @@ class StatusTable:
         yield "mIoU at 1 click", [NOTHING if one is None else f"{one.before:.3f} → {one.after:.3f}" for one in held]
         sizes = [() if one is None else (counted(one.masks, "mask"), counted(one.measured, "image")) for one in held]
         yield "measured", [" of ".join(each) or NOTHING for each in sizes]
-
-    def _lineage_lines(self) -> Iterator[str]:
-        """Yield lines on the trainings of each lineage.
-
-        The dataset with the longest chain of weights lists all trainings.
-        """
-        numbers = self.lineages
-        for lineage in range(1, max(numbers) + 1):
-            rows = [row for row, number in zip(self.rows, numbers, strict=True) if number == lineage]
-            longest = max(rows, key=lambda row: len(row.chain))
-            if max(numbers) > 1:
-                begun = longest.trainings[0].name if longest.trainings else longest.weights.name
-                weights = f"{begun} (SHA-256 {longest.chain[0][:DIGITS]})"
-                yield f"lineage {lineage}: {weights}, {counted(longest.round, 'training')}"
-            yield from describe_rounds(longest.trainings)
 
     def _notes(self) -> Iterator[str]:
         for row in self.rows:

@@ -34,7 +34,7 @@ def status(
 ) -> None:
     """Show the progress of builds.
 
-    Shows progress, pace, remaining time and cost, rejections, drift, shards on hold, annotated masks, and lineage.
+    Shows progress, pace, remaining time and cost, rejections, drift, shards on hold, annotated masks, and trainings.
     """
     if watch and as_json:
         raise UsageError("--watch can't be combined with --json")

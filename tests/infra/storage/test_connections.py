@@ -3,7 +3,6 @@
 import re
 import sys
 
-import pyarrow
 import pytest
 
 from segmint.infra.errors import UsageError
@@ -28,14 +27,6 @@ def test_options_of_azure_are_its_own() -> None:
     for key in ("region", "account_key", "connection_string"):
         with pytest.raises(UsageError, match=r"unknown storage option region|is a credential"):
             Storage({"az://": {key: "x"}})
-
-
-@pytest.mark.skipif(pyarrow.have_libhdfs(), reason="Java and Hadoop are installed")
-def test_hdfs_without_java_is_named_in_one_line() -> None:
-    expected = "hdfs:// needs Java and Hadoop: install them, and set JAVA_HOME and ARROW_LIBHDFS_DIR"
-    assert missing_package("hdfs") == expected
-    with pytest.raises(UsageError, match=expected):
-        connect("hdfs", {})
 
 
 def test_what_comes_with_segmint_is_not_missing() -> None:

@@ -149,6 +149,13 @@ def test_a_whole_license_and_rows_that_were_refused(dataset: Path, small_dataset
     assert files_with_traces(telling_windows(b"".join(map(scan_data, jpegs(small_dataset).values()))), [dataset]) == []
 
 
+def test_an_image_of_a_scheme_without_a_store_is_read_and_taken_down(dataset: Path) -> None:
+    edit_catalog(dataset, 1, uri="hdfs://namenode:8020/photo@2x.jpg")
+    before = [sample.id for sample in open_dataset(str(dataset))]
+    assert (take(dataset).rows, mentions(dataset, ["hdfs"])) == (1, [])
+    assert [sample.id for sample in open_dataset(str(dataset))] == [each for each in before if each != 2]
+
+
 def providers(dataset: Path, **claims: str) -> None:
     """Row 3, which was refused, and row 4 are by E, the others by G; row 3 claims this of another row."""
     by = ["G", "G", "E", "E", "G", "G", "G", "G"]

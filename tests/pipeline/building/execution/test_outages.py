@@ -76,7 +76,7 @@ def test_no_row_of_a_catalog_makes_the_checks_fail(tmp_path: Path) -> None:
         "..",
         "s3://",
     ]
-    hostile += ["gs://bucket/x.jpg", "abfss://c@a/x.jpg", "hdfs://nowhere:1/x.jpg", "x" * 8192, "a" * 8192 + "/x.jpg"]
+    hostile += ["gs://bucket/x.jpg", "abfss://c@a/x.jpg", "gcs://nowhere:1/x.jpg", "x" * 8192, "a" * 8192 + "/x.jpg"]
     run = Outages(Storage(), str(tmp_path / "catalog.csv"), [str(tmp_path / "set")], timeout_s=1)
     run.expect(lambda: hostile)
     assert run.silent() == []

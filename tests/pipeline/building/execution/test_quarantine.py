@@ -171,13 +171,13 @@ def test_a_suspect_is_tried_with_the_window_that_its_row_is_in(local_ray: Cluste
     assert list(quarantine._known) == [2]
 
 
-NOWHERE = "hdfs://nowhere:1/user.jpg?token=hunter2"  # no name of a store, so that the fault of its row stays
+NOWHERE = "gs://nowhere:1/user.jpg?token=hunter2"  # no name of a store, so that the fault of its row stays
 
 
 def test_a_row_whose_fault_stays_is_tried_alone_and_named(
     local_ray: Cluster, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # As if only the workers' machines lacked Java.
+    # As if only the workers' machines lacked gcsfs.
     monkeypatch.setattr("segmint.catalogs.source.normalize.missing_package", lambda protocol: None)
     monkeypatch.setattr("segmint.pipeline.building.execution.quarantine.SegmentAlone", Alone)
     none = {"reason": None, "fault": None}
@@ -200,9 +200,9 @@ def test_a_row_whose_fault_stays_is_tried_alone_and_named(
         assert "row 1 (image_id" in tried.on_hold[0]
         assert "passed its trial" in tried.on_hold[0]
         said = tried.on_hold[2]
-        for part in ("row 4 (image_id", "hdfs://nowhere:1/user.jpg?token=[redacted]", "had a fault in 3 attempts"):
+        for part in ("row 4 (image_id", "gs://nowhere:1/user.jpg?token=[redacted]", "had a fault in 3 attempts"):
             assert part in said
-        for part in ("and in a trial: prepare: UsageError: hdfs:// needs Java and Hadoop", "Fix the cause"):
+        for part in ("and in a trial: prepare: UsageError: gs:// needs a package", "Fix the cause"):
             assert part in said
     printed = capsys.readouterr().err
     assert "tried alone" in printed

@@ -1,4 +1,4 @@
-"""Several datasets side by side: the table, its order, and which datasets are of one lineage."""
+"""Several datasets side by side: the table, its order, and the trainings of the weights."""
 
 import json
 from datetime import UTC, datetime
@@ -17,7 +17,7 @@ from tests.support.committed import of_people, write_dataset, write_generation
 from tests.support.lineages import BASE, HELD_OUT, TRAINED, chain_of
 from tests.support.locations import location_of
 
-A, B, C, D, X = (letter * 64 for letter in "abcdf")
+A, B, C, D = (letter * 64 for letter in "abcd")
 
 
 def row(name: str, *weights: str) -> Status:
@@ -39,19 +39,15 @@ def row(name: str, *weights: str) -> Status:
     )
 
 
-@pytest.mark.parametrize(
-    ("rows", "numbers"),
-    [
-        ([row("third", A, B, C), row("first", A), row("second", A, B)], [1, 1, 1]),
-        ([row("b", A), row("a", A)], [1, 1]),
-        # The first dataset belongs to both branches, and is in the longer one.
-        ([row("other", X), row("branch", A, D), row("first", A), row("third", A, B, C)], [3, 2, 1, 1]),
-        ([row("second", A, B, C), row("first", B)], [1, 2]),
-        ([row("third", A, B, C), row("first", A)], [1, 1]),
-    ],
-)
-def test_lineages_are_numbered_from_the_longest_on(rows: list[Status], numbers: list[int]) -> None:
-    assert StatusTable(rows).lineages == numbers
+def test_each_training_is_listed_once() -> None:
+    """Two trainings that began with the same weights are both a round 1."""
+    table = StatusTable([row("first", A), row("branch", A, D), row("third", A, B, C), row("second", A, B)])
+    lines = table.lines()[5:]
+    assert [line.partition(", ")[0] for line in lines] == [
+        f"round 1: weights sam-dd.pth (SHA-256 {D[:12]})",
+        f"round 1: weights sam-bb.pth (SHA-256 {B[:12]})",
+        f"round 2: weights sam-cc.pth (SHA-256 {C[:12]})",
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -77,11 +73,11 @@ def rounds(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 def test_json_has_the_datasets_in_the_order_given(rounds: tuple[Path, Path]) -> None:
     answer = json.loads(segmint_here("status", rounds[1], rounds[0], "--json"))
-    assert answer["lineages"] == 1
+    assert answer.keys() == {"datasets", "not_checked"}
     second, first = answer["datasets"]
-    assert [(one["name"], one["lineage"], one["round"], one["complete"]) for one in (first, second)] == [
-        ("small", 1, 0, True),
-        ("small-1", 1, 1, False),
+    assert [(one["name"], one["round"], one["complete"]) for one in (first, second)] == [
+        ("small", 0, True),
+        ("small-1", 1, False),
     ]
     assert (first["written"], first["masks"], first["masks_by_source"]["corrected"]) == (6, 12, 2)
     assert (first["held_out"], first["trainings"], first["seconds_per_mask"]) == (None, [], 10.5)
@@ -90,7 +86,7 @@ def test_json_has_the_datasets_in_the_order_given(rounds: tuple[Path, Path]) -> 
     assert second["held_out"] == HELD_OUT.model_dump()
     assert [link["name"] for link in second["trainings"]] == ["sam-00.pth", "sam-11.pth"]
     alone = json.loads(segmint_here("status", rounds[0], "--json"))
-    assert {**first, "time": None, "lineage": 1} == {**alone, "time": None, "lineage": 1}
+    assert {**first, "time": None} == {**alone, "time": None}
 
 
 ROUND = (
@@ -119,7 +115,7 @@ def test_one_dataset_has_no_table_but_its_trainings(rounds: tuple[Path, Path]) -
     assert lines[-1] == ROUND
 
 
-def test_lineages_are_told_apart(rounds: tuple[Path, Path], tmp_path: Path) -> None:
+def test_datasets_of_one_name_are_told_apart(rounds: tuple[Path, Path], tmp_path: Path) -> None:
     """Datasets of one name are shown by where they are; what a table cannot say of one has a line."""
     other = tmp_path / "other"
     write_dataset(location_of(other), shards=2)
@@ -129,16 +125,9 @@ def test_lineages_are_told_apart(rounds: tuple[Path, Path], tmp_path: Path) -> N
         manifest.model_copy(update={"weights": ModelWeights(name="vit_h", sha256="f" * 64)}).to_json()
     )
     head, *lines = segmint_here("status", other, *rounds).splitlines()
-    assert head.split()[:3] == ["dataset", "lineage", "round"]
-    assert [line.split()[:3] for line in lines[:3]] == [
-        [str(other), "2", "0"],
-        [str(rounds[0]), "1", "0"],
-        [str(rounds[1]), "1", "1"],
-    ]
-    assert [line for line in lines if line.startswith("lineage")] == [
-        f"lineage 1: sam-00.pth (SHA-256 {BASE[:12]}), 1 training",
-        "lineage 2: vit_h (SHA-256 ffffffffffff), 0 trainings",
-    ]
+    assert head.split()[:3] == ["dataset", "round", "shards"]
+    assert [line.split()[:2] for line in lines[:3]] == [[str(other), "0"], [str(rounds[0]), "0"], [str(rounds[1]), "1"]]
+    assert [line for line in lines if line.startswith("round")] == [ROUND]
     assert f"small: 1 shard on hold; see `segmint status {other}`" in lines
 
 

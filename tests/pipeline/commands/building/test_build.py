@@ -38,6 +38,14 @@ def test_options_for_photographs_are_refused_beside_a_configuration(tmp_path: Pa
     assert "-o, --allow can't be used with a configuration, which sets output and license.allow" in done.stderr
 
 
+@pytest.mark.parametrize("key", ["catalog", "output"])
+def test_a_scheme_without_a_store_is_named_with_those_that_have_one(small_dataset: Path, key: str) -> None:
+    config = small_dataset.parent / "build.yaml"
+    done = CliRunner().invoke(app, ["build", str(config), "--set", f"{key}=hdfs://namenode:8020/c.parquet"])
+    assert done.exit_code == 2
+    assert "the scheme hdfs:// of 'hdfs://namenode:8020/c.parquet' is not allowed; expected one of abfs" in done.stderr
+
+
 @pytest.mark.parametrize("call", FAULTS)
 def test_the_accounting_is_printed_if_the_end_cannot_be_recorded(small_dataset: Path, dataset: Path, call: str) -> None:
     def build() -> Any:
