@@ -29,8 +29,8 @@ def ray_script_part(result: Result) -> str:
         f"Each process had {settings['limit_mib'] / 1024:.1f} GiB of memory. Like the kernel in a container, the "
         "benchmark killed processes that needed more, and the panorama always does. After a third of the photographs, "
         "`kill -9` ended the run, and the same command was repeated. A run was ended once "
-        f"{settings['most_deaths']} processes in a row had exceeded the limit without a new photograph. *Named* means that the panorama's name is "
-        "in the output or the log. All sides used MobileSAM in one thread on "
+        f"{settings['most_deaths']} processes in a row had exceeded the limit without a new photograph. *Named* means "
+        "that the panorama's name is in the output or the log. All sides used MobileSAM in one thread on "
         f"{settings['points_per_side']} × {settings['points_per_side']} points; only the build also redacts faces and "
         f"plates. {where(result)}"
     )
