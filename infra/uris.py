@@ -195,7 +195,8 @@ def is_below(uri: str, folder: str) -> bool:
         return False
     if scheme(uri) == LOCAL:
         return Path(os.path.realpath(local_path(uri))).is_relative_to(os.path.realpath(local_path(folder)))
-    return f"{uri.rstrip('/')}/".startswith(f"{folder.rstrip('/')}/")
+    below, above = uri[_after_scheme(uri) :], folder[_after_scheme(folder) :]  # S3:// is s3://
+    return f"{below.rstrip('/')}/".startswith(f"{above.rstrip('/')}/")
 
 
 def join(base: str, *parts: str) -> str:

@@ -88,11 +88,14 @@ def scan(
     its image.
     """
     base = _absolute(folder)
+    links = base.storage.links(base.uri)
     entries = base.walk(on_skip=on_skip)
     if base.uri.lower().endswith(_TAR) and base.exists():
         tar, base = base.name, Location(base.storage, parent(base.uri))
         endings = ("", *SIDECAR_ENDINGS)
         entries = (entry for entry in base.list(beginning=tar) if entry.name[len(tar) :].lower() in endings)
+        links = {tar + ending for ending in SIDECAR_ENDINGS if base.storage.link_target(f"{base}/{tar}{ending}")}
+    _refuse_broken_links(base, links)
     common = {
         "license": validate_identifier(license) if license else None,
         "provider": provider,
@@ -104,6 +107,18 @@ def scan(
         for name, why in skipped.items():
             on_skip(name, why)
         yield from rows
+
+
+def _refuse_broken_links(base: Location, links: Collection[str]) -> None:
+    """Raise `UsageError` if one of these local links is a sidecar, but doesn't lead to a file."""
+    for name in sorted(links):
+        owner, _, ending = name.lower().rpartition(".")
+        is_sidecar = f".{ending}" in SIDECAR_ENDINGS and owner.endswith((*IMAGE_ENDINGS, _TAR))
+        if is_sidecar and not (local_path(base.uri) / name).is_file():
+            raise UsageError(
+                f"{base / name} is a link to a folder or to nothing, or not a file. Without its sidecar, the image "
+                "could get a wrong license: restore the file, or delete the link"
+            )
 
 
 def _absolute(folder: Location) -> Location:

@@ -339,6 +339,7 @@ def test_what_is_below_a_folder(tmp_path: Path) -> None:
     assert [uri for uri in (*inside, *outside) if is_below(uri, folder)] == inside
     assert is_below(f"{folder}/a", str(tmp_path / "link"))
     assert is_below("s3://bkt/x/y", "s3://bkt/x/")
+    assert is_below("s3://bkt/x/y", "S3://bkt/x")
     assert not is_below("s3://bkt/xy", "s3://bkt/x")
 
 

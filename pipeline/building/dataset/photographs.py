@@ -113,7 +113,7 @@ def _require_alike(document: Document, request: BuildRequest) -> None:
 
 def _written(request: BuildRequest, file: Location) -> Config:
     """Return the written configuration with the request's overrides. Raises `UsageError` if they contradict it."""
-    document = parse_yaml(file.read().decode(), str(file))
+    document = parse_yaml(file.read().decode(errors="replace"), str(file))
     _require_alike(document, request)
     for override in request.overrides:
         apply_override(document, override)

@@ -93,7 +93,7 @@ def check_stores(request: BuildRequest, storage: Storage) -> None:
     """Raise `UsageError` if there are no files to scan, or if another command started to build the output."""
     dataset, file = Location(storage, request.output), Location(storage, request.config_file)
     if file.exists():
-        head = file.read().partition(b"\n")[0].decode()
+        head = file.read().partition(b"\n")[0].decode(errors="replace")
         if head != request.head:
             raise UsageError(
                 f"{file} was written by another command: {head.removeprefix('# ')}\nRepeat that command, or choose "

@@ -179,6 +179,22 @@ def test_names_in_a_tar_are_compared_as_they_would_be_unpacked(tmp_path: Path) -
     assert list(skipped) == ["0.tar/s/a.jpg"]
 
 
+def test_a_sidecar_that_leads_nowhere_is_refused(tmp_path: Path) -> None:
+    """Else, its image would get the license that is given for images without a sidecar."""
+    make(tmp_path, {"f/a.jpg": "", "MIT": "MIT"})
+    (tmp_path / "f/0.tar").write_bytes(tar_of({"b.jpg": b""}))
+    for place, name in (("f", "a.jpg.license"), ("f", "0.tar.JSON"), ("f/0.tar", "0.tar.license")):
+        sidecar = tmp_path / "f" / name
+        for target in ("gone", ".", name):
+            sidecar.symlink_to(target)
+            with pytest.raises(UsageError, match=f"{name} is a link to a folder or to nothing"):
+                scanned(tmp_path / place, license="CC0-1.0")
+            sidecar.unlink()
+    (tmp_path / "f/note.json").symlink_to("gone")  # no image's
+    (tmp_path / "f/a.jpg.license").symlink_to("../MIT")
+    assert scanned(tmp_path / "f", license="CC0-1.0")[0]["a.jpg"]["license"] == "MIT"
+
+
 def test_a_single_tar_has_the_sidecars_that_it_has_in_its_folder(tmp_path: Path) -> None:
     (tmp_path / "b.tar").write_bytes(tar_of({"b.jpg": b""}))
     make(tmp_path, {"b.tar.LICENSE": "CC-BY-3.0", "b.tar.Json": '{"provider": "acme"}', "b.tar.x.json": "?"})

@@ -147,6 +147,15 @@ def test_the_configuration_names_the_grown_catalog_whatever_the_name(folder: Pat
     assert open_photographs(request) == (grown, [])
 
 
+def test_a_configuration_that_is_not_text_is_refused(folder: Path) -> None:
+    opened(folder, "CC0-1.0")
+    file = folder / "dataset-build.yaml"
+    for data in (b"\xff\xfe", file.read_bytes() + b"\xff"):
+        file.write_bytes(data)
+        with pytest.raises(UsageError, match=r"dataset-build\.yaml"):
+            opened(folder, "CC0-1.0")
+
+
 def test_growing_scans_again_into_another_catalog(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first, _ = opened(folder, "CC0-1.0")
     open_or_create(first, Storage())
