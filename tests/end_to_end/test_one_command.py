@@ -37,13 +37,13 @@ sys.argv.pop(1)
 SLOW_SCAN = """
 import time
 import segmint.catalogs.source.scan as scanning
-read_row = scanning._row
+read_rows = scanning._rows
 
-def slow_row(*arguments):
+def slow_rows(*arguments):
     time.sleep(0.3)
-    return read_row(*arguments)
+    return read_rows(*arguments)
 
-scanning._row = slow_row
+scanning._rows = slow_rows
 """
 
 
