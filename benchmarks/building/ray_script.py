@@ -112,9 +112,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=64)
     parser.add_argument("--points-per-side", type=int, default=4)
-    parser.add_argument(
-        "--deaths", type=int, default=3, help="deaths in a row without a new photograph that end a run"
-    )
+    parser.add_argument("--deaths", type=int, default=3, help="deaths in a row without a new photograph that end a run")
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=SIDES)
     parser.add_argument("--output", type=Path, default=RESULTS / "ray_script.json")
     arguments = parser.parse_args()
