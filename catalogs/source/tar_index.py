@@ -65,9 +65,9 @@ def sample_json(name: str) -> str:
 def index_tar(tar: Location, parse: Callable[[str, bytes], Columns], *, hashed: bool) -> TarIndex:
     """Index a tar in one pass. `parse` returns the columns in a sidecar, given its place for messages and its bytes.
 
-    If the tar has several files of one name, only the last one counts, as if the tar were unpacked. Raises
-    `BadTarError` unless the tar is uncompressed and whole. A damaged tar isn't listed in part, because its missing part
-    may contain sidecars with other licenses.
+    If the tar has several files of one name, only the last one counts, as if the tar were unpacked. But a sidecar can't
+    take back the opt-out of an earlier one. Raises `BadTarError` unless the tar is uncompressed and whole. A damaged
+    tar isn't listed in part, because its missing part may contain sidecars with other licenses.
     """
     index = TarIndex()
     with tar.open() as stream:
@@ -81,7 +81,12 @@ def index_tar(tar: Location, parse: Callable[[str, bytes], Columns], *, hashed: 
             if index.images.pop(name, None) is not None:
                 index.skipped[name] = "a later file in the tar has the same name, so only that one is listed"
             if not is_image:
-                index._sidecars[f"{owner}.{ending.lower()}"] = _sidecar(f"{tar}, {name}", reader, member, parse)
+                sidecar = f"{owner}.{ending.lower()}"
+                before = index._sidecars.get(sidecar)
+                found = _sidecar(f"{tar}, {name}", reader, member, parse)
+                if isinstance(before, dict) and isinstance(found, dict) and before.get("opt_out"):
+                    found = {**found, "opt_out": True}  # a later file can't take it back
+                index._sidecars[sidecar] = found
             elif _is_in_one_piece(member):
                 sha256 = _sha256(stream, member) if hashed else None
                 index.images[name] = TarredImage(member.offset_data, member.size, sha256)

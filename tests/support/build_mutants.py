@@ -406,7 +406,7 @@ BUILD_MUTANTS = (
     Mutant(
         "detector files aren't tried before a build",
         "pipeline/building/dataset/dataset.py",
-        "        try_detector_files(config.deidentify, partial(resolve, mirror=config.assets, storage=storage))\n",
+        "        try_detector_files(config.deidentify, find_file)\n",
         "",
         "tests/pipeline/building/dataset/test_dataset.py",
     ),

@@ -163,6 +163,18 @@ def test_an_empty_value_in_a_sidecar_does_not_take_back_a_license(tmp_path: Path
     assert scanned(tmp_path, license="CC0-1.0")[0]["a.jpg"]["license"] == "CC0-1.0"
 
 
+def test_a_later_sidecar_of_the_same_name_does_not_take_back_an_opt_out(tmp_path: Path) -> None:
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w") as tar:
+        for name, data in (("a.jpg", b""), ("a.json", b'{"opt_out": true}'), ("a.json", license_of("MIT"))):
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    (tmp_path / "0.tar").write_bytes(stream.getvalue())
+    rows, _ = scanned(tmp_path)
+    assert rows["0.tar/a.jpg"].items() >= {"license": "MIT", "opt_out": True}.items()
+
+
 def test_names_in_a_tar_are_compared_as_they_would_be_unpacked(tmp_path: Path) -> None:
     """Else, an image misses its sidecar, and an older image of the same name is listed, too."""
     files = {
