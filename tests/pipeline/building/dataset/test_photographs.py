@@ -18,6 +18,8 @@ from segmint.pipeline.building.dataset.request import BuildRequest, parse_reques
 from segmint.pipeline.config.config import Config, load_config
 from tests.support.locations import location_of
 
+pytestmark = pytest.mark.usefixtures("weights")  # of the plate detector, which a build requires before it scans
+
 STATED = {"b.jpg.license": "CC-BY-4.0", "c.jpg.json": '{"license": "CC-BY-NC-4.0"}', "d.jpg.license": "cc-by-4.0"}
 
 

@@ -95,6 +95,7 @@ def test_a_configuration_is_told_from_photographs(here: Path, source: str, flagg
     assert names_configuration(source, flagged=flagged) is expected
 
 
+@pytest.mark.usefixtures("processes")
 def test_a_wrong_command_imports_neither_arrow_nor_the_configuration(here: Path) -> None:
     done, modules = segmint_and_modules("build", here / "photos", "-o", here / "photos/dataset", "--license", CC0)
     assert (done.returncode, os.listdir(here / "empty")) == (2, [])
