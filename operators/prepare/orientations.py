@@ -83,8 +83,8 @@ def _is_new(candidate: Detection, detector: Detector, known: Sequence[Detection]
 
 
 def is_same(one: Detection, other: Detection) -> bool:
-    """Return whether two detections in different orientations show the same face."""
-    if one.kind != other.kind or one.orientation == other.orientation:
+    """Return whether two detections of one detector, in different orientations, show the same face."""
+    if (one.kind, one.source) != (other.kind, other.source) or one.orientation == other.orientation:
         return False
     return iou(one.box, other.box) >= _SAME_IOU
 

@@ -1,5 +1,6 @@
 """Turned photographs: faces are found in all four orientations, once each, and exactly where they are."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -123,6 +124,7 @@ def test_a_turned_detection_with_a_higher_score_than_the_upright_one_is_kept() -
     (upright, turned) = search_orientations(_UprightFirst(detector, faint), np.zeros((200, 200, 3), np.uint8))
     assert (upright, turned.orientation) == (faint, 90)
     assert is_same(upright, turned)
+    assert not is_same(upright, replace(turned, source="other")), "an audit names each detector that finds a face"
 
 
 class _UprightFirst:
