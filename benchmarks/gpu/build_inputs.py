@@ -63,13 +63,7 @@ def write_photograph(source: Path, number: int, path: Path, size: tuple[int, int
     if picture is None:
         raise ValueError(f"{source} is not a picture")
     random = np.random.default_rng(number)
-    height, width = picture.shape[:2]
-    share = random.uniform(0.6, 1.0)
-    cut_height, cut_width = int(height * share), int(width * share)
-    top = random.integers(0, height - cut_height + 1)
-    left = random.integers(0, width - cut_width + 1)
-    cutout = picture[top : top + cut_height, left : left + cut_width]
-    enlarged = cv2.resize(cutout, size, interpolation=cv2.INTER_CUBIC)
+    enlarged = cv2.resize(random_part(picture, random, 0.6), size, interpolation=cv2.INTER_CUBIC)
     if number % 2:
         enlarged = cv2.flip(enlarged, 1)
     noise = random.standard_normal(enlarged.shape, dtype=np.float32) * NOISE
@@ -77,6 +71,16 @@ def write_photograph(source: Path, number: int, path: Path, size: tuple[int, int
     pixels = np.clip(toned, 0, 255).astype(np.uint8)
     if not cv2.imwrite(str(path), pixels, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]):
         raise OSError(f"{path} could not be written")
+
+
+def random_part(picture: Any, random: np.random.Generator, least: float) -> Any:
+    """Return a random part of a picture (H, W, 3). Its sides have at least the share `least` of the picture's."""
+    height, width = picture.shape[:2]
+    share = random.uniform(least, 1.0)
+    part_height, part_width = int(height * share), int(width * share)
+    top = random.integers(0, height - part_height + 1)
+    left = random.integers(0, width - part_width + 1)
+    return picture[top : top + part_height, left : left + part_width]
 
 
 def write_checkpoint(
@@ -125,14 +129,9 @@ def cutout(pictures: Path, number: int, device: torch.device) -> Tensor:
     paths = pictures_of(pictures)
     picture = cv2.imread(str(paths[number % len(paths)]))
     random = np.random.default_rng(number)
-    height, width = picture.shape[:2]
-    share = random.uniform(0.3, 1.0)
-    cut_height, cut_width = int(height * share), int(width * share)
-    top = random.integers(0, height - cut_height + 1)
-    left = random.integers(0, width - cut_width + 1)
-    part = picture[top : top + cut_height, left : left + cut_width, ::-1]
-    scale = SIDE / max(cut_height, cut_width)
-    size = round(cut_width * scale), round(cut_height * scale)
+    part = random_part(picture, random, 0.3)[..., ::-1]
+    scale = SIDE / max(part.shape[:2])
+    size = round(part.shape[1] * scale), round(part.shape[0] * scale)
     resized = cv2.resize(np.ascontiguousarray(part), size, interpolation=cv2.INTER_CUBIC)
     pixels = (resized - np.array(PIXEL_MEAN)) / np.array(PIXEL_STD)
     padded = np.zeros((3, SIDE, SIDE), np.float32)

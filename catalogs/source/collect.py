@@ -235,7 +235,8 @@ def _write_tar(
         while each is not None:
             row, found = each
             data = found.data
-            if data is not None and row["sha256"] not in (None, hashlib.sha256(data).hexdigest()):
+            sha256 = None if data is None else hashlib.sha256(data).hexdigest()
+            if data is not None and row["sha256"] not in (None, sha256):
                 data, found = None, Download(None, "another SHA-256 than the row's")
             row["image_id"] = row["image_id"] or row["uri"]
             row["opt_out"] = found.opted_out or row["opt_out"]
@@ -244,7 +245,7 @@ def _write_tar(
             if data is not None:
                 done.copied += 1
                 done.copied_bytes += len(data)
-                row["sha256"] = hashlib.sha256(data).hexdigest()
+                row["sha256"] = sha256
             else:
                 done.failed[found.why] = done.failed.get(found.why, 0) + 1
             if data is not None or not is_url:

@@ -24,7 +24,7 @@ HOST = "photos.example"
 
 @dataclass
 class Answer:
-    """What the server sends for a path. `length` is what it claims, if that isn't the truth."""
+    """Response of the server to a path. `length` replaces the real Content-Length."""
 
     body: bytes = b""
     status: int = 200
