@@ -9,7 +9,7 @@ images/sa_000000-<digest>.parquet, masks/…, rejects/…
 commits/000000.g1.json           lists the files of one generation of one shard; written last
 reservations/000000.g2-<digest>.json   lists the files that a writer is about to commit; deleted after that
 reservations/dataset.g2-<digest>.json  lists the parts that a manifest's next generation will name; deleted after that
-reservations/amended.g2-<digest>.json  lists the shards that an amendment has to change; deleted at its end
+reservations/amended.g2-<digest>.json  an amendment of segmint 0.3.0 that didn't finish; no longer read or written
 summaries/000000-<digest>.json   sums over a block of commits; can be rebuilt
 shards.json                      WebDataset's index; can be rebuilt
 tombstones/<digest>.json         the images that a takedown removed
@@ -77,7 +77,6 @@ _SHOWN = 10
 _DATA_PATH = re.compile(r"(?P<kind>[a-z]+)/sa_(?P<shard>\d{6,})-(?P<digest>[0-9a-f]{12})\.(?P<ending>[a-z]+)", re.ASCII)
 _PART = re.compile(r"catalog/part-(?P<number>0|[1-9]\d*)-[0-9a-f]{12}\.parquet", re.ASCII)
 _PART_RESERVATION = re.compile(r"dataset\.g(?P<generation>[2-9]|[1-9]\d+)-[0-9a-f]{12}\.json", re.ASCII)
-_AMENDED = re.compile(r"amended\.g(?P<generation>[2-9]|[1-9]\d+)-[0-9a-f]{12}\.json", re.ASCII)
 _RESERVATION = re.compile(r"(?P<commit>\d{6,}\.g[1-9]\d*)-[0-9a-f]{12}\.json", re.ASCII)
 _COMMIT = re.compile(r"(?P<shard>\d{6,})\.g(?P<generation>[1-9]\d*)\.json", re.ASCII)
 
@@ -269,23 +268,6 @@ def parse_part_reservation_name(name: str) -> int | None:
     Returns None for any other name.
     """
     match = _PART_RESERVATION.fullmatch(name)
-    return None if match is None else int(match["generation"])
-
-
-def amended_name(generation: int, digest: str) -> str:
-    """Return the name of the file in `reservations/` that lists the shards that an amendment has to change.
-
-    `generation` is the generation of the manifest that the amendment puts.
-    """
-    return f"amended.g{generation}-{digest}.json"
-
-
-def parse_amended_name(name: str) -> int | None:
-    """Parse the name of the list of an amendment's shards into the manifest's generation.
-
-    Returns None for any other name.
-    """
-    match = _AMENDED.fullmatch(name)
     return None if match is None else int(match["generation"])
 
 

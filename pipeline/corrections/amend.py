@@ -36,14 +36,8 @@ from segmint.pipeline.corrections.correction import (
     revise,
     while_unchanged,
 )
-from segmint.pipeline.corrections.credits import (
-    begin_amendment,
-    credit,
-    end_amendments,
-    shards_of,
-    unfinished_amendments,
-)
-from segmint.pipeline.corrections.parts import put_parts, remove_parts
+from segmint.pipeline.corrections.credits import credit, unfinished_shards
+from segmint.pipeline.corrections.parts import has_replaced_parts, put_parts, remove_parts
 
 _WHY_FIXED = (
     "`segmint amend` can only change attribution, provider, source_url, and country, because the other columns define "
@@ -66,7 +60,8 @@ class AmendmentList:
     unknown: int  # rows of the catalog that match no row of the dataset
     first_unknown: str | None
     shards: tuple[int, ...]  # shards with an amended row, committed or not
-    unfinished: tuple[int, ...]  # shards of interrupted or running amendments, which are completed
+    unfinished: tuple[int, ...]  # committed shards that an interrupted amendment left behind, which are completed
+    former_parts: bool  # True if an interrupted correction left parts of the catalog with former values
     outputs: tuple[str, ...]  # outputs recorded in the dataset
 
     def lines(self) -> list[str]:
@@ -86,6 +81,7 @@ class AmendmentList:
             *([f"  and {values - SHOWN:,} more values"] if values > SHOWN else []),
             *([unknown] if self.unknown else []),
             *([f"completing an earlier amendment that didn't finish: {unfinished}"] if self.unfinished else []),
+            *(["removing former parts of the catalog, which an earlier correction left"] if self.former_parts else []),
             *shown_outputs(self.dataset, self.outputs, "not updated"),
         ]
 
@@ -147,7 +143,8 @@ def amend(
 
     First, `amend` writes the amended parts of the catalog and a manifest generation that names them. From then on,
     builds, growth, and repairs use the new values. Then `amend` commits the next generation of each shard. If it is
-    interrupted, any later amendment completes it.
+    interrupted, any later amendment completes it: it finds the shards whose images differ from the catalog, the files
+    that weren't removed, and the former parts of the catalog.
 
     Raises `UsageError` before any change if the catalog can't be read, matches no row of the dataset, contradicts
     itself, or differs in a column of `FIXED`, or if the store's older versions can't be removed.
@@ -159,26 +156,23 @@ def amend(
         handle = begin(dataset)
         staged = _stage(handle, catalog, clear, Path(folder))
         plan = _plan(handle, staged)
-        if not plan.found.parts and not plan.listed.unfinished:
+        if not plan.found.parts and not plan.listed.unfinished and not plan.listed.former_parts:
             return AmendResult(str(handle), 0, {}, plan.found.unknown, 0, (), name_now(dataset))
         confirm_changes(handle, plan.listed, confirm)
         # Put the amended parts and a manifest that names them. If a growing build or another correction puts its
         # manifest first, amend the parts of that manifest instead.
         latest = plan.latest
         while plan.found.parts:
-            begin_amendment(dataset, latest.generation + 1, plan.found.shards)
             amended = put_parts(dataset, latest, plan.found.parts)
             if amended is not None:
                 latest = amended
                 break
             plan = _plan(handle, staged)
             latest = plan.latest
-        begun = unfinished_amendments(dataset, latest)  # this amendment and interrupted amendments
-        revision = credit(dataset, latest.generation, plan.found.shards | shards_of(begun))
+        revision = credit(dataset, latest.generation, plan.found.shards.union(plan.listed.unfinished))
         outcome = revise(handle, revision, resources)
-        remove_parts(dataset)
         version, outputs = record_version(handle, "amend", reason, now)
-        end_amendments(dataset, begun)
+        remove_parts(dataset)  # last, because the former parts show that an amendment didn't finish
     return AmendResult(
         dataset=str(handle),
         rows=plan.found.rows,
@@ -238,7 +232,8 @@ def _look(dataset: DatasetHandle, staged: _StagedCatalog) -> _AmendmentPlan:
         unknown=found.unknown,
         first_unknown=found.first_unknown,
         shards=tuple(sorted(found.shards)),
-        unfinished=tuple(sorted(shards_of(unfinished_amendments(dataset.location, latest)))),
+        unfinished=tuple(unfinished_shards(dataset.location, dataset.commits.committed().keys())),
+        former_parts=has_replaced_parts(dataset.location),
         outputs=tuple(line_of(note) for note in read_notes(dataset.location)),
     )
     return _AmendmentPlan(latest, found, listed)

@@ -1,6 +1,6 @@
 """Replacement of catalog parts by corrections, with the manifest generation that names them."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,8 @@ from segmint.catalogs.dataset.manifest import (
 )
 from segmint.catalogs.layout import CATALOG, is_part_path, part_number, part_path
 from segmint.infra.assets.cache import sha256_of
+from segmint.infra.errors import UsageError
+from segmint.infra.storage.errors import StorageFaultError
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.stores import TEMPORARY_PREFIX
 from segmint.infra.uris import base_name
@@ -41,17 +43,32 @@ def put_parts(
     return LatestManifest(manifest, generation)
 
 
+def has_replaced_parts(dataset: Location) -> bool:
+    """Return whether a part remains that the manifest doesn't name, because a correction was interrupted.
+
+    Older versions count if the store can list them.
+    """
+    try:
+        names = (dataset / CATALOG).walk_ever()
+    except (UsageError, StorageFaultError):  # where older versions can't be listed, nothing is amended
+        names = tuple(entry.name for entry in (dataset / CATALOG).walk())
+    return bool(_replaced(dataset, names))
+
+
 def remove_parts(dataset: Location) -> None:
     """Remove all catalog parts that the manifest doesn't name, including their older versions.
 
     Parts that other commands have reserved are kept. Parts with higher numbers than the manifest's are kept as well,
     because they belong to a build that grows the dataset.
     """
+    names = (dataset / CATALOG).walk_ever()
+    temporary = [f"{CATALOG}/{name}" for name in names if base_name(name).startswith(TEMPORARY_PREFIX)]
+    for path in (*_replaced(dataset, names), *temporary):
+        (dataset / path).purge()
+
+
+def _replaced(dataset: Location, names: Iterable[str]) -> list[str]:
     parts = len(load_manifest(dataset).catalog)
-    names = list((dataset / CATALOG).walk_ever())
     kept = parts_in_use(dataset)
-    for name in names:
-        path = f"{CATALOG}/{name}"
-        replaced = is_part_path(path) and part_number(path) < parts and path not in kept
-        if replaced or base_name(name).startswith(TEMPORARY_PREFIX):
-            (dataset / path).purge()
+    paths = [f"{CATALOG}/{name}" for name in names]
+    return [path for path in paths if is_part_path(path) and part_number(path) < parts and path not in kept]

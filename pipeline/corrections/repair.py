@@ -5,7 +5,7 @@ If another command replaces a shard during its inspection or repair, both contin
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.util import find_spec
@@ -25,7 +25,6 @@ from segmint.catalogs.findings import Code, Finding, FindingCollector
 from segmint.catalogs.layout import (
     DATA_KINDS,
     MANIFEST,
-    RESERVATIONS,
     DamagedDatasetError,
     commit_path,
     parse_data_path,
@@ -52,14 +51,8 @@ from segmint.operators.shards.restore import (
 from segmint.operators.shards.revise import apply_tombstones, finish_dead_writers, with_generation
 from segmint.pipeline.config.config import LOCAL, Config, ResourcesConfig
 from segmint.pipeline.corrections.correction import RAY_FROM_SHARDS, remove_report, revise, rewrite_index
-from segmint.pipeline.corrections.credits import (
-    credit,
-    end_amendments,
-    otherwise_credited,
-    shards_of,
-    unfinished_amendments,
-)
-from segmint.pipeline.corrections.parts import remove_parts
+from segmint.pipeline.corrections.credits import credit, unfinished_shards
+from segmint.pipeline.corrections.parts import has_replaced_parts, remove_parts
 from segmint.pipeline.quality.audit.commits import audit_commit
 from segmint.pipeline.quality.audit.integrity import audit_records
 
@@ -159,9 +152,7 @@ def repair(dataset: Location, config: Config | None = None, ray_from: int = RAY_
     while generation != handle.manifest_generation():  # repeat if a correction removed the parts of this generation
         audit_records(dataset, pinned := handle.latest(), findings := FindingCollector())
         generation = pinned.generation
-    # Reservations of unfinished amendments may be damaged.
-    amendments = {f"{RESERVATIONS}/{name}" for name in unfinished_amendments(dataset, handle.latest())}
-    found = (each for each in findings.collected() if each.code is not Code.STILL_THERE and each.file not in amendments)
+    found = (each for each in findings.collected() if each.code is not Code.STILL_THERE)
     result.lost += [finding.line() for finding in found]
     if not result.lost:
         _complete(handle, {shard: committed[shard] for shard in damaged}, result)
@@ -185,26 +176,20 @@ def _complete(dataset: DatasetHandle, repaired: Mapping[int, int], result: Repai
         rewrite_index(dataset)
 
 
-def _credit(dataset: DatasetHandle, shards: Iterable[int], result: RepairResult, resources: ResourcesConfig) -> None:
+def _credit(dataset: DatasetHandle, shards: Collection[int], result: RepairResult, resources: ResourcesConfig) -> None:
     """Complete interrupted amendments in these shards."""
     location, latest = dataset.location, dataset.latest()
-    begun = unfinished_amendments(location, latest)
     try:
-        wrong = otherwise_credited(location, shards)
-        if not wrong and not begun:
+        unfinished = unfinished_shards(location, shards)
+        if not unfinished and not has_replaced_parts(location):
             return
         check_purge(location)
     except (UsageError, NotFoundError) as error:
         result.lost.append(f"the credits that an amendment changed in the catalog: {error}")
         return
-    # If an amendment died after its commits, the former files remain.
-    unfinished = frozenset[int]() if result.not_repaired else shards_of(begun)
-    if wrong or unfinished:
-        outcome = revise(dataset, credit(location, latest.generation, {*wrong, *unfinished}), resources)
-        result.credited = sum(each.rows for each in outcome.changed.values())
+    outcome = revise(dataset, credit(location, latest.generation, unfinished), resources)
+    result.credited = sum(each.rows for each in outcome.changed.values())
     remove_parts(location)
-    if not result.not_repaired:
-        end_amendments(location, begun)
 
 
 def _each(

@@ -25,7 +25,7 @@ from segmint.catalogs.dataset.reading.torch_dataset import open_dataset
 from segmint.catalogs.dataset.sweep import sweep
 from segmint.catalogs.dataset.tombstones import read_tombstones, removed_images
 from segmint.catalogs.dataset.versions.record import Version, put_version, version_numbers, version_path
-from segmint.catalogs.layout import RESERVATIONS, DamagedDatasetError, parse_amended_name
+from segmint.catalogs.layout import RESERVATIONS, DamagedDatasetError
 from segmint.operators.rows import Row
 from segmint.operators.shards.committed_rows import read_committed_rows
 from segmint.operators.shards.files import build_shard_files
@@ -384,8 +384,6 @@ class WriterHistory:
         names = {path: parse_submission_path(path) for path in paths}
         expected |= {path for path, name in names.items() if name is not None and name.ordinal not in taken}
         left = names.keys() ^ (expected | self._named() | commits)
-        # Of an amendment that was killed, and whose image was taken down before it was repeated.
-        left = {path for path in left if parse_amended_name(path.removeprefix(f"{RESERVATIONS}/")) is None}
         _must(not left, f"too many files or too few: {sorted(left)}")
         _must(self.blank == taken.keys(), f"I10: {self.blank ^ taken.keys()} are blank or in tombstones, not both")
         providers = {

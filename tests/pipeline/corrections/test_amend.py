@@ -222,19 +222,33 @@ def test_a_repair_removes_what_an_amendment_replaced_that_died_after_its_commit(
     assert credits(place)[0] == ("Ann", None, None, "NO")
 
 
-@pytest.mark.parametrize("mend", ["another amendment", "repair"])
-def test_a_damaged_list_of_an_amendment_counts_as_one_of_all_shards(place: DatasetPath, mend: str) -> None:
+@pytest.mark.parametrize("mend", ["the same amendment", "repair"])
+def test_former_parts_of_an_amendment_that_died_are_removed(place: DatasetPath, mend: str) -> None:
+    """The amendment died after its last commit, so no image differs from the catalog."""
+    former, row = {"image_id": "image-0", "attribution": "Former Name"}, {"image_id": "image-0", **ANN}
+    amended(place, former)
     with stepping():
-        killed = until(SteppedThreads(lambda: amended(place, {"image_id": "image-0", **ANN})), "create commits")
+        killed = until(SteppedThreads(lambda: amended(place, row)), "purge catalog")
         killed.kill()
-    (listed,) = (Path(place.uri) / "reservations").glob("amended.*")
-    listed.write_bytes(b"")
+    assert mentions(Path(place.uri), ["Former Name"])
     if mend == "repair":
         repair(place.location)
     else:
-        amended(place, {"image_id": "image-3", "provider": "P"})
+        done = amended(place, row)
+        assert (done.rows, done.images, done.version.number) == (0, 0, 2)
+    assert mentions(Path(place.uri), ["Former Name"]) == []
+
+
+def test_a_list_of_an_amendment_of_segmint_0_3_0_is_ignored(place: DatasetPath) -> None:
+    with stepping():
+        killed = until(SteppedThreads(lambda: amended(place, {"image_id": "image-0", **ANN})), "create commits")
+        killed.kill()
+    old = Path(place.uri) / "reservations" / "amended.g2-0123456789ab.json"
+    old.write_text('{"shards":[0]}')
+    amended(place, {"image_id": "image-3", "provider": "P"})
     assert credits(place)[0] == ("Ann", None, None, "NO")
-    assert not [path for path in contents(place) if path.startswith("reservations/")]
+    assert old.exists()
+    assert audit_integrity(place.location).findings.total == 0
 
 
 def test_a_repair_mends_what_the_audit_says_that_it_mends_also_of_the_first_catalog() -> None:
