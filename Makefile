@@ -84,7 +84,9 @@ docs: setup $(DOCS)/.installed
 	$(BIN)/python .ci/columns_page.py
 	rm -rf build/docs build/docs-source
 	mkdir -p build/docs-source
+	mkdir -p build/docs-source/benchmarks
 	cp -R README.md CONTRIBUTING.md CHANGELOG.md SECURITY.md LICENSE NOTICE docs build/docs-source/
+	cp benchmarks/README.md build/docs-source/benchmarks/
 	$(DOCS)/bin/zensical build --strict
 
 $(DOCS)/.installed: constraints.txt

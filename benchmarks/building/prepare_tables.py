@@ -3,8 +3,8 @@
 from benchmarks.tables import Result, table, where, wrapped
 
 _STAGES = (
-    *("decode", "shrink", "faces", "plates", "redact", "release", "look", "original"),
-    *("total", "rule_2", "round"),
+    *("decode", "shrink", "faces", "plates", "confirm", "redact", "release", "look", "original"),
+    *("total", "round"),
 )
 
 
@@ -14,7 +14,7 @@ def prepare_part(results: dict[str, Result]) -> str:
     if result is None:
         return ""
     runs = [(row["megapixels"], run) for row in result["stages"] for run in row["cpu_seconds"]]
-    stages = [stage for stage in _STAGES if stage in runs[0][1]]  # older results have fewer
+    stages = [stage for stage in _STAGES if stage in runs[0][1]]
     costs = table(
         ["megapixels", "keeps original", *(stage.replace("_", " ") for stage in stages)],
         (

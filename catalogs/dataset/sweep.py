@@ -32,8 +32,7 @@ _FOLDERS = (*DATA_KINDS, RESERVATIONS, COMMITS, CATALOG, SUMMARIES, TOMBSTONES, 
 GRACE = timedelta(hours=24)
 """Minimum age, by the store's clock, of a file that is deleted because no commit names it.
 
-The delay protects files of users and of older versions of segmint. Current writers reserve their files before they
-write them.
+The delay protects files that a user has just put there. segmint reserves its files before it writes them.
 """
 
 

@@ -70,7 +70,7 @@ def read_document(data: bytes) -> MasksFile:
     corrected = False
     try:
         document = json.loads(data)
-        # Files that older versions corrected lack the key, but no model predicted the IoU of a person's masks.
+        # Without the key, a mask without a predicted IoU shows that a person corrected the file.
         masks = [each for each in document["annotations"] if isinstance(each, dict)]
         corrected = CORRECTED in document or any(each.get("predicted_iou", 0) is None for each in masks)
         made_from = document[_MADE_FROM]
