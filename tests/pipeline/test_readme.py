@@ -1,6 +1,7 @@
 """Every `segmint …` that the README and the docs show is a command line that segmint takes."""
 
 import importlib.util
+import json
 import re
 import shlex
 from importlib.metadata import version
@@ -127,3 +128,13 @@ def test_every_promise_of_security_names_files_that_are_there() -> None:
             assert any(word in name for name in names), promise
             for name in names:
                 assert any(path.match(f"*/{name}") for path in files), name
+
+
+def test_the_table_of_the_ray_data_script_is_the_recorded_result() -> None:
+    result = json.loads((ROOT / "benchmarks" / "results" / "ray_script.json").read_text(encoding="utf-8"))
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for side in result["sides"]:
+        named = "yes" if side["named"] else "no"
+        minutes = f"{side['minutes']:.1f}" + ("" if side["ended_by_itself"] else ", never ended")
+        cells = [side["done"], side["lost"], side["twice"], named, minutes, f"{side['cpu_s']:.0f}"]
+        assert f"| `{side['side']}` | {' | '.join(map(str, cells))} |" in readme
