@@ -5,18 +5,18 @@ contain any catalog columns except `uri`. `photo.jpg.license` contains either on
 that REUSE defines (`SPDX-License-Identifier`, `SPDX-FileCopyrightText`). Values in sidecars override the arguments, and
 values in JSON override those in `.license`.
 
-The images in an uncompressed tar get rows, too. Their sidecars are in the same tar. In addition, `photo.json` belongs
-to all images whose WebDataset key is `photo`, and sidecars of the tar itself belong to all images in it.
+`photo.json` belongs to an image of that name with any extension, but the other sidecars override it.
+
+The images in an uncompressed tar get rows, too. Their sidecars are in the same tar. There, `photo.json` belongs to all
+images whose WebDataset key is `photo`, and sidecars of the tar itself belong to all images in it.
 """
 
-import base64
 import csv
 import json
 import re
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import date, time, timedelta
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -27,13 +27,13 @@ from segmint.catalogs.endings import IMAGE_ENDINGS
 from segmint.catalogs.layout import parse_data_path
 from segmint.catalogs.licenses import validate_identifier
 from segmint.catalogs.parquet import RowGroupWriter
-from segmint.catalogs.schema import JSON_TEXT, SOURCE
+from segmint.catalogs.schema import SOURCE
 from segmint.catalogs.source.conform import conform, json_object
 from segmint.catalogs.source.files import catalog_format
 from segmint.catalogs.source.tar_index import SIDECAR_ENDINGS, Columns, TarIndex, index_tar, sample_json
 from segmint.infra.errors import UsageError
 from segmint.infra.scratch import ScratchFolder
-from segmint.infra.storage.errors import UnreadableObjectError
+from segmint.infra.storage.errors import ObjectTooLargeError, UnreadableObjectError
 from segmint.infra.storage.location import Location, put_new_file
 from segmint.infra.storage.stores import ObjectInfo, OnSkip, warn_of_skipped
 from segmint.infra.tars import BadTarError
@@ -64,6 +64,7 @@ _TAG = re.compile(r"SPDX-(License-Identifier|FileCopyrightText):\s*(.+?)\s*(?:\*
 class _ScannedImage:
     name: str
     sidecars: list[str] = field(default_factory=list)
+    named_alike: list[str] = field(default_factory=list)  # `photo.json` for `photo.jpg`
 
 
 def scan(
@@ -175,8 +176,8 @@ def _folder(catalog: Location) -> str:
     return str(local_path(catalog.uri).absolute().parent.resolve())
 
 
-def write_catalog(rows: Iterator[Mapping[str, Any]], file: Location, schema: pa.Schema = SOURCE) -> int:
-    """Write rows of `schema` as a catalog, and return the number of rows.
+def write_catalog(rows: Iterator[Mapping[str, Any]], file: Location) -> int:
+    """Write rows (keys of `SOURCE`) as a catalog, and return the number of rows.
 
     The extension of `file` determines the format. Raises `UsageError` if another process has put a different file there
     in the meantime.
@@ -188,18 +189,17 @@ def write_catalog(rows: Iterator[Mapping[str, Any]], file: Location, schema: pa.
         raise UsageError(f"{file}: catalogs are written uncompressed; remove .gz")
     with ScratchFolder() as folder:
         path = Path(folder) / "catalog"
-        count = {"Parquet": _write_parquet, "JSON Lines": _write_json_lines, "CSV": _write_csv}[kind](
-            rows, path, schema
-        )
+        count = {"Parquet": _write_parquet, "JSON Lines": _write_json_lines, "CSV": _write_csv}[kind](rows, path)
         put_new_file(file, path)
     return count
 
 
 def _images(base: Location, entries: Iterable[ObjectInfo], on_skip: OnSkip) -> Iterator[_ScannedImage]:
     """Yield the images and tars, each with its sidecars."""
-    # Names are sorted, so all names that start with an image's name follow that image directly. To find its sidecars,
-    # it is enough to keep these few images in memory.
+    # Names are sorted, so all names that start with an image's name without its extension are next to the image. It is
+    # enough to keep the few images and JSON files with such names in memory.
     open_images: deque[_ScannedImage] = deque()
+    jsons: deque[str] = deque()  # JSON files that may belong to the images after them, as `photo.json` to `photo.png`
     last, alone, in_order = "", "", True
     owners = (*IMAGE_ENDINGS, _TAR)
     for entry in entries:
@@ -213,26 +213,43 @@ def _images(base: Location, entries: Iterable[ObjectInfo], on_skip: OnSkip) -> I
         if unfit is not None:
             on_skip(entry.name, unfit)
             continue
-        while open_images and not entry.name.startswith(open_images[0].name):
+        while open_images and not entry.name.startswith(_stem(open_images[0].name)):
             yield open_images.popleft()
+        while jsons and not entry.name.startswith(_stem(jsons[0])):
+            jsons.popleft()
+        owner = entry.name.rpartition(".")[0]
         if entry.name.lower().endswith(owners):
-            open_images.append(_ScannedImage(entry.name))
-        else:
-            owner = entry.name.rpartition(".")[0]
+            named_alike = [name for name in jsons if _is_json_of(name, entry.name)]
+            open_images.append(_ScannedImage(entry.name, named_alike=named_alike))
+        elif owner.lower().endswith(owners):
             for image in open_images:
                 if image.name == owner:
                     image.sidecars.append(entry.name)
                     break
             else:
-                if owner.lower().endswith(owners):
-                    alone = entry.name
-                    on_skip(alone, f"no image is named exactly {base_name(owner)}")
+                alone = entry.name
+                on_skip(alone, f"no image is named exactly {base_name(owner)}")
+        elif entry.name.lower().endswith(".json"):
+            jsons.append(entry.name)
+            for image in open_images:
+                if _is_json_of(entry.name, image.name):
+                    image.named_alike.append(entry.name)
         if alone and not in_order:
             raise UsageError(
                 f"{base / alone} is not listed after its image, because the store doesn't list names in order. Without "
                 "its sidecar, the image could get a wrong license: copy the images to a store with ordered listings"
             )
     yield from open_images
+
+
+def _stem(name: str) -> str:
+    """Return a name without its extension, but with the dot before it."""
+    return name[: name.rindex(".") + 1]
+
+
+def _is_json_of(name: str, image: str) -> bool:
+    """Return whether a JSON file has an image's name with another extension, such as `photo.json` for `photo.jpg`."""
+    return _stem(name) == _stem(image) and not image.lower().endswith(_TAR)
 
 
 def _is_shard(base: Location, name: str) -> bool:
@@ -259,9 +276,10 @@ def _rows(
     file = base / image.name
     if not image.name.lower().endswith(_TAR):
         row = {**common, "uri": str(file), "image_id": image.name, "sha256": file.sha256() if hashed else None}
-        for columns in _sidecars(base, image):
-            _apply(columns, row)
-        return [_without_missing(row)], {}
+        columns, skipped = _named_alike(base, image)
+        for each in (columns, *_sidecars(base, image)):
+            _apply(each, row)
+        return [_without_missing(row)], skipped
     shared = dict(common)
     for columns in _sidecars(base, image):
         _apply(columns, shared, _OWN_COLUMNS)
@@ -307,8 +325,30 @@ def _without_missing(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _sidecars(base: Location, image: _ScannedImage) -> Iterator[Columns]:
+    """Yield the columns in the sidecars that begin with the image's whole name; later ones override earlier ones."""
     for name in sorted(image.sidecars, key=str.lower, reverse=True):  # .license, then .json
         yield _parse(str(base / name), (base / name).read(max_bytes=_SIDECAR_BYTES))
+
+
+def _named_alike(base: Location, image: _ScannedImage) -> tuple[Columns, dict[str, str]]:
+    """Return the columns in `photo.json` for `photo.jpg`, and the reason for each such file that isn't a sidecar.
+
+    Other tools give all kinds of files such names.
+    """
+    columns: dict[str, Any] = {}
+    skipped = {}
+    for name in image.named_alike:
+        try:
+            data = (base / name).read(max_bytes=_SIDECAR_BYTES)
+            if not isinstance(json.loads(data), dict):
+                skipped[name] = "not a sidecar, because it isn't a JSON object"
+                continue
+        except (ObjectTooLargeError, ValueError, RecursionError) as error:
+            skipped[name] = f"not a sidecar: {error}"
+            continue
+        found = _parse(str(base / name), data)
+        columns |= {key: value for key, value in found.items() if key not in _OWN_COLUMNS}
+    return columns, skipped
 
 
 def _parse(where: str, data: bytes) -> Columns:
@@ -358,30 +398,19 @@ def _check_license(where: str, license: str) -> None:
         raise UsageError(f"{where}: {error}") from error
 
 
-def _plain(row: Mapping[str, Any], schema: pa.Schema) -> dict[str, Any]:
-    ordered = {name: row[name] for name in schema.names if row.get(name) is not None}
+def _plain(row: Mapping[str, Any]) -> dict[str, Any]:
+    ordered = {name: row[name] for name in SOURCE.names if row.get(name) is not None}
     if "valid_until" in ordered:
         ordered["valid_until"] = str(ordered["valid_until"])
     # Required columns are written even if they are empty.
     return {"uri": ordered.pop("uri"), "license": ordered.pop("license", None), **ordered}
 
 
-def _json_value(value: Any) -> Any:
-    """Convert a value of a Parquet column to JSON: times to ISO 8601, durations to seconds, and bytes to Base64."""
-    if isinstance(value, date | time):
-        return value.isoformat()
-    if isinstance(value, timedelta):
-        return value.total_seconds()
-    return base64.b64encode(value).decode() if isinstance(value, bytes) else str(value)
-
-
-def _write_json_lines(rows: Iterator[Mapping[str, Any]], path: Path, schema: pa.Schema) -> int:
-    count, as_json = 0, [field.name for field in schema if JSON_TEXT.items() <= (field.metadata or {}).items()]
+def _write_json_lines(rows: Iterator[Mapping[str, Any]], path: Path) -> int:
+    count = 0
     with path.open("w", encoding="utf-8") as file:
         for row in rows:
-            plain = _plain(row, schema)
-            plain |= {name: json.loads(plain[name]) for name in as_json if name in plain}
-            file.write(json.dumps(plain, ensure_ascii=False, default=_json_value) + "\n")
+            file.write(json.dumps(_plain(row), ensure_ascii=False) + "\n")
             count += 1
     return count
 
@@ -389,23 +418,22 @@ def _write_json_lines(rows: Iterator[Mapping[str, Any]], path: Path, schema: pa.
 def _csv_text(value: Any) -> str:
     if value is None:
         return ""
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return value if isinstance(value, str) else json.dumps(value)
 
 
-def _write_csv(rows: Iterator[Mapping[str, Any]], path: Path, schema: pa.Schema) -> int:
+def _write_csv(rows: Iterator[Mapping[str, Any]], path: Path) -> int:
     count = 0
     with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, schema.names, lineterminator="\n")
+        writer = csv.DictWriter(file, SOURCE.names, lineterminator="\n")
         writer.writeheader()
         for row in rows:
-            values = json.loads(json.dumps(_plain(row, schema), default=_json_value))
-            writer.writerow({name: _csv_text(value) for name, value in values.items()})
+            writer.writerow({name: _csv_text(value) for name, value in _plain(row).items()})
             count += 1
     return count
 
 
-def _write_parquet(rows: Iterator[Mapping[str, Any]], path: Path, schema: pa.Schema) -> int:
-    with RowGroupWriter(path, schema) as writer:
+def _write_parquet(rows: Iterator[Mapping[str, Any]], path: Path) -> int:
+    with RowGroupWriter(path, SOURCE) as writer:
         while batch := list(islice(rows, 4096)):
-            writer.add([pa.RecordBatch.from_pylist([dict(row) for row in batch], schema=schema)])
+            writer.add([pa.RecordBatch.from_pylist([dict(row) for row in batch], schema=SOURCE)])
     return writer.rows

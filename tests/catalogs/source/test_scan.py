@@ -91,7 +91,40 @@ def test_sidecars_override_the_arguments(tmp_path: Path) -> None:
     assert rows["3.jpg"]["license"] == "CC-BY-SA-4.0"
     assert (rows["4.jpg"]["license"], rows["4.jpg"]["attribution"]) == ("CC-BY-2.0", "Di")
     assert rows["4.jpg-copy.jpg"]["license"] == "MIT"
-    assert rows["5.jpg"]["license"] == "CC0-1.0"
+    assert rows["5.jpg"]["license"] == "MIT"
+
+
+def test_a_json_file_named_like_a_photograph_is_its_sidecar(tmp_path: Path) -> None:
+    """img2dataset writes `0.json` beside `0.jpg`; other tools write annotations there."""
+    stated = {"license": "CC-BY-NC-4.0", "sha256": "0" * 64, "opt_out": True, "shapes": []}
+    make(
+        tmp_path,
+        {
+            "0.jpg": "",
+            "0.json": json.dumps(stated),
+            "0.jpg.json": '{"license": "MIT", "opt_out": false}',
+            "1.json": json.dumps(stated),  # listed before its image
+            "1.png": "",
+            "2.jpg": "",
+            "2.json": "[1]",
+            "3.JPEG": "",
+            "3.json": "no JSON",
+            "4.jpg": "",
+            "4.json": " " * (1 << 20) + "{}",
+            "4.x.jpg": "",
+            "5.json": "[1]",
+        },
+    )
+    skipped: dict[str, str] = {}
+    found = scan(location_of(tmp_path), license="CC0-1.0", on_skip=skipped.__setitem__)
+    rows = {row["image_id"]: (row["license"], row.get("opt_out"), row.get("sha256")) for row in found}
+    asserted = ("CC0-1.0", None, None)
+    assert rows == {
+        "0.jpg": ("MIT", True, None),
+        "1.png": ("CC-BY-NC-4.0", True, None),
+        **dict.fromkeys(("2.jpg", "3.JPEG", "4.jpg", "4.x.jpg"), asserted),
+    }
+    assert skipped.keys() == {"2.json", "3.json", "4.json"}
 
 
 def test_what_no_catalog_can_name_is_skipped_by_name(tmp_path: Path) -> None:
@@ -126,6 +159,7 @@ def test_what_no_catalog_can_name_is_skipped_by_name(tmp_path: Path) -> None:
             "a.jpg.license: 'CC-BY-NC-4.0 AND CC0-1.0' is not a license identifier",
         ),
         ("a.jpg.license", "SPDX-FileCopyrightText: 2020 Bo", "a.jpg.license has no license"),
+        ("a.json", '{"license": "CC-BY"}', "did you mean CC-BY-4.0"),
     ],
 )
 def test_a_bad_sidecar_is_named(tmp_path: Path, name: str, text: str, says: str) -> None:
