@@ -287,7 +287,7 @@ class LocalStore:
     def walk(
         self, uri: str, recursive: bool, on_skip: OnSkip = warn_of_skipped, beginning: str = ""
     ) -> Iterator[ObjectInfo]:
-        """Yield the files below a folder. The walk doesn't follow links to folders, and it skips circular links."""
+        """Yield the files below a folder. The walk skips links to folders and circular links."""
         root = local_path(uri)
         if root.is_dir():
             yield from _walk(root, "", recursive, on_skip, beginning)
@@ -418,3 +418,5 @@ def _walk(folder: Path, prefix: str, recursive: bool, on_skip: OnSkip, beginning
         if stat.S_ISREG(status.st_mode):
             modified = datetime.fromtimestamp(status.st_mtime, UTC)
             yield ObjectInfo(prefix + entry.name, status.st_size, modified)
+        elif stat.S_ISDIR(status.st_mode) and recursive:
+            on_skip(prefix + entry.name, "a link to a folder")

@@ -131,6 +131,7 @@ def test_what_no_catalog_can_name_is_skipped_by_name(tmp_path: Path) -> None:
     make(tmp_path, {"a.jpg": "", "b%0A.jpg": "", "z.jpg": ""})
     (tmp_path / "loop.jpg").symlink_to("loop.jpg")
     (tmp_path / "gone.jpg").symlink_to("nowhere.jpg")
+    (tmp_path / "more").symlink_to(tmp_path)
     Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.jpg")).write_bytes(b"")
     (tmp_path / "line\nbreak.jpg").write_bytes(b"")
     (tmp_path / "line\nbreak.jpg.license").write_text("MIT")
@@ -138,6 +139,7 @@ def test_what_no_catalog_can_name_is_skipped_by_name(tmp_path: Path) -> None:
     rows = list(scan(location_of(tmp_path), on_skip=skipped.__setitem__))
     assert [row["image_id"] for row in rows] == ["a.jpg", "z.jpg"]
     assert skipped.pop("loop.jpg") == "a circular link"
+    assert skipped.pop("more") == "a link to a folder"
     assert skipped.pop("caf\udce9.jpg") == "its name is not UTF-8"
     assert skipped.keys() == {"b%0A.jpg", "line\nbreak.jpg", "line\nbreak.jpg.license"}
 
