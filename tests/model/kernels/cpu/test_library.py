@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 from structlog.testing import capture_logs
 
+from segmint.infra import log
 from segmint.model.kernels.cpu import build, library
 from segmint.model.sam.load import build_sam
 from segmint.model.sam.predictor import Predictor
@@ -117,6 +118,7 @@ def test_without_the_library_torch_is_used_and_this_is_said_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(library, "FOLDER", tmp_path)
+    log.configure()  # `capture_logs` restores what it finds, which is structlog's standard output in a new process
     with capture_logs() as lines:
         assert models.cpu_kernels("cpu") is None
         assert models.cpu_kernels("cpu") is None
