@@ -587,7 +587,7 @@ DATASET_MUTANTS = (
     Mutant(
         "the owner signs the digest without the list of files",
         "pipeline/quality/evidence/signatures.py",
-        "key.sign(signed_bytes(signed_line(version.digest, files)))",
+        "key.sign(signed_bytes(signed_line(version.digest, listed)))",
         "key.sign(signed_bytes(signed_line(version.digest)))",
         "tests/pipeline/quality/evidence/test_evidence.py",
     ),

@@ -88,15 +88,15 @@ def sign_version(
     if version == latest and wrong:
         raise UsageError(f"{dataset}: missing or damaged: {some(wrong)}. Run `segmint repair {dataset}`")
     check_readable(dataset, version)
-    files = files_sha256(dataset, version.snapshot)
+    listed = files_sha256(dataset, version.snapshot)
     public = key.public_key().public_bytes_raw()
     path = signature_path(version.number, key_id(public))
-    signature = key.sign(signed_bytes(signed_line(version.digest, files)))
+    signature = key.sign(signed_bytes(signed_line(version.digest, listed)))
     if not (dataset / path).put_if_absent(signature_file(public, signature)):
         raise UsageError(
             f"{dataset / path} is another signature, of another key or segmint 0.3.0. Remove it and sign again"
         )
-    return SignatureResult(str(dataset), path, key_id(public), files, version.name)
+    return SignatureResult(str(dataset), path, key_id(public), listed, version.name)
 
 
 def check_version(dataset: Location, version: Version | None, key: bytes) -> tuple[str | None, str | None]:
