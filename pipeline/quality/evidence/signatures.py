@@ -94,7 +94,7 @@ def sign_version(
     signature = key.sign(signed_bytes(signed_line(version.digest, listed)))
     if not (dataset / path).put_if_absent(signature_file(public, signature)):
         raise UsageError(
-            f"{dataset / path} is another signature, of another key or segmint 0.3.0. Remove it and sign again"
+            f"{dataset / path} is another signature, from another key or segmint 0.3.0. Remove it and sign again"
         )
     return SignatureResult(str(dataset), path, key_id(public), listed, version.name)
 

@@ -104,7 +104,7 @@ def test_missing_unknown_and_wrong_signatures_are_problems(dataset: Location, tm
         signature.put(wrong)
         *_, problem = verify_dataset(dataset, key=public).problems
         assert problem.startswith(f"{signed.file}: not the signature of sha256:")
-    with pytest.raises(UsageError, match="is another signature, of another key"):
+    with pytest.raises(UsageError, match="is another signature, from another key"):
         sign_version(dataset, private)
 
 
