@@ -140,14 +140,14 @@ test: check
 test-fast: setup
 	$(BIN)/python -m pytest $(IN_PROCESSES) 2 --fast --durations=10 -m "not long and not cuda"
 
-# The fast tests and the comparisons with the reference package, with the lowest version of each dependency that
-# pyproject.toml allows, in a separate environment. It needs a package index and 9 GB.
+# The fast tests, those of storage, and the comparisons with the reference package, with the lowest version of each
+# dependency that pyproject.toml allows, in a separate environment. It needs a package index and 9 GB.
 LOWEST := $(VENV)/lowest
 LOWEST_UV := $(LOCK)/bin/uv pip
 LOWEST_RESOLVE := $(LOWEST_UV) compile --quiet --no-annotate --extra all --extra azure pyproject.toml
 test-lowest: $(LOWEST)/.installed
 	$(LOWEST)/bin/python -m pytest $(IN_PROCESSES) 2 --fast --durations=10 -m "not long and not cuda"
-	$(LOWEST)/bin/python -m pytest -m "not long and not cuda" tests/model/automatic/test_generator.py
+	$(LOWEST)/bin/python -m pytest -m "not long and not cuda" tests/infra/storage tests/model/automatic/test_generator.py
 	$(LOWEST)/bin/python -m pytest -k layers0 tests/model/automatic/test_reference_results.py
 
 $(LOWEST)/.installed: pyproject.toml .ci/weights.txt | $(LOCK)/bin/uv

@@ -29,7 +29,7 @@ from segmint.catalogs.dataset.versions.digest import (
 )
 from segmint.catalogs.findings import Code, Finding
 from segmint.catalogs.frozen import Frozen
-from segmint.catalogs.layout import DamagedDatasetError, canonical_json, commit_path, parse_commit_path
+from segmint.catalogs.layout import DamagedDatasetError, canonical_json, commit_path, is_known, parse_commit_path
 from segmint.infra.errors import UsageError
 from segmint.infra.log import get_logger
 from segmint.infra.storage.errors import NotFoundError
@@ -46,6 +46,7 @@ SIGNATURE_NAME = re.compile(r"([1-9]\d*)\.([0-9a-f]{16})\.sig", re.ASCII)
 _NAME = re.compile(r"([1-9]\d*)\.json", re.ASCII)
 FULL_DIGEST = re.compile(r"(?:sha256:)?([0-9a-f]{64})", re.ASCII)
 _DIGEST = re.compile(r"(?:sha256:)?([0-9a-f]{6,64})")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 _THREADS = 16
 _READ_AHEAD = 512
@@ -353,6 +354,35 @@ def read_commits(dataset: Location, version: Version, only: Container[int] | Non
 
     wanted = (entry for entry in version.commits if only is None or entry[0] in only)
     return map_ahead(read, wanted, _THREADS, _READ_AHEAD, "commits")
+
+
+def list_files(dataset: Location, snapshot: Snapshot) -> Iterator[VersionLeaf]:
+    """Yield every committed file of a snapshot with its SHA-256: its leaves and, after each commit, its data files.
+
+    The same snapshot yields the same files in the same order. Raises `DamagedDatasetError` if a commit is gone or was
+    changed, or if a path or hash isn't one that segmint writes.
+    """
+
+    def read(leaf: VersionLeaf) -> list[VersionLeaf]:
+        files = [leaf]
+        if parse_commit_path(leaf.path) is not None:
+            commit = Commit.from_json(_recorded(dataset, leaf.path, leaf.sha256), f"{dataset}/{leaf.path}")
+            files += [VersionLeaf(entry.path, entry.sha256) for entry in commit.files]
+        for file in files:
+            if not is_known(file.path) or _SHA256.fullmatch(file.sha256) is None:
+                raise DamagedDatasetError(f"{dataset / leaf.path} is damaged: not a file of a dataset: {file.line()!r}")
+        return files
+
+    for files in map_ahead(read, snapshot.leaves, _THREADS, _READ_AHEAD, "files"):
+        yield from files
+
+
+def files_sha256(dataset: Location, snapshot: Snapshot) -> str:
+    """Return the SHA-256 of the list of a snapshot's files in the format of `sha256sum`. See `list_files`."""
+    digest = hashlib.sha256()
+    for file in list_files(dataset, snapshot):
+        digest.update(f"{file.line()}\n".encode())
+    return digest.hexdigest()
 
 
 def _recorded(dataset: Location, path: str, sha256: str) -> bytes:

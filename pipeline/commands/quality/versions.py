@@ -21,19 +21,9 @@ def verify(
     dataset: Dataset,
     key: Annotated[
         str | None,
-        typer.Option("--key", metavar="PUBLIC.pem", help="Require a signature of the version or evidence by this key."),
+        typer.Option("--key", metavar="PUBLIC.pem", help="Require a signature of the version by this key."),
     ] = None,
     version: RecordedVersion = None,
-    of: Annotated[
-        str | None,
-        typer.Option("--dataset", metavar="DATASET", help="For evidence, the audited dataset, which is checked too."),
-    ] = None,
-    sums: Annotated[
-        str | None,
-        typer.Option(
-            "--sums", metavar="SHA256", help="For evidence, the SHA-256 of SHA256SUMS that the auditor published."
-        ),
-    ] = None,
     require_pinned: Annotated[
         bool,
         typer.Option("--require-pinned", help="Require --key, or --version with a full digest."),
@@ -43,26 +33,14 @@ def verify(
 ) -> None:
     """Compare every byte with the recorded version.
 
-    For evidence of an audit, checks that instead. Exits with code 1 if anything differs, and with code 3 if something
-    couldn't be checked.
+    Exits with code 1 if anything differs, and with code 3 if something couldn't be checked.
     """
-    from segmint.infra.errors import UsageError
     from segmint.infra.storage.location import Location
-    from segmint.pipeline.quality.evidence.verify import EvidenceResult, is_evidence, verify_evidence
-    from segmint.pipeline.quality.versions.verify import VerifyResult, verify_dataset
+    from segmint.pipeline.quality.versions.verify import verify_dataset
 
     storage = storage_of(config)
-    folder = Location(storage, dataset)
-    public, audited = (None if uri is None else Location(storage, uri) for uri in (key, of))
-    verified: VerifyResult | EvidenceResult
-    if is_evidence(folder):
-        if version is not None:
-            raise UsageError(f"{dataset} is evidence of one version: remove --version")
-        verified = verify_evidence(folder, public, audited, sums)
-    elif audited is not None or sums is not None:
-        raise UsageError(f"{dataset} isn't evidence of an audit: remove --dataset and --sums")
-    else:
-        verified = verify_dataset(folder, version, public, require_pinned)
+    public = None if key is None else Location(storage, key)
+    verified = verify_dataset(Location(storage, dataset), version, public, require_pinned)
     print_checked(verified, as_json, verified.problems, verified.not_checked)
 
 
@@ -74,7 +52,7 @@ def sign(
     config: Config = None,
     as_json: AsJson = False,
 ) -> None:
-    """Sign a recorded version's digest.
+    """Sign a recorded version: its digest, and the SHA-256 of the list of its files.
 
     Check the signature with `segmint verify --key`.
     """

@@ -20,7 +20,13 @@ from segmint.operators.images import decode_jpeg
 from segmint.operators.rows import Row
 from segmint.operators.similar.hashes import FRAME, jpeg_hashes
 from segmint.pipeline.quality.audit.privacy import PrivacySummary, Searcher, SearchPlan, SearchResult, put_pictures
-from segmint.pipeline.quality.audit.result import Duplicates, Licenses, LicenseVerdict, UnsearchedImages
+from segmint.pipeline.quality.audit.result import (
+    AssertedLicense,
+    Duplicates,
+    Licenses,
+    LicenseVerdict,
+    UnsearchedImages,
+)
 from segmint.pipeline.quality.statistics.values import ProviderImages
 
 
@@ -41,7 +47,7 @@ class LicenseCounts:
     expired: int = 0
     expired_since_build: int = 0  # images whose license expired after the day of the build
     without_attribution: int = 0  # counts only images whose license requires attribution
-    asserted: Counter[str] = field(default_factory=Counter)  # images whose license was asserted, by `license_asserted`
+    asserted: Counter[tuple[str | None, str]] = field(default_factory=Counter)  # by license and `license_asserted`
 
     def add(self, other: "LicenseCounts") -> None:
         """Add the counts of `other`."""
@@ -60,7 +66,12 @@ class LicenseCounts:
             expired=self.expired,
             expired_since_build=self.expired_since_build,
             without_attribution=self.without_attribution,
-            asserted=dict(self.asserted.most_common()),
+            asserted=tuple(
+                AssertedLicense(license, asserted_by, images)
+                for (license, asserted_by), images in sorted(
+                    self.asserted.items(), key=lambda item: (-item[1], item[0][0] or "", item[0][1])
+                )
+            ),
         )
 
 
@@ -83,7 +94,7 @@ def audit_licenses(
         known = None if catalog is None else catalog.get(row["ordinal"])
         source = known or {**row, "redistributable": True, "valid_until": None}
         if source.get("license_asserted"):
-            counts.asserted[source["license_asserted"]] += 1
+            counts.asserted[row["license"], source["license_asserted"]] += 1
         image = place.of_image(row["id"])
         for each in judge_terms(source, rules.policy, rules.today):
             counts.expired += each.code is Code.LICENSE_EXPIRED

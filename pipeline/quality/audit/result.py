@@ -51,6 +51,15 @@ class LicenseVerdict:
 
 
 @dataclass(frozen=True)
+class AssertedLicense:
+    """Number of images with a license that somebody asserted, and who did so and when."""
+
+    license: str | None
+    asserted_by: str
+    images: int
+
+
+@dataclass(frozen=True)
 class Licenses:
     """Counts of the license audit."""
 
@@ -60,7 +69,7 @@ class Licenses:
     expired: int
     expired_since_build: int  # images whose license expired after the day of the build
     without_attribution: int  # counts only images whose license requires attribution
-    asserted: Mapping[str, int] = field(default_factory=dict)  # images whose license was asserted, by who and when
+    asserted: tuple[AssertedLicense, ...] = ()  # most frequent first; all other licenses are the catalog's
 
 
 @dataclass(frozen=True)

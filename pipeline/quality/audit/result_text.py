@@ -193,7 +193,8 @@ def _license_lines(licenses: Licenses, findings: int) -> list[str]:
     lines = [f"{_findings(findings)}; judged on {licenses.judged_on.isoformat()}"]
     if licenses.expired:
         lines.append(f"{counted(licenses.expired, 'image')} expired, {licenses.expired_since_build:,} since the build")
-    lines += [f"{counted(images, 'license')} asserted by {name}" for name, images in licenses.asserted.items()]
+    for each in licenses.asserted:
+        lines.append(f"{counted(each.images, 'image')}: {each.license or 'no license'}, asserted by {each.asserted_by}")
     by_license = [
         f"{each.license or 'none'} {each.images:,}{'' if each.allowed else ' (not allowed)'}"
         for each in licenses.by_license

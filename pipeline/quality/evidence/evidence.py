@@ -1,6 +1,8 @@
 """Writer of `segmint audit --evidence`: a verifiable folder that documents an audit and its results.
 
-`SHA256SUMS` lists all other files and is written last. `check.py` checks the folder without segmint.
+`SHA256SUMS` lists all other files and is written last. `files.sha256` lists the dataset's files, and its own hash is in
+the line that the dataset's owner signs. Both are in the format of `sha256sum`, so that `sha256sum` and `ssh-keygen` can
+check the folder, the dataset, and the signature.
 """
 
 import hashlib
@@ -21,11 +23,13 @@ from segmint.catalogs.dataset.manifest import (
     require_published,
 )
 from segmint.catalogs.dataset.outputs import note_output
-from segmint.catalogs.dataset.versions.digest import take_snapshot
+from segmint.catalogs.dataset.versions.digest import Snapshot, take_snapshot
+from segmint.catalogs.dataset.versions.record import files_sha256, list_files
 from segmint.catalogs.findings import SENTENCES
 from segmint.infra.assets.cache import sha256_of
 from segmint.infra.assets.known import ASSETS
 from segmint.infra.errors import UsageError
+from segmint.infra.scratch import ScratchFolder
 from segmint.infra.storage.location import Location
 from segmint.infra.uris import is_below
 from segmint.infra.version import VERSION
@@ -33,10 +37,32 @@ from segmint.pipeline.quality.audit.audit import AuditOptions
 from segmint.pipeline.quality.audit.result import AuditReport
 from segmint.pipeline.quality.audit.result_json import to_dict
 from segmint.pipeline.quality.audit.result_text import result_lines
-from segmint.pipeline.quality.evidence import check
-from segmint.pipeline.quality.evidence.signatures import is_signature, signature_path, signers
+from segmint.pipeline.quality.evidence.signatures import (
+    is_signature,
+    key_id,
+    signature_path,
+    signed_line,
+    signer_of,
+    signers,
+)
 from segmint.pipeline.quality.study.privacy.score import PrivacyScore
 from segmint.pipeline.serving.documents import document_templates
+
+SCHEMA_VERSION = 2
+"""Version of `evidence.json`."""
+
+SUMS = "SHA256SUMS"
+EVIDENCE = "evidence.json"
+AUDIT = "audit.json"
+MANIFEST = "manifest.json"
+FILES = "files.sha256"
+STUDY = "study.json"
+PAGE = "index.html"
+
+_SAME = (  # fields that `evidence.json` repeats from the audit
+    *("findings_total", "findings_by_code", "verdict", "checked", "notes"),
+    *("unsearched", "not_built", "not_compared", "unusable_commits", "not_checked", "unfinished"),
+)
 
 _TEMPLATES = document_templates(Path(__file__).parent / "assets")
 
@@ -56,7 +82,7 @@ class Evidence:
 
     def line(self) -> str:
         """Format the result as a human-readable line."""
-        return f"evidence: {self.folder}; {check.SUMS} sha256:{self.sha256}"
+        return f"evidence: {self.folder}; {SUMS} sha256:{self.sha256}"
 
 
 def check_target(dataset: Location, folder: Location) -> None:
@@ -82,11 +108,10 @@ def write_evidence(
     number = report.version.number
     name = manifest_name(pinned.generation)
     audit = to_dict(replace(report, dataset=pinned.manifest.name))  # not the path on the auditor's machine
-    paths = {} if number is None else {key: signature_path(number, key) for key in signers(dataset, number)}
-    signatures = [(key, path) for key, path in paths.items() if is_signature(dataset / path, key, snapshot.digest)]
-    not_signed = sorted(paths.keys() - dict(signatures))
+    listed = files_sha256(dataset, snapshot)
+    signatures, not_signed = _signatures(dataset, number, snapshot.digest, listed)
     value = {
-        "schema_version": check.SCHEMA_VERSION,
+        "schema_version": SCHEMA_VERSION,
         "dataset": {
             "name": pinned.manifest.name,
             "digest": snapshot.digest,
@@ -94,9 +119,9 @@ def write_evidence(
             "manifest": name,
             "shards": pinned.manifest.shards,
         },
-        "signatures": [{"key_id": key, "file": path} for key, path in signatures],
+        "signatures": signatures,
         "when": (options.now or datetime.now(UTC)).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        **{name: audit[name] for name in check.SAME},
+        **{name: audit[name] for name in _SAME},
         "options": {
             "sample": options.sample,
             "privacy_sample": "all" if options.privacy_sample is None else options.privacy_sample,
@@ -105,6 +130,7 @@ def write_evidence(
             "byte_for_byte": options.asked.byte_for_byte,
             "device": options.device,
         },
+        "licenses_asserted": None if audit["licenses"] is None else audit["licenses"]["asserted"],
         "searched_by": (audit["privacy"] or {}).get("detectors", []),
         "detector_files": dict(_detector_files(pinned.manifest, report)),
         "built_with": {
@@ -115,26 +141,55 @@ def write_evidence(
         },
         "software": {"segmint": VERSION, "python": platform.python_version(), "platform": platform.platform()}
         | dict(_installed()),
-        "study": None if study is None else check.STUDY,
+        "study": None if study is None else STUDY,
     }
     files = {
-        check.EVIDENCE: _json(value),
-        check.AUDIT: _json(audit),
-        check.MANIFEST: (dataset / name).read(),
-        check.LEAVES: "".join(f"{leaf.line()}\n" for leaf in snapshot.leaves).encode(),
-        **{path: (dataset / path).read() for _, path in signatures},
-        **({} if study is None else {check.STUDY: _json(asdict(study))}),
-        check.CHECK: Path(check.__file__).read_bytes(),
+        EVIDENCE: _json(value),
+        AUDIT: _json(audit),
+        MANIFEST: (dataset / name).read(),
+        **{each["file"]: (dataset / each["file"]).read() for each in signatures},
+        **({} if study is None else {STUDY: _json(asdict(study))}),
     }
-    files[check.PAGE] = render_evidence(json.loads(files[check.EVIDENCE]), report, study, not_signed).encode()
-    sums = "".join(f"{hashlib.sha256(files[path]).hexdigest()}  {path}\n" for path in sorted(files)).encode()
+    files[PAGE] = render_evidence(json.loads(files[EVIDENCE]), report, study, listed, not_signed).encode()
+    hashes = {path: hashlib.sha256(data).hexdigest() for path, data in files.items()} | {FILES: listed}
+    sums = "".join(f"{hashes[path]}  {path}\n" for path in sorted(hashes)).encode()
     sha256 = hashlib.sha256(sums).hexdigest()
-    if not (folder / check.EVIDENCE).put_if_absent(files[check.EVIDENCE]):  # only one of several runs continues
-        raise UsageError(f"{folder} already contains files: another run wrote {check.EVIDENCE}. Pass an empty folder")
-    note_output(dataset, "audit --evidence", folder, {check.SUMS: sha256})
-    for path, data in {**files, check.SUMS: sums}.items():
+    if not (folder / EVIDENCE).put_if_absent(files[EVIDENCE]):  # only one of several runs continues
+        raise UsageError(f"{folder} already contains files: another run wrote {EVIDENCE}. Pass an empty folder")
+    note_output(dataset, "audit --evidence", folder, {SUMS: sha256})
+    _put_list(dataset, snapshot, folder / FILES)
+    for path, data in {**files, SUMS: sums}.items():
         (folder / path).put(data)
-    return Evidence(str(folder), sha256, (*sorted(files), check.SUMS))
+    return Evidence(str(folder), sha256, (*sorted(hashes), SUMS))
+
+
+def _signatures(
+    dataset: Location, number: int | None, digest: str, files: str
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """Return the valid signatures of a version with what they cover, and the ids of the keys of all others."""
+    valid: list[dict[str, Any]] = []
+    invalid: list[str] = []
+    if number is None:
+        return valid, invalid
+    for key in signers(dataset, number):
+        path = signature_path(number, key)
+        data = (dataset / path).read()
+        public = signer_of(data)
+        covers_files = is_signature(data, public, signed_line(digest, files))
+        if key_id(public) == key and (covers_files or is_signature(data, public, signed_line(digest))):
+            valid.append({"key_id": key, "file": path, "covers_files": covers_files})
+        else:
+            invalid.append(key)
+    return valid, invalid
+
+
+def _put_list(dataset: Location, snapshot: Snapshot, file: Location) -> None:
+    """Write the list of a snapshot's files, which can be larger than memory, to a file."""
+    with ScratchFolder() as scratch:
+        path = Path(scratch, FILES)
+        with path.open("wb") as stream:
+            stream.writelines(f"{each.line()}\n".encode() for each in list_files(dataset, snapshot))
+        file.put_file(path)
 
 
 def _detector_files(manifest: DatasetManifest, report: AuditReport) -> Iterator[tuple[str, dict[str, str]]]:
@@ -173,16 +228,22 @@ def _json(value: Mapping[str, Any]) -> bytes:
 
 
 def render_evidence(
-    evidence: Mapping[str, Any], report: AuditReport, study: PrivacyScore | None, not_signed: Sequence[str]
+    evidence: Mapping[str, Any],
+    report: AuditReport,
+    study: PrivacyScore | None,
+    list_sha256: str,
+    not_signed: Sequence[str],
 ) -> str:
     """Render an HTML page with the contents of `evidence.json` and the output of `segmint audit`.
 
-    `not_signed` contains the keys of signature files that aren't valid signatures of the digest.
+    `list_sha256` is the SHA-256 of the list of the dataset's files. `not_signed` contains the keys of signature files
+    that aren't valid signatures of the digest.
     """
     return _TEMPLATES.get_template("evidence.html.j2").render(
         evidence=evidence,
         sentences={code.value: sentence for code, sentence in SENTENCES.items()},
         lines="\n".join(result_lines(report)),
         study=study,
+        list_sha256=list_sha256,
         not_signed=not_signed,
     )

@@ -1,10 +1,14 @@
 """Ed25519 signatures of recorded versions.
 
-The signature of version 3 is `versions/3.<key id>.sig`: an OpenSSH signature of the line
-`segmint dataset sha256:<digest>`, including its newline, in the namespace `segmint-dataset`. The key id is the first 16
-hexadecimal digits of the SHA-256 of the raw public key.
+The signature of version 3 is `versions/3.<key id>.sig`: an OpenSSH signature (PROTOCOL.sshsig) in the namespace
+`segmint-dataset`. It signs the line `segmint dataset sha256:<digest> files sha256:<list>`, including its newline, where
+`<list>` is the SHA-256 of the list of the version's files. In segmint 0.3.0, the line ended after the digest. The key
+id is the first 16 hexadecimal digits of the SHA-256 of the raw public key.
 """
 
+import base64
+import hashlib
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -17,19 +21,21 @@ from segmint.catalogs.dataset.versions.record import (
     VERSIONS,
     Version,
     VersionName,
+    check_readable,
+    files_sha256,
     find_version,
     latest_version,
 )
-from segmint.catalogs.layout import CATALOG, DATA_KINDS
+from segmint.catalogs.layout import CATALOG, DATA_KINDS, DamagedDatasetError
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
 from segmint.infra.wording import some
-from segmint.pipeline.quality.evidence import check
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+_NAMESPACE = "segmint-dataset"
 _HOW = "Create one: openssl genpkey -algorithm ed25519 -out key.pem; openssl pkey -in key.pem -pubout -out public.pem"
 
 
@@ -40,11 +46,16 @@ class SignatureResult:
     dataset: str
     file: str  # relative to the dataset
     key_id: str
+    files_sha256: str  # of the list of the version's files
     version: VersionName
 
     def lines(self) -> list[str]:
         """Format the result as human-readable lines."""
-        return [f"signed with key {self.key_id}: {self.file}", self.version.line()]
+        return [
+            f"signed with key {self.key_id}: {self.file}",
+            f"list of files: sha256:{self.files_sha256}",
+            self.version.line(),
+        ]
 
 
 def sign_version(
@@ -54,7 +65,8 @@ def sign_version(
 
     The latest version is signed only if the dataset still matches it: its files must have the committed sizes, and the
     catalog's parts must have the recorded hashes. `ask` returns the passphrase of an encrypted key. Raises `UsageError`
-    if the key is unsuitable, if the version is missing, or if the dataset has changed or isn't for publication.
+    if the key is unsuitable, if the version is missing or can no longer be read, or if the dataset has changed or isn't
+    for publication.
     """
     require_published(load_manifest(dataset), dataset, "signed")
     key = read_private_key(key_file, ask)
@@ -75,18 +87,21 @@ def sign_version(
     wrong += [part.path for part in parts if part.path not in sizes or (dataset / part.path).sha256() != part.sha256]
     if version == latest and wrong:
         raise UsageError(f"{dataset}: missing or damaged: {some(wrong)}. Run `segmint repair {dataset}`")
+    check_readable(dataset, version)
+    listed = files_sha256(dataset, version.snapshot)
     public = key.public_key().public_bytes_raw()
-    identity = check.key_id(public)
-    path = signature_path(version.number, identity)
-    signature = key.sign(check.signed_bytes(check.DIGEST_NAMESPACE, check.digest_line(version.digest)))
-    if not (dataset / path).put_if_absent(check.signature_file(public, check.DIGEST_NAMESPACE, signature)):
-        raise UsageError(f"{dataset / path} is another signature, not made with this key. Remove it and sign again")
-    return SignatureResult(str(dataset), path, identity, version.name)
+    path = signature_path(version.number, key_id(public))
+    signature = key.sign(signed_bytes(signed_line(version.digest, listed)))
+    if not (dataset / path).put_if_absent(signature_file(public, signature)):
+        raise UsageError(
+            f"{dataset / path} is another signature, from another key or segmint 0.3.0. Remove it and sign again"
+        )
+    return SignatureResult(str(dataset), path, key_id(public), listed, version.name)
 
 
-def signature_problem(dataset: Location, version: Version | None, key: bytes) -> tuple[str | None, str | None]:
-    """Check a key's signature of a version. Returns its problem, if any, and the reason if it couldn't be checked."""
-    identity = check.key_id(key)
+def check_version(dataset: Location, version: Version | None, key: bytes) -> tuple[str | None, str | None]:
+    """Check a key's signature of a version. Returns its problem, if any, and a note if it doesn't cover the files."""
+    identity = key_id(key)
     if version is None:
         return f"no intact version is recorded that key {identity} could have signed", None
     path = signature_path(version.number, identity)
@@ -96,9 +111,19 @@ def signature_problem(dataset: Location, version: Version | None, key: bytes) ->
         others = signers(dataset, version.number)
         signed = f"only the keys {', '.join(others)} signed it" if others else "it is not signed"
         return f"{path}: no such file: key {identity} didn't sign version {version.number}; {signed}", None
-    valid, how = check.check_signature(key, check.DIGEST_NAMESPACE, check.digest_line(version.digest), signature)
+    if is_signature(signature, key, signed_line(version.digest)):
+        return None, (
+            f"{path}: made by segmint 0.3.0, so it covers the digest but not the list of files that evidence contains. "
+            "Remove it and sign again to cover both"
+        )
+    try:
+        files = files_sha256(dataset, version.snapshot)
+    except DamagedDatasetError as error:
+        return f"{path}: can't be checked, because the list of files can't be made: {error}", None
+    if is_signature(signature, key, signed_line(version.digest, files)):
+        return None, None
     wrong = f"not the signature of sha256:{version.digest}, the digest of version {version.number}, by key {identity}"
-    return (f"{path}: {wrong}" if valid is False else None, f"{path}: {how}" if valid is None else None)
+    return f"{path}: {wrong}", None
 
 
 def signature_path(number: int, identity: str) -> str:
@@ -112,23 +137,86 @@ def signers(dataset: Location, number: int) -> list[str]:
     return sorted(match[2] for match in matches if match is not None and int(match[1]) == number)
 
 
-def is_signature(file: Location, identity: str, digest: str) -> bool:
-    """Return whether a file contains a valid signature of this digest by the key with this id."""
-    data = file.read()
-    key = check.signed_in(data)[33:65]
-    valid, _ = check.check_signature(key, check.DIGEST_NAMESPACE, check.digest_line(digest), data)
-    return check.key_id(key) == identity and bool(valid)
+def key_id(key: bytes) -> str:
+    """Return the id that signatures use for a raw public key."""
+    return hashlib.sha256(key).hexdigest()[:16]
+
+
+def signed_line(digest: str, files: str | None = None) -> bytes:
+    """Return the line that the owner of a dataset signs.
+
+    `digest` is the version's digest, and `files` is the SHA-256 of the list of its files. Without it, the line is the
+    one that segmint 0.3.0 signed.
+    """
+    covered = "" if files is None else f" files sha256:{files}"
+    return f"segmint dataset sha256:{digest}{covered}\n".encode()
+
+
+def signed_bytes(message: bytes) -> bytes:
+    """Return the bytes that Ed25519 signs for a signature file of a message."""
+    return b"SSHSIG" + _strings(_NAMESPACE.encode(), b"", b"sha512", hashlib.sha512(message).digest())
+
+
+def signature_file(key: bytes, signature: bytes) -> bytes:
+    """Build a signature file like `ssh-keygen -Y sign`, from the raw public key and the 64 bytes of the signature."""
+    public, signed = _strings(b"ssh-ed25519", key), _strings(b"ssh-ed25519", signature)
+    blob = b"SSHSIG\0\0\0\1" + _strings(public, _NAMESPACE.encode(), b"", b"sha512", signed)
+    lines = re.findall(b".{1,70}", base64.b64encode(blob))
+    return b"\n".join([b"-----BEGIN SSH SIGNATURE-----", *lines, b"-----END SSH SIGNATURE-----", b""])
+
+
+def signer_of(file: bytes) -> bytes:
+    """Return the raw public key in a signature file, or other bytes if the file is malformed."""
+    return _signed_in(file)[33:65]
+
+
+def is_signature(file: bytes, key: bytes, message: bytes) -> bool:
+    """Return whether `file` is a signature file of the message by the raw public key, exactly as OpenSSH writes it."""
+    from cryptography.exceptions import InvalidSignature
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+    signature = _signed_in(file)[-64:]
+    if file != signature_file(key, signature):
+        return False
+    try:
+        Ed25519PublicKey.from_public_bytes(key).verify(signature, signed_bytes(message))
+    except InvalidSignature:
+        return False
+    return True
+
+
+def _signed_in(file: bytes) -> bytes:
+    """Decode a signature file. Returns nothing if it is malformed.
+
+    Bytes 33 to 64 are the public key, and the last 64 bytes are the signature.
+    """
+    try:
+        return base64.b64decode(b"".join(file.split(b"\n")[1:-2]), validate=True)
+    except ValueError:
+        return b""
+
+
+def _strings(*parts: bytes) -> bytes:
+    return b"".join(len(part).to_bytes(4, "big") + part for part in parts)
 
 
 def read_public_key(file: Location) -> bytes:
     """Read a raw public Ed25519 key from a file in PEM or OpenSSH format. Raises `UsageError` for anything else."""
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+    from cryptography.hazmat.primitives.serialization import load_pem_public_key, load_ssh_public_key
+
     data = _read(file)
     if b"PRIVATE KEY" in data:
         raise UsageError(f"{file} is a private key. Verify with the public key (openssl pkey -in KEY -pubout)")
+    load = load_ssh_public_key if data.startswith(b"ssh-") else load_pem_public_key
     try:
-        return check.key_of(data)
-    except ValueError as error:
-        raise UsageError(f"{file} is not a public Ed25519 key in PEM or OpenSSH format. {_HOW}") from error
+        key = load(data)
+    except (ValueError, UnsupportedAlgorithm):
+        key = None
+    if not isinstance(key, Ed25519PublicKey):
+        raise UsageError(f"{file} is not a public Ed25519 key in PEM or OpenSSH format. {_HOW}")
+    return key.public_bytes_raw()
 
 
 def read_private_key(file: Location, ask: Callable[[], str] | None = None) -> "Ed25519PrivateKey":

@@ -59,8 +59,7 @@ from segmint.infra.threads import map_ahead
 from segmint.infra.wording import counted, size, some
 from segmint.pipeline.quality.audit.canonical import audit_canonical_json
 from segmint.pipeline.quality.audit.versions import takedowns_without_version
-from segmint.pipeline.quality.evidence.check import key_id
-from segmint.pipeline.quality.evidence.signatures import read_public_key, signature_problem, signers
+from segmint.pipeline.quality.evidence.signatures import check_version, key_id, read_public_key, signers
 
 _THREADS = 8
 _AHEAD = 64
@@ -175,10 +174,10 @@ def verify_dataset(
         if snapshot.digest != pin[1]:
             reading.problems.append(f"{dataset}: its digest is sha256:{snapshot.digest}, expected sha256:{pin[1]}")
     if public_key is not None:
-        problem, unchecked = signature_problem(dataset, version, public_key)
+        problem, note = check_version(dataset, version, public_key)
         reading.problems += [] if problem is None else [problem]
-        reading.not_checked += [] if unchecked is None else [unchecked]
-        if version is not None and problem is None and unchecked is None:
+        reading.notes += [] if note is None else [note]
+        if version is not None and problem is None:
             compared_with.append(f"the signature of version {version.number} by key {key_id(public_key)}")
     elif signed_by:
         keys = ", ".join(signed_by)

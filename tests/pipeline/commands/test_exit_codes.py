@@ -3,7 +3,6 @@
 Commands run in this process. Where a result takes minutes, the function that gives it is replaced by its outcome.
 """
 
-import hashlib
 import json
 import os
 import re
@@ -35,7 +34,6 @@ from segmint.pipeline.engine.evaluate.gate.verdict import GateVerdict, GuardComp
 from segmint.pipeline.engine.evaluate.result import EvaluationSubject
 from segmint.pipeline.engine.evaluate.truth import SkippedTruth
 from segmint.pipeline.masks.run import ImageResult
-from segmint.pipeline.quality.evidence import check
 from tests.support.committed_shard import CommittedShard, change_manifest
 from tests.support.foreign_data import loosen
 from tests.support.imported import FIRST, write_coco
@@ -99,13 +97,6 @@ def config(tmp_path: Path) -> Path:
     words = ("--catalog", _catalog(tmp_path), "--output", tmp_path / "out")
     assert run("init", tmp_path / "c.yaml", *words).exit_code == 0
     return tmp_path / "c.yaml"
-
-
-@pytest.fixture
-def evidence(evidence_folder: Path, tmp_path: Path) -> Path:
-    """A copy of the evidence, with its owner's public key next to it."""
-    shutil.copy(evidence_folder.parent / "key.public.pem", tmp_path / "key.pem")
-    return Path(shutil.copytree(evidence_folder, tmp_path / "evidence"))
 
 
 def done(*lines: str, **values: object) -> SimpleNamespace:
@@ -488,56 +479,6 @@ def _no_version(place: DatasetPath) -> Any:
 def _unpinned(place: DatasetPath) -> Any:
     words = ("verify", place.uri, "--require-pinned")
     return [run(*words), run(*words, "--version", _digest(place)[:20])]
-
-
-def _sums(evidence: Path) -> str:
-    return hashlib.sha256((evidence / "SHA256SUMS").read_bytes()).hexdigest()
-
-
-def _sign_sums(evidence: Path) -> None:
-    from cryptography.hazmat.primitives.serialization import load_pem_private_key
-
-    private, public = write_keys(evidence.parent, "auditor")
-    key: Any = load_pem_private_key(private.read(), None)
-    signature = key.sign(check.signed_bytes(check.SUMS_NAMESPACE, (evidence / "SHA256SUMS").read_bytes()))
-    raw = check.key_of(public.read())
-    (evidence / "SHA256SUMS.sig").write_bytes(check.signature_file(raw, check.SUMS_NAMESPACE, signature))
-
-
-@case("`verify` evidence", "every file is covered by `--sums`, or by a signature of `SHA256SUMS` by `--key`", 0)
-def _vouched(evidence: Path) -> Any:
-    _sign_sums(evidence)
-    ways = (("--sums", _sums(evidence)), ("--key", evidence.parent / "auditor.public.pem"))
-    return [run("verify", evidence, *way) for way in ways]
-
-
-@case("`verify` evidence", "something differs", 1)
-def _evidence_differs(evidence: Path, tmp_path: Path) -> Any:
-    _, other = write_keys(tmp_path, "other")
-    results = [run("verify", evidence, "--key", other), run("verify", evidence, "--sums", "0" * 64)]
-    (evidence / "audit.json").write_bytes(b"{}")
-    return [*results, run("verify", evidence)]
-
-
-@case("`verify` evidence", "neither `--key` nor `--sums` was passed", 3)
-def _unvouched(evidence: Path) -> Any:
-    unverified = run("verify", evidence, "--json")
-    assert json.loads(unverified.stdout)["verified"] is False
-    return [run("verify", evidence), unverified]
-
-
-@case("`verify` evidence", "the signature by `--key` only covers the digest", 3)
-def _partly_vouched(evidence: Path) -> Any:
-    return run("verify", evidence, "--key", evidence.parent / "key.pem")
-
-
-@case("`check.py` in evidence", "no signature tool is installed; otherwise as `verify`", 3)
-def _no_tool(evidence: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
-    monkeypatch.setitem(sys.modules, "cryptography.exceptions", None)
-    monkeypatch.setenv("PATH", "/nowhere")
-    key = str(evidence.parent / "key.pem")
-    code = check.main([str(evidence), "--key", key, "--sums", _sums(evidence)])
-    return SimpleNamespace(exit_code=code, stdout=capsys.readouterr().out, stderr="", output="")
 
 
 @case("`sign`", "the version was signed, or already was", 0)

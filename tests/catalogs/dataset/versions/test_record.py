@@ -1,5 +1,6 @@
 """Recorded versions: numbers, races, and files that someone has changed."""
 
+import hashlib
 import json
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
@@ -19,13 +20,15 @@ from segmint.catalogs.dataset.tombstones import (
     put_tombstone,
 )
 from segmint.catalogs.dataset.versions import digest
-from segmint.catalogs.dataset.versions.digest import current_digest
+from segmint.catalogs.dataset.versions.digest import current_digest, take_snapshot
 from segmint.catalogs.dataset.versions.record import (
     RemovedVersionError,
     Version,
     VersionName,
+    files_sha256,
     find_version,
     latest_version,
+    list_files,
     name_now,
     put_version,
     read_version,
@@ -67,6 +70,32 @@ def test_a_version_says_what_the_dataset_is_and_what_made_it_so(dataset: str) ->
     assert (second.number, version.before, version.digest) == (2, name.digest, current_digest(location))
     assert version.made_by() == "version 2 (takedown of 2026-11-21: its author asked)"
     assert version.snapshot.digest == version.digest
+
+
+def test_the_list_of_files_has_leaves_and_data_files_in_the_format_of_sha256sum(dataset: str) -> None:
+    location = location_of(dataset)
+    snapshot = take_snapshot(location)
+    files = list(list_files(location, snapshot))
+    assert [file for file in files if file in snapshot.leaves] == list(snapshot.leaves)
+    assert len({file.path for file in files}) == len(files) == len(snapshot.leaves) + 4 * 3
+    text = "".join(f"{file.sha256}  {file.path}\n" for file in files)
+    assert files_sha256(location, snapshot) == hashlib.sha256(text.encode()).hexdigest()
+    (location / "commits/000001.g1.json").delete()
+    with pytest.raises(DamagedDatasetError, match=r"commits/000001\.g1\.json is gone"):
+        files_sha256(location, snapshot)
+
+
+@pytest.mark.parametrize(
+    "changed", [{"path": "../../etc/passwd"}, {"path": "/etc/passwd"}, {"sha256": f"{'0' * 64}  a\n{'1' * 64}"}]
+)
+def test_the_list_of_files_only_names_files_of_a_dataset(dataset: str, changed: dict[str, str]) -> None:
+    file = Path(dataset, "commits/000001.g1.json")
+    commit = json.loads(file.read_bytes())
+    commit["files"][0] |= changed
+    file.write_text(json.dumps(commit))
+    location = location_of(dataset)
+    with pytest.raises(DamagedDatasetError, match=r"commits/000001\.g1\.json is damaged: not a file of a dataset"):
+        files_sha256(location, take_snapshot(location))
 
 
 def test_an_unchanged_dataset_is_not_recorded_again(dataset: str) -> None:

@@ -1,5 +1,6 @@
 """`segmint audit` as a user meets it: exit codes, lines, JSON, files."""
 
+import hashlib
 import json
 import re
 import shutil
@@ -188,23 +189,16 @@ def test_the_answer_goes_to_a_file(dataset: str, tmp_path: Path) -> None:
     assert "written to" in done.stderr
 
 
-def test_evidence_is_written_and_verified(dataset: str, copy: Path, tmp_path: Path) -> None:
+def test_evidence_is_written(copy: Path, tmp_path: Path) -> None:
     folder = str(tmp_path / "evidence")
     done = run(str(copy), "--privacy-sample", "0", "--sample", "1", "--evidence", folder)
     assert done.exit_code == 0, done.output
     assert done.stderr.startswith(f"evidence: {folder}; SHA256SUMS sha256:")
     sums = done.stderr.splitlines()[0].rpartition("sha256:")[2]
-    for given in ([], ["--sums", sums]):
-        done = CliRunner().invoke(app, ["verify", folder, "--dataset", str(copy), "--json", *given])
-        assert done.exit_code == (0 if given else 3), done.output
-        assert json.loads(done.stdout)["verified"] is bool(given)
-    done = CliRunner().invoke(app, ["verify", folder, "--dataset", dataset])
-    assert done.exit_code == 1
-    assert f"problem: {dataset}/" in done.stdout
-    assert "; NOT verified\n" in done.stdout
+    assert hashlib.sha256((tmp_path / "evidence/SHA256SUMS").read_bytes()).hexdigest() == sums
     again = run(str(copy), "--evidence", folder)
     assert (again.exit_code, "already contains files" in again.stderr) == (2, True)
-    done = CliRunner().invoke(app, ["verify", str(copy), "--dataset", dataset])
-    assert (done.exit_code, "isn't evidence of an audit" in done.stderr) == (2, True)
+    done = CliRunner().invoke(app, ["verify", folder])
+    assert (done.exit_code, "is not a segmint dataset" in done.stderr) == (2, True)
     assert run(str(copy), "--study", "score.json").exit_code == 2
     assert run(str(copy), "--integrity-only", "--evidence", folder).exit_code == 2

@@ -68,7 +68,7 @@ def test_a_good_dataset_has_no_finding_in_any_area_and_is_not_changed(small_data
         "expired": 0,
         "expired_since_build": 0,
         "without_attribution": 0,
-        "asserted": {},
+        "asserted": [],
     }
     privacy = report.privacy
     assert (privacy.images_checked, privacy.found, privacy.found_total) == (6, (), 0)

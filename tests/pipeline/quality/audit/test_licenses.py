@@ -6,7 +6,7 @@ from typing import Any
 from segmint.catalogs.findings import Code, FindingLocation
 from segmint.catalogs.licenses import LicensePolicy
 from segmint.pipeline.quality.audit.content import LicenseCounts, LicenseRules, audit_licenses
-from segmint.pipeline.quality.audit.result import Licenses, LicenseVerdict
+from segmint.pipeline.quality.audit.result import AssertedLicense, Licenses, LicenseVerdict
 from segmint.pipeline.quality.statistics.values import ProviderImages
 
 BUILT, TODAY = date(2026, 1, 1), date(2026, 6, 1)
@@ -80,12 +80,15 @@ def test_a_license_that_ended_on_the_build_s_day_held_then() -> None:
 
 
 def test_asserted_licenses_are_counted_by_who_asserted_them() -> None:
-    rows = [image(0), image(1), image(2)]
-    catalog = [
-        source(row, license_asserted=who) for row, who in zip(rows, ("Jo, 2026-05-01", None, "Ann"), strict=True)
-    ]
-    found, counts = judged(rows, catalog)
-    assert (found, counts.answer(RULES).asserted) == ([], {"Jo, 2026-05-01": 1, "Ann": 1})
+    rows = [image(0), image(1), image(2), image(3, license="CC-BY-4.0"), image(4)]
+    who = ("Ann", None, "Jo, 2026-05-01", "Ann", "Jo, 2026-05-01")
+    catalog = [source(row, license_asserted=name) for row, name in zip(rows, who, strict=True)]
+    _, counts = judged(rows, catalog)
+    assert counts.answer(RULES).asserted == (
+        AssertedLicense("CC0-1.0", "Jo, 2026-05-01", 2),
+        AssertedLicense("CC-BY-4.0", "Ann", 1),
+        AssertedLicense("CC0-1.0", "Ann", 1),
+    )
 
 
 def test_a_blank_is_not_an_attribution() -> None:

@@ -6,15 +6,23 @@ from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.asymmetric import ed25519, rsa
 
 from segmint.catalogs.dataset.shards_index import write_shards_index
-from segmint.catalogs.dataset.versions.record import put_version
+from segmint.catalogs.dataset.versions.record import put_version, read_version
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
-from segmint.pipeline.quality.evidence import check
-from segmint.pipeline.quality.evidence.check import key_id
-from segmint.pipeline.quality.evidence.signatures import read_public_key, sign_version
+from segmint.pipeline.quality.evidence.signatures import (
+    is_signature,
+    key_id,
+    read_private_key,
+    read_public_key,
+    sign_version,
+    signature_file,
+    signature_path,
+    signed_bytes,
+    signed_line,
+)
 from segmint.pipeline.quality.versions.verify import verify_dataset
 from tests.support.keys import write_keys
 from tests.support.locations import location_of
@@ -67,7 +75,7 @@ def test_openssh_checks_a_signature_by_a_key_in_either_format(dataset: Location,
     )
     (tmp_path / "allowed").write_text(f"owner {(tmp_path / 'key.pub').read_text()}")
     command = ["ssh-keygen", "-Y", "verify", "-f", str(tmp_path / "allowed"), "-I", "owner", "-n", "segmint-dataset"]
-    line = f"segmint dataset sha256:{signed.version.digest}\n"
+    line = f"segmint dataset sha256:{signed.version.digest} files sha256:{signed.files_sha256}\n"
     done = subprocess.run(
         [*command, "-s", f"{dataset}/{signed.file}"], input=line, capture_output=True, text=True, check=False
     )
@@ -96,7 +104,7 @@ def test_missing_unknown_and_wrong_signatures_are_problems(dataset: Location, tm
         signature.put(wrong)
         *_, problem = verify_dataset(dataset, key=public).problems
         assert problem.startswith(f"{signed.file}: not the signature of sha256:")
-    with pytest.raises(UsageError, match="is another signature, not made with this key"):
+    with pytest.raises(UsageError, match="is another signature, from another key"):
         sign_version(dataset, private)
 
 
@@ -136,14 +144,70 @@ def test_an_encrypted_openssh_key_needs_bcrypt(
         sign_version(dataset, location_of(tmp_path / "key"), ask=lambda: "sesame")
 
 
-def test_a_signature_that_no_tool_can_check_is_no_problem(
-    dataset: Location, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_signature_by_segmint_0_3_0_is_verified_and_said_not_to_cover_the_files(
+    dataset: Location, tmp_path: Path
 ) -> None:
     private, public = write_keys(tmp_path, "key")
+    signature = dataset / _sign_digest_only(dataset, private)
+    found = verify_dataset(dataset, key=public, require_pinned=True)
+    assert (found.problems, found.not_checked) == ((), ())
+    assert found.compared_with[0].startswith("the signature of version 1 by key ")
+    (note,) = found.notes
+    assert "made by segmint 0.3.0, so it covers the digest but not the list of files" in note
+    with pytest.raises(UsageError, match=r"or segmint 0\.3\.0\. Remove it and sign again"):
+        sign_version(dataset, private)
+    signature.delete()
     sign_version(dataset, private)
-    monkeypatch.setattr(check, "check_signature", lambda *_: (None, "no tool"))
-    found = verify_dataset(dataset, key=public)
-    assert (found.problems, found.not_checked[0].partition(": ")[2]) == ((), "no tool")
+    assert verify_dataset(dataset, key=public).notes == ()
+
+
+def _sign_digest_only(dataset: Location, private: Location) -> str:
+    """Sign the dataset's version as segmint 0.3.0 did. Returns the path of the signature."""
+    version = read_version(dataset, 1)
+    key = read_private_key(private)
+    public = key.public_key().public_bytes_raw()
+    path = signature_path(1, key_id(public))
+    line = signed_line(version.digest)
+    assert line == f"segmint dataset sha256:{version.digest}\n".encode()
+    (dataset / path).put(signature_file(public, key.sign(signed_bytes(line))))
+    return path
+
+
+def test_ssh_keygen_writes_the_same_file(tmp_path: Path) -> None:
+    key = tmp_path / "key"
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=True)
+    (tmp_path / "line").write_bytes(b"a line\n")
+    sign = ["ssh-keygen", "-q", "-Y", "sign", "-f", key, "-n", "segmint-dataset", tmp_path / "line"]
+    subprocess.run(sign, check=True, capture_output=True)
+    public = read_public_key(location_of(f"{key}.pub"))
+    signature = read_private_key(location_of(key)).sign(signed_bytes(b"a line\n"))
+    assert (tmp_path / "line.sig").read_bytes() == signature_file(public, signature)
+
+
+def test_a_signature_is_of_one_message_by_one_key_in_one_form() -> None:
+    key, other = (ed25519.Ed25519PrivateKey.from_private_bytes(bytes([seed]) * 32) for seed in (1, 2))
+    public, others = (each.public_key().public_bytes_raw() for each in (key, other))
+    signature = key.sign(signed_bytes(b"a line\n"))
+    file = signature_file(public, signature)
+    assert is_signature(file, public, b"a line\n")
+    flipped = bytes([signature[0] ^ 1]) + signature[1:]
+    for wrong in (
+        (file, public, b"another line\n"),
+        (file, others, b"a line\n"),
+        (signature_file(others, signature), others, b"a line\n"),
+        (signature_file(public, flipped), public, b"a line\n"),
+        (signature_file(public, b""), public, b"a line\n"),
+        *((bad, public, b"a line\n") for bad in (b"", signature, file[:-1], file + b"\n", b"\xff\n" * 5)),
+    ):
+        assert not is_signature(*wrong), wrong
+
+
+def test_a_list_that_cannot_be_made_is_a_problem(dataset: Location, tmp_path: Path) -> None:
+    private, public = write_keys(tmp_path, "key")
+    sign_version(dataset, private)
+    (dataset / "commits/000001.g1.json").delete()
+    problems = verify_dataset(dataset, key=public).problems
+    assert any(".sig: can't be checked, because the list of files can't be made: " in each for each in problems)
 
 
 def test_other_keys_are_refused(dataset: Location, tmp_path: Path) -> None:
