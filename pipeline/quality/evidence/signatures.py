@@ -22,7 +22,7 @@ from segmint.catalogs.dataset.versions.record import (
 )
 from segmint.catalogs.layout import CATALOG, DATA_KINDS
 from segmint.infra.errors import UsageError
-from segmint.infra.storage.errors import NotFoundError
+from segmint.infra.storage.errors import NotFoundError, ObjectTooLargeError
 from segmint.infra.storage.location import Location
 from segmint.infra.wording import some
 from segmint.pipeline.quality.evidence import check
@@ -30,6 +30,7 @@ from segmint.pipeline.quality.evidence import check
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+_MOST_BYTES = 1 << 20  # of a file with a key or a signature
 _HOW = "Create one: openssl genpkey -algorithm ed25519 -out key.pem; openssl pkey -in key.pem -pubout -out public.pem"
 
 
@@ -112,6 +113,25 @@ def signers(dataset: Location, number: int) -> list[str]:
     return sorted(match[2] for match in matches if match is not None and int(match[1]) == number)
 
 
+def damaged_signatures(dataset: Location) -> list[str]:
+    """Return the paths of signature files that aren't in the format of a signature by the key in their name."""
+    damaged = []
+    for entry in (dataset / VERSIONS).list():
+        match = SIGNATURE_NAME.fullmatch(entry.name)
+        if match is None:
+            continue
+        path = f"{VERSIONS}/{entry.name}"
+        try:
+            data = (dataset / path).read(_MOST_BYTES)
+        except ObjectTooLargeError:
+            data = b""
+        signed = check.signed_in(data)
+        key = signed[33:65]
+        if check.key_id(key) != match[2] or data != check.signature_file(key, check.DIGEST_NAMESPACE, signed[-64:]):
+            damaged.append(path)
+    return damaged
+
+
 def is_signature(file: Location, identity: str, digest: str) -> bool:
     """Return whether a file contains a valid signature of this digest by the key with this id."""
     data = file.read()
@@ -162,6 +182,6 @@ def read_private_key(file: Location, ask: Callable[[], str] | None = None) -> "E
 
 def _read(file: Location) -> bytes:
     try:
-        return file.read(max_bytes=1 << 20)
+        return file.read(_MOST_BYTES)
     except NotFoundError as error:
         raise UsageError(f"{file}: no such key") from error

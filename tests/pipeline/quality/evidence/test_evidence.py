@@ -27,7 +27,6 @@ def test_it_says_what_was_audited_and_by_what(evidence_folder: Path) -> None:
     assert (value["dataset"]["digest"], value["dataset"]["version"]) == (name_now(dataset).digest, 1)
     assert value["unsearched"][0]["reason"] == "skipped"
     assert (value["not_checked"], value["unfinished"]) == ([], [])
-    assert (value["options"]["all_bytes"], value["options"]["byte_for_byte"]) == (False, False)
     assert set(value["detector_files"]["mtcnn"]) == {"onet.pt", "pnet.pt", "rnet.pt"}
     assert set(value["detector_files"]["clp"]) == {"clp_det.onnx"}
     assert {"torch", "segmint", "python"} <= value["software"].keys()
