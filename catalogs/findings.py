@@ -44,7 +44,6 @@ class Code(StrEnum):
     BAD_SUBMISSION = "bad_submission"
     OTHER_SUBMISSION = "other_submission"
     BAD_RATING = "bad_rating"
-    NOT_CANONICAL = "not_canonical"
     BAD_TAR = "bad_tar"
     TAR_MEMBERS = "tar_members"
     OTHER_JSON = "other_json"
@@ -116,7 +115,6 @@ SENTENCES = {
     Code.BAD_SUBMISSION: "A submission is unreadable or belongs to an unknown image, or an earlier one is missing.",
     Code.OTHER_SUBMISSION: "The submission that was merged into an image's row is missing or differs from the row.",
     Code.BAD_RATING: "A rating is unreadable, or its mask never existed or has changed since.",
-    Code.NOT_CANONICAL: "A file contains bytes that segmint doesn't write for its content and that may hide something.",
     Code.BAD_TAR: "A shard's tar can't be read to its end.",
     Code.TAR_MEMBERS: "A tar doesn't contain the JPEG and JSON of each image in order of ids.",
     Code.OTHER_JSON: "An image's JSON differs from the tables.",
@@ -124,7 +122,7 @@ SENTENCES = {
     Code.BAD_JSON: "In data that segmint didn't write, a JSON file doesn't describe an image with annotations.",
     Code.BAD_JPEG: "A JPEG can't be read, or can't be decoded to its end.",
     Code.JPEG_SIZE: "A JPEG's width or height differs from its image's row.",
-    Code.JPEG_METADATA: "A JPEG contains EXIF, XMP, an ICC profile, a comment, or bytes after its end.",
+    Code.JPEG_METADATA: "A JPEG contains EXIF, XMP, a profile, a comment, or other bytes around its picture.",
     Code.OTHER_RELEASE: "An intact JPEG's hashes differ from its image's `release_sha256` or `hashes`.",
     Code.BAD_RLE: "A mask's RLE is damaged or doesn't cover its size.",
     Code.RLE_SIZE: "A mask's size differs from its image's.",

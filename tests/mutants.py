@@ -15,7 +15,6 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.support.audit_mutants import AUDIT_MUTANTS
 from tests.support.build_mutants import BUILD_MUTANTS
 from tests.support.copies_mutants import COPIES_MUTANTS
 from tests.support.custom_mutants import CUSTOM_MUTANTS
@@ -35,7 +34,6 @@ MUTANTS = (
     *BUILD_MUTANTS,
     *SEGMENT_MUTANTS,
     *DATASET_MUTANTS,
-    *AUDIT_MUTANTS,
     *REDACTION_MUTANTS,
     *READING_MUTANTS,
     *PAGE_MUTANTS,

@@ -25,19 +25,16 @@ from segmint.catalogs.layout import (
     parse_data_path,
 )
 from segmint.infra.errors import UsageError
-from segmint.infra.storage.errors import NotFoundError, ObjectTooLargeError, StorageFaultError
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.stores import TEMPORARY_PREFIX, ObjectInfo
-from segmint.infra.threads import map_ahead
 from segmint.infra.uris import base_name
 
-MOST_BYTES = 1_000_000
+_MOST_BYTES = 1_000_000
 """Maximum size in bytes of a file that segmint didn't put there and that isn't a finding."""
 
 _NAMED = (*DATA_KINDS, COMMITS, CATALOG)
 """Folders in which every file must be named by a commit or the manifest."""
 
-_THREADS = 8
 _ENDINGS = (
     "zip tar tgz gz bz2 xz zst lz4 7z rar cab iso dmg parquet arrow feather npz npy h5 hdf5 sqlite db pdf "
     "psd jpe jxl j2k svg ico cr2 cr3 nef arw dng raf orf rw2 ppm pgm pbm pnm exr qoi mp4 mov"
@@ -49,18 +46,7 @@ _TEMPORARY = re.compile(
 )
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")  # a URI contains no control characters
 _UNREADABLE = re.compile(r"(?:^|/)\.{0,2}(?:/|$)")  # keys with empty segments, `.`, or `..`, which can't be read
-_BINARY = re.compile(rb"[\x00-\x08\x0b\x0e-\x1a\x1c-\x1f]")
-"""Control characters. Compressed data contains them, and text doesn't."""
-_SIGNATURES = {
-    b"\xff\xd8\xff": "a JPEG image",
-    b"\x89PNG": "a PNG image",
-    b"PK\x03\x04": "a ZIP archive",
-    b"\x1f\x8b": "a gzip archive",
-    b"7z\xbc\xaf": "a 7z archive",
-    b"PAR1": "a Parquet file",
-}
 _OF_STORES = re.compile(r"\.DS_Store|\.gitattributes|\..*\.crc|_SUCCESS", re.ASCII | re.DOTALL)
-_BINARY_OF_STORES = (b"\0\0\0\1Bud1", b"crc\0")  # the first bytes of .DS_Store and .crc files
 
 
 @dataclass(frozen=True)
@@ -81,11 +67,10 @@ def unknown_files(dataset: Location) -> list[str]:
     return [path for path in dataset.walk_ever() if not path.startswith(f"{REPORT}/") and not is_known(path)]
 
 
-def list_doubtful(dataset: Location, known: list[str] | None = None) -> dict[str, ObjectInfo]:
+def list_doubtful(dataset: Location) -> dict[str, ObjectInfo]:
     """List the files that are only legitimate if a commit or the manifest names them, and files with unknown names.
 
-    The result is keyed by path. If a shard has several commits, the result includes all of them. If `known` is given,
-    the paths of all other files except commits are appended to it.
+    The result is keyed by path. If a shard has several commits, the result includes all of them.
 
     After this call, read the manifest and the commits. Remove the files that they name from the result, and pass the
     other files to `judge_doubtful`.
@@ -100,8 +85,6 @@ def list_doubtful(dataset: Location, known: list[str] | None = None) -> dict[str
             if before is not None and commit[0] == shard:
                 listed |= {before.name: before, entry.name: entry}
             before, shard = entry, commit[0]
-        elif known is not None:
-            known.append(entry.name)
     return listed
 
 
@@ -116,7 +99,8 @@ def judge_doubtful(
     that doesn't name it are older than `limit`. A running command may still need newer files, so they are findings only
     if an image of their shard was taken down. Shards in `doubtful`, whose commits can't be read, are skipped.
 
-    Any other file is a finding if it is large, isn't text, or is in a folder of data.
+    Any other file is a finding if it is large, has the name of an archive, image, or table, or is in a folder of data.
+    Such files aren't read.
     """
     links = dataset.storage.links(dataset.uri)
     unnamable = {path for path in {*links, *listed} if _CONTROL.search(unquote(path))}
@@ -133,9 +117,7 @@ def judge_doubtful(
     except DamagedDatasetError as error:
         findings.append(FindingLocation(RESERVATIONS).finding(Code.STRAY_FILE, "readable reservations", error))
     findings += [finding for finding in judged.values() if finding is not None]
-    foreign = [(path, entry.size) for path, entry in left.items() if path not in ours]
-    looked = map_ahead(lambda file: _suspicion(dataset, *file), foreign, _THREADS, 2 * _THREADS, "unknown")
-    suspicions = {path: suspicion for (path, _), suspicion in zip(foreign, looked, strict=True)}
+    suspicions = {path: _suspicion(path, entry.size) for path, entry in left.items() if path not in ours}
     findings += [_stray(path, suspicion) for path, suspicion in suspicions.items() if suspicion is not None]
     recent = tuple(path for path, finding in judged.items() if finding is None)
     others = tuple(path for path, suspicion in suspicions.items() if suspicion is None)
@@ -188,13 +170,13 @@ def _judge_ours(
             yield path, None if at_work else FindingLocation(path, shard).finding(code, expected, found)
 
 
-def _suspicion(dataset: Location, path: str, size: int) -> str | None:
-    """Return the reason why a file that segmint didn't put there is a finding.
+def _suspicion(path: str, size: int) -> str | None:
+    """Return the reason why a file that segmint didn't put there is a finding, judged by its name and size.
 
     Returns None for a small file that belongs to a user or a store.
     """
     name, of = base_name(path), f"of {size:,} bytes"
-    if size > MOST_BYTES or _UNREADABLE.search(path):
+    if size > _MOST_BYTES or _UNREADABLE.search(path):
         return f"a file {of}"
     if not size:
         return None
@@ -202,17 +184,7 @@ def _suspicion(dataset: Location, path: str, size: int) -> str | None:
         return f"an archive, image, or table, by its name, {of}"
     if path.partition("/")[0] in _NAMED and _OF_STORES.fullmatch(name) is None:
         return f"a file {of} in a folder of data"
-    try:
-        data = (dataset / path).read(MOST_BYTES)
-    except NotFoundError:
-        return None  # it was deleted in the meantime
-    except (StorageFaultError, ObjectTooLargeError) as error:
-        return f"a file {of} that can't be read: {error}"
-    if _OF_STORES.fullmatch(name) and data.startswith(_BINARY_OF_STORES):
-        return None
-    kind = next((kind for start, kind in _SIGNATURES.items() if data.startswith(start)), "binary data")
-    kind = "a tar archive" if data[257:262] == b"ustar" else kind
-    return f"{kind} {of}" if kind != "binary data" or _BINARY.search(data) else None
+    return None
 
 
 def _stray(path: str, found: str) -> Finding:

@@ -2,11 +2,9 @@
 
 import hashlib
 import json
-import tarfile
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO
 
-import numpy as np
 import simplejpeg
 
 from segmint.catalogs.findings import Code, Finding, FindingLocation
@@ -16,10 +14,10 @@ from segmint.operators.audit.jpeg_parts import frame_size, metadata_names
 from segmint.operators.decoding import JpegDecoder
 from segmint.operators.prepare.release import release_header
 from segmint.operators.rows import Row
-from segmint.operators.shards.files import annotations_json, member_info
+from segmint.operators.shards.files import annotations_json
 
 _PIECE = 1 << 20
-_END, _STUFFED = b"\xff\xd9", b"\xff\x00"
+_END = b"\xff\xd9"
 _NO_PICTURE = (Code.BAD_JPEG, Code.JPEG_SIZE)
 
 
@@ -29,25 +27,17 @@ class HashedStream:
     def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream
         self._hash = hashlib.sha256()
-        self._pieces: list[bytes] = []
 
     def read(self, size: int = -1) -> bytes:
         """Return the next bytes."""
         data = self._stream.read(size)
         self._hash.update(data)
-        self._pieces.append(data)
-        return data
-
-    def take(self) -> bytes:
-        """Return everything that was read since the last call."""
-        data = b"".join(self._pieces)
-        self._pieces.clear()
         return data
 
     def digest(self) -> str:
         """Read the rest of the stream. Return the SHA-256 of the whole stream as 64 hexadecimal digits."""
         while self.read(_PIECE):
-            self._pieces.clear()
+            pass
         return self._hash.hexdigest()
 
 
@@ -67,12 +57,11 @@ def audit_tar(
 
     - `masks_of`: returns the mask rows for an ordinal.
     - `decode`: the ids of the JPEGs that `decoder` decodes.
-    - `quality`: the JPEG quality of the release, if known. It determines the bytes around the image data.
+    - `quality`: the JPEG quality of the release, if known. It determines the bytes before the image data.
     - `look`: yields more findings for intact JPEGs of the right size.
 
     The audit stops at the first unexpected member.
     """
-    position, padding, same = 0, b"", True  # `same`: segmint would have written exactly these members
     try:
         members = _members(TarReader(stream))
         for row in images:
@@ -82,12 +71,6 @@ def audit_tar(
                 if found != name:
                     yield image.finding(Code.TAR_MEMBERS, name, found, f"id {row['id']}")
                     return
-                expected = padding + member_info(name, len(data)).tobuf(tarfile.USTAR_FORMAT) + data
-                if same and stream.take() != expected:
-                    same = False
-                    yield image.finding(Code.NOT_CANONICAL, "zeros and segmint's header before it", "other bytes", name)
-                padding = bytes(-len(data) % tarfile.BLOCKSIZE)
-                position += tarfile.BLOCKSIZE + len(data) + len(padding)
                 if name.endswith(".jpg"):
                     findings = list(audit_jpeg(data, row, image, decoder if row["id"] in decode else None, quality))
                     yield from findings or _other_release(data, row, image)
@@ -98,14 +81,6 @@ def audit_tar(
         more = next(members, None)
         if more is not None:
             yield place.finding(Code.TAR_MEMBERS, "the end", more[0])
-        elif same:
-            zeros = len(padding) + 2 * tarfile.BLOCKSIZE + -(position + 2 * tarfile.BLOCKSIZE) % tarfile.RECORDSIZE
-            rest = stream.take()
-            while len(rest) <= zeros and (piece := stream.read(zeros + 1 - len(rest))):
-                rest += piece
-            if rest != bytes(zeros):
-                expected_end = f"{zeros} zero bytes after the last member, and the end"
-                yield place.finding(Code.NOT_CANONICAL, expected_end, "other bytes")
     except BadTarError as error:
         yield place.finding(Code.BAD_TAR, "a tar of plain files", error)
 
@@ -141,10 +116,9 @@ def audit_json(data: bytes, row: Row, masks: Sequence[Row], place: FindingLocati
 def audit_jpeg(
     data: bytes, row: Row, place: FindingLocation, decoder: JpegDecoder | None, quality: int | None = None
 ) -> Iterator[Finding]:
-    """Yield findings unless a JPEG has the size in its row and contains only a picture released with `quality`.
+    """Yield findings unless a JPEG has the size in its row and contains no metadata or other bytes around its picture.
 
-    With a `decoder`, the JPEG is decoded completely. Without one, bytes after the last block of the image data go
-    unnoticed.
+    Without a `quality`, the bytes around the picture aren't checked. With a `decoder`, the JPEG is decoded completely.
     """
     name, size = image_name(row["id"]), (row["width"], row["height"])
     try:
@@ -165,7 +139,7 @@ def audit_jpeg(
     if decoder is None or found is None or (problem is not None and problem[0] is Code.BAD_JPEG):
         return
     try:
-        height, width = decoder.run(_decoded_size if quality is None or problem else _whole_size, data)
+        height, width = decoder.run(_decoded_size, data)
     except ValueError as error:
         yield place.finding(Code.BAD_JPEG, "a picture that decodes to its end", error, name)
         return
@@ -181,40 +155,22 @@ def _other_release(data: bytes, row: Row, place: FindingLocation) -> Iterator[Fi
 
 
 def _layout_problem(data: bytes, header: bytes) -> tuple[Code, str] | None:
-    """Explain how a JPEG deviates from `header`, image data without markers, and an end marker, or return None."""
+    """Explain what a JPEG contains besides `header`, image data, and an end marker, or return None."""
     end = data.find(_END, len(header))
     if end < 0:
         return Code.BAD_JPEG, "it ends before the picture does"
     if not data.startswith(header):
-        names = metadata_names(data)
-        other = f"other bytes before byte {len(header)}, where the image data begins"
-        return (Code.JPEG_METADATA, ", ".join(names)) if names else (Code.NOT_CANONICAL, other)
+        names = metadata_names(data) or [f"other bytes before byte {len(header)}, where the image data begins"]
+        return Code.JPEG_METADATA, ", ".join(names)
     if len(data) > end + len(_END):
         return Code.JPEG_METADATA, f"{len(data) - end - len(_END)} bytes after the picture's end"
-    values = np.frombuffer(data, np.uint8)[len(header) : -1]
-    return (Code.NOT_CANONICAL, "markers in the image data") if values[1:][values[:-1] == 0xFF].any() else None
+    return None
 
 
 def _decoded_size(jpeg: bytes) -> tuple[int, int]:
     """Decode an image completely and return its (height, width). Raise ValueError if it doesn't decode."""
     height, width = simplejpeg.decode_jpeg(jpeg, colorspace="RGB", strict=True).shape[:2]
     return height, width
-
-
-def _whole_size(jpeg: bytes) -> tuple[int, int]:
-    """Return the (height, width) of an image that decodes completely and needs every byte of its image data.
-
-    Decoders read ahead, so they don't notice a few extra bytes. To find these, this function removes the last byte and
-    expects decoding to fail. Raises ValueError if either condition isn't met.
-    """
-    size = _decoded_size(jpeg)
-    scan = jpeg[: -len(_END)]
-    shorter = scan[: -len(_STUFFED) if scan.endswith(_STUFFED) else -1] + _END
-    try:
-        simplejpeg.decode_jpeg(shorter, colorspace="GRAY", strict=True, min_height=1, min_width=1, min_factor=8)
-    except ValueError:
-        return size
-    raise ValueError("bytes after the last block of the image data")
 
 
 def _first_difference(expected: Any, found: Any, path: str = "") -> tuple[str, str, str] | None:

@@ -21,7 +21,7 @@ from segmint.catalogs.dataset.manifest import (
 )
 from segmint.catalogs.dataset.versions.digest import drop_cached_leaves
 from segmint.catalogs.dataset.versions.record import VersionName, latest_version, put_version, unfinished_takedowns
-from segmint.catalogs.findings import Code, Finding, FindingCollector
+from segmint.catalogs.findings import Code, FindingCollector
 from segmint.catalogs.layout import (
     DATA_KINDS,
     MANIFEST,
@@ -61,7 +61,9 @@ Result = TypeVar("Result")
 _THREADS = 4
 """Number of threads that inspect shards. Repairs run one after another, because each repair holds a shard in memory."""
 
-_FINGERPRINT = re.compile(r"[0-9a-f]{12}|[0-9a-f]{64}")
+_NO_DAMAGE = (Code.OTHER_NUMERICS, Code.OTHER_BUILD)
+"""Findings about intact commits, such as those of a build with `allow_mixed_numerics`."""
+
 _NUMERICS = re.compile(rb'"numerics":"([0-9a-f]{12})"')
 
 
@@ -77,6 +79,7 @@ class RepairResult:
     records: str = "manifests, catalog, tombstones, versions, and submissions"  # checked, too
     lost: list[str] = field(default_factory=list)  # damage outside of shards, which can't be restored
     unfinished: list[str] = field(default_factory=list)  # tombstones of takedowns that didn't finish
+    other_numerics: list[str] = field(default_factory=list)  # paths of intact commits with other numerics
     credited: int = 0  # images that were updated to the catalog's credits
     version: VersionName | None = None  # None if something couldn't be repaired
 
@@ -88,6 +91,7 @@ class RepairResult:
             *(f"can't be restored: {line}" for line in self.lost),
             *(f"not repaired: shard {shard}: {why}" for shard, why in sorted(self.not_repaired.items())),
             *(f"not repaired: the takedown of {path} didn't finish; run it again" for path in self.unfinished),
+            *([f"intact, but with other numerics: {some(self.other_numerics)}"] if self.other_numerics else []),
             *([f"{counted(self.credited, 'image')} amended with the catalog's values"] if self.credited else []),
             f"{counted(self.shards, 'shard')}{', ' if self.records else ''}{self.records} checked: "
             f"{counted(len(self.damages) + len(self.lost), 'damaged file')}, "
@@ -101,9 +105,11 @@ def repair(dataset: Location, config: Config | None = None, ray_from: int = RAY_
 
     If possible, a data file is restored from the rest of its shard. Otherwise, if `config` contains the build's
     configuration, the file is rebuilt from the catalog. A file is only written if it has exactly the SHA-256 that the
-    commit names. A commit is rebuilt if the shard's data files are intact and prove the commit's contents. Existing
-    tombstones are applied to restored shards. If an amendment was interrupted, the images are updated to the catalog's
-    credits. Damage to manifests, the catalog, tombstones, versions, or submissions is listed but not repaired.
+    commit names. A commit is rebuilt if the shard's data files are intact and prove the commit's contents. A readable
+    commit with the right counts is intact even if its numerics or `build_sha256` differ from the manifest's: it is
+    listed, but not rewritten. Existing tombstones are applied to restored shards. If an amendment was interrupted, the
+    images are updated to the catalog's credits. Damage to manifests, the catalog, tombstones, versions, or submissions
+    is listed but not repaired.
 
     If there are at least `ray_from` shards, Ray inspects and repairs them. Raises `UsageError` if the dataset doesn't
     exist or `config` belongs to another dataset.
@@ -128,9 +134,11 @@ def repair(dataset: Location, config: Config | None = None, ray_from: int = RAY_
     damaged: list[int] = []
     for look in _each(partial(look_at, task=task), list(committed), resources, ray_from, _THREADS):
         if look.commit is not None:
+            path = commit_path(look.shard, look.commit.generation)
             numerics.add(look.commit.numerics)
+            if look.commit.numerics != latest.manifest.numerics_fingerprint:
+                result.other_numerics.append(path)
             if look.commit.build_sha256 != latest.manifest.build_sha256:
-                path = commit_path(look.shard, look.commit.generation)
                 result.lost.append(f"{path}: its build_sha256 isn't the manifest's")
         if not look.whole:
             damaged.append(look.shard)
@@ -372,7 +380,7 @@ def _read_commit(task: RepairTask, shard: int, generation: int) -> _CommitRecord
     wrong = [
         f"{finding.file}: expected {finding.expected}; found {finding.found}"
         for finding in audited.findings
-        if not _other_machine(finding, task.manifest)
+        if finding.code not in _NO_DAMAGE
     ]
     if audited.commit is not None and not wrong:
         wrong = _miscounted(task.dataset.location, audited.commit)
@@ -381,19 +389,6 @@ def _read_commit(task: RepairTask, shard: int, generation: int) -> _CommitRecord
 
 def _damages(task: RepairTask, held: _CommitRecord) -> list[Damage]:
     return [] if held.wrong or held.commit is None else find_damage(task.dataset.location, held.commit)
-
-
-def _other_machine(finding: Finding, manifest: DatasetManifest) -> bool:
-    """Return whether a finding comes from another machine's numerics (`allow_mixed_numerics`) rather than damaged text.
-
-    The fingerprints of two machines only share a few digits by chance, but a damaged fingerprint differs in a single
-    digit. The same is true for two values of `build_sha256`.
-    """
-    wanted = {Code.OTHER_NUMERICS: manifest.numerics_fingerprint, Code.OTHER_BUILD: manifest.build_sha256}
-    known = wanted.get(finding.code)
-    if known is None:
-        return False
-    return bool(_FINGERPRINT.fullmatch(finding.found)) and sum(map(str.__ne__, finding.found, known)) > 1
 
 
 def _miscounted(dataset: Location, commit: Commit) -> list[str]:

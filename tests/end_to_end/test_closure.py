@@ -67,10 +67,10 @@ def test_an_original_in_six_places_is_found_by_audit_and_verify(dataset: Path, t
     age(dataset / stray, days=2)
     age(dataset / "commits", days=2)
     shutil.copy(next((dataset / "images").glob("*.parquet")), dataset / foreign)
-    for place in ("report/notes.txt", "some/deep/folder/.DS_Store"):
+    for place, data in {"report/photo.jpg": original, "some/deep/folder/.cache": original * 100}.items():
         (dataset / place).parent.mkdir(parents=True, exist_ok=True)
-        (dataset / place).write_bytes(original)
-    planted = sorted(["originals.zip", stray, tar, "report/notes.txt", foreign, "some/deep/folder/.DS_Store"])
+        (dataset / place).write_bytes(data)
+    planted = sorted(["originals.zip", stray, tar, "report/photo.jpg", foreign, "some/deep/folder/.cache"])
     for command in (("audit", "--integrity-only"), ("verify",)):
         code, files, printed = found_by(dataset, *command)
         assert (code, files) == (1, planted), printed

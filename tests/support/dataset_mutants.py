@@ -648,13 +648,6 @@ DATASET_MUTANTS = (
         "tests/catalogs/dataset/test_unaccounted.py",
     ),
     Mutant(
-        "an archive under the name of a text is a text",
-        "catalogs/dataset/unaccounted.py",
-        "or _BINARY.search(data) else None",
-        "else None",
-        "tests/catalogs/dataset/test_unaccounted.py",
-    ),
-    Mutant(
         "a running correction left something over",
         "catalogs/dataset/unaccounted.py",
         "at_work = entry.modified <= changed >= limit",
@@ -692,7 +685,7 @@ DATASET_MUTANTS = (
     Mutant(
         "verify looks at what commits name alone",
         "pipeline/quality/versions/verify.py",
-        "reading.listed = list_doubtful(dataset, reading.known)",
+        "reading.listed = list_doubtful(dataset)",
         "reading.listed = {}",
         "tests/end_to_end/test_closure.py",
     ),

@@ -36,7 +36,6 @@ from segmint.operators.segment import numerics
 from segmint.operators.segment.numerics import Numerics
 from segmint.operators.shards.files import annotations_json
 from segmint.pipeline.config.config import Config, identity
-from segmint.pipeline.quality.audit import canonical
 
 COMMAND = "python -m tests.support.format_description"
 ANY_KEY = "<key>"
@@ -45,6 +44,21 @@ ANY_KEY = "<key>"
 NULL_OR, ONE_OF = "<null or>", "<one of>"
 MAY_LACK = frozenset({"lineage", "most_redacted", "version_before"})
 """Keys that a file contains only if there is a value."""
+
+
+_SHA256 = '"[0-9a-f]{64}"'
+_KEY = "U1NIU0lHAAAAAQAAADMAAAALc3NoLWVkMjU1MTkAAAAg"  # first characters of every signature by an Ed25519 key
+FORMS = {
+    "id.json": r'\{"dataset_id":"[0-9a-f]{32}"\}\n',
+    "reservations": r'\{("generation":\d+,"paths":\[("[\w/.-]+",?)*\](,"shard":\d+)?|"shards":\[[\d,]*\])\}\n',
+    "summaries/leaves": rf"\[({_SHA256},?)+\]\n",
+    "summaries": r'\{"bytes":\d+,"counts":(\{[\w":,.-]*\}),"digest":"[0-9a-f]{12}",'
+    r'"files":\d+,("most_redacted":[\d\[\].,e-]+,)?"numerics":\{[\w":,.-]*\},"shards":\d+\}\n',
+    "versions": rf"-----BEGIN SSH SIGNATURE-----\n({_KEY}[\w+/]{{26}}\n([\w+/]{{70}}\n){{2}}[\w+/]{{37}}=)\n"
+    "-----END SSH SIGNATURE-----\n",
+    "": "(?s:.*)",
+}
+"""Patterns of small files' contents, by the beginning of the file's path; the first one that matches applies."""
 
 
 def frozen_path(version: int = SCHEMA_VERSION) -> Path:
@@ -70,7 +84,7 @@ def describe() -> dict[str, Any]:
             "counts": [REJECTED, *PRIVACY_COUNTS],
         },
         "names": list(layout._NAMES),
-        "forms": dict(canonical._FORMS),
+        "forms": FORMS,
         "json in tars": annotations_json(1, "sa_1.jpg", (3, 4), [_mask(None), _mask(10_000)]).decode(),
     }
 

@@ -41,13 +41,6 @@ def audit(
         int,
         typer.Option(metavar="N", min=0, help="Number of images whose JPEG and masks are decoded, spread evenly."),
     ] = _SAMPLE,
-    all_bytes: Annotated[
-        bool, typer.Option("--all-bytes", help="Decode all JPEGs, to find bytes hidden after their image data.")
-    ] = False,
-    byte_for_byte: Annotated[
-        bool,
-        typer.Option("--byte-for-byte", help="Require tables to have the bytes that pyarrow writes for their rows."),
-    ] = False,
     privacy_sample: Annotated[
         str, typer.Option(metavar="N|all", help="Number of images to search with the detectors again, spread evenly.")
     ] = str(_PRIVACY_SAMPLE),
@@ -110,7 +103,6 @@ def audit(
     from segmint.infra.storage.location import Location
     from segmint.infra.wording import not_checked_lines, terminal_width
     from segmint.pipeline.config.config import LOCAL
-    from segmint.pipeline.quality.audit.canonical import BytesAsked
     from segmint.pipeline.quality.audit.integrity import RAY_FROM_MASKS, audit_integrity, with_missing_commits
     from segmint.pipeline.quality.audit.result_json import to_json
     from segmint.pipeline.quality.audit.result_text import not_checked, result_lines
@@ -118,10 +110,9 @@ def audit(
     where = Location(storage, dataset)
     if output is not None:
         refuse_inside(where, Location(storage, output), "-o")
-    asked = BytesAsked(all_bytes, byte_for_byte)
     if integrity_only:
         resources = LOCAL if build is None else build.resources
-        report = audit_integrity(where, sample, resources=resources, ray_from=RAY_FROM_MASKS, asked=asked)
+        report = audit_integrity(where, sample, resources=resources, ray_from=RAY_FROM_MASKS)
         report = with_missing_commits(report) if complete else report
     else:
         from segmint.infra.device import resolve_compute
@@ -140,7 +131,6 @@ def audit(
             detectors=tuple(DetectorSpec.of(each) for each in detector or ()),
             device=device if device == "cpu" else resolve_compute(device).device,
             build=build,
-            asked=asked,
             complete=complete,
             ray_from=RAY_FROM_MASKS,
         )

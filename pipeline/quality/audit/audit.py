@@ -22,7 +22,6 @@ from segmint.infra.wording import some
 from segmint.operators.audit.detectors import DetectorSpec
 from segmint.operators.audit.submissions import audit_ratings
 from segmint.pipeline.config.config import LOCAL, Config, LicenseConfig, ResourcesConfig
-from segmint.pipeline.quality.audit.canonical import NO_MORE, BytesAsked
 from segmint.pipeline.quality.audit.content import ContentAudit, ContentPlan, LicenseRules
 from segmint.pipeline.quality.audit.foreign import ForeignSearch, audit_foreign
 from segmint.pipeline.quality.audit.integrity import RAY_FROM_MASKS, audit_integrity, with_missing_commits
@@ -62,8 +61,6 @@ class AuditOptions:
     """Torch device of the detectors."""
     build: Config | None = None
     """Configuration of the build, which contains the paths of detector files."""
-    asked: BytesAsked = NO_MORE
-    """Optional comparisons of bytes."""
     complete: bool = False
     """If True, shards without a commit are findings."""
     now: datetime | None = None
@@ -106,9 +103,7 @@ def audit_dataset(dataset: Location, options: AuditOptions = AuditOptions()) -> 
     with_images = pinned.manifest.config.get("release", {}).get("format") != "annotations"
     _check_detectors(options, with_images=with_images)
     content, problems = _content(pinned.manifest, dataset.storage, options, now, with_images=with_images)
-    report = audit_integrity(
-        dataset, options.sample, options.now, content, options.resources, options.ray_from, options.asked
-    )
+    report = audit_integrity(dataset, options.sample, options.now, content, options.resources, options.ray_from)
     if options.complete:
         report = with_missing_commits(report)
     findings = FindingCollector()
@@ -260,5 +255,3 @@ def check_foreign(uri: str, options: AuditOptions) -> None:
         raise UsageError(f"{uri} was not written by segmint, so its number of shards is unknown. Remove --complete")
     if options.strict:
         raise UsageError(f"{uri} was not written by segmint, so every detection counts. Remove --strict")
-    for name in (name for name, given in options.asked._asdict().items() if given):
-        raise UsageError(f"{uri} was not written by segmint. Remove --{name.replace('_', '-')}")

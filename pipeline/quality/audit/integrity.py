@@ -1,7 +1,7 @@
 """Audit of a dataset's integrity: every file is intact and consistent with the others."""
 
 from bisect import bisect_left
-from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -44,15 +44,6 @@ from segmint.operators.segment.artifacts import RedactionArtifacts
 from segmint.operators.segment.mask_config import MasksConfig
 from segmint.operators.shards.near_copies import near_copies, wanted_pictures
 from segmint.pipeline.config.config import LOCAL, ResourcesConfig
-from segmint.pipeline.quality.audit.canonical import (
-    NO_MORE,
-    BytesAsked,
-    audit_canonical_json,
-    check_catalog_part,
-    judge_table,
-    notes_on_bytes,
-    other_writers,
-)
 from segmint.pipeline.quality.audit.commits import AuditedCommit, audit_catalog_part, audit_commits
 from segmint.pipeline.quality.audit.content import ContentAudit
 from segmint.pipeline.quality.audit.result import AuditReport, CheckedCounts
@@ -177,14 +168,12 @@ def audit_integrity(
     content: ContentAudit | None = None,
     resources: ResourcesConfig = LOCAL,
     ray_from: int = RAY_FROM_MASKS,
-    asked: BytesAsked = NO_MORE,
 ) -> AuditReport:
     """Read every file of a dataset once and report problems. Changes nothing.
 
     For `sample` images, spread evenly, the JPEG and the masks are decoded to pixels. For all other images, they are
-    measured without decoding. `asked` selects additional comparisons of bytes. Files that no commit names are judged by
-    their age at the time `now`, which defaults to the local clock. `content` runs further checks on the data while it
-    is in memory.
+    measured without decoding. Files that no commit names are judged by their age at the time `now`, which defaults to
+    the local clock. `content` runs further checks on the data while it is in memory.
 
     With at least `ray_from` masks, Ray audits the shards as `resources` specify. If Ray isn't installed, this process
     logs a warning and uses threads; the report is the same. Only a few shards and the names of all files are in memory.
@@ -193,17 +182,16 @@ def audit_integrity(
     catalog in the meantime. Storage errors propagate.
     """
     # List files first, then commits, and then the manifest. A file that is committed in between then counts as named.
-    known = list[str]()
-    listed = list_doubtful(dataset, known)
+    listed = list_doubtful(dataset)
     generations = CommitLog(dataset).generations()
     pinned = load_latest_manifest(dataset)
     manifest = pinned.manifest
     findings = FindingCollector()
-    version, checked, damaged_parts, removals = audit_records(dataset, pinned, findings, asked, known)
+    version, damaged_parts, removals = audit_records(dataset, pinned, findings)
     findings.extend(takedowns_without_version(dataset))  # a repair lists these takedowns as unfinished instead
     if damaged_parts and load_latest_manifest(dataset).generation > pinned.generation:
         raise UnfinishedError(f"{dataset}: a correction replaced the catalog while it was audited. Audit again")
-    settings = replace(_settings(pinned, findings), asked=asked)
+    settings = _settings(pinned, findings)
     limit = (now or datetime.now(UTC)) - GRACE
     state = audit_committed_state(dataset, manifest, listed, generations, limit)
     findings.extend(state.findings)
@@ -216,7 +204,7 @@ def audit_integrity(
     plan = None if content is None else content.plan
     task = AuditTask(dataset, manifest, frozenset(damaged_parts), settings, plan, removals.names)
     removed_by_shard = by_shard(removals.images, manifest.images_per_shard)
-    checked += CheckedCounts(commits=state.commits, catalog_parts=len(manifest.catalog))
+    checked = CheckedCounts(commits=state.commits, catalog_parts=len(manifest.catalog))
     not_compared = []
     plans = _plans(task, state, removed_by_shard, sample, 0 if content is None else content.wanted(state.images))
     audited, before = set(state.doubtful), dict(state.pairs)
@@ -245,42 +233,28 @@ def audit_integrity(
         not_compared=tuple(not_compared),
         unusable_commits=tuple(sorted(state.doubtful)),
         replaced=tuple(sorted(generations.keys() - audited)),
-        unfinished=(
-            *(f"rows and license terms against {part}, which is missing or damaged" for part in sorted(damaged_parts)),
-            *(other_writers(checked) if asked.byte_for_byte else ()),
+        unfinished=tuple(
+            f"rows and license terms against {part}, which is missing or damaged" for part in sorted(damaged_parts)
         ),
-        notes=(
-            *version.notes,
-            *(() if asked.byte_for_byte else other_writers(checked)),
-            *notes_on_bytes(checked),
-            *_near_removed(dataset, dict(state.pairs).keys() - set(not_compared)),
-        ),
+        notes=(*version.notes, *_near_removed(dataset, dict(state.pairs).keys() - set(not_compared))),
         version=version.name,
     )
 
 
 def audit_records(
-    dataset: Location,
-    pinned: LatestManifest,
-    findings: FindingCollector,
-    asked: BytesAsked = NO_MORE,
-    known: Sequence[str] | None = None,
-) -> tuple[AuditedVersion, CheckedCounts, set[str], Removals]:
+    dataset: Location, pinned: LatestManifest, findings: FindingCollector
+) -> tuple[AuditedVersion, set[str], Removals]:
     """Audit manifests, catalog parts, versions, tombstones, and submissions.
 
-    Returns the version, the counts of compared parts, the paths of damaged parts, and the takedowns.
+    Returns the version, the paths of damaged parts, and the takedowns.
     """
     manifest, per_shard = pinned.manifest, pinned.manifest.images_per_shard
     findings.extend(audit_manifest(dataset, pinned))
-    damaged_parts, checked = set(), CheckedCounts()
+    damaged_parts = set()
     for part in manifest.catalog:
         found = list(audit_catalog_part(dataset, part, per_shard))
         if found:
             damaged_parts.add(part.path)
-        else:
-            check = check_catalog_part(dataset / part.path, part.sha256)
-            found, counts = judge_table(check, FindingLocation(part.path), strict=asked.byte_for_byte)
-            checked += counts
         findings.extend(found)
     version = audit_version(dataset)
     findings.extend(version.findings)
@@ -289,10 +263,9 @@ def audit_records(
         findings.add(FindingLocation(path).finding(Code.BAD_TOMBSTONE, "what a takedown writes", problem))
     removals = None if damaged else read_removals(dataset)
     spans = [range(first := part.first_shard * per_shard, first + part.rows) for part in manifest.catalog]
-    findings.extend(audit_canonical_json(dataset, known))
     removals = removals or Removals({}, NO_NAMES)
     findings.extend(audit_submissions(dataset, spans, removals.images.keys()))
-    return version, checked, damaged_parts, removals
+    return version, damaged_parts, removals
 
 
 def _near_removed(dataset: Location, shards: Collection[int]) -> list[str]:

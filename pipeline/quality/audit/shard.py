@@ -5,7 +5,6 @@ compares tables, and `tar.py` compares JPEGs and JSON files.
 """
 
 import hashlib
-import io
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -23,7 +22,6 @@ from segmint.infra.storage.errors import NotFoundError, ObjectTooLargeError
 from segmint.infra.storage.location import Location
 from segmint.operators.audit.masks import MaskLimits, audit_masks
 from segmint.operators.audit.origins import audit_redacted_share
-from segmint.operators.audit.parquet_parts import check_parquet
 from segmint.operators.audit.rows import (
     ShardTables,
     audit_catalog_names,
@@ -39,11 +37,9 @@ from segmint.operators.audit.submissions import audit_merged_submission
 from segmint.operators.audit.tar import HashedStream, audit_tar
 from segmint.operators.decoding import JpegDecoder
 from segmint.operators.rows import Row
-from segmint.operators.schemas import SCHEMAS, shard_schemas
+from segmint.operators.schemas import SCHEMAS
 from segmint.operators.segment.artifacts import RedactionArtifacts
 from segmint.operators.shards.committed_rows import read_table
-from segmint.operators.shards.files import ROW_GROUP_ROWS
-from segmint.pipeline.quality.audit.canonical import NO_MORE, BytesAsked, judge_table
 from segmint.pipeline.quality.audit.content import ShardContent, ShardContentCheck
 from segmint.pipeline.quality.audit.result import CheckedCounts
 
@@ -71,7 +67,6 @@ class FileSettings:
     quality: int | None = None  # JPEG quality of the released images
     stages: tuple[StageColumn, ...] = ()
     schema_version: int = SCHEMA_VERSION
-    asked: BytesAsked = NO_MORE
 
 
 @dataclass(frozen=True)
@@ -180,11 +175,6 @@ class ShardAudit:
         except DamagedDatasetError as error:
             self._findings.add(place.finding(Code.BAD_TABLE, f"the columns of {kind}", error))
             return None
-        schema = shard_schemas(self._settings.stages, self._settings.schema_version)[kind]
-        check = check_parquet(io.BytesIO(data), digest, schema, ROW_GROUP_ROWS)
-        findings, checked = judge_table(check, place, strict=self._settings.asked.byte_for_byte)
-        self._findings.extend(findings)
-        self._checked += checked
         return table
 
     def _audit_rows(self, tables: ShardTables, images: list[Row], masks: ShardMasks) -> None:
@@ -233,8 +223,7 @@ class ShardAudit:
         inside = FindingCollector()
         entry, place = self._plan.commit.file("shards"), self._places["shards"]
         with_images, look = self._settings.with_images, self._look
-        positions = range(len(images)) if self._settings.asked.all_bytes else self._plan.decoded
-        decoded = frozenset(images[position]["id"] for position in positions if position < len(images))
+        decoded = frozenset(images[position]["id"] for position in self._plan.decoded if position < len(images))
         try:
             with (self._dataset / entry.path).open() as opened:
                 stream = HashedStream(opened)

@@ -126,8 +126,6 @@ def write_evidence(
             "sample": options.sample,
             "privacy_sample": "all" if options.privacy_sample is None else options.privacy_sample,
             "complete": options.complete,
-            "all_bytes": options.asked.all_bytes,
-            "byte_for_byte": options.asked.byte_for_byte,
             "device": options.device,
         },
         "licenses_asserted": None if audit["licenses"] is None else audit["licenses"]["asserted"],

@@ -28,7 +28,7 @@ from segmint.catalogs.dataset.versions.record import (
 )
 from segmint.catalogs.layout import CATALOG, DATA_KINDS, DamagedDatasetError
 from segmint.infra.errors import UsageError
-from segmint.infra.storage.errors import NotFoundError
+from segmint.infra.storage.errors import NotFoundError, ObjectTooLargeError
 from segmint.infra.storage.location import Location
 from segmint.infra.wording import some
 
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 _NAMESPACE = "segmint-dataset"
+_MOST_BYTES = 1 << 20  # of a file with a key or a signature
 _HOW = "Create one: openssl genpkey -algorithm ed25519 -out key.pem; openssl pkey -in key.pem -pubout -out public.pem"
 
 
@@ -200,6 +201,24 @@ def _strings(*parts: bytes) -> bytes:
     return b"".join(len(part).to_bytes(4, "big") + part for part in parts)
 
 
+def damaged_signatures(dataset: Location) -> list[str]:
+    """Return the paths of signature files that aren't in the format of a signature by the key in their name."""
+    damaged = []
+    for entry in (dataset / VERSIONS).list():
+        match = SIGNATURE_NAME.fullmatch(entry.name)
+        if match is None:
+            continue
+        path = f"{VERSIONS}/{entry.name}"
+        try:
+            data = (dataset / path).read(_MOST_BYTES)
+        except ObjectTooLargeError:
+            data = b""
+        key = signer_of(data)
+        if key_id(key) != match[2] or data != signature_file(key, _signed_in(data)[-64:]):
+            damaged.append(path)
+    return damaged
+
+
 def read_public_key(file: Location) -> bytes:
     """Read a raw public Ed25519 key from a file in PEM or OpenSSH format. Raises `UsageError` for anything else."""
     from cryptography.exceptions import UnsupportedAlgorithm
@@ -250,6 +269,6 @@ def read_private_key(file: Location, ask: Callable[[], str] | None = None) -> "E
 
 def _read(file: Location) -> bytes:
     try:
-        return file.read(max_bytes=1 << 20)
+        return file.read(_MOST_BYTES)
     except NotFoundError as error:
         raise UsageError(f"{file}: no such key") from error

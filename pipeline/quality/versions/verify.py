@@ -57,9 +57,14 @@ from segmint.infra.storage.location import Location
 from segmint.infra.storage.stores import NO_TIME, ObjectInfo
 from segmint.infra.threads import map_ahead
 from segmint.infra.wording import counted, size, some
-from segmint.pipeline.quality.audit.canonical import audit_canonical_json
 from segmint.pipeline.quality.audit.versions import takedowns_without_version
-from segmint.pipeline.quality.evidence.signatures import check_version, key_id, read_public_key, signers
+from segmint.pipeline.quality.evidence.signatures import (
+    check_version,
+    damaged_signatures,
+    key_id,
+    read_public_key,
+    signers,
+)
 
 _THREADS = 8
 _AHEAD = 64
@@ -112,7 +117,6 @@ class _VerifyState:
     files: int = 0
     bytes: int = 0
     listed: dict[str, ObjectInfo] = field(default_factory=dict)  # files that no record read so far names
-    known: list[str] = field(default_factory=list)  # all other files except commits
     notes: list[str] = field(default_factory=list)
     not_checked: list[str] = field(default_factory=list)
     changing: bool = False  # files that aren't in the latest version were added within the last day
@@ -146,6 +150,7 @@ def verify_dataset(
     history = read_history(dataset)
     reading = _VerifyState(dataset)
     reading.problems += [f"{each.file}: expected {each.expected}; found {each.found}" for each in history.problems]
+    reading.problems += [f"{path}: not a signature by the key in its name" for path in damaged_signatures(dataset)]
     version = history.latest
     if wanted is not None and pin is None:
         with suppress(DamagedDatasetError):  # already among the history's problems
@@ -206,7 +211,7 @@ def _read_all(reading: _VerifyState, version: Version | None) -> Version | None:
     Returns the latest version. This is `version`, unless a newer one was recorded while reading.
     """
     dataset = reading.dataset
-    reading.listed = list_doubtful(dataset, reading.known)
+    reading.listed = list_doubtful(dataset)
     held = CommitLog(dataset).latest_commits()
     manifest = _read_catalog(reading, version)
     for leaf in removal_leaves(dataset):
@@ -267,18 +272,21 @@ def _read_catalog(reading: _VerifyState, version: Version | None) -> DatasetMani
 def _judge_unnamed(reading: _VerifyState, doubtful: set[int]) -> None:
     """Add a problem for each leftover file of segmint or another program, and notes on harmless files."""
     found = judge_doubtful(reading.dataset, reading.listed, datetime.now(UTC) - GRACE, doubtful)
-    findings = (*audit_canonical_json(reading.dataset, reading.known), *found.findings)
-    reading.problems += [f"{each.file}: expected {each.expected}; found {each.found}" for each in findings]
+    reading.problems += [f"{each.file}: expected {each.expected}; found {each.found}" for each in found.findings]
     if found.recent:
         reading.notes.append(
             f"{counted(len(found.recent), 'file')} that no commit names, from a running or killed writer "
             f"(changed or reserved within a day, or of shards without a commit): {some(found.recent)}"
         )
-    folders = {path.partition("/")[0] for path in (*reading.known, *reading.listed)}
-    if unopened := [name for name in (ANNOTATIONS, REPORT) if name in folders]:
+    unopened = [name for name in (ANNOTATIONS, REPORT) if _contains_files(reading.dataset / name)]
+    if unopened:
         reading.notes.append(f"not opened: the files in {' and '.join(f'{name}/' for name in unopened)}")
     if found.others:
         reading.notes.append(f"{counted(len(found.others), 'small file')} not written by segmint: {some(found.others)}")
+
+
+def _contains_files(folder: Location) -> bool:
+    return next(folder.walk(on_skip=lambda *_: None), None) is not None
 
 
 def _read_version(reading: _VerifyState, version: Version) -> None:

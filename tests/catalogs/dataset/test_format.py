@@ -1,6 +1,7 @@
 """The format of datasets is frozen: names and types of columns, JSON keys, and file names."""
 
 import json
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -8,8 +9,9 @@ import pyarrow as pa
 import pytest
 
 from segmint.catalogs import layout
-from segmint.catalogs.dataset.commits import Commit
+from segmint.catalogs.dataset.commits import Commit, Reservation
 from segmint.catalogs.dataset.manifest import DatasetManifest
+from segmint.catalogs.dataset.summaries import CommitSums, summary_json
 from segmint.operators import schemas
 from segmint.operators.segment import numerics
 from segmint.operators.segment.numerics import Numerics
@@ -82,6 +84,15 @@ def test_numerics_may_get_a_field_with_the_value_that_older_datasets_have(
     monkeypatch.setattr(format_description, "Numerics", MoreNumerics)
     monkeypatch.setattr(numerics, "ADDED", {"blas": "mkl"})
     assert changes(frozen, describe()) == []
+
+
+def test_reservations_and_summaries_have_the_frozen_forms(frozen: dict[str, Any]) -> None:
+    counts = {"images": 1, "rejected:x": 2}
+    sums = CommitSums(bytes=1, counts=counts, files=4, numerics={"0a": 1}, shards=1, most_redacted=((1, 0.25),))
+    for paths in (("shards/sa_000000-0123456789ab.tar", "images/x.parquet"), ()):
+        assert re.fullmatch(frozen["forms"]["reservations"], Reservation(0, 9, paths).to_json().decode())
+    for each in (sums, CommitSums(**{**vars(sums), "most_redacted": ()})):
+        assert re.fullmatch(frozen["forms"]["summaries"], summary_json(each).decode())
 
 
 def test_a_frozen_description_is_never_written_again() -> None:

@@ -12,8 +12,10 @@ from typer.testing import CliRunner
 
 from segmint.catalogs.dataset.annotations.submissions import put_submission
 from segmint.catalogs.dataset.commits import CommitLog
+from segmint.catalogs.dataset.manifest import load_manifest
 from segmint.catalogs.dataset.tombstones import TakedownRequest
 from segmint.catalogs.dataset.versions.record import name_now, put_version, version_numbers
+from segmint.catalogs.findings import Code
 from segmint.infra.errors import UsageError
 from segmint.pipeline.commands.cli import app
 from segmint.pipeline.config.config import load_config
@@ -100,6 +102,32 @@ def test_files_without_any_manifest_and_a_shard_of_other_settings_are_listed(dat
     assert "commits/000000.g1.json" in line
 
 
+def test_a_commit_with_other_numerics_is_reported_and_never_written_again(dataset: Path) -> None:
+    """Even if it differs from the dataset's in one digit, or isn't a fingerprint at all."""
+    location = location_of(dataset)
+    own = load_manifest(location).numerics_fingerprint
+    for shard, numerics in enumerate((own[:-1] + f"{int(own[-1], 16) ^ 1:x}", "0123456789ab", "another machine")):
+        change_commit(dataset, shard, numerics=numerics)
+    before = digests(dataset)
+    done = CliRunner().invoke(app, ["repair", str(dataset), "--json"])
+    value = json.loads(done.stdout)
+    assert (done.exit_code, value["damages"], value["repaired"], value["lost"]) == (0, [], [], [])
+    assert value["other_numerics"] == [f"commits/00000{shard}.g1.json" for shard in range(3)]
+    assert {path: digest for path, digest in digests(dataset).items() if path in before} == before
+    (line,) = (line for line in repair(location).lines() if "other numerics" in line)
+    assert line.startswith("intact, but with other numerics: commits/000000.g1.json, commits/000001.g1.json")
+    assert audit_integrity(location, sample=0).findings.counts == {Code.OTHER_NUMERICS: 3}
+
+
+def test_a_damaged_file_of_a_shard_with_other_numerics_is_restored_and_its_commit_stays(dataset: Path) -> None:
+    change_commit(dataset, 0, numerics="0123456789ab")
+    before = digests(dataset)
+    masks = path_of(dataset, 0, "masks")
+    masks.unlink()
+    assert repair(location_of(dataset)).repaired == [str(masks.relative_to(dataset))]
+    assert {path: digest for path, digest in digests(dataset).items() if path in before} == before
+
+
 def test_credits_that_cannot_be_updated_are_not_passed_over(dataset: Path, tmp_path: Path) -> None:
     rewrite_catalog(dataset, lambda rows: [{**row, "attribution": "Zoë"} for row in rows])
     (dataset / "rejects").rename(tmp_path / "elsewhere")
@@ -173,8 +201,11 @@ def one_shard(small_dataset: Path, folder: Path, shard: int) -> tuple[Path, Path
 
 
 def flips_are_found_and_undone(dataset: Path, commit: Path, bits: Iterable[int]) -> None:
-    """Turn each of these bits of a commit: the audit finds it, and the repair restores every byte."""
-    whole, before = commit.read_bytes(), digests(dataset)
+    """Turn each of these bits of a commit: the audit finds it, and the repair restores every byte.
+
+    If the commit then only has other numerics or another `build_sha256`, the repair lists it and doesn't change it.
+    """
+    path, whole, before = f"commits/{commit.name}", commit.read_bytes(), digests(dataset)
     assert audit_integrity(location_of(dataset), sample=0).findings.total == 0
     for bit in bits:
         data = bytearray(whole)
@@ -183,8 +214,15 @@ def flips_are_found_and_undone(dataset: Path, commit: Path, bits: Iterable[int])
         told = f"bit {bit % 8} of byte {bit // 8}: {bytes(data[max(0, bit // 8 - 20) :][:40])!r}"
         findings = audit_integrity(location_of(dataset), sample=0).findings
         assert {finding.shard for finding in findings} == {int(commit.name[:6])}, told
+        damaged = digests(dataset)
         done = repair(location_of(dataset))
-        assert (done.repaired, done.not_repaired) == ([f"commits/{commit.name}"], {}), told
+        if any(code in findings for code in (Code.OTHER_NUMERICS, Code.OTHER_BUILD)):
+            assert any(path in line for line in (*done.other_numerics, *done.lost)), told
+            assert (done.repaired, done.not_repaired, digests(dataset)) == ([], {}, damaged), told
+            shutil.rmtree(dataset / "versions", ignore_errors=True)
+            commit.write_bytes(whole)
+            continue
+        assert (done.repaired, done.not_repaired) == ([path], {}), told
         assert len(done.damages) == 1, told
         assert digests(dataset) == before, told
 

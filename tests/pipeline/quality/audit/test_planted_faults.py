@@ -41,7 +41,6 @@ from tests.support.builds import photograph
 from tests.support.committed_shard import CommittedShard, change_manifest, write_commit
 from tests.support.locations import location_of
 from tests.support.named_image import image_of
-from tests.support.planted import PLANTS
 from tests.support.planting import (
     LATER,
     ShardEdit,
@@ -543,6 +542,7 @@ registered("exif", member(0, reencoded(exif=exif())), METADATA, TAR, "sa_4.jpg",
 registered("xmp", member(0, reencoded(xmp=b"<x/>")), METADATA, TAR, "sa_4.jpg", "XMP")
 registered("icc", member(0, reencoded(icc_profile=b"profile")), METADATA, TAR, "sa_4.jpg", "an ICC profile")
 registered("comment", member(0, reencoded(comment=b"me")), METADATA, TAR, "sa_4.jpg", "a comment")
+registered("fill", member(0, lambda d: d[:2] + b"\xff" * 9 + d[2:]), METADATA, TAR, "sa_4.jpg", "bytes before byte")
 registered("tail", member(0, lambda d: d + b"hidden"), METADATA, TAR, "sa_4.jpg", "6 bytes after")
 registered("no_release", edit_row("images", 1, 0, release_sha256=None), Code.OTHER_RELEASE, TAR, "sa_4.jpg", "None")
 registered("release", edit_row("images", 1, 1, release_sha256="0" * 64), Code.OTHER_RELEASE, TAR, "sa_5.jpg", "000000")
@@ -621,13 +621,6 @@ def repeated_image(taken: CommittedShard) -> None:
 registered("of_another_image", ShardEdit(1, other_json), Code.OTHER_JSON, TAR, "sa_4.json", "as in the tables")
 registered(
     "of_another_shard", ShardEdit(1, tar_of_the_first_shard), Code.TAR_MEMBERS, TAR, "sa_4.jpg", "found sa_1.jpg"
-)
-registered(
-    "padding",
-    PLANTS["tar_padding"],
-    Code.NOT_CANONICAL,
-    "shards/sa_000000-",
-    "expected zeros and segmint's header before it",
 )
 registered("score", edit_row("masks", 1, 0, predicted_iou=0.99), Code.OTHER_JSON, TAR, "predicted_iou", "0.99")
 registered("again", ShardEdit(1, repeated_image), Code.SIMILAR_IMAGE, TAR, "sa_6.jpg", "id 4")

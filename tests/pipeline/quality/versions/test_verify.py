@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from segmint.catalogs.dataset import summaries
 from segmint.catalogs.dataset.outputs import read_notes
@@ -19,6 +21,7 @@ from segmint.catalogs.layout import data_path
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
 from segmint.pipeline.quality.audit.integrity import audit_integrity
+from segmint.pipeline.quality.evidence.signatures import sign_version
 from segmint.pipeline.quality.versions import verify
 from segmint.pipeline.quality.versions.verify import VerifyResult, verify_dataset
 from tests.support.committed import sum_commits
@@ -134,6 +137,32 @@ def test_what_nobody_recorded_is_a_problem(whole: Location) -> None:
     assert problems[1:] == ("commits/000001.g1.json: no such file",)
 
 
+def test_only_a_pinned_digest_reveals_a_writer_who_makes_all_records_match(whole: Location) -> None:
+    pinned = f"sha256:{verify_dataset(whole).version.digest}"
+    (whole / "commits/000001.g1.json").delete()
+    (whole / "versions/1.json").delete()
+    write(DatasetPath(whole.uri), 1, variant=2)
+    write_shards_index(whole, "protocol")
+    put_version(whole, "takedown", applied=[entry.name for entry in (whole / "tombstones").list()])
+    assert verify_dataset(whole).to_dict()["verified"]
+    assert [finding.line() for finding in audit_integrity(whole).findings] == []
+    (problem,) = verify_dataset(whole, pinned).problems
+    assert problem.endswith(f"expected {pinned}")
+
+
+def test_a_file_that_is_named_like_a_signature_is_one(whole: Location, tmp_path: Path) -> None:
+    key = tmp_path / "key.pem"
+    key.write_bytes(Ed25519PrivateKey.generate().private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    signature = sign_version(whole, location_of(key)).file
+    assert verify_dataset(whole).problems == ()
+    data = (whole / signature).read()
+    for other in (b"", b"an original", data[:-1], data[: len(data) // 2], data * 2, data * 10_000):
+        (whole / signature).put(other)
+        assert verify_dataset(whole).problems == (f"{signature}: not a signature by the key in its name",)
+    (whole / f"versions/1.{'0' * 16}.sig").put(data)
+    assert f"versions/1.{'0' * 16}.sig: not a signature by the key in its name" in verify_dataset(whole).problems
+
+
 def test_a_version_that_is_gone_or_does_not_follow_is_a_problem(whole: Location) -> None:
     place = DatasetPath(whole.uri)
     for number, variant in ((2, 1), (3, 2)):
@@ -215,7 +244,7 @@ def test_the_last_version_is_missed_by_its_signature_and_by_takedowns(whole: Loc
     found = verify_dataset(whole)
     assert found.problems == (
         "versions/1.json: expected version 1, because its signature exists; found no such file",
-        f"versions/1.{'0' * 16}.sig: expected what segmint writes under this name; found other bytes",
+        f"versions/1.{'0' * 16}.sig: not a signature by the key in its name",
     )
     (whole / f"versions/1.{'0' * 16}.sig").delete()
     image = RemovedImage(ordinal=6, id=7, image_id="image-6", uri="photo_6.jpg", sha256=None)
