@@ -115,7 +115,7 @@ def annotate(dataset: Path) -> None:
 def answer(*words: str | Path, yes: bool = True) -> dict[str, Any]:
     """Run a command in this process; return its answer as JSON."""
     printed = segmint_here(*words, "--json", *(["--yes"] if yes else []))
-    value: dict[str, Any] = json.JSONDecoder().raw_decode(printed[printed.index("{") :])[0]
+    value: dict[str, Any] = json.JSONDecoder().raw_decode(printed[printed.index("{\n") :])[0]  # after log lines
     return value
 
 
