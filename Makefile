@@ -202,7 +202,7 @@ BENCH_PHOTOS = $(if $(SEGMINT_TEST_PHOTOS),--photos "$(SEGMINT_TEST_PHOTOS)" --o
 BENCH_OPTIONS ?=
 
 bench: setup
-	$(BIN)/python benchmarks/masks/generator_vs_reference.py --precision fp32 bf16 $(BENCH_PHOTOS) $(BENCH_OPTIONS)
+	$(BIN)/python benchmarks/masks/generator_vs_reference.py $(BENCH_PHOTOS) $(BENCH_OPTIONS)
 
 bench-stages: setup
 	$(BIN)/python benchmarks/masks/stages.py $(BENCH_OPTIONS)

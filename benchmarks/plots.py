@@ -45,7 +45,7 @@ PAGE = DOCS / "performance.md"
 INK, GRAY, BLUE, ORANGE, GREEN, SKY, RED, PINK = (
     "#222222", "#9a9a9a", "#0072b2", "#e69f00", "#009e73", "#56b4e9", "#d55e00", "#cc79a7",
 )  # fmt: skip
-SIDES = {"reference": GRAY, "fp32": BLUE, "bf16": ORANGE}
+SIDES = {"reference": GRAY, "fp32": BLUE}
 STAGES = dict(zip(GROUPS, (BLUE, ORANGE, GREEN, SKY, GRAY), strict=True))
 ROLES = {
     "driver": BLUE,

@@ -136,9 +136,9 @@ def lineage_of(weights: str, sha256: str, storage: Storage) -> tuple[TrainingRou
 def readable_lineage_of(weights: str, sha256: str, storage: Storage) -> tuple[TrainingRound, ...]:
     """Return the lineage of weights like `lineage_of`, but raise an error if their `training.json` can't be read.
 
-    Training uses this function. If the lineage were unknown, the gate would treat images as held out although the
-    weights were trained on them. If the file describes other weights, this function still only logs a warning. Raises
-    `UsageError` for a damaged file, and the errors of the store.
+    Training uses this function, because its record must include all earlier rounds. If the file describes other
+    weights, this function still only logs a warning. Raises `UsageError` for a damaged file, and the errors of the
+    store.
     """
     if weights in ASSETS or is_web_address(weights):
         return ()
@@ -160,7 +160,7 @@ def readable_lineage_of(weights: str, sha256: str, storage: Storage) -> tuple[Tr
 
 
 def _warn(problem: str) -> None:
-    note = "the origin of the weights will not be recorded"
+    note = "the origin of the weights is unknown"
     get_logger("lineage").warning("lineage_unknown", problem=problem[:700], note=note)
 
 

@@ -5,18 +5,16 @@ import hashlib
 import os
 import platform
 import sys
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from segmint.infra.errors import UsageError
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
 Precision = Literal["fp32", "bf16"]
@@ -25,7 +23,9 @@ _MKL_MODE = "MKL_CBWR"
 """Variable with MKL's mode of conditional reproducibility, and the mode in which addresses don't matter."""
 
 _GPU_FILES = ("nvidia[0-9]*", "dxg", "kfd")  # device files of the NVIDIA driver, WSL, and the AMD driver
-_BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})  # the last flag is ARM's
+
+BF16_NEEDS_GPU = "precision bf16 needs a GPU: on a CPU, use precision fp32 or auto"
+"""Error message for bf16 on a CPU."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,8 @@ def resolve_compute(device: str = "auto", precision: str = "auto", threads: str 
     - `threads`: auto is the number of physical cores that this process may use. On a CUDA device, auto is 1, because
       the CPU only launches kernels.
 
-    Raises `UsageError` if torch doesn't find the device, if the GPU doesn't support bf16, or if a value is unknown.
+    Raises `UsageError` if torch doesn't find the device, if bf16 is requested on a CPU or on a GPU that doesn't support
+    it, or if a value is unknown.
     """
     import torch
 
@@ -69,18 +70,6 @@ def resolve_compute(device: str = "auto", precision: str = "auto", threads: str 
     if kind == "cuda" and index is not None and index >= torch.cuda.device_count():
         raise UsageError(f"device {device!r} was requested, but torch sees only {torch.cuda.device_count()} here")
     return Compute(device, _resolve_precision(precision, kind), _resolve_threads(threads, kind))
-
-
-def warn_of_slow_bf16(compute: Compute) -> None:
-    """Issue a `RuntimeWarning` if torch would compute in bf16 on a CPU without bf16 instructions."""
-    if compute.kind == "cpu" and compute.precision == "bf16" and not computes_bf16():
-        warnings.warn(
-            "bf16 is slower than fp32 on a CPU without bf16 instructions (avx512_bf16 or amx_bf16), because each "
-            "product converts its numbers to fp32 and back. It took 1.5 times as long in a measurement. Use precision "
-            "fp32",
-            RuntimeWarning,
-            stacklevel=2,
-        )
 
 
 def device_kind(compute: Compute) -> str:
@@ -176,7 +165,9 @@ def _resolve_precision(precision: str, kind: str) -> Precision:
     if precision == "auto":
         native = kind == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
         return "bf16" if native else "fp32"
-    if precision == "bf16" and kind == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+    if precision == "bf16" and kind == "cpu":
+        raise UsageError(BF16_NEEDS_GPU)
+    if precision == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise UsageError(f"{torch.cuda.get_device_name()} does not support bf16: use precision fp32 or auto")
     if precision == "bf16":
         return "bf16"
@@ -203,60 +194,53 @@ def _cgroup_quota() -> int | None:
 
 
 @cache
-def cpu_bits(threads: int, precision: str) -> str:
+def cpu_bits(threads: int) -> str:
     """Return the CPU's vendor and a hash of the results of small model operations: "GenuineIntel, 5f0e12ab34cd".
 
     torch, oneDNN, and MKL choose their kernels by the CPU's vendor, instruction sets, and caches. Environment variables
     can also restrict a library to older instruction sets. The libraries don't report their choice, but different
     kernels produce different last bits in sums, so a hash of the results reveals it. The operations run with `threads`
-    torch threads in `precision`. If `fix_products` set MKL's mode, it's between the two:
+    torch threads. If `fix_products` set MKL's mode, it's between the two:
     "GenuineIntel, MKL_CBWR=AUTO,STRICT, 5f0e12ab34cd". The first call in a process takes about 0.2 s.
     """
     import torch
 
     digest = hashlib.sha256()
     with _threads_set(threads), torch.inference_mode():
-        for result in _results(torch.bfloat16 if precision == "bf16" else torch.float32):
-            digest.update(result.float().contiguous().numpy().tobytes())
+        for result in _results():
+            digest.update(result.contiguous().numpy().tobytes())
     mode = _fixed_mode()
     names = [_facts().get("vendor_id", platform.machine()), *([f"{_MKL_MODE}={mode}"] if mode else [])]
     return ", ".join([*names, digest.hexdigest()[:12]])
 
 
-def computes_bf16() -> bool:
-    """Return whether the CPU has instructions for bf16 products. If that's unknown, return True."""
-    flags = " ".join(value for key, value in _facts().items() if key in ("flags", "Features"))
-    return not flags or not _BF16_FLAGS.isdisjoint(flags.split())
-
-
-def _results(dtype: "torch.dtype") -> Iterator["Tensor"]:
+def _results() -> Iterator["Tensor"]:
     """Yield the results of operations like those of the encoder, decoder, and face detector, with similar shapes."""
     import torch
     import torch.nn.functional as F
 
-    noise = partial(_noise, dtype)
-    yield F.linear(noise(256, 320), noise(640, 320))
-    yield F.linear(noise(4096, 160), noise(480, 160), noise(480))
-    yield noise(8, 49, 32) @ noise(8, 32, 49)
-    yield F.conv2d(noise(1, 64, 64, 64), noise(64, 64, 3, 3), padding=1)
-    yield F.conv2d(noise(1, 128, 64, 64), noise(128, 1, 3, 3), padding=1, groups=128)
-    yield F.conv2d(noise(1, 256, 64, 64), noise(64, 256, 1, 1))
-    yield F.conv_transpose2d(noise(4, 64, 32, 32), noise(64, 16, 2, 2), stride=2)
-    rows = noise(64, 160)
+    yield F.linear(_noise(256, 320), _noise(640, 320))
+    yield F.linear(_noise(4096, 160), _noise(480, 160), _noise(480))
+    yield _noise(8, 49, 32) @ _noise(8, 32, 49)
+    yield F.conv2d(_noise(1, 64, 64, 64), _noise(64, 64, 3, 3), padding=1)
+    yield F.conv2d(_noise(1, 128, 64, 64), _noise(128, 1, 3, 3), padding=1, groups=128)
+    yield F.conv2d(_noise(1, 256, 64, 64), _noise(64, 256, 1, 1))
+    yield F.conv_transpose2d(_noise(4, 64, 32, 32), _noise(64, 16, 2, 2), stride=2)
+    rows = _noise(64, 160)
     yield F.layer_norm(rows, (160,))
     yield torch.softmax(rows * 9, -1)
     yield F.gelu(rows * 3)
-    yield F.interpolate(noise(1, 3, 40, 40), (97, 61), mode="bilinear")
+    yield F.interpolate(_noise(1, 3, 40, 40), (97, 61), mode="bilinear")
 
 
-def _noise(dtype: "torch.dtype", *shape: int) -> "Tensor":
-    """Return deterministic pseudorandom numbers from -1 to 1, which are the same on every machine."""
+def _noise(*shape: int) -> "Tensor":
+    """Return deterministic float32 pseudorandom numbers from -1 to 1, which are the same on every machine."""
     import torch
 
     counted = torch.arange(int(torch.tensor(shape).prod()), dtype=torch.int64)
     mixed = (counted * 2654435761 + len(shape)) % 2**32
     mixed = (mixed ^ (mixed >> 13)) * 1274126177 % 2**32
-    return (mixed.double() / 2**31 - 1).to(dtype).reshape(shape)
+    return (mixed.double() / 2**31 - 1).float().reshape(shape)
 
 
 @contextmanager

@@ -1,12 +1,12 @@
 """Comparison of our automatic mask generation with the reference package's, with the same weights and photographs.
 
     python benchmarks/masks/generator_vs_reference.py [--photos FOLDER [--only NAME ...] [--scikit-image]]
-        [--precision fp32 bf16] [--crops 0|1|2] [--rounds N] [--threads N]
+        [--crops 0|1|2] [--rounds N] [--threads N]
 
 Both sides use MobileSAM and the reference's defaults: 32x32 points and, with `--crops`, half as many points per side in
 each layer of crops as in the previous layer. The reference package lacks TinyViT, so it runs with our image encoder, in
-its default float32. Our side runs in each precision, and in float32 without the CPU kernels (`torch`). If the CPU
-kernels use AVX-512, our side also runs in float32 with and without them in processes that are limited to AVX2.
+its default float32. Our side runs in float32 with and without the CPU kernels (`torch`). If the CPU kernels use
+AVX-512, our side also runs with and without them in processes that are limited to AVX2.
 
 Every measurement runs in a separate process with its own peak memory. Rounds alternate which side goes first. Seconds
 are medians, and the ratio is the median of the rounds' ratios. `setup_s` is the time before the measurement, for
@@ -51,14 +51,13 @@ HELD_TO_AVX2 = {"ATEN_CPU_CAPABILITY": "avx2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"
 
 
 def main() -> None:
-    """Measure, compare, print a line per photograph and precision, and write the result."""
+    """Measure, compare, print lines per photograph, and write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photos", type=Path, help="a folder of photographs; scikit-image's without it")
     parser.add_argument("--only", nargs="+", help="names of the folder's photographs, without their endings")
     parser.add_argument(
         "--scikit-image", action="store_true", help="scikit-image's photographs in addition to the folder's"
     )
-    parser.add_argument("--precision", nargs="+", choices=["fp32", "bf16"], default=["fp32"], help="of our side")
     parser.add_argument("--crops", type=int, choices=[0, 1, 2], default=0, help="layers of crops, for both sides")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="torch's threads, for both sides")
@@ -69,7 +68,7 @@ def main() -> None:
         parser.error(f"--rounds is {arguments.rounds}: expected 1 or more")
 
     sources = photographs(arguments.photos, arguments.only, arguments.scikit_image)
-    precisions = list(dict.fromkeys(arguments.precision))
+    precisions = ["fp32"]
     name = f"generator_vs_reference{f'-crops{arguments.crops}' if arguments.crops else ''}.json"
     output = arguments.output or RESULTS / name
     machine = describe_machine(arguments.threads, ", ".join(precisions), packages=("segment-anything",))
@@ -93,7 +92,7 @@ def main() -> None:
 
 
 def measure_round(index: int, source: str, threads: int, settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Run the reference, ours in each precision, and ours with torch once each. Return the results by name.
+    """Run the reference, ours, and ours with torch once each. Return the results by name.
 
     The sides that are limited to AVX2 run only if the CPU kernels use AVX-512. In even rounds, our side goes first.
     """
@@ -112,7 +111,7 @@ def measure_round(index: int, source: str, threads: int, settings: dict[str, Any
 def avx2_sides() -> list[str]:
     """Return the sides that are limited to AVX2. There are none if the CPU kernels don't use AVX-512 here."""
     kernels = usable_kernels()
-    return [AVX2, TORCH_AVX2] if kernels and kernels.instruction_set.startswith("avx512") else []
+    return [AVX2, TORCH_AVX2] if kernels and kernels.instruction_set == "avx512" else []
 
 
 def environment_of(side: str) -> dict[str, str]:
@@ -130,7 +129,7 @@ def kernels_of(side: str) -> Any:
 def run_ours(source: str, threads: int, settings: dict[str, Any], side: str) -> dict[str, Any]:
     """Run our generator as a side specifies. Return its seconds, peak memory, and masks.
 
-    A side is a precision, or fp32 with torch, or fp32 limited to AVX2.
+    A side is fp32, with torch, or limited to AVX2.
     """
     started = time.perf_counter()
     from segmint.infra.assets.resolve import resolve
@@ -140,7 +139,7 @@ def run_ours(source: str, threads: int, settings: dict[str, Any], side: str) -> 
     from segmint.model.sam.predictor import Predictor
     from segmint.operators.segment.models import load_model
 
-    sam = load_model(resolve(settings["weights"]), Compute("cpu", "bf16" if side == "bf16" else "fp32", threads))
+    sam = load_model(resolve(settings["weights"]), Compute("cpu", "fp32", threads))
     predictor, image = Predictor(sam, kernels=kernels_of(side)), read(source)
     MaskGenerator(predictor, MaskSettings.official(points_per_side=2)).generate(image)
     keys = ("points_per_side", "crop_n_layers", "crop_n_points_downscale_factor")

@@ -1,13 +1,13 @@
 """Time of automatic mask generation by stage, and how it scales with the work.
 
-    python benchmarks/masks/stages.py [--photo FILE] [--precision fp32 bf16] [--crops 0|1|2] [--rounds N] [--threads N]
+    python benchmarks/masks/stages.py [--photo FILE] [--crops 0|1|2] [--rounds N] [--threads N]
 
-Each precision is measured in two ways, each in a separate process after one warm-up run:
+Float32 is measured in two ways, each in a separate process after one warm-up run:
 
 - *Stages.* Our generator runs unchanged, and the functions that it calls are timed from outside. It uses one thread, so
   nothing overlaps, and the stages add up to the total; `other` is the remainder. The round of median length is
   reported. For a stage of the network, the fraction of the peak is its number of operations (`model/cost.py`) per
-  second, divided by the measured rate of one thread (`infra/peak.py`) in the precision of the stage's weights.
+  second, divided by the measured rate of one thread (`infra/peak.py`).
 - *Scaling.* The seconds per image with all threads, by grid, layers of crops, and size of the photograph. Each is the
   median of the rounds.
 
@@ -33,7 +33,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
 from typing import Any, Literal
@@ -63,10 +63,9 @@ WITH_KERNELS = ("decode", "draw", "upscale and filter")
 
 
 def main() -> None:
-    """Measure each precision, print its stages, and write the result."""
+    """Measure, print the stages, and write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photo", default="astronaut", help="a file, or a name of scikit-image's")
-    parser.add_argument("--precision", nargs="+", choices=["fp32", "bf16"], default=["fp32", "bf16"])
     parser.add_argument("--crops", type=int, choices=[0, 1, 2], default=0, help="layers of crops in the stages")
     parser.add_argument("--points-per-side", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=3)
@@ -83,7 +82,7 @@ def main() -> None:
         measure_command(arguments.photo, arguments.rounds)
         return
 
-    machine = describe_machine(arguments.threads, ", ".join(arguments.precision))
+    machine = describe_machine(arguments.threads, "fp32")
     image = read(arguments.photo)
     base = {"points_per_side": arguments.points_per_side, "crop_n_layers": arguments.crops}
     settings = {
@@ -105,20 +104,12 @@ def main() -> None:
     for name, pair in kernels.items():
         ratios = ", ".join(f"{stage} {row['ratio']['median']:.2f}" for stage, row in pair["stages"].items())
         print(f"{name} kernels beside torch: {ratios} times as fast; {pair['equal']} of {pair['masks']} equal masks")
-    found: dict[str, Any] = {}
-    for precision in dict.fromkeys(arguments.precision):
-        stages = in_process(measure_stages, arguments.photo, precision, base, arguments.rounds)
-        print(summary_line(precision, stages), flush=True)
-        scaling = in_process(
-            measure_scaling, arguments.photo, precision, base, work, arguments.rounds, arguments.threads
-        )
-        print(
-            f"{precision}: {scaling['whole']['seconds']['median']:.2f} s with {arguments.threads} threads", flush=True
-        )
-        found[precision] = {**stages, **scaling}
-        write_result(
-            arguments.output, "stages", machine, {"settings": settings, "kernels": kernels, "precisions": found}
-        )
+    stages = in_process(measure_stages, arguments.photo, base, arguments.rounds)
+    print(summary_line("fp32", stages), flush=True)
+    scaling = in_process(measure_scaling, arguments.photo, base, work, arguments.rounds, arguments.threads)
+    print(f"fp32: {scaling['whole']['seconds']['median']:.2f} s with {arguments.threads} threads", flush=True)
+    found = {"fp32": {**stages, **scaling}}
+    write_result(arguments.output, "stages", machine, {"settings": settings, "kernels": kernels, "precisions": found})
     print(f"written to {arguments.output}")
 
 
@@ -157,7 +148,7 @@ def run_stages(source: str, side: str, keys: dict[str, int]) -> dict[str, Any]:
     """Run our generator in float32 with a side's kernels and one thread. Return the stages' seconds and the masks."""
     from segmint.model.automatic.generator import MaskGenerator
 
-    predictor, _ = prepared("fp32", threads=1, side=side)
+    predictor, _ = prepared(threads=1, side=side)
     image, generator = read(source), MaskGenerator(predictor, settings_of(keys))
     with timed_stages() as clock:
         generated = generator.generate(image)
@@ -189,11 +180,11 @@ def measure_command(source: str, rounds: int) -> None:
     print(f"first line {first:.2f} s, done {total:.2f} s, {cpu:.2f} CPU s; load {os.getloadavg()[0]:.1f}")
 
 
-def measure_stages(source: str, precision: str, keys: dict[str, int], rounds: int) -> dict[str, Any]:
+def measure_stages(source: str, keys: dict[str, int], rounds: int) -> dict[str, Any]:
     """Measure the seconds of each stage with one thread, and the fraction of the peak where operations are known."""
     from segmint.model.automatic.generator import MaskGenerator
 
-    predictor, peaks = prepared(precision, threads=1)
+    predictor, peak = prepared(threads=1)
     image, settings = read(source), settings_of(keys)
     generator = MaskGenerator(predictor, settings)
     runs = []
@@ -220,9 +211,9 @@ def measure_stages(source: str, precision: str, keys: dict[str, int], rounds: in
             stage: {
                 "seconds": round(seconds[stage], 4),
                 "gflop": round(flop[stage] / 1e9, 2),
-                "computes_in": peaks[stage][0],
-                "peak_gflops": round(peaks[stage][1] / 1e9, 1),
-                "of_peak": round(flop[stage] / seconds[stage] / peaks[stage][1], 4),
+                "computes_in": "fp32",
+                "peak_gflops": round(peak / 1e9, 1),
+                "of_peak": round(flop[stage] / seconds[stage] / peak, 4),
             }
             for stage in NETWORK
         },
@@ -231,7 +222,6 @@ def measure_stages(source: str, precision: str, keys: dict[str, int], rounds: in
 
 def measure_scaling(
     source: str,
-    precision: str,
     base: dict[str, int],
     work: dict[str, list[dict[str, int]]],
     rounds: int,
@@ -240,7 +230,7 @@ def measure_scaling(
     """Measure the seconds per image with all threads, for `base` and for each distinct piece of `work`."""
     from segmint.model.automatic.generator import MaskGenerator
 
-    predictor, peaks = prepared(precision, threads)
+    predictor, peak = prepared(threads)
     image = read(source)
     known: dict[tuple[tuple[str, int], ...], dict[str, Any]] = {}
 
@@ -257,7 +247,7 @@ def measure_scaling(
                 seconds.append(time.perf_counter() - started)
                 masks, drawn = len(generated.records), generated.funnel.over_iou
             cost = NetworkWork.of(settings, drawn)
-            ceiling_s = sum(flop / peaks[stage][1] for stage, flop in cost.flop.items())
+            ceiling_s = sum(cost.flop.values()) / peak
             known[key] = {
                 "height": pixels.shape[0],
                 "width": pixels.shape[1],
@@ -298,27 +288,21 @@ class NetworkWork:
         return cls(cost.encodes, cost.prompts, drawn, flop)
 
 
-def prepared(precision: str, threads: int, side: str = "fp32") -> tuple[Any, dict[str, tuple[str, float]]]:
-    """Warm up a predictor. Return it with the precision of each stage in `NETWORK`, and the threads' peak in it.
-
-    The peak is in operations per second. All parts compute in float32, except for drawing if the precision is bf16.
-    """
+def prepared(threads: int, side: str = "fp32") -> tuple[Any, float]:
+    """Warm up a predictor. Return it with the threads' peak in float32, in operations per second."""
     from segmint.infra.assets.resolve import resolve
-    from segmint.infra.device import Compute, Precision
+    from segmint.infra.device import Compute
     from segmint.infra.peak import measure_peak
     from segmint.model.automatic.generator import MaskGenerator
     from segmint.model.automatic.settings import MaskSettings
     from segmint.model.sam.predictor import Predictor
     from segmint.operators.segment.models import load_model
 
-    compute = Compute("cpu", "bf16" if precision == "bf16" else "fp32", threads)
+    compute = Compute("cpu", "fp32", threads)
     predictor = Predictor(load_model(resolve(WEIGHTS), compute), kernels=kernels_of(side))
     settings = MaskSettings.sa1b(points_per_side=4, crop_n_layers=0)
     MaskGenerator(predictor, settings).generate(read("astronaut"))
-    computes_in: dict[str, Precision] = dict.fromkeys(NETWORK, "fp32")
-    computes_in["draw"] = compute.precision
-    peaks = {one: measure_peak(replace(compute, precision=one)) for one in sorted({*computes_in.values()})}
-    return predictor, {name: (one, peaks[one]) for name, one in computes_in.items()}
+    return predictor, measure_peak(compute)
 
 
 def settings_of(keys: dict[str, int]) -> Any:

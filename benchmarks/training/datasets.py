@@ -25,7 +25,7 @@ def write_scenes(folder: Path, scenes: Sequence[LabeledScene], source: str) -> N
     """Write a dataset of scenes. `source` is the source of their masks.
 
     The number of scenes must be a multiple of a shard's number of images. The dataset is named after the folder,
-    because training and the gate distinguish datasets by name.
+    because training distinguishes datasets by name.
     """
     if len(scenes) % ROWS:
         raise SystemExit(f"{len(scenes)} scenes: expected a multiple of {ROWS}, the images of a shard")

@@ -1,6 +1,6 @@
-"""Tables of docs/train.md: what training learned and forgot, and the gate's verdicts."""
+"""Table of docs/train.md: what training learned and forgot."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from benchmarks.tables import Result, part_of, table, where, wrapped
@@ -19,17 +19,13 @@ _KINDS = {"trained": "", "shuffled": " (control)"}
 
 @part_of("textures")
 def trial_part(result: Result) -> str:
-    """Format the mean IoUs before and after each round, their spread over the seeds, and the gate's verdicts."""
+    """Format the mean IoUs before and after each round, and their spread over the seeds."""
     learned = table(
         ["seed", *(title for title, _, _ in _FIGURES), "CPU s"],
         [
             *([_name(each), *_figures(each), each["cpu_seconds"]] for each in result["rounds"]),
             *([_gain(kind, result["rounds"]), *_gains(found), ""] for kind, found in result["gains"].items()),
         ],
-    )
-    judged = table(
-        ["seed", "verdict", "other scenes, one click", "guard, best of three", "guard, three clicks"],
-        ([_name(each), each["gate"]["verdict"], *_judged(each["gate"])] for each in result["rounds"]),
     )
     recipe, settings = result["settings"]["recipe"], result["settings"]
     note = (
@@ -40,21 +36,7 @@ def trial_part(result: Result) -> str:
         f"CPU seconds only cover training, and the peak memory was {result['peak_mib']:,} MiB. "
         f"{where(result)}"
     )
-    gates = [each["gate"] for each in result["rounds"]]
-    gate = (
-        "The next table shows the gate's verdict on each run. The changes are in percentage points. Their 95% "
-        "intervals, as the gate computed them at the time, are based on "
-        f"{_images((each['independent'][0] for each in gates), 'scenes')} and "
-        f"{_images((each['guards'][0]['compared'][0] for each in gates), 'photographs')} of the guard set:"
-    )
-    return "\n\n".join([learned, wrapped(note), wrapped(gate), judged])
-
-
-def _images(compared: Iterable[Mapping[str, Any]], images: str) -> str:
-    """Format the numbers of masks and images, which depend on the seed."""
-    sizes = sorted((each["masks"], each["images"]) for each in compared)
-    masks = f"{sizes[0][0]} to {sizes[-1][0]}" if sizes[0] != sizes[-1] else f"{sizes[0][0]}"
-    return f"{masks} masks in {sizes[0][1]} {images}"
+    return "\n\n".join([learned, wrapped(note)])
 
 
 def _gain(kind: str, rounds: Sequence[Mapping[str, Any]]) -> str:
@@ -77,14 +59,3 @@ def _gains(found: Mapping[str, Any]) -> list[str]:
         one = gain["least"] == gain["most"]
         cells.append(f"{gain['mean']:+.3f}" + ("" if one else f" ({gain['least']:+.3f} to {gain['most']:+.3f})"))
     return cells
-
-
-def _judged(gate: Mapping[str, Any]) -> list[str]:
-    truth = {each["measure"]: each for each in gate["independent"]}
-    guard = {each["measure"]: each for one in gate["guards"] for each in one["compared"]}
-    return [_change(truth["iou_1"]), _change(guard["oracle_1"]), _change(guard["iou_3"])]
-
-
-def _change(compared: Mapping[str, Any]) -> str:
-    low, high = compared["interval"]
-    return f"{100 * compared['difference']:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"

@@ -9,8 +9,7 @@ other scenes, from which nothing can be learned.
 Both rounds are measured on three sets: other scenes of these textures, scenes of textures that no training scene
 contains, and a guard set of ordinary photographs. The scores are the mIoU after one click (the model's choice, and the
 best of its three masks) and after three clicks. `scenes.py` and `guard.py` create the images. Scenes and photographs
-are written as datasets, and training uses them as `segmint train` does. `segmint evaluate points --gate` judges whether
-each round's weights may replace MobileSAM's (`gate.py`).
+are written as datasets, and training uses them as `segmint train` does.
 
 `--set` changes keys of the recipe or of the trial. `--cache` keeps embeddings and the model's own masks between runs,
 and `--rounds` takes the printed rounds of an interrupted run. The result is written to
@@ -40,7 +39,6 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.machine import describe_machine  # noqa: E402
 from benchmarks.measuring import RESULTS, peak_mib, write_result  # noqa: E402
 from benchmarks.training.datasets import train, write_scenes  # noqa: E402
-from benchmarks.training.gate import gate  # noqa: E402
 from benchmarks.training.guard import guard, replayed  # noqa: E402
 from benchmarks.training.scenes import LabeledScene, compose  # noqa: E402
 from segmint.infra.assets.resolve import resolve  # noqa: E402
@@ -123,9 +121,7 @@ class Lab:
     def __init__(self, photographs: Path, folder: Path, cache: Path, threads: int) -> None:
         self.folder, self.cache, self.threads = folder, cache, threads
         self.base = Predictor(load_sam(resolve(WEIGHTS)))
-        ordinary = guard(photographs)
-        write_scenes(self.folder / "guard", ordinary, "manual")
-        self.guard = [self.embedded(scene) for scene in ordinary]
+        self.guard = [self.embedded(scene) for scene in guard(photographs)]
         self.guard_before = measured(self.base, self.guard)
         self.before: dict[int, dict[str, dict[str, float]]] = {}
         """Scores of the base model, by the seed of the scenes."""
@@ -135,7 +131,7 @@ class Lab:
         self.replayed = len(replay)
 
     def round(self, trial: Trial, seed: int, shuffled: bool) -> dict[str, Any]:
-        """Train with a seed, measure before and after, and run the gate. `shuffled` swaps masks between scenes."""
+        """Train with a seed, and measure before and after. `shuffled` swaps masks between scenes."""
         known = compose("known", trial.scenes + trial.held_out, seed)
         train_on, held_out = known[: trial.scenes], known[trial.scenes :]
         sets = {"held_out_scenes": held_out, "new_textures": compose("new", trial.held_out, seed)}
@@ -143,7 +139,6 @@ class Lab:
         if seed not in self.before:
             found = {name: measured(self.base, those) for name, those in measured_on.items()}
             self.before[seed] = found | {"guard": self.guard_before}
-            write_scenes(self.folder / f"held-out-{seed}", held_out, "imported")
         measured_on["guard"] = self.guard
         if shuffled:
             others = [*train_on[1:], train_on[0]]
@@ -164,7 +159,6 @@ class Lab:
         )
         seconds = {"seconds": round(time.perf_counter() - started), "cpu_seconds": round(time.process_time() - cpu)}
         trained = Predictor(load_sam(weights))
-        truths = (f"held-out-{seed}", f"scenes-{name}", "replay")
         return {
             "seed": seed,
             "shuffled": shuffled,
@@ -173,7 +167,6 @@ class Lab:
             "peak_mib": peak_mib(),
             "before": self.before[seed],
             "after": {name: measured(trained, those) for name, those in measured_on.items()},
-            "gate": gate(self.folder, WEIGHTS, weights, truths, "guard", self.threads),
         }
 
     def embedded(self, scene: LabeledScene) -> EmbeddedScene:

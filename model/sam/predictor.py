@@ -100,7 +100,7 @@ class Predictor:
         self.embed_texts = embed_texts
         self.must_compile = must_compile
         if kernels == "auto":
-            kernels = usable_kernels(sam.draws_in_bf16) if sam.device.type == "cpu" else None
+            kernels = usable_kernels() if sam.device.type == "cpu" else None
         self.kernels = kernels
         self._encoder = BatchEncoder(sam, compile_encoder, must_compile)
         self._placed: Tensor | None = None

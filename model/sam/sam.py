@@ -14,10 +14,6 @@ class Sam(nn.Module):
     `image_encoder` maps normalized images (B, 3, 1024, 1024) to embeddings (B, 256, 64, 64). If the model has
     high-resolution features, the result is a tuple in which they follow the embeddings. The image encoder and the
     prompt encoder must have the same geometry.
-
-    Attributes:
-        draws_in_bf16: True if predictors on a CPU draw masks with bf16 products, in the CPU kernels. The weights are
-            then fp32.
     """
 
     def __init__(self, image_encoder: nn.Module, prompt_encoder: PromptEncoder, mask_decoder: MaskDecoder) -> None:
@@ -25,7 +21,6 @@ class Sam(nn.Module):
         self.image_encoder = image_encoder
         self.prompt_encoder = prompt_encoder
         self.mask_decoder = mask_decoder
-        self.draws_in_bf16 = False
 
     @property
     def geometry(self) -> Geometry:

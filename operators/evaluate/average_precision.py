@@ -37,6 +37,20 @@ Part = tuple[int, int, ImageMatches]
 """An image's position among all images, the model's number, and the image's matches."""
 
 
+def score_names(federated: bool) -> list[str]:
+    """Return the names of COCO's scores or, with `federated`, of LVIS's."""
+    kinds, limits = _parts_of_names(federated)
+    areas = AREAS[1:]
+    of_precision = [f"ap_{each}" for each in (*areas, *kinds)]
+    of_recall = [f"ar_{each}" for each in (*limits, *areas)]
+    return ["ap", "ap50", "ap75", *of_precision, *of_recall]
+
+
+def _parts_of_names(federated: bool) -> tuple[str, tuple[int, ...]]:
+    """Return the kinds of categories, and the maximum numbers of predictions."""
+    return ("rcf", (MOST_LVIS,)) if federated else ("", (1, 10, MOST))
+
+
 class AveragePrecision:
     """Scores of one or two models, computed from their matches.
 
@@ -51,12 +65,9 @@ class AveragePrecision:
         """Sort each category's predictions once, by score and then by image id, as in COCO's files."""
         images = sorted({id for home in models for found in home.values() for id, _ in found}, key=_order)
         place = {id: number for number, id in enumerate(images)}
-        kinds, limits = ("", (1, 10, MOST)) if frequencies is None else ("rcf", (MOST_LVIS,))
-        areas = AREAS[1:]
+        kinds, limits = _parts_of_names(frequencies is not None)
         self.units = min(len(images), MOST_UNITS)
-        of_precision = [f"ap_{each}" for each in (*areas, *kinds)]
-        of_recall = [f"ar_{each}" for each in (*limits, *areas)]
-        self.names = ["ap", "ap50", "ap75", *of_precision, *of_recall]
+        self.names = score_names(frequencies is not None)
         self._models, self._categories = len(models), dict[int, _Category]()
         for category in sorted({id for home in models for id in home}):
             parts = [

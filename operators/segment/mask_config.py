@@ -160,10 +160,7 @@ class ModelConfig(BaseModel):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device that runs the model. `auto` is cuda if it is available, otherwise cpu."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Precision of the model. `auto` is bf16 on a GPU that supports it, otherwise fp32.
-
-    On a CPU, bf16 means that the kernels lanes16-1 draw masks in bf16. Everything else stays fp32.
-    """
+    """Precision of the model. `auto` is bf16 on a GPU that supports it, otherwise fp32. bf16 needs a GPU."""
     encoder: Literal["auto", "eager", "compiled"] = "auto"
     """Image encoder: eager, or compiled by `torch.compile`. `auto` is compiled on a GPU with Triton, else eager."""
     kernels: Literal["auto", "torch", "lanes16-1"] = "auto"

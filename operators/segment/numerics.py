@@ -12,7 +12,7 @@ from segmint.infra.device import Compute, Precision, cpu_bits, device_kind, fix_
 from segmint.infra.errors import UsageError
 from segmint.infra.version import BITS_VERSION, VERSION, installed_version
 from segmint.model.automatic.settings import small_chunk
-from segmint.model.kernels.cpu.library import DOT, LANES16, kernels_named, reason
+from segmint.model.kernels.cpu.library import LANES16, kernels_named, reason
 from segmint.operators.segment.mask_config import MasksConfig, ModelConfig
 
 GPU_ONLY = frozenset({"cuda", "cudnn", "triton", "attention", "chunks"})
@@ -63,7 +63,7 @@ class Numerics:
     cpu: str = field(
         default="", kw_only=True
     )  # CPU vendor, MKL's mode if it's fixed, and a hash of results; not with a GPU
-    kernels: str = field(default="", kw_only=True)  # on a CPU: lanes16-1, lanes16-1+dot, or torch; not with a GPU
+    kernels: str = field(default="", kw_only=True)  # on a CPU: lanes16-1 or torch; not with a GPU
     cuda: str = field(default="", kw_only=True)  # like the next four fields, only recorded with a GPU
     cudnn: str = field(default="", kw_only=True)
     triton: str = field(default="", kw_only=True)  # "none" if not installed; also says if FP fusion is off
@@ -126,7 +126,6 @@ def resolve_numerics(compute: Compute, model: ModelConfig, masks: MasksConfig, w
 
     - A chunk contains more points than the device supports.
     - The requested kernels are missing.
-    - bf16 is requested on a CPU without kernels.
     - A batch contains several images, but the device is a CPU or there are crops.
     """
     from segmint.model.sam.batch_encoder import CUDA_BATCH
@@ -146,22 +145,13 @@ def resolve_numerics(compute: Compute, model: ModelConfig, masks: MasksConfig, w
     encoder = model.encoder
     if encoder == "auto":
         encoder = "compiled" if on_gpu and find_spec("triton") is not None else "eager"
-    kernels = "torch" if on_gpu else _resolve_kernels(model.kernels, compute)
+    kernels = "torch" if on_gpu else _resolve_kernels(model.kernels)
     return observe_numerics(compute, chunk, crops, weights_sha256, encoder, kernels)
 
 
-def _resolve_kernels(wanted: str, compute: Compute) -> str:
-    from segmint.operators.segment.models import cpu_kernels, refuse_slow_bf16
+def _resolve_kernels(wanted: str) -> str:
+    from segmint.operators.segment.models import cpu_kernels
 
-    if compute.precision == "bf16":
-        if wanted == "torch":
-            raise UsageError(
-                "model.precision is bf16, which needs the CPU kernels on a CPU, but model.kernels is torch. Set "
-                "model.kernels: auto, or model.precision: fp32, because torch would be slower in bf16 than the kernels "
-                "in fp32"
-            )
-        refuse_slow_bf16(compute)
-        return DOT
     if wanted == "auto":
         return "torch" if cpu_kernels("cpu") is None else LANES16
     if wanted == LANES16 and reason() is not None:
@@ -212,7 +202,7 @@ def observe_numerics(
 
 def _of_cpu(compute: Compute, kernels: str) -> dict[str, Any]:
     return {
-        "cpu": cpu_bits(compute.threads, "fp32"),  # on a CPU, only the kernels use bf16
+        "cpu": cpu_bits(compute.threads),
         "kernels": "torch" if kernels_named(kernels) is None else kernels,
         "unrecorded": GPU_ONLY | DETECTORS_ONLY,
     }

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -25,7 +25,7 @@ from segmint.infra.peak import measure_peak
 from segmint.infra.stopping import outlive_signals
 from segmint.infra.storage.storage import Storage
 from segmint.model.automatic.settings import MaskSettings
-from segmint.model.kernels.cpu.library import DOT, kernels_named, reason
+from segmint.model.kernels.cpu.library import kernels_named, reason
 from segmint.operators.child import is_out_of_memory
 from segmint.operators.images import Pixels, decode_jpeg
 from segmint.operators.rows import Row, carried, gather, is_live, judged, to_rows
@@ -132,10 +132,9 @@ def load_generator(settings: SegmentSettings) -> "MaskGenerator":
     weights = _weights(settings)
     check_numerics(settings)
     numerics = settings.numerics
-    compiled, on_cpu = numerics.encoder == "compiled", numerics.device == "cpu"
-    # On a CPU, only the kernels use bf16, when they draw. With mixed numerics, this machine may lack these kernels.
+    compiled = numerics.encoder == "compiled"
     predictor = Predictor(
-        load_model(weights, replace(numerics.compute, precision="fp32") if on_cpu else numerics.compute),
+        load_model(weights, numerics.compute),
         compile_encoder="default" if compiled else None,
         must_compile=not settings.allow_mixed_numerics,
         kernels=kernels_named(numerics.kernels),
@@ -179,7 +178,7 @@ def check_numerics(settings: SegmentSettings) -> None:
         wanted.kernels,
     )
     differences = here.differences(wanted)
-    if here.kernels != wanted.kernels and (why := reason(wanted.kernels == DOT)) is not None:
+    if here.kernels != wanted.kernels and (why := reason()) is not None:
         differences += f" ({why})"
     if differences and not settings.allow_mixed_numerics:
         raise MixedNumericsError(

@@ -74,7 +74,7 @@ def masks(
     device: Device = "auto",
     precision: Annotated[
         Literal["fp32", "bf16"],
-        typer.Option(help="Numeric precision; bf16 is faster but changes a few pixels in ten thousand."),
+        typer.Option(help="Numeric precision; bf16 needs a GPU, is faster, and changes a few pixels in ten thousand."),
     ] = "fp32",
     crop_layers: Annotated[
         int | None,

@@ -102,7 +102,8 @@ def plan(
     """Find the photographs and their output files, check the options, and open the output folder.
 
     Resolving the weights may take minutes, so this passes the work to `announce` first. It imports torch only to check
-    a GPU. That is necessary if the options request a GPU, or if the weights are auto and the machine seems to have one.
+    a GPU. That is necessary if the options request a GPU or bf16, or if the weights are auto and the machine seems to
+    have a GPU.
 
     Raises `UsageError` if the arguments are inconsistent, if files are missing, if the GPU or the weights can't be
     found, or if the output folder was started with different settings.
@@ -115,7 +116,7 @@ def plan(
     folder = None if outputs.folder is None else Location(storage, outputs.folder)
     there = existing_files(storage, outputs)
     outputs = with_kept_files(outputs, there, lambda file: _photograph_of(storage, file))
-    if options.device.startswith("cuda"):
+    if options.device.startswith("cuda") or options.precision == "bf16":
         resolve_compute(options.device, options.precision)
     asked = options.weights
     if asked == AUTO:
@@ -160,7 +161,7 @@ class _LazyModel:
                 from segmint.operators.text.prompts import TextPrompts
 
                 texts = TextPrompts.load(files.clip, files.projection, compute.device, sha256_of(self._weights))
-            kernels = cpu_kernels(compute.kind, model.draws_in_bf16)
+            kernels = cpu_kernels(compute.kind)
             self._predictor = Predictor(model, kernels=kernels, embed_texts=texts)
             self._start_s = time.monotonic() - began
         return self._predictor

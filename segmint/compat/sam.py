@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from segmint.infra.device import BF16_NEEDS_GPU
 from segmint.model.sam import sam as base
 from segmint.model.sam.predictor import Embedding, Predictor
 from segmint.model.sam.preprocess import PIXEL_MEAN, PIXEL_STD
@@ -35,7 +36,6 @@ class Sam(base.Sam):
             )
         made = cls(sam.image_encoder, sam.prompt_encoder, sam.mask_decoder)
         made.image_encoder.img_size = sam.image_size  # type: ignore[assignment]
-        made.draws_in_bf16 = sam.draws_in_bf16
         return made.train(sam.training)
 
     @property
@@ -53,7 +53,12 @@ class Sam(base.Sam):
         return {key: value for key, value in self.__dict__.items() if key not in ("_prepared", "_state")}
 
     def predictor(self) -> Predictor:
-        """Return segmint's predictor for this model, and rebuild it if weights have changed or moved since."""
+        """Return segmint's predictor for this model, and rebuild it if weights have changed or moved since.
+
+        Raises ValueError if the weights are bfloat16 on a CPU.
+        """
+        if self.device.type == "cpu" and self.dtype == torch.bfloat16:
+            raise ValueError(BF16_NEEDS_GPU)
         weights = (*self.parameters(), *self.buffers())
         state = tuple((each.data_ptr(), None if each.is_inference() else each._version) for each in weights)
         if self._prepared is None or state != self._state:

@@ -8,7 +8,6 @@ import torch
 from PIL import Image
 
 from segmint.compat import SamPredictor
-from segmint.compat.sam import Sam
 from segmint.model.sam.load import build_sam
 from tests.support.embedded_once import embed_once
 
@@ -69,10 +68,12 @@ def test_logits_are_upscaled_with_their_gradients(predictor: SamPredictor) -> No
     assert logits.grad is not None
 
 
+def test_a_model_in_bfloat16_is_refused_on_a_cpu(image: np.ndarray) -> None:
+    with pytest.raises(ValueError, match="bf16 needs a GPU: on a CPU, use precision fp32 or auto"):
+        SamPredictor(build_sam("mobile_sam").bfloat16()).set_image(image)
+
+
 def test_a_model_that_changes_is_prepared_again(image: np.ndarray) -> None:
-    sam = build_sam("mobile_sam")
-    sam.draws_in_bf16 = True
-    assert Sam.of(sam).draws_in_bf16
     predictor = SamPredictor(build_sam("mobile_sam"))
     predictor.set_image(image)
     prepared = predictor.model.predictor()

@@ -14,14 +14,12 @@ from segmint.infra import device
 from segmint.infra.device import (
     Compute,
     apply_compute,
-    computes_bf16,
     cpu_bits,
     device_failure,
     fix_products,
     memory_here,
     physical_cores,
     resolve_compute,
-    warn_of_slow_bf16,
 )
 from segmint.infra.errors import UsageError
 
@@ -37,7 +35,6 @@ def test_auto_becomes_a_plain_choice():
 
 def test_the_cpu_computes_in_fp32_by_default():
     assert resolve_compute("cpu", threads=3) == Compute("cpu", "fp32", 3)
-    assert resolve_compute("cpu", "bf16", 1).precision == "bf16"
 
 
 def test_a_device_that_is_not_there_is_refused():
@@ -52,6 +49,7 @@ def test_a_device_that_is_not_there_is_refused():
         (("tpu",), "expected auto, cpu, cuda or cuda:N"),
         (("meta",), "expected auto, cpu, cuda or cuda:N"),
         (("cpu", "fp8"), "expected auto, fp32 or bf16"),
+        (("cpu", "bf16"), "precision bf16 needs a GPU: on a CPU, use precision fp32 or auto"),
         (("cpu", "fp32", 0), "a number of at least 1"),
         (("cpu", "fp32", True), "a number of at least 1"),
         (("cpu", "fp32", "all"), "a number of at least 1"),
@@ -107,14 +105,6 @@ def test_freed_memory_is_kept() -> None:
     assert faults("kept") < faults("given back") / 100
 
 
-def test_bf16_by_torch_on_a_cpu_without_it_is_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(device, "computes_bf16", lambda: False)
-    warn_of_slow_bf16(Compute("cpu", "fp32", 1))
-    warn_of_slow_bf16(Compute("cuda", "bf16", 1))
-    with pytest.warns(RuntimeWarning, match=r"slower than fp32.*1\.5 times"):
-        warn_of_slow_bf16(Compute("cpu", "bf16", 1))
-
-
 NAMES = """
 import json, os, sys
 import torch
@@ -123,7 +113,7 @@ for variables in json.loads(sys.argv[1]):
     child = os.fork()  # torch has computed nothing: each child chooses its instructions
     if not child:
         os.environ.update(variables)
-        print(cpu_bits(1, "fp32"), flush=True)
+        print(cpu_bits(1), flush=True)
         os._exit(0)
     os.waitpid(child, 0)
 """
@@ -147,33 +137,16 @@ def names() -> list[str]:
 
 def test_the_name_is_the_same_in_every_process_and_leaves_the_threads_alone(names: list[str]) -> None:
     before = torch.get_num_threads()
-    here = cpu_bits(1, "fp32")
+    here = cpu_bits(1)
     assert torch.get_num_threads() == before
     assert names[0] == here
-    assert cpu_bits(1, "bf16") != here
 
 
 @pytest.mark.skipif(
     torch.backends.cpu.get_cpu_capability() not in OLDER, reason="the CPU has no instructions to leave out"
 )
 def test_a_library_that_is_held_to_older_instructions_has_another_name(names: list[str]) -> None:
-    assert len({cpu_bits(1, "fp32"), *names}) == len(names) == 4
-
-
-@pytest.mark.parametrize(
-    ("facts", "expected"),
-    [
-        ({"flags": "fma avx2 avx512f"}, False),
-        ({"flags": "avx512f avx512_bf16"}, True),
-        ({"Features": "asimd bf16"}, True),
-        ({}, True),
-    ],
-)
-def test_instructions_for_bf16_are_known_by_the_processor_s_flags(
-    facts: dict[str, str], expected: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(device, "_facts", lambda: facts)
-    assert computes_bf16() is expected
+    assert len({cpu_bits(1), *names}) == len(names) == 4
 
 
 def test_facts_of_this_processor() -> None:
@@ -297,12 +270,12 @@ def intel(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_mode_of_mkl_is_one_in_which_addresses_do_not_matter(
     intel: None, given: str, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain = cpu_bits.__wrapped__(1, "fp32")
+    plain = cpu_bits.__wrapped__(1)
     monkeypatch.setenv("MKL_CBWR", given)
     fix_products()
     assert os.environ["MKL_CBWR"] == expected
     vendor, _, bits = plain.partition(", ")
-    found = cpu_bits.__wrapped__(1, "fp32")
+    found = cpu_bits.__wrapped__(1)
     assert found == f"{vendor}, MKL_CBWR={expected}, {bits}"
 
 
@@ -311,4 +284,4 @@ def test_on_other_processors_the_mode_of_mkl_stays(monkeypatch: pytest.MonkeyPat
     monkeypatch.delenv("MKL_CBWR", raising=False)
     fix_products()
     assert "MKL_CBWR" not in os.environ
-    assert "MKL_CBWR" not in cpu_bits.__wrapped__(1, "fp32")
+    assert "MKL_CBWR" not in cpu_bits.__wrapped__(1)

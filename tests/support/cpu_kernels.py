@@ -4,7 +4,6 @@ import os
 import platform
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -34,17 +33,6 @@ def every_set(path: Path | None = None) -> list[Kernels]:
     found = [load_kernels(name, path) for name in INSTRUCTION_SETS if _is_here(name, path)]
     assert len(found) > 1, "only scalars: this machine can't compare instruction sets"
     return found
-
-
-def skip_without_bf16() -> None:
-    """Skips the test on a machine whose CPU or library can't draw in bf16."""
-    if (why := library.reason(dot=True)) is not None:
-        pytest.skip(why)
-
-
-def every_dot() -> list[Kernels]:
-    """The kernels that draw in bf16: the scalars that emulate AVX512_BF16, and the instructions if the CPU has them."""
-    return [replace(kernels, dot=True) for kernels in every_set() if kernels.instruction_set in library.WITH_DOT]
 
 
 @cache

@@ -30,18 +30,16 @@ LINK = ("-shared", "-static-libgcc", "-Wl,--as-needed", "-Wl,-z,noexecstack")
 SANITIZE = ("-g", "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer")
 
 _AVX2 = ("-mavx2", "-mfma", "-mpopcnt", "-mbmi")
-_AVX512 = ("-DLANES_AVX512", *_AVX2, "-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl")
 INSTRUCTION_SETS: dict[str, tuple[str, ...]] = {
     "scalar": (),
     "avx2": ("-DLANES_AVX2", *_AVX2),
-    "avx512": _AVX512,
-    "avx512bf16": (*_AVX512, "-mavx512bf16"),
+    "avx512": ("-DLANES_AVX512", *_AVX2, "-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl"),
     "neon": ("-DLANES_NEON",),
 }
 """Flags of each instruction set, which also selects its back end in `lanes16.h`."""
 
 _SETS = {
-    **dict.fromkeys(("x86_64", "AMD64"), ("scalar", "avx2", "avx512", "avx512bf16")),
+    **dict.fromkeys(("x86_64", "AMD64"), ("scalar", "avx2", "avx512")),
     **dict.fromkeys(("aarch64", "arm64"), ("scalar", "neon")),
 }
 

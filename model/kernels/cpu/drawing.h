@@ -96,33 +96,21 @@ inline void pack(const float* weights, int inputs, int outputs, float* packed) {
   }
 }
 
-// Products of float32 numbers, and the activation that suits them; `drawing_dot.h` has those of bfloat16.
-struct Products {
-  // Terms of `count` factors, and rows (count, width) as terms (terms, width).
-  static int terms(int count) { return count; }
-  static const float* prepare(const float* rows, int, int, float*) { return rows; }
-
-  // Add a tile of packed weights times inputs (terms, kBlock) to the totals.
-  static void add_product(const float* packed, const float* inputs, int terms, Tile& totals) {
-    for (int start = 0; start < terms; start += kTerms) {
-      Tile sums;
-      clear(sums);
-      multiply(Factors{packed, 1, kOutputs}.after(start), inputs + start * kBlock, kBlock, group(start, terms), sums);
-      for (int out = 0; out < kOutputs; ++out) {
-        for (int v = 0; v < kVectors; ++v) totals[out][v] = totals[out][v] + sums[out][v];
-      }
+// Add a tile of packed weights times inputs (terms, kBlock) to the totals.
+inline void add_product(const float* packed, const float* inputs, int terms, Tile& totals) {
+  for (int start = 0; start < terms; start += kTerms) {
+    Tile sums;
+    clear(sums);
+    multiply(Factors{packed, 1, kOutputs}.after(start), inputs + start * kBlock, kBlock, group(start, terms), sums);
+    for (int out = 0; out < kOutputs; ++out) {
+      for (int v = 0; v < kVectors; ++v) totals[out][v] = totals[out][v] + sums[out][v];
     }
   }
+}
 
-  static V activate(V x) { return gelu(x); }
-};
-
-// Compute one of the 4 pixels that the first step makes of each position, (kHidden, kBlock), from packed vectors and
-// prepared coefficients.
-template <class How>
+// Compute one of the 4 pixels that the first step makes of each position, (kHidden, kBlock), from packed vectors.
 inline void upscale(const Upscaler& upscaler, const Prompt& prompt, const float* vectors, const float* coefficients,
                     int block, int part, float* pixels) {
-  const int terms = How::terms(prompt.rows);
   const int64_t channels = static_cast<int64_t>(block) * kFirst + part * kHidden;
   const float* scale = prompt.scale + static_cast<int64_t>(block) * kBlock;
   for (int tile = 0; tile < kHidden; tile += kOutputs) {
@@ -136,7 +124,7 @@ inline void upscale(const Upscaler& upscaler, const Prompt& prompt, const float*
           if (upscaler.first_added) sums[out][v] = sums[out][v] + load(upscaler.first_added + at);
         }
       }
-      How::add_product(vectors + (part * kHidden + tile) * terms, coefficients + x, terms, sums);
+      add_product(vectors + (part * kHidden + tile) * prompt.rows, coefficients + x, prompt.rows, sums);
       for (int out = 0; out < kOutputs; ++out) {
         for (int v = 0; v < kVectors; ++v) store(pixels + (tile + out) * kBlock + x + v * kLanes, sums[out][v]);
       }
@@ -150,7 +138,6 @@ inline V mean_of(const V (&sums)[4]) {
 }
 
 // Normalize pixels (kHidden, kBlock) over the channels, and activate them.
-template <class How>
 inline void normalize(const Upscaler& upscaler, float* pixels) {
   for (int x = 0; x < kBlock; x += kLanes) {
     V sums[4], squares[4];
@@ -169,17 +156,15 @@ inline void normalize(const Upscaler& upscaler, float* pixels) {
     for (int channel = 0; channel < kHidden; ++channel) {
       V scaled = (load(pixels + channel * kBlock + x) - mean) * shrink;
       V weight = broadcast(upscaler.norm[channel]), bias = broadcast(upscaler.norm[kHidden + channel]);
-      store(pixels + channel * kBlock + x, How::activate(fma(scaled, weight, bias)));
+      store(pixels + channel * kBlock + x, gelu(fma(scaled, weight, bias)));
     }
   }
 }
 
-// Compute logits (masks, kBlock) of one of the 4 pixels that the second step makes of prepared pixels (kHidden,
-// kBlock); `added` (kFinal, kBlock) may be null.
-template <class How>
+// Compute logits (masks, kBlock) of one of the 4 pixels that the second step makes of pixels (kHidden, kBlock); `added`
+// (kFinal, kBlock) may be null.
 inline void filter(const Upscaler& upscaler, const Prompt& prompt, const float* second, const float* added, int part,
                    const float* pixels, float (*logits)[kBlock]) {
-  const int terms = How::terms(kHidden);
   for (int x = 0; x < kBlock; x += kVectors * kLanes) {
     V found[kMostMasks][kVectors];
     clear(found);
@@ -192,9 +177,9 @@ inline void filter(const Upscaler& upscaler, const Prompt& prompt, const float* 
           if (added) sums[out][v] = sums[out][v] + load(added + (tile + out) * kBlock + x + v * kLanes);
         }
       }
-      How::add_product(second + first * terms, pixels + x, terms, sums);
+      add_product(second + first * kHidden, pixels + x, kHidden, sums);
       for (int out = 0; out < kOutputs; ++out) {
-        for (int v = 0; v < kVectors; ++v) sums[out][v] = How::activate(sums[out][v]);
+        for (int v = 0; v < kVectors; ++v) sums[out][v] = gelu(sums[out][v]);
       }
       for (int mask = 0; mask < prompt.masks; ++mask) {
         const float* weights = prompt.filters + mask * kFinal + tile;
@@ -228,25 +213,21 @@ inline void unfold(const float (*logits)[kMostMasks][kBlock], int masks, int sid
 
 // Draw the part of logits (masks, 4 side, 4 side) that is in blocks from `start` to `end`. `scratch` has room for
 // 256 rows + 8192 floats.
-template <class How>
 inline void draw(const Upscaler& upscaler, const Prompt& prompt, int start, int end, float* scratch, float* out) {
-  const int terms = How::terms(prompt.rows), hidden = How::terms(kHidden);
-  float *vectors = scratch, *second = vectors + terms * kFirst, *prepared = second + hidden * kSecond;
-  pack(How::prepare(prompt.vectors, prompt.rows, kFirst, prepared), terms, kFirst, vectors);
-  pack(How::prepare(upscaler.second, kHidden, kSecond, prepared), hidden, kSecond, second);
+  float *vectors = scratch, *second = vectors + prompt.rows * kFirst;
+  pack(prompt.vectors, prompt.rows, kFirst, vectors);
+  pack(upscaler.second, kHidden, kSecond, second);
   float pixels[kHidden * kBlock];
   float logits[kParts * kParts][kMostMasks][kBlock];
   for (int block = start; block < end; ++block) {
     const float* coefficients = prompt.coefficients + static_cast<int64_t>(block) * prompt.rows * kBlock;
-    coefficients = How::prepare(coefficients, prompt.rows, kBlock, prepared);
     for (int part = 0; part < kParts; ++part) {
-      upscale<How>(upscaler, prompt, vectors, coefficients, block, part, pixels);
-      normalize<How>(upscaler, pixels);
-      const float* inputs = How::prepare(pixels, kHidden, kBlock, pixels);
+      upscale(upscaler, prompt, vectors, coefficients, block, part, pixels);
+      normalize(upscaler, pixels);
       for (int inner = 0; inner < kParts; ++inner) {
         const int64_t pixel = (static_cast<int64_t>(block) * kParts + part) * kParts + inner;
         const float* added = upscaler.second_added ? upscaler.second_added + pixel * kFinal * kBlock : nullptr;
-        filter<How>(upscaler, prompt, second, added, inner, inputs, logits[part * kParts + inner]);
+        filter(upscaler, prompt, second, added, inner, pixels, logits[part * kParts + inner]);
       }
     }
     unfold(logits, prompt.masks, upscaler.side, block, out);

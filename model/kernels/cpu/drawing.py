@@ -144,7 +144,7 @@ class Upscaler:
         kept = tuple(each.contiguous() for each in inputs[:4])  # keep these until the call returns
         upscaler = _Upscaler(*map(address, maps), side // 4, self.epsilon)
         prompt = _Prompt(*map(address, kept), rows, masks)
-        function = self.kernels.function("draw_logits_dot" if self.kernels.dot else "draw_logits")
+        function = self.kernels.function("draw_logits")
 
         def draw_part(start: int, end: int) -> None:
             scratch = torch.empty((rows + _FINAL) * _PARTS * _HIDDEN)

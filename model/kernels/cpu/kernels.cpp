@@ -2,7 +2,7 @@
 
 #include "border.h"
 #include "decoding.h"
-#include "drawing_dot.h"
+#include "drawing.h"
 
 #define JOIN_AGAIN(name, set) name##_##set
 #define JOIN(name, set) JOIN_AGAIN(name, set)
@@ -43,12 +43,5 @@ EXPORT(void segmint_take_step)(const Step* step, const Tokens* prompts, int32_t 
 // `scratch` has room for 256 rows + 8192 floats.
 EXPORT(void segmint_draw_logits)
 (const Upscaler* upscaler, const Prompt* prompt, int32_t start, int32_t end, float* scratch, float* logits) {
-  draw<Products>(*upscaler, *prompt, start, end, scratch, logits);
+  draw(*upscaler, *prompt, start, end, scratch, logits);
 }
-
-#if defined(LANES_DOT)
-EXPORT(void segmint_draw_logits_dot)
-(const Upscaler* upscaler, const Prompt* prompt, int32_t start, int32_t end, float* scratch, float* logits) {
-  draw<DotProducts>(*upscaler, *prompt, start, end, scratch, logits);
-}
-#endif

@@ -6,7 +6,7 @@
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
 // Number of the functions' interface; library.py has the same number.
-EXPORT int32_t segmint_interface() { return 4; }
+EXPORT int32_t segmint_interface() { return 5; }
 
 // Hash of the sources and flags that the library was built from.
 EXPORT const char* segmint_sources() { return SOURCES_HASH; }
@@ -17,10 +17,10 @@ EXPORT int32_t segmint_supports(const char* set) {
   __builtin_cpu_init();
   bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("popcnt");
   if (strcmp(set, "avx2") == 0) return avx2;
-  bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
-                __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
-  if (strcmp(set, "avx512") == 0) return avx512;
-  if (strcmp(set, "avx512bf16") == 0) return avx512 && __builtin_cpu_supports("avx512bf16");
+  if (strcmp(set, "avx512") == 0) {
+    return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+           __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
+  }
 #elif defined(__aarch64__)
   if (strcmp(set, "neon") == 0) return true;  // every such CPU has it
 #endif

@@ -5,7 +5,7 @@ line. The functions release the GIL, don't start threads, and write only to thei
 """
 
 import ctypes
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,16 +15,10 @@ from segmint.model.kernels.cpu.build import FOLDER, INSTRUCTION_SETS, LIBRARY, h
 LANES16 = "lanes16-1"
 """Name of the kernels' algorithm in a dataset's numerics, for all instruction sets. Change it if the bits change."""
 
-DOT = f"{LANES16}+dot"
-"""Name of the algorithm if the kernels multiply bfloat16 numbers to draw masks."""
-
-INTERFACE = 4
+INTERFACE = 5
 """Version of the functions' interface. `library.cpp` must contain the same number."""
 
-_FAST = ("avx512bf16", "avx512", "avx2", "neon")
-
-WITH_DOT = ("avx512bf16", "scalar")
-"""Instruction sets whose kernels can draw in bf16. The scalar kernels emulate AVX512_BF16 for tests."""
+_FAST = ("avx512", "avx2", "neon")
 
 
 class KernelsError(RuntimeError):
@@ -33,22 +27,13 @@ class KernelsError(RuntimeError):
 
 @dataclass(frozen=True)
 class Kernels:
-    """Functions of the library for one instruction set: avx512bf16, avx512, avx2, neon, or scalar.
-
-    With `dot`, drawing rounds the factors of its products to bfloat16. Only avx512bf16 and scalar support this.
-    """
+    """Functions of the library for one instruction set: avx512, avx2, neon, or scalar."""
 
     library: ctypes.CDLL
     instruction_set: str
-    dot: bool = False
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return usable_kernels, (self.dot,)  # of the other process's CPU
-
-    @property
-    def algorithm(self) -> str:
-        """Name of these kernels in a dataset's numerics."""
-        return DOT if self.dot else LANES16
+        return usable_kernels, ()  # of the other process's CPU
 
     def function(self, name: str, result: Any = None) -> Any:
         """Look up `segmint_<name>` for this instruction set. `result` is the ctypes type of its return value."""
@@ -57,19 +42,18 @@ class Kernels:
         return found
 
 
-def usable_kernels(dot: bool = False) -> Kernels | None:
+def usable_kernels() -> Kernels | None:
     """Return the kernels for this CPU's best instruction set, or None if torch must replace them.
 
-    A process loads the library only once. With `dot`, the kernels draw in bfloat16, and the result is None if they
-    can't.
+    A process loads the library only once.
     """
-    found = _kernels_or_reason(dot)
+    found = _kernels_or_reason()
     return found if isinstance(found, Kernels) else None
 
 
-def reason(dot: bool = False) -> str | None:
+def reason() -> str | None:
     """Return the reason why `usable_kernels` returns None, for a message. If it returns kernels, return None."""
-    found = _kernels_or_reason(dot)
+    found = _kernels_or_reason()
     return None if isinstance(found, Kernels) else found
 
 
@@ -78,18 +62,15 @@ def kernels_named(algorithm: str) -> Kernels | None:
 
     Returns None if the name means torch, or if this process can't use the kernels.
     """
-    return usable_kernels(algorithm == DOT) if algorithm in (LANES16, DOT) else None
+    return usable_kernels() if algorithm == LANES16 else None
 
 
 @cache
-def _kernels_or_reason(dot: bool) -> Kernels | str:
+def _kernels_or_reason() -> Kernels | str:
     try:
-        found = load_kernels()
+        return load_kernels()
     except KernelsError as error:
         return str(error)
-    if dot and found.instruction_set not in WITH_DOT:
-        return "the CPU has no AVX512_BF16 instructions"
-    return replace(found, dot=dot)
 
 
 def load_kernels(instruction_set: str | None = None, path: Path | None = None) -> Kernels:
@@ -125,7 +106,7 @@ def load_kernels(instruction_set: str | None = None, path: Path | None = None) -
 
 def main() -> None:
     """Print the instruction set in use. If there are no kernels, exit with the reason."""
-    found = _kernels_or_reason(dot=False)
+    found = _kernels_or_reason()
     if isinstance(found, str):
         raise SystemExit(f"no CPU kernels: {found}")
     print(f"{LANES16} with {found.instruction_set}")  # noqa: T201

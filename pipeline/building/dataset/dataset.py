@@ -63,7 +63,7 @@ from segmint.infra.wording import some
 from segmint.operators.audit.detectors import try_detector_files
 from segmint.operators.segment.numerics import Numerics
 from segmint.operators.shards.write import ShardTask
-from segmint.pipeline.building.dataset.first_numerics import first_device, first_numerics
+from segmint.pipeline.building.dataset.first_numerics import first_device, first_numerics, require_gpu_for_bf16
 from segmint.pipeline.config.config import Config, as_pinned, identity
 from segmint.pipeline.config.stage_settings import read_listed
 
@@ -180,6 +180,8 @@ def open_or_create(config: Config, storage: Storage, *, grow: bool = False) -> B
         raise DamagedDatasetError(
             f"{output / MANIFEST} is missing, although later generations exist. Run `segmint repair {output}`"
         )
+    if latest is None:
+        require_gpu_for_bf16(config)
     asked = config.model.weights
     config = name_weights(config, None if latest is None else latest.manifest, first_device)
     weights = resolve_default(config.model.weights, asked, "model.weights", config.assets, storage)
@@ -219,15 +221,21 @@ def require_rows(config: Config, rows: int) -> None:
 def check_begun_alike(config: Config, storage: Storage, begun: DatasetManifest, weights: Path) -> None:
     """Raise `UsageError` if a dataset's identity or numerics differ from `config`, and list the keys that differ.
 
-    Datasets of an earlier format can only be read and corrected.
+    Datasets of an earlier format, and those that were created in bf16 on a CPU, can only be read and corrected.
     """
     if begun.schema_version != SCHEMA_VERSION:
         raise UsageError(
             f"{config.output} has schema_version {begun.schema_version}, which segmint {VERSION} reads and corrects, "
             f"but doesn't build: continue with segmint {begun.code_version}, or choose another output"
         )
+    numerics = Numerics.recorded(begun.numerics)
+    if (numerics.device, numerics.precision) == ("cpu", "bf16"):
+        raise UsageError(
+            f"{config.output} was created in bf16 on a CPU, which segmint {VERSION} reads and corrects, but doesn't "
+            f"build: continue with segmint {begun.code_version}, or choose another output"
+        )
     _check_identity(config, storage, begun, weights)
-    _check_numerics(config, Numerics.recorded(begun.numerics))
+    _check_numerics(config, numerics)
 
 
 def _begin(config: Config, output: Location, weights: Path) -> LatestManifest:
@@ -307,10 +315,7 @@ def _check_numerics(config: Config, begun: Numerics) -> None:
         "model.device": (config.model.device, begun.device),
         "model.precision": (config.model.precision, begun.precision),
         "model.encoder": (config.model.encoder, begun.encoder),
-        "model.kernels": (
-            config.model.kernels,
-            begun.kernels.removesuffix("+dot") or config.model.kernels,
-        ),  # "" with a GPU
+        "model.kernels": (config.model.kernels, begun.kernels or config.model.kernels),  # "" with a GPU
         "model.threads": (config.model.threads, begun.threads),
         "masks.points_per_chunk": (config.masks.points_per_chunk, begun.points_per_chunk),
         "deidentify.device": ("cuda" if config.detectors_share else "cpu", "cuda" if begun.detectors else "cpu"),

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from segmint.infra.assets.cache import sha256_of
-from segmint.infra.device import Compute, resolve_compute
+from segmint.infra.device import BF16_NEEDS_GPU, Compute, resolve_compute
 from segmint.infra.errors import SegmintError, UsageError
 from segmint.infra.log import get_logger
 from segmint.infra.version import NOT_INSTALLED
 from segmint.infra.wording import counted
-from segmint.model.kernels.cpu.library import DOT, LANES16, reason
+from segmint.model.kernels.cpu.library import LANES16, reason
 from segmint.operators.prepare.detector_process import detector_numerics
 from segmint.operators.segment.mask_config import MasksConfig, ModelConfig
 from segmint.operators.segment.numerics import Numerics, resolve_numerics
@@ -38,7 +38,7 @@ def first_numerics(config: Config, weights: Path) -> Numerics:
 
     Raises `UsageError` if neither this machine nor the cluster has the device, if no device becomes free within
     `stall_timeout`, if the node lacks a package that the bundled detectors need, or if a node lacks the kernels that
-    `model.kernels` or bf16 needs.
+    `model.kernels` needs.
     """
     numerics = _of_masks(config, weights)
     versions = {name: getattr(numerics, name.replace("-", "_"), "") for name in sorted(config.deidentify.packages)}
@@ -61,6 +61,12 @@ def first_device(config: Config) -> str:
         return "cuda" if _sees_cuda() else "cpu"
     with ray_session(config.resources.address) as cluster:
         return "cuda" if _counts_on_gpus(config, cluster) else "cpu"
+
+
+def require_gpu_for_bf16(config: Config) -> None:
+    """Raise `UsageError` if `model.precision` is bf16, but CPUs would compute a new dataset's masks."""
+    if config.model.precision == "bf16" and first_device(config) == "cpu":
+        raise UsageError(f"model.{BF16_NEEDS_GPU}")
 
 
 def _of_masks(config: Config, weights: Path) -> Numerics:
@@ -125,30 +131,25 @@ def _ask_cluster(config: Config, weights_sha256: str) -> Numerics:
 
 def _on_nodes(config: Config, model: ModelConfig, weights_sha256: str) -> Numerics:
     """Resolve the numerics on this machine. Use the CPU kernels only if the cluster's nodes have them as well."""
-    from segmint.operators.segment.models import slow_bf16
-
     numerics = _resolve(model, config.masks, weights_sha256)
-    if numerics.kernels not in (LANES16, DOT):
+    if numerics.kernels != LANES16:
         return numerics
-    dot = numerics.kernels == DOT
-    missing = _nodes_without_kernels(config, dot)
+    missing = _nodes_without_kernels(config)
     if not missing:
         return numerics
     name, why = next(iter(missing.items()))
     nodes = f"{counted(len(missing), 'node')} of the cluster can't use the CPU kernels; on {name}, {why}"
-    if dot:
-        raise UsageError(slow_bf16(nodes))
     if model.kernels == LANES16:
         raise UsageError(f"model.kernels is {LANES16}, but {nodes}, or set model.kernels: torch")
     get_logger("model").warning("no_cpu_kernels", reason=nodes, note="using torch, which is slower")
     return replace(numerics, kernels="torch")
 
 
-def _nodes_without_kernels(config: Config, dot: bool) -> dict[str, str]:
+def _nodes_without_kernels(config: Config) -> dict[str, str]:
     """Return the nodes that have room for a segment actor but lack the CPU kernels, each with the reason.
 
-    With `dot`, the kernels must support drawing in bf16. A node that doesn't respond within `stall_timeout` counts as
-    lacking the kernels. Nodes that have left the cluster in the meantime are skipped.
+    A node that doesn't respond within `stall_timeout` counts as lacking the kernels. Nodes that have left the cluster
+    in the meantime are skipped.
     """
     import ray
     from ray.exceptions import GetTimeoutError, RayError
@@ -166,7 +167,7 @@ def _nodes_without_kernels(config: Config, dot: bool) -> dict[str, str]:
     missing = {}
     with ray_session(config.resources.address):
         asked = {
-            node: ask.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(dot)
+            node: ask.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote()
             for node in nodes()
         }
         deadline = time.monotonic() + config.stall_timeout

@@ -29,6 +29,7 @@ from segmint.infra.storage.stores import warn_of_skipped
 from segmint.infra.uris import base_name
 from segmint.infra.wording import counted, some, yaml_text
 from segmint.pipeline.building.dataset.dataset import open_or_create
+from segmint.pipeline.building.dataset.first_numerics import require_gpu_for_bf16
 from segmint.pipeline.building.dataset.request import BuildRequest, check_stores
 from segmint.pipeline.config.config import Config
 from segmint.pipeline.config.problems import Document
@@ -58,6 +59,7 @@ def open_photographs(request: BuildRequest, *, grow: bool = False) -> tuple[Conf
     check_stores(request, storage)
     lines: list[str] = []
     if not file.exists():
+        require_gpu_for_bf16(config)
         catalog, rows, lines = _scan(request, storage)
         asked.data["catalog"] = catalog.uri
         asked.data.setdefault("images_per_shard", min(max(_FEWEST_IMAGES, rows // _SHARDS), config.images_per_shard))

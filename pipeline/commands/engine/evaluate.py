@@ -1,8 +1,8 @@
 """`segmint evaluate`: compare weights with ground-truth masks, without training on them."""
 
 import inspect
-from collections.abc import Callable, Sized
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,7 +15,12 @@ from segmint.pipeline.engine.evaluate.kinds import TruthSelection
 
 if TYPE_CHECKING:
     from segmint.infra.storage.storage import Storage
+    from segmint.pipeline.engine.evaluate.edges.edges import EdgesResult
+    from segmint.pipeline.engine.evaluate.instances.instances import InstancesResult
+    from segmint.pipeline.engine.evaluate.points.result import PointsResult
+    from segmint.pipeline.engine.evaluate.proposals.proposals import ProposalsResult
     from segmint.pipeline.engine.evaluate.session import EvaluateOptions
+    from segmint.pipeline.engine.evaluate.text import TextResult
 
 app = typer.Typer(name="evaluate", help="Evaluate weights against masks that people made.", no_args_is_help=True)
 
@@ -72,8 +77,15 @@ IgnoreNear = Annotated[
 ]
 LabeledDatasets = Annotated[list[str], typer.Argument(metavar="DATASET", help="Datasets with labels; paths or URIs.")]
 
-Checked = tuple[Any, Sized, Sized]
-"""Result of an evaluation, with the conditions for exit codes 1 and 3."""
+FailIfWorse = Annotated[
+    str | None,
+    typer.Option(
+        "--fail-if-worse",
+        metavar="MEASURE",
+        help="Exit with code 1 if the second weights are worse by this measure: the 95% interval of the difference is "
+        "below 0. Exit with code 3 if there is no interval.",
+    ),
+]
 
 
 def read_options(
@@ -87,6 +99,7 @@ def read_options(
     device: Device = "auto",
     precision: Precision = "fp32",
     ray: OnRay = None,
+    fail_if_worse: FailIfWorse = None,
     config: Config = None,
 ) -> "tuple[EvaluateOptions, Storage]":
     """Return the common options of all evaluations, and access to stores."""
@@ -100,10 +113,10 @@ def read_options(
     names = weights or ([] if predictions else ["mobile_sam"])
     model = ModelOptions(tuple(names), tuple(predictions or ()), device, precision, run)
     masks = TruthOptions(tuple(targets), tuple(images or ()), truth, tuple(ignore or ()))
-    return EvaluateOptions(masks, model, output), storage
+    return EvaluateOptions(masks, model, output, fail_if_worse), storage
 
 
-def evaluation(**changes: Any) -> Callable[[Callable[..., Checked]], Callable[..., Checked]]:
+def evaluation(**changes: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Return a decorator that adds a command.
 
     The command takes its own options, followed by the options of `read_options`. `changes` overrides the types of the
@@ -115,13 +128,13 @@ def evaluation(**changes: Any) -> Callable[[Callable[..., Checked]], Callable[..
     common = {name: each for name, each in common.items() if each.annotation is not None}
     as_json = inspect.Parameter("as_json", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=AsJson)
 
-    def decorate(command: Callable[..., Checked]) -> Callable[..., Checked]:
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
         @guarded
         @needs("report")
         def run(as_json: bool, **values: Any) -> None:
             options, storage = read_options(**{name: values.pop(name) for name in common})
-            result, found, not_checked = command(options, storage, **values)
-            print_checked(result, as_json, found, not_checked)
+            result = command(options, storage, **values)
+            print_checked(result, as_json, result.subject.worse, result.subject.not_checked)
 
         own = list(inspect.signature(command).parameters.values())[2:]
         parameters = [each.replace(kind=as_json.kind) for each in (*own, *common.values(), as_json)]
@@ -155,30 +168,8 @@ def points(
             "file of image_id or annotation_id and a label.",
         ),
     ] = None,
-    gate: Annotated[
-        bool,
-        typer.Option(
-            "--gate",
-            help="Decide on held-out annotated masks whether the second weights may replace the first: better, worse, "
-            "no difference shown, or no independent truth.",
-        ),
-    ] = False,
-    require: Annotated[
-        Literal["better"] | None,
-        typer.Option(help="Exit with code 1 for any other verdict of the gate; implies --gate."),
-    ] = None,
-    guard: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="DATASET|FILE",
-            help="Ordinary photographs on which the second weights must not be worse; repeatable, implies --gate.",
-        ),
-    ] = None,
-    guard_images: Annotated[
-        list[str] | None, typer.Option(metavar="DIR", help="Like --images, for the files of --guard.")
-    ] = None,
     seed: Seed = 0,
-) -> Checked:
+) -> "PointsResult":
     """Measure the mIoU of masks after 1, 2, 3, 5, and 9 clicks.
 
     Follows the SAM paper. Also reports the best of three masks.
@@ -186,20 +177,10 @@ def points(
     from segmint.pipeline.engine.evaluate.points.points import PointsOptions, evaluate_points
 
     settings = PointsSettings(parse_clicks(clicks), several=several_clicks, seed=seed)
-    asked = PointsOptions(options.truth, options.model, settings, first_click, groups, options.output)
-    if asked.model.predictions and (gate or require or guard):
-        raise UsageError("--predictions can't be used with the gate, which compares weights")
-    if guard_images and not guard:
-        raise UsageError("--guard-images has no effect without --guard, which names the files of these images")
-    if not (gate or require or guard):
-        result = evaluate_points(asked, storage)
-        return result, (), result.subject.skipped
-    from segmint.pipeline.engine.evaluate.gate.gate import GateOptions, evaluate_gate
-
-    judged = evaluate_gate(GateOptions(asked, tuple(guard or ()), tuple(guard_images or ())), storage)
-    verdict = judged.judgment.verdict
-    rejected = [] if require is None or verdict.value == require else [verdict]
-    return judged, rejected, [*judged.subject.skipped, *judged.judgment.not_checked]
+    asked = PointsOptions(
+        options.truth, options.model, settings, first_click, groups, options.output, options.fail_if_worse
+    )
+    return evaluate_points(asked, storage)
 
 
 @evaluation()
@@ -207,15 +188,14 @@ def proposals(
     options: "EvaluateOptions",
     storage: "Storage",
     points_per_side: Annotated[int, typer.Option(metavar="N", help="Points along each side of the grid.")] = 64,
-) -> Checked:
+) -> "ProposalsResult":
     """Measure the average recall of masks made without prompts.
 
     Measured at 10, 100, and 1,000 masks and by size, following the SAM paper.
     """
     from segmint.pipeline.engine.evaluate.proposals.proposals import evaluate_proposals
 
-    result = evaluate_proposals(options, points_per_side, storage)
-    return result, (), result.subject.skipped
+    return evaluate_proposals(options, points_per_side, storage)
 
 
 @evaluation(targets=LabelMaps, truth=None, ignore=IgnoreNear)
@@ -233,7 +213,7 @@ def edges(
         float, typer.Option(metavar="SHARE", help="Maximum distance of matched edges, as a share of the diagonal.")
     ] = 0.0075,
     thresholds: Annotated[int, typer.Option(metavar="N", help="Number of thresholds; fewer are faster.")] = 99,
-) -> Checked:
+) -> "EdgesResult":
     """Measure edges found without prompts: ODS, OIS, AP, and R50.
 
     Follows the SAM paper. Compares edges with the boundaries in label maps.
@@ -241,8 +221,7 @@ def edges(
     from segmint.pipeline.engine.evaluate.edges.edges import evaluate_edges
     from segmint.pipeline.engine.evaluate.edges.measure import EdgesMeasure
 
-    result = evaluate_edges(options, EdgesMeasure(points_per_side, thresholds, tolerance), annotators or (), storage)
-    return result, (), result.subject.skipped
+    return evaluate_edges(options, EdgesMeasure(points_per_side, thresholds, tolerance), annotators or (), storage)
 
 
 @evaluation()
@@ -256,30 +235,31 @@ def instances(
     refine: Annotated[
         bool, typer.Option("--refine/--no-refine", help="Prompt a second time with the box and the mask's logits.")
     ] = True,
-) -> Checked:
+) -> "InstancesResult":
     """Measure masks prompted by boxes: COCO AP or mean IoU.
 
     Follows the SAM paper. Reports the AP for a detector's boxes, which have scores.
     """
     from segmint.pipeline.engine.evaluate.instances.instances import evaluate_instances
 
-    result = evaluate_instances(options, boxes, refine, storage)
-    return result, (), result.subject.skipped
+    return evaluate_instances(options, boxes, refine, storage)
 
 
-@evaluation(targets=LabeledDatasets, **dict.fromkeys(("images", "truth", "ignore", "predictions", "output")))
+@evaluation(
+    targets=LabeledDatasets,
+    **dict.fromkeys(("images", "truth", "ignore", "predictions", "output", "fail_if_worse")),
+)
 def text(
     options: "EvaluateOptions",
     storage: "Storage",
     clip: Annotated[str, typer.Option(metavar="FOLDER", help="CLIP, saved with transformers' save_pretrained.")],
     projection: Annotated[str, typer.Option(metavar="FILE", help="Projection trained with the CLIP and the weights.")],
     seed: Seed = 0,
-) -> Checked:
+) -> "TextResult":
     """Measure masks from labels, from no text, and from a point."""
     from segmint.pipeline.engine.evaluate.text import evaluate_text
 
-    result = evaluate_text(options, clip, projection, seed, storage)
-    return result, (), result.subject.skipped
+    return evaluate_text(options, clip, projection, seed, storage)
 
 
 def parse_clicks(text: str) -> tuple[int, ...]:

@@ -62,5 +62,4 @@ def train(
     print_result(trained, as_json)
     if loaded.encoder_weights is None and loaded.text.clip is None:
         weights = ("--weights", loaded.weights, "--weights", f"{trained.output}/{trained.record.file}")
-        datasets = dict.fromkeys(each.uri for each in loaded.datasets)
-        print_next(as_json, "evaluate", "points", *datasets, *weights, "--gate")
+        print_next(as_json, "evaluate", "points", "HELD_OUT_DATASET", *weights, "--fail-if-worse", "iou_1")

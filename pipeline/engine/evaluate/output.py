@@ -56,10 +56,10 @@ class OutputFolder(AbstractContextManager["OutputFolder"]):
         if self._folder is not None:
             self._writer.add(table.cast(self._schema).combine_chunks().to_batches())
 
-    def put(self, answer: Mapping[str, Any], page: str, tables: str | None = None) -> None:
+    def put(self, answer: Mapping[str, Any], page: str, tables: str) -> None:
         """Record the files in each dataset among the truths, and then store them, with the JSON result last.
 
-        `tables` contains the tables as Markdown, or None if nothing could be evaluated.
+        `tables` contains the tables as Markdown.
         """
         if self._folder is None:
             return
@@ -67,8 +67,6 @@ class OutputFolder(AbstractContextManager["OutputFolder"]):
         text = json.dumps(without_secrets(answer), indent=2, ensure_ascii=False, allow_nan=False, default=str) + "\n"
         files = {RESULTS: self._path}
         for name, content in ((PAGE, page), (TABLES, tables), (ANSWER, text)):
-            if content is None:
-                continue
             files[name] = self._path.with_name(name)
             files[name].write_text(content, encoding="utf-8")
         hashes = {name: sha256_of(path) for name, path in files.items()}

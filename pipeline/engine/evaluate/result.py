@@ -1,7 +1,7 @@
 """Parts that the results of all evaluations share."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from segmint.infra.errors import SegmintError
@@ -24,6 +24,35 @@ LEVEL = 0.05
 """Significance level. A difference whose corrected p reaches it has no verdict."""
 
 
+@dataclass(frozen=True)
+class FailIfWorse:
+    """Outcome of `--fail-if-worse`: a measure's difference (second minus first) and its 95% interval, if it has one."""
+
+    measure: str
+    difference: float | None
+    interval: Interval | None
+
+    @property
+    def worse(self) -> bool:
+        """True if the second weights are worse, because the whole interval is below 0."""
+        return self.interval is not None and self.interval[1] < 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Convert the outcome to JSON-serializable values. `worse` is None without an interval."""
+        return {**asdict(self), "worse": None if self.interval is None else self.worse}
+
+    def __str__(self) -> str:
+        """Return the outcome as text."""
+        option = f"--fail-if-worse {self.measure}"
+        if self.interval is None:
+            return (
+                f"{option}: the difference has no 95% interval, because fewer than {LEAST_IMAGES} images were "
+                "evaluated, or too few images affect it"
+            )
+        word = "the second weights are worse" if self.worse else "the second weights aren't shown to be worse"
+        return f"{option}: {word}, {percent(self.difference, self.interval, '+')}"
+
+
 class NothingMeasuredError(SegmintError):
     """Raised when no image could be evaluated."""
 
@@ -41,6 +70,22 @@ class EvaluationSubject:
     skipped: tuple[SkippedTruth, ...]
     seconds: float  # time to measure, summed over all workers
     page: str = ""  # path of the written page
+    fail_if_worse: FailIfWorse | None = None
+
+    def with_change(self, measure: str, difference: float | None, interval: Interval | None) -> "EvaluationSubject":
+        """Return a copy with the outcome of `--fail-if-worse` for a measure."""
+        return replace(self, fail_if_worse=FailIfWorse(measure, difference, interval))
+
+    @property
+    def worse(self) -> list[FailIfWorse]:
+        """Outcome of `--fail-if-worse` if the second weights are worse. Otherwise, the list is empty."""
+        return [each for each in [self.fail_if_worse] if each is not None and each.worse]
+
+    @property
+    def not_checked(self) -> list[SkippedTruth | FailIfWorse]:
+        """Skipped items, and the outcome of `--fail-if-worse` if it's unknown for lack of an interval."""
+        unknown = [each for each in [self.fail_if_worse] if each is not None and each.interval is None]
+        return [*unknown, *self.skipped]
 
     @property
     def names(self) -> list[str]:
@@ -52,7 +97,7 @@ class EvaluationSubject:
 
     def to_dict(self) -> dict[str, Any]:
         """Convert the first keys of a result to JSON-serializable values."""
-        return {
+        answer = {
             "evaluation": self.evaluation,
             "segmint": VERSION,
             "truth": [
@@ -67,6 +112,9 @@ class EvaluationSubject:
                 "first": [each._asdict() for each in self.skipped[:LISTED]],
             },
         }
+        if self.fail_if_worse is not None:
+            answer["fail_if_worse"] = self.fail_if_worse.to_dict()
+        return answer
 
     def head(self) -> str:
         """Return the first line of a result."""
@@ -82,8 +130,13 @@ class EvaluationSubject:
         return f"{masks}{counted(self.images, 'image')}"
 
     def closing_lines(self) -> list[str]:
-        """Return the last lines of a result, which list the skipped items and the written page."""
-        return [*not_checked_lines(self.skipped), *([f"written: open {self.page}"] if self.page else [])]
+        """Return the last lines: the outcome of `--fail-if-worse`, the skipped items, and the written page."""
+        lines = not_checked_lines(self.not_checked)
+        if self.fail_if_worse is not None and self.fail_if_worse.interval is not None:
+            lines.insert(0, str(self.fail_if_worse))
+        if self.page:
+            lines.append(f"written: open {self.page}")
+        return lines
 
 
 def check_measured(images: int, skipped: Sequence[SkippedTruth]) -> None:

@@ -4,12 +4,14 @@ import heapq
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
+from segmint.catalogs.lineage import lineage_of
+from segmint.infra.log import get_logger
 from segmint.infra.wording import listed
 from segmint.operators.rows import Row
 from segmint.pipeline.engine.evaluate.measure import EvaluateTask, PartResult
 from segmint.pipeline.engine.evaluate.output import OutputFolder
 from segmint.pipeline.engine.evaluate.result import EvaluationSubject, check_measured
-from segmint.pipeline.engine.evaluate.run import RunOptions, run_measure
+from segmint.pipeline.engine.evaluate.run import RunOptions, loaded, run_measure
 from segmint.pipeline.engine.evaluate.setup import ModelOptions, TruthOptions
 from segmint.pipeline.engine.evaluate.truth import SkippedTruth, Truth
 
@@ -22,11 +24,15 @@ SHOWN = 12
 
 @dataclass(frozen=True)
 class EvaluateOptions:
-    """Options of an evaluation. `output` is the folder for the results, or None."""
+    """Options of an evaluation. `output` is the folder for the results, or None.
+
+    `fail_if_worse` names the measure by which the second weights must not be worse than the first ones, or is None.
+    """
 
     truth: TruthOptions
     model: ModelOptions = field(default_factory=ModelOptions)
     output: str | None = None
+    fail_if_worse: str | None = None
 
 
 @dataclass(frozen=True, order=True)
@@ -48,7 +54,11 @@ class EvaluationSession:
         output: OutputFolder,
         score_of: Callable[[Row], float | None] = lambda row: None,
     ) -> None:
-        """Store the task and the output. The output receives the rows as they arrive."""
+        """Store the task, and the output, which receives the rows as they arrive.
+
+        Logs a warning if weights were trained on one of the truths.
+        """
+        warn_if_trained_on(task, truths)
         self._task = task
         self._truths = tuple(truths)
         self._options = options
@@ -104,3 +114,19 @@ class EvaluationSession:
             where = f"{row['image']}, mask {row['mask']}" if "mask" in row else row["image"]
             home = self._lowest[row["weights"]]
             self._lowest[row["weights"]] = heapq.nsmallest(SHOWN, [*home, LowestScore(score, where)])
+
+
+def warn_if_trained_on(task: EvaluateTask, truths: Sequence[Truth]) -> None:
+    """Log a warning for weights whose `training.json` names the digest of a dataset among the truths."""
+    for truth in truths:
+        if truth.dataset is None:
+            continue
+        for weights in loaded(task):
+            rounds = lineage_of(weights.name, weights.sha256, truth.dataset.storage)
+            if truth.facts["digest"] in [each.digest for link in rounds for each in link.datasets]:
+                get_logger("evaluate").warning(
+                    "trained_on_truth",
+                    weights=weights.label,
+                    dataset=truth.name,
+                    note="scores on images that weights were trained on are too high: use held-out data",
+                )

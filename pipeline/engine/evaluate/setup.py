@@ -1,6 +1,6 @@
 """Truths and weights of an evaluation, opened from the user's options."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,7 +23,6 @@ class TruthOptions:
 
     `images` contains the image folders of the truths that aren't datasets: one folder for all of them, or one folder
     per truth, in order. `chosen` selects the masks of datasets. `ignore` lists values in label maps that aren't masks.
-    `only` maps the name that the user gave a dataset to the ids of the images to use; its other images are skipped.
     With `empty`, images without masks in COCO files are included.
     """
 
@@ -31,9 +30,7 @@ class TruthOptions:
     images: tuple[str, ...] = ()
     chosen: TruthSelection = TruthSelection.HUMAN
     ignore: tuple[int, ...] = ()
-    only: Mapping[str, Collection[int]] = field(default_factory=dict)
     empty: bool = False
-    images_option: str = "--images"  # the option's name in messages
 
 
 @dataclass(frozen=True)
@@ -59,6 +56,16 @@ class ModelOptions:
         return EvaluateTask(measure, models, self.device, self.precision)
 
 
+def check_fail_if_worse(measure: str | None, model: ModelOptions, names: Sequence[str]) -> None:
+    """Raise `UsageError` if `--fail-if-worse` names a measure that isn't in `names`, or if there aren't two weights."""
+    if measure is None:
+        return
+    if measure not in names:
+        raise UsageError(f"--fail-if-worse {measure}: expected {', '.join(names)}")
+    if len(model.weights) != 2 or model.predictions:
+        raise UsageError("--fail-if-worse compares two sets of weights: pass --weights twice, first the weights in use")
+
+
 def open_truths(options: TruthOptions, storage: Storage, columns: Sequence[str] = ()) -> list[Truth]:
     """Open each target as a dataset, a COCO file (.json), or a folder of label maps.
 
@@ -73,8 +80,7 @@ def open_truths(options: TruthOptions, storage: Storage, columns: Sequence[str] 
     truths = []
     for number, (target, location, is_dataset) in enumerate(zip(options.targets, locations, datasets, strict=True)):
         if is_dataset:
-            only = options.only.get(target)
-            truths.append(open_dataset_truth(location, number, options.chosen, columns, only))
+            truths.append(open_dataset_truth(location, number, options.chosen, columns))
         elif target.lower().endswith(".json"):
             truths.append(open_coco_truth(location, Location(storage, next(folders)), number, options.empty))
         else:
@@ -88,17 +94,17 @@ def _folders(options: TruthOptions, files: Sequence[str]) -> list[str]:
         if "://" not in target and not Path(target).exists():
             raise UsageError(f"{target}: no such dataset, COCO file or folder of label maps")
     if not files and options.images:
-        raise UsageError(f"{options.images_option} has no effect, because datasets contain their images. Remove it")
+        raise UsageError("--images has no effect, because datasets contain their images. Remove it")
     if not files:
         return []
     if not options.images:
         raise UsageError(
             f"{files[0]} is not a segmint dataset (no {MANIFEST}). For a COCO file or a folder of label maps, also "
-            f"pass the folder of its images with {options.images_option}"
+            "pass the folder of its images with --images"
         )
     if len(options.images) not in (1, len(files)):
         raise UsageError(
-            f"{options.images_option} was given {len(options.images)} times for {len(files)} files that need it: "
+            f"--images was given {len(options.images)} times for {len(files)} files that need it: "
             "expected once, or once per file, in the same order"
         )
     return list(options.images) * (len(files) if len(options.images) == 1 else 1)

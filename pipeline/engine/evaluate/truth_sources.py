@@ -6,7 +6,7 @@ folder of images.
 
 import hashlib
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import PurePosixPath
@@ -279,10 +279,7 @@ class _MaskColumns:
 
 @dataclass(frozen=True)
 class ShardTruthPart:
-    """Part of a dataset: a shard's images, with masks from the chosen sources.
-
-    If `only` isn't None, images with other ids are skipped.
-    """
+    """Part of a dataset: a shard's images, with masks from the chosen sources."""
 
     dataset: Location
     truth: int
@@ -290,7 +287,6 @@ class ShardTruthPart:
     images: int
     sources: tuple[str, ...]
     columns: tuple[str, ...]
-    only: frozenset[int] | None
 
     @property
     def name(self) -> str:
@@ -303,7 +299,7 @@ class ShardTruthPart:
         commit = next(iter(dataset.commits(only=[self.shard])), None)
         if commit is None:
             raise DamagedDatasetError(f"shard {self.shard} is no longer committed")
-        told = _told(dataset, commit, self.sources, self.only)
+        told = _told(dataset, commit, self.sources)
         for sample in dataset.shard(commit, ids=told.keys()):
             yield PendingImage(
                 str(sample.row.get("image_id", sample.id)),
@@ -340,9 +336,8 @@ def open_dataset_truth(
     number: int,
     chosen: TruthSelection = TruthSelection.HUMAN,
     columns: Sequence[str] = (),
-    only: Collection[int] | None = None,
 ) -> Truth:
-    """Plan the evaluation of a dataset. `number` is its index among the truths; `only` restricts it to these image ids.
+    """Plan the evaluation of a dataset. `number` is its index among the truths.
 
     Only shards with chosen masks become parts. To find them, this reads the masks tables, but no images. `columns` are
     the image columns to keep. Raises `UsageError` if there is no dataset, no such mask, no pixels, or no such column.
@@ -350,17 +345,16 @@ def open_dataset_truth(
     dataset = Dataset.open(location)
     if dataset.manifest.config.get("release", {}).get("format") == "annotations":
         raise UsageError(f"{location} contains only annotations, but an evaluation needs pixels")
-    ids = None if only is None else frozenset(only)
     sources = SOURCES_OF[chosen]
     parts: list[ShardTruthPart] = []
     skipped: list[SkippedTruth] = []
-    for commit, found in map_ahead(partial(_plan, dataset, sources, ids), dataset.commits(), _THREADS, _AHEAD, "truth"):
+    for commit, found in map_ahead(partial(_plan, dataset, sources), dataset.commits(), _THREADS, _AHEAD, "truth"):
         if isinstance(found, str):
             skipped.append(SkippedTruth(redact(str(location)), f"shard {commit.shard}", found))
         elif found:
-            parts.append(ShardTruthPart(location, number, commit.shard, found, sources, tuple(columns), ids))
+            parts.append(ShardTruthPart(location, number, commit.shard, found, sources, tuple(columns)))
     if not parts and not skipped:
-        raise UsageError(_no_masks(location, chosen, ids is not None))
+        raise UsageError(_no_masks(location, chosen))
     if parts and columns:
         _check_columns(dataset, parts[0].shard, columns)
     version = name_now(location)
@@ -373,14 +367,11 @@ def open_dataset_truth(
     return Truth(redact(str(location)), DATASET, parts, facts, skipped, location)
 
 
-def _no_masks(location: Location, chosen: TruthSelection, restricted: bool) -> str:
-    among = " among the requested images" if restricted else ""
+def _no_masks(location: Location, chosen: TruthSelection) -> str:
     if chosen is not TruthSelection.HUMAN:
-        return (
-            f"{location} has no committed mask with source {listed(SOURCES_OF[chosen])}{among}: nothing to evaluate on"
-        )
+        return f"{location} has no committed mask with source {listed(SOURCES_OF[chosen])}: nothing to evaluate on"
     return (
-        f"{location} has no annotated masks{among} (source {', '.join(SOURCES_OF[chosen])}). Import some with "
+        f"{location} has no annotated masks (source {', '.join(SOURCES_OF[chosen])}). Import some with "
         "`segmint import`, make some with `segmint annotate` and `segmint merge`, or use the model's own masks as "
         "ground truth with --truth automatic, which shows how two sets of weights differ, but not how good they are"
     )
@@ -396,19 +387,15 @@ def _check_columns(dataset: Dataset, shard: int, columns: Sequence[str]) -> None
         )
 
 
-def _plan(
-    dataset: Dataset, sources: tuple[str, ...], only: frozenset[int] | None, commit: Commit
-) -> tuple[Commit, int | str]:
+def _plan(dataset: Dataset, sources: tuple[str, ...], commit: Commit) -> tuple[Commit, int | str]:
     """Count a shard's images with chosen masks. Returns the reason instead if the shard can't be read."""
     try:
-        return commit, len(_told(dataset, commit, sources, only))
+        return commit, len(_told(dataset, commit, sources))
     except DamagedDatasetError as error:
         return commit, str(error)
 
 
-def _told(
-    dataset: Dataset, commit: Commit, sources: tuple[str, ...], only: frozenset[int] | None
-) -> dict[int, dict[int, _MaskColumns]]:
+def _told(dataset: Dataset, commit: Commit, sources: tuple[str, ...]) -> dict[int, dict[int, _MaskColumns]]:
     """Read the masks from these sources, by image id and annotation id."""
     if not commit.counts.get("masks", 1):
         return {}
@@ -418,8 +405,6 @@ def _told(
         raise DamagedDatasetError(f"the mask table of shard {commit.shard} has no column {missing[0]}")
     flat = table.select(["id", "annotation_id", "source", "label"])
     flat = flat.filter(pc.is_in(flat["source"], value_set=pa.array(sources)))
-    if only is not None:
-        flat = flat.filter(pc.is_in(flat["id"], value_set=pa.array(sorted(only), pa.int64())))
     told: dict[int, dict[int, _MaskColumns]] = {}
     for row in flat.to_pylist():
         told.setdefault(row["id"], {})[row["annotation_id"]] = _MaskColumns(row["source"], row["label"])

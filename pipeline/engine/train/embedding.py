@@ -23,8 +23,7 @@ class FrozenEncoder:
     """Frozen image encoder that fills the cache. It embeds one image at a time, with the precision of inference."""
 
     def __init__(self, sam: Sam, images: TrainingImages, cache: EmbeddingCache | None, compute: Compute) -> None:
-        reduced = compute.kind != "cpu" and compute.precision == "bf16"
-        if reduced and not isinstance(sam.image_encoder, ImageEncoderTinyViT):
+        if compute.precision == "bf16" and not isinstance(sam.image_encoder, ImageEncoderTinyViT):
             sam.image_encoder.bfloat16()  # as in builds; see `load_model`
         self._predictor = Predictor(sam)
         self._images = images
@@ -62,7 +61,7 @@ def encoder_hash(sam: Sam) -> str:
 
 def cache_key(encoder: str, compute: Compute) -> str:
     """Return the cache key of an encoder's embeddings: its hash, and the numerics of this machine and torch."""
-    bits = cpu_bits(compute.threads, compute.precision) if compute.kind == "cpu" else device_kind(compute)
+    bits = cpu_bits(compute.threads) if compute.kind == "cpu" else device_kind(compute)
     threads = f"-{compute.threads}" if compute.kind == "cpu" else ""
     numerics = hashlib.sha256(f"{torch.__version__} {bits}".encode()).hexdigest()[:6]
     return f"{encoder}-{compute.kind}-{compute.precision}{threads}-{numerics}"

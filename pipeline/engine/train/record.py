@@ -119,8 +119,8 @@ def _lineage_of(weights: str, sha256: str, storage: Storage) -> tuple[TrainingRo
         return readable_lineage_of(weights, sha256, storage)
     except UsageError as error:
         raise UsageError(
-            f"weights: {error}. Restore the file that their training run wrote, because the training data "
-            "decides what counts as held out. If they don't come from a training run, move them to a separate folder"
+            f"weights: {error}. Restore the file that their training run wrote, because the new weights' training.json "
+            "lists all earlier rounds. If they don't come from a training run, move them to a separate folder"
         ) from error
 
 

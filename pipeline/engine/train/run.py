@@ -12,7 +12,7 @@ from segmint.catalogs.dataset.training_cache import CACHE, default_cache
 from segmint.catalogs.lineage import TRAINING
 from segmint.infra.assets.cache import sha256_of
 from segmint.infra.assets.resolve import resolve
-from segmint.infra.device import apply_compute, resolve_compute, warn_of_slow_bf16
+from segmint.infra.device import BF16_NEEDS_GPU, apply_compute, resolve_compute
 from segmint.infra.errors import UnfinishedError, UsageError
 from segmint.infra.scratch import ScratchFolder
 from segmint.infra.storage.location import Location
@@ -117,7 +117,8 @@ def run_train(config: TrainConfig, say: Say) -> TrainingResult:
     resources = config.resources
     if resources.workers == 1:  # with several workers, each one resolves its numerics on its own machine
         compute = resolve_compute(resources.device, config.precision, resources.threads)
-        warn_of_slow_bf16(compute)
+    elif config.precision == "bf16" and (resources.device == "cpu" or resources.gpus_per_worker == 0):
+        raise UsageError(BF16_NEEDS_GPU)
     cache = cache_location(config, output)
     datasets = open_datasets(config, storage)
     refuse_places(datasets, output, cache)

@@ -481,7 +481,7 @@ class TrainingSession:
         import torch
 
         compute = self.compute
-        bits = cpu_bits(compute.threads, compute.precision) if compute.kind == "cpu" else ""
+        bits = cpu_bits(compute.threads) if compute.kind == "cpu" else ""
         workers = {"workers": self.world.size} if self.world.size > 1 else {}
         return {
             "device": device_kind(compute),

@@ -9,12 +9,13 @@ from functools import partial
 from typing import Any, TypeAlias, get_args
 
 import numpy as np
+import torch
 from PIL import Image as PillowImage
 from torch import Tensor
 
 from segmint.infra.assets.known import AUTO, default_weights
 from segmint.infra.assets.resolve import resolve_default
-from segmint.infra.device import resolve_compute
+from segmint.infra.device import BF16_NEEDS_GPU, kind_here, resolve_compute
 from segmint.infra.errors import SegmintError
 from segmint.infra.progress import Progress
 from segmint.model.automatic import generator as base
@@ -42,9 +43,9 @@ mobile_sam on a CPU."""
 def sam_of(model: Sam | Weights, device: str = "auto", precision: str = "fp32") -> Sam:
     """Return a loaded SAM unchanged, or load one from weights by name, path, or URI.
 
-    A loaded model already has a device and a precision, so passing either of them with it raises ValueError. Raises
-    `UsageError` if the weights can't be found or the device isn't available, and TypeError for any other type of
-    `model`.
+    A loaded model already has a device and a precision, so passing either of them with it raises ValueError. bf16 on a
+    CPU also raises ValueError. Raises `UsageError` if the weights can't be found or the device isn't available, and
+    TypeError for any other type of `model`.
     """
     if isinstance(model, Sam):
         if (device, precision) != ("auto", "fp32"):
@@ -52,12 +53,16 @@ def sam_of(model: Sam | Weights, device: str = "auto", precision: str = "fp32") 
                 f"device={device!r} and precision={precision!r} can't be combined with a loaded model. "
                 "Pass them to load_sam."
             )
+        if model.device.type == "cpu" and model.dtype == torch.bfloat16:
+            raise ValueError(BF16_NEEDS_GPU)
         return model
     if not isinstance(model, (str, os.PathLike)):
         raise TypeError(
             f"the model is a {type(model).__name__}: expected a name (mobile_sam, vit_b, vit_l, vit_h), the path of a "
             "checkpoint, or the result of load_sam"
         )
+    if precision == "bf16" and kind_here(device) == "cpu":
+        raise ValueError(BF16_NEEDS_GPU)
     compute = resolve_compute(device, precision)
     name = default_weights(compute.kind) if model == AUTO else os.fspath(model)
     return load_model(resolve_default(name, os.fspath(model), "the model"), compute)
@@ -82,7 +87,7 @@ class Predictor(sam_predictor.Predictor):
         embed_texts: Callable[[Sequence[str]], Tensor] | None = None,
     ) -> None:
         model = sam_of(sam, device, precision)
-        kernels = cpu_kernels(model.device.type, model.draws_in_bf16)
+        kernels = cpu_kernels(model.device.type)
         super().__init__(model, compile_encoder, must_compile, kernels, embed_texts)
 
     def embed(self, image: Image | Tensor, frame_size: tuple[int, int] | None = None) -> Embedding:
@@ -156,8 +161,7 @@ def model_name(sam: Sam) -> str:
         name: str = encoder_architecture(sam.state_dict())
     except SamWeightsError:
         name = type(sam.image_encoder).__name__
-    drawn = ", drawing in bfloat16" if sam.draws_in_bf16 else ""
-    return f"{name} on {sam.device}, {str(sam.dtype).removeprefix('torch.')}{drawn}"
+    return f"{name} on {sam.device}, {str(sam.dtype).removeprefix('torch.')}"
 
 
 def _check_inside(prompts: Prompts, frame_size: tuple[int, int]) -> None:

@@ -23,10 +23,9 @@ from segmint.model.sam.batch_encoder import CompilationError
 from segmint.model.sam.predictor import Predictor
 from segmint.operators.segment import numerics, segment
 from segmint.operators.segment.mask_config import MasksConfig, ModelConfig
-from segmint.operators.segment.models import load_model
 from segmint.operators.segment.numerics import Numerics, observe_numerics, resolve_numerics
 from segmint.operators.segment.segment import MixedNumericsError, SegmentSettings, check_numerics, load_generator
-from tests.support.cpu_kernels import every_set, skip_without_bf16
+from tests.support.cpu_kernels import every_set
 
 GPU = SimpleNamespace(name="NVIDIA H100 80GB HBM3", major=9, minor=0, multi_processor_count=132)
 
@@ -187,19 +186,9 @@ def no_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
     library._kernels_or_reason.cache_clear()
 
 
-@pytest.fixture
-def no_bf16(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """As with a CPU that has AVX2 only."""
-    every_set()  # skips without a library
-    monkeypatch.setattr(library, "_FAST", ("avx2",))
-    library._kernels_or_reason.cache_clear()
-    yield
-    library._kernels_or_reason.cache_clear()
-
-
-def kernels_of(wanted: str, precision: Precision = "fp32") -> str:
+def kernels_of(wanted: str) -> str:
     model = ModelConfig.model_validate({"kernels": wanted})
-    return resolve_numerics(Compute("cpu", precision, 1), model, MasksConfig(), "0" * 64).kernels
+    return resolve_numerics(Compute("cpu", "fp32", 1), model, MasksConfig(), "0" * 64).kernels
 
 
 def test_auto_takes_the_kernels_that_are_there_and_torch_on_request() -> None:
@@ -212,50 +201,6 @@ def test_without_the_library_auto_is_torch_and_the_kernels_are_refused() -> None
     assert kernels_of("auto") == "torch"
     with pytest.raises(UsageError, match=r"model\.kernels is lanes16-1, but .*isn't there.*model\.kernels: torch"):
         kernels_of("lanes16-1")
-
-
-def test_bf16_takes_the_kernels_that_draw_in_it(here: Numerics) -> None:
-    skip_without_bf16()
-    assert [kernels_of(wanted, "bf16") for wanted in ("auto", "lanes16-1")] == ["lanes16-1+dot"] * 2
-    found = observe_numerics(Compute("cpu", "bf16", 1), 4, 1, here.weights_sha256, kernels="lanes16-1+dot")
-    assert (found.kernels, found.precision, found.cpu) == ("lanes16-1+dot", "bf16", here.cpu)
-
-
-def test_bf16_by_torch_is_refused_on_a_cpu() -> None:
-    with pytest.raises(
-        UsageError, match=r"model\.kernels is torch\. Set model\.kernels: auto, or model\.precision: fp32"
-    ):
-        kernels_of("torch", "bf16")
-
-
-SLOW = r"slower than fp32 with kernels: .*{}.*\. Otherwise, use precision fp32$"
-
-
-@pytest.mark.parametrize("wanted", ["auto", "lanes16-1"])
-@pytest.mark.usefixtures("no_bf16")
-def test_bf16_is_refused_on_a_cpu_without_its_instructions(wanted: str) -> None:
-    assert kernels_of(wanted) == "lanes16-1"
-    with pytest.raises(UsageError, match=SLOW.format("AVX512_BF16 instructions")):
-        kernels_of(wanted, "bf16")
-
-
-@pytest.mark.usefixtures("no_library")
-def test_bf16_is_refused_on_a_cpu_without_the_library(mobile_sam_path: Path) -> None:
-    with pytest.raises(UsageError, match=SLOW.format("isn't there")):
-        kernels_of("auto", "bf16")
-    with pytest.raises(UsageError, match=SLOW.format("isn't there")):
-        load_model(mobile_sam_path, Compute("cpu", "bf16", 1))
-
-
-@pytest.mark.usefixtures("no_bf16")
-def test_a_worker_without_bf16_instructions_is_refused_unless_bits_may_differ(
-    here: Numerics, mobile_sam_path: Path
-) -> None:
-    begun = replace(here, precision="bf16", kernels="lanes16-1+dot")
-    settings = SegmentSettings(MasksConfig().settings(4), str(mobile_sam_path), begun)
-    with pytest.raises(MixedNumericsError, match=r"'torch' instead of 'lanes16-1\+dot' \(the CPU has no AVX512_BF16"):
-        check_numerics(settings)
-    assert load_generator(replace(settings, allow_mixed_numerics=True)).predictor.kernels is None
 
 
 def test_the_mode_of_mkl_is_set_and_recorded(
@@ -285,11 +230,10 @@ def test_a_worker_without_the_library_is_refused_and_told_why(here: Numerics, mo
 
 def test_the_recorded_kernels_are_those_that_compute(here: Numerics, mobile_sam_path: Path) -> None:
     every_set()
-    bf16 = [] if library.reason(dot=True) else [("lanes16-1+dot", "bf16")]
-    for name, precision in [("lanes16-1", "fp32"), ("torch", "fp32"), *bf16]:
-        recorded = replace(here, kernels=name, precision=precision)
+    for name in ("lanes16-1", "torch"):
+        recorded = replace(here, kernels=name)
         predictor = load_generator(SegmentSettings(MasksConfig().settings(4), str(mobile_sam_path), recorded)).predictor
-        assert ("torch" if predictor.kernels is None else predictor.kernels.algorithm) == name
+        assert (predictor.kernels is None) == (name == "torch")
         assert predictor.sam.dtype == torch.float32
 
 

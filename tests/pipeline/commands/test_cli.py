@@ -20,6 +20,9 @@ from segmint.infra.version import VERSION
 from segmint.pipeline.commands.cli import PANELS, app
 from segmint.pipeline.commands.common.console import guarded, print_json, print_line, print_message
 from segmint.pipeline.masks.options import parse_box, parse_point
+from tests.support.builds import write_catalog, write_config, write_photographs
+from tests.support.locations import location_of
+from tests.support.trainable import train_yaml, write_trainable
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -269,6 +272,39 @@ def test_a_wrong_reason_is_refused_before_anything_starts(tmp_path):
     done = run("build", tmp_path / "c.yaml", "--retry-rejected", "not_found", "--retry-rejected", "gone")
     assert done.exit_code == 2
     assert "--retry-rejected 'gone': expected one of license_not_allowed" in done.stderr
+
+
+@pytest.mark.usefixtures("weights")
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["masks", "photos/photo_000.jpg", "-o", "out", "--precision", "bf16"],
+        ["evaluate", "points", "coco.json", "--images", "photos", "-o", "out", "--precision", "bf16", "--no-ray"],
+        ["build", "build.yaml", "--set", "model.precision=bf16"],
+        ["build", "photos", "-o", "out", "--license", "CC0-1.0", "--set", "model.precision=bf16"],
+        ["train", "train.yaml", "--set", "precision=bf16"],
+        ["train", "train.yaml", "--set", "precision=bf16", "--set", "resources.workers=2"],
+        ["plan", "build.yaml", "--set", "model.precision=bf16"],
+    ],
+    ids=" ".join,
+)
+def test_bf16_on_a_cpu_is_refused_before_anything_is_created(arguments, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (name,) = write_photographs(tmp_path / "photos", 1)
+    write_catalog(tmp_path / "catalog.jsonl", [{"uri": f"photos/{name}", "license": "CC0-1.0"}])
+    write_config(tmp_path / "build.yaml", "catalog.jsonl", "out")
+    write_trainable(location_of(tmp_path / "dataset"), 1)
+    train_yaml(tmp_path / "train.yaml", [tmp_path / "dataset"], tmp_path / "out")
+    annotation = {"id": 1, "image_id": 1, "segmentation": [[10, 10, 90, 10, 90, 90]], "iscrowd": 0}
+    images = [{"id": 1, "file_name": name, "height": 180, "width": 240}]
+    (tmp_path / "coco.json").write_text(json.dumps({"images": images, "annotations": [annotation]}))
+    before = sorted(tmp_path.rglob("*"))
+    device = ["--device", "cpu"] if arguments[0] in ("masks", "evaluate") else []
+    device = ["--set", "model.device=cpu"] if "photos" in arguments and arguments[0] == "build" else device
+    done = run(*arguments, *device)
+    assert done.exit_code == 2, done.output
+    assert "precision bf16 needs a GPU: on a CPU, use precision fp32 or auto" in done.stderr
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_catalog_scan_and_check(tmp_path, coffee):

@@ -29,8 +29,6 @@ from segmint.catalogs.source.rows import read_rows
 from segmint.infra.errors import SegmintError, UnfinishedError
 from segmint.pipeline.commands.cli import _PLACES, app
 from segmint.pipeline.corrections.merge.run import MergeList
-from segmint.pipeline.engine.evaluate.gate.result import GateJudgment
-from segmint.pipeline.engine.evaluate.gate.verdict import GateVerdict, GuardComparison
 from segmint.pipeline.engine.evaluate.result import EvaluationSubject
 from segmint.pipeline.engine.evaluate.truth import SkippedTruth
 from segmint.pipeline.masks.run import ImageResult
@@ -653,12 +651,16 @@ def _annotated(replaced, dataset: Path) -> Any:
 
 @case("`evaluate points`", "every image and mask was measured", 0)
 def _measured(replaced, place: DatasetPath) -> Any:
-    replaced("engine.evaluate.points.points.evaluate_points", done("points", subject=SimpleNamespace(skipped=())))
+    replaced("engine.evaluate.points.points.evaluate_points", done("points", subject=_measured_subject()))
     return run("evaluate", "points", place.uri)
 
 
+def _measured_subject(*skipped: SkippedTruth) -> EvaluationSubject:
+    return EvaluationSubject("points", (), (), "cpu, fp32", 1, 1, skipped, 1.0)
+
+
 def _skipping() -> SimpleNamespace:
-    subject = EvaluationSubject("points", (), (), "cpu, fp32", 1, 1, (SkippedTruth("t", "a.jpg", "gone"),), 1.0)
+    subject = _measured_subject(SkippedTruth("t", "a.jpg", "gone"))
     return done(subject.head(), *subject.closing_lines(), subject=subject)
 
 
@@ -668,27 +670,33 @@ def _points(replaced, place: DatasetPath) -> Any:
     return run("evaluate", "points", place.uri)
 
 
-def _judged(verdict: GateVerdict, *guards: GuardComparison) -> SimpleNamespace:
-    lineage: Any = SimpleNamespace(weights=SimpleNamespace(label="w"), line=lambda: "w", to_dict=dict)
-    judgment = GateJudgment(verdict, (), (lineage, lineage), (), guards=guards)
-    return done(*judgment.lines(), judgment=judgment, subject=SimpleNamespace(skipped=()))
+def _compared(interval: tuple[float, float] | None) -> SimpleNamespace:
+    subject = _measured_subject().with_change("iou_1", -0.1, interval)
+    return done(subject.head(), *subject.closing_lines(), subject=subject)
 
 
-@case("`evaluate points`", "`--require better`, and the verdict isn't `better`", 1)
-def _worse(replaced, place: DatasetPath) -> Any:
-    replaced("engine.evaluate.gate.gate.evaluate_gate", _judged(GateVerdict.WORSE, GuardComparison("g", ())))
-    return run("evaluate", "points", place.uri, "--require", "better")
+def _fails_if_worse(name: str) -> None:
+    """Add the rows of an evaluation that compares two sets of weights."""
+    function = f"engine.evaluate.{name}.{name}.evaluate_{name}"
+
+    @case(f"`evaluate {name}`", "`--fail-if-worse`, and the second weights are worse by the whole interval", 1)
+    def _worse(replaced, place: DatasetPath) -> Any:
+        replaced(function, _compared((-0.2, -0.05)))
+        return run("evaluate", name, place.uri, "--fail-if-worse", "iou_1")
+
+    @case(f"`evaluate {name}`", "`--fail-if-worse`, and the difference has no interval", 3)
+    def _unknown(replaced, place: DatasetPath) -> Any:
+        replaced(function, _compared(None))
+        return run("evaluate", name, place.uri, "--fail-if-worse", "iou_1")
 
 
-@case("`evaluate points`", "a guard set is too small to judge", 3)
-def _unguarded(replaced, place: DatasetPath) -> Any:
-    replaced("engine.evaluate.gate.gate.evaluate_gate", _judged(GateVerdict.BETTER, GuardComparison("g", ())))
-    return run("evaluate", "points", place.uri, "--require", "better")
+for _name in ("points", "proposals", "edges", "instances"):
+    _fails_if_worse(_name)
 
 
 @case("`evaluate proposals`", "every image and mask was measured", 0)
 def _all_proposals(replaced, place: DatasetPath) -> Any:
-    replaced("engine.evaluate.proposals.proposals.evaluate_proposals", done("all", subject=SimpleNamespace(skipped=())))
+    replaced("engine.evaluate.proposals.proposals.evaluate_proposals", done("all", subject=_measured_subject()))
     return run("evaluate", "proposals", place.uri)
 
 
@@ -700,7 +708,7 @@ def _proposals(replaced, place: DatasetPath) -> Any:
 
 @case("`evaluate edges`", "every image and mask was measured", 0)
 def _all_edges(replaced, place: DatasetPath) -> Any:
-    replaced("engine.evaluate.edges.edges.evaluate_edges", done("all", subject=SimpleNamespace(skipped=())))
+    replaced("engine.evaluate.edges.edges.evaluate_edges", done("all", subject=_measured_subject()))
     return run("evaluate", "edges", place.uri)
 
 
@@ -712,7 +720,7 @@ def _edges(replaced, place: DatasetPath) -> Any:
 
 @case("`evaluate instances`", "every image and mask was measured", 0)
 def _all_instances(replaced, place: DatasetPath) -> Any:
-    replaced("engine.evaluate.instances.instances.evaluate_instances", done("all", subject=SimpleNamespace(skipped=())))
+    replaced("engine.evaluate.instances.instances.evaluate_instances", done("all", subject=_measured_subject()))
     return run("evaluate", "instances", place.uri)
 
 
@@ -724,7 +732,7 @@ def _instances(replaced, place: DatasetPath) -> Any:
 
 @case("`evaluate text`", "every image and mask was measured", 0)
 def _all_texts(replaced, place: DatasetPath) -> Any:
-    replaced("engine.evaluate.text.evaluate_text", done("all", subject=SimpleNamespace(skipped=())))
+    replaced("engine.evaluate.text.evaluate_text", done("all", subject=_measured_subject()))
     return run("evaluate", "text", place.uri, "--clip", "clip", "--projection", "text.safetensors")
 
 

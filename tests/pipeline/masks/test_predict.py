@@ -4,17 +4,15 @@ import json
 
 import numpy as np
 import pytest
-import torch
 from pycocotools import mask as coco
 
 from segmint.infra.assets.resolve import resolve
-from segmint.infra.device import Compute, resolve_compute
+from segmint.infra.device import resolve_compute
 from segmint.model.sam.predictor import Predictor
 from segmint.operators.segment.models import load_model
 from segmint.pipeline.masks.document import MasksOrigin, sa1b_document
 from segmint.pipeline.masks.options import MasksOptions, PhotographPrompt
 from segmint.pipeline.masks.predict import PromptedMask, prompted_masks
-from tests.support.cpu_kernels import every_dot, skip_without_bf16
 
 pytestmark = pytest.mark.usefixtures("embedded_once")
 
@@ -83,31 +81,3 @@ def test_a_box_and_points_are_one_prompt(predictor, coffee):
     inside = np.zeros((400, 600), bool)
     inside[60:320, 155:405] = True
     assert (pixels(boxed) & ~inside).sum() < 0.02 * pixels(boxed).sum()
-
-
-def test_drawing_a_point_in_bf16_gives_nearly_the_same_masks(predictor, coffee):
-    """By each instruction set that can, so also by the emulation, on the three masks of the cup and their borders."""
-    embedding = predictor.embed(coffee)
-    found = []
-    for kernels in (predictor.kernels, *every_dot()):
-        drawing = Predictor(predictor.sam, kernels=kernels)
-        plan = drawing.plan_points(embedding)
-        decoded = drawing.decode_points(embedding, plan, np.array([CUP[:2]]))
-        found.append(drawing.draw_masks(plan, decoded, torch.ones(1, 3, dtype=torch.bool)))
-    exact, *rounded = found
-    for logits in rounded:
-        assert not torch.equal(logits, exact)
-        assert torch.equal(logits, rounded[0])
-        for mask, twin in zip(logits.numpy() > 0, exact.numpy() > 0, strict=True):
-            assert overlap(mask, twin) > 0.99
-
-
-def test_with_bf16_on_a_cpu_weights_stay_fp32_and_masks_are_drawn_in_it(predictor, coffee):
-    skip_without_bf16()
-    reduced = Predictor(load_model(resolve("mobile_sam"), Compute("cpu", "bf16", 1)))
-    assert reduced.kernels.dot
-    assert reduced.sam.dtype == torch.float32
-    embedding = predictor.embed(coffee)
-    exact, rounded = (each.predict(embedding, [CUP[:2]], [1]) for each in (predictor, reduced))
-    assert torch.equal(exact.predicted_iou, rounded.predicted_iou)
-    assert not torch.equal(exact.low_res_logits, rounded.low_res_logits)

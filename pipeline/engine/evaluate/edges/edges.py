@@ -30,7 +30,7 @@ from segmint.pipeline.engine.evaluate.page import (
 )
 from segmint.pipeline.engine.evaluate.result import EvaluationSubject, p_value, percent, table_line, verdict
 from segmint.pipeline.engine.evaluate.session import SEED, EvaluateOptions, EvaluationSession
-from segmint.pipeline.engine.evaluate.setup import open_truths
+from segmint.pipeline.engine.evaluate.setup import check_fail_if_worse, open_truths
 
 Floats = NDArray[np.float64]
 
@@ -214,6 +214,7 @@ def evaluate_edges(
     invalid, and `NothingMeasuredError` if no image can be evaluated.
     """
     _check(measure)
+    check_fail_if_worse(options.fail_if_worse, options.model, FIGURES)
     truths = open_truths(options.truth, storage)
     measure = replace(measure, annotators=tuple(open_annotator(Location(storage, each)) for each in annotators))
     predictions: list[Predictions] = []
@@ -232,6 +233,10 @@ def evaluate_edges(
         session = EvaluationSession(task, truths, options.model.run, output, lambda row: float(row["f"]))
         counts = gather(session.tables(), len(task.weights))
         answer = edges_result(session.subject(None), measure, counts)
+        if options.fail_if_worse is not None:
+            change = {each.name: each for each in answer.differences}[options.fail_if_worse]
+            subject = answer.subject.with_change(change.name, change.value, change.interval)
+            answer = replace(answer, subject=subject)
         answer.page().put(output, answer.to_dict(), answer.subject, session.lowest)
     return answer
 

@@ -14,7 +14,7 @@ from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.infra.wording import counted
-from segmint.operators.evaluate.average_precision import MOST, MOST_LVIS, AveragePrecision
+from segmint.operators.evaluate.average_precision import MOST, MOST_LVIS, AveragePrecision, score_names
 from segmint.operators.evaluate.coco_matching import ImageMatches
 from segmint.operators.intervals import Interval, basis, figure_intervals
 from segmint.operators.resampling import holm, sign_flip_p, swap_p
@@ -34,7 +34,7 @@ from segmint.pipeline.engine.evaluate.page import ComparedScore, FiguresPage, Ta
 from segmint.pipeline.engine.evaluate.predictions import check_matched, read_predictions
 from segmint.pipeline.engine.evaluate.result import EvaluationSubject, p_value, percent, table_line, verdict
 from segmint.pipeline.engine.evaluate.session import SEED, EvaluateOptions, EvaluationSession
-from segmint.pipeline.engine.evaluate.setup import open_truths
+from segmint.pipeline.engine.evaluate.setup import check_fail_if_worse, open_truths
 from segmint.pipeline.engine.evaluate.truth import Truth
 
 Floats = NDArray[np.float64]
@@ -53,6 +53,9 @@ SHOWN = {
     f"ar_{MOST_LVIS}": f"AR@{MOST_LVIS}",
 }
 """Scores to show if the boxes have scores, with their names. Scores by frequency exist only for LVIS."""
+
+OVERLAPS = {"masks": "mIoU over masks", "images": "mIoU over images"}
+"""Scores to show if the boxes have no scores, with their names."""
 
 Estimate = tuple[float | None, Interval | None]
 """Score or difference of scores, with its interval."""
@@ -268,7 +271,10 @@ def overlap_result(subject: EvaluationSubject, settings: InstancesSettings, sums
         found = drawn[:, 1:] / drawn[:, :1]
         return np.concatenate([found, found[:, 1:] - found[:, :1]], axis=1) if weights == 2 else found
 
-    shown = {"masks": f"mIoU over masks ({subject.masks:,})", "images": f"mIoU over images ({len(sums):,})"}
+    shown = {
+        name: f"{text} ({count:,})"
+        for (name, text), count in zip(OVERLAPS.items(), (subject.masks or 0, len(sums)), strict=True)
+    }
     ways = [figure_intervals(each, means, [SEED, place], weights) for place, each in enumerate((sums, of_images))]
     scores = [
         {name: (values[place], intervals[place]) for name, (values, intervals) in zip(shown, ways, strict=True)}
@@ -308,8 +314,11 @@ def evaluate_instances(
     measure: PrecisionMeasure | OverlapMeasure
     if boxes is not None and boxes.scored:
         measure = PrecisionMeasure(boxes, refine, boxes.categories and truths[0].federated)
+        names = [name for name in SHOWN if name in score_names(measure.federated)]
     else:
         measure = OverlapMeasure(boxes, refine)
+        names = list(OVERLAPS)
+    check_fail_if_worse(options.fail_if_worse, options.model, names)
     task = options.model.task(measure, predictions)
     with OutputFolder(options.output, storage, truths, measure.schema) as output:
         session = EvaluationSession(task, truths, options.model.run, output, lambda row: row.get("iou"))
@@ -323,6 +332,9 @@ def evaluate_instances(
             sums = gather_overlaps(session.tables(), len(task.weights), boxes)
             check_matched(task.weights, sums[:, 1:].any(axis=0))
             answer = overlap_result(session.subject(int(sums[:, 0].sum())), settings, sums)
+        if options.fail_if_worse is not None:
+            change = (answer.differences or {})[options.fail_if_worse]
+            answer = replace(answer, subject=answer.subject.with_change(options.fail_if_worse, *change))
         answer.page().put(output, answer.to_dict(), answer.subject, session.lowest)
     return answer
 

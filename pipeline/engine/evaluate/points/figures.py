@@ -120,7 +120,7 @@ def means_of(scores: ImageScores, truths: int, seed: int, resamples: int = RESAM
         for over, sums, counts in _ways(part):
             p = None
             if over == "masks" and sums.shape[1] == 2:
-                p = sign_flip_p(part.differences(), [*key, _SIGNS], resamples)
+                p = sign_flip_p(sums[:, 1] - sums[:, 0], [*key, _SIGNS], resamples)
             _add(found, differences, part, scope, over, [(sums, counts)], [*key, _MEANS], resamples, p)
     if len(scopes) > 1:
         parts = [images.of(images.truth == number) for number in numbers]

@@ -64,7 +64,6 @@ def render_page(answer: PointsResult, worst: Sequence[Sequence[WorstMask]], trut
             ("Seed", str(settings.seed)),
         ],
         first_click=_FIRST[settings.first],
-        judged=None if answer.judgment is None else answer.judgment.values(),
         basis=basis(subject.images),
         charts=[_chart(answer, scope) for scope in answer.scopes()],
         compared=list(_compared(answer)),

@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 
@@ -15,18 +15,17 @@ from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.operators.evaluate.settings import FirstClick, PointsSettings
 from segmint.operators.rows import Row
-from segmint.pipeline.engine.evaluate.measure import PartResult
 from segmint.pipeline.engine.evaluate.output import OutputFolder
 from segmint.pipeline.engine.evaluate.page import markdown
 from segmint.pipeline.engine.evaluate.points.figures import groups_of, means_of
 from segmint.pipeline.engine.evaluate.points.measure import DRAWN, SCORES, PointsMeasure
 from segmint.pipeline.engine.evaluate.points.page import points_tables, render_page
-from segmint.pipeline.engine.evaluate.points.result import Judge, PointsResult
+from segmint.pipeline.engine.evaluate.points.result import KINDS, PointsResult
 from segmint.pipeline.engine.evaluate.points.scores import ImageScores, collect
 from segmint.pipeline.engine.evaluate.predictions import check_matched, read_predictions
 from segmint.pipeline.engine.evaluate.result import EvaluationSubject
 from segmint.pipeline.engine.evaluate.session import EvaluationSession
-from segmint.pipeline.engine.evaluate.setup import ModelOptions, TruthOptions, open_truths
+from segmint.pipeline.engine.evaluate.setup import ModelOptions, TruthOptions, check_fail_if_worse, open_truths
 
 IMAGE_KEY, MASK_KEY = "image_id", "annotation_id"
 """Columns that can identify an image or a mask in a groups file. The file has one of them, and a column of labels."""
@@ -131,7 +130,8 @@ GROUP_CLICKS = (1, 3)
 class PointsOptions:
     """Options of the evaluation.
 
-    By default, the `first` click is central. With groups, it is random, as in the paper.
+    By default, the `first` click is central. With groups, it is random, as in the paper. `fail_if_worse` is as in
+    `EvaluateOptions`.
     """
 
     truth: TruthOptions
@@ -140,50 +140,40 @@ class PointsOptions:
     first: FirstClick | None = None
     groups: str | None = None
     output: str | None = None
+    fail_if_worse: str | None = None
 
 
-def evaluate_points(options: PointsOptions, storage: Storage, judge: Judge | None = None) -> PointsResult:
+def evaluate_points(options: PointsOptions, storage: Storage) -> PointsResult:
     """Click on all masks, compute the scores, and write the results and a page to the output, if any.
 
-    A `judge` sees all results as they arrive, and its judgment becomes part of the result and the page. Raises
-    `UsageError` if an option is invalid, and `NothingMeasuredError` if no image can be evaluated.
+    Raises `UsageError` if an option is invalid, and `NothingMeasuredError` if no image can be evaluated.
     """
     groups = None if options.groups is None else read_groups(options.groups, lambda name: Location(storage, name))
     settings = _settings(options, groups is not None)
+    check_fail_if_worse(
+        options.fail_if_worse, options.model, [f"{kind}_{count}" for kind in KINDS for count in settings.clicks]
+    )
     measure = PointsMeasure(settings, None if groups is None else groups.column)
     truths = open_truths(options.truth, storage, () if groups is None else groups.image_columns)
     required = ("annotation_id", "clicks")
     task = options.model.task(measure, read_predictions(options.model.predictions, truths, storage, required))
     measures = tuple(f"{kind}_{count}" for kind in SCORES for count in settings.clicks)
-    with OutputFolder(options.output, storage, truths, kept_schema(measure)) as output:
+    kept = measure.schema
+    for name in DRAWN:
+        kept = kept.remove(kept.get_field_index(name))
+    with OutputFolder(options.output, storage, truths, kept) as output:
         session = EvaluationSession(task, truths, options.model.run, output)
-        results = session.results() if judge is None else _shown(session.results(), judge)
-        scores, worst = collect(
-            results, measures, len(task.weights), (lambda _: None) if groups is None else groups.of, output.add
-        )
+        group_of = (lambda _: None) if groups is None else groups.of
+        scores, worst = collect(session.results(), measures, len(task.weights), group_of, output.add)
         check_matched(task.weights, scores.sums.any(axis=(0, 2)), "image_id and annotation_id")
         answer = _answer(session.subject(scores.masks), settings, scores, groups)
-        if judge is not None:
-            answer = replace(answer, judgment=judge.judge())
+        if options.fail_if_worse is not None:
+            change = answer.means.difference(options.fail_if_worse)
+            answer = replace(answer, subject=answer.subject.with_change(change.measure, change.mean, change.interval))
         if output.wanted:
             page, tables = render_page(answer, worst, truths), markdown(answer.subject, points_tables(answer))
             output.put(answer.to_dict(), page, tables)
     return answer
-
-
-def kept_schema(measure: PointsMeasure) -> pa.Schema:
-    """Return the schema of the stored results, without the columns that only the page needs."""
-    kept = measure.schema
-    for name in DRAWN:
-        kept = kept.remove(kept.get_field_index(name))
-    return kept
-
-
-def _shown(results: Iterable[PartResult], judge: Judge) -> Iterator[PartResult]:
-    """Yield the results unchanged, and show each one to a judge."""
-    for result in results:
-        judge.see(result)
-        yield result
 
 
 def _settings(options: PointsOptions, grouped: bool) -> PointsSettings:

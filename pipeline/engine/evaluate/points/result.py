@@ -1,14 +1,13 @@
 """Result of the evaluation by clicks, as text and as JSON."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from segmint.infra.wording import counted
 from segmint.operators.evaluate.settings import PointsSettings
 from segmint.operators.intervals import basis
 from segmint.operators.resampling import holm
-from segmint.pipeline.engine.evaluate.measure import PartResult
 from segmint.pipeline.engine.evaluate.points.figures import GroupMean, GroupPair, MeanDifference, Means, MeanScore, Over
 from segmint.pipeline.engine.evaluate.points.scores import ImageScores
 from segmint.pipeline.engine.evaluate.result import EvaluationSubject, p_value, percent, verdict
@@ -20,34 +19,11 @@ KINDS = {"iou": "the model's choice", "oracle": "the best of three"}
 """Measures to show, with their names."""
 
 
-class Judgment(Protocol):
-    """Judgment that becomes part of a result."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Convert the judgment to JSON-serializable values."""
-
-    def lines(self) -> list[str]:
-        """Format the judgment as human-readable lines."""
-
-    def values(self) -> Mapping[str, Any]:
-        """Return the values for the page's template."""
-
-
-class Judge(Protocol):
-    """Judge that collects an evaluation's results as they arrive, and judges them at the end."""
-
-    def see(self, result: PartResult) -> None:
-        """Add the results of a part."""
-
-    def judge(self) -> Judgment:
-        """Judge all added results."""
-
-
 @dataclass(frozen=True)
 class PointsResult:
     """Means, differences, and groups of an evaluation, and the scores by image that they were computed from.
 
-    `grouped_by` is empty without groups. `judgment` is the judge's conclusion, if there was a judge.
+    `grouped_by` is empty without groups.
     """
 
     subject: EvaluationSubject
@@ -57,7 +33,6 @@ class PointsResult:
     grouped_by: str = ""
     groups: tuple[GroupMean, ...] = ()
     pairs: tuple[GroupPair, ...] = ()
-    judgment: Judgment | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Convert the result to JSON-serializable values."""
@@ -76,8 +51,6 @@ class PointsResult:
         if self.grouped_by:
             groups, pairs = ([asdict(each) for each in part] for part in (self.groups, self.pairs))
             answer["groups"] = {"by": self.grouped_by, "means": groups, "pairs": pairs}
-        if self.judgment is not None:
-            answer["gate"] = self.judgment.to_dict()
         return answer
 
     def lines(self) -> list[str]:
@@ -89,7 +62,6 @@ class PointsResult:
             *self._tables(),
             *self._differences(),
             *self._groups(),
-            *(["", *self.judgment.lines()] if self.judgment is not None else []),
             *self.subject.closing_lines(),
         ]
 

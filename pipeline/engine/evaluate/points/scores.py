@@ -66,11 +66,6 @@ class ImageScores:
         truths = np.array([truth for truth, _ in keys], np.int64)
         return ImageScores(self.measures, truths, tuple(image for _, image in keys), (None,) * len(keys), counts, sums)
 
-    def differences(self, first: int = 0, second: int = 1) -> Floats:
-        """Return the second weights' sums minus the first's, (U, M). Means and tests use them with `counts`."""
-        difference: Floats = self.sums[:, second] - self.sums[:, first]
-        return difference
-
 
 @dataclass(frozen=True, order=True)
 class WorstMask:

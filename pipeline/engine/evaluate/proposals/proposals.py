@@ -19,10 +19,10 @@ from segmint.operators.rows import Row
 from segmint.pipeline.engine.evaluate.output import OutputFolder
 from segmint.pipeline.engine.evaluate.page import ComparedScore, FiguresPage, Table, cell, comparison
 from segmint.pipeline.engine.evaluate.predictions import check_matched, read_predictions
-from segmint.pipeline.engine.evaluate.proposals.measure import ALL, ProposalsMeasure, counts_of
+from segmint.pipeline.engine.evaluate.proposals.measure import ALL, KINDS, ProposalsMeasure, counts_of
 from segmint.pipeline.engine.evaluate.result import EvaluationSubject, p_value, percent, table_line, verdict
 from segmint.pipeline.engine.evaluate.session import SEED, EvaluateOptions, EvaluationSession
-from segmint.pipeline.engine.evaluate.setup import open_truths
+from segmint.pipeline.engine.evaluate.setup import check_fail_if_worse, open_truths
 
 Floats = NDArray[np.float64]
 
@@ -46,6 +46,16 @@ class Recall:
     p: float | None = None  # only for a difference; the test swaps the models in whole images
     holm: float | None = None  # p after Holm's correction over all differences
     verdict: str | None = None  # only for a difference
+
+    @property
+    def measure(self) -> str:
+        """Name for `--fail-if-worse`."""
+        return measure_name(self.kind, self.limit, self.area)
+
+
+def measure_name(kind: str, limit: int, area: str) -> str:
+    """Return the name of an average recall for `--fail-if-worse`, such as `ar_1000` or `ar_100_rare_small`."""
+    return "_".join(["ar", str(limit), *(each for each in (kind, area) if each != ALL)])
 
 
 @dataclass(frozen=True)
@@ -242,6 +252,9 @@ def evaluate_proposals(options: EvaluateOptions, points_per_side: int, storage: 
     truths = open_truths(options.truth, storage)
     frequencies = {number: truth.frequencies for number, truth in enumerate(truths) if truth.frequencies}
     measure = ProposalsMeasure(points_per_side, frequencies)
+    kinds = [ALL, *(KINDS.values() if frequencies else ())]
+    names = [measure_name(kind, limit, area) for kind in kinds for limit in LIMITS for area in AREAS]
+    check_fail_if_worse(options.fail_if_worse, options.model, names)
     task = options.model.task(measure, read_predictions(options.model.predictions, truths, storage, ("score",)))
     with OutputFolder(options.output, storage, truths, measure.schema) as output:
         session = EvaluationSession(task, truths, options.model.run, output, _score)
@@ -249,6 +262,10 @@ def evaluate_proposals(options: EvaluateOptions, points_per_side: int, storage: 
         check_matched(task.weights, counts[ALL].proposals.any(axis=0))
         subject = session.subject(int(counts[ALL].truth[:, 0].sum()))
         answer = proposals_result(subject, points_per_side, counts)
+        if options.fail_if_worse is not None:
+            change = {each.measure: each for each in answer.differences}[options.fail_if_worse]
+            subject = subject.with_change(change.measure, change.value, change.interval)
+            answer = replace(answer, subject=subject)
         answer.page().put(output, answer.to_dict(), subject, session.lowest)
     return answer
 

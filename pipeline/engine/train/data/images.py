@@ -167,15 +167,6 @@ class DatasetContents:
     whole: bool
 
 
-class NoImagesError(UsageError):
-    """Raised when a run's datasets contain no mask of the chosen kind. `held` contains each dataset's contents."""
-
-    def __init__(self, message: str, held: dict[str, DatasetContents]) -> None:
-        """Store the message and the contents of the datasets."""
-        super().__init__(message)
-        self.held = held
-
-
 def find_images(
     config: TrainConfig, datasets: Sequence[TrainingDataset], kept: Location | None, skipped: SkippedImages
 ) -> tuple[TrainingImages, dict[str, DatasetContents]]:
@@ -183,7 +174,7 @@ def find_images(
 
     Returns the images, and each dataset's contents by the dataset's key. `kept` is the folder with the shard scans of
     earlier runs. Unusable items are added to `skipped`. For an unreadable shard, `bad_shards` decides whether to skip
-    it or to raise `DamagedDatasetError`. Raises `NoImagesError` if no image remains.
+    it or to raise `DamagedDatasetError`. Raises `UsageError` if no image remains.
     """
     shards: list[Shard] = []
     parts: list[tuple[Any, ...]] = []
@@ -218,7 +209,7 @@ def find_images(
     if not sum(len(part[0]) for part in parts):
         kinds = ", ".join(f"{entry.uri} ({entry.masks} masks)" for entry in config.datasets)
         reasons = "".join(f"; {count:,} {reason}" for reason, count in sorted(skipped.counts.items()))
-        raise NoImagesError(f"no images with masks to train on in {kinds}{reasons}", held)
+        raise UsageError(f"no images with masks to train on in {kinds}{reasons}")
     columns = dict(zip(_COLUMNS, (np.concatenate(column) for column in zip(*parts, strict=True)), strict=True))
     columns["starts"] = np.concatenate([[0], np.cumsum(columns["starts"])])
     return TrainingImages(shards=shards, **columns), held

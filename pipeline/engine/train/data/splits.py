@@ -18,28 +18,18 @@ _SALT = b"segmint held-out 1\0"
 _RANGE = 1 << 64
 
 
-def held_out(
-    images: TrainingImages,
-    share: float,
-    seen: NDArray[np.bool_] | None = None,
-    groups: NDArray[np.int64] | None = None,
-) -> NDArray[np.bool_]:
-    """Decide which of the N images are held out, (N,) bool.
-
-    `seen` (N,) bool marks the images in datasets that are trained on; None marks all images. An image outside of these
-    is held out unless it is similar to an image that is trained on. `groups` (N,) is the result of `similar_groups`, if
-    the caller has it.
-    """
+def held_out(images: TrainingImages, share: float) -> NDArray[np.bool_]:
+    """Decide which of the N images are held out, (N,) bool."""
     sources, same = np.unique(images.source_sha256, axis=0, return_inverse=True)
     alone = np.array([is_held_out(source.tobytes(), share) for source in sources], bool)
-    groups = similar_groups(images) if groups is None else groups
+    groups = _similar_groups(images)
     trained = np.zeros(len(images) + 1, bool)
-    np.logical_or.at(trained, groups, ~alone[same.reshape(-1)] & (True if seen is None else seen))
+    np.logical_or.at(trained, groups, ~alone[same.reshape(-1)])
     held: NDArray[np.bool_] = ~trained[groups]
     return held
 
 
-def similar_groups(images: TrainingImages) -> NDArray[np.int64]:
+def _similar_groups(images: TrainingImages) -> NDArray[np.int64]:
     """Group the N images by similarity. Returns a group number per image, (N,)."""
     sources, first, same = np.unique(images.source_sha256, axis=0, return_index=True, return_inverse=True)
     # Images with the same source belong to one group, and so do images with the same JPEG, because two catalogs may

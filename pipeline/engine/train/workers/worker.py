@@ -15,7 +15,7 @@ from torch import Tensor
 from segmint.infra import log
 from segmint.infra.assets.cache import sha256_of
 from segmint.infra.assets.resolve import resolve
-from segmint.infra.device import apply_compute, resolve_compute, warn_of_slow_bf16
+from segmint.infra.device import apply_compute, resolve_compute
 from segmint.infra.errors import SegmintError, UnfinishedError, UsageError, last_line
 from segmint.infra.ray_internals import is_worker_death
 from segmint.infra.storage.location import Location
@@ -70,7 +70,6 @@ def work(config: Mapping[str, WorkerTask]) -> None:
     log.configure(json=task.as_json, stream=_LogStream(say))
     device = str(get_device()) if keys.resources.gpus_per_worker == 1 else "cpu"
     compute = resolve_compute(device, keys.precision, keys.resources.threads)
-    warn_of_slow_bf16(compute)
     apply_compute(compute)
     weights = resolve(keys.weights, mirror=keys.assets, storage=Storage(keys.storage))
     if sha256_of(weights) != session.run.parent.weights:

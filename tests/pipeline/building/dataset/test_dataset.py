@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from segmint.catalogs.dataset.commits import CommitLog
 from segmint.catalogs.dataset.manifest import (
@@ -23,6 +24,7 @@ from segmint.catalogs.dataset.manifest import (
     read_dataset_id,
     read_manifest,
 )
+from segmint.catalogs.dataset.reader import Dataset
 from segmint.catalogs.dataset.sweep import sweep
 from segmint.catalogs.dataset.tombstones import TakedownRequest
 from segmint.catalogs.dataset.unaccounted import unknown_files
@@ -35,6 +37,7 @@ from segmint.infra.assets.known import ASSETS
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.errors import StorageFaultError
 from segmint.infra.storage.storage import Storage
+from segmint.infra.version import VERSION
 from segmint.operators.prepare.deidentify import RULE
 from segmint.operators.segment.artifacts import RedactionArtifacts
 from segmint.operators.segment.numerics import Numerics
@@ -43,6 +46,7 @@ from segmint.pipeline.building.dataset.dataset import BuildDataset, _begin, name
 from segmint.pipeline.building.dataset.first_numerics import first_device
 from segmint.pipeline.building.plan.options import PlanOptions
 from segmint.pipeline.building.plan.plan import make_plan
+from segmint.pipeline.commands.cli import app
 from segmint.pipeline.config.config import Config, identity, load_config
 from segmint.pipeline.config.stage_settings import detector_hashes, prepare_config, segment_settings
 from segmint.pipeline.corrections.amend import amend
@@ -185,6 +189,23 @@ def test_what_differs_is_named(tmp_path: Path, catalog: Path, changes: dict[str,
     with pytest.raises(UsageError, match=key):
         open_or_create(config(tmp_path, catalog, **changes), Storage())
     assert digests(tmp_path / "dataset") == before
+
+
+@pytest.mark.usefixtures("weights")
+def test_a_dataset_that_was_begun_in_bf16_on_a_cpu_is_read_but_not_built(small_dataset: Path, dataset: Path) -> None:
+    begun = load_manifest(location_of(dataset))
+    numerics = {**begun.numerics, "precision": "bf16", "kernels": "lanes16-1+dot"}
+    change_manifest(dataset, numerics=numerics, code_version="0.3.0")
+    assert load_manifest(location_of(dataset)).numerics == numerics
+    assert len(list(Dataset.open(location_of(dataset)))) == 6
+    before = digests(dataset)
+    wanted = small_dataset.parent / "build.yaml"
+    for changes in ([], ["--set", "model.precision=bf16"]):
+        done = CliRunner().invoke(app, ["build", str(wanted), "--set", f"output={dataset}", *changes])
+        assert done.exit_code == 2, done.output
+        assert f"{dataset} was created in bf16 on a CPU, which segmint {VERSION} reads and corrects, but" in done.stderr
+        assert "continue with segmint 0.3.0, or choose another output" in done.stderr
+    assert digests(dataset) == before
 
 
 @pytest.mark.usefixtures("weights")

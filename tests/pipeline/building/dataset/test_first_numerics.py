@@ -126,27 +126,23 @@ def test_a_cluster_uses_cpu_kernels_if_all_its_nodes_have_them(
     wanted = config(tmp_path, model={"device": "cpu"})
     assert first_numerics(wanted, mobile_sam_path).kernels == LANES16
     where = "segmint.pipeline.building.dataset.first_numerics.reason"
-    monkeypatch.setattr(where, lambda dot: f"liblanes16.so isn't there{' for bf16' if dot else ''}")
+    monkeypatch.setattr(where, lambda: "liblanes16.so isn't there")
     assert first_numerics(wanted, mobile_sam_path).kernels == "torch"
     forced = config(tmp_path, model={"device": "cpu", "kernels": LANES16})
     words = r"model\.kernels is lanes16-1, but 1 node of the cluster can't use .* on [\d.]+, liblanes16\.so isn't there"
     with pytest.raises(UsageError, match=words):
         first_numerics(forced, mobile_sam_path)
-    if usable_kernels(dot=True) is not None:
-        words = r"slower than fp32 with kernels: 1 node of the cluster can't .*isn't there for bf16\. Otherwise"
-        with pytest.raises(UsageError, match=words):
-            first_numerics(config(tmp_path, model={"device": "cpu", "precision": "bf16"}), mobile_sam_path)
-    monkeypatch.setattr(where, lambda dot: os._exit(1))
+    monkeypatch.setattr(where, lambda: os._exit(1))
     assert first_numerics(wanted, mobile_sam_path).kernels == "torch"
 
 
 def test_a_node_without_room_for_a_segment_actor_needs_no_cpu_kernels(
     tmp_path: Path, one_gpu_slot: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("segmint.pipeline.building.dataset.first_numerics.reason", lambda dot: "none")
+    monkeypatch.setattr("segmint.pipeline.building.dataset.first_numerics.reason", lambda: "none")
     pools = {"segment": {"num_cpus": 3}}
-    assert _nodes_without_kernels(config(tmp_path, resources=pools), dot=False) == {}
-    assert list(_nodes_without_kernels(config(tmp_path), dot=False).values()) == ["none"]
+    assert _nodes_without_kernels(config(tmp_path, resources=pools)) == {}
+    assert list(_nodes_without_kernels(config(tmp_path)).values()) == ["none"]
 
 
 def test_auto_counts_on_the_gpus_that_are_there_or_that_were_asked_for(tmp_path: Path) -> None:

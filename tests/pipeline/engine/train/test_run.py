@@ -177,11 +177,11 @@ def test_worse_weights_are_named_and_the_next_command_compares_them(ended):
     assert "on these images, the new weights are worse than the initial weights (0.9705 → 0.9640)" in lines
     done = CliRunner().invoke(app, ["train", str(ended.config)])
     weights = f"--weights mobile_sam --weights {ended.output}/{record.file}"
-    assert done.stderr.endswith(f"next: segmint evaluate points {ended.dataset} {weights} --gate\n")
+    assert done.stderr.endswith(f"next: segmint evaluate points HELD_OUT_DATASET {weights} --fail-if-worse iou_1\n")
 
 
 def test_a_parent_whose_record_is_damaged_is_refused(ended, tmp_path):
-    """Else the gate would take its training images as held out."""
+    """Else the record of the new weights would lack the earlier rounds."""
     record = record_of(ended.output)
     for name in (record.file, TRAINING):
         shutil.copy(ended.output / name, tmp_path / name)

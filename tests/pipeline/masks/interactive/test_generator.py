@@ -145,6 +145,13 @@ def test_wrong_settings_and_models_are_refused_before_a_model_is_loaded(tmp_path
         MaskGenerator(Predictor(build_sam("mobile_sam")), device="cpu")
     with pytest.raises(ValueError, match=r"device='cpu' .* can't be combined with a loaded model"):
         MaskGenerator(build_sam("mobile_sam"), device="cpu")
+    for refused in (
+        lambda: MaskGenerator("mobile_sam", device="cpu", precision="bf16"),
+        lambda: Predictor("mobile_sam", device="cpu", precision="bf16"),
+        lambda: MaskGenerator(build_sam("mobile_sam").bfloat16()),
+    ):
+        with pytest.raises(ValueError, match="bf16 needs a GPU: on a CPU, use precision fp32 or auto"):
+            refused()
 
 
 @pytest.fixture(scope="module")

@@ -1,1 +1,0 @@
-"""The gate: decide whether new weights are better than old ones."""
