@@ -186,7 +186,6 @@ class Finding:
     mask: int | None = None
 
     def line(self) -> str:
-        """Return the finding as a line of text."""
         shard = "" if self.shard is None else f"shard {self.shard}: "
         where = f", {self.where}" if self.where else ""
         return f"{self.code}: {shard}{self.file}{where}: expected {self.expected}; found {self.found}"

@@ -293,7 +293,6 @@ class Reservation:
     paths: tuple[str, ...]
 
     def to_json(self) -> bytes:
-        """Return the bytes of the reservation's file."""
         return canonical_json({"shard": self.shard, "generation": self.generation, "paths": sorted(self.paths)})
 
     def location(self, dataset: Location) -> Location:

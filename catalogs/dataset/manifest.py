@@ -157,7 +157,6 @@ class DatasetManifest(Frozen):
         raise ValueError(f"there is no shard {shard}: the dataset has {self.shards}")
 
     def to_json(self) -> bytes:
-        """Return the bytes of the manifest's file."""
         return canonical_json(self.model_dump(mode="json", exclude=None if self.lineage else {"lineage"}))
 
     @classmethod

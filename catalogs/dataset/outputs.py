@@ -54,7 +54,6 @@ class OutputNote(Frozen):
         return f"{fingerprint(self.model_dump(mode='json'))}.json"
 
     def to_json(self) -> bytes:
-        """Return the bytes of the note's file."""
         return canonical_json(self.model_dump(mode="json"))
 
     def location(self, dataset: Location) -> Location | None:

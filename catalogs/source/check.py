@@ -150,7 +150,6 @@ class CatalogOutlook:
             self._note(Notice.UNKNOWN_COUNTRY, row, uri)
 
     def lines(self) -> Iterator[str]:
-        """Yield a line of text for each finding."""
         for code, found in self.findings.items():
             sentence = SENTENCES[code].rstrip(".")
             yield f"an audit will find {code}: {found.named()}: {sentence[0].lower()}{sentence[1:]}"
@@ -224,7 +223,6 @@ class CatalogFindings:
         return {"clean": self.clean, **value}
 
     def lines(self) -> list[str]:
-        """Format the findings as lines of text."""
         rows = counted(self.rows, "row")
         lines = [f"{self.catalog}: {rows}, {self.accepted:,} of them acceptable by their catalog entries"]
         width = max((len(name) for name in self.by_license), default=0)

@@ -60,7 +60,6 @@ class CollectResult:
     failed: dict[str, int] = field(default_factory=dict)  # rows without a copy, by reason
 
     def lines(self) -> list[str]:
-        """Format the result as lines of text."""
         return [
             f"{self.output}: copied {counted(self.copied, 'photograph')} of {counted(self.rows, 'row')}, "
             f"{size(self.copied_bytes)}; {counted(self.before, 'row')} completed before",

@@ -84,7 +84,6 @@ class NormalizedRows(AbstractContextManager["NormalizedRows"]):
             yield batch
 
     def close(self) -> None:
-        """Close the file."""
         self._file.close()
         self._stream.close()
 

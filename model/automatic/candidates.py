@@ -72,16 +72,13 @@ class BitPatch(MaskPatch):
 
     @property
     def area(self) -> int:
-        """See `MaskPatch`."""
         return int(np.bitwise_count(self.bits).sum(dtype=np.int64))
 
     def window(self) -> NDArray[np.bool_]:
-        """See `MaskPatch`."""
         height, width = self.shape
         return np.unpackbits(self.bits, count=height * width).view(np.bool_).reshape(height, width)
 
     def encode(self, frame_size: tuple[int, int]) -> Rle:
-        """See `MaskPatch`."""
         return encode_patch(self.window(), self.corner, frame_size)
 
 
@@ -99,11 +96,9 @@ class RunPatch(MaskPatch):
 
     @property
     def area(self) -> int:
-        """See `MaskPatch`."""
         return int((self.changes[1::2] - self.changes[0::2]).sum())
 
     def window(self) -> NDArray[np.bool_]:
-        """See `MaskPatch`."""
         height, width = self.shape
         lengths = np.diff(self.changes, prepend=0, append=width * (height + 1))
         values = np.zeros(lengths.size, dtype=np.bool_)
@@ -111,7 +106,6 @@ class RunPatch(MaskPatch):
         return np.ascontiguousarray(np.repeat(values, lengths).reshape(width, height + 1)[:, :height].T)
 
     def encode(self, frame_size: tuple[int, int]) -> Rle:
-        """See `MaskPatch`."""
         (x, y), (height, width) = self.corner, self.shape
         if x < 0 or y < 0 or y + height > frame_size[0] or x + width > frame_size[1]:
             raise ValueError(f"a window of {self.shape} at x={x}, y={y} extends beyond the frame of {frame_size}")

@@ -41,11 +41,11 @@ _DRAWN_MASKS = 256
 class MaskOperations(Protocol):
     """Implementation of the pixel arithmetic. `mask_tiles` and `mask_kernels` produce identical bits."""
 
-    def measure(self, low: Tensor, rows: Taps, columns: Taps, offset: float, wanted: Tensor | None = None) -> Tensor:
-        """See `mask_tiles.measure`."""
+    def measure(
+        self, low: Tensor, rows: Taps, columns: Taps, offset: float, wanted: Tensor | None = None
+    ) -> Tensor: ...
 
-    def draw(self, flat: Tensor, low: Tensor, rows: Taps, columns: Taps, strips: Sequence[Strip]) -> None:
-        """See `mask_tiles.draw`."""
+    def draw(self, flat: Tensor, low: Tensor, rows: Taps, columns: Taps, strips: Sequence[Strip]) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -85,11 +85,9 @@ class TiledUpscaling:
         return self._operations.measure(logits, self._rows, self._columns, offset, wanted)
 
     def stable_masks(self, logits: Tensor, offset: float, threshold: float) -> StableMasks[MaskOutline]:
-        """See `Upscaling`."""
         return stable_outlines(self.measure(logits, offset).cpu().numpy(), logits.unbind(), threshold)
 
     def draw(self, sketches: Sequence[MaskOutline]) -> list[MaskPatch]:
-        """See `Upscaling`."""
         return run_to_end(self.draw_in_steps(sketches))
 
     def draw_in_steps(self, sketches: Sequence[MaskOutline]) -> Generator[None, None, list[MaskPatch]]:
@@ -182,12 +180,10 @@ class KernelsWithFallback:
         self._operations: MaskOperations | None = None
 
     def measure(self, low: Tensor, rows: Taps, columns: Taps, offset: float, wanted: Tensor | None = None) -> Tensor:
-        """See `mask_tiles.measure`."""
         found: Tensor = self._call("measure", low, rows, columns, offset, wanted)
         return found
 
     def draw(self, flat: Tensor, low: Tensor, rows: Taps, columns: Taps, strips: Sequence[Strip]) -> None:
-        """See `mask_tiles.draw`."""
         self._call("draw", flat, low, rows, columns, strips)
 
     def _call(self, name: str, *arguments: Any) -> Any:

@@ -103,7 +103,6 @@ class BoxedUpscaling:
         self._columns = interpolation(*geometry.mask_axis(width, frame_width))
 
     def stable_masks(self, logits: Tensor, offset: float, threshold: float) -> StableMasks[MaskPatch]:
-        """See `Upscaling`."""
         found = [self._threshold(one, offset) for one in logits]
         inner = torch.tensor([window.inner for window in found], dtype=torch.float32)
         outer = torch.tensor([window.outer for window in found], dtype=torch.float32)
@@ -115,7 +114,6 @@ class BoxedUpscaling:
         return StableMasks(kept, scores.numpy()[kept], areas, boxes, patches)
 
     def draw(self, sketches: Sequence[MaskPatch]) -> list[MaskPatch]:
-        """See `Upscaling`."""
         return list(sketches)
 
     def _threshold(self, logits: Tensor, offset: float) -> _Window:
@@ -178,7 +176,6 @@ class BorderUpscaling:
         return StableMasks(kept, stability, numbers[kept, 1], numbers[kept, 3:], sketches)
 
     def draw(self, sketches: Sequence[BorderSketch]) -> list[MaskPatch]:
-        """See `Upscaling`."""
         return [self._draw(sketch) for sketch in sketches]
 
     def _draw(self, sketch: BorderSketch) -> MaskPatch:

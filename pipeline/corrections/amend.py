@@ -65,7 +65,6 @@ class AmendmentList:
     outputs: tuple[str, ...]  # outputs recorded in the dataset
 
     def lines(self) -> list[str]:
-        """Return the list as lines of text."""
         values = sum(self.values.values())
         unknown = (
             f"{counted(self.unknown, 'row')} of {self.catalog} not in the dataset, such as {shown(self.first_unknown)}"
@@ -101,7 +100,6 @@ class AmendResult:
     removed_links: tuple[str, ...] = ()  # links in report/ with their targets, which were left untouched
 
     def lines(self) -> list[str]:
-        """Return the result as lines of text."""
         unknown = [f"{counted(self.unknown, 'row')} not in the dataset, skipped"] if self.unknown else []
         if not self.rows and not self.changed_shards:
             return [f"nothing to amend: {self.dataset} already has these values", *unknown, self.version.line()]

@@ -27,7 +27,6 @@ class FingerprintChange:
     rows: int = 1
 
     def lines(self) -> list[str]:
-        """Return the change as lines of text."""
         return [f"{image_stem(self.image)}: {self.what}", *([] if self.version is None else [self.version.line()])]
 
 

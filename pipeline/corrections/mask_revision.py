@@ -53,7 +53,6 @@ class RevisionList:
     more_examples: int = 0  # number of omitted examples
 
     def lines(self) -> list[str]:
-        """Return the list as lines of text."""
         return [self.would_change.format(counted(self.images, "image"), self.dataset) + self.in_shards(), *self.found()]
 
     def found(self) -> list[str]:
@@ -184,14 +183,12 @@ class RevisionResult(Generic[L]):
     removed_links: tuple[str, ...] = ()  # links in report/ with their targets, which were left untouched
 
     def lines(self) -> list[str]:
-        """Return the result as lines of text."""
         if not self.listed.images and not self.changed_shards:
             return [self.nothing.format(self.listed.dataset), *self.listed.found(), self.version.line()]
         changed = self.changed.format(counted(self.listed.images, "image"), counted(len(self.changed_shards), "shard"))
         return [changed, *self.listed.found(), *self.last_lines()]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the result for JSON."""
         values = asdict(self)
         return {**values.pop("listed"), **values}
 

@@ -57,7 +57,6 @@ class ImageProof:
     gone: tuple[str, ...]  # outputs that are gone from their recorded place, and missing files
 
     def lines(self) -> list[str]:
-        """Return the result as lines of text."""
         by_name, catalog = ("names, numbers in Parquet and JSON, and ", "the catalog, ") if self.reasons else ("", "")
         begun = any(each.startswith("shards/") and f", {self.images[0]}.jpg" in each for each in self.found)
         redacted = "a redaction was begun" if begun else "redacted"

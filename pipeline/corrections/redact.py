@@ -54,7 +54,6 @@ class RedactResult:
     unknown_files: tuple[str, ...] = ()  # temporary and foreign files, which may show the previous pixels
 
     def lines(self) -> list[str]:
-        """Return the result as lines of text."""
         return [
             f"{counted(self.regions, 'region')} in {counted(self.images, 'image')}; changed: "
             f"{counted(self.changed_images, 'image')} in {counted(len(self.changed_shards), 'shard')}; the others "
@@ -84,7 +83,6 @@ class RedactionList:
         return len(self.images)
 
     def lines(self) -> list[str]:
-        """Return the list as lines of text."""
         shown = list(self.images.items())[:SHOWN]
         return [
             f"{counted(self.rows, 'image')} of {self.dataset} would be redacted permanently where regions are new, in "

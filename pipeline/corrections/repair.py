@@ -84,7 +84,6 @@ class RepairResult:
     version: VersionName | None = None  # None if something couldn't be repaired
 
     def lines(self) -> list[str]:
-        """Return the result as lines of text."""
         return [
             *(f"damaged: {line}" for line in self.damages),
             *(f"repaired: {path}" for path in self.repaired),

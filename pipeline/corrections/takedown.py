@@ -92,7 +92,6 @@ class TakedownResult:
     originals: tuple[str, ...] = ()  # places of taken-down images in tars outside the dataset, unless rows remain there
 
     def lines(self) -> list[str]:
-        """Return the result as lines of text."""
         shards = some([str(shard) for shard in self.building])
         others = f" ({self.shared:,} also named by rows that remain)" if self.shared else ""
         building = f"a build is writing shards {shards}, or died while writing; its end or next run removes the images"

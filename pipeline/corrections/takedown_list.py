@@ -82,7 +82,6 @@ class TakedownList:
         return len(self.named) + len(self.copies) + len(self.returned)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the list for JSON."""
         groups = {"named": self.named, "copies": self.copies, "returned": self.returned}
         return {
             "dataset": self.dataset,
@@ -99,7 +98,6 @@ class TakedownList:
         }
 
     def lines(self) -> list[str]:
-        """Return the list as lines of text."""
         shards = ", ".join(map(str, self.shards[:SHOWN])) + (", …" if len(self.shards) > SHOWN else "")
         unknown = sum(image.sha256 is None for image in (*self.named, *self.copies))
         unknown_bytes = (

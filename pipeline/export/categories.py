@@ -56,7 +56,6 @@ class Categories:
         return self._numbers.get(label or OBJECT, self._numbers[OBJECT])
 
     def name_of(self, mask: MaskAnnotation) -> str:
-        """Return the name of a mask's category."""
         return self.names[self.number_of(mask.label)]
 
     def facts_of(self, mask: MaskAnnotation) -> dict[str, Any]:

@@ -37,7 +37,6 @@ class OnnxExport:
     weights_sha256: str
 
     def lines(self) -> list[str]:
-        """Return the result as text."""
         files = self.output if self.data is None else f"{self.output} and {self.data}"
         size = f"{self.bytes / 1e6:,.1f} MB"
         return [f"{self.part} of {self.model_type} (SHA-256 {self.weights_sha256[:12]}…) → {files}, {size}"]

@@ -31,7 +31,6 @@ class SavedRecord(Frozen):
     saved_at: SavedAt
 
     def to_json(self) -> bytes:
-        """Return the bytes of the file."""
         return canonical_json(self.model_dump(mode="json"))
 
     def same_work(self, other: Self) -> bool:

@@ -269,7 +269,6 @@ class Return(SavedRecord):
 
     @property
     def name(self) -> SubmissionName:
-        """Name of the returned submission."""
         return SubmissionName(self.image - 1, self.assignment, self.n)
 
 

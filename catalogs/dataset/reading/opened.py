@@ -191,7 +191,6 @@ class OpenShard:
         self._tar.keep()
 
     def close(self) -> None:
-        """Close the tar."""
         self._tar.close()
 
     def _read(self, row: int) -> Sample:

@@ -95,7 +95,6 @@ class Version(Frozen):
         return f"version {self.number} ({self.command} of {self.when[:10]}{reason})"
 
     def to_json(self) -> bytes:
-        """Return the bytes of the version's file."""
         value = self.model_dump(mode="json")
         return canonical_json({**value, "checksum": _checksum(value)})
 

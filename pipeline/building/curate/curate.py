@@ -201,7 +201,6 @@ class CurationResult:
     written: bool = True  # true if this run wrote the output
 
     def lines(self) -> list[str]:
-        """Return the result as lines of text."""
         if self.drawn is not None:
             return [f"{self.drawn}: distributions of {counted(self.rows, 'row')}", *self._unread_lines()]
         if not self.written:

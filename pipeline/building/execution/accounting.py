@@ -215,7 +215,6 @@ class Accounting:
         }
 
     def lines(self) -> list[str]:
-        """Return the accounting as lines of text."""
         refused = sum(self.rejected.values())
         lines = [
             f"in        {self.rows:>12,} {plural(self.rows, 'row')}",

@@ -30,7 +30,6 @@ class RemainingShards:
 
     @property
     def shards(self) -> int:
-        """Number of shards to build."""
         return sum(len(piece.shards) for piece in self.pieces)
 
     @property

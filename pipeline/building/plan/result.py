@@ -66,7 +66,6 @@ class BuildPlan:
         }
 
     def lines(self) -> list[str]:
-        """Return the plan as lines of text."""
         committed = f"; {self.committed:,} more are committed" if self.committed else ""
         lines = [
             _line("catalog", f"{self.catalog_rows:,}", f"{plural(self.catalog_rows, 'row')}, from {self.counted_by}"),

@@ -98,7 +98,6 @@ class Status:
         return [f"{what} of {counted(n, 'table')}, unreadable. Run `segmint audit`" for what, n in unread.items() if n]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the status for JSON."""
         totals, pace, drift = self.totals, self.pace, self.drift
         return {
             "dataset": self.dataset,
@@ -149,7 +148,6 @@ class Status:
         }
 
     def lines(self) -> list[str]:
-        """Return the status as lines of text."""
         totals = self.totals
         refused = sum(totals.rejected.values())
         done = totals.shards / max(1, totals.shards + len(totals.missing))
@@ -251,7 +249,6 @@ class StatusTable:
         return [f"{row.name}: {each}" for row in self.rows for each in row.not_checked]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the table for JSON."""
         return {"datasets": [row.to_dict() for row in self.rows], "not_checked": self.not_checked}
 
     def lines(self) -> list[str]:

@@ -92,7 +92,6 @@ class Gap:
 
     @property
     def shards(self) -> int:
-        """Number of shards."""
         return self.last - self.first + 1
 
     @property

@@ -108,8 +108,7 @@ def print_json(value: Any) -> None:
 class Printable(Protocol):
     """Result of a command: a dataclass. Its JSON contains all fields, unless it defines `to_dict`."""
 
-    def lines(self) -> list[str]:
-        """Return the result as lines of text."""
+    def lines(self) -> list[str]: ...
 
 
 def print_result(result: Printable, as_json: bool) -> None:
@@ -188,8 +187,7 @@ class RemovalPrompt(Protocol):
     def rows(self) -> int:
         """Number of rows or images."""
 
-    def lines(self) -> list[str]:
-        """Return the list as lines of text."""
+    def lines(self) -> list[str]: ...
 
 
 def confirmation(command: str, yes: bool) -> Callable[[RemovalPrompt], None] | None:

@@ -126,7 +126,6 @@ class ImportList(RevisionList):
     problems: tuple[str, ...]  # the first unreadable masks and entries
 
     def lines(self) -> list[str]:
-        """Return the list as lines of text."""
         return [*super().lines(), *self.example_lines()]
 
     def found(self) -> list[str]:

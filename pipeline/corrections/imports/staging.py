@@ -281,7 +281,6 @@ class ScratchWriter:
         self._open = True
 
     def add(self, row: dict[str, Any]) -> None:
-        """Add a row."""
         self._rows.append(row)
         if len(self._rows) == _BATCH:
             self._flush()

@@ -30,7 +30,6 @@ class SessionInfo:
     clip_sha256: str | None = None  # of the CLIP that embeds text prompts; None if they aren't supported
 
     def to_dict(self) -> dict[str, Any]:
-        """Convert the facts to JSON-serializable values."""
         digest = None if self.version is None else str(self.version)
         return {
             "dataset": {"name": self.name, "key": self.key, "digest": digest, "images": self.images},

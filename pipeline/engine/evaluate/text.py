@@ -112,12 +112,10 @@ class TextResult:
     means: dict[str, tuple[float, Interval | None]]
 
     def to_dict(self) -> dict[str, Any]:
-        """Convert the result to JSON-serializable values."""
         means = [{"prompt": name, "mean": mean, "interval": each} for name, (mean, each) in self.means.items()]
         return {**self.subject.to_dict(), **self.hashes, "labeled_images": self.images, "means": means}
 
     def lines(self) -> list[str]:
-        """Format the result as human-readable lines."""
         size = f"n = {self.subject.masks:,} in {counted(self.images, 'image')}"
         return [
             self.subject.head(),

@@ -46,7 +46,6 @@ class Evaluation(Frozen):
     oracle: float
 
     def line(self) -> str:
-        """Format the scores as a human-readable line."""
         when = "before training" if self.step == 0 else f"after step {self.step}"
         return (
             f"held out, {when}: mean IoU at one click {self.one_click:.4f}, best of three masks "

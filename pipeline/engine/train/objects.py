@@ -93,11 +93,9 @@ class ObjectsResult:
     new: bool
 
     def to_dict(self) -> dict[str, Any]:
-        """Convert the result to JSON-serializable values."""
         return {"output": self.output, "new": self.new, **self.record.model_dump(mode="json")}
 
     def lines(self) -> list[str]:
-        """Format the result as lines of text."""
         trained = self.record.trained
         lines = [
             f"trained {counted(trained['steps'], 'step')} on {counted(trained['images'], 'image')} with "

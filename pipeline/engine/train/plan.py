@@ -99,7 +99,6 @@ class TrainPlan:
         return waiting * flop / (self.peak * self.options.share) / 3600
 
     def to_dict(self) -> dict[str, Any]:
-        """Convert the plan to JSON-serializable values."""
         batch, price = self.config.batch, self.options.price
         return {
             "architecture": self.architecture,
@@ -123,7 +122,6 @@ class TrainPlan:
         }
 
     def lines(self) -> list[str]:
-        """Format the plan as lines of text."""
         config, cost, options = self.config, self.cost, self.options
         batch, optimizer, patience = config.batch, config.optimizer, config.held_out.patience
         decays = (

@@ -52,7 +52,6 @@ class TrainingRunRecord(Frozen):
         return hashlib.sha256(self.to_json()).hexdigest()
 
     def to_json(self) -> bytes:
-        """Return the bytes of the file."""
         return canonical_json(self.model_dump(mode="json"))
 
     @property

@@ -45,11 +45,9 @@ class TrainingResult:
     new: bool
 
     def to_dict(self) -> dict[str, Any]:
-        """Convert the result to JSON-serializable values."""
         return {"output": self.output, "new": self.new, **self.record.model_dump(mode="json")}
 
     def lines(self) -> list[str]:
-        """Format the result as lines of text."""
         record, trained, held = self.record, self.record.trained, self.record.held_out
         stopped = "" if trained["stopped"] == "steps" else "; stopped early without further improvement"
         lines = [

@@ -94,7 +94,6 @@ class RunLog(AbstractContextManager["RunLog"]):
             raise SegmintError(f"can't write the logs to {self._folder}: {error.strerror or error}") from error
 
     def step(self, result: StepResult, steps: int) -> None:
-        """Log the result of a step."""
         self._say(result.line(steps))
         if result.masks:
             for name in ("loss", "focal", "dice", "iou_error", "first_iou", "last_iou", "gradient", "rate", "masks"):

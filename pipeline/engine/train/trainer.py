@@ -56,7 +56,6 @@ class StepResult:
     clicks: Mapping[int, Clicks] | None = None
 
     def line(self, steps: int) -> str:
-        """Format the step as a human-readable line."""
         if not self.masks:
             return f"step {self.step}/{steps}: none of its images are usable, so the weights are unchanged"
         return (

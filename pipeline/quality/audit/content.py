@@ -50,7 +50,6 @@ class LicenseCounts:
     asserted: Counter[tuple[str | None, str]] = field(default_factory=Counter)  # by license and `license_asserted`
 
     def add(self, other: "LicenseCounts") -> None:
-        """Add the counts of `other`."""
         for each in fields(self):
             setattr(self, each.name, getattr(self, each.name) + getattr(other, each.name))
 

@@ -78,7 +78,6 @@ class ShardAuditor:
         self._catalog = CatalogWindow(task.dataset, intact, task.manifest.images_per_shard)
 
     def audit(self, plan: ShardPlan) -> ShardAuditResult:
-        """Audit a shard with `ShardAudit`."""
         look = None if self._looks is None else ShardContentCheck(self._looks, plan.searched, self._decoder)
         catalog = self._catalog.read(*plan.ordinals)
         settings, names = self._task.settings, self._task.names

@@ -81,7 +81,6 @@ class Evidence:
     files: tuple[str, ...]
 
     def line(self) -> str:
-        """Format the result as a human-readable line."""
         return f"evidence: {self.folder}; {SUMS} sha256:{self.sha256}"
 
 

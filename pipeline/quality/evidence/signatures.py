@@ -51,7 +51,6 @@ class SignatureResult:
     version: VersionName
 
     def lines(self) -> list[str]:
-        """Format the result as human-readable lines."""
         return [
             f"signed with key {self.key_id}: {self.file}",
             f"list of files: sha256:{self.files_sha256}",

@@ -86,12 +86,10 @@ class Report:
     not_checked: tuple[str, ...] = ()  # shards that aren't included in the numbers
 
     def to_dict(self) -> dict[str, Any]:
-        """Convert the result to JSON-serializable values."""
         value: dict[str, Any] = json_value(self)
         return value
 
     def lines(self) -> list[str]:
-        """Format the result as human-readable lines."""
         return [
             *([] if self.note is None else [f"note: {self.note}"]),
             f"{counted(self.images, 'image')}, {counted(self.masks, 'mask')}, "

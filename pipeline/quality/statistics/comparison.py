@@ -78,7 +78,6 @@ class DatasetComparison:
     theirs: ComparedDataset
 
     def to_dict(self) -> dict[str, Any]:
-        """Convert the comparison to JSON-serializable values."""
         value: dict[str, Any] = json_value(self)
         return value
 

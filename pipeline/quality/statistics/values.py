@@ -262,7 +262,6 @@ class Statistics:
     outliers: tuple[Outlier, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the statistics as a JSON object."""
         value: dict[str, Any] = json_value(self)
         return value
 

@@ -79,7 +79,6 @@ class RatingStudy:
         return self.folder / f"ratings/{variant}"
 
     def lines(self) -> list[str]:
-        """Format the drawn sample as human-readable lines."""
         size = f"{counted(len(self.objects), 'mask')} of {counted(len({each.image for each in self.objects}), 'image')}"
         times = f"{len(self.objects) * len(self.names):,} times"
         return [f"{size}, to rate {times}: {listed(self.names)}", self.version.line()]
@@ -196,7 +195,6 @@ class RatingScore:
     version: VersionName
 
     def lines(self) -> list[str]:
-        """Format the result as human-readable lines."""
         size = f"{counted(self.masks, 'mask')} of {counted(self.images, 'image')}"
         given = ", ".join(f"{name} {count:,} of {self.per_rater:,}" for name, count in sorted(self.by_rater.items()))
         by = f"{counted(self.raters, 'rater')}{f' ({given})' if given else ''}"

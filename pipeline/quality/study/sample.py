@@ -78,7 +78,6 @@ class StudySample:
     version: VersionName
 
     def lines(self) -> list[str]:
-        """Format the result as human-readable lines."""
         return [
             f"{counted(self.images, 'image')} with {counted(self.masks, 'mask')}, drawn from {self.population:,} in "
             f"{self.strata} strata; {counted(self.without_masks, 'image')} without automatic masks excluded",

@@ -126,7 +126,6 @@ class StudyScore:
     version: VersionName
 
     def lines(self) -> list[str]:
-        """Format the result as human-readable lines."""
         lines = [
             f"{self.answered:,} of {counted(self.images, 'image')} answered; of {counted(self.drawn, 'mask')} drawn "
             f"{self.by_id + self.by_iou:,} are paired ({self.by_id:,} by id, {self.by_iou:,} by IoU), "

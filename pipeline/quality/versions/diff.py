@@ -116,11 +116,9 @@ class VersionDiff:
         return self.a.version.digest == self.b.version.digest
 
     def to_dict(self) -> dict[str, Any]:
-        """Convert the result to JSON-serializable values."""
         return {**asdict(self), "same": self.same}
 
     def lines(self) -> list[str]:
-        """Format the result as human-readable lines."""
         head = [f"A: {self.a.dataset}: {self.a.version}", f"B: {self.b.dataset}: {self.b.version}"]
         if self.same:
             same = "no difference: manifests, catalogs, commits, and tombstones are the same. The data files weren't"

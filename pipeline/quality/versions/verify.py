@@ -87,7 +87,6 @@ class VerifyResult:
     not_checked: tuple[str, ...] = ()  # requested checks that weren't possible
 
     def to_dict(self) -> dict[str, Any]:
-        """Convert the result to JSON-serializable values."""
         return {**asdict(self), "verified": not self.problems and not self.not_checked}
 
     def lines(self) -> list[str]:

@@ -37,7 +37,6 @@ class PromptMask:
     iou: float
 
     def to_dict(self) -> dict[str, Any]:
-        """Convert the mask to JSON-serializable values."""
         return {**vars(self.drawn), "bbox": list(self.drawn.bbox), "iou": self.iou}
 
 
@@ -51,7 +50,6 @@ class Prediction:
     handle_lost: bool = False
 
     def to_dict(self) -> dict[str, Any]:
-        """Convert the result to JSON-serializable values."""
         masks = [mask.to_dict() for mask in self.masks]
         return {"masks": masks, "chosen": self.chosen, "handle": self.handle, "handle_lost": self.handle_lost}
 

@@ -57,7 +57,6 @@ class PrefilledMask:
     bbox: tuple[float, float, float, float]  # bounding box of the pixels, as in the dataset
 
     def to_dict(self) -> dict[str, Any]:
-        """Convert the mask to JSON-serializable values."""
         return {**vars(self), "box": list(self.box), "bbox": list(self.bbox)}
 
 

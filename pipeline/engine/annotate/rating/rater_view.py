@@ -129,7 +129,6 @@ class RatingInfo:
     version: VersionName | None
 
     def to_dict(self) -> dict[str, Any]:
-        """Convert the facts to JSON-serializable values."""
         digest = None if self.version is None else str(self.version)
         return {"dataset": {"name": self.name, "digest": digest}, "stage": "rate", "idle_s": IDLE_S}
 

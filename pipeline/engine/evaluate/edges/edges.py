@@ -60,7 +60,6 @@ class EdgesResult:
     differences: tuple[EdgeFigure, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """Convert the result to JSON-serializable values."""
         return {
             **self.subject.to_dict(),
             "settings": {
@@ -87,7 +86,6 @@ class EdgesResult:
         }
 
     def lines(self) -> list[str]:
-        """Format the result as human-readable lines."""
         side = self.measure.points_per_side
         return [
             self.subject.head(),

@@ -73,7 +73,6 @@ class InstancesSettings:
     prompted: bool = True
 
     def to_dict(self) -> dict[str, Any]:
-        """Convert the settings to JSON-serializable values."""
         return {"refine": self.refine, "boxes": "truth" if self.boxes is None else dict(self.boxes.facts)}
 
     def line(self) -> str:
@@ -106,7 +105,6 @@ class InstancesResult:
     categories: Sequence[tuple[int, int, Sequence[float | None]]] | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Convert the result to JSON-serializable values."""
         answer: dict[str, Any] = {
             **self.subject.to_dict(),
             "settings": self.settings.to_dict(),
@@ -124,7 +122,6 @@ class InstancesResult:
         return answer
 
     def lines(self) -> list[str]:
-        """Format the result as human-readable lines."""
         names, difference = self.subject.names, list[str]()
         if self.differences is not None:
             difference = [

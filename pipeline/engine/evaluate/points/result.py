@@ -35,7 +35,6 @@ class PointsResult:
     pairs: tuple[GroupPair, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """Convert the result to JSON-serializable values."""
         judged = {each: {"holm": p, "verdict": word} for _, each, p, word in self.differences()}
         answer = {
             **self.subject.to_dict(),
@@ -54,7 +53,6 @@ class PointsResult:
         return answer
 
     def lines(self) -> list[str]:
-        """Format the result as human-readable lines."""
         first = "the pixel farthest from the mask's boundary" if self.settings.first == "center" else "a random pixel"
         return [
             self.subject.head(),

@@ -79,7 +79,6 @@ class ProposalsResult:
     differences: tuple[Recall, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """Convert the result to JSON-serializable values."""
         return {
             **self.subject.to_dict(),
             "settings": {
@@ -96,7 +95,6 @@ class ProposalsResult:
         }
 
     def lines(self) -> list[str]:
-        """Format the result as human-readable lines."""
         side = self.points_per_side
         return [
             self.subject.head(),

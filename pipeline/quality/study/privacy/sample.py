@@ -52,7 +52,6 @@ class PrivacySample:
     version: VersionName
 
     def lines(self) -> list[str]:
-        """Format the result as human-readable lines."""
         return [
             f"{counted(self.images, 'image')}, drawn from {self.population:,}",
             f"for marking missed faces and plates, in {self.output}: images/, with {TASKS} and {LABEL_CONFIG} (Label "

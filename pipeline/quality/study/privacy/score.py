@@ -73,7 +73,6 @@ class PrivacyScore:
     regions: str | None = None  # file that was written for `segmint redact`
 
     def lines(self) -> list[str]:
-        """Format the result as human-readable lines."""
         lines = [
             f"{self.answered:,} of {counted(self.images, 'image')} answered, drawn from {self.population:,}",
             f"ignored: {counted(self.foreign, 'image')} not drawn",
