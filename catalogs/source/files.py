@@ -120,8 +120,12 @@ def _listed(catalog: Location) -> list[ObjectInfo]:
     def refuse_entry(name: str, why: str) -> NoReturn:
         raise UsageError(f"{catalog}: {name!r} can't be read: {why}. Remove it from the catalog's folder")
 
+    def refuse_shown(name: str, why: str) -> None:
+        if not _is_hidden(name):
+            refuse_entry(name, why)
+
     found, names = [], set()
-    for entry in catalog.walk(include_temporary=True, on_skip=refuse_entry):
+    for entry in catalog.walk(include_temporary=True, on_skip=refuse_shown):
         names.add(entry.name)
         _refuse_tables(catalog, entry.name)
         if _is_hidden(entry.name):

@@ -46,7 +46,7 @@ PANELS = {
         "view": CommandPlace("quality.view", "view", "Browse a dataset's images and masks in a web browser."),
         "study": CommandPlace("quality.study", "app", "Have people judge a sample of images, and score the results."),
         "verify": CommandPlace("quality.versions", "verify", "Compare every byte with the recorded version."),
-        "sign": CommandPlace("quality.versions", "sign", "Sign a recorded version's digest."),
+        "sign": CommandPlace("quality.versions", "sign", "Sign a recorded version's digest and list of files."),
         "diff": CommandPlace("quality.versions", "diff", "Show what changed between two versions or datasets."),
     },
     "Correct": {

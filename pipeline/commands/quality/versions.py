@@ -52,7 +52,7 @@ def sign(
     config: Config = None,
     as_json: AsJson = False,
 ) -> None:
-    """Sign a recorded version: its digest, and the SHA-256 of the list of its files.
+    """Sign a recorded version's digest and list of files.
 
     Check the signature with `segmint verify --key`.
     """
