@@ -33,7 +33,7 @@ from segmint.catalogs.source.files import catalog_format
 from segmint.catalogs.source.tar_index import SIDECAR_ENDINGS, Columns, TarIndex, index_tar, sample_json
 from segmint.infra.errors import UsageError
 from segmint.infra.scratch import ScratchFolder
-from segmint.infra.storage.errors import ObjectTooLargeError, UnreadableObjectError
+from segmint.infra.storage.errors import UnreadableObjectError
 from segmint.infra.storage.location import Location, put_new_file
 from segmint.infra.storage.stores import ObjectInfo, OnSkip, warn_of_skipped
 from segmint.infra.tars import BadTarError
@@ -53,6 +53,7 @@ from segmint.infra.uris import (
 )
 
 _SIDECAR_BYTES = 1 << 20
+_NAMED_ALIKE_BYTES = 64 << 20  # other tools put images into such files
 _READ_AHEAD = 64  # images and tars; the index of a tar with 10,000 images takes a few megabytes
 _TAR = ".tar"
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst", ".tar.lz4")
@@ -276,10 +277,9 @@ def _rows(
     file = base / image.name
     if not image.name.lower().endswith(_TAR):
         row = {**common, "uri": str(file), "image_id": image.name, "sha256": file.sha256() if hashed else None}
-        columns, skipped = _named_alike(base, image)
-        for each in (columns, *_sidecars(base, image)):
-            _apply(each, row)
-        return [_without_missing(row)], skipped
+        for columns in (_named_alike(base, image), *_sidecars(base, image)):
+            _apply(columns, row)
+        return [_without_missing(row)], {}
     shared = dict(common)
     for columns in _sidecars(base, image):
         _apply(columns, shared, _OWN_COLUMNS)
@@ -330,25 +330,22 @@ def _sidecars(base: Location, image: _ScannedImage) -> Iterator[Columns]:
         yield _parse(str(base / name), (base / name).read(max_bytes=_SIDECAR_BYTES))
 
 
-def _named_alike(base: Location, image: _ScannedImage) -> tuple[Columns, dict[str, str]]:
-    """Return the columns in `photo.json` for `photo.jpg`, and the reason for each such file that isn't a sidecar.
+def _named_alike(base: Location, image: _ScannedImage) -> Columns:
+    """Return the columns in `photo.json` for `photo.jpg`.
 
-    Other tools give all kinds of files such names.
+    Other tools give annotations such names, so a file that isn't a JSON object isn't a sidecar.
     """
     columns: dict[str, Any] = {}
-    skipped = {}
     for name in image.named_alike:
+        data = (base / name).read(max_bytes=_NAMED_ALIKE_BYTES)
         try:
-            data = (base / name).read(max_bytes=_SIDECAR_BYTES)
-            if not isinstance(json.loads(data), dict):
-                skipped[name] = "not a sidecar, because it isn't a JSON object"
-                continue
-        except (ObjectTooLargeError, ValueError, RecursionError) as error:
-            skipped[name] = f"not a sidecar: {error}"
-            continue
-        found = _parse(str(base / name), data)
-        columns |= {key: value for key, value in found.items() if key not in _OWN_COLUMNS}
-    return columns, skipped
+            is_object = isinstance(json.loads(data), dict)
+        except (ValueError, RecursionError):
+            is_object = False
+        if is_object:
+            found = _parse(str(base / name), data)
+            columns |= {key: value for key, value in found.items() if key not in _OWN_COLUMNS}
+    return columns
 
 
 def _parse(where: str, data: bytes) -> Columns:
