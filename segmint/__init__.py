@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from segmint.catalogs.dataset.reading.torch_dataset import open_dataset as open_dataset
     from segmint.model.automatic.settings import MaskSettings as MaskSettings
     from segmint.model.sam.sam import Sam
+    from segmint.operators.custom.contract import Mask as Mask
     from segmint.operators.custom.contract import Reject as Reject
     from segmint.operators.custom.contract import StageRow as StageRow
     from segmint.pipeline.build import build as build
@@ -36,6 +37,7 @@ __version__ = VERSION
 _HOMES = {
     "BatchLoader": "segmint.catalogs.dataset.reading.loader",
     "Config": "segmint.pipeline.config.config",
+    "Mask": "segmint.operators.custom.contract",
     "MaskGenerator": "segmint.pipeline.masks.interactive.generator",
     "MaskSettings": "segmint.model.automatic.settings",
     "Predictor": "segmint.pipeline.masks.interactive.generator",

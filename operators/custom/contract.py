@@ -7,6 +7,10 @@ these attributes. Only `name` is required:
 - `fields`: the fields of that column, each with an Arrow type or the type's name. Without `fields`, there is no column.
 - `table`: the table that contains the column, either `images` (the default) or `masks`.
 - `labels`: whether the stage sets labels of masks.
+- `masks`: whether the stage makes the masks of images itself (a *segmenter*). It then calls `StageRow.with_masks` for
+  each row that it returns, and has neither `fields` nor `labels`.
+- `wants_original`: whether `StageRow.original` is needed. Only for a segmenter.
+- `wants_prompts`: whether the catalog's column `prompts` is needed. Only for a segmenter.
 - `version`: a text that changes whenever the stage's results change. Without it, the SHA-256 of the module's source
   identifies the code. If `version` is a class method, it receives the arguments, and its result must identify them as
   well, for example by containing the hashes of files that the arguments name.
@@ -15,14 +19,19 @@ these attributes. Only `name` is required:
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
+from dataclasses import dataclass
 from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
 
 from segmint.catalogs.reasons import is_custom_reason
 from segmint.infra.errors import UsageError
 from segmint.operators.images import Pixels, decode_jpeg
 
 _LONGEST_DETAIL = 1000
-_IMAGE = ""  # key for the decoded image in `_read`; no column has this name
+_IMAGE, _ORIGINAL = "", " "  # keys for the decoded images in `_read`; no column has these names
+_JPEG_OF_ORIGINAL = "original"  # column
 
 
 class StageContractError(UsageError):
@@ -55,10 +64,38 @@ class Reject(Exception):
         return type(self), (self.reason, self.detail)
 
 
+@dataclass(frozen=True)
+class Mask:
+    """Mask that a segmenter found in an image. All coordinates are in pixels of the released image, `StageRow.image`.
+
+    The segmenter may leave out everything except `pixels`. A mask without pixels is dropped.
+    """
+
+    pixels: NDArray[np.bool_] | Mapping[str, Any]
+    """(H, W) bool array of the image's size, or COCO's run-length encoding: a dict with `size`, which is [H, W], and
+    `counts`, either compressed (text or bytes) or a list of numbers."""
+    score: float | None = None
+    """The model's estimate of the mask's quality, stored as `predicted_iou`."""
+    stability: float | None = None
+    """Stored as `stability_score`."""
+    label: str | None = None
+    """What the mask shows."""
+    label_score: float | None = None
+    """The model's score for the label."""
+    label_source: str | None = None
+    """Who set the label: `import`, or `model:` followed by the SHA-256 of the weights. None: the segmenter."""
+    points: Sequence[tuple[float, float, int]] = ()
+    """The points that the mask was made from: x, y, and 1 for a point inside the mask or 0 for one outside."""
+    box: tuple[float, float, float, float] | None = None
+    """The box that the mask was made from: x, y, width, and height."""
+    text: str | None = None
+    """The text that the mask was made from."""
+
+
 class StageRow(Mapping[str, Any]):
     """Read-only row as a stage sees it: the columns that precede this stage in a build, and the released image.
 
-    A row never contains the original image.
+    A row never contains an unredacted pixel.
     """
 
     def __init__(self, columns: Mapping[str, Any], place: int | None = None) -> None:
@@ -71,6 +108,7 @@ class StageRow(Mapping[str, Any]):
         self._read: dict[str, Any] = {}  # copies from the `with_` methods share this dictionary
         self.values_set: Mapping[str, Any] = {}
         self.mask_values: Sequence[Mapping[str, Any] | None] | None = None
+        self.masks_found: Sequence[Mask] | None = None
 
     @property
     def image(self) -> Pixels:
@@ -82,9 +120,26 @@ class StageRow(Mapping[str, Any]):
         pixels: Pixels = self._read[_IMAGE]
         return pixels
 
+    @property
+    def original(self) -> Pixels:
+        """The redacted photograph before it was made smaller, (H, W, 3) uint8 RGB, decoded once.
+
+        It has the size of the upright source, or is the released image if that has this size. Raises `AttributeError`
+        if the class doesn't set `wants_original`.
+        """
+        if _JPEG_OF_ORIGINAL not in self._columns:
+            raise AttributeError("the row has no original: set wants_original = True in the class")
+        if self[_JPEG_OF_ORIGINAL] is None:
+            return self.image
+        if _ORIGINAL not in self._read:
+            self._read[_ORIGINAL] = decode_jpeg(self[_JPEG_OF_ORIGINAL])
+        pixels: Pixels = self._read[_ORIGINAL]
+        return pixels
+
     def free_image(self) -> None:
-        """Release the memory of the decoded image, if any."""
-        self._read.pop(_IMAGE, None)
+        """Release the memory of the decoded images and of the original, if any."""
+        for name in (_IMAGE, _ORIGINAL, _JPEG_OF_ORIGINAL):
+            self._read.pop(name, None)
 
     def with_values(self, **values: Any) -> Self:
         """Return a copy of the row with values for the stage's fields. Use this if the stage's `table` is `images`.
@@ -104,6 +159,12 @@ class StageRow(Mapping[str, Any]):
         """
         row = copy(self)
         row.mask_values = values
+        return row
+
+    def with_masks(self, masks: Sequence[Mask]) -> Self:
+        """Return a copy of the row with the masks that a segmenter found, in the order in which they are stored."""
+        row = copy(self)
+        row.masks_found = masks
         return row
 
     def __getitem__(self, name: str) -> Any:

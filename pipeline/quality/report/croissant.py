@@ -9,7 +9,7 @@ import pyarrow as pa
 from segmint.catalogs.attributions import license_url
 from segmint.catalogs.layout import DATA_KINDS
 from segmint.operators.schemas import shard_schemas
-from segmint.pipeline.quality.report.facts import Facts
+from segmint.pipeline.quality.report.facts import SAM, Facts
 
 _FORMATS = {"tar": "application/x-tar", "parquet": "application/x-parquet"}
 
@@ -65,6 +65,7 @@ def croissant_json(facts: Facts, root: str) -> bytes:
     if manifest is None or version is None:
         raise ValueError("hashes come from commits, and this dataset has none")
     schemas = shard_schemas(manifest.stages, manifest.schema_version)
+    maker = SAM if facts.build is None else facts.build.maker
     trained = f", round {manifest.round}" if manifest.round else ""
     value = {
         "@context": _CONTEXT,
@@ -73,13 +74,13 @@ def croissant_json(facts: Facts, root: str) -> bytes:
         "name": facts.name,
         "description": (
             f"{facts.images:,} licensed photographs with {facts.masks:,} SA-1B-style segmentation masks, "
-            f"made with segmint {manifest.code_version} and Segment Anything ({manifest.weights.name}{trained})."
+            f"made with segmint {manifest.code_version} and {maker} ({manifest.weights.name}{trained})."
         ),
         "license": [license_url(license) or license for license, _ in facts.licenses if license] or ["unknown"],
         "identifier": f"sha256:{version.digest}",
         **({} if version.number is None else {"version": f"{version.number}.0.0"}),
         "dateCreated": manifest.policy_date.isoformat(),
-        "keywords": ["image segmentation", "mask generation", "Segment Anything", "SA-1B"],
+        "keywords": ["image segmentation", "mask generation", *([maker] if maker == SAM else []), "SA-1B"],
         "distribution": [*_files(facts, root), *_file_sets(facts)],
         "recordSet": [*(_records(kind, schemas[kind]) for kind in ("images", "masks")), *_photographs(facts)],
     }

@@ -1,0 +1,211 @@
+"""Masks that a segmenter found in an image: checks, filters, and conversion to the columns of a row."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Self
+
+import numpy as np
+from pycocotools import mask as coco
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from segmint.catalogs.reasons import Reason, RejectedError
+from segmint.infra.errors import SegmintError
+from segmint.model.automatic import rle
+from segmint.operators.annotations.image import UnreadableMaskError, checked_rle
+from segmint.operators.custom.contract import Mask
+from segmint.operators.rows import Row
+from segmint.operators.schemas import FUNNEL_STEPS, IMPORT, MASKS_PER_IMAGE_LIMIT, PLAUSIBLE_IOU
+from segmint.operators.segment.artifacts import RedactionArtifacts
+from segmint.operators.segmenter.filters import MaskFilters
+
+
+class MaskError(SegmintError):
+    """Raised for a mask that can't be stored, because the segmenter violates `segmint.Mask`."""
+
+
+def _check_text(text: str) -> str:
+    if not text.strip():
+        raise ValueError("expected text")
+    text.encode()  # raises ValueError for lone surrogates, which Arrow can't store
+    return text
+
+
+_Text = Annotated[str, AfterValidator(_check_text)]
+
+
+class _MaskValues(BaseModel):
+    """What a segmenter says about a mask, except its pixels: the fields of `segmint.Mask`, with their limits."""
+
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False, from_attributes=True)
+
+    score: Annotated[float, Field(ge=PLAUSIBLE_IOU[0], le=PLAUSIBLE_IOU[1])] | None
+    stability: Annotated[float, Field(ge=0, le=1)] | None
+    label: _Text | None
+    label_score: float | None
+    label_source: Annotated[str, Field(pattern=rf"\A({IMPORT}|model:[0-9a-f]{{64}})\z")] | None
+    points: tuple[tuple[float, float, Annotated[int, Field(ge=0, le=1)]], ...]
+    box: tuple[float, float, float, float] | None
+    text: _Text | None
+
+    @model_validator(mode="after")
+    def _check_label(self) -> Self:
+        if self.label is None and (self.label_score is not None or self.label_source is not None):
+            raise ValueError("a label_score or a label_source needs a label")
+        if self.label_source == IMPORT and self.label_score is not None:
+            raise ValueError(f"a label whose label_source is {IMPORT} has no label_score")
+        return self
+
+    @property
+    def prompts(self) -> list[Row]:
+        """What the mask was made from, as values of the column `prompts`."""
+        prompts: list[Row] = [{"kind": "point", "x": x, "y": y, "label": label} for x, y, label in self.points]
+        if self.box is not None:
+            x, y, width, height = self.box
+            prompts.append({"kind": "box", "x": x, "y": y, "w": width, "h": height})
+        if self.text is not None:
+            prompts.append({"kind": "text", "text": self.text})
+        return prompts
+
+
+@dataclass(frozen=True)
+class _FoundMask:
+    """A mask whose pixels and values were checked."""
+
+    values: _MaskValues
+    code: rle.Rle
+    area: int  # pixels
+    bbox: list[float]  # [x, y, w, h] as in `MASK`
+
+    @classmethod
+    def of(cls, values: _MaskValues, code: rle.Rle) -> "_FoundMask":
+        measured = {"size": list(code.size), "counts": code.counts.encode("ascii")}
+        x, y, width, height = coco.toBbox(measured).tolist()
+        return cls(values, code, int(coco.area(measured)), [x, y, width - 1, height - 1])
+
+
+def found_columns(row: Mapping[str, Any], masks: Sequence[Mask], filters: MaskFilters, source: str) -> dict[str, Any]:
+    """Return the columns `masks` and `funnel` of an image, after checks and filters.
+
+    `row` contains the keys of `PREPARED`. `source` is the `label_source` of labels for which the segmenter names none.
+    Raises `MaskError` for the first invalid mask, and `RejectedError` (`too_many_masks`) if more masks remain than an
+    image has ids for.
+    """
+    size = (row["height"], row["width"])
+    if isinstance(masks, str | bytes | Mapping) or not isinstance(masks, Sequence):
+        raise MaskError(f"with_masks got {type(masks).__name__}: expected a list of segmint.Mask")
+    found: list[_FoundMask] = []
+    for place, mask in enumerate(masks):
+        values = _checked(place, mask)
+        if filters.min_score is None or values.score is None or values.score >= filters.min_score:
+            found.append(_FoundMask.of(values, _encoded(place, mask.pixels, size)))
+    steps = dict.fromkeys(FUNNEL_STEPS, 0)
+    steps |= {"predicted": len(masks), "over_iou": len(found), "stable": len(found)}
+    found = [each for each in found if _passes_area(each, filters, size)]
+    steps |= {"under_max_area": len(found), "inside_crop": len(found)}
+    if filters.nms_iou is not None:
+        found = _suppressed(found, filters.nms_iou)
+    steps |= {"after_nms1": len(found), "after_nms2": len(found)}
+    if filters.cleanup_area is not None:
+        found = list(_cleaned(found, filters.cleanup_area, steps))
+    steps["written"] = len(found)
+    columns = {"masks": [_mask_row(each, size, source) for each in found], "funnel": steps}
+    if filters.drop_redaction_artifacts is not None:
+        sizes = {name: row[name] for name in ("regions", "source_height", "source_width", "height", "width")}
+        columns = RedactionArtifacts(filters.drop_redaction_artifacts).dropped(sizes, columns)
+    left = len(columns["masks"])
+    if left > MASKS_PER_IMAGE_LIMIT:
+        detail = f"{left:,} masks; there are ids for {MASKS_PER_IMAGE_LIMIT:,} masks of one image"
+        raise RejectedError(Reason.TOO_MANY_MASKS, detail)
+    return columns
+
+
+def _checked(place: int, mask: Any) -> _MaskValues:
+    """Check everything but the pixels of a mask. Raises `MaskError` if it is invalid."""
+    if not isinstance(mask, Mask):
+        raise MaskError(f"mask {place} is of type {type(mask).__name__}: expected segmint.Mask")
+    try:
+        return _MaskValues.model_validate(mask)
+    except ValidationError as error:
+        first, *_ = error.errors(include_url=False)
+        raise MaskError(": ".join([f"mask {place}", *map(str, first["loc"]), first["msg"]])) from error
+
+
+def _encoded(place: int, pixels: Any, size: tuple[int, int]) -> rle.Rle:
+    """Check a mask's pixels, and return them in COCO's canonical encoding."""
+    if isinstance(pixels, Mapping):
+        return _recoded(place, pixels, size)
+    if not isinstance(pixels, np.ndarray) or pixels.dtype != np.bool_ or pixels.shape != size:
+        found = type(pixels).__name__
+        if isinstance(pixels, np.ndarray):
+            found = f"an array of {pixels.dtype} with the shape {pixels.shape}"
+        raise MaskError(f"mask {place} is {found}: expected bool pixels of the image's height and width, {size}")
+    return rle.encode(pixels)
+
+
+def _recoded(place: int, code: Mapping[str, Any], size: tuple[int, int]) -> rle.Rle:
+    """Return COCO's run-length encoding of a mask in the canonical form, which `rle.encode` gives."""
+    counts = code.get("counts")
+    if isinstance(counts, bytes):
+        counts = counts.decode("latin-1")
+    try:
+        checked = checked_rle({"size": code.get("size"), "counts": counts})
+    except UnreadableMaskError as error:
+        raise MaskError(f"mask {place}: {error}") from error
+    if checked["size"] != list(size):
+        raise MaskError(f"mask {place}: its size is {checked['size']}: expected {list(size)}, height and width")
+    return rle.Rle(size, rle.compress(rle.decompress(checked["counts"].decode("ascii"))))
+
+
+def _passes_area(found: _FoundMask, filters: MaskFilters, size: tuple[int, int]) -> bool:
+    if found.area < (filters.min_area or 1):
+        return False
+    return filters.max_area_ratio is None or found.area < filters.max_area_ratio * (size[0] * size[1])
+
+
+def _suppressed(found: Sequence[_FoundMask], threshold: float) -> list[_FoundMask]:
+    """Suppress masks by the IoU of their boxes, as between SAM's masks."""
+    from segmint.model.automatic.nms import nms  # imports torch
+
+    boxes = np.array([each.bbox for each in found], np.int64).reshape(-1, 4)
+    boxes[:, 2:] += boxes[:, :2]
+    scores = np.array([-np.inf if each.values.score is None else each.values.score for each in found], np.float32)
+    return [found[place] for place in nms(boxes, scores, threshold).tolist()]
+
+
+def _cleaned(found: Sequence[_FoundMask], area: int, steps: dict[str, int]) -> Iterator[_FoundMask]:
+    """Clean masks as SAM's are cleaned in the profile `sa1b`, and count what changed in `steps`."""
+    from segmint.model.automatic.boxes import box_of  # imports torch
+    from segmint.model.automatic.candidates import MaskPatch
+    from segmint.model.automatic.cleanup import clean_patch
+
+    for each in found:
+        pixels = rle.decode(each.code)
+        done = clean_patch(MaskPatch.pack(pixels, box_of(pixels)), each.code.size, area, keep_largest=False)
+        steps["holes_filled"] += done.holes
+        steps["islands_removed"] += done.islands
+        steps["cleaned"] += done.holes or done.islands
+        if done.patch is None:
+            steps["removed_by_cleanup"] += 1
+        elif done.holes or done.islands:
+            yield _FoundMask.of(each.values, done.patch.encode(each.code.size))
+        else:
+            yield each
+
+
+def _mask_row(found: _FoundMask, size: tuple[int, int], source: str) -> Row:
+    """Convert a mask to a value of `SEGMENTED_MASK`."""
+    values = found.values
+    return {
+        "segmentation": {"size": list(size), "counts": found.code.counts},
+        "bbox": found.bbox,
+        "area": found.area,
+        "predicted_iou": values.score,
+        "stability_score": values.stability,
+        "crop_box": [0.0, 0.0, float(size[1]), float(size[0])],
+        "point_coords": [],
+        "output": None,
+        "label": values.label,
+        "label_score": values.label_score,
+        "label_source": None if values.label is None else values.label_source or source,
+        "prompts": values.prompts or None,
+    }
