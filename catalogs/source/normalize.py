@@ -188,10 +188,12 @@ def _with_values(staged: Path) -> list[str]:
     """Return the added columns in which at least one row of a staged file has a value, as its footer shows."""
     metadata = pq.read_metadata(staged)
     groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
+    # Parquet only has statistics of a struct's leaves. The first leaf of `prompts` is null only if the struct is.
+    leaves = [metadata.schema.column(index).path.split(".")[0] for index in range(metadata.num_columns)]
     return [
         name
         for name in ADDED.names
-        if any(group.column(STAGED.get_field_index(name)).statistics.null_count < group.num_rows for group in groups)
+        if any(group.column(leaves.index(name)).statistics.null_count < group.num_rows for group in groups)
     ]
 
 
@@ -257,7 +259,22 @@ def _fit_to_publish(batch: pa.RecordBatch) -> pa.RecordBatch:
             mask = pc.is_in(pa.array(np.arange(len(column))), suspects.cast(pa.int64()))
             place = batch.schema.get_field_index(name)
             batch = batch.set_column(place, batch.schema.field(place), pc.replace_with_mask(column, mask, cleaned))
+    if "prompts" in batch.schema.names:
+        place = batch.schema.get_field_index("prompts")
+        batch = batch.set_column(place, batch.schema.field(place), _redacted_labels(batch.column(place)))
     return batch
+
+
+def _redacted_labels(prompts: pa.StructArray) -> pa.StructArray:
+    """Redact credentials in the labels of prompts."""
+    labels = prompts.field("prompts").flatten().field("label")
+    if not pc.any(pc.match_substring_regex(labels, SUSPICIOUS)).as_py():
+        return prompts
+    rows = prompts.to_pylist()
+    for row in rows:
+        for prompt in row["prompts"] if row else ():
+            prompt["label"] = None if prompt["label"] is None else redact(prompt["label"])
+    return pa.array(rows, prompts.type)
 
 
 def _refuse_unreachable(catalog: str, batch: pa.RecordBatch, first_row: int, on_problem: OnProblem) -> None:

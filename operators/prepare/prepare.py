@@ -19,6 +19,7 @@ import pyarrow as pa
 from segmint.catalogs.dataset.tombstones import DETAIL, NO_NAMES, SAME_SOURCE, RemovedNames, is_taken_down
 from segmint.catalogs.licenses import LicensePolicy
 from segmint.catalogs.reasons import Reason, RejectedError
+from segmint.catalogs.schema import PROMPT
 from segmint.infra.deadline import Deadline
 from segmint.infra.device import fix_products, keep_freed_memory
 from segmint.infra.storage.storage import Storage
@@ -47,6 +48,7 @@ from segmint.operators.prepare.detector_socket import DetectorProcessError
 from segmint.operators.prepare.ingest import IngestConfig, ingest, pixels_sha256
 from segmint.operators.prepare.left_alone import Entries, LeftAlone, LeftAloneRegion
 from segmint.operators.prepare.orientations import is_same
+from segmint.operators.prepare.prompts import released_prompts
 from segmint.operators.prepare.read_image import ImageReader, checked_digest
 from segmint.operators.prepare.release import (
     CropLayers,
@@ -60,7 +62,7 @@ from segmint.operators.prepare.release import (
 from segmint.operators.prepare.released_search import ROUNDS, ResidualDetection, last_look, unconfirmed_entries
 from segmint.operators.redactions import image_share
 from segmint.operators.rows import Row, faulted, gather, is_live, rejected, to_rows
-from segmint.operators.schemas import PREPARED
+from segmint.operators.schemas import PREPARED, with_fields
 from segmint.operators.similar.hashes import jpeg_hashes
 
 if TYPE_CHECKING:
@@ -331,8 +333,14 @@ class Prepare:
             detectors.ready()
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """Prepare each live row. Return all rows, in order, with exactly the columns of `PREPARED`."""
-        return gather(list(self._threads.map(self._row, to_rows(table, "prepare"))), "prepare", PREPARED)
+        """Prepare each live row. Return all rows, in order, with exactly the columns of `PREPARED`.
+
+        If the rows have prompts, they are an additional column, in pixels of the released image.
+        """
+        schema = PREPARED
+        if "prompts" in table.column_names:
+            schema = with_fields(PREPARED, [pa.field("prompts", pa.list_(PROMPT))])
+        return gather(list(self._threads.map(self._row, to_rows(table, "prepare"))), "prepare", schema)
 
     def wait_until_ready(self) -> None:
         """Wait until a child process is ready for the first image. Only benchmarks need this."""
@@ -351,6 +359,7 @@ class Prepare:
             self.close()
 
     def _row(self, row: Row) -> Row:
+        prompts = row.pop("prompts", None)
         if not is_live(row):
             return row
         try:
@@ -361,6 +370,10 @@ class Prepare:
             with _stage("catalog"):
                 self._judge.judge(row)
             digest, prepared = self._reader.use(row, functools.partial(self._prepare, row), RefusedError)
+            if prompts is not None:
+                sizes = (prepared.source_width, prepared.source_height), (prepared.width, prepared.height)
+                with _stage("catalog"):
+                    row["prompts"] = released_prompts(prompts, *sizes)
         except RefusedError as verdict:
             return rejected(row, verdict.stage, verdict)
         except SuspectError as verdict:

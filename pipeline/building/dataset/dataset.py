@@ -395,9 +395,13 @@ def fit_catalog(config: Config, storage: Storage, latest: LatestManifest, *, gro
 def ignored_columns(identity: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the columns of a source catalog that a dataset with this identity ignores.
 
-    If `license.respect_opt_out` is false, the catalog may contain an unrelated column named `opt_out`.
+    If `license.respect_opt_out` is false, the catalog may contain an unrelated column named `opt_out`, and if no
+    segmenter needs `prompts`, an unrelated column of that name.
     """
-    return () if identity.get("license", {}).get("respect_opt_out") else ("opt_out",)
+    ignored = ["prompts"]
+    if not identity.get("license", {}).get("respect_opt_out"):
+        ignored.append("opt_out")
+    return tuple(ignored)
 
 
 def catalog_part(path: str, catalog: NormalizedCatalog, source: str, first_shard: int) -> CatalogPart:
