@@ -80,9 +80,11 @@ class PromptedMasks:
 
     def __call__(self, rows: Sequence[StageRow]) -> list[StageRow]:
         """Return the rows with their masks. A row without prompts gets none."""
-        asked = [row for row in rows if row["prompts"]]
-        embeddings = iter(self.predictor.embed_many([row.image for row in asked]))
-        return [row.with_masks(self.find(next(embeddings), row["prompts"]) if row["prompts"] else []) for row in rows]
+        prompts = [row.get("prompts") or [] for row in rows]
+        prompted = [row.image for row, own in zip(rows, prompts, strict=True) if own]
+        embeddings = iter(self.predictor.embed_many(prompted))
+        masks = [self.find(next(embeddings), own) if own else [] for own in prompts]
+        return [row.with_masks(found) for row, found in zip(rows, masks, strict=True)]
 
     def find(self, embedding: Embedding, prompts: Sequence[Prompt]) -> list[Mask]:
         """Return a mask for each prompt, in order.

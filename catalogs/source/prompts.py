@@ -47,7 +47,8 @@ class Prompts(Frozen):
 def check_prompts(value: Any) -> dict[str, Any]:
     """Return a row's prompts, given as a dictionary or as JSON, as a value of `PROMPTS`.
 
-    Points without labels are inside the mask. Raises pydantic's `ValidationError` if the prompts are invalid.
+    Points without labels are inside the mask. Spaces around the text of a label don't count. Raises pydantic's
+    `ValidationError` if the prompts are invalid.
     """
     if isinstance(value, str):
         checked = Prompts.model_validate_json(value)
@@ -56,8 +57,8 @@ def check_prompts(value: Any) -> dict[str, Any]:
     found = checked.model_dump()
     for prompt in found["prompts"]:
         prompt["point_labels"] = prompt["point_labels"] or [1] * len(prompt["points"] or ()) or None
-        for name in ("points", "label"):
-            prompt[name] = prompt[name] or None
+        prompt["points"] = prompt["points"] or None
+        prompt["label"] = (prompt["label"] or "").strip() or None
     return found
 
 

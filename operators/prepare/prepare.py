@@ -19,7 +19,6 @@ import pyarrow as pa
 from segmint.catalogs.dataset.tombstones import DETAIL, NO_NAMES, SAME_SOURCE, RemovedNames, is_taken_down
 from segmint.catalogs.licenses import LicensePolicy
 from segmint.catalogs.reasons import Reason, RejectedError
-from segmint.catalogs.schema import PROMPT
 from segmint.infra.deadline import Deadline
 from segmint.infra.device import fix_products, keep_freed_memory
 from segmint.infra.storage.storage import Storage
@@ -62,7 +61,7 @@ from segmint.operators.prepare.release import (
 from segmint.operators.prepare.released_search import ROUNDS, ResidualDetection, last_look, unconfirmed_entries
 from segmint.operators.redactions import image_share
 from segmint.operators.rows import Row, faulted, gather, is_live, rejected, to_rows
-from segmint.operators.schemas import PREPARED, with_fields
+from segmint.operators.schemas import PREPARED, PROMPTED
 from segmint.operators.similar.hashes import jpeg_hashes
 
 if TYPE_CHECKING:
@@ -335,11 +334,11 @@ class Prepare:
     def __call__(self, table: pa.Table) -> pa.Table:
         """Prepare each live row. Return all rows, in order, with exactly the columns of `PREPARED`.
 
-        If the rows have prompts, they are an additional column, in pixels of the released image.
+        If the table has the column `prompts`, the columns are those of `PROMPTED`.
         """
         schema = PREPARED
         if "prompts" in table.column_names:
-            schema = with_fields(PREPARED, [pa.field("prompts", pa.list_(PROMPT))])
+            schema = PROMPTED
         return gather(list(self._threads.map(self._row, to_rows(table, "prepare"))), "prepare", schema)
 
     def wait_until_ready(self) -> None:

@@ -13,7 +13,7 @@ from skimage import data
 
 from segmint.catalogs.licenses import LicensePolicy
 from segmint.catalogs.reasons import Reason, RejectedError
-from segmint.catalogs.schema import NORMALIZED, PROMPT, normalized_schema
+from segmint.catalogs.schema import NORMALIZED, normalized_schema
 from segmint.infra.storage.storage import Storage
 from segmint.operators.prepare.deidentify import DeidentifyConfig, FacesConfig, PlatesConfig
 from segmint.operators.prepare.ingest_config import IngestConfig
@@ -21,7 +21,7 @@ from segmint.operators.prepare.prepare import Prepare, PrepareConfig
 from segmint.operators.prepare.prompts import released_prompts
 from segmint.operators.prepare.release import ReleaseConfig
 from segmint.operators.rows import carried
-from segmint.operators.schemas import PREPARED, with_fields
+from segmint.operators.schemas import PREPARED, PROMPTED
 
 NOTHING = DeidentifyConfig(faces=FacesConfig(detector="none"), plates=PlatesConfig(detector="none"))
 POLICY = LicensePolicy(allow=frozenset({"CC0-1.0"}), require_redistributable=False, policy_date=date(2026, 1, 1))
@@ -119,7 +119,7 @@ def test_a_build_prepares_prompts_for_the_upright_photograph(tmp_path: Path) -> 
     finally:
         stage.close()
 
-    assert prepared.schema.equals(with_fields(PREPARED, [pa.field("prompts", pa.list_(PROMPT))]))
+    assert prepared.schema.equals(PROMPTED)
     first, *others = prepared.to_pylist()
     assert (first["width"], first["height"]) == (150, 226)
     (found,) = first["prompts"]
