@@ -35,6 +35,7 @@ class Reason(StrEnum):
     OUT_OF_MEMORY = "out_of_memory"
     TIMED_OUT = "timed_out"
     PERSISTENT_FAULT = "persistent_fault"
+    STAGE_FAILED = "stage_failed"
     TAKEN_DOWN = "taken_down"
     DUPLICATE_IMAGE = "duplicate_image"
     UNFIT = "unfit"

@@ -30,7 +30,9 @@ from segmint.operators.schemas import (
     MASK_ORIGIN,
     MASK_STATISTICS,
     MASKS_PER_IMAGE_LIMIT,
+    SAID,
     SEGMENTED,
+    SEGMENTED_MASK,
     STATISTICS,
 )
 
@@ -139,8 +141,10 @@ def _described(table: pa.Table) -> pa.Table:
     added = [pa.array([row[field.name] for row in described], field.type) for field in MASK_STATISTICS]
     lengths = pc.fill_null(pc.list_value_length(masks), 0).to_numpy(zero_copy_only=False)
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
-    added += _origins(table, offsets, counts, _containers(table, offsets, sizes, counts))
-    longer = pa.StructArray.from_arrays([*structs.flatten(), *added], fields=list(DESCRIBED_MASK))
+    values = dict(zip((field.name for field in SEGMENTED_MASK), structs.flatten(), strict=True))
+    said = {name: values.pop(name) for name in SAID}
+    added += _origins(table, offsets, counts, _containers(table, offsets, sizes, counts), said)
+    longer = pa.StructArray.from_arrays([*values.values(), *added], fields=list(DESCRIBED_MASK))
     column = pa.ListArray.from_arrays(pa.array(offsets), longer, mask=pc.is_null(masks))
 
     statistics: list[dict[str, Any] | None] = []
@@ -193,9 +197,16 @@ def _containers(
 
 
 def _origins(
-    table: pa.Table, offsets: NDArray[np.int32], counts: Sequence[str], containers: list[int | None]
+    table: pa.Table,
+    offsets: NDArray[np.int32],
+    counts: Sequence[str],
+    containers: list[int | None],
+    said: Mapping[str, pa.Array],
 ) -> list[pa.Array]:
-    """Return the `MASK_ORIGIN` columns and the index for all masks in a table. A build made all of these masks."""
+    """Return the `MASK_ORIGIN` columns and the index for all masks in a table. A build made all of these masks.
+
+    `said` contains the columns that a segmenter sets.
+    """
     shares: list[float | None] = []
     ious: list[float | None] = []
     rows = table.select(["regions", "source_height", "source_width", "height", "width"]).to_pylist()
@@ -205,7 +216,13 @@ def _origins(
         ious += iou
     known = {"container": containers, "source": [AUTOMATIC] * len(counts)}
     known |= {"redacted_share": shares, "redaction_iou": ious}
-    return [pa.array(known.get(f.name, [None] * len(counts)), f.type) for f in (*MASK_ORIGIN, MASK_INDEX)]
+    columns = []
+    for field in (*MASK_ORIGIN, MASK_INDEX):
+        if field.name in said:
+            columns.append(said[field.name])
+        else:
+            columns.append(pa.array(known.get(field.name, [None] * len(counts)), field.type))
+    return columns
 
 
 def image_statistics(size: tuple[int, int], masks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -104,61 +104,11 @@ MASK = pa.struct(
 )
 """Type of a mask: the keys of SA-1B's annotations, except the id, which is computed from the position, and `output`."""
 
-MASKS_PER_IMAGE_LIMIT = 10_000
-"""Upper bound on an image's masks. An annotation id is the image id times this number, plus the mask's index.
+PLAUSIBLE_IOU = (-0.5, 1.5)
+"""Plausible range of a predicted IoU.
 
-For up to 900 billion images, all annotation ids are below 2^53.
+The model's output is unbounded. A value outside this range can't be an estimate of an IoU.
 """
-
-FUNNEL_STEPS = (
-    "predicted",
-    "over_iou",
-    "stable",
-    "under_max_area",
-    "inside_crop",
-    "after_nms1",
-    "after_nms2",
-    "cleaned",
-    "removed_by_cleanup",
-    "written",
-    "holes_filled",
-    "islands_removed",
-    "redaction_artifacts",
-)
-"""Names of the counts that mask generation records."""
-
-FUNNEL = pa.struct([pa.field(step, pa.int64()) for step in FUNNEL_STEPS])
-"""Number of masks that remain after each step of automatic mask generation (see `segmint.model.automatic`)."""
-
-SEGMENTED = with_fields(
-    PREPARED,
-    [pa.field("masks", pa.list_(MASK)), pa.field("funnel", FUNNEL)],
-    without=frozenset({"original"}),
-)
-"""Rows after `segment`: rows of `prepare` with the masks and the funnel, but without the original image."""
-
-MASK_STATISTICS = [
-    pa.field("relative_size", pa.float64()),  # sqrt(mask area / image area), 0 to 1
-    pa.field("concavity", pa.float64()),  # 1 - mask area / area of its convex hull, 0 to 1
-    pa.field("center_x", pa.float64()),  # x of the center of mass, as a share of the image's width, 0 to 1
-    pa.field("center_y", pa.float64()),  # y of the center of mass, as a share of the image's height, 0 to 1
-    pa.field("aspect_ratio", pa.float64()),  # width / height of the box around its pixels
-    pa.field("touches_border", pa.bool_()),  # true if a pixel lies in the image's first or last row or column
-]
-"""Statistics that `describe` appends to each mask's struct."""
-
-STATISTICS = pa.struct(
-    [
-        pa.field("mask_count", pa.int32()),
-        pa.field("coverage", pa.float64()),  # share of the image's pixels that lie in any mask, 0 to 1
-        pa.field("mean_predicted_iou", pa.float64()),  # the means are null if the image has no mask
-        pa.field("mean_stability_score", pa.float64()),
-        pa.field("mean_relative_size", pa.float64()),
-        pa.field("mean_concavity", pa.float64()),
-    ]
-)
-"""Statistics that `describe` adds to an image."""
-
 
 AUTOMATIC = "automatic"
 """`source` of masks that a build wrote."""
@@ -206,6 +156,67 @@ MASK_ORIGIN = [
     pa.field("redaction_iou", pa.float64()),  # highest IoU of the mask with a redacted region, 0 to 1
 ]
 """Columns about the origin of a mask. All of them may be null."""
+
+SAID = ("label", "label_score", "label_source", "prompts")
+"""Columns about the origin of a mask that a segmenter may set. SAM's masks have none of them."""
+
+SEGMENTED_MASK = pa.struct([*MASK, *(field for field in MASK_ORIGIN if field.name in SAID)])
+"""Type of a mask before `describe`: `MASK`, and what a segmenter says about it."""
+
+MASKS_PER_IMAGE_LIMIT = 10_000
+"""Upper bound on an image's masks. An annotation id is the image id times this number, plus the mask's index.
+
+For up to 900 billion images, all annotation ids are below 2^53.
+"""
+
+FUNNEL_STEPS = (
+    "predicted",
+    "over_iou",
+    "stable",
+    "under_max_area",
+    "inside_crop",
+    "after_nms1",
+    "after_nms2",
+    "cleaned",
+    "removed_by_cleanup",
+    "written",
+    "holes_filled",
+    "islands_removed",
+    "redaction_artifacts",
+)
+"""Names of the counts that mask generation records."""
+
+FUNNEL = pa.struct([pa.field(step, pa.int64()) for step in FUNNEL_STEPS])
+"""Number of masks that remain after each step of automatic mask generation (see `segmint.model.automatic`)."""
+
+SEGMENTED = with_fields(
+    PREPARED,
+    [pa.field("masks", pa.list_(SEGMENTED_MASK)), pa.field("funnel", FUNNEL)],
+    without=frozenset({"original"}),
+)
+"""Rows after `segment`: rows of `prepare` with the masks and the funnel, but without the original image."""
+
+MASK_STATISTICS = [
+    pa.field("relative_size", pa.float64()),  # sqrt(mask area / image area), 0 to 1
+    pa.field("concavity", pa.float64()),  # 1 - mask area / area of its convex hull, 0 to 1
+    pa.field("center_x", pa.float64()),  # x of the center of mass, as a share of the image's width, 0 to 1
+    pa.field("center_y", pa.float64()),  # y of the center of mass, as a share of the image's height, 0 to 1
+    pa.field("aspect_ratio", pa.float64()),  # width / height of the box around its pixels
+    pa.field("touches_border", pa.bool_()),  # true if a pixel lies in the image's first or last row or column
+]
+"""Statistics that `describe` appends to each mask's struct."""
+
+STATISTICS = pa.struct(
+    [
+        pa.field("mask_count", pa.int32()),
+        pa.field("coverage", pa.float64()),  # share of the image's pixels that lie in any mask, 0 to 1
+        pa.field("mean_predicted_iou", pa.float64()),  # the means are null if the image has no mask
+        pa.field("mean_stability_score", pa.float64()),
+        pa.field("mean_relative_size", pa.float64()),
+        pa.field("mean_concavity", pa.float64()),
+    ]
+)
+"""Statistics that `describe` adds to an image."""
 
 MASK_INDEX = pa.field("index", pa.int32())
 """Number of a mask within its image, from which its id is computed. Null means the mask's position."""

@@ -82,7 +82,7 @@ def build_rows(rows: RowSource, stages: Stages, ledger: RowLedger | None = None)
     """Turn catalog rows into described rows. Return every row in order, either accepted or with a rejection reason.
 
     Stages pass encoded images to each other, and never the original's bytes. Each custom stage runs directly after the
-    built-in stage that it names.
+    built-in stage that it names. A segmenter runs last after `prepare`, in place of `Segment`.
     """
     blocks = {"batch_size": None, "batch_format": "pyarrow", "udf_modifying_row_count": False}
     # On GPUs, Ray requires a batch size. With the block size, a call receives the same rows as on CPUs.
@@ -90,7 +90,7 @@ def build_rows(rows: RowSource, stages: Stages, ledger: RowLedger | None = None)
     actors = {**blocks, "max_restarts": stages.retries, "max_task_retries": stages.retries}
 
     def custom(dataset: ray.data.Dataset, after: Position) -> ray.data.Dataset:
-        for each in stages.custom:
+        for each in stages.own:
             if each.after == after:
                 dataset = dataset.map_batches(
                     each.actor(),
@@ -112,22 +112,24 @@ def build_rows(rows: RowSource, stages: Stages, ledger: RowLedger | None = None)
         label_selector=dict(stages.prepare_nodes) or None,
         **actors,
     )
-    segmented = custom(prepared, "prepare").map_batches(
-        Segment,
-        fn_constructor_args=(
-            stages.segment,
-            stages.measures_peak,
-            ledger,
-            stages.segment_timeout_s,
-            stages.segment_threads,
-        ),
-        compute=stages.segment_pool.strategy(),
-        max_concurrency=stages.segment_pool.calls_at_once,
-        num_cpus=stages.segment_pool.num_cpus,
-        num_gpus=stages.segment_pool.num_gpus or None,
-        accelerator_type=stages.gpus.name if stages.segment_pool.num_gpus else None,
-        **{**actors, **(on_gpus if stages.segment_pool.num_gpus else {})},
-    )
+    segmented = custom(prepared, "prepare")
+    if stages.segmenter is None:
+        segmented = segmented.map_batches(
+            Segment,
+            fn_constructor_args=(
+                stages.segment,
+                stages.measures_peak,
+                ledger,
+                stages.segment_timeout_s,
+                stages.segment_threads,
+            ),
+            compute=stages.segment_pool.strategy(),
+            max_concurrency=stages.segment_pool.calls_at_once,
+            num_cpus=stages.segment_pool.num_cpus,
+            num_gpus=stages.segment_pool.num_gpus or None,
+            accelerator_type=stages.gpus.name if stages.segment_pool.num_gpus else None,
+            **{**actors, **(on_gpus if stages.segment_pool.num_gpus else {})},
+        )
     described = custom(segmented, "segment").map_batches(
         describe_table,
         num_cpus=stages.describe_num_cpus,
@@ -179,7 +181,7 @@ def run_build(
     record couldn't be written. Raises `StageContractError` if a custom stage violates its contract.
     """
     retry_rejected = [retry_rejected] if isinstance(retry_rejected, str) else retry_rejected
-    check_reasons(retry_rejected, custom=bool(config.stages))
+    check_reasons(retry_rejected, custom=bool(config.stages or config.segmenter))
     started = time.monotonic()
     log = get_logger("build")
     dataset = open_or_create(config, Storage(config.storage), grow=grow)
@@ -222,8 +224,8 @@ def run_build(
             run.metrics.set(SHARDS_MISSING, len(missing.left))
             with Progress() as progress:
                 loop = _OuterLoop(config, dataset, cluster, stages, quarantine, outages, progress, run, meter, request)
-                rate = meter.expected_rate(stages.segment_pool) / config.images_per_shard
-                loop.go_through(missing, rate)
+                rate = meter.expected_rate(stages.segment_pool)
+                loop.go_through(missing, None if rate is None else rate / config.images_per_shard)
                 retried = loop.go_through(refused)
             ceiling = meter.read(cluster, stages.segment_pool)
         if retried:
@@ -283,7 +285,7 @@ class _OuterLoop:
                         config.stall_timeout,
                         run.metrics,
                         silent,
-                        {**STAGES, **{f"({each.spec.label})": each.spec.label for each in self.stages.custom}},
+                        self._bars(),
                         resized=self._end_resized,
                         grows=self.stages.grows,
                     ) as watch,
@@ -323,6 +325,13 @@ class _OuterLoop:
             if 0 < unfinished == len(work.left) and not trials.verdicts and stalled < MOST_STALLED_WINDOWS:
                 time.sleep(config.retry_wait_s * 2**stalled)
         return sums
+
+    def _bars(self) -> dict[str, str]:
+        """Return the names of the progress bars, keyed by a part of the operator's name in Ray Data."""
+        bars = {**STAGES, **{f"({each.spec.label})": each.spec.label for each in self.stages.own}}
+        if self.stages.segmenter is not None:
+            del bars[Segment.__name__]
+        return bars
 
     def _full(self) -> UnfinishedError:
         committed = len(CommitLog(self.dataset.location).committed())

@@ -37,7 +37,7 @@ from segmint.operators.rows import Row, to_table  # noqa: E402
 from segmint.operators.schemas import FUNNEL_STEPS, PREPARED  # noqa: E402
 from segmint.operators.segment.overlap import HostThreads, StageSeconds  # noqa: E402
 from segmint.operators.segment.segment import SWITCH_INTERVAL_S, Segment  # noqa: E402
-from segmint.pipeline.building.execution.stages import ActorPool  # noqa: E402
+from segmint.pipeline.building.execution.pools import ActorPool  # noqa: E402
 
 HOST_SHARE = 0.8
 """Time that decoding takes, and that finishing takes, as a share of the computing time."""

@@ -54,7 +54,17 @@ GROWING_FIELDS = frozenset({"catalog", "licenses"})
 _BUILD_FIELDS = frozenset({"config_sha256", "policy_date", "weights", "images_per_shard"})
 """Fields that determine the content of every shard, together with the shard's rows and the numerics."""
 
-_SECTIONS = ("license", "ingest", "deidentify", "deidentify.faces", "deidentify.plates", "release", "masks", "model")
+_SECTIONS = (
+    "license",
+    "ingest",
+    "deidentify",
+    "deidentify.faces",
+    "deidentify.plates",
+    "release",
+    "masks",
+    "model",
+    "segmenter",
+)
 _ID = re.compile(rb'\{"dataset_id":"([0-9a-f]{32})"\}\n')
 _LATER = re.compile(r"dataset\.g(?P<generation>[2-9]|[1-9]\d+)\.json", re.ASCII)
 

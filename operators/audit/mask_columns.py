@@ -40,15 +40,18 @@ class MaskColumns:
     container: Ints  # (N,) `_NULL` if it is null
     points: Floats  # (P, 2) points of all masks, one mask after another
     points_ends: Ints  # (N,) end of each mask's points in `points`
-    by_people: Bools  # (N,) true for annotated masks, which may have no scores and no points
-    without_iou: Bools  # (N,) true for annotated masks whose predicted IoU is null
-    without_stability: Bools  # (N,) true for annotated masks whose stability score is null
-    without_points: Bools  # (N,) true for annotated masks with an empty list of points
+    by_people: Bools  # (N,) true for masks of people or a segmenter, which may have no scores and no points
+    without_iou: Bools  # (N,) true for such masks whose predicted IoU is null
+    without_stability: Bools  # (N,) true for such masks whose stability score is null
+    without_points: Bools  # (N,) true for such masks with an empty list of points
 
     @classmethod
-    def of(cls, table: pa.Table) -> "MaskColumns":
-        """Read the columns from a table with the schema `MASKS`."""
-        people = of_people(table)
+    def of(cls, table: pa.Table, *, by_segmenter: bool = False) -> "MaskColumns":
+        """Read the columns from a table with the schema `MASKS`.
+
+        `by_segmenter` says that a segmenter made the masks of the build.
+        """
+        people = of_people(table) | by_segmenter
         size, counts = _one_array(table, "segmentation").flatten()
         text, text_ends = _texts(counts.fill_null(""))
         inner, point_ends = _flat(_one_array(table, "point_coords"))

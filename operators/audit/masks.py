@@ -10,13 +10,7 @@ from pycocotools import mask as coco
 
 from segmint.catalogs.findings import Code, Finding, FindingLocation
 from segmint.model.automatic import rle
-from segmint.operators.schemas import AUTOMATIC
-
-PLAUSIBLE_IOU = (-0.5, 1.5)
-"""Plausible range of a predicted IoU.
-
-The model's output is unbounded. A value outside this range can't be an estimate of an IoU.
-"""
+from segmint.operators.schemas import AUTOMATIC, PLAUSIBLE_IOU
 
 Numbers = list[float]
 
@@ -27,6 +21,7 @@ class MaskLimits:
 
     pred_iou_thresh: float
     stability_score_thresh: float
+    by_segmenter: bool = False  # whether a segmenter made the masks, which then may have no scores and no points
 
 
 def audit_masks(
@@ -40,15 +35,15 @@ def audit_masks(
     """Yield findings about an image's rows in `masks/*.parquet`. The image's `size` is (height, width).
 
     pycocotools measures every mask. With `decode`, each mask without findings so far is also decoded, and its pixels
-    are counted. Scores are compared with the thresholds in `limits`, if given. Annotated masks don't need scores or a
-    point, and their scores aren't compared with thresholds. For each mask, only the first problem with its pixels and
-    the first problem with its scores are reported.
+    are counted. Scores are compared with the thresholds in `limits`, if given. Annotated masks and those of a segmenter
+    don't need scores or a point, and their scores aren't compared with thresholds. For each mask, only the first
+    problem with its pixels and the first problem with its scores are reported.
     """
     sound: list[Mapping[str, Any]] = []
     for row in masks:
         findings = list(_code_findings(size, row, place))
         yield from findings
-        yield from _frame_findings(size, row, place)
+        yield from _frame_findings(size, row, limits, place)
         yield from _score_findings(row, limits, place)
         if not findings:
             sound.append(row)
@@ -99,14 +94,16 @@ def _decoded_findings(row: Mapping[str, Any], code: dict[str, Any], place: Findi
         yield _finding(place, row, Code.MASK_PIXELS, expected, f"{int(pixels.sum())} in {box}")
 
 
-def _frame_findings(size: tuple[int, int], row: Mapping[str, Any], place: FindingLocation) -> Iterator[Finding]:
+def _frame_findings(
+    size: tuple[int, int], row: Mapping[str, Any], limits: MaskLimits | None, place: FindingLocation
+) -> Iterator[Finding]:
     image = f"{size[1]} x {size[0]} pixels"
     crop = _numbers(row["crop_box"], 4)
     if crop is None or min(crop[2:]) <= 0 or not _inside(crop, size):
         yield _finding(place, row, Code.CROP_OUTSIDE, f"a crop in {image}", row["crop_box"])
         return
     points = row["point_coords"]
-    for point in points or ([] if points == [] and not _automatic(row) else [None]):
+    for point in points or ([] if points == [] and not _made_by_sam(row, limits) else [None]):
         x_y = _numbers(point, 2)
         if x_y is None or not all(low <= v <= low + n for v, low, n in zip(x_y, crop[:2], crop[2:], strict=True)):
             yield _finding(place, row, Code.POINT_OUTSIDE, f"a point in the crop {crop} of {image}", points)
@@ -114,7 +111,7 @@ def _frame_findings(size: tuple[int, int], row: Mapping[str, Any], place: Findin
 
 def _score_findings(row: Mapping[str, Any], limits: MaskLimits | None, place: FindingLocation) -> Iterator[Finding]:
     iou, stability = row["predicted_iou"], row["stability_score"]
-    if not _automatic(row):
+    if not _made_by_sam(row, limits):
         iou, stability = iou if iou is not None else 1.0, stability if stability is not None else 1.0
         limits = None
     if not _between(iou, *PLAUSIBLE_IOU) or not _between(stability, 0.0, 1.0):
@@ -133,9 +130,9 @@ def _score_findings(row: Mapping[str, Any], limits: MaskLimits | None, place: Fi
             yield _finding(place, row, Code.UNDER_THRESHOLD, expected, stability)
 
 
-def _automatic(row: Mapping[str, Any]) -> bool:
-    """Return whether a build made the mask. Masks that segmint didn't write have no source and count as built."""
-    return row.get("source") in (None, AUTOMATIC)
+def _made_by_sam(row: Mapping[str, Any], limits: MaskLimits | None) -> bool:
+    """Return whether SAM made the mask in a build. Masks that segmint didn't write have no source and count as such."""
+    return row.get("source") in (None, AUTOMATIC) and not (limits is not None and limits.by_segmenter)
 
 
 def _finding(place: FindingLocation, row: Mapping[str, Any], code: Code, expected: object, found: object) -> Finding:

@@ -14,12 +14,12 @@ from pycocotools import mask as coco
 from segmint.catalogs.findings import Code, Finding, FindingLocation
 from segmint.model.automatic.rle import decompress_many
 from segmint.operators.audit.mask_columns import Floats, Ints, MaskColumns
-from segmint.operators.audit.masks import PLAUSIBLE_IOU, MaskLimits
+from segmint.operators.audit.masks import MaskLimits
 from segmint.operators.audit.origins import MaskOrigins, annotated_images, audit_next_mask, audit_origins, codes_hold
 from segmint.operators.audit.rows import ShardTables, int_column
 from segmint.operators.containment import container_ids
 from segmint.operators.rows import Row
-from segmint.operators.schemas import MASKS_PER_IMAGE_LIMIT
+from segmint.operators.schemas import MASKS_PER_IMAGE_LIMIT, PLAUSIBLE_IOU
 from segmint.operators.segment.artifacts import RedactionArtifacts
 
 Bools = NDArray[np.bool_]
@@ -41,7 +41,7 @@ class ShardMasks:
         ordinals, owners = int_column(tables.images, "ordinal"), int_column(tables.masks, "ordinal")
         starts, stops = (np.searchsorted(owners, ordinals, side) for side in ("left", "right"))
         self._spans = dict(zip(ordinals.tolist(), zip(starts.tolist(), stops.tolist(), strict=True), strict=True))
-        self._columns = MaskColumns.of(tables.masks)
+        self._columns = MaskColumns.of(tables.masks, by_segmenter=limits is not None and limits.by_segmenter)
         sides = [int_column(tables.images, name) for name in ("height", "width")]
         sizes = np.repeat(np.stack(sides, axis=1), stops - starts, axis=0)
         wrong = np.cumsum(np.concatenate(([0], ~sound_masks(self._columns, sizes, limits))))

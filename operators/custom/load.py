@@ -14,6 +14,7 @@ import pyarrow as pa
 from pydantic import ValidationError
 
 from segmint.catalogs.dataset.mask_labels import MASK_LABEL
+from segmint.catalogs.layout import canonical_json
 from segmint.catalogs.stages import STAGE_PREFIX, StageColumn
 from segmint.infra.errors import UsageError
 from segmint.operators.custom.contract import StageCall, StageContractError
@@ -30,6 +31,9 @@ class StageSpec:
     column: StageColumn | None = None
     labels: bool = False
     versions_arguments: bool = field(default=False, compare=False)  # whether `version` also identifies the arguments
+    masks: bool = False  # whether it is a segmenter
+    wants_original: bool = False
+    wants_prompts: bool = False
 
     @property
     def label(self) -> str:
@@ -44,9 +48,17 @@ class StageSpec:
     @property
     def identity(self) -> dict[str, Any]:
         """Everything that determines the stage's results, as JSON values."""
-        column = None if self.column is None else self.column.model_dump(mode="json")
         arguments = {} if self.versions_arguments else {"arguments": dict(self.arguments)}
+        if self.masks:
+            wants = {"wants_original": self.wants_original, "wants_prompts": self.wants_prompts}
+            return {"stage": self.stage, "version": self.version, **wants, **arguments}
+        column = None if self.column is None else self.column.model_dump(mode="json")
         return {"stage": self.stage, "version": self.version, "column": column, "labels": self.labels, **arguments}
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the stage's identity. For a segmenter, it takes the place of the hash of SAM's weights."""
+        return hashlib.sha256(canonical_json(self.identity)).hexdigest()
 
     def start(self) -> StageCall:
         """Load the stage in this process and call it with its arguments.
@@ -76,6 +88,7 @@ def load_stage(stage: str, arguments: Mapping[str, Any]) -> StageSpec:
     found = _find(stage)
     name, fields = getattr(found, "name", None), getattr(found, "fields", {})
     table, labels = getattr(found, "table", "images"), getattr(found, "labels", False)
+    of_segmenter = {name: getattr(found, name, False) for name in _OF_SEGMENTER}
     try:
         inspect.signature(found).bind(**arguments)
         json.dumps(dict(arguments), ensure_ascii=False, default=repr).encode()  # fails for unpaired surrogates
@@ -87,6 +100,13 @@ def load_stage(stage: str, arguments: Mapping[str, Any]) -> StageSpec:
         version = version(**arguments) if callable(version) else _source_sha256(found) if version is None else version
         if not isinstance(version, str) or not version or not isinstance(labels, bool):
             raise TypeError(f"version is {version!r} and labels is {labels!r}: expected text, and true or false")
+        for each, value in of_segmenter.items():
+            if not isinstance(value, bool):
+                raise TypeError(f"{each} is {value!r}: expected true or false")
+            if value and not of_segmenter["masks"]:
+                raise ValueError(f"it sets {each}, which only a stage with masks = True may do")
+        if of_segmenter["masks"] and (described or labels):
+            raise ValueError("a stage with masks = True has neither fields nor labels")
         if labels and described and (table != "masks" or set(MASK_LABEL) & set(dict(fields))):
             raise ValueError("a stage with labels has fields of masks only, and none of the label's names")
     except ValidationError as error:
@@ -95,9 +115,11 @@ def load_stage(stage: str, arguments: Mapping[str, Any]) -> StageSpec:
         raise UsageError(f"the stage {stage} has an invalid {where}: {first['msg']}") from error
     except Exception as error:
         raise UsageError(f"the stage {stage} is invalid: {type(error).__name__}: {error}") from error
-    return StageSpec(stage, dict(arguments), column.name, version, column if described else None, labels, by_arguments)
+    column = column if described else None
+    return StageSpec(stage, dict(arguments), name, version, column, labels, by_arguments, **of_segmenter)
 
 
+_OF_SEGMENTER = ("masks", "wants_original", "wants_prompts")
 _ANY = {"name": "any", "type": "bool"}
 
 

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from segmint.catalogs.dataset.mask_labels import MASK_LABEL
+from segmint.catalogs.reasons import RejectedError
 from segmint.catalogs.stages import StageField
 from segmint.infra.deadline import Deadline
 from segmint.infra.device import device_failure
@@ -27,13 +28,17 @@ if TYPE_CHECKING:
     from segmint.infra.row_ledger import BlockEntry, RowLedger
 
 HIDDEN = frozenset({"original", *VERDICT.names})
-"""Columns that a stage can't see: the verdict, and the full-size source, even though it is redacted."""
+"""Columns that a stage can't see: the verdict, and the full-size source, although it is redacted. A segmenter may ask
+for the latter."""
 
 _LABEL = frozenset(MASK_LABEL)
 _SOURCE = re.compile(r"model:[0-9a-f]{64}")
 
-Result = StageRow | Reject | Exception
-"""Result of a stage for one row. Any exception other than `Reject` is a fault."""
+VERDICTS = (Reject, RejectedError)
+"""Exceptions that are verdicts: the stage's own, and segmint's."""
+
+Result = StageRow | Exception
+"""Result of a stage for one row. Any exception that isn't one of `VERDICTS` is a fault."""
 
 
 class CustomStage:
@@ -58,33 +63,54 @@ class CustomStage:
         """
         if ledger is not None:  # in a Ray worker
             outlive_signals()
-        self._spec, self._batch_size, self._timeout_s = spec, batch_size, timeout_s
+        self._spec, self._batch_size, self._deadline = spec, batch_size, Deadline(timeout_s)
         self._ledger, self._on_gpu = ledger, on_gpu
         self._stage = spec.start()
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Apply the stage to each live row and pass all other rows through."""
-        rows = list(stage_rows(table).items())
+        rows = list(stage_rows(table, with_original=self._spec.wants_original).items())
         size = self._batch_size or max(1, len(rows))
-        results: dict[int, Result] = {}
+        results: dict[int, Any] = {}
         begun = [row["ordinal"] for _, row in rows[:size]]
         with nullcontext() if self._ledger is None or not rows else self._ledger.entry(ordinals=begun) as entry:
             for first in range(0, len(rows), size):
                 batch = dict(rows[first : first + size])
-                found = self._judge(list(batch.values())) if entry is None else self._recorded(batch, entry, first == 0)
-                results |= zip(batch, found, strict=True) if isinstance(found, list) else found
+                if entry is None:
+                    results |= zip(batch, self._judged(list(batch.values()), None), strict=True)
+                else:
+                    results |= self._recorded(batch, entry, first == 0)
                 for row in batch.values():
                     row.free_image()
+            return self._finished(table, dict(rows), results, entry)
+
+    def _judged(self, rows: Sequence[StageRow], entry: "BlockEntry | None") -> Sequence[Any]:
+        """Judge rows that started, and record that they are done. Return what `_finished` needs of each row."""
+        results = self._judge(rows, entry)
+        if entry is not None:
+            for row in rows:
+                entry.leave(row["ordinal"])
+        return results
+
+    def _judge_alone(self, row: StageRow, entry: "BlockEntry | None" = None) -> Any:
+        """Judge a row, and return what `_finished` needs of it."""
+        (result,) = self._judge([row], entry)
+        return result
+
+    def _finished(
+        self, table: pa.Table, rows: Mapping[int, StageRow], results: Mapping[int, Any], entry: "BlockEntry | None"
+    ) -> pa.Table:
+        """Return a block's table with the results of its live rows, both keyed by their position in the table."""
         return with_results(table, self._spec, results)
 
-    def _recorded(self, batch: Mapping[int, StageRow], entry: "BlockEntry", is_first: bool) -> dict[int, Result]:
+    def _recorded(self, batch: Mapping[int, StageRow], entry: "BlockEntry", is_first: bool) -> dict[int, Any]:
         """Judge a batch after recording its rows in the ledger. Rows that must run alone come last.
 
         The rows of the first batch started together with the block.
         """
         from segmint.infra.row_ledger import BarredRowError
 
-        results: dict[int, Result] = {}
+        results: dict[int, Any] = {}
         together: list[int] = []
         alone: list[int] = []
         try:
@@ -104,22 +130,20 @@ class CustomStage:
             except Exception as error:  # noqa: BLE001 - a fault of this row
                 results[places[0]] = error
                 continue
-            results |= zip(places, self._judge(rows, entry), strict=True)
-            for row in rows:
-                entry.leave(row["ordinal"])
+            results |= zip(places, self._judged(rows, entry), strict=True)
         return results
 
     def _judge(self, rows: Sequence[StageRow], entry: "BlockEntry | None" = None) -> list[Result]:
         """Call the stage. After an error, call it again with one row at a time to find the rows at fault."""
         try:
-            with Deadline(self._timeout_s and self._timeout_s * len(rows)).running():
+            with self._deadline.running(len(rows)):
                 return list(call_stage(self._spec.name, self._stage, rows))
         except StageContractError:
             raise
         except (Exception, SystemExit) as raised:  # noqa: BLE001 - the row at fault is found below
             # Convert SystemExit, because Ray wouldn't restart an actor that exits this way.
             error = raised if isinstance(raised, Exception) else RuntimeError(f"it called sys.exit({raised.code!r})")
-            if not isinstance(error, Reject):
+            if not isinstance(error, VERDICTS):
                 self._end_if_unfit(rows, error, entry)
             if len(rows) == 1:
                 return [error]
@@ -154,19 +178,23 @@ class CustomAlone(CustomStage):
 
         Any other error of the stage that isn't a verdict propagates.
         """
-        for row in stage_rows(table).values():
-            (result,) = self._judge([row])
-            if isinstance(result, Exception) and not isinstance(result, Reject):
+        for row in stage_rows(table, with_original=self._spec.wants_original).values():
+            result = self._judge_alone(row)
+            if isinstance(result, Exception) and not isinstance(result, VERDICTS):
                 if is_out_of_memory(result):
                     return False
                 raise result
         return True
 
 
-def stage_rows(table: pa.Table) -> dict[int, StageRow]:
-    """Return the live rows of a table as `StageRow`s, keyed by their position in the table."""
+def stage_rows(table: pa.Table, *, with_original: bool = False) -> dict[int, StageRow]:
+    """Return the live rows of a table as `StageRow`s, keyed by their position in the table.
+
+    They contain the redacted original only if `with_original` is set.
+    """
     live = pc.and_(pc.is_null(table.column("reason")), pc.is_null(table.column("fault"))).to_pylist()
-    columns = {name: table.column(name) for name in table.column_names if name not in HIDDEN}
+    hidden = HIDDEN - {"original"} if with_original else HIDDEN
+    columns = {name: table.column(name) for name in table.column_names if name not in hidden}
     return {place: StageRow(columns, place) for place, lives in enumerate(live) if lives}
 
 
@@ -209,13 +237,20 @@ def _joined(table: pa.Table, spec: StageSpec, results: Mapping[int, Result]) -> 
         table = table.append_column(column.arrow_field, pa.array(values, column.arrow_type))
     elif spec.sets_masks:
         table = _with_mask_columns(table, spec, rows)
-    if len(rows) == len(results):
+    return with_verdicts(table, spec, {place: each for place, each in results.items() if isinstance(each, Exception)})
+
+
+def with_verdicts(table: pa.Table, spec: StageSpec, errors: Mapping[int, Exception]) -> pa.Table:
+    """Return a table in which the rows at the positions of `errors` are rejected or faulted."""
+    if not errors:
         return table
     verdicts = table.select(VERDICT.names).to_pylist()
-    for place, result in results.items():
-        if not isinstance(result, StageRow):
-            rejected = {**vars(result), "stage": spec.label, "fault": None}  # `vars` adds the reason and detail
-            verdicts[place] = rejected if isinstance(result, Reject) else faulted({}, spec.label, result)
+    for place, error in errors.items():
+        if isinstance(error, VERDICTS):
+            verdict = {"reason": str(error.reason), "detail": error.detail, "stage": spec.label, "fault": None}
+        else:
+            verdict = faulted({}, spec.label, error)
+        verdicts[place] = verdict
     for field, values in zip(VERDICT, pa.Table.from_pylist(verdicts, VERDICT).columns, strict=True):
         table = table.set_column(table.schema.get_field_index(field.name), field, values)
     return table

@@ -37,6 +37,10 @@ class CropLayers:
     overlap_ratio: float
 
 
+WHOLE_ORIGINAL = CropLayers(layers=0, overlap_ratio=0.0)
+"""Stands for an original of the source's full size, which a segmenter wants, in place of one for crops."""
+
+
 @dataclass(frozen=True)
 class ReleasedImage:
     """A released image: the JPEG's bytes and its size in pixels."""
@@ -90,6 +94,8 @@ def original_size(width: int, height: int, released: tuple[int, int], crops: Cro
     pixels. If the released image, of size `released`, is large enough, crops are cut from it, and no original is
     needed.
     """
+    if crops == WHOLE_ORIGINAL:
+        return None if (width, height) == released else (width, height)
     high, wide = enough_for_crops((released[1], released[0]), crops.layers, crops.overlap_ratio)
     if wide <= released[0] or (width, height) == released:
         return None

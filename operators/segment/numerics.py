@@ -24,12 +24,22 @@ DETECTORS_ONLY = frozenset({"detectors"})
 CPU_ONLY = frozenset({"cpu", "kernels"})
 """Fields that are recorded only for a CPU. Masks from a GPU hardly depend on the host's CPU."""
 
+SEGMENTER = "segmenter"
+"""`device` of a dataset whose masks a segmenter makes. Only what determines the bits of released images is recorded."""
+
+MASKS_ONLY = frozenset({"device_kind", "precision", "encoder", "points_per_chunk", "crops_per_batch", "threads"})
+"""Fields that are recorded only if SAM makes the masks."""
+
 ADDED: Mapping[str, str] = {}
 """Fields that a later version of segmint added, each with the value that all earlier versions used.
 
 If a dataset's numerics lack such a field, an earlier version created the dataset, so all of its shards used this value.
 The fingerprint covers only recorded fields and so stays the same. Any other missing field is an error.
 """
+
+
+class MixedNumericsError(UsageError):
+    """Raised when the results of this machine would differ in some bits from the dataset's."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +49,7 @@ class Numerics:
     Workers with equal numerics write equal files. A worker whose numerics differ from the dataset's is rejected.
     """
 
-    device: str  # "cpu" or "cuda"; Ray chooses the CUDA device
+    device: str  # "cpu", "cuda", or `SEGMENTER`; Ray chooses the CUDA device
     device_kind: str  # CPU instruction set that torch uses, or model of the GPU
     precision: Precision
     encoder: Literal["eager", "compiled"]  # mode of the image encoder; compiled: by `torch.compile`
@@ -87,7 +97,8 @@ class Numerics:
                 "the version that created the dataset, or a later one."
             )
         missing = frozenset(known.keys() - values.keys())
-        needed = missing - DETECTORS_ONLY - (CPU_ONLY if values.get("device") == "cuda" else GPU_ONLY)
+        others = {"cuda": CPU_ONLY, SEGMENTER: MASKS_ONLY | CPU_ONLY | GPU_ONLY}
+        needed = missing - DETECTORS_ONLY - others.get(str(values.get("device")), GPU_ONLY)
         lacking = sorted(needed - ADDED.keys())
         if lacking:
             raise UsageError(f"the dataset's numerics lack {', '.join(lacking)}")
@@ -172,7 +183,6 @@ def observe_numerics(
     `kernels` names the requested CPU kernels. If this process doesn't have them, torch's kernels are recorded instead.
     """
     import torch
-    from PIL import features
 
     return Numerics(
         device=compute.kind,
@@ -183,21 +193,46 @@ def observe_numerics(
         crops_per_batch=crops_per_batch,
         threads=compute.threads,
         weights_sha256=weights_sha256,
-        segmint=BITS_VERSION,
         torch=str(torch.__version__),  # a `TorchVersion` would import torch in each process that gets it
-        torchvision=installed_version("torchvision"),
-        numpy=version("numpy"),
-        opencv=version("opencv-python-headless"),
-        pillow=version("pillow"),
-        littlecms=str(features.version("littlecms2")),
-        simplejpeg=version("simplejpeg"),
-        libjpeg_turbo=str(features.version_feature("libjpeg_turbo")),
-        pyarrow=version("pyarrow"),
-        facenet_pytorch=installed_version("facenet-pytorch"),
-        onnxruntime=installed_version("onnxruntime"),
-        pi_heif=installed_version("pi-heif"),
+        **_of_packages(),
         **(_of_gpu(compute, points_per_chunk) if compute.kind == "cuda" else _of_cpu(compute, kernels)),
     )
+
+
+def observe_release_numerics(segmenter_sha256: str) -> Numerics:
+    """Return the numerics of this process for a dataset whose masks a segmenter makes. Doesn't import torch."""
+    values = {"weights_sha256": segmenter_sha256, "torch": version("torch"), **_of_packages()}
+    return Numerics.recorded({"device": SEGMENTER, **values})
+
+
+def check_release_numerics(wanted: Numerics) -> None:
+    """Raise `MixedNumericsError` if this process may release other images than the one that started the dataset."""
+    differences = observe_release_numerics(wanted.weights_sha256).differences(wanted)
+    if differences:
+        raise MixedNumericsError(
+            f"this machine can't reproduce the dataset's released images bit for bit: {differences}. Use the same "
+            "versions, or set allow_mixed_numerics: true."
+        )
+
+
+def _of_packages() -> dict[str, Any]:
+    """Return the versions of segmint and of packages other than torch."""
+    from PIL import features
+
+    return {
+        "segmint": BITS_VERSION,
+        "torchvision": installed_version("torchvision"),
+        "numpy": version("numpy"),
+        "opencv": version("opencv-python-headless"),
+        "pillow": version("pillow"),
+        "littlecms": str(features.version("littlecms2")),
+        "simplejpeg": version("simplejpeg"),
+        "libjpeg_turbo": str(features.version_feature("libjpeg_turbo")),
+        "pyarrow": version("pyarrow"),
+        "facenet_pytorch": installed_version("facenet-pytorch"),
+        "onnxruntime": installed_version("onnxruntime"),
+        "pi_heif": installed_version("pi-heif"),
+    }
 
 
 def _of_cpu(compute: Compute, kernels: str) -> dict[str, Any]:

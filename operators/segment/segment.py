@@ -31,7 +31,13 @@ from segmint.operators.images import Pixels, decode_jpeg
 from segmint.operators.rows import Row, carried, gather, is_live, judged, to_rows
 from segmint.operators.schemas import FUNNEL_STEPS, MASKS_PER_IMAGE_LIMIT, SEGMENTED
 from segmint.operators.segment.artifacts import NO_ARTIFACTS, RedactionArtifacts
-from segmint.operators.segment.numerics import Numerics, observe_numerics
+from segmint.operators.segment.numerics import (
+    SEGMENTER,
+    MixedNumericsError,
+    Numerics,
+    check_release_numerics,
+    observe_numerics,
+)
 from segmint.operators.segment.overlap import HostThreads, OverlappedStages
 
 # Processes that describe rows or write shards import this module without torch, and single images don't need Ray.
@@ -60,10 +66,6 @@ class SegmentSettings:
     storage_options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     allow_mixed_numerics: bool = False
     artifacts: RedactionArtifacts = NO_ARTIFACTS
-
-
-class MixedNumericsError(UsageError):
-    """Raised when masks computed on this machine would differ in some bits from the dataset's masks."""
 
 
 def mask_columns(generated: "GeneratedMasks") -> dict[str, Any]:
@@ -168,6 +170,10 @@ def load_generator(settings: SegmentSettings) -> "MaskGenerator":
 def check_numerics(settings: SegmentSettings) -> None:
     """Raise `MixedNumericsError` if this process can't produce the same bits as the one that started the dataset."""
     wanted = settings.numerics
+    if wanted.device == SEGMENTER:
+        if not settings.allow_mixed_numerics:
+            check_release_numerics(wanted)
+        return
     fix_products()
     here = observe_numerics(
         wanted.compute,

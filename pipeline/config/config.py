@@ -5,23 +5,33 @@ Each key is one of three kinds:
 - *identity*: keys that determine the dataset's content. The first start pins them in `dataset.json`, and later builds
   with different values are refused. They are `name`, `images_per_shard`, `license`, `ingest` except its timeout,
   `deidentify` except its device, `release`, `masks` with the profile's defaults filled in, `model.weights`, and
-  `stages` except their resources.
+  `stages` except their resources. With a `segmenter`, its stage, arguments, and filters take the place of `masks` and
+  `model.weights`.
 - *numerics*: keys that determine the last bits of masks and scores. The first start resolves them and pins them
   with the identity. They are `masks.points_per_chunk`, `model.device`, `model.precision`, `model.encoder`,
   `model.kernels`, `model.images_per_batch`, `model.threads`, and `deidentify.device`.
 - *runtime*: keys that may differ in every run. They are `catalog` (its contents are pinned by hash), `output`,
   `assets`, `curate` (used before a build), `resources`, `storage`, `license.policy_date` (pinned at the first start),
-  `ingest.timeout_s`, `stall_timeout`, `outage_timeout_s`, `retry_wait_s`, `max_reject_ratio`, `max_faults`,
-  `window_shards`, `rows_per_block`, and `allow_mixed_numerics`.
+  `ingest.timeout_s`, `segmenter.on_error`, `stall_timeout`, `outage_timeout_s`, `retry_wait_s`, `max_reject_ratio`,
+  `max_faults`, `window_shards`, `rows_per_block`, and `allow_mixed_numerics`.
 """
 
 import math
 import re
 from collections.abc import Mapping
 from datetime import date
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    field_validator,
+    model_validator,
+)
 
 from segmint.catalogs.licenses import LicensePolicy, validate_identifier
 from segmint.infra.assets.known import ASSETS, AUTO
@@ -35,6 +45,7 @@ from segmint.operators.prepare.deidentify import RULE, DeidentifyConfig
 from segmint.operators.prepare.ingest_config import IngestConfig, formats_of
 from segmint.operators.prepare.release import ReleaseConfig
 from segmint.operators.segment.mask_config import MasksConfig, ModelConfig
+from segmint.operators.segmenter.filters import MaskFilters
 
 
 class _ConfigModel(BaseModel):
@@ -215,12 +226,13 @@ def _dotted_name(value: Any) -> Any:
 
 
 Position = Literal["prepare", "segment", "describe"]
+DottedName = Annotated[str, BeforeValidator(_dotted_name), Field(pattern=r"^\w+(\.\w+)+$")]
 
 
 class StageConfig(_ConfigModel):
     """Custom stage: your own code, which accepts or rejects images or adds columns."""
 
-    stage: Annotated[str, BeforeValidator(_dotted_name), Field(pattern=r"^\w+(\.\w+)+$")]
+    stage: DottedName
     """Dotted name of a class or function, such as `blur.Blur`. Its module must be importable on every node."""
     after: Position = "describe"
     """Built-in stage after which this stage runs. Custom stages that name the same built-in stage run in list order."""
@@ -233,8 +245,43 @@ class StageConfig(_ConfigModel):
     def load(self) -> StageSpec:
         """Import the stage and return its specification. Raises `UsageError` if the specification is invalid."""
         spec = load_stage(self.stage, self.arguments)
+        if spec.masks:
+            raise UsageError(f"the stage {self.stage} makes the masks of images: set it as segmenter, not in stages")
         if spec.sets_masks and self.after != "describe":
             raise UsageError(f"the stage {self.stage} sets columns of masks: it must come after describe")
+        return spec
+
+
+class SegmenterPoolConfig(StagePoolConfig):
+    """Actor pool of a segmenter. `actors: auto` starts one actor per GPU, or one actor if it uses no GPU."""
+
+    num_cpus: float = Field(default=2, gt=0)
+    """Logical CPUs per actor. One of them runs the segmenter, and each of the others a thread that encodes masks."""
+    num_gpus: float = Field(default=0, ge=0)
+    """GPUs per actor. With 0.5, two actors share a GPU."""
+
+
+class SegmenterConfig(_ConfigModel):
+    """Segmenter: your own code, which makes the masks of images in place of SAM."""
+
+    stage: DottedName
+    """Dotted name of a class or function with `masks = True`. Its module must be importable on every node."""
+    arguments: dict[str, JsonValue] = {}
+    """Arguments to pass to the class or function. The dataset stores them, so never include secrets."""
+    batch_size: AutoCount = "auto"
+    """Maximum number of images per call. auto: 1."""
+    filters: MaskFilters = MaskFilters()
+    resources: SegmenterPoolConfig = SegmenterPoolConfig()
+    on_error: Literal["hold", "reject"] = "hold"
+    """What to do with an image for which the segmenter raises an error or returns an invalid mask. hold: the image's
+    shard waits, as for any other fault. reject: reject the image as `stage_failed` if it fails again after a control
+    image in the same actor."""
+
+    def load(self) -> StageSpec:
+        """Import the segmenter and return its specification. Raises `UsageError` if the specification is invalid."""
+        spec = load_stage(self.stage, self.arguments)
+        if not spec.masks:
+            raise UsageError(f"the segmenter {self.stage} doesn't set masks = True, as a class that makes masks must")
         return spec
 
 
@@ -282,6 +329,9 @@ class Config(_ConfigModel):
     """Settings of `segmint catalog curate`, which filters a catalog before a build. Builds ignore them."""
     stages: tuple[StageConfig, ...] = ()
     """Custom stages. The names that they declare in their code must be unique."""
+    segmenter: SegmenterConfig | None = None
+    """Your own code that makes the masks, in place of SAM. It excludes `masks`, `model`, and `resources.segment`. null:
+    SAM makes the masks."""
     resources: ResourcesConfig = ResourcesConfig()
     storage: StorageOptions = {}
     """Storage options by URI prefix; the longest matching prefix wins. For S3, the options are endpoint_url, profile,
@@ -331,12 +381,25 @@ class Config(_ConfigModel):
         return FULL_IMAGE_ROWS if on_gpu and not self.masks.settings().crop_n_layers else ROWS_PER_BLOCK
 
     def load_stages(self) -> list[StageSpec]:
-        """Import the custom stages in list order. Raises `UsageError` if a stage is invalid or a name is used twice."""
-        specs = [each.load() for each in self.stages]
+        """Import the custom stages in list order, and then the segmenter, if any.
+
+        Raises `UsageError` if one of them is invalid or a name is used twice.
+        """
+        specs = [each.load() for each in (*self.stages, *([self.segmenter] if self.segmenter else []))]
         for place, spec in enumerate(specs):
             if spec.name in [other.name for other in specs[:place]]:
                 raise UsageError(f"stages: {spec.stage} has the same name, {spec.name}, as an earlier stage")
         return specs
+
+    @model_validator(mode="after")
+    def _one_maker_of_masks(self) -> Self:
+        if self.segmenter is None:
+            return self
+        others = [name for name in ("masks", "model") if name in self.model_fields_set]
+        others += ["resources.segment"] if "segment" in self.resources.model_fields_set else []
+        if others:
+            raise ValueError(f"segmenter takes the place of SAM, so remove {' and '.join(others)}")
+        return self
 
     @field_validator("output", "assets")
     @classmethod
@@ -369,15 +432,21 @@ def identity(config: Config, hashes: Mapping[str, str] | None = None) -> dict[st
     )
     tree["license"]["allow"] = sorted(set(tree["license"]["allow"]))
     tree["license"]["respect_opt_out"] = config.license.respects_opt_out
-    tree["model"] = {"weights": known.get(config.model.weights, config.model.weights)}
     tree["ingest"]["formats"] = list(config.ingest.decoded)
     tree["deidentify"]["rule"] = RULE
     tree["deidentify"]["left_alone"] = known.get(config.deidentify.left_alone or "", config.deidentify.left_alone)
-    tree["masks"]["drop_redaction_artifacts"] = config.masks.artifacts
+    specs = config.load_stages()
+    if config.segmenter is None:
+        tree["model"] = {"weights": known.get(config.model.weights, config.model.weights)}
+        tree["masks"]["drop_redaction_artifacts"] = config.masks.artifacts
+    else:
+        del tree["masks"]
+        filters = config.segmenter.filters.model_dump(mode="json", exclude_none=True)
+        tree["segmenter"] = {**specs.pop().identity, "filters": filters}
     if config.stages:
         tree["stages"] = {
             spec.name: {"place": place, "after": each.after, **spec.identity}
-            for place, (each, spec) in enumerate(zip(config.stages, config.load_stages(), strict=True))
+            for place, (each, spec) in enumerate(zip(config.stages, specs, strict=True))
         }
     for part in tree["deidentify"].values():
         if isinstance(part, dict) and part.get("detector") in known:

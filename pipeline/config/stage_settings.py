@@ -9,10 +9,12 @@ from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.operators.prepare.left_alone import Entries, read_left_alone
 from segmint.operators.prepare.prepare import PrepareConfig
+from segmint.operators.prepare.release import WHOLE_ORIGINAL
 from segmint.operators.segment.artifacts import RedactionArtifacts
 from segmint.operators.segment.numerics import Numerics
 from segmint.operators.segment.segment import SegmentSettings
-from segmint.pipeline.config.config import Config, as_pinned
+from segmint.operators.segmenter.segmenter import SegmenterSettings
+from segmint.pipeline.config.config import Config, SegmenterConfig, as_pinned
 
 
 def detector_hashes(config: Config, manifest: DatasetManifest) -> dict[str, str]:
@@ -38,18 +40,21 @@ def read_listed(config: Config, manifest: DatasetManifest | None = None) -> Mapp
 def prepare_config(config: Config, manifest: DatasetManifest | None = None) -> PrepareConfig:
     """Return the settings of `prepare` for the dataset of `manifest`, or for a new dataset if `manifest` is None.
 
-    If the mask settings cut crops from the originals, `prepare` keeps the originals. Raises the errors of
-    `read_listed`.
+    If the mask settings cut crops from the originals, or the segmenter wants them, `prepare` keeps the originals.
+    Raises the errors of `read_listed`.
     """
     detector_sha256 = {} if manifest is None else detector_hashes(config, manifest)
     # Name of the GPU that the dataset's detectors must run on, or "" for CPUs.
     recorded = "" if manifest is None or config.allow_mixed_numerics else Numerics.recorded(manifest.numerics).detectors
     config = config if manifest is None else as_pinned(config, manifest.config)
+    crops = config.masks.original_crops
+    if config.segmenter is not None:
+        crops = WHOLE_ORIGINAL if config.segmenter.load().wants_original else None
     return PrepareConfig(
         ingest=config.ingest,
         deidentify=config.deidentify,
         release=config.release,
-        crops=config.masks.original_crops,
+        crops=crops,
         device=config.deidentify.device,
         detector_sha256=detector_sha256,
         left_alone=read_listed(config, manifest),
@@ -59,10 +64,13 @@ def prepare_config(config: Config, manifest: DatasetManifest | None = None) -> P
 
 
 def segment_settings(config: Config, numerics: Numerics, manifest: DatasetManifest | None = None) -> SegmentSettings:
-    """Return a segment actor's settings for the dataset of `manifest`, or for a new dataset if `manifest` is None."""
+    """Return a segment actor's settings for the dataset of `manifest`, or for a new dataset if `manifest` is None.
+
+    If a segmenter makes the masks, no actor uses the settings of SAM.
+    """
     config = config if manifest is None else as_pinned(config, manifest.config)
     return SegmentSettings(
-        masks=config.masks.settings(numerics.points_per_chunk),
+        masks=config.masks.settings(numerics.points_per_chunk or None),
         weights=config.model.weights,
         numerics=numerics,
         assets=config.assets,
@@ -70,3 +78,9 @@ def segment_settings(config: Config, numerics: Numerics, manifest: DatasetManife
         allow_mixed_numerics=config.allow_mixed_numerics,
         artifacts=RedactionArtifacts(config.masks.artifact_iou),
     )
+
+
+def segmenter_settings(segmenter: SegmenterConfig, numerics: Numerics | None = None) -> SegmenterSettings:
+    """Return the settings of a segmenter's actors. If `numerics` is given, the actors must have them."""
+    threads = max(1, int(segmenter.resources.num_cpus) - 1)
+    return SegmenterSettings(segmenter.filters, segmenter.on_error == "reject", threads, numerics)

@@ -24,6 +24,7 @@ _MAX_VALUES = 100_000  # with aliases expanded; no real configuration comes clos
 _TEXT, _MERGE = "tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"
 _NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 _OCTAL = re.compile(r"[-+]?0[0-7_]+")
+_POWER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
 _SEGMENT = re.compile(r'"([^"]*)"|([^."]+)')
 
 
@@ -131,7 +132,7 @@ def _places(root: yaml.Node, source: str, top: Key = ()) -> tuple[dict[Key, str]
             for index, value in enumerate(node.value):
                 places[(*key, index)] = f"{source}:{value.start_mark.line + 1}"
                 waiting.append(((*key, index), value))
-        elif message := _other_number(node):
+        elif message := _other_number(node) or ("arguments" in key and _number_as_text(node)):
             wrong.append(ConfigProblem(dotted(key), f"{source}:{node.start_mark.line + 1}", message))
     return places, wrong
 
@@ -144,6 +145,17 @@ def _other_number(node: yaml.Node) -> str | None:
         return "contains a colon, and YAML reads 1:30 as 90: write plain digits, a unit such as 90s, or quoted text"
     if _OCTAL.fullmatch(node.value):
         return "starts with 0, and YAML reads 0500 as 320: remove the 0, or quote the text"
+    return None
+
+
+def _number_as_text(node: yaml.Node) -> str | None:
+    """Return the problem with an unquoted number that YAML 1.1 reads as text, such as 1e9, or None.
+
+    The keys of segmint accept such text as a number, but a user's code would receive the text.
+    """
+    if node.tag == _TEXT and node.style is None and _POWER.fullmatch(node.value):
+        form = "write the number with a point and a signed power, such as 1.0e+9, or quote the text"
+        return f"is {node.value}, which YAML reads as text: {form}"
     return None
 
 

@@ -24,8 +24,7 @@ from segmint.catalogs.dataset.versions.record import name_now
 from segmint.catalogs.layout import ADDED_COLUMNS
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.storage import Storage
-from segmint.operators.segment.numerics import Numerics, observe_numerics
-from segmint.operators.segment.segment import MixedNumericsError
+from segmint.operators.segment.numerics import MixedNumericsError, Numerics, observe_numerics
 from segmint.pipeline.building.dataset.dataset import open_or_create
 from segmint.pipeline.config.config import load_config
 from segmint.pipeline.corrections.label import label

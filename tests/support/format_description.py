@@ -75,6 +75,7 @@ def describe() -> dict[str, Any]:
         "optional columns of the catalog": OPTIONAL_COLUMNS.names,
         "json": _documents(),
         "config": sorted(_paths(identity(_config()))),
+        "config of a segmenter": sorted(_paths(identity(_config(segmenter=_SEGMENTER))["segmenter"])),
         "numerics": {
             name: kind for name, kind in type_of(Numerics).items() if name not in {"unrecorded", *numerics.ADDED}
         },
@@ -238,8 +239,22 @@ def _is_leaf(value: Any, kinds: list[str]) -> bool:
     return bool({name, json.dumps(value), "Any"} & {*kinds}) or (name == "str" and "date" in kinds)
 
 
-def _config() -> Config:
-    return Config.model_validate({"name": "x", "catalog": "x.csv", "output": "x", "license": {"allow": ["CC0-1.0"]}})
+_SEGMENTER = {
+    "stage": "tests.support.segmenters.Bright",
+    "filters": {
+        "min_score": 0.5,
+        "min_area": 1,
+        "max_area_ratio": 0.5,
+        "nms_iou": 0.5,
+        "cleanup_area": 1,
+        "drop_redaction_artifacts": 0.5,
+    },
+}
+
+
+def _config(**more: Any) -> Config:
+    needed = {"name": "x", "catalog": "x.csv", "output": "x", "license": {"allow": ["CC0-1.0"]}}
+    return Config.model_validate({**needed, **more})
 
 
 def _paths(tree: Mapping[str, Any], above: str = "") -> Iterator[str]:

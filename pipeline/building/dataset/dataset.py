@@ -41,7 +41,7 @@ from segmint.catalogs.layout import (
     is_part_path,
     part_path,
 )
-from segmint.catalogs.lineage import lineage_of
+from segmint.catalogs.lineage import Lineage, lineage_of
 from segmint.catalogs.schema import AMENDABLE
 from segmint.catalogs.shard_ranges import ShardPart, ShardSpan, choose_shards
 from segmint.catalogs.source.conform import shown
@@ -63,7 +63,13 @@ from segmint.infra.wording import some
 from segmint.operators.audit.detectors import try_detector_files
 from segmint.operators.segment.numerics import Numerics
 from segmint.operators.shards.write import ShardTask
-from segmint.pipeline.building.dataset.first_numerics import first_device, first_numerics, require_gpu_for_bf16
+from segmint.pipeline.building.dataset.first_numerics import (
+    first_device,
+    first_numerics,
+    first_release_numerics,
+    require_gpu_for_bf16,
+)
+from segmint.pipeline.building.dataset.segmenter_trial import try_segmenter
 from segmint.pipeline.config.config import Config, as_pinned, identity
 from segmint.pipeline.config.stage_settings import read_listed
 
@@ -74,13 +80,18 @@ class BuildDataset:
 
     location: Location
     manifest: DatasetManifest
-    weights: Path  # this machine's copy of the checkpoint
+    weights: Path | None  # this machine's copy of SAM's checkpoint; None if a segmenter makes the masks
     generation: int = 1  # generation of the manifest, or an earlier one
 
     @property
     def numerics(self) -> Numerics:
         """Numerics that determine the exact bits of this dataset."""
         return Numerics.recorded(self.manifest.numerics)
+
+    def sam_weights(self) -> Path:
+        """Return this machine's copy of SAM's checkpoint. Don't call this if a segmenter makes the masks."""
+        assert self.weights is not None
+        return self.weights
 
     @property
     def rows(self) -> int:
@@ -167,7 +178,7 @@ def open_or_create(config: Config, storage: Storage, *, grow: bool = False) -> B
     With `grow`, new rows of the catalog are added to the dataset. Raises `UsageError` if the dataset was created with a
     different configuration or catalog, if a bundled detector isn't installed, or if a custom stage is invalid. The
     error lists the keys or rows that differ. Before it creates a dataset, this function tries each detector file on a
-    blank image, and raises `UsageError` if one fails.
+    blank image, and the segmenter, if any, on a control image. It raises `UsageError` if one of them fails.
     """
     find_file = partial(resolve, mirror=config.assets, storage=storage)
     config.deidentify.require_bundled(find_file)
@@ -182,11 +193,14 @@ def open_or_create(config: Config, storage: Storage, *, grow: bool = False) -> B
         )
     if latest is None:
         require_gpu_for_bf16(config)
-    asked = config.model.weights
-    config = name_weights(config, None if latest is None else latest.manifest, first_device)
-    weights = resolve_default(config.model.weights, asked, "model.weights", config.assets, storage)
+    weights = None
+    if config.segmenter is None:
+        asked = config.model.weights
+        config = name_weights(config, None if latest is None else latest.manifest, first_device)
+        weights = resolve_default(config.model.weights, asked, "model.weights", config.assets, storage)
     if latest is None:
         try_detector_files(config.deidentify, find_file)
+        try_segmenter(config)
         probe(output)
         latest = _begin(config, output, weights)
     check_begun_alike(config, storage, latest.manifest, weights)
@@ -218,7 +232,7 @@ def require_rows(config: Config, rows: int) -> None:
         raise UsageError(f"the catalog {config.catalog} has no rows")
 
 
-def check_begun_alike(config: Config, storage: Storage, begun: DatasetManifest, weights: Path) -> None:
+def check_begun_alike(config: Config, storage: Storage, begun: DatasetManifest, weights: Path | None) -> None:
     """Raise `UsageError` if a dataset's identity or numerics differ from `config`, and list the keys that differ.
 
     Datasets of an earlier format, and those that were created in bf16 on a CPU, can only be read and corrected.
@@ -238,7 +252,7 @@ def check_begun_alike(config: Config, storage: Storage, begun: DatasetManifest, 
     _check_numerics(config, numerics)
 
 
-def _begin(config: Config, output: Location, weights: Path) -> LatestManifest:
+def _begin(config: Config, output: Location, weights: Path | None) -> LatestManifest:
     """Pin the catalog, configuration, and numerics. If two drivers race, both use the winner's manifest.
 
     Raises `DamagedDatasetError` if `output` contains files of a dataset but no manifest.
@@ -265,8 +279,15 @@ def _begin(config: Config, output: Location, weights: Path) -> LatestManifest:
         (output / path).put_file(catalog.path)
         licenses = count_licenses(catalog.path)
     tree = identity(config, _hashes(config, output.storage, weights))
-    digest = sha256_of(weights)
-    numerics = first_numerics(config, weights)
+    lineage: Lineage = ()
+    if weights is None:
+        segmenter = config.load_stages()[-1]
+        made_by = ModelWeights(name=segmenter.stage, sha256=segmenter.sha256)
+        numerics = first_release_numerics(config, segmenter.sha256)
+    else:
+        made_by = ModelWeights(name=plain_name(config.model.weights), sha256=sha256_of(weights))
+        numerics = first_numerics(config, weights)
+        lineage = lineage_of(config.model.weights, made_by.sha256, output.storage)
     part = catalog_part(path, catalog, source_sha256, first_shard=0)
     manifest = DatasetManifest(
         name=config.name,
@@ -274,12 +295,12 @@ def _begin(config: Config, output: Location, weights: Path) -> LatestManifest:
         config_sha256=config_sha256(tree),
         numerics=numerics.to_dict(),
         code_version=VERSION,
-        weights=ModelWeights(name=plain_name(config.model.weights), sha256=digest),
+        weights=made_by,
         licenses=licenses,
         catalog=(part,),
         images_per_shard=config.images_per_shard,
         policy_date=config.license.policy_date or datetime.now(UTC).date(),
-        lineage=lineage_of(config.model.weights, digest, output.storage),
+        lineage=lineage,
         stages=tuple(spec.column for spec in config.load_stages() if spec.column is not None),
     )
     if put_manifest(output, manifest, 1):
@@ -290,7 +311,7 @@ def _begin(config: Config, output: Location, weights: Path) -> LatestManifest:
     return latest
 
 
-def _check_identity(config: Config, storage: Storage, begun: DatasetManifest, weights: Path) -> None:
+def _check_identity(config: Config, storage: Storage, begun: DatasetManifest, weights: Path | None) -> None:
     before = begun.config
     now = identity(as_pinned(config, before), _hashes(config, storage, weights))
     differences = [f"{key}: {_leaf(before, key)} before, {_leaf(now, key)} now" for key in differing_keys(before, now)]
@@ -332,9 +353,9 @@ def _check_numerics(config: Config, begun: Numerics) -> None:
         )
 
 
-def _hashes(config: Config, storage: Storage, weights: Path) -> dict[str, str]:
+def _hashes(config: Config, storage: Storage, weights: Path | None) -> dict[str, str]:
     """Return the SHA-256 of each model or detector file, keyed by its name in the configuration."""
-    known = {config.model.weights: sha256_of(weights)}
+    known = {} if weights is None else {config.model.weights: sha256_of(weights)}
     files = [*config.deidentify.detector_files.values(), config.deidentify.left_alone]
     for file in filter(None, files):
         known[file] = sha256_of(resolve(file, mirror=config.assets, storage=storage))

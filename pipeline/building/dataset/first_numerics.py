@@ -18,7 +18,7 @@ from segmint.infra.wording import counted
 from segmint.model.kernels.cpu.library import LANES16, reason
 from segmint.operators.prepare.detector_process import detector_numerics
 from segmint.operators.segment.mask_config import MasksConfig, ModelConfig
-from segmint.operators.segment.numerics import Numerics, resolve_numerics
+from segmint.operators.segment.numerics import Numerics, observe_release_numerics, resolve_numerics
 from segmint.pipeline.building.dataset.cpu_actors import threads_of_an_actor
 from segmint.pipeline.config.config import Config
 
@@ -40,7 +40,18 @@ def first_numerics(config: Config, weights: Path) -> Numerics:
     `stall_timeout`, if the node lacks a package that the bundled detectors need, or if a node lacks the kernels that
     `model.kernels` needs.
     """
-    numerics = _of_masks(config, weights)
+    return _with_detectors(config, _of_masks(config, weights))
+
+
+def first_release_numerics(config: Config, segmenter_sha256: str) -> Numerics:
+    """Return the numerics of a new dataset whose masks a segmenter makes, as observed on this machine.
+
+    The detectors' numerics are resolved as in `first_numerics`, which also lists the errors.
+    """
+    return _with_detectors(config, observe_release_numerics(segmenter_sha256))
+
+
+def _with_detectors(config: Config, numerics: Numerics) -> Numerics:
     versions = {name: getattr(numerics, name.replace("-", "_"), "") for name in sorted(config.deidentify.packages)}
     missing = [name for name, version in versions.items() if version == NOT_INSTALLED]
     if missing:

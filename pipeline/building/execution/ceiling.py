@@ -21,7 +21,7 @@ from segmint.pipeline.building.dataset.dataset import BuildDataset
 from segmint.pipeline.config.config import Config, as_pinned
 
 if TYPE_CHECKING:  # this module imports Ray, which a plan doesn't need
-    from segmint.pipeline.building.execution.stages import ActorPool
+    from segmint.pipeline.building.execution.pools import ActorPool
 
 GPU_FLOP_PER_S = 3e14
 """Assumed peak of a GPU in FLOP/s, until its actors measure it. The value lies between an L4 and an H100."""
@@ -70,11 +70,15 @@ class CeilingMeter:
     """
 
     def __init__(self, config: Config, dataset: BuildDataset) -> None:
-        """Measure the peak of a CPU. Raises `UsageError` if the weights aren't SAM weights."""
+        """Measure the peak of a CPU. Raises `UsageError` if the weights aren't SAM weights.
+
+        A segmenter's work per image is unknown, so such a run has no ceiling.
+        """
         self._numerics = dataset.numerics
-        self._flop_per_image, self._flop_per_mask = work_of(
-            as_pinned(config, dataset.manifest.config), lambda: dataset.weights
-        )
+        self._flop_per_image = self._flop_per_mask = 0
+        if config.segmenter is None:
+            pinned = as_pinned(config, dataset.manifest.config)
+            self._flop_per_image, self._flop_per_mask = work_of(pinned, dataset.sam_weights)
         self._here = measure_peak(self._numerics.compute) if self._numerics.device == "cpu" else None
         self._peaks: list[float] = []
         self._most_actors = 0
@@ -88,8 +92,13 @@ class CeilingMeter:
         self._peaks += peaks
         self._most_actors = max(self._most_actors, min(len(peaks), pool.largest))
 
-    def expected_rate(self, pool: "ActorPool") -> float:
-        """Return a rough estimate, before the run, of the images per second that a pool's devices will process."""
+    def expected_rate(self, pool: "ActorPool") -> float | None:
+        """Return a rough estimate, before the run, of the images per second that a pool's devices will process.
+
+        Returns None if the work per image is unknown.
+        """
+        if not self._flop_per_image:
+            return None
         peak = self._here if self._here is not None else GPU_FLOP_PER_S
         return REACHED * pool.largest * peak / self._flop_per_image
 
@@ -103,7 +112,7 @@ class CeilingMeter:
             peaks, devices = [self._here], min(pool.largest, max(1, cluster.cores // numerics.threads))
         else:  # a growing cluster may not have all of its nodes yet
             devices = max(pool.smallest, self._most_actors)
-        if not peaks:
+        if not peaks or not self._flop_per_image:
             return None
         return Ceiling(
             device=numerics.device,

@@ -28,14 +28,13 @@ from segmint.infra.errors import last_line
 from segmint.infra.log import get_logger
 from segmint.infra.row_ledger import STAGE_ROWS, RowLedger
 from segmint.infra.uris import LOCAL, UriNotAllowedError, parent, relative_to, scheme, store_name
-from segmint.operators.custom.stage import CustomAlone, CustomStage
 from segmint.operators.describe import describe_table
 from segmint.operators.rows import Row, faulted, given_up, named, rejected
 from segmint.operators.segment.segment import Segment
 from segmint.operators.segment.segment_alone import SegmentAlone, control_table
 from segmint.operators.shards.write import ShardResult
 from segmint.pipeline.building.execution.row_source import RowSource, count_rows
-from segmint.pipeline.building.execution.stages import CustomPool, Stages
+from segmint.pipeline.building.execution.stages import Stages
 from segmint.pipeline.building.execution.trials import (
     ControlFailedError,
     NodeDiedError,
@@ -328,18 +327,19 @@ class Quarantine:
         if verdict["reason"] is not None:
             return verdict
         try:
-            death = self._segment_singly(ordinal, prepared)
+            segmenter = self.stages.segmenter
+            death = self._segment_singly(ordinal, prepared, 0 if segmenter is None else segmenter.number)
         except StageFailedError as error:
-            raise PersistentFaultError(f"segment: {error}") from error
+            raise PersistentFaultError(f"{self.stages.maker_of_masks}: {error}") from error
         if death is not None:
-            return rejected({}, "segment", death)
+            return rejected({}, self.stages.maker_of_masks, death)
         verdict = self._through(prepared)[2]
         if verdict["fault"] is not None:
             raise PersistentFaultError(verdict["fault"])
         return None if verdict["reason"] is None else verdict
 
     def _stage_name(self, number: int) -> str:
-        return self.stages.custom[number - 1].spec.label if number else "segment"
+        return self.stages.own[number - 1].spec.label if number else "segment"
 
     def _segment_singly(self, ordinal: int, prepared: Any, number: int = 0) -> RejectedError | None:
         """Return the verdict on a row in the segment stage, or in the custom stage with this number."""
@@ -347,9 +347,9 @@ class Quarantine:
         start = self.stages.gpus.name, self._start_timeout_s
         trial = Trial(SegmentAlone, (self.stages.segment, segment[1]), *segment, prepared, control_table(), *start)
         if number:
-            custom = self.stages.custom[number - 1]
-            row, control, _ = self._through(prepared, custom)
-            trial = Trial(CustomAlone, custom.arguments(None), custom.pool, custom.timeout_s, row, control, *start)
+            custom = self.stages.own[number - 1]
+            row, control, _ = self._through(prepared, number)
+            trial = Trial(custom.alone(), custom.arguments(None), custom.pool, custom.timeout_s, row, control, *start)
         deaths = 0
         for _ in range(TRIES):
             try:
@@ -363,21 +363,23 @@ class Quarantine:
                 return RejectedError(reason, _detail(reason, self._stage_name(number), trial.timeout_s))
         raise UndecidedError(f"row {ordinal} killed its worker, and too many nodes died during its trials")
 
-    def _through(self, prepared: Any, until: CustomPool | None = None) -> tuple[Any, Any, Row]:
-        """Run a prepared row and the control image through all stages, or the stages before `until`, in a fresh worker.
+    def _through(self, prepared: Any, until: int = 0) -> tuple[Any, Any, Row]:
+        """Run a prepared row and the control image through all stages in a fresh worker.
 
-        Returns a reference to the row's table, a reference to the control image's table, and the row's `VERDICT`
-        columns.
+        If `until` is the number of a custom stage, only the stages before it run. Returns a reference to the row's
+        table, a reference to the control image's table, and the row's `VERDICT` columns.
         """
         stages = self.stages
-        built_in = {"prepare": functools.partial(Segment, stages.segment), "segment": lambda: describe_table}
-        steps: list[tuple[CustomPool | None, Any]] = []
+        built_in: dict[str, Any] = {"segment": lambda: describe_table}
+        if stages.segmenter is None:
+            built_in["prepare"] = functools.partial(Segment, stages.segment)
+        steps: list[tuple[int, Any]] = []
         for position in ("prepare", "segment", "describe"):
-            own = [each for each in stages.custom if each.after == position]
-            steps += [(each, functools.partial(CustomStage, *each.arguments(None))) for each in own]
-            steps += [(None, built_in[position])] if position in built_in else []
-        if until is not None:
-            steps = steps[: [each for each, _ in steps].index(until)]
+            own = [each for each in stages.own if each.after == position]
+            steps += [(each.number, functools.partial(each.actor(), *each.arguments(None))) for each in own]
+            steps += [(0, built_in[position])] if position in built_in else []
+        if until:
+            steps = steps[: [number for number, _ in steps].index(until)]
         pools = [stages.segment_pool, *(each.pool for each in stages.custom)]
         gpus = max(pool.num_gpus for pool in pools)
         task = ray.remote(

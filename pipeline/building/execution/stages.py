@@ -8,7 +8,7 @@ from typing import Any
 
 import ray
 import ray.exceptions
-from ray.data import ActorPoolStrategy, DataContext
+from ray.data import DataContext
 
 from segmint.catalogs.dataset.tombstones import NO_NAMES, read_removals
 from segmint.infra.errors import UnfinishedError, UsageError, last_line
@@ -22,11 +22,8 @@ from segmint.infra.ray_session import (
     accelerator_types,
     observe_growth,
 )
-from segmint.infra.row_ledger import RowLedger
 from segmint.infra.storage.storage import Storage
 from segmint.infra.wording import counted
-from segmint.operators.custom.load import StageSpec
-from segmint.operators.custom.stage import CustomStage
 from segmint.operators.prepare.detector_process import DetectorsGoneError
 from segmint.operators.prepare.prepare import PrepareResources
 from segmint.operators.segment.numerics import Numerics
@@ -34,7 +31,15 @@ from segmint.operators.segment.overlap import HostThreads
 from segmint.operators.segment.segment import SegmentSettings
 from segmint.pipeline.building.dataset.cpu_actors import actors_that_fit
 from segmint.pipeline.building.dataset.dataset import BuildDataset
-from segmint.pipeline.config.config import FEWEST_WRITERS, ROWS_PER_BLOCK, Config, PoolConfig, Position, as_pinned
+from segmint.pipeline.building.execution.pools import ActorPool, CustomPool, SegmenterPool, custom_pools, pool_of
+from segmint.pipeline.config.config import (
+    FEWEST_WRITERS,
+    ROWS_PER_BLOCK,
+    Config,
+    SegmenterPoolConfig,
+    SegmentPoolConfig,
+    as_pinned,
+)
 from segmint.pipeline.config.stage_settings import prepare_config, segment_settings
 
 
@@ -158,58 +163,13 @@ class TooFewNodesError(UsageError):
 
 
 @dataclass(frozen=True)
-class ActorPool:
-    """Pool of `smallest` to `largest` actors for a stage. `num_cpus` and `num_gpus` are logical numbers per actor."""
-
-    smallest: int
-    largest: int
-    num_cpus: float
-    num_gpus: float
-    calls_at_once: int
-
-    def within(self, actors: int) -> int:
-        """Return the pool size that is closest to `actors`."""
-        return max(self.smallest, min(self.largest, actors))
-
-    def strategy(self) -> ActorPoolStrategy:
-        """Return the pool in Ray Data's notation. Pass `calls_at_once` as `max_concurrency`, as all versions allow."""
-        return ActorPoolStrategy(
-            min_size=self.smallest,
-            max_size=self.largest,
-            max_tasks_in_flight_per_actor=2 * self.calls_at_once,
-            enable_true_multi_threading=self.calls_at_once > 1,
-        )
-
-
-@dataclass(frozen=True)
-class CustomPool:
-    """Actor pool of a custom stage."""
-
-    number: int  # identifies the stage in the ledger; starts at 1
-    spec: StageSpec
-    after: Position
-    pool: ActorPool
-    batch_size: int | None
-    timeout_s: float  # time limit per image
-
-    def actor(self) -> type[CustomStage]:
-        """Return the actors' class, named after the stage. Ray and the progress bars show this name."""
-        return type(self.spec.label, (CustomStage,), {})
-
-    def arguments(self, ledger: RowLedger | None) -> tuple[Any, ...]:
-        """Return the arguments for constructing an actor."""
-        own = None if ledger is None else ledger.of_stage(self.number)
-        return self.spec, self.batch_size, self.timeout_s, own, self.pool.num_gpus > 0
-
-
-@dataclass(frozen=True)
 class Stages:
     """Layout of the stages for one run."""
 
     prepare_arguments: tuple[Any, ...]  # arguments of `segmint.operators.prepare.prepare.Prepare`
     prepare_pool: ActorPool
     segment: SegmentSettings
-    segment_pool: ActorPool
+    segment_pool: ActorPool  # of SAM or the segmenter
     segment_threads: HostThreads  # threads per actor
     rows_per_block: int
     segment_timeout_s: float  # time limit per image
@@ -222,12 +182,25 @@ class Stages:
     gpus: GpuKind = field(default_factory=GpuKind)  # kind of GPU that workers request
     prepare_nodes: Mapping[str, str] = field(default_factory=dict)  # Ray label selector; empty: all nodes
     custom: tuple[CustomPool, ...] = ()  # custom stages, in the order of the configuration
+    segmenter: SegmenterPool | None = None  # makes the masks in place of SAM
     grows: bool = False  # True: the pools also use nodes that the autoscaler adds later
 
     @property
     def prepare_call(self) -> tuple[Any, ...]:
         """All arguments for constructing `Prepare` in an actor."""
         return self.prepare_arguments if self.detectors is None else (*self.prepare_arguments, self.detectors)
+
+    @property
+    def own(self) -> tuple[CustomPool, ...]:
+        """Stages with users' code in the order of their numbers: the custom stages, and then the segmenter, if any."""
+        if self.segmenter is None:
+            return self.custom
+        return *self.custom, replace(self.segmenter, pool=self.segment_pool)
+
+    @property
+    def maker_of_masks(self) -> str:
+        """Name of the stage that makes the masks."""
+        return "segment" if self.segmenter is None else self.segmenter.spec.label
 
     def bundles(self, rows: int) -> list[dict[str, float]]:
         """Return the resources to request from the autoscaler, for the workers, a reader, and the writers.
@@ -266,7 +239,7 @@ class Stages:
         inside = (
             {"decode": actors * threads.decoders, "compute": actors, "finish": actors * threads.finishers}
             if threads.decoders
-            else {"segment": actors}
+            else {self.maker_of_masks: actors}
         )
         custom = {each.spec.label: each.pool.largest for each in self.custom}
         return {"prepare": self.prepare_pool.largest, **inside, **custom}
@@ -296,7 +269,7 @@ def lay_out(config: Config, dataset: BuildDataset, cluster: Cluster) -> Stages:
         now = _fit(config, dataset, cluster, grows=True)
     except UsageError as error:
         raise TooFewNodesError(str(error), most) from error
-    if config.resources.segment.actors != "auto":
+    if _masks_pool(config).actors != "auto":
         return most
     pool, beside = now.segment_pool, now.prepare_pool.smallest * now.prepare_pool.num_cpus + 2
     smallest = max(1, min(pool.largest, int((cluster.cpus - beside) / pool.num_cpus)))
@@ -339,31 +312,38 @@ def _fit(config: Config, dataset: BuildDataset, cluster: Cluster, *, grows: bool
     share = config.detectors_share
     if share and not cluster.gpus:
         raise UsageError("deidentify.device is cuda, but the cluster has 0 GPUs: add GPUs")
-    custom = _custom_pools(config, dataset)
+    custom, segmenter = custom_pools(config, dataset)
     taken = sum(each.pool.largest * each.pool.num_gpus for each in custom)
     if taken > cluster.gpus:
         raise UsageError(f"stages take {taken:g} GPUs, but the cluster has {cluster.gpus:g}: lower their resources")
     cluster = replace(cluster, gpus=cluster.gpus - taken)
     gpus_each = _gpus_each(config, on_gpu=on_gpu)
     if gpus_each > cluster.gpus:
+        key, other = "resources.segment", "set model.device: cpu"
+        if segmenter is not None:
+            key, other = "segmenter.resources", "lower it"
         raise UsageError(
-            f"resources.segment.num_gpus is {gpus_each:g}, but the cluster has {cluster.gpus:g} GPUs: "
-            "add GPUs, or set model.device: cpu"
+            f"{key}.num_gpus is {gpus_each:g}, but the cluster has {cluster.gpus:g} GPUs: add GPUs, or {other}"
         )
     detectors = cluster.gpu_nodes if share else 0
-    devices = _gpu_actors(gpus_each, share, detectors, cluster) if gpus_each else _cpu_actors(dataset, cluster)
-    segment = _pool(resources.segment, 1 if grows else devices, devices, gpus_each)
+    devices = 1
+    if gpus_each:
+        devices = _gpu_actors(gpus_each, share, detectors, cluster)
+    elif segmenter is None:
+        devices = _cpu_actors(dataset, cluster)
+    segment = pool_of(_masks_pool(config), 1 if grows else devices, devices, gpus_each)
     rows_per_block = min(_rows_per_block(config, on_gpu=on_gpu), max(1, -(-dataset.rows // (2 * segment.largest))))
-    threads = HostThreads.of(dataset.numerics.device, resources.segment.num_cpus, config.model.images_per_batch)
+    threads = HostThreads.of(dataset.numerics.device, segment.num_cpus, config.model.images_per_batch)
     segment = replace(segment, calls_at_once=threads.calls(rows_per_block))
     # `prepare` gets the cores that segmentation leaves free: CPUs on a cluster, real cores with a local Ray instance.
     cores = cluster.cores if cluster.local else cluster.cpus
     cores = cluster.gpu_node_cpus if share and not cluster.local else cores
-    busy = segment.largest * (segment.num_cpus if on_gpu else dataset.numerics.threads) + detectors * DETECTOR_CPUS
+    by_cpus = on_gpu or segmenter is not None
+    busy = segment.largest * (segment.num_cpus if by_cpus else dataset.numerics.threads) + detectors * DETECTOR_CPUS
     writers = resources.writers_for(segment.largest)
     busy += sum(each.pool.largest * each.pool.num_cpus for each in custom)
     busy += 0 if cluster.local else writers  # Ray Data doesn't know about the writers' CPUs
-    prepare = _pool(resources.prepare, 1, max(1, int(cores - busy)), 0.0)
+    prepare = pool_of(resources.prepare, 1, max(1, int(cores - busy)), 0.0)
     needed = segment.smallest * segment.num_cpus + prepare.smallest * prepare.num_cpus + 2
     needed += detectors * DETECTOR_CPUS + sum(each.pool.smallest * each.pool.num_cpus for each in custom)
     if needed > cluster.cpus:
@@ -384,6 +364,7 @@ def _fit(config: Config, dataset: BuildDataset, cluster: Cluster, *, grows: bool
         segment_timeout_s=config.resources.segment.timeout_s,
         writers=writers,
         custom=custom,
+        segmenter=segmenter,
         grows=grows,
         measures_peak=on_gpu or not cluster.local,
         detectors_share=share,
@@ -402,7 +383,7 @@ def _rows_per_block(config: Config, *, on_gpu: bool) -> int:
 
 def _gpus_each(config: Config, *, on_gpu: bool) -> float:
     """Return the number of GPUs per segment actor. `auto` leaves room for a detector process on the same GPU."""
-    wanted, share = config.resources.segment.num_gpus, config.detectors_share
+    wanted, share = _masks_pool(config).num_gpus, config.detectors_share
     if wanted != "auto":
         return float(wanted)
     return round(1.0 - share % 1.0, 4) if on_gpu else 0.0
@@ -441,30 +422,12 @@ def _cpu_actors(dataset: BuildDataset, cluster: Cluster) -> int:
     if not cluster.local:
         return max(1, cluster.nodes)
     by_cores = max(1, cluster.cores // dataset.numerics.threads)
-    return min(by_cores, actors_that_fit(by_cores, dataset.weights.stat().st_size), max(1, dataset.rows))
+    return min(by_cores, actors_that_fit(by_cores, dataset.sam_weights().stat().st_size), max(1, dataset.rows))
 
 
-def _pool(wanted: PoolConfig, smallest: int, largest: int, num_gpus: float) -> ActorPool:
-    if wanted.actors != "auto":
-        smallest, largest = (wanted.actors, wanted.actors) if isinstance(wanted.actors, int) else wanted.actors
-    return ActorPool(smallest, largest, float(wanted.num_cpus), num_gpus, calls_at_once=1)
-
-
-def _custom_pools(config: Config, dataset: BuildDataset) -> tuple[CustomPool, ...]:
-    """Return the custom stages' pools. Raises `UsageError` if a stage's code has changed since the first start."""
-    pools = []
-    begun = dataset.manifest.config.get("stages", {})
-    for number, (each, spec) in enumerate(zip(config.stages, config.load_stages(), strict=True), start=1):
-        version = begun.get(spec.name, {}).get("version")
-        if version != spec.version:
-            raise UsageError(
-                f"the code of the stage {spec.name} has changed: its version here is {spec.version}, and that of "
-                f"{dataset.location} is {version}. Restore it, or choose another output"
-            )
-        pool = _pool(each.resources, 1, 1, each.resources.num_gpus)
-        size = None if each.batch_size == "auto" else each.batch_size
-        pools.append(CustomPool(number, spec, each.after, pool, size, each.resources.timeout_s))
-    return tuple(pools)
+def _masks_pool(config: Config) -> SegmentPoolConfig | SegmenterPoolConfig:
+    """Return the configured pool of the stage that makes the masks."""
+    return config.resources.segment if config.segmenter is None else config.segmenter.resources
 
 
 def _prepare_arguments(config: Config, dataset: BuildDataset) -> tuple[Any, ...]:

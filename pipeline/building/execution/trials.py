@@ -16,7 +16,7 @@ from segmint.operators.prepare.prepare import Prepare
 from segmint.operators.rows import Row
 from segmint.operators.schemas import VERDICT
 from segmint.operators.segment.segment_alone import control_table
-from segmint.pipeline.building.execution.stages import ActorPool
+from segmint.pipeline.building.execution.pools import ActorPool
 
 PROBE_S = 60.0
 """Time limit in seconds for a node to prove that it is alive."""

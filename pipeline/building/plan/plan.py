@@ -78,6 +78,11 @@ def make_plan(config: Config, options: PlanOptions, tell: Callable[[str], None] 
     `tell` is called with a line for each step of a sample. Raises `UsageError` for anything that `segmint build` would
     refuse and for options that don't suit this machine. Raises `SegmintError` if a fault leaves a row undecided.
     """
+    if config.segmenter is not None:
+        raise UsageError(
+            "segmint plan can't estimate the masks of a segmenter: build a few shards, for example with --shards 0:2, "
+            "and read the last lines"
+        )
     storage = Storage(config.storage)
     catalog = Location(storage, config.catalog)
     require_catalog(catalog)

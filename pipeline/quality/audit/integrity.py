@@ -1,11 +1,12 @@
 """Audit of a dataset's integrity: every file is intact and consistent with the others."""
 
 from bisect import bisect_left
-from collections.abc import Collection, Generator, Iterable, Iterator
+from collections.abc import Collection, Generator, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.util import find_spec
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -42,6 +43,7 @@ from segmint.operators.audit.submissions import audit_submissions
 from segmint.operators.prepare.release import ReleaseConfig
 from segmint.operators.segment.artifacts import RedactionArtifacts
 from segmint.operators.segment.mask_config import MasksConfig
+from segmint.operators.segmenter.filters import MaskFilters
 from segmint.operators.shards.near_copies import near_copies, wanted_pictures
 from segmint.pipeline.config.config import LOCAL, ResourcesConfig
 from segmint.pipeline.quality.audit.commits import AuditedCommit, audit_catalog_part, audit_commits
@@ -297,16 +299,24 @@ def _settings(pinned: LatestManifest, findings: FindingCollector) -> FileSetting
     """Return the manifest's settings for files. If the configuration is invalid, add a finding."""
     config, stages, version = pinned.manifest.config, pinned.manifest.stages, pinned.manifest.schema_version
     try:
-        masks = MasksConfig.model_validate(config.get("masks"))
+        limits, artifacts = _of_masks(config)
         release = ReleaseConfig.model_validate(config.get("release"))
     except ValidationError as error:
         found = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
         place = FindingLocation(manifest_name(pinned.generation))
-        findings.add(place.finding(Code.BAD_MANIFEST, "config.masks and config.release", found))
+        expected = "config.masks or config.segmenter, and config.release"
+        findings.add(place.finding(Code.BAD_MANIFEST, expected, found))
         return FileSettings(None, None, with_images=True, stages=stages, schema_version=version)
-    limits = MaskLimits(masks.pred_iou_thresh, masks.stability_score_thresh)
-    artifacts = RedactionArtifacts(masks.artifact_iou)
     return FileSettings(limits, artifacts, release.format == "images", release.jpeg_quality, stages, version)
+
+
+def _of_masks(config: Mapping[str, Any]) -> tuple[MaskLimits, RedactionArtifacts]:
+    """Return the limits of a build's masks. Raises `ValidationError` if the configuration is invalid."""
+    if "segmenter" in config:
+        filters = MaskFilters.model_validate(config["segmenter"].get("filters"))
+        return MaskLimits(0.0, 0.0, by_segmenter=True), RedactionArtifacts(filters.drop_redaction_artifacts)
+    masks = MasksConfig.model_validate(config.get("masks"))
+    return MaskLimits(masks.pred_iou_thresh, masks.stability_score_thresh), RedactionArtifacts(masks.artifact_iou)
 
 
 def _results(

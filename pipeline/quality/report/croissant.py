@@ -65,6 +65,7 @@ def croissant_json(facts: Facts, root: str) -> bytes:
     if manifest is None or version is None:
         raise ValueError("hashes come from commits, and this dataset has none")
     schemas = shard_schemas(manifest.stages, manifest.schema_version)
+    maker = "Segment Anything" if facts.build is None else facts.build.maker
     trained = f", round {manifest.round}" if manifest.round else ""
     value = {
         "@context": _CONTEXT,
@@ -73,7 +74,7 @@ def croissant_json(facts: Facts, root: str) -> bytes:
         "name": facts.name,
         "description": (
             f"{facts.images:,} licensed photographs with {facts.masks:,} SA-1B-style segmentation masks, "
-            f"made with segmint {manifest.code_version} and Segment Anything ({manifest.weights.name}{trained})."
+            f"made with segmint {manifest.code_version} and {maker} ({manifest.weights.name}{trained})."
         ),
         "license": [license_url(license) or license for license, _ in facts.licenses if license] or ["unknown"],
         "identifier": f"sha256:{version.digest}",

@@ -1,5 +1,7 @@
 """Facts about a dataset for report and card, from its manifest, commits, and tables."""
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -82,6 +84,12 @@ class BuildFacts:
     stability_score_thresh: float | None
     device: str | None
     precision: str | None
+    segmenter: str | None = None  # the segmenter that made the masks, and its settings; None: SAM made them
+
+    @property
+    def maker(self) -> str:
+        """What made the masks."""
+        return "Segment Anything" if self.segmenter is None else "a segmenter"
 
 
 @dataclass(frozen=True)
@@ -178,7 +186,21 @@ def _build(manifest: DatasetManifest) -> BuildFacts:
         stability_score_thresh=_plain_number(masks.get("stability_score_thresh")),
         device=_text(manifest.numerics.get("device")),
         precision=_text(manifest.numerics.get("precision")),
+        segmenter=_describe_segmenter(manifest.config.get("segmenter")),
     )
+
+
+def _describe_segmenter(segmenter: Mapping[str, Any] | None) -> str | None:
+    """Return the identity of a segmenter as text, or None if SAM made the masks."""
+    if segmenter is None:
+        return None
+    parts = [f"segmenter {segmenter.get('stage')}", f"version {segmenter.get('version')}"]
+    for name in ("arguments", "filters"):
+        if segmenter.get(name):
+            parts.append(f"{name} {json.dumps(segmenter[name], ensure_ascii=False, sort_keys=True)}")
+    if segmenter.get("wants_original"):
+        parts.append("made from the redacted originals")
+    return ", ".join(parts)
 
 
 def _text(value: Any) -> str | None:

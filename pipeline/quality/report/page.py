@@ -14,7 +14,7 @@ from segmint.operators.schemas import AUTOMATIC
 from segmint.pipeline.quality.audit.result import AuditReport, CheckedCounts, PrivacyResult
 from segmint.pipeline.quality.report.charts import Charts
 from segmint.pipeline.quality.report.comparison import comparison_values
-from segmint.pipeline.quality.report.facts import Facts
+from segmint.pipeline.quality.report.facts import BuildFacts, Facts
 from segmint.pipeline.quality.report.findings import FindingGroup, groups_of
 from segmint.pipeline.quality.report.samples import ReportImage
 from segmint.pipeline.quality.statistics.comparison import DatasetComparison
@@ -210,12 +210,7 @@ def made_of(facts: Facts) -> list[tuple[str, str]]:
         *([("Digest", digest_of(facts.version))] if facts.version is not None else []),
         ("Model", f"{manifest.weights.name}, SHA-256 {manifest.weights.sha256}"),
         *([("Round", "; ".join(describe_rounds(manifest.lineage)))] if manifest.round else []),
-        (
-            "Masks",
-            f"profile {build.profile}: {build.points_per_side} points per side, "
-            f"{counted(build.crop_n_layers, 'crop layer')}, predicted IoU over {build.pred_iou_thresh}, stability "
-            f"score of at least {build.stability_score_thresh}",
-        ),
+        ("Masks", _recipe(build)),
         (
             "Release",
             f"{build.format}, short side at most {build.short_side} pixels, JPEG quality {build.jpeg_quality}"
@@ -226,11 +221,22 @@ def made_of(facts: Facts) -> list[tuple[str, str]]:
             f"allowed: {listed(build.allowed or ['none'])}; judged as of {manifest.policy_date.isoformat()}; "
             f"redistribution {'required' if build.require_redistributable else 'not required'}",
         ),
-        ("Computed on", f"{build.device}, {build.precision}"),
+        *([("Computed on", f"{build.device}, {build.precision}")] if build.segmenter is None else []),
         ("segmint", manifest.code_version),
         ("Shards", f"{len(facts.commits):,} of {manifest.shards:,} committed, {manifest.images_per_shard:,} rows each"),
         ("Size", size(facts.bytes)),
     ]
+
+
+def _recipe(build: BuildFacts) -> str:
+    """Describe how the masks were made."""
+    if build.segmenter is not None:
+        return build.segmenter
+    return (
+        f"profile {build.profile}: {build.points_per_side} points per side, "
+        f"{counted(build.crop_n_layers, 'crop layer')}, predicted IoU over {build.pred_iou_thresh}, stability "
+        f"score of at least {build.stability_score_thresh}"
+    )
 
 
 def _checked(checked: CheckedCounts) -> str:

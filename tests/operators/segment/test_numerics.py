@@ -23,8 +23,8 @@ from segmint.model.sam.batch_encoder import CompilationError
 from segmint.model.sam.predictor import Predictor
 from segmint.operators.segment import numerics, segment
 from segmint.operators.segment.mask_config import MasksConfig, ModelConfig
-from segmint.operators.segment.numerics import Numerics, observe_numerics, resolve_numerics
-from segmint.operators.segment.segment import MixedNumericsError, SegmentSettings, check_numerics, load_generator
+from segmint.operators.segment.numerics import MixedNumericsError, Numerics, observe_numerics, resolve_numerics
+from segmint.operators.segment.segment import SegmentSettings, check_numerics, load_generator
 from tests.support.cpu_kernels import every_set
 
 GPU = SimpleNamespace(name="NVIDIA H100 80GB HBM3", major=9, minor=0, multi_processor_count=132)

@@ -3,6 +3,7 @@
 import json
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -262,3 +263,55 @@ def test_a_list_of_regions_to_leave_alone_counts_by_its_content() -> None:
     assert identity(listed, {name: "1" * 64})["deidentify"]["left_alone"] == "1" * 64
     assert identity(listed)["deidentify"]["max_redacted_share"] == 0.5
     assert identity(config())["deidentify"]["left_alone"] is None
+
+
+SEGMENTER = {"stage": "tests.support.segmenters.Bright", "arguments": {"threshold": 90}}
+
+
+def test_a_segmenter_takes_the_place_of_masks_and_model_in_the_identity() -> None:
+    config = Config.model_validate({**NEEDED, "segmenter": {**SEGMENTER, "filters": {"min_area": 9}}})
+    tree = identity(config)
+    assert not {"masks", "model", "stages"} & tree.keys()
+    assert tree["segmenter"] == {
+        "stage": SEGMENTER["stage"],
+        "version": "1",
+        "arguments": {"threshold": 90},
+        "wants_original": False,
+        "filters": {"min_area": 9},
+    }
+    others = {"on_error": "reject", "batch_size": 4, "resources": {"actors": [1, 2], "num_gpus": 0.5}}
+    assert (
+        identity(Config.model_validate({**NEEDED, "segmenter": {**SEGMENTER, "filters": {"min_area": 9}, **others}}))
+        == tree
+    )
+    assert "segmenter" not in identity(Config.model_validate(NEEDED))
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        ({"masks": {"profile": "official"}}, "segmenter takes the place of SAM, so remove masks"),
+        ({"model": {"weights": "vit_b"}, "masks": {}}, "so remove masks and model"),
+        ({"resources": {"segment": {"actors": 2}}}, r"so remove resources\.segment"),
+    ],
+)
+def test_a_segmenter_excludes_the_settings_of_sam(more: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValidationError, match=told):
+        Config.model_validate({**NEEDED, "segmenter": SEGMENTER, **more})
+
+
+def test_a_segmenter_is_no_stage_and_a_stage_no_segmenter() -> None:
+    stage = {"stage": "tests.support.custom_stages.Mean"}
+    for given, told in (
+        ({"stages": [SEGMENTER]}, "makes the masks of images: set it as segmenter, not in stages"),
+        ({"segmenter": stage}, "doesn't set masks = True"),
+        (
+            {"segmenter": SEGMENTER, "stages": [{"stage": "tests.support.segmenters.BrightStage"}]},
+            "the same name, bright",
+        ),
+    ):
+        with pytest.raises(UsageError, match=told):
+            Config.model_validate({**NEEDED, **given}).load_stages()
+    both = Config.model_validate({**NEEDED, "segmenter": SEGMENTER, "stages": [stage]})
+    assert [spec.name for spec in both.load_stages()] == ["mean", "bright"]
+    assert list(identity(both)["stages"]) == ["mean"]

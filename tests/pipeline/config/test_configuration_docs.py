@@ -14,7 +14,7 @@ from pydantic_core import PydanticUndefined
 
 from segmint.infra.storage import azure, s3
 from segmint.operators.segment.mask_config import MasksConfig
-from segmint.pipeline.config.config import Config, identity
+from segmint.pipeline.config.config import Config, SegmenterConfig, identity
 from segmint.pipeline.config.yaml_file import apply_override, check, parse_yaml
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -62,11 +62,11 @@ def members(annotation: Any) -> Iterator[Any]:
 
 
 def leaves(model: type[BaseModel], above: str = "") -> dict[str, Any]:
-    """Each key of the tree that holds a value → its default."""
+    """Each key of the tree that holds a value → its default. A part that is null by default has a table of its own."""
     found: dict[str, Any] = {}
     for name, field in model.model_fields.items():
         parts = [m for m in members(field.annotation) if isinstance(m, type) and issubclass(m, BaseModel)]
-        if parts:
+        if parts and field.default is not None:
             found |= leaves(parts[0], f"{above}{name}.")
         else:
             found[above + name] = field.get_default(call_default_factory=True)
@@ -124,11 +124,16 @@ def test_every_key_is_of_the_kind_that_the_page_says() -> None:
         for name, item in value.items():
             yield from keys(item, f"{above}{name}.") if isinstance(item, dict) else [above + name]
 
-    pinned = {*keys(tree), "stages"}  # which a tree without any lacks
+    pinned = {*keys(tree), "stages", "segmenter"}  # which a tree without any lacks
     expected = {
         key: "identity" if key in pinned else "numerics" if key in NUMERICS else "runtime" for key in leaves(Config)
     }
     assert {key: kind for key, (_, kind, _) in documented().items()} == expected
+
+
+def test_every_key_of_a_segmenter_is_documented_with_the_default_of_the_code() -> None:
+    rows = {code(key): default for key, default, _ in table_rows(PAGE, 3) if key.startswith("`segmenter.")}
+    assert rows == {key: shown(default) for key, default in leaves(SegmenterConfig, "segmenter.").items()}
 
 
 def test_every_key_has_a_meaning() -> None:

@@ -275,6 +275,21 @@ def test_numbers_that_yaml_takes_for_others_are_refused(tmp_path, key, value, to
     assert "expected a whole number" in problems(tmp_path, GOOD, "images_per_shard='1:30'")[1]
 
 
+@pytest.mark.parametrize("number", ["-1.0e9", "1e3", ".5E-2", "+1.e10"])
+def test_a_number_that_yaml_takes_for_text_is_refused_as_an_argument(tmp_path, number):
+    for part in (
+        f"segmenter: {{stage: a.b, arguments: {{x: [{number}]}}}}",
+        f"stages: [{{arguments: {{x: [{number}]}}}}]",
+    ):
+        (_, line) = problems(tmp_path, f"{GOOD}{part}\n")
+        assert f"arguments.x[0] is {number}, which YAML reads as text: write the number with a point" in line
+    (told,) = problems(tmp_path, GOOD, f"segmenter.arguments.x={number}")
+    assert "which YAML reads as text" in told
+    read = parse_yaml(f"stages: [{{arguments: {{x: '{number}', y: 1.0e+3, z: {number}m}}}}]", "c.yaml").data["stages"]
+    assert read == [{"arguments": {"x": number, "y": 1000.0, "z": f"{number}m"}}]
+    assert parse_yaml(f"a: {number}", "c.yaml").data == {"a": number}, "pydantic reads the keys of segmint as numbers"
+
+
 def test_a_key_of_another_part_is_told_where_it_belongs(tmp_path):
     (_, line) = problems(tmp_path, GOOD + "points_per_side: 16\ndeidentify: {}\n")
     assert line.endswith("points_per_side is not a configuration key: points_per_side belongs under masks:")

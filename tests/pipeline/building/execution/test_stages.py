@@ -24,6 +24,7 @@ from segmint.pipeline.building.execution.stages import (
     lay_out_for_growth,
 )
 from segmint.pipeline.config.config import Config, load_config
+from tests.support import builds
 from tests.support.builds import write_catalog, write_config
 from tests.support.gpu_numerics import on_a_gpu
 from tests.support.onnx_detectors import yunet
@@ -318,3 +319,50 @@ def test_blocks_are_larger_on_gpus_without_crops_unless_their_jpegs_are_large(tm
     assert rows(release={"short_side": 3000}) == 36
     assert rows(release={"short_side": 30000}) == 16
     assert rows(rows_per_block=7) == 7
+
+
+def with_segmenter(folder: Path, cluster: Cluster, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> Stages:
+    """The layout with a segmenter in place of SAM, without its trial."""
+    folder.mkdir(exist_ok=True)
+    monkeypatch.setattr("segmint.pipeline.building.dataset.dataset.try_segmenter", lambda config: None)
+    catalog = write_catalog(folder / "c.jsonl", [{"uri": f"{i}.jpg", "license": "CC0-1.0"} for i in range(100)])
+    tree = {**builds.SMALL, "catalog": str(catalog), "output": str(folder / "dataset"), **changes}
+    for key in ("masks", "model", "resources"):
+        tree.pop(key, None)
+    config = Config.model_validate(tree)
+    return lay_out(config, open_or_create(config, Storage()), cluster)
+
+
+def test_a_segmenter_has_an_actor_a_gpu_or_one_actor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bright: dict[str, Any] = {"stage": "tests.support.segmenters.Bright"}
+    mean = {"stage": "tests.support.custom_stages.Mean", "resources": {"num_gpus": 0.5}}
+    gpus = Cluster(local=False, cpus=64, gpus=4, nodes=4, cores=2, gpu_nodes=4, gpu_node_cpus=64)
+    stages = with_segmenter(tmp_path / "cpu", gpus, monkeypatch, segmenter=bright)
+    assert (stages.segment_pool.largest, stages.segment_pool.num_gpus, stages.segment_pool.num_cpus) == (1, 0, 2)
+    assert stages.prepare_pool.largest == 64 - 2 - 2
+    assert (stages.workers()["stage_bright"], "segment" in stages.workers()) == (1, False)
+
+    bright["resources"] = {"num_gpus": 1, "num_cpus": 3}
+    stages = with_segmenter(tmp_path / "gpu", gpus, monkeypatch, segmenter=bright, stages=[mean])
+    assert (stages.segment_pool.smallest, stages.segment_pool.largest) == (3, 3), "the stage takes half a GPU"
+    last = stages.own[-1]
+    assert (last.number, last.after, last.pool) == (2, "prepare", stages.segment_pool)
+    assert [each.number for each in stages.own] == [1, 2]
+    *_, settings = last.arguments(None)
+    assert (settings.threads, settings.rejects, settings.numerics.device) == (2, False, "segmenter")
+    assert stages.bundles(1000).count({"CPU": 3.0, "GPU": 1.0}) == 3
+
+    bright["resources"] = {"num_gpus": 1, "actors": 2}
+    assert with_segmenter(tmp_path / "two", gpus, monkeypatch, segmenter=bright).segment_pool.largest == 2
+    with pytest.raises(UsageError, match=r"segmenter\.resources\.num_gpus is 1, but the cluster has 0 GPUs: add GPUs"):
+        with_segmenter(tmp_path / "none", LAPTOP, monkeypatch, segmenter=bright)
+
+
+def test_a_segmenter_whose_code_changed_since_the_build_began_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bright = {"stage": "tests.support.segmenters.Bright"}
+    with_segmenter(tmp_path, LAPTOP, monkeypatch, segmenter=bright)
+    monkeypatch.setattr("tests.support.segmenters.Bright.version", "2")
+    with pytest.raises(UsageError, match=r"segmenter\.version: '1' before, '2' now"):
+        with_segmenter(tmp_path, LAPTOP, monkeypatch, segmenter=bright)

@@ -12,7 +12,7 @@ import segmint
 from benchmarks.masks.reference import reference_sam
 from segmint.infra.assets.cache import sha256_of
 from segmint.infra.errors import UsageError
-from segmint.operators.prompted import PromptedMasks
+from segmint.operators.segmenter.prompted import PromptedMasks
 from tests.support.embedded_once import encoding_once
 
 LABELER = "ab" * 32

@@ -1,0 +1,1 @@
+"""Segmenters: users' code that makes the masks of a build in place of SAM."""

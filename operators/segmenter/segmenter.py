@@ -1,0 +1,164 @@
+"""Segmenter stage: an actor starts a user's segmenter once, which then makes the masks of images in place of SAM."""
+
+import threading
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from segmint.catalogs.reasons import Reason, RejectedError
+from segmint.infra.uris import redact
+from segmint.operators.custom.contract import StageContractError, StageRow
+from segmint.operators.custom.load import StageSpec
+from segmint.operators.custom.stage import VERDICTS, CustomAlone, CustomStage, stage_rows, with_verdicts
+from segmint.operators.rows import carried
+from segmint.operators.schemas import SEGMENTED
+from segmint.operators.segment.numerics import Numerics, check_release_numerics
+from segmint.operators.segmenter.filters import MaskFilters
+from segmint.operators.segmenter.found_masks import found_columns
+
+if TYPE_CHECKING:
+    from segmint.infra.row_ledger import BlockEntry, RowLedger
+
+_WAITING = 2
+"""Maximum number of images whose masks wait for an encoding thread, which bounds their memory."""
+
+_LONGEST_DETAIL = 1000
+
+
+@dataclass(frozen=True)
+class SegmenterSettings:
+    """Settings of a segmenter's actors besides those of any custom stage."""
+
+    filters: MaskFilters = field(default_factory=MaskFilters)
+    rejects: bool = False  # whether an image for which the segmenter raises an error is rejected
+    threads: int = 1  # threads that check, filter, and encode masks while the segmenter works on the next images
+    numerics: Numerics | None = None  # those that an actor must have; None: any
+
+
+class CustomSegmenter(CustomStage):
+    """Ray Data actor that maps a table of prepared rows to the same rows with a segmenter's masks.
+
+    The masks of an image are encoded in other threads while the segmenter works on the next batch. A row is in flight
+    in the ledger until its masks are encoded. For everything else, see `CustomStage`.
+    """
+
+    def __init__(
+        self,
+        spec: StageSpec,
+        batch_size: int | None = None,
+        timeout_s: float | None = None,
+        ledger: "RowLedger | None" = None,
+        on_gpu: bool = False,
+        settings: SegmenterSettings | None = None,
+    ) -> None:
+        """Start the segmenter. If `batch_size` is None, a batch is one image, because masks need much memory.
+
+        Raises `StageContractError` if the segmenter can't start, and `MixedNumericsError` if this process may release
+        other images than the one that started the dataset.
+        """
+        settings = settings or SegmenterSettings()
+        if settings.numerics is not None:
+            check_release_numerics(settings.numerics)
+        super().__init__(spec, batch_size or 1, timeout_s, ledger, on_gpu)
+        self._settings = settings
+        self._encoders = ThreadPoolExecutor(settings.threads, thread_name_prefix="segmint-encode-masks")
+        self._room = threading.Semaphore(settings.threads + _WAITING)
+
+    def _judged(self, rows: Sequence[StageRow], entry: "BlockEntry | None") -> Sequence[Any]:
+        """Call the segmenter. Return a future of each row's columns, or the error or verdict."""
+        judged: list[Any] = []
+        for row, result in zip(rows, self._judge(rows, entry), strict=True):
+            if isinstance(result, StageRow):
+                self._room.acquire()
+                judged.append(self._encoders.submit(self._encode_and_leave, row, result, entry))
+                continue
+            if entry is not None:
+                entry.leave(row["ordinal"])
+            judged.append(result)
+        return judged
+
+    def _judge_alone(self, row: StageRow, entry: "BlockEntry | None" = None) -> Any:
+        (result,) = self._judge([row], entry)
+        return self._encode(row, result, entry) if isinstance(result, StageRow) else result
+
+    def _encode_and_leave(self, row: StageRow, result: StageRow, entry: "BlockEntry | None") -> Any:
+        try:
+            return self._encode(row, result, entry)
+        finally:
+            self._room.release()
+            if entry is not None:
+                entry.leave(row["ordinal"])
+
+    def _encode(self, row: StageRow, result: StageRow, entry: "BlockEntry | None") -> dict[str, Any] | Exception:
+        """Return the columns of a row's masks, or the error or verdict."""
+        if result.masks_found is None:
+            raise StageContractError(
+                f"the segmenter {self._spec.name} returned image {row['id']} without masks: it must call with_masks "
+                "for each row that it returns, with an empty list if it found nothing"
+            )
+        try:
+            with self._deadline.running():
+                return found_columns(row, result.masks_found, self._settings.filters, f"model:{self._spec.sha256}")
+        except Exception as error:  # noqa: BLE001 - the error is the row's result
+            if not isinstance(error, VERDICTS):
+                self._end_if_unfit([row], error, entry)
+            return error
+
+    def _finished(
+        self, table: pa.Table, rows: Mapping[int, StageRow], results: Mapping[int, Any], entry: "BlockEntry | None"
+    ) -> pa.Table:
+        done = {place: each.result() if isinstance(each, Future) else each for place, each in results.items()}
+        for place, result in done.items():
+            failed = isinstance(result, Exception) and not isinstance(result, VERDICTS)
+            if failed and self._settings.rejects and entry is not None:
+                done[place] = self._tried_again(rows[place], result, entry)
+        columns = {name: table.column(name) for name in SEGMENTED.names if name in table.column_names}
+        for name in ("masks", "funnel"):
+            values: list[Any] = [None] * table.num_rows
+            for place, result in done.items():
+                if not isinstance(result, Exception):
+                    values[place] = result[name]
+            columns[name] = pa.array(values, SEGMENTED.field(name).type)
+        segmented = carried(table, pa.table([columns[name] for name in SEGMENTED.names], schema=SEGMENTED))
+        return with_verdicts(
+            segmented, self._spec, {place: each for place, each in done.items() if isinstance(each, Exception)}
+        )
+
+    def _tried_again(self, row: StageRow, error: Exception, entry: "BlockEntry") -> Any:
+        """Try a row again after a control image, with no other row of this actor. Return its result or verdict.
+
+        If the control image fails, the image isn't to blame, and the row keeps its fault.
+        """
+        from segmint.infra.row_ledger import BarredRowError
+
+        if isinstance(error, BarredRowError):
+            return error
+        try:
+            entry.begin(row["ordinal"])
+        except Exception as refused:  # noqa: BLE001 - a fault of this row
+            return refused
+        try:
+            if not self._passes_control(entry):
+                return error
+            result = self._judge_alone(row, entry)
+        finally:
+            entry.leave(row["ordinal"])
+            row.free_image()
+        if not isinstance(result, Exception) or isinstance(result, VERDICTS):
+            return result
+        detail = f"{type(result).__name__}: {' '.join(str(result).split())}"
+        return RejectedError(Reason.STAGE_FAILED, redact(detail)[:_LONGEST_DETAIL])
+
+    def _passes_control(self, entry: "BlockEntry") -> bool:
+        from segmint.operators.segment.segment_alone import control_table  # imports Ray
+
+        (control,) = stage_rows(control_table(), with_original=self._spec.wants_original).values()
+        result = self._judge_alone(control, entry)
+        return not isinstance(result, Exception) or isinstance(result, VERDICTS)
+
+
+class SegmenterAlone(CustomAlone, CustomSegmenter):
+    """Actor that runs a segmenter on a suspect row. See `CustomAlone`."""

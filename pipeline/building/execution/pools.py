@@ -1,0 +1,129 @@
+"""Actor pools of stages, and those of custom stages and segmenters, which run users' code."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from ray.data import ActorPoolStrategy
+
+from segmint.infra.errors import UsageError
+from segmint.infra.row_ledger import RowLedger
+from segmint.operators.custom.load import StageSpec
+from segmint.operators.custom.stage import CustomAlone, CustomStage
+from segmint.operators.segmenter.segmenter import CustomSegmenter, SegmenterAlone, SegmenterSettings
+from segmint.pipeline.building.dataset.dataset import BuildDataset
+from segmint.pipeline.config.config import Config, PoolConfig, Position, SegmenterConfig, StageConfig
+from segmint.pipeline.config.stage_settings import segmenter_settings
+
+
+@dataclass(frozen=True)
+class ActorPool:
+    """Pool of `smallest` to `largest` actors for a stage. `num_cpus` and `num_gpus` are logical numbers per actor."""
+
+    smallest: int
+    largest: int
+    num_cpus: float
+    num_gpus: float
+    calls_at_once: int
+
+    def within(self, actors: int) -> int:
+        """Return the pool size that is closest to `actors`."""
+        return max(self.smallest, min(self.largest, actors))
+
+    def strategy(self) -> ActorPoolStrategy:
+        """Return the pool in Ray Data's notation. Pass `calls_at_once` as `max_concurrency`, as all versions allow."""
+        return ActorPoolStrategy(
+            min_size=self.smallest,
+            max_size=self.largest,
+            max_tasks_in_flight_per_actor=2 * self.calls_at_once,
+            enable_true_multi_threading=self.calls_at_once > 1,
+        )
+
+
+@dataclass(frozen=True)
+class CustomPool:
+    """Actor pool of a custom stage."""
+
+    number: int  # identifies the stage in the ledger; starts at 1
+    spec: StageSpec
+    after: Position
+    pool: ActorPool
+    batch_size: int | None
+    timeout_s: float  # time limit per image
+
+    def actor(self) -> type[CustomStage]:
+        """Return the actors' class, named after the stage. Ray and the progress bars show this name."""
+        return type(self.spec.label, (CustomStage,), {})
+
+    def arguments(self, ledger: RowLedger | None) -> tuple[Any, ...]:
+        """Return the arguments for constructing an actor."""
+        own = None if ledger is None else ledger.of_stage(self.number)
+        return self.spec, self.batch_size, self.timeout_s, own, self.pool.num_gpus > 0
+
+    def alone(self) -> type[CustomAlone]:
+        """Return the class of the actor that tries a single row."""
+        return CustomAlone
+
+
+@dataclass(frozen=True)
+class SegmenterPool(CustomPool):
+    """Actor pool of a segmenter. It's the last custom stage after `prepare`, and it has the highest number."""
+
+    settings: SegmenterSettings = field(kw_only=True)
+
+    def actor(self) -> type[CustomStage]:
+        return type(self.spec.label, (CustomSegmenter,), {})
+
+    def arguments(self, ledger: RowLedger | None) -> tuple[Any, ...]:
+        return *super().arguments(ledger), self.settings
+
+    def alone(self) -> type[CustomAlone]:
+        return SegmenterAlone
+
+
+def pool_of(wanted: PoolConfig, smallest: int, largest: int, num_gpus: float) -> ActorPool:
+    """Return a pool of the configured size. If that is auto, the pool has `smallest` to `largest` actors."""
+    if wanted.actors != "auto":
+        smallest, largest = (wanted.actors, wanted.actors) if isinstance(wanted.actors, int) else wanted.actors
+    return ActorPool(smallest, largest, float(wanted.num_cpus), num_gpus, calls_at_once=1)
+
+
+def custom_pools(config: Config, dataset: BuildDataset) -> tuple[tuple[CustomPool, ...], SegmenterPool | None]:
+    """Return the custom stages' pools and the segmenter's, if any, which has its smallest size.
+
+    Raises `UsageError` if a stage's code has changed since the first start.
+    """
+    pools = []
+    begun = dataset.manifest.config.get("stages", {})
+    specs = config.load_stages()
+    for number, (each, spec) in enumerate(zip(config.stages, specs, strict=False), start=1):
+        _check_version(dataset, spec, begun.get(spec.name, {}).get("version"))
+        pool = pool_of(each.resources, 1, 1, each.resources.num_gpus)
+        pools.append(CustomPool(number, spec, each.after, pool, _batch_size(each), each.resources.timeout_s))
+    segmenter = config.segmenter
+    if segmenter is None:
+        return tuple(pools), None
+    spec = specs[-1]
+    _check_version(dataset, spec, dataset.manifest.config.get("segmenter", {}).get("version"))
+    numerics = None if config.allow_mixed_numerics else dataset.numerics
+    makes_masks = SegmenterPool(
+        number=len(specs),
+        spec=spec,
+        after="prepare",
+        pool=pool_of(segmenter.resources, 1, 1, segmenter.resources.num_gpus),
+        batch_size=_batch_size(segmenter),
+        timeout_s=segmenter.resources.timeout_s,
+        settings=segmenter_settings(segmenter, numerics),
+    )
+    return tuple(pools), makes_masks
+
+
+def _batch_size(stage: StageConfig | SegmenterConfig) -> int | None:
+    return None if stage.batch_size == "auto" else stage.batch_size
+
+
+def _check_version(dataset: BuildDataset, spec: StageSpec, version: str | None) -> None:
+    if version != spec.version:
+        raise UsageError(
+            f"the code of the stage {spec.name} has changed: its version here is {spec.version}, and that of "
+            f"{dataset.location} is {version}. Restore it, or choose another output"
+        )
