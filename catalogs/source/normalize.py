@@ -259,22 +259,7 @@ def _fit_to_publish(batch: pa.RecordBatch) -> pa.RecordBatch:
             mask = pc.is_in(pa.array(np.arange(len(column))), suspects.cast(pa.int64()))
             place = batch.schema.get_field_index(name)
             batch = batch.set_column(place, batch.schema.field(place), pc.replace_with_mask(column, mask, cleaned))
-    if "prompts" in batch.schema.names:
-        place = batch.schema.get_field_index("prompts")
-        batch = batch.set_column(place, batch.schema.field(place), _redacted_labels(batch.column(place)))
     return batch
-
-
-def _redacted_labels(prompts: pa.StructArray) -> pa.StructArray:
-    """Redact credentials in the labels of prompts."""
-    labels = prompts.field("prompts").flatten().field("label")
-    if not pc.any(pc.match_substring_regex(labels, SUSPICIOUS)).as_py():
-        return prompts
-    rows = prompts.to_pylist()
-    for row in rows:
-        for prompt in row["prompts"] if row else ():
-            prompt["label"] = None if prompt["label"] is None else redact(prompt["label"])
-    return pa.array(rows, prompts.type)
 
 
 def _refuse_unreachable(catalog: str, batch: pa.RecordBatch, first_row: int, on_problem: OnProblem) -> None:

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Self
 from pydantic import ConfigDict, Field, ValidationError, model_validator
 
 from segmint.catalogs.frozen import Frozen
+from segmint.infra.uris import redact
 
 # No image has more pixels on a side.
 _Number = Annotated[float, Field(ge=-1e9, le=1e9, allow_inf_nan=False)]
@@ -47,8 +48,8 @@ class Prompts(Frozen):
 def check_prompts(value: Any) -> dict[str, Any]:
     """Return a row's prompts, given as a dictionary or as JSON, as a value of `PROMPTS`.
 
-    Points without labels are inside the mask. Spaces around the text of a label don't count. Raises pydantic's
-    `ValidationError` if the prompts are invalid.
+    Points without labels are inside the mask. Labels have no spaces around them, and credentials in them are redacted.
+    Raises pydantic's `ValidationError` if the prompts are invalid.
     """
     if isinstance(value, str):
         checked = Prompts.model_validate_json(value)
@@ -58,7 +59,7 @@ def check_prompts(value: Any) -> dict[str, Any]:
     for prompt in found["prompts"]:
         prompt["point_labels"] = prompt["point_labels"] or [1] * len(prompt["points"] or ()) or None
         prompt["points"] = prompt["points"] or None
-        prompt["label"] = (prompt["label"] or "").strip() or None
+        prompt["label"] = redact((prompt["label"] or "").strip()) or None
     return found
 
 

@@ -42,7 +42,7 @@ def checked_box(box: Any, label: Any, score: Any, frame: tuple[float, float]) ->
         found, place, expected = problem_of(error)
         raise UnreadableBoxError(f"found {found!r:.60} as {place}; expected {expected}") from error
     except RejectedError as error:
-        raise UnreadableBoxError(error.detail.removeprefix("prompts.0.")) from error
+        raise UnreadableBoxError(error.detail.removeprefix("prompts.0 has ")) from error
     return prompt
 
 

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from segmint.catalogs.reasons import Reason, RejectedError
 
@@ -24,16 +23,21 @@ def released_prompts(entry: Mapping[str, Any], source: Size, released: Size) -> 
     frame = entry["width"], entry["height"]
     if frame != (1, 1):
         _check_shape(frame, source)
-    scale = np.divide(released, frame)
     found = []
     for index, prompt in enumerate(entry["prompts"]):
         box, points = prompt["box"], prompt["points"]
+        places = list(points or ())
         if box is not None:
-            x, y, width, height = box
-            first, last = _inside([[x, y], [x + width, y + height]], frame, f"prompts.{index}.box")
-            box = [*(first * scale).tolist(), *((last - first) * scale).tolist()]
+            places += [box[:2], [box[0] + box[2], box[1] + box[3]]]
+        kept = np.clip(places, 0, frame)
+        if (np.abs(kept - places) > np.multiply(TOLERANCE, frame)).any() or (box and (kept[-2] >= kept[-1]).any()):
+            detail = f"prompts.{index} has {str(places)[:200]}; expected at most {list(frame)}, as the prompts' frame"
+            raise RejectedError(Reason.PROMPTS_MISFIT, detail)
+        kept = kept * released / frame
+        if box is not None:
+            box = [*kept[-2].tolist(), *(kept[-1] - kept[-2]).tolist()]
         if points is not None:
-            points = (_inside(points, frame, f"prompts.{index}.points") * scale).tolist()
+            points = kept[: len(points)].tolist()
         found.append({**prompt, "box": box, "points": points})
     return found
 
@@ -45,15 +49,3 @@ def _check_shape(frame: Size, source: Size) -> None:
     ratio = frame[0] * source[1] / (frame[1] * source[0])
     if max(ratio, 1 / ratio) > 1 + TOLERANCE:
         raise RejectedError(Reason.PROMPTS_MISFIT, f"{text}: the shapes differ by over {TOLERANCE:.0%}")
-
-
-def _inside(points: list[list[float]], frame: Size, what: str) -> NDArray[np.float64]:
-    """Return points (N, 2) inside a frame. Raise `RejectedError` if one is too far outside, or if a box is empty."""
-    there = np.array(points)
-    kept = there.clip(0, frame)
-    is_empty = what.endswith("box") and (kept[0] >= kept[1]).any()
-    if is_empty or (np.abs(there - kept) > TOLERANCE * np.array(frame)).any():
-        places = " to ".join(f"({x:g}, {y:g})" for x, y in points)
-        detail = f"{what} is at {places}; expected at most ({frame[0]:g}, {frame[1]:g}), as the prompts' frame"
-        raise RejectedError(Reason.PROMPTS_MISFIT, detail)
-    return kept

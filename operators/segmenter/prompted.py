@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from segmint.infra.assets.cache import sha256_of
 from segmint.infra.assets.resolve import resolve
 from segmint.infra.device import resolve_compute
 from segmint.infra.errors import UsageError
-from segmint.model.sam.predictor import Embedding, Predictor, PromptMasks
+from segmint.model.sam.predictor import Embedding, Predictor
 from segmint.operators.custom.contract import Mask, StageRow
 from segmint.operators.schemas import IMPORT
 from segmint.operators.segment.models import load_model
@@ -39,13 +39,7 @@ class PromptedMasks:
 
     @classmethod
     def version(
-        cls,
-        weights: str,
-        labeler: str | None = None,
-        device: str = "auto",
-        precision: str = "fp32",
-        threads: str | int = "auto",
-        assets: str | None = None,
+        cls, weights: str, labeler: str | None = None, precision: str = "fp32", assets: str | None = None, **_: Any
     ) -> str:
         """Return a SHA-256 of the weights and everything else that determines masks and labels.
 
@@ -53,8 +47,8 @@ class PromptedMasks:
         """
         if labeler is not None and not re.fullmatch("[0-9a-f]{64}", labeler):
             raise UsageError(f"labeler is {labeler!r}: expected the SHA-256 of the model that found the boxes")
-        weights_sha256 = sha256_of(resolve(weights, mirror=assets))
-        return hashlib.sha256(canonical_json([_BITS, weights_sha256, labeler, precision])).hexdigest()
+        identity = [_BITS, sha256_of(resolve(weights, mirror=assets)), labeler, precision]
+        return hashlib.sha256(canonical_json(identity)).hexdigest()
 
     def __init__(
         self,
@@ -71,20 +65,20 @@ class PromptedMasks:
         `model` section. `labeler` is the SHA-256 of the model that found the boxes. It becomes the source of their
         labels, whose scores are then stored. Without it, labels count as imported.
         """
-        self.predictor = Predictor(
-            load_model(resolve(weights, mirror=assets), resolve_compute(device, precision, threads))
-        )
-        self._label_source = IMPORT
-        if labeler is not None:
-            self._label_source = f"{MODEL}{labeler}"
+        compute = resolve_compute(device, precision, threads)
+        self.predictor = Predictor(load_model(resolve(weights, mirror=assets), compute))
+        self._labeler = labeler
 
     def __call__(self, rows: Sequence[StageRow]) -> list[StageRow]:
         """Return the rows with their masks. A row without prompts gets none."""
-        prompts = [row.get("prompts") or [] for row in rows]
-        prompted = [row.image for row, own in zip(rows, prompts, strict=True) if own]
-        embeddings = iter(self.predictor.embed_many(prompted))
-        masks = [self.find(next(embeddings), own) if own else [] for own in prompts]
-        return [row.with_masks(found) for row, found in zip(rows, masks, strict=True)]
+        embeddings = iter(self.predictor.embed_many([row.image for row in rows if row.get("prompts")]))
+        done = []
+        for row in rows:
+            masks = []
+            if row.get("prompts"):
+                masks = self.find(next(embeddings), row["prompts"])
+            done.append(row.with_masks(masks))
+        return done
 
     def find(self, embedding: Embedding, prompts: Sequence[Prompt]) -> list[Mask]:
         """Return a mask for each prompt, in order.
@@ -98,33 +92,35 @@ class PromptedMasks:
         for places in alike.values():
             for start in range(0, len(places), _BATCH):
                 batch = places[start : start + _BATCH]
-                predicted = self._predict(embedding, [prompts[place] for place in batch])
-                best = predicted.predicted_iou.argmax(dim=1).tolist()
-                for number, (place, index) in enumerate(zip(batch, best, strict=True)):
-                    logits = predicted.low_res_logits[number : number + 1, index : index + 1]
-                    pixels = (self.predictor.upscale(logits, embedding)[0, 0] > 0).cpu().numpy()
-                    found[place] = self._mask(prompts[place], pixels, float(predicted.predicted_iou[number, index]))
-        return [found[place] for place in range(len(prompts))]
+                found |= zip(batch, self._decode(embedding, [prompts[place] for place in batch]), strict=True)
+        return [mask for _, mask in sorted(found.items())]
 
-    def _predict(self, embedding: Embedding, prompts: Sequence[Prompt]) -> PromptMasks:
-        """Predict the masks of prompts that have equally many points."""
-        arguments: dict[str, Any] = {"multimask": bool(prompts[0]["points"])}
+    def _decode(self, embedding: Embedding, prompts: Sequence[Prompt]) -> Iterator[Mask]:
+        """Yield the masks of prompts that have equally many points."""
+        arguments: dict[str, Any] = {}
         if prompts[0]["points"]:
             arguments["points"] = np.array([prompt["points"] for prompt in prompts])
             arguments["labels"] = np.array([prompt["point_labels"] for prompt in prompts])
         if prompts[0]["box"] is not None:
             boxes = np.array([prompt["box"] for prompt in prompts])
-            arguments["boxes"] = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
-        return self.predictor.predict(embedding, **arguments)
+            boxes[:, 2:] += boxes[:, :2]
+            arguments["boxes"] = boxes
+        predicted = self.predictor.predict(embedding, multimask="points" in arguments, **arguments)
+        scores, best = predicted.predicted_iou.max(dim=1)
+        for number, prompt in enumerate(prompts):
+            logits = predicted.low_res_logits[number, best[number]][None, None]
+            pixels = (self.predictor.upscale(logits, embedding)[0, 0] > 0).cpu().numpy()
+            yield Mask(pixels, score=float(scores[number]), **self._origin(prompt))
 
-    def _mask(self, prompt: Prompt, pixels: np.ndarray[Any, np.dtype[np.bool_]], score: float) -> Mask:
-        labeled: dict[str, Any] = {}
-        if prompt["label"]:
-            labeled = {"label": prompt["label"], "label_source": self._label_source}
-            if self._label_source != IMPORT:
-                labeled["label_score"] = prompt["score"]
-        points = [
-            (x, y, inside) for (x, y), inside in zip(prompt["points"] or (), prompt["point_labels"] or (), strict=True)
-        ]
-        box = None if prompt["box"] is None else tuple(prompt["box"])
-        return Mask(pixels, score=score, points=points, box=box, **labeled)
+    def _origin(self, prompt: Prompt) -> dict[str, Any]:
+        """Return what a mask was made from, and its label, as arguments of `Mask`."""
+        points, labels = prompt["points"] or (), prompt["point_labels"] or ()
+        origin: dict[str, Any] = {"points": [(x, y, label) for (x, y), label in zip(points, labels, strict=True)]}
+        if prompt["box"] is not None:
+            origin["box"] = tuple(prompt["box"])
+        if prompt["label"] and self._labeler is None:
+            origin |= {"label": prompt["label"], "label_source": IMPORT}
+        elif prompt["label"]:
+            source = f"{MODEL}{self._labeler}"
+            origin |= {"label": prompt["label"], "label_source": source, "label_score": prompt["score"]}
+        return origin

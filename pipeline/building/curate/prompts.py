@@ -1,8 +1,9 @@
 """Boxes of a COCO file or YOLO labels as the column `prompts` of a catalog: `segmint catalog prompts`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import yaml
@@ -59,12 +60,11 @@ def yolo_boxes(folder: Location, data: Location) -> BoxFile:
         names = mapping(yaml.safe_load(data.read())).get("names")
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UsageError(f"{data} is not YAML: {error}") from error
-    labels = dict(enumerate(names)) if isinstance(names, list) else names
-    if not isinstance(labels, Mapping) or not all(
-        isinstance(key, int) and isinstance(name, str) for key, name in labels.items()
-    ):
+    if isinstance(names, list):
+        names = dict(enumerate(names))
+    if not names or not isinstance(names, dict):
         raise UsageError(f"{data} has no `names`; expected a list of the classes' names, or a name for each number")
-    boxes = read_yolo(folder, labels)
+    boxes = read_yolo(folder, names)
     if not boxes.names:
         raise UsageError(f"{folder} has no labels; expected a file <name>.txt for each image")
     return boxes
@@ -93,13 +93,14 @@ def add_prompts(source: Location, target: Location, boxes: BoxFile, *, with_endi
             for batch in whole.batches():
                 for start in range(0, batch.num_rows, _TOGETHER):
                     piece = batch.slice(start, _TOGETHER)
-                    places = [homes.get(ordinal) for ordinal in range(writer.rows, writer.rows + piece.num_rows)]
-                    values = [None if place is None else boxes.read(place) for place in places]
-                    result.images += len([value for value in values if value is not None])
-                    result.prompts += sum(len(value["prompts"]) for value in values if value is not None)
+                    values: list[Any] = [None] * piece.num_rows
+                    for place, ordinal in enumerate(range(writer.rows, writer.rows + piece.num_rows)):
+                        if ordinal in homes:
+                            values[place] = boxes.read(homes[ordinal])
                     prompts = pa.array(values, SOURCE.field("prompts").type)
+                    result.prompts += len(prompts.field("prompts").flatten())
                     writer.add([pa.RecordBatch.from_arrays([*piece.columns, prompts], schema=schema)])
-        result.rows = writer.rows
+        result.rows, result.images = writer.rows, len(homes)
         if not target.put_file_if_absent(path):
             refuse_existing(target)
     return result
@@ -129,16 +130,15 @@ def _homes(source: Location, normalized: Path, names: Sequence[str], *, with_end
     with open_database(normalized.parent) as database:
         database.register("names", pa.table({"place": range(len(names)), "name": names}))
         pairs = database.execute(_PAIRS, {"rows": only_path(normalized), "left_out": left_out}).fetchall()
-    rows: dict[int, int] = {}
     homes: dict[int, int] = {}
+    known: set[int] = set()
     for place, ordinal in pairs:
-        if ordinal is None or place in rows or ordinal in homes:
+        if ordinal is None or ordinal in homes or place in known:
             found = "no row"
-            if place in rows:
-                found = f"rows {rows[place] + 1} and {ordinal + 1}"
-            elif ordinal in homes:
-                found = f"row {ordinal + 1}, as does {names[homes[ordinal]]!r},"
+            if ordinal is not None:
+                found = f"row {ordinal + 1}, and it fits another row, or the row fits another image,"
             expected = "exactly one row whose URI or image_id ends with the name"
             raise UsageError(f"the image {names[place]!r} fits {found} in {source}; expected {expected}")
-        rows[place], homes[ordinal] = ordinal, place
+        homes[ordinal] = place
+        known.add(place)
     return homes

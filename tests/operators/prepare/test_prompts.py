@@ -67,20 +67,20 @@ def test_prompts_slightly_outside_are_cut_at_the_border() -> None:
         (
             frame(600, 400, POINTS, prompt(box=[0.0, 0.0, 607.0, 9.0])),
             (600, 400),
-            "prompts.1.box is at (0, 0) to (607",
+            "prompts.1 has [[0.0, 0.0], [607",
         ),
         (
             frame(600, 400, prompt(box=[0.0, -4.5, 6.0, 9.0])),
             (600, 400),
-            "is at (0, -4.5) to (6, 4.5); expected at",
+            "-4.5], [6.0, 4.5]]; expected at most",
         ),
-        (frame(600, 400, prompt(box=[601.0, 0.0, 4.0, 9.0])), (600, 400), "prompts.0.box is at (601, 0) to (605, 9)"),
+        (frame(600, 400, prompt(box=[601.0, 0.0, 4.0, 9.0])), (600, 400), "has [[601.0, 0.0], [605.0, 9.0]]"),
         (
             frame(600, 400, prompt(points=[[1.0, 405.0]], point_labels=[1])),
             (600, 400),
-            "prompts.0.points is at (1, 4",
+            "prompts.0 has [[1.0, 405",
         ),
-        (frame(1, 1, prompt(box=[0.5, 0.5, 40.0, 0.1])), (600, 400), "to (40.5, 0.6); expected at most (1, 1)"),
+        (frame(1, 1, prompt(box=[0.5, 0.5, 40.0, 0.1])), (600, 400), "[40.5, 0.6]]; expected at most [1, 1]"),
     ],
 )
 def test_a_frame_that_does_not_fit_is_a_verdict(entry: dict[str, Any], source: tuple[int, int], said: str) -> None:

@@ -108,7 +108,7 @@ def test_what_a_build_would_refuse_is_left_out_and_listed(tmp_path: Path) -> Non
     assert lines[4].endswith("expected a box [x, y, width, height] with positive width and height")
     assert (
         lines[6]
-        == "annotation number 6: box is at (60, 2) to (69, 6); expected at most (64, 48), as the prompts' frame"
+        == "annotation number 6: [[60.0, 2.0], [69.0, 6.0]]; expected at most [64.0, 48.0], as the prompts' frame"
     )
     assert lines[7] == "annotation number 7: found nan as box.2; expected a finite number"
 
@@ -131,7 +131,7 @@ def test_yolo_boxes_are_shares_of_the_sides(tmp_path: Path) -> None:
     assert "3 prompts for 3 of 5 rows" in said
     assert "photos/2.txt, line 1: found the class '1', which has no name" in said
     assert "line 2: found 4 values; expected class, x, y, width, height, and maybe a score" in said
-    assert "line 3: box is at (0.65, 0.25) to (1.15, 0.75); expected at most (1, 1)" in said
+    assert "line 3: [[0.65, 0.25], [1.15, 0.75]]; expected at most [1, 1]" in said
     assert "line 4: could not convert string to float: 'a'" in said
 
 
@@ -139,8 +139,11 @@ def test_yolo_boxes_are_shares_of_the_sides(tmp_path: Path) -> None:
     ("names", "said"),
     [
         (["missing.jpg"], "the image 'missing.jpg' fits no row in "),
-        (["2.jpg", "photos/2.jpg"], "'photos/2.jpg' fits row 1, as does '2.jpg', in "),
-        (["again.jpg"], "'again.jpg' fits rows 2 and 3 in "),
+        (
+            ["2.jpg", "photos/2.jpg"],
+            "'photos/2.jpg' fits row 1, and it fits another row, or the row fits another image",
+        ),
+        (["again.jpg"], "'again.jpg' fits row 3, and it fits another row, "),
         (["xagain.jpg"], "'xagain.jpg' fits no row in "),
     ],
 )
