@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from segmint.catalogs.reasons import RejectedError
 from segmint.catalogs.source.prompts import Prompt, problem_of
 from segmint.infra.storage.location import Location
-from segmint.operators.prepare.prompts import released_prompts
+from segmint.operators.prompts import released_prompts
 
 
 @dataclass

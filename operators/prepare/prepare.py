@@ -47,7 +47,6 @@ from segmint.operators.prepare.detector_socket import DetectorProcessError
 from segmint.operators.prepare.ingest import IngestConfig, ingest, pixels_sha256
 from segmint.operators.prepare.left_alone import Entries, LeftAlone, LeftAloneRegion
 from segmint.operators.prepare.orientations import is_same
-from segmint.operators.prepare.prompts import released_prompts
 from segmint.operators.prepare.read_image import ImageReader, checked_digest
 from segmint.operators.prepare.release import (
     CropLayers,
@@ -59,6 +58,7 @@ from segmint.operators.prepare.release import (
     resized,
 )
 from segmint.operators.prepare.released_search import ROUNDS, ResidualDetection, last_look, unconfirmed_entries
+from segmint.operators.prompts import released_prompts
 from segmint.operators.redactions import image_share
 from segmint.operators.rows import Row, faulted, gather, is_live, rejected, to_rows
 from segmint.operators.schemas import PREPARED, PROMPTED

@@ -18,8 +18,8 @@ from segmint.infra.storage.storage import Storage
 from segmint.operators.prepare.deidentify import DeidentifyConfig, FacesConfig, PlatesConfig
 from segmint.operators.prepare.ingest_config import IngestConfig
 from segmint.operators.prepare.prepare import Prepare, PrepareConfig
-from segmint.operators.prepare.prompts import released_prompts
 from segmint.operators.prepare.release import ReleaseConfig
+from segmint.operators.prompts import released_prompts
 from segmint.operators.rows import carried
 from segmint.operators.schemas import PREPARED, PROMPTED
 
