@@ -10,6 +10,7 @@ import yaml
 
 from segmint.catalogs.parquet import RowGroupWriter
 from segmint.catalogs.schema import SOURCE
+from segmint.catalogs.source.files import unchanged
 from segmint.catalogs.source.normalize import normalize, open_database
 from segmint.catalogs.source.whole import WholeCatalog
 from segmint.infra.errors import UsageError
@@ -24,6 +25,8 @@ from segmint.pipeline.building.curate.output import check_output, check_rows
 
 SHOWN = 20
 """Maximum number of unreadable boxes that are listed."""
+
+_TOGETHER = 1024  # rows whose prompts are converted together
 
 
 @dataclass
@@ -84,7 +87,7 @@ def add_prompts(source: Location, target: Location, boxes: BoxFile, *, with_endi
         raise UsageError(f"{source} already has the column prompts: remove it")
     schema = whole.schema.append(SOURCE.field("prompts"))
     result = PromptedCatalog(str(target), crowds=boxes.crowds, unreadable=boxes.unreadable)
-    with ScratchFolder() as folder:
+    with ScratchFolder() as folder, unchanged(source):
         normalized = normalize(source, Path(folder) / "catalog.parquet")
         check_rows(source, target, normalized)
         homes = _homes(source, normalized.path, boxes.names, with_endings=with_endings)
@@ -104,9 +107,6 @@ def add_prompts(source: Location, target: Location, boxes: BoxFile, *, with_endi
         if not target.put_file_if_absent(path):
             refuse_existing(target)
     return result
-
-
-_TOGETHER = 1024
 
 
 # A name fits a row if the row's URI or image_id ends with all parts of the name, or the other way around.

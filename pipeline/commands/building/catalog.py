@@ -241,16 +241,20 @@ def prompts(
     Each image of the file must fit exactly one row. Exits with code 3 if a box can't be read.
     """
     from segmint.infra.errors import UsageError
+    from segmint.infra.storage.errors import NotFoundError
     from segmint.infra.storage.location import Location
     from segmint.pipeline.building.curate.prompts import add_prompts, coco_boxes, yolo_boxes
 
     _, storage = build_of(config)
-    if coco is not None and yolo is None and names is None:
-        boxes = coco_boxes(Location(storage, coco))
-    elif coco is None and yolo is not None and names is not None:
-        boxes = yolo_boxes(Location(storage, yolo), Location(storage, names))
-    else:
-        raise UsageError("pass either --coco, or --yolo and --names")
+    try:
+        if coco is not None and yolo is None and names is None:
+            boxes = coco_boxes(Location(storage, coco))
+        elif coco is None and yolo is not None and names is not None:
+            boxes = yolo_boxes(Location(storage, yolo), Location(storage, names))
+        else:
+            raise UsageError("pass either --coco, or --yolo and --names")
+    except NotFoundError as error:
+        raise UsageError(str(error)) from error
     result = add_prompts(Location(storage, catalog), Location(storage, output), boxes, with_endings=coco is not None)
     print_result(result, as_json)
     print_next(as_json, "catalog", "check", output, config=config)

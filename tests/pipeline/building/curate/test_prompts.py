@@ -164,6 +164,9 @@ def test_other_requests_are_refused(tmp_path: Path) -> None:
     (tmp_path / "labels").mkdir()
     assert "has no labels; expected a file <name>.txt for each image" in prompts(tmp_path, *labels)[1]
     assert "has no `names`" in prompts(tmp_path, *yolo(tmp_path, "nc: 2", a=""))[1]
+    code, said, _ = prompts(tmp_path, "--coco", str(tmp_path / "missing.json"))
+    assert code == 2
+    assert "missing.json" in said
     (tmp_path / "boxes.json").write_text("[]")
     assert "pass the annotations file" in prompts(tmp_path, *boxes)[1]
     rows = [{**ROWS[0], "prompts": {"width": 1, "height": 1, "prompts": []}}]
