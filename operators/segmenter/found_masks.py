@@ -1,46 +1,86 @@
 """Masks that a segmenter found in an image: checks, filters, and conversion to the columns of a row."""
 
-import math
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Real
-from typing import Any
+from typing import Annotated, Any, Self
 
 import numpy as np
-from numpy.typing import NDArray
 from pycocotools import mask as coco
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from segmint.catalogs.reasons import Reason, RejectedError
 from segmint.infra.errors import SegmintError
 from segmint.model.automatic import rle
+from segmint.operators.annotations.image import UnreadableMaskError, checked_rle
 from segmint.operators.custom.contract import Mask
 from segmint.operators.rows import Row
 from segmint.operators.schemas import FUNNEL_STEPS, IMPORT, MASKS_PER_IMAGE_LIMIT, PLAUSIBLE_IOU
 from segmint.operators.segment.artifacts import RedactionArtifacts
 from segmint.operators.segmenter.filters import MaskFilters
 
-_SOURCE = re.compile(r"model:[0-9a-f]{64}")
-
 
 class MaskError(SegmintError):
     """Raised for a mask that can't be stored, because the segmenter violates `segmint.Mask`."""
+
+
+def _check_text(text: str) -> str:
+    if not text.strip():
+        raise ValueError("expected text")
+    text.encode()  # raises ValueError for lone surrogates, which Arrow can't store
+    return text
+
+
+_Text = Annotated[str, AfterValidator(_check_text)]
+
+
+class _MaskValues(BaseModel):
+    """What a segmenter says about a mask, except its pixels: the fields of `segmint.Mask`, with their limits."""
+
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False, from_attributes=True)
+
+    score: Annotated[float, Field(ge=PLAUSIBLE_IOU[0], le=PLAUSIBLE_IOU[1])] | None
+    stability: Annotated[float, Field(ge=0, le=1)] | None
+    label: _Text | None
+    label_score: float | None
+    label_source: Annotated[str, Field(pattern=rf"\A({IMPORT}|model:[0-9a-f]{{64}})\z")] | None
+    points: tuple[tuple[float, float, Annotated[int, Field(ge=0, le=1)]], ...]
+    box: tuple[float, float, float, float] | None
+    text: _Text | None
+
+    @model_validator(mode="after")
+    def _check_label(self) -> Self:
+        if self.label is None and (self.label_score is not None or self.label_source is not None):
+            raise ValueError("a label_score or a label_source needs a label")
+        if self.label_source == IMPORT and self.label_score is not None:
+            raise ValueError(f"a label whose label_source is {IMPORT} has no label_score")
+        return self
+
+    @property
+    def prompts(self) -> list[Row]:
+        """What the mask was made from, as values of the column `prompts`."""
+        prompts: list[Row] = [{"kind": "point", "x": x, "y": y, "label": label} for x, y, label in self.points]
+        if self.box is not None:
+            x, y, width, height = self.box
+            prompts.append({"kind": "box", "x": x, "y": y, "w": width, "h": height})
+        if self.text is not None:
+            prompts.append({"kind": "text", "text": self.text})
+        return prompts
 
 
 @dataclass(frozen=True)
 class _FoundMask:
     """A mask whose pixels and values were checked."""
 
-    said: Mask
+    values: _MaskValues
     code: rle.Rle
     area: int  # pixels
     bbox: list[float]  # [x, y, w, h] as in `MASK`
 
     @classmethod
-    def of(cls, said: Mask, code: rle.Rle) -> "_FoundMask":
+    def of(cls, values: _MaskValues, code: rle.Rle) -> "_FoundMask":
         measured = {"size": list(code.size), "counts": code.counts.encode("ascii")}
         x, y, width, height = coco.toBbox(measured).tolist()
-        return cls(said, code, int(coco.area(measured)), [x, y, width - 1, height - 1])
+        return cls(values, code, int(coco.area(measured)), [x, y, width - 1, height - 1])
 
 
 def found_columns(row: Mapping[str, Any], masks: Sequence[Mask], filters: MaskFilters, source: str) -> dict[str, Any]:
@@ -53,12 +93,13 @@ def found_columns(row: Mapping[str, Any], masks: Sequence[Mask], filters: MaskFi
     size = (row["height"], row["width"])
     if isinstance(masks, str | bytes | Mapping) or not isinstance(masks, Sequence):
         raise MaskError(f"with_masks got {type(masks).__name__}: expected a list of segmint.Mask")
+    found = []
     for place, mask in enumerate(masks):
-        _check(place, mask)
-    kept = [(place, mask) for place, mask in enumerate(masks) if _passes_score(mask, filters)]
+        values = _checked(place, mask)
+        if filters.min_score is None or values.score is None or values.score >= filters.min_score:
+            found.append(_FoundMask.of(values, _encoded(place, mask.pixels, size)))
     steps = dict.fromkeys(FUNNEL_STEPS, 0)
-    steps |= {"predicted": len(masks), "over_iou": len(kept), "stable": len(kept)}
-    found = [_FoundMask.of(mask, _encoded(place, mask.pixels, size)) for place, mask in kept]
+    steps |= {"predicted": len(masks), "over_iou": len(found), "stable": len(found)}
     found = [each for each in found if _passes_area(each, filters, size)]
     steps |= {"under_max_area": len(found), "inside_crop": len(found)}
     if filters.nms_iou is not None:
@@ -76,52 +117,15 @@ def found_columns(row: Mapping[str, Any], masks: Sequence[Mask], filters: MaskFi
     return columns
 
 
-def _check(place: int, mask: Any) -> None:
-    """Raise `MaskError` if something else than the pixels of a mask is invalid."""
+def _checked(place: int, mask: Any) -> _MaskValues:
+    """Check everything but the pixels of a mask. Raises `MaskError` if it is invalid."""
     if not isinstance(mask, Mask):
         raise MaskError(f"mask {place} is of type {type(mask).__name__}: expected segmint.Mask")
-    _check_number(place, "score", mask.score, PLAUSIBLE_IOU)
-    _check_number(place, "stability", mask.stability, (0.0, 1.0))
-    _check_number(place, "label_score", mask.label_score)
-    for name in ("label", "text"):
-        _check_text(place, name, getattr(mask, name))
-    if mask.label is None and (mask.label_score is not None or mask.label_source is not None):
-        raise MaskError(f"mask {place} has a label_score or a label_source, but no label")
-    if mask.label_source == IMPORT and mask.label_score is not None:
-        raise MaskError(f"mask {place} has a label_score, but its label_source is {IMPORT}: expected the model's hash")
-    if mask.label_source not in (None, IMPORT) and not _SOURCE.fullmatch(str(mask.label_source)):
-        expected = f"{IMPORT}, or model: and the SHA-256 of the weights"
-        raise MaskError(f"mask {place} has the label_source {mask.label_source!r}: expected {expected}")
-    for point in mask.points:
-        if len(point) != 3 or point[2] not in (0, 1):
-            raise MaskError(f"mask {place} has the point {point!r}: expected x, y, and 1 (inside) or 0 (outside)")
-        _check_number(place, "points", point[0])
-        _check_number(place, "points", point[1])
-    if mask.box is not None:
-        if len(mask.box) != 4:
-            raise MaskError(f"mask {place} has the box {mask.box!r}: expected x, y, width, and height")
-        for value in mask.box:
-            _check_number(place, "box", value)
-
-
-def _check_number(place: int, name: str, value: Any, limits: tuple[float, float] = (-math.inf, math.inf)) -> None:
-    if value is None:
-        return
-    low, high = limits
-    if not isinstance(value, Real) or isinstance(value, bool) or not math.isfinite(value) or not low <= value <= high:
-        expected = "a finite number" if low == -math.inf else f"a number from {low:g} to {high:g}"
-        raise MaskError(f"mask {place} has {name} {value!r}: expected {expected}")
-
-
-def _check_text(place: int, name: str, value: Any) -> None:
-    if value is None:
-        return
-    if not isinstance(value, str) or not value.strip():
-        raise MaskError(f"mask {place} has {name} {value!r}: expected text or None")
     try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise MaskError(f"mask {place} has {name} {value!r}, which isn't valid Unicode") from error
+        return _MaskValues.model_validate(mask)
+    except ValidationError as error:
+        first, *_ = error.errors(include_url=False)
+        raise MaskError(": ".join([f"mask {place}", *map(str, first["loc"]), first["msg"]])) from error
 
 
 def _encoded(place: int, pixels: Any, size: tuple[int, int]) -> rle.Rle:
@@ -137,38 +141,17 @@ def _encoded(place: int, pixels: Any, size: tuple[int, int]) -> rle.Rle:
 
 
 def _recoded(place: int, code: Mapping[str, Any], size: tuple[int, int]) -> rle.Rle:
-    """Return COCO's run-length encoding of a mask in the canonical form, without runs of 0 pixels between others."""
-    said = code.get("size")
-    if not isinstance(said, Sequence) or list(said) != list(size):
-        raise MaskError(f"mask {place} has run lengths of the size {said!r}: expected {list(size)}, height and width")
-    lengths = _run_lengths(place, code.get("counts"))
-    pixels = size[0] * size[1]
-    # Also check single lengths, because the sum of larger ones could wrap around to the expected value.
-    if lengths.size == 0 or lengths.min() < 0 or lengths.max() > pixels or int(lengths.sum()) != pixels:
-        total = int(lengths.sum())
-        raise MaskError(f"mask {place} has run lengths of {total} pixels: expected {pixels}, all of them 0 or more")
-    ends = np.cumsum(lengths)
-    starts, stops = ends[0::2][: lengths.size // 2], ends[1::2]
-    occupied = stops > starts
-    return rle.encode_runs(starts[occupied], stops[occupied], size)
-
-
-def _run_lengths(place: int, counts: Any) -> NDArray[np.int64]:
+    """Return COCO's run-length encoding of a mask in the canonical form, which `rle.encode` gives."""
+    counts = code.get("counts")
     if isinstance(counts, bytes):
         counts = counts.decode("latin-1")
-    if isinstance(counts, str):
-        try:
-            return rle.decompress(counts)
-        except ValueError as error:
-            raise MaskError(f"mask {place}: {error}") from error
-    lengths = np.asarray(counts)
-    if lengths.ndim != 1 or lengths.dtype.kind not in "iu":
-        raise MaskError(f"mask {place} has counts of type {type(counts).__name__}: expected text or whole numbers")
-    return lengths.astype(np.int64)
-
-
-def _passes_score(mask: Mask, filters: MaskFilters) -> bool:
-    return filters.min_score is None or mask.score is None or mask.score >= filters.min_score
+    try:
+        checked = checked_rle({"size": code.get("size"), "counts": counts})
+    except UnreadableMaskError as error:
+        raise MaskError(f"mask {place}: {error}") from error
+    if checked["size"] != list(size):
+        raise MaskError(f"mask {place}: its size is {checked['size']}: expected {list(size)}, height and width")
+    return rle.Rle(size, rle.compress(rle.decompress(checked["counts"].decode("ascii"))))
 
 
 def _passes_area(found: _FoundMask, filters: MaskFilters, size: tuple[int, int]) -> bool:
@@ -183,7 +166,7 @@ def _suppressed(found: Sequence[_FoundMask], threshold: float) -> list[_FoundMas
 
     boxes = np.array([each.bbox for each in found], np.int64).reshape(-1, 4)
     boxes[:, 2:] += boxes[:, :2]
-    scores = np.array([-np.inf if each.said.score is None else each.said.score for each in found], np.float32)
+    scores = np.array([-np.inf if each.values.score is None else each.values.score for each in found], np.float32)
     return [found[place] for place in nms(boxes, scores, threshold).tolist()]
 
 
@@ -194,9 +177,7 @@ def _cleaned(found: Sequence[_FoundMask], area: int, steps: dict[str, int]) -> I
     from segmint.model.automatic.cleanup import clean_patch
 
     for each in found:
-        pixels = each.said.pixels
-        if not isinstance(pixels, np.ndarray):
-            pixels = rle.decode(each.code)
+        pixels = rle.decode(each.code)
         done = clean_patch(MaskPatch.pack(pixels, box_of(pixels)), each.code.size, area, keep_largest=False)
         steps["holes_filled"] += done.holes
         steps["islands_removed"] += done.islands
@@ -204,45 +185,25 @@ def _cleaned(found: Sequence[_FoundMask], area: int, steps: dict[str, int]) -> I
         if done.patch is None:
             steps["removed_by_cleanup"] += 1
         elif done.holes or done.islands:
-            yield _FoundMask.of(each.said, done.patch.encode(each.code.size))
+            yield _FoundMask.of(each.values, done.patch.encode(each.code.size))
         else:
             yield each
 
 
 def _mask_row(found: _FoundMask, size: tuple[int, int], source: str) -> Row:
     """Convert a mask to a value of `SEGMENTED_MASK`."""
-    said = found.said
-    label_source = said.label_source
-    if said.label is not None and label_source is None:
-        label_source = source
+    values = found.values
     return {
         "segmentation": {"size": list(size), "counts": found.code.counts},
         "bbox": found.bbox,
         "area": found.area,
-        "predicted_iou": _float(said.score),
-        "stability_score": _float(said.stability),
+        "predicted_iou": values.score,
+        "stability_score": values.stability,
         "crop_box": [0.0, 0.0, float(size[1]), float(size[0])],
         "point_coords": [],
         "output": None,
-        "label": said.label,
-        "label_score": _float(said.label_score),
-        "label_source": label_source,
-        "prompts": _prompts(said) or None,
+        "label": values.label,
+        "label_score": values.label_score,
+        "label_source": None if values.label is None else values.label_source or source,
+        "prompts": values.prompts or None,
     }
-
-
-def _prompts(said: Mask) -> list[Row]:
-    """Return what the mask was made from, as values of the column `prompts`."""
-    prompts: list[Row] = [
-        {"kind": "point", "x": float(x), "y": float(y), "label": int(label)} for x, y, label in said.points
-    ]
-    if said.box is not None:
-        x, y, width, height = map(float, said.box)
-        prompts.append({"kind": "box", "x": x, "y": y, "w": width, "h": height})
-    if said.text is not None:
-        prompts.append({"kind": "text", "text": said.text})
-    return prompts
-
-
-def _float(value: float | None) -> float | None:
-    return None if value is None else float(value)

@@ -88,6 +88,10 @@ def test_the_example_of_the_page_makes_a_dataset(
     assert {(mask["predicted_iou"], mask["stability_score"], tuple(mask["point_coords"])) for mask in masks} == {
         (None, None, ())
     }
+    segmint_here("report", dataset, "-o", tmp_path / "report")
+    card = (tmp_path / "report" / "README.md").read_text(encoding="utf-8")
+    assert 'segmenter lamps.Lamps, version 1, arguments {"least": 200}, filters {"min\\_area": 20}, SHA-256' in card
+    assert "Segment Anything" not in card
     coco = tmp_path / "coco.json"
     segmint_here("export", dataset, "--format", "coco", "-o", coco)
     exported = json.loads(coco.read_bytes())
@@ -186,7 +190,7 @@ def test_images_for_which_a_segmenter_fails_are_rejected_if_it_says_so(tmp_path:
         8: ("read", "not_found"),
     }
     assert rejects[1]["detail"] == "ValueError: no masks for image 1"
-    assert rejects[4]["detail"].startswith("MaskError: mask 0 has score nan")
+    assert rejects[4]["detail"].startswith("MaskError: mask 0: score: Input should be a finite number")
     assert [row["id"] for row in table(dataset, "images")] == [7]
     assert findings(dataset) == []
     printed = segmint_here("build", tmp_path / "build.yaml", "--retry-rejected", "stage_failed")
@@ -199,7 +203,7 @@ def test_an_error_holds_its_shard_by_default(tmp_path: Path, local_ray: Cluster)
     config = configured(tmp_path / "build.yaml", catalog, dataset, faulty, images_per_shard=2)
     printed = segmint_here("build", config, check=3)
     assert "stage_faulty: " in printed
-    assert "mask 0 has score nan: expected a number from -0.5 to 1.5" in printed
+    assert "mask 0: score: Input should be a finite number" in printed
     assert [row["id"] for row in table(dataset, "images")] == [4, 5]
 
 

@@ -32,6 +32,8 @@ with deadline.running():
     with deadline.running():
         assert getitimer(ITIMER_REAL)[0] <= first, "the piece that ends first counts"
     assert 0 < getitimer(ITIMER_REAL)[0] <= first
+with deadline.running(3):
+    assert 170 < getitimer(ITIMER_REAL)[0] <= 180, "several pieces have as much time as they would have alone"
 try:
     with deadline.running():
         raise LookupError

@@ -49,6 +49,7 @@ from segmint.pipeline.building.plan.cpu_stages import (
     price_curation,
 )
 from segmint.pipeline.building.plan.estimates import Estimate, Extrapolation, column, exactly
+from segmint.pipeline.building.plan.of_segmenter import plan_segmenter
 from segmint.pipeline.building.plan.options import PlanOptions
 from segmint.pipeline.building.plan.rates import (
     SegmentTime,
@@ -78,23 +79,21 @@ def make_plan(config: Config, options: PlanOptions, tell: Callable[[str], None] 
     `tell` is called with a line for each step of a sample. Raises `UsageError` for anything that `segmint build` would
     refuse and for options that don't suit this machine. Raises `SegmintError` if a fault leaves a row undecided.
     """
-    if config.segmenter is not None:
-        raise UsageError(
-            "segmint plan can't estimate the masks of a segmenter: build a few shards, for example with --shards 0:2, "
-            "and read the last lines"
-        )
+    if config.segmenter is not None and (options.sample is None or options.elsewhere or options.share is not None):
+        raise UsageError("the time of a segmenter is only known from a sample on this machine: pass --sample N")
     storage = Storage(config.storage)
     catalog = Location(storage, config.catalog)
     require_catalog(catalog)
     try_detector_files(config.deidentify, partial(resolve, mirror=config.assets, storage=storage))
     manifest = read_manifest(Location(storage, config.output))
-    config = name_weights(config, manifest, partial(_kind_of_device, options))
+    by_sam = config.segmenter is None
+    config = name_weights(config, manifest, partial(_kind_of_device, options)) if by_sam else config
     if manifest is not None:
-        weights = resolve(config.model.weights, mirror=config.assets, storage=storage)
+        weights = resolve(config.model.weights, mirror=config.assets, storage=storage) if by_sam else None
         check_begun_alike(config, storage, manifest, weights)
     if config.detectors_share and not options.elsewhere:
         detector_numerics(config.deidentify.device)  # raises if this machine has no GPU
-    ceiling, compute = find_ceiling(config, options, manifest, storage)
+    ceiling, compute = find_ceiling(config, options, manifest, storage) if by_sam else (None, None)
     with unchanged(catalog):
         catalog_rows = count_rows(catalog)
         require_rows(config, catalog_rows)
@@ -112,6 +111,8 @@ def make_plan(config: Config, options: PlanOptions, tell: Callable[[str], None] 
                 most_rows=CHECKED_ROWS,
                 ignored=ignored_columns(identity(config) if manifest is None else manifest.config),
             )
+    if ceiling is None:
+        return plan_segmenter(config, options, catalog_rows, remaining, sample, version, checked)
     model = model_of(config.model.weights, lambda: resolve(config.model.weights, mirror=config.assets, storage=storage))
     return _assemble(config, options, catalog_rows, remaining, ceiling, model, sample, version, checked)
 
@@ -131,11 +132,13 @@ def _measure(
     """Measure the rows with these ordinals on this machine. `compute` is None if the plan is for other machines."""
     config.deidentify.require_packages()
     config.load_stages()
-    digest = sha256_of(resolve(config.model.weights, mirror=config.assets, storage=storage))
-    here = compute or resolve_compute("auto", "auto", config.model.threads)
     policy = _policy(config, manifest)
     rows = _rows_at(config, storage, manifest, ordinals)
-    numerics = resolve_numerics(here, config.model, config.masks, digest)
+    numerics = None
+    if config.segmenter is None:
+        digest = sha256_of(resolve(config.model.weights, mirror=config.assets, storage=storage))
+        here = compute or resolve_compute("auto", "auto", config.model.threads)
+        numerics = resolve_numerics(here, config.model, config.masks, digest)
     return run_sample(config, rows, numerics, policy, manifest, tell)
 
 

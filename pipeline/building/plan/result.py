@@ -30,7 +30,7 @@ class BuildPlan:
     bytes_in: Estimate | None  # unknown (None) without a sample
     bytes_out: Estimate | None
     masks: Estimate | None
-    ceiling: Ceiling
+    ceiling: Ceiling | None  # None: a segmenter makes the masks, and the operations that it needs are unknown
     hardware: str
     measured: bool  # True: the sample measured the time
     record: SegmentTime | None  # recorded time per image that the plan uses; None: measured, --share, or unknown
@@ -51,6 +51,8 @@ class BuildPlan:
     @property
     def hours_of(self) -> str:
         """Unit of `device_hours`: GPU or core."""
+        if self.ceiling is None:
+            return "actor"
         return "GPU" if self.ceiling.device == "cuda" else "core"
 
     def to_dict(self) -> dict[str, Any]:
@@ -61,7 +63,7 @@ class BuildPlan:
             "hours_of": self.hours_of,
             "encodes": asdict(self.images.scaled(self.encodes_per_image)),
             "prompts": asdict(self.images.scaled(self.prompts_per_image)),
-            "ceiling_images_per_s": self.ceiling.images_per_s,
+            "ceiling_images_per_s": None if self.ceiling is None else self.ceiling.images_per_s,
             "rejected": {} if self.sample is None else {k: len(rows) for k, rows in self.sample.rejected.items()},
         }
 
@@ -80,27 +82,43 @@ class BuildPlan:
             return [*lines, "nothing to do: all shards are committed", *notes, *self._digest_lines()]
         if self.sample is not None:
             lines += self._sample_lines(self.sample)
-        ready_in = None if self.days is None else self.days.scaled(86_400)
+        lines.append(_line("images", *_shown(self.images, "of these rows" if self.sample else "at most", count)))
+        if self.ceiling is not None:
+            lines.append(self._per_image_line("encodes", self.encodes_per_image))
+            lines.append(self._per_image_line("prompts", self.prompts_per_image))
         lines += [
-            _line("images", *_shown(self.images, "of these rows" if self.sample else "at most", count)),
-            self._per_image_line("encodes", self.encodes_per_image),
-            self._per_image_line("prompts", self.prompts_per_image),
             _line("masks", *_shown(self.masks, "", count)),
             _line("bytes in", *_shown(self.bytes_in, "", size)),
             _line("bytes out", *_shown(self.bytes_out, "", size)),
-            _line("ceiling", f"{self.ceiling.images_per_s:,.3g}", f"images/s, the theoretical peak of {self.hardware}"),
-            self._share_line(),
-            self._time_line("ready in", ready_in, f"on {self._devices()}", duration),
-            self._time_line("that is", self.device_hours, f"{self.hours_of}-hours"),
         ]
-        if self.starts is not None:
-            lines.append(self.starts.line(self.hours_of))
-        lines += self._cpu_lines()
+        lines += self._segmenter_lines() if self.ceiling is None else self._device_lines(self.ceiling)
         if self.curation is not None:
             lines.append(self.curation.line())
         if self.cost is not None:
             lines.append(self._time_line("cost", self.cost, f"at {self.price:g} per {self.hours_of}-hour"))
         return [*lines, *notes, *self._catalog_lines(), *self._digest_lines()]
+
+    def _device_lines(self, ceiling: Ceiling) -> list[str]:
+        """Return lines on the time that the devices need, and on the CPUs."""
+        ready_in = None if self.days is None else self.days.scaled(86_400)
+        lines = [
+            _line("ceiling", f"{ceiling.images_per_s:,.3g}", f"images/s, the theoretical peak of {self.hardware}"),
+            self._share_line(),
+            self._time_line("ready in", ready_in, f"on {self._devices(ceiling)}", duration),
+            self._time_line("that is", self.device_hours, f"{self.hours_of}-hours"),
+        ]
+        if self.starts is not None:
+            lines.append(self.starts.line(self.hours_of))
+        return [*lines, *self._cpu_lines(ceiling)]
+
+    def _segmenter_lines(self) -> list[str]:
+        rest = "core-hours for all stages except the segmenter, as the sample measured them"
+        return [
+            self._time_line(
+                "that is", self.device_hours, "hours of one actor of the segmenter, for one image at a time"
+            ),
+            _line("CPUs", *_shown(self.cpu_core_hours, rest)),
+        ]
 
     def _catalog_lines(self) -> list[str]:
         """Return lines on the catalog's first rows: what a build would reject in them, and what an audit would find."""
@@ -121,8 +139,7 @@ class BuildPlan:
         most = "" if self.sample else "at most, "
         return _line(label, *_shown(self.images.scaled(each), f"{most}{each:,} per image", count))
 
-    def _devices(self) -> str:
-        ceiling = self.ceiling
+    def _devices(self, ceiling: Ceiling) -> str:
         if ceiling.device == "cuda":
             return f"{ceiling.devices:,} GPU{'s' * (ceiling.devices > 1)}"
         cores = ceiling.devices * ceiling.threads
@@ -136,15 +153,15 @@ class BuildPlan:
             return _line(label, *_shown(estimate, rest, written))
         return _line(label, f"{written(estimate.low)} to {written(estimate.high)}", rest)
 
-    def _cpu_lines(self) -> list[str]:
+    def _cpu_lines(self, ceiling: Ceiling) -> list[str]:
         """Return lines on the stages other than segment, the limiting stage, and the cores that a GPU needs."""
         stages, each = self.cpu_stages, f"{self.cpu_stages.seconds_an_image:.3g} s per image"
-        included = " (in the time above)" if self.ceiling.device == "cpu" else ""
+        included = " (in the time above)" if ceiling.device == "cpu" else ""
         rest = f"core-hours for all stages except segment{included}: {each}, {stages.source}"
         lines = [_line("CPUs", *_shown(self.cpu_core_hours, rest))]
         if self.device_hours is None:
             return lines
-        if self.ceiling.device == "cpu":
+        if ceiling.device == "cpu":
             return [*lines, _line("limits", stages.limits, "takes most of the cores' time")]
         if stages.cores_a_gpu is not None:
             fewer, rate = counted(stages.fewer_cores, "core"), number(stages.fewer_images_per_s)
@@ -171,8 +188,8 @@ class BuildPlan:
             _line(
                 "sample",
                 f"{len(sample.rows):,}",
-                f"rows in {sample.seconds:,.1f} s, including {sample.start_s:,.1f} s to start; {sample.device}, "
-                f"{counted(sample.threads, 'thread')}",
+                f"rows in {sample.seconds:,.1f} s, including {sample.start_s:,.1f} s to start"
+                + (f"; {sample.device}, {counted(sample.threads, 'thread')}" if sample.threads else ""),
             )
         ]
         for stage in STAGES:

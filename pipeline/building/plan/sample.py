@@ -28,10 +28,11 @@ from segmint.operators.prepare.prepare import Prepare
 from segmint.operators.rows import is_live
 from segmint.operators.segment.numerics import Numerics
 from segmint.operators.segment.segment import Segment
+from segmint.operators.segmenter.segmenter import CustomSegmenter
 from segmint.operators.shards.files import annotations_json, build_shard_files
 from segmint.operators.shards.write import ShardTask, write_shard
 from segmint.pipeline.config.config import Config
-from segmint.pipeline.config.stage_settings import prepare_config, segment_settings
+from segmint.pipeline.config.stage_settings import prepare_config, segment_settings, segmenter_settings
 
 STAGES = ("prepare", "segment", "describe", "write")
 """Stages to time. `prepare` includes reading."""
@@ -72,8 +73,8 @@ class PlanSample:
     start_s: float  # seconds until model and detectors were ready
     seconds: float  # duration of the whole sample, including startup
     shard_bytes: int  # size of a shard's files without any rows
-    device: str  # "cpu" or "cuda"
-    threads: int  # torch threads in `segment`
+    device: str  # "cpu" or "cuda"; "" with a segmenter
+    threads: int  # torch threads in `segment`; 0 with a segmenter
 
     @property
     def accepted(self) -> int:
@@ -93,24 +94,22 @@ class PlanSample:
 def run_sample(
     config: Config,
     rows: pa.Table,
-    numerics: Numerics,
+    numerics: Numerics | None,
     policy: LicensePolicy,
     manifest: DatasetManifest | None = None,
     tell: Callable[[str], None] = lambda _: None,
 ) -> PlanSample:
     """Process `rows` (`NORMALIZED`, ascending) in all stages on this machine, and measure the stages.
 
-    `numerics` describes this machine. `manifest` belongs to the existing dataset, if any. `tell` is called with a line
-    for each row. Raises `SegmintError` if an outage or a bug leaves a row undecided, and any error from loading the
-    model.
+    `numerics` describes this machine; it is None if a segmenter makes the masks. `manifest` belongs to the existing
+    dataset, if any. `tell` is called with a line for each row. Raises `SegmintError` if an outage or a bug leaves a row
+    undecided, and any error from loading the model.
     """
     started = time.perf_counter()
     storage = _MeteredStorage(config.storage)
     prepare = Prepare(prepare_config(config, manifest), storage, policy, config.catalog, config.assets)
     try:
-        settings = segment_settings(config, numerics, manifest)
-        segment = Segment(settings)
-        _warm_up(segment.generator)
+        segment = _maker_of_masks(config, numerics, manifest)
         prepare.wait_until_ready()
         start_s = time.perf_counter() - started
         tell(f"ready after {start_s:.1f} s")
@@ -132,9 +131,25 @@ def run_sample(
         start_s=start_s,
         seconds=time.perf_counter() - started,
         shard_bytes=_shard_bytes(with_images=with_images),
-        device=numerics.device,
-        threads=numerics.threads,
+        device="" if numerics is None else numerics.device,
+        threads=0 if numerics is None else numerics.threads,
     )
+
+
+def _maker_of_masks(
+    config: Config, numerics: Numerics | None, manifest: DatasetManifest | None
+) -> Callable[[pa.Table], pa.Table]:
+    """Return the stage that makes the masks, after it has processed a small image."""
+    if numerics is None:
+        from segmint.operators.segment.segment_alone import control_table  # imports Ray
+
+        assert config.segmenter is not None
+        segmenter = CustomSegmenter(config.segmenter.load(), settings=segmenter_settings(config.segmenter))
+        segmenter(control_table())
+        return segmenter
+    segment = Segment(segment_settings(config, numerics, manifest))
+    _warm_up(segment.generator)
+    return segment
 
 
 class _MeteredStorage(Storage):
@@ -183,7 +198,12 @@ def _warm_up(generator: MaskGenerator) -> None:
 
 
 def _take_row(
-    source: pa.Table, prepare: Prepare, segment: Segment, storage: _MeteredStorage, *, with_images: bool
+    source: pa.Table,
+    prepare: Prepare,
+    segment: Callable[[pa.Table], pa.Table],
+    storage: _MeteredStorage,
+    *,
+    with_images: bool,
 ) -> tuple[pa.Table, SampledRow]:
     """Process one row in all stages except for writing. Return the described row and its measurements."""
     storage.reset()

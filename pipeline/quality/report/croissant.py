@@ -9,7 +9,7 @@ import pyarrow as pa
 from segmint.catalogs.attributions import license_url
 from segmint.catalogs.layout import DATA_KINDS
 from segmint.operators.schemas import shard_schemas
-from segmint.pipeline.quality.report.facts import Facts
+from segmint.pipeline.quality.report.facts import SAM, Facts
 
 _FORMATS = {"tar": "application/x-tar", "parquet": "application/x-parquet"}
 
@@ -65,7 +65,7 @@ def croissant_json(facts: Facts, root: str) -> bytes:
     if manifest is None or version is None:
         raise ValueError("hashes come from commits, and this dataset has none")
     schemas = shard_schemas(manifest.stages, manifest.schema_version)
-    maker = "Segment Anything" if facts.build is None else facts.build.maker
+    maker = SAM if facts.build is None else facts.build.maker
     trained = f", round {manifest.round}" if manifest.round else ""
     value = {
         "@context": _CONTEXT,
@@ -80,7 +80,7 @@ def croissant_json(facts: Facts, root: str) -> bytes:
         "identifier": f"sha256:{version.digest}",
         **({} if version.number is None else {"version": f"{version.number}.0.0"}),
         "dateCreated": manifest.policy_date.isoformat(),
-        "keywords": ["image segmentation", "mask generation", "Segment Anything", "SA-1B"],
+        "keywords": ["image segmentation", "mask generation", *([maker] if maker == SAM else []), "SA-1B"],
         "distribution": [*_files(facts, root), *_file_sets(facts)],
         "recordSet": [*(_records(kind, schemas[kind]) for kind in ("images", "masks")), *_photographs(facts)],
     }

@@ -68,6 +68,10 @@ class DetectorFact:
         return self.name in BUNDLED_DETECTORS
 
 
+SAM = "Segment Anything"
+"""What made the masks, unless a segmenter did."""
+
+
 @dataclass(frozen=True)
 class BuildFacts:
     """Settings of a dataset's build. A setting is None if the manifest doesn't contain it."""
@@ -89,7 +93,7 @@ class BuildFacts:
     @property
     def maker(self) -> str:
         """What made the masks."""
-        return "Segment Anything" if self.segmenter is None else "a segmenter"
+        return SAM if self.segmenter is None else "a segmenter"
 
 
 @dataclass(frozen=True)

@@ -52,6 +52,22 @@ def test_sound_masks_are_sound(rows: list[Row]) -> None:
     assert not any(quickly(rows, (-1, -1)))
 
 
+def test_masks_of_a_segmenter_need_no_scores_and_no_point(rows: list[Row]) -> None:
+    limits = MaskLimits(0.0, 0.0, by_segmenter=True)
+    bare = [{**row, "predicted_iou": None, "stability_score": None, "point_coords": []} for row in rows]
+    sizes = np.tile(np.array(SIZE, dtype=np.int64), (len(rows), 1))
+
+    def at_once(rows: list[Row]) -> list[bool]:
+        columns = MaskColumns.of(to_table(rows, MASKS), by_segmenter=True)
+        return sound_masks(columns, sizes[: len(rows)], limits).tolist()
+
+    assert at_once(bare) == slowly(bare, limits=limits) == [True] * len(rows)
+    assert quickly(bare) == slowly(bare) == [False] * len(rows)
+    for wrong in ({"predicted_iou": 1.6}, {"stability_score": math.nan}, {"point_coords": None}, {"area": 1}):
+        one = [{**bare[0], **wrong}]
+        assert at_once(one) == slowly(one, limits=limits) == [False], wrong
+
+
 def one_of(*values: Any) -> st.SearchStrategy[Any]:
     return st.sampled_from(values)
 

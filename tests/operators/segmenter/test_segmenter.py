@@ -80,8 +80,8 @@ def test_only_a_segmenter_that_wants_the_redacted_original_gets_it() -> None:
         ("size", r"MaskError: mask 0 is an array of bool with the shape \(30, 41\)"),
         ("type", "MaskError: mask 0 is an array of uint8"),
         ("no_mask", "MaskError: mask 0 is of type ndarray"),
-        ("nan", "MaskError: mask 0 has score nan"),
-        ("sum", "MaskError: mask 0 has run lengths of 1199 pixels"),
+        ("nan", "MaskError: mask 0: score"),
+        ("sum", "MaskError: mask 0: the RLE counts cover 1199 pixels"),
     ],
 )
 @pytest.mark.parametrize("batch_size", [1, 4])
@@ -107,7 +107,7 @@ def test_a_trial_also_encodes_the_masks() -> None:
         return SegmenterAlone(load_stage(f"{HERE}.Faulty", arguments))
 
     assert alone(how={"1": "raise"}).has_memory_for(control_table())
-    with pytest.raises(Exception, match="mask 0 has score nan"):
+    with pytest.raises(Exception, match="mask 0: score"):
         alone(how={"control": "nan"}).has_memory_for(control_table())
     assert control_image().shape == (192, 256, 3)
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 from collections import Counter
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from typer.testing import CliRunner
 
 from segmint.catalogs.dataset.manifest import read_manifest
@@ -405,3 +407,27 @@ def test_a_plan_needs_no_ray_and_measures_a_share_of_the_ceiling(tmp_path: Path)
     answer = json.loads(done.stdout)
     assert answer["measured"]
     assert 0 < answer["share_of_ceiling"] < 1
+
+
+def test_a_segmenter_is_planned_from_a_sample_only(tmp_path: Path) -> None:
+    written = write_config(tmp_path / "b.yaml", small_catalog(tmp_path / "p", 5), tmp_path / "out")
+    tree = yaml.safe_load(written.read_text())
+    for key in ("masks", "model", "resources"):
+        del tree[key]
+    bright = {"stage": "tests.support.segmenters.Bright", "filters": {"min_area": 5}}
+    config = Config.model_validate({**tree, "deidentify": NO_DETECTORS, "segmenter": bright})
+    for options in (PlanOptions(), PlanOptions(share=0.5), PlanOptions(sample=5, gpu="H200")):
+        with pytest.raises(UsageError, match="only known from a sample on this machine: pass --sample N"):
+            make_plan(config, options)
+    plan = make_plan(config, PlanOptions(sample=5, price=2))
+    assert plan.sample is not None
+    assert plan.masks is not None
+    assert plan.device_hours is not None
+    assert plan.cost is not None
+    assert (plan.images.value, plan.masks.value) == (3, sum(row.masks for row in plan.sample.rows))
+    assert plan.device_hours.value == pytest.approx(sum(row.segment_s for row in plan.sample.rows) / 3600)
+    assert plan.cost.value == 2 * plan.device_hours.value
+    text = "\n".join(plan.lines())
+    assert "hours of one actor of the segmenter" in text
+    assert not re.search("ceiling|encodes|prompts|GPU", text)
+    assert plan.to_dict()["ceiling_images_per_s"] is None
