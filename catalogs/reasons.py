@@ -40,6 +40,7 @@ class Reason(StrEnum):
     DUPLICATE_IMAGE = "duplicate_image"
     UNFIT = "unfit"
     OPTED_OUT = "opted_out"
+    PROMPTS_MISFIT = "prompts_misfit"
 
 
 LICENSE_REASONS = frozenset(

@@ -4,6 +4,23 @@ from collections.abc import Collection
 
 import pyarrow as pa
 
+PROMPT = pa.struct(
+    [
+        ("box", pa.list_(pa.float64())),  # [x, y, width, height]
+        ("points", pa.list_(pa.list_(pa.float64()))),  # [x, y] each
+        ("point_labels", pa.list_(pa.int32())),  # for each point: 1 if it is inside the mask, 0 if outside
+        ("label", pa.string()),  # what the prompt shows
+        ("score", pa.float64()),  # of the detector that found it
+    ]
+)
+"""Arrow type of a prompt, which has a box, points, or both."""
+
+PROMPTS = pa.struct([("width", pa.float64()), ("height", pa.float64()), ("prompts", pa.list_(PROMPT))])
+"""Arrow type of an image's prompts. All coordinates are in a frame of this width and height.
+
+If both are 1, coordinates are shares of the image's sides. Whether a struct is null, its `width` shows.
+"""
+
 SOURCE = pa.schema(
     [
         pa.field("uri", pa.string()),  # URI of the image, absolute or relative to the catalog
@@ -21,6 +38,7 @@ SOURCE = pa.schema(
         pa.field("refused_reason", pa.string()),  # reason for rejecting the image, one of `CURATE_REASONS`; else empty
         pa.field("refused_detail", pa.string()),  # one sentence on what was found
         pa.field("license_asserted", pa.string()),  # who asserted the license, and when; empty: the image states it
+        pa.field("prompts", PROMPTS),  # boxes and points from which a segmenter makes the image's masks
     ]
 )
 """Columns that a source catalog may contain, in any order. Other columns are ignored."""
@@ -53,7 +71,9 @@ NORMALIZED = pa.schema(
 )
 """Schema of `catalog/part-N-<digest>.parquet`, which contains the rows of the source catalog in the same order."""
 
-ADDED = pa.schema([SOURCE.field(name) for name in ("opt_out", "refused_reason", "refused_detail", "license_asserted")])
+_ADDED = ("opt_out", "refused_reason", "refused_detail", "license_asserted", "prompts")
+
+ADDED = pa.schema([SOURCE.field(name) for name in _ADDED])
 """Columns that a normalized catalog only contains if at least one row has a value."""
 
 STAGED = pa.schema([*NORMALIZED, *ADDED])

@@ -93,10 +93,13 @@ def to_table(rows: list[Row], schema: pa.Schema) -> pa.Table:
     return pa.Table.from_pylist([{name: row.get(name) for name in names} for row in rows], schema=schema)
 
 
-def carried(table: pa.Table, result: pa.Table) -> pa.Table:
-    """Append the columns of earlier custom stages from a stage's input to its result. Both must have the same rows."""
+def carried(table: pa.Table, result: pa.Table, *others: str) -> pa.Table:
+    """Append the columns of earlier custom stages, and `others`, from a stage's input to its result.
+
+    Both must have the same rows.
+    """
     for name in table.column_names:
-        if name.startswith(STAGE_PREFIX):
+        if name.startswith(STAGE_PREFIX) or name in others:
             result = result.append_column(table.schema.field(name), table.column(name))
     return result
 

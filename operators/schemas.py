@@ -10,7 +10,7 @@ from collections.abc import Iterable
 import pyarrow as pa
 
 from segmint.catalogs.layout import ADDED_COLUMNS, SCHEMA_VERSION
-from segmint.catalogs.schema import NORMALIZED
+from segmint.catalogs.schema import NORMALIZED, PROMPT
 from segmint.catalogs.stages import StageColumn
 
 VERDICT = pa.schema(
@@ -82,6 +82,9 @@ PREPARED = with_fields(
     ],
 )
 """Rows after `prepare`: rows of the normalized catalog, each with a released image or a verdict."""
+
+PROMPTED = with_fields(PREPARED, [pa.field("prompts", pa.list_(PROMPT))])
+"""Rows after `prepare` in a build that needs prompts, which are then in pixels of the released image."""
 
 MASK = pa.struct(
     [

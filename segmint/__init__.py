@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from segmint.operators.custom.contract import Mask as Mask
     from segmint.operators.custom.contract import Reject as Reject
     from segmint.operators.custom.contract import StageRow as StageRow
+    from segmint.operators.segmenter.prompted import PromptedMasks as PromptedMasks
     from segmint.pipeline.build import build as build
     from segmint.pipeline.config.config import Config as Config
     from segmint.pipeline.config.config import StageConfig as StageConfig
@@ -41,6 +42,7 @@ _HOMES = {
     "MaskGenerator": "segmint.pipeline.masks.interactive.generator",
     "MaskSettings": "segmint.model.automatic.settings",
     "Predictor": "segmint.pipeline.masks.interactive.generator",
+    "PromptedMasks": "segmint.operators.segmenter.prompted",
     "Reject": "segmint.operators.custom.contract",
     "StageConfig": "segmint.pipeline.config.config",
     "StageRow": "segmint.operators.custom.contract",

@@ -20,7 +20,7 @@ from segmint.catalogs.source.normalize import MARK_ROWS, open_database, stage_ca
 from segmint.infra.storage.location import Location
 from segmint.infra.uris import only_path
 
-FIXED = ("license", "uri", "sha256", "redistributable", "valid_until", "opt_out")
+FIXED = ("license", "uri", "sha256", "redistributable", "valid_until", "opt_out", "prompts")
 """Pinned columns. If a source catalog contains a value in one of them, the value must equal the dataset's value."""
 
 SHOWN = 20
@@ -71,7 +71,7 @@ JOIN rows_of($asked) asked ON asked.ordinal = chosen.row"""
 
 _DIFFERS = {
     name: f"asked.{name} IS NOT NULL AND asked.{name} IS DISTINCT FROM pinned.{name}"
-    for name in ("uri", "sha256", "redistributable", "valid_until")
+    for name in ("uri", "sha256", "redistributable", "valid_until", "prompts")
 } | {
     "license": "asked.license IS NOT NULL AND lower(asked.license) IS DISTINCT FROM lower(pinned.license)",
     "opt_out": "asked.opt_out AND NOT coalesce({pinned}, false)",  # false adds no information

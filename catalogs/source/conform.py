@@ -10,14 +10,18 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from pydantic import ValidationError
 
 from segmint.catalogs.reasons import CURATE_REASONS
-from segmint.catalogs.schema import REQUIRED, SOURCE
+from segmint.catalogs.schema import PROMPTS, REQUIRED, SOURCE
+from segmint.catalogs.source.prompts import check_prompts, problem_of
 from segmint.infra.errors import UsageError
 from segmint.infra.uris import redact
 
 _ISO_DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
 _TRUTH = {"true": True, "false": False, "yes": True, "no": False, "1": True, "0": False}
+
+_PARSED = 1024  # rows whose prompts are converted together, because Python's objects are large
 
 _SEARCHED = 5000  # characters of a value that are searched for credentials; a row may contain four million
 _FIRST_DAY, _LAST_DAY = (pa.scalar((day - date(1970, 1, 1)).days, pa.int64()) for day in (date.min, date.max))
@@ -113,14 +117,13 @@ def require_columns(catalog: str, names: list[str]) -> None:
 
 
 def require_types(catalog: str, schema: pa.Schema, own: Collection[str] = ()) -> list[str]:
-    """Return the columns of a Parquet file that `conform` can convert, judged by their types.
+    """Return the columns of `SOURCE` in a Parquet file that are not in `own`.
 
-    Raises `UsageError` if a column of `SOURCE` has another type. Columns in `own` with another type are left out
-    instead.
+    Raises `UsageError` if `conform` can't convert the type of one of them.
     """
     fitting = []
     for field in schema:
-        if field.name not in SOURCE.names:
+        if field.name not in SOURCE.names or field.name in own:
             continue
         wanted = SOURCE.field(field.name).type
         if pa.types.is_boolean(wanted):
@@ -130,14 +133,15 @@ def require_types(catalog: str, schema: pa.Schema, own: Collection[str] = ()) ->
             expected = "a date, a timestamp, or text as YYYY-MM-DD"
         elif field.name == "image_id":
             fits, expected = is_text(field.type) or pa.types.is_integer(field.type), "string or an integer"
+        elif field.name == "prompts":
+            fits, expected = is_text(field.type) or pa.types.is_struct(field.type), "a struct, or string with JSON"
         else:
             fits, expected = is_text(field.type), "string"
-        if fits or pa.types.is_null(field.type):
-            fitting.append(field.name)
-        elif field.name not in own:
+        if not fits and not pa.types.is_null(field.type):
             raise UsageError(
                 f"{catalog}, column {field.name}, from row 1: its type is {field.type}; expected {expected}"
             )
+        fitting.append(field.name)
     return fitting
 
 
@@ -166,6 +170,8 @@ def conform(
         column = columns.get(field.name)
         if column is None or pa.types.is_null(column.type):
             array = pa.nulls(rows, field.type)
+        elif field.name == "prompts":
+            array = _prompts(catalog, field, column, first_row, on_problem)
         elif is_text(column.type):
             array = _from_text(catalog, field, column, first_row, on_problem)
         elif pa.types.is_date(column.type) or pa.types.is_timestamp(column.type):
@@ -178,6 +184,27 @@ def conform(
         on_problem(InvalidValue(catalog, first_row + index, "uri", "nothing", EXPECTED["uri"]))
     arrays[0] = uris.fill_null("")
     return pa.RecordBatch.from_arrays(arrays, schema=SOURCE)
+
+
+def _prompts(catalog: str, field: pa.Field, column: pa.Array, first_row: int, on_problem: OnProblem) -> pa.Array:
+    """Convert a column of structs, or of text with JSON, to `PROMPTS`."""
+    if is_text(column.type):
+        column = _from_text(catalog, field, column, first_row, on_problem)
+    pieces = []
+    for start in range(0, len(column), _PARSED):
+        values: list[Any] = column.slice(start, _PARSED).to_pylist()
+        for place, value in enumerate(values):
+            if value is None:
+                continue
+            try:
+                values[place] = check_prompts(value)
+            except ValidationError as error:
+                found, where, expected = problem_of(error)
+                row = first_row + start + place
+                on_problem(InvalidValue(catalog, row, field.name, f"{shown(found)} as {where}", expected))
+                values[place] = None
+        pieces.append(pa.array(values, PROMPTS))
+    return pa.concat_arrays(pieces) if pieces else pa.nulls(0, PROMPTS)
 
 
 def _days(catalog: str, name: str, column: pa.Array, first_row: int, on_problem: OnProblem) -> pa.Array:

@@ -188,10 +188,12 @@ def _with_values(staged: Path) -> list[str]:
     """Return the added columns in which at least one row of a staged file has a value, as its footer shows."""
     metadata = pq.read_metadata(staged)
     groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
+    # Parquet only has statistics of a struct's leaves. The first leaf of `prompts` is null only if the struct is.
+    leaves = [metadata.schema.column(index).path.split(".")[0] for index in range(metadata.num_columns)]
     return [
         name
         for name in ADDED.names
-        if any(group.column(STAGED.get_field_index(name)).statistics.null_count < group.num_rows for group in groups)
+        if any(group.column(leaves.index(name)).statistics.null_count < group.num_rows for group in groups)
     ]
 
 

@@ -16,6 +16,8 @@ from segmint.infra.storage.location import Location
 BATCH_ROWS = 131_072
 """Number of rows that are read at a time. Each read copies all texts that have been read from the row group so far."""
 
+_PROMPTED_ROWS = 8192  # their prompts may be a hundred times as large as all other values
+
 _PIECE_BYTES = 64 << 20
 
 Constants = Mapping[str, str | None]
@@ -92,12 +94,13 @@ def parquet_batches(
 ) -> Iterator[pa.RecordBatch]:
     """Yield the rows of some row groups in order, as batches of `SOURCE`. `first_row` is the number of the first row.
 
-    `constants` are as in `read_parquet`. Raises `UsageError` if a column has the wrong type. Columns in `own` with a
-    wrong type count as missing instead.
+    `constants` are as in `read_parquet`, and `own` as in `read_catalog`. Raises `UsageError` if a column has the wrong
+    type.
     """
     row = first_row
     names = require_types(uri, file.schema_arrow, own)
-    batches = file.iter_batches(batch_size=BATCH_ROWS, row_groups=list(groups), columns=names)
+    batch_rows = _PROMPTED_ROWS if "prompts" in names else BATCH_ROWS
+    batches = file.iter_batches(batch_size=batch_rows, row_groups=list(groups), columns=names)
     while True:
         with _damage(f"{uri}: the file is damaged after row {row - 1}"):
             batch = next(batches, None)
@@ -107,6 +110,8 @@ def parquet_batches(
         for piece in pieces:
             columns = dict(zip(piece.schema.names, piece.columns, strict=True))
             for name, value in constants.items():
+                if name in own:
+                    continue
                 columns[name] = repeated(value, piece.num_rows)
             yield conform(uri, columns, piece.num_rows, row, on_problem)
             row += piece.num_rows

@@ -14,7 +14,7 @@ from segmint.catalogs.source.parquet_reader import read_parquet
 from segmint.catalogs.source.text_readers import read_csv, read_json_lines
 from segmint.infra.storage.location import Location
 
-_TEXT_READERS: dict[str, Callable[[Location, OnProblem], Iterator[pa.RecordBatch]]] = {
+_TEXT_READERS: dict[str, Callable[[Location, OnProblem, Collection[str]], Iterator[pa.RecordBatch]]] = {
     "JSON Lines": read_json_lines,
     "CSV": read_csv,
 }
@@ -27,14 +27,13 @@ def read_catalog(
 
     Raises `UsageError` if a required column is missing, if a column has the wrong type, if a value is invalid, or if
     the file's content doesn't match its extension. The message names the file, column, and row. If you pass
-    `on_problem`, it receives each invalid value instead. If `on_problem` returns, the value counts as missing. `own`
-    contains columns that may be the user's custom columns. Their invalid values always count as missing, without a
-    report.
+    `on_problem`, it receives each invalid value instead. If `on_problem` returns, the value counts as missing. Columns
+    in `own` may be the user's custom columns, so they aren't read, and their values count as missing.
     """
-
-    report = except_in(own, on_problem)
     kind = catalog_format(catalog.uri)
-    return _read_files(catalog, report, own) if kind == "Parquet" else _TEXT_READERS[kind](catalog, report)
+    if kind == "Parquet":
+        return _read_files(catalog, on_problem, own)
+    return _TEXT_READERS[kind](catalog, on_problem, own)
 
 
 def _read_files(catalog: Location, on_problem: OnProblem, own: Collection[str]) -> Iterator[pa.RecordBatch]:
@@ -57,13 +56,3 @@ def in_catalog(catalog: Location, file: CatalogFile, before: int, on_problem: On
         on_problem(replace(problem, catalog=where, row=before + problem.row))
 
     return report if file.name else on_problem
-
-
-def except_in(own: Collection[str], on_problem: OnProblem = refuse) -> OnProblem:
-    """Return a callback that passes problems to `on_problem`, but ignores problems in the columns in `own`."""
-
-    def report(problem: InvalidValue) -> None:
-        if problem.column not in own:
-            on_problem(problem)
-
-    return report

@@ -7,10 +7,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from segmint.catalogs.schema import ADDED, REQUIRED, STAGED
+from segmint.catalogs.source.conform import refuse
 from segmint.catalogs.source.files import CatalogFile, catalog_files, catalog_format
 from segmint.catalogs.source.normalize import number_rows
 from segmint.catalogs.source.parquet_reader import open_parquet, parquet_batches
-from segmint.catalogs.source.readers import except_in, in_catalog, read_catalog
+from segmint.catalogs.source.readers import in_catalog, read_catalog
 from segmint.catalogs.source.text_readers import csv_batches, json_blocks
 from segmint.infra.storage.location import Location
 from segmint.infra.threads import map_ahead
@@ -66,7 +67,7 @@ def read_rows_at(catalog: Location, ordinals: Sequence[int], *, ignored: Collect
         return _pinned(_pick(_numbered(read_catalog(catalog, own=ignored), 0, ignored), ordinals))
     pieces, before = [], 0
     for file in catalog_files(catalog):
-        on_problem = in_catalog(catalog, file, before, except_in(ignored))
+        on_problem = in_catalog(catalog, file, before, refuse)
         with open_parquet(file.location, file.columns) as opened:
             for group, (start, stop) in enumerate(pairwise(_starts(opened))):
                 inside = [ordinal for ordinal in ordinals if before + start <= ordinal < before + stop]

@@ -58,6 +58,9 @@ _READ_AHEAD = 64  # images and tars; the index of a tar with 10,000 images takes
 _TAR = ".tar"
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst", ".tar.lz4")
 _OWN_COLUMNS = ("image_id", "sha256")  # describe one image, so a sidecar of several can't set them
+SCANNED = pa.schema([field for field in SOURCE if field.name != "prompts"])
+"""Columns that a scan writes."""
+
 _TAG = re.compile(r"SPDX-(License-Identifier|FileCopyrightText):\s*(.+?)\s*(?:\*/|-->)?\s*$", re.MULTILINE)
 
 
@@ -78,7 +81,7 @@ def scan(
     *,
     hashed: bool = False,
 ) -> Iterator[dict[str, Any]]:
-    """Yield a row of `SOURCE` for each image below `folder`, ordered by name, as a dictionary without missing values.
+    """Yield a row of `SCANNED` for each image below `folder`, ordered by name, as a dictionary without missing values.
 
     `uri` is absolute, and `image_id` is the image's name relative to `folder`. The images in a tar follow in the tar's
     order, and their names begin with the tar's. `folder` may also be a single tar. Tars of segmint's datasets are left
@@ -178,7 +181,7 @@ def _folder(catalog: Location) -> str:
 
 
 def write_catalog(rows: Iterator[Mapping[str, Any]], file: Location) -> int:
-    """Write rows (keys of `SOURCE`) as a catalog, and return the number of rows.
+    """Write rows (keys of `SCANNED`) as a catalog, and return the number of rows.
 
     The extension of `file` determines the format. Raises `UsageError` if another process has put a different file there
     in the meantime.
@@ -355,11 +358,11 @@ def _parse(where: str, data: bytes) -> Columns:
 
 def _from_json(where: str, data: bytes) -> dict[str, Any]:
     value = json_object(data, where, "a JSON object with columns of a catalog")
-    ours = {key: value[key] for key in SOURCE.names if key != "uri" and value.get(key) is not None}
+    ours = {key: value[key] for key in SCANNED.names if key != "uri" and value.get(key) is not None}
     if not ours:
         return {}
     for key, item in ours.items():
-        kind = bool if pa.types.is_boolean(SOURCE.field(key).type) else str
+        kind = bool if pa.types.is_boolean(SCANNED.field(key).type) else str
         if not isinstance(item, kind):
             raise UsageError(
                 f"{where}, key {key}: found {item!r}; expected {'true or false' if kind is bool else 'text'}"
@@ -396,7 +399,7 @@ def _check_license(where: str, license: str) -> None:
 
 
 def _plain(row: Mapping[str, Any]) -> dict[str, Any]:
-    ordered = {name: row[name] for name in SOURCE.names if row.get(name) is not None}
+    ordered = {name: row[name] for name in SCANNED.names if row.get(name) is not None}
     if "valid_until" in ordered:
         ordered["valid_until"] = str(ordered["valid_until"])
     # Required columns are written even if they are empty.
@@ -421,7 +424,7 @@ def _csv_text(value: Any) -> str:
 def _write_csv(rows: Iterator[Mapping[str, Any]], path: Path) -> int:
     count = 0
     with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, SOURCE.names, lineterminator="\n")
+        writer = csv.DictWriter(file, SCANNED.names, lineterminator="\n")
         writer.writeheader()
         for row in rows:
             writer.writerow({name: _csv_text(value) for name, value in _plain(row).items()})
@@ -430,7 +433,7 @@ def _write_csv(rows: Iterator[Mapping[str, Any]], path: Path) -> int:
 
 
 def _write_parquet(rows: Iterator[Mapping[str, Any]], path: Path) -> int:
-    with RowGroupWriter(path, SOURCE) as writer:
+    with RowGroupWriter(path, SCANNED) as writer:
         while batch := list(islice(rows, 4096)):
-            writer.add([pa.RecordBatch.from_pylist([dict(row) for row in batch], schema=SOURCE)])
+            writer.add([pa.RecordBatch.from_pylist([dict(row) for row in batch], schema=SCANNED)])
     return writer.rows

@@ -3,9 +3,10 @@
 import csv
 import gzip
 import io
+import json
 import re
 import zlib
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Collection, Container, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, BinaryIO, cast
 
@@ -41,6 +42,7 @@ _VALUES = re.compile(rb'[^"]*+(?:(?<![^,\r\n])' + _QUOTED.pattern + rb'(?=[,\r\n
 
 _OTHER_CASE = re.compile(rb'"(?!(?:%b)")(?i:%b)"\s*:' % (2 * ("|".join(SOURCE.names).encode(),)))
 _SCHEMA = pa.schema([pa.field(f.name, f.type if pa.types.is_boolean(f.type) else pa.string()) for f in SOURCE])
+_PROMPTS = b'"prompts"'  # its values are objects, which `_parse_fast` can't turn into text
 
 _PARSED_BYTES = 1 << 20  # per thread; a block with a longer row is parsed the slow way
 
@@ -85,10 +87,10 @@ def _unpacked(file: Location) -> Iterator[BinaryIO]:
             raise UsageError(f"{file} cannot be read as gzip: {error}") from error
 
 
-def read_csv(catalog: Location, on_problem: OnProblem = refuse) -> Iterator[pa.RecordBatch]:
+def read_csv(catalog: Location, on_problem: OnProblem = refuse, own: Collection[str] = ()) -> Iterator[pa.RecordBatch]:
     """Yield the rows of a CSV catalog in order, like `segmint.catalogs.source.readers.read_catalog`."""
     row = 1
-    for batch in csv_batches(catalog):
+    for batch in csv_batches(catalog, [name for name in SOURCE.names if name not in own]):
         columns = dict(zip(batch.schema.names, batch.columns, strict=True))
         yield conform(catalog.uri, columns, batch.num_rows, row, on_problem)
         row += batch.num_rows
@@ -219,13 +221,17 @@ def _line_ends(text: bytes) -> int:
     return text.count(b"\n") + text.count(b"\r") - text.count(b"\r\n")
 
 
-def read_json_lines(catalog: Location, on_problem: OnProblem = refuse) -> Iterator[pa.RecordBatch]:
+def read_json_lines(
+    catalog: Location, on_problem: OnProblem = refuse, own: Collection[str] = ()
+) -> Iterator[pa.RecordBatch]:
     """Yield the rows of a JSON Lines catalog in order, like `segmint.catalogs.source.readers.read_catalog`."""
     row = 1
+    schema = pa.schema(field for field in _SCHEMA if field.name not in own)
     for block, rows in json_blocks(catalog):
-        columns = _parse_fast(block, rows)
+        has_prompts = "prompts" not in own and _PROMPTS in block
+        columns = None if has_prompts else _parse_fast(block, rows, schema)
         if columns is None:
-            columns = _parse_slowly(catalog.uri, split_lines(block), row, on_problem)
+            columns = _parse_slowly(catalog.uri, split_lines(block), row, schema, on_problem)
         yield conform(catalog.uri, columns, rows, row, on_problem)
         row += rows
 
@@ -268,7 +274,7 @@ def _require_keys(uri: str, lines: list[bytes]) -> None:
     require_columns(uri, list(seen))
 
 
-def _parse_fast(block: bytes, rows: int) -> dict[str, pa.Array] | None:
+def _parse_fast(block: bytes, rows: int, schema: pa.Schema) -> dict[str, pa.Array] | None:
     """Parse a block of whole lines into columns. Returns None if the block contains something to report."""
     if _OTHER_CASE.search(block):
         return None
@@ -276,7 +282,7 @@ def _parse_fast(block: bytes, rows: int) -> dict[str, pa.Array] | None:
         table = pajson.read_json(
             pa.BufferReader(block),
             read_options=pajson.ReadOptions(use_threads=True, block_size=min(len(block) + 1, _PARSED_BYTES)),
-            parse_options=pajson.ParseOptions(explicit_schema=_SCHEMA, unexpected_field_behavior="ignore"),
+            parse_options=pajson.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore"),
         )
     except pa.ArrowInvalid:
         return None
@@ -285,19 +291,23 @@ def _parse_fast(block: bytes, rows: int) -> dict[str, pa.Array] | None:
     return {name: table.column(name).combine_chunks() for name in table.column_names}
 
 
-def _parse_slowly(uri: str, lines: list[bytes], row: int, on_problem: OnProblem) -> dict[str, pa.Array]:
-    columns: dict[str, list[Any]] = {field.name: [] for field in _SCHEMA}
+def _parse_slowly(
+    uri: str, lines: list[bytes], row: int, schema: pa.Schema, on_problem: OnProblem
+) -> dict[str, pa.Array]:
+    columns: dict[str, list[Any]] = {field.name: [] for field in schema}
     for offset, line in enumerate(lines):
         record = json_row(uri, line, row + offset)
-        for field in _SCHEMA:
+        for field in schema:
             value = record.get(field.name)
+            if field.name == "prompts" and not isinstance(value, str | None):
+                value = json.dumps(value)
             kind = bool if pa.types.is_boolean(field.type) else str
             if value is not None and not (isinstance(value, kind) and _is_unicode(value)):
                 expected = EXPECTED.get(field.name, "text")
                 on_problem(InvalidValue(uri, row + offset, field.name, shown(value), expected))
                 value = None
             columns[field.name].append(value)
-    return {field.name: pa.array(columns[field.name], field.type) for field in _SCHEMA}
+    return {field.name: pa.array(columns[field.name], field.type) for field in schema}
 
 
 def json_row(uri: str, line: bytes, row: int) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import numpy as np
 from pycocotools import mask as coco
 
 from segmint.infra.errors import UsageError
+from segmint.operators.annotations.boxes import BoxFile, UnreadableBoxError, checked_box
 from segmint.operators.annotations.image import (
     AnnotatedFile,
     AnnotatedImage,
@@ -98,6 +99,39 @@ def read_coco(document: Mapping[str, Any], size_of: Callable[[str], Size | None]
     for image in images:
         image.leave_out_contradictions()
     return AnnotatedFile(images, unreadable, _frequencies(document.get("categories")), homeless)
+
+
+def read_coco_boxes(document: Mapping[str, Any]) -> BoxFile:
+    """Read the boxes of a document from `parse_coco`, with labels and scores. Those of crowds are left out.
+
+    A box is listed as unreadable and left out if it isn't inside its image, or if its image or category isn't clear.
+    """
+    labels = _labels(document.get("categories"))
+    images: list[dict[str, Any]] = []
+    by_id: dict[int | str, list[dict[str, Any]]] = {}
+    boxes = BoxFile([], images.__getitem__)
+    for number, entry in enumerate(document["images"], 1):
+        image, id = _image(mapping(entry), lambda _: None), _key(mapping(entry).get("id"))
+        if image is None or image.size is None or id is None:
+            boxes.unreadable.append(f"image number {number} has no id, file_name, width, or height")
+            continue
+        boxes.names.append(image.name)
+        images.append({"width": float(image.size[1]), "height": float(image.size[0]), "prompts": []})
+        by_id.setdefault(id, []).append(images[-1])
+    for number, entry in enumerate(map(mapping, document["annotations"]), 1):
+        homes = by_id.get(_key(entry.get("image_id")) or "", [])
+        names = labels.get(_key(entry.get("category_id")), [])
+        try:
+            if len(homes) != 1 or len(names) != 1:
+                raise UnreadableBoxError(f"{len(homes)} images have its image_id, and {len(names)} names its category")
+            if entry.get("iscrowd"):
+                boxes.crowds += 1
+                continue
+            frame = homes[0]["width"], homes[0]["height"]
+            homes[0]["prompts"].append(checked_box(entry.get("bbox"), names[0], entry.get("score"), frame))
+        except UnreadableBoxError as error:
+            boxes.unreadable.append(f"annotation number {number}: {error}")
+    return boxes
 
 
 def _image(entry: Any, size_of: Callable[[str], Size | None]) -> AnnotatedImage | None:

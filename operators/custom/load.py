@@ -50,7 +50,8 @@ class StageSpec:
         """Everything that determines the stage's results, as JSON values."""
         arguments = {} if self.versions_arguments else {"arguments": dict(self.arguments)}
         if self.masks:
-            return {"stage": self.stage, "version": self.version, "wants_original": self.wants_original, **arguments}
+            wants = {"wants_original": self.wants_original, "wants_prompts": self.wants_prompts}
+            return {"stage": self.stage, "version": self.version, **wants, **arguments}
         column = None if self.column is None else self.column.model_dump(mode="json")
         return {"stage": self.stage, "version": self.version, "column": column, "labels": self.labels, **arguments}
 

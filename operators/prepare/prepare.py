@@ -58,9 +58,10 @@ from segmint.operators.prepare.release import (
     resized,
 )
 from segmint.operators.prepare.released_search import ROUNDS, ResidualDetection, last_look, unconfirmed_entries
+from segmint.operators.prompts import released_prompts
 from segmint.operators.redactions import image_share
 from segmint.operators.rows import Row, faulted, gather, is_live, rejected, to_rows
-from segmint.operators.schemas import PREPARED
+from segmint.operators.schemas import PREPARED, PROMPTED
 from segmint.operators.similar.hashes import jpeg_hashes
 
 if TYPE_CHECKING:
@@ -331,8 +332,14 @@ class Prepare:
             detectors.ready()
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """Prepare each live row. Return all rows, in order, with exactly the columns of `PREPARED`."""
-        return gather(list(self._threads.map(self._row, to_rows(table, "prepare"))), "prepare", PREPARED)
+        """Prepare each live row. Return all rows, in order, with exactly the columns of `PREPARED`.
+
+        If the table has the column `prompts`, the columns are those of `PROMPTED`.
+        """
+        schema = PREPARED
+        if "prompts" in table.column_names:
+            schema = PROMPTED
+        return gather(list(self._threads.map(self._row, to_rows(table, "prepare"))), "prepare", schema)
 
     def wait_until_ready(self) -> None:
         """Wait until a child process is ready for the first image. Only benchmarks need this."""
@@ -351,6 +358,7 @@ class Prepare:
             self.close()
 
     def _row(self, row: Row) -> Row:
+        prompts = row.pop("prompts", None)
         if not is_live(row):
             return row
         try:
@@ -361,6 +369,10 @@ class Prepare:
             with _stage("catalog"):
                 self._judge.judge(row)
             digest, prepared = self._reader.use(row, functools.partial(self._prepare, row), RefusedError)
+            if prompts is not None:
+                sizes = (prepared.source_width, prepared.source_height), (prepared.width, prepared.height)
+                with _stage("catalog"):
+                    row["prompts"] = released_prompts(prompts, *sizes)
         except RefusedError as verdict:
             return rejected(row, verdict.stage, verdict)
         except SuspectError as verdict:

@@ -292,7 +292,7 @@ class Segment:
                 row if result is None else judged(row, "segment", result.result)
                 for row, result in zip(rows, started, strict=True)
             ]
-        return carried(table, gather(done, "segment", SEGMENTED))
+        return carried(table, gather(done, "segment", SEGMENTED), "prompts")
 
     def _submit(self, rows: list[Row], entry: "BlockEntry | None") -> list["Future[Row] | None"]:
         """Start the live rows and return a future for each. A single call records all rows that start together."""

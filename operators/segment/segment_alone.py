@@ -10,7 +10,7 @@ from segmint.operators.child import is_out_of_memory
 from segmint.operators.images import Pixels
 from segmint.operators.prepare.release import ReleaseConfig, release
 from segmint.operators.rows import to_table
-from segmint.operators.schemas import PREPARED
+from segmint.operators.schemas import PROMPTED
 from segmint.operators.segment.segment import SegmentSettings, decode_row, find_frugally, load_generator, mask_columns
 
 
@@ -48,11 +48,12 @@ class SegmentAlone:
 
 
 def control_table() -> pa.Table:
-    """Return a table with one prepared row that every worker can segment: 256 x 192 pixels with a few simple shapes."""
+    """Return a table with one row of `PROMPTED` that every worker can segment: 256 x 192 pixels, and a box."""
     released = release(control_image(), ReleaseConfig())
     image = {"width": released.width, "height": released.height, "release": released.jpeg}
     names = {"image_id": "control", "uri": "control.jpg", "license": "CC0-1.0"}  # custom stages may use them
-    return to_table([{"ordinal": 0, "id": 1, **names, **image, "regions": []}], PREPARED)
+    prompts = [{"box": [30.0, 40.0, 100.0, 100.0]}]
+    return to_table([{"ordinal": 0, "id": 1, **names, **image, "regions": [], "prompts": prompts}], PROMPTED)
 
 
 def control_image() -> Pixels:

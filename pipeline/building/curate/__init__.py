@@ -1,1 +1,1 @@
-"""`segmint catalog curate`: reject duplicates and unfit images before a build."""
+"""`segmint catalog curate` and `segmint catalog prompts`: make a catalog from another one before a build."""

@@ -18,15 +18,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import ray.data
 import ray.exceptions
 
 from segmint.catalogs.parquet import ROW_GROUP_ROWS, RowGroupWriter
 from segmint.catalogs.schema import SOURCE
-from segmint.catalogs.source.conform import shown
-from segmint.catalogs.source.files import catalog_sha256, require_catalog
+from segmint.catalogs.source.files import catalog_sha256
 from segmint.catalogs.source.normalize import MOST_WAITING, NormalizedCatalog, normalize
 from segmint.catalogs.source.rows import NormalizedRows
 from segmint.catalogs.source.whole import WholeCatalog
@@ -40,13 +38,9 @@ from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.infra.uris import (
-    ALONE,
     LOCAL,
     absolute,
     absolute_catalog,
-    catalog_folder,
-    is_below,
-    is_catalog_folder,
     local_path,
     scheme,
 )
@@ -55,6 +49,7 @@ from segmint.operators.curate.features import PART_ROWS, SKIPPED, CurateTask, In
 from segmint.operators.curate.inspect import InspectionConfig, load_scorers
 from segmint.operators.curate.settings import CurateConfig
 from segmint.pipeline.building.curate.decide import CurationDecision, ImageFeatures, decide, read_features
+from segmint.pipeline.building.curate.output import check_output, check_rows
 from segmint.pipeline.building.execution.outages import resumable
 from segmint.pipeline.building.execution.stage_watch import watched
 from segmint.pipeline.config.config import Config, ResourcesConfig
@@ -239,14 +234,14 @@ def run_curate(config: Config, catalog: str, output: str, *, distributions: str 
     catalog, output = absolute_catalog(catalog), absolute(output)
     storage = Storage(config.storage)
     source, target = Location(storage, catalog), Location(storage, output)
-    _check_output(source, target)
+    check_output(source, target)
     whole_catalog = WholeCatalog(source)  # also validates the columns
     load_scorers(curate.scorers, storage, config.assets)  # only to validate the scorers
     with ScratchFolder() as name:
         local = Path(name)
         source_sha256 = catalog_sha256(source)
         normalized = normalize(source, local / "catalog.parquet")
-        _check_rows(source, target, normalized)
+        check_rows(source, target, normalized)
         look = InspectionConfig(config.ingest, curate.duplicates.mirror, curate.opt_outs, curate.scorers)
         seen = _digest(_inspection_identity(normalized, look))
         whole = _digest([seen, source_sha256, _decision_identity(config, curate)])  # the output has all columns
@@ -311,37 +306,6 @@ def _drawn(
         drawn=file.uri,
         written=False,
     )
-
-
-def _check_output(source: Location, target: Location) -> None:
-    if not target.uri.lower().endswith(".parquet"):
-        raise UsageError(f"{target}: a curated catalog is a Parquet file; expected a name that ends in .parquet")
-    if target.uri == source.uri:
-        raise UsageError(f"{target} is the source catalog: choose another file with -o")
-    require_catalog(source)
-    if is_catalog_folder(source.uri) and is_below(target.uri, source.uri):
-        raise UsageError(f"{target} would become a part of the catalog {source}: choose a file outside its folder")
-
-
-def _check_rows(source: Location, target: Location, normalized: NormalizedCatalog) -> None:
-    """Raise `UsageError` if the catalog has no rows, or if a URI would resolve to another file at the target."""
-    if normalized.rows == 0:
-        raise UsageError(f"the catalog {source} has no rows")
-    if catalog_folder(source.uri) == catalog_folder(target.uri):
-        return
-    with pq.ParquetFile(normalized.path) as file:
-        for batch in file.iter_batches(columns=["ordinal", "uri"]):
-            uris = batch.column("uri")
-            moved = pc.invert(pc.match_substring_regex(uris, ALONE))
-            if scheme(target.uri) != LOCAL:
-                moved = pc.or_(moved, pc.match_substring_regex(uris, "^(/|file://)"))
-            first = pc.index(moved, True).as_py()
-            if first >= 0:
-                row, uri = batch.column("ordinal")[first].as_py() + 1, shown(uris[first].as_py())
-                raise UsageError(
-                    f"{source}, row {row}, column uri: found {uri}, which would be another file in {target}; write "
-                    "the curated catalog to the folder of the source catalog's file, or use absolute URIs"
-                )
 
 
 def _inspection_identity(normalized: NormalizedCatalog, look: InspectionConfig) -> Any:

@@ -264,6 +264,7 @@ def _begin(config: Config, output: Location, weights: Path | None) -> LatestMani
     with ScratchFolder() as folder:
         catalog = normalize(source, Path(folder) / "part.parquet", ignored=ignored_columns(identity(config)))
         require_rows(config, catalog.rows)
+        _require_prompts(config, catalog.path)
         path = part_path(0, catalog.sha256)
         remains = [each for each in dataset_files(output) if each != path]  # an interrupted start may leave `path`
         latest = read_latest_manifest(output)
@@ -416,9 +417,29 @@ def fit_catalog(config: Config, storage: Storage, latest: LatestManifest, *, gro
 def ignored_columns(identity: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the columns of a source catalog that a dataset with this identity ignores.
 
-    If `license.respect_opt_out` is false, the catalog may contain an unrelated column named `opt_out`.
+    If `license.respect_opt_out` is false, the catalog may contain an unrelated column named `opt_out`, and if no
+    segmenter needs prompts, an unrelated column named `prompts`.
     """
-    return () if identity.get("license", {}).get("respect_opt_out") else ("opt_out",)
+    ignored = []
+    if not identity.get("license", {}).get("respect_opt_out"):
+        ignored.append("opt_out")
+    if not wants_prompts(identity):
+        ignored.append("prompts")
+    return tuple(ignored)
+
+
+def wants_prompts(identity: Mapping[str, Any]) -> bool:
+    """Return whether the segmenter of a dataset with this identity needs the catalog's prompts."""
+    return bool(identity.get("segmenter", {}).get("wants_prompts"))
+
+
+def _require_prompts(config: Config, catalog: Path) -> None:
+    """Raise `UsageError` if the segmenter needs prompts and no row of the normalized catalog has any."""
+    if wants_prompts(identity(config)) and "prompts" not in pq.read_schema(catalog).names:
+        raise UsageError(
+            f"the segmenter needs prompts, but no row of {config.catalog} has any: add boxes or points with `segmint "
+            "catalog prompts`, or write the column prompts"
+        )
 
 
 def catalog_part(path: str, catalog: NormalizedCatalog, source: str, first_shard: int) -> CatalogPart:

@@ -111,7 +111,7 @@ def apply_alone(
 
     Returns the row's table, the control image's table, and the row's `VERDICT` columns.
     """
-    table = pa.concat_tables([prepared, control_table()])
+    table = pa.concat_tables([prepared, control_table()], promote_options="default")  # not all builds have prompts
     for step in steps:
         table = step()(table)
         control = table.slice(1)

@@ -212,6 +212,55 @@ def collect(
     print_next(as_json, "catalog", "check", f"{folder}/", config=config)
 
 
+@app.command()
+@guarded
+@needs("build")
+def prompts(
+    catalog: Catalog,
+    output: Annotated[
+        str,
+        typer.Option("-o", "--output", metavar="FILE", help="New .parquet catalog, next to the original."),
+    ],
+    coco: Annotated[
+        str | None, typer.Option(metavar="FILE", help="COCO file with boxes, such as a detector's annotations.")
+    ] = None,
+    yolo: Annotated[
+        str | None, typer.Option(metavar="FOLDER", help="Folder of YOLO's label files, one for each image.")
+    ] = None,
+    names: Annotated[
+        str | None, typer.Option(metavar="FILE", help="YAML file with the names of YOLO's classes, such as data.yaml.")
+    ] = None,
+    config: Annotated[
+        str | None,
+        typer.Option("--config", metavar="CONFIG", help="Build configuration, for its storage options."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Add boxes from a COCO file or YOLO labels to a catalog.
+
+    Each image of the file must fit exactly one row. Exits with code 3 if a box can't be read.
+    """
+    from segmint.infra.errors import UsageError
+    from segmint.infra.storage.errors import NotFoundError
+    from segmint.infra.storage.location import Location
+    from segmint.pipeline.building.curate.prompts import add_prompts, coco_boxes, yolo_boxes
+
+    _, storage = build_of(config)
+    try:
+        if coco is not None and yolo is None and names is None:
+            boxes = coco_boxes(Location(storage, coco))
+        elif coco is None and yolo is not None and names is not None:
+            boxes = yolo_boxes(Location(storage, yolo), Location(storage, names))
+        else:
+            raise UsageError("pass either --coco, or --yolo and --names")
+    except NotFoundError as error:
+        raise UsageError(str(error)) from error
+    result = add_prompts(Location(storage, catalog), Location(storage, output), boxes, with_endings=coco is not None)
+    print_result(result, as_json)
+    print_next(as_json, "catalog", "check", output, config=config)
+    exit_unless_clean((), result.unreadable)
+
+
 def _policy(build: "Configuration | None") -> "LicensePolicy | None":
     """Return the license policy of a build that starts today, or None without a configuration."""
     if build is None:

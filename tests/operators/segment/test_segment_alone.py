@@ -15,7 +15,7 @@ from segmint.infra.ray_session import Cluster
 from segmint.model.automatic.settings import MaskSettings
 from segmint.operators.images import decode_jpeg
 from segmint.operators.rows import is_live, to_table
-from segmint.operators.schemas import PREPARED
+from segmint.operators.schemas import PREPARED, PROMPTED
 from segmint.operators.segment.numerics import observe_numerics
 from segmint.operators.segment.segment import SegmentSettings
 from segmint.operators.segment.segment_alone import SegmentAlone, control_image, control_table
@@ -33,7 +33,7 @@ def settings() -> SegmentSettings:
 @pytest.mark.usefixtures("weights")
 def test_the_control_row_is_a_prepared_row_that_every_worker_can_segment() -> None:
     table = control_table()
-    assert table.schema == PREPARED
+    assert table.schema == PROMPTED
     (row,) = table.to_pylist()
     assert is_live(row)
     assert decode_jpeg(row["release"]).shape == control_image().shape == (192, 256, 3)

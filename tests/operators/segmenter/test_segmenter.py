@@ -118,6 +118,7 @@ def test_the_identity_of_a_segmenter() -> None:
         "stage": f"{HERE}.Bright",
         "version": "1",
         "wants_original": False,
+        "wants_prompts": False,
         "arguments": {"threshold": 1},
     }
     assert (len(spec.sha256), spec.sha256 == other.sha256) == (64, False)

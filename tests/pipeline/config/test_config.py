@@ -277,6 +277,7 @@ def test_a_segmenter_takes_the_place_of_masks_and_model_in_the_identity() -> Non
         "version": "1",
         "arguments": {"threshold": 90},
         "wants_original": False,
+        "wants_prompts": False,
         "filters": {"min_area": 9},
     }
     others = {"on_error": "reject", "batch_size": 4, "resources": {"actors": [1, 2], "num_gpus": 0.5}}

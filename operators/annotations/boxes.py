@@ -1,0 +1,82 @@
+"""Boxes of images for the catalog's column `prompts`, and the reader of YOLO's label files."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import ValidationError
+
+from segmint.catalogs.reasons import RejectedError
+from segmint.catalogs.source.prompts import Prompt, problem_of
+from segmint.infra.storage.location import Location
+from segmint.operators.prompts import released_prompts
+
+
+@dataclass
+class BoxFile:
+    """Boxes of a file or folder, image by image.
+
+    - `names`: names of the images' files. Those of YOLO have no endings.
+    - `read`: returns an image's boxes as a value of `PROMPTS`, given its place in `names`.
+    - `crowds`: number of boxes around groups of objects, which are left out.
+    - `unreadable`: a line for each box and image that can't be read, and is left out.
+    """
+
+    names: list[str]
+    read: Callable[[int], dict[str, Any]]
+    crowds: int = 0
+    unreadable: list[str] = field(default_factory=list)
+
+
+class UnreadableBoxError(ValueError):
+    """Raised when a box can't be read. The message gives the reason."""
+
+
+def checked_box(box: Any, label: Any, score: Any, frame: tuple[float, float]) -> dict[str, Any]:
+    """Return a box in a frame, (width, height), as a prompt. Raises `UnreadableBoxError` if a build would refuse it."""
+    prompt = {"box": box, "label": label, "score": score}
+    try:
+        prompt = Prompt.model_validate(prompt).model_dump()
+        released_prompts({"width": frame[0], "height": frame[1], "prompts": [prompt]}, frame, frame)
+    except ValidationError as error:
+        found, place, expected = problem_of(error)
+        raise UnreadableBoxError(f"found {found!r:.60} as {place}; expected {expected}") from error
+    except RejectedError as error:
+        raise UnreadableBoxError(error.detail.removeprefix("prompts.0 has ")) from error
+    return prompt
+
+
+def read_yolo(folder: Location, labels: Mapping[int, str]) -> BoxFile:
+    """Read the label files below a folder, `<name>.txt`: a line with class, x, y, width, height, and maybe a score.
+
+    x and y are the box's center, and all four are shares of the image's sides. `labels` are the names of the classes. A
+    file is read when its boxes are.
+    """
+    found = (entry.name.removesuffix(".txt") for entry in folder.walk() if entry.name.endswith(".txt"))
+    boxes = BoxFile(sorted(name for name in found if name != "classes"), lambda place: {})
+
+    def read(place: int) -> dict[str, Any]:
+        prompts = []
+        name = f"{boxes.names[place]}.txt"
+        for number, line in enumerate((folder / name).read().decode(errors="replace").splitlines(), 1):
+            if not line.strip():
+                continue
+            try:
+                prompts.append(_yolo_box(line, labels))
+            except ValueError as error:
+                boxes.unreadable.append(f"{name}, line {number}: {error}")
+        return {"width": 1.0, "height": 1.0, "prompts": prompts}
+
+    boxes.read = read
+    return boxes
+
+
+def _yolo_box(line: str, labels: Mapping[int, str]) -> dict[str, Any]:
+    fields = line.split()
+    if len(fields) not in (5, 6):
+        raise UnreadableBoxError(f"found {len(fields)} values; expected class, x, y, width, height, and maybe a score")
+    if not fields[0].isdecimal() or int(fields[0]) not in labels:
+        raise UnreadableBoxError(f"found the class {fields[0]!r:.40}, which has no name")
+    x, y, width, height, *scores = map(float, fields[1:])
+    box = [x - width / 2, y - height / 2, width, height]
+    return checked_box(box, labels[int(fields[0])], scores[0] if scores else None, (1, 1))

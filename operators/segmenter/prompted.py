@@ -1,0 +1,126 @@
+"""Segmenter that makes one mask for each prompt of the catalog, with a SAM."""
+
+import hashlib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from segmint.catalogs.dataset.mask_labels import MODEL
+from segmint.catalogs.layout import canonical_json
+from segmint.infra.assets.cache import sha256_of
+from segmint.infra.assets.resolve import resolve
+from segmint.infra.device import resolve_compute
+from segmint.infra.errors import UsageError
+from segmint.model.sam.predictor import Embedding, Predictor
+from segmint.operators.custom.contract import Mask, StageRow
+from segmint.operators.schemas import IMPORT
+from segmint.operators.segment.models import load_model
+
+_BATCH = 64  # prompts that are decoded together
+_BITS = 1  # increment this whenever masks or scores change
+
+Prompt = Mapping[str, Any]
+"""Prompt as a segmenter receives it: a value of `PROMPT` in pixels of the released image."""
+
+
+class PromptedMasks:
+    """Segmenter that makes one mask for each prompt of the catalog's column `prompts`, in the order of the prompts.
+
+    A box alone gives the mask that SAM predicts for an unambiguous prompt. For points, with or without a box, SAM
+    predicts three masks, and the one with the best score is kept. `SamPredictor` of the segment_anything package
+    predicts the same masks. Only a pixel whose logit is within rounding of 0 can differ.
+    """
+
+    name = "prompted"
+    masks = True
+    wants_prompts = True
+
+    @classmethod
+    def version(
+        cls, weights: str, labeler: str | None = None, precision: str = "fp32", assets: str | None = None, **_: Any
+    ) -> str:
+        """Return a SHA-256 of the weights and everything else that determines masks and labels.
+
+        Raises `UsageError` if `labeler` isn't a SHA-256, and `AssetError` if the weights aren't found.
+        """
+        if labeler is not None and not re.fullmatch("[0-9a-f]{64}", labeler):
+            raise UsageError(f"labeler is {labeler!r}: expected the SHA-256 of the model that found the boxes")
+        identity = [_BITS, sha256_of(resolve(weights, mirror=assets)), labeler, precision]
+        return hashlib.sha256(canonical_json(identity)).hexdigest()
+
+    def __init__(
+        self,
+        weights: str,
+        labeler: str | None = None,
+        device: str = "auto",
+        precision: str = "fp32",
+        threads: str | int = "auto",
+        assets: str | None = None,
+    ) -> None:
+        """Load a SAM onto a device.
+
+        `weights` and `assets` are as in a build's configuration, and `device`, `precision`, and `threads` as in its
+        `model` section. `labeler` is the SHA-256 of the model that found the boxes. It becomes the source of their
+        labels, whose scores are then stored. Without it, labels count as imported.
+        """
+        compute = resolve_compute(device, precision, threads)
+        self.predictor = Predictor(load_model(resolve(weights, mirror=assets), compute))
+        self._labeler = labeler
+
+    def __call__(self, rows: Sequence[StageRow]) -> list[StageRow]:
+        """Return the rows with their masks. A row without prompts gets none."""
+        embeddings = iter(self.predictor.embed_many([row.image for row in rows if row.get("prompts")]))
+        done = []
+        for row in rows:
+            masks = []
+            if row.get("prompts"):
+                masks = self.find(next(embeddings), row["prompts"])
+            done.append(row.with_masks(masks))
+        return done
+
+    def find(self, embedding: Embedding, prompts: Sequence[Prompt]) -> list[Mask]:
+        """Return a mask for each prompt, in order.
+
+        Prompts are decoded together if they have equally many points, because SAM would attend to padding.
+        """
+        alike: dict[tuple[bool, int], list[int]] = {}
+        for place, prompt in enumerate(prompts):
+            alike.setdefault((prompt["box"] is not None, len(prompt["points"] or ())), []).append(place)
+        found: dict[int, Mask] = {}
+        for places in alike.values():
+            for start in range(0, len(places), _BATCH):
+                batch = places[start : start + _BATCH]
+                found |= zip(batch, self._decode(embedding, [prompts[place] for place in batch]), strict=True)
+        return [mask for _, mask in sorted(found.items())]
+
+    def _decode(self, embedding: Embedding, prompts: Sequence[Prompt]) -> Iterator[Mask]:
+        """Yield the masks of prompts that have equally many points."""
+        arguments: dict[str, Any] = {}
+        if prompts[0]["points"]:
+            arguments["points"] = np.array([prompt["points"] for prompt in prompts])
+            arguments["labels"] = np.array([prompt["point_labels"] for prompt in prompts])
+        if prompts[0]["box"] is not None:
+            boxes = np.array([prompt["box"] for prompt in prompts])
+            boxes[:, 2:] += boxes[:, :2]
+            arguments["boxes"] = boxes
+        predicted = self.predictor.predict(embedding, multimask="points" in arguments, **arguments)
+        scores, best = predicted.predicted_iou.max(dim=1)
+        for number, prompt in enumerate(prompts):
+            logits = predicted.low_res_logits[number, best[number]][None, None]
+            pixels = (self.predictor.upscale(logits, embedding)[0, 0] > 0).cpu().numpy()
+            yield Mask(pixels, score=float(scores[number]), **self._origin(prompt))
+
+    def _origin(self, prompt: Prompt) -> dict[str, Any]:
+        """Return what a mask was made from, and its label, as arguments of `Mask`."""
+        points, labels = prompt["points"] or (), prompt["point_labels"] or ()
+        origin: dict[str, Any] = {"points": [(x, y, label) for (x, y), label in zip(points, labels, strict=True)]}
+        if prompt["box"] is not None:
+            origin["box"] = tuple(prompt["box"])
+        if prompt["label"] and self._labeler is None:
+            origin |= {"label": prompt["label"], "label_source": IMPORT}
+        elif prompt["label"]:
+            source = f"{MODEL}{self._labeler}"
+            origin |= {"label": prompt["label"], "label_source": source, "label_score": prompt["score"]}
+        return origin
