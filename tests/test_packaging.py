@@ -144,7 +144,8 @@ def test_a_wheel_holds_segmint_and_nothing_else(wheel: Path) -> None:
         names = set(archive.namelist())
     (metadata,) = {name.split("/")[0] for name in names if not name.startswith("segmint/")}
     assert metadata.endswith(".dist-info")
-    expected = {f"segmint/{name}" for name in ("__init__.py", "__main__.py", "py.typed", "ray.py")}
+    names_at_top = ("__init__.py", "__main__.py", "py.typed", "ray.py", "transformers.py")
+    expected = {f"segmint/{name}" for name in names_at_top}
     expected |= {str(path.relative_to(ROOT)) for path in (ROOT / "segmint" / "compat").rglob("*.py")}
     for folder in FOLDERS:
         expected |= {f"segmint/{path.relative_to(ROOT)}" for path in (ROOT / folder).rglob("*.py")}
