@@ -328,9 +328,10 @@ class _OuterLoop:
 
     def _bars(self) -> dict[str, str]:
         """Return the names of the progress bars, keyed by a part of the operator's name in Ray Data."""
-        bars = {**STAGES, **{f"({each.spec.label})": each.spec.label for each in self.stages.own}}
-        if self.stages.segmenter is not None:
-            del bars[Segment.__name__]
+        bars = {f"({each.spec.label})": each.spec.label for each in self.stages.own}
+        for name, bar in STAGES.items():
+            if bar != "segment" or self.stages.segmenter is None:
+                bars[name] = bar
         return bars
 
     def _full(self) -> UnfinishedError:

@@ -137,9 +137,9 @@ class StageRow(Mapping[str, Any]):
         return pixels
 
     def free_image(self) -> None:
-        """Release the memory of the decoded images, if any."""
-        self._read.pop(_IMAGE, None)
-        self._read.pop(_ORIGINAL, None)
+        """Release the memory of the decoded images and of the original, if any."""
+        for name in (_IMAGE, _ORIGINAL, _JPEG_OF_ORIGINAL):
+            self._read.pop(name, None)
 
     def with_values(self, **values: Any) -> Self:
         """Return a copy of the row with values for the stage's fields. Use this if the stage's `table` is `images`.

@@ -93,7 +93,7 @@ def found_columns(row: Mapping[str, Any], masks: Sequence[Mask], filters: MaskFi
     size = (row["height"], row["width"])
     if isinstance(masks, str | bytes | Mapping) or not isinstance(masks, Sequence):
         raise MaskError(f"with_masks got {type(masks).__name__}: expected a list of segmint.Mask")
-    found = []
+    found: list[_FoundMask] = []
     for place, mask in enumerate(masks):
         values = _checked(place, mask)
         if filters.min_score is None or values.score is None or values.score >= filters.min_score:
@@ -109,7 +109,9 @@ def found_columns(row: Mapping[str, Any], masks: Sequence[Mask], filters: MaskFi
         found = list(_cleaned(found, filters.cleanup_area, steps))
     steps["written"] = len(found)
     columns = {"masks": [_mask_row(each, size, source) for each in found], "funnel": steps}
-    columns = RedactionArtifacts(filters.drop_redaction_artifacts).dropped(dict(row), columns)
+    if filters.drop_redaction_artifacts is not None:
+        sizes = {name: row[name] for name in ("regions", "source_height", "source_width", "height", "width")}
+        columns = RedactionArtifacts(filters.drop_redaction_artifacts).dropped(sizes, columns)
     left = len(columns["masks"])
     if left > MASKS_PER_IMAGE_LIMIT:
         detail = f"{left:,} masks; there are ids for {MASKS_PER_IMAGE_LIMIT:,} masks of one image"

@@ -123,9 +123,8 @@ class CustomSegmenter(CustomStage):
                     values[place] = result[name]
             columns[name] = pa.array(values, SEGMENTED.field(name).type)
         segmented = carried(table, pa.table([columns[name] for name in SEGMENTED.names], schema=SEGMENTED))
-        return with_verdicts(
-            segmented, self._spec, {place: each for place, each in done.items() if isinstance(each, Exception)}
-        )
+        errors = {place: each for place, each in done.items() if isinstance(each, Exception)}
+        return with_verdicts(segmented, self._spec, errors)
 
     def _tried_again(self, row: StageRow, error: Exception, entry: "BlockEntry") -> Any:
         """Try a row again after a control image, with no other row of this actor. Return its result or verdict.
@@ -141,7 +140,7 @@ class CustomSegmenter(CustomStage):
         except Exception as refused:  # noqa: BLE001 - a fault of this row
             return refused
         try:
-            if not self._passes_control(entry):
+            if not self._passes_control():
                 return error
             result = self._judge_alone(row, entry)
         finally:
@@ -152,11 +151,11 @@ class CustomSegmenter(CustomStage):
         detail = f"{type(result).__name__}: {' '.join(str(result).split())}"
         return RejectedError(Reason.STAGE_FAILED, redact(detail)[:_LONGEST_DETAIL])
 
-    def _passes_control(self, entry: "BlockEntry") -> bool:
+    def _passes_control(self) -> bool:
         from segmint.operators.segment.segment_alone import control_table  # imports Ray
 
         (control,) = stage_rows(control_table(), with_original=self._spec.wants_original).values()
-        result = self._judge_alone(control, entry)
+        result = self._judge_alone(control)
         return not isinstance(result, Exception) or isinstance(result, VERDICTS)
 
 

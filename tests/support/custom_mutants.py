@@ -27,6 +27,27 @@ CUSTOM_MUTANTS = (
         _TESTS,
     ),
     Mutant(
+        "a segmenter that didn't ask for it sees the original",
+        "operators/custom/stage.py",
+        'HIDDEN - {"original"} if with_original else HIDDEN',
+        'HIDDEN - {"original"}',
+        "tests/operators/segmenter/test_segmenter.py",
+    ),
+    Mutant(
+        "an image of a segmenter has more masks than ids",
+        "operators/segmenter/found_masks.py",
+        "    if left > MASKS_PER_IMAGE_LIMIT:",
+        "    if left > MASKS_PER_IMAGE_LIMIT + 1:",
+        "tests/operators/segmenter/test_found_masks.py",
+    ),
+    Mutant(
+        "a segmenter isn't tried before a build",
+        "pipeline/building/dataset/dataset.py",
+        "        try_segmenter(config)\n",
+        "",
+        "tests/end_to_end/test_segmenters.py",
+    ),
+    Mutant(
         "masks' values of a stage by half",
         "operators/custom/stage.py",
         "if spec.sets_masks and row.mask_values is not None and len(row.mask_values) != count:",
