@@ -108,7 +108,7 @@ def read_coco_boxes(document: Mapping[str, Any]) -> BoxFile:
     """
     labels = _labels(document.get("categories"))
     images: list[dict[str, Any]] = []
-    by_id: dict[int | str, list[dict[str, Any]]] = {}
+    by_id: dict[int | str | None, list[dict[str, Any]]] = {}
     boxes = BoxFile([], images.__getitem__)
     for number, entry in enumerate(document["images"], 1):
         image, id = _image(mapping(entry), lambda _: None), _key(mapping(entry).get("id"))
@@ -119,7 +119,7 @@ def read_coco_boxes(document: Mapping[str, Any]) -> BoxFile:
         images.append({"width": float(image.size[1]), "height": float(image.size[0]), "prompts": []})
         by_id.setdefault(id, []).append(images[-1])
     for number, entry in enumerate(map(mapping, document["annotations"]), 1):
-        homes = by_id.get(_key(entry.get("image_id")) or "", [])
+        homes = by_id.get(_key(entry.get("image_id")), [])
         names = labels.get(_key(entry.get("category_id")), [])
         try:
             if len(homes) != 1 or len(names) != 1:

@@ -13,7 +13,7 @@ from segmint.pipeline.commands.cli import app
 from tests.support.locations import location_of
 
 IMAGES = [
-    {"id": 1, "file_name": "val/1.jpg", "width": 640, "height": 480},
+    {"id": 0, "file_name": "val/1.jpg", "width": 640, "height": 480},
     {"id": "2", "file_name": "2.jpg", "width": 64, "height": 48},
 ]
 CATEGORIES = [{"id": 7, "name": "dog"}, {"id": 8, "name": "cat"}]
@@ -67,10 +67,10 @@ def box(*sides: float, label: str = "dog", score: float | None = None) -> dict[s
 def test_coco_boxes_keep_labels_and_scores_and_crowds_are_left_out(tmp_path: Path) -> None:
     options = coco(
         tmp_path,
-        annotation(1, [1, 2, 30.5, 40], score=0.75),
-        annotation(1, [0, 0, 640, 480], iscrowd=1),
+        annotation(0, [1, 2, 30.5, 40], score=0.75),
+        annotation(0, [0, 0, 640, 480], iscrowd=1),
         annotation(2, [1, 2, 3, 4], category_id=8),
-        annotation(1, [600, 400, 41, 80]),
+        annotation(0, [600, 400, 41, 80]),
     )
     code, said, found = prompts(tmp_path, *options)
     first = {"width": 640.0, "height": 480.0, "prompts": [box(1, 2, 30.5, 40, score=0.75), box(600, 400, 41, 80)]}
@@ -84,9 +84,9 @@ def test_coco_boxes_keep_labels_and_scores_and_crowds_are_left_out(tmp_path: Pat
 
 
 def test_what_a_build_would_refuse_is_left_out_and_listed(tmp_path: Path) -> None:
-    images = [*IMAGES, {"id": 9, "file_name": "2.png"}, {"id": 1, "file_name": "3.jpg", "width": 1, "height": 1}]
+    images = [*IMAGES, {"id": 9, "file_name": "2.png"}, {"id": 0, "file_name": "3.jpg", "width": 1, "height": 1}]
     wrong = [
-        annotation(1, [1, 2, 3, 4]),  # two images have this id
+        annotation(0, [1, 2, 3, 4]),  # two images have this id
         annotation(5, [1, 2, 3, 4]),
         annotation(2, [1, 2, 3, 4], category_id=9),
         annotation(2, [1, 2, 0, 4]),
