@@ -115,8 +115,8 @@ def load_stage(stage: str, arguments: Mapping[str, Any]) -> StageSpec:
         raise UsageError(f"the stage {stage} has an invalid {where}: {first['msg']}") from error
     except Exception as error:
         raise UsageError(f"the stage {stage} is invalid: {type(error).__name__}: {error}") from error
-    column = column if described else None
-    return StageSpec(stage, dict(arguments), name, version, column, labels, by_arguments, **of_segmenter)
+    own = column if described else None
+    return StageSpec(stage, dict(arguments), column.name, version, own, labels, by_arguments, **of_segmenter)
 
 
 _OF_SEGMENTER = ("masks", "wants_original", "wants_prompts")

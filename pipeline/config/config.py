@@ -385,7 +385,9 @@ class Config(_ConfigModel):
 
         Raises `UsageError` if one of them is invalid or a name is used twice.
         """
-        specs = [each.load() for each in (*self.stages, *([self.segmenter] if self.segmenter else []))]
+        specs = [each.load() for each in self.stages]
+        if self.segmenter is not None:
+            specs.append(self.segmenter.load())
         for place, spec in enumerate(specs):
             if spec.name in [other.name for other in specs[:place]]:
                 raise UsageError(f"stages: {spec.stage} has the same name, {spec.name}, as an earlier stage")
@@ -395,7 +397,7 @@ class Config(_ConfigModel):
     def _one_maker_of_masks(self) -> Self:
         if self.segmenter is None:
             return self
-        others = [name for name in ("masks", "model") if name in self.model_fields_set]
+        others: list[str] = [name for name in ("masks", "model") if name in self.model_fields_set]
         others += ["resources.segment"] if "segment" in self.resources.model_fields_set else []
         if others:
             raise ValueError(f"segmenter takes the place of SAM, so remove {' and '.join(others)}")

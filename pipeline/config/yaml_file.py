@@ -153,7 +153,8 @@ def _number_as_text(node: yaml.Node) -> str | None:
 
     The keys of segmint accept such text as a number, but a user's code would receive the text.
     """
-    if node.tag == _TEXT and node.style is None and _POWER.fullmatch(node.value):
+    is_plain = isinstance(node, yaml.ScalarNode) and node.style is None
+    if is_plain and node.tag == _TEXT and _POWER.fullmatch(node.value):
         form = "write the number with a point and a signed power, such as 1.0e+9, or quote the text"
         return f"is {node.value}, which YAML reads as text: {form}"
     return None

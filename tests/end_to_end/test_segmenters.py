@@ -93,9 +93,9 @@ def test_the_example_of_the_page_makes_a_dataset(
     card = (tmp_path / "report" / "README.md").read_text(encoding="utf-8")
     assert 'segmenter lamps.Lamps, version 1, arguments {"least": 200}, filters {"min\\_area": 20}, SHA-256' in card
     assert "Segment Anything" not in card
-    coco = tmp_path / "coco.json"
+    coco = tmp_path / "coco"
     segmint_here("export", dataset, "--format", "coco", "-o", coco)
-    exported = json.loads(coco.read_bytes())
+    exported = json.loads((coco / "instances.json").read_bytes())
     names = {category["id"]: category["name"] for category in exported["categories"]}
     assert sorted(names[each["category_id"]] for each in exported["annotations"]) == sorted(
         mask["label"] for mask in masks
@@ -152,7 +152,7 @@ def test_a_killed_and_resumed_build_gives_the_bytes_of_an_undisturbed_one(tmp_pa
     ],
 )
 def test_a_bug_shows_before_anything_is_created(tmp_path: Path, local_ray: Cluster, how: str, told: str) -> None:
-    catalog = small_catalog(tmp_path / "photos", count=2)
+    catalog = small_catalog(tmp_path / "photos", count=4)
     faulty = {"stage": f"{HERE}.Faulty", "arguments": {"how": {"control": how}}, "resources": ONE}
     config = configured(tmp_path / "build.yaml", catalog, tmp_path / "dataset", faulty)
     with pytest.raises(UsageError, match=told) as caught:
@@ -162,7 +162,7 @@ def test_a_bug_shows_before_anything_is_created(tmp_path: Path, local_ray: Clust
 
 
 def test_a_segmenter_that_hangs_or_lacks_resources_is_refused(tmp_path: Path, local_ray: Cluster) -> None:
-    catalog = small_catalog(tmp_path / "photos", count=2)
+    catalog = small_catalog(tmp_path / "photos", count=4)
     for how, resources, told in (
         ("hang", {"timeout_s": 1}, r"or it took longer than segmenter\.resources\.timeout_s = 1 seconds"),
         ("raise", {"num_gpus": 1}, "an actor of the segmenter needs 1 GPUs, but the cluster has 0"),
@@ -229,11 +229,11 @@ def test_an_image_that_kills_or_hangs_a_segmenter_is_rejected_alone(tmp_path: Pa
 
 def test_the_redacted_original_is_the_size_of_the_photograph(tmp_path: Path, local_ray: Cluster) -> None:
     catalog, dataset = small_catalog(tmp_path / "photos", count=4), tmp_path / "dataset"
-    Image.open(tmp_path / "photos" / "photo_001.jpg").resize((120, 60)).save(tmp_path / "photos" / "photo_001.jpg")
+    Image.open(tmp_path / "photos" / "photo_001.jpg").resize((160, 80)).save(tmp_path / "photos" / "photo_001.jpg")
     original = {"stage": f"{HERE}.Original", "resources": ONE}
     release = {"short_side": 90}
     segmint_here("build", configured(tmp_path / "build.yaml", catalog, dataset, original, release=release))
-    assert [(row["width"], row["height"]) for row in table(dataset, "images")] == [(120, 90), (120, 60)]
+    assert [(row["width"], row["height"]) for row in table(dataset, "images")] == [(120, 90), (160, 80)]
     prompts = [mask["prompts"][0] for mask in table(dataset, "masks")]
-    assert [(prompt["kind"], prompt["text"]) for prompt in prompts] == [("text", "240 x 180"), ("text", "120 x 60")]
+    assert [(prompt["kind"], prompt["text"]) for prompt in prompts] == [("text", "240 x 180"), ("text", "160 x 80")]
     assert findings(dataset) == []
