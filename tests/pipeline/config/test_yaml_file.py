@@ -275,7 +275,7 @@ def test_numbers_that_yaml_takes_for_others_are_refused(tmp_path, key, value, to
     assert "expected a whole number" in problems(tmp_path, GOOD, "images_per_shard='1:30'")[1]
 
 
-@pytest.mark.parametrize("number", ["-1.0e9", "1e3", ".5E-2", "+1.e10"])
+@pytest.mark.parametrize("number", ["-1.0e9", "1e3", ".5E2", "+1.e10"])
 def test_a_number_that_yaml_takes_for_text_is_refused_as_an_argument(tmp_path, number):
     for part in (
         f"segmenter: {{stage: a.b, arguments: {{x: [{number}]}}}}",
