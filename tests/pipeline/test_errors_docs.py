@@ -26,7 +26,8 @@ def first_cells(heading: str) -> list[str]:
 def said() -> list[str]:
     """Every text in the code, with a blank for each value that is put in."""
     texts = []
-    for path in sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")):
+    files = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")]
+    for path in sorted([*files, *(ROOT / "segmint").glob("*.py")]):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.JoinedStr):
                 texts.append(

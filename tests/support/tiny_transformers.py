@@ -188,7 +188,7 @@ def _sam3_image_processor() -> Any:
 
 
 def _tokenizer() -> Any:
-    words = ["<pad>", "<start>", "<end>", "<unknown>", *{word for phrase in PHRASES for word in phrase.split()}]
+    words = ["<pad>", "<start>", "<end>", "<unknown>", *" ".join(PHRASES).split()]
     tokenizer = Tokenizer(WordLevel({word: place for place, word in enumerate(words)}, unk_token="<unknown>"))
     tokenizer.pre_tokenizer = Whitespace()
     tokenizer.post_processor = TemplateProcessing(
