@@ -16,7 +16,8 @@ from segmint.infra.storage.storage import Storage
 from segmint.pipeline.building.dataset.dataset import open_or_create
 from segmint.pipeline.config.config import load_config
 from tests.end_to_end.test_segmenters import ONE, TWO, configured, findings, table
-from tests.support.builds import segmint_here, small_catalog
+from tests.support.builds import digests, segmint_here, small_catalog
+from tests.support.runs import running, wait_for
 from tests.support.tiny_transformers import PHRASES, write_sam2, write_sam3
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("one_thread")]
@@ -64,6 +65,23 @@ def test_a_build_stores_and_exports_the_phrases_of_masks(tmp_path: Path, local_r
     names = {category["id"]: category["name"] for category in exported["categories"]}
     found = [names[annotation["category_id"]] for annotation in exported["annotations"]]
     assert sorted(found) == sorted(mask["label"] for mask in masks)
+
+
+@pytest.mark.long
+def test_a_killed_and_resumed_build_gives_the_bytes_of_an_undisturbed_one(tmp_path: Path, local_ray: Cluster) -> None:
+    catalog, folder = small_catalog(tmp_path / "photos", count=8), str(write_sam2(tmp_path / "sam2"))
+    generation = {"stage": GENERATION, "arguments": {"folder": folder, **FEW}, "resources": TWO}
+    shards = {"images_per_shard": 1, "rows_per_block": 1}
+    undisturbed = configured(tmp_path / "one.yaml", catalog, tmp_path / "one", generation, **shards)
+    segmint_here("build", undisturbed)
+    killed = configured(tmp_path / "two.yaml", catalog, tmp_path / "two", generation, **shards)
+    with running(killed) as run:
+        wait_for("a commit", lambda: list((tmp_path / "two" / "commits").glob("*")), run)
+        run.kill()
+    assert len(list((tmp_path / "two" / "commits").glob("*"))) < 8
+    segmint_here("build", killed)
+    assert digests(tmp_path / "two") == digests(tmp_path / "one")
+    assert findings(tmp_path / "two") == []
 
 
 def test_a_wrong_folder_or_model_shows_before_anything_is_created(tmp_path: Path, local_ray: Cluster) -> None:
