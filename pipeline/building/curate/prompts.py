@@ -17,14 +17,11 @@ from segmint.infra.errors import UsageError
 from segmint.infra.scratch import ScratchFolder
 from segmint.infra.storage.location import Location, refuse_existing
 from segmint.infra.uris import only_path
-from segmint.infra.wording import counted
+from segmint.infra.wording import counted, not_checked_lines
 from segmint.operators.annotations.boxes import BoxFile, read_yolo
 from segmint.operators.annotations.coco import parse_coco, read_coco_boxes
 from segmint.operators.annotations.image import mapping
 from segmint.pipeline.building.curate.output import check_output, check_rows
-
-SHOWN = 20
-"""Maximum number of unreadable boxes that are listed."""
 
 _TOGETHER = 1024  # rows whose prompts are converted together
 
@@ -44,9 +41,7 @@ class PromptedCatalog:
         lines = [f"{self.catalog}: {counted(self.prompts, 'prompt')} for {self.images:,} of {self.rows:,} rows"]
         if self.crowds:
             lines.append(f"left out: {counted(self.crowds, 'crowd')}")
-        if self.unreadable:
-            lines.append(f"left out, because they can't be read: {len(self.unreadable):,}")
-        return [*lines, *(f"  {problem}" for problem in self.unreadable[:SHOWN])]
+        return [*lines, *not_checked_lines(self.unreadable)]
 
 
 def coco_boxes(file: Location) -> BoxFile:

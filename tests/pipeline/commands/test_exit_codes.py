@@ -120,7 +120,7 @@ def test_a_row(row: tuple[str, str, str], request: pytest.FixtureRequest) -> Non
 def test_every_command_has_a_row_and_every_test_its_row() -> None:
     assert CASES.keys() == set(ROWS)
     leaves = {name for name in _PLACES if name not in ("catalog", "assets", "study", "evaluate")}
-    leaves |= {f"catalog {each}" for each in ("scan", "check", "curate", "collect")}
+    leaves |= {f"catalog {each}" for each in ("scan", "check", "curate", "collect", "prompts")}
     leaves |= {f"assets {each}" for each in ("list", "fetch", "verify", "export-onnx")}
     leaves |= {f"study {each}" for each in ("plan", "sample", "score")}
     leaves |= {f"evaluate {each}" for each in ("points", "proposals", "edges", "instances", "text")}
@@ -229,6 +229,28 @@ def _not_collected(monkeypatch, tmp_path: Path) -> Any:
 
     monkeypatch.setattr("segmint.catalogs.source.collect.collect", fail)
     return run("catalog", "collect", _catalog(tmp_path), "-o", tmp_path / "a")
+
+
+def _prompts(tmp_path: Path, box: list[float]) -> Any:
+    """Add one box of a COCO file to a catalog."""
+    boxes = {
+        "images": [{"id": 1, "file_name": "a.jpg", "width": 40, "height": 30}],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": box}],
+        "categories": [{"id": 1, "name": "cup"}],
+    }
+    (tmp_path / "boxes.json").write_text(json.dumps(boxes))
+    catalog, out = _catalog(tmp_path, uri="a.jpg"), tmp_path / "prompted.parquet"
+    return run("catalog", "prompts", catalog, "--coco", tmp_path / "boxes.json", "-o", out)
+
+
+@case("`catalog prompts`", "every box is a prompt, except those of crowds", 0)
+def _prompted(tmp_path: Path) -> Any:
+    return _prompts(tmp_path, [1, 2, 3, 4])
+
+
+@case("`catalog prompts`", "some boxes couldn't be read", 3)
+def _not_prompted(tmp_path: Path) -> Any:
+    return _prompts(tmp_path, [1, 2, -3, 4])
 
 
 @case("`plan`", "the estimate was made", 0)
