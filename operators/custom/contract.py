@@ -79,7 +79,7 @@ class Mask:
     stability: float | None = None
     """Stored as `stability_score`."""
     label: str | None = None
-    """What the mask shows."""
+    """Name of the object that the mask covers."""
     label_score: float | None = None
     """The model's score for the label."""
     label_source: str | None = None

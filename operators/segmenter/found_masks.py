@@ -34,7 +34,7 @@ _Text = Annotated[str, AfterValidator(_check_text)]
 
 
 class _MaskValues(BaseModel):
-    """What a segmenter says about a mask, except its pixels: the fields of `segmint.Mask`, with their limits."""
+    """Fields of `segmint.Mask` except the pixels, with their limits."""
 
     model_config = ConfigDict(frozen=True, allow_inf_nan=False, from_attributes=True)
 
@@ -57,7 +57,7 @@ class _MaskValues(BaseModel):
 
     @property
     def prompts(self) -> list[Row]:
-        """What the mask was made from, as values of the column `prompts`."""
+        """Prompts of the mask, as values of the column `prompts`."""
         prompts: list[Row] = [{"kind": "point", "x": x, "y": y, "label": label} for x, y, label in self.points]
         if self.box is not None:
             x, y, width, height = self.box

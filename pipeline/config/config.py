@@ -273,9 +273,9 @@ class SegmenterConfig(_ConfigModel):
     filters: MaskFilters = MaskFilters()
     resources: SegmenterPoolConfig = SegmenterPoolConfig()
     on_error: Literal["hold", "reject"] = "hold"
-    """What to do with an image for which the segmenter raises an error or returns an invalid mask. hold: the image's
-    shard waits, as for any other fault. reject: reject the image as `stage_failed` if it fails again after a control
-    image in the same actor."""
+    """Handling of an image for which the segmenter raises an error or returns an invalid mask. hold: the image's shard
+    waits, as for any other fault. reject: reject the image as `stage_failed` if it fails again after a control image in
+    the same actor."""
 
     def load(self) -> StageSpec:
         """Import the segmenter and return its specification. Raises `UsageError` if the specification is invalid."""

@@ -33,8 +33,7 @@ def plan_segmenter(
         images = per_row.count(accepted)
         masks = per_row.total(column([row.masks for row in rows]))
         bytes_in = per_row.total(column([row.bytes_in for row in rows]))
-        written = column([row.released_bytes + row.annotation_bytes + row.table_bytes for row in rows])
-        bytes_out = per_row.total(written).plus(exactly(sample.shard_bytes * remaining.shards))
+        bytes_out = sample.written_bytes(per_row, remaining.shards)
         hours = per_row.total(column([row.segment_s for row in rows]) / 3600)
         cpu_hours = per_row.total(column([row.seconds - row.segment_s for row in rows]) / 3600)
     notes = ["the dataset's custom stages aren't part of the sample"] if config.stages else []

@@ -227,8 +227,7 @@ def _assemble(
     days = None if hours is None else hours.scaled(1 / (24 * ceiling.devices * cores))
     bytes_out = None
     if sample is not None:
-        each = column([row.released_bytes + row.annotation_bytes + row.table_bytes for row in rows])
-        bytes_out = per_row.total(each).plus(exactly(sample.shard_bytes * remaining.shards))
+        bytes_out = sample.written_bytes(per_row, remaining.shards)
     bytes_in = None if sample is None else per_row.total(column([row.bytes_in for row in rows]))
     curation = None
     if "curate" in config.model_fields_set:

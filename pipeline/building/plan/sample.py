@@ -31,6 +31,7 @@ from segmint.operators.segment.segment import Segment
 from segmint.operators.segmenter.segmenter import CustomSegmenter
 from segmint.operators.shards.files import annotations_json, build_shard_files
 from segmint.operators.shards.write import ShardTask, write_shard
+from segmint.pipeline.building.plan.estimates import Estimate, Extrapolation, column, exactly
 from segmint.pipeline.config.config import Config
 from segmint.pipeline.config.stage_settings import prepare_config, segment_settings, segmenter_settings
 
@@ -89,6 +90,11 @@ class PlanSample:
             if row.reason is not None:
                 found.setdefault(row.reason, []).append(row)
         return dict(sorted(found.items()))
+
+    def written_bytes(self, per_row: Extrapolation, shards: int) -> Estimate:
+        """Return the bytes of all rows in this number of shards."""
+        written = column([row.released_bytes + row.annotation_bytes + row.table_bytes for row in self.rows])
+        return per_row.total(written).plus(exactly(self.shard_bytes * shards))
 
 
 def run_sample(

@@ -69,7 +69,7 @@ class DetectorFact:
 
 
 SAM = "Segment Anything"
-"""What made the masks, unless a segmenter did."""
+"""Name of the masks' maker if the build had no segmenter."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class BuildFacts:
 
     @property
     def maker(self) -> str:
-        """What made the masks."""
+        """Name of the masks' maker for a sentence."""
         return SAM if self.segmenter is None else "a segmenter"
 
 
