@@ -131,7 +131,7 @@ MASK_ORIGIN = [
     pa.field("annotator", pa.string()),  # the name that the annotator gave
     pa.field("seconds", pa.float64()),  # seconds of active work on this mask
     # The prompts in order: kind is point, box, mask, or text; x, y, w, h are pixels of the released image; label is 1
-    # for a point inside the mask and 0 for one outside; clip_sha256 is of the CLIP that embedded the text
+    # for a point inside the mask and 0 for one outside; clip_sha256 is of the CLIP that embedded a text (up to 0.3)
     pa.field(
         "prompts",
         pa.list_(

@@ -80,11 +80,8 @@ class Predictor:
     `kernels` are the CPU kernels to use. By default, the predictor uses the kernels for this CPU if the library exists
     and the model is on a CPU. With None, torch computes everything.
 
-    `embed_texts` embeds B texts as prompts (B, 256). An example is `segmint.operators.text.prompts.TextPrompts`.
-
     Attributes:
         kernels: the CPU kernels in use, or None.
-        embed_texts: the argument of the same name.
         must_compile: the argument of the same name.
     """
 
@@ -94,10 +91,8 @@ class Predictor:
         compile_encoder: CompileMode | None = None,
         must_compile: bool = False,
         kernels: Kernels | Literal["auto"] | None = "auto",
-        embed_texts: Callable[[Sequence[str]], Tensor] | None = None,
     ) -> None:
         self.sam = sam
-        self.embed_texts = embed_texts
         self.must_compile = must_compile
         if kernels == "auto":
             kernels = usable_kernels() if sam.device.type == "cpu" else None
@@ -108,16 +103,15 @@ class Predictor:
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the arguments, because compiled code can't be pickled. Registered callbacks are lost."""
-        models: Any = self.sam, self.embed_texts
+        sam: Any = self.sam
         if self.sam.device.type == "cpu" and getattr(get_spawning_popen(), "method", None) == "forkserver":
-            models = pickle.dumps(models)  # torch would send a file descriptor per tensor, but the limit is 250
+            sam = pickle.dumps(sam)  # torch would send a file descriptor per tensor, but the limit is 250
         options = {"must_compile": self.must_compile, "kernels": self.kernels}
-        return {"models": models, "compile_encoder": self._encoder.compile_mode, **options}
+        return {"sam": sam, "compile_encoder": self._encoder.compile_mode, **options}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        models = state.pop("models")
-        sam, embed_texts = pickle.loads(models) if isinstance(models, bytes) else models
-        Predictor.__init__(self, sam, embed_texts=embed_texts, **state)
+        sam = state.pop("sam")
+        Predictor.__init__(self, pickle.loads(sam) if isinstance(sam, bytes) else sam, **state)
 
     def before_each_layer(self, call: Callable[[], None]) -> None:
         """Register a callback that runs before each layer of the image encoder, in the thread that encodes.
@@ -199,34 +193,21 @@ class Predictor:
         boxes: Array | None = None,
         masks: Array | None = None,
         multimask: bool = True,
-        text: str | Sequence[str] | None = None,
     ) -> PromptMasks:
-        """Predict masks for B prompts at once. A prompt is any combination of points, a box, a mask, and a text.
+        """Predict masks for B prompts at once. A prompt is any combination of points, a box, and a mask.
 
         `points` (B, N, 2) as (x, y) and `boxes` (B, 4) as (x0, y0, x1, y1) are in pixels of the embedding's frame.
         `labels` (B, N) are 1 for foreground and 0 for background; use -1 to pad prompts that have fewer points. `masks`
         (B, 1, 256, 256) are logits of an earlier prediction, or binary masks in the same frame, whose pixels are bools,
         0 and 1, or 0 and 255. For a single prompt, you can omit the batch dimension and pass points (N, 2) with labels
-        (N,), a box (4,), a mask (1, 256, 256), or a text. Raises ValueError if there is no prompt, if you pass a text
-        but the predictor has no `embed_texts`, or if a shape, type, or value is invalid. The message describes the
-        expected input.
+        (N,), a box (4,), or a mask (1, 256, 256). Raises ValueError if there is no prompt, or if a shape, type, or
+        value is invalid. The message describes the expected input.
 
         With `multimask`, each prompt gets three masks: whole, part, and subpart. Without it, each prompt gets a single
         mask, which is meant for correcting an earlier prediction whose logits you pass as `masks`. If you have no
         logits, the best of the three masks is more accurate, even for several points.
         """
-        tokens = None
-        if text is not None:
-            if self.embed_texts is None:
-                raise ValueError(
-                    "this predictor doesn't support text prompts: create it with embed_texts, such as TextPrompts"
-                )
-            texts = [text] if isinstance(text, str) else list(text)
-            if not all(isinstance(each, str) for each in texts):
-                raise ValueError(f"text is {text!r}: expected a text, or a list of texts")
-            with inference(self.sam.device):
-                tokens = self.embed_texts(texts)[:, None]
-        prompts = check_prompts(points, labels, boxes, masks, self.sam.geometry.low_res_size, tokens)
+        prompts = check_prompts(points, labels, boxes, masks, self.sam.geometry.low_res_size)
         if not multimask:
             return self.predict_single(embedding, prompts)
         return self._decode(embedding, prompts, range(1, MASK_TOKENS))
@@ -325,7 +306,7 @@ class Predictor:
         encoder, features = self.sam.prompt_encoder, embedding.features
         if self.kernels is None:
             return None
-        sparse = encoder.embed_sparse(prompts.points, prompts.labels, prompts.boxes, prompts.masks, prompts.tokens)
+        sparse = encoder.embed_sparse(prompts.points, prompts.labels, prompts.boxes, prompts.masks)
         if not prompt_decoder.suits(self.sam.mask_decoder, features, sparse):
             return None
         plan = self.plan_prompts(embedding)
@@ -354,9 +335,8 @@ class Predictor:
         )
 
     def _embed_prompts(self, prompts: Prompts) -> PromptEmbedding:
-        embedded: PromptEmbedding = self.sam.prompt_encoder(
-            prompts.points, prompts.labels, prompts.boxes, prompts.masks, prompts.tokens
-        )
+        parts = prompts.points, prompts.labels, prompts.boxes, prompts.masks
+        embedded: PromptEmbedding = self.sam.prompt_encoder(*parts)
         return embedded
 
 

@@ -31,15 +31,12 @@ class PromptEncoder(nn.Module):
     Attributes:
         geometry: geometry of the image encoder.
         pads_boxes: True if a padding token ("not a point") also follows prompts with a box, as SAM 2's weights expect.
-        text_projection: linear layer that maps CLIP's embeddings to tokens, while it's being trained. SAM's checkpoints
-            don't contain it.
     """
 
     def __init__(self, geometry: Geometry = SAM1, pads_boxes: bool = False) -> None:
         super().__init__()
         self.geometry = geometry
         self.pads_boxes = pads_boxes
-        self.text_projection: nn.Linear | None = None
         self.pe_layer = PositionalEncoding(EMBEDDING_CHANNELS)
         # In the checkpoint's order: background point, foreground point, first and second corner of a box.
         self.point_embeddings = nn.ModuleList(learned_tokens(1, EMBEDDING_CHANNELS) for _ in range(4))
@@ -56,29 +53,19 @@ class PromptEncoder(nn.Module):
         self.no_mask_embed = learned_tokens(1, EMBEDDING_CHANNELS)
 
     def forward(
-        self,
-        points: Tensor | None,
-        labels: Tensor | None,
-        boxes: Tensor | None,
-        masks: Tensor | None,
-        tokens: Tensor | None = None,
+        self, points: Tensor | None, labels: Tensor | None, boxes: Tensor | None, masks: Tensor | None
     ) -> PromptEmbedding:
         """Embed B prompts. At least one argument is required.
 
         `points` (B, N, 2) as (x, y) need `labels` (B, N): 1 for foreground, 0 for background, -1 for padding (not a
-        point). `boxes` (B, 4) are (x0, y0, x1, y1). `masks` (B, 1, 256, 256) are logits. `tokens` (B, T, 256) are
-        prompts that are already embedded. Raises ValueError if there is no prompt.
+        point). `boxes` (B, 4) are (x0, y0, x1, y1). `masks` (B, 1, 256, 256) are logits. Raises ValueError if
+        there is no prompt.
         """
-        sparse = self.embed_sparse(points, labels, boxes, masks, tokens)
+        sparse = self.embed_sparse(points, labels, boxes, masks)
         return PromptEmbedding(sparse, self.dense_without_mask() if masks is None else self.mask_downscaling(masks))
 
     def embed_sparse(
-        self,
-        points: Tensor | None,
-        labels: Tensor | None,
-        boxes: Tensor | None,
-        masks: Tensor | None,
-        prompt_tokens: Tensor | None = None,
+        self, points: Tensor | None, labels: Tensor | None, boxes: Tensor | None, masks: Tensor | None
     ) -> Tensor:
         """Embed B prompts as tokens (B, T, 256). The arguments and errors are the same as for `forward`."""
         tokens = []
@@ -91,8 +78,6 @@ class PromptEncoder(nn.Module):
             tokens.append(self._encode(boxes.reshape(-1, 2, 2)) + self._kinds()[2:])
             if self.pads_boxes:
                 tokens.append(self.not_a_point_embed.weight.expand(boxes.shape[0], 1, -1))
-        if prompt_tokens is not None:
-            tokens.append(prompt_tokens)
         if masks is not None:
             tokens.append(self.no_mask_embed.weight.new_zeros(len(masks), 0, EMBEDDING_CHANNELS))
         if not tokens:

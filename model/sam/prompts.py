@@ -8,7 +8,6 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from segmint.model.sam.common import EMBEDDING_CHANNELS
 from segmint.model.sam.geometry import SAM1
 
 Array = npt.NDArray[Any] | Tensor
@@ -25,21 +24,20 @@ class Prompts:
     """Prompts of a batch of B, with matching shapes. Omitted parts are None.
 
     `points` (B, N, 2) and `boxes` (B, 4) are float64, so scaling doesn't lose precision. `labels` (B, N) are 1, 0, or
-    -1. `masks` (B, 1, 256, 256) are logits. `tokens` (B, T, 256) are prompts that are already embedded, such as texts.
+    -1. `masks` (B, 1, 256, 256) are logits.
     """
 
     points: Tensor | None
     labels: Tensor | None
     boxes: Tensor | None
     masks: Tensor | None
-    tokens: Tensor | None = None
 
     def to(self, device: torch.device, mask_dtype: torch.dtype) -> "Prompts":
-        """Move the prompts to a device, and cast masks and tokens to the model's dtype."""
+        """Move the prompts to a device, and cast masks to the model's dtype."""
         moved: dict[str, Tensor] = {}
         for name, part in vars(self).items():
             if part is not None:
-                dtype = mask_dtype if name in ("masks", "tokens") else part.dtype
+                dtype = mask_dtype if name == "masks" else part.dtype
                 moved[name] = part.to(device, dtype)
         return replace(self, **moved)
 
@@ -58,7 +56,6 @@ def check_prompts(
     boxes: Array | None,
     masks: Array | None,
     low_res_size: int = SAM1.low_res_size,
-    tokens: Tensor | None = None,
 ) -> Prompts:
     """Check prompts, which may be arrays, lists, or tensors on any device, and convert them.
 
@@ -70,19 +67,18 @@ def check_prompts(
     or labels are invalid, if batch sizes differ, or if a number isn't finite. The message contains the argument, what
     was found, and what was expected.
     """
-    if all(part is None for part in (points, labels, boxes, masks, tokens)):
+    if all(part is None for part in (points, labels, boxes, masks)):
         raise ValueError("no prompt: expected points with labels, boxes, masks, or a combination")
     if (points is None) != (labels is None):
         given, absent = ("points", "labels") if labels is None else ("labels", "points")
         raise ValueError(f"{given} without {absent}: expected points (B, N, 2) together with labels (B, N)")
     one = int(np.ndim(points) == 2 and np.ndim(labels) == 1)  # type: ignore[arg-type]
-    side, width = low_res_size, EMBEDDING_CHANNELS
+    side = low_res_size
     prompts = Prompts(
         _checked("points", points, "(B, N, 2), or (N, 2) with labels (N,)", (None, None, 2), torch.float64, one),
         _checked("labels", labels, "(B, N), or (N,) with points (N, 2)", (None, None), torch.float64, one),
         _checked("boxes", boxes, "(B, 4) or (4,)", (None, 4), torch.float64, 1),
         _checked("masks", masks, f"(B, 1, {side}, {side})", (None, 1, side, side), torch.float32, 2),
-        _checked("tokens", tokens, f"(B, T, {width})", (None, None, width), torch.float32, 1),
     )
     _check_labels(prompts.points, prompts.labels)
     _check_batch(prompts)
@@ -162,7 +158,7 @@ def _check_labels(points: Tensor | None, labels: Tensor | None) -> None:
 
 
 def _check_batch(prompts: Prompts) -> None:
-    parts = {"points": prompts.points, "boxes": prompts.boxes, "masks": prompts.masks, "text": prompts.tokens}
+    parts = {"points": prompts.points, "boxes": prompts.boxes, "masks": prompts.masks}
     sizes = {name: part.shape[0] for name, part in parts.items() if part is not None}
     if len(set(sizes.values())) > 1:
         found = ", ".join(f"{size} in {name}" for name, size in sizes.items())

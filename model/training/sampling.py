@@ -128,20 +128,13 @@ def next_click(
     return _pixel_centers(pixels.clamp(min=0), targets.shape[-1], input_size), labels
 
 
-def embed_clicks(
-    encoder: PromptEncoder, clicks: Clicks, masks: Tensor | None, embeddings: Tensor | None = None
-) -> PromptEmbedding:
+def embed_clicks(encoder: PromptEncoder, clicks: Clicks, masks: Tensor | None) -> PromptEmbedding:
     """Embed the prompts of N masks in one batch, with the same tokens as if the prompt encoder embedded each mask.
 
     This works because a first point with its padding token takes two tokens, and so do the two corners of a box.
-    `masks` (N, 1, 256, 256) are optional logits. If CLIP's `embeddings` (N, D) of length 1 are given and the encoder
-    has a `text_projection`, they replace the first prompt.
+    `masks` (N, 1, 256, 256) are optional logits.
     """
     follow = clicks.points.shape[1] > 1
-    if embeddings is not None and encoder.text_projection is not None:
-        later = (clicks.points[:, 1:], clicks.labels[:, 1:]) if follow else (None, None)
-        found: PromptEmbedding = encoder(*later, None, masks, encoder.text_projection(embeddings)[:, None])
-        return found
     pointed, boxed = (~clicks.boxed).nonzero()[:, 0], clicks.boxed.nonzero()[:, 0]
     tokens = []
     if len(pointed):

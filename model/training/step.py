@@ -29,19 +29,16 @@ class TrainingMasks:
     `targets` (N, R, R) bool must not contain an empty mask; R is the resolution of the losses (see `fit_targets`).
     `input_size` is the (height, width) that the image fills in the encoder's input. `numbers` contains one number under
     2^63 per mask, unique in the step's global batch. The mask's random numbers are keyed by this number, so it must not
-    depend on how the batch is split. If `embeddings` (N, D) from CLIP are given, they are the first prompts, as in
-    `embed_clicks`.
+    depend on how the batch is split.
     """
 
     targets: Tensor
     input_size: tuple[int, int]
     numbers: Sequence[int]
-    embeddings: Tensor | None = None
 
     def __getitem__(self, masks: slice) -> "TrainingMasks":
         """Select some of the masks."""
-        embeddings = None if self.embeddings is None else self.embeddings[masks]
-        return TrainingMasks(self.targets[masks], self.input_size, self.numbers[masks], embeddings)
+        return TrainingMasks(self.targets[masks], self.input_size, self.numbers[masks])
 
 
 @dataclass(frozen=True)
@@ -154,7 +151,7 @@ def interact(
             clicks = drawn.first(1 + clicks.points.shape[1])
         elif clicked:
             clicks = clicks.with_point(*next_click(predicted, targets, valid, masks.input_size, *keys, iteration))
-        prompt = embed_clicks(sam.prompt_encoder, clicks, previous, masks.embeddings)
+        prompt = embed_clicks(sam.prompt_encoder, clicks, previous)
         with dropout(sam.mask_decoder, settings.dropout, draw_keys(*keys, iteration)):
             logits, ious = sam.mask_decoder(features, positions, prompt, multimask=previous is None)
         square = at_resolution(logits.float(), losses.resolution)

@@ -1,1 +1,1 @@
-"""CLIP, which embeds texts and crops of images, and what uses it: labels of masks and text prompts."""
+"""CLIP, which embeds texts and crops of images, and labels of masks that come from it."""

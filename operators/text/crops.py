@@ -1,13 +1,11 @@
 """Square crops around masks, as CLIP sees them."""
 
 import math
-from collections.abc import Sequence
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from segmint.model.automatic.boxes import box_of, xyxy_to_xywh
 from segmint.model.automatic.rle import Rle, decode
 from segmint.operators.images import Pixels
 from segmint.operators.rows import Row
@@ -32,28 +30,8 @@ def crop_mask(image: Pixels, mask: Row, side: int) -> tuple[Pixels, NDArray[np.b
     mask's pixels. For an empty mask, no pixel does.
     """
     pixels = decode(Rle((image.shape[0], image.shape[1]), mask["segmentation"]["counts"]))
-    return _crop(image, pixels, mask["bbox"], side, MARGIN)
-
-
-def training_crop(
-    image: Pixels, mask: NDArray[np.bool_], side: int, margin: float, alone: bool
-) -> tuple[Pixels, NDArray[np.bool_]]:
-    """Return the crop of `crop_mask` for a mask (H, W) bool, and the pixels for `Clip.embed_crops`.
-
-    If `alone` is true, the pixels are those of the mask, and the rest of the crop has CLIP's mean color. Otherwise,
-    they are all pixels of the crop (SAM paper, appendix D.5).
-    """
-    crop, shown = _crop(image, mask, xyxy_to_xywh(box_of(mask)), side, margin)
-    if not alone:
-        return crop, np.ones_like(shown)
-    return np.where(shown[..., None], crop, np.array(_MEAN, np.uint8)), shown
-
-
-def _crop(
-    image: Pixels, pixels: NDArray[np.bool_], box: Sequence[float], side: int, margin: float
-) -> tuple[Pixels, NDArray[np.bool_]]:
-    x, y, box_width, box_height = box
-    length = max(1, math.ceil(margin * (max(box_width, box_height) + 1)))
+    x, y, box_width, box_height = mask["bbox"]
+    length = max(1, math.ceil(MARGIN * (max(box_width, box_height) + 1)))
     left, top = (round(start + (span + 1 - length) / 2) for start, span in ((x, box_width), (y, box_height)))
     inside = np.s_[max(top, 0) : max(top + length, 0), max(left, 0) : max(left + length, 0)]
     part, own = image[inside], pixels[inside].astype(np.float32)

@@ -12,7 +12,7 @@ from segmint.infra.assets.known import AUTO
 from segmint.infra.errors import UsageError
 from segmint.infra.progress import Progress
 from segmint.infra.wording import counted, duration, is_terminal, listed
-from segmint.pipeline.commands.common.arguments import Clip, Device, Projection
+from segmint.pipeline.commands.common.arguments import Device
 from segmint.pipeline.commands.common.console import (
     exit_unless_clean,
     guarded,
@@ -100,12 +100,6 @@ def masks(
         list[str] | None,
         typer.Option("--prompt", metavar="TEXT", help="One mask for 'box:X,Y,W,H point:X,Y[,0|1] …'; repeatable."),
     ] = None,
-    text: Annotated[
-        str | None,
-        typer.Option(metavar="TEXT", help="Text for one mask, with any --point and at most one --box; needs --clip."),
-    ] = None,
-    clip: Clip = None,
-    projection: Projection = None,
     all_masks: Annotated[
         bool, typer.Option("--all-masks", help="Write the whole, part, and subpart per prompt, not only the best mask.")
     ] = False,
@@ -122,17 +116,16 @@ def masks(
 ) -> None:
     """Make masks for photographs.
 
-    By default, makes all masks. With points, boxes, or a text, makes only the prompted ones.
+    By default, makes all masks. With points or boxes, makes only the prompted ones.
     """
     from segmint.pipeline.masks.options import (
         MasksOptions,
-        find_text_model,
         masks_config,
         read_prompts,
         release_config,
     )
 
-    asked = read_prompts(points or [], boxes or [], prompts or [], text)
+    asked = read_prompts(points or [], boxes or [], prompts or [])
     in_settings, released = _split(overrides or [], automatic=not asked and not full_frame, profile=profile)
     in_settings += [] if crop_layers is None else [f"crop_n_layers={crop_layers}"]
     _check_flags(bool(asked), in_settings, all_masks=all_masks, full_frame=full_frame, profile=profile)
@@ -149,7 +142,6 @@ def masks(
         cutouts=cutouts,
         release=release_config(released),
         full_frame=full_frame,
-        text=find_text_model(text, clip, projection),
     )
     planned, results = _run(images, output, options, recursive=recursive, overwrite=overwrite, as_json=as_json)
     if open_viewer:
@@ -182,7 +174,7 @@ def _open(planned: "MasksPlan", results: "list[ImageResult]", images: list[str])
 
 def _check_flags(prompted: bool, settings: list[str], *, all_masks: bool, full_frame: bool, profile: Profile) -> None:
     if all_masks and not prompted:
-        raise UsageError("--all-masks requires --point, --box, --prompt, or --text: otherwise, all masks are written")
+        raise UsageError("--all-masks requires --point, --box, or --prompt: otherwise, all masks are written")
     if full_frame and (prompted or profile != "sa1b"):
         raise UsageError(
             "--full-frame is only for automatic masks with --profile sa1b: prompts and other profiles always use "

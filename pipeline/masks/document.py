@@ -23,11 +23,10 @@ _NOWHERE = (0.0, 0.0, 0.0, 0.0)
 
 @dataclass(frozen=True)
 class MasksOrigin:
-    """SHA-256 of the inputs of a masks file: photograph, settings with the weights, and the CLIP of a text prompt."""
+    """SHA-256 of the inputs of a masks file: photograph, and settings with the weights."""
 
     photograph: str
     settings: str
-    clip: str | None = None
 
 
 def sa1b_document(
@@ -40,7 +39,6 @@ def sa1b_document(
     check_count(len(masks))
     rows = [mask_row(mask.record) | {"point_coords": [[float(x), float(y)] for x, y in mask.points]} for mask in masks]
     made_from = {"photograph_sha256": origin.photograph, "settings_sha256": origin.settings}
-    made_from |= {"clip_sha256": origin.clip} if origin.clip is not None else {}
     added = json.dumps({_MADE_FROM: made_from}, separators=(",", ":")).encode("ascii")
     return annotations_json(image_id, file_name, size, rows)[:-1] + b"," + added[1:] + b"\n"
 

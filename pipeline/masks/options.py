@@ -3,7 +3,6 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from segmint.infra.errors import UsageError
@@ -27,44 +26,14 @@ _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?", re.ASCII)
 
 @dataclass(frozen=True)
 class PhotographPrompt:
-    """Prompt for one mask: points, a box, a text, or a combination."""
+    """Prompt for one mask: points, a box, or both."""
 
     points: tuple[Point, ...] = ()
     box: Box | None = None
-    text: str | None = None
 
     def __str__(self) -> str:
         boxes = [] if self.box is None else ["box:" + _text(self.box)]
-        texts = [] if self.text is None else [f"text:{self.text!r}"]
-        return " ".join([*boxes, *(f"point:{_text(point)}" for point in self.points), *texts])
-
-
-@dataclass(frozen=True)
-class TextModel:
-    """Files of a text prompt's model: a CLIP folder and a projection, with their SHA-256 in this order."""
-
-    clip: str
-    projection: str
-    sha256: tuple[str, str]
-
-
-def find_text_model(text: str | None, clip: str | None, projection: str | None) -> TextModel | None:
-    """Return the model files for a text prompt, or None if no option for text prompts is set.
-
-    Raises `UsageError` if one of the options is missing, or if a file can't be used.
-    """
-    if text is None and clip is None and projection is None:
-        return None
-    if text is None or clip is None or projection is None or not text.strip():
-        if text is not None and text.strip():
-            raise UsageError("--text also needs --clip FOLDER and --projection FILE")
-        raise UsageError("--text needs a text, --clip FOLDER, and --projection FILE, which need --text")
-    from segmint.infra.assets.cache import sha256_of
-    from segmint.operators.text.clip import ClipFolder
-
-    if not Path(projection).is_file():
-        raise UsageError(f"{projection} does not exist: expected a projection of text prompts")
-    return TextModel(clip, projection, (ClipFolder.open(Path(clip)).sha256, sha256_of(Path(projection))))
+        return " ".join([*boxes, *(f"point:{_text(point)}" for point in self.points)])
 
 
 @dataclass(frozen=True)
@@ -80,7 +49,6 @@ class MasksOptions:
     overlay: bool = False
     cutouts: bool = False
     release: ReleaseConfig = field(default_factory=ReleaseConfig)  # released frame, for masks with the sa1b profile
-    text: TextModel | None = None  # required by prompts with a text
     full_frame: bool = False  # use the photograph's own frame, and cut crops from its pixels
 
     @property
@@ -96,7 +64,6 @@ class MasksOptions:
         if self.prompts:
             offset = self.masks.stability_score_offset
             return {
-                **({} if self.text is None else {"text": list(self.text.sha256)}),
                 "precision": self.precision,
                 "prompts": [str(prompt) for prompt in self.prompts],
                 "all_masks": self.all_masks,
@@ -149,32 +116,29 @@ def check_device(device: str) -> None:
         raise UsageError(f"unknown device {device!r}: expected auto, cpu, cuda, or cuda:N")
 
 
-def read_prompts(
-    points: Sequence[str], boxes: Sequence[str], prompts: Sequence[str], text: str | None = None
-) -> tuple[PhotographPrompt, ...]:
-    """Parse the options `--point`, `--box`, `--prompt`, and `--text`, and return the prompts.
+def read_prompts(points: Sequence[str], boxes: Sequence[str], prompts: Sequence[str]) -> tuple[PhotographPrompt, ...]:
+    """Parse the options `--point`, `--box`, and `--prompt`, and return the prompts.
 
-    All points, a single box, and the text together form one prompt. Several boxes are separate prompts. Raises
-    `UsageError` if a value is invalid, if points or a text are combined with several boxes, or if a prompt consists
-    only of background points.
+    All points and a single box together form one prompt. Several boxes are separate prompts. Raises `UsageError` if a
+    value is invalid, if points are combined with several boxes, or if a prompt consists only of background points.
     """
-    if prompts and (points or boxes or text):
+    if prompts and (points or boxes):
         raise UsageError(
-            "--prompt can't be combined with --point, --box, or --text. A --prompt can contain both, as in "
+            "--prompt can't be combined with --point or --box. A --prompt can contain both, as in "
             "--prompt 'box:10,20,300,200 point:150,90'"
         )
-    if (points or text) and len(boxes) > 1:
+    if points and len(boxes) > 1:
         raise UsageError(
-            f"--point or --text with {len(boxes)} --box options: expected one box, because they form one prompt. For "
-            "several masks, repeat --prompt, as in --prompt 'box:10,20,300,200 point:150,90'"
+            f"--point with {len(boxes)} --box options: expected one box, because they form one prompt. For several "
+            "masks, repeat --prompt, as in --prompt 'box:10,20,300,200 point:150,90'"
         )
     own = tuple(parse_point(text) for text in points)
-    found = [PhotographPrompt(own, parse_box(box), text) for box in boxes]
-    if not found and (own or text):
-        found = [PhotographPrompt(own, text=text)]
+    found = [PhotographPrompt(own, parse_box(box)) for box in boxes]
+    if not found and own:
+        found = [PhotographPrompt(own)]
     found += [parse_prompt(prompt) for prompt in prompts]
     for prompt in found:
-        if prompt.box is None and prompt.text is None and not any(label for _, _, label in prompt.points):
+        if prompt.box is None and not any(label for _, _, label in prompt.points):
             raise UsageError(
                 f"the prompt '{prompt}' only has background points, which don't say what to segment. Add a "
                 "foreground point (X,Y,1) or a box."

@@ -57,7 +57,7 @@ def prompted_masks(predictor: Predictor, image: Pixels, options: MasksOptions) -
 
 
 def _arguments(prompt: PhotographPrompt) -> dict[str, Any]:
-    arguments: dict[str, Any] = {} if prompt.text is None else {"text": prompt.text}
+    arguments: dict[str, Any] = {}
     if prompt.points:
         arguments["points"] = np.array([[point[:2] for point in prompt.points]], np.float32)
         arguments["labels"] = np.array([[label for _, _, label in prompt.points]], np.int64)

@@ -156,13 +156,7 @@ class _LazyModel:
 
             compute = resolve_compute(self._options.device, self._options.precision)
             model = load_model(self._weights, compute)
-            texts = None
-            if (files := self._options.text) is not None:
-                from segmint.operators.text.prompts import TextPrompts
-
-                texts = TextPrompts.load(files.clip, files.projection, compute.device, sha256_of(self._weights))
-            kernels = cpu_kernels(compute.kind)
-            self._predictor = Predictor(model, kernels=kernels, embed_texts=texts)
+            self._predictor = Predictor(model, kernels=cpu_kernels(compute.kind))
             self._start_s = time.monotonic() - began
         return self._predictor
 
@@ -287,8 +281,7 @@ def _files_of(plan: MasksPlan, model: _LazyModel, task: PhotographTask) -> _Phot
         records, drawn_from = _records(task, former, size), former.sha256
     else:
         found = model.masks(frame)
-        clip = None if options.text is None else options.text.sha256[0]
-        origin = MasksOrigin(photograph, plan.settings_sha256, clip)
+        origin = MasksOrigin(photograph, plan.settings_sha256)
         document = sa1b_document(task.image_id, PurePosixPath(name).name, size, found, origin)
         records, drawn_from = [mask.record for mask in found], hashlib.sha256(document).hexdigest()
         result = replace(result, outcome="made")

@@ -28,12 +28,6 @@ DetectorConfig = Annotated[
     ),
 ]
 Device = Annotated[str, typer.Option(metavar="auto|cpu|cuda[:N]", help="Device to compute on.")]
-Clip = Annotated[
-    str | None, typer.Option(metavar="FOLDER", help="CLIP for text prompts, saved with transformers' save_pretrained.")
-]
-Projection = Annotated[
-    str | None, typer.Option(metavar="FILE", help="Trained projection from CLIP to SAM's prompts, for texts.")
-]
 Browser = Annotated[bool, typer.Option("--browser/--no-browser", help="Open the page in a web browser.")]
 Port = Annotated[int, typer.Option(metavar="N", min=0, max=65535, help="Port on 127.0.0.1; 0 picks a free one.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="List the changes without making them.")]

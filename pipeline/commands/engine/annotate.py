@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from segmint.pipeline.commands.common.arguments import Browser, Clip, Config, Device, Port, Projection, storage_of
+from segmint.pipeline.commands.common.arguments import Browser, Config, Device, Port, storage_of
 from segmint.pipeline.commands.common.console import guarded, print_line, print_message
 from segmint.pipeline.commands.common.extras import needs
 
@@ -50,8 +50,6 @@ def annotate(
         typer.Option(metavar="NAME|PATH", help="Weights of the model. Default: those that made the dataset."),
     ] = None,
     device: Device = "auto",
-    clip: Clip = None,
-    projection: Projection = None,
     prefill: Annotated[
         str | None,
         typer.Option(
@@ -95,8 +93,6 @@ def annotate(
         "--overlap": overlap != 0,
         "--weights": weights is not None,
         "--device": device != "auto",
-        "--clip": clip is not None,
-        "--projection": projection is not None,
         "--prefill": prefill is not None,
         "--masks": masks is not None,
         "--seed": seed is not None,
@@ -105,9 +101,6 @@ def annotate(
     kind, _, detector = (prefill or "").partition(":")
     if prefill is not None and (kind != "detector" or not detector):
         raise UsageError(f"--prefill {prefill!r}: expected detector:PATH, with a TorchScript object detector")
-    if (clip is None) != (projection is None):
-        raise UsageError("--clip and --projection must be used together: pass both to enable text prompts")
-    text = None if clip is None or projection is None else (clip, projection)
     who = [check_name(name) for name in names or ["annotator"]]
     public = None if origin is None else parse_origin(origin)
     place = Location(storage_of(config), dataset)
@@ -148,7 +141,7 @@ def annotate(
         sample = None if study is None else Location(place.storage, study)
         queue = QueueOptions(select, order, sample, overlap)
         opened = stack.enter_context(
-            open_view(place, AnnotateOptions(queue, stage, weights, device, detector or None, files, text))
+            open_view(place, AnnotateOptions(queue, stage, weights, device, detector or None, files))
         )
         if opened.note is not None:
             print_message(f"note: {opened.note}")

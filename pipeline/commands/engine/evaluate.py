@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from segmint.pipeline.engine.evaluate.points.result import PointsResult
     from segmint.pipeline.engine.evaluate.proposals.proposals import ProposalsResult
     from segmint.pipeline.engine.evaluate.session import EvaluateOptions
-    from segmint.pipeline.engine.evaluate.text import TextResult
 
 app = typer.Typer(name="evaluate", help="Evaluate weights against masks that people made.", no_args_is_help=True)
 
@@ -75,7 +74,6 @@ IgnoreNear = Annotated[
     list[int] | None,
     typer.Option("--ignore", metavar="N", help="Number in label maps near which edges don't count; repeatable."),
 ]
-LabeledDatasets = Annotated[list[str], typer.Argument(metavar="DATASET", help="Datasets with labels; paths or URIs.")]
 
 FailIfWorse = Annotated[
     str | None,
@@ -243,23 +241,6 @@ def instances(
     from segmint.pipeline.engine.evaluate.instances.instances import evaluate_instances
 
     return evaluate_instances(options, boxes, refine, storage)
-
-
-@evaluation(
-    targets=LabeledDatasets,
-    **dict.fromkeys(("images", "truth", "ignore", "predictions", "output", "fail_if_worse")),
-)
-def text(
-    options: "EvaluateOptions",
-    storage: "Storage",
-    clip: Annotated[str, typer.Option(metavar="FOLDER", help="CLIP, saved with transformers' save_pretrained.")],
-    projection: Annotated[str, typer.Option(metavar="FILE", help="Projection trained with the CLIP and the weights.")],
-    seed: Seed = 0,
-) -> "TextResult":
-    """Measure masks from labels, from no text, and from a point."""
-    from segmint.pipeline.engine.evaluate.text import evaluate_text
-
-    return evaluate_text(options, clip, projection, seed, storage)
 
 
 def parse_clicks(text: str) -> tuple[int, ...]:

@@ -60,6 +60,6 @@ def train(
 
     trained = run_train(loaded, print_message)
     print_result(trained, as_json)
-    if loaded.encoder_weights is None and loaded.text.clip is None:
+    if loaded.encoder_weights is None:
         weights = ("--weights", loaded.weights, "--weights", f"{trained.output}/{trained.record.file}")
         print_next(as_json, "evaluate", "points", "HELD_OUT_DATASET", *weights, "--fail-if-worse", "iou_1")

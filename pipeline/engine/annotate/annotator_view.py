@@ -269,8 +269,6 @@ class AnnotatorView:
 
     def _predict(self, found: OpenImage, annotator: str, body: Any) -> Prediction:
         prompt = parse_prompt(body, found.size)
-        if prompt.text is not None and self.about.clip_sha256 is None:
-            raise UsageError("text: this server doesn't support text prompts: start it with --clip and --projection")
         prediction = self.decoder.predict(annotator, self._embedded(found), prompt)
         self.embeddings.clicked()
         return prediction

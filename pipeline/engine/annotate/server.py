@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 
 from starlette.applications import Starlette
@@ -18,7 +17,6 @@ from segmint.infra.scratch import ScratchFolder
 from segmint.infra.storage.location import Location
 from segmint.operators.decoding import JpegDecoder
 from segmint.operators.segment.models import load_model
-from segmint.operators.text.prompts import TextPrompts
 from segmint.pipeline.engine.annotate.access import ServerOrigin, Team
 from segmint.pipeline.engine.annotate.annotator_view import AnnotatorView, MaskFiles
 from segmint.pipeline.engine.annotate.clicks.decoder import Decoder
@@ -36,9 +34,6 @@ from segmint.pipeline.serving.server import listen, run_app
 
 DEFAULT_WEIGHTS = "mobile_sam"
 
-TEXTS = 64
-"""Maximum number of text prompts whose embeddings stay in memory."""
-
 
 @dataclass(frozen=True)
 class AnnotateOptions:
@@ -50,7 +45,6 @@ class AnnotateOptions:
     device: str = "auto"
     detector: str | None = None  # TorchScript file of an object detector, whose boxes prefill masks
     files: MaskFiles | None = None  # external files to which saved masks are also written
-    text: tuple[str, str] | None = None  # for text prompts: the folder of a CLIP, and the file of a projection
 
 
 @dataclass(frozen=True)
@@ -66,7 +60,7 @@ def open_view(dataset: Location, options: AnnotateOptions) -> Iterator[ServedVie
     """Open a dataset for annotation. Deletes scratch files on exit.
 
     Raises `UsageError` if there is no segmint dataset, if it has no images, or if the weights aren't SAM's, and the
-    errors of `make_queue` and `TextPrompts.load`.
+    errors of `make_queue`.
     """
     manifest = load_manifest(dataset)
     check_images(dataset, manifest)
@@ -78,13 +72,6 @@ def open_view(dataset: Location, options: AnnotateOptions) -> Iterator[ServedVie
         weights, path, note = find_weights(dataset, manifest, options.weights)
         compute = resolve_compute(options.device, "fp32")
         predictor = stack.enter_context(PredictorThread(lambda: load_model(path, compute)))
-        sha256 = sha256_of(path)
-        clip = None
-        if options.text is not None:
-            prompts = predictor.run(TextPrompts.load, *options.text, compute.device, sha256)
-            embed = lru_cache(TEXTS)(lambda *texts: prompts(texts))  # each click sends the mask's text again
-            predictor.embed_texts = lambda texts: embed(*texts)
-            clip = prompts.clip_sha256
         decoder = stack.enter_context(JpegDecoder(own=True))
         source = stack.enter_context(closing(ImageSource(dataset, places, folder)))
         study = None if options.queue.study is None else options.queue.study.name
@@ -95,11 +82,10 @@ def open_view(dataset: Location, options: AnnotateOptions) -> Iterator[ServedVie
             images=len(queue),
             stage=options.stage,
             weights=weights,
-            weights_sha256=sha256,
+            weights_sha256=sha256_of(path),
             overlap=options.queue.overlap,
             study=study,
             order=MEASURED.get(manifest.weights.sha256),
-            clip_sha256=clip,
         )
         prefills = None
         if options.detector is not None:

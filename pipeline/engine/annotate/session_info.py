@@ -27,7 +27,6 @@ class SessionInfo:
     overlap: float = 0.0
     study: str | None = None
     order: OutputOrder | None = None  # order of the outputs of the dataset's weights, if it was measured
-    clip_sha256: str | None = None  # of the CLIP that embeds text prompts; None if they aren't supported
 
     def to_dict(self) -> dict[str, Any]:
         digest = None if self.version is None else str(self.version)
@@ -38,7 +37,6 @@ class SessionInfo:
             "overlap": self.overlap,
             "study": self.study,
             "output_order": None if self.order is None else asdict(self.order),
-            "clip_sha256": self.clip_sha256,
             "idle_s": IDLE_S,
             "hint_s": HINT_S,
         }

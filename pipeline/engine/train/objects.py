@@ -67,7 +67,7 @@ _SCRATCH = hashlib.sha256(b"").hexdigest()
 
 _OF_SAM = (
     *("weights", "encoder_weights", "decoder_layers", "preset", "encoder", "steps", "batch", "optimizer", "losses"),
-    *("sampling", "text", "jitter", "precision", "overlays"),
+    *("sampling", "jitter", "precision", "overlays"),
 )
 
 

@@ -1,7 +1,6 @@
 """`segmint train --dry-run`: the schedule, memory, time, and cost of a run, from counted operations."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from segmint.catalogs.dataset.commits import CommitLog
@@ -15,7 +14,6 @@ from segmint.infra.wording import count, counted, duration, listed, number, size
 from segmint.infra.wording import share as shown_share
 from segmint.model.sam.load import Architecture
 from segmint.model.training.cost import TrainingCost, training_cost
-from segmint.operators.text.clip import ClipFolder
 from segmint.pipeline.engine.train.data.cache import BYTES
 from segmint.pipeline.engine.train.data.images import open_datasets
 from segmint.pipeline.engine.train.presets import recipe_of
@@ -144,10 +142,9 @@ class TrainPlan:
         if options.price is not None:
             cost_of_run = None if self.device_hours is None else options.price * self.device_hours
             lines.append(f"cost: {number(cost_of_run)} at {options.price:g} per {self.kind}-hour")
-        clip = "" if config.text.clip is None else "CLIP, "
         return [
             *lines,
-            f"{clip}the process itself, evaluations, reading, and communication aren't counted",
+            "the process itself, evaluations, reading, and communication aren't counted",
             "Nothing was changed.",
         ]
 
@@ -166,14 +163,12 @@ class TrainPlan:
 def plan_train(config: TrainConfig, options: TrainPlanOptions) -> TrainPlan:
     """Check a configuration as `run_train` does, and estimate its cost. Writes nothing to the output or the datasets.
 
-    Raises `UsageError` if the configuration doesn't fit the weights, the CLIP, or the datasets, or if there are more
+    Raises `UsageError` if the configuration doesn't fit the weights or the datasets, or if there are more
     GPUs than images per step.
     """
     storage = Storage(config.storage)
     found = find_weights(config, storage)
     config = found.config
-    if config.text.clip is not None:
-        ClipFolder.open(Path(config.text.clip))
     output = Location(storage, config.output)
     datasets = open_datasets(config, storage)
     refuse_places(datasets, output, cache_location(config, output))

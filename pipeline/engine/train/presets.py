@@ -39,9 +39,6 @@ def with_preset(config: TrainConfig, architecture: Architecture) -> TrainConfig:
         preset = {"held_out": {"patience": None}}
     if config.preset == "mask-making":
         preset |= {"decoder_layers": MASK_MAKING_LAYERS, "jitter": MASK_MAKING_JITTER}
-    if config.text.clip is not None:
-        preset |= {"held_out": {"patience": None}}
-    if config.preset == "mask-making" or config.text.clip is not None:
         explicit["datasets"] = [{"masks": "human", **entry} for entry in explicit["datasets"]]
     recipe = _of_length(recipe, explicit.get("steps", recipe.steps))
     filled = TrainConfig.model_validate(merged(merged(keys_of(recipe), preset), explicit))
@@ -125,20 +122,12 @@ def _check_together(config: TrainConfig, explicit: Mapping[str, Any]) -> None:
         problems.append("jitter needs encoder: trained, because a frozen encoder embeds each whole image only once")
     if config.jitter is not None and config.jitter[0] > config.jitter[1]:
         problems.append(f"jitter is {list(config.jitter)}: expected the lowest and then the highest scale")
-    if config.preset == "mask-making" or config.text.clip is not None:
-        by = "preset: mask-making" if config.text.clip is None else "text.clip"
+    if config.preset == "mask-making":
         problems += [
-            f"{by} trains on people's masks, but {entry.uri} has masks: {entry.masks}. Use masks: human"
+            f"preset: mask-making trains on people's masks, but {entry.uri} has masks: {entry.masks}. Use masks: human"
             for entry in config.datasets
             if entry.masks != "human"
         ]
-    if config.text.clip is None:
-        problems += [f"text.{key} has no effect without text.clip" for key in explicit.get("text", {}) if key != "clip"]
-    else:
-        boxes = [key for key in explicit.get("sampling", {}) if key.startswith("box_")]
-        problems += [f"sampling.{key} has no effect with text.clip, whose first prompt isn't a box" for key in boxes]
-        if config.held_out.patience is not None:
-            problems.append("held_out.patience must be null with text.clip, because no text is measured while training")
     if batch.masks < batch.images:
         problems.append(
             f"batch.masks is {batch.masks} for {batch.images} images: expected at least batch.images, because each "

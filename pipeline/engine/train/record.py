@@ -22,7 +22,6 @@ from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.infra.version import VERSION
 from segmint.model.sam.load import load_sam
-from segmint.operators.text.clip import ClipFolder
 from segmint.pipeline.engine.train.data.images import TrainingDataset
 from segmint.pipeline.engine.train.settings import TrainConfig, identity_keys
 
@@ -107,8 +106,6 @@ def describe_run(
     keys = identity_with_digests(config, datasets)
     begun = TrainingRound(weights=sha256_of(weights), name=plain_name(config.weights))
     keys["weights"] = begun.weights
-    if config.text.clip is not None:
-        keys["text"]["clip"] = ClipFolder.open(Path(config.text.clip)).sha256
     lineage = _lineage_of(config.weights, begun.weights, storage) or (begun,)
     return TrainingRunRecord(code_version=VERSION, config=keys, parent=lineage[-1], lineage=lineage)
 
@@ -144,7 +141,10 @@ def start_run(output: Location, record: TrainingRunRecord) -> TrainingRunRecord 
     begun = read_record(output / RUN, TrainingRunRecord)
     if begun is not None and begun.fingerprint != record.fingerprint:
         keys = differing_keys(begun.config, record.config)
-        hints = {"datasets": "datasets (their masks, weights, or contents: a dataset changed since)"}
+        hints = {
+            "datasets": "datasets (their masks, weights, or contents: a dataset changed since)",
+            "text": "text (projections of CLIP, which can't be trained anymore)",
+        }
         raise UsageError(
             f"{output} contains a run that differs in {', '.join(hints.get(key, key) for key in keys)}. Choose "
             "another output to train again, or use the same configuration to resume"

@@ -62,7 +62,6 @@ class TrainingResult:
         return [
             *lines,
             f"weights of step {trained['best_step']}: {weights}",
-            *(f"projection of texts: {self.output}/{file['file']}" for file in [trained.get("projection")] if file),
             f"training record: {TRAINING} in the same folder",
         ]
 
@@ -83,8 +82,8 @@ class TrainingResult:
         best = next((each for each in evaluations if each.step == trained["best_step"]), None)
         if best is None:
             return [self._unmeasured()]
-        before, tried, is_best = evaluations[0], len(evaluations) - 1, "projection" not in trained
-        chosen = f" (the best of {tried} evaluations)" if is_best and tried > 1 else ""
+        before, tried = evaluations[0], len(evaluations) - 1
+        chosen = f" (the best of {tried} evaluations)" if tried > 1 else ""
         lines = [
             f"on {counted(best.masks, 'mask')} of {counted(best.images, 'held-out image')}: mean IoU at one click "
             f"{before.one_click:.4f} → {best.one_click:.4f}, best of three masks {before.oracle:.4f} → "
@@ -94,7 +93,7 @@ class TrainingResult:
                 for each in trained.get("passed_over", ())
             ),
         ]
-        if best.one_click <= before.one_click and is_best:
+        if best.one_click <= before.one_click:
             word = "worse" if best.one_click < before.one_click else "no better"
             change = f"({before.one_click:.4f} → {best.one_click:.4f})"
             lines.append(f"on these images, the new weights are {word} than the initial weights {change}")
@@ -138,11 +137,8 @@ def run_train(config: TrainConfig, say: Say) -> TrainingResult:
     record = read_record(output / TRAINING, TrainingRecord)
     if record is None:
         raise UnfinishedError(f"{output / TRAINING} disappeared: something else is writing to the output")
-    files = {record.file: record.weights}
-    if (projection := record.trained.get("projection")) is not None:
-        files[projection["file"]] = projection["sha256"]
     for dataset in datasets:  # even if the run has ended, because it may have been killed before this
-        note_output(dataset.location, "train", output, files)
+        note_output(dataset.location, "train", output, {record.file: record.weights})
     return TrainingResult(str(output), record, new=ended is None)
 
 

@@ -4,7 +4,6 @@ import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,7 +22,6 @@ from segmint.infra.version import VERSION
 from segmint.infra.wording import counted
 from segmint.model.sam.load import load_sam
 from segmint.model.sam.sam import Sam
-from segmint.operators.text.clip import Clip
 from segmint.pipeline.engine.train.checkpoints import (
     CHECKPOINTS,
     Checkpoint,
@@ -58,7 +56,6 @@ from segmint.pipeline.engine.train.record import (
     put_weights,
 )
 from segmint.pipeline.engine.train.settings import TrainConfig
-from segmint.pipeline.engine.train.text import embed_crops, load_clip, put_projection, take_projection
 from segmint.pipeline.engine.train.trainer import ALONE, StepResult, Trainer
 from segmint.pipeline.engine.train.world import WorkerRank
 
@@ -264,14 +261,11 @@ class TrainingSession:
         self.skipped = found.skipped
         self.compute = compute
         config, images = self.config, found.images
-        clip = load_clip(config, self.run, compute.device)
-        at_once = config.batch.masks_at_once
-        crops = None if clip is None else (clip.side, partial(embed_crops, clip, at_once))
-        reader = TrainingImageReader(images, config.losses.resolution, config.max_mask_area_ratio, self.skipped, crops)
+        reader = TrainingImageReader(images, config.losses.resolution, config.max_mask_area_ratio, self.skipped)
         try:
             sam = load_sam(self.weights, self.compute.device)
             cache = self._opened_cache(images, found.held_by, encoder_hash(sam))
-            self._train(sam, images, found.held, reader, cache, clip)
+            self._train(sam, images, found.held, reader, cache)
         finally:
             reader.close()
 
@@ -282,13 +276,12 @@ class TrainingSession:
         held: NDArray[np.bool_],
         reader: TrainingImageReader,
         cache: EmbeddingCache | None,
-        clip: Clip | None,
     ) -> None:
         config, world = self.config, self.world
         weights, jitter = [entry.weight for entry in config.datasets], config.jitter
-        draws = DrawSequence(images, ~held, weights, config.batch, config.seed, jitter, crops=clip is not None)
+        draws = DrawSequence(images, ~held, weights, config.batch, config.seed, jitter)
         frozen = FrozenEncoder(sam, images, cache, self.compute) if config.encoder == "frozen" else None
-        trainer = Trainer(sam, config, images, draws, reader, frozen, self.compute, world, clip)
+        trainer = Trainer(sam, config, images, draws, reader, frozen, self.compute, world)
         choices = [entry.masks for entry in config.datasets]
         drawn = fixed_draws(images, held, config.held_out.images, config.batch.masks_per_image, choices)
         sample = HeldOutSample(sam, drawn, reader, frozen, config.overlays.images, world)
@@ -336,16 +329,9 @@ class TrainingSession:
         best, passed_over = self._load_best(trainer, ended, evaluations)
         best_step = ended.step if best is None else best.step
         weights = trainer.weights()
-        projection = take_projection(weights)
         file, sha256 = put_weights(self.output, self.weights, weights)
         sources, digest = digest_of_sources(images, held)
         datasets = tuple(TrainingDatasetRef(name=each.manifest.name, digest=each.digest) for each in self.datasets)
-        of_text = {}
-        if projection is not None:
-            lineage = {"code_version": VERSION, "run": self.run.fingerprint, "steps": ended.step, "seed": config.seed}
-            lineage |= {"clip_sha256": self.run.config["text"]["clip"], "sam_sha256": sha256}
-            lineage |= {"parent": self.run.parent.weights, "datasets": [each.model_dump() for each in datasets]}
-            of_text = {"projection": put_projection(self.output, projection, lineage)}
         this = TrainingRound(
             weights=sha256,
             name=file,
@@ -368,7 +354,6 @@ class TrainingSession:
                 "best_step": best_step,
                 "stopped": ended.stopped,
                 **({"passed_over": passed_over} if passed_over else {}),
-                **of_text,
             },
             held_out={"images": sources, "sha256": digest, "share": config.held_out.share},
             evaluations=tuple(each.model_dump() for each in evaluations),
@@ -389,8 +374,7 @@ class TrainingSession:
         folder = self.output / CHECKPOINTS
         passed_over: list[dict[str, Any]] = []
         kept = {each.step: each for each in list_checkpoints(folder) if each.run == self.run.fingerprint}
-        # The evaluations don't measure text prompts, so a run that trains a projection keeps its last step.
-        for evaluation in ranked(evaluations) if self.config.text.clip is None else evaluations[-1:]:
+        for evaluation in ranked(evaluations):
             step = evaluation.step
             if step == ended.step:
                 return evaluation, passed_over

@@ -234,15 +234,6 @@ class ObjectsKeys(_TrainModel):
         return ObjectsRecipe(**keys, warmup_steps=self.warmup, batch_images=self.images)
 
 
-class TextKeys(_TrainModel):
-    """Training of a projection for text prompts (docs/decisions/0026-text-prompts.md)."""
-
-    clip: Uri | None = None
-    """Local folder of a CLIP, as transformers' `save_pretrained` writes it; null: train without it."""
-    min_mask_area: Positive = 100**2
-    """Masks with fewer pixels than this are skipped."""
-
-
 class TrainConfig(_TrainModel):
     """Configuration of a training run. The defaults come from the preset `finetune`."""
 
@@ -272,7 +263,6 @@ class TrainConfig(_TrainModel):
     optimizer: OptimizerKeys = OptimizerKeys()
     losses: LossKeys = LossKeys()
     sampling: SamplingKeys = SamplingKeys()
-    text: TextKeys = TextKeys()
     max_mask_area_ratio: Annotated[float, Field(gt=0, le=1)] = 0.9
     """Masks that cover a larger share of their image than this are skipped."""
     jitter: tuple[Annotated[float, Field(gt=0, le=4)], Annotated[float, Field(gt=0, le=4)]] | None = None
@@ -317,4 +307,4 @@ def load_train_config(path_or_uri: str, overrides: list[str] | None = None) -> T
 
 def identity_keys(config: TrainConfig) -> dict[str, Any]:
     """Return the keys that determine what the model learns, as plain JSON values."""
-    return config.model_dump(mode="json", exclude={*RUNTIME_KEYS, *(["text"] if config.text.clip is None else [])})
+    return config.model_dump(mode="json", exclude=set(RUNTIME_KEYS))

@@ -17,14 +17,12 @@ from segmint.model.sam.sam import Sam
 from segmint.model.training.optimizer import build_optimizer
 from segmint.model.training.sampling import Clicks
 from segmint.model.training.step import StepLosses, StepSettings, train_step
-from segmint.operators.text.clip import Clip
 from segmint.pipeline.engine.train.data.draws import DrawSequence
 from segmint.pipeline.engine.train.data.images import TrainingImages
 from segmint.pipeline.engine.train.data.reading import DrawnImage, TrainingImage, TrainingImageReader
 from segmint.pipeline.engine.train.embedding import FrozenEncoder, encoder_in_training
 from segmint.pipeline.engine.train.presets import recipe_of
 from segmint.pipeline.engine.train.settings import TrainConfig
-from segmint.pipeline.engine.train.text import add_projection
 from segmint.pipeline.engine.train.world import WorkerRank
 
 ALONE = WorkerRank()
@@ -78,15 +76,9 @@ class Trainer:
         encoder: FrozenEncoder | None,
         compute: Compute,
         world: WorkerRank = ALONE,
-        clip: Clip | None = None,
     ) -> None:
-        """Set up the optimizer and the settings of steps. `encoder` is None if the image encoder is trained.
-
-        With `clip`, a projection of CLIP's embeddings is trained as well; the reader must then embed crops.
-        """
+        """Set up the optimizer and the settings of steps. `encoder` is None if the image encoder is trained."""
         self.sam = sam
-        if clip is not None:
-            add_projection(sam, clip, config.seed)
         self._config = config
         self._images = images
         self._draws = draws

@@ -112,7 +112,6 @@ class Predictor(sam_predictor.Predictor):
         boxes: Array | None = None,
         masks: Array | None = None,
         multimask: bool = True,
-        text: str | Sequence[str] | None = None,
     ) -> PredictedMasks:
         """Predict masks like the base class, and draw the mask with the best predicted IoU for each prompt.
 
@@ -127,7 +126,7 @@ class Predictor(sam_predictor.Predictor):
         prompts = None if points is None and boxes is None else check_prompts(points, labels, boxes, None)
         if prompts is not None:
             _check_inside(prompts, embedding.frame_size)
-        found = super().predict(embedding, points, labels, boxes, masks, multimask, text)
+        found = super().predict(embedding, points, labels, boxes, masks, multimask)
         prompt_points, records = [], []
         for number, (logits, ious) in enumerate(zip(found.low_res_logits, found.predicted_iou, strict=True)):
             best = int(ious.argmax())

@@ -1,7 +1,6 @@
 """Steps against a loop over the reference package, tokens without gradients, split batches, encoders in the graph."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,7 +16,6 @@ from segmint.model.sam.geometry import Geometry
 from segmint.model.sam.mask_decoder import MaskDecoder
 from segmint.model.sam.prompt_encoder import PromptEncoder
 from segmint.model.sam.sam import Sam
-from segmint.model.training.losses import prompt_losses
 from segmint.model.training.sampling import Clicks
 from segmint.model.training.settings import LossSettings, Resolution, SamplingSettings
 from segmint.model.training.step import StepSettings, TrainingMasks, interact, train_step
@@ -135,31 +133,6 @@ def test_a_step_has_the_losses_and_gradients_of_a_plain_loop_over_the_reference(
         assert (ours - theirs).abs().max().item() <= 1e-4 * scale, name
         compared += theirs.abs().max().item() > 1e-3
     assert compared > 100, "gradients of nearly nothing would compare nothing"
-
-
-def test_an_embedding_is_the_first_prompt_and_its_projection_gets_gradients() -> None:
-    sam, features = small_sam(), embedded(1)
-    sam.prompt_encoder.text_projection = nn.Linear(8, 256)
-    masks = replace(rectangles([2, 5]), embeddings=F.normalize(torch.randn(2, 8)))
-    turns = []
-    for losses, clicks in interact(sam, features, masks, few_clicks(2), step=0, total_masks=2):
-        sam.zero_grad()
-        losses.total.backward()
-        gradient = sam.prompt_encoder.text_projection.weight.grad
-        turns.append((float(losses.total.detach()), clicks.points.shape[1], float(gradient.abs().sum())))
-    assert sorted({points for _, points, _ in turns}) == [1, 2, 3]
-    assert min(gradient for _, _, gradient in turns) > 0
-    tokens = sam.prompt_encoder.text_projection(masks.embeddings)[:, None]
-    prompt = sam.prompt_encoder(None, None, None, None, tokens)
-    assert prompt.sparse.shape == (2, 1, 256), "without the first point and its padding"
-    logits, ious = sam.mask_decoder(features, sam.prompt_encoder.dense_positions(), prompt, multimask=True)
-    square = F.interpolate(logits, (256, 256), mode="bilinear", align_corners=False)
-    valid = valid_pixels(SIZE, 256)
-    expected = prompt_losses(square, ious, masks.targets & valid, valid, few_clicks(2).losses, 2)
-    assert turns[0][0] == pytest.approx(float(expected.total.detach()), rel=1e-5)
-    each = [train_step(sam, features, [part], few_clicks(2), 0, 2).total for part in (masks[:1], masks[1:])]
-    whole = train_step(sam, features, [masks], few_clicks(2), 0, 2).total
-    torch.testing.assert_close(sum(each), whole, atol=1e-5, rtol=1e-5)
 
 
 def test_tokens_of_masks_that_are_not_chosen_get_no_gradients() -> None:

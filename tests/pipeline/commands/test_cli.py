@@ -216,7 +216,7 @@ def test_masks_for_prompts_end_in_a_file(tmp_path, coffee, embedded_once):
         (["masks", "x.jpg", "-o", "y", "--set", "points=3"], "did you mean points_per_side?"),
         (["masks", "x.jpg", "-o", "y", "--crop-layers", "9"], "--crop-layers"),
         (["masks", "x.jpg", "--point", "3,4", "--crop-layers", "2"], "crop_n_layers=2 has no effect on prompts"),
-        (["masks", "x.jpg", "-o", "y", "--all-masks"], "requires --point, --box, --prompt, or --text"),
+        (["masks", "x.jpg", "-o", "y", "--all-masks"], "requires --point, --box, or --prompt"),
         (["masks", "x.jpg", "-o", "y", "--device", "tpu"], "tpu"),
         (["masks", "x.jpg", "-o", "y", "--point", "3,4,0"], "only has background points"),
         (["masks", "x.jpg", "-o", "y", "--prompt", "point:1,2", "--point", "3,4"], "--prompt can't be combined with"),

@@ -123,7 +123,7 @@ def test_every_command_has_a_row_and_every_test_its_row() -> None:
     leaves |= {f"catalog {each}" for each in ("scan", "check", "curate", "collect", "prompts")}
     leaves |= {f"assets {each}" for each in ("list", "fetch", "verify", "export-onnx")}
     leaves |= {f"study {each}" for each in ("plan", "sample", "score")}
-    leaves |= {f"evaluate {each}" for each in ("points", "proposals", "edges", "instances", "text")}
+    leaves |= {f"evaluate {each}" for each in ("points", "proposals", "edges", "instances")}
     listed = {match[1] for row in ROWS if (match := re.match(r"`([a-z-]+(?: [a-z-]+)?)", row[0]))}
     assert leaves == {name.removesuffix(" --prove") for name in listed if not name.startswith("check")}
     groups = {name.partition(" ")[0] for name in leaves if " " in name}
@@ -750,18 +750,6 @@ def _all_instances(replaced, place: DatasetPath) -> Any:
 def _instances(replaced, place: DatasetPath) -> Any:
     replaced("engine.evaluate.instances.instances.evaluate_instances", _skipping())
     return run("evaluate", "instances", place.uri)
-
-
-@case("`evaluate text`", "every image and mask was measured", 0)
-def _all_texts(replaced, place: DatasetPath) -> Any:
-    replaced("engine.evaluate.text.evaluate_text", done("all", subject=_measured_subject()))
-    return run("evaluate", "text", place.uri, "--clip", "clip", "--projection", "text.safetensors")
-
-
-@case("`evaluate text`", "some images or masks couldn't be measured", 3)
-def _texts(replaced, place: DatasetPath) -> Any:
-    replaced("engine.evaluate.text.evaluate_text", _skipping())
-    return run("evaluate", "text", place.uri, "--clip", "clip", "--projection", "text.safetensors")
 
 
 @case("`train`", "the run is complete", 0)

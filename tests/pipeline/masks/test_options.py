@@ -10,7 +10,6 @@ from segmint.pipeline.masks.options import (
     PhotographPrompt,
     check_device,
     check_prompts,
-    find_text_model,
     masks_config,
     read_prompts,
     release_config,
@@ -56,43 +55,13 @@ def test_a_box_and_points_are_one_prompt_together():
         assert read_prompts([], [], [str(prompt)]) == (prompt,)
 
 
-def test_a_text_is_one_prompt_with_points_and_a_box():
-    assert read_prompts([], [], [], "a cup") == (PhotographPrompt(text="a cup"),)
-    assert read_prompts(["3,4,0"], ["1,2,3,4"], [], "a cup") == (PhotographPrompt(((3, 4, 0),), (1, 2, 3, 4), "a cup"),)
-    assert str(PhotographPrompt(((3, 4, 1),), text="a cup")) == "point:3,4,1 text:'a cup'"
-    with pytest.raises(UsageError, match="expected one box"):
-        read_prompts([], ["1,2,3,4", "5,6,7,8"], [], "a cup")
-    with pytest.raises(UsageError, match="can't be combined"):
-        read_prompts([], [], ["point:5,6"], "a cup")
-
-
-def test_a_text_needs_a_clip_and_a_projection_that_settle_the_masks(tmp_path):
-    from tests.support.clips import write_clip
-
-    clip, projection = write_clip(tmp_path / "clip"), tmp_path / "text.safetensors"
-    assert find_text_model(None, None, None) is None
-    for asked in (("a cup", None, None), (" ", "clip", "text"), (None, "clip", None), (None, None, "text")):
-        needs = "also needs" if asked[0] == "a cup" else "needs a text,"
-        with pytest.raises(UsageError, match=f"--text {needs} --clip FOLDER,? and --projection FILE"):
-            find_text_model(*asked)
-    with pytest.raises(UsageError, match="does not exist: expected a projection"):
-        find_text_model("a cup", str(clip), str(projection))
-    projection.write_bytes(b"x")
-    options = MasksOptions(prompts=(PhotographPrompt(text="a cup"),), text=find_text_model("a cup", clip, projection))
-    before = options.settings()
-    projection.write_bytes(b"y")
-    other = MasksOptions(prompts=options.prompts, text=find_text_model("a cup", clip, projection))
-    assert before != other.settings()
-    assert "text" not in MasksOptions(prompts=options.prompts).settings()
-
-
 @pytest.mark.parametrize(
     ("points", "boxes", "prompts", "told"),
     [
         (["3,4,0"], [], [], "only has background points"),
         ([], [], ["point:3,4,0 point:5,6,0"], "only has background points"),
         (["3,4"], ["1,2,3,4", "5,6,7,8"], [], "expected one box"),
-        (["3,4"], [], ["point:5,6"], "can't be combined with --point, --box, or --text"),
+        (["3,4"], [], ["point:5,6"], "can't be combined with --point or --box"),
         ([], [], ["box:1,2,3,4 box:1,2,3,4"], "at most one box"),
         ([], [], ["point:1,2 circle:3,4,5"], "expected at most one box:X,Y,W,H"),
         ([], [], [" "], "expected at most one box:X,Y,W,H"),

@@ -572,31 +572,3 @@ def test_kernels_that_compute_something_else_end_the_run(tmp_path, photographs, 
     monkeypatch.setattr(MaskGenerator, "find", refuse)
     with pytest.raises(UsageError, match="wrong masks"):
         made(photographs, tmp_path / "out", MasksOptions(masks=QUICK, device="cpu"))
-
-
-def test_a_text_makes_one_mask_with_the_projection_of_these_weights(tmp_path, photographs):
-    from torch import nn
-
-    from segmint.operators.text.clip import ClipFolder
-    from segmint.operators.text.prompts import save_projection
-    from tests.support.clips import write_clip
-
-    clip, projection = write_clip(tmp_path / "clip"), tmp_path / "text.safetensors"
-    clip_sha256 = ClipFolder.open(clip).sha256
-    weights = sha256(resolve("mobile_sam").read_bytes()).hexdigest()
-    files = ["--text", "a red circle", "--clip", str(clip), "--projection", str(projection), "--device", "cpu"]
-
-    def run(name: str):
-        return CliRunner().invoke(app, ["masks", str(photographs / "cat.png"), "-o", str(tmp_path / name), *files])
-
-    save_projection(projection, nn.Linear(16, 256), {"clip_sha256": clip_sha256, "sam_sha256": "ab" * 32})
-    refused = run("x.json")
-    assert (refused.exit_code, (tmp_path / "x.json").exists()) == (2, False)
-    assert "was trained with sam_sha256" in refused.output
-    save_projection(projection, nn.Linear(16, 256), {"clip_sha256": clip_sha256, "sam_sha256": weights})
-    made = run("y.json")
-    assert made.exit_code == 0, made.output
-    document = json.loads((tmp_path / "y.json").read_text())
-    assert document["made_from"]["clip_sha256"] == clip_sha256
-    (mask,) = document["annotations"]
-    assert mask["point_coords"] == []

@@ -53,7 +53,6 @@ class Annotator {
     this.pointers.listen(this.maskCanvas, (place) => this.#hover(place));
     this.guide = new Guide(this.editor, session.hint_s);
     this.view.showTools(this.tools);
-    byId("text-form").hidden = session.clip_sha256 === null;
     this.#actions = this.#allActions();
     this.#listen();
   }
@@ -69,18 +68,9 @@ class Annotator {
     byId("opacity").addEventListener("input", () => this.#fade());
     byId("overlay").addEventListener("input", () => this.#fade());
     byId("clean").addEventListener("input", () => (this.editor.cleans = byId("clean").checked));
-    byId("text-form").addEventListener("submit", (event) => this.#find(event));
     for (const name of ["complete", "comment", "flag"]) byId(name).addEventListener("input", () => this.#note());
     addEventListener("blur", () => (this.pointers.panning = false));
     this.#fade();
-  }
-
-  /** Start a mask with a text. */
-  #find(event) {
-    event.preventDefault();
-    const text = printable(byId("text-prompt").value);
-    if (text) this.editor.text(text);
-    this.maskCanvas.stage.element.focus({ preventScroll: true });
   }
 
   #opened(image) {

@@ -157,11 +157,6 @@ export class Editor {
     return this.#prompt(() => (this.#isLocked() ? this.state : work.setBox(this.state, box, this.selected)));
   }
 
-  /** Start a mask with a text, or add the text to the prompts of the active mask. */
-  text(text) {
-    return this.#prompt(() => work.setText(this.state, text, this.#session.clip_sha256));
-  }
-
   #prompt(change) {
     return this.#do(() => this.#push(change()));
   }

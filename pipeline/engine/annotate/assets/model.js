@@ -39,7 +39,6 @@ export class Model {
     const prompt = {
       points: active.points,
       box: active.box,
-      text: active.text ?? null, // drafts of earlier versions have none
       mask: corrects ? before.masks[chosen].counts : active.base, // in case the server has dropped `from`
       from: corrects ? `${before.handle}.${chosen}` : null,
     };

@@ -6,7 +6,7 @@
 // `active` is the mask in progress, or null:
 //   key       its item's key once it is accepted
 //   of        the key of the item that it corrects, or null
-//   points    [[x, y, label], …], box [x, y, w, h] or null, and text or null: prompts that are sent together
+//   points    [[x, y, label], …] and box [x, y, w, h] or null: prompts that are sent together
 //   base      counts to send as a mask prompt, or null
 //   part      "auto", "whole", "part", or "subpart": the choice among the three predictions for a single prompt
 //   step      the number of its request to the model, or null
@@ -35,12 +35,6 @@ export function setBox(state, box, item = null) {
   return ask(state, item, { kind: "box", x, y, w, h }, () => ({ box }));
 }
 
-/** Set the text of the active or a new mask. Its prompts are sent together, without the prediction so far. */
-export function setText(state, text, clip_sha256) {
-  const asked = ask(state, null, { kind: "text", text, clip_sha256 }, () => ({ text }));
-  return { ...asked, active: { ...asked.active, after: null } };
-}
-
 /** Choose another of the three masks of a single prompt. */
 export function setPart(state, part) {
   if (state.active === null || state.active.part === part || !isSingle(state.active)) return state;
@@ -48,8 +42,8 @@ export function setPart(state, part) {
 }
 
 /** Return whether the model has three predictions for the active mask's prompt. */
-export function isSingle({ points, box, text, base, after, counts }) {
-  const prompts = points.length + (box === null ? 0 : 1) + (text ? 1 : 0);
+export function isSingle({ points, box, base, after, counts }) {
+  const prompts = points.length + (box === null ? 0 : 1);
   return counts === null && base === null && after === null && prompts === 1;
 }
 
@@ -159,7 +153,6 @@ function started(item) {
     of: item?.key ?? null,
     points: [],
     box: null,
-    text: null,
     base: item?.counts ?? null,
     part: AUTO,
     step: null,

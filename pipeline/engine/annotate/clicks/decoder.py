@@ -68,7 +68,7 @@ class _PreviousLogits:
 class Decoder(AbstractContextManager["Decoder"]):
     """Thread-safe context manager that turns prompts into masks.
 
-    A single prompt (one point, one box, or one text) is ambiguous, so it produces three masks. A correction produces
+    A single prompt (one point or one box) is ambiguous, so it produces three masks. A correction produces
     one mask, because the model also receives the earlier prediction's logits. For several prompts without an earlier
     prediction, the model predicts three masks, and the decoder returns only the mask with the highest predicted IoU
     (see decision 25).
@@ -155,7 +155,7 @@ class Decoder(AbstractContextManager["Decoder"]):
 
 def arguments(prompt: ClickPrompt, before: Tensor | None) -> dict[str, Any]:
     """Convert a prompt to the arguments of `Predictor.predict`. `before` contains earlier logits, (1, 1, 256, 256)."""
-    given: dict[str, Any] = {} if prompt.text is None else {"text": prompt.text}
+    given: dict[str, Any] = {}
     if prompt.points:
         given["points"] = np.array([[(x, y) for x, y, _ in prompt.points]], np.float64)
         given["labels"] = np.array([[label for _, _, label in prompt.points]], np.int64)

@@ -11,7 +11,6 @@ from segmint.infra.errors import UsageError
 
 MOST_POINTS = 1000
 _HANDLE = 64  # characters
-_TEXT = 1000
 
 
 class MaskPart(StrEnum):
@@ -36,25 +35,24 @@ class ClickPrompt:
     mask: str | None = None
     after: str | None = None
     part: MaskPart = MaskPart.AUTO
-    text: str | None = None
 
     @property
     def is_several(self) -> bool:
-        """True if the prompt contains several points, or combines points, a box, and a text."""
-        return len(self.points) + (self.box is not None) + (self.text is not None) > 1
+        """True if the prompt contains several points, or combines points and a box."""
+        return len(self.points) + (self.box is not None) > 1
 
 
 def parse_prompt(value: Any, size: tuple[int, int]) -> ClickPrompt:
     """Parse a request body for an image of `size` (height, width). Raises `UsageError` if it is invalid."""
     if not isinstance(value, Mapping) or not isinstance(value.get("prompt"), Mapping):
-        raise UsageError("expected {prompt: {points, box, mask, from, text}, part}")
+        raise UsageError("expected {prompt: {points, box, mask, from}, part}")
     said, part = value["prompt"], value.get("part", MaskPart.AUTO)
-    unknown = {*said} - {"points", "box", "mask", "from", "text"} | {*value} - {"prompt", "part"}
+    unknown = {*said} - {"points", "box", "mask", "from"} | {*value} - {"prompt", "part"}
     if unknown:
         raise UsageError(f"unknown: {', '.join(sorted(map(str, unknown)))[:100]}")
     if not isinstance(part, str) or part not in set(MaskPart):
         raise UsageError(f"part: expected one of {', '.join(MaskPart)}")
-    points, box, mask, after, text = (said.get(name) for name in ("points", "box", "mask", "from", "text"))
+    points, box, mask, after = (said.get(name) for name in ("points", "box", "mask", "from"))
     if not isinstance(points or [], list) or len(points or []) > MOST_POINTS:
         raise UsageError(f"points: expected a list of at most {MOST_POINTS} [x, y, label]")
     prompt = ClickPrompt(
@@ -63,15 +61,12 @@ def parse_prompt(value: Any, size: tuple[int, int]) -> ClickPrompt:
         mask=None if mask is None else checked_counts(mask, size),
         after=after,
         part=MaskPart(part),
-        text=text,
     )
     if after is not None and not (isinstance(after, str) and len(after) <= _HANDLE):
         raise UsageError("from: expected a handle")
-    if text is not None and not (isinstance(text, str) and text.strip() and len(text) <= _TEXT):
-        raise UsageError(f"text: expected 1 to {_TEXT} characters")
-    if not (prompt.points or prompt.box or prompt.mask or text):
-        raise UsageError("expected points, a box, a text, or a mask")
-    starts = prompt.box or prompt.mask or after or text
+    if not (prompt.points or prompt.box or prompt.mask):
+        raise UsageError("expected points, a box, or a mask")
+    starts = prompt.box or prompt.mask or after
     if prompt.points and not starts and not any(label for _, _, label in prompt.points):
         raise UsageError("points: only background points given; expected at least one inside the object")
     return prompt

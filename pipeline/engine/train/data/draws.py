@@ -24,7 +24,7 @@ _PREFERRED: tuple[MaskChoice, ...] = ("human", "all", "automatic")
 _BLOCK = 4096
 """Number of draws per block. The entries of a block are drawn together."""
 
-_ENTRY, _ORDER, _MASKS, _FIXED, _JITTER, _CROPS = 1, 2, 3, 4, 5, 6  # what a random number is for
+_ENTRY, _ORDER, _MASKS, _FIXED, _JITTER = 1, 2, 3, 4, 5  # what a random number is for
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,7 @@ class StepDraw:
     `slot` is the image's number in the step, from 0, and `image` its row in `TrainingImages`. `masks` contains
     annotation ids, and `numbers` the masks' numbers in the step. `jitter` is None if the whole image is used.
     Otherwise, it contains the image's scale and the position of the crop: its distances from the top and from the left,
-    as shares of what is cropped away. `crops` is None without CLIP. With CLIP, it contains an enlargement for each
-    mask's crop, and whether the crop shows only the mask.
+    as shares of what is cropped away.
     """
 
     slot: int
@@ -43,7 +42,6 @@ class StepDraw:
     masks: NDArray[np.int64]
     numbers: Sequence[int]
     jitter: tuple[float, float, float] | None = None
-    crops: Sequence[tuple[float, bool]] | None = None
 
 
 class DrawSequence:
@@ -57,18 +55,16 @@ class DrawSequence:
         batch: BatchKeys,
         seed: int,
         jitter: tuple[float, float] | None = None,
-        crops: bool = False,
     ) -> None:
         """Set up the draws.
 
-        `weights` contains each dataset's weight, and `jitter` is the range of scales. With `crops`, a crop is drawn for
-        each mask. Raises ValueError if there are no images to train on.
+        `weights` contains each dataset's weight, and `jitter` is the range of scales. Raises ValueError if there are no
+        images to train on.
         """
         self._images = images
         self._batch = batch
         self._seed = seed
         self._scales = jitter
-        self._crops = crops
         entries = np.unique(images.entry[trained]).tolist()  # only the entries with images to train on
         self._rows = {entry: np.flatnonzero(trained & (images.entry == entry)) for entry in entries}
         if not self._rows:
@@ -90,8 +86,7 @@ class DrawSequence:
             place = (step - 1) * self._batch.images + slot
             first = slot * self._batch.masks_per_image
             masks = self._masks(image, place, count)
-            numbers, jitter = range(first, first + count), self._jitter(place)
-            draws.append(StepDraw(slot, image, masks, numbers, jitter, self._drawn_crops(place, count)))
+            draws.append(StepDraw(slot, image, masks, range(first, first + count), self._jitter(place)))
         return draws
 
     def _image(self, place: int) -> int:
@@ -128,16 +123,6 @@ class DrawSequence:
         low, high = self._scales
         scale, top, left = uniforms(_key(self._seed, _JITTER, place), 3)[0].tolist()
         return low + (high - low) * scale, top, left
-
-    def _drawn_crops(self, place: int, count: int) -> list[tuple[float, bool]] | None:
-        """Draw the crops of CLIP: an enlargement from 1 to 2, and for half of the crops, that only the mask is shown.
-
-        SAM paper, Appendix D.5.
-        """
-        if not self._crops:
-            return None
-        drawn = uniforms(_key(self._seed, _CROPS, place), 2 * count)[0].view(count, 2).tolist()
-        return [(1 + enlarged, chance < 0.5) for enlarged, chance in drawn]
 
     def _masks(self, image: int, place: int, count: int) -> NDArray[np.int64]:
         return choose_masks(self._images.masks_of(image), count, _key(self._seed, _MASKS, place))

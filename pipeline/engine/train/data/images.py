@@ -280,13 +280,10 @@ def _choose(
     wanted &= (ids[image] == owner) if len(ids) else False
     empty = wanted & (areas <= 0)
     large = wanted & (areas > config.max_mask_area_ratio * heights[image] * widths[image]) if len(ids) else empty
-    least = 0 if config.text.clip is None else config.text.min_mask_area
-    small = wanted & ~empty & (areas < least)
-    reasons = "empty masks", "masks over max_mask_area_ratio", "masks under text.min_mask_area"
-    for which, reason in zip((empty, large, small), reasons, strict=True):
+    for which, reason in ((empty, "empty masks"), (large, "masks over max_mask_area_ratio")):
         for row in np.flatnonzero(which):
             skipped.add(reason, shard.dataset, image=int(owner[row]), mask=int(annotation[row]))
-    usable = wanted & ~empty & ~large & ~small
+    usable = wanted & ~empty & ~large
     rows = np.flatnonzero(usable)
     rows = rows[np.argsort(image[rows], kind="stable")]
     counts = np.bincount(image[rows], minlength=len(ids))

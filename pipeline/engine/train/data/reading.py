@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -22,7 +22,6 @@ from segmint.model.sam.preprocess import resized_size
 from segmint.model.training.step import TrainingMasks
 from segmint.model.training.targets import fit_targets
 from segmint.operators.decoding import JpegDecoder, UndecodableError
-from segmint.operators.text.crops import training_crop
 from segmint.pipeline.engine.train.data.draws import StepDraw
 from segmint.pipeline.engine.train.data.images import SkippedImages, TrainingImages, read_range
 from segmint.pipeline.engine.train.world import WorkerRank
@@ -56,10 +55,6 @@ class ImageView:
 
 Kept = Callable[[int], Tensor | None]
 
-CropEmbedder = tuple[int, Callable[[Tensor, Tensor], Tensor]]
-"""Side S of CLIP's crops in pixels, and a function that embeds crops. As in `Clip.embed_crops`, the function converts
-crops (N, 3, S, S) and shown pixels (N, S, S) to embeddings (N, D)."""
-
 
 def _nothing(image: int) -> None:
     """Return None for every image, because no embedding is cached."""
@@ -85,24 +80,15 @@ class DrawnImage:
 class TrainingImageReader:
     """Reader of a run's images. It skips unusable masks and images, and adds them to `skipped`."""
 
-    def __init__(
-        self,
-        images: TrainingImages,
-        resolution: int,
-        most_area: float,
-        skipped: SkippedImages,
-        embedder: CropEmbedder | None = None,
-    ) -> None:
+    def __init__(self, images: TrainingImages, resolution: int, most_area: float, skipped: SkippedImages) -> None:
         """Store the settings and start a JPEG decoder.
 
         The losses compare masks at `resolution`. `most_area` is the share of an image above which a mask is skipped.
-        The `embedder` embeds crops for draws that contain them. At any time, only the crops of one image are in memory.
         """
         self._images = images
         self._resolution = resolution
         self._most_area = most_area
         self._skipped = skipped
-        self._embedder = embedder
         self._named: set[tuple[Any, ...]] = set()  # items that were already skipped, so that each is counted once
         self._fresh: list[dict[str, Any]] = []  # skipped since the last exchange
         self._decoder = JpegDecoder(own=True)
@@ -125,17 +111,15 @@ class TrainingImageReader:
         view = view_of((height, width), draw.jitter)
         input_size = view.input_size
         features = kept(draw.image)
-        embedder = None if draw.crops is None else self._embedder
-        pixels, entire = None, ImageView(slice(None), slice(None), (height, width))
+        pixels = None
         try:
-            whole = None if embedder is None else self._pixels(draw.image, (height, width), entire)
             if features is None:
-                pixels = self._pixels(draw.image, (height, width), view) if whole is None else _resized(whole, view)
+                pixels = self._pixels(draw.image, (height, width), view)
             segmentations = self._segmentations(draw.image)
         except DamagedDatasetError as error:
             return DrawnImage(None, [self._line("damaged images", draw.image, detail=str(error))])
-        targets, numbers, annotations, boxes, lines, crops = [], [], [], [], [], []
-        for place, (annotation, number) in enumerate(zip(draw.masks.tolist(), draw.numbers, strict=True)):
+        targets, numbers, annotations, boxes, lines = [], [], [], [], []
+        for annotation, number in zip(draw.masks.tolist(), draw.numbers, strict=True):
             try:
                 full = self._mask(segmentations.get(annotation), (height, width))
             except _UnusableMaskError as error:
@@ -144,8 +128,6 @@ class TrainingImageReader:
             mask = full[view.rows, view.columns]
             if not mask.any():  # outside the crop
                 continue
-            if whole is not None and embedder is not None and draw.crops is not None:
-                crops.append(training_crop(whole, full, embedder[0], *draw.crops[place]))
             targets.append(fit_targets(torch.from_numpy(mask)[None], input_size, self._resolution))
             numbers.append(number)
             annotations.append(annotation)
@@ -153,9 +135,6 @@ class TrainingImageReader:
         if not targets:
             return DrawnImage(None, lines)
         masks = TrainingMasks(torch.cat(targets), input_size, numbers)
-        if embedder is not None:
-            images, shown = (torch.from_numpy(np.stack(part)) for part in zip(*crops, strict=True))
-            masks = replace(masks, embeddings=embedder[1](images.permute(0, 3, 1, 2).contiguous(), shown))
         read = TrainingImage(
             draw.slot, draw.image, pixels, masks, np.array(annotations, np.int64), np.array(boxes), features
         )
@@ -287,10 +266,8 @@ def _decode_view(jpeg: bytes, size: tuple[int, int], view: ImageView) -> NDArray
     Returns an empty array if the JPEG isn't of this `size`.
     """
     pixels = np.asarray(simplejpeg.decode_jpeg(jpeg, colorspace="RGB"))
-    return pixels[:0] if pixels.shape[:2] != size else _resized(pixels, view)
-
-
-def _resized(pixels: NDArray[np.uint8], view: ImageView) -> NDArray[np.uint8]:
+    if pixels.shape[:2] != size:
+        return pixels[:0]
     height, width = view.input_size
     cropped = Image.fromarray(pixels[view.rows, view.columns])
     return np.array(cropped.resize((width, height), Image.Resampling.BILINEAR))

@@ -15,11 +15,6 @@ from segmint.pipeline.commands.cli import app
         (["--prefill", "detector:x.pt"], "--prefill can't be used with --stage assisted"),
         (["--stage", "semi", "--seed", "1"], "--seed can't be used with --stage semi"),
         (["--stage", "rate", "--overlap", "0.1"], "--overlap can't be used with --stage rate"),
-        (
-            ["--stage", "rate", "--clip", "c", "--projection", "p"],
-            "--clip, --projection can't be used with --stage rate",
-        ),
-        (["--projection", "p"], "--clip and --projection must be used together"),
         (["--stage", "rate", "--study", "s", "--seed", "1"], "--study sets the masks to rate: remove --masks, --seed"),
         (
             ["--stage", "rate", "--order", "fewest", "--weights", "vit_b"],

@@ -3,33 +3,25 @@
 import io
 import json
 import tarfile
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 from starlette.testclient import TestClient
-from torch import nn
 
 from segmint.catalogs.dataset.annotations.submissions import read_submissions
 from segmint.catalogs.dataset.manifest import read_dataset_id
-from segmint.infra.assets.cache import sha256_of
 from segmint.infra.assets.resolve import resolve
 from segmint.infra.device import resolve_compute
 from segmint.model.automatic.rle import Rle, decode, encode
 from segmint.model.sam.predictor import Embedding, Predictor
 from segmint.operators.images import decode_jpeg
 from segmint.operators.segment.models import load_model
-from segmint.operators.text.clip import ClipFolder
-from segmint.operators.text.prompts import TextPrompts, save_projection
-from segmint.pipeline.corrections.merge.run import merge_submissions
 from segmint.pipeline.engine.annotate.clicks.cleaning import clean_mask
-from segmint.pipeline.engine.annotate.server import ServedView, open_view
-from tests.support.annotating import Annotators, click, draft, options, saved_files
-from tests.support.clips import write_clip
+from segmint.pipeline.engine.annotate.server import ServedView
+from tests.support.annotating import Annotators, click, draft, saved_files
 from tests.support.locations import location_of
 from tests.support.viewed import image_rows, mask_rows
 
@@ -124,53 +116,6 @@ def test_clicks_get_what_the_predictor_gives(ann: TestClient, predictor: Predict
     assert ann.post("/api/images/1/clean", json={"counts": "0"}).status_code == 400
     corrected = click(ann, 1, (x, y, 1), mask=first["masks"][first["chosen"]]["counts"])
     assert len(corrected["masks"]) == 1
-
-
-@pytest.mark.usefixtures("unhurried")
-def test_a_text_starts_a_mask_that_clicks_correct(dataset: Path, predictor: Predictor, tmp_path: Path) -> None:
-    clip, file = write_clip(tmp_path / "clip"), tmp_path / "text.safetensors"
-    torch.manual_seed(1)
-    lineage = {"clip_sha256": ClipFolder.open(clip).sha256, "sam_sha256": sha256_of(resolve("mobile_sam"))}
-    save_projection(file, nn.Linear(16, 256), lineage)
-    with open_view(location_of(dataset), replace(options(), text=(str(clip), str(file)))) as opened:
-        ann = Annotators(opened).who("ann")
-        assert ann.get("/api/session").json()["clip_sha256"] == lineage["clip_sha256"]
-        told = ann.get("/api/images/1").json()
-        found = click(ann, 1, text="red circle")
-        x, y = told["size"][1] / 2, told["size"][0] / 2
-        corrected = click(ann, 1, (x, y, 1), text="red circle", after=found["handle"])
-        together = click(ann, 1, (x, y, 1), text="red circle")
-        said = {"kind": "text", "text": "red circle", "clip_sha256": lineage["clip_sha256"]}
-        prompts = [said, {"kind": "point", "x": x, "y": y, "label": 1}]
-        body = draft(told, [corrected["masks"][0]["counts"]])
-        body["masks"][0]["prompts"] = prompts
-        assert ann.put("/api/images/1/submissions/1", json=body).status_code == 201
-        pixels = decode_jpeg(ann.get("/images/1.jpg").content)
-
-    texts = Predictor(predictor.sam, embed_texts=TextPrompts.load(clip, file))
-    embedding = texts.embed(pixels)
-    first = texts.predict(embedding, text="red circle")
-    expected = {counts_of(texts, embedding, each) for each in first.low_res_logits[0]}
-    assert {mask["counts"] for mask in found["masks"]} == expected
-    point: dict[str, Any] = {"points": np.array([[[x, y]]]), "labels": np.array([[1]]), "text": "red circle"}
-    best = first.low_res_logits[:, [int(first.predicted_iou[0].argmax())]]
-    once = texts.predict(embedding, **point, masks=best, multimask=False)
-    assert [mask["counts"] for mask in corrected["masks"]] == [counts_of(texts, embedding, once.low_res_logits[0, 0])]
-    both = texts.predict(embedding, **point)
-    of_three = both.low_res_logits[0, int(both.predicted_iou[0].argmax())]
-    assert [mask["counts"] for mask in together["masks"]] == [counts_of(texts, embedding, of_three)]
-
-    merge_submissions(location_of(dataset))
-    (row,) = [row for row in mask_rows(dataset, 1) if row["source"] == "assisted"]
-    assert [{name: value for name, value in each.items() if value is not None} for each in row["prompts"]] == prompts
-    assert row["model"] == lineage["sam_sha256"]
-
-
-def test_without_a_clip_no_text_is_taken(ann: TestClient) -> None:
-    assert ann.get("/api/session").json()["clip_sha256"] is None
-    answer = ann.post("/api/images/1/predict", json={"prompt": {"text": "cup"}})
-    assert (answer.status_code, answer.json()["error"].partition(":")[0]) == (400, "text")
-    assert "doesn't support text prompts" in answer.json()["error"]
 
 
 def test_an_answer_is_kept_and_the_page_goes_on(ann: TestClient, dataset: Path) -> None:

@@ -3,13 +3,11 @@
 import re
 import shutil
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 from pycocotools import mask as coco
 
@@ -51,11 +49,6 @@ def server(
     shutil.copytree(small_dataset, folder)
     vary(folder)
     with served(folder, "ann", "bob") as running:
-        # A text is a point in the middle of the image.
-        encoder, view = running.predictor.sam.prompt_encoder, running.opened.annotator_view
-        middle = torch.full((1, 1, 2), 512.0), torch.ones(1, 1)
-        running.predictor.embed_texts = lambda texts: encoder.embed_sparse(*middle, None, None)[:, 0]
-        view.about = replace(view.about, clip_sha256="0" * 64)
         yield running
 
 
@@ -73,10 +66,10 @@ def page(chromium: "Browser", server: AnnotationServer) -> Iterator["Page"]:
 
 
 def ask(
-    server: AnnotationServer, image: int, points: list[Any], box: Any = None, before: Any = None, text: Any = None
+    server: AnnotationServer, image: int, points: list[Any], box: Any = None, before: Any = None
 ) -> tuple[Any, list[str]]:
     """The logits and run lengths that `Predictor` gives for prompts, in its own order."""
-    given: dict[str, Any] = {"multimask": before is None, "text": text}
+    given: dict[str, Any] = {"multimask": before is None}
     if points:
         given["points"] = np.array([[point[:2] for point in points]], np.float64)
         given["labels"] = np.array([[point[2] for point in points]])
@@ -121,24 +114,10 @@ def test_clicks_and_boxes_save_the_masks_that_predictor_gives(page: "Page", serv
     boxed, three_of_box = ask(server, 1, [], (30, 20, 120, 100))
     page.keyboard.press("Enter")
     expect(page.locator("#made li")).to_have_count(3)
-
-    # A text starts a mask, and is sent with the points that correct it.
-    page.keyboard.press("c")
-    page.locator("#text-prompt").fill(" cup\t")
-    page.keyboard.press("Enter")
-    answered(page)
-    expect(page.locator("[data-part=auto]")).to_have_attribute("aria-pressed", "true")
-    texted, _ = ask(server, 1, [], text="cup")
-    highest = int(texted.predicted_iou[0].argmax())
-    before = texted.low_res_logits[:, highest : highest + 1]
-    _, after_text = ask(server, 1, [[5, 6, 0]], before=before, text="cup")
-    press_pixel(page, 5, 6, button="right")
-    expect(page.locator("[data-part=auto]")).to_be_disabled()
-    answered(page)
     answer = save(page, server, 1)  # accepts the mask first
 
     best = int(found.predicted_iou[0].argmax())
-    counts = [three[best], corrected[0], three_of_box[int(boxed.predicted_iou[0].argmax())], after_text[0]]
+    counts = [three[best], corrected[0], three_of_box[int(boxed.predicted_iou[0].argmax())]]
     size = tuple(server.opened.annotator_view.source.read(1).size)
     assert [mask.counts for mask in answer.masks] == [clean_mask(Rle(size, each)).counts for each in counts]
     assert {mask.source for mask in answer.masks} == {"assisted"}
@@ -147,8 +126,6 @@ def test_clicks_and_boxes_save_the_masks_that_predictor_gives(page: "Page", serv
     assert prompts[0] == [point]
     assert prompts[1] == [point, {"kind": "point", "x": 5, "y": 6, "label": 0}]
     assert prompts[2] == [{"kind": "box", "x": 30, "y": 20, "w": 120, "h": 100}]
-    said = {"kind": "text", "text": "cup", "clip_sha256": "0" * 64}
-    assert prompts[3] == [said, {"kind": "point", "x": 5, "y": 6, "label": 0}]
     assert (answer.annotator, answer.complete, answer.replaced, answer.deleted) == ("ann", False, (), ())
     assert 0 < sum(mask.seconds for mask in answer.masks) <= answer.seconds < 120
 

@@ -115,8 +115,8 @@ def test_a_cache_elsewhere_is_noted_and_one_in_the_dataset_is_refused(trainable:
 
 
 def test_keys_of_sam_and_weights_that_do_not_fit_are_errors(trainable: Path, tmp_path: Path) -> None:
-    keys = {"steps": 5, "batch": {"images": 2}, "text": {"clip": "clip"}}
-    with pytest.raises(UsageError, match="task: objects doesn't train SAM, but steps, batch, text is set"):
+    keys = {"steps": 5, "batch": {"images": 2}, "jitter": [0.5, 1.0]}
+    with pytest.raises(UsageError, match="task: objects doesn't train SAM, but steps, batch, jitter is set"):
         run_objects(configured(tmp_path, trainable, **keys), print)
     (tmp_path / "weights.pth").write_text("no weights")
     keys = {**SMALL, "weights": str(tmp_path / "weights.pth")}

@@ -17,7 +17,6 @@ from segmint.model.training.recipe import Recipe
 from segmint.pipeline.engine.train import plan
 from segmint.pipeline.engine.train.plan import TrainPlan, TrainPlanOptions, plan_train
 from tests.pipeline.engine.train.test_presets import config_of
-from tests.support.clips import write_clip
 from tests.support.tiny_vit import TINY
 
 
@@ -49,8 +48,7 @@ def test_a_dry_run_prints_the_schedule_and_the_cost_and_writes_nothing(trainable
     # Other processes train on the shared dataset, which notes their outputs.
     dataset = Path(shutil.copytree(trainable, tmp_path / "dataset"))
     before = sorted((path, path.stat().st_mtime_ns) for path in dataset.rglob("*"))
-    options, clip = TrainPlanOptions(gpus=128, flops=1e15, price=2.5, share=0.4), write_clip(tmp_path / "clip")
-    plan = planned(tmp_path, dataset, options, text={"clip": str(clip)})
+    plan = planned(tmp_path, dataset, TrainPlanOptions(gpus=128, flops=1e15, price=2.5, share=0.4))
     lines = plan.lines()
     assert lines[1] == (
         "schedule: 180,000 steps of 128 images with up to 8,192 masks; rate 0.0008 after 250 steps of warm-up, "
@@ -61,7 +59,7 @@ def test_a_dry_run_prints_the_schedule_and_the_cost_and_writes_nothing(trainable
     assert f"{number(plan.device_hours)} GPU-hours, at 40% of 1e+15 FLOP/s each" in lines[4]
     assert " of tensors, of which " in lines[3]
     assert lines[5] == f"cost: {number(2.5 * plan.device_hours)} at 2.5 per GPU-hour"
-    assert lines[-2].startswith("CLIP, the process itself, evaluations, ")
+    assert lines[-2].startswith("the process itself, evaluations, ")
     assert lines[-1] == "Nothing was changed."
     assert plan.to_dict()["activation_bytes"] == plan.cost.image_bytes + 64 * plan.cost.mask_bytes
     assert not (tmp_path / "run").exists()
@@ -105,5 +103,3 @@ def test_what_a_dry_run_refuses(trainable: Path, tmp_path: Path) -> None:
         TrainPlanOptions(gpus=8)
     with pytest.raises(UsageError, match=r"--share is 1\.5: expected a share above 0 and at most 1"):
         TrainPlanOptions(share=1.5)
-    with pytest.raises(UsageError, match=r"contains no config\.json"):
-        planned(tmp_path, trainable, TrainPlanOptions(), text={"clip": str(tmp_path / "none")})

@@ -15,6 +15,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from segmint.catalogs.dataset.outputs import OUTPUTS, line_of, read_notes
+from segmint.catalogs.layout import canonical_json
 from segmint.catalogs.lineage import TRAINING, lineage_of
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
@@ -148,6 +149,14 @@ def test_a_run_that_has_ended_is_not_repeated_and_another_one_is_refused(ended):
         UsageError, match=r"contains a run that differs in optimizer\.learning_rate, seed. Choose another output"
     ):
         again(ended, "seed=1", "optimizer.learning_rate=0.001")
+    pinned = ended.output / "run.json"
+    begun = pinned.read_bytes()
+    document = json.loads(begun)
+    document["config"]["text"] = {"clip": "ab" * 32, "min_mask_area": 10_000}  # as version 0.3 recorded it
+    pinned.write_bytes(canonical_json(document))
+    with pytest.raises(UsageError, match=r"differs in text \(projections of CLIP, which can't be trained anymore\)"):
+        again(ended)
+    pinned.write_bytes(begun)
     with pytest.raises(UsageError, match=r"output: .* is inside the dataset"):
         again(ended, f"output={ended.dataset}/run")
     with pytest.raises(UsageError, match=r"cache\.folder is s3://bucket/cache: expected a folder on a local disk"):

@@ -104,9 +104,6 @@ def test_the_paper_preset_depends_on_the_architecture_and_explicit_keys_override
         ("preset: mask-making\n", "preset: mask-making supports vit_b"),
         ("jitter: [0.1, 2.0]\n", "jitter needs encoder: trained, because a frozen encoder embeds each whole image"),
         ("encoder: trained\njitter: [2.0, 0.1]\n", "jitter is [2.0, 0.1]: expected the lowest and then the highest"),
-        ("text: {min_mask_area: 5}\n", "text.min_mask_area has no effect without text.clip"),
-        ("text: {clip: c}\nsampling: {box_share: 0}\n", "sampling.box_share has no effect with text.clip"),
-        ("text: {clip: c}\nheld_out: {patience: 3}\n", "held_out.patience must be null with text.clip"),
     ],
 )
 def test_values_that_do_not_fit_together_are_refused(tmp_path, text, message):
@@ -132,18 +129,6 @@ def test_the_mask_making_preset_trains_on_masks_of_people(tmp_path):
     path.write_text("output: out\ndatasets: [{uri: a, masks: all}]\npreset: mask-making\n")
     with pytest.raises(UsageError, match=r"but .*a has masks: all\. Use masks: human"):
         with_preset(load_train_config(str(path)), "vit_h")
-
-
-def test_a_projection_is_trained_to_the_end_on_masks_of_people(tmp_path):
-    config = with_preset(loaded(tmp_path, "text: {clip: c}\n"), "mobile_sam")
-    assert {entry.masks for entry in config.datasets} == {"human"}
-    assert (config.held_out.patience, config.text.min_mask_area) == (None, 10_000)
-    assert "text" in identity_keys(config)
-    assert "text" not in identity_keys(with_preset(loaded(tmp_path), "mobile_sam"))
-    path = tmp_path / "all.yaml"
-    path.write_text("output: out\ndatasets: [{uri: a, masks: automatic}]\ntext: {clip: c}\n")
-    with pytest.raises(UsageError, match=r"text\.clip trains on people's masks, but .*a has masks: automatic"):
-        with_preset(load_train_config(str(path)), "mobile_sam")
 
 
 def test_runtime_keys_are_keys_and_do_not_identify_a_run(tmp_path):
