@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from PIL import Image
 
 from segmint.catalogs.layout import canonical_json
@@ -57,7 +58,28 @@ _CONCEPT_MODELS = ("sam3", "sam3_video")
 """Types of models whose folders contain a `Sam3Model`."""
 
 
-class MaskGeneration:
+class _LocalModel:
+    """Model in a local folder, and what it states about itself."""
+
+    @classmethod
+    def weights_sha256(cls, folder: str, **_: Any) -> str:
+        """Return a SHA-256 of the folder's files."""
+        return _sha256_of(folder)
+
+    @classmethod
+    def license(cls, folder: str, **_: Any) -> str | None:
+        """Return the license in the front matter of the folder's README.md, or None if there is none."""
+        card = _card_of(folder)
+        license = card.get("license")
+        return _text(card.get("license_name") if license == "other" else license)
+
+    @classmethod
+    def terms(cls, folder: str, **_: Any) -> str | None:
+        """Return the link to the license in the front matter of the folder's README.md, or None if there is none."""
+        return _text(_card_of(folder).get("license_link"))
+
+
+class MaskGeneration(_LocalModel):
     """Segmenter that calls the mask-generation pipeline of `transformers` with each image.
 
     It works with every model that the pipeline knows, such as SAM, SAM 2, SAM-HQ, EdgeTAM, and the tracker of SAM 3.
@@ -102,7 +124,7 @@ class MaskGeneration:
         return [Mask(code, score=float(score)) for code, score in pairs]
 
 
-class Concepts:
+class Concepts(_LocalModel):
     """Segmenter that finds each instance of each phrase with SAM 3.
 
     The label of a mask is the phrase. The score of a mask and of its label is SAM 3's score of the instance.
@@ -172,10 +194,33 @@ class Concepts:
 
 
 def _version(folder: str, arguments: Mapping[str, Any], kinds: Sequence[str] = ()) -> str:
-    hashes = {file.name: sha256_of(file) for file in _files_of(folder, kinds)}
-    sha256 = hashlib.sha256(canonical_json(hashes)).hexdigest()
-    versions = {"adapter": _ADAPTER, "transformers": importlib.metadata.version("transformers"), "folder": sha256}
+    sha256, package = _sha256_of(folder, kinds), importlib.metadata.version("transformers")
+    versions = {"adapter": _ADAPTER, "transformers": package, "folder": sha256}
     return json.dumps({**versions, **arguments}, ensure_ascii=False, sort_keys=True)
+
+
+def _sha256_of(folder: str, kinds: Sequence[str] = ()) -> str:
+    hashes = {file.name: sha256_of(file) for file in _files_of(folder, kinds)}
+    return hashlib.sha256(canonical_json(hashes)).hexdigest()
+
+
+def _card_of(folder: str) -> dict[str, Any]:
+    """Return the front matter of a folder's README.md. It's empty if there is none, or if it isn't YAML."""
+    file = Path(folder, "README.md")
+    if not file.is_file():
+        return {}
+    first, *lines = file.read_text(encoding="utf-8", errors="replace").splitlines() or [""]
+    if first != "---" or "---" not in lines:
+        return {}
+    try:
+        found = yaml.safe_load("\n".join(lines[: lines.index("---")]))
+    except yaml.YAMLError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) and value.strip() else None
 
 
 def _files_of(folder: str, kinds: Sequence[str] = ()) -> list[Path]:

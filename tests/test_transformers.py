@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from segmint import Mask, StageRow
 from segmint.infra.errors import UsageError
-from segmint.operators.custom.load import load_stage
+from segmint.operators.custom.load import load_stage, stated_terms
 from segmint.transformers import Concepts, MaskGeneration
 from tests.support.tiny_transformers import MASK_GENERATORS, PHRASES, write_sam, write_sam3, write_sam3_video
 
@@ -132,6 +132,31 @@ def test_a_folder_is_loaded_without_the_network_and_without_its_code(tmp_path: P
         (folder / "pytorch_model.bin").write_bytes(b"not read")
     assert found_by(MaskGeneration(str(sam), **MANY), rows[:1]) == expected
     assert found_by(Concepts(str(sam3), PHRASES, threshold=0.0), rows[:1])[0]
+
+
+def test_the_card_of_a_folder_states_its_license(tmp_path: Path) -> None:
+    folder = write_sam3(tmp_path / "sam3")
+
+    def stated(card: str | None) -> tuple[str | None, str | None]:
+        if card is not None:
+            (folder / "README.md").write_text(card, encoding="utf-8")
+        terms = stated_terms(CONCEPTS, {"folder": str(folder), "phrases": PHRASES})
+        assert terms.weights_sha256 == json.loads(Concepts.version(str(folder), PHRASES))["folder"]
+        return terms.license, terms.terms
+
+    assert stated(None) == (None, None)
+    assert stated("---\nlicense: apache-2.0\n---\n# A model\n") == ("apache-2.0", None)
+    other = "license: other\nlicense_name: sam-license\nlicense_link: https://example.org/LICENSE\n"
+    assert stated(f"---\n{other}---\n") == ("sam-license", "https://example.org/LICENSE")
+    for card in (
+        "",
+        "# A model",
+        "---\nlicense: mit\n",
+        "---\n[\n---\n",
+        "---\n- mit\n---\n",
+        "---\nlicense: [mit]\n---",
+    ):
+        assert stated(card) == (None, None), card
 
 
 def test_the_version_covers_the_folder_the_package_and_the_arguments(

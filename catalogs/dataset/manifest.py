@@ -90,6 +90,14 @@ class ModelWeights(Frozen):
     sha256: str
 
 
+class ModelTerms(Frozen):
+    """License and terms of a model, as an SPDX identifier or a text, and the SHA-256 of its files. None: not stated."""
+
+    license: str | None = Field(default=None, min_length=1)
+    terms: str | None = Field(default=None, min_length=1)
+    weights_sha256: str | None = Field(default=None, pattern=r"\A[0-9a-f]{64}\z")
+
+
 class DatasetManifest(Frozen):
     """Content of `dataset.json`. The dataset's first build fixes all fields except `catalog` and `licenses`.
 
@@ -97,7 +105,7 @@ class DatasetManifest(Frozen):
     bits of the results. Licenses are judged as of `policy_date`. `lineage` is the lineage of `weights` if segmint
     trained them; otherwise, it is empty, and the file omits the field. `stages` lists the columns of custom stages in
     the order of the tables. `published` is False for a working dataset, because nobody has checked its licenses and
-    faces.
+    faces. `segmenter` contains what was stated about the segmenter's model; if SAM made the masks, the file omits it.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -114,6 +122,7 @@ class DatasetManifest(Frozen):
     published: bool = True
     stages: tuple[StageColumn, ...] = ()
     lineage: Lineage = ()
+    segmenter: ModelTerms | None = None
 
     @field_validator("config")
     @classmethod
@@ -167,7 +176,8 @@ class DatasetManifest(Frozen):
         raise ValueError(f"there is no shard {shard}: the dataset has {self.shards}")
 
     def to_json(self) -> bytes:
-        return canonical_json(self.model_dump(mode="json", exclude=None if self.lineage else {"lineage"}))
+        omitted = {name for name in ("lineage", "segmenter") if not getattr(self, name)}
+        return canonical_json(self.model_dump(mode="json", exclude=omitted))
 
     @classmethod
     def from_json(cls, data: bytes, where: str = MANIFEST) -> "DatasetManifest":

@@ -95,6 +95,14 @@ ASSETS: dict[str, Asset] = {
 SAM_NAMES = tuple(name for name in ASSETS if name != "clp")  # clp detects license plates
 
 
+def known_license(sha256: str) -> str | None:
+    """Return the license of the known file with this hash, or None for any other file."""
+    for asset in ASSETS.values():
+        if asset.sha256 == sha256:
+            return asset.license
+    return None
+
+
 def is_web_address(name_or_path: str) -> bool:
     """Return whether `name_or_path` is a web address."""
     return name_or_path.startswith(("http://", "https://"))

@@ -11,6 +11,9 @@ these attributes. Only `name` is required:
   each row that it returns, and has neither `fields` nor `labels`.
 - `wants_original`: whether `StageRow.original` is needed. Only for a segmenter.
 - `wants_prompts`: whether the catalog's column `prompts` is needed. Only for a segmenter.
+- `license`, `terms`, and `weights_sha256`: the license of a segmenter as an SPDX identifier or a text, its terms as a
+  URL or a text, and the SHA-256 of its files. Each is a text, or a class method that receives the arguments and returns
+  a text or None. They don't affect the stage's identity.
 - `version`: a text that changes whenever the stage's results change. Without it, the SHA-256 of the module's source
   identifies the code. If `version` is a class method, it receives the arguments, and its result must identify them as
   well, for example by containing the hashes of files that the arguments name.

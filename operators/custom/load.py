@@ -13,8 +13,9 @@ from typing import Any
 import pyarrow as pa
 from pydantic import ValidationError
 
+from segmint.catalogs.dataset.manifest import ModelTerms
 from segmint.catalogs.dataset.mask_labels import MASK_LABEL
-from segmint.catalogs.layout import canonical_json
+from segmint.catalogs.layout import canonical_json, wrong_fields
 from segmint.catalogs.stages import STAGE_PREFIX, StageColumn
 from segmint.infra.errors import UsageError
 from segmint.operators.custom.contract import StageCall, StageContractError
@@ -117,6 +118,22 @@ def load_stage(stage: str, arguments: Mapping[str, Any]) -> StageSpec:
         raise UsageError(f"the stage {stage} is invalid: {type(error).__name__}: {error}") from error
     own = column if described else None
     return StageSpec(stage, dict(arguments), column.name, version, own, labels, by_arguments, **of_segmenter)
+
+
+def stated_terms(stage: str, arguments: Mapping[str, Any]) -> ModelTerms:
+    """Return what a segmenter's class states about its model. Raise `UsageError` if an attribute is invalid."""
+    found, texts = _find(stage), dict[str, Any]()
+    try:
+        for name in ModelTerms.model_fields:
+            stated = getattr(found, name, None)
+            texts[name] = stated(**arguments) if callable(stated) else stated
+        return ModelTerms.model_validate(texts)
+    except ValidationError as error:
+        raise UsageError(f"the segmenter {stage} has invalid attributes: {wrong_fields(error)}") from error
+    except Exception as error:
+        raise UsageError(
+            f"the segmenter {stage} can't state its license and terms: {type(error).__name__}: {error}"
+        ) from error
 
 
 _OF_SEGMENTER = ("masks", "wants_original", "wants_prompts")

@@ -10,6 +10,7 @@ import numpy as np
 from segmint.catalogs.dataset.mask_labels import MODEL
 from segmint.catalogs.layout import canonical_json
 from segmint.infra.assets.cache import sha256_of
+from segmint.infra.assets.known import known_license
 from segmint.infra.assets.resolve import resolve
 from segmint.infra.device import resolve_compute
 from segmint.infra.errors import UsageError
@@ -47,8 +48,18 @@ class PromptedMasks:
         """
         if labeler is not None and not re.fullmatch("[0-9a-f]{64}", labeler):
             raise UsageError(f"labeler is {labeler!r}: expected the SHA-256 of the model that found the boxes")
-        identity = [_BITS, sha256_of(resolve(weights, mirror=assets)), labeler, precision]
+        identity = [_BITS, cls.weights_sha256(weights, assets), labeler, precision]
         return hashlib.sha256(canonical_json(identity)).hexdigest()
+
+    @classmethod
+    def weights_sha256(cls, weights: str, assets: str | None = None, **_: Any) -> str:
+        """Return the SHA-256 of the weights."""
+        return sha256_of(resolve(weights, mirror=assets))
+
+    @classmethod
+    def license(cls, **arguments: Any) -> str | None:
+        """Return the license of known weights, or None for others."""
+        return known_license(cls.weights_sha256(**arguments))
 
     def __init__(
         self,

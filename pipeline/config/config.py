@@ -33,14 +33,15 @@ from pydantic import (
     model_validator,
 )
 
-from segmint.catalogs.licenses import LicensePolicy, validate_identifier
+from segmint.catalogs.dataset.manifest import ModelTerms
+from segmint.catalogs.licenses import LicensePolicy, canonical_identifier, fit_to_store, validate_identifier
 from segmint.infra.assets.known import ASSETS, AUTO
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.storage import Storage
 from segmint.infra.units import Bytes, Seconds, auto_or, validated
 from segmint.infra.uris import absolute, absolute_catalog
 from segmint.operators.curate.settings import CurateConfig
-from segmint.operators.custom.load import StageSpec, load_stage
+from segmint.operators.custom.load import StageSpec, load_stage, stated_terms
 from segmint.operators.prepare.deidentify import RULE, DeidentifyConfig
 from segmint.operators.prepare.ingest_config import IngestConfig, formats_of
 from segmint.operators.prepare.release import ReleaseConfig
@@ -271,6 +272,10 @@ class SegmenterConfig(_ConfigModel):
     batch_size: AutoCount = "auto"
     """Maximum number of images per call. auto: 1."""
     filters: MaskFilters = MaskFilters()
+    license: str | None = Field(default=None, min_length=1)
+    """License of the model: an SPDX identifier or a text. null: what the class states."""
+    terms: str | None = Field(default=None, min_length=1)
+    """Terms of the model: a URL or a text. null: what the class states."""
     resources: SegmenterPoolConfig = SegmenterPoolConfig()
     on_error: Literal["hold", "reject"] = "hold"
     """Handling of an image for which the segmenter raises an error or returns an invalid mask. hold: the image's shard
@@ -283,6 +288,19 @@ class SegmenterConfig(_ConfigModel):
         if not spec.masks:
             raise UsageError(f"the segmenter {self.stage} doesn't set masks = True, as a class that makes masks must")
         return spec
+
+    def model_terms(self) -> ModelTerms:
+        """Return the license and terms of the model as a dataset stores them: without credentials, and shortened.
+
+        Raises `UsageError` if the class states them in an invalid form.
+        """
+        stated = stated_terms(self.stage, self.arguments)
+        license, terms = self.license or stated.license, self.terms or stated.terms
+        if license is not None:
+            license = canonical_identifier(license.strip()) or fit_to_store(license)
+        if terms is not None:
+            terms = fit_to_store(terms)
+        return ModelTerms(license=license, terms=terms, weights_sha256=stated.weights_sha256)
 
 
 LOCAL = ResourcesConfig(address="local")

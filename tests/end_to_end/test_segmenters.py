@@ -57,6 +57,7 @@ def test_the_example_of_the_page_makes_a_dataset(
     monkeypatch.syspath_prepend(str(worker_modules))
     catalog, dataset = small_catalog(tmp_path / "photos", count=6), tmp_path / "dataset"
     lamps = {"stage": "lamps.Lamps", "arguments": {"least": 200}, "filters": {"min_area": 20}, "resources": ONE}
+    lamps |= {"license": "mit", "terms": "https://example.org/terms"}
     mean = {"stage": "tests.support.custom_stages.Mean", "after": "prepare"}
     ranks = {"stage": "tests.support.custom_stages.Ranks"}
     config = configured(tmp_path / "build.yaml", catalog, dataset, lamps, stages=[mean, ranks])
@@ -80,6 +81,8 @@ def test_the_example_of_the_page_makes_a_dataset(
             assert mask.label in ("lamp", "größte")
     manifest = json.loads((dataset / "dataset.json").read_bytes())
     assert manifest["weights"]["name"] == "lamps.Lamps"
+    terms = {"license": "MIT", "terms": "https://example.org/terms", "weights_sha256": None}
+    assert manifest["segmenter"] == terms
     assert not {"masks", "model"} & manifest["config"].keys()
     assert manifest["numerics"]["device"] == "segmenter"
     masks = table(dataset, "masks")
@@ -92,7 +95,11 @@ def test_the_example_of_the_page_makes_a_dataset(
     segmint_here("report", dataset, "-o", tmp_path / "report")
     card = (tmp_path / "report" / "README.md").read_text(encoding="utf-8")
     assert 'segmenter lamps.Lamps, version 1, arguments {"least": 200}, filters {"min\\_area": 20}, SHA-256' in card
+    assert "License of the model: MIT; terms: https://example.org/terms." in card
     assert "Segment Anything" not in card
+    made_by = json.loads((tmp_path / "report" / "croissant.json").read_bytes())["isBasedOn"]
+    assert (made_by["license"], made_by["usageInfo"]) == ("https://spdx.org/licenses/MIT.html", terms["terms"])
+    assert made_by["identifier"] == f"sha256:{manifest['weights']['sha256']}"
     coco = tmp_path / "coco"
     segmint_here("export", dataset, "--format", "coco", "-o", coco)
     exported = json.loads((coco / "instances.json").read_bytes())

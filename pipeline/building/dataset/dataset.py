@@ -257,6 +257,7 @@ def _begin(config: Config, output: Location, weights: Path | None) -> LatestMani
 
     Raises `DamagedDatasetError` if `output` contains files of a dataset but no manifest.
     """
+    terms = None if config.segmenter is None else config.segmenter.model_terms()
     source = Location(output.storage, config.catalog)
     source_sha256 = catalog_sha256(
         source
@@ -301,6 +302,7 @@ def _begin(config: Config, output: Location, weights: Path | None) -> LatestMani
         images_per_shard=config.images_per_shard,
         policy_date=config.license.policy_date or datetime.now(UTC).date(),
         lineage=lineage,
+        segmenter=terms,
         stages=tuple(spec.column for spec in config.load_stages() if spec.column is not None),
     )
     if put_manifest(output, manifest, 1):

@@ -7,6 +7,7 @@ from typing import Any
 import pyarrow as pa
 
 from segmint.catalogs.attributions import license_url
+from segmint.catalogs.dataset.manifest import ModelTerms
 from segmint.catalogs.layout import DATA_KINDS
 from segmint.operators.schemas import shard_schemas
 from segmint.pipeline.quality.report.facts import SAM, Facts
@@ -66,6 +67,8 @@ def croissant_json(facts: Facts, root: str) -> bytes:
         raise ValueError("hashes come from commits, and this dataset has none")
     schemas = shard_schemas(manifest.stages, manifest.schema_version)
     maker = SAM if facts.build is None else facts.build.maker
+    terms = facts.build.model if facts.build is not None else ModelTerms()
+    stated = {"license": license_url(terms.license) or terms.license, "usageInfo": terms.terms}
     trained = f", round {manifest.round}" if manifest.round else ""
     value = {
         "@context": _CONTEXT,
@@ -77,6 +80,12 @@ def croissant_json(facts: Facts, root: str) -> bytes:
             f"made with segmint {manifest.code_version} and {maker} ({manifest.weights.name}{trained})."
         ),
         "license": [license_url(license) or license for license, _ in facts.licenses if license] or ["unknown"],
+        "isBasedOn": {
+            "@type": "sc:SoftwareApplication",
+            "name": manifest.weights.name,
+            "identifier": f"sha256:{terms.weights_sha256 or manifest.weights.sha256}",
+            **{name: text for name, text in stated.items() if text is not None},
+        },
         "identifier": f"sha256:{version.digest}",
         **({} if version.number is None else {"version": f"{version.number}.0.0"}),
         "dateCreated": manifest.policy_date.isoformat(),

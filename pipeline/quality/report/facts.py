@@ -6,12 +6,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from segmint.catalogs.dataset.commits import Commit, CommitLog
-from segmint.catalogs.dataset.manifest import DatasetManifest, load_manifest, name_of
+from segmint.catalogs.dataset.manifest import DatasetManifest, ModelTerms, load_manifest, name_of
 from segmint.catalogs.dataset.mask_labels import MODEL
 from segmint.catalogs.dataset.redaction_totals import RedactionTotals
 from segmint.catalogs.dataset.tables import DatasetTables
 from segmint.catalogs.dataset.tombstones import read_tombstones, removed_images
 from segmint.catalogs.dataset.versions.record import VersionName, name_now
+from segmint.infra.assets.known import known_license
 from segmint.infra.storage.storage import Storage
 from segmint.operators.prepare.deidentify import BUNDLED_DETECTORS, NO_DETECTOR
 from segmint.operators.schemas import AUTOMATIC
@@ -88,12 +89,19 @@ class BuildFacts:
     stability_score_thresh: float | None
     device: str | None
     precision: str | None
+    model: ModelTerms  # license and terms of the model that made the masks
     segmenter: str | None = None  # the segmenter that made the masks, and its settings; None: SAM made them
 
     @property
     def maker(self) -> str:
         """Name of the masks' maker for a sentence."""
         return SAM if self.segmenter is None else "a segmenter"
+
+    @property
+    def model_license(self) -> str:
+        """License and terms of the model for a sentence."""
+        license = self.model.license or "not stated"
+        return license if self.model.terms is None else f"{license}; terms: {self.model.terms}"
 
 
 @dataclass(frozen=True)
@@ -190,6 +198,7 @@ def _build(manifest: DatasetManifest) -> BuildFacts:
         stability_score_thresh=_plain_number(masks.get("stability_score_thresh")),
         device=_text(manifest.numerics.get("device")),
         precision=_text(manifest.numerics.get("precision")),
+        model=manifest.segmenter or ModelTerms(license=known_license(manifest.weights.sha256)),
         segmenter=_describe_segmenter(manifest.config.get("segmenter")),
     )
 

@@ -209,6 +209,8 @@ def made_of(facts: Facts) -> list[tuple[str, str]]:
     return [
         *([("Digest", digest_of(facts.version))] if facts.version is not None else []),
         ("Model", f"{manifest.weights.name}, SHA-256 {manifest.weights.sha256}"),
+        *([("Files of the model", f"SHA-256 {build.model.weights_sha256}")] if build.model.weights_sha256 else []),
+        ("License of the model", build.model_license),
         *([("Round", "; ".join(describe_rounds(manifest.lineage)))] if manifest.round else []),
         ("Masks", _recipe(build)),
         (

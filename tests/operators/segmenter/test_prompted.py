@@ -12,6 +12,7 @@ import segmint
 from benchmarks.masks.reference import reference_sam
 from segmint.infra.assets.cache import sha256_of
 from segmint.infra.errors import UsageError
+from segmint.operators.custom.load import stated_terms
 from segmint.operators.segmenter.prompted import PromptedMasks
 from tests.support.embedded_once import encoding_once
 
@@ -137,6 +138,14 @@ def test_a_mask_names_its_prompt_and_its_label(
     ((first, second),) = (each.masks_found for each in by_model([row(coffee, [points, box])]))
     assert (first.label, first.label_score, first.label_source) == (None, None, None)
     assert (second.label, second.label_score, second.label_source) == ("cup", 0.75, f"model:{LABELER}")
+
+
+def test_known_weights_have_a_license_and_others_none(mobile_sam_path: Path, tmp_path: Path) -> None:
+    stated = stated_terms("segmint.PromptedMasks", {"weights": str(mobile_sam_path), "device": "cpu"})
+    assert (stated.license, stated.terms) == ("Apache-2.0", None)
+    assert stated.weights_sha256 == sha256_of(mobile_sam_path)
+    (tmp_path / "other.pth").write_bytes(b"x")
+    assert stated_terms("segmint.PromptedMasks", {"weights": str(tmp_path / "other.pth")}).license is None
 
 
 def test_the_version_names_the_weights_and_the_labeler(mobile_sam_path: Path, tmp_path: Path) -> None:

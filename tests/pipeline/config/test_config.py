@@ -288,6 +288,42 @@ def test_a_segmenter_takes_the_place_of_masks_and_model_in_the_identity() -> Non
     assert "segmenter" not in identity(Config.model_validate(NEEDED))
 
 
+def test_the_terms_of_a_model_are_what_its_class_and_the_configuration_state(monkeypatch: pytest.MonkeyPatch) -> None:
+    def terms(**given: Any) -> tuple[str | None, str | None, str | None]:
+        config = Config.model_validate({**NEEDED, "segmenter": {**SEGMENTER, **given}})
+        assert config.segmenter is not None
+        stated = config.segmenter.model_terms()
+        return stated.license, stated.terms, stated.weights_sha256
+
+    def stated_by_class(name: str, value: Any) -> None:
+        monkeypatch.setattr(f"tests.support.segmenters.Bright.{name}", value, raising=False)
+
+    assert terms() == (None, None, None)
+    before = identity(Config.model_validate({**NEEDED, "segmenter": SEGMENTER}))
+    stated_by_class("license", "apache-2.0")
+    stated_by_class("terms", lambda threshold: f"Only above {threshold}.")
+    stated_by_class("weights_sha256", "ab" * 32)
+    assert terms() == ("Apache-2.0", "Only above 90.", "ab" * 32)
+    assert terms(license="Our license") == ("Our license", "Only above 90.", "ab" * 32)
+    assert terms(terms="https://user:hunter2@example.org/t")[1] == "https://[redacted]@example.org/t"
+    stated = Config.model_validate({**NEEDED, "segmenter": {**SEGMENTER, "license": "MIT", "terms": "none"}})
+    assert identity(stated) == before
+    with pytest.raises(ValidationError, match="at least 1 character"):
+        terms(license="")
+    stated_by_class("license", 3)
+    with pytest.raises(
+        UsageError, match=r"segmenter tests\.support\.segmenters\.Bright has invalid attributes: license"
+    ):
+        terms()
+    stated_by_class("license", None)
+    stated_by_class("weights_sha256", "abc")
+    with pytest.raises(UsageError, match=r"has invalid attributes: weights_sha256"):
+        terms()
+    stated_by_class("weights_sha256", lambda folder: folder)
+    with pytest.raises(UsageError, match=r"can't state its license and terms: TypeError"):
+        terms()
+
+
 @pytest.mark.parametrize(
     ("more", "told"),
     [

@@ -8,6 +8,7 @@ import mlcroissant
 import pytest
 
 from segmint.catalogs.dataset.versions.digest import current_digest
+from segmint.infra.assets.known import ASSETS
 from segmint.operators.schemas import IMAGES, MASKS
 from tests.support.locations import location_of
 
@@ -28,6 +29,9 @@ def test_it_carries_the_version_digest(small_dataset: Path, described: Path) -> 
     value = json.loads(described.read_text())
     assert value["identifier"] == f"sha256:{current_digest(location_of(small_dataset))}"
     assert "version" not in value, "none is recorded"
+    made_by = value["isBasedOn"]
+    assert (made_by["name"], made_by["license"]) == ("mobile_sam", "https://spdx.org/licenses/Apache-2.0.html")
+    assert made_by["identifier"] == f"sha256:{ASSETS['mobile_sam'].sha256}"
 
 
 def test_every_committed_file_is_where_it_says_and_has_its_hash(small_dataset: Path, described: Path) -> None:
