@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from contextlib import ExitStack
 from dataclasses import fields, replace
 from functools import partial
@@ -84,11 +84,10 @@ class Predictor(sam_predictor.Predictor):
         *,
         device: str = "auto",
         precision: str = "fp32",
-        embed_texts: Callable[[Sequence[str]], Tensor] | None = None,
     ) -> None:
         model = sam_of(sam, device, precision)
         kernels = cpu_kernels(model.device.type)
-        super().__init__(model, compile_encoder, must_compile, kernels, embed_texts)
+        super().__init__(model, compile_encoder, must_compile, kernels)
 
     def embed(self, image: Image | Tensor, frame_size: tuple[int, int] | None = None) -> Embedding:
         """Encode an image of any type that `pixels_of` accepts. The base class describes `frame_size`."""

@@ -14,7 +14,7 @@ from segmint.operators.custom.contract import StageRow
 from segmint.operators.custom.load import load_stage
 from segmint.operators.images import decode_jpeg
 from segmint.operators.text.clip import ClipFolder
-from segmint.operators.text.crops import crop_mask, training_crop
+from segmint.operators.text.crops import crop_mask
 from segmint.operators.text.labels import MaskLabels
 from tests.support.clips import write_clip
 from tests.support.described_rows import accepted_row, rectangle_mask
@@ -123,17 +123,16 @@ def test_a_crop_is_a_square_around_the_mask_with_the_mean_color_outside_the_imag
 
 
 def test_a_crop_around_a_long_mask_takes_little_memory() -> None:
-    pixels, mask = np.full((64, 4000, 3), 200, np.uint8), np.zeros((64, 4000), bool)
-    mask[16:48, 40:3960] = True
+    pixels, mask = np.full((64, 4000, 3), 200, np.uint8), rectangle_mask(64, 4000, 16, 40, 48, 3960)
     tracemalloc.start()
     try:
-        crop, shown = training_crop(pixels, mask, 32, 2.0, True)  # 7,840 pixels
+        crop, shown = crop_mask(pixels, mask, 32)  # 5,882 pixels
         assert tracemalloc.get_traced_memory()[1] < 200e6
     finally:
         tracemalloc.stop()
-    assert np.argwhere(shown).tolist() == [[y, x] for y in (15, 16) for x in range(8, 24)]
-    assert (crop[~shown] == (123, 117, 104)).all()
+    assert np.argwhere(shown).tolist() == [[y, x] for y in (15, 16) for x in range(5, 27)]
     assert (crop[shown] != (123, 117, 104)).any(axis=1).all()
+    assert (crop[:15] == (123, 117, 104)).all()
 
 
 def test_the_stage_declares_its_version_and_starts_by_its_name(clip: Path) -> None:
