@@ -33,15 +33,14 @@ from pydantic import (
     model_validator,
 )
 
-from segmint.catalogs.dataset.manifest import ModelTerms
-from segmint.catalogs.licenses import LicensePolicy, canonical_identifier, fit_to_store, validate_identifier
+from segmint.catalogs.licenses import LicensePolicy, validate_identifier
 from segmint.infra.assets.known import ASSETS, AUTO
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.storage import Storage
 from segmint.infra.units import Bytes, Seconds, auto_or, validated
 from segmint.infra.uris import absolute, absolute_catalog
 from segmint.operators.curate.settings import CurateConfig
-from segmint.operators.custom.load import StageSpec, load_stage, stated_terms
+from segmint.operators.custom.load import StageSpec, load_stage
 from segmint.operators.prepare.deidentify import RULE, DeidentifyConfig
 from segmint.operators.prepare.ingest_config import IngestConfig, formats_of
 from segmint.operators.prepare.release import ReleaseConfig
@@ -288,19 +287,6 @@ class SegmenterConfig(_ConfigModel):
         if not spec.masks:
             raise UsageError(f"the segmenter {self.stage} doesn't set masks = True, as a class that makes masks must")
         return spec
-
-    def model_terms(self) -> ModelTerms:
-        """Return the license and terms of the model as a dataset stores them: without credentials, and shortened.
-
-        Raises `UsageError` if the class states them in an invalid form.
-        """
-        stated = stated_terms(self.stage, self.arguments)
-        license, terms = self.license or stated.license, self.terms or stated.terms
-        if license is not None:
-            license = canonical_identifier(license.strip()) or fit_to_store(license)
-        if terms is not None:
-            terms = fit_to_store(terms)
-        return ModelTerms(license=license, terms=terms, weights_sha256=stated.weights_sha256)
 
 
 LOCAL = ResourcesConfig(address="local")

@@ -2,11 +2,13 @@
 
 from collections.abc import Mapping
 
-from segmint.catalogs.dataset.manifest import DatasetManifest
+from segmint.catalogs.dataset.manifest import DatasetManifest, ModelTerms
+from segmint.catalogs.licenses import canonical_identifier, fit_to_store
 from segmint.infra.assets.cache import pinned
 from segmint.infra.assets.resolve import resolve
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
+from segmint.operators.custom.load import stated_terms
 from segmint.operators.prepare.left_alone import Entries, read_left_alone
 from segmint.operators.prepare.prepare import PrepareConfig
 from segmint.operators.prepare.release import WHOLE_ORIGINAL
@@ -84,3 +86,17 @@ def segmenter_settings(segmenter: SegmenterConfig, numerics: Numerics | None = N
     """Return the settings of a segmenter's actors. If `numerics` is given, the actors must have them."""
     threads = max(1, int(segmenter.resources.num_cpus) - 1)
     return SegmenterSettings(segmenter.filters, segmenter.on_error == "reject", threads, numerics)
+
+
+def model_terms(segmenter: SegmenterConfig) -> ModelTerms:
+    """Return the license and terms of a segmenter's model as a dataset stores them: without credentials, and shortened.
+
+    Those in the configuration take precedence. Raises `UsageError` if the class states them in an invalid form.
+    """
+    stated = stated_terms(segmenter.stage, segmenter.arguments)
+    license, terms = segmenter.license or stated.license, segmenter.terms or stated.terms
+    if license is not None:
+        license = canonical_identifier(license.strip()) or fit_to_store(license)
+    if terms is not None:
+        terms = fit_to_store(terms)
+    return ModelTerms(license=license, terms=terms, weights_sha256=stated.weights_sha256)

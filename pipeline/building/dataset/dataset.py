@@ -71,7 +71,7 @@ from segmint.pipeline.building.dataset.first_numerics import (
 )
 from segmint.pipeline.building.dataset.segmenter_trial import try_segmenter
 from segmint.pipeline.config.config import Config, as_pinned, identity
-from segmint.pipeline.config.stage_settings import read_listed
+from segmint.pipeline.config.stage_settings import model_terms, read_listed
 
 
 @dataclass(frozen=True)
@@ -257,7 +257,7 @@ def _begin(config: Config, output: Location, weights: Path | None) -> LatestMani
 
     Raises `DamagedDatasetError` if `output` contains files of a dataset but no manifest.
     """
-    terms = None if config.segmenter is None else config.segmenter.model_terms()
+    terms = None if config.segmenter is None else model_terms(config.segmenter)
     source = Location(output.storage, config.catalog)
     source_sha256 = catalog_sha256(
         source

@@ -13,6 +13,7 @@ from segmint.catalogs.layout import differing_keys
 from segmint.infra.errors import UsageError
 from segmint.model.automatic.settings import MaskSettings
 from segmint.pipeline.config.config import Config, LicenseConfig, as_pinned, identity, load_config
+from segmint.pipeline.config.stage_settings import model_terms
 
 NEEDED = {"name": "street", "catalog": "catalog.csv", "output": "out", "license": {"allow": ["CC0-1.0"]}}
 
@@ -292,7 +293,7 @@ def test_the_terms_of_a_model_are_what_its_class_and_the_configuration_state(mon
     def terms(**given: Any) -> tuple[str | None, str | None, str | None]:
         config = Config.model_validate({**NEEDED, "segmenter": {**SEGMENTER, **given}})
         assert config.segmenter is not None
-        stated = config.segmenter.model_terms()
+        stated = model_terms(config.segmenter)
         return stated.license, stated.terms, stated.weights_sha256
 
     def stated_by_class(name: str, value: Any) -> None:

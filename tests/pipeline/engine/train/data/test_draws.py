@@ -36,21 +36,6 @@ def test_a_step_does_not_depend_on_those_before_it_and_does_on_the_seed(images):
     assert [str(DrawSequence(images, every, [1, 1], BATCH, seed=6).step(step)) for step in range(1, 9)] != in_order
 
 
-def test_crops_are_up_to_twice_as_long_and_half_of_them_show_the_mask_alone(images):
-    every = np.ones(len(images), bool)
-    draws, again, without = (
-        DrawSequence(images, every, [1, 1], BATCH, 5, crops=crops) for crops in (True, True, False)
-    )
-    steps = [draws.step(step) for step in range(1, 301)]
-    assert str(again.step(300)) == str(steps[-1])
-    assert {draw.crops for draw in without.step(1)} == {None}
-    assert all(len(draw.crops) == len(draw.numbers) for drawn in steps for draw in drawn)
-    enlarged, alone = zip(*(crop for drawn in steps for draw in drawn for crop in draw.crops), strict=True)
-    assert 1 <= min(enlarged) < 1.02 < 1.98 < max(enlarged) <= 2
-    assert 0.46 < np.mean(alone) < 0.54
-    assert len(set(enlarged)) == len(enlarged) > 800
-
-
 def test_weights_decide_how_often_images_of_a_dataset_are_drawn(images):
     draws = DrawSequence(images, np.ones(len(images), bool), [3, 1], BatchKeys(images=10), seed=0)
     drawn = Counter(draw.image for step in range(1, 201) for draw in draws.step(step))

@@ -51,39 +51,6 @@ def test_pixels_and_targets_are_those_of_the_drawn_masks(trainable, tmp_path):
     assert np.array_equal(reader.pixels_of(without), read.pixels)
 
 
-def test_crops_for_clip_are_of_the_image_itself_and_half_of_them_of_the_mask_alone(trainable, tmp_path):
-    found = find(tmp_path, trainable)
-    picture, masks = scene(4)
-    draw = replace(drawn(5, 4), crops=[(1.0, True), (2.0, False)])
-    given: list[tuple[torch.Tensor, torch.Tensor]] = []
-
-    def embed(crops: torch.Tensor, shown: torch.Tensor) -> torch.Tensor:
-        given.append((crops, shown))
-        return torch.full((len(crops), 4), float(len(given)))
-
-    reader = TrainingImageReader(found.images, 256, 0.9, found.skipped, (32, embed))
-    plain = reader.read(drawn(5, 4))
-    assert plain.masks.embeddings is None
-    for jitter in (None, (2.0, 0.2, 0.4)):
-        read = reader.read(replace(draw, jitter=jitter))
-        crops, shown = given[-1]
-        assert read.masks.embeddings.tolist() == [[float(len(given))] * 4] * 2
-        assert crops.shape == (2, 3, 32, 32)
-        assert shown[1].all()
-        ellipse = shown[0].float().mean()
-        assert 0.6 < ellipse < 0.95  # its box, enlarged to a square
-        assert not (crops[0].permute(1, 2, 0)[~shown[0]] - torch.tensor([123, 117, 104])).any()
-        x, y = (int(values.min() + values.max() + 1) // 2 for values in np.nonzero(masks[1])[::-1])
-        center = picture[y - 3 : y + 3, x - 3 : x + 3].mean(axis=(0, 1))
-        assert np.abs(crops[1, :, 14:18, 14:18].float().mean(dim=(1, 2)).numpy() - center).max() < 40
-    assert read.pixels.shape[:2] != plain.pixels.shape[:2]
-    assert np.array_equal(reader.read(draw).pixels, plain.pixels)
-    kept = reader.read(draw, lambda row: torch.zeros(1, 256, 64, 64))
-    assert kept.pixels is None
-    assert kept.masks.embeddings.shape == (2, 4)
-    assert len(given) == 4
-
-
 @pytest.mark.parametrize("jitter", [(0.1, 0.5, 0.5), (1.0, 0.3, 0.9), (2.0, 1.0, 0.25)])
 def test_jitter_scales_and_crops_pixels_and_masks_alike(trainable, tmp_path, jitter):
     found = find(tmp_path, trainable)
