@@ -13,7 +13,7 @@ PROMPT = pa.struct(
         ("score", pa.float64()),  # of the detector that found it
     ]
 )
-"""Arrow type of a prompt, which has a box, points, or both."""
+"""Arrow type of a prompt. One that has neither a box nor points is a phrase, its label."""
 
 PROMPTS = pa.struct([("width", pa.float64()), ("height", pa.float64()), ("prompts", pa.list_(PROMPT))])
 """Arrow type of an image's prompts. All coordinates are in a frame of this width and height.

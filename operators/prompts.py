@@ -29,6 +29,9 @@ def released_prompts(entry: Mapping[str, Any], source: Size, released: Size) -> 
         places = list(points or ())
         if box is not None:
             places += [box[:2], [box[0] + box[2], box[1] + box[3]]]
+        if not places:
+            found.append(dict(prompt))
+            continue
         kept = np.clip(places, 0, frame)
         if (np.abs(kept - places) > np.multiply(TOLERANCE, frame)).any() or (box and (kept[-2] >= kept[-1]).any()):
             detail = f"prompts.{index} has {str(places)[:200]}; expected at most {list(frame)}, as the prompts' frame"

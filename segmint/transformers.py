@@ -16,6 +16,7 @@ import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ import yaml
 from PIL import Image
 
 from segmint.catalogs.layout import canonical_json
+from segmint.catalogs.reasons import Reason, RejectedError
 from segmint.infra.assets.cache import sha256_of
 from segmint.infra.errors import UsageError
 from segmint.operators.custom.contract import Mask, StageRow
@@ -53,6 +55,9 @@ _ADAPTER = 1
 _WEIGHTS = ".safetensors"
 _SUFFIXES = (_WEIGHTS, ".json", ".txt", ".model")
 """Suffixes of the files that `transformers` reads, including those of tokenizers."""
+
+_PHRASES = 4096
+"""Maximum number of phrases whose embeddings stay in memory."""
 
 _CONCEPT_MODELS = ("sam3", "sam3_video")
 """Types of models whose folders contain a `Sam3Model`."""
@@ -127,7 +132,8 @@ class MaskGeneration(_LocalModel):
 class Concepts(_LocalModel):
     """Segmenter that finds each instance of each phrase with SAM 3.
 
-    The label of a mask is the phrase. The score of a mask and of its label is SAM 3's score of the instance.
+    The label of a mask is the phrase. The score of a mask and of its label is SAM 3's score of the instance. Without
+    `phrases`, those of an image are the labels of its prompts in the catalog, which must have no boxes and no points.
     """
 
     name = "concepts"
@@ -136,7 +142,7 @@ class Concepts(_LocalModel):
     def __init__(
         self,
         folder: str,
-        phrases: Sequence[str],
+        phrases: Sequence[str] | None = None,
         threshold: float = 0.5,
         mask_threshold: float = 0.5,
         dtype: str = "float32",
@@ -155,34 +161,71 @@ class Concepts(_LocalModel):
         self._model = _load(Sam3Model, folder, dtype)
         self._processor = Sam3Processor.from_pretrained(folder, local_files_only=True)
         self._thresholds = {"threshold": threshold, "mask_threshold": mask_threshold}
-        self._texts = {phrase: self._encoded(phrase) for phrase in phrases}
+        self._phrases = None if phrases is None else list(phrases)
+        self._encode = lru_cache(_PHRASES)(self._encoded)
+        try:
+            for phrase in phrases or ():
+                self._encode(phrase)
+        except RejectedError as error:
+            raise UsageError(error.detail) from error
 
     @classmethod
-    def version(cls, folder: str, phrases: Sequence[str], **others: Any) -> str:
+    def wants_prompts(cls, folder: str, phrases: Sequence[str] | None = None, **_: Any) -> bool:
+        """Return whether each row of the catalog has its own phrases."""
+        return phrases is None
+
+    @classmethod
+    def version(cls, folder: str, phrases: Sequence[str] | None = None, **others: Any) -> str:
         """Return the package's version, the hash of the folder, and the other arguments, as JSON.
 
         Raises `UsageError` if a package is missing, if the folder isn't SAM 3's, or if the phrases are invalid.
         """
         _check_phrases(phrases)
-        return _version(folder, {"phrases": list(phrases), **others}, _CONCEPT_MODELS)
+        named = None if phrases is None else list(phrases)
+        return _version(folder, {"phrases": named, **others}, _CONCEPT_MODELS)
 
     @torch.inference_mode()
     def __call__(self, rows: Sequence[StageRow]) -> list[StageRow]:
-        return [row.with_masks(self._masks_of(row.image)) for row in rows]
+        """Return the rows with their masks. A row without phrases gets none.
+
+        Raises `RejectedError` (`prompts_misfit`) if a prompt has a box or points, or if its label is too long.
+        """
+        return [row.with_masks(self._masks_of(row.image, self._phrases_of(row))) for row in rows]
+
+    def _phrases_of(self, row: StageRow) -> Sequence[str]:
+        if self._phrases is not None:
+            return self._phrases
+        found = dict[str, None]()  # in order, each once
+        for index, prompt in enumerate(row.get("prompts") or ()):
+            if prompt["box"] is not None or prompt["points"]:
+                detail = f"prompts.{index} has a box or points; expected only a label, which SAM 3 takes as a phrase"
+                raise RejectedError(Reason.PROMPTS_MISFIT, detail)
+            found[prompt["label"]] = None
+        return list(found)
 
     def _encoded(self, phrase: str) -> dict[str, Any]:
-        """Return a phrase's embedding and its attention mask, as arguments of the model."""
+        """Return a phrase's embedding and its attention mask, as arguments of the model.
+
+        Raises `RejectedError` (`prompts_misfit`) if the phrase has too many tokens.
+        """
         tokens = self._processor(text=phrase, return_tensors="pt").to(self._model.device)
+        length, most = tokens["input_ids"].shape[1], self._model.config.text_config.max_position_embeddings
+        if length > most:
+            detail = f"the phrase {phrase[:100]!r} has {length} tokens; expected at most {most}"
+            raise RejectedError(Reason.PROMPTS_MISFIT, detail)
         with torch.inference_mode():
             embedding = self._model.get_text_features(tokens["input_ids"], tokens["attention_mask"])
         return {"text_embeds": embedding, "attention_mask": tokens["attention_mask"]}
 
-    def _masks_of(self, pixels: Pixels) -> list[Mask]:
+    def _masks_of(self, pixels: Pixels, phrases: Sequence[str]) -> list[Mask]:
+        texts = [self._encode(phrase) for phrase in phrases]
+        if not texts:
+            return []
         image = self._processor(images=Image.fromarray(pixels), return_tensors="pt")
         image = image.to(self._model.device, dtype=self._model.dtype)
         embedding = self._model.get_vision_features(image["pixel_values"])
         masks = []
-        for phrase, text in self._texts.items():
+        for phrase, text in zip(phrases, texts, strict=True):
             outputs = self._model(vision_embeds=embedding, **text)
             (found,) = self._processor.post_process_instance_segmentation(
                 outputs, target_sizes=[pixels.shape[:2]], **self._thresholds
@@ -254,7 +297,9 @@ def _check_arguments(arguments: Mapping[str, Any]) -> None:
 
 
 def _check_phrases(phrases: Any) -> None:
-    """Raise `UsageError` unless `phrases` is a list of different texts."""
+    """Raise `UsageError` unless `phrases` is None or a list of different texts."""
+    if phrases is None:
+        return
     valid = isinstance(phrases, list | tuple) and all(isinstance(each, str) and each.strip() for each in phrases)
     if not valid or not phrases or len(set(phrases)) < len(phrases):
         raise UsageError(f"phrases is {phrases!r}: expected a list of different texts, such as [dog, red car]")

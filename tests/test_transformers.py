@@ -18,6 +18,7 @@ from pycocotools import mask as coco
 from safetensors.torch import load_file, save_file
 
 from segmint import Mask, StageRow
+from segmint.catalogs.reasons import Reason, RejectedError
 from segmint.infra.errors import UsageError
 from segmint.operators.custom.load import load_stage, stated_terms
 from segmint.transformers import Concepts, MaskGeneration
@@ -116,6 +117,41 @@ def test_concepts_are_the_instances_that_sam_3_finds(
         assert left == []
     assert {mask.label for masks in found for mask in masks} == set(PHRASES)
     assert 0 < sum(map(len, found)) < len(scores)
+
+
+def test_each_row_of_the_catalog_may_have_its_own_phrases(tmp_path: Path, rows: list[StageRow]) -> None:
+    folder = str(write_sam3(tmp_path / "sam3"))
+
+    def with_prompts(row: StageRow, *prompts: dict[str, Any]) -> StageRow:
+        nothing = dict.fromkeys(("box", "points", "point_labels", "label", "score"))
+        return StageRow({**row, "prompts": [{**nothing, **each} for each in prompts] or None})
+
+    cup, saucer = ({"label": phrase} for phrase in PHRASES)
+    first, second = rows
+    given = [with_prompts(first, saucer, cup, saucer), with_prompts(second, cup), with_prompts(second)]
+    concepts = Concepts(folder, threshold=0.0)
+    both, one, none = found_by(concepts, given)
+    (expected,) = found_by(Concepts(folder, PHRASES[::-1], threshold=0.0), [first])
+    assert [(mask.label, mask.score) for mask in both] == [(mask.label, mask.score) for mask in expected]
+    for mask, other in zip(both, expected, strict=True):
+        assert np.array_equal(pixels_of(mask), pixels_of(other))
+    (expected,) = found_by(Concepts(folder, PHRASES[:1], threshold=0.0), [second])
+    assert [mask.score for mask in one] == [mask.score for mask in expected] != []
+    assert none == []
+    for prompts, told in (
+        (
+            [cup, {"box": [1.0, 1.0, 5.0, 5.0], "label": "cup"}],
+            r"prompts\.1 has a box or points; expected only a label",
+        ),
+        ([{"label": "cup " * 40}], r"has 42 tokens; expected at most 32"),
+    ):
+        with pytest.raises(RejectedError, match=told) as caught:
+            concepts([with_prompts(first, *prompts)])
+        assert caught.value.reason == Reason.PROMPTS_MISFIT
+    with pytest.raises(UsageError, match="has 42 tokens"):
+        Concepts(folder, ["cup " * 40])
+    assert load_stage(CONCEPTS, {"folder": folder}).wants_prompts
+    assert not load_stage(CONCEPTS, {"folder": folder, "phrases": PHRASES}).wants_prompts
 
 
 @pytest.mark.usefixtures("no_network")

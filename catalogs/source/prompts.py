@@ -1,4 +1,4 @@
-"""Check of a catalog's column `prompts`: boxes and points, and the size of the frame to which they refer."""
+"""Check of a catalog's column `prompts`: boxes, points, and labels, and the size of the frame to which they refer."""
 
 from typing import Annotated, Any, Self
 
@@ -26,8 +26,8 @@ class Prompt(Frozen):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.box is None and not self.points:
-            raise ValueError("a box, or points")
+        if self.box is None and not self.points and not (self.label or "").strip():
+            raise ValueError("a box, points, or a label")
         if self.box is not None and min(self.box[2:]) <= 0:
             raise ValueError("a box [x, y, width, height] with positive width and height")
         if self.point_labels is not None and len(self.point_labels) != len(self.points or ()):

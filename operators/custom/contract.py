@@ -10,7 +10,8 @@ these attributes. Only `name` is required:
 - `masks`: whether the stage makes the masks of images itself (a *segmenter*). It then calls `StageRow.with_masks` for
   each row that it returns, and has neither `fields` nor `labels`.
 - `wants_original`: whether `StageRow.original` is needed. Only for a segmenter.
-- `wants_prompts`: whether the catalog's column `prompts` is needed. Only for a segmenter.
+- `wants_prompts`: whether the catalog's column `prompts` is needed. Only for a segmenter. Like the attributes below, it
+  can be a class method that receives the arguments.
 - `license`, `terms`, and `weights_sha256`: the license of a segmenter as an SPDX identifier or a text, its terms as a
   URL or a text, and the SHA-256 of its files. Each is a text, or a class method that receives the arguments and returns
   a text or None. They don't affect the stage's identity.

@@ -89,7 +89,6 @@ def load_stage(stage: str, arguments: Mapping[str, Any]) -> StageSpec:
     found = _find(stage)
     name, fields = getattr(found, "name", None), getattr(found, "fields", {})
     table, labels = getattr(found, "table", "images"), getattr(found, "labels", False)
-    of_segmenter = {name: getattr(found, name, False) for name in _OF_SEGMENTER}
     try:
         inspect.signature(found).bind(**arguments)
         json.dumps(dict(arguments), ensure_ascii=False, default=repr).encode()  # fails for unpaired surrogates
@@ -98,9 +97,10 @@ def load_stage(stage: str, arguments: Mapping[str, Any]) -> StageSpec:
         column = StageColumn.model_validate({"name": name, "table": table, "fields": described or [_ANY]})
         version = getattr(found, "version", None)
         by_arguments = callable(version)
-        version = version(**arguments) if callable(version) else _source_sha256(found) if version is None else version
+        version = _source_sha256(found) if version is None else _stated(found, "version", arguments)
         if not isinstance(version, str) or not version or not isinstance(labels, bool):
             raise TypeError(f"version is {version!r} and labels is {labels!r}: expected text, and true or false")
+        of_segmenter = {each: _stated(found, each, arguments, False) for each in _OF_SEGMENTER}
         for each, value in of_segmenter.items():
             if not isinstance(value, bool):
                 raise TypeError(f"{each} is {value!r}: expected true or false")
@@ -125,8 +125,7 @@ def stated_terms(stage: str, arguments: Mapping[str, Any]) -> ModelTerms:
     found, texts = _find(stage), dict[str, Any]()
     try:
         for name in ModelTerms.model_fields:
-            stated = getattr(found, name, None)
-            texts[name] = stated(**arguments) if callable(stated) else stated
+            texts[name] = _stated(found, name, arguments)
         return ModelTerms.model_validate(texts)
     except ValidationError as error:
         raise UsageError(f"the segmenter {stage} has invalid attributes: {wrong_fields(error)}") from error
@@ -134,6 +133,12 @@ def stated_terms(stage: str, arguments: Mapping[str, Any]) -> ModelTerms:
         raise UsageError(
             f"the segmenter {stage} can't state its license and terms: {type(error).__name__}: {error}"
         ) from error
+
+
+def _stated(found: Any, name: str, arguments: Mapping[str, Any], default: Any = None) -> Any:
+    """Return an attribute of a stage, or what it returns for the arguments if it is a class method."""
+    value = getattr(found, name, default)
+    return value(**arguments) if callable(value) else value
 
 
 _OF_SEGMENTER = ("masks", "wants_original", "wants_prompts")

@@ -9,6 +9,7 @@ import numpy as np
 
 from segmint.catalogs.dataset.mask_labels import MODEL
 from segmint.catalogs.layout import canonical_json
+from segmint.catalogs.reasons import Reason, RejectedError
 from segmint.infra.assets.cache import sha256_of
 from segmint.infra.assets.known import known_license
 from segmint.infra.assets.resolve import resolve
@@ -81,7 +82,15 @@ class PromptedMasks:
         self._labeler = labeler
 
     def __call__(self, rows: Sequence[StageRow]) -> list[StageRow]:
-        """Return the rows with their masks. A row without prompts gets none."""
+        """Return the rows with their masks. A row without prompts gets none.
+
+        Raises `RejectedError` (`prompts_misfit`) if a row has a prompt without a box or points.
+        """
+        for row in rows:
+            for index, prompt in enumerate(row.get("prompts") or ()):
+                if prompt["box"] is None and not prompt["points"]:
+                    detail = f"prompts.{index} has only a label; expected a box or points, which SAM needs"
+                    raise RejectedError(Reason.PROMPTS_MISFIT, detail)
         embeddings = iter(self.predictor.embed_many([row.image for row in rows if row.get("prompts")]))
         done = []
         for row in rows:

@@ -68,6 +68,28 @@ def test_a_build_stores_and_exports_the_phrases_of_masks(tmp_path: Path, local_r
 
 
 @pytest.mark.long
+def test_a_build_takes_the_phrases_of_each_row_from_the_catalog(tmp_path: Path, local_ray: Cluster) -> None:
+    catalog, dataset = small_catalog(tmp_path / "photos", count=6), tmp_path / "dataset"
+    rows = [json.loads(line) for line in catalog.read_text(encoding="utf-8").splitlines()]
+    cup, saucer = ({"label": phrase} for phrase in PHRASES)
+    given: list[list[dict[str, Any]]] = [[cup], [saucer, cup], [cup], [], [{**cup, "box": [0.1, 0.1, 0.5, 0.5]}]]
+    for row, prompts in zip(rows, given, strict=False):
+        row["prompts"] = {"width": 1, "height": 1, "prompts": prompts}
+    catalog.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
+    arguments = {"folder": str(write_sam3(tmp_path / "sam3")), "threshold": 0.0}
+    concepts = {"stage": CONCEPTS, "arguments": arguments, "resources": TWO}
+    segmint_here("build", configured(tmp_path / "build.yaml", catalog, dataset, concepts))
+    assert findings(dataset) == []
+    labels: dict[str, set[str]] = {row["image_id"]: set() for row in table(dataset, "images")}
+    names = {row["id"]: row["image_id"] for row in table(dataset, "images")}
+    for mask in table(dataset, "masks"):
+        labels[names[mask["id"]]].add(mask["label"])
+    assert labels == {"image-0": {PHRASES[0]}, "image-1": set(PHRASES), "image-3": set()}
+    (verdict,) = [row for row in table(dataset, "rejects") if row["reason"] == "prompts_misfit"]
+    assert (verdict["image_id"], verdict["stage"]) == ("image-4", "stage_concepts")
+
+
+@pytest.mark.long
 def test_a_killed_and_resumed_build_gives_the_bytes_of_an_undisturbed_one(tmp_path: Path, local_ray: Cluster) -> None:
     catalog, folder = small_catalog(tmp_path / "photos", count=8), str(write_sam2(tmp_path / "sam2"))
     generation = {"stage": GENERATION, "arguments": {"folder": folder, **FEW}, "resources": TWO}

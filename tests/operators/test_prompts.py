@@ -49,6 +49,8 @@ def test_prompts_are_scaled_and_keep_everything_else() -> None:
     shares = frame(1, 1, prompt(box=[0.1, 0.1, 0.5, 0.5]))
     assert released_prompts(shares, (600, 400), (300, 200))[0]["box"] == pytest.approx([30, 20, 150, 100])
     assert released_prompts(frame(600, 400), (600, 400), (300, 200)) == []
+    phrase = prompt(label="red car")
+    assert released_prompts(frame(1, 1, phrase, phrase), (600, 400), (300, 200)) == [phrase, phrase]
 
 
 def test_prompts_slightly_outside_are_cut_at_the_border() -> None:

@@ -130,7 +130,8 @@ def wrong(**changes: Any) -> dict[str, Any]:
         ({"width": 64, "height": 48}, "as prompts; expected this key"),
         ([1, 2, 3, 4], r"found \[1, 2, 3, 4\] as the value; expected an object"),
         ({**wrong(), "images": 1}, "found 1 as images; expected no such key"),
-        (wrong(box=None), r"as prompts\.0; expected a box, or points"),
+        (wrong(box=None), r"as prompts\.0; expected a box, points, or a label"),
+        (wrong(box=None, label=" "), r"as prompts\.0; expected a box, points, or a label"),
         (wrong(box=[1, 2, 3]), r"found \[1, 2, 3\] as prompts\.0\.box; expected a list of at least 4 items"),
         (wrong(box=[1, 2, 3, 0]), "expected a box .* with positive width and height"),
         (wrong(box=[1, 2, float("inf"), 4]), r"found inf as prompts\.0\.box\.2; expected a finite number"),
@@ -178,6 +179,15 @@ def test_other_types_and_text_that_is_not_json_are_named(tmp_path: Path) -> None
 
 def test_a_check_without_problems_is_clean(tmp_path: Path) -> None:
     assert check(location_of(write(tmp_path / "c.csv", row("a", FRAME), row("b")))).bad_values.count == 0
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_a_label_alone_is_a_phrase(tmp_path: Path, ending: str) -> None:
+    given = {"width": 1, "height": 1, "prompts": [{"label": " red car "}]}
+    part = normalized(write(tmp_path / f"c.{ending}", row("a", given)))
+    (stored,) = pq.read_table(part.path).column("prompts").to_pylist()
+    nothing = dict.fromkeys(("box", "points", "point_labels", "score"))
+    assert stored["prompts"] == [{**nothing, "label": "red car"}]
 
 
 def test_credentials_in_labels_are_redacted(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from segment_anything import SamPredictor
 
 import segmint
 from benchmarks.masks.reference import reference_sam
+from segmint.catalogs.reasons import Reason, RejectedError
 from segmint.infra.assets.cache import sha256_of
 from segmint.infra.errors import UsageError
 from segmint.operators.custom.load import stated_terms
@@ -138,6 +139,14 @@ def test_a_mask_names_its_prompt_and_its_label(
     ((first, second),) = (each.masks_found for each in by_model([row(coffee, [points, box])]))
     assert (first.label, first.label_score, first.label_source) == (None, None, None)
     assert (second.label, second.label_score, second.label_source) == ("cup", 0.75, f"model:{LABELER}")
+
+
+def test_a_phrase_alone_is_a_verdict(segmenter: PromptedMasks) -> None:
+    image = np.zeros((30, 40, 3), np.uint8)
+    prompts = [prompt(box=[1.0, 1.0, 9.0, 9.0]), prompt(label="red car")]
+    with pytest.raises(RejectedError, match=r"prompts\.1 has only a label; expected a box or points") as caught:
+        segmenter([row(image, prompts)])
+    assert caught.value.reason == Reason.PROMPTS_MISFIT
 
 
 def test_known_weights_have_a_license_and_others_none(mobile_sam_path: Path, tmp_path: Path) -> None:
