@@ -24,10 +24,9 @@ import pyarrow.parquet as pq
 
 from segmint.catalogs.parquet import table_bytes, together
 from segmint.catalogs.schema import SOURCE
-from segmint.catalogs.source.conform import refuse, shown
-from segmint.catalogs.source.files import catalog_files, catalog_format, require_catalog, source_version
-from segmint.catalogs.source.parquet_reader import open_parquet, parquet_batches
-from segmint.catalogs.source.readers import in_catalog, read_catalog
+from segmint.catalogs.source.conform import shown
+from segmint.catalogs.source.files import catalog_format, require_catalog, source_version
+from segmint.catalogs.source.readers import read_catalog, row_groups
 from segmint.infra.errors import UnfinishedError, UsageError
 from segmint.infra.https import Download, Downloader
 from segmint.infra.scratch import ScratchFolder
@@ -193,30 +192,20 @@ def _url_rows(catalog: Location, parts: list[list[int]]) -> Iterator[Job]:
 
 def _byte_rows(catalog: Location, column: str, skip: int) -> Iterator[Job]:
     """Yield the rows after the first `skip`, without reading the photographs of earlier row groups."""
-    stop = 0
-    for file in catalog_files(catalog):
-        with open_parquet(file.location, file.columns) as texts, open_parquet(file.location, file.columns) as images:
-            _require_binary(file.location, images.schema, column)
-            before = stop
-            on_problem = in_catalog(catalog, file, before, refuse)
-            for group in range(texts.metadata.num_row_groups):
-                number = stop
-                stop += texts.metadata.row_group(group).num_rows
-                if stop <= skip:
-                    continue
-                row = number - before + 1
-                ours = parquet_batches(
-                    str(file.location), texts, [group], on_problem, first_row=row, constants=file.columns
-                )
-                theirs = images.iter_batches(batch_size=_BATCH, row_groups=[group], columns=[column])
-                for batch, raw in together(ours, theirs):
-                    values = raw.column(0)
-                    while pa.types.is_struct(values.type):
-                        values = values.field(0)
-                    for columns, data in zip(batch.to_pylist(), values.to_pylist(), strict=True):
-                        number += 1
-                        if number > skip:
-                            yield number, columns, data
+    for group in row_groups(catalog):
+        _require_binary(group.file.location, group.opened.schema, column)
+        if group.stop <= skip:
+            continue
+        photographs = group.opened.iter_batches(batch_size=_BATCH, row_groups=[group.number], columns=[column])
+        number = group.start
+        for batch, raw in together(group.batches, photographs):
+            values = raw.column(0)
+            while pa.types.is_struct(values.type):
+                values = values.field(0)
+            for row, data in zip(batch.to_pylist(), values.to_pylist(), strict=True):
+                number += 1
+                if number > skip:
+                    yield number, row, data
 
 
 def _require_binary(file: Location, schema: pq.ParquetSchema, column: str) -> None:

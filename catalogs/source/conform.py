@@ -77,18 +77,27 @@ def shown(value: object) -> str:
     return text if len(text) <= 80 else f"{text[:77]}…"
 
 
+class NoJsonObjectError(UsageError):
+    """Raised for a text that isn't a JSON object."""
+
+
+class _ColumnTwiceError(ValueError):
+    pass
+
+
 def json_object(data: bytes, where: str, expected: str) -> dict[str, Any]:
     """Parse a JSON object.
 
-    Raises `UsageError` with the location `where` and the `expected` content for any other text, and for an object that
-    has a catalog's column twice or in another case.
+    Raises `NoJsonObjectError` with the location `where` and the `expected` content for any other text, and `UsageError`
+    for an object that has a catalog's column twice or in another case.
     """
     try:
         value = json.loads(data, object_pairs_hook=_as_object)
     except (ValueError, RecursionError) as error:
-        raise UsageError(f"{where} is not JSON ({error}): {shown(data[:60])}; expected {expected}") from error
+        kind = UsageError if isinstance(error, _ColumnTwiceError) else NoJsonObjectError
+        raise kind(f"{where} is not JSON ({error}): {shown(data[:60])}; expected {expected}") from error
     if not isinstance(value, dict):
-        raise UsageError(f"{where}: found {shown(value)}; expected {expected}")
+        raise NoJsonObjectError(f"{where}: found {shown(value)}; expected {expected}")
     _refuse_other_case(where, value)
     return value
 
@@ -102,7 +111,7 @@ def _refuse_other_case(where: str, names: Iterable[str]) -> None:
 def _as_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     columns = [name for name, _ in pairs if name in _COLUMNS]
     if len(columns) > len(set(columns)):
-        raise ValueError("a column occurs twice")
+        raise _ColumnTwiceError("a column occurs twice")
     return dict(pairs)
 
 

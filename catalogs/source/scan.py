@@ -16,6 +16,7 @@ import json
 import re
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -28,7 +29,7 @@ from segmint.catalogs.layout import parse_data_path
 from segmint.catalogs.licenses import validate_identifier
 from segmint.catalogs.parquet import RowGroupWriter
 from segmint.catalogs.schema import SOURCE
-from segmint.catalogs.source.conform import conform, json_object
+from segmint.catalogs.source.conform import NoJsonObjectError, conform, json_object
 from segmint.catalogs.source.files import catalog_format
 from segmint.catalogs.source.tar_index import SIDECAR_ENDINGS, Columns, TarIndex, index_tar, sample_json
 from segmint.infra.errors import UsageError
@@ -341,13 +342,8 @@ def _named_alike(base: Location, image: _ScannedImage) -> Columns:
     columns: dict[str, Any] = {}
     for name in image.named_alike:
         data = (base / name).read(max_bytes=_NAMED_ALIKE_BYTES)
-        try:
-            is_object = isinstance(json.loads(data), dict)
-        except (ValueError, RecursionError):
-            is_object = False
-        if is_object:
-            found = _parse(str(base / name), data)
-            columns |= {key: value for key, value in found.items() if key not in _OWN_COLUMNS}
+        with suppress(NoJsonObjectError):
+            _apply(_parse(str(base / name), data), columns, _OWN_COLUMNS)
     return columns
 
 
