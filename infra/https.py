@@ -25,6 +25,9 @@ from segmint.infra.version import VERSION
 _TIMEOUT_S = 30.0  # without any byte
 _MOST_S = 600.0  # for one file
 _MOST_REDIRECTS = 5
+MOST_FAULTS = 20
+"""Number of failed downloads after which a host counts as down, and of failed hosts after which the network does."""
+
 _REDIRECTS = {301, 302, 303, 307, 308}
 _PASSING = {408, 425, 429, 500, 502, 503, 504}
 _PIECE = 1 << 20
@@ -51,13 +54,24 @@ class Download:
     data: bytes | None
     why: str = ""
     opted_out: bool = False  # a response forbids training or indexing
-    passing: bool = False  # the fault may go away
+    passing: bool = False  # not an answer about this file, so another attempt may succeed
+    slowly: bool = False  # such an attempt wouldn't succeed within seconds
 
 
 class _Target(NamedTuple):
     host: str
     port: int
     path: str  # with the query
+
+
+@dataclass
+class _Host:
+    slots: threading.Semaphore
+    faults: int = 0  # downloads that failed one after another without an answer about their file
+
+
+class _NoPublicAddressError(Exception):
+    pass
 
 
 def resolve(host: str, port: int) -> list[str]:
@@ -110,7 +124,8 @@ class Downloader:
     ) -> None:
         self._max_bytes = max_bytes
         self._per_host = per_host
-        self._hosts: dict[str, threading.Semaphore] = {}
+        self._hosts: dict[str, _Host] = {}
+        self._answered = False
         self._resolve = resolve_host
         self._is_allowed = is_allowed
         self._context = context or ssl.create_default_context()
@@ -119,30 +134,45 @@ class Downloader:
     def get(self, url: str) -> Download:
         """Download a file. A fault that may go away is retried. Never raises an error about the URL or its server.
 
-        Redirects are followed on the same host and port only. If a response opts out, its content isn't read.
+        Redirects are followed on the same host and port only. If a response opts out, its content isn't read. After
+        `MOST_FAULTS` downloads from a host have failed one after another without an answer about their file, no more
+        are tried.
         """
         try:
             first = _target(url)
         except UriNotAllowedError as error:
             return Download(None, str(error))
-        with self._hosts.setdefault(first.host, threading.Semaphore(self._per_host)):
+        host = self._hosts.setdefault(first.host, _Host(threading.Semaphore(self._per_host)))
+        with host.slots:
+            if host.faults >= MOST_FAULTS:
+                return Download(None, "not tried, because other downloads from its host failed", passing=True)
             found = self._attempt(first)
             for wait in self._waits_s:
-                if not found.passing:
+                if not found.passing or found.slowly:
                     break
                 time.sleep(wait)
                 found = self._attempt(first)
+            if found.passing:
+                host.faults += 1
+            else:
+                host.faults, self._answered = 0, True
         return found
+
+    def is_offline(self) -> bool:
+        """Return whether downloads from many hosts have failed, and none has answered yet."""
+        return not self._answered and sum(host.faults > 0 for host in list(self._hosts.values())) >= MOST_FAULTS
 
     def _attempt(self, target: _Target) -> Download:
         try:
             return self._follow(target)
-        except ssl.SSLCertVerificationError:
-            return Download(None, "the server's certificate isn't valid")
         except UriNotAllowedError as error:
             return Download(None, str(error))
+        except ssl.SSLCertVerificationError:
+            return Download(None, "the server's certificate isn't valid", passing=True, slowly=True)
+        except _NoPublicAddressError:
+            return Download(None, "its host has no public address", passing=True, slowly=True)
         except socket.gaierror as error:
-            return Download(None, "its host has no address", passing=error.errno == socket.EAI_AGAIN)
+            return Download(None, "its host has no address", passing=True, slowly=error.errno != socket.EAI_AGAIN)
         except (OSError, http.client.HTTPException) as error:
             return Download(None, f"no complete response ({type(error).__name__})", passing=True)
 
@@ -172,7 +202,7 @@ class Downloader:
         for address in self._resolve(target.host, target.port):
             if self._is_allowed(address):
                 return address
-        raise UriNotAllowedError("its host has no public address")
+        raise _NoPublicAddressError
 
     def _content(self, response: http.client.HTTPResponse) -> Download:
         if response.status != http.client.OK:

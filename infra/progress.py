@@ -8,7 +8,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self, TextIO, TypeVar
 
-from segmint.infra.wording import fit, is_terminal, open_stream
+from segmint.infra.wording import duration, fit, is_terminal, open_stream
 
 if TYPE_CHECKING:
     import rich.progress
@@ -196,7 +196,9 @@ def _line(name: str, stage: _StageProgress) -> str:
     if stage.total is None:
         return f"{name} {stage.done} ({rate:.3g}/s)"
     share = stage.done / stage.total if stage.total else 1.0
-    return f"{name} {stage.done}/{stage.total} ({share:.1%}, {rate:.3g}/s)"
+    left = stage.total - stage.done
+    ends = f", {duration(left / rate, rough=True)} left" if left > 0 and rate > 0 else ""
+    return f"{name} {stage.done}/{stage.total} ({share:.1%}, {rate:.3g}/s{ends})"
 
 
 def _make_bars(stream: TextIO) -> "rich.progress.Progress":

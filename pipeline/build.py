@@ -47,7 +47,7 @@ from segmint.pipeline.building.execution.ceiling import CeilingMeter
 from segmint.pipeline.building.execution.detector_nodes import check_detectors, start_detectors
 from segmint.pipeline.building.execution.outages import SAMPLE_ROWS, Outages, resumable
 from segmint.pipeline.building.execution.quarantine import Quarantine
-from segmint.pipeline.building.execution.row_source import RowSource
+from segmint.pipeline.building.execution.row_source import RowSource, count_rows
 from segmint.pipeline.building.execution.shard_writers import (
     ShardWriter,
     ShardWriters,
@@ -256,6 +256,7 @@ class _OuterLoop:
     meter: CeilingMeter
     request: NodeRequest
     resized: bool = False  # True if the last window ended because the number of nodes changed
+    finished_rows: int = 0
 
     def go_through(self, work: BuildWork, rate: float | None = None) -> Counter[str]:
         """Run windows over the remaining shards of `work`, and return the total counts of the finished shards.
@@ -288,14 +289,16 @@ class _OuterLoop:
                         self._bars(),
                         resized=self._end_resized,
                         grows=self.stages.grows,
+                        finished=self.finished_rows,
                     ) as watch,
                     self._measured(watch),
                 ):
                     for result in run_rows(taken, self.stages, work.write, self.quarantine, slots):
                         run.note(result)
-                        watch.expect(self.quarantine.note(result))
+                        watch.run_again(self.quarantine.note(result))
                         if result.status != "on_hold":
                             done.add(result.shard)
+                            self.finished_rows += count_rows(taken.source.runs_of_shard(result.shard))
                             finished.append(time.monotonic() - began)
                             sums.update(result.counts)
                         barren = barren + 1 if result.status == "on_hold" else 0

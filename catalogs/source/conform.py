@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import date
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,9 +25,13 @@ _TRUTH = {"true": True, "false": False, "yes": True, "no": False, "1": True, "0"
 _PARSED = 1024  # rows whose prompts are converted together, because Python's objects are large
 
 _SEARCHED = 5000  # characters of a value that are searched for credentials; a row may contain four million
-_FIRST_DAY, _LAST_DAY = (pa.scalar((day - date(1970, 1, 1)).days, pa.int64()) for day in (date.min, date.max))
-_UNITS_A_DAY = {"s": 86_400, "ms": 86_400_000, "us": 86_400_000_000, "ns": 86_400_000_000_000}
 _COLUMNS = frozenset(SOURCE.names)
+_STRIPPED = ("license", "redistributable", "valid_until", "sha256", "country", "refused_reason", "opt_out")
+_PATTERNS = {
+    "sha256": "^[0-9a-f]{64}$",
+    "country": "^[A-Z]{2}$",
+    "refused_reason": f"^({'|'.join(sorted(CURATE_REASONS))})$",
+}
 
 EXPECTED = {
     "redistributable": "true, false, or empty",
@@ -58,6 +63,8 @@ class InvalidValue:
 OnProblem = Callable[[InvalidValue], None]
 """Callback for invalid values. If it returns, the value counts as missing, and reading continues."""
 
+_Report = Callable[[int, str, str], None]  # for a value of a column: its index, what was found, and what was expected
+
 
 def refuse(problem: InvalidValue) -> None:
     """Raise `UsageError` for the first invalid value. This is the default `OnProblem`."""
@@ -70,18 +77,27 @@ def shown(value: object) -> str:
     return text if len(text) <= 80 else f"{text[:77]}…"
 
 
+class NoJsonObjectError(UsageError):
+    """Raised for a text that isn't a JSON object."""
+
+
+class _ColumnTwiceError(ValueError):
+    pass
+
+
 def json_object(data: bytes, where: str, expected: str) -> dict[str, Any]:
     """Parse a JSON object.
 
-    Raises `UsageError` with the location `where` and the `expected` content for any other text, and for an object that
-    has a catalog's column twice or in another case.
+    Raises `NoJsonObjectError` with the location `where` and the `expected` content for any other text, and `UsageError`
+    for an object that has a catalog's column twice or in another case.
     """
     try:
         value = json.loads(data, object_pairs_hook=_as_object)
     except (ValueError, RecursionError) as error:
-        raise UsageError(f"{where} is not JSON ({error}): {shown(data[:60])}; expected {expected}") from error
+        kind = UsageError if isinstance(error, _ColumnTwiceError) else NoJsonObjectError
+        raise kind(f"{where} is not JSON ({error}): {shown(data[:60])}; expected {expected}") from error
     if not isinstance(value, dict):
-        raise UsageError(f"{where}: found {shown(value)}; expected {expected}")
+        raise NoJsonObjectError(f"{where}: found {shown(value)}; expected {expected}")
     _refuse_other_case(where, value)
     return value
 
@@ -95,7 +111,7 @@ def _refuse_other_case(where: str, names: Iterable[str]) -> None:
 def _as_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     columns = [name for name, _ in pairs if name in _COLUMNS]
     if len(columns) > len(set(columns)):
-        raise ValueError("a column occurs twice")
+        raise _ColumnTwiceError("a column occurs twice")
     return dict(pairs)
 
 
@@ -125,18 +141,12 @@ def require_types(catalog: str, schema: pa.Schema, own: Collection[str] = ()) ->
     for field in schema:
         if field.name not in SOURCE.names or field.name in own:
             continue
-        wanted = SOURCE.field(field.name).type
-        if pa.types.is_boolean(wanted):
+        fits, expected = is_text(field.type), "string"
+        if pa.types.is_boolean(SOURCE.field(field.name).type):
             fits, expected = pa.types.is_boolean(field.type), "bool"
-        elif pa.types.is_date(wanted):
-            fits = is_text(field.type) or pa.types.is_date(field.type) or pa.types.is_timestamp(field.type)
-            expected = "a date, a timestamp, or text as YYYY-MM-DD"
-        elif field.name == "image_id":
-            fits, expected = is_text(field.type) or pa.types.is_integer(field.type), "string or an integer"
-        elif field.name == "prompts":
-            fits, expected = is_text(field.type) or pa.types.is_struct(field.type), "a struct, or string with JSON"
-        else:
-            fits, expected = is_text(field.type), "string"
+        elif field.name in _OTHER_TYPES:
+            fits_too, expected = _OTHER_TYPES[field.name]
+            fits = fits or fits_too(field.type)
         if not fits and not pa.types.is_null(field.type):
             raise UsageError(
                 f"{catalog}, column {field.name}, from row 1: its type is {field.type}; expected {expected}"
@@ -156,6 +166,18 @@ def is_text(kind: pa.DataType) -> bool:
     return bool(is_string or pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
+def _is_day(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_date(kind) or pa.types.is_timestamp(kind))
+
+
+_OTHER_TYPES: dict[str, tuple[Callable[[pa.DataType], bool], str]] = {
+    "valid_until": (_is_day, "a date, a timestamp, or text as YYYY-MM-DD"),
+    "image_id": (pa.types.is_integer, "string or an integer"),
+    "prompts": (pa.types.is_struct, "a struct, or string with JSON"),
+}
+"""Types that a column of a Parquet file may have instead of text, and their description with text."""
+
+
 def conform(
     catalog: str, columns: Mapping[str, pa.Array], rows: int, first_row: int, on_problem: OnProblem = refuse
 ) -> pa.RecordBatch:
@@ -167,29 +189,36 @@ def conform(
     """
     arrays = []
     for field in SOURCE:
+        report = partial(_report, on_problem, catalog, first_row, field.name)
         column = columns.get(field.name)
+        if column is not None and is_text(column.type):
+            column = _text(catalog, field.name, column, first_row)
         if column is None or pa.types.is_null(column.type):
             array = pa.nulls(rows, field.type)
         elif field.name == "prompts":
-            array = _prompts(catalog, field, column, first_row, on_problem)
+            array = _prompts(column, report)
         elif is_text(column.type):
-            array = _from_text(catalog, field, column, first_row, on_problem)
-        elif pa.types.is_date(column.type) or pa.types.is_timestamp(column.type):
-            array = _days(catalog, field.name, column, first_row, on_problem)
+            array = _from_text(field, column, report)
+        elif _is_day(column.type):
+            array = _days(column, report)
         else:
             array = column.cast(field.type)
         arrays.append(array)
     uris = arrays[0]
     for index in _where(pc.is_null(uris)):
-        on_problem(InvalidValue(catalog, first_row + index, "uri", "nothing", EXPECTED["uri"]))
+        _report(on_problem, catalog, first_row, "uri", index, "nothing", EXPECTED["uri"])
     arrays[0] = uris.fill_null("")
     return pa.RecordBatch.from_arrays(arrays, schema=SOURCE)
 
 
-def _prompts(catalog: str, field: pa.Field, column: pa.Array, first_row: int, on_problem: OnProblem) -> pa.Array:
+def _report(
+    on_problem: OnProblem, catalog: str, first_row: int, column: str, index: int, found: str, expected: str
+) -> None:
+    on_problem(InvalidValue(catalog, first_row + index, column, found, expected))
+
+
+def _prompts(column: pa.Array, report: _Report) -> pa.Array:
     """Convert a column of structs, or of text with JSON, to `PROMPTS`."""
-    if is_text(column.type):
-        column = _from_text(catalog, field, column, first_row, on_problem)
     pieces = []
     for start in range(0, len(column), _PARSED):
         values: list[Any] = column.slice(start, _PARSED).to_pylist()
@@ -200,34 +229,26 @@ def _prompts(catalog: str, field: pa.Field, column: pa.Array, first_row: int, on
                 values[place] = check_prompts(value)
             except ValidationError as error:
                 found, where, expected = problem_of(error)
-                row = first_row + start + place
-                on_problem(InvalidValue(catalog, row, field.name, f"{shown(found)} as {where}", expected))
+                report(start + place, f"{shown(found)} as {where}", expected)
                 values[place] = None
         pieces.append(pa.array(values, PROMPTS))
     return pa.concat_arrays(pieces) if pieces else pa.nulls(0, PROMPTS)
 
 
-def _days(catalog: str, name: str, column: pa.Array, first_row: int, on_problem: OnProblem) -> pa.Array:
+def _days(column: pa.Array, report: _Report) -> pa.Array:
     """Convert a column of dates or timestamps to date32. Only the years 1 to 9999 are valid.
 
     Python and SQL support no other years. Databases write infinity as a date far outside this range.
     """
-    if pa.types.is_date32(column.type):
-        days = column.cast(pa.int32()).cast(pa.int64())
-    else:
-        unit = column.type.unit if pa.types.is_timestamp(column.type) else "ms"  # date64
-        units = column.cast(pa.int64()).fill_null(0).to_numpy(zero_copy_only=False)
-        absent = column.is_null().to_numpy(zero_copy_only=False)
-        days = pa.array(units // _UNITS_A_DAY[unit], mask=absent)
-    fits = pc.and_(pc.greater_equal(days, _FIRST_DAY), pc.less_equal(days, _LAST_DAY))
-    for index in _where(pc.invert(fits)):
-        day = np.datetime64(days[index].as_py(), "D")
-        expected = f"a date from {date.min} to {date.max}, or empty"
-        on_problem(InvalidValue(catalog, first_row + index, name, f"the date {day}", expected))
-    return pc.if_else(fits, days, pa.scalar(None, pa.int64())).cast(pa.int32()).cast(pa.date32())
+    days = column.to_numpy(zero_copy_only=False).astype("datetime64[D]")
+    fits = (days >= np.datetime64(date.min)) & (days <= np.datetime64(date.max))
+    for index in np.flatnonzero(~fits & ~np.isnat(days)):
+        report(int(index), f"the date {days[index]}", f"a date from {date.min} to {date.max}, or empty")
+    return pa.array(np.where(fits, days, np.datetime64("NaT")))
 
 
-def _from_text(catalog: str, field: pa.Field, column: pa.Array, first_row: int, on_problem: OnProblem) -> pa.Array:
+def _text(catalog: str, name: str, column: pa.Array, first_row: int) -> pa.Array:
+    """Decode a text column, strip it if its values have no spaces, and let empty values be null."""
     if isinstance(column, pa.ChunkedArray):
         column = column.combine_chunks()
     if pa.types.is_dictionary(column.type):
@@ -238,51 +259,38 @@ def _from_text(catalog: str, field: pa.Field, column: pa.Array, first_row: int, 
     except pa.ArrowInvalid as error:
         last = first_row + len(column) - 1
         raise UsageError(
-            f"{catalog}, column {field.name}, rows {first_row} to {last}: the text is not UTF-8 ({error})"
+            f"{catalog}, column {name}, rows {first_row} to {last}: the text is not UTF-8 ({error})"
         ) from error
-    name = field.name
-    if name in ("license", "redistributable", "valid_until", "sha256", "country", "refused_reason", "opt_out"):
+    if name in _STRIPPED:
         column = pc.utf8_trim_whitespace(column)
-    column = pc.if_else(pc.equal(column, ""), pa.scalar(None, pa.string()), column)
+    return pc.if_else(pc.equal(column, ""), pa.scalar(None, pa.string()), column)
+
+
+def _from_text(field: pa.Field, column: pa.Array, report: _Report) -> pa.Array:
+    name = field.name
     if name == "sha256":
-        return _matching(catalog, name, pc.utf8_lower(column), "^[0-9a-f]{64}$", first_row, on_problem)
-    if name == "country":
-        return _matching(catalog, name, pc.utf8_upper(column), "^[A-Z]{2}$", first_row, on_problem)
-    if name == "refused_reason":
-        known = "|".join(sorted(CURATE_REASONS))
-        return _matching(catalog, name, column, f"^({known})$", first_row, on_problem)
-    if name == "valid_until":
-        return _parsed(catalog, field, column, _day, first_row, on_problem)
-    if pa.types.is_boolean(field.type):
-        return _parsed(catalog, field, column, lambda text: _TRUTH.get(text.lower()), first_row, on_problem)
-    return column
+        column = pc.utf8_lower(column)
+    elif name == "country":
+        column = pc.utf8_upper(column)
+    if name in _PATTERNS:
+        fits = pc.match_substring_regex(column, _PATTERNS[name])
+        values = pc.if_else(fits, column, pa.scalar(None, pa.string()))
+    elif name == "valid_until":
+        values = _parsed(field, column, _day)
+    elif pa.types.is_boolean(field.type):
+        values = _parsed(field, column, lambda text: _TRUTH.get(text.lower()))
+    else:
+        return column
+    for index in _where(pc.and_(pc.is_null(values), pc.is_valid(column))):
+        report(index, shown(column[index].as_py()), EXPECTED[name])
+    return values
 
 
-def _matching(
-    catalog: str, name: str, column: pa.Array, pattern: str, first_row: int, on_problem: OnProblem
-) -> pa.Array:
-    fits = pc.match_substring_regex(column, pattern)
-    for index in _where(pc.invert(fits)):
-        on_problem(InvalidValue(catalog, first_row + index, name, shown(column[index].as_py()), EXPECTED[name]))
-    return pc.if_else(fits, column, pa.scalar(None, pa.string()))
-
-
-def _parsed(
-    catalog: str,
-    field: pa.Field,
-    column: pa.Array,
-    parse: Callable[[str], Any],
-    first_row: int,
-    on_problem: OnProblem,
-) -> pa.Array:
+def _parsed(field: pa.Field, column: pa.Array, parse: Callable[[str], Any]) -> pa.Array:
     # Such a column has few distinct values, so each is parsed once per batch.
     encoded = column.dictionary_encode()
     values = pa.array([parse(text) for text in encoded.dictionary.to_pylist()], field.type)
-    result = values.take(encoded.indices)
-    for index in _where(pc.and_(pc.is_null(result), pc.is_valid(column))):
-        found = shown(column[index].as_py())
-        on_problem(InvalidValue(catalog, first_row + index, field.name, found, EXPECTED[field.name]))
-    return result
+    return values.take(encoded.indices)
 
 
 def _day(text: str) -> date | None:

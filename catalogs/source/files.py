@@ -8,7 +8,6 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import NoReturn
 from urllib.parse import unquote
 
 from segmint.catalogs.endings import IMAGE_ENDINGS
@@ -27,7 +26,6 @@ FORMATS = {
 """Formats of a catalog, and the file extensions of each format."""
 
 _THREADS = 16
-_SIDECARS = (".json", ".license")
 _BESIDE = (*IMAGE_ENDINGS, ".tar")
 _WRITTEN_NOW = "_temporary"  # Spark and Hadoop remove this folder when a job ends
 _TABLES = {"_delta_log": "Delta Lake", ".hoodie": "Hudi"}  # folder that only such a table has
@@ -117,27 +115,21 @@ def unchanged(catalog: Location) -> Iterator[None]:
 def _listed(catalog: Location) -> list[ObjectInfo]:
     """Return the entries of a folder's Parquet files, sorted by name."""
 
-    def refuse_entry(name: str, why: str) -> NoReturn:
-        raise UsageError(f"{catalog}: {name!r} can't be read: {why}. Remove it from the catalog's folder")
-
-    def refuse_shown(name: str, why: str) -> None:
+    def refuse(name: str, why: str) -> None:
         if not _is_hidden(name):
-            refuse_entry(name, why)
+            raise UsageError(f"{catalog}: {name!r} can't be read: {why}. Remove it from the catalog's folder")
 
     found, names = [], set()
-    for entry in catalog.walk(include_temporary=True, on_skip=refuse_shown):
+    for entry in catalog.walk(include_temporary=True, on_skip=refuse):
         names.add(entry.name)
         _refuse_tables(catalog, entry.name)
-        if _is_hidden(entry.name):
-            continue
         name = entry.name.lower()
-        if name.endswith(".parquet"):
+        if name.endswith(".parquet") and not _is_hidden(entry.name):
             found.append(entry)
-        elif not name.removesuffix(_SIDECARS[0]).removesuffix(_SIDECARS[1]).endswith(_BESIDE):
-            refuse_entry(entry.name, "a catalog in several files consists of files whose names end in .parquet")
+        elif not name.removesuffix(".json").removesuffix(".license").endswith(_BESIDE):
+            refuse(entry.name, "a catalog in several files consists of files whose names end in .parquet")
     for name in sorted(catalog.storage.links(catalog.uri) - names):
-        if not _is_hidden(name):
-            refuse_entry(name, "it is a link to a folder or to nothing, or not a file")
+        refuse(name, "it is a link to a folder or to nothing, or not a file")
     if not found:
         raise UsageError(f"the catalog {catalog} does not exist, or contains no Parquet files (names in .parquet)")
     return sorted(found)

@@ -1,6 +1,6 @@
 """Reader of Parquet catalogs in small batches."""
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -9,9 +9,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from segmint.catalogs.schema import SOURCE
-from segmint.catalogs.source.conform import OnProblem, conform, is_text, refuse, require_columns, require_types
+from segmint.catalogs.source.conform import OnProblem, conform, is_text, require_columns, require_types
+from segmint.catalogs.source.files import CatalogFile
 from segmint.infra.errors import SegmintError, UsageError
-from segmint.infra.storage.location import Location
 
 BATCH_ROWS = 131_072
 """Number of rows that are read at a time. Each read copies all texts that have been read from the row group so far."""
@@ -20,35 +20,29 @@ _PROMPTED_ROWS = 8192  # their prompts may be a hundred times as large as all ot
 
 _PIECE_BYTES = 64 << 20
 
-Constants = Mapping[str, str | None]
-NO_CONSTANTS: Constants = {}
 
-
-def read_parquet(
-    catalog: Location, on_problem: OnProblem = refuse, own: Collection[str] = (), constants: Constants = NO_CONSTANTS
-) -> Iterator[pa.RecordBatch]:
-    """Yield the rows of a Parquet file in order, like `segmint.catalogs.source.readers.read_catalog`.
-
-    `constants` are columns that all rows share, besides those of the file.
-    """
+def read_parquet(file: CatalogFile, on_problem: OnProblem, own: Collection[str]) -> Iterator[pa.RecordBatch]:
+    """Yield the rows of a Parquet file in order, like `segmint.catalogs.source.readers.read_catalog`."""
     rows = 0
-    with open_parquet(catalog, constants) as file:
-        groups = range(file.metadata.num_row_groups)
-        for batch in parquet_batches(catalog.uri, file, groups, on_problem, own=own, constants=constants):
+    with open_parquet(file) as opened:
+        groups = range(opened.metadata.num_row_groups)
+        for batch in parquet_batches(file, opened, groups, on_problem, own=own):
             rows += batch.num_rows
             yield batch
-        if rows != file.metadata.num_rows:
+        if rows != opened.metadata.num_rows:
             raise UsageError(
-                f"{catalog}: the file is damaged: its footer says {file.metadata.num_rows} rows, but {rows} were read"
+                f"{file.location}: the file is damaged: its footer says {opened.metadata.num_rows} rows, but {rows} "
+                "were read"
             )
 
 
 @contextmanager
-def open_parquet(catalog: Location, constants: Constants = NO_CONSTANTS) -> Iterator[pq.ParquetFile]:
-    """Open a Parquet file of a catalog and read its footer. `constants` are as in `read_parquet`.
+def open_parquet(catalog_file: CatalogFile) -> Iterator[pq.ParquetFile]:
+    """Open a Parquet file of a catalog and read its footer.
 
-    Raises `UsageError` if the file is not a Parquet catalog, or if it contains one of the `constants`.
+    Raises `UsageError` if the file is not a Parquet catalog, or if it contains a column of its folders.
     """
+    catalog = catalog_file.location
     with catalog.open() as stream:
         with _damage(f"{catalog} cannot be read as Parquet"):
             # A small buffer without prebuffering makes Arrow read even a large row group in pieces.
@@ -57,7 +51,7 @@ def open_parquet(catalog: Location, constants: Constants = NO_CONSTANTS) -> Iter
             groups = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
             if min(groups, default=0) < 0 or sum(groups) != metadata.num_rows:
                 raise ValueError(f"its footer says {metadata.num_rows} rows, but its row groups {sum(groups)}")
-        require_columns(catalog.uri, [*schema.names, *constants])
+        require_columns(catalog.uri, [*schema.names, *catalog_file.columns])
         # A few bytes of the file can repeat a long text many times. Dictionaries keep such a text in memory only once.
         texts = [field.name for field in schema if field.name in SOURCE.names and is_text(field.type)]
         with _damage(f"{catalog} cannot be read as Parquet"):
@@ -84,23 +78,21 @@ def _damage(what: str) -> Iterator[None]:
 
 
 def parquet_batches(
-    uri: str,
-    file: pq.ParquetFile,
+    file: CatalogFile,
+    opened: pq.ParquetFile,
     groups: Sequence[int],
-    on_problem: OnProblem = refuse,
+    on_problem: OnProblem,
     first_row: int = 1,
     own: Collection[str] = (),
-    constants: Constants = NO_CONSTANTS,
 ) -> Iterator[pa.RecordBatch]:
     """Yield the rows of some row groups in order, as batches of `SOURCE`. `first_row` is the number of the first row.
 
-    `constants` are as in `read_parquet`, and `own` as in `read_catalog`. Raises `UsageError` if a column has the wrong
-    type.
+    `own` is as in `read_catalog`. Raises `UsageError` if a column has the wrong type.
     """
-    row = first_row
-    names = require_types(uri, file.schema_arrow, own)
+    uri, row = file.location.uri, first_row
+    names = require_types(uri, opened.schema_arrow, own)
     batch_rows = _PROMPTED_ROWS if "prompts" in names else BATCH_ROWS
-    batches = file.iter_batches(batch_size=batch_rows, row_groups=list(groups), columns=names)
+    batches = opened.iter_batches(batch_size=batch_rows, row_groups=list(groups), columns=names)
     while True:
         with _damage(f"{uri}: the file is damaged after row {row - 1}"):
             batch = next(batches, None)
@@ -109,10 +101,9 @@ def parquet_batches(
             return
         for piece in pieces:
             columns = dict(zip(piece.schema.names, piece.columns, strict=True))
-            for name, value in constants.items():
-                if name in own:
-                    continue
-                columns[name] = repeated(value, piece.num_rows)
+            for name, value in file.columns.items():
+                if name not in own:
+                    columns[name] = repeated(value, piece.num_rows)
             yield conform(uri, columns, piece.num_rows, row, on_problem)
             row += piece.num_rows
 

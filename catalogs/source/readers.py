@@ -5,12 +5,14 @@ Only one block of a file is in memory at a time. Messages count rows from 1, wit
 
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
+from typing import NamedTuple
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from segmint.catalogs.source.conform import InvalidValue, OnProblem, refuse
 from segmint.catalogs.source.files import CatalogFile, catalog_files, catalog_format
-from segmint.catalogs.source.parquet_reader import read_parquet
+from segmint.catalogs.source.parquet_reader import open_parquet, parquet_batches, read_parquet
 from segmint.catalogs.source.text_readers import read_csv, read_json_lines
 from segmint.infra.storage.location import Location
 
@@ -40,12 +42,37 @@ def _read_files(catalog: Location, on_problem: OnProblem, own: Collection[str]) 
     """Yield the rows of all Parquet files of a catalog."""
     rows = 0
     for file in catalog_files(catalog):
-        for batch in read_parquet(file.location, in_catalog(catalog, file, rows, on_problem), own, file.columns):
+        for batch in read_parquet(file, _in_catalog(catalog, file, rows, on_problem), own):
             rows += batch.num_rows
             yield batch
 
 
-def in_catalog(catalog: Location, file: CatalogFile, before: int, on_problem: OnProblem) -> OnProblem:
+class RowGroup(NamedTuple):
+    """Row group of a Parquet catalog, whose rows have the ordinals [start, stop)."""
+
+    file: CatalogFile
+    opened: pq.ParquetFile
+    number: int  # in its file
+    start: int
+    stop: int
+    batches: Iterator[pa.RecordBatch]  # of `SOURCE`, read when you iterate over them
+
+
+def row_groups(catalog: Location, own: Collection[str] = ()) -> Iterator[RowGroup]:
+    """Yield the row groups of all Parquet files of a catalog. Raises the errors of `read_catalog`."""
+    start = 0
+    for file in catalog_files(catalog):
+        before = start
+        with open_parquet(file) as opened:
+            for index in range(opened.metadata.num_row_groups):
+                stop = start + opened.metadata.row_group(index).num_rows
+                on_problem = _in_catalog(catalog, file, before, refuse)
+                batches = parquet_batches(file, opened, [index], on_problem, start - before + 1, own)
+                yield RowGroup(file, opened, index, start, stop, batches)
+                start = stop
+
+
+def _in_catalog(catalog: Location, file: CatalogFile, before: int, on_problem: OnProblem) -> OnProblem:
     """Return a callback for a file's problems that counts rows in the whole catalog, `before` of them in other files.
 
     The message also contains the row in the file.

@@ -1,17 +1,14 @@
 """Counting the rows of a source catalog, and reading an evenly spread sample without keeping the other rows."""
 
 from collections.abc import Collection, Iterator, Sequence
-from itertools import accumulate, pairwise
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from segmint.catalogs.schema import ADDED, REQUIRED, STAGED
-from segmint.catalogs.source.conform import refuse
 from segmint.catalogs.source.files import CatalogFile, catalog_files, catalog_format
 from segmint.catalogs.source.normalize import number_rows
-from segmint.catalogs.source.parquet_reader import open_parquet, parquet_batches
-from segmint.catalogs.source.readers import in_catalog, read_catalog
+from segmint.catalogs.source.parquet_reader import open_parquet
+from segmint.catalogs.source.readers import read_catalog, row_groups
 from segmint.catalogs.source.text_readers import csv_batches, json_blocks
 from segmint.infra.storage.location import Location
 from segmint.infra.threads import map_ahead
@@ -41,7 +38,7 @@ def count_rows(catalog: Location) -> int:
 
 
 def _rows_of(file: CatalogFile) -> int:
-    with open_parquet(file.location, file.columns) as opened:
+    with open_parquet(file) as opened:
         rows: int = opened.metadata.num_rows
         return rows
 
@@ -65,36 +62,17 @@ def read_rows_at(catalog: Location, ordinals: Sequence[int], *, ignored: Collect
     """
     if catalog_format(catalog.uri) != "Parquet":
         return _pinned(_pick(_numbered(read_catalog(catalog, own=ignored), 0, ignored), ordinals))
-    pieces, before = [], 0
-    for file in catalog_files(catalog):
-        on_problem = in_catalog(catalog, file, before, refuse)
-        with open_parquet(file.location, file.columns) as opened:
-            for group, (start, stop) in enumerate(pairwise(_starts(opened))):
-                inside = [ordinal for ordinal in ordinals if before + start <= ordinal < before + stop]
-                if inside:
-                    batches = parquet_batches(
-                        str(file.location),
-                        opened,
-                        [group],
-                        on_problem,
-                        first_row=start + 1,
-                        own=ignored,
-                        constants=file.columns,
-                    )
-                    pieces.append(_pick(_numbered(batches, before + start, ignored), inside))
-            before += opened.metadata.num_rows
+    pieces = []
+    for group in row_groups(catalog, own=ignored):
+        inside = [ordinal for ordinal in ordinals if group.start <= ordinal < group.stop]
+        if inside:
+            pieces.append(_pick(_numbered(group.batches, group.start, ignored), inside))
     return _pinned(pa.concat_tables([STAGED.empty_table(), *pieces]))
 
 
 def _pinned(rows: pa.Table) -> pa.Table:
     """Drop the added columns that are null in all rows."""
     return rows.select([name for name in STAGED.names if name not in ADDED.names or rows[name].null_count < len(rows)])
-
-
-def _starts(file: pq.ParquetFile) -> list[int]:
-    """Return the ordinal of the first row in each row group, and the ordinal after the last row."""
-    counts = (file.metadata.row_group(group).num_rows for group in range(file.metadata.num_row_groups))
-    return list(accumulate(counts, initial=0))
 
 
 def _numbered(

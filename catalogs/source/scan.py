@@ -16,6 +16,7 @@ import json
 import re
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -28,7 +29,7 @@ from segmint.catalogs.layout import parse_data_path
 from segmint.catalogs.licenses import validate_identifier
 from segmint.catalogs.parquet import RowGroupWriter
 from segmint.catalogs.schema import SOURCE
-from segmint.catalogs.source.conform import conform, json_object
+from segmint.catalogs.source.conform import NoJsonObjectError, conform, json_object
 from segmint.catalogs.source.files import catalog_format
 from segmint.catalogs.source.tar_index import SIDECAR_ENDINGS, Columns, TarIndex, index_tar, sample_json
 from segmint.infra.errors import UsageError
@@ -40,7 +41,6 @@ from segmint.infra.tars import BadTarError
 from segmint.infra.threads import map_ahead
 from segmint.infra.uris import (
     LOCAL,
-    TarMember,
     UriNotAllowedError,
     base_name,
     is_below,
@@ -290,26 +290,20 @@ def _rows(
         index = index_tar(file, _parse, hashed=hashed)
     except (BadTarError, UnreadableObjectError) as error:
         return [], {image.name: f"not a whole, uncompressed tar, so none of its images are listed: {error}"}
-    skipped = {f"{image.name}/{name}": why for name, why in index.skipped.items()}
+    skipped = dict(index.skipped)
     for name in list(index.images):
         unfit = _unfit(base, f"{image.name}/{name}")
         if unfit is not None:
-            skipped[f"{image.name}/{name}"] = unfit
+            skipped[name] = unfit
             del index.images[name]
     for name in index.strays():
-        skipped[f"{image.name}/{name}"] = f"no image is named exactly {base_name(name.rpartition('.')[0])}"
-    return _tar_rows(base, image.name, index, shared), skipped
+        skipped[name] = f"no image is named exactly {base_name(name.rpartition('.')[0])}"
+    return _tar_rows(image.name, index, shared), {f"{image.name}/{name}": why for name, why in skipped.items()}
 
 
-def _tar_rows(base: Location, tar: str, index: TarIndex, shared: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    uri = str(base / tar)
-    for name, place in index.images.items():
-        row = {
-            **shared,
-            "uri": TarMember(uri, place.offset, place.size).uri,
-            "image_id": f"{tar}/{name}",
-            "sha256": place.sha256,
-        }
+def _tar_rows(tar: str, index: TarIndex, shared: Columns) -> Iterator[Columns]:
+    for name, columns in index.images.items():
+        row = {**shared, **columns, "image_id": f"{tar}/{name}"}
         _apply(index.sidecar(f"{name}.license"), row)
         _apply(index.sidecar(sample_json(name)), row, _OWN_COLUMNS)
         _apply(index.sidecar(f"{name}.json"), row)
@@ -341,13 +335,8 @@ def _named_alike(base: Location, image: _ScannedImage) -> Columns:
     columns: dict[str, Any] = {}
     for name in image.named_alike:
         data = (base / name).read(max_bytes=_NAMED_ALIKE_BYTES)
-        try:
-            is_object = isinstance(json.loads(data), dict)
-        except (ValueError, RecursionError):
-            is_object = False
-        if is_object:
-            found = _parse(str(base / name), data)
-            columns |= {key: value for key, value in found.items() if key not in _OWN_COLUMNS}
+        with suppress(NoJsonObjectError):
+            _apply(_parse(str(base / name), data), columns, _OWN_COLUMNS)
     return columns
 
 

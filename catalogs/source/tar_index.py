@@ -4,13 +4,13 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from tarfile import TarInfo
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
 from segmint.catalogs.endings import IMAGE_ENDINGS
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
 from segmint.infra.tars import BadTarError, TarReader, is_plain_file
-from segmint.infra.uris import TAR_BLOCK
+from segmint.infra.uris import TAR_BLOCK, TarMember
 
 SIDECAR_ENDINGS = (".json", ".license")
 
@@ -21,22 +21,15 @@ Columns = dict[str, Any]
 """Values for columns of a catalog."""
 
 
-class TarredImage(NamedTuple):
-    """Place of an image in a tar."""
-
-    offset: int  # of its first byte
-    size: int  # bytes
-    sha256: str | None  # None unless the index hashes the images
-
-
 @dataclass
 class TarIndex:
     """Images and sidecar files of a tar by name, in order. Names have no slash at the start, no `//`, and no `./`.
 
-    The extensions of sidecars are in lowercase. `skipped` has the reason for each name that isn't listed.
+    An image has a `uri` and, if the index hashes the images, a `sha256`. The extensions of sidecars are in lowercase.
+    `skipped` has the reason for each name that isn't listed.
     """
 
-    images: dict[str, TarredImage] = field(default_factory=dict)
+    images: dict[str, Columns] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
     _sidecars: dict[str, Columns | UsageError] = field(default_factory=dict)
 
@@ -88,8 +81,8 @@ def index_tar(tar: Location, parse: Callable[[str, bytes], Columns], *, hashed: 
                     found = {**found, "opt_out": True}  # a later file can't take it back
                 index._sidecars[sidecar] = found
             elif _is_in_one_piece(member):
-                sha256 = _sha256(stream, member) if hashed else None
-                index.images[name] = TarredImage(member.offset_data, member.size, sha256)
+                uri = TarMember(str(tar), member.offset_data, member.size).uri
+                index.images[name] = {"uri": uri, "sha256": _sha256(stream, member) if hashed else None}
             else:
                 index.skipped[name] = "it's a link or a sparse file, so the tar doesn't contain its bytes in one piece"
         _check_end(stream, reader.end)

@@ -92,7 +92,7 @@ class WholeCatalog:
         if self._kind == "Parquet":
             schema = pa.schema(field for field in self._raw_fields if field.name not in SOURCE.names)
             for file in catalog_files(self._catalog):
-                with open_parquet(file.location, file.columns) as opened:
+                with open_parquet(file) as opened:
                     for batch in opened.iter_batches(batch_size=_ROWS):
                         arrays = [_column(batch, field, file) for field in schema]
                         yield pa.RecordBatch.from_arrays(arrays, schema=schema)
@@ -126,7 +126,7 @@ def _refuse_repeated(catalog: Location, fields: list[pa.Field]) -> None:
 
 def _schema_of(catalog: Location, file: CatalogFile) -> pa.Schema:
     """Return the columns of a Parquet file and of its folders. Those of `SOURCE` have the types of `SOURCE`."""
-    with open_parquet(file.location, file.columns) as opened:
+    with open_parquet(file) as opened:
         fields = list(opened.schema_arrow)
     _refuse_repeated(catalog, fields)
     known = {field.name for field in fields}

@@ -16,7 +16,10 @@ import webdataset
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+from segmint.infra.storage.storage import Storage
 from segmint.operators.schemas import IMAGES, MASKS, REJECTS
+from segmint.pipeline.building.dataset.dataset import open_or_create
+from segmint.pipeline.config.config import load_config
 from tests.support.builds import digests, segmint_here, write_config
 from tests.support.built_fixtures import IN_TWOS, BuiltDataset
 
@@ -120,8 +123,8 @@ def test_a_machine_with_other_numerics_is_refused_before_anything_starts(built: 
     assert "Traceback" not in printed
 
 
-def test_a_folder_of_parquet_files_builds_what_one_file_builds(built: BuiltDataset, tmp_path: Path) -> None:
-    """Only the manifest differs, which names the source's hash. One file says its license by its folder."""
+def test_a_folder_of_parquet_files_is_read_as_one_file(built: BuiltDataset, tmp_path: Path) -> None:
+    """A build's catalog is equal byte for byte. One file says its license by its folder."""
     photos = tmp_path / "rows"
     shutil.copytree(built.catalog.parent, photos)
     rows = [json.loads(line) for line in (photos / "catalog.jsonl").read_text().splitlines()]
@@ -131,32 +134,11 @@ def test_a_folder_of_parquet_files_builds_what_one_file_builds(built: BuiltDatas
         (photos / name).parent.mkdir(exist_ok=True)
         pq.write_table(pa.Table.from_pylist(rows[place]), photos / f"{name}.parquet")
     (photos / "_SUCCESS").touch()
-    config = write_config(tmp_path / "build.yaml", f"{photos}/", tmp_path / "dataset", **IN_TWOS)
-    assert "not_found" in segmint_here("build", config)
-    folder, file = digests(tmp_path / "dataset"), digests(built.dataset)
-    assert {path for path in folder if folder[path] != file.get(path)} == {"dataset.json"}
-    assert folder.keys() == file.keys()
-    assert "nothing to do: all rows of " in segmint_here("build", config)
-
-
-def test_collected_photographs_build_what_single_files_build(built: BuiltDataset, tmp_path: Path) -> None:
-    """Bytes in Parquet give the same JPEGs and masks through tars. A takedown names the original's place in its tar."""
-    rows = [json.loads(line) for line in built.catalog.read_text().splitlines()]
-    for row in rows:
-        photo = built.catalog.parent / row["uri"]
-        row["image"] = {"bytes": photo.read_bytes() if photo.exists() else None}
-    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet")
-    originals, dataset = tmp_path / "originals", tmp_path / "dataset"
-    printed = segmint_here("catalog", "collect", tmp_path / "rows.parquet", "--bytes", "image.bytes", "-o", originals)
-    assert "copied 5 photographs of 6 rows" in printed
-    config = write_config(tmp_path / "build.yaml", f"{originals}/", dataset, **IN_TWOS)
-    assert "empty_object" in segmint_here("build", config)
-    for kind in ("shards", "masks"):
-        ours, theirs = digests(dataset / kind), digests(built.dataset / kind)
-        assert ours == theirs
-
-    (tmp_path / "ids.txt").write_text("image-1\n")
-    words = ("takedown", dataset, "--ids", tmp_path / "ids.txt", "--reason", "withdrawn", "--config", config, "--yes")
-    (place,) = re.findall(r"0001\.tar#(\d+)\+(\d+)", segmint_here(*words))
-    data = (originals / "0001.tar").read_bytes()[int(place[0]) :][: int(place[1])]
-    assert data == rows[1]["image"]["bytes"]
+    dataset = tmp_path / "dataset"
+    config = write_config(tmp_path / "build.yaml", f"{photos}/", dataset, **IN_TWOS)
+    open_or_create(load_config(str(config)), Storage())
+    assert digests(dataset / "catalog") == digests(built.dataset / "catalog")
+    folder, file = (json.loads((each / "dataset.json").read_text()) for each in (dataset, built.dataset))
+    assert {key for key in folder if folder[key] != file[key]} == {"catalog"}
+    (ours,), (theirs,) = folder["catalog"], file["catalog"]
+    assert {key for key in ours if ours[key] != theirs[key]} == {"source_sha256"}

@@ -23,6 +23,7 @@ def test_plain_lines_are_few_and_end_with_the_last_state() -> None:
     lines = stream.getvalue().splitlines()
     assert len(lines) == 1
     assert lines[0].startswith("prepare 100/200 (50.0%, ")
+    assert lines[0].partition(";")[0].endswith("/s, 1 s left)")
     assert "; segment 7 (" in lines[0]
 
 

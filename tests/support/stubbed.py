@@ -14,8 +14,8 @@ from segmint.pipeline.config.config import load_config
 from tests.support.small_dataset import read_all
 
 
-def write_dataset(config_path: Path) -> list[ShardResult]:
-    """Write and commit every shard, one after another, in this process."""
+def write_dataset(config_path: Path, shards: int | None = None) -> list[ShardResult]:
+    """Write and commit every shard, or only the first ones, one after another, in this process."""
     config = load_config(str(config_path))
     storage = Storage(config.storage)
     dataset = open_or_create(config, storage)
@@ -23,7 +23,7 @@ def write_dataset(config_path: Path) -> list[ShardResult]:
     prepare, segment = StubbedPrepare(*stages.prepare_arguments), StubbedSegment(stages.segment)
     results = []
     try:
-        for shard in dataset.shards():
+        for shard in dataset.shards()[:shards]:
             taken = shard_rows(config, dataset, [shard])
             described = describe_table(segment(prepare(read_all(taken.source))))
             results.append(write_shard(taken.tasks[shard], [(0, described.num_rows)], described))

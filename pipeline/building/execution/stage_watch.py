@@ -45,8 +45,7 @@ class StageWatch(ExecutionCallback):  # type: ignore[misc]
     stages: ClassVar[Mapping[str, str]] = STAGES
     metrics: ClassVar[RunMetrics | None] = None
     stall_timeout: ClassVar[float] = math.inf
-    rows: ClassVar[int] = 0  # number of rows in this window, including rows that run again
-    rows_before: ClassVar[dict[str, int]] = {}  # rows of earlier windows, by stage
+    rows_before: ClassVar[dict[str, int]] = {}  # rows of earlier windows, minus those that run again, by stage
     rows_seen: ClassVar[dict[str, int]] = {}
     seconds_seen: ClassVar[dict[str, float]] = {}
     last_move: ClassVar[float] = 0.0
@@ -65,12 +64,10 @@ class StageWatch(ExecutionCallback):  # type: ignore[misc]
         cls.next_look = cls.last_move + min(STORES_EVERY_S, cls.stall_timeout)
 
     @classmethod
-    def expect(cls, rows: int) -> None:
-        """Add `rows` to the bars' totals. Rows that run again in this window count again."""
-        cls.rows += rows
-        for stage, done in cls.rows_before.items():
-            if cls.progress is not None:
-                cls.progress.stage(stage, done + cls.rows)
+    def run_again(cls, rows: int) -> None:
+        """Move the bars back by the number of rows that left all stages but will run again in this window."""
+        for stage in cls.rows_before:
+            cls.rows_before[stage] -= rows
 
     def on_execution_step(self, executor: Any) -> None:
         """Count the rows that have left each stage. Raises `StalledError`, which ends the execution."""
@@ -130,10 +127,12 @@ def watched(
     stages: Mapping[str, str] = STAGES,
     resized: Callable[[], None] | None = None,
     grows: bool = False,
+    finished: int | None = None,
 ) -> Iterator[type[StageWatch]]:
     """Watch one window of `rows` rows, and set up Ray Data's context for the window.
 
-    Yields the watch; call its `moved` method after each shard. The bars continue from earlier windows.
+    Yields the watch; call its `moved` method after each shard. The bars start at `finished`, the number of rows that
+    need no other window, or continue from earlier windows.
 
     `stall_timeout` is in seconds. `metrics` receives the rows and seconds of each stage. `outage` is called while
     nothing progresses, and returns a true value if a store doesn't respond. `stages` maps parts of operator names to
@@ -147,10 +146,13 @@ def watched(
     # Ray's own timeout doesn't notice a pool whose node died, and it mistakes a slow image for a dead actor.
     context.execution_no_progress_timeout_s = -1
     call_back(context, StageWatch)
-    StageWatch.stages, StageWatch.rows = stages, 0
-    StageWatch.rows_before = {stage: progress.done(stage) for stage in stages.values()}
+    StageWatch.stages = stages
+    StageWatch.rows_before = {}
+    for stage in stages.values():
+        before = progress.done(stage) if finished is None else finished
+        progress.stage(stage, before + rows)
+        StageWatch.rows_before[stage] = before
     StageWatch.progress, StageWatch.metrics, StageWatch.stall_timeout = progress, metrics, stall_timeout
-    StageWatch.expect(rows)
     StageWatch.rows_seen, StageWatch.seconds_seen, StageWatch.outage = {}, {}, outage
     StageWatch.resized, StageWatch.grows = resized, grows
     StageWatch.nodes, StageWatch.node_lost = alive_nodes(), math.inf

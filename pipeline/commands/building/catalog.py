@@ -197,7 +197,8 @@ def collect(
 ) -> None:
     """Copy images from URLs or Parquet bytes into tars.
 
-    Builds can read the tars. The same command resumes after the last complete tar.
+    Builds can read the tars. The same command resumes after the last complete tar. Exits with code 3 if servers didn't
+    respond.
     """
     from segmint.catalogs.source.collect import collect as collect_images
     from segmint.infra.https import Downloader
@@ -208,8 +209,10 @@ def collect(
     ingest = IngestConfig() if build is None else build.ingest
     downloader = Downloader(ingest.max_bytes, per_host)
     folder = Location(storage, output.rstrip("/"))
-    print_result(collect_images(Location(storage, catalog), folder, downloader, column, tell=print_message), as_json)
+    done = collect_images(Location(storage, catalog), folder, downloader, column, tell=print_message)
+    print_result(done, as_json)
     print_next(as_json, "catalog", "check", f"{folder}/", config=config)
+    exit_unless_clean((), range(done.left))
 
 
 @app.command()

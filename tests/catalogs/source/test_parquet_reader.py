@@ -8,14 +8,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from segmint.catalogs.source.conform import InvalidValue
-from segmint.catalogs.source.parquet_reader import read_parquet
+from segmint.catalogs.source.readers import read_catalog
 from segmint.catalogs.source.sampling import count_rows, read_rows_at
 from segmint.infra.errors import UsageError
 from tests.support.locations import location_of
 
 
 def read(path: Path) -> pa.Table:
-    return pa.Table.from_batches(list(read_parquet(location_of(path))))
+    return pa.Table.from_batches(list(read_catalog(location_of(path))))
 
 
 def test_a_column_of_a_wrong_type_is_named(tmp_path: Path) -> None:
@@ -77,7 +77,7 @@ def test_a_date_outside_of_the_calendar_is_named(tmp_path: Path) -> None:
         with pytest.raises(UsageError, match=said):
             read(path)
         problems: list[InvalidValue] = []
-        (batch,) = read_parquet(location_of(path), problems.append)
+        (batch,) = read_catalog(location_of(path), problems.append)
         assert [problem.row for problem in problems] == [2]
         assert batch.column("valid_until")[1].as_py() is None
 
