@@ -41,6 +41,7 @@ class Reason(StrEnum):
     UNFIT = "unfit"
     OPTED_OUT = "opted_out"
     PROMPTS_MISFIT = "prompts_misfit"
+    REFUSED_BY_LIST = "refused_by_list"
 
 
 LICENSE_REASONS = frozenset(
@@ -58,7 +59,7 @@ CURATE_REASONS = frozenset({Reason.DUPLICATE_IMAGE, Reason.UNFIT, Reason.OPTED_O
 _BUILT_IN = frozenset(map(str, Reason))
 _CUSTOM = re.compile(r"[a-z][a-z0-9_]{0,62}")
 
-DELIBERATE_REASONS = LICENSE_REASONS | CURATE_REASONS | {Reason.TAKEN_DOWN}
+DELIBERATE_REASONS = LICENSE_REASONS | CURATE_REASONS | {Reason.TAKEN_DOWN, Reason.REFUSED_BY_LIST}
 """Reasons that result from a person's decision. Even a large number of them doesn't indicate an outage."""
 
 

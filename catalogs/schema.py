@@ -1,4 +1,4 @@
-"""Columns of a catalog, as a user writes them and as a dataset stores them."""
+"""Columns of a catalog, as a user writes them and as a dataset stores them, and columns that a later format added."""
 
 from collections.abc import Collection
 
@@ -83,3 +83,36 @@ STAGED = pa.schema([*NORMALIZED, *ADDED])
 def normalized_schema(columns: Collection[str]) -> pa.Schema:
     """Return `NORMALIZED`, plus those columns of `ADDED` that are in `columns`."""
     return pa.schema([*NORMALIZED, *(field for field in ADDED if field.name in columns)])
+
+
+REGION = pa.struct(
+    [
+        ("kind", pa.string()),
+        ("score", pa.float64()),
+        ("x", pa.int32()),
+        ("y", pa.int32()),
+        ("w", pa.int32()),
+        ("h", pa.int32()),
+        ("source", pa.string()),
+    ]
+)
+"""Arrow type of a redacted region, which is a `Region`."""
+
+RESIDUAL = pa.struct([*REGION, ("orientation", pa.int32())])
+"""Arrow type of a detection that the last look left in the released image, in pixels of that image.
+
+`orientation` is the angle in degrees (0, 90, 180, or 270) by which the image was turned when the detector found it.
+"""
+
+LEFT_ALONE = pa.struct([*REGION, ("decided_by", pa.string()), ("decided_on", pa.string())])
+"""Arrow type of a detection that a person wanted left alone, in pixels of the upright source; see `left_alone`."""
+
+ADDED_IMAGES = pa.schema(
+    [
+        # Candidates that a second look didn't confirm, in pixels of the released image
+        pa.field("unconfirmed_detections", pa.list_(RESIDUAL)),
+        pa.field("left_alone", pa.list_(LEFT_ALONE)),  # detections that a person wanted left alone
+        pa.field("redacted_share", pa.float64()),  # share of the released image's pixels in `regions`, 0 to 1
+    ]
+)
+"""Columns of `images` that format 3 lacks; see `segmint.catalogs.layout.ADDED_COLUMNS`."""

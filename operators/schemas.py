@@ -10,7 +10,7 @@ from collections.abc import Iterable
 import pyarrow as pa
 
 from segmint.catalogs.layout import ADDED_COLUMNS, SCHEMA_VERSION
-from segmint.catalogs.schema import NORMALIZED, PROMPT
+from segmint.catalogs.schema import ADDED_IMAGES, NORMALIZED, PROMPT, REGION, RESIDUAL
 from segmint.catalogs.stages import StageColumn
 
 VERDICT = pa.schema(
@@ -31,28 +31,6 @@ def with_fields(schema: pa.Schema, fields: list[pa.Field], without: frozenset[st
     return pa.schema([*kept, *fields, *VERDICT])
 
 
-REGION = pa.struct(
-    [
-        ("kind", pa.string()),
-        ("score", pa.float64()),
-        ("x", pa.int32()),
-        ("y", pa.int32()),
-        ("w", pa.int32()),
-        ("h", pa.int32()),
-        ("source", pa.string()),
-    ]
-)
-"""Arrow type of a redacted region, which is a `Region`."""
-
-RESIDUAL = pa.struct([*REGION, ("orientation", pa.int32())])
-"""Arrow type of a detection that the last look left in the released image, in pixels of that image.
-
-`orientation` is the angle in degrees (0, 90, 180, or 270) by which the image was turned when the detector found it.
-"""
-
-LEFT_ALONE = pa.struct([*REGION, ("decided_by", pa.string()), ("decided_on", pa.string())])
-"""Arrow type of a detection that a person wanted left alone, in pixels of the upright source; see `left_alone`."""
-
 _RELEASED = [
     pa.field("source_sha256", pa.string()),  # hash of the bytes that were read, in lower case
     pa.field("pixels_sha256", pa.string()),  # hash of the upright decoded source and the decoders' versions
@@ -66,10 +44,7 @@ _RELEASED = [
     pa.field("plates", pa.int32()),
     pa.field("regions", pa.list_(REGION)),  # redacted regions, in pixels of the upright source
     pa.field("residual_detections", pa.list_(RESIDUAL)),
-    # Candidates that a second look didn't confirm, in pixels of the released image
-    pa.field("unconfirmed_detections", pa.list_(RESIDUAL)),
-    pa.field("left_alone", pa.list_(LEFT_ALONE)),  # detections that a person wanted left alone
-    pa.field("redacted_share", pa.float64()),  # share of the released image's pixels in `regions`, 0 to 1
+    *ADDED_IMAGES,
 ]
 """Columns that describe a released image, without its bytes."""
 

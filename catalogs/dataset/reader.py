@@ -4,6 +4,7 @@ import base64
 import html
 import io
 import json
+from bisect import bisect_left
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 from pydantic_core import from_json
 
 from segmint.catalogs.dataset.commits import Commit, CommitLog, FileEntry
@@ -25,6 +27,7 @@ from segmint.infra.errors import SegmintError
 from segmint.infra.storage.errors import ObjectTooLargeError
 from segmint.infra.storage.location import Location
 from segmint.infra.tars import BadTarError, TarReader
+from segmint.infra.wording import counted
 
 _WHOLE_BYTES = 4 << 20
 """Maximum size in bytes of a table that is read in a single request. Larger tables are read in parts."""
@@ -178,21 +181,61 @@ class Sample:
             raise DamagedDatasetError(f"image {self.id}: its JPEG cannot be decoded: {error}") from error
 
 
+@dataclass(frozen=True)
+class Subset:
+    """Images that a reader is limited to.
+
+    `ids` (N,) are their numbers, ascending. `sha256` identifies the selection: two readers with the same value read the
+    same images of the same state, except for those that were taken down since. `removed` is the number of such images
+    in a pinned selection.
+    """
+
+    condition: str
+    ids: NDArray[np.int64]
+    sha256: str
+    removed: int = 0
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def inside(self, ordinals: tuple[int, int]) -> NDArray[np.int64]:
+        """Return the ids of images whose ordinals are in [start, stop)."""
+        start, stop = (bisect_left(self.ids, ordinal + 1) for ordinal in ordinals)
+        return self.ids[start:stop]
+
+    def part(self, part: int, parts: int) -> frozenset[int]:
+        """Return the ids of one of `parts` contiguous shares, counted from 0, whose sizes differ by at most one."""
+        start, stop = (len(self) * each // parts for each in (part, part + 1))
+        return frozenset(self.ids[start:stop].tolist())
+
+    @property
+    def line(self) -> str:
+        """Text about the subset for the user."""
+        gone = f"; {counted(self.removed, 'selected image')} taken down since" if self.removed else ""
+        return f"selected by {self.condition!r}: {counted(len(self), 'image')}{gone} (selection {self.sha256[:12]})"
+
+
 class Dataset:
     """The committed images of a dataset, ordered by ordinal.
 
     Each iteration lists the commits when it starts, and ignores shards that are committed later. If `version` is set,
-    iterations yield the images of that recorded version. With `verify`, a process hashes each file before it reads the
-    file for the first time.
+    iterations yield the images of that recorded version. If `subset` is set, iterations yield only its images. With
+    `verify`, a process hashes each file before it reads the file for the first time.
     """
 
     def __init__(
-        self, location: Location, manifest: DatasetManifest, version: Version | None = None, verify: bool = False
+        self,
+        location: Location,
+        manifest: DatasetManifest,
+        version: Version | None = None,
+        verify: bool = False,
+        subset: Subset | None = None,
     ) -> None:
         self.location = location
         self.manifest = manifest
         self.version = version
         self.verify = verify
+        self.subset = subset
         self.log = CommitLog(location)
         self._verified: set[str] = set()
 
@@ -237,8 +280,18 @@ class Dataset:
             yield from self.shard(commit)
 
     def __len__(self) -> int:
-        """Return the number of images in the committed shards, which is the sum of their commits' counts."""
+        """Return the number of images in the committed shards, by their commits' counts, or in the subset."""
+        if self.subset is not None:
+            return len(self.subset)
         return sum(commit.counts.get("images", 0) for commit in self.commits())
+
+    def ids(self, commit: Commit) -> list[int]:
+        """Return the ids of a shard's images in ascending order, or only those of the subset."""
+        if self.subset is not None:
+            chosen: list[int] = self.subset.inside(commit.ordinals).tolist()
+            return chosen
+        ids: list[int] = self.table(commit, "images", ["id"])["id"].to_pylist()
+        return ids
 
     def table(
         self, commit: Commit, kind: str, columns: list[str] | None = None, rows: pc.Expression | None = None
@@ -272,10 +325,15 @@ class Dataset:
             return {each["values"].as_py(): each["counts"].as_py() for each in column.value_counts()}
 
     def shard(self, commit: Commit, ids: Container[int] | None = None) -> Iterator[Sample]:
-        """Yield the samples of a committed shard in order, or only the samples whose id is in `ids`.
+        """Yield the samples of a committed shard in order, or only the samples whose id is in `ids` and in the subset.
 
         This streams the shard's tar up to the last requested sample.
         """
+        if self.subset is not None:
+            chosen = self.subset.inside(commit.ordinals).tolist()
+            ids = frozenset(number for number in chosen if ids is None or number in ids)
+            if not ids:
+                return
         table = self.table(commit, "images")
         missing = [name for name in ("id", "width", "height") if name not in table.column_names]
         if missing:

@@ -26,6 +26,8 @@ from segmint.infra.wording import counted
 from segmint.operators.child import Children, SuspectError, Worker, forbid_core_dumps
 from segmint.operators.images import decode_jpeg
 from segmint.operators.opt_out.opt_out import refuse_opted_out
+from segmint.operators.opt_out.refusals import DETAIL as LISTED
+from segmint.operators.opt_out.refusals import NO_LISTS, RefusalLists
 from segmint.operators.prepare.deidentify import (
     DeidentifyConfig,
     Region,
@@ -292,7 +294,7 @@ class Prepare:
 
     Threads of this process read images and check hashes. Child processes do everything else. The URI of the source
     catalog, `catalog_uri`, determines which URIs its rows may use. `taken` contains the names in tombstones. A row is
-    rejected if its source has such a name.
+    rejected if its source has such a name, or if the lists in `refused` name it.
     """
 
     def __init__(
@@ -304,6 +306,7 @@ class Prepare:
         assets: str | None = None,
         resources: PrepareResources = PrepareResources(),
         taken: RemovedNames = NO_NAMES,
+        refused: RefusalLists = NO_LISTS,
         detectors: DetectorHost | None = None,
     ) -> None:
         """Start the children, and wait until the detector process is ready.
@@ -313,7 +316,7 @@ class Prepare:
         """
         forbid_core_dumps()  # this process also holds the bytes of originals
         self._reader = ImageReader(storage, catalog_uri, config.ingest.max_bytes)
-        self._judge = CatalogJudge(policy, taken)
+        self._judge = CatalogJudge(policy, taken, refused)
         self._threads = ThreadPoolExecutor(resources.read_threads, thread_name_prefix="prepare")
         self._own_detectors = None
         if detectors is None and config.device != "cpu" and config.deidentify.detectors:
@@ -394,6 +397,7 @@ class Prepare:
             digest = checked_digest(data, row["sha256"])
         with _stage("catalog"):
             self._judge.refuse_taken(row, digest)
+            self._judge.refuse_listed(row, digest)
         return digest, self._search_and_prepare(data)
 
     def _search_and_prepare(self, data: bytes) -> PreparedImage:
@@ -430,16 +434,18 @@ CURATED = "refused in the catalog"
 
 @dataclass(frozen=True)
 class CatalogJudge:
-    """Judge of catalog rows by their license, takedowns, and duplicate ids."""
+    """Judge of catalog rows by their license, takedowns, refusal lists, and duplicate ids."""
 
     policy: LicensePolicy
     taken: RemovedNames
+    refused: RefusalLists = NO_LISTS
 
     def judge(self, row: Row) -> None:
         """Raise `RejectedError` if license data or a duplicate rules the row out. `refuse_curated` covers curation."""
         if row["duplicate_of"] is not None:
             first = row["duplicate_of"]
             raise RejectedError(Reason.DUPLICATE_ID, f"the row of ordinal {first} already has this image_id")
+        self.refuse_listed(row, row["sha256"])
         verdict = self.policy.judge(row["license"], row["redistributable"], row["valid_until"], row.get("opt_out"))
         if verdict is not None:
             raise RejectedError(*verdict)
@@ -454,6 +460,11 @@ class CatalogJudge:
         """Raise `RejectedError` if a tombstone names the row's source."""
         if self.taken.names_source(row["uri"], digest):
             raise RejectedError(Reason.TAKEN_DOWN, SAME_SOURCE)
+
+    def refuse_listed(self, row: Row, digest: str | None) -> None:
+        """Raise `RejectedError` if a refusal list names the row's URLs, their domains, or this SHA-256."""
+        if self.refused.refuses((row["uri"], row["source_url"]), digest):
+            raise RejectedError(Reason.REFUSED_BY_LIST, LISTED)
 
 
 def refuse_curated(row: Row) -> None:

@@ -65,6 +65,7 @@ PANELS = {
         ),
     },
     "Export": {
+        "select": CommandPlace("select", "select", "Select images of a dataset, and pin them in a file for --select."),
         "export": CommandPlace("export", "export", "Export a dataset's images and masks for other tools."),
     },
     "Annotate and train": {

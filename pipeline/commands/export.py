@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from segmint.catalogs.shard_ranges import parse_shards
-from segmint.pipeline.commands.common.arguments import AsJson, Config, Dataset, storage_of
+from segmint.pipeline.commands.common.arguments import AsJson, Config, Dataset, Select, storage_of
 from segmint.pipeline.commands.common.console import guarded, print_result
 from segmint.pipeline.export.formats import Format
 
@@ -18,6 +18,7 @@ def export(
     shards: Annotated[
         str | None, typer.Option(metavar="A:B|K/N", help="Export only shards A to B-1, or part K of N (K from 0).")
     ] = None,
+    select: Select = None,
     sample: Annotated[int | None, typer.Option(metavar="N", min=1, help="Export only N random images.")] = None,
     seed: Annotated[int, typer.Option(metavar="S", help="Random seed of --sample.")] = 0,
     vocabulary: Annotated[
@@ -35,6 +36,6 @@ def export(
 
     storage = storage_of(config)
     names = None if vocabulary is None else read_vocabulary(Location(storage, vocabulary))
-    options = ExportOptions(format, span, sample, seed, with_images=not no_images, vocabulary=names)
+    options = ExportOptions(format, span, sample, seed, with_images=not no_images, vocabulary=names, select=select)
     exported = export_dataset(Location(storage, dataset), options, Location(storage, output))
     print_result(exported, as_json)

@@ -113,6 +113,9 @@ class LicenseConfig(_ConfigModel):
     ] = "auto"
     """Reject an image if its metadata or the catalog says that the rights holder forbids training. auto: the value that
     the dataset was created with, or true for a new dataset."""
+    refuse: tuple[str, ...] = ()
+    """Paths or URIs of lists of SHA-256 sums, URLs, and domains. Images that they name are rejected as refused_by_list.
+    Later runs may use other lists."""
     policy_date: date | None = None
     """Date on which licenses must still be valid. The dataset's first start pins the date, and later runs ignore this
     key. null: the date of the first start, in UTC."""
@@ -433,7 +436,7 @@ def identity(config: Config, hashes: Mapping[str, str] | None = None) -> dict[st
             "ingest": {"timeout_s"},
             "deidentify": {"device"},
             "masks": {"points_per_chunk"},
-            "license": {"policy_date"},
+            "license": {"policy_date", "refuse"},
         },
     )
     tree["license"]["allow"] = sorted(set(tree["license"]["allow"]))

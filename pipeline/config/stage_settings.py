@@ -9,6 +9,7 @@ from segmint.infra.assets.resolve import resolve
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.operators.custom.load import stated_terms
+from segmint.operators.opt_out.refusals import RefusalLists, read_refusal_lists
 from segmint.operators.prepare.left_alone import Entries, read_left_alone
 from segmint.operators.prepare.prepare import PrepareConfig
 from segmint.operators.prepare.release import WHOLE_ORIGINAL
@@ -37,6 +38,12 @@ def read_listed(config: Config, manifest: DatasetManifest | None = None) -> Mapp
     file = resolve(name, mirror=config.assets, storage=storage)
     expected = None if manifest is None else manifest.config["deidentify"]["left_alone"]
     return read_left_alone(Location(storage, str(pinned(file, expected))))
+
+
+def read_refused(config: Config) -> RefusalLists:
+    """Read the lists of `license.refuse`. Raises the errors of `read_refusal_lists`."""
+    storage = Storage(config.storage)
+    return read_refusal_lists(Location(storage, file) for file in config.license.refuse)
 
 
 def prepare_config(config: Config, manifest: DatasetManifest | None = None) -> PrepareConfig:

@@ -2,13 +2,14 @@
 
 import errno
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import gettempdir
 from typing import Protocol, runtime_checkable
 
 from segmint.catalogs.dataset.manifest import DatasetManifest, require_published
-from segmint.catalogs.dataset.reader import Dataset, Sample
+from segmint.catalogs.dataset.reader import Sample
+from segmint.catalogs.dataset.subsets import open_selected
 from segmint.catalogs.dataset.versions.record import VersionName, name_now
 from segmint.catalogs.layout import image_name
 from segmint.catalogs.shard_ranges import ShardPart, choose_shards
@@ -58,7 +59,8 @@ class ExportOptions:
     """Scope of an export.
 
     `shards` is a range of shards [A, B), a part of all shards, or None for all. `sample` is the number of images to
-    draw, or None for all. `vocabulary` lists the categories in order.
+    draw, or None for all. `vocabulary` lists the categories in order. `select` is a condition or a file for
+    `choose_images`, or None for all images.
     """
 
     format: Format
@@ -67,6 +69,7 @@ class ExportOptions:
     seed: int = 0
     with_images: bool = True
     vocabulary: tuple[str, ...] | None = None
+    select: str | None = None
 
 
 @dataclass(frozen=True)
@@ -94,11 +97,11 @@ def export_dataset(location: Location, options: ExportOptions, output: Location)
     The JSON stays in the system's temporary folder until it is complete, so memory doesn't grow with the number of
     images.
 
-    Raises `UsageError` if the dataset or a shard doesn't exist, if `output` already contains an export, or if the
-    format or the vocabulary doesn't allow a label. For Hugging Face, also raises `UsageError` if the dataset isn't for
-    publication. Raises `UnfinishedError` if the temporary folder is full.
+    Raises `UsageError` if the dataset or a shard doesn't exist, if the selection is invalid, if `output` already
+    contains an export, or if the format or the vocabulary doesn't allow a label. For Hugging Face, also raises
+    `UsageError` if the dataset isn't for publication. Raises `UnfinishedError` if the temporary folder is full.
     """
-    dataset = Dataset.open(location)
+    dataset = open_selected(location, options.select)
     if options.format is Format.HF:
         require_published(dataset.manifest, location, "exported for Hugging Face")
     file = output / MAIN_FILES[options.format]
@@ -110,6 +113,8 @@ def export_dataset(location: Location, options: ExportOptions, output: Location)
     try:
         with ScratchFolder() as scratch:
             command = f"export --format {options.format}{'' if options.with_images else ' --no-images'}"
+            if dataset.subset is not None:  # the condition stays out of the dataset's notes, because it may name people
+                command = f"{command} --select {dataset.subset.sha256[:12]}"
             folder = OutputFolder(location, command, output, version, Path(scratch), commits)
             writer = make_writer(
                 options.format,
@@ -124,7 +129,10 @@ def export_dataset(location: Location, options: ExportOptions, output: Location)
             drawn = None if options.sample is None else draw_images(dataset, shards, options.sample, options.seed)
             samples = read_images(dataset, shards, drawn)
             apart = options.format is not Format.HF
-            return write_samples(samples, [writer], folder, file, version, options.with_images, apart)
+            exported = write_samples(samples, [writer], folder, file, version, options.with_images, apart)
+            if dataset.subset is None:
+                return exported
+            return replace(exported, notes=(dataset.subset.line, *exported.notes))
     except OSError as error:
         if error.errno not in _NO_SPACE:
             raise

@@ -19,11 +19,7 @@ def draw_images(dataset: Dataset, shards: Collection[int], count: int, seed: int
 
     Memory only grows with the number of images drawn.
     """
-    numbers = (
-        number
-        for commit in dataset.commits(shards)
-        for number in dataset.table(commit, "images", ["id"])["id"].to_pylist()
-    )
+    numbers = (number for commit in dataset.commits(shards) for number in dataset.ids(commit))
     return sorted(heapq.nsmallest(count, numbers, key=lambda number: draw_key(seed, number)))
 
 

@@ -102,7 +102,9 @@ class Batches(IterableDataset[list[Sample]]):
         last: Last,
         cache: ShardCache | None,
     ) -> None:
-        """Count the images in the shards of `commits`. The dataset's order is kept if `seed` is None.
+        """Count the images in the shards of `commits`, or those of the dataset's subset there.
+
+        The dataset's order is kept if `seed` is None.
 
         `TorchDataset.batches` describes the other arguments.
         """
@@ -124,7 +126,15 @@ class Batches(IterableDataset[list[Sample]]):
         self.cache = cache
         if cache is not None:
             drop_stale(cache.folder, dataset.location)
-        counts = ((each.shard, each.generation, each.counts.get("images", 0)) for each in commits)
+        subset = dataset.subset
+        counts = (
+            (
+                each.shard,
+                each.generation,
+                each.counts.get("images", 0) if subset is None else len(subset.inside(each.ordinals)),
+            )
+            for each in commits
+        )
         table = np.array([count for count in counts if count[2]], np.int64).reshape(-1, 3)
         self._shards: NDArray[np.int64] = table[:, :2]  # (S, 2): shard and generation
         self._images: NDArray[np.int64] = table[:, 2]
@@ -174,12 +184,13 @@ class Batches(IterableDataset[list[Sample]]):
     def order_key(self) -> dict[str, Any]:
         """Return the values that determine the order of images, besides the epoch.
 
-        The values are the seed, the window, the image count, and a hash of the shards.
+        The values are the seed, the window, the image count, a hash of the shards, and the hash of the subset, if any.
         """
         table = np.column_stack([self._shards, self._images])
         digest = hashlib.sha256(table.astype("<i8").tobytes()).hexdigest()
         window = self.window if self.seed is not None else None
-        return {"seed": self.seed, "window": window, "images": self.images, "shards": digest}
+        key = {"seed": self.seed, "window": window, "images": self.images, "shards": digest}
+        return key if self.dataset.subset is None else {**key, "subset": self.dataset.subset.sha256}
 
     def checked_position(self, state: Mapping[str, Any], **own: int) -> tuple[int, int]:
         """Return the epoch and the number of samples that a state contains.
@@ -277,7 +288,7 @@ class Batches(IterableDataset[list[Sample]]):
         if len(opened) != self._images[index]:
             opened.close()
             raise DamagedDatasetError(
-                f"the table of images has {len(opened)} rows, but the commit lists {self._images[index]}"
+                f"{len(opened)} images were found in the table, but {self._images[index]} were expected"
             )
         self._checked[index] = 1
         return opened

@@ -9,6 +9,7 @@ from itertools import accumulate, chain, pairwise
 from operator import itemgetter
 from typing import Any, BinaryIO, NoReturn, overload
 
+import numpy as np
 import pyarrow as pa
 
 from segmint.catalogs.dataset.commits import Commit, FileEntry
@@ -130,7 +131,10 @@ class ShardTar:
 
 
 class OpenShard:
-    """Open shard. `sample` reads any of its images, and `known` contains the ids and sizes of all of them."""
+    """Open shard. `sample` reads any of its images, or of those in the dataset's subset.
+
+    `known` contains the ids and sizes of all images.
+    """
 
     def __init__(self, dataset: Dataset, commit: Commit, cache: ShardCache | None, check: bool) -> None:
         """Read the images' ids and sizes, and the headers of the tar. With `check`, hash the tar first.
@@ -142,6 +146,10 @@ class OpenShard:
         self._dataset, self._commit = dataset, commit
         table = dataset.table(commit, "images", _KNOWN)
         self.known = {name: table[name].combine_chunks() for name in _KNOWN}
+        self._rows: Sequence[int] = range(len(self.known["id"]))  # rows of the images to read
+        if dataset.subset is not None:
+            chosen = dataset.subset.inside(commit.ordinals)
+            self._rows = np.flatnonzero(np.isin(self.known["id"].to_numpy(), chosen)).tolist()
         self._labels = dataset.labels(commit)
         self._tar = ShardTar(self._location, entry, cache, check)
         try:
@@ -152,7 +160,7 @@ class OpenShard:
             self._places = find_places(self._location, self._tar.read)
 
     def __len__(self) -> int:
-        return len(self.known["id"])
+        return len(self._rows)
 
     @cached_property
     def table(self) -> pa.Table:
@@ -164,8 +172,9 @@ class OpenShard:
         except NotFoundError as error:
             shard, generation = self._commit.shard, self._commit.generation
             raise changed(self._dataset, shard, generation) or self.unreadable(error) from error
-        if table.num_rows != len(self):
-            raise self.unreadable(f"the table of images had {len(self)} rows before, and {table.num_rows} now")
+        rows = len(self.known["id"])
+        if table.num_rows != rows:
+            raise self.unreadable(f"the table of images had {rows} rows before, and {table.num_rows} now")
         return table
 
     def unreadable(self, reason: object) -> DamagedDatasetError:
@@ -174,17 +183,17 @@ class OpenShard:
         return with_help(DamagedDatasetError(f"{file}: {reason}"), self._commit.shard, self._dataset)
 
     def sample(self, row: int) -> Sample:
-        """Read the image in a row, counted from 0, with its masks.
+        """Read an image, counted from 0, with its masks.
 
         If a cached copy is damaged, it is fetched again once.
         """
         try:
-            return self._read(row)
+            return self._read(self._rows[row])
         except DamagedDatasetError:
             if not self._tar.renew():
                 raise
             self._places = find_places(self._location, self._tar.read)
-            return self._read(row)
+            return self._read(self._rows[row])
 
     def keep(self) -> None:
         """Mark the shard as in use."""

@@ -15,9 +15,10 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from segmint.catalogs.dataset.commits import FileEntry
 from segmint.catalogs.dataset.manifest import DatasetManifest, dataset_keys
-from segmint.catalogs.dataset.reader import Dataset, Sample
+from segmint.catalogs.dataset.reader import Dataset, Sample, Subset
 from segmint.catalogs.dataset.reading.batches import Batches, Last, RankHere, ReaderPosition
 from segmint.catalogs.dataset.reading.cache import DEFAULT_BYTES, SHARD_CACHE, ShardCache, drop_stale
+from segmint.catalogs.dataset.subsets import choose_images
 from segmint.catalogs.dataset.versions.record import Version
 from segmint.infra.assets.cache import cache_folder
 from segmint.infra.storage.location import Location
@@ -59,8 +60,9 @@ class TorchDataset(Dataset, IterableDataset[Sample]):
         version: Version | None = None,
         verify: bool = False,
         cache: ShardCache | None = None,
+        subset: Subset | None = None,
     ) -> None:
-        super().__init__(location, manifest, version, verify)
+        super().__init__(location, manifest, version, verify, subset)
         self.cache = cache
         self._drop_stale()
         known = range(manifest.shards)  # if the dataset has grown since, it may contain other shards
@@ -79,6 +81,11 @@ class TorchDataset(Dataset, IterableDataset[Sample]):
         if position.parts == 1 and worker is None:
             yield from super().__iter__()
             return
+        if self.subset is not None:
+            ids = self.subset.part(position.part, position.parts)
+            for commit in self.commits({(number - 1) // self.manifest.images_per_shard for number in ids}):
+                yield from self.shard(commit, ids)
+            return
         taken = share(self._opened, position)
         for commit in self.commits(taken):
             yield from self.shard(commit, _ids(taken[commit.shard]))
@@ -88,6 +95,8 @@ class TorchDataset(Dataset, IterableDataset[Sample]):
         position = self._rank.find()
         if position.parts == 1:
             return super().__len__()
+        if self.subset is not None:
+            return len(self.subset.part(position.part, position.parts))
         taken = share(self._opened, position)
         images = 0
         for commit in self.commits(taken):
@@ -174,6 +183,7 @@ def open_dataset(
     verify: bool = False,
     cache: str | Path | None = None,
     cache_bytes: int = DEFAULT_BYTES,
+    select: str | None = None,
 ) -> TorchDataset:
     """Open the dataset at `uri`, a folder or an S3 prefix, for reading. Only committed shards are visible.
 
@@ -182,20 +192,26 @@ def open_dataset(
     use `batches`. If the store needs options, such as an endpoint or a profile, pass a `storage`. To open a recorded
     version of the dataset, pass its number or digest as `version`.
 
+    `select` limits the dataset to some images. It is a condition in SQL over the columns of `images`, such as `"masks >
+    20 AND country = 'US'"`, or a file that `segmint select` wrote. The images are chosen now, and all later iterations
+    and batches contain the same ones.
+
     With `verify`, a process hashes each file before it reads the file for the first time. `cache` is a local folder in
     which processes keep copies of a bucket's shards. Several processes can share the folder, and all copies together
     take at most `cache_bytes`. A process hashes a copy when it writes the copy, and again when it first opens an
     existing one. For a bucket, `batches` always uses a cache. By default, this cache is in `SEGMINT_CACHE`.
 
     Raises `UsageError` if the dataset or the version doesn't exist, or if a correction removed the version's files. In
-    the last case, the message names the correction.
+    the last case, the message names the correction. Also raises `UsageError` if `select` is invalid or selects no
+    image.
     """
     location = Location(storage or Storage(), uri)
     manifest, found = TorchDataset.find(location, version)
+    subset = None if select is None else choose_images(location, select, found)
     kept = None
     if cache is not None and scheme(uri) != LOCAL:
         kept = ShardCache(Path(cache).expanduser().absolute(), dataset_keys(location)[0], cache_bytes)
-    return TorchDataset(location, manifest, found, verify, kept)
+    return TorchDataset(location, manifest, found, verify, kept, subset)
 
 
 def _ids(ordinals: range) -> range:

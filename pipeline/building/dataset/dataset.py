@@ -61,6 +61,7 @@ from segmint.infra.storage.storage import Storage
 from segmint.infra.version import VERSION
 from segmint.infra.wording import some
 from segmint.operators.audit.detectors import try_detector_files
+from segmint.operators.opt_out.refusals import NO_LISTS, RefusalLists
 from segmint.operators.segment.numerics import Numerics
 from segmint.operators.shards.write import ShardTask
 from segmint.pipeline.building.dataset.first_numerics import (
@@ -71,7 +72,7 @@ from segmint.pipeline.building.dataset.first_numerics import (
 )
 from segmint.pipeline.building.dataset.segmenter_trial import try_segmenter
 from segmint.pipeline.config.config import Config, as_pinned, identity
-from segmint.pipeline.config.stage_settings import model_terms, read_listed
+from segmint.pipeline.config.stage_settings import model_terms, read_listed, read_refused
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,7 @@ class BuildDataset:
     manifest: DatasetManifest
     weights: Path | None  # this machine's copy of SAM's checkpoint; None if a segmenter makes the masks
     generation: int = 1  # generation of the manifest, or an earlier one
+    refused: RefusalLists = NO_LISTS
 
     @property
     def numerics(self) -> Numerics:
@@ -185,6 +187,7 @@ def open_or_create(config: Config, storage: Storage, *, grow: bool = False) -> B
     config.load_stages()
     require_catalog(Location(storage, config.catalog))
     read_listed(config)
+    refused = read_refused(config)
     output = Location(storage, config.output)
     latest = read_latest_manifest(output)
     if latest is not None and latest.generation > 1 and not (output / MANIFEST).exists():
@@ -206,7 +209,7 @@ def open_or_create(config: Config, storage: Storage, *, grow: bool = False) -> B
     check_begun_alike(config, storage, latest.manifest, weights)
     put_dataset_id(output)
     manifest, generation = fit_catalog(config, storage, latest, grow=grow)
-    return BuildDataset(output, manifest, weights, generation)
+    return BuildDataset(output, manifest, weights, generation, refused)
 
 
 def name_weights(config: Config, begun: DatasetManifest | None, device: Callable[[Config], str]) -> Config:

@@ -436,4 +436,4 @@ def _prepare_arguments(config: Config, dataset: BuildDataset) -> tuple[Any, ...]
     storage = Storage(config.storage, outage_s=config.outage_timeout_s)
     removals = read_removals(dataset.location, config.catalog)
     taken = NO_NAMES if removals is None else removals.names
-    return prepare, storage, policy, config.catalog, config.assets, PrepareResources(), taken
+    return prepare, storage, policy, config.catalog, config.assets, PrepareResources(), taken, dataset.refused

@@ -33,7 +33,7 @@ from segmint.operators.shards.files import annotations_json, build_shard_files
 from segmint.operators.shards.write import ShardTask, write_shard
 from segmint.pipeline.building.plan.estimates import Estimate, Extrapolation, column, exactly
 from segmint.pipeline.config.config import Config
-from segmint.pipeline.config.stage_settings import prepare_config, segment_settings, segmenter_settings
+from segmint.pipeline.config.stage_settings import prepare_config, read_refused, segment_settings, segmenter_settings
 
 STAGES = ("prepare", "segment", "describe", "write")
 """Stages to time. `prepare` includes reading."""
@@ -113,7 +113,8 @@ def run_sample(
     """
     started = time.perf_counter()
     storage = _MeteredStorage(config.storage)
-    prepare = Prepare(prepare_config(config, manifest), storage, policy, config.catalog, config.assets)
+    arguments = prepare_config(config, manifest), storage, policy, config.catalog, config.assets
+    prepare = Prepare(*arguments, refused=read_refused(config))
     try:
         segment = _maker_of_masks(config, numerics, manifest)
         prepare.wait_until_ready()

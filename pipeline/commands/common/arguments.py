@@ -28,6 +28,14 @@ DetectorConfig = Annotated[
     ),
 ]
 Device = Annotated[str, typer.Option(metavar="auto|cpu|cuda[:N]", help="Device to compute on.")]
+Select = Annotated[
+    str | None,
+    typer.Option(
+        "--select",
+        metavar="SQL|FILE",
+        help="Only images that meet this condition, as in 'masks > 20', or a file that `segmint select` wrote.",
+    ),
+]
 Browser = Annotated[bool, typer.Option("--browser/--no-browser", help="Open the page in a web browser.")]
 Port = Annotated[int, typer.Option(metavar="N", min=0, max=65535, help="Port on 127.0.0.1; 0 picks a free one.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="List the changes without making them.")]

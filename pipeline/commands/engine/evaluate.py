@@ -8,7 +8,7 @@ import typer
 
 from segmint.infra.errors import UsageError
 from segmint.operators.evaluate.settings import FirstClick, PointsSettings, SeveralClicks
-from segmint.pipeline.commands.common.arguments import AsJson, Config, Device, build_of
+from segmint.pipeline.commands.common.arguments import AsJson, Config, Device, Select, build_of
 from segmint.pipeline.commands.common.console import guarded, print_checked
 from segmint.pipeline.commands.common.extras import needs
 from segmint.pipeline.engine.evaluate.kinds import TruthSelection
@@ -91,6 +91,7 @@ def read_options(
     images: Images = None,
     truth: ChosenMasks = TruthSelection.HUMAN,
     ignore: Ignore = None,
+    select: Select = None,
     weights: WeightsNames = None,
     predictions: PredictionFiles = None,
     output: Output = None,
@@ -110,7 +111,7 @@ def read_options(
     run = RunOptions(ray, ResourcesConfig() if build is None else build.resources)
     names = weights or ([] if predictions else ["mobile_sam"])
     model = ModelOptions(tuple(names), tuple(predictions or ()), device, precision, run)
-    masks = TruthOptions(tuple(targets), tuple(images or ()), truth, tuple(ignore or ()))
+    masks = TruthOptions(tuple(targets), tuple(images or ()), truth, tuple(ignore or ()), select=select)
     return EvaluateOptions(masks, model, output, fail_if_worse), storage
 
 
@@ -196,7 +197,7 @@ def proposals(
     return evaluate_proposals(options, points_per_side, storage)
 
 
-@evaluation(targets=LabelMaps, truth=None, ignore=IgnoreNear)
+@evaluation(targets=LabelMaps, truth=None, ignore=IgnoreNear, select=None)
 def edges(
     options: "EvaluateOptions",
     storage: "Storage",

@@ -12,10 +12,9 @@ from numpy.typing import NDArray
 
 from segmint.catalogs.dataset.annotations.assignments import Merged
 from segmint.catalogs.dataset.manifest import DatasetManifest
-from segmint.catalogs.dataset.tables import DatasetTables
+from segmint.catalogs.dataset.tables import DatasetTables, check_selection
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
-from segmint.pipeline.engine.annotate.selection import check_selection
 from segmint.pipeline.quality.study.files import MANIFEST, kind_of, read_json
 from segmint.pipeline.quality.study.kind import StudyKind
 

@@ -23,7 +23,8 @@ class TruthOptions:
 
     `images` contains the image folders of the truths that aren't datasets: one folder for all of them, or one folder
     per truth, in order. `chosen` selects the masks of datasets. `ignore` lists values in label maps that aren't masks.
-    With `empty`, images without masks in COCO files are included.
+    With `empty`, images without masks in COCO files are included. `select` limits datasets to some images; see
+    `choose_images`.
     """
 
     targets: tuple[str, ...]
@@ -31,6 +32,7 @@ class TruthOptions:
     chosen: TruthSelection = TruthSelection.HUMAN
     ignore: tuple[int, ...] = ()
     empty: bool = False
+    select: str | None = None
 
 
 @dataclass(frozen=True)
@@ -77,10 +79,12 @@ def open_truths(options: TruthOptions, storage: Storage, columns: Sequence[str] 
     folders = iter(
         _folders(options, [target for target, is_one in zip(options.targets, datasets, strict=True) if not is_one])
     )
+    if options.select is not None and not all(datasets):
+        raise UsageError("--select chooses images of datasets, but not all ground truths are datasets")
     truths = []
     for number, (target, location, is_dataset) in enumerate(zip(options.targets, locations, datasets, strict=True)):
         if is_dataset:
-            truths.append(open_dataset_truth(location, number, options.chosen, columns))
+            truths.append(open_dataset_truth(location, number, options.chosen, columns, options.select))
         elif target.lower().endswith(".json"):
             truths.append(open_coco_truth(location, Location(storage, next(folders)), number, options.empty))
         else:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from segmint.catalogs.dataset.commits import Commit
 from segmint.catalogs.dataset.reader import Dataset, MaskAnnotation, Sample
+from segmint.catalogs.dataset.subsets import open_selected
 from segmint.catalogs.dataset.versions.record import name_now
 from segmint.catalogs.layout import DamagedDatasetError, image_name
 from segmint.infra.errors import SegmintError, UsageError
@@ -287,6 +288,7 @@ class ShardTruthPart:
     images: int
     sources: tuple[str, ...]
     columns: tuple[str, ...]
+    ids: frozenset[int] | None = None  # of the selected images; None for all
 
     @property
     def name(self) -> str:
@@ -299,7 +301,7 @@ class ShardTruthPart:
         commit = next(iter(dataset.commits(only=[self.shard])), None)
         if commit is None:
             raise DamagedDatasetError(f"shard {self.shard} is no longer committed")
-        told = _told(dataset, commit, self.sources)
+        told = _told(dataset, commit, self.sources, self.ids)
         for sample in dataset.shard(commit, ids=told.keys()):
             yield PendingImage(
                 str(sample.row.get("image_id", sample.id)),
@@ -336,13 +338,15 @@ def open_dataset_truth(
     number: int,
     chosen: TruthSelection = TruthSelection.HUMAN,
     columns: Sequence[str] = (),
+    select: str | None = None,
 ) -> Truth:
     """Plan the evaluation of a dataset. `number` is its index among the truths.
 
     Only shards with chosen masks become parts. To find them, this reads the masks tables, but no images. `columns` are
-    the image columns to keep. Raises `UsageError` if there is no dataset, no such mask, no pixels, or no such column.
+    the image columns to keep, and `select` limits the images; see `choose_images`. Raises `UsageError` if there is no
+    dataset, no such image, no such mask, no pixels, or no such column.
     """
-    dataset = Dataset.open(location)
+    dataset = open_selected(location, select)
     if dataset.manifest.config.get("release", {}).get("format") == "annotations":
         raise UsageError(f"{location} contains only annotations, but an evaluation needs pixels")
     sources = SOURCES_OF[chosen]
@@ -352,7 +356,8 @@ def open_dataset_truth(
         if isinstance(found, str):
             skipped.append(SkippedTruth(redact(str(location)), f"shard {commit.shard}", found))
         elif found:
-            parts.append(ShardTruthPart(location, number, commit.shard, found, sources, tuple(columns)))
+            ids = _selected(dataset, commit)
+            parts.append(ShardTruthPart(location, number, commit.shard, found, sources, tuple(columns), ids))
     if not parts and not skipped:
         raise UsageError(_no_masks(location, chosen))
     if parts and columns:
@@ -364,6 +369,8 @@ def open_dataset_truth(
         "version": version.number,
         "dataset": dataset.manifest.name,
     }
+    if dataset.subset is not None:
+        facts |= {"select": dataset.subset.condition, "selection": dataset.subset.sha256}
     return Truth(redact(str(location)), DATASET, parts, facts, skipped, location)
 
 
@@ -390,14 +397,21 @@ def _check_columns(dataset: Dataset, shard: int, columns: Sequence[str]) -> None
 def _plan(dataset: Dataset, sources: tuple[str, ...], commit: Commit) -> tuple[Commit, int | str]:
     """Count a shard's images with chosen masks. Returns the reason instead if the shard can't be read."""
     try:
-        return commit, len(_told(dataset, commit, sources))
+        return commit, len(_told(dataset, commit, sources, _selected(dataset, commit)))
     except DamagedDatasetError as error:
         return commit, str(error)
 
 
-def _told(dataset: Dataset, commit: Commit, sources: tuple[str, ...]) -> dict[int, dict[int, _MaskColumns]]:
-    """Read the masks from these sources, by image id and annotation id."""
-    if not commit.counts.get("masks", 1):
+def _selected(dataset: Dataset, commit: Commit) -> frozenset[int] | None:
+    """Return the ids of a shard's selected images, or None if all images are selected."""
+    return None if dataset.subset is None else frozenset(dataset.subset.inside(commit.ordinals).tolist())
+
+
+def _told(
+    dataset: Dataset, commit: Commit, sources: tuple[str, ...], ids: frozenset[int] | None
+) -> dict[int, dict[int, _MaskColumns]]:
+    """Read the masks from these sources in the images with these ids, or in all, by image id and annotation id."""
+    if not commit.counts.get("masks", 1) or (ids is not None and not ids):
         return {}
     table = dataset.table(commit, "masks")
     missing = [name for name in ("id", "annotation_id", "source", "label") if name not in table.column_names]
@@ -405,6 +419,8 @@ def _told(dataset: Dataset, commit: Commit, sources: tuple[str, ...]) -> dict[in
         raise DamagedDatasetError(f"the mask table of shard {commit.shard} has no column {missing[0]}")
     flat = table.select(["id", "annotation_id", "source", "label"])
     flat = flat.filter(pc.is_in(flat["source"], value_set=pa.array(sources)))
+    if ids is not None:
+        flat = flat.filter(pc.is_in(flat["id"], value_set=pa.array(ids, pa.int64())))
     told: dict[int, dict[int, _MaskColumns]] = {}
     for row in flat.to_pylist():
         told.setdefault(row["id"], {})[row["annotation_id"]] = _MaskColumns(row["source"], row["label"])

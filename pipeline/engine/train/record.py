@@ -91,11 +91,14 @@ class TrainingRecord(Frozen):
 
 
 def identity_with_digests(config: TrainConfig, datasets: Sequence[TrainingDataset]) -> dict[str, Any]:
-    """Return `identity_keys` with the datasets' digests instead of their URIs."""
+    """Return `identity_keys` with the datasets' digests instead of their URIs, and hashes of the selected images."""
     keys = identity_keys(config)
-    digests = {dataset.location.uri: dataset.digest for dataset in datasets}
+    opened = {dataset.location.uri: dataset for dataset in datasets}
     for entry in keys["datasets"]:
-        entry["uri"] = digests[entry["uri"]]
+        dataset, select = opened[entry["uri"]], entry.pop("select")
+        entry["uri"] = dataset.digest
+        if select is not None:
+            entry["select"] = dataset.subsets[select].sha256
     return keys
 
 

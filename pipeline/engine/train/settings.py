@@ -56,6 +56,8 @@ class DatasetKeys(_TrainModel):
     """Path or URI of the dataset's folder."""
     masks: MaskChoice = "all"
     """human: masks that annotators created, corrected, or imported; automatic: masks from the model."""
+    select: Annotated[str, Field(min_length=1)] | None = None
+    """Only train on images that meet this SQL condition, as in masks > 20, or a file that `segmint select` wrote."""
     weight: Annotated[float, Field(gt=0, le=1000), BeforeValidator(_number)] = 1.0
     """Frequency with which an image of this dataset is drawn, compared with an image of a dataset with weight 1."""
 

@@ -9,15 +9,17 @@ import pyarrow.parquet as pq
 import pytest
 
 from segmint.catalogs.dataset.commits import CommitLog
-from segmint.catalogs.dataset.tables import DatasetTables, TableFile, open_committed
+from segmint.catalogs.dataset.tables import DatasetTables, TableFile, check_selection, open_committed
 from segmint.catalogs.layout import DamagedDatasetError, data_path
 from segmint.infra.errors import UsageError
 from segmint.infra.scratch import ScratchFolder
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.operators.schemas import SCHEMAS
+from segmint.pipeline.quality.statistics.open_tables import open_tables
 from tests.support.committed import write_dataset, write_generation
 from tests.support.locations import location_of
+from tests.support.viewed import image_rows
 
 OVERVIEW = """
     SELECT shard, count(*) AS images, sum(masks)::BIGINT AS masks, min(id) AS first
@@ -207,3 +209,51 @@ def test_tables_come_from_s3_with_the_options_of_the_storage(
         storage.delete(f"{uri}/{commit.file('masks').path}")
         with pytest.raises(DamagedDatasetError, match="it is not there"):
             tables.query("SELECT sum(area) AS n FROM masks")
+
+
+CONDITIONS = (
+    "masks < 10",
+    "masks < 10 -- few",
+    "statistics.coverage < 0.5 AND country IS NULL",
+    "image_id LIKE '%a%' OR id IN (1, 2)",
+    "id BETWEEN 2 AND 5 AND NOT faces > 3",
+    "CASE WHEN masks > 1 THEN true ELSE false END",
+    "id::VARCHAR = '1' AND regexp_matches(image_id, '.')",
+)
+NO_CONDITIONS = {
+    "": "expected a condition",
+    "masks": "its type is INTEGER",
+    "1": "its type is INTEGER",
+    "nowhere < 1": "nowhere",
+    "masks <": "syntax error",
+    "true), (false": "one condition",
+    "true) FROM images UNION SELECT (true": "one condition",
+    "true) FROM images; DROP VIEW images; SELECT (true": "SELECT",
+    "true) FROM masks WHERE (true": "syntax error",
+    "EXISTS (SELECT 1)": "subquery isn't allowed",
+    "masks IN (SELECT 1)": "subquery isn't allowed",
+    "read_text('/etc/passwd') = 'x'": "function read_text",
+    "getenv('HOME') = 'x'": "function getenv",
+    "sum(masks) > 1": "function sum",
+    "row_number() OVER () > 1": "isn't allowed",
+    "masks = $1": "isn't allowed",
+    "masks = ?": "isn't allowed",
+    "id" + " + 1" * 400 + " > 0": "nested too deeply",
+    "(" * 3_000 + "true" + ")" * 3_000: "depth",
+}
+
+
+def test_conditions(small_dataset: Path) -> None:
+    rows = image_rows(small_dataset)
+    with open_tables(location_of(small_dataset)) as tables:
+        for text in CONDITIONS:
+            condition = check_selection(tables, text)
+            found = tables.query(f"SELECT id FROM images WHERE {condition} ORDER BY id").column("id").to_pylist()
+            if text.startswith("masks < 10"):
+                assert found == [row["id"] for row in rows if row["masks"] < 10]
+        many = " OR ".join(f"id = {number}" for number in range(2, 2_000))
+        assert check_selection(tables, many) == f"({many}\n)"
+        for text, told in NO_CONDITIONS.items():
+            with pytest.raises(UsageError, match=told) as error:
+                check_selection(tables, text)
+            assert "--select" in str(error.value)

@@ -29,6 +29,7 @@ from segmint.infra.storage.errors import StorageFaultError, UnreadableObjectErro
 from segmint.infra.storage.retry import RetryPolicy
 from segmint.infra.storage.storage import Storage
 from segmint.operators.child import Children, SuspectError
+from segmint.operators.opt_out.refusals import read_refusal_lists
 from segmint.operators.prepare.deidentify import DeidentifyConfig, FacesConfig, PlatesConfig
 from segmint.operators.prepare.ingest import IngestConfig
 from segmint.operators.prepare.prepare import (
@@ -247,6 +248,31 @@ def test_what_a_tombstone_names_is_refused_whatever_row_names_it(portrait_file: 
     assert [row["reason"] for row in rows] == [*["taken_down"] * 5, None]
     detail = "its URI, bytes, or pixels were taken down under another row; a file in tombstones/ says why"
     assert {(row["stage"], row["detail"]) for row in rows[:5]} == {("catalog", detail)}
+
+
+def test_what_a_refusal_list_names_is_refused_before_it_is_decoded(portrait_file: Path) -> None:
+    folder = portrait_file.parent
+    (folder / "broken.jpg").write_bytes(b"not an image")
+    digest = hashlib.sha256(b"not an image").hexdigest()
+    (folder / "list.txt").write_text(f"{digest}\nexample.com\nhttps://other.org/a.jpg\n")
+    refused = read_refusal_lists([location_of(folder / "list.txt")])
+    stage = Prepare(config(), Storage(retry=FAST), POLICY, str(folder / "catalog.jsonl"), refused=refused)
+    try:
+        rows = stage(
+            table(
+                {"uri": "broken.jpg"},
+                {"uri": "none.jpg", "sha256": digest.upper()},
+                {"uri": "none.jpg", "source_url": "https://cdn.example.com/photo"},
+                {"uri": "none.jpg", "source_url": "http://other.org/a.jpg", "license": "CC-BY-NC-4.0"},
+                {"uri": portrait_file.name, "source_url": "https://other.org/b.jpg"},
+            )
+        ).to_pylist()
+    finally:
+        stage.close()
+    assert [row["reason"] for row in rows] == [*["refused_by_list"] * 4, None]
+    assert {(row["stage"], row["detail"]) for row in rows[:4]} == {
+        ("catalog", "a refusal list names its bytes, its URL, or its domain")
+    }
 
 
 def test_a_picture_with_the_pixels_or_the_jpeg_of_a_removed_one_is_refused(portrait_file: Path) -> None:

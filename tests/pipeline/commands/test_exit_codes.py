@@ -660,6 +660,11 @@ def _not_repaired(dataset: Path) -> Any:
     return run("repair", dataset)
 
 
+@case("`select`", "the images were selected, and the file was written", 0)
+def _selected(place: DatasetPath, tmp_path: Path) -> Any:
+    return run("select", place.uri, "id > 1", "-o", tmp_path / "subset.json")
+
+
 @case("`export`", "the export was written; it lists the masks that the format can't store", 0)
 def _exported(place: DatasetPath, tmp_path: Path) -> Any:
     return run("export", place.uri, "--format", "yolo", "-o", tmp_path / "yolo")

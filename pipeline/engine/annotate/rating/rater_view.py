@@ -31,13 +31,12 @@ from segmint.catalogs.dataset.annotations.ratings import (
     read_ratings,
 )
 from segmint.catalogs.dataset.manifest import load_manifest
-from segmint.catalogs.dataset.tables import DatasetTables
+from segmint.catalogs.dataset.tables import DatasetTables, check_selection
 from segmint.catalogs.dataset.versions.record import VersionName, name_now
 from segmint.catalogs.layout import wrong_fields
 from segmint.infra.errors import UsageError
 from segmint.infra.scratch import ScratchFolder
 from segmint.infra.storage.location import Location
-from segmint.pipeline.engine.annotate.selection import check_selection
 from segmint.pipeline.engine.annotate.session_info import IDLE_S
 from segmint.pipeline.engine.annotate.source import (
     ConflictError,

@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 
 from segmint.catalogs.dataset.commits import Commit, CommitLog, FileEntry
 from segmint.catalogs.dataset.manifest import DatasetManifest, dataset_keys, load_manifest
+from segmint.catalogs.dataset.reader import Subset
+from segmint.catalogs.dataset.subsets import choose_images
 from segmint.catalogs.dataset.versions.digest import current_digest
 from segmint.catalogs.layout import DamagedDatasetError
 from segmint.infra.errors import SegmintError, UsageError
@@ -44,11 +46,15 @@ _MASKS = ["id", "annotation_id", "area"]
 
 @dataclass(frozen=True)
 class TrainingDataset:
-    """Dataset in a run, pinned to the version that the run found. `digest` identifies the version."""
+    """Dataset in a run, pinned to the version that the run found. `digest` identifies the version.
+
+    `subsets` contains the images of each configured `select`.
+    """
 
     location: Location
     manifest: DatasetManifest
     digest: str
+    subsets: Mapping[str, Subset] = field(default_factory=dict)
 
     @cached_property
     def keys(self) -> tuple[str, ...]:
@@ -143,7 +149,10 @@ _COLUMNS = [field.name for field in fields(TrainingImages) if field.name != "sha
 
 
 def open_datasets(config: TrainConfig, storage: Storage) -> list[TrainingDataset]:
-    """Open each configured dataset once. Raises `UsageError` if one has no images or no commits."""
+    """Open each configured dataset once.
+
+    Raises `UsageError` if one has no images or no commits, and the errors of `choose_images`.
+    """
     opened = []
     for uri in dict.fromkeys(entry.uri for entry in config.datasets):
         location = Location(storage, uri)
@@ -151,7 +160,10 @@ def open_datasets(config: TrainConfig, storage: Storage) -> list[TrainingDataset
         release = manifest.config.get("release", {})
         if release.get("format", "images") != "images":
             raise UsageError(f"{location} has only annotations; training needs a dataset with release.format: images")
-        opened.append(TrainingDataset(location, manifest, current_digest(location)))
+        digest = current_digest(location)
+        selects = dict.fromkeys(entry.select for entry in config.datasets if entry.uri == uri)
+        subsets = {select: choose_images(location, select) for select in selects if select is not None}
+        opened.append(TrainingDataset(location, manifest, digest, subsets))
     return opened
 
 
@@ -278,6 +290,8 @@ def _choose(
     image = order[np.clip(np.searchsorted(ids[order], owner), 0, max(0, len(ids) - 1))] if len(ids) else owner
     wanted = _of_choice(tables.masks["source"], keys.masks)
     wanted &= (ids[image] == owner) if len(ids) else False
+    if keys.select is not None:
+        wanted &= np.isin(owner, shard.dataset.subsets[keys.select].ids)
     empty = wanted & (areas <= 0)
     large = wanted & (areas > config.max_mask_area_ratio * heights[image] * widths[image]) if len(ids) else empty
     for which, reason in ((empty, "empty masks"), (large, "masks over max_mask_area_ratio")):

@@ -55,6 +55,19 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def test_only_the_selected_images_of_a_dataset(dataset: Path, tmp_path: Path) -> None:
+    truth = open_one(dataset, select="id > 1")
+    assert (truth.images, list(read(truth))) == (1, ["sa_5.jpg"])
+    assert truth.facts["select"] == "id > 1"
+    everything = open_one(dataset, select="id <> 2", chosen=TruthSelection.ALL)
+    assert list(read(everything)) == ["sa_1.jpg", "sa_4.jpg", "sa_5.jpg"]
+    with pytest.raises(UsageError, match="has no annotated masks"):
+        open_one(dataset, select="id = 2")
+    (tmp_path / "truth.json").write_text("{}")
+    with pytest.raises(UsageError, match="--select chooses images of datasets"):
+        open_one(tmp_path / "truth.json", select="id = 2", images=(str(tmp_path),))
+
+
 def test_a_datasets_human_masks_in_released_pixels(dataset: Path) -> None:
     truth = open_one(dataset, columns=("country",))
     assert (truth.kind, truth.images, truth.skipped) == ("dataset", 2, [])

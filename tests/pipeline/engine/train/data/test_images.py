@@ -9,6 +9,8 @@ import pytest
 from segmint.catalogs.layout import DamagedDatasetError
 from segmint.infra.errors import UsageError
 from segmint.operators.decoding import JpegDecoder, OverLimitError
+from segmint.pipeline.engine.train.record import identity_with_digests
+from segmint.pipeline.export.select import select_images
 from tests.support.committed import write_dataset
 from tests.support.committed_shard import CommittedShard, change_manifest
 from tests.support.locations import location_of
@@ -30,6 +32,21 @@ def test_masks_are_those_of_the_kind_that_is_asked_for(trainable, tmp_path, mask
         assert found.images.masks_of(row).tolist() == [image * 10_000 + index for index in indices]
     too_large = {} if masks == "human" else {"masks over max_mask_area_ratio": 12}
     assert dict(found.skipped.counts) == too_large
+
+
+def test_only_selected_images_are_trained_on_and_their_hash_is_pinned(trainable, tmp_path):
+    file = tmp_path / "subset.json"
+    selected = select_images(location_of(trainable), "id % 3 = 1", location_of(file))
+    by_file, by_condition = (
+        find(tmp_path, trainable, datasets=[{"uri": str(trainable), "select": select}])
+        for select in (str(file), "id % 3 = 1")
+    )
+    assert by_file.images.ids.tolist() == by_condition.images.ids.tolist() == [1, 4, 7, 10]
+    pinned = [identity_with_digests(each.config, each.datasets)["datasets"][0] for each in (by_file, by_condition)]
+    assert pinned[0] == pinned[1]
+    assert pinned[0]["select"] == selected.sha256
+    whole = find(tmp_path, trainable)
+    assert "select" not in identity_with_digests(whole.config, whole.datasets)["datasets"][0]
 
 
 def test_a_dataset_that_is_named_twice_has_an_entry_each(trainable, tmp_path):
