@@ -148,12 +148,13 @@ class HuggingFaceWriter:
 
     def _card(self) -> str:
         about = describe_dataset(self._manifest, self._version)
+        made_by = [] if "segmenter" in self._manifest.config else ["segment-anything"]
         front = {
             "pretty_name": about["name"],
             **hub_licenses(self._licenses),
             "size_categories": [size_category(self._images)],
             "task_categories": ["image-segmentation", "mask-generation"],
-            "tags": ["segment-anything", *([] if self._categories.is_labeled else ["class-agnostic"])],
+            "tags": [*made_by, *([] if self._categories.is_labeled else ["class-agnostic"])],
             "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": DATA}]}],
         }
         header = yaml_text(front)

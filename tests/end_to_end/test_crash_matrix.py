@@ -16,6 +16,15 @@ from tests.support.protocol import quick_folder
 
 Results = dict[str, dict[str, Any]]
 
+OF_SEGMENTER = (
+    ("write_shard", "retry", "sweep"),
+    ("takedown", "takedown in a build"),
+    ("redact", "amend"),
+    ("import", "merge"),
+    ("label", "remove labels"),
+)
+"""Operations on a dataset whose masks a segmenter made, by the process in which they are killed."""
+
 LOCAL = (
     ["write_shard", "takedown" + CHANGES, "sweep"],
     ["retry", "retry beside a takedown", "sleep beside other content"],
@@ -144,6 +153,20 @@ def test_a_merge_of_answers_may_die_or_sleep_at_any_call() -> None:
     assert [results[name]["wrong"] for name in names] == [{}, {}, {}]
     assert all("create commits/000001.g2.json" in results[name]["calls"] for name in names[:2])
     assert "purge 0/0.1.json" in results["takedown of answers"]["calls"]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("names", OF_SEGMENTER)
+def test_operations_on_masks_of_a_segmenter_may_die_at_any_call(names: tuple[str, ...]) -> None:
+    """The masks lack scores and points and have prompts, and the catalog has prompts, of which a takedown leaves none.
+
+    Rows were rejected because their prompts were for another frame, or because the segmenter failed.
+    """
+    with quick_folder() as folder:
+        results = answer_of(start_matrix([f"{name} with a segmenter" for name in names], str(folder)))
+    for each in results.values():
+        assert each["wrong"] == {}
+        assert each["points"] == len(each["calls"]) + each["calls"].count("fsync of a file") + 1 > 8
 
 
 @pytest.mark.long

@@ -60,6 +60,7 @@ from tests.support.protocol import (
     everything,
     retry,
     rows_of,
+    segmented_rows,
     sweep_all,
     write,
 )
@@ -80,6 +81,7 @@ class Operation:
     mends: bool = False  # whether the state before it is damaged, so that promises hold only after it
     versioned: bool = False  # whether it ends by recording a version
     taken: tuple[int, ...] = ()  # ordinals of images of which only tombstones may be left
+    segmenter: bool = False  # whether a segmenter makes the masks
 
 
 def _both_shards(place: DatasetPath) -> None:
@@ -231,6 +233,20 @@ OPERATIONS = {
     "takedown of answers": Operation(_answered, _take_down, versioned=True, taken=(0, 2)),
     "repair": Operation(_damaged, lambda place: repair(place.location), mends=True, versioned=True),
 }
+OF_SEGMENTER = (
+    "write_shard",
+    "sweep",
+    "takedown",
+    "takedown in a build",
+    "redact",
+    "retry",
+    "amend",
+    "import",
+    "merge",
+    "label",
+    "remove labels",
+)
+OPERATIONS |= {f"{name} with a segmenter": replace(OPERATIONS[name], segmenter=True) for name in OF_SEGMENTER}
 """One line each: all are killed at every call, and at the steps of a local one, or with `CHANGES` after the name, at
 every call that changes a file, and not at its steps."""
 
@@ -275,9 +291,10 @@ def try_operation(operation: Operation, place: DatasetPath, folder: Path, change
     """Kill an operation at points; `folder` is for a copy of the state before it. For `changes` see `CHANGES`."""
     steps = "://" not in place.uri and not changes
     before = folder / "before"
+    place = replace(place, segmenter=operation.segmenter)
 
     def prepare() -> None:
-        local = DatasetPath(str(before))
+        local = DatasetPath(str(before), segmenter=operation.segmenter)
         begin(local)
         operation.before(local)
 
@@ -487,6 +504,7 @@ def main(words: list[str], folder: Path, uri: str = "", options: str = "{}") -> 
     for shard in range(SHARDS):
         for variant in (*range(VARIANTS), GIVEN_UP, REDACTED):
             rows_of(shard, variant)  # made once, for all forks
+        segmented_rows(shard)
     gc.freeze()
     gc.disable()  # a collection would copy the pages that a fork shares
     results = {}

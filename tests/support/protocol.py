@@ -23,21 +23,26 @@ from segmint.catalogs.dataset.sweep import sweep
 from segmint.catalogs.dataset.versions.record import VERSIONS
 from segmint.catalogs.layout import DATASET_ID, MANIFEST, config_sha256, fingerprint, part_path
 from segmint.catalogs.parquet import table_bytes
-from segmint.catalogs.schema import NORMALIZED
+from segmint.catalogs.schema import NORMALIZED, STAGED
 from segmint.catalogs.stages import StageColumn
 from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.retry import RetryPolicy
 from segmint.infra.storage.storage import Storage
 from segmint.infra.uris import join
+from segmint.operators.custom.load import load_stage
+from segmint.operators.describe import describe_table
 from segmint.operators.prepare.release import ReleaseConfig
 from segmint.operators.redactions import image_share
 from segmint.operators.rows import to_table
+from segmint.operators.schemas import PROMPTED
 from segmint.operators.segment.mask_config import MasksConfig
+from segmint.operators.segmenter.segmenter import CustomSegmenter
 from segmint.operators.shards.write import RetryTask, ShardResult, ShardTask, retry_shard, write_shard
 from tests.support.described_rows import accepted_row, described, rejected_row
 from tests.support.everything import upload
 from tests.support.locations import handle_of
+from tests.support.segmenters import Saying
 
 SHARDS = 2
 ROWS = 3
@@ -62,6 +67,12 @@ CONFIG = {
     "masks": MasksConfig().model_dump(mode="json"),
     "release": ReleaseConfig().model_dump(mode="json"),
 }
+SAYING = load_stage(f"{Saying.__module__}.{Saying.__name__}", {"threshold": 190})
+SEGMENTER_CONFIG = {key: value for key, value in CONFIG.items() if key != "masks"} | {
+    "segmenter": {**SAYING.identity, "filters": {}}
+}
+"""The configuration of a dataset whose masks a segmenter made from prompts of the catalog."""
+
 QUICK = RetryPolicy(attempts=3, first_wait_s=0.01, max_wait_s=0.05, deadline_s=20)
 
 
@@ -72,6 +83,7 @@ class DatasetPath:
     uri: str
     options: dict[str, dict[str, Any]] = field(default_factory=dict)
     stages: tuple[StageColumn, ...] = ()
+    segmenter: bool = False  # whether a segmenter makes the masks
 
     @property
     def storage(self) -> Storage:
@@ -83,7 +95,8 @@ class DatasetPath:
 
     @property
     def handle(self) -> DatasetHandle:
-        return replace(handle_of(self.location), build_sha256=manifest_of(()).build_sha256, stages=self.stages)
+        begun = manifest_of((), segmenter=self.segmenter)
+        return replace(handle_of(self.location), build_sha256=begun.build_sha256, stages=self.stages)
 
     @property
     def log(self) -> CommitLog:
@@ -108,6 +121,25 @@ def rows_of(shard: int, variant: int) -> pa.Table:
     return described([accepted_row(first, masks=1 if variant == 1 else 2), middle, last])
 
 
+@cache
+def segmented_rows(shard: int) -> pa.Table:
+    """The described rows of a shard whose masks a segmenter made: an image, and two rows that were refused.
+
+    Its prompts were for another frame, or the segmenter failed.
+    """
+    first, second, third = range(shard * ROWS, (shard + 1) * ROWS)
+    refused = [rejected_row(second, "prompts_misfit", "catalog"), rejected_row(third, "stage_failed", SAYING.label)]
+    return described_by_segmenter([accepted_row(first), *refused])
+
+
+def described_by_segmenter(rows: list[dict[str, Any]]) -> pa.Table:
+    """Rows after the stages that follow `prepare` if a segmenter makes the masks."""
+    segmenter = CustomSegmenter(SAYING)
+    table = describe_table(segmenter(to_table(rows, PROMPTED)))
+    segmenter._encoders.shutdown()  # the matrix forks only processes without threads
+    return table
+
+
 def catalog_rows(first: int, rows: int) -> list[dict[str, Any]]:
     """Rows of the catalog, with ordinals from `first` on."""
     return [
@@ -116,12 +148,21 @@ def catalog_rows(first: int, rows: int) -> list[dict[str, Any]]:
     ]
 
 
-def manifest_of(catalog: tuple[CatalogPart, ...], stages: tuple[StageColumn, ...] = ()) -> DatasetManifest:
+def prompts_of(ordinal: int) -> dict[str, Any]:
+    """Prompts of a row of the catalog, which name its image."""
+    box = {"box": [1.0, 2.0, 30.0, 20.0], "label": f"wanted in image-{ordinal}", "score": 0.5}
+    return {"width": 40.0, "height": 30.0, "prompts": [box]}
+
+
+def manifest_of(
+    catalog: tuple[CatalogPart, ...], stages: tuple[StageColumn, ...] = (), *, segmenter: bool = False
+) -> DatasetManifest:
     """The manifest of the first generation."""
+    config = SEGMENTER_CONFIG if segmenter else CONFIG
     return DatasetManifest(
         name="protocol",
-        config=CONFIG,
-        config_sha256=config_sha256(CONFIG),
+        config=config,
+        config_sha256=config_sha256(config),
         numerics=NUMERICS,
         code_version="0",
         weights=ModelWeights(name="none", sha256="0" * 64),
@@ -134,12 +175,15 @@ def manifest_of(catalog: tuple[CatalogPart, ...], stages: tuple[StageColumn, ...
 
 def begin(place: DatasetPath) -> None:
     """Put the catalog's part and `dataset.json`."""
-    rows = catalog_rows(0, SHARDS * ROWS)
-    part = table_bytes(to_table(rows, NORMALIZED), NORMALIZED)
+    rows, schema = catalog_rows(0, SHARDS * ROWS), NORMALIZED
+    if place.segmenter:
+        rows = [{**row, "prompts": prompts_of(row["ordinal"])} for row in rows]
+        schema = NORMALIZED.append(STAGED.field("prompts"))
+    part = table_bytes(to_table(rows, schema), schema)
     digest = hashlib.sha256(part).hexdigest()
     path = part_path(0, digest)
     parts = (CatalogPart(path=path, rows=len(rows), sha256=digest, source_sha256=digest, first_shard=0),)
-    manifest = manifest_of(parts, place.stages)
+    manifest = manifest_of(parts, place.stages, segmenter=place.segmenter)
     place.storage.put(join(place.uri, path), part)
     place.storage.put(join(place.uri, MANIFEST), manifest.to_json())
 
@@ -162,14 +206,19 @@ def write(
         max_faults=1,
         generation=generation,
     )
-    return write_shard(task, [(0, ROWS)], rows_of(shard, variant) if rows is None else rows)
+    if rows is None:
+        rows = segmented_rows(shard) if place.segmenter else rows_of(shard, variant)
+    return write_shard(task, [(0, ROWS)], rows)
 
 
 @contextmanager
-def two_shards(committed: int = 2) -> Iterator[DatasetPath]:
-    """A dataset of two shards for a while, so many committed: images 1, 2, 4 and 5, rows 3 and 6 refused."""
+def two_shards(committed: int = 2, *, segmenter: bool = False) -> Iterator[DatasetPath]:
+    """A dataset of two shards for a while, so many committed: images 1, 2, 4 and 5, rows 3 and 6 refused.
+
+    With `segmenter`, the only images are 1 and 4, whose masks a segmenter made.
+    """
     with quick_folder() as folder:
-        place = DatasetPath(str(folder / "dataset"))
+        place = DatasetPath(str(folder / "dataset"), segmenter=segmenter)
         begin(place)
         for shard in range(committed):
             write(place, shard)
@@ -180,9 +229,11 @@ def retry(place: DatasetPath, shard: int) -> str:
     """Try the refused row of a shard again, as `--retry-rejected` does: this time there is an image."""
     commit = place.log.latest(shard)
     last = shard * ROWS + ROWS - 1
-    if commit is None or not (commit.counts.keys() & {"rejected:not_found", "rejected:persistent_fault"}):
+    retried = {f"rejected:{reason}" for reason in ("not_found", "persistent_fault", "stage_failed")}
+    if commit is None or not commit.counts.keys() & retried:
         return "unchanged"
-    table: pa.Table = described([accepted_row(last)])
+    row = accepted_row(last)
+    table: pa.Table = described_by_segmenter([row]) if place.segmenter else described([row])
     task = RetryTask(shard, commit.generation, [last], place.handle)
     return retry_shard(task, [(0, 1)], table).status
 

@@ -66,6 +66,28 @@ class Encoded(Bright):
         return Mask({"size": list(pixels.shape), "counts": [0, 0, *counts]})
 
 
+class Saying(Bright):
+    """The same masks, which say different things about themselves in turn: nothing, and a score, label, or prompt."""
+
+    name = "saying"
+    wants_prompts = True
+
+    def __call__(self, rows: Sequence[StageRow]) -> list[StageRow]:
+        return [row.with_masks(self.told(row)) for row in rows]
+
+    def told(self, row: StageRow) -> list[Mask]:
+        """Return the masks of a row. Labels and texts name the image, so that tests find what is left of it."""
+        height, width = row.image.shape[:2]
+        origins: list[dict[str, Any]] = [
+            {},
+            {"score": 0.75, "points": [(1.5, 2.5, 1), (3, 4, 0)]},
+            {"label": f"thing in {row['image_id']}", "label_score": 1.5, "box": (0.5, 1, width - 1, height - 1)},
+            {"label": f"größte in {row['image_id']}", "label_source": "import", "score": 0.9, "stability": 0.8},
+            {"text": f"the light in {row['image_id']}", "stability": 0.5},
+        ]
+        return [Mask(pixels, **origins[place % len(origins)]) for place, pixels in enumerate(self.regions(row))]
+
+
 class Original(Bright):
     """A mask of the whole image, whose text is the size of the original."""
 

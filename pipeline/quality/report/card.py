@@ -50,13 +50,15 @@ def card_markdown(audit: AuditReport, statistics: Statistics, facts: Facts, char
 
 def front_matter(facts: Facts) -> str:
     """Return the front matter for the Hub, as YAML."""
+    by_segmenter = facts.build is not None and facts.build.segmenter is not None
+    made_by = [] if by_segmenter else ["segment-anything"]
     value: dict[str, Any] = {
         "pretty_name": facts.name,
         **hub_licenses(license for license, _ in facts.licenses if license),
         "size_categories": [size_category(facts.images)],
         "task_categories": ["image-segmentation", "mask-generation"],
         "annotations_creators": ["machine-generated", *(["other"] if facts.people else [])],
-        "tags": ["segment-anything", "sa-1b", *([] if facts.labeled else ["class-agnostic"]), "webdataset"],
+        "tags": [*made_by, "sa-1b", *([] if facts.labeled else ["class-agnostic"]), "webdataset"],
     }
     return yaml_text(value)
 

@@ -22,7 +22,12 @@ from segmint.pipeline.quality.study.agreement import AnnotatorAgreement, measure
 from segmint.pipeline.quality.study.privacy.score import PrivacyScore
 
 _CREDITS_SHOWN = 200
-_LABELED_BY_MODELS = f"SELECT count(label) FROM masks WHERE starts_with(label_source, '{MODEL}')"
+_LABELS = f"""
+SELECT if(starts_with(label_source, '{MODEL}'), 'model', label_source) AS name, count(*) AS masks FROM masks
+WHERE label IS NOT NULL GROUP BY name ORDER BY name"""
+_PROMPTS = """
+SELECT prompt.kind AS name, count(DISTINCT annotation_id) AS masks
+FROM (SELECT annotation_id, unnest(prompts) AS prompt FROM masks) GROUP BY name ORDER BY name"""
 _ANNOTATED = "SELECT count(*) FROM images WHERE submission IS NOT NULL OR annotator IS NOT NULL"
 
 
@@ -127,8 +132,8 @@ class Facts:
     sources: tuple[int, int] | None  # median width and height of their source images
     redactions: RedactionTotals = field(default_factory=RedactionTotals)
     people: tuple[AnnotatedMaskCounts, ...] = ()
-    labeled: int = 0  # masks with a label
-    labeled_by_models: int = 0  # masks whose label a model set
+    labels: Mapping[str, int] = field(default_factory=dict)  # masks with a label by its source: import, model, person
+    prompts: Mapping[str, int] = field(default_factory=dict)  # masks with prompts by their kind: box, mask, point, text
     annotated: int = 0  # images whose masks people reviewed, changed, or deleted
     agreement: AnnotatorAgreement | None = None  # between two people who annotated the same images
     study: PrivacyScore | None = None  # what detectors missed, according to people, if the report includes a study
@@ -139,6 +144,11 @@ class Facts:
     def with_images(self) -> bool:
         """True if the dataset contains images in addition to annotations."""
         return self.build is None or self.build.format != "annotations"
+
+    @property
+    def labeled(self) -> int:
+        """Number of masks with a label."""
+        return sum(self.labels.values())
 
     @property
     def rejected(self) -> int | None:
@@ -174,8 +184,8 @@ def gather_facts(tables: DatasetTables, storage: Storage) -> Facts:
         released=_median_size(tables, "width", "height"),
         sources=_median_size(tables, "source_width", "source_height"),
         people=_people(tables) if manifest is not None else (),
-        labeled=_number(tables, "SELECT count(label) FROM masks") if manifest is not None else 0,
-        labeled_by_models=_number(tables, _LABELED_BY_MODELS) if manifest is not None else 0,
+        labels=_masks_by_name(tables, _LABELS) if manifest is not None else {},
+        prompts=_masks_by_name(tables, _PROMPTS) if manifest is not None else {},
         annotated=_number(tables, _ANNOTATED) if manifest is not None else 0,
         ratings=measure_ratings(tables) if manifest is not None else None,
         agreement=measure_agreement(tables.location) if manifest is not None else None,
@@ -213,6 +223,8 @@ def _describe_segmenter(segmenter: Mapping[str, Any] | None) -> str | None:
             parts.append(f"{name} {json.dumps(segmenter[name], ensure_ascii=False, sort_keys=True)}")
     if segmenter.get("wants_original"):
         parts.append("made from the redacted originals")
+    if segmenter.get("wants_prompts"):
+        parts.append("made from the catalog's prompts")
     return ", ".join(parts)
 
 
@@ -228,6 +240,10 @@ def _plain_number(value: Any) -> Any:
 
 def _number(tables: DatasetTables, sql: str) -> int:
     return int(tables.query(sql).column(0)[0].as_py())
+
+
+def _masks_by_name(tables: DatasetTables, sql: str) -> dict[str, int]:
+    return {row["name"]: row["masks"] for row in tables.query(sql).to_pylist()}
 
 
 def _licenses(tables: DatasetTables) -> tuple[tuple[str | None, int], ...]:

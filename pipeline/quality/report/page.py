@@ -333,11 +333,15 @@ def _privacy_text(facts: Facts) -> str:
 
 
 def _masks_text(facts: Facts) -> str:
-    """Describe how people changed the masks."""
+    """Describe how people changed the masks, who set their labels, and which prompts they were made from."""
     if facts.manifest is None:
         return ""
     by_people = counted(sum(each.masks for each in facts.people), "mask")
-    return f"{by_people} made or changed by people, and masks of {counted(facts.annotated, 'image')} reviewed."
+    texts = [f"{by_people} made or changed by people, and masks of {counted(facts.annotated, 'image')} reviewed."]
+    for what, counts in (("Labels by source", facts.labels), ("Masks by kind of prompt", facts.prompts)):
+        if counts:
+            texts.append(f"{what}: {listed(f'{masks:,} {name}' for name, masks in counts.items())}.")
+    return " ".join(texts)
 
 
 def _privacy_word(privacy: PrivacyResult | None) -> str:

@@ -178,12 +178,18 @@ export class Stage {
     return mask.width === this.width && mask.height === this.height;
   }
 
-  /** Returns the shapes of a mask's crop, box, and point prompt. */
+  /** Returns the shapes of a mask's crop, box, and prompts: points and boxes. */
   #origin(row) {
-    const points = (row.point_coords ?? []).map(([cx, cy]) => {
-      return makeSvg("circle", { cx, cy, r: this.#radius(), class: "point" });
-    });
-    return [...this.#boxes("crop", row.crop_box), ...this.#boxes("box", row.bbox), ...points];
+    const prompts = row.prompts ?? [];
+    const boxes = prompts.filter(({ kind }) => kind === "box").flatMap(({ x, y, w, h }) => this.#boxes("prompt", [x, y, w, h]));
+    const points = (row.point_coords ?? []).map(([x, y]) => this.#point(x, y, 1));
+    for (const { kind, x, y, label } of prompts) if (kind === "point") points.push(this.#point(x, y, label));
+    return [...this.#boxes("crop", row.crop_box), ...this.#boxes("box", row.bbox), ...boxes, ...points];
+  }
+
+  /** Returns the shape of a point prompt. `label` is 0 for a point outside the mask. */
+  #point(cx, cy, label) {
+    return makeSvg("circle", { cx, cy, r: this.#radius(), class: label === 0 ? "point outside" : "point" });
   }
 
   #boxes(name, box) {

@@ -122,10 +122,20 @@ function fromRow(row, locked) {
     label: row.label ?? null,
     named: row.label_source === "person",
     output: row.output ?? null,
+    iou: row.predicted_iou ?? null,
+    labeler: row.label_source ?? null,
+    madeFrom: placesOf(row.prompts ?? []),
     prompts: [],
     parent: null,
     locked,
   };
+}
+
+/** Return the points and the box among the prompts of a dataset's mask, as of an active mask; see `work.js`. */
+function placesOf(prompts) {
+  const points = prompts.filter(({ kind }) => kind === "point").map(({ x, y, label }) => [x, y, label]);
+  const box = prompts.find(({ kind }) => kind === "box");
+  return { points, box: box ? [box.x, box.y, box.w, box.h] : null };
 }
 
 /** Return the item of a saved mask. Without a label, it inherits its parent's, and "" means none. */

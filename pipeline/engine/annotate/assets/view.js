@@ -6,6 +6,9 @@ import { isSingle } from "./work.js";
 
 const SOON_MS = 80; // time in which most predictions arrive, so that both are shown together
 
+/** Return a mask if it is one of the dataset's that nobody changed, else null. */
+const ofDataset = (item) => (item !== null && item.id !== null ? item : null);
+
 const TITLES = { waits: "Waiting for the model…", active: "New mask", corrects: "Correcting a mask", chosen: "Mask selected", locked: "Locked mask" };
 
 export class View {
@@ -49,7 +52,7 @@ export class View {
     const chosen = editor.selected;
     this.#maskCanvas.showItems(items, chosen, size);
     this.#maskCanvas.showActive(active ? editor.model.shownFor(active) : editor.counts, size);
-    this.#maskCanvas.mark({ active });
+    this.#maskCanvas.mark({ active: active ?? ofDataset(chosen)?.madeFrom ?? null });
     this.#list.show();
     this.#showMask(active, chosen);
     byId("undo").disabled = !editor.history.canUndo;
@@ -63,8 +66,11 @@ export class View {
     const waits = model.waits(active);
     const kind = waits ? "waits" : active ? (chosen ? "corrects" : "active") : chosen ? (chosen.locked ? "locked" : "chosen") : null;
     const prediction = model.predictionFor(active);
-    const said = prediction ? ` · predicted IoU ${shownIou(prediction.masks[prediction.chosen].iou).toFixed(2)}` : "";
-    const label = chosen?.label ? ` · ${chosen.label}` : "";
+    const stored = active ? null : ofDataset(chosen);
+    const iou = prediction ? prediction.masks[prediction.chosen].iou : (stored?.iou ?? null);
+    const said = iou === null ? "" : ` · predicted IoU ${shownIou(iou).toFixed(2)}`;
+    const labeler = stored?.labeler ? ` (${stored.labeler.split(":")[0]})` : ""; // without the SHA-256 of a model
+    const label = chosen?.label ? ` · ${chosen.label}${labeler}` : "";
     byId("mask-title").textContent = kind === null ? "No mask started" : TITLES[kind] + label + said;
     const single = active !== null && isSingle(active) && prediction?.masks.length === 3;
     for (const button of document.querySelectorAll("[data-part]")) {

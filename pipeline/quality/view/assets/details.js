@@ -23,6 +23,7 @@ const NAMES = {
 export function detailsOf(row, linkOf = () => null) {
   return Object.entries(row).flatMap(([name, value]) => {
     if (LEFT_OUT.has(name) || value === null || value === undefined) return [];
+    if (name === "point_coords" && value.length === 0) return []; // `prompts` contains the points of these masks
     if (isStruct(value)) return [make("dt", { className: "group" }, nameOf(name)), make("dd"), ...detailsOf(value)];
     const [text, href] = [textOf(name, value), linkOf(name, value)];
     return [make("dt", {}, nameOf(name)), make("dd", {}, href === null ? text : make("a", { href }, text))];
