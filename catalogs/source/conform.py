@@ -134,7 +134,8 @@ def require_types(catalog: str, schema: pa.Schema, own: Collection[str] = ()) ->
         elif field.name == "image_id":
             fits, expected = is_text(field.type) or pa.types.is_integer(field.type), "string or an integer"
         elif field.name == "prompts":
-            fits, expected = is_text(field.type) or pa.types.is_struct(field.type), "a struct, or string with JSON"
+            fits = is_text(field.type) or pa.types.is_struct(field.type)
+            expected = "a struct with width, height, and prompts, or string with JSON; rename any other column"
         else:
             fits, expected = is_text(field.type), "string"
         if not fits and not pa.types.is_null(field.type):
