@@ -67,6 +67,7 @@ def croissant_json(facts: Facts, root: str) -> bytes:
     schemas = shard_schemas(manifest.stages, manifest.schema_version)
     maker = SAM if facts.build is None else facts.build.maker
     trained = f", round {manifest.round}" if manifest.round else ""
+    adding = () if facts.build is None else facts.build.adding
     value = {
         "@context": _CONTEXT,
         "@type": "sc:Dataset",
@@ -75,6 +76,7 @@ def croissant_json(facts: Facts, root: str) -> bytes:
         "description": (
             f"{facts.images:,} licensed photographs with {facts.masks:,} SA-1B-style segmentation masks, "
             f"made with segmint {manifest.code_version} and {maker} ({manifest.weights.name}{trained})."
+            + "".join(f" The {segmenter} added masks." for segmenter in adding)
         ),
         "license": [license_url(license) or license for license, _ in facts.licenses if license] or ["unknown"],
         "identifier": f"sha256:{version.digest}",

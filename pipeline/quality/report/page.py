@@ -211,6 +211,7 @@ def made_of(facts: Facts) -> list[tuple[str, str]]:
         ("Model", f"{manifest.weights.name}, SHA-256 {manifest.weights.sha256}"),
         *([("Round", "; ".join(describe_rounds(manifest.lineage)))] if manifest.round else []),
         ("Masks", _recipe(build)),
+        *(("Added masks", segmenter) for segmenter in build.adding),
         (
             "Release",
             f"{build.format}, short side at most {build.short_side} pixels, JPEG quality {build.jpeg_quality}"
