@@ -151,6 +151,7 @@ def test_yolo_boxes_are_shares_of_the_sides(tmp_path: Path) -> None:
     ("names", "said"),
     [
         (["missing.jpg"], "the image 'missing.jpg' fits no row in "),
+        (["\ud800.jpg"], r"the image '\ud800.jpg' fits no row in "),
         (
             ["2.jpg", "photos/2.jpg"],
             "'photos/2.jpg' fits row 1, and it fits another row, or the row fits another image",
