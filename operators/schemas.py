@@ -126,14 +126,18 @@ MASK_ORIGIN = [
     ),
     pa.field("parent", pa.int64()),  # annotation_id of the mask that it was made from
     pa.field("origin", pa.struct([("sha256", pa.string()), ("license", pa.string())])),  # an imported mask's file
-    pa.field("model", pa.string()),  # SHA-256 of the predicting weights; null: those in the manifest
+    # SHA-256 of the predicting weights, or of the stage that added the mask in a build; null: those in the manifest
+    pa.field("model", pa.string()),
     pa.field("redacted_share", pa.float64()),  # share of the mask's pixels inside redacted regions, 0 to 1
     pa.field("redaction_iou", pa.float64()),  # highest IoU of the mask with a redacted region, 0 to 1
 ]
 """Columns about the origin of a mask. All of them may be null."""
 
-SAID = ("label", "label_score", "label_source", "prompts")
-"""Columns about the origin of a mask that a segmenter may set. SAM's masks have none of them."""
+SAID = ("label", "label_score", "label_source", "prompts", "model")
+"""Columns about the origin of a mask that are set before `describe`. SAM's masks have none of them.
+
+A segmenter may set all but `model`, which names a stage that added the mask to others.
+"""
 
 SEGMENTED_MASK = pa.struct([*MASK, *(field for field in MASK_ORIGIN if field.name in SAID)])
 """Type of a mask before `describe`: `MASK`, and what a segmenter says about it."""

@@ -184,7 +184,7 @@ def run_build(
     check_reasons(retry_rejected, custom=bool(config.stages or config.segmenter))
     started = time.monotonic()
     log = get_logger("build")
-    dataset = open_or_create(config, Storage(config.storage), grow=grow)
+    dataset = open_or_create(config, Storage(config.storage), grow=grow, shards=shards)
     # From here on, a failure loses work, so wait for outages to end.
     storage = Storage(config.storage, outage_s=config.outage_timeout_s)
     dataset = replace(dataset, location=Location(storage, config.output))

@@ -64,6 +64,7 @@ _SECTIONS = (
     "masks",
     "model",
     "segmenter",
+    "stages",
 )
 _ID = re.compile(rb'\{"dataset_id":"([0-9a-f]{32})"\}\n')
 _LATER = re.compile(r"dataset\.g(?P<generation>[2-9]|[1-9]\d+)\.json", re.ASCII)
@@ -134,6 +135,9 @@ class DatasetManifest(Frozen):
                 part = part.get(key, {})
                 if not isinstance(part, dict):
                     raise ValueError(f"{name}: expected an object, not {type(part).__name__}")
+        for name, stage in config.get("stages", {}).items():
+            if not isinstance(stage, dict):
+                raise ValueError(f"stages.{name}: expected an object, not {type(stage).__name__}")
         return config
 
     @field_validator("stages")

@@ -173,7 +173,10 @@ def _is_day(kind: pa.DataType) -> bool:
 _OTHER_TYPES: dict[str, tuple[Callable[[pa.DataType], bool], str]] = {
     "valid_until": (_is_day, "a date, a timestamp, or text as YYYY-MM-DD"),
     "image_id": (pa.types.is_integer, "string or an integer"),
-    "prompts": (pa.types.is_struct, "a struct, or string with JSON"),
+    "prompts": (
+        pa.types.is_struct,
+        "a struct with width, height, and prompts, or string with JSON; rename any other column",
+    ),
 }
 """Types that a column of a Parquet file may have instead of text, and their description with text."""
 

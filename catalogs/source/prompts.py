@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Self
 
-from pydantic import ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, ValidationError, model_validator
 
 from segmint.catalogs.frozen import Frozen
 from segmint.infra.uris import redact
@@ -13,6 +13,11 @@ _Side = Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False)]
 _Point = Annotated[list[_Number], Field(min_length=2, max_length=2)]
 
 
+def _storable(text: str) -> str:
+    text.encode()  # raises ValueError for lone surrogates, which Arrow can't store
+    return text
+
+
 class Prompt(Frozen):
     """Prompt of a catalog row, a value of `PROMPT`."""
 
@@ -21,7 +26,7 @@ class Prompt(Frozen):
     box: Annotated[list[_Number], Field(min_length=4, max_length=4)] | None = None
     points: list[_Point] | None = None
     point_labels: list[Annotated[int, Field(ge=0, le=1)]] | None = None
-    label: str | None = None
+    label: Annotated[str, AfterValidator(_storable)] | None = None
     score: _Number | None = None
 
     @model_validator(mode="after")
@@ -63,13 +68,18 @@ def check_prompts(value: Any) -> dict[str, Any]:
     return found
 
 
-_EXPECTED = {"extra_forbidden": "no such key", "json_invalid": "JSON", "missing": "this key"}
+_OBJECT = "an object with width, height, and prompts; rename any other column"
+_EXPECTED = {"extra_forbidden": "no such key", "json_invalid": f"JSON of {_OBJECT}", "missing": _OBJECT}
 """Expected values by the type of pydantic's error, if its own message doesn't say it."""
 
 
 def problem_of(error: ValidationError) -> tuple[Any, str, str]:
     """Return the first invalid value, its place, and what was expected there."""
     first = error.errors(include_url=False)[0]
-    place = ".".join(map(str, first["loc"])) or "the value"
+    place = ".".join(map(str, first["loc"]))
+    if not place or first["type"] == "missing":  # only the keys of the whole value are required
+        place = "the value"
+    if first["type"] == "model_type":
+        return first["input"], place, _OBJECT if place == "the value" else "an object"
     expected = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
     return first["input"], place, _EXPECTED.get(first["type"], expected.replace("List should have", "a list of"))

@@ -58,7 +58,7 @@ def read_yolo(folder: Location, labels: Mapping[int, str]) -> BoxFile:
     def read(place: int) -> dict[str, Any]:
         prompts = []
         name = f"{boxes.names[place]}.txt"
-        for number, line in enumerate((folder / name).read().decode(errors="replace").splitlines(), 1):
+        for number, line in enumerate((folder / name).read().decode("utf-8-sig", "replace").splitlines(), 1):
             if not line.strip():
                 continue
             try:
@@ -74,7 +74,8 @@ def read_yolo(folder: Location, labels: Mapping[int, str]) -> BoxFile:
 def _yolo_box(line: str, labels: Mapping[int, str]) -> dict[str, Any]:
     fields = line.split()
     if len(fields) not in (5, 6):
-        raise UnreadableBoxError(f"found {len(fields)} values; expected class, x, y, width, height, and maybe a score")
+        expected = "class, x, y, width, height, and maybe a score; polygons aren't read"
+        raise UnreadableBoxError(f"found {len(fields)} values; expected {expected}")
     if not fields[0].isdecimal() or int(fields[0]) not in labels:
         raise UnreadableBoxError(f"found the class {fields[0]!r:.40}, which has no name")
     x, y, width, height, *scores = map(float, fields[1:])

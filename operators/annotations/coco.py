@@ -127,6 +127,8 @@ def read_coco_boxes(document: Mapping[str, Any]) -> BoxFile:
             if entry.get("iscrowd"):
                 boxes.crowds += 1
                 continue
+            if entry.get("bbox") is None:
+                raise UnreadableBoxError("it has no bbox; masks aren't read")
             frame = homes[0]["width"], homes[0]["height"]
             homes[0]["prompts"].append(checked_box(entry.get("bbox"), names[0], entry.get("score"), frame))
         except UnreadableBoxError as error:

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from segmint.operators.audit.masks import MaskLimits
 from segmint.operators.rows import Row
 from segmint.operators.schemas import AUTOMATIC
 
@@ -40,18 +41,19 @@ class MaskColumns:
     container: Ints  # (N,) `_NULL` if it is null
     points: Floats  # (P, 2) points of all masks, one mask after another
     points_ends: Ints  # (N,) end of each mask's points in `points`
-    by_people: Bools  # (N,) true for masks of people or a segmenter, which may have no scores and no points
+    by_people: Bools  # (N,) true for masks of people, a segmenter, or a stage, which may have no scores and no points
     without_iou: Bools  # (N,) true for such masks whose predicted IoU is null
     without_stability: Bools  # (N,) true for such masks whose stability score is null
     without_points: Bools  # (N,) true for such masks with an empty list of points
 
     @classmethod
-    def of(cls, table: pa.Table, *, by_segmenter: bool = False) -> "MaskColumns":
-        """Read the columns from a table with the schema `MASKS`.
-
-        `by_segmenter` says that a segmenter made the masks of the build.
-        """
-        people = of_people(table) | by_segmenter
+    def of(cls, table: pa.Table, limits: MaskLimits | None = None) -> "MaskColumns":
+        """Read the columns from a table with the schema `MASKS`."""
+        people = of_people(table)
+        if limits is not None and limits.by_segmenter:
+            people[:] = True
+        elif limits is not None and limits.adding:
+            people |= pc.is_in(table.column("model"), pa.array(sorted(limits.adding))).to_numpy()
         size, counts = _one_array(table, "segmentation").flatten()
         text, text_ends = _texts(counts.fill_null(""))
         inner, point_ends = _flat(_one_array(table, "point_coords"))

@@ -22,6 +22,7 @@ class MaskLimits:
     pred_iou_thresh: float
     stability_score_thresh: float
     by_segmenter: bool = False  # whether a segmenter made the masks, which then may have no scores and no points
+    adding: frozenset[str] = frozenset()  # values of `model` in masks that stages added, which may lack them, too
 
 
 def audit_masks(
@@ -36,8 +37,8 @@ def audit_masks(
 
     pycocotools measures every mask. With `decode`, each mask without findings so far is also decoded, and its pixels
     are counted. Scores are compared with the thresholds in `limits`, if given. Annotated masks and those of a segmenter
-    don't need scores or a point, and their scores aren't compared with thresholds. For each mask, only the first
-    problem with its pixels and the first problem with its scores are reported.
+    or a stage don't need scores or a point, and their scores aren't compared with thresholds. For each mask, only the
+    first problem with its pixels and the first problem with its scores are reported.
     """
     sound: list[Mapping[str, Any]] = []
     for row in masks:
@@ -132,7 +133,9 @@ def _score_findings(row: Mapping[str, Any], limits: MaskLimits | None, place: Fi
 
 def _made_by_sam(row: Mapping[str, Any], limits: MaskLimits | None) -> bool:
     """Return whether SAM made the mask in a build. Masks that segmint didn't write have no source and count as such."""
-    return row.get("source") in (None, AUTOMATIC) and not (limits is not None and limits.by_segmenter)
+    if limits is not None and (limits.by_segmenter or row.get("model") in limits.adding):
+        return False
+    return row.get("source") in (None, AUTOMATIC)
 
 
 def _finding(place: FindingLocation, row: Mapping[str, Any], code: Code, expected: object, found: object) -> Finding:

@@ -41,7 +41,7 @@ class ShardMasks:
         ordinals, owners = int_column(tables.images, "ordinal"), int_column(tables.masks, "ordinal")
         starts, stops = (np.searchsorted(owners, ordinals, side) for side in ("left", "right"))
         self._spans = dict(zip(ordinals.tolist(), zip(starts.tolist(), stops.tolist(), strict=True), strict=True))
-        self._columns = MaskColumns.of(tables.masks, by_segmenter=limits is not None and limits.by_segmenter)
+        self._columns = MaskColumns.of(tables.masks, limits)
         sides = [int_column(tables.images, name) for name in ("height", "width")]
         sizes = np.repeat(np.stack(sides, axis=1), stops - starts, axis=0)
         wrong = np.cumsum(np.concatenate(([0], ~sound_masks(self._columns, sizes, limits))))

@@ -7,9 +7,9 @@ these attributes. Only `name` is required:
 - `fields`: the fields of that column, each with an Arrow type or the type's name. Without `fields`, there is no column.
 - `table`: the table that contains the column, either `images` (the default) or `masks`.
 - `labels`: whether the stage sets labels of masks.
-- `masks`: whether the stage makes the masks of images itself (a *segmenter*). It then calls `StageRow.with_masks` for
-  each row that it returns, and has neither `fields` nor `labels`.
-- `wants_original`: whether `StageRow.original` is needed. Only for a segmenter.
+- `masks`: whether the stage makes masks itself (a *segmenter*), in place of SAM or, after `segment`, in addition to it.
+  It then calls `StageRow.with_masks` for each row that it returns, and has neither `fields` nor `labels`.
+- `wants_original`: whether `StageRow.original` is needed. Only for a segmenter in place of SAM.
 - `wants_prompts`: whether the catalog's column `prompts` is needed. Only for a segmenter. Like the attributes below, it
   can be a class method that receives the arguments.
 - `license`, `terms`, and `weights_sha256`: the license of a segmenter as an SPDX identifier or a text, its terms as a

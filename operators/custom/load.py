@@ -80,6 +80,19 @@ class StageSpec:
             raise StageContractError(text) from error
 
 
+def adding_models(identity: Mapping[str, Any]) -> frozenset[str]:
+    """Return the values of the column `model` in masks that stages added.
+
+    `identity` contains a dataset's identity keys. The values are `StageSpec.sha256` of the stages.
+    """
+    models = []
+    for stage in identity.get("stages", {}).values():
+        if "filters" in stage:
+            spec = {name: value for name, value in stage.items() if name not in ("place", "after", "filters")}
+            models.append(hashlib.sha256(canonical_json(spec)).hexdigest())
+    return frozenset(models)
+
+
 def load_stage(stage: str, arguments: Mapping[str, Any]) -> StageSpec:
     """Import the module of a stage, given by its dotted name, and return the stage's specification.
 

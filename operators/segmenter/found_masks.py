@@ -8,14 +8,14 @@ import numpy as np
 from pycocotools import mask as coco
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from segmint.catalogs.reasons import Reason, RejectedError
 from segmint.infra.errors import SegmintError
 from segmint.model.automatic import rle
 from segmint.operators.annotations.image import UnreadableMaskError, checked_rle
 from segmint.operators.custom.contract import Mask
 from segmint.operators.rows import Row
-from segmint.operators.schemas import FUNNEL_STEPS, IMPORT, MASKS_PER_IMAGE_LIMIT, PLAUSIBLE_IOU
+from segmint.operators.schemas import FUNNEL_STEPS, IMPORT, PLAUSIBLE_IOU
 from segmint.operators.segment.artifacts import RedactionArtifacts
+from segmint.operators.segment.segment import check_count
 from segmint.operators.segmenter.filters import MaskFilters
 
 
@@ -112,11 +112,21 @@ def found_columns(row: Mapping[str, Any], masks: Sequence[Mask], filters: MaskFi
     if filters.drop_redaction_artifacts is not None:
         sizes = {name: row[name] for name in ("regions", "source_height", "source_width", "height", "width")}
         columns = RedactionArtifacts(filters.drop_redaction_artifacts).dropped(sizes, columns)
-    left = len(columns["masks"])
-    if left > MASKS_PER_IMAGE_LIMIT:
-        detail = f"{left:,} masks; there are ids for {MASKS_PER_IMAGE_LIMIT:,} masks of one image"
-        raise RejectedError(Reason.TOO_MANY_MASKS, detail)
+    check_count(len(columns["masks"]))
     return columns
+
+
+def added_columns(earlier: Mapping[str, Any], columns: Mapping[str, Any], model: str) -> dict[str, Any]:
+    """Return the columns `masks` and `funnel` of an image to whose masks a stage adds others.
+
+    `earlier` contains the columns before the stage, and `columns` those of `found_columns`. The stage's masks come last
+    and get the column `model`. Each step of the funnel is the sum of both. Raises `RejectedError` (`too_many_masks`) if
+    the image then has more masks than ids.
+    """
+    masks = [*earlier["masks"], *({**mask, "model": model} for mask in columns["masks"])]
+    check_count(len(masks))
+    funnel = {step: earlier["funnel"][step] + count for step, count in columns["funnel"].items()}
+    return {"masks": masks, "funnel": funnel}
 
 
 def _checked(place: int, mask: Any) -> _MaskValues:

@@ -15,12 +15,15 @@ from segmint.infra.assets.known import known_license
 from segmint.infra.assets.resolve import resolve
 from segmint.infra.device import resolve_compute
 from segmint.infra.errors import UsageError
+from segmint.model.automatic import rle
 from segmint.model.sam.predictor import Embedding, Predictor
 from segmint.operators.custom.contract import Mask, StageRow
-from segmint.operators.schemas import IMPORT
+from segmint.operators.schemas import IMPORT, MASKS_PER_IMAGE_LIMIT
 from segmint.operators.segment.models import load_model
 
 _BATCH = 64  # prompts that are decoded together
+_BATCH_POINTS = 1024  # points of these prompts
+_PIXELS_AT_ONCE = 1 << 28  # pixels of an image's masks that are kept as arrays, a byte each
 _BITS = 1  # increment this whenever masks or scores change
 
 Prompt = Mapping[str, Any]
@@ -84,10 +87,15 @@ class PromptedMasks:
     def __call__(self, rows: Sequence[StageRow]) -> list[StageRow]:
         """Return the rows with their masks. A row without prompts gets none.
 
-        Raises `RejectedError` (`prompts_misfit`) if a row has a prompt without a box or points.
+        Raises `RejectedError` if a row has more prompts than an image has ids for masks (`too_many_masks`), or a prompt
+        without a box or points (`prompts_misfit`).
         """
         for row in rows:
-            for index, prompt in enumerate(row.get("prompts") or ()):
+            prompts = row.get("prompts") or ()
+            if len(prompts) > MASKS_PER_IMAGE_LIMIT:
+                detail = f"{len(prompts):,} prompts; there are ids for {MASKS_PER_IMAGE_LIMIT:,} masks of one image"
+                raise RejectedError(Reason.TOO_MANY_MASKS, detail)
+            for index, prompt in enumerate(prompts):
                 if prompt["box"] is None and not prompt["points"]:
                     detail = f"prompts.{index} has only a label; expected a box or points, which SAM needs"
                     raise RejectedError(Reason.PROMPTS_MISFIT, detail)
@@ -103,19 +111,24 @@ class PromptedMasks:
     def find(self, embedding: Embedding, prompts: Sequence[Prompt]) -> list[Mask]:
         """Return a mask for each prompt, in order.
 
-        Prompts are decoded together if they have equally many points, because SAM would attend to padding.
+        Prompts are decoded together if they have equally many points, because SAM would attend to padding. If the
+        masks have many pixels in total, they are run lengths.
         """
+        height, width = embedding.frame_size
+        encodes = len(prompts) * height * width > _PIXELS_AT_ONCE
         alike: dict[tuple[bool, int], list[int]] = {}
         for place, prompt in enumerate(prompts):
             alike.setdefault((prompt["box"] is not None, len(prompt["points"] or ())), []).append(place)
         found: dict[int, Mask] = {}
-        for places in alike.values():
-            for start in range(0, len(places), _BATCH):
-                batch = places[start : start + _BATCH]
-                found |= zip(batch, self._decode(embedding, [prompts[place] for place in batch]), strict=True)
+        for (_, points), places in alike.items():
+            size = min(_BATCH, max(1, _BATCH_POINTS // max(1, points)))
+            for start in range(0, len(places), size):
+                batch = places[start : start + size]
+                masks = self._decode(embedding, [prompts[place] for place in batch], encodes=encodes)
+                found |= zip(batch, masks, strict=True)
         return [mask for _, mask in sorted(found.items())]
 
-    def _decode(self, embedding: Embedding, prompts: Sequence[Prompt]) -> Iterator[Mask]:
+    def _decode(self, embedding: Embedding, prompts: Sequence[Prompt], *, encodes: bool) -> Iterator[Mask]:
         """Yield the masks of prompts that have equally many points."""
         arguments: dict[str, Any] = {}
         if prompts[0]["points"]:
@@ -129,7 +142,10 @@ class PromptedMasks:
         scores, best = predicted.predicted_iou.max(dim=1)
         for number, prompt in enumerate(prompts):
             logits = predicted.low_res_logits[number, best[number]][None, None]
-            pixels = (self.predictor.upscale(logits, embedding)[0, 0] > 0).cpu().numpy()
+            pixels: Any = (self.predictor.upscale(logits, embedding)[0, 0] > 0).cpu().numpy()
+            if encodes:
+                code = rle.encode(pixels)
+                pixels = {"size": list(code.size), "counts": code.counts}
             yield Mask(pixels, score=float(scores[number]), **self._origin(prompt))
 
     def _origin(self, prompt: Prompt) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Segmenter stage: an actor starts a user's segmenter once, which then makes the masks of images in place of SAM."""
+"""Segmenter stage: an actor starts a user's segmenter once, which then makes masks, in place of SAM or beside it."""
 
 import threading
 from collections.abc import Mapping, Sequence
@@ -6,18 +6,19 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 
 from segmint.catalogs.reasons import Reason, RejectedError
 from segmint.infra.uris import redact
-from segmint.operators.custom.contract import StageContractError, StageRow
+from segmint.operators.custom.contract import Mask, StageContractError, StageRow
 from segmint.operators.custom.load import StageSpec
 from segmint.operators.custom.stage import VERDICTS, CustomAlone, CustomStage, stage_rows, with_verdicts
-from segmint.operators.rows import carried
+from segmint.operators.rows import carried, to_table
 from segmint.operators.schemas import SEGMENTED
 from segmint.operators.segment.numerics import Numerics, check_release_numerics
 from segmint.operators.segmenter.filters import MaskFilters
-from segmint.operators.segmenter.found_masks import found_columns
+from segmint.operators.segmenter.found_masks import added_columns, found_columns
 
 if TYPE_CHECKING:
     from segmint.infra.row_ledger import BlockEntry, RowLedger
@@ -40,6 +41,8 @@ class SegmenterSettings:
 
 class CustomSegmenter(CustomStage):
     """Ray Data actor that maps a table of prepared rows to the same rows with a segmenter's masks.
+
+    If the rows have masks already, as after `Segment`, the segmenter's masks are added to them.
 
     The masks of an image are encoded in other threads while the segmenter works on the next batch. A row is in flight
     in the ledger until its masks are encoded. For everything else, see `CustomStage`.
@@ -115,6 +118,8 @@ class CustomSegmenter(CustomStage):
             failed = isinstance(result, Exception) and not isinstance(result, VERDICTS)
             if failed and self._settings.rejects and entry is not None:
                 done[place] = self._tried_again(rows[place], result, entry)
+        if "masks" in table.column_names:
+            done = {place: self._added(table, place, each) for place, each in done.items()}
         columns = {name: table.column(name) for name in SEGMENTED.names if name in table.column_names}
         for name in ("masks", "funnel"):
             values: list[Any] = [None] * table.num_rows
@@ -122,9 +127,20 @@ class CustomSegmenter(CustomStage):
                 if not isinstance(result, Exception):
                     values[place] = result[name]
             columns[name] = pa.array(values, SEGMENTED.field(name).type)
-        segmented = carried(table, pa.table([columns[name] for name in SEGMENTED.names], schema=SEGMENTED))
+        result = pa.table([columns[name] for name in SEGMENTED.names], schema=SEGMENTED)
+        segmented = carried(table, result, "prompts")
         errors = {place: each for place, each in done.items() if isinstance(each, Exception)}
         return with_verdicts(segmented, self._spec, errors)
+
+    def _added(self, table: pa.Table, place: int, result: Any) -> Any:
+        """Return the columns of a row whose masks aren't the only ones, or the error or verdict."""
+        if isinstance(result, Exception):
+            return result
+        earlier = {name: table.column(name)[place].as_py() for name in ("masks", "funnel")}
+        try:
+            return added_columns(earlier, result, self._spec.sha256)
+        except RejectedError as verdict:
+            return verdict
 
     def _tried_again(self, row: StageRow, error: Exception, entry: "BlockEntry") -> Any:
         """Try a row again after a control image, with no other row of this actor. Return its result or verdict.
@@ -140,7 +156,7 @@ class CustomSegmenter(CustomStage):
         except Exception as refused:  # noqa: BLE001 - a fault of this row
             return refused
         try:
-            if not self._passes_control():
+            if not self._passes_control(adds="masks" in row):
                 return error
             result = self._judge_alone(row, entry)
         finally:
@@ -151,13 +167,24 @@ class CustomSegmenter(CustomStage):
         detail = f"{type(result).__name__}: {' '.join(str(result).split())}"
         return RejectedError(Reason.STAGE_FAILED, redact(detail)[:_LONGEST_DETAIL])
 
-    def _passes_control(self) -> bool:
-        from segmint.operators.segment.segment_alone import control_table  # imports Ray
-
-        (control,) = stage_rows(control_table(), with_original=self._spec.wants_original).values()
+    def _passes_control(self, *, adds: bool) -> bool:
+        (control,) = stage_rows(control_rows(adds=adds), with_original=self._spec.wants_original).values()
         result = self._judge_alone(control)
         return not isinstance(result, Exception) or isinstance(result, VERDICTS)
 
 
 class SegmenterAlone(CustomAlone, CustomSegmenter):
     """Actor that runs a segmenter on a suspect row. See `CustomAlone`."""
+
+
+def control_rows(*, adds: bool) -> pa.Table:
+    """Return the control image as a segmenter gets it, or with a mask, as a stage that `adds` masks gets it."""
+    from segmint.operators.segment.segment_alone import control_table  # imports Ray
+
+    table = control_table()
+    if not adds:
+        return table
+    (row,) = table.to_pylist()
+    whole = Mask(np.ones((row["height"], row["width"]), bool), score=1.0, stability=1.0)
+    columns = found_columns(row, [whole], MaskFilters(), "")
+    return carried(table, to_table([{**row, **columns}], SEGMENTED), "prompts")

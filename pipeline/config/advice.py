@@ -21,3 +21,14 @@ def detector_advice(config: Config) -> list[str]:
     trials = "the bundled face and plate detectors are for trials; their training data may restrict their use"
     measured = describe_recall(names)
     return [f"{trials}. {measured}" if measured else trials]
+
+
+def stage_notes(config: Config) -> list[str]:
+    """Return a sentence for plans, which leave out custom stages and the masks that they add."""
+    if not config.stages:
+        return []
+    note = "custom stages aren't part of the plan"
+    adding = [spec.label for spec in config.load_stages()[: len(config.stages)] if spec.masks]
+    if adding:
+        note += f", nor are the time, masks, and bytes that {' and '.join(adding)} will add"
+    return [note]

@@ -5,8 +5,8 @@ Each key is one of three kinds:
 - *identity*: keys that determine the dataset's content. The first start pins them in `dataset.json`, and later builds
   with different values are refused. They are `name`, `images_per_shard`, `license`, `ingest` except its timeout,
   `deidentify` except its device, `release`, `masks` with the profile's defaults filled in, `model.weights`, and
-  `stages` except their resources. With a `segmenter`, its stage, arguments, and filters take the place of `masks` and
-  `model.weights`.
+  `stages` except their resources and `on_error`. With a `segmenter`, its stage, arguments, and filters take the place
+  of `masks` and `model.weights`.
 - *numerics*: keys that determine the last bits of masks and scores. The first start resolves them and pins them
   with the identity. They are `masks.points_per_chunk`, `model.device`, `model.precision`, `model.encoder`,
   `model.kernels`, `model.images_per_batch`, `model.threads`, and `deidentify.device`.
@@ -242,14 +242,23 @@ class StageConfig(_ConfigModel):
     arguments: dict[str, JsonValue] = {}
     """Arguments to pass to the class or function. The dataset stores them, so never include secrets."""
     batch_size: AutoCount = "auto"
-    """Maximum number of images per call. auto: the number of images in a block; see `rows_per_block`."""
+    """Maximum number of images per call. auto: the number of images in a block (see `rows_per_block`), or 1 if the
+    stage adds masks."""
+    filters: MaskFilters = MaskFilters()
+    """Filters of the masks that the stage adds. Redaction artifacts are dropped at least as strictly as other masks."""
     resources: StagePoolConfig = StagePoolConfig()
+    on_error: Literal["hold", "reject"] = "hold"
+    """As for a segmenter. Only for a stage that adds masks."""
 
     def load(self) -> StageSpec:
         """Import the stage and return its specification. Raises `UsageError` if the specification is invalid."""
         spec = load_stage(self.stage, self.arguments)
-        if spec.masks:
-            raise UsageError(f"the stage {self.stage} makes the masks of images: set it as segmenter, not in stages")
+        if spec.masks and (self.after != "segment" or spec.wants_original):
+            to_add = "to add them to SAM's, set `after: segment` without wants_original"
+            raise UsageError(f"the stage {self.stage} makes masks: {to_add}; to replace SAM's, set it as segmenter")
+        of_masks = sorted({"filters", "on_error"} & self.model_fields_set)
+        if of_masks and not spec.masks:
+            raise UsageError(f"the stage {self.stage} adds no masks: remove {' and '.join(of_masks)}")
         if spec.sets_masks and self.after != "describe":
             raise UsageError(f"the stage {self.stage} sets columns of masks: it must come after describe")
         return spec
@@ -453,10 +462,11 @@ def identity(config: Config, hashes: Mapping[str, str] | None = None) -> dict[st
         filters = config.segmenter.filters.model_dump(mode="json", exclude_none=True)
         tree["segmenter"] = {**specs.pop().identity, "filters": filters}
     if config.stages:
-        tree["stages"] = {
-            spec.name: {"place": place, "after": each.after, **spec.identity}
-            for place, (each, spec) in enumerate(zip(config.stages, specs, strict=True))
-        }
+        tree["stages"] = {}
+        for place, (each, spec) in enumerate(zip(config.stages, specs, strict=True)):
+            tree["stages"][spec.name] = {"place": place, "after": each.after, **spec.identity}
+            if spec.masks:
+                tree["stages"][spec.name]["filters"] = each.filters.model_dump(mode="json", exclude_none=True)
     for part in tree["deidentify"].values():
         if isinstance(part, dict) and part.get("detector") in known:
             part["detector"] = known[part["detector"]]

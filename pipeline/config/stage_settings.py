@@ -17,7 +17,7 @@ from segmint.operators.segment.artifacts import RedactionArtifacts
 from segmint.operators.segment.numerics import Numerics
 from segmint.operators.segment.segment import SegmentSettings
 from segmint.operators.segmenter.segmenter import SegmenterSettings
-from segmint.pipeline.config.config import Config, SegmenterConfig, as_pinned
+from segmint.pipeline.config.config import Config, SegmenterConfig, StageConfig, as_pinned
 
 
 def detector_hashes(config: Config, manifest: DatasetManifest) -> dict[str, str]:
@@ -89,10 +89,31 @@ def segment_settings(config: Config, numerics: Numerics, manifest: DatasetManife
     )
 
 
-def segmenter_settings(segmenter: SegmenterConfig, numerics: Numerics | None = None) -> SegmenterSettings:
-    """Return the settings of a segmenter's actors. If `numerics` is given, the actors must have them."""
+def segmenter_settings(
+    segmenter: SegmenterConfig | StageConfig, numerics: Numerics | None = None, artifact_iou: float | None = None
+) -> SegmenterSettings:
+    """Return the settings of the actors of a segmenter, or of a stage that adds masks.
+
+    If `numerics` is given, the actors must have them. `artifact_iou` is the IoU with a redacted region from which on
+    the other masks of an image are dropped, if they are. The added masks are then dropped from the same IoU on, unless
+    their own filter starts lower.
+    """
+    filters = segmenter.filters
+    limits = [iou for iou in (artifact_iou, filters.drop_redaction_artifacts) if iou is not None]
+    if limits:
+        filters = filters.model_copy(update={"drop_redaction_artifacts": min(limits)})
     threads = max(1, int(segmenter.resources.num_cpus) - 1)
-    return SegmenterSettings(segmenter.filters, segmenter.on_error == "reject", threads, numerics)
+    return SegmenterSettings(filters, segmenter.on_error == "reject", threads, numerics)
+
+
+def artifact_iou(config: Config, manifest: DatasetManifest) -> float | None:
+    """Return the IoU with a redacted region from which on a dataset's masks are dropped, or None if they aren't.
+
+    Stages that add masks may drop more of theirs.
+    """
+    if config.segmenter is not None:
+        return config.segmenter.filters.drop_redaction_artifacts
+    return as_pinned(config, manifest.config).masks.artifact_iou
 
 
 def model_terms(segmenter: SegmenterConfig) -> ModelTerms:

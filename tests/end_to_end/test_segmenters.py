@@ -17,7 +17,17 @@ from segmint.infra.storage.storage import Storage
 from segmint.pipeline.building.dataset.dataset import open_or_create
 from segmint.pipeline.config.config import load_config
 from segmint.pipeline.quality.audit.integrity import audit_integrity
-from tests.support.builds import NO_DETECTORS, ROOT, SMALL, digests, segmint, segmint_here, small_catalog
+from tests.support.builds import (
+    NO_DETECTORS,
+    ONE_EACH,
+    ROOT,
+    SMALL,
+    digests,
+    segmint,
+    segmint_here,
+    small_catalog,
+    write_config,
+)
 from tests.support.cells import examples_of
 from tests.support.locations import location_of
 from tests.support.runs import running, wait_for
@@ -171,14 +181,18 @@ def test_a_bug_shows_before_anything_is_created(tmp_path: Path, local_ray: Clust
 def test_a_segmenter_that_hangs_or_lacks_resources_is_refused(tmp_path: Path, local_ray: Cluster) -> None:
     catalog = small_catalog(tmp_path / "photos", count=4)
     for how, resources, told in (
-        ("hang", {"timeout_s": 1}, r"or it took longer than segmenter\.resources\.timeout_s = 1 seconds"),
-        ("raise", {"num_gpus": 1}, "an actor of the segmenter needs 1 GPUs, but the cluster has 0"),
-        ("raise", {"num_cpus": 10_000}, "an actor of the segmenter needs 10000 CPUs, but the cluster has"),
+        ("hang", {"timeout_s": 1}, r"or it took longer than its resources\.timeout_s = 1 seconds"),
+        ("raise", {"num_gpus": 1}, r"an actor of the segmenter \S+ needs 1 GPUs, but the cluster has 0"),
+        ("raise", {"num_cpus": 10_000}, r"an actor of the segmenter \S+ needs 10000 CPUs, but the cluster has"),
     ):
         faulty = {"stage": f"{HERE}.Faulty", "arguments": {"how": {"control": how}}, "resources": {**ONE, **resources}}
         config = configured(tmp_path / "build.yaml", catalog, tmp_path / "dataset", faulty)
         with pytest.raises(UsageError, match=told):
             open_or_create(load_config(str(config)), Storage())
+    adding = {"stage": f"{HERE}.Faulty", "arguments": {"how": {"control": "sum"}}, "after": "segment"}
+    config = write_config(tmp_path / "adding.yaml", catalog, tmp_path / "dataset", stages=[adding])
+    with pytest.raises(UsageError, match=r"Faulty failed on a control image(.|\n)*MaskError: mask 0: the RLE counts"):
+        open_or_create(load_config(str(config)), Storage())
     assert not (tmp_path / "dataset").exists()
 
 
@@ -232,6 +246,24 @@ def test_an_image_that_kills_or_hangs_a_segmenter_is_rejected_alone(tmp_path: Pa
         assert (rejects[2]["stage"], rejects[2]["reason"]) == ("stage_faulty", reason)
         assert [row["id"] for row in table(dataset, "images")] == [1, 4, 5]
         assert findings(dataset) == []
+
+    dataset = tmp_path / "added"
+    arguments = {"how": {"1": "die", "4": "raise", "5": "many"}}
+    stage = {"stage": f"{HERE}.Faulty", "arguments": arguments, "after": "segment", "on_error": "reject"}
+    config = write_config(
+        tmp_path / "added.yaml", catalog, dataset, stages=[stage], deidentify=NO_DETECTORS, resources=ONE_EACH
+    )
+    segmint("build", config, timeout=900)
+    rejects = {row["id"]: (row["stage"], row["reason"]) for row in table(dataset, "rejects")}
+    assert [rejects[id] for id in (1, 4, 5)] == [
+        ("stage_faulty", "killed_worker"),
+        ("stage_faulty", "stage_failed"),
+        ("stage_faulty", "too_many_masks"),
+    ]
+    assert [row["id"] for row in table(dataset, "images")] == [2]
+    masks = table(dataset, "masks")
+    assert [mask["model"] is None for mask in masks] == [*[True] * (len(masks) - 1), False]
+    assert findings(dataset) == []
 
 
 def test_the_redacted_original_is_the_size_of_the_photograph(tmp_path: Path, local_ray: Cluster) -> None:

@@ -112,6 +112,8 @@ def test_a_build_prepares_prompts_for_the_upright_photograph(tmp_path: Path) -> 
         base = {"ordinal": ordinal, "id": ordinal + 1, "image_id": str(ordinal), "license": "CC0-1.0"}
         rows.append({**base, "uri": str(tmp_path / "c.jpg"), "prompts": prompts})
     rows.append({**rows[0], "ordinal": 3, "id": 4, "license": None})
+    shares = frame(1, 1, prompt(box=[0.1, 0.1, 0.5, 0.5], label="\u200bcat\n\0"))
+    rows.append({**rows[0], "ordinal": 4, "id": 5, "image_id": "4", "prompts": shares})
     table = pa.Table.from_pylist(rows, normalized_schema(["prompts"]))
     config = PrepareConfig(IngestConfig(timeout_s=60), NOTHING, ReleaseConfig(short_side=150), None)
     stage = Prepare(config, Storage(), POLICY, "/catalog/catalog.jsonl")
@@ -122,11 +124,14 @@ def test_a_build_prepares_prompts_for_the_upright_photograph(tmp_path: Path) -> 
         stage.close()
 
     assert prepared.schema.equals(PROMPTED)
-    first, *others = prepared.to_pylist()
+    first, *others, last = prepared.to_pylist()
     assert (first["width"], first["height"]) == (150, 226)
     (found,) = first["prompts"]
     assert found["box"] == pytest.approx([15, 22.6, 75, 113])
     assert found["label"] == "cat"
+    (found,) = last["prompts"]
+    assert found["box"] == pytest.approx([15, 22.6, 75, 113]), "shares are those of the upright photograph"
+    assert found["label"] == "\u200bcat\n\0"
     assert [(row["stage"], row["reason"]) for row in others] == [
         ("catalog", "prompts_misfit"),
         (None, None),

@@ -20,7 +20,7 @@ from segmint.infra.uris import only_path
 from segmint.infra.wording import counted, not_checked_lines
 from segmint.operators.annotations.boxes import BoxFile, read_yolo
 from segmint.operators.annotations.coco import parse_coco, read_coco_boxes
-from segmint.operators.annotations.image import mapping
+from segmint.operators.annotations.image import label_text, mapping
 from segmint.pipeline.building.curate.output import check_output, check_rows
 
 _TOGETHER = 1024  # rows whose prompts are converted together
@@ -123,7 +123,8 @@ def _homes(source: Location, normalized: Path, names: Sequence[str], *, with_end
     """
     left_out = "$^" if with_endings else "\\.[^./]*$"
     with open_database(normalized.parent) as database:
-        database.register("names", pa.table({"place": range(len(names)), "name": names}))
+        storable = [label_text(name) for name in names]
+        database.register("names", pa.table({"place": range(len(names)), "name": storable}))
         pairs = database.execute(_PAIRS, {"rows": only_path(normalized), "left_out": left_out}).fetchall()
     homes: dict[int, int] = {}
     known: set[int] = set()

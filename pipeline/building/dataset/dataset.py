@@ -70,7 +70,7 @@ from segmint.pipeline.building.dataset.first_numerics import (
     first_release_numerics,
     require_gpu_for_bf16,
 )
-from segmint.pipeline.building.dataset.segmenter_trial import try_segmenter
+from segmint.pipeline.building.dataset.segmenter_trial import try_segmenters
 from segmint.pipeline.config.config import Config, as_pinned, identity
 from segmint.pipeline.config.stage_settings import model_terms, read_listed, read_refused
 
@@ -174,13 +174,15 @@ class BuildDataset:
             write_shards_index(self.location, self.manifest.name)
 
 
-def open_or_create(config: Config, storage: Storage, *, grow: bool = False) -> BuildDataset:
-    """Open the dataset at `config.output`. If the dataset doesn't exist, create it.
+def open_or_create(
+    config: Config, storage: Storage, *, grow: bool = False, shards: tuple[int, int] | ShardPart | None = None
+) -> BuildDataset:
+    """Open the dataset at `config.output`. If the dataset doesn't exist, create it, unless `shards` names no shard.
 
     With `grow`, new rows of the catalog are added to the dataset. Raises `UsageError` if the dataset was created with a
     different configuration or catalog, if a bundled detector isn't installed, or if a custom stage is invalid. The
     error lists the keys or rows that differ. Before it creates a dataset, this function tries each detector file on a
-    blank image, and the segmenter, if any, on a control image. It raises `UsageError` if one of them fails.
+    blank image, and each segmenter on a control image. It raises `UsageError` if one of them fails.
     """
     find_file = partial(resolve, mirror=config.assets, storage=storage)
     config.deidentify.require_bundled(find_file)
@@ -203,9 +205,8 @@ def open_or_create(config: Config, storage: Storage, *, grow: bool = False) -> B
         weights = resolve_default(config.model.weights, asked, "model.weights", config.assets, storage)
     if latest is None:
         try_detector_files(config.deidentify, find_file)
-        try_segmenter(config)
-        probe(output)
-        latest = _begin(config, output, weights)
+        try_segmenters(config)
+        latest = _begin(config, output, weights, shards)
     check_begun_alike(config, storage, latest.manifest, weights)
     put_dataset_id(output)
     manifest, generation = fit_catalog(config, storage, latest, grow=grow)
@@ -255,10 +256,13 @@ def check_begun_alike(config: Config, storage: Storage, begun: DatasetManifest, 
     _check_numerics(config, numerics)
 
 
-def _begin(config: Config, output: Location, weights: Path | None) -> LatestManifest:
+def _begin(
+    config: Config, output: Location, weights: Path | None, shards: tuple[int, int] | ShardPart | None = None
+) -> LatestManifest:
     """Pin the catalog, configuration, and numerics. If two drivers race, both use the winner's manifest.
 
-    Raises `DamagedDatasetError` if `output` contains files of a dataset but no manifest.
+    If this function refuses something, not even the folder `output` is created. Raises `DamagedDatasetError` if
+    `output` contains files of a dataset but no manifest.
     """
     terms = None if config.segmenter is None else model_terms(config.segmenter)
     source = Location(output.storage, config.catalog)
@@ -280,34 +284,35 @@ def _begin(config: Config, output: Location, weights: Path | None) -> LatestMani
                 + ("Delete it if a build left it" if all(map(is_part_path, remains)) else f"Restore {MANIFEST}")
                 + f", or choose another output. `segmint repair {output}` lists the damage"
             )
+        tree = identity(config, _hashes(config, output.storage, weights))
+        lineage: Lineage = ()
+        if weights is None:
+            segmenter = config.load_stages()[-1]
+            made_by = ModelWeights(name=segmenter.stage, sha256=segmenter.sha256)
+            numerics = first_release_numerics(config, segmenter.sha256)
+        else:
+            made_by = ModelWeights(name=plain_name(config.model.weights), sha256=sha256_of(weights))
+            numerics = first_numerics(config, weights)
+            lineage = lineage_of(config.model.weights, made_by.sha256, output.storage)
+        part = catalog_part(path, catalog, source_sha256, first_shard=0)
+        manifest = DatasetManifest(
+            name=config.name,
+            config=tree,
+            config_sha256=config_sha256(tree),
+            numerics=numerics.to_dict(),
+            code_version=VERSION,
+            weights=made_by,
+            licenses=count_licenses(catalog.path),
+            catalog=(part,),
+            images_per_shard=config.images_per_shard,
+            policy_date=config.license.policy_date or datetime.now(UTC).date(),
+            lineage=lineage,
+            segmenter=terms,
+            stages=tuple(spec.column for spec in config.load_stages() if spec.column is not None),
+        )
+        choose_shards(manifest.shards, shards)  # raises if there are none
+        probe(output)
         (output / path).put_file(catalog.path)
-        licenses = count_licenses(catalog.path)
-    tree = identity(config, _hashes(config, output.storage, weights))
-    lineage: Lineage = ()
-    if weights is None:
-        segmenter = config.load_stages()[-1]
-        made_by = ModelWeights(name=segmenter.stage, sha256=segmenter.sha256)
-        numerics = first_release_numerics(config, segmenter.sha256)
-    else:
-        made_by = ModelWeights(name=plain_name(config.model.weights), sha256=sha256_of(weights))
-        numerics = first_numerics(config, weights)
-        lineage = lineage_of(config.model.weights, made_by.sha256, output.storage)
-    part = catalog_part(path, catalog, source_sha256, first_shard=0)
-    manifest = DatasetManifest(
-        name=config.name,
-        config=tree,
-        config_sha256=config_sha256(tree),
-        numerics=numerics.to_dict(),
-        code_version=VERSION,
-        weights=made_by,
-        licenses=licenses,
-        catalog=(part,),
-        images_per_shard=config.images_per_shard,
-        policy_date=config.license.policy_date or datetime.now(UTC).date(),
-        lineage=lineage,
-        segmenter=terms,
-        stages=tuple(spec.column for spec in config.load_stages() if spec.column is not None),
-    )
     if put_manifest(output, manifest, 1):
         return LatestManifest(manifest, 1)
     latest = read_latest_manifest(output)
@@ -434,12 +439,13 @@ def ignored_columns(identity: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def wants_prompts(identity: Mapping[str, Any]) -> bool:
-    """Return whether the segmenter of a dataset with this identity needs the catalog's prompts."""
-    return bool(identity.get("segmenter", {}).get("wants_prompts"))
+    """Return whether a segmenter of a dataset with this identity needs the catalog's prompts."""
+    segmenters = [identity.get("segmenter", {}), *identity.get("stages", {}).values()]
+    return any(each.get("wants_prompts") for each in segmenters)
 
 
 def _require_prompts(config: Config, catalog: Path) -> None:
-    """Raise `UsageError` if the segmenter needs prompts and no row of the normalized catalog has any."""
+    """Raise `UsageError` if a segmenter needs prompts and no row of the normalized catalog has any."""
     if wants_prompts(identity(config)) and "prompts" not in pq.read_schema(catalog).names:
         raise UsageError(
             f"the segmenter needs prompts, but no row of {config.catalog} has any: add boxes or points with `segmint "

@@ -12,7 +12,7 @@ from segmint.operators.custom.stage import CustomAlone, CustomStage
 from segmint.operators.segmenter.segmenter import CustomSegmenter, SegmenterAlone, SegmenterSettings
 from segmint.pipeline.building.dataset.dataset import BuildDataset
 from segmint.pipeline.config.config import Config, PoolConfig, Position, SegmenterConfig, StageConfig
-from segmint.pipeline.config.stage_settings import segmenter_settings
+from segmint.pipeline.config.stage_settings import artifact_iou, segmenter_settings
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,10 @@ class CustomPool:
 
 @dataclass(frozen=True)
 class SegmenterPool(CustomPool):
-    """Actor pool of a segmenter. It's the last custom stage after `prepare`, and it has the highest number."""
+    """Actor pool of a segmenter, or of a stage that adds masks after `segment`.
+
+    A segmenter is the last custom stage after `prepare`, and it has the highest number.
+    """
 
     settings: SegmenterSettings = field(kw_only=True)
 
@@ -92,13 +95,18 @@ def custom_pools(config: Config, dataset: BuildDataset) -> tuple[tuple[CustomPoo
 
     Raises `UsageError` if a stage's code has changed since the first start.
     """
-    pools = []
+    pools: list[CustomPool] = []
     begun = dataset.manifest.config.get("stages", {})
     specs = config.load_stages()
     for number, (each, spec) in enumerate(zip(config.stages, specs, strict=False), start=1):
         _check_version(dataset, spec, begun.get(spec.name, {}).get("version"))
         pool = pool_of(each.resources, 1, 1, each.resources.num_gpus)
-        pools.append(CustomPool(number, spec, each.after, pool, _batch_size(each), each.resources.timeout_s))
+        arguments = (number, spec, each.after, pool, _batch_size(each), each.resources.timeout_s)
+        if spec.masks:
+            settings = segmenter_settings(each, artifact_iou=artifact_iou(config, dataset.manifest))
+            pools.append(SegmenterPool(*arguments, settings=settings))
+        else:
+            pools.append(CustomPool(*arguments))
     segmenter = config.segmenter
     if segmenter is None:
         return tuple(pools), None

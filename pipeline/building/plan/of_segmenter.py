@@ -10,7 +10,7 @@ from segmint.pipeline.building.plan.options import PlanOptions
 from segmint.pipeline.building.plan.remaining import RemainingShards
 from segmint.pipeline.building.plan.result import BuildPlan
 from segmint.pipeline.building.plan.sample import PlanSample
-from segmint.pipeline.config.advice import detector_advice
+from segmint.pipeline.config.advice import detector_advice, stage_notes
 from segmint.pipeline.config.config import Config
 
 
@@ -36,7 +36,6 @@ def plan_segmenter(
         bytes_out = sample.written_bytes(per_row, remaining.shards)
         hours = per_row.total(column([row.segment_s for row in rows]) / 3600)
         cpu_hours = per_row.total(column([row.seconds - row.segment_s for row in rows]) / 3600)
-    notes = ["the dataset's custom stages aren't part of the sample"] if config.stages else []
     return BuildPlan(
         catalog=config.catalog,
         catalog_rows=catalog_rows,
@@ -62,7 +61,7 @@ def plan_segmenter(
         price=options.price,
         cost=None if options.price is None or hours is None else hours.scaled(options.price),
         sample=sample,
-        notes=(*notes, *detector_advice(config)),
+        notes=(*stage_notes(config), *detector_advice(config)),
         version=version,
         checked=checked,
     )

@@ -62,7 +62,7 @@ from segmint.pipeline.building.plan.rates import (
 from segmint.pipeline.building.plan.remaining import RemainingShards, find_remaining
 from segmint.pipeline.building.plan.result import BuildPlan
 from segmint.pipeline.building.plan.sample import PlanSample, run_sample
-from segmint.pipeline.config.advice import detector_advice
+from segmint.pipeline.config.advice import detector_advice, stage_notes
 from segmint.pipeline.config.config import Config, as_pinned, identity
 
 DRAWN_PER_POINT = 2.0
@@ -390,7 +390,7 @@ def _notes(
             "detectors run on the GPU (deidentify.device); the time they take there and on the CPUs has not been "
             "measured and is not included"
         )
-    return [*notes, *detector_advice(config)]
+    return [*notes, *stage_notes(config), *detector_advice(config)]
 
 
 def find_ceiling(

@@ -40,6 +40,7 @@ from segmint.infra.storage.stores import ObjectInfo
 from segmint.infra.wording import some
 from segmint.operators.audit.masks import MaskLimits
 from segmint.operators.audit.submissions import audit_submissions
+from segmint.operators.custom.load import adding_models
 from segmint.operators.prepare.release import ReleaseConfig
 from segmint.operators.segment.artifacts import RedactionArtifacts
 from segmint.operators.segment.mask_config import MasksConfig
@@ -316,7 +317,8 @@ def _of_masks(config: Mapping[str, Any]) -> tuple[MaskLimits, RedactionArtifacts
         filters = MaskFilters.model_validate(config["segmenter"].get("filters"))
         return MaskLimits(0.0, 0.0, by_segmenter=True), RedactionArtifacts(filters.drop_redaction_artifacts)
     masks = MasksConfig.model_validate(config.get("masks"))
-    return MaskLimits(masks.pred_iou_thresh, masks.stability_score_thresh), RedactionArtifacts(masks.artifact_iou)
+    limits = MaskLimits(masks.pred_iou_thresh, masks.stability_score_thresh, adding=adding_models(config))
+    return limits, RedactionArtifacts(masks.artifact_iou)
 
 
 def _results(

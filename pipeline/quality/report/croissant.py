@@ -70,6 +70,7 @@ def croissant_json(facts: Facts, root: str) -> bytes:
     terms = facts.build.model if facts.build is not None else ModelTerms()
     stated = {"license": license_url(terms.license) or terms.license, "usageInfo": terms.terms}
     trained = f", round {manifest.round}" if manifest.round else ""
+    adding = () if facts.build is None else facts.build.adding
     value = {
         "@context": _CONTEXT,
         "@type": "sc:Dataset",
@@ -78,6 +79,7 @@ def croissant_json(facts: Facts, root: str) -> bytes:
         "description": (
             f"{facts.images:,} licensed photographs with {facts.masks:,} SA-1B-style segmentation masks, "
             f"made with segmint {manifest.code_version} and {maker} ({manifest.weights.name}{trained})."
+            + "".join(f" The {segmenter} added masks." for segmenter in adding)
         ),
         "license": [license_url(license) or license for license, _ in facts.licenses if license] or ["unknown"],
         "isBasedOn": {

@@ -96,6 +96,7 @@ class BuildFacts:
     precision: str | None
     model: ModelTerms  # license and terms of the model that made the masks
     segmenter: str | None = None  # the segmenter that made the masks, and its settings; None: SAM made them
+    adding: tuple[str, ...] = ()  # segmenters that added masks to them
 
     @property
     def maker(self) -> str:
@@ -194,6 +195,7 @@ def gather_facts(tables: DatasetTables, storage: Storage) -> Facts:
 
 def _build(manifest: DatasetManifest) -> BuildFacts:
     license, release, masks = (manifest.config.get(part) or {} for part in ("license", "release", "masks"))
+    stages = manifest.config.get("stages", {}).values()
     allowed = license.get("allow")
     return BuildFacts(
         allowed=tuple(each for each in allowed if isinstance(each, str)) if isinstance(allowed, list) else (),
@@ -209,14 +211,13 @@ def _build(manifest: DatasetManifest) -> BuildFacts:
         device=_text(manifest.numerics.get("device")),
         precision=_text(manifest.numerics.get("precision")),
         model=manifest.segmenter or ModelTerms(license=known_license(manifest.weights.sha256)),
-        segmenter=_describe_segmenter(manifest.config.get("segmenter")),
+        segmenter=_describe_segmenter(manifest.config["segmenter"]) if "segmenter" in manifest.config else None,
+        adding=tuple(_describe_segmenter(stage) for stage in stages if "filters" in stage),
     )
 
 
-def _describe_segmenter(segmenter: Mapping[str, Any] | None) -> str | None:
-    """Return the identity of a segmenter as text, or None if SAM made the masks."""
-    if segmenter is None:
-        return None
+def _describe_segmenter(segmenter: Mapping[str, Any]) -> str:
+    """Return the identity of a segmenter as text."""
     parts = [f"segmenter {segmenter.get('stage')}", f"version {segmenter.get('version')}"]
     for name in ("arguments", "filters"):
         if segmenter.get(name):

@@ -213,6 +213,7 @@ def made_of(facts: Facts) -> list[tuple[str, str]]:
         ("License of the model", build.model_license),
         *([("Round", "; ".join(describe_rounds(manifest.lineage)))] if manifest.round else []),
         ("Masks", _recipe(build)),
+        *(("Added masks", segmenter) for segmenter in build.adding),
         (
             "Release",
             f"{build.format}, short side at most {build.short_side} pixels, JPEG quality {build.jpeg_quality}"

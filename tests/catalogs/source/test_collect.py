@@ -1,6 +1,7 @@
 """Photographs that builds don't read are copied once, whole, and resumably; every row stays in the new catalog."""
 
 import hashlib
+import json
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -208,6 +209,25 @@ def test_bytes_in_parquet_are_copied(bytes_catalog: Path, server: HttpsServer, t
     again = collect(source, output, server.downloader(), "image.bytes", tar_bytes=7000)
     assert (again.before, again.rows) == (kept, 12 - kept)
     assert [row["uri"] for row in rows_of(output)] == before
+
+
+def test_prompts_of_the_rows_are_kept_and_an_unrelated_column_is_refused(
+    bytes_catalog: Path, server: HttpsServer, tmp_path: Path
+) -> None:
+    path, output = bytes_catalog / "a.parquet", location_of(tmp_path / "out")
+    (bytes_catalog / "b.parquet").unlink()
+    table = pq.read_table(path)
+    box = {"box": [1.0, 2.0, 3.0, 4.0], "points": None, "point_labels": None, "label": "cat", "score": None}
+    prompts = {"width": 64.0, "height": 48.0, "prompts": [box]}
+    pq.write_table(table.append_column("prompts", [[json.dumps(prompts), *[None] * 5, ""]]), path)
+    source = location_of(f"{bytes_catalog}/")
+    collect(source, output, server.downloader(), "image.bytes", tar_bytes=7000)
+    assert [row["prompts"] for row in rows_of(output)] == [prompts, *[None] * 6]
+
+    pq.write_table(table.append_column("prompts", [["a cat", *[None] * 6]]), path)
+    with pytest.raises(UsageError, match=r"row 1, column prompts: .*; expected JSON of an object with width"):
+        collect(source, location_of(tmp_path / "other"), server.downloader(), "image.bytes")
+    assert not (tmp_path / "other").exists()
 
 
 def test_what_does_not_fit_is_refused_before_anything_is_written(

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from segmint.catalogs.source.rows import read_rows
 from segmint.catalogs.source.sampling import read_rows_at
 from segmint.catalogs.source.whole import WholeCatalog
 from segmint.infra.errors import UsageError
+from segmint.operators.annotations.boxes import BoxFile
+from segmint.pipeline.building.curate.prompts import add_prompts
 from segmint.pipeline.corrections.takedown import blank_part
 from tests.support.locations import location_of
 
@@ -96,15 +99,64 @@ def test_a_part_has_the_column_only_where_a_row_has_prompts(tmp_path: Path, endi
     assert read_rows_at(location_of(other), [0]).column("prompts").to_pylist() == [STORED]
 
 
-def test_an_unrelated_column_of_this_name_does_not_matter_where_it_is_ignored(tmp_path: Path) -> None:
+OTHER = r"expected (JSON of |)an object with width, height, and prompts; rename any other column"
+
+
+def readers(path: Path) -> dict[str, Callable[[], Any]]:
+    """Every reader of a whole catalog, or of its rows."""
+    catalog, folder = location_of(path), path.parent
+    output = location_of(folder / "o.parquet")
+    return {
+        "normalize": lambda: normalized(path),
+        "sample": lambda: read_rows_at(catalog, [0]),
+        "whole": lambda: list(WholeCatalog(catalog).batches()),
+        "amend": lambda: stage_amendments(catalog, folder),
+        "growth": lambda: compare_catalog(catalog, folder / "new.parquet", parts=[], first_ordinal=0),
+        "prompts": lambda: add_prompts(catalog, output, BoxFile([], dict), with_endings=True),
+    }
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+@pytest.mark.parametrize(
+    "value", ["a dog on a table", {"text": "a dog"}, {"width": "wide", "height": 1, "prompts": []}]
+)
+def test_an_unrelated_column_is_refused_by_every_reader_that_does_not_ignore_it(
+    tmp_path: Path, ending: str, value: Any
+) -> None:
     bare = normalized(write(tmp_path / "a.jsonl", row("a"))).sha256
-    for ending in ENDINGS:
-        path = write(tmp_path / f"c.{ending}", row("a", "a dog on a table"))
-        assert normalized(path, ignored=("prompts",)).sha256 == bare
-        with pytest.raises(
-            UsageError, match=r"row 1, column prompts: found .* as the value; expected (JSON|an object)"
-        ):
-            normalized(path)
+    path = write(tmp_path / f"c.{ending}", row("a", value))
+    assert normalized(path, ignored=("prompts",)).sha256 == bare
+    said = r"row 1, column prompts: found 'wide' as width; expected a valid number"
+    if "width" not in value:
+        said = rf"row 1, column prompts: found .*a dog.* as the value; {OTHER}"
+    for name, read in readers(path).items():
+        if name == "prompts":
+            said = "already has the column prompts: remove it"
+        with pytest.raises(UsageError, match=said):
+            read()
+    assert not (tmp_path / "o.parquet").exists()
+    (problem,) = check(location_of(path)).problems
+    assert "column prompts: found " in problem
+
+
+def test_files_of_a_folder_may_give_prompts_in_several_types(tmp_path: Path) -> None:
+    folder = tmp_path / "rows"
+    folder.mkdir()
+    write(folder / "a.parquet", row("a", FRAME))
+    write(folder / "b.parquet", row("b", json.dumps(FRAME)))
+    pq.write_table(pa.table({"uri": ["c.jpg"], "license": ["MIT"]}), folder / "c.parquet")
+    catalog = location_of(f"{folder}/")
+    part = read_rows(location_of(normalize(catalog, tmp_path / "p.parquet").path), 0, 3)
+    assert part.column("prompts").to_pylist() == [STORED, STORED, None]
+    whole = pa.Table.from_batches(WholeCatalog(catalog).batches())
+    assert whole.column("prompts").to_pylist() == [STORED, STORED, None]
+    write(folder / "c.parquet", row("c", "a dog"))
+    with pytest.raises(UsageError, match=rf"row 1 of c\.parquet.*row 3, column prompts: .*{OTHER}"):
+        normalize(catalog, tmp_path / "p.parquet")
+    (folder / "prompts=dog").mkdir()
+    (folder / "c.parquet").rename(folder / "prompts=dog" / "c.parquet")
+    with pytest.raises(UsageError, match=r"'prompts' occurs 2 times, including folders named prompts=…"):
+        normalize(catalog, tmp_path / "p.parquet")
 
 
 def test_whole_catalogs_keep_the_column(tmp_path: Path) -> None:
@@ -126,8 +178,9 @@ def wrong(**changes: Any) -> dict[str, Any]:
         ({"width": 0, "height": 48, "prompts": []}, "found 0 as width; expected greater than 0"),
         ({"width": 64, "height": float("nan"), "prompts": []}, "found nan as height; expected a finite number"),
         ({"width": True, "height": 48, "prompts": []}, "found True as width; expected a valid number"),
-        ({"width": 64, "prompts": []}, "as height; expected this key"),
-        ({"width": 64, "height": 48}, "as prompts; expected this key"),
+        ({"width": 64, "prompts": []}, "as the value; expected an object with width, height, and prompts"),
+        ({"width": 64, "height": 48}, "as the value; expected an object with width, height, and prompts"),
+        ({"width": 64, "height": 48, "prompts": ["a"]}, r"found 'a' as prompts\.0; expected an object"),
         ([1, 2, 3, 4], r"found \[1, 2, 3, 4\] as the value; expected an object"),
         ({**wrong(), "images": 1}, "found 1 as images; expected no such key"),
         (wrong(box=None), r"as prompts\.0; expected a box, points, or a label"),
@@ -169,7 +222,9 @@ def test_an_invalid_value_is_named(tmp_path: Path, value: Any, said: str) -> Non
 
 def test_other_types_and_text_that_is_not_json_are_named(tmp_path: Path) -> None:
     path = write(tmp_path / "c.parquet", row("a", [1, 2, 3, 4]))
-    with pytest.raises(UsageError, match=r"column prompts, from row 1: its type is list.*; expected a struct, or"):
+    with pytest.raises(
+        UsageError, match=r"column prompts, from row 1: its type is list.*; expected a struct with width"
+    ):
         normalized(path)
     path = tmp_path / "c.csv"
     path.write_text("uri,license,prompts\na.jpg,MIT,[1\n")

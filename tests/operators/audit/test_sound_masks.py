@@ -58,7 +58,7 @@ def test_masks_of_a_segmenter_need_no_scores_and_no_point(rows: list[Row]) -> No
     sizes = np.tile(np.array(SIZE, dtype=np.int64), (len(rows), 1))
 
     def at_once(rows: list[Row]) -> list[bool]:
-        columns = MaskColumns.of(to_table(rows, MASKS), by_segmenter=True)
+        columns = MaskColumns.of(to_table(rows, MASKS), limits)
         return sound_masks(columns, sizes[: len(rows)], limits).tolist()
 
     assert at_once(bare) == slowly(bare, limits=limits) == [True] * len(rows)
@@ -66,6 +66,20 @@ def test_masks_of_a_segmenter_need_no_scores_and_no_point(rows: list[Row]) -> No
     for wrong in ({"predicted_iou": 1.6}, {"stability_score": math.nan}, {"point_coords": None}, {"area": 1}):
         one = [{**bare[0], **wrong}]
         assert at_once(one) == slowly(one, limits=limits) == [False], wrong
+
+
+def test_masks_that_a_stage_added_need_no_scores_and_no_point(rows: list[Row]) -> None:
+    limits = MaskLimits(0.7, 0.8, adding=frozenset({"ab" * 32}))
+    bare = {**rows[0], "predicted_iou": None, "stability_score": None, "point_coords": []}
+    low = {**rows[0], "predicted_iou": 0.1, "stability_score": 0.1}
+    sizes = np.tile(np.array(SIZE, dtype=np.int64), (6, 1))
+    for made_by, expected in (("ab" * 32, True), (None, False), ("cd" * 32, False)):
+        masks = [{**row, "model": made_by} for row in (bare, low)]
+        columns = MaskColumns.of(to_table(masks, MASKS), limits)
+        assert sound_masks(columns, sizes[:2], limits).tolist() == slowly(masks, limits=limits) == [expected] * 2
+    wrong = [{**bare, "model": "ab" * 32, **each} for each in ({"predicted_iou": 1.6}, {"point_coords": None})]
+    columns = MaskColumns.of(to_table(wrong, MASKS), limits)
+    assert sound_masks(columns, sizes[:2], limits).tolist() == slowly(wrong, limits=limits) == [False, False]
 
 
 def one_of(*values: Any) -> st.SearchStrategy[Any]:

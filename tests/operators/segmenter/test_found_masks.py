@@ -16,7 +16,7 @@ from segmint.model.automatic.filters import under_max_area
 from segmint.model.automatic.nms import nms
 from segmint.operators.segment.artifacts import RedactionArtifacts
 from segmint.operators.segmenter.filters import MaskFilters
-from segmint.operators.segmenter.found_masks import MaskError, found_columns
+from segmint.operators.segmenter.found_masks import MaskError, added_columns, found_columns
 
 HEIGHT, WIDTH = 30, 40
 ROW = {"height": HEIGHT, "width": WIDTH, "source_height": HEIGHT, "source_width": WIDTH, "regions": []}
@@ -210,3 +210,22 @@ def test_an_image_has_ids_for_ten_thousand_masks() -> None:
         stored(*[Mask(WHOLE)] * 10_001)
     assert caught.value.reason is Reason.TOO_MANY_MASKS
     assert len(stored(*[Mask(WHOLE, score=0.5)] * 10_001, filters=MaskFilters(nms_iou=0.5))) == 1
+
+
+def test_masks_of_a_stage_come_after_the_others_and_count_with_them() -> None:
+    whole, region = rectangle(0, 0, HEIGHT, WIDTH), {"kind": "face", "score": 1.0, "source": "yunet"}
+    earlier = found_columns(ROW, [Mask(rectangle(0, 0, 5, 5)), Mask(np.zeros_like(whole))], NO_FILTERS, SOURCE)
+    redacted = {**ROW, "regions": [{**region, "x": 5, "y": 5, "w": 20, "h": 20}]}
+    filters = MaskFilters(min_area=2, drop_redaction_artifacts=0.5)
+    masks = [Mask(whole), Mask(rectangle(5, 5, 25, 25)), Mask(rectangle(0, 0, 1, 1), label="dot")]
+    added = found_columns(redacted, masks, filters, SOURCE)
+    both = added_columns(earlier, added, "ab" * 32)
+    assert both["masks"] == [*earlier["masks"], {**added["masks"][0], "model": "ab" * 32}]
+    steps = ("predicted", "over_iou", "under_max_area", "written", "redaction_artifacts", "holes_filled")
+    assert [both["funnel"][step] for step in steps] == [5, 5, 3, 2, 1, 0]
+
+    many = {**added, "masks": added["masks"] * 9_999}
+    assert len(added_columns(earlier, many, "ab" * 32)["masks"]) == 10_000
+    with pytest.raises(RejectedError, match="10,001 masks") as caught:
+        added_columns(earlier, {**many, "masks": [*many["masks"], added["masks"][0]]}, "ab" * 32)
+    assert caught.value.reason == Reason.TOO_MANY_MASKS

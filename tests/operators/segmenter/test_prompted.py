@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -14,6 +15,9 @@ from segmint.catalogs.reasons import Reason, RejectedError
 from segmint.infra.assets.cache import sha256_of
 from segmint.infra.errors import UsageError
 from segmint.operators.custom.load import stated_terms
+from segmint.operators.prompts import released_prompts
+from segmint.operators.segmenter.filters import MaskFilters
+from segmint.operators.segmenter.found_masks import found_columns
 from segmint.operators.segmenter.prompted import PromptedMasks
 from tests.support.embedded_once import encoding_once
 
@@ -120,6 +124,65 @@ def test_more_prompts_than_a_batch_give_what_each_gives_alone(
         assert (found[place].score, found[place].box) == (alone.score, alone.box)
         compare(reference, prompts[place], found[place])
     assert segmenter.find(embedding, []) == []
+
+
+def test_prompts_at_the_border_tiny_ones_and_repeated_ones(
+    segmenter: PromptedMasks, reference: SamPredictor, coffee: np.ndarray
+) -> None:
+    height, width = coffee.shape[:2]
+    entry = [
+        prompt(box=[-5.0, 50.0, 300.0, 300.0]),  # cut at the border
+        prompt(box=[200.0, 100.0, 0.5, 0.25]),
+        prompt(box=[0.0, 0.0, 600.0, 400.0]),
+        prompt(points=[[600.0, 404.0]], point_labels=[1]),
+        prompt(points=[[300.0, 200.0], [300.0, 200.0]], point_labels=[1, 0]),
+        prompt(box=[-5.0, 50.0, 300.0, 300.0]),
+    ]
+    frame = {"width": 600.0, "height": 400.0, "prompts": entry}
+    prompts = released_prompts(frame, (width, height), (width, height))
+    assert [prompts[0]["box"], prompts[3]["points"]] == [[0, 50, 295, 300], [[600, 400]]]
+    ((*found, last),) = (each.masks_found for each in segmenter([row(coffee, prompts)]))
+    reference.set_image(coffee)
+    for asked, mask in zip(prompts, found, strict=False):
+        compare(reference, asked, mask)
+    np.testing.assert_array_equal(found[0].pixels, last.pixels)
+    assert (found[0].box, found[0].score) == (last.box, last.score)
+
+
+def test_the_masks_of_thousands_of_prompts_are_run_lengths(
+    segmenter: PromptedMasks, coffee: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts = [*boxes_in(coffee, 2, 3), *points_in(coffee, 1, 3)]
+    (embedding,) = segmenter.predictor.embed_many([coffee])
+    arrays = segmenter.find(embedding, prompts)
+    limit = "segmint.operators.segmenter.prompted._PIXELS_AT_ONCE"
+    monkeypatch.setattr(limit, 3 * 400 * 600)
+    assert [mask.pixels.dtype for mask in segmenter.find(embedding, prompts)] == [bool] * 3
+    monkeypatch.setattr(limit, 3 * 400 * 600 - 1)
+    encoded = segmenter.find(embedding, prompts)
+    sizes = {"height": 400, "width": 600, "source_height": 400, "source_width": 600, "regions": []}
+    stored = [found_columns(sizes, masks, MaskFilters(), "") for masks in (arrays, encoded)]
+    assert stored[0] == stored[1]
+    assert all(isinstance(mask.pixels, dict) for mask in encoded)
+
+    too_many = segmint.StageRow({"ordinal": 0, "id": 1, "prompts": boxes_in(coffee, 1, 3) * 10_001})
+    with pytest.raises(RejectedError, match="10,001 prompts; there are ids for 10,000 masks") as caught:
+        segmenter([too_many])
+    assert caught.value.reason == Reason.TOO_MANY_MASKS
+
+
+def test_prompts_with_many_points_are_decoded_in_smaller_batches(
+    segmenter: PromptedMasks, coffee: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (embedding,) = segmenter.predictor.embed_many([coffee])
+    prompts = [points_in(coffee, 3, seed)[2] for seed in (1, 2)]
+    together = segmenter.find(embedding, prompts)
+    monkeypatch.setattr("segmint.operators.segmenter.prompted._BATCH_POINTS", 5)
+    with mock.patch.object(segmenter.predictor, "predict", side_effect=segmenter.predictor.predict) as predict:
+        alone = segmenter.find(embedding, prompts)
+    assert [call.kwargs["points"].shape for call in predict.call_args_list] == [(1, 3, 2)] * 2
+    for one, other in zip(together, alone, strict=True):
+        np.testing.assert_array_equal(one.pixels, other.pixels)
 
 
 def test_a_mask_names_its_prompt_and_its_label(

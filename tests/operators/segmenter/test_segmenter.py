@@ -15,10 +15,10 @@ from segmint.operators.describe import describe_table
 from segmint.operators.images import decode_jpeg
 from segmint.operators.prepare.release import encode_original
 from segmint.operators.rows import to_table
-from segmint.operators.schemas import PREPARED, SEGMENTED
+from segmint.operators.schemas import PREPARED, PROMPTED, SEGMENTED
 from segmint.operators.segment.numerics import MixedNumericsError, Numerics, observe_release_numerics
 from segmint.operators.segment.segment_alone import control_image, control_table
-from segmint.operators.segmenter.segmenter import CustomSegmenter, SegmenterAlone, SegmenterSettings
+from segmint.operators.segmenter.segmenter import CustomSegmenter, SegmenterAlone, SegmenterSettings, control_rows
 from tests.support.described_rows import accepted_row, faulted_row, rejected_row
 
 HERE = "tests.support.segmenters"
@@ -90,6 +90,53 @@ def test_a_row_for_which_the_segmenter_fails_is_faulted_alone(how: str, fault: s
     assert (done[0]["fault"], len(done[0]["masks"])) == (None, 1)
     assert (done[1]["masks"], done[1]["reason"]) == (None, None)
     assert re.match(f"stage_faulty: {fault}", done[1]["fault"])
+
+
+def test_a_stage_adds_its_masks_to_those_of_the_images() -> None:
+    rows = [accepted_row(0), accepted_row(1, masks=0), rejected_row(2), faulted_row(3)]
+    segmented = to_table(rows, SEGMENTED)
+    prompts = pa.array([[{"box": [1.0, 2.0, 3.0, 4.0]}], None, None, None], PROMPTED.field("prompts").type)
+    table = CustomStage(load_stage("tests.support.custom_stages.Mean", {}))(segmented.append_column("prompts", prompts))
+    done = apply("Bright", table)
+    assert done.drop_columns(["stage_mean", "prompts"]).schema == SEGMENTED
+    for name in set(table.column_names) - {"masks", "funnel"}:
+        assert done.column(name).equals(table.column(name)), name
+    model = load_stage(f"{HERE}.Bright", {}).sha256
+    alone = apply("Bright", prepared()).to_pylist()
+    described = describe_table(done).to_pylist()
+    for before, added, after in zip(table.to_pylist()[:2], alone[:2], described[:2], strict=True):
+        count = len(before["masks"])
+        assert len(added["masks"]) > 0
+        assert after["next_mask"] == len(after["masks"]) == after["funnel"]["written"] == count + len(added["masks"])
+        for step, number in added["funnel"].items():
+            assert after["funnel"][step] == before["funnel"][step] + number
+        assert [(mask["model"], mask["label"]) for mask in after["masks"][:count]] == [(None, None)] * count
+        for mask, other in zip(after["masks"], [*before["masks"], *added["masks"]], strict=True):
+            assert {name: mask[name] for name in other if name != "model"} == {
+                name: value for name, value in other.items() if name != "model"
+            }
+        for mask in after["masks"][count:]:
+            assert (mask["model"], mask["label_source"], mask["source"]) == (model, f"model:{model}", "automatic")
+    assert [row["masks"] for row in described[2:]] == [None, None]
+    assert (described[2]["reason"], described[3]["fault"]) == (rows[2]["reason"], rows[3]["fault"])
+
+    faulty = apply("Faulty", table, how={"1": "raise", "2": "many"}).to_pylist()
+    assert [row["masks"] for row in faulty] == [None] * 4
+    assert (faulty[0]["fault"], faulty[1]["reason"]) == (
+        "stage_faulty: ValueError: no masks for image 1",
+        "too_many_masks",
+    )
+
+
+def test_the_control_image_of_a_stage_that_adds_masks_has_one() -> None:
+    bare, segmented = control_rows(adds=False), control_rows(adds=True)
+    assert "masks" not in bare.column_names
+    assert segmented.column_names == [*SEGMENTED.names, "prompts"]
+    (row,) = segmented.to_pylist()
+    assert (row["masks"][0]["area"], row["masks"][0]["predicted_iou"]) == (256 * 192, 1.0)
+    assert row["prompts"] == bare.to_pylist()[0]["prompts"]
+    (done,) = apply("Bright", segmented).to_pylist()
+    assert len(done["masks"]) > 1
 
 
 def test_too_many_masks_are_a_verdict() -> None:

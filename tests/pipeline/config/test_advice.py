@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from segmint.pipeline.config.advice import LARGE_ROWS, advice
+from segmint.pipeline.config.advice import LARGE_ROWS, advice, stage_notes
 from segmint.pipeline.config.config import Config
 
 NO_DETECTORS = {"faces": {"detector": "none"}, "plates": {"detector": "none"}}
@@ -29,3 +29,13 @@ def test_defaults_for_trials_are_named_for_large_datasets(
     found = advice(config_with(**changes), rows)
     assert len(found) == len(expected)
     assert all(text.startswith(start) for text, start in zip(found, expected, strict=True))
+
+
+def test_a_plan_names_what_it_leaves_out() -> None:
+    mean = {"stage": "tests.support.custom_stages.Mean"}
+    bright = {"stage": "tests.support.segmenters.Bright"}
+    assert stage_notes(config_with(segmenter=bright)) == []
+    assert stage_notes(config_with(stages=[mean])) == ["custom stages aren't part of the plan"]
+    assert stage_notes(config_with(stages=[mean, {**bright, "after": "segment"}])) == [
+        "custom stages aren't part of the plan, nor are the time, masks, and bytes that stage_bright will add"
+    ]

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from segmint.catalogs.layout import differing_keys
 from segmint.infra.errors import UsageError
 from segmint.model.automatic.settings import MaskSettings
+from segmint.operators.custom.load import adding_models
 from segmint.pipeline.config.config import Config, LicenseConfig, as_pinned, identity, load_config
 from segmint.pipeline.config.stage_settings import model_terms
 
@@ -340,8 +341,13 @@ def test_a_segmenter_excludes_the_settings_of_sam(more: dict[str, Any], told: st
 
 def test_a_segmenter_is_no_stage_and_a_stage_no_segmenter() -> None:
     stage = {"stage": "tests.support.custom_stages.Mean"}
+    original = {"stage": "tests.support.segmenters.Original", "after": "segment"}
     for given, told in (
-        ({"stages": [SEGMENTER]}, "makes the masks of images: set it as segmenter, not in stages"),
+        ({"stages": [SEGMENTER]}, "Bright makes masks: to add them to SAM's, set `after: segment`"),
+        ({"stages": [{**SEGMENTER, "after": "prepare"}]}, "to add them to SAM's, set `after: segment`"),
+        ({"stages": [original]}, "without wants_original; to replace SAM's, set it as segmenter"),
+        ({"stages": [{**stage, "filters": {}}]}, "Mean adds no masks: remove filters"),
+        ({"stages": [{**stage, "on_error": "hold", "filters": {}}]}, "remove filters and on_error"),
         ({"segmenter": stage}, "doesn't set masks = True"),
         (
             {"segmenter": SEGMENTER, "stages": [{"stage": "tests.support.segmenters.BrightStage"}]},
@@ -353,3 +359,27 @@ def test_a_segmenter_is_no_stage_and_a_stage_no_segmenter() -> None:
     both = Config.model_validate({**NEEDED, "segmenter": SEGMENTER, "stages": [stage]})
     assert [spec.name for spec in both.load_stages()] == ["mean", "bright"]
     assert list(identity(both)["stages"]) == ["mean"]
+
+
+def test_a_stage_that_adds_masks_is_identified_by_its_filters_too() -> None:
+    adding = {**SEGMENTER, "after": "segment", "filters": {"min_area": 9}, "on_error": "reject"}
+    config = Config.model_validate({**NEEDED, "stages": [{"stage": "tests.support.custom_stages.Mean"}, adding]})
+    tree = identity(config)
+    assert {"masks", "model"} <= tree.keys()
+    of_bright = {
+        "place": 1,
+        "after": "segment",
+        "stage": SEGMENTER["stage"],
+        "version": "1",
+        "arguments": {"threshold": 90},
+        "wants_original": False,
+        "wants_prompts": False,
+        "filters": {"min_area": 9},
+    }
+    assert tree["stages"]["bright"] == of_bright
+    assert adding_models(tree) == {config.load_stages()[1].sha256}
+    assert adding_models(identity(Config.model_validate(NEEDED))) == frozenset()
+    assert "filters" not in tree["stages"]["mean"]
+    other = Config.model_validate({**NEEDED, "stages": [{**adding, "filters": {}, "on_error": "hold"}]})
+    assert identity(other)["stages"]["bright"] == {**of_bright, "place": 0, "filters": {}}
+    assert adding_models(identity(other)) == adding_models(tree)

@@ -10,6 +10,7 @@ import pytest
 import ray.exceptions
 from PIL import Image, ImageFilter
 
+from segmint.catalogs.reasons import Reason
 from segmint.catalogs.source.normalize import normalize
 from segmint.catalogs.source.rows import NormalizedRows
 from segmint.catalogs.source.whole import WholeCatalog
@@ -204,6 +205,23 @@ def test_what_does_not_fit_is_said_before_anything_is_read(tmp_path: Path) -> No
     scorer = {"name": "text", "file": str(catalog), "sha256": "0" * 64, "max": 1}
     with pytest.raises(UsageError, match=r"curate\.scorers, text: .* has SHA-256 .*: expected 0000"):
         run_curate(configured(tmp_path, scorers=[scorer]), str(catalog), str(tmp_path / "c2.parquet"))
+
+
+def test_prompts_pass_through_and_an_unrelated_column_is_refused(tmp_path: Path) -> None:
+    prompts = {"width": 64, "height": 48, "prompts": [{"box": [1, 2, 3, 4], "label": "cat"}]}
+    rows = [{"uri": "a.jpg", "license": "MIT", "prompts": prompts}, {"uri": "b.jpg", "license": "MIT"}]
+    catalog = WholeCatalog(location_of(write_catalog(tmp_path / "c.jsonl", rows)))
+    write_curated(catalog, tmp_path / "o.parquet", CurationDecision({1: (Reason.UNFIT, "dark")}, {}), "digest")
+    first, second = pq.read_table(tmp_path / "o.parquet").to_pylist()
+    (found,) = first["prompts"]["prompts"]
+    assert (found["box"], found["label"], first["refused_reason"]) == ([1, 2, 3, 4], "cat", None)
+    assert (second["prompts"], second["refused_reason"]) == (None, "unfit")
+
+    rows[1]["prompts"] = "a cat on a mat"
+    other = write_catalog(tmp_path / "d.jsonl", rows)
+    with pytest.raises(UsageError, match=r"row 2, column prompts: .*; expected JSON of an object with width, height"):
+        run_curate(configured(tmp_path), str(other), str(tmp_path / "p.parquet"))
+    assert not (tmp_path / "p.parquet").exists()
 
 
 def test_columns_that_would_fill_the_memory_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

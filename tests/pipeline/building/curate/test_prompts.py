@@ -60,7 +60,7 @@ def yolo(folder: Path, names: str = "names: [dog, cat]", **files: str) -> tuple[
     return "--yolo", str(folder / "labels"), "--names", str(folder / "data.yaml")
 
 
-def box(*sides: float, label: str = "dog", score: float | None = None) -> dict[str, Any]:
+def box(*sides: float, label: str | None = "dog", score: float | None = None) -> dict[str, Any]:
     return {"box": pytest.approx(list(sides)), "points": None, "point_labels": None, "label": label, "score": score}
 
 
@@ -94,13 +94,15 @@ def test_what_a_build_would_refuse_is_left_out_and_listed(tmp_path: Path) -> Non
         annotation(2, [60, 2, 9, 4]),
         annotation(2, [1, 2, float("nan"), 4]),
         "a box",
+        {**annotation(2, None), "segmentation": [[1, 2, 3, 4, 5, 6]]},
     ]
     code, said, found = prompts(tmp_path, *coco(tmp_path, *wrong, annotation(2, [1, 2, 3, 4]), images=images))
     nothing = {"width": 640.0, "height": 480.0, "prompts": []}
     second = {"width": 64.0, "height": 48.0, "prompts": [box(1, 2, 3, 4)]}
     assert (code, found) == (3, [second, nothing, {"width": 1.0, "height": 1.0, "prompts": []}, None, None])
     lines = [line.removeprefix("not checked: ") for line in said.splitlines() if line.startswith("not checked: ")]
-    assert len(lines) == 9
+    assert len(lines) == 10
+    assert lines[9] == "annotation number 9: it has no bbox; masks aren't read"
     assert lines[0] == "image number 3 has no id, file_name, width, or height"
     assert lines[1] == "annotation number 1: 2 images have its image_id, and 1 names its category"
     assert lines[2] == "annotation number 2: 0 images have its image_id, and 1 names its category"
@@ -117,29 +119,39 @@ def test_what_a_build_would_refuse_is_left_out_and_listed(tmp_path: Path) -> Non
 def test_yolo_boxes_are_shares_of_the_sides(tmp_path: Path) -> None:
     options = yolo(
         tmp_path,
-        "names: {0: dog, 3: cat}",
+        "names: {0: dog, 3: cat, 4: null, 5: 6}",
         val__1="0 0.5 0.5 0.5 0.25\n\n3 0.1 0.2 0.2 0.4 0.875\n",
         a__3="",
         classes="dog\ncat\n",
-        photos__2="1 0.5 0.5 0.5 0.5\n0 0.5 0.5 0.5\n0 0.9 0.5 0.5 0.5\n0 a 0.5 0.5 0.5\n0 0.5 0.5 1 1\n",
+        photos__2="1 0.5 0.5 0.5 0.5\n0 0.5 0.5 0.5\n0 0.9 0.5 0.5 0.5\n0 a 0.5 0.5 0.5\n0 0.5 0.5 1 1\n"
+        "0 0.1 0.1 0.9 0.1 0.5 0.9\n0 0.5 0.5 nan 0.5\n0 0.5 0.5 0 0.5\n0 0.5 0.5 -1 0.5\n5 0.5 0.5 0.5 0.5\n",
+        other__2="\ufeff4 0.5 0.5 1 1\n",
     )
     code, said, found = prompts(tmp_path, *options)
     frame = {"width": 1.0, "height": 1.0}
     assert code == 3, said
     assert found[0] == {**frame, "prompts": [box(0, 0, 1, 1)]}
     first = [box(0.25, 0.375, 0.5, 0.25), box(0, 0, 0.2, 0.4, label="cat", score=0.875)]
-    assert found[1:] == [{**frame, "prompts": first}, {**frame, "prompts": []}, None, None]
-    assert "3 prompts for 3 of 5 rows" in said
+    bare = {**frame, "prompts": [box(0, 0, 1, 1, label=None)]}
+    assert found[1:] == [{**frame, "prompts": first}, {**frame, "prompts": []}, bare, None]
+    assert "4 prompts for 4 of 5 rows" in said
     assert "photos/2.txt, line 1: found the class '1', which has no name" in said
     assert "line 2: found 4 values; expected class, x, y, width, height, and maybe a score" in said
     assert "line 3: [[0.65, 0.25], [1.15, 0.75]]; expected at most [1, 1]" in said
     assert "line 4: could not convert string to float: 'a'" in said
+    assert "line 6: found 7 values; expected class, x, y, width, height, and maybe a score; polygons aren't" in said
+    assert "line 7: found nan as box.0; expected a finite number" in said
+    for number in (8, 9):
+        assert f"photos/2.txt, line {number}: found " in said
+    assert said.count("with positive width and height") == 2
+    assert "line 10: found 6 as label; expected a valid string" in said
 
 
 @pytest.mark.parametrize(
     ("names", "said"),
     [
         (["missing.jpg"], "the image 'missing.jpg' fits no row in "),
+        (["\ud800.jpg"], r"the image '\ud800.jpg' fits no row in "),
         (
             ["2.jpg", "photos/2.jpg"],
             "'photos/2.jpg' fits row 1, and it fits another row, or the row fits another image",

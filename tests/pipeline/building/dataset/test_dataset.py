@@ -59,6 +59,8 @@ from tests.support.onnx_detectors import listed, yunet
 from tests.support.planting import change_commit
 from tests.support.stubbed import write_dataset as write_stubbed
 
+PROMPTED = {"stage": "segmint.PromptedMasks", "after": "segment", "arguments": {"weights": "mobile_sam"}}
+
 
 @pytest.fixture
 def catalog(tmp_path: Path) -> Path:
@@ -299,6 +301,35 @@ def test_the_same_rows_in_another_file_are_the_same_catalog(tmp_path: Path, cata
     rewritten.write_text("uri,license\n" + "\n".join(lines[:-1]) + "\n")
     with pytest.raises(UsageError, match="1 of 8 rows are gone"):
         open_or_create(config(tmp_path, rewritten), Storage())
+
+
+@pytest.mark.usefixtures("weights")
+@pytest.mark.parametrize(
+    ("changes", "shards", "said"),
+    [
+        ({}, (3, 9), "--shards 3:9 names no shard: the dataset has shards 0 to 2"),
+        ({"model": {"device": "cuda", "weights": "mobile_sam"}}, None, "torch sees no CUDA device here"),
+        ({"catalog": "bad.csv"}, None, "row 1, column sha256"),
+        ({"stages": [PROMPTED]}, None, r"the segmenter needs prompts, but no row of .*catalog\.jsonl has any"),
+    ],
+)
+def test_a_refused_build_creates_nothing(
+    tmp_path: Path,
+    catalog: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    changes: dict[str, Any],
+    shards: tuple[int, int] | None,
+    said: str,
+) -> None:
+    monkeypatch.setattr("segmint.pipeline.building.dataset.dataset.try_segmenters", lambda config: None)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    (tmp_path / "bad.csv").write_text("uri,license,sha256\na.jpg,MIT,1\n")
+    if "catalog" in changes:
+        catalog, changes = tmp_path / changes["catalog"], {}
+    asked = config(tmp_path, catalog, **changes)
+    with pytest.raises(UsageError, match=said):
+        open_or_create(asked, Storage(), shards=shards)
+    assert not (tmp_path / "dataset").exists()
 
 
 @pytest.mark.usefixtures("weights")

@@ -14,6 +14,8 @@ from segmint.infra.ray_session import Cluster
 from segmint.infra.storage.storage import Storage
 from segmint.operators.prepare.release import CropLayers
 from segmint.operators.segment.overlap import HostThreads
+from segmint.operators.segmenter.filters import MaskFilters
+from segmint.operators.segmenter.segmenter import SegmenterAlone, SegmenterSettings
 from segmint.pipeline.building.dataset.dataset import BuildDataset, open_or_create
 from segmint.pipeline.building.execution.stages import (
     Stages,
@@ -324,7 +326,7 @@ def test_blocks_are_larger_on_gpus_without_crops_unless_their_jpegs_are_large(tm
 def with_segmenter(folder: Path, cluster: Cluster, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> Stages:
     """The layout with a segmenter in place of SAM, without its trial."""
     folder.mkdir(exist_ok=True)
-    monkeypatch.setattr("segmint.pipeline.building.dataset.dataset.try_segmenter", lambda config: None)
+    monkeypatch.setattr("segmint.pipeline.building.dataset.dataset.try_segmenters", lambda config: None)
     catalog = write_catalog(folder / "c.jsonl", [{"uri": f"{i}.jpg", "license": "CC0-1.0"} for i in range(100)])
     tree = {**builds.SMALL, "catalog": str(catalog), "output": str(folder / "dataset"), **changes}
     for key in ("masks", "model", "resources"):
@@ -356,6 +358,29 @@ def test_a_segmenter_has_an_actor_a_gpu_or_one_actor(tmp_path: Path, monkeypatch
     assert with_segmenter(tmp_path / "two", gpus, monkeypatch, segmenter=bright).segment_pool.largest == 2
     with pytest.raises(UsageError, match=r"segmenter\.resources\.num_gpus is 1, but the cluster has 0 GPUs: add GPUs"):
         with_segmenter(tmp_path / "none", LAPTOP, monkeypatch, segmenter=bright)
+
+
+def test_a_stage_that_adds_masks_drops_artifacts_at_least_as_strictly(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("segmint.pipeline.building.dataset.dataset.try_segmenters", lambda config: None)
+    bright = {"stage": "tests.support.segmenters.Bright", "after": "segment", "resources": {"num_cpus": 3}}
+    encoded = {"stage": "tests.support.segmenters.Encoded"}
+    server = replace(LAPTOP, cpus=16)
+    for of_sam, own, expected in (("auto", None, 0.8), ("off", 0.9, 0.9), (0.7, 0.9, 0.7), (0.7, 0.6, 0.6)):
+        folder = tmp_path / f"{of_sam}-{own}"
+        folder.mkdir()
+        stage = {**bright, "filters": {"min_area": 5, "drop_redaction_artifacts": own}, "on_error": "reject"}
+        masks = {**builds.SMALL["masks"], "drop_redaction_artifacts": of_sam}
+        (only,) = laid_out(folder, server, stages=[stage], masks=masks).own
+        assert (only.number, only.after, only.pool.largest, only.alone()) == (1, "segment", 1, SegmenterAlone)
+        *_, settings = only.arguments(None)
+        filters = MaskFilters(min_area=5, drop_redaction_artifacts=expected)
+        assert settings == SegmenterSettings(filters, rejects=True, threads=2)
+    segmenter = {**encoded, "filters": {"drop_redaction_artifacts": 0.5}}
+    first, last = with_segmenter(tmp_path / "two", server, monkeypatch, segmenter=segmenter, stages=[bright]).own
+    assert ([first.number, first.after], [last.number, last.after]) == ([1, "segment"], [2, "prepare"])
+    assert first.arguments(None)[-1].filters == MaskFilters(drop_redaction_artifacts=0.5)
 
 
 def test_a_segmenter_whose_code_changed_since_the_build_began_is_refused(
