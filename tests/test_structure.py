@@ -6,7 +6,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("pipeline", "operators", "model", "catalogs", "infra", "segmint", "benchmarks")
-MOST_LINES, MOST_FILES, MOST_ENTRIES = 500, 20, 12
+MOST_LINES, MOST_FILES, MOST_ENTRIES = 700, 20, 12
 
 
 def python_files(root: Path = ROOT) -> list[Path]:
@@ -50,4 +50,4 @@ def test_what_is_too_large_is_named(tmp_path: Path) -> None:
         (tmp_path / "pipeline" / f"part_{number}").mkdir()
         (tmp_path / "pipeline" / f"part_{number}" / "__init__.py").touch()
     (tmp_path / "segmint" / "model").symlink_to(tmp_path / "model")
-    assert too_large(tmp_path) == ["model/long.py: 501 lines", "infra/: 21 Python files", "pipeline/: 13 entries"]
+    assert too_large(tmp_path) == ["model/long.py: 701 lines", "infra/: 21 Python files", "pipeline/: 13 entries"]
