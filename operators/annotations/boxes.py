@@ -4,11 +4,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import yaml
 from pydantic import ValidationError
 
 from segmint.catalogs.reasons import RejectedError
 from segmint.catalogs.source.prompts import Prompt, problem_of
+from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
+from segmint.operators.annotations.image import mapping
 from segmint.operators.prompts import released_prompts
 
 
@@ -68,6 +71,25 @@ def read_yolo(folder: Location, labels: Mapping[int, str]) -> BoxFile:
         return {"width": 1.0, "height": 1.0, "prompts": prompts}
 
     boxes.read = read
+    return boxes
+
+
+def yolo_boxes(folder: Location, data: Location) -> BoxFile:
+    """Read the boxes of a folder of YOLO labels. `data` is the YAML file with the names of the classes.
+
+    Raises `UsageError` if it has no names, or if the folder has no labels.
+    """
+    try:
+        names = mapping(yaml.safe_load(data.read())).get("names")
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise UsageError(f"{data} is not YAML: {error}") from error
+    if isinstance(names, list):
+        names = dict(enumerate(names))
+    if not names or not isinstance(names, dict):
+        raise UsageError(f"{data} has no `names`; expected a list of the classes' names, or a name for each number")
+    boxes = read_yolo(folder, names)
+    if not boxes.names:
+        raise UsageError(f"{folder} has no labels; expected a file <name>.txt for each image")
     return boxes
 
 

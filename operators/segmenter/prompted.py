@@ -2,10 +2,11 @@
 
 import hashlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
+from torch import Tensor
 
 from segmint.catalogs.dataset.mask_labels import MODEL
 from segmint.catalogs.layout import canonical_json
@@ -16,7 +17,7 @@ from segmint.infra.assets.resolve import resolve
 from segmint.infra.device import resolve_compute
 from segmint.infra.errors import UsageError
 from segmint.model.automatic import rle
-from segmint.model.sam.predictor import Embedding, Predictor
+from segmint.model.sam.predictor import Embedding, Predictor, PromptMasks
 from segmint.operators.custom.contract import Mask, StageRow
 from segmint.operators.schemas import IMPORT, MASKS_PER_IMAGE_LIMIT
 from segmint.operators.segment.models import load_model
@@ -28,6 +29,8 @@ _BITS = 1  # increment this whenever masks or scores change
 
 Prompt = Mapping[str, Any]
 """Prompt as a segmenter receives it: a value of `PROMPT` in pixels of the released image."""
+
+M = TypeVar("M")
 
 
 class PromptedMasks:
@@ -109,44 +112,18 @@ class PromptedMasks:
         return done
 
     def find(self, embedding: Embedding, prompts: Sequence[Prompt]) -> list[Mask]:
-        """Return a mask for each prompt, in order.
-
-        Prompts are decoded together if they have equally many points, because SAM would attend to padding. If the
-        masks have many pixels in total, they are run lengths.
-        """
+        """Return a mask for each prompt, in order. If the masks have many pixels in total, they are run lengths."""
         height, width = embedding.frame_size
         encodes = len(prompts) * height * width > _PIXELS_AT_ONCE
-        alike: dict[tuple[bool, int], list[int]] = {}
-        for place, prompt in enumerate(prompts):
-            alike.setdefault((prompt["box"] is not None, len(prompt["points"] or ())), []).append(place)
-        found: dict[int, Mask] = {}
-        for (_, points), places in alike.items():
-            size = min(_BATCH, max(1, _BATCH_POINTS // max(1, points)))
-            for start in range(0, len(places), size):
-                batch = places[start : start + size]
-                masks = self._decode(embedding, [prompts[place] for place in batch], encodes=encodes)
-                found |= zip(batch, masks, strict=True)
-        return [mask for _, mask in sorted(found.items())]
 
-    def _decode(self, embedding: Embedding, prompts: Sequence[Prompt], *, encodes: bool) -> Iterator[Mask]:
-        """Yield the masks of prompts that have equally many points."""
-        arguments: dict[str, Any] = {}
-        if prompts[0]["points"]:
-            arguments["points"] = np.array([prompt["points"] for prompt in prompts])
-            arguments["labels"] = np.array([prompt["point_labels"] for prompt in prompts])
-        if prompts[0]["box"] is not None:
-            boxes = np.array([prompt["box"] for prompt in prompts])
-            boxes[:, 2:] += boxes[:, :2]
-            arguments["boxes"] = boxes
-        predicted = self.predictor.predict(embedding, multimask="points" in arguments, **arguments)
-        scores, best = predicted.predicted_iou.max(dim=1)
-        for number, prompt in enumerate(prompts):
-            logits = predicted.low_res_logits[number, best[number]][None, None]
-            pixels: Any = (self.predictor.upscale(logits, embedding)[0, 0] > 0).cpu().numpy()
+        def make(prompt: Prompt, logits: Tensor, score: float) -> Mask:
+            pixels: Any = (logits[0] > 0).cpu().numpy()
             if encodes:
                 code = rle.encode(pixels)
                 pixels = {"size": list(code.size), "counts": code.counts}
-            yield Mask(pixels, score=float(scores[number]), **self._origin(prompt))
+            return Mask(pixels, score=score, **self._origin(prompt))
+
+        return masks_of_prompts(self.predictor, embedding, prompts, make)
 
     def _origin(self, prompt: Prompt) -> dict[str, Any]:
         """Return what a mask was made from, and its label, as arguments of `Mask`."""
@@ -160,3 +137,41 @@ class PromptedMasks:
             source = f"{MODEL}{self._labeler}"
             origin |= {"label": prompt["label"], "label_source": source, "label_score": prompt["score"]}
         return origin
+
+
+def masks_of_prompts(
+    predictor: Predictor, embedding: Embedding, prompts: Sequence[Prompt], make: Callable[[Prompt, Tensor, float], M]
+) -> list[M]:
+    """Return what `make` returns for each prompt, in order. It receives the prompt, its mask, and SAM's score of it.
+
+    A mask is (1, height, width) logits in the embedding's frame. Prompts are decoded together if they have equally many
+    points, because SAM would attend to padding.
+    """
+    alike: dict[tuple[bool, int], list[int]] = {}
+    for place, prompt in enumerate(prompts):
+        alike.setdefault((prompt["box"] is not None, len(prompt["points"] or ())), []).append(place)
+    found: dict[int, M] = {}
+    for (_, points), places in alike.items():
+        size = min(_BATCH, max(1, _BATCH_POINTS // max(1, points)))
+        for start in range(0, len(places), size):
+            batch = places[start : start + size]
+            predicted = _predict_alike(predictor, embedding, [prompts[place] for place in batch])
+            scores, best = predicted.predicted_iou.max(dim=1)
+            for number, place in enumerate(batch):
+                logits = predicted.low_res_logits[number, best[number]][None, None]
+                upscaled = predictor.upscale(logits, embedding)[0]
+                found[place] = make(prompts[place], upscaled, float(scores[number]))
+    return [found[place] for place in range(len(prompts))]
+
+
+def _predict_alike(predictor: Predictor, embedding: Embedding, prompts: Sequence[Prompt]) -> PromptMasks:
+    """Predict masks for prompts that have equally many points."""
+    arguments: dict[str, Any] = {}
+    if prompts[0]["points"]:
+        arguments["points"] = np.array([prompt["points"] for prompt in prompts])
+        arguments["labels"] = np.array([prompt["point_labels"] for prompt in prompts])
+    if prompts[0]["box"] is not None:
+        boxes = np.array([prompt["box"] for prompt in prompts])
+        boxes[:, 2:] += boxes[:, :2]
+        arguments["boxes"] = boxes
+    return predictor.predict(embedding, multimask="points" in arguments, **arguments)

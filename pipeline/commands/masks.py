@@ -100,6 +100,15 @@ def masks(
         list[str] | None,
         typer.Option("--prompt", metavar="TEXT", help="One mask for 'box:X,Y,W,H point:X,Y[,0|1] …'; repeatable."),
     ] = None,
+    box_file: Annotated[
+        str | None,
+        typer.Option(
+            "--boxes", metavar="FILE|FOLDER", help="COCO file, or YOLO labels with --names: one mask for each box."
+        ),
+    ] = None,
+    names: Annotated[
+        str | None, typer.Option(metavar="FILE", help="YAML file with the names of YOLO's classes, such as data.yaml.")
+    ] = None,
     all_masks: Annotated[
         bool, typer.Option("--all-masks", help="Write the whole, part, and subpart per prompt, not only the best mask.")
     ] = False,
@@ -118,6 +127,8 @@ def masks(
 
     By default, makes all masks. With points or boxes, makes only the prompted ones.
     """
+    from segmint.infra.storage.storage import Storage
+    from segmint.pipeline.masks.boxes import read_boxes
     from segmint.pipeline.masks.options import (
         MasksOptions,
         masks_config,
@@ -126,9 +137,15 @@ def masks(
     )
 
     asked = read_prompts(points or [], boxes or [], prompts or [])
-    in_settings, released = _split(overrides or [], automatic=not asked and not full_frame, profile=profile)
+    if (names is not None and box_file is None) or (box_file is not None and (asked or all_masks)):
+        raise UsageError(
+            "--boxes makes one mask for each box of a file. It can't be combined with --point, --box, --prompt, or "
+            "--all-masks, and --names needs it"
+        )
+    prompted = bool(asked) or box_file is not None
+    in_settings, released = _split(overrides or [], automatic=not prompted and not full_frame, profile=profile)
     in_settings += [] if crop_layers is None else [f"crop_n_layers={crop_layers}"]
-    _check_flags(bool(asked), in_settings, all_masks=all_masks, full_frame=full_frame, profile=profile)
+    _check_flags(prompted, in_settings, all_masks=all_masks, full_frame=full_frame, profile=profile)
     if open_viewer:
         require("web")
     options = MasksOptions(
@@ -142,6 +159,7 @@ def masks(
         cutouts=cutouts,
         release=release_config(released),
         full_frame=full_frame,
+        boxes=None if box_file is None else read_boxes(Storage(), box_file, names),
     )
     planned, results = _run(images, output, options, recursive=recursive, overwrite=overwrite, as_json=as_json)
     if open_viewer:
@@ -224,6 +242,8 @@ def _run(
         _sum_up(planned, results)
     for folder, _, error in (line.rpartition(": ") for line in planned.photographs.unreadable):
         results.append(ImageResult(folder, "failed", error=error))
+    if options.boxes is not None:
+        results += [ImageResult(options.boxes.file, "failed", error=line) for line in options.boxes.unreadable]
     if as_json:
         print_json([asdict(result) for result in results])
     failed = [result for result in results if result.outcome == "failed"]
@@ -238,7 +258,7 @@ class _Display:
     def __init__(self, planned: "MasksPlan", stack: ExitStack) -> None:
         self._planned, self._done, self._bars = planned, 0, None
         work, self._photographs = planned.work, len(planned.outputs.tasks)
-        self._points = 0 if work.options.prompts else work.photographs * work.points
+        self._points = 0 if work.options.prompts_each else work.photographs * work.points
         if is_terminal(sys.stderr) and (self._points or self._photographs > 1):
             self._bars = stack.enter_context(Progress())
             if self._points:

@@ -39,8 +39,10 @@ def sa1b_document(
     check_count(len(masks))
     rows = [mask_row(mask.record) | {"point_coords": [[float(x), float(y)] for x, y in mask.points]} for mask in masks]
     made_from = {"photograph_sha256": origin.photograph, "settings_sha256": origin.settings}
-    added = json.dumps({_MADE_FROM: made_from}, separators=(",", ":")).encode("ascii")
-    return annotations_json(image_id, file_name, size, rows)[:-1] + b"," + added[1:] + b"\n"
+    document = json.loads(annotations_json(image_id, file_name, size, rows))
+    for annotation, mask in zip(document["annotations"], masks, strict=True):
+        annotation.update(mask.given)
+    return json.dumps({**document, _MADE_FROM: made_from}, separators=(",", ":")).encode("ascii") + b"\n"
 
 
 @dataclass(frozen=True)

@@ -39,12 +39,12 @@ class Work:
     @property
     def encodes(self) -> int:
         """Passes through the image encoder per photograph: one for the photograph and one for each crop."""
-        return 1 if self.options.prompts else self.options.masks.settings().encodes
+        return 1 if self.options.prompts_each else self.options.masks.settings().encodes
 
     @property
     def points(self) -> int:
         """Number of prompts or, without prompts, of grid points in a photograph and its crops."""
-        return len(self.options.prompts) or self.options.masks.settings().points
+        return self.options.prompts_each or self.options.masks.settings().points
 
     def seconds(self, speed: Speed) -> float:
         """Return the estimated time in seconds for all photographs."""
@@ -52,7 +52,7 @@ class Work:
 
     def line(self) -> str:
         """Return the estimate as one line, such as `mobile_sam: 1,024 points, about 20 s`."""
-        things = counted(self.points, "prompt" if self.options.prompts else "point")
+        things = counted(self.points, "prompt" if self.options.prompts_each else "point")
         photographs = "" if self.photographs == 1 else f"{self.photographs:,} photographs with "
         about = duration(self.seconds(recorded_speed(self.options) or _usual_speed(self.options)), rough=True)
         return f"{base_name(self.options.weights)}: {photographs}{things}, about {about}"

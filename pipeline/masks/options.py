@@ -3,13 +3,16 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from segmint.infra.errors import UsageError
 from segmint.operators.prepare.release import ReleaseConfig
 from segmint.operators.segment.mask_config import MasksConfig
 from segmint.pipeline.config.problems import Document
 from segmint.pipeline.config.yaml_file import apply_override, check
+
+if TYPE_CHECKING:
+    from segmint.pipeline.masks.boxes import PhotographBoxes
 
 Point = tuple[float, float, int]
 """x and y in pixels of the upright photograph, and a label: 1 for foreground, 0 for background."""
@@ -50,25 +53,29 @@ class MasksOptions:
     cutouts: bool = False
     release: ReleaseConfig = field(default_factory=ReleaseConfig)  # released frame, for masks with the sa1b profile
     full_frame: bool = False  # use the photograph's own frame, and cut crops from its pixels
+    boxes: "PhotographBoxes | None" = None  # one mask each, in place of `prompts`
+
+    @property
+    def prompts_each(self) -> int:
+        """Number of prompts per photograph, a mean for `boxes`. 0 means automatic masks."""
+        return len(self.prompts) if self.boxes is None else self.boxes.mean
 
     @property
     def in_released_frame(self) -> bool:
         """True if large photographs are scaled to the frame that a build releases."""
-        return not (self.prompts or self.full_frame) and self.masks.profile == "sa1b"
+        return not (self.prompts_each or self.full_frame) and self.masks.profile == "sa1b"
 
     def settings(self) -> dict[str, Any]:
         """Return the settings that determine a photograph's masks, except for the weights, as JSON values.
 
         The device isn't included, because it only affects the last bits of floating-point results.
         """
+        offset = {"masks": {"stability_score_offset": self.masks.stability_score_offset}}
+        if self.boxes is not None:
+            return {"precision": self.precision, "boxes": self.boxes.sha256, **offset}
         if self.prompts:
-            offset = self.masks.stability_score_offset
-            return {
-                "precision": self.precision,
-                "prompts": [str(prompt) for prompt in self.prompts],
-                "all_masks": self.all_masks,
-                "masks": {"stability_score_offset": offset},
-            }
+            prompts = [str(prompt) for prompt in self.prompts]
+            return {"precision": self.precision, "prompts": prompts, "all_masks": self.all_masks, **offset}
         frame = self.release.model_dump(mode="json", include={"short_side", "jpeg_quality"})
         return {
             "precision": self.precision,

@@ -1,7 +1,8 @@
 """Mask prediction for one photograph, automatic or for prompts."""
 
 import math
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from segmint.model.automatic.records import MaskRecord
 from segmint.model.automatic.rle import encode
 from segmint.model.sam.predictor import Predictor
 from segmint.operators.segment.mask_config import MasksConfig
+from segmint.operators.segmenter.prompted import masks_of_prompts
 from segmint.pipeline.masks.frame import Frame, Pixels
 from segmint.pipeline.masks.options import MasksOptions, PhotographPrompt
 
@@ -24,6 +26,7 @@ class PromptedMask:
 
     record: MaskRecord
     points: tuple[tuple[float, float], ...]
+    given: Mapping[str, Any] = field(default_factory=dict)  # the label and the prompt, as keys of the annotation
 
 
 def automatic_masks(
@@ -54,6 +57,26 @@ def prompted_masks(predictor: Predictor, image: Pixels, options: MasksOptions) -
             record = prompted_record(logits, iou, point, offset)
             found.append(PromptedMask(replace(record, output=index), points))
     return found
+
+
+def boxed_masks(
+    predictor: Predictor, image: Pixels, boxes: Sequence[Mapping[str, Any]], options: MasksOptions
+) -> list[PromptedMask]:
+    """Return a mask for each box, a value of `PROMPT`, in order, as `segmint.PromptedMasks` makes them.
+
+    Masks without pixels are left out.
+    """
+    if not boxes:
+        return []
+
+    def make(prompt: Mapping[str, Any], logits: Tensor, score: float) -> PromptedMask:
+        record = prompted_record(logits, score, (math.nan, math.nan), options.masks.stability_score_offset)
+        kind = {"kind": "box", **dict(zip("xywh", prompt["box"], strict=True))}
+        given = {"label": prompt["label"], "label_score": prompt["score"], "prompts": [kind]}
+        return PromptedMask(record, (), {name: value for name, value in given.items() if value is not None})
+
+    found = masks_of_prompts(predictor, predictor.embed(image), boxes, make)
+    return [mask for mask in found if mask.record.area]
 
 
 def _arguments(prompt: PhotographPrompt) -> dict[str, Any]:

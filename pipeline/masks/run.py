@@ -6,11 +6,11 @@ model when the first photograph needs it.
 
 import hashlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from segmint.catalogs.reasons import Reason, RejectedError
 from segmint.infra.assets.cache import sha256_of
@@ -23,6 +23,7 @@ from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.infra.uris import join
 from segmint.operators.prepare.ingest_config import ANY_SIZE
+from segmint.operators.prompts import released_prompts
 from segmint.pipeline.masks.estimate import Stopwatch, Work
 from segmint.pipeline.masks.images import Photographs, find_photographs
 from segmint.pipeline.masks.options import MasksOptions, PromptOutsideError, check_device, check_prompts
@@ -83,6 +84,7 @@ class MasksPlan:
     there: frozenset[str]  # masks and overlays that already exist in the folder or next to the photographs
     overwrite: bool
     photographs: Photographs
+    boxes: Mapping[str, Any]  # values of `PROMPTS` by the photograph's place, if the options contain boxes
     work: Work  # masks that don't exist yet, or all masks with `overwrite`
 
     def waits(self, task: PhotographTask) -> bool:
@@ -113,6 +115,10 @@ def plan(
     photographs = find_photographs(storage, images, recursive=recursive)
     outputs = plan_outputs(photographs, output)
     check_writable(outputs)
+    boxes = dict[str, Any]()
+    if options.boxes is not None:
+        boxes, left_out = options.boxes.by_place([task.image.place for task in outputs.tasks])
+        photographs = replace(photographs, passed_over=(*photographs.passed_over, *left_out))
     folder = None if outputs.folder is None else Location(storage, outputs.folder)
     there = existing_files(storage, outputs)
     outputs = with_kept_files(outputs, there, lambda file: _photograph_of(storage, file))
@@ -129,7 +135,9 @@ def plan(
         open_folder(folder, outputs, there, settings, overwrite=overwrite)
     sweep_temporary(outputs)
     sha256 = digest_of(settings)
-    return MasksPlan(storage, outputs, options, weights, sha256, frozenset(there), overwrite, photographs, work)
+    return MasksPlan(
+        *(storage, outputs, options, weights, sha256, frozenset(there), overwrite, photographs, boxes, work)
+    )
 
 
 def _photograph_of(storage: Storage, file: str) -> str:
@@ -160,11 +168,13 @@ class _LazyModel:
             self._start_s = time.monotonic() - began
         return self._predictor
 
-    def masks(self, frame: "Frame") -> "list[PromptedMask]":
-        """Return the masks for the prompts, or all masks of the frame if there are no prompts."""
+    def masks(self, frame: "Frame", boxes: Sequence[Mapping[str, Any]]) -> "list[PromptedMask]":
+        """Return the masks for the prompts or `boxes`, or all masks of the frame if the options have neither."""
         from segmint.model.automatic.on_device.crops import KernelError
-        from segmint.pipeline.masks.predict import automatic_masks, prompted_masks
+        from segmint.pipeline.masks.predict import automatic_masks, boxed_masks, prompted_masks
 
+        if self._options.boxes is not None:
+            return boxed_masks(self.load(), frame.image, boxes, self._options)
         if self._options.prompts:
             return prompted_masks(self.load(), frame.image, self._options)
         predictor = self.load()
@@ -268,6 +278,9 @@ def _files_of(plan: MasksPlan, model: _LazyModel, task: PhotographTask) -> _Phot
     pixels = decode_photograph(data)
     height, width = pixels.shape[:2]
     check_prompts(options.prompts, name, height, width)
+    boxes: list[dict[str, Any]] = []
+    if (given := plan.boxes.get(task.image.place)) is not None:
+        boxes = released_prompts(given, (width, height), (width, height))
     if former is None:
         model.load()
     from segmint.pipeline.masks.document import MasksOrigin, sa1b_document
@@ -280,12 +293,12 @@ def _files_of(plan: MasksPlan, model: _LazyModel, task: PhotographTask) -> _Phot
     if former is not None:
         records, drawn_from = _records(task, former, size), former.sha256
     else:
-        found = model.masks(frame)
+        found = model.masks(frame, boxes)
         origin = MasksOrigin(photograph, plan.settings_sha256)
         document = sa1b_document(task.image_id, PurePosixPath(name).name, size, found, origin)
         records, drawn_from = [mask.record for mask in found], hashlib.sha256(document).hexdigest()
         result = replace(result, outcome="made")
-    drawn = _drawn(frame, records, options, drawn_from) if is_drawn else None
+    drawn = _drawn(frame, records, options, boxes, drawn_from) if is_drawn else None
     cutouts = _cutouts(frame, records, drawn_from) if options.cutouts else None
     return _PhotographFiles(replace(result, masks=len(records)), document, drawn, cutouts)
 
@@ -408,9 +421,16 @@ def _check_ours(plan: MasksPlan, task: PhotographTask, written: "MasksFile | Non
         )
 
 
-def _drawn(frame: "Frame", records: "Sequence[MaskRecord]", options: MasksOptions, drawn_from: str) -> bytes:
+def _drawn(
+    frame: "Frame",
+    records: "Sequence[MaskRecord]",
+    options: MasksOptions,
+    given: Sequence[Mapping[str, Any]],
+    drawn_from: str,
+) -> bytes:
     from segmint.operators.overlay import draw_overlay, draw_prompts, encode_png
 
     points = [point for prompt in options.prompts for point in prompt.points]
     boxes = [prompt.box for prompt in options.prompts if prompt.box is not None]
+    boxes += [tuple(prompt["box"]) for prompt in given]
     return encode_png(draw_prompts(draw_overlay(frame.image, records), points, boxes), drawn_from)

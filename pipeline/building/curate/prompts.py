@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import yaml
 
 from segmint.catalogs.parquet import RowGroupWriter
 from segmint.catalogs.schema import SOURCE
@@ -18,9 +17,8 @@ from segmint.infra.scratch import ScratchFolder
 from segmint.infra.storage.location import Location, refuse_existing
 from segmint.infra.uris import only_path
 from segmint.infra.wording import counted, not_checked_lines
-from segmint.operators.annotations.boxes import BoxFile, read_yolo
-from segmint.operators.annotations.coco import parse_coco, read_coco_boxes
-from segmint.operators.annotations.image import label_text, mapping
+from segmint.operators.annotations.boxes import BoxFile
+from segmint.operators.annotations.image import label_text
 from segmint.pipeline.building.curate.output import check_output, check_rows
 
 _TOGETHER = 1024  # rows whose prompts are converted together
@@ -42,30 +40,6 @@ class PromptedCatalog:
         if self.crowds:
             lines.append(f"left out: {counted(self.crowds, 'crowd')}")
         return [*lines, *not_checked_lines(self.unreadable)]
-
-
-def coco_boxes(file: Location) -> BoxFile:
-    """Read the boxes of a COCO file. Raises `UsageError` if it isn't one."""
-    return read_coco_boxes(parse_coco(file.read(), str(file)))
-
-
-def yolo_boxes(folder: Location, data: Location) -> BoxFile:
-    """Read the boxes of a folder of YOLO labels. `data` is the YAML file with the names of the classes.
-
-    Raises `UsageError` if it has no names, or if the folder has no labels.
-    """
-    try:
-        names = mapping(yaml.safe_load(data.read())).get("names")
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise UsageError(f"{data} is not YAML: {error}") from error
-    if isinstance(names, list):
-        names = dict(enumerate(names))
-    if not names or not isinstance(names, dict):
-        raise UsageError(f"{data} has no `names`; expected a list of the classes' names, or a name for each number")
-    boxes = read_yolo(folder, names)
-    if not boxes.names:
-        raise UsageError(f"{folder} has no labels; expected a file <name>.txt for each image")
-    return boxes
 
 
 def add_prompts(source: Location, target: Location, boxes: BoxFile, *, with_endings: bool) -> PromptedCatalog:

@@ -246,12 +246,14 @@ def prompts(
     from segmint.infra.errors import UsageError
     from segmint.infra.storage.errors import NotFoundError
     from segmint.infra.storage.location import Location
-    from segmint.pipeline.building.curate.prompts import add_prompts, coco_boxes, yolo_boxes
+    from segmint.operators.annotations.boxes import yolo_boxes
+    from segmint.operators.annotations.coco import parse_coco, read_coco_boxes
+    from segmint.pipeline.building.curate.prompts import add_prompts
 
     _, storage = build_of(config)
     try:
         if coco is not None and yolo is None and names is None:
-            boxes = coco_boxes(Location(storage, coco))
+            boxes = read_coco_boxes(parse_coco(Location(storage, coco).read(), coco))
         elif coco is None and yolo is not None and names is not None:
             boxes = yolo_boxes(Location(storage, yolo), Location(storage, names))
         else:
