@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from tests.support.builds import AS_SHIPPED, ONE_EACH, segmint_here
+from tests.support.builds import AS_SHIPPED, NO_DETECTORS, ONE_EACH, segmint_here
 from tests.support.cells import examples_of, run_cells
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "ray.md"
@@ -23,8 +23,13 @@ HERE = {
 }
 """Text of the examples, and its replacement for a machine without a GPU or the weights of ViT-H."""
 
-QUICK = {"model": AS_SHIPPED, "resources": ONE_EACH, "masks": {"points_per_side": 3, "crop_n_layers": 0}}
-"""Settings of the build: few points, in the test's Ray."""
+QUICK = {
+    "model": AS_SHIPPED,
+    "resources": ONE_EACH,
+    "deidentify": NO_DETECTORS,
+    "masks": {"points_per_side": 3, "crop_n_layers": 0},
+}
+"""Settings of the build: few points and no detectors, in the test's Ray."""
 
 
 @pytest.mark.ray
