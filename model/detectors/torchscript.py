@@ -4,6 +4,7 @@ EgoBlur: Raina et al. 2023, arXiv 2308.13093; https://github.com/facebookresearc
 """
 
 import math
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -104,15 +105,14 @@ class TorchScriptDetector:
             getattr(answer[0], f"_{name}", None) for name in ("pred_boxes", "scores", "pred_classes")
         )
         found, scores_of = _checked(getattr(boxes, "tensor", None), scores, expected)
-        kept = list(range(len(found)))
-        if isinstance(classes, Tensor):
-            if classes.shape != (len(found),):
-                raise ValueError(f"{expected}, got pred_classes {tuple(classes.shape)}")
-            labels = classes.tolist()
-            kept = [index for index in kept if labels[index] == _SECOND_LABELS[self.kind]]
         across, down = width / shrunk.shape[1], height / shrunk.shape[0]
         scaled = [(x0 * across, y0 * down, x1 * across, y1 * down) for x0, y0, x1, y1 in found]
-        return [scaled[index] for index in kept], [scores_of[index] for index in kept]
+        if not isinstance(classes, Tensor):
+            return scaled, scores_of
+        if classes.shape != (len(found),):
+            raise ValueError(f"{expected}, got pred_classes {tuple(classes.shape)}")
+        is_wanted = (classes == _SECOND_LABELS[self.kind]).tolist()
+        return list(compress(scaled, is_wanted)), list(compress(scores_of, is_wanted))
 
     def _bgr(self, image: Pixels) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(image[..., ::-1].transpose(2, 0, 1))).to(self._device)

@@ -1,7 +1,7 @@
 """Protocol between image-decoding children and the detector process: a Unix socket and anonymous shared memory.
 
 A request consists of a header, and the descriptor of a sealed memfd that contains the pixels. A reply consists of a
-header, the detector's name, and plain numbers. Children decode untrusted bytes, so neither side unpickles anything.
+header, the detector's name, and JSON or a message. Children decode untrusted bytes, so neither side unpickles anything.
 Unlike a file, a memfd leaves nothing behind when a process ends, and a container's 64 MB limit for /dev/shm doesn't
 apply to it.
 """
@@ -9,7 +9,7 @@ apply to it.
 import contextlib
 import errno
 import fcntl
-import math
+import mmap
 import os
 import socket
 import stat
@@ -19,10 +19,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
+from pydantic import TypeAdapter, ValidationError
 
 from segmint.infra.errors import SegmintError
-from segmint.model.detectors.detection import Detection, Kind, Pixels
+from segmint.model.detectors.detection import Box, Detection, Kind, Pixels, Quad
 
 WAIT_S = 60.0
 """Time in seconds that a child waits for the reply to one search, including the request's time in the queue."""
@@ -34,8 +34,9 @@ _KINDS: tuple[Kind, ...] = ("face", "plate")
 _MAGIC = b"sgm1"
 _REQUEST = struct.Struct("<4sIIId?")  # magic, index into `_KINDS`, height, width, highest minimum score, is a view
 _REPLY = struct.Struct("<4sIII")  # magic, kind of reply, bytes of the detector's name, bytes of the rest
-_COLUMNS = 14  # score, box, 1 if there are corners, their x and y
-_MOST_FOUND = 100_000
+_FOUND = TypeAdapter(list[tuple[float, Box, Quad | None]])
+"""Score, box, and corners of each detection in a reply. JSON has all digits of a number, and null for infinity."""
+_MOST_FOUND, _MOST_BYTES = 100_000, 1 << 26
 _MOST_NAME, _MOST_TEXT = 4096, 2000
 _LEAVE_S = 10.0
 _PEER = struct.Struct("3i")  # SO_PEERCRED: process, user, group
@@ -72,13 +73,12 @@ class Request:
 class RemoteDetector:
     """A `Detector` whose searches run in another process, which listens on the socket `address`."""
 
-    def __init__(self, kind: Kind, name: str, address: str, wait_s: float = WAIT_S) -> None:
+    def __init__(self, kind: Kind, name: str, address: str) -> None:
         """`name` is used until the first reply, which states the detector's actual name."""
         self.kind: Kind = kind
         self.name = name
         self.score = 1.0  # the process applies the detector's own minimum score if it is lower
         self._address = address
-        self._wait_s = wait_s
 
     def detect(self, image: Pixels) -> list[Detection]:
         """Search `image`, (H, W, 3) uint8 RGB. Detections are in its pixels, sorted by score from best to worst.
@@ -94,7 +94,7 @@ class RemoteDetector:
     def _search(self, image: Pixels, *, is_view: bool) -> list[Detection]:
         height, width = image.shape[:2]
         try:
-            with sealed_memory(image) as memory, connected(self._address, self._wait_s) as connection:
+            with sealed_memory(image) as memory, connected(self._address, WAIT_S) as connection:
                 header = _REQUEST.pack(_MAGIC, _KINDS.index(self.kind), height, width, self.score, is_view)
                 socket.send_fds(connection, [header], [memory])
                 what, name, rest = _receive_reply(connection)
@@ -209,24 +209,14 @@ def _check_memory(memory: int, size: int) -> None:
 
 def copied_pixels(request: Request) -> Pixels:
     """Copy a request's image to this process's memory."""
-    image = np.empty((request.height, request.width, 3), np.uint8)
-    rest = image.data.cast("B")
-    at = 0
-    while at < len(rest):
-        count = os.preadv(request.memory, [rest[at:]], at)
-        if count == 0:
-            raise BadRequestError(f"the memory ends after {at:,} bytes")
-        at += count
-    return image
+    with mmap.mmap(request.memory, 0, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ) as pixels:
+        return np.frombuffer(pixels, np.uint8).reshape(request.height, request.width, 3).copy()
 
 
 def send_detections(connection: socket.socket, name: str, found: Sequence[Detection]) -> None:
     """Send a detector's name and its detections."""
-    rows = np.zeros((min(len(found), _MOST_FOUND), _COLUMNS))
-    for row, each in zip(rows, found, strict=False):
-        corners = () if each.quad is None else tuple(value for point in each.quad for value in point)
-        row[: 6 + len(corners)] = (each.score, *each.box, each.quad is not None, *corners)
-    _send(connection, FOUND, name, rows.astype("<f8").tobytes())
+    rows = [(each.score, each.box, each.quad) for each in found[:_MOST_FOUND]]
+    _send(connection, FOUND, name, _FOUND.dump_json(rows))
 
 
 def send_error(connection: socket.socket, what: int, name: str, text: str) -> None:
@@ -242,7 +232,7 @@ def _send(connection: socket.socket, what: int, name: str, rest: bytes) -> None:
 def _receive_reply(connection: socket.socket) -> tuple[int, str, bytes]:
     """Return a reply's kind, the detector's name, and the remaining bytes."""
     magic, what, name, rest = _REPLY.unpack(_receive(connection, _REPLY.size))
-    if magic != _MAGIC or name > _MOST_NAME or rest > _MOST_FOUND * _COLUMNS * 8:
+    if magic != _MAGIC or name > _MOST_NAME or rest > _MOST_BYTES:
         raise EOFError("the reply has an unexpected format")
     return what, _receive(connection, name).decode(errors="replace"), _receive(connection, rest)
 
@@ -259,11 +249,8 @@ def _receive(connection: socket.socket, size: int) -> bytes:
 
 
 def _unpack(data: bytes, kind: Kind, name: str) -> list[Detection]:
-    rows: NDArray[np.float64] = np.frombuffer(data[: len(data) // (8 * _COLUMNS) * (8 * _COLUMNS)], "<f8")
-    found = []
-    for score, x0, y0, x1, y1, has_quad, *corners in rows.reshape(-1, _COLUMNS).tolist():
-        if not all(map(math.isfinite, (score, x0, y0, x1, y1, *corners))):
-            raise DetectorProcessError("the process that searches images on the GPU: a detection isn't finite")
-        a, b, c, d = ((corners[2 * i], corners[2 * i + 1]) for i in range(4))
-        found.append(Detection(kind, score, (x0, y0, x1, y1), (a, b, c, d) if has_quad else None, name))
-    return found
+    try:
+        found = _FOUND.validate_json(data)
+    except ValidationError as error:
+        raise DetectorProcessError("the process that searches images on the GPU: a detection isn't finite") from error
+    return [Detection(kind, score, box, quad, name) for score, box, quad in found]

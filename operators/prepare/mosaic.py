@@ -63,9 +63,9 @@ def _tight(x: int, y: int, mask: Bools, weight: NDArray[np.uint16] | None = None
     if not mask.any():
         return None
     covered = mask if weight is None else weight > 0
-    rows, columns = np.flatnonzero(covered.any(axis=1)), np.flatnonzero(covered.any(axis=0))
-    y0, y1, x0, x1 = rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
-    return ImagePatch(x + int(x0), y + int(y0), mask[y0:y1, x0:x1], None if weight is None else weight[y0:y1, x0:x1])
+    left, top, width, height = cv2.boundingRect(covered.view(np.uint8))
+    inside = slice(top, top + height), slice(left, left + width)
+    return ImagePatch(x + left, y + top, mask[inside], None if weight is None else weight[inside])
 
 
 def ellipse(box: Sequence[float], shape: tuple[int, int], band: float = 0.0) -> ImagePatch | None:
@@ -75,17 +75,16 @@ def ellipse(box: Sequence[float], shape: tuple[int, int], band: float = 0.0) -> 
     the width of the band around the ellipse, as a share of the half axes. Returns None if the ellipse is outside the
     image.
     """
-    x0, y0, x1, y1 = (round(v) for v in box)
-    center_x, center_y = (x0 + x1) / 2, (y0 + y1) / 2
-    half_w, half_h = max(x1 - x0, 1) * FACE_EXPANSION / 2, max(y1 - y0, 1) * FACE_EXPANSION / 2
-    outer_w, outer_h = half_w * (1 + band), half_h * (1 + band)
-    left, top = max(math.floor(center_x - outer_w), 0), max(math.floor(center_y - outer_h), 0)
-    right = min(math.ceil(center_x + outer_w), shape[1])
-    bottom = min(math.ceil(center_y + outer_h), shape[0])
+    start, end = np.round(box).reshape(2, 2)
+    center = (start + end) / 2
+    half = np.maximum(end - start, 1) * FACE_EXPANSION / 2
+    outer, size = half * (1 + band), (shape[1], shape[0])
+    left, top = np.floor(center - outer).clip(0, size).astype(np.int64).tolist()
+    right, bottom = np.ceil(center + outer).clip(0, size).astype(np.int64).tolist()
     if left >= right or top >= bottom:
         return None
-    dx = (np.arange(left, right) + 0.5 - center_x) / half_w
-    dy = (np.arange(top, bottom) + 0.5 - center_y) / half_h
+    dx = (np.arange(left, right) + 0.5 - center[0]) / half[0]
+    dy = (np.arange(top, bottom) + 0.5 - center[1]) / half[1]
     squared = dx[None, :] ** 2 + dy[:, None] ** 2
     mask = squared <= 1
     if not band:
@@ -106,23 +105,20 @@ def _weights(mask: Bools, around: Bools, distances: Floats) -> NDArray[np.uint16
     return weights
 
 
-def polygon(
-    points: Sequence[tuple[float, float]], shape: tuple[int, int], margin: float = PLATE_MARGIN, band: float = 0.0
-) -> ImagePatch | None:
-    """Return the convex hull of `points` (x, y), grown on every side by `margin` times its shorter side, clipped.
+def polygon(points: Sequence[tuple[float, float]], shape: tuple[int, int], band: float = 0.0) -> ImagePatch | None:
+    """Return the convex hull of `points` (x, y), grown on every side by `PLATE_MARGIN` times its shorter side, clipped.
 
     The points are first rounded to whole pixels and clamped to a range that exceeds any image. `band` is the width of
     the band around the hull, as a share of the growth. Returns None if the hull is outside the image of `shape` (h, w).
     """
-    corners = np.array([[round(min(max(v, -_FAR), _FAR)) for v in point] for point in points], np.int32)
+    corners = np.clip(points, -_FAR, _FAR).round().astype(np.int32)
     (_, sides, _) = cv2.minAreaRect(corners)
-    grow = math.ceil(margin * min(sides))
+    grow = math.ceil(PLATE_MARGIN * min(sides))
     squares = [corners + np.array((dx, dy)) for dx in (-grow, grow) for dy in (-grow, grow)]
     hull = cv2.convexHull(np.concatenate(squares).astype(np.int32)).reshape(-1, 2)
     width = math.ceil(band * grow)
-    left, top = (int(v) for v in np.maximum(hull.min(axis=0) - width, 0))
-    right = min(int(hull[:, 0].max()) + width + 1, shape[1])
-    bottom = min(int(hull[:, 1].max()) + width + 1, shape[0])
+    left, top = np.maximum(hull.min(axis=0) - width, 0).tolist()
+    right, bottom = np.minimum(hull.max(axis=0) + width + 1, (shape[1], shape[0])).tolist()
     if left >= right or top >= bottom:
         return None
     canvas = np.zeros((bottom - top, right - left), np.uint8)

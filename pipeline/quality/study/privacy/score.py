@@ -16,6 +16,7 @@ from segmint.infra.errors import UsageError
 from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
 from segmint.infra.wording import counted, not_checked_lines, upper_bound
+from segmint.model.detectors.detection import Box, bounds
 from segmint.operators.annotations.image import Size
 from segmint.operators.annotations.label_studio import answers_of
 from segmint.operators.annotations.names import image_number
@@ -26,9 +27,6 @@ from segmint.pipeline.quality.study.privacy.sample import KINDS, SCHEMA_VERSION
 
 ANY = "any"
 """Kind of the `MissedCounts` for all marks. An image counts once, whatever the kinds of its marks."""
-
-Box = tuple[float, float, float, float]
-"""Left, top, right, and bottom edges, in pixels of an image."""
 
 _DIGITS = 3  # rounds away the errors of tools that convert pixels to percentages
 
@@ -132,11 +130,7 @@ def score_privacy(folder: Location, marked: Location | None = None, regions: Loc
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UsageError(f"{folder}: {MANIFEST} is damaged ({error!r}). Draw the sample again") from error
     marks = read_marks(marked or folder / CORRECTED, sizes)
-    rows = [
-        {"id": image, "kind": each.kind, "x": each.x, "y": each.y, "w": each.w, "h": each.h}
-        for image, found in sorted(marks.found.items())
-        for each in found
-    ]
+    rows = [{"id": image, **vars(each)} for image, found in sorted(marks.found.items()) for each in found]
     if regions is not None and rows:
         write_regions(regions, rows)
     return PrivacyScore(
@@ -345,9 +339,7 @@ def _turned(box: Box, degrees: float | None, pivot: tuple[float, float]) -> Box:
         return box
     cosine, sine = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
     corners = [(x - pivot[0], y - pivot[1]) for x in box[::2] for y in box[1::2]]
-    xs = [pivot[0] + x * cosine - y * sine for x, y in corners]
-    ys = [pivot[1] + x * sine + y * cosine for x, y in corners]
-    return min(xs), min(ys), max(xs), max(ys)
+    return bounds((pivot[0] + x * cosine - y * sine, pivot[1] + x * sine + y * cosine) for x, y in corners)
 
 
 def _why(error: Exception) -> str:
