@@ -43,6 +43,11 @@ def _rows_of(file: CatalogFile) -> int:
         return rows
 
 
+def has_prompts(catalog: Location) -> bool:
+    """Return whether any row of a catalog has prompts, reading only up to the first one."""
+    return any(batch.column("prompts").null_count < batch.num_rows for batch in read_catalog(catalog))
+
+
 def spread_evenly(rows: int, wanted: int) -> list[int]:
     """Return `wanted` ascending positions, spread evenly over `rows` rows: the middle of each of `wanted` equal parts.
 

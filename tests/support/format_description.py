@@ -76,6 +76,9 @@ def describe() -> dict[str, Any]:
         "json": _documents(),
         "config": sorted(_paths(identity(_config()))),
         "config of a segmenter": sorted(_paths(identity(_config(segmenter=_SEGMENTER))["segmenter"])),
+        "config of a stage that adds masks": sorted(
+            _paths(identity(_config(stages=[{**_SEGMENTER, "after": "segment"}]))["stages"]["bright"])
+        ),
         "numerics": {
             name: kind for name, kind in type_of(Numerics).items() if name not in {"unrecorded", *numerics.ADDED}
         },

@@ -272,7 +272,7 @@ def _begin(
     with ScratchFolder() as folder:
         catalog = normalize(source, Path(folder) / "part.parquet", ignored=ignored_columns(identity(config)))
         require_rows(config, catalog.rows)
-        _require_prompts(config, catalog.path)
+        require_prompts(config, there="prompts" in pq.read_schema(catalog.path).names)
         path = part_path(0, catalog.sha256)
         remains = [each for each in dataset_files(output) if each != path]  # an interrupted start may leave `path`
         latest = read_latest_manifest(output)
@@ -444,9 +444,9 @@ def wants_prompts(identity: Mapping[str, Any]) -> bool:
     return any(each.get("wants_prompts") for each in segmenters)
 
 
-def _require_prompts(config: Config, catalog: Path) -> None:
-    """Raise `UsageError` if a segmenter needs prompts and no row of the normalized catalog has any."""
-    if wants_prompts(identity(config)) and "prompts" not in pq.read_schema(catalog).names:
+def require_prompts(config: Config, *, there: bool) -> None:
+    """Raise `UsageError` if a segmenter needs prompts and none are `there` in any row of the catalog."""
+    if wants_prompts(identity(config)) and not there:
         raise UsageError(
             f"the segmenter needs prompts, but no row of {config.catalog} has any: add boxes or points with `segmint "
             "catalog prompts`, or write the column prompts"

@@ -17,7 +17,7 @@ from segmint.catalogs.licenses import LicensePolicy
 from segmint.catalogs.source.check import CatalogFindings, check
 from segmint.catalogs.source.files import catalog_format, require_catalog, unchanged
 from segmint.catalogs.source.rows import NormalizedRows, joined
-from segmint.catalogs.source.sampling import COUNTED_BY, count_rows, read_rows_at, spread_evenly
+from segmint.catalogs.source.sampling import COUNTED_BY, count_rows, has_prompts, read_rows_at, spread_evenly
 from segmint.infra.assets.cache import sha256_of
 from segmint.infra.assets.known import ASSETS
 from segmint.infra.assets.resolve import resolve
@@ -38,7 +38,9 @@ from segmint.pipeline.building.dataset.dataset import (
     check_begun_alike,
     ignored_columns,
     name_weights,
+    require_prompts,
     require_rows,
+    wants_prompts,
 )
 from segmint.pipeline.building.dataset.first_numerics import compute_here
 from segmint.pipeline.building.execution.ceiling import Ceiling, model_of, work_of
@@ -86,6 +88,8 @@ def make_plan(config: Config, options: PlanOptions, tell: Callable[[str], None] 
     require_catalog(catalog)
     try_detector_files(config.deidentify, partial(resolve, mirror=config.assets, storage=storage))
     manifest = read_manifest(Location(storage, config.output))
+    if manifest is None and wants_prompts(identity(config)):
+        require_prompts(config, there=has_prompts(catalog))
     by_sam = config.segmenter is None
     config = name_weights(config, manifest, partial(_kind_of_device, options)) if by_sam else config
     if manifest is not None:

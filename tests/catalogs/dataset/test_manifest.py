@@ -4,8 +4,10 @@ import hashlib
 from concurrent.futures import ThreadPoolExecutor
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from segmint.catalogs.dataset.manifest import (
     CatalogPart,
@@ -168,6 +170,15 @@ def test_a_foreign_manifest_is_refused(data: bytes, says: str) -> None:
         DatasetManifest.from_json(data, "s3://b/dataset.json")
     assert says in str(caught.value)
     assert "s3://b/dataset.json" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("stages", "says"), [([], "stages: expected an object, not list"), ({"blur": 1}, "stages.blur: expected an object")]
+)
+def test_sections_of_another_type_are_refused(stages: Any, says: str) -> None:
+    values = manifest().model_dump(mode="json")
+    with pytest.raises(ValidationError, match=says):
+        DatasetManifest.model_validate({**values, "config": {"stages": stages}})
 
 
 def test_a_manifest_that_is_nested_too_deep_is_refused() -> None:

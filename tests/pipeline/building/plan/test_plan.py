@@ -154,6 +154,18 @@ def test_a_plan_of_any_size_states_the_recall_of_the_bundled_detectors(tmp_path:
     assert "trials" not in "\n".join(notes)
 
 
+def test_a_plan_of_stages_that_add_masks(tmp_path: Path, unread: Path) -> None:
+    prompted = {"stage": "segmint.PromptedMasks", "after": "segment", "arguments": {"weights": "mobile_sam"}}
+    config = configured(tmp_path, unread, stages=[prompted])
+    with pytest.raises(UsageError, match=r"the segmenter needs prompts, but no row of .* has any"):
+        make_plan(config, PlanOptions())
+    rows = [json.loads(line) for line in unread.read_text().splitlines()]
+    rows[-1]["prompts"] = {"width": 1, "height": 1, "prompts": []}
+    unread.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    notes = make_plan(config, PlanOptions()).notes
+    assert "custom stages aren't part of the plan, nor are the time, masks, and bytes that stage_prompted" in str(notes)
+
+
 def test_gpus_that_are_not_here_are_planned_by_their_peak(tmp_path: Path, unread: Path) -> None:
     """The paper's settings with ViT-H at 790 TFLOP/s: 6.5 images/s a GPU (docs/metric.md)."""
     config = configured(tmp_path, unread, masks={}, model=ANYWHERE, window_shards=200)
