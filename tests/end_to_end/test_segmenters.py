@@ -132,6 +132,7 @@ def test_the_example_of_the_page_makes_a_dataset(
             open_or_create(load_config(str(config)), Storage())
 
 
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_a_killed_and_resumed_build_gives_the_bytes_of_an_undisturbed_one(tmp_path: Path, local_ray: Cluster) -> None:
     catalog, kills = small_catalog(tmp_path / "photos", count=8), tmp_path / "kills"
