@@ -59,7 +59,7 @@ from segmint.operators.prepare.release import (
 )
 from segmint.operators.prepare.released_search import ROUNDS, ResidualDetection, last_look, unconfirmed_entries
 from segmint.operators.prompts import released_prompts
-from segmint.operators.redactions import image_share
+from segmint.operators.redactions import redacted_share
 from segmint.operators.rows import Row, faulted, gather, is_live, rejected, to_rows
 from segmint.operators.schemas import PREPARED, PROMPTED
 from segmint.operators.similar.hashes import jpeg_hashes
@@ -211,7 +211,7 @@ def prepare_image(
                 look = last_look(row, released.jpeg, image, unsearched, config.deidentify.orientations)
             to_redact = left_alone.take(look.to_redact)
             if not to_redact:
-                share = image_share(row)
+                share = redacted_share(row)
                 with _stage("deidentify"):
                     _check_share(share, config.deidentify.max_redacted_share)
                 with _stage("release"):

@@ -12,7 +12,7 @@ from segmint.operators.images import Pixels, decode_jpeg
 from segmint.operators.prepare.deidentify import Region
 from segmint.operators.prepare.mosaic import rectangle, redact_patches
 from segmint.operators.prepare.release import ReleaseConfig, release
-from segmint.operators.redactions import MANUAL, image_share
+from segmint.operators.redactions import MANUAL, redacted_share
 from segmint.operators.rows import Row
 from segmint.operators.similar.hashes import jpeg_hashes
 
@@ -47,7 +47,7 @@ def redact_row(row: Row, wanted: Sequence[WantedRegion], config: ReleaseConfig) 
         "faces": sum(region.kind == "face" for region in regions),
         "plates": sum(region.kind == "plate" for region in regions),
     }
-    redacted["redacted_share"] = image_share(redacted)
+    redacted["redacted_share"] = redacted_share(redacted)
     return {**redacted, "masks": _measured(redacted)} if row.get("masks") else redacted
 
 
