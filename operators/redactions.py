@@ -89,26 +89,21 @@ def redactions(
     return Redactions(ious[:, -1].copy(), ious[:, :-1].max(axis=1))
 
 
-def redacted_share(regions: Iterable[Mapping[str, Any]], source_size: tuple[int, int], size: tuple[int, int]) -> float:
+def redacted_share(row: Mapping[str, Any]) -> float:
     """Return the share of the released image's pixels that lie in any region's `outline`, 0 to 1.
 
     Pixels in several regions count once, so this is the area of the regions' union divided by the image's area. In the
-    outer half of a region's band, the image is stronger than the mosaic, so these pixels don't count. The arguments are
-    as in `redactions`.
+    outer half of a region's band, the image is stronger than the mosaic, so these pixels don't count. The columns of
+    `row` are as in `segmint.operators.schemas.IMAGES`.
     """
-    outlines = [outline(region, source_size, size) for region in regions]
-    if not outlines:
+    if not row["regions"]:
         return 0.0
+    size = row["height"], row["width"]
     covered = np.zeros(size, np.bool_)
-    for x, y, mask in outlines:
+    for region in row["regions"]:
+        x, y, mask = outline(region, (row["source_height"], row["source_width"]), size)
         covered[y : y + mask.shape[0], x : x + mask.shape[1]] |= mask
     return float(covered.mean())
-
-
-def image_share(row: Mapping[str, Any]) -> float:
-    """Return `redacted_share` of an image's row, whose columns are as in `segmint.operators.schemas.IMAGES`."""
-    source_size = row["source_height"], row["source_width"]
-    return redacted_share(row["regions"], source_size, (row["height"], row["width"]))
 
 
 def outline(region: Mapping[str, Any], source_size: tuple[int, int], size: tuple[int, int]) -> RedactionOutline:

@@ -49,6 +49,11 @@ class DetectedRegion:
     w: int
     h: int
 
+    @property
+    def box(self) -> tuple[int, int, int, int]:
+        """Left, top, right, and bottom edge."""
+        return self.x, self.y, self.x + self.w, self.y + self.h
+
     def to_dict(self) -> dict[str, Any]:
         """Return the region as a row that `write_regions` accepts."""
         return {field.name: getattr(self, field.name) for field in fields(DetectedRegion)}

@@ -18,6 +18,9 @@ from torchvision.ops import nms
 from segmint.model.detectors.detection import Detection, Kind, Pixels, by_score, merge
 from segmint.model.detectors.second_look import LOOK_SCORE
 
+SMALLEST = 20
+"""Side in pixels of the smallest face that is found."""
+
 
 class PNetLayers(Protocol):
     """Layers of `facenet_pytorch.models.mtcnn.PNet` that this module uses."""
@@ -85,6 +88,8 @@ def _pairs(features: Tensor, dim: int) -> Tensor:
 
 _CELL = 12  # side in pixels of the squares that P-Net classifies, two pixels apart
 _STRIDE = 2
+_FACTOR = 0.8  # ratio between levels
+_PNET_SCORE, _RNET_SCORE = 0.6, 0.7  # minimum scores
 # Number of rows of P-Net's output to compute together, so that a strip fits into a CPU's cache, and number of
 # candidates per batch of R-Net or O-Net. On a GPU, larger strips and batches, of at most half a gigabyte, mean fewer
 # kernel launches.
@@ -116,7 +121,7 @@ class Networks(Protocol):
 
 
 class CascadeDetector:
-    """MTCNN's cascade, which finds faces of at least `smallest` pixels in images of any size.
+    """MTCNN's cascade, which finds faces of at least `SMALLEST` pixels in images of any size.
 
     Unlike a search in overlapping tiles, this builds the pyramid from the whole image, so no work is repeated. P-Net
     processes each level in strips of rows, so the memory hardly grows with the image. R-Net and O-Net process the
@@ -124,27 +129,17 @@ class CascadeDetector:
     """
 
     kind: Kind = "face"
+    name = "mtcnn"
 
     def __init__(
         self,
         networks: Networks,
         score: float = 0.7,
-        name: str = "mtcnn",
-        smallest: int = 20,
-        factor: float = 0.8,
-        thresholds: tuple[float, float] = (0.6, 0.7),
         device: str = "cpu",
     ) -> None:
-        """Set up the cascade.
-
-        `factor` is the ratio between levels, and `thresholds` are the minimum scores of P-Net and R-Net.
-        """
-        self.name = name
+        """Set up the cascade. `score` is the minimum score of O-Net."""
         self.score = score
         self._networks = networks
-        self._smallest = smallest
-        self._factor = factor
-        self._thresholds = thresholds
         self._device = torch.device(device)
         on_gpu = self._device.type == "cuda"
         self._strip, self._batch = (_CUDA_STRIP, _CUDA_BATCH) if on_gpu else (_STRIP, _BATCH)
@@ -152,7 +147,7 @@ class CascadeDetector:
     def detect(self, image: Pixels) -> list[Detection]:
         """Find faces in `image`, (H, W, 3) uint8 RGB. Boxes are in pixels of the image, best score first."""
         height, width = image.shape[:2]
-        border = 0 if min(height, width) >= self._smallest else _BORDER
+        border = 0 if min(height, width) >= SMALLEST else _BORDER
         if border:  # a border can cut off a face, but P-Net classifies only complete squares
             image = np.pad(image, ((border, border), (border, border), (0, 0)), constant_values=_GRAY)
         with torch.inference_mode():
@@ -174,7 +169,7 @@ class CascadeDetector:
     def _propose(self, halves: list[Pixels]) -> Tensor:
         """Run P-Net on all levels, and return its squares (N, 4) as x0, y0, x1, y1 in pixels of the image."""
         height, width = halves[0].shape[:2]
-        scale = _CELL / self._smallest
+        scale = _CELL / SMALLEST
         levels = [torch.zeros((0, 9))]
         while min(height, width) * scale >= _CELL:
             size = int(width * scale + 1), int(height * scale + 1)
@@ -183,7 +178,7 @@ class CascadeDetector:
             level = np.asarray(cv2.resize(half, size, interpolation=cv2.INTER_AREA), np.uint8)
             found = self._scan(level, scale)
             levels.append(found[nms(found[:, :4], found[:, 4], _SAME_LEVEL_IOU)])
-            scale *= self._factor
+            scale *= _FACTOR
         found = torch.cat(levels)
         found = found[nms(found[:, :4], found[:, 4], _SAME_IOU)]
         return _squares(_shifted(found[:, :4], found[:, 5:], 0))
@@ -193,7 +188,7 @@ class CascadeDetector:
         found = [torch.zeros((0, 9))]
         for top in range(0, level.shape[0] - _CELL + _STRIDE, self._strip * _STRIDE):
             strip = level[top : top + (self._strip - 1) * _STRIDE + _CELL]
-            cells, scores, offsets = propose(self._networks.pnet, self._pixels(strip[None]), self._thresholds[0])
+            cells, scores, offsets = propose(self._networks.pnet, self._input(strip[None]), _PNET_SCORE)
             at = (cells.flip(1) * _STRIDE).float()
             at[:, 1] += top
             box = torch.cat([((at + 1) / scale).floor(), ((at + _CELL) / scale).floor()], dim=1)
@@ -203,7 +198,7 @@ class CascadeDetector:
     def _refine(self, sums: Sums, boxes: Tensor) -> Tensor:
         """Run R-Net on P-Net's squares, and return the squares (N, 4) of the faces that it confirms."""
         boxes, offsets, scores = self._judge(sums, boxes, 24, self._networks.rnet)
-        likely = scores > self._thresholds[1]
+        likely = scores > _RNET_SCORE
         boxes, offsets, scores = boxes[likely], offsets[likely], scores[likely]
         kept = nms(boxes, scores, _SAME_IOU)
         return _squares(_shifted(boxes[kept], offsets[kept], 1))
@@ -231,18 +226,14 @@ class CascadeDetector:
         offsets, scores = [torch.zeros((0, 4))], [torch.zeros(0)]
         for start in range(0, len(windows), self._batch):
             seen = _averages(sums, windows[start : start + self._batch], side)
-            answers = network(self._scaled(torch.from_numpy(seen).to(self._device)))
+            answers = network(self._input(seen))
             offsets.append(answers[0].cpu())
             scores.append(answers[-1][:, 1].cpu())
         return boxes, torch.cat(offsets), torch.cat(scores)
 
-    def _pixels(self, images: Pixels) -> Tensor:
-        """Convert images (B, H, W, 3) uint8 to the input of the networks, (B, 3, H, W) float32."""
-        return self._scaled(torch.from_numpy(np.ascontiguousarray(images)).to(self._device).float())
-
-    @staticmethod
-    def _scaled(images: Tensor) -> Tensor:
-        return images.permute(0, 3, 1, 2).sub_(127.5).mul_(0.0078125)
+    def _input(self, images: NDArray[Any]) -> Tensor:
+        """Convert images (B, H, W, 3), uint8 or float32, to the input of the networks, (B, 3, H, W) float32."""
+        return torch.from_numpy(images).to(self._device).float().permute(0, 3, 1, 2).sub_(127.5).mul_(0.0078125)
 
 
 def _halves(image: Pixels) -> list[Pixels]:

@@ -4,6 +4,7 @@ import copy
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import cv2
@@ -15,6 +16,8 @@ Point = tuple[float, float]
 Box = tuple[float, float, float, float]
 Quad = tuple[Point, Point, Point, Point]
 Pixels = NDArray[np.uint8]
+
+_SAME_OVERLAP = 0.6
 
 
 @dataclass(frozen=True)
@@ -36,12 +39,12 @@ class Detection:
 
     def mapped(self, scale_x: float, scale_y: float, dx: float = 0.0, dy: float = 0.0) -> "Detection":
         """Transform the detection to a frame in which (x, y) becomes (x · scale_x + dx, y · scale_y + dy)."""
+
+        def moved(point: Point) -> Point:
+            return point[0] * scale_x + dx, point[1] * scale_y + dy
+
         x0, y0, x1, y1 = self.box
-        box = (x0 * scale_x + dx, y0 * scale_y + dy, x1 * scale_x + dx, y1 * scale_y + dy)
-        if self.quad is None:
-            return replace(self, box=box)
-        a, b, c, d = ((x * scale_x + dx, y * scale_y + dy) for x, y in self.quad)
-        return replace(self, box=box, quad=(a, b, c, d))
+        return replace(self, box=(*moved((x0, y0)), *moved((x1, y1))), quad=_moved(self.quad, moved))
 
 
 class Detector(Protocol):
@@ -115,6 +118,31 @@ def bounds(points: Iterable[Point]) -> Box:
     return min(xs), min(ys), max(xs), max(ys)
 
 
+def turned_back(found: Detection, angle: int, size: tuple[int, int]) -> Detection:
+    """Map a detection in an image that was turned counterclockwise by `angle` back to the unturned image.
+
+    `size` is the unturned image's (width, height). The corners of a plate keep their order. Coordinates refer to
+    pixels' edges, so the mapping is exact.
+    """
+    width, height = size
+
+    def back(point: Point) -> Point:
+        x, y = point
+        return {0: (x, y), 90: (width - y, x), 180: (width - x, height - y), 270: (y, height - x)}[angle]
+
+    x0, y0, x1, y1 = found.box
+    box = bounds((back((x0, y0)), back((x1, y1))))
+    return replace(found, box=box, quad=_moved(found.quad, back), orientation=angle)
+
+
+def _moved(quad: Quad | None, move: Callable[[Point], Point]) -> Quad | None:
+    """Move each of the corners, if there are any."""
+    if quad is None:
+        return None
+    a, b, c, d = map(move, quad)
+    return a, b, c, d
+
+
 def _area(box: Box) -> float:
     return max(box[2] - box[0], 0.0) * max(box[3] - box[1], 0.0)
 
@@ -137,15 +165,15 @@ def overlap_of_smaller(first: Box, second: Box) -> float:
     return shared / min(_area(first), _area(second)) if shared else 0.0
 
 
-def merge(ranked: Iterable[Detection], threshold: float = 0.6) -> list[Detection]:
-    """Drop each detection that overlaps a higher-ranked one by more than `threshold` of the smaller box.
+def merge(ranked: Iterable[Detection]) -> list[Detection]:
+    """Drop each detection that overlaps a higher-ranked one by more than `_SAME_OVERLAP` of the smaller box.
 
     The smaller box is the reference because a tile can cut off a face. The box of the visible part is then inside the
     box of the whole face.
     """
     kept: list[Detection] = []
     for candidate in ranked:
-        if all(overlap_of_smaller(candidate.box, other.box) <= threshold for other in kept):
+        if all(overlap_of_smaller(candidate.box, other.box) <= _SAME_OVERLAP for other in kept):
             kept.append(candidate)
     return kept
 
@@ -177,11 +205,6 @@ FindAll = Callable[[Iterable[Pixels]], Iterable[Sequence[Detection]]]
 """`Find` for several windows of one image, which yields the detections in each window, in order."""
 
 
-def one_by_one(find: Find) -> FindAll:
-    """Wrap `find` so that it accepts several windows. It processes them one at a time."""
-    return lambda windows: map(find, windows)
-
-
 def is_cut(box: Box, window: tuple[int, int], tile: Tile, shape: tuple[int, int]) -> bool:
     """Return whether a tile cuts off a box: the box touches a side of the tile that isn't a side of the image.
 
@@ -197,18 +220,12 @@ def is_cut(box: Box, window: tuple[int, int], tile: Tile, shape: tuple[int, int]
     )
 
 
-Resize = Callable[[Pixels, float], Pixels]
-
-
-def search(
-    image: Pixels, find: FindAll, scale: float, side: int, overlap: int, resize: Resize = resized
-) -> list[tuple[bool, Detection]]:
-    """Resize the image by `scale` with `resize`, and run `find` on every tile of the result.
+def search(image: Pixels, scaled: Pixels, find: FindAll, side: int, overlap: int) -> list[tuple[bool, Detection]]:
+    """Run `find` on every tile of `scaled`, a copy of the image at any size.
 
     Returns pairs (cut, detection) in pixels of the image. If `cut` is True, the box touches a side of its tile inside
     the image, and the next tile shows the object better.
     """
-    scaled = resize(image, scale)
     height, width = scaled.shape[:2]
     back_x, back_y = image.shape[1] / width, image.shape[0] / height
     places = tiles(height, width, side, overlap)
@@ -253,7 +270,6 @@ class TiledDetector:
         name: str,
         tile_side: int = 768,
         tile_overlap: int = 192,
-        scales: tuple[float, ...] = (1.0, 2.0),
         max_pixels: int = 32_000_000,
     ) -> None:
         """Set up the detector. `name` becomes the source of its results.
@@ -266,7 +282,6 @@ class TiledDetector:
         self._detector = detector
         self._tile_side = tile_side
         self._tile_overlap = tile_overlap
-        self._scales = scales
         self._max_pixels = max_pixels
 
     def detect(self, image: Pixels) -> list[Detection]:
@@ -276,9 +291,9 @@ class TiledDetector:
         """
         height, width = image.shape[:2]
         fit = min(1.0, math.sqrt(self._max_pixels / (height * width)))
-        find = one_by_one(self._detector.detect)
-        found = search(image, find, fit, side=max(height, width), overlap=0)
-        for scale in self._scales:
+        find = partial(map, self._detector.detect)
+        found = search(image, resized(image, fit), find, side=max(height, width), overlap=0)
+        for scale in (1.0, 2.0):
             side = round(self._tile_side / scale)
             if fit == scale == 1 and max(height, width) <= side:
                 continue  # this tile is the whole image, which was already searched

@@ -6,12 +6,13 @@ https://github.com/opencv/opencv_zoo.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from segmint.model.detectors.detection import Detection, Kind, Pixels, by_score, merge, one_by_one, search, whole_first
+from segmint.model.detectors.detection import Detection, Kind, Pixels, by_score, merge, resized, search, whole_first
 
 STRIDES = (8, 16, 32)
 YUNET_OUTPUTS = tuple(f"{part}_{stride}" for part in ("cls", "obj", "bbox", "kps") for stride in STRIDES)
@@ -72,7 +73,8 @@ class OnnxDetector:
         """
         found, scale, side = [], 1.0, max(image.shape[:2])
         while scale == 1 or side * scale * 2 > _LAST_LEVEL:
-            found += search(image, one_by_one(self._find), scale, self._side, self._side // 4)
+            scaled = resized(image, scale)
+            found += search(image, scaled, partial(map, self._find), self._side, self._side // 4)
             scale /= 2
         return by_score(merge(whole_first(found)))
 

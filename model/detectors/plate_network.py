@@ -1,7 +1,7 @@
 """Plate network in torch: RetinaFace (Deng et al. 2019, arXiv 1905.00641) on a MobileNet of quarter width.
 
 This is the network of the ONNX file `clp`, with the weights from that file, for devices that our onnxruntime doesn't
-support. Both versions use `shrunk`.
+support.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from segmint.model.detectors.detection import Pixels, resized, scaled_size
+from segmint.model.detectors.detection import Pixels
 from segmint.model.detectors.plates import MEAN_BGR, Floats
 
 _SLOPE = 0.1
@@ -81,23 +81,22 @@ class PlateNetwork(nn.Module):
 
         Raises KeyError or ValueError if the file contains a different network.
         """
-        for name, layer in self._named_layers():
-            for array, mine in zip(name, (layer.weight, layer.bias), strict=True):
-                if mine is None or weights[array].shape != tuple(mine.shape):
-                    raise ValueError(f"the array {array} of the plate network has shape {weights[array].shape}")
-                mine.data.copy_(torch.from_numpy(weights[array].copy()))
+        for name, mine in self._named_arrays():
+            if weights[name].shape != tuple(mine.shape):
+                raise ValueError(f"the array {name} of the plate network has shape {weights[name].shape}")
+            mine.data.copy_(torch.from_numpy(weights[name].copy()))
 
-    def _named_layers(self) -> Iterator[tuple[tuple[str, str], nn.Conv2d]]:
-        """Yield the layers, with the names of their weights and biases in the file."""
+    def _named_arrays(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Yield the weights and biases, with their names in the file."""
         number = _FIRST_NUMBER
-        for path, layer in self.named_modules():
-            if not isinstance(layer, nn.Conv2d):
-                continue
+        for path, array in self.named_parameters():
+            layer, _, kind = path.removeprefix("heads.").rpartition(".")
             if path.startswith("heads."):
-                name = f"{path.removeprefix('heads.')}.conv1x1"
-                yield (f"{name}.weight", f"{name}.bias"), layer
+                yield f"{layer}.conv1x1.{kind}", array
+            elif kind == "weight":
+                yield str(number), array
             else:
-                yield (str(number), str(number + 1)), layer
+                yield str(number + 1), array
                 number += _STEP
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -133,29 +132,10 @@ class PlateNetworkOnDevice:
         self._network = network.eval().requires_grad_(False).to(self._device)
         self._mean = torch.tensor(MEAN_BGR, dtype=torch.float32, device=self._device)[:, None, None]
 
-    def blob(self, windows: Sequence[Pixels]) -> Tensor:
-        """Convert windows of equal size, (H, W, 3) uint8 RGB, to the network's input (B, 3, H, W) on the device."""
+    def __call__(self, windows: Sequence[Pixels]) -> tuple[Floats, Floats, Floats]:
+        """Run the network on windows of equal size; see `segmint.model.detectors.plates.Network`."""
         pixels = torch.from_numpy(np.stack(windows)).to(self._device)
-        return pixels.permute(0, 3, 1, 2).flip(1).float() - self._mean
-
-    def __call__(self, batch: Tensor) -> tuple[Floats, Floats, Floats]:
-        """Run the network on a `blob`: loc (B, N, 4), conf (B, N, 2), and landms (B, N, 8), all float32."""
+        batch = pixels.permute(0, 3, 1, 2).flip(1).float() - self._mean
         with torch.inference_mode():
             loc, conf, landms = (answer.cpu().numpy() for answer in self._network(batch))
         return loc, conf, landms
-
-
-def shrunk(image: Pixels, scale: float) -> Pixels:
-    """Resize an image (H, W, 3) uint8 RGB by `scale` like `resized`, but shrink it five times as fast.
-
-    To shrink the image, torch's antialiased bilinear filter sums integers, so the results are identical on every
-    machine. MTCNN doesn't use this function: it found a false face with this filter, and another one with the bicubic
-    filter.
-    """
-    height, width = scaled_size(image.shape[0], image.shape[1], scale)
-    if scale >= 1 or (height, width) == image.shape[:2]:
-        return resized(image, scale)
-    writable = image if image.flags.writeable else image.copy()  # torch warns about read-only arrays
-    planes = torch.from_numpy(writable)[None].permute(0, 3, 1, 2)
-    small = torch.nn.functional.interpolate(planes, (height, width), mode="bilinear", antialias=True)
-    return np.ascontiguousarray(small[0].permute(1, 2, 0).numpy())

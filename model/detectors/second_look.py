@@ -12,7 +12,7 @@ from typing import Literal
 import cv2
 import numpy as np
 
-from segmint.model.detectors.detection import Box, Detection, Kind, Pixels, iou
+from segmint.model.detectors.detection import Box, Detection, Kind, Pixels, iou, resized, turned_back
 
 LOOK_SCORE = 0.05
 """Minimum score of detections in a view."""
@@ -53,18 +53,15 @@ class Rule:
     def is_met(self, scores: Iterable[float]) -> bool:
         """Return whether the scores of the views, in order, meet the rule. Reads no more of them than necessary."""
         wanted = self.mean * len(self.views)
-        total, left = 0.0, len(self.views)
-        lowest = math.inf
-        for score in scores:
+        total, lowest = 0.0, math.inf
+        for seen, score in enumerate(scores, 1):
             total += min(score, self.cap)
-            left -= 1
             lowest = min(lowest, score)
-            is_sure = lowest >= self.sure and len(self.views) - left >= SURE_VIEWS
-            if total >= wanted or is_sure:
+            if total >= wanted or (seen >= SURE_VIEWS and lowest >= self.sure):
                 return True
-            if total + left * self.cap < wanted:
+            if total + (len(self.views) - seen) * self.cap < wanted:
                 return False
-        return total >= wanted
+        return False
 
 
 _FACE_SIDES = (64, 40, 28, 50, 34)
@@ -108,44 +105,30 @@ def view_of(image: Pixels, candidate: Detection, view: View) -> tuple[Pixels, Bo
     `candidate` is in pixels of `image`. Squares are clipped to the image. Returns the view and the candidate's box in
     its pixels, or None if the square is outside the image.
     """
-    size = image.shape[1], image.shape[0]
-    x0, y0, x1, y1 = turned_box(candidate.box, candidate.orientation, size)
     turned = np.rot90(image, candidate.orientation // 90)  # a view of the same memory
+    size = turned.shape[1], turned.shape[0]
+    # Turning `turned` by the rest of a full turn gives `image`.
+    x0, y0, x1, y1 = turned_back(candidate, -candidate.orientation % 360, size).box
     longer = max(x1 - x0, y1 - y0)
     half = _WINDOW[candidate.kind] * longer / 2
-    center_x, center_y = (x0 + x1) / 2, (y0 + y1) / 2
-    left, top = max(math.floor(center_x - half), 0), max(math.floor(center_y - half), 0)
-    right, bottom = min(math.ceil(center_x + half), turned.shape[1]), min(math.ceil(center_y + half), turned.shape[0])
-    if longer <= 0 or right - left < 2 or bottom - top < 2:
+    center = np.array([x0 + x1, y0 + y1]) / 2
+    left, top = np.floor(center - half).clip(0, size).astype(np.int64).tolist()
+    right, bottom = np.ceil(center + half).clip(0, size).astype(np.int64).tolist()
+    if longer <= 0 or min(right - left, bottom - top) < 2:
         return None
     window = np.ascontiguousarray(turned[top:bottom, left:right])
-    scale = view.side / longer
-    width, height = max(round(window.shape[1] * scale), 1), max(round(window.shape[0] * scale), 1)
-    method = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
-    resized = np.asarray(cv2.resize(window, (width, height), interpolation=method), np.uint8)
+    shown = resized(window, view.side / longer)
     if view.color == "gray":
-        resized = np.asarray(cv2.cvtColor(cv2.cvtColor(resized, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB), np.uint8)
+        shown = np.asarray(cv2.cvtColor(cv2.cvtColor(shown, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB), np.uint8)
     elif view.color == "swapped":
-        resized = np.ascontiguousarray(resized[..., ::-1])
-    across, down = width / window.shape[1], height / window.shape[0]
+        shown = np.ascontiguousarray(shown[..., ::-1])
+    width = shown.shape[1]
+    across, down = width / window.shape[1], shown.shape[0] / window.shape[0]
     box = (x0 - left) * across, (y0 - top) * down, (x1 - left) * across, (y1 - top) * down
     if view.is_mirrored:
-        resized = np.ascontiguousarray(resized[:, ::-1])
+        shown = np.ascontiguousarray(shown[:, ::-1])
         box = width - box[2], box[1], width - box[0], box[3]
-    return resized, box
-
-
-def turned_box(box: Box, angle: int, size: tuple[int, int]) -> Box:
-    """Map a box to the image turned counterclockwise by `angle`, a multiple of 90. `size` is (width, height) before."""
-    x0, y0, x1, y1 = box
-    width, height = size
-    if angle == 90:
-        return y0, width - x1, y1, width - x0
-    if angle == 180:
-        return width - x1, height - y1, width - x0, height - y0
-    if angle == 270:
-        return height - y1, x0, height - y0, x1
-    return box
+    return shown, box
 
 
 def view_scores(look: Look, image: Pixels, candidate: Detection, views: Sequence[View]) -> Iterator[float]:

@@ -1,5 +1,6 @@
 """Detectors that an audit runs in addition to the build's: parsing of their names, loading, and a trial run."""
 
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -8,21 +9,18 @@ from segmint.infra.assets.known import absolute_name, plain_name
 from segmint.infra.errors import UsageError
 from segmint.infra.uris import LOCAL, local_path, redact, scheme
 from segmint.model.detectors.detection import Detector, Kind, TiledDetector
-from segmint.operators.audit.isolated import DetectorFailedError, IsolatedDetector, NotLoadedError
+from segmint.operators.audit.isolated import DetectorFailedError, IsolatedDetector
 from segmint.operators.audit.privacy import ON_TILES
 from segmint.operators.prepare.deidentify import (
-    NO_DETECTOR,
+    CONFIGS,
     DeidentifyConfig,
     FacesConfig,
     PlatesConfig,
     Resolve,
-    build_detectors,
+    build_detector,
     is_detector_file,
 )
 from segmint.operators.prepare.detector_files import DETECTOR_ENDINGS, DETECTOR_FILES, contract, file_format
-
-_KINDS: dict[str, tuple[Kind, str]] = {"face": ("face", FacesConfig.bundled), "plate": ("plate", PlatesConfig.bundled)}
-"""Kind and bundled detector, keyed by the name of the kind."""
 
 
 @dataclass(frozen=True)
@@ -38,11 +36,10 @@ class DetectorSpec:
     def of(cls, text: str) -> "DetectorSpec":
         """Parse a detector in the form KIND=PATH. Raise `UsageError` for anything else."""
         kind, _, name = text.partition("=")
-        if kind in _KINDS:
-            known, bundled = _KINDS[kind]
-            if name == bundled:
+        for known, config in CONFIGS.items():
+            if kind == known and name == config.bundled:
                 return cls(known, name)
-            if name.partition("#")[0].endswith(DETECTOR_ENDINGS):
+            if kind == known and name.partition("#")[0].endswith(DETECTOR_ENDINGS):
                 return cls(known, absolute_name(name))
         raise UsageError(
             f"--detector is {redact(text)!r}: expected face=PATH or plate=PATH, where PATH is the path or URI of "
@@ -60,7 +57,7 @@ class DetectorSpec:
         if not is_detector_file(self.detector):
             return self
         if scheme(self.detector) == LOCAL and not local_path(self.detector).is_file():
-            raise UsageError(f"{self}: no such file. To use the bundled detector, write {_KINDS[self.kind][1]}")
+            raise UsageError(f"{self}: no such file. To use the bundled detector, write {CONFIGS[self.kind].bundled}")
         try:
             return replace(self, sha256=sha256_of(resolve(self.detector)))
         except UsageError as error:
@@ -74,10 +71,8 @@ class DetectorSpec:
         """
         if is_detector_file(self.detector):
             return TiledDetector(self._load_file(device, resolve), name)
-        none = {"faces": {"detector": NO_DETECTOR}, "plates": {"detector": NO_DETECTOR}}
-        config = DeidentifyConfig.model_validate({**none, f"{self.kind}s": {"detector": self.detector}})
-        (detector,) = build_detectors(config, device, resolve, threads=1)
-        return TiledDetector(detector, name)
+        bundled = CONFIGS[self.kind](detector=self.detector)
+        return TiledDetector(build_detector(self.kind, bundled, device, resolve, threads=1), name)
 
     def _load_file(self, device: str, resolve: Resolve) -> Detector:
         path = resolve(self.detector)
@@ -88,11 +83,9 @@ class DetectorSpec:
             )
         try:
             detector = IsolatedDetector(path, self.kind, device=device)
-            detector.try_out()
-        except NotLoadedError as error:
+            _try(detector, path)
+        except ValueError as error:
             raise UsageError(f"{self}: {path} can't be loaded as {file_format(path)} on {device}: {error}") from error
-        except DetectorFailedError as error:
-            raise UsageError(f"{self}: it failed on a blank image. Expected {contract(path)}: {error}") from error
         return detector
 
     def __str__(self) -> str:
@@ -105,21 +98,23 @@ def try_detector_files(config: DeidentifyConfig, resolve: Resolve) -> None:
     If detectors run on a GPU, this does nothing. Raises `UsageError` if a file is missing, can't be loaded, or fails.
     """
 
-    def tried(path: Path, kind: Kind, score: float | None, device: str) -> Detector:
+    def load(path: Path, kind: Kind, score: float | None, device: str) -> Detector:
         detector = IsolatedDetector(path, kind, score, device)
-        try:
-            detector.try_out()
-        except DetectorFailedError as error:
-            raise ValueError(f"it failed on a blank image. Expected {contract(path)}: {error}") from error
-        finally:
-            detector.close()
+        with closing(detector):
+            _try(detector, path)
         return detector
 
-    if config.device == "cpu":
-        parts = (("faces", config.faces), ("plates", config.plates))
-        none = {kind: {"detector": NO_DETECTOR} for kind, _ in parts}
-        files = {kind: part.model_dump() for kind, part in parts if kind in config.detector_files}
-        build_detectors(DeidentifyConfig.model_validate({**none, **files}), "cpu", resolve, load_file=tried)
+    for kind, part in config.requested.items():
+        if config.device == "cpu" and is_detector_file(part.detector):
+            build_detector(kind, part, "cpu", resolve, load_file=load)
+
+
+def _try(detector: IsolatedDetector, path: Path) -> None:
+    """Search a blank image with the detector from the file `path`. Raises `ValueError` if that fails."""
+    try:
+        detector.try_out()
+    except DetectorFailedError as error:
+        raise ValueError(f"it failed on a blank image. Expected {contract(path)}: {error}") from error
 
 
 def distinct_names(given: tuple[DetectorSpec, ...], taken: frozenset[tuple[str, str]]) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from segmint.catalogs.layout import MOST_PIXELS
 from segmint.model.automatic import rle
 from segmint.operators.audit.mask_columns import of_people
 from segmint.operators.describe import redaction_columns
-from segmint.operators.redactions import MANUAL, image_share
+from segmint.operators.redactions import MANUAL, redacted_share
 from segmint.operators.rows import Row
 from segmint.operators.schemas import AUTOMATIC, IMPORT, MASKS_PER_IMAGE_LIMIT, PERSON, SOURCES
 from segmint.operators.segment.artifacts import RedactionArtifacts
@@ -200,7 +200,7 @@ def audit_redacted_share(row: Row, place: FindingLocation) -> Iterator[Finding]:
     """Yield a finding if the redacted share of an image's row doesn't match its regions. Format 3 has no such share."""
     found = row["redacted_share"]
     try:
-        wanted: object = image_share({**row, "regions": _regions(row)})
+        wanted: object = redacted_share({**row, "regions": _regions(row)})
     except (TypeError, ValueError, ArithmeticError) as error:
         wanted = error
     if not isinstance(wanted, float) or found is None or not abs(found - wanted) <= TOLERANCE:

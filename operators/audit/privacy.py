@@ -8,11 +8,11 @@ import numpy as np
 import simplejpeg
 
 from segmint.catalogs.dataset.regions import DetectedRegion, Sighting
-from segmint.model.detectors.detection import Box, Detection, Detector, iou
+from segmint.model.detectors.detection import Detector, iou
 from segmint.operators.images import Pixels
-from segmint.operators.prepare.deidentify import Region
+from segmint.operators.prepare.deidentify import Region, box_of
 from segmint.operators.prepare.left_alone import SAME_IOU as SAME_REGION_IOU
-from segmint.operators.prepare.left_alone import box_of, region_of
+from segmint.operators.prepare.left_alone import region_of
 from segmint.operators.prepare.mosaic import mosaic, rectangle, redact_patches
 from segmint.operators.prepare.orientations import ORIENTATIONS, is_same
 from segmint.operators.prepare.released_search import MOST_RESIDUAL, search_released
@@ -66,9 +66,8 @@ def search_release(
     row: Row, image: Pixels, detectors: Sequence[Detector], orientations: Sequence[int] = ORIENTATIONS
 ) -> list[RemainingDetection]:
     """Search a row's released image, (H, W, 3) uint8 RGB, with all detectors, and return the detections."""
-    residual = [known for known in row.get("residual_detections") or () if known][:MOST_RESIDUAL]
-    unconfirmed = [known for known in row.get("unconfirmed_detections") or () if known]
-    left_alone = [known for known in row.get("left_alone") or () if known]
+    residual = _recorded(row, "residual_detections")[:MOST_RESIDUAL]
+    unconfirmed, left_alone = _recorded(row, "unconfirmed_detections"), _recorded(row, "left_alone")
     size = image.shape[1], image.shape[0]
     full = row.get("source_width") or size[0], row.get("source_height") or size[1]
     found = []
@@ -76,33 +75,36 @@ def search_release(
     for each in searched:
         if any(is_same(each.found, other.found) and other.found.score > each.found.score for other in searched):
             continue
-        what, box = each.found, (each.x, each.y, each.w, each.h)
-        is_residual = each.may_remain and any(each.is_same(known) for known in residual)
+        entry = each.entry
+        by_build = entry.source.removesuffix(ON_TILES)  # another detector that agrees with the build's explains nothing
         found.append(
             RemainingDetection(
                 row["id"],
-                what.kind,
-                what.source,
-                what.score,
-                *box,
+                entry.kind,
+                entry.source,
+                entry.score,
+                entry.x,
+                entry.y,
+                entry.w,
+                entry.h,
                 each.is_redacted,
-                is_residual=is_residual,
-                is_unconfirmed=any(_is_of_build(what, known) and each.is_same(known) for known in unconfirmed),
-                decided_by=_decided_by(region_of(what, size, full), left_alone),
+                is_residual=each.may_remain and any(map(entry.is_same, residual)),
+                is_unconfirmed=any(known["source"] == by_build and entry.is_same(known) for known in unconfirmed),
+                decided_by=_decided_by(region_of(each.found, size, full), left_alone),
             )
         )
     return found
 
 
-def _is_of_build(found: Detection, known: Row) -> bool:
-    """Return whether a detection is by the detector of a recorded one, and not by another one that agrees with it."""
-    return bool(found.source.removesuffix(ON_TILES) == known["source"])
+def _recorded(row: Row, column: str) -> list[Row]:
+    """Return the entries of a column without nulls. Foreign and older data may lack the column."""
+    return [known for known in row.get(column) or () if known]
 
 
 def _decided_by(region: Region | None, left_alone: Sequence[Row]) -> str | None:
     """Return who wanted a region left alone, or None if nobody did."""
     for known in left_alone:
-        if region is not None and iou(box_of(vars(region)), box_of(known)) >= SAME_REGION_IOU:
+        if region is not None and iou(region.box, box_of(known)) >= SAME_REGION_IOU:
             return str(known["decided_by"])
     return None
 
@@ -119,7 +121,7 @@ def merge_found(found: Sequence[RemainingDetection], searched: Sequence[Detector
         if each.is_explained:
             continue
         near = [
-            (iou(_box(same[0]), _box(each)), index)
+            (iou(same[0].box, each.box), index)
             for index, same in enumerate(merged)
             if same[0].kind == each.kind and all(other.detector != each.detector for other in same)
         ]
@@ -136,13 +138,10 @@ def picture(image: Pixels, found: RemainingDetection) -> bytes:
 
     A detection that the build didn't confirm has a yellow frame with a label.
     """
-    height, width = image.shape[:2]
-    margin = round(_MARGIN * max(found.w, found.h))
-    rows = slice(max(found.y - margin, 0), min(found.y + found.h + margin, height))
-    columns = slice(max(found.x - margin, 0), min(found.x + found.w + margin, width))
+    window = _around(found, _MARGIN)
     shown = mosaic(image, _CONTEXT_CELLS)
-    shown[rows, columns] = image[rows, columns]
-    _frame(shown, found, (found.x, found.y), max(1, round(max(height, width) / 500)))
+    shown[window] = image[window]
+    _frame(shown, found, (found.x, found.y), max(1, round(max(image.shape[:2]) / 500)))
     return _encoded(shown)
 
 
@@ -159,33 +158,36 @@ def _frame(shown: Pixels, found: RemainingDetection, corner: tuple[int, int], wi
 def cutouts(image: Pixels, found: Sequence[RemainingDetection]) -> Iterator[bytes]:
     """Yield a JPEG of the area around each detection, with the detection framed in red and all detections blurred."""
     height, width = image.shape[:2]
-    patches = [rectangle(each.x, each.y, each.w, each.h, (height, width)) for each in found]
-    blurred = redact_patches(image, [patch for patch in patches if patch is not None])
+    patches = (rectangle(each.x, each.y, each.w, each.h, (height, width)) for each in found)
+    blurred = redact_patches(image, filter(None, patches))
     for each in found:
-        margin = max(round(_CUTOUT_MARGIN * max(each.w, each.h)), _LEAST_MARGIN)
-        left, top = max(each.x - margin, 0), max(each.y - margin, 0)
-        shown = blurred[top : each.y + each.h + margin, left : each.x + each.w + margin].copy()
-        _frame(shown, each, (each.x - left, each.y - top), max(1, round(max(shown.shape[:2]) / 200)))
+        rows, columns = _around(each, _CUTOUT_MARGIN, _LEAST_MARGIN)
+        shown = blurred[rows, columns].copy()
+        corner = each.x - columns.start, each.y - rows.start
+        _frame(shown, each, corner, max(1, round(max(shown.shape[:2]) / 200)))
         yield _encoded(shown)
+
+
+def _around(found: RemainingDetection, margin: float, least: int = 0) -> tuple[slice, slice]:
+    """Return the rows and columns of a detection with a margin, in longer sides of its box and at least in pixels."""
+    pixels = max(round(margin * max(found.w, found.h)), least)
+    rows = slice(max(found.y - pixels, 0), found.y + found.h + pixels)
+    return rows, slice(max(found.x - pixels, 0), found.x + found.w + pixels)
 
 
 def _merged(same: Sequence[RemainingDetection], searched: Sequence[Detector]) -> RemainingDetection:
     first = same[0]
-    x, y = min(each.x for each in same), min(each.y for each in same)
+    lefts, tops, rights, bottoms = zip(*(each.box for each in same), strict=True)
     names = {each.detector for each in same}
     return replace(
         first,
-        x=x,
-        y=y,
-        w=max(each.x + each.w for each in same) - x,
-        h=max(each.y + each.h for each in same) - y,
+        x=min(lefts),
+        y=min(tops),
+        w=max(rights) - min(lefts),
+        h=max(bottoms) - min(tops),
         found_by=tuple(Sighting(each.detector, each.score) for each in same),
         missed_by=tuple(each.name for each in searched if each.kind == first.kind and each.name not in names),
     )
-
-
-def _box(found: RemainingDetection) -> Box:
-    return found.x, found.y, found.x + found.w, found.y + found.h
 
 
 def _encoded(shown: Pixels) -> bytes:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import cv2
 import numpy as np
@@ -20,7 +20,7 @@ from segmint.infra.storage.storage import Storage
 from segmint.infra.units import validated
 from segmint.infra.uris import redact
 from segmint.infra.version import NOT_INSTALLED, installed_version
-from segmint.model.detectors.detection import CandidateDetector, Detection, Detector, Kind, bounds, iou, lenient
+from segmint.model.detectors.detection import Box, CandidateDetector, Detection, Detector, Kind, bounds, iou, lenient
 from segmint.model.detectors.plates import PlateDetector
 from segmint.model.detectors.second_look import is_confirmed
 from segmint.operators.child import is_out_of_memory
@@ -43,18 +43,6 @@ from segmint.operators.redactions import FACE_BAND, PLATE_BAND
 _MTCNN_SCORE, _CLP_SCORE = 0.7, 0.5
 """Default minimum scores of the bundled detectors."""
 
-_GLANCE = 0.02
-"""Minimum score at which the plate detector enlarges a spot and searches it again.
-
-It applies to images of over 1 megapixel. With this value, the detector finds the same plates in 31 marked photographs
-of this size as if it enlarged the whole images.
-"""
-_MOST_PIXELS = 100_000_000
-"""Upper bound on the number of pixels in a released image or an original.
-
-A side of a JPEG is at most 65,500 pixels long, and the short side is 1,500 pixels by default.
-"""
-
 _BATCH_PIXELS = 16 * 1536**2
 """Number of pixels that a GPU searches at once, which is the size of 16 of the largest tiles."""
 
@@ -74,7 +62,7 @@ def is_detector_file(name: str) -> bool:
     return name != NO_DETECTOR and name not in BUNDLED_DETECTORS
 
 
-class _DetectorConfig(BaseModel):
+class DetectorConfig(BaseModel):
     """Configuration for one kind of detector. `detector` is the bundled detector, `none`, or a file's path or URI."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -96,7 +84,7 @@ class _DetectorConfig(BaseModel):
         )
 
 
-class FacesConfig(_DetectorConfig):
+class FacesConfig(DetectorConfig):
     """Configuration of face detection.
 
     `score` is the minimum score of a detection; the default for mtcnn is 0.7. For detector files, see
@@ -108,7 +96,7 @@ class FacesConfig(_DetectorConfig):
     detector: str = bundled
 
 
-class PlatesConfig(_DetectorConfig):
+class PlatesConfig(DetectorConfig):
     """Configuration of plate detection.
 
     `score` is the minimum score of a detection; the default for clp is 0.5. For detector files, see
@@ -118,6 +106,10 @@ class PlatesConfig(_DetectorConfig):
     bundled = "clp"
 
     detector: str = bundled
+
+
+CONFIGS: dict[Kind, type[DetectorConfig]] = {"face": FacesConfig, "plate": PlatesConfig}
+"""Configuration class of each kind of detector."""
 
 
 class DeidentifyConfig(BaseModel):
@@ -159,18 +151,28 @@ class DeidentifyConfig(BaseModel):
         return self
 
     @property
+    def requested(self) -> dict[Kind, DetectorConfig]:
+        """Configuration of each requested detector, keyed by kind."""
+        parts: dict[Kind, DetectorConfig] = {"face": self.faces, "plate": self.plates}
+        return {kind: part for kind, part in parts.items() if part.detector != NO_DETECTOR}
+
+    @property
     def detectors(self) -> dict[str, str]:
-        """Names of the requested detectors, keyed by kind (`faces`, `plates`)."""
-        named = {"faces": self.faces.detector, "plates": self.plates.detector}
-        return {kind: name for kind, name in named.items() if name != NO_DETECTOR}
+        """Names of the requested detectors, keyed by their key in the configuration (`faces`, `plates`)."""
+        return {f"{kind}s": part.detector for kind, part in self.requested.items()}
 
     @property
     def packages(self) -> frozenset[str]:
         """PyPI names of the packages that the requested detectors need, other than those for TorchScript files."""
-        plates = "onnxruntime" if self.device == "cpu" else "protobuf"
-        needed = {FacesConfig.bundled: {"facenet-pytorch", "torchvision"}, PlatesConfig.bundled: {plates}}
-        of_files: set[str] = {"onnxruntime"} if any(map(is_onnx, self.detector_files.values())) else set()
-        return frozenset(of_files).union(*(needed.get(name, ()) for name in self.detectors.values()))
+        needed = set()
+        for name in self.detectors.values():
+            if name == FacesConfig.bundled:
+                needed |= {"facenet-pytorch", "torchvision"}
+            elif name == PlatesConfig.bundled:
+                needed.add("onnxruntime" if self.device == "cpu" else "protobuf")
+            elif is_onnx(name):
+                needed.add("onnxruntime")
+        return frozenset(needed)
 
     def require_packages(self) -> None:
         """Raise `UsageError` if one of `packages` is not installed."""
@@ -216,21 +218,33 @@ class Region:
     h: int
     source: str
 
-    @staticmethod
-    def of(found: Detection, patch: ImagePatch) -> "Region":
-        """Return the region that redacting a detection changes, where `patch` is its `outline`."""
-        return Region(found.kind, found.score, patch.x, patch.y, patch.width, patch.height, found.source)
+    @classmethod
+    def of(cls, found: Detection, patch: ImagePatch, *more: Any) -> Self:
+        """Return the region that redacting a detection changes, where `patch` is its `outline`.
+
+        `more` contains the values of a subclass's own fields.
+        """
+        return cls(found.kind, found.score, patch.x, patch.y, patch.width, patch.height, found.source, *more)
+
+    @property
+    def box(self) -> Box:
+        """Left, top, right, and bottom edge."""
+        return box_of(vars(self))
 
     def scaled(self, before: tuple[int, int], after: tuple[int, int]) -> "Region":
         """Scale the region along with its image, rounding outward so that it covers the same content.
 
         `before` and `after` are the image's sizes, (width, height).
         """
-        (left, right), (top, bottom) = (
-            (start * to // size, -(-(start + length) * to // size))
-            for start, length, size, to in zip((self.x, self.y), (self.w, self.h), before, after, strict=True)
-        )
+        start, end = np.array(self.box).reshape(2, 2)
+        left, top = (start * after // before).tolist()
+        right, bottom = (-(-end * after // before)).tolist()
         return replace(self, x=left, y=top, w=right - left, h=bottom - top)
+
+
+def box_of(region: Mapping[str, Any]) -> Box:
+    """Return the left, top, right, and bottom edge of a region in a table."""
+    return region["x"], region["y"], region["x"] + region["w"], region["y"] + region["h"]
 
 
 def outline(detection: Detection, shape: tuple[int, int], *, band: bool = True) -> ImagePatch | None:
@@ -305,6 +319,7 @@ class CheckedDetector:
 
     def __init__(self, detector: Detector) -> None:
         self.kind, self.name, self.score = detector.kind, detector.name, detector.score
+        self.is_bundled = self.name in BUNDLED_DETECTORS  # only their detections need a second look
         self._detector = detector
 
     def detect(self, image: Pixels) -> list[Detection]:
@@ -314,11 +329,6 @@ class CheckedDetector:
         succeed, and `BrokenDetectorError` if they fail too.
         """
         return self._checked(lenient(self._detector, self.score).detect, image)
-
-    @property
-    def is_bundled(self) -> bool:
-        """Return whether the detector ships with segmint, so that its detections need a second look."""
-        return self.name in BUNDLED_DETECTORS
 
     def confirm(self, found: Sequence[Detection], source: Pixels) -> Candidates:
         """Take a second look at each detection in `source`, (H, W, 3) uint8 RGB, before redaction.
@@ -344,10 +354,8 @@ class CheckedDetector:
     def _checked(self, search: Callable[[Pixels], list[Detection]], image: Pixels) -> list[Detection]:
         try:
             return search(image)
-        except (MemoryError, ImportError, DetectorProcessError):
-            raise
         except Exception as error:  # a detector file is third-party code and may raise anything
-            if is_short_of_memory(error):
+            if blames_nothing(error):
                 raise
             _require_detector(self._detector)
             message = clean_message(last_line(error))
@@ -360,10 +368,8 @@ def _require_detector(detector: Detector) -> None:
     for size in _CONTROL_SIZES:
         try:
             detector.detect(np.asarray(cv2.resize(control_pixels(), size), np.uint8))
-        except (MemoryError, ImportError, DetectorProcessError):
-            raise
         except Exception as error:
-            if is_short_of_memory(error):
+            if blames_nothing(error):
                 raise
             raise BrokenDetectorError(
                 f"the {detector.kind} detector {detector.name} fails on a control image of {size[0]} x {size[1]} "
@@ -372,8 +378,13 @@ def _require_detector(detector: Detector) -> None:
             ) from error
 
 
-def is_short_of_memory(error: Exception) -> bool:
-    """Return whether an error means that the machine or GPU is out of memory. Such an error is never a verdict."""
+def blames_nothing(error: Exception) -> bool:
+    """Return whether neither the image nor the detector caused an error. Such an error is never a verdict.
+
+    The machine or its GPU is out of memory, a package is missing, or the detector process doesn't reply.
+    """
+    if isinstance(error, ImportError | DetectorProcessError):
+        return True
     return is_out_of_memory(error) or "out of memory" in str(error)
 
 
@@ -392,22 +403,27 @@ def pinned_files(storage: Storage, assets: str | None, detector_sha256: Mapping[
 
 
 def build_detectors(
-    config: DeidentifyConfig,
+    config: DeidentifyConfig, resolve: Resolve = resolve, threads: int | None = None
+) -> tuple[Detector, ...]:
+    """Build the detectors that `config` requests: faces first, then plates. See `build_detector`."""
+    parts = config.requested.items()
+    return tuple(build_detector(kind, part, config.device, resolve, threads) for kind, part in parts)
+
+
+def build_detector(
+    kind: Kind,
+    config: DetectorConfig,
     device: str = "cpu",
     resolve: Resolve = resolve,
     threads: int | None = None,
     load_file: LoadFile | None = None,
-    *,
-    torch_plates: bool = False,
-) -> tuple[Detector, ...]:
-    """Build the detectors that `config` requests: faces first, then plates. `none` requests no detector.
+) -> Detector:
+    """Build the detector of one kind that `config` requests, which must not be `none`.
 
-    - `device`: the torch device that runs the detectors.
+    - `device`: the torch device that runs the detector. On a CPU, onnxruntime runs the bundled plate detector.
     - `resolve`: finds weights by name or path; `segmint.infra.assets.resolve` by default.
     - `threads`: the size of the plate network's own thread pool; torch's number of threads by default.
-    - `load_file`: loads detectors that are files; `load_detector_file` by default.
-    - `torch_plates`: runs the plate network in torch even on a CPU. On a GPU, it always runs in torch. The outputs
-      differ by less than 1e-4.
+    - `load_file`: loads a detector that is a file; `load_detector_file` by default.
 
     On a GPU, this function disables cuDNN for the whole process: cuDNN prepares a plan for each new size of its input,
     which takes up to 100 ms, and photographs and pyramid levels have many sizes.
@@ -415,22 +431,26 @@ def build_detectors(
     In a new process, this function takes about a second, mostly for imports. Raises `UsageError` if a file is missing
     or isn't a detector.
     """
-    if device.startswith("cuda"):
+    on_gpu = device.startswith("cuda")
+    if on_gpu:
         import torch
 
         torch.backends.cudnn.enabled = False
+    if config.detector == FacesConfig.bundled:
+        return _mtcnn(config.score or _MTCNN_SCORE, device)
+    if config.detector == PlatesConfig.bundled:
+        path, score = resolve(config.detector), config.score or _CLP_SCORE
+        return _clp_on_gpu(path, score, device) if on_gpu else PlateDetector(onnx_network(path, threads), score)
     load = load_file or partial(load_detector_file, threads=threads)
-    found: list[Detector] = []
-    if "faces" in config.detector_files:
-        found.append(_from_file("face", config.faces, device, resolve, load))
-    elif config.faces.detector != NO_DETECTOR:
-        found.append(_mtcnn(config.faces.score or _MTCNN_SCORE, device))
-    if "plates" in config.detector_files:
-        found.append(_from_file("plate", config.plates, device, resolve, load))
-    elif config.plates.detector != NO_DETECTOR:
-        in_torch = device if device.startswith("cuda") or torch_plates else None
-        found.append(_clp(config.plates.score or _CLP_SCORE, resolve("clp"), threads, in_torch))
-    return tuple(found)
+    key = f"deidentify.{kind}s.detector"
+    try:
+        path = resolve(config.detector)
+    except UsageError as error:
+        raise UsageError(f"{key}: {error}") from error
+    try:
+        return load(path, kind, config.score, device)
+    except (RuntimeError, ValueError) as error:
+        raise UsageError(f"{key}: {path} can't be loaded as {file_format(path)} on {device}: {error}") from error
 
 
 def _mtcnn(score: float, device: str) -> Detector:
@@ -441,30 +461,11 @@ def _mtcnn(score: float, device: str) -> Detector:
     with warnings.catch_warnings():  # importing the package changes the process's warning filters
         from facenet_pytorch import MTCNN
 
-    cascade = MTCNN(keep_all=True, min_face_size=20, device=torch.device(device)).eval()
+    cascade = MTCNN(device=torch.device(device)).eval()
     return CascadeDetector(cascade.to(memory_format=torch.channels_last), score=score, device=device)
 
 
-def _clp(score: float, path: Path, threads: int | None, torch_device: str | None) -> Detector:
-    """Build the plate detector, with its network in torch on `torch_device`, or in onnxruntime if that is None."""
-    from segmint.model.detectors.plate_network import PlateNetworkOnDevice, shrunk
+def _clp_on_gpu(path: Path, score: float, device: str) -> Detector:
+    from segmint.model.detectors.plate_network import PlateNetworkOnDevice
 
-    kept = partial(PlateDetector, score=score, tile_overlap=128, max_pixels=_MOST_PIXELS, glance=_GLANCE, resize=shrunk)
-    if torch_device is None:
-        return kept(onnx_network(path, threads))
-    network = PlateNetworkOnDevice(read_weights(path), torch_device)
-    return kept(network, blob=network.blob, batch_pixels=_BATCH_PIXELS)
-
-
-def _from_file(
-    kind: Kind, config: FacesConfig | PlatesConfig, device: str, resolve: Resolve, load: LoadFile
-) -> Detector:
-    key = f"deidentify.{kind}s.detector"
-    try:
-        path = resolve(config.detector)
-    except UsageError as error:
-        raise UsageError(f"{key}: {error}") from error
-    try:
-        return load(path, kind, config.score, device)
-    except (RuntimeError, ValueError) as error:
-        raise UsageError(f"{key}: {path} can't be loaded as {file_format(path)} on {device}: {error}") from error
+    return PlateDetector(PlateNetworkOnDevice(read_weights(path), device), score, batch_pixels=_BATCH_PIXELS)

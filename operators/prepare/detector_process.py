@@ -28,8 +28,8 @@ from segmint.model.detectors.detection import CandidateDetector, Detection, Dete
 from segmint.operators.child import BareContext, guard_child
 from segmint.operators.prepare.deidentify import (
     DeidentifyConfig,
+    blames_nothing,
     build_detectors,
-    is_short_of_memory,
     pinned_files,
 )
 from segmint.operators.prepare.detector_socket import (
@@ -87,13 +87,11 @@ class DetectorSettings:
     """Settings of a detector process."""
 
     deidentify: DeidentifyConfig
-    device: str
     max_pixels: int  # maximum number of pixels in an image
     storage: Storage
     assets: str | None = None  # a folder that mirrors weight files
     detector_sha256: Mapping[str, str] = field(default_factory=dict)  # of detector files, keyed by name in `deidentify`
     numerics: str = ""  # required value of `detector_numerics`; "": any
-    torch_plates: bool = False  # see `build_detectors`
     search_s: float = _SEARCH_S  # time limit for one search
 
 
@@ -129,11 +127,9 @@ def remote_detectors(config: DeidentifyConfig, address: str) -> tuple[RemoteDete
 
     This function doesn't start a process or load anything.
     """
-    parts = (("face", config.faces), ("plate", config.plates))
     return tuple(
-        RemoteDetector(kind, Path(part.detector.partition("#")[0]).name, address)  # type: ignore[arg-type]
-        for kind, part in parts
-        if f"{kind}s" in config.detectors
+        RemoteDetector(kind, Path(part.detector.partition("#")[0]).name, address)
+        for kind, part in config.requested.items()
     )
 
 
@@ -170,11 +166,6 @@ class DetectorProcess:
         process.kill()
         process.join()
         return False
-
-    @property
-    def pid(self) -> int | None:
-        """Process id of the most recently started process."""
-        return None if self._process is None else self._process.pid
 
     def close(self) -> None:
         """Stop the process. Idempotent."""
@@ -252,10 +243,10 @@ def _run(settings: DetectorSettings, address: str, sender: Connection) -> None:
 
 
 def _build(settings: DetectorSettings) -> Sequence[Detector]:
-    require_numerics(settings.device, settings.numerics)
-    apply_compute(Compute(settings.device, "fp32", 1))
+    require_numerics(settings.deidentify.device, settings.numerics)
+    apply_compute(Compute(settings.deidentify.device, "fp32", 1))
     find = pinned_files(settings.storage, settings.assets, settings.detector_sha256)
-    return build_detectors(settings.deidentify, settings.device, find, threads=1, torch_plates=settings.torch_plates)
+    return build_detectors(settings.deidentify, find, threads=1)
 
 
 class _Server:
@@ -263,7 +254,7 @@ class _Server:
 
     def __init__(self, detectors: Sequence[Detector], settings: DetectorSettings) -> None:
         self._detectors = {detector.kind: detector for detector in detectors}
-        self._device = settings.device
+        self._device = settings.deidentify.device
         self._max_pixels = settings.max_pixels
         self._deadline = Deadline(settings.search_s)
         self._connections = threading.Semaphore(_CONNECTIONS)
@@ -303,7 +294,7 @@ class _Server:
         except (OSError, EOFError):
             raise
         except Exception as error:  # noqa: BLE001 - a detector's file is somebody's code, and raises anything
-            if isinstance(error, MemoryError | ImportError) or is_short_of_memory(error):
+            if blames_nothing(error):
                 text = "not enough memory on the GPU or machine for a search, or a package is missing"
                 send_error(connection, SHORT_OF_MEMORY, name, text)
             else:
@@ -326,7 +317,7 @@ class _Server:
             try:
                 return search(image)
             except Exception as error:
-                if not self._device.startswith("cuda") or not is_short_of_memory(error):
+                if not self._device.startswith("cuda") or not blames_nothing(error):
                     raise
             import torch
 

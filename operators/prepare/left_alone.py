@@ -13,8 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from segmint.catalogs.dataset.regions import read_regions
 from segmint.infra.storage.location import Location
-from segmint.model.detectors.detection import Box, Detection, iou
-from segmint.operators.prepare.deidentify import Region, outline
+from segmint.model.detectors.detection import Detection, iou
+from segmint.operators.prepare.deidentify import Region, box_of, outline
 
 SAME_IOU = 0.5
 """Minimum IoU of an entry's box with the box that redacting a detection would cover."""
@@ -49,11 +49,6 @@ class LeftAloneRegion(Region):
     decided_on: str | None  # ISO 8601
 
 
-def box_of(region: Mapping[str, Any]) -> Box:
-    """Return the left, top, right, and bottom edge of a region."""
-    return region["x"], region["y"], region["x"] + region["w"], region["y"] + region["h"]
-
-
 def region_of(found: Detection, size: tuple[int, int], full: tuple[int, int]) -> Region | None:
     """Return the region that redacting a detection would cover, in an image of the size `full`.
 
@@ -66,20 +61,16 @@ def region_of(found: Detection, size: tuple[int, int], full: tuple[int, int]) ->
 class LeftAlone:
     """Entries of one photograph, and the detections that they hold for.
 
-    `size` is the size of the searched image, and `full` the photograph's, both (width, height).
+    `size` is the size of the searched image, and `full` the photograph's, both (width, height). `regions` contains the
+    first region that each entry held for, in pixels of the upright photograph.
     """
 
     def __init__(self, entries: Entries, size: tuple[int, int], full: tuple[int, int]) -> None:
         self._entries = entries
         self._size = size
         self._full = full
-        self._regions: dict[LeftAloneEntry, LeftAloneRegion] = {}
+        self.regions: dict[LeftAloneEntry, LeftAloneRegion] = {}
         self.detections: list[Detection] = []
-
-    @property
-    def regions(self) -> tuple[LeftAloneRegion, ...]:
-        """The first region that each entry held for, in pixels of the upright photograph."""
-        return tuple(self._regions.values())
 
     def take(self, found: Iterable[Detection]) -> list[Detection]:
         """Keep the detections that an entry holds for, and return all others, which must be redacted."""
@@ -93,9 +84,8 @@ class LeftAlone:
                 others.append(each)
                 continue
             self.detections.append(each)
-            decided_on = None if entry.decided_on is None else entry.decided_on.isoformat()
-            left = LeftAloneRegion(**vars(region), decided_by=entry.decided_by, decided_on=decided_on)
-            self._regions.setdefault(entry, left)
+            decision = entry.model_dump(mode="json", include={"decided_by", "decided_on"})
+            self.regions.setdefault(entry, LeftAloneRegion(**vars(region), **decision))
         return others
 
 
@@ -109,8 +99,8 @@ def count_unmatched(entries: Mapping[str, Entries], images: Iterable[Mapping[str
         unseen.discard(row["source_sha256"])
         for region in row["left_alone"] or ():
             unmatched -= {entry for entry in entries.get(row["source_sha256"], ()) if entry.matches(region)}
-    without_photograph = sum(len(entries[digest]) for digest in unseen)
-    return without_photograph, len({entry for entry in unmatched if entry.sha256 not in unseen})
+    without_photograph = sum(entry.sha256 in unseen for entry in unmatched)
+    return without_photograph, len(unmatched) - without_photograph
 
 
 def read_left_alone(file: Location) -> dict[str, Entries]:

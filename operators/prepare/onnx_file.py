@@ -9,22 +9,33 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segmint.model.detectors.onnx import STRIDES, YUNET_OUTPUTS, OnnxNetwork
-from segmint.model.detectors.plates import Network
+from segmint.model.detectors.plates import Network, host_blob
 
 _FLOAT = 1  # TensorProto.DataType
 _INPUT_TYPES: dict[str, type[np.float32] | type[np.uint8]] = {"tensor(float)": np.float32, "tensor(uint8)": np.uint8}
 _OUTPUTS = f"the outputs {', '.join(YUNET_OUTPUTS)} (YuNet), or one output (N, 5 or more): x0, y0, x1, y1, score"
 
-# The needed part of onnx.proto: message, field, number, kind, and the message that a field contains. Protocol buffer
-# readers skip unknown fields.
-_FIELDS = (
-    ("TensorProto", "dims", 1, "REPEATED", "INT64", None),
-    ("TensorProto", "data_type", 2, "OPTIONAL", "INT32", None),
-    ("TensorProto", "name", 8, "OPTIONAL", "STRING", None),
-    ("TensorProto", "raw_data", 9, "OPTIONAL", "BYTES", None),
-    ("GraphProto", "initializer", 5, "REPEATED", "MESSAGE", "TensorProto"),
-    ("ModelProto", "graph", 7, "OPTIONAL", "MESSAGE", "GraphProto"),
-)
+# The needed part of onnx.proto, as a `FileDescriptorProto`. Protocol buffer readers skip unknown fields.
+_ONNX_PROTO = """
+name: "segmint/onnx.proto" package: "segmint.onnx" syntax: "proto2"
+message_type {
+  name: "TensorProto"
+  field { name: "dims" number: 1 label: LABEL_REPEATED type: TYPE_INT64 }
+  field { name: "data_type" number: 2 label: LABEL_OPTIONAL type: TYPE_INT32 }
+  field { name: "name" number: 8 label: LABEL_OPTIONAL type: TYPE_STRING }
+  field { name: "raw_data" number: 9 label: LABEL_OPTIONAL type: TYPE_BYTES }
+}
+message_type {
+  name: "GraphProto"
+  field {
+    name: "initializer" number: 5 label: LABEL_REPEATED type: TYPE_MESSAGE type_name: ".segmint.onnx.TensorProto"
+  }
+}
+message_type {
+  name: "ModelProto"
+  field { name: "graph" number: 7 label: LABEL_OPTIONAL type: TYPE_MESSAGE type_name: ".segmint.onnx.GraphProto" }
+}
+"""
 
 
 def onnx_network(path: Path, threads: int | None) -> Network:
@@ -32,13 +43,8 @@ def onnx_network(path: Path, threads: int | None) -> Network:
 
     The memory for the largest input so far stays allocated, which saves a third of the time.
     """
-    session = _session(str(path), threads)
-
-    def network(batch: NDArray[np.float32]) -> tuple[Any, Any, Any]:
-        loc, conf, landms = session.run(["loc", "conf", "landms"], {"image": batch})
-        return loc, conf, landms
-
-    return network
+    session = _session(path.read_bytes(), threads)
+    return lambda windows: session.run(["loc", "conf", "landms"], {"image": host_blob(windows)})
 
 
 def detector_network(path: Path, threads: int | None) -> OnnxNetwork:
@@ -66,11 +72,8 @@ def detector_network(path: Path, threads: int | None) -> OnnxNetwork:
     )
 
 
-def _session(model: str | bytes, threads: int | None) -> Any:
-    """Create an onnxruntime session for a file. `model` is the file's path or its content.
-
-    Content can't refer to other files.
-    """
+def _session(model: bytes, threads: int | None) -> Any:
+    """Create an onnxruntime session for the content of a file, which can't refer to other files."""
     import onnxruntime
 
     if threads is None:
@@ -83,8 +86,8 @@ def _session(model: str | bytes, threads: int | None) -> Any:
     options.enable_cpu_mem_arena = options.enable_mem_pattern = True
     options.log_severity_level = 3
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    if isinstance(model, bytes):  # weights in another file wouldn't be covered by this file's hash
-        options.add_session_config_entry("session.model_external_initializers_file_folder_path", os.devnull)
+    # Weights in another file wouldn't be covered by this file's hash.
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", os.devnull)
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
@@ -106,19 +109,8 @@ def read_weights(path: Path) -> dict[str, NDArray[np.float32]]:
 
 @cache
 def _model_class() -> Any:
-    from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+    from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format
 
-    field = descriptor_pb2.FieldDescriptorProto
-    file = descriptor_pb2.FileDescriptorProto(name="segmint/onnx.proto", package="segmint.onnx", syntax="proto2")
-    messages = {name: file.message_type.add(name=name) for name in dict.fromkeys(row[0] for row in _FIELDS)}
-    for message, name, number, label, kind, held in _FIELDS:
-        messages[message].field.add(
-            name=name,
-            number=number,
-            label=getattr(field, f"LABEL_{label}"),
-            type=getattr(field, f"TYPE_{kind}"),
-            type_name=None if held is None else f".segmint.onnx.{held}",
-        )
     pool = descriptor_pool.DescriptorPool()
-    pool.Add(file)
+    pool.Add(text_format.Parse(_ONNX_PROTO, descriptor_pb2.FileDescriptorProto()))
     return message_factory.GetMessageClass(pool.FindMessageTypeByName("segmint.onnx.ModelProto"))

@@ -5,19 +5,17 @@ takes a fraction of the time. Only if this finds something new is the image sear
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Literal
 
 import cv2
 import numpy as np
 
-from segmint.model.detectors.detection import Detection, Detector, Kind, Point, bounds, iou
+from segmint.model.detectors.detection import Detection, Detector, iou, turned_back
 from segmint.operators.images import Pixels
 
 ORIENTATIONS: tuple[Literal[0, 90, 180, 270], ...] = (0, 90, 180, 270)
 """Counterclockwise angles, in degrees, by which images are turned."""
 
-_TURNED_KINDS: frozenset[Kind] = frozenset({"face"})
 _TURNED_SCORE = 0.9
 """Minimum score of mtcnn's detections in a turned image. With 0.7, mtcnn detected a face in an upside-down dog."""
 _SAME_IOU = 0.5
@@ -34,7 +32,7 @@ def search_orientations(
     first. The detector's errors propagate.
     """
     found = list(detector.detect(image))
-    turned = [angle for angle in orientations if angle and detector.kind in _TURNED_KINDS]
+    turned = [angle for angle in orientations if angle and detector.kind == "face"]
     if not turned:
         return found
     size = max(image.shape[1] // 2, 1), max(image.shape[0] // 2, 1)
@@ -97,23 +95,3 @@ def search_turned(detector: Detector, image: Pixels, angle: int) -> list[Detecti
     turned = np.ascontiguousarray(np.rot90(image, angle // 90))
     size = image.shape[1], image.shape[0]
     return [turned_back(each, angle, size) for each in detector.detect(turned)]
-
-
-def turned_back(found: Detection, angle: int, size: tuple[int, int]) -> Detection:
-    """Map a detection in an image that was turned counterclockwise by `angle` back to the unturned image.
-
-    `size` is the unturned image's (width, height). The corners of a plate keep their order. Coordinates refer to
-    pixels' edges, so the mapping is exact.
-    """
-    width, height = size
-
-    def back(point: Point) -> Point:
-        x, y = point
-        return {0: (x, y), 90: (width - y, x), 180: (width - x, height - y), 270: (y, height - x)}[angle]
-
-    x0, y0, x1, y1 = found.box
-    corners = None
-    if found.quad is not None:
-        a, b, c, d = map(back, found.quad)
-        corners = a, b, c, d
-    return replace(found, box=bounds((back((x0, y0)), back((x1, y1)))), quad=corners, orientation=angle)

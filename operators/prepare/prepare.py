@@ -11,7 +11,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
@@ -24,7 +24,7 @@ from segmint.infra.device import fix_products, keep_freed_memory
 from segmint.infra.storage.storage import Storage
 from segmint.infra.wording import counted
 from segmint.operators.child import Children, SuspectError, Worker, forbid_core_dumps
-from segmint.operators.images import decode_jpeg
+from segmint.operators.images import Pixels
 from segmint.operators.opt_out.opt_out import refuse_opted_out
 from segmint.operators.opt_out.refusals import DETAIL as LISTED
 from segmint.operators.opt_out.refusals import NO_LISTS, RefusalLists
@@ -53,6 +53,7 @@ from segmint.operators.prepare.read_image import ImageReader, checked_digest
 from segmint.operators.prepare.release import (
     CropLayers,
     ReleaseConfig,
+    ReleasedImage,
     encode_original,
     largest_size,
     release,
@@ -61,7 +62,7 @@ from segmint.operators.prepare.release import (
 )
 from segmint.operators.prepare.released_search import ROUNDS, ResidualDetection, last_look, unconfirmed_entries
 from segmint.operators.prompts import released_prompts
-from segmint.operators.redactions import image_share
+from segmint.operators.redactions import redacted_share
 from segmint.operators.rows import Row, faulted, gather, is_live, rejected, to_rows
 from segmint.operators.schemas import PREPARED, PROMPTED
 from segmint.operators.similar.hashes import jpeg_hashes
@@ -84,7 +85,6 @@ class PrepareConfig:
     deidentify: DeidentifyConfig
     release: ReleaseConfig
     crops: CropLayers | None  # cut from the original if it is larger than the released image
-    device: str = "cpu"  # where face and plate detectors run; on a GPU, in one process that all children share
     detector_sha256: Mapping[str, str] = field(default_factory=dict)  # of detector files, keyed by name in `deidentify`
     respect_opt_out: bool = True
     left_alone: Mapping[str, Entries] = field(default_factory=dict)  # by the SHA-256 of the photograph
@@ -136,6 +136,8 @@ class RefusedError(RejectedError):
 def _stage(name: str) -> Iterator[None]:
     try:
         yield
+    except RefusedError:
+        raise  # from a stage inside this one
     except RejectedError as verdict:
         raise RefusedError(verdict.reason, verdict.detail, name) from None
 
@@ -166,77 +168,71 @@ def prepare_image(
     small = released_size(*full, config.release.short_side)
     entries = config.left_alone.get(hashlib.sha256(data).hexdigest(), ()) if config.left_alone else ()
     left_alone = LeftAlone(entries, size, full)
-    with searching.running():
-        with _stage("deidentify"):
-            image = resized(source.image, size)
-        # If nothing is redacted, the JPEG of these pixels is released. It needs only one search for plates: they are
-        # found in the pixels and in the JPEG alike, and redacting faces doesn't change plates. A search for faces in
-        # either misses some that the other one finds.
-        plates = [detector for detector in detectors if detector.kind == "plate" and size == small]
-        others = [detector for detector in detectors if detector not in plates]
-        with _stage("deidentify"):
-            candidates = find(image, others)  # upright; the last look also turns the image
-        untouched = None
-        if plates:
-            with _stage("release"):
-                untouched = release(image, config.release)
-            with _stage("deidentify"):
-                candidates += find(decode_jpeg(untouched.jpeg), plates, image)
-    found, unconfirmed = left_alone.take(candidates.confirmed), list(candidates.unconfirmed)
-    for _ in range(1 + ROUNDS):
+    # If nothing is redacted, the JPEG of the image's pixels is released. It needs only one search for plates: they are
+    # found in the pixels and in the JPEG alike, and redacting faces doesn't change plates. A search for faces in either
+    # misses some that the other one finds.
+    plates = [detector for detector in detectors if detector.kind == "plate" and size == small]
+    others = [detector for detector in detectors if detector not in plates]
+    with _stage("deidentify"):
         with searching.running():
-            with _stage("deidentify"):
-                clean, regions = deidentify(image, found)
-            released = untouched
-            if regions or released is None:
-                with _stage("release"):
-                    released = release(clean, config.release)
-            has_plates = any(each.kind == "plate" for each in regions)
-            unsearched = [*detectors] if has_plates else others
-            prepared = PreparedImage(
-                pixels_sha256=pixels,
-                source_width=source.source_width,
-                source_height=source.source_height,
-                regions=tuple(each.scaled(size, full) for each in regions),
-                residual_detections=(),
-                unconfirmed_detections=(),
-                left_alone=(),
-                redacted_share=0.0,
-                width=released.width,
-                height=released.height,
-                release=released.jpeg,
-                hashes=[],
-                original=None,
-            )
-            row = _columns(prepared)
-            with _stage("deidentify"):
-                look = last_look(row, released.jpeg, image, unsearched, config.deidentify.orientations)
-            to_redact = left_alone.take(look.to_redact)
-            if not to_redact:
-                share = image_share(row)
-                with _stage("deidentify"):
+            image = resized(source.image, size)
+            candidates = find(image, others)  # upright; the last look also turns the image
+            untouched = None
+            if plates:
+                untouched = _released(image, config.release)
+                candidates += find(untouched.pixels, plates, image)
+        found, unconfirmed = left_alone.take(candidates.confirmed), list(candidates.unconfirmed)
+        for _ in range(1 + ROUNDS):
+            with searching.running():
+                clean, redacted = deidentify(image, found)
+                regions = tuple(each.scaled(size, full) for each in redacted)
+                released = untouched
+                if regions or released is None:
+                    released = _released(clean, config.release)
+                row = {
+                    "source_width": source.source_width,
+                    "source_height": source.source_height,
+                    "width": released.width,
+                    "height": released.height,
+                    "regions": list(map(vars, regions)),
+                }
+                unsearched = detectors if any(each.kind == "plate" for each in regions) else others
+                look = last_look(row, released, image, unsearched, config.deidentify.orientations)
+                to_redact = left_alone.take(look.to_redact)
+                if not to_redact:
+                    share = redacted_share(row)
                     _check_share(share, config.deidentify.max_redacted_share)
-                with _stage("release"):
-                    original = encode_original(clean) if config.crops is not None and size != small else None
-                return replace(
-                    prepared,
-                    residual_detections=look.residual,
-                    unconfirmed_detections=unconfirmed_entries(look, unconfirmed, size, small),
-                    left_alone=left_alone.regions,
-                    redacted_share=share,
-                    original=original,
-                    hashes=jpeg_hashes(released.jpeg).tolist(),
-                )
-            found += to_redact
-            with _stage("deidentify"):
+                    with _stage("release"):
+                        original = encode_original(clean) if config.crops is not None and size != small else None
+                    return PreparedImage(
+                        pixels_sha256=pixels,
+                        source_width=source.source_width,
+                        source_height=source.source_height,
+                        regions=regions,
+                        residual_detections=look.residual,
+                        unconfirmed_detections=unconfirmed_entries(look, unconfirmed, size, small),
+                        left_alone=tuple(left_alone.regions.values()),
+                        redacted_share=share,
+                        width=released.width,
+                        height=released.height,
+                        release=released.jpeg,
+                        hashes=jpeg_hashes(released.jpeg).tolist(),
+                        original=original,
+                    )
+                found += to_redact
                 likewise = find_likewise(image, detectors, to_redact, [*found, *left_alone.detections])
-            found += left_alone.take(likewise.confirmed)
-            unconfirmed += likewise.unconfirmed
-            unconfirmed = [each for each in unconfirmed if not any(is_same(each, other) for other in found)]
-    kinds = Counter(each.kind for each in to_redact)
-    named = " and ".join(counted(count, kind) for kind, count in sorted(kinds.items()))
-    detail = f"{named} found in the released image after it was redacted {ROUNDS} more times"
-    raise RefusedError(Reason.STILL_DETECTED, detail, "deidentify")
+                found += left_alone.take(likewise.confirmed)
+                unconfirmed += likewise.unconfirmed
+                unconfirmed = [each for each in unconfirmed if not any(is_same(each, other) for other in found)]
+        kinds = Counter(each.kind for each in to_redact)
+        named = " and ".join(counted(count, kind) for kind, count in sorted(kinds.items()))
+        detail = f"{named} found in the released image after it was redacted {ROUNDS} more times"
+        raise RejectedError(Reason.STILL_DETECTED, detail)
+
+
+def _released(image: Pixels, config: ReleaseConfig) -> ReleasedImage:
+    with _stage("release"):
+        return release(image, config)
 
 
 def _check_share(share: float, maximum: float | None) -> None:
@@ -268,7 +264,7 @@ def build_worker(
         remote = remote_detectors(config.deidentify, detectors_at)
         return functools.partial(prepare_image, config=config, detectors=remote, timeout_s=limit, wait_s=WAITS_S)
     find = pinned_files(storage, assets, config.detector_sha256)
-    detectors = build_detectors(config.deidentify, config.device, find, threads=1)
+    detectors = build_detectors(config.deidentify, find, threads=1)
     if detectors:  # otherwise nothing needs torch, which takes seconds to import
         import torch
 
@@ -280,7 +276,6 @@ def detector_settings(config: PrepareConfig, storage: Storage, assets: str | Non
     """Return the settings for a process that runs the detectors of this configuration."""
     return DetectorSettings(
         deidentify=config.deidentify,
-        device=config.device,
         max_pixels=config.ingest.max_pixels,
         storage=storage,
         assets=assets,
@@ -319,7 +314,7 @@ class Prepare:
         self._judge = CatalogJudge(policy, taken, refused)
         self._threads = ThreadPoolExecutor(resources.read_threads, thread_name_prefix="prepare")
         self._own_detectors = None
-        if detectors is None and config.device != "cpu" and config.deidentify.detectors:
+        if detectors is None and config.deidentify.device != "cpu" and config.deidentify.detectors:
             detectors = self._own_detectors = DetectorProcess(detector_settings(config, storage, assets))
         self._detectors = detectors
         search_s = _SEARCH_LIMITS * config.ingest.timeout_s + (0.0 if detectors is None else WAITS_S)
@@ -414,17 +409,11 @@ class Prepare:
 
 def _columns(prepared: PreparedImage) -> Row:
     kinds = [region.kind for region in prepared.regions]
-    found = prepared.regions, prepared.residual_detections, prepared.unconfirmed_detections, prepared.left_alone
-    regions, residual, unconfirmed, left_alone = (list(map(asdict, each)) for each in found)
     return {
-        **vars(prepared),
+        **asdict(prepared),
         "release_sha256": hashlib.sha256(prepared.release).hexdigest(),
         "faces": kinds.count("face"),
         "plates": kinds.count("plate"),
-        "regions": regions,
-        "residual_detections": residual,
-        "unconfirmed_detections": unconfirmed,
-        "left_alone": left_alone,
     }
 
 

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from segmint.catalogs.reasons import Reason, RejectedError
 from segmint.model.automatic.settings import enough_for_crops
-from segmint.operators.images import Pixels
+from segmint.operators.images import Pixels, decode_jpeg
 
 _JPEG_SIDE_LIMIT = 65_500  # pixels; libjpeg's limit, slightly below the format's 65,535
 _ORIGINAL_QUALITY = 95
@@ -48,6 +48,11 @@ class ReleasedImage:
     jpeg: bytes
     width: int
     height: int
+
+    @functools.cached_property
+    def pixels(self) -> Pixels:
+        """The decoded JPEG, (height, width, 3) uint8 RGB."""
+        return decode_jpeg(self.jpeg)
 
 
 def release(image: Pixels, config: ReleaseConfig) -> ReleasedImage:

@@ -7,7 +7,7 @@ that was never redacted; a photograph's pixels don't fit a mosaic with few cells
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import cv2
@@ -15,10 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segmint.model.detectors.detection import Box, Detection, Detector, iou, lenient
-from segmint.operators.images import Pixels, decode_jpeg
-from segmint.operators.prepare.deidentify import CheckedDetector, Region, outline
+from segmint.operators.images import Pixels
+from segmint.operators.prepare.deidentify import CheckedDetector, Region, box_of, outline
 from segmint.operators.prepare.mosaic import mosaic_size
 from segmint.operators.prepare.orientations import is_same, search_orientations, search_turned
+from segmint.operators.prepare.release import ReleasedImage
 from segmint.operators.redactions import band_widths
 from segmint.operators.rows import Row
 
@@ -39,7 +40,7 @@ SAME_RESIDUAL_IOU = 0.5
 
 _GRID = 48  # maximum sampled pixels per side of a detection
 
-Floats = NDArray[np.float64]
+Floats = NDArray[np.floating[Any]]
 Bools = NDArray[np.bool_]
 
 ROUNDS = 3
@@ -52,39 +53,39 @@ _LEAST_MARGIN = 48  # minimum margin, in pixels of the released image
 
 
 @dataclass(frozen=True)
-class ReleasedDetection:
-    """A detection in a released image, and the box (x, y, w, h), in whole pixels, that redacting it would cover.
+class ResidualDetection(Region):
+    """A detection that remains, in pixels of the **released** image; redaction would have covered its box."""
 
-    `may_remain` is true if redaction itself may have caused the detection. This requires that the detection touches a
-    visibly redacted region and covers more than `LEAST_RESIDUAL` of the image.
-    """
-
-    found: Detection
-    x: int
-    y: int
-    w: int
-    h: int
-    is_redacted: bool
-    may_remain: bool
-
-    @property
-    def box(self) -> Box:
-        """Left, top, right, and bottom edge."""
-        return self.x, self.y, self.x + self.w, self.y + self.h
-
-    def remaining(self) -> "ResidualDetection":
-        """Return the entry that records this detection if it remains."""
-        return _entry(self.found, (self.x, self.y, self.w, self.h))
+    orientation: int
 
     def is_same(self, known: Mapping[str, Any]) -> bool:
         """Return whether an entry of `residual_detections` or `unconfirmed_detections` records this detection.
 
         If a side of the entry is null, return False.
         """
-        if known["kind"] != self.found.kind or any(known[side] is None for side in "xywh"):
+        if known["kind"] != self.kind or any(known[side] is None for side in "xywh"):
             return False
-        x, y, w, h = (known[side] for side in "xywh")
-        return iou((x, y, x + w, y + h), self.box) >= SAME_RESIDUAL_IOU
+        return iou(box_of(known), self.box) >= SAME_RESIDUAL_IOU
+
+
+def residual_of(found: Detection, shape: tuple[int, int]) -> ResidualDetection | None:
+    """Return the entry for a detection in a released image of `shape` (h, w), or None if it is outside."""
+    patch = outline(found, shape, band=False)  # `segmint redact` makes no band
+    return None if patch is None else ResidualDetection.of(found, patch, found.orientation)
+
+
+@dataclass(frozen=True)
+class ReleasedDetection:
+    """A detection in a released image, and its entry.
+
+    `may_remain` is true if redaction itself may have caused the detection. This requires that the detection touches a
+    visibly redacted region and covers more than `LEAST_RESIDUAL` of the image.
+    """
+
+    found: Detection
+    entry: ResidualDetection
+    is_redacted: bool
+    may_remain: bool
 
 
 def search_released(
@@ -99,13 +100,12 @@ def search_released(
     gray = np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), np.uint8)
     result = []
     for found in search_orientations(detector, image, orientations):
-        patch = outline(found, (height, width), band=False)  # `segmint redact` makes no band
-        if patch is None:
+        entry = residual_of(found, (height, width))
+        if entry is None:
             continue
-        box = patch.x, patch.y, patch.width, patch.height
-        is_large = patch.width * patch.height > LEAST_RESIDUAL * height * width
-        may_remain = is_large and any(each.touches(box) and each.is_visible(gray) for each in regions)
-        result.append(ReleasedDetection(found, *box, _is_redacted(found, gray, regions), may_remain))
+        is_large = entry.w * entry.h > LEAST_RESIDUAL * height * width
+        may_remain = is_large and any(each.touches(entry.box) and each.is_visible(gray) for each in regions)
+        result.append(ReleasedDetection(found, entry, _is_redacted(found, gray, regions), may_remain))
     return result
 
 
@@ -113,44 +113,40 @@ def search_released(
 class _Region:
     """A redacted region in pixels of the released image, and the number of cells in its mosaic.
 
-    Along the region's border runs a band in which the mosaic blends into the image. The band is `band_x` wide on the
-    left and right, and `band_y` wide at the top and bottom.
+    Along the region's border runs a band in which the mosaic blends into the image. `inside` is the box within it.
     """
 
+    kind: str
     x: float
     y: float
     w: float
     h: float
-    band_x: float
-    band_y: float
+    inside: Box
     columns: int
     rows: int
-    kind: str
 
     @classmethod
     def of(cls, region: Row, row: Row) -> "_Region":
         across, down = row["width"] / row["source_width"], row["height"] / row["source_height"]
-        cells = mosaic_size(region["w"], region["h"])
-        box = region["x"] * across, region["y"] * down, region["w"] * across, region["h"] * down
         band_x, band_y = band_widths(region)
-        return cls(*box, band_x * across, band_y * down, *cells, region["kind"])
+        x, w, band_x = (length * across for length in (region["x"], region["w"], band_x))
+        y, h, band_y = (length * down for length in (region["y"], region["h"], band_y))
+        inside = x + band_x, y + band_y, x + w - band_x, y + h - band_y
+        return cls(region["kind"], x, y, w, h, inside, *mosaic_size(region["w"], region["h"]))
 
-    def touches(self, box: tuple[int, int, int, int]) -> bool:
-        """Return whether a box (x, y, w, h) and the region share pixels."""
-        x, y, w, h = box
-        return x < self.x + self.w and self.x < x + w and y < self.y + self.h and self.y < y + h
+    def touches(self, box: Box) -> bool:
+        """Return whether a box and the region overlap."""
+        return iou(box, (self.x, self.y, self.x + self.w, self.y + self.h)) > 0
 
     def is_visible(self, gray: Pixels) -> bool:
         """Return whether a mosaic is visible inside the band; `gray` (H, W) is the released image."""
-        inside = self.x + self.band_x, self.y + self.band_y
-        end = self.x + self.w - self.band_x, self.y + self.h - self.band_y
-        whole = Detection("face" if self.kind == "face" else "plate", 1.0, (*inside, *end), None, "")
+        whole = Detection("face" if self.kind == "face" else "plate", 1.0, self.inside, None, "")
         return _is_redacted(whole, gray, [self])
 
     def holds(self, x: Floats, y: Floats) -> Bools:
         """Return whether each position is inside the region but not in its band."""
-        right, bottom = self.x + self.w - self.band_x, self.y + self.h - self.band_y
-        return (x >= self.x + self.band_x) & (x <= right) & (y >= self.y + self.band_y) & (y <= bottom)
+        left, top, right, bottom = self.inside
+        return (x >= left) & (x <= right) & (y >= top) & (y <= bottom)
 
     def roughness(self, x: Floats, y: Floats, gray: Floats) -> float:
         """Return the RMS difference in gray levels between the pixels at (x, y) and the region's best-fitting mosaic.
@@ -187,7 +183,7 @@ def _is_redacted(detection: Detection, gray: Pixels, regions: Sequence[_Region])
     if not len(x):
         return False
     values = gray[y, x].astype(np.float64)
-    across, down = (side.astype(np.float64) + 0.5 for side in (x, y))
+    across, down = x + 0.5, y + 0.5
     for index, region in enumerate(regions):
         held = region.holds(across, down)
         if held.mean() < COVERED:
@@ -202,22 +198,23 @@ def _is_redacted(detection: Detection, gray: Pixels, regions: Sequence[_Region])
 def _pixels_of(detection: Detection, height: int, width: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return evenly spaced pixels in the ellipse inside a face's box, or in a plate's quadrilateral."""
     x0, y0, x1, y1 = detection.box
-    left, right = max(int(np.floor(x0)), 0), min(int(np.ceil(x1)), width)
-    top, bottom = max(int(np.floor(y0)), 0), min(int(np.ceil(y1)), height)
-    if left >= right or top >= bottom:
-        return np.empty(0, np.int64), np.empty(0, np.int64)
-    columns = np.unique(np.linspace(left, right - 1, _GRID).round().astype(np.int64))
-    rows = np.unique(np.linspace(top, bottom - 1, _GRID).round().astype(np.int64))
-    grid_x, grid_y = np.meshgrid(columns, rows)
-    x, y = grid_x.ravel(), grid_y.ravel()
-    center_x, center_y = x.astype(np.float64) + 0.5, y.astype(np.float64) + 0.5
+    grid = np.meshgrid(_spaced(x0, x1, width), _spaced(y0, y1, height))
+    x, y = (side.ravel() for side in grid)
     if detection.kind == "face":
-        across = (center_x - (x0 + x1) / 2) / max((x1 - x0) / 2, 0.5)
-        down = (center_y - (y0 + y1) / 2) / max((y1 - y0) / 2, 0.5)
+        across = (x + 0.5 - (x0 + x1) / 2) / max((x1 - x0) / 2, 0.5)
+        down = (y + 0.5 - (y0 + y1) / 2) / max((y1 - y0) / 2, 0.5)
         inside = across**2 + down**2 <= 1
     else:
-        inside = _in_quad(center_x, center_y, detection)
+        inside = _in_quad(x + 0.5, y + 0.5, detection)
     return x[inside], y[inside]
+
+
+def _spaced(start: float, end: float, length: int) -> NDArray[np.int64]:
+    """Return up to `_GRID` evenly spaced pixels of a span, clipped to an image of `length` pixels."""
+    first, last = max(math.floor(start), 0), min(math.ceil(end), length) - 1
+    if first > last:
+        return np.empty(0, np.int64)
+    return np.unique(np.linspace(first, last, _GRID).round().astype(np.int64))
 
 
 def _in_quad(x: Floats, y: Floats, detection: Detection) -> Bools:
@@ -225,19 +222,8 @@ def _in_quad(x: Floats, y: Floats, detection: Detection) -> Bools:
         return np.ones(len(x), bool)
     corners = np.array(detection.quad)
     sides = np.roll(corners, -1, axis=0) - corners
-    turns = [dx * (y - cy) - dy * (x - cx) for (cx, cy), (dx, dy) in zip(corners, sides, strict=True)]
-    return np.asarray(np.all(np.array(turns) >= 0, axis=0) | np.all(np.array(turns) <= 0, axis=0), bool)
-
-
-@dataclass(frozen=True)
-class ResidualDetection(Region):
-    """A detection that remains, in pixels of the **released** image; redaction would have covered its box."""
-
-    orientation: int
-
-
-def _entry(found: Detection, box: tuple[int, int, int, int]) -> ResidualDetection:
-    return ResidualDetection(found.kind, found.score, *box, found.source, found.orientation)
+    turns = sides[:, :1] * (y - corners[:, 1:]) - sides[:, 1:] * (x - corners[:, :1])
+    return np.asarray((turns >= 0).all(axis=0) | (turns <= 0).all(axis=0), bool)
 
 
 @dataclass(frozen=True)
@@ -255,9 +241,9 @@ class LastLook:
 
 
 def last_look(
-    row: Row, jpeg: bytes, source: Pixels, detectors: Sequence[Detector], orientations: Sequence[int]
+    row: Row, released: ReleasedImage, source: Pixels, detectors: Sequence[Detector], orientations: Sequence[int]
 ) -> LastLook:
-    """Search the JPEG that is about to be released, and decide whether to redact or keep each remaining detection.
+    """Search the image that is about to be released, and decide whether to redact or keep each remaining detection.
 
     A detection of a bundled detector remains if a second look at the source doesn't confirm it.
 
@@ -269,16 +255,13 @@ def last_look(
     `row` contains the sizes and regions of `segmint.operators.schemas.IMAGES`. `source`, (H, W, 3) uint8 RGB, is the
     image before redaction at any size. Raises the same errors as `CheckedDetector`.
     """
-    if not detectors:
-        return LastLook((), ())
-    image = decode_jpeg(jpeg)
-    size = image.shape[1], image.shape[0]
+    size = released.width, released.height
     across, down = source.shape[1] / size[0], source.shape[0] / size[1]
     to_redact: list[Detection] = []
     residual: list[ResidualDetection] = []
     unconfirmed: list[ResidualDetection] = []
     for detector in map(CheckedDetector, detectors):
-        for each in search_released(row, image, detector, orientations):
+        for each in search_released(row, released.pixels, detector, orientations):
             if each.is_redacted:
                 continue
             in_source = each.found.mapped(across, down)
@@ -288,11 +271,11 @@ def last_look(
                 if detector.confirm([in_source], source).confirmed:
                     to_redact.append(in_source)
                 else:
-                    unconfirmed.append(each.remaining())
+                    unconfirmed.append(each.entry)
                 continue
             may_remain = each.may_remain and len(residual) < MOST_RESIDUAL
             if may_remain and not _is_in_source(each.found, source, size, detector):
-                residual.append(each.remaining())
+                residual.append(each.entry)
             else:
                 to_redact.append(in_source)
     return LastLook(tuple(to_redact), tuple(residual), tuple(unconfirmed))
@@ -309,12 +292,9 @@ def unconfirmed_entries(
     entries = list(look.unconfirmed)
     for found in before:
         there = found.mapped(released[0] / size[0], released[1] / size[1])
-        patch = outline(there, (released[1], released[0]), band=False)
-        if patch is None:
-            continue
-        each = ReleasedDetection(there, patch.x, patch.y, patch.width, patch.height, False, False)
-        if not any(each.is_same(asdict(entry)) for entry in entries):
-            entries.append(each.remaining())
+        entry = residual_of(there, (released[1], released[0]))
+        if entry is not None and not any(entry.is_same(vars(other)) for other in entries):
+            entries.append(entry)
     return tuple(entries)
 
 
@@ -325,15 +305,15 @@ def _is_in_source(found: Detection, source: Pixels, size: tuple[int, int], detec
     that detection, only a window of the source is searched, at the scale of the released image and in the detection's
     orientation.
     """
-    across, down = source.shape[1] / size[0], source.shape[0] / size[1]
-    x0, y0, x1, y1 = found.box
-    margin = max(_MARGIN * max(x1 - x0, y1 - y0), _LEAST_MARGIN)
-    left, top = max(math.floor((x0 - margin) * across), 0), max(math.floor((y0 - margin) * down), 0)
-    window = source[top : math.ceil((y1 + margin) * down), left : math.ceil((x1 + margin) * across)]
-    shrunk = max(round(window.shape[1] / across), 1), max(round(window.shape[0] / down), 1)
-    small = np.asarray(cv2.resize(window, shrunk, interpolation=cv2.INTER_AREA), np.uint8)
-    scale_x, scale_y = window.shape[1] / shrunk[0] / across, window.shape[0] / shrunk[1] / down
-    return any(
-        iou(each.mapped(scale_x, scale_y, left / across, top / down).box, found.box) >= SOURCE_IOU
-        for each in search_turned(lenient(detector, SOURCE_SCORE), small, found.orientation)
-    )
+    scale = np.array([source.shape[1], source.shape[0]]) / size
+    start, end = np.array(found.box).reshape(2, 2)
+    margin = max(_MARGIN * (end - start).max(), _LEAST_MARGIN)
+    first = np.floor((start - margin) * scale).clip(0).astype(np.int64)
+    last = np.ceil((end + margin) * scale).astype(np.int64)
+    window = source[first[1] : last[1], first[0] : last[0]]
+    sides = np.array([window.shape[1], window.shape[0]])
+    shrunk = (sides / scale).round().clip(1).astype(np.int64)
+    small = np.asarray(cv2.resize(window, shrunk.tolist(), interpolation=cv2.INTER_AREA), np.uint8)
+    back = (*(sides / shrunk / scale).tolist(), *(first / scale).tolist())
+    hits = search_turned(lenient(detector, SOURCE_SCORE), small, found.orientation)
+    return any(iou(each.mapped(*back).box, found.box) >= SOURCE_IOU for each in hits)

@@ -12,7 +12,7 @@ from segmint.operators.images import Pixels, decode_jpeg
 from segmint.operators.prepare.deidentify import Region
 from segmint.operators.prepare.mosaic import rectangle, redact_patches
 from segmint.operators.prepare.release import ReleaseConfig, release
-from segmint.operators.redactions import MANUAL, image_share
+from segmint.operators.redactions import MANUAL, redacted_share
 from segmint.operators.rows import Row
 from segmint.operators.similar.hashes import jpeg_hashes
 
@@ -34,8 +34,8 @@ def redact_row(row: Row, wanted: Sequence[WantedRegion], config: ReleaseConfig) 
         return row
     image = _decoded(row)
     shape = image.shape[0], image.shape[1]
-    patches = [rectangle(box.x, box.y, box.w, box.h, shape) for box in new.values()]
-    clean = redact_patches(image, [patch for patch in patches if patch is not None])
+    patches = (rectangle(box.x, box.y, box.w, box.h, shape) for box in new.values())
+    clean = redact_patches(image, filter(None, patches))
     regions = [*known, *new]
     jpeg = release(clean, config).jpeg
     redacted: Row = {
@@ -47,7 +47,7 @@ def redact_row(row: Row, wanted: Sequence[WantedRegion], config: ReleaseConfig) 
         "faces": sum(region.kind == "face" for region in regions),
         "plates": sum(region.kind == "plate" for region in regions),
     }
-    redacted["redacted_share"] = image_share(redacted)
+    redacted["redacted_share"] = redacted_share(redacted)
     return {**redacted, "masks": _measured(redacted)} if row.get("masks") else redacted
 
 
@@ -76,11 +76,5 @@ def _decoded(row: Row) -> Pixels:
 
 def source_region(row: Row, box: WantedRegion) -> Region:
     """Convert a box of the released image to a region, which is the smallest box around it in upright source pixels."""
-
-    def scaled(start: int, length: int, source: int, released: int) -> tuple[int, int]:
-        first = start * source // released
-        return first, -(-(start + length) * source // released) - first
-
-    x, w = scaled(box.x, box.w, row["source_width"], row["width"])
-    y, h = scaled(box.y, box.h, row["source_height"], row["height"])
-    return Region(box.kind, 1.0, x, y, w, h, MANUAL)
+    region = Region(box.kind, 1.0, box.x, box.y, box.w, box.h, MANUAL)
+    return region.scaled((row["width"], row["height"]), (row["source_width"], row["source_height"]))

@@ -64,7 +64,6 @@ def prepare_config(config: Config, manifest: DatasetManifest | None = None) -> P
         deidentify=config.deidentify,
         release=config.release,
         crops=crops,
-        device=config.deidentify.device,
         detector_sha256=detector_sha256,
         left_alone=read_listed(config, manifest),
         respect_opt_out=config.license.respects_opt_out,

@@ -69,21 +69,21 @@ DATASET_MUTANTS = (
     Mutant(
         "a detector of the audit sees one scale",
         "model/detectors/detection.py",
-        "scales: tuple[float, ...] = (1.0, 2.0),",
-        "scales: tuple[float, ...] = (1.0,),",
+        "for scale in (1.0, 2.0):",
+        "for scale in (1.0,):",
         "tests/model/detectors/test_tiled.py",
     ),
     Mutant(
         "every box inside of another is the same region",
         "operators/audit/privacy.py",
-        "(iou(_box(same[0]), _box(each)), index)",
+        "(iou(same[0].box, each.box), index)",
         "(1.0, index)",
         "tests/operators/audit/test_privacy.py",
     ),
     Mutant(
         "a cutout shows the face",
         "operators/audit/privacy.py",
-        "blurred = redact_patches(image, [patch for patch in patches if patch is not None])",
+        "blurred = redact_patches(image, filter(None, patches))",
         "blurred = image",
         "tests/operators/audit/test_privacy.py",
     ),
@@ -530,9 +530,9 @@ DATASET_MUTANTS = (
     ),
     Mutant(
         "a region of the source is a pixel short",
-        "operators/shards/corrected_rows.py",
-        "-(-(start + length) * source // released) - first",
-        "(start + length) * source // released - first",
+        "operators/prepare/deidentify.py",
+        "(-(-end * after // before)).tolist()",
+        "(end * after // before).tolist()",
         "tests/operators/shards/test_corrected_rows.py",
     ),
     Mutant(

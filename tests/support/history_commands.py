@@ -31,7 +31,7 @@ from segmint.catalogs.layout import COMMITS, parse_commit_name, part_path
 from segmint.catalogs.parquet import table_bytes
 from segmint.catalogs.schema import NORMALIZED
 from segmint.infra.errors import UsageError
-from segmint.operators.redactions import image_share
+from segmint.operators.redactions import redacted_share
 from segmint.operators.rows import Row, to_table
 from segmint.operators.shards.committed_rows import read_committed_rows
 from segmint.operators.shards.files import annotation_id, mask_index
@@ -88,7 +88,7 @@ def _marked(row: Row, x: int) -> Row:
         return row
     region = {"kind": "other", "score": 1.0, "x": x, "y": 0, "w": 1, "h": 1, "source": "manual"}
     marked = {**row, "regions": [*row["regions"], region]}
-    return {**marked, "redacted_share": image_share(marked)}
+    return {**marked, "redacted_share": redacted_share(marked)}
 
 
 def amend_row(place: DatasetPath, ordinal: int, x: int) -> bool:

@@ -33,7 +33,7 @@ from segmint.infra.uris import join
 from segmint.operators.custom.load import load_stage
 from segmint.operators.describe import describe_table
 from segmint.operators.prepare.release import ReleaseConfig
-from segmint.operators.redactions import image_share
+from segmint.operators.redactions import redacted_share
 from segmint.operators.rows import to_table
 from segmint.operators.schemas import PROMPTED
 from segmint.operators.segment.mask_config import MasksConfig
@@ -117,7 +117,7 @@ def rows_of(shard: int, variant: int) -> pa.Table:
         last = rejected_row(third, "mostly_redacted", "deidentify")
         region = {"kind": "face", "score": 0.9, "x": 22, "y": 1, "w": 18, "h": 28, "source": "mtcnn"}
         middle |= {"regions": [region], "faces": 1}
-        middle["redacted_share"] = image_share(middle)
+        middle["redacted_share"] = redacted_share(middle)
     return described([accepted_row(first, masks=1 if variant == 1 else 2), middle, last])
 
 

@@ -19,7 +19,13 @@ def _looked(name: str, old: str, new: str) -> Mutant:
 
 
 REDACTION_MUTANTS = (
-    _turned("a quarter turn is mapped back to the other side", "90: (width - y, x)", "90: (y, x)"),
+    Mutant(
+        "a quarter turn is mapped back to the other side",
+        "model/detectors/detection.py",
+        "90: (width - y, x)",
+        "90: (y, x)",
+        _ORIENTATIONS[1],
+    ),
     _turned("a face found upright and turned counts twice", "if is_as_good and iou", "if False and iou"),
     _turned(
         "a worse upright detection hides a turned face",
@@ -51,15 +57,15 @@ REDACTION_MUTANTS = (
     Mutant(
         "an image is released after the third round",
         "operators/prepare/prepare.py",
-        "            if not to_redact:\n",
-        "            if not to_redact or _ == ROUNDS:\n",
+        "                if not to_redact:\n",
+        "                if not to_redact or _ == ROUNDS:\n",
         _LAST_LOOK,
     ),
     Mutant(
         "what a look finds is not redacted",
         "operators/prepare/prepare.py",
-        "            found += to_redact\n",
-        "            found += to_redact[:0]\n",
+        "                found += to_redact\n",
+        "                found += to_redact[:0]\n",
         _LAST_LOOK,
     ),
     Mutant(
@@ -72,9 +78,9 @@ REDACTION_MUTANTS = (
     Mutant("a region is left alone at any place", _LEFT_ALONE[0], "SAME_IOU = 0.5", "SAME_IOU = 0.0", _LEFT_ALONE[1]),
     Mutant("any share may be redacted", "operators/prepare/prepare.py", "share > maximum", "share > 1", _LEFT_ALONE[1]),
     Mutant("small detections may remain", _RELEASED, "LEAST_RESIDUAL = 0.01", "LEAST_RESIDUAL = 0.0", _AUDIT),
-    Mutant("a residual detection may be anywhere", _RELEASED, "each.touches(box) and ", "", _AUDIT),
+    Mutant("a residual detection may be anywhere", _RELEASED, "each.touches(entry.box) and ", "", _AUDIT),
     Mutant("a listed region need not be visible", _RELEASED, " and each.is_visible(gray)", "", _AUDIT),
-    Mutant("a recorded plate explains a face", _RELEASED, 'known["kind"] != self.found.kind or ', "", _AUDIT),
+    Mutant("a recorded plate explains a face", _RELEASED, 'known["kind"] != self.kind or ', "", _AUDIT),
     Mutant(
         "a recorded detection explains those beside it",
         _RELEASED,
@@ -85,8 +91,8 @@ REDACTION_MUTANTS = (
     Mutant(
         "any number of recorded detections counts",
         "operators/audit/privacy.py",
-        "if known][:MOST_RESIDUAL]",
-        "if known]",
+        '"residual_detections")[:MOST_RESIDUAL]',
+        '"residual_detections")',
         _AUDIT,
     ),
     Mutant(

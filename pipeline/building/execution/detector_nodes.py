@@ -35,7 +35,7 @@ def check_detectors(stages: Stages) -> None:
     """Raise `UsageError` if this machine's GPU differs from the GPU in the dataset's detector numerics."""
     config = stages.prepare_arguments[0]
     if stages.detectors_share:
-        require_numerics(config.device, config.detector_numerics)
+        require_numerics(config.deidentify.device, config.detector_numerics)
 
 
 def start_detectors(stages: Stages, before: Stages | None = None) -> Stages:

@@ -17,15 +17,16 @@ from segmint.infra.assets.resolve import resolve
 from segmint.infra.errors import UsageError, last_line
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
-from segmint.model.detectors.detection import Detector
+from segmint.model.detectors.detection import Detector, Kind
 from segmint.operators.audit.detectors import DetectorSpec, distinct_names
 from segmint.operators.audit.isolated import DetectorFailedError, IsolatedDetector
 from segmint.operators.audit.privacy import RemainingDetection, cutouts, merge_found, picture, search_release
 from segmint.operators.images import Pixels
 from segmint.operators.prepare.deidentify import (
+    CONFIGS,
     NO_DETECTOR,
     DeidentifyConfig,
-    build_detectors,
+    build_detector,
     is_detector_file,
 )
 from segmint.operators.prepare.orientations import ORIENTATIONS
@@ -39,31 +40,22 @@ from segmint.pipeline.quality.audit.result import (
     UnsearchedImages,
 )
 
-KINDS = ("face", "plate")
-"""Kinds of regions that detectors search for."""
-_PARTS = ("faces", "plates")  # of `deidentify`, in the order of `KINDS`
+_PARTS = ("faces", "plates")  # of `deidentify`, in the order of `CONFIGS`
 
 SHOWN = 1000
 """Maximum number of detections that the result lists. A file of regions contains all of them."""
 
 
 @dataclass(frozen=True)
-class DetectorFailure:
-    """Failure of a detector on an image."""
-
-    kind: str
-    detector: str
-    message: str
-
-
-@dataclass(frozen=True)
 class SearchResult:
-    """Regions that detectors found in an image, and, on request, crops of the unredacted ones by file name."""
+    """Regions that detectors found in an image, and, on request, crops of the unredacted ones by file name.
+
+    `failures` contains the messages of detectors that failed, by kind and name.
+    """
 
     found: tuple[RemainingDetection, ...]
     pictures: dict[str, bytes]
-    failures: tuple[DetectorFailure, ...] = ()
-    is_searched: bool = True  # False if all detectors failed
+    failures: Mapping[tuple[str, str], str] = field(default_factory=dict)
 
     def findings(self, place: FindingLocation, image: str | None = None) -> list[Finding]:
         """Return a finding for each remaining detection.
@@ -96,7 +88,7 @@ class Searcher:
         """Search a released image, (H, W, 3) uint8 RGB. `row` is its row in `images`."""
         searched: list[Detector] = []
         found: list[RemainingDetection] = []
-        failures: list[DetectorFailure] = []
+        failures: dict[tuple[str, str], str] = {}
         if self.strict:
             row = {**row, "residual_detections": None, "unconfirmed_detections": None, "left_alone": None}
         with self._one, _one_torch_thread():
@@ -104,13 +96,13 @@ class Searcher:
                 try:
                     found += search_release(row, image, [detector], self.orientations)
                 except (RuntimeError, ValueError, DetectorFailedError) as error:
-                    failures.append(DetectorFailure(detector.kind, detector.name, last_line(error)))
+                    failures[detector.kind, detector.name] = last_line(error)
                 else:
                     searched.append(detector)
         found = merge_found(found, searched)
         shown = [each for each in found if not each.is_explained or each.is_unconfirmed] if self.with_pictures else []
         pictures = self._pictures(image, shown)
-        return SearchResult(tuple(found), pictures, tuple(failures), is_searched=bool(searched))
+        return SearchResult(tuple(found), pictures, failures)
 
     def _pictures(self, image: Pixels, left: Sequence[RemainingDetection]) -> dict[str, bytes]:
         """Crop the image around each region. If the audit has its own detectors, the crops show the regions blurred."""
@@ -143,10 +135,10 @@ class SearchPlan:
         known: tuple[Detector, ...] = ()
         missing: tuple[UnsearchedImages, ...] = ()
         manifest = self.manifest if self.with_build else None
-        if manifest is not None and self.given:
-            known, missing = _available_detectors(manifest, self.build, self.storage, self.device)
-        elif manifest is not None:
-            known = find_detectors(manifest, self.build, self.storage, self.device)
+        if manifest is not None:
+            known, missing = find_detectors(
+                manifest, self.build, self.storage, self.device, skip_missing=bool(self.given)
+            )
         names = distinct_names(self.given, frozenset((each.kind, each.name) for each in known))
         given = tuple(each.load(name, self.device, self.resolve) for each, name in zip(self.given, names, strict=True))
         used = set() if manifest is None else {_recorded(manifest)[part]["detector"] for part in _PARTS}
@@ -176,7 +168,7 @@ class PrivacySummary:
     given: Mapping[tuple[str, str], DetectorSpec] = field(default_factory=dict)  # detectors from the audit's options
     missing: Sequence[UnsearchedImages] = ()  # detectors of the build that this machine lacks
     orientations: Sequence[int] = ORIENTATIONS
-    images_checked: int = 0
+    images_checked: int = 0  # images that at least one detector searched
     searches: int = 0  # images that were read and passed to the detectors
     found: list[tuple[int, RemainingDetection]] = field(default_factory=list)
     inside_regions: Counter[tuple[str, str]] = field(default_factory=Counter)  # by kind and name of the detector
@@ -189,21 +181,22 @@ class PrivacySummary:
     def add(self, shard: int, searches: Sequence[SearchResult]) -> None:
         """Add the results of searching a shard."""
         self.searches += len(searches)
-        self.images_checked += sum(search.is_searched for search in searches)
-        for failure in (failure for search in searches for failure in search.failures):
-            self.failures[failure.kind, failure.detector] += 1
-            self.first_failure.setdefault((failure.kind, failure.detector), failure.message)
-        for found in (found for search in searches for found in search.found):
-            if found.redacted:
-                self.inside_regions[found.kind, found.detector] += 1
-            elif found.is_residual:
-                self.residual += 1
-            elif found.decided_by is not None:
-                self.left_alone[found.decided_by] += 1
-            elif found.is_unconfirmed:
-                self.unconfirmed += 1
-            else:
-                self.found.append((shard, found))
+        for search in searches:
+            self.images_checked += len(search.failures) < len(self.detectors)
+            for detector, message in search.failures.items():
+                self.failures[detector] += 1
+                self.first_failure.setdefault(detector, message)
+            for found in search.found:
+                if found.redacted:
+                    self.inside_regions[found.kind, found.detector] += 1
+                elif found.is_residual:
+                    self.residual += 1
+                elif found.decided_by is not None:
+                    self.left_alone[found.decided_by] += 1
+                elif found.is_unconfirmed:
+                    self.unconfirmed += 1
+                else:
+                    self.found.append((shard, found))
 
     def regions(self) -> list[dict[str, Any]]:
         """Return the remaining detections as rows of a file for `segmint redact`."""
@@ -215,23 +208,26 @@ class PrivacySummary:
         for _, found in self.found:
             for sighting in found.sightings:
                 by_detector.setdefault((found.kind, sighting.detector), []).append(found.id)
-        keys = [(detector.kind, detector.name) for detector in self.detectors]
-        return PrivacyResult(
-            images_checked=self.images_checked,
-            detectors=tuple(
+        counts = []
+        for detector in self.detectors:
+            key = detector.kind, detector.name
+            images, spec = by_detector.get(key, []), self.given.get(key)
+            counts.append(
                 DetectorCounts(
                     kind=detector.kind,
                     name=detector.name,
                     score=detector.score,
-                    found=len(by_detector.get(key, ())),
-                    images=len(set(by_detector.get(key, ()))),
+                    found=len(images),
+                    images=len(set(images)),
                     inside_regions=self.inside_regions[key],
-                    origin="audit" if key in self.given and not self.given[key].repeats_build else "build",
-                    sha256=self.given[key].sha256 if key in self.given else None,
+                    origin="build" if spec is None or spec.repeats_build else "audit",
+                    sha256=None if spec is None else spec.sha256,
                     failed=self.failures[key],
                 )
-                for key, detector in zip(keys, self.detectors, strict=True)
-            ),
+            )
+        return PrivacyResult(
+            images_checked=self.images_checked,
+            detectors=tuple(counts),
             found=tuple(
                 UnredactedRegion(**found.to_dict(), shard=shard, found_by=found.sightings, missed_by=found.missed_by)
                 for shard, found in self.found[:SHOWN]
@@ -247,7 +243,7 @@ class PrivacySummary:
 
     def _agreement(self) -> Iterator[DetectorAgreement]:
         """Yield, for each kind, the number of regions that each set of detectors agrees on, largest sets first."""
-        for kind in KINDS:
+        for kind in CONFIGS:
             names = tuple(detector.name for detector in self.detectors if detector.kind == kind)
             if len(names) < 2:
                 continue
@@ -266,7 +262,7 @@ class PrivacySummary:
             return
         kinds: set[str | None] = {*(each.kind for each in self.detectors), *(each.kind for each in self.missing)}
         yield from (replace(each, images=images, of=images) for each in self.missing)
-        yield from (UnsearchedImages("no_detector", images, images, kind) for kind in KINDS if kind not in kinds)
+        yield from (UnsearchedImages("no_detector", images, images, kind) for kind in CONFIGS if kind not in kinds)
         if not self.detectors:
             return
         if sampled < images:
@@ -285,16 +281,30 @@ def put_pictures(folder: Location, searches: Sequence[SearchResult]) -> None:
 
 
 def find_detectors(
-    manifest: DatasetManifest, build: Config | None, storage: Storage, device: str = "cpu"
-) -> tuple[Detector, ...]:
+    manifest: DatasetManifest, build: Config | None, storage: Storage, device: str = "cpu", *, skip_missing: bool
+) -> tuple[tuple[Detector, ...], tuple[UnsearchedImages, ...]]:
     """Load the detectors that the dataset was built with.
 
     The manifest only contains the hashes of detector files, so their paths come from `build`, the build's
-    configuration. Raises `UsageError` if such a file is missing or differs, and `DamagedDatasetError` if the manifest
-    doesn't name the detectors.
+    configuration. With `skip_missing`, detectors that are missing or differ are skipped, and the second result says
+    what they leave unsearched. Otherwise, raises `UsageError`. Raises `DamagedDatasetError` if the manifest doesn't
+    name the detectors.
     """
     recorded = _recorded(manifest)
-    return tuple(each for kind in _PARTS for each in _detectors_of(kind, recorded, build, storage, device))
+    found: list[Detector] = []
+    missing = []
+    for kind in CONFIGS:
+        part = recorded[f"{kind}s"]
+        if part["detector"] == NO_DETECTOR:
+            continue
+        try:
+            found.append(_detector_of(kind, part, build, storage, device))
+        except UsageError as error:
+            if not skip_missing:
+                raise
+            why = str(error).splitlines()[0]
+            missing.append(UnsearchedImages("detector_not_here", 0, 0, kind, "the build's detector", why))
+    return tuple(found), tuple(missing)
 
 
 def recorded_orientations(manifest: DatasetManifest) -> tuple[int, ...]:
@@ -303,22 +313,6 @@ def recorded_orientations(manifest: DatasetManifest) -> tuple[int, ...]:
         return DeidentifyConfig(orientations=_recorded(manifest)["orientations"]).orientations
     except (KeyError, ValueError) as error:
         raise DamagedDatasetError(f"deidentify.orientations: {error!r}") from error
-
-
-def _available_detectors(
-    manifest: DatasetManifest, build: Config | None, storage: Storage, device: str
-) -> tuple[tuple[Detector, ...], tuple[UnsearchedImages, ...]]:
-    """Load the build's detectors that this machine has, and describe what the missing detectors leave unsearched."""
-    found: list[Detector] = []
-    missing = []
-    recorded = _recorded(manifest)
-    for kind in _PARTS:
-        try:
-            found += _detectors_of(kind, recorded, build, storage, device)
-        except UsageError as error:
-            single, why = kind.removesuffix("s"), str(error).splitlines()[0]
-            missing.append(UnsearchedImages("detector_not_here", 0, 0, single, "the build's detector", why))
-    return tuple(found), tuple(missing)
 
 
 def _recorded(manifest: DatasetManifest) -> dict[str, Any]:
@@ -332,25 +326,22 @@ def _recorded(manifest: DatasetManifest) -> dict[str, Any]:
     return recorded
 
 
-def _detectors_of(
-    kind: str, recorded: Mapping[str, Any], build: Config | None, storage: Storage, device: str
-) -> tuple[Detector, ...]:
-    """Load the build's detector of one kind. Returns an empty tuple if the build didn't use one."""
-    part = recorded[kind]
+def _detector_of(kind: Kind, part: Mapping[str, Any], build: Config | None, storage: Storage, device: str) -> Detector:
+    """Load the build's detector of one kind, where `part` is its configuration in the manifest."""
     digest, expected = part["detector"], None
     files = build.deidentify.detector_files if build is not None else {}
     if is_detector_file(digest):
-        file = files.get(kind)
+        file = files.get(f"{kind}s")
         if file is None:
             raise UsageError(
-                f"the dataset was built with a file as deidentify.{kind}.detector (SHA-256 {digest}): pass the "
+                f"the dataset was built with a file as deidentify.{kind}s.detector (SHA-256 {digest}): pass the "
                 "build's configuration with --config, or skip the privacy audit with --privacy-sample 0"
             )
         part, expected = {**part, "detector": file}, digest
     mirror = build.assets if build is not None else None
-    none = {each: {"detector": NO_DETECTOR} for each in _PARTS}
-    return build_detectors(
-        DeidentifyConfig.model_validate({**none, kind: part}),
+    return build_detector(
+        kind,
+        CONFIGS[kind].model_validate(part),
         device,
         resolve=lambda name: pinned(resolve(name, mirror=mirror, storage=storage), expected),
         threads=1,

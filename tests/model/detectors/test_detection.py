@@ -1,3 +1,4 @@
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -5,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from segmint.model.detectors.detection import Detection, by_score, iou, merge, one_by_one, search, tiles, whole_first
+from segmint.model.detectors.detection import Detection, by_score, iou, merge, resized, search, tiles, whole_first
 
 
 def face(score: float, *box: float) -> Detection:
@@ -59,7 +60,7 @@ def test_a_bright_spot_is_found_once_at_its_place_whatever_the_tiles_and_the_sca
         return [face(0.9, xs.min(), ys.min(), xs.max() + 1, ys.max() + 1)] if ys.size else []
 
     for scale in (1.0, 2.0, 0.5):
-        found = merge(whole_first(search(image, one_by_one(bright), scale, side=70, overlap=45)))
+        found = merge(whole_first(search(image, resized(image, scale), partial(map, bright), side=70, overlap=45)))
         assert len(found) == 1
         assert np.allclose(found[0].box, (90, 50, 110, 60), atol=1)
 

@@ -44,15 +44,14 @@ def test_faces(astronaut: np.ndarray) -> None:
 
 @pytest.mark.usefixtures("weights")
 def test_plates(photos: Path) -> None:
-    image = cv2.imread(str(photos / "plate_car_1.png"))[:, :, ::-1]
+    image = np.ascontiguousarray(cv2.imread(str(photos / "plate_car_1.png"))[:, :, ::-1])
     weights = read_weights(resolve("clp"))
-    on_cpu = PlateNetworkOnDevice(weights, "cpu")
-    expected = PlateDetector(on_cpu, blob=on_cpu.blob).detect(image)
+    expected = PlateDetector(PlateNetworkOnDevice(weights, "cpu")).detect(image)
     with PretendedCuda() as device:
         network = PlateNetworkOnDevice(weights, "cpu")
         device.moved(network._network)
         network._device, network._mean = torch.device("cuda"), device.to_device(network._mean)
-        found = PlateDetector(network, blob=network.blob, batch_pixels=10**7).detect(image)
+        found = PlateDetector(network, batch_pixels=10**7).detect(image)
     assert len(expected) == 1
     assert alike(found, expected)
     assert sum(device.launches.values()) > 0

@@ -1,5 +1,7 @@
 """The decoding alone; the network finds its plates in tests/operators/prepare/test_deidentify.py."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 
@@ -49,9 +51,10 @@ def test_two_views_that_are_both_unsure_are_no_plate() -> None:
 def test_a_large_image_is_searched_in_windows_of_bounded_size() -> None:
     sizes = []
 
-    def network(batch: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        count = len(anchors(*batch.shape[2:]))
-        sizes.append(batch.shape[2:])
+    def network(windows: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        (window,) = windows
+        count = len(anchors(*window.shape[:2]))
+        sizes.append(window.shape[:2])
         return (np.zeros((1, count, 4)), np.zeros((1, count, 2)), np.zeros((1, count, 8)))
 
     detector = PlateDetector(network, tile_side=128, tile_overlap=32, max_pixels=40_000, enlarged_pixels=90_000)
@@ -66,10 +69,11 @@ def test_windows_of_one_size_are_searched_together_up_to_so_many_pixels() -> Non
     image = np.random.default_rng(0).integers(0, 256, (300, 500, 3)).astype(np.uint8)
     batches = []
 
-    def network(batch: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def network(windows: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        batch = np.stack(windows)
         batches.append(batch.shape)
-        table = anchors(*batch.shape[2:])
-        likely = (np.arange(len(table))[None] % 997 == batch[:, 0, :1, 0].astype(int)).astype(np.float32)
+        table = anchors(*batch.shape[1:3])
+        likely = (np.arange(len(table))[None] % 997 == batch[:, :1, 0, 2].astype(int)).astype(np.float32)
         count = len(batch), len(table)
         return np.zeros((*count, 4)), np.stack([1 - likely, likely], axis=2), np.zeros((*count, 8))
 
@@ -81,5 +85,5 @@ def test_windows_of_one_size_are_searched_together_up_to_so_many_pixels() -> Non
     assert together.detect(image) == expected
     assert expected
     assert sum(shape[0] for shape in batches) == windows
-    assert len(batches) < windows / 2
-    assert all(shape[0] * shape[2] * shape[3] <= 60_000 for shape in batches)
+    assert len(batches) < 0.7 * windows
+    assert all(shape[0] * shape[1] * shape[2] <= 60_000 for shape in batches if shape[0] > 1)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from segmint.model.detectors.plate_network import shrunk
+from segmint.model.detectors.plates import shrunk
 
 
 @pytest.mark.parametrize("scale", [0.9, 0.5, 0.13])

@@ -18,7 +18,8 @@ from segmint.catalogs.reasons import Reason, RejectedError
 from segmint.infra.assets.resolve import resolve
 from segmint.infra.errors import UsageError
 from segmint.model.detectors.detection import Detection, Detector, Kind
-from segmint.model.detectors.plates import PlateDetector
+from segmint.model.detectors.plate_network import PlateNetworkOnDevice
+from segmint.model.detectors.plates import _LARGE, PlateDetector
 from segmint.operators.prepare.deidentify import (
     BrokenDetectorError,
     DeidentifyConfig,
@@ -28,7 +29,7 @@ from segmint.operators.prepare.deidentify import (
     build_detectors,
     outline,
 )
-from segmint.operators.prepare.onnx_file import onnx_network
+from segmint.operators.prepare.onnx_file import read_weights
 from segmint.operators.schemas import REGION
 from tests.support.labels import (
     ASTRONAUT,
@@ -223,7 +224,9 @@ def test_a_region_in_the_source_covers_what_was_redacted_smaller(
 
 
 @pytest.mark.usefixtures("weights")
-def test_small_plates_are_enlarged_where_the_whole_image_would_be_too_large(photos: Path) -> None:
+def test_small_plates_are_enlarged_where_the_whole_image_would_be_too_large(
+    photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Plates 12 pixels high, in an image of 7 megapixels that is searched no larger than it is."""
     image = cv2.resize(read(photos / "plate_car_1.png"), None, fx=0.64, fy=0.64, interpolation=cv2.INTER_AREA)
     canvas = np.full((2100, 3400, 3), 90, np.uint8)
@@ -233,15 +236,17 @@ def test_small_plates_are_enlarged_where_the_whole_image_would_be_too_large(phot
     labels = [(x + 196, y + 121, x + 248, y + 135) for x, y in corners]
     (plates,) = build_detectors(DeidentifyConfig(faces=FacesConfig(detector="none")))
     assert len(found_again(labels, [each.box for each in plates.detect(canvas)])) == 9
-    without = PlateDetector(onnx_network(resolve("clp"), 1), tile_overlap=128, max_pixels=100_000_000)
-    assert len(found_again(labels, [each.box for each in without.detect(canvas)])) < 9, "else this shows nothing"
+    whole, _ = _LARGE
+    monkeypatch.setattr("segmint.model.detectors.plates._LARGE", (whole, ()))
+    assert len(found_again(labels, [each.box for each in plates.detect(canvas)])) < 9, "else this shows nothing"
 
 
 @pytest.mark.usefixtures("weights")
 def test_plates_searched_in_batches_by_torch_are_those_that_onnxruntime_finds(photos: Path) -> None:
     image = np.tile(read(photos / "plate_car_1.png")[100:], (1, 4, 1))  # more than one tile
     config = DeidentifyConfig(faces=FacesConfig(detector="none"))
-    (reference,), (plates,) = build_detectors(config), build_detectors(config, torch_plates=True)
+    (reference,) = build_detectors(config)
+    plates = PlateDetector(PlateNetworkOnDevice(read_weights(resolve("clp")), "cpu"), batch_pixels=10**7)
     expected, found = reference.detect(image), plates.detect(image)
     assert len(expected) >= 4
     assert [each.kind for each in found] == [each.kind for each in expected]

@@ -93,7 +93,7 @@ GREEN, RED = corner(0, 255, 0), corner(255, 0, 0)
 
 @pytest.fixture(scope="module")
 def bundled(processes: None) -> Iterator[DetectorProcess]:
-    settings = DetectorSettings(BOTH, "cpu", PIXELS, Storage(), torch_plates=True)
+    settings = DetectorSettings(BOTH, PIXELS, Storage())
     process = DetectorProcess(settings)
     process.ready()
     yield process
@@ -120,7 +120,7 @@ def troubled(searches_file: Path, tmp_path_factory: pytest.TempPathFactory) -> D
 
 @pytest.fixture(scope="module")
 def trouble(processes: None, troubled: DeidentifyConfig) -> Iterator[DetectorProcess]:
-    process = DetectorProcess(DetectorSettings(troubled, "cpu", PIXELS, Storage(), search_s=600))
+    process = DetectorProcess(DetectorSettings(troubled, PIXELS, Storage(), search_s=600))
     process.ready()
     yield process
     process.close()
@@ -136,7 +136,15 @@ def table(image: Path) -> pa.Table:
     return pa.Table.from_pylist([{**dict.fromkeys(NORMALIZED.names), **row}], schema=NORMALIZED)
 
 
-def memories(pid: int | None) -> int:
+def pid(process: DetectorProcess) -> int:
+    """The id of the most recently started process."""
+    started = process._process
+    assert started is not None
+    assert started.pid is not None
+    return started.pid
+
+
+def memories(pid: int) -> int:
     """The images that a process shares with a child, if this user may know."""
     found = 0
     with contextlib.suppress(PermissionError):
@@ -161,7 +169,7 @@ def until(condition: Callable[[], bool]) -> None:
 def test_it_finds_what_detectors_in_the_child_find(photos: Path, bundled: DetectorProcess) -> None:
     faces = cv2.resize(read(photos / "multiface.jpg"), None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
     plate = read(photos / "plate_car_1.png")
-    there, here = remote_detectors(BOTH, bundled.address), build_detectors(BOTH, threads=1, torch_plates=True)
+    there, here = remote_detectors(BOTH, bundled.address), build_detectors(BOTH, threads=1)
     for image, kind in ((faces, "face"), (plate, "plate")):
         clean, regions = redacted(image, there)
         expected, expected_regions = redacted(image, here)
@@ -172,14 +180,14 @@ def test_it_finds_what_detectors_in_the_child_find(photos: Path, bundled: Detect
 
 def test_it_counts_from_a_lower_score_on_request(photos: Path, bundled: DetectorProcess) -> None:
     image = cv2.resize(read(photos / "plate_car_1.png"), None, fx=0.3, fy=0.3, interpolation=cv2.INTER_AREA)
-    there, here = remote_detectors(BOTH, bundled.address), build_detectors(BOTH, threads=1, torch_plates=True)
+    there, here = remote_detectors(BOTH, bundled.address), build_detectors(BOTH, threads=1)
     found = [lenient(each, 0.02).detect(image) for each in (there[1], here[1])]
     assert found[0] == found[1]
     assert len(found[0]) > len(here[1].detect(image)) == len(there[1].detect(image))
 
 
 def test_it_searches_views_of_candidates(photos: Path, bundled: DetectorProcess) -> None:
-    there, here = remote_detectors(BOTH, bundled.address), build_detectors(BOTH, threads=1, torch_plates=True)
+    there, here = remote_detectors(BOTH, bundled.address), build_detectors(BOTH, threads=1)
     for name, index in (("multiface.jpg", 0), ("plate_car_1.png", 1)):
         view = cv2.resize(read(photos / name), (300, 160), interpolation=cv2.INTER_AREA)
         local = here[index]
@@ -210,7 +218,7 @@ def test_exhausted_gpu_memory_is_retried_once(device: str, searches: int, monkey
 @pytest.mark.cuda
 def test_on_a_gpu_it_finds_what_the_cpu_finds(photos: Path) -> None:
     process = DetectorProcess(
-        DetectorSettings(BOTH, "cuda", PIXELS * 10, Storage(), numerics=detector_numerics("cuda"))
+        DetectorSettings(DeidentifyConfig(device="cuda"), PIXELS * 10, Storage(), numerics=detector_numerics("cuda"))
     )
     process.ready()
     try:
@@ -273,7 +281,7 @@ def test_memory_that_could_change_or_keep_a_reader_waiting_is_refused(bundled: D
     with connected(bundled.address, 5) as connection:
         connection.sendall(b"sgm1")  # and nothing else
     assert remote_detectors(BOTH, bundled.address)[0].detect(GRAY) == []
-    until(lambda: memories(bundled.pid) == 0)
+    until(lambda: memories(pid(bundled)) == 0)
 
 
 def answer(address: str, header: bytes, handed: list[int]) -> str:
@@ -305,12 +313,11 @@ def test_an_image_whose_search_is_killed_is_searched_again_and_written(
     shared = named_memory()
     config = PrepareConfig(IngestConfig(), troubled, ReleaseConfig(), crops=None)
     policy = LicensePolicy(frozenset({"CC0-1.0"}), require_redistributable=False, policy_date=date(2026, 1, 1))
-    first = trouble.pid
+    first = pid(trouble)
     prepare = Prepare(config, Storage(), policy, str(tmp_path / "c.jsonl"), detectors=trouble)
     prepare.wait_until_ready()
 
     def kill() -> None:
-        assert first is not None
         until(lambda: searches() == 1)
         os.kill(first, signal.SIGKILL)
 
@@ -322,10 +329,10 @@ def test_an_image_whose_search_is_killed_is_searched_again_and_written(
         killer.join()
         prepare.close()
     assert (row["fault"], row["reason"], row["width"]) == (None, None, 64)
-    assert trouble.pid != first
+    assert pid(trouble) != first
     assert not psutil.pid_exists(first)
     assert searches() == 3  # of the source twice, and of the result
-    assert memories(trouble.pid) == memories(os.getpid()) == 0
+    assert memories(pid(trouble)) == memories(os.getpid()) == 0
     assert named_memory() <= shared
 
 
@@ -335,15 +342,14 @@ def test_a_search_over_its_deadline_ends_the_process_and_too_many_deaths_end_the
     troubled: DeidentifyConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(detector_process, "MOST_DEATHS", 0)
-    process = DetectorProcess(DetectorSettings(troubled, "cpu", PIXELS, Storage(), search_s=0.2))
+    process = DetectorProcess(DetectorSettings(troubled, PIXELS, Storage(), search_s=0.2))
     detector = RemoteDetector("face", "trouble", process.address)
     try:
         with pytest.raises(DetectorProcessError, match="didn't reply"):
             detector.detect(GRAY)  # it is not started yet
         process.ready()
-        assert process.pid is not None
-        os.kill(process.pid, signal.SIGTERM)  # from outside, so it doesn't count
-        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # leaves the exit code to the parent
+        os.kill(pid(process), signal.SIGTERM)  # from outside, so it doesn't count
+        os.waitid(os.P_PID, pid(process), os.WEXITED | os.WNOWAIT)  # leaves the exit code to the parent
         process.ready()
         with pytest.raises(DetectorProcessError, match="didn't reply"):
             detector.detect(GREEN)
@@ -355,7 +361,7 @@ def test_a_search_over_its_deadline_ends_the_process_and_too_many_deaths_end_the
 
 @pytest.mark.usefixtures("processes")
 def test_a_process_that_would_find_with_other_bits_does_not_start(troubled: DeidentifyConfig) -> None:
-    process = DetectorProcess(DetectorSettings(troubled, "cpu", PIXELS, Storage(), numerics="H200"))
+    process = DetectorProcess(DetectorSettings(troubled, PIXELS, Storage(), numerics="H200"))
     with pytest.raises(DetectorsGoneError, match=r"can't start on .*: this machine's detections would differ .*'H200'"):
         process.ready()
     process.close()

@@ -8,7 +8,6 @@ from PIL import Image
 
 from segmint.infra.assets.resolve import resolve
 from segmint.model.detectors.plate_network import PlateNetwork, PlateNetworkOnDevice
-from segmint.model.detectors.plates import host_blob
 from segmint.operators.prepare.onnx_file import onnx_network, read_weights
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -27,10 +26,10 @@ def test_in_torch_the_plate_network_is_that_of_onnxruntime_to_1e_4(
         pixels = np.asarray(image.convert("RGB"))
     tiles = [pixels[:331, :517], pixels[-331:, -517:]]
     reference, network = onnx_network(resolve("clp"), 1), PlateNetworkOnDevice(weights, "cpu")
-    answers = network(network.blob(tiles))
+    answers = network(tiles)
     assert answers[1][:, :, 1].max() > 0.5, "else there is no plate"
     for place, tile in enumerate(tiles):
-        for ours, theirs in zip(answers, reference(host_blob([tile])), strict=True):
+        for ours, theirs in zip(answers, reference([tile]), strict=True):
             assert ours[place].shape == theirs[0].shape
             assert np.abs(ours[place] - theirs[0]).max() < 1e-4
 

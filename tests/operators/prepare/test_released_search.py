@@ -19,7 +19,7 @@ from segmint.operators.images import decode_jpeg
 from segmint.operators.prepare.deidentify import DeidentifyConfig, PlatesConfig, build_detectors, deidentify
 from segmint.operators.prepare.ingest import IngestConfig
 from segmint.operators.prepare.prepare import PrepareConfig, RefusedError, prepare_image
-from segmint.operators.prepare.release import ReleaseConfig, release
+from segmint.operators.prepare.release import ReleaseConfig, ReleasedImage, release
 from segmint.operators.prepare.released_search import (
     ROUNDS,
     LastLook,
@@ -50,7 +50,7 @@ def test_the_row_records_all_that_remains(photos: Path, detectors: tuple[Detecto
     found = search_released(row, decode_jpeg(prepared.release), detectors[0], (0, 90, 180, 270))
     remaining = [each for each in found if not each.is_redacted]
     assert remaining, "else this shows nothing"
-    assert all(any(each.is_same(known) for known in recorded) for each in remaining)
+    assert all(any(each.entry.is_same(known) for known in recorded) for each in remaining)
 
 
 def test_what_an_earlier_search_found_is_recorded_once() -> None:
@@ -113,16 +113,16 @@ BESIDE = face((90.0, 40.0, 120.0, 70.0))
 
 
 @pytest.fixture
-def scene() -> tuple[dict[str, Any], bytes, np.ndarray]:
-    """The row, the JPEG, and the source of an image of 200 x 200 pixels with a redacted face."""
+def scene() -> tuple[dict[str, Any], ReleasedImage, np.ndarray]:
+    """The row, the released image, and the source of an image of 200 x 200 pixels with a redacted face."""
     source = np.random.default_rng(1).integers(100, 140, (200, 200, 3), np.uint8)
     clean, regions = deidentify(source, [face((40.0, 40.0, 70.0, 70.0))])
     sides = dict.fromkeys(("source_width", "source_height", "width", "height"), 200)
     row = {**sides, "regions": [asdict(each) for each in regions]}
-    return row, release(clean, ReleaseConfig()).jpeg, source
+    return row, release(clean, ReleaseConfig()), source
 
 
-def look(scene: tuple[dict[str, Any], bytes, np.ndarray], *lists: Sequence[Detection]) -> Any:
+def look(scene: tuple[dict[str, Any], ReleasedImage, np.ndarray], *lists: Sequence[Detection]) -> Any:
     return last_look(*scene, [ListedDetector(*lists)], (0,))
 
 
@@ -152,7 +152,7 @@ def test_what_is_small_or_alone_is_redacted(scene: Any) -> None:
 
 def test_a_region_that_no_pixel_shows_excuses_nothing(scene: Any) -> None:
     row, _, source = scene
-    result = look((row, release(source, ReleaseConfig()).jpeg, source), [BESIDE], [])
+    result = look((row, release(source, ReleaseConfig()), source), [BESIDE], [])
     assert result.to_redact == (BESIDE,)
 
 
@@ -163,9 +163,9 @@ def test_no_more_than_three_remain(scene: Any) -> None:
 
 
 def test_what_it_finds_is_in_pixels_of_the_larger_source(scene: Any) -> None:
-    row, jpeg, source = scene
+    row, released, source = scene
     large = np.ascontiguousarray(source.repeat(2, axis=0).repeat(2, axis=1))
-    result = last_look(row, jpeg, large, [ListedDetector([face((150.0, 150.0, 180.0, 180.0))], [])], (0,))
+    result = last_look(row, released, large, [ListedDetector([face((150.0, 150.0, 180.0, 180.0))], [])], (0,))
     assert result.to_redact[0].box == (300.0, 300.0, 360.0, 360.0)
 
 

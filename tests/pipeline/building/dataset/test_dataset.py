@@ -449,7 +449,7 @@ def test_a_dataset_keeps_the_device_of_its_detectors(tmp_path: Path, catalog: Pa
     assert numerics == {**begun.numerics, "detectors": "H200, CUDA 13"}
     change_manifest(tmp_path / "dataset", numerics=numerics)
     settings = prepare_config(on_gpu, open_or_create(on_gpu, Storage()).manifest)
-    assert (settings.device, settings.detector_numerics) == ("cuda", "H200, CUDA 13")
+    assert (settings.deidentify.device, settings.detector_numerics) == ("cuda", "H200, CUDA 13")
     with pytest.raises(UsageError, match=r"deidentify\.device: 'cuda' before, 'cpu' now"):
         open_or_create(on_cpu, Storage())
 
