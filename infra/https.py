@@ -25,6 +25,7 @@ from segmint.infra.version import VERSION
 _TIMEOUT_S = 30.0  # without any byte
 _MOST_S = 600.0  # for one file
 _MOST_REDIRECTS = 5
+_NOT_PUBLIC = "its host has no public address"
 MOST_FAULTS = 20
 """Number of failed downloads after which a host counts as down, and of failed hosts after which the network does."""
 
@@ -169,8 +170,8 @@ class Downloader:
             return Download(None, str(error))
         except ssl.SSLCertVerificationError:
             return Download(None, "the server's certificate isn't valid", passing=True, slowly=True)
-        except _NoPublicAddressError:
-            return Download(None, "its host has no public address", passing=True, slowly=True)
+        except _NoPublicAddressError as error:  # the name's addresses may change
+            return Download(None, str(error), passing=True, slowly=True)
         except socket.gaierror as error:
             return Download(None, "its host has no address", passing=True, slowly=error.errno != socket.EAI_AGAIN)
         except (OSError, http.client.HTTPException) as error:
@@ -199,10 +200,13 @@ class Downloader:
         return Download(None, f"more than {_MOST_REDIRECTS} redirects")
 
     def _address(self, target: _Target) -> str:
-        for address in self._resolve(target.host, target.port):
+        addresses = self._resolve(target.host, target.port)
+        for address in addresses:
             if self._is_allowed(address):
                 return address
-        raise _NoPublicAddressError
+        if target.host in addresses:
+            raise UriNotAllowedError(_NOT_PUBLIC)
+        raise _NoPublicAddressError(_NOT_PUBLIC)
 
     def _content(self, response: http.client.HTTPResponse) -> Download:
         if response.status != http.client.OK:
