@@ -26,7 +26,7 @@ _TIMEOUT_S = 30.0  # without any byte
 _MOST_S = 600.0  # for one file
 _MOST_REDIRECTS = 5
 _NOT_PUBLIC = "its host has no public address"
-MOST_FAULTS = 20
+_MOST_FAULTS = 20
 """Number of failed downloads after which a host counts as down, and of failed hosts after which the network does."""
 
 _REDIRECTS = {301, 302, 303, 307, 308}
@@ -136,7 +136,7 @@ class Downloader:
         """Download a file. A fault that may go away is retried. Never raises an error about the URL or its server.
 
         Redirects are followed on the same host and port only. If a response opts out, its content isn't read. After
-        `MOST_FAULTS` downloads from a host have failed one after another without an answer about their file, no more
+        `_MOST_FAULTS` downloads from a host have failed one after another without an answer about their file, no more
         are tried.
         """
         try:
@@ -145,7 +145,7 @@ class Downloader:
             return Download(None, str(error))
         host = self._hosts.setdefault(first.host, _Host(threading.Semaphore(self._per_host)))
         with host.slots:
-            if host.faults >= MOST_FAULTS:
+            if host.faults >= _MOST_FAULTS:
                 return Download(None, "not tried, because other downloads from its host failed", passing=True)
             found = self._attempt(first)
             for wait in self._waits_s:
@@ -161,7 +161,7 @@ class Downloader:
 
     def is_offline(self) -> bool:
         """Return whether downloads from many hosts have failed, and none has answered yet."""
-        return not self._answered and sum(host.faults > 0 for host in list(self._hosts.values())) >= MOST_FAULTS
+        return not self._answered and sum(host.faults > 0 for host in list(self._hosts.values())) >= _MOST_FAULTS
 
     def _attempt(self, target: _Target) -> Download:
         try:
