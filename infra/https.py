@@ -25,7 +25,8 @@ from segmint.infra.version import VERSION
 _TIMEOUT_S = 30.0  # without any byte
 _MOST_S = 600.0  # for one file
 _MOST_REDIRECTS = 5
-MOST_FAULTS = 20
+_NOT_PUBLIC = "its host has no public address"
+_MOST_FAULTS = 20
 """Number of failed downloads after which a host counts as down, and of failed hosts after which the network does."""
 
 _REDIRECTS = {301, 302, 303, 307, 308}
@@ -135,7 +136,7 @@ class Downloader:
         """Download a file. A fault that may go away is retried. Never raises an error about the URL or its server.
 
         Redirects are followed on the same host and port only. If a response opts out, its content isn't read. After
-        `MOST_FAULTS` downloads from a host have failed one after another without an answer about their file, no more
+        `_MOST_FAULTS` downloads from a host have failed one after another without an answer about their file, no more
         are tried.
         """
         try:
@@ -144,7 +145,7 @@ class Downloader:
             return Download(None, str(error))
         host = self._hosts.setdefault(first.host, _Host(threading.Semaphore(self._per_host)))
         with host.slots:
-            if host.faults >= MOST_FAULTS:
+            if host.faults >= _MOST_FAULTS:
                 return Download(None, "not tried, because other downloads from its host failed", passing=True)
             found = self._attempt(first)
             for wait in self._waits_s:
@@ -160,7 +161,7 @@ class Downloader:
 
     def is_offline(self) -> bool:
         """Return whether downloads from many hosts have failed, and none has answered yet."""
-        return not self._answered and sum(host.faults > 0 for host in list(self._hosts.values())) >= MOST_FAULTS
+        return not self._answered and sum(host.faults > 0 for host in list(self._hosts.values())) >= _MOST_FAULTS
 
     def _attempt(self, target: _Target) -> Download:
         try:
@@ -169,8 +170,8 @@ class Downloader:
             return Download(None, str(error))
         except ssl.SSLCertVerificationError:
             return Download(None, "the server's certificate isn't valid", passing=True, slowly=True)
-        except _NoPublicAddressError:
-            return Download(None, "its host has no public address", passing=True, slowly=True)
+        except _NoPublicAddressError as error:  # the name's addresses may change
+            return Download(None, str(error), passing=True, slowly=True)
         except socket.gaierror as error:
             return Download(None, "its host has no address", passing=True, slowly=error.errno != socket.EAI_AGAIN)
         except (OSError, http.client.HTTPException) as error:
@@ -199,10 +200,13 @@ class Downloader:
         return Download(None, f"more than {_MOST_REDIRECTS} redirects")
 
     def _address(self, target: _Target) -> str:
-        for address in self._resolve(target.host, target.port):
+        addresses = self._resolve(target.host, target.port)
+        for address in addresses:
             if self._is_allowed(address):
                 return address
-        raise _NoPublicAddressError
+        if target.host in addresses:
+            raise UriNotAllowedError(_NOT_PUBLIC)
+        raise _NoPublicAddressError(_NOT_PUBLIC)
 
     def _content(self, response: http.client.HTTPResponse) -> Download:
         if response.status != http.client.OK:

@@ -66,7 +66,6 @@ class CollectResult:
             f"{self.output}: copied {counted(self.copied, 'photograph')} of {counted(self.rows, 'row')}, "
             f"{size(self.copied_bytes)}; {counted(self.before, 'row')} completed before",
             *(f"  not copied: {count:>8,}  {why}" for why, count in sorted(self.failed.items())),
-            *([f"{counted(self.left, 'row')} left for another run of the same command"] if self.left else []),
             f"the tars contain originals, not redacted: restrict who can read {self.output}",
         ]
 

@@ -54,6 +54,7 @@ from segmint.infra.uris import (
 
 _SIDECAR_BYTES = 1 << 20
 _NAMED_ALIKE_BYTES = 64 << 20  # other tools put images into such files
+_THREADS = 16
 _READ_AHEAD = 64  # images and tars; the index of a tar with 10,000 images takes a few megabytes
 _TAR = ".tar"
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst", ".tar.lz4")
@@ -76,7 +77,6 @@ def scan(
     license: str | None = None,
     provider: str | None = None,
     attribution: str | None = None,
-    threads: int = 16,
     on_skip: OnSkip = warn_of_skipped,
     *,
     hashed: bool = False,
@@ -107,7 +107,7 @@ def scan(
         "attribution": attribution,
     }
     images = _images(base, entries, on_skip)
-    scanned = map_ahead(lambda image: _rows(base, image, common, hashed), images, threads, _READ_AHEAD, "scan")
+    scanned = map_ahead(lambda image: _rows(base, image, common, hashed), images, _THREADS, _READ_AHEAD, "scan")
     for rows, skipped in scanned:
         for name, why in skipped.items():
             on_skip(name, why)

@@ -201,8 +201,10 @@ def collect(
     respond.
     """
     from segmint.catalogs.source.collect import collect as collect_images
+    from segmint.infra.errors import UnfinishedError
     from segmint.infra.https import Downloader
     from segmint.infra.storage.location import Location
+    from segmint.infra.wording import counted
     from segmint.operators.prepare.ingest_config import IngestConfig
 
     build, storage = build_of(config)
@@ -211,8 +213,12 @@ def collect(
     folder = Location(storage, output.rstrip("/"))
     done = collect_images(Location(storage, catalog), folder, downloader, column, tell=print_message)
     print_result(done, as_json)
+    if done.left:
+        raise UnfinishedError(
+            f"servers gave no answer about {counted(done.left, 'row')}, which {folder}/ doesn't contain yet: run the "
+            "same command again later"
+        )
     print_next(as_json, "catalog", "check", f"{folder}/", config=config)
-    exit_unless_clean((), range(done.left))
 
 
 @app.command()
