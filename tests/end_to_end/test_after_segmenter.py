@@ -6,6 +6,7 @@ their prompts were for another frame, or because the segmenter failed.
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -13,16 +14,24 @@ from segmint.catalogs.dataset.manifest import load_manifest
 from segmint.catalogs.dataset.reading.torch_dataset import open_dataset
 from segmint.infra.storage.storage import Storage
 from segmint.pipeline.corrections.proof import prove
+from segmint.pipeline.engine.annotate.server import find_weights
 from segmint.pipeline.export.formats import MAIN_FILES, Format
 from segmint.pipeline.quality.audit.integrity import audit_integrity
 from segmint.pipeline.quality.report.facts import gather_facts
 from segmint.pipeline.quality.statistics.open_tables import open_tables
+from tests.support.annotated_pages import expect, served, start
+from tests.support.browser import watch
 from tests.support.builds import segmint_here
-from tests.support.crash_matrix import OF_SEGMENTER, OPERATIONS
+from tests.support.crash_matrix import OPERATIONS
 from tests.support.everything import mentions
 from tests.support.imported import masks_of
 from tests.support.protocol import SAYING, DatasetPath, prompts_of, sweep_all, two_shards
+from tests.support.viewed import viewing
 
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
+CORRECTIONS = ("takedown in a build", "redact", "retry", "amend", "merge", "label", "remove labels")
 SOURCE = f"model:{SAYING.sha256}"
 
 
@@ -75,6 +84,7 @@ def test_exports_keep_labels_their_sources_and_scores(tmp_path: Path) -> None:
     assert scores == 8 * [(None, None), (0.75, None), (None, None), (0.9, 0.8), (None, 0.5)]
 
 
+@pytest.mark.long
 def test_a_report_names_the_segmenter_and_not_sam(tmp_path: Path) -> None:
     with two_shards(segmenter=True) as place:
         segmint_here("report", place.uri, "-o", tmp_path / "report")
@@ -86,7 +96,9 @@ def test_a_report_names_the_segmenter_and_not_sam(tmp_path: Path) -> None:
     assert "Labels by source: 8 import and 8 model. Masks by kind of prompt: 8 box, 8 point and 8 text." in page
 
 
-@pytest.mark.parametrize("name", [name for name in OF_SEGMENTER if name not in ("write_shard", "sweep")])
+@pytest.mark.parametrize(
+    "name", ["takedown", "import", *(pytest.param(name, marks=pytest.mark.long) for name in CORRECTIONS)]
+)
 def test_corrections_keep_what_masks_say(name: str) -> None:
     """Each is killed at every storage call in the crash matrix; here, it runs once."""
     operation = OPERATIONS[name]
@@ -109,3 +121,49 @@ def test_corrections_keep_what_masks_say(name: str) -> None:
             assert mentions(Path(place.uri), [f"image-{ordinal}"]) == []
             assert not any(prompts_of(ordinal)["prompts"][0]["label"].encode() in part for part in parts)
             assert prove(place.location, str(ordinal + 1)).found == ()
+
+
+def test_the_viewer_draws_what_a_mask_was_made_from(chromium: "Browser") -> None:
+    with two_shards(segmenter=True) as place, viewing(Path(place.uri)) as address:
+        page = chromium.new_page()
+        seen = watch(page)
+        page.goto(address)
+        page.goto(f"{address.split('?')[0]}#image/1")
+        largest_first = sorted(masks_of(place, 0), key=lambda row: -row["area"])
+        ids = [row["annotation_id"] for row in largest_first]
+        for id, expected in (
+            (10_001, [("circle", "point", "1.5", "2.5"), ("circle", "point outside", "3", "4")]),
+            (10_002, [("rect", "prompt", "0.5", "1")]),
+        ):
+            page.locator("#mask-list button").nth(ids.index(id)).click()
+            expect(page.locator("#mask-details")).to_contain_text(str(id))
+            shapes = page.locator("#marks > :not(.crop):not(.box)")
+            found = shapes.evaluate_all(
+                "all => all.map((e) => [e.tagName, e.getAttribute('class'), ...['x', 'y'].map("
+                "(name) => e.getAttribute(name) ?? e.getAttribute('c' + name))])"
+            )
+            assert [tuple(each) for each in found] == expected
+            page.keyboard.press("Escape")
+        assert seen.errors == []
+        page.close()
+
+
+@pytest.mark.usefixtures("weights")
+def test_the_annotator_shows_who_set_a_label_and_what_a_mask_was_made_from(chromium: "Browser") -> None:
+    with two_shards(segmenter=True) as place, served(Path(place.uri), "ann") as server:
+        page = chromium.new_page()
+        _, _, note = find_weights(place.location, load_manifest(place.location), None)
+        assert note is not None
+        assert "because a segmenter made the masks: none." in note
+        start(page, server, 1)
+        title = page.locator("#mask-title")
+        for id, said, shapes in (
+            (10_000, "Mask selected", 0),
+            (10_001, "Mask selected · predicted IoU 0.75", 2),
+            (10_002, "Mask selected · thing in image-0 (model)", 1),
+            (10_003, "Mask selected · größte in image-0 (import) · predicted IoU 0.90", 0),
+        ):
+            page.locator(f"[data-key=d{id}] .pick").click()
+            expect(title).to_have_text(said)
+            expect(page.locator("#prompts .positive, #prompts .negative, #prompts .asked")).to_have_count(shapes)
+        page.close()

@@ -301,7 +301,7 @@ def test_each_grows_and_keeps_its_bytes(folder: Path, same_bits: bool, state: st
 
 def test_the_format_before_is_read_and_corrected_but_not_built(tmp_path: Path) -> None:
     folder = unpack(tmp_path, "version-3")
-    for state in ("corrected", "merged"):
+    for state in STATES:
         samples = list(open_dataset(str(folder / state)))
         assert [sample.id for sample in samples] == images_of(state)
         added = {sample.row[name] for sample in samples for name in ADDED_COLUMNS}

@@ -24,7 +24,12 @@ pytestmark = [pytest.mark.ray, pytest.mark.long, pytest.mark.timeout(2400), pyte
 ROWS = 10
 SHARDS: dict[str, Any] = {"images_per_shard": 1, "rows_per_block": 1, "stall_timeout": 120}
 TWO = {"actors": 2, "num_cpus": 0.5}
-FEW: dict[str, Any] = {"points_per_crop": 2, "pred_iou_thresh": -9.0, "stability_score_thresh": 0.0}
+FEW: dict[str, Any] = {
+    "points_per_crop": 2,
+    "pred_iou_thresh": -9.0,
+    "stability_score_thresh": 0.0,
+    "crops_nms_thresh": 1.0,
+}
 MAKERS = {"toy": "stage_bright", "transformers": "stage_mask_generation", "sam": "Segment"}
 """Makers of masks, and the names of their actors."""
 
@@ -92,7 +97,8 @@ def test_a_build_that_lost_an_actor_and_its_driver_is_resumed_and_its_masks_surv
     segmint_here("import", other, coco / "instances.json", "--replace", "--yes")
     assert findings(other) == []
     samples = list(open_dataset(str(two)))
-    assert sum(len(sample.masks) for sample in samples) > 2 * len(samples) == 2 * (ROWS - 2)
+    assert len(samples) == ROWS - 2
+    assert sum(len(sample.masks) for sample in samples) >= len(samples)
     for mine, theirs in zip(samples, open_dataset(str(other)), strict=True):
         assert mine.id == theirs.id
         for mask, imported in zip(mine.masks, theirs.masks, strict=True):

@@ -114,6 +114,9 @@ def find_weights(dataset: Location, manifest: DatasetManifest, name: str | None)
     if name is not None:
         return name, resolve(name, storage=dataset.storage), None
     wanted = manifest.weights
+    if "segmenter" in manifest.config:
+        note = f"using {DEFAULT_WEIGHTS} because a segmenter made the masks: {wanted.name}. Pass weights with --weights"
+        return DEFAULT_WEIGHTS, resolve(DEFAULT_WEIGHTS), note
     try:
         path = resolve(wanted.name, storage=dataset.storage)
         if sha256_of(path) == wanted.sha256:
