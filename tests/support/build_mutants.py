@@ -362,6 +362,13 @@ BUILD_MUTANTS = (
         "tests/catalogs/source/test_scan.py",
     ),
     Mutant(
+        "a row of a server that is down is final",
+        "catalogs/source/collect.py",
+        "if found.passing:",
+        "if found.slowly and not found.passing:",
+        "tests/catalogs/source/test_collect.py",
+    ),
+    Mutant(
         "a later sidecar takes back an opt-out",
         "catalogs/source/scan.py",
         'row["opt_out"] = opted_out or row.get("opt_out")',
