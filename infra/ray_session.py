@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from segmint.infra.errors import UsageError
+from segmint.infra.errors import UnfinishedError, UsageError
 from segmint.infra.node_groups import GPU_KIND, belongs, gpu_kind, node_groups, with_gpu_kind
 from segmint.infra.scratch import ScratchFolder
 from segmint.infra.stopping import uninterrupted
@@ -141,7 +141,8 @@ def ray_session(address: str = "auto", *, object_store_memory: int | None = None
 def _start(address: str, target: str, folder: Path | None, object_store_memory: int | None) -> None:
     """Start a local Ray instance with its files in `folder`, or join the cluster at `target`.
 
-    If `folder` is None, a local instance uses its default folder.
+    If `folder` is None, a local instance uses its default folder. Raises `UsageError` if the place doesn't work, and
+    `UnfinishedError` if this machine is too slow.
     """
     import ray
 
@@ -182,6 +183,12 @@ def _start(address: str, target: str, folder: Path | None, object_store_memory: 
             raise UsageError(
                 f"resources.address is {address!r}, but no Ray cluster responds at {target!r}: {error}. "
                 "Start one, use another address, or use 'local'"
+            ) from error
+        except Exception as error:
+            if "timed out during startup" not in str(error):  # Ray raises a plain exception
+                raise
+            raise UnfinishedError(
+                "Ray didn't start in time on this machine, which may be overloaded. Run the same command again"
             ) from error
 
 

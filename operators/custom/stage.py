@@ -3,9 +3,12 @@
 import math
 import os
 import re
+import sysconfig
+import traceback
 from collections.abc import Mapping, Sequence, Set
 from contextlib import nullcontext
 from numbers import Integral
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,6 +36,9 @@ for the latter."""
 
 _LABEL = frozenset(MASK_LABEL)
 _SOURCE = re.compile(r"model:[0-9a-f]{64}")
+
+_LIBRARIES = (str(Path(__file__).parents[2]), *map(sysconfig.get_path, ("stdlib", "purelib", "platlib")))
+"""Folders of segmint, of Python, and of installed packages."""
 
 VERDICTS = (Reject, RejectedError)
 """Exceptions that are verdicts: the stage's own, and segmint's."""
@@ -250,10 +256,19 @@ def with_verdicts(table: pa.Table, spec: StageSpec, errors: Mapping[int, Excepti
             verdict = {"reason": str(error.reason), "detail": error.detail, "stage": spec.label, "fault": None}
         else:
             verdict = faulted({}, spec.label, error)
+            verdict["fault"] += place_of(error)
         verdicts[place] = verdict
     for field, values in zip(VERDICT, pa.Table.from_pylist(verdicts, VERDICT).columns, strict=True):
         table = table.set_column(table.schema.get_field_index(field.name), field, values)
     return table
+
+
+def place_of(error: BaseException) -> str:
+    """Return where a user's code raised an error, as in " (lamps.py, line 24)", or "" if no such code did."""
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if not frame.filename.startswith(_LIBRARIES):
+            return f" ({os.path.basename(frame.filename)}, line {frame.lineno})"  # noqa: PTH119 - of any system
+    return ""
 
 
 def _check_declared(row: StageRow, spec: StageSpec, count: int) -> None:

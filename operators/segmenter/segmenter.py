@@ -13,7 +13,7 @@ from segmint.catalogs.reasons import Reason, RejectedError
 from segmint.infra.uris import redact
 from segmint.operators.custom.contract import Mask, StageContractError, StageRow
 from segmint.operators.custom.load import StageSpec
-from segmint.operators.custom.stage import VERDICTS, CustomAlone, CustomStage, stage_rows, with_verdicts
+from segmint.operators.custom.stage import VERDICTS, CustomAlone, CustomStage, place_of, stage_rows, with_verdicts
 from segmint.operators.rows import carried, to_table
 from segmint.operators.schemas import SEGMENTED
 from segmint.operators.segment.numerics import Numerics, check_release_numerics
@@ -165,7 +165,7 @@ class CustomSegmenter(CustomStage):
         if not isinstance(result, Exception) or isinstance(result, VERDICTS):
             return result
         detail = f"{type(result).__name__}: {' '.join(str(result).split())}"
-        return RejectedError(Reason.STAGE_FAILED, redact(detail)[:_LONGEST_DETAIL])
+        return RejectedError(Reason.STAGE_FAILED, redact(detail)[:_LONGEST_DETAIL] + place_of(result))
 
     def _passes_control(self, *, adds: bool) -> bool:
         (control,) = stage_rows(control_rows(adds=adds), with_original=self._spec.wants_original).values()

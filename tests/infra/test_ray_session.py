@@ -23,7 +23,7 @@ from ray.data._internal.execution.operators.map_operator import MapOperator  # n
 from ray.job_submission import JobSubmissionClient
 
 from segmint.infra import ray_session as module
-from segmint.infra.errors import UsageError
+from segmint.infra.errors import UnfinishedError, UsageError
 from segmint.infra.ray_session import MIN_LOCAL_CPUS, cores_here, ray_session
 from tests.support.clusters import RayNode
 from tests.support.s3_server import free_ports
@@ -260,6 +260,20 @@ def test_a_local_ray_needs_no_home_folder(home: str, tmp_path: Path) -> None:
         check=True,
     )
     assert intruders(done.stdout.splitlines()) == ENTERED
+
+
+def test_a_local_ray_that_is_too_slow_asks_to_run_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "The current node timed out during startup. This could happen because some of the raylet failed to startup."
+
+    def init(**_: object) -> None:
+        raise Exception(text)
+
+    monkeypatch.setattr("ray.init", init)
+    with pytest.raises(UnfinishedError, match="may be overloaded"), ray_session("local"):
+        pass
+    monkeypatch.setattr("ray.init", lambda **_: 1 / 0)
+    with pytest.raises(ZeroDivisionError), ray_session("local"):
+        pass
 
 
 def test_a_local_ray_that_cannot_start_says_what_failed_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
