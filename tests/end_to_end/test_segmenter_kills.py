@@ -22,7 +22,7 @@ from tests.support.tiny_transformers import write_sam2
 pytestmark = [pytest.mark.ray, pytest.mark.long, pytest.mark.timeout(2400), pytest.mark.usefixtures("one_thread")]
 
 ROWS = 10
-SHARDS: dict[str, Any] = {"images_per_shard": 1, "rows_per_block": 1, "stall_timeout": 120}
+SHARDS: dict[str, Any] = {"images_per_shard": 1, "rows_per_block": 1}
 TWO = {"actors": 2, "num_cpus": 0.5}
 FEW: dict[str, Any] = {
     "points_per_crop": 2,
