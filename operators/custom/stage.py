@@ -256,7 +256,7 @@ def with_verdicts(table: pa.Table, spec: StageSpec, errors: Mapping[int, Excepti
             verdict = {"reason": str(error.reason), "detail": error.detail, "stage": spec.label, "fault": None}
         else:
             verdict = faulted({}, spec.label, error)
-            verdict["fault"] += place_of(error)
+            verdict["fault"] = f"{verdict['fault']}{place_of(error)}"
         verdicts[place] = verdict
     for field, values in zip(VERDICT, pa.Table.from_pylist(verdicts, VERDICT).columns, strict=True):
         table = table.set_column(table.schema.get_field_index(field.name), field, values)

@@ -68,9 +68,8 @@ def test_only_a_segmenter_that_wants_the_redacted_original_gets_it() -> None:
     spec = load_stage(f"{HERE}.Original", {})
     assert spec.identity["wants_original"] is True
     for row in apply("LooksForOriginal", table).to_pylist()[:2]:
-        assert row["fault"].startswith(
-            "stage_looks: AttributeError: the row has no original: set wants_original = True in the class (segmenters.py, "
-        )
+        told = "AttributeError: the row has no original: set wants_original = True in the class (segmenters.py, line "
+        assert row["fault"].startswith(f"stage_looks: {told}")
 
 
 @pytest.mark.parametrize(
