@@ -25,7 +25,7 @@ _DOMAIN = re.compile(r"(?:[a-z0-9_](?:[a-z0-9_-]*[a-z0-9_])?\.)+[a-z0-9-]*[a-z0-
 _SHOWN = 80  # maximum length of a line in an error
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class RefusalLists:
     """Entries of all refusal lists, as sorted hashes of 32 bytes, (E,) S32."""
 
@@ -53,7 +53,7 @@ def read_refusal_lists(files: Iterable[Location]) -> RefusalLists:
     Raises `UsageError` if a file doesn't exist, isn't UTF-8 text, or contains no entry, or if a line is something else.
     """
     keys = [key for file in files for key in _read(file)]
-    return RefusalLists(np.unique(np.array(keys, "S32")))
+    return RefusalLists(np.unique(np.array(keys, "S32"))) if keys else NO_LISTS
 
 
 def _read(file: Location) -> list[bytes]:

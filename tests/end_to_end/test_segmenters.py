@@ -221,6 +221,7 @@ def test_images_for_which_a_segmenter_fails_are_rejected_if_it_says_so(tmp_path:
     assert "stage_failed                    4" in printed
 
 
+@pytest.mark.long
 def test_an_error_holds_its_shard_by_default(tmp_path: Path, local_ray: Cluster) -> None:
     catalog, dataset = small_catalog(tmp_path / "photos", count=6), tmp_path / "dataset"
     faulty = {"stage": f"{HERE}.Faulty", "arguments": {"how": {"1": "nan"}}, "resources": ONE}

@@ -26,6 +26,7 @@ FEW: dict[str, Any] = {"points_per_crop": 2, "pred_iou_thresh": -9.0, "stability
 GENERATION, CONCEPTS = "segmint.transformers.MaskGeneration", "segmint.transformers.Concepts"
 
 
+@pytest.mark.long
 def test_a_build_stores_the_masks_of_the_pipeline(tmp_path: Path, local_ray: Cluster) -> None:
     catalog, dataset = small_catalog(tmp_path / "photos", count=5), tmp_path / "dataset"
     folder, arguments = str(write_sam2(tmp_path / "sam2")), {**FEW, "crops_nms_thresh": 1.0}

@@ -44,6 +44,7 @@ def small_run(folder: Path) -> PartRun:
     return PartRun(CPU, sizes, folder / "result.json", 500.0)
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("bundled", "one_thread")
 def test_segmint_finds_all_masks_of_the_package_on_three_photographs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

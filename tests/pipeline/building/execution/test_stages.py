@@ -162,7 +162,7 @@ def test_segment_actors_leave_detector_processes_their_share(
     stages = lay_out(config, dataset, cluster)
     assert (stages.segment_pool.largest, stages.segment_pool.num_gpus) == (actors, gpus_each)
     assert stages.prepare_pool.largest == 64 - 2 * actors - nodes - stages.writers, "on the nodes with GPUs alone"
-    assert stages.prepare_arguments[0].device == "cuda"
+    assert stages.prepare_arguments[0].deidentify.device == "cuda"
     assert stages.detectors_share == config.detectors_share > 0
 
 

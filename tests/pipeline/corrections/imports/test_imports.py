@@ -463,7 +463,7 @@ def test_the_audit_the_report_and_the_card_tell_people_s_masks_apart(place: Data
     assert "| imported | a\\|b | 1 | 1 |" in card
     assert "People looked at the masks of 2 images; those that they deleted are gone." in card
     assert "not corrected by people" not in card
-    assert "6 masks with a label, 4 of them from a model; all others are class-agnostic." in card
+    assert "6 masks with a label, 4 of them from a model, 2 imported; all others are class-agnostic." in card
     assert "- machine-generated\n- other\n" in card
     assert "- sa-1b\n- webdataset\n" in card  # not class-agnostic
     assert "not a benchmark" not in card
