@@ -283,7 +283,13 @@ class Dataset:
         """Return the number of images in the committed shards, by their commits' counts, or in the subset."""
         if self.subset is not None:
             return len(self.subset)
-        return sum(commit.counts.get("images", 0) for commit in self.commits())
+        return sum(map(self.count, self.commits()))
+
+    def count(self, commit: Commit) -> int:
+        """Return the number of a shard's images by its commit, or of those in the subset."""
+        if self.subset is not None:
+            return len(self.subset.inside(commit.ordinals))
+        return commit.counts.get("images", 0)
 
     def ids(self, commit: Commit) -> list[int]:
         """Return the ids of a shard's images in ascending order, or only those of the subset."""

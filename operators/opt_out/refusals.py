@@ -31,11 +31,11 @@ class RefusalLists:
 
     entries: NDArray[np.bytes_]
 
-    def refuses(self, row_urls: Iterable[str | None], sha256: str | None) -> bool:
+    def refuses(self, urls: Iterable[str | None], sha256: str | None) -> bool:
         """Return whether the lists name one of an image's URLs, one of their domains, or the SHA-256 of its bytes."""
         if not len(self.entries):
             return False
-        keys = [key for url in row_urls if url is not None for key in _keys_of_url(url)]
+        keys = [key for url in urls if url is not None for key in _keys_of_url(url)]
         if sha256 is not None:
             keys.append(bytes.fromhex(sha256))
         wanted = np.array(keys, "S32")

@@ -392,7 +392,7 @@ class Prepare:
             digest = checked_digest(data, row["sha256"])
         with _stage("catalog"):
             self._judge.refuse_taken(row, digest)
-            self._judge.refuse_listed(row, digest)
+            self._judge.refuse_listed((), digest)  # its URLs were compared before it was read
         return digest, self._search_and_prepare(data)
 
     def _search_and_prepare(self, data: bytes) -> PreparedImage:
@@ -434,7 +434,7 @@ class CatalogJudge:
         if row["duplicate_of"] is not None:
             first = row["duplicate_of"]
             raise RejectedError(Reason.DUPLICATE_ID, f"the row of ordinal {first} already has this image_id")
-        self.refuse_listed(row, row["sha256"])
+        self.refuse_listed((row["uri"], row["source_url"]), row["sha256"])
         verdict = self.policy.judge(row["license"], row["redistributable"], row["valid_until"], row.get("opt_out"))
         if verdict is not None:
             raise RejectedError(*verdict)
@@ -450,9 +450,9 @@ class CatalogJudge:
         if self.taken.names_source(row["uri"], digest):
             raise RejectedError(Reason.TAKEN_DOWN, SAME_SOURCE)
 
-    def refuse_listed(self, row: Row, digest: str | None) -> None:
-        """Raise `RejectedError` if a refusal list names the row's URLs, their domains, or this SHA-256."""
-        if self.refused.refuses((row["uri"], row["source_url"]), digest):
+    def refuse_listed(self, urls: Sequence[str | None], digest: str | None) -> None:
+        """Raise `RejectedError` if a refusal list names one of these URLs, one of their domains, or this SHA-256."""
+        if self.refused.refuses(urls, digest):
             raise RejectedError(Reason.REFUSED_BY_LIST, LISTED)
 
 

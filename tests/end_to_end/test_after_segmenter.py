@@ -1,4 +1,4 @@
-"""What follows a build takes masks of a segmenter, which may lack scores and points, and have labels and prompts.
+"""Readers and corrections handle a segmenter's masks, which may lack scores and points but have labels and prompts.
 
 The images are made up, but a segmenter made their masks. Of each shard, the catalog's other rows were refused, because
 their prompts were for another frame, or because the segmenter failed.

@@ -28,7 +28,7 @@ from tests.support.tars import tar_of
 pytestmark = [pytest.mark.ray, pytest.mark.s3]
 
 WAYS = ("collected", "single", "tarred")
-"""How the dataset's photographs are stored, in the order of the catalog's files. Each has the same photographs."""
+"""Ways of storing the same photographs, in the order of the catalog's files."""
 
 OWN = dict.fromkeys(("ordinal", "id", "image_id", "uri", "annotation_id"))
 """Columns that differ between rows of the same photograph."""

@@ -126,15 +126,7 @@ class Batches(IterableDataset[list[Sample]]):
         self.cache = cache
         if cache is not None:
             drop_stale(cache.folder, dataset.location)
-        subset = dataset.subset
-        counts = (
-            (
-                each.shard,
-                each.generation,
-                each.counts.get("images", 0) if subset is None else len(subset.inside(each.ordinals)),
-            )
-            for each in commits
-        )
+        counts = ((each.shard, each.generation, dataset.count(each)) for each in commits)
         table = np.array([count for count in counts if count[2]], np.int64).reshape(-1, 3)
         self._shards: NDArray[np.int64] = table[:, :2]  # (S, 2): shard and generation
         self._images: NDArray[np.int64] = table[:, 2]

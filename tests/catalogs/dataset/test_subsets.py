@@ -24,21 +24,6 @@ CONDITION = "id % 4 <> 0 AND id > 4"
 CHOSEN = [number for number in ALL if number % 4 != 0 and number > 4]
 
 
-@pytest.fixture(scope="module")
-def many(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Twenty committed shards, only for tests that change nothing in them."""
-    uri = str(tmp_path_factory.mktemp("subsets") / "dataset")
-    write_dataset(location_of(uri), shards=20)
-    return uri
-
-
-@pytest.fixture(autouse=True)
-def alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Hide the rank of the environment that runs the tests."""
-    for variable in ("RANK", "WORLD_SIZE"):
-        monkeypatch.delenv(variable, raising=False)
-
-
 def on_rank(monkeypatch: pytest.MonkeyPatch, rank: int, ranks: int) -> None:
     monkeypatch.setenv("RANK", str(rank))
     monkeypatch.setenv("WORLD_SIZE", str(ranks))

@@ -268,20 +268,20 @@ def test_a_list_of_regions_to_leave_alone_counts_by_its_content() -> None:
 
 
 SEGMENTER = {"stage": "tests.support.segmenters.Bright", "arguments": {"threshold": 90}}
+SEGMENTER_IDENTITY = {
+    **SEGMENTER,
+    "version": "1",
+    "wants_original": False,
+    "wants_prompts": False,
+    "filters": {"min_area": 9},
+}
 
 
 def test_a_segmenter_takes_the_place_of_masks_and_model_in_the_identity() -> None:
     config = Config.model_validate({**NEEDED, "segmenter": {**SEGMENTER, "filters": {"min_area": 9}}})
     tree = identity(config)
     assert not {"masks", "model", "stages"} & tree.keys()
-    assert tree["segmenter"] == {
-        "stage": SEGMENTER["stage"],
-        "version": "1",
-        "arguments": {"threshold": 90},
-        "wants_original": False,
-        "wants_prompts": False,
-        "filters": {"min_area": 9},
-    }
+    assert tree["segmenter"] == SEGMENTER_IDENTITY
     others = {"on_error": "reject", "batch_size": 4, "resources": {"actors": [1, 2], "num_gpus": 0.5}}
     assert (
         identity(Config.model_validate({**NEEDED, "segmenter": {**SEGMENTER, "filters": {"min_area": 9}, **others}}))
@@ -366,16 +366,7 @@ def test_a_stage_that_adds_masks_is_identified_by_its_filters_too() -> None:
     config = Config.model_validate({**NEEDED, "stages": [{"stage": "tests.support.custom_stages.Mean"}, adding]})
     tree = identity(config)
     assert {"masks", "model"} <= tree.keys()
-    of_bright = {
-        "place": 1,
-        "after": "segment",
-        "stage": SEGMENTER["stage"],
-        "version": "1",
-        "arguments": {"threshold": 90},
-        "wants_original": False,
-        "wants_prompts": False,
-        "filters": {"min_area": 9},
-    }
+    of_bright = {"place": 1, "after": "segment", **SEGMENTER_IDENTITY}
     assert tree["stages"]["bright"] == of_bright
     assert adding_models(tree) == {config.load_stages()[1].sha256}
     assert adding_models(identity(Config.model_validate(NEEDED))) == frozenset()
