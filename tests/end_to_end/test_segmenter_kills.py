@@ -101,7 +101,14 @@ def test_a_build_that_lost_an_actor_and_its_driver_is_resumed_and_its_masks_surv
     assert sum(len(sample.masks) for sample in samples) >= len(samples)
     for mine, theirs in zip(samples, open_dataset(str(other)), strict=True):
         assert mine.id == theirs.id
-        for mask, imported in zip(mine.masks, theirs.masks, strict=True):
+        # A random model makes some masks twice, which an import leaves out.
+        exported_masks, imported_masks = ({mask.counts: mask for mask in sample.masks} for sample in (mine, theirs))
+        assert exported_masks.keys() == imported_masks.keys()
+        assert len(theirs.masks) == len(imported_masks)
+        if maker != "transformers":
+            assert len(mine.masks) == len(theirs.masks)
+        for counts, imported in imported_masks.items():
+            mask = exported_masks[counts]
             assert np.array_equal(mask.mask, imported.mask)
             assert (mask.label, mask.bbox, mask.area) == (imported.label, imported.bbox, imported.area)
             assert (imported.label_source, imported.label_score) == ("import", None)
