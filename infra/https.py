@@ -45,6 +45,7 @@ _SPECIAL = [
 ]
 """Networks that Python, or some of its versions, calls global, although the public Internet doesn't reach them."""
 
+_TRAIN_AI = re.compile(r"(?:^|[,\s])train-ai\s*=\s*n\b", re.IGNORECASE)
 _NO_TRAINING = frozenset({"noai", "noimageai", "noindex", "noimageindex", "none"})
 
 
@@ -96,14 +97,15 @@ def is_public(address: str) -> bool:
 
 
 def is_opt_out(headers: Message) -> bool:
-    """Return whether a response's headers forbid training: `tdm-reservation: 1`, or words of `X-Robots-Tag`.
+    """Return whether a response's headers forbid training: `tdm-reservation`, `Content-Usage`, or `X-Robots-Tag`.
 
-    The words count regardless of the crawler that they name.
+    Words of `X-Robots-Tag` count regardless of the crawler that they name. `Content-Usage` is a draft of IETF's AIPREF.
     """
     words = {word for value in headers.get_all("X-Robots-Tag", []) for word in re.split(r"[,;:\s]+", value.lower())}
     values = ",".join(headers.get_all("tdm-reservation", []))  # proxies join repeated headers in this way
     reserved = any(value.strip(' \t"') == "1" for value in values.split(","))
-    return reserved or not words.isdisjoint(_NO_TRAINING)
+    usage = _TRAIN_AI.search(",".join(headers.get_all("Content-Usage", [])))
+    return reserved or usage is not None or not words.isdisjoint(_NO_TRAINING)
 
 
 class Downloader:

@@ -23,9 +23,17 @@ _XMP_HEADER = b"http://ns.adobe.com/xap/1.0/\0"
 _EXTENSION_HEADER = b"http://ns.adobe.com/xmp/extension/\0"  # followed by a name, the total length, and an offset
 _PNG_PROFILE = b"Raw profile type "  # ImageMagick's keyword for XMP, EXIF, or IPTC
 _TIFF_PACKETS, _TIFF_C2PA = (700, 34377), 52545  # XMP, and Photoshop's resources, which also contain XMP
-_GIF_XMP, _GIF_XMP_END, _GIF_C2PA = b"\x21\xff\x0bXMP DataXMP", b"\x01\xff\xfe", b"\x21\xff\x0bC2PA_GIF"
+_GIF_XMP = re.compile(rb"\x21\xff\x0bXMP DataXMP(.*?)(?:\x01\xff\xfe|\Z)", re.DOTALL)
+_GIF_C2PA = b"\x21\xff\x0bC2PA_GIF"
 
 _C2PA_BOX = bytes.fromhex("d8fec3d61b0e483c92975828877ec481")
+_XMP_BOX = bytes.fromhex("be7acfcb97a942e89c71999491e3afac")
+
+_PNG_TEXTS, _PNG_PIXELS = (b"iTXt", b"zTXt", b"tEXt"), (b"IDAT", b"fdAT")
+_WEBP_PIXELS = (b"VP8 ", b"VP8L", b"ALPH", b"ANMF")
+
+_ENCODED = b"DataMining PROHIBITED"
+"""Stands for XMP in an encoding that can't be decoded. Because in doubt, images count as opted out."""
 
 _NO_FILL = re.compile(rb"[^\xff]")
 
@@ -114,12 +122,12 @@ def _jpeg_segments(data: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def _in_png(data: bytes) -> Iterator[Part]:
-    """Read the chunks (PNG specification, section 5) that contain texts of any name or EXIF."""
+    """Read all chunks (PNG specification, section 5) but pixels, because XMP has been in chunks of several names."""
     room = MOST_XMP  # bytes left for inflated texts
     for kind, start, stop in islice(png_chunks(data), MOST_PARTS):
         if kind == b"caBX":
             yield "c2pa", b""
-        elif kind in (b"iTXt", b"zTXt", b"tEXt", b"eXIf"):
+        elif kind not in _PNG_PIXELS:
             packet = _png_packet(kind, data[start:stop], room)
             room -= len(packet) if kind in (b"iTXt", b"zTXt") else 0
             yield "xmp", packet
@@ -135,7 +143,7 @@ def png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
 
 
 def _png_packet(kind: bytes, content: bytes, room: int) -> bytes:
-    if kind == b"eXIf":
+    if kind not in _PNG_TEXTS:
         return content
     keyword, _, text = content.partition(b"\0")
     is_packed = kind == b"zTXt" or (kind == b"iTXt" and text[:1] == b"\1")
@@ -150,7 +158,7 @@ def _png_packet(kind: bytes, content: bytes, room: int) -> bytes:
 
 
 def _in_webp(data: bytes) -> Iterator[Part]:
-    """Read the RIFF chunks."""
+    """Read all RIFF chunks but pixels, because some software misspells the name of XMP."""
     position = 12
     for _ in range(MOST_PARTS):
         if position + 8 > len(data):
@@ -158,7 +166,7 @@ def _in_webp(data: bytes) -> Iterator[Part]:
         kind, length = struct.unpack_from("<4sI", data, position)
         if kind == b"C2PA":
             yield "c2pa", b""
-        elif kind in (b"XMP ", b"EXIF"):
+        elif kind not in _WEBP_PIXELS:
             yield "xmp", data[position + 8 : position + 8 + length]
         position += 8 + length + length % 2
 
@@ -186,19 +194,19 @@ def _in_gif(data: bytes) -> Iterator[Part]:
     """Find the application extensions. A packet is stored verbatim, and the trailer after it makes readers skip it."""
     if _GIF_C2PA in data:
         yield "c2pa", b""
-    start = data.find(_GIF_XMP)
-    if start >= 0:
-        start += len(_GIF_XMP)
-        end = data.find(_GIF_XMP_END, start)
-        yield "xmp", data[start : end if end >= 0 else len(data)]
+    for packet in islice(_GIF_XMP.finditer(data), MOST_PARTS):
+        yield "xmp", packet[1]
 
 
 def _in_boxes(data: bytes) -> Iterator[Part]:
-    """Read the items of HEIC and AVIF, and the C2PA box (C2PA specification, A.5)."""
-    if _C2PA_BOX in uuids(data):
-        yield "c2pa", b""
+    """Read the items of HEIC and AVIF, and the boxes of XMP (XMP, part 3) and C2PA (C2PA specification, A.5)."""
+    for kind, content in uuids(data):
+        if kind == _C2PA_BOX:
+            yield "c2pa", b""
+        elif kind == _XMP_BOX:
+            yield "xmp", content
     for packet in xmp_items(data, MOST_XMP):
-        yield "xmp", packet
+        yield "xmp", _ENCODED if packet is None else packet
 
 
 _CONTAINERS: tuple[tuple[bytes | tuple[bytes, ...], str, Callable[[bytes], Iterator[Part]]], ...] = (

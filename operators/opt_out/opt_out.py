@@ -258,7 +258,7 @@ _SETTINGS = {
 }
 
 _TRAINING_MINING = ("c2pa.training-mining", "cawg.training-mining")
-_JSON_LD = ("stds.iptc", "c2pa.metadata", "cawg.metadata")
+_JSON_LD = re.compile(r"stds\.|.*\.metadata(?:\.v\d+)?(?:__\d+)?$")  # C2PA's own, CAWG's, and those of other owners
 _NAMESPACES = {"plus": _PLUS[0], "tdm": _TDM[0]}
 
 
@@ -310,7 +310,7 @@ def _uses(store: Any) -> Iterator[tuple[str, str]]:
             # Labels may have a suffix: a number for another assertion of the same kind, or a version for a newer kind.
             if name.startswith(_TRAINING_MINING):
                 yield from _entries(content)
-            if name.startswith(_JSON_LD):
+            if _JSON_LD.match(name):
                 yield from _properties(content, _NAMESPACES | _mapping(content.get("@context")))
 
 

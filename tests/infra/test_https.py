@@ -181,6 +181,8 @@ def test_redirects_stay_on_their_host(server: HttpsServer) -> None:
         ({"X-Robots-Tag": "max-snippet:5, NoImageAI"}, True),
         ({"X-Robots-Tag": "somebot: noindex"}, True),
         ({"X-Robots-Tag": "nofollow"}, False),
+        ({"Content-Usage": "search=y, Train-AI=n"}, True),
+        ({"Content-Usage": "train-ai=y, bots=n"}, False),
         ({"tdm-reservation": " 1 ", "tdm-policy": "https://photos.example/policy.json"}, True),
         ({"tdm-reservation": "0"}, False),
         ({"tdm-reservation": "0, 1"}, True),  # joined by a proxy

@@ -2,11 +2,14 @@
 
 import struct
 import time
+import zlib
 
+import imagecodecs
 import numpy as np
 import pytest
 
 from segmint.operators.boxes import boxes, uuids, xmp_items
+from segmint.operators.opt_out.opt_out import opt_out
 from tests.support.bad_images import heic
 from tests.support.signed_images import image, packet
 
@@ -18,11 +21,10 @@ def box(name: bytes, content: bytes) -> bytes:
     return struct.pack(">I4s", len(content) + 8, name) + content
 
 
-def listed(places: bytes, items: int = 1, behind: bytes = b"") -> bytes:
-    """A file whose meta box lists XMP items 1 and on, at these places."""
-    entries = [
-        box(b"infe", b"\2\0\0\0" + struct.pack(">HH", n + 1, 0) + b"mime\0application/rdf+xml\0") for n in range(items)
-    ]
+def listed(places: bytes, items: int = 1, behind: bytes = b"", encoding: bytes = b"") -> bytes:
+    """A file whose meta box lists XMP items 1 and on, at these places and in this encoding."""
+    what = b"mime\0application/rdf+xml\0" + (encoding and encoding + b"\0")
+    entries = [box(b"infe", b"\2\0\0\0" + struct.pack(">HH", n + 1, 0) + what) for n in range(items)]
     names = box(b"iinf", bytes(4) + struct.pack(">H", items) + b"".join(entries))
     return box(b"ftyp", b"heic") + box(b"meta", bytes(4) + names + box(b"iloc", places) + behind)
 
@@ -35,7 +37,7 @@ def test_boxes_are_named_with_their_places() -> None:
         (b"wide", b"1234"),
         (b"last", b"rest"),
     ]
-    assert list(uuids(box(b"uuid", b"u" * 16 + b"content"))) == [b"u" * 16]
+    assert list(uuids(box(b"uuid", b"u" * 16 + b"content"))) == [(b"u" * 16, b"content")]
 
 
 def test_packets_are_found_in_files_and_inside_the_meta_box() -> None:
@@ -44,6 +46,29 @@ def test_packets_are_found_in_files_and_inside_the_meta_box() -> None:
     assert list(xmp_items(heic("photograph"), MOST)) == []
     inside = struct.pack(">4sBBHHHHHII", b"\1\0\0\0", 0x44, 0, 1, 1, 1, 0, 1, 0, len(XMP))
     assert list(xmp_items(listed(inside, behind=box(b"idat", XMP)), MOST)) == [XMP]
+
+
+@pytest.mark.parametrize("encoding", [b"compress_zlib", b"deflate", b"gzip", b"br"])
+def test_packets_in_an_encoding_are_decoded_or_count_as_opted_out(encoding: bytes) -> None:
+    """ISO/IEC 14496-12, 8.11.6.1; libheif writes `compress_zlib`, `deflate` and `br`."""
+    window = {b"compress_zlib": 15, b"deflate": -15, b"gzip": 31}
+    stored = imagecodecs.brotli_encode(XMP)
+    if encoding in window:
+        compressor = zlib.compressobj(wbits=window[encoding])
+        stored = compressor.compress(XMP) + compressor.flush()
+    place = struct.pack(">4sBBHHHHHII", b"\1\0\0\0", 0x44, 0, 1, 1, 1, 0, 1, 0, len(stored))
+    file = listed(place, behind=box(b"idat", stored), encoding=encoding)
+    assert list(xmp_items(file, MOST)) == [XMP if encoding in window else None]
+    found = opt_out(file)
+    assert found is not None
+    assert found.field == ("tdm:reservation" if encoding in window else "plus:DataMining")
+
+
+def test_a_packet_that_unpacks_to_too_much_is_not_unpacked_whole() -> None:
+    stored = zlib.compress(bytes(4 << 20), 1)
+    place = struct.pack(">4sBBHHHHHII", b"\1\0\0\0", 0x44, 0, 1, 1, 1, 0, 1, 0, len(stored))
+    (packet,) = xmp_items(listed(place, behind=box(b"idat", stored), encoding=b"deflate"), MOST)
+    assert len(packet) <= MOST
 
 
 @pytest.mark.parametrize("end", range(0, 300, 7))

@@ -6,6 +6,7 @@ import zlib
 import pytest
 
 from segmint.operators.opt_out.containers import MOST_XMP, Metadata, find_metadata
+from tests.support.bad_images import heic
 from tests.support.signed_images import MIME, image, packet, signed, training
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # Pillow's, of a damaged TIFF
@@ -61,10 +62,32 @@ def test_a_png_has_packets_in_texts_of_several_kinds() -> None:
         chunk(b"zTXt", b"Comment\0\0" + zlib.compress(XMP)),
         chunk(b"tEXt", b"Raw profile type APP1\0" + raw),
         chunk(b"eXIf", XMP),
+        chunk(b"tXMP", XMP),  # of an early draft of XMP; exiftool reads it, too
     ):
         assert find_metadata(in_png(text)) == Metadata((XMP,))
     assert find_metadata(in_png(chunk(b"tEXt", b"Comment\0a photograph"))) == Metadata()
     assert find_metadata(image("PNG", XMP, zipped=True)) == Metadata((XMP,))
+
+
+def test_the_misspelled_name_of_xmp_in_a_webp_is_known() -> None:
+    """ImageMagick and exiftool read this name, too."""
+    data = image("WEBP", XMP)
+    assert find_metadata(data.replace(b"XMP ", b"XMP\0", 1)) == Metadata((XMP,))
+
+
+def test_all_packets_of_a_gif_are_read() -> None:
+    silent, data = image("GIF", packet("<tdm:reservation>0</tdm:reservation>")), image("GIF", XMP)
+    block = data[data.index(b"\x21\xff\x0bXMP") : -1]
+    assert find_metadata(silent[:-1] + block + silent[-1:]).packets[1:] == (XMP,)
+
+
+@pytest.mark.parametrize("kind", ["AVIF", "HEIC"])
+def test_xmp_is_found_in_its_box_of_heic_and_avif(kind: str) -> None:
+    """XMP specification, part 3, has this box for all files of boxes; exiftool reads it in HEIC, too."""
+    data = heic("photograph") if kind == "HEIC" else image("AVIF")
+    uuid = bytes.fromhex("be7acfcb97a942e89c71999491e3afac")
+    assert find_metadata(data) == Metadata()
+    assert find_metadata(data + struct.pack(">I4s", len(XMP) + 24, b"uuid") + uuid + XMP) == Metadata((XMP,))
 
 
 @pytest.mark.parametrize("kind", MIME)

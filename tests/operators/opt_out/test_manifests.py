@@ -62,6 +62,9 @@ def test_xmp_as_json_is_read_in_each_assertion_that_contains_metadata() -> None:
         ("plus:DataMining", term),
         ("tdm:reservation", "1"),
     ]
+    assert values({"com.litware.metadata": {"@context": {"p": PLUS}, "p:DataMining": term}}) == [
+        ("plus:DataMining", term)
+    ]
     other = {"@context": {"plus": "https://example.org/"}, "plus:DataMining": term, "dc:creator": [{"@value": "Zoë"}]}
     assert values({"stds.iptc": other}) == []
 
