@@ -92,7 +92,7 @@ _NAMES = (  # every path below a dataset's root that segmint may put
     r"versions/[1-9]\d*\.(?:json|[0-9a-f]{16}\.sig)",
     r"annotations/(?:0|[1-9]\d{0,15})/[01]\.[1-9]\d{0,8}(?:\.return)?\.json",
     r"annotations/ratings/(?:0|[1-9]\d{0,15})/(?:0|[1-9]\d{0,15})\.[0-9a-f]{12}\.[1-9]\d{0,8}\.json",
-    r"report/(?:index\.html|README\.md|statistics\.parquet|(?:statistics|beside|ratings|croissant)\.json)",
+    r"report/(?:index\.html|README\.md|disclosure\.md|statistics\.parquet|(?:statistics|beside|ratings|croissant)\.json)",
     r"report/figures/(?:masks_per_image|funnel|countries|regions|income|licenses|providers|rejected)\.png",
     r"report/figures/(?:relative_size|concavity|scores|centers|labels)\.png",
 )

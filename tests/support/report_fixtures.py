@@ -1,10 +1,15 @@
 """Reports of datasets, made once; copy one to change it. Imports are deferred until a test needs them."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.support.parallel import made_once
+
+if TYPE_CHECKING:
+    from segmint.pipeline.quality.report.facts import Facts
+    from segmint.pipeline.quality.statistics.values import Statistics
 
 
 @pytest.fixture(scope="session")
@@ -13,6 +18,19 @@ def reported(tmp_path_factory: pytest.TempPathFactory) -> str:
     from tests.support.reported import write_reported
 
     return str(made_once(tmp_path_factory, "reported", lambda folder: write_reported(folder / "dataset")) / "dataset")
+
+
+@pytest.fixture(scope="session")
+def reported_facts(reported: str) -> "tuple[Statistics, Facts]":
+    """Its statistics and facts."""
+    from segmint.infra.storage.storage import Storage
+    from segmint.pipeline.quality.report.facts import gather_facts
+    from segmint.pipeline.quality.statistics.open_tables import open_tables
+    from segmint.pipeline.quality.statistics.statistics import compute_statistics
+    from tests.support.locations import location_of
+
+    with open_tables(location_of(reported)) as tables:
+        return compute_statistics(tables, 10), gather_facts(tables, Storage())
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""`segmint report`: write a page about a dataset with plots and numbers, a dataset card, and a Croissant file."""
+"""`segmint report`: write a page about a dataset with plots and numbers, a card, a disclosure, and a Croissant file."""
 
 from typing import Annotated
 
@@ -37,8 +37,8 @@ def report(
 ) -> None:
     """Write a page, a dataset card, and statistics.
 
-    The page contains the verdict, plots next to SA-1B's, and samples. A dataset card and a Croissant file go next to
-    it.
+    The page contains the verdict, plots next to SA-1B's, and samples. A dataset card, a disclosure of training data,
+    and a Croissant file go next to it.
     """
     from segmint.infra.storage.location import Location
     from segmint.pipeline.quality.audit.audit import AuditOptions

@@ -21,7 +21,32 @@ _SPECIAL = re.compile(r"[\\`*_\[\]|~$#!]")
 
 
 def card_markdown(audit: AuditReport, statistics: Statistics, facts: Facts, charts: Charts) -> str:
-    """Write the card as Markdown. All text from the data is escaped, so it can't be read as Markdown or HTML."""
+    """Write the card as Markdown. All text from the data is escaped."""
+    manifest = facts.manifest
+    body = (
+        markdown_templates()
+        .get_template("card.md.j2")
+        .render(
+            facts=facts,
+            manifest=manifest,
+            digest=digest_of(facts.version) if facts.version is not None else None,
+            rows=sum(part.rows for part in manifest.catalog) if manifest is not None else 0,
+            statistics=statistics,
+            credits=[credit for credit in facts.credits if credit.attribution or credit.provider],
+            build=facts.build,
+            rounds=describe_rounds(manifest.lineage) if manifest is not None else [],
+            privacy=audit.privacy if is_searched(audit.privacy) else None,
+            bundled=(bundled := [detector.name for detector in facts.detectors if detector.name and detector.bundled]),
+            recall=describe_recall(bundled),
+            funnel=charts.funnel.rows if charts.funnel else (),
+            gaps=_gaps(audit, statistics, facts),
+        )
+    )
+    return f"---\n{front_matter(facts)}---\n\n{body.strip()}\n"
+
+
+def markdown_templates() -> jinja2.Environment:
+    """Load the Markdown templates. They escape all text, so text from the data can't be read as Markdown or HTML."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(ASSETS),
         finalize=escaped,
@@ -29,23 +54,7 @@ def card_markdown(audit: AuditReport, statistics: Statistics, facts: Facts, char
         keep_trailing_newline=False,
     )
     environment.filters.update(FILTERS)
-    manifest = facts.manifest
-    body = environment.get_template("card.md.j2").render(
-        facts=facts,
-        manifest=manifest,
-        digest=digest_of(facts.version) if facts.version is not None else None,
-        rows=sum(part.rows for part in manifest.catalog) if manifest is not None else 0,
-        statistics=statistics,
-        credits=[credit for credit in facts.credits if credit.attribution or credit.provider],
-        build=facts.build,
-        rounds=describe_rounds(manifest.lineage) if manifest is not None else [],
-        privacy=audit.privacy if is_searched(audit.privacy) else None,
-        bundled=(bundled := [detector.name for detector in facts.detectors if detector.name and detector.bundled]),
-        recall=describe_recall(bundled),
-        funnel=charts.funnel.rows if charts.funnel else (),
-        gaps=_gaps(audit, statistics, facts),
-    )
-    return f"---\n{front_matter(facts)}---\n\n{body.strip()}\n"
+    return environment
 
 
 def front_matter(facts: Facts) -> str:

@@ -1,4 +1,4 @@
-"""Dataset description `croissant.json` (MLCommons Croissant 1.0) with file hashes and the tables' columns."""
+"""Dataset description `croissant.json` (MLCommons Croissant 1.1): hashed files, columns, lineage, and conditions."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -7,8 +7,10 @@ from typing import Any
 import pyarrow as pa
 
 from segmint.catalogs.attributions import license_url
-from segmint.catalogs.dataset.manifest import ModelTerms
+from segmint.catalogs.dataset.manifest import DatasetManifest, ModelTerms
 from segmint.catalogs.layout import DATA_KINDS
+from segmint.catalogs.lineage import TrainingRound
+from segmint.infra.wording import counted
 from segmint.operators.schemas import shard_schemas
 from segmint.pipeline.quality.report.facts import SAM, Facts
 
@@ -17,14 +19,18 @@ _FORMATS = {"tar": "application/x-tar", "parquet": "application/x-parquet"}
 _CONTEXT = {
     "@language": "en",
     "@vocab": "https://schema.org/",
+    "arrayShape": "cr:arrayShape",
+    "cc": "http://creativecommons.org/ns#",
     "citeAs": "cr:citeAs",
     "column": "cr:column",
     "conformsTo": "dct:conformsTo",
+    "containedIn": "cr:containedIn",
     "cr": "http://mlcommons.org/croissant/",
     "rai": "http://mlcommons.org/croissant/RAI/",
     "data": {"@id": "cr:data", "@type": "@json"},
     "dataType": {"@id": "cr:dataType", "@type": "@vocab"},
     "dct": "http://purl.org/dc/terms/",
+    "description": {"@container": "@language"},
     "equivalentProperty": "cr:equivalentProperty",
     "examples": {"@id": "cr:examples", "@type": "@json"},
     "extract": "cr:extract",
@@ -34,12 +40,16 @@ _CONTEXT = {
     "fileSet": "cr:fileSet",
     "format": "cr:format",
     "includes": "cr:includes",
+    "isArray": "cr:isArray",
     "isLiveDataset": "cr:isLiveDataset",
     "jsonPath": "cr:jsonPath",
     "key": "cr:key",
     "md5": "cr:md5",
+    "name": {"@container": "@language"},
+    "odrl": "http://www.w3.org/ns/odrl/2/",
     "parentField": "cr:parentField",
     "path": "cr:path",
+    "prov": "http://www.w3.org/ns/prov#",
     "recordSet": "cr:recordSet",
     "references": "cr:references",
     "regex": "cr:regex",
@@ -52,7 +62,11 @@ _CONTEXT = {
     "subField": "cr:subField",
     "transform": "cr:transform",
 }
-"""JSON-LD context from the Croissant 1.0 specification."""
+"""JSON-LD context of Croissant 1.1 as mlcroissant writes it, and the vocabularies of lineage and conditions."""
+
+_DUTIES = {"BY": "odrl:attribute", "SA": "cc:ShareAlike"}
+_PROHIBITIONS = {"NC": "cc:CommercialUse", "ND": "cc:DerivativeWorks"}
+"""Actions that a Creative Commons license demands or forbids, by the part of its identifier that says so."""
 
 _KINDS = {"images": "One row per image.", "masks": "One row per mask.", "rejects": "One row per rejected image."}
 
@@ -74,7 +88,7 @@ def croissant_json(facts: Facts, root: str) -> bytes:
     value = {
         "@context": _CONTEXT,
         "@type": "sc:Dataset",
-        "conformsTo": "http://mlcommons.org/croissant/1.0",
+        "conformsTo": "http://mlcommons.org/croissant/1.1",
         "name": facts.name,
         "description": (
             f"{facts.images:,} licensed photographs with {facts.masks:,} SA-1B-style segmentation masks, "
@@ -82,6 +96,16 @@ def croissant_json(facts: Facts, root: str) -> bytes:
             + "".join(f" The {segmenter} added masks." for segmenter in adding)
         ),
         "license": [license_url(license) or license for license, _ in facts.licenses if license] or ["unknown"],
+        "usageInfo": [*_conditions(facts), *_model_conditions(terms)],
+        "prov:wasDerivedFrom": [
+            _entity("prov:Entity", f"Catalog of {part.rows:,} rows", part.source_sha256) for part in manifest.catalog
+        ],
+        "prov:wasGeneratedBy": {
+            "@type": "prov:Activity",
+            "prov:label": "segmint build",
+            "prov:wasAssociatedWith": _entity("prov:SoftwareAgent", f"segmint {manifest.code_version}"),
+            "prov:used": list(_weights(manifest)),
+        },
         "isBasedOn": {
             "@type": "sc:SoftwareApplication",
             "name": manifest.weights.name,
@@ -93,9 +117,67 @@ def croissant_json(facts: Facts, root: str) -> bytes:
         "dateCreated": manifest.policy_date.isoformat(),
         "keywords": ["image segmentation", "mask generation", *([maker] if maker == SAM else []), "SA-1B"],
         "distribution": [*_files(facts, root), *_file_sets(facts)],
-        "recordSet": [*(_records(kind, schemas[kind]) for kind in ("images", "masks")), *_photographs(facts)],
+        "recordSet": [
+            _records("images", schemas["images"]),
+            {**_records("masks", schemas["masks"]), "prov:wasAttributedTo": list(_mask_makers(facts))},
+            *_photographs(facts),
+        ],
     }
     return json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+
+
+def _conditions(facts: Facts) -> Iterator[dict[str, Any]]:
+    """Describe the conditions of each Creative Commons license in ODRL, as Croissant 1.1 recommends."""
+    for license, images in facts.licenses:
+        parts = (license or "").split("-")
+        if parts[0] != "CC":
+            continue
+        offer: dict[str, Any] = {
+            "@type": ["CreativeWork", "odrl:Offer"],
+            "name": license,
+            "description": f"Conditions of the license of {counted(images, 'image')}.",
+            "url": license_url(license),
+        }
+        duties = [{"odrl:action": {"@id": action}} for part, action in _DUTIES.items() if part in parts]
+        prohibitions = [{"odrl:action": {"@id": action}} for part, action in _PROHIBITIONS.items() if part in parts]
+        if duties:
+            offer["odrl:permission"] = {"odrl:action": {"@id": "odrl:use"}, "odrl:duty": duties}
+        if prohibitions:
+            offer["odrl:prohibition"] = prohibitions
+        if duties or prohibitions:
+            yield offer
+
+
+def _model_conditions(terms: ModelTerms) -> Iterator[dict[str, Any]]:
+    if terms.terms is not None:
+        yield {"@type": "CreativeWork", "name": "Terms of the model that made the masks", "text": terms.terms}
+
+
+def _entity(kind: str, label: str, sha256: str | None = None) -> dict[str, Any]:
+    """Describe something that PROV-O knows. Its hash is also its `@id`, by which others refer to it."""
+    known = {} if sha256 is None else {"@id": f"urn:sha256:{sha256}", "identifier": f"sha256:{sha256}"}
+    return {"@type": kind, "prov:label": label, **known}
+
+
+def _weights(manifest: DatasetManifest) -> Iterator[dict[str, Any]]:
+    """Describe the weights that made the masks, and those from which they were trained, with the training datasets."""
+    before: list[dict[str, Any]] = []
+    for link in manifest.lineage or (TrainingRound(weights=manifest.weights.sha256, name=manifest.weights.name),):
+        weights = _entity("prov:Entity", link.name, link.weights)
+        datasets = [_entity("prov:Entity", each.name, each.digest) for each in link.datasets]
+        if datasets or before:
+            weights["prov:wasDerivedFrom"] = [*datasets, *before]
+        yield weights
+        before = [{"@id": weights["@id"]}]
+
+
+def _mask_makers(facts: Facts) -> Iterator[dict[str, Any]]:
+    build = facts.build
+    yield _entity("prov:SoftwareAgent", SAM if build is None else build.segmenter or build.maker)
+    for segmenter in () if build is None else build.adding:
+        yield _entity("prov:SoftwareAgent", segmenter)
+    if facts.people:
+        yield _entity("prov:Agent", "Annotators")
 
 
 def _files(facts: Facts, root: str) -> Iterator[dict[str, Any]]:
@@ -180,8 +262,10 @@ def _photographs(facts: Facts) -> Iterator[dict[str, Any]]:
 def _field(identifier: str, column: str, kind: pa.DataType, file_set: str, path: str = "") -> dict[str, Any]:
     """Describe a column, or the value at the JSONPath `path` inside it, as a field."""
     field: dict[str, Any] = {"@type": "cr:Field", "@id": identifier, "name": identifier}
+    depth = 0
     while pa.types.is_list(kind):
-        field["repeated"] = True
+        depth += 1
+        field.update(isArray=True, arrayShape=",".join(["-1"] * depth))
         kind = kind.value_type
         path = f"{path or '$'}[*]" if pa.types.is_struct(kind) else path
     if pa.types.is_struct(kind):

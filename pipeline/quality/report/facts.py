@@ -11,7 +11,7 @@ from segmint.catalogs.dataset.mask_labels import MODEL
 from segmint.catalogs.dataset.redaction_totals import RedactionTotals
 from segmint.catalogs.dataset.tables import DatasetTables
 from segmint.catalogs.dataset.tombstones import read_tombstones, removed_images
-from segmint.catalogs.dataset.versions.record import VersionName, name_now
+from segmint.catalogs.dataset.versions.record import Version, VersionName, latest_version, name_now
 from segmint.infra.assets.known import known_license
 from segmint.infra.storage.storage import Storage
 from segmint.operators.prepare.deidentify import BUNDLED_DETECTORS, NO_DETECTOR
@@ -28,6 +28,12 @@ WHERE label IS NOT NULL GROUP BY name ORDER BY name"""
 _PROMPTS = """
 SELECT prompt.kind AS name, count(DISTINCT annotation_id) AS masks
 FROM (SELECT annotation_id, unnest(prompts) AS prompt FROM masks) GROUP BY name ORDER BY name"""
+_FILLED = """
+SELECT count(attribution) AS attributions, count(source_url) AS pages, count(annotator) AS annotators FROM images"""
+_DOMAINS = rf"""
+SELECT lower(regexp_extract(source_url, '(?i)^https?://(?:[^/?#@]*@)?([^/?#:]+)', 1)) AS domain, count(*) AS images,
+  count(*) OVER () AS total
+FROM images GROUP BY domain HAVING domain <> '' ORDER BY images DESC, domain LIMIT {_CREDITS_SHOWN}"""
 _ANNOTATED = "SELECT count(*) FROM images WHERE submission IS NOT NULL OR annotator IS NOT NULL"
 
 
@@ -97,6 +103,7 @@ class BuildFacts:
     model: ModelTerms  # license and terms of the model that made the masks
     segmenter: str | None = None  # the segmenter that made the masks, and its settings; None: SAM made them
     adding: tuple[str, ...] = ()  # segmenters that added masks to them
+    respects_opt_out: bool | None = None
 
     @property
     def maker(self) -> str:
@@ -139,6 +146,10 @@ class Facts:
     agreement: AnnotatorAgreement | None = None  # between two people who annotated the same images
     study: PrivacyScore | None = None  # what detectors missed, according to people, if the report includes a study
     ratings: Ratings | None = None  # human ratings of masks
+    recorded: Version | None = None  # the version that records the dataset's state
+    domains: tuple[tuple[str, int], ...] = ()  # of source pages, with image counts, most frequent first
+    domains_total: int = 0
+    filled: Mapping[str, int] = field(default_factory=dict)  # images with a value: attributions, pages, annotators
     reused: str = ""  # a sentence, if the report shows an earlier audit
 
     @property
@@ -165,11 +176,15 @@ def gather_facts(tables: DatasetTables, storage: Storage) -> Facts:
     manifest = load_manifest(tables.location) if tables.kind == "segmint" else None
     commits = tuple(CommitLog(tables.location).read_all()) if manifest is not None else ()
     credits_total, found = _credits(tables)
+    version = name_now(tables.location) if manifest is not None else None
+    is_recorded = version is not None and version.number is not None
+    domains = tables.query(_DOMAINS).to_pylist()
     return Facts(
         name=name_of(manifest, tables.location.uri),
         kind=tables.kind,
         manifest=manifest,
-        version=name_now(tables.location) if manifest is not None else None,
+        version=version,
+        recorded=latest_version(tables.location) if is_recorded else None,
         build=_build(manifest) if manifest is not None else None,
         commits=commits,
         images=_number(tables, "SELECT count(*) FROM images"),
@@ -187,6 +202,9 @@ def gather_facts(tables: DatasetTables, storage: Storage) -> Facts:
         people=_people(tables) if manifest is not None else (),
         labels=_masks_by_name(tables, _LABELS) if manifest is not None else {},
         prompts=_masks_by_name(tables, _PROMPTS) if manifest is not None else {},
+        domains=tuple((row["domain"], row["images"]) for row in domains),
+        domains_total=domains[0]["total"] if domains else 0,
+        filled=tables.query(_FILLED).to_pylist()[0] if manifest is not None else {},
         annotated=_number(tables, _ANNOTATED) if manifest is not None else 0,
         ratings=measure_ratings(tables) if manifest is not None else None,
         agreement=measure_agreement(tables.location) if manifest is not None else None,
@@ -196,7 +214,7 @@ def gather_facts(tables: DatasetTables, storage: Storage) -> Facts:
 def _build(manifest: DatasetManifest) -> BuildFacts:
     license, release, masks = (manifest.config.get(part) or {} for part in ("license", "release", "masks"))
     stages = manifest.config.get("stages", {}).values()
-    allowed = license.get("allow")
+    allowed, respects = license.get("allow"), license.get("respect_opt_out")
     return BuildFacts(
         allowed=tuple(each for each in allowed if isinstance(each, str)) if isinstance(allowed, list) else (),
         require_redistributable=bool(license.get("require_redistributable")),
@@ -213,6 +231,7 @@ def _build(manifest: DatasetManifest) -> BuildFacts:
         model=manifest.segmenter or ModelTerms(license=known_license(manifest.weights.sha256)),
         segmenter=_describe_segmenter(manifest.config["segmenter"]) if "segmenter" in manifest.config else None,
         adding=tuple(_describe_segmenter(stage) for stage in stages if "filters" in stage),
+        respects_opt_out=respects if isinstance(respects, bool) else None,
     )
 
 

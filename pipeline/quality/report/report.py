@@ -1,4 +1,4 @@
-"""Writer of `segmint report`: a page, plots, numbers, a dataset card, and a Croissant file."""
+"""Writer of `segmint report`: a page, plots, numbers, a dataset card, a disclosure, and a Croissant file."""
 
 import hashlib
 import json
@@ -34,6 +34,7 @@ from segmint.pipeline.quality.report.card import card_markdown
 from segmint.pipeline.quality.report.charts import charts_of
 from segmint.pipeline.quality.report.comparison import comparison_line, measure_comparison
 from segmint.pipeline.quality.report.croissant import croissant_json
+from segmint.pipeline.quality.report.disclosure import disclosure_markdown
 from segmint.pipeline.quality.report.facts import Facts, gather_facts
 from segmint.pipeline.quality.report.figures import draw_figures
 from segmint.pipeline.quality.report.findings import images_of
@@ -156,6 +157,7 @@ def write_report(
     if facts.ratings is not None:
         files["ratings.json"] = _json(json_value(facts.ratings))
     if facts.manifest is not None:
+        files["disclosure.md"] = disclosure_markdown(audit, statistics, facts).encode()
         files["croissant.json"] = croissant_json(facts, path_to_dataset(str(folder), str(dataset)))
     for name, data in files.items():
         (folder / name).put(data)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import shutil
 from dataclasses import replace
 from html import unescape
@@ -31,7 +32,7 @@ from tests.support.locations import location_of
 from tests.support.reported import ATTRIBUTION, IMAGE_ID, QUICK, SCRIPT
 from tests.support.statistics import audit_of
 
-FILES = {"README.md", "croissant.json", "index.html", "statistics.json", "statistics.parquet"}
+FILES = {"README.md", "croissant.json", "disclosure.md", "index.html", "statistics.json", "statistics.parquet"}
 FIGURES = {"masks_per_image", "relative_size", "concavity", "centers", "scores", "licenses", "rejected"}
 
 
@@ -200,6 +201,11 @@ def test_an_audit_of_another_version_is_refused(dataset: Path, tmp_path: Path) -
     assert f"SHA-256 {now} (version 1)" in parse_page((tmp_path / "report" / "index.html").read_text()).text
     assert f"| Version digest | SHA-256 {now} (version 1) |" in (tmp_path / "report" / "README.md").read_text()
     assert json.loads((tmp_path / "report" / "croissant.json").read_text())["version"] == "1.0.0"
+    assert re.search(r"by 20\d\d-\d\d-\d\d, the date of version 1 \(redact\)", disclosure_in(tmp_path / "report"))
+
+
+def disclosure_in(folder: Path) -> str:
+    return (folder / "disclosure.md").read_text(encoding="utf-8")
 
 
 def redact_first(dataset: Path, folder: Path) -> None:
@@ -237,7 +243,7 @@ def test_data_of_somebody_else_is_measured_once_and_findings_lead_to_their_image
     storage = RecordingStorage()
     report = write_report(Location(storage, str(data)), location_of(tmp_path / "report"), options=QUICK)
     assert digests(data) == before
-    assert "croissant.json" not in report.files
+    assert not {"croissant.json", "disclosure.md"}.intersection(report.files)
     jsons = sorted(path.name for path in data.glob("*.json"))
     assert sorted(name for name in storage.names if name.endswith(".json")) == jsons
     page = parse_page((tmp_path / "report" / "index.html").read_text())
