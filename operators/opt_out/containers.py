@@ -23,8 +23,7 @@ _XMP_HEADER = b"http://ns.adobe.com/xap/1.0/\0"
 _EXTENSION_HEADER = b"http://ns.adobe.com/xmp/extension/\0"  # followed by a name, the total length, and an offset
 _PNG_PROFILE = b"Raw profile type "  # ImageMagick's keyword for XMP, EXIF, or IPTC
 _TIFF_PACKETS, _TIFF_C2PA = (700, 34377), 52545  # XMP, and Photoshop's resources, which also contain XMP
-_GIF_XMP = re.compile(rb"\x21\xff\x0bXMP DataXMP(.*?)(?:\x01\xff\xfe|\Z)", re.DOTALL)
-_GIF_C2PA = b"\x21\xff\x0bC2PA_GIF"
+_GIF_XMP, _GIF_XMP_END, _GIF_C2PA = b"\x21\xff\x0bXMP DataXMP", b"\x01\xff\xfe", b"\x21\xff\x0bC2PA_GIF"
 
 _C2PA_BOX = bytes.fromhex("d8fec3d61b0e483c92975828877ec481")
 _XMP_BOX = bytes.fromhex("be7acfcb97a942e89c71999491e3afac")
@@ -194,8 +193,8 @@ def _in_gif(data: bytes) -> Iterator[Part]:
     """Find the application extensions. A packet is stored verbatim, and the trailer after it makes readers skip it."""
     if _GIF_C2PA in data:
         yield "c2pa", b""
-    for packet in islice(_GIF_XMP.finditer(data), MOST_PARTS):
-        yield "xmp", packet[1]
+    for part in data.split(_GIF_XMP, MOST_PARTS)[1:]:
+        yield "xmp", part.partition(_GIF_XMP_END)[0]
 
 
 def _in_boxes(data: bytes) -> Iterator[Part]:
