@@ -70,7 +70,7 @@ def test_a_png_has_packets_in_texts_of_several_kinds() -> None:
 
 
 def test_the_misspelled_name_of_xmp_in_a_webp_is_known() -> None:
-    """ImageMagick and exiftool read this name, too."""
+    """ImageMagick reads this name, too."""
     data = image("WEBP", XMP)
     assert find_metadata(data.replace(b"XMP ", b"XMP\0", 1)) == Metadata((XMP,))
 
