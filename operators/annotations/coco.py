@@ -194,15 +194,25 @@ def _rle(segmentation: Any, image: AnnotatedImage, contours: bool) -> CocoRle:
         raise UnreadableMaskError(
             f"it is a polygon in {image.other[1]} x {image.other[0]} pixels, but its image is {size[1]} x {size[0]}"
         )
+    return fill_polygons(segmentation, size, contours)
+
+
+def fill_polygons(polygons: Sequence[Any], size: Size, contours: bool = False) -> CocoRle:
+    """Return the mask (height, width) that a mask's polygons cover, after the checks of `usable_polygons`.
+
+    Coordinates x, y, x, y, … lie between pixels: pixel (0, 0) extends from corner (0, 0) to (1, 1). pycocotools decides
+    which pixels are inside: those whose centers are, within a fifth of a pixel. Where a polygon encloses an area twice,
+    the area is outside. With `contours`, the points are pixels instead, and OpenCV also paints the polygon's border.
+    """
     check_pixels(size)
-    polygons = usable_polygons(segmentation, size)
+    usable = usable_polygons(polygons, size)
     if contours:
         import cv2
 
         mask = np.zeros(size, np.uint8)
-        cv2.fillPoly(mask, [np.asarray(points, np.int32).reshape(-1, 2) for points in polygons], 1)
+        cv2.fillPoly(mask, [np.asarray(points, np.int32).reshape(-1, 2) for points in usable], 1)
         return encode_mask(mask)
-    merged = coco.merge(coco.frPyObjects([[float(value) for value in polygon] for polygon in polygons], *size))
+    merged = coco.merge(coco.frPyObjects([[float(value) for value in polygon] for polygon in usable], *size))
     return {"size": list(size), "counts": merged["counts"]}
 
 
