@@ -1,40 +1,29 @@
 """Reader of YOLO's segmentation labels: one text file per image, with a class and a polygon in each line."""
 
-import hashlib
-import itertools
-import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
 from PIL import Image
 
-from segmint.catalogs.layout import MOST_MEMBER_BYTES
-from segmint.infra.errors import UsageError
-from segmint.infra.storage.errors import ObjectTooLargeError
 from segmint.infra.storage.location import Location
 from segmint.operators.annotations.boxes import read_yolo_settings
 from segmint.operators.annotations.coco import fill_polygons
-from segmint.operators.annotations.image import (
-    AnnotatedImage,
-    AnnotatedMask,
-    CocoRle,
-    Size,
-    UnreadableMaskError,
-    label_text,
-)
-from segmint.operators.prompts import TOLERANCE
+from segmint.operators.annotations.folder import read_files
+from segmint.operators.annotations.image import AnnotatedImage, AnnotatedMask, Size, UnreadableMaskError, label_text
+from segmint.operators.prepare.ingest import upright_size
 
-_LABELS, _IMAGES = "labels", "images"
+SETTINGS = "data.yaml"
+
+LEFT_OUT = "left_out.csv"
+"""File of an export that lists masks without a suitable polygon."""
+
 _PICTURES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
-_MOST_DIGITS = 9
-_ORIENTATION, _SIDEWAYS = 0x0112, (5, 6, 7, 8)
-_UNREADABLE = (OSError, ValueError, SyntaxError, LookupError, TypeError, struct.error, Image.DecompressionBombError)
 
 
 def is_yolo(names: Sequence[str]) -> bool:
-    """Return whether a folder with files of these names has YOLO's layout: a YAML file beside folders of labels."""
-    return bool(_settings_among(names)) and any(map(_is_label_file, names))
+    """Return whether a folder with files of these names has YOLO's layout: `data.yaml` and folders of labels."""
+    return SETTINGS in names and any(map(_is_label_file, names))
 
 
 def read_yolo_folder(
@@ -42,38 +31,29 @@ def read_yolo_folder(
 ) -> Iterator[AnnotatedImage]:
     """Yield an image for each file `….txt` in the folders `labels`, sorted by file name.
 
-    The YAML file in `folder` contains the names of the classes. An image's name and size are those of its picture,
-    which has the same path in `images`. `size_of` maps an image's name to its (height, width) in a dataset, or to None
-    if unknown, and overrides that size, because coordinates are shares of the sides. A picture of another shape may
-    have been cropped, so its image is unreadable. `add_to_hash` is called with each file's name and hash.
+    `data.yaml` contains the names of the classes. An image's name and size are those of its picture, which has the same
+    path in `images`. Without a picture, its size is that of `size_of`, a function that maps names to (height, width),
+    or to None if unknown. Masks that an export of segmint left out are unreadable. `add_to_hash` is called with each
+    file's name and hash.
 
-    Raises `UsageError` if there isn't exactly one YAML file, or if it doesn't name the classes.
+    Raises `UsageError` if `data.yaml` doesn't name the classes.
     """
     names = sorted(found.name for found in folder.walk())
-    settings = _settings_among(names)
-    if len(settings) != 1:
-        found = f"found {', '.join(settings)}" if settings else "found none"
-        raise UsageError(
-            f"{folder}: expected one YAML file with the names of YOLO's classes, such as data.yaml; {found}"
-        )
-    about = read_yolo_settings(folder / settings[0])
-    add_to_hash(f"{settings[0]} {(folder / settings[0]).sha256()}\n".encode())
+    settings = read_yolo_settings(folder / SETTINGS)
+    is_ours = "segmint" in settings
+    left_out = (folder / LEFT_OUT).read().decode() if is_ours and LEFT_OUT in names else ""
     pictures = {str(PurePosixPath(name).with_suffix("")): name for name in names if name.lower().endswith(_PICTURES)}
-    for name in filter(_is_label_file, names):
-        try:
-            data = (folder / name).read(max_bytes=MOST_MEMBER_BYTES)
-        except ObjectTooLargeError as error:
-            yield AnnotatedImage(name, None, None, unreadable=[f"the file: {error}"])
+    for name, data in read_files(folder, filter(_is_label_file, names), add_to_hash):
+        if isinstance(data, AnnotatedImage):
+            yield data
             continue
-        add_to_hash(f"{name} {hashlib.sha256(data).hexdigest()}\n".encode())
-        picture = pictures.get(_picture_stem(name))
-        own = None if picture is None else _picture_size(folder / picture)
-        size = size_of(picture or name)
-        if own is not None and size is not None and not _is_same_shape(own, size):
-            shapes = f"its picture is {own[1]} x {own[0]} pixels, but its image is {size[1]} x {size[0]}"
-            yield AnnotatedImage(picture or name, None, size, unreadable=[f"the labels: {shapes}, another shape"])
-            continue
-        yield read_yolo_labels(data, picture or name, size or own, about["names"], "segmint" in about)
+        parents, _, stem = name.removesuffix(".txt").rpartition("labels/")
+        picture = pictures.get(f"{parents}images/{stem}")
+        size = size_of(name) if picture is None else _picture_size(folder / picture)
+        image = read_yolo_labels(data, picture or name, size, settings["names"], is_ours)
+        if f"\n{stem}.jpg," in left_out:
+            image.unreadable.append(f"{LEFT_OUT} lists masks that aren't in its labels")
+        yield image
 
 
 def read_yolo_labels(
@@ -87,65 +67,31 @@ def read_yolo_labels(
     listed and skipped.
     """
     image = AnnotatedImage(name, None, size)
+    names = {str(number): label_text(str(label)) for number, label in labels.items()}
     for number, line in enumerate(data.decode("utf-8-sig", "replace").splitlines(), 1):
-        fields = line.split()
-        if not fields:
+        if not line.strip():
             continue
+        kind, *shares = line.split()
         try:
-            label = _class_name(fields[0], labels)
-            rle = _mask(fields[1:], size, through_centers)
-        except UnreadableMaskError as error:
+            if kind not in names:
+                raise UnreadableMaskError(f"found the class {kind!r:.40}, which has no name")
+            rle = fill_polygons([[float(share) for share in shares]], size, through_centers, whole=1)
+        except ValueError as error:
             image.unreadable.append(f"line {number}: {error}")
             continue
-        image.masks.append(AnnotatedMask(rle, label=label, polygon=True))
+        image.masks.append(AnnotatedMask(rle, label=names[kind], polygon=True))
     return image
 
 
-def _class_name(text: str, labels: Mapping[int, Any]) -> str | None:
-    if not text.isdecimal() or len(text) > _MOST_DIGITS or int(text) not in labels:
-        raise UnreadableMaskError(f"found the class {text!r:.40}, which has no name")
-    return label_text(str(labels[int(text)]))
-
-
-def _mask(fields: Sequence[str], size: Size | None, through_centers: bool) -> CocoRle:
-    if len(fields) in (4, 5):
-        raise UnreadableMaskError("it has a box but no mask")
-    if size is None:
-        raise UnreadableMaskError("neither the dataset nor a picture gives the size of its image")
-    try:
-        shares = [float(field) for field in fields]
-    except ValueError as error:
-        raise UnreadableMaskError(f"a coordinate isn't a number: {error}") from error
-    sides = itertools.cycle(reversed(size))
-    return fill_polygons([[share * side for share, side in zip(shares, sides, strict=False)]], size, through_centers)
-
-
-def _settings_among(names: Sequence[str]) -> list[str]:
-    return [name for name in names if "/" not in name and name.lower().endswith((".yaml", ".yml"))]
-
-
 def _is_label_file(name: str) -> bool:
-    return name.endswith(".txt") and _LABELS in PurePosixPath(name).parts[:-1]
-
-
-def _picture_stem(name: str) -> str:
-    """Return the path of a label file's picture, without its ending: YOLO replaces the last folder `labels`."""
-    parts = list(PurePosixPath(name).with_suffix("").parts)
-    parts[max(place for place, part in enumerate(parts[:-1]) if part == _LABELS)] = _IMAGES
-    return str(PurePosixPath(*parts))
+    return name.endswith(".txt") and "/labels/" in f"/{name}"
 
 
 def _picture_size(file: Location) -> Size | None:
     """Return the (height, width) of an upright picture, or None if it can't be read."""
     try:
         with file.open() as stream, Image.open(stream) as picture:
-            width, height = picture.size
-            is_sideways = picture.getexif().get(_ORIENTATION) in _SIDEWAYS
-    except _UNREADABLE:
+            width, height = upright_size(picture)
+            return height, width
+    except (OSError, ValueError, Image.DecompressionBombError):
         return None
-    return (width, height) if is_sideways else (height, width)
-
-
-def _is_same_shape(one: Size, other: Size) -> bool:
-    ratio = one[0] * other[1] / (one[1] * other[0])
-    return max(ratio, 1 / ratio) <= 1 + TOLERANCE

@@ -20,6 +20,7 @@ def main(dataset: str, expected: str) -> None:
         records = tuple(records_of(sample.masks, sample.image.shape[:2])) if len(masks) else ()
         found = ImageMasks(records, Funnel(), sample.image).to_supervision()
         tally.require(len(found) == len(masks), f"image {sample.id}: {len(found)} masks")
+        tally.require(isinstance(found.mask, supervision.CompactMask), f"image {sample.id}: {type(found.mask)}")
         for number, mask in enumerate(masks):
             tally.compare(f"mask {number} of image {sample.id}", found.mask[number], mask)
         annotated = supervision.MaskAnnotator().annotate(sample.image.copy(), found) if len(found) else sample.image

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from segmint.infra.errors import UsageError
+from segmint.infra.storage.errors import NotFoundError
 from segmint.operators.annotations.yolo import is_yolo, read_yolo_folder, read_yolo_labels
 from tests.support.locations import location_of
 
@@ -41,12 +42,12 @@ def test_what_a_polygon_encloses_twice_is_outside() -> None:
 @pytest.mark.parametrize(
     ("line", "why"),
     [
-        ("1 0.5 0.5 0.2 0.2", "it has a box but no mask"),
-        ("1 0.5 0.5 0.2 0.2 0.9", "it has a box but no mask"),
+        ("1 0.5 0.5 0.2 0.2", "none of its polygons"),
+        ("1 0.5 0.5 0.2 0.2 0.9", "one of its polygons"),
         ("2 0.1 0.1 0.5 0.1 0.5 0.5", "found the class '2', which has no name"),
         ("-1 0.1 0.1 0.5 0.1 0.5 0.5", "found the class '-1', which has no name"),
         (f"{'9' * 5000} 0.1 0.1", "found the class '999"),
-        ("1 0.1 0.1 0.5 0.1 0.5 x", "a coordinate isn't a number"),
+        ("1 0.1 0.1 0.5 0.1 0.5 x", "could not convert string to float: 'x'"),
         ("1 0.1 0.1 0.5 0.1 0.5 nan", "a polygon has the coordinate nan"),
         ("1 0.1 0.1 0.5 0.1 0.5 0.5 0.6", "one of its polygons is not a list x, y, x, y"),
         ("1 0.1 0.1", "none of its polygons"),
@@ -62,7 +63,7 @@ def test_a_line_that_cannot_be_read_costs_no_other(line: str, why: str) -> None:
 
 
 def test_a_folder_is_read_with_the_names_and_sizes_of_its_pictures(tmp_path: Path) -> None:
-    for name in ("labels/train/sa_1.txt", "labels/train/wide.txt", "labels/labels/tall.txt", "labels/cropped.txt"):
+    for name in ("labels/train/sa_1.txt", "labels/train/wide.txt", "labels/labels/tall.txt"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(f"{SQUARE}\n")
     (tmp_path / "labels/empty.txt").write_text("")
@@ -74,44 +75,34 @@ def test_a_folder_is_read_with_the_names_and_sizes_of_its_pictures(tmp_path: Pat
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.new("RGB", (40, 30)).save(tmp_path / "labels/images/tall.jpg", exif=exif)
-    Image.new("RGB", (40, 40)).save(tmp_path / "images/cropped.jpg")
     Image.new("RGB", (40, 30)).save(tmp_path / "train.jpg")  # not in `images`
     (tmp_path / "images/empty.jpg").write_bytes(b"not a picture")
     assert is_yolo([path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")])
     assert not is_yolo(["data.yaml", "sa_1.txt"])
     assert not is_yolo(["labels/sa_1.txt"])
     hashed = hashlib.sha256()
-    sizes = {"labels/train/sa_1.txt": SIZE, "images/cropped.jpg": SIZE, "images/train/wide.PNG": SIZE}
+    sizes = {"labels/train/sa_1.txt": SIZE, "labels/train/wide.txt": SIZE}
     found = {image.name: image for image in read_yolo_folder(location_of(tmp_path), hashed.update, sizes.get)}
-    assert {name: (image.size, len(image.masks)) for name, image in found.items()} == {
-        "images/cropped.jpg": (SIZE, 0),
-        "images/empty.jpg": (None, 0),
-        "labels/images/tall.jpg": ((40, 30), 1),
-        "labels/train/sa_1.txt": (SIZE, 1),
-        "images/train/wide.PNG": (SIZE, 1),  # the dataset's size; the picture has the same shape
+    assert {name: (image.size, len(image.masks), image.unreadable) for name, image in found.items()} == {
+        "images/empty.jpg": (None, 0, []),
+        "labels/images/tall.jpg": ((40, 30), 1, []),
+        "labels/train/sa_1.txt": (SIZE, 1, []),
+        "images/train/wide.PNG": ((60, 80), 1, []),
     }
-    assert found["images/cropped.jpg"].unreadable == [
-        "the labels: its picture is 40 x 40 pixels, but its image is 40 x 30, another shape"
-    ]
-    assert found["images/empty.jpg"].unreadable == []
     (tmp_path / "labels/train/sa_1.txt").write_text("")
     again = hashlib.sha256()
-    assert len(list(read_yolo_folder(location_of(tmp_path), again.update))) == 5
+    assert len(list(read_yolo_folder(location_of(tmp_path), again.update))) == 4
     assert again.digest() != hashed.digest()
 
 
 def test_without_a_size_a_label_is_unreadable_and_without_names_the_folder(tmp_path: Path) -> None:
     (tmp_path / "labels").mkdir()
     (tmp_path / "labels/a.txt").write_text(SQUARE)
-    with pytest.raises(UsageError, match=r"expected one YAML file .*; found none"):
+    with pytest.raises(NotFoundError):
         list(read_yolo_folder(location_of(tmp_path), len))
     (tmp_path / "data.yaml").write_text("names: {0: object, 1: cup}\n")
     (image,) = read_yolo_folder(location_of(tmp_path), len)
-    assert image.unreadable == ["line 1: neither the dataset nor a picture gives the size of its image"]
-    (tmp_path / "other.yml").write_text("names: [a]\n")
-    with pytest.raises(UsageError, match=r"found data\.yaml, other\.yml"):
-        list(read_yolo_folder(location_of(tmp_path), len))
-    (tmp_path / "other.yml").unlink()
+    assert image.unreadable == ["line 1: it is a polygon, but the file has no height and width for its image"]
     (tmp_path / "data.yaml").write_text("train: images\n")
     with pytest.raises(UsageError, match="has no `names`"):
         list(read_yolo_folder(location_of(tmp_path), len))
