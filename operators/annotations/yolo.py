@@ -33,24 +33,25 @@ def read_yolo_folder(
 
     `data.yaml` contains the names of the classes. An image's name and size are those of its picture, which has the same
     path in `images`. Without a picture, its size is that of `size_of`, a function that maps names to (height, width),
-    or to None if unknown. Masks that an export of segmint left out are unreadable. `add_to_hash` is called with each
-    file's name and hash.
+    or to None if unknown. If an export of segmint left out some of an image's masks, the image's `unreadable` says so.
+    `add_to_hash` is called with each file's name and hash.
 
     Raises `UsageError` if `data.yaml` doesn't name the classes.
     """
     names = sorted(found.name for found in folder.walk())
     settings = read_yolo_settings(folder / SETTINGS)
+    add_to_hash(f"{SETTINGS} {(folder / SETTINGS).sha256()}\n".encode())
     is_ours = "segmint" in settings
-    left_out = (folder / LEFT_OUT).read().decode() if is_ours and LEFT_OUT in names else ""
+    left_out = (folder / LEFT_OUT).read().decode(errors="replace") if is_ours and LEFT_OUT in names else ""
     pictures = {str(PurePosixPath(name).with_suffix("")): name for name in names if name.lower().endswith(_PICTURES)}
     for name, data in read_files(folder, filter(_is_label_file, names), add_to_hash):
         if isinstance(data, AnnotatedImage):
             yield data
             continue
-        parents, _, stem = name.removesuffix(".txt").rpartition("labels/")
-        picture = pictures.get(f"{parents}images/{stem}")
-        size = size_of(name) if picture is None else _picture_size(folder / picture)
-        image = read_yolo_labels(data, picture or name, size, settings["names"], is_ours)
+        parents, _, stem = f"/{name}".removesuffix(".txt").rpartition("/labels/")
+        picture = pictures.get(f"{parents}/images/{stem}"[1:])
+        size = None if picture is None else _picture_size(folder / picture)
+        image = read_yolo_labels(data, picture or name, size or size_of(name), settings["names"], is_ours)
         if f"\n{stem}.jpg," in left_out:
             image.unreadable.append(f"{LEFT_OUT} lists masks that aren't in its labels")
         yield image

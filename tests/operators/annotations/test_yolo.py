@@ -106,3 +106,17 @@ def test_without_a_size_a_label_is_unreadable_and_without_names_the_folder(tmp_p
     (tmp_path / "data.yaml").write_text("train: images\n")
     with pytest.raises(UsageError, match="has no `names`"):
         list(read_yolo_folder(location_of(tmp_path), len))
+
+
+def test_an_export_says_which_images_lack_masks(tmp_path: Path) -> None:
+    (tmp_path / "labels").mkdir()
+    for number in (1, 2):
+        (tmp_path / f"labels/sa_{number}.txt").write_text(SQUARE)
+    (tmp_path / "data.yaml").write_text("names: [object, cup]\nsegmint: {}\n")
+    (tmp_path / "left_out.csv").write_text("image,mask,area,reason\nsa_2.jpg,20003,1,too small\n")
+    one, two = read_yolo_folder(location_of(tmp_path), len, lambda name: SIZE)
+    assert (one.unreadable, two.unreadable) == ([], ["left_out.csv lists masks that aren't in its labels"])
+    assert one.masks[0].area == 360 + 20 + 19  # its polygon goes through pixels
+    (tmp_path / "data.yaml").write_text("names: [object, cup]\n")
+    one, two = read_yolo_folder(location_of(tmp_path), len, lambda name: SIZE)
+    assert (one.masks[0].area, two.unreadable) == (360, [])
