@@ -189,7 +189,7 @@ def _rle(segmentation: Any, image: AnnotatedImage, contours: bool) -> CocoRle:
     if not isinstance(segmentation, list):
         raise UnreadableMaskError("its segmentation is neither run lengths nor polygons")
     size = image.size
-    if image.other not in (None, size):
+    if size is not None and image.other not in (None, size):
         raise UnreadableMaskError(
             f"it is a polygon in {image.other[1]} x {image.other[0]} pixels, but its image is {size[1]} x {size[0]}"
         )

@@ -44,11 +44,11 @@ class PixelsWriter:
         """Add an image. Return its files by relative path."""
         name = f"masks/{image_stem(sample.id)}"
         files: dict[str, bytes] = {}
-        described = []
+        described: list[dict[str, Any]] = []
         for mask in sample.masks:
             about = {"id": mask.id, "category": self._categories.name_of(mask), "area": mask.area}
             described.append(about | self._categories.facts_of(mask))
-        document = {"image": self._index.add(sample, json=f"{name}.json"), "masks": described}
+        document: dict[str, Any] = {"image": self._index.add(sample, json=f"{name}.json"), "masks": described}
         if self._label_maps:
             document = {"label_map": f"{name}.png", **document}  # first, so that `segmint import` recognizes the file
             labels = paint_label_map([mask.rle for mask in sample.masks], (sample.row["height"], sample.row["width"]))
