@@ -27,7 +27,7 @@ from segmint.pipeline.export.formats import MAIN_FILES, Format, Level
 from segmint.pipeline.export.geojson import GeoJsonWriter
 from segmint.pipeline.export.hf import HuggingFaceWriter
 from segmint.pipeline.export.label_studio import MASKS_PER_TASK, TasksWriter
-from segmint.pipeline.export.pixels import MOST_FILES, PixelsWriter
+from segmint.pipeline.export.pixels import MOST_FILES, LabelMapsWriter, PngMasksWriter
 from segmint.pipeline.export.sa1b import Sa1bWriter
 from segmint.pipeline.export.samples import draw_images, read_images, without_parts
 from segmint.pipeline.export.yolo import YoloWriter
@@ -181,8 +181,10 @@ def make_writer(
             return GeoJsonWriter(scratch, manifest, version, categories)
         case Format.SA_1B:
             return Sa1bWriter(scratch, manifest, version)
-        case Format.LABEL_MAPS | Format.PNG_MASKS:
-            return PixelsWriter(scratch, manifest, version, categories, format is Format.LABEL_MAPS)
+        case Format.LABEL_MAPS:
+            return LabelMapsWriter(scratch, manifest, version, categories)
+        case Format.PNG_MASKS:
+            return PngMasksWriter(scratch, manifest, version, categories)
         case Format.HF:
             return HuggingFaceWriter(scratch, manifest, version, with_images, categories)
     is_compressed, is_lvis = format is not Format.CVAT, format is Format.LVIS

@@ -1,41 +1,28 @@
 """Export to GeoJSON: polygons with holes, one file per image, for QuPath, shapely, GDAL, and compatible tools."""
 
-from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 
-from segmint.catalogs.dataset.manifest import DatasetManifest
 from segmint.catalogs.dataset.reader import MaskAnnotation, Sample
-from segmint.catalogs.dataset.versions.record import VersionName
 from segmint.catalogs.layout import image_stem
 from segmint.pipeline.export.categories import Categories
-from segmint.pipeline.export.index import ImageIndex, json_line
+from segmint.pipeline.export.index import IndexedWriter, json_line
 
 
-class GeoJsonWriter:
+class GeoJsonWriter(IndexedWriter):
     """Writer of one feature collection per image, and a list of all images."""
-
-    def __init__(
-        self, scratch: Path, manifest: DatasetManifest, version: VersionName, categories: Categories | None = None
-    ) -> None:
-        self._categories = categories or Categories()
-        self._index = ImageIndex(scratch, manifest, version)
 
     def add(self, sample: Sample) -> dict[str, bytes]:
         """Add an image. Return the file of its masks by relative path."""
         name = f"masks/{image_stem(sample.id)}.geojson"
         collection = {
             "type": "FeatureCollection",
-            "image": self._index.add(sample, geojson=name),
-            "features": [feature_of(mask, self._categories) for mask in sample.masks],
+            "image": self.describe_image(sample, geojson=name),
+            "features": [feature_of(mask, self.categories) for mask in sample.masks],
         }
         return {name: json_line(collection)}
-
-    def finish(self) -> dict[str, Path]:
-        """Return the export's files by relative path. The last file completes the export."""
-        return self._index.finish()
 
 
 def feature_of(mask: MaskAnnotation, categories: Categories) -> dict[str, Any]:

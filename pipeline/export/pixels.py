@@ -1,7 +1,6 @@
 """Export of masks as PNG files: a label map per image, in which smaller masks cover larger ones, or a file per mask."""
 
 import io
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,62 +8,55 @@ from numpy.typing import NDArray
 from PIL import Image
 from pycocotools import mask as coco
 
-from segmint.catalogs.dataset.manifest import DatasetManifest
 from segmint.catalogs.dataset.reader import MaskAnnotation, Sample
-from segmint.catalogs.dataset.versions.record import VersionName
 from segmint.catalogs.layout import image_stem
 from segmint.operators.annotations.label_maps import paint_label_map
 from segmint.pipeline.export.categories import Categories
-from segmint.pipeline.export.index import ImageIndex, json_line
+from segmint.pipeline.export.index import IndexedWriter, json_line
 
 MOST_FILES = 1_000_000
 """Maximum number of masks that are exported as a file each, unless the user chose the images."""
 
 
-class PixelsWriter:
-    """Writer of an image's masks as PNG files, with a JSON file that describes them.
+class LabelMapsWriter(IndexedWriter):
+    """Writer of one label map per image, with 16 bits per pixel, and a JSON file that describes its masks.
 
-    With `label_maps`, an image has one file, with the number i + 1 where mask i is visible. An image has at most 10,000
-    masks, so 16 bits suffice. Otherwise, each mask has a file with one bit per pixel.
+    The number i + 1 is where mask i is visible. An image has at most 10,000 masks, so 16 bits suffice.
     """
 
-    def __init__(
-        self,
-        scratch: Path,
-        manifest: DatasetManifest,
-        version: VersionName,
-        categories: Categories | None = None,
-        label_maps: bool = True,
-    ) -> None:
-        self._categories = categories or Categories()
-        self._label_maps = label_maps
-        self._index = ImageIndex(scratch, manifest, version)
+    def add(self, sample: Sample) -> dict[str, bytes]:
+        """Add an image. Return its files by relative path."""
+        name = f"masks/{image_stem(sample.id)}"
+        labels = paint_label_map([mask.rle for mask in sample.masks], (sample.row["height"], sample.row["width"]))
+        visible = np.bincount(labels.reshape(-1), minlength=len(sample.masks) + 1)
+        masks = []
+        for number, mask in enumerate(sample.masks, 1):
+            share = round(int(visible[number]) / max(1, mask.area), 6)
+            masks.append({"value": number, **_description(mask, self.categories), "visible": share})
+        image = self.describe_image(sample, json=f"{name}.json")
+        # `segmint import` recognizes the file by its first key.
+        document = {"label_map": f"{name}.png", "image": image, "masks": masks}
+        return {f"{name}.png": encode_png(labels), f"{name}.json": json_line(document)}
+
+
+class PngMasksWriter(IndexedWriter):
+    """Writer of one PNG file per mask, with one bit per pixel, and a JSON file per image that describes its masks."""
 
     def add(self, sample: Sample) -> dict[str, bytes]:
         """Add an image. Return its files by relative path."""
         name = f"masks/{image_stem(sample.id)}"
         files: dict[str, bytes] = {}
-        described: list[dict[str, Any]] = []
+        masks = []
         for mask in sample.masks:
-            about = {"id": mask.id, "category": self._categories.name_of(mask), "area": mask.area}
-            described.append(about | self._categories.facts_of(mask))
-        document: dict[str, Any] = {"image": self._index.add(sample, json=f"{name}.json"), "masks": described}
-        if self._label_maps:
-            document = {"label_map": f"{name}.png", **document}  # first, so that `segmint import` recognizes the file
-            labels = paint_label_map([mask.rle for mask in sample.masks], (sample.row["height"], sample.row["width"]))
-            files[f"{name}.png"] = encode_png(labels)
-            visible = np.bincount(labels.reshape(-1), minlength=len(described) + 1)
-            for number, each in enumerate(described, 1):
-                each |= {"value": number, "visible": round(int(visible[number]) / max(1, each["area"]), 6)}
-        else:
-            for mask, each in zip(sample.masks, described, strict=True):
-                each["png"] = f"{name}/{mask.id}.png"
-                files[each["png"]] = png_of_mask(mask)
+            path = f"{name}/{mask.id}.png"
+            files[path] = png_of_mask(mask)
+            masks.append({**_description(mask, self.categories), "png": path})
+        document = {"image": self.describe_image(sample, json=f"{name}.json"), "masks": masks}
         return {**files, f"{name}.json": json_line(document)}
 
-    def finish(self) -> dict[str, Path]:
-        """Return the export's files by relative path. The last file completes the export."""
-        return self._index.finish()
+
+def _description(mask: MaskAnnotation, categories: Categories) -> dict[str, Any]:
+    return {"id": mask.id, "category": categories.name_of(mask), "area": mask.area, **categories.facts_of(mask)}
 
 
 def png_of_mask(mask: MaskAnnotation) -> bytes:
