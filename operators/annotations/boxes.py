@@ -74,20 +74,29 @@ def read_yolo(folder: Location, labels: Mapping[int, str]) -> BoxFile:
     return boxes
 
 
+def read_yolo_settings(data: Location) -> dict[str, Any]:
+    """Read YOLO's YAML file about a dataset. The result's `names` maps the classes' numbers to their names.
+
+    Raises `UsageError` if it has no names.
+    """
+    try:
+        settings = mapping(yaml.safe_load(data.read()))
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise UsageError(f"{data} is not YAML: {error}") from error
+    names = settings.get("names")
+    if isinstance(names, list):
+        names = dict(enumerate(names))
+    if not names or not isinstance(names, dict):
+        raise UsageError(f"{data} has no `names`; expected a list of the classes' names, or a name for each number")
+    return {**settings, "names": names}
+
+
 def yolo_boxes(folder: Location, data: Location) -> BoxFile:
     """Read the boxes of a folder of YOLO labels. `data` is the YAML file with the names of the classes.
 
     Raises `UsageError` if it has no names, or if the folder has no labels.
     """
-    try:
-        names = mapping(yaml.safe_load(data.read())).get("names")
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise UsageError(f"{data} is not YAML: {error}") from error
-    if isinstance(names, list):
-        names = dict(enumerate(names))
-    if not names or not isinstance(names, dict):
-        raise UsageError(f"{data} has no `names`; expected a list of the classes' names, or a name for each number")
-    boxes = read_yolo(folder, names)
+    boxes = read_yolo(folder, read_yolo_settings(data)["names"])
     if not boxes.names:
         raise UsageError(f"{folder} has no labels; expected a file <name>.txt for each image")
     return boxes

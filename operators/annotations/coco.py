@@ -1,5 +1,6 @@
 """Reader of masks in COCO files: run lengths, compressed or not, or polygons."""
 
+import itertools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -188,21 +189,37 @@ def _rle(segmentation: Any, image: AnnotatedImage, contours: bool) -> CocoRle:
     if not isinstance(segmentation, list):
         raise UnreadableMaskError("its segmentation is neither run lengths nor polygons")
     size = image.size
-    if size is None:
-        raise UnreadableMaskError("it is a polygon, but the file has no height and width for its image")
-    if image.other not in (None, size):
+    if size is not None and image.other not in (None, size):
         raise UnreadableMaskError(
             f"it is a polygon in {image.other[1]} x {image.other[0]} pixels, but its image is {size[1]} x {size[0]}"
         )
+    return fill_polygons(segmentation, size, contours)
+
+
+def fill_polygons(
+    polygons: Sequence[Any], size: Size | None, contours: bool = False, whole: float | None = None
+) -> CocoRle:
+    """Return the mask that polygons cover in an image of `size` (height, width), after the checks of `usable_polygons`.
+
+    Coordinates x, y, x, y, … lie between pixels: pixel (0, 0) extends from corner (0, 0) to (1, 1). With `whole`, they
+    are shares of the image's sides, of which each is `whole`. pycocotools decides which pixels are inside: those whose
+    centers are, within a fifth of a pixel. Where a polygon encloses an area twice, the area is outside. With
+    `contours`, the points are pixels instead, and OpenCV also paints the polygon's border.
+    """
+    if size is None:
+        raise UnreadableMaskError("it is a polygon, but the file has no height and width for its image")
     check_pixels(size)
-    polygons = usable_polygons(segmentation, size)
+    if whole is not None:
+        sides = itertools.cycle((size[1] / whole, size[0] / whole))
+        polygons = [[value * side for value, side in zip(polygon, sides, strict=False)] for polygon in polygons]
+    usable = usable_polygons(polygons, size)
     if contours:
         import cv2
 
         mask = np.zeros(size, np.uint8)
-        cv2.fillPoly(mask, [np.asarray(points, np.int32).reshape(-1, 2) for points in polygons], 1)
+        cv2.fillPoly(mask, [np.asarray(points, np.int32).reshape(-1, 2) for points in usable], 1)
         return encode_mask(mask)
-    merged = coco.merge(coco.frPyObjects([[float(value) for value in polygon] for polygon in polygons], *size))
+    merged = coco.merge(coco.frPyObjects([[float(value) for value in polygon] for polygon in usable], *size))
     return {"size": list(size), "counts": merged["counts"]}
 
 

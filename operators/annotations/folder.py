@@ -1,24 +1,30 @@
-"""Reader of masks in a folder with one file per image: SA-1B's JSON, GeoJSON, or label maps, named after the images."""
+"""Reader of masks in a folder with one file per image: JSON of SA-1B or labelme, GeoJSON, or label maps."""
 
 import hashlib
 import json
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import PurePosixPath
 from typing import Any
 
 from segmint.catalogs.layout import MOST_MEMBER_BYTES
+from segmint.infra.errors import UsageError
 from segmint.infra.storage.errors import ObjectTooLargeError
 from segmint.infra.storage.location import Location
 from segmint.operators.annotations.geojson import ENDING as GEOJSON
 from segmint.operators.annotations.geojson import read_geojson
 from segmint.operators.annotations.image import AnnotatedImage, Size, mapping, parse_image
 from segmint.operators.annotations.label_maps import ENDINGS, UnreadableMapError, label_masks, read_label_map
+from segmint.operators.annotations.labelme import SHAPES, read_labelme
 
 JSON = ".json"
+
+MAP_START = b'{"label_map":'
+"""Start of the JSON file that describes an exported label map."""
+
 _Reader = Callable[[bytes, str, Size | None], AnnotatedImage]
-_INDEX = "index.json"  # an export to GeoJSON lists its images in this file
+_INDEX = "index.json"  # several exports list their images in this file
 
 
 def read_folder(
@@ -27,28 +33,51 @@ def read_folder(
     size_of: Callable[[str], Size | None] = lambda name: None,
     ignore: Collection[int] = (),
 ) -> Iterator[AnnotatedImage]:
-    """Yield an image for each SA-1B JSON file, GeoJSON file, and label map in a folder, sorted by file name.
+    """Yield an image for each JSON file of SA-1B or labelme, GeoJSON file, and label map, sorted by file name.
 
     Other files are ignored. `add_to_hash` is called with each file's name and hash. `size_of` maps an image's name to
     its (height, width), or to None if unknown. In label maps, the numbers in `ignore` aren't masks. An image's
-    `unreadable` lists everything that can't be read.
+    `unreadable` lists everything that can't be read. Raises `UsageError` for an exported label map, because other masks
+    cover parts of its masks.
     """
     readers: dict[str, _Reader] = {JSON: read_json, GEOJSON: read_geojson}
     read_map = partial(_read_map, ignore=ignore)
     names = sorted(found.name for found in folder.walk())
-    if any(name.lower().endswith(GEOJSON) for name in names):
-        names = [name for name in names if name != _INDEX]
+    chosen = []
     for name in names:
         ending = PurePosixPath(name).suffix.lower()
-        if ending not in (JSON, GEOJSON, *ENDINGS) or _is_hidden(name):
+        if ending in (JSON, GEOJSON, *ENDINGS) and not _is_hidden(name) and (name != _INDEX or len(names) == 1):
+            chosen.append(name)
+    for name, data in read_files(folder, chosen, add_to_hash):
+        if isinstance(data, AnnotatedImage):
+            yield data
             continue
+        if data.startswith(MAP_START):
+            raise UsageError(
+                f"{folder / name} belongs to a label map of `segmint export`, in which masks cover parts of others. "
+                "Importing it would cut those. Use an export in another format, such as coco."
+            )
+        reader = readers.get(PurePosixPath(name).suffix.lower(), read_map)
+        if reader is read_json and f'"{SHAPES}"'.encode() in data:
+            reader = read_labelme
+        yield reader(data, name, size_of(name))
+
+
+def read_files(
+    folder: Location, names: Iterable[str], add_to_hash: Callable[[bytes], Any]
+) -> Iterator[tuple[str, bytes | AnnotatedImage]]:
+    """Yield the content of each file, or an image without masks if the file is too large.
+
+    `add_to_hash` is called with each file's name and hash.
+    """
+    for name in names:
         try:
             data = (folder / name).read(max_bytes=MOST_MEMBER_BYTES)
         except ObjectTooLargeError as error:
-            yield AnnotatedImage(name, None, None, unreadable=[f"the file: {error}"])
+            yield name, AnnotatedImage(name, None, None, unreadable=[f"the file: {error}"])
             continue
         add_to_hash(f"{name} {hashlib.sha256(data).hexdigest()}\n".encode())
-        yield readers.get(ending, read_map)(data, name, size_of(name))
+        yield name, data
 
 
 def _is_hidden(name: str) -> bool:

@@ -1,14 +1,15 @@
-"""Reader of label maps: images with one number per pixel, 0 for the background and one number per mask."""
+"""Reader and painter of label maps: images with one number per pixel, 0 for the background and one per mask."""
 
 import io
 import warnings
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, TiffImagePlugin
+from pycocotools import mask as coco
 
 from segmint.catalogs.layout import MOST_PIXELS
 from segmint.catalogs.reasons import RejectedError
@@ -132,6 +133,19 @@ def _no_objects(labels: NDArray[np.int64]) -> tuple[NDArray[np.bool_], NDArray[n
         same |= side == labels
         beside |= side != BACKGROUND
     return lower & higher, beside & ~same
+
+
+def paint_label_map(masks: Sequence[Mapping[str, Any]], size: Size) -> NDArray[np.uint16]:
+    """Paint up to 65,535 masks as a label map (H, W) uint16, in which each pixel has the number of one mask, or 0.
+
+    `masks` are in pycocotools' format, and the number of mask i is i + 1. A smaller mask covers a larger one, and of
+    masks with the same area, a later one covers an earlier one. Masks are decoded one at a time.
+    """
+    labels = np.zeros(size, np.uint16)
+    areas = [int(coco.area(mask)) for mask in masks]
+    for place in sorted(range(len(masks)), key=areas.__getitem__, reverse=True):
+        labels[coco.decode(masks[place]).astype(bool)] = place + 1
+    return labels
 
 
 def pair_by_stem(images: Iterable[str], maps: Iterable[str]) -> PairedFiles:

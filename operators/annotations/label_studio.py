@@ -1,4 +1,4 @@
-"""Reader of brush-stroke masks in Label Studio's JSON or JSON_MIN."""
+"""Reader of brush strokes and polygons in Label Studio's JSON or JSON_MIN."""
 
 import math
 import re
@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from pycocotools import mask as coco
 
+from segmint.operators.annotations.coco import fill_polygons
 from segmint.operators.annotations.image import (
     AnnotatedImage,
     AnnotatedMask,
@@ -33,6 +34,7 @@ _NO_SHAPES = ("choices", "datetime", "number", "pairwise", "ranker", "rating", "
 """Types of results that describe an image, or a region whose shape is in another result."""
 
 _BRUSHES = ("brushlabels", "brush")
+_POLYGONS = ("polygonlabels", "polygon")
 _KEYPOINTS = ("keypoint", "keypointlabels")
 _RECTANGLES = ("rectangle", "rectanglelabels")
 _LABELS = "labels"
@@ -217,24 +219,32 @@ def _add_regions(image: AnnotatedImage, regions: Sequence[Mapping[str, Any]]) ->
             with_shape.add(key)
     drawn: dict[object, list[Any]] = {}
     others = []
-    strokes = [region for _, _, value, region in shapes if "rle" in value]
+    strokes = [region for kind, _, value, region in shapes if _drawing(kind, value) is not None]
     if len({(str(region.get("to_name")), region.get("item_index") or 0) for region in strokes}) > 1:
         for region in strokes:
             image.leave_out(_number(region.get("id")), "its task contains masks of several images")
         return
     for kind, key, value, region in shapes:
-        if "rle" not in value:
+        drawing = _drawing(kind, value)
+        if drawing is None:
             if kind != _LABELS or key not in with_shape:
                 others.append((kind, value, region))
-        elif value["rle"] not in drawn.setdefault(key, []):
-            drawn[key].append(value["rle"])
+        elif drawing not in drawn.setdefault(key, []):
+            drawn[key].append(drawing)
             _add(image, region, _label(value) or labels.get(key))
     for kind, value, region in others:
-        id, why = _number(region.get("id")), f"it is of type {kind}, not a brush stroke"
+        id, why = _number(region.get("id")), f"it is of type {kind}, neither a brush stroke nor a polygon"
         if kind in _KEYPOINTS or (kind in _RECTANGLES and _contains_mask(image, value)):
             image.leave_out_prompt(id, kind, why)
         else:
             image.leave_out(id, why)
+
+
+def _drawing(kind: Any, value: Mapping[str, Any]) -> Any:
+    """Return the run lengths of a brush stroke, or the points of a polygon, or None for other results."""
+    if "rle" in value:
+        return value["rle"]
+    return value.get("points") if kind in _POLYGONS else None
 
 
 def _value(region: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -244,7 +254,7 @@ def _value(region: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _type_of(region: Mapping[str, Any]) -> Any:
     """Return a result's type. JSON_MIN has no types, but most of its values are under the name of their type."""
-    for name in (*_BRUSHES, *_KEYPOINTS, *_RECTANGLES, _LABELS, *_NO_SHAPES):
+    for name in (*_BRUSHES, *_POLYGONS, *_KEYPOINTS, *_RECTANGLES, _LABELS, *_NO_SHAPES):
         if "type" not in region and name in _value(region):
             return name
     return region.get("type")
@@ -283,14 +293,19 @@ def _add(image: AnnotatedImage, region: Mapping[str, Any], label: str | None) ->
         if size is None:
             raise UnreadableMaskError(f"its size is {width} x {height} pixels")
         check_pixels(size)
-        image.masks.append(AnnotatedMask(encode_mask(decode_runs(value["rle"], size)), id, label))
+        is_polygon = "rle" not in value
+        if is_polygon:
+            rle = fill_polygons([[share for x, y in value["points"] for share in (x, y)]], size, whole=100)
+        else:
+            rle = encode_mask(decode_runs(value["rle"], size))
+        image.masks.append(AnnotatedMask(rle, id, label, polygon=is_polygon))
     except (ValueError, KeyError, TypeError, IndexError, OverflowError) as error:
         image.leave_out(id, error)
 
 
 def _label(value: Mapping[str, Any]) -> str | None:
     """Return the first label of a result, or None if the result has no label."""
-    for name in ("brushlabels", _LABELS):
+    for name in ("brushlabels", "polygonlabels", _LABELS):
         labels = value.get(name)
         if isinstance(labels, list) and labels:
             return label_text(labels[0])

@@ -83,7 +83,7 @@ def ingest(data: bytes, config: IngestConfig, side: int | None = None) -> Ingest
         pixels = _guarded(lambda: _read_pixels(data, kind, config, side), kind)
         width, height = pixels.shape[1::-1]
         if side is not None and kind == "JPEG":  # the only format that is decoded at a reduced scale
-            width, height = _guarded(lambda: _upright_size(open_image(data, kind)), kind)
+            width, height = _guarded(lambda: upright_size(open_image(data, kind)), kind)
     return IngestedImage(image=pixels, source_width=width, source_height=height)
 
 
@@ -226,7 +226,8 @@ def _orientation(source: ImageFile.ImageFile) -> int:
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
-def _upright_size(source: ImageFile.ImageFile) -> tuple[int, int]:
+def upright_size(source: ImageFile.ImageFile) -> tuple[int, int]:
+    """Return the (width, height) of a picture that is turned upright."""
     width, height = source.size
     return (height, width) if _orientation(source) >= 5 else (width, height)
 

@@ -7,7 +7,7 @@ import typer
 from segmint.catalogs.shard_ranges import parse_shards
 from segmint.pipeline.commands.common.arguments import AsJson, Config, Dataset, Select, storage_of
 from segmint.pipeline.commands.common.console import guarded, print_result
-from segmint.pipeline.export.formats import Format
+from segmint.pipeline.export.formats import Format, Level
 
 
 @guarded
@@ -24,6 +24,9 @@ def export(
     vocabulary: Annotated[
         str | None, typer.Option(metavar="FILE", help="Labels in the order of their ids, one per line.")
     ] = None,
+    level: Annotated[
+        Level, typer.Option(help="Masks in label-maps and png-masks: all, or whole, without those in a larger mask.")
+    ] = Level.ALL,
     no_images: Annotated[bool, typer.Option("--no-images", help="Export only annotations, without the JPEGs.")] = False,
     config: Config = None,
     as_json: AsJson = False,
@@ -36,6 +39,6 @@ def export(
 
     storage = storage_of(config)
     names = None if vocabulary is None else read_vocabulary(Location(storage, vocabulary))
-    options = ExportOptions(format, span, sample, seed, with_images=not no_images, vocabulary=names, select=select)
+    options = ExportOptions(format, span, sample, seed, not no_images, names, select, level)
     exported = export_dataset(Location(storage, dataset), options, Location(storage, output))
     print_result(exported, as_json)

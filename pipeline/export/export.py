@@ -1,14 +1,14 @@
 """Export of a dataset for other tools: samples are streamed to the format's writer and images to a folder."""
 
 import errno
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import gettempdir
 from typing import Protocol, runtime_checkable
 
 from segmint.catalogs.dataset.manifest import DatasetManifest, require_published
-from segmint.catalogs.dataset.reader import Sample
+from segmint.catalogs.dataset.reader import Dataset, Sample
 from segmint.catalogs.dataset.subsets import open_selected
 from segmint.catalogs.dataset.versions.record import VersionName, name_now
 from segmint.catalogs.layout import image_name
@@ -23,12 +23,17 @@ from segmint.pipeline.export.categories import Categories, choose_categories, co
 from segmint.pipeline.export.coco import CocoWriter
 from segmint.pipeline.export.fiftyone import FiftyOneWriter
 from segmint.pipeline.export.folder import OutputFolder
-from segmint.pipeline.export.formats import MAIN_FILES, Format
+from segmint.pipeline.export.formats import MAIN_FILES, Format, Level
 from segmint.pipeline.export.geojson import GeoJsonWriter
 from segmint.pipeline.export.hf import HuggingFaceWriter
 from segmint.pipeline.export.label_studio import MASKS_PER_TASK, TasksWriter
-from segmint.pipeline.export.samples import draw_images, read_images
+from segmint.pipeline.export.pixels import MOST_FILES, LabelMapsWriter, PngMasksWriter
+from segmint.pipeline.export.sa1b import Sa1bWriter
+from segmint.pipeline.export.samples import draw_images, read_images, without_parts
 from segmint.pipeline.export.yolo import YoloWriter
+
+PIXELS = (Format.LABEL_MAPS, Format.PNG_MASKS)
+"""Formats that may leave out masks in larger ones."""
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -60,7 +65,7 @@ class ExportOptions:
 
     `shards` is a range of shards [A, B), a part of all shards, or None for all. `sample` is the number of images to
     draw, or None for all. `vocabulary` lists the categories in order. `select` is a condition or a file for
-    `choose_images`, or None for all images.
+    `choose_images`, or None for all images. `level` is the level of the masks in a format of `PIXELS`.
     """
 
     format: Format
@@ -70,6 +75,7 @@ class ExportOptions:
     with_images: bool = True
     vocabulary: tuple[str, ...] | None = None
     select: str | None = None
+    level: Level = Level.ALL
 
 
 @dataclass(frozen=True)
@@ -101,6 +107,8 @@ def export_dataset(location: Location, options: ExportOptions, output: Location)
     contains an export, or if the format or the vocabulary doesn't allow a label. For Hugging Face, also raises
     `UsageError` if the dataset isn't for publication. Raises `UnfinishedError` if the temporary folder is full.
     """
+    if options.level is not Level.ALL and options.format not in PIXELS:
+        raise UsageError(f"--level only applies to the formats {listed(PIXELS)}. Remove the option.")
     dataset = open_selected(location, options.select)
     if options.format is Format.HF:
         require_published(dataset.manifest, location, "exported for Hugging Face")
@@ -108,11 +116,15 @@ def export_dataset(location: Location, options: ExportOptions, output: Location)
     refuse_existing(location, output, file)
     commits = dataset.log.committed()  # read first, because `OutputFolder` compares them with the commits at the end
     shards = frozenset(choose_shards(dataset.manifest.shards, options.shards)) & commits.keys()
+    if options.format is Format.PNG_MASKS and options.select is None and options.sample is None:
+        _check_files(dataset, shards)
     version = name_now(location)
     categories = choose_categories(options.format, count_labels(dataset), options.vocabulary)
     try:
         with ScratchFolder() as scratch:
             command = f"export --format {options.format}{'' if options.with_images else ' --no-images'}"
+            if options.level is not Level.ALL:
+                command = f"{command} --level {options.level}"
             if dataset.subset is not None:  # the condition stays out of the dataset's notes, because it may name people
                 command = f"{command} --select {dataset.subset.sha256[:12]}"
             folder = OutputFolder(location, command, output, version, Path(scratch), commits)
@@ -128,6 +140,8 @@ def export_dataset(location: Location, options: ExportOptions, output: Location)
             )
             drawn = None if options.sample is None else draw_images(dataset, shards, options.sample, options.seed)
             samples = read_images(dataset, shards, drawn)
+            if options.level is Level.WHOLE:
+                samples = map(without_parts, samples)
             apart = options.format is not Format.HF
             exported = write_samples(samples, [writer], folder, file, version, options.with_images, apart)
             if dataset.subset is None:
@@ -165,10 +179,25 @@ def make_writer(
             return YoloWriter(scratch, manifest, version, categories)
         case Format.GEOJSON:
             return GeoJsonWriter(scratch, manifest, version, categories)
+        case Format.SA_1B:
+            return Sa1bWriter(scratch, manifest, version)
+        case Format.LABEL_MAPS:
+            return LabelMapsWriter(scratch, manifest, version, categories)
+        case Format.PNG_MASKS:
+            return PngMasksWriter(scratch, manifest, version, categories)
         case Format.HF:
             return HuggingFaceWriter(scratch, manifest, version, with_images, categories)
     is_compressed, is_lvis = format is not Format.CVAT, format is Format.LVIS
     return CocoWriter(scratch, manifest, version, MAIN_FILES[format], is_compressed, categories, is_lvis)
+
+
+def _check_files(dataset: Dataset, shards: Collection[int]) -> None:
+    masks = sum(commit.counts.get("masks", 0) for commit in dataset.commits(shards))
+    if masks > MOST_FILES:
+        raise UsageError(
+            f"{Format.PNG_MASKS} writes a file for each of {counted(masks, 'mask')}, which is over {MOST_FILES:,}. "
+            f"Choose images with --select, --sample, or --shards, or use {Format.LABEL_MAPS}, with one file per image."
+        )
 
 
 def refuse_existing(dataset: Location, output: Location, file: Location) -> None:

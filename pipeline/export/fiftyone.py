@@ -1,13 +1,11 @@
 """Export to FiftyOne's folder layout, `FiftyOneDataset`: samples as JSON, and each mask as a PNG cropped to its box."""
 
 import hashlib
-import io
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 from pycocotools import mask as coco
 
 from segmint.catalogs.dataset.manifest import DatasetManifest
@@ -16,6 +14,7 @@ from segmint.catalogs.dataset.versions.record import VersionName
 from segmint.catalogs.layout import image_name, image_stem
 from segmint.pipeline.export.categories import Categories
 from segmint.pipeline.export.coco import JsonItems
+from segmint.pipeline.export.pixels import encode_png
 from segmint.pipeline.export.provenance import CREDITS, credits_of, describe_dataset
 
 FIELD = "masks"
@@ -46,7 +45,8 @@ class FiftyOneWriter:
         boxes = coco.toBbox([mask.rle for mask in sample.masks]).astype(int) if sample.masks else ()
         for mask, (x, y, width, height) in zip(sample.masks, boxes, strict=True):
             path = f"fields/{FIELD}.detections/{image_stem(sample.id)}/{mask.id}.png"
-            files[path] = _png(mask.mask[y : y + height, x : x + width])
+            pixels = mask.mask[y : y + height, x : x + width]
+            files[path] = encode_png(pixels.astype(np.uint8) * np.uint8(255))
             detections.append(self._detection(mask, (x, y, width, height), path))
         row = sample.row
         metadata = {"_cls": "ImageMetadata", "width": row["width"], "height": row["height"], "num_channels": 3}
@@ -143,13 +143,6 @@ def _at_least(pixel: int, side: int) -> float:
     """Return `pixel` relative to `side`. If truncation would lose the pixel, round up."""
     part = pixel / side
     return part if int(side * part) == pixel else float(np.nextafter(part, 1.0))
-
-
-def _png(mask: np.ndarray[Any, Any]) -> bytes:
-    """Encode pixels (height, width) bool as a PNG with the values 0 and 255."""
-    encoded = io.BytesIO()
-    Image.fromarray(mask.astype(np.uint8) * np.uint8(255)).save(encoded, "PNG")
-    return encoded.getvalue()
 
 
 def _sample_fields(is_labeled: bool) -> list[dict[str, Any]]:

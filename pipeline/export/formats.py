@@ -1,4 +1,4 @@
-"""Export formats and their main files."""
+"""Export formats, their main files, and the levels of masks to export."""
 
 from enum import StrEnum
 
@@ -14,6 +14,16 @@ class Format(StrEnum):
     YOLO = "yolo"
     HF = "hf"
     GEOJSON = "geojson"
+    SA_1B = "sa-1b"
+    LABEL_MAPS = "label-maps"
+    PNG_MASKS = "png-masks"
+
+
+class Level(StrEnum):
+    """Masks to export as pixels."""
+
+    ALL = "all"
+    WHOLE = "whole"  # without masks that lie in a larger mask
 
 
 MAIN_FILES = {
@@ -25,5 +35,8 @@ MAIN_FILES = {
     Format.YOLO: "data.yaml",
     Format.HF: "README.md",
     Format.GEOJSON: "index.json",
+    Format.SA_1B: "index.json",
+    Format.LABEL_MAPS: "index.json",
+    Format.PNG_MASKS: "index.json",
 }
 """Main file of each format. It is written last and completes an export."""

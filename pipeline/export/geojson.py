@@ -1,57 +1,28 @@
 """Export to GeoJSON: polygons with holes, one file per image, for QuPath, shapely, GDAL, and compatible tools."""
 
-import json
-from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 
-from segmint.catalogs.dataset.manifest import DatasetManifest
 from segmint.catalogs.dataset.reader import MaskAnnotation, Sample
-from segmint.catalogs.dataset.versions.record import VersionName
-from segmint.catalogs.layout import image_name, image_stem
+from segmint.catalogs.layout import image_stem
 from segmint.pipeline.export.categories import Categories
-from segmint.pipeline.export.coco import JsonItems
-from segmint.pipeline.export.formats import MAIN_FILES, Format
-from segmint.pipeline.export.provenance import credits_of, describe_dataset
+from segmint.pipeline.export.index import IndexedWriter, json_line
 
 
-class GeoJsonWriter:
+class GeoJsonWriter(IndexedWriter):
     """Writer of one feature collection per image, and a list of all images."""
-
-    def __init__(
-        self, scratch: Path, manifest: DatasetManifest, version: VersionName, categories: Categories | None = None
-    ) -> None:
-        self._scratch = scratch
-        self._categories = categories or Categories()
-        self._about = describe_dataset(manifest, version)
-        self._images = JsonItems(scratch / "images.part")
 
     def add(self, sample: Sample) -> dict[str, bytes]:
         """Add an image. Return the file of its masks by relative path."""
-        row = sample.row
-        image = {"id": sample.id, "file_name": image_name(sample.id), "width": row["width"], "height": row["height"]}
-        image |= credits_of(row)
+        name = f"masks/{image_stem(sample.id)}.geojson"
         collection = {
             "type": "FeatureCollection",
-            "image": image,
-            "features": [feature_of(mask, self._categories) for mask in sample.masks],
+            "image": self.describe_image(sample, geojson=name),
+            "features": [feature_of(mask, self.categories) for mask in sample.masks],
         }
-        name = f"masks/{image_stem(sample.id)}.geojson"
-        self._images.extend([{**image, "masks": len(sample.masks), "geojson": name}])
-        text = json.dumps(collection, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-        return {name: f"{text}\n".encode()}
-
-    def finish(self) -> dict[str, Path]:
-        """Return the export's files by relative path. The last file completes the export."""
-        name = MAIN_FILES[Format.GEOJSON]
-        path = self._scratch / name
-        with path.open("w", encoding="utf-8") as file:
-            file.write(f'{{"dataset": {json.dumps(self._about, ensure_ascii=False)},\n"images": ')
-            self._images.copy_into(file)
-            file.write("}\n")
-        return {name: path}
+        return {name: json_line(collection)}
 
 
 def feature_of(mask: MaskAnnotation, categories: Categories) -> dict[str, Any]:

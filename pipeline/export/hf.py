@@ -1,15 +1,12 @@
 """Export to Parquet with a dataset card for `datasets.load_dataset`: images, masks as PNG, and run lengths."""
 
-import io
 import json
 import re
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image
 
 from segmint.catalogs.dataset.manifest import DatasetManifest
 from segmint.catalogs.dataset.reader import MaskAnnotation, Sample
@@ -19,6 +16,7 @@ from segmint.catalogs.layout import image_name
 from segmint.catalogs.parquet import PARQUET_OPTIONS
 from segmint.infra.wording import without_turning, yaml_text
 from segmint.pipeline.export.categories import Categories
+from segmint.pipeline.export.pixels import png_of_mask
 from segmint.pipeline.export.provenance import CREDITS, credits_of, describe_dataset
 
 DATA = "data/train-*.parquet"
@@ -98,7 +96,7 @@ class HuggingFaceWriter:
     def add(self, sample: Sample) -> dict[str, Path]:
         """Add an image with its masks. If this completes a file, return the file by relative path."""
         row = sample.row
-        masks = [{"bytes": _png(mask), "path": f"{mask.id}.png"} for mask in sample.masks]
+        masks = [{"bytes": png_of_mask(mask), "path": f"{mask.id}.png"} for mask in sample.masks]
         image = None if sample.jpeg is None else {"bytes": sample.jpeg, "path": image_name(sample.id)}
         values = {"id": sample.id, "width": row["width"], "height": row["height"], "masks": masks, "image": image}
         objects = [self._object(mask) for mask in sample.masks]
@@ -193,13 +191,6 @@ def _feature(kind: pa.DataType) -> Any:
 def _code(text: str) -> str:
     """Return text that is safe as inline code in Markdown."""
     return without_turning(re.sub(r"[`\s]+", " ", text))
-
-
-def _png(mask: MaskAnnotation) -> bytes:
-    """Encode a mask as a PNG with one bit per pixel."""
-    encoded = io.BytesIO()
-    Image.fromarray(np.asarray(mask.mask)).save(encoded, "PNG")
-    return encoded.getvalue()
 
 
 def _file_name(number: int) -> str:

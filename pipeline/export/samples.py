@@ -4,6 +4,7 @@ import hashlib
 import heapq
 from bisect import bisect_left
 from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
 
 from segmint.catalogs.dataset.reader import Dataset, Sample
 from segmint.infra.progress import track
@@ -36,3 +37,8 @@ def read_images(dataset: Dataset, shards: Collection[int], images: Sequence[int]
         inside = images[bisect_left(images, start + 1) : bisect_left(images, stop + 1)]
         if inside:
             yield from dataset.shard(commit, frozenset(inside))
+
+
+def without_parts(sample: Sample) -> Sample:
+    """Return a sample without masks that lie in a larger mask."""
+    return replace(sample, masks=[mask for mask in sample.masks if mask.container is None])

@@ -14,7 +14,7 @@ import tempfile
 import venv
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from tests.interop.azurite import VERSION, azurite
@@ -32,14 +32,21 @@ class CannotInstallError(Exception):
 class Tool:
     """A tool that reads a format: its packages; `ours` has torch from the environment of the tests.
 
-    Without `exports`, the tool gets the dataset itself, by our Python API.
+    Without `exports`, the tool gets the dataset itself, by our Python API. If the packages are `built`, pip builds them
+    without a compiler and with the torch of the tests.
     """
 
     format: str
     packages: tuple[str, ...]
     ours: bool = False
     exports: bool = True
+    built: bool = False
 
+
+_SAM2 = (
+    *("sam2==1.1.0", "hydra-core", "omegaconf", "antlr4-python3-runtime==4.9.3", "iopath", "portalocker"),
+    *("transformers", "tokenizers", "safetensors", "huggingface_hub", "hf-xet", "httpx2", "httpcore2"),
+)
 
 TOOLS = (
     Tool("coco", ("pycocotools", "numpy")),
@@ -50,21 +57,17 @@ TOOLS = (
     Tool("yolo", ("ultralytics",), ours=True),
     Tool("geojson", ("rasterio", "shapely")),
     Tool("hf", ("datasets", "pillow", "numpy")),
+    Tool("label-maps", ("pillow", "opencv-python-headless", "numpy")),
+    Tool("png-masks", ("pillow", "numpy")),
+    Tool("sa-1b", _SAM2, ours=True, built=True),
     Tool("supervision", ("supervision", "pydeprecate"), ours=True, exports=False),
     Tool("torchdata", ("torchdata",), ours=True, exports=False),
 )
 
 _READER = {"lvis": "coco"}
 
-SAM2 = Tool(
-    "sam2",
-    (
-        *("sam2==1.1.0", "hydra-core", "omegaconf", "antlr4-python3-runtime==4.9.3", "iopath", "portalocker"),
-        *("transformers", "tokenizers", "safetensors", "huggingface_hub", "hf-xet", "httpx2", "httpcore2"),
-    ),
-    ours=True,
-)
-"""Packages of the comparison with SAM 2.1, which are built without a compiler and with the torch of the tests."""
+SAM2 = Tool("sam2", _SAM2, ours=True, built=True)
+"""Packages of the comparison with SAM 2.1."""
 
 LVIS = Tool("lvis-ap", ("lvis==0.5.3",), ours=True)
 """Package of the comparison of LVIS's federated AP, with our numpy, pycocotools, OpenCV, and matplotlib."""
@@ -122,10 +125,8 @@ def _check(tool: Tool, datasets: list[Path], folder: Path) -> bool:
 def _compare_sam2(folder: Path) -> bool:
     """Compare SAM 2.1 with its packages in all sizes, and return whether everything was equal."""
     print(f"\n== {SAM2.format}: {', '.join(SAM2.packages)}", flush=True)
-    os.environ["SAM2_BUILD_CUDA"] = "0"
     try:
-        with _environment(replace(SAM2, packages=("wheel",)), folder / "env-sam2") as python:
-            install(python, "--no-deps", "--no-build-isolation", *SAM2.packages)
+        with _environment(SAM2, folder / "env-sam2") as python:
             return _run([python, ROOT / "tests/interop/oracles/check_sam2.py"], {"PYTHONPATH": ROOT})
     except CannotInstallError as error:
         print(f"CANNOT INSTALL: {error}")
@@ -165,7 +166,12 @@ def _environment(tool: Tool, folder: Path) -> Iterator[Path]:
     if tool.ours:
         (library,) = folder.glob("lib/python*/site-packages")
         (library / "ours.pth").write_text("\n".join(site.getsitepackages()))
-    install(python, *(["--no-deps"] if tool.ours else []), *tool.packages)
+    options = ["--no-deps"] if tool.ours else []
+    if tool.built:
+        os.environ["SAM2_BUILD_CUDA"] = "0"
+        install(python, "--no-deps", "wheel")
+        options.append("--no-build-isolation")
+    install(python, *options, *tool.packages)
     yield python
 
 

@@ -24,7 +24,7 @@ def import_(
         str | None,
         typer.Option(
             metavar="F",
-            help="Format: coco, label-studio, hf, folder, or dataset; needed only if the content is ambiguous.",
+            help="Format: coco, label-studio, hf, yolo, folder, or dataset; needed only if the content is ambiguous.",
         ),
     ] = None,
     replace: Annotated[

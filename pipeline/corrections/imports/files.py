@@ -14,6 +14,7 @@ from segmint.operators.annotations.coco import parse_coco, read_coco
 from segmint.operators.annotations.folder import read_folder
 from segmint.operators.annotations.hf import is_data_file, read_export
 from segmint.operators.annotations.label_studio import iter_tasks, read_tasks
+from segmint.operators.annotations.yolo import is_yolo, read_yolo_folder
 from segmint.pipeline.corrections.imports.matching import MatchMode
 from segmint.pipeline.corrections.imports.staging import MaskStaging
 
@@ -24,6 +25,7 @@ class ImportFormat(StrEnum):
     COCO = "coco"
     LABEL_STUDIO = "label-studio"
     HF = "hf"  # an export for Hugging Face
+    YOLO = "yolo"  # segmentation labels with a YAML file
     FOLDER = "folder"
     DATASET = "dataset"  # another dataset, whose annotated masks are carried over
 
@@ -49,10 +51,12 @@ def detect_format(where: Location) -> ImportFormat:
     if not where.exists():
         if manifest_generations(where):
             return ImportFormat.DATASET
-        if next(where.walk(), None) is None:
+        names = [found.name for found in where.walk()]
+        if not names:
             raise UsageError(f"{where} does not exist: expected a file or folder with masks, or another dataset")
-        is_hf = any(is_data_file(found.name) for found in where.walk())
-        return ImportFormat.HF if is_hf else ImportFormat.FOLDER
+        if any(map(is_data_file, names)):
+            return ImportFormat.HF
+        return ImportFormat.YOLO if is_yolo(names) else ImportFormat.FOLDER
     import ijson  # type: ignore[import-untyped]
 
     expected = f"Pass its format with --format, one of {', '.join(ImportFormat)}."
@@ -61,8 +65,8 @@ def detect_format(where: Location) -> ImportFormat:
             for place, event, key in ijson.parse(stream):
                 if event == "map_key" and (place, key) in _OF_KEYS:
                     return _OF_KEYS[place, key]
-                if event == "map_key" and (place, key) in (("", "image"), ("", "features")):
-                    expected = "To import the SA-1B JSON or GeoJSON of an image, pass its folder."
+                if event == "map_key" and (place, key) in (("", "image"), ("", "features"), ("", "shapes")):
+                    expected = "To import the SA-1B JSON, GeoJSON, or labelme JSON of an image, pass its folder."
                     break
                 if event == "end_map" and place == "item":
                     break  # a list of other items, such as COCO results
@@ -81,7 +85,9 @@ def stage_file(
     """
     try:
         if format is ImportFormat.FOLDER:
-            return _stage_folder(where, stage, size_of, ignore)
+            return _stage_folder(where, stage, lambda add: read_folder(where, add, size_of, ignore))
+        if format is ImportFormat.YOLO:
+            return _stage_folder(where, stage, lambda add: read_yolo_folder(where, add, size_of))
         if format is ImportFormat.HF:
             return _stage_hf(where, stage)
         if format is ImportFormat.LABEL_STUDIO:
@@ -122,15 +128,16 @@ def _stage_tasks(where: Location, stage: MaskStaging, size_of: SizeOf) -> str:
         ) from error
 
 
-def _stage_folder(where: Location, stage: MaskStaging, size_of: SizeOf, ignore: Collection[int]) -> str:
+def _stage_folder(where: Location, stage: MaskStaging, read: Callable[[Callable[[bytes], Any]], Any]) -> str:
+    """Stage the images that `read` yields. It calls its argument with what it read."""
     hashed = hashlib.sha256()
     image = None
-    for image in read_folder(where, hashed.update, size_of, ignore):
+    for image in read(hashed.update):
         stage.add(image)
     if image is None:
         raise UsageError(
-            f"{where} has no masks: expected a folder with one file per image, SA-1B's JSON (.json), GeoJSON "
-            "(.geojson), or label maps (.png, .tif, .npy)"
+            f"{where} has no masks: expected a folder with one file per image, JSON of SA-1B or labelme (.json), "
+            "GeoJSON (.geojson), or label maps (.png, .tif, .npy), or YOLO's data.yaml and folders `labels`"
         )
     return hashed.hexdigest()
 

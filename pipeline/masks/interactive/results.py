@@ -106,14 +106,22 @@ class ImageMasks(MasksWithImage):
     def to_supervision(self) -> Any:
         """Convert the masks to `supervision.Detections` of class 0, with the predicted IoU as the confidence.
 
-        `data` contains `stability_score`, (N,) float64. Raises ImportError if supervision isn't installed.
+        The masks stay run lengths, as a `supervision.CompactMask`, if the installed supervision has it. Otherwise, they
+        are arrays. `data` contains `stability_score`, (N,) float64. Raises ImportError if supervision isn't installed.
         """
-        from supervision import Detections
+        import supervision
 
         boxes = np.array([record.bbox for record in self], np.float32).reshape(-1, 4)
-        return Detections(
-            xyxy=np.hstack([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]]),
-            mask=self.masks,
+        corners = np.hstack([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]])
+        compact = getattr(getattr(supervision, "CompactMask", None), "from_coco_rle", None)
+        masks: Any
+        if compact is None:
+            masks = self.masks
+        else:
+            masks = compact([vars(record.segmentation) for record in self], corners, self._size())
+        return supervision.Detections(
+            xyxy=corners,
+            mask=masks,
             confidence=np.array([record.predicted_iou for record in self], np.float32),
             class_id=np.zeros(len(self), int),  # without classes, its annotators fail by default
             data={"stability_score": np.array([record.stability_score for record in self])},

@@ -1,6 +1,7 @@
 """supervision takes the masks of a result: read_supervision.py DATASET EXPECTED."""
 
 import sys
+from dataclasses import replace
 
 import supervision
 from expected import MaskCounter, load_expected
@@ -17,9 +18,11 @@ def main(dataset: str, expected: str) -> None:
     for sample in open_dataset(dataset):
         _, masks = wanted[sample.id]
         count += len(masks)
-        records = tuple(records_of(sample.masks, sample.image.shape[:2])) if len(masks) else ()
+        bare = records_of(sample.masks, sample.image.shape[:2]) if len(masks) else []
+        records = tuple(replace(record, bbox=mask.bbox) for record, mask in zip(bare, sample.masks, strict=True))
         found = ImageMasks(records, Funnel(), sample.image).to_supervision()
         tally.require(len(found) == len(masks), f"image {sample.id}: {len(found)} masks")
+        tally.require(isinstance(found.mask, supervision.CompactMask), f"image {sample.id}: {type(found.mask)}")
         for number, mask in enumerate(masks):
             tally.compare(f"mask {number} of image {sample.id}", found.mask[number], mask)
         annotated = supervision.MaskAnnotator().annotate(sample.image.copy(), found) if len(found) else sample.image

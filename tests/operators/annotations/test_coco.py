@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import shapely
 from pycocotools import mask as coco
 
 from segmint.infra.errors import UsageError
-from segmint.operators.annotations.coco import parse_coco, read_coco, usable_polygons
+from segmint.operators.annotations.coco import fill_polygons, parse_coco, read_coco, usable_polygons
 from segmint.operators.annotations.image import AnnotatedFile, UnreadableMaskError
 
 RING = np.zeros((30, 40), bool)
@@ -63,6 +64,20 @@ def test_polygons_enclose_pixels_and_the_converters_contours_run_through_them() 
     for each in (around, through):
         np.testing.assert_array_equal(each.pixels(), filled)
         assert each.polygon
+
+
+def test_pixels_of_polygons_are_those_whose_centers_are_inside_within_a_fifth_of_a_pixel() -> None:
+    random = np.random.default_rng(0)
+    y, x = np.mgrid[:60, :80] + 0.5
+    for corners in (3, 5, 9, 15):
+        angles = np.sort(random.uniform(0, 2 * np.pi, corners))
+        reach = random.uniform(8, 28, corners)
+        points = np.stack([40 + reach * np.cos(angles), 30 + reach * np.sin(angles)], axis=1)
+        found = coco.decode(fill_polygons([points.reshape(-1).tolist()], (60, 80))).astype(bool)
+        polygon = shapely.Polygon(points)
+        wrong = found != shapely.contains_xy(polygon, x, y)
+        assert found.sum() > 100
+        assert (shapely.distance(polygon.exterior, shapely.points(x, y))[wrong] < 0.2).all()
 
 
 @pytest.mark.parametrize("part", [[12.0, 28.0], [12, 28, 30, 29], []])

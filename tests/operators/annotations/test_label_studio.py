@@ -31,6 +31,31 @@ def test_masks_have_their_labels_and_ids() -> None:
     assert [(mask.id, mask.label) for mask in (one, two)] == [(10_000, "cup"), (None, None)]
 
 
+def test_polygons_are_in_percent_of_the_sides() -> None:
+    points = [[25.0, 20.0], [75.0, 20.0], [75.0, 80.0], [25.0, 80.0]]
+    polygon = region(type="polygonlabels", value={"points": points, "closed": True, "polygonlabels": ["plate"]})
+    bare = {**polygon, "id": "7", "type": "polygon", "value": {"points": points}}
+    labels = {**bare, "type": "labels", "value": {"points": points, "labels": ["dish"]}}
+    ((image, _),) = read_tasks([task(polygon, bare, labels, region(id="8"))])
+    assert [(mask.id, mask.label, mask.polygon) for mask in image.masks] == [
+        (10_000, "plate", True),
+        (7, "dish", True),
+        (8, "cup", False),
+    ]
+    assert image.unreadable == []
+    expected = np.zeros((30, 40), bool)
+    expected[6:24, 10:30] = True
+    for mask in image.masks[:2]:
+        np.testing.assert_array_equal(mask.pixels(), expected)
+    minimal = {**polygon["value"], "original_height": 30, "original_width": 40}
+    ((image, _),) = read_tasks([{"image": "sa_1.jpg", "annotation_id": 1, "tag": [minimal]}])
+    assert [(mask.label, mask.area) for mask in image.masks] == [("plate", 360)]
+    for wrong in (None, [[1, 2], [3]], [[1, 2], [3, 4]], [["a", 2], [3, 4], [5, 6]], [[1, 2], [3, 400], [5, 6]]):
+        damaged = region(type="polygonlabels", value={**polygon["value"], "points": wrong})
+        ((image, _),) = read_tasks([task(region(id="8"), damaged)])
+        assert (len(image.masks), image.unreadable_ids) == (1, [10_000])
+
+
 def test_a_mask_of_another_size_is_not_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
     def never(runs: object, size: object) -> None:
         raise AssertionError("decoded")

@@ -54,6 +54,7 @@ def test_a_line_for_people_and_json_for_programs(small: Path, tmp_path: Path) ->
     [
         (["--format", "voc", "-o", "out"], "'voc' is not one of"),
         (["--format", "coco"], "--output"),
+        (["--format", "coco", "-o", "out", "--level", "whole"], "--level only applies to the formats label-maps and"),
         (["--format", "coco", "-o", "out", "--shards", "2"], "expected A:B"),
         (["--format", "coco", "-o", "out", "--sample", "0"], "greater than or equal to 1|not in the range x>=1"),
     ],

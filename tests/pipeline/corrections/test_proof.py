@@ -143,15 +143,14 @@ def exported(dataset: Path, tmp_path: Path) -> Path:
 def test_exports_from_before_are_found_until_they_are_deleted(exported: Path, tmp_path: Path) -> None:
     location = location_of(exported)
     done = takedown(location, TakedownRequest(ids=("image-1",)), "asked for")
-    assert len(done.outputs) == 9
+    assert len(done.outputs) == len(Format) + 1
     assert any("created from this dataset" in line and f" {tmp_path}/yolo (" in line for line in done.lines())
     proof = prove(location, "2")
     lines = {line.removeprefix(f"{tmp_path}/") for line in proof.found}
     jpegs = {f"{format}/images/sa_2.jpg" for format in Format if format is not Format.HF}
-    masks = {
-        f"fiftyone/fields/masks.detections/sa_2/{20_000 + index}.png"
-        for index in range(len(list((tmp_path / "fiftyone/fields/masks.detections/sa_2").iterdir())))
-    }
+    count = len(list((tmp_path / "fiftyone/fields/masks.detections/sa_2").iterdir()))
+    masks = {f"png-masks/masks/sa_2/{20_000 + index}.png" for index in range(count)}
+    masks |= {f"fiftyone/fields/masks.detections/sa_2/{20_000 + index}.png" for index in range(count)}
     rows = "1 row from row 1 on (id, image.bytes, image.path, image_id, objects.id)"
     assert lines == {
         *jpegs,
@@ -162,9 +161,17 @@ def test_exports_from_before_are_found_until_they_are_deleted(exported: Path, tm
         "geojson/index.json mentions it",
         "geojson/masks/sa_2.geojson",
         f"hf/data/train-00000.parquet, {rows}",
+        "label-maps/index.json mentions it",
+        "label-maps/masks/sa_2.json",
+        "label-maps/masks/sa_2.png",
         "label-studio/tasks.json mentions it",
         "lvis/lvis.json mentions it",
+        "png-masks/index.json mentions it",
+        "png-masks/masks/sa_2.json",
         f"rows/data/train-00000.parquet, {rows.replace('image.bytes, image.path, ', '')}",
+        "sa-1b/file_list.txt mentions it",
+        "sa-1b/images/sa_2.json",
+        "sa-1b/index.json mentions it",
         "yolo/attributions.csv mentions it",
         "yolo/labels/sa_2.txt",
     }
@@ -300,7 +307,7 @@ def test_a_redaction_names_the_exports_and_finds_the_picture_from_before(exporte
     for x in (0, 90):
         regions.write_text(json.dumps({"id": 1, "kind": "face", "x": x, "y": 10, "w": 60, "h": 80}))
         done = redact(location, location_of(regions))
-    assert len(done.outputs) == 9
+    assert len(done.outputs) == len(Format) + 1
     assert any(
         line.startswith(f"created from this dataset, delete it or create it again: {tmp_path}/yolo (")
         for line in done.lines()

@@ -59,6 +59,11 @@ def test_the_folder_of_each_format(small: str, tmp_path: Path) -> None:
         Format.YOLO: {"data.yaml", "left_out.csv", "attributions.csv"} | {f"labels/sa_{n}.txt" for n in ALL},
         Format.GEOJSON: {"index.json"} | {f"masks/sa_{n}.geojson" for n in ALL},
         Format.HF: {"README.md", "data/train-00000.parquet"},
+        Format.SA_1B: {"index.json", "file_list.txt"} | {f"images/sa_{n}.json" for n in ALL},
+        Format.LABEL_MAPS: {"index.json"} | {f"masks/sa_{n}.{ending}" for n in ALL for ending in ("png", "json")},
+        Format.PNG_MASKS: {"index.json"}
+        | {f"masks/sa_{n}.json" for n in ALL}
+        | {f"masks/sa_{n}/{n * 10_000 + index}.png" for n in ALL for index in (0, 1)},
     }.items():
         output = tmp_path / "out" / format
         done = export_dataset(location_of(small), ExportOptions(format), location_of(output))

@@ -39,9 +39,10 @@ def test_a_file_is_known_by_its_keys(document: Any, format: ImportFormat, tmp_pa
     [
         (json.dumps(SA1B), "pass its folder"),
         (json.dumps(dict(reversed(SA1B.items()))), "pass its folder"),
+        ('{"version": "5.5.0", "shapes": []}', "pass its folder"),
         (
             json.dumps([{"image_id": 1, "category_id": 1}, TASK]),
-            "--format, one of coco, label-studio, hf, folder, dataset",
+            "--format, one of coco, label-studio, hf, yolo, folder, dataset",
         ),
         ("[]", "--format"),
         ("{}", "--format"),
@@ -66,3 +67,8 @@ def test_folders_and_datasets(tmp_path: Path) -> None:
         detect_format(location_of(tmp_path / "masks"))
     (tmp_path / "masks" / "below" / "sa_1.json").write_text(json.dumps(SA1B))
     assert detect_format(location_of(tmp_path / "masks")) is ImportFormat.FOLDER
+    (tmp_path / "masks" / "labels").mkdir()
+    (tmp_path / "masks" / "labels" / "sa_1.txt").write_text("")
+    assert detect_format(location_of(tmp_path / "masks")) is ImportFormat.FOLDER
+    (tmp_path / "masks" / "data.yaml").write_text("names: [cup]")
+    assert detect_format(location_of(tmp_path / "masks")) is ImportFormat.YOLO

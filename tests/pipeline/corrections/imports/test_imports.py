@@ -20,7 +20,7 @@ from segmint.infra.ray_session import Cluster
 from segmint.operators.shards.committed_rows import read_file
 from segmint.pipeline.corrections.correction import revise
 from segmint.pipeline.corrections.imports import imports
-from segmint.pipeline.corrections.imports.files import ImportFormat
+from segmint.pipeline.corrections.imports.files import ImportFormat, detect_format
 from segmint.pipeline.corrections.imports.imports import ImportRequest, ImportResult, import_masks, list_import
 from segmint.pipeline.corrections.imports.matching import MatchMode
 from segmint.pipeline.corrections.imports.merge import ImportMode
@@ -135,6 +135,28 @@ def test_an_export_imported_again_changes_nothing(place: DatasetPath, tmp_path: 
         done = import_coco(place, out / "instances.json")
         assert (done.listed.images, done.listed.named) == (0, 4)
         assert contents(place) == before
+
+
+@pytest.mark.parametrize(
+    ("format", "kind"),
+    [(Format.SA_1B, ImportFormat.FOLDER), (Format.YOLO, ImportFormat.YOLO), (Format.LABEL_MAPS, None)],
+)
+def test_folders_of_exports_change_nothing_except_label_maps(
+    place: DatasetPath, tmp_path: Path, format: Format, kind: ImportFormat | None
+) -> None:
+    """The polygons of YOLO give the same masks, and without ids, these are the same."""
+    out = location_of(tmp_path / "out")
+    export_dataset(place.location, ExportOptions(format), out)
+    before = contents(place)
+    asked = ImportRequest(out, detect_format(out), ImportMode.REPLACE)
+    if kind is None:
+        with pytest.raises(UsageError, match="belongs to a label map of `segmint export`"):
+            import_masks(place.location, asked)
+    else:
+        assert asked.format is kind
+        listed = import_masks(place.location, asked).listed
+        assert (listed.named, listed.images, listed.unreadable, listed.masks["same"]) == (4, 0, 0, 8)
+    assert contents(place) == before
 
 
 def test_add_keeps_all_masks_and_says_what_the_user_says(place: DatasetPath) -> None:

@@ -13,6 +13,7 @@ import pytest
 import torch
 from matplotlib import pyplot
 from PIL import Image
+from pycocotools import mask as coco
 
 from segmint.model.automatic.records import Funnel, MaskRecord
 from segmint.model.automatic.rle import encode
@@ -120,6 +121,11 @@ def test_supervision_gets_boxes_masks_and_scores(monkeypatch: pytest.MonkeyPatch
     assert found.class_id.tolist() == [0, 0]
     assert found.data["stability_score"].tolist() == [0.95, 0.95]
     assert ImageMasks((), Funnel(), PHOTO).to_supervision().xyxy.shape == (0, 4)
+    compact = SimpleNamespace(from_coco_rle=lambda rles, corners, size: (coco.decode(rles), corners, size))
+    stand_in.CompactMask = compact  # type: ignore[attr-defined]
+    masks, corners, size = RESULT.to_supervision().mask
+    assert np.array_equal(masks.transpose(2, 0, 1), RESULT.masks)
+    assert (corners.tolist(), size) == (found.xyxy.tolist(), PHOTO.shape[:2])
 
 
 def test_a_prediction_has_the_best_mask_of_each_prompt(

@@ -124,7 +124,7 @@ def test_label_studio_ids_of_new_regions_are_no_ids() -> None:
 @pytest.mark.parametrize(
     ("bad", "told"),
     [
-        ({"type": "polygonlabels", "value": {"points": []}}, "of type polygonlabels, not a brush stroke"),
+        ({"type": "ellipselabels", "value": {"x": 5}}, "of type ellipselabels, neither a brush stroke nor a polygon"),
         (region(np.ones((20, 20), bool)), "20 x 20 pixels, but its image is 40 x 30"),
         (region(RING, original_width=41), "41 x 30 pixels, but its image is 40 x 30"),
         ({**region(RING), "value": {"rle": [255, 255, 255, 255, 57, 27]}}, "run lengths have 4294967295 values"),

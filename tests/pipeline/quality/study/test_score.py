@@ -147,7 +147,8 @@ def test_nothing_is_dropped_in_silence(study: Path, tmp_path: Path) -> None:
     result = score(study, tmp_path / "export.json")
     assert (result.answered, result.unanswered_masks, result.unread, result.added, result.deleted) == (4, 4, 1, 1, 1)
     assert result.drawn == result.by_id + result.by_iou + result.deleted + result.unread + result.unanswered_masks
-    assert result.unreadable == ["sa_4.jpg, mask 40000: it is of type polygonlabels, not a brush stroke"]
+    (problem,) = result.unreadable
+    assert problem.startswith("sa_4.jpg, mask 40000: none of its polygons is a list x, y, x, y, … of at least three")
     text = "\n".join(result.lines())
     assert "4 of 6 images answered; of 12 masks drawn 6 are paired (6 by id, 0 by IoU), 1 deleted, 1 unreadable" in text
     assert "added: 1 mask;" in text
