@@ -246,6 +246,10 @@ class StageConfig(_ConfigModel):
     stage adds masks."""
     filters: MaskFilters = MaskFilters()
     """Filters of the masks that the stage adds. Redaction artifacts are dropped at least as strictly as other masks."""
+    license: str | None = Field(default=None, min_length=1)
+    """As for a segmenter. Only for a stage that adds masks."""
+    terms: str | None = Field(default=None, min_length=1)
+    """As for a segmenter. Only for a stage that adds masks."""
     resources: StagePoolConfig = StagePoolConfig()
     on_error: Literal["hold", "reject"] = "hold"
     """As for a segmenter. Only for a stage that adds masks."""
@@ -256,7 +260,7 @@ class StageConfig(_ConfigModel):
         if spec.masks and (self.after != "segment" or spec.wants_original):
             to_add = "to add them to SAM's, set `after: segment` without wants_original"
             raise UsageError(f"the stage {self.stage} makes masks: {to_add}; to replace SAM's, set it as segmenter")
-        of_masks = sorted({"filters", "on_error"} & self.model_fields_set)
+        of_masks = sorted({"filters", "license", "terms", "on_error"} & self.model_fields_set)
         if of_masks and not spec.masks:
             raise UsageError(f"the stage {self.stage} adds no masks: remove {' and '.join(of_masks)}")
         if spec.sets_masks and self.after != "describe":

@@ -265,6 +265,11 @@ def _begin(
     `output` contains files of a dataset but no manifest.
     """
     terms = None if config.segmenter is None else model_terms(config.segmenter)
+    adding = {}
+    for stage in config.stages:
+        spec = stage.load()
+        if spec.masks:
+            adding[spec.name] = model_terms(stage)
     source = Location(output.storage, config.catalog)
     source_sha256 = catalog_sha256(
         source
@@ -308,6 +313,7 @@ def _begin(
             policy_date=config.license.policy_date or datetime.now(UTC).date(),
             lineage=lineage,
             segmenter=terms,
+            adding=adding,
             stages=tuple(spec.column for spec in config.load_stages() if spec.column is not None),
         )
         choose_shards(manifest.shards, shards)  # raises if there are none

@@ -68,7 +68,8 @@ def croissant_json(facts: Facts, root: str) -> bytes:
     schemas = shard_schemas(manifest.stages, manifest.schema_version)
     maker = SAM if facts.build is None else facts.build.maker
     terms = facts.build.model if facts.build is not None else ModelTerms()
-    stated = {"license": license_url(terms.license) or terms.license, "usageInfo": terms.terms}
+    models = [_model(manifest.weights.name, manifest.weights.sha256, terms)]
+    models += [_model(name, None, each) for name, each in manifest.adding.items()]
     trained = f", round {manifest.round}" if manifest.round else ""
     adding = () if facts.build is None else facts.build.adding
     value = {
@@ -82,12 +83,7 @@ def croissant_json(facts: Facts, root: str) -> bytes:
             + "".join(f" The {segmenter} added masks." for segmenter in adding)
         ),
         "license": [license_url(license) or license for license, _ in facts.licenses if license] or ["unknown"],
-        "isBasedOn": {
-            "@type": "sc:SoftwareApplication",
-            "name": manifest.weights.name,
-            "identifier": f"sha256:{terms.weights_sha256 or manifest.weights.sha256}",
-            **{name: text for name, text in stated.items() if text is not None},
-        },
+        "isBasedOn": models if len(models) > 1 else models[0],
         "identifier": f"sha256:{version.digest}",
         **({} if version.number is None else {"version": f"{version.number}.0.0"}),
         "dateCreated": manifest.policy_date.isoformat(),
@@ -96,6 +92,18 @@ def croissant_json(facts: Facts, root: str) -> bytes:
         "recordSet": [*(_records(kind, schemas[kind]) for kind in ("images", "masks")), *_photographs(facts)],
     }
     return json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+
+
+def _model(name: str, sha256: str | None, terms: ModelTerms) -> dict[str, Any]:
+    """Describe a model. `sha256` is its identifier if the terms don't contain the hash of its files."""
+    digest = terms.weights_sha256 or sha256
+    stated = {
+        "identifier": None if digest is None else f"sha256:{digest}",
+        "license": license_url(terms.license) or terms.license,
+        "usageInfo": terms.terms,
+    }
+    known = {key: text for key, text in stated.items() if text is not None}
+    return {"@type": "sc:SoftwareApplication", "name": name, **known}
 
 
 def _files(facts: Facts, root: str) -> Iterator[dict[str, Any]]:
