@@ -333,6 +333,18 @@ def test_a_refused_build_creates_nothing(
 
 
 @pytest.mark.usefixtures("weights")
+def test_pools_that_never_fit_create_nothing(tmp_path: Path, catalog: Path) -> None:
+    resources = {"address": "local", "segment": {"num_cpus": 10_000}}
+    with pytest.raises(UsageError, match=r"the smallest pools do not fit: segment [12] x 10000 CPUs, prepare 1 x"):
+        run_build(config(tmp_path, catalog, resources=resources))
+    assert not (tmp_path / "dataset").exists()
+    stage = {"stage": "tests.support.custom_stages.Mean", "resources": {"num_gpus": 1000}}
+    with pytest.raises(UsageError, match="stages take 1000 GPUs, but the cluster has "):
+        run_build(config(tmp_path, catalog, stages=[stage], resources={"address": "local"}))
+    assert not (tmp_path / "dataset").exists()
+
+
+@pytest.mark.usefixtures("weights")
 def test_the_terms_of_a_stage_that_adds_masks_are_recorded(
     tmp_path: Path, catalog: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
