@@ -157,7 +157,7 @@ def _start(address: str, target: str, folder: Path | None, object_store_memory: 
                 with on_loopback(), without_helpers():
                     ray.init(
                         address="local",
-                        num_cpus=max(MIN_LOCAL_CPUS, 2 * cores_here() + 4),
+                        num_cpus=_local_cpus(),
                         object_store_memory=object_store_memory,
                         _temp_dir=None if folder is None else str(folder),
                         include_dashboard=False,
@@ -190,6 +190,10 @@ def _start(address: str, target: str, folder: Path | None, object_store_memory: 
             raise UnfinishedError(
                 "Ray didn't start in time on this machine, which may be overloaded. Run the same command again"
             ) from error
+
+
+def _local_cpus() -> int:
+    return max(MIN_LOCAL_CPUS, 2 * cores_here() + 4)
 
 
 def _keep_token_private() -> None:
@@ -275,6 +279,11 @@ def _runtime_env() -> dict[str, Any] | None:
     given = submitted.get("env_vars", {})
     added = {name: value for name, value in (("OMP_WAIT_POLICY", "PASSIVE"), _ONE_ARENA) if name not in given}
     return {"working_dir": str(checkout), "excludes": _EXCLUDES, "env_vars": added}
+
+
+def local_cluster(gpus: int) -> Cluster:
+    """Return the resources of a local Ray instance on this machine, which has `gpus` GPUs, without starting it."""
+    return _sum([{"CPU": _local_cpus(), "GPU": gpus}], local=True)
 
 
 def observe(*, local: bool) -> Cluster:

@@ -55,7 +55,7 @@ from segmint.pipeline.building.execution.shard_writers import (
     cut_at_borders,
 )
 from segmint.pipeline.building.execution.stage_watch import STAGES, StageWatch, watched
-from segmint.pipeline.building.execution.stages import Stages, lay_out_again, lay_out_for_growth
+from segmint.pipeline.building.execution.stages import Stages, lay_out_again, lay_out_for_growth, require_room
 from segmint.pipeline.building.execution.work import (
     MOST_BLOCKS,
     BuildWork,
@@ -184,7 +184,7 @@ def run_build(
     check_reasons(retry_rejected, custom=bool(config.stages or config.segmenter))
     started = time.monotonic()
     log = get_logger("build")
-    dataset = open_or_create(config, Storage(config.storage), grow=grow, shards=shards)
+    dataset = open_or_create(config, Storage(config.storage), grow=grow, shards=shards, require_room=require_room)
     # From here on, a failure loses work, so wait for outages to end.
     storage = Storage(config.storage, outage_s=config.outage_timeout_s)
     dataset = replace(dataset, location=Location(storage, config.output))

@@ -107,6 +107,7 @@ class DatasetManifest(Frozen):
     trained them; otherwise, it is empty, and the file omits the field. `stages` lists the columns of custom stages in
     the order of the tables. `published` is False for a working dataset, because nobody has checked its licenses and
     faces. `segmenter` contains what was stated about the segmenter's model; if SAM made the masks, the file omits it.
+    `adding` contains the same for each stage that adds masks, by its name; without such stages, the file omits it.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -124,6 +125,7 @@ class DatasetManifest(Frozen):
     stages: tuple[StageColumn, ...] = ()
     lineage: Lineage = ()
     segmenter: ModelTerms | None = None
+    adding: dict[str, ModelTerms] = Field(default_factory=dict)
 
     @field_validator("config")
     @classmethod
@@ -180,7 +182,7 @@ class DatasetManifest(Frozen):
         raise ValueError(f"there is no shard {shard}: the dataset has {self.shards}")
 
     def to_json(self) -> bytes:
-        omitted = {name for name in ("lineage", "segmenter") if not getattr(self, name)}
+        omitted = {name for name in ("lineage", "segmenter", "adding") if not getattr(self, name)}
         return canonical_json(self.model_dump(mode="json", exclude=omitted))
 
     @classmethod

@@ -7,7 +7,7 @@ import json
 from bisect import bisect_left
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, BinaryIO, Self
 
@@ -20,7 +20,7 @@ from pydantic_core import from_json
 
 from segmint.catalogs.dataset.commits import Commit, CommitLog, FileEntry
 from segmint.catalogs.dataset.manifest import DatasetManifest, load_manifest
-from segmint.catalogs.dataset.mask_labels import MASK_LABEL, NO_LABEL, LabelsById, ShardLabels
+from segmint.catalogs.dataset.mask_labels import MASK_SAID, NO_LABEL, LabelsById, ShardLabels
 from segmint.catalogs.dataset.versions.record import Version, check_readable, find_version, manifest_of, read_commits
 from segmint.catalogs.layout import ADDED_COLUMNS, LEVELS, MOST_PIXELS, DamagedDatasetError, check_member
 from segmint.infra.errors import SegmintError
@@ -51,8 +51,9 @@ class MaskAnnotation:
 
     `bbox` and `crop_box` are (x, y, width, height), and `point_coords` are the (x, y) of the prompt's points. `counts`
     is the mask in COCO's compressed run-length encoding, and `size` is its (height, width). An annotated mask may have
-    no scores and no points. `label`, `label_score`, and `label_source` come from the masks table. They are None if the
-    mask has no label.
+    no scores and no points. `label`, `label_score`, `label_source`, and `prompts` come from the masks table. The first
+    three are None if the mask has no label. `prompts` are what an annotator, or a segmenter that isn't SAM's grid, made
+    the mask from: dicts with the keys of the table's column that their `kind` uses.
 
     `output` is the index (0 to 2) of the decoder output that produced the mask, or None if it's unknown. `container` is
     the id of the smallest larger mask in the image that contains at least 95% of this mask's pixels, or None.
@@ -72,15 +73,16 @@ class MaskAnnotation:
     label: str | None = None
     label_score: float | None = None
     label_source: str | None = None
+    prompts: tuple[Mapping[str, Any], ...] = field(default=(), hash=False)
 
     @classmethod
     def from_json(
         cls, value: Mapping[str, Any], output: int | None = None, container: int | None = None
     ) -> "MaskAnnotation":
-        """Convert one entry of `annotations` in an image's JSON to a mask without a label.
+        """Convert one entry of `annotations` in an image's JSON to a mask without a label and prompts.
 
         `output` and `container` are the mask's values in `outputs` and `containers` of the same JSON, which contains no
-        labels.
+        labels and no prompts.
         """
         height, width = value["segmentation"]["size"]
         x, y, w, h = value["bbox"]
@@ -307,22 +309,36 @@ class Dataset:
         `rows` selects rows by a condition. A row group is skipped if its statistics show that none of its rows meet the
         condition. Raises `DamagedDatasetError` if the file can't be read.
         """
+        with self._table_file(commit, kind) as stream:
+            return pq.read_table(stream, columns=columns, filters=rows)
+
+    @contextmanager
+    def _table_file(self, commit: Commit, kind: str) -> Iterator[BinaryIO]:
+        """Open a shard's table. Raises `DamagedDatasetError` if it can't be read."""
         entry = commit.file(kind)
         file = self.location / entry.path
         self._check(entry)
         try:
             with _open(file, entry.size) as stream:
-                return pq.read_table(stream, columns=columns, filters=rows)
+                yield stream
         except (pa.ArrowException, OSError) as error:
             if isinstance(error, OSError) and error.errno is not None:
                 raise  # raised by the stream; Arrow's errors, such as for a corrupt footer, have no errno
             raise DamagedDatasetError(f"{file} is not a readable Parquet file: {error}") from error
 
     def labels(self, commit: Commit) -> ShardLabels:
-        """Read the labels of a shard's masks. If no mask has a label, this reads only the table's footer."""
-        with self._damage_named(commit, "masks"):
-            labeled = pc.field("label").is_valid()
-            return ShardLabels(self.table(commit, "masks", ["annotation_id", *MASK_LABEL], labeled))
+        """Read the labels and prompts of a shard's masks. If no mask has any, this reads only the table's footer."""
+        with self._damage_named(commit, "masks"), self._table_file(commit, "masks") as stream:
+            file = pq.ParquetFile(stream, pre_buffer=True)
+            groups = _groups_with(file.metadata, ("label", "prompts"))
+            table = file.read_row_groups(groups, ["annotation_id", *MASK_SAID])
+            said = pc.or_(table.column("label").is_valid(), table.column("prompts").is_valid())
+            return ShardLabels(table.filter(said))
+
+    def has_prompts(self, commit: Commit) -> bool:
+        """Return whether a mask of a shard has prompts. This reads only the table's footer."""
+        with self._table_file(commit, "masks") as stream:
+            return bool(_groups_with(pq.read_metadata(stream), ("prompts",)))
 
     def count_labels(self, commit: Commit) -> dict[str, int]:
         """Count the masks of a shard by label."""
@@ -471,7 +487,7 @@ def make_sample(
 
 def _labeled(masks: list[MaskAnnotation], labels: LabelsById) -> list[MaskAnnotation]:
     for mask in masks if labels else ():
-        mask.__dict__.update(zip(MASK_LABEL, labels.get(mask.id, NO_LABEL), strict=True))  # the class is frozen
+        mask.__dict__.update(zip(MASK_SAID, labels.get(mask.id, NO_LABEL), strict=True))  # the class is frozen
     return masks
 
 
@@ -485,6 +501,20 @@ def _parsed(document: bytes) -> Any:
 def not_where_it_should_be(tar: Location, number: int) -> DamagedDatasetError:
     """Return the error for an image that its tar doesn't contain at the position given by the images table."""
     return DamagedDatasetError(f"{tar} does not contain image {number} where it should be")
+
+
+def _groups_with(metadata: pq.FileMetaData, names: Sequence[str]) -> list[int]:
+    """Return the row groups in which one of these columns, or a column inside them, has a value by its statistics.
+
+    Arrow's filters don't use the statistics of columns inside others.
+    """
+    found = []
+    for group in range(metadata.num_row_groups):
+        columns = [metadata.row_group(group).column(index) for index in range(metadata.num_columns)]
+        own = [column for column in columns if column.path_in_schema.split(".")[0] in names]
+        if any(column.statistics is None or column.statistics.null_count < column.num_values for column in own):
+            found.append(group)
+    return found
 
 
 def _open(file: Location, size: int) -> BinaryIO:

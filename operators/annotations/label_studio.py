@@ -44,6 +44,10 @@ _LEAST_INSIDE = 0.5
 """Minimum share of a mask's box inside a rectangle if the rectangle is a prompt for the mask."""
 
 
+Answer = tuple[float | None, list[Mapping[str, Any]]]
+"""Time of an annotation, in seconds since 1970, and its regions."""
+
+
 class ByteStream(Protocol):
     """A stream of bytes."""
 
@@ -164,7 +168,7 @@ def iter_tasks(stream: ByteStream) -> Iterator[Any]:
         raise ValueError(str(error)) from error
 
 
-def answers_of(task: Mapping[str, Any]) -> list[tuple[float | None, list[Mapping[str, Any]]]]:
+def answers_of(task: Mapping[str, Any]) -> list[Answer]:
     """Return the time and regions of each annotation of a task, latest annotation first.
 
     Canceled annotations and those without a `result` are skipped.
@@ -174,7 +178,7 @@ def answers_of(task: Mapping[str, Any]) -> list[tuple[float | None, list[Mapping
             return []
         lists = [value for value in task.values() if isinstance(value, list)]
         return [(_saved(task), [region for regions in lists for region in regions if isinstance(region, dict)])]
-    answers: list[tuple[float | None, list[Mapping[str, Any]]]] = []
+    answers: list[Answer] = []
     for each in task["annotations"] or ():
         if each.get("was_cancelled") or each.get("skipped") or each.get("result") is None:
             continue

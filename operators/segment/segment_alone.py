@@ -1,5 +1,8 @@
 """Trial of a suspect (an image that a worker was processing when it died) in a new worker, after a control image."""
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import numpy as np
 import pyarrow as pa
 import ray
@@ -47,13 +50,19 @@ class SegmentAlone:
         return True
 
 
-def control_table() -> pa.Table:
-    """Return a table with one row of `PROMPTED` that every worker can segment: 256 x 192 pixels, and a box."""
+SHAPES: Sequence[Mapping[str, Any]] = (
+    {"box": [30.0, 40.0, 100.0, 100.0]},
+    {"points": [[190.0, 140.0], [80.0, 90.0]], "point_labels": [1, 0]},
+)
+"""Prompts of the control image: a box around its disc, and points inside its rectangle and outside."""
+
+
+def control_table(prompts: Sequence[Mapping[str, Any]] = SHAPES) -> pa.Table:
+    """Return a table with one row of `PROMPTED` that every worker can segment: 256 x 192 pixels, and prompts."""
     released = release(control_image(), ReleaseConfig())
     image = {"width": released.width, "height": released.height, "release": released.jpeg}
     names = {"image_id": "control", "uri": "control.jpg", "license": "CC0-1.0"}  # custom stages may use them
-    prompts = [{"box": [30.0, 40.0, 100.0, 100.0]}]
-    return to_table([{"ordinal": 0, "id": 1, **names, **image, "regions": [], "prompts": prompts}], PROMPTED)
+    return to_table([{"ordinal": 0, "id": 1, **names, **image, "regions": [], "prompts": [*prompts]}], PROMPTED)
 
 
 def control_image() -> Pixels:

@@ -177,11 +177,14 @@ class SegmenterAlone(CustomAlone, CustomSegmenter):
     """Actor that runs a segmenter on a suspect row. See `CustomAlone`."""
 
 
-def control_rows(*, adds: bool) -> pa.Table:
-    """Return the control image as a segmenter gets it, or with a mask, as a stage that `adds` masks gets it."""
+def control_rows(*, adds: bool, phrase: str | None = None) -> pa.Table:
+    """Return the control image as a segmenter gets it, or with a mask, as a stage that `adds` masks gets it.
+
+    With a `phrase`, that is its only prompt, in place of a box and points.
+    """
     from segmint.operators.segment.segment_alone import control_table  # imports Ray
 
-    table = control_table()
+    table = control_table() if phrase is None else control_table([{"label": phrase}])
     if not adds:
         return table
     (row,) = table.to_pylist()

@@ -232,23 +232,35 @@ Position = Literal["prepare", "segment", "describe"]
 DottedName = Annotated[str, BeforeValidator(_dotted_name), Field(pattern=r"^\w+(\.\w+)+$")]
 
 
-class StageConfig(_ConfigModel):
-    """Custom stage: your own code, which accepts or rejects images or adds columns."""
+class _OwnCodeConfig(_ConfigModel):
+    """Your own code. `filters`, `license`, `terms`, and `on_error` are only for code that makes masks."""
 
     stage: DottedName
     """Dotted name of a class or function, such as `blur.Blur`. Its module must be importable on every node."""
-    after: Position = "describe"
-    """Built-in stage after which this stage runs. Custom stages that name the same built-in stage run in list order."""
     arguments: dict[str, JsonValue] = {}
     """Arguments to pass to the class or function. The dataset stores them, so never include secrets."""
     batch_size: AutoCount = "auto"
-    """Maximum number of images per call. auto: the number of images in a block (see `rows_per_block`), or 1 if the
-    stage adds masks."""
+    """Maximum number of images per call. auto: 1 if the code makes masks; otherwise, the number of images in a block
+    (see `rows_per_block`)."""
     filters: MaskFilters = MaskFilters()
-    """Filters of the masks that the stage adds. Redaction artifacts are dropped at least as strictly as other masks."""
-    resources: StagePoolConfig = StagePoolConfig()
+    """Filters of the masks. Redaction artifacts among masks that a stage adds are dropped at least as strictly as among
+    others."""
+    license: str | None = Field(default=None, min_length=1)
+    """License of the model: an SPDX identifier or a text. null: what the class states."""
+    terms: str | None = Field(default=None, min_length=1)
+    """Terms of the model: a URL or a text. null: what the class states."""
     on_error: Literal["hold", "reject"] = "hold"
-    """As for a segmenter. Only for a stage that adds masks."""
+    """Handling of an image for which the code raises an error or returns an invalid mask. hold: the image's shard
+    waits, as for any other fault. reject: reject the image as `stage_failed` if it fails again after a control image in
+    the same actor."""
+
+
+class StageConfig(_OwnCodeConfig):
+    """Custom stage: your own code, which accepts or rejects images, or adds columns or masks."""
+
+    after: Position = "describe"
+    """Built-in stage after which this stage runs. Custom stages that name the same built-in stage run in list order."""
+    resources: StagePoolConfig = StagePoolConfig()
 
     def load(self) -> StageSpec:
         """Import the stage and return its specification. Raises `UsageError` if the specification is invalid."""
@@ -256,7 +268,7 @@ class StageConfig(_ConfigModel):
         if spec.masks and (self.after != "segment" or spec.wants_original):
             to_add = "to add them to SAM's, set `after: segment` without wants_original"
             raise UsageError(f"the stage {self.stage} makes masks: {to_add}; to replace SAM's, set it as segmenter")
-        of_masks = sorted({"filters", "on_error"} & self.model_fields_set)
+        of_masks = sorted({"filters", "license", "terms", "on_error"} & self.model_fields_set)
         if of_masks and not spec.masks:
             raise UsageError(f"the stage {self.stage} adds no masks: remove {' and '.join(of_masks)}")
         if spec.sets_masks and self.after != "describe":
@@ -273,25 +285,10 @@ class SegmenterPoolConfig(StagePoolConfig):
     """GPUs per actor. With 0.5, two actors share a GPU."""
 
 
-class SegmenterConfig(_ConfigModel):
-    """Segmenter: your own code, which makes the masks of images in place of SAM."""
+class SegmenterConfig(_OwnCodeConfig):
+    """Segmenter: your own code, a class or function with `masks = True`, which makes the masks in place of SAM."""
 
-    stage: DottedName
-    """Dotted name of a class or function with `masks = True`. Its module must be importable on every node."""
-    arguments: dict[str, JsonValue] = {}
-    """Arguments to pass to the class or function. The dataset stores them, so never include secrets."""
-    batch_size: AutoCount = "auto"
-    """Maximum number of images per call. auto: 1."""
-    filters: MaskFilters = MaskFilters()
-    license: str | None = Field(default=None, min_length=1)
-    """License of the model: an SPDX identifier or a text. null: what the class states."""
-    terms: str | None = Field(default=None, min_length=1)
-    """Terms of the model: a URL or a text. null: what the class states."""
     resources: SegmenterPoolConfig = SegmenterPoolConfig()
-    on_error: Literal["hold", "reject"] = "hold"
-    """Handling of an image for which the segmenter raises an error or returns an invalid mask. hold: the image's shard
-    waits, as for any other fault. reject: reject the image as `stage_failed` if it fails again after a control image in
-    the same actor."""
 
     def load(self) -> StageSpec:
         """Import the segmenter and return its specification. Raises `UsageError` if the specification is invalid."""

@@ -115,10 +115,11 @@ def artifact_iou(config: Config, manifest: DatasetManifest) -> float | None:
     return as_pinned(config, manifest.config).masks.artifact_iou
 
 
-def model_terms(segmenter: SegmenterConfig) -> ModelTerms:
+def model_terms(segmenter: SegmenterConfig | StageConfig) -> ModelTerms:
     """Return the license and terms of a segmenter's model as a dataset stores them: without credentials, and shortened.
 
-    Those in the configuration take precedence. Raises `UsageError` if the class states them in an invalid form.
+    The segmenter may also be a stage that adds masks. Those in the configuration take precedence. Raises `UsageError`
+    if the class states them in an invalid form.
     """
     stated = stated_terms(segmenter.stage, segmenter.arguments)
     license, terms = segmenter.license or stated.license, segmenter.terms or stated.terms

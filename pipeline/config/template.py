@@ -68,6 +68,8 @@ license:
 #model:
 #  weights: auto
 #  device: auto
+# Your own model in place of `masks` and `model`, such as `{{stage: lamps.Lamps}}`; see docs/own-model.md.
+#segmenter: null
 
 # A shard of at least 100 rows is put on hold if more than this share of its rows is rejected for one reason.
 #max_reject_ratio: 0.5

@@ -41,6 +41,7 @@ class Categories:
     """Names of categories, numbered from 0. A mask whose label isn't a category belongs to `object`."""
 
     names: tuple[str, ...] = (OBJECT,)
+    has_prompts: bool = False  # whether a mask of the dataset has prompts
 
     @property
     def is_labeled(self) -> bool:
@@ -59,10 +60,10 @@ class Categories:
         return self.names[self.number_of(mask.label)]
 
     def facts_of(self, mask: MaskAnnotation) -> dict[str, Any]:
-        """Return the known score and source of a mask's label, as columns of the masks table."""
-        if not (self.is_labeled and mask.label):
-            return {}
-        facts = {"label_score": mask.label_score, "label_source": mask.label_source}
+        """Return the mask's prompts and the known score and source of its label, as columns of the masks table."""
+        facts: dict[str, Any] = {"prompts": mask.prompts or None}
+        if self.is_labeled and mask.label:
+            facts = {"label_score": mask.label_score, "label_source": mask.label_source, **facts}
         return {name: value for name, value in facts.items() if value is not None}
 
 
@@ -73,6 +74,11 @@ def count_labels(dataset: Dataset) -> Counter[str]:
         counts.update(of_shard)
     del counts[""]
     return counts
+
+
+def has_prompts(dataset: Dataset) -> bool:
+    """Return whether a mask of the dataset has prompts. This reads the footers of tables up to the first one."""
+    return any(map_ahead(dataset.has_prompts, dataset.commits(), _THREADS, _THREADS, "find-prompts"))
 
 
 def choose_categories(format: Format, labels: Mapping[str, int], vocabulary: Sequence[str] | None = None) -> Categories:

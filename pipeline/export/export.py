@@ -19,7 +19,7 @@ from segmint.infra.scratch import ScratchFolder
 from segmint.infra.storage.location import Location
 from segmint.infra.uris import is_below
 from segmint.infra.wording import counted, listed
-from segmint.pipeline.export.categories import Categories, choose_categories, count_labels
+from segmint.pipeline.export.categories import Categories, choose_categories, count_labels, has_prompts
 from segmint.pipeline.export.coco import CocoWriter
 from segmint.pipeline.export.fiftyone import FiftyOneWriter
 from segmint.pipeline.export.folder import OutputFolder
@@ -120,6 +120,8 @@ def export_dataset(location: Location, options: ExportOptions, output: Location)
         _check_files(dataset, shards)
     version = name_now(location)
     categories = choose_categories(options.format, count_labels(dataset), options.vocabulary)
+    if options.format in (Format.HF, Format.FIFTYONE):  # their schemas depend on it
+        categories = replace(categories, has_prompts=has_prompts(dataset))
     try:
         with ScratchFolder() as scratch:
             command = f"export --format {options.format}{'' if options.with_images else ' --no-images'}"

@@ -109,7 +109,7 @@ class FiftyOneWriter:
             "mask_targets": {},
             "default_mask_targets": {},
             "skeletons": {},
-            "sample_fields": _sample_fields(self._categories.is_labeled),
+            "sample_fields": _sample_fields(self._categories),
             "frame_fields": [],
             "saved_views": [],
             "workspaces": [],
@@ -145,7 +145,7 @@ def _at_least(pixel: int, side: int) -> float:
     return part if int(side * part) == pixel else float(np.nextafter(part, 1.0))
 
 
-def _sample_fields(is_labeled: bool) -> list[dict[str, Any]]:
+def _sample_fields(categories: Categories) -> list[dict[str, Any]]:
     tags = _field("tags", "ListField", subfield="StringField")
     metadata = [_field(name, "IntField") for name in ("size_bytes", "width", "height", "num_channels")]
     scores = [_field(name, "FloatField") for name in ("confidence", "stability_score")]
@@ -162,8 +162,10 @@ def _sample_fields(is_labeled: bool) -> list[dict[str, Any]]:
         _field("area", "IntField"),
         _field("segmint_id", "IntField"),
     ]
-    if is_labeled:
+    if categories.is_labeled:
         detection += [_field("label_score", "FloatField"), _field("label_source", "StringField")]
+    if categories.has_prompts:
+        detection.append(_field("prompts", "ListField", subfield="DictField"))
     detections = _field("detections", "ListField", f"{_CORE}.labels.Detection", "EmbeddedDocumentField", detection)
     return [
         _field("id", "ObjectIdField", db_field="_id"),

@@ -66,11 +66,9 @@ def edge_polygons(mask: Mask) -> list[list[Ring]]:
     Parts are 4-connected. The rings are valid in GeoJSON: outer rings turn from x to y, holes turn the other way, and
     no ring touches itself. A hole may touch another ring in a corner.
     """
-    if not mask.any():
+    left, top, window = window_of(mask)
+    if not window.size:
         return []
-    columns, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
-    left, top = int(columns[0]), int(rows[0])
-    window = np.ascontiguousarray(mask[top : rows[-1] + 1, left : columns[-1] + 1])
     count, labels = cv2.connectedComponents(window.view(np.uint8), connectivity=4)
     polygons: list[list[Ring]] = [[] for _ in range(count - 1)]
     for ring in _rings(window):
@@ -84,6 +82,18 @@ def edge_polygons(mask: Mask) -> list[list[Ring]]:
         else:
             part.append(moved)
     return polygons
+
+
+def window_of(mask: Mask) -> tuple[int, int, Mask]:
+    """Return the left column and top row of a mask's pixels, and the part that contains them, without pixels if empty.
+
+    The mask is (height, width) bool.
+    """
+    columns, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
+    if not len(rows):
+        return 0, 0, mask[:0]
+    left, top = int(columns[0]), int(rows[0])
+    return left, top, np.ascontiguousarray(mask[top : rows[-1] + 1, left : columns[-1] + 1])
 
 
 def _rings(mask: Mask) -> list[Ring]:

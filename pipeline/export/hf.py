@@ -15,6 +15,7 @@ from segmint.catalogs.hub import hub_licenses, size_category
 from segmint.catalogs.layout import image_name
 from segmint.catalogs.parquet import PARQUET_OPTIONS
 from segmint.infra.wording import without_turning, yaml_text
+from segmint.operators.schemas import MASKS
 from segmint.pipeline.export.categories import Categories
 from segmint.pipeline.export.pixels import png_of_mask
 from segmint.pipeline.export.provenance import CREDITS, credits_of, describe_dataset
@@ -67,7 +68,7 @@ class HuggingFaceWriter:
 
     Each row contains the lists `masks` and `objects` in the same order. `masks` are 1-bit PNGs of the image's size, and
     `objects` describe them. Without images, there is no `image` column. Without labels, `objects` contain no fields
-    about labels. `group_bytes` limits the row groups, and `file_bytes` the files.
+    about labels, and without prompts, no `prompts`. `group_bytes` limits the row groups, and `file_bytes` the files.
     """
 
     def __init__(
@@ -138,11 +139,10 @@ class HuggingFaceWriter:
         return {f"data/{name}": self._scratch / name}
 
     def _object(self, mask: MaskAnnotation) -> dict[str, Any]:
-        values = {field.name: getattr(mask, field.name) for field in _OBJECT}
-        if not self._categories.is_labeled:
-            return values
-        label = {"category": self._categories.number_of(mask.label), "label": mask.label or None}
-        return values | label | self._categories.facts_of(mask)
+        values = {field.name: getattr(mask, field.name) for field in _OBJECT} | self._categories.facts_of(mask)
+        if self._categories.is_labeled:
+            values |= {"category": self._categories.number_of(mask.label), "label": mask.label or None}
+        return values
 
     def _card(self) -> str:
         about = describe_dataset(self._manifest, self._version)
@@ -168,11 +168,14 @@ class HuggingFaceWriter:
 
 def schema_of(with_images: bool, categories: Categories | None = None) -> pa.Schema:
     """Return the schema of the files. Its metadata tells `datasets` which columns are images and categories."""
+    categories = categories or Categories()
     columns = {name: kind for name, kind in _COLUMNS.items() if with_images or name != "image"}
+    described = _LABELED if categories.is_labeled else _OBJECT
+    if categories.has_prompts:
+        described = pa.struct([*described, MASKS.field("prompts")])
+    columns["objects"] = pa.list_(described)
     features = {name: _feature(kind) for name, kind in columns.items()}
-    if categories is not None and categories.is_labeled:
-        columns["objects"] = pa.list_(_LABELED)
-        features["objects"] = _feature(columns["objects"])
+    if categories.is_labeled:
         features["objects"][0]["category"] = {"names": list(categories.names), "_type": "ClassLabel"}
     return pa.schema(list(columns.items()), metadata={"huggingface": json.dumps({"info": {"features": features}})})
 

@@ -23,6 +23,7 @@ from segmint.catalogs.dataset.versions.record import VersionName
 from segmint.catalogs.layout import image_name, image_stem
 from segmint.infra.wording import counted, yaml_text
 from segmint.pipeline.export.categories import Categories
+from segmint.pipeline.export.geojson import window_of
 from segmint.pipeline.export.provenance import describe_dataset
 
 LEAST_IOU = 0.99
@@ -140,11 +141,10 @@ def pixel_path(mask: Mask) -> Points:
     The shortest bridges join the parts. A part with fewer pixels than its bridge is skipped. If there are more than
     `MOST_PARTS` parts, only the largest are used. Therefore, compare the path with the mask; see `paint`.
     """
-    columns, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
-    if not len(rows):
+    left, top, window = window_of(mask)
+    if not window.size:
         return np.zeros((0, 2), np.int32)
-    left, top = columns[0], rows[0]
-    window = np.ascontiguousarray(mask[top : rows[-1] + 1, left : columns[-1] + 1]).view(np.uint8)
+    window = window.view(np.uint8)
     contours, tree = cv2.findContours(window, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
     rings = [_Ring(contour[:, 0, :].astype(np.int32)) for contour in contours]
     parents = tree[0, :, 3]

@@ -10,6 +10,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,7 +25,7 @@ from ray.job_submission import JobSubmissionClient
 
 from segmint.infra import ray_session as module
 from segmint.infra.errors import UnfinishedError, UsageError
-from segmint.infra.ray_session import MIN_LOCAL_CPUS, cores_here, ray_session
+from segmint.infra.ray_session import MIN_LOCAL_CPUS, cores_here, local_cluster, ray_session
 from tests.support.clusters import RayNode
 from tests.support.s3_server import free_ports
 
@@ -37,6 +38,7 @@ def test_a_local_ray_has_slots_for_every_stage_and_is_gone_afterwards() -> None:
     with ray_session("local", object_store_memory=100_000_000) as cluster:
         assert cluster.local
         assert cluster.cpus == max(MIN_LOCAL_CPUS, 2 * cores_here() + 4)
+        assert replace(cluster, gpu_kinds={}) == replace(local_cluster(int(cluster.gpus)), gpu_kinds={})
         assert (cluster.nodes, cluster.cores) == (1, cores_here())
         started = " ".join(word for child in psutil.Process().children() for word in child.cmdline())
         assert "raylet" in started

@@ -32,6 +32,22 @@ def labeled_row(ordinal: int, refused: bool) -> dict[str, Any]:
     return row
 
 
+PROMPTS = (
+    {"kind": "box", "x": 1.5, "y": 2.0, "w": 30.0, "h": 20.25},
+    {"kind": "point", "x": 4.0, "y": 5.5, "label": 0},
+)
+
+
+def prompted_row(ordinal: int, refused: bool) -> dict[str, Any]:
+    """A row whose first mask was made from prompts, and in every other row has a label."""
+    row = row_of(ordinal, refused)
+    if not refused:
+        row["masks"][0] |= {"prompts": PROMPTS}
+        if ordinal % 2:
+            row["masks"][0] |= {"label": "no", "label_source": "import"}
+    return row
+
+
 def labels_of(dataset: Dataset) -> dict[int, str | None]:
     """The label of each mask, by its id, from the table of masks."""
     tables = [dataset.table(commit, "masks", ["annotation_id", "label"]) for commit in dataset.commits()]

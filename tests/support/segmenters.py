@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from segmint import Mask, StageRow
+from segmint import Mask, Reject, StageRow
 
 
 class Bright:
@@ -177,3 +177,26 @@ def invalid_masks(whole: NDArray[np.bool_]) -> dict[str, list[Any]]:
         "sum": [Mask({"size": [height, width], "counts": [0, height * width - 1]})],
         "many": [Mask(whole)] * 10_001,
     }
+
+
+class Fussy:
+    """A segmenter that rejects images with one kind of prompt, and has a bug with another kind."""
+
+    name = "fussy"
+    masks = True
+    version = "1"
+    wants_prompts = True
+
+    def __init__(self, rejects: str, fails: str) -> None:
+        self.rejects, self.fails = rejects, fails
+
+    def __call__(self, rows: Sequence[StageRow]) -> list[StageRow | Reject]:
+        return [self.found(row) for row in rows]
+
+    def found(self, row: StageRow) -> StageRow | Reject:
+        if any(prompt[self.rejects] is not None for prompt in row["prompts"]):
+            return Reject("fussy", f"it has {self.rejects}")
+        for prompt in row["prompts"]:
+            if prompt[self.fails] is not None:
+                raise ValueError(f"no masks for {prompt[self.fails]}")
+        return row.with_masks([])

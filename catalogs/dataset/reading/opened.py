@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from segmint.catalogs.dataset.commits import Commit, FileEntry
-from segmint.catalogs.dataset.mask_labels import NO_LABEL, LabelsById
+from segmint.catalogs.dataset.mask_labels import MASK_SAID, NO_LABEL, LabelsById
 from segmint.catalogs.dataset.reader import (
     HELP,
     Dataset,
@@ -379,7 +379,7 @@ class MaskSequence(Sequence[MaskAnnotation]):
             own["point_coords"],
         ) = values
         if self._labels:
-            own["label"], own["label_score"], own["label_source"] = self._labels.get(own["id"], NO_LABEL)
+            own.update(zip(MASK_SAID, self._labels.get(own["id"], NO_LABEL), strict=True))
         return mask
 
 

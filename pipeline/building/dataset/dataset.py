@@ -175,14 +175,20 @@ class BuildDataset:
 
 
 def open_or_create(
-    config: Config, storage: Storage, *, grow: bool = False, shards: tuple[int, int] | ShardPart | None = None
+    config: Config,
+    storage: Storage,
+    *,
+    grow: bool = False,
+    shards: tuple[int, int] | ShardPart | None = None,
+    require_room: Callable[[Config, BuildDataset], None] | None = None,
 ) -> BuildDataset:
     """Open the dataset at `config.output`. If the dataset doesn't exist, create it, unless `shards` names no shard.
 
     With `grow`, new rows of the catalog are added to the dataset. Raises `UsageError` if the dataset was created with a
     different configuration or catalog, if a bundled detector isn't installed, or if a custom stage is invalid. The
     error lists the keys or rows that differ. Before it creates a dataset, this function tries each detector file on a
-    blank image, and each segmenter on a control image. It raises `UsageError` if one of them fails.
+    blank image, and each segmenter on a control image. It raises `UsageError` if one of them fails. Just before it
+    writes the dataset, it calls `require_room` with it, which may raise the same.
     """
     find_file = partial(resolve, mirror=config.assets, storage=storage)
     config.deidentify.require_bundled(find_file)
@@ -206,7 +212,7 @@ def open_or_create(
     if latest is None:
         try_detector_files(config.deidentify, find_file)
         try_segmenters(config)
-        latest = _begin(config, output, weights, shards)
+        latest = _begin(config, output, weights, shards, require_room)
     check_begun_alike(config, storage, latest.manifest, weights)
     put_dataset_id(output)
     manifest, generation = fit_catalog(config, storage, latest, grow=grow)
@@ -257,7 +263,11 @@ def check_begun_alike(config: Config, storage: Storage, begun: DatasetManifest, 
 
 
 def _begin(
-    config: Config, output: Location, weights: Path | None, shards: tuple[int, int] | ShardPart | None = None
+    config: Config,
+    output: Location,
+    weights: Path | None,
+    shards: tuple[int, int] | ShardPart | None = None,
+    require_room: Callable[[Config, BuildDataset], None] | None = None,
 ) -> LatestManifest:
     """Pin the catalog, configuration, and numerics. If two drivers race, both use the winner's manifest.
 
@@ -265,6 +275,11 @@ def _begin(
     `output` contains files of a dataset but no manifest.
     """
     terms = None if config.segmenter is None else model_terms(config.segmenter)
+    adding = {}
+    for stage in config.stages:
+        spec = stage.load()
+        if spec.masks:
+            adding[spec.name] = model_terms(stage)
     source = Location(output.storage, config.catalog)
     source_sha256 = catalog_sha256(
         source
@@ -308,9 +323,12 @@ def _begin(
             policy_date=config.license.policy_date or datetime.now(UTC).date(),
             lineage=lineage,
             segmenter=terms,
+            adding=adding,
             stages=tuple(spec.column for spec in config.load_stages() if spec.column is not None),
         )
         choose_shards(manifest.shards, shards)  # raises if there are none
+        if require_room is not None:
+            require_room(config, BuildDataset(output, manifest, weights))
         probe(output)
         (output / path).put_file(catalog.path)
     if put_manifest(output, manifest, 1):

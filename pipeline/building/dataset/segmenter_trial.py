@@ -70,12 +70,17 @@ def _try(segmenter: SegmenterConfig | StageConfig, spec: StageSpec, cluster: "Cl
 def _problem(spec: StageSpec, timeout_s: float, on_gpu: bool, settings: SegmenterSettings, adds: bool) -> str | None:
     """Run a segmenter on the control image in a Ray task. Return the traceback of its error, or None.
 
-    `adds` says that it adds masks to others.
+    One that wants prompts gets a box and points and then, because it may reject them, a phrase. `adds` says that it
+    adds masks to others.
     """
     from segmint.operators.segmenter.segmenter import SegmenterAlone, control_rows
 
     try:
-        if SegmenterAlone(spec, 1, timeout_s, None, on_gpu, settings).has_memory_for(control_rows(adds=adds)):
+        alone = SegmenterAlone(spec, 1, timeout_s, None, on_gpu, settings)
+        tables = [control_rows(adds=adds)]
+        if spec.wants_prompts:
+            tables.append(control_rows(adds=adds, phrase="disc"))
+        if all(map(alone.has_memory_for, tables)):
             return None
     except Exception:  # noqa: BLE001 - any bug of the segmenter is shown
         return traceback.format_exc()

@@ -1,5 +1,6 @@
 """Layout of the stages on the available machines: actors, CPUs, GPUs, and the arguments of each stage."""
 
+import contextlib
 import math
 import time
 from collections.abc import Mapping
@@ -20,7 +21,10 @@ from segmint.infra.ray_session import (
     Cluster,
     GpuNodes,
     accelerator_types,
+    joins_cluster,
+    local_cluster,
     observe_growth,
+    ray_session,
 )
 from segmint.infra.storage.storage import Storage
 from segmint.infra.wording import counted
@@ -274,6 +278,20 @@ def lay_out(config: Config, dataset: BuildDataset, cluster: Cluster) -> Stages:
     pool, beside = now.segment_pool, now.prepare_pool.smallest * now.prepare_pool.num_cpus + 2
     smallest = max(1, min(pool.largest, int((cluster.cpus - beside) / pool.num_cpus)))
     return replace(most, segment_pool=replace(most.segment_pool, smallest=smallest))
+
+
+def require_room(config: Config, dataset: BuildDataset) -> None:
+    """Raise the `UsageError` of `lay_out` for a dataset that isn't written yet, without starting a local Ray instance.
+
+    Pools that will fit once the autoscaler adds nodes are accepted.
+    """
+    if not joins_cluster(config.resources.address):
+        import torch
+
+        lay_out(config, dataset, local_cluster(torch.cuda.device_count()))
+        return
+    with ray_session(config.resources.address), contextlib.suppress(TooFewNodesError):
+        lay_out(config, dataset, observe_growth())
 
 
 def lay_out_for_growth(

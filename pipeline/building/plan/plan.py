@@ -8,13 +8,14 @@ measured on real rows, which is more accurate.
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from functools import partial
+from typing import Any
 
 import pyarrow as pa
 
 from segmint.catalogs.dataset.manifest import DatasetManifest, read_manifest
-from segmint.catalogs.dataset.versions.record import VersionName, name_now
+from segmint.catalogs.dataset.versions.record import name_now
 from segmint.catalogs.licenses import LicensePolicy
-from segmint.catalogs.source.check import CatalogFindings, check
+from segmint.catalogs.source.check import check
 from segmint.catalogs.source.files import catalog_format, require_catalog, unchanged
 from segmint.catalogs.source.rows import NormalizedRows, joined
 from segmint.catalogs.source.sampling import COUNTED_BY, count_rows, has_prompts, read_rows_at, spread_evenly
@@ -115,10 +116,23 @@ def make_plan(config: Config, options: PlanOptions, tell: Callable[[str], None] 
                 most_rows=CHECKED_ROWS,
                 ignored=ignored_columns(identity(config) if manifest is None else manifest.config),
             )
+    make = partial(
+        BuildPlan,
+        catalog=config.catalog,
+        catalog_rows=catalog_rows,
+        counted_by=COUNTED_BY[catalog_format(config.catalog)],
+        committed=remaining.committed,
+        rows=remaining.rows,
+        shards=remaining.shards,
+        price=options.price,
+        sample=sample,
+        version=version,
+        checked=checked,
+    )
     if ceiling is None:
-        return plan_segmenter(config, options, catalog_rows, remaining, sample, version, checked)
+        return plan_segmenter(config, options, remaining, sample, make)
     model = model_of(config.model.weights, lambda: resolve(config.model.weights, mirror=config.assets, storage=storage))
-    return _assemble(config, options, catalog_rows, remaining, ceiling, model, sample, version, checked)
+    return _assemble(config, options, catalog_rows, remaining, ceiling, model, sample, make)
 
 
 def _kind_of_device(options: PlanOptions, config: Config) -> str:
@@ -172,13 +186,15 @@ def _assemble(
     ceiling: Ceiling,
     model: tuple[Architecture, int],
     sample: PlanSample | None,
-    version: VersionName | None,
-    checked: CatalogFindings | None,
+    make: Callable[..., BuildPlan],
 ) -> BuildPlan:
+    """Return the plan of a build with SAM. `make` returns a plan with the fields that don't depend on it."""
     rows = sample.rows if sample is not None else ()
-    accepted = column([row.reason is None for row in rows])
     per_row = Extrapolation(remaining.rows, len(rows))
-    images = exactly(remaining.rows) if sample is None else per_row.count(accepted)
+    totals: dict[str, Any] = {"images": exactly(remaining.rows), "masks": None, "bytes_in": None, "bytes_out": None}
+    if sample is not None:
+        totals = sample.totals(remaining.rows, remaining.shards)
+    images = totals["images"]
     per_image = image_cost(config.masks.settings())
     on_gpu = ceiling.device == "cuda"
     measured = sample is not None and not options.elsewhere
@@ -209,7 +225,7 @@ def _assemble(
         share = images.value / (busy.value * one_device) if busy.value else 0.0
 
     if sample is not None:
-        cpu_hours = per_row.total(column([row.seconds - row.segment_s for row in rows]) / 3600)
+        cpu_hours = totals.pop("cpu_core_hours")
     else:
         keeps_original = config.masks.original_crops is not None
         megapixels = options.megapixels or MEGAPIXELS
@@ -229,32 +245,19 @@ def _assemble(
         segment_s = busy.low / images.low if record is None or options.share is not None else record.low_s
     stages = cpu_stages(cpu_hours.value * an_image, segment_s, limits, measured=sample is not None)
     days = None if hours is None else hours.scaled(1 / (24 * ceiling.devices * cores))
-    bytes_out = None
-    if sample is not None:
-        bytes_out = sample.written_bytes(per_row, remaining.shards)
-    bytes_in = None if sample is None else per_row.total(column([row.bytes_in for row in rows]))
     curation = None
     if "curate" in config.model_fields_set:
-        one_image = None if bytes_in is None else bytes_in.scaled(1 / remaining.rows)
+        one_image = None if sample is None else totals["bytes_in"].scaled(1 / remaining.rows)
         scorers = len(config.curate.scorers)
         curation = price_curation(catalog_rows, options.megapixels or MEGAPIXELS, scorers, one_image)
     starts = None
     if days is not None and sample is not None and measured:
         devices = ceiling.devices * cores
         starts = count_starts(remaining.shards, config.window_shards, days.value * 24, devices, sample.start_s)
-    return BuildPlan(
-        catalog=config.catalog,
-        catalog_rows=catalog_rows,
-        counted_by=COUNTED_BY[catalog_format(config.catalog)],
-        committed=remaining.committed,
-        rows=remaining.rows,
-        shards=remaining.shards,
+    return make(
+        **totals,
         encodes_per_image=per_image.encodes,
         prompts_per_image=per_image.prompts,
-        images=images,
-        bytes_in=bytes_in,
-        bytes_out=bytes_out,
-        masks=per_row.total(column([row.masks for row in rows])) if sample is not None else None,
         ceiling=ceiling,
         hardware=ceiling.hardware if options.card is None else f"{ceiling.hardware}; peak {options.card.peak_is}",
         measured=measured,
@@ -264,12 +267,8 @@ def _assemble(
         days=days,
         cpu_core_hours=cpu_hours,
         cpu_stages=stages,
-        price=options.price,
         cost=None if options.price is None or hours is None else hours.scaled(options.price),
-        sample=sample,
         notes=tuple(_notes(config, options, catalog_rows, remaining, ceiling, sample, record, hours, limits)),
-        version=version,
-        checked=checked,
         starts=starts,
         curation=curation,
     )

@@ -91,10 +91,17 @@ class PlanSample:
                 found.setdefault(row.reason, []).append(row)
         return dict(sorted(found.items()))
 
-    def written_bytes(self, per_row: Extrapolation, shards: int) -> Estimate:
-        """Return the bytes of all rows in this number of shards."""
+    def totals(self, rows: int, shards: int) -> dict[str, Estimate]:
+        """Return the fields of a plan for this number of rows and shards that only depend on the sample."""
+        per_row = Extrapolation(rows, len(self.rows))
         written = column([row.released_bytes + row.annotation_bytes + row.table_bytes for row in self.rows])
-        return per_row.total(written).plus(exactly(self.shard_bytes * shards))
+        return {
+            "images": per_row.count(column([row.reason is None for row in self.rows])),
+            "masks": per_row.total(column([row.masks for row in self.rows])),
+            "bytes_in": per_row.total(column([row.bytes_in for row in self.rows])),
+            "bytes_out": per_row.total(written).plus(exactly(self.shard_bytes * shards)),
+            "cpu_core_hours": per_row.total(column([row.seconds - row.segment_s for row in self.rows]) / 3600),
+        }
 
 
 def run_sample(

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from segmint.pipeline.commands.common.arguments import AsJson, Catalog, build_of
+from segmint.pipeline.commands.common.arguments import AsJson, Catalog, Config, build_of, storage_of
 from segmint.pipeline.commands.common.console import (
     exit_unless_clean,
     guarded,
@@ -239,10 +239,7 @@ def prompts(
     names: Annotated[
         str | None, typer.Option(metavar="FILE", help="YAML file with the names of YOLO's classes, such as data.yaml.")
     ] = None,
-    config: Annotated[
-        str | None,
-        typer.Option("--config", metavar="CONFIG", help="Build configuration, for its storage options."),
-    ] = None,
+    config: Config = None,
     as_json: AsJson = False,
 ) -> None:
     """Add boxes from a COCO file or YOLO labels to a catalog.
@@ -256,7 +253,7 @@ def prompts(
     from segmint.operators.annotations.coco import parse_coco, read_coco_boxes
     from segmint.pipeline.building.curate.prompts import add_prompts
 
-    _, storage = build_of(config)
+    storage = storage_of(config)
     try:
         if coco is not None and yolo is None and names is None:
             boxes = read_coco_boxes(parse_coco(Location(storage, coco).read(), coco))

@@ -1,7 +1,7 @@
 """Dataset description `croissant.json` (MLCommons Croissant 1.1): hashed files, columns, lineage, and conditions."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -82,7 +82,8 @@ def croissant_json(facts: Facts, root: str) -> bytes:
     schemas = shard_schemas(manifest.stages, manifest.schema_version)
     maker = SAM if facts.build is None else facts.build.maker
     terms = facts.build.model if facts.build is not None else ModelTerms()
-    stated = {"license": license_url(terms.license) or terms.license, "usageInfo": terms.terms}
+    models = [_model(manifest.weights.name, manifest.weights.sha256, terms)]
+    models += [_model(name, None, each) for name, each in manifest.adding.items()]
     trained = f", round {manifest.round}" if manifest.round else ""
     adding = () if facts.build is None else facts.build.adding
     value = {
@@ -96,7 +97,7 @@ def croissant_json(facts: Facts, root: str) -> bytes:
             + "".join(f" The {segmenter} added masks." for segmenter in adding)
         ),
         "license": [license_url(license) or license for license, _ in facts.licenses if license] or ["unknown"],
-        "usageInfo": [*_conditions(facts), *_model_conditions(terms)],
+        "usageInfo": [*_conditions(facts), *_model_conditions([terms, *manifest.adding.values()])],
         "prov:wasDerivedFrom": [
             _entity("prov:Entity", f"Catalog of {part.rows:,} rows", part.source_sha256) for part in manifest.catalog
         ],
@@ -106,12 +107,7 @@ def croissant_json(facts: Facts, root: str) -> bytes:
             "prov:wasAssociatedWith": _entity("prov:SoftwareAgent", f"segmint {manifest.code_version}"),
             "prov:used": list(_weights(manifest)),
         },
-        "isBasedOn": {
-            "@type": "sc:SoftwareApplication",
-            "name": manifest.weights.name,
-            "identifier": f"sha256:{terms.weights_sha256 or manifest.weights.sha256}",
-            **{name: text for name, text in stated.items() if text is not None},
-        },
+        "isBasedOn": models if len(models) > 1 else models[0],
         "identifier": f"sha256:{version.digest}",
         **({} if version.number is None else {"version": f"{version.number}.0.0"}),
         "dateCreated": manifest.policy_date.isoformat(),
@@ -148,9 +144,10 @@ def _conditions(facts: Facts) -> Iterator[dict[str, Any]]:
             yield offer
 
 
-def _model_conditions(terms: ModelTerms) -> Iterator[dict[str, Any]]:
-    if terms.terms is not None:
-        yield {"@type": "CreativeWork", "name": "Terms of the model that made the masks", "text": terms.terms}
+def _model_conditions(models: Iterable[ModelTerms]) -> Iterator[dict[str, Any]]:
+    for model in models:
+        if model.terms is not None:
+            yield {"@type": "CreativeWork", "name": "Terms of a model that made masks", "text": model.terms}
 
 
 def _entity(kind: str, label: str, sha256: str | None = None) -> dict[str, Any]:
@@ -178,6 +175,18 @@ def _mask_makers(facts: Facts) -> Iterator[dict[str, Any]]:
         yield _entity("prov:SoftwareAgent", segmenter)
     if facts.people:
         yield _entity("prov:Agent", "Annotators")
+
+
+def _model(name: str, sha256: str | None, terms: ModelTerms) -> dict[str, Any]:
+    """Describe a model. `sha256` is its identifier if the terms don't contain the hash of its files."""
+    digest = terms.weights_sha256 or sha256
+    stated = {
+        "identifier": None if digest is None else f"sha256:{digest}",
+        "license": license_url(terms.license) or terms.license,
+        "usageInfo": terms.terms,
+    }
+    known = {key: text for key, text in stated.items() if text is not None}
+    return {"@type": "sc:SoftwareApplication", "name": name, **known}
 
 
 def _files(facts: Facts, root: str) -> Iterator[dict[str, Any]]:

@@ -102,7 +102,7 @@ class BuildFacts:
     precision: str | None
     model: ModelTerms  # license and terms of the model that made the masks
     segmenter: str | None = None  # the segmenter that made the masks, and its settings; None: SAM made them
-    adding: tuple[str, ...] = ()  # segmenters that added masks to them
+    adding: tuple[str, ...] = ()  # segmenters that added masks to them, and the licenses of their models
     respects_opt_out: bool | None = None
 
     @property
@@ -113,8 +113,7 @@ class BuildFacts:
     @property
     def model_license(self) -> str:
         """License and terms of the model for a sentence."""
-        license = self.model.license or "not stated"
-        return license if self.model.terms is None else f"{license}; terms: {self.model.terms}"
+        return _license_of(self.model)
 
 
 @dataclass(frozen=True)
@@ -213,7 +212,11 @@ def gather_facts(tables: DatasetTables, storage: Storage) -> Facts:
 
 def _build(manifest: DatasetManifest) -> BuildFacts:
     license, release, masks = (manifest.config.get(part) or {} for part in ("license", "release", "masks"))
-    stages = manifest.config.get("stages", {}).values()
+    adding = []
+    for name, stage in manifest.config.get("stages", {}).items():
+        if "filters" in stage:
+            terms = manifest.adding.get(name, ModelTerms())
+            adding.append(f"{_describe_segmenter(stage)}, license of its model: {_license_of(terms)}")
     allowed, respects = license.get("allow"), license.get("respect_opt_out")
     return BuildFacts(
         allowed=tuple(each for each in allowed if isinstance(each, str)) if isinstance(allowed, list) else (),
@@ -230,9 +233,14 @@ def _build(manifest: DatasetManifest) -> BuildFacts:
         precision=_text(manifest.numerics.get("precision")),
         model=manifest.segmenter or ModelTerms(license=known_license(manifest.weights.sha256)),
         segmenter=_describe_segmenter(manifest.config["segmenter"]) if "segmenter" in manifest.config else None,
-        adding=tuple(_describe_segmenter(stage) for stage in stages if "filters" in stage),
+        adding=tuple(adding),
         respects_opt_out=respects if isinstance(respects, bool) else None,
     )
+
+
+def _license_of(model: ModelTerms) -> str:
+    license = model.license or "not stated"
+    return license if model.terms is None else f"{license}; terms: {model.terms}"
 
 
 def _describe_segmenter(segmenter: Mapping[str, Any]) -> str:

@@ -27,7 +27,7 @@ from tests.support.bombs import hostile_tar, jpeg_saying
 from tests.support.committed import masks, pixels, row_of, write_dataset, write_generation
 from tests.support.committed_shard import CommittedShard
 from tests.support.locations import location_of
-from tests.support.mask_labels import labeled_row
+from tests.support.mask_labels import PROMPTS, labeled_row, prompted_row
 
 
 def check(dataset: Dataset) -> None:
@@ -243,6 +243,17 @@ def test_masks_have_their_labels_in_samples_and_in_batches(tmp_path: Path) -> No
     assert sum(label is None for label, _, _ in expected.values()) == 3
 
 
+def test_masks_have_their_prompts_in_samples_and_in_batches(tmp_path: Path) -> None:
+    write_dataset(location_of(tmp_path / "prompted"), shards=2, make_row=prompted_row)
+    opened = open_dataset(str(tmp_path / "prompted"))
+    batched = [sample for batch in opened.batches(2) for sample in batch]
+    for samples in (list(opened), batched, pickle.loads(pickle.dumps(batched))):
+        masks = [mask for sample in samples for mask in sample.masks]
+        assert [mask.prompts for mask in masks] == [PROMPTS, ()] * len(samples)
+        assert {mask.label for mask in masks[::2]} == {None, "no"}
+        assert len({*masks}) == len(masks)
+
+
 def test_a_table_is_opened_once_for_its_labels_and_only_its_footer_is_read_without_any(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -250,7 +261,7 @@ def test_a_table_is_opened_once_for_its_labels_and_only_its_footer_is_read_witho
     plain = Location.open
     monkeypatch.setattr("segmint.catalogs.dataset.reader._WHOLE_BYTES", 0)
     monkeypatch.setattr(Location, "open", lambda self: (opens.append(self.uri), plain(self))[1])
-    for name, make_row in (("labeled", labeled_row), ("plain", row_of)):
+    for name, make_row in (("labeled", labeled_row), ("prompted", prompted_row), ("plain", row_of)):
         write_dataset(location_of(tmp_path / name), shards=1, make_row=make_row)
         opened = open_dataset(str(tmp_path / name))
         (commit,) = opened.commits()
@@ -259,8 +270,8 @@ def test_a_table_is_opened_once_for_its_labels_and_only_its_footer_is_read_witho
         footer = len(data) - int.from_bytes(data[-8:-4], "little") - 8
         if name == "plain":  # the columns can't be read
             path.write_bytes(b"PAR1" + bytes(footer - 4) + data[footer:])
-        labels = [mask.label for batch in opened.batches(1) for sample in batch for mask in sample.masks]
-        assert any(labels) == (name == "labeled")
+        masks = [mask for batch in opened.batches(1) for sample in batch for mask in sample.masks]
+        assert any(mask.label or mask.prompts for mask in masks) == (name != "plain")
         assert sum(uri.endswith(path.name) for uri in opens) == 1
 
 

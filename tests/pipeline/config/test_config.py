@@ -348,6 +348,7 @@ def test_a_segmenter_is_no_stage_and_a_stage_no_segmenter() -> None:
         ({"stages": [original]}, "without wants_original; to replace SAM's, set it as segmenter"),
         ({"stages": [{**stage, "filters": {}}]}, "Mean adds no masks: remove filters"),
         ({"stages": [{**stage, "on_error": "hold", "filters": {}}]}, "remove filters and on_error"),
+        ({"stages": [{**stage, "license": "MIT", "terms": "none"}]}, "remove license and terms"),
         ({"segmenter": stage}, "doesn't set masks = True"),
         (
             {"segmenter": SEGMENTER, "stages": [{"stage": "tests.support.segmenters.BrightStage"}]},

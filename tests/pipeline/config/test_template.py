@@ -22,5 +22,5 @@ def test_it_is_a_configuration_with_what_was_given() -> None:
 def test_every_key_in_a_comment_shows_its_default() -> None:
     text = template(TemplateStart())
     uncommented, keys = re.subn(r"^#(?=[a-z ]{2}[a-z_ ]*:)", "", text, flags=re.MULTILINE)
-    assert keys == len(re.findall(r"^#\S|^#  ", text, flags=re.MULTILINE)) == 28
+    assert keys == len(re.findall(r"^#\S|^#  ", text, flags=re.MULTILINE)) == 29
     assert loaded(uncommented) == loaded(text)

@@ -17,7 +17,7 @@ from segmint.pipeline.export.export import ExportOptions, export_dataset
 from segmint.pipeline.export.formats import Format
 from tests.support.committed import write_dataset
 from tests.support.locations import location_of
-from tests.support.mask_labels import LABELS, MODEL, labeled_row, labels_of
+from tests.support.mask_labels import LABELS, MODEL, PROMPTS, labeled_row, labels_of, prompted_row
 
 NAMES = ["object", *sorted(LABELS)]
 
@@ -134,3 +134,39 @@ def test_hugging_face_has_classes_and_labels(dataset: Path, expected: dict[int, 
     assert {each["id"]: each["label"] or "object" for each in objects} == expected
     assert {each["label_score"] for each in objects if each["label_source"] == MODEL} == {0.25}
     assert "Masks have no class" not in (output / "README.md").read_text("utf-8")
+
+
+def test_formats_with_a_place_for_prompts_contain_them(dataset: Path, tmp_path: Path) -> None:
+    prompted = tmp_path / "prompted"
+    write_dataset(location_of(prompted), shards=1, make_row=prompted_row)
+    masks = [mask for sample in Dataset.open(location_of(prompted)) for mask in sample.masks]
+    expected = {mask.id: [*PROMPTS] for mask in masks[::2]}
+
+    folder = export(prompted, tmp_path / "coco", Format.COCO)
+    entries = json.loads((folder / "instances.json").read_text("utf-8"))["annotations"]
+    assert {each["id"]: each["prompts"] for each in entries if "prompts" in each} == expected
+
+    folder = export(prompted, tmp_path / "geojson", Format.GEOJSON)
+    collections = [json.loads(path.read_text("utf-8")) for path in folder.glob("masks/*.geojson")]
+    properties = [feature["properties"] for collection in collections for feature in collection["features"]]
+    assert {each["id"]: each["prompts"] for each in properties if "prompts" in each} == expected
+
+    folder = export(prompted, tmp_path / "fiftyone", Format.FIFTYONE)
+    samples = json.loads((folder / "samples.json").read_text("utf-8"))["samples"]
+    detections = [each for sample in samples for each in sample["masks"]["detections"]]
+    assert {each["segmint_id"]: each["prompts"] for each in detections if "prompts" in each} == expected
+    assert '"prompts"' in (folder / "metadata.json").read_text("utf-8")
+
+    folder = export(prompted, tmp_path / "hf", Format.HF)
+    table = pq.read_table(folder / "data/train-00000.parquet")
+    features = json.loads(table.schema.metadata[b"huggingface"])["info"]["features"]
+    assert features["objects"][0]["prompts"][0]["x"] == {"dtype": "float64", "_type": "Value"}
+    objects = [each for row in table.to_pylist() for each in row["objects"]]
+    without = dict.fromkeys(features["objects"][0]["prompts"][0])
+    assert {each["id"]: each["prompts"] for each in objects if each["prompts"] is not None} == {
+        id: [{**without, **prompt} for prompt in prompts] for id, prompts in expected.items()
+    }
+
+    for format in (Format.FIFTYONE, Format.HF):
+        folder = export(dataset, tmp_path / f"{format}-without", format)
+        assert not any(b"prompts" in path.read_bytes() for path in folder.rglob("*.*") if path.is_file())

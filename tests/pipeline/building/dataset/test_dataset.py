@@ -333,6 +333,32 @@ def test_a_refused_build_creates_nothing(
 
 
 @pytest.mark.usefixtures("weights")
+def test_pools_that_never_fit_create_nothing(tmp_path: Path, catalog: Path) -> None:
+    resources = {"address": "local", "segment": {"num_cpus": 10_000}}
+    with pytest.raises(UsageError, match=r"the smallest pools do not fit: segment [12] x 10000 CPUs, prepare 1 x"):
+        run_build(config(tmp_path, catalog, resources=resources))
+    assert not (tmp_path / "dataset").exists()
+    stage = {"stage": "tests.support.custom_stages.Mean", "resources": {"num_gpus": 1000}}
+    with pytest.raises(UsageError, match="stages take 1000 GPUs, but the cluster has "):
+        run_build(config(tmp_path, catalog, stages=[stage], resources={"address": "local"}))
+    assert not (tmp_path / "dataset").exists()
+
+
+@pytest.mark.usefixtures("weights")
+def test_the_terms_of_a_stage_that_adds_masks_are_recorded(
+    tmp_path: Path, catalog: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("segmint.pipeline.building.dataset.dataset.try_segmenters", lambda config: None)
+    bright = {"stage": "tests.support.segmenters.Bright", "after": "segment", "terms": "none"}
+    stages = [{"stage": "tests.support.custom_stages.Mean"}, {**bright, "license": "apache-2.0"}]
+    open_or_create(config(tmp_path, catalog, stages=stages), Storage())
+    recorded = json.loads((tmp_path / "dataset" / "dataset.json").read_bytes())
+    terms = {"license": "Apache-2.0", "terms": "none", "weights_sha256": None}
+    assert (recorded["adding"], "segmenter" in recorded) == ({"bright": terms}, False)
+    assert open_or_create(config(tmp_path, catalog, stages=[stages[0], bright]), Storage()).manifest.adding
+
+
+@pytest.mark.usefixtures("weights")
 def test_an_empty_catalog_begins_nothing(tmp_path: Path) -> None:
     empty = write_catalog(tmp_path / "empty.jsonl", [])
     with pytest.raises(UsageError, match="has no rows"):

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 from segmint.infra.storage.storage import Storage
+from segmint.pipeline.quality.report.croissant import croissant_json
 from segmint.pipeline.quality.report.facts import CreditFact, DetectorFact, RedactedRegions, gather_facts
 from segmint.pipeline.quality.statistics.open_tables import open_tables
 from tests.support.locations import location_of
@@ -41,6 +42,32 @@ def test_settings_of_another_type_are_not_stated(reported: str, tmp_path: Path) 
         build = gather_facts(tables, Storage()).build
     assert build is not None
     assert (build.allowed, build.points_per_side, build.crop_n_layers) == ((), None, None)
+
+
+def test_the_licenses_of_models_that_add_masks_are_stated(reported: str, tmp_path: Path) -> None:
+    path = Path(shutil.copytree(reported, tmp_path / "dataset"), "dataset.json")
+    manifest = json.loads(path.read_bytes())
+    stage = {"place": 0, "after": "segment", "version": "1", "filters": {}}
+    manifest["config"]["stages"] = {name: {**stage, "stage": f"our.{name}"} for name in ("lamps", "old")}
+    stated = {"license": "MIT", "terms": "https://example.org/terms", "weights_sha256": "ab" * 32}
+    manifest["adding"] = {"lamps": stated}  # earlier versions of segmint recorded none
+    path.write_text(json.dumps(manifest))
+    with open_tables(location_of(path.parent)) as tables:
+        facts = gather_facts(tables, Storage())
+    assert facts.build is not None
+    assert facts.build.adding == (
+        "segmenter our.lamps, version 1, license of its model: MIT; terms: https://example.org/terms",
+        "segmenter our.old, version 1, license of its model: not stated",
+    )
+    (sam, lamps) = json.loads(croissant_json(facts, "x"))["isBasedOn"]
+    assert sam["identifier"] == f"sha256:{manifest['weights']['sha256']}"
+    assert lamps == {
+        "@type": "sc:SoftwareApplication",
+        "name": "lamps",
+        "identifier": f"sha256:{'ab' * 32}",
+        "license": "https://spdx.org/licenses/MIT.html",
+        "usageInfo": "https://example.org/terms",
+    }
 
 
 def test_a_detector_of_one_s_own_is_not_bundled() -> None:
