@@ -1,6 +1,6 @@
 """Columns that custom stages add to `images` or `masks`, as `dataset.json` describes them: one struct per stage."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import pyarrow as pa
 from pydantic import Field, model_validator
@@ -37,6 +37,18 @@ class StageField(Frozen):
             return pa.struct([(field.name, field.arrow_type) for field in self.fields])
         return pa.type_for_alias(self.type)
 
+    @classmethod
+    def describe(cls, name: str, kind: Any) -> dict[str, Any]:
+        """Return the name and Arrow type of a value as a field's JSON. Raises `TypeError` if `kind` isn't a type."""
+        kind = pa.type_for_alias(kind) if isinstance(kind, str) else kind
+        if not isinstance(kind, pa.DataType):
+            raise TypeError(f"{name}: expected an Arrow type or the name of one, got {kind!r}")
+        if pa.types.is_list(kind):
+            return {"name": name, "type": "list", "fields": [cls.describe("item", kind.value_type)]}
+        if pa.types.is_struct(kind):
+            return {"name": name, "type": "struct", "fields": [cls.describe(each.name, each.type) for each in kind]}
+        return {"name": name, "type": str(kind)}
+
     @model_validator(mode="after")
     def _check(self) -> Self:
         least, most = {"list": (1, 1), "struct": (1, 1000)}.get(self.type, (0, 0))
@@ -57,3 +69,32 @@ class StageColumn(StageField):
     def arrow_field(self) -> pa.Field:
         """Arrow field of the column. Its name is `stage_<name>`."""
         return pa.field(f"{STAGE_PREFIX}{self.name}", self.arrow_type)
+
+    @classmethod
+    def of_field(cls, table: str, field: pa.Field) -> Self:
+        """Return the column with this Arrow field. Raises `ValueError` if no stage could have added it."""
+        return cls.model_validate({**cls.describe(field.name.removeprefix(STAGE_PREFIX), field.type), "table": table})
+
+
+STAGE_SHA256 = "stage_sha256"
+"""Last field of an applied column: the SHA-256 of the identity of the stage that computed the row's values."""
+
+
+class AppliedColumn(StageColumn):
+    """Column that `segmint apply` added to a finished dataset, with the stage that computes it.
+
+    A shard may lack the column, because it was written earlier or by a build. A null value means that the stage hasn't
+    judged the row yet. `removed` is true after `apply --remove`; a shard that still contains the column isn't done.
+    """
+
+    stage: str
+    version: str
+    arguments: dict[str, Any]
+    sha256: str = Field(pattern=r"\A[0-9a-f]{64}\z")
+    removed: bool = False
+
+    @model_validator(mode="after")
+    def _names_stage(self) -> Self:
+        if (self.fields[-1].name, self.fields[-1].type) != (STAGE_SHA256, "string"):
+            raise ValueError(f"{self.name}: the last field must be {STAGE_SHA256}, a string")
+        return self

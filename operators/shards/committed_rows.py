@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from segmint.catalogs.dataset.commits import Commit, FileEntry
 from segmint.catalogs.layout import ADDED_COLUMNS, DamagedDatasetError, image_name
-from segmint.catalogs.stages import STAGE_PREFIX, StageColumn
+from segmint.catalogs.stages import STAGE_PREFIX, AppliedColumn, StageColumn
 from segmint.infra.storage.errors import NotFoundError, ObjectTooLargeError
 from segmint.infra.storage.location import Location
 from segmint.infra.tars import BadTarError, TarReader, is_plain_file
@@ -32,18 +32,28 @@ _MASK_IDENTITY = ("ordinal", "id", "image_id", "annotation_id")
 """Columns of `masks` that are computed from a mask's image and number."""
 
 
-def read_table(data: bytes, kind: str, stages: Sequence[StageColumn] | None = None) -> pa.Table:
+def read_table(
+    data: bytes,
+    kind: str,
+    stages: Sequence[StageColumn] | None = None,
+    applied: Sequence[AppliedColumn] = (),
+) -> pa.Table:
     """Read a table of a shard from its file's bytes. Raise `DamagedDatasetError` for invalid Parquet or wrong columns.
 
-    The table must contain the columns of the custom stages in `stages`. With None, the table may contain any columns of
-    custom stages; pass None if you don't use these columns. Columns that an earlier format lacks are filled with null.
+    The table must contain the columns of the custom stages in `stages`, and may contain columns in `applied`. With
+    None, the table may contain any columns of custom stages, and they are returned as they are. Columns that an earlier
+    format lacks are filled with null, as are missing applied columns; those that were removed are left out.
     """
     try:
         table = pq.ParquetFile(io.BytesIO(data)).read()
         table.validate(full=True)
     except (pa.ArrowException, OSError) as error:
         raise DamagedDatasetError(f"not readable as Parquet: {error}") from error
-    schema = _with_any_stages(table.schema, kind) if stages is None else shard_schemas(stages)[kind]
+    if stages is None:
+        schema = _with_any_stages(table, kind)
+    else:
+        table = _with_applied(table, [column for column in applied if column.table == kind])
+        schema = shard_schemas([*stages, *(column for column in applied if not column.removed)])[kind]
     if kind == "images" and table.schema.equals(pa.schema(each for each in schema if each.name not in ADDED_COLUMNS)):
         missing = {name: pa.nulls(table.num_rows, schema.field(name).type) for name in ADDED_COLUMNS}
         table = pa.table({**dict(zip(table.column_names, table.columns, strict=True)), **missing}).select(schema.names)
@@ -53,10 +63,30 @@ def read_table(data: bytes, kind: str, stages: Sequence[StageColumn] | None = No
     return table
 
 
-def _with_any_stages(found: pa.Schema, kind: str) -> pa.Schema:
+def _with_any_stages(found: pa.Table, kind: str) -> pa.Schema:
     """Return a table's standard columns, followed by the columns of any custom stages in its file."""
-    stages = [field for field in found if field.name.startswith(STAGE_PREFIX) and pa.types.is_struct(field.type)]
+    stages = [field for field in stage_fields(found) if pa.types.is_struct(field.type)]
     return pa.schema([*SCHEMAS[kind], *(stages if kind != "rejects" else ())])
+
+
+def _with_applied(table: pa.Table, columns: Sequence[AppliedColumn]) -> pa.Table:
+    """Return a table whose last columns are the applied columns that weren't removed, null where the file lacks them.
+
+    If a stage was applied again with other fields, shards may still contain the removed column of the same name.
+    """
+    known, found = [column.arrow_field for column in columns], {}
+    for field in table.schema:
+        if field in known:
+            found[field.name] = table.column(field.name)
+            table = table.drop_columns([field.name])
+    for column in columns:
+        if not column.removed:
+            field = column.arrow_field
+            values = found.get(field.name)
+            if values is None or values.type != field.type:
+                values = pa.nulls(table.num_rows, field.type)
+            table = table.append_column(field, values)
+    return table
 
 
 def _differences(table: pa.Table, schema: pa.Schema) -> list[str]:
@@ -64,15 +94,38 @@ def _differences(table: pa.Table, schema: pa.Schema) -> list[str]:
     return [*different, *(name for name in table.schema.names if name not in schema.names)]
 
 
-def read_committed_rows(dataset: Location, commit: Commit, stages: Sequence[StageColumn] = ()) -> list[Row]:
+def read_tables(dataset: Location, commit: Commit, kinds: Iterable[str] = tuple(SCHEMAS)) -> dict[str, pa.Table]:
+    """Return tables of a committed shard, with any columns of stages. Raises the errors of `read_table`."""
+    return {kind: read_table(read_file(dataset, commit.file(kind)), kind) for kind in kinds}
+
+
+def stage_fields(table: pa.Table) -> list[pa.Field]:
+    """Return the Arrow fields of stages' columns in a table."""
+    return [field for field in table.schema if field.name.startswith(STAGE_PREFIX)]
+
+
+def stage_columns(tables: Mapping[str, pa.Table]) -> tuple[StageColumn, ...]:
+    """Return the columns of stages in a shard's tables. Raise `DamagedDatasetError` for one that no stage can add."""
+    found = []
+    try:
+        for kind, table in tables.items():
+            found += [StageColumn.of_field(kind, field) for field in stage_fields(table)]
+        return tuple(found)
+    except (TypeError, ValueError) as error:
+        raise DamagedDatasetError(f"other columns: {error}") from error
+
+
+def read_committed_rows(dataset: Location, commit: Commit, tables: Mapping[str, pa.Table] | None = None) -> list[Row]:
     """Return the accepted and rejected rows of a committed shard in ordinal order, with the columns of `DESCRIBED`.
 
-    `stages` must be the dataset's custom stages; images and masks also contain their columns. Columns of the catalog
-    that a shard doesn't store are null: `redistributable`, `valid_until`, `sha256`, and `duplicate_of`. In a dataset
-    without images, `release` is empty. The whole shard is held in memory. Raises `DamagedDatasetError`, which names the
-    file, if a file is missing, differs from the commit, or contradicts the other files.
+    `tables` are the shard's tables if they were read before. Images and masks also contain the columns of stages.
+    Columns of the catalog that a shard doesn't store are null: `redistributable`, `valid_until`, `sha256`, and
+    `duplicate_of`. In a dataset without images, `release` is empty. The whole shard is held in memory. Raises
+    `DamagedDatasetError`, which names the file, if a file is missing, differs from the commit, or contradicts the other
+    files.
     """
-    rows = {kind: read_table(read_file(dataset, commit.file(kind)), kind, stages).to_pylist() for kind in SCHEMAS}
+    tables = read_tables(dataset, commit) if tables is None else tables
+    rows = {kind: table.to_pylist() for kind, table in tables.items()}
     tar = commit.file("shards")
     try:
         members = dict(tar_members(read_file(dataset, tar)))

@@ -419,8 +419,8 @@ DATASET_MUTANTS = (
     Mutant(
         "a correction drops columns that the manifest doesn't describe",
         "operators/shards/revise.py",
-        "rows = read_committed_rows(dataset.location, commit, dataset.stages)",
-        "rows = read_committed_rows(dataset.location, commit, None)",
+        "        _check_columns(dataset, tables)\n",
+        "",
         "tests/catalogs/test_stages.py",
     ),
     Mutant(

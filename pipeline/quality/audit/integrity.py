@@ -298,7 +298,8 @@ def with_missing_commits(report: AuditReport) -> AuditReport:
 
 def _settings(pinned: LatestManifest, findings: FindingCollector) -> FileSettings:
     """Return the manifest's settings for files. If the configuration is invalid, add a finding."""
-    config, stages, version = pinned.manifest.config, pinned.manifest.stages, pinned.manifest.schema_version
+    manifest = pinned.manifest
+    config, columns, version = manifest.config, (manifest.stages, manifest.applied), manifest.schema_version
     try:
         limits, artifacts = _of_masks(config)
         release = ReleaseConfig.model_validate(config.get("release"))
@@ -307,8 +308,8 @@ def _settings(pinned: LatestManifest, findings: FindingCollector) -> FileSetting
         place = FindingLocation(manifest_name(pinned.generation))
         expected = "config.masks or config.segmenter, and config.release"
         findings.add(place.finding(Code.BAD_MANIFEST, expected, found))
-        return FileSettings(None, None, with_images=True, stages=stages, schema_version=version)
-    return FileSettings(limits, artifacts, release.format == "images", release.jpeg_quality, stages, version)
+        return FileSettings(None, None, with_images=True, columns=columns, schema_version=version)
+    return FileSettings(limits, artifacts, release.format == "images", release.jpeg_quality, columns, version)
 
 
 def _of_masks(config: Mapping[str, Any]) -> tuple[MaskLimits, RedactionArtifacts]:
@@ -426,6 +427,10 @@ def _compare(
     for key in sorted(one):
         if one[key] != other[key]:
             yield place.finding(Code.BAD_MANIFEST, f"{key} {one[key]!r}, as in {before}", repr(other[key]))
+    for number, column in enumerate(earlier.applied):
+        now = later.applied[number : number + 1]
+        if now not in ((column,), (column.model_copy(update={"removed": True}),)):
+            yield place.finding(Code.BAD_MANIFEST, f"the applied column {column.name}, as in {before}", now)
     spans = [[(part.first_shard, part.rows) for part in manifest.catalog] for manifest in (earlier, later)]
     if spans[1][: len(spans[0])] != spans[0]:
         expected = f"parts that continue the (first shard, rows) of {before}: {spans[0]}"

@@ -17,7 +17,7 @@ from segmint.catalogs.dataset.tombstones import BLANK, NO_NAMES, RemovedNames, r
 from segmint.catalogs.findings import Code, Finding, FindingCollector, FindingLocation, Findings
 from segmint.catalogs.layout import SCHEMA_VERSION, DamagedDatasetError
 from segmint.catalogs.reasons import Reason
-from segmint.catalogs.stages import StageColumn
+from segmint.catalogs.stages import AppliedColumn, StageColumn
 from segmint.infra.storage.errors import NotFoundError, ObjectTooLargeError
 from segmint.infra.storage.location import Location
 from segmint.operators.audit.masks import MaskLimits, audit_masks
@@ -65,7 +65,7 @@ class FileSettings:
     artifacts: RedactionArtifacts | None
     with_images: bool
     quality: int | None = None  # JPEG quality of the released images
-    stages: tuple[StageColumn, ...] = ()
+    columns: tuple[tuple[StageColumn, ...], tuple[AppliedColumn, ...]] = ((), ())  # of the build, and applied since
     schema_version: int = SCHEMA_VERSION
 
 
@@ -168,7 +168,7 @@ class ShardAudit:
             self._findings.add(place.finding(Code.FILE_DIGEST, f"SHA-256 {entry.sha256}", digest))
             return None
         try:
-            table = read_table(data, kind, self._settings.stages)
+            table = read_table(data, kind, *self._settings.columns)
             for name in ("height", "width") if kind == "images" else ():
                 if table.column(name).null_count:
                     raise DamagedDatasetError(f"an image without {name}")

@@ -65,7 +65,7 @@ def croissant_json(facts: Facts, root: str) -> bytes:
     manifest, version = facts.manifest, facts.version
     if manifest is None or version is None:
         raise ValueError("hashes come from commits, and this dataset has none")
-    schemas = shard_schemas(manifest.stages, manifest.schema_version)
+    schemas = shard_schemas(manifest.columns, manifest.schema_version)
     maker = SAM if facts.build is None else facts.build.maker
     terms = facts.build.model if facts.build is not None else ModelTerms()
     stated = {"license": license_url(terms.license) or terms.license, "usageInfo": terms.terms}

@@ -30,6 +30,7 @@ _SETTINGS = (
     "policy_date",
     "published",
     "stages",
+    "applied",
     "name",
 )
 
