@@ -1,12 +1,15 @@
 """Trials of segmenters on a control image before a dataset is created, so that their bugs show at once."""
 
 import traceback
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from segmint.infra.errors import UsageError, last_line
 from segmint.operators.custom.load import StageSpec
 from segmint.operators.segmenter.segmenter import SegmenterSettings
-from segmint.pipeline.config.config import Config, SegmenterConfig, StageConfig
+from segmint.pipeline.config.config import Config, StageConfig
 from segmint.pipeline.config.stage_settings import segmenter_settings
 
 if TYPE_CHECKING:
@@ -31,40 +34,66 @@ def try_segmenters(config: Config) -> None:
     session = ray_session(config.resources.address, object_store_memory=config.resources.object_store_memory)
     with session as cluster:
         for each, spec in segmenters:
-            _try(each, spec, cluster, config.stall_timeout)
-
-
-def _try(segmenter: SegmenterConfig | StageConfig, spec: StageSpec, cluster: "Cluster", stall_timeout: float) -> None:
-    import ray
-    import ray.exceptions
-
-    from segmint.infra.ray_session import observe_growth
-
-    resources = segmenter.resources
-    failed = f"the segmenter {segmenter.stage} failed on a control image of 256 x 192 pixels"
-    most = cluster if cluster.local else observe_growth().grown or cluster
-    for name, wanted, found in (("CPUs", resources.num_cpus, most.cpus), ("GPUs", resources.num_gpus, most.gpus)):
-        if wanted > found:
-            raise UsageError(
-                f"an actor of the segmenter {segmenter.stage} needs {wanted:g} {name}, but the cluster has {found:g}"
+            resources = each.resources
+            trial = ControlTrial(
+                f"the segmenter {each.stage}", resources.num_cpus, resources.num_gpus, resources.timeout_s
             )
-    task = ray.remote(num_cpus=resources.num_cpus, num_gpus=resources.num_gpus, max_retries=0)(_problem)
-    adds = isinstance(segmenter, StageConfig)
-    settings = segmenter_settings(segmenter)
+            adds, settings = isinstance(each, StageConfig), segmenter_settings(each)
+            problem = partial(_problem, spec, resources.timeout_s, resources.num_gpus > 0, settings, adds)
+            trial.run(problem, cluster, config.stall_timeout)
+
+
+@dataclass(frozen=True)
+class ControlTrial:
+    """Trial of a stage on a control image in a worker with the resources of its actors."""
+
+    stage: str  # for messages, as in "the segmenter bright.Bright"
+    num_cpus: float
+    num_gpus: float
+    timeout_s: float  # time limit per image
+
+    def run(self, find_problem: Callable[[], str | None], cluster: "Cluster", stall_timeout: float) -> None:
+        """Call `find_problem` in a worker. It returns a traceback, or None.
+
+        Raises `UsageError` if there is a problem, if the worker ends, or if none finishes within `stall_timeout`.
+        """
+        import ray
+        import ray.exceptions
+
+        from segmint.infra.ray_session import observe_growth
+
+        failed = f"{self.stage} failed on a control image of 256 x 192 pixels"
+        most = cluster if cluster.local else observe_growth().grown or cluster
+        for name, wanted, found in (("CPUs", self.num_cpus, most.cpus), ("GPUs", self.num_gpus, most.gpus)):
+            if wanted > found:
+                raise UsageError(f"an actor of {self.stage} needs {wanted:g} {name}, but the cluster has {found:g}")
+        task = ray.remote(num_cpus=self.num_cpus, num_gpus=self.num_gpus, max_retries=0)(_call)
+        try:
+            problem = ray.get(task.remote(find_problem), timeout=stall_timeout)
+        except ray.exceptions.GetTimeoutError as error:
+            limit = f"stall_timeout = {stall_timeout:g} seconds"
+            raise UsageError(f"{failed}: no worker with its resources finished within {limit}") from error
+        except ray.exceptions.RayError as error:
+            limit = f"its resources.timeout_s = {self.timeout_s:g} seconds"
+            raise UsageError(
+                f"{failed}: it ended its worker, or it took longer than {limit} ({last_line(error)})"
+            ) from error
+        if problem is not None:
+            raise UsageError(f"{failed}:\n{problem}")
+
+
+def _call(find_problem: Callable[[], str | None]) -> str | None:
+    return find_problem()
+
+
+def problem_on(make_worker: Callable[[], Any], control: Any) -> str | None:
+    """Make a worker that tries a single row, and run it on a control image. Return the error's traceback, or None."""
     try:
-        problem = ray.get(
-            task.remote(spec, resources.timeout_s, resources.num_gpus > 0, settings, adds), timeout=stall_timeout
-        )
-    except ray.exceptions.GetTimeoutError as error:
-        limit = f"stall_timeout = {stall_timeout:g} seconds"
-        raise UsageError(f"{failed}: no worker with its resources finished within {limit}") from error
-    except ray.exceptions.RayError as error:
-        limit = f"its resources.timeout_s = {resources.timeout_s:g} seconds"
-        raise UsageError(
-            f"{failed}: it ended its worker, or it took longer than {limit} ({last_line(error)})"
-        ) from error
-    if problem is not None:
-        raise UsageError(f"{failed}:\n{problem}")
+        if make_worker().has_memory_for(control):
+            return None
+    except Exception:  # noqa: BLE001 - any bug of the stage is shown
+        return traceback.format_exc()
+    return "its memory ran out"
 
 
 def _problem(spec: StageSpec, timeout_s: float, on_gpu: bool, settings: SegmenterSettings, adds: bool) -> str | None:
@@ -74,9 +103,4 @@ def _problem(spec: StageSpec, timeout_s: float, on_gpu: bool, settings: Segmente
     """
     from segmint.operators.segmenter.segmenter import SegmenterAlone, control_rows
 
-    try:
-        if SegmenterAlone(spec, 1, timeout_s, None, on_gpu, settings).has_memory_for(control_rows(adds=adds)):
-            return None
-    except Exception:  # noqa: BLE001 - any bug of the segmenter is shown
-        return traceback.format_exc()
-    return "its memory ran out"
+    return problem_on(partial(SegmenterAlone, spec, 1, timeout_s, None, on_gpu, settings), control_rows(adds=adds))
