@@ -34,10 +34,12 @@ from segmint.infra.uris import join, local_path, scheme
 from segmint.operators.shards.put import OneTable, check_purge, remove_replaced
 from segmint.operators.shards.revise import (
     Change,
+    ColumnChange,
     ShardRevision,
     apply_later_changes,
     apply_tombstones,
     finish_dead_writers,
+    kept_columns,
     revise_shard,
     with_latest_commit,
 )
@@ -57,6 +59,7 @@ class Revision:
     change: Change
     needed: Callable[[Commit], bool] = lambda _: True  # skips shards more cheaply than by reading all rows
     only: OneTable | None = None  # the only table that the function reads and changes, or None for whole shards
+    columns: ColumnChange = kept_columns
     catalog_generation: int | None = None  # oldest manifest generation whose catalog the function may read
     on_ray: bool = True  # False if only this process can make the change, for example because it holds the GPU
 
@@ -163,6 +166,7 @@ def revise_one(dataset: DatasetHandle, shard: int, revision: Revision) -> ShardR
         shard,
         revision.change,
         only=revision.only,
+        columns=revision.columns,
         needed=revision.needed,
         after_commit=after_commit,
     )

@@ -296,9 +296,7 @@ class ShardReader:
         can't be read.
         """
         location = self.dataset.location
-        rows = with_latest_commit(
-            location, images.shard, lambda commit: read_committed_rows(location, commit, self.dataset.stages)
-        )
+        rows = with_latest_commit(location, images.shard, lambda commit: read_committed_rows(location, commit))
         if rows is None:
             raise DamagedDatasetError(f"{location}: shard {images.shard} has no commit")
         of_ordinal = {row["ordinal"]: row for row in rows}
