@@ -300,7 +300,7 @@ def _settings(pinned: LatestManifest, findings: FindingCollector) -> FileSetting
     """Return the manifest's settings for files. If the configuration is invalid, add a finding."""
     config, stages, version = pinned.manifest.config, pinned.manifest.stages, pinned.manifest.schema_version
     try:
-        limits, artifacts = _of_masks(config)
+        limits, artifacts = _of_masks(config, frozenset(pinned.manifest.applied))
         release = ReleaseConfig.model_validate(config.get("release"))
     except ValidationError as error:
         found = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
@@ -311,13 +311,18 @@ def _settings(pinned: LatestManifest, findings: FindingCollector) -> FileSetting
     return FileSettings(limits, artifacts, release.format == "images", release.jpeg_quality, stages, version)
 
 
-def _of_masks(config: Mapping[str, Any]) -> tuple[MaskLimits, RedactionArtifacts]:
-    """Return the limits of a build's masks. Raises `ValidationError` if the configuration is invalid."""
+def _of_masks(config: Mapping[str, Any], applied: frozenset[str]) -> tuple[MaskLimits, RedactionArtifacts]:
+    """Return the limits of a build's masks. `applied` contains the segmenters that `segmint apply` ran later.
+
+    Raises `ValidationError` if the configuration is invalid.
+    """
     if "segmenter" in config:
         filters = MaskFilters.model_validate(config["segmenter"].get("filters"))
-        return MaskLimits(0.0, 0.0, by_segmenter=True), RedactionArtifacts(filters.drop_redaction_artifacts)
+        limits = MaskLimits(0.0, 0.0, by_segmenter=True, applied=applied)
+        return limits, RedactionArtifacts(filters.drop_redaction_artifacts)
     masks = MasksConfig.model_validate(config.get("masks"))
-    limits = MaskLimits(masks.pred_iou_thresh, masks.stability_score_thresh, adding=adding_models(config))
+    adding = adding_models(config) | applied
+    limits = MaskLimits(masks.pred_iou_thresh, masks.stability_score_thresh, adding=adding, applied=applied)
     return limits, RedactionArtifacts(masks.artifact_iou)
 
 
