@@ -1,9 +1,8 @@
 """The dataset manifest `dataset.json`, in generations that are put if absent and never changed.
 
 When the first build of a dataset starts, it writes `dataset.json`, which is generation 1. Each change to the catalog's
-parts adds a generation: `dataset.g2.json`, `dataset.g3.json`, and so on. Readers use the highest one. The first build
-fixes everything that determines the bytes of the shards it writes, so later generations differ only in `catalog`,
-`licenses`, and `applied`.
+parts adds a generation: `dataset.g2.json`, `dataset.g3.json`, and so on, and so does each new segmenter or column of
+`segmint apply`. Readers use the highest one. The first build fixes everything that determines the bytes of its shards.
 
 `id.json` contains a random id. The dataset keeps this id when its manifest changes or its folder is moved. Versions
 don't cover `id.json`.
@@ -49,7 +48,7 @@ from segmint.infra.uris import LOCAL, absolute, base_name, local_path, scheme
 from segmint.infra.version import VERSION
 from segmint.infra.wording import some
 
-GROWING_FIELDS = frozenset({"catalog", "licenses", "applied"})
+GROWING_FIELDS = frozenset({"applied", "applied_columns", "catalog", "licenses"})
 """Fields in which a later generation may differ from the first."""
 
 _BUILD_FIELDS = frozenset({"config_sha256", "policy_date", "weights", "images_per_shard"})
@@ -100,6 +99,22 @@ class ModelTerms(Frozen):
     weights_sha256: str | None = Field(default=None, pattern=r"\A[0-9a-f]{64}\z")
 
 
+class AppliedSegmenter(Frozen):
+    """Segmenter that `segmint apply` ran over the finished dataset, and what was stated about its model.
+
+    `name` is its dotted name, or that of SAM's weights. `identity` contains everything that determines its masks.
+    """
+
+    name: str
+    identity: dict[str, Any]
+    model: ModelTerms
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the identity, which is the column `model` of its masks."""
+        return hashlib.sha256(canonical_json(self.identity)).hexdigest()
+
+
 class DatasetManifest(Frozen):
     """Content of `dataset.json`. The dataset's first build fixes all fields except those in `GROWING_FIELDS`.
 
@@ -108,8 +123,8 @@ class DatasetManifest(Frozen):
     trained them; otherwise, it is empty, and the file omits the field. `stages` lists the columns of custom stages in
     the order of the tables. `published` is False for a working dataset, because nobody has checked its licenses and
     faces. `segmenter` contains what was stated about the segmenter's model; if SAM made the masks, the file omits it.
-    `applied` lists the columns that `segmint apply` added, in order, including those that it removed again; without
-    any, the file omits it.
+    `applied` contains the segmenters that `segmint apply` ran later, by their hash; without any, the file omits it.
+    `applied_columns` lists the columns that it added, in order, including those that it removed again.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -127,7 +142,8 @@ class DatasetManifest(Frozen):
     stages: tuple[StageColumn, ...] = ()
     lineage: Lineage = ()
     segmenter: ModelTerms | None = None
-    applied: tuple[AppliedColumn, ...] = ()
+    applied: dict[str, AppliedSegmenter] = Field(default_factory=dict)
+    applied_columns: tuple[AppliedColumn, ...] = ()
 
     @field_validator("config")
     @classmethod
@@ -153,7 +169,7 @@ class DatasetManifest(Frozen):
     @property
     def columns(self) -> tuple[StageColumn, ...]:
         """Columns of custom stages: those of the build, and those that were applied and not removed."""
-        return (*self.stages, *(column for column in self.applied if not column.removed))
+        return (*self.stages, *(column for column in self.applied_columns if not column.removed))
 
     @property
     def round(self) -> int:
@@ -188,7 +204,7 @@ class DatasetManifest(Frozen):
         raise ValueError(f"there is no shard {shard}: the dataset has {self.shards}")
 
     def to_json(self) -> bytes:
-        omitted = {name for name in ("lineage", "segmenter", "applied") if not getattr(self, name)}
+        omitted = {name for name in ("lineage", "segmenter", "applied", "applied_columns") if not getattr(self, name)}
         return canonical_json(self.model_dump(mode="json", exclude=omitted))
 
     @classmethod

@@ -254,7 +254,7 @@ def open_committed(
             entry = commit.file(kind)
             found.append(TableFile(str(dataset / entry.path), entry.size))
     manifest = read_manifest(dataset)
-    applied = [] if manifest is None else [column for column in manifest.applied if not column.removed]
+    applied = [] if manifest is None else [column for column in manifest.applied_columns if not column.removed]
     return DatasetTables(dataset, files, schemas, ScratchFolder(dir=scratch), memory_limit, applied=applied)
 
 

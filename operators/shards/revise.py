@@ -148,7 +148,7 @@ def _check_columns(dataset: DatasetHandle, tables: Mapping[str, pa.Table]) -> No
     wrong = [each for each in built if each not in found]
     unknown = [each for each in found if each not in built]
     if unknown:
-        applied = [(column.table, column.arrow_field) for column in dataset.manifest().applied]
+        applied = [(column.table, column.arrow_field) for column in dataset.manifest().applied_columns]
         wrong += [each for each in unknown if each not in applied]
     if wrong:
         raise DamagedDatasetError(f"other columns: {', '.join(field.name for _, field in wrong)}")

@@ -32,11 +32,13 @@ from segmint.operators.shards.committed_rows import read_file, read_table
 from segmint.operators.shards.files import mask_index
 from segmint.operators.shards.revise import with_latest_commit
 from segmint.pipeline.config.config import LOCAL, ResourcesConfig, StageConfig
-from segmint.pipeline.corrections.apply.engine import ChosenImages, stage_run
+from segmint.pipeline.corrections.apply.engine import STALL_TIMEOUT_S, ChosenImages, stage_run
 from segmint.pipeline.corrections.apply.makers import custom_stage
+from segmint.pipeline.corrections.apply.masks import OpenRun
 from segmint.pipeline.corrections.correction import (
     Revision,
     begin,
+    clean_up,
     confirm_changes,
     record_version,
     revise,
@@ -150,7 +152,9 @@ def put_column(dataset: DatasetHandle, column: AppliedColumn) -> None:
         if check_column(manifest, column):
             return
         put_manifest(
-            dataset.location, manifest.model_copy(update={"applied": (*manifest.applied, column)}), generation + 1
+            dataset.location,
+            manifest.model_copy(update={"applied_columns": (*manifest.applied_columns, column)}),
+            generation + 1,
         )
 
 
@@ -158,11 +162,11 @@ def put_removal(dataset: DatasetHandle, column: AppliedColumn) -> None:
     """Mark a column as removed in the manifest's next generation, unless it is."""
     while True:
         manifest, generation = dataset.latest()
-        if column.removed or column not in manifest.applied:
+        if column.removed or column not in manifest.applied_columns:
             return
         marked = column.model_copy(update={"removed": True})
-        applied = tuple(marked if each == column else each for each in manifest.applied)
-        put_manifest(dataset.location, manifest.model_copy(update={"applied": applied}), generation + 1)
+        applied = tuple(marked if each == column else each for each in manifest.applied_columns)
+        put_manifest(dataset.location, manifest.model_copy(update={"applied_columns": applied}), generation + 1)
 
 
 def unjudged(table: pa.Table, column: AppliedColumn) -> list[int]:
@@ -185,6 +189,8 @@ def apply_column(
     confirm: Callable[[ColumnList], None] | None = None,
     now: datetime | None = None,
     resources: ResourcesConfig = LOCAL,
+    stall_timeout: float = STALL_TIMEOUT_S,
+    open_run: OpenRun = stage_run,
 ) -> ColumnResult:
     """Add a stage's column to a dataset, or fill in the rows that the stage hasn't judged yet.
 
@@ -205,7 +211,8 @@ def apply_column(
     written = []
     if plan.chosen:
         seen = replace(handle, stages=handle.manifest().columns)
-        with stage_run(seen, custom_stage(stage, spec), WriteColumn(handle, column), resources) as run:
+        write = WriteColumn(handle, column)
+        with open_run(seen, custom_stage(stage, spec), write, resources, stall_timeout) as run:
             run.try_control()
             put_column(handle, column)
             written = list(run.over(plan.chosen))
@@ -214,7 +221,8 @@ def apply_column(
     judged = sum(each.judged for each in written)
     reason = f"{column.arrow_field.name}: {column.stage}, version {column.version}, {counted(judged, 'image')}"
     shards = tuple(sorted({each.shard for each in written if each.changed}))
-    version, outputs = _finish(handle, committed, reason, now)
+    clean_up(handle, committed, {})
+    version, outputs = record_version(handle, "apply", reason, now)
     return ColumnResult(listed, shards, version, judged, len(lines), tuple(lines[:SHOWN]), outputs)
 
 
@@ -252,24 +260,16 @@ def remove_column(
 
 def applied_by(manifest: DatasetManifest, stage: str) -> AppliedColumn:
     """Return the column that a stage added. If it was removed, a shard may still contain it after an interruption."""
-    found = [column for column in manifest.applied if column.stage == stage]
+    found = [column for column in manifest.applied_columns if column.stage == stage]
     found.sort(key=lambda column: not column.removed)
     if not found:
-        known = ", ".join(sorted({column.stage for column in manifest.applied if not column.removed})) or "none"
+        known = ", ".join(sorted({column.stage for column in manifest.applied_columns if not column.removed})) or "none"
         raise UsageError(f"`segmint apply` added no column of the stage {stage}; stages with a column: {known}")
     return found[-1]
 
 
 def _unchanged(_: Commit, rows: Sequence[Row]) -> Sequence[Row]:
     return rows
-
-
-def _finish(
-    dataset: DatasetHandle, shards: frozenset[int], reason: str, now: datetime | None
-) -> tuple[VersionName, tuple[str, ...]]:
-    """Remove the former files and the report, and record the version."""
-    revise(dataset, Revision(shards, _unchanged, needed=lambda _: False))
-    return record_version(dataset, "apply", reason, now)
 
 
 @dataclass(frozen=True)

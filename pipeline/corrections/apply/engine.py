@@ -55,6 +55,9 @@ MOST_STALLED_WINDOWS = 3
 MOST_SINGLE_TRIALS = 8
 """Maximum number of images that get a trial after one window."""
 
+STALL_TIMEOUT_S = 1800.0
+"""Default of `stall_timeout`, as in the configuration of a build."""
+
 READ_CPUS = 0.25
 """Logical CPUs per task that reads a shard. Must differ from the actors' CPUs, or Ray would fuse the stages."""
 
@@ -264,11 +267,11 @@ def stage_run(
     stage_on: Callable[[Cluster], AppliedStage],
     write: Write[R],
     resources: ResourcesConfig,
-    stall_timeout: float = 1800.0,
+    stall_timeout: float = STALL_TIMEOUT_S,
 ) -> Iterator[StageRun[R]]:
     """Connect to a cluster, or start a local Ray. Yield the run of the stage, which `stage_on` sizes for the cluster.
 
-    `stall_timeout` is in seconds, as in the configuration of a build.
+    `stall_timeout` is in seconds.
     """
     with ray_session(resources.address, object_store_memory=resources.object_store_memory) as cluster:
         stage = stage_on(cluster)

@@ -299,9 +299,9 @@ def with_missing_commits(report: AuditReport) -> AuditReport:
 def _settings(pinned: LatestManifest, findings: FindingCollector) -> FileSettings:
     """Return the manifest's settings for files. If the configuration is invalid, add a finding."""
     manifest = pinned.manifest
-    config, columns, version = manifest.config, (manifest.stages, manifest.applied), manifest.schema_version
+    config, columns, version = manifest.config, (manifest.stages, manifest.applied_columns), manifest.schema_version
     try:
-        limits, artifacts = _of_masks(config)
+        limits, artifacts = _of_masks(config, frozenset(manifest.applied))
         release = ReleaseConfig.model_validate(config.get("release"))
     except ValidationError as error:
         found = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
@@ -312,13 +312,18 @@ def _settings(pinned: LatestManifest, findings: FindingCollector) -> FileSetting
     return FileSettings(limits, artifacts, release.format == "images", release.jpeg_quality, columns, version)
 
 
-def _of_masks(config: Mapping[str, Any]) -> tuple[MaskLimits, RedactionArtifacts]:
-    """Return the limits of a build's masks. Raises `ValidationError` if the configuration is invalid."""
+def _of_masks(config: Mapping[str, Any], applied: frozenset[str]) -> tuple[MaskLimits, RedactionArtifacts]:
+    """Return the limits of a build's masks. `applied` contains the segmenters that `segmint apply` ran later.
+
+    Raises `ValidationError` if the configuration is invalid.
+    """
     if "segmenter" in config:
         filters = MaskFilters.model_validate(config["segmenter"].get("filters"))
-        return MaskLimits(0.0, 0.0, by_segmenter=True), RedactionArtifacts(filters.drop_redaction_artifacts)
+        limits = MaskLimits(0.0, 0.0, by_segmenter=True, applied=applied)
+        return limits, RedactionArtifacts(filters.drop_redaction_artifacts)
     masks = MasksConfig.model_validate(config.get("masks"))
-    limits = MaskLimits(masks.pred_iou_thresh, masks.stability_score_thresh, adding=adding_models(config))
+    adding = adding_models(config) | applied
+    limits = MaskLimits(masks.pred_iou_thresh, masks.stability_score_thresh, adding=adding, applied=applied)
     return limits, RedactionArtifacts(masks.artifact_iou)
 
 
@@ -427,8 +432,8 @@ def _compare(
     for key in sorted(one):
         if one[key] != other[key]:
             yield place.finding(Code.BAD_MANIFEST, f"{key} {one[key]!r}, as in {before}", repr(other[key]))
-    for number, column in enumerate(earlier.applied):
-        now = later.applied[number : number + 1]
+    for number, column in enumerate(earlier.applied_columns):
+        now = later.applied_columns[number : number + 1]
         if now not in ((column,), (column.model_copy(update={"removed": True}),)):
             yield place.finding(Code.BAD_MANIFEST, f"the applied column {column.name}, as in {before}", now)
     spans = [[(part.first_shard, part.rows) for part in manifest.catalog] for manifest in (earlier, later)]

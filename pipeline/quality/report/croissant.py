@@ -68,7 +68,9 @@ def croissant_json(facts: Facts, root: str) -> bytes:
     schemas = shard_schemas(manifest.columns, manifest.schema_version)
     maker = SAM if facts.build is None else facts.build.maker
     terms = facts.build.model if facts.build is not None else ModelTerms()
-    stated = {"license": license_url(terms.license) or terms.license, "usageInfo": terms.terms}
+    models = [_model(manifest.weights.name, terms.weights_sha256 or manifest.weights.sha256, terms)]
+    for sha256, segmenter in manifest.applied.items():
+        models.append(_model(segmenter.name, segmenter.model.weights_sha256 or sha256, segmenter.model))
     trained = f", round {manifest.round}" if manifest.round else ""
     adding = () if facts.build is None else facts.build.adding
     value = {
@@ -82,12 +84,7 @@ def croissant_json(facts: Facts, root: str) -> bytes:
             + "".join(f" The {segmenter} added masks." for segmenter in adding)
         ),
         "license": [license_url(license) or license for license, _ in facts.licenses if license] or ["unknown"],
-        "isBasedOn": {
-            "@type": "sc:SoftwareApplication",
-            "name": manifest.weights.name,
-            "identifier": f"sha256:{terms.weights_sha256 or manifest.weights.sha256}",
-            **{name: text for name, text in stated.items() if text is not None},
-        },
+        "isBasedOn": models if len(models) > 1 else models[0],
         "identifier": f"sha256:{version.digest}",
         **({} if version.number is None else {"version": f"{version.number}.0.0"}),
         "dateCreated": manifest.policy_date.isoformat(),
@@ -96,6 +93,16 @@ def croissant_json(facts: Facts, root: str) -> bytes:
         "recordSet": [*(_records(kind, schemas[kind]) for kind in ("images", "masks")), *_photographs(facts)],
     }
     return json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+
+
+def _model(name: str, sha256: str, terms: ModelTerms) -> dict[str, Any]:
+    stated = {"license": license_url(terms.license) or terms.license, "usageInfo": terms.terms}
+    return {
+        "@type": "sc:SoftwareApplication",
+        "name": name,
+        "identifier": f"sha256:{sha256}",
+        **{key: text for key, text in stated.items() if text is not None},
+    }
 
 
 def _files(facts: Facts, root: str) -> Iterator[dict[str, Any]]:

@@ -106,8 +106,13 @@ class BuildFacts:
     @property
     def model_license(self) -> str:
         """License and terms of the model for a sentence."""
-        license = self.model.license or "not stated"
-        return license if self.model.terms is None else f"{license}; terms: {self.model.terms}"
+        return terms_of(self.model)
+
+
+def terms_of(model: ModelTerms) -> str:
+    """Return a model's license and terms for a sentence."""
+    license = model.license or "not stated"
+    return license if model.terms is None else f"{license}; terms: {model.terms}"
 
 
 @dataclass(frozen=True)
@@ -212,7 +217,10 @@ def _build(manifest: DatasetManifest) -> BuildFacts:
         precision=_text(manifest.numerics.get("precision")),
         model=manifest.segmenter or ModelTerms(license=known_license(manifest.weights.sha256)),
         segmenter=_describe_segmenter(manifest.config["segmenter"]) if "segmenter" in manifest.config else None,
-        adding=tuple(_describe_segmenter(stage) for stage in stages if "filters" in stage),
+        adding=(
+            *(_describe_segmenter(stage) for stage in stages if "filters" in stage),
+            *(f"segmenter {each.name} (license: {terms_of(each.model)})" for each in manifest.applied.values()),
+        ),
     )
 
 

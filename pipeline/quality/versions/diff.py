@@ -31,6 +31,7 @@ _SETTINGS = (
     "published",
     "stages",
     "applied",
+    "applied_columns",
     "name",
 )
 

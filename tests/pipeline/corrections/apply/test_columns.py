@@ -18,23 +18,23 @@ from segmint.operators.schemas import shard_schemas
 from segmint.operators.shards.committed_rows import read_file, read_table, read_tables
 from segmint.operators.shards.revise import revise_shard
 from segmint.pipeline.corrections.apply import columns
-from segmint.pipeline.corrections.apply.columns import apply_column, list_column, list_removal, remove_column
+from segmint.pipeline.corrections.apply.columns import list_column, list_removal, remove_column
 from segmint.pipeline.corrections.redact import redact
 from segmint.pipeline.corrections.repair import repair
 from segmint.pipeline.corrections.takedown import takedown
 from segmint.pipeline.quality.audit.integrity import audit_integrity
 from segmint.pipeline.quality.report.croissant import _records
 from segmint.pipeline.quality.statistics.open_tables import open_tables
-from tests.support.applied import halves, means, run_here
+from tests.support.applied import local_run
+from tests.support.applied_columns import apply_column, halves, means
 from tests.support.crashing_store import CallCounter, gated
 from tests.support.locations import location_of
 from tests.support.protocol import DatasetPath, broken_promises, contents, two_shards, write
 
 
 @pytest.fixture
-def place(monkeypatch: pytest.MonkeyPatch) -> Iterator[DatasetPath]:
+def place() -> Iterator[DatasetPath]:
     """Images 1, 2, 4, and 5 with two masks each, in two shards."""
-    monkeypatch.setattr(columns, "stage_run", run_here)
     with two_shards() as place:
         yield place
 
@@ -49,7 +49,9 @@ def values(place: DatasetPath, kind: str = "images", name: str = "stage_means") 
     key = "id" if kind == "images" else "annotation_id"
     found = {}
     for commit in place.log.read_all():
-        table = read_table(read_file(place.location, commit.file(kind)), kind, manifest.stages, manifest.applied)
+        table = read_table(
+            read_file(place.location, commit.file(kind)), kind, manifest.stages, manifest.applied_columns
+        )
         found |= {row[key]: row[name] for row in table.to_pylist()}
     return found
 
@@ -72,7 +74,7 @@ def test_only_the_tables_of_images_are_written_and_every_reader_sees_the_column(
     assert puts == ["put images/sa_000000", "put images/sa_000001"]
     assert findings(place) == []
     assert broken_promises(place) == []
-    (column,) = load_manifest(place.location).applied
+    (column,) = load_manifest(place.location).applied_columns
     found = values(place)
     assert {each["stage_sha256"] for each in found.values()} == {column.sha256}
     assert {image: each["masks"] for image, each in found.items()} == {1: 2, 2: 2, 4: 2, 5: 2}
@@ -100,7 +102,7 @@ def test_the_same_stage_again_changes_nothing_and_another_is_refused(place: Data
     assert first == [None, None]
     done = apply_column(place.location, means(of=2))
     assert (done.judged, findings(place), broken_promises(place)) == (4, [], [])
-    assert [column.removed for column in load_manifest(place.location).applied] == [True, False]
+    assert [column.removed for column in load_manifest(place.location).applied_columns] == [True, False]
 
 
 def values_of_tables(place: DatasetPath) -> list[Any]:
@@ -129,7 +131,7 @@ def test_a_removed_column_leaves_the_bytes_that_were_there_before(place: Dataset
 
 def test_values_of_masks(place: DatasetPath) -> None:
     assert apply_column(place.location, halves()).judged == 4
-    (column,) = load_manifest(place.location).applied
+    (column,) = load_manifest(place.location).applied_columns
     found = values(place, "masks", "stage_halves")
     with open_tables(place.location) as tables:
         areas = tables.query("SELECT annotation_id, area FROM masks").to_pylist()
@@ -142,7 +144,7 @@ def test_an_image_without_a_value_stays_and_is_tried_again(place: DatasetPath) -
     assert (done.judged, done.not_judged, done.changed_shards) == (2, 2, (0, 1))
     refused, failed = done.examples
     assert refused == "sa_2: it has one color"
-    assert failed.startswith("sa_5: stage_means: ValueError: no color (applied.py, line")
+    assert failed.startswith("sa_5: stage_means: ValueError: no color (applied_columns.py, line")
     assert {image for image, value in values(place).items() if value is None} == {2, 5}
     assert findings(place) == []
     again = apply_column(place.location, means(refused=2, failing=5))
@@ -156,7 +158,7 @@ def test_shards_may_lack_the_column(place: DatasetPath, tmp_path: Path) -> None:
     assert findings(place) == []
     chosen = columns._plan(handle, columns.column_of(spec)).chosen
     task = columns.WriteColumn(handle, columns.column_of(spec))
-    with run_here(handle, columns.custom_stage(means(), spec), task, None) as run:
+    with local_run(handle, columns.custom_stage(means(), spec), task) as run:
         assert [each.changed for each in run.over(chosen[:1])] == [True]
     assert findings(place) == []
     found = values(place)
@@ -187,7 +189,7 @@ def test_values_are_only_set_for_the_pixels_that_the_stage_saw(place: DatasetPat
         redact(place.location, location_of(tmp_path / "regions.jsonl"))
         return task(chosen, results)
 
-    with run_here(handle, columns.custom_stage(means(), spec), later, None) as run:
+    with local_run(handle, columns.custom_stage(means(), spec), later) as run:
         list(run.over([columns.ChosenImages(0, (0, 1))]))
     assert [image for image, value in values(place).items() if value is not None] == [1]
     assert apply_column(place.location, means()).judged == 3
@@ -221,7 +223,9 @@ def test_damage_beside_the_columns_is_repaired(place: DatasetPath) -> None:
 def test_the_audit_finds_a_changed_list_of_columns(place: DatasetPath) -> None:
     apply_column(place.location, means())
     manifest, generation = load_latest_manifest(place.location)
-    other = manifest.model_copy(update={"applied": (manifest.applied[0].model_copy(update={"version": "3"}),)})
+    other = manifest.model_copy(
+        update={"applied_columns": (manifest.applied_columns[0].model_copy(update={"version": "3"}),)}
+    )
     (place.location / f"dataset.g{generation + 1}.json").put(other.to_json())
     assert {finding.code for finding in audit_integrity(place.location).findings} == {Code.BAD_MANIFEST}
 

@@ -1,0 +1,321 @@
+"""Masks of another segmenter over a finished dataset: `segmint apply --masks`."""
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import partial
+from typing import Any, ClassVar
+
+import pyarrow as pa
+
+from segmint.catalogs.dataset.commits import Commit
+from segmint.catalogs.dataset.handle import DatasetHandle
+from segmint.catalogs.dataset.manifest import AppliedSegmenter, put_manifest
+from segmint.catalogs.dataset.subsets import choose_images
+from segmint.catalogs.dataset.versions.record import name_now
+from segmint.catalogs.layout import SCHEMA_VERSION, DamagedDatasetError
+from segmint.catalogs.reasons import Reason
+from segmint.infra.errors import UsageError
+from segmint.infra.progress import track
+from segmint.infra.storage.location import Location
+from segmint.infra.wording import counted, listed, size
+from segmint.operators.rows import Row
+from segmint.operators.shards.committed_rows import read_file, read_table
+from segmint.operators.shards.write import iter_rows
+from segmint.pipeline.config.config import LOCAL, Config, ResourcesConfig, SegmenterConfig
+from segmint.pipeline.corrections.apply.change import (
+    MasksMode,
+    NotAppliedError,
+    is_done,
+    is_replaced,
+    with_found_masks,
+)
+from segmint.pipeline.corrections.apply.engine import STALL_TIMEOUT_S, ChosenImages, stage_run
+from segmint.pipeline.corrections.apply.makers import MaskMaker, own_segmenter, sam
+from segmint.pipeline.corrections.correction import (
+    Revision,
+    begin,
+    clean_up,
+    confirm_changes,
+    record_version,
+    revise_one,
+)
+from segmint.pipeline.corrections.mask_revision import (
+    SHOWN,
+    RevisionCounts,
+    RevisionList,
+    RevisionResult,
+    is_unfinished,
+    look_at_shards,
+)
+
+OpenRun = Callable[..., AbstractContextManager[Any]]
+
+_OF_MASKS = ("ordinal", "source", "annotator", "label_source", "model")
+_OF_IMAGES = ("ordinal", "masks_model", "complete")
+_KINDS = ("shards", "images", "masks", "rejects")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ApplyList(RevisionList):
+    """List of the changes that `apply` would make. `masks` counts masks that would be replaced or kept."""
+
+    would_change = "masks of {} of {} would change"
+    segmenter: str  # its name
+    sha256: str  # of its identity: the column `model` of its masks
+    mode: str
+    bytes: Mapping[str, int]  # bytes of the files to rewrite, by folder
+
+    def found(self) -> list[str]:
+        """Return lines on the masks that were found, and on the bytes to rewrite, because tars contain the masks."""
+        by_folder = listed(f"{size(self.bytes[kind])} in {kind}" for kind in self.bytes)
+        return [*super().found(), f"rewritten: {size(sum(self.bytes.values()))}: {by_folder}"]
+
+    def reason(self) -> str:
+        """Return the reason that the version records."""
+        return f"{self.segmenter}, SHA-256 {self.sha256[:12]}, --masks {self.mode}"
+
+
+@dataclass(frozen=True)
+class ApplyResult(RevisionResult[ApplyList]):
+    """Result of `apply`. Images that failed keep their masks, and the same command tries them again."""
+
+    nothing: ClassVar[str] = "no image of {} needs this segmenter"
+    images: int = 0  # number of changed images
+    masks: Mapping[str, int] = field(default_factory=dict)  # count by outcome
+    failed: Mapping[int, str] = field(default_factory=dict)  # reasons, by id of the image
+
+    def lines(self) -> list[str]:
+        if not self.listed.images and not self.changed_shards:
+            return super().lines()
+        changed = self.changed.format(counted(self.images, "image"), counted(len(self.changed_shards), "shard"))
+        found = listed(f"{count:,} {kind}" for kind, count in self.masks.items() if count)
+        shown = [f"  image {image}: {why}" for image, why in list(self.failed.items())[:SHOWN]]
+        return [changed, f"masks: {found or 'none'}", *self.not_done, *shown, *self.last_lines()]
+
+    @property
+    def not_done(self) -> list[str]:
+        """Line on images that failed, or nothing."""
+        if not self.failed:
+            return []
+        return [f"not changed: {counted(len(self.failed), 'image')}, which the same command tries again"]
+
+
+@dataclass
+class _ApplyCounts(RevisionCounts):
+    chosen: list[ChosenImages] = field(default_factory=list)
+    bytes: Counter[str] = field(default_factory=Counter)
+
+
+@dataclass(frozen=True)
+class AppliedShard:
+    """Result of writing a shard."""
+
+    shard: int
+    ids: tuple[int, ...]  # images that were processed
+    changed: bool
+    images: int  # number of changed images
+    masks: Counter[str]
+    failed: Mapping[int, str]  # reasons, by id of the image
+
+
+def list_masks(
+    dataset: Location, segmenter: SegmenterConfig | Config, mode: MasksMode, select: str | None = None
+) -> ApplyList:
+    """List the changes that `apply_masks` would make. Raises the same errors before it changes anything."""
+    handle = DatasetHandle.open(dataset)
+    return _plan(handle, _maker(handle, segmenter), mode, select)[0]
+
+
+def apply_masks(
+    dataset: Location,
+    segmenter: SegmenterConfig | Config,
+    mode: MasksMode,
+    select: str | None = None,
+    confirm: Callable[[ApplyList], None] | None = None,
+    now: datetime | None = None,
+    resources: ResourcesConfig = LOCAL,
+    stall_timeout: float = STALL_TIMEOUT_S,
+    open_run: OpenRun = stage_run,
+) -> ApplyResult:
+    """Make masks in the released images of a finished dataset, in place of its automatic masks or beside them.
+
+    `segmenter` is a user's segmenter, or a configuration whose SAM makes the masks. Masks that people or imports made,
+    changed, or labeled stay as they are, and so do images of which a person confirmed that no mask is missing. `select`
+    is as in `choose_images`. An image that fails keeps its masks and doesn't stop the others. An interrupted call is
+    continued by the same call, which only processes images that the segmenter hasn't been applied to yet.
+
+    Raises `UsageError` if the dataset or the segmenter doesn't fit, or if it fails on a control image. Until then,
+    nothing is changed. Raises `UnfinishedError` if Ray fails. `open_run` replaces `stage_run` in tests without Ray.
+    """
+    handle = begin(dataset)
+    maker = _maker(handle, segmenter)
+    found, images = _plan(handle, maker, mode, select)
+    shards = frozenset(handle.commits.committed())
+    if not images and not is_unfinished(handle, shards):
+        return ApplyResult(found, (), name_now(handle.location))
+    confirm_changes(handle, found, confirm)
+    done: list[AppliedShard] = []
+    if images:
+        write = MasksWriter(handle, maker.segmenter.sha256, mode)
+        with open_run(handle, maker.find_stage(), write, resources, stall_timeout) as run:
+            run.try_control()
+            put_applied(handle, maker.segmenter)
+            done.extend(track(run.over(images), "changed shards", len(images)))
+    failed: dict[int, str] = {}
+    masks: Counter[str] = Counter()
+    for each in done:
+        for image in each.ids:  # a second run of an image replaces the result of the first
+            failed.pop(image, None)
+        failed |= each.failed
+        masks += each.masks
+    outcome = clean_up(handle, shards, {})
+    version, outputs = record_version(handle, "apply", found.reason(), now)
+    return ApplyResult(
+        found,
+        tuple(sorted({each.shard for each in done if each.changed})),
+        version,
+        outputs,
+        outcome.removed_links,
+        images=sum(each.images for each in done),
+        masks=dict(masks),
+        failed=failed,
+    )
+
+
+def put_applied(dataset: DatasetHandle, segmenter: AppliedSegmenter) -> None:
+    """Add a segmenter to the dataset's manifest, as its next generation, unless it is there."""
+    while True:
+        manifest, generation = dataset.latest()
+        if manifest.applied.get(segmenter.sha256) == segmenter:
+            return
+        applied = dict(sorted({**manifest.applied, segmenter.sha256: segmenter}.items()))
+        if put_manifest(dataset.location, manifest.model_copy(update={"applied": applied}), generation + 1):
+            return
+
+
+@dataclass(frozen=True)
+class MasksWriter:
+    """Writer of a shard's new masks; see `segmint.pipeline.corrections.apply.engine.Write`."""
+
+    dataset: DatasetHandle
+    model: str
+    mode: MasksMode
+
+    def __call__(self, images: ChosenImages, table: pa.Table) -> AppliedShard:
+        """Commit the new masks as the shard's next generation. Images without a result keep their masks."""
+        found: dict[int, Row] = {}
+        unmade: dict[int, str] = {}
+        for row in iter_rows(table.drop_columns(["release"])):
+            if row["fault"] is not None:
+                unmade[row["id"]] = row["fault"]
+            elif row["reason"] is None:
+                found[row["ordinal"]] = row
+            elif row["reason"] != Reason.TAKEN_DOWN:
+                unmade[row["id"]] = f"{row['stage']}: {row['reason']}: {row['detail']}"
+        masks: Counter[str] = Counter()
+        failed: dict[int, str] = {}
+
+        def change(_: Commit, rows: Sequence[Row]) -> Sequence[Row]:
+            masks.clear()
+            failed.clear()
+            after = []
+            for row in rows:
+                new = row
+                if row["ordinal"] in found:
+                    try:
+                        new = with_found_masks(row, found[row["ordinal"]], self.model, self.mode)
+                    except (NotAppliedError, DamagedDatasetError) as error:
+                        failed[row["id"]] = str(error)
+                if new is not row:
+                    masks.update(_outcomes(row, new))
+                after.append(new)
+            return after
+
+        revised = None
+        if found:
+            revised = revise_one(self.dataset, images.shard, Revision(frozenset({images.shard}), change))
+        ids = tuple(ordinal + 1 for ordinal in images.ordinals)
+        changed = revised is not None and revised.changed
+        rows = revised.rows if revised is not None else 0
+        return AppliedShard(images.shard, ids, changed, rows, masks, {**unmade, **failed})
+
+
+def _outcomes(before: Row, after: Row) -> Counter[str]:
+    new = after["next_mask"] - before["next_mask"]
+    kept = len(after["masks"]) - new
+    return Counter(new=new, replaced=len(before["masks"]) - kept, kept=kept)
+
+
+def _maker(dataset: DatasetHandle, segmenter: SegmenterConfig | Config) -> MaskMaker:
+    """Return the maker of the masks. Raises `UsageError` if it doesn't fit the dataset."""
+    if not dataset.with_images:
+        raise UsageError(f"{dataset} only contains annotations, so there are no images to find masks in")
+    if dataset.schema_version != SCHEMA_VERSION:
+        raise UsageError(
+            f"{dataset} has schema_version {dataset.schema_version}, which can't name the segmenter of a mask: build "
+            "it again to apply one"
+        )
+    manifest = dataset.manifest()
+    if isinstance(segmenter, SegmenterConfig):
+        return own_segmenter(segmenter, manifest)
+    return sam(segmenter, manifest)
+
+
+def _plan(
+    dataset: DatasetHandle, maker: MaskMaker, mode: MasksMode, select: str | None
+) -> tuple[ApplyList, list[ChosenImages]]:
+    """Return the planned changes, and the images to process."""
+    chosen = None
+    if select is not None:
+        chosen = frozenset((choose_images(dataset.location, select).ids - 1).tolist())
+    model, total = maker.segmenter.sha256, _ApplyCounts()
+    nothing: list[int] = []
+    committed = ((shard, nothing) for shard in sorted(dataset.commits.committed()))
+    count = partial(_count, dataset.location, model, mode, chosen)
+    changing, _ = look_at_shards(dataset.location, committed, total, count)
+    found = ApplyList(
+        dataset=str(dataset),
+        name=dataset.manifest().name,
+        images=total.images,
+        masks={kind: total.masks[kind] for kind in ("replaced", "kept")},
+        shards=changing,
+        skipped_images={},
+        examples=(),
+        segmenter=maker.segmenter.name,
+        sha256=model,
+        mode=str(mode),
+        bytes={kind: total.bytes[kind] for kind in _KINDS},
+    )
+    return found, total.chosen
+
+
+def _count(
+    dataset: Location, model: str, mode: MasksMode, chosen: frozenset[int] | None, commit: Commit, _: Any
+) -> _ApplyCounts:
+    """Count the images of a shard that need the segmenter, and their masks."""
+    of_image: dict[int, list[Row]] = {}
+    for mask in _columns(dataset, commit, "masks", _OF_MASKS):
+        of_image.setdefault(mask["ordinal"], []).append(mask)
+    counts = _ApplyCounts()
+    ordinals: list[int] = []
+    for image in _columns(dataset, commit, "images", _OF_IMAGES):
+        ordinal = image["ordinal"]
+        masks = of_image.get(ordinal, [])
+        if (chosen is not None and ordinal not in chosen) or is_done(image, masks, model, mode):
+            continue
+        ordinals.append(ordinal)
+        replaced = sum(is_replaced(mask, model, mode) for mask in masks)
+        counts.masks.update(replaced=replaced, kept=len(masks) - replaced)
+    counts.images = len(ordinals)
+    if ordinals:
+        counts.chosen = [ChosenImages(commit.shard, tuple(ordinals))]
+        counts.bytes.update({kind: commit.file(kind).size for kind in _KINDS})
+    return counts
+
+
+def _columns(dataset: Location, commit: Commit, kind: str, names: Sequence[str]) -> list[Row]:
+    rows: list[Row] = read_table(read_file(dataset, commit.file(kind)), kind).select(list(names)).to_pylist()
+    return rows
