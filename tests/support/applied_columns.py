@@ -49,6 +49,22 @@ class Halves:
         return [row.with_mask_values([{"area": mask["area"] / 2} for mask in row["masks"]]) for row in rows]
 
 
+class Nearest:
+    """The name of an image that looks the same: the first one, for image 4."""
+
+    name = "nearest"
+    version = "1"
+    fields = {"image": "string"}  # noqa: RUF012 - as users write it
+
+    def __call__(self, rows: Sequence[StageRow]) -> list[StageRow]:
+        return [row.with_values(image="image-0" if row["id"] == 4 else None) for row in rows]
+
+
+def nearest() -> StageConfig:
+    """The stage `Nearest`."""
+    return StageConfig(stage=f"{__name__}.{Nearest.__name__}")
+
+
 def means(**arguments: int) -> StageConfig:
     """The stage `Means`."""
     return StageConfig(stage=f"{__name__}.{Means.__name__}", arguments=dict(arguments))

@@ -17,6 +17,7 @@ from segmint.catalogs.dataset.commits import Commit
 from segmint.catalogs.dataset.handle import DatasetHandle
 from segmint.catalogs.dataset.manifest import DatasetManifest, put_manifest
 from segmint.catalogs.dataset.outputs import shown_outputs
+from segmint.catalogs.dataset.subsets import choose_images
 from segmint.catalogs.dataset.versions.record import VersionName, name_now
 from segmint.catalogs.layout import SCHEMA_VERSION, image_stem
 from segmint.catalogs.stages import STAGE_SHA256, AppliedColumn, StageColumn, StageField
@@ -169,23 +170,24 @@ def put_removal(dataset: DatasetHandle, column: AppliedColumn) -> None:
         put_manifest(dataset.location, manifest.model_copy(update={"applied_columns": applied}), generation + 1)
 
 
-def unjudged(table: pa.Table, column: AppliedColumn) -> list[int]:
-    """Return the ordinals of images that the column's stage hasn't judged, ascending, from the column's table."""
+def unjudged(table: pa.Table, column: AppliedColumn) -> set[int]:
+    """Return the ordinals of images that the column's stage hasn't judged, from the column's table."""
     field = column.arrow_field
     if field in list(table.schema):
         stages = pc.struct_field(table.column(field.name), STAGE_SHA256)
         table = table.filter(pc.fill_null(pc.not_equal(stages, column.sha256), True))
-    return sorted(set(table.column("ordinal").to_pylist()))
+    return set(table.column("ordinal").to_pylist())
 
 
-def list_column(dataset: Location, stage: StageConfig) -> ColumnList:
+def list_column(dataset: Location, stage: StageConfig, select: str | None = None) -> ColumnList:
     """List what `apply_column` would do. Raises the same errors as `apply_column` before it changes anything."""
-    return _plan(DatasetHandle.open(dataset), column_of(stage.load())).listed
+    return _plan(DatasetHandle.open(dataset), column_of(stage.load()), select).listed
 
 
 def apply_column(
     dataset: Location,
     stage: StageConfig,
+    select: str | None = None,
     confirm: Callable[[ColumnList], None] | None = None,
     now: datetime | None = None,
     resources: ResourcesConfig = LOCAL,
@@ -195,7 +197,7 @@ def apply_column(
     """Add a stage's column to a dataset, or fill in the rows that the stage hasn't judged yet.
 
     If the stage rejects an image, fails, or kills its worker, the image keeps its place in the dataset, and its value
-    stays null. The other arguments are as in `correct_masks`.
+    stays null. The other arguments are as in `apply_masks`.
 
     Raises `UsageError` before any change if the stage adds no column, if the dataset has another column of its name, or
     if the stage fails on a control image.
@@ -203,7 +205,7 @@ def apply_column(
     handle = begin(dataset)
     spec = stage.load()
     column = column_of(spec)
-    plan = _plan(handle, column)
+    plan = _plan(handle, column, select)
     listed, committed = plan.listed, frozenset(handle.commits.committed())
     if not plan.chosen and check_column(handle.manifest(), column) and not is_unfinished(handle, committed):
         return ColumnResult(listed, (), name_now(handle.location))
@@ -278,14 +280,19 @@ class _ColumnPlan:
     chosen: tuple[ChosenImages, ...]
 
 
-def _plan(dataset: DatasetHandle, column: AppliedColumn, *, removes: bool = False) -> _ColumnPlan:
+def _plan(
+    dataset: DatasetHandle, column: AppliedColumn, select: str | None = None, *, removes: bool = False
+) -> _ColumnPlan:
     """Look at the column's table in every committed shard."""
     manifest = dataset.manifest()
     if not removes:
         check_column(manifest, column)
+    wanted = None
+    if select is not None:
+        wanted = frozenset((choose_images(dataset.location, select).ids - 1).tolist())
 
     def look(shard: int) -> tuple[ChosenImages, int] | None:
-        return with_latest_commit(dataset.location, shard, partial(_look, dataset.location, column, removes))
+        return with_latest_commit(dataset.location, shard, partial(_look, dataset.location, column, wanted, removes))
 
     committed = sorted(dataset.commits.committed())
     looks = map_ahead(look, committed, _THREADS, 2 * _THREADS, "apply")
@@ -303,17 +310,22 @@ def _plan(dataset: DatasetHandle, column: AppliedColumn, *, removes: bool = Fals
     return _ColumnPlan(listed, tuple(chosen for chosen, _ in found if chosen.ordinals))
 
 
-def _look(dataset: Location, column: AppliedColumn, removes: bool, commit: Commit) -> tuple[ChosenImages, int]:
+def _look(
+    dataset: Location, column: AppliedColumn, wanted: frozenset[int] | None, removes: bool, commit: Commit
+) -> tuple[ChosenImages, int]:
     """Return a shard's images to judge, or with values to remove, and the size of the table if it's rewritten."""
     entry = commit.file(column.table)
     table = read_table(read_file(dataset, entry), column.table)
-    if not removes:
+    if removes:
+        is_there = column.arrow_field in list(table.schema)
+        rows = table.filter(pc.is_valid(table.column(column.arrow_field.name))) if is_there else table.slice(0, 0)
+        ordinals = set(rows.column("ordinal").to_pylist())
+    else:
         ordinals = unjudged(table, column)
-        return ChosenImages(commit.shard, tuple(ordinals)), entry.size if ordinals else 0
-    if column.arrow_field not in list(table.schema):
-        return ChosenImages(commit.shard, ()), 0
-    kept = table.filter(pc.is_valid(table.column(column.arrow_field.name)))
-    return ChosenImages(commit.shard, tuple(sorted(set(kept.column("ordinal").to_pylist())))), entry.size
+        if wanted is not None:
+            ordinals &= wanted
+        is_there = bool(ordinals)
+    return ChosenImages(commit.shard, tuple(sorted(ordinals))), entry.size if is_there else 0
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from segmint.operators.shards.committed_rows import read_file, read_table, read_
 from segmint.operators.shards.revise import revise_shard
 from segmint.pipeline.corrections.apply import columns
 from segmint.pipeline.corrections.apply.columns import list_column, list_removal, remove_column
+from segmint.pipeline.corrections.proof import prove
 from segmint.pipeline.corrections.redact import redact
 from segmint.pipeline.corrections.repair import repair
 from segmint.pipeline.corrections.takedown import takedown
@@ -26,7 +27,7 @@ from segmint.pipeline.quality.audit.integrity import audit_integrity
 from segmint.pipeline.quality.report.croissant import _records
 from segmint.pipeline.quality.statistics.open_tables import open_tables
 from tests.support.applied import local_run
-from tests.support.applied_columns import apply_column, halves, means
+from tests.support.applied_columns import apply_column, halves, means, nearest
 from tests.support.crashing_store import CallCounter, gated
 from tests.support.locations import location_of
 from tests.support.protocol import DatasetPath, broken_promises, contents, two_shards, write
@@ -242,3 +243,14 @@ def test_a_name_of_the_build_and_an_earlier_format_are_refused(place: DatasetPat
     with pytest.raises(UsageError, match="has no column to add"):
         columns.column_of(labels)
     assert write(place, 0).status == "committed"
+
+
+def test_a_removed_image_that_a_column_names_is_found(place: DatasetPath) -> None:
+    """Image 4 names image 1, as a stage that looks for similar images may."""
+    apply_column(place.location, nearest())
+    takedown(place.location, TakedownRequest(ids=("image-0",)), "asked")
+    proof = prove(place.location, "image-0")
+    (shard,) = place.log.read_all(only=[1])
+    assert proof.found == (f"{shard.file('images').path}, ordinal 3, stage_nearest",)
+    remove_column(place.location, nearest().stage)
+    assert (prove(place.location, "image-0").found, findings(place)) == ((), [])
