@@ -144,6 +144,20 @@ def test_labels_may_die_or_sleep_at_any_call() -> None:
 
 
 @pytest.mark.long
+def test_columns_may_die_or_sleep_at_any_call() -> None:
+    """They are added, filled in, and removed, also beside a takedown; only the tables of images are put."""
+    names = ["add a column", "fill in a column", "remove a column", "takedown beside a column"]
+    beside = ["new column beside a takedown", "removed column beside a takedown"]
+    with quick_folder() as folder:
+        results = answer_of(start_matrix([*names, *beside], str(folder)))
+    assert {name: result["wrong"] for name, result in results.items()} == {name: {} for name in (*names, *beside)}
+    for name in (*names[:3], *beside):
+        calls = results[name]["calls"]
+        puts = [call.split("-")[0] for call in calls if call.startswith(("put shards", "put images", "put masks"))]
+        assert puts == ["put images/sa_000000", "put images/sa_000001"][name == names[1] :]
+
+
+@pytest.mark.long
 def test_a_merge_of_answers_may_die_or_sleep_at_any_call() -> None:
     """And a takedown, which removes answers, may die."""
     names = ["merge", "merge beside a takedown", "takedown of answers"]

@@ -34,6 +34,7 @@ from segmint.infra.storage.location import Location
 from segmint.infra.uris import join
 from segmint.operators.shards.revise import finish_dead_writers
 from segmint.pipeline.corrections.amend import amend
+from segmint.pipeline.corrections.apply.columns import remove_column
 from segmint.pipeline.corrections.fingerprints import forget, tell_apart
 from segmint.pipeline.corrections.label import label
 from segmint.pipeline.corrections.merge.run import merge_submissions
@@ -41,6 +42,7 @@ from segmint.pipeline.corrections.redact import redact
 from segmint.pipeline.corrections.repair import repair
 from segmint.pipeline.corrections.takedown import takedown
 from segmint.pipeline.quality.audit.integrity import audit_integrity
+from tests.support.applied_columns import apply_column, means
 from tests.support.crashing_store import CallCounter, CrashingChild, CrashPoint, StopPoint, gated, points_of
 from tests.support.everything import mentions
 from tests.support.imported import FIRST, import_coco, write_coco
@@ -206,6 +208,26 @@ def _label(place: DatasetPath) -> None:
     label(place.location, shades())
 
 
+def _add_column(place: DatasetPath) -> None:
+    apply_column(place.location, means())
+
+
+def _with_a_column(place: DatasetPath) -> None:
+    _both_shards(place)
+    _add_column(place)
+
+
+def _remove_column(place: DatasetPath) -> None:
+    remove_column(place.location, means().stage)
+
+
+def _partly_with_a_column(place: DatasetPath) -> None:
+    """Both shards, of which only the first one got the column before the run died."""
+    write(place, 0)
+    _add_column(place)
+    write(place, 1)
+
+
 def _retry(place: DatasetPath) -> None:
     """As a build does, which first completes what dead writers left."""
     finish_dead_writers(place.handle, range(SHARDS))
@@ -230,6 +252,10 @@ OPERATIONS = {
     "merge": Operation(_answered, lambda place: merge_submissions(place.location), versioned=True),
     "label": Operation(_labeled_by_people, _label, versioned=True),
     "remove labels": Operation(_labeled_by_a_model, lambda place: label(place.location, None), versioned=True),
+    "add a column": Operation(_both_shards, _add_column, versioned=True),
+    "fill in a column": Operation(_partly_with_a_column, _add_column, versioned=True),
+    "remove a column": Operation(_with_a_column, _remove_column, versioned=True),
+    "takedown beside a column": Operation(_partly_with_a_column, _take_down, versioned=True, taken=(0, 2)),
     "takedown of answers": Operation(_answered, _take_down, versioned=True, taken=(0, 2)),
     "repair": Operation(_damaged, lambda place: repair(place.location), mends=True, versioned=True),
 }
@@ -276,6 +302,8 @@ REVISIONS = {
     "import beside a takedown": Sleeper(_import),
     "merge beside a takedown": Sleeper(lambda place: merge_submissions(place.location), before=_answered),
     "label beside a takedown": Sleeper(_label, before=_labeled_by_people),
+    "new column beside a takedown": Sleeper(_add_column),
+    "removed column beside a takedown": Sleeper(_remove_column, before=_with_a_column),
     "repair beside a takedown": Sleeper(lambda place: repair(place.location), _without_masks),
 }
 

@@ -16,7 +16,7 @@ from segmint.catalogs.findings import Code
 from segmint.infra.errors import UsageError
 from segmint.operators.schemas import shard_schemas
 from segmint.operators.shards.committed_rows import read_file, read_table, read_tables
-from segmint.operators.shards.revise import revise_shard
+from segmint.operators.shards.revise import revise_shard, take_down
 from segmint.pipeline.corrections.apply import columns
 from segmint.pipeline.corrections.apply.columns import list_column, list_removal, remove_column
 from segmint.pipeline.corrections.proof import prove
@@ -178,6 +178,17 @@ def test_shards_may_lack_the_column(place: DatasetPath, tmp_path: Path) -> None:
     assert (done.judged, done.changed_shards) == (2, (0, 1))
     assert values(place)[2]["colors"] != found[2]["colors"]
     assert (findings(place), broken_promises(place)) == ([], [])
+
+
+def test_a_correction_that_began_before_keeps_the_column(place: DatasetPath) -> None:
+    handle = place.handle
+    apply_column(place.location, means())
+    apply_column(place.location, halves())
+    images, masks = values(place), values(place, "masks", "stage_halves")
+    revised = revise_shard(handle, 0, lambda _, rows: [take_down(rows[0]), *rows[1:]])
+    assert revised is not None
+    assert values(place) == {image: value for image, value in images.items() if image != 1}
+    assert values(place, "masks", "stage_halves") == {mask: each for mask, each in masks.items() if mask // 10_000 != 1}
 
 
 def test_values_are_only_set_for_the_pixels_that_the_stage_saw(place: DatasetPath, tmp_path: Path) -> None:
