@@ -158,6 +158,20 @@ def test_columns_may_die_or_sleep_at_any_call() -> None:
 
 
 @pytest.mark.long
+def test_masks_of_another_segmenter_may_die_or_sleep_at_any_call() -> None:
+    """Masks of people stay, and nothing that was taken down comes back."""
+    names = ["apply", "apply beside a takedown"]
+    with quick_folder() as folder:
+        started = [start_matrix([name], str(folder)) for name in names]
+        results = {name: answer for process in started for name, answer in answer_of(process).items()}
+    assert [results[name]["wrong"] for name in names] == [{}, {}]
+    for name in names:
+        calls = results[name]["calls"]
+        made = ("create dataset.g2.json", "create commits/000000.g3.json", "create commits/000001.g3.json")
+        assert set(made) <= set(calls)
+
+
+@pytest.mark.long
 def test_a_merge_of_answers_may_die_or_sleep_at_any_call() -> None:
     """And a takedown, which removes answers, may die."""
     names = ["merge", "merge beside a takedown", "takedown of answers"]

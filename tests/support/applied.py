@@ -1,4 +1,4 @@
-"""A run of `segmint apply` in this process, without Ray: the real reader, actors, and writer, one shard after another."""
+"""A run of `segmint apply` in this process, without Ray: the real reader, actors, and writer, shard by shard."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager

@@ -32,6 +32,7 @@ from segmint.catalogs.layout import DATASET_ID, data_path
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
 from segmint.infra.uris import join
+from segmint.operators.shards.committed_rows import read_file, read_table
 from segmint.operators.shards.revise import finish_dead_writers
 from segmint.pipeline.corrections.amend import amend
 from segmint.pipeline.corrections.apply.columns import remove_column
@@ -42,6 +43,7 @@ from segmint.pipeline.corrections.redact import redact
 from segmint.pipeline.corrections.repair import repair
 from segmint.pipeline.corrections.takedown import takedown
 from segmint.pipeline.quality.audit.integrity import audit_integrity
+from tests.support.applied import applied, segmenter
 from tests.support.applied_columns import apply_column, means
 from tests.support.crashing_store import CallCounter, CrashingChild, CrashPoint, StopPoint, gated, points_of
 from tests.support.everything import mentions
@@ -194,6 +196,40 @@ def _answered(place: DatasetPath) -> None:
         put_submission(place.location, given)
 
 
+def _annotated(place: DatasetPath) -> None:
+    """Both shards: answers were merged into images 2 and 5, and a person labeled a mask of image 4."""
+    write(place, 0)
+    write_labeled(place, 1)
+    for given in (
+        answer_to(place.location, 2, [new_mask((3, 4, 11, 21), 20_001)], complete=False),
+        answer_to(place.location, 5, [new_mask((22, 5, 28, 30))]),
+    ):
+        put_submission(place.location, given)
+    merge_submissions(place.location)
+
+
+def _apply(place: DatasetPath) -> None:
+    """New masks of all images but the one that a person confirmed as complete; `_annotated` ones are kept."""
+    people = _masks_of_people(place)
+    applied(place, segmenter())
+    left = _masks_of_people(place)
+    if any(left[id] != counts for id, counts in people.items() if id in left):
+        raise AssertionError("a mask of a person was changed")
+    taken = {row.id for tombstone in read_tombstones(place.location) for row in tombstone.images}
+    if {id for id in people.keys() - left.keys() if id // 10_000 not in taken}:
+        raise AssertionError("a mask of a person was lost")
+
+
+def _masks_of_people(place: DatasetPath) -> dict[int, str]:
+    """The masks that people drew, changed, or labeled, and all masks of image 5, by id."""
+    found = {}
+    for commit in place.log.read_all():
+        for mask in read_table(read_file(place.location, commit.file("masks")), "masks").to_pylist():
+            if mask["source"] != "automatic" or mask["label_source"] == "person" or mask["id"] == 5:
+                found[mask["annotation_id"]] = mask["segmentation"]["counts"]
+    return found
+
+
 def _labeled_by_people(place: DatasetPath) -> None:
     write(place, 0)
     write_labeled(place, 1)
@@ -250,6 +286,7 @@ OPERATIONS = {
     "amend in a build": Operation(_writer_died, _amend_in_a_build),
     "import": Operation(_both_shards, _import, versioned=True),
     "merge": Operation(_answered, lambda place: merge_submissions(place.location), versioned=True),
+    "apply": Operation(_annotated, _apply, versioned=True),
     "label": Operation(_labeled_by_people, _label, versioned=True),
     "remove labels": Operation(_labeled_by_a_model, lambda place: label(place.location, None), versioned=True),
     "add a column": Operation(_both_shards, _add_column, versioned=True),
@@ -301,6 +338,7 @@ REVISIONS = {
     "amendment beside a takedown": Sleeper(lambda place: _amend(place, 0, 4)),
     "import beside a takedown": Sleeper(_import),
     "merge beside a takedown": Sleeper(lambda place: merge_submissions(place.location), before=_answered),
+    "apply beside a takedown": Sleeper(_apply, before=_annotated),
     "label beside a takedown": Sleeper(_label, before=_labeled_by_people),
     "new column beside a takedown": Sleeper(_add_column),
     "removed column beside a takedown": Sleeper(_remove_column, before=_with_a_column),

@@ -70,6 +70,8 @@ class ApplyList(RevisionList):
 
     def found(self) -> list[str]:
         """Return lines on the masks that were found, and on the bytes to rewrite, because tars contain the masks."""
+        if not self.images:
+            return super().found()
         by_folder = listed(f"{size(self.bytes[kind])} in {kind}" for kind in self.bytes)
         return [*super().found(), f"rewritten: {size(sum(self.bytes.values()))}: {by_folder}"]
 
