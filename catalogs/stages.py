@@ -1,6 +1,6 @@
 """Columns that custom stages add to `images` or `masks`, as `dataset.json` describes them: one struct per stage."""
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 import pyarrow as pa
 from pydantic import Field, model_validator
@@ -37,18 +37,6 @@ class StageField(Frozen):
             return pa.struct([(field.name, field.arrow_type) for field in self.fields])
         return pa.type_for_alias(self.type)
 
-    @classmethod
-    def describe(cls, name: str, kind: Any) -> dict[str, Any]:
-        """Return the name and Arrow type of a value as a field's JSON. Raises `TypeError` if `kind` isn't a type."""
-        kind = pa.type_for_alias(kind) if isinstance(kind, str) else kind
-        if not isinstance(kind, pa.DataType):
-            raise TypeError(f"{name}: expected an Arrow type or the name of one, got {kind!r}")
-        if pa.types.is_list(kind):
-            return {"name": name, "type": "list", "fields": [cls.describe("item", kind.value_type)]}
-        if pa.types.is_struct(kind):
-            return {"name": name, "type": "struct", "fields": [cls.describe(each.name, each.type) for each in kind]}
-        return {"name": name, "type": str(kind)}
-
     @model_validator(mode="after")
     def _check(self) -> Self:
         least, most = {"list": (1, 1), "struct": (1, 1000)}.get(self.type, (0, 0))
@@ -57,6 +45,13 @@ class StageField(Frozen):
         if len({field.name for field in self.fields}) < len(self.fields):
             raise ValueError(f"{self.name}: two fields have the same name")
         return self
+
+
+class TableColumn(NamedTuple):
+    """Column of a custom stage as it is in a table: `images` or `masks`."""
+
+    table: str
+    arrow_field: pa.Field
 
 
 class StageColumn(StageField):
@@ -70,10 +65,10 @@ class StageColumn(StageField):
         """Arrow field of the column. Its name is `stage_<name>`."""
         return pa.field(f"{STAGE_PREFIX}{self.name}", self.arrow_type)
 
-    @classmethod
-    def of_field(cls, table: str, field: pa.Field) -> Self:
-        """Return the column with this Arrow field. Raises `ValueError` if no stage could have added it."""
-        return cls.model_validate({**cls.describe(field.name.removeprefix(STAGE_PREFIX), field.type), "table": table})
+    @property
+    def in_table(self) -> TableColumn:
+        """The column as it is in a table."""
+        return TableColumn(self.table, self.arrow_field)
 
 
 STAGE_SHA256 = "stage_sha256"

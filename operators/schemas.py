@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from segmint.catalogs.layout import ADDED_COLUMNS, SCHEMA_VERSION
 from segmint.catalogs.schema import ADDED_IMAGES, MASKS_MODEL, NORMALIZED, PROMPT, REGION, RESIDUAL
-from segmint.catalogs.stages import StageColumn
+from segmint.catalogs.stages import StageColumn, TableColumn
 
 VERDICT = pa.schema(
     [
@@ -271,7 +271,9 @@ SCHEMAS = {"images": IMAGES, "masks": MASKS, "rejects": REJECTS}
 """Tables of a shard, keyed by folder, without the columns of custom stages."""
 
 
-def shard_schemas(stages: Iterable[StageColumn], schema_version: int = SCHEMA_VERSION) -> dict[str, pa.Schema]:
+def shard_schemas(
+    stages: Iterable[StageColumn | TableColumn], schema_version: int = SCHEMA_VERSION
+) -> dict[str, pa.Schema]:
     """Return the tables of a dataset's shards, keyed by folder. The columns of custom stages come last."""
     without = ADDED_COLUMNS if schema_version < SCHEMA_VERSION else ()
     schemas = {}

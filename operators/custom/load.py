@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 from pydantic import ValidationError
 
 from segmint.catalogs.dataset.manifest import ModelTerms
@@ -104,7 +105,7 @@ def load_stage(stage: str, arguments: Mapping[str, Any]) -> StageSpec:
     try:
         inspect.signature(found).bind(**arguments)
         json.dumps(dict(arguments), ensure_ascii=False, default=repr).encode()  # fails for unpaired surrogates
-        described = [StageColumn.describe(str(key), kind) for key, kind in dict(fields).items()]
+        described = [_field(str(key), kind) for key, kind in dict(fields).items()]
         # A stage without a column needs a valid name, too, so check it with a placeholder field.
         column = StageColumn.model_validate({"name": name, "table": table, "fields": described or [_ANY]})
         version = getattr(found, "version", None)
@@ -170,6 +171,18 @@ def _find(stage: str) -> Callable[..., Any]:
     if not inspect.isfunction(found) and not makes_callables:
         raise UsageError(f"the stage {stage} isn't a function or a class with a __call__ method")
     return found  # type: ignore[no-any-return]
+
+
+def _field(name: str, kind: Any) -> dict[str, Any]:
+    """Convert a name and an Arrow type to a field of a stage's column, in the format of `StageField`."""
+    kind = pa.type_for_alias(kind) if isinstance(kind, str) else kind
+    if not isinstance(kind, pa.DataType):
+        raise TypeError(f"{name}: expected an Arrow type or the name of one, got {kind!r}")
+    if pa.types.is_list(kind):
+        return {"name": name, "type": "list", "fields": [_field("item", kind.value_type)]}
+    if pa.types.is_struct(kind):
+        return {"name": name, "type": "struct", "fields": [_field(each.name, each.type) for each in kind]}
+    return {"name": name, "type": str(kind)}
 
 
 def _source_sha256(found: Any) -> str:

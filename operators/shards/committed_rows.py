@@ -13,8 +13,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from segmint.catalogs.dataset.commits import Commit, FileEntry
+from segmint.catalogs.dataset.handle import DatasetHandle
 from segmint.catalogs.layout import ADDED_COLUMNS, DamagedDatasetError, image_name
-from segmint.catalogs.stages import STAGE_PREFIX, AppliedColumn, StageColumn
+from segmint.catalogs.stages import STAGE_PREFIX, AppliedColumn, StageColumn, TableColumn
 from segmint.infra.storage.errors import NotFoundError, ObjectTooLargeError
 from segmint.infra.storage.location import Location
 from segmint.infra.tars import BadTarError, TarReader, is_plain_file
@@ -104,15 +105,22 @@ def stage_fields(table: pa.Table) -> list[pa.Field]:
     return [field for field in table.schema if field.name.startswith(STAGE_PREFIX)]
 
 
-def stage_columns(tables: Mapping[str, pa.Table]) -> tuple[StageColumn, ...]:
-    """Return the columns of stages in a shard's tables. Raise `DamagedDatasetError` for one that no stage can add."""
-    found = []
-    try:
-        for kind, table in tables.items():
-            found += [StageColumn.of_field(kind, field) for field in stage_fields(table)]
-        return tuple(found)
-    except (TypeError, ValueError) as error:
-        raise DamagedDatasetError(f"other columns: {error}") from error
+def stage_columns(dataset: DatasetHandle, tables: Mapping[str, pa.Table]) -> tuple[TableColumn, ...]:
+    """Return the columns of stages in a shard's tables: the build's, and any that were applied.
+
+    The manifest is read again if there are others than the build's, because a column may have been applied since the
+    command started. Raises `DamagedDatasetError` if a column of the build is missing, or if another column is unknown.
+    """
+    found = [TableColumn(kind, field) for kind, table in tables.items() for field in stage_fields(table)]
+    known = [TableColumn(column.table, column.arrow_field) for column in dataset.stages if column.table in tables]
+    wrong = [each for each in known if each not in found]
+    if len(found) > len(known) - len(wrong):
+        known += [column.in_table for column in dataset.manifest().applied_columns]
+    wrong += [each for each in found if each not in known]
+    if wrong:
+        raise DamagedDatasetError(f"other columns: {', '.join(each.arrow_field.name for each in wrong)}")
+    # Parquet has other names for the items of lists, so return the equal columns with the names in the manifest.
+    return tuple(known[known.index(each)] for each in found)
 
 
 def read_committed_rows(dataset: Location, commit: Commit, tables: Mapping[str, pa.Table] | None = None) -> list[Row]:

@@ -280,7 +280,7 @@ def remake_commit(dataset: DatasetHandle, damaged: Commit, found: Mapping[str, S
         raise DamagedDatasetError(
             f"the files of shard {damaged.shard} don't contain each of its ordinals once and in order"
         )
-    files = build_files_of(replace(dataset, stages=stage_columns(tables)), rows)
+    files = build_files_of(replace(dataset, stages=stage_columns(dataset, tables)), rows)
     built = {entry for entry, _ in named_files(damaged.shard, files)}
     other = [entry.path for entry in entries if entry not in built]
     if other:

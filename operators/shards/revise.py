@@ -33,7 +33,7 @@ from segmint.catalogs.parquet import ROW_GROUP_ROWS as CATALOG_GROUP_ROWS
 from segmint.catalogs.reasons import Reason
 from segmint.catalogs.schema import AMENDABLE
 from segmint.catalogs.source.rows import read_rows
-from segmint.catalogs.stages import StageColumn
+from segmint.catalogs.stages import TableColumn
 from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
 from segmint.operators.rows import Row
@@ -43,7 +43,6 @@ from segmint.operators.shards.committed_rows import (
     read_table,
     read_tables,
     stage_columns,
-    stage_fields,
 )
 from segmint.operators.shards.put import LostRaceError, OneTable, remove_replaced, replace_shard
 
@@ -55,11 +54,11 @@ Change = Callable[[Commit, Sequence[Row]], Sequence[Row]]
 It must return the same object for an unchanged row and must not modify its arguments. It may be called several times.
 """
 
-ColumnChange = Callable[[tuple[StageColumn, ...]], tuple[StageColumn, ...]]
+ColumnChange = Callable[[tuple[TableColumn, ...]], tuple[TableColumn, ...]]
 """Function that maps the columns of stages in a shard's tables to those that the next generation contains."""
 
 
-def kept_columns(columns: tuple[StageColumn, ...]) -> tuple[StageColumn, ...]:
+def kept_columns(columns: tuple[TableColumn, ...]) -> tuple[TableColumn, ...]:
     """Return the columns unchanged."""
     return columns
 
@@ -116,8 +115,7 @@ def revise_shard(
         else:
             tables = read_tables(dataset.location, commit, [only])
             rows = tables[only].to_pylist()
-        _check_columns(dataset, tables)
-        found = stage_columns(tables)
+        found = stage_columns(dataset, tables)
         own = columns(found)
         after = change(commit, rows)
         different = sum(one is not other for one, other in zip(rows, after, strict=True))
@@ -136,22 +134,6 @@ def revise_shard(
             lost += 1
             if lost == ATTEMPTS:
                 raise
-
-
-def _check_columns(dataset: DatasetHandle, tables: Mapping[str, pa.Table]) -> None:
-    """Raise `DamagedDatasetError` unless a shard's tables contain the build's columns, and others that were applied.
-
-    The manifest is read again if there are others, because a column may have been applied since the command started.
-    """
-    found = [(kind, field) for kind, table in tables.items() for field in stage_fields(table)]
-    built = [(column.table, column.arrow_field) for column in dataset.stages if column.table in tables]
-    wrong = [each for each in built if each not in found]
-    unknown = [each for each in found if each not in built]
-    if unknown:
-        applied = [(column.table, column.arrow_field) for column in dataset.manifest().applied_columns]
-        wrong += [each for each in unknown if each not in applied]
-    if wrong:
-        raise DamagedDatasetError(f"other columns: {', '.join(field.name for _, field in wrong)}")
 
 
 def _former(rows: Sequence[Row], after: Sequence[Row]) -> dict[int, Fingerprint]:

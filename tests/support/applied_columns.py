@@ -8,7 +8,8 @@ from segmint.infra.storage.location import Location
 from segmint.operators.custom.contract import Reject, StageRow
 from segmint.pipeline.config.config import StageConfig
 from segmint.pipeline.corrections.apply import columns
-from segmint.pipeline.corrections.apply.columns import ColumnResult
+from segmint.pipeline.corrections.apply.columns import ColumnList
+from segmint.pipeline.corrections.apply.masks import ApplyResult
 from tests.support.applied import local_run
 
 
@@ -75,6 +76,6 @@ def halves() -> StageConfig:
     return StageConfig(stage=f"{__name__}.{Halves.__name__}")
 
 
-def apply_column(dataset: Location, stage: StageConfig) -> ColumnResult:
+def apply_column(dataset: Location, stage: StageConfig) -> ApplyResult[ColumnList]:
     """Add a stage's column in this process."""
     return columns.apply_column(dataset, stage, open_run=local_run)

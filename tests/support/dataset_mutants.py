@@ -418,9 +418,9 @@ DATASET_MUTANTS = (
     ),
     Mutant(
         "a correction drops columns that the manifest doesn't describe",
-        "operators/shards/revise.py",
-        "        _check_columns(dataset, tables)\n",
-        "",
+        "operators/shards/committed_rows.py",
+        "wrong += [each for each in found if each not in known]",
+        "known += [each for each in found if each not in known]",
         "tests/catalogs/test_stages.py",
     ),
     Mutant(

@@ -22,7 +22,7 @@ import ray.exceptions
 from segmint.catalogs.dataset.handle import DatasetHandle
 from segmint.catalogs.layout import DamagedDatasetError
 from segmint.catalogs.shard_ranges import ShardSpan
-from segmint.catalogs.stages import StageColumn
+from segmint.catalogs.stages import StageColumn, TableColumn
 from segmint.infra.errors import SegmintError, UnfinishedError, last_line
 from segmint.infra.log import get_logger
 from segmint.infra.progress import Progress
@@ -310,7 +310,7 @@ class ShardReader:
             yield to_table(chosen, schema)
 
 
-def described_schema(stages: Sequence[StageColumn], without: str = "") -> pa.Schema:
+def described_schema(stages: Sequence[StageColumn | TableColumn], without: str = "") -> pa.Schema:
     """Return the schema of described rows with the columns of custom stages, except the column named `without`."""
     others = [stage for stage in stages if stage.arrow_field.name != without]
     of_masks = [stage.arrow_field for stage in others if stage.table == "masks"]

@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import pyarrow as pa
 
@@ -51,6 +51,7 @@ from segmint.pipeline.corrections.mask_revision import (
     look_at_shards,
 )
 
+L = TypeVar("L", bound=RevisionList)
 OpenRun = Callable[..., AbstractContextManager[Any]]
 
 _OF_MASKS = ("ordinal", "source", "annotator", "label_source", "model")
@@ -81,10 +82,10 @@ class ApplyList(RevisionList):
 
 
 @dataclass(frozen=True)
-class ApplyResult(RevisionResult[ApplyList]):
+class ApplyResult(RevisionResult[L]):
     """Result of `apply`. Images that failed keep their masks, and the same command tries them again."""
 
-    nothing: ClassVar[str] = "no image of {} needs this segmenter"
+    nothing: ClassVar[str] = "no image of {} needs this run"
     images: int = 0  # number of changed images
     masks: Mapping[str, int] = field(default_factory=dict)  # count by outcome
     failed: Mapping[int, str] = field(default_factory=dict)  # reasons, by id of the image
@@ -95,7 +96,8 @@ class ApplyResult(RevisionResult[ApplyList]):
         changed = self.changed.format(counted(self.images, "image"), counted(len(self.changed_shards), "shard"))
         found = listed(f"{count:,} {kind}" for kind, count in self.masks.items() if count)
         shown = [f"  image {image}: {why}" for image, why in list(self.failed.items())[:SHOWN]]
-        return [changed, f"masks: {found or 'none'}", *self.not_done, *shown, *self.last_lines()]
+        masks = [f"masks: {found}"] if found else []
+        return [changed, *masks, *self.not_done, *shown, *self.last_lines()]
 
     @property
     def not_done(self) -> list[str]:
@@ -141,7 +143,7 @@ def apply_masks(
     resources: ResourcesConfig = LOCAL,
     stall_timeout: float = STALL_TIMEOUT_S,
     open_run: OpenRun = stage_run,
-) -> ApplyResult:
+) -> ApplyResult[ApplyList]:
     """Make masks in the released images of a finished dataset, in place of its automatic masks or beside them.
 
     `segmenter` is a user's segmenter, or a configuration whose SAM makes the masks. Masks that people or imports made,
@@ -155,16 +157,37 @@ def apply_masks(
     handle = begin(dataset)
     maker = _maker(handle, segmenter)
     found, images = _plan(handle, maker, mode, select)
+    write = MasksWriter(handle, maker.segmenter.sha256, mode)
+
+    def start() -> AbstractContextManager[Any]:
+        return open_run(handle, maker.find_stage(), write, resources, stall_timeout)
+
+    return run_stage(handle, found, images, start, partial(put_applied, handle, maker.segmenter), confirm, now)
+
+
+def run_stage(
+    handle: DatasetHandle,
+    found: L,
+    images: Sequence[ChosenImages],
+    start: Callable[[], AbstractContextManager[Any]],
+    put: Callable[[], object],
+    confirm: Callable[[L], None] | None,
+    now: datetime | None,
+) -> ApplyResult[L]:
+    """Run a stage over images after confirmation, and record the version. `found` lists the changes.
+
+    `start` opens the run, and `put` changes the manifest once the stage has passed the control image. If there are no
+    images and nothing is to be completed, nothing happens.
+    """
     shards = frozenset(handle.commits.committed())
     if not images and not is_unfinished(handle, shards):
         return ApplyResult(found, (), name_now(handle.location))
     confirm_changes(handle, found, confirm)
     done: list[AppliedShard] = []
     if images:
-        write = MasksWriter(handle, maker.segmenter.sha256, mode)
-        with open_run(handle, maker.find_stage(), write, resources, stall_timeout) as run:
+        with start() as run:
             run.try_control()
-            put_applied(handle, maker.segmenter)
+            put()
             done.extend(track(run.over(images), "changed shards", len(images)))
     failed: dict[int, str] = {}
     masks: Counter[str] = Counter()
@@ -208,15 +231,7 @@ class MasksWriter:
 
     def __call__(self, images: ChosenImages, table: pa.Table) -> AppliedShard:
         """Commit the new masks as the shard's next generation. Images without a result keep their masks."""
-        found: dict[int, Row] = {}
-        unmade: dict[int, str] = {}
-        for row in iter_rows(table.drop_columns(["release"])):
-            if row["fault"] is not None:
-                unmade[row["id"]] = row["fault"]
-            elif row["reason"] is None:
-                found[row["ordinal"]] = row
-            elif row["reason"] != Reason.TAKEN_DOWN:
-                unmade[row["id"]] = f"{row['stage']}: {row['reason']}: {row['detail']}"
+        found, unmade = results_of(table)
         masks: Counter[str] = Counter()
         failed: dict[int, str] = {}
 
@@ -243,6 +258,20 @@ class MasksWriter:
         changed = revised is not None and revised.changed
         rows = revised.rows if revised is not None else 0
         return AppliedShard(images.shard, ids, changed, rows, masks, {**unmade, **failed})
+
+
+def results_of(table: pa.Table) -> tuple[dict[int, Row], dict[int, str]]:
+    """Return the rows with a result, by ordinal, and why others have none, by id. Images taken down are in neither."""
+    found: dict[int, Row] = {}
+    unmade: dict[int, str] = {}
+    for row in iter_rows(table.drop_columns(["release"])):
+        if row["fault"] is not None:
+            unmade[row["id"]] = row["fault"]
+        elif row["reason"] is None:
+            found[row["ordinal"]] = row
+        elif row["reason"] != Reason.TAKEN_DOWN:
+            unmade[row["id"]] = f"{row['stage']}: {row['reason']}: {row['detail']}"
+    return found, unmade
 
 
 def _outcomes(before: Row, after: Row) -> Counter[str]:

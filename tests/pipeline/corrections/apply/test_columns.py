@@ -19,6 +19,7 @@ from segmint.operators.shards.committed_rows import read_file, read_table, read_
 from segmint.operators.shards.revise import revise_shard, take_down
 from segmint.pipeline.corrections.apply import columns
 from segmint.pipeline.corrections.apply.columns import list_column, list_removal, remove_column
+from segmint.pipeline.corrections.apply.masks import AppliedShard
 from segmint.pipeline.corrections.proof import prove
 from segmint.pipeline.corrections.redact import redact
 from segmint.pipeline.corrections.repair import repair
@@ -57,6 +58,12 @@ def values(place: DatasetPath, kind: str = "images", name: str = "stage_means") 
     return found
 
 
+def put(place: DatasetPath) -> None:
+    """List the column of `Means` in the manifest, as `apply_column` does before the first shard."""
+    column = columns.column_of(means().load())
+    columns.put_columns(place.handle, lambda manifest: columns.with_column(manifest, column))
+
+
 def data_files(place: DatasetPath) -> dict[str, str]:
     kept = ("shards/", "images/", "masks/", "rejects/")
     return {name: digest for name, digest in contents(place).items() if name.startswith(kept)}
@@ -70,7 +77,7 @@ def test_only_the_tables_of_images_are_written_and_every_reader_sees_the_column(
     assert contents(place) == before
     with gated(calls):
         done = apply_column(place.location, means())
-    assert (done.listed, done.changed_shards, done.judged, done.not_judged) == (listed, (0, 1), 4, 0)
+    assert (done.listed, done.changed_shards, done.images, done.failed) == (listed, (0, 1), 4, {})
     puts = [call.split("-")[0] for call in calls.calls if call.startswith("put ")]
     assert puts == ["put images/sa_000000", "put images/sa_000001"]
     assert findings(place) == []
@@ -86,14 +93,14 @@ def test_only_the_tables_of_images_are_written_and_every_reader_sees_the_column(
     assert '"images/stage_means/colors"' in json.dumps(_records("images", schemas["images"]))
     version = latest_version(place.location)
     assert version is not None
-    assert (version.command, version.reason) == ("apply", f"stage_means: {column.stage}, version 1, 4 images")
+    assert (version.command, version.reason) == ("apply", f"stage_means: {column.stage}, version 1")
 
 
 def test_the_same_stage_again_changes_nothing_and_another_is_refused(place: DatasetPath) -> None:
     apply_column(place.location, means())
     before = contents(place)
     again = apply_column(place.location, means())
-    assert (again.changed_shards, again.lines()[0]) == ((), "nothing to do: stage_means is in every row")
+    assert (again.changed_shards, again.lines()[0]) == ((), f"no image of {place.location} needs this run")
     assert contents(place) == before
     with pytest.raises(UsageError, match=r"added by another version of .*--remove`, then this command"):
         apply_column(place.location, means(of=2))
@@ -102,7 +109,7 @@ def test_the_same_stage_again_changes_nothing_and_another_is_refused(place: Data
     first = values_of_tables(place)
     assert first == [None, None]
     done = apply_column(place.location, means(of=2))
-    assert (done.judged, findings(place), broken_promises(place)) == (4, [], [])
+    assert (done.images, findings(place), broken_promises(place)) == (4, [], [])
     assert [column.removed for column in load_manifest(place.location).applied_columns] == [True, False]
 
 
@@ -118,20 +125,20 @@ def test_a_removed_column_leaves_the_bytes_that_were_there_before(place: Dataset
     apply_column(place.location, halves())
     assert len(data_files(place).keys() - before.keys()) == 4
     listed = list_removal(place.location, means().stage)
-    assert (listed.images, listed.shards, listed.removes) == (4, (0, 1), True)
+    assert (listed.images, listed.shards, listed.version) == (4, (0, 1), "removed")
     assert remove_column(place.location, means().stage).changed_shards == (0, 1)
     assert findings(place) == []
     assert remove_column(place.location, halves().stage).changed_shards == (0, 1)
     assert data_files(place) == before
     again = remove_column(place.location, halves().stage)
-    assert (again.changed_shards, again.lines()[0]) == ((), "nothing to do: stage_halves is in no shard")
-    with pytest.raises(UsageError, match=r"added no column of the stage other\.Stage; stages with a column: none"):
+    assert (again.changed_shards, again.lines()[0]) == ((), f"no shard of {place.location} has the column")
+    with pytest.raises(UsageError, match=r"added no column of the stage other\.Stage"):
         remove_column(place.location, "other.Stage")
     assert (findings(place), broken_promises(place)) == ([], [])
 
 
 def test_values_of_masks(place: DatasetPath) -> None:
-    assert apply_column(place.location, halves()).judged == 4
+    assert apply_column(place.location, halves()).images == 4
     (column,) = load_manifest(place.location).applied_columns
     found = values(place, "masks", "stage_halves")
     with open_tables(place.location) as tables:
@@ -142,23 +149,22 @@ def test_values_of_masks(place: DatasetPath) -> None:
 
 def test_an_image_without_a_value_stays_and_is_tried_again(place: DatasetPath) -> None:
     done = apply_column(place.location, means(refused=2, failing=5))
-    assert (done.judged, done.not_judged, done.changed_shards) == (2, 2, (0, 1))
-    refused, failed = done.examples
-    assert refused == "sa_2: it has one color"
-    assert failed.startswith("sa_5: stage_means: ValueError: no color (applied_columns.py, line")
+    assert (done.images, done.changed_shards, done.failed.keys()) == (2, (0, 1), {2, 5})
+    assert done.failed[2] == "stage_means: too_plain: it has one color"
+    assert done.failed[5].startswith("stage_means: ValueError: no color (applied_columns.py, line")
     assert {image for image, value in values(place).items() if value is None} == {2, 5}
     assert findings(place) == []
     again = apply_column(place.location, means(refused=2, failing=5))
-    assert (again.listed.images, again.judged, again.not_judged, again.changed_shards) == (2, 0, 2, ())
+    assert (again.listed.images, again.images, again.failed.keys(), again.changed_shards) == (2, 0, {2, 5}, ())
 
 
 def test_shards_may_lack_the_column(place: DatasetPath, tmp_path: Path) -> None:
     """A run ended after the first shard, a takedown began before it, and a build adds a shard afterward."""
     handle, spec = place.handle, means().load()
-    columns.put_column(handle, columns.column_of(spec))
+    put(place)
     assert findings(place) == []
-    chosen = columns._plan(handle, columns.column_of(spec)).chosen
-    task = columns.WriteColumn(handle, columns.column_of(spec))
+    _, chosen = columns._plan(handle, columns.column_of(spec))
+    task = columns.ColumnWriter(handle, columns.column_of(spec))
     with local_run(handle, columns.custom_stage(means(), spec), task) as run:
         assert [each.changed for each in run.over(chosen[:1])] == [True]
     assert findings(place) == []
@@ -175,7 +181,7 @@ def test_shards_may_lack_the_column(place: DatasetPath, tmp_path: Path) -> None:
     assert values(place) == {2: None, 5: None}
     assert findings(place) == []
     done = apply_column(place.location, means())
-    assert (done.judged, done.changed_shards) == (2, (0, 1))
+    assert (done.images, done.changed_shards) == (2, (0, 1))
     assert values(place)[2]["colors"] != found[2]["colors"]
     assert (findings(place), broken_promises(place)) == ([], [])
 
@@ -193,24 +199,24 @@ def test_a_correction_that_began_before_keeps_the_column(place: DatasetPath) -> 
 
 def test_values_are_only_set_for_the_pixels_that_the_stage_saw(place: DatasetPath, tmp_path: Path) -> None:
     handle, spec = place.handle, means().load()
-    columns.put_column(handle, columns.column_of(spec))
-    task = columns.WriteColumn(handle, columns.column_of(spec))
+    put(place)
+    task = columns.ColumnWriter(handle, columns.column_of(spec))
     (tmp_path / "regions.jsonl").write_text(json.dumps({"id": 2, "kind": "face", "x": 1, "y": 2, "w": 9, "h": 9}))
 
-    def later(chosen: columns.ChosenImages, results: Any) -> columns.WrittenColumn:
+    def later(chosen: columns.ChosenImages, results: Any) -> AppliedShard:
         redact(place.location, location_of(tmp_path / "regions.jsonl"))
         return task(chosen, results)
 
     with local_run(handle, columns.custom_stage(means(), spec), later) as run:
         list(run.over([columns.ChosenImages(0, (0, 1))]))
     assert [image for image, value in values(place).items() if value is not None] == [1]
-    assert apply_column(place.location, means()).judged == 3
+    assert apply_column(place.location, means()).images == 3
 
 
 def test_a_removal_during_a_run_wins(place: DatasetPath) -> None:
     handle, column = place.handle, columns.column_of(means().load())
-    columns.put_column(handle, column)
-    columns.put_removal(handle, column)
+    put(place)
+    remove_column(place.location, means().stage)
     change = columns.ColumnChange(place.location, column, {})
     with pytest.raises(UsageError, match="stage_means was removed in the meantime"):
         revise_shard(handle, 0, change, only="images", columns=change.columns)
