@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from segmint.catalogs.dataset.commits import Commit, FileEntry
 from segmint.catalogs.dataset.handle import DatasetHandle
 from segmint.catalogs.layout import ADDED_COLUMNS, DamagedDatasetError, image_name
-from segmint.catalogs.stages import STAGE_PREFIX, AppliedColumn, StageColumn, TableColumn
+from segmint.catalogs.stages import STAGE_PREFIX, TableColumn
 from segmint.infra.storage.errors import NotFoundError, ObjectTooLargeError
 from segmint.infra.storage.location import Location
 from segmint.infra.tars import BadTarError, TarReader, is_plain_file
@@ -26,35 +26,24 @@ from segmint.operators.schemas import (
     DESCRIBED_MASK,
     MASKS_PER_IMAGE_LIMIT,
     SCHEMAS,
-    shard_schemas,
 )
 
 _MASK_IDENTITY = ("ordinal", "id", "image_id", "annotation_id")
 """Columns of `masks` that are computed from a mask's image and number."""
 
 
-def read_table(
-    data: bytes,
-    kind: str,
-    stages: Sequence[StageColumn] | None = None,
-    applied: Sequence[AppliedColumn] = (),
-) -> pa.Table:
+def read_table(data: bytes, kind: str) -> pa.Table:
     """Read a table of a shard from its file's bytes. Raise `DamagedDatasetError` for invalid Parquet or wrong columns.
 
-    The table must contain the columns of the custom stages in `stages`, and may contain columns in `applied`. With
-    None, the table may contain any columns of custom stages, and they are returned as they are. Columns that an earlier
-    format lacks are filled with null, as are missing applied columns; those that were removed are left out.
+    The table may contain any columns of custom stages; see `stage_columns`. Columns that an earlier format lacks are
+    filled with null.
     """
     try:
         table = pq.ParquetFile(io.BytesIO(data)).read()
         table.validate(full=True)
     except (pa.ArrowException, OSError) as error:
         raise DamagedDatasetError(f"not readable as Parquet: {error}") from error
-    if stages is None:
-        schema = _with_any_stages(table, kind)
-    else:
-        table = _with_applied(table, [column for column in applied if column.table == kind])
-        schema = shard_schemas([*stages, *(column for column in applied if not column.removed)])[kind]
+    schema = _with_any_stages(table, kind)
     if kind == "images" and table.schema.equals(pa.schema(each for each in schema if each.name not in ADDED_COLUMNS)):
         missing = {name: pa.nulls(table.num_rows, schema.field(name).type) for name in ADDED_COLUMNS}
         table = pa.table({**dict(zip(table.column_names, table.columns, strict=True)), **missing}).select(schema.names)
@@ -68,26 +57,6 @@ def _with_any_stages(found: pa.Table, kind: str) -> pa.Schema:
     """Return a table's standard columns, followed by the columns of any custom stages in its file."""
     stages = [field for field in stage_fields(found) if pa.types.is_struct(field.type)]
     return pa.schema([*SCHEMAS[kind], *(stages if kind != "rejects" else ())])
-
-
-def _with_applied(table: pa.Table, columns: Sequence[AppliedColumn]) -> pa.Table:
-    """Return a table whose last columns are the applied columns that weren't removed, null where the file lacks them.
-
-    If a stage was applied again with other fields, shards may still contain the removed column of the same name.
-    """
-    known, found = [column.arrow_field for column in columns], {}
-    for field in table.schema:
-        if field in known:
-            found[field.name] = table.column(field.name)
-            table = table.drop_columns([field.name])
-    for column in columns:
-        if not column.removed:
-            field = column.arrow_field
-            values = found.get(field.name)
-            if values is None or values.type != field.type:
-                values = pa.nulls(table.num_rows, field.type)
-            table = table.append_column(field, values)
-    return table
 
 
 def _differences(table: pa.Table, schema: pa.Schema) -> list[str]:

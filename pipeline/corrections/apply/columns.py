@@ -62,6 +62,7 @@ class RemovalResult(RevisionResult[ColumnList]):
     """Result of removing a column."""
 
     nothing: ClassVar[str] = "no shard of {} has the column"
+    not_done: ClassVar[tuple[str, ...]] = ()
 
 
 def column_of(spec: StageSpec) -> AppliedColumn:

@@ -298,18 +298,17 @@ def with_missing_commits(report: AuditReport) -> AuditReport:
 
 def _settings(pinned: LatestManifest, findings: FindingCollector) -> FileSettings:
     """Return the manifest's settings for files. If the configuration is invalid, add a finding."""
-    manifest = pinned.manifest
-    config, columns, version = manifest.config, (manifest.stages, manifest.applied_columns), manifest.schema_version
+    config, stages, version = pinned.manifest.config, pinned.manifest.stages, pinned.manifest.schema_version
     try:
-        limits, artifacts = _of_masks(config, frozenset(manifest.applied))
+        limits, artifacts = _of_masks(config, frozenset(pinned.manifest.applied))
         release = ReleaseConfig.model_validate(config.get("release"))
     except ValidationError as error:
         found = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
         place = FindingLocation(manifest_name(pinned.generation))
         expected = "config.masks or config.segmenter, and config.release"
         findings.add(place.finding(Code.BAD_MANIFEST, expected, found))
-        return FileSettings(None, None, with_images=True, columns=columns, schema_version=version)
-    return FileSettings(limits, artifacts, release.format == "images", release.jpeg_quality, columns, version)
+        return FileSettings(None, None, with_images=True, stages=stages, schema_version=version)
+    return FileSettings(limits, artifacts, release.format == "images", release.jpeg_quality, stages, version)
 
 
 def _of_masks(config: Mapping[str, Any], applied: frozenset[str]) -> tuple[MaskLimits, RedactionArtifacts]:

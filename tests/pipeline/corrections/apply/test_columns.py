@@ -15,7 +15,7 @@ from segmint.catalogs.dataset.versions.record import latest_version
 from segmint.catalogs.findings import Code
 from segmint.infra.errors import UsageError
 from segmint.operators.schemas import shard_schemas
-from segmint.operators.shards.committed_rows import read_file, read_table, read_tables
+from segmint.operators.shards.committed_rows import read_tables
 from segmint.operators.shards.revise import revise_shard, take_down
 from segmint.pipeline.corrections.apply import columns
 from segmint.pipeline.corrections.apply.columns import list_column, list_removal, remove_column
@@ -46,15 +46,12 @@ def findings(place: DatasetPath) -> list[str]:
 
 
 def values(place: DatasetPath, kind: str = "images", name: str = "stage_means") -> dict[int, Any]:
-    """The value of each image or mask, by number, as the manifest says that the tables are."""
-    manifest = load_manifest(place.location)
+    """The value of each image or mask, by number."""
     key = "id" if kind == "images" else "annotation_id"
     found = {}
     for commit in place.log.read_all():
-        table = read_table(
-            read_file(place.location, commit.file(kind)), kind, manifest.stages, manifest.applied_columns
-        )
-        found |= {row[key]: row[name] for row in table.to_pylist()}
+        table = read_tables(place.location, commit, [kind])[kind]
+        found |= {row[key]: row.get(name) for row in table.to_pylist()}
     return found
 
 
