@@ -6,14 +6,7 @@ from typing import Annotated
 import typer
 
 from segmint.pipeline.commands.common.arguments import AsJson, Dataset, DryRun, Select, Yes, build_of
-from segmint.pipeline.commands.common.console import (
-    confirmation,
-    exit_unless_clean,
-    guarded,
-    print_dry_run,
-    print_next,
-    print_result,
-)
+from segmint.pipeline.commands.common.console import confirmation, guarded, print_revision
 from segmint.pipeline.commands.common.extras import needs
 
 
@@ -80,13 +73,11 @@ def apply(
         maker = build.segmenter or build
     location, mode = Location(storage, dataset), MasksMode(masks)
     if dry_run:
-        print_dry_run(list_masks(location, maker, mode, select), as_json)
+        print_revision(list_masks(location, maker, mode, select), as_json, dataset, config)
         return
     resources, stall_timeout = LOCAL, STALL_TIMEOUT_S
     if build is not None:
         resources, stall_timeout = build.resources, build.stall_timeout
     confirm = confirmation("apply", yes)
     result = apply_masks(location, maker, mode, select, confirm, resources=resources, stall_timeout=stall_timeout)
-    print_result(result, as_json)
-    print_next(as_json, "audit", dataset, config=config)
-    exit_unless_clean((), result.not_done)
+    print_revision(result, as_json, dataset, config)

@@ -38,7 +38,7 @@ from segmint.operators.segmenter.segmenter import control_rows
 from segmint.operators.shards.committed_rows import read_committed_rows
 from segmint.operators.shards.revise import with_latest_commit
 from segmint.operators.shards.write import shard_table
-from segmint.pipeline.building.dataset.segmenter_trial import ControlTrial, problem_on
+from segmint.pipeline.building.dataset.segmenter_trial import problem_on, try_on_control
 from segmint.pipeline.building.execution.pools import ActorPool
 from segmint.pipeline.building.execution.shard_writers import ShardWriters, cut_at_borders
 from segmint.pipeline.building.execution.stage_watch import watched
@@ -121,11 +121,10 @@ class StageRun(Generic[R]):
     stall_timeout: float
 
     def try_control(self) -> None:
-        """Run the stage on a control image. Raises `UsageError` if it fails; see `ControlTrial`."""
+        """Run the stage on a control image. Raises `UsageError` if it fails; see `try_on_control`."""
         stage = self.stage
-        trial = ControlTrial(stage.title, stage.pool.num_cpus, stage.pool.num_gpus, stage.timeout_s)
-        worker = partial(stage.alone, *stage.alone_arguments)
-        trial.run(partial(problem_on, worker, self._control()), self.cluster, self.stall_timeout)
+        problem = partial(problem_on, partial(stage.alone, *stage.alone_arguments), self._control())
+        try_on_control(stage.title, stage.pool, stage.timeout_s, problem, self.cluster, self.stall_timeout)
 
     def over(self, images: Sequence[ChosenImages]) -> Iterator[R]:
         """Process these images, and yield what `write` returns for each shard, in any order.
