@@ -196,7 +196,7 @@ class StageRun(Generic[R]):
         blocks = {"batch_size": None, "batch_format": "pyarrow", "udf_modifying_row_count": False}
         read = ShardReader(self.dataset, stage.label, stage.described, known)
         rows = ray.data.from_arrow([_to_block(each) for each in window]).map_batches(
-            read,
+            read.tables,
             batch_size=None,
             batch_format="pyarrow",
             num_cpus=READ_CPUS,
@@ -286,7 +286,7 @@ class ShardReader:
     described: bool  # as in `AppliedStage`
     known: Mapping[int, Row]  # verdict columns, by ordinal
 
-    def __call__(self, block: pa.Table) -> Iterator[pa.Table]:
+    def tables(self, block: pa.Table) -> Iterator[pa.Table]:
         """Read the rows of a block of `ChosenImages`, each shard as a whole."""
         for each in block.to_pylist():
             yield from self.read(ChosenImages(each["shard"], tuple(each["ordinals"])))

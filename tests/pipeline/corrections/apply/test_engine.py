@@ -38,7 +38,9 @@ def test_the_reader_yields_exactly_the_chosen_rows_as_a_stage_gets_them(
 ) -> None:
     monkeypatch.setattr(engine, "ROWS_PER_BLOCK", 1)
     known = {4: {"fault": "it killed its worker"}}
-    prepared = list(ShardReader(place.handle, "stage_x", False, known)(engine._to_block(ChosenImages(1, (3, 4)))))
+    prepared = list(
+        ShardReader(place.handle, "stage_x", False, known).tables(engine._to_block(ChosenImages(1, (3, 4))))
+    )
     assert [table.schema for table in prepared] == [PREPARED, PREPARED]
     rows = pa.concat_tables(prepared).to_pylist()
     assert [(row["ordinal"], row["fault"], row["original"]) for row in rows] == [

@@ -20,6 +20,7 @@ from segmint.pipeline.corrections.redact import redact
 from segmint.pipeline.corrections.takedown import takedown
 from segmint.pipeline.quality.audit.integrity import audit_integrity
 from tests.support.applied import applied, segmenter
+from tests.support.committed_shard import change_manifest
 from tests.support.imported import import_coco, masks_of, write_coco
 from tests.support.labeled import write_labeled
 from tests.support.locations import location_of
@@ -177,6 +178,16 @@ def test_a_segmenter_that_cannot_work_changes_nothing(
     with pytest.raises(UsageError, match=message):
         applied(place, segmenter(name, **arguments))
     assert contents(place) == before
+
+
+def test_datasets_that_cannot_name_a_segmenter_or_have_no_images_are_refused(place: DatasetPath) -> None:
+    config = load_manifest(place.location).config
+    change_manifest(Path(place.uri), schema_version=3)
+    with pytest.raises(UsageError, match="schema_version 3, which can't name the segmenter"):
+        applied(place, segmenter())
+    change_manifest(Path(place.uri), schema_version=4, config={**config, "release": {"format": "annotations"}})
+    with pytest.raises(UsageError, match="only contains annotations"):
+        applied(place, segmenter())
 
 
 def test_an_interrupted_call_is_continued_with_the_other_shards(place: DatasetPath) -> None:
