@@ -50,7 +50,7 @@ WINDOW_IMAGES = 100_000
 """Maximum number of images per Ray Data execution, unless a single shard has more."""
 
 MOST_STALLED_WINDOWS = 3
-"""A run ends unfinished after this many consecutive windows in which no shard was written."""
+"""A run ends unfinished after this many consecutive windows without a written shard or a trial."""
 
 MOST_SINGLE_TRIALS = 8
 """Maximum number of images that get a trial after one window."""
@@ -163,7 +163,7 @@ class StageRun(Generic[R]):
                         yield self.write(judged, _verdicts(judged, known))
                     if again := ordinals - known.keys():
                         left.append(ChosenImages(shard, tuple(sorted(again))))
-            stalled = 0 if done else stalled + 1
+            stalled = 0 if done or tried else stalled + 1
             if failure is not None and stalled == MOST_STALLED_WINDOWS:
                 raise UnfinishedError(
                     f"the correction isn't finished: {last_line(failure)}. Finished work is kept. Repeat the command."
