@@ -342,9 +342,30 @@ DATASET_MUTANTS = (
     Mutant(
         "a takedown leaves the former shards",
         "pipeline/corrections/correction.py",
-        "    building = remove_replaced(dataset.location, revision.shards)\n",
+        "    building = remove_replaced(dataset.location, shards)\n",
         "    building: list[int] = []\n",
         "tests/pipeline/corrections/test_correction.py",
+    ),
+    Mutant(
+        "apply replaces masks that a person labeled",
+        "pipeline/corrections/apply/change.py",
+        'mask["label_source"] in (PERSON, IMPORT)',
+        'mask["label_source"] == IMPORT',
+        "tests/pipeline/corrections/apply/test_masks.py",
+    ),
+    Mutant(
+        "apply gives numbers again",
+        "pipeline/corrections/apply/change.py",
+        '        "next_mask": first + len(new),\n',
+        '        "next_mask": first,\n',
+        "tests/pipeline/corrections/apply/test_masks.py",
+    ),
+    Mutant(
+        "apply stores masks of a picture that was redacted since",
+        "pipeline/corrections/apply/change.py",
+        '    if row["release_sha256"] != found["release_sha256"]:\n',
+        '    if not found["release_sha256"]:\n',
+        "tests/pipeline/corrections/apply/test_masks.py",
     ),
     Mutant(
         "what is reserved is removed",

@@ -2,7 +2,6 @@
 
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -34,52 +33,50 @@ def try_segmenters(config: Config) -> None:
     session = ray_session(config.resources.address, object_store_memory=config.resources.object_store_memory)
     with session as cluster:
         for each, spec in segmenters:
-            resources = each.resources
-            trial = ControlTrial(
-                f"the segmenter {each.stage}", resources.num_cpus, resources.num_gpus, resources.timeout_s
-            )
+            timeout_s, on_gpu = each.resources.timeout_s, each.resources.num_gpus > 0
             adds, settings = isinstance(each, StageConfig), segmenter_settings(each)
-            problem = partial(_problem, spec, resources.timeout_s, resources.num_gpus > 0, settings, adds)
-            trial.run(problem, cluster, config.stall_timeout)
+            problem = partial(_problem, spec, timeout_s, on_gpu, settings, adds)
+            title = f"the segmenter {each.stage}"
+            try_on_control(title, each.resources, timeout_s, problem, cluster, config.stall_timeout)
 
 
-@dataclass(frozen=True)
-class ControlTrial:
-    """Trial of a stage on a control image in a worker with the resources of its actors."""
+def try_on_control(
+    title: str,
+    resources: Any,
+    timeout_s: float,
+    find_problem: Callable[[], str | None],
+    cluster: "Cluster",
+    stall_timeout: float,
+) -> None:
+    """Call `find_problem`, which tries a stage on a control image and returns a traceback or None, in a worker.
 
-    stage: str  # for messages, as in "the segmenter bright.Bright"
-    num_cpus: float
-    num_gpus: float
-    timeout_s: float  # time limit per image
+    The worker has the `num_cpus` and `num_gpus` of `resources`. `title` names the stage in messages, and `timeout_s` is
+    its time limit per image. Raises `UsageError` if there is a problem, if the worker ends, or if none finishes within
+    `stall_timeout`.
+    """
+    import ray
+    import ray.exceptions
 
-    def run(self, find_problem: Callable[[], str | None], cluster: "Cluster", stall_timeout: float) -> None:
-        """Call `find_problem` in a worker. It returns a traceback, or None.
+    from segmint.infra.ray_session import observe_growth
 
-        Raises `UsageError` if there is a problem, if the worker ends, or if none finishes within `stall_timeout`.
-        """
-        import ray
-        import ray.exceptions
-
-        from segmint.infra.ray_session import observe_growth
-
-        failed = f"{self.stage} failed on a control image of 256 x 192 pixels"
-        most = cluster if cluster.local else observe_growth().grown or cluster
-        for name, wanted, found in (("CPUs", self.num_cpus, most.cpus), ("GPUs", self.num_gpus, most.gpus)):
-            if wanted > found:
-                raise UsageError(f"an actor of {self.stage} needs {wanted:g} {name}, but the cluster has {found:g}")
-        task = ray.remote(num_cpus=self.num_cpus, num_gpus=self.num_gpus, max_retries=0)(_call)
-        try:
-            problem = ray.get(task.remote(find_problem), timeout=stall_timeout)
-        except ray.exceptions.GetTimeoutError as error:
-            limit = f"stall_timeout = {stall_timeout:g} seconds"
-            raise UsageError(f"{failed}: no worker with its resources finished within {limit}") from error
-        except ray.exceptions.RayError as error:
-            limit = f"its resources.timeout_s = {self.timeout_s:g} seconds"
-            raise UsageError(
-                f"{failed}: it ended its worker, or it took longer than {limit} ({last_line(error)})"
-            ) from error
-        if problem is not None:
-            raise UsageError(f"{failed}:\n{problem}")
+    failed = f"{title} failed on a control image of 256 x 192 pixels"
+    most = cluster if cluster.local else observe_growth().grown or cluster
+    for name, wanted, found in (("CPUs", resources.num_cpus, most.cpus), ("GPUs", resources.num_gpus, most.gpus)):
+        if wanted > found:
+            raise UsageError(f"an actor of {title} needs {wanted:g} {name}, but the cluster has {found:g}")
+    task = ray.remote(num_cpus=resources.num_cpus, num_gpus=resources.num_gpus, max_retries=0)(_call)
+    try:
+        problem = ray.get(task.remote(find_problem), timeout=stall_timeout)
+    except ray.exceptions.GetTimeoutError as error:
+        limit = f"stall_timeout = {stall_timeout:g} seconds"
+        raise UsageError(f"{failed}: no worker with its resources finished within {limit}") from error
+    except ray.exceptions.RayError as error:
+        limit = f"its resources.timeout_s = {timeout_s:g} seconds"
+        raise UsageError(
+            f"{failed}: it ended its worker, or it took longer than {limit} ({last_line(error)})"
+        ) from error
+    if problem is not None:
+        raise UsageError(f"{failed}:\n{problem}")
 
 
 def _call(find_problem: Callable[[], str | None]) -> str | None:

@@ -7,14 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from segmint.pipeline.commands.common.arguments import AsJson, Dataset, DryRun, Select, Yes, build_of
-from segmint.pipeline.commands.common.console import (
-    confirmation,
-    exit_unless_clean,
-    guarded,
-    print_dry_run,
-    print_next,
-    print_result,
-)
+from segmint.pipeline.commands.common.console import confirmation, guarded, print_revision
 from segmint.pipeline.commands.common.extras import needs
 
 if TYPE_CHECKING:
@@ -106,12 +99,10 @@ def apply(
         planned = partial(list_masks, location, maker, MasksMode(masks), select)
         work = partial(apply_masks, location, maker, MasksMode(masks), select, stall_timeout=stall_timeout)
     if dry_run:
-        print_dry_run(planned(), as_json)
-        return
-    result = work(confirm=confirmation("apply", yes), resources=resources)
-    print_result(result, as_json)
-    print_next(as_json, "audit", dataset, config=config)
-    exit_unless_clean((), result.not_done)
+        result = planned()
+    else:
+        result = work(confirm=confirmation("apply", yes), resources=resources)
+    print_revision(result, as_json, dataset, config)
 
 
 def _settings(kind: type[Settings], option: str, name: str, arguments: str) -> Settings:

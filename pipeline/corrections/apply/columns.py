@@ -41,19 +41,18 @@ from segmint.pipeline.corrections.mask_revision import RevisionList, RevisionPla
 
 @dataclass(frozen=True, kw_only=True)
 class ColumnList(RevisionList):
-    """List of the images that a stage would judge, or that would lose the column."""
+    """List of the images that a stage would judge or did judge, or that lose the column."""
 
-    would_change: ClassVar[str] = "the column of {} of {} would change"
+    would_change: ClassVar[str] = "a column of {} of {} would change"
     column: str
     version: str  # of the stage, or "removed"
     bytes: int  # size of the tables to rewrite
 
     def found(self) -> list[str]:
-        """Return a line on the bytes to rewrite."""
-        return [f"{self.column}: {size(self.bytes)} of Parquet to rewrite; tars keep their bytes"]
+        rewritten = [f"rewritten: {size(self.bytes)} of Parquet; tars keep their bytes"] if self.images else []
+        return [*rewritten, *self.skipped_lines(), *self.example_lines()]
 
     def reason(self) -> str:
-        """Return the reason that the version records."""
         return f"{self.column}: {self.version}"
 
 
@@ -62,7 +61,6 @@ class RemovalResult(RevisionResult[ColumnList]):
     """Result of removing a column."""
 
     nothing: ClassVar[str] = "no shard of {} has the column"
-    not_done: ClassVar[tuple[str, ...]] = ()
 
 
 def column_of(spec: StageSpec) -> AppliedColumn:

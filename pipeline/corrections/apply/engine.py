@@ -38,7 +38,7 @@ from segmint.operators.segmenter.segmenter import control_rows
 from segmint.operators.shards.committed_rows import read_committed_rows
 from segmint.operators.shards.revise import with_latest_commit
 from segmint.operators.shards.write import shard_table
-from segmint.pipeline.building.dataset.segmenter_trial import ControlTrial, problem_on
+from segmint.pipeline.building.dataset.segmenter_trial import problem_on, try_on_control
 from segmint.pipeline.building.execution.pools import ActorPool
 from segmint.pipeline.building.execution.shard_writers import ShardWriters, cut_at_borders
 from segmint.pipeline.building.execution.stage_watch import watched
@@ -50,7 +50,7 @@ WINDOW_IMAGES = 100_000
 """Maximum number of images per Ray Data execution, unless a single shard has more."""
 
 MOST_STALLED_WINDOWS = 3
-"""A run ends unfinished after this many consecutive windows in which no shard was written."""
+"""A run ends unfinished after this many consecutive windows without a written shard or a trial."""
 
 MOST_SINGLE_TRIALS = 8
 """Maximum number of images that get a trial after one window."""
@@ -121,11 +121,10 @@ class StageRun(Generic[R]):
     stall_timeout: float
 
     def try_control(self) -> None:
-        """Run the stage on a control image. Raises `UsageError` if it fails; see `ControlTrial`."""
+        """Run the stage on a control image. Raises `UsageError` if it fails; see `try_on_control`."""
         stage = self.stage
-        trial = ControlTrial(stage.title, stage.pool.num_cpus, stage.pool.num_gpus, stage.timeout_s)
-        worker = partial(stage.alone, *stage.alone_arguments)
-        trial.run(partial(problem_on, worker, self._control()), self.cluster, self.stall_timeout)
+        problem = partial(problem_on, partial(stage.alone, *stage.alone_arguments), self._control())
+        try_on_control(stage.title, stage.pool, stage.timeout_s, problem, self.cluster, self.stall_timeout)
 
     def over(self, images: Sequence[ChosenImages]) -> Iterator[R]:
         """Process these images, and yield what `write` returns for each shard, in any order.
@@ -164,7 +163,7 @@ class StageRun(Generic[R]):
                         yield self.write(judged, _verdicts(judged, known))
                     if again := ordinals - known.keys():
                         left.append(ChosenImages(shard, tuple(sorted(again))))
-            stalled = 0 if done else stalled + 1
+            stalled = 0 if done or tried else stalled + 1
             if failure is not None and stalled == MOST_STALLED_WINDOWS:
                 raise UnfinishedError(
                     f"the correction isn't finished: {last_line(failure)}. Finished work is kept. Repeat the command."
@@ -197,7 +196,7 @@ class StageRun(Generic[R]):
         blocks = {"batch_size": None, "batch_format": "pyarrow", "udf_modifying_row_count": False}
         read = ShardReader(self.dataset, stage.label, stage.described, known)
         rows = ray.data.from_arrow([_to_block(each) for each in window]).map_batches(
-            read,
+            read.tables,
             batch_size=None,
             batch_format="pyarrow",
             num_cpus=READ_CPUS,
@@ -287,7 +286,7 @@ class ShardReader:
     described: bool  # as in `AppliedStage`
     known: Mapping[int, Row]  # verdict columns, by ordinal
 
-    def __call__(self, block: pa.Table) -> Iterator[pa.Table]:
+    def tables(self, block: pa.Table) -> Iterator[pa.Table]:
         """Read the rows of a block of `ChosenImages`, each shard as a whole."""
         for each in block.to_pylist():
             yield from self.read(ChosenImages(each["shard"], tuple(each["ordinals"])))

@@ -26,7 +26,7 @@ from segmint.operators.segment.segment_alone import SegmentAlone
 from segmint.operators.segmenter.filters import MaskFilters
 from segmint.pipeline.building.dataset.dataset import name_weights
 from segmint.pipeline.building.dataset.first_numerics import first_device, numerics_of_masks
-from segmint.pipeline.building.execution.pools import CustomPool, SegmenterPool, pool_of
+from segmint.pipeline.building.execution.pools import CustomPool, custom_pool, pool_of, segmenter_pool
 from segmint.pipeline.building.execution.stages import cpu_actors
 from segmint.pipeline.config.config import ROWS_PER_BLOCK, Config, SegmenterConfig, StageConfig
 from segmint.pipeline.config.stage_settings import model_terms, segment_settings, segmenter_settings
@@ -46,16 +46,7 @@ class MaskMaker:
 
 def custom_stage(stage: StageConfig, spec: StageSpec) -> StageOn:
     """Return a custom stage, which gets described rows."""
-    resources = stage.resources
-    pool = CustomPool(
-        number=1,
-        spec=spec,
-        after="describe",
-        pool=pool_of(resources, 1, 1, resources.num_gpus),
-        batch_size=None if stage.batch_size == "auto" else stage.batch_size,
-        timeout_s=resources.timeout_s,
-    )
-    return partial(_custom_on, pool=pool, title=f"the stage {stage.stage}")
+    return partial(_custom_on, pool=custom_pool(1, spec, stage), title=f"the stage {stage.stage}")
 
 
 def own_segmenter(segmenter: SegmenterConfig, manifest: DatasetManifest) -> MaskMaker:
@@ -70,21 +61,12 @@ def own_segmenter(segmenter: SegmenterConfig, manifest: DatasetManifest) -> Mask
             f"the segmenter {segmenter.stage} sets {wanted}, which isn't in a dataset: only a build has it"
         )
     settings = segmenter_settings(segmenter, artifact_iou=recorded_artifact_iou(manifest.config))
-    resources = segmenter.resources
-    pool = SegmenterPool(
-        number=1,
-        spec=spec,
-        after="prepare",
-        pool=pool_of(resources, 1, 1, resources.num_gpus),
-        batch_size=None if segmenter.batch_size == "auto" else segmenter.batch_size,
-        timeout_s=resources.timeout_s,
-        settings=replace(settings, rejects=False),
-    )
+    pool = segmenter_pool(1, spec, segmenter, replace(settings, rejects=False))
     filters = settings.filters.model_dump(mode="json", exclude_none=True)
     applied = AppliedSegmenter(
         name=segmenter.stage, identity={**spec.identity, "filters": filters}, model=model_terms(segmenter)
     )
-    grows = resources.actors == "auto"
+    grows = segmenter.resources.actors == "auto"
     stage_on = partial(_custom_on, pool=pool, title=f"the segmenter {segmenter.stage}", makes_masks=True, grows=grows)
     return MaskMaker(applied, lambda: stage_on)
 

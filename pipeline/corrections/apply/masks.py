@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import partial
 from typing import Any, ClassVar, TypeVar
@@ -20,7 +20,7 @@ from segmint.catalogs.reasons import Reason
 from segmint.infra.errors import UsageError
 from segmint.infra.progress import track
 from segmint.infra.storage.location import Location
-from segmint.infra.wording import counted, listed, size
+from segmint.infra.wording import listed, size
 from segmint.operators.rows import Row
 from segmint.operators.shards.committed_rows import read_file, read_table
 from segmint.operators.shards.write import iter_rows
@@ -43,7 +43,6 @@ from segmint.pipeline.corrections.correction import (
     revise_one,
 )
 from segmint.pipeline.corrections.mask_revision import (
-    SHOWN,
     RevisionCounts,
     RevisionList,
     RevisionResult,
@@ -54,6 +53,9 @@ from segmint.pipeline.corrections.mask_revision import (
 L = TypeVar("L", bound=RevisionList)
 OpenRun = Callable[..., AbstractContextManager[Any]]
 
+FAILED = "failed, and keep what they had; the same command tries them again"
+"""Reason to skip images."""
+
 _OF_MASKS = ("ordinal", "source", "annotator", "label_source", "model")
 _OF_IMAGES = ("ordinal", "masks_model", "complete")
 _KINDS = ("shards", "images", "masks", "rejects")
@@ -61,50 +63,28 @@ _KINDS = ("shards", "images", "masks", "rejects")
 
 @dataclass(frozen=True, kw_only=True)
 class ApplyList(RevisionList):
-    """List of the changes that `apply` would make. `masks` counts masks that would be replaced or kept."""
+    """List of the changes that `apply` would make, or made. `masks` counts masks by outcome."""
 
     would_change = "masks of {} of {} would change"
     segmenter: str  # its name
     sha256: str  # of its identity: the column `model` of its masks
     mode: str
-    bytes: Mapping[str, int]  # bytes of the files to rewrite, by folder
+    bytes: Mapping[str, int]  # bytes of the files to rewrite, by folder, because tars contain the masks
 
     def found(self) -> list[str]:
-        """Return lines on the masks that were found, and on the bytes to rewrite, because tars contain the masks."""
-        if not self.images:
-            return super().found()
-        by_folder = listed(f"{size(self.bytes[kind])} in {kind}" for kind in self.bytes)
-        return [*super().found(), f"rewritten: {size(sum(self.bytes.values()))}: {by_folder}"]
+        sizes = listed(f"{size(self.bytes[kind])} in {kind}" for kind in self.bytes)
+        rewritten = [f"rewritten: {size(sum(self.bytes.values()))}: {sizes}"] if self.images else []
+        return [*super().found(), *rewritten, *self.skipped_lines(), *self.example_lines()]
 
     def reason(self) -> str:
-        """Return the reason that the version records."""
         return f"{self.segmenter}, SHA-256 {self.sha256[:12]}, --masks {self.mode}"
 
 
 @dataclass(frozen=True)
 class ApplyResult(RevisionResult[L]):
-    """Result of `apply`. Images that failed keep their masks, and the same command tries them again."""
+    """Result of `apply`. `listed` contains what was done."""
 
     nothing: ClassVar[str] = "no image of {} needs this run"
-    images: int = 0  # number of changed images
-    masks: Mapping[str, int] = field(default_factory=dict)  # count by outcome
-    failed: Mapping[int, str] = field(default_factory=dict)  # reasons, by id of the image
-
-    def lines(self) -> list[str]:
-        if not self.listed.images and not self.changed_shards:
-            return super().lines()
-        changed = self.changed.format(counted(self.images, "image"), counted(len(self.changed_shards), "shard"))
-        found = listed(f"{count:,} {kind}" for kind, count in self.masks.items() if count)
-        shown = [f"  image {image}: {why}" for image, why in list(self.failed.items())[:SHOWN]]
-        masks = [f"masks: {found}"] if found else []
-        return [changed, *masks, *self.not_done, *shown, *self.last_lines()]
-
-    @property
-    def not_done(self) -> list[str]:
-        """Line on images that failed, or nothing."""
-        if not self.failed:
-            return []
-        return [f"not changed: {counted(len(self.failed), 'image')}, which the same command tries again"]
 
 
 @dataclass
@@ -189,25 +169,28 @@ def run_stage(
             run.try_control()
             put()
             done.extend(track(run.over(images), "changed shards", len(images)))
+    total = RevisionCounts()
     failed: dict[int, str] = {}
-    masks: Counter[str] = Counter()
     for each in done:
         for image in each.ids:  # a second run of an image replaces the result of the first
             failed.pop(image, None)
         failed |= each.failed
-        masks += each.masks
+        total.images += each.images
+        total.masks += each.masks
+    for image, why in sorted(failed.items()):
+        total.leave(f"image {image}", FAILED, why)
     outcome = clean_up(handle, shards, {})
     version, outputs = record_version(handle, "apply", found.reason(), now)
-    return ApplyResult(
+    made = replace(
         found,
-        tuple(sorted({each.shard for each in done if each.changed})),
-        version,
-        outputs,
-        outcome.removed_links,
-        images=sum(each.images for each in done),
-        masks=dict(masks),
-        failed=failed,
+        images=total.images,
+        masks=total.masks,
+        skipped_images=total.left,
+        examples=tuple(total.examples),
+        more_examples=total.more_examples,
     )
+    changed = tuple(sorted({each.shard for each in done if each.changed}))
+    return ApplyResult(made, changed, version, outputs, outcome.removed_links)
 
 
 def put_applied(dataset: DatasetHandle, segmenter: AppliedSegmenter) -> None:

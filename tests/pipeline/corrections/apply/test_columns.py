@@ -19,7 +19,7 @@ from segmint.operators.shards.committed_rows import read_tables
 from segmint.operators.shards.revise import revise_shard, take_down
 from segmint.pipeline.corrections.apply import columns
 from segmint.pipeline.corrections.apply.columns import list_column, list_removal, remove_column
-from segmint.pipeline.corrections.apply.masks import AppliedShard
+from segmint.pipeline.corrections.apply.masks import FAILED, AppliedShard
 from segmint.pipeline.corrections.proof import prove
 from segmint.pipeline.corrections.redact import redact
 from segmint.pipeline.corrections.repair import repair
@@ -74,7 +74,7 @@ def test_only_the_tables_of_images_are_written_and_every_reader_sees_the_column(
     assert contents(place) == before
     with gated(calls):
         done = apply_column(place.location, means())
-    assert (done.listed, done.changed_shards, done.images, done.failed) == (listed, (0, 1), 4, {})
+    assert (done.listed, done.changed_shards, done.listed.skipped_images) == (listed, (0, 1), {})
     puts = [call.split("-")[0] for call in calls.calls if call.startswith("put ")]
     assert puts == ["put images/sa_000000", "put images/sa_000001"]
     assert findings(place) == []
@@ -106,7 +106,7 @@ def test_the_same_stage_again_changes_nothing_and_another_is_refused(place: Data
     first = values_of_tables(place)
     assert first == [None, None]
     done = apply_column(place.location, means(of=2))
-    assert (done.images, findings(place), broken_promises(place)) == (4, [], [])
+    assert (done.listed.images, findings(place), broken_promises(place)) == (4, [], [])
     assert [column.removed for column in load_manifest(place.location).applied_columns] == [True, False]
 
 
@@ -135,7 +135,7 @@ def test_a_removed_column_leaves_the_bytes_that_were_there_before(place: Dataset
 
 
 def test_values_of_masks(place: DatasetPath) -> None:
-    assert apply_column(place.location, halves()).images == 4
+    assert apply_column(place.location, halves()).listed.images == 4
     (column,) = load_manifest(place.location).applied_columns
     found = values(place, "masks", "stage_halves")
     with open_tables(place.location) as tables:
@@ -146,13 +146,14 @@ def test_values_of_masks(place: DatasetPath) -> None:
 
 def test_an_image_without_a_value_stays_and_is_tried_again(place: DatasetPath) -> None:
     done = apply_column(place.location, means(refused=2, failing=5))
-    assert (done.images, done.changed_shards, done.failed.keys()) == (2, (0, 1), {2, 5})
-    assert done.failed[2] == "stage_means: too_plain: it has one color"
-    assert done.failed[5].startswith("stage_means: ValueError: no color (applied_columns.py, line")
+    assert (done.listed.images, done.changed_shards, done.listed.skipped_images) == (2, (0, 1), {FAILED: 2})
+    refused, failed = done.listed.examples
+    assert refused == "image 2: skipped: stage_means: too_plain: it has one color"
+    assert failed.startswith("image 5: skipped: stage_means: ValueError: no color (applied_columns.py, line")
     assert {image for image, value in values(place).items() if value is None} == {2, 5}
     assert findings(place) == []
     again = apply_column(place.location, means(refused=2, failing=5))
-    assert (again.listed.images, again.images, again.failed.keys(), again.changed_shards) == (2, 0, {2, 5}, ())
+    assert (again.listed.images, again.listed.skipped_images, again.changed_shards) == (0, {FAILED: 2}, ())
 
 
 def test_shards_may_lack_the_column(place: DatasetPath, tmp_path: Path) -> None:
@@ -178,7 +179,7 @@ def test_shards_may_lack_the_column(place: DatasetPath, tmp_path: Path) -> None:
     assert values(place) == {2: None, 5: None}
     assert findings(place) == []
     done = apply_column(place.location, means())
-    assert (done.images, done.changed_shards) == (2, (0, 1))
+    assert (done.listed.images, done.changed_shards) == (2, (0, 1))
     assert values(place)[2]["colors"] != found[2]["colors"]
     assert (findings(place), broken_promises(place)) == ([], [])
 
@@ -207,7 +208,7 @@ def test_values_are_only_set_for_the_pixels_that_the_stage_saw(place: DatasetPat
     with local_run(handle, columns.custom_stage(means(), spec), later) as run:
         list(run.over([columns.ChosenImages(0, (0, 1))]))
     assert [image for image, value in values(place).items() if value is not None] == [1]
-    assert apply_column(place.location, means()).images == 3
+    assert apply_column(place.location, means()).listed.images == 3
 
 
 def test_a_removal_during_a_run_wins(place: DatasetPath) -> None:

@@ -14,12 +14,13 @@ from segmint.infra.errors import UsageError
 from segmint.operators.rows import Row
 from segmint.pipeline.corrections.apply.change import MasksMode
 from segmint.pipeline.corrections.apply.engine import ChosenImages
-from segmint.pipeline.corrections.apply.masks import list_masks
+from segmint.pipeline.corrections.apply.masks import FAILED, list_masks
 from segmint.pipeline.corrections.merge.run import merge_submissions
 from segmint.pipeline.corrections.redact import redact
 from segmint.pipeline.corrections.takedown import takedown
 from segmint.pipeline.quality.audit.integrity import audit_integrity
 from tests.support.applied import applied, segmenter
+from tests.support.committed_shard import change_manifest
 from tests.support.imported import import_coco, masks_of, write_coco
 from tests.support.labeled import write_labeled
 from tests.support.locations import location_of
@@ -64,8 +65,8 @@ def test_new_masks_replace_only_automatic_ones_and_are_numbered_on(place: Datase
     done = applied(place, segmenter())
     after = all_masks(place)
     model = done.listed.sha256
-    assert (done.images, done.changed_shards, done.failed) == (3, (0, 1), {})
-    assert done.masks == {"new": 6, "replaced": 4, "kept": 2}
+    assert (done.listed.images, done.changed_shards, done.listed.not_checked) == (3, (0, 1), [])
+    assert done.listed.masks == {"new": 6, "replaced": 4, "kept": 2}
     assert after[1] == before[1]
     for ordinal, kept in ((0, [10_002]), (3, [40_000]), (4, [])):
         (old, next_mask) = ({mask["annotation_id"]: mask for mask in before[ordinal]}, 3 if ordinal == 0 else 2)
@@ -100,10 +101,10 @@ def test_the_same_segmenter_changes_nothing_and_another_one_replaces_its_masks(p
     assert (again.listed.images, again.changed_shards, contents(place)) == (0, (), before)
     assert again.lines()[0].startswith("no image of")
     other = applied(place, segmenter(threshold=150))
-    assert other.masks["replaced"] == first.masks["new"]
+    assert other.listed.masks["replaced"] == first.listed.masks["new"]
     used = {mask["annotation_id"] for ordinal in IMAGES for mask in made[ordinal]}
     new = [mask for ordinal in IMAGES for mask in masks_of(place, ordinal) if mask["model"] == other.listed.sha256]
-    assert len(new) == other.masks["new"] > 0
+    assert len(new) == other.listed.masks["new"] > 0
     assert used.isdisjoint(mask["annotation_id"] for mask in new)
     assert findings(place) == []
     assert len(load_manifest(place.location).applied) == 2
@@ -112,7 +113,7 @@ def test_the_same_segmenter_changes_nothing_and_another_one_replaces_its_masks(p
 def test_added_masks_leave_all_others_and_their_segmenter_replaces_only_its_own(place: DatasetPath) -> None:
     before = all_masks(place)
     done = applied(place, segmenter(), MasksMode.ADD)
-    assert done.masks == {"new": 6, "kept": 6}
+    assert done.listed.masks == {"new": 6, "kept": 6}
     after = all_masks(place)
     for ordinal in IMAGES:
         kept = [without_container(mask) for mask in before[ordinal]]
@@ -120,7 +121,7 @@ def test_added_masks_leave_all_others_and_their_segmenter_replaces_only_its_own(
     assert applied(place, segmenter(), MasksMode.ADD).changed_shards == ()
     assert findings(place) == []
     replacing = applied(place, segmenter())
-    assert replacing.masks == {"new": 6, "replaced": 10, "kept": 2}
+    assert replacing.listed.masks == {"new": 6, "replaced": 10, "kept": 2}
     assert findings(place) == []
 
 
@@ -128,7 +129,7 @@ def test_imported_masks_and_images_without_new_masks(place: DatasetPath) -> None
     import_coco(place, write_coco(place, {5: [((3, 4, 11, 21), None)]}))
     before = masks_of(place, 4)
     done = applied(place, segmenter(threshold=255))
-    assert (done.images, done.masks) == (3, {"replaced": 2, "kept": 3})
+    assert (done.listed.images, done.listed.masks) == (3, {"replaced": 2, "kept": 3})
     assert [without_container(mask) for mask in masks_of(place, 4)] == [without_container(mask) for mask in before]
     assert masks_of(place, 0)[0]["source"] == "corrected"
     assert committed_row(place.location, 4)["masks_model"] == done.listed.sha256
@@ -153,9 +154,9 @@ def test_an_image_that_fails_keeps_its_masks_and_is_tried_again(place: DatasetPa
     how = {"4": "raise", "5": "many"}
     before = all_masks(place)
     done = applied(place, segmenter("Faulty", how=how))
-    assert (done.images, done.changed_shards) == (1, (0,))
-    assert {image: why.split(": ")[1] for image, why in done.failed.items()} == {4: "ValueError", 5: "too_many_masks"}
-    assert done.not_done == ["not changed: 2 images, which the same command tries again"]
+    assert (done.listed.images, done.changed_shards) == (1, (0,))
+    assert [line.split(": ")[3] for line in done.listed.examples] == ["ValueError", "too_many_masks"]
+    assert done.listed.not_checked == [f"2 images: {FAILED}"]
     assert {ordinal: masks_of(place, ordinal) for ordinal in (1, 3, 4)} == {n: before[n] for n in (1, 3, 4)}
     assert findings(place) == []
     assert list_masks(place.location, segmenter("Faulty", how=how), MasksMode.REPLACE).shards == (1,)
@@ -177,6 +178,16 @@ def test_a_segmenter_that_cannot_work_changes_nothing(
     with pytest.raises(UsageError, match=message):
         applied(place, segmenter(name, **arguments))
     assert contents(place) == before
+
+
+def test_datasets_that_cannot_name_a_segmenter_or_have_no_images_are_refused(place: DatasetPath) -> None:
+    config = load_manifest(place.location).config
+    change_manifest(Path(place.uri), schema_version=3)
+    with pytest.raises(UsageError, match="schema_version 3, which can't name the segmenter"):
+        applied(place, segmenter())
+    change_manifest(Path(place.uri), schema_version=4, config={**config, "release": {"format": "annotations"}})
+    with pytest.raises(UsageError, match="only contains annotations"):
+        applied(place, segmenter())
 
 
 def test_an_interrupted_call_is_continued_with_the_other_shards(place: DatasetPath) -> None:
@@ -227,8 +238,8 @@ def test_another_correction_in_the_middle_loses_nothing(
     assert findings(place) == []
     if other is take_down:
         assert committed_row(place.location, 0)["reason"] == committed_row(place.location, 4)["reason"] == "taken_down"
-        assert done.failed == {}
+        assert done.listed.not_checked == []
     else:
-        assert done.failed == {5: "it was redacted in the meantime"}
+        assert done.listed.examples == ("image 5: skipped: it was redacted in the meantime",)
         assert all(mask["model"] is None for mask in masks_of(place, 4))
     assert committed_row(place.location, 3)["masks_model"] == done.listed.sha256
