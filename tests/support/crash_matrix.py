@@ -197,11 +197,11 @@ def _answered(place: DatasetPath) -> None:
 
 
 def _annotated(place: DatasetPath) -> None:
-    """Both shards: answers were merged into images 2 and 5, and a person labeled a mask of image 4."""
+    """Both shards: answers were merged into images 1 and 5, and a person labeled a mask of image 4."""
     write(place, 0)
     write_labeled(place, 1)
     for given in (
-        answer_to(place.location, 2, [new_mask((3, 4, 11, 21), 20_001)], complete=False),
+        answer_to(place.location, 1, [new_mask((3, 4, 11, 21), 10_001)], complete=False),
         answer_to(place.location, 5, [new_mask((22, 5, 28, 30))]),
     ):
         put_submission(place.location, given)

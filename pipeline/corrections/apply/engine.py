@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar
 
 import pyarrow as pa
 import ray.data
@@ -87,12 +87,11 @@ class AppliedStage:
     gets them.
     """
 
-    number: int  # identifies the stage in the ledger; 0 for SAM
     label: str  # name in messages, in rejected rows, and of the progress bar
     title: str  # for messages, as in "the segmenter bright.Bright"
-    actor: Callable[..., Any]  # class of the actors
+    actor: type[Any]  # class of the actors
     arguments: Callable[[RowLedger | None], tuple[Any, ...]]  # arguments for constructing an actor
-    alone: Callable[..., Any]  # class of the actor that tries a single row
+    alone: type[Any]  # class of the actor that tries a single row
     alone_arguments: tuple[Any, ...]
     pool: ActorPool
     timeout_s: float  # time limit per image
@@ -175,19 +174,19 @@ class StageRun(Generic[R]):
         self, window: Sequence[ChosenImages], ledger: RowLedger, known: Mapping[int, Row], progress: Progress
     ) -> Iterator[tuple[int, R]]:
         """Run one Ray Data execution. Yield each shard with the result of `write`."""
-        bars = {f"({_operator_name(self.stage)})": self.stage.label}
+        bars = {f"({self.stage.actor.__name__})": self.stage.label}
         rows = sum(len(each.ordinals) for each in window)
         with watched(progress, rows, self.stall_timeout, stages=bars) as watch:
             limit_waiting_blocks(ray.data.DataContext.get_current(), _WAITING_BLOCKS)
             with closing(ShardWriters(self.writers, watch.check, _write_answers)) as writers:
                 spans = (ShardSpan(each.shard, 0, len(each.ordinals)) for each in window)
-                tasks = {each.shard: _WriteTask(each, self.write) for each in window}
+                of_shard = {each.shard: each for each in window}
                 for span, cuts in cut_at_borders(iter_blocks(self._flow(window, ledger, known)), spans):
-                    for result in writers.submit(tasks[span.shard], cuts):
-                        yield cast("tuple[int, R]", result)
+                    for result in writers.submit((of_shard[span.shard], self.write), cuts):
+                        yield result
                         watch.moved()
                 for result in writers.drain():
-                    yield cast("tuple[int, R]", result)
+                    yield result
                     watch.moved()
 
     def _flow(self, window: Sequence[ChosenImages], ledger: RowLedger, known: Mapping[int, Row]) -> ray.data.Dataset:
@@ -318,17 +317,11 @@ def described_schema(stages: Sequence[StageColumn | TableColumn], without: str =
     return pa.schema([*described, *(stage.arrow_field for stage in others if stage.table == "images")])
 
 
-@dataclass(frozen=True)
-class _WriteTask(Generic[R]):
-    """Arguments of the task that writes one shard."""
-
-    images: ChosenImages
-    write: Write[R]
-
-
-def _write_answers(task: _WriteTask[R], cuts: Sequence[tuple[int, int]], *blocks: pa.Table) -> tuple[int, R]:
-    table = shard_table(task.images.shard, task.images.ordinals, cuts, *blocks)
-    return task.images.shard, task.write(task.images, table)
+def _write_answers(
+    task: tuple[ChosenImages, Write[R]], cuts: Sequence[tuple[int, int]], *blocks: pa.Table
+) -> tuple[int, R]:
+    images, write = task
+    return images.shard, write(images, shard_table(images.shard, images.ordinals, cuts, *blocks))
 
 
 def _verdicts(images: ChosenImages, known: Mapping[int, Row]) -> pa.Table:
@@ -347,11 +340,6 @@ def _read_one(read: ShardReader, shard: int, ordinal: int) -> pa.Table:
 
 def _to_block(images: ChosenImages) -> pa.Table:
     return pa.table({"shard": pa.array([images.shard], pa.int64()), "ordinals": [list(images.ordinals)]})
-
-
-def _operator_name(stage: AppliedStage) -> str:
-    """Return the name by which Ray Data shows the stage's operator."""
-    return str(getattr(stage.actor, "__name__", stage.label))
 
 
 def _first_window(images: Sequence[ChosenImages]) -> list[ChosenImages]:

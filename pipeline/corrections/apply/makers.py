@@ -117,7 +117,6 @@ def _custom_on(
         actors = int(cluster.gpus // gpus)
         sized = replace(sized, smallest=actors, largest=actors)
     return AppliedStage(
-        number=pool.number,
         label=pool.spec.label,
         title=title,
         actor=pool.actor(),
@@ -154,7 +153,6 @@ def _sam_on(cluster: Cluster, *, config: Config, settings: SegmentSettings, weig
         return settings, False, ledger, resources.timeout_s, threads
 
     return AppliedStage(
-        number=0,
         label="segment",
         title=f"SAM with the weights {settings.weights}",
         actor=Segment,
