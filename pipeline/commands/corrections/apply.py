@@ -67,14 +67,6 @@ def apply(
         raise UsageError("--stage adds a column: it can't be combined with --masks or --segmenter")
     if remove and (stage is None or arguments != "{}" or select is not None):
         raise UsageError("--remove needs --stage CLASS, and neither --arguments nor --select")
-    if stage is None and masks not in set(MasksMode):
-        raise UsageError(f"--masks {masks!r}: expected one of {', '.join(MasksMode)}")
-    if stage is None and segmenter is None and config is None:
-        raise UsageError(
-            "expected --segmenter CLASS, or --config CONFIG with the segmenter or SAM that makes the masks"
-        )
-    if stage is None and segmenter is None and arguments != "{}":
-        raise UsageError("--arguments needs --segmenter CLASS or --stage CLASS")
     build, storage = build_of(config)
     resources, stall_timeout = LOCAL, STALL_TIMEOUT_S
     if build is not None:
@@ -90,12 +82,19 @@ def apply(
         planned = partial(list_column, location, found, select)
         work = partial(apply_column, location, found, select, stall_timeout=stall_timeout)
     else:
+        if masks not in set(MasksMode):
+            raise UsageError(f"--masks {masks!r}: expected one of {', '.join(MasksMode)}")
         maker: SegmenterConfig | Config
         if segmenter is not None:
             maker = _settings(SegmenterConfig, "--segmenter", segmenter, arguments)
-        else:
-            assert build is not None
+        elif arguments != "{}":
+            raise UsageError("--arguments needs --segmenter CLASS or --stage CLASS")
+        elif build is not None:
             maker = build.segmenter or build
+        else:
+            raise UsageError(
+                "expected --segmenter CLASS, or --config CONFIG with the segmenter or SAM that makes the masks"
+            )
         planned = partial(list_masks, location, maker, MasksMode(masks), select)
         work = partial(apply_masks, location, maker, MasksMode(masks), select, stall_timeout=stall_timeout)
     if dry_run:
