@@ -97,11 +97,8 @@ def apply(
             )
         planned = partial(list_masks, location, maker, MasksMode(masks), select)
         work = partial(apply_masks, location, maker, MasksMode(masks), select, stall_timeout=stall_timeout)
-    if dry_run:
-        result = planned()
-    else:
-        result = work(confirm=confirmation("apply", yes), resources=resources)
-    print_revision(result, as_json, dataset, config)
+    done: Any = planned() if dry_run else work(confirm=confirmation("apply", yes), resources=resources)
+    print_revision(done, as_json, dataset, config)
 
 
 def _settings(kind: type[Settings], option: str, name: str, arguments: str) -> Settings:
