@@ -91,7 +91,7 @@ class AppliedStage:
     title: str  # for messages, as in "the segmenter bright.Bright"
     actor: type[Any]  # class of the actors
     arguments: Callable[[RowLedger | None], tuple[Any, ...]]  # arguments for constructing an actor
-    alone: type[Any]  # class of the actor that tries a single row
+    alone: Callable[..., Any]  # class of the actor that tries a single row
     alone_arguments: tuple[Any, ...]
     pool: ActorPool
     timeout_s: float  # time limit per image
