@@ -195,11 +195,16 @@ def put_columns(dataset: DatasetHandle, change: Callable[[DatasetManifest], tupl
 
 
 def unjudged(table: pa.Table, column: AppliedColumn) -> set[int]:
-    """Return the ordinals of images that the column's stage hasn't judged, from the column's table."""
+    """Return the ordinals of images that the column's stage hasn't judged, from the column's table.
+
+    Raises `UsageError` if the table still contains a removed column of the same name with other fields.
+    """
     name = column.arrow_field.name
     if column.arrow_field in list(table.schema):
         other = pc.not_equal(pc.struct_field(table.column(name), STAGE_SHA256), column.sha256)
         table = table.filter(pc.fill_null(other, True))
+    elif name in table.column_names:
+        raise UsageError(f"{name} wasn't removed from all shards: repeat `segmint apply … --stage … --remove`")
     return set(table.column("ordinal").to_pylist())
 
 

@@ -211,6 +211,21 @@ def test_values_are_only_set_for_the_pixels_that_the_stage_saw(place: DatasetPat
     assert apply_column(place.location, means()).listed.images == 3
 
 
+def test_values_of_an_unfinished_removal_are_replaced_unless_they_have_other_fields(place: DatasetPath) -> None:
+    apply_column(place.location, means())
+    column = columns.applied_by(load_manifest(place.location), means().stage)
+    columns.put_columns(place.handle, lambda manifest: columns.without_column(manifest, column))
+    assert findings(place) == []
+    other = column.model_copy(update={"fields": column.fields[1:]})
+    table = read_tables(place.location, next(place.log.read_all()), ["images"])["images"]
+    with pytest.raises(UsageError, match="stage_means wasn't removed from all shards"):
+        columns.unjudged(table, other)
+    assert apply_column(place.location, means(of=2)).listed.images == 4
+    sha256 = columns.column_of(means(of=2).load()).sha256
+    assert {value["stage_sha256"] for value in values(place).values()} == {sha256}
+    assert findings(place) == []
+
+
 def test_a_removal_during_a_run_wins(place: DatasetPath) -> None:
     handle, column = place.handle, columns.column_of(means().load())
     put(place)
