@@ -12,7 +12,6 @@ from segmint.catalogs.dataset.commits import CommitLog
 from segmint.catalogs.dataset.reading.torch_dataset import open_dataset
 from segmint.pipeline.corrections.merge.run import merge_submissions
 from segmint.pipeline.quality.audit.integrity import audit_integrity
-from tests.support.applied_columns import means
 from tests.support.builds import digests, segmint, small_catalog, write_catalog, write_config, write_photographs
 from tests.support.locations import location_of
 from tests.support.submissions import answer_to, committed_row
@@ -72,26 +71,6 @@ def test_a_dataset_grows_and_no_byte_of_it_changes(tmp_path: Path) -> None:
     for sample, other in zip(new, open_dataset(str(tmp_path / "alone")), strict=True):
         assert (sample.id, sample.jpeg) == (other.id + 9, other.jpeg)
         assert [mask.counts for mask in sample.masks] == [mask.counts for mask in other.masks]
-
-
-def test_a_column_is_filled_in_after_the_dataset_has_grown(tmp_path: Path) -> None:
-    """A build goes on beside the column: it resumes, grows, and retries rows, and its shards lack the column."""
-    catalog = small_catalog(tmp_path / "photos")
-    config = write_config(tmp_path / "build.yaml", catalog, tmp_path / "dataset")
-    dataset = tmp_path / "dataset"
-    apply = ("apply", dataset, "--stage", means().stage, "--yes")
-    segmint("build", config, "--shards", "0:1")
-    assert "2 images changed in 1 shard" in segmint(*apply)
-    segmint("build", config)
-    grown_catalog(tmp_path / "photos")
-    segmint("build", config, "--grow")
-    assert audit_integrity(location_of(dataset)).findings.total == 0
-    values = {sample.id: sample.row.get("stage_means") for sample in open_dataset(str(dataset))}
-    assert [image for image, value in values.items() if value is not None] == [1, 2]
-    segmint("build", config, "--retry-rejected", "not_found")
-    assert "7 images changed in 4 shards" in segmint(*apply)
-    assert audit_integrity(location_of(dataset)).findings.total == 0
-    assert all(sample.row["stage_means"]["colors"] for sample in open_dataset(str(dataset)))
 
 
 def test_refused_rows_are_retried_and_the_others_stay(tmp_path: Path) -> None:

@@ -13,10 +13,13 @@ from segmint.catalogs.dataset.reading.torch_dataset import open_dataset
 from segmint.catalogs.dataset.tombstones import TakedownRequest
 from segmint.catalogs.dataset.versions.record import latest_version
 from segmint.catalogs.findings import Code
+from segmint.catalogs.reasons import Reason
 from segmint.infra.errors import UsageError
 from segmint.operators.schemas import shard_schemas
 from segmint.operators.shards.committed_rows import read_tables
 from segmint.operators.shards.revise import revise_shard, take_down
+from segmint.pipeline.building.dataset.dataset import open_or_create
+from segmint.pipeline.config.config import load_config
 from segmint.pipeline.corrections.apply import columns
 from segmint.pipeline.corrections.apply.columns import list_column, list_removal, remove_column
 from segmint.pipeline.corrections.apply.masks import FAILED, AppliedShard
@@ -29,9 +32,12 @@ from segmint.pipeline.quality.report.croissant import _records
 from segmint.pipeline.quality.statistics.open_tables import open_tables
 from tests.support.applied import local_run
 from tests.support.applied_columns import apply_column, halves, means, nearest
+from tests.support.builds import small_catalog, write_catalog, write_config, write_photographs
 from tests.support.crashing_store import CallCounter, gated
 from tests.support.locations import location_of
 from tests.support.protocol import DatasetPath, broken_promises, contents, two_shards, write
+from tests.support.small_dataset import build_dataset
+from tests.support.two_masks import TwoMaskSegment
 
 
 @pytest.fixture
@@ -284,3 +290,24 @@ def test_a_removed_image_that_a_column_names_is_found(place: DatasetPath) -> Non
     assert proof.found == (f"{shard.file('images').path}, ordinal 3, stage_nearest",)
     remove_column(place.location, nearest().stage)
     assert (prove(place.location, "image-0").found, findings(place)) == ((), [])
+
+
+@pytest.mark.long
+def test_a_build_goes_on_beside_a_column(tmp_path: Path, weights: None) -> None:
+    """It writes its other shards, grows, and retries rows, which lack values until the stage is applied again."""
+    catalog = small_catalog(tmp_path / "photos")
+    config = write_config(tmp_path / "build.yaml", catalog, tmp_path / "dataset")
+    dataset = location_of(tmp_path / "dataset")
+    build_dataset(config, only=[0], segment_class=TwoMaskSegment)
+    assert apply_column(dataset, means()).listed.images == 2
+    build_dataset(config, segment_class=TwoMaskSegment)
+    row = {"uri": write_photographs(tmp_path / "photos", 8)[7], "license": "CC0-1.0", "image_id": "new"}
+    write_catalog(catalog, [*map(json.loads, catalog.read_text().splitlines()), row])
+    open_or_create(load_config(str(config)), dataset.storage, grow=True)
+    build_dataset(config, retry=[Reason.NOT_FOUND], segment_class=TwoMaskSegment)
+    assert audit_integrity(dataset).findings.total == 0
+    found = [sample.id for sample in open_dataset(dataset.uri) if sample.row.get("stage_means") is not None]
+    assert found == [1, 2]
+    assert apply_column(dataset, means()).listed.images == 5
+    assert audit_integrity(dataset).findings.total == 0
+    assert all(sample.row["stage_means"]["colors"] for sample in open_dataset(dataset.uri))
