@@ -17,7 +17,7 @@ from segmint.catalogs.dataset.subsets import choose_images
 from segmint.catalogs.dataset.versions.record import name_now
 from segmint.catalogs.layout import SCHEMA_VERSION, DamagedDatasetError
 from segmint.catalogs.reasons import Reason
-from segmint.infra.errors import UsageError
+from segmint.infra.errors import UnfinishedError, UsageError
 from segmint.infra.progress import track
 from segmint.infra.storage.location import Location
 from segmint.infra.wording import listed, size
@@ -54,6 +54,9 @@ OpenRun = Callable[..., AbstractContextManager[Any]]
 
 FAILED = "failed, and keep their masks; the same command tries them again"
 """Reason to skip images."""
+
+BARREN_SHARDS = 200
+"""A run ends unfinished after this many consecutive shards with images that failed, and none that got masks."""
 
 _OF_MASKS = ("ordinal", "source", "annotator", "label_source", "model")
 _OF_IMAGES = ("ordinal", "masks_model", "complete")
@@ -98,7 +101,6 @@ class AppliedShard:
 
     shard: int
     ids: tuple[int, ...]  # images that were processed
-    changed: bool
     images: int  # number of changed images
     masks: Counter[str]
     failed: Mapping[int, str]  # reasons, by id of the image
@@ -140,21 +142,28 @@ def apply_masks(
     if not images and not is_unfinished(handle, shards):
         return ApplyResult(found, (), name_now(handle.location))
     confirm_changes(handle, found, confirm)
-    done: list[AppliedShard] = []
+    total = RevisionCounts()
+    changed: set[int] = set()
+    failed: dict[int, str] = {}
+    barren = 0
     if images:
         write = MasksWriter(handle, maker.segmenter.sha256, mode)
         with open_run(handle, maker.find_stage(), write, resources, stall_timeout) as run:
             run.try_control()
             put_applied(handle, maker.segmenter)
-            done.extend(track(run.over(images), "changed shards", len(images)))
-    total = RevisionCounts()
-    failed: dict[int, str] = {}
-    for each in done:
-        for image in each.ids:  # a second run of an image replaces the result of the first
-            failed.pop(image, None)
-        failed |= each.failed
-        total.images += each.images
-        total.masks += each.masks
+            for each in track(run.over(images), "changed shards", len(images)):
+                for image in each.ids:  # a second run of an image replaces the result of the first
+                    failed.pop(image, None)
+                failed |= each.failed
+                total.images += each.images
+                total.masks += each.masks
+                changed |= {each.shard} if each.images else set()
+                barren = barren + 1 if each.failed and not each.images else 0
+                if barren == BARREN_SHARDS:
+                    raise UnfinishedError(
+                        f"in {barren} shards in a row, no image got masks; the last reason: {[*failed.values()][-1]}. "
+                        "Finished work is kept. Correct the segmenter, or repeat the command."
+                    )
     for image, why in sorted(failed.items()):
         total.leave(f"image {image}", FAILED, why)
     outcome = clean_up(handle, shards, {})
@@ -167,8 +176,7 @@ def apply_masks(
         examples=tuple(total.examples),
         more_examples=total.more_examples,
     )
-    changed = tuple(sorted({each.shard for each in done if each.changed}))
-    return ApplyResult(made, changed, version, outputs, outcome.removed_links)
+    return ApplyResult(made, tuple(sorted(changed)), version, outputs, outcome.removed_links)
 
 
 def put_applied(dataset: DatasetHandle, segmenter: AppliedSegmenter) -> None:
@@ -220,13 +228,12 @@ class MasksWriter:
                 after.append(new)
             return after
 
-        revised = None
+        rows = 0
         if found:
             revised = revise_one(self.dataset, images.shard, Revision(frozenset({images.shard}), change))
+            rows = revised.rows if revised is not None else 0
         ids = tuple(ordinal + 1 for ordinal in images.ordinals)
-        changed = revised is not None and revised.changed
-        rows = revised.rows if revised is not None else 0
-        return AppliedShard(images.shard, ids, changed, rows, masks, {**unmade, **failed})
+        return AppliedShard(images.shard, ids, rows, masks, {**unmade, **failed})
 
 
 def _outcomes(before: Row, after: Row) -> Counter[str]:
