@@ -279,9 +279,9 @@ class ColumnWriter:
         change = ColumnChange(self.dataset.location, self.column, values)
         revision = Revision(frozenset({images.shard}), change, only=self.column.table, columns=change.columns)
         revised = revise_one(self.dataset, images.shard, revision) if found else None
-        changed = revised is not None and revised.changed
+        judged = len(found) if revised is not None and revised.changed else 0
         ids = tuple(ordinal + 1 for ordinal in images.ordinals)
-        return AppliedShard(images.shard, ids, changed, len(found), Counter(), failed)
+        return AppliedShard(images.shard, ids, judged, Counter(), failed)
 
 
 def _plan(

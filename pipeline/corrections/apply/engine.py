@@ -199,7 +199,7 @@ class StageRun(Generic[R]):
             batch_size=None,
             batch_format="pyarrow",
             num_cpus=READ_CPUS,
-            concurrency=min(MOST_READERS, pool.largest + 1),
+            concurrency=min(MOST_READERS, pool.largest + 1, len(window)),
         )
         rows = rows.repartition(target_num_rows_per_block=ROWS_PER_BLOCK).map_batches(
             stage.actor,

@@ -17,7 +17,7 @@ from segmint.catalogs.dataset.subsets import choose_images
 from segmint.catalogs.dataset.versions.record import name_now
 from segmint.catalogs.layout import SCHEMA_VERSION, DamagedDatasetError
 from segmint.catalogs.reasons import Reason
-from segmint.infra.errors import UsageError
+from segmint.infra.errors import UnfinishedError, UsageError
 from segmint.infra.progress import track
 from segmint.infra.storage.location import Location
 from segmint.infra.wording import listed, size
@@ -55,6 +55,9 @@ OpenRun = Callable[..., AbstractContextManager[Any]]
 
 FAILED = "failed, and keep what they had; the same command tries them again"
 """Reason to skip images."""
+
+BARREN_SHARDS = 200
+"""A run ends unfinished after this many consecutive shards with images that failed, and none that got a result."""
 
 _OF_MASKS = ("ordinal", "source", "annotator", "label_source", "model")
 _OF_IMAGES = ("ordinal", "masks_model", "complete")
@@ -99,7 +102,6 @@ class AppliedShard:
 
     shard: int
     ids: tuple[int, ...]  # images that were processed
-    changed: bool
     images: int  # number of changed images
     masks: Counter[str]
     failed: Mapping[int, str]  # reasons, by id of the image
@@ -163,20 +165,27 @@ def run_stage(
     if not images and not is_unfinished(handle, shards):
         return ApplyResult(found, (), name_now(handle.location))
     confirm_changes(handle, found, confirm)
-    done: list[AppliedShard] = []
+    total = RevisionCounts()
+    changed: set[int] = set()
+    failed: dict[int, str] = {}
+    barren = 0
     if images:
         with start() as run:
             run.try_control()
             put()
-            done.extend(track(run.over(images), "changed shards", len(images)))
-    total = RevisionCounts()
-    failed: dict[int, str] = {}
-    for each in done:
-        for image in each.ids:  # a second run of an image replaces the result of the first
-            failed.pop(image, None)
-        failed |= each.failed
-        total.images += each.images
-        total.masks += each.masks
+            for each in track(run.over(images), "changed shards", len(images)):
+                for image in each.ids:  # a second run of an image replaces the result of the first
+                    failed.pop(image, None)
+                failed |= each.failed
+                total.images += each.images
+                total.masks += each.masks
+                changed |= {each.shard} if each.images else set()
+                barren = barren + 1 if each.failed and not each.images else 0
+                if barren == BARREN_SHARDS:
+                    raise UnfinishedError(
+                        f"in {barren} shards in a row, no image succeeded; the last reason: {[*failed.values()][-1]}. "
+                        "Finished work is kept. Correct the class, or repeat the command."
+                    )
     for image, why in sorted(failed.items()):
         total.leave(f"image {image}", FAILED, why)
     outcome = clean_up(handle, shards, {})
@@ -189,8 +198,7 @@ def run_stage(
         examples=tuple(total.examples),
         more_examples=total.more_examples,
     )
-    changed = tuple(sorted({each.shard for each in done if each.changed}))
-    return ApplyResult(made, changed, version, outputs, outcome.removed_links)
+    return ApplyResult(made, tuple(sorted(changed)), version, outputs, outcome.removed_links)
 
 
 def put_applied(dataset: DatasetHandle, segmenter: AppliedSegmenter) -> None:
@@ -234,13 +242,12 @@ class MasksWriter:
                 after.append(new)
             return after
 
-        revised = None
+        rows = 0
         if found:
             revised = revise_one(self.dataset, images.shard, Revision(frozenset({images.shard}), change))
+            rows = revised.rows if revised is not None else 0
         ids = tuple(ordinal + 1 for ordinal in images.ordinals)
-        changed = revised is not None and revised.changed
-        rows = revised.rows if revised is not None else 0
-        return AppliedShard(images.shard, ids, changed, rows, masks, {**unmade, **failed})
+        return AppliedShard(images.shard, ids, rows, masks, {**unmade, **failed})
 
 
 def results_of(table: pa.Table) -> tuple[dict[int, Row], dict[int, str]]:

@@ -10,8 +10,9 @@ from segmint.catalogs.dataset.annotations.submissions import put_submission
 from segmint.catalogs.dataset.manifest import load_manifest
 from segmint.catalogs.dataset.tombstones import TakedownRequest
 from segmint.catalogs.dataset.versions.record import latest_version
-from segmint.infra.errors import UsageError
+from segmint.infra.errors import UnfinishedError, UsageError
 from segmint.operators.rows import Row
+from segmint.pipeline.corrections.apply import masks
 from segmint.pipeline.corrections.apply.change import MasksMode
 from segmint.pipeline.corrections.apply.engine import ChosenImages
 from segmint.pipeline.corrections.apply.masks import FAILED, list_masks
@@ -160,6 +161,18 @@ def test_an_image_that_fails_keeps_its_masks_and_is_tried_again(place: DatasetPa
     assert {ordinal: masks_of(place, ordinal) for ordinal in (1, 3, 4)} == {n: before[n] for n in (1, 3, 4)}
     assert findings(place) == []
     assert list_masks(place.location, segmenter("Faulty", how=how), MasksMode.REPLACE).shards == (1,)
+
+
+def test_a_segmenter_that_fails_for_all_images_ends_the_run(
+    place: DatasetPath, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(masks, "BARREN_SHARDS", 2)
+    how = dict.fromkeys("145", "raise")
+    with pytest.raises(
+        UnfinishedError, match="in 2 shards in a row, no image succeeded; the last reason: stage_faulty"
+    ):
+        applied(place, segmenter("Faulty", how=how))
+    assert findings(place) == []
 
 
 @pytest.mark.parametrize(
