@@ -44,11 +44,11 @@ SCHEMA_VERSION = 4
 READABLE_VERSIONS = (3, SCHEMA_VERSION)
 """Format versions that segmint reads and corrects. It builds only `SCHEMA_VERSION`."""
 
-ADDED_COLUMNS = ("unconfirmed_detections", "left_alone", "redacted_share")
+ADDED_COLUMNS = ("unconfirmed_detections", "left_alone", "redacted_share", "masks_model")
 """Columns of `images` that format 3 lacks. Readers fill them with null."""
 
-ANNOTATION_COLUMNS = ("submission", "annotator", "stage", "seconds", "complete", "next_mask")
-"""Columns of `images` that describe annotation, in order. In rows that a build wrote, all but `next_mask` are null."""
+ANNOTATION_COLUMNS = ("submission", "annotator", "stage", "seconds", "complete", "next_mask", "masks_model")
+"""Columns of `images` that describe later changes to masks, in order. After a build, all but `next_mask` are null."""
 
 LEVELS = {"output": "outputs", "container": "containers"}
 """Columns of `masks` that an image's JSON also contains, each with the key of its list of values in the JSON."""

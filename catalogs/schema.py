@@ -115,4 +115,7 @@ ADDED_IMAGES = pa.schema(
         pa.field("redacted_share", pa.float64()),  # share of the released image's pixels in `regions`, 0 to 1
     ]
 )
-"""Columns of `images` that format 3 lacks; see `segmint.catalogs.layout.ADDED_COLUMNS`."""
+"""Columns about redaction that `images` of format 3 lacks; see `segmint.catalogs.layout.ADDED_COLUMNS`."""
+
+MASKS_MODEL = pa.field("masks_model", pa.string())
+"""Last segmenter that `segmint apply` ran on an image, a key of the manifest's `applied`. Format 3 lacks it."""

@@ -1,6 +1,6 @@
 """Columns that custom stages add to `images` or `masks`, as `dataset.json` describes them: one struct per stage."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 import pyarrow as pa
 from pydantic import Field, model_validator
@@ -47,6 +47,13 @@ class StageField(Frozen):
         return self
 
 
+class TableColumn(NamedTuple):
+    """Column of a custom stage as it is in a table: `images` or `masks`."""
+
+    table: str
+    arrow_field: pa.Field
+
+
 class StageColumn(StageField):
     """Column of the custom stage `name`: a struct at the end of the table."""
 
@@ -57,3 +64,32 @@ class StageColumn(StageField):
     def arrow_field(self) -> pa.Field:
         """Arrow field of the column. Its name is `stage_<name>`."""
         return pa.field(f"{STAGE_PREFIX}{self.name}", self.arrow_type)
+
+    @property
+    def in_table(self) -> TableColumn:
+        """The column as it is in a table."""
+        return TableColumn(self.table, self.arrow_field)
+
+
+STAGE_SHA256 = "stage_sha256"
+"""Last field of an applied column: the SHA-256 of the identity of the stage that computed the row's values."""
+
+
+class AppliedColumn(StageColumn):
+    """Column that `segmint apply` added to a finished dataset, with the stage that computes it.
+
+    A shard may lack the column, because it was written earlier or by a build. A null value means that the stage hasn't
+    judged the row yet. `removed` is true after `apply --remove`; a shard that still contains the column isn't done.
+    """
+
+    stage: str
+    version: str
+    arguments: dict[str, Any]
+    sha256: str = Field(pattern=r"\A[0-9a-f]{64}\z")
+    removed: bool = False
+
+    @model_validator(mode="after")
+    def _names_stage(self) -> Self:
+        if (self.fields[-1].name, self.fields[-1].type) != (STAGE_SHA256, "string"):
+            raise ValueError(f"{self.name}: the last field must be {STAGE_SHA256}, a string")
+        return self

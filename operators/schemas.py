@@ -10,8 +10,8 @@ from collections.abc import Iterable
 import pyarrow as pa
 
 from segmint.catalogs.layout import ADDED_COLUMNS, SCHEMA_VERSION
-from segmint.catalogs.schema import ADDED_IMAGES, NORMALIZED, PROMPT, REGION, RESIDUAL
-from segmint.catalogs.stages import StageColumn
+from segmint.catalogs.schema import ADDED_IMAGES, MASKS_MODEL, NORMALIZED, PROMPT, REGION, RESIDUAL
+from segmint.catalogs.stages import StageColumn, TableColumn
 
 VERDICT = pa.schema(
     [
@@ -126,7 +126,7 @@ MASK_ORIGIN = [
     ),
     pa.field("parent", pa.int64()),  # annotation_id of the mask that it was made from
     pa.field("origin", pa.struct([("sha256", pa.string()), ("license", pa.string())])),  # an imported mask's file
-    # SHA-256 of the predicting weights, or of the stage that added the mask in a build; null: those in the manifest
+    # SHA-256 of the predicting weights, or of the stage or applied segmenter that added the mask; null: the manifest's
     pa.field("model", pa.string()),
     pa.field("redacted_share", pa.float64()),  # share of the mask's pixels inside redacted regions, 0 to 1
     pa.field("redaction_iou", pa.float64()),  # highest IoU of the mask with a redacted region, 0 to 1
@@ -214,8 +214,9 @@ _ANNOTATION = [
     pa.field("seconds", pa.float64()),  # seconds of active work on this image
     pa.field("complete", pa.bool_()),  # true if the annotator confirmed that no mask is missing
     pa.field("next_mask", pa.int64()),  # one more than the highest number that a mask of the image ever had
+    MASKS_MODEL,
 ]
-"""Columns about the annotation of an image. All of them may be null."""
+"""Columns about later changes to an image's masks. All of them may be null."""
 
 DESCRIBED = with_fields(
     SEGMENTED.set(SEGMENTED.get_field_index("masks"), pa.field("masks", pa.list_(DESCRIBED_MASK))),
@@ -270,7 +271,9 @@ SCHEMAS = {"images": IMAGES, "masks": MASKS, "rejects": REJECTS}
 """Tables of a shard, keyed by folder, without the columns of custom stages."""
 
 
-def shard_schemas(stages: Iterable[StageColumn], schema_version: int = SCHEMA_VERSION) -> dict[str, pa.Schema]:
+def shard_schemas(
+    stages: Iterable[StageColumn | TableColumn], schema_version: int = SCHEMA_VERSION
+) -> dict[str, pa.Schema]:
     """Return the tables of a dataset's shards, keyed by folder. The columns of custom stages come last."""
     without = ADDED_COLUMNS if schema_version < SCHEMA_VERSION else ()
     schemas = {}

@@ -12,7 +12,7 @@ from segmint.catalogs.dataset.manifest import (
 )
 from segmint.catalogs.dataset.tombstones import Removals, read_removals
 from segmint.catalogs.layout import SCHEMA_VERSION
-from segmint.catalogs.stages import StageColumn
+from segmint.catalogs.stages import StageColumn, TableColumn
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
 
@@ -31,7 +31,7 @@ class DatasetHandle:
         location: the dataset's root.
         with_images: whether the dataset's tars contain the released JPEGs.
         build_sha256: the hash from the manifest that each commit records.
-        stages: columns of custom stages in the dataset's tables.
+        stages: columns of custom stages that the build writes, or those in a shard's tables.
         schema_version: the version of the dataset's format, which corrections keep.
         catalog_uri: the source catalog's URI, if known; it lets a tombstone's relative URI match an absolute one.
         catalog_generation: the manifest's generation when the rows to write were read, or an earlier generation.
@@ -40,7 +40,7 @@ class DatasetHandle:
     location: Location
     with_images: bool
     build_sha256: str = ""
-    stages: tuple[StageColumn, ...] = ()
+    stages: tuple[StageColumn | TableColumn, ...] = ()
     schema_version: int = SCHEMA_VERSION
     catalog_uri: str | None = None
     catalog_generation: int = 1

@@ -1,8 +1,8 @@
 """The dataset manifest `dataset.json`, in generations that are put if absent and never changed.
 
 When the first build of a dataset starts, it writes `dataset.json`, which is generation 1. Each change to the catalog's
-parts adds a generation: `dataset.g2.json`, `dataset.g3.json`, and so on. Readers use the highest one. The first build
-fixes everything that determines the bytes of a shard, so later generations differ only in `catalog` and `licenses`.
+parts adds a generation: `dataset.g2.json`, `dataset.g3.json`, and so on, and so does each new segmenter or column of
+`segmint apply`. Readers use the highest one. The first build fixes everything that determines the bytes of its shards.
 
 `id.json` contains a random id. The dataset keeps this id when its manifest changes or its folder is moved. Versions
 don't cover `id.json`.
@@ -16,9 +16,9 @@ import secrets
 from collections.abc import Mapping
 from datetime import date, datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from segmint.catalogs.dataset.commits import reserved_in
 from segmint.catalogs.frozen import Frozen
@@ -39,7 +39,7 @@ from segmint.catalogs.layout import (
     wrong_fields,
 )
 from segmint.catalogs.lineage import Lineage, trainings
-from segmint.catalogs.stages import StageColumn
+from segmint.catalogs.stages import AppliedColumn, StageColumn
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.errors import NotFoundError, ObjectTooLargeError
 from segmint.infra.storage.location import Location
@@ -48,7 +48,7 @@ from segmint.infra.uris import LOCAL, absolute, base_name, local_path, scheme
 from segmint.infra.version import VERSION
 from segmint.infra.wording import some
 
-GROWING_FIELDS = frozenset({"catalog", "licenses"})
+GROWING_FIELDS = frozenset({"applied", "applied_columns", "catalog", "licenses"})
 """Fields in which a later generation may differ from the first."""
 
 _BUILD_FIELDS = frozenset({"config_sha256", "policy_date", "weights", "images_per_shard"})
@@ -99,8 +99,28 @@ class ModelTerms(Frozen):
     weights_sha256: str | None = Field(default=None, pattern=r"\A[0-9a-f]{64}\z")
 
 
+class AppliedSegmenter(Frozen):
+    """Segmenter that `segmint apply` ran over the finished dataset, and what was stated about its model.
+
+    `name` is its dotted name, or that of SAM's weights. `identity` contains everything that determines its masks.
+    """
+
+    name: str
+    identity: dict[str, Any]
+    model: ModelTerms
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the identity, which is the column `model` of its masks."""
+        return hashlib.sha256(canonical_json(self.identity)).hexdigest()
+
+
+_OMITTED = ("lineage", "segmenter", "adding", "applied", "applied_columns")
+"""Fields that the file omits if they are empty."""
+
+
 class DatasetManifest(Frozen):
-    """Content of `dataset.json`. The dataset's first build fixes all fields except `catalog` and `licenses`.
+    """Content of `dataset.json`. The dataset's first build fixes all fields except those in `GROWING_FIELDS`.
 
     `config` is the tree of the configuration's identity keys. `numerics` contains everything that determines the last
     bits of the results. Licenses are judged as of `policy_date`. `lineage` is the lineage of `weights` if segmint
@@ -108,6 +128,8 @@ class DatasetManifest(Frozen):
     the order of the tables. `published` is False for a working dataset, because nobody has checked its licenses and
     faces. `segmenter` contains what was stated about the segmenter's model; if SAM made the masks, the file omits it.
     `adding` contains the same for each stage that adds masks, by its name; without such stages, the file omits it.
+    `applied` contains the segmenters that `segmint apply` ran later, by their hash; without any, the file omits it.
+    `applied_columns` lists the columns that it added, in order, including those that it removed again.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -126,6 +148,8 @@ class DatasetManifest(Frozen):
     lineage: Lineage = ()
     segmenter: ModelTerms | None = None
     adding: dict[str, ModelTerms] = Field(default_factory=dict)
+    applied: dict[str, AppliedSegmenter] = Field(default_factory=dict)
+    applied_columns: tuple[AppliedColumn, ...] = ()
 
     @field_validator("config")
     @classmethod
@@ -142,12 +166,16 @@ class DatasetManifest(Frozen):
                 raise ValueError(f"stages.{name}: expected an object, not {type(stage).__name__}")
         return config
 
-    @field_validator("stages")
-    @classmethod
-    def _one_column_each(cls, stages: tuple[StageColumn, ...]) -> tuple[StageColumn, ...]:
-        if len({stage.name for stage in stages}) < len(stages):
+    @model_validator(mode="after")
+    def _one_column_each(self) -> Self:
+        if len({column.name for column in self.columns}) < len(self.columns):
             raise ValueError("two stages have the same name")
-        return stages
+        return self
+
+    @property
+    def columns(self) -> tuple[StageColumn, ...]:
+        """Columns of custom stages: those of the build, and those that were applied and not removed."""
+        return (*self.stages, *(column for column in self.applied_columns if not column.removed))
 
     @property
     def round(self) -> int:
@@ -182,7 +210,7 @@ class DatasetManifest(Frozen):
         raise ValueError(f"there is no shard {shard}: the dataset has {self.shards}")
 
     def to_json(self) -> bytes:
-        omitted = {name for name in ("lineage", "segmenter", "adding") if not getattr(self, name)}
+        omitted = {name for name in _OMITTED if not getattr(self, name)}
         return canonical_json(self.model_dump(mode="json", exclude=omitted))
 
     @classmethod

@@ -17,13 +17,13 @@ from segmint.catalogs.dataset.tombstones import read_tombstones
 from segmint.catalogs.dataset.versions.record import Version, name_now, read_commits
 from segmint.catalogs.frozen import Frozen
 from segmint.catalogs.layout import canonical_json, wrong_fields
-from segmint.catalogs.schema import ADDED_IMAGES
+from segmint.catalogs.schema import ADDED_IMAGES, MASKS_MODEL
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
 from segmint.infra.wording import some
 
-_IMAGES = pa.schema([pa.field("id", pa.int64()), *ADDED_IMAGES])
+_IMAGES = pa.schema([pa.field("id", pa.int64()), *ADDED_IMAGES, MASKS_MODEL])
 _ENDING = ".json"
 
 

@@ -18,8 +18,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from segmint.catalogs.dataset.commits import Commit, CommitLog
+from segmint.catalogs.dataset.manifest import read_manifest
 from segmint.catalogs.findings import FindingCollector
 from segmint.catalogs.layout import ADDED_COLUMNS, DamagedDatasetError, shard_name
+from segmint.catalogs.stages import StageColumn
 from segmint.infra.errors import UsageError, last_line
 from segmint.infra.scratch import ScratchFolder
 from segmint.infra.storage.errors import NotFoundError, StorageFaultError
@@ -96,8 +98,9 @@ class DatasetTables(AbstractContextManager["DatasetTables"]):
         folder: ScratchFolder,
         memory_limit: str = MEMORY_LIMIT,
         foreign: Foreign | None = None,
+        applied: Sequence[StageColumn] = (),
     ) -> None:
-        """Create the views, whose names are the keys of `files` and `schemas`.
+        """Create the views, whose names are the keys of `files` and `schemas`. Files may lack the `applied` columns.
 
         Raises `DamagedDatasetError` if a file that DuckDB opens is missing or isn't valid Parquet.
         """
@@ -107,7 +110,7 @@ class DatasetTables(AbstractContextManager["DatasetTables"]):
         self._folder = folder
         self._files = files
         self._schemas = schemas
-        self._added = ""  # SQL that adds the columns that `images` of an earlier format lacks
+        self._added = dict[str, str]()  # SQL that adds the columns that files of a view may lack, with nulls
         self.connection = duckdb.connect(
             config={"temp_directory": str(Path(folder.name) / "spill"), "memory_limit": memory_limit}
         )
@@ -117,13 +120,17 @@ class DatasetTables(AbstractContextManager["DatasetTables"]):
             self._register(files, location.storage)
             for kind, schema in schemas.items():
                 entries = list(files.get(kind, ())) or [self._empty(kind, schema)]
+                own = [column.arrow_field for column in applied if column.table == kind]
+                source = _select(entries, alike=not own)
                 with damage_named():
-                    self.connection.execute(f"CREATE VIEW {kind} AS {_select(entries)}")
+                    self.connection.execute(f"CREATE VIEW {kind} AS {source}")
                 found = self._check_types(kind, schema)
-                added = [field for field in schema if field.name in ADDED_COLUMNS and field.name not in found]
-                if kind == "images" and added:
-                    self._added = f" UNION ALL BY NAME {_select([self._empty('added', pa.schema(added))])}"
-                    self.connection.execute(f"CREATE OR REPLACE VIEW images AS {_select(entries)}{self._added}")
+                if kind == "images":
+                    own += [field for field in schema if field.name in ADDED_COLUMNS and field.name not in found]
+                if own:
+                    missing = _select([self._empty(f"added_{kind}", pa.schema(own))])
+                    self._added[kind] = f" UNION ALL BY NAME {missing}"
+                    self.connection.execute(f"CREATE OR REPLACE VIEW {kind} AS {source}{self._added[kind]}")
         except BaseException:
             self.close()
             raise
@@ -144,8 +151,8 @@ class DatasetTables(AbstractContextManager["DatasetTables"]):
         """
         files = self._shards.get(view, {}).get(shard) or [self._empty(view, self._schemas[view])]
         with self.connection.cursor() as cursor:
-            added = self._added if view == "images" else ""
-            return read_query(cursor, f"WITH {view} AS ({_select(files)}{added}) {sql}", parameters)
+            rows = f"{_select(files)}{self._added.get(view, '')}"
+            return read_query(cursor, f"WITH {view} AS ({rows}) {sql}", parameters)
 
     def rows(self, sql: str, size: int) -> Iterator[dict[str, Any]]:
         """Yield the rows of a query's result, with at most `size` rows in memory at a time."""
@@ -246,7 +253,9 @@ def open_committed(
         for kind, found in files.items():
             entry = commit.file(kind)
             found.append(TableFile(str(dataset / entry.path), entry.size))
-    return DatasetTables(dataset, files, schemas, ScratchFolder(dir=scratch), memory_limit)
+    manifest = read_manifest(dataset)
+    applied = [] if manifest is None else [column for column in manifest.applied_columns if not column.removed]
+    return DatasetTables(dataset, files, schemas, ScratchFolder(dir=scratch), memory_limit, applied=applied)
 
 
 def scratch_path(view: str, shard: int) -> str:
@@ -257,14 +266,16 @@ def scratch_path(view: str, shard: int) -> str:
     return f"{view}/sa_{shard_name(shard)}-{'0' * 12}.parquet"
 
 
-def _select(files: Sequence[TableFile]) -> str:
+def _select(files: Sequence[TableFile], *, alike: bool = True) -> str:
     """Return the SQL that selects a view's rows from these files, with the number of their shard.
 
-    By default, DuckDB would turn a folder such as `license=CC0` in a file's path into a column. The SQL disables this.
+    If the files aren't `alike` in their columns, DuckDB reads the footers of all of them first. By default, DuckDB
+    would turn a folder such as `license=CC0` in a file's path into a column. The SQL disables this.
     A store's URI isn't a pattern (see `segmint.infra.storage.fsspec_files`), and a local path is escaped.
     """
     paths = ", ".join(_quoted(_path(entry.uri)) for entry in files)
-    source = f"read_parquet([{paths}], filename = true, hive_partitioning = false)"
+    options = "filename = true, hive_partitioning = false" + ("" if alike else ", union_by_name = true")
+    source = f"read_parquet([{paths}], {options})"
     return f"SELECT * EXCLUDE (filename), {_SHARD} AS shard FROM {source}"
 
 

@@ -22,7 +22,8 @@ class MaskLimits:
     pred_iou_thresh: float
     stability_score_thresh: float
     by_segmenter: bool = False  # whether a segmenter made the masks, which then may have no scores and no points
-    adding: frozenset[str] = frozenset()  # values of `model` in masks that stages added, which may lack them, too
+    adding: frozenset[str] = frozenset()  # values of `model` in masks that stages or `segmint apply` added, which, too
+    applied: frozenset[str] = frozenset()  # those among them of `segmint apply`, whose masks have higher numbers
 
 
 def audit_masks(

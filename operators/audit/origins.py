@@ -1,6 +1,6 @@
 """Audit of mask origins: sources, and the shares of masks inside the redacted regions of the image."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,13 +23,13 @@ from segmint.operators.segment.artifacts import RedactionArtifacts
 TOLERANCE = 1e-6
 """Maximum difference between a stored share and the recomputed share."""
 
-_ANNOTATION = ("submission", "annotator", "stage", "seconds", "complete")
+_ANNOTATION = ("submission", "annotator", "stage", "seconds", "complete", "masks_model")
 _LABELS = (*MASK_LABEL, "output")
 _SIZES = ("source_height", "source_width", "height", "width")
 
 
 def annotated_images(images: pa.Table, masks: pa.Table) -> frozenset[int]:
-    """Return the ordinals of images with annotations, either in their own row or in their masks' rows."""
+    """Return the ordinals of images whose masks people or `segmint apply` changed, by their or their masks' rows."""
     said = [pc.is_valid(images.column(name)) for name in _ANNOTATION]
     by_row = images.column("ordinal").to_numpy()[np.any([each.to_numpy() for each in said], axis=0)]
     return frozenset({*by_row.tolist(), *masks.column("ordinal").to_numpy()[of_people(masks)].tolist()})
@@ -152,13 +152,17 @@ def audit_origins(
 
 
 def audit_next_mask(
-    row: Row, ids: Sequence[int], place: FindingLocation, sources: Sequence[str | None] | None = None
+    row: Row,
+    ids: Sequence[int],
+    place: FindingLocation,
+    sources: Sequence[str | None] | None = None,
+    applied: Collection[int] = (),
 ) -> Iterator[Finding]:
     """Yield findings unless all mask numbers of an annotated image are below `next_mask`. `ids` are ascending mask ids.
 
     `next_mask` must be at least the number of masks that the build wrote and at most `MASKS_PER_IMAGE_LIMIT`. If
     `sources` is given, the numbers of the build's masks must be below `funnel.written`, and all other numbers must be
-    at least as high.
+    at least as high, including those of masks that `segmint apply` made, whose ids are in `applied`.
     """
     next_mask, written = row["next_mask"], (row["funnel"] or {}).get("written")
     if next_mask is None or not (written or 0) <= next_mask <= MASKS_PER_IMAGE_LIMIT:
@@ -174,7 +178,7 @@ def audit_next_mask(
         return
     first = row["id"] * MASKS_PER_IMAGE_LIMIT + written
     for id, source in zip(ids, sources, strict=True):
-        built = source == AUTOMATIC
+        built = source == AUTOMATIC and id not in applied
         if built and id >= first:
             expected = f"an annotation_id under {first}, as funnel.written says of masks that the build wrote"
             yield place.finding(Code.ROW_IDENTITY, expected, id, f"mask {id}", mask=id)

@@ -47,6 +47,10 @@ class ShardMasks:
         wrong = np.cumsum(np.concatenate(([0], ~sound_masks(self._columns, sizes, limits))))
         self._sound = frozenset(ordinals[wrong[starts] == wrong[stops]].tolist())
         self._origins = MaskOrigins.of(tables.masks)
+        applied = pc.is_in(
+            tables.masks.column("model"), pa.array(sorted(limits.applied if limits else ()), pa.string())
+        )
+        self._applied = frozenset(tables.masks.filter(applied).column("annotation_id").to_pylist())
         self._artifacts = artifacts
         self._ids = int_column(tables.masks, "annotation_id")
         self._annotated = annotated_images(tables.images, tables.masks)
@@ -73,7 +77,7 @@ class ShardMasks:
             codes = None
         ids = self._ids[start:stop].tolist()
         if self.annotated(row["ordinal"]):
-            yield from audit_next_mask(row, ids, place, self._origins.source[start:stop])
+            yield from audit_next_mask(row, ids, place, self._origins.source[start:stop], self._applied)
         yield from audit_origins(row, self._origins, (start, stop), codes, ids, place, self._artifacts)
 
     def audit_containers(self, row: Row, place: FindingLocation) -> Iterator[Finding]:
@@ -135,6 +139,8 @@ def audit_work(row: Row, masks: Sequence[Row], images: FindingLocation, place: F
     """
     where = f"id {row['id']}"
     yield from _seconds(row["seconds"], images, where, None)
+    if row["masks_model"] is not None:
+        yield from _hash("masks_model", row["masks_model"], images, where, None)
     if row["submission"] is not None:
         yield from _hash("submission.sha256", row["submission"]["sha256"], images, where, None)
     first = row["id"] * MASKS_PER_IMAGE_LIMIT

@@ -13,8 +13,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from segmint.catalogs.dataset.commits import Commit, FileEntry
+from segmint.catalogs.dataset.handle import DatasetHandle
 from segmint.catalogs.layout import ADDED_COLUMNS, DamagedDatasetError, image_name
-from segmint.catalogs.stages import STAGE_PREFIX, StageColumn
+from segmint.catalogs.stages import STAGE_PREFIX, TableColumn
 from segmint.infra.storage.errors import NotFoundError, ObjectTooLargeError
 from segmint.infra.storage.location import Location
 from segmint.infra.tars import BadTarError, TarReader, is_plain_file
@@ -25,25 +26,24 @@ from segmint.operators.schemas import (
     DESCRIBED_MASK,
     MASKS_PER_IMAGE_LIMIT,
     SCHEMAS,
-    shard_schemas,
 )
 
 _MASK_IDENTITY = ("ordinal", "id", "image_id", "annotation_id")
 """Columns of `masks` that are computed from a mask's image and number."""
 
 
-def read_table(data: bytes, kind: str, stages: Sequence[StageColumn] | None = None) -> pa.Table:
+def read_table(data: bytes, kind: str) -> pa.Table:
     """Read a table of a shard from its file's bytes. Raise `DamagedDatasetError` for invalid Parquet or wrong columns.
 
-    The table must contain the columns of the custom stages in `stages`. With None, the table may contain any columns of
-    custom stages; pass None if you don't use these columns. Columns that an earlier format lacks are filled with null.
+    The table may contain any columns of custom stages; see `stage_columns`. Columns that an earlier format lacks are
+    filled with null.
     """
     try:
         table = pq.ParquetFile(io.BytesIO(data)).read()
         table.validate(full=True)
     except (pa.ArrowException, OSError) as error:
         raise DamagedDatasetError(f"not readable as Parquet: {error}") from error
-    schema = _with_any_stages(table.schema, kind) if stages is None else shard_schemas(stages)[kind]
+    schema = _with_any_stages(table, kind)
     if kind == "images" and table.schema.equals(pa.schema(each for each in schema if each.name not in ADDED_COLUMNS)):
         missing = {name: pa.nulls(table.num_rows, schema.field(name).type) for name in ADDED_COLUMNS}
         table = pa.table({**dict(zip(table.column_names, table.columns, strict=True)), **missing}).select(schema.names)
@@ -53,9 +53,9 @@ def read_table(data: bytes, kind: str, stages: Sequence[StageColumn] | None = No
     return table
 
 
-def _with_any_stages(found: pa.Schema, kind: str) -> pa.Schema:
+def _with_any_stages(found: pa.Table, kind: str) -> pa.Schema:
     """Return a table's standard columns, followed by the columns of any custom stages in its file."""
-    stages = [field for field in found if field.name.startswith(STAGE_PREFIX) and pa.types.is_struct(field.type)]
+    stages = [field for field in stage_fields(found) if pa.types.is_struct(field.type)]
     return pa.schema([*SCHEMAS[kind], *(stages if kind != "rejects" else ())])
 
 
@@ -64,15 +64,45 @@ def _differences(table: pa.Table, schema: pa.Schema) -> list[str]:
     return [*different, *(name for name in table.schema.names if name not in schema.names)]
 
 
-def read_committed_rows(dataset: Location, commit: Commit, stages: Sequence[StageColumn] = ()) -> list[Row]:
+def read_tables(dataset: Location, commit: Commit, kinds: Iterable[str] = tuple(SCHEMAS)) -> dict[str, pa.Table]:
+    """Return tables of a committed shard, with any columns of stages. Raises the errors of `read_table`."""
+    return {kind: read_table(read_file(dataset, commit.file(kind)), kind) for kind in kinds}
+
+
+def stage_fields(table: pa.Table) -> list[pa.Field]:
+    """Return the Arrow fields of stages' columns in a table."""
+    return [field for field in table.schema if field.name.startswith(STAGE_PREFIX)]
+
+
+def stage_columns(dataset: DatasetHandle, tables: Mapping[str, pa.Table]) -> tuple[TableColumn, ...]:
+    """Return the columns of stages in a shard's tables: the build's, and any that were applied.
+
+    The manifest is read again if there are others than the build's, because a column may have been applied since the
+    command started. Raises `DamagedDatasetError` if a column of the build is missing, or if another column is unknown.
+    """
+    found = [TableColumn(kind, field) for kind, table in tables.items() for field in stage_fields(table)]
+    known = [TableColumn(column.table, column.arrow_field) for column in dataset.stages if column.table in tables]
+    wrong = [each for each in known if each not in found]
+    if len(found) > len(known) - len(wrong):
+        known += [column.in_table for column in dataset.manifest().applied_columns]
+    wrong += [each for each in found if each not in known]
+    if wrong:
+        raise DamagedDatasetError(f"other columns: {', '.join(each.arrow_field.name for each in wrong)}")
+    # Parquet has other names for the items of lists, so return the equal columns with the names in the manifest.
+    return tuple(known[known.index(each)] for each in found)
+
+
+def read_committed_rows(dataset: Location, commit: Commit, tables: Mapping[str, pa.Table] | None = None) -> list[Row]:
     """Return the accepted and rejected rows of a committed shard in ordinal order, with the columns of `DESCRIBED`.
 
-    `stages` must be the dataset's custom stages; images and masks also contain their columns. Columns of the catalog
-    that a shard doesn't store are null: `redistributable`, `valid_until`, `sha256`, and `duplicate_of`. In a dataset
-    without images, `release` is empty. The whole shard is held in memory. Raises `DamagedDatasetError`, which names the
-    file, if a file is missing, differs from the commit, or contradicts the other files.
+    `tables` are the shard's tables if they were read before. Images and masks also contain the columns of stages.
+    Columns of the catalog that a shard doesn't store are null: `redistributable`, `valid_until`, `sha256`, and
+    `duplicate_of`. In a dataset without images, `release` is empty. The whole shard is held in memory. Raises
+    `DamagedDatasetError`, which names the file, if a file is missing, differs from the commit, or contradicts the other
+    files.
     """
-    rows = {kind: read_table(read_file(dataset, commit.file(kind)), kind, stages).to_pylist() for kind in SCHEMAS}
+    tables = read_tables(dataset, commit) if tables is None else tables
+    rows = {kind: table.to_pylist() for kind, table in tables.items()}
     tar = commit.file("shards")
     try:
         members = dict(tar_members(read_file(dataset, tar)))

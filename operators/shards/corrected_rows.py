@@ -6,6 +6,7 @@ from dataclasses import asdict
 
 from segmint.catalogs.dataset.regions import WantedRegion
 from segmint.catalogs.layout import DamagedDatasetError
+from segmint.catalogs.stages import STAGE_PREFIX, STAGE_SHA256
 from segmint.operators.decoding import JpegDecoder, UndecodableError
 from segmint.operators.describe import redaction_columns
 from segmint.operators.images import Pixels, decode_jpeg
@@ -21,9 +22,10 @@ def redact_row(row: Row, wanted: Sequence[WantedRegion], config: ReleaseConfig) 
     """Redact boxes of a row's released image, and record them in the row's region columns. Return the new row.
 
     The released JPEG is decoded, redacted, and encoded again, as in the release step. The masks' columns stay the same,
-    except for the redaction measures. Boxes that are already among the row's regions are skipped, so the operation is
-    idempotent. If no boxes remain, or the image was rejected or taken down, the same object is returned. The boxes must
-    be inside the image. Raises `DamagedDatasetError` if the JPEG can't be decoded.
+    except for the redaction measures. Values of applied columns become null, because a stage computed them from the
+    former pixels. Boxes that are already among the row's regions are skipped, so the operation is idempotent. If no
+    boxes remain, or the image was rejected or taken down, the same object is returned. The boxes must be inside the
+    image. Raises `DamagedDatasetError` if the JPEG can't be decoded.
     """
     if not wanted or row.get("reason") is not None:
         return row
@@ -39,7 +41,7 @@ def redact_row(row: Row, wanted: Sequence[WantedRegion], config: ReleaseConfig) 
     regions = [*known, *new]
     jpeg = release(clean, config).jpeg
     redacted: Row = {
-        **row,
+        **_without_applied(row),
         "release": jpeg,
         "release_sha256": hashlib.sha256(jpeg).hexdigest(),
         "hashes": jpeg_hashes(jpeg).tolist(),
@@ -48,7 +50,19 @@ def redact_row(row: Row, wanted: Sequence[WantedRegion], config: ReleaseConfig) 
         "plates": sum(region.kind == "plate" for region in regions),
     }
     redacted["redacted_share"] = redacted_share(redacted)
-    return {**redacted, "masks": _measured(redacted)} if row.get("masks") else redacted
+    if row.get("masks"):
+        redacted["masks"] = [_without_applied(mask) for mask in row["masks"]]
+        redacted["masks"] = _measured(redacted)
+    return redacted
+
+
+def _without_applied(row: Row) -> Row:
+    """Return a row of `images` or a mask without the values of applied columns."""
+    after = dict(row)
+    for name, value in row.items():
+        if name.startswith(STAGE_PREFIX) and value is not None and STAGE_SHA256 in value:
+            after[name] = None
+    return after
 
 
 def _measured(row: Row) -> list[Row]:

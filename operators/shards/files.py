@@ -15,7 +15,7 @@ from segmint.catalogs.dataset.handle import DatasetHandle
 from segmint.catalogs.dataset.redaction_totals import HIGH_SHARE
 from segmint.catalogs.layout import LEVELS, SCHEMA_VERSION, annotation_name, image_name
 from segmint.catalogs.parquet import table_bytes
-from segmint.catalogs.stages import StageColumn
+from segmint.catalogs.stages import StageColumn, TableColumn
 from segmint.operators.rows import Row, to_table
 from segmint.operators.schemas import ANNOTATION_STAGE, MASKS_PER_IMAGE_LIMIT, shard_schemas
 
@@ -93,7 +93,7 @@ def build_shard_files(
     rows: Iterable[Row],
     *,
     with_images: bool,
-    stages: Sequence[StageColumn] = (),
+    stages: Sequence[StageColumn | TableColumn] = (),
     schema_version: int = SCHEMA_VERSION,
 ) -> ShardFiles:
     """Build the files of one shard from its rows in ordinal order. The counts include rejected rows.

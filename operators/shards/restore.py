@@ -35,6 +35,8 @@ from segmint.operators.shards.committed_rows import (
     read_committed_rows,
     read_file,
     read_table,
+    read_tables,
+    stage_columns,
     tar_members,
 )
 from segmint.operators.shards.files import ShardFiles, build_files_of
@@ -272,12 +274,13 @@ def remake_commit(dataset: DatasetHandle, damaged: Commit, found: Mapping[str, S
             raise DamagedDatasetError(f"{path} is damaged too: its SHA-256 is {entry.sha256[:12]}…")
         entries.append(entry)
     candidate = replace(damaged, files=tuple(entries))
-    rows = read_committed_rows(dataset.location, candidate, dataset.stages)
+    tables = read_tables(dataset.location, candidate)
+    rows = read_committed_rows(dataset.location, candidate, tables)
     if [row["ordinal"] for row in rows] != list(range(*damaged.ordinals)):
         raise DamagedDatasetError(
             f"the files of shard {damaged.shard} don't contain each of its ordinals once and in order"
         )
-    files = build_files_of(dataset, rows)
+    files = build_files_of(replace(dataset, stages=stage_columns(dataset, tables)), rows)
     built = {entry for entry, _ in named_files(damaged.shard, files)}
     other = [entry.path for entry in entries if entry not in built]
     if other:

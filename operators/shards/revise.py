@@ -11,7 +11,7 @@ the catalog.
 """
 
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from threading import Lock
 from typing import Any, TypeVar
 
@@ -33,10 +33,17 @@ from segmint.catalogs.parquet import ROW_GROUP_ROWS as CATALOG_GROUP_ROWS
 from segmint.catalogs.reasons import Reason
 from segmint.catalogs.schema import AMENDABLE
 from segmint.catalogs.source.rows import read_rows
+from segmint.catalogs.stages import TableColumn
 from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
 from segmint.operators.rows import Row
-from segmint.operators.shards.committed_rows import read_committed_rows, read_file, read_table
+from segmint.operators.shards.committed_rows import (
+    read_committed_rows,
+    read_file,
+    read_table,
+    read_tables,
+    stage_columns,
+)
 from segmint.operators.shards.put import LostRaceError, OneTable, remove_replaced, replace_shard
 
 Result = TypeVar("Result")
@@ -46,6 +53,15 @@ Change = Callable[[Commit, Sequence[Row]], Sequence[Row]]
 
 It must return the same object for an unchanged row and must not modify its arguments. It may be called several times.
 """
+
+ColumnChange = Callable[[tuple[TableColumn, ...]], tuple[TableColumn, ...]]
+"""Function that maps the columns of stages in a shard's tables to those that the next generation contains."""
+
+
+def kept_columns(columns: tuple[TableColumn, ...]) -> tuple[TableColumn, ...]:
+    """Return the columns unchanged."""
+    return columns
+
 
 ATTEMPTS = 100
 """Number of lost races after which a revision gives up."""
@@ -72,15 +88,16 @@ def revise_shard(
     *,
     purge: bool = True,
     only: OneTable | None = None,
+    columns: ColumnChange = kept_columns,
     needed: Callable[[Commit], bool] = lambda _: True,
     after_commit: Callable[[], object] = lambda: None,
 ) -> ShardRevision | None:
     """Apply a change to a shard and commit the result as the next generation. Return None if the shard isn't committed.
 
-    If `change` returns every row unchanged, nothing is written. With `only`, this function reads and replaces a single
-    table, and `change` receives that table's rows (keys of `IMAGES` or `MASKS`). The shard keeps all other files, so
-    `change` must not modify columns that they also store. If `needed` returns False for a commit, the rows aren't read
-    at all.
+    The shard keeps its columns of stages, even if it lacks applied ones, unless `columns` returns others. If `change`
+    returns every row unchanged, nothing is written. With `only`, this function reads and replaces a single table, and
+    `change` receives that table's rows (keys of `IMAGES` or `MASKS`). The shard keeps all other files, so `change` must
+    not modify columns that they also store. If `needed` returns False for a commit, the rows aren't read at all.
 
     Before the commit, this function puts the fingerprints of all JPEGs that change or disappear. After the commit, it
     calls `after_commit`. It leaves the replaced files in place. If it loses a race, it deletes the files of that
@@ -93,16 +110,21 @@ def revise_shard(
         if not needed(commit):
             return ShardRevision(commit, commit, 0)
         if only is None:
-            rows = read_committed_rows(dataset.location, commit, dataset.stages)
+            tables = read_tables(dataset.location, commit)
+            rows = read_committed_rows(dataset.location, commit, tables)
         else:
-            rows = read_table(read_file(dataset.location, commit.file(only)), only, dataset.stages).to_pylist()
+            tables = read_tables(dataset.location, commit, [only])
+            rows = tables[only].to_pylist()
+        found = stage_columns(dataset, tables)
+        own = columns(found)
         after = change(commit, rows)
         different = sum(one is not other for one, other in zip(rows, after, strict=True))
-        if not different:
+        if not different and own == found:
             return ShardRevision(commit, commit, 0)
         if only != "masks":
             put_fingerprints(dataset.location, shard, _former(rows, after))
-        new = replace_shard(dataset, commit, after, only=only, purge=purge, after_commit=after_commit)
+        written = replace(dataset, stages=own)
+        new = replace_shard(written, commit, after, only=only, purge=purge, after_commit=after_commit)
         return ShardRevision(commit, new, different)
 
     while True:

@@ -10,7 +10,7 @@ it. A new kind of correction needs a row in the tests' crash matrix.
 """
 
 import os
-from collections.abc import Callable, Collection, Iterable, Set
+from collections.abc import Callable, Collection, Container, Iterable, Set
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -34,10 +34,12 @@ from segmint.infra.uris import join, local_path, scheme
 from segmint.operators.shards.put import OneTable, check_purge, remove_replaced
 from segmint.operators.shards.revise import (
     Change,
+    ColumnChange,
     ShardRevision,
     apply_later_changes,
     apply_tombstones,
     finish_dead_writers,
+    kept_columns,
     revise_shard,
     with_latest_commit,
 )
@@ -57,6 +59,7 @@ class Revision:
     change: Change
     needed: Callable[[Commit], bool] = lambda _: True  # skips shards more cheaply than by reading all rows
     only: OneTable | None = None  # the only table that the function reads and changes, or None for whole shards
+    columns: ColumnChange = kept_columns
     catalog_generation: int | None = None  # oldest manifest generation whose catalog the function may read
     on_ray: bool = True  # False if only this process can make the change, for example because it holds the GPU
 
@@ -140,10 +143,22 @@ def revise(
         if revised is not None and revised.changed
     }
     # An interrupted amendment may have left behind shards that this amendment doesn't change.
-    finish_dead_writers(
-        dataset, revision.shards if revision.catalog_generation is None else range(dataset.manifest().shards)
-    )
-    building = remove_replaced(dataset.location, revision.shards)
+    unfinished = revision.shards if revision.catalog_generation is None else range(dataset.manifest().shards)
+    return clean_up(dataset, revision.shards, changed, unfinished)
+
+
+def clean_up(
+    dataset: DatasetHandle,
+    shards: Set[int],
+    changed: dict[int, ShardRevision],
+    unfinished: Container[int] | None = None,
+) -> RevisionOutcome:
+    """Remove or rebuild everything that shows the former rows of these shards, of which some have `changed`.
+
+    In the shards `unfinished`, which default to the same, the work of dead writers is finished first.
+    """
+    finish_dead_writers(dataset, shards if unfinished is None else unfinished)
+    building = remove_replaced(dataset.location, shards)
     links = remove_report(dataset.location)
     rewrite_index(dataset)
     return RevisionOutcome(changed, tuple(building), tuple(links))
@@ -163,6 +178,7 @@ def revise_one(dataset: DatasetHandle, shard: int, revision: Revision) -> ShardR
         shard,
         revision.change,
         only=revision.only,
+        columns=revision.columns,
         needed=revision.needed,
         after_commit=after_commit,
     )

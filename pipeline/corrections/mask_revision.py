@@ -22,7 +22,7 @@ from segmint.infra.progress import track
 from segmint.infra.storage.location import Location
 from segmint.infra.wording import counted, listed, some
 from segmint.operators.shards.put import OneTable
-from segmint.operators.shards.revise import Change, with_latest_commit
+from segmint.operators.shards.revise import Change, ColumnChange, kept_columns, with_latest_commit
 from segmint.pipeline.config.config import LOCAL, ResourcesConfig
 from segmint.pipeline.corrections.correction import Revision, confirm_changes, record_version, revise
 
@@ -238,13 +238,14 @@ def correct_masks(
     now: datetime | None,
     *,
     only: OneTable | None = None,
+    columns: ColumnChange = kept_columns,
     on_ray: bool = True,
     resources: ResourcesConfig = LOCAL,
 ) -> R:
     """Change the masks as planned, and record the version of `command`.
 
-    `confirm` is as in `confirm_changes`, `only` and `on_ray` as in `Revision`, and `resources` as in `revise`. If
-    nothing is to be changed or completed, `confirm` isn't called.
+    `confirm` is as in `confirm_changes`, `only`, `columns`, and `on_ray` as in `Revision`, and `resources` as in
+    `revise`. If nothing is to be changed or completed, `confirm` isn't called.
     """
     listed = plan.listed
     if not listed.images and not is_unfinished(dataset, plan.shards):
@@ -255,6 +256,7 @@ def correct_masks(
         change=plan.change,
         needed=lambda commit: plan.unchanged.get(commit.shard) != commit.generation,
         only=only,
+        columns=columns,
         on_ray=on_ray,
     )
     outcome = revise(dataset, revision, resources)

@@ -29,10 +29,10 @@ from segmint.infra.threads import map_ahead
 from segmint.infra.uris import LOCAL, is_below, scheme
 from segmint.infra.wording import counted
 from segmint.operators.schemas import SCHEMAS
-from segmint.operators.shards.committed_rows import read_file, read_table
+from segmint.operators.shards.committed_rows import read_file, read_table, stage_fields
 from segmint.operators.shards.near_copies import near_copies, wanted_pictures
 from segmint.operators.shards.revise import with_latest_commit
-from segmint.pipeline.corrections.search import SHORT_NAME, Trace, WantedImage, search_file
+from segmint.pipeline.corrections.search import SHORT_NAME, Trace, WantedImage, plain_values, search_file
 
 MOST_FILES = 1_000_000
 MOST_BYTES = 10**12
@@ -176,9 +176,10 @@ class _Search:
             known = ", ".join(places) or "none is noted"
             raise UsageError(f"--at: expected NAME=URI with the NAME of a recorded output: {known}")
         committed = list(CommitLog(self.dataset).committed())
+        staged = frozenset(column.table for column in (*manifest.stages, *manifest.applied_columns))
 
         def look(shard: int) -> list[str]:
-            return with_latest_commit(self.dataset, shard, partial(_in_shard, self.dataset, self.wanted)) or []
+            return with_latest_commit(self.dataset, shard, partial(_in_shard, self.dataset, self.wanted, staged)) or []
 
         looks = map_ahead(look, committed, _THREADS, 2 * _THREADS, "prove")
         for lines in track(looks, "shards", len(committed)):
@@ -291,21 +292,28 @@ class _Search:
         self.not_checked += [f"{line_of(note)}: {problem}" for problem in problems]
 
 
-def _in_shard(dataset: Location, wanted: WantedImage, commit: Commit) -> list[str]:
-    """Return the locations in a commit's files that contain one of the images."""
+def _in_shard(dataset: Location, wanted: WantedImage, staged: Collection[str], commit: Commit) -> list[str]:
+    """Return the locations in a commit's files that contain one of the images.
+
+    `staged` contains the tables that may have columns of custom stages. Such a column may name any image.
+    """
     found = list[str]()
     names = RemovedNames.of(image.model_copy(update={"shared": False}) for image in wanted.images)
     own = {image.ordinal for image in wanted.images if image.ordinal in range(*commit.ordinals)}
     for kind in SCHEMAS if wanted.images else ():
-        if kind == "masks" and not own:
+        if kind == "masks" and not own and kind not in staged:
             continue  # masks contain no other names than the images
         entry = commit.file(kind)
-        for row in read_table(read_file(dataset, entry), kind).to_pylist():
+        table = read_table(read_file(dataset, entry), kind)
+        for row in table.to_pylist():
             blank = kind == "rejects" and not row["image_id"] and not row["uri"]
             source = kind != "masks" and names.names_source(row["uri"], row.get("source_sha256"))
             source = source or (kind == "images" and row["pixels_sha256"] in wanted.jpegs)
             if row["image_id"] in names.image_ids or source or (row["ordinal"] in own and not blank):
                 found.append(f"{entry.path}, ordinal {row['ordinal']}")
+            for column in stage_fields(table):
+                if any(wanted.is_value(name, value) for name, value in plain_values("", row[column.name])):
+                    found.append(f"{entry.path}, ordinal {row['ordinal']}, {column.name}")
     if own or wanted.jpegs:
         entry = commit.file("shards")
         stems = {image_stem(ordinal + 1) for ordinal in own}

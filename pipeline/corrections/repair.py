@@ -352,11 +352,11 @@ def repair_shard(shard: int, task: RepairTask) -> ShardRepair:
         lines, paths = tuple(each.line() for each in damages), tuple(each.entry.path for each in damages)
         if restore_from_rest(task.dataset, held.commit, damages):
             return ShardRepair(shard, lines, paths)
-        labeled = held.commit.generation > 1 and any(each.kind == "masks" for each in damages)
+        applied = held.commit.generation > 1 and not {each.kind for each in damages}.isdisjoint(("images", "masks"))
         not_repaired = lost_annotations(task.dataset.location, held.commit, damages) or (
             f"the rest of the shard isn't enough to restore {', '.join(paths)}. To rebuild it, pass the build's "
             "configuration with --config."
-            + (" A build can't restore labels that `segmint label` set." if labeled else "")
+            + (" A build can't restore what `segmint label` and `segmint apply` set." if applied else "")
         )
         raise _UnrepairableError(ShardRepair(shard, lines, not_repaired=not_repaired, files=paths))
 

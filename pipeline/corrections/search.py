@@ -188,7 +188,7 @@ def _in_parquet(stream: BinaryIO, where: str, wanted: WantedImage) -> Iterator[T
         about = b"\n".join(part for pair in (file.schema_arrow.metadata or {}).items() for part in pair)
         for batch in file.iter_batches(batch_size=_ROWS):
             for row in batch.to_pylist():
-                if found := {column for column, value in _values("", row) if wanted.is_value(column, value)}:
+                if found := {column for column, value in plain_values("", row) if wanted.is_value(column, value)}:
                     rows, first, columns = rows + 1, first if rows else number, columns | found
                 number += 1
     if rows:
@@ -197,13 +197,13 @@ def _in_parquet(stream: BinaryIO, where: str, wanted: WantedImage) -> Iterator[T
         yield Trace(True, f"{where} mentions it")
 
 
-def _values(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+def plain_values(name: str, value: Any) -> Iterator[tuple[str, Any]]:
     """Yield the plain values in a row with their column names. The names of nested columns contain dots."""
     if isinstance(value, dict):
         for key, each in value.items():
-            yield from _values(f"{name}.{key}" if name else str(key), each)
+            yield from plain_values(f"{name}.{key}" if name else str(key), each)
     elif isinstance(value, list | tuple):
         for each in value:
-            yield from _values(name, each)
+            yield from plain_values(name, each)
     else:
         yield name, value

@@ -78,9 +78,7 @@ def values(place: DatasetPath) -> tuple[dict[int, Any], dict[int, Any]]:
     """The value of each image and of each mask, by id."""
     found = []
     for kind, key in (("images", "id"), ("masks", "annotation_id")):
-        tables = [
-            read_table(read_file(place.location, commit.file(kind)), kind, STAGES) for commit in place.log.read_all()
-        ]
+        tables = [read_table(read_file(place.location, commit.file(kind)), kind) for commit in place.log.read_all()]
         column = "stage_blur" if kind == "images" else "stage_depth"
         found.append({row[key]: row[column] for table in tables for row in table.to_pylist()})
     return found[0], found[1]

@@ -144,6 +144,35 @@ def test_labels_may_die_or_sleep_at_any_call() -> None:
 
 
 @pytest.mark.long
+def test_columns_may_die_or_sleep_at_any_call() -> None:
+    """They are added, filled in, and removed, also beside a takedown; only the tables of images are put."""
+    names = ["add a column", "fill in a column", "remove a column", "takedown beside a column"]
+    beside = ["new column beside a takedown", "removed column beside a takedown"]
+    with quick_folder() as folder:
+        started = [start_matrix(each, str(folder)) for each in (names[:2], names[2:], beside)]
+        results = {name: answer for process in started for name, answer in answer_of(process).items()}
+    assert {name: result["wrong"] for name, result in results.items()} == {name: {} for name in (*names, *beside)}
+    for name in (*names[:3], *beside):
+        calls = results[name]["calls"]
+        puts = [call.split("-")[0] for call in calls if call.startswith(("put shards", "put images", "put masks"))]
+        assert puts == ["put images/sa_000000", "put images/sa_000001"][name == names[1] :]
+
+
+@pytest.mark.long
+def test_masks_of_another_segmenter_may_die_or_sleep_at_any_call() -> None:
+    """Masks of people stay, and nothing that was taken down comes back."""
+    names = ["apply", "apply beside a takedown"]
+    with quick_folder() as folder:
+        started = [start_matrix([name], str(folder)) for name in names]
+        results = {name: answer for process in started for name, answer in answer_of(process).items()}
+    assert [results[name]["wrong"] for name in names] == [{}, {}]
+    for name in names:
+        calls = results[name]["calls"]
+        made = ("create dataset.g2.json", "create commits/000000.g3.json", "create commits/000001.g3.json")
+        assert set(made) <= set(calls)
+
+
+@pytest.mark.long
 def test_a_merge_of_answers_may_die_or_sleep_at_any_call() -> None:
     """And a takedown, which removes answers, may die."""
     names = ["merge", "merge beside a takedown", "takedown of answers"]

@@ -34,6 +34,7 @@ from segmint.infra.storage.location import Location
 from segmint.infra.uris import join
 from segmint.operators.shards.revise import finish_dead_writers
 from segmint.pipeline.corrections.amend import amend
+from segmint.pipeline.corrections.apply.columns import remove_column
 from segmint.pipeline.corrections.fingerprints import forget, tell_apart
 from segmint.pipeline.corrections.label import label
 from segmint.pipeline.corrections.merge.run import merge_submissions
@@ -41,6 +42,8 @@ from segmint.pipeline.corrections.redact import redact
 from segmint.pipeline.corrections.repair import repair
 from segmint.pipeline.corrections.takedown import takedown
 from segmint.pipeline.quality.audit.integrity import audit_integrity
+from tests.support.applied import applied, segmenter
+from tests.support.applied_columns import apply_column, means
 from tests.support.crashing_store import CallCounter, CrashingChild, CrashPoint, StopPoint, gated, points_of
 from tests.support.everything import mentions
 from tests.support.imported import FIRST, import_coco, write_coco
@@ -192,6 +195,23 @@ def _answered(place: DatasetPath) -> None:
         put_submission(place.location, given)
 
 
+def _annotated(place: DatasetPath) -> None:
+    """Both shards: answers were merged into images 1 and 5, and a person labeled a mask of image 4."""
+    write(place, 0)
+    write_labeled(place, 1)
+    for given in (
+        answer_to(place.location, 1, [new_mask((3, 4, 11, 21), 10_001)], complete=False),
+        answer_to(place.location, 5, [new_mask((22, 5, 28, 30))]),
+    ):
+        put_submission(place.location, given)
+    merge_submissions(place.location)
+
+
+def _apply(place: DatasetPath) -> None:
+    """New masks of all images but the one that a person confirmed as complete; those of people stay."""
+    applied(place, segmenter())
+
+
 def _labeled_by_people(place: DatasetPath) -> None:
     write(place, 0)
     write_labeled(place, 1)
@@ -204,6 +224,26 @@ def _labeled_by_a_model(place: DatasetPath) -> None:
 
 def _label(place: DatasetPath) -> None:
     label(place.location, shades())
+
+
+def _add_column(place: DatasetPath) -> None:
+    apply_column(place.location, means())
+
+
+def _with_a_column(place: DatasetPath) -> None:
+    _both_shards(place)
+    _add_column(place)
+
+
+def _remove_column(place: DatasetPath) -> None:
+    remove_column(place.location, means().stage)
+
+
+def _partly_with_a_column(place: DatasetPath) -> None:
+    """Both shards, of which only the first one got the column before the run died."""
+    write(place, 0)
+    _add_column(place)
+    write(place, 1)
 
 
 def _retry(place: DatasetPath) -> None:
@@ -228,8 +268,13 @@ OPERATIONS = {
     "amend in a build": Operation(_writer_died, _amend_in_a_build),
     "import": Operation(_both_shards, _import, versioned=True),
     "merge": Operation(_answered, lambda place: merge_submissions(place.location), versioned=True),
+    "apply": Operation(_annotated, _apply, versioned=True),
     "label": Operation(_labeled_by_people, _label, versioned=True),
     "remove labels": Operation(_labeled_by_a_model, lambda place: label(place.location, None), versioned=True),
+    "add a column": Operation(_both_shards, _add_column, versioned=True),
+    "fill in a column": Operation(_partly_with_a_column, _add_column, versioned=True),
+    "remove a column": Operation(_with_a_column, _remove_column, versioned=True),
+    "takedown beside a column": Operation(_partly_with_a_column, _take_down, versioned=True, taken=(0, 2)),
     "takedown of answers": Operation(_answered, _take_down, versioned=True, taken=(0, 2)),
     "repair": Operation(_damaged, lambda place: repair(place.location), mends=True, versioned=True),
 }
@@ -275,7 +320,10 @@ REVISIONS = {
     "amendment beside a takedown": Sleeper(lambda place: _amend(place, 0, 4)),
     "import beside a takedown": Sleeper(_import),
     "merge beside a takedown": Sleeper(lambda place: merge_submissions(place.location), before=_answered),
+    "apply beside a takedown": Sleeper(_apply, before=_annotated),
     "label beside a takedown": Sleeper(_label, before=_labeled_by_people),
+    "new column beside a takedown": Sleeper(_add_column),
+    "removed column beside a takedown": Sleeper(_remove_column, before=_with_a_column),
     "repair beside a takedown": Sleeper(lambda place: repair(place.location), _without_masks),
 }
 

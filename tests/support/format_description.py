@@ -42,7 +42,9 @@ ANY_KEY = "<key>"
 """Key that stands for all keys of an object whose keys are data."""
 
 NULL_OR, ONE_OF = "<null or>", "<one of>"
-MAY_LACK = frozenset({"adding", "lineage", "most_redacted", "segmenter", "version_before"})
+MAY_LACK = frozenset(
+    {"adding", "applied", "applied_columns", "lineage", "most_redacted", "segmenter", "version_before"}
+)
 """Keys that a file contains only if there is a value."""
 
 

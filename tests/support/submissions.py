@@ -5,7 +5,6 @@ from typing import Any
 
 from segmint.catalogs.dataset.annotations.submissions import Submission, base_digest
 from segmint.catalogs.dataset.commits import CommitLog
-from segmint.catalogs.dataset.manifest import load_manifest
 from segmint.infra.storage.location import Location
 from segmint.operators.rows import Row
 from segmint.operators.schemas import MASKS_PER_IMAGE_LIMIT
@@ -62,7 +61,7 @@ def committed_row(dataset: Location, ordinal: int, per_shard: int = 3) -> Row:
     """The described row of an image; its masks have their `annotation_id`."""
     commit = CommitLog(dataset).latest(ordinal // per_shard)
     assert commit is not None
-    rows = read_committed_rows(dataset, commit, load_manifest(dataset).stages)
+    rows = read_committed_rows(dataset, commit)
     row = next(row for row in rows if row["ordinal"] == ordinal)
     masks = [
         {**mask, "annotation_id": row["id"] * MASKS_PER_IMAGE_LIMIT + mask_index(mask, place)}

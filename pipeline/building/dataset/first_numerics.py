@@ -40,7 +40,7 @@ def first_numerics(config: Config, weights: Path) -> Numerics:
     `stall_timeout`, if the node lacks a package that the bundled detectors need, or if a node lacks the kernels that
     `model.kernels` needs.
     """
-    return _with_detectors(config, _of_masks(config, weights))
+    return _with_detectors(config, numerics_of_masks(config, weights))
 
 
 def first_release_numerics(config: Config, segmenter_sha256: str) -> Numerics:
@@ -80,7 +80,8 @@ def require_gpu_for_bf16(config: Config) -> None:
         raise UsageError(f"model.{BF16_NEEDS_GPU}")
 
 
-def _of_masks(config: Config, weights: Path) -> Numerics:
+def numerics_of_masks(config: Config, weights: Path) -> Numerics:
+    """Resolve the numerics as in `first_numerics`, but without those of the detectors."""
     from segmint.infra.ray_session import joins_cluster
 
     digest = sha256_of(weights)

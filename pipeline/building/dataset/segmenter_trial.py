@@ -1,12 +1,14 @@
 """Trials of segmenters on a control image before a dataset is created, so that their bugs show at once."""
 
 import traceback
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from segmint.infra.errors import UsageError, last_line
 from segmint.operators.custom.load import StageSpec
 from segmint.operators.segmenter.segmenter import SegmenterSettings
-from segmint.pipeline.config.config import Config, SegmenterConfig, StageConfig
+from segmint.pipeline.config.config import Config, StageConfig
 from segmint.pipeline.config.stage_settings import segmenter_settings
 
 if TYPE_CHECKING:
@@ -31,40 +33,65 @@ def try_segmenters(config: Config) -> None:
     session = ray_session(config.resources.address, object_store_memory=config.resources.object_store_memory)
     with session as cluster:
         for each, spec in segmenters:
-            _try(each, spec, cluster, config.stall_timeout)
+            timeout_s, on_gpu = each.resources.timeout_s, each.resources.num_gpus > 0
+            adds, settings = isinstance(each, StageConfig), segmenter_settings(each)
+            problem = partial(_problem, spec, timeout_s, on_gpu, settings, adds)
+            title = f"the segmenter {each.stage}"
+            try_on_control(title, each.resources, timeout_s, problem, cluster, config.stall_timeout)
 
 
-def _try(segmenter: SegmenterConfig | StageConfig, spec: StageSpec, cluster: "Cluster", stall_timeout: float) -> None:
+def try_on_control(
+    title: str,
+    resources: Any,
+    timeout_s: float,
+    find_problem: Callable[[], str | None],
+    cluster: "Cluster",
+    stall_timeout: float,
+) -> None:
+    """Call `find_problem`, which tries a stage on a control image and returns a traceback or None, in a worker.
+
+    The worker has the `num_cpus` and `num_gpus` of `resources`. `title` names the stage in messages, and `timeout_s` is
+    its time limit per image. Raises `UsageError` if there is a problem, if the worker ends, or if none finishes within
+    `stall_timeout`.
+    """
     import ray
     import ray.exceptions
 
     from segmint.infra.ray_session import observe_growth
 
-    resources = segmenter.resources
-    failed = f"the segmenter {segmenter.stage} failed on a control image of 256 x 192 pixels"
+    failed = f"{title} failed on a control image of 256 x 192 pixels"
     most = cluster if cluster.local else observe_growth().grown or cluster
     for name, wanted, found in (("CPUs", resources.num_cpus, most.cpus), ("GPUs", resources.num_gpus, most.gpus)):
         if wanted > found:
-            raise UsageError(
-                f"an actor of the segmenter {segmenter.stage} needs {wanted:g} {name}, but the cluster has {found:g}"
-            )
-    task = ray.remote(num_cpus=resources.num_cpus, num_gpus=resources.num_gpus, max_retries=0)(_problem)
-    adds = isinstance(segmenter, StageConfig)
-    settings = segmenter_settings(segmenter)
+            raise UsageError(f"an actor of {title} needs {wanted:g} {name}, but the cluster has {found:g}")
+    task = ray.remote(num_cpus=resources.num_cpus, num_gpus=resources.num_gpus, max_retries=0)(_call)
     try:
-        problem = ray.get(
-            task.remote(spec, resources.timeout_s, resources.num_gpus > 0, settings, adds), timeout=stall_timeout
-        )
+        problem = ray.get(task.remote(find_problem), timeout=stall_timeout)
     except ray.exceptions.GetTimeoutError as error:
         limit = f"stall_timeout = {stall_timeout:g} seconds"
         raise UsageError(f"{failed}: no worker with its resources finished within {limit}") from error
     except ray.exceptions.RayError as error:
-        limit = f"its resources.timeout_s = {resources.timeout_s:g} seconds"
+        limit = f"its resources.timeout_s = {timeout_s:g} seconds"
         raise UsageError(
             f"{failed}: it ended its worker, or it took longer than {limit} ({last_line(error)})"
         ) from error
     if problem is not None:
         raise UsageError(f"{failed}:\n{problem}")
+
+
+def _call(find_problem: Callable[[], str | None]) -> str | None:
+    return find_problem()
+
+
+def problem_on(make_worker: Callable[[], Any], controls: Iterable[Any]) -> str | None:
+    """Make a worker that tries a single row, and run it on control images. Return the error's traceback, or None."""
+    try:
+        worker = make_worker()
+        if all(map(worker.has_memory_for, controls)):
+            return None
+    except Exception:  # noqa: BLE001 - any bug of the stage is shown
+        return traceback.format_exc()
+    return "its memory ran out"
 
 
 def _problem(spec: StageSpec, timeout_s: float, on_gpu: bool, settings: SegmenterSettings, adds: bool) -> str | None:
@@ -75,13 +102,7 @@ def _problem(spec: StageSpec, timeout_s: float, on_gpu: bool, settings: Segmente
     """
     from segmint.operators.segmenter.segmenter import SegmenterAlone, control_rows
 
-    try:
-        alone = SegmenterAlone(spec, 1, timeout_s, None, on_gpu, settings)
-        tables = [control_rows(adds=adds)]
-        if spec.wants_prompts:
-            tables.append(control_rows(adds=adds, phrase="disc"))
-        if all(map(alone.has_memory_for, tables)):
-            return None
-    except Exception:  # noqa: BLE001 - any bug of the segmenter is shown
-        return traceback.format_exc()
-    return "its memory ran out"
+    controls = [control_rows(adds=adds)]
+    if spec.wants_prompts:
+        controls.append(control_rows(adds=adds, phrase="disc"))
+    return problem_on(partial(SegmenterAlone, spec, 1, timeout_s, None, on_gpu, settings), controls)

@@ -100,33 +100,41 @@ def custom_pools(config: Config, dataset: BuildDataset) -> tuple[tuple[CustomPoo
     specs = config.load_stages()
     for number, (each, spec) in enumerate(zip(config.stages, specs, strict=False), start=1):
         _check_version(dataset, spec, begun.get(spec.name, {}).get("version"))
-        pool = pool_of(each.resources, 1, 1, each.resources.num_gpus)
-        arguments = (number, spec, each.after, pool, _batch_size(each), each.resources.timeout_s)
         if spec.masks:
             settings = segmenter_settings(each, artifact_iou=artifact_iou(config, dataset.manifest))
-            pools.append(SegmenterPool(*arguments, settings=settings))
+            pools.append(segmenter_pool(number, spec, each, settings, each.after))
         else:
-            pools.append(CustomPool(*arguments))
+            pools.append(custom_pool(number, spec, each))
     segmenter = config.segmenter
     if segmenter is None:
         return tuple(pools), None
     spec = specs[-1]
     _check_version(dataset, spec, dataset.manifest.config.get("segmenter", {}).get("version"))
     numerics = None if config.allow_mixed_numerics else dataset.numerics
-    makes_masks = SegmenterPool(
-        number=len(specs),
-        spec=spec,
-        after="prepare",
-        pool=pool_of(segmenter.resources, 1, 1, segmenter.resources.num_gpus),
-        batch_size=_batch_size(segmenter),
-        timeout_s=segmenter.resources.timeout_s,
-        settings=segmenter_settings(segmenter, numerics),
-    )
-    return tuple(pools), makes_masks
+    return tuple(pools), segmenter_pool(len(specs), spec, segmenter, segmenter_settings(segmenter, numerics))
 
 
-def _batch_size(stage: StageConfig | SegmenterConfig) -> int | None:
-    return None if stage.batch_size == "auto" else stage.batch_size
+def custom_pool(number: int, spec: StageSpec, stage: StageConfig) -> CustomPool:
+    """Return the pool of a custom stage that makes no masks."""
+    return CustomPool(*_own_pool(number, spec, stage, stage.after))
+
+
+def segmenter_pool(
+    number: int,
+    spec: StageSpec,
+    segmenter: StageConfig | SegmenterConfig,
+    settings: SegmenterSettings,
+    after: Position = "prepare",
+) -> SegmenterPool:
+    """Return the pool of a segmenter, or of a stage that adds masks, which has its smallest size."""
+    return SegmenterPool(*_own_pool(number, spec, segmenter, after), settings=settings)
+
+
+def _own_pool(number: int, spec: StageSpec, stage: StageConfig | SegmenterConfig, after: Position) -> tuple[Any, ...]:
+    """Return the fields of a `CustomPool`."""
+    resources = stage.resources
+    pool = pool_of(resources, 1, 1, resources.num_gpus)
+    return number, spec, after, pool, None if stage.batch_size == "auto" else stage.batch_size, resources.timeout_s
 
 
 def _check_version(dataset: BuildDataset, spec: StageSpec, version: str | None) -> None:

@@ -37,20 +37,12 @@ from segmint.pipeline.building.execution.row_source import RowSource, count_rows
 from segmint.pipeline.building.execution.stages import Stages
 from segmint.pipeline.building.execution.trials import (
     ControlFailedError,
-    NodeDiedError,
     StageFailedError,
     Trial,
     UndecidedError,
     apply_alone,
     prepare_alone,
 )
-
-DEATHS = 2
-"""Number of deaths in trials after which a suspect is rejected."""
-
-TRIES = 4
-"""Maximum number of trials of a suspect after one window. If a trial's node dies, the trial doesn't count as a
-death."""
 
 FAULTY_ATTEMPTS = 3
 """Number of faulty attempts after which a row gets a trial."""
@@ -350,18 +342,7 @@ class Quarantine:
             custom = self.stages.own[number - 1]
             row, control, _ = self._through(prepared, number)
             trial = Trial(custom.alone(), custom.arguments(None), custom.pool, custom.timeout_s, row, control, *start)
-        deaths = 0
-        for _ in range(TRIES):
-            try:
-                reason = trial.run()
-            except NodeDiedError:
-                continue
-            if reason is None:
-                return None
-            deaths += 1
-            if deaths == DEATHS:
-                return RejectedError(reason, _detail(reason, self._stage_name(number), trial.timeout_s))
-        raise UndecidedError(f"row {ordinal} killed its worker, and too many nodes died during its trials")
+        return trial.judge(ordinal, self._stage_name(number))
 
     def _through(self, prepared: Any, until: int = 0) -> tuple[Any, Any, Row]:
         """Run a prepared row and the control image through all stages in a fresh worker.
@@ -410,16 +391,6 @@ class Quarantine:
         task = ray.remote(num_cpus=cpus, num_returns=2, max_retries=3, **where)(prepare_alone)
         prepared, verdicts = task.remote(self.stages.prepare_call, rows)
         return prepared, _wait_for(verdicts, self._start_timeout_s, ControlFailedError)
-
-
-def _detail(reason: Reason, stage: str, timeout_s: float) -> str:
-    limit = "resources.segment.timeout_s" if stage == "segment" else "its resources.timeout_s"
-    deeds = {
-        Reason.TIMED_OUT: f"takes longer than {limit} = {timeout_s:g} s",
-        Reason.OUT_OF_MEMORY: "takes more memory than its worker had",
-        Reason.KILLED_WORKER: f"ends the process {'that segments it' if stage == 'segment' else f'of {stage}'}",
-    }
-    return f"{deeds[reason]}, {DEATHS} times alone and each time right after a control image came through"
 
 
 def _wait_for(reference: Any, timeout_s: float, late: type[UndecidedError]) -> Any:

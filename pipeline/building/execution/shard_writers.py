@@ -8,11 +8,10 @@ import ray
 
 from segmint.catalogs.shard_ranges import ShardSpan
 from segmint.infra.errors import SegmintError
-from segmint.operators.shards.write import ShardResult, ShardTask, write_shard
+from segmint.operators.shards.write import write_shard
 
-ShardWriter = Callable[..., ShardResult]
-"""Function that writes one shard: `segmint.operators.shards.write.write_shard`, or a function with the same
-arguments."""
+ShardWriter = Callable[..., Any]
+"""Function that writes one shard from a task and slices of blocks, as `segmint.operators.shards.write.write_shard`."""
 
 LOOK_S = 5.0
 """Seconds between checks while waiting for a writer. Also the grace period for writers if a window ends early."""
@@ -76,7 +75,7 @@ class ShardWriters:
         self._remote: Callable[..., Any] = ray.remote(num_cpus=1, max_retries=3)(write).remote
         self._in_flight: list[Any] = []
 
-    def submit(self, task: ShardTask, cuts: list[BlockSlice]) -> Iterator[ShardResult]:
+    def submit(self, task: Any, cuts: list[BlockSlice]) -> Iterator[Any]:
         """Start a shard's writer once fewer than `limit` are running. Yield the results that arrive in the meantime."""
         yield from self._finished()
         while len(self._in_flight) >= self._limit:
@@ -85,7 +84,7 @@ class ShardWriters:
             self._remote(task, [(cut.start, cut.stop) for cut in cuts], *[cut.block for cut in cuts])
         )
 
-    def drain(self) -> Iterator[ShardResult]:
+    def drain(self) -> Iterator[Any]:
         """Wait for all running writers and yield their results."""
         while self._in_flight:
             yield self._next()
@@ -102,16 +101,15 @@ class ShardWriters:
                 ray.cancel(writer)
             self._in_flight = []
 
-    def _finished(self) -> Iterator[ShardResult]:
+    def _finished(self) -> Iterator[Any]:
         if self._in_flight:
             done, self._in_flight = ray.wait(self._in_flight, num_returns=len(self._in_flight), timeout=0)
             yield from ray.get(done)
 
-    def _next(self) -> ShardResult:
+    def _next(self) -> Any:
         done: list[Any] = []
         while not done:
             done, self._in_flight = ray.wait(self._in_flight, num_returns=1, timeout=LOOK_S)
             if not done:
                 self._check()
-        result: ShardResult = ray.get(done[0])
-        return result
+        return ray.get(done[0])

@@ -348,7 +348,8 @@ def _fit(config: Config, dataset: BuildDataset, cluster: Cluster, *, grows: bool
     if gpus_each:
         devices = _gpu_actors(gpus_each, share, detectors, cluster)
     elif segmenter is None:
-        devices = _cpu_actors(dataset, cluster)
+        weights_bytes = dataset.sam_weights().stat().st_size
+        devices = cpu_actors(cluster, dataset.numerics.threads, weights_bytes, dataset.rows)
     segment = pool_of(_masks_pool(config), 1 if grows else devices, devices, gpus_each)
     rows_per_block = min(_rows_per_block(config, on_gpu=on_gpu), max(1, -(-dataset.rows // (2 * segment.largest))))
     threads = HostThreads.of(dataset.numerics.device, segment.num_cpus, config.model.images_per_batch)
@@ -432,15 +433,15 @@ def lay_out_again(config: Config, dataset: BuildDataset, cluster: Cluster, stage
         return stages
 
 
-def _cpu_actors(dataset: BuildDataset, cluster: Cluster) -> int:
+def cpu_actors(cluster: Cluster, threads: int, weights_bytes: int, rows: int) -> int:
     """Return the number of segment actors on CPUs: one per machine of a cluster, or as many as fit on a single machine.
 
-    With a local Ray instance, the number of actors never exceeds the number of rows in the dataset.
+    `threads` is the number of threads per actor. With a local Ray instance, the number of actors never exceeds `rows`.
     """
     if not cluster.local:
         return max(1, cluster.nodes)
-    by_cores = max(1, cluster.cores // dataset.numerics.threads)
-    return min(by_cores, actors_that_fit(by_cores, dataset.sam_weights().stat().st_size), max(1, dataset.rows))
+    by_cores = max(1, cluster.cores // threads)
+    return min(by_cores, actors_that_fit(by_cores, weights_bytes), max(1, rows))
 
 
 def _masks_pool(config: Config) -> SegmentPoolConfig | SegmenterPoolConfig:

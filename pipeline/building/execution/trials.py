@@ -10,13 +10,20 @@ import ray
 import ray.exceptions
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from segmint.catalogs.reasons import Reason
+from segmint.catalogs.reasons import Reason, RejectedError
 from segmint.infra.errors import SegmintError, last_line
 from segmint.operators.prepare.prepare import Prepare
 from segmint.operators.rows import Row
 from segmint.operators.schemas import VERDICT
 from segmint.operators.segment.segment_alone import control_table
 from segmint.pipeline.building.execution.pools import ActorPool
+
+DEATHS = 2
+"""Number of deaths in trials after which a suspect is rejected."""
+
+TRIES = 4
+"""Maximum number of trials of a suspect after one window. If a trial's node dies, the trial doesn't count as a
+death."""
 
 PROBE_S = 60.0
 """Time limit in seconds for a node to prove that it is alive."""
@@ -50,6 +57,24 @@ class Trial:
     control: Any
     gpu_kind: str | None  # Ray's name for the GPUs to use
     start_timeout_s: float  # time limit until the worker is ready
+
+    def judge(self, ordinal: int, stage: str) -> RejectedError | None:
+        """Try the row until there is a verdict: `DEATHS` deaths reject it, and None means that it passed.
+
+        `stage` is the name of the worker's stage. Raises `UndecidedError` if there is no verdict.
+        """
+        deaths = 0
+        for _ in range(TRIES):
+            try:
+                reason = self.run()
+            except NodeDiedError:
+                continue
+            if reason is None:
+                return None
+            deaths += 1
+            if deaths == DEATHS:
+                return RejectedError(reason, _detail(reason, stage, self.timeout_s))
+        raise UndecidedError(f"row {ordinal} killed its worker, and too many nodes died during its trials")
 
     def run(self) -> Reason | None:
         """Try the row. Return the reason why its worker dies, or None if the worker survives.
@@ -102,6 +127,16 @@ class Trial:
         except ray.exceptions.RayError as error:
             raise ControlFailedError(f"{advice} ({last_line(error)})") from error
         raise ControlFailedError(f"{advice} (its memory ran out)")
+
+
+def _detail(reason: Reason, stage: str, timeout_s: float) -> str:
+    limit = "resources.segment.timeout_s" if stage == "segment" else "its resources.timeout_s"
+    deeds = {
+        Reason.TIMED_OUT: f"takes longer than {limit} = {timeout_s:g} s",
+        Reason.OUT_OF_MEMORY: "takes more memory than its worker had",
+        Reason.KILLED_WORKER: f"ends the process {'that segments it' if stage == 'segment' else f'of {stage}'}",
+    }
+    return f"{deeds[reason]}, {DEATHS} times alone and each time right after a control image came through"
 
 
 def apply_alone(

@@ -300,7 +300,7 @@ def _settings(pinned: LatestManifest, findings: FindingCollector) -> FileSetting
     """Return the manifest's settings for files. If the configuration is invalid, add a finding."""
     config, stages, version = pinned.manifest.config, pinned.manifest.stages, pinned.manifest.schema_version
     try:
-        limits, artifacts = _of_masks(config)
+        limits, artifacts = _of_masks(config, frozenset(pinned.manifest.applied))
         release = ReleaseConfig.model_validate(config.get("release"))
     except ValidationError as error:
         found = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
@@ -311,13 +311,18 @@ def _settings(pinned: LatestManifest, findings: FindingCollector) -> FileSetting
     return FileSettings(limits, artifacts, release.format == "images", release.jpeg_quality, stages, version)
 
 
-def _of_masks(config: Mapping[str, Any]) -> tuple[MaskLimits, RedactionArtifacts]:
-    """Return the limits of a build's masks. Raises `ValidationError` if the configuration is invalid."""
+def _of_masks(config: Mapping[str, Any], applied: frozenset[str]) -> tuple[MaskLimits, RedactionArtifacts]:
+    """Return the limits of a build's masks. `applied` contains the segmenters that `segmint apply` ran later.
+
+    Raises `ValidationError` if the configuration is invalid.
+    """
     if "segmenter" in config:
         filters = MaskFilters.model_validate(config["segmenter"].get("filters"))
-        return MaskLimits(0.0, 0.0, by_segmenter=True), RedactionArtifacts(filters.drop_redaction_artifacts)
+        limits = MaskLimits(0.0, 0.0, by_segmenter=True, applied=applied)
+        return limits, RedactionArtifacts(filters.drop_redaction_artifacts)
     masks = MasksConfig.model_validate(config.get("masks"))
-    limits = MaskLimits(masks.pred_iou_thresh, masks.stability_score_thresh, adding=adding_models(config))
+    adding = adding_models(config) | applied
+    limits = MaskLimits(masks.pred_iou_thresh, masks.stability_score_thresh, adding=adding, applied=applied)
     return limits, RedactionArtifacts(masks.artifact_iou)
 
 
@@ -426,6 +431,10 @@ def _compare(
     for key in sorted(one):
         if one[key] != other[key]:
             yield place.finding(Code.BAD_MANIFEST, f"{key} {one[key]!r}, as in {before}", repr(other[key]))
+    for number, column in enumerate(earlier.applied_columns):
+        now = later.applied_columns[number : number + 1]
+        if now not in ((column,), (column.model_copy(update={"removed": True}),)):
+            yield place.finding(Code.BAD_MANIFEST, f"the applied column {column.name}, as in {before}", now)
     spans = [[(part.first_shard, part.rows) for part in manifest.catalog] for manifest in (earlier, later)]
     if spans[1][: len(spans[0])] != spans[0]:
         expected = f"parts that continue the (first shard, rows) of {before}: {spans[0]}"

@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from segmint.catalogs.dataset.annotations.assignments import merged_assignment
 from segmint.catalogs.dataset.commits import Commit
+from segmint.catalogs.dataset.handle import DatasetHandle
 from segmint.catalogs.dataset.tombstones import BLANK, NO_NAMES, RemovedNames, read_tombstones, removed_images
 from segmint.catalogs.findings import Code, Finding, FindingCollector, FindingLocation, Findings
 from segmint.catalogs.layout import SCHEMA_VERSION, DamagedDatasetError
@@ -39,7 +40,7 @@ from segmint.operators.decoding import JpegDecoder
 from segmint.operators.rows import Row
 from segmint.operators.schemas import SCHEMAS
 from segmint.operators.segment.artifacts import RedactionArtifacts
-from segmint.operators.shards.committed_rows import read_table
+from segmint.operators.shards.committed_rows import read_table, stage_columns
 from segmint.pipeline.quality.audit.content import ShardContent, ShardContentCheck
 from segmint.pipeline.quality.audit.result import CheckedCounts
 
@@ -168,7 +169,10 @@ class ShardAudit:
             self._findings.add(place.finding(Code.FILE_DIGEST, f"SHA-256 {entry.sha256}", digest))
             return None
         try:
-            table = read_table(data, kind, self._settings.stages)
+            table = read_table(data, kind)
+            settings = self._settings
+            handle = DatasetHandle(location=self._dataset, with_images=settings.with_images, stages=settings.stages)
+            stage_columns(handle, {kind: table})
             for name in ("height", "width") if kind == "images" else ():
                 if table.column(name).null_count:
                     raise DamagedDatasetError(f"an image without {name}")

@@ -1,7 +1,7 @@
 """Dataset description `croissant.json` (MLCommons Croissant 1.1): hashed files, columns, lineage, and conditions."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -79,11 +79,12 @@ def croissant_json(facts: Facts, root: str) -> bytes:
     manifest, version = facts.manifest, facts.version
     if manifest is None or version is None:
         raise ValueError("hashes come from commits, and this dataset has none")
-    schemas = shard_schemas(manifest.stages, manifest.schema_version)
+    schemas = shard_schemas(manifest.columns, manifest.schema_version)
     maker = SAM if facts.build is None else facts.build.maker
     terms = facts.build.model if facts.build is not None else ModelTerms()
     models = [_model(manifest.weights.name, manifest.weights.sha256, terms)]
     models += [_model(name, None, each) for name, each in manifest.adding.items()]
+    models += [_model(each.name, sha256, each.model) for sha256, each in manifest.applied.items()]
     trained = f", round {manifest.round}" if manifest.round else ""
     adding = () if facts.build is None else facts.build.adding
     value = {
@@ -97,7 +98,7 @@ def croissant_json(facts: Facts, root: str) -> bytes:
             + "".join(f" The {segmenter} added masks." for segmenter in adding)
         ),
         "license": [license_url(license) or license for license, _ in facts.licenses if license] or ["unknown"],
-        "usageInfo": [*_conditions(facts), *_model_conditions([terms, *manifest.adding.values()])],
+        "usageInfo": [*_conditions(facts), *_model_conditions(manifest, terms)],
         "prov:wasDerivedFrom": [
             _entity("prov:Entity", f"Catalog of {part.rows:,} rows", part.source_sha256) for part in manifest.catalog
         ],
@@ -144,8 +145,9 @@ def _conditions(facts: Facts) -> Iterator[dict[str, Any]]:
             yield offer
 
 
-def _model_conditions(models: Iterable[ModelTerms]) -> Iterator[dict[str, Any]]:
-    for model in models:
+def _model_conditions(manifest: DatasetManifest, terms: ModelTerms) -> Iterator[dict[str, Any]]:
+    applied = [segmenter.model for segmenter in manifest.applied.values()]
+    for model in (terms, *manifest.adding.values(), *applied):
         if model.terms is not None:
             yield {"@type": "CreativeWork", "name": "Terms of a model that made masks", "text": model.terms}
 

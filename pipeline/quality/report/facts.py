@@ -113,7 +113,13 @@ class BuildFacts:
     @property
     def model_license(self) -> str:
         """License and terms of the model for a sentence."""
-        return _license_of(self.model)
+        return terms_of(self.model)
+
+
+def terms_of(model: ModelTerms) -> str:
+    """Return a model's license and terms for a sentence."""
+    license = model.license or "not stated"
+    return license if model.terms is None else f"{license}; terms: {model.terms}"
 
 
 @dataclass(frozen=True)
@@ -216,7 +222,9 @@ def _build(manifest: DatasetManifest) -> BuildFacts:
     for name, stage in manifest.config.get("stages", {}).items():
         if "filters" in stage:
             terms = manifest.adding.get(name, ModelTerms())
-            adding.append(f"{_describe_segmenter(stage)}, license of its model: {_license_of(terms)}")
+            adding.append(f"{_describe_segmenter(stage)}, license of its model: {terms_of(terms)}")
+    for applied in manifest.applied.values():
+        adding.append(f"segmenter {applied.name}, license of its model: {terms_of(applied.model)}")
     allowed, respects = license.get("allow"), license.get("respect_opt_out")
     return BuildFacts(
         allowed=tuple(each for each in allowed if isinstance(each, str)) if isinstance(allowed, list) else (),
@@ -236,11 +244,6 @@ def _build(manifest: DatasetManifest) -> BuildFacts:
         adding=tuple(adding),
         respects_opt_out=respects if isinstance(respects, bool) else None,
     )
-
-
-def _license_of(model: ModelTerms) -> str:
-    license = model.license or "not stated"
-    return license if model.terms is None else f"{license}; terms: {model.terms}"
 
 
 def _describe_segmenter(segmenter: Mapping[str, Any]) -> str:

@@ -30,6 +30,8 @@ _SETTINGS = (
     "policy_date",
     "published",
     "stages",
+    "applied",
+    "applied_columns",
     "name",
 )
 

@@ -131,7 +131,7 @@ def test_repair_names_the_labels_that_are_lost_with_their_table(place: DatasetPa
     assert commit is not None
     (place.location / commit.file("masks").path).put(b"damaged")
     (said,) = repair(place.location).not_repaired.values()
-    assert said.endswith("with --config. A build can't restore labels that `segmint label` set.")
+    assert said.endswith("with --config. A build can't restore what `segmint label` and `segmint apply` set.")
 
 
 class Unstartable(ShadeLabels):

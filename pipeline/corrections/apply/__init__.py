@@ -1,0 +1,1 @@
+"""`segmint apply`: run a segmenter or a stage over the committed images of a finished dataset."""
