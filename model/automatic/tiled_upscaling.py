@@ -22,7 +22,7 @@ from torch import Tensor
 
 from segmint.model.automatic import mask_tiles
 from segmint.model.automatic.boxes import Box
-from segmint.model.automatic.candidates import MaskPatch, RunPatch
+from segmint.model.automatic.candidates import MaskPatch
 from segmint.model.automatic.filters import stable_of_counts
 from segmint.model.automatic.mask_tiles import Strip, Taps, taps_of
 from segmint.model.automatic.upscaling import BorderUpscaling, BoxedUpscaling, StableMasks, Upscaling, suits
@@ -118,7 +118,7 @@ class TiledUpscaling:
                 before = (strip.x - sketches[mask].box[0]) * (strip.height + 1)
                 found[mask].append(runs - strip.start + before)
         return [
-            RunPatch((x0, y0), (y1 - y0 + 1, x1 - x0 + 1), np.concatenate(runs))
+            MaskPatch((x0, y0), (y1 - y0 + 1, x1 - x0 + 1), np.concatenate(runs))
             for (x0, y0, x1, y1), runs in zip((sketch.box for sketch in sketches), found, strict=True)
         ]
 

@@ -90,8 +90,8 @@ BUILD_MUTANTS = (
     Mutant(
         "clean-up takes holes of the limit",
         "model/automatic/cleanup.py",
-        "small = areas < min_area",
-        "small = areas <= min_area",
+        "small = areas < min_area\n    holes",
+        "small = areas <= min_area\n    holes",
         "tests/model/automatic/test_cleanup.py",
     ),
     Mutant(
@@ -144,10 +144,31 @@ BUILD_MUTANTS = (
         "tests/model/automatic/test_upscaling.py",
     ),
     Mutant(
+        "runs that touch at a corner are apart",
+        "model/automatic/cleanup.py",
+        'runs.ends, runs.starts - stride, side="left")',
+        'runs.ends, runs.starts - stride, side="right")',
+        "tests/model/automatic/test_cleanup.py",
+    ),
+    Mutant(
+        "components are joined only once",
+        "model/automatic/cleanup.py",
+        "    while one.size:\n",
+        "    if one.size:\n",
+        "tests/model/automatic/test_cleanup.py",
+    ),
+    Mutant(
+        "the largest island is the first column's",
+        "model/automatic/cleanup.py",
+        "square = row // 2 * width + (column + first) // 2",
+        "square = (column + first) // 2 * height + row // 2",
+        "tests/model/automatic/test_cleanup.py",
+    ),
+    Mutant(
         "clean-up in too small a window",
         "model/automatic/cleanup.py",
-        "across, down = -(-min_area // height), -(-min_area // width)",
-        "across, down = 1, 1",
+        "margin = -(-min_area // height)",
+        "margin = 1",
         "tests/model/automatic/test_cleanup.py",
     ),
     Mutant(
@@ -427,8 +448,8 @@ BUILD_MUTANTS = (
     Mutant(
         "a filled hole counts as an island",
         "model/automatic/cleanup.py",
-        "return CleanedMask(kept, holes, islands)",
-        "return CleanedMask(kept, islands, holes)",
+        "return CleanedPatch(_packed(_Runs(mask.starts[stays], mask.ends[stays]), first, height), holes, islands)",
+        "return CleanedPatch(_packed(_Runs(mask.starts[stays], mask.ends[stays]), first, height), islands, holes)",
         "tests/model/automatic/test_cleanup.py",
     ),
     Mutant(
