@@ -5,6 +5,7 @@ import hashlib
 import os
 import platform
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,6 +27,11 @@ _GPU_FILES = ("nvidia[0-9]*", "dxg", "kfd")  # device files of the NVIDIA driver
 
 BF16_NEEDS_GPU = "precision bf16 needs a GPU: on a CPU, use precision fp32 or auto"
 """Error message for bf16 on a CPU."""
+
+
+capture_lock = threading.RLock()
+"""Lock of the thread that captures a CUDA graph. A process can only capture one graph at a time. Meanwhile, another
+thread must not synchronize the device, because this would invalidate the capture."""
 
 
 @dataclass(frozen=True)
@@ -328,7 +334,8 @@ def device_failure(device: str) -> str | None:
     import torch
 
     try:
-        torch.cuda.synchronize(device)
+        with capture_lock:
+            torch.cuda.synchronize(device)
     except RuntimeError as error:
         return str(error).partition("\n")[0]
     return None

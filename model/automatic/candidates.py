@@ -64,7 +64,8 @@ class MaskPatch:
         """Return `changes` as positions x * stride + y in the frame, (2 R,). `stride` is the frame's height or more."""
         (x, y), (height, _) = self.corner, self.shape
         column, pixel = np.divmod(self.changes, height + 1)
-        return (column + x) * stride + (pixel + y)
+        positions: NDArray[np.int64] = (column + x) * stride + (pixel + y)
+        return positions
 
     def encode(self, frame_size: tuple[int, int]) -> Rle:
         """Encode the mask in a frame of (height, width). Raises ValueError if the window exceeds the frame."""
