@@ -103,7 +103,7 @@ KERNEL_TOLERANCE = 0.1
 
 LARGEST_TOLERANCE = 0.25
 """Maximum of the largest difference, relative to the largest of torch's results. It detects a few wrong values, which
-hardly change the norm. LARGEST_MEASURED"""
+hardly change the norm. Rounding to bf16 causes about 0.01."""
 
 
 def check_kernels(sam: Sam, plan: DecodePlan, points: Tensor, threshold: float, found: DecodedChunk) -> None:

@@ -94,7 +94,7 @@ def test_masks_are_drawn_in_the_order_asked_for_whatever_fits_at_once(monkeypatc
     tiled = TiledUpscaling(embedding_of(*size), SAM1)
     sketches = [sketch for seed in (3, 4) for sketch in tiled.stable_masks(blobs(seed, 5, seed), 1.0, 0).sketches]
     sketches.reverse()
-    low = torch.stack([sketch.logits for sketch in sketches])
+    low = torch.stack([sketch.chunk[sketch.index] for sketch in sketches])
     expected = (interpolate(low, tiled._rows, tiled._columns) > 0).numpy()
 
     assert np.array_equal(in_full(tiled.draw(sketches), size), expected)

@@ -282,7 +282,7 @@ def test_weights_of_an_images_crops_are_computed_in_another_thread(
     found = DeviceCrops(predictor, CROPS)
     stream = ImageStream(predictor, CROPS, 1, found, CopyStream(torch.device("cpu")))
     image, original = np.zeros((91, 133, 3), np.uint8), np.zeros((187, 270, 3), np.uint8)
-    assert stream._pull(iter([(image, original)]), lambda: lambda _: None) is False
+    stream._pull(iter([(image, original)]), lambda: lambda _: None)
     found._ahead.shutdown(wait=True)
     prepared = len(threads)
     for crop in placed_crops((91, 133), CROPS):
