@@ -5,7 +5,6 @@ import hashlib
 import os
 import platform
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +19,9 @@ if TYPE_CHECKING:
 
 Precision = Literal["fp32", "bf16"]
 
+DecoderPrecision = Literal["", "fp16"]
+"""Precision of the mask decoder, or "" for the same precision as that of the image encoder."""
+
 _MKL_MODE = "MKL_CBWR"
 """Variable with MKL's mode of conditional reproducibility, and the mode in which addresses don't matter."""
 
@@ -27,11 +29,6 @@ _GPU_FILES = ("nvidia[0-9]*", "dxg", "kfd")  # device files of the NVIDIA driver
 
 BF16_NEEDS_GPU = "precision bf16 needs a GPU: on a CPU, use precision fp32 or auto"
 """Error message for bf16 on a CPU."""
-
-
-capture_lock = threading.RLock()
-"""Lock of the thread that captures a CUDA graph. A process can only capture one graph at a time. Meanwhile, another
-thread must not synchronize the device, because this would invalidate the capture."""
 
 
 @dataclass(frozen=True)
@@ -328,14 +325,16 @@ def kind_here(device: str) -> str:
 
 
 def device_failure(device: str) -> str | None:
-    """Return the error that made the GPU unusable for this process, or None. After a fault, every call reports it."""
+    """Return the error that made the GPU unusable for this process, or None. After a fault, every call reports it.
+
+    This synchronizes the device, so no thread of this process may capture a CUDA graph meanwhile.
+    """
     if not device.startswith("cuda"):
         return None
     import torch
 
     try:
-        with capture_lock:
-            torch.cuda.synchronize(device)
+        torch.cuda.synchronize(device)
     except RuntimeError as error:
         return str(error).partition("\n")[0]
     return None

@@ -17,9 +17,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from segmint.infra.device import capture_lock
-
 Output = TypeVar("Output")
+
+capture_lock = threading.RLock()
+"""Lock of the thread that captures a CUDA graph. A process can only capture one graph at a time. Meanwhile, another
+thread must not synchronize the device, because this would invalidate the capture."""
 
 _ready = {os.getpid()}
 """Processes whose threads work: the one that imported this module, and forked ones that `inference` has set up."""

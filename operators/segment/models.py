@@ -5,14 +5,13 @@ from pathlib import Path
 
 import torch
 
-from segmint.infra.device import Compute, apply_compute
+from segmint.infra.device import Compute, DecoderPrecision, apply_compute
 from segmint.infra.errors import UsageError
 from segmint.infra.log import get_logger
 from segmint.model.kernels.cpu.library import Kernels, reason, usable_kernels
 from segmint.model.sam.image_encoder_tinyvit import ImageEncoderTinyViT
 from segmint.model.sam.load import SamWeightsError, load_sam
 from segmint.model.sam.sam import Sam
-from segmint.operators.segment.numerics import DecoderPrecision
 
 
 def cpu_kernels(device_type: str) -> Kernels | None:

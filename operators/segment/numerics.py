@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from typing import Any, Literal
 
 from segmint.catalogs.layout import fingerprint
-from segmint.infra.device import Compute, Precision, cpu_bits, device_kind, fix_products
+from segmint.infra.device import Compute, DecoderPrecision, Precision, cpu_bits, device_kind, fix_products
 from segmint.infra.errors import UsageError
 from segmint.infra.version import BITS_VERSION, VERSION, installed_version
 from segmint.model.automatic.settings import small_chunk
@@ -20,9 +20,6 @@ GPU_ONLY = frozenset({"cuda", "cudnn", "triton", "attention", "chunks"})
 
 DETECTORS_ONLY = frozenset({"detectors"})
 """Fields that are recorded only if detectors run on a GPU, whatever the model's device is."""
-
-DecoderPrecision = Literal["", "fp16"]
-"""Precision of the mask decoder, or "" for the same precision as that of the image encoder."""
 
 OWN_DECODER_ONLY = frozenset({"decoder_precision"})
 """Fields that are recorded only if the decoder's precision isn't that of the image encoder."""

@@ -394,12 +394,15 @@ class Segment:
             raise
 
     def _end_if_unfit(self, ordinal: int, entry: "BlockEntry", error: BaseException, *, owns_device: bool) -> None:
+        from segmint.model.device import capture_lock
+
         if is_out_of_memory(error):
             os._exit(1)  # this process is now unreliable, and the ledger lists its rows
         # Querying the device disturbs the thread that owns it; CUDA errors are RuntimeErrors.
         if not owns_device and not isinstance(error, RuntimeError):
             return
-        failure = device_failure(self._device)
+        with capture_lock:
+            failure = device_failure(self._device)
         if failure is None:
             return
         try:

@@ -8,7 +8,6 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from segmint.infra.device import device_failure
 from segmint.model.device import CapturedGraph, CaptureError, PerThread
 from tests.support.pretended_cuda import PretendedCuda
 
@@ -56,21 +55,6 @@ def test_threads_capture_one_after_another() -> None:
 
         with ThreadPoolExecutor(4) as pool:
             assert list(pool.map(capture, range(8))) == [True] * 8
-
-
-def test_no_thread_waits_for_the_device_during_a_capture() -> None:
-    failures: list[str | None] = []
-    asking = threading.Thread(target=lambda: failures.append(device_failure("cuda")))
-
-    def captured() -> None:
-        if torch.cuda.is_current_stream_capturing():
-            asking.start()
-            asking.join(0.2)
-
-    with PretendedCuda():
-        assert CapturedGraph(captured, torch.device("cuda", 0), must_capture=True).is_graph
-        asking.join()
-    assert failures == [None]
 
 
 def test_on_a_cpu_the_function_is_called() -> None:

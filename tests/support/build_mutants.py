@@ -222,10 +222,10 @@ BUILD_MUTANTS = (
     ),
     Mutant(
         "a thread waits for the device during a capture",
-        "infra/device.py",
-        "        with capture_lock:\n            torch.cuda.synchronize(device)",
-        "        torch.cuda.synchronize(device)",
-        "tests/model/test_graphs.py",
+        "operators/segment/segment.py",
+        "        with capture_lock:\n            failure",
+        "        if True:\n            failure",
+        "tests/operators/segment/test_numerics.py",
     ),
     Mutant(
         "builds replace failing kernels of masks",

@@ -1,12 +1,14 @@
 """Numerics: equal ones agree, and differences are listed."""
 
 import re
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +20,7 @@ from segmint.infra.assets.cache import sha256_of
 from segmint.infra.device import Compute, Precision, cpu_bits
 from segmint.infra.errors import UsageError
 from segmint.model.automatic.on_device.crops import KernelError, decode_chunk, plan_image
-from segmint.model.device import CaptureError
+from segmint.model.device import CaptureError, capture_lock
 from segmint.model.kernels.cpu import library
 from segmint.model.sam.batch_encoder import CompilationError
 from segmint.model.sam.predictor import Predictor
@@ -26,7 +28,7 @@ from segmint.operators.segment import numerics, segment
 from segmint.operators.segment.mask_config import MasksConfig, ModelConfig
 from segmint.operators.segment.models import load_model
 from segmint.operators.segment.numerics import MixedNumericsError, Numerics, observe_numerics, resolve_numerics
-from segmint.operators.segment.segment import SegmentSettings, check_numerics, load_generator
+from segmint.operators.segment.segment import Segment, SegmentSettings, check_numerics, load_generator
 from tests.support.cpu_kernels import every_set
 
 GPU = SimpleNamespace(name="NVIDIA H100 80GB HBM3", major=9, minor=0, multi_processor_count=132)
@@ -276,6 +278,7 @@ def test_a_decoder_in_fp16_is_recorded_by_itself(here: Numerics, monkeypatch: py
         resolve_numerics(here.compute, ModelConfig(decoder_precision="fp16"), MasksConfig(), "0" * 64)
 
 
+@pytest.mark.long
 @torch.inference_mode()
 def test_fp16_rounds_the_decoder_less_than_bf16(mobile_sam_path: Path, coffee: np.ndarray) -> None:
     """On the formulas that a GPU's kernels compute. MobileSAM's encoder stays in fp32."""
@@ -292,6 +295,23 @@ def test_fp16_rounds_the_decoder_less_than_bf16(mobile_sam_path: Path, coffee: n
     errors = {name: float((found[name][0] - logits).norm() / logits.norm()) for name in ("bf16", "fp16")}
     assert errors["fp16"] < errors["bf16"] / 4
     assert float((found["fp16"][1] - ious).abs().max()) < float((found["bf16"][1] - ious).abs().max())
+
+
+def test_no_thread_asks_for_a_gpus_faults_during_a_capture(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The question synchronizes the device, which would invalidate the capture."""
+    asked: list[str] = []
+    monkeypatch.setattr(segment, "device_failure", lambda device: asked.append(device))
+    actor: Any = SimpleNamespace(_device="cuda")
+    entry: Any = None
+    asking = threading.Thread(
+        target=lambda: Segment._end_if_unfit(actor, 0, entry, RuntimeError("a bad row"), owns_device=False)
+    )
+    with capture_lock:
+        asking.start()
+        asking.join(0.1)
+        assert asked == []
+    asking.join()
+    assert asked == ["cuda"]
 
 
 def test_a_chunk_that_a_gpu_cannot_take_is_refused_before_the_start() -> None:
