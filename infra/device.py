@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 Precision = Literal["fp32", "bf16"]
 
+DecoderPrecision = Literal["", "fp16"]
+"""Precision of the mask decoder, or "" for the same precision as that of the image encoder."""
+
 _MKL_MODE = "MKL_CBWR"
 """Variable with MKL's mode of conditional reproducibility, and the mode in which addresses don't matter."""
 
@@ -322,7 +325,10 @@ def kind_here(device: str) -> str:
 
 
 def device_failure(device: str) -> str | None:
-    """Return the error that made the GPU unusable for this process, or None. After a fault, every call reports it."""
+    """Return the error that made the GPU unusable for this process, or None. After a fault, every call reports it.
+
+    This synchronizes the device, so no thread of this process may capture a CUDA graph meanwhile.
+    """
     if not device.startswith("cuda"):
         return None
     import torch

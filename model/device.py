@@ -19,6 +19,10 @@ from torch import Tensor
 
 Output = TypeVar("Output")
 
+capture_lock = threading.RLock()
+"""Lock of the thread that captures a CUDA graph. A process can only capture one graph at a time. Meanwhile, another
+thread must not synchronize the device, because this would invalidate the capture."""
+
 _ready = {os.getpid()}
 """Processes whose threads work: the one that imported this module, and forked ones that `inference` has set up."""
 
@@ -126,8 +130,8 @@ class CapturedGraph(Generic[Output]):
     """Function without arguments that is captured as a CUDA graph. On other devices, it's called directly.
 
     The function must work on fixed tensors. Its shapes must not depend on values, and nothing in it may make the host
-    wait for the device. If the capture fails, a RuntimeWarning is issued, and each call runs the function directly,
-    with the same results. With `must_capture`, `CaptureError` is raised instead.
+    wait for the device. Threads capture one after another. If the capture fails, a RuntimeWarning is issued, and each
+    call runs the function directly, with the same results. With `must_capture`, `CaptureError` is raised instead.
     """
 
     def __init__(self, function: Callable[[], Output], device: torch.device, must_capture: bool = False) -> None:
@@ -135,32 +139,35 @@ class CapturedGraph(Generic[Output]):
         self._graph: torch.cuda.CUDAGraph | None = None
         if device.type != "cuda":
             return
-        with torch.cuda.device(device):
-            # The first call allocates workspaces for libraries and compiles kernels. Neither may happen during the
-            # capture.
-            stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-            stream.wait_stream(torch.cuda.current_stream(device))
-            with torch.cuda.stream(stream):
-                function()
-            torch.cuda.current_stream(device).wait_stream(stream)
-            graph = torch.cuda.CUDAGraph()
-            try:
-                # Let other threads use the device during the capture.
-                with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-                    self._output = function()
-            except torch.OutOfMemoryError:
-                raise
-            except RuntimeError as error:
-                if must_capture:
-                    raise CaptureError(f"couldn't capture a CUDA graph ({first_line(error)})") from error
-                warnings.warn(
-                    f"couldn't capture a CUDA graph ({first_line(error)}); launching kernels one by one, "
-                    "which is slower but gives the same results",
-                    RuntimeWarning,
-                    stacklevel=2,
-                )
-            else:
-                self._graph = graph
+        with capture_lock, torch.cuda.device(device):
+            self._capture(device, must_capture)
+
+    def _capture(self, device: torch.device, must_capture: bool) -> None:
+        """Warm up and capture on a stream of the device, instead of torch's, which belongs to the first device used."""
+        stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        # The first call allocates workspaces for libraries and compiles kernels. Neither may happen during the capture.
+        stream.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(stream):
+            self._function()
+        torch.cuda.current_stream(device).wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        try:
+            # Let other threads use the device during the capture.
+            with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+                self._output = self._function()
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            if must_capture:
+                raise CaptureError(f"couldn't capture a CUDA graph ({first_line(error)})") from error
+            warnings.warn(
+                f"couldn't capture a CUDA graph ({first_line(error)}); launching kernels one by one, "
+                "which is slower but gives the same results",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+        else:
+            self._graph = graph
 
     @property
     def is_graph(self) -> bool:

@@ -1,6 +1,5 @@
 """Candidate masks between filters, packed so that hundreds of them from a large image fit in memory."""
 
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
@@ -10,23 +9,27 @@ from numpy.typing import NDArray
 
 from segmint.model.automatic.boxes import Box
 from segmint.model.automatic.records import Funnel
-from segmint.model.automatic.rle import Rle, encode_patch, encode_runs
+from segmint.model.automatic.rle import Rle, encode_runs
 
 
 @dataclass(frozen=True)
-class MaskPatch(ABC):
-    """Mask that is stored as the pixels of a window. All pixels outside the window are background.
+class MaskPatch:
+    """Mask that is stored as runs along the columns of a window. All pixels outside the window are background.
 
     Attributes:
         corner: (x, y) of the window's top left pixel, in pixels of the frame.
         shape: (height, width) of the window.
+        changes: (2 R,) int64, increasing. The first pixel of a foreground run, the pixel after its last one, and so on.
+            Columns are concatenated, each followed by one background pixel, so pixel (x, y) of the window is at x *
+            (height + 1) + y. If a run reaches the bottom of the window, it ends at that background pixel.
     """
 
     corner: tuple[int, int]
     shape: tuple[int, int]
+    changes: NDArray[np.int64]
 
-    @staticmethod
-    def pack(mask: NDArray[np.bool_], box: Box, offset: tuple[int, int] = (0, 0)) -> "MaskPatch":
+    @classmethod
+    def pack(cls, mask: NDArray[np.bool_], box: Box, offset: tuple[int, int] = (0, 0)) -> "MaskPatch":
         """Pack the part of a mask (h, w) bool inside `box`, ends inclusive.
 
         `offset` (x, y) is the corner of `mask` in the frame.
@@ -34,7 +37,9 @@ class MaskPatch(ABC):
         x0, y0, x1, y1 = box
         window = mask[y0 : y1 + 1, x0 : x1 + 1]
         height, width = window.shape
-        return BitPatch((x0 + offset[0], y0 + offset[1]), (height, width), np.packbits(window))
+        flat = np.zeros(1 + width * (height + 1), dtype=np.bool_)  # a background pixel, and the columns
+        flat[1:].reshape(width, height + 1)[:, :height] = window.T
+        return cls((x0 + offset[0], y0 + offset[1]), (height, width), np.flatnonzero(flat[1:] != flat[:-1]))
 
     @property
     def box(self) -> Box:
@@ -43,75 +48,36 @@ class MaskPatch(ABC):
         return x, y, x + width - 1, y + height - 1
 
     @property
-    @abstractmethod
     def area(self) -> int:
         """Number of foreground pixels."""
-
-    @abstractmethod
-    def window(self) -> NDArray[np.bool_]:
-        """Unpack the pixels inside the window, (height, width) bool."""
-
-    @abstractmethod
-    def encode(self, frame_size: tuple[int, int]) -> Rle:
-        """Encode the mask in a frame of (height, width). Raises ValueError if the window exceeds the frame."""
-
-    def moved(self, by: tuple[int, int]) -> Self:
-        """Shift the mask by (x, y) pixels."""
-        return replace(self, corner=(self.corner[0] + by[0], self.corner[1] + by[1]))
-
-
-@dataclass(frozen=True)
-class BitPatch(MaskPatch):
-    """Mask that is stored as one bit per pixel of its window.
-
-    Attributes:
-        bits: ceil(height * width / 8) bytes.
-    """
-
-    bits: NDArray[np.uint8]
-
-    @property
-    def area(self) -> int:
-        return int(np.bitwise_count(self.bits).sum(dtype=np.int64))
-
-    def window(self) -> NDArray[np.bool_]:
-        height, width = self.shape
-        return np.unpackbits(self.bits, count=height * width).view(np.bool_).reshape(height, width)
-
-    def encode(self, frame_size: tuple[int, int]) -> Rle:
-        return encode_patch(self.window(), self.corner, frame_size)
-
-
-@dataclass(frozen=True)
-class RunPatch(MaskPatch):
-    """Mask that is stored as the starts and ends of runs along the window's columns, which an accelerator computes.
-
-    Attributes:
-        changes: (2 R,) int64, increasing. The first pixel of a foreground run, the pixel after its last one, and so on.
-            Columns are concatenated, each followed by one background pixel, so pixel (x, y) of the window is at x *
-            (height + 1) + y. If a run reaches the bottom of the window, it ends at that background pixel.
-    """
-
-    changes: NDArray[np.int64]
-
-    @property
-    def area(self) -> int:
         return int((self.changes[1::2] - self.changes[0::2]).sum())
 
     def window(self) -> NDArray[np.bool_]:
+        """Unpack the pixels inside the window, (height, width) bool."""
         height, width = self.shape
         lengths = np.diff(self.changes, prepend=0, append=width * (height + 1))
         values = np.zeros(lengths.size, dtype=np.bool_)
         values[1::2] = True
         return np.ascontiguousarray(np.repeat(values, lengths).reshape(width, height + 1)[:, :height].T)
 
+    def places(self, stride: int) -> NDArray[np.int64]:
+        """Return `changes` as positions x * stride + y in the frame, (2 R,). `stride` is the frame's height or more."""
+        (x, y), (height, _) = self.corner, self.shape
+        column, pixel = np.divmod(self.changes, height + 1)
+        positions: NDArray[np.int64] = (column + x) * stride + (pixel + y)
+        return positions
+
     def encode(self, frame_size: tuple[int, int]) -> Rle:
+        """Encode the mask in a frame of (height, width). Raises ValueError if the window exceeds the frame."""
         (x, y), (height, width) = self.corner, self.shape
         if x < 0 or y < 0 or y + height > frame_size[0] or x + width > frame_size[1]:
             raise ValueError(f"a window of {self.shape} at x={x}, y={y} extends beyond the frame of {frame_size}")
-        column, pixel = np.divmod(self.changes, height + 1)
-        places = (column + x) * frame_size[0] + y + pixel
+        places = self.places(frame_size[0])
         return encode_runs(places[0::2], places[1::2], frame_size)
+
+    def moved(self, by: tuple[int, int]) -> Self:
+        """Shift the mask by (x, y) pixels."""
+        return replace(self, corner=(self.corner[0] + by[0], self.corner[1] + by[1]))
 
 
 _EMPTY: dict[str, NDArray[Any]] = {

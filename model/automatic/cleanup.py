@@ -1,79 +1,154 @@
 """Cleanup of masks, which fills small holes and removes small islands (8-connected components)."""
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from segmint.model.automatic.boxes import box_of
 from segmint.model.automatic.candidates import MaskPatch
 
-
-@dataclass(frozen=True)
-class CleanedMask:
-    """Result of cleaning one mask.
-
-    Attributes:
-        mask: (h, w) bool. None if all islands were too small and the largest one wasn't kept.
-        holes: True if a hole was smaller than the limit and was filled.
-        islands: True if an island was smaller than the limit, even if the mask didn't change.
-    """
-
-    mask: NDArray[np.bool_] | None
-    holes: bool
-    islands: bool
-
-    @property
-    def changed(self) -> bool:
-        """True if any hole or island was smaller than the limit, even if the mask didn't change."""
-        return self.holes or self.islands
+Ints = NDArray[np.int64]
 
 
 class CleanedPatch(NamedTuple):
-    """Result of cleaning one mask in the frame. `CleanedMask` explains the fields."""
+    """Result of cleaning one mask in the frame.
+
+    Attributes:
+        patch: the mask. None if all islands were too small and the largest one wasn't kept.
+        holes: True if a hole was smaller than the limit and was filled.
+        islands: True if an island was smaller than the limit, even if the mask didn't change.
+    """
 
     patch: MaskPatch | None
     holes: bool
     islands: bool
 
 
+class _Runs(NamedTuple):
+    """Vertical runs of pixels in some columns of the frame, in column-major order.
+
+    Pixel (x, y) is at position `(x - first column) * (frame height + 1) + y`, so runs of different columns never touch.
+
+    Attributes:
+        starts: (R,) position of the first pixel of each run.
+        ends: (R,) position after the last pixel of each run.
+    """
+
+    starts: Ints
+    ends: Ints
+
+
 def clean_patch(patch: MaskPatch, frame_size: tuple[int, int], min_area: int, keep_largest: bool) -> CleanedPatch:
-    """Clean a mask in a frame of (height, width) like `clean`.
+    """Fill holes and then remove islands that contain fewer than `min_area` pixels, in a frame of (height, width).
 
-    This processes only a window around the patch. On each side that isn't a side of the frame, the window includes a
-    margin of background that forms one connected piece of at least `min_area` pixels. As a result, background that
-    continues outside the window never looks like a small hole. The window starts at even pixels, because OpenCV orders
-    its labels by squares of 2x2.
+    Background that is enclosed by the mask and the frame's border counts as a hole, too. If all islands are small and
+    `keep_largest` is set, the largest island stays (the first one in OpenCV's label order, which is that of the
+    reference code). Without `keep_largest`, the mask is dropped, as in SA-1B (SAM paper, Appendix B). An empty mask is
+    dropped unless `keep_largest` is set.
+
+    Components are labeled on runs of pixels, and only in the columns of the patch and in a margin that contains at
+    least `min_area` pixels on each side, unless it reaches the side of the frame. As a result, background that
+    continues outside these columns never looks like a small hole.
     """
-    (x, y), (height, width) = patch.corner, patch.shape
-    across, down = -(-min_area // height), -(-min_area // width)
-    x0, y0 = max(0, x - across) // 2 * 2, max(0, y - down) // 2 * 2
-    x1, y1 = min(frame_size[1], x + width + across), min(frame_size[0], y + height + down)
-    mask = np.zeros((y1 - y0, x1 - x0), dtype=np.bool_)
-    mask[y - y0 : y - y0 + height, x - x0 : x - x0 + width] = patch.window()
-    cleaned = clean(mask, min_area, keep_largest)
-    if cleaned.mask is None or not cleaned.changed:
-        return CleanedPatch(None if cleaned.mask is None else patch, cleaned.holes, cleaned.islands)
-    return CleanedPatch(MaskPatch.pack(cleaned.mask, box_of(cleaned.mask), (x0, y0)), cleaned.holes, cleaned.islands)
+    height, width = frame_size
+    margin = -(-min_area // height)
+    first = max(0, patch.corner[0] - margin)
+    columns = min(width, patch.corner[0] + patch.shape[1] + margin) - first
+    places = patch.places(height + 1) - first * (height + 1)
+    mask = _Runs(places[0::2], places[1::2])
+
+    background = _inverted(mask, columns, height)
+    labels, areas = _components(background, height)
+    small = areas < min_area
+    holes = bool(small.any())
+    if holes:
+        stays = ~small[labels]
+        mask = _inverted(_Runs(background.starts[stays], background.ends[stays]), columns, height)
+
+    labels, areas = _components(mask, height)
+    keep = areas >= min_area
+    islands = not bool(keep.all())
+    if not keep.any():
+        if not keep_largest:
+            return CleanedPatch(None, holes, islands)
+        if islands:
+            keep[_first_largest(mask, labels, areas, first, frame_size)] = True
+    if not (holes or islands):
+        return CleanedPatch(patch, holes, islands)
+    stays = keep[labels]
+    return CleanedPatch(_packed(_Runs(mask.starts[stays], mask.ends[stays]), first, height), holes, islands)
 
 
-def clean(mask: NDArray[np.bool_], min_area: int, keep_largest: bool) -> CleanedMask:
-    """Fill holes and then remove islands that contain fewer than `min_area` pixels.
+def _inverted(runs: _Runs, columns: int, height: int) -> _Runs:
+    """Return the runs of all other pixels of `columns` whole columns."""
+    tops = np.arange(columns) * (height + 1)
+    starts = np.sort(np.concatenate((tops, runs.ends)), kind="stable")  # fast, because both parts are sorted
+    ends = np.sort(np.concatenate((runs.starts, tops + height)), kind="stable")
+    filled = starts < ends
+    return _Runs(starts[filled], ends[filled])
 
-    Background that is enclosed by the mask and the image's border counts as a hole, too. If all islands are small and
-    `keep_largest` is set, the largest island stays (the first one in OpenCV's label order). Without `keep_largest`, the
-    mask is dropped, as in SA-1B (SAM paper, Appendix B). Empty masks are always dropped.
+
+def _components(runs: _Runs, height: int) -> tuple[Ints, Ints]:
+    """Label the 8-connected components, and return each run's label, (R,), and each component's area, (N,).
+
+    Runs in neighboring columns are connected if they overlap or touch at a corner.
     """
-    filled, holes = fill_holes(mask, min_area)
-    kept, islands = remove_islands(filled, min_area, keep_largest)
-    return CleanedMask(kept, holes, islands)
+    stride = height + 1
+    before = np.searchsorted(runs.ends, runs.starts - stride, side="left")
+    after = np.searchsorted(runs.starts, runs.ends - stride, side="right")
+    touching = after - before  # number of runs in the column to the left that each run touches
+    right = np.repeat(np.arange(touching.size), touching)
+    left = np.arange(right.size) - np.repeat(np.cumsum(touching) - touching - before, touching)
+    roots = _least_connected(touching.size, left, right)
+    is_root = roots == np.arange(roots.size)
+    labels = (np.cumsum(is_root) - 1)[roots]
+    areas = np.bincount(labels, runs.ends - runs.starts, minlength=int(is_root.sum()))
+    return labels, areas.astype(np.int64)
+
+
+def _least_connected(count: int, one: Ints, other: Ints) -> Ints:
+    """Return the smallest node of each node's component, (count,), in a graph with edges from `one` to `other`.
+
+    Each round links the root of every tree to the smallest root that an edge leads to, and then makes all nodes point
+    to their root.
+    """
+    roots = np.arange(count)
+    while one.size:
+        np.minimum.at(roots, np.maximum(one, other), np.minimum(one, other))
+        farther = roots[roots]
+        while not np.array_equal(farther, roots):
+            roots, farther = farther, farther[farther]
+        one, other = roots[one], roots[other]
+        apart = one != other
+        one, other = one[apart], other[apart]
+    return roots
+
+
+def _first_largest(runs: _Runs, labels: Ints, areas: Ints, first: int, frame_size: tuple[int, int]) -> int:
+    """Return the label of the largest component. OpenCV orders components of equal area by squares of 2x2 pixels."""
+    height, width = frame_size
+    largest = np.flatnonzero(areas[labels] == areas.max())
+    column, row = np.divmod(runs.starts[largest], height + 1)
+    square = row // 2 * width + (column + first) // 2
+    return int(labels[largest[square.argmin()]])
+
+
+def _packed(runs: _Runs, first: int, height: int) -> MaskPatch:
+    """Convert runs, of which there is at least one, to a mask in the smallest window that contains them."""
+    column, row = np.divmod(runs.starts, height + 1)
+    end = row + (runs.ends - runs.starts)
+    x, y = int(column[0]), int(row.min())
+    shape = int(end.max()) - y, int(column[-1]) - x + 1
+    changes = np.repeat((column - x) * (shape[0] + 1) - y, 2)
+    changes[0::2] += row
+    changes[1::2] += end
+    return MaskPatch((first + x, y), shape, changes)
 
 
 def fill_holes(mask: NDArray[np.bool_], min_area: int) -> tuple[NDArray[np.bool_], bool]:
     """Fill the small holes of a mask. Also return whether there were any."""
-    labels, areas = _components(~mask)
+    labels, areas = _pixel_components(~mask)
     small = areas < min_area
     small[0] = False
     if not small.any():
@@ -82,8 +157,8 @@ def fill_holes(mask: NDArray[np.bool_], min_area: int) -> tuple[NDArray[np.bool_
 
 
 def remove_islands(mask: NDArray[np.bool_], min_area: int, keep_largest: bool) -> tuple[NDArray[np.bool_] | None, bool]:
-    """Remove the small islands of a mask, as described in `clean`. Also return whether there were any."""
-    labels, areas = _components(mask)
+    """Remove the small islands of a mask, as described in `clean_patch`. Also return whether there were any."""
+    labels, areas = _pixel_components(mask)
     keep = areas >= min_area
     keep[0] = False
     has_small = int(keep.sum()) < keep.size - 1
@@ -98,7 +173,7 @@ def remove_islands(mask: NDArray[np.bool_], min_area: int, keep_largest: bool) -
     return keep[labels], True
 
 
-def _components(mask: NDArray[np.bool_]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+def _pixel_components(mask: NDArray[np.bool_]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
     """Label the 8-connected components, (h, w) with 0 for background, and return the area of each label, (N + 1,)."""
     _, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
     return labels.astype(np.int32, copy=False), stats[:, cv2.CC_STAT_AREA].astype(np.int32)

@@ -14,6 +14,7 @@ masks and pixels are computed together. Different implementations agree as long 
 a multiplication with an addition. Both the torch operations and the kernels satisfy this.
 """
 
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -77,7 +78,27 @@ class Taps:
 
 @lru_cache(maxsize=256)
 def taps_of(side: int, padded: int, filled: int, pixels: int, device: torch.device) -> Taps:
-    """Compute the taps for these arguments of `interpolation`. They are cached, because many crops have equal sizes."""
+    """Copy `host_taps` to a device. The copies are cached, because many crops have equal sizes."""
+    found = host_taps(side, padded, filled, pixels)
+    parts = (found.first, found.weights, found.starts, found.stops)
+    return Taps(*(upload(part, device) for part in parts))
+
+
+_computing = threading.Lock()
+
+
+def host_taps(side: int, padded: int, filled: int, pixels: int) -> Taps:
+    """Compute the taps for these arguments of `interpolation`, on the CPU. They are cached.
+
+    This takes a millisecond or two, so another thread calls it in advance for the crops of the next image
+    (`DeviceCrops.prepare`). The lock makes a thread wait for taps that another one is computing.
+    """
+    with _computing:
+        return _host_taps(side, padded, filled, pixels)
+
+
+@lru_cache(maxsize=256)
+def _host_taps(side: int, padded: int, filled: int, pixels: int) -> Taps:
     whole = interpolation(side, padded, filled, pixels)
     count = int((whole.touches[:, 1] - whole.touches[:, 0]).max())
     first = torch.from_numpy(np.minimum(whole.touches[:, 0], side - count))
@@ -85,8 +106,8 @@ def taps_of(side: int, padded: int, filled: int, pixels: int, device: torch.devi
     starts = np.minimum.accumulate(whole.reached[::-1, 0])[::-1].copy()
     stops = np.maximum.accumulate(whole.reached[:, 1])
     tensors = (first, torch.from_numpy(starts), torch.from_numpy(stops))
-    first, low, high = (upload(tensor.to(torch.int32), device) for tensor in tensors)
-    return Taps(first, upload(weights, device), low, high)
+    first, low, high = (tensor.to(torch.int32) for tensor in tensors)
+    return Taps(first, weights, low, high)
 
 
 def interpolate(low: Tensor, rows: Taps, columns: Taps) -> Tensor:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from segmint.model.automatic import mask_tiles
 from segmint.model.automatic.boxes import Box
-from segmint.model.automatic.candidates import MaskPatch, RunPatch
+from segmint.model.automatic.candidates import MaskPatch
 from segmint.model.automatic.filters import stable_of_counts
 from segmint.model.automatic.mask_tiles import Strip, Taps, taps_of
 from segmint.model.automatic.upscaling import BorderUpscaling, BoxedUpscaling, StableMasks, Upscaling, suits
@@ -50,9 +50,16 @@ class MaskOperations(Protocol):
 
 @dataclass(frozen=True)
 class MaskOutline:
-    """Mask that has been measured but not drawn. `logits` (256, 256) are on the device, and `box` is in the crop."""
+    """Mask that has been measured but not drawn.
 
-    logits: Tensor
+    Attributes:
+        chunk: (N, 256, 256), the logits of the mask's chunk, on the device.
+        index: index of the mask in the chunk. A view of its logits is made only if the mask is drawn.
+        box: the mask's box in the crop.
+    """
+
+    chunk: Tensor
+    index: int
     box: Box
 
 
@@ -63,7 +70,18 @@ def upscaling_of(predictor: Predictor, embedding: Embedding) -> Upscaling[Any]:
         if kernels is not None and suits(geometry):
             return BorderUpscaling(kernels, embedding, geometry)
         return BoxedUpscaling(embedding, geometry)
-    return TiledUpscaling(embedding, predictor.sam.geometry)
+    return TiledUpscaling(embedding, predictor.sam.geometry, mask_operations(predictor))
+
+
+def mask_operations(predictor: Predictor) -> MaskOperations:
+    """Choose the pixel arithmetic for a model: the Triton kernels on CUDA if Triton is installed, otherwise torch's.
+
+    If the predictor must compile its encoder, as in builds, a kernel that fails raises an error. Otherwise, torch's
+    operations replace it, with a warning.
+    """
+    if predictor.sam.device.type != "cuda":
+        return mask_tiles
+    return kernels() if predictor.must_compile else KERNELS
 
 
 class TiledUpscaling:
@@ -85,7 +103,8 @@ class TiledUpscaling:
         return self._operations.measure(logits, self._rows, self._columns, offset, wanted)
 
     def stable_masks(self, logits: Tensor, offset: float, threshold: float) -> StableMasks[MaskOutline]:
-        return stable_outlines(self.measure(logits, offset).cpu().numpy(), logits.unbind(), threshold)
+        numbers = self.measure(logits, offset).cpu().numpy()
+        return stable_outlines(numbers, [logits], np.arange(len(logits)), threshold)
 
     def draw(self, sketches: Sequence[MaskOutline]) -> list[MaskPatch]:
         return run_to_end(self.draw_in_steps(sketches))
@@ -118,31 +137,39 @@ class TiledUpscaling:
                 before = (strip.x - sketches[mask].box[0]) * (strip.height + 1)
                 found[mask].append(runs - strip.start + before)
         return [
-            RunPatch((x0, y0), (y1 - y0 + 1, x1 - x0 + 1), np.concatenate(runs))
+            MaskPatch((x0, y0), (y1 - y0 + 1, x1 - x0 + 1), np.concatenate(runs))
             for (x0, y0, x1, y1), runs in zip((sketch.box for sketch in sketches), found, strict=True)
         ]
 
     def _runs_of(self, sketches: Sequence[MaskOutline], first: int, strips: Sequence[Strip], room: int) -> Tensor:
         """Draw a group of strips, and return their `changes`. `first` is the index of the group's first sketch."""
         last = strips[-1]
-        low = torch.stack([sketch.logits for sketch in sketches[first : first + last.mask + 1]])
+        low = torch.stack([sketch.chunk[sketch.index] for sketch in sketches[first : first + last.mask + 1]])
         flat = torch.empty(last.start + last.columns * (last.height + 1), dtype=torch.uint8, device=low.device)
         self._operations.draw(flat, low, self._rows, self._columns, strips)
         return changes(flat, room)
 
 
-def stable_outlines(numbers: NDArray[np.int64], logits: Sequence[Tensor], threshold: float) -> StableMasks[MaskOutline]:
-    """Select the stable masks from the numbers (N, 7) of `TiledUpscaling.measure`, and keep their logits."""
+def stable_outlines(
+    numbers: NDArray[np.int64], chunks: Sequence[Tensor], masks: NDArray[np.int64], threshold: float
+) -> StableMasks[MaskOutline]:
+    """Select the stable masks, and keep where their logits are.
+
+    Args:
+        numbers: (N, 7), the numbers of `TiledUpscaling.measure`.
+        chunks: logits (M, 256, 256) on the device, in one or more chunks.
+        masks: (N,), index of each mask in the concatenated chunks.
+        threshold: minimum stability score.
+    """
     kept, stability = stable_of_counts(numbers[:, 0], numbers[:, 2], threshold)
     boxes = numbers[kept, 3:]
-    outlines = zip(kept.tolist(), boxes.tolist(), strict=True)
-    return StableMasks(
-        kept,
-        stability,
-        numbers[kept, 1],
-        boxes,
-        tuple(MaskOutline(logits[mask], (x0, y0, x1, y1)) for mask, (x0, y0, x1, y1) in outlines),
-    )
+    ends = np.cumsum([len(chunk) for chunk in chunks])
+    places = np.searchsorted(ends, masks[kept], side="right")
+    starts = np.concatenate(([0], ends))[places]
+    outlines = []
+    for place, index, (x0, y0, x1, y1) in zip(places, (masks[kept] - starts).tolist(), boxes.tolist(), strict=True):
+        outlines.append(MaskOutline(chunks[place], index, (x0, y0, x1, y1)))
+    return StableMasks(kept, stability, numbers[kept, 1], boxes, tuple(outlines))
 
 
 def _room(strips: Sequence[Strip]) -> int:

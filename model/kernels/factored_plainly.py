@@ -130,11 +130,19 @@ def draw(
         first = first.view(-1, norm.shape[1])
         first = F.gelu(F.layer_norm(first, first.shape[1:], norm[0].float(), norm[1].float(), eps))
         second = F.gelu((first.to(weight.dtype) @ weight).float() + bias.float())
-        pixels = second.view(len(scale[few]), -1, filters.shape[2]).to(weight.dtype) @ filters[few].transpose(1, 2)
+        second = second.view(len(scale[few]), -1, filters.shape[2]).to(weight.dtype)
+        pixels = _product(second, filters[few].transpose(1, 2))
         # Dimensions: positions (y, x), pixels (a, b) of the first step, pixels (c, d) of the second step, and masks.
         parts = pixels.float().view(-1, side, side, 2, 2, 2, 2, filters.shape[1])
         drawn.append(parts.permute(0, 7, 1, 3, 5, 2, 4, 6).reshape(-1, filters.shape[1], 4 * side, 4 * side))
     return torch.cat(drawn)
+
+
+def _product(one: Tensor, other: Tensor) -> Tensor:
+    """Multiply matrices of logits. In fp16, whose numbers end at 65,504, the result is float32, as in the kernel."""
+    if one.dtype == torch.float16:
+        return one.float() @ other.float()
+    return one @ other
 
 
 def _scores(queries: Tensor, own: Tensor, places: Tensor, prior: Tensor, scale: Tensor, coefficients: Tensor) -> Tensor:

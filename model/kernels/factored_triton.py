@@ -183,10 +183,13 @@ def answer_kernel(
 ):
     """Run `answer`, with one program per (tile, prompt). MORE is R, the number of rows of the previous image."""
     ALL: tl.constexpr = 64 + MORE
+    # See `draw_kernel`. In float32, which tensor cores don't multiply, two steps would spill registers.
+    STEP: tl.constexpr = 32 if MORE == 64 and shared.dtype.element_ty.primitive_bitwidth == 16 else 64
     prompt = tl.program_id(1).to(tl.int64)
     position = tl.program_id(0) * TILE + tl.arange(0, TILE)
     inside = position < positions
     row = tl.arange(0, 64)
+    few = tl.arange(0, STEP)
     s = tl.load(scale + prompt * positions + position, mask=inside, other=0.0)
     image = coefficients + prompt * MORE * positions
     q, m = queries + prompt * 64 * 16, prior + prompt * 64 * MORE
@@ -206,10 +209,10 @@ def answer_kernel(
         y = y.to(tl.float32) * s[:, None]
         u = tl.load(vectors + prompt * ALL * 256 + row[:, None] * 256 + channel[None, :])
         y = tl.dot(across, u, y, input_precision="ieee")
-        for first in range(0, MORE, 64):
-            d = tl.load(image + (first + row)[None, :] * positions + position[:, None], mask=inside[:, None], other=0.0)
-            u = tl.load(vectors + prompt * ALL * 256 + (64 + first + row)[:, None] * 256 + channel[None, :])
-            y = tl.dot(d, u, y, input_precision="ieee")
+        for first in range(0, MORE, STEP):
+            d = tl.load(image + (first + few)[None, :] * positions + position[:, None], mask=inside[:, None], other=0.0)
+            v = tl.load(vectors + prompt * ALL * 256 + (64 + first + few)[:, None] * 256 + channel[None, :])
+            y = tl.dot(d, v, y, input_precision="ieee")
         squares += tl.sum(y * y, axis=1)
     shrink = tl.rsqrt(squares / 256 + eps)
 
@@ -219,10 +222,11 @@ def answer_kernel(
     normalized = weights.to(tl.float32) * shrink[None, :]
     normalized = tl.where((row == CONSTANT)[:, None], 1.0, normalized)
     tl.store(out + there, normalized.to(weights.dtype), mask=inside[None, :])
-    for first in range(0, MORE, 64):
+    there = few[:, None] * positions + position[None, :]
+    for first in range(0, MORE, STEP):
         d = tl.load(image + first * positions + there, mask=inside[None, :], other=0.0)
-        normalized = d.to(tl.float32) * shrink[None, :]
-        tl.store(out + (64 + first) * positions + there, normalized.to(d.dtype), mask=inside[None, :])
+        shrunk = d.to(tl.float32) * shrink[None, :]
+        tl.store(out + (64 + first) * positions + there, shrunk.to(d.dtype), mask=inside[None, :])
 
 
 @triton.jit

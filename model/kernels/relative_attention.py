@@ -260,9 +260,12 @@ def window_kernel(
         if REST > 0:
             k_rest = tl.load(key[None, :] + ALL + rest[:, None], mask=inside[None, :], other=0.0)
             v_rest = tl.load(key[:, None] + 2 * ALL + rest[None, :], mask=inside[:, None], other=0.0)
-        known = inside[None, :] & asked[:, None]
-        of_rows = tl.load(terms[:, None] + (y[:, None] - j[None, :] + SIDE - 1), mask=known, other=0.0)
-        bias = tl.where(inside[None, :], of_columns + of_rows.to(tl.float32) * LOG2_E, float("-inf"))
+        near_row = first + tl.arange(0, KEY_ROWS)
+        known = (near_row < SIDE)[None, :] & asked[:, None]
+        of_rows = tl.load(terms[:, None] + (y[:, None] - near_row[None, :] + SIDE - 1), mask=known, other=0.0)
+        of_rows = tl.broadcast_to((of_rows.to(tl.float32) * LOG2_E)[:, :, None], (BLOCK, KEY_ROWS, PITCH))
+        of_rows = tl.reshape(of_rows, (BLOCK, KEY_ROWS * PITCH))
+        bias = tl.where(inside[None, :], of_columns + of_rows, float("-inf"))
         top, total, sums, sums_rest = attend_to(
             q, q_rest, k, k_rest, v, v_rest, bias, top, total, sums, sums_rest, scale * LOG2_E, REST
         )

@@ -116,13 +116,13 @@ class RelativeAttention(nn.Module):
         """Map (B, H, W, C) to the same shape."""
         kernel = relative_attention(x, self.heads, self.side)
         if kernel is None:
-            attended = self._attend(x)
+            attended = self.attend_plainly(x)
         else:
             attended = kernel(self.qkv(x), self.qkv.bias, self.rel_pos_h, self.rel_pos_w, self.heads, self.side)
         out: Tensor = self.proj(attended)
         return out
 
-    def _attend(self, x: Tensor) -> Tensor:
+    def attend_plainly(self, x: Tensor) -> Tensor:
         """Compute the attention of all heads with torch operations, (B, H, W, C)."""
         side = self.side
         # As in training, tokens also attend to the zeros that pad the last windows. The q, k, and v of these zeros are

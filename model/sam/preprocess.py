@@ -9,6 +9,7 @@ on every device, and a GPU doesn't have to wait for the host.
 
 import functools
 import math
+from importlib.util import find_spec
 
 import numpy as np
 import torch
@@ -81,7 +82,39 @@ _ELEMENTS = 1 << 26
 
 def resize_on_device(pixels: Tensor, size: tuple[int, int]) -> Tensor:
     """Resize (H, W, 3) uint8 to `size` (h, w) on the pixels' device, with the same bits as Pillow's bilinear filter."""
-    return _resize(pixels, size, columns_first=_columns_first((pixels.shape[0], pixels.shape[1]), size)).contiguous()
+    resized: Tensor = _resize_operator(pixels, *size, _columns_first((pixels.shape[0], pixels.shape[1]), size))
+    return resized
+
+
+@torch.library.custom_op("segmint::resize", mutates_args=())
+def _resize_operator(pixels: Tensor, height: int, width: int, columns_first: bool) -> Tensor:
+    """Resize to (height, width). As an operator, it runs a kernel on CUDA, and its output is contiguous and new."""
+    if (height, width) == tuple(pixels.shape[:2]):
+        return pixels.clone(memory_format=torch.contiguous_format)
+    return _resize(pixels, (height, width), columns_first=columns_first).contiguous()
+
+
+@_resize_operator.register_fake
+def _(pixels: Tensor, height: int, width: int, columns_first: bool) -> Tensor:
+    return pixels.new_empty(height, width, 3)
+
+
+def _resize_with_kernel(pixels: Tensor, height: int, width: int, columns_first: bool) -> Tensor:
+    """Resize like `_resize_operator` with a Triton kernel, which computes both passes at once, with equal bits."""
+    from segmint.model.kernels import resize_triton
+
+    rows = _on_device(pixels.shape[0], height, pixels.device)
+    columns = _on_device(pixels.shape[1], width, pixels.device)
+    return resize_triton.resize(pixels, rows, columns, columns_first)
+
+
+if find_spec("triton") is not None:
+    _resize_operator.register_kernel("cuda")(_resize_with_kernel)
+
+
+def resize_by_passes(pixels: Tensor, size: tuple[int, int]) -> Tensor:
+    """Compute `resize_on_device` with torch's operations on any device, one pass after the other."""
+    return _resize(pixels, size, columns_first=_columns_first((pixels.shape[0], pixels.shape[1]), size))
 
 
 def _columns_first(size: tuple[int, int], target: tuple[int, int]) -> bool:

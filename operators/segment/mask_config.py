@@ -161,6 +161,8 @@ class ModelConfig(BaseModel):
     """Device that runs the model. `auto` is cuda if it is available, otherwise cpu."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Precision of the model. `auto` is bf16 on a GPU that supports it, otherwise fp32. bf16 needs a GPU."""
+    decoder_precision: Literal["auto", "fp16"] = "auto"
+    """Precision of the mask decoder. `auto` is that of `precision`. fp16 needs a GPU and precision bf16."""
     encoder: Literal["auto", "eager", "compiled"] = "auto"
     """Image encoder: eager, or compiled by `torch.compile`. `auto` is compiled on a GPU with Triton, else eager."""
     kernels: Literal["auto", "torch", "lanes16-1"] = "auto"

@@ -3,7 +3,9 @@
 from functools import cache
 from pathlib import Path
 
-from segmint.infra.device import Compute, apply_compute
+import torch
+
+from segmint.infra.device import Compute, DecoderPrecision, apply_compute
 from segmint.infra.errors import UsageError
 from segmint.infra.log import get_logger
 from segmint.model.kernels.cpu.library import Kernels, reason, usable_kernels
@@ -30,13 +32,14 @@ def _log_missing_kernels() -> None:
     get_logger("model").warning("no_cpu_kernels", reason=reason(), note="using torch, which is slower")
 
 
-def load_model(weights: Path, compute: Compute) -> Sam:
+def load_model(weights: Path, compute: Compute, decoder_precision: DecoderPrecision = "") -> Sam:
     """Load a checkpoint's model onto a resolved device, and set up torch in this process.
 
     bf16 means that the weights themselves are bf16, but positional encodings, scores, and masks stay in fp32.
     MobileSAM's image encoder stays in fp32 too, because rounding it would change more masks than everything else and
-    save only 2% of the time. `resolve_compute` only allows bf16 on a GPU, but tests also compute it on a CPU. Raises
-    `UsageError` if the file isn't a SAM checkpoint.
+    save only 2% of the time. `resolve_compute` only allows bf16 on a GPU, but tests also compute it on a CPU. If
+    `decoder_precision` is fp16, the weights of the prompt encoder and the mask decoder are fp16. Raises `UsageError` if
+    the file isn't a SAM checkpoint.
     """
     apply_compute(compute)
     try:
@@ -44,8 +47,9 @@ def load_model(weights: Path, compute: Compute) -> Sam:
     except SamWeightsError as error:
         raise UsageError(str(error)) from error
     if compute.precision == "bf16":
-        sam.prompt_encoder.bfloat16()
-        sam.mask_decoder.bfloat16()
+        decoder = torch.float16 if decoder_precision == "fp16" else torch.bfloat16
+        sam.prompt_encoder.to(decoder)
+        sam.mask_decoder.to(decoder)
         if not isinstance(sam.image_encoder, ImageEncoderTinyViT):
             sam.image_encoder.bfloat16()
     return sam

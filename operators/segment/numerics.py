@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from typing import Any, Literal
 
 from segmint.catalogs.layout import fingerprint
-from segmint.infra.device import Compute, Precision, cpu_bits, device_kind, fix_products
+from segmint.infra.device import Compute, DecoderPrecision, Precision, cpu_bits, device_kind, fix_products
 from segmint.infra.errors import UsageError
 from segmint.infra.version import BITS_VERSION, VERSION, installed_version
 from segmint.model.automatic.settings import small_chunk
@@ -20,6 +20,9 @@ GPU_ONLY = frozenset({"cuda", "cudnn", "triton", "attention", "chunks"})
 
 DETECTORS_ONLY = frozenset({"detectors"})
 """Fields that are recorded only if detectors run on a GPU, whatever the model's device is."""
+
+OWN_DECODER_ONLY = frozenset({"decoder_precision"})
+"""Fields that are recorded only if the decoder's precision isn't that of the image encoder."""
 
 CPU_ONLY = frozenset({"cpu", "kernels"})
 """Fields that are recorded only for a CPU. Masks from a GPU hardly depend on the host's CPU."""
@@ -80,6 +83,7 @@ class Numerics:
     attention: str = field(default="", kw_only=True)  # the encoder's kernel for attention: triton, flash, or efficient
     chunks: str = field(default="", kw_only=True)  # sizes of chunks; points go into the smallest chunk that fits
     detectors: str = field(default="", kw_only=True)  # GPU of the face and plate detectors; not with a CPU
+    decoder_precision: DecoderPrecision = field(default="", kw_only=True)  # only with a GPU
     unrecorded: frozenset[str] = field(default=frozenset(), kw_only=True)  # fields of other devices
 
     @classmethod
@@ -98,7 +102,7 @@ class Numerics:
             )
         missing = frozenset(known.keys() - values.keys())
         others = {"cuda": CPU_ONLY, SEGMENTER: MASKS_ONLY | CPU_ONLY | GPU_ONLY}
-        needed = missing - DETECTORS_ONLY - others.get(str(values.get("device")), GPU_ONLY)
+        needed = missing - DETECTORS_ONLY - OWN_DECODER_ONLY - others.get(str(values.get("device")), GPU_ONLY)
         lacking = sorted(needed - ADDED.keys())
         if lacking:
             raise UsageError(f"the dataset's numerics lack {', '.join(lacking)}")
@@ -112,6 +116,12 @@ class Numerics:
     def with_detectors(self, kind: str) -> "Numerics":
         """Return a copy that records the detectors' GPU, given as `detector_numerics`."""
         return replace(self, detectors=kind, unrecorded=self.unrecorded - DETECTORS_ONLY)
+
+    def with_decoder(self, precision: DecoderPrecision) -> "Numerics":
+        """Return a copy that records the decoder's own precision, unless it's ""."""
+        if not precision:
+            return self
+        return replace(self, decoder_precision=precision, unrecorded=self.unrecorded - OWN_DECODER_ONLY)
 
     @property
     def compute(self) -> Compute:
@@ -138,6 +148,7 @@ def resolve_numerics(compute: Compute, model: ModelConfig, masks: MasksConfig, w
     - A chunk contains more points than the device supports.
     - The requested kernels are missing.
     - A batch contains several images, but the device is a CPU or there are crops.
+    - The decoder's precision is fp16, but the encoder's isn't bf16.
     """
     from segmint.model.sam.batch_encoder import CUDA_BATCH
 
@@ -157,7 +168,15 @@ def resolve_numerics(compute: Compute, model: ModelConfig, masks: MasksConfig, w
     if encoder == "auto":
         encoder = "compiled" if on_gpu and find_spec("triton") is not None else "eager"
     kernels = "torch" if on_gpu else _resolve_kernels(model.kernels)
-    return observe_numerics(compute, chunk, crops, weights_sha256, encoder, kernels)
+    numerics = observe_numerics(compute, chunk, crops, weights_sha256, encoder, kernels)
+    if model.decoder_precision == "auto":
+        return numerics
+    if compute.precision != "bf16":
+        raise UsageError(
+            f"model.decoder_precision is {model.decoder_precision}, which needs a GPU and model.precision: bf16, but "
+            f"the precision is {compute.precision}. Set model.decoder_precision: auto"
+        )
+    return numerics.with_decoder(model.decoder_precision)
 
 
 def _resolve_kernels(wanted: str) -> str:
@@ -239,7 +258,7 @@ def _of_cpu(compute: Compute, kernels: str) -> dict[str, Any]:
     return {
         "cpu": cpu_bits(compute.threads),
         "kernels": "torch" if kernels_named(kernels) is None else kernels,
-        "unrecorded": GPU_ONLY | DETECTORS_ONLY,
+        "unrecorded": GPU_ONLY | DETECTORS_ONLY | OWN_DECODER_ONLY,
     }
 
 
@@ -255,7 +274,7 @@ def _of_gpu(compute: Compute, points_per_chunk: int) -> dict[str, Any]:
         "triton": _triton(),
         "attention": attention_kernels(torch.bfloat16 if compute.precision == "bf16" else torch.float32),
         "chunks": f"{small_chunk(points_per_chunk)} {points_per_chunk}",
-        "unrecorded": CPU_ONLY | DETECTORS_ONLY,
+        "unrecorded": CPU_ONLY | DETECTORS_ONLY | OWN_DECODER_ONLY,
     }
 
 

@@ -126,6 +126,7 @@ def load_generator(settings: SegmentSettings) -> "MaskGenerator":
     """
     from segmint.model.automatic.generator import MaskGenerator
     from segmint.model.automatic.on_device.crops import KernelError
+    from segmint.model.automatic.on_device.kernel_check import check_other_kernels
     from segmint.model.device import CaptureError
     from segmint.model.sam.batch_encoder import CompilationError
     from segmint.model.sam.predictor import Predictor
@@ -136,7 +137,7 @@ def load_generator(settings: SegmentSettings) -> "MaskGenerator":
     numerics = settings.numerics
     compiled = numerics.encoder == "compiled"
     predictor = Predictor(
-        load_model(weights, numerics.compute),
+        load_model(weights, numerics.compute, numerics.decoder_precision),
         compile_encoder="default" if compiled else None,
         must_compile=not settings.allow_mixed_numerics,
         kernels=kernels_named(numerics.kernels),
@@ -149,6 +150,7 @@ def load_generator(settings: SegmentSettings) -> "MaskGenerator":
         try:
             with first_alone(compiler_cache(), numerics.fingerprint) if compiled else nullcontext():
                 if numerics.device == "cuda":
+                    check_other_kernels(predictor)
                     generator.find(nothing)
                 else:
                     predictor.embed_many([nothing], batch_size=numerics.crops_per_batch)
@@ -182,7 +184,7 @@ def check_numerics(settings: SegmentSettings) -> None:
         sha256_of(_weights(settings)),
         wanted.encoder,
         wanted.kernels,
-    )
+    ).with_decoder(wanted.decoder_precision)
     differences = here.differences(wanted)
     if here.kernels != wanted.kernels and (why := reason()) is not None:
         differences += f" ({why})"
@@ -392,12 +394,15 @@ class Segment:
             raise
 
     def _end_if_unfit(self, ordinal: int, entry: "BlockEntry", error: BaseException, *, owns_device: bool) -> None:
+        from segmint.model.device import capture_lock
+
         if is_out_of_memory(error):
             os._exit(1)  # this process is now unreliable, and the ledger lists its rows
         # Querying the device disturbs the thread that owns it; CUDA errors are RuntimeErrors.
         if not owns_device and not isinstance(error, RuntimeError):
             return
-        failure = device_failure(self._device)
+        with capture_lock:
+            failure = device_failure(self._device)
         if failure is None:
             return
         try:

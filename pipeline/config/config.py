@@ -8,8 +8,9 @@ Each key is one of three kinds:
   `stages` except their resources and `on_error`. With a `segmenter`, its stage, arguments, and filters take the place
   of `masks` and `model.weights`.
 - *numerics*: keys that determine the last bits of masks and scores. The first start resolves them and pins them
-  with the identity. They are `masks.points_per_chunk`, `model.device`, `model.precision`, `model.encoder`,
-  `model.kernels`, `model.images_per_batch`, `model.threads`, and `deidentify.device`.
+  with the identity. They are `masks.points_per_chunk`, `model.device`, `model.precision`,
+  `model.decoder_precision`, `model.encoder`, `model.kernels`, `model.images_per_batch`, `model.threads`, and
+  `deidentify.device`.
 - *runtime*: keys that may differ in every run. They are `catalog` (its contents are pinned by hash), `output`,
   `assets`, `curate` (used before a build), `resources`, `storage`, `license.policy_date` (pinned at the first start),
   `ingest.timeout_s`, `segmenter.on_error`, `stall_timeout`, `outage_timeout_s`, `retry_wait_s`, `max_reject_ratio`,

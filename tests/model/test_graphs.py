@@ -1,7 +1,9 @@
 """A captured function is replayed into its own memory; what cannot be captured is called, with a warning."""
 
 import threading
+import time
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -42,6 +44,17 @@ def test_a_function_that_must_be_captured_and_cannot_be_is_an_error() -> None:
         with pytest.raises(CaptureError, match=r"couldn't capture a CUDA graph \(CUDA error: operation not permitted"):
             CapturedGraph(lambda: held[held > 0] * 3, held.device, must_capture=True)
         assert CapturedGraph(lambda: held * 3, held.device, must_capture=True).is_graph
+
+
+def test_threads_capture_one_after_another() -> None:
+    """The pretended device, like a GPU, captures only one graph at a time."""
+    with PretendedCuda():
+
+        def capture(_: int) -> bool:
+            return CapturedGraph(lambda: time.sleep(0.01), torch.device("cuda", 0), must_capture=True).is_graph
+
+        with ThreadPoolExecutor(4) as pool:
+            assert list(pool.map(capture, range(8))) == [True] * 8
 
 
 def test_on_a_cpu_the_function_is_called() -> None:

@@ -224,10 +224,17 @@ class ImageStream:
                 image.error = error
                 continue
             image.crops = placed_crops(image.frame_size, settings)
+            self._crops.prepare(image.crops, [self._part(image, crop).shape[:2] for crop in image.crops])
             if self._has_room(image.bytes):
                 self._copy(image)
             self._ahead.append(image)
         return True
+
+    @staticmethod
+    def _part(image: _StreamImage, crop: Crop) -> NDArray[np.uint8]:
+        """Return the crop's pixels on the host."""
+        whole, original = image.pixels
+        return cut(crop, image.frame_size, whole if original is None or crop.layer == 0 else original)
 
     def _copy(self, image: _StreamImage) -> None:
         """Start copying an image to the device."""

@@ -364,6 +364,7 @@ def _check_numerics(config: Config, begun: Numerics) -> None:
     wanted = {
         "model.device": (config.model.device, begun.device),
         "model.precision": (config.model.precision, begun.precision),
+        "model.decoder_precision": (config.model.decoder_precision, begun.decoder_precision or "auto"),
         "model.encoder": (config.model.encoder, begun.encoder),
         "model.kernels": (config.model.kernels, begun.kernels or config.model.kernels),  # "" with a GPU
         "model.threads": (config.model.threads, begun.threads),

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from segmint.model.automatic.boxes import box_of
-from segmint.model.automatic.candidates import CandidateMasks, MaskPatch, RunPatch, concatenate
+from segmint.model.automatic.candidates import CandidateMasks, MaskPatch, concatenate
 from segmint.model.automatic.rle import encode
 from tests.support.whole_masks import full
 
@@ -39,22 +39,19 @@ def test_a_patch_gives_back_its_mask_in_the_frame(mask: np.ndarray, x: int, y: i
 
 
 @given(MASKS, st.integers(0, 5), st.integers(0, 5), st.integers(0, 3), st.integers(0, 3))
-def test_a_mask_by_its_bits_and_by_its_runs_is_the_same(
+def test_a_patch_has_the_area_and_the_runs_of_its_mask(
     mask: np.ndarray, x: int, y: int, right: int, bottom: int
 ) -> None:
-    bits = MaskPatch.pack(mask, box_of(mask), (x, y))
-    columns = np.pad(bits.window(), ((0, 1), (0, 0))).T.ravel()
-    runs = RunPatch(bits.corner, bits.shape, np.flatnonzero(np.diff(columns, prepend=False)))
+    patch = MaskPatch.pack(mask, box_of(mask), (x, y))
+    columns = np.pad(patch.window(), ((0, 1), (0, 0))).T.ravel()
     size = (mask.shape[0] + y + bottom, mask.shape[1] + x + right)
 
-    assert bits.area == runs.area == mask.sum()
-    assert bits.box == runs.box
-    assert np.array_equal(bits.window(), runs.window())
-    assert bits.encode(size) == runs.encode(size) == encode(full(bits, size))
-    assert runs.moved((2, 3)).corner == (runs.corner[0] + 2, runs.corner[1] + 3)
-    for patch in (bits, runs):
-        with pytest.raises(ValueError, match="extends beyond the frame"):
-            patch.moved((right + mask.shape[1] + 1, 0)).encode(size)
+    assert patch.area == mask.sum()
+    assert np.array_equal(patch.changes, np.flatnonzero(np.diff(columns, prepend=False)))
+    assert patch.encode(size) == encode(full(patch, size))
+    assert patch.moved((2, 3)).corner == (patch.corner[0] + 2, patch.corner[1] + 3)
+    with pytest.raises(ValueError, match="extends beyond the frame"):
+        patch.moved((right + mask.shape[1] + 1, 0)).encode(size)
 
 
 def test_taking_and_joining_keep_rows_together() -> None:

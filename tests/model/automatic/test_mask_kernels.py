@@ -31,13 +31,20 @@ def both_taps(size: tuple[int, int], device: str) -> tuple[Taps, Taps]:
 
 
 def low_res_logits() -> torch.Tensor:
-    """Spots, a mask of nothing, a mask of all, one over the padding alone, one at the thresholds themselves."""
-    low = blobs(5, 6, 4)
+    """Spots, a mask of nothing, a mask of all, one over the padding alone, one at the thresholds themselves, both
+    thresholds everywhere, and logits that aren't finite.
+    """
+    low = blobs(5, 9, 4)
     low[1] = -12
     low[2] = 12
     low[3] = -12
     low[3, 255] = 12
     low[4] = low[4].round()
+    low[6], low[7] = 1, -1
+    low[8] = 30
+    low[8, 40:90:9, 30:200:7] = float("inf")
+    low[8, 100:140:9, 30:200:7] = float("nan")
+    low[8, 150:200:9, 30:200:7] = float("-inf")
     return low
 
 
@@ -105,7 +112,7 @@ def test_the_kernels_compile_for_gpus_within_their_limits_and_without_fused_mult
     for kernel, options in (
         (kernels.reach_kernel, reach),
         (kernels.total_kernel, total),
-        (kernels.measure_kernel, {**tile, "ROWS": kernels._SHORT, "COLUMNS": kernels._LONG}),
+        (kernels.measure_kernel, {**tile, **kernels._BORDER, "ROWS": kernels._SHORT, "COLUMNS": kernels._LONG}),
         (kernels.draw_kernel, {**tile, "ROWS": kernels._LONG, "COLUMNS": kernels._SHORT}),
     ):
         there = {name: types.get(name, "*i32") for name in kernel.arg_names}

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from pycocotools import mask as coco
 
-from segmint.model.automatic.candidates import RunPatch
+from segmint.model.automatic.candidates import MaskPatch
 from segmint.model.automatic.rle import Rle
 from segmint.model.automatic.tiled_upscaling import changes
 
@@ -43,7 +43,7 @@ def test_runs_of_many_masks_are_those_of_pycocotools(items: list[tuple[np.ndarra
     for mask, left, top, right, bottom in items:
         stop = start + mask.shape[1] * (mask.shape[0] + 1)
         own = found[(found >= start) & (found < stop)] - start
-        patch = RunPatch((left, top), mask.shape, own)
+        patch = MaskPatch((left, top), mask.shape, own)
         start = stop
         frame = np.pad(mask, ((top, bottom), (left, right)))
         counts = coco.encode(np.asfortranarray(frame.astype(np.uint8)))["counts"].decode()

@@ -2,6 +2,7 @@
 
 import types
 import warnings
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,13 @@ from hypothesis import strategies as st
 from segmint.model.automatic import mask_tiles
 from segmint.model.automatic import tiled_upscaling as steps
 from segmint.model.automatic.mask_tiles import Strip, interpolate
-from segmint.model.automatic.tiled_upscaling import KernelsWithFallback, TiledUpscaling, strips_of, upscaling_of
+from segmint.model.automatic.tiled_upscaling import (
+    KernelsWithFallback,
+    TiledUpscaling,
+    mask_operations,
+    strips_of,
+    upscaling_of,
+)
 from segmint.model.automatic.upscaling import BorderUpscaling, BoxedUpscaling, StableMasks
 from segmint.model.sam.geometry import SAM1
 from segmint.model.sam.load import build_sam
@@ -87,7 +94,7 @@ def test_masks_are_drawn_in_the_order_asked_for_whatever_fits_at_once(monkeypatc
     tiled = TiledUpscaling(embedding_of(*size), SAM1)
     sketches = [sketch for seed in (3, 4) for sketch in tiled.stable_masks(blobs(seed, 5, seed), 1.0, 0).sketches]
     sketches.reverse()
-    low = torch.stack([sketch.logits for sketch in sketches])
+    low = torch.stack([sketch.chunk[sketch.index] for sketch in sketches])
     expected = (interpolate(low, tiled._rows, tiled._columns) > 0).numpy()
 
     assert np.array_equal(in_full(tiled.draw(sketches), size), expected)
@@ -188,6 +195,27 @@ def test_without_triton_torch_does_it_and_a_fault_in_the_arguments_stays_one(mon
         assert len(tiled.stable_masks(blobs(3, 5, 4), 1.0, 0).positions) == 5
         with pytest.raises((IndexError, RuntimeError)):
             operations.draw(*nowhere)
+
+
+def test_masks_of_several_chunks_keep_their_logits() -> None:
+    logits = blobs(3, 7, 4)
+    whole = TiledUpscaling(embedding_of(60, 80), SAM1)
+    numbers = whole.measure(logits, 1.0).numpy()
+    masks = np.array([0, 2, 3, 4, 6])
+    found = steps.stable_outlines(numbers[masks], list(logits.split([3, 0, 1, 3])), masks, 0)
+
+    assert found.positions.tolist() == list(range(5))
+    for mask, sketch in zip(masks, found.sketches, strict=True):
+        assert torch.equal(sketch.chunk[sketch.index], logits[mask])
+        assert list(sketch.box) == numbers[mask, 3:].tolist()
+
+
+def test_kernels_that_fail_are_replaced_except_in_builds(predictor: Predictor) -> None:
+    assert mask_operations(predictor) is mask_tiles
+    for must_compile, expected in ((False, steps.KERNELS), (True, steps.kernels())):
+        there: Any = types.SimpleNamespace(device=torch.device("cuda", 0))
+        strict: Any = types.SimpleNamespace(sam=there, must_compile=must_compile)
+        assert mask_operations(strict) is expected
 
 
 def test_the_device_and_the_kernels_decide_the_way(predictor: Predictor) -> None:

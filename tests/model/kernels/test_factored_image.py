@@ -130,7 +130,7 @@ FEW_COMPILED = [("answer", 64, 86, "fp32"), ("look at shared values", 64, 90, "f
             (*step, architecture, precision)
             for step in STEPS
             for architecture in ARCHITECTURES
-            for precision in ("bf16", "fp32")
+            for precision in ("bf16", "fp16", "fp32")
         )
     ],
 )
@@ -144,7 +144,7 @@ def test_the_kernels_compile_for_gpus_within_their_limits(
     kernel = getattr(kernels, f"{step}_kernel")
     types = dict.fromkeys(kernel.arg_names, f"*{precision}") | {"eps": "fp32", "positions": "i32", "side": "i32"}
     types |= {"wanted": "*u8", **dict.fromkeys(("scale", "new_scale", "logits"), "*fp32")}
-    dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision]
     options = {"answer": {"TOKENS": 7, "CONSTANT": CONSTANT}, "look": {"SHARED": bool(shared)}}.get(step, {})
     found = compiled(
         kernel,
@@ -152,9 +152,9 @@ def test_the_kernels_compile_for_gpus_within_their_limits(
         types,
         {**options, "MORE": more, **kernels.options(step, dtype)},
         tmp_path,
-        aligned=("*bf16", "*fp32", "i32"),
+        aligned=("*bf16", "*fp16", "*fp32", "i32"),
     )
-    if precision == "bf16":
+    if precision != "fp32":
         assert architecture < 90 or stack_bytes(found, tmp_path) == 0
         assert ("wgmma.mma_async" if architecture == 90 else "mma.sync") in found.asm["ptx"]
 
@@ -168,6 +168,25 @@ def test_without_a_gpu_the_operators_are_the_plain_formulas() -> None:
             *((each if isinstance(each, tuple) else (each,)) for each in (found, expected)), strict=True
         ):
             assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_logits_beyond_fp16_are_finite(sign: int) -> None:
+    """fp16 ends at 65,504. The formula, like the kernel, sums the logits in float32."""
+    torch.manual_seed(0)
+    given = list(draw_arguments(64, 4, 2, 7))
+    expected = factored_plainly.draw(*given)
+    filters = sign * 100_000 * given[7] / expected.abs().max()
+    given[7] = filters
+    expected = factored_plainly.draw(*given)
+    half = [one.half() if isinstance(one, torch.Tensor) and one.dtype == torch.float32 else one for one in given]
+    half[0] = given[0]  # the images' scale is always float32
+    found = factored_plainly.draw(*half)
+
+    assert float(expected.abs().max()) > 65_504
+    assert found.dtype == torch.float32
+    assert torch.isfinite(found).all()
+    assert float((found - expected).norm() / expected.norm()) < 0.01
 
 
 def test_on_a_gpu_the_operators_are_the_kernels() -> None:

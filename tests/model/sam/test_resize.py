@@ -1,5 +1,10 @@
 """Pixels are resized on a device to the bits that Pillow gives."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +12,9 @@ from PIL import Image
 
 from segmint.model.sam import preprocess
 from segmint.model.sam.preprocess import resize, resize_on_device, resized_size
+from tests.support.compiled_kernels import ARCHITECTURES, compiled, stack_bytes
+
+ROOT = Path(__file__).resolve().parents[3]
 
 # Enlarged and reduced, one row and one column, an unchanged side, tall ones on both sides of Pillow's rule of order.
 SIZES = [(1, 3), (37, 20), (5000, 3), (2, 2), (1024, 700), (700, 1024), (1500, 740), (1500, 760), (1500, 2250)]
@@ -72,6 +80,65 @@ def test_a_pillow_before_13_is_followed(version: str, monkeypatch: pytest.Monkey
             check(size, "cpu")
     finally:
         preprocess._pillow_takes_columns_first.cache_clear()
+
+
+# Sizes and targets: reduced by a tile and a row of the kernel and one more, enlarged, one side unchanged, one pixel.
+FEW_SIZES = [((23, 61), (5, 43)), ((3, 5), (6, 44)), ((9, 8), (9, 3)), ((1, 1), (2, 1))]
+MORE_SIZES = [((150, 99), (64, 42)), ((40, 300), (17, 128)), ((30, 20), (96, 64))]
+
+
+def check_kernel(size: tuple[int, int], target: tuple[int, int]) -> None:
+    """The kernel has the bits of torch's passes in both orders, for a crop, whose rows aren't contiguous."""
+    from segmint.model.kernels.resize_triton import resize as resize_with_kernel
+
+    generator = np.random.default_rng(size)
+    whole = torch.from_numpy(generator.integers(0, 256, (size[0] + 3, size[1] + 2, 3), dtype=np.uint8))
+    whole[::2] = (whole[::2] > 127) * 255  # extremes
+    pixels = whole[1:-2, 1:-1]
+    rows, columns = (
+        preprocess._on_device(length, wanted, pixels.device) for length, wanted in zip(size, target, strict=True)
+    )
+    for columns_first in (False, True):
+        expected = preprocess._resize(pixels, target, columns_first=columns_first)
+        assert torch.equal(resize_with_kernel(pixels, rows, columns, columns_first), expected), (size, target)
+
+
+@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="is the process that the test starts")
+@pytest.mark.parametrize("sizes", ["FEW_SIZES", pytest.param("MORE_SIZES", marks=pytest.mark.long)])
+def test_the_interpreted_kernel_has_the_bits_of_torchs_passes(sizes: str) -> None:
+    pytest.importorskip("triton")
+    code = "\n".join(
+        [
+            "import runpy, sys",
+            f"sys.path.insert(0, {str(ROOT)!r})",
+            f"tests = runpy.run_path({__file__!r})",
+            f"for pair in tests[{sizes!r}]: tests['check_kernel'](*pair)",
+        ]
+    )
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=300, env=environment, cwd=ROOT)
+
+
+@pytest.mark.parametrize(
+    "architecture", [pytest.param(one, marks=[] if one == 90 else pytest.mark.long) for one in ARCHITECTURES]
+)
+def test_the_kernel_compiles_for_gpus_without_spilled_registers(
+    architecture: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("triton")
+    from segmint.model.kernels import resize_triton
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    types = {
+        **dict.fromkeys(("pixels", "resized"), "*u8"),
+        **dict.fromkeys(("row_places", "column_places"), "*i64"),
+        **dict.fromkeys(("row_weights", "column_weights"), "*i32"),
+        **dict.fromkeys(resize_triton._SIZES, "i32"),
+    }
+    for columns_first in (False, True):
+        options = {**resize_triton._TILE, "COLUMNS_FIRST": columns_first}
+        found = compiled(resize_triton.resize_kernel, architecture, types, options, tmp_path)
+        assert stack_bytes(found, tmp_path) == 0
 
 
 @pytest.mark.cuda

@@ -1,13 +1,16 @@
 """Numerics: equal ones agree, and differences are listed."""
 
 import re
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -16,15 +19,16 @@ from segmint.infra import version as infra_version
 from segmint.infra.assets.cache import sha256_of
 from segmint.infra.device import Compute, Precision, cpu_bits
 from segmint.infra.errors import UsageError
-from segmint.model.automatic.on_device.crops import KernelError
-from segmint.model.device import CaptureError
+from segmint.model.automatic.on_device.crops import KernelError, decode_chunk, plan_image
+from segmint.model.device import CaptureError, capture_lock
 from segmint.model.kernels.cpu import library
 from segmint.model.sam.batch_encoder import CompilationError
 from segmint.model.sam.predictor import Predictor
 from segmint.operators.segment import numerics, segment
 from segmint.operators.segment.mask_config import MasksConfig, ModelConfig
+from segmint.operators.segment.models import load_model
 from segmint.operators.segment.numerics import MixedNumericsError, Numerics, observe_numerics, resolve_numerics
-from segmint.operators.segment.segment import SegmentSettings, check_numerics, load_generator
+from segmint.operators.segment.segment import Segment, SegmentSettings, check_numerics, load_generator
 from tests.support.cpu_kernels import every_set
 
 GPU = SimpleNamespace(name="NVIDIA H100 80GB HBM3", major=9, minor=0, multi_processor_count=132)
@@ -257,6 +261,57 @@ def test_a_worker_that_fails_while_it_warms_up_says_what_to_fix(
     settings = SegmentSettings(MasksConfig().settings(4), str(mobile_sam_path), compiled, allow_mixed_numerics=True)
     with pytest.raises(UsageError, match=re.escape(expected)):
         load_generator(settings)
+
+
+def test_a_decoder_in_fp16_is_recorded_by_itself(here: Numerics, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(numerics, "device_kind", lambda _: "NVIDIA H200")
+    on_gpu = Compute("cuda", "bf16", 1)
+    same = resolve_numerics(on_gpu, ModelConfig(), MasksConfig(), "0" * 64)
+    own = resolve_numerics(on_gpu, ModelConfig(decoder_precision="fp16"), MasksConfig(), "0" * 64)
+
+    assert "decoder_precision" not in same.to_dict()
+    assert own.to_dict() == {**same.to_dict(), "decoder_precision": "fp16"}
+    assert own.fingerprint != same.fingerprint
+    assert Numerics.recorded(own.to_dict()) == own
+    assert Numerics.recorded(same.to_dict()).decoder_precision == ""
+    with pytest.raises(UsageError, match=r"decoder_precision is fp16, which needs a GPU and .* the precision is fp32"):
+        resolve_numerics(here.compute, ModelConfig(decoder_precision="fp16"), MasksConfig(), "0" * 64)
+
+
+@pytest.mark.long
+@torch.inference_mode()
+def test_fp16_rounds_the_decoder_less_than_bf16(mobile_sam_path: Path, coffee: np.ndarray) -> None:
+    """On the formulas that a GPU's kernels compute. MobileSAM's encoder stays in fp32."""
+    points = torch.tensor([[300.0, 200.0, 1.0]], dtype=torch.float64)
+    features = Predictor(load_model(mobile_sam_path, Compute("cpu", "fp32", 1))).embed(coffee).features
+    found = {}
+    for name, precision, decoder in (("fp32", "fp32", ""), ("bf16", "bf16", ""), ("fp16", "bf16", "fp16")):
+        sam = load_model(mobile_sam_path, Compute("cpu", precision, 1), decoder)
+        assert next(sam.image_encoder.parameters()).dtype == torch.float32
+        decoded = decode_chunk(sam, plan_image(sam, features.to(sam.dtype)), points, 0.0)
+        found[name] = decoded.drawing.draw(torch.ones_like(decoded.wanted)), decoded.predicted_iou
+
+    logits, ious = found["fp32"]
+    errors = {name: float((found[name][0] - logits).norm() / logits.norm()) for name in ("bf16", "fp16")}
+    assert errors["fp16"] < errors["bf16"] / 4
+    assert float((found["fp16"][1] - ious).abs().max()) < float((found["bf16"][1] - ious).abs().max())
+
+
+def test_no_thread_asks_for_a_gpus_faults_during_a_capture(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The question synchronizes the device, which would invalidate the capture."""
+    asked: list[str] = []
+    monkeypatch.setattr(segment, "device_failure", lambda device: asked.append(device))
+    actor: Any = SimpleNamespace(_device="cuda")
+    entry: Any = None
+    asking = threading.Thread(
+        target=lambda: Segment._end_if_unfit(actor, 0, entry, RuntimeError("a bad row"), owns_device=False)
+    )
+    with capture_lock:
+        asking.start()
+        asking.join(0.1)
+        assert asked == []
+    asking.join()
+    assert asked == ["cuda"]
 
 
 def test_a_chunk_that_a_gpu_cannot_take_is_refused_before_the_start() -> None:

@@ -4,6 +4,7 @@ import copy
 import gc
 import itertools
 import math
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,18 +13,21 @@ import pytest
 import torch
 from torch import nn
 
+from segmint.model.automatic import mask_tiles
 from segmint.model.automatic.candidates import RawMasks
-from segmint.model.automatic.crops import placed_crops
+from segmint.model.automatic.crops import cut, placed_crops
 from segmint.model.automatic.generator import MaskGenerator
 from segmint.model.automatic.on_device import crops
 from segmint.model.automatic.on_device.crops import ChunkMasks, DeviceCrops
 from segmint.model.automatic.on_device.stream import ImageStream
 from segmint.model.automatic.records import GeneratedMasks
 from segmint.model.automatic.settings import MaskSettings
+from segmint.model.automatic.tiled_upscaling import TiledUpscaling
 from segmint.model.device import CopyStream
 from segmint.model.sam import preprocess
 from segmint.model.sam.load import build_sam
 from segmint.model.sam.predictor import Embedding, Predictor
+from segmint.model.sam.preprocess import resized_size
 from tests.model import gpu_budgets
 from tests.support.pretended_cuda import OnCuda, PretendedCuda, counted, pretended_mask_kernels
 from tests.support.whole_masks import blobs
@@ -261,3 +265,30 @@ class DrawnChunk:
         logits = wanted.new_full((*wanted.shape, 256, 256), -9, dtype=torch.float32)
         logits[:, :, 20:40, 30:60] = 9
         return logits
+
+
+def test_weights_of_an_images_crops_are_computed_in_another_thread(
+    predictor: Predictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that the crops need, with crops from a larger original, and no others are left to the device's thread."""
+    threads: list[str] = []
+    right = mask_tiles.interpolation
+
+    def recorded(*axis: int) -> Any:
+        threads.append(threading.current_thread().name)
+        return right(*axis)
+
+    monkeypatch.setattr(mask_tiles, "interpolation", recorded)
+    found = DeviceCrops(predictor, CROPS)
+    stream = ImageStream(predictor, CROPS, 1, found, CopyStream(torch.device("cpu")))
+    image, original = np.zeros((91, 133, 3), np.uint8), np.zeros((187, 270, 3), np.uint8)
+    stream._pull(iter([(image, original)]), lambda: lambda _: None)
+    found._ahead.shutdown(wait=True)
+    prepared = len(threads)
+    for crop in placed_crops((91, 133), CROPS):
+        pixels = cut(crop, (91, 133), image if crop.layer == 0 else original)
+        embedding = Embedding(torch.zeros(1, 256, 64, 64), resized_size(*pixels.shape[:2], 1024), crop.size)
+        TiledUpscaling(embedding, predictor.sam.geometry)
+
+    assert len(threads) == prepared > 2
+    assert {name.partition("_")[0] for name in threads} == {"segmint-taps"}

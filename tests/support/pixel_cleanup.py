@@ -1,0 +1,47 @@
+"""Cleanup of masks by their pixels, with OpenCV's components: the plain formula beside `cleanup.clean_patch`."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from segmint.model.automatic.boxes import box_of
+from segmint.model.automatic.candidates import MaskPatch
+from segmint.model.automatic.cleanup import CleanedPatch, fill_holes, remove_islands
+
+
+@dataclass(frozen=True)
+class CleanedMask:
+    """Result of cleaning one mask (h, w) bool. `CleanedPatch` explains the fields."""
+
+    mask: np.ndarray | None
+    holes: bool
+    islands: bool
+
+    @property
+    def changed(self) -> bool:
+        """True if any hole or island was smaller than the limit, even if the mask didn't change."""
+        return self.holes or self.islands
+
+
+def clean(mask: np.ndarray, min_area: int, keep_largest: bool) -> CleanedMask:
+    """Fill the holes of a mask (h, w) bool, and then remove its islands, as `clean_patch` explains."""
+    filled, holes = fill_holes(mask, min_area)
+    kept, islands = remove_islands(filled, min_area, keep_largest)
+    return CleanedMask(kept, holes, islands)
+
+
+def clean_in_window(patch: MaskPatch, frame_size: tuple[int, int], min_area: int, keep_largest: bool) -> CleanedPatch:
+    """Clean a mask as `clean_patch` did before it labeled runs: all pixels of a window with a margin around the patch.
+
+    The window starts at even pixels, because OpenCV orders its labels by squares of 2x2.
+    """
+    (x, y), (height, width) = patch.corner, patch.shape
+    across, down = -(-min_area // height), -(-min_area // width)
+    x0, y0 = max(0, x - across) // 2 * 2, max(0, y - down) // 2 * 2
+    x1, y1 = min(frame_size[1], x + width + across), min(frame_size[0], y + height + down)
+    mask = np.zeros((y1 - y0, x1 - x0), dtype=np.bool_)
+    mask[y - y0 : y - y0 + height, x - x0 : x - x0 + width] = patch.window()
+    cleaned = clean(mask, min_area, keep_largest)
+    if cleaned.mask is None or not cleaned.changed:
+        return CleanedPatch(None if cleaned.mask is None else patch, cleaned.holes, cleaned.islands)
+    return CleanedPatch(MaskPatch.pack(cleaned.mask, box_of(cleaned.mask), (x0, y0)), cleaned.holes, cleaned.islands)
