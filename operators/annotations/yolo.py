@@ -92,7 +92,7 @@ def read_yolo_labels(
         if not fields:
             continue
         try:
-            label = _class_name(fields[0], labels)
+            label = class_name(fields[0], labels)
             rle = _mask(fields[1:], size, through_centers)
         except UnreadableMaskError as error:
             image.unreadable.append(f"line {number}: {error}")
@@ -101,7 +101,8 @@ def read_yolo_labels(
     return image
 
 
-def _class_name(text: str, labels: Mapping[int, Any]) -> str | None:
+def class_name(text: str, labels: Mapping[int, Any]) -> str | None:
+    """Return the name of the class in a line. Raises `UnreadableMaskError` if it has none."""
     if not text.isdecimal() or len(text) > _MOST_DIGITS or int(text) not in labels:
         raise UnreadableMaskError(f"found the class {text!r:.40}, which has no name")
     return label_text(str(labels[int(text)]))

@@ -10,6 +10,7 @@ from typing import Literal
 
 from segmint.catalogs.dataset.redaction_totals import RedactionTotals
 from segmint.catalogs.dataset.regions import DetectedRegion, Sighting
+from segmint.catalogs.dataset.tables import Kind
 from segmint.catalogs.dataset.versions.record import VersionName
 from segmint.catalogs.findings import Findings
 from segmint.pipeline.quality.statistics.values import ProviderImages, Statistics
@@ -27,6 +28,7 @@ class CheckedCounts:
     images: int = 0  # rows
     rejects: int = 0  # rows
     masks: int = 0  # rows, each measured from its run lengths
+    boxes: int = 0  # boxes without a mask, in data that segmint did not write
     jsons: int = 0  # JSON files that were compared with the tables
     jpegs: int = 0  # JPEGs whose size and metadata were checked
     jpegs_decoded: int = 0
@@ -60,7 +62,7 @@ class AssertedLicense:
 class Licenses:
     """Counts of the license audit."""
 
-    judged_on: date
+    judged_on: date | None  # None: data that segmint did not write, where only missing licenses are findings
     by_license: tuple[LicenseVerdict, ...]  # most frequent first
     by_provider: tuple[ProviderImages, ...]  # most frequent first
     expired: int
@@ -128,7 +130,6 @@ NotLookedAtReason = Literal[
     "unreadable",
     "annotations_only",
     "no_image",
-    "foreign",
     "no_detector",
     "detector_not_here",
     "detector_failed",
@@ -154,13 +155,15 @@ class UnsearchedImages:
 class Duplicates:
     """Counts of duplicates: images from repeated bytes (None if unknown), and near-duplicates.
 
-    The perceptual hashes of near-duplicates differ in at most `distance` bits.
+    The perceptual hashes of near-duplicates differ in at most `distance` bits. `across_splits` counts those of both
+    kinds that resemble an image of another split (None without splits).
     """
 
     images_compared: int
     distance: int
     repeated_sources: int | None
     similar: int
+    across_splits: int | None = None
 
 
 @dataclass(frozen=True)
@@ -173,7 +176,7 @@ class AuditReport:
 
     dataset: str
     scope: Literal["all", "integrity"]
-    kind: Literal["segmint", "sa1b"]
+    kind: Kind
     shards: int  # of the whole dataset
     sample: int
     findings: Findings
