@@ -134,9 +134,9 @@ def _annotations(
             findings.add(place.finding(Code.ROW_IDENTITY, "a unique id", "that of another mask", where, mask=own))
         if own is not None:
             ids.add(own)
-        category = entry.get("category_id")
-        if categories and coco_key(category) not in categories:
-            findings.add(place.finding(Code.BAD_LABEL, "the id of a category", _short(category), where, mask=own))
+        if categories and "category_id" in entry and coco_key(entry["category_id"]) not in categories:
+            found_id = _short(entry["category_id"])
+            findings.add(place.finding(Code.BAD_LABEL, "the id of a category", found_id, where, mask=own))
         found.setdefault(id, []).append(entry)
     return found
 

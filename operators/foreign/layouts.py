@@ -9,7 +9,7 @@ from segmint.catalogs.dataset.foreign import ForeignShard, find_shards, list_sha
 from segmint.catalogs.dataset.tables import Kind
 from segmint.catalogs.findings import Code, FindingCollector, FindingLocation
 from segmint.infra.errors import UsageError
-from segmint.infra.storage.errors import ObjectTooLargeError
+from segmint.infra.storage.errors import NotFoundError, ObjectTooLargeError
 from segmint.infra.storage.location import Location
 from segmint.infra.uris import base_name, parent
 from segmint.operators.annotations.coco import parse_coco
@@ -52,8 +52,17 @@ class Layout:
 
 
 def find_layout(given: ForeignData) -> Layout:
-    """Return the layout of data. Raises `UsageError` for files that are neither COCO's nor YOLO's, and for others that
-    the user named and that can't be read."""
+    """Return the layout of data.
+
+    Raises `UsageError` if a file that the user named is missing, too large, or neither COCO's nor YOLO's.
+    """
+    try:
+        return _find_layout(given)
+    except (NotFoundError, ObjectTooLargeError) as error:
+        raise UsageError(str(error)) from error
+
+
+def _find_layout(given: ForeignData) -> Layout:
     data = given.data
     names = [each.name.lower() for each in (data, *given.more)]
     if all(name.endswith(".json") for name in names):
@@ -87,7 +96,9 @@ def _coco_of(given: ForeignData) -> Layout:
         folder = parent(folder)
     pictures = _pictures(given.images or Location(given.data.storage, folder))
     layout = Layout("coco", iter(()))
-    documents = [(_name(each, folder), parse_coco(_read(each), str(each))) for each in (given.data, *given.more)]
+    documents = [
+        (_name(each, folder), parse_coco(each.read(_COCO_BYTES), str(each))) for each in (given.data, *given.more)
+    ]
     layout.shards = _list_all(sorted(documents, key=lambda each: _order(each[0])), pictures, layout)
     return layout
 
@@ -113,10 +124,10 @@ def _documents(folder: Location, files: Sequence[str], layout: Layout) -> Iterat
     """Yield the COCO files among JSON files, with their names. Report those that aren't JSON, and note all others."""
     for name in files:
         try:
-            yield name, parse_coco(_read(folder / name), name)
-        except UsageError as error:
-            if "is not JSON" in str(error):
-                layout.findings.add(FindingLocation(name).finding(Code.BAD_JSON, "JSON", error))
+            yield name, parse_coco((folder / name).read(_COCO_BYTES), name)
+        except (UsageError, ObjectTooLargeError) as error:
+            if not str(error).startswith(f"{name} is not a COCO file"):
+                layout.findings.add(FindingLocation(name).finding(Code.BAD_JSON, "JSON that can be read", error))
             else:
                 layout.ignored.append(name)
 
@@ -127,7 +138,7 @@ def _json_files(folder: Location) -> tuple[list[str], dict[str, int]] | None:
     Return None as soon as something shows that the folder contains pairs or tars, as in SA-1B.
     """
     sizes: dict[str, int] = {}
-    files = []
+    files: list[str] = []
     for entry in folder.walk():
         name = entry.name
         stem, _, ending = name.rpartition(".")
@@ -155,10 +166,3 @@ def _pictures(folder: Location) -> PictureFolder:
 
 def _name(file: Location, folder: str) -> str:
     return file.uri.removeprefix(f"{folder}/")
-
-
-def _read(file: Location) -> bytes:
-    try:
-        return file.read(max_bytes=_COCO_BYTES)
-    except ObjectTooLargeError as error:
-        raise UsageError(str(error)) from error

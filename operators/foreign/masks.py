@@ -66,6 +66,8 @@ def read_listed(
         if annotation.get("segmentation"):
             masks.append(annotation)
             continue
+        if annotation.keys().isdisjoint(("segmentation", "bbox")):
+            continue  # a caption, for example
         image.boxes_alone += 1
         box = _numbers(annotation.get("bbox"), 4)
         if box is None or not _is_inside(box, image.size):

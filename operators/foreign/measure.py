@@ -119,7 +119,7 @@ def _measure_listed(
     waiting: list[tuple[Row, list[int | None]]] = []
     for index, listed in enumerate(shard.listed):
         ordinal = shard.shard * IMAGES_PER_SHARD_LIMIT + index
-        place = FindingLocation(_text(listed.file), shard.shard, ordinal + 1, _text(listed.name))
+        place = FindingLocation(_text(listed.file), image=ordinal + 1, part=_text(listed.name))
         image = ForeignImage(ordinal + 1, listed.size)
         measured.images += 1
         try:
@@ -165,7 +165,7 @@ def _listed_picture(
         return None
     picture = _loose_file("jpeg", place, folder, listed.picture)
     size, _ = _jpeg_size(picture)
-    sizes = () if size is None else (size,)
+    sizes: Sequence[tuple[int, int]] = [] if size is None else [size]
     if size is None or (listed.size is not None and size != listed.size):
         try:
             sizes = decoder.run(picture_sizes, picture.read(ANY_SIZE.max_bytes))

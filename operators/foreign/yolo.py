@@ -43,7 +43,7 @@ class YoloFolder:
         self._file = settings.name
         self._lists: set[str] = set()  # names of text files that list images
         self._pictures = pictures
-        start = _joined("", read.get("path")) if isinstance(read.get("path"), str) else ""
+        start = _joined("", str(read.get("path") or ""))
         self._start = start if any(name.startswith(f"{start}/") for name in pictures.sizes) else ""
         self._license = label_text(read.get("license", mapping(read.get("roboflow")).get("license")))
         self._is_licensed = bool(self._license) or any(name.upper().startswith(_LICENSED) for name in pictures.sizes)
@@ -66,8 +66,8 @@ class YoloFolder:
             listed.setdefault(tuple(dict.fromkeys(names)), []).append(split)
         used = set(self._lists)
         folders = set()
-        for names, splits in listed.items():
-            for name in names:
+        for pictures, splits in listed.items():
+            for name in pictures:
                 labels = label_name(name)
                 used.add(labels)
                 folders.add(labels.rpartition("/")[0])

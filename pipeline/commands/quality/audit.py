@@ -169,6 +169,6 @@ def audit(
         print_message(f"{lines[0]}; written to {output}")
         for line in not_checked_lines(not_checked(report)):
             print_line(line)
-    if not integrity_only and not listed:
+    if not integrity_only and report.kind == "segmint":
         print_next(as_json, "report", dataset, config=config)
     exit_unless_clean(report.findings.counts, not_checked(report))

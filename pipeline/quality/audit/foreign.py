@@ -43,7 +43,8 @@ from segmint.pipeline.quality.statistics.statistics import compute_statistics
 
 _ROWS = 1_000
 _SIZES = """
-SELECT count(*) AS images, count(DISTINCT shard) AS shards, (SELECT count(*) FROM masks) AS masks FROM images
+SELECT count(DISTINCT image_id) AS images, count(DISTINCT shard) AS shards, (SELECT count(*) FROM masks) AS masks
+FROM images
 """
 _JPEGS = """
 SELECT ordinal, images.id, image_id, images.shard, jpegs.uri, "offset", size, split
@@ -171,7 +172,7 @@ def _audit_pictures(
 
         def look(numbered: tuple[int, Row]) -> tuple[Row, PictureFacts | None, int, list[Finding], SearchResult | None]:
             position, row = numbered
-            place = FindingLocation(row["image_id"], row["shard"], row["id"])
+            place = _place(tables, row)
             wanted = search is not None and position in search.positions
             try:
                 data = _read(storage, row)
@@ -261,7 +262,7 @@ class _Compared:
         (earlier,) = tables.query(_PLACE, [self.ordinals[other]]).to_pylist()
         name = earlier["image_id"]
         if len(self.names) > 1:
-            name += f" in {self.names[self.splits[other]]}"
+            name += f" ({self.names[self.splits[other]]})"
         if self.digests[index] == self.digests[other]:
             expected, found = "no copy of an earlier image", f"the same bytes as {name}"
             code = code or Code.REPEATED_SOURCE
@@ -272,8 +273,12 @@ class _Compared:
                 f"one that differs from {name} in {distance} of 64 bits",
             )
             code = code or Code.SIMILAR_IMAGE
-        place = FindingLocation(row["image_id"], row["shard"], row["id"])
-        findings.add(place.finding(code, expected, found))
+        findings.add(_place(tables, row).finding(code, expected, found))
+
+
+def _place(tables: DatasetTables, row: Row) -> FindingLocation:
+    """Return the location of an image's picture. The shards of listed images mean nothing to users."""
+    return FindingLocation(row["image_id"], row["shard"] if tables.kind == "sa1b" else None, row["id"])
 
 
 def _read(storage: Storage, row: Row) -> bytes:

@@ -10,7 +10,6 @@ from typing import Literal
 
 from segmint.catalogs.dataset.redaction_totals import RedactionTotals
 from segmint.catalogs.dataset.regions import DetectedRegion, Sighting
-from segmint.catalogs.dataset.tables import Kind
 from segmint.catalogs.dataset.versions.record import VersionName
 from segmint.catalogs.findings import Findings
 from segmint.pipeline.quality.statistics.values import ProviderImages, Statistics
@@ -176,7 +175,7 @@ class AuditReport:
 
     dataset: str
     scope: Literal["all", "integrity"]
-    kind: Kind
+    kind: Literal["segmint", "sa1b", "coco", "yolo"]
     shards: int  # of the whole dataset
     sample: int
     findings: Findings

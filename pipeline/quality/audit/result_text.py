@@ -4,7 +4,6 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from textwrap import wrap
 
-from segmint.catalogs.dataset.tables import Kind
 from segmint.catalogs.findings import AREAS, EXAMPLES, INTEGRITY, SENTENCES, Code
 from segmint.catalogs.reasons import Reason
 from segmint.infra.wording import counted, listed, number, some
@@ -77,7 +76,7 @@ def verdict(report: AuditReport) -> str:
     return f"{counts}; not searched: {', '.join(gaps)}" if gaps else counts
 
 
-def _searchers(privacy: PrivacyResult, kind: Kind) -> Iterator[str]:
+def _searchers(privacy: PrivacyResult, kind: str) -> Iterator[str]:
     """Name the detectors that the build didn't use, and the kinds that only the build's detectors searched.
 
     Data that segmint didn't write has no build. It is searched with the detectors that a build uses by default.

@@ -21,13 +21,12 @@ from segmint.infra.tars import BadTarError, TarReader, is_plain_file
 from segmint.infra.uris import join
 from segmint.model.automatic.records import MaskRecord
 from segmint.model.automatic.rle import Rle
-from segmint.operators.decoding import JpegDecoder, UndecodableError
+from segmint.operators.decoding import PICTURES, JpegDecoder, UndecodableError
 from segmint.operators.overlay import draw_overlay
 
 LONG_SIDE = 720
 """Maximum length in pixels of the longer side of an image in a report."""
 
-_FORMATS = ("JPEG", "PNG", "WEBP", "BMP")  # foreign data may list pictures that aren't JPEGs
 _QUALITY = 82  # JPEG quality
 _STRATA = (0, 10, 50, 100, 200)  # masks per image: the paper's bins, plus one for images without masks
 
@@ -106,7 +105,7 @@ def draw_small(jpeg: bytes, masks: Sequence[MaskRecord]) -> bytes:
     Raises `OSError` or `ValueError` if the data isn't an image, if the image is too large, or if a mask has another
     size.
     """
-    with Image.open(io.BytesIO(jpeg), formats=_FORMATS) as image:
+    with Image.open(io.BytesIO(jpeg), formats=PICTURES) as image:
         for mask in masks:
             if mask.segmentation.size != (image.height, image.width):
                 raise ValueError(

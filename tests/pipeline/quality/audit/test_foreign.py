@@ -273,7 +273,8 @@ def test_a_second_coco_dataset_with_files_that_the_user_names(pictures: list[Ima
     both = coco_document([*names[2:], "all/a.png"], compressed=False)
     both["images"][1]["width"] = "wide"
     both["annotations"][3]["id"] = both["annotations"][2]["id"]
-    both["annotations"] += [{"id": 90, "image_id": 3, "bbox": "none"}, 7]
+    both["annotations"] += [{"id": 90, "image_id": 3, "category_id": 9, "bbox": "none"}, 7]
+    both["annotations"] += [{"id": 91, "image_id": 3, "caption": "a photograph"}]
     put_json(files[0], both)
     report = audited()
     assert sorted((each.code, each.where) for each in report.findings) == [
@@ -341,6 +342,9 @@ def test_what_is_in_none_of_the_layouts_is_refused(pictures: list[Image.Image], 
     (tmp_path / "notes.json").write_text('{"images": 1}')
     with pytest.raises(UsageError, match="because it has no list `images`"):
         audit(tmp_path / "notes.json")
+    for name in ("gone.json", "gone.yaml"):
+        with pytest.raises(UsageError, match="gone"):
+            audit(tmp_path / name)
     with pytest.raises(UsageError, match="only COCO files"):
         audit(tmp_path, more=(location_of(tmp_path / "notes.json"),))
     (tmp_path / "data.yaml").write_text("names: [a]")
