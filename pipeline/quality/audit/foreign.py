@@ -126,7 +126,8 @@ def audit_foreign(
     note = f"segmint didn't write this, so its {unknown} are unknown{', and every detection counts' * bool(privacy)}"
     if search is not None and privacy is not None:
         search.finish()
-        unsearched = tuple(privacy.gaps(counts["images"], len(search.positions)))
+        without = counts["images"] - found["jpegs"]  # these weren't left out of the sample
+        unsearched = tuple(privacy.gaps(counts["images"], len(search.positions) + without))
     decoded = duplicates.images_compared
     return AuditReport(
         dataset=str(tables.location),
