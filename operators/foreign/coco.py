@@ -146,9 +146,9 @@ def _licenses(listed: Any) -> dict[Any, str]:
     found = {}
     for each in listed if isinstance(listed, list) else ():
         entry = mapping(each)
-        name = label_text(entry.get("name")) or label_text(entry.get("url"))
-        if name:
-            found[coco_key(entry.get("id"))] = name
+        name, id = label_text(entry.get("name")) or label_text(entry.get("url")), coco_key(entry.get("id"))
+        if name and id is not None:
+            found[id] = name
     return found
 
 

@@ -60,14 +60,20 @@ def examine_picture(data: bytes, *, with_pixels: bool) -> PictureFacts:
             elif name := metadata_name(marker, data[start:stop]):
                 names.add(name)
     image = open_image(data, kind)
-    exif = image.getexif()
+    has_position, other_thumbnail = False, False
+    try:
+        exif = image.getexif()
+        has_position = any(key in exif.get_ifd(ExifTags.IFD.GPSInfo) for key in _POSITION)
+        thumbnail = _thumbnail(image, exif)
+        other_thumbnail = thumbnail is not None and not _shows(thumbnail, gray)
+    except Exception:  # noqa: BLE001 - Pillow raises many kinds for damaged metadata of a sound picture
+        names.add("EXIF that can't be read")
     names |= {name for key, name in (("exif", "EXIF"), ("xmp", "XMP"), ("comment", "a comment")) if key in image.info}
-    thumbnail = _thumbnail(image, exif)
     return PictureFacts(
         bits=int(view_hashes(gray)[FRAME]),
         metadata=tuple(sorted(names)),
-        has_position=any(key in exif.get_ifd(ExifTags.IFD.GPSInfo) for key in _POSITION),
-        other_thumbnail=thumbnail is not None and not _shows(thumbnail, gray),
+        has_position=has_position,
+        other_thumbnail=other_thumbnail,
         more_bytes=len(data) - end,
         pixels=pixels if with_pixels else None,
     )
@@ -100,19 +106,16 @@ def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
 
 
 def _thumbnail(image: ImageFile.ImageFile, exif: Image.Exif) -> Gray | None:
-    """Return the gray values of the thumbnail in a picture's EXIF data, or None if there is none that can be read."""
+    """Return the gray values of the thumbnail in a picture's EXIF data, or None if there is none."""
     inside = exif.get_ifd(ExifTags.IFD.IFD1)
     start, size = (inside.get(tag) for tag in (ExifTags.Base.JpegIFOffset, ExifTags.Base.JpegIFByteCount))
     if not isinstance(start, int) or not isinstance(size, int):
         return None
     written = image.info.get("exif", b"").removeprefix(b"Exif\0\0")[start : start + size]
-    try:
-        with Image.open(io.BytesIO(written), formats=["JPEG"]) as thumbnail:
-            if max(thumbnail.size) > _THUMBNAIL_SIDE:
-                return None
-            return np.asarray(thumbnail.convert("L"))
-    except (OSError, ValueError, SyntaxError):
-        return None
+    with Image.open(io.BytesIO(written), formats=["JPEG"]) as thumbnail:
+        if max(thumbnail.size) > _THUMBNAIL_SIDE:
+            return None
+        return np.asarray(thumbnail.convert("L"))
 
 
 def _shows(thumbnail: Gray, gray: Gray) -> bool:

@@ -213,9 +213,6 @@ SA1B: dict[str, Fault] = {
 
 
 def plant(faults: dict[str, Fault], folder: Path, pictures: list[Image.Image]) -> AuditReport:
-    before = audit(folder)
-    assert list(before.findings) == []
-    assert before.unsearched[0].reason == "skipped"
     for damage, *_ in faults.values():
         damage(folder, pictures)
     return audit(folder)
@@ -265,18 +262,13 @@ def test_a_second_coco_dataset_with_files_that_the_user_names(pictures: list[Ima
         files.append(tmp_path / f"{split}.json")
         put_json(files[-1], coco_document(listed, compressed=False))
 
-    def audited() -> AuditReport:
-        more = (location_of(files[1]),)
-        return audit(files[0], more=more, images=location_of(tmp_path / "photos"))
-
-    assert list(audited().findings) == []
     both = coco_document([*names[2:], "all/a.png"], compressed=False)
     both["images"][1]["width"] = "wide"
     both["annotations"][3]["id"] = both["annotations"][2]["id"]
     both["annotations"] += [{"id": 90, "image_id": 3, "category_id": 9, "bbox": "none"}, 7]
     both["annotations"] += [{"id": 91, "image_id": 3, "caption": "a photograph"}]
     put_json(files[0], both)
-    report = audited()
+    report = audit(files[0], more=(location_of(files[1]),), images=location_of(tmp_path / "photos"))
     assert sorted((each.code, each.where) for each in report.findings) == [
         (Code.BAD_JSON, "all/d.jpeg"),
         (Code.BAD_LABEL, "mask 90"),
@@ -290,21 +282,22 @@ def test_a_second_coco_dataset_with_files_that_the_user_names(pictures: list[Ima
     assert report.dataset == f"{files[0]}, {files[1]}"
 
 
-@pytest.mark.parametrize("turned", [True, False])
-def test_a_turned_picture_fits_both_sizes(pictures: list[Image.Image], tmp_path: Path, turned: bool) -> None:
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    data = write_coco(tmp_path / "coco", {"train": [encoded(pictures[0], exif=exif.tobytes())]})
+def test_metadata_of_sound_pictures(pictures: list[Image.Image], tmp_path: Path) -> None:
+    """A turned picture fits both sizes, a thumbnail may be turned, and damaged metadata is no damaged picture."""
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    thumbnail = thumbnail_exif(pictures[2].rotate(90, expand=True))
+    damaged = thumbnail[: thumbnail.index(b"\xff\xd8")] + b"no JPEG"
+    exifs = (turned.tobytes(), turned.tobytes(), thumbnail, damaged)
+    made = [encoded(picture, exif=exif) for picture, exif in zip(pictures, exifs, strict=False)]
+    data = write_coco(tmp_path / "coco", {"train": made})
     document(TRAIN, lambda found: found.update(annotations=[]))(data, pictures)
-    if turned:
-        document(TRAIN, lambda found: found["images"][0].update(width=200, height=240))(data, pictures)
-    assert [each.found for each in audit(data).findings] == ["EXIF"]
-
-
-def test_a_thumbnail_of_the_same_picture_is_no_fault(pictures: list[Image.Image], tmp_path: Path) -> None:
-    exif = thumbnail_exif(pictures[0].rotate(90, expand=True))
-    data = write_coco(tmp_path / "coco", {"train": [encoded(pictures[0], exif=exif)]})
-    assert [(each.code, each.found) for each in audit(data).findings] == [(Code.JPEG_METADATA, "EXIF")]
+    document(TRAIN, lambda found: found["images"][1].update(width=200, height=240))(data, pictures)
+    found = [(each.code, each.file, each.found) for each in audit(data).findings]
+    assert found == [
+        *((Code.JPEG_METADATA, f"train/00{index}.jpg", "EXIF") for index in range(3)),
+        (Code.JPEG_METADATA, "train/003.jpg", "EXIF, EXIF that can't be read"),
+    ]
 
 
 def test_exports_of_a_dataset_have_no_findings(small_dataset: Path, tmp_path: Path) -> None:
@@ -315,11 +308,10 @@ def test_exports_of_a_dataset_have_no_findings(small_dataset: Path, tmp_path: Pa
         ("yolo", tmp_path / "yolo"),
         ("sa1b", loosen(small_dataset, tmp_path / "loose")),
     ):
-        report = audit(folder, privacy_sample=None)
+        report = audit(folder, privacy_sample=2)
         assert list(report.findings) == []
-        assert (report.kind, report.checked.images, report.images_searched) == (kind, 6, 6)
-        masks = report.checked.masks
-        assert masks == audit(small_dataset).checked.masks if kind != "yolo" else masks > 0
+        assert (report.kind, report.checked.images, report.images_searched) == (kind, 6, 2)
+        assert report.checked.masks > 10
 
 
 def test_faces_are_found_without_a_named_detector(photos: Path, tmp_path: Path) -> None:
