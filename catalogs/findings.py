@@ -77,8 +77,11 @@ class Code(StrEnum):
     OPTED_OUT = "opted_out"
     MISSING_ATTRIBUTION = "missing_attribution"
     STILL_DETECTED = "still_detected"
+    GPS_POSITION = "gps_position"
+    OTHER_THUMBNAIL = "other_thumbnail"
     REPEATED_SOURCE = "repeated_source"
     SIMILAR_IMAGE = "similar_image"
+    SPLIT_LEAK = "split_leak"
 
 
 SENTENCES = {
@@ -94,7 +97,7 @@ SENTENCES = {
     Code.OTHER_NUMERICS: "A shard was computed with different numerics than the dataset.",
     Code.OTHER_BUILD: "A shard was built with settings, weights, or a policy date other than those in `dataset.json`.",
     Code.BAD_COUNTS: "A commit's counts don't add up: rows = images + rejected, and rejected = the sum over reasons.",
-    Code.MISSING_FILE: "A file that a commit lists is missing.",
+    Code.MISSING_FILE: "A file that a commit or an annotation file lists is missing.",
     Code.FILE_SIZE: "A file's size differs from its commit.",
     Code.FILE_DIGEST: "A file's SHA-256 differs from its commit.",
     Code.LEFTOVER_FILE: "A killed process or a replaced commit left this file behind. A build deletes it.",
@@ -118,25 +121,25 @@ SENTENCES = {
     Code.BAD_TAR: "A shard's tar can't be read to its end.",
     Code.TAR_MEMBERS: "A tar doesn't contain the JPEG and JSON of each image in order of ids.",
     Code.OTHER_JSON: "An image's JSON differs from the tables.",
-    Code.MISSING_PAIR: "In data that segmint didn't write, a JPEG has no JSON of the same name, or vice versa.",
-    Code.BAD_JSON: "In data that segmint didn't write, a JSON file doesn't describe an image with annotations.",
-    Code.BAD_JPEG: "A JPEG can't be read, or can't be decoded to its end.",
-    Code.JPEG_SIZE: "A JPEG's width or height differs from its image's row.",
-    Code.JPEG_METADATA: "A JPEG contains EXIF, XMP, a profile, a comment, or other bytes around its picture.",
+    Code.MISSING_PAIR: "In data that segmint didn't write, a JPEG has no JSON, or a JSON or label file has no image.",
+    Code.BAD_JSON: "In data that segmint didn't write, a JSON file or one of its images can't be read.",
+    Code.BAD_JPEG: "An image can't be read, or can't be decoded to its end.",
+    Code.JPEG_SIZE: "An image's width or height differs from its row or its annotation file.",
+    Code.JPEG_METADATA: "An image contains EXIF, XMP, a profile, a comment, or other bytes around its picture.",
     Code.OTHER_RELEASE: "An intact JPEG's hashes differ from its image's `release_sha256` or `hashes`.",
-    Code.BAD_RLE: "A mask's RLE is damaged or doesn't cover its size.",
+    Code.BAD_RLE: "A mask's RLE or polygon is damaged or doesn't fit its size.",
     Code.RLE_SIZE: "A mask's size differs from its image's.",
     Code.MASK_AREA: "A mask's area differs from its row or is zero.",
     Code.MASK_BOX: "A mask's box isn't the bounding box of its pixels.",
     Code.MASK_PIXELS: "A decoded mask's area or box differs from its row.",
-    Code.BOX_OUTSIDE: "A mask's box extends beyond its image.",
+    Code.BOX_OUTSIDE: "A box extends beyond its image or is empty.",
     Code.CROP_OUTSIDE: "A mask's crop extends beyond its image or is empty.",
     Code.POINT_OUTSIDE: "A mask's prompt point is outside its crop or image.",
     Code.SCORE_RANGE: "A score isn't a number or is out of range.",
     Code.UNDER_THRESHOLD: "A score doesn't meet the threshold that the dataset was built with.",
     Code.UNKNOWN_SOURCE: "A mask's `source` isn't a known mask source.",
     Code.UNKNOWN_PARENT: "A mask's `parent` isn't an earlier mask of its image.",
-    Code.BAD_LABEL: "A mask's label lacks its source, or its `label_score` or `output` is invalid.",
+    Code.BAD_LABEL: "A mask's label is unknown or lacks its source, or its `label_score` or `output` is invalid.",
     Code.BAD_CONTAINER: "A mask's `container` isn't a larger mask of its image, or not the smallest that contains it.",
     Code.BAD_SECONDS: "Annotators' seconds are negative, infinite, or not a number.",
     Code.BAD_HASH: "The hash of a submission, an imported file, or weights isn't a SHA-256.",
@@ -148,8 +151,11 @@ SENTENCES = {
     Code.OPTED_OUT: "An image is in the dataset although the catalog marks it as opted out.",
     Code.MISSING_ATTRIBUTION: "An image's license requires attribution, but its row doesn't credit anyone.",
     Code.STILL_DETECTED: "A detector finds a face or plate outside the redacted regions.",
+    Code.GPS_POSITION: "An image's metadata contains the position where it was taken.",
+    Code.OTHER_THUMBNAIL: "An image's metadata contains a thumbnail that shows something else.",
     Code.REPEATED_SOURCE: "An image was made from the same bytes as an earlier one.",
     Code.SIMILAR_IMAGE: "An image is a near-duplicate of an earlier one by perceptual hash.",
+    Code.SPLIT_LEAK: "An image of a split is a copy or near-duplicate of one in another split.",
 }
 """Explanation of each code."""
 
@@ -161,8 +167,11 @@ AREAS = {
     Code.OPTED_OUT: "licenses",
     Code.MISSING_ATTRIBUTION: "licenses",
     Code.STILL_DETECTED: "privacy",
+    Code.GPS_POSITION: "privacy",
+    Code.OTHER_THUMBNAIL: "privacy",
     Code.REPEATED_SOURCE: "duplicates",
     Code.SIMILAR_IMAGE: "duplicates",
+    Code.SPLIT_LEAK: "duplicates",
 }
 """Areas of the codes that aren't about integrity."""
 
@@ -193,11 +202,15 @@ class Finding:
 
 @dataclass(frozen=True)
 class FindingLocation:
-    """File in which findings are made, with its shard, if any. `image` is as in `Finding`."""
+    """File in which findings are made, with its shard, if any. `image` is as in `Finding`.
+
+    If the file lists several images, `part` is the name of one of them.
+    """
 
     file: str
     shard: int | None = None
     image: int | None = None
+    part: str = ""
 
     def of_image(self, image: int | None) -> "FindingLocation":
         """Return this location for findings about one image in the file."""
@@ -210,6 +223,7 @@ class FindingLocation:
 
         `where` names a row, image, or mask in the file. `mask` is as in `Finding`.
         """
+        where = ", ".join(filter(None, [self.part, where]))
         return Finding(code, self.file, str(expected), str(found), self.shard, where, self.image, mask)
 
 

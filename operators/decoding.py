@@ -22,6 +22,9 @@ from segmint.operators.child import Children, SuspectError, Worker, forbid_core_
 
 T = TypeVar("T")
 
+PICTURES = ("JPEG", "PNG", "WEBP", "BMP")
+"""Pillow's formats of the pictures to show. Data that segmint didn't write may contain others than JPEGs."""
+
 PIXELS_HERE = 32_000_000
 """Maximum number of pixels in a JPEG that is decoded in this process, which is 96 MB as RGB."""
 

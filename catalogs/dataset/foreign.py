@@ -1,11 +1,13 @@
-"""SA-1B-style data that segmint did not write: pairs of a JPEG and a JSON with the same name, in folders or tars.
+"""Data that segmint did not write, in shards: pairs of a JPEG and a JSON as in SA-1B, or images that a file lists.
 
-The names don't have to start with `sa_`. Each tar counts as a shard. Loose files are grouped into shards of up to 1,000
-pairs, in order of name.
+The names of pairs don't have to start with `sa_`. Each tar counts as a shard. Loose files are grouped into shards of up
+to 1,000 pairs, in order of name. The images that a COCO file or a YOLO folder lists are grouped in the same way.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
+from typing import Any
 
 import pyarrow as pa
 
@@ -21,9 +23,10 @@ JPEGS = pa.schema(
         pa.field("uri", pa.string(), nullable=False),  # of the JPEG or the tar that contains it
         pa.field("offset", pa.int64(), nullable=False),  # of the JPEG's first byte in the file
         pa.field("size", pa.int64(), nullable=False),  # bytes
+        pa.field("split", pa.string()),  # null in SA-1B-style data
     ]
 )
-"""Schema of the view `jpegs`, which contains the location of each JPEG. Images without a JPEG have no row."""
+"""Schema of the view `jpegs`: where each picture is. Images without one have no row. Listed ones may not be JPEGs."""
 
 _ENDINGS = {".jpg": "jpeg", ".jpeg": "jpeg", ".json": "json"}
 
@@ -46,12 +49,54 @@ class FilePair:
 
 
 @dataclass(frozen=True)
+class YoloClasses:
+    """Names of a YOLO dataset's classes, and what the lines of its labels contain.
+
+    - `keypoints`: number of values for keypoints behind each box.
+    - `through_centers`: whether polygons go through the centers of the outermost pixels, as in an export of segmint.
+    """
+
+    names: Mapping[int, Any]
+    keypoints: int = 0
+    through_centers: bool = False
+
+
+@dataclass(frozen=True)
+class ListedImage:
+    """Image that a COCO file or a YOLO folder lists.
+
+    - `name`: the picture's path relative to `folder`.
+    - `picture`: the picture's file, or None if it doesn't exist. `folder` is the URI of its folder.
+    - `file`: the name of the file with the annotations, for findings.
+    - `split`: the split, such as `train`.
+    - `size`: the (height, width) that the file states, if any.
+    - `annotations`: the annotations in COCO's form. Those of YOLO are in `labels` instead, and may be absent.
+    - `license`, `source_url`: what the file says about the image, if anything.
+    - `repeats`: whether an earlier image of the same split has the same picture.
+    """
+
+    name: str
+    folder: str
+    picture: LooseFile | None
+    file: str
+    split: str
+    size: tuple[int, int] | None = None
+    annotations: tuple[Mapping[str, Any], ...] = ()
+    labels: LooseFile | None = None
+    license: str | None = None
+    source_url: str | None = None
+    repeats: bool = False
+
+
+@dataclass(frozen=True)
 class ForeignShard:
-    """Shard of foreign data: a tar, given by its name, or pairs of loose files."""
+    """Shard of foreign data: a tar, given by its name, pairs of loose files, or images that a file lists."""
 
     shard: int
     tar: str | None = None
     pairs: tuple[FilePair, ...] = ()
+    listed: tuple[ListedImage, ...] = ()
+    classes: YoloClasses | None = None  # of YOLO's labels
 
 
 def find_shards(folder: Location) -> Iterator[ForeignShard]:
@@ -84,6 +129,15 @@ def find_shards(folder: Location) -> Iterator[ForeignShard]:
     whole.extend(halves[stem] for stem in sorted(halves))
     for start in range(0, len(whole), PAIRS_IN_SHARD):
         yield ForeignShard(shard, pairs=tuple(whole[start : start + PAIRS_IN_SHARD]))
+        shard += 1
+
+
+def list_shards(images: Iterable[ListedImage], classes: YoloClasses | None = None) -> Iterator[ForeignShard]:
+    """Yield listed images as shards of up to 1,000, numbered from 0."""
+    remaining = iter(images)
+    shard = 0
+    while listed := tuple(islice(remaining, PAIRS_IN_SHARD)):
+        yield ForeignShard(shard, listed=listed, classes=classes)
         shard += 1
 
 

@@ -33,7 +33,7 @@ from segmint.infra.uris import LOCAL, local_path, only_path, scheme
 MEMORY_LIMIT = "2GB"
 """Default memory limit of DuckDB. If a query needs more, DuckDB spills to the scratch folder."""
 
-Kind = Literal["segmint", "sa1b"]
+Kind = Literal["segmint", "sa1b", "coco", "yolo"]
 
 _DAMAGE = (
     duckdb.IOException,
@@ -76,16 +76,22 @@ class TableFile(NamedTuple):
 
 @dataclass(frozen=True)
 class Foreign:
-    """Problems found while measuring data that segmint did not write."""
+    """Layout of data that segmint did not write, and what was found while measuring it.
 
+    `boxes` is the number of boxes without a mask.
+    """
+
+    kind: Kind = "sa1b"
     findings: FindingCollector = field(default_factory=FindingCollector)
+    boxes: int = 0
+    notes: tuple[str, ...] = ()
 
 
 class DatasetTables(AbstractContextManager["DatasetTables"]):
     """Context manager that opens a dataset's Parquet as the views `images`, `masks`, and `rejects`.
 
     The views have the columns that docs/dataset.md describes, and a column `shard` (int64). For data that segmint
-    didn't write, `kind` is `sa1b`, `foreign` is set, and there is another view, `jpegs` (see
+    didn't write, `kind` is its layout, `foreign` is set, and there is another view, `jpegs` (see
     `segmint.catalogs.dataset.foreign`). `query` is thread-safe. To use `connection` directly, create a `cursor()` in
     each thread.
     """
@@ -105,7 +111,7 @@ class DatasetTables(AbstractContextManager["DatasetTables"]):
         Raises `DamagedDatasetError` if a file that DuckDB opens is missing or isn't valid Parquet.
         """
         self.location = location
-        self.kind: Kind = "segmint" if foreign is None else "sa1b"
+        self.kind: Kind = "segmint" if foreign is None else foreign.kind
         self.foreign = foreign
         self._folder = folder
         self._files = files

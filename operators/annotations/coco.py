@@ -74,8 +74,8 @@ def read_coco(document: Mapping[str, Any], size_of: Callable[[str], Size | None]
     unreadable: list[str] = []
     homeless = 0
     for index, entry in enumerate(document["images"]):
-        image = _image(entry, size_of)
-        id = _key(entry.get("id")) if isinstance(entry, dict) else None
+        image = coco_image(entry, size_of)
+        id = coco_key(entry.get("id")) if isinstance(entry, dict) else None
         if id is not None:
             by_id.setdefault(id, []).append(image)
         if image is None:
@@ -89,7 +89,7 @@ def read_coco(document: Mapping[str, Any], size_of: Callable[[str], Size | None]
             if image is not None:
                 image.unreadable.append(f"another image also has the id {id}, so its masks are unknown")
     for index, entry in enumerate(document["annotations"]):
-        id = _key(entry.get("image_id")) if isinstance(entry, dict) else None
+        id = coco_key(entry.get("image_id")) if isinstance(entry, dict) else None
         homes = by_id.get(id, []) if id is not None else []
         if len(homes) == 1 and homes[0] is not None:
             _add(homes[0], entry, labels, contours)
@@ -112,7 +112,7 @@ def read_coco_boxes(document: Mapping[str, Any]) -> BoxFile:
     by_id: dict[int | str | None, list[dict[str, Any]]] = {}
     boxes = BoxFile([], images.__getitem__)
     for number, entry in enumerate(document["images"], 1):
-        image, id = _image(mapping(entry), lambda _: None), _key(mapping(entry).get("id"))
+        image, id = coco_image(mapping(entry), lambda _: None), coco_key(mapping(entry).get("id"))
         if image is None or image.size is None or id is None:
             boxes.unreadable.append(f"image number {number} has no id, file_name, width, or height")
             continue
@@ -120,8 +120,8 @@ def read_coco_boxes(document: Mapping[str, Any]) -> BoxFile:
         images.append({"width": float(image.size[1]), "height": float(image.size[0]), "prompts": []})
         by_id.setdefault(id, []).append(images[-1])
     for number, entry in enumerate(map(mapping, document["annotations"]), 1):
-        homes = by_id.get(_key(entry.get("image_id")), [])
-        names = labels.get(_key(entry.get("category_id")), [])
+        homes = by_id.get(coco_key(entry.get("image_id")), [])
+        names = labels.get(coco_key(entry.get("category_id")), [])
         try:
             if len(homes) != 1 or len(names) != 1:
                 raise UnreadableBoxError(f"{len(homes)} images have its image_id, and {len(names)} names its category")
@@ -137,7 +137,8 @@ def read_coco_boxes(document: Mapping[str, Any]) -> BoxFile:
     return boxes
 
 
-def _image(entry: Any, size_of: Callable[[str], Size | None]) -> AnnotatedImage | None:
+def coco_image(entry: Any, size_of: Callable[[str], Size | None]) -> AnnotatedImage | None:
+    """Return the image of an entry in `images`, still without masks, or None if it has no name."""
     name = entry.get("file_name", _lvis_name(entry.get("coco_url"))) if isinstance(entry, dict) else None
     if not isinstance(name, str) or not name:
         return None
@@ -166,7 +167,7 @@ def _add(
     try:
         rle = _rle(segmentation, image, contours)
         image.check_size(rle["size"])
-        label, *others = labels.get(_key(entry.get("category_id")), [None])
+        label, *others = labels.get(coco_key(entry.get("category_id")), [None])
         if others:
             raise UnreadableMaskError(f"its category has several names: {label!r:.40}, {others[0]!r:.40}")
     except UnreadableMaskError as error:
@@ -269,7 +270,11 @@ def _labels(categories: Any) -> dict[Any, list[str | None]]:
     """Map each category's id to its name, or to all names if several categories share the id."""
     labels: dict[Any, list[str | None]] = {}
     for each in categories if isinstance(categories, list) else ():
-        if isinstance(each, dict) and isinstance(each.get("name"), str) and (key := _key(each.get("id"))) is not None:
+        if (
+            isinstance(each, dict)
+            and isinstance(each.get("name"), str)
+            and (key := coco_key(each.get("id"))) is not None
+        ):
             labels[key] = list(dict.fromkeys([*labels.get(key, ()), label_text(each["name"])]))
     return labels
 
@@ -281,7 +286,7 @@ def _frequencies(categories: Any) -> dict[int, str]:
     return {each["id"]: each["frequency"] for each in known if type(each.get("id")) is int}
 
 
-def _key(value: Any) -> int | str | None:
+def coco_key(value: Any) -> int | str | None:
     """Return an id in a normalized form, in which 1, 1.0, and "1" are equal, or None for anything that isn't an id."""
     if isinstance(value, float):
         return int(value) if value.is_integer() else None

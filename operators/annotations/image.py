@@ -25,7 +25,7 @@ LARGEST_ID = 2**53
 
 Box = list[float]
 
-_BOX_TOLERANCE = 3
+BOX_TOLERANCE = 3
 """Maximum distance in pixels between a mask's edges and those of its box in a file.
 
 That is two pixels, and one more for boxes between the outermost pixels, as in SA-1B.
@@ -87,7 +87,7 @@ class AnnotatedMask:
             left, top, third, fourth = self.stated_box
             boxes = np.array([[left, top, left + third, top + fourth], self.stated_box])
             inside = np.clip(boxes, 0, [width, height, width, height])
-            if np.abs(inside - edges).max(axis=1).min() > _BOX_TOLERANCE:
+            if np.abs(inside - edges).max(axis=1).min() > BOX_TOLERANCE:
                 hint = "" if self.polygon else ". Run lengths go down the columns"
                 return f"its pixels are in the box {found}, but its bbox in the file is {self.stated_box}{hint}"
         is_cut_off = self.polygon and (min(x, y) <= 0 or x + wide >= width or y + high >= height)

@@ -19,6 +19,7 @@ LEFT_OUT = "left_out.csv"
 """File of an export that lists masks without a suitable polygon."""
 
 _PICTURES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+_MOST_DIGITS = 9
 
 
 def is_yolo(names: Sequence[str]) -> bool:
@@ -68,20 +69,25 @@ def read_yolo_labels(
     listed and skipped.
     """
     image = AnnotatedImage(name, None, size)
-    names = {str(number): label_text(str(label)) for number, label in labels.items()}
     for number, line in enumerate(data.decode("utf-8-sig", "replace").splitlines(), 1):
         if not line.strip():
             continue
         kind, *shares = line.split()
         try:
-            if kind not in names:
-                raise UnreadableMaskError(f"found the class {kind!r:.40}, which has no name")
+            label = class_name(kind, labels)
             rle = fill_polygons([[float(share) for share in shares]], size, through_centers, whole=1)
         except ValueError as error:
             image.unreadable.append(f"line {number}: {error}")
             continue
-        image.masks.append(AnnotatedMask(rle, label=names[kind], polygon=True))
+        image.masks.append(AnnotatedMask(rle, label=label, polygon=True))
     return image
+
+
+def class_name(text: str, labels: Mapping[int, Any]) -> str | None:
+    """Return the name of the class in a line. Raises `UnreadableMaskError` if it has none."""
+    if not text.isdecimal() or len(text) > _MOST_DIGITS or int(text) not in labels:
+        raise UnreadableMaskError(f"found the class {text!r:.40}, which has no name")
+    return label_text(str(labels[int(text)]))
 
 
 def _is_label_file(name: str) -> bool:

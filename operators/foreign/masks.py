@@ -1,4 +1,4 @@
-"""Reader of the SA-1B-style JSON of one image that segmint did not write: its masks as rows, and its faults.
+"""Reader of the annotations of one image that segmint did not write: its masks as rows, and its faults.
 
 A missing score, crop, point, box, or area isn't a fault. If possible, the reader measures the value; otherwise, it is
 null.
@@ -7,23 +7,17 @@ null.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any
 
+import numpy as np
 from pycocotools import mask as coco
 
 from segmint.catalogs.findings import Code, FindingCollector, FindingLocation
 from segmint.model.automatic import rle
-from segmint.operators.annotations.image import UnreadableMaskError, read_runs, sides
+from segmint.operators.annotations.coco import fill_polygons
+from segmint.operators.annotations.image import BOX_TOLERANCE, UnreadableMaskError, read_runs, sides
 from segmint.operators.audit.masks import audit_masks
 from segmint.operators.rows import Row
-
-BoxConvention = Literal["inclusive", "pixels"]
-
-BOXES: dict[BoxConvention, str] = {
-    "inclusive": "between the outermost pixels, as in SA-1B",
-    "pixels": "that count pixels, as in COCO",
-}
-"""Description of each box convention."""
 
 
 @dataclass
@@ -31,19 +25,16 @@ class ForeignImage:
     """Contents of an image's JSON.
 
     - `size`: (height, width), or None if unknown.
+    - `boxes_alone`: number of annotations with a box but no mask, as in data for detectors.
     - `masks`: rows with the keys of `MASK`, and `annotation_id`, which is None if absent. The reader has measured areas
       and boxes. A box extends from the first pixel to the last. Masks whose encoding can't be read are excluded.
-    - `boxes`: findings about boxes, by convention. The data may use either of two conventions, and only the whole
-      dataset shows which. The findings for a convention are reported if the dataset uses the other one.
     """
 
     number: int
     size: tuple[int, int] | None
     masks: list[Row] = field(default_factory=list)
+    boxes_alone: int = 0
     findings: FindingCollector = field(default_factory=FindingCollector)
-    boxes: dict[BoxConvention, FindingCollector] = field(
-        default_factory=lambda: {name: FindingCollector() for name in BOXES}
-    )
 
 
 def read_foreign(document: Any, size: tuple[int, int] | None, place: FindingLocation, number: int) -> ForeignImage:
@@ -62,30 +53,64 @@ def read_foreign(document: Any, size: tuple[int, int] | None, place: FindingLoca
     return image
 
 
-def _read_masks(annotations: Sequence[Any], image: ForeignImage, place: FindingLocation) -> None:
+def read_listed(
+    annotations: Sequence[Mapping[str, Any]], image: ForeignImage, place: FindingLocation, *, contours: bool
+) -> None:
+    """Measure the annotations of an image in COCO's form, whose masks may also be polygons, or boxes without a mask.
+
+    Adds them to `image`. A box may differ from its mask by `BOX_TOLERANCE` pixels, and the area of polygons by half,
+    because tools compute both in different ways. See `fill_polygons` for `contours`.
+    """
+    masks = []
+    for index, annotation in enumerate(annotations):
+        if annotation.get("segmentation"):
+            masks.append(annotation)
+            continue
+        if annotation.keys().isdisjoint(("segmentation", "bbox")):
+            continue  # a caption, for example
+        image.boxes_alone += 1
+        box = _numbers(annotation.get("bbox"), 4)
+        if box is None or not _is_inside(box, image.size):
+            expected = "a box [x, y, width, height] that is in its image and isn't empty"
+            where, id = f"mask {_name(annotation, index)}", _whole(annotation.get("id"))
+            image.findings.add(place.finding(Code.BOX_OUTSIDE, expected, annotation.get("bbox"), where, mask=id))
+    _read_masks(masks, image, place, contours)
+
+
+def _read_masks(
+    annotations: Sequence[Any], image: ForeignImage, place: FindingLocation, contours: bool | None = None
+) -> None:
+    """Measure annotations with masks. `contours` is None for SA-1B's form, which has no polygons."""
+    is_listed = contours is not None
     rows: list[Row] = []
     for index, value in enumerate(annotations):
         annotation = value if isinstance(value, dict) else {}
-        row, fault = _row(annotation)
-        if fault:
-            image.findings.add(place.finding(Code.BAD_RLE, "run lengths in COCO's form", fault, f"mask number {index}"))
+        name = _name(annotation, index)
+        try:
+            row = _row(annotation, image.size, contours)
+        except UnreadableMaskError as error:
+            expected = "run lengths or polygons in COCO's form" if is_listed else "run lengths in COCO's form"
+            where = f"mask {name}" if is_listed else f"mask number {index}"
+            image.findings.add(place.finding(Code.BAD_RLE, expected, error, where))
             continue
         image.size = image.size or (row["segmentation"]["size"][0], row["segmentation"]["size"][1])
-        name = f"number {index}" if row["annotation_id"] is None else row["annotation_id"]
         rows.append({**row, "given": annotation, "name": name})
     if not rows or image.size is None:
         return
     sound = [row for row in rows if _sound(row, image.size)]
     for row in sound:
         code = {**row["segmentation"], "counts": row["segmentation"]["counts"].encode("ascii")}
-        area, (x, y, width, height) = coco.area(code), coco.toBbox(code).tolist()
+        area, (x, y, width, height) = int(coco.area(code)), coco.toBbox(code).tolist()
         around = [float(v) for v in (x, y, max(width - 1, 0), max(height - 1, 0))]
-        row["measured"] = {"area": int(area), "bbox": around}
-        if area and row["bbox"] == [x, y, width, height]:
+        row["measured"] = {"area": area, "bbox": around}
+        if is_listed:
+            if row["bbox"] and _fits(row["bbox"], [x, y, width, height], image.size):
+                row["bbox"] = around
+            is_polygon = isinstance(row["given"]["segmentation"], list)
+            if is_polygon and row["area"] and abs(row["area"] - area) <= area / 2 + 2 * (width + height):
+                row["area"] = area
+        elif row["bbox"] == [x, y, width, height]:  # some tools count pixels, as in COCO
             row["bbox"] = around
-            _vote(image, "pixels", row, place)
-        elif area and row["bbox"] == around:
-            _vote(image, "inclusive", row, place)
     image.findings.extend(audit_masks(image.size, [_held(row, image.size) for row in rows], None, place, decode=False))
     image.masks = [{key: value for key, value in {**row, **row["measured"]}.items() if key in _KEPT} for row in sound]
 
@@ -94,17 +119,19 @@ _SCORES = ("predicted_iou", "stability_score")
 _KEPT = frozenset({"segmentation", "bbox", "area", *_SCORES, "crop_box", "point_coords", "annotation_id"})
 
 
-def _row(annotation: Mapping[str, Any]) -> tuple[Row, str]:
-    """Convert an annotation to a row. Return it with the reason why its mask can't be read, or with an empty string."""
+def _row(annotation: Mapping[str, Any], size: tuple[int, int] | None, contours: bool | None) -> Row:
+    """Convert an annotation to a row. Raises `UnreadableMaskError` if its mask can't be read."""
     segmentation = annotation.get("segmentation")
-    if not isinstance(segmentation, dict):
-        return {}, "polygons" if isinstance(segmentation, list) else "none"
-    try:
-        size, counts = read_runs(segmentation)
-    except UnreadableMaskError as error:
-        return {}, str(error)
-    row: Row = {
-        "segmentation": {"size": list(size), "counts": counts},
+    if isinstance(segmentation, list) and contours is not None:
+        if size is None:
+            raise UnreadableMaskError("polygons, but nothing says how large their image is")
+        side, counts = size, fill_polygons(segmentation, size, contours)["counts"].decode("ascii")
+    elif isinstance(segmentation, dict):
+        side, counts = read_runs(segmentation)
+    else:
+        raise UnreadableMaskError("polygons" if isinstance(segmentation, list) else "none")
+    return {
+        "segmentation": {"size": list(side), "counts": counts},
         "annotation_id": _whole(annotation.get("id")),
         "area": _number(annotation.get("area")),
         "bbox": _numbers(annotation.get("bbox"), 4),
@@ -112,7 +139,26 @@ def _row(annotation: Mapping[str, Any]) -> tuple[Row, str]:
         "point_coords": _points(annotation.get("point_coords")),
         **{name: None if (score := _number(annotation.get(name))) is None else float(score) for name in _SCORES},
     }
-    return row, ""
+
+
+def _name(annotation: Mapping[str, Any], index: int) -> object:
+    """Return the id of an annotation, or else its line in a label file or its place in the list."""
+    id = _whole(annotation.get("id"))
+    return annotation.get("name", f"number {index}") if id is None else id
+
+
+def _is_inside(box: Sequence[float], size: tuple[int, int] | None) -> bool:
+    """Return whether a box [x, y, width, height] has an area, and extends at most a pixel beyond its image."""
+    x, y, width, height = box
+    if min(width, height) <= 0 or size is None:
+        return min(width, height) > 0
+    return min(x, y) >= -1 and x + width <= size[1] + 1 and y + height <= size[0] + 1
+
+
+def _fits(stated: Sequence[float], around: Sequence[float], size: tuple[int, int]) -> bool:
+    """Return whether each edge of a box, cut at the image, is at most `BOX_TOLERANCE` pixels from that of another."""
+    edges = [np.clip([x, y, x + w, y + h], 0, [*size[::-1], *size[::-1]]) for x, y, w, h in (stated, around)]
+    return bool(np.abs(edges[0] - edges[1]).max() <= BOX_TOLERANCE)
 
 
 def _sound(row: Row, size: tuple[int, int]) -> bool:
@@ -138,13 +184,6 @@ def _held(row: Row, size: tuple[int, int]) -> Row:
     }
     absent = {key: value for key, value in fitting.items() if given.get(key) in (None, [])}
     return {**row, **absent, "annotation_id": row["name"]}
-
-
-def _vote(image: ForeignImage, convention: BoxConvention, row: Row, place: FindingLocation) -> None:
-    other = next(text for name, text in BOXES.items() if name != convention)
-    expected, found = f"boxes {other}, like most boxes here", f"{row['given']['bbox']}, {BOXES[convention]}"
-    where = f"mask {row['name']}"
-    image.boxes[convention].add(place.finding(Code.MASK_BOX, expected, found, where, mask=row["annotation_id"]))
 
 
 def _whole(value: Any) -> int | None:

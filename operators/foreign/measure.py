@@ -1,24 +1,28 @@
 """Measures a shard of data that segmint did not write: Parquet with a dataset's columns, and the shard's faults."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from segmint.catalogs.dataset.foreign import JPEGS, ForeignShard, kind_of
+from segmint.catalogs.dataset.foreign import JPEGS, ForeignShard, ListedImage, LooseFile, kind_of
 from segmint.catalogs.dataset.tables import TableFile, scratch_path
 from segmint.catalogs.findings import Code, Finding, FindingCollector, FindingLocation
 from segmint.catalogs.parquet import RowGroupWriter
-from segmint.infra.storage.errors import NotFoundError
+from segmint.infra.storage.errors import NotFoundError, ObjectTooLargeError
 from segmint.infra.storage.location import Location
 from segmint.infra.tars import BadTarError, TarReader, is_plain_file
 from segmint.infra.uris import base_name
 from segmint.operators.audit.jpeg_parts import frame_size
+from segmint.operators.decoding import JpegDecoder, UndecodableError
 from segmint.operators.describe import describe_table
-from segmint.operators.foreign.masks import BOXES, BoxConvention, ForeignImage, read_foreign
+from segmint.operators.foreign.masks import ForeignImage, read_foreign, read_listed
+from segmint.operators.foreign.pictures import picture_sizes
+from segmint.operators.foreign.yolo import read_labels
+from segmint.operators.prepare.ingest_config import ANY_SIZE
 from segmint.operators.rows import Row, to_table
 from segmint.operators.schemas import IMAGES, MASKS, MASKS_PER_IMAGE_LIMIT, SEGMENTED
 from segmint.operators.shards.files import ROW_GROUP_ROWS
@@ -43,10 +47,9 @@ class MeasuredShard:
     shard: int
     files: dict[str, TableFile] = field(default_factory=dict)
     images: int = 0
+    boxes_alone: int = 0  # boxes without a mask
+    without_labels: int = 0  # images of a YOLO dataset without a label file
     findings: FindingCollector = field(default_factory=FindingCollector)
-    boxes: dict[BoxConvention, FindingCollector] = field(
-        default_factory=lambda: {name: FindingCollector() for name in BOXES}
-    )
 
 
 class _ForeignFile(NamedTuple):
@@ -95,11 +98,84 @@ def measure_shard(data: Location, shard: ForeignShard, folder: Path) -> Measured
             path = folder / scratch_path(kind, shard.shard)
             path.parent.mkdir(exist_ok=True)
             writers[kind] = stack.enter_context(RowGroupWriter(path, schema, ROW_GROUP_ROWS))
-        _measure(data, shard, measured, writers)
+        if shard.listed:
+            with JpegDecoder(own=False, processes=1) as decoder:
+                _measure_listed(data, shard, measured, writers, decoder)
+        else:
+            _measure(data, shard, measured, writers)
     for kind in _SCHEMAS:
         path = folder / scratch_path(kind, shard.shard)
         measured.files[kind] = TableFile(str(path), path.stat().st_size)
     return measured
+
+
+def _measure_listed(
+    data: Location,
+    shard: ForeignShard,
+    measured: MeasuredShard,
+    writers: dict[str, RowGroupWriter],
+    decoder: JpegDecoder,
+) -> None:
+    waiting: list[tuple[Row, list[int | None]]] = []
+    for index, listed in enumerate(shard.listed):
+        ordinal = shard.shard * IMAGES_PER_SHARD_LIMIT + index
+        place = FindingLocation(_text(listed.file), image=ordinal + 1, part=_text(listed.name))
+        image = ForeignImage(ordinal + 1, listed.size)
+        measured.images += 1
+        try:
+            picture = _listed_picture(Location(data.storage, listed.folder), listed, image, place, decoder)
+            contours = shard.classes is not None and shard.classes.through_centers
+            read_listed(_annotations(data, shard, listed, image, place), image, place, contours=contours)
+        except (NotFoundError, ObjectTooLargeError) as error:
+            image.findings.add(place.finding(Code.MISSING_FILE, "a file that can be read", error))
+            picture = None
+        if picture is not None and not listed.repeats:
+            row = {"ordinal": ordinal, "uri": _text(picture.uri), "offset": 0, "size": picture.size}
+            writers["jpegs"].add(to_table([{**row, "split": listed.split}], JPEGS).to_batches())
+        measured.findings.extend(image.findings)
+        measured.boxes_alone += image.boxes_alone
+        measured.without_labels += shard.classes is not None and listed.labels is None
+        row = {"license": listed.license, "source_url": listed.source_url}
+        waiting.append(({**_row(image, ordinal, _text(listed.name)), **row}, _ids(image)))
+        if len(waiting) >= _AT_ONCE:
+            _write(waiting, writers)
+            waiting = []
+    _write(waiting, writers)
+
+
+def _annotations(
+    data: Location, shard: ForeignShard, listed: ListedImage, image: ForeignImage, place: FindingLocation
+) -> Sequence[Mapping[str, Any]]:
+    if shard.classes is None or listed.labels is None:
+        return listed.annotations
+    labels = Location(data.storage, listed.folder) / listed.labels.name
+    return read_labels(labels.read(max_bytes=_JSON_BYTES), image, shard.classes, place)
+
+
+def _listed_picture(
+    folder: Location, listed: ListedImage, image: ForeignImage, place: FindingLocation, decoder: JpegDecoder
+) -> _ForeignFile | None:
+    """Return the picture of a listed image, or None if it is missing. Compare its size with the stated one.
+
+    Sets the size of `image` if the file doesn't state it. A picture that can't be read has no size, and the audit of
+    pictures reports it.
+    """
+    if listed.picture is None:
+        image.findings.add(place.finding(Code.MISSING_FILE, f"a file below {folder}", "none"))
+        return None
+    picture = _loose_file("jpeg", place, folder, listed.picture)
+    size, _ = _jpeg_size(picture)
+    sizes: Sequence[tuple[int, int]] = [] if size is None else [size]
+    if size is None or (listed.size is not None and size != listed.size):
+        try:
+            sizes = decoder.run(picture_sizes, picture.read(ANY_SIZE.max_bytes))
+        except UndecodableError:
+            return picture
+    image.size = listed.size or sizes[0]
+    if image.size not in sizes:
+        (height, width), found = image.size, " or ".join(f"{w} x {h} pixels" for h, w in dict.fromkeys(sizes))
+        image.findings.add(place.finding(Code.JPEG_SIZE, f"{width} x {height} pixels, as {place.file} says", found))
+    return picture
 
 
 def _measure(data: Location, shard: ForeignShard, measured: MeasuredShard, writers: dict[str, RowGroupWriter]) -> None:
@@ -154,12 +230,14 @@ def _read_json(file: _ForeignFile, image: _ImageState, measured: MeasuredShard) 
             image.reported = True
         return None
     measured.findings.extend(found.findings)
-    for convention, findings in found.boxes.items():
-        measured.boxes[convention].extend(findings)
     image.ordinal, image.number = ordinal, found.number
     image.json_size = found.size
     measured.images += 1
-    return _row(found, ordinal, file.stem), [mask["annotation_id"] for mask in found.masks]
+    return _row(found, ordinal, file.stem), _ids(found)
+
+
+def _ids(image: ForeignImage) -> list[int | None]:
+    return [mask["annotation_id"] for mask in image.masks]
 
 
 def _row(found: ForeignImage, ordinal: int, name: str) -> Row:
@@ -225,10 +303,12 @@ def _files(data: Location, shard: ForeignShard, findings: FindingCollector) -> I
         for kind, file in (("jpeg", pair.jpeg), ("json", pair.json)):
             if file is None:
                 continue
-            place, found = FindingLocation(_text(file.name), shard.shard), data / file.name
-            yield _ForeignFile(
-                _text(pair.stem), kind, place, found.uri, 0, file.size, partial(found.open_ranges, file.size)
-            )
+            yield _loose_file(kind, FindingLocation(_text(file.name), shard.shard), data, file, pair.stem)
+
+
+def _loose_file(kind: str, place: FindingLocation, folder: Location, file: LooseFile, stem: str = "") -> _ForeignFile:
+    found = folder / file.name
+    return _ForeignFile(_text(stem), kind, place, found.uri, 0, file.size, partial(found.open_ranges, file.size))
 
 
 def _tar_files(tar: Location, name: str, shard: int, findings: FindingCollector) -> Iterator[_ForeignFile]:

@@ -27,10 +27,17 @@ _ALL = "all"
 @guarded
 @needs("audit")
 def audit(
-    dataset: Annotated[
-        str,
-        typer.Argument(metavar="DATASET", help="Dataset or SA-1B-style data: a folder or bucket prefix."),
+    datasets: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="DATASET",
+            help="Dataset, or data in the layout of SA-1B, COCO, or YOLO: a folder, a bucket prefix, or COCO files.",
+        ),
     ],
+    images: Annotated[
+        str | None,
+        typer.Option(metavar="DIR", help="Folder of the images of COCO files or YOLO labels, if it is elsewhere."),
+    ] = None,
     integrity_only: Annotated[
         bool, typer.Option("--integrity-only", help="Only check that all files are intact and consistent.")
     ] = False,
@@ -99,6 +106,10 @@ def audit(
     if study is not None and evidence is None:
         raise UsageError("--study requires --evidence, because the score is added to the evidence")
     build, storage = build_of(config)
+    dataset, *more = datasets
+    listed = bool(more or images)
+    if listed and (integrity_only or evidence):
+        raise UsageError("--integrity-only and --evidence are only for one dataset from segmint, without --images")
     from segmint.catalogs.dataset.outputs import note_output, refuse_inside
     from segmint.infra.storage.location import Location
     from segmint.infra.wording import not_checked_lines, terminal_width
@@ -132,6 +143,8 @@ def audit(
             device=device if device == "cpu" else resolve_compute(device).device,
             build=build,
             complete=complete,
+            more=tuple(Location(storage, each) for each in more),
+            images=None if images is None else Location(storage, images),
             ray_from=RAY_FROM_MASKS,
         )
         if evidence is None:
@@ -156,6 +169,6 @@ def audit(
         print_message(f"{lines[0]}; written to {output}")
         for line in not_checked_lines(not_checked(report)):
             print_line(line)
-    if not integrity_only:
+    if not integrity_only and report.kind == "segmint":
         print_next(as_json, "report", dataset, config=config)
     exit_unless_clean(report.findings.counts, not_checked(report))

@@ -1,6 +1,7 @@
 """Full audit of a dataset: integrity, licenses, privacy, duplicates, and statistics."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
@@ -21,6 +22,7 @@ from segmint.infra.storage.storage import Storage
 from segmint.infra.wording import some
 from segmint.operators.audit.detectors import DetectorSpec
 from segmint.operators.audit.submissions import audit_ratings
+from segmint.operators.foreign.layouts import ForeignData
 from segmint.pipeline.config.config import LOCAL, Config, LicenseConfig, ResourcesConfig
 from segmint.pipeline.quality.audit.content import ContentAudit, ContentPlan, LicenseRules
 from segmint.pipeline.quality.audit.foreign import ForeignSearch, audit_foreign
@@ -65,6 +67,10 @@ class AuditOptions:
     """If True, shards without a commit are findings."""
     now: datetime | None = None
     """Time of the audit. None uses the local clock."""
+    more: tuple[Location, ...] = ()
+    """Further COCO files to audit together with the dataset, which then is one, too."""
+    images: Location | None = None
+    """Folder of the images that COCO files or a YOLO dataset list, if they are elsewhere."""
     ray_from: int = RAY_FROM_MASKS
     """Minimum number of masks for an audit with Ray. Ray runs as `build.resources` specifies, or locally without a
     build."""
@@ -75,29 +81,31 @@ class AuditOptions:
         return {option: target for option, target in wanted.items() if target is not None}
 
     @property
+    def listed(self) -> bool:
+        """True if there are options for data that segmint didn't write."""
+        return bool(self.more) or self.images is not None
+
+    @property
     def resources(self) -> ResourcesConfig:
         """Ray settings of the audit: the build's, or else local ones."""
         return LOCAL if self.build is None else self.build.resources
 
 
 def audit_dataset(dataset: Location, options: AuditOptions = AuditOptions()) -> AuditReport:
-    """Audit a dataset. For SA-1B-style data that segmint didn't write, audit as much as possible.
+    """Audit a dataset. For data in another layout that segmint didn't write, audit as much as possible.
 
     Each tar is read once. Each table is read twice, because the statistics read it again. The audit changes nothing in
     the dataset, except that it adds a note for each output file outside the dataset. Raises `UsageError` if there is no
-    data of either kind, or if an option is invalid; options are checked before anything is read. Storage errors
+    data of any kind, or if an option is invalid; options are checked before anything is read. Storage errors
     propagate.
     """
     if options.attributions is not None:
         check_ending(str(options.attributions))
     for option, target in options.targets().items():
         refuse_inside(dataset, target, option)
-    if not is_dataset(dataset):
-        check_foreign(dataset.uri, options)
-        search = _foreign_search(dataset.storage, options)
-        skipped = options.privacy_sample == 0
-        with open_tables(dataset) as tables:
-            return audit_foreign(tables, dataset.storage, options.sample, search, skipped=skipped)
+    if options.listed or not is_dataset(dataset):
+        with open_foreign_audit(dataset, options) as (report, _):
+            return report
     now = options.now or datetime.now(UTC)
     pinned = load_latest_manifest(dataset)
     with_images = pinned.manifest.config.get("release", {}).get("format") != "annotations"
@@ -234,24 +242,30 @@ def _write_credits(dataset: Location, file: Location, report: AuditReport) -> li
     return []
 
 
-def _foreign_search(storage: Storage, options: AuditOptions) -> ForeignSearch | None:
-    """Load the requested detectors for data that segmint didn't write. Return None if no detector was requested."""
-    if not options.detectors:
-        return None
-    searcher = _search_plan(None, storage, options).searcher()
-    return ForeignSearch(searcher, options.privacy_sample, options.regions, options.pictures)
+@contextmanager
+def open_foreign_audit(dataset: Location, options: AuditOptions) -> Iterator[tuple[AuditReport, DatasetTables]]:
+    """Audit data that segmint didn't write. Return the result, and the tables that the data was measured into.
+
+    Raises `UsageError` for options that only apply to data from segmint, and if there is no data of any kind.
+    """
+    check_foreign(dataset.uri, options)
+    given = ForeignData(dataset, options.more, options.images)
+    search = None
+    if options.privacy_sample != 0:
+        searcher = _search_plan(None, dataset.storage, options).searcher()
+        search = ForeignSearch(searcher, options.privacy_sample, options.regions, options.pictures)
+    with open_tables(dataset, given=given) as tables:
+        report = audit_foreign(tables, dataset.storage, options.sample, search)
+        yield replace(report, dataset=str(given)), tables
 
 
 def check_foreign(uri: str, options: AuditOptions) -> None:
     """Raise `UsageError` for options that only apply to data from segmint."""
     _check_detectors(options, with_images=True)
-    needless = [name for name in options.targets() if name == "--attributions" or not options.detectors]
-    if needless:
-        raise UsageError(
-            f"{uri} was not written by segmint, so it names no licenses or detectors. Remove "
-            f"{', '.join(needless)}; --regions and --pictures need --detector"
-        )
-    if options.complete:
-        raise UsageError(f"{uri} was not written by segmint, so its number of shards is unknown. Remove --complete")
-    if options.strict:
-        raise UsageError(f"{uri} was not written by segmint, so every detection counts. Remove --strict")
+    needless = {
+        "--attributions": options.attributions is not None,
+        "--complete": options.complete,
+        "--strict": options.strict,
+    }
+    if found := [name for name, value in needless.items() if value]:
+        raise UsageError(f"{uri} is not a dataset from segmint. Remove {', '.join(found)}")

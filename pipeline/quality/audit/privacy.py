@@ -118,7 +118,7 @@ class Searcher:
 class SearchPlan:
     """Picklable description of a `Searcher`, which loads the detectors when it is created."""
 
-    manifest: DatasetManifest | None  # None for foreign data, like `build`
+    manifest: DatasetManifest | None  # None for foreign data, which is searched with a build's default detectors
     build: Config | None
     storage: Storage
     with_pictures: bool
@@ -137,8 +137,11 @@ class SearchPlan:
         manifest = self.manifest if self.with_build else None
         if manifest is not None:
             known, missing = find_detectors(
-                manifest, self.build, self.storage, self.device, skip_missing=bool(self.given)
+                _recorded(manifest), self.build, self.storage, self.device, skip_missing=bool(self.given)
             )
+        elif self.manifest is None and not self.given:
+            default = DeidentifyConfig().model_dump()
+            known, missing = find_detectors(default, self.build, self.storage, self.device, skip_missing=True)
         names = distinct_names(self.given, frozenset((each.kind, each.name) for each in known))
         given = tuple(each.load(name, self.device, self.resolve) for each, name in zip(self.given, names, strict=True))
         used = set() if manifest is None else {_recorded(manifest)[part]["detector"] for part in _PARTS}
@@ -281,16 +284,14 @@ def put_pictures(folder: Location, searches: Sequence[SearchResult]) -> None:
 
 
 def find_detectors(
-    manifest: DatasetManifest, build: Config | None, storage: Storage, device: str = "cpu", *, skip_missing: bool
+    recorded: Mapping[str, Any], build: Config | None, storage: Storage, device: str = "cpu", *, skip_missing: bool
 ) -> tuple[tuple[Detector, ...], tuple[UnsearchedImages, ...]]:
-    """Load the detectors that the dataset was built with.
+    """Load the detectors that the dataset was built with, as its manifest records them.
 
     The manifest only contains the hashes of detector files, so their paths come from `build`, the build's
     configuration. With `skip_missing`, detectors that are missing or differ are skipped, and the second result says
-    what they leave unsearched. Otherwise, raises `UsageError`. Raises `DamagedDatasetError` if the manifest doesn't
-    name the detectors.
+    what they leave unsearched. Otherwise, raises `UsageError`.
     """
-    recorded = _recorded(manifest)
     found: list[Detector] = []
     missing = []
     for kind in CONFIGS:

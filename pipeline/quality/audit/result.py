@@ -27,6 +27,7 @@ class CheckedCounts:
     images: int = 0  # rows
     rejects: int = 0  # rows
     masks: int = 0  # rows, each measured from its run lengths
+    boxes: int = 0  # boxes without a mask, in data that segmint did not write
     jsons: int = 0  # JSON files that were compared with the tables
     jpegs: int = 0  # JPEGs whose size and metadata were checked
     jpegs_decoded: int = 0
@@ -60,7 +61,7 @@ class AssertedLicense:
 class Licenses:
     """Counts of the license audit."""
 
-    judged_on: date
+    judged_on: date | None  # None: data that segmint did not write, where only missing licenses are findings
     by_license: tuple[LicenseVerdict, ...]  # most frequent first
     by_provider: tuple[ProviderImages, ...]  # most frequent first
     expired: int
@@ -128,7 +129,6 @@ NotLookedAtReason = Literal[
     "unreadable",
     "annotations_only",
     "no_image",
-    "foreign",
     "no_detector",
     "detector_not_here",
     "detector_failed",
@@ -154,13 +154,15 @@ class UnsearchedImages:
 class Duplicates:
     """Counts of duplicates: images from repeated bytes (None if unknown), and near-duplicates.
 
-    The perceptual hashes of near-duplicates differ in at most `distance` bits.
+    The perceptual hashes of near-duplicates differ in at most `distance` bits. `across_splits` counts those of both
+    kinds that resemble an image of another split (None without splits).
     """
 
     images_compared: int
     distance: int
     repeated_sources: int | None
     similar: int
+    across_splits: int | None = None
 
 
 @dataclass(frozen=True)
@@ -173,7 +175,7 @@ class AuditReport:
 
     dataset: str
     scope: Literal["all", "integrity"]
-    kind: Literal["segmint", "sa1b"]
+    kind: Literal["segmint", "sa1b", "coco", "yolo"]
     shards: int  # of the whole dataset
     sample: int
     findings: Findings

@@ -71,19 +71,24 @@ def verdict(report: AuditReport) -> str:
         left |= {f"released by {name}": number for name, number in report.privacy.left_alone.items()}
         for what, number in left.items():
             counts += f"; {counted(number, 'detection')} {what} (--strict counts them)" * bool(number)
-        counts = "; ".join([counts, *_searchers(report.privacy)])
+        counts = "; ".join([counts, *_searchers(report.privacy, report.kind)])
         gaps += _limits(report.privacy)
     return f"{counts}; not searched: {', '.join(gaps)}" if gaps else counts
 
 
-def _searchers(privacy: PrivacyResult) -> Iterator[str]:
-    """Name the detectors that the build didn't use, and the kinds that only the build's detectors searched."""
+def _searchers(privacy: PrivacyResult, kind: str) -> Iterator[str]:
+    """Name the detectors that the build didn't use, and the kinds that only the build's detectors searched.
+
+    Data that segmint didn't write has no build. It is searched with the detectors that a build uses by default.
+    """
     own = {each.kind for each in privacy.detectors if each.origin == "build"}
     for each in privacy.detectors:
         if each.origin == "audit" and each.failed < privacy.images_checked:
             own.discard(each.kind)
             yield f"another {each.kind} detector searched: {each.name} (SHA-256 {each.sha256 or 'unknown'})"
-    if own:
+    if own and kind != "segmint":
+        yield f"only segmint's own {listed(sorted(own))} detectors searched, and they miss some"
+    elif own:
         yield f"only the build's own {listed(sorted(own))} detectors searched, and they repeat their own misses"
 
 
@@ -143,7 +148,10 @@ def _note_lines(report: AuditReport) -> list[str]:
 def _checked(report: AuditReport) -> str:
     checked = report.checked
     if report.kind != "segmint":
-        return f"measured {counted(checked.images, 'image')} and {counted(checked.masks, 'mask')}"
+        parts = [counted(checked.images, "image"), counted(checked.masks, "mask")]
+        if checked.boxes:
+            parts.append(f"{counted(checked.boxes, 'box annotation')} without a mask")
+        return f"checked {', '.join(parts)}; {counted(checked.jpegs_decoded, 'image')} decoded"
     rejected = {} if report.statistics is None else report.statistics.rejected_by_reason or {}
     taken_down = f" ({rejected[Reason.TAKEN_DOWN]:,} taken down)" if Reason.TAKEN_DOWN in rejected else ""
     parts = [
@@ -170,7 +178,6 @@ _WHY = {
     "not_sampled": "not in the sample",
     "unreadable": "couldn't be read",
     "annotations_only": "the dataset has only annotations",
-    "foreign": "not written by segmint",
     "no_detector": "no detector",
     "detector_not_here": "not available here",
     "detector_failed": "it failed",
@@ -190,7 +197,12 @@ def _gap(gap: UnsearchedImages) -> str:
 
 
 def _license_lines(licenses: Licenses, findings: int) -> list[str]:
-    lines = [f"{_findings(findings)}; judged on {licenses.judged_on.isoformat()}"]
+    if licenses.judged_on is None:
+        lines = [f"{_findings(findings)}; looked for missing ones only"]
+        if not any(each.license for each in licenses.by_license):
+            return lines
+    else:
+        lines = [f"{_findings(findings)}; judged on {licenses.judged_on.isoformat()}"]
     if licenses.expired:
         lines.append(f"{counted(licenses.expired, 'image')} expired, {licenses.expired_since_build:,} since the build")
     for each in licenses.asserted:
@@ -199,8 +211,11 @@ def _license_lines(licenses: Licenses, findings: int) -> list[str]:
         f"{each.license or 'none'} {each.images:,}{'' if each.allowed else ' (not allowed)'}"
         for each in licenses.by_license
     ]
-    by_provider = [f"{each.provider or 'unnamed'} {each.images:,}" for each in licenses.by_provider]
-    return [*lines, f"images by license: {some(by_license)}", f"by provider: {some(by_provider)}"]
+    lines.append(f"images by license: {some(by_license)}")
+    if licenses.by_provider:
+        by_provider = [f"{each.provider or 'unnamed'} {each.images:,}" for each in licenses.by_provider]
+        lines.append(f"by provider: {some(by_provider)}")
+    return lines
 
 
 def _privacy_lines(report: AuditReport, privacy: PrivacyResult, findings: int) -> list[str]:
@@ -235,6 +250,8 @@ def _duplicate_line(duplicates: Duplicates, findings: int) -> str:
     if duplicates.repeated_sources is not None:
         parts.append(f"{duplicates.repeated_sources:,} made from the same bytes as an earlier image")
     parts.append(f"{counted(duplicates.similar, 'near-duplicate')} in {counted(duplicates.images_compared, 'image')}")
+    if duplicates.across_splits is not None:
+        parts.append(f"{duplicates.across_splits:,} of them in another split")
     return f"{_findings(findings)}; {', '.join(parts)}"
 
 

@@ -312,7 +312,8 @@ def _licenses_text(audit: AuditReport, facts: Facts) -> str:
     if not any(license for license, _ in facts.licenses):
         return "The licenses are unknown."
     shown = some([f"{license or 'none'} {images:,}" for license, images in facts.licenses], 5)
-    policy = "" if audit.licenses is None else f" Compared on {audit.licenses.judged_on} with those allowed."
+    judged_on = None if audit.licenses is None else audit.licenses.judged_on
+    policy = "" if judged_on is None else f" Compared on {judged_on} with those allowed."
     limited = sum(images for license, images in facts.licenses if "-NC" in (license or ""))
     names = f"; {counted(limited, 'image')} with a noncommercial (NC) one" if limited else ""
     return f"Images by license: {shown}.{policy} Whether licenses permit commercial use wasn't checked{names}."

@@ -24,8 +24,7 @@ from segmint.infra.storage.location import Location, refuse_existing
 from segmint.infra.storage.storage import Storage
 from segmint.infra.uris import LOCAL, absolute, join, local_path, scheme
 from segmint.infra.wording import counted
-from segmint.pipeline.quality.audit.audit import AuditOptions, audit_dataset, check_foreign
-from segmint.pipeline.quality.audit.foreign import audit_foreign
+from segmint.pipeline.quality.audit.audit import AuditOptions, audit_dataset, open_foreign_audit
 from segmint.pipeline.quality.audit.result import AuditReport
 from segmint.pipeline.quality.audit.result_json import read_audit
 from segmint.pipeline.quality.audit.result_text import verdict
@@ -185,9 +184,8 @@ def _audited(
 ) -> Iterator[tuple[AuditReport, DatasetTables]]:
     """Audit the dataset or read an existing audit, and open the tables of the shards that are intact."""
     if audited is None and not is_dataset(dataset):
-        check_foreign(dataset.uri, options)
-        with open_tables(dataset) as tables:  # measures foreign data once, for the audit and the report
-            yield audit_foreign(tables, dataset.storage, options.sample), tables
+        with open_foreign_audit(dataset, options) as found:  # measures foreign data once, for the audit and the report
+            yield found
         return
     audit = audit_dataset(dataset, options) if audited is None else read_audit(audited)
     with open_tables(dataset, leave_out=frozenset(audit.not_compared)) as tables:

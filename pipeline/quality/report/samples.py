@@ -21,7 +21,7 @@ from segmint.infra.tars import BadTarError, TarReader, is_plain_file
 from segmint.infra.uris import join
 from segmint.model.automatic.records import MaskRecord
 from segmint.model.automatic.rle import Rle
-from segmint.operators.decoding import JpegDecoder, UndecodableError
+from segmint.operators.decoding import PICTURES, JpegDecoder, UndecodableError
 from segmint.operators.overlay import draw_overlay
 
 LONG_SIDE = 720
@@ -68,7 +68,7 @@ def choose_images(tables: DatasetTables, wanted: int, without: Iterable[int] = (
     if not wanted:
         return []
     stratum = " + ".join(f"(masks > {limit})::INT" for limit in _STRATA)
-    drawable = "AND ordinal IN (SELECT ordinal FROM jpegs) " if tables.kind == "sa1b" else ""
+    drawable = "AND ordinal IN (SELECT ordinal FROM jpegs) " if tables.kind != "segmint" else ""
     rows = tables.query(
         f"SELECT {stratum} AS stratum, min_by(id, md5(id::VARCHAR), {wanted}) AS ids FROM images "
         f"WHERE NOT list_contains(?::BIGINT[], id) {drawable}GROUP BY stratum ORDER BY stratum",
@@ -93,7 +93,7 @@ def draw_pictures(
     )
     rows = {row["id"]: row for row in found.to_pylist()}  # foreign data can repeat an id; the first image wins
     masks = _masks_of(tables, rows.values())
-    read = _foreign(tables, rows) if tables.kind == "sa1b" else _own(tables, storage, commits, rows)
+    read = _foreign(tables, rows) if tables.kind != "segmint" else _own(tables, storage, commits, rows)
     with JpegDecoder(own=tables.kind == "segmint", processes=1) as decoder:
         drawn = {id: _picture(rows[id], masks.get(rows[id]["ordinal"], []), jpeg, decoder) for id, jpeg in read}
     return [drawn[id] for id in ids if id in drawn]
@@ -105,7 +105,7 @@ def draw_small(jpeg: bytes, masks: Sequence[MaskRecord]) -> bytes:
     Raises `OSError` or `ValueError` if the data isn't an image, if the image is too large, or if a mask has another
     size.
     """
-    with Image.open(io.BytesIO(jpeg), formats=["JPEG"]) as image:
+    with Image.open(io.BytesIO(jpeg), formats=PICTURES) as image:
         for mask in masks:
             if mask.segmentation.size != (image.height, image.width):
                 raise ValueError(

@@ -1,4 +1,4 @@
-"""Access to the tables of any dataset, written by segmint or SA-1B-style."""
+"""Access to the tables of any dataset, written by segmint or in the layout of SA-1B, COCO, or YOLO."""
 
 import multiprocessing
 import os
@@ -9,7 +9,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
-from segmint.catalogs.dataset.foreign import JPEGS, find_shards
+from segmint.catalogs.dataset.foreign import JPEGS, ForeignShard
 from segmint.catalogs.dataset.manifest import is_dataset
 from segmint.catalogs.dataset.tables import MEMORY_LIMIT, DatasetTables, Foreign, TableFile, open_committed
 from segmint.catalogs.findings import Code, Finding, FindingCollector, FindingLocation
@@ -18,7 +18,8 @@ from segmint.infra.errors import UsageError
 from segmint.infra.progress import track
 from segmint.infra.scratch import ScratchFolder
 from segmint.infra.storage.location import Location
-from segmint.operators.foreign.masks import BOXES, BoxConvention
+from segmint.infra.wording import counted, some
+from segmint.operators.foreign.layouts import ForeignData, find_layout
 from segmint.operators.foreign.measure import MeasuredShard, measure_shard
 from segmint.operators.schemas import SCHEMAS
 
@@ -35,56 +36,62 @@ def open_tables(
     scratch: Path | None = None,
     leave_out: frozenset[int] = frozenset(),
     alone_s: float = ALONE_S,
+    given: ForeignData | None = None,
 ) -> DatasetTables:
     """Open the tables of a dataset as the views `images`, `masks`, and `rejects`.
 
     For a segmint dataset, the committed Parquet files are read in place, except for the shards in `leave_out`. Foreign
     data is first measured into Parquet files below `scratch`, which are deleted when the tables are closed;
-    `foreign.findings` lists its problems. Raises `UsageError` if there is no data of either kind.
+    `foreign.findings` lists its problems. `given` describes foreign data that isn't just the folder `data`. Raises
+    `UsageError` if there is no data of any kind.
     """
-    if is_dataset(data):
+    if given is None and is_dataset(data):
         return open_committed(data, SCHEMAS, memory_limit, scratch, leave_out)
     folder = ScratchFolder(dir=scratch)
     try:
-        return _open_foreign(data, memory_limit, folder, alone_s)
+        return _open_foreign(given or ForeignData(data), memory_limit, folder, alone_s)
     except BaseException:
         folder.cleanup()
         raise
 
 
-def _open_foreign(data: Location, memory_limit: str, folder: ScratchFolder, alone_s: float) -> DatasetTables:
+def _open_foreign(given: ForeignData, memory_limit: str, folder: ScratchFolder, alone_s: float) -> DatasetTables:
     files: dict[str, list[TableFile]] = {kind: [] for kind in (*SCHEMAS, "jpegs")}
+    layout = find_layout(given)
     findings = FindingCollector()
-    boxes: dict[BoxConvention, FindingCollector] = {name: FindingCollector() for name in BOXES}
-    images = 0
-    with closing(_measured(data, Path(folder.name), alone_s)) as shards:
+    images = boxes_alone = without_labels = 0
+    with closing(_measured(given.data, layout.shards, Path(folder.name), alone_s)) as shards:
         for measured in track(shards, "shards"):
             images += measured.images
+            boxes_alone += measured.boxes_alone
+            without_labels += measured.without_labels
             findings.extend(measured.findings)
-            for convention, found in measured.boxes.items():
-                boxes[convention].extend(found)
             for kind, file in measured.files.items():
                 files[kind].append(file)
     if not images:
         raise UsageError(
-            f"{data} is not a dataset: it contains neither {MANIFEST} nor SA-1B-style JPEG and JSON pairs, "
-            "loose or in tars. Check the path"
+            f"{given} is not a dataset: it contains neither {MANIFEST}, nor images in the layout of COCO (a JSON "
+            "file), YOLO (data.yaml), or SA-1B (JPEG and JSON pairs, loose or in tars). Check the path"
         )
-    # The convention that fits most boxes of all data, because a single mask can fit either convention by chance.
-    most = max(boxes, key=lambda name: boxes[name].total)
-    for convention, found in boxes.items():
-        if convention != most:
-            findings.extend(found)
+    findings.extend(layout.findings)
+    notes = []
+    if layout.ignored:
+        notes.append(f"not checked, because they aren't COCO files: {some(layout.ignored)}")
+    if without_labels:
+        notes.append(f"{counted(without_labels, 'image')} without a label file, which YOLO reads as empty images")
     schemas = {**SCHEMAS, "jpegs": JPEGS}
-    tables = DatasetTables(data, files, schemas, folder, memory_limit, Foreign(findings))
-    findings.extend(_duplicates(tables))
+    foreign = Foreign(layout.kind, findings, boxes_alone, tuple(notes))
+    tables = DatasetTables(given.data, files, schemas, folder, memory_limit, foreign)
+    if layout.kind == "sa1b":  # the ids of others only need to be unique in a file
+        findings.extend(_duplicates(tables))
     return tables
 
 
-def _measured(data: Location, folder: Path, alone_s: float) -> Generator[MeasuredShard, None, None]:
+def _measured(
+    data: Location, shards: Iterator[ForeignShard], folder: Path, alone_s: float
+) -> Generator[MeasuredShard, None, None]:
     """Yield the measured shards in order. This process measures the first ones; later, one process per core helps."""
     started = time.monotonic()
-    shards = find_shards(data)
     for shard in shards:
         yield measure_shard(data, shard, folder)
         if time.monotonic() - started >= alone_s:

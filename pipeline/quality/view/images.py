@@ -16,7 +16,7 @@ from segmint.catalogs.layout import commit_name, image_name
 from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
 from segmint.infra.threads import map_ahead
-from segmint.operators.decoding import JpegDecoder, UndecodableError
+from segmint.operators.decoding import PICTURES, JpegDecoder, UndecodableError
 from segmint.pipeline.serving.images import ImageAddress, NoImageError
 from segmint.pipeline.serving.tars import TarIndex, index_tar
 
@@ -226,7 +226,7 @@ def thumbnail(jpeg: bytes, side: int = THUMBNAIL_SIDE) -> bytes:
     The decoder scales large images while reading, which saves memory and time.
     """
     out = io.BytesIO()
-    with Image.open(io.BytesIO(jpeg), formats=["JPEG"]) as picture:
+    with Image.open(io.BytesIO(jpeg), formats=PICTURES) as picture:
         picture.thumbnail((side, side))
         picture.convert("RGB").save(out, "JPEG", quality=_QUALITY)
     return out.getvalue()

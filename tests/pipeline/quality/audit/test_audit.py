@@ -215,15 +215,15 @@ def test_data_that_segmint_did_not_write_is_audited_as_far_as_it_can_be(small_da
     report = audit(folder)
     assert report.findings.total == 0
     assert (report.scope, report.kind, report.licenses, report.privacy) == ("all", "sa1b", None, None)
-    assert report.duplicates == Duplicates(images_compared=6, distance=2, repeated_sources=None, similar=0)
+    assert report.duplicates == Duplicates(images_compared=6, distance=2, repeated_sources=0, similar=0)
     assert report.statistics.masks == audit(small_dataset).statistics.masks
     assert from_json(to_json(report), "audit.json") == report
     lines = result_lines(report)
     assert lines[0].startswith("verdict: no image was searched for faces and plates (6 of 6 images (--privacy-sample ")
-    assert any(line.startswith("integrity    no findings; measured 6 images and ") for line in lines)
+    assert any(line.startswith("integrity    no findings; checked 6 images, ") for line in lines)
     assert "segmint didn't write this, so its licenses and redacted regions are unknown" in lines
-    with pytest.raises(UsageError, match="Remove --regions"):
-        audit(folder, regions=location_of(tmp_path / "regions.jsonl"))
+    with pytest.raises(UsageError, match="Remove --complete"):
+        audit(folder, complete=True)
 
     jpeg = (folder / "sa_6.jpg").read_bytes()
     (folder / "sa_6.jpg").write_bytes(jpeg[: len(jpeg) // 2] + jpeg[-2:])
@@ -232,7 +232,7 @@ def test_data_that_segmint_did_not_write_is_audited_as_far_as_it_can_be(small_da
     findings = audit(folder).findings
     found = [(finding.code, finding.file, finding.image) for finding in findings]
     torn = [("bad_jpeg", "sa_2", 2), ("bad_jpeg", "sa_6", 6)]
-    assert found == [*torn, ("jpeg_size", "sa_2.jpg", 2), ("similar_image", "sa_7", 7)]
+    assert found == [*torn, ("jpeg_size", "sa_2.jpg", 2), ("repeated_source", "sa_7", 7)]
     assert "is 4,290,250,000 pixels; at most 250,000,000 are decoded" in findings.kept[0].found
 
 

@@ -116,10 +116,6 @@ FAULTS: dict[str, tuple[Callable[[Path], None], Code]] = {
     "another picture": (lambda path: shutil.copy(path.parent / "other.bin", path.with_suffix(".jpg")), Code.JPEG_SIZE),
     "area": (lambda path: spoil(path, first_mask("area", 7)), Code.MASK_AREA),
     "box": (lambda path: spoil(path, narrow), Code.MASK_BOX),
-    "one box of COCO": (
-        lambda path: spoil(path, lambda d: count_pixels({"annotations": d["annotations"][:1]})),
-        Code.MASK_BOX,
-    ),
     "run lengths": (lambda path: spoil(path, counts_of_another_size), Code.BAD_RLE),
     "no numbers": (
         lambda path: spoil(path, first_mask("segmentation", {"size": [1, 1], "counts": [-1]})),
