@@ -89,6 +89,7 @@ def test_images_that_kill_or_block_their_worker_stop_no_other(place: DatasetPath
     assert [finding.line() for finding in audit_integrity(place.location).findings] + broken_promises(place) == []
 
 
+@pytest.mark.long
 def test_a_segmenter_that_kills_its_worker_on_the_control_image_changes_nothing(place: DatasetPath) -> None:
     before = contents(place)
     with pytest.raises(UsageError, match="failed on a control image of 256 x 192 pixels: it ended its worker"):
