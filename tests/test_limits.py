@@ -45,5 +45,5 @@ def test_limits_on_the_page_are_the_codes() -> None:
     words = {2: "two", 3: "three"}
     assert f"in {words[quarantine.FAULTY_ATTEMPTS]} attempts of a run" in page
     assert f"After {words[build.MOST_STALLED_WINDOWS]} such windows" in page
-    assert f"{words[quarantine.DEATHS].capitalize()} workers die" in page
+    assert f"{words[trials.DEATHS].capitalize()} workers die" in page
     assert outages.ROUNDS == 2, "a second round of attempts"
