@@ -58,7 +58,9 @@ PANELS = {
         ),
         "amend": CommandPlace("corrections.amend", "amend", "Correct the credits and countries of images."),
         "import": CommandPlace("corrections.imports", "import_", "Import masks from a file or another dataset."),
-        "apply": CommandPlace("corrections.apply", "apply", "Make masks in a finished dataset with another segmenter."),
+        "apply": CommandPlace(
+            "corrections.apply", "apply", "Make masks in a finished dataset, or add a column of a stage."
+        ),
         "label": CommandPlace("corrections.label", "label", "Label masks from a vocabulary with CLIP."),
         "merge": CommandPlace("corrections.merge", "merge", "Merge annotators' submissions into the dataset's tables."),
         "repair": CommandPlace(

@@ -13,7 +13,7 @@ from segmint.pipeline.export.formats import Format, Level
 @guarded
 def export(
     dataset: Dataset,
-    format: Annotated[Format, typer.Option("--format", help="Output format.")],
+    format: Annotated[Format, typer.Option("--format", metavar="FORMAT", help=f"Output format: {', '.join(Format)}.")],
     output: Annotated[str, typer.Option("-o", "--output", metavar="OUT", help="Output folder or bucket prefix.")],
     shards: Annotated[
         str | None, typer.Option(metavar="A:B|K/N", help="Export only shards A to B-1, or part K of N (K from 0).")

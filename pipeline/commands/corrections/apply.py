@@ -49,7 +49,7 @@ def apply(
     yes: Yes = False,
     as_json: AsJson = False,
 ) -> None:
-    """Make masks in a finished dataset's images with another segmenter, or add a column of a stage.
+    """Make masks in a finished dataset, or add a column of a stage.
 
     Masks that people made, changed, or labeled stay.
     """

@@ -55,7 +55,7 @@ def test_help_lists_every_command_in_one_panel_by_the_first_line_of_its_help():
     }
     assert list(listed) == ["Build", "Inspect", "Correct", "Export", "Annotate and train"] == list(PANELS)
     names = [line.split()[0] for lines in listed.values() for line in lines]
-    assert len(names) == len(set(names)) == 27
+    assert len(names) == len(set(names)) == 28
     group = typer.main.get_command(app)
     for panel, lines in listed.items():
         assert [line.split()[0] for line in lines] == list(PANELS[panel])

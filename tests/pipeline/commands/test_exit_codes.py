@@ -24,11 +24,12 @@ from segmint.catalogs.dataset.annotations.submissions import put_submission
 from segmint.catalogs.dataset.fingerprints import Fingerprint, put_fingerprints
 from segmint.catalogs.dataset.manifest import load_manifest
 from segmint.catalogs.dataset.shards_index import write_shards_index
-from segmint.catalogs.dataset.versions.record import put_version
+from segmint.catalogs.dataset.versions.record import name_now, put_version
 from segmint.catalogs.layout import config_sha256
 from segmint.catalogs.source.rows import read_rows
 from segmint.infra.errors import SegmintError, UnfinishedError
 from segmint.pipeline.commands.cli import _PLACES, app
+from segmint.pipeline.corrections.apply.masks import FAILED, ApplyList, ApplyResult
 from segmint.pipeline.corrections.merge.run import MergeList
 from segmint.pipeline.engine.evaluate.result import EvaluationSubject
 from segmint.pipeline.engine.evaluate.truth import SkippedTruth
@@ -651,6 +652,29 @@ def _labeled(place: DatasetPath, tmp_path: Path) -> Any:
     (tmp_path / "labels.txt").write_text("near\nfar\n")
     how = ["--vocabulary", tmp_path / "labels.txt", "--model", saved(HalfAndHalf(), tmp_path / "module.pt")]
     return [run("label", place.uri, *how, last) for last in ("--dry-run", "--yes", "--yes")]
+
+
+_BRIGHT = ("--masks", "add", "--segmenter", "tests.support.segmenters.Bright")
+
+
+@case("`apply`", "the masks were made, or the column was added or removed, or the changes were listed", 0)
+def _applied(replaced, place: DatasetPath) -> Any:
+    listed = run("apply", place.uri, *_BRIGHT, "--dry-run")
+    named = {"dataset": "d", "name": "d", "masks": {}, "shards": (), "skipped_images": {}, "examples": ()}
+    done = ApplyList(images=4, segmenter="Bright", sha256="0" * 64, mode="add", bytes={}, **named)
+    replaced("corrections.apply.masks.apply_masks", ApplyResult(done, (0, 1), name_now(place.location)))
+    return [listed, run("apply", place.uri, *_BRIGHT, "--yes")]
+
+
+@case("`apply`", "some images failed, and keep what they had", 3)
+def _not_applied(replaced, place: DatasetPath) -> Any:
+    named = {"dataset": "d", "name": "d", "masks": {}, "shards": (), "examples": ()}
+    failed = {FAILED: 1}
+    done = ApplyList(
+        images=3, segmenter="Bright", sha256="0" * 64, mode="add", bytes={}, skipped_images=failed, **named
+    )
+    replaced("corrections.apply.masks.apply_masks", ApplyResult(done, (0, 1), name_now(place.location)))
+    return run("apply", place.uri, *_BRIGHT, "--yes")
 
 
 @case("`repair`", "all files are complete", 0)

@@ -26,6 +26,7 @@ NUMERICS = {
     "masks.points_per_chunk",
     "model.device",
     "model.precision",
+    "model.decoder_precision",
     "model.encoder",
     "model.kernels",
     "model.images_per_batch",

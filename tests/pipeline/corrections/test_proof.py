@@ -269,11 +269,11 @@ def test_a_place_that_moved_is_not_checked_until_it_is_named(exported: Path, tmp
     shutil.move(exported, tmp_path / "moved/deep/dataset")
     location = location_of(tmp_path / "moved/deep/dataset")
     proof = prove(location, "2")
-    assert (proof.found, proof.gone, len(proof.not_checked)) == ((), (), 9)
+    assert (proof.found, proof.gone, len(proof.not_checked)) == ((), (), 12)
     assert "nothing is at" in proof.not_checked[0]
     places = [f"../{name}={tmp_path / name}" for name in (*Format, "rows")]
     proof = prove(location, "2", places)
-    assert (len(proof.found), len(proof.gone), proof.not_checked) == (3, 8, ())
+    assert (len(proof.found), len(proof.gone), proof.not_checked) == (3, 11, ())
     (tmp_path / "yolo/segmint-files.jsonl").unlink()
     assert "has no segmint-files.jsonl of a complete export" in prove(location, "2", places).not_checked[0]
     with pytest.raises(UsageError, match=r"--at: expected NAME=URI with the NAME of a recorded output: \.\./coco, "):

@@ -55,7 +55,7 @@ def test_a_node_without_a_package_of_the_detectors_resolves_nothing(
 ) -> None:
     asked = config(tmp_path, model={"device": "cpu"})
     there = replace(first_numerics(asked, mobile_sam_path), facenet_pytorch="none")
-    monkeypatch.setattr("segmint.pipeline.building.dataset.first_numerics._of_masks", lambda *_: there)
+    monkeypatch.setattr("segmint.pipeline.building.dataset.first_numerics.numerics_of_masks", lambda *_: there)
     with pytest.raises(UsageError, match="resolved `model` lacks facenet-pytorch, which the detectors need"):
         first_numerics(asked, mobile_sam_path)
     none = {kind: {"detector": "none"} for kind in ("faces", "plates")}

@@ -76,7 +76,13 @@ def test_a_good_dataset_has_no_finding_in_any_area_and_is_not_changed(small_data
         ("face", "mtcnn", 0.7),
         ("plate", "clp", 0.5),
     ]
-    assert value["duplicates"] == {"images_compared": 6, "distance": 2, "repeated_sources": 0, "similar": 0}
+    assert value["duplicates"] == {
+        "images_compared": 6,
+        "distance": 2,
+        "repeated_sources": 0,
+        "similar": 0,
+        "across_splits": None,
+    }
     assert (value["statistics"]["images"], value["statistics"]["masks"]) == (6, report.checked.masks)
     assert digests(small_dataset) == before
 
