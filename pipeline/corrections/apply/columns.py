@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 
 from segmint.catalogs.dataset.commits import Commit
 from segmint.catalogs.dataset.handle import DatasetHandle
-from segmint.catalogs.dataset.manifest import DatasetManifest, put_manifest
+from segmint.catalogs.dataset.manifest import DatasetManifest
 from segmint.catalogs.dataset.subsets import choose_images
 from segmint.catalogs.layout import SCHEMA_VERSION
 from segmint.catalogs.stages import STAGE_SHA256, AppliedColumn, StageField, TableColumn
@@ -34,7 +34,14 @@ from segmint.operators.shards.revise import with_latest_commit
 from segmint.pipeline.config.config import LOCAL, ResourcesConfig, StageConfig
 from segmint.pipeline.corrections.apply.engine import STALL_TIMEOUT_S, ChosenImages, stage_run
 from segmint.pipeline.corrections.apply.makers import custom_stage
-from segmint.pipeline.corrections.apply.masks import AppliedShard, ApplyResult, OpenRun, results_of, run_stage
+from segmint.pipeline.corrections.apply.masks import (
+    AppliedShard,
+    ApplyResult,
+    OpenRun,
+    change_manifest,
+    results_of,
+    run_stage,
+)
 from segmint.pipeline.corrections.correction import Revision, begin, revise_one
 from segmint.pipeline.corrections.mask_revision import RevisionList, RevisionPlan, RevisionResult, correct_masks
 
@@ -110,7 +117,7 @@ def apply_column(
     def start() -> AbstractContextManager[Any]:
         return open_run(seen, custom_stage(stage, spec), ColumnWriter(handle, column), resources, stall_timeout)
 
-    put = partial(put_columns, handle, partial(with_column, column=column))
+    put = partial(change_manifest, handle, partial(with_column, column=column))
     return run_stage(handle, listed, images, start, put, confirm, now)
 
 
@@ -134,7 +141,7 @@ def remove_column(
     handle = begin(dataset)
     column = applied_by(handle.manifest(), stage)
     listed, _ = _plan(handle, column, removes=True)
-    mark = partial(put_columns, handle, partial(without_column, column=column))
+    mark = partial(change_manifest, handle, partial(without_column, column=column))
 
     def confirmed(listed: ColumnList) -> None:
         if confirm is not None:
@@ -172,26 +179,19 @@ def check_column(manifest: DatasetManifest, column: AppliedColumn) -> None:
             )
 
 
-def with_column(manifest: DatasetManifest, column: AppliedColumn) -> tuple[AppliedColumn, ...]:
-    """Return a manifest's applied columns with this one."""
+def with_column(manifest: DatasetManifest, column: AppliedColumn) -> DatasetManifest:
+    """Return a manifest with this applied column."""
     check_column(manifest, column)
-    return manifest.applied_columns if column in manifest.columns else (*manifest.applied_columns, column)
+    if column in manifest.columns:
+        return manifest
+    return manifest.model_copy(update={"applied_columns": (*manifest.applied_columns, column)})
 
 
-def without_column(manifest: DatasetManifest, column: AppliedColumn) -> tuple[AppliedColumn, ...]:
-    """Return a manifest's applied columns with this one marked as removed."""
+def without_column(manifest: DatasetManifest, column: AppliedColumn) -> DatasetManifest:
+    """Return a manifest in which this applied column is marked as removed."""
     removed = column.model_copy(update={"removed": True})
-    return tuple(removed if each == column else each for each in manifest.applied_columns)
-
-
-def put_columns(dataset: DatasetHandle, change: Callable[[DatasetManifest], tuple[AppliedColumn, ...]]) -> None:
-    """Put the manifest's next generation with changed applied columns, unless they are the same."""
-    while True:
-        manifest, generation = dataset.latest()
-        applied = change(manifest)
-        if applied == manifest.applied_columns:
-            return
-        put_manifest(dataset.location, manifest.model_copy(update={"applied_columns": applied}), generation + 1)
+    applied = tuple(removed if each == column else each for each in manifest.applied_columns)
+    return manifest.model_copy(update={"applied_columns": applied})
 
 
 def unjudged(table: pa.Table, column: AppliedColumn) -> set[int]:

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from segmint.catalogs.dataset.commits import Commit
 from segmint.catalogs.dataset.handle import DatasetHandle
-from segmint.catalogs.dataset.manifest import AppliedSegmenter, put_manifest
+from segmint.catalogs.dataset.manifest import AppliedSegmenter, DatasetManifest, put_manifest
 from segmint.catalogs.dataset.subsets import choose_images
 from segmint.catalogs.dataset.versions.record import name_now
 from segmint.catalogs.layout import SCHEMA_VERSION, DamagedDatasetError
@@ -141,10 +141,12 @@ def apply_masks(
     found, images = _plan(handle, maker, mode, select)
     write = MasksWriter(handle, maker.segmenter.sha256, mode)
 
+    put = partial(change_manifest, handle, partial(_with_segmenter, segmenter=maker.segmenter))
+
     def start() -> AbstractContextManager[Any]:
         return open_run(handle, maker.find_stage(), write, resources, stall_timeout)
 
-    return run_stage(handle, found, images, start, partial(put_applied, handle, maker.segmenter), confirm, now)
+    return run_stage(handle, found, images, start, put, confirm, now)
 
 
 def run_stage(
@@ -201,15 +203,18 @@ def run_stage(
     return ApplyResult(made, tuple(sorted(changed)), version, outputs, outcome.removed_links)
 
 
-def put_applied(dataset: DatasetHandle, segmenter: AppliedSegmenter) -> None:
-    """Add a segmenter to the dataset's manifest, as its next generation, unless it is there."""
+def change_manifest(dataset: DatasetHandle, change: Callable[[DatasetManifest], DatasetManifest]) -> None:
+    """Put the changed manifest as the dataset's next generation, unless `change` returns an equal one."""
     while True:
         manifest, generation = dataset.latest()
-        if manifest.applied.get(segmenter.sha256) == segmenter:
+        changed = change(manifest)
+        if changed == manifest or put_manifest(dataset.location, changed, generation + 1):
             return
-        applied = dict(sorted({**manifest.applied, segmenter.sha256: segmenter}.items()))
-        if put_manifest(dataset.location, manifest.model_copy(update={"applied": applied}), generation + 1):
-            return
+
+
+def _with_segmenter(manifest: DatasetManifest, segmenter: AppliedSegmenter) -> DatasetManifest:
+    applied = dict(sorted({**manifest.applied, segmenter.sha256: segmenter}.items()))
+    return manifest.model_copy(update={"applied": applied})
 
 
 @dataclass(frozen=True)

@@ -64,7 +64,7 @@ def values(place: DatasetPath, kind: str = "images", name: str = "stage_means") 
 def put(place: DatasetPath) -> None:
     """List the column of `Means` in the manifest, as `apply_column` does before the first shard."""
     column = columns.column_of(means().load())
-    columns.put_columns(place.handle, lambda manifest: columns.with_column(manifest, column))
+    columns.change_manifest(place.handle, lambda manifest: columns.with_column(manifest, column))
 
 
 def data_files(place: DatasetPath) -> dict[str, str]:
@@ -220,7 +220,7 @@ def test_values_are_only_set_for_the_pixels_that_the_stage_saw(place: DatasetPat
 def test_values_of_an_unfinished_removal_are_replaced_unless_they_have_other_fields(place: DatasetPath) -> None:
     apply_column(place.location, means())
     column = columns.applied_by(load_manifest(place.location), means().stage)
-    columns.put_columns(place.handle, lambda manifest: columns.without_column(manifest, column))
+    columns.change_manifest(place.handle, lambda manifest: columns.without_column(manifest, column))
     assert findings(place) == []
     other = column.model_copy(update={"fields": column.fields[1:]})
     table = read_tables(place.location, next(place.log.read_all()), ["images"])["images"]
