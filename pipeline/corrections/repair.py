@@ -23,6 +23,7 @@ from segmint.catalogs.dataset.versions.digest import drop_cached_leaves
 from segmint.catalogs.dataset.versions.record import VersionName, latest_version, put_version, unfinished_takedowns
 from segmint.catalogs.findings import Code, FindingCollector
 from segmint.catalogs.layout import (
+    ADDED_COLUMNS,
     DATA_KINDS,
     MANIFEST,
     DamagedDatasetError,
@@ -38,6 +39,7 @@ from segmint.infra.threads import map_ahead
 from segmint.infra.uris import absolute
 from segmint.infra.wording import counted, some
 from segmint.operators.shards.committed_rows import read_file, read_table
+from segmint.operators.shards.files import count_redactions
 from segmint.operators.shards.put import check_purge
 from segmint.operators.shards.restore import (
     Damage,
@@ -401,7 +403,15 @@ def _miscounted(dataset: Location, commit: Commit) -> list[str]:
     reasons = Counter(f"{REJECTED}{reason}" for reason in tables["rejects"].column("reason").to_pylist())
     rows = {kind: table.num_rows for kind, table in tables.items()}
     total = rows["images"] + rows["rejects"]
-    counted = {"rows": total, "images": rows["images"], "masks": rows["masks"], "rejected": rows["rejects"], **reasons}
+    redactions, _ = count_redactions(tables["images"].select(["id", *ADDED_COLUMNS]).to_pylist())
+    counted = {
+        "rows": total,
+        "images": rows["images"],
+        "masks": rows["masks"],
+        "rejected": rows["rejects"],
+        **reasons,
+        **redactions,
+    }
     if counted == dict(commit.counts):
         return []
     return [f"{commit_path(commit.shard, commit.generation)}: counts {dict(commit.counts)}; {counted} there"]

@@ -19,6 +19,7 @@ from segmint.catalogs.findings import Code
 from segmint.infra.errors import UsageError
 from segmint.pipeline.commands.cli import app
 from segmint.pipeline.config.config import load_config
+from segmint.pipeline.corrections.redact import redact
 from segmint.pipeline.corrections.repair import repair
 from segmint.pipeline.corrections.takedown import takedown
 from segmint.pipeline.quality.audit.integrity import audit_integrity
@@ -38,6 +39,19 @@ def test_a_whole_dataset_is_left_alone(dataset: Path, small_dataset: Path) -> No
     done = repair(location_of(dataset))
     assert (done.shards, done.damages, done.repaired, done.not_repaired) == (3, [], [], {})
     assert digests(dataset) == digests(small_dataset)
+
+
+def test_a_commit_that_counts_redactions_is_not_damaged(dataset: Path, tmp_path: Path) -> None:
+    region = {"id": 1, "kind": "other", "x": 0, "y": 0, "w": 240, "h": 180}
+    (tmp_path / "regions.jsonl").write_text(json.dumps(region) + "\n")
+    redact(location_of(dataset), location_of(tmp_path / "regions.jsonl"))
+    commit = CommitLog(location_of(dataset)).latest(0)
+    assert commit is not None
+    assert commit.counts["highly_redacted"] == 1
+    before = digests(dataset)
+    done = repair(location_of(dataset))
+    assert (done.damages, done.repaired, done.not_repaired) == ([], [], {})
+    assert digests(dataset) == before
 
 
 def test_what_the_rest_of_a_shard_holds_is_restored(dataset: Path, small_dataset: Path) -> None:
