@@ -72,7 +72,7 @@ def evidence_folder(small_dataset: Path, tmp_path_factory: pytest.TempPathFactor
     from segmint.pipeline.quality.audit.audit import audit_dataset
     from segmint.pipeline.quality.evidence.evidence import write_evidence
     from segmint.pipeline.quality.evidence.signatures import sign_version
-    from segmint.pipeline.quality.study.privacy.score import read_score
+    from segmint.pipeline.quality.statistics.ratings import read_score
     from tests.support.keys import write_keys
     from tests.support.locations import location_of
     from tests.support.reported import QUICK, score_a_study

@@ -151,7 +151,7 @@ def audit(
             report = audit_dataset(where, options)
         else:
             from segmint.pipeline.quality.evidence.evidence import check_target, write_evidence
-            from segmint.pipeline.quality.study.privacy.score import check_sampled, read_score
+            from segmint.pipeline.quality.statistics.ratings import check_sampled, read_score
 
             folder = Location(storage, evidence)
             check_target(where, folder)

@@ -45,7 +45,7 @@ from segmint.pipeline.quality.evidence.signatures import (
     signer_of,
     signers,
 )
-from segmint.pipeline.quality.study.privacy.score import PrivacyScore
+from segmint.pipeline.quality.statistics.ratings import PrivacyScore
 from segmint.pipeline.serving.documents import document_templates
 
 SCHEMA_VERSION = 2

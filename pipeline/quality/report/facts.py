@@ -16,10 +16,9 @@ from segmint.infra.assets.known import known_license
 from segmint.infra.storage.storage import Storage
 from segmint.operators.prepare.deidentify import BUNDLED_DETECTORS, NO_DETECTOR
 from segmint.operators.schemas import AUTOMATIC
-from segmint.pipeline.quality.statistics.ratings import Ratings, measure_ratings
+from segmint.pipeline.quality.statistics.ratings import PrivacyScore, Ratings, measure_ratings
 from segmint.pipeline.quality.statistics.redacted import sum_redactions
 from segmint.pipeline.quality.study.agreement import AnnotatorAgreement, measure_agreement
-from segmint.pipeline.quality.study.privacy.score import PrivacyScore
 
 _CREDITS_SHOWN = 200
 _LABELS = f"""

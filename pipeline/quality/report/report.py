@@ -41,9 +41,9 @@ from segmint.pipeline.quality.report.page import ReportImages, render_page
 from segmint.pipeline.quality.report.samples import choose_images, draw_pictures
 from segmint.pipeline.quality.statistics.comparison import DatasetComparison
 from segmint.pipeline.quality.statistics.open_tables import open_tables
+from segmint.pipeline.quality.statistics.ratings import check_sampled, read_score
 from segmint.pipeline.quality.statistics.statistics import compute_statistics
 from segmint.pipeline.quality.statistics.values import Histogram, Statistics, json_value
-from segmint.pipeline.quality.study.privacy.score import check_sampled, read_score
 
 REUSED = "The findings are from an earlier audit. The files weren't checked again."
 

@@ -1,4 +1,6 @@
-"""Human ratings of a dataset's masks from 1 to 10, summarized by mask source (SAM paper, section 7.1, appendix E).
+"""What people judged: ratings of masks from 1 to 10, and faces and plates that redaction missed in a sample of images.
+
+Ratings are summarized by mask source (SAM paper, section 7.1, appendix E).
 
 If a rater rated a mask several times, only the last rating counts. Ratings of masks that were later deleted or replaced
 don't count.
@@ -7,9 +9,10 @@ don't count.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
+from pydantic import TypeAdapter, ValidationError
 
 from segmint.catalogs.dataset.annotations.ratings import (
     HIGHEST,
@@ -20,12 +23,25 @@ from segmint.catalogs.dataset.annotations.ratings import (
     list_ratings,
     read_ratings,
 )
+from segmint.catalogs.dataset.manifest import manifest_generations
 from segmint.catalogs.dataset.tables import DatasetTables
-from segmint.operators.intervals import Interval, mean_intervals
+from segmint.catalogs.dataset.versions.record import VersionName, name_now, read_version, version_numbers
+from segmint.infra.errors import UsageError
+from segmint.infra.storage.errors import NotFoundError
+from segmint.infra.storage.location import Location
+from segmint.infra.wording import counted, not_checked_lines, upper_bound
+from segmint.operators.intervals import Interval, at_most, mean_intervals
 from segmint.operators.schemas import SOURCES
 
 _AT_ONCE = 2_000  # masks per query
 _WANTED = "SELECT annotation_id, source, segmentation.counts AS counts FROM masks WHERE annotation_id IN "
+
+
+MISSED_KINDS = ("face", "plate", "other")
+"""Kinds of regions that people mark in a privacy study."""
+
+ANY = "any"
+"""Kind of the `MissedCounts` for all marks. An image counts once, whatever the kinds of its marks."""
 
 
 @dataclass(frozen=True)
@@ -159,3 +175,124 @@ def _agreement(masks: Sequence[RatedMask]) -> RaterAgreement | None:
     deviation = float(np.mean([scores.std(ddof=1) for scores in several]))
     apart = np.concatenate([np.abs(scores[:, None] - scores)[np.triu_indices(len(scores), 1)] for scores in several])
     return RaterAgreement(len(several), len(apart), deviation, float((apart <= 1).mean()))
+
+
+@dataclass(frozen=True)
+class MissedCounts:
+    """Counts for one kind of mark: the marks themselves, and the images that contain one.
+
+    An image with an unreadable mark counts for every kind. `share` is relative to the reviewed images. `at_most` is its
+    one-sided 95% Clopper-Pearson upper bound. Both are None if no images were reviewed.
+    """
+
+    kind: str
+    marks: int
+    images: int
+    share: float | None
+    at_most: float | None
+
+
+@dataclass(frozen=True)
+class PrivacyScore:
+    """Result of a privacy study: the faces and plates that redaction missed in a dataset's released images.
+
+    The sample contains `images` of the dataset's `population` images, and reviewers answered for `answered` of them.
+    `missed` has an entry for each kind of region, and a last entry for `any` kind. `foreign` is the number of reviewed
+    images outside the sample, which are ignored. `further` is the number of repeated reviews. If an image was reviewed
+    more than once, the marks from all of its reviews count. `version` names the version of the dataset from which the
+    sample was drawn, and `config_sha256` is the hash of the dataset's configuration.
+    """
+
+    name: str
+    config_sha256: str
+    images: int
+    population: int
+    answered: int
+    missed: tuple[MissedCounts, ...]
+    unreadable: tuple[str, ...]
+    foreign: int
+    further: int
+    version: VersionName
+    kind: Literal["privacy"] = "privacy"
+    regions: str | None = None  # file that was written for `segmint redact`
+
+    def lines(self) -> list[str]:
+        lines = [
+            f"{self.answered:,} of {counted(self.images, 'image')} answered, drawn from {self.population:,}",
+            f"ignored: {counted(self.foreign, 'image')} not drawn",
+            f"{counted(self.further, 'further answer')} for the same images, whose marks count",
+            *not_checked_lines(self.not_checked),
+        ]
+        if not self.answered:
+            lines.append("no image was answered, so there is no bound")
+        else:
+            lines += [f"{each.kind:<7}{self.sentence(each)}" for each in self.missed]
+            lines.append("the bound is one-sided Clopper-Pearson at 95% confidence, exact for a random sample")
+        if 0 < self.answered < self.images:
+            lines.append("note: the bound holds only if no image is without an answer because of its content")
+        if self.regions is not None:
+            lines.append(f"marks: {self.regions}. Redact them with `segmint redact DATASET --regions {self.regions}`")
+        return [*lines, self.version.line()]
+
+    def sentence(self, missed: MissedCounts) -> str:
+        """Describe the misses of a kind in a sentence without a period."""
+        if missed.at_most is None:
+            return "no images were inspected"
+        return (
+            f"{counted(missed.marks, 'mark')}, in {missed.images:,} of {counted(self.answered, 'image')}: at most "
+            f"{upper_bound(missed.at_most)} of all images"
+        )
+
+    @property
+    def not_checked(self) -> list[str]:
+        """Images without an answer, and the problem of each unreadable mark, which counts as a miss."""
+        unreadable = (f"unreadable, and counted as missed: {problem}" for problem in self.unreadable)
+        return [*unanswered(self.images, self.answered), *unreadable]
+
+    @property
+    def any(self) -> MissedCounts:
+        """Counts for marks of any kind."""
+        return self.missed[-1]
+
+
+def read_score(file: Location) -> PrivacyScore:
+    """Read the output of `segmint study score --json` for a privacy study. Raises `UsageError` for anything else."""
+    expected = "expected the output of `segmint study score DIR --json` for a privacy study"
+    try:
+        score = TypeAdapter(PrivacyScore).validate_json(file.read())
+    except NotFoundError as error:
+        raise UsageError(f"{file} does not exist; {expected}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise UsageError(f"{file} is not a score: {where}: {first['msg']}; {expected}") from error
+    counted_again = tuple(missed_share(each.kind, each.marks, each.images, score.answered) for each in score.missed)
+    if [each.kind for each in score.missed] != [*MISSED_KINDS, ANY] or counted_again != score.missed:
+        raise UsageError(f"{file} is not a score: its shares contradict its counts; {expected}")
+    return score
+
+
+def check_sampled(score: PrivacyScore, where: str, dataset: Location) -> PrivacyScore:
+    """Check that a score's sample was drawn from a dataset's current version or a recorded version. Return the score.
+
+    Otherwise, raises `UsageError`, which names the score's source `where`.
+    """
+    digests = {name_now(dataset).digest} if manifest_generations(dataset) else set()
+    if score.version.digest not in digests | {read_version(dataset, n).digest for n in version_numbers(dataset)}:
+        raise UsageError(
+            f"{where} scores sha256:{score.version.digest}, which is not a version of {dataset}. Draw a sample of this "
+            "dataset, and score the marks made there"
+        )
+    return score
+
+
+def missed_share(kind: str, marks: int, images: int, answered: int) -> MissedCounts:
+    """Return the counts with their share of the `answered` images, and its upper bound."""
+    if not answered:
+        return MissedCounts(kind, marks, images, None, None)
+    return MissedCounts(kind, marks, images, images / answered, at_most(images, answered))
+
+
+def unanswered(images: int, answered: int) -> list[str]:
+    """Return a line about the images without an answer, or nothing if all are answered."""
+    return [f"{counted(images - answered, 'image')} without an answer"] if answered < images else []

@@ -6,7 +6,6 @@ from typing import Any
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
-from segmint.infra.wording import counted
 from segmint.pipeline.quality.study.kind import StudyKind
 
 MANIFEST = "manifest.json"
@@ -25,11 +24,6 @@ def kind_of(folder: Location) -> StudyKind:
             return kind
     known = " or ".join(StudyKind)
     raise UsageError(f"{folder / MANIFEST}: its kind is {name!r}, expected {known}. Draw the sample again")
-
-
-def unanswered(images: int, answered: int) -> list[str]:
-    """Return a line about the images without an answer, or nothing if all are answered."""
-    return [f"{counted(images - answered, 'image')} without an answer"] if answered < images else []
 
 
 def read_json(file: Location, otherwise: str) -> Any:

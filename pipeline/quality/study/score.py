@@ -34,6 +34,7 @@ from segmint.operators.shards.revise import with_latest_commit
 from segmint.operators.shards.submission_fit import fit_submission
 from segmint.pipeline.export.formats import MAIN_FILES, Format
 from segmint.pipeline.quality.statistics.paper import PAPER
+from segmint.pipeline.quality.statistics.ratings import unanswered
 from segmint.pipeline.quality.study.corrections import (
     Corrections,
     ImagePairs,
@@ -43,7 +44,7 @@ from segmint.pipeline.quality.study.corrections import (
     read_coco,
     read_label_studio,
 )
-from segmint.pipeline.quality.study.files import CORRECTED, MANIFEST, read_json, unanswered
+from segmint.pipeline.quality.study.files import CORRECTED, MANIFEST, read_json
 from segmint.pipeline.quality.study.sample import SCHEMA_VERSION, mask_sha256
 
 PAPER_SHARES = {0.90: PAPER.quality.over_90_iou, 0.75: PAPER.quality.over_75_iou}

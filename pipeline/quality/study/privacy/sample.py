@@ -17,11 +17,11 @@ from segmint.pipeline.export.export import refuse_existing, write_samples
 from segmint.pipeline.export.folder import OutputFolder
 from segmint.pipeline.export.label_studio import IMAGE_KEY, LABEL_CONFIG, image_url
 from segmint.pipeline.export.samples import draw_images, read_images
+from segmint.pipeline.quality.statistics.ratings import MISSED_KINDS
 from segmint.pipeline.quality.study.files import MANIFEST
 from segmint.pipeline.quality.study.kind import StudyKind
 
 SCHEMA_VERSION = 1
-KINDS = ("face", "plate", "other")
 """Kinds of regions that people can mark, as in the files that `segmint redact` reads."""
 
 TASKS = "tasks.json"
@@ -29,7 +29,7 @@ CVAT_LABELS = "cvat_labels.json"
 
 _COLORS = ("#d62728", "#1f77b4", "#9467bd")
 _LABELS = "\n".join(
-    f'    <Label value="{kind}" background="{color}"/>' for kind, color in zip(KINDS, _COLORS, strict=True)
+    f'    <Label value="{kind}" background="{color}"/>' for kind, color in zip(MISSED_KINDS, _COLORS, strict=True)
 )
 LABELING = f"""\
 <View>
@@ -126,7 +126,7 @@ class _Writer:
 
     def finish(self) -> dict[str, Path]:
         """Create the files and return them by their paths in the study's folder. The manifest comes last."""
-        labels = [{"name": kind, "type": "rectangle", "attributes": []} for kind in KINDS]
+        labels = [{"name": kind, "type": "rectangle", "attributes": []} for kind in MISSED_KINDS]
         texts = {
             LABEL_CONFIG: LABELING,
             TASKS: _json(self._tasks),

@@ -4,109 +4,24 @@ import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
-
-from segmint.catalogs.dataset.manifest import manifest_generations
 from segmint.catalogs.dataset.regions import write_regions
-from segmint.catalogs.dataset.versions.record import VersionName, name_now, read_version, version_numbers
+from segmint.catalogs.dataset.versions.record import VersionName
 from segmint.catalogs.layout import image_name
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
-from segmint.infra.wording import counted, not_checked_lines, upper_bound
 from segmint.model.detectors.detection import Box, bounds
 from segmint.operators.annotations.image import Size
 from segmint.operators.annotations.label_studio import answers_of
 from segmint.operators.annotations.names import image_number
-from segmint.operators.intervals import at_most
-from segmint.pipeline.quality.study.files import CORRECTED, MANIFEST, read_json, unanswered
+from segmint.pipeline.quality.statistics.ratings import ANY, MISSED_KINDS, MissedCounts, PrivacyScore, missed_share
+from segmint.pipeline.quality.study.files import CORRECTED, MANIFEST, read_json
 from segmint.pipeline.quality.study.kind import StudyKind
-from segmint.pipeline.quality.study.privacy.sample import KINDS, SCHEMA_VERSION
-
-ANY = "any"
-"""Kind of the `MissedCounts` for all marks. An image counts once, whatever the kinds of its marks."""
+from segmint.pipeline.quality.study.privacy.sample import SCHEMA_VERSION
 
 _DIGITS = 3  # rounds away the errors of tools that convert pixels to percentages
-
-
-@dataclass(frozen=True)
-class MissedCounts:
-    """Counts for one kind of mark: the marks themselves, and the images that contain one.
-
-    An image with an unreadable mark counts for every kind. `share` is relative to the reviewed images. `at_most` is its
-    one-sided 95% Clopper-Pearson upper bound. Both are None if no images were reviewed.
-    """
-
-    kind: str
-    marks: int
-    images: int
-    share: float | None
-    at_most: float | None
-
-
-@dataclass(frozen=True)
-class PrivacyScore:
-    """Result of a privacy study: the faces and plates that redaction missed in a dataset's released images.
-
-    The sample contains `images` of the dataset's `population` images, and reviewers answered for `answered` of them.
-    `missed` has an entry for each kind of region, and a last entry for `any` kind. `foreign` is the number of reviewed
-    images outside the sample, which are ignored. `further` is the number of repeated reviews. If an image was reviewed
-    more than once, the marks from all of its reviews count. `version` names the version of the dataset from which the
-    sample was drawn, and `config_sha256` is the hash of the dataset's configuration.
-    """
-
-    name: str
-    config_sha256: str
-    images: int
-    population: int
-    answered: int
-    missed: tuple[MissedCounts, ...]
-    unreadable: tuple[str, ...]
-    foreign: int
-    further: int
-    version: VersionName
-    kind: Literal["privacy"] = "privacy"
-    regions: str | None = None  # file that was written for `segmint redact`
-
-    def lines(self) -> list[str]:
-        lines = [
-            f"{self.answered:,} of {counted(self.images, 'image')} answered, drawn from {self.population:,}",
-            f"ignored: {counted(self.foreign, 'image')} not drawn",
-            f"{counted(self.further, 'further answer')} for the same images, whose marks count",
-            *not_checked_lines(self.not_checked),
-        ]
-        if not self.answered:
-            lines.append("no image was answered, so there is no bound")
-        else:
-            lines += [f"{each.kind:<7}{self.sentence(each)}" for each in self.missed]
-            lines.append("the bound is one-sided Clopper-Pearson at 95% confidence, exact for a random sample")
-        if 0 < self.answered < self.images:
-            lines.append("note: the bound holds only if no image is without an answer because of its content")
-        if self.regions is not None:
-            lines.append(f"marks: {self.regions}. Redact them with `segmint redact DATASET --regions {self.regions}`")
-        return [*lines, self.version.line()]
-
-    def sentence(self, missed: MissedCounts) -> str:
-        """Describe the misses of a kind in a sentence without a period."""
-        if missed.at_most is None:
-            return "no images were inspected"
-        return (
-            f"{counted(missed.marks, 'mark')}, in {missed.images:,} of {counted(self.answered, 'image')}: at most "
-            f"{upper_bound(missed.at_most)} of all images"
-        )
-
-    @property
-    def not_checked(self) -> list[str]:
-        """Images without an answer, and the problem of each unreadable mark, which counts as a miss."""
-        unreadable = (f"unreadable, and counted as missed: {problem}" for problem in self.unreadable)
-        return [*unanswered(self.images, self.answered), *unreadable]
-
-    @property
-    def any(self) -> MissedCounts:
-        """Counts for marks of any kind."""
-        return self.missed[-1]
 
 
 def score_privacy(folder: Location, marked: Location | None = None, regions: Location | None = None) -> PrivacyScore:
@@ -139,44 +54,13 @@ def score_privacy(folder: Location, marked: Location | None = None, regions: Loc
         images=len(sizes),
         population=population,
         answered=len(marks.found),
-        missed=tuple(_missed(marks, kind) for kind in (*KINDS, ANY)),
+        missed=tuple(_missed(marks, kind) for kind in (*MISSED_KINDS, ANY)),
         unreadable=tuple(marks.unreadable),
         foreign=marks.foreign,
         further=marks.further,
         version=version,
         regions=str(regions) if regions is not None and rows else None,
     )
-
-
-def read_score(file: Location) -> PrivacyScore:
-    """Read the output of `segmint study score --json` for a privacy study. Raises `UsageError` for anything else."""
-    expected = "expected the output of `segmint study score DIR --json` for a privacy study"
-    try:
-        score = TypeAdapter(PrivacyScore).validate_json(file.read())
-    except NotFoundError as error:
-        raise UsageError(f"{file} does not exist; {expected}") from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise UsageError(f"{file} is not a score: {where}: {first['msg']}; {expected}") from error
-    counted_again = tuple(_share(each.kind, each.marks, each.images, score.answered) for each in score.missed)
-    if [each.kind for each in score.missed] != [*KINDS, ANY] or counted_again != score.missed:
-        raise UsageError(f"{file} is not a score: its shares contradict its counts; {expected}")
-    return score
-
-
-def check_sampled(score: PrivacyScore, where: str, dataset: Location) -> PrivacyScore:
-    """Check that a score's sample was drawn from a dataset's current version or a recorded version. Return the score.
-
-    Otherwise, raises `UsageError`, which names the score's source `where`.
-    """
-    digests = {name_now(dataset).digest} if manifest_generations(dataset) else set()
-    if score.version.digest not in digests | {read_version(dataset, n).digest for n in version_numbers(dataset)}:
-        raise UsageError(
-            f"{where} scores sha256:{score.version.digest}, which is not a version of {dataset}. Draw a sample of this "
-            "dataset, and score the marks made there"
-        )
-    return score
 
 
 class UnreadableMarkError(ValueError):
@@ -222,8 +106,8 @@ class Marks:
     def take(self, image: int, kind: Any, box: Box, size: tuple[Any, Any] | None) -> None:
         """Add a box. `size` is the image's size according to the tool.
 
-        Raises `UnreadableMarkError` if the kind isn't in `KINDS`, if the image's size differs, or if the box contains
-        no pixel.
+        Raises `UnreadableMarkError` if the kind isn't in `MISSED_KINDS`, if the image's size differs, or if the box
+        contains no pixel.
         """
         height, width = self.sizes[image]
         if size is not None and size != (width, height):
@@ -231,8 +115,8 @@ class Marks:
                 f"it was drawn in an image of {size[0]} x {size[1]} pixels, but the released one is {width} x {height}"
             )
         name = str(kind).strip().lower()
-        if name not in KINDS:
-            raise UnreadableMarkError(f"its label is {kind!r}, expected {', '.join(KINDS)}")
+        if name not in MISSED_KINDS:
+            raise UnreadableMarkError(f"its label is {kind!r}, expected {', '.join(MISSED_KINDS)}")
         left, top = (max(0, math.floor(round(value, _DIGITS))) for value in box[:2])
         right, bottom = (math.ceil(round(value, _DIGITS)) for value in box[2:])
         right, bottom = min(width, right), min(height, bottom)
@@ -351,12 +235,6 @@ def _missed(marks: Marks, kind: str) -> MissedCounts:
         return kind in (ANY, mark.kind)
 
     images = {image for image, found in marks.found.items() if any(map(is_of, found))} | marks.doubtful
-    return _share(
+    return missed_share(
         kind, sum(is_of(mark) for found in marks.found.values() for mark in found), len(images), len(marks.found)
     )
-
-
-def _share(kind: str, marks: int, images: int, answered: int) -> MissedCounts:
-    if not answered:
-        return MissedCounts(kind, marks, images, None, None)
-    return MissedCounts(kind, marks, images, images / answered, at_most(images, answered))

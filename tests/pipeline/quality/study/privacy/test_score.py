@@ -9,13 +9,13 @@ import pytest
 
 from segmint.catalogs.dataset.regions import WantedRegion, read_regions
 from segmint.infra.errors import UsageError
+from segmint.pipeline.quality.statistics.ratings import read_score
 from segmint.pipeline.quality.study.privacy.sample import sample_privacy
 from segmint.pipeline.quality.study.privacy.score import (
     Mark,
     read_coco,
     read_label_studio,
     read_marks,
-    read_score,
     score_privacy,
 )
 from tests.support.committed import write_dataset
