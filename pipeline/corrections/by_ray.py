@@ -13,7 +13,6 @@ import ray.exceptions
 from segmint.infra.errors import UnfinishedError, last_line
 from segmint.infra.progress import Progress
 from segmint.infra.ray_session import ray_session
-from segmint.operators.custom.contract import StageContractError, refusal
 from segmint.pipeline.building.execution.stage_watch import StalledError, watched
 from segmint.pipeline.config.config import ResourcesConfig
 
@@ -38,8 +37,7 @@ def correct_by_ray(
     """Yield `correct_one(shard)` for each shard, in order, on a cluster or a temporary local Ray.
 
     Ray runs the function in other processes and on other machines. Raises `UnfinishedError` if a shard can't be
-    corrected or Ray fails; repeating the correction completes the work. Raises `StageContractError` if a stage violates
-    its contract.
+    corrected or Ray fails; repeating the correction completes the work.
     """
     with ray_session(resources.address, object_store_memory=resources.object_store_memory) as cluster:
         for start in range(0, len(shards), WINDOW_SHARDS):
@@ -58,8 +56,6 @@ def correct_by_ray(
                     for table in results.iter_batches(batch_size=None, batch_format="pyarrow"):
                         yield from map(pickle.loads, table.column("result").to_pylist())
             except (ray.exceptions.RayError, StalledError) as error:
-                if (refused := refusal(error)) is not None:
-                    raise StageContractError(refused) from error
                 raise UnfinishedError(
                     f"the correction isn't finished: {last_line(error)}. Finished work is kept. Repeat the command."
                 ) from error

@@ -61,7 +61,6 @@ class Revision:
     only: OneTable | None = None  # the only table that the function reads and changes, or None for whole shards
     columns: ColumnChange = kept_columns
     catalog_generation: int | None = None  # oldest manifest generation whose catalog the function may read
-    on_ray: bool = True  # False if only this process can make the change, for example because it holds the GPU
 
 
 @dataclass(frozen=True)
@@ -132,7 +131,7 @@ def revise(
     looks = map_ahead(look, committed, _THREADS, 2 * _THREADS, "revise")
     shards = [shard for shard, needed in track(looks, "shards", len(committed)) if needed]
     results: Iterable[ShardRevision | None] = (revise_one(dataset, shard, revision) for shard in shards)
-    if revision.on_ray and len(shards) >= ray_from and find_spec("ray") is not None:
+    if len(shards) >= ray_from and find_spec("ray") is not None:
         from segmint.pipeline.corrections.by_ray import correct_by_ray  # Ray takes a second to import
 
         alone = replace(revision, shards=frozenset(shards))

@@ -111,6 +111,8 @@ class ImportList(RevisionList):
     counts the masks that fit no image of this dataset.
     """
 
+    nothing = "nothing to import into {}"
+    also = ("the previous masks were deleted, including older versions",)
     file: str
     sha256: str  # SHA-256 of the file, or the version digest of another dataset
     mode: str
@@ -157,17 +159,6 @@ class ImportList(RevisionList):
         return f"{name}, SHA-256 {self.sha256[:12]}, {self.mode}: {said} in {counted(self.images, 'image')}"
 
 
-@dataclass(frozen=True)
-class ImportResult(RevisionResult[ImportList]):
-    """Result of an import."""
-
-    nothing = "nothing to import into {}"
-
-    def last_lines(self) -> list[str]:
-        """Return lines with the required follow-up and the version."""
-        return ["the previous masks were deleted, including older versions", *super().last_lines()]
-
-
 def list_import(dataset: Location, asked: ImportRequest) -> ImportList:
     """List the changes that `import_masks` would make. Raises the same errors before any change."""
     with ScratchFolder() as folder:
@@ -179,7 +170,7 @@ def import_masks(
     asked: ImportRequest,
     confirm: Callable[[ImportList], None] | None = None,
     now: datetime | None = None,
-) -> ImportResult:
+) -> RevisionResult[ImportList]:
     """Merge masks into the images of a dataset. `confirm` is as in `correct_masks`.
 
     Raises `UsageError` before any change if the file can't be read or the store's older versions can't be removed.
@@ -188,7 +179,7 @@ def import_masks(
         handle = begin(dataset)
         plan = _plan(handle, asked, Path(folder))
         # The staged masks are on this machine's disk, so other machines can't help, even if there are many shards.
-        return correct_masks(handle, "import", plan, ImportResult, confirm, now)
+        return correct_masks(handle, "import", plan, confirm, now)
 
 
 def _plan(dataset: DatasetHandle, asked: ImportRequest, folder: Path) -> RevisionPlan[ImportList]:
@@ -212,15 +203,12 @@ def _plan(dataset: DatasetHandle, asked: ImportRequest, folder: Path) -> Revisio
     if asked.format is not ImportFormat.DATASET and not staged.images:
         raise UsageError(_nothing_found(location, asked, staged))
     settings = ImportSettings(mode=asked.mode, source=asked.source, origin=origin, annotator=asked.annotator)
-    tally = ImportCounts()
     shards = zip(staged.shards, (staged.answers(*span) for span in staged.ordinals), strict=True)
-    return planned(
+    tally = look_at_shards(location, shards, ImportCounts(), partial(_count, location, settings))
+    listed = planned(
         ImportList,
         dataset,
-        frozenset(staged.shards),
-        ImportChange(staged, settings),
         tally,
-        look_at_shards(location, shards, tally, partial(_count, location, settings)),
         COUNTED,
         file=str(asked.where),
         sha256=digest,
@@ -236,6 +224,7 @@ def _plan(dataset: DatasetHandle, asked: ImportRequest, folder: Path) -> Revisio
         unreadable=staged.all_unreadable,
         problems=staged.unreadable,
     )
+    return RevisionPlan(listed, frozenset(staged.shards), ImportChange(staged, settings), dict(tally.inspected))
 
 
 def _check(asked: ImportRequest) -> None:
