@@ -20,7 +20,7 @@ from segmint.infra.storage.location import Location
 from segmint.infra.wording import counted
 from segmint.operators.custom.load import StageSpec
 from segmint.operators.rows import Row
-from segmint.operators.shards.committed_rows import read_file, read_table
+from segmint.operators.shards.committed_rows import read_shard_table
 from segmint.pipeline.config.config import LOCAL, ResourcesConfig, StageConfig, StagePoolConfig
 from segmint.pipeline.corrections.apply.columns import write_values
 from segmint.pipeline.corrections.apply.engine import (
@@ -148,7 +148,7 @@ def _plan(dataset: DatasetHandle, stage: StageSpec | None) -> tuple[LabelList, A
 
 def _count(dataset: Location, stage: StageSpec | None, commit: Commit) -> ApplyCounts:
     """Count the labels that would change in a shard."""
-    table = read_table(read_file(dataset, commit.file("masks")), "masks")
+    table = read_shard_table(dataset, commit, "masks")
     changing: list[int] = []  # ordinals of masks
     for mask in table.select(["ordinal", "label", "label_source"]).to_pylist():
         if stage is None:

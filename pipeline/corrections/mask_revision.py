@@ -236,31 +236,6 @@ def planned(
     )
 
 
-Work = Callable[[], tuple[L, Iterable[int], tuple[str, ...]]]
-"""Function that makes the listed changes. It returns what was done, the changed shards, and the removed links."""
-
-
-def carry_out(
-    dataset: DatasetHandle,
-    command: str,
-    listed: L,
-    shards: Set[int],
-    work: Work[L],
-    confirm: Callable[[L], None] | None,
-    now: datetime | None,
-) -> RevisionResult[L]:
-    """Make the listed changes in these shards after confirmation, and record the version of `command`.
-
-    `confirm` is as in `confirm_changes`. If nothing is to be changed or completed, nothing happens.
-    """
-    if not listed.images and not is_unfinished(dataset, shards):
-        return RevisionResult(listed, (), name_now(dataset.location))
-    confirm_changes(dataset, listed, confirm)
-    done, changed, links = work()
-    version, outputs = record_version(dataset, command, listed.reason(), now)
-    return RevisionResult(done, tuple(sorted(changed)), version, outputs, links)
-
-
 def correct_masks(
     dataset: DatasetHandle,
     command: str,
@@ -272,10 +247,15 @@ def correct_masks(
     columns: ColumnChange = kept_columns,
     resources: ResourcesConfig = LOCAL,
 ) -> RevisionResult[L]:
-    """Change the masks as planned, as `carry_out` does.
+    """Change the masks as planned, and record the version of `command`.
 
-    `only` and `columns` are as in `Revision`, and `resources` as in `revise`.
+    `confirm` is as in `confirm_changes`, `only` and `columns` as in `Revision`, and `resources` as in `revise`. If
+    nothing is to be changed or completed, `confirm` isn't called.
     """
+    listed = plan.listed
+    if not listed.images and not is_unfinished(dataset, plan.shards):
+        return RevisionResult(listed, (), name_now(dataset.location))
+    confirm_changes(dataset, listed, confirm)
     revision = Revision(
         shards=plan.shards,
         change=plan.change,
@@ -283,12 +263,9 @@ def correct_masks(
         only=only,
         columns=columns,
     )
-
-    def work() -> tuple[L, Iterable[int], tuple[str, ...]]:
-        outcome = revise(dataset, revision, resources)
-        return plan.listed, outcome.changed, outcome.removed_links
-
-    return carry_out(dataset, command, plan.listed, plan.shards, work, confirm, now)
+    outcome = revise(dataset, revision, resources)
+    version, outputs = record_version(dataset, command, listed.reason(), now)
+    return RevisionResult(listed, tuple(outcome.changed), version, outputs, outcome.removed_links)
 
 
 def is_unfinished(dataset: DatasetHandle, shards: Set[int]) -> bool:

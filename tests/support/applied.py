@@ -1,6 +1,6 @@
 """A run of `segmint apply` in this process, without Ray: the real reader, actors, and writer, shard by shard."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -25,7 +25,7 @@ def local_run(
     put: Callable[[], object],
     *_: Any,
     between: Callable[[int], object] = lambda _: None,
-) -> Iterator[AppliedShard]:
+) -> Generator[AppliedShard, None, None]:
     """Take the place of `run_on_ray`. `between` is called before each shard is read."""
     stage = find_stage()(local_cluster(0))
     problem = problem_on(partial(stage.alone, *stage.alone_arguments), [stage.control(dataset)])

@@ -24,7 +24,7 @@ from segmint.infra.storage.location import Location
 from segmint.infra.wording import size
 from segmint.operators.custom.load import StageSpec
 from segmint.operators.rows import Row
-from segmint.operators.shards.committed_rows import read_file, read_table
+from segmint.operators.shards.committed_rows import read_shard_table
 from segmint.operators.shards.files import annotation_id, mask_index
 from segmint.operators.shards.put import OneTable
 from segmint.operators.shards.revise import ColumnChange, kept_columns
@@ -244,7 +244,7 @@ def write_values(
         changed.clear()
         seen = rows
         if kind == "masks":
-            table_of_images = read_table(read_file(dataset.location, commit.file("images")), "images")
+            table_of_images = read_shard_table(dataset.location, commit, "images")
             seen = table_of_images.select(["ordinal", "release_sha256"]).to_pylist()
         jpegs = {row["ordinal"]: row["release_sha256"] for row in seen}
         after = []
@@ -340,7 +340,7 @@ def _plan(
 
     def count(commit: Commit) -> ApplyCounts:
         counts = ApplyCounts()
-        counts.choose(commit, choose(read_table(read_file(dataset.location, commit.file(kind)), kind)), [kind])
+        counts.choose(commit, choose(read_shard_table(dataset.location, commit, kind)), [kind])
         return counts
 
     total = look_at_all(dataset, ApplyCounts(), count)

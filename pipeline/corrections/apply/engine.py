@@ -10,7 +10,7 @@ workers, like a suspect of a build; see `segmint.pipeline.building.execution.qua
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -23,6 +23,7 @@ import ray.exceptions
 
 from segmint.catalogs.dataset.commits import Commit
 from segmint.catalogs.dataset.handle import DatasetHandle
+from segmint.catalogs.dataset.versions.record import name_now
 from segmint.catalogs.layout import DamagedDatasetError
 from segmint.catalogs.reasons import Reason
 from segmint.catalogs.shard_ranges import ShardSpan
@@ -49,8 +50,8 @@ from segmint.pipeline.building.execution.stage_watch import watched
 from segmint.pipeline.building.execution.stages import DESCRIBE_CPUS
 from segmint.pipeline.building.execution.trials import ControlFailedError, Trial, UndecidedError
 from segmint.pipeline.config.config import ROWS_PER_BLOCK, ResourcesConfig
-from segmint.pipeline.corrections.correction import clean_up
-from segmint.pipeline.corrections.mask_revision import L, RevisionCounts, RevisionResult, carry_out
+from segmint.pipeline.corrections.correction import clean_up, confirm_changes, record_version
+from segmint.pipeline.corrections.mask_revision import L, RevisionCounts, RevisionResult, is_unfinished
 
 WINDOW_IMAGES = 100_000
 """Maximum number of images per Ray Data execution, unless a single shard has more."""
@@ -162,7 +163,7 @@ The table contains exactly the chosen rows, in order: the output of the stage's 
 `fault` have no result.
 """
 
-Run = Callable[..., Iterator[AppliedShard]]
+Run = Callable[..., Generator[AppliedShard, None, None]]
 """`run_on_ray`, or a function that takes its place."""
 
 
@@ -188,22 +189,24 @@ def apply_stage(
     command: str,
     listed: L,
     images: Sequence[ChosenImages],
-    results: Iterable[AppliedShard],
+    results: Generator[AppliedShard, None, None],
     confirm: Callable[[L], None] | None,
     now: datetime | None,
 ) -> RevisionResult[L]:
     """Run a stage over images after confirmation, and record the version of `command`. `listed` lists the changes.
 
-    `results` is what `run_on_ray` returned, and hasn't begun yet. If there are no images and nothing is to be completed, nothing happens. Raises `UnfinishedError` if no image of
-    `BARREN_SHARDS` consecutive shards gets a result.
+    `results` is what `run_on_ray` returned, and hasn't begun yet. If there are no images and nothing is to be
+    completed, nothing happens. Raises `UnfinishedError` after `BARREN_SHARDS` consecutive shards without a result.
     """
     shards = frozenset(dataset.commits.committed())
-
-    def work() -> tuple[L, Iterable[int], tuple[str, ...]]:
-        total = RevisionCounts()
-        changed: set[int] = set()
-        failed: dict[int, str] = {}
-        barren = 0
+    if not images and not is_unfinished(dataset, shards):
+        return RevisionResult(listed, (), name_now(dataset.location))
+    confirm_changes(dataset, listed, confirm)
+    total = RevisionCounts()
+    changed: set[int] = set()
+    failed: dict[int, str] = {}
+    barren = 0
+    with closing(results):
         for each in track(results if images else (), "changed shards", len(images)):
             for image in each.ids:  # a second run of an image replaces the result of the first
                 failed.pop(image, None)
@@ -218,11 +221,11 @@ def apply_stage(
                     f"in {barren} shards in a row, no image succeeded; the last reason: {[*failed.values()][-1]}. "
                     "Finished work is kept. Correct the class, or repeat the command."
                 )
-        for image, why in sorted(failed.items()):
-            total.leave(f"image {image}", FAILED, why)
-        return listed.done(total), changed, clean_up(dataset, shards, {}).removed_links
-
-    return carry_out(dataset, command, listed, shards, work, confirm, now)
+    for image, why in sorted(failed.items()):
+        total.leave(f"image {image}", FAILED, why)
+    outcome = clean_up(dataset, shards, {})
+    version, outputs = record_version(dataset, command, listed.reason(), now)
+    return RevisionResult(listed.done(total), tuple(sorted(changed)), version, outputs, outcome.removed_links)
 
 
 def run_here(
@@ -231,7 +234,7 @@ def run_here(
     write: Write,
     images: Iterable[ChosenImages],
     *_: Any,
-) -> Iterator[AppliedShard]:
+) -> Generator[AppliedShard, None, None]:
     """Run a stage in this process, which ends if an image kills a worker. For the arguments, see `run_on_ray`."""
     stage = find_stage()(local_cluster(0))
     actor = stage.actor(*stage.arguments(None))
@@ -250,7 +253,7 @@ def run_on_ray(
     put: Callable[[], object] | None,
     resources: ResourcesConfig,
     stall_timeout: float,
-) -> Iterator[AppliedShard]:
+) -> Generator[AppliedShard, None, None]:
     """Run a stage over these images on a cluster or a local Ray. Yield the result of each shard, in any order.
 
     `put` is called once the stage has passed the control image, and before any shard is written. Without `put`, there
@@ -282,7 +285,7 @@ class StageRun:
     stall_timeout: float
 
     def over(self, images: Sequence[ChosenImages]) -> Iterator[AppliedShard]:
-        """Process these images; see `run_on_ray`."""
+        """Process these images, each shard of which occurs once; see `run_on_ray`."""
         passed: set[int] = set()  # images that killed a worker, but passed their trial
         left = list(images)
         stalled = 0
@@ -461,12 +464,12 @@ def _read_one(dataset: DatasetHandle, schema: pa.Schema, images: ChosenImages) -
 
 
 def _first_window(images: Sequence[ChosenImages]) -> list[ChosenImages]:
-    """Return the first images, in shards of at most `WINDOW_IMAGES` together. No shard occurs twice."""
+    """Return the first images, in shards of at most `WINDOW_IMAGES` together."""
     window: list[ChosenImages] = []
     room = WINDOW_IMAGES
     for each in images:
         room -= len(each.ordinals)
-        if window and (room < 0 or each.shard in [other.shard for other in window]):
+        if window and room < 0:
             break
         window.append(each)
     return window

@@ -17,7 +17,7 @@ from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
 from segmint.infra.wording import listed, size
 from segmint.operators.rows import Row
-from segmint.operators.shards.committed_rows import read_file, read_table
+from segmint.operators.shards.committed_rows import read_shard_table
 from segmint.pipeline.config.config import LOCAL, Config, ResourcesConfig, SegmenterConfig
 from segmint.pipeline.corrections.apply.change import (
     MasksMode,
@@ -214,5 +214,5 @@ def _count(
 
 
 def _columns(dataset: Location, commit: Commit, kind: str, names: Sequence[str]) -> list[Row]:
-    rows: list[Row] = read_table(read_file(dataset, commit.file(kind)), kind).select(list(names)).to_pylist()
+    rows: list[Row] = read_shard_table(dataset, commit, kind).select(list(names)).to_pylist()
     return rows

@@ -26,7 +26,7 @@ from segmint.operators.annotations.names import image_number
 from segmint.operators.audit.mask_columns import of_people
 from segmint.operators.rows import Row
 from segmint.operators.schemas import AUTOMATIC, SOURCES
-from segmint.operators.shards.committed_rows import read_file, read_table, rows_of
+from segmint.operators.shards.committed_rows import read_shard_table, rows_of
 from segmint.operators.shards.revise import with_latest_commit
 from segmint.pipeline.corrections.correction import begin
 from segmint.pipeline.corrections.imports.files import ImportFormat, stage_file
@@ -278,7 +278,7 @@ def sizes_of(dataset: Location, manifest: DatasetManifest, match: MatchMode) -> 
         """
 
         def read(commit: Commit) -> NDArray[np.int32]:
-            table = read_table(read_file(dataset, commit.file("images")), "images")
+            table = read_shard_table(dataset, commit, "images")
             sizes = np.zeros((per_shard, 2), np.int32)
             sizes[np.asarray(table.column("ordinal")) - shard * per_shard] = np.stack(
                 [np.asarray(table.column(name)) for name in ("height", "width")], axis=1
@@ -368,14 +368,14 @@ def _annotated(dataset: Location) -> Iterator[_AnnotatedImage]:
 
 
 def _annotated_in(dataset: Location, commit: Commit) -> list[_AnnotatedImage]:
-    masks = read_table(read_file(dataset, commit.file("masks")), "masks")
+    masks = read_shard_table(dataset, commit, "masks")
     masks = masks.filter(of_people(masks))
     by_image: dict[int, list[Row]] = {}
     for mask in masks.to_pylist():
         by_image.setdefault(mask["ordinal"], []).append(mask)
     if not by_image:
         return []
-    images = read_table(read_file(dataset, commit.file("images")), "images")
+    images = read_shard_table(dataset, commit, "images")
     images = images.filter(pc.is_in(images.column("ordinal"), value_set=masks.column("ordinal").combine_chunks()))
     return [_AnnotatedImage(_release(row), row, by_image[row["ordinal"]]) for row in images.to_pylist()]
 
@@ -385,7 +385,7 @@ def _homes(dataset: Location, sources: Set[str]) -> Mapping[str, list[tuple[int,
     homes: dict[str, list[tuple[int, _ReleaseKey]]] = {}
 
     def read(commit: Commit) -> list[Row]:
-        table = read_table(read_file(dataset, commit.file("images")), "images")
+        table = read_shard_table(dataset, commit, "images")
         rows: list[Row] = table.select(["ordinal", "source_sha256", "height", "width", "regions"]).to_pylist()
         return rows
 

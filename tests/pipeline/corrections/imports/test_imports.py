@@ -470,7 +470,7 @@ def test_each_table_is_read_once_for_the_sizes_of_images(place: DatasetPath, mon
         read.append(entry.path)
         return read_file(dataset, entry)
 
-    monkeypatch.setattr(imports, "read_file", counted)
+    monkeypatch.setattr("segmint.operators.shards.committed_rows.read_file", counted)
     size_of = imports.sizes_of(place.location, load_manifest(place.location), MatchMode.NUMBER)
     assert [size_of(f"sa_{n}.jpg") for n in (4, 1, 5, 2, 3, 6, 7, 0)] == [(30, 40)] * 4 + [None] * 4
     assert len(read) == 2
