@@ -12,6 +12,7 @@ from segmint.catalogs.dataset.versions.record import latest_version
 from segmint.infra.ray_session import Cluster
 from segmint.operators.custom.contract import StageContractError, StageRow
 from segmint.operators.custom.load import load_stage
+from segmint.pipeline.corrections.apply.engine import FAILED
 from segmint.pipeline.corrections.label import label, list_labels, without_model_labels
 from segmint.pipeline.corrections.merge.run import merge_submissions
 from segmint.pipeline.corrections.proof import prove
@@ -154,6 +155,26 @@ def test_a_stage_that_cannot_start_is_refused_by_name(place: DatasetPath) -> Non
     with pytest.raises(StageContractError, match=r"label can't start in a worker: FileNotFoundError: no model here"):
         label(place.location, load_stage(f"{__name__}.Unstartable", {"threshold": 3}))
     assert contents(place) == before
+
+
+class Failing(ShadeLabels):
+    """A stage that fails for image 2."""
+
+    def __call__(self, rows: Sequence[StageRow]) -> list[StageRow]:
+        if rows[0]["id"] == 2:
+            raise ValueError("no label")
+        return super().__call__(rows)
+
+
+def test_an_image_that_fails_keeps_its_labels_and_stops_no_other(place: DatasetPath) -> None:
+    done = label(place.location, load_stage(f"{__name__}.Failing", {"threshold": 100}))
+    assert (done.listed.images, done.listed.masks, done.changed_shards) == (3, {"labeled": 4, "kept": 2}, (0, 1))
+    assert done.listed.not_checked == [f"1 image: {FAILED}"]
+    assert done.listed.examples[0].startswith(
+        "image 2: skipped: stage_label: ValueError: no label (test_label.py, line"
+    )
+    assert [finding.line() for finding in audit_integrity(place.location).findings] == []
+    assert label(place.location, shades()).listed.masks == {"labeled": 2, "kept": 6}
 
 
 def test_a_change_returns_unchanged_rows_as_the_same_objects(place: DatasetPath) -> None:
