@@ -66,7 +66,12 @@ def _differences(table: pa.Table, schema: pa.Schema) -> list[str]:
 
 def read_tables(dataset: Location, commit: Commit, kinds: Iterable[str] = tuple(SCHEMAS)) -> dict[str, pa.Table]:
     """Return tables of a committed shard, with any columns of stages. Raises the errors of `read_table`."""
-    return {kind: read_table(read_file(dataset, commit.file(kind)), kind) for kind in kinds}
+    return {kind: read_shard_table(dataset, commit, kind) for kind in kinds}
+
+
+def read_shard_table(dataset: Location, commit: Commit, kind: str) -> pa.Table:
+    """Return a table of a committed shard, with any columns of stages. Raises the errors of `read_table`."""
+    return read_table(read_file(dataset, commit.file(kind)), kind)
 
 
 def stage_fields(table: pa.Table) -> list[pa.Field]:
@@ -121,7 +126,7 @@ def rows_of(
     wanted = pa.array(sorted(ordinals), pa.int64())
     rows: dict[str, list[Row]] = {kind: [] for kind in SCHEMAS}
     for kind in kinds:
-        table = read_table(read_file(dataset, commit.file(kind)), kind)
+        table = read_shard_table(dataset, commit, kind)
         rows[kind] = table.filter(pc.is_in(table.column("ordinal"), value_set=wanted)).to_pylist()
     return committed_rows(rows["images"], rows["masks"], rows["rejects"], {})
 

@@ -33,8 +33,7 @@ from segmint.operators.schemas import AUTOMATIC, SCHEMAS
 from segmint.operators.shards.committed_rows import (
     committed_rows,
     read_committed_rows,
-    read_file,
-    read_table,
+    read_shard_table,
     read_tables,
     stage_columns,
     tar_members,
@@ -110,7 +109,7 @@ def lost_annotations(dataset: Location, commit: Commit, damages: Sequence[Damage
     if not lost:
         return ""
     try:
-        images = read_table(read_file(dataset, commit.file("images")), "images")
+        images = read_shard_table(dataset, commit, "images")
     except DamagedDatasetError:
         return ""
     said = [name for name in ANNOTATION_COLUMNS if name != "next_mask"]
@@ -195,9 +194,7 @@ def _rows_of_rest(dataset: Location, commit: Commit, damaged: set[str]) -> list[
     if "rejects" in damaged and commit.counts.get("rejected") != 0:
         raise ValueError("no other file contains the rejected rows")
     tables: dict[str, list[Row]] = {
-        kind: read_table(read_file(dataset, commit.file(kind)), kind).to_pylist()
-        for kind in SCHEMAS
-        if kind not in damaged
+        kind: read_shard_table(dataset, commit, kind).to_pylist() for kind in SCHEMAS if kind not in damaged
     }
     members = _members_of_rest(dataset / commit.file("shards").path)
     if "masks" in damaged:

@@ -37,13 +37,7 @@ from segmint.catalogs.stages import TableColumn
 from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
 from segmint.operators.rows import Row
-from segmint.operators.shards.committed_rows import (
-    read_committed_rows,
-    read_file,
-    read_table,
-    read_tables,
-    stage_columns,
-)
+from segmint.operators.shards.committed_rows import read_committed_rows, read_shard_table, read_tables, stage_columns
 from segmint.operators.shards.put import LostRaceError, OneTable, remove_replaced, replace_shard
 
 Result = TypeVar("Result")
@@ -268,12 +262,12 @@ def names_removed(dataset: Location, commit: Commit, taken: Removals) -> bool:
     """Return whether the tombstones name an image in a shard, or an ordinal whose row still contains data."""
     own = taken.of_ordinals(*commit.ordinals)
     if own:
-        rejects = read_table(read_file(dataset, commit.file("rejects")), "rejects").to_pylist()
+        rejects = read_shard_table(dataset, commit, "rejects").to_pylist()
         if not own <= {row["ordinal"] for row in rejects if is_removed(row) and not row["image_id"]}:
             return True
     if taken.names == NO_NAMES:
         return False
-    images = read_table(read_file(dataset, commit.file("images")), "images")
+    images = read_shard_table(dataset, commit, "images")
     columns = ["uri", "source_sha256", "pixels_sha256", "release_sha256"]
     return any(map(taken.names.names_picture, images.select(columns).to_pylist()))
 

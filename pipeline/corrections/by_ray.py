@@ -1,35 +1,20 @@
-"""Corrections of large datasets with Ray Data: one task per shard, as many at once as there are cores."""
+"""Corrections of large datasets with Ray: one task per shard, as many at once as there are cores."""
 
-import math
-import pickle
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
-import pyarrow as pa
-import ray.data
+import ray
 import ray.exceptions
 
 from segmint.infra.errors import UnfinishedError, last_line
-from segmint.infra.progress import Progress
-from segmint.infra.ray_session import ray_session
-from segmint.operators.custom.contract import StageContractError, refusal
-from segmint.pipeline.building.execution.stage_watch import StalledError, watched
+from segmint.infra.ray_session import RETRIES, ray_session
 from segmint.pipeline.config.config import ResourcesConfig
 
 Result = TypeVar("Result")
 
-WINDOW_SHARDS = 2_000
-"""Number of shards per Ray Data execution."""
-
-STAGES = {"correct_block": "correct"}
-"""Name of the stage in the progress bar, keyed by a part of its operator's name in Ray Data."""
-
-
-def correct_block(block: pa.Table, correct_one: Callable[[int], object]) -> pa.Table:
-    """Correct the shards of a block and return the pickled results."""
-    done = [correct_one(shard) for shard in block.column("shard").to_pylist()]
-    return pa.table({"result": pa.array([pickle.dumps(each) for each in done], pa.large_binary())})
+AHEAD = 2
+"""Number of tasks per core that are submitted. The others wait in this process."""
 
 
 def correct_by_ray(
@@ -38,28 +23,24 @@ def correct_by_ray(
     """Yield `correct_one(shard)` for each shard, in order, on a cluster or a temporary local Ray.
 
     Ray runs the function in other processes and on other machines. Raises `UnfinishedError` if a shard can't be
-    corrected or Ray fails; repeating the correction completes the work. Raises `StageContractError` if a stage violates
-    its contract.
+    corrected or Ray fails; repeating the correction completes the work.
     """
     with ray_session(resources.address, object_store_memory=resources.object_store_memory) as cluster:
-        for start in range(0, len(shards), WINDOW_SHARDS):
-            window = shards[start : start + WINDOW_SHARDS]
-            blocks = [pa.table({"shard": pa.array([shard], pa.int64())}) for shard in window]
-            results = ray.data.from_arrow(blocks).map_batches(
-                partial(correct_block, correct_one=correct_one),
-                batch_size=None,
-                batch_format="pyarrow",
-                udf_modifying_row_count=False,
-                num_cpus=1,
-                concurrency=cluster.most_workers,
-            )
-            try:
-                with Progress() as progress, watched(progress, len(window), math.inf, stages=STAGES):
-                    for table in results.iter_batches(batch_size=None, batch_format="pyarrow"):
-                        yield from map(pickle.loads, table.column("result").to_pylist())
-            except (ray.exceptions.RayError, StalledError) as error:
-                if (refused := refusal(error)) is not None:
-                    raise StageContractError(refused) from error
-                raise UnfinishedError(
-                    f"the correction isn't finished: {last_line(error)}. Finished work is kept. Repeat the command."
-                ) from error
+        correct: Any = ray.remote(num_cpus=1, max_retries=RETRIES)(_correct)
+        function = ray.put(correct_one)
+        submitted: deque[Any] = deque()
+        try:
+            for shard in shards:
+                submitted.append(correct.remote(function, shard))
+                if len(submitted) > AHEAD * cluster.most_workers:
+                    yield ray.get(submitted.popleft())
+            while submitted:
+                yield ray.get(submitted.popleft())
+        except ray.exceptions.RayError as error:
+            raise UnfinishedError(
+                f"the correction isn't finished: {last_line(error)}. Finished work is kept. Repeat the command."
+            ) from error
+
+
+def _correct(correct_one: Callable[[int], Any], shard: int) -> Any:
+    return correct_one(shard)

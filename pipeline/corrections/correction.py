@@ -10,7 +10,7 @@ it. A new kind of correction needs a row in the tests' crash matrix.
 """
 
 import os
-from collections.abc import Callable, Collection, Container, Iterable, Set
+from collections.abc import Callable, Collection, Container, Iterator, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -61,7 +61,6 @@ class Revision:
     only: OneTable | None = None  # the only table that the function reads and changes, or None for whole shards
     columns: ColumnChange = kept_columns
     catalog_generation: int | None = None  # oldest manifest generation whose catalog the function may read
-    on_ray: bool = True  # False if only this process can make the change, for example because it holds the GPU
 
 
 @dataclass(frozen=True)
@@ -75,6 +74,7 @@ class RevisionOutcome:
 
 Listed = TypeVar("Listed")
 Read = TypeVar("Read")
+Result = TypeVar("Result")
 
 
 def begin(dataset: Location, catalog_uri: str | None = None) -> DatasetHandle:
@@ -131,12 +131,8 @@ def revise(
     committed = sorted(revision.shards & dataset.commits.committed().keys())
     looks = map_ahead(look, committed, _THREADS, 2 * _THREADS, "revise")
     shards = [shard for shard, needed in track(looks, "shards", len(committed)) if needed]
-    results: Iterable[ShardRevision | None] = (revise_one(dataset, shard, revision) for shard in shards)
-    if revision.on_ray and len(shards) >= ray_from and find_spec("ray") is not None:
-        from segmint.pipeline.corrections.by_ray import correct_by_ray  # Ray takes a second to import
-
-        alone = replace(revision, shards=frozenset(shards))
-        results = correct_by_ray(partial(revise_one, dataset, revision=alone), shards, resources)
+    alone = replace(revision, shards=frozenset())  # a task revises a single shard
+    results = each_shard(partial(revise_one, dataset, revision=alone), shards, resources, ray_from)
     changed = {
         shard: revised
         for shard, revised in track(zip(shards, results, strict=True), "changed shards", len(shards))
@@ -145,6 +141,26 @@ def revise(
     # An interrupted amendment may have left behind shards that this amendment doesn't change.
     unfinished = revision.shards if revision.catalog_generation is None else range(dataset.manifest().shards)
     return clean_up(dataset, revision.shards, changed, unfinished)
+
+
+def each_shard(
+    correct_one: Callable[[int], Result],
+    shards: Sequence[int],
+    resources: ResourcesConfig,
+    ray_from: int,
+    threads: int = 1,
+) -> Iterator[Result]:
+    """Yield `correct_one(shard)` for each shard, in order.
+
+    Use Ray for at least `ray_from` shards if it is installed, and threads for fewer. A single thread is this one.
+    """
+    if len(shards) >= ray_from and find_spec("ray") is not None:
+        from segmint.pipeline.corrections.by_ray import correct_by_ray  # Ray takes a second to import
+
+        return correct_by_ray(correct_one, shards, resources)
+    if threads == 1:
+        return map(correct_one, shards)
+    return map_ahead(correct_one, shards, threads, 2 * threads, "correct")
 
 
 def clean_up(

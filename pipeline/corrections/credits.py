@@ -6,7 +6,7 @@ from segmint.catalogs.dataset.commits import Commit, CommitLog
 from segmint.catalogs.schema import AMENDABLE
 from segmint.infra.storage.location import Location
 from segmint.infra.threads import map_ahead
-from segmint.operators.shards.committed_rows import read_file, read_table
+from segmint.operators.shards.committed_rows import read_shard_table
 from segmint.operators.shards.revise import Change, cataloged, with_latest_commit
 from segmint.pipeline.corrections.correction import Revision
 
@@ -50,6 +50,6 @@ def unfinished_shards(dataset: Location, shards: Collection[int]) -> list[int]:
 
 
 def _differs(dataset: Location, commit: Commit, change: Change) -> bool:
-    table = read_table(read_file(dataset, commit.file("images")), "images")
+    table = read_shard_table(dataset, commit, "images")
     rows = table.select(["ordinal", "image_id", *AMENDABLE]).to_pylist()
     return any(one is not other for one, other in zip(rows, change(commit, rows), strict=True))

@@ -1,8 +1,8 @@
-"""Revisions of masks, for imports, merges, and labels: plans, counts, and results."""
+"""Revisions of masks, for imports, merges, labels, and stages that are applied: plans, counts, and results."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import datetime
 from typing import Any, ClassVar, Generic, Self, TypeVar
 
@@ -43,6 +43,9 @@ class RevisionList:
     """Base class for lists of planned changes."""
 
     would_change: ClassVar[str] = "{} of {} would change"  # formatted with the number of images and the dataset
+    nothing: ClassVar[str]  # formatted with the dataset, if nothing changed
+    changed: ClassVar[str] = "{} changed in {}"  # formatted with the numbers of images and shards
+    also: ClassVar[tuple[str, ...]] = ()  # lines after a change
     dataset: str  # its path or URI
     name: str
     images: int  # number of images that change
@@ -93,6 +96,10 @@ class RevisionList:
         """Return the reason that the version records."""
         raise NotImplementedError
 
+    def done(self, counts: "RevisionCounts") -> Self:
+        """Return the list of what was done, which `counts` counts."""
+        return replace(self, masks=counts.masks, **counts.of_images())
+
 
 L = TypeVar("L", bound=RevisionList)
 A = TypeVar("A", bound=Iterable[int])
@@ -107,6 +114,17 @@ class RevisionCounts:
     left: Counter[str] = field(default_factory=Counter)  # skipped images by reason
     examples: list[str] = field(default_factory=list)
     more_examples: int = 0  # number of omitted examples
+    shards: list[int] = field(default_factory=list)  # shards that change
+    inspected: list[tuple[int, int]] = field(default_factory=list)  # the other shards, with their generations
+
+    def of_images(self) -> dict[str, Any]:
+        """Return the values of a `RevisionList` that count images."""
+        return {
+            "images": self.images,
+            "skipped_images": dict(self.left.most_common()),
+            "examples": tuple(self.examples),
+            "more_examples": self.more_examples,
+        }
 
     def leave(self, name: str, why: str, detail: str | None = None) -> None:
         """Count a skipped image."""
@@ -116,7 +134,9 @@ class RevisionCounts:
     def add(self, other: Self) -> None:
         """Add the counts of another shard."""
         for each in fields(self):
-            setattr(self, each.name, getattr(self, each.name) + getattr(other, each.name))
+            value = getattr(self, each.name)
+            value += getattr(other, each.name)  # in place, unless it is a number
+            setattr(self, each.name, value)
         self._limit_examples()
 
     def example(self, line: str) -> None:
@@ -132,19 +152,15 @@ class RevisionCounts:
 C = TypeVar("C", bound=RevisionCounts)
 
 
-def look_at_shards(
-    dataset: Location, shards: Iterable[tuple[int, A]], total: C, count: Callable[[Commit, A], C]
-) -> tuple[tuple[int, ...], dict[int, int]]:
-    """Add a revision's planned changes to `total`. `shards` yields each shard with the ordinals of its images.
+def look_at_shards(dataset: Location, shards: Iterable[tuple[int, A]], total: C, count: Callable[[Commit, A], C]) -> C:
+    """Add a revision's planned changes to `total` and return it. `shards` yields shards with the ordinals of images.
 
-    `count` returns the counts for one shard. Returns the shards that change, and for each built shard that doesn't
-    change, the generation that was inspected.
+    `count` returns the counts for one shard.
     """
 
     def look(shard: int, wanted: A) -> tuple[C, int] | None:
         return with_latest_commit(dataset, shard, lambda commit: (count(commit, wanted), commit.generation))
 
-    changing, unchanged = [], {}
     for shard, wanted in track(shards, "shards"):
         found = look(shard, wanted)
         if found is None:
@@ -154,10 +170,17 @@ def look_at_shards(
         counts, generation = found
         total.add(counts)
         if counts.images:
-            changing.append(shard)
+            total.shards.append(shard)
         else:
-            unchanged[shard] = generation
-    return tuple(changing), unchanged
+            total.inspected.append((shard, generation))
+    return total
+
+
+def look_at_all(dataset: DatasetHandle, total: C, count: Callable[[Commit], C]) -> C:
+    """Look at all committed shards; see `look_at_shards`."""
+    nothing: list[int] = []
+    shards = ((shard, nothing) for shard in sorted(dataset.commits.committed()))
+    return look_at_shards(dataset.location, shards, total, lambda commit, _: count(commit))
 
 
 @dataclass(frozen=True)
@@ -167,89 +190,71 @@ class RevisionPlan(Generic[L]):
     listed: L
     shards: Set[int]  # shards with images to revise
     change: Change
-    unchanged: Mapping[int, int]  # shards without changes, with the generation that was inspected
+    unchanged: Mapping[int, int] = field(default_factory=dict)  # by shard without changes, the inspected generation
 
 
 @dataclass(frozen=True)
 class RevisionResult(Generic[L]):
     """Result of a revision."""
 
-    nothing: ClassVar[str]  # formatted with the dataset
-    changed: ClassVar[str] = "{} changed in {}"  # formatted with the numbers of images and shards
-    listed: L  # the planned changes
+    listed: L  # the changes
     changed_shards: tuple[int, ...]
     version: VersionName
     outputs: tuple[str, ...] = ()  # outputs recorded in the dataset, which contain the former masks
     removed_links: tuple[str, ...] = ()  # links in report/ with their targets, which were left untouched
 
     def lines(self) -> list[str]:
-        if not self.listed.images and not self.changed_shards:
-            return [self.nothing.format(self.listed.dataset), *self.listed.found(), self.version.line()]
-        changed = self.changed.format(counted(self.listed.images, "image"), counted(len(self.changed_shards), "shard"))
-        return [changed, *self.listed.found(), *self.last_lines()]
+        """Return lines on the changes, the version, and the necessary next steps."""
+        listed = self.listed
+        if not listed.images and not self.changed_shards:
+            return [listed.nothing.format(listed.dataset), *listed.found(), self.version.line()]
+        return [
+            listed.changed.format(counted(listed.images, "image"), counted(len(self.changed_shards), "shard")),
+            *listed.found(),
+            *listed.also,
+            *shown_outputs(listed.dataset, self.outputs, "create it again"),
+            *(f"removed only the link, check its target: {link}" for link in self.removed_links),
+            self.version.line(),
+        ]
 
     def to_dict(self) -> dict[str, Any]:
         values = asdict(self)
         return {**values.pop("listed"), **values}
 
-    def last_lines(self) -> list[str]:
-        """Return lines on the version and the necessary next steps."""
-        return [
-            *shown_outputs(self.listed.dataset, self.outputs, "create it again"),
-            *(f"removed only the link, check its target: {link}" for link in self.removed_links),
-            self.version.line(),
-        ]
-
-
-R = TypeVar("R", bound=RevisionResult[Any])
-
 
 def planned(
-    list_class: type[L],
-    dataset: DatasetHandle,
-    shards: Set[int],
-    change: Change,
-    counts: RevisionCounts,
-    looked: tuple[tuple[int, ...], dict[int, int]],
-    kinds: Sequence[str],
-    **more: Any,
-) -> RevisionPlan[L]:
-    """Return the plan from the result of `look_at_shards`. `kinds` selects the counts of masks in the list."""
-    listed = list_class(
+    list_class: type[L], dataset: DatasetHandle, counts: RevisionCounts, kinds: Sequence[str], **more: Any
+) -> L:
+    """Return the list of the planned changes. `kinds` selects the counts of masks in the list."""
+    return list_class(
         dataset=str(dataset),
         name=dataset.manifest().name,
-        images=counts.images,
         masks={kind: counts.masks[kind] for kind in kinds},
-        shards=looked[0],
-        skipped_images=dict(counts.left.most_common()),
-        examples=tuple(counts.examples),
-        more_examples=counts.more_examples,
+        shards=tuple(counts.shards),
+        **counts.of_images(),
         **more,
     )
-    return RevisionPlan(listed, shards, change, looked[1])
 
 
 def correct_masks(
     dataset: DatasetHandle,
     command: str,
     plan: RevisionPlan[L],
-    result_class: type[R],
     confirm: Callable[[L], None] | None,
     now: datetime | None,
     *,
     only: OneTable | None = None,
     columns: ColumnChange = kept_columns,
-    on_ray: bool = True,
     resources: ResourcesConfig = LOCAL,
-) -> R:
+) -> RevisionResult[L]:
     """Change the masks as planned, and record the version of `command`.
 
-    `confirm` is as in `confirm_changes`, `only`, `columns`, and `on_ray` as in `Revision`, and `resources` as in
-    `revise`. If nothing is to be changed or completed, `confirm` isn't called.
+    `confirm` is as in `confirm_changes`, `only` and `columns` as in `Revision`, and `resources` as in `revise`. If
+    nothing is to be changed or completed, `confirm` isn't called.
     """
     listed = plan.listed
     if not listed.images and not is_unfinished(dataset, plan.shards):
-        return result_class(listed, (), name_now(dataset.location))
+        return RevisionResult(listed, (), name_now(dataset.location))
     confirm_changes(dataset, listed, confirm)
     revision = Revision(
         shards=plan.shards,
@@ -257,11 +262,10 @@ def correct_masks(
         needed=lambda commit: plan.unchanged.get(commit.shard) != commit.generation,
         only=only,
         columns=columns,
-        on_ray=on_ray,
     )
     outcome = revise(dataset, revision, resources)
     version, outputs = record_version(dataset, command, listed.reason(), now)
-    return result_class(listed, tuple(outcome.changed), version, outputs, outcome.removed_links)
+    return RevisionResult(listed, tuple(outcome.changed), version, outputs, outcome.removed_links)
 
 
 def is_unfinished(dataset: DatasetHandle, shards: Set[int]) -> bool:

@@ -5,10 +5,9 @@ If another command replaces a shard during its inspection or repair, both contin
 
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from importlib.util import find_spec
 from typing import TypeVar
 
 from segmint.catalogs.dataset.commits import REJECTED, Commit, CommitLog, reserved_paths
@@ -35,10 +34,9 @@ from segmint.infra.errors import SegmintError, UsageError, last_line
 from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
-from segmint.infra.threads import map_ahead
 from segmint.infra.uris import absolute
 from segmint.infra.wording import counted, some
-from segmint.operators.shards.committed_rows import read_file, read_table
+from segmint.operators.shards.committed_rows import read_shard_table
 from segmint.operators.shards.files import count_redactions
 from segmint.operators.shards.put import check_purge
 from segmint.operators.shards.restore import (
@@ -52,7 +50,7 @@ from segmint.operators.shards.restore import (
 )
 from segmint.operators.shards.revise import apply_tombstones, finish_dead_writers, with_generation
 from segmint.pipeline.config.config import LOCAL, Config, ResourcesConfig
-from segmint.pipeline.corrections.correction import RAY_FROM_SHARDS, remove_report, revise, rewrite_index
+from segmint.pipeline.corrections.correction import RAY_FROM_SHARDS, each_shard, remove_report, revise, rewrite_index
 from segmint.pipeline.corrections.credits import credit, unfinished_shards
 from segmint.pipeline.corrections.parts import has_replaced_parts, remove_parts
 from segmint.pipeline.quality.audit.commits import audit_commit
@@ -133,7 +131,7 @@ def repair(dataset: Location, config: Config | None = None, ray_from: int = RAY_
     task = RepairTask(handle, latest.manifest)
     numerics: set[str] = set()
     damaged: list[int] = []
-    for look in _each(partial(look_at, task=task), list(committed), resources, ray_from, _THREADS):
+    for look in each_shard(partial(look_at, task=task), list(committed), resources, ray_from, _THREADS):
         if look.commit is not None:
             path = commit_path(look.shard, look.commit.generation)
             numerics.add(look.commit.numerics)
@@ -145,7 +143,7 @@ def repair(dataset: Location, config: Config | None = None, ray_from: int = RAY_
             damaged.append(look.shard)
     task = replace(task, numerics=frozenset(numerics))
     again: dict[int, tuple[str, ...]] = {}  # damaged files of shards that may be rebuilt
-    for done in _each(partial(repair_shard, task=task), damaged, resources, ray_from):
+    for done in each_shard(partial(repair_shard, task=task), damaged, resources, ray_from):
         result.damages += done.damages
         result.repaired += done.repaired
         if done.not_repaired:
@@ -199,24 +197,6 @@ def _credit(dataset: DatasetHandle, shards: Collection[int], result: RepairResul
     outcome = revise(dataset, credit(location, latest.generation, unfinished), resources)
     result.credited = sum(each.rows for each in outcome.changed.values())
     remove_parts(location)
-
-
-def _each(
-    correct_one: Callable[[int], Result],
-    shards: Sequence[int],
-    resources: ResourcesConfig,
-    ray_from: int,
-    threads: int = 1,
-) -> Iterator[Result]:
-    """Yield `correct_one(shard)` for each shard in order.
-
-    Use Ray for at least `ray_from` shards, and threads for fewer.
-    """
-    if len(shards) >= ray_from and find_spec("ray") is not None:
-        from segmint.pipeline.corrections.by_ray import correct_by_ray  # Ray takes a second to import
-
-        return correct_by_ray(correct_one, shards, resources)
-    return map_ahead(correct_one, shards, threads, 2 * threads, "repair")
 
 
 def _build_again(config: Config, storage: Storage, shards: list[int], result: RepairResult) -> None:
@@ -395,9 +375,7 @@ def _damages(task: RepairTask, held: _CommitRecord) -> list[Damage]:
 def _miscounted(dataset: Location, commit: Commit) -> list[str]:
     """Return a description of counts in a commit that differ from its tables. Damaged tables are reported elsewhere."""
     try:
-        tables = {
-            kind: read_table(read_file(dataset, commit.file(kind)), kind) for kind in ("images", "masks", "rejects")
-        }
+        tables = {kind: read_shard_table(dataset, commit, kind) for kind in ("images", "masks", "rejects")}
     except (DamagedDatasetError, NotFoundError):
         return []  # the damaged file is reported elsewhere
     reasons = Counter(f"{REJECTED}{reason}" for reason in tables["rejects"].column("reason").to_pylist())

@@ -9,7 +9,7 @@ from segmint.operators.custom.contract import Reject, StageRow
 from segmint.pipeline.config.config import StageConfig
 from segmint.pipeline.corrections.apply import columns
 from segmint.pipeline.corrections.apply.columns import ColumnList
-from segmint.pipeline.corrections.apply.masks import ApplyResult
+from segmint.pipeline.corrections.mask_revision import RevisionResult
 from tests.support.applied import local_run
 
 
@@ -76,6 +76,6 @@ def halves() -> StageConfig:
     return StageConfig(stage=f"{__name__}.{Halves.__name__}")
 
 
-def apply_column(dataset: Location, stage: StageConfig) -> ApplyResult[ColumnList]:
+def apply_column(dataset: Location, stage: StageConfig) -> RevisionResult[ColumnList]:
     """Add a stage's column in this process."""
-    return columns.apply_column(dataset, stage, open_run=local_run)
+    return columns.apply_column(dataset, stage, run=local_run)

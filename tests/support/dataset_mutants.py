@@ -454,15 +454,15 @@ DATASET_MUTANTS = (
     Mutant(
         "a run brings a column back that was removed meanwhile",
         "pipeline/corrections/apply/columns.py",
-        "if self.column not in DatasetHandle.open(self.dataset).manifest().columns:",
-        "if self.column in DatasetHandle.open(self.dataset).manifest().stages:",
+        "if column not in DatasetHandle.open(dataset).manifest().columns:",
+        "if column in DatasetHandle.open(dataset).manifest().stages:",
         "tests/pipeline/corrections/apply/test_columns.py",
     ),
     Mutant(
         "values are set for pixels that the stage didn't see",
         "pipeline/corrections/apply/columns.py",
-        'if jpeg == jpegs[row["ordinal"]]:',
-        'if jpeg or jpeg == jpegs[row["ordinal"]]:',
+        'if jpeg != jpegs[row["ordinal"]]:',
+        'if not jpeg and jpeg != jpegs[row["ordinal"]]:',
         "tests/pipeline/corrections/apply/test_columns.py",
     ),
     Mutant(

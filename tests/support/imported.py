@@ -8,8 +8,9 @@ from typing import Any
 from segmint.operators.rows import Row
 from segmint.operators.shards.committed_rows import read_committed_rows
 from segmint.pipeline.corrections.imports.files import ImportFormat
-from segmint.pipeline.corrections.imports.imports import ImportRequest, ImportResult, import_masks
+from segmint.pipeline.corrections.imports.imports import ImportList, ImportRequest, import_masks
 from segmint.pipeline.corrections.imports.merge import ImportMode
+from segmint.pipeline.corrections.mask_revision import RevisionResult
 from tests.support.described_rows import rectangle_mask
 from tests.support.locations import location_of
 from tests.support.protocol import DatasetPath
@@ -43,7 +44,9 @@ def write_coco(
     return path
 
 
-def import_coco(place: DatasetPath, path: Path, mode: ImportMode = ImportMode.REPLACE, **request: Any) -> ImportResult:
+def import_coco(
+    place: DatasetPath, path: Path, mode: ImportMode = ImportMode.REPLACE, **request: Any
+) -> RevisionResult[ImportList]:
     """Import a COCO file."""
     return import_masks(place.location, ImportRequest(location_of(path), ImportFormat.COCO, mode, **request))
 

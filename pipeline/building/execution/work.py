@@ -15,7 +15,7 @@ from segmint.infra.errors import UsageError
 from segmint.infra.metrics import SHARDS_MISSING, RunMetrics
 from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.threads import map_ahead
-from segmint.operators.shards.committed_rows import read_file, read_table
+from segmint.operators.shards.committed_rows import read_shard_table
 from segmint.operators.shards.write import RetryTask, retry_shard, write_shard
 from segmint.pipeline.building.dataset.dataset import BuildDataset
 from segmint.pipeline.building.execution.row_source import RowSource, ShardRows, runs_of
@@ -220,7 +220,7 @@ class RejectedRows:
 
     def _refused(self, commit: Commit) -> tuple[Commit, list[int]]:
         try:
-            table = read_table(read_file(self._dataset.location, commit.file("rejects")), "rejects")
+            table = read_shard_table(self._dataset.location, commit, "rejects")
         except (DamagedDatasetError, NotFoundError):
             newer = self._commits.latest(commit.shard)
             if newer is None or newer.generation == commit.generation:

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 import typer
 
 from segmint.pipeline.commands.common.arguments import AsJson, Config, Dataset, Device, DryRun, Yes, build_of
-from segmint.pipeline.commands.common.console import confirmation, guarded, print_dry_run, print_result
+from segmint.pipeline.commands.common.console import confirmation, guarded, print_checked, print_dry_run
 from segmint.pipeline.commands.common.extras import needs
 
 
@@ -59,4 +59,5 @@ def label(
         print_dry_run(list_labels(location, stage), as_json)
         return
     resources = LOCAL if build is None else build.resources
-    print_result(label_masks(location, stage, confirmation("label", yes), resources=resources), as_json)
+    done = label_masks(location, stage, confirmation("label", yes), resources=resources)
+    print_checked(done, as_json, not_checked=done.listed.not_checked)

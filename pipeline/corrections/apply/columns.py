@@ -5,13 +5,11 @@ before any shard contains it. A row is done if its value names the stage that co
 judges the remaining rows: those of shards that are new or weren't reached, and of images that were redacted since.
 """
 
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -19,38 +17,47 @@ import pyarrow.compute as pc
 from segmint.catalogs.dataset.commits import Commit
 from segmint.catalogs.dataset.handle import DatasetHandle
 from segmint.catalogs.dataset.manifest import DatasetManifest
-from segmint.catalogs.dataset.subsets import choose_images
 from segmint.catalogs.layout import SCHEMA_VERSION
 from segmint.catalogs.stages import STAGE_SHA256, AppliedColumn, StageField, TableColumn
 from segmint.infra.errors import UsageError
-from segmint.infra.progress import track
 from segmint.infra.storage.location import Location
 from segmint.infra.wording import size
 from segmint.operators.custom.load import StageSpec
 from segmint.operators.rows import Row
-from segmint.operators.shards.committed_rows import read_file, read_table
+from segmint.operators.shards.committed_rows import read_shard_table
 from segmint.operators.shards.files import annotation_id, mask_index
-from segmint.operators.shards.revise import with_latest_commit
+from segmint.operators.shards.put import OneTable
+from segmint.operators.shards.revise import ColumnChange, kept_columns
 from segmint.pipeline.config.config import LOCAL, ResourcesConfig, StageConfig
-from segmint.pipeline.corrections.apply.engine import STALL_TIMEOUT_S, ChosenImages, stage_run
-from segmint.pipeline.corrections.apply.makers import custom_stage
-from segmint.pipeline.corrections.apply.masks import (
+from segmint.pipeline.corrections.apply.engine import (
+    STALL_TIMEOUT_S,
     AppliedShard,
-    ApplyResult,
-    OpenRun,
-    change_manifest,
+    ApplyCounts,
+    ChosenImages,
+    Run,
+    apply_stage,
     results_of,
-    run_stage,
+    run_on_ray,
 )
+from segmint.pipeline.corrections.apply.makers import custom_stage
+from segmint.pipeline.corrections.apply.masks import change_manifest, selected
 from segmint.pipeline.corrections.correction import Revision, begin, revise_one
-from segmint.pipeline.corrections.mask_revision import RevisionList, RevisionPlan, RevisionResult, correct_masks
+from segmint.pipeline.corrections.mask_revision import (
+    RevisionList,
+    RevisionPlan,
+    RevisionResult,
+    correct_masks,
+    look_at_all,
+    planned,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ColumnList(RevisionList):
-    """List of the images that a stage would judge or did judge, or that lose the column."""
+    """List of the images that a stage would judge or did judge."""
 
     would_change: ClassVar[str] = "a column of {} of {} would change"
+    nothing: ClassVar[str] = "no image of {} needs this run"
     column: str
     version: str  # of the stage, or "removed"
     bytes: int  # size of the tables to rewrite
@@ -63,9 +70,12 @@ class ColumnList(RevisionList):
         return f"{self.column}: {self.version}"
 
 
-@dataclass(frozen=True)
-class RemovalResult(RevisionResult[ColumnList]):
-    """Result of removing a column."""
+C = TypeVar("C", bound=ColumnList)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RemovalList(ColumnList):
+    """List of the images that lose a column."""
 
     nothing: ClassVar[str] = "no shard of {} has the column"
 
@@ -88,7 +98,7 @@ def column_of(spec: StageSpec) -> AppliedColumn:
 
 def list_column(dataset: Location, stage: StageConfig, select: str | None = None) -> ColumnList:
     """List what `apply_column` would do. Raises the same errors as `apply_column` before it changes anything."""
-    return _plan(DatasetHandle.open(dataset), column_of(stage.load()), select)[0]
+    return _plan_addition(DatasetHandle.open(dataset), column_of(stage.load()), select)[0]
 
 
 def apply_column(
@@ -99,8 +109,8 @@ def apply_column(
     now: datetime | None = None,
     resources: ResourcesConfig = LOCAL,
     stall_timeout: float = STALL_TIMEOUT_S,
-    open_run: OpenRun = stage_run,
-) -> ApplyResult[ColumnList]:
+    run: Run = run_on_ray,
+) -> RevisionResult[ColumnList]:
     """Add a stage's column to a dataset, or fill in the rows that the stage hasn't judged yet.
 
     If the stage rejects an image, fails, or kills its worker, the image keeps its place in the dataset, and its value
@@ -111,50 +121,46 @@ def apply_column(
     """
     handle, spec = begin(dataset), stage.load()
     column = column_of(spec)
-    listed, images = _plan(handle, column, select)
+    listed, images = _plan_addition(handle, column, select)
     seen = replace(handle, stages=handle.manifest().columns)
-
-    def start() -> AbstractContextManager[Any]:
-        return open_run(seen, custom_stage(stage, spec), ColumnWriter(handle, column), resources, stall_timeout)
-
+    write = partial(write_column, handle, column)
     put = partial(change_manifest, handle, partial(with_column, column=column))
-    return run_stage(handle, listed, images, start, put, confirm, now)
+    results = run(seen, custom_stage(stage, spec), write, images, put, resources, stall_timeout)
+    return apply_stage(handle, "apply", listed, images, results, confirm, now)
 
 
-def list_removal(dataset: Location, stage: str) -> ColumnList:
+def list_removal(dataset: Location, stage: str) -> RemovalList:
     """List what `remove_column` would do. Raises the same errors as `remove_column` before it changes anything."""
     handle = DatasetHandle.open(dataset)
-    return _plan(handle, applied_by(handle.manifest(), stage), removes=True)[0]
+    return _plan_removal(handle, applied_by(handle.manifest(), stage))
 
 
 def remove_column(
     dataset: Location,
     stage: str,
-    confirm: Callable[[ColumnList], None] | None = None,
+    confirm: Callable[[RemovalList], None] | None = None,
     now: datetime | None = None,
     resources: ResourcesConfig = LOCAL,
-) -> RemovalResult:
+) -> RevisionResult[RemovalList]:
     """Remove the column that the stage with this dotted name added. The other arguments are as in `apply_column`.
 
     Raises `UsageError` before any change if `apply` added no column of this stage.
     """
     handle = begin(dataset)
     column = applied_by(handle.manifest(), stage)
-    listed, _ = _plan(handle, column, removes=True)
+    listed = _plan_removal(handle, column)
     mark = partial(change_manifest, handle, partial(without_column, column=column))
 
-    def confirmed(listed: ColumnList) -> None:
+    def confirmed(listed: RemovalList) -> None:
         if confirm is not None:
             confirm(listed)
         mark()
 
     if not listed.images:
         mark()
-    plan = RevisionPlan(listed, frozenset(handle.commits.committed()), _unchanged, {})
+    plan = RevisionPlan(listed, frozenset(handle.commits.committed()), _unchanged)
     without = partial(_without, column.name)
-    return correct_masks(
-        handle, "apply", plan, RemovalResult, confirmed, now, only=column.table, columns=without, resources=resources
-    )
+    return correct_masks(handle, "apply", plan, confirmed, now, only=column.table, columns=without, resources=resources)
 
 
 def applied_by(manifest: DatasetManifest, stage: str) -> AppliedColumn:
@@ -208,39 +214,84 @@ def unjudged(table: pa.Table, column: AppliedColumn) -> set[int]:
     return set(table.column("ordinal").to_pylist())
 
 
-@dataclass(frozen=True)
-class ColumnChange:
-    """Change to a table's rows: set the values of a column.
+def write_values(
+    dataset: DatasetHandle,
+    kind: OneTable,
+    set_columns: Callable[[Row, Row | None], Row],
+    images: ChosenImages,
+    table: pa.Table,
+    columns: ColumnChange = kept_columns,
+) -> AppliedShard:
+    """Commit what a stage returned for the rows of one table of a shard as the shard's next generation.
 
-    `values` maps the key of a row to the SHA-256 of the JPEG that the stage saw, and the value. If the image has
-    another JPEG by now, the value isn't set. Values that another stage computed become null.
+    `set_columns` maps a row to its columns that may change. It also gets the stage's result for the row, or None if
+    there is no result, or if the image has another JPEG by now than the one that the stage saw. `columns` is as in
+    `Revision`.
     """
-
-    dataset: Location
-    column: AppliedColumn
-    values: Mapping[Any, tuple[str, Row]]
-
-    def __call__(self, commit: Commit, rows: Sequence[Row]) -> Sequence[Row]:
-        images = rows
-        if self.column.table == "masks":
-            table = read_table(read_file(self.dataset, commit.file("images")), "images")
-            images = table.select(["ordinal", "release_sha256"]).to_pylist()
-        jpegs = {row["ordinal"]: row["release_sha256"] for row in images}
-        name, after = self.column.arrow_field.name, []
+    done, found = results_of(images, table)
+    results: dict[Any, tuple[str, Row]] = {}
+    for image in found.values():
+        rows = [image]
+        if kind == "masks":
+            rows = []
+            for position, mask in enumerate(image["masks"]):
+                rows.append({**mask, "annotation_id": annotation_id(image["id"], mask_index(mask, position))})
         for row in rows:
-            before = row.get(name)
-            now = before if before is not None and before.get(STAGE_SHA256) == self.column.sha256 else None
-            jpeg, value = self.values.get(_key(row), ("", None))
-            if jpeg == jpegs[row["ordinal"]]:
-                now = value
-            after.append(row if now == before else {**row, name: now})
+            results[_key(row)] = image["release_sha256"], row
+    changed: list[int] = []  # ordinals of rows with new values
+
+    def change(commit: Commit, rows: Sequence[Row]) -> Sequence[Row]:
+        changed.clear()
+        seen = rows
+        if kind == "masks":
+            table_of_images = read_shard_table(dataset.location, commit, "images")
+            seen = table_of_images.select(["ordinal", "release_sha256"]).to_pylist()
+        jpegs = {row["ordinal"]: row["release_sha256"] for row in seen}
+        after = []
+        for row in rows:
+            jpeg, result = results.get(_key(row), ("", None))
+            if jpeg != jpegs[row["ordinal"]]:
+                result = None
+            values = set_columns(row, result)
+            if all(row.get(name) == value for name, value in values.items()):
+                after.append(row)
+                continue
+            after.append({**row, **values})
+            if result is not None:
+                changed.append(row["ordinal"])
         return after
 
-    def columns(self, found: tuple[TableColumn, ...]) -> tuple[TableColumn, ...]:
-        """Return a table's columns of stages with this one, unless it was removed in the meantime."""
-        if self.column not in DatasetHandle.open(self.dataset).manifest().columns:
-            raise UsageError(f"stage_{self.column.name} was removed in the meantime")
-        return (*_without(self.column.name, found), self.column.in_table)
+    if found:
+        revise_one(dataset, images.shard, Revision(frozenset({images.shard}), change, only=kind, columns=columns))
+    done.rows, done.images = len(changed), len(set(changed))
+    return done
+
+
+def write_column(dataset: DatasetHandle, column: AppliedColumn, images: ChosenImages, table: pa.Table) -> AppliedShard:
+    """Commit a column's values in a shard; see `segmint.pipeline.corrections.apply.engine.Write`.
+
+    Images without a result have no value, and values that another stage computed become null.
+    """
+    name = column.arrow_field.name
+
+    def set_column(row: Row, result: Row | None) -> Row:
+        if result is not None:
+            return {name: {**(result[name] or {}), STAGE_SHA256: column.sha256}}
+        before = row.get(name)
+        return {name: before if before is not None and before.get(STAGE_SHA256) == column.sha256 else None}
+
+    columns = partial(with_applied, dataset.location, column)
+    return write_values(dataset, column.table, set_column, images, table, columns)
+
+
+def with_applied(dataset: Location, column: AppliedColumn, found: tuple[TableColumn, ...]) -> tuple[TableColumn, ...]:
+    """Return a table's columns of stages with an applied one.
+
+    Raises `UsageError` if the column was removed in the meantime.
+    """
+    if column not in DatasetHandle.open(dataset).manifest().columns:
+        raise UsageError(f"stage_{column.name} was removed in the meantime")
+    return (*_without(column.name, found), column.in_table)
 
 
 def _key(row: Row) -> Any:
@@ -256,77 +307,43 @@ def _unchanged(_: Commit, rows: Sequence[Row]) -> Sequence[Row]:
     return rows
 
 
-@dataclass(frozen=True)
-class ColumnWriter:
-    """Writer of a column's values in a shard; see `segmint.pipeline.corrections.apply.engine.Write`."""
+def _plan_addition(
+    dataset: DatasetHandle, column: AppliedColumn, select: str | None
+) -> tuple[ColumnList, list[ChosenImages]]:
+    """Return the planned changes, and the images to judge."""
+    check_column(dataset.manifest(), column)
+    wanted = selected(dataset, select)
 
-    dataset: DatasetHandle
-    column: AppliedColumn
+    def choose(table: pa.Table) -> set[int]:
+        ordinals = unjudged(table, column)
+        return ordinals if wanted is None else ordinals & wanted
 
-    def __call__(self, images: ChosenImages, table: pa.Table) -> AppliedShard:
-        """Commit the values as the shard's next generation. Images without a result have none."""
-        found, failed = results_of(table)
-        name, own = self.column.arrow_field.name, {STAGE_SHA256: self.column.sha256}
-        values: dict[Any, tuple[str, Row]] = {}
-        for row in found.values():
-            rows = [row]
-            if self.column.table == "masks":
-                rows = []
-                for position, mask in enumerate(row["masks"]):
-                    rows.append({**mask, "annotation_id": annotation_id(row["id"], mask_index(mask, position))})
-            for each in rows:
-                values[_key(each)] = row["release_sha256"], {**(each[name] or {}), **own}
-        change = ColumnChange(self.dataset.location, self.column, values)
-        revision = Revision(frozenset({images.shard}), change, only=self.column.table, columns=change.columns)
-        revised = revise_one(self.dataset, images.shard, revision) if found else None
-        judged = len(found) if revised is not None and revised.changed else 0
-        ids = tuple(ordinal + 1 for ordinal in images.ordinals)
-        return AppliedShard(images.shard, ids, judged, Counter(), failed)
+    return _plan(ColumnList, dataset, column, f"{column.stage}, version {column.version}", choose)
+
+
+def _plan_removal(dataset: DatasetHandle, column: AppliedColumn) -> RemovalList:
+    def choose(table: pa.Table) -> set[int]:
+        return set(table.column("ordinal").to_pylist()) if column.arrow_field in list(table.schema) else set()
+
+    return _plan(RemovalList, dataset, column, "removed", choose)[0]
 
 
 def _plan(
-    dataset: DatasetHandle, column: AppliedColumn, select: str | None = None, *, removes: bool = False
-) -> tuple[ColumnList, list[ChosenImages]]:
-    """Return the planned changes, and the images to judge, or with the column to remove."""
-    manifest = dataset.manifest()
-    wanted = None
-    if not removes:
-        check_column(manifest, column)
-    if select is not None:
-        wanted = frozenset((choose_images(dataset.location, select).ids - 1).tolist())
-    look = partial(_look, dataset.location, column, wanted, removes)
-    images, total = list[ChosenImages](), 0
-    for shard in track(sorted(dataset.commits.committed()), "shards"):
-        ordinals, bytes = with_latest_commit(dataset.location, shard, look) or ((), 0)
-        if ordinals:
-            images.append(ChosenImages(shard, ordinals))
-            total += bytes
-    listed = ColumnList(
-        dataset=str(dataset),
-        name=manifest.name,
-        images=sum(len(each.ordinals) for each in images),
-        masks={},
-        shards=tuple(each.shard for each in images),
-        skipped_images={},
-        examples=(),
-        column=column.arrow_field.name,
-        version="removed" if removes else f"{column.stage}, version {column.version}",
-        bytes=total,
-    )
-    return listed, images
+    list_class: type[C],
+    dataset: DatasetHandle,
+    column: AppliedColumn,
+    version: str,
+    choose: Callable[[pa.Table], set[int]],
+) -> tuple[C, list[ChosenImages]]:
+    """Return the planned changes, and the images that `choose` returns for each shard's table."""
+    kind = column.table
 
+    def count(commit: Commit) -> ApplyCounts:
+        counts = ApplyCounts()
+        counts.choose(commit, choose(read_shard_table(dataset.location, commit, kind)), [kind])
+        return counts
 
-def _look(
-    dataset: Location, column: AppliedColumn, wanted: frozenset[int] | None, removes: bool, commit: Commit
-) -> tuple[tuple[int, ...], int]:
-    """Return the ordinals of a shard's images to judge, or with the column, and the table's size if it's rewritten."""
-    entry = commit.file(column.table)
-    table = read_table(read_file(dataset, entry), column.table)
-    if removes:
-        there = column.arrow_field in list(table.schema)
-        ordinals = set(table.column("ordinal").to_pylist()) if there else set()
-    else:
-        ordinals = unjudged(table, column)
-    if wanted is not None:
-        ordinals &= wanted
-    return tuple(sorted(ordinals)), entry.size if ordinals else 0
+    total = look_at_all(dataset, ApplyCounts(), count)
+    name = column.arrow_field.name
+    listed = planned(list_class, dataset, total, (), column=name, version=version, bytes=total.bytes[kind])
+    return listed, total.chosen

@@ -1,43 +1,48 @@
-"""Engine of `segmint apply`: a stage runs in a pool of actors over chosen images of committed shards.
+"""Engine of `segmint apply` and `segmint label`: a stage runs over chosen images of committed shards.
 
     committed shards -> read -> the stage's actors -> (describe) -> write
 
-Ray Data streams the rows shard by shard. As soon as all chosen rows of a shard have left the stage, a task calls the
-caller's `write` function with them. A row that can't be processed arrives there with a `fault` or a `reason`, so it
-never holds up the other rows of its shard. A row that kills its worker gets trials in fresh workers, like a suspect of
-a build; see `segmint.pipeline.building.execution.quarantine`.
+Ray Data streams the rows shard by shard through a pool of actors. As soon as all chosen rows of a shard have left the
+stage, a task calls the caller's `write` function with them. A row that can't be processed arrives there with a `fault`
+or a `reason`, so it never holds up the other rows of its shard. A row that kills its worker gets trials in fresh
+workers, like a suspect of a build; see `segmint.pipeline.building.execution.quarantine`.
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from datetime import datetime
 from functools import partial
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import pyarrow as pa
 import ray.data
 import ray.exceptions
 
+from segmint.catalogs.dataset.commits import Commit
 from segmint.catalogs.dataset.handle import DatasetHandle
+from segmint.catalogs.dataset.versions.record import name_now
 from segmint.catalogs.layout import DamagedDatasetError
+from segmint.catalogs.reasons import Reason
 from segmint.catalogs.shard_ranges import ShardSpan
 from segmint.catalogs.stages import StageColumn, TableColumn
 from segmint.infra.errors import SegmintError, UnfinishedError, last_line
 from segmint.infra.log import get_logger
-from segmint.infra.progress import Progress
+from segmint.infra.progress import Progress, track
 from segmint.infra.ray_internals import iter_blocks, limit_waiting_blocks
-from segmint.infra.ray_session import RETRIES, Cluster, ray_session
+from segmint.infra.ray_session import RETRIES, Cluster, local_cluster, ray_session
 from segmint.infra.row_ledger import STAGE_ROWS, RowLedger
 from segmint.infra.stopping import check_stopping
 from segmint.operators.custom.contract import StageContractError, refusal
 from segmint.operators.describe import describe_table
-from segmint.operators.rows import Row, faulted, rejected, to_table
+from segmint.operators.rows import Row, faulted, to_table
 from segmint.operators.schemas import DESCRIBED, DESCRIBED_MASK, PREPARED
 from segmint.operators.segmenter.segmenter import control_rows
 from segmint.operators.shards.committed_rows import read_committed_rows
 from segmint.operators.shards.revise import with_latest_commit
-from segmint.operators.shards.write import shard_table
+from segmint.operators.shards.write import iter_rows, shard_table
 from segmint.pipeline.building.dataset.segmenter_trial import problem_on, try_on_control
 from segmint.pipeline.building.execution.pools import ActorPool
 from segmint.pipeline.building.execution.shard_writers import ShardWriters, cut_at_borders
@@ -45,6 +50,8 @@ from segmint.pipeline.building.execution.stage_watch import watched
 from segmint.pipeline.building.execution.stages import DESCRIBE_CPUS
 from segmint.pipeline.building.execution.trials import ControlFailedError, Trial, UndecidedError
 from segmint.pipeline.config.config import ROWS_PER_BLOCK, ResourcesConfig
+from segmint.pipeline.corrections.correction import clean_up, confirm_changes, record_version
+from segmint.pipeline.corrections.mask_revision import L, RevisionCounts, RevisionResult, is_unfinished
 
 WINDOW_IMAGES = 100_000
 """Maximum number of images per Ray Data execution, unless a single shard has more."""
@@ -67,7 +74,11 @@ MOST_READERS = 4
 _WAITING_BLOCKS = 32
 _RETRY_WAIT_S = 5.0
 
-R = TypeVar("R")
+FAILED = "failed, and keep what they had; the same command tries them again"
+"""Reason to skip images."""
+
+BARREN_SHARDS = 200
+"""A run ends unfinished after this many consecutive shards with images that failed, and none that got a result."""
 
 
 @dataclass(frozen=True)
@@ -78,13 +89,29 @@ class ChosenImages:
     ordinals: tuple[int, ...]  # ascending
 
 
+@dataclass
+class ApplyCounts(RevisionCounts):
+    """Counts of the images that a stage has to process, and of the bytes to rewrite."""
+
+    chosen: list[ChosenImages] = field(default_factory=list)
+    bytes: Counter[str] = field(default_factory=Counter)  # by folder
+
+    def choose(self, commit: Commit, ordinals: Iterable[int], kinds: Iterable[str]) -> None:
+        """Choose images of a shard, whose files of these kinds are then rewritten."""
+        chosen = ChosenImages(commit.shard, tuple(sorted(ordinals)))
+        self.images = len(chosen.ordinals)
+        if chosen.ordinals:
+            self.chosen.append(chosen)
+            self.bytes.update({kind: commit.file(kind).size for kind in kinds})
+
+
 @dataclass(frozen=True)
 class AppliedStage:
     """Stage that runs over committed rows, and the resources of its actors.
 
-    An actor's input has the columns of `PREPARED` without an original, as a segmenter gets them in a build. With
-    `described`, it has those of `DESCRIBED` and the columns of the dataset's other stages, as a stage after `describe`
-    gets them.
+    With `makes_masks`, an actor's input has the columns of `PREPARED` without an original, as a segmenter gets them in
+    a build, and its output those of `SEGMENTED`, which are then described. Otherwise, its input has the columns of
+    `DESCRIBED` and those of the dataset's other stages, as a stage after `describe` gets them.
     """
 
     label: str  # name in messages, in rejected rows, and of the progress bar
@@ -95,43 +122,170 @@ class AppliedStage:
     alone_arguments: tuple[Any, ...]
     pool: ActorPool
     timeout_s: float  # time limit per image
-    described: bool
-    makes_masks: bool = False  # whether the actors return rows of `SEGMENTED`, which are then described
+    makes_masks: bool = False
     gpu_kind: str | None = None  # Ray's name for the GPUs to use
 
+    def schema(self, dataset: DatasetHandle) -> pa.Schema:
+        """Return the schema of an actor's input."""
+        return PREPARED if self.makes_masks else described_schema(dataset.stages, self.label)
 
-Write = Callable[[ChosenImages, pa.Table], R]
-"""Function that stores a shard's results. It must be picklable, and runs in a Ray task, maybe more than once.
+    def control(self, dataset: DatasetHandle) -> pa.Table:
+        """Return the control image as an actor gets it."""
+        if self.makes_masks:
+            return control_rows(adds=False)
+        described = describe_table(control_rows(adds=True)).to_pylist()
+        return to_table(described, self.schema(dataset))
 
-The table contains exactly the chosen rows, in order: the output of the stage's actors. Rows with a `reason` or a
-`fault` have no result. A shard whose images killed their workers is written a second time, with these images only.
+
+FindStage = Callable[[], Callable[[Cluster], AppliedStage]]
+"""Function that resolves what depends on the machines, before a Ray session starts.
+
+It returns a function that sizes the stage for a cluster.
 """
 
 
+@dataclass
+class AppliedShard:
+    """Result of writing a shard."""
+
+    shard: int
+    ids: tuple[int, ...]  # images that were processed
+    failed: dict[int, str]  # reasons, by id of the image
+    images: int = 0  # number of changed images
+    rows: int = 0  # number of changed rows, if only one table changed
+    masks: Counter[str] = field(default_factory=Counter)
+
+
+Write = Callable[[ChosenImages, pa.Table], AppliedShard]
+"""Function that stores a shard's results. It must be picklable, and runs in a Ray task, maybe more than once.
+
+The table contains exactly the chosen rows, in order: the output of the stage's actors. Rows with a `reason` or a
+`fault` have no result.
+"""
+
+Run = Callable[..., Generator[AppliedShard, None, None]]
+"""`run_on_ray`, or a function that takes its place."""
+
+
+def results_of(images: ChosenImages, table: pa.Table) -> tuple[AppliedShard, dict[int, Row]]:
+    """Return the result of a shard that isn't written yet, and the rows with a result, by ordinal.
+
+    Images that were taken down are in neither.
+    """
+    found: dict[int, Row] = {}
+    failed: dict[int, str] = {}
+    for row in iter_rows(table.drop_columns(["release"])):
+        if row["fault"] is not None:
+            failed[row["id"]] = row["fault"]
+        elif row["reason"] is None:
+            found[row["ordinal"]] = row
+        elif row["reason"] != Reason.TAKEN_DOWN:
+            failed[row["id"]] = f"{row['stage']}: {row['reason']}: {row['detail']}"
+    return AppliedShard(images.shard, tuple(ordinal + 1 for ordinal in images.ordinals), failed), found
+
+
+def apply_stage(
+    dataset: DatasetHandle,
+    command: str,
+    listed: L,
+    images: Sequence[ChosenImages],
+    results: Generator[AppliedShard, None, None],
+    confirm: Callable[[L], None] | None,
+    now: datetime | None,
+) -> RevisionResult[L]:
+    """Run a stage over images after confirmation, and record the version of `command`. `listed` lists the changes.
+
+    `results` is what `run_on_ray` returned, and hasn't begun yet. If there are no images and nothing is to be
+    completed, nothing happens. Raises `UnfinishedError` after `BARREN_SHARDS` consecutive shards without a result.
+    """
+    shards = frozenset(dataset.commits.committed())
+    if not images and not is_unfinished(dataset, shards):
+        return RevisionResult(listed, (), name_now(dataset.location))
+    confirm_changes(dataset, listed, confirm)
+    total = RevisionCounts()
+    changed: set[int] = set()
+    failed: dict[int, str] = {}
+    barren = 0
+    with closing(results):
+        for each in track(results if images else (), "changed shards", len(images)):
+            for image in each.ids:  # a second run of an image replaces the result of the first
+                failed.pop(image, None)
+            failed |= each.failed
+            total.images += each.images
+            total.masks += each.masks
+            if each.images:
+                changed.add(each.shard)
+            barren = barren + 1 if each.failed and not each.images else 0
+            if barren == BARREN_SHARDS:
+                raise UnfinishedError(
+                    f"in {barren} shards in a row, no image succeeded; the last reason: {[*failed.values()][-1]}. "
+                    "Finished work is kept. Correct the class, or repeat the command."
+                )
+    for image, why in sorted(failed.items()):
+        total.leave(f"image {image}", FAILED, why)
+    outcome = clean_up(dataset, shards, {})
+    version, outputs = record_version(dataset, command, listed.reason(), now)
+    return RevisionResult(listed.done(total), tuple(sorted(changed)), version, outputs, outcome.removed_links)
+
+
+def run_here(
+    dataset: DatasetHandle,
+    find_stage: FindStage,
+    write: Write,
+    images: Iterable[ChosenImages],
+    *_: Any,
+) -> Generator[AppliedShard, None, None]:
+    """Run a stage in this process, which ends if an image kills a worker. For the arguments, see `run_on_ray`."""
+    stage = find_stage()(local_cluster(0))
+    actor = stage.actor(*stage.arguments(None))
+    for each in images:
+        tables = [actor(table) for table in read_chosen(dataset, stage.schema(dataset), each)]
+        if stage.makes_masks:
+            tables = [describe_table(table) for table in tables]
+        yield write(each, pa.concat_tables(tables))
+
+
+def run_on_ray(
+    dataset: DatasetHandle,
+    find_stage: FindStage,
+    write: Write,
+    images: Sequence[ChosenImages],
+    put: Callable[[], object] | None,
+    resources: ResourcesConfig,
+    stall_timeout: float,
+) -> Generator[AppliedShard, None, None]:
+    """Run a stage over these images on a cluster or a local Ray. Yield the result of each shard, in any order.
+
+    `put` is called once the stage has passed the control image, and before any shard is written. Without `put`, there
+    is no trial with the control image. `stall_timeout` is in seconds.
+
+    Raises `UsageError` if the stage fails on the control image; see `try_on_control`. Raises `UnfinishedError` if
+    several windows in a row write no shard, and `StageContractError` if the stage violates its contract. Shards that
+    were written stay.
+    """
+    stage_on = find_stage()
+    with ray_session(resources.address, object_store_memory=resources.object_store_memory) as cluster:
+        stage = stage_on(cluster)
+        if put is not None:
+            problem = partial(problem_on, partial(stage.alone, *stage.alone_arguments), [stage.control(dataset)])
+            try_on_control(stage.title, stage.pool, stage.timeout_s, problem, cluster, stall_timeout)
+            put()
+        writers = resources.writers_for(stage.pool.largest)
+        yield from StageRun(dataset, stage, write, writers, stall_timeout).over(images)
+
+
 @dataclass(frozen=True)
-class StageRun(Generic[R]):
-    """Run of a stage over a dataset, on a Ray cluster."""
+class StageRun:
+    """Run of a stage over a dataset, on the connected Ray."""
 
     dataset: DatasetHandle
     stage: AppliedStage
-    cluster: Cluster
-    write: Write[R]
+    write: Write
     writers: int
     stall_timeout: float
 
-    def try_control(self) -> None:
-        """Run the stage on a control image. Raises `UsageError` if it fails; see `try_on_control`."""
-        stage = self.stage
-        problem = partial(problem_on, partial(stage.alone, *stage.alone_arguments), [self._control()])
-        try_on_control(stage.title, stage.pool, stage.timeout_s, problem, self.cluster, self.stall_timeout)
-
-    def over(self, images: Sequence[ChosenImages]) -> Iterator[R]:
-        """Process these images, and yield what `write` returns for each shard, in any order.
-
-        Raises `UnfinishedError` if several windows in a row write no shard, and `StageContractError` if the stage
-        violates its contract. Shards that were written stay.
-        """
-        known: dict[int, Row] = {}  # verdict columns of images that killed their workers, by ordinal
+    def over(self, images: Sequence[ChosenImages]) -> Iterator[AppliedShard]:
+        """Process these images, each shard of which occurs once; see `run_on_ray`."""
         passed: set[int] = set()  # images that killed a worker, but passed their trial
         left = list(images)
         stalled = 0
@@ -142,8 +296,8 @@ class StageRun(Generic[R]):
             failure: Exception | None = None
             try:
                 with Progress() as progress:
-                    for shard, result in self._run_window(window, ledger, known, progress):
-                        done.add(shard)
+                    for result in self._run_window(window, ledger, progress):
+                        done.add(result.shard)
                         yield result
             except (ray.exceptions.RayError, SegmintError, OSError) as error:
                 check_stopping()  # an interrupt may have caused the error
@@ -152,36 +306,36 @@ class StageRun(Generic[R]):
                     raise StageContractError(refused) from error
                 failure = error
                 get_logger("apply").warning("window failed", error=last_line(error))
-            tried = self._try_suspects(ledger, window, known, passed)
-            unfinished = [each for each in window if each.shard not in done]
-            left = [*left[len(window) :], *unfinished]
-            for shard, ordinals in tried.items():
-                if shard in done:
-                    judged = ChosenImages(shard, tuple(sorted(known.keys() & ordinals)))
-                    if judged.ordinals:
-                        yield self.write(judged, _verdicts(judged, known))
-                    if again := ordinals - known.keys():
-                        left.append(ChosenImages(shard, tuple(sorted(again))))
+            tried = self._try_suspects(ledger, window, passed)
+            left = left[len(window) :]
+            for each in window:
+                failed = {ordinal + 1: tried[ordinal] for ordinal in each.ordinals if tried.get(ordinal)}
+                if failed:
+                    yield AppliedShard(each.shard, tuple(failed), failed)
+                again = passed & tried.keys() if each.shard in done else set(each.ordinals)
+                again = again.intersection(each.ordinals) - {image - 1 for image in failed}
+                if again:
+                    left.append(ChosenImages(each.shard, tuple(sorted(again))))
             stalled = 0 if done or tried else stalled + 1
             if failure is not None and stalled == MOST_STALLED_WINDOWS:
                 raise UnfinishedError(
                     f"the correction isn't finished: {last_line(failure)}. Finished work is kept. Repeat the command."
                 ) from failure
-            if unfinished and not done:
+            if not done:
                 time.sleep(_RETRY_WAIT_S)
 
     def _run_window(
-        self, window: Sequence[ChosenImages], ledger: RowLedger, known: Mapping[int, Row], progress: Progress
-    ) -> Iterator[tuple[int, R]]:
-        """Run one Ray Data execution. Yield each shard with the result of `write`."""
+        self, window: Sequence[ChosenImages], ledger: RowLedger, progress: Progress
+    ) -> Iterator[AppliedShard]:
+        """Run one Ray Data execution, and yield the result of each shard."""
         bars = {f"({self.stage.actor.__name__})": self.stage.label}
         rows = sum(len(each.ordinals) for each in window)
         with watched(progress, rows, self.stall_timeout, stages=bars) as watch:
             limit_waiting_blocks(ray.data.DataContext.get_current(), _WAITING_BLOCKS)
-            with closing(ShardWriters(self.writers, watch.check, _write_answers)) as writers:
+            with closing(ShardWriters(self.writers, watch.check, _write_rows)) as writers:
                 spans = (ShardSpan(each.shard, 0, len(each.ordinals)) for each in window)
                 of_shard = {each.shard: each for each in window}
-                for span, cuts in cut_at_borders(iter_blocks(self._flow(window, ledger, known)), spans):
+                for span, cuts in cut_at_borders(iter_blocks(self._flow(window, ledger)), spans):
                     for result in writers.submit((of_shard[span.shard], self.write), cuts):
                         yield result
                         watch.moved()
@@ -189,13 +343,11 @@ class StageRun(Generic[R]):
                     yield result
                     watch.moved()
 
-    def _flow(self, window: Sequence[ChosenImages], ledger: RowLedger, known: Mapping[int, Row]) -> ray.data.Dataset:
+    def _flow(self, window: Sequence[ChosenImages], ledger: RowLedger) -> ray.data.Dataset:
         """Return the rows of a window after the stage, in order."""
         stage, pool = self.stage, self.stage.pool
-        blocks = {"batch_size": None, "batch_format": "pyarrow", "udf_modifying_row_count": False}
-        read = ShardReader(self.dataset, stage.label, stage.described, known)
-        rows = ray.data.from_arrow([_to_block(each) for each in window]).map_batches(
-            read.tables,
+        rows = ray.data.from_arrow([to_block(each) for each in window]).map_batches(
+            partial(read_blocks, dataset=self.dataset, schema=stage.schema(self.dataset)),
             batch_size=None,
             batch_format="pyarrow",
             num_cpus=READ_CPUS,
@@ -211,101 +363,86 @@ class StageRun(Generic[R]):
             accelerator_type=stage.gpu_kind if pool.num_gpus else None,
             max_restarts=RETRIES,
             max_task_retries=RETRIES,
-            **{**blocks, **({"batch_size": ROWS_PER_BLOCK} if pool.num_gpus else {})},
+            batch_size=ROWS_PER_BLOCK if pool.num_gpus else None,
+            batch_format="pyarrow",
+            udf_modifying_row_count=False,
         )
         if stage.makes_masks:
-            rows = rows.map_batches(describe_table, num_cpus=DESCRIBE_CPUS, max_retries=RETRIES, **blocks)
+            rows = rows.map_batches(
+                describe_table,
+                num_cpus=DESCRIBE_CPUS,
+                max_retries=RETRIES,
+                batch_size=None,
+                batch_format="pyarrow",
+                udf_modifying_row_count=False,
+            )
         return rows
 
-    def _try_suspects(
-        self, ledger: RowLedger, window: Sequence[ChosenImages], known: dict[int, Row], passed: set[int]
-    ) -> dict[int, set[int]]:
-        """Run the trials of a window's suspects, one after another. Return the tried images by shard.
+    def _try_suspects(self, ledger: RowLedger, window: Sequence[ChosenImages], passed: set[int]) -> dict[int, str]:
+        """Run the trials of a window's suspects, one after another. Return why each tried image fails, by ordinal.
 
-        The verdict on an image that kills its worker again is added to `known`. So is a fault, if there is no verdict,
-        or if an image that has passed a trial killed a worker again.
+        The reason is empty for an image that passed, which is added to `passed`. An image also fails without a verdict,
+        or if it killed a worker again after it had passed a trial.
         """
         stage = self.stage
         suspects = [number % STAGE_ROWS for number in ledger.suspects()]
-        read = ShardReader(self.dataset, stage.label, stage.described, {})
-        tried: dict[int, set[int]] = {}
+        read = ray.remote(num_cpus=READ_CPUS)(_read_one)
+        tried: dict[int, str] = {}
         for ordinal in suspects[:MOST_SINGLE_TRIALS]:
             shard = next(each.shard for each in window if ordinal in each.ordinals)
-            row = ray.remote(num_cpus=READ_CPUS)(_read_one).remote(read, shard, ordinal)
-            start = stage.gpu_kind, self.stall_timeout
-            trial = Trial(stage.alone, stage.alone_arguments, stage.pool, stage.timeout_s, row, self._control(), *start)
-            tried.setdefault(shard, set()).add(ordinal)
+            trial = Trial(
+                worker=stage.alone,
+                arguments=stage.alone_arguments,
+                pool=stage.pool,
+                timeout_s=stage.timeout_s,
+                row=read.remote(self.dataset, stage.schema(self.dataset), ChosenImages(shard, (ordinal,))),
+                control=stage.control(self.dataset),
+                gpu_kind=stage.gpu_kind,
+                start_timeout_s=self.stall_timeout,
+            )
             try:
                 if ordinal in passed:
                     raise UndecidedError("it killed its worker again, although it had passed a trial")
                 verdict = trial.judge(ordinal, stage.label)
             except UndecidedError as error:
-                known[ordinal] = faulted({}, stage.label, error)
+                tried[ordinal] = faulted({}, stage.label, error)["fault"]
                 if isinstance(error, ControlFailedError):
                     break
                 continue
             if verdict is None:
                 passed.add(ordinal)
+                tried[ordinal] = ""
             else:
-                known[ordinal] = rejected({}, stage.label, verdict)
+                tried[ordinal] = f"{stage.label}: {verdict.reason}: {verdict.detail}"
             get_logger("apply").warning("tried alone", ordinal=ordinal, verdict=str(verdict or "none: it passed"))
         return tried
 
-    def _control(self) -> pa.Table:
-        """Return the control image as the stage's actors get it."""
-        if not self.stage.described:
-            return control_rows(adds=False)
-        described = describe_table(control_rows(adds=True)).to_pylist()
-        return to_table(described, described_schema(self.dataset.stages, self.stage.label))
 
+def read_chosen(dataset: DatasetHandle, schema: pa.Schema, images: ChosenImages) -> Iterator[pa.Table]:
+    """Yield tables of at most `ROWS_PER_BLOCK` rows, which contain exactly these images in order.
 
-@contextmanager
-def stage_run(
-    dataset: DatasetHandle,
-    stage_on: Callable[[Cluster], AppliedStage],
-    write: Write[R],
-    resources: ResourcesConfig,
-    stall_timeout: float = STALL_TIMEOUT_S,
-) -> Iterator[StageRun[R]]:
-    """Connect to a cluster, or start a local Ray. Yield the run of the stage, which `stage_on` sizes for the cluster.
-
-    `stall_timeout` is in seconds.
+    An image that was taken down in the meantime comes with its verdict. Raises `DamagedDatasetError` if the shard can't
+    be read.
     """
-    with ray_session(resources.address, object_store_memory=resources.object_store_memory) as cluster:
-        stage = stage_on(cluster)
-        yield StageRun(dataset, stage, cluster, write, resources.writers_for(stage.pool.largest), stall_timeout)
+    location = dataset.location
+    rows = with_latest_commit(location, images.shard, partial(read_committed_rows, location))
+    if rows is None:
+        raise DamagedDatasetError(f"{location}: shard {images.shard} has no commit")
+    of_ordinal = {row["ordinal"]: row for row in rows}
+    for first in range(0, len(images.ordinals), ROWS_PER_BLOCK):
+        part = images.ordinals[first : first + ROWS_PER_BLOCK]
+        yield to_table([of_ordinal[ordinal] for ordinal in part], schema)
 
 
-@dataclass(frozen=True)
-class ShardReader:
-    """Reader of chosen rows of committed shards, as the actors of a stage get them."""
+def read_blocks(block: pa.Table, *, dataset: DatasetHandle, schema: pa.Schema) -> Iterator[pa.Table]:
+    """Read the rows of a block that `to_block` returned, each shard as a whole."""
+    for each in block.to_pylist():
+        yield from read_chosen(dataset, schema, ChosenImages(each["shard"], tuple(each["ordinals"])))
 
-    dataset: DatasetHandle
-    label: str  # of the stage, whose own column of an earlier run is left out
-    described: bool  # as in `AppliedStage`
-    known: Mapping[int, Row]  # verdict columns, by ordinal
 
-    def tables(self, block: pa.Table) -> Iterator[pa.Table]:
-        """Read the rows of a block of `ChosenImages`, each shard as a whole."""
-        for each in block.to_pylist():
-            yield from self.read(ChosenImages(each["shard"], tuple(each["ordinals"])))
-
-    def read(self, images: ChosenImages) -> Iterator[pa.Table]:
-        """Yield tables of at most `ROWS_PER_BLOCK` rows, which contain exactly these images in order.
-
-        An image that was taken down in the meantime comes with its verdict. Raises `DamagedDatasetError` if the shard
-        can't be read.
-        """
-        location = self.dataset.location
-        rows = with_latest_commit(location, images.shard, lambda commit: read_committed_rows(location, commit))
-        if rows is None:
-            raise DamagedDatasetError(f"{location}: shard {images.shard} has no commit")
-        of_ordinal = {row["ordinal"]: row for row in rows}
-        schema = described_schema(self.dataset.stages, self.label) if self.described else PREPARED
-        for first in range(0, len(images.ordinals), ROWS_PER_BLOCK):
-            part = images.ordinals[first : first + ROWS_PER_BLOCK]
-            chosen = [{**of_ordinal[ordinal], **self.known.get(ordinal, {})} for ordinal in part]
-            yield to_table(chosen, schema)
+def to_block(images: ChosenImages) -> pa.Table:
+    """Return the numbers of images as a block for Ray Data."""
+    return pa.table({"shard": pa.array([images.shard], pa.int64()), "ordinals": [list(images.ordinals)]})
 
 
 def described_schema(stages: Sequence[StageColumn | TableColumn], without: str = "") -> pa.Schema:
@@ -317,38 +454,22 @@ def described_schema(stages: Sequence[StageColumn | TableColumn], without: str =
     return pa.schema([*described, *(stage.arrow_field for stage in others if stage.table == "images")])
 
 
-def _write_answers(
-    task: tuple[ChosenImages, Write[R]], cuts: Sequence[tuple[int, int]], *blocks: pa.Table
-) -> tuple[int, R]:
+def _write_rows(task: tuple[ChosenImages, Write], cuts: Sequence[tuple[int, int]], *blocks: pa.Table) -> AppliedShard:
     images, write = task
-    return images.shard, write(images, shard_table(images.shard, images.ordinals, cuts, *blocks))
+    return write(images, shard_table(images.shard, images.ordinals, cuts, *blocks))
 
 
-def _verdicts(images: ChosenImages, known: Mapping[int, Row]) -> pa.Table:
-    """Return rows with nothing but their numbers and verdicts."""
-    rows = [
-        {"ordinal": ordinal, "id": ordinal + 1, "image_id": "", "uri": "", **known[ordinal]}
-        for ordinal in images.ordinals
-    ]
-    return to_table(rows, PREPARED)
-
-
-def _read_one(read: ShardReader, shard: int, ordinal: int) -> pa.Table:
-    (table,) = read.read(ChosenImages(shard, (ordinal,)))
-    return table
-
-
-def _to_block(images: ChosenImages) -> pa.Table:
-    return pa.table({"shard": pa.array([images.shard], pa.int64()), "ordinals": [list(images.ordinals)]})
+def _read_one(dataset: DatasetHandle, schema: pa.Schema, images: ChosenImages) -> pa.Table:
+    return pa.concat_tables(read_chosen(dataset, schema, images))
 
 
 def _first_window(images: Sequence[ChosenImages]) -> list[ChosenImages]:
-    """Return the first images, in shards of at most `WINDOW_IMAGES` together. No shard occurs twice."""
+    """Return the first images, in shards of at most `WINDOW_IMAGES` together."""
     window: list[ChosenImages] = []
     room = WINDOW_IMAGES
     for each in images:
         room -= len(each.ordinals)
-        if window and (room < 0 or each.shard in [other.shard for other in window]):
+        if window and room < 0:
             break
         window.append(each)
     return window

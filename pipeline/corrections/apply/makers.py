@@ -1,9 +1,8 @@
 """Stages that `segmint apply` runs, sized for a cluster: a custom stage, a segmenter, or SAM."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
@@ -30,26 +29,15 @@ from segmint.pipeline.building.execution.pools import CustomPool, custom_pool, p
 from segmint.pipeline.building.execution.stages import cpu_actors
 from segmint.pipeline.config.config import ROWS_PER_BLOCK, Config, SegmenterConfig, StageConfig
 from segmint.pipeline.config.stage_settings import model_terms, segment_settings, segmenter_settings
-from segmint.pipeline.corrections.apply.engine import AppliedStage
-
-StageOn = Callable[[Cluster], AppliedStage]
-"""Function that sizes a stage for a cluster. Raises `UsageError` if the cluster has too few GPUs."""
+from segmint.pipeline.corrections.apply.engine import AppliedStage, FindStage
 
 
-@dataclass(frozen=True)
-class MaskMaker:
-    """Segmenter or SAM that makes masks over a finished dataset."""
-
-    segmenter: AppliedSegmenter
-    find_stage: Callable[[], StageOn]  # resolves what depends on the machines; call it before a Ray session starts
-
-
-def custom_stage(stage: StageConfig, spec: StageSpec) -> StageOn:
+def custom_stage(stage: StageConfig, spec: StageSpec) -> FindStage:
     """Return a custom stage, which gets described rows."""
-    return partial(_custom_on, pool=custom_pool(1, spec, stage), title=f"the stage {stage.stage}")
+    return _custom(custom_pool(1, spec, stage), f"the stage {stage.stage}")
 
 
-def own_segmenter(segmenter: SegmenterConfig, manifest: DatasetManifest) -> MaskMaker:
+def own_segmenter(segmenter: SegmenterConfig, manifest: DatasetManifest) -> tuple[AppliedSegmenter, FindStage]:
     """Return a user's segmenter. It drops redaction artifacts at least as strictly as the dataset's build.
 
     Raises `UsageError` if the segmenter is invalid, or if it needs what a dataset doesn't contain.
@@ -67,11 +55,10 @@ def own_segmenter(segmenter: SegmenterConfig, manifest: DatasetManifest) -> Mask
         name=segmenter.stage, identity={**spec.identity, "filters": filters}, model=model_terms(segmenter)
     )
     grows = segmenter.resources.actors == "auto"
-    stage_on = partial(_custom_on, pool=pool, title=f"the segmenter {segmenter.stage}", makes_masks=True, grows=grows)
-    return MaskMaker(applied, lambda: stage_on)
+    return applied, _custom(pool, f"the segmenter {segmenter.stage}", makes_masks=True, grows=grows)
 
 
-def sam(config: Config, manifest: DatasetManifest) -> MaskMaker:
+def sam(config: Config, manifest: DatasetManifest) -> tuple[AppliedSegmenter, FindStage]:
     """Return SAM with the weights and settings of a configuration, without crops of originals.
 
     Raises `AssetError` if the weights aren't found.
@@ -89,7 +76,12 @@ def sam(config: Config, manifest: DatasetManifest) -> MaskMaker:
         identity={"model": {"weights": digest}, "masks": masks},
         model=ModelTerms(license=known_license(digest), weights_sha256=digest),
     )
-    return MaskMaker(applied, partial(_find_sam, config, weights, artifacts))
+
+    def find() -> Callable[[Cluster], AppliedStage]:
+        settings = replace(segment_settings(config, numerics_of_masks(config, weights)), artifacts=artifacts)
+        return partial(_sam_on, config=config, settings=settings, weights_bytes=weights.stat().st_size)
+
+    return applied, find
 
 
 def recorded_artifact_iou(tree: Mapping[str, Any]) -> float | None:
@@ -105,35 +97,27 @@ def recorded_artifact_iou(tree: Mapping[str, Any]) -> float | None:
         raise UsageError(f"the manifest's settings of masks are invalid: {wrong_fields(error)}") from error
 
 
-def _custom_on(
-    cluster: Cluster, *, pool: CustomPool, title: str, makes_masks: bool = False, grows: bool = False
-) -> AppliedStage:
-    """Size a stage with users' code. If it `grows`, it has as many actors as fit on the cluster's GPUs, if it uses any.
+def _custom(pool: CustomPool, title: str, *, makes_masks: bool = False, grows: bool = False) -> FindStage:
+    """Return a stage with users' code. If it `grows`, it has as many actors as fit on the GPUs, if it uses any."""
 
-    A stage that doesn't make masks gets described rows.
-    """
-    gpus, sized = pool.pool.num_gpus, pool.pool
-    if grows and 0 < gpus <= cluster.gpus:
-        actors = int(cluster.gpus // gpus)
-        sized = replace(sized, smallest=actors, largest=actors)
-    return AppliedStage(
-        label=pool.spec.label,
-        title=title,
-        actor=pool.actor(),
-        arguments=pool.arguments,
-        alone=pool.alone(),
-        alone_arguments=pool.arguments(None),
-        pool=sized,
-        timeout_s=pool.timeout_s,
-        described=not makes_masks,
-        makes_masks=makes_masks,
-    )
+    def size(cluster: Cluster) -> AppliedStage:
+        gpus, sized = pool.pool.num_gpus, pool.pool
+        if grows and 0 < gpus <= cluster.gpus:
+            actors = int(cluster.gpus // gpus)
+            sized = replace(sized, smallest=actors, largest=actors)
+        return AppliedStage(
+            label=pool.spec.label,
+            title=title,
+            actor=pool.actor(),
+            arguments=pool.arguments,
+            alone=pool.alone(),
+            alone_arguments=pool.arguments(None),
+            pool=sized,
+            timeout_s=pool.timeout_s,
+            makes_masks=makes_masks,
+        )
 
-
-def _find_sam(config: Config, weights: Path, artifacts: RedactionArtifacts) -> StageOn:
-    numerics = numerics_of_masks(config, weights)
-    settings = replace(segment_settings(config, numerics), artifacts=artifacts)
-    return partial(_sam_on, config=config, settings=settings, weights_bytes=weights.stat().st_size)
+    return lambda: size
 
 
 def _sam_on(cluster: Cluster, *, config: Config, settings: SegmentSettings, weights_bytes: int) -> AppliedStage:
@@ -161,7 +145,6 @@ def _sam_on(cluster: Cluster, *, config: Config, settings: SegmentSettings, weig
         alone_arguments=(settings, resources.timeout_s),
         pool=replace(pool, calls_at_once=threads.calls(ROWS_PER_BLOCK)),
         timeout_s=resources.timeout_s,
-        described=False,
         makes_masks=True,
         gpu_kind=None if kind == "auto" else kind,
     )

@@ -26,7 +26,7 @@ from segmint.operators.annotations.names import image_number
 from segmint.operators.audit.mask_columns import of_people
 from segmint.operators.rows import Row
 from segmint.operators.schemas import AUTOMATIC, SOURCES
-from segmint.operators.shards.committed_rows import read_file, read_table, rows_of
+from segmint.operators.shards.committed_rows import read_shard_table, rows_of
 from segmint.operators.shards.revise import with_latest_commit
 from segmint.pipeline.corrections.correction import begin
 from segmint.pipeline.corrections.imports.files import ImportFormat, stage_file
@@ -111,6 +111,8 @@ class ImportList(RevisionList):
     counts the masks that fit no image of this dataset.
     """
 
+    nothing = "nothing to import into {}"
+    also = ("the previous masks were deleted, including older versions",)
     file: str
     sha256: str  # SHA-256 of the file, or the version digest of another dataset
     mode: str
@@ -157,17 +159,6 @@ class ImportList(RevisionList):
         return f"{name}, SHA-256 {self.sha256[:12]}, {self.mode}: {said} in {counted(self.images, 'image')}"
 
 
-@dataclass(frozen=True)
-class ImportResult(RevisionResult[ImportList]):
-    """Result of an import."""
-
-    nothing = "nothing to import into {}"
-
-    def last_lines(self) -> list[str]:
-        """Return lines with the required follow-up and the version."""
-        return ["the previous masks were deleted, including older versions", *super().last_lines()]
-
-
 def list_import(dataset: Location, asked: ImportRequest) -> ImportList:
     """List the changes that `import_masks` would make. Raises the same errors before any change."""
     with ScratchFolder() as folder:
@@ -179,7 +170,7 @@ def import_masks(
     asked: ImportRequest,
     confirm: Callable[[ImportList], None] | None = None,
     now: datetime | None = None,
-) -> ImportResult:
+) -> RevisionResult[ImportList]:
     """Merge masks into the images of a dataset. `confirm` is as in `correct_masks`.
 
     Raises `UsageError` before any change if the file can't be read or the store's older versions can't be removed.
@@ -188,7 +179,7 @@ def import_masks(
         handle = begin(dataset)
         plan = _plan(handle, asked, Path(folder))
         # The staged masks are on this machine's disk, so other machines can't help, even if there are many shards.
-        return correct_masks(handle, "import", plan, ImportResult, confirm, now)
+        return correct_masks(handle, "import", plan, confirm, now)
 
 
 def _plan(dataset: DatasetHandle, asked: ImportRequest, folder: Path) -> RevisionPlan[ImportList]:
@@ -212,15 +203,12 @@ def _plan(dataset: DatasetHandle, asked: ImportRequest, folder: Path) -> Revisio
     if asked.format is not ImportFormat.DATASET and not staged.images:
         raise UsageError(_nothing_found(location, asked, staged))
     settings = ImportSettings(mode=asked.mode, source=asked.source, origin=origin, annotator=asked.annotator)
-    tally = ImportCounts()
     shards = zip(staged.shards, (staged.answers(*span) for span in staged.ordinals), strict=True)
-    return planned(
+    tally = look_at_shards(location, shards, ImportCounts(), partial(_count, location, settings))
+    listed = planned(
         ImportList,
         dataset,
-        frozenset(staged.shards),
-        ImportChange(staged, settings),
         tally,
-        look_at_shards(location, shards, tally, partial(_count, location, settings)),
         COUNTED,
         file=str(asked.where),
         sha256=digest,
@@ -236,6 +224,7 @@ def _plan(dataset: DatasetHandle, asked: ImportRequest, folder: Path) -> Revisio
         unreadable=staged.all_unreadable,
         problems=staged.unreadable,
     )
+    return RevisionPlan(listed, frozenset(staged.shards), ImportChange(staged, settings), dict(tally.inspected))
 
 
 def _check(asked: ImportRequest) -> None:
@@ -289,7 +278,7 @@ def sizes_of(dataset: Location, manifest: DatasetManifest, match: MatchMode) -> 
         """
 
         def read(commit: Commit) -> NDArray[np.int32]:
-            table = read_table(read_file(dataset, commit.file("images")), "images")
+            table = read_shard_table(dataset, commit, "images")
             sizes = np.zeros((per_shard, 2), np.int32)
             sizes[np.asarray(table.column("ordinal")) - shard * per_shard] = np.stack(
                 [np.asarray(table.column(name)) for name in ("height", "width")], axis=1
@@ -379,14 +368,14 @@ def _annotated(dataset: Location) -> Iterator[_AnnotatedImage]:
 
 
 def _annotated_in(dataset: Location, commit: Commit) -> list[_AnnotatedImage]:
-    masks = read_table(read_file(dataset, commit.file("masks")), "masks")
+    masks = read_shard_table(dataset, commit, "masks")
     masks = masks.filter(of_people(masks))
     by_image: dict[int, list[Row]] = {}
     for mask in masks.to_pylist():
         by_image.setdefault(mask["ordinal"], []).append(mask)
     if not by_image:
         return []
-    images = read_table(read_file(dataset, commit.file("images")), "images")
+    images = read_shard_table(dataset, commit, "images")
     images = images.filter(pc.is_in(images.column("ordinal"), value_set=masks.column("ordinal").combine_chunks()))
     return [_AnnotatedImage(_release(row), row, by_image[row["ordinal"]]) for row in images.to_pylist()]
 
@@ -396,7 +385,7 @@ def _homes(dataset: Location, sources: Set[str]) -> Mapping[str, list[tuple[int,
     homes: dict[str, list[tuple[int, _ReleaseKey]]] = {}
 
     def read(commit: Commit) -> list[Row]:
-        table = read_table(read_file(dataset, commit.file("images")), "images")
+        table = read_shard_table(dataset, commit, "images")
         rows: list[Row] = table.select(["ordinal", "source_sha256", "height", "width", "regions"]).to_pylist()
         return rows
 

@@ -96,6 +96,8 @@ class MergeList(RevisionList):
     """
 
     would_change = "submissions for {} of {} would be merged"
+    nothing = "nothing to merge into {}"
+    changed = "submissions for {} merged in {}; the previous masks were deleted, including older versions"
     submitted: int  # images with a submission
     unchanged: int  # changing images that were confirmed without changing a mask
     merged: int  # images whose last submission is already merged
@@ -131,14 +133,6 @@ class MergeList(RevisionList):
         more = len(self.examples[NAMED:]) + self.more_examples
         left = [*self.examples[:NAMED], *([f"{more:,} more"] if more else [])]
         return "; ".join([f"submissions for {counted(self.images, 'image')}: {said}", *left])
-
-
-@dataclass(frozen=True)
-class MergeResult(RevisionResult[MergeList]):
-    """Result of a merge."""
-
-    nothing = "nothing to merge into {}"
-    changed = "submissions for {} merged in {}; the previous masks were deleted, including older versions"
 
 
 @dataclass(frozen=True)
@@ -179,7 +173,7 @@ def list_merge(dataset: Location) -> MergeList:
 
 def merge_submissions(
     dataset: Location, confirm: Callable[[MergeList], None] | None = None, now: datetime | None = None
-) -> MergeResult:
+) -> RevisionResult[MergeList]:
     """Merge the last submission for each image into the image's row. `confirm` is as in `correct_masks`.
 
     Submissions are kept, including the submissions of a second assignment, unless their image was taken down. Raises
@@ -191,7 +185,7 @@ def merge_submissions(
     plan = _plan(handle, names)
     if taken := removed_images(read_tombstones(dataset)).keys() & names.keys():
         purge_of_images(dataset, taken)  # a server that died before it checked the tombstones may have left these
-    return correct_masks(handle, "merge", plan, MergeResult, confirm, now)
+    return correct_masks(handle, "merge", plan, confirm, now)
 
 
 def _plan(dataset: DatasetHandle, names: Names) -> RevisionPlan[MergeList]:
@@ -201,15 +195,11 @@ def _plan(dataset: DatasetHandle, names: Names) -> RevisionPlan[MergeList]:
     for ordinal in names:
         by_shard.setdefault(ordinal // images_per_shard, []).append(ordinal)
     change = MergeChange(location, names, returned_submissions(location))
-    tally = MergeCounts()
-    looked = look_at_shards(location, by_shard.items(), tally, partial(_count, change))
-    return planned(
+    tally = look_at_shards(location, by_shard.items(), MergeCounts(), partial(_count, change))
+    listed = planned(
         MergeList,
         dataset,
-        frozenset(by_shard),
-        change,
         tally,
-        looked,
         COUNTED,
         submitted=len(names),
         unchanged=tally.unchanged,
@@ -218,6 +208,7 @@ def _plan(dataset: DatasetHandle, names: Names) -> RevisionPlan[MergeList]:
         uncompared=tally.uncompared,
         compared=tuple(tally.compared),
     )
+    return RevisionPlan(listed, frozenset(by_shard), change, dict(tally.inspected))
 
 
 def _names(dataset: Location) -> Names:

@@ -21,7 +21,7 @@ from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
 from segmint.infra.threads import map_ahead
 from segmint.model.automatic.rle import Rle
-from segmint.operators.shards.committed_rows import read_file, read_table
+from segmint.operators.shards.committed_rows import read_shard_table
 from segmint.operators.shards.revise import with_latest_commit
 from segmint.pipeline.engine.annotate.clicks.cleaning import clean_mask
 from segmint.pipeline.engine.annotate.clicks.decoder import Decoder, Prediction
@@ -137,7 +137,7 @@ class AnnotatorView:
         def look(commit: Commit) -> None:
             if self._generations.get(commit.shard, 1) == commit.generation:  # a build's first commit has no merges
                 return
-            table = read_table(read_file(self.dataset, commit.file("images")), "images").select(["id", "submission"])
+            table = read_shard_table(self.dataset, commit, "images").select(["id", "submission"])
             for row in table.filter(pc.field("submission", "assignment").is_valid()).to_pylist():
                 self.queue.merged[row["id"]] = row["submission"]
                 self._note(row["id"])

@@ -29,7 +29,10 @@ from segmint.catalogs.layout import config_sha256
 from segmint.catalogs.source.rows import read_rows
 from segmint.infra.errors import SegmintError, UnfinishedError
 from segmint.pipeline.commands.cli import _PLACES, app
-from segmint.pipeline.corrections.apply.masks import FAILED, ApplyList, ApplyResult
+from segmint.pipeline.corrections.apply.engine import FAILED
+from segmint.pipeline.corrections.apply.masks import ApplyList
+from segmint.pipeline.corrections.label import LabelList
+from segmint.pipeline.corrections.mask_revision import RevisionResult
 from segmint.pipeline.corrections.merge.run import MergeList
 from segmint.pipeline.engine.evaluate.result import EvaluationSubject
 from segmint.pipeline.engine.evaluate.truth import SkippedTruth
@@ -654,6 +657,14 @@ def _labeled(place: DatasetPath, tmp_path: Path) -> Any:
     return [run("label", place.uri, *how, last) for last in ("--dry-run", "--yes", "--yes")]
 
 
+@case("`label`", "some images failed, and keep what they had", 3)
+def _not_labeled(replaced, place: DatasetPath) -> Any:
+    named = {"dataset": "d", "name": "d", "masks": {}, "shards": (), "examples": ()}
+    done = LabelList(images=3, labeler="label", sha256="0" * 64, skipped_images={FAILED: 1}, **named)
+    replaced("corrections.label.label", RevisionResult(done, (0, 1), name_now(place.location)))
+    return run("label", place.uri, "--remove", "--yes")
+
+
 _BRIGHT = ("--masks", "add", "--segmenter", "tests.support.segmenters.Bright")
 
 
@@ -662,7 +673,7 @@ def _applied(replaced, place: DatasetPath) -> Any:
     listed = run("apply", place.uri, *_BRIGHT, "--dry-run")
     named = {"dataset": "d", "name": "d", "masks": {}, "shards": (), "skipped_images": {}, "examples": ()}
     done = ApplyList(images=4, segmenter="Bright", sha256="0" * 64, mode="add", bytes={}, **named)
-    replaced("corrections.apply.masks.apply_masks", ApplyResult(done, (0, 1), name_now(place.location)))
+    replaced("corrections.apply.masks.apply_masks", RevisionResult(done, (0, 1), name_now(place.location)))
     return [listed, run("apply", place.uri, *_BRIGHT, "--yes")]
 
 
@@ -673,7 +684,7 @@ def _not_applied(replaced, place: DatasetPath) -> Any:
     done = ApplyList(
         images=3, segmenter="Bright", sha256="0" * 64, mode="add", bytes={}, skipped_images=failed, **named
     )
-    replaced("corrections.apply.masks.apply_masks", ApplyResult(done, (0, 1), name_now(place.location)))
+    replaced("corrections.apply.masks.apply_masks", RevisionResult(done, (0, 1), name_now(place.location)))
     return run("apply", place.uri, *_BRIGHT, "--yes")
 
 

@@ -1,7 +1,6 @@
 """Labels by a stage: only masks tables change, people's labels stay, and removing them restores every byte."""
 
-from collections.abc import Iterator
-from functools import partial
+from collections.abc import Iterator, Sequence
 
 import pytest
 
@@ -11,10 +10,10 @@ from segmint.catalogs.dataset.mask_labels import may_label
 from segmint.catalogs.dataset.tombstones import TakedownRequest
 from segmint.catalogs.dataset.versions.record import latest_version
 from segmint.infra.ray_session import Cluster
-from segmint.operators.custom.contract import StageContractError
+from segmint.operators.custom.contract import StageContractError, StageRow
 from segmint.operators.custom.load import load_stage
-from segmint.pipeline.corrections.correction import Revision, revise
-from segmint.pipeline.corrections.label import LabelChange, label, list_labels
+from segmint.pipeline.corrections.apply.engine import FAILED
+from segmint.pipeline.corrections.label import label, list_labels, without_model_labels
 from segmint.pipeline.corrections.merge.run import merge_submissions
 from segmint.pipeline.corrections.proof import prove
 from segmint.pipeline.corrections.repair import repair
@@ -91,8 +90,18 @@ def test_removed_labels_leave_the_bytes_that_were_there_before(place: DatasetPat
     assert label(place.location, None).changed_shards == ()
 
 
+class Interrupted(ShadeLabels):
+    """A stage that is interrupted in the second shard."""
+
+    def __call__(self, rows: Sequence[StageRow]) -> list[StageRow]:
+        if rows[0]["id"] > 3:
+            raise KeyboardInterrupt
+        return super().__call__(rows)
+
+
 def test_an_interrupted_call_is_completed_without_labeling_again(place: DatasetPath) -> None:
-    revise(place.handle, Revision({0}, LabelChange(place.location, shades()), only="masks"))
+    with pytest.raises(KeyboardInterrupt):
+        label(place.location, load_stage(f"{__name__}.Interrupted", {"threshold": 100}))
     listed = list_labels(place.location, shades())
     assert (listed.images, listed.masks, listed.shards) == (2, {"labeled": 3, "kept": 5}, (1,))
     assert label(place.location, shades()).changed_shards == (1,)
@@ -148,23 +157,41 @@ def test_a_stage_that_cannot_start_is_refused_by_name(place: DatasetPath) -> Non
     assert contents(place) == before
 
 
+class Failing(ShadeLabels):
+    """A stage that fails for image 2."""
+
+    def __call__(self, rows: Sequence[StageRow]) -> list[StageRow]:
+        if rows[0]["id"] == 2:
+            raise ValueError("no label")
+        return super().__call__(rows)
+
+
+def test_an_image_that_fails_keeps_its_labels_and_stops_no_other(place: DatasetPath) -> None:
+    done = label(place.location, load_stage(f"{__name__}.Failing", {"threshold": 100}))
+    assert (done.listed.images, done.listed.masks, done.changed_shards) == (3, {"labeled": 4, "kept": 2}, (0, 1))
+    assert done.listed.not_checked == [f"1 image: {FAILED}"]
+    assert done.listed.examples[0].startswith(
+        "image 2: skipped: stage_label: ValueError: no label (test_label.py, line"
+    )
+    assert [finding.line() for finding in audit_integrity(place.location).findings] == []
+    assert label(place.location, shades()).listed.masks == {"labeled": 2, "kept": 6}
+
+
 def test_a_change_returns_unchanged_rows_as_the_same_objects(place: DatasetPath) -> None:
-    change = LabelChange(place.location, None)
     rows = [{"id": 1, "label": "née", "label_source": "person", "label_score": None}]
     commit = place.log.latest(0)
     assert commit is not None
-    assert all(one is other for one, other in zip(rows, change(commit, rows), strict=True))
+    assert all(one is other for one, other in zip(rows, without_model_labels(commit, rows), strict=True))
 
 
 @pytest.mark.ray
 def test_ray_labels_the_shards_of_a_large_dataset(
     place: DatasetPath, local_ray: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("segmint.pipeline.corrections.mask_revision.revise", partial(revise, ray_from=2))
-    done = label(place.location, shades())
+    done = label(place.location, shades(), ray_from=2)
     assert (done.changed_shards, [source for _, source in labels(place)].count(f"model:{100:064x}")) == ((0, 1), 6)
     with pytest.raises(StageContractError, match=r"label can't start in a worker: FileNotFoundError: no model here"):
-        label(place.location, load_stage(f"{__name__}.Unstartable", {"threshold": 4}))
-    monkeypatch.setattr("segmint.pipeline.corrections.by_ray.correct_by_ray", None)
+        label(place.location, load_stage(f"{__name__}.Unstartable", {"threshold": 4}), ray_from=2)
+    monkeypatch.setattr("segmint.pipeline.corrections.label.run_on_ray", None)
     here = load_stage(f"{ShadeLabels.__module__}.OnDevice", {"threshold": 50, "device": "cuda"})
-    assert label(place.location, here).changed_shards == (0, 1)
+    assert label(place.location, here, ray_from=2).changed_shards == (0, 1)

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from segmint.pipeline.building.dataset.dataset import open_or_create
 from segmint.pipeline.config.config import load_config
 from segmint.pipeline.corrections.apply import columns
 from segmint.pipeline.corrections.apply.columns import list_column, list_removal, remove_column
-from segmint.pipeline.corrections.apply.masks import FAILED, AppliedShard
+from segmint.pipeline.corrections.apply.engine import FAILED, AppliedShard, ChosenImages, run_here
 from segmint.pipeline.corrections.proof import prove
 from segmint.pipeline.corrections.redact import redact
 from segmint.pipeline.corrections.repair import repair
@@ -30,7 +31,6 @@ from segmint.pipeline.corrections.takedown import takedown
 from segmint.pipeline.quality.audit.integrity import audit_integrity
 from segmint.pipeline.quality.report.croissant import _records
 from segmint.pipeline.quality.statistics.open_tables import open_tables
-from tests.support.applied import local_run
 from tests.support.applied_columns import apply_column, halves, means, nearest
 from tests.support.builds import small_catalog, write_catalog, write_config, write_photographs
 from tests.support.crashing_store import CallCounter, gated
@@ -167,10 +167,9 @@ def test_shards_may_lack_the_column(place: DatasetPath, tmp_path: Path) -> None:
     handle, spec = place.handle, means().load()
     put(place)
     assert findings(place) == []
-    _, chosen = columns._plan(handle, columns.column_of(spec))
-    task = columns.ColumnWriter(handle, columns.column_of(spec))
-    with local_run(handle, columns.custom_stage(means(), spec), task) as run:
-        assert [each.images for each in run.over(chosen[:1])] == [2]
+    task = partial(columns.write_column, handle, columns.column_of(spec))
+    stage = columns.custom_stage(means(), spec)
+    assert [each.images for each in run_here(handle, stage, task, [ChosenImages(0, (0, 1))])] == [2]
     assert findings(place) == []
     found = values(place)
     assert [image for image, value in found.items() if value is not None] == [1, 2]
@@ -204,15 +203,14 @@ def test_a_correction_that_began_before_keeps_the_column(place: DatasetPath) -> 
 def test_values_are_only_set_for_the_pixels_that_the_stage_saw(place: DatasetPath, tmp_path: Path) -> None:
     handle, spec = place.handle, means().load()
     put(place)
-    task = columns.ColumnWriter(handle, columns.column_of(spec))
+    task = partial(columns.write_column, handle, columns.column_of(spec))
     (tmp_path / "regions.jsonl").write_text(json.dumps({"id": 2, "kind": "face", "x": 1, "y": 2, "w": 9, "h": 9}))
 
-    def later(chosen: columns.ChosenImages, results: Any) -> AppliedShard:
+    def later(chosen: ChosenImages, results: Any) -> AppliedShard:
         redact(place.location, location_of(tmp_path / "regions.jsonl"))
         return task(chosen, results)
 
-    with local_run(handle, columns.custom_stage(means(), spec), later) as run:
-        list(run.over([columns.ChosenImages(0, (0, 1))]))
+    list(run_here(handle, columns.custom_stage(means(), spec), later, [ChosenImages(0, (0, 1))]))
     assert [image for image, value in values(place).items() if value is not None] == [1]
     assert apply_column(place.location, means()).listed.images == 3
 
@@ -236,9 +234,9 @@ def test_a_removal_during_a_run_wins(place: DatasetPath) -> None:
     handle, column = place.handle, columns.column_of(means().load())
     put(place)
     remove_column(place.location, means().stage)
-    change = columns.ColumnChange(place.location, column, {})
+    stage = columns.custom_stage(means(), means().load())
     with pytest.raises(UsageError, match="stage_means was removed in the meantime"):
-        revise_shard(handle, 0, change, only="images", columns=change.columns)
+        list(run_here(handle, stage, partial(columns.write_column, handle, column), [ChosenImages(0, (0, 1))]))
     assert (values_of_tables(place), findings(place)) == ([None, None], [])
 
 

@@ -11,8 +11,16 @@ from segmint.operators.schemas import DESCRIBED, PREPARED
 from segmint.pipeline.config.config import LOCAL, SegmenterPoolConfig
 from segmint.pipeline.corrections.apply import engine
 from segmint.pipeline.corrections.apply.change import MasksMode
-from segmint.pipeline.corrections.apply.engine import ChosenImages, ShardReader, described_schema
-from segmint.pipeline.corrections.apply.masks import FAILED, ApplyResult, apply_masks
+from segmint.pipeline.corrections.apply.engine import (
+    FAILED,
+    ChosenImages,
+    described_schema,
+    read_blocks,
+    read_chosen,
+    to_block,
+)
+from segmint.pipeline.corrections.apply.masks import ApplyList, apply_masks
+from segmint.pipeline.corrections.mask_revision import RevisionResult
 from segmint.pipeline.quality.audit.integrity import audit_integrity
 from tests.support.applied import segmenter
 from tests.support.imported import masks_of
@@ -25,30 +33,23 @@ def place() -> Iterator[DatasetPath]:
         yield place
 
 
-def test_a_window_contains_each_shard_once_and_few_images(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_window_contains_few_images(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine, "WINDOW_IMAGES", 5)
     one, two, three = (ChosenImages(shard, tuple(range(rows))) for shard, rows in ((0, 2), (1, 3), (2, 9)))
     assert engine._first_window([one, two, three]) == [one, two]
     assert engine._first_window([three, one]) == [three]
-    assert engine._first_window([one, ChosenImages(0, (7,)), two]) == [one]
 
 
 def test_the_reader_yields_exactly_the_chosen_rows_as_a_stage_gets_them(
     place: DatasetPath, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(engine, "ROWS_PER_BLOCK", 1)
-    known = {4: {"fault": "it killed its worker"}}
-    prepared = list(
-        ShardReader(place.handle, "stage_x", False, known).tables(engine._to_block(ChosenImages(1, (3, 4))))
-    )
+    prepared = list(read_blocks(to_block(ChosenImages(1, (3, 4))), dataset=place.handle, schema=PREPARED))
     assert [table.schema for table in prepared] == [PREPARED, PREPARED]
     rows = pa.concat_tables(prepared).to_pylist()
-    assert [(row["ordinal"], row["fault"], row["original"]) for row in rows] == [
-        (3, None, None),
-        (4, *known[4].values(), None),
-    ]
+    assert [(row["ordinal"], row["fault"], row["original"]) for row in rows] == [(3, None, None), (4, None, None)]
     assert all(row["release"].startswith(b"\xff\xd8") for row in rows)
-    (described,) = ShardReader(place.handle, "stage_x", True, {}).read(ChosenImages(0, (1,)))
+    (described,) = read_chosen(place.handle, described_schema([]), ChosenImages(0, (1,)))
     assert described.schema == DESCRIBED
     assert len(described.to_pylist()[0]["masks"]) == 2
 
@@ -65,7 +66,7 @@ def test_the_column_of_an_earlier_run_is_not_read() -> None:
     assert "stage_rank" in [field.name for field in one.field("masks").type.value_type]
 
 
-def applied_by_ray(place: DatasetPath, how: dict[str, str]) -> ApplyResult:
+def applied_by_ray(place: DatasetPath, how: dict[str, str]) -> RevisionResult[ApplyList]:
     """Apply a segmenter with Ray. Of the images in `how`, it fails in the given ways."""
     resources = SegmenterPoolConfig(num_cpus=1, timeout_s=20)
     faulty = segmenter("Faulty", how=how).model_copy(update={"resources": resources})

@@ -12,10 +12,10 @@ from segmint.catalogs.dataset.tombstones import TakedownRequest
 from segmint.catalogs.dataset.versions.record import latest_version
 from segmint.infra.errors import UnfinishedError, UsageError
 from segmint.operators.rows import Row
-from segmint.pipeline.corrections.apply import masks
+from segmint.pipeline.corrections.apply import engine, masks
 from segmint.pipeline.corrections.apply.change import MasksMode
-from segmint.pipeline.corrections.apply.engine import ChosenImages
-from segmint.pipeline.corrections.apply.masks import FAILED, list_masks
+from segmint.pipeline.corrections.apply.engine import FAILED
+from segmint.pipeline.corrections.apply.masks import list_masks
 from segmint.pipeline.corrections.merge.run import merge_submissions
 from segmint.pipeline.corrections.redact import redact
 from segmint.pipeline.corrections.takedown import takedown
@@ -166,7 +166,7 @@ def test_an_image_that_fails_keeps_its_masks_and_is_tried_again(place: DatasetPa
 def test_a_segmenter_that_fails_for_all_images_ends_the_run(
     place: DatasetPath, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(masks, "BARREN_SHARDS", 2)
+    monkeypatch.setattr(engine, "BARREN_SHARDS", 2)
     how = dict.fromkeys("145", "raise")
     with pytest.raises(
         UnfinishedError, match="in 2 shards in a row, no image succeeded; the last reason: stage_faulty"
@@ -237,16 +237,15 @@ def test_another_correction_in_the_middle_loses_nothing(
     place: DatasetPath, other: Callable[[DatasetPath], object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It runs after the images were read and before their masks are written."""
-    from segmint.pipeline.corrections.apply.masks import MasksWriter
+    write_masks = masks.write_masks
 
-    write_masks = MasksWriter.__call__
-
-    def interrupted(writer: MasksWriter, images: ChosenImages, table: Any) -> Any:
+    def interrupted(*arguments: Any) -> Any:
+        *_, images, _ = arguments
         if images.shard == 1:
             other(place)
-        return write_masks(writer, images, table)
+        return write_masks(*arguments)
 
-    monkeypatch.setattr(MasksWriter, "__call__", interrupted)
+    monkeypatch.setattr(masks, "write_masks", interrupted)
     done = applied(place, segmenter())
     assert findings(place) == []
     if other is take_down:

@@ -21,10 +21,11 @@ from segmint.operators.shards.committed_rows import read_file
 from segmint.pipeline.corrections.correction import revise
 from segmint.pipeline.corrections.imports import imports
 from segmint.pipeline.corrections.imports.files import ImportFormat, detect_format
-from segmint.pipeline.corrections.imports.imports import ImportRequest, ImportResult, import_masks, list_import
+from segmint.pipeline.corrections.imports.imports import ImportList, ImportRequest, import_masks, list_import
 from segmint.pipeline.corrections.imports.matching import MatchMode
 from segmint.pipeline.corrections.imports.merge import ImportMode
 from segmint.pipeline.corrections.label import label
+from segmint.pipeline.corrections.mask_revision import RevisionResult
 from segmint.pipeline.corrections.redact import redact
 from segmint.pipeline.corrections.repair import repair
 from segmint.pipeline.corrections.takedown import takedown
@@ -397,7 +398,7 @@ def test_label_studio_s_answers_come_back(place: DatasetPath, tmp_path: Path) ->
     export_dataset(place.location, ExportOptions(Format.LABEL_STUDIO, with_images=False), location_of(out))
     tasks = json.loads((out / "tasks.json").read_text())
 
-    def import_tasks(tasks: list[dict[str, Any]]) -> ImportResult:
+    def import_tasks(tasks: list[dict[str, Any]]) -> RevisionResult[ImportList]:
         (tmp_path / "answers.json").write_text(json.dumps(tasks))
         file = location_of(tmp_path / "answers.json")
         return import_masks(
@@ -469,7 +470,7 @@ def test_each_table_is_read_once_for_the_sizes_of_images(place: DatasetPath, mon
         read.append(entry.path)
         return read_file(dataset, entry)
 
-    monkeypatch.setattr(imports, "read_file", counted)
+    monkeypatch.setattr("segmint.operators.shards.committed_rows.read_file", counted)
     size_of = imports.sizes_of(place.location, load_manifest(place.location), MatchMode.NUMBER)
     assert [size_of(f"sa_{n}.jpg") for n in (4, 1, 5, 2, 3, 6, 7, 0)] == [(30, 40)] * 4 + [None] * 4
     assert len(read) == 2
