@@ -44,8 +44,8 @@ ANSWER_MUTANTS = (
     Mutant(
         "the lowest assignment counts after a merge, too",
         "catalogs/dataset/annotations/assignments.py",
-        "return min(assignments, default=None) if before is None else before",
-        "return min(assignments, default=None)",
+        "    if before is not None:\n        return before\n",
+        "",
         ASSIGNMENTS,
     ),
     Mutant(
@@ -58,8 +58,8 @@ ANSWER_MUTANTS = (
     Mutant(
         "people are compared after a merge",
         "catalogs/dataset/annotations/assignments.py",
-        "for base, submission in one.items() if base in other",
-        "for base, submission in reversed(one.items()) if base in other",
+        "for base, submission in last[0].items():",
+        "for base, submission in reversed(last[0].items()):",
         ASSIGNMENTS,
     ),
     Mutant(
