@@ -510,8 +510,8 @@ DATASET_MUTANTS = (
     Mutant(
         "a dataset without its files is signed",
         "pipeline/quality/evidence/signatures.py",
-        "if version == latest and wrong:",
-        "if False:",
+        '        if wrong:\n            raise UsageError(f"{dataset}: missing',
+        '        if False:\n            raise UsageError(f"{dataset}: missing',
         "tests/pipeline/quality/evidence/test_signatures.py",
     ),
     Mutant(
