@@ -45,12 +45,12 @@ def node_groups() -> list[NodeGroup]:
         get_logger("cluster").warning("node_groups_unknown", reason=last_line(error))
         return []
     head = config.get("head_node_type")
-    types = {name: of for name, of in config.get("available_node_types", {}).items() if name != head}
     total = int(config.get("max_workers", 0))
     groups = []
-    for name, of in types.items():
-        most = min(int(of.get("max_workers", total)), total)
-        groups.append(NodeGroup(name, {key: float(value) for key, value in of["resources"].items()}, most))
+    for name, of in config.get("available_node_types", {}).items():
+        if name != head:
+            most = min(int(of.get("max_workers", total)), total)
+            groups.append(NodeGroup(name, {key: float(value) for key, value in of["resources"].items()}, most))
     return groups
 
 
@@ -68,7 +68,9 @@ def config_of(ray_cluster: dict[str, Any]) -> dict[str, Any] | None:
     """Derive the autoscaler's configuration from a RayCluster resource. Return None if it has no autoscaler."""
     from segmint.infra.ray_internals import autoscaling_config
 
-    return autoscaling_config(ray_cluster) if ray_cluster["spec"].get("enableInTreeAutoscaling") else None
+    if not ray_cluster["spec"].get("enableInTreeAutoscaling"):
+        return None
+    return autoscaling_config(ray_cluster)
 
 
 def _of_head() -> dict[str, Any] | None:
@@ -100,8 +102,7 @@ def belongs(node: Mapping[str, Any], group: NodeGroup) -> bool:
 
 def gpu_kind(resources: Mapping[str, float]) -> str:
     """Return the GPU kind that a node's resources contain, or "" if they don't contain any."""
-    named = sorted(name.removeprefix(GPU_KIND) for name in resources if name.startswith(GPU_KIND))
-    return named[0] if named else ""
+    return min((name.removeprefix(GPU_KIND) for name in resources if name.startswith(GPU_KIND)), default="")
 
 
 def with_gpu_kind(groups: Sequence[NodeGroup], nodes: Sequence[Mapping[str, Any]]) -> list[NodeGroup]:
@@ -110,17 +111,16 @@ def with_gpu_kind(groups: Sequence[NodeGroup], nodes: Sequence[Mapping[str, Any]
     `nodes` is the result of `ray.nodes()`. If all live nodes with GPUs have the same kind, new nodes are assumed to
     have that kind, too.
     """
-    alive = [node["Resources"] for node in nodes if node["Alive"]]
-    kinds = {gpu_kind(node) for node in alive if node.get("GPU", 0) > 0}
+    kinds = {gpu_kind(node["Resources"]) for node in nodes if node["Alive"] and node["Resources"].get("GPU", 0) > 0}
     if len(kinds) != 1 or "" in kinds:
         return list(groups)
     named = {f"{GPU_KIND}{min(kinds)}": 1.0}
-    return [
-        replace(group, resources={**group.resources, **named})
-        if group.resources.get("GPU", 0) > 0 and not gpu_kind(group.resources)
-        else group
-        for group in groups
-    ]
+    found = []
+    for group in groups:
+        if group.resources.get("GPU", 0) > 0 and not gpu_kind(group.resources):
+            group = replace(group, resources={**group.resources, **named})
+        found.append(group)
+    return found
 
 
 def missing_nodes(
@@ -131,8 +131,11 @@ def missing_nodes(
     `nodes` is the result of `ray.nodes()`. Bundles that don't fit even with every node that the groups can add are
     ignored.
     """
-    open_nodes = [dict(node["Resources"]) for node in nodes if node["Alive"]]
-    spare = {group.name: group.most - sum(node["Alive"] and belongs(node, group) for node in nodes) for group in groups}
+    alive = [node for node in nodes if node["Alive"]]
+    open_nodes = [dict(node["Resources"]) for node in alive]
+    spare = {}
+    for group in groups:
+        spare[group.name] = group.most - sum(belongs(node, group) for node in alive)
     missing: Counter[str] = Counter()
     for bundle, equal in groupby(bundles):  # there may be thousands of equal bundles, so place them together
         left = len(list(equal))
@@ -180,7 +183,7 @@ class NodeRequest(AbstractContextManager["NodeRequest"]):
 
         Without node groups, this does nothing.
         """
-        self._bundles = [dict(bundle) for bundle in bundles]
+        self._bundles = list(map(dict, bundles))
         self._changed.set()
         if self._thread is None and (groups := node_groups()):
             self._thread = threading.Thread(target=self._run, args=(groups,), daemon=True, name="node-request")
@@ -216,7 +219,9 @@ def _adjust(tasks: Sequence[Any], count: int, group: NodeGroup) -> list[Any]:
     """Start or cancel tasks for nodes of this group until exactly `count` tasks are waiting, and return those tasks."""
     import ray
 
-    waiting = ray.wait(list(tasks), num_returns=len(tasks), timeout=0)[1] if tasks else []
+    waiting: list[Any] = []
+    if tasks:
+        waiting = ray.wait(list(tasks), num_returns=len(tasks), timeout=0)[1]
     for task in waiting[count:]:
         ray.cancel(task)
     size = {"num_cpus": group.resources.get("CPU", 0), "num_gpus": group.resources.get("GPU", 0)}

@@ -99,11 +99,10 @@ def select_rows(dataset: Location, manifest: DatasetManifest, asked: TakedownReq
     regardless of how its identifier is spelled. This streams the catalog.
     """
     if asked.ids is None:
-        chosen = {
-            image.ordinal: image
-            for batch in _batches(dataset, manifest)
-            for image in _images(batch, _of_license_or_provider(batch, asked))
-        }
+        chosen = {}
+        for batch in _batches(dataset, manifest):
+            for image in _images(batch, _of_license_or_provider(batch, asked)):
+                chosen[image.ordinal] = image
         return Selection(chosen)
     exact = {name: exact_id(name) or name for name in asked.ids}
     names = pa.array(exact.values(), pa.string())
@@ -119,7 +118,9 @@ def select_rows(dataset: Location, manifest: DatasetManifest, asked: TakedownReq
     result = Selection()
     for name in asked.ids:
         named = by_name.get(exact[name], [])
-        numbered = by_ordinal.get(numbers[name] - 1) if name in numbers else None
+        numbered = None
+        if name in numbers:
+            numbered = by_ordinal.get(numbers[name] - 1)
         if named and numbered is not None and numbered.image_id != name:
             result.ambiguous[name] = (
                 f"{name!r} is both the image_id of image {named[0].id} and the number of another image. For the "
@@ -127,7 +128,8 @@ def select_rows(dataset: Location, manifest: DatasetManifest, asked: TakedownReq
                 f"image_id, {json.dumps(numbered.image_id)}"
             )
         elif named:
-            result.rows |= {image.ordinal: image for image in named}
+            for image in named:
+                result.rows[image.ordinal] = image
         elif numbered is not None:
             result.rows[numbered.ordinal] = numbered
         else:

@@ -56,8 +56,11 @@ def sweep(
     found = _listed(dataset)
     found.linked.update(folder for folder in _FOLDERS if folder and (dataset / folder).link_target() is not None)
     doubtful = found.doubtful_shards()
-    undated = found.temporary or found.parts or any(shard in found.files for shard in doubtful)
-    limit = (now or (store_time(dataset) if undated else datetime.now(UTC))) - grace
+    if now is None:
+        now = datetime.now(UTC)
+        if found.temporary or found.parts or not found.files.keys().isdisjoint(doubtful):
+            now = store_time(dataset)
+    limit = now - grace
     doomed = [path for path, modified in found.temporary if modified < limit]
     parts = {path for path, entry in found.parts if entry.modified < limit}
     if parts and manifest_generations(dataset):
@@ -83,17 +86,25 @@ def missing_files(dataset: Location, shards: Container[int]) -> list[str]:
     """
     found, log, missing = _listed(dataset), CommitLog(dataset), dict[int, list[str]]()
     for shard in found.doubtful_shards():
-        commit = log.latest(shard) if shard in shards and len(missing) < 10 else None
+        if shard not in shards or len(missing) == 10:
+            continue
+        commit = log.latest(shard)
+        if commit is None:
+            continue
         listed = {path: entry.size for path, _, entry in found.files.get(shard, [])}
-        new = [entry.path for entry in commit.files if not listed.get(entry.path)] if commit is not None else []
-        # A file that exists but isn't in the listing was committed after the listing.
-        absent = [path for path in new if path in listed or not (dataset / path).exists()]
-        if commit is not None and absent and log.is_latest(shard, commit.generation):
+        absent = []
+        for entry in commit.files:
+            # A file that exists but isn't in the listing was committed after the listing.
+            if not listed.get(entry.path) and (entry.path in listed or not (dataset / entry.path).exists()):
+                absent.append(entry.path)
+        if absent and log.is_latest(shard, commit.generation):
             missing[shard] = absent
     whole = {path for path, entry in found.parts if entry.size}
     parts = {part.path for part in load_manifest(dataset).catalog if part.path not in whole}
     if parts:  # a correction may have replaced the catalog after the listing
-        parts -= {f"{CATALOG}/{entry.name}" for entry in (dataset / CATALOG).list() if entry.size}
+        for listed_part in (dataset / CATALOG).list():
+            if listed_part.size:
+                parts.discard(f"{CATALOG}/{listed_part.name}")
     return [*sorted(parts), *itertools.chain.from_iterable(missing.values())]
 
 
@@ -114,13 +125,12 @@ class _SweepListing:
         If a shard has one generation, no reservation, and one nonempty file of each kind, these files are assumed to be
         those that its commit names. Such a shard is not doubtful, so its commit doesn't have to be read.
         """
-        return [
-            shard
-            for shard, numbers in sorted(self.generations.items())
-            if len(numbers) > 1
-            or shard in self.reserved
-            or sorted(file.kind for _, file, entry in self.files.get(shard, []) if entry.size) != sorted(DATA_KINDS)
-        ]
+        doubtful = []
+        for shard, numbers in sorted(self.generations.items()):
+            kinds = sorted(file.kind for _, file, entry in self.files.get(shard, []) if entry.size)
+            if len(numbers) > 1 or shard in self.reserved or kinds != sorted(DATA_KINDS):
+                doubtful.append(shard)
+        return doubtful
 
     def in_own_folder(self, path: str) -> bool:
         """Return whether a path is in a folder that isn't a link."""
@@ -153,16 +163,19 @@ def _sweep_shard(dataset: Location, shard: int, found: _SweepListing, limit: dat
     if state.commit is None:
         return []  # it was deleted in the meantime
     log = CommitLog(dataset)
-    replaced = (log.read(shard, generation) for generation in state.replaced)
-    replaced_files = {entry.path for commit in replaced if commit is not None for entry in commit.files}
-    doomed = [
-        path
-        for path, _, entry in found.files.get(shard, [])
-        if path not in state.kept and (entry.modified < limit or path in replaced_files)
-    ]
+    replaced_files = set[str]()
+    for generation in state.replaced:
+        commit = log.read(shard, generation)
+        if commit is not None:
+            replaced_files.update(file.path for file in commit.files)
+    doomed = []
+    for path, _, entry in found.files.get(shard, []):
+        if path not in state.kept and (entry.modified < limit or path in replaced_files):
+            doomed.append(path)
     # Commits are deleted last. Until then, a replaced commit shows that the files that it names don't belong to an
     # active writer.
-    doomed += [commit_path(shard, generation) for generation in state.replaced]
+    for generation in state.replaced:
+        doomed.append(commit_path(shard, generation))
     doomed = [path for path in doomed if found.in_own_folder(path)]
     for path in doomed:
         (dataset / path).delete()

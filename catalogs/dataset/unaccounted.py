@@ -105,23 +105,38 @@ def judge_doubtful(
     links = dataset.storage.links(dataset.uri)
     unnamable = {path for path in {*links, *listed} if _CONTROL.search(unquote(path))}
     findings = [_stray(ascii(path), "a name with a control character") for path in sorted(unnamable)]
-    targets = {path: (dataset / path).link_target() for path in sorted(links - unnamable)}
-    findings += [_stray(path, f"a link to {to}" if to else "a special file") for path, to in targets.items()]
-    left = {path: entry for path, entry in sorted(listed.items()) if path not in links | unnamable}
-    ours = {path: entry for path, entry in left.items() if is_known(path) or _TEMPORARY.fullmatch(path)}
+    for path in sorted(links - unnamable):
+        target = (dataset / path).link_target()
+        findings.append(_stray(path, f"a link to {target}" if target else "a special file"))
+    ours, theirs = {}, {}
+    for path, entry in sorted(listed.items()):
+        if path in links or path in unnamable:
+            continue
+        if is_known(path) or _TEMPORARY.fullmatch(path):
+            ours[path] = entry
+        else:
+            theirs[path] = entry
     judged = dict[str, Finding | None]()
     try:
-        judged.update(_judge_ours(dataset, ours, limit, doubtful) if ours else ())
+        if ours:
+            judged.update(_judge_ours(dataset, ours, limit, doubtful))
     except UsageError:
         pass  # an unreadable manifest, which callers report
     except DamagedDatasetError as error:
         findings.append(FindingLocation(RESERVATIONS).finding(Code.STRAY_FILE, "readable reservations", error))
-    findings += [finding for finding in judged.values() if finding is not None]
-    suspicions = {path: _suspicion(path, entry.size) for path, entry in left.items() if path not in ours}
-    findings += [_stray(path, suspicion) for path, suspicion in suspicions.items() if suspicion is not None]
-    recent = tuple(path for path, finding in judged.items() if finding is None)
-    others = tuple(path for path, suspicion in suspicions.items() if suspicion is None)
-    return UnaccountedFiles(tuple(findings), recent, others)
+    recent, others = [], []
+    for path, finding in judged.items():
+        if finding is None:
+            recent.append(path)
+        else:
+            findings.append(finding)
+    for path, entry in theirs.items():
+        suspicion = _suspicion(path, entry.size)
+        if suspicion is None:
+            others.append(path)
+        else:
+            findings.append(_stray(path, suspicion))
+    return UnaccountedFiles(tuple(findings), tuple(recent), tuple(others))
 
 
 def _judge_ours(
@@ -137,15 +152,21 @@ def _judge_ours(
     named = {part.path for part in manifest.catalog}
     shards = {data.shard for path in files if (data := parse_data_path(path)) is not None}.difference(doubtful)
     for each in log.read_latest_of(newest[shard].key for shard in sorted(shards & newest.keys())):
-        named |= {entry.path for entry in each.files}
+        for file in each.files:
+            named.add(file.path)
     removed = set[int]()
     with suppress(DamagedDatasetError):  # callers report damaged tombstones
         removed = set(by_shard(removed_images(read_tombstones(dataset)), manifest.images_per_shard))
     manifested = max(entry.modified for entry in dataset.list() if parse_manifest_name(entry.name) is not None)
     for path, entry in files.items():
         data, commit = parse_data_path(path), parse_commit_path(path)
-        shard = data.shard if data is not None else None if commit is None else commit[0]
-        latest = None if shard is None else newest.get(shard)
+        shard = latest = None
+        if data is not None:
+            shard = data.shard
+        elif commit is not None:
+            shard = commit[0]
+        if shard is not None:
+            latest = newest.get(shard)
         if (
             path in named
             or shard in doubtful
@@ -155,7 +176,11 @@ def _judge_ours(
         if data is not None and data.shard >= manifest.shards:
             yield path, _stray(path, f"{entry.size:,} bytes of a shard that the dataset doesn't have")
             continue
-        changed = latest.modified if latest is not None else manifested if is_part_path(path) else entry.modified
+        changed = entry.modified
+        if latest is not None:
+            changed = latest.modified
+        elif is_part_path(path):
+            changed = manifested
         if commit is not None and latest is not None:
             # A correction only replaces older commits. If a commit is newer than its replacement, somebody copied it
             # here.
@@ -166,8 +191,10 @@ def _judge_ours(
             at_work = recent or path in kept or (data is not None and latest is None)
             code, expected = Code.LEFTOVER_FILE, "no unreferenced file"
         found = f"{entry.size:,} bytes of {entry.modified:%Y-%m-%d %H:%M} UTC"
-        if at_work or (dataset / path).exists():  # a correction may have deleted it since the listing
-            yield path, None if at_work else FindingLocation(path, shard).finding(code, expected, found)
+        if at_work:
+            yield path, None
+        elif (dataset / path).exists():  # a correction may have deleted it since the listing
+            yield path, FindingLocation(path, shard).finding(code, expected, found)
 
 
 def _suspicion(path: str, size: int) -> str | None:

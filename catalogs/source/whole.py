@@ -62,11 +62,12 @@ class WholeCatalog:
         names = [name for name in self.schema.names if name in SOURCE.names]
         others = [name for name in self.schema.names if name not in SOURCE.names]
         if not others:
-            yield from (batch.select(names) for batch in read_catalog(self._catalog))
+            for batch in read_catalog(self._catalog):
+                yield batch.select(names)
             return
         with unchanged(self._catalog):
             for ours, theirs in together(read_catalog(self._catalog), self._raw_batches()):
-                arrays = [*(ours.column(name) for name in names), *(theirs.column(name) for name in others)]
+                arrays = [*map(ours.column, names), *map(theirs.column, others)]
                 yield pa.RecordBatch.from_arrays(arrays, schema=self.schema)
 
     def _fields(self) -> list[pa.Field]:
@@ -78,7 +79,9 @@ class WholeCatalog:
                 raise UsageError(f"the files of {self._catalog} have different types: {error}") from error
         elif self._kind == "CSV":
             first = next(csv_batches(self._catalog, only=None), None)
-            names = SOURCE.names if first is None else first.schema.names
+            names = SOURCE.names
+            if first is not None:
+                names = first.schema.names
             self._raw_fields = [pa.field(name, pa.string()) for name in names]
         else:
             seen: dict[str, set[type]] = {}
@@ -130,7 +133,9 @@ def _schema_of(catalog: Location, file: CatalogFile) -> pa.Schema:
         fields = list(opened.schema_arrow)
     _refuse_repeated(catalog, fields)
     known = {field.name for field in fields}
-    fields += [pa.field(name, pa.string()) for name in file.columns if name not in known]
+    for name in file.columns:
+        if name not in known:
+            fields.append(pa.field(name, pa.string()))
     found = []
     for field in fields:
         if field.name in SOURCE.names:
@@ -147,7 +152,9 @@ def _column(batch: pa.RecordBatch, field: pa.Field, file: CatalogFile) -> pa.Arr
     if place < 0:
         return repeated(file.columns.get(field.name), batch.num_rows).cast(field.type)
     column = batch.column(place)
-    return column if column.type == field.type else column.cast(field.type)
+    if column.type == field.type:
+        return column
+    return column.cast(field.type)
 
 
 def _kind_of(value: Any) -> type:
@@ -171,6 +178,7 @@ def _json_field(name: str, kinds: set[type]) -> pa.Field:
 def _typed(value: Any, field: pa.Field) -> Any:
     if value is None or not pa.types.is_string(field.type):
         return value
-    is_text = isinstance(value, str) and field.metadata is None
-    text = value if is_text else json.dumps(value, ensure_ascii=False)
+    text = value
+    if not isinstance(value, str) or field.metadata is not None:
+        text = json.dumps(value, ensure_ascii=False)
     return text.encode("utf-8", "replace").decode()  # replaces lone surrogates, which UTF-8 can't encode

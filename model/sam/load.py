@@ -208,20 +208,20 @@ def encoder_architecture(state: Mapping[str, Tensor]) -> Architecture:
 
 def _differences(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:
     """Describe why `found` can't be loaded strictly. If there are no differences, return an empty string."""
-    missing = [name for name in expected if name not in found]
-    unknown = [name for name in found if name not in expected]
-    reshaped = [
-        f"{name} is {tuple(found[name].shape)}, not {tuple(tensor.shape)}"
-        for name, tensor in expected.items()
-        if name in found and found[name].shape != tensor.shape
-    ]
-    retyped = [
-        f"{name} is {found[name].dtype}"
-        for name, tensor in expected.items()
-        if name in found and tensor.is_floating_point() and not found[name].is_floating_point()
-    ]
+    missing, reshaped, retyped = [], [], []
+    for name, tensor in expected.items():
+        if name not in found:
+            missing.append(name)
+            continue
+        ours = found[name]
+        if ours.shape != tensor.shape:
+            reshaped.append(f"{name} is {tuple(ours.shape)}, not {tuple(tensor.shape)}")
+        if tensor.is_floating_point() and not ours.is_floating_point():
+            retyped.append(f"{name} is {ours.dtype}")
     kinds = (
-        *(("missing", missing), ("not SAM's", unknown), ("differently shaped", reshaped)),
+        ("missing", missing),
+        ("not SAM's", [name for name in found if name not in expected]),
+        ("differently shaped", reshaped),
         ("of another type", retyped),
     )
     return "; ".join(f"{len(names)} are {kind}: {_some(names)}" for kind, names in kinds if names)

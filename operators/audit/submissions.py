@@ -71,7 +71,9 @@ def audit_submissions(dataset: Location, rows: Sequence[range], taken: Collectio
 
     names.sort()
     found = map_ahead(problem, names, _THREADS, 4 * _THREADS, "submissions")
-    yield from (finding for finding in found if finding is not None)
+    for finding in found:
+        if finding is not None:
+            yield finding
     for (_, assignment), of_assignment in groupby(names, key=lambda name: name[:2]):
         assignment_names = list(of_assignment)
         missing = sorted(set(range(1, assignment_names[-1].n)) - {name.n for name in assignment_names})
@@ -92,13 +94,13 @@ def audit_merged_submission(
     if merged_assignment(row["submission"]) is None or row["submission"]["n"] is None:
         return
     last = SubmissionName(row["ordinal"], row["submission"]["assignment"], row["submission"]["n"])
-    names = (
-        [name for name in submissions_of(dataset, last.ordinal) if name.assignment == last.assignment]
-        if last.n > 1
-        else []
-    )
+    names = []
+    if last.n > 1:
+        for name in submissions_of(dataset, last.ordinal):
+            if name.assignment == last.assignment and name.n < last.n:
+                names.append(name)
     try:
-        submissions = read_assignment(dataset, [*(name for name in names if name.n < last.n), last])
+        submissions = read_assignment(dataset, [*names, last])
     except SubmissionError as error:
         problem = str(error).removeprefix(f"{dataset}/")
         wanted = f"the submission {submission_path(*last)}"
@@ -138,17 +140,16 @@ def _audit_masks(
     submission, where = submissions[-1], f"id {row['id']}"
     here = {mask["annotation_id"]: _counts(mask) for mask in masks}
     there = frozenset(here.values())
-    # A merge skips a mask whose parent doesn't fit, and then marks the image as incomplete.
-    missing = {
-        mask.counts
-        for mask in submission.masks
-        if mask.counts not in there and (mask.parent is None or row["complete"])
-    }
+    missing, stays = set(), set()
+    for mask in submission.masks:
+        stays.add(mask.counts)
+        # A merge skips a mask whose parent doesn't fit, and then marks the image as incomplete.
+        if mask.counts not in there and (mask.parent is None or row["complete"]):
+            missing.add(mask.counts)
     if missing:
         yield place.finding(
             Code.OTHER_SUBMISSION, f"the masks of {submission.path}", f"{len(missing)} not there", where
         )
-    stays = {mask.counts for mask in submission.masks}
     for former in (*submission.deleted, *(mask for mask in submission.replaced if mask.counts not in stays)):
         if here.get(former.id) == former.counts:
             expected = f"no such mask, as {submission.path} says"
@@ -163,8 +164,10 @@ def _audit_masks(
             continue
         if found["origin"] is not None and not any(mask.parent == found["parent"] is not None for mask, _ in words):
             continue  # an imported mask with the same pixels
+        wrong = _other_label(found, [mask for mask, _ in words])
         others = [_unlike(found, mask, until) for mask, until in words]
-        wrong = (others[-1] if all(others) else {}) | _other_label(found, [mask for mask, _ in words])
+        if all(others):
+            wrong = others[-1] | wrong
         if wrong:
             id = found["annotation_id"]
             expected = f"what {words[-1][1][-1].path} says: {wrong}"
@@ -186,8 +189,11 @@ def _other_label(row: Row, masks: Sequence[SubmittedMask]) -> Row:
         return {}  # the label may come from the parent
     if masks[-1].label is None and is_of_model(row["label_source"]):
         return {}  # a model may label a mask that the person left without a label
-    labels = [label_columns(mask) for mask in masks]
-    return {} if any(all(row[name] == said[name] for name in said) for said in labels) else labels[-1]
+    for mask in masks:
+        label = label_columns(mask)
+        if all(row[name] == label[name] for name in label):
+            return {}
+    return label
 
 
 def _counts(mask: Row) -> str:
@@ -228,7 +234,7 @@ def audit_ratings(tables: DatasetTables, taken: Collection[int]) -> Iterator[Fin
 
 def _masks_of(tables: DatasetTables, images: Sequence[int]) -> tuple[dict[int, int], dict[int, str]]:
     """Return the next mask number of each image, keyed by image, and the run lengths, keyed by annotation id."""
-    among = ", ".join(str(image) for image in images)
+    among = ", ".join(map(str, images))
     known = f"SELECT id, coalesce(next_mask, {MOST_MASKS}) AS next FROM images WHERE id IN ({among})"
     rows = tables.query(known).to_pylist()
     masks = tables.query(

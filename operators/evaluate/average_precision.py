@@ -70,11 +70,10 @@ class AveragePrecision:
         self.names = score_names(frequencies is not None)
         self._models, self._categories = len(models), dict[int, _Category]()
         for category in sorted({id for home in models for id in home}):
-            parts = [
-                (place[id], model, matches)
-                for model, home in enumerate(models)
-                for id, matches in home.get(category, ())
-            ]
+            parts = []
+            for model, home in enumerate(models):
+                for id, matches in home.get(category, ()):
+                    parts.append((place[id], model, matches))
             chosen = [(frequencies or {}).get(category) == kind for kind in kinds]
             parts.sort(key=lambda part: part[:2])
             self._categories[category] = _Category(parts, self.units, chosen, limits)

@@ -55,13 +55,15 @@ def read_table(data: bytes, kind: str) -> pa.Table:
 
 def _with_any_stages(found: pa.Table, kind: str) -> pa.Schema:
     """Return a table's standard columns, followed by the columns of any custom stages in its file."""
-    stages = [field for field in stage_fields(found) if pa.types.is_struct(field.type)]
-    return pa.schema([*SCHEMAS[kind], *(stages if kind != "rejects" else ())])
+    if kind == "rejects":
+        return SCHEMAS[kind]
+    return pa.schema([*SCHEMAS[kind], *(field for field in stage_fields(found) if pa.types.is_struct(field.type))])
 
 
 def _differences(table: pa.Table, schema: pa.Schema) -> list[str]:
-    different = [f.name for f in schema if f.name not in table.schema.names or table.schema.field(f.name) != f]
-    return [*different, *(name for name in table.schema.names if name not in schema.names)]
+    names = table.schema.names
+    different = [field.name for field in schema if field.name not in names or table.schema.field(field.name) != field]
+    return different + [name for name in names if name not in schema.names]
 
 
 def read_tables(dataset: Location, commit: Commit, kinds: Iterable[str] = tuple(SCHEMAS)) -> dict[str, pa.Table]:
@@ -85,12 +87,17 @@ def stage_columns(dataset: DatasetHandle, tables: Mapping[str, pa.Table]) -> tup
     The manifest is read again if there are others than the build's, because a column may have been applied since the
     command started. Raises `DamagedDatasetError` if a column of the build is missing, or if another column is unknown.
     """
-    found = [TableColumn(kind, field) for kind, table in tables.items() for field in stage_fields(table)]
+    found = []
+    for kind, table in tables.items():
+        found += [TableColumn(kind, field) for field in stage_fields(table)]
     known = [TableColumn(column.table, column.arrow_field) for column in dataset.stages if column.table in tables]
     wrong = [each for each in known if each not in found]
     if len(found) > len(known) - len(wrong):
-        known += [column.in_table for column in dataset.manifest().applied_columns]
-    wrong += [each for each in found if each not in known]
+        for column in dataset.manifest().applied_columns:
+            known.append(column.in_table)
+    for each in found:
+        if each not in known:
+            wrong.append(each)
     if wrong:
         raise DamagedDatasetError(f"other columns: {', '.join(each.arrow_field.name for each in wrong)}")
     # Parquet has other names for the items of lists, so return the equal columns with the names in the manifest.
@@ -106,7 +113,8 @@ def read_committed_rows(dataset: Location, commit: Commit, tables: Mapping[str, 
     `DamagedDatasetError`, which names the file, if a file is missing, differs from the commit, or contradicts the other
     files.
     """
-    tables = read_tables(dataset, commit) if tables is None else tables
+    if tables is None:
+        tables = read_tables(dataset, commit)
     rows = {kind: table.to_pylist() for kind, table in tables.items()}
     tar = commit.file("shards")
     try:

@@ -30,8 +30,11 @@ def redact_row(row: Row, wanted: Sequence[WantedRegion], config: ReleaseConfig) 
     if not wanted or row.get("reason") is not None:
         return row
     known = [Region(**region) for region in row["regions"]]
-    new = {source_region(row, box): box for box in wanted}
-    new = {region: box for region, box in new.items() if region not in known}
+    new = {}
+    for box in wanted:
+        region = source_region(row, box)
+        if region not in known:
+            new[region] = box
     if not new:
         return row
     image = _decoded(row)
@@ -45,13 +48,13 @@ def redact_row(row: Row, wanted: Sequence[WantedRegion], config: ReleaseConfig) 
         "release": jpeg,
         "release_sha256": hashlib.sha256(jpeg).hexdigest(),
         "hashes": jpeg_hashes(jpeg).tolist(),
-        "regions": [asdict(region) for region in regions],
+        "regions": list(map(asdict, regions)),
         "faces": sum(region.kind == "face" for region in regions),
         "plates": sum(region.kind == "plate" for region in regions),
     }
     redacted["redacted_share"] = redacted_share(redacted)
     if row.get("masks"):
-        redacted["masks"] = [_without_applied(mask) for mask in row["masks"]]
+        redacted["masks"] = list(map(_without_applied, row["masks"]))
         redacted["masks"] = _measured(redacted)
     return redacted
 
@@ -74,10 +77,10 @@ def _measured(row: Row) -> list[Row]:
         shares, ious = redaction_columns(row, [mask["segmentation"]["counts"] for mask in row["masks"]])
     except ValueError:
         return list(row["masks"])
-    return [
-        {**mask, "redacted_share": share, "redaction_iou": iou}
-        for mask, share, iou in zip(row["masks"], shares, ious, strict=True)
-    ]
+    masks = []
+    for mask, share, iou in zip(row["masks"], shares, ious, strict=True):
+        masks.append({**mask, "redacted_share": share, "redaction_iou": iou})
+    return masks
 
 
 def _decoded(row: Row) -> Pixels:

@@ -66,24 +66,27 @@ def wanted_pictures(dataset: Location, only: Collection[int] | None = None) -> W
     """Return the pictures that were taken down from a dataset. If `only` is given, return only these numbers."""
     shards = read_fingerprints(dataset).values()
     known = {id: each.views() for id, each in by_image(shards).items()}
-    found = [
-        (image.id, tombstone.name, known[image.id])
-        for tombstone in read_tombstones(dataset)
-        for image in tombstone.images
-        if image.id in known and len(known[image.id]) and (only is None or image.id in only)
-    ]
-    ids, names, hashes = zip(*found, strict=True) if found else ((), (), [np.empty((0, HASHES), np.uint64)])
+    ids, names, hashes = [], [], [_NONE]
+    for tombstone in read_tombstones(dataset):
+        for image in tombstone.images:
+            if image.id in known and len(known[image.id]) and (only is None or image.id in only):
+                ids.append(image.id)
+                names.append(tombstone.name)
+                hashes.append(known[image.id])
     others = frozenset((each.id, each.tombstone) for shard in shards for each in shard.others)
-    return WantedPictures(ids, names, np.concatenate(hashes), others)
+    return WantedPictures(tuple(ids), tuple(names), np.concatenate(hashes), others)
 
 
 def pictures_at(dataset: Location, commits: Iterable[Commit], ordinals: Collection[int]) -> WantedPictures:
     """Return images that haven't been taken down yet, given by ordinal, in the form of `WantedPictures`."""
     wanted = np.sort(np.fromiter(ordinals, np.int64, len(ordinals)))
-    own = (commit for commit in commits if np.diff(np.searchsorted(wanted, commit.ordinals))[0])
-    read = [_read(dataset, commit, pa.array(wanted)) for commit in own]
-    ids = tuple(int(ordinal) + 1 for numbers, _, _ in read for ordinal in numbers)
-    return WantedPictures(ids, ("",) * len(ids), np.concatenate([_NONE, *(hashes for _, _, hashes in read)]))
+    ids, hashes = list[int](), [_NONE]
+    for commit in commits:
+        if np.diff(np.searchsorted(wanted, commit.ordinals))[0]:
+            numbers, _, own = _read(dataset, commit, pa.array(wanted))
+            ids += [int(ordinal) + 1 for ordinal in numbers]
+            hashes.append(own)
+    return WantedPictures(tuple(ids), ("",) * len(ids), np.concatenate(hashes))
 
 
 def near_copies(dataset: Location, commits: Iterable[Commit], wanted: WantedPictures) -> Iterator[NearCopy]:

@@ -200,11 +200,9 @@ def _rows_of_rest(dataset: Location, commit: Commit, damaged: set[str]) -> list[
     if "masks" in damaged:
         if "shards" in damaged:
             raise ValueError("no intact file contains the masks")
-        tables["masks"] = [
-            mask
-            for image in tables["images"]
-            for mask in _masks_of_json(image, members, submitted_columns(dataset, image))
-        ]
+        tables["masks"] = []
+        for image in tables["images"]:
+            tables["masks"] += _masks_of_json(image, members, submitted_columns(dataset, image))
     return committed_rows(tables["images"], tables["masks"], tables.get("rejects", []), members)
 
 

@@ -355,11 +355,9 @@ class CatalogRows:
         while True:
             manifest = load_manifest(self._dataset)
             try:
-                tables = [
-                    table
-                    for part in manifest.catalog
-                    for table in self._of_part(part, part.first_shard * manifest.images_per_shard, start, stop)
-                ]
+                tables = list[pa.Table]()
+                for part in manifest.catalog:
+                    tables += self._of_part(part, part.first_shard * manifest.images_per_shard, start, stop)
             except NotFoundError:
                 if load_manifest(self._dataset).catalog == manifest.catalog:
                     raise

@@ -46,18 +46,24 @@ def fit_submission(masks: Mapping[int, Row], submissions: Sequence[Submission], 
         undone = {id for id in _made_by(former, masks, submissions) if counts_of(masks[id]) not in held}
 
     def fits(mask: FormerMask) -> bool:
-        here = masks.get(mask.id)
-        return (done.get(mask.id) if here is None else counts_of(here)) == mask.counts
+        if mask.id in masks:
+            return counts_of(masks[mask.id]) == mask.counts
+        return done.get(mask.id) == mask.counts
 
     def changed(id: int) -> str:
         return "has changed since" if id in masks else "no longer exists"
 
     replaced = {mask.id: mask for mask in submission.replaced if fits(mask)}
-    deleted = {mask.id for mask in submission.deleted if fits(mask)}
-    unfit = [f"mask {each.id} isn't deleted: it {changed(each.id)}" for each in submission.deleted if not fits(each)]
+    deleted, unfit = set(), []
+    for each in submission.deleted:
+        if fits(each):
+            deleted.add(each.id)
+        else:
+            unfit.append(f"mask {each.id} isn't deleted: it {changed(each.id)}")
     kept = done.keys() - {mask.id for mask in (*submission.replaced, *submission.deleted)}
-    did = {id: "relabeled" if id in masks else "removed" for id in sorted(kept)}
-    unfit += [f"mask {id} isn't restored: a submission that was merged {word} it" for id, word in did.items()]
+    for id in sorted(kept):
+        did = "relabeled" if id in masks else "removed"
+        unfit.append(f"mask {id} isn't restored: a submission that was merged {did} it")
     gone = undone | (deleted & masks.keys())
     stays: set[int] = set()
     new: dict[str, SubmittedMask] = {}
@@ -86,8 +92,13 @@ def fit_submission(masks: Mapping[int, Row], submissions: Sequence[Submission], 
 def merged_before(submissions: Sequence[Submission], merged: Merged) -> Submission | None:
     """Return the last merged submission, or None unless it was made for the same state as the last submission."""
     *earlier, submission = submissions
-    found = [each for each in earlier if is_merged(merged, each.assignment, each.n) and each.n == (merged or {})["n"]]
-    return found[-1] if found and found[-1].base == submission.base else None
+    found = None
+    for each in earlier:
+        if is_merged(merged, each.assignment, each.n) and each.n == (merged or {})["n"]:
+            found = each
+    if found is None or found.base != submission.base:
+        return None
+    return found
 
 
 def _made_by(former: Submission, masks: Mapping[int, Row], submissions: Sequence[Submission]) -> set[int]:
@@ -97,21 +108,22 @@ def _made_by(former: Submission, masks: Mapping[int, Row], submissions: Sequence
     the same pixels. This excludes masks from submissions to earlier states, masks from a build, and masks whose columns
     differ from the submission's.
     """
-    shown: set[str] = set()
-    for earlier in last_of_states(
-        submission for submission in submissions if submission.n < former.n and submission.base != former.base
-    ):
-        shown -= {mask.counts for mask in (*earlier.replaced, *earlier.deleted)}
-        shown |= {mask.counts for mask in earlier.masks}
-    made = {mask.counts: mask for mask in reversed(former.masks) if mask.counts not in shown}
     until = [submission for submission in submissions if submission.n < former.n]
-    return {
-        id
-        for id, row in masks.items()
-        if row["source"] != AUTOMATIC
-        and (mask := made.get(counts_of(row))) is not None
-        and _work_columns(row) == _work_columns(mask_columns(mask, [*until, former]))
-    }
+    shown: set[str] = set()
+    for earlier in last_of_states(submission for submission in until if submission.base != former.base):
+        for removed in (*earlier.replaced, *earlier.deleted):
+            shown.discard(removed.counts)
+        for mask in earlier.masks:
+            shown.add(mask.counts)
+    made = {mask.counts: mask for mask in reversed(former.masks) if mask.counts not in shown}
+    found = set()
+    for id, row in masks.items():
+        own = made.get(counts_of(row))
+        if row["source"] == AUTOMATIC or own is None:
+            continue
+        if _work_columns(row) == _work_columns(mask_columns(own, [*until, former])):
+            found.add(id)
+    return found
 
 
 def _work_columns(row: Row) -> Row:

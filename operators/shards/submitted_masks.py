@@ -71,17 +71,11 @@ def submitted_columns(dataset: Location, image: Row) -> dict[str, dict[str, Any]
         submissions = read_submissions(dataset, image["ordinal"])
     except SubmissionError:
         return {}
-    of_assignment = [
-        submission
-        for submission in submissions
-        if submission.assignment == merged["assignment"] and submission.n <= merged["n"]
-    ]
-    return {
-        mask.counts: {
-            **mask_columns(mask, of_assignment[: place + 1]),
-            **label_columns(mask),
-            "parent": mask.parent,
-        }
-        for place, submission in enumerate(of_assignment)
-        for mask in submission.masks
-    }
+    until: list[Submission] = []
+    found = {}
+    for submission in submissions:
+        if submission.assignment == merged["assignment"] and submission.n <= merged["n"]:
+            until.append(submission)
+            for mask in submission.masks:
+                found[mask.counts] = {**mask_columns(mask, until), **label_columns(mask), "parent": mask.parent}
+    return found

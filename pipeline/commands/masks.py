@@ -240,15 +240,18 @@ def _run(
             make_masks(planned, report, display.show_points)
     finally:
         _sum_up(planned, results)
-    for folder, _, error in (line.rpartition(": ") for line in planned.photographs.unreadable):
+    for line in planned.photographs.unreadable:
+        folder, _, error = line.rpartition(": ")
         results.append(ImageResult(folder, "failed", error=error))
     if options.boxes is not None:
-        results += [ImageResult(options.boxes.file, "failed", error=line) for line in options.boxes.unreadable]
+        for line in options.boxes.unreadable:
+            results.append(ImageResult(options.boxes.file, "failed", error=line))
     if as_json:
-        print_json([asdict(result) for result in results])
-    failed = [result for result in results if result.outcome == "failed"]
-    for result in [] if as_json else failed:
-        print_line(f"not checked: {result.image}: {result.error}")
+        print_json(list(map(asdict, results)))
+        return planned, results
+    for result in results:
+        if result.outcome == "failed":
+            print_line(f"not checked: {result.image}: {result.error}")
     return planned, results
 
 
@@ -282,9 +285,12 @@ class _Display:
             if self._photographs > 1:
                 self._bars.update("photographs", len(results))
             return
-        number = f"[{len(results):,}/{self._photographs:,}] " if self._photographs > 1 else ""
+        if self._photographs > 1:
+            line = f"[{len(results):,}/{self._photographs:,}] {line}"
         left = _left(self._planned, results)
-        print_message(f"{number}{line}" + ("" if left is None else f"; about {duration(left, rough=True)} left"))
+        if left is not None:
+            line += f"; about {duration(left, rough=True)} left"
+        print_message(line)
 
 
 def _left(planned: "MasksPlan", results: "list[ImageResult]") -> float | None:
@@ -301,21 +307,18 @@ def _sum_up(planned: "MasksPlan", results: "list[ImageResult]") -> None:
     if total > 1 and results:
         seconds = sum(result.seconds for result in results)
         masks = sum(result.masks for result in results)
-        counts = [
-            f"{count:,} {words}"
-            for words, count in (
-                ("made", outcomes["made"]),
-                ("already made", outcomes["skipped"]),
-                ("refused", outcomes["refused"]),
-                ("failed", outcomes["failed"]),
-                ("not reached", total - len(results)),
-            )
-            if count
-        ]
-        print_message(
-            f"{total:,} photographs: {listed(counts)}; {counted(masks, 'mask')}"
-            + (f" in {duration(round(seconds, 1))}" if outcomes["made"] else "")
-        )
+        counts = {
+            "made": outcomes["made"],
+            "already made": outcomes["skipped"],
+            "refused": outcomes["refused"],
+            "failed": outcomes["failed"],
+            "not reached": total - len(results),
+        }
+        shown = listed(f"{count:,} {words}" for words, count in counts.items() if count)
+        summary = f"{total:,} photographs: {shown}; {counted(masks, 'mask')}"
+        if outcomes["made"]:
+            summary += f" in {duration(round(seconds, 1))}"
+        print_message(summary)
         for result in results:
             if result.error is not None:
                 print_message(f"  {result.outcome}: {result.image}: {result.error}")
@@ -332,8 +335,10 @@ def _line(result: "ImageResult") -> str:
     files = listed([file for file in (result.output, result.overlay, result.cutouts) if file is not None])
     if result.outcome == "skipped":
         return f"{result.image}: {counted(result.masks, 'mask')} already made → {files}"
-    frame = "" if result.frame == result.source else f" ({_sizes(result)})"
-    return f"{result.image}: {counted(result.masks, 'mask')} in {result.seconds:.1f} s → {files}{frame}"
+    line = f"{result.image}: {counted(result.masks, 'mask')} in {result.seconds:.1f} s → {files}"
+    if result.frame != result.source:
+        line += f" ({_sizes(result)})"
+    return line
 
 
 def _sizes(result: "ImageResult") -> str:

@@ -115,7 +115,9 @@ def _message(detail: Any, key: Key, model: type[BaseModel]) -> str:
         return f"is not a configuration key: {_advice(model, key, names)}"
     text = _expected(detail, key, model)
     # A storage option may be a secret, so don't show its value.
-    return f"is invalid: {text}" if key[:1] == ("storage",) else f"is {_shown(detail['input'])}: {text}"
+    if key[:1] == ("storage",):
+        return f"is invalid: {text}"
+    return f"is {_shown(detail['input'])}: {text}"
 
 
 def _advice(model: type[BaseModel], key: Key, names: list[str]) -> str:
@@ -125,7 +127,9 @@ def _advice(model: type[BaseModel], key: Key, names: list[str]) -> str:
     if above:  # the user may have uncommented a key in the template, but not its parent
         return f"{name} belongs under {' or '.join(f'{part}:' for part in above)}"
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    return f"did you mean {close[0]}?" if close else f"expected one of {', '.join(sorted(names))}"
+    if close:
+        return f"did you mean {close[0]}?"
+    return f"expected one of {', '.join(sorted(names))}"
 
 
 def _expected(detail: Any, key: Key, model: type[BaseModel]) -> str:
@@ -135,28 +139,33 @@ def _expected(detail: Any, key: Key, model: type[BaseModel]) -> str:
         name, words = _BOUNDS[kind]
         return f"expected {words} {number(detail['ctx'][name])}"
     if kind in ("tuple_type", "list_type"):
-        example = _LISTS.get(dotted(key))
-        return f"expected a list, such as {example}" if example else "expected a list, such as [a, b]"
+        return f"expected a list, such as {_LISTS.get(dotted(key), '[a, b]')}"
     if kind in _EMPTY:
         return f"expected {_EMPTY[kind]}"
     if kind in _BELOW:
         names = _fields(model, key)
-        return (
-            f"expected keys and values under it, such as {listed(names[:3])}" if names else "expected keys and values"
-        )
+        if names:
+            return f"expected keys and values under it, such as {listed(names[:3])}"
+        return "expected keys and values"
     if kind == "string_type":
-        return "expected text" if given is None or isinstance(given, list | dict) else "expected text, in quotes"
+        if given is None or isinstance(given, list | dict):
+            return "expected text"
+        return "expected text, in quotes"
     if kind.partition("_")[0] in _KINDS:
         return f"expected {_KINDS[kind.partition('_')[0]]}"
     text = str(detail["msg"]).removeprefix("Value error, ").replace("Input should be", "expected", 1)
-    return text if "expected" in text or kind == "value_error" else f"expected: {text}"
+    if "expected" in text or kind == "value_error":
+        return text
+    return f"expected: {text}"
 
 
 def _describe(model: type[BaseModel], key: Key) -> str:
     owner = _owner(model, key[:-1])
     field = owner.model_fields.get(str(key[-1])) if owner else None
     example = (field.description if field else None) or _EXAMPLES.get(dotted(key))
-    return f": expected {example}" if example else ""
+    if example:
+        return f": expected {example}"
+    return ""
 
 
 def _shown(value: Any) -> str:
@@ -164,7 +173,9 @@ def _shown(value: Any) -> str:
     words = {None: "null", True: "true", False: "false"}
     shown = str(value) if isinstance(value, datetime.date) else repr(value)
     text = words[value] if value is None or isinstance(value, bool) else redact(shown)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    if len(text) <= 60:
+        return text
+    return f"{text[:57]}..."
 
 
 def _existing(loc: tuple[str | int, ...], data: Any, *, missing: bool) -> Key:
@@ -188,12 +199,16 @@ def plain_types(model: type[BaseModel], key: Key) -> set[Any]:
     *above, last = key
     owner = _owner(model, tuple(above))
     field = owner.model_fields.get(str(last)) if owner else None
-    return set(_members(field.annotation)) if field else set()
+    if field:
+        return set(_members(field.annotation))
+    return set()
 
 
 def _fields(model: type[BaseModel], key: Key) -> list[str]:
     owner = _owner(model, key)
-    return list(owner.model_fields) if owner else []
+    if owner:
+        return list(owner.model_fields)
+    return []
 
 
 def _owner(model: type[BaseModel], key: Key) -> type[BaseModel] | None:
@@ -209,7 +224,9 @@ def _owner(model: type[BaseModel], key: Key) -> type[BaseModel] | None:
 
 def _item(annotation: Any) -> Any:
     """Return the item type of a list, or any other annotation unchanged."""
-    return get_args(annotation)[0] if get_origin(annotation) in (list, tuple) else annotation
+    if get_origin(annotation) in (list, tuple):
+        return get_args(annotation)[0]
+    return annotation
 
 
 def _members(annotation: Any) -> list[Any]:

@@ -7,7 +7,7 @@ redaction, it only looks for the SHA-256 of the JPEGs from before the redaction.
 
 import hashlib
 import json
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -17,7 +17,7 @@ from segmint.catalogs.dataset.fingerprints import Fingerprint, by_image, read_fi
 from segmint.catalogs.dataset.manifest import DatasetManifest, load_manifest
 from segmint.catalogs.dataset.outputs import FILES_LIST, OutputNote, line_of, read_notes, where_is
 from segmint.catalogs.dataset.selection import possible_ids, rows_named, select_row
-from segmint.catalogs.dataset.tombstones import RemovedNames, Tombstone, read_tombstones
+from segmint.catalogs.dataset.tombstones import RemovedImage, RemovedNames, Tombstone, read_tombstones
 from segmint.catalogs.dataset.unaccounted import unknown_files
 from segmint.catalogs.layout import DATA_KINDS, REPORT, DamagedDatasetError, image_stem, is_part_path, parse_data_path
 from segmint.infra.errors import SegmintError, UsageError
@@ -57,12 +57,18 @@ class ImageProof:
     gone: tuple[str, ...]  # outputs that are gone from their recorded place, and missing files
 
     def lines(self) -> list[str]:
-        by_name, catalog = ("names, numbers in Parquet and JSON, and ", "the catalog, ") if self.reasons else ("", "")
-        begun = any(each.startswith("shards/") and f", {self.images[0]}.jpg" in each for each in self.found)
-        redacted = "a redaction was begun" if begun else "redacted"
-        state = f"taken down ({'; '.join(self.reasons)})" if self.reasons else redacted
-        verdict = f"found in {counted(len(self.found), 'place')}" if self.found else "not found"
-        return [
+        by_name, catalog, state = "", "", "redacted"
+        if self.reasons:
+            by_name, catalog = "names, numbers in Parquet and JSON, and ", "the catalog, "
+            state = f"taken down ({'; '.join(self.reasons)})"
+        elif any(each.startswith("shards/") and f", {self.images[0]}.jpg" in each for each in self.found):
+            state = "a redaction was begun"
+        verdict = "not found"
+        if self.found:
+            verdict = f"found in {counted(len(self.found), 'place')}"
+        if self.not_checked:
+            verdict += ", but not everything could be checked"
+        lines = [
             f"{', '.join(self.images)}: {state}",
             f"searched for its {by_name}{counted(self.hashes, 'SHA-256')} of its pixels and former JPEGs; scaled, "
             "cropped, or re-encoded copies are only recognized among committed images; copies encoded as text or "
@@ -72,11 +78,10 @@ class ImageProof:
             f"versions, and {counted(self.files, 'file')} of reports, exports, and other folders, including the rows "
             "of Parquet files and the files in tar and zip archives",
             "not searched: downloads, backups, caches, and copies of outputs in places that the dataset doesn't note",
-            *(f"gone: {line}" for line in self.gone),
-            *(f"found: {line}" for line in self.found),
-            *(f"not checked: {line}" for line in self.not_checked),
-            f"{verdict}" + (", but not everything could be checked" if self.not_checked else ""),
         ]
+        for word, found in (("gone", self.gone), ("found", self.found), ("not checked", self.not_checked)):
+            lines += [f"{word}: {line}" for line in found]
+        return [*lines, verdict]
 
 
 def prove(dataset: Location, name: str, at: Sequence[str] = ()) -> ImageProof:
@@ -90,41 +95,41 @@ def prove(dataset: Location, name: str, at: Sequence[str] = ()) -> ImageProof:
     `DamagedDatasetError` if a file can't be read.
     """
     manifest = load_manifest(dataset)
-    tombstones = [
-        (tombstone, image)
-        for tombstone in read_tombstones(dataset)
-        for image in tombstone.images
-        if not possible_ids(name).isdisjoint((image.image_id, image.id))
-    ]
+    ids = possible_ids(name)
+    tombstones = []
+    by_ordinal = {}
+    for tombstone in read_tombstones(dataset):
+        for image in tombstone.images:
+            if not ids.isdisjoint((image.image_id, image.id)):
+                tombstones.append(tombstone)
+                by_ordinal[image.ordinal] = image
     if not tombstones:
         expected = "expected the image_id or id of an image that was taken down"
         raise UsageError(f"no tombstone of {dataset} lists {name!r}: {expected}")
-    images = tuple({image.ordinal: image for _, image in tombstones}.values())
+    images = tuple(by_ordinal.values())
     known = _fingerprints(dataset)
-    own = {image: known[image.id] for image in images if image.id in known}
-    search = _Search(dataset, WantedImage(images, frozenset[str]().union(*(each.digests for each in own.values()))))
-    search.not_checked += [
-        f"copies of {image_stem(image.id)} with another name: its fingerprints aren't stored"
-        for image in images
-        if image not in own
-    ]
+    digests = frozenset[str]()
+    not_checked = []
+    for image in images:
+        if image.id in known:
+            digests |= known[image.id].digests
+        else:
+            not_checked.append(f"copies of {image_stem(image.id)} with another name: its fingerprints aren't stored")
+    for image in images:
+        if SHORT_NAME.fullmatch(image.image_id):
+            not_checked.append(f"the name {image.image_id!r} outside of tables: too short, or only digits")
+    search = _Search(dataset, WantedImage(images, digests), not_checked=not_checked)
     pictures = wanted_pictures(dataset, {image.id for image in images})
     advice = "pass --with-similar to take it down, or --other-picture if it's a different picture"
-    search.found += [
-        f"{each.line()}; {advice}" for each in near_copies(dataset, CommitLog(dataset).read_all(), pictures)
-    ]
-    short = [image.image_id for image in images if SHORT_NAME.fullmatch(image.image_id)]
-    search.not_checked += [f"the name {name!r} outside of tables: too short, or only digits" for name in short]
-    names = RemovedNames.of(image.model_copy(update={"shared": False}) for image in images)
-    search.found += [f"the catalog row with ordinal {each}" for each in rows_named(dataset, manifest, names)]
-    search.found += [f"{path} is a submission for it" for path in of_images(dataset, {each.ordinal for each in images})]
-    return search.proof(
-        manifest,
-        {image.ordinal for image in images},
-        at,
-        [f"{image_stem(image.id)} ({image.image_id})" for image in images],
-        [tombstone for tombstone, _ in tombstones],
-    )
+    for copy in near_copies(dataset, CommitLog(dataset).read_all(), pictures):
+        search.found.append(f"{copy.line()}; {advice}")
+    for ordinal in rows_named(dataset, manifest, _names(images)):
+        search.found.append(f"the catalog row with ordinal {ordinal}")
+    ordinals = set(by_ordinal)
+    for path in of_images(dataset, ordinals):
+        search.found.append(f"{path} is a submission for it")
+    titles = [f"{image_stem(image.id)} ({image.image_id})" for image in images]
+    return search.proof(manifest, ordinals, at, titles, tombstones)
 
 
 def prove_redaction(dataset: Location, name: str, at: Sequence[str] = ()) -> ImageProof:
@@ -140,6 +145,11 @@ def prove_redaction(dataset: Location, name: str, at: Sequence[str] = ()) -> Ima
     return _Search(dataset, WantedImage(jpegs=frozenset(jpegs))).proof(
         manifest, {image.ordinal}, at, [image_stem(image.id)]
     )
+
+
+def _names(images: Iterable[RemovedImage]) -> RemovedNames:
+    """Return the names of the images, including those that other images share."""
+    return RemovedNames.of(image.model_copy(update={"shared": False}) for image in images)
 
 
 def _fingerprints(dataset: Location) -> dict[int, Fingerprint]:
@@ -170,11 +180,14 @@ class _Search:
         """Search the committed shards, the names of other files, the report, unknown files, and the outputs."""
         notes = read_notes(self.dataset)
         places = sorted({note.place for note in notes})
-        asked = [max((each for each in places if text.startswith(f"{each}=")), key=len, default="") for text in at]
-        moved = [(place, text[len(place) + 1 :]) for place, text in zip(asked, at, strict=True)]
-        if not all(place and uri for place, uri in moved):
-            known = ", ".join(places) or "none is noted"
-            raise UsageError(f"--at: expected NAME=URI with the NAME of a recorded output: {known}")
+        moved = []
+        for text in at:
+            place = max((each for each in places if text.startswith(f"{each}=")), key=len, default="")
+            uri = text[len(place) + 1 :]
+            if not (place and uri):
+                known = ", ".join(places) or "none is noted"
+                raise UsageError(f"--at: expected NAME=URI with the NAME of a recorded output: {known}")
+            moved.append((place, uri))
         committed = list(CommitLog(self.dataset).committed())
         staged = frozenset(column.table for column in (*manifest.stages, *manifest.applied_columns))
 
@@ -200,7 +213,8 @@ class _Search:
         for note in notes:
             groups.setdefault(note.where, []).append(note)
         for group in groups.values():
-            self.look_at(group, [uri for place, uri in moved if place in {note.place for note in group}])
+            own = {note.place for note in group}
+            self.look_at(group, [uri for place, uri in moved if place in own])
         return ImageProof(
             dataset=str(self.dataset),
             images=tuple(images),
@@ -218,7 +232,10 @@ class _Search:
         """Add the traces from a file."""
         self.files += 1
         for found, line in traces:
-            (self.found if found else self.not_checked).append(line)
+            if found:
+                self.found.append(line)
+            else:
+                self.not_checked.append(line)
 
     def look_below(self, place: Location, own: str = "") -> set[str]:
         """Search a file or a folder, and return the paths of the files inside the folder.
@@ -250,7 +267,9 @@ class _Search:
 
         for traces in map_ahead(look, entries(), _THREADS, 2 * _THREADS, "prove"):
             self.add(traces)
-        for name in sorted(place.versioned()) if whole else ():
+        if not whole:
+            return names
+        for name in sorted(place.versioned()):
             searched = name in names and scheme(place.uri) == LOCAL
             if not (searched or (around and is_below(str(place / name), self.dataset.uri))):
                 self.not_checked.append(f"{place / name}: a link, a special file, or an older version")
@@ -262,10 +281,18 @@ class _Search:
         An empty place only counts as checked if the note names it, and if it's beside the dataset or the user named it.
         """
         note, advice = notes[-1], f"pass --at '{notes[0].place}=URI'"
-        near = (str(place) for each in notes if (place := each.location(self.dataset)) is not None)
-        places = [Location(self.dataset.storage, uri) for uri in dict.fromkeys([*uris, *near])]
-        listed, there = {each.listed for each in notes if each.listed}, set[str]()
-        problems = [] if places else [f"not near the dataset, so its location isn't noted; {advice}"]
+        all_uris = list(uris)
+        listed, there = set[str](), set[str]()
+        for each in notes:
+            near = each.location(self.dataset)
+            if near is not None:
+                all_uris.append(str(near))
+            if each.listed:
+                listed.add(each.listed)
+        places = [Location(self.dataset.storage, uri) for uri in dict.fromkeys(all_uris)]
+        problems = []
+        if not places:
+            problems.append(f"not near the dataset, so its location isn't noted; {advice}")
         try:
             noted = [place for place in places if where_is(place) == note.where]
             known = [place for place in places if _holds_output(place, notes)]
@@ -289,7 +316,8 @@ class _Search:
                 self.gone.append(f"an earlier export at {note.place}, which was replaced; if it was moved, {advice}")
         except (SegmintError, OSError) as error:
             problems.append(str(error))
-        self.not_checked += [f"{line_of(note)}: {problem}" for problem in problems]
+        for problem in problems:
+            self.not_checked.append(f"{line_of(note)}: {problem}")
 
 
 def _in_shard(dataset: Location, wanted: WantedImage, staged: Collection[str], commit: Commit) -> list[str]:
@@ -298,7 +326,7 @@ def _in_shard(dataset: Location, wanted: WantedImage, staged: Collection[str], c
     `staged` contains the tables that may have columns of custom stages. Such a column may name any image.
     """
     found = list[str]()
-    names = RemovedNames.of(image.model_copy(update={"shared": False}) for image in wanted.images)
+    names = _names(wanted.images)
     own = {image.ordinal for image in wanted.images if image.ordinal in range(*commit.ordinals)}
     for kind in SCHEMAS if wanted.images else ():
         if kind == "masks" and not own and kind not in staged:
@@ -334,7 +362,8 @@ def _by_name(dataset: Location, manifest: DatasetManifest, shards: set[int]) -> 
     """Yield unreferenced data files of these shards and unreferenced catalog parts, even if only old versions exist."""
     named = {part.path for part in manifest.catalog}
     for commit in CommitLog(dataset).read_all(only=shards):
-        named |= {entry.path for entry in commit.files}
+        for entry in commit.files:
+            named.add(entry.path)
     for kind in DATA_KINDS:
         for name in (dataset / kind).walk_ever():
             data_file = parse_data_path(f"{kind}/{name}")
@@ -347,11 +376,14 @@ def _by_name(dataset: Location, manifest: DatasetManifest, shards: set[int]) -> 
 
 def _holds_output(place: Location, notes: Sequence[OutputNote]) -> bool:
     """Return whether a place contains a file with the bytes that a note names. For an export, this file is its list."""
+    lists, files = set[tuple[str, str]](), set[tuple[str, str]]()
+    for note in notes:
+        files.update(note.files.items())
+        if note.listed:
+            lists.add((FILES_LIST, note.listed))
     if place.exists():
-        return place.sha256() in {sha256 for note in notes for sha256 in note.files.values()}
-    listed = {note.listed for note in notes if note.listed}
-    files = {(FILES_LIST, sha256) for sha256 in listed} or {pair for note in notes for pair in note.files.items()}
-    return any((place / name).exists() and (place / name).sha256() == sha256 for name, sha256 in files)
+        return place.sha256() in {sha256 for _, sha256 in files}
+    return any((place / name).exists() and (place / name).sha256() == sha256 for name, sha256 in lists or files)
 
 
 def _missing(place: Location, names: Collection[str]) -> list[str]:
@@ -362,4 +394,6 @@ def _missing(place: Location, names: Collection[str]) -> list[str]:
         for row in rows:
             if (path := json.loads(row)["path"]) not in names:
                 count, first = count + 1, first or path
-    return [f"{counted(count, 'file')} of {place}, such as {first}"] if count else []
+    if not count:
+        return []
+    return [f"{counted(count, 'file')} of {place}, such as {first}"]

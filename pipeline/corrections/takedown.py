@@ -92,27 +92,37 @@ class TakedownResult:
     originals: tuple[str, ...] = ()  # places of taken-down images in tars outside the dataset, unless rows remain there
 
     def lines(self) -> list[str]:
-        shards = some([str(shard) for shard in self.building])
-        others = f" ({self.shared:,} also named by rows that remain)" if self.shared else ""
-        building = f"a build is writing shards {shards}, or died while writing; its end or next run removes the images"
-        return [
+        images = "the images"
+        if self.shared:
+            images += f" ({self.shared:,} also named by rows that remain)"
+        lines = [
             f"{counted(self.rows, 'row')} taken down, {counted(self.images, 'image')} removed from "
             f"{counted(len(self.changed_shards), 'shard')}; taken down from this dataset in total: "
             f"{counted(self.taken_down, 'row')}",
-            "of the dataset's committed files, including older versions, only tombstones/ still names the images"
-            f"{others}, and fingerprints/ has the hashes that recognize their copies",
-            *([f"submissions removed: {counted(self.annotations, 'file')}"] if self.annotations else []),
-            *([building] if shards else []),
-            *([f"{KEPT}: {some(self.kept, SHOWN)}"] if self.kept else []),
-            *([f"{SIMILAR}: {some(self.similar, SHOWN)}"] if self.similar else []),
-            *shown_outputs(self.dataset, self.outputs, "delete it or create it again"),
-            *([f"{_ORIGINALS}: {some(self.originals, SHOWN)}"] if self.originals else []),
-            *(f"cache: {line}" for line in self.caches),
-            OTHER_CACHES,
-            *(f"not a committed file, check what it shows and names: {path}" for path in self.unknown_files),
-            *(f"removed only the link, check its target: {link}" for link in self.removed_links),
-            self.version.line(),
+            "of the dataset's committed files, including older versions, only tombstones/ still names "
+            f"{images}, and fingerprints/ has the hashes that recognize their copies",
         ]
+        if self.annotations:
+            lines.append(f"submissions removed: {counted(self.annotations, 'file')}")
+        if self.building:
+            shards = some(list(map(str, self.building)))
+            lines.append(
+                f"a build is writing shards {shards}, or died while writing; its end or next run removes the images"
+            )
+        if self.kept:
+            lines.append(f"{KEPT}: {some(self.kept, SHOWN)}")
+        if self.similar:
+            lines.append(f"{SIMILAR}: {some(self.similar, SHOWN)}")
+        lines += shown_outputs(self.dataset, self.outputs, "delete it or create it again")
+        if self.originals:
+            lines.append(f"{_ORIGINALS}: {some(self.originals, SHOWN)}")
+        lines += [f"cache: {line}" for line in self.caches]
+        lines.append(OTHER_CACHES)
+        for path in self.unknown_files:
+            lines.append(f"not a committed file, check what it shows and names: {path}")
+        for link in self.removed_links:
+            lines.append(f"removed only the link, check its target: {link}")
+        return [*lines, self.version.line()]
 
 
 def read_request(
@@ -127,7 +137,9 @@ def read_request(
     given = [str(value) for value in (ids, license_id, provider) if value is not None]
     if len(given) != 1 or not given[0].strip():
         raise UsageError("expected exactly one of --ids FILE, --license L, and --provider P")
-    names = tuple(read_ids(ids)) if ids is not None else None
+    names = None
+    if ids is not None:
+        names = tuple(read_ids(ids))
     return TakedownRequest(ids=names, license=license_id, provider=provider, with_copies=with_copies, **options)
 
 
@@ -231,7 +243,9 @@ def _recognize(dataset: DatasetHandle) -> None:
     per_shard = dataset.manifest().images_per_shard
     for tombstone in read_tombstones(dataset.location):
         for shard, ordinals in by_shard((image.ordinal for image in tombstone.images), per_shard).items():
-            images = known[shard].images if shard in known else {}
+            images: Mapping[int, Fingerprint] = {}
+            if shard in known:
+                images = known[shard].images
             if tombstone.request.fingerprints:
                 new = {ordinal for ordinal in ordinals if ordinal + 1 not in images}
                 if new:

@@ -1,7 +1,7 @@
 """Rows that a takedown would remove: the requested rows, other rows of the same images, and their shards."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -82,15 +82,16 @@ class TakedownList:
         return len(self.named) + len(self.copies) + len(self.returned)
 
     def to_dict(self) -> dict[str, Any]:
-        groups = {"named": self.named, "copies": self.copies, "returned": self.returned}
+        def dump(images: Iterable[RemovedImage]) -> list[dict[str, Any]]:
+            return [image.model_dump(mode="json", exclude={"sha256"}) for image in images]
+
         return {
             "dataset": self.dataset,
             "name": self.name,
             "rows": self.rows,
-            **{
-                group: [image.model_dump(mode="json", exclude={"sha256"}) for image in images]
-                for group, images in groups.items()
-            },
+            "named": dump(self.named),
+            "copies": dump(self.copies),
+            "returned": dump(self.returned),
             "kept": list(self.kept),
             "similar": list(self.similar),
             "shards": list(self.shards),
@@ -98,23 +99,28 @@ class TakedownList:
         }
 
     def lines(self) -> list[str]:
-        shards = ", ".join(map(str, self.shards[:SHOWN])) + (", …" if len(self.shards) > SHOWN else "")
-        unknown = sum(image.sha256 is None for image in (*self.named, *self.copies))
-        unknown_bytes = (
-            f"the SHA-256 of {counted(unknown, 'row')} is unknown, so rows with the same bytes or pixels but other "
-            "names and URIs can't be found"
-        )
-        return [
-            f"{counted(self.rows, 'row')} of {self.dataset} would be taken down"
-            + (f", in {counted(len(self.shards), 'shard')}: {shards}" if self.shards else ""),
+        head = f"{counted(self.rows, 'row')} of {self.dataset} would be taken down"
+        if self.shards:
+            head += f", in {counted(len(self.shards), 'shard')}: {', '.join(map(str, self.shards[:SHOWN]))}"
+        if len(self.shards) > SHOWN:
+            head += ", …"
+        lines = [
+            head,
             *_lines("requested", self.named),
             *_lines("another row with the same image_id, URI, bytes, or pixels", self.copies),
             *_lines("an image that was taken down before", self.returned),
-            *([f"{KEPT}: {some(self.kept, SHOWN)}"] if self.kept else []),
-            *([f"{SIMILAR}: {some(self.similar, SHOWN)}"] if self.similar else []),
-            *([unknown_bytes] if unknown else []),
-            *shown_outputs(self.dataset, self.outputs, "not updated"),
         ]
+        if self.kept:
+            lines.append(f"{KEPT}: {some(self.kept, SHOWN)}")
+        if self.similar:
+            lines.append(f"{SIMILAR}: {some(self.similar, SHOWN)}")
+        unknown = sum(image.sha256 is None for image in (*self.named, *self.copies))
+        if unknown:
+            lines.append(
+                f"the SHA-256 of {counted(unknown, 'row')} is unknown, so rows with the same bytes or pixels but other "
+                "names and URIs can't be found"
+            )
+        return [*lines, *shown_outputs(self.dataset, self.outputs, "not updated")]
 
 
 def _lines(what: str, images: Sequence[RemovedImage]) -> Iterator[str]:
@@ -155,7 +161,7 @@ def list_takedown(
     requested = _requested(earlier, request)
     if request.with_similar:
         ordinals = {each.id - 1 for each in _similar(dataset, commits, selection.rows, requested)}
-        selection.rows.update({row["ordinal"]: image_of(row) for row in rows_at(dataset, manifest, ordinals)})
+        selection.rows.update(_images_at(dataset, manifest, ordinals))
     if selection.rows or before:
         same = with_copies(dataset, manifest, selection.rows, tables, catalog_uri, by_name=by_id, measured=before)
         own = _without(same.images, taken)
@@ -171,27 +177,32 @@ def list_takedown(
         seeds = {ordinal: image for ordinal, image in seeds.items() if not image.shared}
         removed = _measured((image for image in taken.values() if not image.shared), known)
         again_there = with_copies(dataset, manifest, seeds, tables, catalog_uri, measured=removed)
-        refused = rows_at(dataset, manifest, _refused_by_source(dataset, commits))
-        found = {**{row["ordinal"]: image_of(row) for row in refused}, **again_there.images}
+        refused = _images_at(dataset, manifest, _refused_by_source(dataset, commits))
+        found = {**refused, **again_there.images}
         returned, measured = _without(found, taken, own), again_there.digests
-    names = RemovedNames.of((*own.values(), *returned.values()), catalog_uri)
-    others = _without(rows_named(dataset, manifest, names), taken, own, returned) if own or returned else {}
+    others: Images = {}
+    if own or returned:
+        names = RemovedNames.of((*own.values(), *returned.values()), catalog_uri)
+        others = _without(rows_named(dataset, manifest, names), taken, own, returned)
     left = replace(RemovedNames.of(others.values(), catalog_uri), sha256=frozenset())
-    stays = frozenset[str]().union(*(digests[ordinal] for ordinal in kept))
-    shared = {o for o, image in own.items() if left.any_of(image) or not stays.isdisjoint(digests.get(o, ()))}
-    shared |= {o for o, image in returned.items() if left.any_of(image)}
-    own, returned = (
-        {o: image.model_copy(update={"shared": o in shared}) for o, image in sorted(images.items())}
-        for images in (own, returned)
-    )
+    own = _with_shared(own, left, digests, kept)
+    returned = _with_shared(returned, left, {}, ())
     when = (now or datetime.now(UTC)).strftime("%Y-%m-%dT%H:%M:%SZ")
-    tombstones = [Tombstone(request=request, reason=reason, when=when, images=tuple(own.values()))] if own else []
+    tombstones = []
+    if own:
+        tombstones.append(Tombstone(request=request, reason=reason, when=when, images=tuple(own.values())))
     tombstones += _of_earlier(earlier, returned, measured, when)
+    named, copies = [], []
+    for ordinal, image in own.items():
+        if ordinal in selection.rows:
+            named.append(image)
+        else:
+            copies.append(image)
     return TakedownList(
         dataset=str(dataset),
         name=manifest.name,
-        named=tuple(image for ordinal, image in own.items() if ordinal in selection.rows),
-        copies=tuple(image for ordinal, image in own.items() if ordinal not in selection.rows),
+        named=tuple(named),
+        copies=tuple(copies),
         returned=tuple(returned.values()),
         kept=tuple(
             f"{image_stem(row['ordinal'] + 1)} {row['image_id']} (provider {row['provider']!r}, {row['license']})"
@@ -211,13 +222,13 @@ def list_takedown(
 def _requested(earlier: Sequence[Tombstone], request: TakedownRequest) -> set[int]:
     """Return the numbers of the images that this request has already taken down."""
     names = {each for name in request.ids or () for each in possible_ids(name)}
-    return {
-        image.id
-        for tombstone in earlier
-        for image in tombstone.images
-        if not names.isdisjoint((image.image_id, image.id))
-        or (request.ids is None and same_request(request, tombstone.request))
-    }
+    found = set()
+    for tombstone in earlier:
+        same = request.ids is None and same_request(request, tombstone.request)
+        for image in tombstone.images:
+            if same or not names.isdisjoint((image.image_id, image.id)):
+                found.add(image.id)
+    return found
 
 
 def _similar(dataset: Location, commits: Sequence[Commit], own: Images, requested: Set[int]) -> Iterator[NearCopy]:
@@ -229,7 +240,27 @@ def _similar(dataset: Location, commits: Sequence[Commit], own: Images, requeste
 
 
 def _without(images: Images, *others: Images) -> Images:
-    return {ordinal: image for ordinal, image in images.items() if all(ordinal not in other for other in others)}
+    excluded = set[int]().union(*others)
+    return {ordinal: image for ordinal, image in images.items() if ordinal not in excluded}
+
+
+def _images_at(dataset: Location, manifest: DatasetManifest, ordinals: Collection[int]) -> dict[int, RemovedImage]:
+    return {row["ordinal"]: image_of(row) for row in rows_at(dataset, manifest, ordinals)}
+
+
+def _with_shared(images: Images, left: RemovedNames, digests: Measured, kept: Iterable[int]) -> Images:
+    """Sort images by ordinal, and record whether a row that stays has one of their names or SHA-256 hashes.
+
+    `left` are the names in the rows that stay, and `kept` are the ordinals of rows that stay with known hashes.
+    """
+    stays = set[str]()
+    for ordinal in kept:
+        stays |= digests[ordinal]
+    marked = {}
+    for ordinal, image in sorted(images.items()):
+        shared = left.any_of(image) or not stays.isdisjoint(digests.get(ordinal, ()))
+        marked[ordinal] = image.model_copy(update={"shared": shared})
+    return marked
 
 
 def _measured(images: Iterable[RemovedImage], known: Mapping[int, frozenset[str]]) -> Measured:
@@ -237,13 +268,21 @@ def _measured(images: Iterable[RemovedImage], known: Mapping[int, frozenset[str]
 
     `known` maps image numbers to the hashes in fingerprints.
     """
-    own = {image.ordinal: known.get(image.id, frozenset()) | {image.sha256 or ""} - {""} for image in images}
-    return {ordinal: digests for ordinal, digests in own.items() if digests}
+    own = {}
+    for image in images:
+        digests = known.get(image.id, frozenset())
+        if image.sha256:
+            digests |= {image.sha256}
+        if digests:
+            own[image.ordinal] = digests
+    return own
 
 
 def _check(selection: Selection, taken: Images, request: TakedownRequest, earlier: Sequence[Tombstone]) -> None:
     """Raise `UsageError` if a name is ambiguous or unknown, or if no row ever had the license or provider."""
-    known = {each for image in taken.values() for each in (image.image_id, image.id)}
+    known = set[str | int]()
+    for image in taken.values():
+        known |= {image.image_id, image.id}
     problems = [*selection.ambiguous.values()]
     for name in selection.unknown:
         if possible_ids(name).isdisjoint(known):
@@ -257,7 +296,9 @@ def _check(selection: Selection, taken: Images, request: TakedownRequest, earlie
             problems.append(problem)
     raise_problems([*problems, *_half_removed(selection, taken, request.ids or ())])
     if not selection.rows and request.ids is None and not any(same_request(request, each.request) for each in earlier):
-        what, value = ("license", request.license) if request.license is not None else ("provider", request.provider)
+        what, value = "license", request.license
+        if value is None:
+            what, value = "provider", request.provider
         raise UsageError(f"no row of the catalog has the {what} {value!r}. Nothing was changed.")
 
 
@@ -267,12 +308,17 @@ def _half_removed(selection: Selection, taken: Images, names: Iterable[str]) -> 
     Such a name is the image_id of one image and the number of another, and one of them was taken down. If the dataset
     has grown since then, the name wasn't ambiguous at that time.
     """
-    removed, numbers = {each.image_id for each in taken.values()}, {each.id: each.image_id for each in taken.values()}
+    numbers = {each.id: each.image_id for each in taken.values()}
+    removed = set(numbers.values())
     named = {row.image_id for row in selection.rows.values()}
     for name in names:
         number = number_of(name) or 0
         row = selection.rows.get(number - 1)
-        other = row.image_id if row is not None and name in removed else numbers.get(number) if name in named else None
+        other = None
+        if row is not None and name in removed:
+            other = row.image_id
+        elif name in named:
+            other = numbers.get(number)
         if other not in (None, name):
             yield (
                 f"{name!r} is both an image_id and the number of another image, and one of these images was already "
@@ -300,13 +346,11 @@ def _of_earlier(earlier: Sequence[Tombstone], returned: Images, measured: Measur
     for number, tombstone in enumerate(earlier):
         names = RemovedNames.of(tombstone.images)
         same = frozenset[str]().union(*(measured.get(image.ordinal, ()) for image in tombstone.images))
-        own = {
-            ordinal: image
-            for ordinal, image in left.items()
-            if number == len(earlier) - 1  # the rest are duplicates of duplicates
-            or names.any_of(image)
-            or not same.isdisjoint(measured.get(ordinal, ()))
-        }
+        own = {}
+        for ordinal, image in left.items():
+            last = number == len(earlier) - 1  # the rest are duplicates of duplicates
+            if last or names.any_of(image) or not same.isdisjoint(measured.get(ordinal, ())):
+                own[ordinal] = image
         if own:
             found.append(tombstone.model_copy(update={"when": when, "images": tuple(own.values())}))
             left = _without(left, own)  # type: ignore[assignment]

@@ -55,7 +55,7 @@ COPIES_MUTANTS = (
     Mutant(
         "the pixels of a picture that stays keep others out",
         "pipeline/corrections/takedown_list.py",
-        "not stays.isdisjoint(digests.get(o, ()))",
+        "not stays.isdisjoint(digests.get(ordinal, ()))",
         "False",
         "tests/pipeline/corrections/test_takedown.py",
     ),
@@ -83,8 +83,8 @@ COPIES_MUTANTS = (
     Mutant(
         "the digest does not cover fingerprints",
         "catalogs/dataset/versions/digest.py",
-        "    return [*tombstones, *(fingerprints_path(",
-        "    return [*tombstones] or [*(fingerprints_path(",
+        "paths.append(fingerprints_path(shard, generation))",
+        "pass",
         "tests/pipeline/corrections/test_takedown.py",
     ),
     Mutant(
@@ -104,8 +104,8 @@ COPIES_MUTANTS = (
     Mutant(
         "a proof ends well beside near copies",
         "pipeline/corrections/proof.py",
-        '    search.found += [\n        f"{each.line()}; {advice}"',
-        '    search.gone += [\n        f"{each.line()}; {advice}"',
+        'search.found.append(f"{copy.line()}; {advice}")',
+        'search.gone.append(f"{copy.line()}; {advice}")',
         "tests/pipeline/corrections/test_fingerprints.py",
     ),
 )

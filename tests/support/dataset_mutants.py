@@ -286,8 +286,8 @@ DATASET_MUTANTS = (
     Mutant(
         "ids of another image hold",
         "pipeline/quality/study/corrections.py",
-        "return all(home in (None, image)",
-        "return any(home in (None, image)",
+        "if image_of.get(mask.id) not in (None, image):",
+        "if image_of.get(mask.id, image) is None:",
         "tests/pipeline/quality/study/test_pairs.py",
     ),
     Mutant(
@@ -307,8 +307,8 @@ DATASET_MUTANTS = (
     Mutant(
         "what cannot be read was deleted",
         "pipeline/quality/study/score.py",
-        "[mask for mask in study.masks[image] if mask.id not in unread]",
-        "study.masks[image]",
+        "drawn = [mask for mask in drawn if mask.id not in corrections.unreadable_ids]",
+        "pass",
         "tests/pipeline/quality/study/test_score.py",
     ),
     Mutant(
@@ -440,8 +440,8 @@ DATASET_MUTANTS = (
     Mutant(
         "a correction drops columns that the manifest doesn't describe",
         "operators/shards/committed_rows.py",
-        "wrong += [each for each in found if each not in known]",
-        "known += [each for each in found if each not in known]",
+        "        if each not in known:\n            wrong.append(each)",
+        "        if each not in known:\n            known.append(each)",
         "tests/catalogs/test_stages.py",
     ),
     Mutant(
@@ -510,8 +510,8 @@ DATASET_MUTANTS = (
     Mutant(
         "a dataset without its files is signed",
         "pipeline/quality/evidence/signatures.py",
-        "if version == latest and wrong:",
-        "if False:",
+        '        if wrong:\n            raise UsageError(f"{dataset}: missing',
+        '        if False:\n            raise UsageError(f"{dataset}: missing',
         "tests/pipeline/quality/evidence/test_signatures.py",
     ),
     Mutant(
@@ -538,8 +538,8 @@ DATASET_MUTANTS = (
     Mutant(
         "a wrong --at hides an output that is where it was noted",
         "pipeline/corrections/proof.py",
-        "dict.fromkeys([*uris, *near])",
-        "dict.fromkeys(uris or near)",
+        "if near is not None:",
+        "if near is not None and not uris:",
         "tests/pipeline/corrections/test_proof.py",
     ),
     Mutant(
@@ -587,8 +587,8 @@ DATASET_MUTANTS = (
     Mutant(
         "a region is obliterated again",
         "operators/shards/corrected_rows.py",
-        "for region, box in new.items() if region not in known}",
-        "for region, box in new.items()}",
+        "if region not in known:",
+        "if True:",
         "tests/operators/shards/test_corrected_rows.py",
     ),
     Mutant(
@@ -629,8 +629,8 @@ DATASET_MUTANTS = (
     Mutant(
         "the list of files that the owner signs names no data files",
         "catalogs/dataset/versions/record.py",
-        "files += [VersionLeaf(entry.path, entry.sha256) for entry in commit.files]",
-        "files += []",
+        "files.append(VersionLeaf(entry.path, entry.sha256))",
+        "pass",
         "tests/pipeline/quality/evidence/test_evidence.py",
     ),
     Mutant(
@@ -692,8 +692,8 @@ DATASET_MUTANTS = (
     Mutant(
         "a link under a known name is the file",
         "catalogs/dataset/unaccounted.py",
-        "path in sorted(links - unnamable)}",
-        "path in sorted(links - unnamable) if not is_known(path)}",
+        "for path in sorted(links - unnamable):",
+        "for path in sorted(path for path in links - unnamable if not is_known(path)):",
         "tests/catalogs/dataset/test_unaccounted.py",
     ),
     Mutant(

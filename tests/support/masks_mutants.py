@@ -45,8 +45,8 @@ MASKS_MUTANTS = (
     Mutant(
         "folders that cannot be read are not told",
         "pipeline/commands/masks.py",
-        'in (line.rpartition(": ") for line in planned.photographs.unreadable)',
-        "in ()",
+        "for line in planned.photographs.unreadable:",
+        "for line in ():",
         f"{RUN}::test_what_is_wrong_is_known_before_torch_is_loaded",
     ),
     Mutant(

@@ -16,8 +16,8 @@ ANSWER_MUTANTS = (
     Mutant(
         "a mask of the same pixels is the answer's own",
         "operators/shards/submission_fit.py",
-        "and _work_columns(row) == _work_columns(mask_columns(mask, [*until, former]))",
-        "and _work_columns(row) is not None",
+        "if _work_columns(row) == _work_columns(mask_columns(own, [*until, former])):",
+        "if _work_columns(row) is not None:",
         ROW,
     ),
     Mutant(
@@ -30,22 +30,22 @@ ANSWER_MUTANTS = (
     Mutant(
         "an answer to a mask that is gone fits",
         "operators/shards/submission_fit.py",
-        "return (done.get(mask.id) if here is None else counts_of(here)) == mask.counts",
-        "return here is None or counts_of(here) == mask.counts",
+        "return done.get(mask.id) == mask.counts",
+        "return True",
         ROW,
     ),
     Mutant(
         "what is said again counts as lost",
         "pipeline/corrections/merge/row.py",
-        "if (lost := _words(submission) - last)",
-        "if (lost := _words(submission))",
+        "lost = _words(earlier) - _words(last)",
+        "lost = _words(earlier)",
         ROW,
     ),
     Mutant(
         "the lowest assignment counts after a merge, too",
         "catalogs/dataset/annotations/assignments.py",
-        "return min(assignments, default=None) if before is None else before",
-        "return min(assignments, default=None)",
+        "    if before is not None:\n        return before\n",
+        "",
         ASSIGNMENTS,
     ),
     Mutant(
@@ -58,8 +58,8 @@ ANSWER_MUTANTS = (
     Mutant(
         "people are compared after a merge",
         "catalogs/dataset/annotations/assignments.py",
-        "for base, submission in one.items() if base in other",
-        "for base, submission in reversed(one.items()) if base in other",
+        "for base, submission in last[0].items():",
+        "for base, submission in reversed(last[0].items()):",
         ASSIGNMENTS,
     ),
     Mutant(
@@ -86,8 +86,8 @@ ANSWER_MUTANTS = (
     Mutant(
         "a study keeps what an answer takes away",
         "pipeline/quality/study/score.py",
-        "for id, mask in masks.items() if fit is None or id not in fit.gone]",
-        "for id, mask in masks.items()]",
+        "after = [(id, counts) for id, counts in after if id not in fit.gone]",
+        "pass",
         "tests/pipeline/quality/study/test_submissions.py",
     ),
     Mutant(

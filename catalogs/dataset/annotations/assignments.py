@@ -20,13 +20,17 @@ def assignment_to_merge(merged: Merged, assignments: Iterable[int]) -> int | Non
     submissions is merged.
     """
     before = merged_assignment(merged)
-    return min(assignments, default=None) if before is None else before
+    if before is not None:
+        return before
+    return min(assignments, default=None)
 
 
 def merged_assignment(merged: Merged) -> int | None:
     """Return the assignment whose submission was merged into an image's row, or None if no submission was merged."""
     assignment = (merged or {}).get("assignment")
-    return None if assignment is None else int(assignment)
+    if assignment is None:
+        return None
+    return int(assignment)
 
 
 def is_merged(merged: Merged, assignment: int, n: int) -> bool:
@@ -47,11 +51,13 @@ def independent_submissions(submissions: Sequence[Submission]) -> tuple[Submissi
     counts. Returns None if no state of the image has submissions from both assignments. `submissions` must contain all
     submissions for the image.
     """
-    one, other = (
-        {last.base: last for last in last_of_states(each for each in submissions if each.assignment == assignment)}
-        for assignment in (0, 1)
-    )
-    return next(((submission, other[base]) for base, submission in one.items() if base in other), None)
+    last: dict[int, dict[str, Submission]] = {0: {}, 1: {}}  # by assignment and state
+    for submission in submissions:
+        last[submission.assignment][submission.base] = submission
+    for base, submission in last[0].items():
+        if base in last[1]:
+            return submission, last[1][base]
+    return None
 
 
 def carried(submission: Submission, base: str, size: tuple[int, int], counts: Mapping[int, str]) -> Submission | None:

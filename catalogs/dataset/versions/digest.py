@@ -168,9 +168,10 @@ def removal_leaves(dataset: Location) -> list[VersionLeaf]:
 
 
 def _removal_paths(dataset: Location) -> list[str]:
-    tombstones = [f"{TOMBSTONES}/{entry.name}" for entry in list_tombstones(dataset)]
-    latest = list_fingerprints(dataset).items()
-    return [*tombstones, *(fingerprints_path(shard, generation) for shard, (generation, _) in latest)]
+    paths = [f"{TOMBSTONES}/{entry.name}" for entry in list_tombstones(dataset)]
+    for shard, (generation, _) in list_fingerprints(dataset).items():
+        paths.append(fingerprints_path(shard, generation))
+    return paths
 
 
 def _others(dataset: Location) -> set[str]:
@@ -191,7 +192,7 @@ def drop_cached_leaves(dataset: Location, shards: Collection[int]) -> None:
     """Delete the cached hashes of these shards' commits. Call this after the bytes of a commit were restored."""
     blocks = {_cache_prefix(shard // SUMMARY_SHARDS) for shard in shards}
     for entry in (dataset / SUMMARIES).list():
-        if any(entry.name.startswith(block) for block in blocks):
+        if entry.name.startswith(tuple(blocks)):
             (dataset / SUMMARIES / entry.name).delete()
 
 
@@ -202,28 +203,38 @@ def _commit_leaves(
 
     def read_leaf(pair: tuple[int, int]) -> tuple[VersionLeaf, CommitSums | None]:
         data = (dataset / commit_path(*pair)).read()
-        return leaf_of(commit_path(*pair), data), None if read is None else sums_in(data, *pair)
+        leaf = leaf_of(commit_path(*pair), data)
+        if read is None:
+            return leaf, None
+        return leaf, sums_in(data, *pair)
 
     held = CommitLog(dataset).latest_commits()
     if read is not None:
         read.held = held
-    existing = [entry.name for entry in (dataset / SUMMARIES).list()] if use_cache or save_cache else []
+    existing = []
+    if use_cache or save_cache:
+        existing = [entry.name for entry in (dataset / SUMMARIES).list()]
     leaves: list[VersionLeaf] = []
     for block, members in blocks_of(held):
         pairs = [member.key for member in members]
         full = len(members) == SUMMARY_SHARDS
         prefix = f"{_cache_prefix(block)}{files_fingerprint(members)}-"
-        hashes = _cached(dataset, existing, prefix, len(members)) if full and use_cache else None
-        if hashes is not None:
-            leaves += [VersionLeaf(commit_path(*pair), sha256) for pair, sha256 in zip(pairs, hashes, strict=True)]
+        cached = None
+        if full and use_cache:
+            cached = _cached(dataset, existing, prefix, len(members))
+        if cached is not None:
+            for pair, sha256 in zip(pairs, cached, strict=True):
+                leaves.append(VersionLeaf(commit_path(*pair), sha256))
             continue
-        found = list(map_ahead(read_leaf, pairs, _THREADS, _READ_AHEAD, "leaves"))
-        leaves += [leaf for leaf, _ in found]
+        hashes, of_each = [], []
+        for leaf, sums in map_ahead(read_leaf, pairs, _THREADS, _READ_AHEAD, "leaves"):
+            leaves.append(leaf)
+            hashes.append(leaf.sha256)
+            if sums is not None:
+                of_each.append(sums)
         if full and save_cache:
-            hashes = [leaf.sha256 for leaf, _ in found]
             name = f"{prefix}{fingerprint(hashes)}.json"
             save_cache = save_block(dataset / SUMMARIES, _cache_prefix(block), name, canonical_json(hashes), existing)
-        of_each = [one for _, one in found if one is not None]
         if read is not None and len(of_each) == len(pairs):  # otherwise, a commit is damaged; summing reports it
             read.sums[summary_name(members)] = sum(of_each, NOTHING)
     return leaves
@@ -313,12 +324,19 @@ def compare_snapshots(before: Snapshot, now: Snapshot) -> SnapshotComparison:
     was, found = before.by_path, now.by_path
     generations = _generations(now)
     grown = _manifests(now) > _manifests(before)
-    gone = [path for path in was if path not in found]
-    replaced = {path for path in gone if _is_replaced(path, generations, grown=grown)}
+    changed, missing, replaced = [], [], []
+    for path, digest in was.items():
+        if path in found:
+            if found[path] != digest:
+                changed.append(path)
+        elif _is_replaced(path, generations, grown=grown):
+            replaced.append(path)
+        else:
+            missing.append(path)
     return SnapshotComparison(
-        changed=tuple(path for path, digest in was.items() if path in found and found[path] != digest),
-        missing=tuple(path for path in gone if path not in replaced),
-        replaced=tuple(path for path in gone if path in replaced),
+        changed=tuple(changed),
+        missing=tuple(missing),
+        replaced=tuple(replaced),
         added=tuple(path for path in found if path not in was),
     )
 
@@ -332,7 +350,7 @@ def _is_replaced(path: str, generations: dict[tuple[str, int], int], *, grown: b
 
 def _generations(snapshot: Snapshot) -> dict[tuple[str, int], int]:
     """Return the generation of each shard's commit and fingerprints, keyed by (folder, shard)."""
-    return dict(parsed for leaf in snapshot.leaves if (parsed := _numbered(leaf.path)) is not None)
+    return dict(filter(None, (_numbered(leaf.path) for leaf in snapshot.leaves)))
 
 
 def _numbered(path: str) -> tuple[tuple[str, int], int] | None:
@@ -341,7 +359,9 @@ def _numbered(path: str) -> tuple[tuple[str, int], int] | None:
     Returns None for any other path.
     """
     parsed = parse_commit_path(path) or parse_fingerprints_path(path)
-    return None if parsed is None else ((path.partition("/")[0], parsed[0]), parsed[1])
+    if parsed is None:
+        return None
+    return (path.partition("/")[0], parsed[0]), parsed[1]
 
 
 def _manifests(snapshot: Snapshot) -> int:

@@ -80,9 +80,10 @@ class Version(Frozen):
     @cached_property
     def snapshot(self) -> Snapshot:
         """The files that the digest covers."""
-        files = [VersionLeaf(path, digest) for path, digest in self.files.items()]
-        commits = [VersionLeaf(commit_path(shard, number), digest) for shard, number, digest in self.commits]
-        return Snapshot.of([*files, *commits])
+        leaves = [VersionLeaf(path, digest) for path, digest in self.files.items()]
+        for shard, number, digest in self.commits:
+            leaves.append(VersionLeaf(commit_path(shard, number), digest))
+        return Snapshot.of(leaves)
 
     @property
     def name(self) -> "VersionName":
@@ -91,8 +92,10 @@ class Version(Frozen):
 
     def made_by(self) -> str:
         """Return the version's origin, for messages: `version 2 (takedown of 2026-11-21: asked by its author)`."""
-        reason = f": {self.reason}" if self.reason else ""
-        return f"version {self.number} ({self.command} of {self.when[:10]}{reason})"
+        origin = f"{self.command} of {self.when[:10]}"
+        if self.reason:
+            origin += f": {self.reason}"
+        return f"version {self.number} ({origin})"
 
     def to_json(self) -> bytes:
         value = self.model_dump(mode="json")
@@ -150,10 +153,13 @@ def version_numbers(dataset: Location) -> list[int]:
 
 def recorded_and_signed(dataset: Location) -> tuple[list[int], set[int]]:
     """Return the numbers of all recorded versions, ascending, and those of all signed versions, recorded or not."""
-    names = [entry.name for entry in (dataset / VERSIONS).list()]
-    recorded = (_NAME.fullmatch(name) for name in names)
-    signed = (SIGNATURE_NAME.fullmatch(name) for name in names)
-    return sorted(int(match[1]) for match in recorded if match), {int(match[1]) for match in signed if match}
+    recorded, signed = [], set()
+    for entry in (dataset / VERSIONS).list():
+        if match := _NAME.fullmatch(entry.name):
+            recorded.append(int(match[1]))
+        if match := SIGNATURE_NAME.fullmatch(entry.name):
+            signed.add(int(match[1]))
+    return sorted(recorded), signed
 
 
 def read_version(dataset: Location, number: int) -> Version:
@@ -175,7 +181,9 @@ def read_version(dataset: Location, number: int) -> Version:
 def latest_version(dataset: Location) -> Version | None:
     """Read the latest recorded version. Returns None if no version is recorded."""
     numbers = version_numbers(dataset)
-    return read_version(dataset, numbers[-1]) if numbers else None
+    if not numbers:
+        return None
+    return read_version(dataset, numbers[-1])
 
 
 def find_version(dataset: Location, wanted: int | str) -> Version:
@@ -194,7 +202,8 @@ def find_version(dataset: Location, wanted: int | str) -> Version:
     for number in version_numbers(dataset):
         try:
             version = read_version(dataset, number)
-            found += [version] if version.digest.startswith(match[1]) else []
+            if version.digest.startswith(match[1]):
+                found.append(version)
         except DamagedDatasetError as error:
             damaged.append(error)
     if damaged and not found:
@@ -216,7 +225,9 @@ def name_now(dataset: Location) -> VersionName:
         latest = latest_version(dataset)
     except DamagedDatasetError:  # `segmint verify` reports it
         latest = None
-    return VersionName(digest, latest.number if latest is not None and latest.digest == digest else None)
+    if latest is None or latest.digest != digest:
+        return VersionName(digest, None)
+    return latest.name
 
 
 def put_version(
@@ -242,8 +253,10 @@ def put_version(
         # The latest version is read before the snapshot is taken. If another process records a version in between, the
         # new number is already in use. The loop then takes a new snapshot, so the last version includes all changes.
         numbers = version_numbers(dataset)
+        latest = before = None
         try:
-            latest = read_version(dataset, numbers[-1]) if numbers else None
+            if numbers:
+                latest = read_version(dataset, numbers[-1])
         except DamagedDatasetError as error:
             get_logger("versions").warning("damaged", problem=str(error))
             return VersionName(take_snapshot(dataset).digest, None)
@@ -252,6 +265,7 @@ def put_version(
         if latest is not None:
             if latest.digest == snapshot.digest:
                 return latest.name
+            before = latest.digest
             difference = compare_snapshots(latest.snapshot, snapshot)
             if difference.damaged:
                 paths = some([*difference.changed, *difference.missing])
@@ -261,9 +275,9 @@ def put_version(
             get_logger("versions").warning("not recorded", unfinished_takedowns=some(unfinished))
             return VersionName(snapshot.digest, None)
         version = Version(
-            number=1 + (numbers[-1] if numbers else 0),
+            number=1 + max(numbers, default=0),
             digest=snapshot.digest,
-            before=None if latest is None else latest.digest,
+            before=before,
             command=command,
             reason=reason,
             when=when,
@@ -281,14 +295,23 @@ def unfinished_takedowns(dataset: Location, latest: Version | None, applied: Col
     A takedown ends by recording a version that lists its tombstone. Therefore, it's unfinished if the latest version
     doesn't list the tombstone. Tombstones in `applied` don't count, because the current command has applied them.
     """
-    paths = (f"{TOMBSTONES}/{entry.name}" for entry in list_tombstones(dataset) if entry.name not in applied)
-    return [path for path in paths if latest is None or path not in latest.files]
+    unfinished = []
+    for entry in list_tombstones(dataset):
+        path = f"{TOMBSTONES}/{entry.name}"
+        if entry.name not in applied and (latest is None or path not in latest.files):
+            unfinished.append(path)
+    return unfinished
 
 
 def _listed(snapshot: Snapshot) -> dict[str, Any]:
     """Return the values of the fields `files` and `commits` for a snapshot."""
-    files = {leaf.path: leaf.sha256 for leaf in snapshot.leaves if parse_commit_path(leaf.path) is None}
-    commits = ((*pair, leaf.sha256) for leaf in snapshot.leaves if (pair := parse_commit_path(leaf.path)) is not None)
+    files, commits = {}, []
+    for leaf in snapshot.leaves:
+        pair = parse_commit_path(leaf.path)
+        if pair is None:
+            files[leaf.path] = leaf.sha256
+        else:
+            commits.append((*pair, leaf.sha256))
     return {"files": files, "commits": tuple(sorted(commits))}
 
 
@@ -306,7 +329,9 @@ def _known(dataset: Location) -> str:
     numbers = version_numbers(dataset)
     if not numbers:
         return "none is recorded; a build or a correction records one when it ends"
-    return f"it has {numbers[0]} to {numbers[-1]}" if len(numbers) > 1 else f"it has only {numbers[0]}"
+    if len(numbers) == 1:
+        return f"it has only {numbers[0]}"
+    return f"it has {numbers[0]} to {numbers[-1]}"
 
 
 class RemovedVersionError(UsageError):
@@ -366,7 +391,8 @@ def list_files(dataset: Location, snapshot: Snapshot) -> Iterator[VersionLeaf]:
         files = [leaf]
         if parse_commit_path(leaf.path) is not None:
             commit = Commit.from_json(_recorded(dataset, leaf.path, leaf.sha256), f"{dataset}/{leaf.path}")
-            files += [VersionLeaf(entry.path, entry.sha256) for entry in commit.files]
+            for entry in commit.files:
+                files.append(VersionLeaf(entry.path, entry.sha256))
         for file in files:
             if not is_known(file.path) or _SHA256.fullmatch(file.sha256) is None:
                 raise DamagedDatasetError(f"{dataset / leaf.path} is damaged: not a file of a dataset: {file.line()!r}")
@@ -400,17 +426,19 @@ def _who_replaced(dataset: Location, version: Version, gone: dict[int, int]) -> 
     waiting = dict(gone)
     known = set(version.files)
     reasons = {f"{TOMBSTONES}/{tombstone.name}": tombstone.reason for tombstone in read_tombstones(dataset)}
-    for number in (number for number in version_numbers(dataset) if number > version.number):
+    for number in version_numbers(dataset):
+        if number <= version.number:
+            continue
         later = read_version(dataset, number)
         generations = {shard: generation for shard, generation, _ in later.commits}
         replaced = [shard for shard, generation in waiting.items() if generations.get(shard, 0) > generation]
         why = [f"; {path}: {reasons[path]}" for path in later.files if path in reasons and path not in known]
         known.update(later.files)
         if replaced:
-            yield f"{later.made_by()} replaced the shards {some([str(shard) for shard in replaced])}{''.join(why)}"
+            yield f"{later.made_by()} replaced the shards {some(list(map(str, replaced)))}{''.join(why)}"
             waiting = {shard: number for shard, number in waiting.items() if shard not in replaced}
     if waiting:
-        yield f"a correction that recorded no version replaced the shards {some([str(shard) for shard in waiting])}"
+        yield f"a correction that recorded no version replaced the shards {some(list(map(str, waiting)))}"
 
 
 @dataclass(frozen=True)
@@ -436,7 +464,9 @@ def read_history(dataset: Location) -> VersionHistory:
     for number in sorted({*numbers, *(n for n in signed if n > last)}):
         if number - 1 > done and number <= last:
             first = version_path(done + 1)
-            which = f"version {done + 1}" if number - 2 == done else f"versions {done + 1} to {number - 1}"
+            which = f"version {done + 1}"
+            if number - 1 > done + 1:
+                which = f"versions {done + 1} to {number - 1}"
             problems.append(Finding(Code.BAD_VERSION, first, f"{which}, because later ones exist", "no such file"))
         done = number
         path = version_path(number)

@@ -132,11 +132,15 @@ class Quarantine:
 
     def spent(self) -> dict[str, float]:
         """Return the busy seconds in the open window, by stage, for the stages that overlap inside segment actors."""
-        return self._ledger.spent() if self._ledger is not None else {}
+        if self._ledger is not None:
+            return self._ledger.spent()
+        return {}
 
     def peaks(self) -> list[float]:
         """Return the peak FLOP/s that each segment actor of the open window measured on its device."""
-        return self._ledger.peaks() if self._ledger is not None else []
+        if self._ledger is not None:
+            return self._ledger.peaks()
+        return []
 
     def run_trials(self, spans: Sequence[ShardSpan]) -> Trials:
         """Run the trials of a window's suspects and persistent faults. `spans` are the window's unfinished shards."""
@@ -151,14 +155,17 @@ class Quarantine:
         ledger, self._ledger = self._ledger, None
         if ledger is not None:
             self._died_with_others.update(ledger.alone())
-            for number, ordinal in (divmod(row, STAGE_ROWS) for row in ledger.suspects()):
+            for row in ledger.suspects():
+                number, ordinal = divmod(row, STAGE_ROWS)
                 untried = UndecidedError("its worker died, and it has had no trial")
                 self._killed[ordinal] = number
                 self._known[ordinal] = faulted({}, self._stage_name(number), untried)
         verdicts = 0
         on_hold: dict[int, str] = {}
-        undecided = [ordinal for ordinal, row in self._known.items() if row["fault"] is not None]
-        here = [ordinal for ordinal in undecided if self._rows is not None and ordinal in self._rows]
+        here = []
+        for ordinal, known in self._known.items():
+            if known["fault"] is not None and self._rows is not None and ordinal in self._rows:
+                here.append(ordinal)
         for ordinal in here[:MOST_SINGLE_TRIALS]:
             number = self._killed.get(ordinal, 0)
             stage = self._stage_name(number)
@@ -328,10 +335,14 @@ class Quarantine:
         verdict = self._through(prepared)[2]
         if verdict["fault"] is not None:
             raise PersistentFaultError(verdict["fault"])
-        return None if verdict["reason"] is None else verdict
+        if verdict["reason"] is None:
+            return None
+        return verdict
 
     def _stage_name(self, number: int) -> str:
-        return self.stages.own[number - 1].spec.label if number else "segment"
+        if number:
+            return self.stages.own[number - 1].spec.label
+        return "segment"
 
     def _segment_singly(self, ordinal: int, prepared: Any, number: int = 0) -> RejectedError | None:
         """Return the verdict on a row in the segment stage, or in the custom stage with this number."""
@@ -356,9 +367,11 @@ class Quarantine:
             built_in["prepare"] = functools.partial(Segment, stages.segment)
         steps: list[tuple[int, Any]] = []
         for position in ("prepare", "segment", "describe"):
-            own = [each for each in stages.own if each.after == position]
-            steps += [(each.number, functools.partial(each.actor(), *each.arguments(None))) for each in own]
-            steps += [(0, built_in[position])] if position in built_in else []
+            for each in stages.own:
+                if each.after == position:
+                    steps.append((each.number, functools.partial(each.actor(), *each.arguments(None))))
+            if position in built_in:
+                steps.append((0, built_in[position]))
         if until:
             steps = steps[: [number for number, _ in steps].index(until)]
         pools = [stages.segment_pool, *(each.pool for each in stages.custom)]
@@ -381,12 +394,16 @@ class Quarantine:
                 raise UndecidedError(verdict["fault"])
         except UndecidedError as error:
             raise type(error)(f"row {ordinal} killed its worker and can't be prepared again: {error}") from error
-        return prepared if verdict["reason"] is None else None
+        if verdict["reason"] is None:
+            return prepared
+        return None
 
     def _prepare_alone(self, ordinals: Sequence[int]) -> tuple[Any, list[Row]]:
         """Prepare rows in a fresh worker. Return a reference to their `PREPARED` table, and their `VERDICT` columns."""
         rows = self._read(ordinals)
-        where = {"label_selector": dict(self.stages.prepare_nodes)} if self.stages.prepare_nodes else {}
+        where = {}
+        if self.stages.prepare_nodes:
+            where["label_selector"] = dict(self.stages.prepare_nodes)
         cpus = self.stages.prepare_pool.num_cpus
         task = ray.remote(num_cpus=cpus, num_returns=2, max_retries=3, **where)(prepare_alone)
         prepared, verdicts = task.remote(self.stages.prepare_call, rows)

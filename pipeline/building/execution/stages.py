@@ -222,16 +222,15 @@ class Stages:
             actor[f"accelerator_type:{self.gpus.name}"] = 0.001
         preparers = needed(self.prepare_pool)
         together = math.ceil(preparers / _MOST_BUNDLES)
-        return [
-            *[actor] * needed(self.segment_pool),
-            *[{"CPU": together * self.prepare_pool.num_cpus}] * (preparers // together),
-            *[{"CPU": 1.0}] * (1 + self.writers),
-            *[
-                _resources(pool)
-                for pool in (each.pool for each in self.custom)
-                for _ in range(pool.largest if pool.num_gpus else needed(pool))
-            ],
-        ]
+        bundles = [actor] * needed(self.segment_pool)
+        bundles += [{"CPU": together * self.prepare_pool.num_cpus}] * (preparers // together)
+        bundles += [{"CPU": 1.0}] * (1 + self.writers)
+        for custom in self.custom:
+            count = needed(custom.pool)
+            if custom.pool.num_gpus:
+                count = custom.pool.largest
+            bundles += [_resources(custom.pool)] * count
+        return bundles
 
     def workers(self) -> dict[str, int]:
         """Return the number of workers per stage, for each stage whose load is measured.

@@ -63,15 +63,21 @@ def find_remaining(
     is the number of rows.
     """
     size = config.images_per_shard
-    parts = [(0, catalog_rows)] if manifest is None else [(part.first_shard, part.rows) for part in manifest.catalog]
+    parts, done, pinned = [(0, catalog_rows)], dict[int, int](), None
+    if manifest is not None:
+        parts = [(part.first_shard, part.rows) for part in manifest.catalog]
+        pinned = sum(part.rows for part in manifest.catalog)
+        done = CommitLog(Location(storage, config.output)).committed()
     wanted = choose_shards(parts[-1][0] - (-parts[-1][1] // size), shards)
-    done = CommitLog(Location(storage, config.output)).committed() if manifest is not None else {}
     pieces = []
     for first, count in parts:
         stop = first - (-count // size)
         inside = range(max(first, wanted.start), min(stop, wanted.stop))
-        left: Sequence[int] = [shard for shard in inside if shard not in done] if done else inside
-        short = (stop - first) * size - count if left and left[-1] == stop - 1 else 0
-        pieces.append(ShardRun(left, len(left) * size - short))
-    pinned = None if manifest is None else sum(part.rows for part in manifest.catalog)
+        left: Sequence[int] = inside
+        if done:
+            left = [shard for shard in inside if shard not in done]
+        rows = len(left) * size
+        if left and left[-1] == stop - 1:
+            rows -= (stop - first) * size - count
+        pieces.append(ShardRun(left, rows))
     return RemainingShards(size, pieces, len(wanted) - sum(len(piece.shards) for piece in pieces), pinned)

@@ -8,7 +8,7 @@ shards.
 """
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from math import sqrt
 
@@ -120,14 +120,29 @@ def _compare(
     before: float | None = None,
 ) -> DriftValue:
     """Compare a ratio of sums. `before` is the ratio over all earlier shards, or None if only a sample is available."""
-    pairs = [[pair for pair in map(part, shards) if pair[0] is not None and pair[1]] for shards in (late, early)]
-    last, sampled = (_ratio(sum(top or 0 for top, _ in some), sum(below for _, below in some)) for some in pairs)
-    each = [(top or 0) / below for top, below in pairs[1]]
+    last, of_late = _ratios(map(part, late))
+    sampled, of_early = _ratios(map(part, early))
+    if before is None:
+        before = sampled
     error = None
-    if len(each) >= LEAST_SAMPLED and pairs[0]:
-        error = statistics.stdev(each) * sqrt(1 / len(pairs[0]) + 1 / len(each))
-    return DriftValue(name, last, sampled if before is None else before, error)
+    if len(of_early) >= LEAST_SAMPLED and of_late:
+        error = statistics.stdev(of_early) * sqrt(1 / len(of_late) + 1 / len(of_early))
+    return DriftValue(name, last, before, error)
+
+
+def _ratios(pairs: Iterable[tuple[int | None, int]]) -> tuple[float | None, list[float]]:
+    """Return the ratio of the sums, and the ratio of each pair. Pairs with an unknown number or over 0 don't count."""
+    tops = belows = 0
+    ratios = []
+    for top, below in pairs:
+        if top is not None and below:
+            tops += top
+            belows += below
+            ratios.append(top / below)
+    return _ratio(tops, belows), ratios
 
 
 def _ratio(top: float, below: float) -> float | None:
-    return top / below if below else None
+    if not below:
+        return None
+    return top / below

@@ -37,7 +37,9 @@ class Prices:
 
     def of(self, seconds: float) -> float | None:
         """Return the price of using all devices for `seconds` seconds, or None without an hourly price."""
-        return None if self.price is None else seconds / 3600 * self.price * self.devices
+        if self.price is None:
+            return None
+        return seconds / 3600 * self.price * self.devices
 
 
 @dataclass(frozen=True)
@@ -68,17 +70,23 @@ class Status:
         """Remaining seconds at the pace of the last commits, or None if the pace is unknown."""
         if self.complete:
             return 0.0
-        return self.totals.missing_rows / self.pace.rows_per_s if self.pace and self.pace.rows else None
+        if self.pace and self.pace.rows:
+            return self.totals.missing_rows / self.pace.rows_per_s
+        return None
 
     @property
     def cost_left(self) -> float | None:
         """Cost of the remaining work, or None if the price or the pace is unknown."""
-        return None if self.seconds_left is None else self.prices.of(self.seconds_left)
+        if self.seconds_left is None:
+            return None
+        return self.prices.of(self.seconds_left)
 
     @property
     def held_out(self) -> HeldOutScores | None:
         """Held-out scores before and after the weights' last training, or None if they weren't measured."""
-        return self.trainings[-1].held_out if self.trainings else None
+        if self.trainings:
+            return self.trainings[-1].held_out
+        return None
 
     @property
     def masks_by_source(self) -> Mapping[str, int]:
@@ -89,16 +97,36 @@ class Status:
     @property
     def masks_per_image(self) -> float | None:
         """Masks per image, or None without images."""
-        return self.totals.masks / self.totals.written if self.totals.written else None
+        if self.totals.written:
+            return self.totals.masks / self.totals.written
+        return None
 
     @property
     def not_checked(self) -> list[str]:
         """Tables that couldn't be read, as text."""
-        unread = {"annotated masks": self.people.unread, "drift": 0 if self.drift is None else self.drift.unread}
+        unread = {"annotated masks": self.people.unread}
+        if self.drift is not None:
+            unread["drift"] = self.drift.unread
         return [f"{what} of {counted(n, 'table')}, unreadable. Run `segmint audit`" for what, n in unread.items() if n]
 
     def to_dict(self) -> dict[str, Any]:
-        totals, pace, drift = self.totals, self.pace, self.drift
+        totals = self.totals
+        pace = drift = held_out = None
+        if self.pace is not None:
+            pace = {
+                **asdict(self.pace),
+                "since": self.pace.since.isoformat(),
+                "last": self.pace.last.isoformat(),
+                "seconds": self.pace.seconds,
+                "rows_per_s": self.pace.rows_per_s,
+                "images_per_s": self.pace.images_per_s,
+                "masks_per_s": self.pace.masks_per_s,
+            }
+        if self.drift is not None:
+            compared = [{**asdict(one), "unusual": one.unusual} for one in self.drift.compared]
+            drift = {**asdict(self.drift), "compared": compared}
+        if self.held_out is not None:
+            held_out = self.held_out.model_dump(mode="json")
         return {
             "dataset": self.dataset,
             "name": self.name,
@@ -113,28 +141,14 @@ class Status:
             "redactions": asdict(totals.redactions),
             "missing_shards": len(totals.missing),
             "missing_rows": totals.missing_rows,
-            "last_commit": None if self.last_commit is None else self.last_commit.isoformat(),
-            "pace": None
-            if pace is None
-            else {
-                **asdict(pace),
-                "since": pace.since.isoformat(),
-                "last": pace.last.isoformat(),
-                "seconds": pace.seconds,
-                "rows_per_s": pace.rows_per_s,
-                "images_per_s": pace.images_per_s,
-                "masks_per_s": pace.masks_per_s,
-            },
+            "last_commit": _time_text(self.last_commit),
+            "pace": pace,
             "seconds_left": self.seconds_left,
             "price": self.prices.price,
             "devices": self.prices.devices,
             "cost_left": self.cost_left,
-            "on_hold": [
-                {**asdict(gap), "since": None if gap.since is None else gap.since.isoformat()} for gap in self.gaps
-            ],
-            "drift": None
-            if drift is None
-            else {**asdict(drift), "compared": [{**asdict(one), "unusual": one.unusual} for one in drift.compared]},
+            "on_hold": [{**asdict(gap), "since": _time_text(gap.since)} for gap in self.gaps],
+            "drift": drift,
             "masks_by_source": self.masks_by_source,
             "masks_per_image": self.masks_per_image,
             "masks_timed": self.people.timed,
@@ -144,7 +158,7 @@ class Status:
             "round": self.round,
             "weights": self.weights.model_dump(mode="json"),
             "trainings": [link.model_dump(mode="json") for link in self.trainings],
-            "held_out": None if self.held_out is None else self.held_out.model_dump(mode="json"),
+            "held_out": held_out,
         }
 
     def lines(self) -> list[str]:
@@ -196,17 +210,23 @@ class Status:
     def _gap_lines(self) -> list[str]:
         if not self.gaps:
             return []
-        shards, rows = sum(gap.shards for gap in self.gaps), sum(gap.rows for gap in self.gaps)
-        names = [f"{gap.name} ({self._ago(gap.since) if gap.since else 'time unknown'})" for gap in self.gaps[:SHOWN]]
-        more = f", and {len(self.gaps) - SHOWN:,} more gaps" if len(self.gaps) > SHOWN else ""
+        shards = rows = 0
+        for gap in self.gaps:
+            shards += gap.shards
+            rows += gap.rows
+        names = ", ".join(f"{gap.name} ({self._ago(gap.since)})" for gap in self.gaps[:SHOWN])
+        if len(self.gaps) > SHOWN:
+            names += f", and {len(self.gaps) - SHOWN:,} more gaps"
         return [
-            f"on hold    {counted(shards, 'shard')} with {counted(rows, 'row')}, passed over by a later commit: "
-            f"{', '.join(names)}{more}",
+            f"on hold    {counted(shards, 'shard')} with {counted(rows, 'row')}, "
+            f"passed over by a later commit: {names}",
             "           they have faults (see the build's log; `segmint build` retries them), "
             "are being written, are in another --shards range, or lost their commits",
         ]
 
-    def _ago(self, when: datetime) -> str:
+    def _ago(self, when: datetime | None) -> str:
+        if when is None:
+            return "time unknown"
         return f"{duration(max(0.0, (self.time - when).total_seconds()))} ago"
 
     def _drift_lines(self) -> list[str]:
@@ -221,15 +241,23 @@ class Status:
 
     def _people_lines(self) -> list[str]:
         people = self.people
+        if not people.masks:
+            return []
         sources = listed(f"{people.by_source[source]:,} {source}" for source in SOURCES if source in people.by_source)
-        timed = f"; {number(people.seconds_per_mask)} s per mask, over {people.timed:,} timed" * bool(people.timed)
-        return [f"annotated  {counted(people.masks, 'mask')}: {sources}{timed}"] if people.masks else []
+        line = f"annotated  {counted(people.masks, 'mask')}: {sources}"
+        if people.timed:
+            line += f"; {number(people.seconds_per_mask)} s per mask, over {people.timed:,} timed"
+        return [line]
 
 
 def _drift_line(one: DriftValue) -> str:
-    write = share if one.name.startswith("share") else number
-    unusual = "  UNUSUAL: check these shards" if one.unusual else ""
-    return f"  {one.name:<24} {write(one.last):>10}, before {write(one.before)}{unusual}"
+    last, before = number(one.last), number(one.before)
+    if one.name.startswith("share"):
+        last, before = share(one.last), share(one.before)
+    line = f"  {one.name:<24} {last:>10}, before {before}"
+    if one.unusual:
+        line += "  UNUSUAL: check these shards"
+    return line
 
 
 @dataclass(frozen=True)
@@ -253,45 +281,76 @@ class StatusTable:
 
     def lines(self) -> list[str]:
         """Return the table as lines of text, followed by the trainings of the weights. Empty columns are omitted."""
-        columns = [[head, *cells] for head, cells in self._columns() if set(cells) != {NOTHING}]
-        first, *others = ([cell.rjust(max(map(len, cells))) for cell in cells] for cells in columns)
-        names = [cell.strip().ljust(len(cell)) for cell in first]
-        table = ["  ".join(cells).rstrip() for cells in zip(names, *others, strict=True)]
-        trainings = dict.fromkeys(line for row in self.rows for line in describe_rounds(row.trainings))
+        rows = list(self._cells())
+        columns = []
+        for head in rows[0]:
+            cells = [row[head] for row in rows]
+            if set(cells) != {NOTHING}:
+                columns.append([head, *cells])
+        widths = [max(map(len, column)) for column in columns]
+        table = []
+        for first, *others in zip(*columns, strict=True):
+            line = first.ljust(widths[0])
+            for cell, width in zip(others, widths[1:], strict=True):
+                line += f"  {cell:>{width}}"
+            table.append(line.rstrip())
+        trainings: dict[str, None] = {}
+        for dataset in self.rows:
+            trainings |= dict.fromkeys(describe_rounds(dataset.trainings))
         return [*table, *trainings, *self._notes(), *not_checked_lines(self.not_checked)]
 
-    def _columns(self) -> Iterator[tuple[str, list[str]]]:
-        rows = self.rows
-        names = {row.name for row in rows}
-        yield "dataset", [row.name if len(names) == len(rows) else row.dataset for row in rows]
-        yield "round", [str(row.round) for row in rows]
-        yield "shards", [f"{row.totals.shards:,} of {row.totals.shards + len(row.totals.missing):,}" for row in rows]
-        yield "images", [count(row.totals.written) for row in rows]
-        yield "rejected", [count(sum(row.totals.rejected.values())) for row in rows]
-        yield "masks", [count(row.totals.masks) for row in rows]
-        for source in SOURCES:
-            if any(row.masks_by_source.get(source) for row in rows):
-                yield source, [count(row.masks_by_source.get(source, 0)) for row in rows]
-        yield "masks/image", [_number(row.masks_per_image) for row in rows]
-        yield "s/mask", [_number(row.people.seconds_per_mask) for row in rows]
-        yield "time left", [NOTHING if row.complete else duration(row.seconds_left) for row in rows]
-        yield "cost left", [NOTHING if row.complete else _number(row.cost_left) for row in rows]
-        held = [row.held_out for row in rows]
-        yield "mIoU at 1 click", [NOTHING if one is None else f"{one.before:.3f} → {one.after:.3f}" for one in held]
-        sizes = [() if one is None else (counted(one.masks, "mask"), counted(one.measured, "image")) for one in held]
-        yield "measured", [" of ".join(each) or NOTHING for each in sizes]
+    def _cells(self) -> Iterator[dict[str, str]]:
+        """Yield the cells of each dataset by column."""
+        names = {row.name for row in self.rows}
+        sources = [source for source in SOURCES if any(row.masks_by_source.get(source) for row in self.rows)]
+        for row in self.rows:
+            totals = row.totals
+            cells = {
+                "dataset": row.name,
+                "round": str(row.round),
+                "shards": f"{totals.shards:,} of {totals.shards + len(totals.missing):,}",
+                "images": count(totals.written),
+                "rejected": count(sum(totals.rejected.values())),
+                "masks": count(totals.masks),
+            }
+            if len(names) < len(self.rows):
+                cells["dataset"] = row.dataset
+            for source in sources:
+                cells[source] = count(row.masks_by_source.get(source, 0))
+            cells["masks/image"] = _number(row.masks_per_image)
+            cells["s/mask"] = _number(row.people.seconds_per_mask)
+            cells |= dict.fromkeys(("time left", "cost left", "mIoU at 1 click", "measured"), NOTHING)
+            if not row.complete:
+                cells["time left"] = duration(row.seconds_left)
+                cells["cost left"] = _number(row.cost_left)
+            if row.held_out is not None:
+                scores = row.held_out
+                cells["mIoU at 1 click"] = f"{scores.before:.3f} → {scores.after:.3f}"
+                cells["measured"] = f"{counted(scores.masks, 'mask')} of {counted(scores.measured, 'image')}"
+            yield cells
 
     def _notes(self) -> Iterator[str]:
         for row in self.rows:
             people = row.people
             if 0 < people.timed < people.masks:
                 yield f"{row.name}: {people.timed:,} of {counted(people.masks, 'annotated mask')} have a time"
+            noted = []
             on_hold = sum(gap.shards for gap in row.gaps)
-            noted = [f"{counted(on_hold, 'shard')} on hold"] if on_hold else []
-            noted += [f"{one.name} unusual" for one in (row.drift.compared if row.drift else ()) if one.unusual]
+            if on_hold:
+                noted.append(f"{counted(on_hold, 'shard')} on hold")
+            if row.drift is not None:
+                noted += [f"{one.name} unusual" for one in row.drift.compared if one.unusual]
             if noted:
                 yield f"{row.name}: {listed(noted)}; see `segmint status {row.dataset}`"
 
 
 def _number(value: float | None) -> str:
-    return NOTHING if value is None else number(value)
+    if value is None:
+        return NOTHING
+    return number(value)
+
+
+def _time_text(when: datetime | None) -> str | None:
+    if when is None:
+        return None
+    return when.isoformat()

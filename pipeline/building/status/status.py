@@ -87,8 +87,12 @@ class StatusReader:
         new = [listed for listed in commits if listed not in self._counted]
         counted = map_ahead(lambda listed: _count(dataset, commits[listed]), new, _THREADS, _THREADS, "tables")
         self._counted.update(zip(new, counted, strict=True))
-        of_last = [self._counted[listed] for listed in commits if listed.shard in set(last)]
-        of_sample = [self._counted[listed] for listed in commits if listed.shard not in set(last)]
+        of_last, of_sample = [], []
+        for listed in commits:
+            if listed.shard in last:
+                of_last.append(self._counted[listed])
+            else:
+                of_sample.append(self._counted[listed])
         return compare(totals, of_last, of_sample)
 
     def _people_of(self, manifest: DatasetManifest, held: Iterable[ListedCommit]) -> People:
@@ -121,7 +125,8 @@ def _count(dataset: Dataset, commit: Commit) -> ShardNumbers:
     plates: int | None = None
     try:
         table = dataset.table(commit, "images", ["faces", "plates"])
-        faces, plates = (sum(table.column(name).drop_null().to_pylist()) for name in ("faces", "plates"))
+        found = sum(table.column("faces").drop_null().to_pylist()), sum(table.column("plates").drop_null().to_pylist())
+        faces, plates = found
     except (NotFoundError, DamagedDatasetError, KeyError):
         pass  # a correction replaced the table, or it's damaged, which an audit reports
     return ShardNumbers.of(commit, faces, plates)

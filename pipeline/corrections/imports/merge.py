@@ -3,7 +3,7 @@
 The merge first compares masks pixel by pixel, so importing the same masks again changes nothing.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
@@ -95,7 +95,9 @@ def merge(row: Row, answer: ImageImport, settings: ImportSettings) -> ImportedRo
     Raises `DamagedDatasetError` if the row's masks or its `next_mask` are damaged.
     """
     if row["reason"] is not None:
-        return ImportedRow(row, SkipReason.TAKEN_DOWN if row["reason"] == Reason.TAKEN_DOWN else SkipReason.REFUSED)
+        if row["reason"] == Reason.TAKEN_DOWN:
+            return ImportedRow(row, SkipReason.TAKEN_DOWN)
+        return ImportedRow(row, SkipReason.REFUSED)
     size = row["height"], row["width"]
     if answer.sizes - {size}:
         return ImportedRow(row, SkipReason.OTHER_SIZE)
@@ -109,25 +111,30 @@ def merge(row: Row, answer: ImageImport, settings: ImportSettings) -> ImportedRo
     new = list(by_counts.values())[::-1]
     merged = ImportedRow(row, empty=len(answer.masks) - len(solid), repeated=len(solid) - len(new))
 
-    equal = [mask for mask in old if counts_of(mask) in by_counts]
-    carried = {mask.counts for mask in new if "source" in mask.said}
-    same = {counts_of(mask): mask for mask in equal if not (counts_of(mask) in carried and is_of_build(mask))}
-    agreed = {counts_of(mask): mask for mask in equal if counts_of(mask) not in same}
-    labels = {
-        counts: _label_of(given)
-        for counts, mask in same.items()
-        if (given := by_counts[counts]).label is not None
-        and (given.label != submitted_label(mask) or (is_of_model(mask["label_source"]) and not given.by_model))
-    }
+    same = {}
+    for mask in old:
+        equal = by_counts.get(counts_of(mask))
+        if equal is not None and not ("source" in equal.said and is_of_build(mask)):
+            same[equal.counts] = mask
+    labels = {}
+    for counts, mask in same.items():
+        given = by_counts[counts]
+        agrees = given.label == submitted_label(mask) and (given.by_model or not is_of_model(mask["label_source"]))
+        if given.label is not None and not agrees:
+            labels[counts] = _label_of(given)
     new = [mask for mask in new if mask.counts not in same]
     rest = [mask for mask in old if counts_of(mask) not in same]
+    agreed = {counts_of(mask): mask for mask in rest if counts_of(mask) in by_counts}
     parents = agreed | _parents(
         row,
         [mask for mask in rest if counts_of(mask) not in agreed],
         [mask for mask in new if mask.counts not in agreed],
         settings,
     )
-    gone = {mask["index"] for mask in (rest if settings.mode is ImportMode.REPLACE else parents.values())}
+    replaced: Iterable[Row] = parents.values()
+    if settings.mode is ImportMode.REPLACE:
+        replaced = rest
+    gone = {mask["index"] for mask in replaced}
 
     first = int(row["next_mask"])
     if first + len(new) > MASKS_PER_IMAGE_LIMIT:
@@ -177,19 +184,23 @@ def _parents(row: Row, old: Sequence[Row], new: Sequence[NewMask], settings: Imp
     if settings.mode is ImportMode.REPLACE:
         by_number = {annotation_id(row["id"], mask["index"]): mask for mask in old}
         for mask in new:
-            parent = None if mask.id is None else by_number.pop(mask.id, None)  # the first of several
-            if parent is not None:
-                pairs[mask.counts] = parent
+            if mask.id in by_number:  # the first of several
+                pairs[mask.counts] = by_number.pop(mask.id)
         old = list(by_number.values())
         new = [mask for mask in new if mask.counts not in pairs]
+    least = 0.0
     if settings.mode is ImportMode.CARRY:
         old = [mask for mask in old if is_of_build(mask)]
+        least = SAME_OBJECT_IOU
+    if not old or not new:
+        return pairs
     size = [row["height"], row["width"]]
     ours = [{"size": size, "counts": counts_of(mask).encode()} for mask in old]
     theirs = [{"size": size, "counts": mask.counts.encode()} for mask in new]
-    least = SAME_OBJECT_IOU if settings.mode is ImportMode.CARRY else 0.0
-    matches = best_matches(ours, theirs) if ours and theirs else []
-    return pairs | {new[column].counts: old[place] for place, column, iou in matches if iou >= least}
+    for place, column, iou in best_matches(ours, theirs):
+        if iou >= least:
+            pairs[new[column].counts] = old[place]
+    return pairs
 
 
 def _annotation(row: Row, answer: ImageImport, settings: ImportSettings) -> Row:
@@ -199,7 +210,9 @@ def _annotation(row: Row, answer: ImageImport, settings: ImportSettings) -> Row:
     # The last submission still counts as merged, even if an import replaces its masks.
     merged = row["submission"] or {}
     said = {"assignment": merged.get("assignment"), "n": merged.get("n"), "sha256": settings.origin["sha256"]}
-    named: Row = {} if settings.annotator is None else {"annotator": settings.annotator}
+    named: Row = {}
+    if settings.annotator is not None:
+        named["annotator"] = settings.annotator
     if row["submission"] == said:
         return named
     # Columns of an earlier submission don't apply to this one.

@@ -65,14 +65,18 @@ def submission_to_merge(row: Row, names: Sequence[SubmissionName]) -> Submission
     """
     assignment = assignment_to_merge(row["submission"], (name.assignment for name in names))
     last = max((name for name in names if name.assignment == assignment), default=None)
-    return None if last is None or is_merged(row["submission"], last.assignment, last.n) else last
+    if last is None or is_merged(row["submission"], last.assignment, last.n):
+        return None
+    return last
 
 
 def unchanged_row(row: Row) -> MergeSkipReason | None:
     """Return the reason why no submission can be merged into a row, or None if a submission can be merged."""
     if row["reason"] is None:
         return None
-    return MergeSkipReason.TAKEN_DOWN if row["reason"] == Reason.TAKEN_DOWN else MergeSkipReason.REFUSED
+    if row["reason"] == Reason.TAKEN_DOWN:
+        return MergeSkipReason.TAKEN_DOWN
+    return MergeSkipReason.REFUSED
 
 
 def merge_submission(row: Row, submissions: Sequence[Submission]) -> SubmissionRow:
@@ -100,9 +104,10 @@ def merge_submission(row: Row, submissions: Sequence[Submission]) -> SubmissionR
     if first + len(plan.new) > MASKS_PER_IMAGE_LIMIT:
         return SubmissionRow(row, MergeSkipReason.TOO_MANY)
     gone = {by_id[id]["index"] for id in plan.gone}
-    former = merged_before(submissions, row["submission"])
-    drawn = () if former is None else former.masks
-    own = {mask.counts for mask in drawn if mask.label and mask.parent is None}
+    merged = merged_before(submissions, row["submission"])
+    own = set[str]()
+    if merged is not None:
+        own = {mask.counts for mask in merged.masks if mask.label and mask.parent is None}
     said = {mask.counts: mask for mask in submission.masks if mask.label is not None or mask.counts in own}
     kept = [_relabeled(mask, said.get(counts_of(mask))) for mask in old if mask["index"] not in gone]
     new = [_new_mask(mask, parents.get(mask.counts), submissions) for mask in plan.new]
@@ -120,12 +125,13 @@ def merge_submission(row: Row, submissions: Sequence[Submission]) -> SubmissionR
     }
     if plan.new or plan.gone:
         next_row |= changed_masks(row, masks)
+    replacing = sum(mask.counts in plan.parents for mask in plan.new)
     superseded = _superseded(row, submissions)
     return SubmissionRow(
         next_row,
         same=plan.same,
-        corrected=sum(mask.counts in plan.parents for mask in plan.new),
-        added=sum(mask.counts not in plan.parents for mask in plan.new),
+        corrected=replacing,
+        added=len(plan.new) - replacing,
         deleted=len(plan.gone) - corrected,
         unfit=len(plan.unfit),
         superseded=len(superseded),
@@ -140,26 +146,27 @@ def seconds_of(submissions: Sequence[Submission]) -> float:
 
 def _superseded(row: Row, submissions: Sequence[Submission]) -> list[str]:
     """Return a line for each state with unmerged content that the last submission doesn't repeat."""
-    waiting = [
-        submission
-        for submission in submissions
-        if not is_merged(row["submission"], submission.assignment, submission.n)
-    ]
-    last = _words(submissions[-1])
-    earlier = (each for each in last_of_states(waiting) if each.base != submissions[-1].base)
-    return [
-        f"{submission.path} isn't merged: it was for another state of the image, and the later submission lacks "
-        f"{len(lost - {each.parent for each in submission.masks if each.counts in lost}):,} of its masks and deletions"
-        for submission in earlier
-        if (lost := _words(submission) - last)
-    ]
+    last = submissions[-1]
+    waiting = [each for each in submissions if not is_merged(row["submission"], each.assignment, each.n)]
+    lines = []
+    for earlier in last_of_states(waiting):
+        lost = _words(earlier) - _words(last)
+        if earlier.base == last.base or not lost:
+            continue
+        replaced = {mask.parent for mask in earlier.masks if mask.counts in lost}
+        lines.append(
+            f"{earlier.path} isn't merged: it was for another state of the image, and the later submission lacks "
+            f"{len(lost - replaced):,} of its masks and deletions"
+        )
+    return lines
 
 
 def _words(submission: Submission) -> set[str | int]:
     """Return a submission's content: its new masks, and the dataset's masks that it replaces or deletes."""
-    return {mask.counts for mask in submission.masks} | {
-        mask.id for mask in (*submission.replaced, *submission.deleted)
-    }
+    words: set[str | int] = {mask.counts for mask in submission.masks}
+    for former in (*submission.replaced, *submission.deleted):
+        words.add(former.id)
+    return words
 
 
 def _relabeled(row: Row, mask: SubmittedMask | None) -> Row:
@@ -184,9 +191,11 @@ def _as_it_was(row: Row, mask: FormerMask) -> Row:
 
 
 def _new_mask(mask: SubmittedMask, parent: Row | None, submissions: Sequence[Submission]) -> NewMask:
-    # A mask derived from an imported mask stays under the license of the imported file.
-    said = {**mask_columns(mask, submissions), "origin": None if parent is None else parent["origin"]}
-    if mask.source == "corrected" and parent is not None and not is_of_build(parent):
-        drawn = is_prompted(mask) and parent["source"] == "manual"
-        said["source"] = "assisted" if drawn else parent["source"]
+    said = {**mask_columns(mask, submissions), "origin": None}
+    if parent is not None:
+        said["origin"] = parent["origin"]  # a mask derived from an imported mask stays under the file's license
+        if mask.source == "corrected" and not is_of_build(parent):
+            said["source"] = parent["source"]
+            if is_prompted(mask) and parent["source"] == "manual":
+                said["source"] = "assisted"
     return NewMask(mask.counts, None, mask.label, said)

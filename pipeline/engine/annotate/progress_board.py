@@ -81,11 +81,9 @@ class ProgressBoard:
         self._lock = threading.Lock()
         self._done: dict[int, dict[int, LatestSubmission]] = {}  # by ordinal and assignment
         self._agreed: dict[tuple[SubmissionName, SubmissionName], tuple[float, ...] | None] = {}
-        names = [
-            name
-            for assignments in latest_submissions(list_submissions(dataset)).values()
-            for name in assignments.values()
-        ]
+        names = list[SubmissionName]()
+        for assignments in latest_submissions(list_submissions(dataset)).values():
+            names += assignments.values()
         returned = read_returns(dataset)
         for done in map_ahead(self._read, names, _THREADS, _AHEAD, "submissions"):
             again = replace(done, returned=returned.get(done.name))
@@ -98,13 +96,12 @@ class ProgressBoard:
 
     def returned_to(self, annotator: str) -> dict[int, int]:
         """Return the assignments that the owner returned to an annotator, by image, in ascending order of image id."""
+        found = []
         with self._lock:
-            found = [
-                done.name
-                for assignments in self._done.values()
-                for done in assignments.values()
-                if done.returned is not None and done.annotator == annotator
-            ]
+            for assignments in self._done.values():
+                for done in assignments.values():
+                    if done.returned is not None and done.annotator == annotator:
+                        found.append(done.name)
         return {name.ordinal + 1: name.assignment for name in sorted(found)}
 
     def submitted_by(self, annotator: str) -> list[int]:
@@ -125,14 +122,14 @@ class ProgressBoard:
         """Read an image's submissions from the store again, and return the last one of each assignment."""
         known = self.assignments(image)
         found = latest_submissions(submissions_of(self._dataset, image - 1)).get(image - 1, {})
-        returned = read_returns(self._dataset, image - 1) if found else {}
-        assignments = {
-            assignment: replace(
-                known[assignment] if assignment in known and known[assignment].name == name else self._read(name),
-                returned=returned.get(name),
-            )
-            for assignment, name in found.items()
-        }
+        assignments, returned = {}, {}
+        if found:
+            returned = read_returns(self._dataset, image - 1)
+        for assignment, name in found.items():
+            latest = known.get(assignment)
+            if latest is None or latest.name != name:
+                latest = self._read(name)
+            assignments[assignment] = replace(latest, returned=returned.get(name))
         with self._lock:
             for assignment, now in self._done.get(image - 1, {}).items():
                 # A submission or return recorded in the meantime is newer than the listing of the store.
@@ -191,7 +188,9 @@ class ProgressBoard:
         done = self.assignments(found.place.id).get(assignment)
         if done is not None and done.base == found.base:
             return "submitted"
-        return "open" if merged_assignment(found.row.get("submission")) is None else "merged"
+        if merged_assignment(found.row.get("submission")) is None:
+            return "open"
+        return "merged"
 
     def only_assignment(self, found: OpenImage) -> int | None:
         """Return the only assignment that remains after a merge has changed the image, or None if no merge has.
@@ -203,8 +202,9 @@ class ProgressBoard:
         if merged is None or assignment is None:
             return None
         done = self.assignments(found.place.id).get(assignment)
-        unchanged = done is not None and done.name.n == merged["n"] and done.base == found.base
-        return None if unchanged else assignment
+        if done is not None and done.name.n == merged["n"] and done.base == found.base:
+            return None
+        return assignment
 
     def progress(self, annotators: Iterable[str], counts: Callable[[int], bool] = lambda _: True) -> dict[str, Any]:
         """Count the submitted images and masks, in total and by annotator, and measure the annotators' agreement.
@@ -214,16 +214,21 @@ class ProgressBoard:
         """
         with self._lock:
             of_images = [dict(assignments) for ordinal, assignments in self._done.items() if counts(ordinal + 1)]
-        done = [each for assignments in of_images for each in assignments.values()]
-        first = [assignments[min(assignments)] for assignments in of_images]
-        names = dict.fromkeys([*annotators, *sorted({each.annotator for each in done if each.annotator})])
+        masks = 0
+        pairs = []
+        by_annotator: dict[str | None, list[LatestSubmission]] = {}
+        for assignments in of_images:
+            masks += assignments[min(assignments)].masks
+            if len(assignments) == 2:
+                pairs.append((assignments[0], assignments[1]))
+            for each in assignments.values():
+                by_annotator.setdefault(each.annotator, []).append(each)
+        names = dict.fromkeys([*annotators, *sorted(filter(None, by_annotator))])
         return {
-            "submitted": len(first),
-            "masks": sum(each.masks for each in first),
-            "annotators": [_summary(name, [each for each in done if each.annotator == name]) for name in names],
-            "agreement": self._agreement(
-                [(assignments[0], assignments[1]) for assignments in of_images if len(assignments) == 2]
-            ),
+            "submitted": len(of_images),
+            "masks": masks,
+            "annotators": [_summary(name, by_annotator.get(name, [])) for name in names],
+            "agreement": self._agreement(pairs),
         }
 
     def _agreement(self, pairs: Sequence[tuple[LatestSubmission, LatestSubmission]]) -> dict[str, Any] | None:
@@ -240,7 +245,10 @@ class ProgressBoard:
                 ious += found
         if not images:
             return None
-        return {"images": images, "pairs": len(ious), "mean_iou": sum(ious) / len(ious) if ious else None}
+        mean = None
+        if ious:
+            mean = sum(ious) / len(ious)
+        return {"images": images, "pairs": len(ious), "mean_iou": mean}
 
     def _read(self, name: SubmissionName) -> LatestSubmission:
         try:
@@ -250,11 +258,10 @@ class ProgressBoard:
 
 
 def _summary(name: str, done: Sequence[LatestSubmission]) -> dict[str, Any]:
-    timed = sum(each.timed for each in done)
-    seconds = sum(each.mask_seconds for each in done)
-    return {
-        "name": name,
-        "images": len(done),
-        "masks": sum(each.masks for each in done),
-        "seconds_a_mask": seconds / timed if timed else None,
-    }
+    timed, masks, seconds_a_mask = 0, 0, None
+    for each in done:
+        timed += each.timed
+        masks += each.masks
+    if timed:
+        seconds_a_mask = sum(each.mask_seconds for each in done) / timed
+    return {"name": name, "images": len(done), "masks": masks, "seconds_a_mask": seconds_a_mask}

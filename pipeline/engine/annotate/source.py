@@ -164,11 +164,10 @@ class ImageSource:
         with self._lock:
             tables = self._tables.get((place.shard, generation))
             if tables is None:
-                files = {
-                    kind: [TableFile(str(self._dataset / entry.path), entry.size)]
-                    for kind in SCHEMAS
-                    for entry in [commit.file(kind)]
-                }
+                files = {}
+                for kind in SCHEMAS:
+                    entry = commit.file(kind)
+                    files[kind] = [TableFile(str(self._dataset / entry.path), entry.size)]
                 for older in [key for key in self._tables if key[0] == place.shard]:
                     self._tables.pop(older).close()
                 scratch = ScratchFolder(dir=self._folder)

@@ -47,9 +47,11 @@ class Curves:
     @property
     def low(self) -> float:
         """Value at the bottom of the axis, which is the lowest value or interval, rounded down to a tenth."""
-        values = [value for curve in self.curves for value in curve.values]
-        ends = [interval[0] for curve in self.curves for interval in curve.intervals if interval is not None]
-        return max(0.0, min(0.9, math.floor(10 * min(values + ends) - 1e-9) / 10))
+        values = list[float]()
+        for curve in self.curves:
+            values += curve.values
+            values += [interval[0] for interval in curve.intervals if interval is not None]
+        return max(0.0, min(0.9, math.floor(10 * min(values) - 1e-9) / 10))
 
     @property
     def x_ticks(self) -> list[Tick]:
@@ -74,12 +76,16 @@ class Curves:
         known = [interval for interval in curve.intervals if interval is not None]
         if len(known) != len(curve.values) or len(known) < 2:
             return ""
-        upper = [f"{self._across(place):g} {self._down(each[1]):g}" for place, each in enumerate(known)]
-        lower = [f"{self._across(place):g} {self._down(each[0]):g}" for place, each in enumerate(known)]
+        upper, lower = [], []
+        for place, (low, high) in enumerate(known):
+            upper.append(f"{self._across(place):g} {self._down(high):g}")
+            lower.append(f"{self._across(place):g} {self._down(low):g}")
         return f"M{' L'.join([*upper, *reversed(lower)])} Z"
 
     def _across(self, place: int) -> float:
-        return 50.0 if len(self.x) < 2 else round(100 * place / (len(self.x) - 1), 2)
+        if len(self.x) < 2:
+            return 50.0
+        return round(100 * place / (len(self.x) - 1), 2)
 
     def _down(self, value: float) -> float:
         return round(100 - 100 * (value - self.low) / (1 - self.low), 2)
@@ -149,18 +155,22 @@ class ComparedScore(NamedTuple):
 def comparison(subject: EvaluationSubject, first: str, scores: Sequence[ComparedScore]) -> Table:
     """Build the table that compares two models by their scores. It contains verdicts if any score was tested."""
     names, tested = subject.names, any(each.p is not None for each in scores)
+    heads, note = [*names, "Difference"], f"Differences are {names[1]} minus {names[0]}. "
+    if tested:
+        heads += ["Corrected p", "Verdict"]
+        note += (
+            f"Better or worse means a corrected p below {LEVEL:g} and an interval without 0. p comes from exchanging "
+            "the models in whole images, corrected by Holm's method over the rows."
+        )
+    else:
+        note += "They have no interval, test, or verdict."
     rows = []
     for name, cells, difference, interval, p in scores:
-        word = verdict(difference, interval, p, subject.images)
-        judged = [(p_value(p), ""), (word, "")] if tested else []
-        rows.append((name, [*cells, cell(difference, interval, "+"), *judged]))
-    note = f"Differences are {names[1]} minus {names[0]}. " + (
-        f"Better or worse means a corrected p below {LEVEL:g} and an interval without 0. p comes from exchanging the "
-        "models in whole images, corrected by Holm's method over the rows."
-        if tested
-        else "They have no interval, test, or verdict."
-    )
-    heads = [*names, "Difference", *(["Corrected p", "Verdict"] if tested else [])]
+        row = [*cells, cell(difference, interval, "+")]
+        if tested:
+            word = verdict(difference, interval, p, subject.images)
+            row += [(p_value(p), ""), (word, "")]
+        rows.append((name, row))
     return Table(f"{names[1]} compared with {names[0]}, {subject.size}", first, heads, rows, note, compared=True)
 
 
@@ -208,12 +218,14 @@ class FiguresPage:
 
     def render(self, subject: EvaluationSubject, lowest: Lowest) -> str:
         """Render the page as HTML. `lowest` contains the lowest scores of each set of weights."""
-        masks = [] if subject.masks is None else [("Masks", count(subject.masks))]
+        tiles = [("Images", count(subject.images)), *self.tiles]
+        if subject.masks is not None:
+            tiles = [("Masks", count(subject.masks)), *tiles]
         return render(
             "figures.html.j2",
             subject,
             self.eyebrow,
-            [*masks, ("Images", count(subject.images)), *self.tiles],
+            tiles,
             lead=self.lead,
             note=self.note,
             tables=self.tables,
@@ -235,5 +247,7 @@ def cell(value: float | None, interval: Interval | None = None, sign: str = "") 
     """Format a score and its interval in percent, or a dash if there is no score."""
     if value is None:
         return "-", ""
-    between = "" if interval is None else f"{100 * interval[0]:{sign}.1f} to {100 * interval[1]:{sign}.1f}"
-    return f"{100 * value:{sign}.1f}", between
+    text = f"{100 * value:{sign}.1f}"
+    if interval is None:
+        return text, ""
+    return text, f"{100 * interval[0]:{sign}.1f} to {100 * interval[1]:{sign}.1f}"

@@ -39,7 +39,9 @@ class FailIfWorse:
 
     def to_dict(self) -> dict[str, Any]:
         """Convert the outcome to JSON-serializable values. `worse` is None without an interval."""
-        return {**asdict(self), "worse": None if self.interval is None else self.worse}
+        if self.interval is None:
+            return {**asdict(self), "worse": None}
+        return {**asdict(self), "worse": self.worse}
 
     def __str__(self) -> str:
         """Return the outcome as text."""
@@ -49,7 +51,9 @@ class FailIfWorse:
                 f"{option}: the difference has no 95% interval, because fewer than {LEAST_IMAGES} images were "
                 "evaluated, or too few images affect it"
             )
-        word = "the second weights are worse" if self.worse else "the second weights aren't shown to be worse"
+        word = "the second weights aren't shown to be worse"
+        if self.worse:
+            word = "the second weights are worse"
         return f"{option}: {word}, {percent(self.difference, self.interval, '+')}"
 
 
@@ -79,13 +83,16 @@ class EvaluationSubject:
     @property
     def worse(self) -> list[FailIfWorse]:
         """Outcome of `--fail-if-worse` if the second weights are worse. Otherwise, the list is empty."""
-        return [each for each in [self.fail_if_worse] if each is not None and each.worse]
+        if self.fail_if_worse is None or not self.fail_if_worse.worse:
+            return []
+        return [self.fail_if_worse]
 
     @property
     def not_checked(self) -> list[SkippedTruth | FailIfWorse]:
         """Skipped items, and the outcome of `--fail-if-worse` if it's unknown for lack of an interval."""
-        unknown = [each for each in [self.fail_if_worse] if each is not None and each.interval is None]
-        return [*unknown, *self.skipped]
+        if self.fail_if_worse is None or self.fail_if_worse.interval is not None:
+            return [*self.skipped]
+        return [self.fail_if_worse, *self.skipped]
 
     @property
     def names(self) -> list[str]:
@@ -118,16 +125,19 @@ class EvaluationSubject:
 
     def head(self) -> str:
         """Return the first line of a result."""
-        names = listed(truth.name for truth in self.truths)
+        head = f"{self.evaluation}: {self.size} of {listed(truth.name for truth in self.truths)}"
         predicted = [each.label for each in self.weights if isinstance(each, Predictions)]
-        which = f"; {listed(predicted)}: predictions from a file" if predicted else ""
-        return f"{self.evaluation}: {self.size} of {names}{which}"
+        if predicted:
+            head += f"; {listed(predicted)}: predictions from a file"
+        return head
 
     @property
     def size(self) -> str:
         """Number of masks and images, such as `41 masks of 4 images`."""
-        masks = "" if self.masks is None else f"{counted(self.masks, 'mask')} of "
-        return f"{masks}{counted(self.images, 'image')}"
+        images = counted(self.images, "image")
+        if self.masks is None:
+            return images
+        return f"{counted(self.masks, 'mask')} of {images}"
 
     def closing_lines(self) -> list[str]:
         """Return the last lines: the outcome of `--fail-if-worse`, the skipped items, and the written page."""
@@ -151,7 +161,9 @@ def percent(value: float | None, interval: Interval | None = None, sign: str = "
     if value is None:
         return "-"
     text = f"{100 * value:{sign}.1f}"
-    return text if interval is None else f"{text} ({100 * interval[0]:{sign}.1f} to {100 * interval[1]:{sign}.1f})"
+    if interval is not None:
+        text += f" ({100 * interval[0]:{sign}.1f} to {100 * interval[1]:{sign}.1f})"
+    return text
 
 
 def table_line(name: str, cells: Sequence[str], width: int = 24, first: int = 36) -> str:
@@ -163,7 +175,9 @@ def p_value(p: float | None) -> str:
     """Format a p-value as text: `p = 0.012`, `p < 0.001`, or `p unknown`."""
     if p is None:
         return "p unknown"
-    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+    if p < 0.001:
+        return "p < 0.001"
+    return f"p = {p:.3f}"
 
 
 def verdict(difference: float | None, interval: Interval | None, p: float | None, images: int) -> str:

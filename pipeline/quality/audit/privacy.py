@@ -3,9 +3,10 @@
 import sys
 import threading
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -100,18 +101,24 @@ class Searcher:
                 else:
                     searched.append(detector)
         found = merge_found(found, searched)
-        shown = [each for each in found if not each.is_explained or each.is_unconfirmed] if self.with_pictures else []
-        pictures = self._pictures(image, shown)
+        pictures: dict[str, bytes] = {}
+        if self.with_pictures:
+            shown = [each for each in found if not each.is_explained or each.is_unconfirmed]
+            pictures = self._pictures(image, shown)
         return SearchResult(tuple(found), pictures, failures)
 
     def _pictures(self, image: Pixels, left: Sequence[RemainingDetection]) -> dict[str, bytes]:
         """Crop the image around each region. If the audit has its own detectors, the crops show the regions blurred."""
-        shown = cutouts(image, left) if self.given else (picture(image, each) for each in left)
-        names = [
-            f"{image_stem(each.id)}_{index}_{each.kind}{'_unconfirmed' * each.is_unconfirmed}.jpg"
-            for index, each in enumerate(left, 1)
-        ]
-        return dict(zip(names, shown, strict=True))
+        shown: Iterable[bytes] = map(partial(picture, image), left)
+        if self.given:
+            shown = cutouts(image, left)
+        pictures = {}
+        for index, (each, jpeg) in enumerate(zip(left, shown, strict=True), 1):
+            name = f"{image_stem(each.id)}_{index}_{each.kind}"
+            if each.is_unconfirmed:
+                name += "_unconfirmed"
+            pictures[f"{name}.jpg"] = jpeg
+        return pictures
 
 
 @dataclass(frozen=True)
@@ -134,33 +141,39 @@ class SearchPlan:
         """
         known: tuple[Detector, ...] = ()
         missing: tuple[UnsearchedImages, ...] = ()
-        manifest = self.manifest if self.with_build else None
-        if manifest is not None:
+        used = set[str]()
+        orientations: tuple[int, ...] = ORIENTATIONS
+        if self.manifest is not None and self.with_build:
+            recorded = _recorded(self.manifest)
             known, missing = find_detectors(
-                _recorded(manifest), self.build, self.storage, self.device, skip_missing=bool(self.given)
+                recorded, self.build, self.storage, self.device, skip_missing=bool(self.given)
             )
+            used = {recorded[part]["detector"] for part in _PARTS}
+            orientations = recorded_orientations(self.manifest)
         elif self.manifest is None and not self.given:
             default = DeidentifyConfig().model_dump()
             known, missing = find_detectors(default, self.build, self.storage, self.device, skip_missing=True)
         names = distinct_names(self.given, frozenset((each.kind, each.name) for each in known))
-        given = tuple(each.load(name, self.device, self.resolve) for each, name in zip(self.given, names, strict=True))
-        used = set() if manifest is None else {_recorded(manifest)[part]["detector"] for part in _PARTS}
-        by_name: dict[tuple[str, str], DetectorSpec] = {
-            (each.kind, name): replace(each, repeats_build=(each.sha256 or each.detector) in used)
-            for each, name in zip(self.given, names, strict=True)
-        }
+        given = []
+        by_name: dict[tuple[str, str], DetectorSpec] = {}
+        for each, name in zip(self.given, names, strict=True):
+            given.append(each.load(name, self.device, self.resolve))
+            by_name[each.kind, name] = replace(each, repeats_build=(each.sha256 or each.detector) in used)
         return Searcher(
             (*known, *given),
             by_name,
             missing,
-            orientations=ORIENTATIONS if manifest is None else recorded_orientations(manifest),
+            orientations=orientations,
             strict=self.strict,
             with_pictures=self.with_pictures,
         )
 
     def resolve(self, name: str) -> Path:
         """Find the file of a known name, a path, or a URI; see `segmint.infra.assets.resolve`."""
-        return resolve(name, mirror=None if self.build is None else self.build.assets, storage=self.storage)
+        mirror = None
+        if self.build is not None:
+            mirror = self.build.assets
+        return resolve(name, mirror=mirror, storage=self.storage)
 
 
 @dataclass
@@ -263,9 +276,13 @@ class PrivacySummary:
         if not images:
             yield UnsearchedImages("no_image", 0, 0)
             return
-        kinds: set[str | None] = {*(each.kind for each in self.detectors), *(each.kind for each in self.missing)}
-        yield from (replace(each, images=images, of=images) for each in self.missing)
-        yield from (UnsearchedImages("no_detector", images, images, kind) for kind in CONFIGS if kind not in kinds)
+        kinds: set[str | None] = {each.kind for each in self.detectors}
+        for each in self.missing:
+            kinds.add(each.kind)
+            yield replace(each, images=images, of=images)
+        for part in CONFIGS:
+            if part not in kinds:
+                yield UnsearchedImages("no_detector", images, images, part)
         if not self.detectors:
             return
         if sampled < images:
@@ -368,7 +385,9 @@ def _one_torch_thread() -> Iterator[None]:
 def _finding(found: RemainingDetection, place: FindingLocation, image: str | None) -> Finding:
     where = f"{image or image_name(found.id)}: {found.w} x {found.h} pixels at ({found.x}, {found.y})"
     by = " and ".join(f"by {each.detector} at score {each.score}" for each in found.sightings)
-    missed = f", and not by {' or '.join(found.missed_by)}" if found.missed_by else ""
-    detected = f"a {found.kind} {by}{missed}"
-    expected = f"no {found.kind}" if image is not None else f"no {found.kind} outside the redacted regions"
+    detected, expected = f"a {found.kind} {by}", f"no {found.kind}"
+    if found.missed_by:
+        detected += f", and not by {' or '.join(found.missed_by)}"
+    if image is None:
+        expected += " outside the redacted regions"
     return place.of_image(found.id).finding(Code.STILL_DETECTED, expected, detected, where)

@@ -28,11 +28,14 @@ def result_lines(report: AuditReport, width: int | None = None) -> list[str]:
     code follow. Only the lines of areas are wrapped, at `width` columns (default: 110).
     """
     if report.scope == "integrity":
-        digest = [] if report.version is None else [report.version.line()]
-        summary = [f"integrity: {_findings(report.findings.total)}; {_checked(report)}", *digest, _NOT_AUDITED]
+        summary = [f"integrity: {_findings(report.findings.total)}; {_checked(report)}"]
+        if report.version is not None:
+            summary.append(report.version.line())
+        summary.append(_NOT_AUDITED)
     else:
         summary = [f"verdict: {verdict(report)}"]
-        summary += [line for name, lines in _areas(report) for line in _area(name, lines, width or _LINE)]
+        for name, lines in _areas(report):
+            summary += _area(name, lines, width or _LINE)
     return [*summary, *_note_lines(report), *_finding_lines(report)]
 
 
@@ -56,24 +59,29 @@ def _areas(report: AuditReport) -> Iterator[tuple[str, list[str]]]:
 def verdict(report: AuditReport) -> str:
     """Return the number of findings, and what wasn't searched. A gap must never read as just "no finding"."""
     total, found = report.findings.total, _by_area(report)
-    gaps = [_gap(each) for each in report.unsearched]
+    gaps = list(map(_gap, report.unsearched))
     counts = counted(total, "finding")
     if total:
         counts += f" ({', '.join(f'{count:,} in {area}' for area, count in found.most_common())})"
     if gaps and not report.images_searched:
         return f"no image was searched for faces and plates ({', '.join(gaps)}); {counts} otherwise"
-    counts = counts if total else "no findings"
+    if not total:
+        counts = "no findings"
     if report.privacy is not None:
         left = {
             "caused by redaction and left": report.privacy.residual,
             "unconfirmed by the build": report.privacy.unconfirmed,
         }
-        left |= {f"released by {name}": number for name, number in report.privacy.left_alone.items()}
+        for name, number in report.privacy.left_alone.items():
+            left[f"released by {name}"] = number
         for what, number in left.items():
-            counts += f"; {counted(number, 'detection')} {what} (--strict counts them)" * bool(number)
+            if number:
+                counts += f"; {counted(number, 'detection')} {what} (--strict counts them)"
         counts = "; ".join([counts, *_searchers(report.privacy, report.kind)])
         gaps += _limits(report.privacy)
-    return f"{counts}; not searched: {', '.join(gaps)}" if gaps else counts
+    if gaps:
+        counts += f"; not searched: {', '.join(gaps)}"
+    return counts
 
 
 def _searchers(privacy: PrivacyResult, kind: str) -> Iterator[str]:
@@ -108,28 +116,38 @@ def _finding_lines(report: AuditReport) -> list[str]:
     for code, count in sorted(report.findings.counts.items()):
         shown = [finding for finding in report.findings if finding.code == code][:SHOWN]
         lines.append(f"{code}: {count:,} ({SENTENCES[code]})")
-        lines += [f"  {finding.line()}" for finding in shown]
+        for finding in shown:
+            lines.append(f"  {finding.line()}")
         if count > len(shown):
             lines.append(f"  and {count - len(shown):,} more")
             skipped = True
-    return [*lines, f"--json lists up to {EXAMPLES} findings per code"] if skipped else lines
+    if skipped:
+        lines.append(f"--json lists up to {EXAMPLES} findings per code")
+    return lines
 
 
 def not_checked(report: AuditReport) -> list[str]:
     """Describe what the audit should have checked, but couldn't."""
-    chosen = {"skipped", "not_sampled"} | (set() if report.nothing_looked_at else {"no_detector"})
-    unsearched = [each for each in report.unsearched if each.reason not in chosen]
-    gaps = [f"{'' if each.kind else 'faces and plates: '}{_gap(each)}" for each in unsearched]
-    shards = some([str(shard) for shard in report.replaced])
-    replaced = f"shards that a command replaced while they were read: {shards}. Audit again"
-    return [*gaps, *([replaced] if report.replaced else []), *report.unfinished]
+    chosen = {"skipped", "not_sampled"}
+    if not report.nothing_looked_at:
+        chosen.add("no_detector")
+    gaps = []
+    for each in report.unsearched:
+        if each.reason not in chosen:
+            gaps.append(_gap(each) if each.kind else f"faces and plates: {_gap(each)}")
+    if report.replaced:
+        shards = some(list(map(str, report.replaced)))
+        gaps.append(f"shards that a command replaced while they were read: {shards}. Audit again")
+    return [*gaps, *report.unfinished]
 
 
 def _note_lines(report: AuditReport) -> list[str]:
     notes = [f"not checked: {each}" for each in not_checked(report)]
     if report.not_built:
-        spans = [f"{a}" if a == b else f"{a} to {b}" for a, b in report.not_built]
-        missing = sum(b - a + 1 for a, b in report.not_built)
+        spans, missing = [], 0
+        for first, last in report.not_built:
+            spans.append(f"{first}" if first == last else f"{first} to {last}")
+            missing += last - first + 1
         notes.append(f"not yet built: {missing:,} of {report.shards:,} shards ({some(spans)})")
     if report.recent_unnamed:
         notes.append(
@@ -152,14 +170,16 @@ def _checked(report: AuditReport) -> str:
         if checked.boxes:
             parts.append(f"{counted(checked.boxes, 'box annotation')} without a mask")
         return f"checked {', '.join(parts)}; {counted(checked.jpegs_decoded, 'image')} decoded"
-    rejected = {} if report.statistics is None else report.statistics.rejected_by_reason or {}
-    taken_down = f" ({rejected[Reason.TAKEN_DOWN]:,} taken down)" if Reason.TAKEN_DOWN in rejected else ""
+    rejected = counted(checked.rejects, "rejected row")
+    reasons = report.statistics and report.statistics.rejected_by_reason
+    if reasons and Reason.TAKEN_DOWN in reasons:
+        rejected += f" ({reasons[Reason.TAKEN_DOWN]:,} taken down)"
     parts = [
         counted(checked.commits, "commit"),
         counted(checked.catalog_parts, "catalog part"),
         f"{counted(checked.files, 'file')} ({checked.bytes:,} bytes)",
         counted(checked.images, "image"),
-        counted(checked.rejects, "rejected row") + taken_down,
+        rejected,
         counted(checked.masks, "mask"),
         f"{counted(checked.jpegs_decoded, 'JPEG')} and {counted(checked.masks_decoded, 'mask')} decoded",
     ]
@@ -188,7 +208,9 @@ def _gap(gap: UnsearchedImages) -> str:
     if gap.reason == "no_image":
         return "there are no images"
     images = f"{gap.images:,} of {counted(gap.of, 'image')}"
-    what = images if gap.kind is None else f"{gap.kind}s"
+    what = images
+    if gap.kind is not None:
+        what = f"{gap.kind}s"
     if gap.detector is not None:
         what += f" by {gap.detector}"
     if gap.reason == "detector_failed":
@@ -207,10 +229,10 @@ def _license_lines(licenses: Licenses, findings: int) -> list[str]:
         lines.append(f"{counted(licenses.expired, 'image')} expired, {licenses.expired_since_build:,} since the build")
     for each in licenses.asserted:
         lines.append(f"{counted(each.images, 'image')}: {each.license or 'no license'}, asserted by {each.asserted_by}")
-    by_license = [
-        f"{each.license or 'none'} {each.images:,}{'' if each.allowed else ' (not allowed)'}"
-        for each in licenses.by_license
-    ]
+    by_license = []
+    for license in licenses.by_license:
+        text = f"{license.license or 'none'} {license.images:,}"
+        by_license.append(text if license.allowed else f"{text} (not allowed)")
     lines.append(f"images by license: {some(by_license)}")
     if licenses.by_provider:
         by_provider = [f"{each.provider or 'unnamed'} {each.images:,}" for each in licenses.by_provider]
@@ -229,18 +251,20 @@ def _privacy_lines(report: AuditReport, privacy: PrivacyResult, findings: int) -
     images = counted(max(report.checked.images, *(gap.of for gap in report.unsearched), 0), "image")
     lines = [f"{_findings(findings)}; {privacy.images_checked:,} of {images} searched"]
     for detector in privacy.detectors:
-        inside = detector.inside_regions
-        lines.append(
+        line = (
             f"{counted(detector.found, detector.kind)} found by {detector.name} at score {detector.score:g} or above "
             f"in {detector.images:,} of {counted(privacy.images_checked - detector.failed, 'image')}"
-            + (f"; {inside:,} more inside redacted regions" if inside else "")
         )
-    for kind in dict.fromkeys(each.kind for each in privacy.agreement):
-        parts = [
-            f"{each.regions:,} by {' and '.join(each.detectors)}{' only' if len(each.detectors) == 1 else ''}"
-            for each in privacy.agreement
-            if each.kind == kind
-        ]
+        if detector.inside_regions:
+            line += f"; {detector.inside_regions:,} more inside redacted regions"
+        lines.append(line)
+    compared: dict[str, list[str]] = {}
+    for each in privacy.agreement:
+        text = f"{each.regions:,} by {' and '.join(each.detectors)}"
+        if len(each.detectors) == 1:
+            text += " only"
+        compared.setdefault(each.kind, []).append(text)
+    for kind, parts in compared.items():
         lines.append(f"{kind}s compared: {', '.join(parts)}")
     return [*lines, *details]
 
@@ -273,12 +297,14 @@ def _statistics_lines(statistics: Statistics) -> list[str]:
         f"{counted(near.pairs, 'pair')} of near-duplicate masks in {counted(near.images_sampled, 'sampled image')} "
         f"(IoU of at least {near.threshold:g})",
     ]
-    to_look_at = [
-        counted(len(found), noun)
-        for found, noun in ((statistics.outliers, "outlier"), (statistics.drift, "drifting shard"))
-        if found
-    ]
-    return [*lines, *([f"worth a look: {', '.join(to_look_at)}"] if to_look_at else [])]
+    to_look_at = []
+    if statistics.outliers:
+        to_look_at.append(counted(len(statistics.outliers), "outlier"))
+    if statistics.drift:
+        to_look_at.append(counted(len(statistics.drift), "drifting shard"))
+    if to_look_at:
+        lines.append(f"worth a look: {', '.join(to_look_at)}")
+    return lines
 
 
 def _sources_line(statistics: Statistics) -> list[str]:
@@ -290,9 +316,15 @@ def _sources_line(statistics: Statistics) -> list[str]:
 
 
 def _area(name: str, lines: Sequence[str], width: int) -> list[str]:
-    wrapped = [part for line in lines for part in wrap(line, max(20, width - _WIDTH), break_long_words=False)]
-    return [f"{name if place == 0 else '':{_WIDTH}}{line}" for place, line in enumerate(wrapped)]
+    wrapped = []
+    for line in lines:
+        for part in wrap(line, max(20, width - _WIDTH), break_long_words=False):
+            wrapped.append(f"{name:{_WIDTH}}{part}")
+            name = ""
+    return wrapped
 
 
 def _findings(total: int) -> str:
-    return counted(total, "finding") if total else "no findings"
+    if not total:
+        return "no findings"
+    return counted(total, "finding")

@@ -80,13 +80,18 @@ def sign_version(
             f"{dataset} differs from its version {version.number}: its digest is sha256:{digest}, expected "
             f"sha256:{version.digest}. Run `segmint verify` to see what differs"
         )
-    sizes = {f"{kind}/{entry.name}": entry.size for kind in (*DATA_KINDS, CATALOG) for entry in (dataset / kind).list()}
-    files = (entry for commit in CommitLog(dataset).read_all() for entry in commit.files)
-    wrong = [entry.path for entry in files if sizes.get(entry.path) != entry.size]
-    parts = [part for part in load_manifest(dataset).catalog if version == latest]
-    wrong += [part.path for part in parts if part.path not in sizes or (dataset / part.path).sha256() != part.sha256]
-    if version == latest and wrong:
-        raise UsageError(f"{dataset}: missing or damaged: {some(wrong)}. Run `segmint repair {dataset}`")
+    sizes, wrong = {}, []
+    for kind in (*DATA_KINDS, CATALOG):
+        for listed_file in (dataset / kind).list():
+            sizes[f"{kind}/{listed_file.name}"] = listed_file.size
+    for commit in CommitLog(dataset).read_all():
+        wrong += [file.path for file in commit.files if sizes.get(file.path) != file.size]
+    if version == latest:
+        for part in load_manifest(dataset).catalog:
+            if part.path not in sizes or (dataset / part.path).sha256() != part.sha256:
+                wrong.append(part.path)
+        if wrong:
+            raise UsageError(f"{dataset}: missing or damaged: {some(wrong)}. Run `segmint repair {dataset}`")
     check_readable(dataset, version)
     listed = files_sha256(dataset, version.snapshot)
     public = key.public_key().public_bytes_raw()

@@ -101,7 +101,9 @@ def _bars(label: str, value: str, counts: Sequence[tuple[str, int]]) -> Bars | N
     if not sum(total for _, total in counts):
         return None
     shares = shares_of([total for _, total in counts])
-    rows = [Bar(name, part, _with_share(total, part)) for (name, total), part in zip(counts, shares, strict=True)]
+    rows = []
+    for (name, total), part in zip(counts, shares, strict=True):
+        rows.append(Bar(name, part, _with_share(total, part)))
     return Bars(label, value, tuple(rows))
 
 
@@ -114,26 +116,23 @@ def _with_paper(groups: Sequence[GroupImages], label: str) -> Bars | None:
 
 
 def _concavity(concavity: Concavity) -> tuple[StepHistogram, ...]:
-    found = (
-        histogram(
-            Histogram(concavity.edges, row.counts, row.mean),
-            f"{row.size.capitalize()} masks",
-            "1 − area / area of the convex hull",
-            _MASKS,
-        )
-        for row in concavity.by_size
-    )
-    return tuple(steps for steps in found if steps is not None)
+    found = []
+    for row in concavity.by_size:
+        values = Histogram(concavity.edges, row.counts, row.mean)
+        steps = histogram(values, f"{row.size.capitalize()} masks", "1 − area / area of the convex hull", _MASKS)
+        if steps is not None:
+            found.append(steps)
+    return tuple(found)
 
 
 def _funnel(steps: Sequence[FunnelStep]) -> Bars | None:
     if not steps or not steps[0].masks:
         return None
     first = steps[0].masks
-    rows = [
-        Bar(_STEPS.get(row.step, row.step), row.masks / first, _with_share(row.masks, row.masks / first))
-        for row in steps
-    ]
+    rows = []
+    for row in steps:
+        share = row.masks / first
+        rows.append(Bar(_STEPS.get(row.step, row.step), share, _with_share(row.masks, share)))
     return Bars("Step", "Masks", tuple(rows))
 
 
@@ -143,7 +142,10 @@ def _up_to_1(scores: Histogram) -> Histogram:
         return scores
     last = sum(edge < 1 - 1e-9 for edge in scores.edges)
     counts = (*scores.counts[: last - 1], sum(scores.counts[last - 1 :]))
-    return Histogram(scores.edges[: last + 1], counts, None if scores.mean is None else min(1, scores.mean))
+    mean = scores.mean
+    if mean is not None:
+        mean = min(1, mean)
+    return Histogram(scores.edges[: last + 1], counts, mean)
 
 
 def _with_share(total: int, part: float | None) -> str:
@@ -153,4 +155,6 @@ def _with_share(total: int, part: float | None) -> str:
 def _country_name(code: str) -> str:
     """Return a country's name, or its code if the country is unknown."""
     country = countries().get(code)
-    return code if country is None else country.name
+    if country is None:
+        return code
+    return country.name

@@ -43,14 +43,18 @@ def measure_comparison(tables: DatasetTables, statistics: Statistics, other: Loc
 
 def measured(tables: DatasetTables, statistics: Statistics) -> DatasetMeasures:
     """Collect the measurements of a dataset that a comparison needs."""
-    manifest = load_manifest(tables.location) if tables.kind == "segmint" else None
+    manifest = None
+    if tables.kind == "segmint":
+        manifest = load_manifest(tables.location)
     name = name_of(manifest, tables.location.uri)
     return DatasetMeasures(name, tables.location.uri, statistics, concavity_by_size(tables.connection))
 
 
 def other_name(beside: DatasetComparison) -> str:
     """Return the other dataset's name for the page. If both datasets have the same name, this is its URI."""
-    return beside.theirs.dataset if beside.theirs.name == beside.ours.name else beside.theirs.name
+    if beside.theirs.name == beside.ours.name:
+        return beside.theirs.dataset
+    return beside.theirs.name
 
 
 def comparison_charts(beside: DatasetComparison) -> ComparisonCharts:
@@ -83,19 +87,24 @@ def comparison_charts(beside: DatasetComparison) -> ComparisonCharts:
 
 def comparison_rows(beside: DatasetComparison) -> list[tuple[str, str, str]]:
     """Return the rows of the table: label, value of this dataset, and value of the other dataset."""
-    sides = (beside.ours, beside.theirs)
-    rows = [
-        ("Images", *(count(side.images) for side in sides)),
-        ("Masks", *(count(side.masks) for side in sides)),
-        ("Masks per image, mean", *(number(side.masks_per_image.mean) for side in sides)),
-        ("Masks per image, median", *(number(side.masks_per_image.median) for side in sides)),
-        ("Relative size, mean", *(number(side.relative_size.mean) for side in sides)),
-        ("Concavity, mean of all masks", *(number(side.concavity.mean) for side in sides)),
-    ]
-    by_size = zip(*(side.concavity.by_size for side in sides), strict=True)
-    rows += [(f"Concavity, mean of {one.size} masks", number(one.mean), number(two.mean)) for one, two in by_size]
-    at_sizes = [side.concavity_at_same_sizes.mean for side in sides]
-    return [*rows, ("Concavity, mean at the same sizes", *map(number, at_sizes))]  # type: ignore[list-item]
+    ours, theirs = _column(beside.ours), _column(beside.theirs)
+    return [(name, value, theirs[name]) for name, value in ours.items()]
+
+
+def _column(side: ComparedDataset) -> dict[str, str]:
+    """Return a dataset's values by label."""
+    column = {
+        "Images": count(side.images),
+        "Masks": count(side.masks),
+        "Masks per image, mean": number(side.masks_per_image.mean),
+        "Masks per image, median": number(side.masks_per_image.median),
+        "Relative size, mean": number(side.relative_size.mean),
+        "Concavity, mean of all masks": number(side.concavity.mean),
+    }
+    for masks in side.concavity.by_size:
+        column[f"Concavity, mean of {masks.size} masks"] = number(masks.mean)
+    column["Concavity, mean at the same sizes"] = number(side.concavity_at_same_sizes.mean)
+    return column
 
 
 def comparison_values(beside: DatasetComparison) -> dict[str, object]:
@@ -109,22 +118,21 @@ def comparison_values(beside: DatasetComparison) -> dict[str, object]:
 
 def comparison_line(beside: DatasetComparison) -> str:
     """Summarize the comparison in one line."""
-    ours, theirs = (
-        f"{number(side.masks_per_image.mean)} masks per image, concavity at the same sizes "
-        f"{number(side.concavity_at_same_sizes.mean)}"
-        for side in (beside.ours, beside.theirs)
-    )
-    return f"{THIS}: {ours}; {other_name(beside)}: {theirs}"
+    texts = []
+    for name, side in ((THIS, beside.ours), (other_name(beside), beside.theirs)):
+        mean, concavity = number(side.masks_per_image.mean), number(side.concavity_at_same_sizes.mean)
+        texts.append(f"{name}: {mean} masks per image, concavity at the same sizes {concavity}")
+    return "; ".join(texts)
 
 
 def _masks_per_image(ours: ComparedDataset, theirs: ComparedDataset, name: str) -> Bars | None:
     if not ours.images or not theirs.images:
         return None
     shares = [shares_of([bin.images for bin in side.masks_per_image.bins]) for side in (ours, theirs)]
-    rows = [
-        Bar(bin.label.replace("<=", "≤ ").replace(">", "> "), mine, f"{count(bin.images)} ({share(mine)})", other)
-        for bin, mine, other in zip(ours.masks_per_image.bins, *shares, strict=True)
-    ]
+    rows = []
+    for bin, mine, other in zip(ours.masks_per_image.bins, *shares, strict=True):
+        label = bin.label.replace("<=", "≤ ").replace(">", "> ")
+        rows.append(Bar(label, mine, f"{count(bin.images)} ({share(mine)})", other))
     return Bars("Masks", "Images", tuple(rows), has_paper=True, paper=name)
 
 

@@ -80,13 +80,24 @@ def croissant_json(facts: Facts, root: str) -> bytes:
     if manifest is None or version is None:
         raise ValueError("hashes come from commits, and this dataset has none")
     schemas = shard_schemas(manifest.columns, manifest.schema_version)
-    maker = SAM if facts.build is None else facts.build.maker
-    terms = facts.build.model if facts.build is not None else ModelTerms()
+    maker, terms, adding = SAM, ModelTerms(), ""
+    if facts.build is not None:
+        maker, terms = facts.build.maker, facts.build.model
+        adding = "".join(f" The {segmenter} added masks." for segmenter in facts.build.adding)
     models = [_model(manifest.weights.name, manifest.weights.sha256, terms)]
-    models += [_model(name, None, each) for name, each in manifest.adding.items()]
-    models += [_model(each.name, sha256, each.model) for sha256, each in manifest.applied.items()]
-    trained = f", round {manifest.round}" if manifest.round else ""
-    adding = () if facts.build is None else facts.build.adding
+    for name, added in manifest.adding.items():
+        models.append(_model(name, None, added))
+    for sha256, applied in manifest.applied.items():
+        models.append(_model(applied.name, sha256, applied.model))
+    weights = manifest.weights.name
+    if manifest.round:
+        weights += f", round {manifest.round}"
+    keywords = ["image segmentation", "mask generation", "SA-1B"]
+    if maker == SAM:
+        keywords.insert(2, SAM)
+    number = {}
+    if version.number is not None:
+        number["version"] = f"{version.number}.0.0"
     value = {
         "@context": _CONTEXT,
         "@type": "sc:Dataset",
@@ -94,8 +105,7 @@ def croissant_json(facts: Facts, root: str) -> bytes:
         "name": facts.name,
         "description": (
             f"{facts.images:,} licensed photographs with {facts.masks:,} SA-1B-style segmentation masks, "
-            f"made with segmint {manifest.code_version} and {maker} ({manifest.weights.name}{trained})."
-            + "".join(f" The {segmenter} added masks." for segmenter in adding)
+            f"made with segmint {manifest.code_version} and {maker} ({weights}).{adding}"
         ),
         "license": [license_url(license) or license for license, _ in facts.licenses if license] or ["unknown"],
         "usageInfo": [*_conditions(facts), *_model_conditions(manifest, terms)],
@@ -110,9 +120,9 @@ def croissant_json(facts: Facts, root: str) -> bytes:
         },
         "isBasedOn": models if len(models) > 1 else models[0],
         "identifier": f"sha256:{version.digest}",
-        **({} if version.number is None else {"version": f"{version.number}.0.0"}),
+        **number,
         "dateCreated": manifest.policy_date.isoformat(),
-        "keywords": ["image segmentation", "mask generation", *([maker] if maker == SAM else []), "SA-1B"],
+        "keywords": keywords,
         "distribution": [*_files(facts, root), *_file_sets(facts)],
         "recordSet": [
             _records("images", schemas["images"]),
@@ -154,8 +164,10 @@ def _model_conditions(manifest: DatasetManifest, terms: ModelTerms) -> Iterator[
 
 def _entity(kind: str, label: str, sha256: str | None = None) -> dict[str, Any]:
     """Describe something that PROV-O knows. Its hash is also its `@id`, by which others refer to it."""
-    known = {} if sha256 is None else {"@id": f"urn:sha256:{sha256}", "identifier": f"sha256:{sha256}"}
-    return {"@type": kind, "prov:label": label, **known}
+    entity = {"@type": kind, "prov:label": label}
+    if sha256 is not None:
+        entity |= {"@id": f"urn:sha256:{sha256}", "identifier": f"sha256:{sha256}"}
+    return entity
 
 
 def _weights(manifest: DatasetManifest) -> Iterator[dict[str, Any]]:
@@ -171,24 +183,26 @@ def _weights(manifest: DatasetManifest) -> Iterator[dict[str, Any]]:
 
 
 def _mask_makers(facts: Facts) -> Iterator[dict[str, Any]]:
-    build = facts.build
-    yield _entity("prov:SoftwareAgent", SAM if build is None else build.segmenter or build.maker)
-    for segmenter in () if build is None else build.adding:
-        yield _entity("prov:SoftwareAgent", segmenter)
+    if facts.build is None:
+        yield _entity("prov:SoftwareAgent", SAM)
+    else:
+        for maker in (facts.build.segmenter or facts.build.maker, *facts.build.adding):
+            yield _entity("prov:SoftwareAgent", maker)
     if facts.people:
         yield _entity("prov:Agent", "Annotators")
 
 
 def _model(name: str, sha256: str | None, terms: ModelTerms) -> dict[str, Any]:
     """Describe a model. `sha256` is its identifier if the terms don't contain the hash of its files."""
+    model = {"@type": "sc:SoftwareApplication", "name": name}
     digest = terms.weights_sha256 or sha256
-    stated = {
-        "identifier": None if digest is None else f"sha256:{digest}",
-        "license": license_url(terms.license) or terms.license,
-        "usageInfo": terms.terms,
-    }
-    known = {key: text for key, text in stated.items() if text is not None}
-    return {"@type": "sc:SoftwareApplication", "name": name, **known}
+    if digest is not None:
+        model["identifier"] = f"sha256:{digest}"
+    if terms.license is not None:
+        model["license"] = license_url(terms.license) or terms.license
+    if terms.terms is not None:
+        model["usageInfo"] = terms.terms
+    return model
 
 
 def _files(facts: Facts, root: str) -> Iterator[dict[str, Any]]:
@@ -228,9 +242,10 @@ def _file_sets(facts: Facts) -> Iterator[dict[str, Any]]:
 
 
 def _records(kind: str, schema: pa.Schema) -> dict[str, Any]:
-    key = "id" if kind == "images" else "annotation_id"
+    key = "id"
     fields = [_field(f"{kind}/{column.name}", column.name, column.type, f"{kind}-files") for column in schema]
     if kind == "masks":
+        key = "annotation_id"
         owner = next(field for field in fields if field["@id"] == "masks/id")
         owner["references"] = {"field": {"@id": "images/id"}}
     return {
@@ -278,7 +293,8 @@ def _field(identifier: str, column: str, kind: pa.DataType, file_set: str, path:
         depth += 1
         field.update(isArray=True, arrayShape=",".join(["-1"] * depth))
         kind = kind.value_type
-        path = f"{path or '$'}[*]" if pa.types.is_struct(kind) else path
+        if pa.types.is_struct(kind):
+            path = f"{path or '$'}[*]"
     if pa.types.is_struct(kind):
         field["subField"] = [
             _field(f"{identifier}/{inner.name}", column, inner.type, file_set, f"{path or '$'}.{inner.name}")
@@ -293,5 +309,7 @@ def _field(identifier: str, column: str, kind: pa.DataType, file_set: str, path:
 
 
 def _data_type(kind: pa.DataType) -> str:
+    if pa.types.is_integer(kind):
+        return "sc:Integer"
     known: Mapping[str, str] = {"bool": "sc:Boolean", "double": "sc:Float", "float": "sc:Float", "string": "sc:Text"}
-    return "sc:Integer" if pa.types.is_integer(kind) else known[str(kind)]
+    return known[str(kind)]

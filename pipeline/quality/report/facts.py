@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from segmint.catalogs.dataset.commits import Commit, CommitLog
@@ -107,7 +107,9 @@ class BuildFacts:
     @property
     def maker(self) -> str:
         """Name of the masks' maker for a sentence."""
-        return SAM if self.segmenter is None else "a segmenter"
+        if self.segmenter is None:
+            return SAM
+        return "a segmenter"
 
     @property
     def model_license(self) -> str:
@@ -118,7 +120,9 @@ class BuildFacts:
 def terms_of(model: ModelTerms) -> str:
     """Return a model's license and terms for a sentence."""
     license = model.license or "not stated"
-    return license if model.terms is None else f"{license}; terms: {model.terms}"
+    if model.terms is None:
+        return license
+    return f"{license}; terms: {model.terms}"
 
 
 @dataclass(frozen=True)
@@ -169,7 +173,9 @@ class Facts:
     @property
     def rejected(self) -> int | None:
         """Number of rejected rows, or None if unknown."""
-        return None if self.manifest is None else sum(commit.counts.get("rejected", 0) for commit in self.commits)
+        if self.manifest is None:
+            return None
+        return sum(commit.counts.get("rejected", 0) for commit in self.commits)
 
 
 def gather_facts(tables: DatasetTables, storage: Storage) -> Facts:
@@ -177,41 +183,57 @@ def gather_facts(tables: DatasetTables, storage: Storage) -> Facts:
 
     Raises `DamagedDatasetError` if any of these is unreadable.
     """
-    manifest = load_manifest(tables.location) if tables.kind == "segmint" else None
-    commits = tuple(CommitLog(tables.location).read_all()) if manifest is not None else ()
-    credits_total, found = _credits(tables)
-    version = name_now(tables.location) if manifest is not None else None
-    is_recorded = version is not None and version.number is not None
-    domains = tables.query(_DOMAINS).to_pylist()
-    return Facts(
+    manifest = None
+    if tables.kind == "segmint":
+        manifest = load_manifest(tables.location)
+    credits_total, credits = _credits(tables)
+    domains, domains_total = tables.query(_DOMAINS).to_pylist(), 0
+    if domains:
+        domains_total = domains[0]["total"]
+    facts = Facts(
         name=name_of(manifest, tables.location.uri),
         kind=tables.kind,
         manifest=manifest,
-        version=version,
-        recorded=latest_version(tables.location) if is_recorded else None,
-        build=_build(manifest) if manifest is not None else None,
-        commits=commits,
+        version=None,
+        build=None,
+        commits=(),
         images=_number(tables, "SELECT count(*) FROM images"),
         masks=_number(tables, "SELECT count(*) FROM masks"),
-        bytes=sum(file.size for commit in commits for file in commit.files) if manifest is not None else None,
-        taken_down=len(removed_images(read_tombstones(tables.location))) if manifest is not None else None,
+        bytes=None,
+        taken_down=None,
         licenses=_licenses(tables),
-        credits=found,
+        credits=credits,
         credits_total=credits_total,
-        redacted=_redacted(tables) if manifest is not None else (),
+        redacted=(),
         redactions=sum_redactions(tables),
-        detectors=_detectors(manifest) if manifest is not None else (),
+        detectors=(),
         released=_median_size(tables, "width", "height"),
         sources=_median_size(tables, "source_width", "source_height"),
-        people=_people(tables) if manifest is not None else (),
-        labels=_masks_by_name(tables, _LABELS) if manifest is not None else {},
-        prompts=_masks_by_name(tables, _PROMPTS) if manifest is not None else {},
         domains=tuple((row["domain"], row["images"]) for row in domains),
-        domains_total=domains[0]["total"] if domains else 0,
-        filled=tables.query(_FILLED).to_pylist()[0] if manifest is not None else {},
-        annotated=_number(tables, _ANNOTATED) if manifest is not None else 0,
-        ratings=measure_ratings(tables) if manifest is not None else None,
-        agreement=measure_agreement(tables.location) if manifest is not None else None,
+        domains_total=domains_total,
+    )
+    if manifest is None:
+        return facts
+    commits = tuple(CommitLog(tables.location).read_all())
+    version = name_now(tables.location)
+    if version.number is not None:
+        facts = replace(facts, recorded=latest_version(tables.location))
+    return replace(
+        facts,
+        version=version,
+        build=_build(manifest),
+        commits=commits,
+        bytes=sum(file.size for commit in commits for file in commit.files),
+        taken_down=len(removed_images(read_tombstones(tables.location))),
+        redacted=_redacted(tables),
+        detectors=_detectors(manifest),
+        people=_people(tables),
+        labels=_masks_by_name(tables, _LABELS),
+        prompts=_masks_by_name(tables, _PROMPTS),
+        filled=tables.query(_FILLED).to_pylist()[0],
+        annotated=_number(tables, _ANNOTATED),
+        ratings=measure_ratings(tables),
+        agreement=measure_agreement(tables.location),
     )
 
 
@@ -224,9 +246,15 @@ def _build(manifest: DatasetManifest) -> BuildFacts:
             adding.append(f"{_describe_segmenter(stage)}, license of its model: {terms_of(terms)}")
     for applied in manifest.applied.values():
         adding.append(f"segmenter {applied.name}, license of its model: {terms_of(applied.model)}")
-    allowed, respects = license.get("allow"), license.get("respect_opt_out")
+    allowed, respects, segmenter = license.get("allow"), license.get("respect_opt_out"), None
+    if not isinstance(allowed, list):
+        allowed = []
+    if not isinstance(respects, bool):
+        respects = None
+    if "segmenter" in manifest.config:
+        segmenter = _describe_segmenter(manifest.config["segmenter"])
     return BuildFacts(
-        allowed=tuple(each for each in allowed if isinstance(each, str)) if isinstance(allowed, list) else (),
+        allowed=tuple(each for each in allowed if isinstance(each, str)),
         require_redistributable=bool(license.get("require_redistributable")),
         format=_text(release.get("format")),
         short_side=_plain_number(release.get("short_side")),
@@ -239,9 +267,9 @@ def _build(manifest: DatasetManifest) -> BuildFacts:
         device=_text(manifest.numerics.get("device")),
         precision=_text(manifest.numerics.get("precision")),
         model=manifest.segmenter or ModelTerms(license=known_license(manifest.weights.sha256)),
-        segmenter=_describe_segmenter(manifest.config["segmenter"]) if "segmenter" in manifest.config else None,
+        segmenter=segmenter,
         adding=tuple(adding),
-        respects_opt_out=respects if isinstance(respects, bool) else None,
+        respects_opt_out=respects,
     )
 
 
@@ -260,12 +288,16 @@ def _describe_segmenter(segmenter: Mapping[str, Any]) -> str:
 
 def _text(value: Any) -> str | None:
     """Return `value` if it is a string, or else None. Foreign or damaged data may contain other values."""
-    return value if isinstance(value, str) else None
+    if isinstance(value, str):
+        return value
+    return None
 
 
 def _plain_number(value: Any) -> Any:
     """Return `value` if it is a printable number, or else None. Foreign or damaged data may contain other values."""
-    return value if type(value) in (int, float) and abs(value) < 1 << 53 else None
+    if type(value) in (int, float) and abs(value) < 1 << 53:
+        return value
+    return None
 
 
 def _number(tables: DatasetTables, sql: str) -> int:
@@ -309,14 +341,15 @@ def _detectors(manifest: DatasetManifest) -> tuple[DetectorFact, ...]:
     found = []
     for kind in ("faces", "plates"):
         name = (config.get(kind) or {}).get("detector")
-        found.append(DetectorFact(kind, None if name in (None, NO_DETECTOR) else str(name)))
+        if name in (None, NO_DETECTOR):
+            found.append(DetectorFact(kind, None))
+        else:
+            found.append(DetectorFact(kind, str(name)))
     return tuple(found)
 
 
 def _median_size(tables: DatasetTables, width: str, height: str) -> tuple[int, int] | None:
-    middle = ", ".join(
-        f"approx_quantile({column}, 0.5) AS {name}" for column, name in ((width, "width"), (height, "height"))
-    )
+    middle = f"approx_quantile({width}, 0.5) AS width, approx_quantile({height}, 0.5) AS height"
     (row,) = tables.query(f"SELECT {middle} FROM images").to_pylist()
     if row["width"] is None or row["height"] is None:
         return None

@@ -49,14 +49,17 @@ def draw_figures(charts: Charts) -> dict[str, bytes]:
         "labels": charts.labels,
         "rejected": charts.rejected,
     }
-    steps = {
-        "relative_size": (charts.relative_size,) if charts.relative_size is not None else (),
-        "concavity": charts.concavity,
-        "scores": charts.scores,
-    }
+    figures = {}
     with style.context(["default", _STYLE]):  # ignore settings of a matplotlibrc or another library
-        figures = {name: _draw_bars(plot) for name, plot in bars.items() if plot is not None}
-        figures |= {name: _draw_steps(plots) for name, plots in steps.items() if plots}
+        for name, plot in bars.items():
+            if plot is not None:
+                figures[name] = _draw_bars(plot)
+        if charts.relative_size is not None:
+            figures["relative_size"] = _draw_steps((charts.relative_size,))
+        if charts.concavity:
+            figures["concavity"] = _draw_steps(charts.concavity)
+        if charts.scores:
+            figures["scores"] = _draw_steps(charts.scores)
         if charts.centers is not None:
             figures["centers"] = _draw_heat_map(charts.centers)
         return {f"{name}.png": _png(figure) for name, figure in figures.items()}
@@ -96,9 +99,12 @@ def _draw_steps(plots: tuple[StepHistogram, ...]) -> "Figure":
     for axes in grid.flat[len(plots) :]:
         axes.set_visible(False)
     for axes, plot in zip(grid.flat, plots, strict=False):
-        axes.stairs([100 * share for share in plot.shares], plot.positions, color=_BLUE, linewidth=1.5)
-        axes.stairs([100 * share for share in plot.shares], plot.positions, fill=True, color=_BLUE, alpha=0.2)
-        axes.set_title(plot.title + ("" if plot.mean is None else f" (mean {number(plot.mean)})"), fontsize=10)
+        shares, title = [100 * share for share in plot.shares], plot.title
+        if plot.mean is not None:
+            title += f" (mean {number(plot.mean)})"
+        axes.stairs(shares, plot.positions, color=_BLUE, linewidth=1.5)
+        axes.stairs(shares, plot.positions, fill=True, color=_BLUE, alpha=0.2)
+        axes.set_title(title, fontsize=10)
         axes.set_xlabel(plot.x_label)
         axes.set_ylabel(f"{plot.y_label} (%)")
         axes.set_xticks([tick.at for tick in plot.x_ticks], [tick.text for tick in plot.x_ticks])

@@ -46,7 +46,9 @@ class ReportImages:
     def leading(self) -> tuple[ReportImage, ...]:
         """Up to `LEADING` images with masks for the row below the verdict. They are spread evenly over the sample."""
         drawn = [picture for picture in self.samples if picture.jpeg is not None and picture.masks]
-        places = {(2 * place + 1) * len(drawn) // (2 * LEADING) for place in range(LEADING)} if drawn else set()
+        if not drawn:
+            return ()
+        places = {(2 * place + 1) * len(drawn) // (2 * LEADING) for place in range(LEADING)}
         return tuple(drawn[place] for place in sorted(places))
 
     @property
@@ -92,6 +94,12 @@ def render_page(
 ) -> str:
     """Render the page as one HTML file without scripts or external resources. `beside` is an optional comparison."""
     groups = {area: groups_of(audit.findings, area) for area in AREAS}
+    privacy = None
+    if is_searched(audit.privacy):
+        privacy = audit.privacy
+    beside_values = {}
+    if beside is not None:
+        beside_values = comparison_values(beside)
     template = document_templates(ASSETS).get_template("report.html.j2")
     return template.render(
         version=VERSION,
@@ -103,7 +111,7 @@ def render_page(
         verdict=verdict_of(audit, statistics, facts, groups),
         tiles=_tiles(statistics, facts),
         licenses=audit.licenses,
-        privacy=audit.privacy if is_searched(audit.privacy) else None,
+        privacy=privacy,
         duplicates=audit.duplicates,
         high_share=HIGH_SHARE,
         bundled=[detector.name for detector in facts.detectors if detector.bundled],
@@ -123,7 +131,7 @@ def render_page(
         shown=pictures.shown,
         made=made_of(facts),
         beside=beside,
-        **({} if beside is None else comparison_values(beside)),
+        **beside_values,
     )
 
 
@@ -142,8 +150,10 @@ def verdict_of(
 ) -> ReportVerdict:
     """Summarize the audit for the box at the top of the page."""
     total = audit.findings.total
-    word, state = (counted(total, "finding"), "bad") if total else ("No findings", "good")
-    if not total and not is_searched(audit.privacy):
+    word, state = "No findings", "good"
+    if total:
+        word, state = counted(total, "finding"), "bad"
+    elif not is_searched(audit.privacy):
         word, state = "No findings, but privacy was not audited", ""
     checked = f"{_checked(audit.checked)} {facts.reused}".rstrip()
     return ReportVerdict(word, state, checked, tuple(_areas(audit, statistics, facts, groups)))
@@ -196,7 +206,9 @@ def groups_and_paper(geography: Geography) -> list[tuple[GroupImages, PaperGroup
 
 def digest_of(version: VersionName) -> str:
     """Return the full digest of a dataset with its version number."""
-    number = "not recorded as a version" if version.number is None else f"version {version.number}"
+    number = "not recorded as a version"
+    if version.number is not None:
+        number = f"version {version.number}"
     return f"SHA-256 {version.digest} ({number})"
 
 
@@ -205,30 +217,28 @@ def made_of(facts: Facts) -> list[tuple[str, str]]:
     manifest, build = facts.manifest, facts.build
     if manifest is None or build is None:
         return []
-    pixels = facts.released
-    return [
-        *([("Digest", digest_of(facts.version))] if facts.version is not None else []),
-        ("Model", f"{manifest.weights.name}, SHA-256 {manifest.weights.sha256}"),
-        *([("Files of the model", f"SHA-256 {build.model.weights_sha256}")] if build.model.weights_sha256 else []),
-        ("License of the model", build.model_license),
-        *([("Round", "; ".join(describe_rounds(manifest.lineage)))] if manifest.round else []),
-        ("Masks", _recipe(build)),
-        *(("Added masks", segmenter) for segmenter in build.adding),
-        (
-            "Release",
-            f"{build.format}, short side at most {build.short_side} pixels, JPEG quality {build.jpeg_quality}"
-            + (f"; median image {pixels[0]} × {pixels[1]}" if pixels else ""),
-        ),
-        (
-            "Licenses",
-            f"allowed: {listed(build.allowed or ['none'])}; judged as of {manifest.policy_date.isoformat()}; "
-            f"redistribution {'required' if build.require_redistributable else 'not required'}",
-        ),
-        *([("Computed on", f"{build.device}, {build.precision}")] if build.segmenter is None else []),
-        ("segmint", manifest.code_version),
-        ("Shards", f"{len(facts.commits):,} of {manifest.shards:,} committed, {manifest.images_per_shard:,} rows each"),
-        ("Size", size(facts.bytes)),
-    ]
+    made = []
+    if facts.version is not None:
+        made.append(("Digest", digest_of(facts.version)))
+    made.append(("Model", f"{manifest.weights.name}, SHA-256 {manifest.weights.sha256}"))
+    if build.model.weights_sha256:
+        made.append(("Files of the model", f"SHA-256 {build.model.weights_sha256}"))
+    made.append(("License of the model", build.model_license))
+    if manifest.round:
+        made.append(("Round", "; ".join(describe_rounds(manifest.lineage))))
+    made.append(("Masks", _recipe(build)))
+    for segmenter in build.adding:
+        made.append(("Added masks", segmenter))
+    release = f"{build.format}, short side at most {build.short_side} pixels, JPEG quality {build.jpeg_quality}"
+    if facts.released:
+        release += f"; median image {facts.released[0]} × {facts.released[1]}"
+    redistribution = "required" if build.require_redistributable else "not required"
+    licenses = f"allowed: {listed(build.allowed or ['none'])}; judged as of {manifest.policy_date.isoformat()}"
+    made += [("Release", release), ("Licenses", f"{licenses}; redistribution {redistribution}")]
+    if build.segmenter is None:
+        made.append(("Computed on", f"{build.device}, {build.precision}"))
+    shards = f"{len(facts.commits):,} of {manifest.shards:,} committed, {manifest.images_per_shard:,} rows each"
+    return [*made, ("segmint", manifest.code_version), ("Shards", shards), ("Size", size(facts.bytes))]
 
 
 def _recipe(build: BuildFacts) -> str:
@@ -261,36 +271,46 @@ def _checked(checked: CheckedCounts) -> str:
 def _areas(
     audit: AuditReport, statistics: Statistics, facts: Facts, groups: Mapping[str, Sequence[FindingGroup]]
 ) -> list[VerdictLine]:
+    none = "no findings"
     audited = {
-        INTEGRITY: ("no findings", _missing_shards(audit, facts)),
-        "licenses": ("no findings" if audit.licenses is not None else NOT_AUDITED, _licenses_text(audit, facts)),
+        INTEGRITY: (none, _missing_shards(audit, facts)),
+        "licenses": (NOT_AUDITED, _licenses_text(audit, facts)),
         "privacy": (_privacy_word(audit.privacy), _privacy_text(facts)),
-        "duplicates": (
-            ("no findings", f"{counted(audit.duplicates.images_compared, 'image')} compared.")
-            if audit.duplicates is not None
-            else (NOT_AUDITED, "")
-        ),
+        "duplicates": (NOT_AUDITED, ""),
     }
+    if audit.licenses is not None:
+        audited["licenses"] = none, _licenses_text(audit, facts)
+    if audit.duplicates is not None:
+        audited["duplicates"] = none, f"{counted(audit.duplicates.images_compared, 'image')} compared."
     areas = []
     for area, (word, text) in audited.items():
-        found = sum(group.total for group in groups[area])
+        found, state = sum(group.total for group in groups[area]), ""
         if found:
-            areas.append(VerdictLine(area.capitalize(), area, counted(found, "finding"), "bad", text))
-        else:
-            areas.append(VerdictLine(area.capitalize(), area, word, "good" if word == "no findings" else "", text))
+            word, state = counted(found, "finding"), "bad"
+        elif word == none:
+            state = "good"
+        areas.append(VerdictLine(area.capitalize(), area, word, state, text))
     if facts.taken_down is not None:
-        left = audit.findings.counts.get(Code.STILL_THERE, 0)
-        word, state = (f"{counted(left, 'finding')} of data that remains", "bad") if left else ("no findings", "good")
-        text = f"{counted(facts.taken_down, 'image')} taken down. Exports and other copies weren't checked."
-        none = VerdictLine("Takedowns", INTEGRITY, "none")
-        areas.insert(3, VerdictLine("Takedowns", INTEGRITY, word, state, text) if facts.taken_down else none)
+        takedowns = VerdictLine("Takedowns", INTEGRITY, "none")
+        if facts.taken_down:
+            left = audit.findings.counts.get(Code.STILL_THERE, 0)
+            text = f"{counted(facts.taken_down, 'image')} taken down. Exports and other copies weren't checked."
+            word, state = none, "good"
+            if left:
+                word, state = f"{counted(left, 'finding')} of data that remains", "bad"
+            takedowns = VerdictLine("Takedowns", INTEGRITY, word, state, text)
+        areas.insert(3, takedowns)
     mean = f"{number(statistics.masks_per_image.mean)} per image on average"
     areas.append(VerdictLine("Masks", "masks", mean, text=_masks_text(facts)))
-    known = statistics.geography.known
-    areas.append(VerdictLine("Geography", "geography", f"known for {counted(known, 'image')}" if known else UNKNOWN))
-    shards = len({row.shard for row in statistics.drift})
-    images = len({row.id for row in statistics.outliers})
-    to_check = [counted(many, noun) for many, noun in ((shards, "shard"), (images, "image")) if many]
+    known = UNKNOWN
+    if statistics.geography.known:
+        known = f"known for {counted(statistics.geography.known, 'image')}"
+    areas.append(VerdictLine("Geography", "geography", known))
+    to_check = []
+    if statistics.drift:
+        to_check.append(counted(len({row.shard for row in statistics.drift}), "shard"))
+    if statistics.outliers:
+        to_check.append(counted(len({row.id for row in statistics.outliers}), "image"))
     areas.append(VerdictLine("Drift", "drift", f"{listed(to_check or ['nothing'])} to check"))
     if facts.version is not None:
         areas.append(VerdictLine("Version", "made", str(facts.version)))
@@ -311,24 +331,32 @@ def _licenses_text(audit: AuditReport, facts: Facts) -> str:
     """Describe the images by license, and what they were and weren't compared with."""
     if not any(license for license, _ in facts.licenses):
         return "The licenses are unknown."
-    shown = some([f"{license or 'none'} {images:,}" for license, images in facts.licenses], 5)
-    judged_on = None if audit.licenses is None else audit.licenses.judged_on
-    policy = "" if judged_on is None else f" Compared on {judged_on} with those allowed."
-    limited = sum(images for license, images in facts.licenses if "-NC" in (license or ""))
-    names = f"; {counted(limited, 'image')} with a noncommercial (NC) one" if limited else ""
-    return f"Images by license: {shown}.{policy} Whether licenses permit commercial use wasn't checked{names}."
+    shown, limited = [], 0
+    for license, images in facts.licenses:
+        shown.append(f"{license or 'none'} {images:,}")
+        if "-NC" in (license or ""):
+            limited += images
+    text = f"Images by license: {some(shown, 5)}."
+    if audit.licenses is not None and audit.licenses.judged_on is not None:
+        text += f" Compared on {audit.licenses.judged_on} with those allowed."
+    text += " Whether licenses permit commercial use wasn't checked"
+    if limited:
+        text += f"; {counted(limited, 'image')} with a noncommercial (NC) one"
+    return f"{text}."
 
 
 def _privacy_text(facts: Facts) -> str:
     """Describe what the build redacted, and how many misses people found."""
     if not facts.detectors:
         return "It's unknown whether faces and plates were redacted."
-    texts = [
-        f"{each.kind} redacted as found by {each.name}{' (for trials)' if each.bundled else ''}"
-        if each.name
-        else f"{each.kind} not searched for"
-        for each in facts.detectors
-    ]
+    texts = []
+    for each in facts.detectors:
+        text = f"{each.kind} not searched for"
+        if each.name:
+            text = f"{each.kind} redacted as found by {each.name}"
+        if each.bundled:
+            text += " (for trials)"
+        texts.append(text)
     if facts.study is not None and facts.study.answered:
         texts.append(f"misses found by people: {facts.study.sentence(facts.study.any)}")
     return f"Build: {'; '.join(texts)}."

@@ -37,8 +37,12 @@ class Bars:
 
     def width(self, share: float | None) -> float:
         """Return the length of a bar in percent of the frame."""
-        longest = max((each for row in self.rows for each in (row.share, row.paper) if each is not None), default=0)
-        return 0.0 if not share or not longest else round(100 * share / longest, 2)
+        longest = 0.0
+        for row in self.rows:
+            longest = max(longest, row.share or 0, row.paper or 0)
+        if not share or not longest:
+            return 0.0
+        return round(100 * share / longest, 2)
 
 
 @dataclass(frozen=True)
@@ -104,7 +108,7 @@ class StepHistogram:
     @property
     def positions(self) -> list[float]:
         """Position of each edge, in percent of the frame from the left."""
-        return [self._at(index) for index in range(len(self.edges))]
+        return list(map(self._at, range(len(self.edges))))
 
     def path(self, closed: bool = False, other: bool = False) -> str:
         """Convert the steps to an SVG path in a 100 x 100 frame. `closed` adds the bottom edge."""
@@ -114,7 +118,9 @@ class StepHistogram:
             height = round(100 - 100 * share / self.top, 2)
             points += [(left, height), (right, height)]
         drawn = "M" + " L".join(f"{x:g} {y:g}" for x, y in points)
-        return f"{drawn} L100 100 L0 100 Z" if closed else drawn
+        if closed:
+            drawn += " L100 100 L0 100 Z"
+        return drawn
 
     @property
     def _even(self) -> bool:
@@ -124,7 +130,9 @@ class StepHistogram:
     def _at(self, index: int) -> float:
         """Return the position of an edge, in percent."""
         low, high = self.edges[0], self.edges[-1]
-        share = (self.edges[index] - low) / (high - low) if self._even else index / (len(self.edges) - 1)
+        share = index / (len(self.edges) - 1)
+        if self._even:
+            share = (self.edges[index] - low) / (high - low)
         return round(100 * share, 3)
 
 
@@ -156,7 +164,7 @@ class HeatMap:
     @property
     def cells(self) -> list[Cell]:
         """Nonempty cells. The highest count has the darkest shade."""
-        most = max(count for row in self.counts for count in row)
+        most = max(map(max, self.counts))
         found: list[Cell] = []
         for y, row in enumerate(self.counts):
             levels = [math.ceil(_LEVELS * count / most) for count in row]
@@ -179,10 +187,11 @@ class HeatMap:
         """Sum the shares over `parts` x `parts` fields, for a table that people can read."""
         total = sum(map(sum, self.counts))
         bounds = [round(self.bins * part / parts) for part in range(parts + 1)]
-        return [
-            [sum(sum(row[left:right]) for row in self.counts[up:down]) / total for left, right in pairwise(bounds)]
-            for up, down in pairwise(bounds)
-        ]
+        fields = []
+        for up, down in pairwise(bounds):
+            rows = self.counts[up:down]
+            fields.append([sum(sum(row[left:right]) for row in rows) / total for left, right in pairwise(bounds)])
+        return fields
 
 
 def histogram(statistic: Histogram, title: str, x_label: str, y_label: str) -> StepHistogram | None:
@@ -194,7 +203,9 @@ def histogram(statistic: Histogram, title: str, x_label: str, y_label: str) -> S
 
 def heat_map(centers: Centers, title: str) -> HeatMap | None:
     """Convert the mask centers to a heat map, or return None if there are no counts."""
-    return HeatMap(title, centers.counts) if any(map(sum, centers.counts)) else None
+    if not any(map(sum, centers.counts)):
+        return None
+    return HeatMap(title, centers.counts)
 
 
 def shares_of(counts: Sequence[float]) -> tuple[float, ...]:
@@ -227,7 +238,9 @@ def _ratio_ticks(edges: Sequence[float]) -> list[float] | None:
     if len(twos) <= _MOST_TICKS:
         return twos
     most = max(high, 1 / low)
-    ups = [factor * 10.0**power for power in range(math.ceil(math.log10(most)) + 1) for factor in (1, 3)]
+    ups = list[float]()
+    for power in range(math.ceil(math.log10(most)) + 1):
+        ups += [10.0**power, 3 * 10.0**power]
     room = (high / low) ** _CLOSE  # ticks closer to an end than this factor would overlap its label
     ends = [end for end in (low, high) if math.isclose(end, 2.0 ** round(math.log2(end)), rel_tol=_EVEN)]
     inner = [value for value in (*(1 / up for up in ups[1:]), *ups) if low * room < value < high / room]
@@ -236,7 +249,9 @@ def _ratio_ticks(edges: Sequence[float]) -> list[float] | None:
 
 def _ratio(value: float) -> str:
     """Format a ratio: `1/32` below 1, and `3` above."""
-    return f"1/{number(1 / value)}" if value < 1 else number(value)
+    if value < 1:
+        return f"1/{number(1 / value)}"
+    return number(value)
 
 
 def _round_step(span: float) -> float:

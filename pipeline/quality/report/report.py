@@ -90,15 +90,21 @@ class Report:
         return value
 
     def lines(self) -> list[str]:
-        return [
-            *([] if self.note is None else [f"note: {self.note}"]),
+        lines = []
+        if self.note is not None:
+            lines.append(f"note: {self.note}")
+        lines += [
             f"{counted(self.images, 'image')}, {counted(self.masks, 'mask')}, "
             f"{self.verdict}; pictures of {counted(self.pictures, 'image')}",
             f"written: {len(self.files)} files to {self.output}; open {join(self.output, 'index.html')}",
-            *([] if self.beside is None else [comparison_line(self.beside)]),
-            *(f"not checked: {each}" for each in self.not_checked),
-            *([] if self.version is None else [self.version.line()]),
         ]
+        if self.beside is not None:
+            lines.append(comparison_line(self.beside))
+        for each in self.not_checked:
+            lines.append(f"not checked: {each}")
+        if self.version is not None:
+            lines.append(self.version.line())
+        return lines
 
 
 def write_report(
@@ -133,16 +139,22 @@ def write_report(
     if not (folder / "statistics.json").exists():  # not the folder of an earlier report
         for name in ("README.md", "index.html"):
             refuse_existing(folder / name)
-    score = None if study is None else check_sampled(read_score(study), str(study), dataset)
+    score = note = beside = None
+    reused = ""
+    if study is not None:
+        score = check_sampled(read_score(study), str(study), dataset)
     with _audited(dataset, audited, options) as (audit, tables):
-        note = None if audited is None else check_same_version(audit, str(audited), dataset) or REUSED
+        if audited is not None:
+            reused = REUSED
+            note = check_same_version(audit, str(audited), dataset) or REUSED
         statistics = statistics_of(audit, str(audited or "the audit"), tables, options.sample)
         facts = gather_facts(tables, dataset.storage)
         if facts.manifest is not None:  # the card and the Croissant file state the photographs' licenses
             require_published(facts.manifest, dataset, "described by a report")
-        facts = replace(facts, version=audit.version or facts.version, study=score, reused=REUSED if audited else "")
+        facts = replace(facts, version=audit.version or facts.version, study=score, reused=reused)
         pictures = _pictures(tables, dataset.storage, facts, audit, statistics)
-        beside = None if other is None else measure_comparison(tables, statistics, other)
+        if other is not None:
+            beside = measure_comparison(tables, statistics, other)
     charts = charts_of(statistics)
     files = {
         **{f"figures/{name}": data for name, data in draw_figures(charts).items()},
@@ -187,7 +199,10 @@ def _audited(
         with open_foreign_audit(dataset, options) as found:  # measures foreign data once, for the audit and the report
             yield found
         return
-    audit = audit_dataset(dataset, options) if audited is None else read_audit(audited)
+    if audited is None:
+        audit = audit_dataset(dataset, options)
+    else:
+        audit = read_audit(audited)
     with open_tables(dataset, leave_out=frozenset(audit.not_compared)) as tables:
         yield audit, tables
 
@@ -228,17 +243,20 @@ def _pictures(
         return ReportImages(why="This dataset has only annotations, so there are no images to show.")
     if audit.privacy is not None and audit.privacy.found_total > len(audit.privacy.found):
         return ReportImages(why="The audit doesn't list all remaining detections, so any image may show one.")
-    hidden = {region.id for region in audit.privacy.found} if audit.privacy is not None else set()
+    hidden = set[int]()
+    if audit.privacy is not None:
+        hidden = {region.id for region in audit.privacy.found}
     outliers = [row.id for row in statistics.outliers]
     wanted = dict.fromkeys(id for id in (*images_of(audit.findings), *outliers) if id not in hidden)
     flagged = list(wanted)[:FLAGGED]
     samples = choose_images(tables, SAMPLES, hidden.union(flagged))
     shown = draw_pictures(tables, storage, facts.commits, [*flagged, *samples])
     drawn = {picture.id: picture for picture in track(shown, "pictures", len(flagged) + len(samples))}
+    if not drawn:
+        return ReportImages(why="There are no images to show.")
     return ReportImages(
         tuple(drawn[id] for id in flagged if id in drawn),
         tuple(drawn[id] for id in samples if id in drawn),
-        "" if drawn else "There are no images to show.",
     )
 
 
@@ -251,9 +269,11 @@ def numbers_table(statistics: Statistics) -> pa.Table:
     rows = []
     for field in fields(statistics):
         key, value = field.name, getattr(statistics, field.name)
-        plain = isinstance(value, (int, float))
-        area, prefix = ("dataset", key) if plain else (key, "")
-        rows += [{"area": area, "statistic": s, "bin": b, "value": v} for s, b, v in _numbers(prefix, None, value)]
+        area, prefix = key, ""
+        if isinstance(value, (int, float)):
+            area, prefix = "dataset", key
+        for statistic, bin, number in _numbers(prefix, None, value):
+            rows.append({"area": area, "statistic": statistic, "bin": bin, "value": number})
     return pa.Table.from_pylist(rows, schema=NUMBERS)
 
 
@@ -279,9 +299,16 @@ def _numbers(statistic: str, bin: str | None, value: Any) -> Iterator[_Number]:
 
 def _name(place: int, item: Any) -> str:
     """Return the name of a tuple's item, or its index if it is unnamed."""
-    known = [(key, getattr(item, key)) for key in _NAMES if getattr(item, key, None) is not None]
-    words = [part if isinstance(part, str) else f"{key} {part}" for key, part in known]
-    return ", ".join([*([item.metric] if hasattr(item, "metric") else []), *words]) or str(place)
+    words = []
+    if hasattr(item, "metric"):
+        words.append(item.metric)
+    for key in _NAMES:
+        part = getattr(item, key, None)
+        if isinstance(part, str):
+            words.append(part)
+        elif part is not None:
+            words.append(f"{key} {part}")
+    return ", ".join(words) or str(place)
 
 
 def _below(statistic: str, key: str) -> str:

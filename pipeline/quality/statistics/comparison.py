@@ -104,12 +104,14 @@ def concavity_by_size(connection: duckdb.DuckDBPyConnection) -> dict[int, SizeSt
     """
     with connection.cursor() as cursor:
         rows = read_query(cursor, query).to_pylist()
+    by_size: dict[int, list[dict[str, Any]]] = {}
+    for row in sorted(rows, key=lambda row: (int(row["size"]), int(row["bin"]))):
+        by_size.setdefault(int(row["size"]), []).append(row)
     found = {}
-    for size in sorted({row["size"] for row in rows}):
-        mine = sorted((row for row in rows if row["size"] == size), key=lambda row: int(row["bin"]))
-        masks = sum(row["masks"] for row in mine)
-        mean = sum(row["total"] for row in mine) / masks
-        found[int(size)] = SizeStratum(masks, {int(row["bin"]): row["masks"] for row in mine}, mean)
+    for size, mine in by_size.items():
+        counts = {int(row["bin"]): row["masks"] for row in mine}
+        masks = sum(counts.values())
+        found[size] = SizeStratum(masks, counts, sum(row["total"] for row in mine) / masks)
     return found
 
 
@@ -127,23 +129,26 @@ def at_same_sizes(
     ours: Mapping[int, SizeStratum], theirs: Mapping[int, SizeStratum]
 ) -> tuple[ConcavityAtSizes, ConcavityAtSizes]:
     """Compute each dataset's concavity over the strata that both contain, with the same weights for both."""
-    both = [size for size in sorted(ours) if size in theirs]
-    both = [size for size in both if min(ours[size].masks, theirs[size].masks) >= LEAST_MASKS]
-    totals = [sum(side[size].masks for size in both) for side in (ours, theirs)]
-    weights = {size: (ours[size].masks / totals[0] + theirs[size].masks / totals[1]) / 2 for size in both}
+    both, our_masks, their_masks = [], 0, 0
+    for size in sorted(ours.keys() & theirs.keys()):
+        if min(ours[size].masks, theirs[size].masks) >= LEAST_MASKS:
+            both.append(size)
+            our_masks += ours[size].masks
+            their_masks += theirs[size].masks
+    weights = {size: (ours[size].masks / our_masks + theirs[size].masks / their_masks) / 2 for size in both}
     return _weighted(ours, weights), _weighted(theirs, weights)
 
 
 def _weighted(strata: Mapping[int, SizeStratum], weights: Mapping[int, float]) -> ConcavityAtSizes:
     if not weights:
         return ConcavityAtSizes(None, (), 0.0)
-    shares = [
-        sum(weight * strata[size].counts.get(bin, 0) / strata[size].masks for size, weight in weights.items())
-        for bin in range(SHARES.count)
-    ]
+    shares = []
+    for bin in range(SHARES.count):
+        parts = (weight * strata[size].counts.get(bin, 0) / strata[size].masks for size, weight in weights.items())
+        shares.append(rounded(sum(parts)))
     mean = sum(weight * strata[size].mean for size, weight in weights.items())
     covered = sum(strata[size].masks for size in weights) / sum(stratum.masks for stratum in strata.values())
-    return ConcavityAtSizes(rounded(mean), tuple(rounded(share) for share in shares), rounded(covered))
+    return ConcavityAtSizes(rounded(mean), tuple(shares), rounded(covered))
 
 
 def _side(measured: DatasetMeasures, at_sizes: ConcavityAtSizes) -> ComparedDataset:

@@ -8,7 +8,6 @@ don't count.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -111,7 +110,8 @@ def measure_ratings(tables: DatasetTables) -> Ratings | None:
     unreadable = 0
     for rating in read_ratings(tables.location, names):
         if isinstance(rating, Rating):
-            found += [rating] if rating.score is not None else []
+            if rating.score is not None:
+                found.append(rating)
         else:
             unreadable += 1
     if not found and not unreadable:
@@ -123,27 +123,36 @@ def measure_ratings(tables: DatasetTables) -> Ratings | None:
 
 def summarize(masks: Sequence[RatedMask], outdated: int = 0, unreadable: int = 0) -> Ratings:
     """Summarize the ratings of masks. Each mask needs at least one rating."""
-    known = [source for source in SOURCES if any(mask.source == source for mask in masks)]
-    others = sorted({mask.source for mask in masks}.difference(SOURCES))
-    sources = [_of_source(source, [each for each in masks if each.source == source]) for source in (*known, *others)]
-    given = [rating for mask in masks for rating in mask.ratings]
-    seconds = float(np.median([rating.seconds for rating in given])) if given else None
-    raters = len({rating.rater for rating in given})
-    return Ratings(tuple(sources), raters, seconds, _agreement(masks), outdated, unreadable)
+    by_source: dict[str, list[RatedMask]] = {}
+    times, raters = [], set()
+    for mask in masks:
+        by_source.setdefault(mask.source, []).append(mask)
+        for rating in mask.ratings:
+            times.append(rating.seconds)
+            raters.add(rating.rater)
+    seconds = None
+    if times:
+        seconds = float(np.median(times))
+    sources = []
+    for source in (*SOURCES, *sorted(by_source.keys() - SOURCES)):
+        if source in by_source:
+            sources.append(_of_source(source, by_source[source]))
+    return Ratings(tuple(sources), len(raters), seconds, _agreement(masks), outdated, unreadable)
 
 
 def _rated_masks(tables: DatasetTables, ratings: Sequence[Rating]) -> Iterator[RatedMask]:
     """Yield the masks that haven't changed since they were rated, by id."""
-    ordered = sorted(ratings, key=lambda rating: (rating.mask, rating.rater))
-    grouped = [(mask, tuple(group)) for mask, group in groupby(ordered, lambda rating: rating.mask)]
-    for start in range(0, len(grouped), _AT_ONCE):
-        some = grouped[start : start + _AT_ONCE]
-        ids = ", ".join(str(mask) for mask, _ in some)
-        rows = tables.query(f"{_WANTED} ({ids})").to_pylist()
+    grouped: dict[int, list[Rating]] = {}
+    for rating in sorted(ratings, key=lambda rating: (rating.mask, rating.rater)):
+        grouped.setdefault(rating.mask, []).append(rating)
+    masks = list(grouped)
+    for start in range(0, len(masks), _AT_ONCE):
+        some = masks[start : start + _AT_ONCE]
+        rows = tables.query(f"{_WANTED} ({', '.join(map(str, some))})").to_pylist()
         there = {row["annotation_id"]: (row["source"], counts_digest(row["counts"])) for row in rows}
-        for mask, group in some:
+        for mask in some:
             source, digest = there.get(mask, ("", ""))
-            same = tuple(rating for rating in group if rating.counts_sha256 == digest)
+            same = tuple(rating for rating in grouped[mask] if rating.counts_sha256 == digest)
             if same:
                 yield RatedMask(same[0].image, mask, source, same)
 

@@ -26,6 +26,7 @@ from segmint.pipeline.quality.statistics.values import (
     Geography,
     GroupImages,
     Histogram,
+    LabelMasks,
     LicenseImages,
     MasksPerImage,
     NearDuplicates,
@@ -52,14 +53,20 @@ def compute_statistics(tables: DatasetTables, sample: int) -> Statistics:
         whole = groups[""][0]
         by_shard = _counted(connection, "SELECT shard, count(*) AS n FROM image_numbers GROUP BY shard")
         by_masks = _counted(connection, "SELECT masks, count(*) AS n FROM image_numbers GROUP BY masks")
-        rejects = _counted(connection, _REJECTS) if tables.kind == "segmint" else None
+        rejects = rejected = sources = None
+        labels: tuple[LabelMasks, ...] = ()
+        if tables.kind == "segmint":
+            rejects = _counted(connection, _REJECTS)
+            rejected = sum(rejects.values())
+            sources = masks_by_source(connection)
+            labels = masks_by_label(connection)
         funnel, cleanup = _funnel(whole)
         return Statistics(
             **vars(mask_statistics(connection)),
             images=whole["images"],
-            sources=masks_by_source(connection) if tables.kind == "segmint" else None,
-            labels=masks_by_label(connection) if tables.kind == "segmint" else (),
-            rejected=None if rejects is None else sum(rejects.values()),
+            sources=sources,
+            labels=labels,
+            rejected=rejected,
             rejected_by_reason=rejects,
             masks_per_image=masks_per_image(by_masks),
             without_masks=by_masks.get(0, 0),
@@ -79,12 +86,17 @@ def masks_per_image(images_by_masks: Mapping[int, int]) -> MasksPerImage:
     """Compute the mean, the median, and the paper's bins from the number of images per number of masks."""
     images = sum(images_by_masks.values())
     total = sum(masks * count for masks, count in images_by_masks.items())
-    bins = tuple(
-        BinImages(bin.label, sum(n for masks, n in images_by_masks.items() if bin.holds(masks)))
-        for bin in MASKS_PER_IMAGE
-    )
-    mean = rounded(total / images) if images else None
-    return MasksPerImage(mean, _median(images_by_masks, images), bins)
+    bins = []
+    for bin in MASKS_PER_IMAGE:
+        held = sum(count for masks, count in images_by_masks.items() if bin.holds(masks))
+        bins.append(BinImages(bin.label, held))
+    return MasksPerImage(_ratio(total, images), _median(images_by_masks, images), tuple(bins))
+
+
+def _ratio(part: int, of: int) -> float | None:
+    if not of:
+        return None
+    return rounded(part / of)
 
 
 def geography(images_and_masks: Mapping[str | None, tuple[int, int]]) -> Geography:
@@ -120,8 +132,8 @@ def _by_group(
         GroupImages(
             name=name,
             images=images,
-            share=rounded(images / total) if total else None,
-            masks_per_image=rounded(masks / images) if images else None,
+            share=_ratio(images, total),
+            masks_per_image=_ratio(masks, images),
             paper_share=shares[name],
             masks=masks,
             countries=many,
@@ -170,24 +182,19 @@ def _funnel(whole: Mapping[str, Any]) -> tuple[tuple[FunnelStep, ...], Cleanup] 
     if whole["predicted"] is None:
         return None, None
     cleaned, removed, before = whole["cleaned"], whole["removed_by_cleanup"], whole["after_nms2"]
-    names = ("holes_filled", "islands_removed", "redaction_artifacts")
-    holes, islands, artifacts = (whole[name] for name in names)
-
-    def share(masks: int) -> float | None:
-        return rounded(masks / before) if before else None
-
+    holes, islands, artifacts = whole["holes_filled"], whole["islands_removed"], whole["redaction_artifacts"]
     steps = tuple(FunnelStep(step, whole[step]) for step in FUNNEL_STEPS if step not in _CLEANUP)
     return steps, Cleanup(
         cleaned=cleaned,
         removed=removed,
         holes=holes,
         islands=islands,
-        cleaned_share=share(cleaned),
-        removed_share=share(removed),
-        holes_share=share(holes),
-        islands_share=share(islands),
+        cleaned_share=_ratio(cleaned, before),
+        removed_share=_ratio(removed, before),
+        holes_share=_ratio(holes, before),
+        islands_share=_ratio(islands, before),
         artifacts=artifacts,
-        artifacts_share=share(artifacts),
+        artifacts_share=_ratio(artifacts, before),
     )
 
 
@@ -212,7 +219,9 @@ def _median(images_by_value: Mapping[int, int], images: int) -> float | None:
     seen = 0
     for value in sorted(images_by_value):
         before, seen = seen, seen + images_by_value[value]
-        middle += [value for place in ((images - 1) // 2, images // 2) if before <= place < seen]
+        for place in ((images - 1) // 2, images // 2):
+            if before <= place < seen:
+                middle.append(value)
     return sum(middle) / 2
 
 
@@ -260,8 +269,8 @@ def _add_shard(connection: duckdb.DuckDBPyConnection, shard: int, quota: int, su
         pairs = near_duplicates((size[0], size[1]), [mask["counts"] or "" for mask in masks], THRESHOLD)
         sums.pairs += len(pairs)
         for pair in pairs[: _EXAMPLES - len(sums.examples)]:
-            one, other = (masks[place]["annotation_id"] for place in (pair.first, pair.second))
-            sums.examples.append(SimilarMasks(masks[0]["id"], (one, other), round(pair.iou, 4)))
+            ids = masks[pair.first]["annotation_id"], masks[pair.second]["annotation_id"]
+            sums.examples.append(SimilarMasks(masks[0]["id"], ids, round(pair.iou, 4)))
 
 
 def _masks_of(connection: duckdb.DuckDBPyConnection, shard: int, ordinals: list[int]) -> dict[int, list[Any]]:

@@ -7,6 +7,7 @@ for the first state of the image that both people annotated.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -47,13 +48,15 @@ def agreement(one: Submission, other: Submission) -> tuple[float, ...]:
     (`is_untouched`). Masks are paired one to one, best pair first. Pairs below `SAME_OBJECT_IOU` count as different
     objects.
     """
-    ours, theirs = (
-        [{"size": list(each.size), "counts": mask.counts.encode()} for mask in annotated_masks(each)]
-        for each in (one, other)
-    )
+    ours, theirs = _rles(one), _rles(other)
     if one.size != other.size or not ours or not theirs:
         return ()
     return tuple(float(iou) for _, _, iou in best_matches(ours, theirs) if iou >= SAME_OBJECT_IOU)
+
+
+def _rles(submission: Submission) -> list[dict[str, Any]]:
+    size = list(submission.size)
+    return [{"size": size, "counts": mask.counts.encode()} for mask in annotated_masks(submission)]
 
 
 def sum_up(pairs: Iterable[tuple[Submission, Submission]]) -> AnnotatorAgreement | None:
@@ -65,26 +68,27 @@ def sum_up(pairs: Iterable[tuple[Submission, Submission]]) -> AnnotatorAgreement
         masks += len(annotated_masks(one)) + len(annotated_masks(other))
     if not ious:
         return None
-    found = [image for image in ious if image]
+    found = list(filter(None, ious))
+    if not found:
+        return AnnotatorAgreement(images=len(ious), pairs=0, mean_iou=None, interval=None, unpaired=masks)
     sums = np.array([[sum(image)] for image in found])
-    counts = np.array([float(len(image)) for image in found])
-    total = int(counts.sum()) if found else 0
+    counts = np.array(list(map(len, found)), np.float64)
+    total = int(counts.sum())
     return AnnotatorAgreement(
         images=len(ious),
         pairs=total,
-        mean_iou=float(sums.sum()) / total if total else None,
-        interval=mean_intervals(sums, counts, limits=(SAME_OBJECT_IOU, 1.0))[0] if found else None,
+        mean_iou=float(sums.sum()) / total,
+        interval=mean_intervals(sums, counts, limits=(SAME_OBJECT_IOU, 1.0))[0],
         unpaired=masks - 2 * total,
     )
 
 
 def measure_agreement(dataset: Location) -> AnnotatorAgreement | None:
     """Compare and summarize the submissions for images that two people annotated. Return None if there are none."""
-    both = [
-        ordinal
-        for ordinal, assignments in latest_submissions(list_submissions(dataset)).items()
-        if len(assignments) > 1
-    ]
+    both = []
+    for ordinal, assignments in latest_submissions(list_submissions(dataset)).items():
+        if len(assignments) > 1:
+            both.append(ordinal)
     found = map_ahead(lambda ordinal: read_pairs(dataset, ordinal), both, _THREADS, 4 * _THREADS, "submissions")
     return sum_up(pair for pair in found if pair is not None)
 

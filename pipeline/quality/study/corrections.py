@@ -48,9 +48,15 @@ def ids_hold(drawn: Mapping[int, Sequence[StudyMask]], corrected: Mapping[int, S
 
     Some tools renumber annotations, so that a mask gets the id of a mask in another image. New ids are allowed.
     """
-    image_of = {mask.id: image for image, masks in drawn.items() for mask in masks}
-    known = ((image_of.get(mask.id), image) for image, masks in corrected.items() for mask in masks)
-    return all(home in (None, image) for home, image in known)
+    image_of = {}
+    for image, masks in drawn.items():
+        for mask in masks:
+            image_of[mask.id] = image
+    for image, masks in corrected.items():
+        for mask in masks:
+            if image_of.get(mask.id) not in (None, image):
+                return False
+    return True
 
 
 def pair_masks(drawn: Sequence[StudyMask], corrected: Sequence[StudyMask], by_id: bool) -> ImagePairs:
@@ -66,14 +72,22 @@ def pair_masks(drawn: Sequence[StudyMask], corrected: Sequence[StudyMask], by_id
         by_number: dict[int | None, StudyMask] = {}
         for mask in solid:
             by_number.setdefault(mask.id, mask)
-        matched = [(mask, by_number[mask.id]) for mask in drawn if mask.id in by_number]
-        pairs = [MaskPair(_id(mask), float(iou([mask.rle], [other.rle])[0][0]), True) for mask, other in matched]
-        drawn = _without(drawn, [mask for mask, _ in matched])
-        solid = _without(solid, [other for _, other in matched])
+        rest, taken = [], []
+        for mask in drawn:
+            if mask.id in by_number:
+                other = by_number[mask.id]
+                pairs.append(MaskPair(_id(mask), float(iou([mask.rle], [other.rle])[0][0]), True))
+                taken.append(other)
+            else:
+                rest.append(mask)
+        drawn, solid = rest, _without(solid, taken)
     matches = best_matches([mask.rle for mask in drawn], [mask.rle for mask in solid])
-    pairs += [MaskPair(_id(drawn[row]), value, False) for row, _, value in matches]
-    left = _without(drawn, [drawn[row] for row, _, _ in matches])
-    return ImagePairs(tuple(pairs), tuple(_id(mask) for mask in left), len(solid) - len(matches))
+    matched = []
+    for row, _, value in matches:
+        matched.append(drawn[row])
+        pairs.append(MaskPair(_id(drawn[row]), value, False))
+    deleted = map(_id, _without(drawn, matched))
+    return ImagePairs(tuple(pairs), tuple(deleted), len(solid) - len(matches))
 
 
 def _id(mask: StudyMask) -> int:
@@ -83,7 +97,7 @@ def _id(mask: StudyMask) -> int:
 
 
 def _without(masks: Sequence[StudyMask], gone: Sequence[StudyMask]) -> list[StudyMask]:
-    identities = {id(mask) for mask in gone}
+    identities = set(map(id, gone))
     return [mask for mask in masks if id(mask) not in identities]
 
 
@@ -114,16 +128,17 @@ class Corrections:
     @property
     def masks(self) -> dict[int, list[StudyMask]]:
         """Masks of each returned image, by its id."""
-        return {
-            image: [StudyMask(mask.id, dict(mask.rle)) for mask in answer.masks]
-            for image, answer in self.answers.items()
-        }
+        found = {}
+        for image, answer in self.answers.items():
+            found[image] = [StudyMask(mask.id, dict(mask.rle)) for mask in answer.masks]
+        return found
 
     @property
     def unreadable(self) -> list[str]:
         """Reason for each mask that was skipped."""
-        read = self.answers.items()
-        lines = [f"{image_name(image)}, {problem}" for image, answer in read for problem in answer.unreadable]
+        lines = []
+        for image, answer in self.answers.items():
+            lines += [f"{image_name(image)}, {problem}" for problem in answer.unreadable]
         return [*lines, *self.homeless]
 
     @property

@@ -36,7 +36,7 @@ from segmint.infra.errors import UsageError
 from segmint.infra.scratch import ScratchFolder
 from segmint.infra.storage.location import Location, put_new_file
 from segmint.infra.uris import base_name
-from segmint.infra.wording import counted, listed, not_checked_lines
+from segmint.infra.wording import counted, listed, not_checked_lines, number
 from segmint.operators.annotations.image import UnreadableMaskError, checked_rle
 from segmint.operators.intervals import Interval, basis, mean_intervals
 from segmint.operators.resampling import holm, sign_flip_p
@@ -106,7 +106,7 @@ def sample_ratings(
         raise UsageError(f"--predictions {listed(names[1:])}: expected different file names, which name the models")
     refuse_existing(location, output, output / MANIFEST)
     config_sha256, version = load_manifest(location).config_sha256, name_now(location)
-    models = [_read(each) for each in predictions]
+    models = list(map(_read, predictions))
     with ScratchFolder() as scratch:
         with open_tables(location, scratch=Path(scratch)) as tables:
             rows = tables.query(
@@ -166,15 +166,10 @@ class MeanRating:
 
     def line(self, sign: str = "") -> str:
         """Format the mean as a human-readable line. With the sign "+", format it as a difference."""
-        by_mask, by_image = (
-            "no interval" if interval is None else f"{interval[0]:{sign}.2f} to {interval[1]:{sign}.2f}"
-            for interval in (self.by_mask, self.by_image)
-        )
+        by_mask, by_image = _between(self.by_mask, sign), _between(self.by_image, sign)
         if sign:
-            ps = (self.p, self.holm, self.p_by_image, self.holm_by_image)
-            p, corrected, of_images, corrected_of_images = ("unknown" if p is None else f"{p:.3g}" for p in ps)
-            by_mask += f", p {p}, corrected {corrected}"
-            by_image += f", p {of_images}, corrected {corrected_of_images}"
+            by_mask += f", p {number(self.p)}, corrected {number(self.holm)}"
+            by_image += f", p {number(self.p_by_image)}, corrected {number(self.holm_by_image)}"
         return f"  {self.name}: {self.mean:{sign}.2f} (by mask {by_mask}; by image {by_image})"
 
 
@@ -197,15 +192,19 @@ class RatingScore:
     def lines(self) -> list[str]:
         size = f"{counted(self.masks, 'mask')} of {counted(self.images, 'image')}"
         given = ", ".join(f"{name} {count:,} of {self.per_rater:,}" for name, count in sorted(self.by_rater.items()))
-        by = f"{counted(self.raters, 'rater')}{f' ({given})' if given else ''}"
+        by = counted(self.raters, "rater")
+        if given:
+            by += f" ({given})"
         lines = [f"{counted(self.ratings, 'rating')} by {by}; {self.drawn:,} masks drawn"]
         lines += not_checked_lines(self.not_checked)
         if self.masks:
             lines.append(f"means over {size}; by mask 99% intervals of Student's t; {basis(self.images)}")
-            lines += [each.line() for each in self.means]
+            for each in self.means:
+                lines.append(each.line())
             tests = "p by a paired t-test and by flipping the signs of whole images, Holm's correction"
             lines.append(f"paired differences over the same {size}; {tests}")
-            lines += [each.line("+") for each in self.differences]
+            for each in self.differences:
+                lines.append(each.line("+"))
         return [*lines, self.version.line()]
 
 
@@ -224,19 +223,26 @@ def score_ratings(folder: Location) -> RatingScore:
                 found.setdefault(rating.mask, []).append(rating.score)
                 raters[rating.rater] += 1
         given.append(found)
-    rated = [each for each in study.objects if all(each.mask in found for found in given)]
-    scores = np.array([[np.mean(found[each.mask]) for found in given] for each in rated]).reshape(-1, len(given))
+    rated, means_by_object = [], []
+    for each in study.objects:
+        if all(each.mask in found for found in given):
+            rated.append(each)
+            means_by_object.append([np.mean(found[each.mask]) for found in given])
+    scores = np.array(means_by_object).reshape(-1, len(given))
     images = np.array([each.image for each in rated], np.int64)
     names, span = study.names if rated else (), float(HIGHEST - LOWEST)
     means = tuple(_mean(name, scores[:, place], images, (LOWEST, HIGHEST)) for place, name in enumerate(names))
-    differences = [
-        _mean(f"{names[two]} minus {names[one]}", scores[:, two] - scores[:, one], images, (-span, span))
-        for one, two in combinations(range(len(names)), 2)
-    ]
+    differences = []
+    for one, two in combinations(range(len(names)), 2):
+        name = f"{names[two]} minus {names[one]}"
+        differences.append(_mean(name, scores[:, two] - scores[:, one], images, (-span, span)))
     by_mask, by_image = holm([each.p for each in differences]), holm([each.p_by_image for each in differences])
     missing = len(study.objects) - len(rated)
-    not_checked = [f"{counted(missing, 'mask')} without a rating of each model and the ground truth"] if missing else []
-    not_checked += [f"{counted(other, 'rating')} unreadable, or not of the study's masks"] if other else []
+    not_checked = []
+    if missing:
+        not_checked.append(f"{counted(missing, 'mask')} without a rating of each model and the ground truth")
+    if other:
+        not_checked.append(f"{counted(other, 'rating')} unreadable, or not of the study's masks")
     return RatingScore(
         len(rated),
         len(set(images.tolist())),
@@ -275,6 +281,12 @@ def masks_for(difference: float, deviation: float, power: float, confidence: flo
     return bisect_left(range(2, most), True, key=suffices) + 2
 
 
+def _between(interval: Interval | None, sign: str) -> str:
+    if interval is None:
+        return "no interval"
+    return f"{interval[0]:{sign}.2f} to {interval[1]:{sign}.2f}"
+
+
 def _mean(name: str, values: NDArray[np.float64], images: NDArray[np.int64], limits: Interval) -> MeanRating:
     """Compute the mean of the masks' values. If values can be negative, p tests whether the mean is 0."""
     from scipy.stats import ttest_1samp
@@ -289,29 +301,37 @@ def _mean(name: str, values: NDArray[np.float64], images: NDArray[np.int64], lim
     sums = np.bincount(places, values).astype(np.float64)[:, None]
     by_image = mean_intervals(sums, np.bincount(places).astype(np.float64), limits=limits)[0]
     found = MeanRating(name, float(values.mean()), by_mask, by_image)
-    return found if limits[0] > 0 else replace(found, p=p, p_by_image=sign_flip_p(sums, 0)[0])
+    if limits[0] > 0:
+        return found
+    return replace(found, p=p, p_by_image=sign_flip_p(sums, 0)[0])
 
 
 def _read(file: Location) -> Mapping[int, Any]:
     """Read each true mask's first prediction, as run lengths by the true mask's annotation id."""
     entries = read_json(file, f"--predictions {file} can't be read")
     found: dict[int, Any] = {}
-    for number, entry in enumerate(entries if isinstance(entries, list) else [None], start=1):
-        where = f"--predictions {file}, entry {number}"
+    if not isinstance(entries, list):
+        entries = [None]
+    for place, entry in enumerate(entries, start=1):
+        where = f"--predictions {file}, entry {place}"
         if not isinstance(entry, dict) or type(mask := entry.get("annotation_id")) is not int:
             raise UsageError(f"{where}: expected a COCO result with annotation_id, the id of a true mask")
         if entry.get("clicks", 1) == 1 and mask not in found:
+            rle = entry.get("segmentation")
+            if not isinstance(rle, dict):
+                rle = {}
             try:
-                found[mask] = checked_rle(rle if isinstance(rle := entry.get("segmentation"), dict) else {})
+                found[mask] = checked_rle(rle)
             except UnreadableMaskError as error:
                 raise UsageError(f"{where}: {error}") from error
     return found
 
 
 def _object(row: Mapping[str, Any], models: Sequence[Mapping[int, Any]], files: Sequence[Location]) -> RatedObject:
-    masks = [model[row["annotation_id"]] for model in models]
-    for mask, file in zip(masks, files, strict=True):
+    counts = [row["counts"]]
+    for model, file in zip(models, files, strict=True):
+        mask = model[row["annotation_id"]]
         if list(mask["size"]) != list(row["size"]):
             raise UsageError(f"--predictions {file}: mask {row['annotation_id']} has another size than its image")
-    counts = (row["counts"], *(mask["counts"].decode("ascii") for mask in masks))
-    return RatedObject(row["id"], row["annotation_id"], counts)
+        counts.append(mask["counts"].decode("ascii"))
+    return RatedObject(row["id"], row["annotation_id"], tuple(counts))

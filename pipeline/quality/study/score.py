@@ -73,7 +73,7 @@ class ThresholdShare:
 def share_over(threshold: float, ious: Sequence[Sequence[float]], deleted: int) -> ThresholdShare:
     """Compute the share of pairs above a threshold of `PAPER_SHARES`. `ious` is grouped by image and isn't empty."""
     over = [sum(iou > threshold for iou in image) for image in ious]
-    pairs = [len(image) for image in ious]
+    pairs = list(map(len, ious))
     total = sum(pairs)
     return ThresholdShare(
         threshold=threshold,
@@ -147,7 +147,7 @@ class StudyScore:
             pairs, images = self.shares[0].pairs, self.shares[0].images
             mean = f"{self.mean_iou:.4f}{_between(self.interval, '.4f')}"
             lines.append(f"mean IoU {mean} of {counted(pairs, 'pair')} in {counted(images, 'image')}, {basis(images)}")
-            lines += [_share_line(share) for share in self.shares]
+            lines += map(_share_line, self.shares)
         return [*lines, self.version.line()]
 
     @property
@@ -168,11 +168,12 @@ def score_study(folder: Location, corrected: Location | None) -> StudyScore:
     else:
         corrections = read_corrections(corrected or folder / CORRECTED, study.sizes)
     by_id = ids_hold(study.masks, corrections.masks)
-    unread = corrections.unreadable_ids if by_id else frozenset()
-    images = {
-        image: pair_masks([mask for mask in study.masks[image] if mask.id not in unread], masks, by_id)
-        for image, masks in sorted(corrections.masks.items())
-    }
+    images = {}
+    for image, masks in sorted(corrections.masks.items()):
+        drawn = study.masks[image]
+        if by_id:
+            drawn = [mask for mask in drawn if mask.id not in corrections.unreadable_ids]
+        images[image] = pair_masks(drawn, masks, by_id)
     return _score(study, corrections, images)
 
 
@@ -184,11 +185,15 @@ def load_study(folder: Location) -> Study:
     try:
         if manifest["schema_version"] != SCHEMA_VERSION:
             raise UsageError(f"{folder}: its schema_version is {manifest['schema_version']}, expected {SCHEMA_VERSION}")
-        pinned = {mask["id"]: mask["sha256"] for image in manifest["images"] for mask in image["masks"]}
-        sizes = {image["id"]: (image["height"], image["width"]) for image in manifest["images"]}
+        pinned, sizes = {}, {}
+        masks: dict[int, list[StudyMask]] = {}
+        for image in manifest["images"]:
+            sizes[image["id"]] = (image["height"], image["width"])
+            masks[image["id"]] = []
+            for mask in image["masks"]:
+                pinned[mask["id"]] = mask["sha256"]
         dataset = manifest["dataset"]
         version = VersionName(dataset["digest"], dataset["number"])
-        masks: dict[int, list[StudyMask]] = {image: [] for image in sizes}
         for annotation in document["annotations"]:
             segmentation = annotation["segmentation"]
             if pinned.pop(annotation["id"], None) != mask_sha256(segmentation):
@@ -227,29 +232,42 @@ def _document(data: bytes, file: Location) -> Mapping[str, Any]:
 
 
 def _score(study: Study, corrections: Corrections, images: Mapping[int, ImagePairs]) -> StudyScore:
-    pairs = [pair for image in images.values() for pair in image.pairs]
-    deleted = sum(len(image.deleted) for image in images.values())
+    deleted = added = by_id = by_iou = 0
+    ious = []
+    for image in images.values():
+        deleted += len(image.deleted)
+        added += image.added
+        ious.append([pair.iou for pair in image.pairs])
+        for pair in image.pairs:
+            by_id += pair.by_id
+            by_iou += not pair.by_id
     drawn = {image: len(masks) for image, masks in study.masks.items()}
     unanswered = sum(count for image, count in drawn.items() if image not in images)
-    ious = [[pair.iou for pair in image.pairs] for image in images.values()]
-    sums, counts = np.array([[sum(image)] for image in ious]), np.array([len(image) for image in ious], np.float64)
+    pairs = by_id + by_iou
+    mean = interval = None
+    shares = []
+    if pairs:
+        mean = sum(pair.iou for image in images.values() for pair in image.pairs) / pairs
+        sums, counts = np.array([[sum(image)] for image in ious]), np.array(list(map(len, ious)), np.float64)
+        interval = mean_intervals(sums, counts, limits=(0.0, 1.0))[0]
+        shares = [share_over(threshold, ious, deleted) for threshold in PAPER_SHARES]
     return StudyScore(
         images=len(study.masks),
         answered=len(images),
         drawn=sum(drawn.values()),
-        by_id=sum(pair.by_id for pair in pairs),
-        by_iou=sum(not pair.by_id for pair in pairs),
+        by_id=by_id,
+        by_iou=by_iou,
         deleted=deleted,
-        unread=sum(drawn.values()) - len(pairs) - deleted - unanswered,
-        added=sum(image.added for image in images.values()),
+        unread=sum(drawn.values()) - pairs - deleted - unanswered,
+        added=added,
         unanswered_masks=unanswered,
         unreadable=corrections.unreadable,
         foreign=corrections.foreign,
         superseded=corrections.superseded,
         polygons=corrections.polygons,
-        mean_iou=sum(pair.iou for pair in pairs) / len(pairs) if pairs else None,
-        interval=mean_intervals(sums, counts, limits=(0.0, 1.0))[0] if pairs else None,
-        shares=[share_over(threshold, ious, deleted) for threshold in PAPER_SHARES] if pairs else [],
+        mean_iou=mean,
+        interval=interval,
+        shares=shares,
         version=study.version,
     )
 
@@ -263,7 +281,9 @@ def _share_line(share: ThresholdShare) -> str:
 
 
 def _between(interval: Interval | None, form: str) -> str:
-    return "" if interval is None else f" ({interval[0]:{form}} to {interval[1]:{form}})"
+    if interval is None:
+        return ""
+    return f" ({interval[0]:{form}} to {interval[1]:{form}})"
 
 
 def _changed(file: Location, mask: int) -> UsageError:
@@ -312,16 +332,18 @@ def read_submitted(
         own = [name for name in names[image] if name.assignment == assignment]
         if own and own[-1] in returned_submissions(dataset, image - 1):
             return None
+        answers = []
         try:
-            answers = read_assignment(dataset, own) if own else []
+            if own:
+                answers = read_assignment(dataset, own)
         except SubmissionError as error:
             found.leave_out(None, error)
             return found
         said = [submission.size for submission in answers[-1:]]
-        wrong = [size for size in (*said, (row["height"], row["width"])) if size != sizes[image]]
-        if wrong:
-            found.leave_out(None, f"the submission is for {wrong[0][1]} x {wrong[0][0]} pixels")
-            return found
+        for height, width in (*said, (row["height"], row["width"])):
+            if (height, width) != sizes[image]:
+                found.leave_out(None, f"the submission is for {width} x {height} pixels")
+                return found
         ids = frozenset(mask.id for mask in drawn[image] if mask.id is not None)
         for id, counts in follow(ids, row, answers):
             rle: CocoRle = {"size": list(sizes[image]), "counts": counts.encode("ascii")}
@@ -342,11 +364,11 @@ def follow(drawn: Container[int], row: Row, answers: Sequence[Submission]) -> St
     correction.
     """
     masks = {annotation_id(row["id"], mask_index(mask, place)): mask for place, mask in enumerate(row["masks"])}
-    fit = None
+    after: State = [(id, counts_of(mask)) for id, mask in masks.items()]
     if answers and not is_merged(row["submission"], answers[-1].assignment, answers[-1].n):
         fit = fit_submission(masks, answers, row["submission"])
-    after: State = [(id, counts_of(mask)) for id, mask in masks.items() if fit is None or id not in fit.gone]
-    after += [(mask.parent, mask.counts) for mask in fit.new] if fit is not None else []
+        after = [(id, counts) for id, counts in after if id not in fit.gone]
+        after += [(mask.parent, mask.counts) for mask in fit.new]
     parents = _parents(masks, answers)
     corrected: set[int | None] = {None}
     state: State = []
@@ -363,8 +385,12 @@ def _parents(masks: Mapping[int, Row], answers: Sequence[Submission]) -> dict[in
     found = [(id, mask["parent"]) for id, mask in masks.items() if mask["parent"] is not None]
     made: dict[str, int] = {}  # parents from earlier submissions, by run lengths
     for submission in answers:
-        found += [(mask.id, made[mask.counts]) for mask in submission.replaced if mask.counts in made]
-        made |= {mask.counts: mask.parent for mask in submission.masks if mask.parent is not None}
+        for replaced in submission.replaced:
+            if replaced.counts in made:
+                found.append((replaced.id, made[replaced.counts]))
+        for drawn in submission.masks:
+            if drawn.parent is not None:
+                made[drawn.counts] = drawn.parent
     return {id: parent for id, parent in found if parent < id}
 
 

@@ -125,27 +125,34 @@ class VersionDiff:
         if self.same:
             same = "no difference: manifests, catalogs, commits, and tombstones are the same. The data files weren't"
             return [*head, f"{same} read (`segmint verify` reads them)"]
-        why = [f"{reason} {count:,}" for reason, count in self.removed_why.items()]
+        why = ""
+        if self.removed_why:
+            why = f" ({some([f'{reason} {count:,}' for reason, count in self.removed_why.items()])})"
         lines = [
             *head,
             _line("images", f"{self.a.images:,} in A, {self.b.images:,} in B"),
             *_image_lines("added", self.added),
-            *_image_lines("removed", self.removed, f" ({some(why)})" if why else ""),
+            *_image_lines("removed", self.removed, why),
             _line("masks", f"{self.a.masks:,} in A, {self.b.masks:,} in B"),
         ]
         for kind, images in self.changed.items():
             lines += _image_lines(kind, images, " with others" if images.count else "")
         licenses = [f"{name or 'none'} {a:,} to {b:,}" for name, (a, b) in self.licenses.items()]
-        lines += [_line("licenses", some(licenses))] if licenses else []
-        reasons = sorted(self.a.rejected.keys() | self.b.rejected.keys())
-        counts = [(reason, self.a.rejected.get(reason, 0), self.b.rejected.get(reason, 0)) for reason in reasons]
-        refused = [f"{reason} {a:,} to {b:,}" for reason, a, b in counts if a != b]
-        lines += [_line("rejected", some(refused))] if refused else []
+        if licenses:
+            lines.append(_line("licenses", some(licenses)))
+        refused = []
+        for reason in sorted(self.a.rejected.keys() | self.b.rejected.keys()):
+            before, after = self.a.rejected.get(reason, 0), self.b.rejected.get(reason, 0)
+            if before != after:
+                refused.append(f"{reason} {before:,} to {after:,}")
+        if refused:
+            lines.append(_line("rejected", some(refused)))
         if self.a.catalog_rows != self.b.catalog_rows:
             lines.append(_line("catalog", f"{self.a.catalog_rows:,} to {self.b.catalog_rows:,} rows"))
         if self.a.tombstones != self.b.tombstones:
             lines.append(_line("takedowns", f"{self.a.tombstones:,} to {self.b.tombstones:,}"))
-        lines += [_line("setting", f"{key}: {a!r} in A, {b!r} in B") for key, (a, b) in self.settings.items()]
+        for key, (a, b) in self.settings.items():
+            lines.append(_line("setting", f"{key}: {a!r} in A, {b!r} in B"))
         return [*lines, f"compared {counted(self.shards_compared, 'shard')} whose commits differ"]
 
 
@@ -163,7 +170,9 @@ class _SideTotals:
             return
         self.shards += 1
         self.counts.update(commit.counts)
-        for kind in SCHEMAS if differs else ():
+        if not differs:
+            return
+        for kind in SCHEMAS:
             entry = commit.file(kind)
             self.files.setdefault(kind, []).append(TableFile(str(self.dataset / entry.path), entry.size))
 
@@ -183,9 +192,12 @@ def diff_datasets(
         compared += one != other
         totals.add(one, differs=one != other)
         others.add(other, differs=one != other)
-    files = {f"a_{kind}": found for kind, found in totals.files.items()}
-    files |= {f"b_{kind}": found for kind, found in others.files.items()}
-    schemas = {f"{side}_{kind}": schema for side in ("a", "b") for kind, schema in SCHEMAS.items()}
+    files, schemas = {}, {}
+    for side, found in (("a", totals), ("b", others)):
+        for kind, schema in SCHEMAS.items():
+            schemas[f"{side}_{kind}"] = schema
+            if kind in found.files:
+                files[f"{side}_{kind}"] = found.files[kind]
     same = _same_catalog(before.manifest, after.manifest)
     with DatasetTables(a, files, schemas, ScratchFolder()) as tables:
         with damage_named():
@@ -229,13 +241,15 @@ def _same_catalog(one: DatasetManifest, other: DatasetManifest) -> bool:
 def _side(dataset: Dataset, totals: _SideTotals) -> DiffSide:
     version = dataset.version
     if version is None:
+        name = name_now(dataset.location)
         tombstones = len(list_tombstones(dataset.location))
     else:
+        name = version.name
         tombstones = sum(path.startswith(f"{TOMBSTONES}/") for path in version.files)
     return DiffSide(
         dataset=str(dataset.location),
         name=dataset.manifest.name,
-        version=name_now(dataset.location) if version is None else version.name,
+        version=name,
         shards=totals.shards,
         images=totals.counts["images"],
         masks=totals.counts["masks"],
@@ -262,17 +276,20 @@ def _licenses(tables: DatasetTables) -> dict[str, tuple[int, int]]:
 
 def _settings(one: DatasetManifest, other: DatasetManifest) -> dict[str, tuple[Any, Any]]:
     """Return the settings that differ, by dotted key. A missing setting is None."""
-    before, after = (
-        {name: manifest.model_dump(mode="json")[name] for name in _SETTINGS} | {"config": manifest.config}
-        for manifest in (one, other)
-    )
+    before, after = _settings_of(one), _settings_of(other)
     return {key: (_at(before, key), _at(after, key)) for key in differing_keys(before, after)}
+
+
+def _settings_of(manifest: DatasetManifest) -> dict[str, Any]:
+    return {**manifest.model_dump(mode="json", include=set(_SETTINGS)), "config": manifest.config}
 
 
 def _at(tree: Mapping[str, Any], key: str) -> Any:
     value: Any = tree
     for step in key.split("."):
-        value = value.get(step) if isinstance(value, Mapping) else None
+        if not isinstance(value, Mapping):
+            return None
+        value = value.get(step)
     return value
 
 
@@ -283,5 +300,7 @@ def _line(name: str, text: str) -> str:
 def _image_lines(name: str, images: ChangedImages, rest: str = "") -> list[str]:
     if not images.count:
         return []
-    named = f"{', '.join(images.first)}{', …' if images.count > len(images.first) else ''}"
+    named = ", ".join(images.first)
+    if images.count > len(images.first):
+        named += ", …"
     return [_line(f"  {name}", f"{counted(images.count, 'image')}{rest}: {named}")]

@@ -1,6 +1,6 @@
 """Implementation of `segmint verify`, which reads every byte of a dataset and compares it with a recorded version."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
@@ -9,7 +9,7 @@ from typing import Any
 from segmint.catalogs.dataset.annotations.names import ANNOTATIONS
 from segmint.catalogs.dataset.commits import Commit, CommitLog, FileEntry, ListedCommit
 from segmint.catalogs.dataset.fingerprints import FINGERPRINTS, damaged_fingerprints
-from segmint.catalogs.dataset.manifest import DatasetManifest, manifest_generations
+from segmint.catalogs.dataset.manifest import CatalogPart, DatasetManifest, manifest_generations
 from segmint.catalogs.dataset.shards_index import index_problem
 from segmint.catalogs.dataset.summaries import (
     NOTHING,
@@ -40,6 +40,7 @@ from segmint.catalogs.dataset.versions.record import (
     find_version,
     read_history,
 )
+from segmint.catalogs.findings import Finding
 from segmint.catalogs.layout import (
     DATA_KINDS,
     REPORT,
@@ -91,17 +92,19 @@ class VerifyResult:
 
     def lines(self) -> list[str]:
         """Format the result as human-readable lines. The second-to-last line is the verdict."""
-        against = f"compared with {' and '.join(self.compared_with)}"
-        found = f"{counted(len(self.problems), 'problem')}: " if self.problems else ""
-        verdict = "not verified" if self.problems or self.not_checked else "verified"
-        left_out = "" if self.left_out is None else f"; not read: {self.left_out}"
-        return [
-            *(f"problem: {problem}" for problem in self.problems),
-            *(f"not checked: {each}" for each in self.not_checked),
-            *(f"note: {note}" for note in self.notes),
-            f"read {counted(self.files, 'file')} ({size(self.bytes)}); {found}{verdict}; {against}{left_out}",
-            self.version.line(),
-        ]
+        lines = []
+        for word, texts in (("problem", self.problems), ("not checked", self.not_checked), ("note", self.notes)):
+            lines += [f"{word}: {text}" for text in texts]
+        verdict = "verified"
+        if self.problems:
+            verdict = f"{counted(len(self.problems), 'problem')}: not verified"
+        elif self.not_checked:
+            verdict = "not verified"
+        verdict += f"; compared with {' and '.join(self.compared_with)}"
+        if self.left_out is not None:
+            verdict += f"; not read: {self.left_out}"
+        lines.append(f"read {counted(self.files, 'file')} ({size(self.bytes)}); {verdict}")
+        return [*lines, self.version.line()]
 
 
 @dataclass
@@ -125,6 +128,10 @@ class _VerifyState:
         self.files += 1
         self.bytes += size
 
+    def add_findings(self, findings: Iterable[Finding]) -> None:
+        for each in findings:
+            self.problems.append(f"{each.file}: expected {each.expected}; found {each.found}")
+
     def merge(self, part: "_VerifyState") -> None:
         """Add the files and problems of a part of the dataset."""
         self.problems += part.problems
@@ -145,11 +152,14 @@ def verify_dataset(
     key is missing.
     """
     pin = FULL_DIGEST.fullmatch(str(wanted))
-    public_key = None if key is None else read_public_key(key)
+    public_key = None
+    if key is not None:
+        public_key = read_public_key(key)
     history = read_history(dataset)
     reading = _VerifyState(dataset)
-    reading.problems += [f"{each.file}: expected {each.expected}; found {each.found}" for each in history.problems]
-    reading.problems += [f"{path}: not a signature by the key in its name" for path in damaged_signatures(dataset)]
+    reading.add_findings(history.problems)
+    for path in damaged_signatures(dataset):
+        reading.problems.append(f"{path}: not a signature by the key in its name")
     version = history.latest
     if wanted is not None and pin is None:
         with suppress(DamagedDatasetError):  # already among the history's problems
@@ -163,24 +173,30 @@ def verify_dataset(
         if version != before and (version is None or version.digest != Snapshot.of(reading.leaves).digest):
             return verify_dataset(dataset, wanted, key, require_pinned)  # two versions were mixed, so read again
         if version is None:
-            recorded = f"no {'intact ' * bool(history.problems)}version is recorded"
-            unproven = f"the commits and the catalog: {recorded}. The other files were compared with them"
-            reading.not_checked += [] if pin else [unproven]
-            lost = takedowns_without_version(dataset)
-            reading.problems += [f"{each.file}: expected {each.expected}; found {each.found}" for each in lost]
+            if not pin:
+                recorded = f"no {'intact ' * bool(history.problems)}version is recorded"
+                unproven = f"the commits and the catalog: {recorded}. The other files were compared with them"
+                reading.not_checked.append(unproven)
+            reading.add_findings(takedowns_without_version(dataset))
         else:
             _compare(reading, version)
     snapshot = Snapshot.of(reading.leaves)
-    number = version.number if version is not None and version.digest == snapshot.digest else None
-    signed_by: Sequence[str] = () if version is None else signers(dataset, version.number)
+    name = VersionName(snapshot.digest, None)
+    signed_by: Sequence[str] = ()
+    if version is not None:
+        signed_by = signers(dataset, version.number)
+        if version.digest == snapshot.digest:
+            name = version.name
     if pin is not None:
         compared_with.append(f"the pinned digest sha256:{pin[1]}")
         if snapshot.digest != pin[1]:
             reading.problems.append(f"{dataset}: its digest is sha256:{snapshot.digest}, expected sha256:{pin[1]}")
     if public_key is not None:
         problem, note = check_version(dataset, version, public_key)
-        reading.problems += [] if problem is None else [problem]
-        reading.notes += [] if note is None else [note]
+        if problem is not None:
+            reading.problems.append(problem)
+        if note is not None:
+            reading.notes.append(note)
         if version is not None and problem is None:
             compared_with.append(f"the signature of version {version.number} by key {key_id(public_key)}")
     elif signed_by:
@@ -191,7 +207,7 @@ def verify_dataset(
         reading.not_checked.append(f"the digest, against anything outside the dataset: {outside}")
     return VerifyResult(
         dataset=str(dataset),
-        version=VersionName(snapshot.digest, number),
+        version=name,
         problems=tuple(dict.fromkeys(reading.problems)),
         notes=tuple(reading.notes),
         files=reading.files,
@@ -219,18 +235,18 @@ def _read_all(reading: _VerifyState, version: Version | None) -> Version | None:
     _read_shards(reading, [commit.key for commit in held], latest=True)
     _judge_unnamed(reading, {commit.shard for commit in held}.difference(commit.shard for commit in reading.commits))
     if manifest is not None:
-        reading.problems += [
-            f"{commit_path(commit.shard, commit.generation)}: its build_sha256 isn't the manifest's"
-            for commit in reading.commits
-            if commit.build_sha256 != manifest.build_sha256
-        ]
+        for commit in reading.commits:
+            if commit.build_sha256 != manifest.build_sha256:
+                path = commit_path(commit.shard, commit.generation)
+                reading.problems.append(f"{path}: its build_sha256 isn't the manifest's")
         snapshot = Snapshot.of(reading.leaves)
         if version is None or version.digest != snapshot.digest:
             version = read_history(dataset).latest or version
         reading.changing = version is not None and _is_changing(dataset, version, snapshot, held)
         finished = version is not None and version.digest == snapshot.digest and len(held) == manifest.shards
         problem = index_problem(dataset, manifest.name, reading.commits, finished=finished)
-        reading.problems += [] if problem is None or reading.changing else [f"{SHARDS_INDEX}: {problem}"]
+        if problem is not None and not reading.changing:
+            reading.problems.append(f"{SHARDS_INDEX}: {problem}")
     _check_summaries(reading, held)
     return version
 
@@ -238,9 +254,11 @@ def _read_all(reading: _VerifyState, version: Version | None) -> Version | None:
 def _is_changing(dataset: Location, version: Version, now: Snapshot, held: Sequence[ListedCommit]) -> bool:
     """Return whether a command has added files that `version` doesn't contain, and is running or ended within a day."""
     times = {commit_path(*commit.key): commit.modified for commit in held}
-    times |= {entry.name: entry.modified for entry in dataset.list()}
+    for entry in dataset.list():
+        times[entry.name] = entry.modified
     for folder in (TOMBSTONES, FINGERPRINTS):
-        times |= {f"{folder}/{entry.name}": entry.modified for entry in (dataset / folder).list()}
+        for entry in (dataset / folder).list():
+            times[f"{folder}/{entry.name}"] = entry.modified
     limit = datetime.now(UTC) - GRACE
     return any(times.get(path, NO_TIME) >= limit for path in compare_snapshots(version.snapshot, now).added)
 
@@ -258,8 +276,12 @@ def _read_catalog(reading: _VerifyState, version: Version | None) -> DatasetMani
         manifest = DatasetManifest.from_json(latest, manifests[-1].path)
     except UsageError as error:
         read.problems.append(str(error))
-    recorded = [leaf for leaf in (version.snapshot.leaves if version else ()) if is_part_path(leaf.path)]
-    for part in recorded if manifest is None else manifest.catalog:
+    parts: Sequence[CatalogPart | VersionLeaf] = ()
+    if manifest is not None:
+        parts = manifest.catalog
+    elif version is not None:
+        parts = [leaf for leaf in version.snapshot.leaves if is_part_path(leaf.path)]
+    for part in parts:
         reading.listed.pop(part.path, None)
         _read_part(read, part.path, part.sha256)
     if read.problems and len(manifest_generations(reading.dataset)) > len(manifests):  # a part was replaced
@@ -271,7 +293,7 @@ def _read_catalog(reading: _VerifyState, version: Version | None) -> DatasetMani
 def _judge_unnamed(reading: _VerifyState, doubtful: set[int]) -> None:
     """Add a problem for each leftover file of segmint or another program, and notes on harmless files."""
     found = judge_doubtful(reading.dataset, reading.listed, datetime.now(UTC) - GRACE, doubtful)
-    reading.problems += [f"{each.file}: expected {each.expected}; found {each.found}" for each in found.findings]
+    reading.add_findings(found.findings)
     if found.recent:
         reading.notes.append(
             f"{counted(len(found.recent), 'file')} that no commit names, from a running or killed writer "
@@ -356,7 +378,8 @@ def _read_shard(dataset: Location, shard: int, generation: int) -> _VerifyState:
         read.problems.append(str(error))
         return read
     read.problems += _wrong_commit(commit, path, data, shard, generation)
-    read.commits += [] if read.problems else [commit]
+    if not read.problems:
+        read.commits.append(commit)
     for entry in commit.files:
         try:
             length, found = (dataset / entry.path).size_and_sha256()
@@ -386,8 +409,12 @@ def _wrong_commit(commit: Commit, path: str, data: bytes, shard: int, generation
 
 def _by_kind(commit: Commit) -> dict[str, FileEntry]:
     """Return the files that a commit names, by folder. Files in unknown folders are left out."""
-    found = {entry.path.partition("/")[0]: entry for entry in commit.files}
-    return {kind: entry for kind, entry in found.items() if kind in DATA_KINDS}
+    found = {}
+    for entry in commit.files:
+        kind = entry.path.partition("/")[0]
+        if kind in DATA_KINDS:
+            found[kind] = entry
+    return found
 
 
 def _compare(reading: _VerifyState, version: Version) -> None:

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -60,6 +61,22 @@ class EdgesResult:
     differences: tuple[EdgeFigure, ...]
 
     def to_dict(self) -> dict[str, Any]:
+        weights = []
+        for scores, figures in zip(self.scores, self.figures, strict=True):
+            found: dict[str, Any] = {}
+            for figure in figures:
+                found[figure.name] = {"value": figure.value, "interval": figure.interval}
+            found["ods_threshold"] = scores.ods_threshold
+            found["curve"] = {
+                "threshold": thresholds(self.measure.cuts).tolist(),
+                "precision": scores.precision.tolist(),
+                "recall": scores.recall.tolist(),
+            }
+            weights.append(found)
+        differences = {}
+        for each in self.differences:
+            values = asdict(each)
+            differences[values.pop("name")] = values
         return {
             **self.subject.to_dict(),
             "settings": {
@@ -67,22 +84,8 @@ class EdgesResult:
                 "tolerance": self.measure.tolerance,
                 "annotators": 1 + len(self.measure.annotators),
             },
-            "weights_scores": [
-                {
-                    **{figure.name: {"value": figure.value, "interval": figure.interval} for figure in figures},
-                    "ods_threshold": scores.ods_threshold,
-                    "curve": {
-                        "threshold": thresholds(self.measure.cuts).tolist(),
-                        "precision": scores.precision.tolist(),
-                        "recall": scores.recall.tolist(),
-                    },
-                }
-                for scores, figures in zip(self.scores, self.figures, strict=True)
-            ],
-            "differences": {
-                each.name: {key: value for key, value in asdict(each).items() if key != "name"}
-                for each in self.differences
-            },
+            "weights_scores": weights,
+            "differences": differences,
         }
 
     def lines(self) -> list[str]:
@@ -102,18 +105,19 @@ class EdgesResult:
         names = self.subject.names
         cells = [[cell(each.value, each.interval) for each in figures] for figures in self.figures]
         if self.differences:
-            compared = [
-                ComparedScore(change.name.upper(), both, change.value, change.interval, change.holm)
-                for *both, change in zip(*cells, self.differences, strict=True)
-            ]
+            compared = []
+            for *both, change in zip(*cells, self.differences, strict=True):
+                compared.append(ComparedScore(change.name.upper(), both, change.value, change.interval, change.holm))
             table = comparison(self.subject, "Figure", compared)
         else:
             table = Table(self.subject.size, "Weights", [name.upper() for name in FIGURES], [(names[0], cells[0])])
-        tiles = [
-            (f"{name}, {each.name.upper()}" if len(names) > 1 else each.name.upper(), cell(each.value)[0])
-            for name, figures in zip(names, self.figures, strict=True)
-            for each in figures
-        ]
+        tiles = []
+        for name, figures in zip(names, self.figures, strict=True):
+            for each in figures:
+                title = each.name.upper()
+                if len(names) > 1:
+                    title = f"{name}, {title}"
+                tiles.append((title, cell(each.value)[0]))
         tolerance = f"{100 * self.measure.tolerance:g}% of the diagonal"
         side = self.measure.points_per_side
         return FiguresPage(
@@ -134,18 +138,17 @@ class EdgesResult:
 
     def _chart(self, names: Sequence[str]) -> Curves:
         cuts = thresholds(self.measure.cuts)
-        curves = []
+        curves, best = [], []
         for number, (name, scores) in enumerate(zip(names, self.scores, strict=True)):
-            start = f"{name}: " if len(names) > 1 else ""
+            best.append(f"{name}: best F {100 * scores.ods:.1f} percent at {scores.ods_threshold:.2f}")
+            start = ""
+            if len(names) > 1:
+                start = f"{name}: "
             curves.append(Curve(f"{start}precision", tuple(scores.precision.tolist()), color=number))
             curves.append(Curve(f"{start}recall", tuple(scores.recall.tolist()), color=number, dashed=True))
         step = max(1, round(len(cuts) / 10))
         x = tuple(f"{cut:.2g}" if place % step == step - 1 else "" for place, cut in enumerate(cuts))
-        summary = "; ".join(
-            f"{name}: best F {100 * each.ods:.1f} percent at {each.ods_threshold:.2f}"
-            for name, each in zip(names, self.scores, strict=True)
-        )
-        return Curves("Precision and recall", "threshold", "in percent", x, tuple(curves), summary)
+        return Curves("Precision and recall", "threshold", "in percent", x, tuple(curves), "; ".join(best))
 
     def _rows(self) -> Iterator[str]:
         for weights, scores, figures in zip(self.subject.weights, self.scores, self.figures, strict=True):
@@ -161,7 +164,10 @@ class EdgesResult:
 
 def gather(tables: Iterable[Sequence[Row]], weights: int) -> NDArray[np.int64]:
     """Stack the rows of `EdgesMeasure` into the counts of all images, (I, W, 4, K)."""
-    found = [stack([counts_of(row)])[0] for rows in tables for row in rows]
+    found = []
+    for rows in tables:
+        for row in rows:
+            found.append(stack([counts_of(row)])[0])
     return np.array(found, dtype=np.int64).reshape(-1, weights, *(found[0].shape if found else (4, 0)))
 
 
@@ -185,22 +191,17 @@ def edges_result(subject: EvaluationSubject, measure: EdgesMeasure, counts: NDAr
         return table.reshape(len(sums), -1)
 
     means, intervals = figure_intervals(values, figures, [SEED], weights * len(FIGURES))
-    found = [
-        EdgeFigure(FIGURES[place % len(FIGURES)], *each)
-        for place, each in enumerate(zip(means, intervals, strict=True))
-    ]
+    found = list(map(EdgeFigure, cycle(FIGURES), means, intervals))
     rows = [tuple(found[start : start + len(FIGURES)]) for start in range(0, len(found), len(FIGURES))]
-    differences: tuple[EdgeFigure, ...] = ()
+    differences: list[EdgeFigure] = []
     if weights == 2:
         other = [counts[:, ::-1].reshape(images, -1), best[:, ::-1].reshape(images, -1)]
         ps = swap_p(values, np.concatenate(other, axis=1), lambda sums: figures(sums)[:, -len(FIGURES) :], [SEED, 1])
-        differences = tuple(
-            replace(each, p=p, holm=corrected, verdict=verdict(each.value, each.interval, corrected, subject.images))
-            for each, p, corrected in zip(rows[2], ps, holm(ps), strict=True)
-        )
-    return EdgesResult(
-        subject, measure, tuple(scores(values.sum(axis=0).astype(np.float64))), tuple(rows[:weights]), differences
-    )
+        for each, p, corrected in zip(rows[2], ps, holm(ps), strict=True):
+            word = verdict(each.value, each.interval, corrected, subject.images)
+            differences.append(replace(each, p=p, holm=corrected, verdict=word))
+    whole = scores(values.sum(axis=0).astype(np.float64))
+    return EdgesResult(subject, measure, tuple(whole), tuple(rows[:weights]), tuple(differences))
 
 
 def evaluate_edges(
@@ -232,7 +233,7 @@ def evaluate_edges(
         counts = gather(session.tables(), len(task.weights))
         answer = edges_result(session.subject(None), measure, counts)
         if options.fail_if_worse is not None:
-            change = {each.name: each for each in answer.differences}[options.fail_if_worse]
+            change = answer.differences[FIGURES.index(options.fail_if_worse)]
             subject = answer.subject.with_change(change.name, change.value, change.interval)
             answer = replace(answer, subject=subject)
         answer.page().put(output, answer.to_dict(), answer.subject, session.lowest)

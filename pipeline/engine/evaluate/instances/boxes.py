@@ -65,15 +65,17 @@ class BoxesByImage:
     @property
     def of_categories(self) -> frozenset[int]:
         """Ids of the boxes' categories. Empty if the boxes have no categories."""
-        each = (image.categories.tolist() for image in self.by_image.values()) if self.categories else ()
-        return frozenset(category for image in each for category in image)
+        found = set[int]()
+        if self.categories:
+            for image in self.by_image.values():
+                found.update(image.categories.tolist())
+        return frozenset(found)
 
     def without_categories(self) -> "BoxesByImage":
         """Return the same boxes, all in one category."""
-        by_image = {
-            key: replace(each, categories=np.full_like(each.categories, NO_CATEGORY))
-            for key, each in self.by_image.items()
-        }
+        by_image = {}
+        for key, each in self.by_image.items():
+            by_image[key] = replace(each, categories=np.full_like(each.categories, NO_CATEGORY))
         return replace(self, by_image=by_image, categories=False)
 
     def of(self, image_id: str, name: str) -> ImageBoxes:
@@ -86,17 +88,19 @@ def boxes_of_results(predictions: Sequence[Predictions]) -> BoxesByImage:
     """Create empty boxes with the scores and categories of masks that were predicted without boxes."""
     first = predictions[0]
     categories = (each.category for file in predictions for results in file.by_image.values() for each in results)
-    by_image = {
-        key: _image_boxes([_BoxEntry(key, (0, 0, 0, 0), each.score, each.category) for each in results], True)
-        for key, results in first.by_image.items()
-    }
+    by_image = {}
+    for key, results in first.by_image.items():
+        boxes = [_BoxEntry(key, (0, 0, 0, 0), each.score, each.category) for each in results]
+        by_image[key] = _image_boxes(boxes, True)
     facts = {"name": first.name, "sha256": first.sha256, "boxes": sum(map(len, first.by_image.values()))}
     return BoxesByImage(by_image, True, all(each is not None for each in categories), first.by_name, facts)
 
 
 def no_image_error(boxes: BoxesByImage) -> UsageError:
     """Build the error for a file without a box for any evaluated image."""
-    expected = "file names of the dataset" if boxes.by_name else "image ids in the ground truth file"
+    expected = "image ids in the ground truth file"
+    if boxes.by_name:
+        expected = "file names of the dataset"
     return UsageError(
         f"no box in {boxes.facts['name']} belongs to an evaluated image: expected image_id to be {expected}"
     )
@@ -118,7 +122,7 @@ def read_boxes(file: Location, of_dataset: bool) -> BoxesByImage:
     """
     entries, sha256 = read_entries("--boxes", file, _EXPECTED)
     checked = [_checked(entry, f"--boxes {file}, entry {number}") for number, entry in enumerate(entries, start=1)]
-    scored, categories = (_all_or_none(file, key, checked) for key in ("score", "category_id"))
+    scored, categories = _all_or_none(file, "score", checked), _all_or_none(file, "category_id", checked)
     grouped: dict[str, list[_BoxEntry]] = {}
     for entry in checked:
         grouped.setdefault(image_key(entry.image_id, of_dataset), []).append(entry)

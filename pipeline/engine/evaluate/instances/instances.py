@@ -73,18 +73,25 @@ class InstancesSettings:
     prompted: bool = True
 
     def to_dict(self) -> dict[str, Any]:
-        return {"refine": self.refine, "boxes": "truth" if self.boxes is None else dict(self.boxes.facts)}
+        if self.boxes is None:
+            return {"refine": self.refine, "boxes": "truth"}
+        return {"refine": self.refine, "boxes": dict(self.boxes.facts)}
 
     def line(self) -> str:
         """Describe the prompts in words."""
-        facts = {} if self.boxes is None else self.boxes.facts
-        if not self.prompted:
-            return f"{facts['boxes']:,} predicted masks"
-        boxes = f"{facts['boxes']:,} boxes" if facts else "the boxes of the ground truth masks"
-        unknown = facts.get("categories_without_a_mask", [])
-        alone = f" ({counted(len(unknown), 'category id')} of them without a ground truth mask)" if unknown else ""
-        refined = ", then the box with the mask logits" if self.refine else ""
-        return f"prompts: {boxes}{alone}, the mask of the highest predicted IoU{refined}"
+        boxes = "the boxes of the ground truth masks"
+        if self.boxes is not None:
+            facts = self.boxes.facts
+            if not self.prompted:
+                return f"{facts['boxes']:,} predicted masks"
+            boxes = f"{facts['boxes']:,} boxes"
+            unknown = facts.get("categories_without_a_mask", [])
+            if unknown:
+                boxes += f" ({counted(len(unknown), 'category id')} of them without a ground truth mask)"
+        line = f"prompts: {boxes}, the mask of the highest predicted IoU"
+        if self.refine:
+            line += ", then the box with the mask logits"
+        return line
 
 
 @dataclass(frozen=True)
@@ -108,27 +115,30 @@ class InstancesResult:
         answer: dict[str, Any] = {
             **self.subject.to_dict(),
             "settings": self.settings.to_dict(),
-            "means" if "masks" in self.shown else "figures": [_named(each) for each in self.scores],
+            "means" if "masks" in self.shown else "figures": list(map(_named, self.scores)),
         }
         if self.categories is not None:
-            by_weights = range(len(self.scores))
-            answer["categories"] = [{str(id): ap[place] for id, _, ap in self.categories} for place in by_weights]
-            answer["true_masks"] = {str(id): masks for id, masks, _ in self.categories}
+            categories: list[dict[str, float | None]] = [{} for _ in self.scores]
+            answer["categories"], answer["true_masks"] = categories, {}
+            for id, masks, aps in self.categories:
+                answer["true_masks"][str(id)] = masks
+                for own, ap in zip(categories, aps, strict=True):
+                    own[str(id)] = ap
         if self.differences is not None:
-            answer["differences"] = {
-                name: {**each, "holm": self.holm.get(name), "verdict": self._verdict(name)}
-                for name, each in _named(self.differences).items()
-            }
+            answer["differences"] = _named(self.differences)
+            for name, each in answer["differences"].items():
+                each |= {"holm": self.holm.get(name), "verdict": self._verdict(name)}
         return answer
 
     def lines(self) -> list[str]:
-        names, difference = self.subject.names, list[str]()
+        names, heads, difference = self.subject.names, self.subject.names, list[str]()
         if self.differences is not None:
-            difference = [
+            heads = [*names, "difference", "p", "verdict"]
+            difference.append(
                 f"difference: {names[1]} minus {names[0]}; p by exchanging the models in whole images, corrected by "
                 "Holm's method"
-            ]
-        rows = [table_line(self.subject.size, [*names, *(["difference", "p", "verdict"] if difference else [])], 26)]
+            )
+        rows = [table_line(self.subject.size, heads, 26)]
         for name, text in self.shown.items():
             cells = [percent(*each[name]) for each in self.scores]
             if self.differences is not None:
@@ -148,15 +158,19 @@ class InstancesResult:
             compared = []
             for id, masks, aps in self.categories:
                 known = [each for each in aps if each is not None]
-                gain = known[1] - known[0] if len(known) == 2 else None
-                compared.append(ComparedScore(f"category {id} ({masks:,})", [cell(each) for each in aps], gain))
+                gain = None
+                if len(known) == 2:
+                    gain = known[1] - known[0]
+                compared.append(ComparedScore(f"category {id} ({masks:,})", list(map(cell, aps)), gain))
             tables.append(self._table("AP by category", compared))
         first = next(iter(self.shown))
+        note = f"In parentheses: the number of ground truth masks or images; {basis(self.subject.images)}"
+        if self.categories is not None:
+            note += ", except by category"
         return FiguresPage(
             "Weights evaluated by boxes",
             f"{self.what}, in percent, of masks made from boxes.",
-            f"In parentheses: the number of ground truth masks or images; {basis(self.subject.images)}"
-            f"{'' if self.categories is None else ', except by category'}.",
+            f"{note}.",
             "IoU",
             [(name, cell(each[first][0])[0]) for name, each in zip(self.subject.names, self.scores, strict=True)],
             tables,
@@ -164,7 +178,9 @@ class InstancesResult:
         )
 
     def _change(self, name: str) -> Estimate:
-        return (None, None) if self.differences is None else self.differences[name]
+        if self.differences is None:
+            return None, None
+        return self.differences[name]
 
     def _verdict(self, name: str) -> str:
         return verdict(*self._change(name), self.holm.get(name), self.subject.images)
@@ -196,16 +212,18 @@ class MatchesByCategory:
 
         Each model must also have a prediction in an evaluated image.
         """
-        images = self.by_category[0].values()
-        found = [any(len(each.scores) for of in home.values() for _, each in of) for home in self.by_category]
+        found = [False] * len(self.by_category)
+        both = False
+        for weights, categories in enumerate(self.by_category):
+            for images in categories.values():
+                predicted = any(len(matches.scores) for _, matches in images)
+                found[weights] = found[weights] or predicted
+                if weights == 0 and predicted:
+                    both = both or any(matches.truth[0] for _, matches in images)
         check_matched(models, found)
         if not found[0]:
             raise no_image_error(boxes)
-        both = (
-            any(len(matches.scores) for _, matches in category) and any(matches.truth[0] for _, matches in category)
-            for category in images
-        )
-        if not any(both):
+        if not both:
             raise no_category_error(boxes)
 
     def answer(
@@ -228,17 +246,23 @@ class MatchesByCategory:
         shown = {name: f"{text} ({masks[name]:,})" for name, text in SHOWN.items() if name in masks}
         by_category = list(precision.by_category())
         known = sum(each > 0 for _, each, _ in by_category)  # categories without true masks have no AP
-        over = f"over {known} categories" if categories else "without categories"
-        return InstancesResult(
+        what = "COCO's AP"
+        if frequencies is not None:
+            what = "LVIS's federated AP"
+        answer = InstancesResult(
             subject,
             settings,
-            f"{'COCO' if frequencies is None else 'LVIS'}'s {'' if frequencies is None else 'federated '}AP {over}",
+            f"{what} without categories",
             shown,
             tuple(scores[:weights]),
-            scores[2] if weights == 2 else None,
-            dict(zip(shown, holm([ps.get(name) for name in shown]), strict=True)),
-            by_category if categories else None,
+            None,
+            dict(zip(shown, holm(list(map(ps.get, shown))), strict=True)),
         )
+        if weights == 2:
+            answer = replace(answer, differences=scores[2])
+        if categories:
+            answer = replace(answer, what=f"{what} over {known} categories", categories=by_category)
+        return answer
 
 
 def gather_overlaps(tables: Iterable[Sequence[Row]], weights: int, boxes: BoxesByImage | None = None) -> Floats:
@@ -266,12 +290,13 @@ def overlap_result(subject: EvaluationSubject, settings: InstancesSettings, sums
 
     def means(drawn: Floats) -> Floats:
         found = drawn[:, 1:] / drawn[:, :1]
-        return np.concatenate([found, found[:, 1:] - found[:, :1]], axis=1) if weights == 2 else found
+        if weights == 2:
+            found = np.concatenate([found, found[:, 1:] - found[:, :1]], axis=1)
+        return found
 
-    shown = {
-        name: f"{text} ({count:,})"
-        for (name, text), count in zip(OVERLAPS.items(), (subject.masks or 0, len(sums)), strict=True)
-    }
+    shown = {}
+    for (name, text), count in zip(OVERLAPS.items(), (subject.masks or 0, len(sums)), strict=True):
+        shown[name] = f"{text} ({count:,})"
     ways = [figure_intervals(each, means, [SEED, place], weights) for place, each in enumerate((sums, of_images))]
     scores = [
         {name: (values[place], intervals[place]) for name, (values, intervals) in zip(shown, ways, strict=True)}
@@ -299,9 +324,15 @@ def evaluate_instances(
     can be evaluated.
     """
     truths = open_truths(options.truth, storage)
-    boxes = None if boxes_file is None else boxes_for(truths, Location(storage, boxes_file))
+    boxes = None
+    if boxes_file is not None:
+        boxes = boxes_for(truths, Location(storage, boxes_file))
     scored = (boxes is not None and boxes.scored) or (boxes is None and not options.model.weights)
-    required = [*(["score"] if scored else []), *(["category_id"] if boxes is not None and boxes.categories else [])]
+    required = []
+    if scored:
+        required.append("score")
+    if boxes is not None and boxes.categories:
+        required.append("category_id")
     predictions = read_predictions(options.model.predictions, truths, storage, required)
     if boxes is None and scored:
         boxes = checked_boxes(truths, boxes_of_results(predictions))
@@ -322,7 +353,9 @@ def evaluate_instances(
         if isinstance(measure, PrecisionMeasure):
             matches = MatchesByCategory(session.tables(), len(task.weights))
             matches.check(measure.boxes, task.weights)
-            frequencies = truths[0].frequencies if measure.federated else None
+            frequencies = None
+            if measure.federated:
+                frequencies = truths[0].frequencies
             subject = session.subject(matches.masks)
             answer = matches.answer(subject, settings, measure.boxes.categories, frequencies)
         else:
@@ -354,4 +387,6 @@ def checked_boxes(truths: Sequence[Truth], boxes: BoxesByImage) -> BoxesByImage:
     if not boxes.of_categories & categories:
         raise no_category_error(boxes)
     unknown = sorted(boxes.of_categories - categories)
-    return replace(boxes, facts={**boxes.facts, "categories_without_a_mask": unknown}) if unknown else boxes
+    if unknown:
+        boxes = replace(boxes, facts={**boxes.facts, "categories_without_a_mask": unknown})
+    return boxes

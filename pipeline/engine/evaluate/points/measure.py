@@ -123,30 +123,31 @@ class PointsMeasure:
     def _rows(
         self, image: TruthImage, masks: Sequence[TruthMask], by_model: Sequence[Sequence[MaskScores]]
     ) -> list[Row]:
-        group = [self._group(image, mask.label, mask.source) for mask in masks]
-        return [
-            {
-                "mask": mask.id,
-                "label": mask.label,
-                "source": mask.source,
-                "group": group[place],
-                "area": mask.area,
-                "weights": weights,
-                **self._scores(scores[place]),
-                "clicks": [click._asdict() for click in scores[place].clicks],
-                **dict(zip(DRAWN, (mask.rle, scores[place].first, scores[place].last), strict=True)),
-            }
-            for place, mask in enumerate(masks)
-            for weights, scores in enumerate(by_model)
-        ]
+        rows = []
+        for place, mask in enumerate(masks):
+            group = self._group(image, mask.label, mask.source)
+            for weights, of_masks in enumerate(by_model):
+                scores = of_masks[place]
+                row = {
+                    "mask": mask.id,
+                    "label": mask.label,
+                    "source": mask.source,
+                    "group": group,
+                    "area": mask.area,
+                    "weights": weights,
+                    **self._scores(scores),
+                    "clicks": [click._asdict() for click in scores.clicks],
+                    **dict(zip(DRAWN, (mask.rle, scores.first, scores.last), strict=True)),
+                }
+                rows.append(row)
+        return rows
 
     def _scores(self, scores: MaskScores) -> Row:
-        values = (scores.iou, scores.oracle, scores.predicted)
-        return {
-            f"{kind}_{count}": value
-            for kind, each in zip(SCORES, values, strict=True)
-            for count, value in zip(self.settings.clicks, each, strict=True)
-        }
+        row = {}
+        for kind, values in zip(SCORES, (scores.iou, scores.oracle, scores.predicted), strict=True):
+            for count, value in zip(self.settings.clicks, values, strict=True):
+                row[f"{kind}_{count}"] = value
+        return row
 
     def _group(self, image: TruthImage, label: str | None, source: str | None) -> str | None:
         if self.group_by is None:

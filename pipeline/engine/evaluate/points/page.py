@@ -14,7 +14,7 @@ from pycocotools import mask as coco
 from segmint.infra.errors import SegmintError
 from segmint.infra.wording import count, counted
 from segmint.operators.decoding import JpegDecoder
-from segmint.operators.intervals import basis
+from segmint.operators.intervals import Interval, basis
 from segmint.operators.rows import Row
 from segmint.pipeline.engine.evaluate.page import ComparedScore, Curve, Curves, Table, cell, comparison, render
 from segmint.pipeline.engine.evaluate.points.result import KINDS, PointsResult
@@ -81,7 +81,9 @@ def _tiles(answer: PointsResult) -> list[tuple[str, str]]:
     tiles = [("Masks", count(answer.subject.masks)), ("Images", count(answer.subject.images))]
     one, last = answer.settings.clicks[0], answer.settings.clicks[-1]
     for number, label in enumerate(answer.subject.names):
-        name = f"{label}, " if len(answer.subject.weights) > 1 else ""
+        name = ""
+        if len(answer.subject.weights) > 1:
+            name = f"{label}, "
         for measure, text in (
             (f"iou_{one}", "1 click"),
             (f"oracle_{one}", "best of three"),
@@ -97,9 +99,13 @@ def _chart(answer: PointsResult, truth: int | None) -> Curves:
     for number, label in enumerate(answer.subject.names):
         for kind, name in KINDS.items():
             means = [answer.means.mean(f"{kind}_{each}", number, truth) for each in clicks]
-            text = f"{label}: {name}" if len(answer.subject.weights) > 1 else name
+            text = name
+            if len(answer.subject.weights) > 1:
+                text = f"{label}: {name}"
             values = tuple(mean.mean for mean in means)
-            intervals = tuple(mean.interval for mean in means) if kind == "iou" else ()
+            intervals: tuple[Interval | None, ...] = ()
+            if kind == "iou":
+                intervals = tuple(mean.interval for mean in means)
             curves.append(Curve(text, values, intervals, number, kind != "iou"))
     ends = "; ".join(f"{curve.name} {percent(curve.values[0])} to {percent(curve.values[-1])}" for curve in curves)
     return Curves(
@@ -117,7 +123,9 @@ def _scope(answer: PointsResult, truth: int | None) -> str:
         mean = answer.means.mean(f"iou_{answer.settings.clicks[0]}", truth=truth)
         size = f"{counted(mean.masks, 'mask')} of {counted(mean.images, 'image')}"
         return f"{answer.subject.truths[truth].name}, {size}"
-    name = "all ground truths together" if len(answer.subject.truths) > 1 else answer.subject.truths[0].name
+    name = answer.subject.truths[0].name
+    if len(answer.subject.truths) > 1:
+        name = "all ground truths together"
     return f"{name}, {answer.subject.size}"
 
 
@@ -130,9 +138,9 @@ def _tables(answer: PointsResult) -> Iterator[Table]:
     heads = [counted(clicks, "click") for clicks in answer.settings.clicks]
     for truth in answer.scopes():
         for number, label in enumerate(answer.subject.names):
-            rows = [
-                (name, [cell(mean.mean, mean.interval) for mean in means]) for name, means in answer.rows(number, truth)
-            ]
+            rows = []
+            for name, means in answer.rows(number, truth):
+                rows.append((name, [cell(mean.mean, mean.interval) for mean in means]))
             yield Table(f"{label}, {_scope(answer, truth)}", "Mean", heads, rows)
 
 
@@ -149,24 +157,22 @@ def _compared(answer: PointsResult) -> Iterator[Table]:
 def _groups(answer: PointsResult) -> Iterator[Table]:
     if not answer.groups:
         return
-    sizes, heads = (
-        answer.sizes,
-        [answer.measured(each) for each in answer.groups if each.group == answer.groups[0].group],
-    )
-    rows = [
-        (f"{name} ({size})", [cell(each.mean, each.interval) for each in answer.groups if each.group == name])
-        for name, size in sizes.items()
-    ]
+    sizes = answer.sizes
+    heads = [answer.measured(each) for each in answer.groups if each.group == answer.groups[0].group]
+    rows = []
+    for name, size in sizes.items():
+        cells = [cell(each.mean, each.interval) for each in answer.groups if each.group == name]
+        rows.append((f"{name} ({size})", cells))
     yield Table(f"By {answer.grouped_by}", "Group", heads, rows)
-    pairs = [
-        (
-            f"{pair.first} ({sizes[pair.first]}) minus {pair.second} ({sizes[pair.second]}), {answer.measured(pair)}",
-            [(percent(pair.difference, sign="+"), ""), (p_value(pair.p), ""), (p_value(pair.holm), "")],
-        )
-        for pair in answer.nearest_pairs(_PAIRS)
-    ]
+    pairs = []
+    for pair in answer.nearest_pairs(_PAIRS):
+        title = f"{pair.first} ({sizes[pair.first]}) minus {pair.second} ({sizes[pair.second]})"
+        cells = [(percent(pair.difference, sign="+"), ""), (p_value(pair.p), ""), (p_value(pair.holm), "")]
+        pairs.append((f"{title}, {answer.measured(pair)}", cells))
     more = len(answer.pairs) - len(pairs)
-    note = f"And {counted(more, 'more pair')}, all with a higher p." if more else ""
+    note = ""
+    if more:
+        note = f"And {counted(more, 'more pair')}, all with a higher p."
     if pairs:
         yield Table(f"Pairs by {answer.grouped_by}", "Pair", ["Difference", "p", "Corrected p"], pairs, note)
 
@@ -194,7 +200,8 @@ def draw_worst(worst: Sequence[WorstMask], truths: Sequence[Truth], measures: tu
     with JpegDecoder(own=True, processes=1) as own, JpegDecoder(own=False, processes=1) as foreign:
         for number in sorted({each.part for each in worst}):
             wanted = {each.row["image_id"] for each in worst if each.part == number}
-            images |= {(number, id): image for id, image in _read(parts[number], wanted, Decoders(own, foreign))}
+            for id, image in _read(parts[number], wanted, Decoders(own, foreign)):
+                images[number, id] = image
     return [_picture(each.row, images.get((each.part, each.row["image_id"]), "it is gone"), measures) for each in worst]
 
 
@@ -265,7 +272,8 @@ def _read(part: TruthPart, wanted: set[str], decoders: Decoders) -> list[tuple[s
                 if len(found) == len(wanted):
                     break
     except (SegmintError, OSError) as error:
-        found += [(id, str(error)) for id in wanted - {id for id, _ in found}]
+        for id in wanted.difference(dict(found)):
+            found.append((id, str(error)))
     return found
 
 

@@ -44,16 +44,18 @@ class PointsResult:
                 "several_clicks": self.settings.several.value,
                 "seed": self.settings.seed,
             },
-            "means": [asdict(each) for each in self.means.scores],
+            "means": list(map(asdict, self.means.scores)),
             "differences": [{**asdict(each), **judged.get(each, {})} for each in self.means.differences],
         }
         if self.grouped_by:
-            groups, pairs = ([asdict(each) for each in part] for part in (self.groups, self.pairs))
-            answer["groups"] = {"by": self.grouped_by, "means": groups, "pairs": pairs}
+            means, pairs = list(map(asdict, self.groups)), list(map(asdict, self.pairs))
+            answer["groups"] = {"by": self.grouped_by, "means": means, "pairs": pairs}
         return answer
 
     def lines(self) -> list[str]:
-        first = "the pixel farthest from the mask's boundary" if self.settings.first == "center" else "a random pixel"
+        first = "a random pixel"
+        if self.settings.first == "center":
+            first = "the pixel farthest from the mask's boundary"
         return [
             self.subject.head(),
             f"first click: {first}; mIoU over masks in percent, {basis(self.subject.images)}",
@@ -83,8 +85,10 @@ class PointsResult:
 
     def differences(self) -> Iterator[tuple[str, MeanDifference, float | None, str]]:
         """Yield the differences to show, over all masks, with their names, corrected p, and verdicts."""
-        shown = [each for each in self.means.differences if each.truth is None and each.over == "masks"]
-        shown = [each for each in shown if each.measure.partition("_")[0] in KINDS]
+        shown = []
+        for each in self.means.differences:
+            if each.truth is None and each.over == "masks" and each.measure.partition("_")[0] in KINDS:
+                shown.append(each)
         for each, corrected in zip(shown, holm([each.p for each in shown]), strict=True):
             kind, _, count = each.measure.partition("_")
             word = verdict(each.mean, each.interval, corrected, self.subject.images)
@@ -97,8 +101,10 @@ class PointsResult:
 
     def measured(self, group: GroupMean | GroupPair) -> str:
         """Describe what a group or pair was measured on: the number of clicks and, if there are two, the weights."""
-        name = f"{self.subject.names[group.weights]}, " if len(self.subject.weights) > 1 else ""
-        return f"{name}{counted(int(group.measure.partition('_')[2]), 'click')}"
+        clicks = counted(int(group.measure.partition("_")[2]), "click")
+        if len(self.subject.weights) == 1:
+            return clicks
+        return f"{self.subject.names[group.weights]}, {clicks}"
 
     def nearest_pairs(self, most: int) -> list[GroupPair]:
         """Return all pairs in order. If there are more than `most`, return the pairs with the lowest p."""
@@ -111,10 +117,12 @@ class PointsResult:
             for weights, label in enumerate(self.subject.names):
                 one = self.means.mean(f"iou_{self.settings.clicks[0]}", weights, truth)
                 size = f"{counted(one.masks, 'mask')} of {counted(one.images, 'image')}"
-                where = f", {self.subject.truths[truth].name} ({size})" if truth is not None else f" ({size})"
+                where = ""
+                if truth is not None:
+                    where = f", {self.subject.truths[truth].name}"
                 cells = [f"{counted(count, 'click')}" for count in self.settings.clicks]
                 yield ""
-                yield _line(f"{label}{where}", cells)
+                yield _line(f"{label}{where} ({size})", cells)
                 for name, means in self.rows(weights, truth):
                     yield _line(f"  {name}", [percent(mean.mean, mean.interval) for mean in means])
 

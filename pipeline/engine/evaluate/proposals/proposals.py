@@ -79,6 +79,9 @@ class ProposalsResult:
     differences: tuple[Recall, ...]
 
     def to_dict(self) -> dict[str, Any]:
+        recalls = []
+        for weights, own in enumerate(self.recalls):
+            recalls += [{"weights": weights, **asdict(each)} for each in own]
         return {
             **self.subject.to_dict(),
             "settings": {
@@ -88,10 +91,8 @@ class ProposalsResult:
             },
             "true_masks": self.truth,
             "proposals_an_image": list(self.proposals),
-            "recalls": [
-                {"weights": weights, **asdict(each)} for weights, recalls in enumerate(self.recalls) for each in recalls
-            ],
-            "differences": [asdict(each) for each in self.differences],
+            "recalls": recalls,
+            "differences": list(map(asdict, self.differences)),
         }
 
     def lines(self) -> list[str]:
@@ -109,8 +110,10 @@ class ProposalsResult:
         for kind in dict.fromkeys(each.kind for each in recalls):
             for limit in LIMITS:
                 cells = [each for each in recalls if (each.kind, each.limit) == (kind, limit)]
-                name = f"{kind} ({', '.join(f'{self.truth[kind][area]:,}' for area in AREAS)})"
-                yield f"AR@{limit}" if kind == ALL else f"AR@{limit}, {name}", cells
+                name = f"AR@{limit}"
+                if kind != ALL:
+                    name += f", {kind} ({', '.join(f'{self.truth[kind][area]:,}' for area in AREAS)})"
+                yield name, cells
 
     def page(self) -> FiguresPage:
         """Return the contents of the page."""
@@ -118,23 +121,25 @@ class ProposalsResult:
         if self.differences:
             table = comparison(self.subject, "Average recall", list(self._compared()))
         else:
-            table_rows = self.table(self.recalls[0])
-            rows = [(name, [cell(each.value, each.interval) for each in cells]) for name, cells in table_rows]
-            heads = [f"{area} ({self.truth[ALL][area]:,})" for area in AREAS]
-            table = Table(f"{names[0]}, {counted(self.subject.images, 'image')}", "Average recall", heads, rows)
-        tiles = [
-            (f"{name}, {row}" if len(names) > 1 else row, cells[0].value)
-            for name, recalls in zip(names, self.recalls, strict=True)
-            for row, cells in self.table(recalls)
-            if cells[0].kind == ALL
-        ]
+            rows = []
+            for name, cells in self.table(self.recalls[0]):
+                rows.append((name, [cell(each.value, each.interval) for each in cells]))
+            title = f"{names[0]}, {counted(self.subject.images, 'image')}"
+            table = Table(title, "Average recall", self._sizes(), rows)
+        tiles = []
+        for weights, recalls in zip(names, self.recalls, strict=True):
+            for name, cells in self.table(recalls):
+                if len(names) > 1:
+                    name = f"{weights}, {name}"
+                if cells[0].kind == ALL:
+                    tiles.append((name, cell(cells[0].value)[0]))
         return FiguresPage(
             "Weights evaluated by object proposals",
             "Average recall of ground truth masks among the masks that the model proposes without prompts, "
             "over IoU from 0.5 to 0.95, in percent.",
             f"Ground truth masks in parentheses; {basis(self.subject.images)}.",
             "AR@1000",
-            [(name, cell(value)[0]) for name, value in tiles],
+            tiles,
             [table],
             [
                 ("Grid", f"{self.points_per_side} x {self.points_per_side} points"),
@@ -145,13 +150,18 @@ class ProposalsResult:
 
     def _compared(self) -> Iterator[ComparedScore]:
         for first, second, change in zip(*self.recalls, self.differences, strict=True):
-            kind = "" if change.kind == ALL else f"{change.kind} masks, "
+            kind = ""
+            if change.kind != ALL:
+                kind = f"{change.kind} masks, "
             name = f"AR@{change.limit}, {kind}{change.area} ({self.truth[change.kind][change.area]:,})"
-            cells = [cell(each.value, each.interval) for each in (first, second)]
+            cells = [cell(first.value, first.interval), cell(second.value, second.interval)]
             yield ComparedScore(name, cells, change.value, change.interval, change.holm)
 
+    def _sizes(self) -> list[str]:
+        return [f"{area} ({self.truth[ALL][area]:,})" for area in AREAS]
+
     def _tables(self) -> Iterator[str]:
-        sizes = [f"{area} ({self.truth[ALL][area]:,})" for area in AREAS]
+        sizes = self._sizes()
         for weights, recalls, proposals in zip(self.subject.weights, self.recalls, self.proposals, strict=True):
             yield ""
             yield _line(f"{weights.label}, {proposals:.0f} proposals per image", sizes)
@@ -182,14 +192,14 @@ def gather(tables: Iterable[Sequence[Row]], weights: int) -> dict[str, ProposalC
             found[kind][-1].append(counts.found)
             proposals[kind][-1].append(row["proposals"])
     shape = (weights, len(LIMITS), len(AREAS), len(IOU_THRESHOLDS))
-    return {
-        kind: ProposalCounts(
+    gathered = {}
+    for kind in found:
+        gathered[kind] = ProposalCounts(
             np.array(found[kind], dtype=np.int64).reshape(-1, *shape),
             np.array(truth[kind], dtype=np.int64),
             np.array(proposals[kind], dtype=np.int64),
         )
-        for kind in found
-    }
+    return gathered
 
 
 def proposals_result(
@@ -221,18 +231,17 @@ def proposals_result(
         for (row, limit, area), mean, interval, p in zip(rows, value, intervals, ps, strict=True):
             home = recalls[row] if row < weights else differences
             home.append(Recall(kind, LIMITS[limit], AREAS[area], mean, interval, p))
-    corrected = holm([each.p for each in differences])
-    differences = [
-        replace(each, holm=p, verdict=verdict(each.value, each.interval, p, subject.images))
-        for each, p in zip(differences, corrected, strict=True)
-    ]
+    judged = []
+    for change, corrected in zip(differences, holm([change.p for change in differences]), strict=True):
+        word = verdict(change.value, change.interval, corrected, subject.images)
+        judged.append(replace(change, holm=corrected, verdict=word))
     return ProposalsResult(
         subject,
         points_per_side,
         tuple(counts[ALL].proposals.mean(axis=0).tolist()),
         {kind: dict(zip(AREAS, each.truth.sum(axis=0).tolist(), strict=True)) for kind, each in counts.items()},
         tuple(map(tuple, recalls)),
-        tuple(differences),
+        tuple(judged),
     )
 
 
