@@ -98,7 +98,7 @@ class RevisionList:
 
     def done(self, counts: "RevisionCounts") -> Self:
         """Return the list of what was done, which `counts` counts."""
-        return replace(self, masks=counts.masks, **counts.of_images())
+        return replace(self, masks=dict(counts.masks), **counts.of_images())
 
 
 L = TypeVar("L", bound=RevisionList)

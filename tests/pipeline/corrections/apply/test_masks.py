@@ -12,6 +12,7 @@ from segmint.catalogs.dataset.tombstones import TakedownRequest
 from segmint.catalogs.dataset.versions.record import latest_version
 from segmint.infra.errors import UnfinishedError, UsageError
 from segmint.operators.rows import Row
+from segmint.pipeline.commands.common.console import json_value
 from segmint.pipeline.corrections.apply import engine, masks
 from segmint.pipeline.corrections.apply.change import MasksMode
 from segmint.pipeline.corrections.apply.engine import FAILED
@@ -68,6 +69,7 @@ def test_new_masks_replace_only_automatic_ones_and_are_numbered_on(place: Datase
     model = done.listed.sha256
     assert (done.listed.images, done.changed_shards, done.listed.not_checked) == (3, (0, 1), [])
     assert done.listed.masks == {"new": 6, "replaced": 4, "kept": 2}
+    assert json_value(done)["masks"] == done.listed.masks
     assert after[1] == before[1]
     for ordinal, kept in ((0, [10_002]), (3, [40_000]), (4, [])):
         (old, next_mask) = ({mask["annotation_id"]: mask for mask in before[ordinal]}, 3 if ordinal == 0 else 2)
