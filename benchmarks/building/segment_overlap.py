@@ -92,9 +92,13 @@ class SleepingSegment(Segment):
 
     def _decode(self, row: Row) -> Any:
         self._spend("decode", self._host_s)
+        return row
 
     def _find(self, images: Any) -> Any:
-        self._spend("compute", self._compute_s)
+        for image in images:
+            if image is not None:
+                self._spend("compute", self._compute_s)
+                yield image
 
     def _finish(self, row: Row, found: Any) -> Row:
         self._spend("finish", self._host_s)

@@ -114,29 +114,14 @@ class CustomStage:
 
         The rows of the first batch started together with the block.
         """
-        from segmint.infra.row_ledger import BarredRowError
-
         results: dict[int, Any] = {}
-        together: list[int] = []
-        alone: list[int] = []
-        try:
-            replies = entry.replies if is_first else entry.begin_together([row["ordinal"] for row in batch.values()])
-        except Exception as error:  # noqa: BLE001 - a fault of these rows, as in a stage
-            return dict.fromkeys(batch, error)
-        for place, reply in zip(batch, replies, strict=True):
-            if reply.refused is not None:
-                results[place] = BarredRowError(reply.refused)
-            else:
-                (together if reply.starts else alone).append(place)
-        for places in ([together] if together else []) + [[place] for place in alone]:
-            rows = [batch[place] for place in places]
-            try:
-                if places is not together:
-                    entry.begin(rows[0]["ordinal"])
-            except Exception as error:  # noqa: BLE001 - a fault of this row
-                results[places[0]] = error
-                continue
-            results |= zip(places, self._judged(rows, entry), strict=True)
+        places, rows = list(batch), list(batch.values())
+        replies = entry.replies if is_first else None
+        for indices, error in entry.start([row["ordinal"] for row in rows], replies):
+            judged: Sequence[Any] = [error] * len(indices)
+            if error is None:
+                judged = self._judged([rows[index] for index in indices], entry)
+            results |= zip([places[index] for index in indices], judged, strict=True)
         return results
 
     def _judge(self, rows: Sequence[StageRow], entry: "BlockEntry | None" = None) -> list[Result]:

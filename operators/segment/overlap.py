@@ -81,24 +81,20 @@ class StageSeconds:
 
 
 class OverlappedStages(Generic[Item, Decoded, Computed, Result]):
-    """Pipeline that runs `decode(item)`, `compute(item, decoded)`, and `finish(item, computed)` for each item.
+    """Pipeline that runs `decode(item)`, `compute`, and `finish(item, computed)` for each item.
 
-    Any number of threads may submit items. A single thread calls `compute`, in the order in which items finish
-    decoding. `compute_many` replaces `compute` if it is given and there are threads. It receives a stream of items with
-    their decoded values, in which None means that no item is ready yet. It yields values or exceptions in the same
-    order.
+    Any number of threads may submit items. A single thread calls `compute`, which receives a stream of items with their
+    decoded values, in the order in which they finish decoding. None in the stream means that no item is ready yet.
+    `compute` yields values or exceptions in the same order.
     """
 
     def __init__(
         self,
         decode: Callable[[Item], Decoded],
-        compute: Callable[[Item, Decoded], Computed],
+        compute: Callable[[Iterator[tuple[Item, Decoded] | None]], Iterator[Computed | BaseException]],
         finish: Callable[[Item, Computed], Result],
         threads: HostThreads,
-        compute_many: Callable[[Iterator[tuple[Item, Decoded] | None]], Iterator[Computed | BaseException]]
-        | None = None,
     ) -> None:
-        self._compute_many = compute_many if threads.decoders else None
         self._decoded: queue.SimpleQueue[tuple[Item, Decoded, Future[Result]]] = queue.SimpleQueue()
         self._functions = decode, compute, finish
         self._decoders = _pool(threads.decoders, "segmint-decode-image")
@@ -154,15 +150,10 @@ class OverlappedStages(Generic[Item, Decoded, Computed, Result]):
             result.set_exception(error)
             return
         self._add("decode", time.monotonic() - started)
-        if self._compute_many is None:
-            self._device.submit(self._compute, item, decoded, result)
-        else:
-            self._decoded.put((item, decoded, result))
-            self._device.submit(self._compute_stream, self._compute_many)
+        self._decoded.put((item, decoded, result))
+        self._device.submit(self._compute)
 
-    def _compute_stream(
-        self, compute_many: Callable[[Iterator[tuple[Item, Decoded] | None]], Iterator[Computed | BaseException]]
-    ) -> None:
+    def _compute(self) -> None:
         """Compute decoded items until none are left. An earlier call may already have computed this call's item."""
         begun: deque[tuple[Item, Future[Result]]] = deque()
 
@@ -183,7 +174,7 @@ class OverlappedStages(Generic[Item, Decoded, Computed, Result]):
         if self._computed_at is not None:
             self._add("idle", started - self._computed_at)
         try:
-            for computed in compute_many(stream()):
+            for computed in self._functions[1](stream()):
                 item, result = begun.popleft()
                 if isinstance(computed, BaseException):
                     result.set_exception(computed)
@@ -198,24 +189,6 @@ class OverlappedStages(Generic[Item, Decoded, Computed, Result]):
             for _, result in begun:
                 result.set_exception(error)
         self._computed_at = time.monotonic()
-
-    def _compute(self, item: Item, decoded: Decoded, result: "Future[Result]") -> None:
-        self._room_before.release()
-        started = time.monotonic()
-        if self._computed_at is not None:
-            self._add("idle", started - self._computed_at)
-        try:
-            computed = self._functions[1](item, decoded)
-        except BaseException as error:  # noqa: BLE001 - it is the result of the item
-            self._computed_at = time.monotonic()
-            result.set_exception(error)
-            return
-        done = time.monotonic()
-        self._add("compute", done - started)
-        self._room_after.acquire()
-        self._computed_at = time.monotonic()
-        self._add("blocked", self._computed_at - done)
-        self._finishers.submit(self._finish, item, computed, result)
 
     def _finish(self, item: Item, computed: Computed, result: "Future[Result]") -> None:
         started = time.monotonic()
