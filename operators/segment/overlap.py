@@ -28,16 +28,14 @@ This is enough to compensate for images that take different amounts of time.
 
 @dataclass(frozen=True)
 class HostThreads:
-    """Threads besides the one that owns the device. With 0 threads, the caller's thread runs one stage at a time."""
+    """Threads besides the one that owns the device: at least one of each kind, or 0 of both.
+
+    Without threads, the caller's thread runs one stage at a time.
+    """
 
     decoders: int = 0
     finishers: int = 0
     waiting: int = 0  # maximum items that wait for the device, and for a finisher
-
-    def __post_init__(self) -> None:
-        """Raise ValueError if a number is negative, or if only one of the two pools has threads."""
-        if min(self.decoders, self.finishers, self.waiting) < 0 or (self.decoders == 0) != (self.finishers == 0):
-            raise ValueError(f"{self}: expected at least one decoder and one finisher, or neither")
 
     @classmethod
     def of(cls, device: str, num_cpus: float = 2, images_per_batch: int = 1) -> "HostThreads":

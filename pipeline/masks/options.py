@@ -3,7 +3,9 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from pydantic import BaseModel
 
 from segmint.infra.errors import UsageError
 from segmint.operators.prepare.release import ReleaseConfig
@@ -21,6 +23,8 @@ Box = tuple[float, float, float, float]
 
 RELEASE = "release."
 """Prefix of overrides for the released frame, as in a build's configuration."""
+
+Part = TypeVar("Part", bound=BaseModel)
 
 _NUMBER = re.compile(r"-?\d+(\.\d*)?|-?\.\d+", re.ASCII)
 _LARGEST = 1e6  # pixels; no photograph is larger, and OpenCV draws with 32-bit coordinates
@@ -65,23 +69,23 @@ class MasksOptions:
         """True if large photographs are scaled to the frame that a build releases."""
         return not (self.prompts_each or self.full_frame) and self.masks.profile == "sa1b"
 
-    def settings(self) -> dict[str, Any]:
-        """Return the settings that determine a photograph's masks, except for the weights, as JSON values.
+    def settings(self, weights_sha256: str) -> dict[str, Any]:
+        """Return the settings that determine a photograph's masks, as JSON values.
 
         The device isn't included, because it only affects the last bits of floating-point results.
         """
-        offset = {"masks": {"stability_score_offset": self.masks.stability_score_offset}}
+        found: dict[str, Any] = {"weights_sha256": weights_sha256, "precision": self.precision}
         if self.boxes is not None:
-            return {"precision": self.precision, "boxes": self.boxes.sha256, **offset}
+            found["boxes"] = self.boxes.sha256
         if self.prompts:
-            prompts = [str(prompt) for prompt in self.prompts]
-            return {"precision": self.precision, "prompts": prompts, "all_masks": self.all_masks, **offset}
-        frame = self.release.model_dump(mode="json", include={"short_side", "jpeg_quality"})
-        return {
-            "precision": self.precision,
-            "masks": self.masks.model_dump(mode="json", exclude={"drop_redaction_artifacts"}),
-            "release": frame if self.in_released_frame else "the photograph's own frame",
-        }
+            found |= {"prompts": [str(prompt) for prompt in self.prompts], "all_masks": self.all_masks}
+        if self.prompts_each:
+            return {**found, "masks": {"stability_score_offset": self.masks.stability_score_offset}}
+        found["masks"] = self.masks.model_dump(mode="json", exclude={"drop_redaction_artifacts"})
+        found["release"] = "the photograph's own frame"
+        if self.in_released_frame:
+            found["release"] = self.release.model_dump(mode="json", include={"short_side", "jpeg_quality"})
+        return found
 
 
 def masks_config(profile: str, overrides: Sequence[str]) -> MasksConfig:
@@ -89,10 +93,7 @@ def masks_config(profile: str, overrides: Sequence[str]) -> MasksConfig:
 
     K is a key of `masks:`, optionally with the prefix `masks.`. Raises a single `UsageError` for all invalid overrides.
     """
-    document = Document({"profile": profile, "crop_n_layers": 0}, {}, "--set")
-    for override in overrides:
-        apply_override(document, override.strip().removeprefix("masks."))
-    settings = check(document, MasksConfig)
+    settings = _overridden(MasksConfig, {"profile": profile, "crop_n_layers": 0}, "masks.", overrides)
     if settings.drop_redaction_artifacts != "auto":
         raise UsageError(
             f"masks.drop_redaction_artifacts is {settings.drop_redaction_artifacts}, but only builds support "
@@ -106,15 +107,19 @@ def release_config(overrides: Sequence[str]) -> ReleaseConfig:
 
     Raises a single `UsageError` that lists all invalid keys and values.
     """
-    document = Document({}, {}, "--set")
-    for override in overrides:
-        apply_override(document, override.strip().removeprefix(RELEASE))
-    settings = check(document, ReleaseConfig)
+    settings = _overridden(ReleaseConfig, {}, RELEASE, overrides)
     if settings.format != "images":
         raise UsageError(
             f"release.format is {settings.format}, but only builds support it: masks writes no images. Remove it."
         )
     return settings
+
+
+def _overridden(part: type[Part], values: dict[str, Any], prefix: str, overrides: Sequence[str]) -> Part:
+    document = Document(values, {}, "--set")
+    for override in overrides:
+        apply_override(document, override.strip().removeprefix(prefix))
+    return check(document, part)
 
 
 def check_device(device: str) -> None:

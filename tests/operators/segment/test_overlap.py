@@ -284,9 +284,3 @@ def test_so_many_calls_run_at_once_that_the_stages_are_never_short_of_items() ->
     assert HostThreads().items == HostThreads().calls(1) == HostThreads().calls(16) == 1
     assert HostThreads(2, 2, 2).items == 9
     assert [HostThreads(2, 2, 2).calls(rows) for rows in (1, 4, 8, 9, 16)] == [11, 5, 4, 3, 3]
-
-
-@pytest.mark.parametrize("numbers", [(1, 0, 0), (0, 1, 0), (2, 2, -1), (-1, -1, 0)])
-def test_threads_that_cannot_be_are_refused(numbers: tuple[int, int, int]) -> None:
-    with pytest.raises(ValueError, match="expected at least one decoder and one finisher, or neither"):
-        HostThreads(*numbers)
