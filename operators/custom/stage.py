@@ -5,7 +5,7 @@ import os
 import re
 import sysconfig
 import traceback
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from contextlib import nullcontext
 from numbers import Integral
 from pathlib import Path
@@ -81,12 +81,17 @@ class CustomStage:
         begun = [row["ordinal"] for _, row in rows[:size]]
         with nullcontext() if self._ledger is None or not rows else self._ledger.entry(ordinals=begun) as entry:
             for first in range(0, len(rows), size):
-                batch = dict(rows[first : first + size])
-                if entry is None:
-                    results |= zip(batch, self._judged(list(batch.values()), None), strict=True)
-                else:
-                    results |= self._recorded(batch, entry, first == 0)
-                for row in batch.values():
+                batch = rows[first : first + size]
+                started: Iterable[tuple[Sequence[int], Exception | None]] = [(range(len(batch)), None)]
+                if entry is not None:  # the rows of the first batch started together with the block
+                    replies = entry.replies if first == 0 else None
+                    started = entry.start([row["ordinal"] for _, row in batch], replies)
+                for indices, error in started:
+                    judged: Sequence[Any] = [error] * len(indices)
+                    if error is None:
+                        judged = self._judged([batch[index][1] for index in indices], entry)
+                    results |= zip([batch[index][0] for index in indices], judged, strict=True)
+                for _, row in batch:
                     row.free_image()
             return self._finished(table, dict(rows), results, entry)
 
@@ -108,21 +113,6 @@ class CustomStage:
     ) -> pa.Table:
         """Return a block's table with the results of its live rows, both keyed by their position in the table."""
         return with_results(table, self._spec, results)
-
-    def _recorded(self, batch: Mapping[int, StageRow], entry: "BlockEntry", is_first: bool) -> dict[int, Any]:
-        """Judge a batch after recording its rows in the ledger. Rows that must run alone come last.
-
-        The rows of the first batch started together with the block.
-        """
-        results: dict[int, Any] = {}
-        places, rows = list(batch), list(batch.values())
-        replies = entry.replies if is_first else None
-        for indices, error in entry.start([row["ordinal"] for row in rows], replies):
-            judged: Sequence[Any] = [error] * len(indices)
-            if error is None:
-                judged = self._judged([rows[index] for index in indices], entry)
-            results |= zip([places[index] for index in indices], judged, strict=True)
-        return results
 
     def _judge(self, rows: Sequence[StageRow], entry: "BlockEntry | None" = None) -> list[Result]:
         """Call the stage. After an error, call it again with one row at a time to find the rows at fault."""

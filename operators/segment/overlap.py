@@ -67,15 +67,10 @@ class HostThreads:
         return 2 + -(-self.items // items_per_call) if self.decoders else 1
 
 
-@dataclass(frozen=True)
-class StageSeconds:
-    """Seconds spent in each stage. `decode` and `finish` are sums over their threads."""
-
-    decode: float = 0.0
-    compute: float = 0.0
-    finish: float = 0.0
-    idle: float = 0.0  # time that the device's thread waits for a decoded item between its first and last item
-    blocked: float = 0.0  # time that the device's thread waits until the finishers have room for its item
+STAGES = ("decode", "compute", "finish", "idle", "blocked")
+"""Names of the measured times. `decode` and `finish` are sums over their threads. `idle` is the time that the device's
+thread waits for a decoded item between its first and last item, and `blocked` the time that it waits until the
+finishers have room for its item."""
 
 
 class OverlappedStages(Generic[Item, Decoded, Computed, Result]):
@@ -101,7 +96,7 @@ class OverlappedStages(Generic[Item, Decoded, Computed, Result]):
         self._room_before = threading.Semaphore(max(1, threads.decoders + threads.waiting))
         self._room_after = threading.Semaphore(max(1, threads.finishers + threads.waiting))
         self._lock = threading.Lock()
-        self._seconds: dict[str, float] = {}
+        self._seconds = dict.fromkeys(STAGES, 0.0)
         self._computed_at: float | None = None  # when the device's thread was last busy
 
     def take_room(self, items: int) -> None:
@@ -116,11 +111,6 @@ class OverlappedStages(Generic[Item, Decoded, Computed, Result]):
         """Release the room that was reserved for an item that doesn't start."""
         self._room_before.release()
 
-    def submit(self, item: Item) -> "Future[Result]":
-        """Wait until there is room for an item, then start it. Return a future of its result."""
-        self.take_room(1)
-        return self.start(item)
-
     def start(self, item: Item) -> "Future[Result]":
         """Start an item whose room is reserved. Return a future of its result.
 
@@ -134,10 +124,10 @@ class OverlappedStages(Generic[Item, Decoded, Computed, Result]):
         """Call a function in the thread that owns the device, after all items decoded so far, and return its result."""
         return self._device.submit(function).result()
 
-    def seconds(self) -> StageSeconds:
-        """Return the seconds spent per stage so far."""
+    def seconds(self) -> dict[str, float]:
+        """Return the seconds spent so far, with the names in `STAGES`."""
         with self._lock:
-            return StageSeconds(**self._seconds)
+            return dict(self._seconds)
 
     def _decode(self, item: Item, result: "Future[Result]") -> None:
         started = time.monotonic()
@@ -202,7 +192,7 @@ class OverlappedStages(Generic[Item, Decoded, Computed, Result]):
 
     def _add(self, stage: str, seconds: float) -> None:
         with self._lock:
-            self._seconds[stage] = self._seconds.get(stage, 0.0) + seconds
+            self._seconds[stage] += seconds
 
 
 class _CallerPool:

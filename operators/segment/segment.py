@@ -284,7 +284,7 @@ class Segment:
     def __call__(self, table: pa.Table) -> pa.Table:
         """Segment each live row and pass all other rows through."""
         rows = to_rows(table, "segment")
-        with nullcontext() if self._ledger is None else self._ledger.entry(self._spent) as entry:
+        with nullcontext() if self._ledger is None else self._ledger.entry(self._stages.seconds) as entry:
             with self._hands_over:  # one call at a time, so that the earlier one finishes first
                 started = self._submit(rows, entry)
             done = [
@@ -313,10 +313,6 @@ class Segment:
                     started[place] = failed = Future[Row]()
                     failed.set_exception(error)
         return started
-
-    def _spent(self) -> dict[str, float]:
-        """Return the seconds of each stage so far."""
-        return asdict(self._stages.seconds())
 
     def _decode(self, row: Row) -> tuple[Pixels, Pixels | None]:
         image, original = decode_row(row)

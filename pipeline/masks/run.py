@@ -118,7 +118,6 @@ def plan(
     if options.boxes is not None:
         boxes, left_out = options.boxes.by_place([task.image.place for task in outputs.tasks])
         photographs = replace(photographs, passed_over=(*photographs.passed_over, *left_out))
-    folder = None if outputs.folder is None else Location(storage, outputs.folder)
     there = existing_files(storage, outputs)
     outputs = with_kept_files(outputs, there, lambda file: _photograph_of(storage, file))
     if options.device.startswith("cuda") or options.precision == "bf16":
@@ -130,8 +129,8 @@ def plan(
     announce(work)
     weights = resolve_default(options.weights, asked, "--weights")
     settings = options.settings(sha256_of(weights))
-    if folder is not None:
-        open_folder(folder, outputs, there, settings, overwrite=overwrite)
+    if outputs.folder is not None:
+        open_folder(Location(storage, outputs.folder), outputs, there, settings, overwrite=overwrite)
     sweep_temporary(outputs)
     sha256 = digest_of(settings)
     return MasksPlan(

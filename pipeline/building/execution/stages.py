@@ -237,7 +237,7 @@ class Stages:
         """Return the number of workers per stage, for each stage whose load is measured.
 
         If segment actors run their steps in parallel threads, each step counts as a stage with the name from
-        `StageSeconds`, and each thread of the step counts as a worker.
+        `OverlappedStages.seconds`, and each thread of the step counts as a worker.
         """
         actors, threads = self.segment_pool.largest, self.segment_threads
         inside = (
