@@ -47,6 +47,11 @@ Result = StageRow | Exception
 """Result of a stage for one row. Any exception that isn't one of `VERDICTS` is a fault."""
 
 
+def is_fault(result: Any) -> bool:
+    """Return whether a stage's result is an error that isn't a verdict."""
+    return isinstance(result, Exception) and not isinstance(result, VERDICTS)
+
+
 class CustomStage:
     """Ray Data actor that maps a table to the same rows with a stage's column, labels, and verdicts.
 
@@ -124,7 +129,7 @@ class CustomStage:
         except (Exception, SystemExit) as raised:  # noqa: BLE001 - the row at fault is found below
             # Convert SystemExit, because Ray wouldn't restart an actor that exits this way.
             error = raised if isinstance(raised, Exception) else RuntimeError(f"it called sys.exit({raised.code!r})")
-            if not isinstance(error, VERDICTS):
+            if is_fault(error):
                 self._end_if_unfit(rows, error, entry)
             if len(rows) == 1:
                 return [error]
@@ -161,7 +166,7 @@ class CustomAlone(CustomStage):
         """
         for row in stage_rows(table, with_original=self._spec.wants_original).values():
             result = self._judge_alone(row)
-            if isinstance(result, Exception) and not isinstance(result, VERDICTS):
+            if is_fault(result):
                 if is_out_of_memory(result):
                     return False
                 raise result

@@ -14,10 +14,10 @@ from segmint.infra.uris import redact
 from segmint.operators.custom.contract import Mask, StageContractError, StageRow
 from segmint.operators.custom.load import StageSpec
 from segmint.operators.custom.stage import (
-    VERDICTS,
     CustomAlone,
     CustomStage,
     Result,
+    is_fault,
     place_of,
     stage_rows,
     with_verdicts,
@@ -111,7 +111,7 @@ class CustomSegmenter(CustomStage):
             with self._deadline.running():
                 return found_columns(row, result.masks_found, self._settings.filters, f"model:{self._spec.sha256}")
         except Exception as error:  # noqa: BLE001 - the error is the row's result
-            if not isinstance(error, VERDICTS):
+            if is_fault(error):
                 self._end_if_unfit([row], error, entry)
             return error
 
@@ -120,8 +120,7 @@ class CustomSegmenter(CustomStage):
     ) -> pa.Table:
         done = {place: each.result() if isinstance(each, Future) else each for place, each in results.items()}
         for place, result in done.items():
-            failed = isinstance(result, Exception) and not isinstance(result, VERDICTS)
-            if failed and self._settings.rejects and entry is not None:
+            if is_fault(result) and self._settings.rejects and entry is not None:
                 done[place] = self._tried_again(rows[place], result, entry)
         if "masks" in table.column_names:
             done = {place: self._added(table, place, each) for place, each in done.items()}
@@ -167,15 +166,14 @@ class CustomSegmenter(CustomStage):
         finally:
             entry.leave(row["ordinal"])
             row.free_image()
-        if not isinstance(result, Exception) or isinstance(result, VERDICTS):
+        if not is_fault(result):
             return result
         detail = f"{type(result).__name__}: {' '.join(str(result).split())}"
         return RejectedError(Reason.STAGE_FAILED, redact(detail)[:_LONGEST_DETAIL] + place_of(result))
 
     def _passes_control(self, *, adds: bool) -> bool:
         (control,) = stage_rows(control_rows(adds=adds), with_original=self._spec.wants_original).values()
-        result = self._judge_alone(control)
-        return not isinstance(result, Exception) or isinstance(result, VERDICTS)
+        return not is_fault(self._judge_alone(control))
 
 
 class SegmenterAlone(CustomAlone, CustomSegmenter):
