@@ -29,7 +29,7 @@ from segmint.model.kernels.cpu.library import kernels_named, reason
 from segmint.operators.child import is_out_of_memory
 from segmint.operators.images import Pixels, decode_jpeg
 from segmint.operators.rows import Row, carried, gather, is_live, judged, to_rows
-from segmint.operators.schemas import FUNNEL_STEPS, MASKS_PER_IMAGE_LIMIT, SEGMENTED
+from segmint.operators.schemas import MASKS_PER_IMAGE_LIMIT, SEGMENTED
 from segmint.operators.segment.artifacts import NO_ARTIFACTS, RedactionArtifacts
 from segmint.operators.segment.numerics import (
     SEGMENTER,
@@ -70,11 +70,7 @@ class SegmentSettings:
 
 def mask_columns(generated: "GeneratedMasks") -> dict[str, Any]:
     """Convert an image's masks to values of the columns `masks` and `funnel`."""
-    counts = asdict(generated.funnel)
-    return {
-        "masks": [mask_row(record) for record in generated.records],
-        "funnel": {step: counts[step] for step in FUNNEL_STEPS},
-    }
+    return {"masks": [mask_row(record) for record in generated.records], "funnel": asdict(generated.funnel)}
 
 
 def mask_row(record: "MaskRecord") -> dict[str, Any]:
