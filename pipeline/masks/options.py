@@ -3,9 +3,7 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar
-
-from pydantic import BaseModel
+from typing import TYPE_CHECKING, Any
 
 from segmint.infra.errors import UsageError
 from segmint.operators.prepare.release import ReleaseConfig
@@ -23,8 +21,6 @@ Box = tuple[float, float, float, float]
 
 RELEASE = "release."
 """Prefix of overrides for the released frame, as in a build's configuration."""
-
-Part = TypeVar("Part", bound=BaseModel)
 
 _NUMBER = re.compile(r"-?\d+(\.\d*)?|-?\.\d+", re.ASCII)
 _LARGEST = 1e6  # pixels; no photograph is larger, and OpenCV draws with 32-bit coordinates
@@ -93,7 +89,10 @@ def masks_config(profile: str, overrides: Sequence[str]) -> MasksConfig:
 
     K is a key of `masks:`, optionally with the prefix `masks.`. Raises a single `UsageError` for all invalid overrides.
     """
-    settings = _overridden(MasksConfig, {"profile": profile, "crop_n_layers": 0}, "masks.", overrides)
+    document = Document({"profile": profile, "crop_n_layers": 0}, {}, "--set")
+    for override in overrides:
+        apply_override(document, override.strip().removeprefix("masks."))
+    settings = check(document, MasksConfig)
     if settings.drop_redaction_artifacts != "auto":
         raise UsageError(
             f"masks.drop_redaction_artifacts is {settings.drop_redaction_artifacts}, but only builds support "
@@ -107,19 +106,15 @@ def release_config(overrides: Sequence[str]) -> ReleaseConfig:
 
     Raises a single `UsageError` that lists all invalid keys and values.
     """
-    settings = _overridden(ReleaseConfig, {}, RELEASE, overrides)
+    document = Document({}, {}, "--set")
+    for override in overrides:
+        apply_override(document, override.strip().removeprefix(RELEASE))
+    settings = check(document, ReleaseConfig)
     if settings.format != "images":
         raise UsageError(
             f"release.format is {settings.format}, but only builds support it: masks writes no images. Remove it."
         )
     return settings
-
-
-def _overridden(part: type[Part], values: dict[str, Any], prefix: str, overrides: Sequence[str]) -> Part:
-    document = Document(values, {}, "--set")
-    for override in overrides:
-        apply_override(document, override.strip().removeprefix(prefix))
-    return check(document, part)
 
 
 def check_device(device: str) -> None:
