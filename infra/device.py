@@ -31,6 +31,11 @@ BF16_NEEDS_GPU = "precision bf16 needs a GPU: on a CPU, use precision fp32 or au
 """Error message for bf16 on a CPU."""
 
 
+def cores_here() -> int:
+    """Return the number of CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 @dataclass(frozen=True)
 class Compute:
     """Device, precision, and thread count after `auto` has been resolved."""
@@ -99,7 +104,7 @@ def physical_cores() -> int:
     """
     import torch
 
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    usable = cores_here()
     return max(1, min(usable, torch.get_num_threads(), _cgroup_quota() or usable))
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from segmint.infra.device import cores_here
 from segmint.infra.errors import UnfinishedError, UsageError
 from segmint.infra.node_groups import GPU_KIND, belongs, gpu_kind, node_groups, with_gpu_kind
 from segmint.infra.scratch import ScratchFolder
@@ -76,11 +77,6 @@ class Cluster:
     def has_unnamed_gpus(self) -> bool:
         """True if Ray doesn't name the kind of some GPUs."""
         return "" in self.gpu_kinds
-
-
-def cores_here() -> int:
-    """Return the number of CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def joins_cluster(address: str) -> bool:

@@ -187,6 +187,38 @@ class BlockEntry:
         context = ray.get_runtime_context()
         self._number, self.replies = self._begin((context.get_node_id(), context.get_worker_id()), ordinals)
 
+    def start(
+        self, ordinals: Sequence[int], replies: Sequence["StartReply"] | None = None
+    ) -> Iterator[tuple[list[int], Exception | None]]:
+        """Record the start of rows. Yield their positions in `ordinals`, and the error of those that don't start.
+
+        Rows that start together come before those that must run alone, which come one by one. Each of the latter waits
+        until this process isn't working on any other row. Call `leave` for each started row when it's done. If the rows
+        have started together already, pass `replies`.
+        """
+        try:
+            replies = self.begin_together(ordinals) if replies is None else replies
+        except Exception as error:  # noqa: BLE001 - a fault of these rows, as in a stage
+            yield list(range(len(ordinals))), error
+            return
+        together, alone = [], []
+        for place, reply in enumerate(replies):
+            if reply.refused is not None:
+                yield [place], BarredRowError(reply.refused)
+            elif reply.starts:
+                together.append(place)
+            else:
+                alone.append(place)
+        if together:
+            yield together, None
+        for place in alone:
+            failure = None
+            try:
+                self.begin(ordinals[place])
+            except Exception as error:  # noqa: BLE001 - a fault of this row, as in a stage
+                failure = error
+            yield [place], failure
+
     def begin_together(self, ordinals: Sequence[int]) -> list["StartReply"]:
         """Record the start of several rows in one call, wait for the ledger, and return its reply for each row.
 

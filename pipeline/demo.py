@@ -8,7 +8,6 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import yaml
 
-from segmint.catalogs.dataset.reader import MaskAnnotation
 from segmint.catalogs.dataset.reading.torch_dataset import open_dataset
 from segmint.catalogs.layout import image_stem
 from segmint.catalogs.source.demo import write_demo
@@ -81,7 +80,7 @@ def draw_dataset(dataset: Path, folder: Path) -> list[Path]:
     for sample in open_dataset(str(dataset)):
         picture = folder / f"{image_stem(sample.id)}.png"
         if not picture.exists():
-            records = [_record(annotation) for annotation in sample.masks]
+            records = [MaskRecord(Rle(mask.size, mask.counts), mask.area) for mask in sample.masks]
             picture.write_bytes(encode_png(draw_overlay(sample.image, records)))
         pictures.append(picture)
     return pictures
@@ -112,15 +111,3 @@ def crops_command(photograph: Path, document: Path) -> str:
     """Return the `segmint masks` command line that is equivalent to `show_crops`."""
     settings = [word for setting in CROPS_SETTINGS for word in ("--set", setting)]
     return shlex.join(["segmint", "masks", str(photograph), "-o", str(document), *settings, "--overlay"])
-
-
-def _record(annotation: MaskAnnotation) -> MaskRecord:
-    return MaskRecord(
-        segmentation=Rle(annotation.size, annotation.counts),
-        area=annotation.area,
-        bbox=annotation.bbox,
-        predicted_iou=annotation.predicted_iou or 0.0,  # all masks of a build have scores
-        stability_score=annotation.stability_score or 0.0,
-        crop_box=annotation.crop_box,
-        point_coords=annotation.point_coords[0],
-    )

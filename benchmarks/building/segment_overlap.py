@@ -18,7 +18,7 @@ import argparse
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ from segmint.infra.ray_session import ray_session  # noqa: E402
 from segmint.infra.row_ledger import RowLedger  # noqa: E402
 from segmint.operators.rows import Row, to_table  # noqa: E402
 from segmint.operators.schemas import FUNNEL_STEPS, PREPARED  # noqa: E402
-from segmint.operators.segment.overlap import HostThreads, StageSeconds  # noqa: E402
+from segmint.operators.segment.overlap import HostThreads  # noqa: E402
 from segmint.operators.segment.segment import SWITCH_INTERVAL_S, Segment  # noqa: E402
 from segmint.pipeline.building.execution.pools import ActorPool  # noqa: E402
 
@@ -69,10 +69,10 @@ def main() -> None:
     write_result(arguments.output, "segment_overlap", machine, parts)
 
 
-def idle_share(seconds: StageSeconds) -> float:
+def idle_share(seconds: Mapping[str, float]) -> float:
     """Compute the share of time in which the device's thread computed nothing, from the first item to the last."""
-    whole = seconds.compute + seconds.idle + seconds.blocked
-    return 1 - seconds.compute / whole if whole else 0.0
+    whole = seconds["compute"] + seconds["idle"] + seconds["blocked"]
+    return 1 - seconds["compute"] / whole if whole else 0.0
 
 
 class SleepingSegment(Segment):
@@ -92,9 +92,13 @@ class SleepingSegment(Segment):
 
     def _decode(self, row: Row) -> Any:
         self._spend("decode", self._host_s)
+        return row
 
     def _find(self, images: Any) -> Any:
-        self._spend("compute", self._compute_s)
+        for image in images:
+            if image is not None:
+                self._spend("compute", self._compute_s)
+                yield image
 
     def _finish(self, row: Row, found: Any) -> Row:
         self._spend("finish", self._host_s)

@@ -84,13 +84,16 @@ class StubbedSegment(Segment):
         time.sleep(float(os.environ.get(START_S, "0")))
 
     def _decode(self, row: Row) -> Any:
-        return None
+        return row
 
     def _find(self, images: Any) -> Any:
-        if seconds := float(os.environ.get(IMAGE_S, "0")):
-            time.sleep(seconds)
-            _note("image")
-        return None
+        for image in images:
+            if image is None:
+                continue
+            if seconds := float(os.environ.get(IMAGE_S, "0")):
+                time.sleep(seconds)
+                _note("image")
+            yield image
 
     def _finish(self, row: Row, found: Any) -> Row:
         return {**row, "masks": masks(), "funnel": dict.fromkeys(FUNNEL_STEPS, len(masks()))}

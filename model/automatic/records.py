@@ -16,6 +16,8 @@ XYWH = tuple[float, float, float, float]
 class MaskRecord:
     """Mask with the fields of an SA-1B annotation. All coordinates are in pixels of the frame.
 
+    A mask that is only drawn needs no more than `segmentation` and `area`.
+
     Attributes:
         segmentation: the mask over the whole frame.
         area: number of foreground pixels.
@@ -29,11 +31,11 @@ class MaskRecord:
 
     segmentation: Rle
     area: int
-    bbox: XYWH
-    predicted_iou: float
-    stability_score: float
-    crop_box: XYWH
-    point_coords: tuple[float, float]
+    bbox: XYWH = (0.0, 0.0, 0.0, 0.0)
+    predicted_iou: float = 0.0
+    stability_score: float = 0.0
+    crop_box: XYWH = (0.0, 0.0, 0.0, 0.0)
+    point_coords: tuple[float, float] = (0.0, 0.0)
     output: int | None = None
 
     @property

@@ -34,8 +34,7 @@ from segmint.infra.errors import UsageError
 from segmint.operators.images import Pixels, decode_jpeg
 
 _LONGEST_DETAIL = 1000
-_IMAGE, _ORIGINAL = "", " "  # keys for the decoded images in `_read`; no column has these names
-_JPEG_OF_ORIGINAL = "original"  # column
+_RELEASED, _ORIGINAL = "release", "original"  # columns with JPEGs
 
 
 class StageContractError(UsageError):
@@ -109,7 +108,8 @@ class StageRow(Mapping[str, Any]):
         converted when the stage first reads it.
         """
         self._columns, self._place = columns, place
-        self._read: dict[str, Any] = {}  # copies from the `with_` methods share this dictionary
+        self._read: dict[str, Any] = {}  # copies from the `with_` methods share this dictionary and the next one
+        self._pixels: dict[str, Pixels] = {}  # decoded JPEGs, by column
         self.values_set: Mapping[str, Any] = {}
         self.mask_values: Sequence[Mapping[str, Any] | None] | None = None
         self.masks_found: Sequence[Mask] | None = None
@@ -117,12 +117,9 @@ class StageRow(Mapping[str, Any]):
     @property
     def image(self) -> Pixels:
         """The released image, (H, W, 3) uint8 RGB, decoded once. Raises `ValueError` if the dataset lacks it."""
-        if _IMAGE not in self._read:
-            if not self["release"]:
-                raise ValueError(f"image {self['id']} isn't in the dataset, which has only annotations")
-            self._read[_IMAGE] = decode_jpeg(self["release"])
-        pixels: Pixels = self._read[_IMAGE]
-        return pixels
+        if not self[_RELEASED]:
+            raise ValueError(f"image {self['id']} isn't in the dataset, which has only annotations")
+        return self._decoded(_RELEASED)
 
     @property
     def original(self) -> Pixels:
@@ -131,19 +128,19 @@ class StageRow(Mapping[str, Any]):
         It has the size of the upright source, or is the released image if that has this size. Raises `AttributeError`
         if the class doesn't set `wants_original`.
         """
-        if _JPEG_OF_ORIGINAL not in self._columns:
+        if _ORIGINAL not in self._columns:
             raise AttributeError("the row has no original: set wants_original = True in the class")
-        if self[_JPEG_OF_ORIGINAL] is None:
-            return self.image
-        if _ORIGINAL not in self._read:
-            self._read[_ORIGINAL] = decode_jpeg(self[_JPEG_OF_ORIGINAL])
-        pixels: Pixels = self._read[_ORIGINAL]
-        return pixels
+        return self.image if self[_ORIGINAL] is None else self._decoded(_ORIGINAL)
+
+    def _decoded(self, column: str) -> Pixels:
+        if column not in self._pixels:
+            self._pixels[column] = decode_jpeg(self[column])
+        return self._pixels[column]
 
     def free_image(self) -> None:
         """Release the memory of the decoded images and of the original, if any."""
-        for name in (_IMAGE, _ORIGINAL, _JPEG_OF_ORIGINAL):
-            self._read.pop(name, None)
+        self._pixels.clear()
+        self._read.pop(_ORIGINAL, None)
 
     def with_values(self, **values: Any) -> Self:
         """Return a copy of the row with values for the stage's fields. Use this if the stage's `table` is `images`.

@@ -5,7 +5,7 @@ import os
 import re
 import sysconfig
 import traceback
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from contextlib import nullcontext
 from numbers import Integral
 from pathlib import Path
@@ -47,6 +47,11 @@ Result = StageRow | Exception
 """Result of a stage for one row. Any exception that isn't one of `VERDICTS` is a fault."""
 
 
+def is_fault(result: Any) -> bool:
+    """Return whether a stage's result is an error that isn't a verdict."""
+    return isinstance(result, Exception) and not isinstance(result, VERDICTS)
+
+
 class CustomStage:
     """Ray Data actor that maps a table to the same rows with a stage's column, labels, and verdicts.
 
@@ -81,12 +86,17 @@ class CustomStage:
         begun = [row["ordinal"] for _, row in rows[:size]]
         with nullcontext() if self._ledger is None or not rows else self._ledger.entry(ordinals=begun) as entry:
             for first in range(0, len(rows), size):
-                batch = dict(rows[first : first + size])
-                if entry is None:
-                    results |= zip(batch, self._judged(list(batch.values()), None), strict=True)
-                else:
-                    results |= self._recorded(batch, entry, first == 0)
-                for row in batch.values():
+                batch = rows[first : first + size]
+                started: Iterable[tuple[Sequence[int], Exception | None]] = [(range(len(batch)), None)]
+                if entry is not None:  # the rows of the first batch started together with the block
+                    replies = entry.replies if first == 0 else None
+                    started = entry.start([row["ordinal"] for _, row in batch], replies)
+                for indices, error in started:
+                    judged: Sequence[Any] = [error] * len(indices)
+                    if error is None:
+                        judged = self._judged([batch[index][1] for index in indices], entry)
+                    results |= zip([batch[index][0] for index in indices], judged, strict=True)
+                for _, row in batch:
                     row.free_image()
             return self._finished(table, dict(rows), results, entry)
 
@@ -109,36 +119,6 @@ class CustomStage:
         """Return a block's table with the results of its live rows, both keyed by their position in the table."""
         return with_results(table, self._spec, results)
 
-    def _recorded(self, batch: Mapping[int, StageRow], entry: "BlockEntry", is_first: bool) -> dict[int, Any]:
-        """Judge a batch after recording its rows in the ledger. Rows that must run alone come last.
-
-        The rows of the first batch started together with the block.
-        """
-        from segmint.infra.row_ledger import BarredRowError
-
-        results: dict[int, Any] = {}
-        together: list[int] = []
-        alone: list[int] = []
-        try:
-            replies = entry.replies if is_first else entry.begin_together([row["ordinal"] for row in batch.values()])
-        except Exception as error:  # noqa: BLE001 - a fault of these rows, as in a stage
-            return dict.fromkeys(batch, error)
-        for place, reply in zip(batch, replies, strict=True):
-            if reply.refused is not None:
-                results[place] = BarredRowError(reply.refused)
-            else:
-                (together if reply.starts else alone).append(place)
-        for places in ([together] if together else []) + [[place] for place in alone]:
-            rows = [batch[place] for place in places]
-            try:
-                if places is not together:
-                    entry.begin(rows[0]["ordinal"])
-            except Exception as error:  # noqa: BLE001 - a fault of this row
-                results[places[0]] = error
-                continue
-            results |= zip(places, self._judged(rows, entry), strict=True)
-        return results
-
     def _judge(self, rows: Sequence[StageRow], entry: "BlockEntry | None" = None) -> list[Result]:
         """Call the stage. After an error, call it again with one row at a time to find the rows at fault."""
         try:
@@ -149,7 +129,7 @@ class CustomStage:
         except (Exception, SystemExit) as raised:  # noqa: BLE001 - the row at fault is found below
             # Convert SystemExit, because Ray wouldn't restart an actor that exits this way.
             error = raised if isinstance(raised, Exception) else RuntimeError(f"it called sys.exit({raised.code!r})")
-            if not isinstance(error, VERDICTS):
+            if is_fault(error):
                 self._end_if_unfit(rows, error, entry)
             if len(rows) == 1:
                 return [error]
@@ -186,7 +166,7 @@ class CustomAlone(CustomStage):
         """
         for row in stage_rows(table, with_original=self._spec.wants_original).values():
             result = self._judge_alone(row)
-            if isinstance(result, Exception) and not isinstance(result, VERDICTS):
+            if is_fault(result):
                 if is_out_of_memory(result):
                     return False
                 raise result

@@ -1,7 +1,7 @@
 """Numerics that determine the bits of a dataset's masks, resolved once, stored in the manifest, checked by workers."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import KW_ONLY, asdict, dataclass, fields, replace
 from importlib import import_module
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -73,18 +73,17 @@ class Numerics:
     facenet_pytorch: str
     onnxruntime: str
     pi_heif: str  # reads HEIC; "none" if not installed
-    cpu: str = field(
-        default="", kw_only=True
-    )  # CPU vendor, MKL's mode if it's fixed, and a hash of results; not with a GPU
-    kernels: str = field(default="", kw_only=True)  # on a CPU: lanes16-1 or torch; not with a GPU
-    cuda: str = field(default="", kw_only=True)  # like the next four fields, only recorded with a GPU
-    cudnn: str = field(default="", kw_only=True)
-    triton: str = field(default="", kw_only=True)  # "none" if not installed; also says if FP fusion is off
-    attention: str = field(default="", kw_only=True)  # the encoder's kernel for attention: triton, flash, or efficient
-    chunks: str = field(default="", kw_only=True)  # sizes of chunks; points go into the smallest chunk that fits
-    detectors: str = field(default="", kw_only=True)  # GPU of the face and plate detectors; not with a CPU
-    decoder_precision: DecoderPrecision = field(default="", kw_only=True)  # only with a GPU
-    unrecorded: frozenset[str] = field(default=frozenset(), kw_only=True)  # fields of other devices
+    _: KW_ONLY
+    cpu: str = ""  # CPU vendor, MKL's mode if it's fixed, and a hash of results; not with a GPU
+    kernels: str = ""  # on a CPU: lanes16-1 or torch; not with a GPU
+    cuda: str = ""  # like the next four fields, only recorded with a GPU
+    cudnn: str = ""
+    triton: str = ""  # "none" if not installed; also says if FP fusion is off
+    attention: str = ""  # the encoder's kernel for attention: triton, flash, or efficient
+    chunks: str = ""  # sizes of chunks; points go into the smallest chunk that fits
+    detectors: str = ""  # GPU of the face and plate detectors; not with a CPU
+    decoder_precision: DecoderPrecision = ""  # only with a GPU
+    unrecorded: frozenset[str] = frozenset()  # fields of other devices
 
     @classmethod
     def recorded(cls, values: Mapping[str, Any]) -> "Numerics":

@@ -28,16 +28,14 @@ This is enough to compensate for images that take different amounts of time.
 
 @dataclass(frozen=True)
 class HostThreads:
-    """Threads besides the one that owns the device. With 0 threads, the caller's thread runs one stage at a time."""
+    """Threads besides the one that owns the device: at least one of each kind, or 0 of both.
+
+    Without threads, the caller's thread runs one stage at a time.
+    """
 
     decoders: int = 0
     finishers: int = 0
     waiting: int = 0  # maximum items that wait for the device, and for a finisher
-
-    def __post_init__(self) -> None:
-        """Raise ValueError if a number is negative, or if only one of the two pools has threads."""
-        if min(self.decoders, self.finishers, self.waiting) < 0 or (self.decoders == 0) != (self.finishers == 0):
-            raise ValueError(f"{self}: expected at least one decoder and one finisher, or neither")
 
     @classmethod
     def of(cls, device: str, num_cpus: float = 2, images_per_batch: int = 1) -> "HostThreads":
@@ -69,36 +67,27 @@ class HostThreads:
         return 2 + -(-self.items // items_per_call) if self.decoders else 1
 
 
-@dataclass(frozen=True)
-class StageSeconds:
-    """Seconds spent in each stage. `decode` and `finish` are sums over their threads."""
-
-    decode: float = 0.0
-    compute: float = 0.0
-    finish: float = 0.0
-    idle: float = 0.0  # time that the device's thread waits for a decoded item between its first and last item
-    blocked: float = 0.0  # time that the device's thread waits until the finishers have room for its item
+STAGES = ("decode", "compute", "finish", "idle", "blocked")
+"""Names of the measured times. `decode` and `finish` are sums over their threads. `idle` is the time that the device's
+thread waits for a decoded item between its first and last item, and `blocked` the time that it waits until the
+finishers have room for its item."""
 
 
 class OverlappedStages(Generic[Item, Decoded, Computed, Result]):
-    """Pipeline that runs `decode(item)`, `compute(item, decoded)`, and `finish(item, computed)` for each item.
+    """Pipeline that runs `decode(item)`, `compute`, and `finish(item, computed)` for each item.
 
-    Any number of threads may submit items. A single thread calls `compute`, in the order in which items finish
-    decoding. `compute_many` replaces `compute` if it is given and there are threads. It receives a stream of items with
-    their decoded values, in which None means that no item is ready yet. It yields values or exceptions in the same
-    order.
+    Any number of threads may submit items. A single thread calls `compute`, which receives a stream of items with their
+    decoded values, in the order in which they finish decoding. None in the stream means that no item is ready yet.
+    `compute` yields values or exceptions in the same order.
     """
 
     def __init__(
         self,
         decode: Callable[[Item], Decoded],
-        compute: Callable[[Item, Decoded], Computed],
+        compute: Callable[[Iterator[tuple[Item, Decoded] | None]], Iterator[Computed | BaseException]],
         finish: Callable[[Item, Computed], Result],
         threads: HostThreads,
-        compute_many: Callable[[Iterator[tuple[Item, Decoded] | None]], Iterator[Computed | BaseException]]
-        | None = None,
     ) -> None:
-        self._compute_many = compute_many if threads.decoders else None
         self._decoded: queue.SimpleQueue[tuple[Item, Decoded, Future[Result]]] = queue.SimpleQueue()
         self._functions = decode, compute, finish
         self._decoders = _pool(threads.decoders, "segmint-decode-image")
@@ -107,7 +96,7 @@ class OverlappedStages(Generic[Item, Decoded, Computed, Result]):
         self._room_before = threading.Semaphore(max(1, threads.decoders + threads.waiting))
         self._room_after = threading.Semaphore(max(1, threads.finishers + threads.waiting))
         self._lock = threading.Lock()
-        self._seconds: dict[str, float] = {}
+        self._seconds = dict.fromkeys(STAGES, 0.0)
         self._computed_at: float | None = None  # when the device's thread was last busy
 
     def take_room(self, items: int) -> None:
@@ -122,11 +111,6 @@ class OverlappedStages(Generic[Item, Decoded, Computed, Result]):
         """Release the room that was reserved for an item that doesn't start."""
         self._room_before.release()
 
-    def submit(self, item: Item) -> "Future[Result]":
-        """Wait until there is room for an item, then start it. Return a future of its result."""
-        self.take_room(1)
-        return self.start(item)
-
     def start(self, item: Item) -> "Future[Result]":
         """Start an item whose room is reserved. Return a future of its result.
 
@@ -140,10 +124,10 @@ class OverlappedStages(Generic[Item, Decoded, Computed, Result]):
         """Call a function in the thread that owns the device, after all items decoded so far, and return its result."""
         return self._device.submit(function).result()
 
-    def seconds(self) -> StageSeconds:
-        """Return the seconds spent per stage so far."""
+    def seconds(self) -> dict[str, float]:
+        """Return the seconds spent so far, with the names in `STAGES`."""
         with self._lock:
-            return StageSeconds(**self._seconds)
+            return dict(self._seconds)
 
     def _decode(self, item: Item, result: "Future[Result]") -> None:
         started = time.monotonic()
@@ -154,15 +138,10 @@ class OverlappedStages(Generic[Item, Decoded, Computed, Result]):
             result.set_exception(error)
             return
         self._add("decode", time.monotonic() - started)
-        if self._compute_many is None:
-            self._device.submit(self._compute, item, decoded, result)
-        else:
-            self._decoded.put((item, decoded, result))
-            self._device.submit(self._compute_stream, self._compute_many)
+        self._decoded.put((item, decoded, result))
+        self._device.submit(self._compute)
 
-    def _compute_stream(
-        self, compute_many: Callable[[Iterator[tuple[Item, Decoded] | None]], Iterator[Computed | BaseException]]
-    ) -> None:
+    def _compute(self) -> None:
         """Compute decoded items until none are left. An earlier call may already have computed this call's item."""
         begun: deque[tuple[Item, Future[Result]]] = deque()
 
@@ -183,7 +162,7 @@ class OverlappedStages(Generic[Item, Decoded, Computed, Result]):
         if self._computed_at is not None:
             self._add("idle", started - self._computed_at)
         try:
-            for computed in compute_many(stream()):
+            for computed in self._functions[1](stream()):
                 item, result = begun.popleft()
                 if isinstance(computed, BaseException):
                     result.set_exception(computed)
@@ -199,24 +178,6 @@ class OverlappedStages(Generic[Item, Decoded, Computed, Result]):
                 result.set_exception(error)
         self._computed_at = time.monotonic()
 
-    def _compute(self, item: Item, decoded: Decoded, result: "Future[Result]") -> None:
-        self._room_before.release()
-        started = time.monotonic()
-        if self._computed_at is not None:
-            self._add("idle", started - self._computed_at)
-        try:
-            computed = self._functions[1](item, decoded)
-        except BaseException as error:  # noqa: BLE001 - it is the result of the item
-            self._computed_at = time.monotonic()
-            result.set_exception(error)
-            return
-        done = time.monotonic()
-        self._add("compute", done - started)
-        self._room_after.acquire()
-        self._computed_at = time.monotonic()
-        self._add("blocked", self._computed_at - done)
-        self._finishers.submit(self._finish, item, computed, result)
-
     def _finish(self, item: Item, computed: Computed, result: "Future[Result]") -> None:
         started = time.monotonic()
         try:
@@ -231,7 +192,7 @@ class OverlappedStages(Generic[Item, Decoded, Computed, Result]):
 
     def _add(self, stage: str, seconds: float) -> None:
         with self._lock:
-            self._seconds[stage] = self._seconds.get(stage, 0.0) + seconds
+            self._seconds[stage] += seconds
 
 
 class _CallerPool:

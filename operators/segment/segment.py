@@ -5,7 +5,7 @@ import os
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field
@@ -29,7 +29,7 @@ from segmint.model.kernels.cpu.library import kernels_named, reason
 from segmint.operators.child import is_out_of_memory
 from segmint.operators.images import Pixels, decode_jpeg
 from segmint.operators.rows import Row, carried, gather, is_live, judged, to_rows
-from segmint.operators.schemas import FUNNEL_STEPS, MASKS_PER_IMAGE_LIMIT, SEGMENTED
+from segmint.operators.schemas import MASKS_PER_IMAGE_LIMIT, SEGMENTED
 from segmint.operators.segment.artifacts import NO_ARTIFACTS, RedactionArtifacts
 from segmint.operators.segment.numerics import (
     SEGMENTER,
@@ -70,11 +70,7 @@ class SegmentSettings:
 
 def mask_columns(generated: "GeneratedMasks") -> dict[str, Any]:
     """Convert an image's masks to values of the columns `masks` and `funnel`."""
-    counts = asdict(generated.funnel)
-    return {
-        "masks": [mask_row(record) for record in generated.records],
-        "funnel": {step: counts[step] for step in FUNNEL_STEPS},
-    }
+    return {"masks": [mask_row(record) for record in generated.records], "funnel": asdict(generated.funnel)}
 
 
 def mask_row(record: "MaskRecord") -> dict[str, Any]:
@@ -255,7 +251,7 @@ class Segment:
         timeout_s: float | None = None,
         threads: HostThreads | None = None,
     ) -> None:
-        self._set_up(settings.numerics.device, ledger, timeout_s, threads, self._find_many_watched)
+        self._set_up(settings.numerics.device, ledger, timeout_s, threads)
         self._artifacts = settings.artifacts
         # Load the model in the thread that uses it, because compiled code and captured graphs belong to their thread.
         self.generator = self._stages.on_device(functools.partial(load_generator, settings))
@@ -268,7 +264,6 @@ class Segment:
         ledger: "RowLedger | None",
         timeout_s: float | None,
         threads: HostThreads | None,
-        find_many: "Callable[[Iterator[_Decoded | None]], Iterator[RawMasks | BaseException]] | None" = None,
     ) -> None:
         self._device = device
         self._ledger = ledger
@@ -280,14 +275,12 @@ class Segment:
         self._together = threads.together
         if threads.decoders:
             sys.setswitchinterval(SWITCH_INTERVAL_S)
-        self._stages = OverlappedStages(
-            self._decode_watched, self._find_watched, self._finish_watched, threads, find_many
-        )
+        self._stages = OverlappedStages(self._decode_watched, self._find_watched, self._finish_watched, threads)
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Segment each live row and pass all other rows through."""
         rows = to_rows(table, "segment")
-        with nullcontext() if self._ledger is None else self._ledger.entry(self._spent) as entry:
+        with nullcontext() if self._ledger is None else self._ledger.entry(self._stages.seconds) as entry:
             with self._hands_over:  # one call at a time, so that the earlier one finishes first
                 started = self._submit(rows, entry)
             done = [
@@ -303,18 +296,19 @@ class Segment:
         for first in range(0, len(live), self._together):
             places = live[first : first + self._together]
             self._stages.take_room(len(places))
-            for place, task, error in _begin([(place, _SegmentTask(rows[place], entry)) for place in places]):
-                if error is None:
-                    started[place] = self._stages.start(task)
-                    continue
-                self._stages.give_room()
-                started[place] = failed = Future[Row]()
-                failed.set_exception(error)
+            begun: Iterable[tuple[Sequence[int], Exception | None]] = [(range(len(places)), None)]
+            if entry is not None:
+                begun = entry.start([rows[place]["ordinal"] for place in places])
+            for indices, error in begun:
+                for index in indices:
+                    place = places[index]
+                    if error is None:
+                        started[place] = self._stages.start(_SegmentTask(rows[place], entry))
+                        continue
+                    self._stages.give_room()
+                    started[place] = failed = Future[Row]()
+                    failed.set_exception(error)
         return started
-
-    def _spent(self) -> dict[str, float]:
-        """Return the seconds of each stage so far."""
-        return asdict(self._stages.seconds())
 
     def _decode(self, row: Row) -> tuple[Pixels, Pixels | None]:
         image, original = decode_row(row)
@@ -322,8 +316,8 @@ class Segment:
             return image, original
         return pinned(image), None if original is None else pinned(original)
 
-    def _find(self, images: tuple[Pixels, Pixels | None]) -> "RawMasks":
-        return find_frugally(self.generator, *images)
+    def _find(self, images: "Iterator[tuple[Pixels, Pixels | None] | None]") -> "Iterator[RawMasks | Exception]":
+        return self.generator.find_many(images)
 
     def _finish(self, row: Row, found: "RawMasks") -> Row:
         columns = self._artifacts.dropped(row, mask_columns(self.generator.finish(found)))
@@ -334,14 +328,8 @@ class Segment:
         with self._watched(task):
             return self._decode(task.row)
 
-    def _find_watched(self, task: "_SegmentTask", images: tuple[Pixels, Pixels | None]) -> "RawMasks":
-        with self._watched(task, owns_device=True):
-            return self._find(images)
-
-    def _find_many_watched(self, stream: "Iterator[_Decoded | None]") -> "Iterator[RawMasks | BaseException]":
+    def _find_watched(self, stream: "Iterator[_Decoded | None]") -> "Iterator[RawMasks | BaseException]":
         """Find the masks of a stream of images. Each image has its own deadline, from its start to its result."""
-        import torch
-
         begun: deque[tuple[_SegmentTask, tuple[Pixels, Pixels | None], ExitStack]] = deque()
 
         def images() -> Iterator[tuple[Pixels, Pixels | None] | None]:
@@ -353,17 +341,19 @@ class Segment:
                 yield None if decoded is None else decoded[1]
 
         try:
-            for found in self.generator.find_many(images()):
+            for found in self._find(images()):
                 task, pixels, running = begun.popleft()
                 running.close()
                 result: RawMasks | BaseException = found
                 try:
                     with self._watched(task, owns_device=True):
-                        if isinstance(found, torch.OutOfMemoryError):
+                        if isinstance(found, Exception):
+                            import torch
+
+                            if not isinstance(found, torch.OutOfMemoryError):
+                                raise found
                             torch.cuda.empty_cache()
-                            result = self._find(pixels)
-                        elif isinstance(found, Exception):
-                            raise found
+                            result = find_frugally(self.generator, *pixels)
                 except BaseException as error:  # noqa: BLE001 - it is the result of the row
                     result = error
                 yield result
@@ -419,36 +409,3 @@ class _SegmentTask(NamedTuple):
 
     row: Row
     entry: "BlockEntry | None"
-
-
-def _begin(tasks: "list[tuple[int, _SegmentTask]]") -> "Iterator[tuple[int, _SegmentTask, Exception | None]]":
-    """Record rows that start together. For each, yield its position, its task, and the error if it doesn't start.
-
-    Rows that must run alone come last. Each of them waits until this process isn't working on any other row.
-    """
-    entry = tasks[0][1].entry
-    if entry is None:
-        yield from ((place, task, None) for place, task in tasks)
-        return
-    from segmint.infra.row_ledger import BarredRowError
-
-    try:
-        replies = entry.begin_together([task.row["ordinal"] for _, task in tasks])
-    except Exception as error:  # noqa: BLE001 - a fault of these rows, as in a stage
-        yield from ((place, task, error) for place, task in tasks)
-        return
-    alone = []
-    for (place, task), reply in zip(tasks, replies, strict=True):
-        if reply.starts:
-            yield place, task, None
-        elif reply.refused is not None:
-            yield place, task, BarredRowError(reply.refused)
-        else:
-            alone.append((place, task))
-    for place, task in alone:
-        try:
-            entry.begin(task.row["ordinal"])
-        except Exception as error:  # noqa: BLE001 - a fault of this row, as in a stage
-            yield place, task, error
-        else:
-            yield place, task, None

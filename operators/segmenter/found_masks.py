@@ -1,7 +1,6 @@
 """Masks that a segmenter found in an image: checks, filters, and conversion to the columns of a row."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Annotated, Any, Self
 
 import numpy as np
@@ -67,22 +66,6 @@ class _MaskValues(BaseModel):
         return prompts
 
 
-@dataclass(frozen=True)
-class _FoundMask:
-    """A mask whose pixels and values were checked."""
-
-    values: _MaskValues
-    code: rle.Rle
-    area: int  # pixels
-    bbox: list[float]  # [x, y, w, h] as in `MASK`
-
-    @classmethod
-    def of(cls, values: _MaskValues, code: rle.Rle) -> "_FoundMask":
-        measured = {"size": list(code.size), "counts": code.counts.encode("ascii")}
-        x, y, width, height = coco.toBbox(measured).tolist()
-        return cls(values, code, int(coco.area(measured)), [x, y, width - 1, height - 1])
-
-
 def found_columns(row: Mapping[str, Any], masks: Sequence[Mask], filters: MaskFilters, source: str) -> dict[str, Any]:
     """Return the columns `masks` and `funnel` of an image, after checks and filters.
 
@@ -93,14 +76,14 @@ def found_columns(row: Mapping[str, Any], masks: Sequence[Mask], filters: MaskFi
     size = (row["height"], row["width"])
     if isinstance(masks, str | bytes | Mapping) or not isinstance(masks, Sequence):
         raise MaskError(f"with_masks got {type(masks).__name__}: expected a list of segmint.Mask")
-    found: list[_FoundMask] = []
+    found: list[Row] = []
     for place, mask in enumerate(masks):
         values = _checked(place, mask)
         if filters.min_score is None or values.score is None or values.score >= filters.min_score:
-            found.append(_FoundMask.of(values, _encoded(place, mask.pixels, size)))
+            found.append(_mask_row(values, _encoded(place, mask.pixels, size), source))
     steps = dict.fromkeys(FUNNEL_STEPS, 0)
     steps |= {"predicted": len(masks), "over_iou": len(found), "stable": len(found)}
-    found = [each for each in found if _passes_area(each, filters, size)]
+    found = [each for each in found if _passes_area(each["area"], filters, size)]
     steps |= {"under_max_area": len(found), "inside_crop": len(found)}
     if filters.nms_iou is not None:
         found = _suppressed(found, filters.nms_iou)
@@ -108,7 +91,7 @@ def found_columns(row: Mapping[str, Any], masks: Sequence[Mask], filters: MaskFi
     if filters.cleanup_area is not None:
         found = list(_cleaned(found, filters.cleanup_area, steps))
     steps["written"] = len(found)
-    columns = {"masks": [_mask_row(each, size, source) for each in found], "funnel": steps}
+    columns: dict[str, Any] = {"masks": found, "funnel": steps}
     if filters.drop_redaction_artifacts is not None:
         sizes = {name: row[name] for name in ("regions", "source_height", "source_width", "height", "width")}
         columns = RedactionArtifacts(filters.drop_redaction_artifacts).dropped(sizes, columns)
@@ -166,52 +149,51 @@ def _recoded(place: int, code: Mapping[str, Any], size: tuple[int, int]) -> rle.
     return rle.Rle(size, rle.compress(rle.decompress(checked["counts"].decode("ascii"))))
 
 
-def _passes_area(found: _FoundMask, filters: MaskFilters, size: tuple[int, int]) -> bool:
-    if found.area < (filters.min_area or 1):
+def _passes_area(area: int, filters: MaskFilters, size: tuple[int, int]) -> bool:
+    if area < (filters.min_area or 1):
         return False
-    return filters.max_area_ratio is None or found.area < filters.max_area_ratio * (size[0] * size[1])
+    return filters.max_area_ratio is None or area < filters.max_area_ratio * (size[0] * size[1])
 
 
-def _suppressed(found: Sequence[_FoundMask], threshold: float) -> list[_FoundMask]:
+def _suppressed(found: Sequence[Row], threshold: float) -> list[Row]:
     """Suppress masks by the IoU of their boxes, as between SAM's masks."""
     from segmint.model.automatic.nms import nms  # imports torch
 
-    boxes = np.array([each.bbox for each in found], np.int64).reshape(-1, 4)
+    boxes = np.array([each["bbox"] for each in found], np.int64).reshape(-1, 4)
     boxes[:, 2:] += boxes[:, :2]
-    scores = np.array([-np.inf if each.values.score is None else each.values.score for each in found], np.float32)
-    return [found[place] for place in nms(boxes, scores, threshold).tolist()]
+    scores = [-np.inf if each["predicted_iou"] is None else each["predicted_iou"] for each in found]
+    return [found[place] for place in nms(boxes, np.array(scores, np.float32), threshold).tolist()]
 
 
-def _cleaned(found: Sequence[_FoundMask], area: int, steps: dict[str, int]) -> Iterator[_FoundMask]:
+def _cleaned(found: Sequence[Row], area: int, steps: dict[str, int]) -> Iterator[Row]:
     """Clean masks as SAM's are cleaned in the profile `sa1b`, and count what changed in `steps`."""
     from segmint.model.automatic.boxes import box_of  # imports torch
     from segmint.model.automatic.candidates import MaskPatch
     from segmint.model.automatic.cleanup import clean_patch
 
     for each in found:
-        pixels = rle.decode(each.code)
-        done = clean_patch(MaskPatch.pack(pixels, box_of(pixels)), each.code.size, area, keep_largest=False)
+        height, width = each["segmentation"]["size"]
+        pixels = rle.decode(rle.Rle((height, width), each["segmentation"]["counts"]))
+        done = clean_patch(MaskPatch.pack(pixels, box_of(pixels)), (height, width), area, keep_largest=False)
         steps["holes_filled"] += done.holes
         steps["islands_removed"] += done.islands
         steps["cleaned"] += done.holes or done.islands
         if done.patch is None:
             steps["removed_by_cleanup"] += 1
         elif done.holes or done.islands:
-            yield _FoundMask.of(each.values, done.patch.encode(each.code.size))
+            yield {**each, **_measured(done.patch.encode((height, width)))}
         else:
             yield each
 
 
-def _mask_row(found: _FoundMask, size: tuple[int, int], source: str) -> Row:
-    """Convert a mask to a value of `SEGMENTED_MASK`."""
-    values = found.values
+def _mask_row(values: _MaskValues, code: rle.Rle, source: str) -> Row:
+    """Return a mask as a value of `SEGMENTED_MASK`."""
+    height, width = code.size
     return {
-        "segmentation": {"size": list(size), "counts": found.code.counts},
-        "bbox": found.bbox,
-        "area": found.area,
+        **_measured(code),
         "predicted_iou": values.score,
         "stability_score": values.stability,
-        "crop_box": [0.0, 0.0, float(size[1]), float(size[0])],
+        "crop_box": [0.0, 0.0, float(width), float(height)],
         "point_coords": [],
         "output": None,
         "label": values.label,
@@ -219,3 +201,11 @@ def _mask_row(found: _FoundMask, size: tuple[int, int], source: str) -> Row:
         "label_source": None if values.label is None else values.label_source or source,
         "prompts": values.prompts or None,
     }
+
+
+def _measured(code: rle.Rle) -> Row:
+    """Return the columns of a mask that follow from its pixels."""
+    segmentation = {"size": list(code.size), "counts": code.counts}
+    encoded = {"size": list(code.size), "counts": code.counts.encode("ascii")}
+    x, y, width, height = coco.toBbox(encoded).tolist()
+    return {"segmentation": segmentation, "bbox": [x, y, width - 1, height - 1], "area": int(coco.area(encoded))}

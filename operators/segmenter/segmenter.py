@@ -13,7 +13,15 @@ from segmint.catalogs.reasons import Reason, RejectedError
 from segmint.infra.uris import redact
 from segmint.operators.custom.contract import Mask, StageContractError, StageRow
 from segmint.operators.custom.load import StageSpec
-from segmint.operators.custom.stage import VERDICTS, CustomAlone, CustomStage, place_of, stage_rows, with_verdicts
+from segmint.operators.custom.stage import (
+    CustomAlone,
+    CustomStage,
+    Result,
+    is_fault,
+    place_of,
+    stage_rows,
+    with_verdicts,
+)
 from segmint.operators.rows import carried, to_table
 from segmint.operators.schemas import SEGMENTED
 from segmint.operators.segment.numerics import Numerics, check_release_numerics
@@ -71,23 +79,18 @@ class CustomSegmenter(CustomStage):
         self._room = threading.Semaphore(settings.threads + _WAITING)
 
     def _judged(self, rows: Sequence[StageRow], entry: "BlockEntry | None") -> Sequence[Any]:
-        """Call the segmenter. Return a future of each row's columns, or the error or verdict."""
+        """Call the segmenter. Return a future of each row's columns, or of the error or verdict."""
         judged: list[Any] = []
         for row, result in zip(rows, self._judge(rows, entry), strict=True):
-            if isinstance(result, StageRow):
-                self._room.acquire()
-                judged.append(self._encoders.submit(self._encode_and_leave, row, result, entry))
-                continue
-            if entry is not None:
-                entry.leave(row["ordinal"])
-            judged.append(result)
+            self._room.acquire()
+            judged.append(self._encoders.submit(self._encode_and_leave, row, result, entry))
         return judged
 
     def _judge_alone(self, row: StageRow, entry: "BlockEntry | None" = None) -> Any:
         (result,) = self._judge([row], entry)
-        return self._encode(row, result, entry) if isinstance(result, StageRow) else result
+        return self._encode(row, result, entry)
 
-    def _encode_and_leave(self, row: StageRow, result: StageRow, entry: "BlockEntry | None") -> Any:
+    def _encode_and_leave(self, row: StageRow, result: Result, entry: "BlockEntry | None") -> Any:
         try:
             return self._encode(row, result, entry)
         finally:
@@ -95,8 +98,10 @@ class CustomSegmenter(CustomStage):
             if entry is not None:
                 entry.leave(row["ordinal"])
 
-    def _encode(self, row: StageRow, result: StageRow, entry: "BlockEntry | None") -> dict[str, Any] | Exception:
+    def _encode(self, row: StageRow, result: Result, entry: "BlockEntry | None") -> dict[str, Any] | Exception:
         """Return the columns of a row's masks, or the error or verdict."""
+        if isinstance(result, Exception):
+            return result
         if result.masks_found is None:
             raise StageContractError(
                 f"the segmenter {self._spec.name} returned image {row['id']} without masks: it must call with_masks "
@@ -106,7 +111,7 @@ class CustomSegmenter(CustomStage):
             with self._deadline.running():
                 return found_columns(row, result.masks_found, self._settings.filters, f"model:{self._spec.sha256}")
         except Exception as error:  # noqa: BLE001 - the error is the row's result
-            if not isinstance(error, VERDICTS):
+            if is_fault(error):
                 self._end_if_unfit([row], error, entry)
             return error
 
@@ -115,8 +120,7 @@ class CustomSegmenter(CustomStage):
     ) -> pa.Table:
         done = {place: each.result() if isinstance(each, Future) else each for place, each in results.items()}
         for place, result in done.items():
-            failed = isinstance(result, Exception) and not isinstance(result, VERDICTS)
-            if failed and self._settings.rejects and entry is not None:
+            if is_fault(result) and self._settings.rejects and entry is not None:
                 done[place] = self._tried_again(rows[place], result, entry)
         if "masks" in table.column_names:
             done = {place: self._added(table, place, each) for place, each in done.items()}
@@ -162,15 +166,14 @@ class CustomSegmenter(CustomStage):
         finally:
             entry.leave(row["ordinal"])
             row.free_image()
-        if not isinstance(result, Exception) or isinstance(result, VERDICTS):
+        if not is_fault(result):
             return result
         detail = f"{type(result).__name__}: {' '.join(str(result).split())}"
         return RejectedError(Reason.STAGE_FAILED, redact(detail)[:_LONGEST_DETAIL] + place_of(result))
 
     def _passes_control(self, *, adds: bool) -> bool:
         (control,) = stage_rows(control_rows(adds=adds), with_original=self._spec.wants_original).values()
-        result = self._judge_alone(control)
-        return not isinstance(result, Exception) or isinstance(result, VERDICTS)
+        return not is_fault(self._judge_alone(control))
 
 
 class SegmenterAlone(CustomAlone, CustomSegmenter):

@@ -21,24 +21,21 @@ def list_assets(as_json: AsJson = False) -> None:
 
     Shows the path of a verified copy of each, if there is one.
     """
-    from segmint.infra.assets.resolve import describe
+    from segmint.infra.assets.known import ASSETS
+    from segmint.infra.assets.resolve import locate
 
-    found = describe()
+    found = [(asset, locate(asset.name)) for asset in ASSETS.values()]
     if as_json:
-        print_json(
-            [
-                {
-                    **{key: value for key, value in asdict(status.asset).items() if key != "sources"},
-                    "sources": [str(source) for source in status.asset.sources],
-                    "path": status.path,
-                }
-                for status in found
-            ]
-        )
+        listed = []
+        for asset, path in found:
+            values = asdict(asset)
+            del values["package"], values["url"]
+            sources = [str(source) for source in (asset.package, asset.url) if source is not None]
+            listed.append({**values, "sources": sources, "path": path})
+        print_json(listed)
         return
-    for status in found:
-        asset = status.asset
-        where = status.path or "not on this machine"
+    for asset, path in found:
+        where = path or "not on this machine"
         print_line(f"{asset.name:<12} {asset.size / 1e6:>8,.0f} MB  {asset.license:<12} {where}")
 
 
@@ -83,12 +80,12 @@ def verify(
     from segmint.infra.assets.cache import cache_folder
     from segmint.infra.assets.cache import verify as verify_file
     from segmint.infra.assets.known import ASSETS, AssetError
-    from segmint.infra.assets.resolve import describe, locate
+    from segmint.infra.assets.resolve import locate
 
     verified: dict[str, Path] = {}
     wrong: list[str] = []
     missing: list[str] = []
-    if not names and not any(each.path for each in describe()):
+    if not names and not any(map(locate, ASSETS)):
         missing.append("no known weight file is on this machine")
     for text in names or list(ASSETS):
         name, _, given = text.partition("=")

@@ -12,7 +12,7 @@ from segmint.infra.assets.known import AUTO
 from segmint.infra.errors import UsageError
 from segmint.infra.progress import Progress
 from segmint.infra.wording import counted, duration, is_terminal, listed
-from segmint.pipeline.commands.common.arguments import Device
+from segmint.pipeline.commands.common.arguments import Device, YoloNames
 from segmint.pipeline.commands.common.console import (
     exit_unless_clean,
     guarded,
@@ -106,9 +106,7 @@ def masks(
             "--boxes", metavar="FILE|FOLDER", help="COCO file, or YOLO labels with --names: one mask for each box."
         ),
     ] = None,
-    names: Annotated[
-        str | None, typer.Option(metavar="FILE", help="YAML file with the names of YOLO's classes, such as data.yaml.")
-    ] = None,
+    names: YoloNames = None,
     all_masks: Annotated[
         bool, typer.Option("--all-masks", help="Write the whole, part, and subpart per prompt, not only the best mask.")
     ] = False,

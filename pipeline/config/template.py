@@ -1,19 +1,7 @@
 """Template of the configuration that `segmint init` writes: required keys, and the most frequently changed ones."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
-
-
-@dataclass(frozen=True)
-class TemplateStart:
-    """Initial values of a new configuration. The template lists all other keys as comments with their defaults."""
-
-    name: str = "my-dataset"
-    catalog: str = "catalog.parquet"
-    output: str = "dataset"
-    licenses: Sequence[str] = ("CC0-1.0", "CC-BY-4.0")
-
 
 _TEXT = """\
 # segmint configuration. A commented-out key shows its default. To change it, remove the # before it and before the key
@@ -80,13 +68,13 @@ license:
 """
 
 
-def template(start: TemplateStart) -> str:
-    """Return the configuration as YAML text, including comments."""
+def template(name: str, catalog: str, output: str, licenses: Sequence[str]) -> str:
+    """Return a configuration as YAML text. Comments list all other keys with their defaults."""
     return _TEXT.format(
-        name=_line("name", start.name),
-        catalog=_line("catalog", start.catalog),
-        output=_line("output", start.output),
-        licenses=_line("allow", list(start.licenses)),
+        name=_line("name", name),
+        catalog=_line("catalog", catalog),
+        output=_line("output", output),
+        licenses=_line("allow", list(licenses)),
     )
 
 

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 _MADE_FROM = "made_from"
 CORRECTED = "corrected"
 """Key of a JSON file whose masks a person made or corrected."""
-_NOWHERE = (0.0, 0.0, 0.0, 0.0)
 
 
 @dataclass(frozen=True)
@@ -30,19 +29,24 @@ class MasksOrigin:
 
 
 def sa1b_document(
-    image_id: int, file_name: str, size: tuple[int, int], masks: "Sequence[PromptedMask]", origin: MasksOrigin
+    image_id: int,
+    file_name: str,
+    size: tuple[int, int],
+    masks: "Sequence[PromptedMask]",
+    origin: MasksOrigin | None = None,
 ) -> bytes:
-    """Return the SA-1B JSON of an image of `size` (height, width), with an additional key for the origin.
+    """Return the SA-1B JSON of an image of `size` (height, width). An `origin` is in an additional key.
 
     Raises `RejectedError`, like a build, if the number of masks exceeds the number of annotation ids.
     """
     check_count(len(masks))
     rows = [mask_row(mask.record) | {"point_coords": [[float(x), float(y)] for x, y in mask.points]} for mask in masks]
-    made_from = {"photograph_sha256": origin.photograph, "settings_sha256": origin.settings}
     document = json.loads(annotations_json(image_id, file_name, size, rows))
     for annotation, mask in zip(document["annotations"], masks, strict=True):
         annotation.update(mask.given)
-    return json.dumps({**document, _MADE_FROM: made_from}, separators=(",", ":")).encode("ascii") + b"\n"
+    if origin is not None:
+        document[_MADE_FROM] = {"photograph_sha256": origin.photograph, "settings_sha256": origin.settings}
+    return json.dumps(document, separators=(",", ":")).encode("ascii") + b"\n"
 
 
 @dataclass(frozen=True)
@@ -62,7 +66,7 @@ class MasksFile:
         """
         checked = [checked_rle(each["segmentation"]) for each in self.annotations]
         masks = [Rle((rle["size"][0], rle["size"][1]), rle["counts"].decode("ascii")) for rle in checked]
-        return [MaskRecord(mask, area(mask), _NOWHERE, 0.0, 0.0, _NOWHERE, (0.0, 0.0)) for mask in masks]
+        return [MaskRecord(mask, area(mask)) for mask in masks]
 
 
 def read_document(data: bytes) -> MasksFile:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from segmint.infra.assets.cache import cache_folder
 from segmint.infra.assets.known import ASSETS
+from segmint.infra.device import cores_here
 from segmint.infra.errors import UsageError
 from segmint.infra.uris import base_name, local_path, redact
 from segmint.infra.wording import counted, duration
@@ -106,7 +107,7 @@ def _speeds() -> dict[str, dict[str, float]]:
 
 
 def _key(options: MasksOptions) -> str:
-    return f"{redact(options.weights)}, {options.device}, {options.precision}, {_cpus()} CPUs"
+    return f"{redact(options.weights)}, {options.device}, {options.precision}, {cores_here()} CPUs"
 
 
 def _usual_speed(options: MasksOptions) -> Speed:
@@ -116,8 +117,4 @@ def _usual_speed(options: MasksOptions) -> Speed:
         size = local_path(options.weights).stat().st_size
     if options.device.startswith("cuda") or (options.device == "auto" and Path("/dev/nvidia0").exists()):
         return Speed(start_s=10.0, encode_s=size / 20e9, point_s=0.0005)
-    return Speed(start_s=5.0, encode_s=size / 40e6 / _cpus(), point_s=0.03 / _cpus())
-
-
-def _cpus() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return Speed(start_s=5.0, encode_s=size / 40e6 / cores_here(), point_s=0.03 / cores_here())

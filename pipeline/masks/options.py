@@ -65,23 +65,23 @@ class MasksOptions:
         """True if large photographs are scaled to the frame that a build releases."""
         return not (self.prompts_each or self.full_frame) and self.masks.profile == "sa1b"
 
-    def settings(self) -> dict[str, Any]:
-        """Return the settings that determine a photograph's masks, except for the weights, as JSON values.
+    def settings(self, weights_sha256: str) -> dict[str, Any]:
+        """Return the settings that determine a photograph's masks, as JSON values.
 
         The device isn't included, because it only affects the last bits of floating-point results.
         """
-        offset = {"masks": {"stability_score_offset": self.masks.stability_score_offset}}
+        found: dict[str, Any] = {"weights_sha256": weights_sha256, "precision": self.precision}
         if self.boxes is not None:
-            return {"precision": self.precision, "boxes": self.boxes.sha256, **offset}
+            found["boxes"] = self.boxes.sha256
         if self.prompts:
-            prompts = [str(prompt) for prompt in self.prompts]
-            return {"precision": self.precision, "prompts": prompts, "all_masks": self.all_masks, **offset}
-        frame = self.release.model_dump(mode="json", include={"short_side", "jpeg_quality"})
-        return {
-            "precision": self.precision,
-            "masks": self.masks.model_dump(mode="json", exclude={"drop_redaction_artifacts"}),
-            "release": frame if self.in_released_frame else "the photograph's own frame",
-        }
+            found |= {"prompts": [str(prompt) for prompt in self.prompts], "all_masks": self.all_masks}
+        if self.prompts_each:
+            return {**found, "masks": {"stability_score_offset": self.masks.stability_score_offset}}
+        found["masks"] = self.masks.model_dump(mode="json", exclude={"drop_redaction_artifacts"})
+        found["release"] = "the photograph's own frame"
+        if self.in_released_frame:
+            found["release"] = self.release.model_dump(mode="json", include={"short_side", "jpeg_quality"})
+        return found
 
 
 def masks_config(profile: str, overrides: Sequence[str]) -> MasksConfig:

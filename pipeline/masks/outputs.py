@@ -22,7 +22,6 @@ from segmint.infra.storage.stores import TEMPORARY_PREFIX
 from segmint.infra.uris import absolute, base_name, join, local_path, parent
 from segmint.infra.wording import counted, some
 from segmint.pipeline.masks.images import CUTOUTS, NEXT_TO, OVERLAY, Photograph, Photographs, is_local
-from segmint.pipeline.masks.options import MasksOptions
 
 _JSON = ".json"
 _LONGEST_NAME = 255  # maximum length of a file name in bytes on Linux and macOS
@@ -250,11 +249,6 @@ def _check(outputs: Outputs, images: tuple[Photograph, ...]) -> None:
 
 def _identity(name: str) -> str:
     return str(Path(absolute(str(local_path(name)))).resolve()) if is_local(name) else name
-
-
-def settings_of(options: MasksOptions, weights_sha256: str) -> dict[str, Any]:
-    """Return all settings that determine the masks, including the weights' SHA-256, as JSON values."""
-    return {"weights_sha256": weights_sha256, **options.settings()}
 
 
 def digest_of(settings: Mapping[str, Any]) -> str:

@@ -25,7 +25,7 @@ class PromptedMask:
     """Mask with the points that prompted it: one grid point, all points of a prompt, or no points for just a box."""
 
     record: MaskRecord
-    points: tuple[tuple[float, float], ...]
+    points: Sequence[tuple[float, float]]
     given: Mapping[str, Any] = field(default_factory=dict)  # the label and the prompt, as keys of the annotation
 
 

@@ -35,7 +35,6 @@ from segmint.pipeline.masks.outputs import (
     existing_files,
     open_folder,
     plan_outputs,
-    settings_of,
     sweep_temporary,
     with_kept_files,
 )
@@ -119,7 +118,6 @@ def plan(
     if options.boxes is not None:
         boxes, left_out = options.boxes.by_place([task.image.place for task in outputs.tasks])
         photographs = replace(photographs, passed_over=(*photographs.passed_over, *left_out))
-    folder = None if outputs.folder is None else Location(storage, outputs.folder)
     there = existing_files(storage, outputs)
     outputs = with_kept_files(outputs, there, lambda file: _photograph_of(storage, file))
     if options.device.startswith("cuda") or options.precision == "bf16":
@@ -130,9 +128,9 @@ def plan(
     work = Work(options, sum(overwrite or task.target not in there for task in outputs.tasks))
     announce(work)
     weights = resolve_default(options.weights, asked, "--weights")
-    settings = settings_of(options, sha256_of(weights))
-    if folder is not None:
-        open_folder(folder, outputs, there, settings, overwrite=overwrite)
+    settings = options.settings(sha256_of(weights))
+    if outputs.folder is not None:
+        open_folder(Location(storage, outputs.folder), outputs, there, settings, overwrite=overwrite)
     sweep_temporary(outputs)
     sha256 = digest_of(settings)
     return MasksPlan(
@@ -173,11 +171,11 @@ class _LazyModel:
         from segmint.model.automatic.on_device.crops import KernelError
         from segmint.pipeline.masks.predict import automatic_masks, boxed_masks, prompted_masks
 
-        if self._options.boxes is not None:
-            return boxed_masks(self.load(), frame.image, boxes, self._options)
-        if self._options.prompts:
-            return prompted_masks(self.load(), frame.image, self._options)
         predictor = self.load()
+        if self._options.boxes is not None:
+            return boxed_masks(predictor, frame.image, boxes, self._options)
+        if self._options.prompts:
+            return prompted_masks(predictor, frame.image, self._options)
         stopwatch = Stopwatch(self._work, self._start_s, self._points)
         try:
             found = automatic_masks(predictor, frame, self._options.masks, stopwatch)
@@ -208,16 +206,6 @@ def make_masks(
     return results
 
 
-@dataclass(frozen=True)
-class _PhotographFiles:
-    """Files to write for a photograph, and the result to report afterward. None marks a file that isn't written."""
-
-    result: ImageResult
-    document: bytes | None = None
-    overlay: bytes | None = None
-    cutouts: dict[str, bytes] | None = None
-
-
 class _OtherFileError(SegmintError):
     """Error for an existing file that doesn't belong to this run and must not be replaced."""
 
@@ -227,7 +215,7 @@ def _one_image(plan: MasksPlan, model: _LazyModel, task: PhotographTask) -> Imag
     if (too_long := task.too_long(plan.options.overlay, plan.options.cutouts)) is not None:
         return ImageResult(name, "refused", error=too_long)
     try:
-        files = _files_of(plan, model, task)
+        result, files = _files_of(plan, model, task)
     except RejectedError as verdict:
         return ImageResult(name, "refused", error=f"{verdict.reason}: {verdict.detail}")
     except ObjectTooLargeError as error:
@@ -242,21 +230,21 @@ def _one_image(plan: MasksPlan, model: _LazyModel, task: PhotographTask) -> Imag
         raise
     except (SegmintError, OSError, MemoryError) as error:
         return ImageResult(name, "failed", error=str(error) or "not enough memory")
-    if files.document is not None:
-        plan.storage.put(task.target, files.document)
-    if files.overlay is not None:
-        plan.storage.put(task.overlay, files.overlay)
-    if files.cutouts is not None:
-        for file in {entry.name for entry in plan.storage.list(task.cutouts)} - set(files.cutouts):
-            plan.storage.delete(join(task.cutouts, file))
-        for file, cutout in files.cutouts.items():
-            plan.storage.put(join(task.cutouts, file), cutout)
-    if files.result.cutouts is not None and not any(plan.storage.list(task.cutouts)):
-        return replace(files.result, cutouts=None)  # with no masks, the folder does not exist
-    return files.result
+    if result.cutouts is not None and files is not None:
+        for entry in plan.storage.list(task.cutouts):
+            if join(task.cutouts, entry.name) not in files:
+                plan.storage.delete(join(task.cutouts, entry.name))
+    for file, content in (files or {}).items():
+        plan.storage.put(file, content)
+    if result.cutouts is not None and not any(plan.storage.list(task.cutouts)):
+        return replace(result, cutouts=None)  # with no masks, the folder does not exist
+    return result
 
 
-def _files_of(plan: MasksPlan, model: _LazyModel, task: PhotographTask) -> _PhotographFiles:
+def _files_of(
+    plan: MasksPlan, model: _LazyModel, task: PhotographTask
+) -> tuple[ImageResult, Mapping[str, bytes] | None]:
+    """Return the result to report for a photograph, and the files to write before. None: they already exist."""
     name, options = task.image.name, plan.options
     data = plan.storage.read(name, max_bytes=ANY_SIZE.max_bytes)
     photograph = hashlib.sha256(data).hexdigest()
@@ -272,7 +260,7 @@ def _files_of(plan: MasksPlan, model: _LazyModel, task: PhotographTask) -> _Phot
     )
     is_cut = not options.cutouts or _has_cutouts(plan, task, former)
     if former is not None and (not is_drawn or is_current) and is_cut:
-        return _PhotographFiles(replace(result, masks=len(former.annotations)))
+        return replace(result, masks=len(former.annotations)), None
     from segmint.operators.photographs import decode_photograph
 
     pixels = decode_photograph(data)
@@ -289,18 +277,21 @@ def _files_of(plan: MasksPlan, model: _LazyModel, task: PhotographTask) -> _Phot
     frame = frame_of(pixels, options)
     size = (frame.image.shape[0], frame.image.shape[1])
     result = replace(result, frame=(size[1], size[0]), source=(width, height))
-    document = None
+    files: dict[str, bytes] = {}
     if former is not None:
         records, drawn_from = _records(task, former, size), former.sha256
     else:
         found = model.masks(frame, boxes)
         origin = MasksOrigin(photograph, plan.settings_sha256)
         document = sa1b_document(task.image_id, PurePosixPath(name).name, size, found, origin)
+        files[task.target] = document
         records, drawn_from = [mask.record for mask in found], hashlib.sha256(document).hexdigest()
         result = replace(result, outcome="made")
-    drawn = _drawn(frame, records, options, boxes, drawn_from) if is_drawn else None
-    cutouts = _cutouts(frame, records, drawn_from) if options.cutouts else None
-    return _PhotographFiles(replace(result, masks=len(records)), document, drawn, cutouts)
+    if is_drawn:
+        files[task.overlay] = _drawn(frame, records, options, boxes, drawn_from)
+    if options.cutouts:
+        files |= _cutouts(task, frame, records, drawn_from)
+    return replace(result, masks=len(records)), files
 
 
 def _beginning_of(plan: MasksPlan, overlay: str) -> bytes:
@@ -354,12 +345,14 @@ def _records(task: PhotographTask, former: "MasksFile", size: tuple[int, int] | 
     return records
 
 
-def _cutouts(frame: "Frame", records: "Sequence[MaskRecord]", drawn_from: str) -> dict[str, bytes]:
+def _cutouts(
+    task: PhotographTask, frame: "Frame", records: "Sequence[MaskRecord]", drawn_from: str
+) -> dict[str, bytes]:
     """Return a PNG for each nonempty mask. The name is the mask's position in the JSON, starting with 000.png."""
     from segmint.operators.overlay import cut_out, encode_png
 
     return {
-        f"{place:03}.png": encode_png(cut_out(frame.image, record.mask), drawn_from)
+        join(task.cutouts, f"{place:03}.png"): encode_png(cut_out(frame.image, record.mask), drawn_from)
         for place, record in enumerate(records)
         if record.area
     }

@@ -17,6 +17,18 @@ from segmint.model.automatic.settings import MaskSettings
 from segmint.model.sam import sam as base
 from segmint.pipeline.masks.interactive.images import Image, pixels_of
 
+_KEYS = (
+    "pred_iou_thresh",
+    "stability_score_thresh",
+    "stability_score_offset",
+    "box_nms_thresh",
+    "crop_n_layers",
+    "crop_nms_thresh",
+    "crop_overlap_ratio",
+    "min_mask_region_area",
+)
+"""Settings that have the same name and meaning in segmint."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class _GridSettings(MaskSettings):
@@ -97,16 +109,7 @@ class SamAutomaticMaskGenerator:
         """Attributes converted to segmint's settings. Raises ValueError if one is out of range."""
         if (self.points_per_side is None) == (self.point_grids is None):
             raise ValueError("expected either points_per_side or point_grids, and None for the other")
-        keys = {
-            "pred_iou_thresh": self.pred_iou_thresh,
-            "stability_score_thresh": self.stability_score_thresh,
-            "stability_score_offset": self.stability_score_offset,
-            "box_nms_thresh": self.box_nms_thresh,
-            "crop_n_layers": self.crop_n_layers,
-            "crop_nms_thresh": self.crop_nms_thresh,
-            "crop_overlap_ratio": self.crop_overlap_ratio,
-            "min_mask_region_area": self.min_mask_region_area,
-        }
+        keys = {name: getattr(self, name) for name in _KEYS}
         if self.point_grids is not None:
             grids = tuple(map(_checked_grid, self.point_grids))
             return _GridSettings.official(grids=grids, points_per_side=1, crop_n_points_downscale_factor=1, **keys)

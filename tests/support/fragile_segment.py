@@ -35,8 +35,13 @@ class FragileSegment(Segment):
         return row
 
     def _find(self, images: Any) -> Any:
-        self._happens(images, "compute")
-        return images
+        for row in images:
+            if row is not None:
+                try:
+                    self._happens(row, "compute")
+                    yield row
+                except Exception as error:  # noqa: BLE001 - the result of the row, as of the generator's images
+                    yield error
 
     def _finish(self, row: Row, found: Any) -> Row:
         self._happens(row, "finish")

@@ -33,9 +33,9 @@ SEGMENT_MUTANTS = (
     ),
     Mutant(
         "the ledger's replies go to other rows",
-        "operators/segment/segment.py",
-        "zip(tasks, replies, strict=True)",
-        "zip(tasks, replies[::-1], strict=True)",
+        "infra/row_ledger.py",
+        "in enumerate(replies):",
+        "in enumerate(replies[::-1]):",
         "tests/operators/segment/test_deaths.py",
     ),
     Mutant(

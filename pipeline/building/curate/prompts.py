@@ -14,7 +14,7 @@ from segmint.catalogs.source.normalize import normalize, open_database
 from segmint.catalogs.source.whole import WholeCatalog
 from segmint.infra.errors import UsageError
 from segmint.infra.scratch import ScratchFolder
-from segmint.infra.storage.location import Location, refuse_existing
+from segmint.infra.storage.location import Location, put_new_file, refuse_existing
 from segmint.infra.uris import only_path
 from segmint.infra.wording import counted, not_checked_lines
 from segmint.operators.annotations.boxes import BoxFile
@@ -73,8 +73,7 @@ def add_prompts(source: Location, target: Location, boxes: BoxFile, *, with_endi
                     result.prompts += len(prompts.field("prompts").flatten())
                     writer.add([pa.RecordBatch.from_arrays([*piece.columns, prompts], schema=schema)])
         result.rows, result.images = writer.rows, len(homes)
-        if not target.put_file_if_absent(path):
-            refuse_existing(target)
+        put_new_file(target, path)
     return result
 
 

@@ -1,6 +1,6 @@
 """Actor pools of stages, and those of custom stages and segmenters, which run users' code."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from ray.data import ActorPoolStrategy
@@ -41,7 +41,10 @@ class ActorPool:
 
 @dataclass(frozen=True)
 class CustomPool:
-    """Actor pool of a custom stage."""
+    """Actor pool of a custom stage, which adds masks if it has `settings`, or of a segmenter.
+
+    A segmenter is the last custom stage after `prepare`, and it has the highest number.
+    """
 
     number: int  # identifies the stage in the ledger; starts at 1
     spec: StageSpec
@@ -49,38 +52,21 @@ class CustomPool:
     pool: ActorPool
     batch_size: int | None
     timeout_s: float  # time limit per image
+    settings: SegmenterSettings | None = None
 
     def actor(self) -> type[CustomStage]:
         """Return the actors' class, named after the stage. Ray and the progress bars show this name."""
-        return type(self.spec.label, (CustomStage,), {})
+        return type(self.spec.label, (CustomStage if self.settings is None else CustomSegmenter,), {})
 
     def arguments(self, ledger: RowLedger | None) -> tuple[Any, ...]:
         """Return the arguments for constructing an actor."""
         own = None if ledger is None else ledger.of_stage(self.number)
-        return self.spec, self.batch_size, self.timeout_s, own, self.pool.num_gpus > 0
+        arguments = self.spec, self.batch_size, self.timeout_s, own, self.pool.num_gpus > 0
+        return arguments if self.settings is None else (*arguments, self.settings)
 
     def alone(self) -> type[CustomAlone]:
         """Return the class of the actor that tries a single row."""
-        return CustomAlone
-
-
-@dataclass(frozen=True)
-class SegmenterPool(CustomPool):
-    """Actor pool of a segmenter, or of a stage that adds masks after `segment`.
-
-    A segmenter is the last custom stage after `prepare`, and it has the highest number.
-    """
-
-    settings: SegmenterSettings = field(kw_only=True)
-
-    def actor(self) -> type[CustomStage]:
-        return type(self.spec.label, (CustomSegmenter,), {})
-
-    def arguments(self, ledger: RowLedger | None) -> tuple[Any, ...]:
-        return *super().arguments(ledger), self.settings
-
-    def alone(self) -> type[CustomAlone]:
-        return SegmenterAlone
+        return CustomAlone if self.settings is None else SegmenterAlone
 
 
 def pool_of(wanted: PoolConfig, smallest: int, largest: int, num_gpus: float) -> ActorPool:
@@ -90,7 +76,7 @@ def pool_of(wanted: PoolConfig, smallest: int, largest: int, num_gpus: float) ->
     return ActorPool(smallest, largest, float(wanted.num_cpus), num_gpus, calls_at_once=1)
 
 
-def custom_pools(config: Config, dataset: BuildDataset) -> tuple[tuple[CustomPool, ...], SegmenterPool | None]:
+def custom_pools(config: Config, dataset: BuildDataset) -> tuple[tuple[CustomPool, ...], CustomPool | None]:
     """Return the custom stages' pools and the segmenter's, if any, which has its smallest size.
 
     Raises `UsageError` if a stage's code has changed since the first start.
@@ -116,7 +102,7 @@ def custom_pools(config: Config, dataset: BuildDataset) -> tuple[tuple[CustomPoo
 
 def custom_pool(number: int, spec: StageSpec, stage: StageConfig) -> CustomPool:
     """Return the pool of a custom stage that makes no masks."""
-    return CustomPool(*_own_pool(number, spec, stage, stage.after))
+    return _own_pool(number, spec, stage, stage.after)
 
 
 def segmenter_pool(
@@ -125,16 +111,22 @@ def segmenter_pool(
     segmenter: StageConfig | SegmenterConfig,
     settings: SegmenterSettings,
     after: Position = "prepare",
-) -> SegmenterPool:
+) -> CustomPool:
     """Return the pool of a segmenter, or of a stage that adds masks, which has its smallest size."""
-    return SegmenterPool(*_own_pool(number, spec, segmenter, after), settings=settings)
+    return _own_pool(number, spec, segmenter, after, settings)
 
 
-def _own_pool(number: int, spec: StageSpec, stage: StageConfig | SegmenterConfig, after: Position) -> tuple[Any, ...]:
-    """Return the fields of a `CustomPool`."""
+def _own_pool(
+    number: int,
+    spec: StageSpec,
+    stage: StageConfig | SegmenterConfig,
+    after: Position,
+    settings: SegmenterSettings | None = None,
+) -> CustomPool:
     resources = stage.resources
     pool = pool_of(resources, 1, 1, resources.num_gpus)
-    return number, spec, after, pool, None if stage.batch_size == "auto" else stage.batch_size, resources.timeout_s
+    batch_size = None if stage.batch_size == "auto" else stage.batch_size
+    return CustomPool(number, spec, after, pool, batch_size, resources.timeout_s, settings)
 
 
 def _check_version(dataset: BuildDataset, spec: StageSpec, version: str | None) -> None:

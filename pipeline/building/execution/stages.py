@@ -35,7 +35,7 @@ from segmint.operators.segment.overlap import HostThreads
 from segmint.operators.segment.segment import SegmentSettings
 from segmint.pipeline.building.dataset.cpu_actors import actors_that_fit
 from segmint.pipeline.building.dataset.dataset import BuildDataset
-from segmint.pipeline.building.execution.pools import ActorPool, CustomPool, SegmenterPool, custom_pools, pool_of
+from segmint.pipeline.building.execution.pools import ActorPool, CustomPool, custom_pools, pool_of
 from segmint.pipeline.config.config import (
     FEWEST_WRITERS,
     ROWS_PER_BLOCK,
@@ -186,7 +186,7 @@ class Stages:
     gpus: GpuKind = field(default_factory=GpuKind)  # kind of GPU that workers request
     prepare_nodes: Mapping[str, str] = field(default_factory=dict)  # Ray label selector; empty: all nodes
     custom: tuple[CustomPool, ...] = ()  # custom stages, in the order of the configuration
-    segmenter: SegmenterPool | None = None  # makes the masks in place of SAM
+    segmenter: CustomPool | None = None  # makes the masks in place of SAM
     grows: bool = False  # True: the pools also use nodes that the autoscaler adds later
 
     @property
@@ -236,7 +236,7 @@ class Stages:
         """Return the number of workers per stage, for each stage whose load is measured.
 
         If segment actors run their steps in parallel threads, each step counts as a stage with the name from
-        `StageSeconds`, and each thread of the step counts as a worker.
+        `OverlappedStages.seconds`, and each thread of the step counts as a worker.
         """
         actors, threads = self.segment_pool.largest, self.segment_threads
         inside = (

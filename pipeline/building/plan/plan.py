@@ -22,10 +22,9 @@ from segmint.catalogs.source.sampling import COUNTED_BY, count_rows, has_prompts
 from segmint.infra.assets.cache import sha256_of
 from segmint.infra.assets.known import ASSETS
 from segmint.infra.assets.resolve import resolve
-from segmint.infra.device import Compute, resolve_compute
+from segmint.infra.device import Compute, cores_here, resolve_compute
 from segmint.infra.errors import UsageError
 from segmint.infra.peak import measure_peak
-from segmint.infra.ray_session import cores_here
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.model.cost import image_cost

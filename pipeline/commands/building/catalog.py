@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from segmint.pipeline.commands.common.arguments import AsJson, Catalog, Config, build_of, storage_of
+from segmint.pipeline.commands.common.arguments import AsJson, Catalog, Config, YoloNames, build_of, storage_of
 from segmint.pipeline.commands.common.console import (
     exit_unless_clean,
     guarded,
@@ -236,9 +236,7 @@ def prompts(
     yolo: Annotated[
         str | None, typer.Option(metavar="FOLDER", help="Folder of YOLO's label files, one for each image.")
     ] = None,
-    names: Annotated[
-        str | None, typer.Option(metavar="FILE", help="YAML file with the names of YOLO's classes, such as data.yaml.")
-    ] = None,
+    names: YoloNames = None,
     config: Config = None,
     as_json: AsJson = False,
 ) -> None:

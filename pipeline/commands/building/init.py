@@ -8,15 +8,15 @@ import typer
 from segmint.infra.errors import UsageError
 from segmint.infra.uris import LOCAL, local_path, scheme
 from segmint.pipeline.commands.common.console import guarded, print_line, print_next
-from segmint.pipeline.config.template import TemplateStart, template
+from segmint.pipeline.config.template import template
 
 
 @guarded
 def init(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="Configuration file to write.")] = Path("build.yaml"),
-    name: Annotated[str, typer.Option(help="Name of the dataset.")] = TemplateStart.name,
-    catalog: Annotated[str, typer.Option(metavar="URI", help="Path or URI of the catalog.")] = TemplateStart.catalog,
-    output: Annotated[str, typer.Option(metavar="URI", help="Dataset folder or bucket prefix.")] = TemplateStart.output,
+    name: Annotated[str, typer.Option(help="Name of the dataset.")] = "my-dataset",
+    catalog: Annotated[str, typer.Option(metavar="URI", help="Path or URI of the catalog.")] = "catalog.parquet",
+    output: Annotated[str, typer.Option(metavar="URI", help="Dataset folder or bucket prefix.")] = "dataset",
     licenses: Annotated[
         list[str] | None,
         typer.Option("--license", metavar="ID", help="License that images may have; repeatable."),
@@ -29,7 +29,7 @@ def init(
     from segmint.pipeline.config.config import Config
     from segmint.pipeline.config.yaml_file import check, parse_yaml
 
-    text = template(TemplateStart(name, catalog, output, tuple(licenses or TemplateStart.licenses)))
+    text = template(name, catalog, output, licenses or ("CC0-1.0", "CC-BY-4.0"))
     check(parse_yaml(text, str(file)), Config)
     try:
         with file.open("x", encoding="utf-8") as opened:

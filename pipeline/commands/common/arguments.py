@@ -15,6 +15,16 @@ Overrides = Annotated[
 ]
 Catalog = Annotated[str, typer.Argument(metavar="CATALOG", help="Path or URI of the catalog.")]
 Dataset = Annotated[str, typer.Argument(metavar="DATASET", help="Dataset folder or bucket prefix.")]
+DatasetOrFolder = Annotated[
+    str, typer.Argument(metavar="DATASET|FOLDER", help="Dataset, or local folder of photographs with masks.")
+]
+YoloNames = Annotated[
+    str | None, typer.Option(metavar="FILE", help="YAML file with the names of YOLO's classes, such as data.yaml.")
+]
+Ignore = Annotated[
+    list[int] | None,
+    typer.Option("--ignore", metavar="N", help="Number in label maps to ignore, besides 0; repeatable."),
+]
 Config = Annotated[
     str | None,
     typer.Option("--config", metavar="CONFIG", help="Take storage options from this build configuration."),

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from segmint.pipeline.commands.common.arguments import AsJson, Config, DryRun, Yes, storage_of
+from segmint.pipeline.commands.common.arguments import AsJson, Config, DryRun, Ignore, Yes, storage_of
 from segmint.pipeline.commands.common.console import confirmation, guarded, print_revision
 from segmint.pipeline.commands.common.extras import needs
 
@@ -45,10 +45,7 @@ def import_(
         str,
         typer.Option(metavar="BY", help="Match file names to images by number (sa_17.jpg), image-id, or uri."),
     ] = "number",
-    ignore: Annotated[
-        list[int] | None,
-        typer.Option("--ignore", metavar="N", help="Number in label maps to ignore, besides 0; repeatable."),
-    ] = None,
+    ignore: Ignore = None,
     dry_run: DryRun = False,
     yes: Yes = False,
     config: Config = None,

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from segmint.pipeline.commands.common.arguments import Browser, Config, Device, Port, storage_of
+from segmint.pipeline.commands.common.arguments import Browser, Config, DatasetOrFolder, Device, Port, storage_of
 from segmint.pipeline.commands.common.console import guarded, print_line, print_message
 from segmint.pipeline.commands.common.extras import needs
 
@@ -16,9 +16,7 @@ from segmint.pipeline.commands.common.extras import needs
 @guarded
 @needs("web")
 def annotate(
-    dataset: Annotated[
-        str, typer.Argument(metavar="DATASET|FOLDER", help="Dataset, or local folder of photographs with masks.")
-    ],
+    dataset: DatasetOrFolder,
     stage: Annotated[
         Literal["assisted", "semi", "rate"],
         typer.Option(

@@ -8,7 +8,7 @@ import typer
 
 from segmint.infra.errors import UsageError
 from segmint.operators.evaluate.settings import FirstClick, PointsSettings, SeveralClicks
-from segmint.pipeline.commands.common.arguments import AsJson, Config, Device, Select, build_of
+from segmint.pipeline.commands.common.arguments import AsJson, Config, Device, Ignore, Select, build_of
 from segmint.pipeline.commands.common.console import guarded, print_checked
 from segmint.pipeline.commands.common.extras import needs
 from segmint.pipeline.engine.evaluate.kinds import TruthSelection
@@ -34,10 +34,6 @@ Images = Annotated[
     typer.Option("--images", metavar="DIR", help="Folder with the files' images; once for all, or once for each."),
 ]
 ChosenMasks = Annotated[TruthSelection, typer.Option("--truth", help="Masks of a dataset to use as ground truth.")]
-Ignore = Annotated[
-    list[int] | None,
-    typer.Option("--ignore", metavar="N", help="Number in label maps to ignore, besides 0; repeatable."),
-]
 WeightsNames = Annotated[
     list[str] | None,
     typer.Option(

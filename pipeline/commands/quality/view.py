@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from segmint.pipeline.commands.common.arguments import Browser, Config, Port, storage_of
+from segmint.pipeline.commands.common.arguments import Browser, Config, DatasetOrFolder, Port, storage_of
 from segmint.pipeline.commands.common.console import guarded, print_line, print_message
 from segmint.pipeline.commands.common.extras import needs
 
@@ -17,9 +17,7 @@ if TYPE_CHECKING:
 @guarded
 @needs("web")
 def view(
-    dataset: Annotated[
-        str, typer.Argument(metavar="DATASET|FOLDER", help="Dataset, or local folder of photographs with masks.")
-    ],
+    dataset: DatasetOrFolder,
     port: Port = 0,
     browser: Browser = True,
     config: Config = None,

@@ -221,14 +221,13 @@ class MaskGenerator(base.MaskGenerator):
         The image may be a path, a URI, a Pillow image, or an array; see `pixels_of`. The base class describes
         `original`. Raises `ImageError` if the image has any other type or can't be read.
         """
-        pixels = pixels_of(image)
         with ExitStack() as stack:
             report = None
             if progress:
                 bar = stack.enter_context(Progress(interval_s=_LINE_S))
                 report = _points_of(bar)
                 bar.stage("points")
-            found = self.find(pixels, None if original is None else pixels_of(original, "original"), report)
+            found = self.find(image, original, report)
         generated = self.finish(found)
         return ImageMasks(generated.records, generated.funnel, image)
 

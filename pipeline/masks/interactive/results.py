@@ -17,11 +17,11 @@ from torch import Tensor
 from segmint.model.automatic.records import MaskRecord
 from segmint.model.sam.predictor import PromptMasks
 from segmint.operators.overlay import cut_out, draw_overlay, encode_png
-from segmint.operators.segment.segment import check_count, mask_row
-from segmint.operators.shards.files import annotations_json
+from segmint.pipeline.masks.document import sa1b_document
 from segmint.pipeline.masks.interactive.images import Image, ImageError, Pixels, describe, pixels_of
 from segmint.pipeline.masks.interactive.show import MasksWithImage, show
 from segmint.pipeline.masks.outputs import image_id
+from segmint.pipeline.masks.predict import PromptedMask
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -151,12 +151,8 @@ class ImageMasks(MasksWithImage):
     def _document(self) -> bytes:
         is_named = isinstance(self.source, (str, os.PathLike)) or bool(getattr(self.source, "filename", ""))
         name = Path(describe(self.source)).name if is_named else "image"
-        check_count(len(self))
-        rows = [
-            mask_row(record) | {"point_coords": [list(point) for point in points]}
-            for record, points in zip(self, self._points(), strict=True)
-        ]
-        return annotations_json(image_id(name), name, self._size(), rows) + b"\n"
+        masks = [PromptedMask(*each) for each in zip(self, self._points(), strict=True)]
+        return sa1b_document(image_id(name), name, self._size(), masks)
 
     def __repr__(self) -> str:
         if self.error is not None:

@@ -107,7 +107,7 @@ def records_of(masks: Any, size: tuple[int, int]) -> list[MaskRecord]:
                 f"mask {number} is {rle.size[1]} x {rle.size[0]} pixels, but the image is {size[1]} x {size[0]}: "
                 "expected masks of this image"
             )
-        found.append(mask if isinstance(mask, MaskRecord) else _record(rle))
+        found.append(mask if isinstance(mask, MaskRecord) else MaskRecord(rle, area(rle)))
     return found
 
 
@@ -129,11 +129,6 @@ def _rle(mask: Any, number: int) -> Rle:
         given = f"an array {pixels.shape} of {pixels.dtype}" if pixels.dtype != object else f"a {type(mask).__name__}"
         raise ValueError(f"mask {number} is {given}: expected a record, or a bool array (height, width)")
     return encode(pixels.astype(bool))
-
-
-def _record(rle: Rle) -> MaskRecord:
-    nowhere = (0.0, 0.0, 0.0, 0.0)
-    return MaskRecord(rle, area(rle), nowhere, 0.0, 0.0, nowhere, (0.0, 0.0))
 
 
 def _points(points: ArrayLike | None, labels: ArrayLike | None) -> Sequence[tuple[float, float, int]]:

@@ -129,11 +129,10 @@ def _masks_of(tables: DatasetTables, rows: Iterable[Mapping[str, Any]]) -> dict[
         "WHERE list_contains(?::BIGINT[], shard) AND list_contains(?::BIGINT[], ordinal)",
         [sorted({row["shard"] for row in rows}), sorted(row["ordinal"] for row in rows)],
     )
-    unused = (0.0, 0.0, 0.0, 0.0)  # drawing only needs a mask's pixels and area
     for row in table.to_pylist():
         height, width = row["segmentation"]["size"]
         rle = Rle((height, width), row["segmentation"]["counts"])
-        found.setdefault(row["ordinal"], []).append(MaskRecord(rle, row["area"], unused, 0.0, 0.0, unused, unused[:2]))
+        found.setdefault(row["ordinal"], []).append(MaskRecord(rle, row["area"]))
     return found
 
 

@@ -11,7 +11,7 @@ import pytest
 from benchmarks.building.segment_overlap import SleepingSegment, idle_share, measure_idle, repeated, timed_launches
 from segmint.infra.ray_session import Cluster
 from segmint.operators.segment import overlap
-from segmint.operators.segment.overlap import HostThreads, StageSeconds
+from segmint.operators.segment.overlap import STAGES, HostThreads
 
 IMAGES = 12
 BESIDE = {"compute": "decode", "finish": "compute"}
@@ -87,5 +87,5 @@ def test_operations_are_timed_while_another_thread_works() -> None:
 
 
 def test_the_idle_share_is_the_time_without_computing() -> None:
-    assert idle_share(StageSeconds(compute=6, idle=1, blocked=3)) == pytest.approx(0.4)
-    assert idle_share(StageSeconds()) == 0
+    assert idle_share({"compute": 6, "idle": 1, "blocked": 3}) == pytest.approx(0.4)
+    assert idle_share(dict.fromkeys(STAGES, 0.0)) == 0

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from segmint.infra.assets.cache import CACHE_VARIABLE
 from segmint.infra.assets.known import ASSETS, Asset
 
 CONTENT = b"weights of a very small model"
@@ -16,7 +17,6 @@ SMALL = Asset(
     sha256=hashlib.sha256(CONTENT).hexdigest(),
     size=len(CONTENT),
     license="CC0-1.0",
-    sources=(),
 )
 
 
@@ -36,11 +36,18 @@ def small() -> Asset:
 def known(monkeypatch: pytest.MonkeyPatch):
     """Registers the small asset with the sources given."""
 
-    def register(*sources) -> None:
-        monkeypatch.setitem(ASSETS, "small", replace(SMALL, sources=tuple(sources)))
+    def register(**sources) -> None:
+        monkeypatch.setitem(ASSETS, "small", replace(SMALL, **sources))
 
     register()
     return register
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache folder, which doesn't exist yet."""
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "of user" / "cache"))
+    return tmp_path / "of user" / "cache"
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """Segment actors that really die with several rows in flight: whose rows are suspects, and what becomes of the rest."""
 
-from collections.abc import Iterator
-from types import SimpleNamespace
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -9,7 +8,7 @@ import pytest
 import ray
 
 from segmint.infra.ray_session import Cluster
-from segmint.infra.row_ledger import RowLedger, StartReply
+from segmint.infra.row_ledger import BlockEntry, RowLedger, StartReply
 from segmint.operators.rows import Row, to_table
 from segmint.operators.schemas import PREPARED
 from tests.support.fragile_segment import THREADS, FragileSegment
@@ -113,16 +112,16 @@ def test_one_deadly_row_among_a_thousand_isolates_only_the_rows_in_flight_with_i
     assert [row["ordinal"] for row in out if row["masks"] is None] == [500]
 
 
-class _Entry:
-    """In place of a block's entry: it notes the calls, and the most rows in flight."""
+class _Entry(BlockEntry):
+    """In place of a block's entry, without an actor: it notes the calls, and the most rows in flight."""
 
     def __init__(self) -> None:
         self.calls: list[list[int]] = []
         self.begun: set[int] = set()
         self.most = 0
 
-    def begin_together(self, ordinals: list[int]) -> list[StartReply]:
-        self.calls.append(ordinals)
+    def begin_together(self, ordinals: Sequence[int]) -> list[StartReply]:
+        self.calls.append(list(ordinals))
         self.begun.update(ordinals)
         self.most = max(self.most, len(self.begun))
         return [StartReply(starts=True)] * len(ordinals)
@@ -150,8 +149,8 @@ def test_rows_in_progress_are_over_when_the_stream_of_the_device_fails() -> None
     entry: Any = _Entry()
     rows: list[Row] = [{"ordinal": o, "image_id": "well", "reason": None, "fault": None} for o in range(8)]
     segment = FragileSegment(None)
-    segment._set_up("cuda", None, 600, THREADS, segment._find_many_watched)
-    segment.generator = SimpleNamespace(find_many=fails)  # type: ignore[assignment]
+    segment._set_up("cuda", None, 600, THREADS)
+    segment._find = fails  # type: ignore[method-assign]
     for future in segment._submit(rows, entry):
         assert future is not None
         with pytest.raises(ValueError, match="a bug"):

@@ -11,9 +11,9 @@ from segmint.infra.storage.storage import Storage
 from segmint.operators.segment.mask_config import MasksConfig
 from segmint.pipeline.masks.images import Photograph, Photographs
 from segmint.pipeline.masks.options import MasksOptions
-from segmint.pipeline.masks.outputs import RECORD, digest_of, open_folder, plan_outputs, settings_of
+from segmint.pipeline.masks.outputs import RECORD, digest_of, open_folder, plan_outputs
 
-SETTINGS = settings_of(MasksOptions(), "1" * 64)
+SETTINGS = MasksOptions().settings("1" * 64)
 
 
 def reservation(folder, settings=SETTINGS, overwrite=False):
@@ -35,7 +35,7 @@ def test_the_first_run_records_settings_and_the_next_goes_on(tmp_path):
 def test_other_settings_and_weights_are_refused_by_name_unless_overwritten(tmp_path):
     reservation(tmp_path)
     before = (tmp_path / RECORD).read_bytes()
-    other = settings_of(MasksOptions(MasksConfig(points_per_side=8)), "2" * 64)
+    other = MasksOptions(MasksConfig(points_per_side=8)).settings("2" * 64)
     with pytest.raises(UsageError) as refused:
         reservation(tmp_path, other)
     assert re.search(r"masks\.points_per_side: 32 before, 8 now", str(refused.value))

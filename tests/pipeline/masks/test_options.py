@@ -92,8 +92,8 @@ def test_a_device_that_exists_nowhere_is_refused():
 
 
 def test_settings_hold_what_decides_masks_and_nothing_else():
-    plain = MasksOptions().settings()
-    assert MasksOptions(overlay=True, device="cuda", weights="vit_b").settings() == plain
+    plain = MasksOptions().settings("1" * 64)
+    assert MasksOptions(overlay=True, device="cuda", weights="vit_b").settings("1" * 64) == plain
     smaller = ReleaseConfig(short_side=100)
     for other in (
         MasksOptions(MasksConfig(points_per_side=8)),
@@ -104,6 +104,6 @@ def test_settings_hold_what_decides_masks_and_nothing_else():
         MasksOptions(prompts=(PhotographPrompt(((1, 2, 1),)),)),
         MasksOptions(prompts=(PhotographPrompt(((1, 2, 1),)),), all_masks=True),
     ):
-        assert other.settings() != plain
+        assert other.settings("1" * 64) != plain
     official = MasksConfig(profile="official")
-    assert MasksOptions(official, release=smaller).settings() == MasksOptions(official).settings()
+    assert MasksOptions(official, release=smaller).settings("1" * 64) == MasksOptions(official).settings("1" * 64)
