@@ -7,7 +7,7 @@ from typing import Any
 from PIL import Image
 
 from segmint.infra.storage.location import Location
-from segmint.operators.annotations.boxes import read_yolo_settings
+from segmint.operators.annotations.boxes import label_lines, read_yolo_settings
 from segmint.operators.annotations.coco import fill_polygons
 from segmint.operators.annotations.folder import read_files
 from segmint.operators.annotations.image import AnnotatedImage, AnnotatedMask, Size, UnreadableMaskError, label_text
@@ -69,10 +69,7 @@ def read_yolo_labels(
     listed and skipped.
     """
     image = AnnotatedImage(name, None, size)
-    for number, line in enumerate(data.decode("utf-8-sig", "replace").splitlines(), 1):
-        if not line.strip():
-            continue
-        kind, *shares = line.split()
+    for number, (kind, *shares) in label_lines(data):
         try:
             label = class_name(kind, labels)
             rle = fill_polygons([[float(share) for share in shares]], size, through_centers, whole=1)

@@ -5,11 +5,11 @@ from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from segmint.catalogs.dataset.foreign import ListedImage, LooseFile
+from segmint.catalogs.dataset.foreign import ForeignFile, ListedImage
 from segmint.catalogs.findings import Code, FindingCollector, FindingLocation
 from segmint.infra.storage.location import Location
 from segmint.infra.uris import base_name
-from segmint.operators.annotations.coco import coco_image, coco_key
+from segmint.operators.annotations.coco import CocoKey, coco_entries, coco_image, coco_key
 from segmint.operators.annotations.image import AnnotatedImage, id_number, label_text, mapping
 
 _SPLIT = re.compile("(?<![a-z])(train|val|test)")
@@ -25,9 +25,10 @@ class PictureFolder:
     sizes: Mapping[str, int]
     seen: set[tuple[str, str]] = field(default_factory=set)
 
-    def file(self, name: str) -> LooseFile | None:
+    def file(self, name: str) -> ForeignFile | None:
         """Return the file with this name relative to the folder, or None if there is none, as for names with `..`."""
-        return LooseFile(name, self.sizes[name]) if name in self.sizes else None
+        size = self.sizes.get(name)
+        return None if size is None else ForeignFile(name, (self.folder / name).uri, size)
 
     def image(self, name: str, file: str, split: str, **more: Any) -> ListedImage:
         """Return an image of this folder for a file that lists it. `more` are its other fields."""
@@ -74,14 +75,14 @@ def list_coco(
     Annotations without a unique image are reported and left out.
     """
     place = FindingLocation(file)
-    images: dict[int | str, tuple[AnnotatedImage, Mapping[str, Any]]] = {}
+    images: dict[CocoKey, tuple[AnnotatedImage, Mapping[str, Any]]] = {}
     names: set[str] = set()
-    unnamed: set[int | str | None] = set()
-    for number, value in enumerate(document["images"], 1):
-        entry = mapping(value)
-        image, id = coco_image(entry, lambda _: None), coco_key(entry.get("id"))
+    unnamed: set[CocoKey | None] = set()
+    for number, entry, id in coco_entries(document, "images", "id"):
+        image = coco_image(entry)
         if image is None or id is None:
-            findings.add(place.finding(Code.BAD_JSON, "an id and a file_name", _short(value), f"image number {number}"))
+            found = _short(document["images"][number - 1])
+            findings.add(place.finding(Code.BAD_JSON, "an id and a file_name", found, f"image number {number}"))
             unnamed.add(id)
         elif id in images or image.name in names:
             found = f"another image with the id {id} or the name {image.name}"
@@ -116,15 +117,14 @@ def list_coco(
 
 def _annotations(
     document: Mapping[str, Any], images: Container[Any], place: FindingLocation, findings: FindingCollector
-) -> dict[int | str, list[Mapping[str, Any]]]:
+) -> dict[CocoKey, list[Mapping[str, Any]]]:
     """Return the annotations of each image. Report those without an image, and wrong ids and categories."""
     listed = document.get("categories")
     categories = {coco_key(mapping(each).get("id")) for each in listed} if isinstance(listed, list) else set()
-    found: dict[int | str, list[Mapping[str, Any]]] = {}
+    found: dict[CocoKey, list[Mapping[str, Any]]] = {}
     ids: set[int] = set()
-    for number, value in enumerate(document["annotations"], 1):
-        entry = mapping(value)
-        own, id = id_number(entry.get("id")), coco_key(entry.get("image_id"))
+    for number, entry, id in coco_entries(document, "annotations", "image_id"):
+        own = id_number(entry.get("id"))
         where = f"annotation number {number}" if own is None else f"mask {own}"
         if id is None or id not in images:
             expected = "the image_id of an image in the file"

@@ -255,7 +255,7 @@ def open_foreign_audit(dataset: Location, options: AuditOptions) -> Iterator[tup
         searcher = _search_plan(None, dataset.storage, options).searcher()
         search = ForeignSearch(searcher, options.privacy_sample, options.regions, options.pictures)
     with open_tables(dataset, given=given) as tables:
-        report = audit_foreign(tables, dataset.storage, options.sample, search)
+        report = audit_foreign(tables, options.sample, search)
         yield replace(report, dataset=str(given)), tables
 
 

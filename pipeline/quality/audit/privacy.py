@@ -84,8 +84,11 @@ class Searcher:
     with_pictures: bool
     _one: threading.Lock = field(default_factory=threading.Lock, init=False)
 
-    def search(self, row: Row, image: Pixels) -> SearchResult:
-        """Search a released image, (H, W, 3) uint8 RGB. `row` is its row in `images`."""
+    def search(self, row: Row, image: Pixels, stem: str | None = None) -> SearchResult:
+        """Search a released image, (H, W, 3) uint8 RGB. `row` is its row in `images`. Names of crops begin with `stem`.
+
+        By default, that is the image's name in the dataset.
+        """
         searched: list[Detector] = []
         found: list[RemainingDetection] = []
         failures: dict[tuple[str, str], str] = {}
@@ -101,14 +104,14 @@ class Searcher:
                     searched.append(detector)
         found = merge_found(found, searched)
         shown = [each for each in found if not each.is_explained or each.is_unconfirmed] if self.with_pictures else []
-        pictures = self._pictures(image, shown)
+        pictures = self._pictures(image, shown, stem or image_stem(row["id"]))
         return SearchResult(tuple(found), pictures, failures)
 
-    def _pictures(self, image: Pixels, left: Sequence[RemainingDetection]) -> dict[str, bytes]:
+    def _pictures(self, image: Pixels, left: Sequence[RemainingDetection], stem: str) -> dict[str, bytes]:
         """Crop the image around each region. If the audit has its own detectors, the crops show the regions blurred."""
         shown = cutouts(image, left) if self.given else (picture(image, each) for each in left)
         names = [
-            f"{image_stem(each.id)}_{index}_{each.kind}{'_unconfirmed' * each.is_unconfirmed}.jpg"
+            f"{stem}_{index}_{each.kind}{'_unconfirmed' * each.is_unconfirmed}.jpg"
             for index, each in enumerate(left, 1)
         ]
         return dict(zip(names, shown, strict=True))

@@ -11,14 +11,13 @@ from pathlib import Path
 
 from segmint.catalogs.dataset.foreign import JPEGS, ForeignShard
 from segmint.catalogs.dataset.manifest import is_dataset
-from segmint.catalogs.dataset.tables import MEMORY_LIMIT, DatasetTables, Foreign, TableFile, open_committed
-from segmint.catalogs.findings import Code, Finding, FindingCollector, FindingLocation
+from segmint.catalogs.dataset.tables import MEMORY_LIMIT, DatasetTables, TableFile, open_committed
+from segmint.catalogs.findings import Code, Finding, FindingLocation
 from segmint.catalogs.layout import MANIFEST
 from segmint.infra.errors import UsageError
 from segmint.infra.progress import track
 from segmint.infra.scratch import ScratchFolder
 from segmint.infra.storage.location import Location
-from segmint.infra.wording import counted, some
 from segmint.operators.foreign.layouts import ForeignData, find_layout
 from segmint.operators.foreign.measure import MeasuredShard, measure_shard
 from segmint.operators.schemas import SCHEMAS
@@ -56,16 +55,15 @@ def open_tables(
 
 
 def _open_foreign(given: ForeignData, memory_limit: str, folder: ScratchFolder, alone_s: float) -> DatasetTables:
-    files: dict[str, list[TableFile]] = {kind: [] for kind in (*SCHEMAS, "jpegs")}
-    layout = find_layout(given)
-    findings = FindingCollector()
-    images = boxes_alone = without_labels = 0
-    with closing(_measured(given.data, layout.shards, Path(folder.name), alone_s)) as shards:
+    schemas = {**SCHEMAS, "jpegs": JPEGS}
+    files: dict[str, list[TableFile]] = {kind: [] for kind in schemas}
+    foreign, found = find_layout(given)
+    images = 0
+    with closing(_measured(given.data, found, Path(folder.name), alone_s)) as shards:
         for measured in track(shards, "shards"):
             images += measured.images
-            boxes_alone += measured.boxes_alone
-            without_labels += measured.without_labels
-            findings.extend(measured.findings)
+            foreign.boxes += measured.boxes
+            foreign.findings.extend(measured.findings)
             for kind, file in measured.files.items():
                 files[kind].append(file)
     if not images:
@@ -73,17 +71,9 @@ def _open_foreign(given: ForeignData, memory_limit: str, folder: ScratchFolder, 
             f"{given} is not a dataset: it contains neither {MANIFEST}, nor images in the layout of COCO (a JSON "
             "file), YOLO (data.yaml), or SA-1B (JPEG and JSON pairs, loose or in tars). Check the path"
         )
-    findings.extend(layout.findings)
-    notes = []
-    if layout.ignored:
-        notes.append(f"not checked, because they aren't COCO files: {some(layout.ignored)}")
-    if without_labels:
-        notes.append(f"{counted(without_labels, 'image')} without a label file, which YOLO reads as empty images")
-    schemas = {**SCHEMAS, "jpegs": JPEGS}
-    foreign = Foreign(layout.kind, findings, boxes_alone, tuple(notes))
     tables = DatasetTables(given.data, files, schemas, folder, memory_limit, foreign)
-    if layout.kind == "sa1b":  # the ids of others only need to be unique in a file
-        findings.extend(_duplicates(tables))
+    if foreign.kind == "sa1b":  # the ids of others only need to be unique in a file
+        foreign.findings.extend(_duplicates(tables))
     return tables
 
 
