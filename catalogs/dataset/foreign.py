@@ -76,7 +76,6 @@ class ListedImage:
     - `annotations`: the annotations of a COCO file. Those of a pair and of YOLO are in `labels` instead.
     - `labels`: the image's own file with annotations, or None if it doesn't exist.
     - `license`, `source_url`: what the file says about the image, if anything.
-    - `repeats`: whether an earlier image of the same split has the same picture.
     """
 
     name: str
@@ -89,7 +88,6 @@ class ListedImage:
     labels: ForeignFile | None = None
     license: str | None = None
     source_url: str | None = None
-    repeats: bool = False
 
 
 @dataclass(frozen=True)
@@ -153,8 +151,7 @@ def list_shards(
 
 def kind_of(name: str) -> str | None:
     """Return `jpeg` or `json`, depending on a file name's extension, or None for any other file."""
-    dot = name.rfind(".")
-    return _ENDINGS.get(name[dot:].lower()) if dot >= 0 else None
+    return _ENDINGS.get(name[name.rfind(".") :].lower())
 
 
 def read_file(storage: Storage, file: ForeignFile, most: int) -> bytes:

@@ -169,8 +169,9 @@ def finite_numbers(value: Any, count: int) -> Numbers | None:
     """Return a list of `count` finite numbers, or None for anything else."""
     if not isinstance(value, list) or len(value) != count:
         return None
-    found = [finite_number(each) for each in value]
-    return [float(each) for each in found if each is not None] if None not in found else None
+    if any(finite_number(each) is None for each in value):
+        return None
+    return [float(each) for each in value]
 
 
 def is_inside(box: Numbers, size: tuple[int, int]) -> bool:

@@ -1,8 +1,9 @@
 """Lists the images of a COCO file, with their annotations, and reports entries that contradict each other."""
 
 import re
-from collections.abc import Container, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Callable, Container, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from segmint.catalogs.dataset.foreign import ForeignFile, ListedImage
@@ -17,13 +18,12 @@ _NAMES_COMPARED = 100
 _LONGEST = 60  # characters of a value in a finding
 
 
-@dataclass
+@dataclass(frozen=True)
 class PictureFolder:
-    """Files below a folder: their sizes in bytes by name. `seen` contains each listed picture with its split."""
+    """Files below a folder: their sizes in bytes by name."""
 
     folder: Location
     sizes: Mapping[str, int]
-    seen: set[tuple[str, str]] = field(default_factory=set)
 
     def file(self, name: str) -> ForeignFile | None:
         """Return the file with this name relative to the folder, or None if there is none, as for names with `..`."""
@@ -32,10 +32,7 @@ class PictureFolder:
 
     def image(self, name: str, file: str, split: str, **more: Any) -> ListedImage:
         """Return an image of this folder for a file that lists it. `more` are its other fields."""
-        picture = self.file(name)
-        repeats = picture is not None and (split, name) in self.seen
-        self.seen.add((split, name))
-        return ListedImage(name, self.folder.uri, picture, file, split, repeats=repeats, **more)
+        return ListedImage(name, self.folder.uri, self.file(name), file, split, **more)
 
     def start_of(self, names: list[str], split: str) -> str:
         """Return what to put before the names in a COCO file to get those of the most files in this folder.
@@ -45,12 +42,12 @@ class PictureFolder:
         wanted: dict[str, list[str]] = {}
         for name in names[:_NAMES_COMPARED]:
             wanted.setdefault(base_name(name), []).append(name)
-        starts: dict[str, int] = {}
-        for file in self.sizes:
-            for name in wanted.get(base_name(file), ()):
-                if f"/{file}".endswith(f"/{name}"):
-                    start = file[: len(file) - len(name)]
-                    starts[start] = starts.get(start, 0) + 1
+        starts = Counter(
+            file.removesuffix(name)
+            for file in self.sizes
+            for name in wanted.get(base_name(file), ())
+            if f"/{file}".endswith(f"/{name}")
+        )
         usual = [start for start, names in starts.items() if 2 * names >= max(starts.values())]
         return max(usual, key=lambda start: (split in start, starts[start], -len(start), start), default="")
 
@@ -78,32 +75,36 @@ def list_coco(
     images: dict[CocoKey, tuple[AnnotatedImage, Mapping[str, Any]]] = {}
     names: set[str] = set()
     unnamed: set[CocoKey | None] = set()
+
+    def report(code: Code, where: str, expected: str, found: str, mask: int | None = None) -> None:
+        findings.add(place.finding(code, expected, found, where, mask=mask))
+
     for number, entry, id in coco_entries(document, "images", "id"):
         image = coco_image(entry)
+        where = f"image number {number}"
         if image is None or id is None:
-            found = _short(document["images"][number - 1])
-            findings.add(place.finding(Code.BAD_JSON, "an id and a file_name", found, f"image number {number}"))
+            report(Code.BAD_JSON, where, "an id and a file_name", _short(document["images"][number - 1]))
             unnamed.add(id)
         elif id in images or image.name in names:
             found = f"another image with the id {id} or the name {image.name}"
-            findings.add(place.finding(Code.ROW_IDENTITY, "a unique id and file_name", found, f"image number {number}"))
+            report(Code.ROW_IDENTITY, where, "a unique id and file_name", found)
         else:
             images[id] = image, entry
             names.add(image.name)
-    annotations = _annotations(document, images.keys() | unnamed, place, findings)
+    annotations = _annotations(document, images.keys() | unnamed, report)
     licenses = _licenses(document.get("licenses"))
     if not licenses and images:
-        findings.add(place.finding(Code.LICENSE_NOT_ALLOWED, "licenses of its images", "none"))
+        report(Code.LICENSE_NOT_ALLOWED, "", "licenses of its images", "none")
     split = split_of(file)
     start = pictures.start_of([image.name for image, _ in images.values()], split)
     for id, (image, entry) in images.items():
         license = licenses.get(coco_key(entry.get("license")))
         if licenses and license is None:
-            expected, found = "the id of one of the file's licenses", _short(entry.get("license"))
-            findings.add(place.finding(Code.LICENSE_NOT_ALLOWED, expected, found, image.name))
+            expected = "the id of one of the file's licenses"
+            report(Code.LICENSE_NOT_ALLOWED, image.name, expected, _short(entry.get("license")))
         if image.size is None:
             found = f"{_short(entry.get('width'))} x {_short(entry.get('height'))}"
-            findings.add(place.finding(Code.BAD_JSON, "a width and height in pixels", found, image.name))
+            report(Code.BAD_JSON, image.name, "a width and height in pixels", found)
         yield pictures.image(
             start + image.name.removeprefix("./"),
             file,
@@ -116,7 +117,7 @@ def list_coco(
 
 
 def _annotations(
-    document: Mapping[str, Any], images: Container[Any], place: FindingLocation, findings: FindingCollector
+    document: Mapping[str, Any], images: Container[Any], report: Callable[[Code, str, str, str, int | None], None]
 ) -> dict[CocoKey, list[Mapping[str, Any]]]:
     """Return the annotations of each image. Report those without an image, and wrong ids and categories."""
     listed = document.get("categories")
@@ -128,15 +129,14 @@ def _annotations(
         where = f"annotation number {number}" if own is None else f"mask {own}"
         if id is None or id not in images:
             expected = "the image_id of an image in the file"
-            findings.add(place.finding(Code.ROW_IDENTITY, expected, _short(entry.get("image_id")), where, mask=own))
+            report(Code.ROW_IDENTITY, where, expected, _short(entry.get("image_id")), own)
             continue
-        if own is not None and own in ids:
-            findings.add(place.finding(Code.ROW_IDENTITY, "a unique id", "that of another mask", where, mask=own))
         if own is not None:
+            if own in ids:
+                report(Code.ROW_IDENTITY, where, "a unique id", "that of another mask", own)
             ids.add(own)
         if categories and "category_id" in entry and coco_key(entry["category_id"]) not in categories:
-            found_id = _short(entry["category_id"])
-            findings.add(place.finding(Code.BAD_LABEL, "the id of a category", found_id, where, mask=own))
+            report(Code.BAD_LABEL, where, "the id of a category", _short(entry["category_id"]), own)
         found.setdefault(id, []).append(entry)
     return found
 

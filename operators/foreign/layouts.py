@@ -15,13 +15,12 @@ from segmint.infra.uris import base_name, parent
 from segmint.infra.wording import some
 from segmint.operators.annotations.coco import parse_coco
 from segmint.operators.foreign.coco import PictureFolder, list_coco, split_of
-from segmint.operators.foreign.yolo import SETTINGS, list_yolo
+from segmint.operators.foreign.yolo import SETTINGS, SPLITS, list_yolo
 
 _COCO_BYTES = 4 << 30
 _MOST_FILES = 1_000
 """Maximum number of JSON files without a picture of the same name. A folder with more isn't searched for COCO files."""
 
-_SPLITS = ("train", "val", "test")
 _Document = tuple[str, Mapping[str, Any]]  # the name and the content of a COCO file
 
 
@@ -136,7 +135,7 @@ def _json_files(folder: Location) -> tuple[list[str], dict[str, int]] | None:
 def _order(name: str) -> tuple[int, str]:
     """Return a key that sorts files by split, so that a duplicate is reported in the later split."""
     split = split_of(name)
-    return _SPLITS.index(split) if split in _SPLITS else len(_SPLITS), name
+    return SPLITS.index(split) if split in SPLITS else len(SPLITS), name
 
 
 def _pictures(folder: Location) -> PictureFolder:

@@ -9,11 +9,9 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-import numpy as np
-
 from segmint.catalogs.findings import Code, FindingCollector, FindingLocation
 from segmint.operators.annotations.coco import fill_polygons
-from segmint.operators.annotations.image import BOX_TOLERANCE, Size, UnreadableMaskError, mapping, read_runs, sides
+from segmint.operators.annotations.image import Size, UnreadableMaskError, edges_fit, mapping, read_runs, sides
 from segmint.operators.audit.masks import audit_masks, finite_number, finite_numbers, is_inside
 from segmint.operators.rows import Row
 
@@ -35,25 +33,13 @@ class ForeignImage:
     findings: FindingCollector = field(default_factory=FindingCollector)
 
 
-def read_foreign(document: Any, size: Size | None, place: FindingLocation, number: int) -> ForeignImage:
-    """Measure the masks in the parsed JSON of one image. `size` is its JPEG's (height, width), if known.
-
-    Findings identify the image by its id in the JSON or, if there is none, by `number`. Raises ValueError, with the
-    reason, if `document` isn't such JSON at all.
-    """
-    image = ForeignImage(number, None)
-    annotations = read_header(document, image)
-    image.size = image.size or size
-    read_masks(annotations, image, place.of_image(image.number), exact=True)
-    return image
-
-
 def read_header(document: Any, image: ForeignImage) -> list[Any]:
     """Return the annotations in the parsed JSON of one image, and set the image's number and size if they are stated.
 
     Raises ValueError, with the reason, if `document` isn't such JSON at all.
     """
-    header, annotations = mapping(document).get("image"), mapping(document).get("annotations")
+    found = mapping(document)
+    header, annotations = found.get("image"), found.get("annotations")
     if not isinstance(header, dict) or not isinstance(annotations, list):
         raise ValueError("no image with a list of annotations")
     image.size = sides(header.get("height"), header.get("width"))
@@ -69,7 +55,7 @@ def read_masks(
 
     With `exact`, as in SA-1B, each has run lengths, and its box and area are those of its pixels. Otherwise, masks may
     also be polygons (see `fill_polygons` for `contours`), and boxes may have no mask. Then a box may differ from its
-    mask by `BOX_TOLERANCE` pixels, and the area of polygons by half, because tools compute both in different ways.
+    mask by some pixels (see `edges_fit`), and the area of polygons by half, because tools compute both differently.
     """
     rows = []
     for index, value in enumerate(annotations):
@@ -143,12 +129,6 @@ def _is_inside(box: Sequence[float], size: Size | None) -> bool:
     return size is None or is_inside([x + 1, y + 1, width, height], (size[0] + 2, size[1] + 2))
 
 
-def _fits(stated: Sequence[float], around: Sequence[float], size: Size) -> bool:
-    """Return whether each edge of a box, cut at the image, is at most `BOX_TOLERANCE` pixels from that of another."""
-    edges = [np.clip([x, y, x + w, y + h], 0, [*size[::-1], *size[::-1]]) for x, y, w, h in (stated, around)]
-    return bool(np.abs(edges[0] - edges[1]).max() <= BOX_TOLERANCE)
-
-
 def _compared(image: ForeignImage, exact: bool, compared: Row, area: int, box: list[float]) -> Row:
     """Add a mask with its measured area and box to `image`. Return the row to compare with them.
 
@@ -158,13 +138,12 @@ def _compared(image: ForeignImage, exact: bool, compared: Row, area: int, box: l
     measured = {"area": area, "bbox": [float(v) for v in (x, y, max(width - 1, 0), max(height - 1, 0))]}
     image.masks.append({**compared["row"], **measured})
     given, stated_area, stated_box = compared["given"], compared["area"], compared["bbox"]
-    is_close = (
-        isinstance(given["segmentation"], list)
-        and stated_area
-        and (abs(stated_area - area) <= area / 2 + 2 * (width + height))
-    )
-    # Some tools count pixels, as in COCO.
-    fits = stated_box == box or (stated_box and not exact and _fits(stated_box, box, image.size or (0, 0)))
+    is_polygon = isinstance(given["segmentation"], list)
+    is_close = is_polygon and stated_area and abs(stated_area - area) <= area / 2 + 2 * (width + height)
+    fits = stated_box == box  # some tools count pixels, as in COCO
+    if stated_box and image.size and not exact:
+        left, top, wide, high = stated_box
+        fits = edges_fit([left, top, left + wide, top + high], [x, y, x + width, y + height], image.size)
     return {
         **compared,
         "area": area if is_close or given.get("area") in (None, []) else stated_area,
@@ -186,8 +165,8 @@ def _whole(value: Any) -> int | None:
     return value if type(value) is int and 0 <= value < 1 << 63 else None
 
 
-def _points(values: Any) -> list[list[float]] | None:
+def _points(values: Any) -> list[Any] | None:
     if not isinstance(values, list):
         return None
     points = [finite_numbers(value, 2) for value in values]
-    return [point for point in points if point is not None] if None not in points else None
+    return None if None in points else points

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
 from segmint.catalogs.dataset.foreign import JPEGS, ForeignFile, ForeignShard, ListedImage, pair_files, read_file
 from segmint.catalogs.dataset.tables import TableFile, scratch_path
-from segmint.catalogs.findings import Code, Finding, FindingCollector, FindingLocation
+from segmint.catalogs.findings import Code, FindingCollector, FindingLocation
 from segmint.catalogs.parquet import RowGroupWriter
 from segmint.infra.storage.errors import NotFoundError, ObjectTooLargeError
 from segmint.infra.storage.location import Location
@@ -47,7 +47,6 @@ _AT_ONCE = 16
 class MeasuredShard:
     """Result of measuring a shard: its Parquet files, keyed by table, its number of images, and its findings."""
 
-    shard: int
     files: dict[str, TableFile] = field(default_factory=dict)
     images: int = 0
     boxes: int = 0  # boxes without a mask
@@ -60,7 +59,7 @@ def measure_shard(data: Location, shard: ForeignShard, folder: Path) -> Measured
     Memory holds the masks of a few images, one row group, and the places of files in a tar whose counterpart hasn't
     been found yet.
     """
-    measured = MeasuredShard(shard.shard)
+    measured = MeasuredShard()
     with ExitStack() as stack:
         writers = {}
         for kind, schema in _SCHEMAS.items():
@@ -102,13 +101,6 @@ def _read_member(tar: BinaryIO, file: ForeignFile, most: int) -> bytes:
     return tar.read(min(file.size, most))
 
 
-class _ImageRows(NamedTuple):
-    """Row of an image for `describe`, and its row in `jpegs`, if there is one."""
-
-    image: Row
-    jpeg: Row | None
-
-
 @dataclass(frozen=True)
 class _ShardReader:
     """Reader of the images of a shard in any layout. It adds findings and counts to `measured`.
@@ -121,8 +113,11 @@ class _ShardReader:
     decoder: JpegDecoder
     read: Callable[[ForeignFile, int], bytes]
 
-    def measure(self, listed: ListedImage) -> _ImageRows | None:
-        """Measure an image and its masks. Return None for a pair whose JSON can't be read."""
+    def measure(self, listed: ListedImage) -> Row | None:
+        """Return an image's row for `describe`, and in its key `picture`, its row in `jpegs`, if there is one.
+
+        Return None for a pair whose JSON can't be read.
+        """
         ordinal = self.shard.shard * IMAGES_PER_SHARD_LIMIT + self.measured.images
         image = ForeignImage(ordinal + 1, listed.size)
         place = FindingLocation(_text(listed.file), image=image.number, part=_text(listed.name))
@@ -137,7 +132,10 @@ class _ShardReader:
             if picture is not None:
                 self._check_size(picture, image, place)
             elif annotations is not None:
-                image.findings.add(self._missing(listed, place))
+                code, expected = Code.MISSING_FILE, f"a file below {listed.folder}"
+                if self._has_pairs:
+                    code, expected = Code.MISSING_PAIR, f"a JPEG {base_name(listed.name)}.jpg"
+                image.findings.add(place.finding(code, expected, "none"))
             if classes.names and listed.labels is not None:
                 annotations = read_labels(self._whole(listed.labels), image, classes, place)
             if annotations is not None:
@@ -154,7 +152,11 @@ class _ShardReader:
         self.measured.images += 1
         self.measured.boxes += image.boxes_alone
         height, width = image.size or (0, 0)
-        row = {
+        jpeg = None
+        if picture is not None:
+            where = {"uri": _text(picture.uri), "offset": picture.offset, "size": picture.size}
+            jpeg = {"ordinal": ordinal, **where, "split": listed.split}
+        return {
             "ordinal": ordinal,
             "id": image.number,
             "image_id": _text(listed.name),
@@ -163,11 +165,8 @@ class _ShardReader:
             "license": listed.license,
             "source_url": listed.source_url,
             "masks": image.masks,
+            "picture": jpeg,
         }
-        if picture is None or listed.repeats:
-            return _ImageRows(row, None)
-        where = {"uri": _text(picture.uri), "offset": picture.offset, "size": picture.size, "split": listed.split}
-        return _ImageRows(row, {"ordinal": ordinal, **where})
 
     @property
     def _has_pairs(self) -> bool:
@@ -179,11 +178,6 @@ class _ShardReader:
     def _whole(self, file: ForeignFile) -> bytes:
         check_size(file.uri, file.size, _JSON_BYTES)
         return self.read(file, file.size)
-
-    def _missing(self, listed: ListedImage, place: FindingLocation) -> Finding:
-        if self._has_pairs:
-            return place.finding(Code.MISSING_PAIR, f"a JPEG {base_name(listed.name)}.jpg", "none")
-        return place.finding(Code.MISSING_FILE, f"a file below {listed.folder}", "none")
 
     def _read_json(self, listed: ListedImage, image: ForeignImage, place: FindingLocation) -> list[Any] | None:
         """Return the annotations in the JSON of a pair, or None if it can't be read. Set what it says of its image."""
@@ -235,11 +229,11 @@ class _ShardReader:
         return size[1], size[0]
 
 
-def _write(batch: Sequence[_ImageRows], writers: Mapping[str, RowGroupWriter]) -> None:
+def _write(rows: list[Row], writers: Mapping[str, RowGroupWriter]) -> None:
     """Describe images and masks as a build would, and write their rows."""
-    described = describe_table(to_table([rows.image for rows in batch], SEGMENTED)).to_pylist()
+    described = describe_table(to_table(rows, SEGMENTED)).to_pylist()
     images, masks = [], []
-    for row, (given, _) in zip(described, batch, strict=True):
+    for row, given in zip(described, rows, strict=True):
         images.append({**row, "masks": len(row["masks"]), "funnel": None, "next_mask": None})
         identity = {name: row[name] for name in ("ordinal", "id", "image_id")}
         first = row["ordinal"] * MASKS_PER_IMAGE_LIMIT
@@ -249,7 +243,7 @@ def _write(batch: Sequence[_ImageRows], writers: Mapping[str, RowGroupWriter]) -
             container = mask["container"]  # the id that a build would assign
             known = {"container": None if container is None else numbers[container - first - MASKS_PER_IMAGE_LIMIT]}
             masks.append({**identity, "annotation_id": number, **mask, "source": None, **known})
-    jpegs = [rows.jpeg for rows in batch if rows.jpeg is not None]
+    jpegs = [row["picture"] for row in rows if row["picture"] is not None]
     for kind, found in (("images", images), ("masks", masks), ("jpegs", jpegs)):
         writers[kind].add(to_table(found, _SCHEMAS[kind]).to_batches())
 

@@ -1,7 +1,6 @@
 """Lists the images of a YOLO dataset in the layout of Ultralytics, and reads the lines of its labels."""
 
 from collections.abc import Iterator
-from itertools import cycle
 from typing import Any
 
 from segmint.catalogs.dataset.foreign import ForeignShard, YoloClasses, list_shards
@@ -13,14 +12,16 @@ from segmint.infra.storage.location import Location
 from segmint.infra.wording import counted
 from segmint.operators.annotations.boxes import label_lines, read_yolo_settings
 from segmint.operators.annotations.image import Size, UnreadableMaskError, label_text, mapping
-from segmint.operators.annotations.yolo import class_name
+from segmint.operators.annotations.yolo import class_name, label_name
 from segmint.operators.foreign.coco import PictureFolder
 from segmint.operators.foreign.masks import ForeignImage
 
 SETTINGS = ("data.yaml", "data.yml", "dataset.yaml")
 """Names of the file that describes a YOLO dataset, in the dataset's folder."""
 
-_SPLITS = ("train", "val", "test")
+SPLITS = ("train", "val", "test")
+"""Splits in order."""
+
 _LICENSED = ("LICENSE", "LICENCE", "COPYING", "ATTRIBUTIONS")
 _SETTINGS_BYTES = 16 << 20
 _LIST_BYTES = 1 << 30  # of a file that lists images
@@ -35,7 +36,7 @@ def list_yolo(file: Location, pictures: PictureFolder, foreign: Foreign) -> Iter
     if file.size() > _SETTINGS_BYTES:
         raise UsageError(f"{file} has over {_SETTINGS_BYTES:,} bytes: expected the YAML file of a YOLO dataset")
     settings = read_yolo_settings(file)
-    splits = {split: settings[split] for split in _SPLITS if settings.get(split)}
+    splits = {split: settings[split] for split in SPLITS if settings.get(split)}
     if not splits:
         raise UsageError(f"{file} names no images: expected a folder of images as train, val, or test")
     shape = settings.get("kpt_shape")
@@ -49,7 +50,7 @@ def list_yolo(file: Location, pictures: PictureFolder, foreign: Foreign) -> Iter
     if not license and not any(name.upper().startswith(_LICENSED) for name in pictures.sizes):
         foreign.findings.add(place.finding(Code.LICENSE_NOT_ALLOWED, "a license in this file or beside it", "none"))
     listed: dict[tuple[str, ...], list[str]] = {}  # splits by the images that they list: equal ones count as one
-    used = set()  # files that list images, and label files of images
+    used: set[str] = set()  # files that list images, and label files of images
     for split, value in splits.items():
         parts = value if isinstance(value, list) else [value]
         names = dict.fromkeys(name for part in parts for name in _listed(pictures, start, part))
@@ -105,13 +106,6 @@ def _joined(folder: str, path: str) -> str:
     return "/".join([folder, *parts]).strip("/")
 
 
-def label_name(image: str) -> str:
-    """Return the name of an image's label file, with `labels` for the last folder `images`, and the ending .txt."""
-    stem = image.rpartition(".")[0]
-    start, found, rest = f"/{stem}".rpartition("/images/")
-    return f"{start}/labels/{rest}.txt".removeprefix("/") if found else f"{stem}.txt"
-
-
 def read_labels(data: bytes, image: ForeignImage, classes: YoloClasses, place: FindingLocation) -> list[dict[str, Any]]:
     """Return the lines of a label file as annotations in COCO's form, and report the others in `image`.
 
@@ -140,4 +134,4 @@ def _annotation(fields: list[str], size: Size, classes: YoloClasses) -> dict[str
         return {"bbox": [(x - wide / 2) * width, (y - high / 2) * height, wide * width, high * height]}
     if len(values) < 6 or len(values) % 2:
         raise ValueError(f"{len(values)} values")
-    return {"segmentation": [[value * side for value, side in zip(values, cycle((width, height)), strict=False)]]}
+    return {"segmentation": [[value * (width, height)[place % 2] for place, value in enumerate(values)]]}

@@ -23,7 +23,7 @@ from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
 from segmint.infra.threads import map_ahead
 from segmint.operators.audit.jpeg_parts import frame_size
-from segmint.operators.audit.similar_images import DISTANCE, find_alike
+from segmint.operators.audit.similar_images import DISTANCE, find_alike, find_copies
 from segmint.operators.decoding import JpegDecoder, UndecodableError
 from segmint.operators.foreign.pictures import PictureFacts, examine_picture
 from segmint.operators.prepare.ingest_config import ANY_SIZE
@@ -42,13 +42,15 @@ from segmint.pipeline.quality.statistics.statistics import compute_statistics
 _ROWS = 1_000
 _COUNTS = """
 SELECT count(DISTINCT image_id) AS images, count(DISTINCT shard) AS shards, (SELECT count(*) FROM masks) AS masks,
-    (SELECT count(*) FROM jpegs JOIN images USING (ordinal)) AS jpegs
+    (SELECT count(DISTINCT (uri, "offset", split)) FROM jpegs) AS jpegs
 FROM images
 """
 _JPEGS = """
 SELECT ordinal, images.id, image_id, source_width, source_height, regions, images.shard, jpegs.uri, "offset", size,
     split
-FROM jpegs JOIN images USING (ordinal) ORDER BY ordinal
+FROM jpegs JOIN images USING (ordinal)
+QUALIFY row_number() OVER (PARTITION BY jpegs.uri, "offset", split ORDER BY ordinal) = 1
+ORDER BY ordinal
 """
 _PLACE = "SELECT id, image_id, shard FROM images WHERE ordinal = ?"
 _LICENSES = "SELECT license, count(*) AS images FROM images GROUP BY license ORDER BY images DESC, license"
@@ -210,8 +212,7 @@ class _PictureAudit:
     def compare(self) -> Duplicates:
         """Report each picture that equals or resembles an earlier one, once, and count them."""
         ordinals, splits, hashes, digests = np.asarray(self._hashes, np.uint64).reshape(-1, 4).T
-        _, first, kind = np.unique(digests, return_index=True, return_inverse=True)
-        same = {index: int(first[place]) for index, place in enumerate(kind.tolist()) if first[place] != index}
+        same = find_copies(digests)
         alike = {each.index: each.earlier for each in find_alike(hashes)}
         resembled = alike | same
         across = 0

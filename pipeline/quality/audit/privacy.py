@@ -104,17 +104,13 @@ class Searcher:
                     searched.append(detector)
         found = merge_found(found, searched)
         shown = [each for each in found if not each.is_explained or each.is_unconfirmed] if self.with_pictures else []
-        pictures = self._pictures(image, shown, stem or image_stem(row["id"]))
+        # Crops for users with their own detectors show the regions blurred.
+        crops = cutouts(image, shown) if self.given else (picture(image, each) for each in shown)
+        pictures = {}
+        for index, (each, crop) in enumerate(zip(shown, crops, strict=True), 1):
+            suffix = "_unconfirmed" if each.is_unconfirmed else ""
+            pictures[f"{stem or image_stem(each.id)}_{index}_{each.kind}{suffix}.jpg"] = crop
         return SearchResult(tuple(found), pictures, failures)
-
-    def _pictures(self, image: Pixels, left: Sequence[RemainingDetection], stem: str) -> dict[str, bytes]:
-        """Crop the image around each region. If the audit has its own detectors, the crops show the regions blurred."""
-        shown = cutouts(image, left) if self.given else (picture(image, each) for each in left)
-        names = [
-            f"{stem}_{index}_{each.kind}{'_unconfirmed' * each.is_unconfirmed}.jpg"
-            for index, each in enumerate(left, 1)
-        ]
-        return dict(zip(names, shown, strict=True))
 
 
 @dataclass(frozen=True)
