@@ -68,9 +68,10 @@ NO_CLASSES = YoloClasses({})
 class ListedImage:
     """Image of foreign data: a pair as in SA-1B, or an image that a COCO file or a YOLO folder lists.
 
-    - `name`: the picture's path relative to `folder`. That of a pair has no ending.
-    - `picture`: the picture's file, or None if it doesn't exist. `folder` is the URI of its folder.
+    - `name`: the picture's path below the data's folder or in its tar. That of a pair has no ending.
+    - `picture`: the picture's file, or None if it doesn't exist.
     - `file`: the name of the file with the annotations, or of the picture of a pair without them, for findings.
+    - `folder`: the URI of the folder where a listed picture should be.
     - `split`: the split, such as `train`, or None in SA-1B's layout.
     - `size`: the (height, width) that a COCO file states, if any.
     - `annotations`: the annotations of a COCO file. Those of a pair and of YOLO are in `labels` instead.
@@ -79,9 +80,9 @@ class ListedImage:
     """
 
     name: str
-    folder: str
     picture: ForeignFile | None
     file: str
+    folder: str = ""
     split: str | None = None
     size: tuple[int, int] | None = None
     annotations: tuple[Mapping[str, Any], ...] = ()
@@ -112,10 +113,10 @@ def find_shards(folder: Location) -> Iterator[ForeignShard]:
             else:
                 yield ForeignFile(entry.name, (folder / entry.name).uri, entry.size)
 
-    return list_shards("sa1b", pair_files(files(), folder), tars=tars)
+    return list_shards("sa1b", pair_files(files()), tars=tars)
 
 
-def pair_files(files: Iterable[ForeignFile], folder: Location) -> Iterator[ListedImage]:
+def pair_files(files: Iterable[ForeignFile]) -> Iterator[ListedImage]:
     """Yield the pairs of a JPEG and a JSON with the same name as they are found, and then the files without a partner.
 
     Only files whose counterpart hasn't been found yet are kept in memory. In a listing that is sorted by name, these
@@ -127,7 +128,7 @@ def pair_files(files: Iterable[ForeignFile], folder: Location) -> Iterator[Liste
         if kind is None:
             continue
         stem = file.name.rpartition(".")[0]
-        pair = halves.pop(stem, None) or ListedImage(stem, folder.uri, None, file.name)
+        pair = halves.pop(stem, None) or ListedImage(stem, None, file.name)
         pair = replace(pair, picture=file) if kind == "jpeg" else replace(pair, file=file.name, labels=file)
         if pair.picture is None or pair.labels is None:
             halves[stem] = pair

@@ -23,6 +23,7 @@ from segmint.operators.annotations.image import (
     id_number,
     label_text,
     mapping,
+    objects,
     sides,
     stated,
 )
@@ -280,20 +281,15 @@ def usable_polygons(polygons: Sequence[Any], size: Size) -> list[list[float]]:
 def _labels(categories: Any) -> dict[Any, list[str | None]]:
     """Map each category's id to its name, or to all names if several categories share the id."""
     labels: dict[Any, list[str | None]] = {}
-    for each in categories if isinstance(categories, list) else ():
-        if (
-            isinstance(each, dict)
-            and isinstance(each.get("name"), str)
-            and (key := coco_key(each.get("id"))) is not None
-        ):
-            labels[key] = list(dict.fromkeys([*labels.get(key, ()), label_text(each["name"])]))
+    for each in objects(categories):
+        name, key = each.get("name"), coco_key(each.get("id"))
+        if isinstance(name, str) and key is not None:
+            labels[key] = list(dict.fromkeys([*labels.get(key, ()), label_text(name)]))
     return labels
 
 
 def _frequencies(categories: Any) -> dict[int, str]:
-    if not isinstance(categories, list):
-        return {}
-    known = [each for each in categories if isinstance(each, dict) and each.get("frequency") in ("r", "c", "f")]
+    known = [each for each in objects(categories) if each.get("frequency") in ("r", "c", "f")]
     return {each["id"]: each["frequency"] for each in known if type(each.get("id")) is int}
 
 

@@ -242,6 +242,11 @@ def mapping(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
 
 
+def objects(value: Any) -> list[Mapping[str, Any]]:
+    """Return the objects in a list from a file, or none if the value isn't a list."""
+    return [each for each in value if isinstance(each, Mapping)] if isinstance(value, list) else []
+
+
 def sides(height: Any, width: Any) -> Size | None:
     """Return a size from a file, or None if its sides aren't those of an image."""
     if all(type(side) is int and 0 < side <= LONGEST_SIDE for side in (height, width)):

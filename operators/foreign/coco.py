@@ -11,7 +11,7 @@ from segmint.catalogs.findings import Code, FindingCollector, FindingLocation
 from segmint.infra.storage.location import Location
 from segmint.infra.uris import base_name
 from segmint.operators.annotations.coco import CocoKey, coco_entries, coco_image, coco_key
-from segmint.operators.annotations.image import AnnotatedImage, id_number, label_text, mapping
+from segmint.operators.annotations.image import AnnotatedImage, id_number, label_text, objects
 
 _SPLIT = re.compile("(?<![a-z])(train|val|test)")
 _NAMES_COMPARED = 100
@@ -29,10 +29,6 @@ class PictureFolder:
         """Return the file with this name relative to the folder, or None if there is none, as for names with `..`."""
         size = self.sizes.get(name)
         return None if size is None else ForeignFile(name, (self.folder / name).uri, size)
-
-    def image(self, name: str, file: str, split: str, **more: Any) -> ListedImage:
-        """Return an image of this folder for a file that lists it. `more` are its other fields."""
-        return ListedImage(name, self.folder.uri, self.file(name), file, split, **more)
 
     def start_of(self, names: list[str], split: str) -> str:
         """Return what to put before the names in a COCO file to get those of the most files in this folder.
@@ -105,9 +101,12 @@ def list_coco(
         if image.size is None:
             found = f"{_short(entry.get('width'))} x {_short(entry.get('height'))}"
             report(Code.BAD_JSON, image.name, "a width and height in pixels", found)
-        yield pictures.image(
-            start + image.name.removeprefix("./"),
+        name = start + image.name.removeprefix("./")
+        yield ListedImage(
+            name,
+            pictures.file(name),
             file,
+            pictures.folder.uri,
             split,
             size=image.size,
             annotations=tuple(annotations.get(id, ())),
@@ -120,8 +119,7 @@ def _annotations(
     document: Mapping[str, Any], images: Container[Any], report: Callable[[Code, str, str, str, int | None], None]
 ) -> dict[CocoKey, list[Mapping[str, Any]]]:
     """Return the annotations of each image. Report those without an image, and wrong ids and categories."""
-    listed = document.get("categories")
-    categories = {coco_key(mapping(each).get("id")) for each in listed} if isinstance(listed, list) else set()
+    categories = {coco_key(each.get("id")) for each in objects(document.get("categories"))}
     found: dict[CocoKey, list[Mapping[str, Any]]] = {}
     ids: set[int] = set()
     for number, entry, id in coco_entries(document, "annotations", "image_id"):
@@ -144,8 +142,7 @@ def _annotations(
 def _licenses(listed: Any) -> dict[Any, str]:
     """Map the ids of a file's licenses to their names, or else to their URLs. Licenses without either are left out."""
     found = {}
-    for each in listed if isinstance(listed, list) else ():
-        entry = mapping(each)
+    for entry in objects(listed):
         name, id = label_text(entry.get("name")) or label_text(entry.get("url")), coco_key(entry.get("id"))
         if name and id is not None:
             found[id] = name

@@ -1,7 +1,6 @@
 """Finds out in which layout data of unknown origin is, and lists its images: pairs as in SA-1B, COCO files, or YOLO."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
@@ -24,42 +23,30 @@ _MOST_FILES = 1_000
 _Document = tuple[str, Mapping[str, Any]]  # the name and the content of a COCO file
 
 
-@dataclass(frozen=True)
-class ForeignData:
-    """What a user wants to audit: a folder, COCO files, or the YAML file of a YOLO dataset.
-
-    `more` are further COCO files, and `images` is the folder with the images, if it isn't beside the files.
-    """
-
-    data: Location
-    more: tuple[Location, ...] = ()
-    images: Location | None = None
-
-    def __str__(self) -> str:
-        return ", ".join(map(str, (self.data, *self.more)))
-
-
 _Layout = tuple[Foreign, Iterator[ForeignShard]]
 
 
-def find_layout(given: ForeignData) -> _Layout:
+def find_layout(data: Sequence[Location], images: Location | None = None) -> _Layout:
     """Return the layout of data, and its shards. Findings and notes are added while the shards are read.
 
-    Raises `UsageError` if a file that the user named is missing, too large, or neither COCO's nor YOLO's.
+    `data` is a folder, the YAML file of a YOLO dataset, or one or more COCO files. `images` is the folder with the
+    images, if it isn't beside the files. Raises `UsageError` if a file that the user named is missing, too large, or
+    neither COCO's nor YOLO's.
     """
     try:
-        return _find_layout(given)
+        return _find_layout(data, images)
     except (NotFoundError, ObjectTooLargeError) as error:
         raise UsageError(str(error)) from error
 
 
-def _find_layout(given: ForeignData) -> _Layout:
-    data, images = given.data, given.images
-    files = (data, *given.more)
+def _find_layout(files: Sequence[Location], images: Location | None) -> _Layout:
+    data, *more = files
     if all(file.name.lower().endswith(".json") for file in files):
         return _named_coco(files, images)
-    if given.more:
-        raise UsageError(f"{given}: only COCO files, which end with .json, can be audited together")
+    if more:
+        raise UsageError(
+            f"{', '.join(map(str, files))}: only COCO files, which end with .json, can be audited together"
+        )
     settings = [data] if data.name.lower().endswith((".yaml", ".yml")) else [data / name for name in SETTINGS]
     for file in settings:
         if file == data or file.exists():

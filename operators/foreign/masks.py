@@ -155,8 +155,7 @@ def _absent(row: Row, annotation: Mapping[str, Any], size: Size) -> Row:
     """Return valid values for those that an annotation doesn't state, so that `audit_masks` doesn't report them."""
     whole = [0.0, 0.0, float(size[1]), float(size[0])]
     crop = whole if annotation.get("crop_box") is None else row["crop_box"]
-    point = crop[:2] if crop else None
-    fitting = {**dict.fromkeys(_SCORES, 1.0), "crop_box": crop, "point_coords": [point] if point else []}
+    fitting = {**dict.fromkeys(_SCORES, 1.0), "crop_box": crop, "point_coords": [crop[:2]] if crop else []}
     return {key: value for key, value in fitting.items() if annotation.get(key) in (None, [])}
 
 

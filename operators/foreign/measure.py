@@ -73,7 +73,7 @@ def measure_shard(data: Location, shard: ForeignShard, folder: Path) -> Measured
             tar = data / shard.tar
             stream = stack.enter_context(tar.open())
             place = FindingLocation(shard.tar, shard.shard)
-            images = pair_files(_members(tar, stream, place, measured.findings), data)
+            images = pair_files(_members(tar, stream, place, measured.findings))
             read = partial(_read_member, stream)
         rows = filter(None, map(_ShardReader(shard, measured, decoder, read).measure, images))
         while batch := list(islice(rows, _AT_ONCE)):

@@ -27,7 +27,8 @@ class PictureFacts:
     """Facts about a picture's file.
 
     - `bits`: the perceptual hash of the upright picture, or `NO_HASH`.
-    - `metadata`: names of the kinds of metadata. A color profile isn't one.
+    - `metadata`: names of the kinds of metadata, except for EXIF with a position or another thumbnail. A color profile
+      isn't one.
     - `has_position`: whether the metadata contains where the picture was taken.
     - `other_thumbnail`: whether the metadata contains a thumbnail that shows something else.
     - `more_bytes`: number of bytes after the end of a JPEG's picture.
@@ -68,6 +69,8 @@ def examine_picture(data: bytes, *, with_pixels: bool) -> PictureFacts:
     except Exception:  # noqa: BLE001 - Pillow raises many kinds for damaged metadata of a sound picture
         names.add("EXIF that can't be read")
     names |= {name for key, name in (("exif", "EXIF"), ("xmp", "XMP"), ("comment", "a comment")) if key in image.info}
+    if has_position or other_thumbnail:
+        names.discard("EXIF")
     return PictureFacts(
         bits=int(view_hashes(gray)[FRAME]),
         metadata=tuple(sorted(names)),

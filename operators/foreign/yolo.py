@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from segmint.catalogs.dataset.foreign import ForeignShard, YoloClasses, list_shards
+from segmint.catalogs.dataset.foreign import ForeignShard, ListedImage, YoloClasses, list_shards
 from segmint.catalogs.dataset.tables import Foreign
 from segmint.catalogs.endings import IMAGE_ENDINGS
 from segmint.catalogs.findings import Code, FindingLocation
@@ -65,16 +65,17 @@ def list_yolo(file: Location, pictures: PictureFolder, foreign: Foreign) -> Iter
         foreign.notes.append(f"{counted(without, 'image')} without a label file, which YOLO reads as empty images")
     folders = {name.rpartition("/")[0] for name in labels}
     for name in sorted(pictures.sizes.keys() - used.union(labels)):
-        folder, _, base = name.rpartition("/")
-        if folder in folders and base.endswith(".txt") and base != "classes.txt":
+        beside, _, base = name.rpartition("/")
+        if beside in folders and base.endswith(".txt") and base != "classes.txt":
             missing = FindingLocation(name).finding(Code.MISSING_PAIR, "an image of the same name", "none")
             foreign.findings.add(missing)
+    folder = pictures.folder.uri
     images = (
-        pictures.image(
-            name, label_name(name), "+".join(splits), labels=pictures.file(label_name(name)), license=license
+        ListedImage(
+            name, pictures.file(name), file, folder, "+".join(splits), labels=pictures.file(file), license=license
         )
         for names, splits in listed.items()
-        for name in names
+        for name, file in zip(names, map(label_name, names), strict=True)
     )
     return list_shards("yolo", images, classes)
 

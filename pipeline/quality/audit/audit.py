@@ -22,7 +22,6 @@ from segmint.infra.storage.storage import Storage
 from segmint.infra.wording import some
 from segmint.operators.audit.detectors import DetectorSpec
 from segmint.operators.audit.submissions import audit_ratings
-from segmint.operators.foreign.layouts import ForeignData
 from segmint.pipeline.config.config import LOCAL, Config, LicenseConfig, ResourcesConfig
 from segmint.pipeline.quality.audit.content import ContentAudit, ContentPlan, LicenseRules
 from segmint.pipeline.quality.audit.foreign import ForeignSearch, audit_foreign
@@ -251,11 +250,10 @@ def open_foreign_audit(dataset: Location, options: AuditOptions) -> Iterator[tup
     }
     if found := [name for name, value in needless.items() if value]:
         raise UsageError(f"{dataset.uri} is not a dataset from segmint. Remove {', '.join(found)}")
-    given = ForeignData(dataset, options.more, options.images)
-    search = None
+    search = ForeignSearch()
     if options.privacy_sample != 0:
         searcher = _search_plan(None, dataset.storage, options).searcher()
         search = ForeignSearch(searcher, options.privacy_sample, options.regions, options.pictures)
-    with open_tables(dataset, given=given) as tables:
+    with open_tables(dataset, more=options.more, images=options.images) as tables:
         report = audit_foreign(tables, options.sample, search)
-        yield replace(report, dataset=str(given)), tables
+        yield replace(report, dataset=", ".join(map(str, (dataset, *options.more)))), tables

@@ -54,7 +54,6 @@ ORDER BY ordinal
 """
 _PLACE = "SELECT id, image_id, shard FROM images WHERE ordinal = ?"
 _LICENSES = "SELECT license, count(*) AS images FROM images GROUP BY license ORDER BY images DESC, license"
-_EXIF = "EXIF"
 _NO_FILE_NAME = re.compile(r"[^\w.-]+")
 _LONGEST_NAME = 100
 
@@ -63,20 +62,20 @@ _LONGEST_NAME = 100
 class ForeignSearch:
     """Search for faces and plates in foreign data. Its redacted regions are unknown, so every detection counts.
 
-    At most `most` images, spread evenly, are searched; None searches all images. Detections are written to the file
-    `regions`, and crops of the detections to the folder `pictures`.
+    Without a `searcher`, no image is searched. At most `most` images, spread evenly, are searched; None searches all
+    images. Detections are written to the file `regions`, and crops of the detections to the folder `pictures`.
     """
 
-    searcher: Searcher
-    most: int | None
+    searcher: Searcher | None = None
+    most: int | None = None
     regions: Location | None = None
     pictures: Location | None = None
 
 
-def audit_foreign(tables: DatasetTables, sample: int, search: ForeignSearch | None) -> AuditReport:
+def audit_foreign(tables: DatasetTables, sample: int, search: ForeignSearch) -> AuditReport:
     """Audit data that segmint didn't write. Its annotations were already checked when its tables were opened.
 
-    Each picture is read and decoded once. The detectors in `search` look for faces and plates; None searches no image.
+    Each picture is read and decoded once. The detectors in `search` look for faces and plates.
     """
     (counts,) = tables.query(_COUNTS).to_pylist()
     foreign = tables.foreign or Foreign()
@@ -85,11 +84,13 @@ def audit_foreign(tables: DatasetTables, sample: int, search: ForeignSearch | No
     pictures.run()
     duplicates = pictures.compare()
     unsearched: Iterable[UnsearchedImages] = [UnsearchedImages("skipped", counts["images"], counts["images"])]
-    if search is not None:
+    if search.searcher is not None:
         without = counts["images"] - counts["jpegs"]  # these weren't left out of the sample
         unsearched = pictures.privacy.gaps(counts["images"], len(pictures.positions) + without)
     unknown = "licenses and redacted regions" if tables.kind == "sa1b" else "redacted regions"
-    note = f"segmint didn't write this, so its {unknown} are unknown{', and every detection counts' * bool(search)}"
+    note = f"segmint didn't write this, so its {unknown} are unknown"
+    if search.searcher is not None:
+        note += ", and every detection counts"
     return AuditReport(
         dataset=str(tables.location),
         scope="all",
@@ -105,7 +106,7 @@ def audit_foreign(tables: DatasetTables, sample: int, search: ForeignSearch | No
         ),
         notes=(note, *foreign.notes),
         licenses=_licenses(tables),
-        privacy=None if search is None else pictures.privacy.answer(),
+        privacy=None if search.searcher is None else pictures.privacy.answer(),
         duplicates=duplicates,
         statistics=compute_statistics(tables, sample),
         unsearched=tuple(unsearched),
@@ -137,14 +138,14 @@ class _PictureAudit:
     `privacy` summarizes the search of the pictures at `positions`.
     """
 
-    def __init__(self, tables: DatasetTables, search: ForeignSearch | None, count: int) -> None:
+    def __init__(self, tables: DatasetTables, search: ForeignSearch, count: int) -> None:
         self.findings = FindingCollector()
         self.positions: frozenset[int] = frozenset()
         self.privacy = PrivacySummary(())
         self._tables = tables
         self._search = search
-        if search is not None:
-            searcher = search.searcher
+        searcher = search.searcher
+        if searcher is not None:
             self.positions = frozenset(spread_evenly(count, count if search.most is None else search.most))
             self.privacy = PrivacySummary(searcher.detectors, searcher.given, searcher.missing)
         self._hashes = array("Q")  # of each picture: its ordinal, the number of its split, its hash, and its digest
@@ -161,9 +162,9 @@ class _PictureAudit:
                     self.findings.extend(seen.findings)
                     if seen.bits is not None:
                         self._add_hashes(seen.row, seen.bits, seen.digest)
-                    if self._search is not None and seen.search is not None:
-                        regions += self._add_search(seen.row, seen.search, self._search.pictures)
-        if self._search is not None and self._search.regions is not None:
+                    if seen.search is not None:
+                        regions += self._add_search(seen.row, seen.search)
+        if self._search.regions is not None:
             write_regions(self._search.regions, regions)
 
     def _look(self, decoder: JpegDecoder, numbered: tuple[int, Row]) -> _SeenPicture:
@@ -179,7 +180,7 @@ class _PictureAudit:
             return _SeenPicture(row, self._torn(place, data, error))
         findings = list(_metadata_findings(facts, place))
         search = None
-        if self._search is not None and facts.pixels is not None:
+        if self._search.searcher is not None and facts.pixels is not None:
             stem = f"{_NO_FILE_NAME.sub('_', row['image_id'])[-_LONGEST_NAME:]}_{row['ordinal']}"
             search = self._search.searcher.search(row, facts.pixels, stem)
             findings += search.findings(place, row["image_id"])
@@ -199,11 +200,11 @@ class _PictureAudit:
             self._splits.append(row["split"])
         self._hashes.extend((row["ordinal"], self._splits.index(row["split"]), bits, digest))
 
-    def _add_search(self, row: Row, search: SearchResult, folder: Location | None) -> list[Row]:
+    def _add_search(self, row: Row, search: SearchResult) -> list[Row]:
         """Add the search of a picture to the summary, write crops, and return rows for the file of regions."""
         self.privacy.add(row["shard"], [search])
-        if folder is not None:
-            put_pictures(folder, [search])
+        if self._search.pictures is not None:
+            put_pictures(self._search.pictures, [search])
         return [
             {**found.to_dict(), "image": row["image_id"], "found_by": [each.detector for each in found.sightings]}
             for found in search.found
@@ -244,15 +245,12 @@ class _PictureAudit:
 
 
 def _metadata_findings(facts: PictureFacts, place: FindingLocation) -> Iterator[Finding]:
-    names = set(facts.metadata)
     if facts.has_position:
-        names.discard(_EXIF)
         yield place.finding(Code.GPS_POSITION, "no position where it was taken", "one in its EXIF data")
     if facts.other_thumbnail:
-        names.discard(_EXIF)
         yield place.finding(Code.OTHER_THUMBNAIL, "a thumbnail of this picture", "one that shows something else")
-    if names:
-        yield place.finding(Code.JPEG_METADATA, "no metadata", ", ".join(sorted(names)))
+    if facts.metadata:
+        yield place.finding(Code.JPEG_METADATA, "no metadata", ", ".join(facts.metadata))
     if facts.more_bytes:
         found = f"{facts.more_bytes:,} bytes after the picture's end"
         yield place.finding(Code.JPEG_METADATA, "the end of the file after the picture", found)
