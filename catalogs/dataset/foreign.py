@@ -1,21 +1,22 @@
 """Data that segmint did not write, in shards: pairs of a JPEG and a JSON as in SA-1B, or images that a file lists.
 
-The names of pairs don't have to start with `sa_`. Each tar counts as a shard. Loose files are grouped into shards of up
-to 1,000 pairs, in order of name. The images that a COCO file or a YOLO folder lists are grouped in the same way.
+The names of pairs don't have to start with `sa_`. Each tar counts as a shard. Pairs of loose files are grouped into
+shards of up to 1,000, and so are the images that a COCO file or a YOLO folder lists.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
 import pyarrow as pa
 
-from segmint.catalogs.dataset.tables import DatasetTables
+from segmint.catalogs.dataset.tables import DatasetTables, Kind
 from segmint.infra.storage.location import Location
+from segmint.infra.storage.storage import Storage
 
-PAIRS_IN_SHARD = 1_000
-"""Number of pairs of loose files per shard."""
+IMAGES_IN_SHARD = 1_000
+"""Maximum number of images in a shard that isn't a tar."""
 
 JPEGS = pa.schema(
     [
@@ -32,20 +33,18 @@ _ENDINGS = {".jpg": "jpeg", ".jpeg": "jpeg", ".json": "json"}
 
 
 @dataclass(frozen=True)
-class LooseFile:
-    """File that is not in a tar: its name relative to the data's folder, and its size in bytes."""
+class ForeignFile:
+    """File that segmint didn't write: its name relative to the data's folder or to its tar, and where its bytes are.
+
+    - `uri`: the URI of the file, or of the tar that contains it.
+    - `size`: bytes.
+    - `offset`: the place of its first byte at the URI.
+    """
 
     name: str
+    uri: str
     size: int
-
-
-@dataclass(frozen=True)
-class FilePair:
-    """A JPEG and a JSON with the same name. Either can be missing."""
-
-    stem: str  # the name without its extension
-    jpeg: LooseFile | None = None
-    json: LooseFile | None = None
+    offset: int = 0
 
 
 @dataclass(frozen=True)
@@ -61,97 +60,111 @@ class YoloClasses:
     through_centers: bool = False
 
 
+NO_CLASSES = YoloClasses({})
+"""Classes of a dataset in another layout."""
+
+
 @dataclass(frozen=True)
 class ListedImage:
-    """Image that a COCO file or a YOLO folder lists.
+    """Image of foreign data: a pair as in SA-1B, or an image that a COCO file or a YOLO folder lists.
 
-    - `name`: the picture's path relative to `folder`.
-    - `picture`: the picture's file, or None if it doesn't exist. `folder` is the URI of its folder.
-    - `file`: the name of the file with the annotations, for findings.
-    - `split`: the split, such as `train`.
-    - `size`: the (height, width) that the file states, if any.
-    - `annotations`: the annotations in COCO's form. Those of YOLO are in `labels` instead, and may be absent.
+    - `name`: the picture's path below the data's folder or in its tar. That of a pair has no ending.
+    - `picture`: the picture's file, or None if it doesn't exist.
+    - `file`: the name of the file with the annotations, or of the picture of a pair without them, for findings.
+    - `folder`: the URI of the folder where a listed picture should be.
+    - `split`: the split, such as `train`, or None in SA-1B's layout.
+    - `size`: the (height, width) that a COCO file states, if any.
+    - `annotations`: the annotations of a COCO file. Those of a pair and of YOLO are in `labels` instead.
+    - `labels`: the image's own file with annotations, or None if it doesn't exist.
     - `license`, `source_url`: what the file says about the image, if anything.
-    - `repeats`: whether an earlier image of the same split has the same picture.
     """
 
     name: str
-    folder: str
-    picture: LooseFile | None
+    picture: ForeignFile | None
     file: str
-    split: str
+    folder: str = ""
+    split: str | None = None
     size: tuple[int, int] | None = None
     annotations: tuple[Mapping[str, Any], ...] = ()
-    labels: LooseFile | None = None
+    labels: ForeignFile | None = None
     license: str | None = None
     source_url: str | None = None
-    repeats: bool = False
 
 
 @dataclass(frozen=True)
 class ForeignShard:
-    """Shard of foreign data: a tar, given by its name, pairs of loose files, or images that a file lists."""
+    """Shard of foreign data in one of the layouts: up to 1,000 images, or the pairs in a tar, given by its name."""
 
+    kind: Kind
     shard: int
+    images: tuple[ListedImage, ...] = ()
     tar: str | None = None
-    pairs: tuple[FilePair, ...] = ()
-    listed: tuple[ListedImage, ...] = ()
-    classes: YoloClasses | None = None  # of YOLO's labels
+    classes: YoloClasses = NO_CLASSES
 
 
 def find_shards(folder: Location) -> Iterator[ForeignShard]:
-    """Yield the shards below a folder as they are found, numbered from 0.
+    """Yield the shards of pairs below a folder as they are found, and then those of tars."""
+    tars: list[str] = []
+
+    def files() -> Iterator[ForeignFile]:
+        for entry in folder.walk():
+            if entry.name.lower().endswith(".tar"):
+                tars.append(entry.name)
+            else:
+                yield ForeignFile(entry.name, (folder / entry.name).uri, entry.size)
+
+    return list_shards("sa1b", pair_files(files()), tars=tars)
+
+
+def pair_files(files: Iterable[ForeignFile]) -> Iterator[ListedImage]:
+    """Yield the pairs of a JPEG and a JSON with the same name as they are found, and then the files without a partner.
 
     Only files whose counterpart hasn't been found yet are kept in memory. In a listing that is sorted by name, these
-    are few.
+    are few. Other files are ignored.
     """
-    shard = 0
-    halves: dict[str, FilePair] = {}
-    whole: list[FilePair] = []
-    for entry in folder.walk():
-        if entry.name.lower().endswith(".tar"):
-            yield ForeignShard(shard, tar=entry.name)
-            shard += 1
-        kind = kind_of(entry.name)
+    halves: dict[str, ListedImage] = {}
+    for file in files:
+        kind = kind_of(file.name)
         if kind is None:
             continue
-        stem = entry.name.rpartition(".")[0]
-        file = LooseFile(entry.name, entry.size)
-        other = halves.pop(stem, None) or FilePair(stem)
-        pair = FilePair(stem, file, other.json) if kind == "jpeg" else FilePair(stem, other.jpeg, file)
-        if pair.jpeg is None or pair.json is None:
+        stem = file.name.rpartition(".")[0]
+        pair = halves.pop(stem, None) or ListedImage(stem, None, file.name)
+        pair = replace(pair, picture=file) if kind == "jpeg" else replace(pair, file=file.name, labels=file)
+        if pair.picture is None or pair.labels is None:
             halves[stem] = pair
-            continue
-        whole.append(pair)
-        if len(whole) == PAIRS_IN_SHARD:
-            yield ForeignShard(shard, pairs=tuple(whole))
-            shard, whole = shard + 1, []
-    whole.extend(halves[stem] for stem in sorted(halves))
-    for start in range(0, len(whole), PAIRS_IN_SHARD):
-        yield ForeignShard(shard, pairs=tuple(whole[start : start + PAIRS_IN_SHARD]))
-        shard += 1
+        else:
+            yield pair
+    yield from (halves[stem] for stem in sorted(halves))
 
 
-def list_shards(images: Iterable[ListedImage], classes: YoloClasses | None = None) -> Iterator[ForeignShard]:
-    """Yield listed images as shards of up to 1,000, numbered from 0."""
+def list_shards(
+    kind: Kind, images: Iterable[ListedImage], classes: YoloClasses = NO_CLASSES, tars: Iterable[str] = ()
+) -> Iterator[ForeignShard]:
+    """Yield images as shards of up to 1,000, numbered from 0, and then a shard for each tar."""
     remaining = iter(images)
-    shard = 0
-    while listed := tuple(islice(remaining, PAIRS_IN_SHARD)):
-        yield ForeignShard(shard, listed=listed, classes=classes)
-        shard += 1
+    count = 0
+    while listed := tuple(islice(remaining, IMAGES_IN_SHARD)):
+        yield ForeignShard(kind, count, listed, classes=classes)
+        count += 1
+    for number, tar in enumerate(tars, count):
+        yield ForeignShard(kind, number, tar=tar)
 
 
 def kind_of(name: str) -> str | None:
     """Return `jpeg` or `json`, depending on a file name's extension, or None for any other file."""
-    dot = name.rfind(".")
-    return _ENDINGS.get(name[dot:].lower()) if dot >= 0 else None
+    return _ENDINGS.get(name[name.rfind(".") :].lower())
+
+
+def read_file(storage: Storage, file: ForeignFile, most: int) -> bytes:
+    """Return the bytes of a file, but only the first `most` of them, with one request. Raises `NotFoundError`."""
+    size = min(file.size, most)
+    return storage.read_part(file.uri, file.offset, file.offset + size) if size else b""
 
 
 def read_jpeg(tables: DatasetTables, ordinal: int) -> bytes | None:
     """Return the unchanged bytes of an image's JPEG in foreign data, or None if the image has no JPEG."""
-    found = tables.query('SELECT uri, "offset", size FROM jpegs WHERE ordinal = ?', [ordinal]).to_pylist()
+    found = tables.query('SELECT uri, size, "offset" FROM jpegs WHERE ordinal = ?', [ordinal]).to_pylist()
     if not found:
         return None
-    with tables.location.storage.open_ranges(found[0]["uri"]) as stream:
-        stream.seek(found[0]["offset"])
-        return stream.read(found[0]["size"])
+    file = ForeignFile("", **found[0])
+    return read_file(tables.location.storage, file, file.size)

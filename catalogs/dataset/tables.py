@@ -74,17 +74,17 @@ class TableFile(NamedTuple):
     size: int  # bytes
 
 
-@dataclass(frozen=True)
+@dataclass
 class Foreign:
-    """Layout of data that segmint did not write, and what was found while measuring it.
+    """Layout of data that segmint did not write, and what was found while listing and measuring it.
 
-    `boxes` is the number of boxes without a mask.
+    `boxes` is the number of boxes without a mask, and `notes` contains further remarks for the user.
     """
 
     kind: Kind = "sa1b"
     findings: FindingCollector = field(default_factory=FindingCollector)
     boxes: int = 0
-    notes: tuple[str, ...] = ()
+    notes: list[str] = field(default_factory=list)
 
 
 class DatasetTables(AbstractContextManager["DatasetTables"]):

@@ -1,6 +1,6 @@
 """Boxes of images for the catalog's column `prompts`, and the reader of YOLO's label files."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -61,11 +61,9 @@ def read_yolo(folder: Location, labels: Mapping[int, str]) -> BoxFile:
     def read(place: int) -> dict[str, Any]:
         prompts = []
         name = f"{boxes.names[place]}.txt"
-        for number, line in enumerate((folder / name).read().decode("utf-8-sig", "replace").splitlines(), 1):
-            if not line.strip():
-                continue
+        for number, fields in label_lines((folder / name).read()):
             try:
-                prompts.append(_yolo_box(line, labels))
+                prompts.append(_yolo_box(fields, labels))
             except ValueError as error:
                 boxes.unreadable.append(f"{name}, line {number}: {error}")
         return {"width": 1.0, "height": 1.0, "prompts": prompts}
@@ -102,8 +100,14 @@ def yolo_boxes(folder: Location, data: Location) -> BoxFile:
     return boxes
 
 
-def _yolo_box(line: str, labels: Mapping[int, str]) -> dict[str, Any]:
-    fields = line.split()
+def label_lines(data: bytes) -> Iterator[tuple[int, list[str]]]:
+    """Yield the lines of one of YOLO's label files, each with its number and its values. Blank ones are left out."""
+    for number, line in enumerate(data.decode("utf-8-sig", "replace").splitlines(), 1):
+        if line.strip():
+            yield number, line.split()
+
+
+def _yolo_box(fields: Sequence[str], labels: Mapping[int, str]) -> dict[str, Any]:
     if len(fields) not in (5, 6):
         expected = "class, x, y, width, height, and maybe a score; polygons aren't read"
         raise UnreadableBoxError(f"found {len(fields)} values; expected {expected}")

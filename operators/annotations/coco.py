@@ -2,7 +2,7 @@
 
 import itertools
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,9 +23,13 @@ from segmint.operators.annotations.image import (
     id_number,
     label_text,
     mapping,
+    objects,
     sides,
     stated,
 )
+
+CocoKey = int | str
+"""Id in a COCO file, from `coco_key`."""
 
 _CONVERTER = "Label Studio Converter"
 
@@ -70,16 +74,15 @@ def read_coco(document: Mapping[str, Any], size_of: Callable[[str], Size | None]
     contours = isinstance(info, dict) and info.get("contributor") == _CONVERTER
     labels = _labels(document.get("categories"))
     images: list[AnnotatedImage] = []
-    by_id: dict[int | str, list[AnnotatedImage | None]] = {}
+    by_id: dict[CocoKey, list[AnnotatedImage | None]] = {}
     unreadable: list[str] = []
     homeless = 0
-    for index, entry in enumerate(document["images"]):
+    for number, entry, id in coco_entries(document, "images", "id"):
         image = coco_image(entry, size_of)
-        id = coco_key(entry.get("id")) if isinstance(entry, dict) else None
         if id is not None:
             by_id.setdefault(id, []).append(image)
         if image is None:
-            unreadable.append(f"image number {index + 1} has no file_name")
+            unreadable.append(f"image number {number} has no file_name")
             continue
         images.append(image)
         if id is None:
@@ -88,15 +91,14 @@ def read_coco(document: Mapping[str, Any], size_of: Callable[[str], Size | None]
         for image in several if len(several) > 1 else ():
             if image is not None:
                 image.unreadable.append(f"another image also has the id {id}, so its masks are unknown")
-    for index, entry in enumerate(document["annotations"]):
-        id = coco_key(entry.get("image_id")) if isinstance(entry, dict) else None
+    for number, entry, id in coco_entries(document, "annotations", "image_id"):
         homes = by_id.get(id, []) if id is not None else []
         if len(homes) == 1 and homes[0] is not None:
             _add(homes[0], entry, labels, contours)
             continue
         homeless += not homes
         found = f"the image_id {id} of several images" if len(homes) > 1 else "no image in the file"
-        unreadable.append(f"annotation number {index + 1} refers to {found}")
+        unreadable.append(f"annotation number {number} refers to {found}")
     for image in images:
         image.leave_out_contradictions()
     return AnnotatedFile(images, unreadable, _frequencies(document.get("categories")), homeless)
@@ -109,18 +111,18 @@ def read_coco_boxes(document: Mapping[str, Any]) -> BoxFile:
     """
     labels = _labels(document.get("categories"))
     images: list[dict[str, Any]] = []
-    by_id: dict[int | str | None, list[dict[str, Any]]] = {}
+    by_id: dict[CocoKey | None, list[dict[str, Any]]] = {}
     boxes = BoxFile([], images.__getitem__)
-    for number, entry in enumerate(document["images"], 1):
-        image, id = coco_image(mapping(entry), lambda _: None), coco_key(mapping(entry).get("id"))
+    for number, entry, id in coco_entries(document, "images", "id"):
+        image = coco_image(entry)
         if image is None or image.size is None or id is None:
             boxes.unreadable.append(f"image number {number} has no id, file_name, width, or height")
             continue
         boxes.names.append(image.name)
         images.append({"width": float(image.size[1]), "height": float(image.size[0]), "prompts": []})
         by_id.setdefault(id, []).append(images[-1])
-    for number, entry in enumerate(map(mapping, document["annotations"]), 1):
-        homes = by_id.get(coco_key(entry.get("image_id")), [])
+    for number, entry, id in coco_entries(document, "annotations", "image_id"):
+        homes = by_id.get(id, [])
         names = labels.get(coco_key(entry.get("category_id")), [])
         try:
             if len(homes) != 1 or len(names) != 1:
@@ -137,9 +139,19 @@ def read_coco_boxes(document: Mapping[str, Any]) -> BoxFile:
     return boxes
 
 
-def coco_image(entry: Any, size_of: Callable[[str], Size | None]) -> AnnotatedImage | None:
+def coco_entries(
+    document: Mapping[str, Any], items: str, id: str
+) -> Iterator[tuple[int, Mapping[str, Any], CocoKey | None]]:
+    """Yield the entries of a document's list `items`, each with its number from 1, and its value of the key `id`."""
+    for number, entry in enumerate(map(mapping, document[items]), 1):
+        yield number, entry, coco_key(entry.get(id))
+
+
+def coco_image(
+    entry: Mapping[str, Any], size_of: Callable[[str], Size | None] = lambda _: None
+) -> AnnotatedImage | None:
     """Return the image of an entry in `images`, still without masks, or None if it has no name."""
-    name = entry.get("file_name", _lvis_name(entry.get("coco_url"))) if isinstance(entry, dict) else None
+    name = entry.get("file_name", _lvis_name(entry.get("coco_url")))
     if not isinstance(name, str) or not name:
         return None
     stated_size = sides(entry.get("height"), entry.get("width"))
@@ -269,24 +281,19 @@ def usable_polygons(polygons: Sequence[Any], size: Size) -> list[list[float]]:
 def _labels(categories: Any) -> dict[Any, list[str | None]]:
     """Map each category's id to its name, or to all names if several categories share the id."""
     labels: dict[Any, list[str | None]] = {}
-    for each in categories if isinstance(categories, list) else ():
-        if (
-            isinstance(each, dict)
-            and isinstance(each.get("name"), str)
-            and (key := coco_key(each.get("id"))) is not None
-        ):
-            labels[key] = list(dict.fromkeys([*labels.get(key, ()), label_text(each["name"])]))
+    for each in objects(categories):
+        name, key = each.get("name"), coco_key(each.get("id"))
+        if isinstance(name, str) and key is not None:
+            labels[key] = list(dict.fromkeys([*labels.get(key, ()), label_text(name)]))
     return labels
 
 
 def _frequencies(categories: Any) -> dict[int, str]:
-    if not isinstance(categories, list):
-        return {}
-    known = [each for each in categories if isinstance(each, dict) and each.get("frequency") in ("r", "c", "f")]
+    known = [each for each in objects(categories) if each.get("frequency") in ("r", "c", "f")]
     return {each["id"]: each["frequency"] for each in known if type(each.get("id")) is int}
 
 
-def coco_key(value: Any) -> int | str | None:
+def coco_key(value: Any) -> CocoKey | None:
     """Return an id in a normalized form, in which 1, 1.0, and "1" are equal, or None for anything that isn't an id."""
     if isinstance(value, float):
         return int(value) if value.is_integer() else None

@@ -85,9 +85,8 @@ class AnnotatedMask:
         edges = [x, y, x + wide, y + high]
         if self.stated_box is not None:
             left, top, third, fourth = self.stated_box
-            boxes = np.array([[left, top, left + third, top + fourth], self.stated_box])
-            inside = np.clip(boxes, 0, [width, height, width, height])
-            if np.abs(inside - edges).max(axis=1).min() > BOX_TOLERANCE:
+            both = [left, top, left + third, top + fourth], self.stated_box
+            if not any(edges_fit(each, edges, (height, width)) for each in both):
                 hint = "" if self.polygon else ". Run lengths go down the columns"
                 return f"its pixels are in the box {found}, but its bbox in the file is {self.stated_box}{hint}"
         is_cut_off = self.polygon and (min(x, y) <= 0 or x + wide >= width or y + high >= height)
@@ -200,6 +199,15 @@ class AnnotatedFile:
     homeless: int = 0
 
 
+def edges_fit(stated: Sequence[float], found: Sequence[float], size: Size) -> bool:
+    """Return whether the edges of a box, cut at its image, are at most `BOX_TOLERANCE` pixels from those of another.
+
+    The edges are left, top, right, and bottom.
+    """
+    inside = np.clip(stated, 0, [*size[::-1], *size[::-1]])
+    return bool(np.abs(inside - found).max() <= BOX_TOLERANCE)
+
+
 def id_number(value: Any) -> int | None:
     """Return an id from a file as an integer from 0 to 2^53, or None if it isn't one. Integral floats are accepted."""
     if isinstance(value, float) and value.is_integer():
@@ -232,6 +240,11 @@ def _is_number(value: Any) -> bool:
 def mapping(value: Any) -> Mapping[str, Any]:
     """Return a value from a file if it's an object, otherwise an empty one."""
     return value if isinstance(value, Mapping) else {}
+
+
+def objects(value: Any) -> list[Mapping[str, Any]]:
+    """Return the objects in a list from a file, or none if the value isn't a list."""
+    return [each for each in value if isinstance(each, Mapping)] if isinstance(value, list) else []
 
 
 def sides(height: Any, width: Any) -> Size | None:

@@ -1,13 +1,13 @@
 """Reader of YOLO's segmentation labels: one text file per image, with a class and a polygon in each line."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import PurePosixPath
 from typing import Any
 
 from PIL import Image
 
+from segmint.catalogs.endings import IMAGE_ENDINGS
 from segmint.infra.storage.location import Location
-from segmint.operators.annotations.boxes import read_yolo_settings
+from segmint.operators.annotations.boxes import label_lines, read_yolo_settings
 from segmint.operators.annotations.coco import fill_polygons
 from segmint.operators.annotations.folder import read_files
 from segmint.operators.annotations.image import AnnotatedImage, AnnotatedMask, Size, UnreadableMaskError, label_text
@@ -18,7 +18,6 @@ SETTINGS = "data.yaml"
 LEFT_OUT = "left_out.csv"
 """File of an export that lists masks without a suitable polygon."""
 
-_PICTURES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 _MOST_DIGITS = 9
 
 
@@ -44,18 +43,25 @@ def read_yolo_folder(
     add_to_hash(f"{SETTINGS} {(folder / SETTINGS).sha256()}\n".encode())
     is_ours = "segmint" in settings
     left_out = (folder / LEFT_OUT).read().decode(errors="replace") if is_ours and LEFT_OUT in names else ""
-    pictures = {str(PurePosixPath(name).with_suffix("")): name for name in names if name.lower().endswith(_PICTURES)}
+    pictures = {label_name(name): name for name in names if name.lower().endswith(IMAGE_ENDINGS)}
     for name, data in read_files(folder, filter(_is_label_file, names), add_to_hash):
         if isinstance(data, AnnotatedImage):
             yield data
             continue
-        parents, _, stem = f"/{name}".removesuffix(".txt").rpartition("/labels/")
-        picture = pictures.get(f"{parents}/images/{stem}"[1:])
+        stem = f"/{name}".removesuffix(".txt").rpartition("/labels/")[2]
+        picture = pictures.get(name)
         size = None if picture is None else _picture_size(folder / picture)
         image = read_yolo_labels(data, picture or name, size or size_of(name), settings["names"], is_ours)
         if f"\n{stem}.jpg," in left_out:
             image.unreadable.append(f"{LEFT_OUT} lists masks that aren't in its labels")
         yield image
+
+
+def label_name(image: str) -> str:
+    """Return the name of an image's label file, with `labels` for the last folder `images`, and the ending .txt."""
+    stem = image.rpartition(".")[0]
+    start, found, rest = f"/{stem}".rpartition("/images/")
+    return f"{start}/labels/{rest}.txt".removeprefix("/") if found else f"{stem}.txt"
 
 
 def read_yolo_labels(
@@ -69,10 +75,7 @@ def read_yolo_labels(
     listed and skipped.
     """
     image = AnnotatedImage(name, None, size)
-    for number, line in enumerate(data.decode("utf-8-sig", "replace").splitlines(), 1):
-        if not line.strip():
-            continue
-        kind, *shares = line.split()
+    for number, (kind, *shares) in label_lines(data):
         try:
             label = class_name(kind, labels)
             rle = fill_polygons([[float(share) for share in shares]], size, through_centers, whole=1)

@@ -1,7 +1,7 @@
 """Audit of one image's masks: run lengths against area and box, scores against thresholds, points against crops."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +33,7 @@ def audit_masks(
     place: FindingLocation,
     *,
     decode: bool,
+    measured: Callable[[Mapping[str, Any], int, Numbers], Mapping[str, Any]] | None = None,
 ) -> Iterator[Finding]:
     """Yield findings about an image's rows in `masks/*.parquet`. The image's `size` is (height, width).
 
@@ -40,6 +41,9 @@ def audit_masks(
     are counted. Scores are compared with the thresholds in `limits`, if given. Annotated masks and those of a segmenter
     or a stage don't need scores or a point, and their scores aren't compared with thresholds. For each mask, only the
     first problem with its pixels and the first problem with its scores are reported.
+
+    `measured` is called with the row, the area, and COCO's box of each mask whose run lengths fit its image. It returns
+    the row to compare with them.
     """
     sound: list[Mapping[str, Any]] = []
     for row in masks:
@@ -52,7 +56,10 @@ def audit_masks(
     for row in sound:
         code = _coco(row)
         # Measure one mask at a time, because pycocotools 2.0.11 returns no areas for over 255 masks.
-        findings = list(_pixel_findings(size, row, int(coco.area(code)), coco.toBbox(code).tolist(), place))
+        area, box = int(coco.area(code)), coco.toBbox(code).tolist()
+        if measured is not None:
+            row = measured(row, area, box)
+        findings = list(_pixel_findings(size, row, area, box, place))
         yield from findings
         if decode and not findings:
             yield from _decoded_findings(row, code, place)
@@ -79,8 +86,8 @@ def _pixel_findings(
         return
     x, y, width, height = coco_box
     around = [x, y, width - 1, height - 1]  # COCO's boxes count pixels; SA-1B's extend from the first pixel to the last
-    box = _numbers(row["bbox"], 4)
-    if box is not None and not _inside([box[0], box[1], box[2] + 1, box[3] + 1], size):
+    box = finite_numbers(row["bbox"], 4)
+    if box is not None and not is_inside([box[0], box[1], box[2] + 1, box[3] + 1], size):
         yield _finding(place, row, Code.BOX_OUTSIDE, f"a box in {size[1]} x {size[0]} pixels", row["bbox"])
     elif box != around:
         yield _finding(place, row, Code.MASK_BOX, f"bbox {around}", row["bbox"])
@@ -100,13 +107,13 @@ def _frame_findings(
     size: tuple[int, int], row: Mapping[str, Any], limits: MaskLimits | None, place: FindingLocation
 ) -> Iterator[Finding]:
     image = f"{size[1]} x {size[0]} pixels"
-    crop = _numbers(row["crop_box"], 4)
-    if crop is None or min(crop[2:]) <= 0 or not _inside(crop, size):
+    crop = finite_numbers(row["crop_box"], 4)
+    if crop is None or min(crop[2:]) <= 0 or not is_inside(crop, size):
         yield _finding(place, row, Code.CROP_OUTSIDE, f"a crop in {image}", row["crop_box"])
         return
     points = row["point_coords"]
     for point in points or ([] if points == [] and not _made_by_sam(row, limits) else [None]):
-        x_y = _numbers(point, 2)
+        x_y = finite_numbers(point, 2)
         if x_y is None or not all(low <= v <= low + n for v, low, n in zip(x_y, crop[:2], crop[2:], strict=True)):
             yield _finding(place, row, Code.POINT_OUTSIDE, f"a point in the crop {crop} of {image}", points)
 
@@ -150,14 +157,24 @@ def _coco(row: Mapping[str, Any]) -> dict[str, Any]:
     return {"size": list(segmentation["size"]), "counts": segmentation["counts"].encode("ascii")}
 
 
-def _numbers(value: Any, count: int) -> Numbers | None:
-    """Return `count` finite numbers, or None if the value is anything else."""
-    if value is None or len(value) != count or not all(v is not None and math.isfinite(v) for v in value):
+def finite_number(value: Any) -> float | None:
+    """Return a finite number, or None for anything else."""
+    try:
+        return value if type(value) in (int, float) and math.isfinite(value) else None
+    except OverflowError:
         return None
-    return [float(v) for v in value]
 
 
-def _inside(box: Numbers, size: tuple[int, int]) -> bool:
+def finite_numbers(value: Any, count: int) -> Numbers | None:
+    """Return a list of `count` finite numbers, or None for anything else."""
+    if not isinstance(value, list) or len(value) != count:
+        return None
+    if any(finite_number(each) is None for each in value):
+        return None
+    return [float(each) for each in value]
+
+
+def is_inside(box: Numbers, size: tuple[int, int]) -> bool:
     """Return whether a box [x, y, width, height] lies inside an image of size (height, width)."""
     x, y, width, height = box
     return x >= 0 and y >= 0 and x + width <= size[1] and y + height <= size[0]

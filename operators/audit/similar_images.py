@@ -44,3 +44,19 @@ def find_alike(hashes: Hashes) -> list[SimilarImage]:
     alike = np.flatnonzero(found < (_BITS + 1) * count)
     places = zip(alike.tolist(), *(each.tolist() for each in np.divmod(found[alike], count)), strict=True)
     return [SimilarImage(index, earlier, distance) for index, distance, earlier in places]
+
+
+def find_copies(*parts: Hashes) -> dict[int, int]:
+    """Map the position of each item that equals an earlier one to that of the first such item, in order.
+
+    Two items are equal if they have the same values in all `parts`.
+    """
+    order = np.lexsort(parts)  # a stable sort, so equal items stay in order
+    same = np.all([part[order][1:] == part[order][:-1] for part in parts], axis=0)
+    found = {}
+    first = 0
+    for index in np.flatnonzero(same).tolist():
+        if index == 0 or not same[index - 1]:
+            first = int(order[index])
+        found[int(order[index + 1])] = first
+    return dict(sorted(found.items()))

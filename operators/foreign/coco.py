@@ -1,40 +1,34 @@
 """Lists the images of a COCO file, with their annotations, and reports entries that contradict each other."""
 
 import re
-from collections.abc import Container, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Callable, Container, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from segmint.catalogs.dataset.foreign import ListedImage, LooseFile
+from segmint.catalogs.dataset.foreign import ForeignFile, ListedImage
 from segmint.catalogs.findings import Code, FindingCollector, FindingLocation
 from segmint.infra.storage.location import Location
 from segmint.infra.uris import base_name
-from segmint.operators.annotations.coco import coco_image, coco_key
-from segmint.operators.annotations.image import AnnotatedImage, id_number, label_text, mapping
+from segmint.operators.annotations.coco import CocoKey, coco_entries, coco_image, coco_key
+from segmint.operators.annotations.image import AnnotatedImage, id_number, label_text, objects
 
 _SPLIT = re.compile("(?<![a-z])(train|val|test)")
 _NAMES_COMPARED = 100
 _LONGEST = 60  # characters of a value in a finding
 
 
-@dataclass
+@dataclass(frozen=True)
 class PictureFolder:
-    """Files below a folder: their sizes in bytes by name. `seen` contains each listed picture with its split."""
+    """Files below a folder: their sizes in bytes by name."""
 
     folder: Location
     sizes: Mapping[str, int]
-    seen: set[tuple[str, str]] = field(default_factory=set)
 
-    def file(self, name: str) -> LooseFile | None:
+    def file(self, name: str) -> ForeignFile | None:
         """Return the file with this name relative to the folder, or None if there is none, as for names with `..`."""
-        return LooseFile(name, self.sizes[name]) if name in self.sizes else None
-
-    def image(self, name: str, file: str, split: str, **more: Any) -> ListedImage:
-        """Return an image of this folder for a file that lists it. `more` are its other fields."""
-        picture = self.file(name)
-        repeats = picture is not None and (split, name) in self.seen
-        self.seen.add((split, name))
-        return ListedImage(name, self.folder.uri, picture, file, split, repeats=repeats, **more)
+        size = self.sizes.get(name)
+        return None if size is None else ForeignFile(name, (self.folder / name).uri, size)
 
     def start_of(self, names: list[str], split: str) -> str:
         """Return what to put before the names in a COCO file to get those of the most files in this folder.
@@ -44,12 +38,12 @@ class PictureFolder:
         wanted: dict[str, list[str]] = {}
         for name in names[:_NAMES_COMPARED]:
             wanted.setdefault(base_name(name), []).append(name)
-        starts: dict[str, int] = {}
-        for file in self.sizes:
-            for name in wanted.get(base_name(file), ()):
-                if f"/{file}".endswith(f"/{name}"):
-                    start = file[: len(file) - len(name)]
-                    starts[start] = starts.get(start, 0) + 1
+        starts = Counter(
+            file.removesuffix(name)
+            for file in self.sizes
+            for name in wanted.get(base_name(file), ())
+            if f"/{file}".endswith(f"/{name}")
+        )
         usual = [start for start, names in starts.items() if 2 * names >= max(starts.values())]
         return max(usual, key=lambda start: (split in start, starts[start], -len(start), start), default="")
 
@@ -74,38 +68,45 @@ def list_coco(
     Annotations without a unique image are reported and left out.
     """
     place = FindingLocation(file)
-    images: dict[int | str, tuple[AnnotatedImage, Mapping[str, Any]]] = {}
+    images: dict[CocoKey, tuple[AnnotatedImage, Mapping[str, Any]]] = {}
     names: set[str] = set()
-    unnamed: set[int | str | None] = set()
-    for number, value in enumerate(document["images"], 1):
-        entry = mapping(value)
-        image, id = coco_image(entry, lambda _: None), coco_key(entry.get("id"))
+    unnamed: set[CocoKey | None] = set()
+
+    def report(code: Code, where: str, expected: str, found: str, mask: int | None = None) -> None:
+        findings.add(place.finding(code, expected, found, where, mask=mask))
+
+    for number, entry, id in coco_entries(document, "images", "id"):
+        image = coco_image(entry)
+        where = f"image number {number}"
         if image is None or id is None:
-            findings.add(place.finding(Code.BAD_JSON, "an id and a file_name", _short(value), f"image number {number}"))
+            report(Code.BAD_JSON, where, "an id and a file_name", _short(document["images"][number - 1]))
             unnamed.add(id)
         elif id in images or image.name in names:
             found = f"another image with the id {id} or the name {image.name}"
-            findings.add(place.finding(Code.ROW_IDENTITY, "a unique id and file_name", found, f"image number {number}"))
+            report(Code.ROW_IDENTITY, where, "a unique id and file_name", found)
         else:
             images[id] = image, entry
             names.add(image.name)
-    annotations = _annotations(document, images.keys() | unnamed, place, findings)
+    annotations = _annotations(document, images.keys() | unnamed, report)
     licenses = _licenses(document.get("licenses"))
     if not licenses and images:
-        findings.add(place.finding(Code.LICENSE_NOT_ALLOWED, "licenses of its images", "none"))
+        report(Code.LICENSE_NOT_ALLOWED, "", "licenses of its images", "none")
     split = split_of(file)
     start = pictures.start_of([image.name for image, _ in images.values()], split)
     for id, (image, entry) in images.items():
         license = licenses.get(coco_key(entry.get("license")))
         if licenses and license is None:
-            expected, found = "the id of one of the file's licenses", _short(entry.get("license"))
-            findings.add(place.finding(Code.LICENSE_NOT_ALLOWED, expected, found, image.name))
+            expected = "the id of one of the file's licenses"
+            report(Code.LICENSE_NOT_ALLOWED, image.name, expected, _short(entry.get("license")))
         if image.size is None:
             found = f"{_short(entry.get('width'))} x {_short(entry.get('height'))}"
-            findings.add(place.finding(Code.BAD_JSON, "a width and height in pixels", found, image.name))
-        yield pictures.image(
-            start + image.name.removeprefix("./"),
+            report(Code.BAD_JSON, image.name, "a width and height in pixels", found)
+        name = start + image.name.removeprefix("./")
+        yield ListedImage(
+            name,
+            pictures.file(name),
             file,
+            pictures.folder.uri,
             split,
             size=image.size,
             annotations=tuple(annotations.get(id, ())),
@@ -115,28 +116,25 @@ def list_coco(
 
 
 def _annotations(
-    document: Mapping[str, Any], images: Container[Any], place: FindingLocation, findings: FindingCollector
-) -> dict[int | str, list[Mapping[str, Any]]]:
+    document: Mapping[str, Any], images: Container[Any], report: Callable[[Code, str, str, str, int | None], None]
+) -> dict[CocoKey, list[Mapping[str, Any]]]:
     """Return the annotations of each image. Report those without an image, and wrong ids and categories."""
-    listed = document.get("categories")
-    categories = {coco_key(mapping(each).get("id")) for each in listed} if isinstance(listed, list) else set()
-    found: dict[int | str, list[Mapping[str, Any]]] = {}
+    categories = {coco_key(each.get("id")) for each in objects(document.get("categories"))}
+    found: dict[CocoKey, list[Mapping[str, Any]]] = {}
     ids: set[int] = set()
-    for number, value in enumerate(document["annotations"], 1):
-        entry = mapping(value)
-        own, id = id_number(entry.get("id")), coco_key(entry.get("image_id"))
+    for number, entry, id in coco_entries(document, "annotations", "image_id"):
+        own = id_number(entry.get("id"))
         where = f"annotation number {number}" if own is None else f"mask {own}"
         if id is None or id not in images:
             expected = "the image_id of an image in the file"
-            findings.add(place.finding(Code.ROW_IDENTITY, expected, _short(entry.get("image_id")), where, mask=own))
+            report(Code.ROW_IDENTITY, where, expected, _short(entry.get("image_id")), own)
             continue
-        if own is not None and own in ids:
-            findings.add(place.finding(Code.ROW_IDENTITY, "a unique id", "that of another mask", where, mask=own))
         if own is not None:
+            if own in ids:
+                report(Code.ROW_IDENTITY, where, "a unique id", "that of another mask", own)
             ids.add(own)
         if categories and "category_id" in entry and coco_key(entry["category_id"]) not in categories:
-            found_id = _short(entry["category_id"])
-            findings.add(place.finding(Code.BAD_LABEL, "the id of a category", found_id, where, mask=own))
+            report(Code.BAD_LABEL, where, "the id of a category", _short(entry["category_id"]), own)
         found.setdefault(id, []).append(entry)
     return found
 
@@ -144,8 +142,7 @@ def _annotations(
 def _licenses(listed: Any) -> dict[Any, str]:
     """Map the ids of a file's licenses to their names, or else to their URLs. Licenses without either are left out."""
     found = {}
-    for each in listed if isinstance(listed, list) else ():
-        entry = mapping(each)
+    for entry in objects(listed):
         name, id = label_text(entry.get("name")) or label_text(entry.get("url")), coco_key(entry.get("id"))
         if name and id is not None:
             found[id] = name

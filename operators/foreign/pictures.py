@@ -11,7 +11,7 @@ from PIL import ExifTags, Image, ImageFile
 from segmint.operators.audit.jpeg_parts import metadata_name
 from segmint.operators.images import Pixels
 from segmint.operators.prepare.containers import recognize
-from segmint.operators.prepare.ingest import ingest, open_image
+from segmint.operators.prepare.ingest import ingest, open_image, upright_size
 from segmint.operators.prepare.ingest_config import ANY_SIZE
 from segmint.operators.similar.confirm import normalized_views, same_view
 from segmint.operators.similar.hashes import FRAME, THUMBNAIL, Gray, luma, view_hashes
@@ -19,7 +19,6 @@ from segmint.operators.similar.hashes import FRAME, THUMBNAIL, Gray, luma, view_
 _START, _END = 0xD8, 0xD9
 _MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # the next marker behind entropy-coded data
 _POSITION = (ExifTags.GPS.GPSLatitude, ExifTags.GPS.GPSLongitude)
-_TURNED = (5, 6, 7, 8)  # EXIF orientations in which an upright image has its sides exchanged
 _THUMBNAIL_SIDE = 2_000  # pixels; larger thumbnails aren't decoded
 
 
@@ -28,7 +27,8 @@ class PictureFacts:
     """Facts about a picture's file.
 
     - `bits`: the perceptual hash of the upright picture, or `NO_HASH`.
-    - `metadata`: names of the kinds of metadata. A color profile isn't one.
+    - `metadata`: names of the kinds of metadata, except for EXIF with a position or another thumbnail. A color profile
+      isn't one.
     - `has_position`: whether the metadata contains where the picture was taken.
     - `other_thumbnail`: whether the metadata contains a thumbnail that shows something else.
     - `more_bytes`: number of bytes after the end of a JPEG's picture.
@@ -69,6 +69,8 @@ def examine_picture(data: bytes, *, with_pixels: bool) -> PictureFacts:
     except Exception:  # noqa: BLE001 - Pillow raises many kinds for damaged metadata of a sound picture
         names.add("EXIF that can't be read")
     names |= {name for key, name in (("exif", "EXIF"), ("xmp", "XMP"), ("comment", "a comment")) if key in image.info}
+    if has_position or other_thumbnail:
+        names.discard("EXIF")
     return PictureFacts(
         bits=int(view_hashes(gray)[FRAME]),
         metadata=tuple(sorted(names)),
@@ -85,9 +87,8 @@ def picture_sizes(data: bytes) -> tuple[tuple[int, int], tuple[int, int]]:
     The two differ if the metadata says that the picture is turned by 90 degrees.
     """
     image = open_image(data, recognize(data, ANY_SIZE.decoded))
-    stored = image.height, image.width
-    turned = image.getexif().get(ExifTags.Base.Orientation) in _TURNED
-    return stored, stored[::-1] if turned else stored
+    width, height = upright_size(image)
+    return (image.height, image.width), (height, width)
 
 
 def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:

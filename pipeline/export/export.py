@@ -1,7 +1,7 @@
 """Export of a dataset for other tools: samples are streamed to the format's writer and images to a folder."""
 
 import errno
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import gettempdir
@@ -172,25 +172,24 @@ def make_writer(
 
     Without `categories`, the writer ignores labels. `most` is the maximum number of masks per Label Studio task.
     """
-    match format:
-        case Format.LABEL_STUDIO:
-            return TasksWriter(scratch, manifest, version, output, categories, most)
-        case Format.FIFTYONE:
-            return FiftyOneWriter(scratch, manifest, version, categories)
-        case Format.YOLO:
-            return YoloWriter(scratch, manifest, version, categories)
-        case Format.GEOJSON:
-            return GeoJsonWriter(scratch, manifest, version, categories)
-        case Format.SA_1B:
-            return Sa1bWriter(scratch, manifest, version)
-        case Format.LABEL_MAPS:
-            return LabelMapsWriter(scratch, manifest, version, categories)
-        case Format.PNG_MASKS:
-            return PngMasksWriter(scratch, manifest, version, categories)
-        case Format.HF:
-            return HuggingFaceWriter(scratch, manifest, version, with_images, categories)
+    if format is Format.LABEL_STUDIO:
+        return TasksWriter(scratch, manifest, version, output, categories, most)
+    if format is Format.HF:
+        return HuggingFaceWriter(scratch, manifest, version, with_images, categories)
+    if format in _WRITERS:
+        return _WRITERS[format](scratch, manifest, version, categories)
     is_compressed, is_lvis = format is not Format.CVAT, format is Format.LVIS
     return CocoWriter(scratch, manifest, version, MAIN_FILES[format], is_compressed, categories, is_lvis)
+
+
+_WRITERS: Mapping[Format, Callable[[Path, DatasetManifest, VersionName, Categories | None], SampleWriter]] = {
+    Format.FIFTYONE: FiftyOneWriter,
+    Format.YOLO: YoloWriter,
+    Format.GEOJSON: GeoJsonWriter,
+    Format.SA_1B: Sa1bWriter,
+    Format.LABEL_MAPS: LabelMapsWriter,
+    Format.PNG_MASKS: PngMasksWriter,
+}
 
 
 def _check_files(dataset: Dataset, shards: Collection[int]) -> None:

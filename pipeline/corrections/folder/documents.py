@@ -12,7 +12,8 @@ from segmint.infra.errors import UsageError
 from segmint.infra.uris import base_name
 from segmint.operators.annotations.folder import read_json
 from segmint.operators.annotations.image import checked_rle, label_text
-from segmint.operators.foreign.masks import read_foreign
+from segmint.operators.foreign.masks import ForeignImage
+from segmint.operators.foreign.masks import read_masks as measure_masks
 from segmint.operators.rows import Row
 from segmint.operators.schemas import AUTOMATIC, IMPORT, MASKS_PER_IMAGE_LIMIT
 from segmint.operators.shards.files import annotation_id, counts_of
@@ -70,7 +71,8 @@ def read_masks(data: bytes, where: str, sha256: str) -> MasksDocument:
     annotations = value["annotations"]
     if len(annotations) > MASKS_PER_IMAGE_LIMIT:
         raise BadFileError(f"{where}: {len(annotations):,} masks, but the limit is {MASKS_PER_IMAGE_LIMIT:,}")
-    rows = read_foreign(value, image.size, FindingLocation(where), 1).masks
+    measured = ForeignImage(1, image.size)
+    measure_masks(annotations, measured, FindingLocation(where), exact=True)
     outputs = value.get("outputs")
     if not isinstance(outputs, list) or len(outputs) != len(annotations):
         outputs = [None] * len(annotations)
@@ -84,7 +86,7 @@ def read_masks(data: bytes, where: str, sha256: str) -> MasksDocument:
             "output": output if type(output) is int and output in _OUTPUTS else None,
             **_origin(annotation, row, sha256),
         }
-        for row, mask, annotation, output in zip(rows, image.masks, annotations, outputs, strict=True)
+        for row, mask, annotation, output in zip(measured.masks, image.masks, annotations, outputs, strict=True)
     )
     return MasksDocument(value, image.size, masks)
 

@@ -22,7 +22,6 @@ from segmint.infra.storage.storage import Storage
 from segmint.infra.wording import some
 from segmint.operators.audit.detectors import DetectorSpec
 from segmint.operators.audit.submissions import audit_ratings
-from segmint.operators.foreign.layouts import ForeignData
 from segmint.pipeline.config.config import LOCAL, Config, LicenseConfig, ResourcesConfig
 from segmint.pipeline.quality.audit.content import ContentAudit, ContentPlan, LicenseRules
 from segmint.pipeline.quality.audit.foreign import ForeignSearch, audit_foreign
@@ -81,11 +80,6 @@ class AuditOptions:
         return {option: target for option, target in wanted.items() if target is not None}
 
     @property
-    def listed(self) -> bool:
-        """True if there are options for data that segmint didn't write."""
-        return bool(self.more) or self.images is not None
-
-    @property
     def resources(self) -> ResourcesConfig:
         """Ray settings of the audit: the build's, or else local ones."""
         return LOCAL if self.build is None else self.build.resources
@@ -103,7 +97,7 @@ def audit_dataset(dataset: Location, options: AuditOptions = AuditOptions()) -> 
         check_ending(str(options.attributions))
     for option, target in options.targets().items():
         refuse_inside(dataset, target, option)
-    if options.listed or not is_dataset(dataset):
+    if options.more or options.images is not None or not is_dataset(dataset):
         with open_foreign_audit(dataset, options) as (report, _):
             return report
     now = options.now or datetime.now(UTC)
@@ -248,19 +242,6 @@ def open_foreign_audit(dataset: Location, options: AuditOptions) -> Iterator[tup
 
     Raises `UsageError` for options that only apply to data from segmint, and if there is no data of any kind.
     """
-    check_foreign(dataset.uri, options)
-    given = ForeignData(dataset, options.more, options.images)
-    search = None
-    if options.privacy_sample != 0:
-        searcher = _search_plan(None, dataset.storage, options).searcher()
-        search = ForeignSearch(searcher, options.privacy_sample, options.regions, options.pictures)
-    with open_tables(dataset, given=given) as tables:
-        report = audit_foreign(tables, dataset.storage, options.sample, search)
-        yield replace(report, dataset=str(given)), tables
-
-
-def check_foreign(uri: str, options: AuditOptions) -> None:
-    """Raise `UsageError` for options that only apply to data from segmint."""
     _check_detectors(options, with_images=True)
     needless = {
         "--attributions": options.attributions is not None,
@@ -268,4 +249,11 @@ def check_foreign(uri: str, options: AuditOptions) -> None:
         "--strict": options.strict,
     }
     if found := [name for name, value in needless.items() if value]:
-        raise UsageError(f"{uri} is not a dataset from segmint. Remove {', '.join(found)}")
+        raise UsageError(f"{dataset.uri} is not a dataset from segmint. Remove {', '.join(found)}")
+    search = ForeignSearch()
+    if options.privacy_sample != 0:
+        searcher = _search_plan(None, dataset.storage, options).searcher()
+        search = ForeignSearch(searcher, options.privacy_sample, options.regions, options.pictures)
+    with open_tables(dataset, more=options.more, images=options.images) as tables:
+        report = audit_foreign(tables, options.sample, search)
+        yield replace(report, dataset=", ".join(map(str, (dataset, *options.more)))), tables

@@ -14,7 +14,7 @@ from segmint.catalogs.layout import image_name
 from segmint.catalogs.licenses import LicensePolicy
 from segmint.catalogs.terms import judge_terms
 from segmint.infra.storage.location import Location
-from segmint.operators.audit.similar_images import DISTANCE, find_alike
+from segmint.operators.audit.similar_images import DISTANCE, find_alike, find_copies
 from segmint.operators.decoding import JpegDecoder, UndecodableError
 from segmint.operators.images import decode_jpeg
 from segmint.operators.rows import Row
@@ -240,7 +240,9 @@ class ContentAudit:
 
     def finish(self) -> Iterator[Finding]:
         """Yield findings that span shards: images that were made from the same bytes, and near-duplicates."""
-        repeated = dict(self._repeats())
+        halves = np.asarray(self._sources, np.uint64).reshape(-1, 2)
+        copies = find_copies(halves[:, 1], halves[:, 0])
+        repeated = {self._sourced[place]: self._sourced[first] for place, first in copies.items()}
         self._repeated = len(repeated)
         for id, earlier in repeated.items():
             place = self._place(id, "images")
@@ -272,19 +274,6 @@ class ContentAudit:
     def duplicates(self) -> Duplicates:
         """Return the numbers of duplicates and near-duplicates. They are only complete after `finish`."""
         return Duplicates(len(self._hashed), DISTANCE, repeated_sources=self._repeated, similar=self._alike)
-
-    def _repeats(self) -> Iterator[tuple[int, int]]:
-        """Yield the ids of repeated images in ascending order, each with the first image that has the same bytes."""
-        halves = np.asarray(self._sources, np.uint64).reshape(-1, 2)
-        order = np.lexsort((halves[:, 1], halves[:, 0]))  # a stable sort, so equal sources stay in order
-        same = np.all(halves[order][1:] == halves[order][:-1], axis=1)
-        found = []
-        first = 0
-        for index in np.flatnonzero(same).tolist():
-            if index == 0 or not same[index - 1]:
-                first = int(order[index])
-            found.append((self._sourced[int(order[index + 1])], self._sourced[first]))
-        yield from sorted(found)
 
     def _place(self, id: int, folder: str) -> FindingLocation:
         places = self._shards[bisect_right(self._shards, id, key=lambda shard: shard[0]) - 1][1]

@@ -6,28 +6,26 @@
 import hashlib
 import re
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 
+from segmint.catalogs.dataset.foreign import ForeignFile, read_file
 from segmint.catalogs.dataset.regions import write_regions
 from segmint.catalogs.dataset.tables import DatasetTables, Foreign
 from segmint.catalogs.findings import Code, Finding, FindingCollector, FindingLocation
-from segmint.catalogs.layout import image_stem
 from segmint.catalogs.source.sampling import spread_evenly
 from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
-from segmint.infra.storage.storage import Storage
 from segmint.infra.threads import map_ahead
 from segmint.operators.audit.jpeg_parts import frame_size
-from segmint.operators.audit.similar_images import DISTANCE, find_alike
+from segmint.operators.audit.similar_images import DISTANCE, find_alike, find_copies
 from segmint.operators.decoding import JpegDecoder, UndecodableError
 from segmint.operators.foreign.pictures import PictureFacts, examine_picture
-from segmint.operators.images import Pixels
 from segmint.operators.prepare.ingest_config import ANY_SIZE
 from segmint.operators.rows import Row
 from segmint.pipeline.quality.audit.privacy import PrivacySummary, Searcher, SearchResult, put_pictures
@@ -42,109 +40,76 @@ from segmint.pipeline.quality.audit.result import (
 from segmint.pipeline.quality.statistics.statistics import compute_statistics
 
 _ROWS = 1_000
-_SIZES = """
-SELECT count(DISTINCT image_id) AS images, count(DISTINCT shard) AS shards, (SELECT count(*) FROM masks) AS masks
+_COUNTS = """
+SELECT count(DISTINCT image_id) AS images, count(DISTINCT shard) AS shards, (SELECT count(*) FROM masks) AS masks,
+    (SELECT count(DISTINCT (uri, "offset", split)) FROM jpegs) AS jpegs
 FROM images
 """
 _JPEGS = """
-SELECT ordinal, images.id, image_id, images.shard, jpegs.uri, "offset", size, split
-FROM jpegs JOIN images USING (ordinal) ORDER BY ordinal
+SELECT ordinal, images.id, image_id, source_width, source_height, regions, images.shard, jpegs.uri, "offset", size,
+    split
+FROM jpegs JOIN images USING (ordinal)
+QUALIFY row_number() OVER (PARTITION BY jpegs.uri, "offset", split ORDER BY ordinal) = 1
+ORDER BY ordinal
 """
 _PLACE = "SELECT id, image_id, shard FROM images WHERE ordinal = ?"
-_HOW_MANY_JPEGS = "SELECT count(*) AS jpegs FROM jpegs JOIN images USING (ordinal)"
 _LICENSES = "SELECT license, count(*) AS images FROM images GROUP BY license ORDER BY images DESC, license"
-_EXIF = "EXIF"
 _NO_FILE_NAME = re.compile(r"[^\w.-]+")
 _LONGEST_NAME = 100
 
 
-@dataclass
+@dataclass(frozen=True)
 class ForeignSearch:
     """Search for faces and plates in foreign data. Its redacted regions are unknown, so every detection counts.
 
-    At most `most` images, spread evenly, are searched; None searches all images. Detections are written to the file
-    `regions`, and crops of the detections to the folder `pictures`.
+    Without a `searcher`, no image is searched. At most `most` images, spread evenly, are searched; None searches all
+    images. Detections are written to the file `regions`, and crops of the detections to the folder `pictures`.
     """
 
-    searcher: Searcher
-    most: int | None
+    searcher: Searcher | None = None
+    most: int | None = None
     regions: Location | None = None
     pictures: Location | None = None
-    rows: list[dict[str, Any]] = field(default_factory=list)  # rows of the file `regions`
-    positions: frozenset[int] = frozenset()  # positions of the JPEGs to search
-
-    def begin(self, jpegs: int) -> None:
-        """Choose the JPEGs to search, given their total number."""
-        self.positions = frozenset(spread_evenly(jpegs, jpegs if self.most is None else self.most))
-
-    def look(self, row: Row, pixels: Pixels) -> SearchResult:
-        """Search a picture, (H, W, 3) uint8 RGB."""
-        unknown = dict.fromkeys(("source_width", "source_height", "regions"))
-        found = self.searcher.search({"id": row["id"], **unknown}, pixels)
-        name = f"{_NO_FILE_NAME.sub('_', row['image_id'])[-_LONGEST_NAME:]}_{row['ordinal']}"
-        pictures = {each.replace(image_stem(row["id"]), name, 1): data for each, data in found.pictures.items()}
-        return replace(found, pictures=pictures)
-
-    def keep(self, row: Row, search: SearchResult) -> None:
-        """Write the crops of an image's detections, and keep its regions until `finish` writes them."""
-        if self.pictures is not None:
-            put_pictures(self.pictures, [search])
-        if self.regions is not None:
-            self.rows += [
-                {**found.to_dict(), "image": row["image_id"], "found_by": [each.detector for each in found.sightings]}
-                for found in search.found
-            ]
-
-    def finish(self) -> None:
-        """Write the file of regions."""
-        if self.regions is not None:
-            write_regions(self.regions, self.rows)
 
 
-def audit_foreign(
-    tables: DatasetTables,
-    storage: Storage,
-    sample: int,
-    search: ForeignSearch | None,
-) -> AuditReport:
+def audit_foreign(tables: DatasetTables, sample: int, search: ForeignSearch) -> AuditReport:
     """Audit data that segmint didn't write. Its annotations were already checked when its tables were opened.
 
-    Each picture is read and decoded once. The detectors in `search` look for faces and plates; None searches no image.
+    Each picture is read and decoded once. The detectors in `search` look for faces and plates.
     """
-    (counts,) = tables.query(_SIZES).to_pylist()
+    (counts,) = tables.query(_COUNTS).to_pylist()
     foreign = tables.foreign or Foreign()
-    findings = FindingCollector()
-    findings.extend(foreign.findings)
-    (found,) = tables.query(_HOW_MANY_JPEGS).to_pylist()
-    privacy = None
-    if search is not None:
-        privacy = PrivacySummary(search.searcher.detectors, search.searcher.given, search.searcher.missing)
-        search.begin(found["jpegs"])
-    duplicates = _audit_pictures(tables, storage, findings, search, privacy)
-    unsearched: tuple[UnsearchedImages, ...] = (UnsearchedImages("skipped", counts["images"], counts["images"]),)
+    pictures = _PictureAudit(tables, search, counts["jpegs"])
+    pictures.findings.extend(foreign.findings)
+    pictures.run()
+    duplicates = pictures.compare()
+    unsearched: Iterable[UnsearchedImages] = [UnsearchedImages("skipped", counts["images"], counts["images"])]
+    if search.searcher is not None:
+        without = counts["images"] - counts["jpegs"]  # these weren't left out of the sample
+        unsearched = pictures.privacy.gaps(counts["images"], len(pictures.positions) + without)
     unknown = "licenses and redacted regions" if tables.kind == "sa1b" else "redacted regions"
-    note = f"segmint didn't write this, so its {unknown} are unknown{', and every detection counts' * bool(privacy)}"
-    if search is not None and privacy is not None:
-        search.finish()
-        without = counts["images"] - found["jpegs"]  # these weren't left out of the sample
-        unsearched = tuple(privacy.gaps(counts["images"], len(search.positions) + without))
-    decoded = duplicates.images_compared
+    note = f"segmint didn't write this, so its {unknown} are unknown"
+    if search.searcher is not None:
+        note += ", and every detection counts"
     return AuditReport(
         dataset=str(tables.location),
         scope="all",
         kind=tables.kind,
         shards=counts["shards"],
         sample=sample,
-        findings=findings.collected(),
+        findings=pictures.findings.collected(),
         checked=CheckedCounts(
-            images=counts["images"], masks=counts["masks"], boxes=foreign.boxes, jpegs_decoded=decoded
+            images=counts["images"],
+            masks=counts["masks"],
+            boxes=foreign.boxes,
+            jpegs_decoded=duplicates.images_compared,
         ),
         notes=(note, *foreign.notes),
         licenses=_licenses(tables),
-        privacy=None if privacy is None else privacy.answer(),
+        privacy=None if search.searcher is None else pictures.privacy.answer(),
         duplicates=duplicates,
         statistics=compute_statistics(tables, sample),
-        unsearched=unsearched,
+        unsearched=tuple(unsearched),
     )
 
 
@@ -157,142 +122,135 @@ def _licenses(tables: DatasetTables) -> Licenses | None:
     return Licenses(None, named, (), 0, 0, 0)
 
 
-def _audit_pictures(
-    tables: DatasetTables,
-    storage: Storage,
-    findings: FindingCollector,
-    search: ForeignSearch | None,
-    privacy: PrivacySummary | None,
-) -> Duplicates:
-    """Decode every picture, examine its metadata, and find duplicates. This takes 32 bytes of memory per image.
+class _SeenPicture(NamedTuple):
+    """What a thread found out about a picture: its findings and, if it can be decoded, its hash, digest, and search."""
 
-    Detectors search the images that `search` selects, and the results are added to `privacy`.
+    row: Row
+    findings: list[Finding]
+    bits: int | None = None
+    digest: int = 0  # first 64 bits of the SHA-256 of its bytes
+    search: SearchResult | None = None
+
+
+class _PictureAudit:
+    """Audit of all pictures: of what they contain, and of duplicates. It takes 32 bytes of memory per image.
+
+    `privacy` summarizes the search of the pictures at `positions`.
     """
-    compared = _Compared()
-    with JpegDecoder(own=False) as decoder:
 
-        def look(numbered: tuple[int, Row]) -> tuple[Row, PictureFacts | None, int, list[Finding], SearchResult | None]:
-            position, row = numbered
-            place = _place(tables, row)
-            wanted = search is not None and position in search.positions
-            try:
-                data = _read(storage, row)
-                facts = decoder.run(partial(examine_picture, with_pixels=wanted), data)
-            except NotFoundError as error:
-                return row, None, 0, [place.finding(Code.MISSING_FILE, "a picture", error)], None
-            except UndecodableError as error:
-                return row, None, 0, _torn(tables, place, data, error), None
-            seen = list(_metadata_findings(facts, place))
-            found = None
-            if search is not None and facts.pixels is not None:
-                found = search.look(row, facts.pixels)
-                seen += found.findings(place, row["image_id"])
-            digest = int.from_bytes(hashlib.sha256(data).digest()[:8], "big")
-            return row, replace(facts, pixels=None), digest, seen, found
+    def __init__(self, tables: DatasetTables, search: ForeignSearch, count: int) -> None:
+        self.findings = FindingCollector()
+        self.positions: frozenset[int] = frozenset()
+        self.privacy = PrivacySummary(())
+        self._tables = tables
+        self._search = search
+        searcher = search.searcher
+        if searcher is not None:
+            self.positions = frozenset(spread_evenly(count, count if search.most is None else search.most))
+            self.privacy = PrivacySummary(searcher.detectors, searcher.given, searcher.missing)
+        self._hashes = array("Q")  # of each picture: its ordinal, the number of its split, its hash, and its digest
+        self._splits: list[str] = []
 
-        at_once, jpegs = decoder.processes, enumerate(tables.rows(_JPEGS, _ROWS))
-        with closing(map_ahead(look, jpegs, at_once, at_once + 1, "audit-foreign")) as looks:
-            for row, facts, digest, seen, searched in looks:
-                findings.extend(seen)
-                if search is not None and privacy is not None and searched is not None:
-                    search.keep(row, searched)
-                    privacy.add(row["shard"], [searched])
-                if facts is not None:
-                    compared.add(row, facts.bits, digest)
-    return compared.finish(tables, findings)
+    def run(self) -> None:
+        """Decode every picture, examine its metadata, and search for faces and plates."""
+        regions: list[Row] = []
+        with JpegDecoder(own=False) as decoder:
+            look, jpegs = partial(self._look, decoder), enumerate(self._tables.rows(_JPEGS, _ROWS))
+            at_once = decoder.processes
+            with closing(map_ahead(look, jpegs, at_once, at_once + 1, "audit-foreign")) as pictures:
+                for seen in pictures:
+                    self.findings.extend(seen.findings)
+                    if seen.bits is not None:
+                        self._add_hashes(seen.row, seen.bits, seen.digest)
+                    if seen.search is not None:
+                        regions += self._add_search(seen.row, seen.search)
+        if self._search.regions is not None:
+            write_regions(self._search.regions, regions)
 
+    def _look(self, decoder: JpegDecoder, numbered: tuple[int, Row]) -> _SeenPicture:
+        position, row = numbered
+        place = self._place(row)
+        file = ForeignFile(row["image_id"], row["uri"], row["size"], row["offset"])
+        try:
+            data = read_file(self._tables.location.storage, file, ANY_SIZE.max_bytes + 1)  # larger ones are refused
+            facts = decoder.run(partial(examine_picture, with_pixels=position in self.positions), data)
+        except NotFoundError as error:
+            return _SeenPicture(row, [place.finding(Code.MISSING_FILE, "a picture", error)])
+        except UndecodableError as error:
+            return _SeenPicture(row, self._torn(place, data, error))
+        findings = list(_metadata_findings(facts, place))
+        search = None
+        if self._search.searcher is not None and facts.pixels is not None:
+            stem = f"{_NO_FILE_NAME.sub('_', row['image_id'])[-_LONGEST_NAME:]}_{row['ordinal']}"
+            search = self._search.searcher.search(row, facts.pixels, stem)
+            findings += search.findings(place, row["image_id"])
+        digest = int.from_bytes(hashlib.sha256(data).digest()[:8], "big")
+        return _SeenPicture(row, findings, facts.bits, digest, search)
 
-def _metadata_findings(facts: PictureFacts, place: FindingLocation) -> Iterator[Finding]:
-    names = set(facts.metadata)
-    if facts.has_position:
-        names.discard(_EXIF)
-        yield place.finding(Code.GPS_POSITION, "no position where it was taken", "one in its EXIF data")
-    if facts.other_thumbnail:
-        names.discard(_EXIF)
-        yield place.finding(Code.OTHER_THUMBNAIL, "a thumbnail of this picture", "one that shows something else")
-    if names:
-        yield place.finding(Code.JPEG_METADATA, "no metadata", ", ".join(sorted(names)))
-    if facts.more_bytes:
-        found = f"{facts.more_bytes:,} bytes after the picture's end"
-        yield place.finding(Code.JPEG_METADATA, "the end of the file after the picture", found)
+    def _torn(self, place: FindingLocation, data: bytes, error: ValueError) -> list[Finding]:
+        try:
+            frame_size(data)
+        except ValueError:
+            if self._tables.kind == "sa1b":
+                return []  # already reported when its size was measured
+        return [place.finding(Code.BAD_JPEG, "an image that decodes completely", error)]
 
+    def _add_hashes(self, row: Row, bits: int, digest: int) -> None:
+        if row["split"] not in self._splits:
+            self._splits.append(row["split"])
+        self._hashes.extend((row["ordinal"], self._splits.index(row["split"]), bits, digest))
 
-@dataclass
-class _Compared:
-    """Hashes of the decoded pictures, in order: of their pixels and of their bytes, and the splits that they are in."""
+    def _add_search(self, row: Row, search: SearchResult) -> list[Row]:
+        """Add the search of a picture to the summary, write crops, and return rows for the file of regions."""
+        self.privacy.add(row["shard"], [search])
+        if self._search.pictures is not None:
+            put_pictures(self._search.pictures, [search])
+        return [
+            {**found.to_dict(), "image": row["image_id"], "found_by": [each.detector for each in found.sightings]}
+            for found in search.found
+        ]
 
-    ordinals: "array[int]" = field(default_factory=lambda: array("q"))
-    hashes: "array[int]" = field(default_factory=lambda: array("Q"))
-    digests: "array[int]" = field(default_factory=lambda: array("Q"))
-    splits: "array[int]" = field(default_factory=lambda: array("q"))
-    names: list[str] = field(default_factory=list)  # of the splits
-
-    def add(self, row: Row, bits: int, digest: int) -> None:
-        """Add the hashes of a picture."""
-        if row["split"] not in self.names:
-            self.names.append(row["split"])
-        self.splits.append(self.names.index(row["split"]))
-        self.ordinals.append(row["ordinal"])
-        self.hashes.append(bits)
-        self.digests.append(digest)
-
-    def finish(self, tables: DatasetTables, findings: FindingCollector) -> Duplicates:
+    def compare(self) -> Duplicates:
         """Report each picture that equals or resembles an earlier one, once, and count them."""
-        _, first, kind = np.unique(np.asarray(self.digests, np.uint64), return_index=True, return_inverse=True)
-        earlier = {each.index: each.earlier for each in find_alike(np.asarray(self.hashes, np.uint64))}
-        same = {index: int(first[place]) for index, place in enumerate(kind.tolist()) if first[place] != index}
-        resembled = earlier | same
+        ordinals, splits, hashes, digests = np.asarray(self._hashes, np.uint64).reshape(-1, 4).T
+        same = find_copies(digests)
+        alike = {each.index: each.earlier for each in find_alike(hashes)}
+        resembled = alike | same
         across = 0
         for index, other in sorted(resembled.items()):
             known = other
-            while self.splits[known] == self.splits[index] and known in resembled:
+            while splits[known] == splits[index] and known in resembled:
                 known = resembled[known]  # which the earlier picture is a duplicate of
-            leaks = self.splits[known] != self.splits[index]
-            if leaks:
-                other = known
-            self._report(index, other, tables, findings, Code.SPLIT_LEAK if leaks else None)
+            leaks = bool(splits[known] != splits[index])
             across += leaks
-        similar = len(earlier.keys() - same.keys())
-        splits = across if len(self.names) > 1 else None
-        return Duplicates(len(self.hashes), DISTANCE, len(same), similar, splits)
-
-    def _report(
-        self, index: int, other: int, tables: DatasetTables, findings: FindingCollector, code: Code | None
-    ) -> None:
-        (row,) = tables.query(_PLACE, [self.ordinals[index]]).to_pylist()
-        (earlier,) = tables.query(_PLACE, [self.ordinals[other]]).to_pylist()
-        name = earlier["image_id"]
-        if len(self.names) > 1:
-            name += f" ({self.names[self.splits[other]]})"
-        if self.digests[index] == self.digests[other]:
-            expected, found = "no copy of an earlier image", f"the same bytes as {name}"
-            code = code or Code.REPEATED_SOURCE
-        else:
-            distance = (self.hashes[index] ^ self.hashes[other]).bit_count()
-            expected, found = (
-                "no near-duplicate of an earlier image",
-                f"one that differs from {name} in {distance} of 64 bits",
+            other = known if leaks else other
+            (row,), (earlier,) = (
+                self._tables.query(_PLACE, [int(ordinals[each])]).to_pylist() for each in (index, other)
             )
-            code = code or Code.SIMILAR_IMAGE
-        findings.add(_place(tables, row).finding(code, expected, found))
+            name = earlier["image_id"]
+            if len(self._splits) > 1:
+                name += f" ({self._splits[int(splits[other])]})"
+            code, expected, found = Code.REPEATED_SOURCE, "no copy of an earlier image", f"the same bytes as {name}"
+            if digests[index] != digests[other]:
+                distance = int(hashes[index] ^ hashes[other]).bit_count()
+                code, expected = Code.SIMILAR_IMAGE, "no near-duplicate of an earlier image"
+                found = f"one that differs from {name} in {distance} of 64 bits"
+            self.findings.add(self._place(row).finding(Code.SPLIT_LEAK if leaks else code, expected, found))
+        similar = len(alike.keys() - same.keys())
+        return Duplicates(len(hashes), DISTANCE, len(same), similar, across if len(self._splits) > 1 else None)
+
+    def _place(self, row: Row) -> FindingLocation:
+        """Return the location of an image's picture. The shards of listed images mean nothing to users."""
+        return FindingLocation(row["image_id"], row["shard"] if self._tables.kind == "sa1b" else None, row["id"])
 
 
-def _place(tables: DatasetTables, row: Row) -> FindingLocation:
-    """Return the location of an image's picture. The shards of listed images mean nothing to users."""
-    return FindingLocation(row["image_id"], row["shard"] if tables.kind == "sa1b" else None, row["id"])
-
-
-def _read(storage: Storage, row: Row) -> bytes:
-    """Read a picture. Raises `NotFoundError`."""
-    with storage.open_ranges(row["uri"]) as stream:
-        stream.seek(row["offset"])
-        return stream.read(min(row["size"], ANY_SIZE.max_bytes + 1))  # larger pictures are refused
-
-
-def _torn(tables: DatasetTables, place: FindingLocation, data: bytes, error: ValueError) -> list[Finding]:
-    try:
-        frame_size(data)
-    except ValueError:
-        if tables.kind == "sa1b":
-            return []  # already reported when its size was measured
-    return [place.finding(Code.BAD_JPEG, "an image that decodes completely", error)]
+def _metadata_findings(facts: PictureFacts, place: FindingLocation) -> Iterator[Finding]:
+    if facts.has_position:
+        yield place.finding(Code.GPS_POSITION, "no position where it was taken", "one in its EXIF data")
+    if facts.other_thumbnail:
+        yield place.finding(Code.OTHER_THUMBNAIL, "a thumbnail of this picture", "one that shows something else")
+    if facts.metadata:
+        yield place.finding(Code.JPEG_METADATA, "no metadata", ", ".join(facts.metadata))
+    if facts.more_bytes:
+        found = f"{facts.more_bytes:,} bytes after the picture's end"
+        yield place.finding(Code.JPEG_METADATA, "the end of the file after the picture", found)

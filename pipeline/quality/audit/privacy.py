@@ -85,8 +85,11 @@ class Searcher:
     with_pictures: bool
     _one: threading.Lock = field(default_factory=threading.Lock, init=False)
 
-    def search(self, row: Row, image: Pixels) -> SearchResult:
-        """Search a released image, (H, W, 3) uint8 RGB. `row` is its row in `images`."""
+    def search(self, row: Row, image: Pixels, stem: str | None = None) -> SearchResult:
+        """Search a released image, (H, W, 3) uint8 RGB. `row` is its row in `images`. Names of crops begin with `stem`.
+
+        By default, that is the image's name in the dataset.
+        """
         searched: list[Detector] = []
         found: list[RemainingDetection] = []
         failures: dict[tuple[str, str], str] = {}
@@ -104,17 +107,17 @@ class Searcher:
         pictures: dict[str, bytes] = {}
         if self.with_pictures:
             shown = [each for each in found if not each.is_explained or each.is_unconfirmed]
-            pictures = self._pictures(image, shown)
+            pictures = self._pictures(image, shown, stem)
         return SearchResult(tuple(found), pictures, failures)
 
-    def _pictures(self, image: Pixels, left: Sequence[RemainingDetection]) -> dict[str, bytes]:
+    def _pictures(self, image: Pixels, left: Sequence[RemainingDetection], stem: str | None) -> dict[str, bytes]:
         """Crop the image around each region. If the audit has its own detectors, the crops show the regions blurred."""
         shown: Iterable[bytes] = map(partial(picture, image), left)
         if self.given:
             shown = cutouts(image, left)
         pictures = {}
         for index, (each, jpeg) in enumerate(zip(left, shown, strict=True), 1):
-            name = f"{image_stem(each.id)}_{index}_{each.kind}"
+            name = f"{stem or image_stem(each.id)}_{index}_{each.kind}"
             if each.is_unconfirmed:
                 name += "_unconfirmed"
             pictures[f"{name}.jpg"] = jpeg

@@ -3,23 +3,22 @@
 import multiprocessing
 import os
 import time
-from collections import deque
-from collections.abc import Generator, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
 from segmint.catalogs.dataset.foreign import JPEGS, ForeignShard
 from segmint.catalogs.dataset.manifest import is_dataset
-from segmint.catalogs.dataset.tables import MEMORY_LIMIT, DatasetTables, Foreign, TableFile, open_committed
-from segmint.catalogs.findings import Code, Finding, FindingCollector, FindingLocation
+from segmint.catalogs.dataset.tables import MEMORY_LIMIT, DatasetTables, TableFile, open_committed
+from segmint.catalogs.findings import Code, Finding, FindingLocation
 from segmint.catalogs.layout import MANIFEST
 from segmint.infra.errors import UsageError
 from segmint.infra.progress import track
 from segmint.infra.scratch import ScratchFolder
 from segmint.infra.storage.location import Location
-from segmint.infra.wording import counted, some
-from segmint.operators.foreign.layouts import ForeignData, find_layout
+from segmint.infra.threads import map_ahead
+from segmint.operators.foreign.layouts import find_layout
 from segmint.operators.foreign.measure import MeasuredShard, measure_shard
 from segmint.operators.schemas import SCHEMAS
 
@@ -36,54 +35,49 @@ def open_tables(
     scratch: Path | None = None,
     leave_out: frozenset[int] = frozenset(),
     alone_s: float = ALONE_S,
-    given: ForeignData | None = None,
+    more: Sequence[Location] = (),
+    images: Location | None = None,
 ) -> DatasetTables:
     """Open the tables of a dataset as the views `images`, `masks`, and `rejects`.
 
     For a segmint dataset, the committed Parquet files are read in place, except for the shards in `leave_out`. Foreign
     data is first measured into Parquet files below `scratch`, which are deleted when the tables are closed;
-    `foreign.findings` lists its problems. `given` describes foreign data that isn't just the folder `data`. Raises
+    `foreign.findings` lists its problems. For `more` COCO files and the folder `images`, see `find_layout`. Raises
     `UsageError` if there is no data of any kind.
     """
-    if given is None and is_dataset(data):
+    if not more and images is None and is_dataset(data):
         return open_committed(data, SCHEMAS, memory_limit, scratch, leave_out)
     folder = ScratchFolder(dir=scratch)
     try:
-        return _open_foreign(given or ForeignData(data), memory_limit, folder, alone_s)
+        return _open_foreign([data, *more], images, memory_limit, folder, alone_s)
     except BaseException:
         folder.cleanup()
         raise
 
 
-def _open_foreign(given: ForeignData, memory_limit: str, folder: ScratchFolder, alone_s: float) -> DatasetTables:
-    files: dict[str, list[TableFile]] = {kind: [] for kind in (*SCHEMAS, "jpegs")}
-    layout = find_layout(given)
-    findings = FindingCollector()
-    images = boxes_alone = without_labels = 0
-    with closing(_measured(given.data, layout.shards, Path(folder.name), alone_s)) as shards:
+def _open_foreign(
+    data: Sequence[Location], images: Location | None, memory_limit: str, folder: ScratchFolder, alone_s: float
+) -> DatasetTables:
+    schemas = {**SCHEMAS, "jpegs": JPEGS}
+    files: dict[str, list[TableFile]] = {kind: [] for kind in schemas}
+    foreign, found = find_layout(data, images)
+    count = 0
+    with closing(_measured(data[0], found, Path(folder.name), alone_s)) as shards:
         for measured in track(shards, "shards"):
-            images += measured.images
-            boxes_alone += measured.boxes_alone
-            without_labels += measured.without_labels
-            findings.extend(measured.findings)
+            count += measured.images
+            foreign.boxes += measured.boxes
+            foreign.findings.extend(measured.findings)
             for kind, file in measured.files.items():
                 files[kind].append(file)
-    if not images:
+    if not count:
+        names = ", ".join(map(str, data))
         raise UsageError(
-            f"{given} is not a dataset: it contains neither {MANIFEST}, nor images in the layout of COCO (a JSON "
+            f"{names} is not a dataset: it contains neither {MANIFEST}, nor images in the layout of COCO (a JSON "
             "file), YOLO (data.yaml), or SA-1B (JPEG and JSON pairs, loose or in tars). Check the path"
         )
-    findings.extend(layout.findings)
-    notes = []
-    if layout.ignored:
-        notes.append(f"not checked, because they aren't COCO files: {some(layout.ignored)}")
-    if without_labels:
-        notes.append(f"{counted(without_labels, 'image')} without a label file, which YOLO reads as empty images")
-    schemas = {**SCHEMAS, "jpegs": JPEGS}
-    foreign = Foreign(layout.kind, findings, boxes_alone, tuple(notes))
-    tables = DatasetTables(given.data, files, schemas, folder, memory_limit, foreign)
-    if layout.kind == "sa1b":  # the ids of others only need to be unique in a file
-        findings.extend(_duplicates(tables))
+    tables = DatasetTables(data[0], files, schemas, folder, memory_limit, foreign)
+    if foreign.kind == "sa1b":  # the ids of others only need to be unique in a file
+        foreign.findings.extend(_duplicates(tables))
     return tables
 
 
@@ -98,18 +92,16 @@ def _measured(
             break
     workers = os.cpu_count() or 1
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-        waiting: deque[Future[MeasuredShard]] = deque()
-        for shard in shards:
-            waiting.append(pool.submit(measure_shard, data, shard, folder))
-            if len(waiting) > workers:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+
+        def measure(shard: ForeignShard) -> MeasuredShard:
+            return pool.submit(measure_shard, data, shard, folder).result()
+
+        yield from map_ahead(measure, shards, workers, workers + 1, "measure")
 
 
 def _duplicates(tables: DatasetTables) -> Iterator[Finding]:
     """Yield a finding for each image id or annotation id that occurs more than once in the dataset."""
-    for view, column in (("images", "id"), ("masks", "annotation_id")):
+    for view, column, noun in (("images", "id", "image"), ("masks", "annotation_id", "mask")):
         rows = tables.query(
             f"SELECT {column} AS number, count(*) AS times, min(image_id) AS first, max(image_id) AS last, "
             f"min_by(id, image_id) AS id, min_by(shard, image_id) AS shard FROM {view} "
@@ -117,7 +109,6 @@ def _duplicates(tables: DatasetTables) -> Iterator[Finding]:
         )
         for row in rows.to_pylist():
             found = f"{row['times']}, of {row['first']} and {row['last']}"
-            where = f"{'image' if view == 'images' else 'mask'} {row['number']}"
             place = FindingLocation(row["first"], row["shard"], row["id"])
-            mask = row["number"] if view == "masks" else None
-            yield place.finding(Code.ROW_IDENTITY, "a unique number", found, where, mask=mask)
+            mask = row["number"] if noun == "mask" else None
+            yield place.finding(Code.ROW_IDENTITY, "a unique number", found, f"{noun} {row['number']}", mask=mask)

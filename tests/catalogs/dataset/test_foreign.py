@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from segmint.catalogs.dataset.foreign import PAIRS_IN_SHARD, FilePair, LooseFile, find_shards, kind_of
+from segmint.catalogs.dataset.foreign import IMAGES_IN_SHARD, ForeignFile, find_shards, kind_of
 from tests.support.locations import location_of
 
 
@@ -16,16 +16,20 @@ def test_pairs_are_found_by_their_names(tmp_path: Path) -> None:
     touch(tmp_path, "sa_1.jpg", "sa_1.json", "sa_10.JPEG", "sa_10.JSON", "b/x.y.jpg", "b/x.y.json", "b/x.jpg", "notes")
     shards = list(find_shards(location_of(tmp_path)))
     assert [(shard.shard, shard.tar) for shard in shards] == [(0, None)]
-    assert sorted(pair.stem for pair in shards[0].pairs) == ["b/x", "b/x.y", "sa_1", "sa_10"]
-    assert shards[0].pairs[-1] == FilePair("b/x", LooseFile("b/x.jpg", 2), None), "what has no other half comes last"
+    assert sorted(pair.name for pair in shards[0].images) == ["b/x", "b/x.y", "sa_1", "sa_10"]
+    last = shards[0].images[-1]
+    picture = ForeignFile("b/x.jpg", str(tmp_path / "b/x.jpg"), 2)
+    assert (last.name, last.picture, last.labels) == ("b/x", picture, None), "what has no other half comes last"
 
 
 def test_a_tar_is_a_shard_and_loose_pairs_are_cut(tmp_path: Path) -> None:
-    touch(tmp_path, "c.tar", "a.tar", *(f"x{i:05}.{end}" for i in range(PAIRS_IN_SHARD + 1) for end in ("jpg", "json")))
+    touch(
+        tmp_path, "c.tar", "a.tar", *(f"x{i:05}.{end}" for i in range(IMAGES_IN_SHARD + 1) for end in ("jpg", "json"))
+    )
     shards = list(find_shards(location_of(tmp_path)))
     assert [shard.shard for shard in shards] == list(range(4))
     assert [shard.tar for shard in shards if shard.tar] == ["a.tar", "c.tar"]
-    assert [len(shard.pairs) for shard in shards if not shard.tar] == [PAIRS_IN_SHARD, 1]
+    assert [len(shard.images) for shard in shards if not shard.tar] == [IMAGES_IN_SHARD, 1]
 
 
 def test_endings_decide() -> None:

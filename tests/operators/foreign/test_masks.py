@@ -7,7 +7,7 @@ import pytest
 from pycocotools import mask as coco
 
 from segmint.catalogs.findings import Code, FindingLocation
-from segmint.operators.foreign.masks import ForeignImage, read_foreign
+from segmint.operators.foreign.masks import ForeignImage, read_header, read_masks
 
 PLACE = FindingLocation("sa_1.json", 0)
 
@@ -19,7 +19,15 @@ def annotation(mask: np.ndarray, **values: Any) -> dict[str, Any]:
 
 def read(*annotations: Any, image: Any = None) -> ForeignImage:
     header = {"image_id": 3, "width": 40, "height": 30} if image is None else image
-    return read_foreign({"image": header, "annotations": list(annotations)}, None, PLACE, 70)
+    return read_document({"image": header, "annotations": list(annotations)}, None)
+
+
+def read_document(document: Any, size: tuple[int, int] | None) -> ForeignImage:
+    image = ForeignImage(70, None)
+    found = read_header(document, image)
+    image.size = image.size or size
+    read_masks(found, image, PLACE, exact=True)
+    return image
 
 
 def square() -> np.ndarray:
@@ -90,12 +98,12 @@ def test_numbers_that_are_none_are_findings(value: Any) -> None:
 @pytest.mark.parametrize("document", ["", None, [], {}, {"annotations": []}])
 def test_what_is_no_such_json_is_told(document: Any) -> None:
     with pytest.raises(ValueError, match=r"no image with"):
-        read_foreign(document, None, PLACE, 70)
+        read_document(document, None)
 
 
 def test_the_size_comes_from_json_then_jpeg_then_masks() -> None:
     assert read(annotation(square()), image={}).size == (30, 40)
     document = {"image": {"width": 4, "height": -1}, "annotations": []}
-    assert read_foreign(document, (7, 8), PLACE, 70).size == (7, 8)
-    assert read_foreign(document, None, PLACE, 70).size is None
+    assert read_document(document, (7, 8)).size == (7, 8)
+    assert read_document(document, None).size is None
     assert read(annotation(square()), image={"width": 30, "height": 40}).findings.counts == {Code.RLE_SIZE: 1}

@@ -1,6 +1,7 @@
 """A shard of foreign data becomes Parquet, and its pairs belong together."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -52,7 +53,7 @@ def test_shards_never_share_ordinals(tmp_path: Path) -> None:
     put(tmp_path / "data", "a")
     (loose,) = find_shards(location_of(tmp_path / "data"))
     (tmp_path / "out").mkdir()
-    later = measure_shard(location_of(tmp_path / "data"), type(loose)(5, pairs=loose.pairs), tmp_path / "out")
+    later = measure_shard(location_of(tmp_path / "data"), replace(loose, shard=5), tmp_path / "out")
     row = pq.read_table(later.files["masks"].uri).to_pylist()[0]
     assert row["ordinal"] == 5 * IMAGES_PER_SHARD_LIMIT
     assert row["annotation_id"] == 5 * IMAGES_PER_SHARD_LIMIT * 10_000
