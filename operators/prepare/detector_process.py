@@ -58,8 +58,8 @@ A step needs up to 7 searches for faces, 1 search for plates, and some searches 
 MOST_DEATHS, DEATHS_WITHIN_S = 5, 600.0
 """Maximum number of deaths of a node's process within this many seconds. After one more, the window ends."""
 
-_SEARCH_S = 30.0
-_START_S = 600.0
+SEARCH_S = 30.0
+START_S = 600.0
 _REQUEST_S = 10.0  # time limit for receiving a whole request, and for sending a reply
 _END_S = 5.0  # time limit for a dying process to finish
 _CONNECTIONS, _BACKLOG = 64, 4096
@@ -92,7 +92,7 @@ class DetectorSettings:
     assets: str | None = None  # a folder that mirrors weight files
     detector_sha256: Mapping[str, str] = field(default_factory=dict)  # of detector files, keyed by name in `deidentify`
     numerics: str = ""  # required value of `detector_numerics`; "": any
-    search_s: float = _SEARCH_S  # time limit for one search
+    search_s: float = SEARCH_S  # time limit for one search
 
 
 def detector_numerics(device: str) -> str:
@@ -192,7 +192,7 @@ class DetectorProcess:
         process.start()
         sender.close()
         try:
-            problem = receiver.recv() if receiver.poll(_START_S) else f"not ready within {_START_S:g} seconds"
+            problem = receiver.recv() if receiver.poll(START_S) else f"not ready within {START_S:g} seconds"
         except EOFError:
             process.join()
             problem = f"it ended, {_how(process.exitcode)}"

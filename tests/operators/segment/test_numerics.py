@@ -210,7 +210,7 @@ def test_without_the_library_auto_is_torch_and_the_kernels_are_refused() -> None
 def test_the_mode_of_mkl_is_set_and_recorded(
     here: Numerics, mobile_sam_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(infra_device, "_facts", lambda: {"vendor_id": "GenuineIntel"})
+    monkeypatch.setattr(infra_device, "cpu_facts", lambda: {"vendor_id": "GenuineIntel"})
     monkeypatch.setattr(numerics, "cpu_bits", cpu_bits.__wrapped__)
     monkeypatch.setenv("MKL_CBWR", "")
     resolved = resolve_numerics(here.compute, ModelConfig(kernels="torch"), MasksConfig(), here.weights_sha256)

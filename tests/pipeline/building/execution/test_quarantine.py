@@ -11,7 +11,7 @@ import ray
 
 from segmint.catalogs.reasons import Reason, RejectedError
 from segmint.infra.ray_session import Cluster
-from segmint.infra.row_ledger import BarredRowError, BlockEntry, _InFlight
+from segmint.infra.row_ledger import BarredRowError, BlockEntry, InFlight
 from segmint.infra.storage.storage import Storage
 from segmint.operators.custom.load import load_stage
 from segmint.operators.custom.stage import CustomStage, stage_rows
@@ -60,7 +60,7 @@ def test_a_suspect_that_is_segmented_alone_is_cleared(local_ray: Cluster, tmp_pa
     quarantine, dataset = open_quarantine(tmp_path, local_ray)
     rows, ledger = quarantine.open_window(rows_of(dataset, 0, 1))
     assert "reason" not in read_all(rows).column_names
-    BlockEntry(ledger._actor, _InFlight()).begin(2)  # a stay that never ends, as in a worker that dies
+    BlockEntry(ledger.actor, InFlight()).begin(2)  # a stay that never ends, as in a worker that dies
     with ledger.entry() as entry, pytest.raises(BarredRowError):
         entry.begin(2)
     assert ledger.suspects() == [2]
@@ -71,7 +71,7 @@ def test_a_suspect_that_is_segmented_alone_is_cleared(local_ray: Cluster, tmp_pa
 def test_rows_that_a_worker_died_with_together_run_alone_in_the_next_window(local_ray: Cluster, tmp_path: Path) -> None:
     quarantine, dataset = open_quarantine(tmp_path, local_ray)
     _, ledger = quarantine.open_window(rows_of(dataset, 0, 1))
-    dying = BlockEntry(ledger._actor, _InFlight())
+    dying = BlockEntry(ledger.actor, InFlight())
     dying.begin(1)
     dying.begin(2)
     with ledger.entry() as entry:
