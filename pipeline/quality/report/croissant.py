@@ -115,8 +115,8 @@ def croissant_json(facts: Facts, root: str) -> bytes:
         "keywords": ["image segmentation", "mask generation", *([maker] if maker == SAM else []), "SA-1B"],
         "distribution": [*_files(facts, root), *_file_sets(facts)],
         "recordSet": [
-            _records("images", schemas["images"]),
-            {**_records("masks", schemas["masks"]), "prov:wasAttributedTo": list(_mask_makers(facts))},
+            record_set("images", schemas["images"]),
+            {**record_set("masks", schemas["masks"]), "prov:wasAttributedTo": list(_mask_makers(facts))},
             *_photographs(facts),
         ],
     }
@@ -227,7 +227,8 @@ def _file_sets(facts: Facts) -> Iterator[dict[str, Any]]:
         }
 
 
-def _records(kind: str, schema: pa.Schema) -> dict[str, Any]:
+def record_set(kind: str, schema: pa.Schema) -> dict[str, Any]:
+    """Describe the columns of a kind of table. `kind` is a key of `SCHEMAS`."""
     key = "id" if kind == "images" else "annotation_id"
     fields = [_field(f"{kind}/{column.name}", column.name, column.type, f"{kind}-files") for column in schema]
     if kind == "masks":

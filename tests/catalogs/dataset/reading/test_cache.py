@@ -262,14 +262,14 @@ def test_threads_of_a_process_fetch_a_file_once(
     files: CacheFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache, made, fetched = ShardCache(tmp_path / "cache", KEY, 3 * SIZE), files.make(1), []
-    copied = module._copied
+    plain = Location.open
 
-    def counted(source: Location, target: Path) -> tuple[int, str]:
+    def counted(source: Location) -> BinaryIO:
         fetched.append(threading.get_ident())
         time.sleep(0.1)
-        return copied(source, target)
+        return plain(source)
 
-    monkeypatch.setattr(module, "_copied", counted)
+    monkeypatch.setattr(Location, "open", counted)
     with ThreadPoolExecutor(4) as pool:
         assert set(pool.map(lambda _: read(cache, *made), range(4))) == {b"\x01" * SIZE}
     assert len(fetched) == 1
