@@ -8,7 +8,7 @@ import pytest
 
 from segmint.infra import log
 from segmint.infra import progress as progress_module
-from segmint.infra.progress import Progress, Bars, enable_bars, track
+from segmint.infra.progress import Bars, Progress, enable_bars, track
 from segmint.infra.ray_session import without_native_output
 from segmint.infra.wording import fit
 

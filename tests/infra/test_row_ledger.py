@@ -22,9 +22,9 @@ from segmint.infra.row_ledger import (
     BarredRowError,
     BlockEntry,
     DeadlyWindowError,
-    RowLedger,
     InFlight,
     LedgerActor,
+    RowLedger,
 )
 
 pytestmark = pytest.mark.ray

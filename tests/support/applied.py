@@ -17,9 +17,16 @@ from segmint.pipeline.config.config import SegmenterConfig
 from segmint.pipeline.corrections.apply.change import MasksMode
 from segmint.pipeline.corrections.apply.engine import AppliedStage, ChosenImages, ShardReader, StageRun
 from segmint.pipeline.corrections.apply.masks import ApplyResult, apply_masks
-from tests.support.protocol import DatasetPath
+from tests.support.protocol import DatasetPath, end_threads
 
 CLUSTER = Cluster(local=True, cpus=4.0, gpus=0.0, nodes=1, cores=2)
+
+
+class ControlRun(StageRun[Any]):
+    """A run that shows the rows on which it tries a stage first."""
+
+    def control(self) -> Any:
+        return self._control()
 
 
 @dataclass(frozen=True)
@@ -32,8 +39,8 @@ class LocalRun:
     between: Callable[[int], object]
 
     def try_control(self) -> None:
-        run: StageRun[Any] = StageRun(self.dataset, self.stage, CLUSTER, self.write, 1, 60.0)
-        problem = problem_on(partial(self.stage.alone, *self.stage.alone_arguments), [run._control()])
+        run = ControlRun(self.dataset, self.stage, CLUSTER, self.write, 1, 60.0)
+        problem = problem_on(partial(self.stage.alone, *self.stage.alone_arguments), [run.control()])
         if problem is not None:
             raise UsageError(problem)
 
@@ -46,8 +53,7 @@ class LocalRun:
             if self.stage.makes_masks:
                 tables = [describe_table(table) for table in tables]
             yield self.write(each, pa.concat_tables(tables))
-        if hasattr(actor, "_encoders"):
-            actor._encoders.shutdown()  # the matrix forks only processes without threads
+        end_threads(actor)
 
 
 @contextmanager

@@ -30,7 +30,7 @@ SELECT prompt.kind AS name, count(DISTINCT annotation_id) AS masks
 FROM (SELECT annotation_id, unnest(prompts) AS prompt FROM masks) GROUP BY name ORDER BY name"""
 _FILLED = """
 SELECT count(attribution) AS attributions, count(source_url) AS pages, count(annotator) AS annotators FROM images"""
-_DOMAINS = rf"""
+DOMAINS = rf"""
 SELECT lower(regexp_extract(source_url, '(?i)^https?://(?:[^/?#@]*@)?([^/?#:]+)', 1)) AS domain, count(*) AS images,
   count(*) OVER () AS total
 FROM images GROUP BY domain HAVING domain <> '' ORDER BY images DESC, domain LIMIT {_CREDITS_SHOWN}"""
@@ -183,7 +183,7 @@ def gather_facts(tables: DatasetTables, storage: Storage) -> Facts:
     credits_total, found = _credits(tables)
     version = name_now(tables.location) if manifest is not None else None
     is_recorded = version is not None and version.number is not None
-    domains = tables.query(_DOMAINS).to_pylist()
+    domains = tables.query(DOMAINS).to_pylist()
     return Facts(
         name=name_of(manifest, tables.location.uri),
         kind=tables.kind,

@@ -17,7 +17,6 @@ import pytest
 
 from segmint.catalogs.dataset.commits import CommitLog, FileEntry
 from segmint.catalogs.dataset.manifest import dataset_keys, put_dataset_id
-from segmint.catalogs.dataset.reading import cache as module
 from segmint.catalogs.dataset.reading.cache import ShardCache, drop_stale
 from segmint.catalogs.dataset.reading.loader import BatchLoader
 from segmint.catalogs.dataset.reading.torch_dataset import open_dataset
