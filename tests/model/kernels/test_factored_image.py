@@ -141,7 +141,7 @@ def test_the_kernels_compile_for_gpus_within_their_limits(
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     step, _, shared = step.partition(" at ")
-    kernel = getattr(kernels, f"{step}run_kernel")
+    kernel = getattr(kernels, f"{step}_kernel")
     types = dict.fromkeys(kernel.arg_names, f"*{precision}") | {"eps": "fp32", "positions": "i32", "side": "i32"}
     types |= {"wanted": "*u8", **dict.fromkeys(("scale", "new_scale", "logits"), "*fp32")}
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision]
