@@ -21,7 +21,7 @@ _ROLES = {
     r"ray::.*Prepare": "prepare actor",
     r"ray::.*Segment": "segment actor",
     r"ray::.*AuditShards": "audit worker",
-    r"ray::.*_LedgerActor": "ledger actor",
+    r"ray::.*LedgerActor": "ledger actor",
     r"ray::(_StatsActor|ActorLocationTracker|_AutoscalingCoordinator)": "Ray Data's own actors",
     r"spawn_main": "prepare child",
     r"ray::.*": "task worker",

@@ -81,7 +81,7 @@ _RESERVATION = re.compile(r"(?P<commit>\d{6,}\.g[1-9]\d*)-[0-9a-f]{12}\.json", r
 _COMMIT = re.compile(r"(?P<shard>\d{6,})\.g(?P<generation>[1-9]\d*)\.json", re.ASCII)
 
 _SHARD = r"(?:\d{6}|[1-9]\d{6,})"
-_NAMES = (  # every path below a dataset's root that segmint may put
+PATTERNS = (  # every path below a dataset's root that segmint may put
     r"dataset(?:\.g(?:[2-9]|[1-9]\d+))?\.json|id\.json|shards\.json",
     r"catalog/part-(?:0|[1-9]\d*)-[0-9a-f]{12}\.parquet",
     rf"(?:shards/sa_{_SHARD}-[0-9a-f]{{12}}\.tar|(?:images|masks|rejects)/sa_{_SHARD}-[0-9a-f]{{12}}\.parquet)",
@@ -96,7 +96,7 @@ _NAMES = (  # every path below a dataset's root that segmint may put
     r"report/figures/(?:masks_per_image|funnel|countries|regions|income|licenses|providers|rejected)\.png",
     r"report/figures/(?:relative_size|concavity|scores|centers|labels)\.png",
 )
-_KNOWN = re.compile("|".join(_NAMES), re.ASCII)
+_KNOWN = re.compile("|".join(PATTERNS), re.ASCII)
 
 
 class DamagedDatasetError(SegmintError):

@@ -134,7 +134,7 @@ def fix_products() -> None:
     its mode from the environment at the first product of a process, so call this function before. A strict or
     compatible mode in the environment stays. On other CPUs, this function does nothing.
     """
-    if _facts().get("vendor_id") == "GenuineIntel" and not _fixed_mode():
+    if cpu_facts().get("vendor_id") == "GenuineIntel" and not _fixed_mode():
         given = os.environ.get(_MKL_MODE, "")
         os.environ[_MKL_MODE] = f"{given},STRICT" if given else "AUTO,STRICT"
 
@@ -143,7 +143,7 @@ def _fixed_mode() -> str:
     """Return MKL's mode if this CPU is Intel's and the mode makes results independent of addresses, otherwise ""."""
     mode = os.environ.get(_MKL_MODE, "")
     is_fixed = mode.endswith(",STRICT") or mode == "COMPATIBLE"
-    return mode if is_fixed and _facts().get("vendor_id") == "GenuineIntel" else ""
+    return mode if is_fixed and cpu_facts().get("vendor_id") == "GenuineIntel" else ""
 
 
 def keep_freed_memory() -> None:
@@ -218,7 +218,7 @@ def cpu_bits(threads: int) -> str:
         for result in _results():
             digest.update(result.contiguous().numpy().tobytes())
     mode = _fixed_mode()
-    names = [_facts().get("vendor_id", platform.machine()), *([f"{_MKL_MODE}={mode}"] if mode else [])]
+    names = [cpu_facts().get("vendor_id", platform.machine()), *([f"{_MKL_MODE}={mode}"] if mode else [])]
     return ", ".join([*names, digest.hexdigest()[:12]])
 
 
@@ -264,7 +264,7 @@ def _threads_set(threads: int) -> Iterator[None]:
 
 
 @cache
-def _facts() -> dict[str, str]:
+def cpu_facts() -> dict[str, str]:
     """Return the fields of the first processor in /proc/cpuinfo. If the file can't be read, the dictionary is empty."""
     try:
         text = Path("/proc/cpuinfo").read_text()

@@ -49,18 +49,18 @@ def measure_peak(compute: Compute) -> float:
 
 def _fastest_products(matrix: "torch.Tensor") -> float:
     """Return the operations per second of the fastest product. Trials run for `MEASURE_S` seconds after a warm-up."""
-    products = _products(matrix)
+    products = list_products(matrix)
     for product in products:
-        _product_s(product, matrix)
+        time_product(product, matrix)
     end = time.perf_counter() + MEASURE_S
     fastest = math.inf
     while time.perf_counter() < end or math.isinf(fastest):
-        fastest = min(fastest, *(_product_s(product, matrix) for product in products))
+        fastest = min(fastest, *(time_product(product, matrix) for product in products))
     rows: int = matrix.shape[0]
     return 2 * rows**3 / fastest
 
 
-def _products(matrix: "torch.Tensor") -> list[Callable[["torch.Tensor"], object]]:
+def list_products(matrix: "torch.Tensor") -> list[Callable[["torch.Tensor"], object]]:
     """Return torch's available implementations for multiplying a matrix by itself."""
     import torch
 
@@ -77,7 +77,7 @@ def _products(matrix: "torch.Tensor") -> list[Callable[["torch.Tensor"], object]
     return products
 
 
-def _product_s(product: Callable[["torch.Tensor"], object], matrix: "torch.Tensor") -> float:
+def time_product(product: Callable[["torch.Tensor"], object], matrix: "torch.Tensor") -> float:
     """Run one product, and return the seconds until its result is ready."""
     import torch
 

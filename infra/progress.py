@@ -19,7 +19,7 @@ BAR_AFTER_S = 1.0
 """Seconds after which `track` shows a bar. Without this delay, fast commands would flash a bar."""
 
 
-class _Bars:
+class Bars:
     """State of this process's bars: whether `track` may show one, and what occupies the terminal's last lines."""
 
     enabled = False
@@ -28,7 +28,7 @@ class _Bars:
 
 def enable_bars() -> None:
     """Let `track` show bars. Only commands call this, so segmint shows no bars when it's used as a library."""
-    _Bars.enabled = True
+    Bars.enabled = True
 
 
 @contextmanager
@@ -37,8 +37,8 @@ def ending_bar() -> Iterator[None]:
     try:
         yield
     finally:
-        if isinstance(_Bars.holder, _DelayedBar):
-            _Bars.holder.close()
+        if isinstance(Bars.holder, _DelayedBar):
+            Bars.holder.close()
 
 
 def track(items: Iterable[T], name: str, total: int | None = None) -> Iterator[T]:
@@ -47,7 +47,7 @@ def track(items: Iterable[T], name: str, total: int | None = None) -> Iterator[T
     The bar appears after `BAR_AFTER_S` seconds, unless another bar is already shown. If a `Progress` with bars starts,
     it replaces this bar.
     """
-    if not _Bars.enabled or _Bars.holder is not None or not is_terminal(sys.stderr):
+    if not Bars.enabled or Bars.holder is not None or not is_terminal(sys.stderr):
         yield from items
         return
     with closing(_DelayedBar(name, total)) as bar:
@@ -64,7 +64,7 @@ class _DelayedBar:
         self._lock = threading.Lock()
         self._bars: rich.progress.Progress | None = None
         self._is_closed = False
-        _Bars.holder = self
+        Bars.holder = self
         self._timer = threading.Timer(BAR_AFTER_S, self._show)
         self._timer.daemon = True
         self._timer.start()
@@ -91,8 +91,8 @@ class _DelayedBar:
             if self._bars is not None:
                 self._bars.stop()
                 self._bars = None
-        if _Bars.holder is self:
-            _Bars.holder = None
+        if Bars.holder is self:
+            Bars.holder = None
 
 
 @dataclass
@@ -128,9 +128,9 @@ class Progress:
 
     def __enter__(self) -> Self:
         if self._bars_wanted:
-            if isinstance(_Bars.holder, _DelayedBar):
-                _Bars.holder.close()
-            _Bars.holder = self
+            if isinstance(Bars.holder, _DelayedBar):
+                Bars.holder.close()
+            Bars.holder = self
             self._bars = _make_bars(self._stream)
             self._bars.start()
         return self
@@ -140,7 +140,7 @@ class Progress:
             if self._bars is not None:
                 self._bars.stop()
                 self._bars = None
-                _Bars.holder = None
+                Bars.holder = None
                 self._tasks.clear()
             else:
                 self._print_lines()

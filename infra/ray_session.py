@@ -144,11 +144,11 @@ def _start(address: str, target: str, folder: Path | None, object_store_memory: 
 
     from segmint.infra.ray_internals import on_loopback, require_token, without_helpers
 
-    with warnings.catch_warnings(), _without_native_output():
+    with warnings.catch_warnings(), without_native_output():
         warnings.simplefilter("ignore")
         try:
             if target == "local":
-                _keep_token_private()
+                keep_token_private()
                 require_token()
                 with on_loopback(), without_helpers():
                     ray.init(
@@ -192,7 +192,7 @@ def _local_cpus() -> int:
     return max(MIN_LOCAL_CPUS, 2 * cores_here() + 4)
 
 
-def _keep_token_private() -> None:
+def keep_token_private() -> None:
     """Create a local Ray instance's auth token so that only its owner can read it.
 
     Anyone with the token can run code in that instance, and by default, Ray makes the token readable by all users. If
@@ -237,7 +237,7 @@ _EXCLUDES = [
 
 
 @contextlib.contextmanager
-def _without_native_output() -> Iterator[None]:
+def without_native_output() -> Iterator[None]:
     """Discard the terminal output of Ray's native code during startup. Errors are still raised as exceptions."""
     open_stream(sys.stderr).flush()
     try:
@@ -350,7 +350,7 @@ def alive_nodes() -> frozenset[str]:
 
 
 PREFIX = "segmint-ray-"
-_LONGEST_PARENT = 18
+LONGEST_PARENT = 18
 """Maximum length in characters of the parent folder's path. Socket paths can have 107 characters; Ray uses 64 of them
 below its folder, and our two folders use 23."""
 
@@ -369,7 +369,7 @@ def private_folder() -> Iterator[Path | None]:
         return
     try:
         parent = tempfile.gettempdir()
-        if len(parent) > _LONGEST_PARENT:
+        if len(parent) > LONGEST_PARENT:
             parent = "/tmp"
         scratch = ScratchFolder(parent, PREFIX)
         (Path(scratch.name) / "r").mkdir()

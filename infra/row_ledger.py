@@ -78,21 +78,21 @@ class RowLedger:
         # Ray's control store keeps only the last 100,000 task events of the cluster. The ledger makes one call per row,
         # so its events would evict those of all other tasks.
         apart: dict[str, Any] = {"num_cpus": 0, "scheduling_strategy": here, "enable_task_events": False}
-        self.__setstate__((ray.remote(**apart)(_LedgerActor).remote(frozenset(alone)), 0))
+        self.__setstate__((ray.remote(**apart)(LedgerActor).remote(frozenset(alone)), 0))
 
     def of_stage(self, number: int) -> "RowLedger":
         """Return the ledger of a custom stage. `number` is at least 1."""
         ledger = RowLedger.__new__(RowLedger)
-        ledger.__setstate__((self._actor, number * STAGE_ROWS))
+        ledger.__setstate__((self.actor, number * STAGE_ROWS))
         return ledger
 
     def __getstate__(self) -> tuple[Any, int]:
         """Return the actor's handle and the stage's first number. Each process tracks its own rows in flight."""
-        return self._actor, self._first
+        return self.actor, self._first
 
     def __setstate__(self, state: tuple[Any, int]) -> None:
-        self._actor, self._first = state
-        self._in_flight = _InFlight()
+        self.actor, self._first = state
+        self._in_flight = InFlight()
 
     @contextmanager
     def entry(
@@ -105,7 +105,7 @@ class RowLedger:
         many workers have died in the window.
         """
         exit_within(EXIT_S)
-        entry = BlockEntry(self._actor, self._in_flight, self._first, ordinals)
+        entry = BlockEntry(self.actor, self._in_flight, self._first, ordinals)
         try:
             yield entry
         finally:
@@ -117,7 +117,7 @@ class RowLedger:
         If a worker died because its node failed, its rows aren't suspects. If the ledger actor is gone, the driver's
         node has failed, and the result is empty.
         """
-        return list(self._read(self._actor.suspects))
+        return list(self._read(self.actor.suspects))
 
     def alone(self) -> list[int]:
         """Return the numbers of the rows that run alone.
@@ -125,15 +125,15 @@ class RowLedger:
         These are the rows passed to the constructor, and rows that were in flight together when a worker died. If the
         ledger actor is gone, the result is empty.
         """
-        return list(self._read(self._actor.alone))
+        return list(self._read(self.actor.alone))
 
     def may_read(self, number: int) -> bool:
         """Return whether a read of the window may run. If the window has ended, only earlier reads may."""
-        return bool(ray.get(self._actor.may_read.remote(number), timeout=TIMEOUT_S))
+        return bool(ray.get(self.actor.may_read.remote(number), timeout=TIMEOUT_S))
 
     def retry_slot(self, number: int) -> list["RetrySlot"]:
         """Return the shards on hold that this read runs again. Repeated calls for a read return the same shards."""
-        slot: list[RetrySlot] = ray.get(self._actor.retry_slot.remote(number), timeout=TIMEOUT_S)
+        slot: list[RetrySlot] = ray.get(self.actor.retry_slot.remote(number), timeout=TIMEOUT_S)
         return slot
 
     def retry_after(self, wait_s: float, shard: int, runs: Sequence[tuple[int, int]]) -> None:
@@ -141,18 +141,18 @@ class RowLedger:
 
         The first retry slot at least `wait_s` seconds from now runs the shard.
         """
-        self._actor.retry_after.remote(wait_s, shard, tuple(runs))
+        self.actor.retry_after.remote(wait_s, shard, tuple(runs))
 
     def stop_reading(self) -> None:
         """End the window after the reads that have begun. Reads that begin later don't run. Returns immediately."""
-        self._actor.stop_reading.remote()
+        self.actor.stop_reading.remote()
 
     def spent(self) -> dict[str, float]:
         """Return the seconds that the workers have spent in each stage, summed over all workers, as recorded so far.
 
         If the ledger actor is gone, the result is empty.
         """
-        return dict(self._read(self._actor.spent))
+        return dict(self._read(self.actor.spent))
 
     def report_peak(self, flop_per_s: float) -> None:
         """Record the peak FLOP/s of the calling actor's device, and wait for the reply.
@@ -160,11 +160,11 @@ class RowLedger:
         If an actor restarts and reports again, only its last report counts. If the ledger actor is gone, the report is
         lost without an error, because a missing metric must never fail a run.
         """
-        self._read(self._actor.report_peak, ray.get_runtime_context().get_actor_id(), flop_per_s)
+        self._read(self.actor.report_peak, ray.get_runtime_context().get_actor_id(), flop_per_s)
 
     def peaks(self) -> list[float]:
         """Return the peak FLOP/s that each actor reported, or an empty list if the ledger actor is gone."""
-        return list(self._read(self._actor.peaks))
+        return list(self._read(self.actor.peaks))
 
     def _read(self, method: Any, *arguments: Any) -> Any:
         try:
@@ -180,7 +180,7 @@ class BlockEntry:
     ledger's replies to the rows that started together with the block.
     """
 
-    def __init__(self, book: Any, in_flight: "_InFlight", first: int = 0, ordinals: Sequence[int] = ()) -> None:
+    def __init__(self, book: Any, in_flight: "InFlight", first: int = 0, ordinals: Sequence[int] = ()) -> None:
         self._actor = book
         self._first = first
         self._in_flight = in_flight
@@ -281,7 +281,7 @@ class BlockEntry:
         self._actor.end.remote(self._number, dict(spent))
 
 
-class _InFlight:
+class InFlight:
     """Rows in flight in this process: any number of rows, or a single row that must run alone."""
 
     def __init__(self) -> None:
@@ -336,7 +336,7 @@ class RetrySlot(NamedTuple):
     runs: Sequence[tuple[int, int]]
 
 
-class _LedgerActor:
+class LedgerActor:
     """Actor behind `RowLedger`, which identifies a worker by its node and process.
 
     Reads have consecutive numbers.

@@ -26,7 +26,9 @@ _OUTSIDE = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if
 _LINE = "interrupted: finished work is kept; run the same command again to resume"
 
 
-class _State:
+class State:
+    """State of this process's handlers."""
+
     installed = False
     requested = False
     raised = False
@@ -42,15 +44,15 @@ def stop_on_signals() -> None:
     Signals that this process ignores stay ignored. Signals raise exceptions only inside `interruptible`. Forked
     children get the default handlers. On Windows, this function does nothing.
     """
-    if _State.installed or not hasattr(os, "register_at_fork"):
+    if State.installed or not hasattr(os, "register_at_fork"):
         return
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     with suppress(OSError):  # standard error may be closed
-        _State.terminal = os.dup(2)
+        State.terminal = os.dup(2)
     threading.Thread(target=_watch, args=[reader], name="stopping", daemon=True).start()
     os.register_at_fork(after_in_child=release_signals)
-    _State.installed = True
+    State.installed = True
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     for number in _SIGNALS:
         if signal.getsignal(number) != signal.SIG_IGN:
@@ -59,9 +61,9 @@ def stop_on_signals() -> None:
 
 def release_signals() -> None:
     """Restore Python's handlers, for forked children and for servers that exit through their own handlers."""
-    if not _State.installed:
+    if not State.installed:
         return
-    _State.installed = False
+    State.installed = False
     signal.set_wakeup_fd(-1)
     handlers: tuple[Any, ...] = (signal.SIG_DFL, signal.default_int_handler)
     for number, handler in zip(_SIGNALS, handlers, strict=True):
@@ -74,29 +76,29 @@ def reinstall_handlers() -> bool:
 
     Returns False if this process doesn't use our handlers.
     """
-    for number in _SIGNALS if _State.installed else ():
+    for number in _SIGNALS if State.installed else ():
         if signal.getsignal(number) is _interrupt:
             signal.signal(number, _interrupt)
-    return _State.installed
+    return State.installed
 
 
 def is_stopping() -> bool:
     """Return whether this process has received SIGTERM or SIGINT."""
-    return _State.requested
+    return State.requested
 
 
 def check_stopping() -> None:
     """Raise `KeyboardInterrupt` if a signal has arrived, because a library may have swallowed the first exception."""
-    if _State.requested:
-        _State.raised = True
+    if State.requested:
+        State.raised = True
         raise KeyboardInterrupt
 
 
 def print_stop_line(write: Callable[[str], None]) -> None:
     """Write the line that explains how to resume. If the process is already ending, this function never returns."""
-    with _State.line:
+    with State.line:
         write(_LINE)
-        _State.printed = True
+        State.printed = True
 
 
 @contextmanager
@@ -105,26 +107,26 @@ def interruptible() -> Iterator[None]:
 
     Once a signal has arrived, any exception that the block raises becomes a `KeyboardInterrupt`.
     """
-    held, _State.held = _State.held, 0
+    held, State.held = State.held, 0
     try:
         check_stopping()
         yield
     except BaseException as error:
-        if _State.requested and not isinstance(error, KeyboardInterrupt):
+        if State.requested and not isinstance(error, KeyboardInterrupt):
             raise KeyboardInterrupt from error
         raise
     finally:
-        _State.held = held
+        State.held = held
 
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
     """Let the block finish before a signal raises `KeyboardInterrupt`. The time limit still applies."""
-    _State.held += 1
+    State.held += 1
     try:
         yield
     finally:
-        _State.held -= 1
+        State.held -= 1
     check_stopping()
 
 
@@ -145,9 +147,9 @@ def was_stopped(exit_code: int | None) -> bool:
 
 
 def _interrupt(_number: int, _frame: Any) -> None:
-    _State.requested = True
-    if not _State.held and not _State.raised:
-        _State.raised = True
+    State.requested = True
+    if not State.held and not State.raised:
+        State.raised = True
         raise KeyboardInterrupt
 
 
@@ -160,10 +162,10 @@ def _watch(reader: int) -> None:
             _end()
         for number in os.read(reader, 64):
             now = time.monotonic()
-            if number not in _SIGNALS or not _State.installed:
+            if number not in _SIGNALS or not State.installed:
                 continue
             if first is None:
-                first, _State.requested = now, True
+                first, State.requested = now, True
                 signal.alarm(0)  # while Ray starts, its own handler sets an alarm that aborts after 3 seconds
             elif number == signal.SIGINT and now - first > _AGAIN_S:
                 _end()
@@ -171,7 +173,7 @@ def _watch(reader: int) -> None:
 
 def _end() -> None:
     """End the process, but print the stop line first. A thread that is already printing it gets a second to finish."""
-    if _State.line.acquire(timeout=1.0) and not _State.printed:
+    if State.line.acquire(timeout=1.0) and not State.printed:
         with suppress(OSError):
-            os.write(_State.terminal, f"{_LINE}\n".encode())
+            os.write(State.terminal, f"{_LINE}\n".encode())
     os._exit(EXIT_CODE)

@@ -42,7 +42,7 @@ class CopyStream:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._stream: torch.cuda.Stream | None = None
+        self.stream: torch.cuda.Stream | None = None
 
     def start(self, tensor: Tensor) -> Callable[[], Tensor]:
         """Start copying a tensor to the device.
@@ -52,12 +52,12 @@ class CopyStream:
         if self._device.type != "cuda" or tensor.device.type != "cpu":
             there = tensor.to(self._device)
             return lambda: there
-        if self._stream is None:
-            self._stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
-        with torch.cuda.stream(self._stream):
+        if self.stream is None:
+            self.stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+        with torch.cuda.stream(self.stream):
             copy = upload(tensor, self._device)
             arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            arrived.record(self._stream)
+            arrived.record(self.stream)
 
         def use() -> Tensor:
             current = torch.cuda.current_stream(self._device)

@@ -75,7 +75,7 @@ class DecoderGraph(nn.Module):
         if geometry.placement == "stretched":
             masks, filled = logits, torch.full((2,), geometry.low_res_size)
         else:
-            filled = _resized_size(frame, geometry.image_size)
+            filled = traced_resized_size(frame, geometry.image_size)
             square = (geometry.image_size, geometry.image_size)
             masks = F.interpolate(logits, square, mode="bilinear", align_corners=False)
         masks = _stretch(_stretch(masks, 2, filled[0], frame[0]), 3, filled[1], frame[1])
@@ -159,7 +159,7 @@ def _export(
         )
 
 
-def _resized_size(frame: Tensor, side: int) -> Tensor:
+def traced_resized_size(frame: Tensor, side: int) -> Tensor:
     """Compute `resized_size` in integer arithmetic, from and to (height, width) as (2,) int64."""
     longer = frame.max()
     return torch.div(2 * side * frame + longer, 2 * longer, rounding_mode="trunc").clamp(min=1)

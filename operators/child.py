@@ -76,7 +76,7 @@ class Children(contextlib.AbstractContextManager["Children[T]"], Generic[T]):
                 "a HEIC is decoded in a child process, which needs Linux or macOS. Convert it to JPEG or PNG."
             )
         self._arguments = (factory, None if memory_limit is None else min(memory_limit, memory_here() // 2))
-        self._timeout_s = timeout_s
+        self.timeout_s = timeout_s
         self._more_s = more_s
         self._processes = processes
         self._max_tasks = max_tasks
@@ -132,7 +132,7 @@ class Children(contextlib.AbstractContextManager["Children[T]"], Generic[T]):
 
     def _run(self, data: bytes) -> T:
         try:
-            future = self._living_pool().schedule(_work, args=(data,), timeout=self._timeout_s + self._more_s)
+            future = self._living_pool().schedule(_work, args=(data,), timeout=self.timeout_s + self._more_s)
             answer: T = future.result()
         except pebble.ProcessExpired as error:
             if error.exitcode == -signal.SIGALRM:
@@ -152,7 +152,7 @@ class Children(contextlib.AbstractContextManager["Children[T]"], Generic[T]):
         return answer
 
     def _late(self) -> SuspectError:
-        limit = f"ingest.timeout_s = {self._timeout_s:g} seconds"
+        limit = f"ingest.timeout_s = {self.timeout_s:g} seconds"
         return SuspectError(Reason.TIMED_OUT, f"took longer than {limit} allows, twice")
 
     def _living_pool(self) -> pebble.ProcessPool:

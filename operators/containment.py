@@ -9,7 +9,7 @@ from pycocotools import mask as coco
 CONTAINED_SHARE = 0.95
 """Share of a mask's pixels that its container must contain."""
 
-_AT_ONCE = 128
+AT_ONCE = 128
 """Number of masks that are compared with all larger masks at once, which bounds memory.
 
 pycocotools 2.0.11 returns no areas for more than 255 masks, so this number must not exceed 255.
@@ -29,7 +29,7 @@ def find_containers(size: tuple[int, int], counts: Sequence[str]) -> list[int | 
     """
     found: list[int | None] = [None] * len(counts)
     codes = np.array([{"size": list(size), "counts": each.encode("ascii")} for each in counts], object)
-    parts = [slice(start, start + _AT_ONCE) for start in range(0, len(counts), _AT_ONCE)]
+    parts = [slice(start, start + AT_ONCE) for start in range(0, len(counts), AT_ONCE)]
     areas = np.concatenate([np.zeros(0, np.int64), *(coco.area(codes[part].tolist()) for part in parts)])
     order = np.lexsort((-np.arange(len(areas)), areas))  # smallest first
     codes, areas = codes[order], areas[order].astype(np.int64)

@@ -223,7 +223,7 @@ def run_build(
             quarantine = Quarantine(stages, config.stall_timeout, config.max_faults)
             run.metrics.set(SHARDS_MISSING, len(missing.left))
             with Progress() as progress:
-                loop = _OuterLoop(config, dataset, cluster, stages, quarantine, outages, progress, run, meter, request)
+                loop = OuterLoop(config, dataset, cluster, stages, quarantine, outages, progress, run, meter, request)
                 rate = meter.expected_rate(stages.segment_pool)
                 loop.go_through(missing, None if rate is None else rate / config.images_per_shard)
                 retried = loop.go_through(refused)
@@ -242,7 +242,7 @@ def run_build(
 
 
 @dataclass
-class _OuterLoop:
+class OuterLoop:
     """Loop that runs windows until no shards remain or several windows in a row make no progress."""
 
     config: Config

@@ -65,7 +65,7 @@ def test_a_photograph_that_does_not_fit_into_memory_gets_an_error(
 
     masks = segmint.ray.Masks(mobile_sam_path, device="cpu")
     batch = pa.table({"bytes": [(photographs / "photo_000.jpg").read_bytes()]})
-    monkeypatch.setattr(masks._generator, "generate", fail)
+    monkeypatch.setattr(MaskGenerator, "generate", fail)
     (row,) = masks(batch).to_pylist()
     assert row["error"].startswith(said)
     assert row["masks"] is None

@@ -418,8 +418,8 @@ def segmint_side(run: PartRun, comparison: Comparison, precision: str) -> Side:
         sam = light_sam(run, precision)
         predictor = Predictor(sam, must_compile=True)
         dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
-        both = BothEncoders(predictor._encoder, heavy_encoder(run, sam, dtype=dtype), {})
-        predictor._encoder = both  # type: ignore[assignment]
+        both = BothEncoders(predictor.batch_encoder, heavy_encoder(run, sam, dtype=dtype), {})
+        predictor.batch_encoder = both  # type: ignore[assignment]
         begin = both.begin
     generator = MaskGenerator(predictor, comparison.settings)
     if run.quick:

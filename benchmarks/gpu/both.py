@@ -88,8 +88,8 @@ def use_gpu_code(generator: Any) -> None:
     """Switch a generator on a CPU to the GPU's code path."""
     from segmint.model.automatic.on_device.crops import DeviceCrops
 
-    if generator._on_device is None:
-        generator._on_device = DeviceCrops(generator.predictor, generator.settings)
+    if generator.device_crops is None:
+        generator.device_crops = DeviceCrops(generator.predictor, generator.settings)
 
 
 def install(generator: Any, heavy: Any, features: dict[Any, Any] | None = None) -> None:
@@ -97,11 +97,11 @@ def install(generator: Any, heavy: Any, features: dict[Any, Any] | None = None) 
     from segmint.model.automatic.on_device.stream import ImageStream
 
     use_gpu_code(generator)
-    both = BothEncoders(generator.predictor._encoder, heavy, {} if features is None else features)
-    generator.predictor._encoder = both
+    both = BothEncoders(generator.predictor.batch_encoder, heavy, {} if features is None else features)
+    generator.predictor.batch_encoder = both
 
     def streamed(images: Any, progress: Any) -> Any:
-        batch, crops, copies = generator.crops_per_batch, generator._on_device, generator._copies
+        batch, crops, copies = generator.crops_per_batch, generator.device_crops, generator.copies
         stream: Any = ImageStream(generator.predictor, generator.settings, batch, crops, copies)
         encode = stream._encode
 

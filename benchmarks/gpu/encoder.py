@@ -28,7 +28,7 @@ def attending_by(way: str) -> Iterator[None]:
     names = {"flash": "FLASH_ATTENTION", "efficient": "EFFICIENT_ATTENTION", "math": "MATH", "cudnn": "CUDNN_ATTENTION"}
     with (
         patch.object(image_encoder_vit, "relative_attention", lambda *_: None),
-        patch.object(gpu_attention, "_HALF", [SDPBackend.__members__[names[way]]]),
+        patch.object(gpu_attention, "HALF_BACKENDS", [SDPBackend.__members__[names[way]]]),
     ):
         yield
 

@@ -328,7 +328,7 @@ def staged(run: PartRun) -> Iterator[EventClock]:
     from segmint.model.sam.batch_encoder import BatchEncoder
 
     places: dict[str, list[tuple[Any, str]]] = {
-        "upload, cut and resize": [(device.CopyStream, "start"), (stream, "cut"), (predictor, "_resize")],
+        "upload, cut and resize": [(device.CopyStream, "start"), (stream, "cut"), (predictor, "resize_to_input")],
         "encode": [(BatchEncoder, "__call__")],
         "plan": [(crops._Graphs, "plan")],
         "decode": [(crops._Graphs, "decode")],

@@ -110,7 +110,7 @@ class PartRun:
     head: dict[str, Any] = field(default_factory=dict)
     found: dict[str, dict[str, Any]] = field(default_factory=dict)
     peak_tflops: float | None = None
-    _started: float = field(default_factory=time.monotonic)
+    started: float = field(default_factory=time.monotonic)
     _longest: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -131,7 +131,7 @@ class PartRun:
     @property
     def left_s(self) -> float:
         """Remaining seconds of the budget."""
-        return self.budget_s - (time.monotonic() - self._started)
+        return self.budget_s - (time.monotonic() - self.started)
 
     def need_cuda(self) -> None:
         """Raise `NotMeasuredError` on a CPU."""

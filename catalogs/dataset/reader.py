@@ -29,7 +29,7 @@ from segmint.infra.storage.location import Location
 from segmint.infra.tars import BadTarError, TarReader
 from segmint.infra.wording import counted
 
-_WHOLE_BYTES = 4 << 20
+WHOLE_BYTES = 4 << 20
 """Maximum size in bytes of a table that is read in a single request. Larger tables are read in parts."""
 
 HELP = (
@@ -519,9 +519,9 @@ def _groups_with(metadata: pq.FileMetaData, names: Sequence[str]) -> list[int]:
 
 def _open(file: Location, size: int) -> BinaryIO:
     """Open a file that has `size` bytes according to its commit."""
-    if size <= _WHOLE_BYTES:
+    if size <= WHOLE_BYTES:
         try:
-            return io.BytesIO(file.read(max_bytes=_WHOLE_BYTES))
+            return io.BytesIO(file.read(max_bytes=WHOLE_BYTES))
         except ObjectTooLargeError:
             pass  # it doesn't match its commit, but may still be readable
     return file.open()

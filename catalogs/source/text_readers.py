@@ -103,7 +103,7 @@ def csv_batches(catalog: Location, only: Container[str] | None = SOURCE.names) -
     """
     names: list[str] | None = None
     with open_text(catalog) as stream:
-        for block, line in _row_blocks(catalog, stream):
+        for block, line in row_blocks(catalog, stream):
             has_header = names is None
             if not block.strip(b"\r\n"):
                 if has_header and len(block) >= BLOCK_BYTES:
@@ -162,7 +162,7 @@ def _parse_csv(
     return pa.RecordBatch.from_arrays(columns, schema=table.schema)
 
 
-def _row_blocks(catalog: Location, stream: BinaryIO) -> Iterator[tuple[bytes, int]]:
+def row_blocks(catalog: Location, stream: BinaryIO) -> Iterator[tuple[bytes, int]]:
     """Yield an open CSV file in blocks of whole rows, each with the line in which it begins, counted from 1.
 
     Raises `UsageError` for a quote that breaks the rules of RFC 4180. Arrow would accept it, and rows might disappear

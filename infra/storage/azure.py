@@ -108,7 +108,7 @@ class AzureStore:
         with suppress(ResourceNotFoundError):
             self.delete(uri)
         container, key = self._container(uri)
-        for entry in [entry for entry in self._all(container, key) if entry.name == key]:
+        for entry in [entry for entry in self.entries(container, key) if entry.name == key]:
             if entry.deleted:
                 wait = "turn it off, and wait until deleted blobs have expired"
                 raise UsageError(f"soft delete keeps {redact(uri)}: {wait}")
@@ -119,7 +119,7 @@ class AzureStore:
         """Return the names below a prefix that have snapshots, older versions, or deleted blobs."""
         container, key = self._container(uri)
         prefix = key and f"{key.rstrip('/')}/"
-        found = (each for each in self._all(container, prefix) if each.version_id or each.snapshot or each.deleted)
+        found = (each for each in self.entries(container, prefix) if each.version_id or each.snapshot or each.deleted)
         return {each.name[len(prefix) :] for each in found if not each.is_current_version}
 
     def ping(self, uri: str) -> None:
@@ -127,7 +127,7 @@ class AzureStore:
         container, key = self._container(parent(uri))
         next(iter(container.list_blobs(key, results_per_page=1)), None)
 
-    def _all(self, container: Any, prefix: str) -> Iterator[Any]:
+    def entries(self, container: Any, prefix: str) -> Iterator[Any]:
         return _advancing(prefix, container.list_blobs(prefix, include=["snapshots", "versions", "deleted"]))
 
     def _blob(self, uri: str) -> Any:

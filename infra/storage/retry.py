@@ -41,7 +41,7 @@ class RetryPolicy:
 
 
 # Retry a refusal once, because temporary credentials may expire in flight and are then refreshed.
-_REFUSED_ATTEMPTS = 2
+REFUSED_ATTEMPTS = 2
 
 
 def with_retries(policy: RetryPolicy, action: str, uri: str, attempt: Callable[[], T]) -> T:
@@ -63,7 +63,7 @@ def with_retries(policy: RetryPolicy, action: str, uri: str, attempt: Callable[[
         verdict = meaning(error)
         if verdict is ErrorKind.REFUSED:
             refusals += 1
-            return refusals < _REFUSED_ATTEMPTS
+            return refusals < REFUSED_ATTEMPTS
         return verdict in PASSING
 
     retrying = tenacity.Retrying(

@@ -43,7 +43,7 @@ T = TypeVar("T")
 
 _CONNECT_TIMEOUT_S = 5
 _READ_TIMEOUT_S = 60
-_SLOWEST = 100_000
+SLOWEST = 100_000
 """Minimum throughput of a body in bytes per second. A slower transfer counts as stalled, even if bytes still arrive."""
 _PING_S = 10.0
 _PIECE = 1 << 20  # bytes of a body
@@ -53,8 +53,8 @@ PART_BYTES = 64 << 20
 are larger."""
 _PARTS_AT_ONCE = 4
 _MOST_PARTS = 10_000
-_PART_POLICY = RetryPolicy()
-_MOST_IDLE_PAGES = 100
+PART_POLICY = RetryPolicy()
+MOST_IDLE_PAGES = 100
 _ENTRIES = ("Contents", "CommonPrefixes", "Versions", "DeleteMarkers")  # of a page of a listing
 
 
@@ -161,7 +161,7 @@ class S3Store:
                 file.seek((number - 1) * step)
                 data = file.read(step)
             send = partial(self._call, "upload_part", size=len(data), **upload, PartNumber=number, Body=data)
-            answer = with_retries(_PART_POLICY, "put", uri, send)
+            answer = with_retries(PART_POLICY, "put", uri, send)
             return {"PartNumber": number, "ETag": answer["ETag"]}
 
         def complete() -> None:
@@ -183,11 +183,11 @@ class S3Store:
                 parts = list(pool.map(put_part, range(1, -(-size // step) + 1)))
             finally:
                 pool.shutdown(cancel_futures=True)  # wait, because a part that arrives after the abort would stay
-            with_retries(_PART_POLICY, "put", uri, complete)
+            with_retries(PART_POLICY, "put", uri, complete)
         except BaseException:
             with suppress(SegmintError):
                 abort = partial(self._call, "abort_multipart_upload", **upload)
-                with_retries(_PART_POLICY, "abort the upload of", uri, abort)
+                with_retries(PART_POLICY, "abort the upload of", uri, abort)
             raise
 
     def _is_there(self, uri: str) -> bool:
@@ -207,7 +207,7 @@ class S3Store:
         request: dict[str, Any] = {"Bucket": bucket, "Prefix": prefix + beginning}
         if not recursive:
             request["Delimiter"] = "/"
-        for page in self._pages("list_objects_v2", request, {"ContinuationToken": "NextContinuationToken"}):
+        for page in self.pages("list_objects_v2", request, {"ContinuationToken": "NextContinuationToken"}):
             for entry in page.get("Contents", []):
                 name = _below(prefix, entry["Key"])
                 if name and (entry["Size"] or not name.endswith("/")):  # some tools create empty objects as folders
@@ -253,7 +253,7 @@ class S3Store:
 
     def _versions(self, bucket: str, prefix: str) -> Iterator[dict[str, Any]]:
         markers = {"KeyMarker": "NextKeyMarker", "VersionIdMarker": "NextVersionIdMarker"}
-        for page in self._pages("list_object_versions", {"Bucket": bucket, "Prefix": prefix}, markers):
+        for page in self.pages("list_object_versions", {"Bucket": bucket, "Prefix": prefix}, markers):
             yield from (*page.get("Versions", []), *page.get("DeleteMarkers", []))
 
     def ping(self, uri: str) -> None:
@@ -261,11 +261,11 @@ class S3Store:
         bucket, key = split_bucket(parent(uri))
         self._call("list_objects_v2", within_s=_PING_S, Bucket=bucket, Prefix=key, MaxKeys=1)
 
-    def _pages(self, method: str, request: Mapping[str, Any], markers: Mapping[str, str]) -> Iterator[Any]:
+    def pages(self, method: str, request: Mapping[str, Any], markers: Mapping[str, str]) -> Iterator[Any]:
         """Yield all pages of a listing. `markers` maps parameters of a request to the keys of a page with their values.
 
         Raises `StorageFaultError` if the pages don't advance, because the listing would never end: if a page has the
-        same markers as an earlier page, or if `_MOST_IDLE_PAGES` pages in a row are empty or begin like an earlier one.
+        same markers as an earlier page, or if `MOST_IDLE_PAGES` pages in a row are empty or begin like an earlier one.
         """
         seen = {str({})}
         idle = 0
@@ -278,7 +278,7 @@ class S3Store:
             following = {name: page[key] for name, key in markers.items() if page.get(key)}
             beginning = str([page.get(kind, [])[:1] for kind in _ENTRIES])
             idle = idle + 1 if beginning in seen else 0
-            if str(following) in seen or idle == _MOST_IDLE_PAGES:
+            if str(following) in seen or idle == MOST_IDLE_PAGES:
                 raise endless_error(f"s3://{request['Bucket']}/{request['Prefix']}")
             seen.update((str(following), beginning))
 
@@ -324,14 +324,14 @@ class S3Store:
         """Read a body, whose length the store needn't have announced."""
         data = bytearray()
         end = time.monotonic() + self._exchange_s
-        while piece := await _within(end + len(data) / _SLOWEST - time.monotonic(), body.read(_PIECE)):
+        while piece := await _within(end + len(data) / SLOWEST - time.monotonic(), body.read(_PIECE)):
             data += piece
             check_size(uri, len(data), max_bytes)
         return bytes(data)
 
     def _call(self, method: str, *, size: int = 0, within_s: float | None = None, **request: Any) -> Any:
         """Make one request. `size` is the number of bytes in the request's body."""
-        limit = self._exchange_s + size / _SLOWEST if within_s is None else within_s
+        limit = self._exchange_s + size / SLOWEST if within_s is None else within_s
         return self._run(lambda: _within(limit, self._fs._call_s3(method, **request)))
 
     def _run(self, exchange: Callable[[], Coroutine[Any, Any, T]]) -> T:

@@ -30,7 +30,7 @@ from segmint.infra.uris import LOCAL, UriNotAllowedError, base_name, local_path,
 T = TypeVar("T")
 
 _HEALTH_POLICY = RetryPolicy(attempts=2, first_wait_s=0.2, max_wait_s=1.0, deadline_s=10)
-_READ_AHEAD = 4 << 20
+READ_AHEAD = 4 << 20
 
 
 class Storage:
@@ -93,7 +93,7 @@ class Storage:
         if scheme(uri) == LOCAL:
             return self._try("open", uri, lambda: open_file(uri))
         raw = cast(io.RawIOBase, self.open_ranges(uri))
-        return cast(BinaryIO, io.BufferedReader(raw, _READ_AHEAD))
+        return cast(BinaryIO, io.BufferedReader(raw, READ_AHEAD))
 
     def open_ranges(self, uri: str, size: int | None = None) -> BinaryIO:
         """Open a stream for readers that seek to known ranges. Each read is one request, without read-ahead.

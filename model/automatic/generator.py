@@ -69,8 +69,8 @@ class MaskGenerator:
         self.predictor = predictor
         self.crops_per_batch = crops_per_batch
         on_device = predictor.sam.device.type != "cpu" and suits(predictor.sam.mask_decoder, self.settings)
-        self._on_device = DeviceCrops(predictor, self.settings) if on_device else None
-        self._copies = CopyStream(predictor.sam.device)
+        self.device_crops = DeviceCrops(predictor, self.settings) if on_device else None
+        self.copies = CopyStream(predictor.sam.device)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in ("predictor", "settings", "crops_per_batch")}
@@ -102,15 +102,15 @@ class MaskGenerator:
             frame_size = (image.shape[0], image.shape[1])
             crops = placed_crops(frame_size, self.settings)
             count = _PointCounter(report, sum(self.settings.count_of_layer(crop.layer) for crop in crops))
-            if self._on_device is not None:
+            if self.device_crops is not None:
                 (one,) = self._stream([(image, original)], lambda: count.add)
                 if isinstance(one, Exception):
                     raise one
                 return one
             parts: list[CandidateMasks] = []
             funnel = Funnel()
-            for crop, embedding in self._embed_crops(crops, image, original):
-                found, counts = self._process_crop(crop, embedding, frame_size, count)
+            for crop, embedding in self.embed_crops(crops, image, original):
+                found, counts = self.process_crop(crop, embedding, frame_size, count)
                 parts.append(found)
                 funnel += counts
             return RawMasks(concatenate(parts), funnel, frame_size)
@@ -128,7 +128,7 @@ class MaskGenerator:
         same bits as for a single image. An image's time starts with its copy to the device, and is checked after each
         crop. On a CPU, images run one after another, and the time is checked after each chunk of points.
         """
-        if self._on_device is not None:
+        if self.device_crops is not None:
             stream = self._stream(images, lambda: deadline(timeout_s))
             while True:
                 with inference(self.predictor.sam.device):  # left before each result, because the caller continues then
@@ -147,8 +147,8 @@ class MaskGenerator:
     def _stream(
         self, images: Iterable[ImagePair | None], progress: Callable[[], Progress]
     ) -> Iterator[RawMasks | Exception]:
-        assert self._on_device is not None
-        stream = ImageStream(self.predictor, self.settings, self.crops_per_batch, self._on_device, self._copies)
+        assert self.device_crops is not None
+        stream = ImageStream(self.predictor, self.settings, self.crops_per_batch, self.device_crops, self.copies)
         return stream.find(images, progress)
 
     def finish(self, found: RawMasks) -> GeneratedMasks:
@@ -161,7 +161,7 @@ class MaskGenerator:
         written, counts = clean_up(candidates, found.frame_size, self.settings)
         return GeneratedMasks(to_records(written, found.frame_size), found.funnel + counts)
 
-    def _embed_crops(
+    def embed_crops(
         self, crops: list[Crop], image: NDArray[np.uint8], original: NDArray[np.uint8] | None
     ) -> Iterator[tuple[Crop, Embedding]]:
         """Encode the crops in batches, and yield each crop with its embedding.
@@ -179,7 +179,7 @@ class MaskGenerator:
             sizes = [crop.size for crop in batch]
             yield from zip(batch, self.predictor.embed_many(pixels, sizes, self.crops_per_batch), strict=True)
 
-    def _process_crop(
+    def process_crop(
         self, crop: Crop, embedding: Embedding, frame_size: tuple[int, int], count: "_PointCounter | None" = None
     ) -> tuple[CandidateMasks, Funnel]:
         """Return one crop's masks after NMS within the crop, best first, and the counts of each step."""

@@ -19,8 +19,8 @@ from segmint.model.device import launching_on, upload
 
 # Tile of a program in pixels. With four warps, each thread processes eight pixels. The longer side is in the direction
 # of the writes or reductions.
-_SHORT = 8
-_LONG = 128
+SHORT = 8
+LONG = 128
 
 # Numbers of rows of low-resolution logits, and of tile results, that a program reads at once.
 _LOW_ROWS = 16
@@ -28,7 +28,7 @@ _TILES = 128
 
 # Low-resolution logits that a program compares with the thresholds at once. In a photograph of 1500 pixels, a tile uses
 # 4 rows and 24 columns.
-_BORDER = {"LOW_ROWS": 4, "LOW_COLUMNS": 32}
+BORDER = {"LOW_ROWS": 4, "LOW_COLUMNS": 32}
 
 # Sizes differ from photograph to photograph. By default, Triton would compile the kernels again for sizes that are
 # multiples of 16, and a photograph would have to wait.
@@ -37,7 +37,7 @@ _SIZES = ["height", "width", "tiles"]
 
 def measure(low: Tensor, rows: Taps, columns: Taps, offset: float, wanted: Tensor | None = None) -> Tensor:
     """See `mask_tiles.measure`."""
-    tiles = triton.cdiv(rows.pixels, _SHORT)
+    tiles = triton.cdiv(rows.pixels, SHORT)
     found = torch.empty((len(low), tiles, 7), dtype=torch.int32, device=low.device)
     numbers = torch.empty((len(low), 7), dtype=torch.int64, device=low.device)
     if len(low):
@@ -66,10 +66,10 @@ def measure(low: Tensor, rows: Taps, columns: Taps, offset: float, wanted: Tenso
                 rows.pixels,
                 columns.pixels,
                 tiles,
-                ROWS=_SHORT,
-                COLUMNS=_LONG,
+                ROWS=SHORT,
+                COLUMNS=LONG,
                 enable_fp_fusion=False,
-                **_BORDER,
+                **BORDER,
                 **_sizes(low, rows, columns),
             )
             total_kernel[(len(low),)](found, numbers, tiles, BLOCK=_TILES)
@@ -78,7 +78,7 @@ def measure(low: Tensor, rows: Taps, columns: Taps, offset: float, wanted: Tenso
 
 def draw(flat: Tensor, low: Tensor, rows: Taps, columns: Taps, strips: Sequence[Strip]) -> None:
     """See `mask_tiles.draw`."""
-    tiles = triton.cdiv(max(strip.columns for strip in strips), _SHORT)
+    tiles = triton.cdiv(max(strip.columns for strip in strips), SHORT)
     table = upload(torch.tensor(strips, dtype=torch.int64), low.device)
     with launching_on(low.device):
         draw_kernel[(len(strips), tiles)](
@@ -88,8 +88,8 @@ def draw(flat: Tensor, low: Tensor, rows: Taps, columns: Taps, strips: Sequence[
             flat,
             rows.pixels,
             columns.pixels,
-            ROWS=_LONG,
-            COLUMNS=_SHORT,
+            ROWS=LONG,
+            COLUMNS=SHORT,
             enable_fp_fusion=False,
             **_sizes(low, rows, columns),
         )

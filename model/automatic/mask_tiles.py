@@ -30,7 +30,7 @@ from segmint.model.device import upload
 
 # Logits per tile, 128 MB in float32. For any image size and any number of masks in a chunk, this is far below the 2^31
 # elements that kernels can index. A pixel's bits don't depend on its tile.
-_TILE_ELEMENTS = 1 << 25
+TILE_ELEMENTS = 1 << 25
 
 
 class Strip(NamedTuple):
@@ -139,7 +139,7 @@ def measure(low: Tensor, rows: Taps, columns: Taps, offset: float, wanted: Tenso
     y1 of the pixels above 0, ends inclusive, or zeros if there are no such pixels. If `wanted` (N,) bool is False for a
     mask, its logits may be arbitrary, and all seven numbers are 0.
     """
-    step = _TILE_ELEMENTS // max(columns.pixels, low.shape[2])
+    step = TILE_ELEMENTS // max(columns.pixels, low.shape[2])
     parts = [_measure(low[start:stop], rows, columns, offset) for start, stop in _spans(len(low), step)]
     found = torch.cat([torch.zeros((0, 7), dtype=torch.int64, device=low.device), *parts])
     return found if wanted is None else found * wanted[:, None]
@@ -149,7 +149,7 @@ def _measure(low: Tensor, rows: Taps, columns: Taps, offset: float) -> Tensor:
     counts = torch.zeros((len(low), 3), dtype=torch.int64, device=low.device)
     in_rows: list[Tensor] = []
     in_columns = torch.zeros((len(low), columns.pixels), dtype=torch.bool, device=low.device)
-    for start, stop in _spans(rows.pixels, _TILE_ELEMENTS // (len(low) * max(columns.pixels, low.shape[2]))):
+    for start, stop in _spans(rows.pixels, TILE_ELEMENTS // (len(low) * max(columns.pixels, low.shape[2]))):
         logits = interpolate(low, rows.part(start, stop), columns)
         over = logits > 0
         masks = (logits > offset, over, logits > -offset)

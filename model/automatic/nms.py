@@ -5,9 +5,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-# Number of boxes to compare in one step on a device. Each float32 matrix of pairs takes 64 MB.
-_BLOCK = 4096
-
 # The host needs only milliseconds for this many boxes, while the device decodes the next crop. NMS on the device would
 # have to wait for that crop several times.
 _FEW = 4096
@@ -50,17 +47,18 @@ def nms(
     return order[alive]
 
 
-def nms_on_device(boxes: Tensor, scores: Tensor, threshold: float) -> Tensor:
+def nms_on_device(boxes: Tensor, scores: Tensor, threshold: float, block_boxes: int = 4096) -> Tensor:
     """Run `nms` for boxes (N, 4) and scores (N,) on their device, without one step per box.
 
     In ranked order, box j stays unless some box i < j stays and overlaps it. The function starts with all boxes and
     applies this rule to all of them in parallel until nothing changes. Box j depends only on earlier boxes, so after n
     rounds, the first n boxes are final, and the fixed point is the greedy result. In practice, a few rounds are enough,
     because chains of suppression are short ("Cluster-NMS", arXiv 2005.03572, Section 4.2). Larger inputs are divided
-    into blocks, and each finished block suppresses boxes in later blocks.
+    into blocks of `block_boxes`, and each finished block suppresses boxes in later blocks. With the default, each
+    float32 matrix of pairs takes 64 MB.
     """
     order = torch.argsort(-scores.to(torch.float32), stable=True)
-    blocks = torch.split(boxes.to(torch.float32)[order], _BLOCK)
+    blocks = torch.split(boxes.to(torch.float32)[order], block_boxes)
     alive = [torch.ones(len(block), dtype=torch.bool, device=boxes.device) for block in blocks]
     for index, block in enumerate(blocks):
         alive[index] = _settle(_over(block, block, threshold).triu(diagonal=1), alive[index])

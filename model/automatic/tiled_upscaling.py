@@ -33,9 +33,9 @@ from segmint.model.sam.predictor import Embedding, Predictor
 # Number of pixels to draw at once, at one byte each, and the maximum for one strip of a mask, because torch's
 # operations need 4 bytes or more per pixel. The low-resolution logits of masks that are drawn together are copied, at
 # 256 KB per mask.
-_DRAWN_PIXELS = 1 << 26
-_STRIP_PIXELS = 1 << 24
-_DRAWN_MASKS = 256
+DRAWN_PIXELS = 1 << 26
+STRIP_PIXELS = 1 << 24
+DRAWN_MASKS = 256
 
 
 class MaskOperations(Protocol):
@@ -119,7 +119,7 @@ class TiledUpscaling:
         drawn: dict[int, NDArray[np.int32]] = {}
         while missing := [group for group in range(len(groups)) if group not in drawn]:
             # If a group has more runs than fit into its room, draw the group again with enough room.
-            rooms = [counts.get(group, _room(groups[group][1])) for group in missing]
+            rooms = [counts.get(group, room_for(groups[group][1])) for group in missing]
             flats = [self._runs_of(sketches, *groups[group], room) for group, room in zip(missing, rooms, strict=True)]
             fetched = HostTransfer(torch.cat(flats))
             yield
@@ -172,7 +172,7 @@ def stable_outlines(
     return StableMasks(kept, stability, numbers[kept, 1], boxes, tuple(outlines))
 
 
-def _room(strips: Sequence[Strip]) -> int:
+def room_for(strips: Sequence[Strip]) -> int:
     """Estimate how many positions to copy for a group before their number is known: two runs per column."""
     return 4 * sum(strip.columns for strip in strips)
 
@@ -186,10 +186,10 @@ def strips_of(boxes: Sequence[Box]) -> Iterator[tuple[int, list[Strip]]]:
     first, strips, drawn = 0, list[Strip](), 0
     for mask, (x0, y0, x1, y1) in enumerate(boxes):
         height = y1 - y0 + 1
-        step = max(1, _STRIP_PIXELS // (height + 1))
+        step = max(1, STRIP_PIXELS // (height + 1))
         for x in range(x0, x1 + 1, step):
             columns = min(step, x1 + 1 - x)
-            if strips and (drawn + columns * (height + 1) > _DRAWN_PIXELS or mask - first >= _DRAWN_MASKS):
+            if strips and (drawn + columns * (height + 1) > DRAWN_PIXELS or mask - first >= DRAWN_MASKS):
                 yield first, strips
                 strips, drawn = [], 0
             if not strips:
@@ -204,7 +204,7 @@ class KernelsWithFallback:
     """Triton kernels. If they fail to compile or launch, torch operations replace them."""
 
     def __init__(self) -> None:
-        self._operations: MaskOperations | None = None
+        self.operations: MaskOperations | None = None
 
     def measure(self, low: Tensor, rows: Taps, columns: Taps, offset: float, wanted: Tensor | None = None) -> Tensor:
         found: Tensor = self._call("measure", low, rows, columns, offset, wanted)
@@ -215,16 +215,16 @@ class KernelsWithFallback:
 
     def _call(self, name: str, *arguments: Any) -> Any:
         try:
-            self._operations = self._operations or kernels()
-            return getattr(self._operations, name)(*arguments)
+            self.operations = self.operations or kernels()
+            return getattr(self.operations, name)(*arguments)
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
             # Compilers and drivers fail in many ways. If the kernels aren't the cause, the torch operations raise the
             # same error.
-            if self._operations is mask_tiles:
+            if self.operations is mask_tiles:
                 raise
-            self._operations = mask_tiles
+            self.operations = mask_tiles
             found = getattr(mask_tiles, name)(*arguments)
             warnings.warn(
                 f"the Triton kernels for upscaling masks failed ({type(error).__name__}: {first_line(error)}); "

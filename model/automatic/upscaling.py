@@ -36,7 +36,7 @@ from segmint.model.sam.geometry import Geometry
 from segmint.model.sam.predictor import Embedding
 
 # Number of pixels to threshold at once. Their logits take 512 KB, which fits into a core's cache.
-_BAND_PIXELS = 1 << 17
+BAND_PIXELS = 1 << 17
 _BAND_COLUMNS = 128
 
 Sketch = TypeVar("Sketch")
@@ -128,7 +128,7 @@ class BoxedUpscaling:
         across = torch.cat(list(self._columns.bands(columns, logits[down].T, step=_BAND_COLUMNS))).T
         pixels = np.empty((height, width), dtype=np.bool_)
         inner = outer = done = 0
-        for band in self._rows.bands(rows, across, step=max(1, _BAND_PIXELS // width), first=down.start):
+        for band in self._rows.bands(rows, across, step=max(1, BAND_PIXELS // width), first=down.start):
             values = band.numpy()
             np.greater(values, 0, out=pixels[done : done + len(values)])
             inner += int(np.count_nonzero(values > offset))

@@ -94,7 +94,7 @@ _PNET_SCORE, _RNET_SCORE = 0.6, 0.7  # minimum scores
 # candidates per batch of R-Net or O-Net. On a GPU, larger strips and batches, of at most half a gigabyte, mean fewer
 # kernel launches.
 _STRIP, _BATCH = 32, 256
-_CUDA_STRIP, _CUDA_BATCH = 512, 1024
+CUDA_STRIP, CUDA_BATCH = 512, 1024
 _BORDER, _GRAY = 32, 127  # padding of images that are smaller than a face
 _LARGER = 1.6  # minimum ratio of a half's side to its level's; with up to 1.3, we found a false face in multiface
 _SAME_IOU = 0.7
@@ -142,7 +142,7 @@ class CascadeDetector:
         self._networks = networks
         self._device = torch.device(device)
         on_gpu = self._device.type == "cuda"
-        self._strip, self._batch = (_CUDA_STRIP, _CUDA_BATCH) if on_gpu else (_STRIP, _BATCH)
+        self.strip, self.batch = (CUDA_STRIP, CUDA_BATCH) if on_gpu else (_STRIP, _BATCH)
 
     def detect(self, image: Pixels) -> list[Detection]:
         """Find faces in `image`, (H, W, 3) uint8 RGB. Boxes are in pixels of the image, best score first."""
@@ -176,18 +176,18 @@ class CascadeDetector:
             # Average the smallest half that is clearly larger than the level.
             half = next(each for each in reversed(halves) if each is halves[0] or each.shape[1] >= _LARGER * size[0])
             level = np.asarray(cv2.resize(half, size, interpolation=cv2.INTER_AREA), np.uint8)
-            found = self._scan(level, scale)
+            found = self.scan(level, scale)
             levels.append(found[nms(found[:, :4], found[:, 4], _SAME_LEVEL_IOU)])
             scale *= _FACTOR
         found = torch.cat(levels)
         found = found[nms(found[:, :4], found[:, 4], _SAME_IOU)]
         return _squares(_shifted(found[:, :4], found[:, 5:], 0))
 
-    def _scan(self, level: Pixels, scale: float) -> Tensor:
+    def scan(self, level: Pixels, scale: float) -> Tensor:
         """Run P-Net on one level, and return (N, 9): the box in pixels of the image, the score, and the offsets."""
         found = [torch.zeros((0, 9))]
-        for top in range(0, level.shape[0] - _CELL + _STRIDE, self._strip * _STRIDE):
-            strip = level[top : top + (self._strip - 1) * _STRIDE + _CELL]
+        for top in range(0, level.shape[0] - _CELL + _STRIDE, self.strip * _STRIDE):
+            strip = level[top : top + (self.strip - 1) * _STRIDE + _CELL]
             cells, scores, offsets = propose(self._networks.pnet, self._input(strip[None]), _PNET_SCORE)
             at = (cells.flip(1) * _STRIDE).float()
             at[:, 1] += top
@@ -224,8 +224,8 @@ class CascadeDetector:
         is_there = (inside[:, 2:] > inside[:, :2]).all(dim=1)
         boxes, windows = boxes[is_there], inside[is_there].long().numpy()
         offsets, scores = [torch.zeros((0, 4))], [torch.zeros(0)]
-        for start in range(0, len(windows), self._batch):
-            seen = _averages(sums, windows[start : start + self._batch], side)
+        for start in range(0, len(windows), self.batch):
+            seen = _averages(sums, windows[start : start + self.batch], side)
             answers = network(self._input(seen))
             offsets.append(answers[0].cpu())
             scores.append(answers[-1][:, 1].cpu())

@@ -126,16 +126,16 @@ class PlateNetworkOnDevice:
 
     def __init__(self, weights: Mapping[str, NDArray[np.float32]], device: str) -> None:
         """Load the network to the device. `weights` and the errors are the same as for `PlateNetwork.load`."""
-        self._device = torch.device(device)
+        self.device = torch.device(device)
         network = PlateNetwork()
         network.load(weights)
-        self._network = network.eval().requires_grad_(False).to(self._device)
-        self._mean = torch.tensor(MEAN_BGR, dtype=torch.float32, device=self._device)[:, None, None]
+        self.network = network.eval().requires_grad_(False).to(self.device)
+        self.mean = torch.tensor(MEAN_BGR, dtype=torch.float32, device=self.device)[:, None, None]
 
     def __call__(self, windows: Sequence[Pixels]) -> tuple[Floats, Floats, Floats]:
         """Run the network on windows of equal size; see `segmint.model.detectors.plates.Network`."""
-        pixels = torch.from_numpy(np.stack(windows)).to(self._device)
-        batch = pixels.permute(0, 3, 1, 2).flip(1).float() - self._mean
+        pixels = torch.from_numpy(np.stack(windows)).to(self.device)
+        batch = pixels.permute(0, 3, 1, 2).flip(1).float() - self.mean
         with torch.inference_mode():
-            loc, conf, landms = (answer.cpu().numpy() for answer in self._network(batch))
+            loc, conf, landms = (answer.cpu().numpy() for answer in self.network(batch))
         return loc, conf, landms

@@ -43,7 +43,7 @@ _SIZE_VARIANCE = 0.2
 _SAME_PLATE_IOU = 0.3
 _SMALL = (0.35, 0.5, 0.7, 1.0, 1.4), (1.2, 2.0)
 """Scales at which the whole of a small image is searched, and scales for windows around what was found."""
-_LARGE = (0.35, 0.5, 0.7, 1.0), (1.2, 1.4, 1.7, 2.0)
+LARGE = (0.35, 0.5, 0.7, 1.0), (1.2, 1.4, 1.7, 2.0)
 """The same for all other images."""
 _GLANCE = 0.02
 """Minimum score of a spot that is enlarged and searched again.
@@ -98,7 +98,7 @@ class PlateDetector:
 
     The network is sensitive to scale. For example, a plate of 160 px scored 0.1 at its original size and 0.98 at double
     size. But at double size, the box covered only two thirds of the plate, and the boxes at other scales covered the
-    rest. The detector therefore searches an image at each scale of `_LARGE` or, if the image has at most
+    rest. The detector therefore searches an image at each scale of `LARGE` or, if the image has at most
     `enlarged_pixels`, of `_SMALL`. It first shrinks images of more than `max_pixels` to that size. The detector then
     takes a closer look: it enlarges and searches windows around all small boxes that scored at least `_GLANCE`.
 
@@ -140,7 +140,7 @@ class PlateDetector:
         """
         pixels = image.shape[0] * image.shape[1]
         fit = min(1.0, (self._max_pixels / pixels) ** 0.5)
-        whole, closer = _SMALL if pixels <= self._enlarged_pixels else _LARGE
+        whole, closer = _SMALL if pixels <= self._enlarged_pixels else LARGE
         seen = []
         for scale in whole:
             scaled = shrunk(image, scale * fit)

@@ -30,17 +30,17 @@ from torch import Tensor
 
 from segmint.model.kernels import factored_plainly
 
-_by_formulas: ContextVar[bool] = ContextVar("_by_formulas", default=False)
+by_formulas: ContextVar[bool] = ContextVar("by_formulas", default=False)
 
 
 @contextmanager
 def formulas() -> Iterator[None]:
     """Use the plain formulas instead of the kernels in this thread while the context is active, even on CUDA."""
-    token = _by_formulas.set(True)
+    token = by_formulas.set(True)
     try:
         yield
     finally:
-        _by_formulas.reset(token)
+        by_formulas.reset(token)
 
 
 def _operator(step: str) -> Any:
@@ -51,12 +51,13 @@ def _operator(step: str) -> Any:
     """
     operator = torch.library.custom_op(f"segmint::{step}", getattr(factored_plainly, step), mutates_args=())
     if find_spec("triton") is not None:
-        operator.register_kernel("cuda")(lambda *arguments: _kernel(step, *arguments))
+        operator.register_kernel("cuda")(lambda *arguments: run_kernel(step, *arguments))
     return operator
 
 
-def _kernel(step: str, *arguments: Any) -> Any:
-    if _by_formulas.get():
+def run_kernel(step: str, *arguments: Any) -> Any:
+    """Run the Triton kernel of a step, or its plain formula inside `formulas`."""
+    if by_formulas.get():
         return getattr(factored_plainly, step)(*arguments)
     from segmint.model.kernels import factored_triton
 

@@ -17,13 +17,13 @@ from segmint.model.kernels.factored_plainly import CONSTANT, ROWS
 # Options of the kernels: positions per program, warps, and pipeline stages for prefetching. With these values, a thread
 # uses at most 512 bytes of stack, and a program uses at most 99 KiB of shared memory, on compute capabilities 8.0, 8.6,
 # 8.9, and 9.0.
-_HALF = {
+HALF = {
     "answer": {"TILE": 64, "num_warps": 8, "num_stages": 2},
     "look": {"TILE": 64, "num_warps": 4, "num_stages": 3},
     "draw": {"TILE": 64, "num_warps": 8, "num_stages": 1},
 }
 # Tensor cores don't multiply float32 numbers exactly, so each thread has to keep factors in its registers.
-_FLOAT32 = {
+FLOAT32 = {
     "answer": {"TILE": 32, "num_warps": 8, "num_stages": 2},
     "look": {"TILE": 32, "num_warps": 8, "num_stages": 2},
     "draw": {"TILE": 32, "num_warps": 8, "num_stages": 1},
@@ -32,7 +32,7 @@ _FLOAT32 = {
 
 def options(step: str, dtype: torch.dtype) -> dict[str, int]:
     """Return the constant TILE and the launch options of a step's kernel for tensors of this dtype."""
-    return (_FLOAT32 if dtype == torch.float32 else _HALF)[step]
+    return (FLOAT32 if dtype == torch.float32 else HALF)[step]
 
 
 def answer(

@@ -24,12 +24,12 @@ HEAD_DIMENSIONS = (64, 80)
 # Options of the kernels: queries per program, warps, and pipeline stages for prefetching keys. With these values, a
 # thread uses at most 512 bytes of stack, and a program uses at most 99 KiB of shared memory, on compute capabilities
 # 8.0, 8.6, 8.9, and 9.0.
-_HALF = {
+HALF = {
     "map": {"BLOCK": 128, "num_warps": 8, "num_stages": 3},
     "window": {"PITCH": 16, "KEY_ROWS": 2, "BLOCK": 64, "num_warps": 4, "num_stages": 2},
 }
 # Tensor cores don't multiply float32 numbers exactly, so each thread has to keep factors in its registers.
-_FLOAT32 = {
+FLOAT32 = {
     "map": {"BLOCK": 64, "num_warps": 8, "num_stages": 2},
     "window": {"PITCH": 16, "KEY_ROWS": 2, "BLOCK": 64, "num_warps": 8, "num_stages": 2},
 }
@@ -39,7 +39,7 @@ _CORE = 64
 
 def options(kernel: str, dtype: torch.dtype) -> dict[str, int]:
     """Return the constants and launch options of the kernel `map` or `window` for tensors of this dtype."""
-    return (_FLOAT32 if dtype == torch.float32 else _HALF)[kernel]
+    return (FLOAT32 if dtype == torch.float32 else HALF)[kernel]
 
 
 def supports(heads: int, channels: int, side: int, grid: tuple[int, int]) -> bool:
@@ -58,7 +58,8 @@ def _is_map(side: int, grid: tuple[int, int]) -> bool:
     return grid == (side, side) and side >= 16 and side & (side - 1) == 0
 
 
-def _attend(qkv: Tensor, padding: Tensor, rows: Tensor, columns: Tensor, heads: int, side: int) -> Tensor:
+def attend(qkv: Tensor, padding: Tensor, rows: Tensor, columns: Tensor, heads: int, side: int) -> Tensor:
+    """Launch the kernels of `relative_attention`, which has the arguments."""
     batch, height, width, channels = qkv.shape[0], qkv.shape[1], qkv.shape[2], qkv.shape[3] // 3
     dimensions = channels // heads
     if not supports(heads, channels, side, (height, width)):
@@ -89,7 +90,7 @@ def _attend(qkv: Tensor, padding: Tensor, rows: Tensor, columns: Tensor, heads: 
     return attended
 
 
-_operator = torch.library.triton_op("segmint::relative_attention", _attend, mutates_args=())
+_operator = torch.library.triton_op("segmint::relative_attention", attend, mutates_args=())
 
 
 def relative_attention(qkv: Tensor, padding: Tensor, rows: Tensor, columns: Tensor, heads: int, side: int) -> Tensor:

@@ -15,10 +15,10 @@ Taps = tuple[Tensor, Tensor]
 """Source positions and weights along one axis, as in `preprocess.triangle_weights`, on the image's device."""
 
 # Tile of a program: rows, and values of red, green, and blue in a row.
-_TILE = {"ROWS": 4, "COLUMNS": 128}
+TILE = {"ROWS": 4, "COLUMNS": 128}
 
 # Sizes differ from photograph to photograph. By default, Triton would compile the kernel again for some of them.
-_SIZES = ["row_step", "column_step", "channel_step", "height", "width", "row_taps", "column_taps"]
+SIZES = ["row_step", "column_step", "channel_step", "height", "width", "row_taps", "column_taps"]
 
 
 def resize(pixels: Tensor, rows: Taps, columns: Taps, columns_first: bool) -> Tensor:
@@ -29,7 +29,7 @@ def resize(pixels: Tensor, rows: Taps, columns: Taps, columns_first: bool) -> Te
     height, width = len(rows[0]), len(columns[0])
     resized = torch.empty((height, width, 3), dtype=torch.uint8, device=pixels.device)
     with launching_on(pixels.device):
-        resize_kernel[(triton.cdiv(3 * width, _TILE["COLUMNS"]), triton.cdiv(height, _TILE["ROWS"]))](
+        resize_kernel[(triton.cdiv(3 * width, TILE["COLUMNS"]), triton.cdiv(height, TILE["ROWS"]))](
             pixels,
             *rows,
             *columns,
@@ -40,7 +40,7 @@ def resize(pixels: Tensor, rows: Taps, columns: Taps, columns_first: bool) -> Te
             rows[0].shape[1],
             columns[0].shape[1],
             COLUMNS_FIRST=columns_first,
-            **_TILE,
+            **TILE,
         )
     return resized
 
@@ -51,7 +51,7 @@ def rounded(sums):
     return tl.minimum(tl.maximum((sums + (1 << 21)) >> 22, 0), 255)
 
 
-@triton.jit(do_not_specialize=_SIZES)
+@triton.jit(do_not_specialize=SIZES)
 def resize_kernel(
     pixels,
     row_places,

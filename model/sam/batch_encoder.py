@@ -41,16 +41,16 @@ class BatchEncoder:
     def __init__(self, sam: Sam, compile_mode: CompileMode | None = None, must_compile: bool = False) -> None:
         encoder = sam.image_encoder
         self.sam = sam
-        self._eager: nn.Module = encoder
+        self.network: nn.Module = encoder
         self._dtype = next(encoder.parameters()).dtype
         if isinstance(encoder, ImageEncoderTinyViT) and self._dtype == torch.float32:
-            self._eager = encoder.folded()
+            self.network = encoder.folded()
         self.compile_mode = compile_mode
         self._must_compile = must_compile
         self._compiled = None
         if compile_mode is not None:
             how = compile_arguments(compile_mode, sam.device)
-            self._compiled = torch.compile(self._eager, dynamic=False, **how)
+            self._compiled = torch.compile(self.network, dynamic=False, **how)
 
     def __call__(self, images: Sequence[Tensor], batch_size: int | None = None) -> list[tuple[Tensor, ...]]:
         """Encode images, and return an embedding (1, 256, 64, 64) in the decoder's dtype for each of them, in order.
@@ -73,7 +73,7 @@ class BatchEncoder:
 
     def before_each_layer(self, call: Callable[[], None]) -> None:
         """Register a callback that runs before each layer, in the encoding thread. A compiled encoder ignores it."""
-        for module in self._eager.modules():
+        for module in self.network.modules():
             if not any(module.children()):
                 module.register_forward_pre_hook(lambda *_: call())
 
@@ -92,7 +92,7 @@ class BatchEncoder:
     def _run(self, batch: Tensor) -> Tensor | tuple[Tensor, ...]:
         encoded: Tensor | tuple[Tensor, ...]
         if self._compiled is None:
-            encoded = self._eager(batch)
+            encoded = self.network(batch)
             return encoded
         try:
             encoded = self._compiled(batch)
@@ -103,7 +103,7 @@ class BatchEncoder:
             if self._must_compile:
                 raise CompilationError(failed) from error
             self._compiled = None
-            encoded = self._eager(batch)
+            encoded = self.network(batch)
             warnings.warn(
                 f"{failed}; running it eagerly, which is slower and differs in the last bits",
                 RuntimeWarning,

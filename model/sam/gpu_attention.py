@@ -15,8 +15,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 AttentionKernels = Literal["triton", "flash", "efficient"]
 """Attention kernels: ours, which support relative positions, or one of the two kinds in torch."""
 
-_TRITON = find_spec("triton") is not None
-_HALF = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION]
+HAS_TRITON = find_spec("triton") is not None
+HALF_BACKENDS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION]
 _EXACT = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
@@ -24,7 +24,7 @@ def attention_kernels(dtype: torch.dtype) -> AttentionKernels:
     """Choose the kernels for a weight dtype: ours in half precision if Triton is installed, otherwise torch's."""
     if dtype not in (torch.bfloat16, torch.float16):
         return "efficient"  # flash attention doesn't support float32
-    return "triton" if _TRITON else "flash"
+    return "triton" if HAS_TRITON else "flash"
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, scale: float | None = None) -> Tensor:
@@ -36,7 +36,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, scale: f
     if q.device.type != "cuda":
         return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
     exact = bias is not None or attention_kernels(q.dtype) == "efficient"  # flash attention doesn't support a bias
-    with sdpa_kernel(_EXACT if exact else _HALF, set_priority=True):
+    with sdpa_kernel(_EXACT if exact else HALF_BACKENDS, set_priority=True):
         return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
 
 

@@ -118,7 +118,7 @@ class MaskDecoder(nn.Module):
         tokens, image = self.attend(features, positions, prompt)
         ious = self.predicted_ious(tokens[:, 0])[:, chosen.start : chosen.stop]
         filters = torch.stack([self.hypernetworks[index](tokens[:, 1 + index]) for index in chosen], dim=1)
-        upscaled = self._upscale(torch.unflatten(image.transpose(1, 2), 2, grid), high_res)
+        upscaled = self.upscale(torch.unflatten(image.transpose(1, 2), 2, grid), high_res)
         logits = torch.unflatten(filters @ upscaled.flatten(2), 2, upscaled.shape[-2:])
         return logits, ious
 
@@ -130,7 +130,7 @@ class MaskDecoder(nn.Module):
         attended: tuple[Tensor, Tensor] = self.transformer(image, positions.flatten(2).transpose(1, 2), tokens)
         return attended
 
-    def _upscale(self, image: Tensor, high_res: tuple[Tensor, ...]) -> Tensor:
+    def upscale(self, image: Tensor, high_res: tuple[Tensor, ...]) -> Tensor:
         """Upscale images (B, 256, 64, 64) to (B, 32, 256, 256)."""
         if not high_res:
             upscaled: Tensor = self.output_upscaling(image)

@@ -97,7 +97,7 @@ class Predictor:
         if kernels == "auto":
             kernels = usable_kernels() if sam.device.type == "cpu" else None
         self.kernels = kernels
-        self._encoder = BatchEncoder(sam, compile_encoder, must_compile)
+        self.batch_encoder = BatchEncoder(sam, compile_encoder, must_compile)
         self._placed: Tensor | None = None
         self._planned: tuple[Embedding, PointPlan] | None = None
 
@@ -107,7 +107,7 @@ class Predictor:
         if self.sam.device.type == "cpu" and getattr(get_spawning_popen(), "method", None) == "forkserver":
             sam = pickle.dumps(sam)  # torch would send a file descriptor per tensor, but the limit is 250
         options = {"must_compile": self.must_compile, "kernels": self.kernels}
-        return {"sam": sam, "compile_encoder": self._encoder.compile_mode, **options}
+        return {"sam": sam, "compile_encoder": self.batch_encoder.compile_mode, **options}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         sam = state.pop("sam")
@@ -118,7 +118,7 @@ class Predictor:
 
         Use it for work that can't wait until a whole image is encoded. A compiled encoder ignores the callback.
         """
-        self._encoder.before_each_layer(call)
+        self.batch_encoder.before_each_layer(call)
 
     def embed(self, image: npt.NDArray[np.uint8] | Tensor, frame_size: tuple[int, int] | None = None) -> Embedding:
         """Encode an image, (H, W, 3) uint8 RGB.
@@ -148,9 +148,9 @@ class Predictor:
             raise ValueError(f"frame_sizes has {len(frames)} frames for {len(images)} images: expected one per image")
         checked = [self.on_device(image) for image in images]
         framed = [_checked_frame(frame, pixels) for frame, pixels in zip(frames, checked, strict=True)]
-        resized = [_resize(pixels, self.sam.geometry) for pixels in checked]
+        resized = [resize_to_input(pixels, self.sam.geometry) for pixels in checked]
         with inference(self.sam.device):
-            features = self._encoder(resized, batch_size)
+            features = self.batch_encoder(resized, batch_size)
         return [
             Embedding(part, (pixels.shape[0], pixels.shape[1]), frame, tuple(high_res))
             for (part, *high_res), pixels, frame in zip(features, resized, framed, strict=True)
@@ -169,7 +169,7 @@ class Predictor:
             shape = tuple(pixels.shape)
             raise ValueError(f"the image has the shape {shape}: expected (h, w, 3) with a longer side of {side} pixels")
         with inference(self.sam.device):
-            ((features, *_),) = self._encoder([pixels], 1)
+            ((features, *_),) = self.batch_encoder([pixels], 1)
         return Embedding(features, (pixels.shape[0], pixels.shape[1]), _checked_frame(frame_size, pixels))
 
     def on_device(self, image: npt.NDArray[np.uint8] | Tensor) -> Tensor:
@@ -354,7 +354,7 @@ def upscale(logits: Tensor, geometry: Geometry, input_size: tuple[int, int], fra
         return F.interpolate(logits, frame_size, mode="bilinear", align_corners=False)
 
 
-def _resize(pixels: Tensor, geometry: Geometry) -> Tensor:
+def resize_to_input(pixels: Tensor, geometry: Geometry) -> Tensor:
     """Resize an image to the encoder's input.
 
     If the model pads its input, Pillow resizes the image on a CPU. Other devices resize it themselves, with identical

@@ -62,12 +62,12 @@ def normalize_into(place: Tensor, pixels: Tensor) -> None:
 
 def normalized(pixels: Tensor) -> Tensor:
     """Normalize RGB pixels (h, w, 3) from 0 to 255 to (3, h, w) float32, without padding."""
-    mean, std = _mean_and_std(pixels.device)
+    mean, std = mean_and_std(pixels.device)
     return ((pixels - mean) / std).permute(2, 0, 1)
 
 
 @functools.lru_cache(maxsize=64)
-def _mean_and_std(device: torch.device) -> tuple[Tensor, Tensor]:
+def mean_and_std(device: torch.device) -> tuple[Tensor, Tensor]:
     """Return the mean and standard deviation. They are cached, because a GPU would have to wait for each copy."""
     with torch.inference_mode(False):
         return torch.tensor(PIXEL_MEAN, device=device), torch.tensor(PIXEL_STD, device=device)
@@ -76,7 +76,7 @@ def _mean_and_std(device: torch.device) -> tuple[Tensor, Tensor]:
 _BITS = 22
 """Number of fractional bits in a weight. In 32 bits, this leaves 8 bits for a pixel and 2 bits of headroom."""
 
-_ELEMENTS = 1 << 26
+MOST_PRODUCTS = 1 << 26
 """Maximum number of products to keep in memory at once, which take 256 MB."""
 
 
@@ -103,8 +103,8 @@ def _resize_with_kernel(pixels: Tensor, height: int, width: int, columns_first: 
     """Resize like `_resize_operator` with a Triton kernel, which computes both passes at once, with equal bits."""
     from segmint.model.kernels import resize_triton
 
-    rows = _on_device(pixels.shape[0], height, pixels.device)
-    columns = _on_device(pixels.shape[1], width, pixels.device)
+    rows = weights_on_device(pixels.shape[0], height, pixels.device)
+    columns = weights_on_device(pixels.shape[1], width, pixels.device)
     return resize_triton.resize(pixels, rows, columns, columns_first)
 
 
@@ -127,13 +127,13 @@ def _columns_first(size: tuple[int, int], target: tuple[int, int]) -> bool:
     fewer_rows, fewer_columns = size[0] - target[0], size[1] - target[1]
     if fewer_rows <= 0:
         return False
-    if _pillow_takes_columns_first((64, 8), (21, 5)):
+    if pillow_takes_columns_first((64, 8), (21, 5)):
         return fewer_rows > 2 * fewer_columns
-    return size[0] > 100 * size[1] and _pillow_takes_columns_first((505, 5), (151, 3))
+    return size[0] > 100 * size[1] and pillow_takes_columns_first((505, 5), (151, 3))
 
 
 @functools.cache
-def _pillow_takes_columns_first(size: tuple[int, int], target: tuple[int, int]) -> bool:
+def pillow_takes_columns_first(size: tuple[int, int], target: tuple[int, int]) -> bool:
     """Return whether the installed Pillow begins with columns for these sizes, (height, width).
 
     The test resizes an image of random pixels, and compares the result with rows first.
@@ -154,9 +154,9 @@ def _resize_rows(pixels: Tensor, length: int) -> Tensor:
     """Resize (H, W, 3) to (H, length, 3), a group of rows at a time."""
     if pixels.shape[1] == length:
         return pixels
-    places, weights = _on_device(pixels.shape[1], length, pixels.device)
+    places, weights = weights_on_device(pixels.shape[1], length, pixels.device)
     taps = places.shape[1]
-    rows = max(1, _ELEMENTS // (length * taps * 3))
+    rows = max(1, MOST_PRODUCTS // (length * taps * 3))
     parts = []
     for part in torch.split(pixels, rows):
         products = part[:, places].to(torch.int32) * weights[:, :, None]
@@ -166,7 +166,7 @@ def _resize_rows(pixels: Tensor, length: int) -> Tensor:
 
 
 @functools.lru_cache(maxsize=256)
-def _on_device(pixels: int, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def weights_on_device(pixels: int, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Return positions and weights as tensors. They are cached, because crops have only a few distinct lengths."""
     with torch.inference_mode(False):
         places, weights = triangle_weights(pixels, length)

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 _OPERATORS = ("_linear_pointwise", "_convolution_pointwise", "_is_mkldnn_bf16_supported")
-_ONEDNN = torch._C._has_mkldnn and all(hasattr(torch.ops.mkldnn, name) for name in _OPERATORS)
-_BF16 = _ONEDNN and torch.ops.mkldnn._is_mkldnn_bf16_supported()  # not with AVX2 only, where torch converts to float32
+ONEDNN = torch._C._has_mkldnn and all(hasattr(torch.ops.mkldnn, name) for name in _OPERATORS)
+_BF16 = ONEDNN and torch.ops.mkldnn._is_mkldnn_bf16_supported()  # not with AVX2 only, where torch converts to float32
 
 
 def product(a: Tensor, b: Tensor, onto: Tensor | None = None) -> Tensor:
@@ -69,4 +69,4 @@ class GeluConv2d(nn.Module):
 def _suits_onednn(x: Tensor, weight: Tensor) -> bool:
     if torch.is_grad_enabled() or torch.compiler.is_compiling() or x.dtype != weight.dtype:
         return False
-    return _ONEDNN and x.device.type == "cpu" and (x.dtype == torch.float32 or (_BF16 and x.dtype == torch.bfloat16))
+    return ONEDNN and x.device.type == "cpu" and (x.dtype == torch.float32 or (_BF16 and x.dtype == torch.bfloat16))

@@ -53,7 +53,7 @@ class IsolatedDetector:
         self.name = path.name
         self._timeout_s = timeout_s
         self._late = 0
-        self._children: Children[list[Detection] | float | DetectorFailedError] = Children(
+        self.children: Children[list[Detection] | float | DetectorFailedError] = Children(
             functools.partial(_build, path, kind, score, device),
             timeout_s=timeout_s,
             memory_limit=MEMORY if device == "cpu" else None,
@@ -80,7 +80,7 @@ class IsolatedDetector:
 
     def close(self) -> None:
         """Stop the child. Idempotent."""
-        self._children.close()
+        self.children.close()
 
     def _ask(self, data: bytes) -> Any:
         if self._late >= MOST_LATE:
@@ -88,7 +88,7 @@ class IsolatedDetector:
                 f"not run again, because it took over {self._timeout_s:g} seconds {self._late} times in a row"
             )
         try:
-            answer = self._children.run(data)
+            answer = self.children.run(data)
         except SuspectError as error:
             if error.reason != Reason.TIMED_OUT:
                 raise DetectorFailedError(_deaths(error)) from None

@@ -170,7 +170,7 @@ def _hash(name: str, value: Any, place: FindingLocation, where: str, mask: int |
 _LAST_PIXEL = np.array([0.0, 0.0, 1.0, 1.0])
 """Offset from COCO's boxes, which count pixels, to ours, which extend from the first pixel to the last."""
 
-_TEXT_AT_ONCE = 1 << 18
+TEXT_AT_ONCE = 1 << 18
 """Number of bytes of run lengths to decode at once. The result then fits in a core's cache."""
 
 _COCO_AT_ONCE = 255
@@ -186,7 +186,7 @@ def sound_masks(columns: MaskColumns, sizes: Ints, limits: MaskLimits | None) ->
     with np.errstate(invalid="ignore", over="ignore"):  # damaged tables may contain any number
         sound &= _scores_hold(columns, limits) & _frames_hold(columns, sizes)
     for part in _parts(columns.counts_ends):
-        sound[part] &= _codes_hold(columns, part, sizes[part])
+        sound[part] &= table_codes_hold(columns, part, sizes[part])
     _measure(columns, sound)
     return sound
 
@@ -224,15 +224,15 @@ def _inside(boxes: Floats, sizes: Ints) -> Bools:
 
 
 def _parts(ends: Ints) -> Iterator[slice]:
-    """Yield slices of about `_TEXT_AT_ONCE` bytes of run lengths, or one larger mask; `ends` are the masks' ends."""
+    """Yield slices of about `TEXT_AT_ONCE` bytes of run lengths, or one larger mask; `ends` are the masks' ends."""
     start = done = 0
     while start < len(ends):
-        stop = max(start + 1, int(np.searchsorted(ends, done + _TEXT_AT_ONCE, side="right")))
+        stop = max(start + 1, int(np.searchsorted(ends, done + TEXT_AT_ONCE, side="right")))
         yield slice(start, stop)
         start, done = stop, int(ends[stop - 1])
 
 
-def _codes_hold(columns: MaskColumns, part: slice, sizes: Ints) -> Bools:
+def table_codes_hold(columns: MaskColumns, part: slice, sizes: Ints) -> Bools:
     """Return whether each mask's run lengths can be read and cover exactly its image.
 
     No run may be negative or longer than the image.

@@ -107,8 +107,8 @@ class InspectImages:
     def __init__(self, task: CurateTask) -> None:
         """Start the child."""
         forbid_core_dumps()
-        self._task = task
-        self._reader = ImageReader(task.storage, task.catalog_uri, task.config.ingest.max_bytes)
+        self.task = task
+        self.reader = ImageReader(task.storage, task.catalog_uri, task.config.ingest.max_bytes)
         self._threads = ThreadPoolExecutor(_THREADS_A_CHILD, thread_name_prefix="look")
         self._children: Children[ImageInspection] = Children(
             functools.partial(build_looker, task.config, task.storage, task.assets),
@@ -119,15 +119,15 @@ class InspectImages:
     def __call__(self, table: pa.Table) -> pa.Table:
         """Inspect the images of a part's rows and put the part."""
         first = table.column("ordinal")[0].as_py()
-        row = functools.partial(self._row, again=first in self._task.again)
+        row = functools.partial(self._row, again=first in self.task.again)
         rows = list(self._threads.map(row, to_rows(table, "curate")))
         fault = next((f"{named(row)}: {row['fault']}" for row in rows if row["fault"] is not None), None)
         suspect = any(row.get("suspect", False) for row in rows)
         if fault is None:
             data = table_bytes(to_table(rows, FEATURES), FEATURES)
             if suspect:
-                (self._task.folder / part_name(first, suspect=True)).put(data)
-            elif not (self._task.folder / part_name(first)).put_if_absent(data):
+                (self.task.folder / part_name(first, suspect=True)).put(data)
+            elif not (self.task.folder / part_name(first)).put_if_absent(data):
                 fault = "the part exists with other bytes: another machine decodes an image to other pixels"
         size = sum(row.get("bytes", 0) for row in rows)
         return pa.table({"first": [first], "bytes": [size], "fault": [fault], "suspect": [suspect]}, schema=DONE)
@@ -145,10 +145,10 @@ class InspectImages:
     def _row(self, row: Row, *, again: bool) -> Row:
         if row["fault"] is not None:
             return row
-        if is_skipped(row, self._task.config.opt_outs):
+        if is_skipped(row, self.task.config.opt_outs):
             return {**row, **_NOTHING, "unread": SKIPPED}
         try:
-            return {**row, **_NOTHING, **self._reader.use(row, functools.partial(self._look, row, again))}
+            return {**row, **_NOTHING, **self.reader.use(row, functools.partial(self._look, row, again))}
         except SuspectError as verdict:
             return {**faulted(row, "curate", verdict), "suspect": True}
         except UndecodedError as verdict:
@@ -178,10 +178,10 @@ class InspectImages:
 
     def _opt_out(self, data: bytes) -> str | None:
         """Return how an image's metadata forbids training. Since a child has died on this image, use a new child."""
-        if not self._task.config.opt_outs:
+        if not self.task.config.opt_outs:
             return None
         try:
-            with Children(build_opt_out_reader, timeout_s=self._task.config.ingest.timeout_s) as child:
+            with Children(build_opt_out_reader, timeout_s=self.task.config.ingest.timeout_s) as child:
                 return child.run(data)
         except SuspectError:
             return None

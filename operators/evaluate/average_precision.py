@@ -28,7 +28,7 @@ A unit is one image, unless there are more images than this; then it is a group 
 """
 
 _RECALLS = np.array(Params().recThrs)
-_AT_ONCE = 1 << 22  # maximum product of predictions, selections, size ranges, and thresholds
+AT_ONCE = 1 << 22  # maximum product of predictions, selections, size ranges, and thresholds
 
 Matches = Mapping[int, Sequence[tuple[str, ImageMatches]]]
 """A model's matches, keyed by category. Each entry consists of an image's id and the matches in that image."""
@@ -101,7 +101,7 @@ class AveragePrecision:
         plain, exchanged = np.split(selected > 0.5, 2, axis=1)
         sums, known = np.zeros((2, len(selected), self._models, len(self.names)))
         for category in self._categories.values():
-            step = max(1, _AT_ONCE // category.size)
+            step = max(1, AT_ONCE // category.size)
             for start in range(0, len(selected), step):
                 rows = slice(start, start + step)
                 scores = category.scores(self._models, plain[rows], exchanged[rows])

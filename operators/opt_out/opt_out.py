@@ -273,7 +273,7 @@ def c2pa_values(data: bytes, mime: str) -> list[tuple[str, str]]:
     be read, and the image's bytes contain the words of an opt-out, the result includes an opt-out. Raises
     `C2paMissingError`.
     """
-    library, context = _library()
+    library, context = load_library()
     try:
         with library.Reader(mime, io.BytesIO(data), context=context) as reader:
             store = json.loads(reader.json())
@@ -287,7 +287,7 @@ def c2pa_values(data: bytes, mime: str) -> list[tuple[str, str]]:
 
 
 @cache
-def _library() -> tuple[Any, Any]:
+def load_library() -> tuple[Any, Any]:
     """Load the C2PA library. Return it and the context with the settings for reading."""
     try:
         import c2pa

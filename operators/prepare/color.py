@@ -30,7 +30,7 @@ MODES = frozenset(
 )
 """Pillow modes in which white is defined. Only these can be converted to 8-bit sRGB."""
 
-_STRIP_PIXELS = 2**22
+STRIP_PIXELS = 2**22
 _PROFILE_SPACES = {"L": "GRAY", "RGB": "RGB", "CMYK": "CMYK"}
 
 
@@ -50,7 +50,7 @@ def to_srgb(image: Image.Image, icc: bytes | None, container: str | None = None)
     every pixel of an image other than a BMP is transparent.
     """
     pixels = np.empty((image.height, image.width, 3), np.uint8)
-    rows = max(1, _STRIP_PIXELS // image.width)
+    rows = max(1, STRIP_PIXELS // image.width)
     is_visible = False
     for top in range(0, image.height, rows):
         strip = image.crop((0, top, image.width, min(top + rows, image.height)))

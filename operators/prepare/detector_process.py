@@ -58,8 +58,8 @@ A step needs up to 7 searches for faces, 1 search for plates, and some searches 
 MOST_DEATHS, DEATHS_WITHIN_S = 5, 600.0
 """Maximum number of deaths of a node's process within this many seconds. After one more, the window ends."""
 
-_SEARCH_S = 30.0
-_START_S = 600.0
+SEARCH_S = 30.0
+START_S = 600.0
 _REQUEST_S = 10.0  # time limit for receiving a whole request, and for sending a reply
 _END_S = 5.0  # time limit for a dying process to finish
 _CONNECTIONS, _BACKLOG = 64, 4096
@@ -92,7 +92,7 @@ class DetectorSettings:
     assets: str | None = None  # a folder that mirrors weight files
     detector_sha256: Mapping[str, str] = field(default_factory=dict)  # of detector files, keyed by name in `deidentify`
     numerics: str = ""  # required value of `detector_numerics`; "": any
-    search_s: float = _SEARCH_S  # time limit for one search
+    search_s: float = SEARCH_S  # time limit for one search
 
 
 def detector_numerics(device: str) -> str:
@@ -140,7 +140,7 @@ class DetectorProcess:
         """Store the settings without starting anything. The default `address` is new and unique."""
         self.address = address or new_address()
         self._settings = settings
-        self._process: BaseProcess | None = None
+        self.process: BaseProcess | None = None
         self._deaths: deque[float] = deque(maxlen=MOST_DEATHS + 1)
         self._lock = threading.Lock()
         # Linux kills a child when the thread that started it ends.
@@ -149,13 +149,13 @@ class DetectorProcess:
     def ready(self) -> None:
         """Start or restart the process if needed, and wait until it listens. Raises `DetectorsGoneError`."""
         with self._lock:
-            before, self._process = self._process, None
+            before, self.process = self.process, None
             if before is not None:
                 if self._listens(before):
-                    self._process = before
+                    self.process = before
                     return
                 self._note_death(before)
-            self._process = self._keeper.submit(self._start).result()
+            self.process = self._keeper.submit(self._start).result()
 
     def _listens(self, process: BaseProcess) -> bool:
         """Return whether a process accepts connections. If it doesn't, or is about to exit, kill it."""
@@ -169,9 +169,9 @@ class DetectorProcess:
 
     def close(self) -> None:
         """Stop the process. Idempotent."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.join()
+        if self.process is not None:
+            self.process.kill()
+            self.process.join()
         self._keeper.shutdown()
 
     def _note_death(self, process: BaseProcess) -> None:
@@ -192,7 +192,7 @@ class DetectorProcess:
         process.start()
         sender.close()
         try:
-            problem = receiver.recv() if receiver.poll(_START_S) else f"not ready within {_START_S:g} seconds"
+            problem = receiver.recv() if receiver.poll(START_S) else f"not ready within {START_S:g} seconds"
         except EOFError:
             process.join()
             problem = f"it ended, {_how(process.exitcode)}"
@@ -239,7 +239,7 @@ def _run(settings: DetectorSettings, address: str, sender: Connection) -> None:
 
     # Each search with a TorchScript file disables this for all threads, then restores it. Keep it disabled throughout.
     with torch.jit.optimized_execution(False):  # type: ignore[attr-defined]
-        _Server(detectors, settings).run(listener)
+        Server(detectors, settings).run(listener)
 
 
 def _build(settings: DetectorSettings) -> Sequence[Detector]:
@@ -249,7 +249,7 @@ def _build(settings: DetectorSettings) -> Sequence[Detector]:
     return build_detectors(settings.deidentify, find, threads=1)
 
 
-class _Server:
+class Server:
     """Server that handles each request in a thread and limits the number of concurrent searches."""
 
     def __init__(self, detectors: Sequence[Detector], settings: DetectorSettings) -> None:
@@ -288,7 +288,7 @@ class _Server:
                     raise BadRequestError(f"there is no detector of {request.kind}s")
                 name = detector.name
                 with self._turns:
-                    found = self._search(detector, request)
+                    found = self.search(detector, request)
         except BadRequestError as error:
             send_error(connection, REFUSED, name, str(error))
         except (OSError, EOFError):
@@ -304,7 +304,7 @@ class _Server:
         else:
             send_detections(connection, name, found)
 
-    def _search(self, detector: Detector, request: Request) -> Sequence[Detection]:
+    def search(self, detector: Detector, request: Request) -> Sequence[Detection]:
         image = copied_pixels(request)
         search: Find
         if not request.is_view:

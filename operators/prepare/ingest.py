@@ -80,10 +80,10 @@ def ingest(data: bytes, config: IngestConfig, side: int | None = None) -> Ingest
             Reason.TOO_LARGE, f"{len(data):,} bytes; the limit ingest.max_bytes is {config.max_bytes:,}"
         )
     with _only_our_limit(config):
-        pixels = _guarded(lambda: _read_pixels(data, kind, config, side), kind)
+        pixels = guarded(lambda: _read_pixels(data, kind, config, side), kind)
         width, height = pixels.shape[1::-1]
         if side is not None and kind == "JPEG":  # the only format that is decoded at a reduced scale
-            width, height = _guarded(lambda: upright_size(open_image(data, kind)), kind)
+            width, height = guarded(lambda: upright_size(open_image(data, kind)), kind)
     return IngestedImage(image=pixels, source_width=width, source_height=height)
 
 
@@ -243,14 +243,14 @@ def _upright(pixels: Pixels, orientation: int) -> Pixels:
     return np.ascontiguousarray(pixels)
 
 
-def _guarded(step: Callable[[], T], kind: str) -> T:
+def guarded(step: Callable[[], T], kind: str) -> T:
     """Run a decoding step. If it raises an exception and control images decode, turn the exception into a verdict."""
     try:
         return step()
     except (MemoryError, ImportError, RejectedError):
         raise
     except Exception as error:  # noqa: BLE001 - decoders raise anything, from OSError to IndexError
-        _require_decoder(kind)
+        require_decoder(kind)
         if isinstance(error, Image.DecompressionBombError):
             detail = f"a frame inside the {kind} file is over a decoder's limit"
             raise RejectedError(Reason.TOO_LARGE, detail) from None
@@ -263,7 +263,7 @@ def _guarded(step: Callable[[], T], kind: str) -> T:
 
 
 @cache
-def _require_decoder(kind: str) -> None:
+def require_decoder(kind: str) -> None:
     """Raise `BrokenDecoderError` if this process can't decode the control images of a format. Success is cached."""
     try:
         for data in control_images(kind):

@@ -40,9 +40,9 @@ class ImageReader:
     """
 
     def __init__(self, storage: Storage, catalog_uri: str, max_bytes: int) -> None:
-        self._storage = storage
-        self._catalog_uri = catalog_uri
-        self._max_bytes = max_bytes
+        self.storage = storage
+        self.catalog_uri = catalog_uri
+        self.max_bytes = max_bytes
 
     def read(self, row: Row) -> bytes:
         """Return the object's bytes. A file in a tar takes one request, too.
@@ -52,17 +52,17 @@ class ImageReader:
         `StorageFaultError` for everything else.
         """
         try:
-            uri = relative_to(self._catalog_uri, row["uri"])
+            uri = relative_to(self.catalog_uri, row["uri"])
             member = split_member(uri)
             if member is None:
-                return self._storage.read(uri, max_bytes=self._max_bytes)
+                return self.storage.read(uri, max_bytes=self.max_bytes)
             return self._read_member(member)
         except UriNotAllowedError as error:
             raise RejectedError(Reason.URI_NOT_ALLOWED, str(error)) from None
         except NotFoundError:
             raise RejectedError(Reason.NOT_FOUND, "the store answers, and there is no such object") from None
         except ObjectTooLargeError:
-            limit = f"{self._max_bytes:,}"
+            limit = f"{self.max_bytes:,}"
             raise RejectedError(Reason.TOO_LARGE, f"over the limit ingest.max_bytes of {limit} bytes") from None
         except UnreadableObjectError:
             detail = "reading it fails again and again, while its store answers"
@@ -73,11 +73,11 @@ class ImageReader:
 
         A tar that was replaced by another one has other bytes there. To notice this, the request includes the header.
         """
-        check_size(member.uri, member.size, self._max_bytes)
+        check_size(member.uri, member.size, self.max_bytes)
         start, stop = member.offset - TAR_BLOCK, member.offset + member.size
         last: bytes | None = None
         for _ in range(MOST_READS):
-            data = self._storage.read_part(member.tar, start, stop)
+            data = self.storage.read_part(member.tar, start, stop)
             if len(data) == stop - start and starts_file(data[:TAR_BLOCK], member.size):
                 return data[TAR_BLOCK:]
             if data == last or scheme(member.tar) == LOCAL:
@@ -112,7 +112,7 @@ class ImageReader:
         Otherwise, they may be incomplete. If a store or cache truncates a response and its Content-Length matches, the
         response looks whole.
         """
-        if scheme(relative_to(self._catalog_uri, row["uri"])) == LOCAL:
+        if scheme(relative_to(self.catalog_uri, row["uri"])) == LOCAL:
             return True
         return row["sha256"] is not None and hashlib.sha256(data).hexdigest() == row["sha256"].lower()
 

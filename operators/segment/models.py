@@ -23,12 +23,13 @@ def cpu_kernels(device_type: str) -> Kernels | None:
         return None
     found = usable_kernels()
     if found is None:
-        _log_missing_kernels()
+        log_missing_kernels()
     return found
 
 
 @cache
-def _log_missing_kernels() -> None:
+def log_missing_kernels() -> None:
+    """Log once per process that torch computes everything, and why."""
     get_logger("model").warning("no_cpu_kernels", reason=reason(), note="using torch, which is slower")
 
 

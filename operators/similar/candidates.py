@@ -14,14 +14,14 @@ from segmint.operators.similar.hashes import MIRROR, NO_HASH, VIEWS
 from segmint.operators.similar.near import Hashes, Positions, near_pairs
 from segmint.operators.similar.partitions import Partitions, append, borders, mapped, mapped_zeros, sampled
 
-_MANY = 64
+MANY = 64
 """Maximum number of pairs that a value's entries may form with entries of near values and still be listed."""
 
-_MOST_WAITING = 1 << 24  # maximum number of pairs of near values that wait to be sorted into listed pairs and crowds
-_LEAST_LISTED = 1 << 24  # number of pairs of entries that may always be listed, even if there are few values
+MOST_WAITING = 1 << 24  # maximum number of pairs of near values that wait to be sorted into listed pairs and crowds
+LEAST_LISTED = 1 << 24  # number of pairs of entries that may always be listed, even if there are few values
 _JOINED = 1 << 20  # number of pairs of values that are joined to crowds at a time
 _LISTED = 1 << 20  # number of pairs of entries in one chunk
-_ROWS = 1 << 19  # number of rows or values in one chunk
+CHUNK_ROWS = 1 << 19  # number of rows or values in one chunk
 _TABLE = {"values": np.uint64, "entries": np.int64, "starts": np.int64}
 NO_CROWD = -1
 
@@ -88,8 +88,8 @@ def find_candidates(hashes: Hashes, wanted: NDArray[np.bool_], distance: int) ->
         _write_table(hashes, wanted, folder)
         values, entries, starts = (mapped(folder / name, dtype) for name, dtype in _TABLE.items())
         sorter = _Sorter(starts)
-        for low in range(0, len(values), _ROWS):
-            several = low + np.flatnonzero(np.diff(starts[low : low + _ROWS + 1]) > 1)
+        for low in range(0, len(values), CHUNK_ROWS):
+            several = low + np.flatnonzero(np.diff(starts[low : low + CHUNK_ROWS + 1]) > 1)
             sorter.add(several, several)
         for one, other in near_pairs(values, distance, folder):
             ones, others = starts[one], starts[other]
@@ -102,8 +102,8 @@ def find_candidates(hashes: Hashes, wanted: NDArray[np.bool_], distance: int) ->
 def _write_table(hashes: Hashes, wanted: NDArray[np.bool_], folder: Path) -> None:
     """Write the distinct hashes in ascending order, their entries in the same order, and the bounds of the entries."""
     parts = Partitions(folder, borders(sampled(hashes).reshape(-1), hashes.size), [np.uint64, np.int64])
-    for low in range(0, len(hashes), _ROWS):
-        chunk = np.where(wanted[low : low + _ROWS, None], hashes[low : low + _ROWS], np.uint64(NO_HASH))
+    for low in range(0, len(hashes), CHUNK_ROWS):
+        chunk = np.where(wanted[low : low + CHUNK_ROWS, None], hashes[low : low + CHUNK_ROWS], np.uint64(NO_HASH))
         for later in range(1, VIEWS):  # a row's equal hashes count once
             for earlier in range(later):
                 chunk[chunk[:, later] == chunk[:, earlier], later] = NO_HASH
@@ -124,7 +124,7 @@ def _write_table(hashes: Hashes, wanted: NDArray[np.bool_], folder: Path) -> Non
 class _Sorter:
     """Sorter that divides pairs of near values, as they arrive, into listed pairs and crowds.
 
-    A pair is listed if both values have at most `_MANY` pairs of entries with their near values. For any other pair,
+    A pair is listed if both values have at most `MANY` pairs of entries with their near values. For any other pair,
     the sorter only stores that the two values belong to the same crowd. If the list would contain more than two pairs
     of entries per value, the limit is halved. The limit doesn't affect the result.
     """
@@ -132,8 +132,8 @@ class _Sorter:
     def __init__(self, starts: Positions) -> None:
         values = len(starts) - 1
         self._starts = starts
-        self._many = _MANY
-        self._most_listed = max(_LEAST_LISTED, 2 * values)
+        self._many = MANY
+        self._most_listed = max(LEAST_LISTED, 2 * values)
         self._waiting: list[Positions] = [np.empty((0, 2), np.int64)]
         self._number = 0  # number of waiting pairs
         self._listed: list[Positions] = []
@@ -147,7 +147,7 @@ class _Sorter:
         """Add pairs of near values by their indices. Both indices of a pair may be equal. Add each pair only once."""
         self._waiting.append(np.stack([one, other], axis=1))
         self._number += len(one)
-        if self._number > _MOST_WAITING:
+        if self._number > MOST_WAITING:
             self._sort()
 
     def candidates(self, values: Hashes, entries: Positions) -> SimilarHashes:
@@ -173,7 +173,7 @@ class _Sorter:
     def _sort(self) -> None:
         new = np.concatenate(self._waiting)
         self._waiting, self._number = self._waiting[:1], 0
-        numbers = np.minimum(self._numbers(new), _MANY + 1).astype(np.int32)
+        numbers = np.minimum(self._numbers(new), MANY + 1).astype(np.int32)
         for side in (0, 1):
             np.add.at(self._weights, new[:, side], numbers)
         self._listed.append(new)

@@ -17,13 +17,13 @@ from segmint.operators.similar.hashes import VIEWS
 from segmint.operators.similar.near import Hashes, Positions
 from segmint.operators.similar.partitions import Partitions, borders, sampled
 
-_ROWS = 1 << 20  # number of rows in one chunk
+CHUNK_ROWS = 1 << 20  # number of rows in one chunk
 _ROUNDING = 0.002  # maximum rounding error of products of float16 unit vectors
 _MOST_CENTERS = 512
-_COMPARED = 1 << 22  # number of pairs of entries that are compared at a time
-_DENSE = 0.02  # if the share of near hashes exceeds this, all sketches are multiplied
+COMPARED = 1 << 22  # number of pairs of entries that are compared at a time
+DENSE = 0.02  # if the share of near hashes exceeds this, all sketches are multiplied
 _IN_CACHE = 1 << 17  # number of pairs of hashes that fit in the processor's cache
-_SKETCHES = 1 << 16  # number of pairs of sketches that are multiplied at a time
+SKETCHES = 1 << 16  # number of pairs of sketches that are multiplied at a time
 _SAMPLE = 256  # number of entries of each side that are sampled to estimate that share
 _COVERED = 8  # if more than one in this many targets is similar, the next row is compared alone
 
@@ -149,7 +149,7 @@ class CrowdedHashes:
         targets = members[~self._apart[self._rows[members]] & ~np.isin(self._rows[members], known)]
         count = len(self._rank)
         pairs: list[Positions] = [np.empty(0, np.int64)]  # as in `SimilarRows`
-        step = max(1, _COMPARED // len(centers))
+        step = max(1, COMPARED // len(centers))
         for low in range(0, len(targets), step):
             one, other = self._candidates(centers, targets[low : low + step])
             similar = self._confirmer.similar(self._entries[one], self._entries[other])
@@ -163,7 +163,7 @@ class CrowdedHashes:
     def _candidates(self, centers: Positions, targets: Positions) -> tuple[Positions, Positions]:
         """Return pairs of centers and later targets with near hashes, except if their sketches prove a difference."""
         sample = (each[:: len(each) // _SAMPLE + 1] for each in (centers, targets))
-        if self._near(*np.ix_(*sample)).mean() > _DENSE:
+        if self._near(*np.ix_(*sample)).mean() > DENSE:
             products = self._sketches[centers].astype(np.float32) @ self._sketches[targets].astype(np.float32).T
             may_be, check = products >= self._least, self._near
         else:
@@ -184,8 +184,8 @@ class CrowdedHashes:
 
     def _may_be_similar(self, one: Positions, other: Positions) -> Mask:
         found = np.empty(len(one), bool)
-        for low in range(0, len(one), _SKETCHES):
-            part = slice(low, low + _SKETCHES)
+        for low in range(0, len(one), SKETCHES):
+            part = slice(low, low + SKETCHES)
             sketches = self._sketches[one[part]], self._sketches[other[part]]
             found[part] = np.einsum("ij,ij->i", *sketches, dtype=np.float32) >= self._least
         return found
@@ -281,8 +281,8 @@ def first_of_equal_bytes(sources: NDArray[np.uint64], order: Positions) -> Posit
     with ScratchFolder() as folder:
         lowest = borders(sampled(sources)[:, 0], 2 * len(order))
         parts = Partitions(Path(folder), lowest, [np.uint64, np.uint64, order.dtype])
-        for low in range(0, len(order), _ROWS):
-            rows = order[low : low + _ROWS]
+        for low in range(0, len(order), CHUNK_ROWS):
+            rows = order[low : low + CHUNK_ROWS]
             those = sources[rows]
             known = those.any(axis=1)
             first[rows[~known]] = rows[~known]

@@ -100,7 +100,7 @@ def view_hashes(gray: Gray) -> NDArray[np.uint64]:
     frequency's value exceeds the lower median of all 64 values. Turning a picture permutes its frequencies and changes
     their signs, so the turned frames don't need another transform.
     """
-    grid = _averages(gray, _GRID, _LEVEL)
+    grid = averages(gray, _GRID, _LEVEL)
     spectra = [_spectrum(grid[margin : _GRID - margin, margin : _GRID - margin]) for margin in _MARGINS]
     frame = spectra[FRAME]
     if frame is None:
@@ -117,7 +117,7 @@ def view_box(kept: float, width: float, height: float) -> tuple[float, float, fl
     return left, top, width - left, height - top
 
 
-def _averages(values: NDArray[np.integer], cells: int, scale: int = 1) -> Integers:
+def averages(values: NDArray[np.integer], cells: int, scale: int = 1) -> Integers:
     """Return means over `cells` x `cells` equal areas, times `scale`, rounding half up. Areas may split pixels."""
     for axis in (0, 1):  # repeating pixels doesn't change a mean
         values = np.repeat(values, -(-cells // values.shape[axis]), axis)
@@ -137,10 +137,10 @@ def _sums(values: NDArray[np.integer], parts: int) -> Integers:
 
 def _spectrum(view: Integers) -> Integers | None:
     """Return the (8, 8) lowest frequencies of a view of the grid, rows first, or None if the view has no structure."""
-    values = _averages(view, SIDE)
+    values = averages(view, SIDE)
     if values.size * (values**2).sum() - values.sum() ** 2 < (_FLAT * values.size) ** 2:
         return None
-    return _TRANSFORM @ values @ _TRANSFORM.T
+    return TRANSFORM @ values @ TRANSFORM.T
 
 
 def _hash(spectrum: Integers) -> int:
@@ -155,5 +155,5 @@ def _cosine(angle: int) -> int:
     return _COSINES[angle] if angle <= 32 else -_COSINES[64 - angle]
 
 
-_TRANSFORM = np.array([[_cosine((2 * n + 1) * k) for n in range(SIDE)] for k in range(_LOW)], np.int64)
+TRANSFORM = np.array([[_cosine((2 * n + 1) * k) for n in range(SIDE)] for k in range(_LOW)], np.int64)
 _ALTERNATING = np.array([1, -1] * (_LOW // 2), np.int64)

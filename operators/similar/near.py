@@ -14,11 +14,11 @@ MOST_BITS = 4
 """Maximum supported distance. A larger distance would need more bands, and so shorter keys and more rounds."""
 
 _BITS = 64
-_CHUNK = 1 << 20  # number of sorted hashes that are compared at a time
-_SHORT = 64  # maximum number of hashes with one key that are compared in steps over the chunk
-_FEW = 2048  # maximum number of hashes that are compared all with all instead of being cut into bands
+CHUNK = 1 << 20  # number of sorted hashes that are compared at a time
+SHORT = 64  # maximum number of hashes with one key that are compared in steps over the chunk
+FEW = 2048  # maximum number of hashes that are compared all with all instead of being cut into bands
 _BLOCK = 1 << 22  # number of comparisons at a time when all hashes are compared with all
-_DEPTH = 3  # maximum number of times that hashes of one key are cut into bands again
+DEPTH = 3  # maximum number of times that hashes of one key are cut into bands again
 
 Hashes = NDArray[np.uint64]
 Positions = NDArray[np.int64]
@@ -43,10 +43,10 @@ def near_pairs(distinct: Hashes, distance: int, folder: Path | None = None) -> I
     """
     if not 0 <= distance <= MOST_BITS:
         raise ValueError(f"hashes at most {distance} bits apart: expected a distance of 0 to {MOST_BITS}")
-    chunks = (distinct[start : start + _CHUNK + 1] for start in range(0, len(distinct), _CHUNK))
+    chunks = (distinct[start : start + CHUNK + 1] for start in range(0, len(distinct), CHUNK))
     if not all(np.all(chunk[1:] > chunk[:-1]) for chunk in chunks):
         raise ValueError("hashes are repeated or not ascending: expected each once, in ascending order")
-    for one, other in _near_values(distinct, distance, _DEPTH, folder) if distance else ():
+    for one, other in _near_values(distinct, distance, DEPTH, folder) if distance else ():
         places = _places_of(one, distinct), _places_of(other, distinct)
         yield np.minimum(*places), np.maximum(*places)
 
@@ -60,7 +60,7 @@ def _places_of(values: Hashes, distinct: Hashes) -> Positions:
 
 def _near_values(values: Hashes, distance: int, depth: int, folder: Path | None = None) -> Pairs:
     """Yield each pair of different hashes that are near each other once, in chunks."""
-    if len(values) <= _FEW or not depth:
+    if len(values) <= FEW or not depth:
         yield from _all_with_all(values, distance)
         return
     bands = _cut(values, distance + 2)
@@ -89,8 +89,8 @@ def _sorted(values: Hashes, order: Sequence[Band], shift: int, folder: Path | No
         return
     lowest = borders(_reordered(sampled(values), order), len(values))
     parts = Partitions(folder, np.unique(lowest >> np.uint64(shift) << np.uint64(shift)), [np.uint64])
-    for start in range(0, len(values), _CHUNK):
-        parts.add(_reordered(values[start : start + _CHUNK], order))
+    for start in range(0, len(values), CHUNK):
+        parts.add(_reordered(values[start : start + CHUNK], order))
     for (keyed,) in parts.drain():
         keyed.sort()
         yield keyed
@@ -103,7 +103,7 @@ def _of_one_key(keyed: Hashes, shift: int, distance: int, depth: int, differ: Se
     """
     start = 0
     while start < len(keyed):
-        end = min(start + _CHUNK, len(keyed))
+        end = min(start + CHUNK, len(keyed))
         after = ((int(keyed[end - 1]) >> shift) + 1) << shift  # the first hash that can have the next key
         end = len(keyed) if after >> _BITS else int(np.searchsorted(keyed, np.uint64(after)))
         chunk = keyed[start:end]
@@ -111,7 +111,7 @@ def _of_one_key(keyed: Hashes, shift: int, distance: int, depth: int, differ: Se
         keys = chunk >> np.uint64(shift)
         begins = np.concatenate([[0], np.flatnonzero(keys[1:] != keys[:-1]) + 1])
         ends = np.append(begins[1:], len(chunk))
-        long = ends - begins > _SHORT
+        long = ends - begins > SHORT
         for low, high in zip(begins[long].tolist(), ends[long].tolist(), strict=True):
             block = chunk[low:high]
             varying = np.bitwise_or.reduce(block ^ block[0])
@@ -119,7 +119,7 @@ def _of_one_key(keyed: Hashes, shift: int, distance: int, depth: int, differ: Se
                 yield from _near_values(block, distance, depth - 1)
         last = np.repeat(np.where(long, 0, ends), ends - begins)  # end of each hash's group; 0: compared above
         places = np.arange(len(chunk))
-        for step in range(1, _SHORT):
+        for step in range(1, SHORT):
             places = places[places + step < last[places]]
             if not len(places):
                 break
@@ -142,7 +142,7 @@ def _all_with_all(values: Hashes, distance: int) -> Pairs:
 
 def _cut(values: Hashes, number: int) -> list[Band]:
     """Cut 64 bits into `number` bands. Each band contains the same number of bits in which the hashes vary."""
-    chunks = (values[start : start + _CHUNK] for start in range(0, len(values), _CHUNK))
+    chunks = (values[start : start + CHUNK] for start in range(0, len(values), CHUNK))
     varying = int(np.bitwise_or.reduce([np.bitwise_or.reduce(chunk ^ values[0]) for chunk in chunks]))
     bits = [bit for bit in range(_BITS) if varying >> bit & 1]
     cuts = [0, *(bits[len(bits) * band // number] for band in range(1, number)), _BITS]
@@ -174,8 +174,8 @@ def _moved(values: Hashes, moves: Iterable[tuple[Band, Band]]) -> Hashes:
     """Return copies of the hashes in which the bits of each pair's second band are moved to the first band."""
     found = np.zeros_like(values)
     shifts = [(_mask(band), target[0] - band[0]) for band, target in moves]
-    for start in range(0, len(values), _CHUNK):
-        chunk = slice(start, start + _CHUNK)
+    for start in range(0, len(values), CHUNK):
+        chunk = slice(start, start + CHUNK)
         for mask, by in shifts:
             part = values[chunk] & mask
             found[chunk] |= part << np.uint64(by) if by >= 0 else part >> np.uint64(-by)

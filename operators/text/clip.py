@@ -134,7 +134,7 @@ class Clip:
         text, vision = model.config.text_config, model.config.vision_config
         self.side, self.patch, self.dimension = vision.image_size, vision.patch_size, model.config.projection_dim
         self.logit_scale = float(model.logit_scale.detach().exp())
-        self._model, self._tokenizer, self._end = model, tokenizer, text.eos_token_id
+        self._model, self.tokenizer, self._end = model, tokenizer, text.eos_token_id
         self._device = model.logit_scale.device
         self._mean, self._std = (torch.tensor(each, device=self._device)[:, None, None] for each in (mean, std))
         tokenizer.no_padding()
@@ -148,7 +148,7 @@ class Clip:
         """
         found = []
         for text in texts:
-            tokens = self._tokenizer.encode(text).ids
+            tokens = self.tokenizer.encode(text).ids
             if tokens[-1:] != [max(tokens, default=-1) if self._end == 2 else self._end]:  # 2 stands for the highest
                 raise UsageError(f"CLIP's tokenizer ends {text!r} with {tokens[-1:]}: expected its end token")
             with torch.no_grad():

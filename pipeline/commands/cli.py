@@ -79,7 +79,7 @@ PANELS = {
 }
 """Commands in display order, grouped by their panel in `segmint --help`."""
 
-_PLACES = {name: place for panel in PANELS.values() for name, place in panel.items()}
+PLACES = {name: place for panel in PANELS.values() for name, place in panel.items()}
 _PACKAGES = ("torch", "torchvision", "numpy", "ray", "pyarrow", "pillow", "opencv-python-headless", "duckdb")
 
 
@@ -91,25 +91,25 @@ class Commands(typer.core.TyperGroup):
 
     def list_commands(self, ctx: Any) -> list[str]:
         """Return the command names in the order of the panels."""
-        return list(_PLACES)
+        return list(PLACES)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """Return a command. If no command has this name, load all commands, so that typer can suggest similar names."""
-        for name in [cmd_name] if cmd_name in _PLACES else _PLACES:
+        for name in [cmd_name] if cmd_name in PLACES else PLACES:
             if name not in self.commands:
                 self.commands[name] = _load(name)
         return self.commands.get(cmd_name)
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         """Write the panels."""
-        width = max(map(len, _PLACES))
+        width = max(map(len, PLACES))
         for panel, commands in PANELS.items():
             with formatter.section(panel):
                 formatter.write_dl([(name.ljust(width), place.help) for name, place in commands.items()])
 
 
 def _load(name: str) -> Any:
-    place = _PLACES[name]
+    place = PLACES[name]
     found = getattr(importlib.import_module(f"segmint.pipeline.commands.{place.module}"), place.name)
     parent = typer.Typer(rich_markup_mode=None)
     if isinstance(found, typer.Typer):
@@ -132,7 +132,7 @@ app = typer.Typer(
 
 def main() -> None:
     """Run `segmint` and end the process with its exit code."""
-    _open_streams()
+    open_streams()
     stop_on_signals()
     # Threads that spin while they wait take cores from the processes that they wait for, which makes a prompt take
     # twenty times as long. torch's thread library reads this variable only once, when it loads.
@@ -154,7 +154,7 @@ def main() -> None:
         raise
 
 
-def _open_streams() -> None:
+def open_streams() -> None:
     """Replace closed standard streams, which Python sets to None, by the null device.
 
     Otherwise, the next file that the process opens would get the descriptor of a standard stream, and native code would

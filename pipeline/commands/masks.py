@@ -161,7 +161,7 @@ def masks(
     )
     planned, results = _run(images, output, options, recursive=recursive, overwrite=overwrite, as_json=as_json)
     if open_viewer:
-        _open(planned, results, images)
+        open_masks(planned, results, images)
     failed = [result for result in results if result.outcome == "failed"]
     is_drawn = any(result.overlay for result in results)
     if not (is_drawn or open_viewer or failed) and any(result.outcome in ("made", "skipped") for result in results):
@@ -169,7 +169,7 @@ def masks(
     exit_unless_clean([result for result in results if result.outcome == "refused"], failed)
 
 
-def _open(planned: "MasksPlan", results: "list[ImageResult]", images: list[str]) -> None:
+def open_masks(planned: "MasksPlan", results: "list[ImageResult]", images: list[str]) -> None:
     """Open the viewer for the photographs that have masks, or for the whole folder if it also contains the masks."""
     from segmint.pipeline.commands.common.folder import photographs_to_view
     from segmint.pipeline.commands.quality.view import show_dataset, show_folder

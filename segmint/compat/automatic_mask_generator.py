@@ -84,8 +84,8 @@ class SamAutomaticMaskGenerator:
         min_mask_region_area: int = 0,
         output_mode: str = "binary_mask",
     ) -> None:
-        if output_mode not in _FORMS:
-            raise ValueError(f"output_mode is {output_mode!r}: expected one of {', '.join(_FORMS)}")
+        if output_mode not in FORMS:
+            raise ValueError(f"output_mode is {output_mode!r}: expected one of {', '.join(FORMS)}")
         self.points_per_side = points_per_side
         self.point_grids = point_grids
         self.points_per_batch = points_per_batch
@@ -126,7 +126,7 @@ class SamAutomaticMaskGenerator:
         `predicted_iou`, `point_coords` as [[x, y]], and `stability_score`.
         """
         records = self._generator().generate(pixels_of(image)).records
-        return [_dictionary(record, _FORMS[self.output_mode]) for record in records]
+        return [_dictionary(record, FORMS[self.output_mode]) for record in records]
 
     def _generator(self) -> MaskGenerator:
         predictor, settings = self.model.predictor(), self.settings
@@ -152,7 +152,7 @@ def _coco(rle: Rle) -> dict[str, Any]:
     return {"size": list(rle.size), "counts": rle.counts}
 
 
-_FORMS: dict[str, Callable[[Rle], Any]] = {
+FORMS: dict[str, Callable[[Rle], Any]] = {
     "binary_mask": decode,
     "uncompressed_rle": uncompressed,
     "coco_rle": _coco,

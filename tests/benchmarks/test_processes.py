@@ -22,7 +22,7 @@ child.wait()
         ("/venv/ray/core/src/ray/raylet/raylet --raylet_socket_name=/tmp", "raylet"),
         ("ray::MapWorker(MapBatches(StubbedPrepare))", "prepare actor"),
         ("ray::MapBatches(StubbedSegment)", "segment actor"),
-        ("ray::_LedgerActor.begin", "ledger actor"),
+        ("ray::LedgerActor.begin", "ledger actor"),
         ("ray::_StatsActor", "Ray Data's own actors"),
         ("ray::write_shard()", "task worker"),
         ("ray::DashboardAgent", "dashboard agent"),

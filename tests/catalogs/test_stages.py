@@ -27,7 +27,7 @@ from segmint.pipeline.corrections.redact import redact
 from segmint.pipeline.corrections.repair import repair
 from segmint.pipeline.corrections.takedown import takedown
 from segmint.pipeline.quality.audit.integrity import audit_integrity
-from segmint.pipeline.quality.report.croissant import _records
+from segmint.pipeline.quality.report.croissant import record_set
 from segmint.pipeline.quality.statistics.open_tables import open_tables
 from tests.support.described_rows import accepted_row, rejected_row
 from tests.support.locations import location_of
@@ -121,7 +121,7 @@ def test_readers_give_the_columns(place: DatasetPath) -> None:
     with open_tables(place.location) as tables:
         found = tables.query("SELECT annotation_id, stage_depth.rank AS rank FROM masks ORDER BY 1").to_pylist()
     assert {row["annotation_id"]: row["rank"] and {"rank": row["rank"]} for row in found} == BUILT[1]
-    fields = json.dumps(_records("images", shard_schemas(STAGES)["images"]))
+    fields = json.dumps(record_set("images", shard_schemas(STAGES)["images"]))
     assert '"images/stage_blur/tiles/tag"' in fields
 
 

@@ -81,7 +81,7 @@ def configured(folder: Path, rows: int, *, segment: Any = "auto", **resources: A
 
 def state(cluster: RayCluster) -> Any:
     """Return the cluster's nodes and requests, as its autoscaler sees them. Takes at least a second."""
-    from ray._raylet import GcsClient  # noqa: TID251 - Ray's own view of itself
+    from ray._raylet import GcsClient  # noqa: PLC2701, TID251 - Ray's own view of itself
     from ray.autoscaler.v2.sdk import get_cluster_resource_state
 
     time.sleep(1)

@@ -11,7 +11,7 @@ from segment_anything.utils.amg import build_point_grid, coco_encode_rle, rle_to
 
 from benchmarks.masks.reference import reference_sam
 from segmint.compat import SamAutomaticMaskGenerator, sam_model_registry
-from segmint.compat.automatic_mask_generator import _FORMS
+from segmint.compat.automatic_mask_generator import FORMS
 from segmint.model.automatic.rle import encode
 from segmint.model.automatic.settings import MaskSettings
 from segmint.model.sam.load import build_sam, load_sam
@@ -26,7 +26,7 @@ def test_the_forms_of_a_mask_are_those_of_the_reference(coffee: np.ndarray, firs
     mask = coffee[:70, :90, 0] > 100
     mask[0, 0] = first
     rle = encode(mask)
-    binary, runs, counts = (_FORMS[name](rle) for name in ("binary_mask", "uncompressed_rle", "coco_rle"))
+    binary, runs, counts = (FORMS[name](rle) for name in ("binary_mask", "uncompressed_rle", "coco_rle"))
     assert binary.dtype == bool
     assert np.array_equal(binary, mask)
     assert np.array_equal(rle_to_mask(runs), mask)

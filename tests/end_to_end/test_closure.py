@@ -88,8 +88,8 @@ def age(place: Path, days: int) -> None:
 
 def test_verify_holds_few_bytes_per_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By one thread: how many files more of them read at a time, and hold in buffers, differs from run to run."""
-    monkeypatch.setattr(verify, "_THREADS", 1)
-    monkeypatch.setattr(verify, "_AHEAD", 1)
+    monkeypatch.setattr(verify, "THREADS", 1)
+    monkeypatch.setattr(verify, "AHEAD", 1)
     peaks = []
     for shards in (50, 150):
         dataset = location_of(tmp_path / str(shards))

@@ -151,7 +151,7 @@ def test_a_library_that_is_held_to_older_instructions_has_another_name(names: li
 
 def test_facts_of_this_processor() -> None:
     if Path("/proc/cpuinfo").exists():
-        assert device._facts()
+        assert device.cpu_facts()
 
 
 BROKEN_GPU = """
@@ -254,7 +254,7 @@ def test_products_have_the_same_bits_at_any_address() -> None:
 @pytest.fixture
 def intel(monkeypatch: pytest.MonkeyPatch) -> None:
     """A processor of Intel, and no mode of MKL in the environment."""
-    monkeypatch.setattr(device, "_facts", lambda: {"vendor_id": "GenuineIntel"})
+    monkeypatch.setattr(device, "cpu_facts", lambda: {"vendor_id": "GenuineIntel"})
     monkeypatch.setenv("MKL_CBWR", "")
 
 
@@ -280,7 +280,7 @@ def test_the_mode_of_mkl_is_one_in_which_addresses_do_not_matter(
 
 
 def test_on_other_processors_the_mode_of_mkl_stays(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(device, "_facts", lambda: {"vendor_id": "AuthenticAMD"})
+    monkeypatch.setattr(device, "cpu_facts", lambda: {"vendor_id": "AuthenticAMD"})
     monkeypatch.delenv("MKL_CBWR", raising=False)
     fix_products()
     assert "MKL_CBWR" not in os.environ

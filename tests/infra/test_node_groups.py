@@ -101,10 +101,11 @@ def test_without_an_autoscaler_nothing_is_missing(bundles: list[dict[str, float]
 def wait_until_requested(nodes: int, cpus: float) -> None:
     """Return when Ray requests so many nodes with so many CPUs from an autoscaler."""
     import ray
+    from ray._raylet import GcsClient  # noqa: PLC2701, TID251 - Ray's own view of itself
     from ray.autoscaler.v2.sdk import get_cluster_resource_state
 
     def found() -> bool:
-        client = ray._private.worker.global_worker.gcs_client  # noqa: TID251 - Ray's own view of itself
+        client = GcsClient(ray.get_runtime_context().gcs_address)
         requests = get_cluster_resource_state(client).pending_resource_requests
         return nodes == sum(each.count for each in requests if each.request.resources_bundle.get("CPU") == cpus)
 

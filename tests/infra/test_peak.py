@@ -17,9 +17,9 @@ def test_a_cpu_s_peak_is_found_in_a_fraction_of_a_second(precision: str, monkeyp
     assert peak.MEASURE_S < 1
     monkeypatch.setattr(peak, "MEASURE_S", 0.0)
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    kinds, measured = len(peak._products(torch.ones(2, 2, dtype=dtype))), []
-    product_s = peak._product_s
-    monkeypatch.setattr(peak, "_product_s", lambda *product: measured.append(product) or product_s(*product))
+    kinds, measured = len(peak.list_products(torch.ones(2, 2, dtype=dtype))), []
+    product_s = peak.time_product
+    monkeypatch.setattr(peak, "time_product", lambda *product: measured.append(product) or product_s(*product))
     compute = Compute("cpu", precision, 1)
     threads, state = torch.get_num_threads(), torch.get_rng_state()
     assert 1e9 < measure_peak(compute) < 1e13

@@ -8,8 +8,8 @@ import pytest
 
 from segmint.infra import log
 from segmint.infra import progress as progress_module
-from segmint.infra.progress import Progress, _Bars, enable_bars, track
-from segmint.infra.ray_session import _without_native_output
+from segmint.infra.progress import Bars, Progress, enable_bars, track
+from segmint.infra.ray_session import without_native_output
 from segmint.infra.wording import fit
 
 
@@ -95,7 +95,7 @@ class Terminal(io.StringIO):
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """Bars of commands appear after a tenth of a second."""
     monkeypatch.setattr(progress_module, "BAR_AFTER_S", 0.1)
-    monkeypatch.setattr(progress_module._Bars, "enabled", False)
+    monkeypatch.setattr(progress_module.Bars, "enabled", False)
 
 
 def tracked(monkeypatch: pytest.MonkeyPatch, stream: io.StringIO, wait_s: float = 0.5) -> str:
@@ -107,7 +107,7 @@ def tracked(monkeypatch: pytest.MonkeyPatch, stream: io.StringIO, wait_s: float 
 
     monkeypatch.setattr(sys, "stderr", stream)
     assert list(track(items(), "shards", 3)) == [0, 1, 2]
-    assert progress_module._Bars.holder is None
+    assert progress_module.Bars.holder is None
     return stream.getvalue()
 
 
@@ -152,15 +152,15 @@ def test_an_abandoned_bar_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", Terminal())
     items = track(range(3), "shards", 3)
     next(items)
-    assert progress_module._Bars.holder is not None
+    assert progress_module.Bars.holder is not None
     items.close()  # type: ignore[attr-defined]
-    assert progress_module._Bars.holder is None
+    assert progress_module.Bars.holder is None
 
 
 def test_closed_standard_streams_are_no_terminals(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(_Bars, "enabled", True)
+    monkeypatch.setattr(Bars, "enabled", True)
     closed = io.StringIO()
     closed.close()
     for stream in (None, closed):
@@ -175,7 +175,7 @@ def test_closed_standard_streams_are_no_terminals(
         log.configure()
         log.get_logger("build").warning("a line of the log")
         assert fit("a text " * 30, sys.stderr) == "a text " * 30
-        with _without_native_output():
+        with without_native_output():
             pass
     assert capfd.readouterr() == ("", "")
     log.configure()

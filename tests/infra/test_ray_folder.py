@@ -23,7 +23,7 @@ def parent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The system's folder for temporary files."""
     monkeypatch.delenv("RAY_TMPDIR", raising=False)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setattr(ray_session, "_LONGEST_PARENT", 1000)
+    monkeypatch.setattr(ray_session, "LONGEST_PARENT", 1000)
     return tmp_path
 
 
@@ -43,7 +43,7 @@ def test_nobody_else_may_enter_and_nothing_is_left(parent: Path) -> None:
 
 
 def test_a_long_path_is_not_used_since_sockets_have_short_ones(parent: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ray_session, "_LONGEST_PARENT", 18)
+    monkeypatch.setattr(ray_session, "LONGEST_PARENT", 18)
     with private_folder() as folder:
         assert folder is not None
         assert folder.parent.parent == Path("/tmp")
@@ -59,7 +59,7 @@ def test_a_folder_that_the_user_names_is_left_to_ray(parent: Path, monkeypatch: 
 HOLDER = """
 import sys, tempfile
 from segmint.infra import ray_session
-tempfile.tempdir, ray_session._LONGEST_PARENT = sys.argv[1], 1000
+tempfile.tempdir, ray_session.LONGEST_PARENT = sys.argv[1], 1000
 with ray_session.private_folder() as folder:
     print(folder.parent, flush=True)
     sys.stdin.read()

@@ -13,14 +13,15 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 from unittest import mock
 
 import psutil
 import pytest
 import ray
-from ray.data._internal.execution.operators.actor_pool_map_operator import ActorPoolMapOperator  # noqa: TID251
-from ray.data._internal.execution.operators.map_operator import MapOperator  # noqa: TID251
+
+# The operator whose warning is tested.
+from ray.data._internal.execution.operators.actor_pool_map_operator import ActorPoolMapOperator  # noqa: PLC2701, TID251
+from ray.data._internal.execution.operators.map_operator import MapOperator  # noqa: PLC2701, TID251
 from ray.job_submission import JobSubmissionClient
 
 from segmint.infra import ray_session as module
@@ -209,10 +210,16 @@ with ray_session("auto") as cluster:
 """
 
 
+class Operator(ActorPoolMapOperator):
+    """Ray's operator of a stage with two actors, after one block."""
+
+    def __init__(self) -> None:
+        self._name, self._metrics = "Segment", SimpleNamespace(num_inputs_received=1)
+        self._actor_pool, self._additional_split_factor = SimpleNamespace(min_size=lambda: 2), None
+
+
 def test_a_run_with_fewer_blocks_than_actors_prints_no_warning_of_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    operator: Any = object.__new__(ActorPoolMapOperator)
-    operator._name, operator._metrics = "Segment", SimpleNamespace(num_inputs_received=1)
-    operator._actor_pool, operator._additional_split_factor = SimpleNamespace(min_size=lambda: 2), None
+    operator = Operator()
     monkeypatch.setattr(MapOperator, "all_inputs_done", lambda _: None)
     with pytest.warns(UserWarning, match="can launch at most 1 task"):
         operator.all_inputs_done()
@@ -238,7 +245,7 @@ def test_without_a_home_folder_a_token_is_in_the_environment(
     own = {"HOME": str(tmp_path / "file")} if home == "file" else {}
     kept = {name: value for name, value in os.environ.items() if name != "HOME" and not name.startswith("RAY_")}
     with mock.patch.dict(os.environ, {**kept, **own}, clear=True):
-        module._keep_token_private()
+        module.keep_token_private()
         tokens = {name: value for name, value in os.environ.items() if name.startswith("RAY_")}
     assert tokens.keys() == {"RAY_AUTH_TOKEN"}
     assert re.fullmatch("[0-9a-f]{64}", tokens["RAY_AUTH_TOKEN"])

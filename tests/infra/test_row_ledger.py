@@ -22,9 +22,9 @@ from segmint.infra.row_ledger import (
     BarredRowError,
     BlockEntry,
     DeadlyWindowError,
+    InFlight,
+    LedgerActor,
     RowLedger,
-    _InFlight,
-    _LedgerActor,
 )
 
 pytestmark = pytest.mark.ray
@@ -126,7 +126,7 @@ def test_another_window_knows_nothing_of_it_and_rows_that_left_are_no_suspects_w
     assert ledger.suspects() == []
 
 
-def start(book: _LedgerActor, entry: int | None, ordinal: int, *, alone: bool = False) -> str:
+def start(book: LedgerActor, entry: int | None, ordinal: int, *, alone: bool = False) -> str:
     """What the book says when a row begins."""
     assert entry is not None
     answer = book.begin(entry, ordinal, [], alone)
@@ -134,7 +134,7 @@ def start(book: _LedgerActor, entry: int | None, ordinal: int, *, alone: bool = 
 
 
 def test_a_row_whose_node_died_is_no_suspect(local_ray: Cluster) -> None:
-    book = _LedgerActor([])
+    book = LedgerActor([])
     here = ray.get_runtime_context().get_node_id()
     lost, alive, later = book.open("0" * len(here), "1"), book.open(here, "2"), book.open(here, "3")
     assert start(book, lost, 7) == "starts"
@@ -145,7 +145,7 @@ def test_a_row_whose_node_died_is_no_suspect(local_ray: Cluster) -> None:
 
 
 def test_all_rows_of_a_dead_worker_are_found_with_the_first_of_them(local_ray: Cluster) -> None:
-    book = _LedgerActor([])
+    book = LedgerActor([])
     here = ray.get_runtime_context().get_node_id()
     one, other, elsewhere, later = (book.open(here, process) for process in ("1", "1", "2", "3"))
     for entry, ordinal in ((one, 1), (one, 2), (other, 3), (other, 4), (elsewhere, 5)):
@@ -160,7 +160,7 @@ def test_all_rows_of_a_dead_worker_are_found_with_the_first_of_them(local_ray: C
 
 
 def test_a_row_that_is_done_late_does_not_end_its_next_start(local_ray: Cluster) -> None:
-    book = _LedgerActor([])
+    book = LedgerActor([])
     here = ray.get_runtime_context().get_node_id()
     first, again, last = (book.open(here, process) for process in ("1", "2", "3"))
     book.end(first or 0)
@@ -190,7 +190,7 @@ def test_a_window_with_too_many_deaths_is_at_its_end(local_ray: Cluster) -> None
     ledger = RowLedger()
     for ordinal in range(MAX_DEATHS):
         rows = [ordinal] if ordinal % 2 else [ordinal, 100 + ordinal]
-        entry = BlockEntry(ledger._actor, _InFlight())
+        entry = BlockEntry(ledger.actor, InFlight())
         for row in rows:
             entry.begin(row)  # and it never leaves
         found = walk(ledger, [ordinal])
@@ -205,7 +205,7 @@ def test_deaths_far_apart_do_not_end_a_window(local_ray: Cluster, monkeypatch: p
     monkeypatch.setattr(row_ledger, "DEATH_ROWS", 100)
     here = ray.get_runtime_context().get_node_id()
     for between, ends in ((20, False), (10, True)):
-        book, ordinal = _LedgerActor([]), 0
+        book, ordinal = LedgerActor([]), 0
         for death in range(2 * MAX_DEATHS):
             entry, again = book.open(here, f"{death}"), book.open(here, f"{death} again")
             if entry is None:
@@ -229,7 +229,7 @@ def test_rows_that_start_together_get_the_replies_of_rows_that_start_alone(local
             entry.leave(ordinal)
         entry.begin(3)
         entry.leave(3)
-    dying = BlockEntry(ledger._actor, _InFlight())
+    dying = BlockEntry(ledger.actor, InFlight())
     dying.begin(5)
     with ledger.entry() as entry:
         replies = entry.begin_together([4, 5])
@@ -241,7 +241,7 @@ def test_rows_that_start_together_get_the_replies_of_rows_that_start_alone(local
 
 def test_rows_start_together_with_their_block(local_ray: Cluster) -> None:
     ledger = RowLedger(alone=[3])
-    dying = BlockEntry(ledger._actor, _InFlight())
+    dying = BlockEntry(ledger.actor, InFlight())
     dying.begin(5)
     with ledger.entry(ordinals=[1, 2, 3, 5]) as entry:
         assert [reply.starts for reply in entry.replies] == [True, True, False, False]
@@ -257,7 +257,7 @@ def test_rows_start_together_with_their_block(local_ray: Cluster) -> None:
 def test_a_custom_stage_has_rows_of_its_own_with_the_same_ordinals(local_ray: Cluster) -> None:
     ledger = RowLedger(alone=[2 * STAGE_ROWS + 6])
     custom = pickle.loads(pickle.dumps(ledger.of_stage(2)))
-    dying = BlockEntry(ledger._actor, _InFlight(), 2 * STAGE_ROWS)
+    dying = BlockEntry(ledger.actor, InFlight(), 2 * STAGE_ROWS)
     dying.begin(4)
     with custom.entry() as entry:
         assert [reply.starts for reply in entry.begin_together([4, 5, 6])] == [False, True, False]
@@ -274,7 +274,7 @@ def test_a_custom_stage_has_rows_of_its_own_with_the_same_ordinals(local_ray: Cl
 
 
 def test_a_window_that_is_ended_reads_what_it_has_begun_and_no_more() -> None:
-    book = _LedgerActor([])
+    book = LedgerActor([])
     assert book.may_read(0)
     assert book.may_read(3)
     book.stop_reading()
@@ -284,7 +284,7 @@ def test_a_window_that_is_ended_reads_what_it_has_begun_and_no_more() -> None:
 
 
 def test_a_shard_on_hold_runs_in_the_first_slot_after_its_wait() -> None:
-    book = _LedgerActor([])
+    book = LedgerActor([])
     assert book.retry_slot(2) == []
     book.retry_after(60, 8, [(80, 90)])
     book.retry_after(0, 7, [(70, 75), (77, 78)])
@@ -296,7 +296,7 @@ def test_a_shard_on_hold_runs_in_the_first_slot_after_its_wait() -> None:
 
 
 def test_a_shard_with_a_barred_row_does_not_run_again_in_its_window(local_ray: Cluster) -> None:
-    book = _LedgerActor([])
+    book = LedgerActor([])
     here = ray.get_runtime_context().get_node_id()
     dead, later = book.open(here, "1"), book.open(here, "2")
     assert start(book, dead, 75) == "starts"
@@ -312,7 +312,7 @@ def test_the_seconds_of_a_worker_s_stages_are_recorded_and_summed(local_ray: Clu
         with ledger.entry(lambda seconds=seconds: seconds):
             pass
     assert ledger.spent() == {"decode": 2.5, "compute": 4.0}, "of one worker, the last"
-    book = _LedgerActor([])
+    book = LedgerActor([])
     for process, seconds in (("1", {"decode": 2.0}), ("2", {"decode": 3.0, "finish": 1.0}), ("2", {"decode": 2.0})):
         entry = book.open("here", process)
         assert entry is not None
@@ -373,8 +373,8 @@ def test_an_actor_that_starts_again_is_one_device(local_ray: Cluster) -> None:
 
 def test_a_ledger_that_is_gone_has_no_suspects_and_no_peaks(local_ray: Cluster) -> None:
     ledger = RowLedger()
-    ray.get(ledger._actor.report_peak.remote("an actor", 1e12))
-    ray.kill(ledger._actor)
+    ray.get(ledger.actor.report_peak.remote("an actor", 1e12))
+    ray.kill(ledger.actor)
     end = time.monotonic() + 30
     while ledger.peaks() and time.monotonic() < end:  # Ray kills when it gets to it
         time.sleep(0.1)

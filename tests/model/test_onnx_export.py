@@ -11,7 +11,7 @@ from segment_anything.utils.onnx import SamOnnxModel
 from segment_anything.utils.transforms import ResizeLongestSide
 
 from benchmarks.masks.reference import reference_sam
-from segmint.model.onnx_export import HIGH_RES, DecoderGraph, _resized_size, export_decoder, export_encoder
+from segmint.model.onnx_export import HIGH_RES, DecoderGraph, export_decoder, export_encoder, traced_resized_size
 from segmint.model.sam.geometry import SAM2
 from segmint.model.sam.image_encoder_hiera import HieraShape, ImageEncoderHiera
 from segmint.model.sam.load import load_sam
@@ -151,7 +151,7 @@ def test_the_rule_for_sizes_is_that_of_images() -> None:
     rng = np.random.default_rng(0)
     ties = [(height, 2048 * times) for times in range(1, 6) for height in range(1, 2048 * times, 2 * times)]
     for height, width in [*ties, *rng.integers(1, 30_000, (2000, 2)).tolist()]:
-        found = _resized_size(torch.tensor([height, width]), 1024)
+        found = traced_resized_size(torch.tensor([height, width]), 1024)
         assert tuple(found.tolist()) == resized_size(height, width, 1024)
 
 

@@ -90,7 +90,7 @@ def test_of_masks_with_equal_pixels_each_is_in_the_one_before() -> None:
 
 def test_more_masks_than_are_compared_at_once() -> None:
     """Also more than pycocotools measures at once."""
-    count = 2 * containment._AT_ONCE + 8
+    count = 2 * containment.AT_ONCE + 8
     masks = [np.zeros((4, 2 * count), bool) for _ in range(count)]
     for index, mask in enumerate(masks):
         mask[:, index % 3 :: 3][:, : 2 + index // 3] = True

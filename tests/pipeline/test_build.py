@@ -26,7 +26,7 @@ from tests.support.custom_stages import Mean
 from tests.support.described_rows import accepted_row
 from tests.support.locations import location_of
 
-FIELDS = [field.name for field in fields(build._OuterLoop) if field.name != "resized"]
+FIELDS = [field.name for field in fields(build.OuterLoop) if field.name != "resized"]
 
 
 class LostWindow:
@@ -66,7 +66,7 @@ def test_trials_run_on_the_nodes_that_are_there_after_the_window(monkeypatch: py
         window_shards=1, images_per_shard=1, rows_per_block=1, on_hold={}, spans=lambda shards: [], local=True
     )
     nothing.note_failure = nothing.settled = lambda *_: None
-    loop: Any = build._OuterLoop(**dict.fromkeys(FIELDS, nothing) | {"quarantine": quarantine})
+    loop: Any = build.OuterLoop(**dict.fromkeys(FIELDS, nothing) | {"quarantine": quarantine})
     loop.go_through(LostWindow())
     assert quarantine.tried_on == [loop.stages] == ["of the nodes now, with detectors"]
 
@@ -82,7 +82,7 @@ def test_each_window_requests_nodes_for_the_shards_that_are_left(monkeypatch: py
     nothing.ask = lambda bundles: asked.append(len(bundles))
     monkeypatch.setattr(build, "lay_out_again", lambda *_: nothing)
     monkeypatch.setattr(build, "start_detectors", lambda stages, before: stages)
-    loop: Any = build._OuterLoop(**dict.fromkeys(FIELDS, nothing) | {"quarantine": RecordedQuarantine()})
+    loop: Any = build.OuterLoop(**dict.fromkeys(FIELDS, nothing) | {"quarantine": RecordedQuarantine()})
     for rows in (20, 10):
         work = LostWindow()
         work.rows = rows
@@ -123,7 +123,7 @@ def test_a_stage_that_breaks_its_rules_ends_the_run(local_ray: Cluster, function
             list(iter_blocks(rows))
 
     nothing: Any = SimpleNamespace(window_shards=1, images_per_shard=1, rows_per_block=1, local=True)
-    loop: Any = build._OuterLoop(**dict.fromkeys(FIELDS, nothing))
+    loop: Any = build.OuterLoop(**dict.fromkeys(FIELDS, nothing))
     with pytest.raises(StageContractError) as caught:
         loop.go_through(Window())
     assert str(caught.value) == told
@@ -143,7 +143,7 @@ def test_a_full_disk_ends_the_run_after_one_window(local_ray: Cluster, tmp_path:
     nothing: Any = SimpleNamespace(window_shards=1, images_per_shard=1, rows_per_block=1, local=True, output="/full")
     nothing.location, nothing.manifest = location_of(tmp_path), SimpleNamespace(shards=3)
     nothing.note_failure = lambda *_: None
-    loop: Any = build._OuterLoop(**dict.fromkeys(FIELDS, nothing))
+    loop: Any = build.OuterLoop(**dict.fromkeys(FIELDS, nothing))
     with pytest.raises(UnfinishedError, match=r"no space left on /full: 0 of 3 shards committed\. Nothing is lost"):
         loop.go_through(Window())
 

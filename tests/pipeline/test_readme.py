@@ -40,7 +40,7 @@ def test_a_command_shown_is_taken(line: str) -> None:
     command = typer.main.get_command(app)
     while hasattr(command, "commands"):
         with command.make_context(command.name, arguments) as context:
-            name, *arguments = [*context._protected_args, *context.args]
+            name, *arguments = [*context._protected_args, *context.args]  # noqa: SLF001 - as click's groups do
             found = command.get_command(context, name)
         assert found is not None, f"there is no command {name!r}"
         command = found

@@ -39,7 +39,7 @@ class AnnotationServer:
 
     @property
     def predictor(self) -> Any:
-        return self.opened.annotator_view.embeddings._predictor
+        return self.opened.annotator_view.embeddings.predictor
 
     def embedding(self, image: int) -> Any:
         """Return the image's embedding, the one that clicks use."""

@@ -37,7 +37,7 @@ class Annotators:
     def __init__(self, opened: ServedView, *names: str, origin: ServerOrigin | None = None) -> None:
         self.team = Team(PORT, list(names or ["ann"]), origin)
         self.app = make_app(opened.annotator_view, self.team)
-        opened.annotator_view.embeddings._patience_s = 120.0  # these browsers do not ask again
+        opened.annotator_view.embeddings.patience_s = 120.0  # these browsers do not ask again
 
     def stranger(self, base_url: str = ORIGIN) -> TestClient:
         """Return a browser without a cookie."""

@@ -14,7 +14,7 @@ from segmint.pipeline.corrections.apply.change import MasksMode
 from segmint.pipeline.corrections.apply.engine import AppliedShard, ChosenImages, FindStage, Write, run_here
 from segmint.pipeline.corrections.apply.masks import ApplyList, apply_masks
 from segmint.pipeline.corrections.mask_revision import RevisionResult
-from tests.support.protocol import DatasetPath
+from tests.support.protocol import DatasetPath, end_threads
 
 
 def local_run(
@@ -42,8 +42,7 @@ def local_run(
         between(each.shard)
         yield from run_here(dataset, lambda: lambda _: replace(stage, actor=started), write, [each])
     for actor in actors:
-        if hasattr(actor, "_encoders"):
-            actor._encoders.shutdown()  # the matrix forks only processes without threads
+        end_threads(actor)
 
 
 def segmenter(name: str = "Bright", **arguments: Any) -> SegmenterConfig:

@@ -69,7 +69,7 @@ class CommittedShard:
                 with suppress(ValueError):  # the audit compares no hashes of a JPEG that it can't decode
                     row["hashes"] = jpeg_hashes(jpeg).tolist()
         files = {kind: table_bytes(to_table(self.rows[kind], SCHEMAS[kind]), SCHEMAS[kind]) for kind in SCHEMAS}
-        return files | {"shards": self._tar(), **self.raw}
+        return files | {"shards": self.tar(), **self.raw}
 
     def write(self) -> None:
         """Replace the old files and the commit."""
@@ -91,7 +91,7 @@ class CommittedShard:
         }
         write_commit(self.dataset, replace(self.commit, files=tuple(entries), counts=counts))
 
-    def _tar(self) -> bytes:
+    def tar(self) -> bytes:
         tar = io.BytesIO()
         with tarfile.open(fileobj=tar, mode="w", format=tarfile.USTAR_FORMAT) as archive:
             for name, data in self.members:

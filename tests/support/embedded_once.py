@@ -52,8 +52,8 @@ class EmbeddedOnce(nn.Module):
 
 def embed_once(predictor: Predictor) -> EmbeddedOnce:
     """Let a predictor in float32 on the CPU encode an image of the same pixels once; returns its encoder."""
-    encoder = EmbeddedOnce(predictor._encoder._eager)
-    predictor._encoder._eager = encoder
+    encoder = EmbeddedOnce(predictor.batch_encoder.network)
+    predictor.batch_encoder.network = encoder
     return encoder
 
 
@@ -64,8 +64,8 @@ def encoding_once(factory: pytest.TempPathFactory) -> Iterator[None]:
 
     def started(self: BatchEncoder, sam: Sam, *arguments: Any, **named: Any) -> None:
         start(self, sam, *arguments, **named)
-        if isinstance(self._eager, ImageEncoderTinyViT) and (sam.device.type, self._dtype) == ("cpu", torch.float32):
-            self._eager = EmbeddedOnce(self._eager, folder)
+        if isinstance(self.network, ImageEncoderTinyViT) and (sam.device.type, self._dtype) == ("cpu", torch.float32):
+            self.network = EmbeddedOnce(self.network, folder)
 
     with mock.patch.object(BatchEncoder, "__init__", started):
         yield

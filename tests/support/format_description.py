@@ -89,7 +89,7 @@ def describe() -> dict[str, Any]:
             "label_source": [schemas.PERSON, schemas.IMPORT, MODEL],
             "counts": [REJECTED, *PRIVACY_COUNTS],
         },
-        "names": list(layout._NAMES),
+        "names": list(layout.PATTERNS),
         "forms": FORMS,
         "json in tars": annotations_json(1, "sa_1.jpg", (3, 4), [_mask(None), _mask(10_000)]).decode(),
     }

@@ -3,6 +3,8 @@
 import os
 import signal
 import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from typing import Any
 from unittest import mock
 
@@ -26,6 +28,15 @@ class FragileSegment(Segment):
         self._set_up("cuda", ledger, TIMEOUT_S, THREADS)
         self._fault: str | None = None
         mock.patch.object(segment, "device_failure", self._failure).start()
+
+    def stream_through(self, find: Callable[[Iterator[Any]], Iterator[Any]]) -> None:
+        """Find the masks of all rows in the stream `find`, on a GPU."""
+        self._set_up("cuda", None, 600, THREADS)
+        self._find = find  # type: ignore[method-assign]
+
+    def submit(self, rows: list[Row], entry: Any) -> list[Future[Row] | None]:
+        """Start the rows of a block."""
+        return self._submit(rows, entry)
 
     def _failure(self, _device: str) -> str | None:
         return self._fault

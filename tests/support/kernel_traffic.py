@@ -20,14 +20,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch._dynamo.backends.common import aot_autograd
-from torch._inductor.decomposition import select_decomp_table
+
+# torch shows the graphs of its compiler only to backends.
+from torch._dynamo.backends.common import aot_autograd  # noqa: PLC2701
+from torch._inductor.decomposition import select_decomp_table  # noqa: PLC2701
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver as triton_driver
 
 aten = torch.ops.aten
 LIBRARY = {aten.mm, aten.addmm, aten.bmm, aten.baddbmm, aten.convolution}
-VIEWS = {aten.view, aten._unsafe_view, aten.reshape, aten.permute, aten.transpose, aten.t, aten.expand, aten.slice}
+VIEWS = {aten.view, aten.reshape, aten.permute, aten.transpose, aten.t, aten.expand, aten.slice}
+VIEWS |= {aten._unsafe_view}  # noqa: SLF001 - an operator of the graphs
 VIEWS |= {aten.select, aten.unsqueeze, aten.squeeze, aten.alias, aten.split, aten.split_with_sizes, aten.unbind}
 VIEWS |= {aten.as_strided, aten.detach, aten.lift_fresh_copy}
 UNWRITTEN = {aten.empty, aten.new_empty, aten.empty_strided}
@@ -58,8 +61,8 @@ def trace(module: Callable[..., Any], *inputs: Tensor) -> fx.GraphModule:
         raise _Traced
 
     backend = aot_autograd(fw_compiler=keep, decompositions=select_decomp_table())
-    torch._dynamo.reset()
-    active = triton_driver._active
+    torch.compiler.reset()
+    active = triton_driver._active  # noqa: SLF001 - Triton can set its driver but not show it
     triton_driver.set_active(_Hopper())
     try:
         torch.compile(module, backend=backend, fullgraph=True, dynamic=False)(*inputs)
@@ -67,8 +70,8 @@ def trace(module: Callable[..., Any], *inputs: Tensor) -> fx.GraphModule:
         (graph,) = graphs
         return graph
     finally:
-        triton_driver._active = active
-        torch._dynamo.reset()
+        triton_driver._active = active  # noqa: SLF001 - None if there was none
+        torch.compiler.reset()
     raise AssertionError("the module ran without its graph")
 
 

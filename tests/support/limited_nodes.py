@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from ray._private import parameter, services  # noqa: TID251
-from ray._raylet import DASHBOARD_AGENT_LISTEN_PORT_NAME, persist_port  # noqa: TID251
-from ray.autoscaler._private.fake_multi_node.node_provider import FakeMultiNodeProvider  # noqa: TID251
+# Ray has no public provider of nodes for tests.
+from ray._private import parameter, services  # noqa: PLC2701, TID251
+from ray._raylet import DASHBOARD_AGENT_LISTEN_PORT_NAME, persist_port  # noqa: PLC2701, TID251
+from ray.autoscaler._private.fake_multi_node.node_provider import FakeMultiNodeProvider  # noqa: PLC2701, TID251
 from ray.autoscaler.tags import TAG_RAY_USER_NODE_TYPE
 
 from tests.support.s3_server import free_ports

@@ -276,7 +276,7 @@ class Training:
         for block in decoder.transformer.blocks:
             tokens = block.norm4(tokens)
         high_res = self.high_res(rows_of(example.finer, rows), rows_of(example.finest, rows))
-        return decoder._upscale(tokens.mT.unflatten(2, image.shape[2:]), high_res)[0].flatten(1)
+        return decoder.upscale(tokens.mT.unflatten(2, image.shape[2:]), high_res)[0].flatten(1)
 
 
 def rows_of(maps: Tensor, rows: Tensor) -> Tensor:

@@ -12,6 +12,8 @@ block delivers its numbers at the next wait and nonsense before it. A captured g
 was captured with. With `computing=False` there are shapes alone, so that full chunks cost nothing.
 """
 
+# ruff: noqa: SLF001, PLC2701 - it takes the place of parts of torch that aren't public
+
 import contextlib
 import sys
 from collections import Counter

@@ -136,8 +136,15 @@ def described_by_segmenter(rows: list[dict[str, Any]]) -> pa.Table:
     """Rows after the stages that follow `prepare` if a segmenter makes the masks."""
     segmenter = CustomSegmenter(SAYING)
     table = describe_table(segmenter(to_table(rows, PROMPTED)))
-    segmenter._encoders.shutdown()  # the matrix forks only processes without threads
+    end_threads(segmenter)
     return table
+
+
+def end_threads(actor: Any) -> None:
+    """End the threads of a segmenter, because the crash matrix forks only processes without threads."""
+    encoders = getattr(actor, "_encoders", None)
+    if encoders is not None:
+        encoders.shutdown()
 
 
 def catalog_rows(first: int, rows: int) -> list[dict[str, Any]]:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import MappingProxyType
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, unquote, urlsplit
 from xml.sax.saxutils import escape
@@ -62,11 +63,13 @@ class TinyS3:
 
     def answer(self, request: Request, body: bytes) -> Answer:
         self.requests.append(request)
-        return self.policy(request, self._usual(request, body))
+        return self.policy(request, self.usual(request, body))
 
-    def _usual(self, request: Request, body: bytes) -> Answer:
+    def usual(self, request: Request, body: bytes) -> Answer:
+        """Return the answer that S3 would give."""
         if not request.key:
-            return listing([key for key in sorted(self.objects) if key.startswith(request.query.get("prefix", ""))])
+            keys = [key for key in sorted(self.objects) if key.startswith(request.query.get("prefix", ""))]
+            return listing(keys, sizes={key: len(self.objects[key]) for key in keys})
         if request.method == "POST":  # a multipart upload begins or ends
             if "uploadId" not in request.query:
                 return Answer(200, b"<R><UploadId>1</UploadId></R>")
@@ -107,12 +110,17 @@ def refusal(status: int, code: str) -> Answer:
 
 
 def listing(
-    keys: list[str], token: str | None = None, *, truncated: bool = False, folders: tuple[str, ...] = ()
+    keys: list[str],
+    token: str | None = None,
+    *,
+    truncated: bool = False,
+    folders: tuple[str, ...] = (),
+    sizes: Mapping[str, int] = MappingProxyType({}),
 ) -> Answer:
-    """A page of a listing."""
+    """A page of a listing. Objects without a size have one byte."""
+    modified = "<LastModified>2026-02-03T04:05:06.000Z</LastModified>"
     entries = "".join(
-        f"<Contents><Key>{escape(key)}</Key><Size>1</Size><LastModified>2026-02-03T04:05:06.000Z</LastModified></Contents>"
-        for key in keys
+        f"<Contents><Key>{escape(key)}</Key><Size>{sizes.get(key, 1)}</Size>{modified}</Contents>" for key in keys
     )
     entries += "".join(f"<CommonPrefixes><Prefix>{escape(name)}</Prefix></CommonPrefixes>" for name in folders)
     if token is not None:

@@ -103,7 +103,7 @@ class SmallEgoBlur(nn.Module):
         boxes = torch.cat([corners, corners + 24], 1)
         kept = torch.ops.torchvision.nms(boxes, scores, 0.9)
         labels = torch.zeros_like(kept)
-        return boxes[kept], labels, scores[kept], torch._shape_as_tensor(image)[1:]
+        return boxes[kept], labels, scores[kept], torch._shape_as_tensor(image)[1:]  # noqa: SLF001 - as exports have it
 
 
 @torch.jit.script

@@ -74,7 +74,7 @@ class RankHere:
 
 
 _FORMAT = 1
-_OPEN_SHARDS = 8  # kept by `Batches.sample`
+OPEN_SHARDS = 8  # kept by `Batches.sample`
 
 Last = Literal["pad", "drop"]
 """Treatment of an incomplete last batch: "pad" fills it with the epoch's first images, and "drop" leaves it out."""
@@ -219,7 +219,7 @@ class Batches(IterableDataset[list[Sample]]):
 
     def _keep(self, index: int) -> OpenShard:
         if index not in self._kept:
-            while len(self._kept) >= _OPEN_SHARDS:
+            while len(self._kept) >= OPEN_SHARDS:
                 self._kept.pop(next(iter(self._kept))).close()
             self._kept[index] = self._open(index)
         return self._kept[index]

@@ -160,7 +160,7 @@ class DeviceCrops:
         self._predictor = predictor
         self._settings = settings
         self._graphs: PerThread[_Graphs] = PerThread()
-        self._ahead = ThreadPoolExecutor(1, "segmint-taps")
+        self.weights_thread = ThreadPoolExecutor(1, "segmint-taps")
 
     def prepare(self, crops: Sequence[Crop], sizes: Sequence[tuple[int, int]]) -> None:
         """Compute the interpolation weights of an image's crops in another thread, before `find` needs them.
@@ -173,7 +173,7 @@ class DeviceCrops:
             for filled, pixels in zip(resized_size(*size, geometry.image_size), crop.size, strict=True):
                 axes[geometry.mask_axis(filled, pixels)] = None
         for axis in axes:
-            self._ahead.submit(host_taps, *axis)
+            self.weights_thread.submit(host_taps, *axis)
 
     def find(
         self, crop: Crop, embedding: Embedding, frame_size: tuple[int, int]

@@ -20,7 +20,7 @@ from segmint.model.sam.predictor import Predictor
 from segmint.model.sam.preprocess import resized_size
 from segmint.model.sam.sam import Sam
 
-_FRAME = (701, 1051)
+FRAME = (701, 1051)
 """Size of the image and of the masks: no multiple of a tile's sides."""
 
 _MASKS = 4
@@ -66,7 +66,7 @@ def check_masks(operations: MaskOperations, geometry: Geometry, device: torch.de
     """Compare the numbers and the pixels of a few random masks."""
     coarse = 8 * _noise(_MASKS, 1, 9, 9)
     low = F.interpolate(coarse, (geometry.low_res_size,) * 2, mode="bicubic")[:, 0].to(device)
-    axes = zip(resized_size(*_FRAME, geometry.image_size), _FRAME, strict=True)
+    axes = zip(resized_size(*FRAME, geometry.image_size), FRAME, strict=True)
     rows, columns = (taps_of(*geometry.mask_axis(filled, pixels), device) for filled, pixels in axes)
     expected = mask_tiles.measure(low, rows, columns, _OFFSET)
     if not torch.equal(operations.measure(low, rows, columns, _OFFSET), expected):
@@ -84,8 +84,8 @@ def check_masks(operations: MaskOperations, geometry: Geometry, device: torch.de
 
 def check_resize(geometry: Geometry, device: torch.device) -> None:
     """Compare the pixels of a resized random image."""
-    pixels = ((64 * _noise(*_FRAME, 3) + 128).clamp(0, 255)).to(device, torch.uint8)
-    size = resized_size(*_FRAME, geometry.image_size)
+    pixels = ((64 * _noise(*FRAME, 3) + 128).clamp(0, 255)).to(device, torch.uint8)
+    size = resized_size(*FRAME, geometry.image_size)
     if not torch.equal(preprocess.resize_on_device(pixels, size), preprocess.resize_by_passes(pixels, size)):
         raise wrong_kernels("pixels of a resized image differ from those of torch's operations")
 

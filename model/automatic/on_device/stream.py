@@ -138,7 +138,7 @@ class ImageStream:
         None in `images` means that no image is ready yet, so the stream continues with earlier images. When an image
         begins, the stream calls `progress` to get the callback for that image.
         """
-        for encoded in self._encoded(iter(images), progress):
+        for encoded in self.encoded_crops(iter(images), progress):
             earlier = list(self._flying)
             if encoded is not None:
                 self._start(*encoded)
@@ -176,7 +176,7 @@ class ImageStream:
         while self._flying and not self._has_room(needed):
             self._step(list(self._flying))
 
-    def _encoded(
+    def encoded_crops(
         self, source: Iterator[ImagePair | None], progress: Callable[[], Progress]
     ) -> Iterator[tuple[_StreamImage, int, Embedding] | None]:
         """Yield each crop's image, index, and embedding once its encoding has started, or None if no image is ready.
@@ -185,7 +185,7 @@ class ImageStream:
         """
         more = True
         while True:
-            more = more and self._pull(source, progress)
+            more = more and self.pull(source, progress)
             batch = [self._ahead.popleft() for _ in range(min(self._images_per_batch, len(self._ahead)))]
             if not batch and not more:
                 return
@@ -201,11 +201,11 @@ class ImageStream:
                 if start + self._batch >= len(crops):
                     for image in batch:
                         image.use = None
-                    more = more and self._pull(source, progress)
+                    more = more and self.pull(source, progress)
                 while encoded:
                     yield encoded.pop(0)
 
-    def _pull(self, source: Iterator[ImagePair | None], progress: Callable[[], Progress]) -> bool:
+    def pull(self, source: Iterator[ImagePair | None], progress: Callable[[], Progress]) -> bool:
         """Take images that are ready, up to a batch, and start copying them. Return False at the end of the stream."""
         settings = self._settings
         while len(self._ahead) < self._images_per_batch:

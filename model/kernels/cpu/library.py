@@ -18,7 +18,7 @@ LANES16 = "lanes16-1"
 INTERFACE = 5
 """Version of the functions' interface. `library.cpp` must contain the same number."""
 
-_FAST = ("avx512", "avx2", "neon")
+FAST = ("avx512", "avx2", "neon")
 
 
 class KernelsError(RuntimeError):
@@ -47,13 +47,13 @@ def usable_kernels() -> Kernels | None:
 
     A process loads the library only once.
     """
-    found = _kernels_or_reason()
+    found = kernels_or_reason()
     return found if isinstance(found, Kernels) else None
 
 
 def reason() -> str | None:
     """Return the reason why `usable_kernels` returns None, for a message. If it returns kernels, return None."""
-    found = _kernels_or_reason()
+    found = kernels_or_reason()
     return None if isinstance(found, Kernels) else found
 
 
@@ -66,7 +66,8 @@ def kernels_named(algorithm: str) -> Kernels | None:
 
 
 @cache
-def _kernels_or_reason() -> Kernels | str:
+def kernels_or_reason() -> Kernels | str:
+    """Return the kernels for this CPU, or the reason why there are none. The answer is cached."""
     try:
         return load_kernels()
     except KernelsError as error:
@@ -98,7 +99,7 @@ def load_kernels(instruction_set: str | None = None, path: Path | None = None) -
     sources = sources_of(FOLDER)
     if sources and hash_of(sources) != built_from:
         raise KernelsError(f"{path.name} was built from different sources than the ones next to it. Run `make setup`")
-    for name in _FAST if instruction_set is None else [instruction_set]:
+    for name in FAST if instruction_set is None else [instruction_set]:
         if name in INSTRUCTION_SETS and library.segmint_supports(name.encode()):
             return Kernels(library, name)
     raise KernelsError(f"the CPU has no {instruction_set or 'AVX2, AVX-512, or NEON'} instructions")
@@ -106,7 +107,7 @@ def load_kernels(instruction_set: str | None = None, path: Path | None = None) -
 
 def main() -> None:
     """Print the instruction set in use. If there are no kernels, exit with the reason."""
-    found = _kernels_or_reason()
+    found = kernels_or_reason()
     if isinstance(found, str):
         raise SystemExit(f"no CPU kernels: {found}")
     print(f"{LANES16} with {found.instruction_set}")  # noqa: T201

@@ -115,7 +115,7 @@ def inspect_images(
             for start in range(0, before, WINDOW_PARTS):
                 window = missing[start : start + WINDOW_PARTS]
                 try:
-                    _inspect_window(task, source, window, cluster, progress, looked)
+                    inspect_window(task, source, window, cluster, progress, looked)
                 except ray.exceptions.RayError as error:
                     check_stopping()  # an interrupt may have caused the error
                     looked.faults[window[0]] = f"Ray failed: {last_line(error)}"
@@ -135,7 +135,7 @@ def inspect_images(
     return looked
 
 
-def _inspect_window(
+def inspect_window(
     task: CurateTask,
     source: NormalizedRows,
     window: Sequence[int],
@@ -143,7 +143,8 @@ def _inspect_window(
     progress: Progress,
     looked: InspectionRun,
 ) -> None:
-    tables = list(_tables(source, window))
+    """Inspect the parts that begin with these ordinals, and add the results to `looked`."""
+    tables = list(part_tables(source, window))
     workers = min(len(tables), cluster.most_workers)
     results = ray.data.from_arrow(tables).map_batches(
         InspectImages,
@@ -169,7 +170,7 @@ def _inspect_window(
                     looked.suspects.add(each["first"])
 
 
-def _tables(source: NormalizedRows, window: Sequence[int]) -> Iterator[object]:
+def part_tables(source: NormalizedRows, window: Sequence[int]) -> Iterator[object]:
     """Yield the rows of each part in the window.
 
     In a large catalog, the window's parts may be far apart. Therefore, only their own rows are kept in memory, and each

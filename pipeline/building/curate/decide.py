@@ -179,7 +179,7 @@ def decide(
         opted_out[list(alike)] = True
         alike |= spread(opted_out, same)
         refused |= {ordinal: (Reason.OPTED_OUT, detail) for ordinal, detail in alike.items()}
-        attributions = _attributions(catalog, {kept: rows for kept, rows in copies.items() if kept not in settled})
+        attributions = new_attributions(catalog, {kept: rows for kept, rows in copies.items() if kept not in settled})
     return CurationDecision({o: verdict for o, verdict in sorted(refused.items()) if o not in settled}, attributions)
 
 
@@ -223,7 +223,7 @@ def _unfit(values: Mapping[str, NDArray[np.float64]], limits: Limits) -> Iterato
                     yield ordinal, f"{name} {number(float(values[name][ordinal]))} is {words} of {number(limit)}"
 
 
-def _attributions(catalog: NormalizedRows, copies: Mapping[int, Sequence[int]]) -> dict[int, str]:
+def new_attributions(catalog: NormalizedRows, copies: Mapping[int, Sequence[int]]) -> dict[int, str]:
     """Return new attributions for kept rows that must credit the authors of their duplicates."""
     wanted = sorted({*copies, *(row for rows in copies.values() for row in rows)})
     rows = catalog.take(wanted, ["license", "attribution"])

@@ -212,7 +212,7 @@ def open_or_create(
     if latest is None:
         try_detector_files(config.deidentify, find_file)
         try_segmenters(config)
-        latest = _begin(config, output, weights, shards, require_room)
+        latest = begin(config, output, weights, shards, require_room)
     check_begun_alike(config, storage, latest.manifest, weights)
     put_dataset_id(output)
     manifest, generation = fit_catalog(config, storage, latest, grow=grow)
@@ -262,7 +262,7 @@ def check_begun_alike(config: Config, storage: Storage, begun: DatasetManifest, 
     _check_numerics(config, numerics)
 
 
-def _begin(
+def begin(
     config: Config,
     output: Location,
     weights: Path | None,

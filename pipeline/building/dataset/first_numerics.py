@@ -69,9 +69,9 @@ def first_device(config: Config) -> str:
     if config.model.device != "auto":
         return config.model.device
     if not joins_cluster(config.resources.address):
-        return "cuda" if _sees_cuda() else "cpu"
+        return "cuda" if sees_cuda() else "cpu"
     with ray_session(config.resources.address) as cluster:
-        return "cuda" if _counts_on_gpus(config, cluster) else "cpu"
+        return "cuda" if counts_on_gpus(config, cluster) else "cpu"
 
 
 def require_gpu_for_bf16(config: Config) -> None:
@@ -87,7 +87,7 @@ def numerics_of_masks(config: Config, weights: Path) -> Numerics:
     digest = sha256_of(weights)
     if not joins_cluster(config.resources.address):
         return resolve_numerics(compute_here(config.model, weights.stat().st_size), config.model, config.masks, digest)
-    if config.model.device != "cpu" and not (config.model.device == "cuda" and _sees_cuda()):
+    if config.model.device != "cpu" and not (config.model.device == "cuda" and sees_cuda()):
         return _ask_cluster(config, digest)
     return _on_nodes(config, config.model, digest)
 
@@ -97,10 +97,10 @@ def _of_detectors(config: Config) -> str:
     from segmint.infra.ray_session import joins_cluster, ray_session
 
     device = config.deidentify.device
-    if _sees_cuda() or not joins_cluster(config.resources.address):
+    if sees_cuda() or not joins_cluster(config.resources.address):
         return detector_numerics(device)
     with ray_session(config.resources.address) as cluster:
-        of_kind = _kind_of_gpu(config, cluster)
+        of_kind = kind_of_gpu(config, cluster)
         asked = _GpuQuestion(
             "deidentify.device", device, config.detectors_share, 1, "resources.prepare.num_gpus", of_kind
         )
@@ -119,13 +119,15 @@ def compute_here(model: ModelConfig, weights_bytes: int) -> Compute:
     return replace(compute, threads=threads_of_an_actor(compute.threads, weights_bytes))
 
 
-def _sees_cuda() -> bool:
+def sees_cuda() -> bool:
+    """Return whether torch sees a CUDA device in this process."""
     import torch
 
     return torch.cuda.is_available()
 
 
-def _resolve(model: ModelConfig, masks: MasksConfig, weights_sha256: str) -> Numerics:
+def numerics_here(model: ModelConfig, masks: MasksConfig, weights_sha256: str) -> Numerics:
+    """Return the numerics that a new dataset gets on this machine. Raises the errors of `resolve_compute`."""
     compute = resolve_compute(model.device, model.precision, model.threads)
     return resolve_numerics(compute, model, masks, weights_sha256)
 
@@ -135,18 +137,18 @@ def _ask_cluster(config: Config, weights_sha256: str) -> Numerics:
     from segmint.infra.ray_session import ray_session
 
     with ray_session(config.resources.address) as cluster:
-        if config.model.device == "cuda" or _counts_on_gpus(config, cluster):
+        if config.model.device == "cuda" or counts_on_gpus(config, cluster):
             model = config.model.model_copy(update={"device": "cuda"})
-            return _ask_gpu_node(config, model, weights_sha256, cluster)
+            return ask_gpu_node(config, model, weights_sha256, cluster)
         return _on_nodes(config, config.model.model_copy(update={"device": "cpu"}), weights_sha256)
 
 
 def _on_nodes(config: Config, model: ModelConfig, weights_sha256: str) -> Numerics:
     """Resolve the numerics on this machine. Use the CPU kernels only if the cluster's nodes have them as well."""
-    numerics = _resolve(model, config.masks, weights_sha256)
+    numerics = numerics_here(model, config.masks, weights_sha256)
     if numerics.kernels != LANES16:
         return numerics
-    missing = _nodes_without_kernels(config)
+    missing = nodes_without_kernels(config)
     if not missing:
         return numerics
     name, why = next(iter(missing.items()))
@@ -157,7 +159,7 @@ def _on_nodes(config: Config, model: ModelConfig, weights_sha256: str) -> Numeri
     return replace(numerics, kernels="torch")
 
 
-def _nodes_without_kernels(config: Config) -> dict[str, str]:
+def nodes_without_kernels(config: Config) -> dict[str, str]:
     """Return the nodes that have room for a segment actor but lack the CPU kernels, each with the reason.
 
     A node that doesn't respond within `stall_timeout` counts as lacking the kernels. Nodes that have left the cluster
@@ -195,7 +197,7 @@ def _nodes_without_kernels(config: Config) -> dict[str, str]:
     return missing
 
 
-def _counts_on_gpus(config: Config, cluster: "Cluster") -> bool:
+def counts_on_gpus(config: Config, cluster: "Cluster") -> bool:
     """Return whether segment actors will use GPUs of the connected cluster or GPUs that its autoscaler may add."""
     from segmint.infra.ray_session import observe_growth
 
@@ -206,7 +208,7 @@ def _counts_on_gpus(config: Config, cluster: "Cluster") -> bool:
     return most.gpus > 0
 
 
-def _ask_gpu_node(config: Config, model: ModelConfig, weights_sha256: str, cluster: "Cluster") -> Numerics:
+def ask_gpu_node(config: Config, model: ModelConfig, weights_sha256: str, cluster: "Cluster") -> Numerics:
     """Resolve `model` in a task on a GPU node of the connected cluster."""
     wanted = config.resources.segment.num_gpus
     num_gpus = 1.0 if wanted == "auto" else float(wanted)
@@ -216,13 +218,15 @@ def _ask_gpu_node(config: Config, model: ModelConfig, weights_sha256: str, clust
         num_gpus,
         config.resources.segment.num_cpus,
         "resources.segment.*",
-        _kind_of_gpu(config, cluster),
+        kind_of_gpu(config, cluster),
     )
-    numerics: Numerics = _ask(asked, config.stall_timeout, cluster.gpus, _resolve, model, config.masks, weights_sha256)
+    numerics: Numerics = _ask(
+        asked, config.stall_timeout, cluster.gpus, numerics_here, model, config.masks, weights_sha256
+    )
     return numerics
 
 
-def _kind_of_gpu(config: Config, cluster: "Cluster") -> str | None:
+def kind_of_gpu(config: Config, cluster: "Cluster") -> str | None:
     """Return the kind of GPU to request from Ray, or None for any kind.
 
     If Ray names no kind of GPU in this cluster, returns None. If Ray names the kind of only some GPUs, raises

@@ -60,7 +60,7 @@ def open_photographs(request: BuildRequest, *, grow: bool = False) -> tuple[Conf
     lines: list[str] = []
     if not file.exists():
         require_gpu_for_bf16(config)
-        catalog, rows, lines = _scan(request, storage)
+        catalog, rows, lines = scan_request(request, storage)
         asked.data["catalog"] = catalog.uri
         asked.data.setdefault("images_per_shard", min(max(_FEWEST_IMAGES, rows // _SHARDS), config.images_per_shard))
         text = f"{request.head}\n{_NOTE}\n{yaml_text(asked.data)}"
@@ -130,7 +130,7 @@ def _written(request: BuildRequest, file: Location) -> Config:
     return check(document, Config)
 
 
-def _scan(request: BuildRequest, storage: Storage) -> tuple[Location, int, list[str]]:
+def scan_request(request: BuildRequest, storage: Storage) -> tuple[Location, int, list[str]]:
     """Scan the photographs into a new catalog. Also return its number of rows, and lines that describe it."""
     asserted = f"{_user()}, {datetime.now(UTC).date()}"
     licenses: Counter[str] = Counter()
@@ -188,7 +188,7 @@ def _user() -> str:
 def _grown(request: BuildRequest, config: Config, file: Location) -> tuple[Config, list[str]]:
     """Scan the photographs again, and add the new rows to the dataset. Then, the file names the new catalog."""
     storage = Storage(config.storage)
-    catalog, _, lines = _scan(request, storage)
+    catalog, _, lines = scan_request(request, storage)
     before = Location(storage, config.catalog)
     if catalog == before:
         return config, lines

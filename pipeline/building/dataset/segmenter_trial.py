@@ -35,7 +35,7 @@ def try_segmenters(config: Config) -> None:
         for each, spec in segmenters:
             timeout_s, on_gpu = each.resources.timeout_s, each.resources.num_gpus > 0
             adds, settings = isinstance(each, StageConfig), segmenter_settings(each)
-            problem = partial(_problem, spec, timeout_s, on_gpu, settings, adds)
+            problem = partial(problem_of, spec, timeout_s, on_gpu, settings, adds)
             title = f"the segmenter {each.stage}"
             try_on_control(title, each.resources, timeout_s, problem, cluster, config.stall_timeout)
 
@@ -94,7 +94,7 @@ def problem_on(make_worker: Callable[[], Any], controls: Iterable[Any]) -> str |
     return "its memory ran out"
 
 
-def _problem(spec: StageSpec, timeout_s: float, on_gpu: bool, settings: SegmenterSettings, adds: bool) -> str | None:
+def problem_of(spec: StageSpec, timeout_s: float, on_gpu: bool, settings: SegmenterSettings, adds: bool) -> str | None:
     """Run a segmenter on the control image in a Ray task. Return the traceback of its error, or None.
 
     One that wants prompts gets a box and points and then, because it may reject them, a phrase. `adds` says that it

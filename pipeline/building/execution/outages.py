@@ -36,7 +36,7 @@ class Outages:
         self._catalog = catalog
         self._always = {store_name(uri): uri for uri in (catalog, *others)}
         self._timeout_s = timeout_s
-        self._examples = self._always
+        self.examples = self._always
         self._uris: Callable[[], Iterable[str]] | None = None  # not read yet
         self._told = -TELL_EVERY_S
 
@@ -45,9 +45,9 @@ class Outages:
 
         While the function raises a storage fault, only the other stores are checked.
         """
-        self._examples, self._uris = self._always, uris
+        self.examples, self._uris = self._always, uris
 
-    def _read_examples(self) -> None:
+    def read_examples(self) -> None:
         uris = self._uris
         if uris is None:
             return
@@ -65,12 +65,12 @@ class Outages:
             if len(examples) < MOST_STORES:
                 examples.setdefault(name, uri)
         if self._uris is uris:  # another thread may have begun the next window
-            self._examples, self._uris = examples, None
+            self.examples, self._uris = examples, None
 
     def silent(self) -> list[str]:
         """Return the stores that don't respond, and log them once a minute. Each check takes at most ten seconds."""
-        self._read_examples()
-        names, uris = list(self._examples), list(self._examples.values())
+        self.read_examples()
+        names, uris = list(self.examples), list(self.examples.values())
         with ThreadPoolExecutor(len(uris), thread_name_prefix="outages") as pool:
             answers = list(pool.map(self._storage.answers, uris))
         found = [name for name, answer in zip(names, answers, strict=True) if not answer]

@@ -87,16 +87,16 @@ class Quarantine:
         self.stages = stages  # layout for the current nodes
         self._start_timeout_s = start_timeout_s
         self._max_faults = max_faults
-        self._known: dict[int, Row] = {}  # verdict columns by ordinal; undecided suspects have a fault
+        self.known: dict[int, Row] = {}  # verdict columns by ordinal; undecided suspects have a fault
         self._killed: dict[int, int] = {}  # number of the stage whose worker died, by the suspect's ordinal
-        self._rows: RowSource | None = None  # of the last window
+        self.rows: RowSource | None = None  # of the last window
         self._ledger: RowLedger | None = None
         self.ended = False  # True if `end_window` ended the last window
         self._died_with_others: set[int] = set()  # ledger's numbers of rows whose dead worker also ran others
         self._attempts: Counter[int] = Counter()  # attempts in which a row's fault put its shard on hold, by ordinal
-        self._faulted: dict[int, None] = {}  # rows with faults in the last window, in order
+        self.faulted: dict[int, None] = {}  # rows with faults in the last window, in order
         self._held: Counter[int] = Counter()  # number of times that a shard was put on hold in the last window
-        self._alone: dict[int, str] = {}  # trial result of a row with a fault, by ordinal
+        self.alone: dict[int, str] = {}  # trial result of a row with a fault, by ordinal
         self._persistent: dict[int, str] = {}  # faults that persisted in a trial, by ordinal
         self._kept: dict[int, str] = {}  # why such a row wasn't rejected although `max_faults` allows it
 
@@ -105,12 +105,12 @@ class Quarantine:
 
         A shard runs at most `MOST_RUNS` times in a window. Returns the number of rows that will run again.
         """
-        self._faulted |= dict.fromkeys(result.faulted)
+        self.faulted |= dict.fromkeys(result.faulted)
         self._attempts.update(result.faulted)
-        if result.status == "on_hold" and self._ledger is not None and self._rows is not None:
+        if result.status == "on_hold" and self._ledger is not None and self.rows is not None:
             self._held[result.shard] += 1
             if self._held[result.shard] < MOST_RUNS:
-                runs = self._rows.runs_of_shard(result.shard)
+                runs = self.rows.runs_of_shard(result.shard)
                 self._ledger.retry_after(RETRY_WAIT_S, result.shard, runs)
                 return count_rows(runs)
         return 0
@@ -120,9 +120,9 @@ class Quarantine:
 
         About every `retry_rows` rows, the window retries all shards that were put on hold since the last retry.
         """
-        self._rows, self._faulted, self._held, self.ended = rows, {}, Counter(), False
+        self.rows, self.faulted, self._held, self.ended = rows, {}, Counter(), False
         self._ledger = RowLedger(alone=[row for row in self._died_with_others if row % STAGE_ROWS in rows])
-        return rows.opened(dict(self._known) or None, self._ledger, retry_rows), self._ledger
+        return rows.opened(dict(self.known) or None, self._ledger, retry_rows), self._ledger
 
     def end_window(self) -> None:
         """End the open window after the rows that were already read. Does nothing if no window is open."""
@@ -159,30 +159,30 @@ class Quarantine:
                 number, ordinal = divmod(row, STAGE_ROWS)
                 untried = UndecidedError("its worker died, and it has had no trial")
                 self._killed[ordinal] = number
-                self._known[ordinal] = faulted({}, self._stage_name(number), untried)
+                self.known[ordinal] = faulted({}, self._stage_name(number), untried)
         verdicts = 0
         on_hold: dict[int, str] = {}
         here = []
-        for ordinal, known in self._known.items():
-            if known["fault"] is not None and self._rows is not None and ordinal in self._rows:
+        for ordinal, known in self.known.items():
+            if known["fault"] is not None and self.rows is not None and ordinal in self.rows:
                 here.append(ordinal)
         for ordinal in here[:MOST_SINGLE_TRIALS]:
             number = self._killed.get(ordinal, 0)
             stage = self._stage_name(number)
             try:
                 prepared = self._prepare(ordinal)
-                verdict = None if prepared is None else self._segment_singly(ordinal, prepared, number)
+                verdict = None if prepared is None else self.segment_singly(ordinal, prepared, number)
             except UndecidedError as error:
-                del self._known[ordinal]  # move the suspect to the end, so that the next trials start elsewhere
-                self._known[ordinal] = faulted({}, stage, error)
+                del self.known[ordinal]  # move the suspect to the end, so that the next trials start elsewhere
+                self.known[ordinal] = faulted({}, stage, error)
                 on_hold |= _of_its_shard(spans, ordinal, str(error))
                 if isinstance(error, ControlFailedError):
                     break
                 continue
             if verdict is None:
-                del self._known[ordinal]
+                del self.known[ordinal]
             else:
-                self._known[ordinal] = rejected({}, stage, verdict)
+                self.known[ordinal] = rejected({}, stage, verdict)
                 verdicts += 1
             get_logger("build").warning("tried alone", ordinal=ordinal, verdict=str(verdict or "none: it passed"))
         return Trials(verdicts, on_hold)
@@ -195,10 +195,10 @@ class Quarantine:
         unfinished = sorted((span.start, span.stop) for span in spans)
         waiting = [
             row
-            for row in self._faulted
-            if self._attempts[row] >= FAULTY_ATTEMPTS and row not in self._known and _is_inside(row, unfinished)
+            for row in self.faulted
+            if self._attempts[row] >= FAULTY_ATTEMPTS and row not in self.known and _is_inside(row, unfinished)
         ]
-        fresh = [ordinal for ordinal in waiting if ordinal not in self._alone][:MOST_SINGLE_TRIALS]
+        fresh = [ordinal for ordinal in waiting if ordinal not in self.alone][:MOST_SINGLE_TRIALS]
         verdicts = 0
         machines_work = True
         for ordinal in fresh:
@@ -206,7 +206,7 @@ class Quarantine:
             try:
                 verdict = self._judge_singly(ordinal)
             except UndecidedError as error:
-                self._alone[ordinal] = (
+                self.alone[ordinal] = (
                     f"{name} had a fault in {self._attempts[ordinal]} attempts and in a trial: {error}. The "
                     "other rows of its shard are waiting for it. Fix the cause and build again, or reject such rows "
                     "with max_faults"
@@ -220,16 +220,16 @@ class Quarantine:
                 continue
             verdicts += 1
             if verdict is not None:
-                self._known[ordinal] = verdict
-            self._alone[ordinal] = f"{name} passed its trial, but has faults among other rows: build again"
+                self.known[ordinal] = verdict
+            self.alone[ordinal] = f"{name} passed its trial, but has faults among other rows: build again"
             found = "none: it passed" if verdict is None else f"{verdict['reason']}: {verdict['detail']}"
             get_logger("build").warning("tried alone", row=name, verdict=found)
         if machines_work:
             verdicts += self._give_up([ordinal for ordinal in waiting if ordinal in self._persistent], spans)
         on_hold: dict[int, str] = {}
         for ordinal in waiting:
-            if ordinal in self._alone and ordinal not in self._known:
-                on_hold |= _of_its_shard(spans, ordinal, self._alone[ordinal] + self._kept.get(ordinal, ""))
+            if ordinal in self.alone and ordinal not in self.known:
+                on_hold |= _of_its_shard(spans, ordinal, self.alone[ordinal] + self._kept.get(ordinal, ""))
         return Trials(verdicts, on_hold)
 
     def _give_up(self, ordinals: Sequence[int], spans: Sequence[ShardSpan]) -> int:
@@ -238,8 +238,8 @@ class Quarantine:
         A row is only rejected if its shard contains at most `max_faults` rows with faults, and if another row passes
         the same stage now, after all of the row's attempts.
         """
-        earlier = [ordinal for ordinal, row in self._known.items() if row["reason"] == Reason.PERSISTENT_FAULT]
-        faulty = {*self._faulted, *earlier}
+        earlier = [ordinal for ordinal, row in self.known.items() if row["reason"] == Reason.PERSISTENT_FAULT]
+        faulty = {*self.faulted, *earlier}
         works: dict[Any, bool] = {}
         count = 0
         for ordinal in ordinals:
@@ -248,11 +248,11 @@ class Quarantine:
                 continue
             fault = self._persistent[ordinal]
             stage, _, _ = fault.partition(": ")
-            others, access = self._others(ordinal, stage)
+            others, access = self.others(ordinal, stage)
             if (stage, access) not in works:
                 works[stage, access] = self._any_passes(others, stage)
             if works[stage, access]:
-                self._known[ordinal] = given_up(fault)
+                self.known[ordinal] = given_up(fault)
                 count += 1
                 get_logger("build").warning("gave up", row=self._name(ordinal), fault=fault)
             else:
@@ -262,14 +262,14 @@ class Quarantine:
                 )
         return count
 
-    def _others(self, ordinal: int, stage: str) -> tuple[list[int], tuple[str, ...]]:
+    def others(self, ordinal: int, stage: str) -> tuple[list[int], tuple[str, ...]]:
         """Return the nearest rows without faults. For a fault in `prepare`, they have the same `_access`, the second.
 
         Other stages don't read the row's object.
         """
-        assert self._rows is not None
-        near = self._rows.uris_near(ordinal, WITNESS_ROWS)
-        used = {near[each] for each in (*self._faulted, *self._known) if each in near}
+        assert self.rows is not None
+        near = self.rows.uris_near(ordinal, WITNESS_ROWS)
+        used = {near[each] for each in (*self.faulted, *self.known) if each in near}
         fitting = [each for each, uri in near.items() if uri not in used]
         access: tuple[str, ...] = ()
         if stage == "prepare":
@@ -297,7 +297,7 @@ class Quarantine:
         if not ordinals:
             return False
         try:
-            _, verdicts = self._prepare_alone(ordinals)
+            _, verdicts = self.prepare_singly(ordinals)
             for ordinal, verdict in zip(ordinals, verdicts, strict=True):
                 accepted = verdict["reason"] is None and verdict["fault"] is None
                 if accepted and (stage == "prepare" or self._judge_singly(ordinal) is None):
@@ -311,28 +311,28 @@ class Quarantine:
 
     def _read(self, ordinals: Sequence[int]) -> pa.Table:
         """Read rows from the catalog. Raises `UndecidedError` if no window has started yet."""
-        if self._rows is None:
+        if self.rows is None:
             raise UndecidedError(f"row {ordinals[0]} belongs to no window yet")
-        return self._rows.read_rows(ordinals)
+        return self.rows.read_rows(ordinals)
 
     def _judge_singly(self, ordinal: int) -> Row | None:
         """Return the verdict on a row with a fault, or None if the row passes all stages.
 
         Raises `PersistentFaultError` if the row has a fault again, and `UndecidedError` if the trial fails otherwise.
         """
-        prepared, (verdict,) = self._prepare_alone([ordinal])
+        prepared, (verdict,) = self.prepare_singly([ordinal])
         if verdict["fault"] is not None:
             raise PersistentFaultError(verdict["fault"])
         if verdict["reason"] is not None:
             return verdict
         try:
             segmenter = self.stages.segmenter
-            death = self._segment_singly(ordinal, prepared, 0 if segmenter is None else segmenter.number)
+            death = self.segment_singly(ordinal, prepared, 0 if segmenter is None else segmenter.number)
         except StageFailedError as error:
             raise PersistentFaultError(f"{self.stages.maker_of_masks}: {error}") from error
         if death is not None:
             return rejected({}, self.stages.maker_of_masks, death)
-        verdict = self._through(prepared)[2]
+        verdict = self.through(prepared)[2]
         if verdict["fault"] is not None:
             raise PersistentFaultError(verdict["fault"])
         if verdict["reason"] is None:
@@ -344,18 +344,18 @@ class Quarantine:
             return self.stages.own[number - 1].spec.label
         return "segment"
 
-    def _segment_singly(self, ordinal: int, prepared: Any, number: int = 0) -> RejectedError | None:
+    def segment_singly(self, ordinal: int, prepared: Any, number: int = 0) -> RejectedError | None:
         """Return the verdict on a row in the segment stage, or in the custom stage with this number."""
         segment = self.stages.segment_pool, self.stages.segment_timeout_s
         start = self.stages.gpus.name, self._start_timeout_s
         trial = Trial(SegmentAlone, (self.stages.segment, segment[1]), *segment, prepared, control_table(), *start)
         if number:
             custom = self.stages.own[number - 1]
-            row, control, _ = self._through(prepared, number)
+            row, control, _ = self.through(prepared, number)
             trial = Trial(custom.alone(), custom.arguments(None), custom.pool, custom.timeout_s, row, control, *start)
         return trial.judge(ordinal, self._stage_name(number))
 
-    def _through(self, prepared: Any, until: int = 0) -> tuple[Any, Any, Row]:
+    def through(self, prepared: Any, until: int = 0) -> tuple[Any, Any, Row]:
         """Run a prepared row and the control image through all stages in a fresh worker.
 
         If `until` is the number of a custom stage, only the stages before it run. Returns a reference to the row's
@@ -389,7 +389,7 @@ class Quarantine:
     def _prepare(self, ordinal: int) -> Any:
         """Prepare a suspect again. Return a reference to its `PREPARED` table, or None if the row is rejected."""
         try:
-            prepared, (verdict,) = self._prepare_alone([ordinal])
+            prepared, (verdict,) = self.prepare_singly([ordinal])
             if verdict["fault"] is not None:
                 raise UndecidedError(verdict["fault"])
         except UndecidedError as error:
@@ -398,7 +398,7 @@ class Quarantine:
             return prepared
         return None
 
-    def _prepare_alone(self, ordinals: Sequence[int]) -> tuple[Any, list[Row]]:
+    def prepare_singly(self, ordinals: Sequence[int]) -> tuple[Any, list[Row]]:
         """Prepare rows in a fresh worker. Return a reference to their `PREPARED` table, and their `VERDICT` columns."""
         rows = self._read(ordinals)
         where = {}

@@ -75,7 +75,7 @@ class RowSource(Datasource):  # type: ignore[misc]
         """With a `ledger`, allow the window to end early, and add a slot for shards on hold every `retry_rows` rows."""
         super().__init__()
         self._dataset = dataset
-        self._shards = shards
+        self.shards = shards
         self._known = known
         self._ledger = ledger
         self._retry_rows = retry_rows
@@ -84,7 +84,7 @@ class RowSource(Datasource):  # type: ignore[misc]
 
     def opened(self, known: Mapping[int, Row] | None, ledger: RowLedger, retry_rows: int | None = None) -> "RowSource":
         """Return the same rows with a ledger, and with verdict columns unless `known` is None."""
-        return RowSource(self._dataset, self._shards, known, ledger, retry_rows)
+        return RowSource(self._dataset, self.shards, known, ledger, retry_rows)
 
     def stream(self) -> Iterator[ShardSpan]:
         """Yield the shards and their row counts in the order of Ray Data's output.
@@ -100,10 +100,10 @@ class RowSource(Datasource):  # type: ignore[misc]
 
     def runs_of_shard(self, shard: int) -> tuple[Run, ...]:
         """Return the runs of a shard's rows."""
-        return next(each.runs for each in self._shards if each.shard == shard)
+        return next(each.runs for each in self.shards if each.shard == shard)
 
     def __contains__(self, ordinal: int) -> bool:
-        return any(start <= ordinal < stop for each in self._shards for start, stop in each.runs)
+        return any(start <= ordinal < stop for each in self.shards for start, stop in each.runs)
 
     def read_rows(self, ordinals: Sequence[int]) -> pa.Table:
         """Read rows without verdict columns. They may belong to another window."""
@@ -117,7 +117,7 @@ class RowSource(Datasource):  # type: ignore[misc]
 
     def sample_uris(self, rows: int, storage: Storage) -> list[str]:
         """Read the URIs of up to `rows` rows, spread evenly over the shards. Read the catalog with `storage`."""
-        chosen = self._shards[:: max(1, -(-len(self._shards) // rows))]
+        chosen = self.shards[:: max(1, -(-len(self.shards) // rows))]
         runs = [(each.runs[0][0], each.runs[0][0] + 1) for each in chosen]
         dataset = replace(self._dataset, location=Location(storage, self._dataset.location.uri))
         uris: list[str] = dataset.read_runs(runs, ["uri"]).column("uri").to_pylist()
@@ -163,7 +163,7 @@ class RowSource(Datasource):  # type: ignore[misc]
         order: list[ShardRows | int] = []
         pending: list[Run] = []
         since = 0
-        for each in self._shards:
+        for each in self.shards:
             if self._ledger is not None and self._retry_rows and since >= self._retry_rows:
                 reads += self._cut(pending)
                 order.append(len(reads))

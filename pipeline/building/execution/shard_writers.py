@@ -73,20 +73,18 @@ class ShardWriters:
         self._limit = limit
         self._check = check
         self._remote: Callable[..., Any] = ray.remote(num_cpus=1, max_retries=3)(write).remote
-        self._in_flight: list[Any] = []
+        self.in_flight: list[Any] = []
 
     def submit(self, task: Any, cuts: list[BlockSlice]) -> Iterator[Any]:
         """Start a shard's writer once fewer than `limit` are running. Yield the results that arrive in the meantime."""
         yield from self._finished()
-        while len(self._in_flight) >= self._limit:
+        while len(self.in_flight) >= self._limit:
             yield self._next()
-        self._in_flight.append(
-            self._remote(task, [(cut.start, cut.stop) for cut in cuts], *[cut.block for cut in cuts])
-        )
+        self.in_flight.append(self._remote(task, [(cut.start, cut.stop) for cut in cuts], *[cut.block for cut in cuts]))
 
     def drain(self) -> Iterator[Any]:
         """Wait for all running writers and yield their results."""
-        while self._in_flight:
+        while self.in_flight:
             yield self._next()
 
     def close(self) -> None:
@@ -95,21 +93,21 @@ class ShardWriters:
         If a window ends early, a writer may still be waiting for lost blocks, which Ray would recompute later.
         Canceling the writer prevents this.
         """
-        if self._in_flight:
-            _, late = ray.wait(self._in_flight, num_returns=len(self._in_flight), timeout=LOOK_S)
+        if self.in_flight:
+            _, late = ray.wait(self.in_flight, num_returns=len(self.in_flight), timeout=LOOK_S)
             for writer in late:
                 ray.cancel(writer)
-            self._in_flight = []
+            self.in_flight = []
 
     def _finished(self) -> Iterator[Any]:
-        if self._in_flight:
-            done, self._in_flight = ray.wait(self._in_flight, num_returns=len(self._in_flight), timeout=0)
+        if self.in_flight:
+            done, self.in_flight = ray.wait(self.in_flight, num_returns=len(self.in_flight), timeout=0)
             yield from ray.get(done)
 
     def _next(self) -> Any:
         done: list[Any] = []
         while not done:
-            done, self._in_flight = ray.wait(self._in_flight, num_returns=1, timeout=LOOK_S)
+            done, self.in_flight = ray.wait(self.in_flight, num_returns=1, timeout=LOOK_S)
             if not done:
                 self._check()
         return ray.get(done[0])

@@ -154,7 +154,7 @@ _MOST_BUNDLES = 1000
 BLOCKS_PER_GPU = 12
 """Number of blocks per requested GPU: over a minute of work for a fast GPU. Starting the GPU's node takes longer."""
 
-_ASK_S = 2.0
+ASK_S = 2.0
 """Seconds between checks of the nodes while a build waits for more of them."""
 
 
@@ -317,7 +317,7 @@ def lay_out_for_growth(
                 raise UnfinishedError(
                     f"{error}. The autoscaler didn't add enough nodes within {waited}; the same command tries again"
                 ) from error
-            time.sleep(_ASK_S)
+            time.sleep(ASK_S)
 
 
 def _fit(config: Config, dataset: BuildDataset, cluster: Cluster, *, grows: bool = False) -> Stages:
@@ -350,7 +350,7 @@ def _fit(config: Config, dataset: BuildDataset, cluster: Cluster, *, grows: bool
         weights_bytes = dataset.sam_weights().stat().st_size
         devices = cpu_actors(cluster, dataset.numerics.threads, weights_bytes, dataset.rows)
     segment = pool_of(_masks_pool(config), 1 if grows else devices, devices, gpus_each)
-    rows_per_block = min(_rows_per_block(config, on_gpu=on_gpu), max(1, -(-dataset.rows // (2 * segment.largest))))
+    rows_per_block = min(block_rows(config, on_gpu=on_gpu), max(1, -(-dataset.rows // (2 * segment.largest))))
     threads = HostThreads.of(dataset.numerics.device, segment.num_cpus, config.model.images_per_batch)
     segment = replace(segment, calls_at_once=threads.calls(rows_per_block))
     # `prepare` gets the cores that segmentation leaves free: CPUs on a cluster, real cores with a local Ray instance.
@@ -390,7 +390,7 @@ def _fit(config: Config, dataset: BuildDataset, cluster: Cluster, *, grows: bool
     )
 
 
-def _rows_per_block(config: Config, *, on_gpu: bool) -> int:
+def block_rows(config: Config, *, on_gpu: bool) -> int:
     """Return the maximum number of rows per block. `auto` is 5 s of GPU work, or fewer rows if the JPEGs are large."""
     most = config.most_rows_per_block(on_gpu=on_gpu)
     if config.rows_per_block != "auto" or most == ROWS_PER_BLOCK:

@@ -91,7 +91,7 @@ def make_plan(config: Config, options: PlanOptions, tell: Callable[[str], None] 
     if manifest is None and wants_prompts(identity(config)):
         require_prompts(config, there=has_prompts(catalog))
     by_sam = config.segmenter is None
-    config = name_weights(config, manifest, partial(_kind_of_device, options)) if by_sam else config
+    config = name_weights(config, manifest, partial(kind_of_device, options)) if by_sam else config
     if manifest is not None:
         weights = resolve(config.model.weights, mirror=config.assets, storage=storage) if by_sam else None
         check_begun_alike(config, storage, manifest, weights)
@@ -134,7 +134,8 @@ def make_plan(config: Config, options: PlanOptions, tell: Callable[[str], None] 
     return _assemble(config, options, catalog_rows, remaining, ceiling, model, sample, make)
 
 
-def _kind_of_device(options: PlanOptions, config: Config) -> str:
+def kind_of_device(options: PlanOptions, config: Config) -> str:
+    """Return the kind of the device that a build would choose, "cpu" or "cuda"."""
     return "cuda" if options.elsewhere else resolve_compute(config.model.device).kind
 
 

@@ -119,7 +119,7 @@ def run_sample(
     undecided, and any error from loading the model.
     """
     started = time.perf_counter()
-    storage = _MeteredStorage(config.storage)
+    storage = MeteredStorage(config.storage)
     arguments = prepare_config(config, manifest), storage, policy, config.catalog, config.assets
     prepare = Prepare(*arguments, refused=read_refused(config))
     try:
@@ -166,7 +166,7 @@ def _maker_of_masks(
     return segment
 
 
-class _MeteredStorage(Storage):
+class MeteredStorage(Storage):
     """Storage that measures reads since the last reset. Reads in a child process aren't measured."""
 
     def __init__(self, options: Mapping[str, Mapping[str, Any]]) -> None:
@@ -215,7 +215,7 @@ def _take_row(
     source: pa.Table,
     prepare: Prepare,
     segment: Callable[[pa.Table], pa.Table],
-    storage: _MeteredStorage,
+    storage: MeteredStorage,
     *,
     with_images: bool,
 ) -> tuple[pa.Table, SampledRow]:

@@ -34,7 +34,7 @@ SAID = ("label_score", "label_source", "source", "annotator", "seconds", "prompt
 OF_IMAGE = ("submission", "annotator", "stage", "seconds")
 """Columns of another dataset's images to carry over."""
 
-_BATCH = 2_000
+BATCH = 2_000
 """Number of masks to collect in memory before they are written."""
 
 _SIZE = [("height", pa.int32()), ("width", pa.int32())]
@@ -282,7 +282,7 @@ class ScratchWriter:
 
     def add(self, row: dict[str, Any]) -> None:
         self._rows.append(row)
-        if len(self._rows) == _BATCH:
+        if len(self._rows) == BATCH:
             self._flush()
 
     def close(self) -> None:

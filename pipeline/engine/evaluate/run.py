@@ -229,7 +229,7 @@ class EvaluateParts:
 def _by_ray(
     task: EvaluateTask, names: Sequence[str], parts: Sequence[_NumberedPart], resources: ResourcesConfig
 ) -> Iterator[PartResult]:
-    import ray.data  # before the session, which quiets the logger that this import sets up
+    import ray.data  # noqa: F401 - before the session, which quiets the logger that this import sets up
     import ray.exceptions
 
     from segmint.infra.ray_session import ray_session

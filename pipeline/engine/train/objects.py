@@ -154,7 +154,7 @@ def run_objects(config: TrainConfig, say: Say) -> ObjectsResult:
     reader = TrainingImageReader(images, config.losses.resolution, config.max_mask_area_ratio, skipped)
     weights = list(detector.parameters())
     try:
-        start = _restore(folder, run, detector, optimizer, reader, skipped)
+        start = restore(folder, run, detector, optimizer, reader, skipped)
         for step in range(start + 1, recipe.steps + 1):
             reads = [read for draw in draws.step(step) if (read := reader.read(draw)) is not None]
             losses = objects_step(
@@ -243,7 +243,7 @@ def _check(step: int, losses: Mapping[str, float], norm: float, names: Sequence[
     )
 
 
-def _restore(
+def restore(
     folder: Location,
     run: TrainingRunRecord,
     detector: nn.Module,

@@ -308,7 +308,7 @@ class TrainingSession:
             def save(step: int, evaluations: Sequence[Evaluation]) -> None:
                 reader.exchange(world)
                 if log is not None:
-                    self._save(trainer, step, evaluations)
+                    self.save(trainer, step, evaluations)
                     log.save()
 
             hooks = LoopHooks(trainer.step, show, evaluate if drawn else None, draw, save)
@@ -443,7 +443,7 @@ class TrainingSession:
                 "other_numerics", before=self.numerics[-1], now=self._numerics(), note="results won't be bit-identical"
             )
 
-    def _save(self, trainer: Trainer, step: int, evaluations: Sequence[Evaluation]) -> None:
+    def save(self, trainer: Trainer, step: int, evaluations: Sequence[Evaluation]) -> None:
         folder = self.output / CHECKPOINTS
         put_checkpoint(
             folder,

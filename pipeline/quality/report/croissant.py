@@ -125,8 +125,8 @@ def croissant_json(facts: Facts, root: str) -> bytes:
         "keywords": keywords,
         "distribution": [*_files(facts, root), *_file_sets(facts)],
         "recordSet": [
-            _records("images", schemas["images"]),
-            {**_records("masks", schemas["masks"]), "prov:wasAttributedTo": list(_mask_makers(facts))},
+            record_set("images", schemas["images"]),
+            {**record_set("masks", schemas["masks"]), "prov:wasAttributedTo": list(_mask_makers(facts))},
             *_photographs(facts),
         ],
     }
@@ -241,7 +241,8 @@ def _file_sets(facts: Facts) -> Iterator[dict[str, Any]]:
         }
 
 
-def _records(kind: str, schema: pa.Schema) -> dict[str, Any]:
+def record_set(kind: str, schema: pa.Schema) -> dict[str, Any]:
+    """Describe the columns of a kind of table. `kind` is a key of `SCHEMAS`."""
     key = "id"
     fields = [_field(f"{kind}/{column.name}", column.name, column.type, f"{kind}-files") for column in schema]
     if kind == "masks":

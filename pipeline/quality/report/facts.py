@@ -29,7 +29,7 @@ SELECT prompt.kind AS name, count(DISTINCT annotation_id) AS masks
 FROM (SELECT annotation_id, unnest(prompts) AS prompt FROM masks) GROUP BY name ORDER BY name"""
 _FILLED = """
 SELECT count(attribution) AS attributions, count(source_url) AS pages, count(annotator) AS annotators FROM images"""
-_DOMAINS = rf"""
+DOMAINS = rf"""
 SELECT lower(regexp_extract(source_url, '(?i)^https?://(?:[^/?#@]*@)?([^/?#:]+)', 1)) AS domain, count(*) AS images,
   count(*) OVER () AS total
 FROM images GROUP BY domain HAVING domain <> '' ORDER BY images DESC, domain LIMIT {_CREDITS_SHOWN}"""
@@ -187,7 +187,7 @@ def gather_facts(tables: DatasetTables, storage: Storage) -> Facts:
     if tables.kind == "segmint":
         manifest = load_manifest(tables.location)
     credits_total, credits = _credits(tables)
-    domains, domains_total = tables.query(_DOMAINS).to_pylist(), 0
+    domains, domains_total = tables.query(DOMAINS).to_pylist(), 0
     if domains:
         domains_total = domains[0]["total"]
     facts = Facts(

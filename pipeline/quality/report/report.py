@@ -152,7 +152,7 @@ def write_report(
         if facts.manifest is not None:  # the card and the Croissant file state the photographs' licenses
             require_published(facts.manifest, dataset, "described by a report")
         facts = replace(facts, version=audit.version or facts.version, study=score, reused=reused)
-        pictures = _pictures(tables, dataset.storage, facts, audit, statistics)
+        pictures = pictures_of(tables, dataset.storage, facts, audit, statistics)
         if other is not None:
             beside = measure_comparison(tables, statistics, other)
     charts = charts_of(statistics)
@@ -235,7 +235,7 @@ def path_to_dataset(folder: str, dataset_uri: str) -> str:
     return there.rstrip("/")
 
 
-def _pictures(
+def pictures_of(
     tables: DatasetTables, storage: Storage, facts: Facts, audit: AuditReport, statistics: Statistics
 ) -> ReportImages:
     """Draw the page's images: findings, outliers, and a sample. Images with remaining detections are never drawn."""

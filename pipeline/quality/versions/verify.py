@@ -67,8 +67,8 @@ from segmint.pipeline.quality.evidence.signatures import (
     signers,
 )
 
-_THREADS = 8
-_AHEAD = 64
+THREADS = 8
+AHEAD = 64
 
 
 @dataclass(frozen=True)
@@ -232,7 +232,7 @@ def _read_all(reading: _VerifyState, version: Version | None) -> Version | None:
     for leaf in removal_leaves(dataset):
         reading.add(leaf, (dataset / leaf.path).size())
     reading.problems += [*damaged_tombstones(dataset).values(), *damaged_fingerprints(dataset).values()]
-    _read_shards(reading, [commit.key for commit in held], latest=True)
+    read_shards(reading, [commit.key for commit in held], latest=True)
     _judge_unnamed(reading, {commit.shard for commit in held}.difference(commit.shard for commit in reading.commits))
     if manifest is not None:
         for commit in reading.commits:
@@ -318,7 +318,7 @@ def _read_version(reading: _VerifyState, version: Version) -> None:
         reading.problems.append(str(error))
     for path, sha256 in version.files.items():
         _read_part(reading, path, sha256)
-    _read_shards(reading, [(shard, generation) for shard, generation, _ in version.commits], latest=False)
+    read_shards(reading, [(shard, generation) for shard, generation, _ in version.commits], latest=False)
     found = Snapshot.of(reading.leaves).by_path
     for shard, generation, sha256 in version.commits:
         path = commit_path(shard, generation)
@@ -338,7 +338,7 @@ def _read_part(reading: _VerifyState, path: str, sha256: str) -> None:
         reading.problems.append(_other_bytes(path, sha256, found))
 
 
-def _read_shards(reading: _VerifyState, pairs: Sequence[tuple[int, int]], *, latest: bool) -> None:
+def read_shards(reading: _VerifyState, pairs: Sequence[tuple[int, int]], *, latest: bool) -> None:
     """Read commits and the files that they name.
 
     With `latest`, if a commit was replaced in the meantime, this reads the new one.
@@ -353,7 +353,7 @@ def _read_shards(reading: _VerifyState, pairs: Sequence[tuple[int, int]], *, lat
             found = _read_shard(reading.dataset, shard, generation)
         return found
 
-    for found in track(map_ahead(read, pairs, _THREADS, _AHEAD, "verify"), "shards", len(pairs)):
+    for found in track(map_ahead(read, pairs, THREADS, AHEAD, "verify"), "shards", len(pairs)):
         reading.merge(found)
         for commit in found.commits:
             block = commit.shard // SUMMARY_SHARDS

@@ -61,7 +61,7 @@ class WeightedCache(Generic[K, V]):
     def __init__(self, limit: int, weigh: Callable[[V], int]) -> None:
         self._limit = limit
         self._weigh = weigh
-        self._values: OrderedDict[K, V] = OrderedDict()
+        self.values: OrderedDict[K, V] = OrderedDict()
         self._weight = 0
         self._lock = threading.Lock()
 
@@ -73,25 +73,25 @@ class WeightedCache(Generic[K, V]):
     def get(self, key: K, make: Callable[[], V]) -> V:
         """Return the value of a key. If it isn't cached, call `make`, which may happen concurrently in two threads."""
         with self._lock:
-            if key in self._values:
-                self._values.move_to_end(key)
-                return self._values[key]
+            if key in self.values:
+                self.values.move_to_end(key)
+                return self.values[key]
         value = make()
         with self._lock:
-            if key in self._values:
-                return self._values[key]
-            self._values[key] = value
+            if key in self.values:
+                return self.values[key]
+            self.values[key] = value
             self._weight += self._weigh(value)
-            while self._weight > self._limit and self._values:
-                _, dropped = self._values.popitem(last=False)
+            while self._weight > self._limit and self.values:
+                _, dropped = self.values.popitem(last=False)
                 self._weight -= self._weigh(dropped)
         return value
 
     def drop(self, which: Callable[[K], bool]) -> None:
         """Drop the values of the keys for which `which` is true."""
         with self._lock:
-            for key in [key for key in self._values if which(key)]:
-                self._weight -= self._weigh(self._values.pop(key))
+            for key in [key for key in self.values if which(key)]:
+                self._weight -= self._weigh(self.values.pop(key))
 
 
 class ShardImages:
@@ -103,7 +103,7 @@ class ShardImages:
 
     def __init__(self, dataset: Location, generations: Mapping[int, int] | None = None, look_s: float = LOOK_S) -> None:
         self._dataset = dataset
-        self._look_s = look_s
+        self.look_s = look_s
         self._looked: dict[int, float] = {}  # time of the last check that found a shard unchanged
         self._changed: set[int] = set()  # shards that have changed; they stay in this set
         self._log = CommitLog(dataset)
@@ -132,7 +132,7 @@ class ShardImages:
         now = time.monotonic()
         if shard in self._changed:
             return True
-        if not anew and now - self._looked.get(shard, -self._look_s) < self._look_s:
+        if not anew and now - self._looked.get(shard, -self.look_s) < self.look_s:
             return False
         if self._log.is_latest(shard, self._generations.get(shard, 0)):
             self._looked[shard] = now
@@ -196,7 +196,7 @@ class Thumbnails:
     def __init__(self, pictures: JpegSource, decoder: JpegDecoder) -> None:
         self._pictures = pictures
         self._decoder = decoder
-        self._recent: WeightedCache[ImageAddress, bytes] = WeightedCache(_THUMBNAIL_BYTES, len)
+        self.recent: WeightedCache[ImageAddress, bytes] = WeightedCache(_THUMBNAIL_BYTES, len)
 
     def jpeg(self, place: ImageAddress) -> bytes:
         """Return an image's thumbnail as JPEG.
@@ -206,10 +206,10 @@ class Thumbnails:
         """
         try:
             self._pictures.check(place)
-            made = self._recent.get(place, lambda: self._make(place))
+            made = self.recent.get(place, lambda: self._make(place))
             self._pictures.check(place)  # another thread may have cleared the shard before it was cached
         except ShardChangedError:
-            self._recent.drop(lambda other: other.shard == place.shard)
+            self.recent.drop(lambda other: other.shard == place.shard)
             raise
         return made
 

@@ -11,15 +11,15 @@ from segmint.model.sam import gpu_attention, image_encoder_vit
 
 
 def test_attention_is_by_one_kind_of_kernel_while_the_block_runs() -> None:
-    usual = gpu_attention._HALF, image_encoder_vit.relative_attention
+    usual = gpu_attention.HALF_BACKENDS, image_encoder_vit.relative_attention
     for way in WAYS[1:]:
         with attending_by(way):
             assert image_encoder_vit.relative_attention(torch.zeros(1), 1, 1) is None
-            (backend,) = gpu_attention._HALF
+            (backend,) = gpu_attention.HALF_BACKENDS
             assert way in backend.name.lower()
     with attending_by("triton"):
-        assert (gpu_attention._HALF, image_encoder_vit.relative_attention) == usual
-    assert (gpu_attention._HALF, image_encoder_vit.relative_attention) == usual
+        assert (gpu_attention.HALF_BACKENDS, image_encoder_vit.relative_attention) == usual
+    assert (gpu_attention.HALF_BACKENDS, image_encoder_vit.relative_attention) == usual
     assert SDPBackend.CUDNN_ATTENTION not in usual[0]
 
 
@@ -28,6 +28,6 @@ def test_the_decoders_steps_are_computed_plainly_while_the_block_runs() -> None:
     with computing_by("compiled"):
         assert not {decoder.answer, decoder.look, decoder.draw}.intersection(usual)
     with computing_by("plain"):
-        assert (decoder.answer, decoder.look, decoder.draw, factored_image._by_formulas.get()) == (*usual, True)
+        assert (decoder.answer, decoder.look, decoder.draw, factored_image.by_formulas.get()) == (*usual, True)
     with computing_by("kernels"):
-        assert (decoder.answer, decoder.look, decoder.draw, factored_image._by_formulas.get()) == (*usual, False)
+        assert (decoder.answer, decoder.look, decoder.draw, factored_image.by_formulas.get()) == (*usual, False)

@@ -37,7 +37,7 @@ def test_an_error_is_recorded_and_the_next_measurement_follows(run: PartRun) -> 
 def test_what_would_overrun_is_skipped_by_what_its_kind_took(run: PartRun, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr("benchmarks.gpu.run.time.monotonic", lambda: now[0])
-    run._started = 0.0
+    run.started = 0.0
 
     def slow(run: PartRun) -> dict[str, Any]:
         now[0] += 60

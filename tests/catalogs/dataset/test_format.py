@@ -53,7 +53,7 @@ def test_additions_and_all_other_changes_are_named(frozen: dict[str, Any], monke
     monkeypatch.setitem(schemas.SCHEMAS, "images", images)
     monkeypatch.setitem(schemas.SCHEMAS, "masks", renamed(masks, "container", "inside"))
     monkeypatch.setitem(schemas.SCHEMAS, "rejects", pa.schema([*rejects][::-1]))
-    monkeypatch.setattr(layout, "_NAMES", (*layout._NAMES, r"notes\.json"))
+    monkeypatch.setattr(layout, "PATTERNS", (*layout.PATTERNS, r"notes\.json"))
     monkeypatch.setattr(format_description, "DatasetManifest", OwnedManifest)
     monkeypatch.setattr(format_description, "Numerics", MoreNumerics)
     to_json = Commit.to_json

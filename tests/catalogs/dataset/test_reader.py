@@ -259,7 +259,7 @@ def test_a_table_is_opened_once_for_its_labels_and_only_its_footer_is_read_witho
 ) -> None:
     opens: list[str] = []
     plain = Location.open
-    monkeypatch.setattr("segmint.catalogs.dataset.reader._WHOLE_BYTES", 0)
+    monkeypatch.setattr("segmint.catalogs.dataset.reader.WHOLE_BYTES", 0)
     monkeypatch.setattr(Location, "open", lambda self: (opens.append(self.uri), plain(self))[1])
     for name, make_row in (("labeled", labeled_row), ("prompted", prompted_row), ("plain", row_of)):
         write_dataset(location_of(tmp_path / name), shards=1, make_row=make_row)

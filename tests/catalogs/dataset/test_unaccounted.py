@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -14,7 +13,6 @@ from segmint.catalogs.dataset.unaccounted import UnaccountedFiles, judge_doubtfu
 from segmint.catalogs.findings import Code
 from segmint.catalogs.layout import commit_path, data_path, is_known, part_path
 from segmint.infra.storage.location import Location
-from segmint.infra.storage.s3 import S3Store
 from segmint.infra.storage.storage import Storage
 from segmint.infra.storage.stores import ObjectInfo
 from segmint.infra.uris import local_path
@@ -22,6 +20,7 @@ from tests.support.faulty_proxy import faulty_proxy
 from tests.support.locations import location_of
 from tests.support.many_shards import write_many_shards
 from tests.support.s3_server import S3Server
+from tests.support.tiny_s3 import tiny_s3
 
 DIGEST = "0123456789ab"
 NOW = datetime.now(UTC)
@@ -161,16 +160,10 @@ def test_old_files_of_a_backup_are_findings_and_those_of_running_commands_are_no
     assert account(location).recent == ()
 
 
-def test_an_object_hidden_under_the_name_of_a_folder_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
-    keys = {"ds/": 0, "ds/folder/": 0, "ds/hidden/": 11, "ds/notes.txt": 0}
-
-    def page(*_: Any, **options: Any) -> dict[str, Any]:
-        listed = [key for key in keys if key.startswith(options["Prefix"])]
-        contents = [{"Key": key, "Size": keys[key], "LastModified": NOW} for key in listed]
-        return {"IsTruncated": False, "Contents": contents}
-
-    monkeypatch.setattr(S3Store, "_call", page)
-    found = account(Location(Storage(), "s3://bucket/ds"))
+def test_an_object_hidden_under_the_name_of_a_folder_is_a_finding() -> None:
+    with tiny_s3() as server:
+        server.objects |= {"ds/": b"", "ds/folder/": b"", "ds/hidden/": b"11 bytes of", "ds/notes.txt": b""}
+        found = account(Location(Storage(server.options), "s3://acme/ds"))
     assert [(finding.file, finding.found) for finding in found.findings] == [("hidden/", "a file of 11 bytes")]
     assert found.others == ("notes.txt",)
 

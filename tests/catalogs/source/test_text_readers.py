@@ -126,7 +126,7 @@ def test_exactly_the_texts_that_break_the_rules_are_refused_however_they_are_spl
     splits = iter([block.encode() for block in blocks if block])
     stream = cast(BinaryIO, SimpleNamespace(read=lambda size: next(splits, b"")))
     try:
-        read = [block for block, _ in text_readers._row_blocks(location_of("c.csv"), stream)]
+        read = [block for block, _ in text_readers.row_blocks(location_of("c.csv"), stream)]
     except UsageError:
         assert not re.fullmatch(rf"{_VALUE}(?:[,\r\n]{_VALUE})*", text)
     else:

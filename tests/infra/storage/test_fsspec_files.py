@@ -7,6 +7,7 @@ import pytest
 
 from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.fsspec_files import StorageFiles
+from segmint.infra.storage.s3 import S3Store
 from segmint.infra.storage.storage import Storage
 from segmint.infra.storage.stores import ObjectVersion
 
@@ -35,13 +36,13 @@ def test_asks_s3_for_what_is_read_alone(
     storage, uri = Storage(s3_options), f"s3://{s3_bucket}/object"
     storage.put(uri, bytes(range(256)) * 100)
     asked: list[tuple[int, int]] = []
-    read_range = Storage._read_range
+    read_range = S3Store.read_range
 
-    def noted(self: Storage, uri: str, start: int, stop: int, first: ObjectVersion) -> tuple[bytes, ObjectVersion]:
+    def noted(self: S3Store, uri: str, start: int, stop: int, first: ObjectVersion) -> tuple[bytes, ObjectVersion]:
         asked.append((start, stop))
         return read_range(self, uri, start, stop, first)
 
-    monkeypatch.setattr(Storage, "_read_range", noted)
+    monkeypatch.setattr(S3Store, "read_range", noted)
     with StorageFiles(storage, "s3", {uri: 25_600}).open(uri) as stream:
         stream.seek(1000)
         assert stream.read(3) == bytes([232, 233, 234])

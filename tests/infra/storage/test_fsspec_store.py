@@ -75,8 +75,8 @@ NOON = datetime(2026, 5, 1, 12, tzinfo=UTC)
         ({}, NO_TIME),
     ],
 )
-def test_times_of_a_listing_are_in_utc_or_unknown(memory_store, info: dict[str, Any], time: datetime) -> None:
-    memory_store.put("/d/a", b"a")
-    memory_store._fs.find = lambda *_, **__: {"/d/a": {"name": "/d/a", "size": 1, "type": "file", **info}}
-    (entry,) = memory_store.walk("/d", recursive=False)
+def test_times_of_a_listing_are_in_utc_or_unknown(info: dict[str, Any], time: datetime) -> None:
+    filesystem = fsspec.filesystem("memory", skip_instance_cache=True)
+    filesystem.find = lambda *_, **__: {"/d/a": {"name": "/d/a", "size": 1, "type": "file", **info}}
+    (entry,) = FsspecStore(filesystem).walk("/d", recursive=False)
     assert (entry.modified, entry.modified.utcoffset()) == (time, timedelta(0))

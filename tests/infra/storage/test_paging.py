@@ -76,7 +76,7 @@ def test_names_outside_of_the_prefix_are_refused(server: TinyS3) -> None:
 def test_new_tokens_for_old_entries_end_a_listing(
     server: TinyS3, keys: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(s3, "_MOST_IDLE_PAGES", 5)
+    monkeypatch.setattr(s3, "MOST_IDLE_PAGES", 5)
     storage = serve(server, lambda request, number: listing(keys, f"token{number}", truncated=True))
     with pytest.raises(StorageFaultError, match=NEVER):
         storage.list("s3://acme/d")
@@ -102,7 +102,7 @@ def test_versions_that_lead_back_end_a_listing(server: TinyS3, name: str) -> Non
 
 def test_pages_that_advance_are_all_read(server: TinyS3, monkeypatch: pytest.MonkeyPatch) -> None:
     """Empty pages may come between others, and a folder may be on several pages."""
-    monkeypatch.setattr(s3, "_MOST_IDLE_PAGES", 3)
+    monkeypatch.setattr(s3, "MOST_IDLE_PAGES", 3)
 
     def page(request: Request, number: int) -> Answer:
         at = int(request.query.get("continuation-token", "0"))

@@ -37,6 +37,7 @@ OPTIONS = {"connect_timeout": 1, "read_timeout": 1}
 BUSY = [answer(503, "SlowDown"), answer(429, "TooManyRequests"), answer(502, "BadGateway")]
 ANSWERS = [*BUSY, answer(500, "InternalError"), REFUSE, LOSE_ANSWER]
 BODIES = [CUT_BODY, RESET_BODY, LONG_LENGTH]
+NOT_YET = StormRule(answer(404, "NoSuchKey"), "HEAD", first=1)  # as if the object came a moment later
 
 
 def name_of(fault: object) -> str | None:
@@ -69,7 +70,7 @@ def test_a_redirect_is_not_followed(proxy: FaultyProxy, s3_server: S3Server, s3_
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Bodies must come at 50 MB a second, for tests to wait no longer than they must."""
-    monkeypatch.setattr(s3, "_SLOWEST", 50_000_000)
+    monkeypatch.setattr(s3, "SLOWEST", 50_000_000)
 
 
 @pytest.fixture
@@ -243,7 +244,7 @@ def test_an_outage_is_waited_for(use: str, proxy: FaultyProxy, uri: str) -> None
 @pytest.fixture
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(s3, "PART_BYTES", 5 << 20)
-    monkeypatch.setattr(s3, "_PART_POLICY", QUICK)
+    monkeypatch.setattr(s3, "PART_POLICY", QUICK)
 
 
 @pytest.fixture
@@ -278,24 +279,24 @@ def test_parts_of_a_large_file_are_put_again_one_by_one(
 
 @pytest.mark.usefixtures("small_parts")
 def test_a_large_file_is_not_put_over_one_that_comes_meanwhile(
-    storage: Storage, uri: str, big: Path, s3_server: S3Server, monkeypatch: pytest.MonkeyPatch
+    proxy: FaultyProxy, storage: Storage, uri: str, big: Path, s3_server: S3Server
 ) -> None:
-    monkeypatch.setattr(s3.S3Store, "_is_there", lambda *of: False)
+    proxy.policy = Storm(NOT_YET)
     assert not storage.put_file_if_absent(uri, big)
     assert storage.read(uri) == DATA
     assert uploads(s3_server, uri) == []
     storage.delete(uri)
     assert storage.put_file_if_absent(uri, big)
+    proxy.policy = Storm(NOT_YET)
     assert storage.put_file_if_absent(uri, big)
 
 
 @pytest.mark.usefixtures("small_parts")
 def test_a_large_file_is_not_taken_for_another_of_its_size(
-    proxy: FaultyProxy, storage: Storage, uri: str, big: Path, monkeypatch: pytest.MonkeyPatch
+    proxy: FaultyProxy, storage: Storage, uri: str, big: Path
 ) -> None:
     storage.put(uri, bytes(big.stat().st_size))
-    monkeypatch.setattr(s3.S3Store, "_is_there", lambda *of: False)
-    proxy.policy = lambda method, target: answer(404, "NoSuchUpload") * (method == "POST" and "uploadId=" in target)
+    proxy.policy = Storm(NOT_YET, StormRule(answer(404, "NoSuchUpload"), "POST", "uploadId="))
     assert not storage.put_file_if_absent(uri, big)
 
 

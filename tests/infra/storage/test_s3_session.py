@@ -35,7 +35,7 @@ def test_what_is_no_time_is_refused() -> None:
 
 def test_clients_of_a_session_read_times_so() -> None:
     parser = make_session(None).get_component("response_parser_factory").create_parser("rest-xml")
-    assert parser._timestamp_parser is parse_time
+    assert parser._timestamp_parser is parse_time  # noqa: SLF001 - what botocore made of it
 
 
 PAGE = b"""<?xml version="1.0"?><ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/"><Name>bucket</Name>

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from segmint.infra.storage.location import Location
 from segmint.infra.storage.probe import probe
 from segmint.infra.storage.retry import RetryPolicy
 from segmint.infra.storage.storage import Storage
+from segmint.infra.storage.stores import ObjectVersion
 from segmint.infra.uris import UriNotAllowedError
 from tests.support.contenders import PROCESSES
 from tests.support.faulty_proxy import CUT_BODY, LOSE_ANSWER, answer, faulty_proxy
@@ -230,10 +232,10 @@ def test_20_races_on_s3_have_one_winner_each(s3) -> None:
 def test_listings_of_several_pages_and_a_fault_in_their_middle(
     s3_server: S3Server, s3, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pages = s3_store.S3Store._pages
+    pages = s3_store.S3Store.pages
     monkeypatch.setattr(  # pages of the server's own size have 1,000 objects
         s3_store.S3Store,
-        "_pages",
+        "pages",
         lambda self, method, request, markers: pages(self, method, request | {"MaxKeys": 9}, markers),
     )
     storage, base = s3
@@ -454,13 +456,18 @@ def test_other_wrong_options_are_refused() -> None:
         Storage({"http://b": {}})
 
 
-def test_the_longest_prefix_wins_at_whole_names(local) -> None:
+def test_the_longest_prefix_wins_at_whole_names(monkeypatch: pytest.MonkeyPatch) -> None:
     storage = Storage({"s3://": {"region": "a"}, "s3://b": {"region": "b"}, "s3://b/deep": {"region": "c"}})
-    regions = {
-        uri: storage._options_of(uri)["region"]
-        for uri in ("s3://b", "s3://b/x", "s3://bb/x", "s3://b/deep/x", "s3://b/deeper")
-    }
-    assert list(regions.values()) == ["b", "b", "a", "c", "b"]
+    regions: list[str] = []
+
+    def connected(scheme: str, options: dict[str, str]) -> SimpleNamespace:
+        regions.append(options["region"])
+        return SimpleNamespace(version=lambda uri: ObjectVersion(1))
+
+    monkeypatch.setattr("segmint.infra.storage.storage.connect", connected)
+    for uri in ("s3://b", "s3://b/x", "s3://bb/x", "s3://b/deep/x", "s3://b/deeper"):
+        assert storage.size(uri) == 1
+    assert regions == ["b", "b", "a", "c", "b"]
 
 
 def test_uris_off_the_list_are_refused_by_every_door() -> None:

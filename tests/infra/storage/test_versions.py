@@ -46,7 +46,7 @@ def s3(server: TinyS3) -> TinyS3:
 
 @pytest.fixture(autouse=True)
 def short_reads(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storage_module, "_READ_AHEAD", 1000)
+    monkeypatch.setattr(storage_module, "READ_AHEAD", 1000)
 
 
 def in_pieces(stream: BinaryIO) -> bytes:
@@ -145,7 +145,7 @@ def test_a_store_that_ignores_conditions_is_watched_by_its_answers(s3: TinyS3) -
     def policy(request: Request, answer: Answer) -> Answer:
         if answer.status != 412:
             return answer
-        return s3._usual(request._replace(headers={"range": request.headers["range"]}), b"")
+        return s3.usual(request._replace(headers={"range": request.headers["range"]}), b"")
 
     s3.policy = policy
     replace_after(s3, 2, NEW)
@@ -154,7 +154,7 @@ def test_a_store_that_ignores_conditions_is_watched_by_its_answers(s3: TinyS3) -
 
 
 def test_a_store_that_ignores_ranges_is_named(s3: TinyS3) -> None:
-    s3.policy = lambda request, answer: s3._usual(request._replace(headers={}), b"")
+    s3.policy = lambda request, answer: s3.usual(request._replace(headers={}), b"")
     for size in (None, len(OLD)):
         ignored = pytest.raises(
             StorageFaultError, match="cannot read s3://acme/c: the store ignored the requested range"
@@ -173,7 +173,7 @@ def test_an_etag_that_differs_in_each_response_is_named(s3: TinyS3, ignores_cond
 
     def policy(request: Request, answer: Answer) -> Answer:
         if ignores_conditions and answer.status == 412:
-            answer = s3._usual(request._replace(headers={"range": request.headers["range"]}), b"")
+            answer = s3.usual(request._replace(headers={"range": request.headers["range"]}), b"")
         answer.headers["ETag"] = f'"{next(numbers)}"'
         return answer
 
@@ -266,21 +266,22 @@ def test_a_local_read_that_meets_an_edit_is_made_again(tmp_path: Path, monkeypat
 def test_fsspec_stores_are_asked_for_the_version_after_each_read(monkeypatch: pytest.MonkeyPatch) -> None:
     filesystem = fsspec.filesystem("memory", skip_instance_cache=True)
     filesystem.store.clear()
-    store, storage = FsspecStore(filesystem), Storage()
-    monkeypatch.setattr(storage, "_store", lambda uri: store)
-    store.put("/c", OLD)
-    first = store.version("/c")
-    assert storage._read_range("/c", 10, 20, first) == (OLD[10:20], first)
-    store.put("/c", NEW)
-    assert storage._read_range("/c", 10, 20, ObjectVersion()) == (NEW[10:20], ObjectVersion())
-    with pytest.raises(ObjectChangedError):
-        storage._read_range("/c", 10, 20, first)
+    store, storage, uri = FsspecStore(filesystem), Storage(), "gs://acme/c"
+    monkeypatch.setattr(storage_module, "connect", lambda *_: store)
+    store.put(uri, OLD)
+    with storage.open_ranges(uri) as watched, storage.open_ranges(uri, len(OLD)) as unwatched:
+        assert watched.read(10) == unwatched.read(10) == OLD[:10]
+        store.put(uri, NEW)
+        assert unwatched.read(10) == NEW[10:20]
+        with pytest.raises(ObjectChangedError):
+            watched.read(10)
     infos: list[dict[str, Any]] = [{"size": 5000, "type": "file", "generation": 1, "etag": "x"}]
     filesystem.info = lambda path: infos[-1]
-    assert store.version("/c") == ObjectVersion(5000, "1", NO_TIME)
-    infos.append(infos[0] | {"generation": 2})
-    with pytest.raises(ObjectChangedError):
-        storage._read_range("/c", 10, 20, ObjectVersion(5000, "1"))
+    assert store.version(uri) == ObjectVersion(5000, "1", NO_TIME)
+    with storage.open_ranges(uri) as watched:
+        infos.append(infos[0] | {"generation": 2})
+        with pytest.raises(ObjectChangedError):
+            watched.read(10)
 
 
 def rows(license: str, name: str) -> list[dict[str, str]]:
@@ -318,7 +319,7 @@ FORMATS: dict[str, Callable[[str, str], bytes]] = {
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_no_catalog_mixes_two_versions(s3: TinyS3, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storage_module, "_READ_AHEAD", 400)
+    monkeypatch.setattr(storage_module, "READ_AHEAD", 400)
     monkeypatch.setattr(text_readers, "BLOCK_BYTES", 400)
     old, new = FORMATS[name]("CC0-1.0", "old"), FORMATS[name]("CC-BY-4.0", "new")
     catalog = Location(Storage(s3.options, QUICK), f"s3://acme/{name}")

@@ -120,7 +120,7 @@ def check_store(folder: Location, scratch: Path) -> None:
     assert "large" not in folder.walk_ever()
     check_purge(folder)
     deleted = SimpleNamespace(name=f"some/folder/{TEMPORARY_PREFIX}versions", deleted=True)
-    with mock.patch.object(AzureStore, "_all", side_effect=[[], [], [deleted]]):  # the emulator has no soft delete
+    with mock.patch.object(AzureStore, "entries", side_effect=[[], [], [deleted]]):  # the emulator has no soft delete
         assert "soft delete keeps" in refused(lambda: check_purge(folder), UsageError)
     print(f"az://: {len(names)} hard names, conditional puts, 70 MiB in one put, ranges, snapshots, and soft delete")
 

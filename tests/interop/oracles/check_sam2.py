@@ -96,12 +96,13 @@ def compare(size: str, folder: Path) -> None:
     reference, ours = SAM2ImagePredictor(theirs), Predictor(sam, kernels=None)
     reference.set_image(image)
     embedding = ours.embed(image)
-    pixels = reference._transforms(image)[None]
+    pixels = reference._transforms(image)[None]  # noqa: SLF001 - the reference shows its input nowhere else
     trunk = theirs.image_encoder.trunk(pixels)
     for stage, (one, other) in enumerate(zip(sam.image_encoder.trunk(pixels), trunk, strict=True)):
         found.tensor(f"stage {stage + 1}", one, other)
-    found.tensor("embedding", embedding.features, reference._features["image_embed"])
-    for name, one, other in zip("10", embedding.high_res, reference._features["high_res_feats"][::-1], strict=True):
+    features = reference._features  # noqa: SLF001 - nor its features
+    found.tensor("embedding", embedding.features, features["image_embed"])
+    for name, one, other in zip("10", embedding.high_res, features["high_res_feats"][::-1], strict=True):
         found.tensor(f"high-resolution s{name}", one, other)
 
     height, width = image.shape[:2]

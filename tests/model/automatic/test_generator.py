@@ -114,7 +114,7 @@ def test_the_official_profile_is_the_reference_generator(
     settings = MaskSettings.official(**keys)
     reference = reference_sam(predictor.sam)
     # With batch norms folded, as ours has it: the encoder has tests of its own.
-    reference.image_encoder.encoder = predictor._encoder._eager
+    reference.image_encoder.encoder = predictor.batch_encoder.network
     theirs = SamAutomaticMaskGenerator(
         reference,
         output_mode="coco_rle",
@@ -208,7 +208,7 @@ def test_crops_beyond_the_end_of_a_tiny_image_are_left_out(predictor: Predictor)
     """What is left out doesn't depend on embeddings, so nothing encodes."""
     settings = MaskSettings.sa1b(points_per_side=2, crop_n_layers=1)
     unencoded = Predictor(predictor.sam)
-    unencoded._encoder._eager = lambda batch: torch.zeros(len(batch), 256, 64, 64)
+    unencoded.batch_encoder.network = lambda batch: torch.zeros(len(batch), 256, 64, 64)
 
     generated = MaskGenerator(unencoded, settings).generate(np.full((1, 2, 3), 128, dtype=np.uint8))
 
@@ -301,7 +301,7 @@ def test_a_gpu_is_given_each_photograph_once_and_cuts_its_crops_there(monkeypatc
     there = MaskGenerator(Predictor(build_sam("mobile_sam").to("meta")), settings, crops_per_batch=2)
     crops = generate_crops((60, 80), 1, settings.crop_overlap_ratio)
 
-    embedded = list(there._embed_crops(crops, image, original))
+    embedded = list(there.embed_crops(crops, image, original))
 
     assert [crop for crop, _ in embedded] == crops
     assert {embedding.features.device.type for _, embedding in embedded} == {"meta"}
@@ -313,14 +313,14 @@ def test_crops_resized_as_on_a_gpu_are_the_same_to_the_encoder(
 ) -> None:
     generator = MaskGenerator(predictor, MaskSettings.sa1b(**FEW_POINTS))
     crops = generate_crops(released.shape[:2], 1, generator.settings.crop_overlap_ratio)
-    expected = list(generator._embed_crops(crops, released, original))
+    expected = list(generator.embed_crops(crops, released, original))
     monkeypatch.setattr(
         predictor_module,
-        "_resize",
+        "resize_to_input",
         lambda pixels, geometry: resize_on_device(pixels, resized_size(*pixels.shape[:2], geometry.image_size)),
     )
 
-    found = list(generator._embed_crops(crops, released, original))
+    found = list(generator.embed_crops(crops, released, original))
     assert len(found) == len(expected) == 5
     for (crop, embedding), (same_crop, same) in zip(found, expected, strict=True):
         assert (crop, embedding.input_size, embedding.frame_size) == (same_crop, same.input_size, same.frame_size)

@@ -112,8 +112,8 @@ def test_the_kernels_compile_for_gpus_within_their_limits_and_without_fused_mult
     for kernel, options in (
         (kernels.reach_kernel, reach),
         (kernels.total_kernel, total),
-        (kernels.measure_kernel, {**tile, **kernels._BORDER, "ROWS": kernels._SHORT, "COLUMNS": kernels._LONG}),
-        (kernels.draw_kernel, {**tile, "ROWS": kernels._LONG, "COLUMNS": kernels._SHORT}),
+        (kernels.measure_kernel, {**tile, **kernels.BORDER, "ROWS": kernels.SHORT, "COLUMNS": kernels.LONG}),
+        (kernels.draw_kernel, {**tile, "ROWS": kernels.LONG, "COLUMNS": kernels.SHORT}),
     ):
         there = {name: types.get(name, "*i32") for name in kernel.arg_names}
         found = compiled(kernel, architecture, there, options, tmp_path)

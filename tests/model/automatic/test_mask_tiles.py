@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode  # noqa: PLC2701 - torch documents it under this name
 
 from segmint.model.automatic import mask_tiles
 from segmint.model.automatic.boxes import mask_boxes
@@ -64,7 +64,7 @@ def test_tiles_of_any_size_find_the_same_and_stay_small(monkeypatch: pytest.Monk
         rows, columns = both_taps(height, 700)
         at_once = measure(low, rows, columns, 1.0)
         with monkeypatch.context() as patched, LargestStrip() as largest:
-            patched.setattr(mask_tiles, "_TILE_ELEMENTS", budget)
+            patched.setattr(mask_tiles, "TILE_ELEMENTS", budget)
             found = measure(low[:, :, :], rows, columns, 1.0)
 
         assert torch.equal(found, at_once)

@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 from torchvision.ops import batched_nms
 from torchvision.ops import nms as torchvision_nms
 
-from segmint.model.automatic import nms as module
 from segmint.model.automatic.nms import nms, nms_on_device
 
 COORDINATE = st.integers(0, 12)
@@ -26,9 +25,7 @@ def check(boxes: np.ndarray, scores: np.ndarray, threshold: float) -> None:
     as_boxes, as_scores = torch.from_numpy(boxes).float(), torch.from_numpy(scores)
     assert keep.tolist() == torchvision_nms(as_boxes, as_scores, threshold).tolist()
     for block in (4096, 7 + len(boxes) // 5):
-        with pytest.MonkeyPatch.context() as patched:
-            patched.setattr(module, "_BLOCK", block)
-            assert keep.tolist() == nms_on_device(torch.from_numpy(boxes), as_scores, threshold).tolist()
+        assert keep.tolist() == nms_on_device(torch.from_numpy(boxes), as_scores, threshold, block).tolist()
     one_class = torch.zeros(len(boxes))
     assert keep.tolist() == batched_nms(as_boxes, as_scores, one_class, threshold).tolist()
 

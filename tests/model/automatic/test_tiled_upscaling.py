@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from segmint.model.automatic import mask_tiles
 from segmint.model.automatic import tiled_upscaling as steps
-from segmint.model.automatic.mask_tiles import Strip, interpolate
+from segmint.model.automatic.mask_tiles import Strip, Taps, interpolate, taps_of
 from segmint.model.automatic.tiled_upscaling import (
     KernelsWithFallback,
     TiledUpscaling,
@@ -24,12 +24,20 @@ from segmint.model.automatic.upscaling import BorderUpscaling, BoxedUpscaling, S
 from segmint.model.sam.geometry import SAM1
 from segmint.model.sam.load import build_sam
 from segmint.model.sam.predictor import Embedding, Predictor
+from segmint.model.sam.preprocess import resized_size
 from tests.support.whole_masks import WholeUpscaling, blobs, embedding_of, in_full
 
 
 @pytest.fixture(scope="module")
 def predictor() -> Predictor:
     return Predictor(build_sam("mobile_sam"))
+
+
+def taps(height: int, width: int) -> tuple[Taps, Taps]:
+    """Return the weights of interpolation that `TiledUpscaling` uses for `embedding_of(height, width)`."""
+    sizes = zip(resized_size(height, width, 1024), (height, width), strict=True)
+    rows, columns = (taps_of(*SAM1.mask_axis(filled, pixels), torch.device("cpu")) for filled, pixels in sizes)
+    return rows, columns
 
 
 def check_equal(tiled: StableMasks, boxed: StableMasks) -> None:
@@ -95,10 +103,10 @@ def test_masks_are_drawn_in_the_order_asked_for_whatever_fits_at_once(monkeypatc
     sketches = [sketch for seed in (3, 4) for sketch in tiled.stable_masks(blobs(seed, 5, seed), 1.0, 0).sketches]
     sketches.reverse()
     low = torch.stack([sketch.chunk[sketch.index] for sketch in sketches])
-    expected = (interpolate(low, tiled._rows, tiled._columns) > 0).numpy()
+    expected = (interpolate(low, *taps(*size)) > 0).numpy()
 
     assert np.array_equal(in_full(tiled.draw(sketches), size), expected)
-    for name, value in (("_STRIP_PIXELS", 1), ("_STRIP_PIXELS", 2000), ("_DRAWN_PIXELS", 3000), ("_DRAWN_MASKS", 2)):
+    for name, value in (("STRIP_PIXELS", 1), ("STRIP_PIXELS", 2000), ("DRAWN_PIXELS", 3000), ("DRAWN_MASKS", 2)):
         with monkeypatch.context() as patched:
             patched.setattr(steps, name, value)
             patches = tiled.draw(sketches)
@@ -107,7 +115,7 @@ def test_masks_are_drawn_in_the_order_asked_for_whatever_fits_at_once(monkeypatc
         assert [patch.area for patch in patches] == expected.sum(axis=(1, 2)).tolist()
     assert tiled.draw([]) == []
     # Runs for which there was no room are asked for again.
-    monkeypatch.setattr(steps, "_room", lambda _: 3)
+    monkeypatch.setattr(steps, "room_for", lambda _: 3)
     assert np.array_equal(in_full(tiled.draw(sketches), size), expected)
 
 
@@ -124,9 +132,9 @@ def test_masks_are_drawn_in_the_order_asked_for_whatever_fits_at_once(monkeypatc
 def test_strips_cover_each_box_once_and_keep_to_the_limits(boxes: list, pixels: int, masks: int) -> None:
     covered = [np.zeros((100, 100), int) for _ in boxes]
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(steps, "_STRIP_PIXELS", pixels // 2)
-        patched.setattr(steps, "_DRAWN_PIXELS", pixels)
-        patched.setattr(steps, "_DRAWN_MASKS", masks)
+        patched.setattr(steps, "STRIP_PIXELS", pixels // 2)
+        patched.setattr(steps, "DRAWN_PIXELS", pixels)
+        patched.setattr(steps, "DRAWN_MASKS", masks)
         groups = list(strips_of(boxes))
     for first, strips in groups:
         place = 0
@@ -189,7 +197,7 @@ def test_without_triton_torch_does_it_and_a_fault_in_the_arguments_stays_one(mon
     monkeypatch.setattr(steps, "find_spec", lambda _: None)
     operations = KernelsWithFallback()
     tiled = TiledUpscaling(embedding_of(60, 80), SAM1, operations=operations)
-    nowhere = (torch.zeros(0), torch.zeros(0, 256, 256), tiled._rows, tiled._columns, [Strip(0, 0, 0, 1, 1, 0)])
+    nowhere = (torch.zeros(0), torch.zeros(0, 256, 256), *taps(60, 80), [Strip(0, 0, 0, 1, 1, 0)])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert len(tiled.stable_masks(blobs(3, 5, 4), 1.0, 0).positions) == 5

@@ -11,12 +11,14 @@ from hypothesis import strategies as st
 
 from segmint.model.automatic import upscaling as steps
 from segmint.model.automatic.generator import MaskGenerator
+from segmint.model.automatic.interpolation import interpolation
 from segmint.model.automatic.settings import MaskSettings
 from segmint.model.automatic.tiled_upscaling import upscaling_of
 from segmint.model.automatic.upscaling import BorderUpscaling, BoxedUpscaling
 from segmint.model.sam.geometry import SAM1, SAM2, Geometry
 from segmint.model.sam.load import build_sam, load_sam
 from segmint.model.sam.predictor import Embedding, Predictor
+from segmint.model.sam.preprocess import resized_size
 from tests.support.cpu_kernels import every_set
 from tests.support.photographs import photograph
 from tests.support.whole_masks import WholeUpscaling, blobs, embedding_of, in_full
@@ -93,7 +95,7 @@ def test_a_step_of_any_size_gives_the_same_masks(monkeypatch: pytest.MonkeyPatch
     logits = blobs(3, 5, 4)
     boxed = BoxedUpscaling(embedding_of(150, 200), SAM1)
     at_once = boxed.stable_masks(logits, 1.0, 0.5)
-    monkeypatch.setattr(steps, "_BAND_PIXELS", 1)
+    monkeypatch.setattr(steps, "BAND_PIXELS", 1)
     little = boxed.stable_masks(logits, 1.0, 0.5)
 
     assert len(at_once.positions) > 1
@@ -108,7 +110,7 @@ def test_masks_are_those_of_boxed_upscaling(height: int, width: int, seed: int, 
     embedding, logits = embedding_of(height, width), blobs(seed, 3, spread)
     boxed = BoxedUpscaling(embedding, SAM1)
     expected = boxed.stable_masks(logits, offset, 0)
-    near = _near_thresholds(boxed, logits, offset)
+    near = _near_thresholds(height, width, logits, offset)
 
     upscaling = BorderUpscaling(every_set()[-1], embedding, SAM1)
     found = upscaling.stable_masks(logits, offset, 0)
@@ -123,9 +125,10 @@ def test_masks_are_those_of_boxed_upscaling(height: int, width: int, seed: int, 
         assert np.array_equal(in_full(drawn, (height, width)), in_full(expected.sketches, (height, width)))
 
 
-def _near_thresholds(boxed: BoxedUpscaling, logits: torch.Tensor, offset: float) -> int:
+def _near_thresholds(height: int, width: int, logits: torch.Tensor, offset: float) -> int:
     """The pixels of all masks whose logit is within 4e-7 of a threshold by float64."""
-    rows, columns = boxed._rows.weights.double(), boxed._columns.weights.double()
+    sizes = zip(resized_size(height, width, 1024), (height, width), strict=True)
+    rows, columns = (interpolation(*SAM1.mask_axis(filled, pixels)).weights.double() for filled, pixels in sizes)
     exact = rows @ logits.double() @ columns.T
     return sum(int(((exact - threshold).abs() <= 4e-7).sum()) for threshold in (-offset, 0, offset))
 

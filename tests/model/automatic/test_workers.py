@@ -69,7 +69,7 @@ def test_the_number_of_threads_changes_no_bit(mobile_sam_path: Path, coffee: np.
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
             generator = MaskGenerator(predictor, settings)
-            candidates, funnel = generator._process_crop(crop, embedding, crop.size)
+            candidates, funnel = generator.process_crop(crop, embedding, crop.size)
             found.append((to_records(candidates, crop.size), funnel))
     finally:
         torch.set_num_threads(before)

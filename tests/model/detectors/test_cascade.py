@@ -44,13 +44,13 @@ def test_boxes_are_those_of_the_package_to_a_tenth_of_a_side(networks: MTCNN, mu
 def test_strips_of_a_level_find_what_the_level_as_a_whole_does(networks: MTCNN, multiface: np.ndarray) -> None:
     """Whatever is left for the last strip."""
     detector, at_once = CascadeDetector(networks), CascadeDetector(networks)
-    at_once._strip = 10**6
-    assert detector._strip == 32
+    at_once.strip = 10**6
+    assert detector.strip == 32
     for rows in (10, 11, 12, 73, 74, 75, 76, 77, 138, 300):
         level = multiface[200 : 200 + rows, :401]
         with torch.inference_mode():
-            strips = detector._scan(level, 0.6)
-            whole = at_once._scan(level, 0.6) if rows >= 12 else torch.zeros((0, 9))
+            strips = detector.scan(level, 0.6)
+            whole = at_once.scan(level, 0.6) if rows >= 12 else torch.zeros((0, 9))
         assert torch.equal(strips[:, :4], whole[:, :4])
         torch.testing.assert_close(strips[:, 4:], whole[:, 4:], atol=1e-4, rtol=0)
 

@@ -35,7 +35,7 @@ def test_faces(astronaut: np.ndarray) -> None:
         networks = MTCNN(keep_all=True).eval()
         device.moved(networks)
         detector = CascadeDetector(networks, device="cuda")
-        assert (detector._strip, detector._batch) == (cascade._CUDA_STRIP, cascade._CUDA_BATCH)
+        assert (detector.strip, detector.batch) == (cascade.CUDA_STRIP, cascade.CUDA_BATCH)
         found = detector.detect(image)
     assert len(expected) == 1
     assert alike(found, expected)
@@ -49,8 +49,8 @@ def test_plates(photos: Path) -> None:
     expected = PlateDetector(PlateNetworkOnDevice(weights, "cpu")).detect(image)
     with PretendedCuda() as device:
         network = PlateNetworkOnDevice(weights, "cpu")
-        device.moved(network._network)
-        network._device, network._mean = torch.device("cuda"), device.to_device(network._mean)
+        device.moved(network.network)
+        network.device, network.mean = torch.device("cuda"), device.to_device(network.mean)
         found = PlateDetector(network, batch_pixels=10**7).detect(image)
     assert len(expected) == 1
     assert alike(found, expected)

@@ -107,7 +107,7 @@ def test_interpreted_kernels_compute_the_plain_formulas(shapes: str) -> None:
             f"tests = runpy.run_path({__file__!r})",
             "from segmint.model.kernels import factored_triton as kernels",
             # The long test computes float32 numbers in the tiles of half precision.
-            f"if {shapes!r} == 'SHAPES': kernels._FLOAT32 = kernels._HALF",
+            f"if {shapes!r} == 'SHAPES': kernels.FLOAT32 = kernels.HALF",
             f"for shape in tests[{shapes!r}]: tests['check'](shape, 'cpu', torch.float32, 1e-5)",
         ]
     )
@@ -191,8 +191,9 @@ def test_logits_beyond_fp16_are_finite(sign: int) -> None:
 
 def test_on_a_gpu_the_operators_are_the_kernels() -> None:
     for step in ("answer", "look", "draw"):
-        assert torch._C._dispatch_has_kernel_for_dispatch_key(f"segmint::{step}", "CUDA")
-        assert not torch._C._dispatch_has_kernel_for_dispatch_key(f"segmint::{step}", "CPU")
+        operator = getattr(torch.ops.segmint, step).default
+        assert operator.has_kernel_for_dispatch_key("CUDA")
+        assert not operator.has_kernel_for_dispatch_key("CPU")
 
 
 @pytest.mark.parametrize(("step", "arguments"), [("answer", answer_arguments), ("look", look_arguments)])
@@ -204,10 +205,10 @@ def test_formulas_replace_the_kernels_in_their_block(
     monkeypatch.setattr(factored_triton, step, lambda *_: "the kernel")
     given = arguments(64, 3, 1, 7)
     with factored_image.formulas():
-        found = factored_image._kernel(step, *given)
+        found = factored_image.run_kernel(step, *given)
     for one, other in zip(found, getattr(factored_plainly, step)(*given), strict=True):
         assert torch.equal(one, other)
-    assert factored_image._kernel(step, *given) == "the kernel"
+    assert factored_image.run_kernel(step, *given) == "the kernel"
 
 
 @pytest.mark.cuda

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensorMode  # noqa: PLC2701 - torch documents it under this name
 
 from segmint.model.sam.image_encoder_vit import RelativeAttention
 from tests.support.compiled_kernels import ARCHITECTURES, compiled, stack_bytes
@@ -45,7 +45,7 @@ def check(shape: tuple[int, tuple[int, int], int, int, int], device: str, dtype:
 
     there = attention.to(device, dtype)
     # Under the interpreter there is no operator, only the kernels.
-    attend = kernels._attend if device == "cpu" else kernels.relative_attention
+    attend = kernels.attend if device == "cpu" else kernels.relative_attention
     attended = attend(there.qkv(x.to(device, dtype)), there.qkv.bias, there.rel_pos_h, there.rel_pos_w, heads, side)
     found = there.proj(attended).float().cpu()
     assert found.shape == expected.shape
@@ -63,7 +63,7 @@ def test_interpreted_kernels_compute_the_encoders_attention(shapes: str) -> None
             f"tests = runpy.run_path({__file__!r})",
             "from segmint.model.kernels import relative_attention as kernels",
             # The long test computes float32 numbers in the tiles of half precision.
-            f"if {shapes!r} == 'SHAPES': kernels._FLOAT32 = kernels._HALF",
+            f"if {shapes!r} == 'SHAPES': kernels.FLOAT32 = kernels.HALF",
             f"for shape in tests[{shapes!r}]: tests['check'](shape, 'cpu', torch.float32, 2e-6)",
         ]
     )

@@ -79,7 +79,7 @@ def test_a_cpu_takes_images_one_by_one() -> None:
 def test_a_gpu_compiles_the_same_kernels_in_each_process() -> None:
     """Inductor takes what is quickest at the moment otherwise; on a CPU it times nothing, and bits must stay."""
     on_gpu = compile_arguments("default", torch.device("cuda"))
-    assert torch._inductor.list_options().count("deterministic") == 1
+    assert torch._inductor.list_options().count("deterministic") == 1  # noqa: SLF001 - not public
     assert on_gpu == {"options": {"deterministic": True}}
     assert compile_arguments("default", torch.device("cpu")) == {"mode": "default"}
     assert compile_arguments("reduce-overhead", torch.device("cuda")) == {"mode": "reduce-overhead"}

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 from torch import fx
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensorMode  # noqa: PLC2701 - torch documents it under this name
 
 from segmint.model.sam.batch_encoder import CUDA_BATCH
 from segmint.model.sam.image_encoder_vit import VIT_H, ImageEncoderViT, VitShape

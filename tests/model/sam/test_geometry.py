@@ -134,7 +134,7 @@ def test_a_generated_image_is_the_plain_recipes(
     generator = MaskGenerator(predictor, settings)
     fast = generator.generate(image)
     assert suits(predictor.sam.mask_decoder, settings) == (not use_m2m)
-    generator._on_device = None if use_m2m else DeviceCrops(predictor, settings)
+    generator.device_crops = None if use_m2m else DeviceCrops(predictor, settings)
     on_device = generator.generate(image)
 
     assert slow.funnel.predicted == 3 * (4 + 4)

@@ -7,8 +7,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.nn.attention import SDPBackend, _cur_sdpa_kernel_backends
+from torch._subclasses.fake_tensor import FakeTensorMode  # noqa: PLC2701 - torch documents it under this name
+from torch.nn.attention import SDPBackend, _cur_sdpa_kernel_backends  # noqa: PLC2701 - nothing public tells
 
 from segmint.model.sam import gpu_attention
 from segmint.model.sam.gpu_attention import attend, attention_kernels, relative_attention
@@ -26,7 +26,7 @@ def gpu() -> Iterator[None]:
 def test_the_type_of_the_weights_fixes_the_kernels(
     triton: bool, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gpu_attention, "_TRITON", triton)
+    monkeypatch.setattr(gpu_attention, "HAS_TRITON", triton)
     assert [attention_kernels(dtype) for dtype in HALF] == [expected] * 2
     assert attention_kernels(torch.float32) == "efficient"
 

@@ -12,7 +12,7 @@ from segmint.model.sam.products import GeluConv2d, Linear, linear, product
 @pytest.mark.parametrize("onednn", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_products_are_the_plain_ones(onednn: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(products, "_ONEDNN", onednn and products._ONEDNN)
+    monkeypatch.setattr(products, "ONEDNN", onednn and products.ONEDNN)
     onto = torch.full((31, 47), 3.0, dtype=dtype)
     generator = torch.Generator().manual_seed(4)
     a, b = (torch.randn(2, *size, generator=generator).to(dtype) for size in ((31, 16), (16, 47)))

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from segmint.model.sam import preprocess
-from segmint.model.sam.preprocess import resize, resize_on_device, resized_size
+from segmint.model.sam.preprocess import resize, resize_on_device, resized_size, triangle_weights
 from tests.support.compiled_kernels import ARCHITECTURES, compiled, stack_bytes
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -60,13 +60,13 @@ def test_black_and_white_edges_are_those_of_pillow() -> None:
 def test_rows_at_a_time_are_those_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     pixels = torch.from_numpy(np.random.default_rng(5).integers(0, 256, (211, 97, 3), dtype=np.uint8))
     expected = resize_on_device(pixels, (128, 59))
-    monkeypatch.setattr(preprocess, "_ELEMENTS", 5000)
+    monkeypatch.setattr(preprocess, "MOST_PRODUCTS", 5000)
     assert torch.equal(resize_on_device(pixels, (128, 59)), expected)
 
 
 @pytest.mark.parametrize("version", ["12.1", "12.2"])
 def test_a_pillow_before_13_is_followed(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    preprocess._pillow_takes_columns_first.cache_clear()
+    preprocess.pillow_takes_columns_first.cache_clear()
     resized = Image.Image.resize
 
     def older(image: Image.Image, size: tuple[int, int], resample: Image.Resampling) -> Image.Image:
@@ -79,7 +79,7 @@ def test_a_pillow_before_13_is_followed(version: str, monkeypatch: pytest.Monkey
         for size in ((1500, 740), (5000, 3), (1200, 11), (1100, 11)):
             check(size, "cpu")
     finally:
-        preprocess._pillow_takes_columns_first.cache_clear()
+        preprocess.pillow_takes_columns_first.cache_clear()
 
 
 # Sizes and targets: reduced by a tile and a row of the kernel and one more, enlarged, one side unchanged, one pixel.
@@ -96,10 +96,11 @@ def check_kernel(size: tuple[int, int], target: tuple[int, int]) -> None:
     whole[::2] = (whole[::2] > 127) * 255  # extremes
     pixels = whole[1:-2, 1:-1]
     rows, columns = (
-        preprocess._on_device(length, wanted, pixels.device) for length, wanted in zip(size, target, strict=True)
+        tuple(map(torch.from_numpy, triangle_weights(length, wanted)))
+        for length, wanted in zip(size, target, strict=True)
     )
     for columns_first in (False, True):
-        expected = preprocess._resize(pixels, target, columns_first=columns_first)
+        expected = torch.ops.segmint.resize(pixels, *target, columns_first)
         assert torch.equal(resize_with_kernel(pixels, rows, columns, columns_first), expected), (size, target)
 
 
@@ -133,10 +134,10 @@ def test_the_kernel_compiles_for_gpus_without_spilled_registers(
         **dict.fromkeys(("pixels", "resized"), "*u8"),
         **dict.fromkeys(("row_places", "column_places"), "*i64"),
         **dict.fromkeys(("row_weights", "column_weights"), "*i32"),
-        **dict.fromkeys(resize_triton._SIZES, "i32"),
+        **dict.fromkeys(resize_triton.SIZES, "i32"),
     }
     for columns_first in (False, True):
-        options = {**resize_triton._TILE, "COLUMNS_FIRST": columns_first}
+        options = {**resize_triton.TILE, "COLUMNS_FIRST": columns_first}
         found = compiled(resize_triton.resize_kernel, architecture, types, options, tmp_path)
         assert stack_bytes(found, tmp_path) == 0
 

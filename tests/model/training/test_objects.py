@@ -151,7 +151,8 @@ def test_a_detector_learns_to_find_what_is_planted(tmp_path: Path, one_thread: N
     detector.roi_heads.box_head = TwoMLPHead(256 * 7 * 7, 128)  # a tenth of the weights
     detector.roi_heads.box_predictor = FastRCNNPredictor(128, 2)
     detector.roi_heads.fg_bg_sampler.batch_size_per_image = 64
-    detector.rpn._pre_nms_top_n = detector.rpn._post_nms_top_n = {"training": 100, "testing": 100}
+    # torchvision has no other way to change these limits of a detector.
+    detector.rpn._pre_nms_top_n = detector.rpn._post_nms_top_n = {"training": 100, "testing": 100}  # noqa: SLF001
     optimizer = build_objects_optimizer(detector, recipe)
     for step in range(100):
         images = [shrunk(planted(2 * step + number, number)) for number in range(2)]

@@ -39,7 +39,7 @@ def test_a_search_without_end_is_late_and_one_that_always_hangs_is_not_run_again
 ) -> None:
     detector = IsolatedDetector(saved(HangingDetector(), tmp_path / "hanging.pt"), "face", timeout_s=60)
     with monkeypatch.context() as patch:
-        patch.setattr(detector._children, "_timeout_s", 0.3)
+        patch.setattr(detector.children, "timeout_s", 0.3)
         with pytest.raises(DetectorFailedError, match=r"^not done within 60 seconds, twice$"):
             detector.detect(marked(BLANK))
     with monkeypatch.context() as patch:

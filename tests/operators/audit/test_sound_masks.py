@@ -143,7 +143,7 @@ def test_run_lengths_that_cannot_be_are_never_called_sound(rows: list[Row], coun
 
 
 def test_every_mask_of_many_is_looked_at(rows: list[Row], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(at_once, "_TEXT_AT_ONCE", 300)
+    monkeypatch.setattr(at_once, "TEXT_AT_ONCE", 300)
     many = (rows * 100)[:600]
     for place in (0, 254, 255, 256, 510, 599):
         other = {**many[place], "area": many[place]["area"] + 1}
@@ -185,4 +185,4 @@ def test_run_lengths_whose_sum_wraps_around_hold_for_no_image(rows: list[Row]) -
     counts = compress(np.array([0, *[1 << 58] * 63, (1 << 58) + 1200]))
     row = {**rows[0], "segmentation": {"size": [30, 40], "counts": counts}}
     columns = MaskColumns.of(to_table([row], MASKS))
-    assert not at_once._codes_hold(columns, slice(0, 1), np.array([[30, 40]])).any()
+    assert not at_once.table_codes_hold(columns, slice(0, 1), np.array([[30, 40]])).any()

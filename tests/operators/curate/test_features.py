@@ -55,7 +55,7 @@ def test_a_part_holds_what_was_seen_of_each_row(actor: InspectImages, coffee: np
         {"uri": "cut.jpg"},
     )
     (done,) = actor(table).to_pylist()
-    file = actor._task.folder / part_name(0)
+    file = actor.task.folder / part_name(0)
     assert (done["first"], done["fault"]) == (0, None)
     data = file.read()
     table_back = pq.read_table(pa.BufferReader(data))
@@ -86,7 +86,7 @@ def test_an_image_that_the_child_dies_on_is_a_fault_and_at_the_second_time_one_o
     Image.new("RGB", (4000, 3000)).save(tmp_path / "large.png", pnginfo=reserved)
     (tmp_path / "junk.jpg").write_bytes(b"junk")
     parts = location_of(tmp_path / "parts")
-    task = dataclasses.replace(actor._task, catalog_uri=str(tmp_path / "c.parquet"), folder=parts)
+    task = dataclasses.replace(actor.task, catalog_uri=str(tmp_path / "c.parquet"), folder=parts)
     table = rows({"uri": "large.png"}, {"uri": "junk.jpg"}, first=256)
     names = []
     for again in (False, True):
@@ -111,10 +111,10 @@ def test_a_fault_writes_no_part_and_another_part_of_that_name_is_one(
         raise StorageFaultError("the store is on fire")
 
     with monkeypatch.context() as patch:
-        patch.setattr(actor._reader, "read", fault)
+        patch.setattr(actor.reader, "read", fault)
         (done,) = actor(rows({"uri": "coffee.jpg"}, first=512)).to_pylist()
     assert done["fault"].startswith("row 512 (image_id 'x', uri 'coffee.jpg'): curate: StorageFaultError: the store")
-    part: Location = actor._task.folder / part_name(512)
+    part: Location = actor.task.folder / part_name(512)
     assert not part.exists()
     part.put_if_absent(b"other")
     (done,) = actor(rows({"uri": "coffee.jpg"}, first=512)).to_pylist()

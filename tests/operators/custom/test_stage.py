@@ -171,13 +171,21 @@ def test_a_fraction_in_place_of_a_whole_number_is_a_fault_and_not_cut_off() -> N
     assert "TypeError: item is" in done[1]["fault"]
 
 
+class JudgedStage(CustomStage):
+    """A stage whose rows fail when a test says so."""
+
+    def fail(self, rows: Any, entry: Any) -> None:
+        """Have rows that ran together fail."""
+        self._end_if_unfit(rows, RuntimeError("CUDA error"), entry)
+
+
 def test_a_gpu_that_fails_is_only_blamed_on_an_image_that_ran_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("segmint.operators.custom.stage.device_failure", lambda _: "CUDA error")
     monkeypatch.setattr("segmint.operators.custom.stage.os._exit", lambda _: None)
-    stage, excused = CustomStage(load_stage(f"{HERE}.Mean", {}), on_gpu=True), list[int]()
+    stage, excused = JudgedStage(load_stage(f"{HERE}.Mean", {}), on_gpu=True), list[int]()
     entry: Any = SimpleNamespace(excuse=lambda ordinal, _: excused.append(ordinal))
     rows = list(stage_rows(table_of()).values())
-    stage._end_if_unfit(rows, RuntimeError("CUDA error"), entry)
+    stage.fail(rows, entry)
     assert excused == []
-    stage._end_if_unfit(rows[1:], RuntimeError("CUDA error"), entry)
+    stage.fail(rows[1:], entry)
     assert excused == [1]

@@ -166,7 +166,7 @@ def test_average_precision_of_any_images_is_that_of_coco_eval(scenes, files, mon
     chosen[:, 8:] = 0
     chosen[1, 0] = chosen[2, [1, 3, 6]] = chosen[3, [0, 1, 3, 4, 5, 6]] = 0
     expected = [stats_of(files, (np.flatnonzero(each[:8]) + 1).tolist()) for each in chosen]
-    monkeypatch.setattr(average_precision, "_AT_ONCE", 10_000)  # one selection at once
+    monkeypatch.setattr(average_precision, "AT_ONCE", 10_000)  # one selection at once
     assert precision.figures(chosen) == pytest.approx(np.array(expected), abs=1e-12, nan_ok=True)
     figures = dict(zip(precision.names, expected[0], strict=True))
     assert list(figures)[:7] == ["ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", "ar_1"]

@@ -89,10 +89,10 @@ def test_the_manifest_of_an_ingredient_is_read_too() -> None:
 def test_without_the_library_an_image_with_a_manifest_is_not_judged(monkeypatch: pytest.MonkeyPatch) -> None:
     data = signed(image("JPEG"), "JPEG", training("cawg", "notAllowed"))
     monkeypatch.setitem(sys.modules, "c2pa", None)
-    opt_out._library.cache_clear()
+    opt_out.load_library.cache_clear()
     with pytest.raises(C2paMissingError, match=r"pip install 'segmint\[build\]'"):
         c2pa_values(data, "image/jpeg")
-    opt_out._library.cache_clear()
+    opt_out.load_library.cache_clear()
 
 
 def test_the_library_is_loaded_with_the_first_manifest_alone() -> None:

@@ -28,7 +28,7 @@ from tests.support.bad_images import half_transparent, photograph
 )
 def test_strips_leave_no_seams(image: Image.Image, profile: bytes | None, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = color.to_srgb(image, profile)
-    monkeypatch.setattr(color, "_STRIP_PIXELS", 451 * 7)
+    monkeypatch.setattr(color, "STRIP_PIXELS", 451 * 7)
     assert np.array_equal(color.to_srgb(image, profile), whole)
     assert whole.shape == (300, 451, 3)
     assert whole.dtype == np.uint8
@@ -41,7 +41,7 @@ def test_black_and_white_stay_black_and_white() -> None:
 
 
 def test_an_alpha_channel_that_hides_everything_is_dropped_from_bmps_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(color, "_STRIP_PIXELS", 9 * 3)
+    monkeypatch.setattr(color, "STRIP_PIXELS", 9 * 3)
     hidden = {"RGBA": (9, 8, 7, 0), "LA": (9, 0), "La": (0, 0), "PA": (3, 0)}
     for mode, value in hidden.items():
         image = Image.new(mode, (9, 9), value)

@@ -19,7 +19,7 @@ from segmint.infra.assets.resolve import resolve
 from segmint.infra.errors import UsageError
 from segmint.model.detectors.detection import Detection, Detector, Kind
 from segmint.model.detectors.plate_network import PlateNetworkOnDevice
-from segmint.model.detectors.plates import _LARGE, PlateDetector
+from segmint.model.detectors.plates import LARGE, PlateDetector
 from segmint.operators.prepare.deidentify import (
     BrokenDetectorError,
     DeidentifyConfig,
@@ -236,8 +236,8 @@ def test_small_plates_are_enlarged_where_the_whole_image_would_be_too_large(
     labels = [(x + 196, y + 121, x + 248, y + 135) for x, y in corners]
     (plates,) = build_detectors(DeidentifyConfig(faces=FacesConfig(detector="none")))
     assert len(found_again(labels, [each.box for each in plates.detect(canvas)])) == 9
-    whole, _ = _LARGE
-    monkeypatch.setattr("segmint.model.detectors.plates._LARGE", (whole, ()))
+    whole, _ = LARGE
+    monkeypatch.setattr("segmint.model.detectors.plates.LARGE", (whole, ()))
     assert len(found_again(labels, [each.box for each in plates.detect(canvas)])) < 9, "else this shows nothing"
 
 

@@ -138,7 +138,7 @@ def table(image: Path) -> pa.Table:
 
 def pid(process: DetectorProcess) -> int:
     """The id of the most recently started process."""
-    started = process._process
+    started = process.process
     assert started is not None
     assert started.pid is not None
     return started.pid
@@ -211,7 +211,7 @@ def test_exhausted_gpu_memory_is_retried_once(device: str, searches: int, monkey
     monkeypatch.setattr(detector_process, "lenient", lambda detector, score: detector)
     server: Any = SimpleNamespace(_device=device, _deadline=SimpleNamespace(running=contextlib.nullcontext))
     with pytest.raises(RuntimeError, match="out of memory"):
-        detector_process._Server._search(server, Short(), SimpleNamespace(score=None, is_view=False))  # type: ignore[arg-type]
+        detector_process.Server.search(server, Short(), SimpleNamespace(score=None, is_view=False))  # type: ignore[arg-type]
     assert len(calls) == searches
 
 

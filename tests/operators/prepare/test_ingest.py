@@ -22,9 +22,9 @@ from segmint.operators.prepare.ingest import (
     BrokenDecoderError,
     IngestConfig,
     IngestedImage,
-    _guarded,
-    _require_decoder,
+    guarded,
     ingest,
+    require_decoder,
 )
 from tests.support import bad_images
 from tests.support.bad_images import HEIC, BadImage, encode, half_transparent, heic, photograph, samples
@@ -294,13 +294,13 @@ def test_a_decoder_that_fails_on_everything_refuses_nothing(monkeypatch: pytest.
     def broken(*_: object) -> None:
         raise OSError("encoder error -2")
 
-    _require_decoder.cache_clear()
+    require_decoder.cache_clear()
     monkeypatch.setattr(Image.Image, "crop", broken)
     with pytest.raises(BrokenDecoderError, match=r"can't decode a PNG that it just encoded.*encoder error -2"):
         ingest(bad_images.png(), CONFIG)
     monkeypatch.undo()
     with pytest.raises(RejectedError, match="cannot be decoded"):
-        _guarded(broken, "PNG")
+        guarded(broken, "PNG")
 
 
 def test_an_import_that_fails_refuses_nothing() -> None:
@@ -308,13 +308,13 @@ def test_an_import_that_fails_refuses_nothing() -> None:
         raise ImportError("libtiff.so")
 
     with pytest.raises(ImportError, match="libtiff"):
-        _guarded(broken, "TIFF")
+        guarded(broken, "TIFF")
 
 
 @pytest.mark.parametrize("kind", SUPPORTED)
 def test_each_container_has_control_images_that_are_decoded(kind: str) -> None:
-    _require_decoder.cache_clear()
-    _require_decoder(kind)
+    require_decoder.cache_clear()
+    require_decoder(kind)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

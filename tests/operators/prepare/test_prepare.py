@@ -359,10 +359,10 @@ def test_remote_bytes_are_refused_only_if_read_twice(
             assert (row["stage"], row["reason"]) == ("ingest", "truncated")
             assert proxy.requests == ["GET", "GET"]
 
-            def ends_its_child(data: bytes) -> NoReturn:
+            def ends_its_child(child: Children, data: bytes) -> NoReturn:
                 raise SuspectError(Reason.KILLED_WORKER, "signal 9")
 
-            monkeypatch.setattr(stage._children, "run", ends_its_child)  # twice already, so it is not read again
+            monkeypatch.setattr(Children, "run", ends_its_child)  # twice already, so it is not read again
             proxy.requests.clear()
             (row,) = stage(table({"uri": "whole.jpg"})).to_pylist()
             assert (row["stage"], row["reason"], proxy.requests) == ("prepare", "killed_worker", ["GET"])

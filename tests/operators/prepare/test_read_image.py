@@ -48,7 +48,7 @@ def test_verdicts_are_what_the_store_says_of_the_object(proxy: FaultyProxy, read
     assert reader.read(ROW) == DATA
     assert reason(reader, "none.jpg") is Reason.NOT_FOUND
     assert reason(reader, "/etc/passwd") is Reason.URI_NOT_ALLOWED
-    reader._max_bytes = 999
+    reader.max_bytes = 999
     assert reason(reader) is Reason.TOO_LARGE
 
 
@@ -178,7 +178,7 @@ def test_an_error_of_the_client_rejects_no_image(
     def broken(*_: object, **__: object) -> bytes:
         raise error
 
-    monkeypatch.setattr("segmint.infra.storage.s3.S3Store._get", broken)
+    monkeypatch.setattr("segmint.infra.storage.s3.S3Store.read", broken)
     with pytest.raises((StorageFaultError, MemoryError)):
         tiny.read(ROW)
 
@@ -266,7 +266,7 @@ def test_a_header_is_read_again_before_a_file_is_refused(server: TinyS3, tiny: I
 def test_the_store_of_a_tar_is_judged_as_that_of_an_object(
     fault: bytes, found: object, proxy: FaultyProxy, reader: ImageReader
 ) -> None:
-    reader._storage.put(reader._catalog_uri.replace("catalog.jsonl", "t.tar"), TAR)
+    reader.storage.put(reader.catalog_uri.replace("catalog.jsonl", "t.tar"), TAR)
     proxy.policy = lambda method, target: fault * ("t.tar" in target)
     assert outcome(reader, FIRST) is found
     proxy.policy = lambda method, target: CUT_BODY * ("t.tar" in target)

@@ -1,5 +1,6 @@
 """Segment actors that really die with several rows in flight: whose rows are suspects, and what becomes of the rest."""
 
+import signal
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -133,7 +134,7 @@ class _Entry(BlockEntry):
 def test_rows_that_start_together_take_one_call_to_the_ledger() -> None:
     entry: Any = _Entry()
     rows: list[Row] = [{"ordinal": o, "image_id": "well", "reason": None, "fault": None} for o in range(100)]
-    started = FragileSegment(None)._submit(rows, entry)
+    started = FragileSegment(None).submit(rows, entry)
     assert [future.result()["ordinal"] for future in started if future is not None] == list(range(100))
     assert entry.calls == [[first, first + 1] for first in range(0, 100, 2)]
     assert entry.most <= THREADS.items
@@ -149,11 +150,10 @@ def test_rows_in_progress_are_over_when_the_stream_of_the_device_fails() -> None
     entry: Any = _Entry()
     rows: list[Row] = [{"ordinal": o, "image_id": "well", "reason": None, "fault": None} for o in range(8)]
     segment = FragileSegment(None)
-    segment._set_up("cuda", None, 600, THREADS)
-    segment._find = fails  # type: ignore[method-assign]
-    for future in segment._submit(rows, entry):
+    segment.stream_through(fails)
+    for future in segment.submit(rows, entry):
         assert future is not None
         with pytest.raises(ValueError, match="a bug"):
             future.result()
     assert entry.begun == set()
-    assert segment._deadline._ends == {}
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)

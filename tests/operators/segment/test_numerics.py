@@ -185,9 +185,9 @@ def test_a_cpu_has_no_fields_of_a_gpu(here: Numerics) -> None:
 def no_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """As on a machine where nothing was compiled."""
     monkeypatch.setattr(library, "FOLDER", tmp_path)
-    library._kernels_or_reason.cache_clear()
+    library.kernels_or_reason.cache_clear()
     yield
-    library._kernels_or_reason.cache_clear()
+    library.kernels_or_reason.cache_clear()
 
 
 def kernels_of(wanted: str) -> str:
@@ -210,7 +210,7 @@ def test_without_the_library_auto_is_torch_and_the_kernels_are_refused() -> None
 def test_the_mode_of_mkl_is_set_and_recorded(
     here: Numerics, mobile_sam_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(infra_device, "_facts", lambda: {"vendor_id": "GenuineIntel"})
+    monkeypatch.setattr(infra_device, "cpu_facts", lambda: {"vendor_id": "GenuineIntel"})
     monkeypatch.setattr(numerics, "cpu_bits", cpu_bits.__wrapped__)
     monkeypatch.setenv("MKL_CBWR", "")
     resolved = resolve_numerics(here.compute, ModelConfig(kernels="torch"), MasksConfig(), here.weights_sha256)
@@ -297,15 +297,23 @@ def test_fp16_rounds_the_decoder_less_than_bf16(mobile_sam_path: Path, coffee: n
     assert float((found["fp16"][1] - ious).abs().max()) < float((found["bf16"][1] - ious).abs().max())
 
 
+class GpuActor(Segment):
+    """A segment actor without a model."""
+
+    def __init__(self) -> None:
+        self._device = "cuda"
+
+    def fail(self) -> None:
+        """Have a row fail in a thread that doesn't own the device."""
+        entry: Any = None
+        self._end_if_unfit(0, entry, RuntimeError("a bad row"), owns_device=False)
+
+
 def test_no_thread_asks_for_a_gpus_faults_during_a_capture(monkeypatch: pytest.MonkeyPatch) -> None:
     """The question synchronizes the device, which would invalidate the capture."""
     asked: list[str] = []
     monkeypatch.setattr(segment, "device_failure", lambda device: asked.append(device))
-    actor: Any = SimpleNamespace(_device="cuda")
-    entry: Any = None
-    asking = threading.Thread(
-        target=lambda: Segment._end_if_unfit(actor, 0, entry, RuntimeError("a bad row"), owns_device=False)
-    )
+    asking = threading.Thread(target=GpuActor().fail)
     with capture_lock:
         asking.start()
         asking.join(0.1)

@@ -100,11 +100,11 @@ def test_the_loser_of_a_race_deletes_only_its_own_files(dataset: Path) -> None:
 def test_a_store_whose_versions_cannot_be_seen_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     check_purge(location_of(tmp_path))
     assert digests(tmp_path) == {}
-    memory = FsspecStore(fsspec.filesystem("memory"))
-    monkeypatch.setattr("segmint.infra.storage.storage.connect", lambda *_: memory)
+    filesystem = fsspec.filesystem("memory")
+    monkeypatch.setattr("segmint.infra.storage.storage.connect", lambda *_: FsspecStore(filesystem))
     with pytest.raises(UsageError, match="older versions"):
         check_purge(Location(Storage(), "gs://datasets/small"))
-    assert memory._fs.find("/") == []
+    assert filesystem.find("/") == []
 
 
 @pytest.mark.s3

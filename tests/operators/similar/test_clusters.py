@@ -66,7 +66,7 @@ def copies_of(rows: ImageRows, thumbnails: np.ndarray) -> DuplicateMap:
 @pytest.mark.parametrize("many", [0, 8, 10_000], ids=["crowds", "some crowds", "no crowds"])
 @pytest.mark.parametrize("seed", range(5))
 def test_copies_are_those_that_the_rule_finds_row_by_row(seed: int, many: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(candidates, "_MANY", many)
+    monkeypatch.setattr(candidates, "MANY", many)
     rows, thumbnails = catalog(seed)
     found = copies_of(rows, thumbnails)
     assert found.kept.tolist() == one_by_one(rows, thumbnails)
@@ -80,17 +80,17 @@ def test_copies_are_those_that_the_rule_finds_row_by_row(seed: int, many: int, m
 def test_so_are_they_if_few_pairs_are_in_memory(
     seed: int, most: int, dense: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(candidates, "_MOST_WAITING", most)
-    monkeypatch.setattr(candidates, "_LEAST_LISTED", most)
-    monkeypatch.setattr(clusters, "_DENSE", dense)
-    monkeypatch.setattr(clusters, "_COMPARED", 40)
-    monkeypatch.setattr(clusters, "_SKETCHES", 7)
+    monkeypatch.setattr(candidates, "MOST_WAITING", most)
+    monkeypatch.setattr(candidates, "LEAST_LISTED", most)
+    monkeypatch.setattr(clusters, "DENSE", dense)
+    monkeypatch.setattr(clusters, "COMPARED", 40)
+    monkeypatch.setattr(clusters, "SKETCHES", 7)
     rows, thumbnails = catalog(seed)
     assert copies_of(rows, thumbnails).kept.tolist() == one_by_one(rows, thumbnails)
 
 
 def test_memory_does_not_grow_with_near_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(candidates, "_MOST_WAITING", 1 << 14)
+    monkeypatch.setattr(candidates, "MOST_WAITING", 1 << 14)
     hashes = np.zeros((1 << 12, VIEWS), np.uint64)
     hashes[:, 0] = np.arange(1 << 12, dtype=np.uint64) << np.uint64(20) | np.uint64(1)
     tracemalloc.start()
@@ -131,7 +131,7 @@ def test_whatever_is_similar_to_an_image_that_opted_out_is_its_copy() -> None:
 def test_what_is_similar_to_the_second_of_two_that_opted_out_is_its_copy(
     many: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(candidates, "_MANY", many)
+    monkeypatch.setattr(candidates, "MANY", many)
     assert copies_of(three(opted_out=[True, True, False]), SAME).kept.tolist() == [-1, -1, 1]
 
 
@@ -154,12 +154,12 @@ def test_rows_without_hashes_or_known_bytes_are_no_copies(count: int) -> None:
 def test_copies_are_the_same_however_many_parts_are_on_disk(
     seed: int, many: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(candidates, "_MANY", many)
+    monkeypatch.setattr(candidates, "MANY", many)
     rows, thumbnails = catalog(seed, 100)
     whole = copies_of(rows, thumbnails)
     monkeypatch.setattr(partitions, "PART_ROWS", 25)
-    monkeypatch.setattr(near, "_FEW", 8)
-    for module, chunk in ((near, "_CHUNK"), (candidates, "_ROWS"), (clusters, "_ROWS")):
+    monkeypatch.setattr(near, "FEW", 8)
+    for module, chunk in ((near, "CHUNK"), (candidates, "CHUNK_ROWS"), (clusters, "CHUNK_ROWS")):
         monkeypatch.setattr(module, chunk, 40)
     drained = []
     drain = partitions.Partitions.drain
@@ -173,7 +173,7 @@ def test_copies_are_the_same_however_many_parts_are_on_disk(
 
 def test_little_of_a_large_table_is_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(partitions, "PART_ROWS", 1 << 15)
-    for module, chunk in ((near, "_CHUNK"), (candidates, "_ROWS")):
+    for module, chunk in ((near, "CHUNK"), (candidates, "CHUNK_ROWS")):
         monkeypatch.setattr(module, chunk, 1 << 14)
     hashes = np.random.default_rng(0).integers(0, 2**64, (1 << 16, VIEWS), np.uint64)
     tracemalloc.start()

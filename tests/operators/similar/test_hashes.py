@@ -107,8 +107,8 @@ def test_luma_and_cosines_are_the_documented_integers() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (40, 30, 3), np.uint8)
     assert np.array_equal(luma(pixels), np.asarray(Image.fromarray(pixels).convert("L")))
     expected = [[round(16384 * math.cos(math.pi * (2 * n + 1) * k / 64)) for n in range(hashes.SIDE)] for k in range(8)]
-    assert hashes._TRANSFORM.tolist() == expected
-    assert not hashes._TRANSFORM[1:].sum(axis=1).any()  # so that brightness reaches no other frequency
+    assert hashes.TRANSFORM.tolist() == expected
+    assert not hashes.TRANSFORM[1:].sum(axis=1).any()  # so that brightness reaches no other frequency
 
 
 @settings(max_examples=20, deadline=None)
@@ -135,7 +135,7 @@ def test_averages_are_exact(values: np.ndarray, cells: int, scale: int) -> None:
         ]
         for row in range(cells)
     ]
-    assert hashes._averages(values, cells, scale).tolist() == expected
+    assert hashes.averages(values, cells, scale).tolist() == expected
 
 
 @settings(max_examples=10, deadline=None)

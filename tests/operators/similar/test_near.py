@@ -27,17 +27,17 @@ def around(centers: np.ndarray, number: int, flips: int, seed: int) -> np.ndarra
     return np.unique(hashes)
 
 
-@pytest.mark.parametrize("few", [near._FEW, 4], ids=["compared at once", "in bands"])
+@pytest.mark.parametrize("few", [near.FEW, 4], ids=["compared at once", "in bands"])
 @settings(max_examples=25)
 @given(distance=st.integers(0, MOST_BITS), flips=st.integers(0, 5), seed=st.integers(0, 99))
 def test_pairs_are_those_that_comparing_all_finds(few: int, distance: int, flips: int, seed: int) -> None:
     centers = np.random.default_rng(seed).integers(0, 2**64, 4, np.uint64)
     hashes = around(centers, 100, flips, seed)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(near, "_FEW", few)
-        patch.setattr(near, "_SHORT", 8)
-        patch.setattr(near, "_DEPTH", 2)
-        patch.setattr(near, "_CHUNK", 32)
+        patch.setattr(near, "FEW", few)
+        patch.setattr(near, "SHORT", 8)
+        patch.setattr(near, "DEPTH", 2)
+        patch.setattr(near, "CHUNK", 32)
         assert found(hashes, distance) == by_brute_force(hashes, distance)
 
 

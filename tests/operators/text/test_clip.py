@@ -64,7 +64,7 @@ def test_the_restricted_last_layer_is_the_last_layer_of_the_kept_tokens(
 def test_texts_are_embedded_as_by_transformers_and_long_ones_are_cut(folder: Path, clip: Clip) -> None:
     texts = ["a photo of a red circle", "Blue", " ".join(20 * ["green"]), "unknown words"]
     found = clip.embed_texts(texts)
-    model, tokenizer = model_of(folder), clip._tokenizer
+    model, tokenizer = model_of(folder), clip.tokenizer
     tokens = [tokenizer.encode(text).ids for text in texts]
     assert [len(ids) for ids in tokens] == [8, 3, 12, 4]
     end = tokenizer.token_to_id("<|endoftext|>")

@@ -88,6 +88,18 @@ def test_only_masks_without_a_label_of_people_and_of_this_model_get_one(clip: Pa
     assert labels_of(stage, {**row, "masks": []}) == []
 
 
+class RowOfPixels(StageRow):
+    """A row whose image has exactly these pixels, which no JPEG has."""
+
+    def __init__(self, columns: Any, pixels: np.ndarray) -> None:
+        super().__init__(columns)
+        self._pixels = pixels
+
+    @property
+    def image(self) -> np.ndarray:
+        return self._pixels
+
+
 def test_a_torchscript_module_sees_the_crop_and_the_pixels_of_the_mask(tmp_path: Path) -> None:
     path = saved(BrightestOfMask(), tmp_path / "module.pt")
     pixels = np.zeros((30, 40, 3), np.uint8)
@@ -95,9 +107,7 @@ def test_a_torchscript_module_sees_the_crop_and_the_pixels_of_the_mask(tmp_path:
     row = row_of()
     left, right = rectangle_mask(30, 40, 2, 3, 12, 18), rectangle_mask(30, 40, 0, 24, 30, 40)
     row["masks"] = [{**mask, "label": None, "label_source": None} for mask in (left, right)]
-    stage_row = StageRow(row)
-    stage_row._read[""] = pixels
-    (labeled,) = MaskLabels(str(path), VOCABULARY)([stage_row])
+    (labeled,) = MaskLabels(str(path), VOCABULARY)([RowOfPixels(row, pixels)])
     assert [value["label"] for value in labeled.mask_values or () if value] == ["bar", "red circle"]
     scores = [value["label_score"] for value in labeled.mask_values or () if value]
     assert scores == pytest.approx([200 / 255, 100 / 255], abs=0.005)  # resampling overshoots at the border

@@ -503,7 +503,7 @@ def test_a_closed_standard_stream_changes_no_exit_code(closed: str, arguments: s
 
 def test_files_never_get_the_descriptor_of_a_closed_standard_stream() -> None:
     script = (
-        "import os; from segmint.pipeline.commands.cli import _open_streams; _open_streams(); "
+        "import os; from segmint.pipeline.commands.cli import open_streams; open_streams(); "
         "print('anything'); os._exit(0 if os.open(os.devnull, os.O_RDONLY) > 2 else 1)"
     )
     line = f"exec {shlex.quote(sys.executable)} -c {shlex.quote(script)} <&- >&- 2>&-"

@@ -28,7 +28,7 @@ from segmint.catalogs.dataset.versions.record import name_now, put_version
 from segmint.catalogs.layout import config_sha256
 from segmint.catalogs.source.rows import read_rows
 from segmint.infra.errors import SegmintError, UnfinishedError
-from segmint.pipeline.commands.cli import _PLACES, app
+from segmint.pipeline.commands.cli import PLACES, app
 from segmint.pipeline.corrections.apply.engine import FAILED
 from segmint.pipeline.corrections.apply.masks import ApplyList
 from segmint.pipeline.corrections.label import LabelList
@@ -123,7 +123,7 @@ def test_a_row(row: tuple[str, str, str], request: pytest.FixtureRequest) -> Non
 
 def test_every_command_has_a_row_and_every_test_its_row() -> None:
     assert CASES.keys() == set(ROWS)
-    leaves = {name for name in _PLACES if name not in ("catalog", "assets", "study", "evaluate")}
+    leaves = {name for name in PLACES if name not in ("catalog", "assets", "study", "evaluate")}
     leaves |= {f"catalog {each}" for each in ("scan", "check", "curate", "collect", "prompts")}
     leaves |= {f"assets {each}" for each in ("list", "fetch", "verify", "export-onnx")}
     leaves |= {f"study {each}" for each in ("plan", "sample", "score")}
@@ -131,7 +131,7 @@ def test_every_command_has_a_row_and_every_test_its_row() -> None:
     listed = {match[1] for row in ROWS if (match := re.match(r"`([a-z-]+(?: [a-z-]+)?)", row[0]))}
     assert leaves == {name.removesuffix(" --prove") for name in listed if not name.startswith("check")}
     groups = {name.partition(" ")[0] for name in leaves if " " in name}
-    assert leaves == {name for name in _PLACES if name not in groups} | {
+    assert leaves == {name for name in PLACES if name not in groups} | {
         f"{group} {name}" for group in groups for name in _commands_of(group)
     }
 
@@ -143,7 +143,7 @@ def _commands_of(group: str) -> Iterator[str]:
 
 @case("every command", "an option, value, or file that it can't use", 2)
 def _unusable() -> Any:
-    return [run(*name.split(), "--nonsense") for name in [*_PLACES, "catalog scan", "study score", "evaluate edges"]]
+    return [run(*name.split(), "--nonsense") for name in [*PLACES, "catalog scan", "study score", "evaluate edges"]]
 
 
 @case(

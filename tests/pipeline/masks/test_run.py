@@ -1,6 +1,7 @@
 """Photographs in, files out, by the real model on real pixels; a folder is continued where it stopped."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -480,7 +481,12 @@ def test_what_is_wrong_is_known_before_torch_is_loaded(tmp_path, photographs, mo
     )
     assert json.loads(ran.stdout) == [[2, 2, 2, 1, 0], False]
 
-    monkeypatch.setattr(images, "_is_readable", lambda folder: folder != photographs / "deep")  # root may read all
+    access = os.access
+
+    def deep_is_closed(path: str | Path, *mode: int, **options: bool) -> bool:
+        return Path(path) != photographs / "deep" and access(path, *mode, **options)
+
+    monkeypatch.setattr(os, "access", deep_is_closed)  # root may read all
     words = ["masks", cat, f"{photographs}/deep/*", "-o", out, "--point", "75,50"]
     done = CliRunner().invoke(app, words)
     assert (done.exit_code, done.stdout) == (3, f"not checked: {photographs}/deep: the folder can't be read\n")

@@ -58,4 +58,4 @@ def _open_jpeg(fp: Any = None, filename: Any = None) -> Any:
 
 
 Image.register_decoder("bmp_rle", _Deadly)
-Image.register_open("JPEG", _open_jpeg, JpegImagePlugin._accept)
+Image.register_open("JPEG", _open_jpeg, JpegImagePlugin._accept)  # noqa: SLF001 - as Pillow registers it

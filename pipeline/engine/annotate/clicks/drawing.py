@@ -35,7 +35,7 @@ STABILITY_OFFSET = 1.0
 
 # Relative rounding difference of the weighted means: float32's unit roundoff times the number of operations in both
 # orders.
-_DIFFERENCE = 32 * 2.0**-24
+DIFFERENCE = 32 * 2.0**-24
 _SOLID = STABILITY_OFFSET * (1 + 2.0**-10)  # a mean of logits over this exceeds the offset despite rounding
 
 _MOST_DOUBTS = 64  # maximum number of pixels near 0 that are corrected at a time
@@ -58,7 +58,7 @@ class DrawnMask:
     bbox: tuple[float, float, float, float]
 
 
-class _DoubtfulError(Exception):
+class DoubtfulError(Exception):
     """Error that reports too many upscaled logits near 0."""
 
 
@@ -66,8 +66,8 @@ def draw_mask(predictor: Predictor, embedding: Embedding, logits: Tensor) -> Dra
     """Upscale logits (256, 256) float32 and return the mask of the pixels whose logits are over 0."""
     if logits.device.type == "cpu":
         try:
-            return _draw_border(logits, embedding, predictor.sam.geometry)
-        except _DoubtfulError:
+            return draw_border(logits, embedding, predictor.sam.geometry)
+        except DoubtfulError:
             pass
     values: NDArray[np.float32] = predictor.upscale(logits[None, None], embedding)[0, 0].cpu().numpy()
     changes = _ColumnRuns(embedding.frame_size, 0)
@@ -79,7 +79,7 @@ def draw_mask(predictor: Predictor, embedding: Embedding, logits: Tensor) -> Dra
 
 def prepare_drawing(predictor: Predictor, embedding: Embedding) -> None:
     """Precompute the interpolations for images of this size, so that the first click doesn't wait for them."""
-    _axes(predictor.sam.geometry, embedding.input_size, embedding.frame_size)
+    axes_of(predictor.sam.geometry, embedding.input_size, embedding.frame_size)
 
 
 class _ColumnRuns:
@@ -126,9 +126,9 @@ class _ColumnRuns:
         self._found.append((columns + self._left) * (self._frame[0] + 1) + row)
 
 
-def _draw_border(logits: Tensor, embedding: Embedding, geometry: Geometry) -> DrawnMask:
-    """Draw a mask by computing only the pixels around its border. Raises `_DoubtfulError` if too many are near 0."""
-    axes = _axes(geometry, embedding.input_size, embedding.frame_size)
+def draw_border(logits: Tensor, embedding: Embedding, geometry: Geometry) -> DrawnMask:
+    """Draw a mask by computing only the pixels around its border. Raises `DoubtfulError` if too many are near 0."""
+    axes = axes_of(geometry, embedding.input_size, embedding.frame_size)
     low = logits.numpy()
     over = low > -STABILITY_OFFSET
     x0, y0, x1, y1 = box_of(over)
@@ -137,7 +137,7 @@ def _draw_border(logits: Tensor, embedding: Embedding, geometry: Geometry) -> Dr
     changes = _ColumnRuns(embedding.frame_size, across.start)
     if not over.any() or down.stop <= down.start or width < 1:
         return changes.mask(math.nan)
-    margin = float(np.abs(low).max()) * _DIFFERENCE
+    margin = float(np.abs(low).max()) * DIFFERENCE
     touched = axes.rows.touched(down)
     wide = _widened(low[touched], axes.columns, across)
     inner = outer = 0
@@ -206,7 +206,7 @@ def _spans(wanted: NDArray[np.bool_], most: int) -> Iterator[tuple[int, int]]:
 
 
 @dataclass(frozen=True)
-class _Step:
+class Step:
     """Interpolation step along the rows.
 
     Each new row is a mean of the given rows `before` and `after` it; `weight` is the weight of the row after it.
@@ -217,7 +217,7 @@ class _Step:
     weight: NDArray[np.float32]
 
     @classmethod
-    def make(cls, given: int, wanted: int) -> "_Step | None":
+    def make(cls, given: int, wanted: int) -> "Step | None":
         """Compute the step from `given` to `wanted` rows in float32. Return None if torch uses different weights."""
         scale = np.float32(given) / np.float32(wanted)
         middle = np.maximum(scale * (np.arange(wanted, dtype=np.float32) + np.float32(0.5)) - np.float32(0.5), 0)
@@ -252,15 +252,15 @@ class ExactRows:
     side: int
     filled: int  # columns of the square input without the padding
     width: int
-    square: _Step
-    frame: _Step
+    square: Step
+    frame: Step
 
     @classmethod
     def make(
         cls, low_side: int, side: int, input_size: tuple[int, int], frame_size: tuple[int, int]
     ) -> "ExactRows | None":
         """Prepare the rows for one image size. Return None if torch computes single rows differently."""
-        square, frame = _Step.make(low_side, side), _Step.make(input_size[0], frame_size[0])
+        square, frame = Step.make(low_side, side), Step.make(input_size[0], frame_size[0])
         if square is None or frame is None:
             return None
         rows = cls(side, input_size[1], frame_size[1], square, frame)
@@ -300,17 +300,17 @@ class _AxisInterpolations:
     ) -> None:
         """Correct the pixels of a mask (h, w) whose `values` are near 0 so that they equal the predictor's.
 
-        `corner` is the (row, column) in the frame of the mask's first pixel. Raises `_DoubtfulError` if too many pixels
+        `corner` is the (row, column) in the frame of the mask's first pixel. Raises `DoubtfulError` if too many pixels
         are near 0.
         """
         rows, columns = np.nonzero(np.abs(values) <= margin)
         if rows.size > _MOST_DOUBTS or self.exact is None:
-            raise _DoubtfulError
+            raise DoubtfulError
         low = logits.numpy()
         doubts: dict[int, list[int]] = {}
         for row, column in zip(rows.tolist(), columns.tolist(), strict=True):
             (y0, y1), (x0, x1) = self.rows.touches[corner[0] + row], self.columns.touches[corner[1] + column]
-            if abs(values[row, column]) <= float(np.abs(low[y0:y1, x0:x1]).max()) * _DIFFERENCE:
+            if abs(values[row, column]) <= float(np.abs(low[y0:y1, x0:x1]).max()) * DIFFERENCE:
                 doubts.setdefault(row, []).append(column)
         for row, places in doubts.items():
             exact = self.exact.row(logits, corner[0] + row)
@@ -318,7 +318,8 @@ class _AxisInterpolations:
 
 
 @lru_cache(maxsize=16)
-def _axes(geometry: Geometry, input_size: tuple[int, int], frame_size: tuple[int, int]) -> _AxisInterpolations:
+def axes_of(geometry: Geometry, input_size: tuple[int, int], frame_size: tuple[int, int]) -> _AxisInterpolations:
+    """Return the interpolations of an image with these sizes. They are cached, because images have few sizes."""
     vertical, horizontal = zip(input_size, frame_size, strict=True)
     has_two_steps = geometry.placement == "padded"
     return _AxisInterpolations(

@@ -73,16 +73,16 @@ class Embeddings:
         made: Callable[[OpenImage, NDArray[np.uint8], Embedding], None] | None = None,
         patience_s: float = PATIENCE_S,
     ) -> None:
-        self._predictor = predictor
+        self.predictor = predictor
         self._decoder = decoder
         self._read = read
         self._kept = kept
         self._then = made
-        self._patience_s = patience_s
+        self.patience_s = patience_s
         self._lock = threading.Lock()
         self.recent: RecentImages[ImageEmbedding] = RecentImages(kept)
-        self._asked: dict[tuple[int, str], Future[ImageEmbedding]] = {}  # by image and its JPEG's SHA-256
-        self._jobs: queue.PriorityQueue[_EmbeddingJob] = queue.PriorityQueue()
+        self.asked: dict[tuple[int, str], Future[ImageEmbedding]] = {}  # by image and its JPEG's SHA-256
+        self.jobs: queue.PriorityQueue[_EmbeddingJob] = queue.PriorityQueue()
         self._numbers = itertools.count()
         self._wanted: OrderedDict[str, tuple[int, ...]] = OrderedDict()  # by annotator, most recent request last
         self._clicked = 0.0
@@ -95,7 +95,7 @@ class Embeddings:
 
     def __exit__(self, *_: object) -> None:
         self._closed = True
-        self._jobs.put(_EmbeddingJob(_NOW, -1, 0))
+        self.jobs.put(_EmbeddingJob(_NOW, -1, 0))
         self._thread.join()
 
     def __len__(self) -> int:
@@ -113,19 +113,19 @@ class Embeddings:
             return known
         key = image.place.id, image.jpeg_sha256
         with self._lock:
-            result = self._asked.get(key)
+            result = self.asked.get(key)
             if result is None:
-                result = self._asked[key] = Future()
+                result = self.asked[key] = Future()
                 result.add_done_callback(lambda done: self._answered(key, done))
-                self._jobs.put(_EmbeddingJob(_NOW, next(self._numbers), image.place.id, result))
-        if not wait([result], self._patience_s).done:
+                self.jobs.put(_EmbeddingJob(_NOW, next(self._numbers), image.place.id, result))
+        if not wait([result], self.patience_s).done:
             raise NotReadyError("the model is still embedding this image; the page retries until it is ready")
         return result.result()
 
     def _answered(self, key: tuple[int, str], result: "Future[ImageEmbedding]") -> None:
         with self._lock:
-            if self._asked.get(key) is result:
-                del self._asked[key]
+            if self.asked.get(key) is result:
+                del self.asked[key]
 
     def prepare(self, annotator: str, images: Iterable[int]) -> None:
         """Prefetch the embeddings of these images, in order. The annotator's next call replaces this list."""
@@ -136,7 +136,7 @@ class Embeddings:
             while len(self._all_wanted()) > self._kept:
                 self._wanted.popitem(last=False)
         for place, image in enumerate(wanted):
-            self._jobs.put(_EmbeddingJob(_AHEAD + place, next(self._numbers), image))
+            self.jobs.put(_EmbeddingJob(_AHEAD + place, next(self._numbers), image))
 
     def clicked(self) -> None:
         """Record a click, which delays prefetching."""
@@ -144,7 +144,7 @@ class Embeddings:
 
     def _work(self) -> None:
         while not self._closed:
-            job = self._jobs.get()
+            job = self.jobs.get()
             if self._closed or (job.result is None and not self._is_due(job)):
                 self._end(job)
                 continue
@@ -156,8 +156,8 @@ class Embeddings:
                 continue
             if job.result is not None:
                 job.result.set_result(made)
-        while not self._jobs.empty():
-            self._end(self._jobs.get())
+        while not self.jobs.empty():
+            self._end(self.jobs.get())
 
     def _end(self, job: _EmbeddingJob) -> None:
         if job.result is not None:
@@ -170,8 +170,8 @@ class Embeddings:
             time.sleep(QUIET_S / 10)
             if self._closed:
                 return False
-            if self._jobs.queue and self._jobs.queue[0].urgency == _NOW:
-                self._jobs.put(job)
+            if self.jobs.queue and self.jobs.queue[0].urgency == _NOW:
+                self.jobs.put(job)
                 return False
         with self._lock:
             return job.image in self._all_wanted() and job.image not in self.recent
@@ -188,8 +188,8 @@ class Embeddings:
             pixels = self._decoder.run(decode_jpeg, image.jpeg)
         except UndecodableError as error:
             raise NoImageError(f"can't decode image {number}: {error}") from error
-        made = ImageEmbedding(number, image.jpeg_sha256, self._predictor.embed(pixels, image.size))
-        self._predictor.run(prepare_drawing, self._predictor, made.embedding)
+        made = ImageEmbedding(number, image.jpeg_sha256, self.predictor.embed(pixels, image.size))
+        self.predictor.run(prepare_drawing, self.predictor, made.embedding)
         with self._lock:
             wanted = self._all_wanted()
         self.recent.put(number, made, wanted)

@@ -44,7 +44,7 @@ class PredictorThread(Predictor, AbstractContextManager["PredictorThread"]):
     """
 
     def __init__(self, load: Callable[[], Sam]) -> None:
-        self._jobs: queue.PriorityQueue[_PredictorJob] = queue.PriorityQueue()
+        self.jobs: queue.PriorityQueue[_PredictorJob] = queue.PriorityQueue()
         self._numbers = itertools.count()
         self._thread = threading.Thread(target=self._work, name="predictor", daemon=True)
         self._thread.start()
@@ -56,7 +56,7 @@ class PredictorThread(Predictor, AbstractContextManager["PredictorThread"]):
             raise
 
     def __exit__(self, *_: object) -> None:
-        self._jobs.put(_PredictorJob(_LAST, next(self._numbers), lambda: None))
+        self.jobs.put(_PredictorJob(_LAST, next(self._numbers), lambda: None))
         self._thread.join()
 
     def run(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -81,20 +81,20 @@ class PredictorThread(Predictor, AbstractContextManager["PredictorThread"]):
         if threading.current_thread() is self._thread:
             return work()
         job = _PredictorJob(urgency, next(self._numbers), work)
-        self._jobs.put(job)
+        self.jobs.put(job)
         return job.result.result()
 
     def _work(self) -> None:
         while True:
-            job = self._jobs.get()
+            job = self.jobs.get()
             _answer(job)
             if job.urgency == _LAST:
                 return
 
     def _let_one_pass(self) -> None:
         """Run at most one urgent job, so that the encoding of an image finishes no matter how many clicks arrive."""
-        if threading.current_thread() is self._thread and self._jobs.queue and self._jobs.queue[0].urgency == _URGENT:
-            _answer(self._jobs.get())
+        if threading.current_thread() is self._thread and self.jobs.queue and self.jobs.queue[0].urgency == _URGENT:
+            _answer(self.jobs.get())
 
 
 def _answer(job: _PredictorJob) -> None:

@@ -174,7 +174,7 @@ class RaterView:
 
     def next(self, rater: str) -> dict[str, Any]:
         """Return the first unrated mask in a rater's order. `item` is None if the rater has rated all masks."""
-        for item, each in enumerate(self._order(rater)):
+        for item, each in enumerate(self.order_of(rater)):
             if self._is_rated(rater, each) or each in self._gone:
                 continue
             try:
@@ -235,11 +235,11 @@ class RaterView:
 
     def progress(self, rater: str) -> dict[str, Any]:
         """Return the number of masks that a rater has rated, and the total."""
-        order = self._order(rater)
+        order = self.order_of(rater)
         return {"done": sum(self._is_rated(rater, each) for each in order), "total": len(order)}
 
     def _mask(self, rater: str, item: int) -> tuple[SampledMask, OpenImage, str]:
-        order = self._order(rater)
+        order = self.order_of(rater)
         if not 0 <= item < len(order):
             raise UsageError(f"no mask {item}: expected 0 to {len(order) - 1}")
         each = order[item]
@@ -285,7 +285,7 @@ class RaterView:
             last = self._last.get((rater_key(rater), each))
         return last is not None and last.score is not None
 
-    def _order(self, rater: str) -> list[SampledMask]:
+    def order_of(self, rater: str) -> list[SampledMask]:
         with self._lock:
             if rater not in self._orders:
                 self._orders[rater] = order_for(self._sample, rater, self._seed)

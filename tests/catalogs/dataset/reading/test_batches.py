@@ -163,11 +163,12 @@ def test_an_iterator_of_any_worker_goes_on_where_its_state_was_saved(many: str, 
 
 @pytest.mark.parametrize("key", ["seed", "global_batch", "workers", "worker", "format"])
 def test_an_iterator_refuses_a_state_of_another_order_or_worker(many: str, key: str) -> None:
-    iterator = iter(open_dataset(many).batches(3, seed=5))
+    batches = open_dataset(many).batches(3, seed=5)
+    iterator = iter(batches)
     with pytest.raises(UsageError, match=f"{key}: 7, here "):
         iterator.load_state_dict({**iterator.state_dict(), key: 7})
     with pytest.raises(UsageError, match="global_batch: None, here 3"):
-        iterator.load_state_dict(BatchLoader(iterator._batches).state_dict())
+        iterator.load_state_dict(BatchLoader(batches).state_dict())
 
 
 @pytest.mark.long

@@ -17,7 +17,6 @@ import pytest
 
 from segmint.catalogs.dataset.commits import CommitLog, FileEntry
 from segmint.catalogs.dataset.manifest import dataset_keys, put_dataset_id
-from segmint.catalogs.dataset.reading import cache as module
 from segmint.catalogs.dataset.reading.cache import ShardCache, drop_stale
 from segmint.catalogs.dataset.reading.loader import BatchLoader
 from segmint.catalogs.dataset.reading.torch_dataset import open_dataset
@@ -262,14 +261,14 @@ def test_threads_of_a_process_fetch_a_file_once(
     files: CacheFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache, made, fetched = ShardCache(tmp_path / "cache", KEY, 3 * SIZE), files.make(1), []
-    copied = module._copied
+    plain = Location.open
 
-    def counted(source: Location, target: Path) -> tuple[int, str]:
+    def counted(source: Location) -> BinaryIO:
         fetched.append(threading.get_ident())
         time.sleep(0.1)
-        return copied(source, target)
+        return plain(source)
 
-    monkeypatch.setattr(module, "_copied", counted)
+    monkeypatch.setattr(Location, "open", counted)
     with ThreadPoolExecutor(4) as pool:
         assert set(pool.map(lambda _: read(cache, *made), range(4))) == {b"\x01" * SIZE}
     assert len(fetched) == 1

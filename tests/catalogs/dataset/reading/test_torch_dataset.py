@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Event
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,10 +17,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader, IterableDataset
-from torch.utils.data._utils.worker import WorkerInfo
 
 from segmint.catalogs.dataset.reader import Dataset, Sample
-from segmint.catalogs.dataset.reading.batches import Batches
+from segmint.catalogs.dataset.reading.opened import OpenShard
 from segmint.catalogs.dataset.reading.torch_dataset import ReaderPosition, TorchDataset, open_dataset, share
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
@@ -132,7 +132,7 @@ def test_two_ranks_with_two_workers_each(dataset: str, monkeypatch: pytest.Monke
 def process_group(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Rank 1 of 2 by a process group, and rank 0 of 1 by the environment."""
     on_rank(monkeypatch, 0, 1)
-    from torch.testing._internal.distributed.fake_pg import FakeStore
+    from torch.testing._internal.distributed.fake_pg import FakeStore  # noqa: PLC2701 - one process is two ranks
 
     torch.distributed.init_process_group("fake", rank=1, world_size=2, store=FakeStore())
     yield
@@ -152,8 +152,9 @@ def test_the_rank_is_sent_to_a_worker(dataset: str, monkeypatch: pytest.MonkeyPa
     on_rank(monkeypatch, 0, 1)
     opened = pickle.loads(packed)
     assert [sample.id for sample in opened] == ALL
-    here = WorkerInfo(id=0, num_workers=1, seed=0, dataset=opened)
-    monkeypatch.setattr("torch.utils.data._utils.worker._worker_info", here)
+    here = SimpleNamespace(id=0, num_workers=1)
+    for module in ("torch_dataset", "batches"):
+        monkeypatch.setattr(f"segmint.catalogs.dataset.reading.{module}.get_worker_info", lambda: here)
     assert [sample.id for sample in opened] == [5, 7, 8]
 
 
@@ -224,7 +225,7 @@ def test_shares_are_disjoint_whole_and_even(sizes: list[int], gaps: list[int], p
 def test_threads_may_read_single_images_although_each_closes_the_others_shards(
     dataset: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("segmint.catalogs.dataset.reading.batches._OPEN_SHARDS", 1)
+    monkeypatch.setattr("segmint.catalogs.dataset.reading.batches.OPEN_SHARDS", 1)
     opened, places = open_dataset(dataset), [*range(len(ALL))] * 20
     assert opened[0].id == ALL[0]
     interval = sys.getswitchinterval()
@@ -241,7 +242,7 @@ def test_threads_may_read_single_images_although_each_closes_the_others_shards(
 def test_a_process_that_is_forked_while_a_thread_reads_can_read(dataset: str, monkeypatch: pytest.MonkeyPatch) -> None:
     opened, began, go_on = open_dataset(dataset), Event(), Event()
     assert opened[0].id == ALL[0]
-    parent, plain = os.getpid(), Batches._sample
+    parent, plain = os.getpid(), OpenShard.sample
 
     def slow(*arguments: Any) -> Sample:
         if os.getpid() == parent:
@@ -249,7 +250,7 @@ def test_a_process_that_is_forked_while_a_thread_reads_can_read(dataset: str, mo
             go_on.wait()
         return plain(*arguments)
 
-    monkeypatch.setattr(Batches, "_sample", slow)
+    monkeypatch.setattr(OpenShard, "sample", slow)
     with ThreadPoolExecutor(1) as pool:
         reading = pool.submit(lambda: opened[0].id)
         began.wait()

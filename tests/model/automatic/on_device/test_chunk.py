@@ -42,7 +42,7 @@ def test_kernels_that_compute_something_else_are_refused(
     def skewed(*arguments: Any) -> Any:
         """The step without some of its sums, as a compiler's fault left it, unless it is computed by formulas."""
         changed = list(arguments)
-        if not factored_image._by_formulas.get():
+        if not factored_image.by_formulas.get():
             place = {"look": 3, "answer": 3, "draw": 1}[step]
             changed[place] = torch.zeros_like(changed[place])
         return right(*changed)

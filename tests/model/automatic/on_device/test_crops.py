@@ -93,7 +93,7 @@ def test_shapes_that_are_fixed_find_the_cpus_masks(
 ) -> None:
     embedded = NullPredictor(predictor, features)
     generator = MaskGenerator(embedded, SETTINGS)
-    generator._on_device = DeviceCrops(embedded, SETTINGS)
+    generator.device_crops = DeviceCrops(embedded, SETTINGS)
 
     check_same(generator.generate(image), expected)
 
@@ -106,11 +106,11 @@ def test_a_whole_image_on_a_pretended_gpu_keeps_to_the_budgets_and_finds_the_sam
         on_device = device.to_device(features)
         generator = MaskGenerator(NullPredictor(there, on_device), SETTINGS)
         assert generator.crops_per_batch == CUDA_BATCH
-        assert generator._on_device is not None
+        assert generator.device_crops is not None
         with torch.inference_mode():  # as an earlier image: graphs are captured, and weights of upscaling copied
             for crop in generate_crops(image.shape[:2], SETTINGS.crop_n_layers, SETTINGS.crop_overlap_ratio):
                 TiledUpscaling(Embedding(on_device, (683, 1024), crop.size), SAM1)
-            generator._on_device.start_chunks(Embedding(on_device, (683, 1024), (200, 300)), np.zeros((5, 2)))
+            generator.device_crops.start_chunks(Embedding(on_device, (683, 1024), (200, 300)), np.zeros((5, 2)))
         device.forget()
         reported: list[tuple[int, int]] = []
         found = generator.finish(generator.find(image, report=lambda *counts: reported.append(counts)))
@@ -126,7 +126,7 @@ def test_a_whole_image_on_a_pretended_gpu_keeps_to_the_budgets_and_finds_the_sam
     replayed = sum(device.graph_kernels.values()) / CHUNKS
     assert 50 < replayed <= gpu_budgets.REPLAYED_KERNELS_A_CHUNK, counted(device)
     assert isinstance(tiled_upscaling.KERNELS, KernelsWithFallback)
-    assert str(tiled_upscaling.KERNELS._operations).endswith("mask_kernels.py'>"), "Triton's kernels failed"
+    assert str(tiled_upscaling.KERNELS.operations).endswith("mask_kernels.py'>"), "Triton's kernels failed"
 
 
 class UnencodedPredictor(nn.Module):
@@ -141,17 +141,17 @@ def test_a_whole_image_has_no_more_launches_than_its_budget_with_those_before_th
     try:
         with PretendedCuda(computing=False) as device, torch.inference_mode():
             there = Predictor(device.moved(copy.deepcopy(predictor.sam)))
-            there._encoder._eager = UnencodedPredictor()
+            there.batch_encoder.network = UnencodedPredictor()
             generator = MaskGenerator(there, SETTINGS)
             for _ in range(2):  # the first time, weights of interpolation are copied to the device
                 device.forget()
-                assert generator._on_device is not None
-                stream = ImageStream(there, SETTINGS, CUDA_BATCH, generator._on_device, generator._copies)
-                encoded = stream._encoded(iter([(image, original)]), lambda: lambda _: None)
+                assert generator.device_crops is not None
+                stream = ImageStream(there, SETTINGS, CUDA_BATCH, generator.device_crops, generator.copies)
+                encoded = stream.encoded_crops(iter([(image, original)]), lambda: lambda _: None)
                 assert sum(one is not None for one in encoded) == CROPS
     finally:
-        preprocess._on_device.cache_clear()
-        preprocess._mean_and_std.cache_clear()
+        preprocess.weights_on_device.cache_clear()
+        preprocess.mean_and_std.cache_clear()
 
     launches = sum(device.launches.values())
     print(counted(device))

@@ -27,7 +27,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(autouse=True)
 def small_frame(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernel_check, "_FRAME", (70, 105))
+    monkeypatch.setattr(kernel_check, "FRAME", (70, 105))
 
 
 def small_vit() -> Any:

@@ -61,8 +61,8 @@ def device() -> Iterator[PretendedCuda]:
         with PretendedCuda() as device, pretended_mask_kernels(device):
             yield device
     finally:
-        preprocess._on_device.cache_clear()
-        preprocess._mean_and_std.cache_clear()
+        preprocess.weights_on_device.cache_clear()
+        preprocess.mean_and_std.cache_clear()
 
 
 @pytest.fixture
@@ -82,7 +82,7 @@ def known_masks(device: PretendedCuda, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def generator_on(device: PretendedCuda, predictor: Predictor, settings: MaskSettings, batch: int = 1) -> MaskGenerator:
     there = Predictor(device.moved(copy.deepcopy(predictor.sam)))  # type: ignore[arg-type]
-    there._encoder._eager = Brightness()
+    there.batch_encoder.network = Brightness()
     return MaskGenerator(there, settings, batch)
 
 
@@ -132,8 +132,8 @@ def test_images_of_a_stream_have_the_masks_that_they_have_alone_and_nothing_wait
     # After the stream's end, and where no image was ready, there is nothing else to do.
     assert set(late_waits(device)) <= {2 * settings.encodes, crops}
     uploads = [(event[1], event[2]) for event in device.events if event[0] == "upload"]
-    assert [stream for nbytes, stream in uploads if nbytes == image.nbytes] == [generator._copies._stream] * 4
-    assert generator._copies._stream is not None
+    assert [stream for nbytes, stream in uploads if nbytes == image.nbytes] == [generator.copies.stream] * 4
+    assert generator.copies.stream is not None
     assert {stream for nbytes, stream in uploads if nbytes != image.nbytes} == {None}
 
 
@@ -154,7 +154,7 @@ def test_an_original_is_copied_only_if_crops_are_cut_from_it(
     if in_a_stream:
         generator.find(image, original)
     else:
-        list(generator._embed_crops(placed_crops((100, 150), settings), image, original))
+        list(generator.embed_crops(placed_crops((100, 150), settings), image, original))
     uploads = [event[1] for event in device.events if event[0] == "upload"]
     assert uploads.count(image.nbytes) == 1
     assert uploads.count(original.nbytes) == copies
@@ -200,7 +200,7 @@ def test_masks_on_the_device_take_no_more_than_the_bytes_allowed(
 ) -> None:
     generator = generator_on(device, predictor, FULL)
     generator.find(image)
-    assert generator._on_device is not None
+    assert generator.device_crops is not None
     peaks: list[int] = []
 
     def logits() -> int:
@@ -222,7 +222,7 @@ def test_masks_on_the_device_take_no_more_than_the_bytes_allowed(
     for held, allowed in ((1, needed + 3 * image.nbytes), (2, 2 * needed + 3 * image.nbytes)):
         peaks.clear()
         stream = ImageStream(
-            generator.predictor, FULL, 1, generator._on_device, CopyStream(torch.device("cuda")), max_bytes=allowed
+            generator.predictor, FULL, 1, generator.device_crops, CopyStream(torch.device("cuda")), max_bytes=allowed
         )
         with torch.inference_mode():
             found = list(stream.find([(image, None)] * 3, lambda: lambda _: None))
@@ -282,8 +282,8 @@ def test_weights_of_an_images_crops_are_computed_in_another_thread(
     found = DeviceCrops(predictor, CROPS)
     stream = ImageStream(predictor, CROPS, 1, found, CopyStream(torch.device("cpu")))
     image, original = np.zeros((91, 133, 3), np.uint8), np.zeros((187, 270, 3), np.uint8)
-    stream._pull(iter([(image, original)]), lambda: lambda _: None)
-    found._ahead.shutdown(wait=True)
+    stream.pull(iter([(image, original)]), lambda: lambda _: None)
+    found.weights_thread.shutdown(wait=True)
     prepared = len(threads)
     for crop in placed_crops((91, 133), CROPS):
         pixels = cut(crop, (91, 133), image if crop.layer == 0 else original)

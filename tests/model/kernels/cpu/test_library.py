@@ -27,7 +27,7 @@ def built() -> Path:
 @pytest.fixture
 def fresh() -> Iterator[None]:
     """Forget the loaded library before and after a test."""
-    caches = (library._kernels_or_reason, models._log_missing_kernels)
+    caches = (library.kernels_or_reason, models.log_missing_kernels)
     for one in caches:
         one.cache_clear()
     yield
@@ -48,7 +48,7 @@ def sources() -> list[str]:
 
 def test_the_library_of_this_package_is_loaded(built: Path, capsys: pytest.CaptureFixture[str]) -> None:
     library.main()
-    assert capsys.readouterr().out in [f"lanes16-1 with {name}\n" for name in library._FAST]
+    assert capsys.readouterr().out in [f"lanes16-1 with {name}\n" for name in library.FAST]
     assert library.reason() is None
 
 

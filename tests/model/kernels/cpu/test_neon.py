@@ -121,14 +121,20 @@ def sizes_of_measuring(
     logits: Any, masks: Any, side: Any, down: Any, across: Any, _: Any, found: Any
 ) -> dict[int, int]:
     sizes = {logits.value: masks.value * side.value**2 * 4, found.value: masks.value * 7 * 8}
-    return sizes | sizes_of_axis(down._obj, side.value) | sizes_of_axis(across._obj, side.value)
+    return sizes | sizes_of_axis(pointed_at(down), side.value) | sizes_of_axis(pointed_at(across), side.value)
 
 
 def sizes_of_drawing(window: Any, down: Any, across: Any, _: Any, box: Any, pixels: Any) -> dict[int, int]:
-    part = window._obj
+    part = pointed_at(window)
     x0, y0, x1, y1 = (ctypes.c_int64 * 4).from_address(box.value)
     sizes = {part.logits: part.rows * part.columns * 4, box.value: 32, pixels.value: (y1 - y0 + 1) * (x1 - x0 + 1)}
-    return sizes | sizes_of_axis(down._obj, part.top + part.rows) | sizes_of_axis(across._obj, part.left + part.columns)
+    sizes |= sizes_of_axis(pointed_at(down), part.top + part.rows)
+    return sizes | sizes_of_axis(pointed_at(across), part.left + part.columns)
+
+
+def pointed_at(reference: Any) -> Any:
+    """Return the structure that `ctypes.byref` points at."""
+    return reference._obj  # noqa: SLF001 - ctypes has no other way back
 
 
 def sizes_of_axis(axis: Any, logits: int) -> dict[int, int]:

@@ -241,7 +241,7 @@ def test_a_part_that_a_round_did_not_try_keeps_its_second_try(
     parts = location_of(tmp_path / "parts")
     config = InspectionConfig(IngestConfig(), mirror=False, opt_outs=False, scorers=())
     task = CurateTask(config, Storage(), str(catalog), parts, memory_limit=16 << 20)
-    original, rounds = curate._inspect_window, []
+    original, rounds = curate.inspect_window, []
 
     def failing_once(task: CurateTask, *arguments: Any) -> None:
         rounds.append(task.again)
@@ -249,7 +249,7 @@ def test_a_part_that_a_round_did_not_try_keeps_its_second_try(
             raise ray.exceptions.RayError("a node is lost")
         original(task, *arguments)
 
-    monkeypatch.setattr(curate, "_inspect_window", failing_once)
+    monkeypatch.setattr(curate, "inspect_window", failing_once)
     looked = curate.inspect_images(task, rows, 1, ResourcesConfig(), retry_wait_s=0)
     assert rounds == [frozenset(), frozenset(), frozenset({0})]
     assert (looked.parts, looked.suspects) == (1, {0})
@@ -280,7 +280,7 @@ def test_parts_that_are_far_apart_are_read_without_the_rows_between(
     rows = [{"uri": f"{ordinal}.png", "license": "MIT"} for ordinal in range(302)]
     catalog = normalize(location_of(write_catalog(tmp_path / "c.jsonl", rows)), tmp_path / "c.parquet")
     with CountedRows(location_of(catalog.path)) as source:
-        tables = [table["ordinal"].to_pylist() for table in curate._tables(source, [0, 100, 104, 300])]
+        tables = [table["ordinal"].to_pylist() for table in curate.part_tables(source, [0, 100, 104, 300])]
         assert tables == [[0, 1, 2, 3], [100, 101, 102, 103], [104, 105, 106, 107], [300, 301]]
         assert source.kept == 14
 
@@ -294,10 +294,10 @@ def test_an_interrupt_that_comes_out_as_an_error_of_ray_ends_the_run(
     task = CurateTask(config, Storage(), str(tmp_path / "c.jsonl"), location_of(tmp_path / "parts"))
 
     def interrupted(*_: Any) -> None:
-        monkeypatch.setattr(stopping._State, "requested", True)
+        monkeypatch.setattr(stopping.State, "requested", True)
         raise ray.exceptions.RayError("the driver was interrupted")
 
-    monkeypatch.setattr(stopping._State, "raised", False)
-    monkeypatch.setattr(curate, "_inspect_window", interrupted)
+    monkeypatch.setattr(stopping.State, "raised", False)
+    monkeypatch.setattr(curate, "inspect_window", interrupted)
     with pytest.raises(KeyboardInterrupt):
         curate.inspect_images(task, location_of(catalog.path), 1, ResourcesConfig(), retry_wait_s=0)

@@ -17,7 +17,7 @@ from segmint.operators.curate.inspect import InspectionConfig
 from segmint.operators.curate.settings import CurateConfig
 from segmint.operators.prepare.ingest import IngestConfig
 from segmint.pipeline.building.curate.curate import InspectionRun
-from segmint.pipeline.building.curate.decide import _attributions, decide, read_features
+from segmint.pipeline.building.curate.decide import decide, new_attributions, read_features
 from tests.support.builds import write_catalog
 from tests.support.locations import location_of
 from tests.support.signed_images import data_mining
@@ -103,11 +103,11 @@ def test_credits_without_room_are_counted(folder: Path, tmp_path: Path, monkeypa
     catalog = normalize(location_of(write_catalog(tmp_path / "c.jsonl", rows)), tmp_path / "catalog.parquet")
     copies = {0: [1, 2, 3, 4]}
     with NormalizedRows(location_of(catalog.path)) as source:
-        assert _attributions(source, copies) == {0: "A; Bo; Cy"}
-        assert _attributions(source, {2: [3, 4]}) == {}
+        assert new_attributions(source, copies) == {0: "A; Bo; Cy"}
+        assert new_attributions(source, {2: [3, 4]}) == {}
         monkeypatch.setattr("segmint.pipeline.building.curate.decide.MOST_CREDITED", 3)
         more = "and 1 more, in the catalog's rows that are refused as copies of row 1"
-        assert _attributions(source, copies) == {0: f"A; Bo; {more}"}
+        assert new_attributions(source, copies) == {0: f"A; Bo; {more}"}
 
 
 @pytest.mark.usefixtures("processes")

@@ -42,7 +42,7 @@ from segmint.operators.prepare.deidentify import RULE
 from segmint.operators.segment.artifacts import RedactionArtifacts
 from segmint.operators.segment.numerics import Numerics
 from segmint.pipeline.build import run_build
-from segmint.pipeline.building.dataset.dataset import BuildDataset, _begin, name_weights, open_or_create
+from segmint.pipeline.building.dataset.dataset import BuildDataset, begin, name_weights, open_or_create
 from segmint.pipeline.building.dataset.first_numerics import first_device
 from segmint.pipeline.building.plan.options import PlanOptions
 from segmint.pipeline.building.plan.plan import make_plan
@@ -217,7 +217,7 @@ def test_of_two_that_begin_at_once_the_loser_leaves_the_winner_s_catalog_alone(t
     before = digests(tmp_path / "dataset")
     other = write_catalog(tmp_path / "other.jsonl", [{"uri": "another.jpg", "license": "CC0-1.0"}])
     given = config(tmp_path, other)
-    standing = _begin(given, winner.location, winner.weights)
+    standing = begin(given, winner.location, winner.weights)
     assert standing.manifest == winner.manifest
     assert before.items() <= digests(tmp_path / "dataset").items()
 

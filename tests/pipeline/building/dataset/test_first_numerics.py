@@ -15,13 +15,13 @@ from segmint.infra.errors import UsageError
 from segmint.infra.ray_session import Cluster, GpuNodes, observe
 from segmint.model.kernels.cpu.library import LANES16, usable_kernels
 from segmint.pipeline.building.dataset.first_numerics import (
-    _ask_gpu_node,
-    _counts_on_gpus,
-    _kind_of_gpu,
-    _nodes_without_kernels,
-    _resolve,
+    ask_gpu_node,
+    counts_on_gpus,
     first_device,
     first_numerics,
+    kind_of_gpu,
+    nodes_without_kernels,
+    numerics_here,
 )
 from segmint.pipeline.config.config import Config, load_config
 from tests.support.builds import write_config
@@ -81,8 +81,8 @@ def test_a_gpu_node_of_the_cluster_answers(tmp_path: Path, one_gpu_slot: None, m
 
 def test_the_answer_from_elsewhere_is_the_one_from_here(tmp_path: Path, one_gpu_slot: None) -> None:
     wanted = config(tmp_path, model={"device": "cpu", "threads": 3})
-    answer = _ask_gpu_node(wanted, wanted.model, SHA, observe(local=False))
-    assert answer == _resolve(wanted.model, wanted.masks, SHA)
+    answer = ask_gpu_node(wanted, wanted.model, SHA, observe(local=False))
+    assert answer == numerics_here(wanted.model, wanted.masks, SHA)
     assert answer.threads == 3
 
 
@@ -105,7 +105,7 @@ def test_the_device_of_a_new_dataset_selects_its_weights(
         assert first_device(config(tmp_path, model={})) == device
     monkeypatch.setattr("segmint.infra.ray_session.joins_cluster", lambda _: False)
     assert first_device(config(tmp_path, model={})) == "cpu"
-    monkeypatch.setattr("segmint.pipeline.building.dataset.first_numerics._sees_cuda", lambda: True)
+    monkeypatch.setattr("segmint.pipeline.building.dataset.first_numerics.sees_cuda", lambda: True)
     assert first_device(config(tmp_path, model={})) == "cuda"
 
 
@@ -141,15 +141,15 @@ def test_a_node_without_room_for_a_segment_actor_needs_no_cpu_kernels(
 ) -> None:
     monkeypatch.setattr("segmint.pipeline.building.dataset.first_numerics.reason", lambda: "none")
     pools = {"segment": {"num_cpus": 3}}
-    assert _nodes_without_kernels(config(tmp_path, resources=pools)) == {}
-    assert list(_nodes_without_kernels(config(tmp_path)).values()) == ["none"]
+    assert nodes_without_kernels(config(tmp_path, resources=pools)) == {}
+    assert list(nodes_without_kernels(config(tmp_path)).values()) == ["none"]
 
 
 def test_auto_counts_on_the_gpus_that_are_there_or_that_were_asked_for(tmp_path: Path) -> None:
     for wanted, gpus, expected in (("auto", 0, False), ("auto", 2, True), (0, 2, False), (1, 0, True)):
         asked = config(tmp_path, resources={"segment": {"num_gpus": wanted}})
         here = Cluster(local=True, cpus=2, gpus=gpus, nodes=1, cores=2)
-        assert _counts_on_gpus(asked, here) == expected, (wanted, gpus)
+        assert counts_on_gpus(asked, here) == expected, (wanted, gpus)
 
 
 @pytest.mark.long
@@ -157,8 +157,8 @@ def test_a_gpu_without_a_name_answers_for_any(tmp_path: Path, one_gpu_slot: None
     wanted = config(
         tmp_path, model={"device": "cpu", "threads": 1}, resources={"segment": {"accelerator_type": "H100"}}
     )
-    answer = _ask_gpu_node(wanted, wanted.model, SHA, observe(local=False))
-    assert answer == _resolve(wanted.model, wanted.masks, SHA)
+    answer = ask_gpu_node(wanted, wanted.model, SHA, observe(local=False))
+    assert answer == numerics_here(wanted.model, wanted.masks, SHA)
 
 
 def test_gpus_without_a_name_are_asked_for_by_none(tmp_path: Path, one_gpu_slot: None) -> None:
@@ -167,14 +167,14 @@ def test_gpus_without_a_name_are_asked_for_by_none(tmp_path: Path, one_gpu_slot:
     named = replace(cluster, gpu_kinds={"H100": GpuNodes(8, 1, 64)})
     both = replace(cluster, gpu_kinds={**cluster.gpu_kinds, **named.gpu_kinds})
     for of, kind in ((cluster, None), (named, "H100"), (both, "H100"), (replace(cluster, gpu_kinds={}), "H100")):
-        assert _kind_of_gpu(wanted, of) == kind
+        assert kind_of_gpu(wanted, of) == kind
     for of in (cluster, named):
-        assert _kind_of_gpu(config(tmp_path), of) is None
+        assert kind_of_gpu(config(tmp_path), of) is None
     with pytest.raises(
         UsageError, match=r"cluster has H100 GPUs and others that Ray does not name: set resources\.segm"
     ):
-        _kind_of_gpu(config(tmp_path), both)
-    assert _kind_of_gpu(config(tmp_path, allow_mixed_numerics=True), both) is None
+        kind_of_gpu(config(tmp_path), both)
+    assert kind_of_gpu(config(tmp_path, allow_mixed_numerics=True), both) is None
 
 
 def test_a_cluster_without_enough_gpus_is_a_usage_error_with_the_numbers(

@@ -141,23 +141,23 @@ def test_two_different_commands_at_once_do_not_build_each_others_photographs(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The other command's license list is the same, but not the license that it asserts."""
-    scan = photographs._scan
+    scan = photographs.scan_request
 
     def scan_slowly(request: BuildRequest, storage: Storage) -> tuple[Location, list[str]]:
         found = scan(request, storage)
-        monkeypatch.setattr(photographs, "_scan", scan)
+        monkeypatch.setattr(photographs, "scan_request", scan)
         (folder / "photos/f.jpg").touch()
         opened(folder, other, same)
         return found
 
     other, same = "CC-BY-4.0", "CC0-1.0"
-    monkeypatch.setattr(photographs, "_scan", scan_slowly)
+    monkeypatch.setattr(photographs, "scan_request", scan_slowly)
     with pytest.raises(UsageError, match=r"was written by another command: .* --license CC-BY-4\.0"):
         opened(folder, "CC0-1.0", "CC-BY-4.0")
     (folder / "dataset-build.yaml").unlink()
     other, same = "CC0-1.0", "CC-BY-4.0"
     (folder / "photos/f.jpg").unlink()
-    monkeypatch.setattr(photographs, "_scan", scan_slowly)
+    monkeypatch.setattr(photographs, "scan_request", scan_slowly)
     config, lines = opened(folder, "CC0-1.0", "CC-BY-4.0")
     assert lines == []
     assert pq.read_metadata(config.catalog).num_rows == 6

@@ -4,7 +4,7 @@ import pytest
 
 from segmint.operators.custom.load import load_stage
 from segmint.operators.segmenter.segmenter import SegmenterSettings
-from segmint.pipeline.building.dataset.segmenter_trial import _problem
+from segmint.pipeline.building.dataset.segmenter_trial import problem_of
 
 
 @pytest.mark.parametrize(
@@ -21,7 +21,7 @@ def test_a_segmenter_that_wants_prompts_gets_every_kind(
     rejects: str, fails: str, shown: str | None, adds: bool
 ) -> None:
     spec = load_stage("tests.support.segmenters.Fussy", {"rejects": rejects, "fails": fails})
-    problem = _problem(spec, 60.0, False, SegmenterSettings(), adds)
+    problem = problem_of(spec, 60.0, False, SegmenterSettings(), adds)
     if shown is None:
         assert problem is None
     else:

@@ -107,11 +107,10 @@ def test_the_flow_of_rows_asks_ray_for_the_kind_and_is_taken(tmp_path: Path, loc
         (stages, {"num_gpus": stages.segment_pool.num_gpus, "accelerator_type": "H100"}),
         (replace(stages, segment_pool=replace(stages.segment_pool, num_gpus=0.0)), {}),
     ):
-        describe = build.build_rows(rows, laid)._logical_plan.dag
+        describe = build.build_rows(rows, laid)._logical_plan.dag  # noqa: SLF001 - Ray shows its arguments nowhere else
         segment = describe.input_dependencies[0]
-        remote = (
-            getattr(segment, "ray_remote_args", None) or segment._ray_remote_args
-        )  # the name depends on the version
+        names = ("ray_remote_args", "_ray_remote_args")  # which one depends on the version
+        remote = next(getattr(segment, name) for name in names if getattr(segment, name, None))
         assert {name: remote[name] for name in ("num_gpus", "accelerator_type") if remote.get(name)} == asked
 
 

@@ -53,9 +53,9 @@ def test_a_check_that_ends_after_its_window_does_not_replace_the_next_window_s_s
         return ["s3://before/x.jpg"]
 
     run.expect(slow)
-    run._read_examples()
-    run._read_examples()
-    assert [name for name in run._examples if name.startswith("s3://")] == ["s3://next"]
+    run.read_examples()
+    run.read_examples()
+    assert [name for name in run.examples if name.startswith("s3://")] == ["s3://next"]
 
 
 def test_of_very_many_stores_some_are_checked(proxy: FaultyProxy, s3_bucket: str, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import ray
 
 from segmint.catalogs.reasons import Reason, RejectedError
 from segmint.infra.ray_session import Cluster
-from segmint.infra.row_ledger import BarredRowError, BlockEntry, _InFlight
+from segmint.infra.row_ledger import BarredRowError, BlockEntry, InFlight
 from segmint.infra.storage.storage import Storage
 from segmint.operators.custom.load import load_stage
 from segmint.operators.custom.stage import CustomStage, stage_rows
@@ -60,7 +60,7 @@ def test_a_suspect_that_is_segmented_alone_is_cleared(local_ray: Cluster, tmp_pa
     quarantine, dataset = open_quarantine(tmp_path, local_ray)
     rows, ledger = quarantine.open_window(rows_of(dataset, 0, 1))
     assert "reason" not in read_all(rows).column_names
-    BlockEntry(ledger._actor, _InFlight()).begin(2)  # a stay that never ends, as in a worker that dies
+    BlockEntry(ledger.actor, InFlight()).begin(2)  # a stay that never ends, as in a worker that dies
     with ledger.entry() as entry, pytest.raises(BarredRowError):
         entry.begin(2)
     assert ledger.suspects() == [2]
@@ -71,7 +71,7 @@ def test_a_suspect_that_is_segmented_alone_is_cleared(local_ray: Cluster, tmp_pa
 def test_rows_that_a_worker_died_with_together_run_alone_in_the_next_window(local_ray: Cluster, tmp_path: Path) -> None:
     quarantine, dataset = open_quarantine(tmp_path, local_ray)
     _, ledger = quarantine.open_window(rows_of(dataset, 0, 1))
-    dying = BlockEntry(ledger._actor, _InFlight())
+    dying = BlockEntry(ledger.actor, InFlight())
     dying.begin(1)
     dying.begin(2)
     with ledger.entry() as entry:
@@ -87,7 +87,7 @@ def test_rows_that_a_worker_died_with_together_run_alone_in_the_next_window(loca
 
 def test_the_rows_of_the_next_window_have_what_is_known(local_ray: Cluster, tmp_path: Path) -> None:
     quarantine, dataset = open_quarantine(tmp_path, local_ray)
-    quarantine._known = {
+    quarantine.known = {
         1: rejected({}, "segment", RejectedError(Reason.KILLED_WORKER, "it ends its worker")),
         2: faulted({}, "segment", ControlFailedError("no worker lives")),
     }
@@ -138,12 +138,12 @@ def test_a_worker_that_cannot_be_reached_is_not_taken_for_dead(
         with monkeypatch.context() as patch:
             patch.setattr(ray, "get", broken)
             if deadly:
-                found = quarantine._segment_singly(1, None)
+                found = quarantine.segment_singly(1, None)
                 assert found is not None
                 assert found.reason == Reason.KILLED_WORKER
             else:
                 with pytest.raises(UndecidedError):
-                    quarantine._segment_singly(1, None)
+                    quarantine.segment_singly(1, None)
 
 
 def test_trials_end_if_no_worker_prepares_a_row_in_time(local_ray: Cluster, tmp_path: Path) -> None:
@@ -155,20 +155,20 @@ def test_trials_end_if_no_worker_prepares_a_row_in_time(local_ray: Cluster, tmp_
         quarantine.open_window(rows_of(dataset, 0, 1))
         quarantine.note(ShardResult(0, "on_hold", {}, "2 of 2 rows couldn't be judged", (0, 1)))
     assert quarantine.run_trials(spans).verdicts == 0
-    assert list(quarantine._alone) == [0]
-    quarantine._known = {ordinal: faulted({}, "segment", ControlFailedError("its worker died")) for ordinal in range(4)}
+    assert list(quarantine.alone) == [0]
+    quarantine.known = {ordinal: faulted({}, "segment", ControlFailedError("its worker died")) for ordinal in range(4)}
     tried = quarantine.try_suspects(spans)
     assert list(tried.on_hold) == [0]
     assert "no worker finished it within 0 seconds" in tried.on_hold[0]
-    assert list(quarantine._known) == [1, 2, 3, 0], "the next trials begin with another row"
+    assert list(quarantine.known) == [1, 2, 3, 0], "the next trials begin with another row"
 
 
 def test_a_suspect_is_tried_with_the_window_that_its_row_is_in(local_ray: Cluster, tmp_path: Path) -> None:
     quarantine, dataset = open_quarantine(tmp_path, local_ray)
-    quarantine._known = {2: faulted({}, "segment", ControlFailedError("no worker lives"))}
+    quarantine.known = {2: faulted({}, "segment", ControlFailedError("no worker lives"))}
     quarantine.open_window(rows_of(dataset, 0))
     assert quarantine.try_suspects(dataset.spans([0])) == Trials(verdicts=0, on_hold={})
-    assert list(quarantine._known) == [2]
+    assert list(quarantine.known) == [2]
 
 
 NOWHERE = "gs://nowhere:1/user.jpg?token=hunter2"  # no name of a store, so that the fault of its row stays
@@ -181,7 +181,7 @@ def test_a_row_whose_fault_stays_is_tried_alone_and_named(
     monkeypatch.setattr("segmint.catalogs.source.normalize.missing_package", lambda protocol: None)
     monkeypatch.setattr("segmint.pipeline.building.execution.quarantine.SegmentAlone", Alone)
     none = {"reason": None, "fault": None}
-    monkeypatch.setattr(Quarantine, "_through", lambda _, prepared: (prepared, prepared, none))
+    monkeypatch.setattr(Quarantine, "through", lambda _, prepared: (prepared, prepared, none))
     quarantine, dataset = open_quarantine(tmp_path, local_ray, NOWHERE, "absent.jpg")
     quarantine.stages = replace(quarantine.stages, segment=False)  # type: ignore[arg-type]
     spans = dataset.spans([0, 2])
@@ -194,8 +194,8 @@ def test_a_row_whose_fault_stays_is_tried_alone_and_named(
     assert trials[:2] == [Trials(0, {}), Trials(0, {})]
     # One photograph comes through, the absent file gets its verdict, and the fault is named, in the next window too.
     assert [tried.verdicts for tried in trials[2:]] == [2, 0]
-    assert quarantine._known[5]["reason"] == "not_found"
-    assert list(quarantine._known) == [5]
+    assert quarantine.known[5]["reason"] == "not_found"
+    assert list(quarantine.known) == [5]
     for tried in trials[2:]:
         assert "row 1 (image_id" in tried.on_hold[0]
         assert "passed its trial" in tried.on_hold[0]
@@ -252,10 +252,10 @@ def give_up(
             raise ControlFailedError("no worker prepared it in time")
         return ordinals[0], [{**none, "fault": each if each.startswith("prepare: ") else None} for each in found]
 
-    monkeypatch.setattr(Quarantine, "_prepare_alone", prepare)
-    monkeypatch.setattr(Quarantine, "_segment_singly", lambda *_: None)
-    monkeypatch.setattr(Quarantine, "_through", lambda _, row: (row, row, {**none, "fault": faults.get(row)}))
-    quarantine._rows = rows_of(dataset, 0, 1)
+    monkeypatch.setattr(Quarantine, "prepare_singly", prepare)
+    monkeypatch.setattr(Quarantine, "segment_singly", lambda *_: None)
+    monkeypatch.setattr(Quarantine, "through", lambda _, row: (row, row, {**none, "fault": faults.get(row)}))
+    quarantine.rows = rows_of(dataset, 0, 1)
     for _ in range(3):
         quarantine.note(ShardResult(0, "on_hold", {}, "rows couldn't be judged", faulted))
     return quarantine, quarantine.run_trials(dataset.spans([0, 1])), prepared
@@ -267,14 +267,14 @@ def test_a_row_whose_fault_stays_is_rejected_after_another_object_of_its_store_w
     quarantine, tried, prepared = give_up(opened, monkeypatch, {1: REFUSED, 2: REFUSED})
     assert tried == Trials(1, {})
     assert prepared == [[1], [0, 2, 3]]
-    assert quarantine._known[1] == {
+    assert quarantine.known[1] == {
         "stage": "prepare",
         "reason": "persistent_fault",
         "detail": "AccessRefusedError: cannot read s3://photos/1.jpg: Forbidden (403)",
         "fault": None,
     }
     quarantine, tried, prepared = give_up(opened, monkeypatch, {0: REFUSED, 1: REFUSED}, (0, 1), max_faults=2)
-    assert (tried.verdicts, sorted(quarantine._known)) == (2, [0, 1])
+    assert (tried.verdicts, sorted(quarantine.known)) == (2, [0, 1])
     assert prepared == [[0], [1], [2, 3]], "one look at the store after both trials"
 
 
@@ -284,7 +284,7 @@ def test_a_fault_of_a_later_stage_needs_a_row_that_passes_all_stages(
     quarantine, tried, prepared = give_up(opened, monkeypatch, {1: "describe: ValueError: no masks", 0: REFUSED})
     assert tried == Trials(1, {})
     assert prepared == [[1], [0, *range(2, 9)], [2]]
-    assert (quarantine._known[1]["stage"], quarantine._known[1]["detail"]) == ("describe", "ValueError: no masks")
+    assert (quarantine.known[1]["stage"], quarantine.known[1]["detail"]) == ("describe", "ValueError: no masks")
 
 
 @pytest.mark.parametrize(
@@ -306,7 +306,7 @@ def test_outages_and_too_many_faults_reject_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     quarantine, tried, _ = give_up(opened, monkeypatch, faults, faulted, max_faults)
-    assert (tried.verdicts, list(tried.on_hold), quarantine._known) == (0, [0], {})
+    assert (tried.verdicts, list(tried.on_hold), quarantine.known) == (0, [0], {})
     assert ("max_faults doesn't apply, because no other" in tried.on_hold[0]) == doubtful
 
 
@@ -317,9 +317,9 @@ def test_objects_of_other_stores_folders_and_credentials_show_nothing(
     options: dict[str, dict[str, Any]] = {"s3://photos": {}, "s3://photos/own": {"profile": "own"}}
     stages = replace(first.stages, segment=replace(first.stages.segment, storage_options=options))
     quarantine = Quarantine(stages, 120)
-    quarantine._rows = rows_of(dataset, 0)
-    quarantine._faulted = {4: None}
-    assert quarantine._others(4, "prepare") == ([9], ("s3://photos", "s3://photos"))
-    assert quarantine._others(7, "prepare") == ([7], ("s3://photos", "s3://photos", "s3://photos/own"))
-    assert quarantine._others(2, "prepare")[0] == [0, 1, 2, 3]
-    assert quarantine._others(4, "segment")[0] == [0, 1, 2, 3, 5, 7, 8, 9]
+    quarantine.rows = rows_of(dataset, 0)
+    quarantine.faulted = {4: None}
+    assert quarantine.others(4, "prepare") == ([9], ("s3://photos", "s3://photos"))
+    assert quarantine.others(7, "prepare") == ([7], ("s3://photos", "s3://photos", "s3://photos/own"))
+    assert quarantine.others(2, "prepare")[0] == [0, 1, 2, 3]
+    assert quarantine.others(4, "segment")[0] == [0, 1, 2, 3, 5, 7, 8, 9]

@@ -178,7 +178,7 @@ def test_the_tasks_read_all_rows_in_order_a_few_thousand_at_a_time(monkeypatch: 
 def test_a_table_of_rows_has_a_verdict_for_those_that_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(row_source, "READ_ROWS", 4)
     known = {2: {"stage": "segment", "reason": "killed_worker", "detail": "it does", "fault": None}}
-    tables = [table for task in RowSource(Ordinals(), source(10)._shards, known).get_read_tasks(1) for table in task()]
+    tables = [table for task in RowSource(Ordinals(), source(10).shards, known).get_read_tasks(1) for table in task()]
     found = [(row["ordinal"], row["reason"]) for table in tables for row in table.to_pylist()]
     assert found == [(ordinal, "killed_worker" if ordinal == 2 else None) for ordinal in range(10)]
 

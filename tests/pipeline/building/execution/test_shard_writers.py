@@ -31,7 +31,7 @@ def test_every_shard_s_result_comes_once_from_references_alone(local_ray: Cluste
     results = []
     for shard, pieces in enumerate(cuts):
         results.extend(writers.submit(shard_task(tmp_path, shard, 2), pieces))
-        assert len(writers._in_flight) <= 1
+        assert len(writers.in_flight) <= 1
     results.extend(writers.drain())
     assert sorted(result.shard for result in results) == [0, 1, 2]
     assert {result.status for result in results} == {"committed"}
@@ -63,7 +63,7 @@ def test_a_writer_whose_blocks_never_come_is_given_up(
 
     writers = ShardWriters(limit=1, check=check)
     list(writers.submit(shard_task(tmp_path, 0, 1), [BlockSlice(never.remote(), 0, 1)]))
-    (writer,) = writers._in_flight
+    (writer,) = writers.in_flight
     with pytest.raises(TimeoutError, match="nothing moves"):
         list(writers.drain())
     writers.close()

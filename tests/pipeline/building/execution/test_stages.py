@@ -20,7 +20,7 @@ from segmint.pipeline.building.dataset.dataset import BuildDataset, open_or_crea
 from segmint.pipeline.building.execution.stages import (
     Stages,
     TooFewNodesError,
-    _rows_per_block,
+    block_rows,
     lay_out,
     lay_out_again,
     lay_out_for_growth,
@@ -272,7 +272,7 @@ def test_a_build_that_waits_requests_nodes_for_its_rows(tmp_path: Path, monkeypa
     nothing = replace(SMALL, cpus=0, nodes=0, grown=LARGE)
     observed = [nothing, nothing, LARGE]
     monkeypatch.setattr("segmint.pipeline.building.execution.stages.observe_growth", lambda: observed.pop(0))
-    monkeypatch.setattr("segmint.pipeline.building.execution.stages._ASK_S", 0.0)
+    monkeypatch.setattr("segmint.pipeline.building.execution.stages.ASK_S", 0.0)
     request: Any = RecordedRequest()
     stages = lay_out_for_growth(config, dataset, LARGE, request, rows=20)
     assert stages.segment_pool.largest == 4
@@ -314,7 +314,7 @@ def test_blocks_are_larger_on_gpus_without_crops_unless_their_jpegs_are_large(tm
     def rows(on_gpu: bool = True, **changes: Any) -> int:
         changes = {"rows_per_block": "auto", **changes}
         path = write_config(tmp_path / "build.yaml", "c.jsonl", tmp_path / "dataset", **changes)
-        return _rows_per_block(load_config(str(path)), on_gpu=on_gpu)
+        return block_rows(load_config(str(path)), on_gpu=on_gpu)
 
     assert (rows(), rows(on_gpu=False)) == (128, 16)
     assert rows(masks={"crop_n_layers": 1}) == 16

@@ -29,7 +29,7 @@ from segmint.pipeline.building.plan.options import PlanOptions
 from segmint.pipeline.building.plan.plan import DRAWN_PER_POINT, make_plan
 from segmint.pipeline.building.plan.rates import prepare_seconds, read_rates
 from segmint.pipeline.building.plan.result import BuildPlan
-from segmint.pipeline.building.plan.sample import _MeteredStorage
+from segmint.pipeline.building.plan.sample import MeteredStorage
 from segmint.pipeline.commands.cli import app
 from segmint.pipeline.config.config import Config, load_config
 from tests.support.builds import (
@@ -142,7 +142,7 @@ def test_a_plan_assumes_the_weights_that_a_build_would_use(
     assert flop(PlanOptions(), device="cpu") == small
     weights = {"weights": "mobile_sam", "device": "cpu", "threads": 1}
     open_or_create(configured(tmp_path, unread, model=weights), Storage())
-    monkeypatch.setattr("segmint.pipeline.building.plan.plan._kind_of_device", lambda *_: "cuda")
+    monkeypatch.setattr("segmint.pipeline.building.plan.plan.kind_of_device", lambda *_: "cuda")
     assert flop(PlanOptions()) == small, "those of the dataset"
 
 
@@ -238,7 +238,7 @@ def sampled(
 
 def test_reads_of_files_in_tars_are_measured(tmp_path: Path) -> None:
     (tmp_path / "a.tar").write_bytes(bytes(2000))
-    storage = _MeteredStorage({})
+    storage = MeteredStorage({})
     storage.read_part(str(tmp_path / "a.tar"), 512, 1512)
     assert storage.bytes_read == 1000
     assert storage.read_s > 0

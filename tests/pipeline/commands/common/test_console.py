@@ -67,7 +67,7 @@ def test_a_bar_ends_before_the_message_of_an_error(monkeypatch: pytest.MonkeyPat
     err = Terminal()
     monkeypatch.setattr(sys, "stderr", err)
     monkeypatch.setattr(progress, "BAR_AFTER_S", 0.05)
-    monkeypatch.setattr(progress._Bars, "enabled", False)
+    monkeypatch.setattr(progress.Bars, "enabled", False)
 
     def consume(items: Iterator[int]) -> None:
         for _ in items:

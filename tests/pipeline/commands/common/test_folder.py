@@ -197,7 +197,7 @@ def test_masks_of_subfolders_are_shown_too(folder: Path, monkeypatch: pytest.Mon
         found = find_photographs(Storage(), [str(folder)], recursive=recursive)
         results: Any = [SimpleNamespace(image=each.name, outcome="made") for each in found.images]
         planned: Any = SimpleNamespace(outputs=plan_outputs(found, None))
-        masks._open(planned, results, [str(folder)])
+        masks.open_masks(planned, results, [str(folder)])
         (folder / "sub").mkdir(exist_ok=True)
         Image.fromarray(photograph("coffee", (60, 40))).save(folder / "sub" / "c.png")
     assert shown == [-1, 4]

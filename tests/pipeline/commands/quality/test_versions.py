@@ -64,7 +64,8 @@ def test_sign_and_verify(dataset: Path, tmp_path: Path, monkeypatch: pytest.Monk
     assert "; 1 problem: not verified; compared with the dataset's own records only\n" in unsigned.stdout
     assert "there's no terminal to ask for its passphrase" in run("sign", dataset, "--key", private).stderr
     runner = sys.modules[CliRunner.isolation.__module__]  # typer's, or click's if typer has none of its own
-    monkeypatch.setattr(runner._NamedTextIOWrapper, "isatty", lambda _: True, raising=False)
+    standard_input = runner._NamedTextIOWrapper  # noqa: SLF001 - the runner has no option for a terminal
+    monkeypatch.setattr(standard_input, "isatty", lambda _: True, raising=False)
     aborted = run("sign", dataset, "--key", private)
     assert (aborted.exit_code, aborted.stderr.splitlines()[-1].partition(":")[0]) == (3, "interrupted")
     done = run("sign", dataset, "--key", private, typed="sesame\n")

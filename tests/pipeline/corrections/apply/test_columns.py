@@ -29,7 +29,7 @@ from segmint.pipeline.corrections.redact import redact
 from segmint.pipeline.corrections.repair import repair
 from segmint.pipeline.corrections.takedown import takedown
 from segmint.pipeline.quality.audit.integrity import audit_integrity
-from segmint.pipeline.quality.report.croissant import _records
+from segmint.pipeline.quality.report.croissant import record_set
 from segmint.pipeline.quality.statistics.open_tables import open_tables
 from tests.support.applied_columns import apply_column, halves, means, nearest
 from tests.support.builds import small_catalog, write_catalog, write_config, write_photographs
@@ -93,7 +93,7 @@ def test_only_the_tables_of_images_are_written_and_every_reader_sees_the_column(
     chosen = open_dataset(place.uri, select=f"stage_means.colors[1] > {found[4]['colors'][0]} - 1e-9")
     assert {sample.id for sample in chosen} >= {4}
     schemas = shard_schemas(load_manifest(place.location).columns)
-    assert '"images/stage_means/colors"' in json.dumps(_records("images", schemas["images"]))
+    assert '"images/stage_means/colors"' in json.dumps(record_set("images", schemas["images"]))
     version = latest_version(place.location)
     assert version is not None
     assert (version.command, version.reason) == ("apply", f"stage_means: {column.stage}, version 1")

@@ -375,7 +375,7 @@ def test_masks_of_a_million_are_held_a_shard_at_a_time(place: DatasetPath, monke
     path = write_coco(place, images)
     from segmint.pipeline.corrections.imports import staging
 
-    monkeypatch.setattr(staging, "_BATCH", 4)
+    monkeypatch.setattr(staging, "BATCH", 4)
     done = import_coco(place, path, ImportMode.ADD)
     assert done.listed.masks["added"] == 25
     assert [mask["area"] for mask in masks_of(place, 0)[2:]] == [3 * (2 + n) for n in range(25)]

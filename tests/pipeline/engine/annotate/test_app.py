@@ -176,9 +176,9 @@ def test_every_image_is_given_once(ann: TestClient) -> None:
 
 def test_an_embedding_that_takes_long_is_no_silence(ann: TestClient, opened: ServedView) -> None:
     ann.get("/api/images/1")
-    opened.annotator_view.embeddings._patience_s = 0.0
+    opened.annotator_view.embeddings.patience_s = 0.0
     asked = ann.post("/api/images/1/predict", json={"prompt": {"points": [[5, 5, 1]]}})
     assert asked.status_code == 503
     assert "still embedding this image" in asked.json()["error"]
-    opened.annotator_view.embeddings._patience_s = 60.0
+    opened.annotator_view.embeddings.patience_s = 60.0
     assert click(ann, 1, (5, 5, 1))["masks"]

@@ -110,7 +110,7 @@ def test_confident_masks_of_a_detectors_boxes_are_there_until_the_image_is_answe
         there = annotator_view.source.read(image)
         own = list(there.counts.values())
         expected = prefill(
-            annotator_view.embeddings._predictor,
+            annotator_view.embeddings.predictor,
             annotator_view.embeddings.get(there).embedding,
             ninths(there.size),
             own,

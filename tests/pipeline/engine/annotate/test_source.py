@@ -70,9 +70,9 @@ def test_clicks_are_of_the_pixels_that_are_there_now(
     assert again["handle_lost"]
     found = annotator_view.source.read(1)
     assert found.jpeg_sha256 != old
-    embedding = annotator_view.embeddings._predictor.embed(decode_jpeg(found.jpeg))
-    masks = annotator_view.embeddings._predictor.predict(embedding, np.array([[POINT[:2]]]), np.array([[1]]))
-    upscaled = annotator_view.embeddings._predictor.upscale(masks.low_res_logits, embedding)[0]
+    embedding = annotator_view.embeddings.predictor.embed(decode_jpeg(found.jpeg))
+    masks = annotator_view.embeddings.predictor.predict(embedding, np.array([[POINT[:2]]]), np.array([[1]]))
+    upscaled = annotator_view.embeddings.predictor.upscale(masks.low_res_logits, embedding)[0]
     assert {mask["counts"] for mask in again["masks"]} == {encode((each > 0).numpy()).counts for each in upscaled}
     assert not click(ann, 1, POINT, after=again["handle"])["handle_lost"]
 

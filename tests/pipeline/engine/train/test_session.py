@@ -39,7 +39,7 @@ def test_a_process_that_is_behind_leaves_later_checkpoints_alone(tmp_path: Path)
             Evaluation(step=50 * place, images=1, masks=1, one_click=value, oracle=value)
             for place, value in enumerate(one_clicks)
         ]
-        session._save(StubTrainer(step), step, measured)  # type: ignore[arg-type]
+        session.save(StubTrainer(step), step, measured)  # type: ignore[arg-type]
         return [each.step for each in list_checkpoints(output / CHECKPOINTS)]
 
     assert save(50, 0.5, 0.6) == [50]

@@ -74,7 +74,7 @@ def test_progress_ends_with_all_points_on_standard_error(
 
 def test_points_are_counted_over_all_crops(coffee: np.ndarray) -> None:
     predictor = Predictor(build_sam("mobile_sam"))
-    predictor._encoder._eager = lambda batch: torch.zeros(len(batch), 256, 64, 64)  # counting needs no embeddings
+    predictor.batch_encoder.network = lambda batch: torch.zeros(len(batch), 256, 64, 64)  # counting needs no embeddings
     generator = MaskGenerator(predictor, "sa1b", points_per_side=4, crop_n_layers=1, points_per_chunk=3)
     seen: list[tuple[int, int]] = []
     generator.find(coffee[:40, :60], report=lambda done, points: seen.append((done, points)))

@@ -284,7 +284,7 @@ def test_an_error_in_an_actor_is_raised_by_the_driver_as_in_a_thread(
         raise error
 
     actor = AuditShards(task)
-    monkeypatch.setattr(actor._auditor, "audit", fail)
+    monkeypatch.setattr("segmint.pipeline.quality.audit.workers.ShardAuditor.audit", fail)
     (found,) = answers_of(actor, plan_of(small_dataset))
     assert (type(found), str(found)) == (kind, told)
     if kind is KeyError:

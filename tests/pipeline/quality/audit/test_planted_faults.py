@@ -457,7 +457,7 @@ def no_tar(taken: CommittedShard) -> None:
 
 
 def torn_tar(taken: CommittedShard) -> None:
-    taken.raw["shards"] = taken._tar()[:700]
+    taken.raw["shards"] = taken.tar()[:700]
 
 
 def swapped_members(taken: CommittedShard) -> None:

@@ -95,7 +95,7 @@ def test_its_fields_are_the_columns(described: Path) -> None:
 
 
 def test_mlcroissant_reads_the_photographs(described: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from mlcroissant._src.operation_graph.operations import extract
+    from mlcroissant._src.operation_graph.operations import extract  # noqa: PLC2701 - the folder has no option
 
     monkeypatch.setattr(extract, "EXTRACT_PATH", type(extract.EXTRACT_PATH)(tmp_path))
     dataset = mlcroissant.Dataset(jsonld=described)

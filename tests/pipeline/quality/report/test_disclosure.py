@@ -12,7 +12,7 @@ from segmint.catalogs.dataset.commits import CommitLog
 from segmint.catalogs.dataset.manifest import ModelTerms
 from segmint.pipeline.quality.audit.result import AssertedLicense, Licenses
 from segmint.pipeline.quality.report.disclosure import disclosure_markdown
-from segmint.pipeline.quality.report.facts import _DOMAINS, Facts
+from segmint.pipeline.quality.report.facts import DOMAINS, Facts
 from segmint.pipeline.quality.statistics.values import Statistics
 from tests.support.locations import location_of
 from tests.support.reported import SCRIPT
@@ -95,7 +95,7 @@ def test_domains_are_those_of_web_pages() -> None:
     )
     with duckdb.connect() as connection:
         connection.execute("CREATE TABLE images AS SELECT unnest($1::VARCHAR[]) AS source_url", [pages])
-        assert connection.execute(_DOMAINS).fetchall() == [("a.org", 2, 2), ("c.de", 1, 2)]
+        assert connection.execute(DOMAINS).fetchall() == [("a.org", 2, 2), ("c.de", 1, 2)]
 
 
 def test_other_data_has_no_disclosure(reported_facts: tuple[Statistics, Facts]) -> None:

@@ -21,7 +21,7 @@ from segmint.infra.uris import base_name
 from segmint.pipeline.corrections.redact import redact
 from segmint.pipeline.quality.audit.integrity import audit_integrity
 from segmint.pipeline.quality.audit.result_json import read_audit, to_json
-from segmint.pipeline.quality.report.report import REUSED, _pictures, path_to_dataset, statistics_of, write_report
+from segmint.pipeline.quality.report.report import REUSED, path_to_dataset, pictures_of, statistics_of, write_report
 from segmint.pipeline.quality.statistics.open_tables import open_tables
 from segmint.pipeline.quality.statistics.statistics import compute_statistics
 from tests.support.builds import digests
@@ -318,6 +318,6 @@ def test_a_report_knows_the_way_to_its_dataset(folder: str, dataset: str, expect
 
 def test_no_image_is_shown_if_some_detections_are_not_listed() -> None:
     privacy = SimpleNamespace(found=(), found_total=1)
-    shown = _pictures(None, None, SimpleNamespace(with_images=True), SimpleNamespace(privacy=privacy), None)
+    shown = pictures_of(None, None, SimpleNamespace(with_images=True), SimpleNamespace(privacy=privacy), None)
     assert (shown.flagged, shown.samples) == ((), ())
     assert "doesn't list all remaining detections" in shown.why

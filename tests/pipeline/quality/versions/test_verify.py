@@ -203,7 +203,7 @@ def test_damaged_versions_are_problems_and_the_others_are_found(whole: Location)
 
 
 def test_a_correction_that_ends_meanwhile_is_not_damage(whole: Location, monkeypatch: pytest.MonkeyPatch) -> None:
-    place, read_shards = DatasetPath(whole.uri), verify._read_shards
+    place, read_shards = DatasetPath(whole.uri), verify.read_shards
     runs: list[str] = []
 
     def read(*given: Any, **how: Any) -> None:
@@ -216,7 +216,7 @@ def test_a_correction_that_ends_meanwhile_is_not_damage(whole: Location, monkeyp
                 assert import_mask(place, ordinal, len(runs))
         read_shards(*given, **how)
 
-    monkeypatch.setattr(verify, "_read_shards", read)
+    monkeypatch.setattr(verify, "read_shards", read)
     found = verify_dataset(whole)
     assert (found.problems, found.not_checked, len(runs)) == ((), (), 2)
     assert found.version == read_version(whole, version_numbers(whole)[-1]).name

@@ -73,7 +73,7 @@ def test_nothing_of_a_shard_that_was_changed_is_shown_again(small: Path, decoder
     write_generation(location_of(small), shard=1, generation=2, refuse=2)
     with pytest.raises(NoImageError):
         thumbnails.jpeg(PLACES[2])
-    assert [place.shard for place in thumbnails._recent._values if place.shard == 1] == []  # those of the others, too
+    assert [place.shard for place in thumbnails.recent.values if place.shard == 1] == []  # those of the others, too
     assert pictures.changed([2, 1, 0, 1]) == {1}
     for place in PLACES:
         if place.shard == 1:
@@ -83,7 +83,7 @@ def test_nothing_of_a_shard_that_was_changed_is_shown_again(small: Path, decoder
                 pictures.jpeg(place)
         else:
             assert thumbnails.jpeg(place)
-    assert len(thumbnails._recent._values) == len([place for place in PLACES if place.shard != 1])
+    assert len(thumbnails.recent.values) == len([place for place in PLACES if place.shard != 1])
 
 
 def test_a_look_at_a_shard_holds_for_a_moment(small: Path) -> None:

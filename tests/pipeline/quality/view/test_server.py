@@ -139,7 +139,7 @@ def test_nothing_of_an_image_that_is_taken_down_meanwhile_is_shown(dataset: Path
     paths = [f"/{kind}/2{end}" for kind, end in (*KINDS, ("api/images", "/masks"))]
     with open_viewer(location_of(dataset)) as viewer:
         client = client_of(viewer)
-        viewer.pictures._look_s = 60.0  # the last look still holds after the takedown
+        viewer.pictures.look_s = 60.0  # the last look still holds after the takedown
         for path in paths:
             assert client.get(path).status_code == 200
         (named,) = [row for row in client.get("/api/images").json()["images"] if row["id"] == 2]

@@ -61,7 +61,7 @@ def test_pixels_all_but_zero_are_the_predictors(
     predictor: Predictor, filled: tuple[int, int], frame: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     embedding = Embedding(torch.zeros(1, 256, 64, 64), filled, frame)
-    monkeypatch.setattr(drawing, "_DIFFERENCE", 2.0**-14)  # so that many pixels are in doubt
+    monkeypatch.setattr(drawing, "DIFFERENCE", 2.0**-14)  # so that many pixels are in doubt
     rows: list[int] = []
     real = ExactRows.row
 
@@ -76,7 +76,7 @@ def test_pixels_all_but_zero_are_the_predictors(
         settled = len(rows)
         assert draw_mask(predictor, embedding, logits).counts == encode((upscaled > 0).numpy()).counts
         for number in rows[settled:]:
-            exact = drawing._axes(SAM1, filled, frame).exact
+            exact = drawing.axes_of(SAM1, filled, frame).exact
             assert exact is not None
             assert np.array_equal(real(exact, logits, number), upscaled[number].numpy())
     assert bool(rows) == (frame != (61, 125))  # where torch has another kernel
@@ -103,15 +103,15 @@ def test_a_mask_with_many_pixels_all_but_zero_is_left_to_the_predictor(predictor
     embedding = Embedding(torch.zeros(1, 256, 64, 64), (1024, 1024), (512, 512))
     logits = blobs(1, 0.0)
     logits[100:140, 100:140] = 0.0  # where sums in another order may have either sign
-    with pytest.raises(drawing._DoubtfulError):
-        drawing._draw_border(logits, embedding, SAM1)
+    with pytest.raises(drawing.DoubtfulError):
+        drawing.draw_border(logits, embedding, SAM1)
     wanted = (predictor.upscale(logits[None, None], embedding)[0, 0] > 0).numpy()
     assert (decode(Rle((512, 512), draw_mask(predictor, embedding, logits).counts)) == wanted).all()
 
 
 @pytest.mark.parametrize(("given", "wanted"), [(256, 1024), (683, 1500), (1024, 333), (768, 3000), (1000, 667)])
 def test_a_steps_rows_have_the_bits_of_all_rows_at_once(given: int, wanted: int) -> None:
-    step = drawing._Step.make(given, wanted)
+    step = drawing.Step.make(given, wanted)
     if step is None and Version(torch.__version__).release < (2, 15):
         pytest.skip("torch before 2.15 has other weights for this size, so the predictor draws its masks")
     assert step is not None

@@ -77,7 +77,7 @@ def test_everybodys_first_comes_before_anybodys_second(recorder: Recorder, decod
         wait_for(recorder, 5)
         assert recorder.made == [1, 4, 2, 3, 6]
         made.prepare("ann", [6, 1])
-        while not made._jobs.empty():
+        while not made.jobs.empty():
             time.sleep(0.01)
         time.sleep(0.05)
         assert recorder.made == [1, 4, 2, 3, 6]
@@ -139,12 +139,12 @@ def test_who_asks_too_early_is_told_so_and_it_is_made_once(
                 slow.get(read(3))
         lets.set()
         for _ in range(500):
-            if not slow._asked:
+            if not slow.asked:
                 break
             time.sleep(0.01)
         assert slow.get(read(3)).image == 3
         slow.recent.forget(3)
-        slow._patience_s = 30.0
+        slow.patience_s = 30.0
         assert slow.get(read(3)).image == 3
     assert recorder.made == [3, 3]  # once for all three, and again after it was forgotten
-    assert slow._jobs.empty()
+    assert slow.jobs.empty()

@@ -53,7 +53,7 @@ def test_a_click_is_answered_while_an_image_is_encoded(
     answers: list[Any] = []
     click = threading.Thread(target=lambda: (answers.append(one.predict(expected, **POINT)), order.append("click")))
     click.start()
-    while one._jobs.empty():
+    while one.jobs.empty():
         time.sleep(0.001)
     asked.set()
     click.join()

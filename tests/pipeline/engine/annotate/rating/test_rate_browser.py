@@ -44,7 +44,7 @@ class RatingServer:
             each for each in read_ratings(location, last_ratings(list_ratings(location))) if isinstance(each, Rating)
         ]
         found = {each.mask: each for each in read if each.rater == rater}
-        return [found[each.mask] for each in self.rater_view._order(rater) if each.mask in found]
+        return [found[each.mask] for each in self.rater_view.order_of(rater) if each.mask in found]
 
 
 @pytest.fixture(scope="module")
