@@ -345,11 +345,11 @@ class Segment:
                 task, pixels, running = begun.popleft()
                 running.close()
                 result: RawMasks | BaseException = found
+                if isinstance(found, Exception):
+                    import torch  # outside of the deadline, because the first import takes seconds
                 try:
                     with self._watched(task, owns_device=True):
                         if isinstance(found, Exception):
-                            import torch
-
                             if not isinstance(found, torch.OutOfMemoryError):
                                 raise found
                             torch.cuda.empty_cache()
