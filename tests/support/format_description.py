@@ -10,7 +10,7 @@ writes the description of the new format. It never changes the file of a format 
 import json
 import types
 from collections.abc import Iterator, Mapping
-from dataclasses import is_dataclass
+from dataclasses import KW_ONLY, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -173,7 +173,7 @@ def type_of(kind: Any, inside: tuple[Any, ...] = ()) -> Any:
     if isinstance(kind, type) and issubclass(kind, BaseModel):
         fields = {name: field.annotation for name, field in kind.model_fields.items()}
     elif is_dataclass(kind):
-        fields = get_type_hints(kind)
+        fields = {name: hint for name, hint in get_type_hints(kind).items() if hint is not KW_ONLY}
     else:
         return kind.__name__
     return {name: type_of(each, (*inside, kind)) for name, each in sorted(fields.items())}

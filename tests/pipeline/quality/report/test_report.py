@@ -8,7 +8,7 @@ from dataclasses import replace
 from html import unescape
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, BinaryIO
+from typing import Any
 
 import pytest
 
@@ -222,9 +222,9 @@ class RecordingStorage(Storage):
         super().__init__()
         self.names: list[str] = []
 
-    def open_ranges(self, uri: str, size: int | None = None) -> BinaryIO:
+    def read_part(self, uri: str, start: int, stop: int) -> bytes:
         self.names.append(base_name(uri))
-        return super().open_ranges(uri, size)
+        return super().read_part(uri, start, stop)
 
 
 def test_data_of_somebody_else_is_measured_once_and_findings_lead_to_their_image(
