@@ -14,7 +14,7 @@ import pyarrow as pa
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from segmint.operators.schemas import SCHEMAS  # noqa: E402
+from segmint.operators.rows import SCHEMAS  # noqa: E402
 
 PAGE = ROOT / "docs" / "dataset.md"
 HEAD = "| column | type | meaning |\n|---|---|---|\n"

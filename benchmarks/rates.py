@@ -1,6 +1,6 @@
 """Rates that `segmint plan` uses without a sample, from the recorded results (`make tables`).
 
-The table of rates is a file of the product, `pipeline/building/plan/rates.json`. Each entry names the date and the file
+The table of rates is a file of the product, `pipeline/building/rates.json`. Each entry names the date and the file
 of the result that it comes from.
 """
 
@@ -12,7 +12,7 @@ from typing import Any
 from benchmarks.tables import Result, table, wrapped
 
 ROOT = Path(__file__).resolve().parents[1]
-RATES = ROOT / "pipeline" / "building" / "plan" / "rates.json"
+RATES = ROOT / "pipeline" / "building" / "rates.json"
 
 NEEDED = ("gpu_day-1", "gpu_day-3", "gpu_day-5", "prepare", "writers", "windows")
 """Results that the table of rates needs, by file name without suffix."""

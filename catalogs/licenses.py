@@ -1,13 +1,44 @@
-"""SPDX license identifiers, and the policy that accepts or rejects an image by its license before it is read."""
+"""Licenses and credits of images: the policy that accepts or rejects a license, attributions, countries, and terms.
 
+SPDX license identifiers, and the policy that accepts or rejects an image by its license before it is read.
+
+Attribution: licenses that require it, URLs of license texts, and the file that credits each image's author.
+
+Judgment of an accepted image's terms: its license, and the attribution that the license requires.
+
+The audit uses this to judge the images of a dataset. Before a build, `segmint catalog check` and `plan` use it to judge
+the rows of a catalog.
+
+Countries with their region and income level, as the Segment Anything paper groups them.
+
+`countries.csv` contains the codes of ISO 3166-1 alpha-2, and XK, which is in the World Bank's list. `region` is one of
+the paper's five regions. These are the regions of the United Nations (M49), but with Asia and Oceania merged, and the
+Americas split in two. `income` is the World Bank's classification for its fiscal year 2026 (July 2025 to June 2026).
+`middle` stands for both lower and upper middle income. `income` is empty for countries that the World Bank doesn't
+classify.
+
+Metadata of a Hugging Face dataset card: the Hub's names of licenses and its size categories.
+"""
+
+import csv
 import difflib
+import io
+import itertools
+import json
 import re
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from datetime import date
-from functools import lru_cache
+from functools import cache, lru_cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, NamedTuple, TextIO
 
-from segmint.catalogs.reasons import Reason
+from segmint.catalogs.findings import Code, Reason
+from segmint.catalogs.layout import image_name
 from segmint.infra.errors import UsageError
+from segmint.infra.scratch import ScratchFolder
+from segmint.infra.storage.location import Location
 from segmint.infra.uris import redact
 
 LONGEST = 1000
@@ -196,3 +227,247 @@ def _unknown(text: str) -> str:
     suggestion = suggest_identifier(text)
     hint = f" (did you mean {suggestion}?)" if suggestion else ""
     return f"{fit_to_store(text)!r} is not a license identifier{hint}"
+
+
+COLUMNS = ("image", "id", "image_id", "attribution", "provider", "license", "license_url", "source_url")
+"""Columns of an attribution file. `image` is the image's name in the tar, and `image_id` is its name in the catalog."""
+
+ATTRIBUTION_FAMILIES = (
+    "CC-BY-",
+    "DL-DE-BY-",
+    "etalab-",
+    "GFDL-",
+    "LAL-",
+    "NLOD-",
+    "ODC-By-",
+    "OGDL-Taiwan-",
+    "OGL-",
+)
+"""Prefixes of SPDX identifiers. Licenses with these prefixes are for works and data, and require attribution."""
+
+_CREATIVE_COMMONS = re.compile(r"CC-(BY(?:-NC)?(?:-SA|-ND)?|SA)-(\d\.\d)(?:-([A-Z]+))?")
+_PUBLIC_DOMAIN = {"CC0-1.0": "zero/1.0", "CC-PDM-1.0": "mark/1.0"}
+_MARKDOWN = re.compile(r"([\\`*_{}\[\]()<>#+!|~&])")
+# Characters that start a formula, including full-width forms, and characters that spreadsheets skip before a formula.
+# Source: OWASP, "CSV Injection".
+_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
+_CHANGES = "The images were re-encoded; large ones were scaled down, and regions of some were made unrecognizable."
+
+Row = Mapping[str, Any]
+
+
+def asks_for_attribution(license: str | None) -> bool:
+    """Return whether the license with this SPDX identifier requires attribution. An unknown `LicenseRef-…` doesn't."""
+    identifier = canonical_identifier((license or "").strip())
+    return identifier is not None and identifier.startswith(ATTRIBUTION_FAMILIES)
+
+
+def license_url(license: str | None) -> str | None:
+    """Return the URL of a license's text at Creative Commons or in SPDX's list, or None for a `LicenseRef-…`."""
+    identifier = canonical_identifier((license or "").strip())
+    if identifier is None or identifier.startswith("LicenseRef-"):
+        return None
+    if identifier in _PUBLIC_DOMAIN:
+        return f"https://creativecommons.org/publicdomain/{_PUBLIC_DOMAIN[identifier]}/"
+    match = _CREATIVE_COMMONS.fullmatch(identifier)
+    if match is None:
+        return f"https://spdx.org/licenses/{identifier}.html"
+    parts = [part.lower() for part in match.groups() if part is not None]
+    return f"https://creativecommons.org/licenses/{'/'.join(parts)}/"
+
+
+def check_ending(uri: str) -> None:
+    """Raise `UsageError` if an attribution file's extension doesn't select a format."""
+    if not uri.lower().endswith(tuple(_WRITERS)):
+        raise UsageError(f"expected a file name that ends in {', '.join(_WRITERS)}; got {uri!r}")
+
+
+def write_attributions(rows: Iterable[Row], destination: Location) -> int:
+    """Write a file with the author, license, and source of each image, and return the number of images.
+
+    `rows` are rows of `images` with the columns id, image_id, attribution, provider, license, and source_url. They can
+    be a stream. The file's extension selects CSV, JSON Lines, or Markdown. In CSV, text that a spreadsheet would run as
+    a formula is prefixed with a single quote. Raises `UsageError` for any other extension.
+    """
+    check_ending(destination.uri)
+    write = _WRITERS["." + destination.uri.lower().rpartition(".")[2]]
+    with ScratchFolder() as folder:
+        path = Path(folder) / "attributions"
+        with path.open("w", encoding="utf-8", newline="") as file:
+            count = write(map(_entry, rows), file)
+        destination.put_file(path)
+    return count
+
+
+def write_attributions_csv(rows: Iterable[Row], file: TextIO) -> int:
+    """Write attributions as CSV to a text file, and return the number of rows.
+
+    The file must be open without newline translation.
+    """
+    return _write_csv(map(_entry, rows), file)
+
+
+def _entry(row: Row) -> dict[str, Any]:
+    entry = {**row, "image": image_name(row["id"]), "license_url": license_url(row["license"])}
+    return {name: entry[name] for name in COLUMNS}
+
+
+def _write_csv(entries: Iterable[Row], file: TextIO) -> int:
+    line = io.StringIO(newline="")
+    writer = csv.writer(line)  # quotes its line terminator's characters, which are \r and \n
+    count = -1
+    for row in itertools.chain([COLUMNS], ([_cell(value) for value in entry.values()] for entry in entries)):
+        writer.writerow(row)
+        file.write(line.getvalue().removesuffix("\r\n") + "\n")
+        line.seek(0)
+        line.truncate()
+        count += 1
+    return count
+
+
+def _cell(value: Any) -> Any:
+    """Convert a value for a cell. If a spreadsheet would run a text as a formula, prefix it with a single quote."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA_STARTS) else value
+
+
+def _write_json_lines(entries: Iterable[Row], file: TextIO) -> int:
+    return sum(1 for entry in entries if file.write(json.dumps(entry, ensure_ascii=False) + "\n"))
+
+
+def _write_markdown(entries: Iterable[Row], file: TextIO) -> int:
+    file.write(f"# Attributions\n\n{_CHANGES}\n\n")
+    return sum(1 for entry in entries if file.write(f"- {_sentence(entry)}\n"))
+
+
+def _sentence(entry: Row) -> str:
+    """Format the title, author, source, and license of an image in the way that Creative Commons recommends."""
+    title = _link(entry["image_id"], entry["source_url"])
+    author = f" by {_plain(entry['attribution'])}" if entry["attribution"] else ""
+    provider = f", from {_plain(entry['provider'])}" if entry["provider"] else ""
+    license = _link(entry["license"] or "no license", entry["license_url"])
+    return f"`{entry['image']}`: {title}{author}{provider}, {license}"
+
+
+def _link(text: str, url: str | None) -> str:
+    if url is None or not re.fullmatch(r"https?://[^\s<>\\]+", url):
+        return _plain(text)
+    return f"[{_plain(text)}](<{url}>)"
+
+
+def _plain(text: str) -> str:
+    """Escape a text from a catalog for Markdown, and replace its line breaks with spaces."""
+    return _MARKDOWN.sub(r"\\\1", " ".join(text.split()))
+
+
+_WRITERS: dict[str, Callable[[Iterable[Row], TextIO], int]] = {
+    ".csv": _write_csv,
+    ".jsonl": _write_json_lines,
+    ".md": _write_markdown,
+}
+
+
+_CODES = {
+    Reason.LICENSE_MISSING: Code.LICENSE_NOT_ALLOWED,
+    Reason.LICENSE_NOT_ALLOWED: Code.LICENSE_NOT_ALLOWED,
+    Reason.LICENSE_EXPIRED: Code.LICENSE_EXPIRED,
+    Reason.NOT_REDISTRIBUTABLE: Code.NOT_REDISTRIBUTABLE,
+    Reason.OPTED_OUT: Code.OPTED_OUT,
+}
+
+
+@dataclass(frozen=True)
+class TermsFinding:
+    """Problem with the terms of an image. `since_build` is true if the license expired after the policy date."""
+
+    code: Code
+    expected: str
+    found: str
+    since_build: bool = False
+
+
+def judge_terms(row: Mapping[str, Any], policy: LicensePolicy, today: date) -> Iterator[TermsFinding]:
+    """Judge a row by the dataset's policy as of the day `today`, and yield the problems.
+
+    `row` contains `license`, `redistributable`, `valid_until`, and `attribution`, and may contain `opt_out`. The values
+    are as in the normalized catalog.
+    """
+    terms = (row["license"], row["redistributable"], row["valid_until"], row.get("opt_out"))
+    verdict = replace(policy, policy_date=today).judge(*terms)
+    if verdict is not None:
+        reason, detail = verdict
+        expected = "a license that the dataset's policy allows"
+        since_build = False
+        if reason is Reason.LICENSE_EXPIRED:
+            since_build = row["valid_until"] >= policy.policy_date
+            expected = f"a license that holds on {today.isoformat()}"
+            ended = "has ended since the build" if since_build else "had ended before the build"
+            detail = f"{row['license']} until {row['valid_until'].isoformat()}, which {ended}"
+        elif reason is Reason.OPTED_OUT:
+            expected = "no image that the catalog marks as opted out"
+        yield TermsFinding(_CODES[reason], expected, detail, since_build)
+    yield from judge_attribution(row)
+
+
+def judge_attribution(row: Mapping[str, Any]) -> Iterator[TermsFinding]:
+    """Yield a finding if the row has no attribution although its license requires one."""
+    if asks_for_attribution(row["license"]) and not (row["attribution"] or "").strip():
+        yield TermsFinding(Code.MISSING_ATTRIBUTION, f"an attribution, as {row['license']} requires", "none")
+
+
+REGIONS = ("Africa", "Asia & Oceania", "Europe", "Latin America & Caribbean", "North America")
+INCOMES = ("high", "middle", "low")
+
+
+class Country(NamedTuple):
+    """Country or territory. `region` is one of `REGIONS` or None, and `income` is one of `INCOMES` or None."""
+
+    code: str
+    name: str
+    region: str | None
+    income: str | None
+
+
+@cache
+def countries() -> dict[str, Country]:
+    """Return all countries, keyed by code and ordered by code."""
+    lines = files("segmint.catalogs").joinpath("countries.csv").read_text(encoding="utf-8").splitlines()
+    rows = (Country(code, name, region or None, income or None) for code, name, region, income in csv.reader(lines[1:]))
+    return {row.code: row for row in rows}
+
+
+_LICENSES = frozenset(
+    {
+        "apache-2.0", "mit", "odbl", "pddl", "cc0-1.0", "cc-by-2.0", "cc-by-2.5", "cc-by-3.0", "cc-by-4.0",
+        "cc-by-sa-3.0", "cc-by-sa-4.0", "cc-by-nc-2.0", "cc-by-nc-3.0", "cc-by-nc-4.0", "cc-by-nd-4.0",
+        "cc-by-nc-nd-3.0", "cc-by-nc-nd-4.0", "cc-by-nc-sa-2.0", "cc-by-nc-sa-3.0", "cc-by-nc-sa-4.0",
+    }
+)  # fmt: skip
+_SIZES = (
+    (10**3, "n<1K"),
+    (10**4, "1K<n<10K"),
+    (10**5, "10K<n<100K"),
+    (10**6, "100K<n<1M"),
+    (10**7, "1M<n<10M"),
+    (10**8, "10M<n<100M"),
+    (10**9, "100M<n<1B"),
+)
+
+
+def hub_licenses(names: Iterable[str]) -> dict[str, Any]:
+    """Return the dataset card's entries for these SPDX identifiers.
+
+    A license that the Hub doesn't know becomes `other`.
+    """
+    given = set(names)
+    known = sorted({name.lower() for name in given if name.lower() in _LICENSES})
+    others = sorted(name for name in given if name.lower() not in _LICENSES)
+    entries: dict[str, Any] = {"license": [*known, "other"] if others else known or ["unknown"]}
+    return entries | ({"license_name": ", ".join(others)} if others else {})
+
+
+def size_category(images: int) -> str:
+    """Return the Hub's size category for this number of images."""
+    for limit, name in _SIZES:
+        if images < limit:
+            return name
+    return "n>1B"

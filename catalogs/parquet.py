@@ -1,7 +1,12 @@
-"""Parquet files whose bytes depend only on the rows: fixed settings, whole row groups, one chunk per column."""
+"""Columns of a dataset's tables, and Parquet files whose bytes depend only on the rows.
+
+Parquet files whose bytes depend only on the rows: fixed settings, whole row groups, one chunk per column.
+
+Columns of a catalog, as a user writes them and as a dataset stores them, and columns that a later format added.
+"""
 
 import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -89,3 +94,120 @@ def together(
             rows = min(one.num_rows, other.num_rows)
             yield one.slice(0, rows), other.slice(0, rows)
             one, other = one.slice(rows), other.slice(rows)
+
+
+PROMPT = pa.struct(
+    [
+        ("box", pa.list_(pa.float64())),  # [x, y, width, height]
+        ("points", pa.list_(pa.list_(pa.float64()))),  # [x, y] each
+        ("point_labels", pa.list_(pa.int32())),  # for each point: 1 if it is inside the mask, 0 if outside
+        ("label", pa.string()),  # what the prompt shows
+        ("score", pa.float64()),  # of the detector that found it
+    ]
+)
+"""Arrow type of a prompt. One that has neither a box nor points is a phrase, its label."""
+
+PROMPTS = pa.struct([("width", pa.float64()), ("height", pa.float64()), ("prompts", pa.list_(PROMPT))])
+"""Arrow type of an image's prompts. All coordinates are in a frame of this width and height.
+
+If both are 1, coordinates are shares of the image's sides. Whether a struct is null, its `width` shows.
+"""
+
+SOURCE = pa.schema(
+    [
+        pa.field("uri", pa.string()),  # URI of the image, absolute or relative to the catalog
+        pa.field("license", pa.string()),  # an SPDX identifier or LicenseRef-…; empty means missing
+        pa.field("image_id", pa.string()),  # the catalog's name for the image; absent: the uri as written
+        pa.field("sha256", pa.string()),  # of the image's bytes, 64 hexadecimal digits
+        pa.field("attribution", pa.string()),  # the credit that the license requires
+        pa.field("provider", pa.string()),  # who supplied the image
+        pa.field("source_url", pa.string()),  # the page that the image came from
+        pa.field("redistributable", pa.bool_()),  # absent means unknown
+        pa.field("valid_until", pa.date32()),  # the last day on which the license is valid
+        pa.field("country", pa.string()),  # ISO 3166 alpha-2, uppercase
+        pa.field("opt_out", pa.bool_()),  # true if the rights holder forbids training; absent means unknown
+        pa.field("caption", pa.string()),  # for readers of the catalog; never written to a dataset
+        pa.field("refused_reason", pa.string()),  # reason for rejecting the image, one of `CURATE_REASONS`; else empty
+        pa.field("refused_detail", pa.string()),  # one sentence on what was found
+        pa.field("license_asserted", pa.string()),  # who asserted the license, and when; empty: the image states it
+        pa.field("prompts", PROMPTS),  # boxes and points from which a segmenter makes the image's masks
+    ]
+)
+"""Columns that a source catalog may contain, in any order. Other columns are ignored."""
+
+JSON_TEXT = {b"encoding": b"json"}
+"""Metadata of a text column that contains JSON, because no Arrow type fits all of its values."""
+
+REQUIRED = ("uri", "license")
+"""Columns that a source catalog must contain. An image with an empty license is rejected."""
+
+AMENDABLE = ("attribution", "provider", "source_url", "country")
+"""Columns that can be corrected after an image was built."""
+
+NORMALIZED = pa.schema(
+    [
+        pa.field("ordinal", pa.int64(), nullable=False),  # the row's position in the dataset, from 0
+        pa.field("id", pa.int64(), nullable=False),  # ordinal + 1, the image's number in SA-1B's files
+        pa.field("image_id", pa.string(), nullable=False),
+        pa.field("uri", pa.string(), nullable=False),  # as written; may be relative to the source catalog
+        pa.field("license", pa.string()),  # null: missing
+        pa.field("attribution", pa.string()),
+        pa.field("provider", pa.string()),
+        pa.field("source_url", pa.string()),
+        pa.field("redistributable", pa.bool_()),  # null: unknown
+        pa.field("valid_until", pa.date32()),
+        pa.field("country", pa.string()),
+        pa.field("sha256", pa.string()),  # lowercase
+        pa.field("duplicate_of", pa.int64()),  # ordinal of the first row with this image_id; null for that row
+    ]
+)
+"""Schema of `catalog/part-N-<digest>.parquet`, which contains the rows of the source catalog in the same order."""
+
+_ADDED = ("opt_out", "refused_reason", "refused_detail", "license_asserted", "prompts")
+
+ADDED = pa.schema([SOURCE.field(name) for name in _ADDED])
+"""Columns that a normalized catalog only contains if at least one row has a value."""
+
+STAGED = pa.schema([*NORMALIZED, *ADDED])
+"""Schema of normalized rows with all added columns."""
+
+
+def normalized_schema(columns: Collection[str]) -> pa.Schema:
+    """Return `NORMALIZED`, plus those columns of `ADDED` that are in `columns`."""
+    return pa.schema([*NORMALIZED, *(field for field in ADDED if field.name in columns)])
+
+
+REGION = pa.struct(
+    [
+        ("kind", pa.string()),
+        ("score", pa.float64()),
+        ("x", pa.int32()),
+        ("y", pa.int32()),
+        ("w", pa.int32()),
+        ("h", pa.int32()),
+        ("source", pa.string()),
+    ]
+)
+"""Arrow type of a redacted region, which is a `Region`."""
+
+RESIDUAL = pa.struct([*REGION, ("orientation", pa.int32())])
+"""Arrow type of a detection that the last look left in the released image, in pixels of that image.
+
+`orientation` is the angle in degrees (0, 90, 180, or 270) by which the image was turned when the detector found it.
+"""
+
+LEFT_ALONE = pa.struct([*REGION, ("decided_by", pa.string()), ("decided_on", pa.string())])
+"""Arrow type of a detection that a person wanted left alone, in pixels of the upright source; see `left_alone`."""
+
+ADDED_IMAGES = pa.schema(
+    [
+        # Candidates that a second look didn't confirm, in pixels of the released image
+        pa.field("unconfirmed_detections", pa.list_(RESIDUAL)),
+        pa.field("left_alone", pa.list_(LEFT_ALONE)),  # detections that a person wanted left alone
+        pa.field("redacted_share", pa.float64()),  # share of the released image's pixels in `regions`, 0 to 1
+    ]
+)
+"""Columns about redaction that `images` of format 3 lacks; see `segmint.catalogs.layout.ADDED_COLUMNS`."""
+
+MASKS_MODEL = pa.field("masks_model", pa.string())
+"""Last segmenter that `segmint apply` ran on an image, a key of the manifest's `applied`. Format 3 lacks it."""

@@ -26,7 +26,7 @@ def measure_peak(compute: Compute) -> float:
     """Measure how many operations per second matrix products reach in `compute`'s precision.
 
     A multiply-add counts as two operations. On a CPU, `compute.threads` threads run products in parallel, and their
-    rates are added up. Each thread tries both of torch's libraries (see `model/sam/products.py`). Its fastest trial
+    rates are added up. Each thread tries both of torch's libraries (see `model/sam/common.py`). Its fastest trial
     counts, because other load on the machine can only slow a product down, and a peak that is too low would make the
     run look better than it is. The measurement takes a fraction of a second and restores torch's threads, random state,
     and TF32 settings.

@@ -28,8 +28,8 @@ import ray
 import ray.exceptions
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from segmint.infra.deadline import exit_within
 from segmint.infra.errors import SegmintError
+from segmint.infra.stopping import exit_within
 
 MAX_DEATHS = 8
 """Number of worker deaths within `DEATH_ROWS` rows that ends a window. This many deaths suggest a problem with the

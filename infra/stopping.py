@@ -1,19 +1,29 @@
-"""Clean exit of a command after SIGTERM or Ctrl-C.
+"""Clean exit of a command, deadlines for calls, and threads that work ahead.
+
+Clean exit of a command after SIGTERM or Ctrl-C.
 
 The first signal raises `KeyboardInterrupt` in the main thread. Ray's blocking calls pass on only this exception and
 `SystemExit`. Libraries may swallow the exception or turn it into another one, so commands check `is_stopping` instead.
 A separate thread reads the signals, which works even while native code blocks the main thread. It ends the process if
 the time is up or if the user presses Ctrl-C again.
+
+Deadlines that work even if native code hangs, because the kernel kills the process.
+
+Parallel map over threads. The caller consumes the results in order and may stop early.
 """
 
+import atexit
+import functools
 import os
 import select
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, TypeVar
 
 STOP_S = 14.0
 """Seconds from the first signal until the process ends without further cleanup."""
@@ -177,3 +187,78 @@ def _end() -> None:
         with suppress(OSError):
             os.write(State.terminal, f"{_LINE}\n".encode())
     os._exit(EXIT_CODE)
+
+
+class Deadline:
+    """Timer that kills this process with SIGALRM if a piece of work takes longer than `seconds`.
+
+    If `seconds` is None, there's no limit. A signal is needed because Python can't interrupt a native function that
+    hangs. A watchdog thread wouldn't help either: such a function holds the GIL, so the thread could never run. Several
+    pieces of work may run at once, each in its own thread. The process must not change its SIGALRM handler.
+    """
+
+    def __init__(self, seconds: float | None) -> None:
+        self._seconds = seconds
+        self._lock = threading.Lock()
+        self._ends: dict[object, float] = {}  # of the pieces of work that are running
+
+    @contextmanager
+    def running(self, times: int = 1) -> Iterator[None]:
+        """Run the block as one piece of work, which may take `times` times as long as the deadline says."""
+        if self._seconds is None:
+            yield
+            return
+        piece = object()
+        with self._lock:
+            self._ends[piece] = time.monotonic() + self._seconds * times
+            self._set()
+        try:
+            yield
+        finally:
+            with self._lock:
+                del self._ends[piece]
+                self._set()
+
+    def _set(self) -> None:
+        """Set the timer to the earliest deadline. A process has only one such timer."""
+        left = min(self._ends.values()) - time.monotonic() if self._ends else 0.0
+        signal.setitimer(signal.ITIMER_REAL, max(left, 0.001) if self._ends else 0.0)
+
+
+@functools.cache
+def exit_within(seconds: float) -> None:
+    """Kill this process with SIGALRM if it is still running `seconds` after it begins to exit.
+
+    Native exit handlers can wait forever. The timer starts in a Python exit handler, and handlers run in reverse order
+    of registration, so only handlers that are registered later run before it.
+    """
+    atexit.register(signal.setitimer, signal.ITIMER_REAL, seconds)
+
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def map_ahead(
+    function: Callable[[Item], Result], items: Iterable[Item], threads: int, ahead: int, name: str
+) -> Generator[Result, None, None]:
+    """Run `function` on the items in `threads` threads named `name`, and yield the results in order.
+
+    At most `ahead` results (at least 1) are in progress or waiting to be consumed. The caller's thread iterates over
+    `items`. If the function raises an error, the error is raised at the item's position, and the iteration ends. If the
+    caller stops early, items that are already running finish in their threads, and no others start.
+    """
+    pool = ThreadPoolExecutor(threads, thread_name_prefix=name)
+    waiting: deque[Future[Result]] = deque()
+    try:
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) >= ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        # Don't wait for the threads. The garbage collector may close an abandoned generator in any thread, even while
+        # that thread holds a lock that one of our threads needs to finish. Waiting would then prevent new threads from
+        # starting in this process.
+        pool.shutdown(wait=False, cancel_futures=True)

@@ -13,10 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segmint.model.sam.common import EMBEDDING_CHANNELS
-from segmint.model.sam.mask_decoder import MASK_TOKENS
+from segmint.model.sam.load import Sam
+from segmint.model.sam.mask_decoder import MASK_TOKENS, PromptEmbedding
 from segmint.model.sam.preprocess import normalized
-from segmint.model.sam.prompt_encoder import PromptEmbedding
-from segmint.model.sam.sam import Sam
 
 OPSET = 17
 """ONNX opset version. The `segment-anything` package uses the same version by default."""

@@ -21,7 +21,7 @@ from typing import Any, Generic, TypeVar
 
 import pebble
 
-from segmint.catalogs.reasons import Reason, RejectedError
+from segmint.catalogs.findings import Reason, RejectedError
 from segmint.infra.device import memory_here
 from segmint.infra.errors import SegmintError
 from segmint.infra.stopping import was_stopped

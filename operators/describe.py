@@ -19,10 +19,8 @@ from pycocotools import mask as coco
 
 from segmint.model.automatic import rle
 from segmint.model.automatic.rle import decompress
-from segmint.operators.containment import find_containers
-from segmint.operators.redactions import redactions
-from segmint.operators.rows import carried, faulted, to_rows, to_table
-from segmint.operators.schemas import (
+from segmint.operators.redactions import find_containers, redactions
+from segmint.operators.rows import (
     AUTOMATIC,
     DESCRIBED,
     DESCRIBED_MASK,
@@ -34,6 +32,10 @@ from segmint.operators.schemas import (
     SEGMENTED,
     SEGMENTED_MASK,
     STATISTICS,
+    carried,
+    faulted,
+    to_rows,
+    to_table,
 )
 
 Ints = NDArray[np.int64]

@@ -10,9 +10,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from segmint.model.automatic.boxes import box_of
-from segmint.model.automatic.records import MaskRecord
-from segmint.model.automatic.rle import decode
+from segmint.model.automatic.crops import box_of
+from segmint.model.automatic.rle import MaskRecord, decode
 
 Pixels = NDArray[np.uint8]
 

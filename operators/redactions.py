@@ -1,4 +1,6 @@
-"""Measures of the overlap between masks and the redacted regions of their image, computed only from the tables.
+"""Boxes, containment, and overlap of masks and redacted regions, computed only from numbers.
+
+Measures of the overlap between masks and the redacted regions of their image, computed only from the tables.
 
 A mask may trace a redacted region instead of an object: for example, the ellipse over a face or the box of a plate. The
 measures in this module help to recognize such masks. They don't need pixels, so an audit can reproduce them bit for
@@ -6,14 +8,22 @@ bit.
 
 The ellipse or polygon of a detected region is surrounded by a band in which the mosaic blends into the image. The
 region's box includes this band. The measures compare masks with the line halfway through the band.
+
+Parser of the boxes in HEIC and AVIF files (ISO/IEC 14496-12) that tolerates damaged, untrusted bytes.
+
+Containment of an image's masks: which larger mask contains each mask, such as a car and its wheel.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+import struct
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from pycocotools import mask as coco
 
 from segmint.model.automatic.rle import encode_patch
 
@@ -67,7 +77,7 @@ def redactions(
     """Measure how much the masks of an image overlap its redacted regions.
 
     Args:
-        regions: values of `segmint.operators.schemas.REGION`, in pixels of the upright source.
+        regions: values of `segmint.operators.rows.REGION`, in pixels of the upright source.
         source_size: (height, width) of the upright source.
         size: (height, width) of the released image.
         counts: COCO's compressed run lengths of each mask, over the released image. They must be valid because
@@ -94,7 +104,7 @@ def redacted_share(row: Mapping[str, Any]) -> float:
 
     Pixels in several regions count once, so this is the area of the regions' union divided by the image's area. In the
     outer half of a region's band, the image is stronger than the mosaic, so these pixels don't count. The columns of
-    `row` are as in `segmint.operators.schemas.IMAGES`.
+    `row` are as in `segmint.operators.rows.IMAGES`.
     """
     if not row["regions"]:
         return 0.0
@@ -167,3 +177,173 @@ def _distances(start: int, length: int, inset: float, source: int, released: int
 def _encoded(found: RedactionOutline, size: tuple[int, int]) -> dict[str, Any]:
     code = encode_patch(found.mask, (found.x, found.y), size)
     return {"size": list(code.size), "counts": code.counts.encode("ascii")}
+
+
+_MOST = 100_000  # maximum boxes, items, and extents that are read
+_XMP_TYPE = b"application/rdf+xml"
+_ZLIB_OR_GZIP, _DEFLATE = 47, -15  # window sizes for zlib
+
+
+def boxes(data: bytes, start: int = 0, end: int | None = None) -> Iterator[tuple[bytes, int, int]]:
+    """Yield the name of each box between `start` and `end` in `data`, and the start and end of the box's content.
+
+    A box may declare an end beyond the data.
+    """
+    end = len(data) if end is None else min(end, len(data))
+    for _ in range(_MOST):
+        if start + 8 > end:
+            return
+        size, name = struct.unpack_from(">I4s", data, start)
+        header = 8
+        if size == 1 and start + 16 <= end:  # a 64-bit size follows
+            header, (size,) = 16, struct.unpack_from(">Q", data, start + 8)
+        stop = end if size == 0 else start + max(size, header)
+        yield name, start + header, stop
+        start = stop
+
+
+def xmp_items(data: bytes, most: int) -> Iterator[bytes | None]:
+    """Yield the XMP and EXIF items that the meta box lists (8.11.3, 8.11.6), up to `most` bytes in total.
+
+    None stands for an item in an encoding that can't be decoded.
+    """
+    for name, start, stop in boxes(data):
+        if name == b"meta":
+            inside = {kind: (begin, end) for kind, begin, end in boxes(data, start + 4, stop)}
+            try:
+                yield from _packets(data, inside, most)
+            except (struct.error, IndexError):
+                return
+
+
+def _packets(data: bytes, inside: dict[bytes, tuple[int, int]], most: int) -> Iterator[bytes | None]:
+    if b"iinf" not in inside or b"iloc" not in inside:
+        return
+    wanted = dict(_xmp_numbers(data, *inside[b"iinf"]))
+    stored = inside.get(b"idat", (len(data), len(data)))[0]
+    for number, is_inside, extents in _places(data, inside[b"iloc"][0]):
+        most -= sum(length for _, length in extents) if number in wanted else 0
+        if number in wanted and most >= 0:
+            shift = stored if is_inside else 0
+            packet = b"".join(data[shift + at : shift + at + length] for at, length in extents)
+            decoded = _inflate(packet, most) if wanted[number] else packet
+            most -= len(decoded or b"") - len(packet)
+            yield decoded
+
+
+def _inflate(packet: bytes, most: int) -> bytes | None:
+    """Decompress an item up to `most` bytes. The names of encodings aren't reliable, so the format is tried."""
+    for window in (_ZLIB_OR_GZIP, _DEFLATE):
+        try:
+            return zlib.decompressobj(window).decompress(packet, most) if most > 0 else b""
+        except zlib.error:
+            continue
+    return None
+
+
+def _xmp_numbers(data: bytes, start: int, end: int) -> Iterator[tuple[int, bytes]]:
+    """Yield the number of each XMP and EXIF item, and the name of its encoding, which is empty for plain text."""
+    short = data[start] == 0
+    for name, begin, stop in boxes(data, start + (6 if short else 8), end):
+        if name != b"infe" or data[begin] not in (2, 3):
+            continue
+        number = _whole(data, begin + 4, 2 if data[begin] == 2 else 4)
+        entry = data[begin + (8 if data[begin] == 2 else 10) : stop]
+        _, media_type, encoding, *_ = [*entry[4:].split(b"\0"), b"", b""]
+        if entry[:4] == b"Exif":
+            yield number, b""
+        elif entry[:4] == b"mime" and media_type == _XMP_TYPE:
+            yield number, encoding
+
+
+def _places(data: bytes, start: int) -> Iterator[tuple[int, bool, list[tuple[int, int]]]]:
+    """Yield each item's number, whether its offsets are relative to the idat box, and its extents (offset, length)."""
+    version, sizes = data[start], _whole(data, start + 4, 2)
+    offset_size, length_size, base_size, index_size = (sizes >> shift & 15 for shift in (12, 8, 4, 0))
+    wide = 4 if version == 2 else 2
+    count, at = _whole(data, start + 6, wide), start + 6 + wide
+    left = _MOST  # entries may have no bytes, so their number isn't bounded by the data's size
+    for _ in range(min(count, _MOST)):
+        number, at = _whole(data, at, wide), at + wide
+        method = 0
+        if version in (1, 2):
+            method, at = _whole(data, at, 2) & 15, at + 2
+        base, at = _whole(data, at + 2, base_size), at + 2 + base_size
+        pieces, at = _whole(data, at, 2), at + 2
+        extents = []
+        left -= pieces
+        if left < 0:
+            return
+        for _ in range(pieces):
+            at += index_size if version in (1, 2) else 0
+            extents.append((base + _whole(data, at, offset_size), _whole(data, at + offset_size, length_size)))
+            at += offset_size + length_size
+        yield number, method == 1, extents
+
+
+def _whole(data: bytes, start: int, size: int) -> int:
+    piece = data[start : start + size]
+    if len(piece) != size:
+        raise struct.error("the data end here")
+    return int.from_bytes(piece, "big")
+
+
+def uuids(data: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Yield the type and the content of each top-level `uuid` box."""
+    for name, start, stop in islice(boxes(data), _MOST):
+        if name == b"uuid":
+            yield data[start : start + 16], data[start + 16 : stop]
+
+
+CONTAINED_SHARE = 0.95
+"""Share of a mask's pixels that its container must contain."""
+
+AT_ONCE = 128
+"""Number of masks that are compared with all larger masks at once, which bounds memory.
+
+pycocotools 2.0.11 returns no areas for more than 255 masks, so this number must not exceed 255.
+"""
+
+
+def find_containers(size: tuple[int, int], counts: Sequence[str]) -> list[int | None]:
+    """Return the position of each mask's container among an image's N masks, or None for a mask without a container.
+
+    Larger masks that contain at least `CONTAINED_SHARE` of a mask's pixels are candidates, and the smallest candidate
+    is the container. If two masks have the same area, the one at the lower position counts as larger, so containers
+    never form a cycle. An empty mask has no container.
+
+    Args:
+        size: (height, width) of the image.
+        counts: COCO's compressed run lengths of each mask. They must be valid because pycocotools trusts its input.
+    """
+    found: list[int | None] = [None] * len(counts)
+    codes = np.array([{"size": list(size), "counts": each.encode("ascii")} for each in counts], object)
+    parts = [slice(start, start + AT_ONCE) for start in range(0, len(counts), AT_ONCE)]
+    areas = np.concatenate([np.zeros(0, np.int64), *(coco.area(codes[part].tolist()) for part in parts)])
+    order = np.lexsort((-np.arange(len(areas)), areas))  # smallest first
+    codes, areas = codes[order], areas[order].astype(np.int64)
+    boxes = np.concatenate([np.zeros((0, 4)), *(coco.toBbox(codes[part].tolist()) for part in parts)])
+    low, high = boxes[:, :2].T, (boxes[:, :2] + boxes[:, 2:]).T
+    for part in parts:
+        shared = np.minimum(high[:, part, None], high[:, None]) - np.maximum(low[:, part, None], low[:, None])
+        room = np.multiply(*shared.clip(0))  # pixels of the boxes' intersection
+        may = np.triu((room >= CONTAINED_SHARE * areas[part, None]) & (areas[part, None] > 0), part.start + 1)
+        inner, outer = np.flatnonzero(may.any(axis=1)), np.flatnonzero(may.any(axis=0))
+        if not inner.size:
+            continue
+        # For a "crowd", pycocotools divides the intersection by the first mask's area. Quotients of integers are
+        # rounded correctly, so comparing them with 0.95 is exact.
+        shares = coco.iou(codes[part][inner].tolist(), codes[outer].tolist(), [1] * outer.size)
+        contains = (shares >= CONTAINED_SHARE) & may[np.ix_(inner, outer)]
+        for row in np.flatnonzero(contains.any(axis=1)):
+            found[order[part.start + inner[row]]] = int(order[outer[contains[row].argmax()]])
+    return found
+
+
+def container_ids(masks: Sequence[Mapping[str, Any]], ids: Sequence[int]) -> list[int | None]:
+    """Compute the column `container` of an image's masks, whose annotation ids are `ids`; see `find_containers`."""
+    if not masks:
+        return []
+    height, width = masks[0]["segmentation"]["size"]
+    places = find_containers((height, width), [mask["segmentation"]["counts"] for mask in masks])
+    return [None if place is None else ids[place] for place in places]

@@ -1,4 +1,6 @@
-"""Rows that flow between stages, and helpers that process them one by one without losing any.
+"""Columns of all rows, and the three states in which a row passes through the stages.
+
+Rows that flow between stages, and helpers that process them one by one without losing any.
 
 Every stage carries four columns, which put a row in one of three states:
 
@@ -8,16 +10,23 @@ Every stage carries four columns, which put a row in one of three states:
   shard isn't committed, the run continues with the other shards, and the next run retries this one.
 
 Later stages pass rejected and faulted rows through, with nulls in their own columns.
+
+Schemas of all rows: the columns that each stage adds, and the tables of a shard.
+
+    NORMALIZED -> PREPARED -> SEGMENTED -> DESCRIBED -> IMAGES, MASKS, REJECTS
+
+This module needs only pyarrow and pydantic, so processes that read or write shards don't load the model.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import pyarrow as pa
 
-from segmint.catalogs.reasons import Reason, RejectedError
-from segmint.catalogs.schema import NORMALIZED
-from segmint.catalogs.stages import STAGE_PREFIX
+from segmint.catalogs.findings import Reason, RejectedError
+from segmint.catalogs.layout import ADDED_COLUMNS, SCHEMA_VERSION
+from segmint.catalogs.lineage import STAGE_PREFIX, StageColumn, TableColumn
+from segmint.catalogs.parquet import ADDED_IMAGES, MASKS_MODEL, NORMALIZED, PROMPT, REGION, RESIDUAL
 from segmint.infra.errors import SegmintError
 from segmint.infra.uris import redact
 
@@ -136,3 +145,274 @@ def judged(row: Row, stage: str, process: Callable[[], Row]) -> Row:
         return rejected(row, stage, verdict)
     except Exception as error:  # noqa: BLE001 - one row's failure must not affect the other rows
         return faulted(row, stage, error)
+
+
+VERDICT = pa.schema(
+    [
+        pa.field("stage", pa.string()),  # the stage that rejected the image, or null
+        pa.field("reason", pa.string()),  # a `segmint.catalogs.findings.Reason`, or null
+        pa.field("detail", pa.string()),  # a sentence with what was found and expected, or null
+        pa.field("fault", pa.string()),  # what prevented a verdict on the row, or null
+    ]
+)
+"""Columns that rows carry through every stage, after the stage's own columns."""
+
+
+def with_fields(schema: pa.Schema, fields: list[pa.Field], without: frozenset[str] = frozenset()) -> pa.Schema:
+    """Return a schema with `fields` inserted before the verdict's columns, and without the columns in `without`."""
+    verdict = set(VERDICT.names)
+    kept = [field for field in schema if field.name not in verdict and field.name not in without]
+    return pa.schema([*kept, *fields, *VERDICT])
+
+
+_RELEASED = [
+    pa.field("source_sha256", pa.string()),  # hash of the bytes that were read, in lower case
+    pa.field("pixels_sha256", pa.string()),  # hash of the upright decoded source and the decoders' versions
+    pa.field("release_sha256", pa.string()),  # hash of the released JPEG
+    pa.field("hashes", pa.list_(pa.uint64())),  # perceptual hashes; see `segmint.operators.similar.near`
+    pa.field("source_width", pa.int32()),  # pixels of the upright source
+    pa.field("source_height", pa.int32()),
+    pa.field("width", pa.int32()),  # pixels of the released image: the frame of all coordinates
+    pa.field("height", pa.int32()),
+    pa.field("faces", pa.int32()),  # number of `regions` of this kind
+    pa.field("plates", pa.int32()),
+    pa.field("regions", pa.list_(REGION)),  # redacted regions, in pixels of the upright source
+    pa.field("residual_detections", pa.list_(RESIDUAL)),
+    *ADDED_IMAGES,
+]
+"""Columns that describe a released image, without its bytes."""
+
+PREPARED = with_fields(
+    NORMALIZED,
+    [
+        *_RELEASED,
+        pa.field("release", pa.large_binary()),  # the released JPEG as written
+        pa.field("original", pa.large_binary()),  # the de-identified source as JPEG, if crops need it
+    ],
+)
+"""Rows after `prepare`: rows of the normalized catalog, each with a released image or a verdict."""
+
+PROMPTED = with_fields(PREPARED, [pa.field("prompts", pa.list_(PROMPT))])
+"""Rows after `prepare` in a build that needs prompts, which are then in pixels of the released image."""
+
+MASK = pa.struct(
+    [
+        # COCO run-length encoding of the mask in the released image's frame: [height, width] and ASCII counts
+        pa.field(
+            "segmentation",
+            pa.struct([pa.field("size", pa.list_(pa.int32())), pa.field("counts", pa.string())]),
+        ),
+        pa.field("bbox", pa.list_(pa.float64())),  # [x, y, w, h], pixels of the released image, w = x1 - x0
+        pa.field("area", pa.int64()),  # pixels of the mask
+        pa.field("predicted_iou", pa.float64()),  # the model's own estimate of the mask's quality
+        pa.field("stability_score", pa.float64()),  # IoU of the masks at two thresholds
+        pa.field("crop_box", pa.list_(pa.float64())),  # [x, y, w, h] of the crop that the mask was made from
+        pa.field("point_coords", pa.list_(pa.list_(pa.float64()))),  # the prompt: [[x, y]]
+        pa.field("output", pa.int8()),  # index (0 to 2) of the decoder's output that produced it; null: unknown
+    ]
+)
+"""Type of a mask: the keys of SA-1B's annotations, except the id, which is computed from the position, and `output`."""
+
+PLAUSIBLE_IOU = (-0.5, 1.5)
+"""Plausible range of a predicted IoU.
+
+The model's output is unbounded. A value outside this range can't be an estimate of an IoU.
+"""
+
+AUTOMATIC = "automatic"
+"""`source` of masks that a build wrote."""
+
+SOURCES = (AUTOMATIC, "assisted", "corrected", "manual", "imported")
+"""Possible values of a mask's `source`."""
+
+PERSON = "person"
+"""`label_source` of a label that an annotator set, and of a mask whose label an annotator removed."""
+
+IMPORT = "import"
+"""`label_source` of a label from an imported file."""
+
+MASK_ORIGIN = [
+    pa.field("label", pa.string()),  # what the mask shows; null: unknown
+    pa.field("label_score", pa.float64()),  # the labeling model's score; null if a person or an import set the label
+    pa.field("label_source", pa.string()),  # who set the label: person, import, or model:<SHA-256 of the weights>
+    pa.field("container", pa.int64()),  # annotation_id of the mask that contains it; null: none, or unknown
+    pa.field("source", pa.string()),  # one of `SOURCES`
+    pa.field("annotator", pa.string()),  # the name that the annotator gave
+    pa.field("seconds", pa.float64()),  # seconds of active work on this mask
+    # The prompts in order: kind is point, box, mask, or text; x, y, w, h are pixels of the released image; label is 1
+    # for a point inside the mask and 0 for one outside; clip_sha256 is of the CLIP that embedded a text (up to 0.3)
+    pa.field(
+        "prompts",
+        pa.list_(
+            pa.struct(
+                [
+                    ("kind", pa.string()),
+                    ("x", pa.float64()),
+                    ("y", pa.float64()),
+                    ("w", pa.float64()),
+                    ("h", pa.float64()),
+                    ("label", pa.int32()),
+                    ("text", pa.string()),
+                    ("clip_sha256", pa.string()),
+                ]
+            )
+        ),
+    ),
+    pa.field("parent", pa.int64()),  # annotation_id of the mask that it was made from
+    pa.field("origin", pa.struct([("sha256", pa.string()), ("license", pa.string())])),  # an imported mask's file
+    # SHA-256 of the predicting weights, or of the stage or applied segmenter that added the mask; null: the manifest's
+    pa.field("model", pa.string()),
+    pa.field("redacted_share", pa.float64()),  # share of the mask's pixels inside redacted regions, 0 to 1
+    pa.field("redaction_iou", pa.float64()),  # highest IoU of the mask with a redacted region, 0 to 1
+]
+"""Columns about the origin of a mask. All of them may be null."""
+
+SAID = ("label", "label_score", "label_source", "prompts", "model")
+"""Columns about the origin of a mask that are set before `describe`. SAM's masks have none of them.
+
+A segmenter may set all but `model`, which names a stage that added the mask to others.
+"""
+
+SEGMENTED_MASK = pa.struct([*MASK, *(field for field in MASK_ORIGIN if field.name in SAID)])
+"""Type of a mask before `describe`: `MASK`, and what a segmenter says about it."""
+
+MASKS_PER_IMAGE_LIMIT = 10_000
+"""Upper bound on an image's masks. An annotation id is the image id times this number, plus the mask's index.
+
+For up to 900 billion images, all annotation ids are below 2^53.
+"""
+
+FUNNEL_STEPS = (
+    "predicted",
+    "over_iou",
+    "stable",
+    "under_max_area",
+    "inside_crop",
+    "after_nms1",
+    "after_nms2",
+    "cleaned",
+    "removed_by_cleanup",
+    "written",
+    "holes_filled",
+    "islands_removed",
+    "redaction_artifacts",
+)
+"""Names of the counts that mask generation records."""
+
+FUNNEL = pa.struct([pa.field(step, pa.int64()) for step in FUNNEL_STEPS])
+"""Number of masks that remain after each step of automatic mask generation (see `segmint.model.automatic`)."""
+
+SEGMENTED = with_fields(
+    PREPARED,
+    [pa.field("masks", pa.list_(SEGMENTED_MASK)), pa.field("funnel", FUNNEL)],
+    without=frozenset({"original"}),
+)
+"""Rows after `segment`: rows of `prepare` with the masks and the funnel, but without the original image."""
+
+MASK_STATISTICS = [
+    pa.field("relative_size", pa.float64()),  # sqrt(mask area / image area), 0 to 1
+    pa.field("concavity", pa.float64()),  # 1 - mask area / area of its convex hull, 0 to 1
+    pa.field("center_x", pa.float64()),  # x of the center of mass, as a share of the image's width, 0 to 1
+    pa.field("center_y", pa.float64()),  # y of the center of mass, as a share of the image's height, 0 to 1
+    pa.field("aspect_ratio", pa.float64()),  # width / height of the box around its pixels
+    pa.field("touches_border", pa.bool_()),  # true if a pixel lies in the image's first or last row or column
+]
+"""Statistics that `describe` appends to each mask's struct."""
+
+STATISTICS = pa.struct(
+    [
+        pa.field("mask_count", pa.int32()),
+        pa.field("coverage", pa.float64()),  # share of the image's pixels that lie in any mask, 0 to 1
+        pa.field("mean_predicted_iou", pa.float64()),  # the means are null if the image has no mask
+        pa.field("mean_stability_score", pa.float64()),
+        pa.field("mean_relative_size", pa.float64()),
+        pa.field("mean_concavity", pa.float64()),
+    ]
+)
+"""Statistics that `describe` adds to an image."""
+
+MASK_INDEX = pa.field("index", pa.int32())
+"""Number of a mask within its image, from which its id is computed. Null means the mask's position."""
+
+DESCRIBED_MASK = pa.struct([*MASK, *MASK_STATISTICS, *MASK_ORIGIN, MASK_INDEX])
+"""Type of a mask with its statistics, origin, and index."""
+
+ANNOTATION_STAGE = "annotation_stage"
+"""Name in rows for the column `stage` of `images`, because in rows, `stage` belongs to the verdict."""
+
+_ANNOTATION = [
+    # The annotator's submission that was merged into the image
+    pa.field("submission", pa.struct([("assignment", pa.int32()), ("n", pa.int32()), ("sha256", pa.string())])),
+    pa.field("annotator", pa.string()),  # the name that the annotator gave
+    pa.field("stage", pa.string()),  # stage of annotation: assisted or semi
+    pa.field("seconds", pa.float64()),  # seconds of active work on this image
+    pa.field("complete", pa.bool_()),  # true if the annotator confirmed that no mask is missing
+    pa.field("next_mask", pa.int64()),  # one more than the highest number that a mask of the image ever had
+    MASKS_MODEL,
+]
+"""Columns about later changes to an image's masks. All of them may be null."""
+
+DESCRIBED = with_fields(
+    SEGMENTED.set(SEGMENTED.get_field_index("masks"), pa.field("masks", pa.list_(DESCRIBED_MASK))),
+    [
+        pa.field("statistics", STATISTICS),
+        *(field.with_name(ANNOTATION_STAGE) if field.name == "stage" else field for field in _ANNOTATION),
+    ],
+)
+"""Rows after `describe`: rows of `segment` with statistics of the masks and the image, which rejected rows lack."""
+
+_IDENTITY = [
+    pa.field("ordinal", pa.int64(), nullable=False),  # the row's position in the normalized catalog
+    pa.field("id", pa.int64(), nullable=False),  # ordinal + 1, the number in file names
+    pa.field("image_id", pa.string(), nullable=False),  # the catalog's own name of the image
+]
+
+IMAGES = pa.schema(
+    [
+        *_IDENTITY,
+        pa.field("uri", pa.string()),  # as written in the catalog
+        pa.field("license", pa.string()),
+        pa.field("attribution", pa.string()),
+        pa.field("provider", pa.string()),
+        pa.field("source_url", pa.string()),
+        pa.field("country", pa.string()),
+        *_RELEASED,
+        pa.field("masks", pa.int32()),  # number of masks that were written
+        pa.field("funnel", FUNNEL),
+        pa.field("statistics", STATISTICS),
+        *_ANNOTATION,
+    ]
+)
+"""`images/*.parquet`: one row per accepted image."""
+
+MASKS = pa.schema(
+    [*_IDENTITY, pa.field("annotation_id", pa.int64(), nullable=False), *MASK, *MASK_STATISTICS, *MASK_ORIGIN]
+)
+"""`masks/*.parquet`: one row per mask, in the order of the JSON's annotations."""
+
+REJECTS = pa.schema(
+    [
+        *_IDENTITY,
+        pa.field("uri", pa.string()),
+        pa.field("stage", pa.string(), nullable=False),
+        pa.field("reason", pa.string(), nullable=False),
+        pa.field("detail", pa.string()),
+    ]
+)
+"""`rejects/*.parquet`: one row per rejected image."""
+
+SCHEMAS = {"images": IMAGES, "masks": MASKS, "rejects": REJECTS}
+"""Tables of a shard, keyed by folder, without the columns of custom stages."""
+
+
+def shard_schemas(
+    stages: Iterable[StageColumn | TableColumn], schema_version: int = SCHEMA_VERSION
+) -> dict[str, pa.Schema]:
+    """Return the tables of a dataset's shards, keyed by folder. The columns of custom stages come last."""
+    without = ADDED_COLUMNS if schema_version < SCHEMA_VERSION else ()
+    schemas = {}
+    added = [(stage.table, stage.arrow_field) for stage in stages]
+    for kind, schema in SCHEMAS.items():
+        own = [field for field in schema if kind != "images" or field.name not in without]
+        schemas[kind] = pa.schema([*own, *(field for table, field in added if table == kind)])
+    return schemas

@@ -20,8 +20,8 @@ from pydantic import ValidationError
 
 from segmint.catalogs.dataset.commits import CommitLog
 from segmint.catalogs.dataset.sweep import sweep
-from segmint.catalogs.reasons import check_reasons
-from segmint.catalogs.shard_ranges import ShardPart
+from segmint.catalogs.findings import check_reasons
+from segmint.catalogs.layout import ShardPart
 from segmint.infra.errors import SegmintError, UnfinishedError, UsageError
 from segmint.infra.log import get_logger
 from segmint.infra.metrics import SHARDS_MISSING, RunMetrics
@@ -41,32 +41,38 @@ from segmint.operators.prepare.prepare import Prepare
 from segmint.operators.segment.segment import Segment, check_numerics
 from segmint.operators.shards.revise import finish_dead_writers
 from segmint.operators.shards.write import ShardResult
-from segmint.pipeline.building.dataset.dataset import BuildDataset, open_or_create
-from segmint.pipeline.building.execution.accounting import Accounting, RunRecord, account, record_end
-from segmint.pipeline.building.execution.ceiling import CeilingMeter
-from segmint.pipeline.building.execution.detector_nodes import check_detectors, start_detectors
-from segmint.pipeline.building.execution.outages import SAMPLE_ROWS, Outages, resumable
-from segmint.pipeline.building.execution.quarantine import Quarantine
-from segmint.pipeline.building.execution.row_source import RowSource, count_rows
-from segmint.pipeline.building.execution.shard_writers import (
-    ShardWriter,
-    ShardWriters,
-    StreamLengthError,
-    cut_at_borders,
-)
-from segmint.pipeline.building.execution.stage_watch import STAGES, StageWatch, watched
-from segmint.pipeline.building.execution.stages import Stages, lay_out_again, lay_out_for_growth, require_room
-from segmint.pipeline.building.execution.work import (
+from segmint.pipeline.building.dataset import BuildDataset, open_or_create
+from segmint.pipeline.building.execution.accounting import (
     MOST_BLOCKS,
+    SAMPLE_ROWS,
+    Accounting,
     BuildWork,
     MissingShards,
+    Outages,
     RejectedRows,
+    RunRecord,
     WindowRows,
     WindowSize,
+    account,
+    record_end,
+    resumable,
 )
-from segmint.pipeline.config.advice import advice
-from segmint.pipeline.config.config import Config, Position, StageConfig, load_config
-from segmint.pipeline.config.stage_settings import read_listed
+from segmint.pipeline.building.execution.ceiling import CeilingMeter
+from segmint.pipeline.building.execution.quarantine import Quarantine
+from segmint.pipeline.building.execution.row_source import RowSource, count_rows
+from segmint.pipeline.building.execution.stage_watch import (
+    STAGES,
+    ShardWriter,
+    ShardWriters,
+    StageWatch,
+    StreamLengthError,
+    check_detectors,
+    cut_at_borders,
+    start_detectors,
+    watched,
+)
+from segmint.pipeline.building.execution.stages import Stages, lay_out_again, lay_out_for_growth, require_room
+from segmint.pipeline.config.config import Config, Position, StageConfig, advice, load_config, read_listed
 
 MOST_STALLED_WINDOWS = 3
 """A run ends unfinished after this many consecutive windows without progress, not counting outages of the stores."""

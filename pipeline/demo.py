@@ -10,10 +10,9 @@ import yaml
 
 from segmint.catalogs.dataset.reading.torch_dataset import open_dataset
 from segmint.catalogs.layout import image_stem
-from segmint.catalogs.source.demo import write_demo
+from segmint.catalogs.source.collect import write_demo
 from segmint.infra.errors import SegmintError
-from segmint.model.automatic.records import MaskRecord
-from segmint.model.automatic.rle import Rle
+from segmint.model.automatic.rle import MaskRecord, Rle
 from segmint.operators.overlay import draw_overlay, encode_png
 from segmint.pipeline.build import run_build
 from segmint.pipeline.building.execution.accounting import Accounting

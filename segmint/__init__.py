@@ -16,11 +16,11 @@ from segmint.infra.version import VERSION
 if TYPE_CHECKING:
     import os
 
-    from segmint.catalogs.dataset.reading.loader import BatchLoader as BatchLoader
-    from segmint.catalogs.dataset.reading.loader import collate as collate
+    from segmint.catalogs.dataset.reading.torch_dataset import BatchLoader as BatchLoader
+    from segmint.catalogs.dataset.reading.torch_dataset import collate as collate
     from segmint.catalogs.dataset.reading.torch_dataset import open_dataset as open_dataset
     from segmint.model.automatic.settings import MaskSettings as MaskSettings
-    from segmint.model.sam.sam import Sam
+    from segmint.model.sam.load import Sam
     from segmint.operators.custom.contract import Mask as Mask
     from segmint.operators.custom.contract import Reject as Reject
     from segmint.operators.custom.contract import StageRow as StageRow
@@ -29,28 +29,28 @@ if TYPE_CHECKING:
     from segmint.pipeline.config.config import Config as Config
     from segmint.pipeline.config.config import StageConfig as StageConfig
     from segmint.pipeline.config.config import load_config as load_config
-    from segmint.pipeline.masks.interactive.generator import MaskGenerator as MaskGenerator
-    from segmint.pipeline.masks.interactive.generator import Predictor as Predictor
-    from segmint.pipeline.masks.interactive.show import show as show
+    from segmint.pipeline.masks.generator import MaskGenerator as MaskGenerator
+    from segmint.pipeline.masks.generator import Predictor as Predictor
+    from segmint.pipeline.masks.results import show as show
 
 __version__ = VERSION
 
 _HOMES = {
-    "BatchLoader": "segmint.catalogs.dataset.reading.loader",
+    "BatchLoader": "segmint.catalogs.dataset.reading.torch_dataset",
     "Config": "segmint.pipeline.config.config",
     "Mask": "segmint.operators.custom.contract",
-    "MaskGenerator": "segmint.pipeline.masks.interactive.generator",
+    "MaskGenerator": "segmint.pipeline.masks.generator",
     "MaskSettings": "segmint.model.automatic.settings",
-    "Predictor": "segmint.pipeline.masks.interactive.generator",
+    "Predictor": "segmint.pipeline.masks.generator",
     "PromptedMasks": "segmint.operators.segmenter.prompted",
     "Reject": "segmint.operators.custom.contract",
     "StageConfig": "segmint.pipeline.config.config",
     "StageRow": "segmint.operators.custom.contract",
     "build": "segmint.pipeline.build",
-    "collate": "segmint.catalogs.dataset.reading.loader",
+    "collate": "segmint.catalogs.dataset.reading.torch_dataset",
     "load_config": "segmint.pipeline.config.config",
     "open_dataset": "segmint.catalogs.dataset.reading.torch_dataset",
-    "show": "segmint.pipeline.masks.interactive.show",
+    "show": "segmint.pipeline.masks.results",
 }
 
 __all__ = [*_HOMES, "load_sam"]
@@ -74,6 +74,6 @@ def load_sam(weights: "str | os.PathLike[str]" = "auto", device: str = "auto", p
     `device` is auto, cpu, cuda, or cuda:N. `precision` is fp32, bf16, or auto; auto picks bf16 on GPUs that support it.
     Raises `segmint.infra.errors.UsageError` if the weights can't be found or if the device isn't available.
     """
-    from segmint.pipeline.masks.interactive.generator import sam_of
+    from segmint.pipeline.masks.generator import sam_of
 
     return sam_of(weights, device, precision)

@@ -15,17 +15,17 @@ from typing import Any
 import pyarrow as pa
 import torch
 
-from segmint.catalogs.reasons import RejectedError
+from segmint.catalogs.findings import RejectedError
 from segmint.infra.errors import SegmintError
 from segmint.model.automatic.settings import MaskSettings
 from segmint.model.device import first_line
+from segmint.model.sam.load import Sam
 from segmint.model.sam.predictor import Predictor
-from segmint.model.sam.sam import Sam
 from segmint.operators.child import is_out_of_memory
-from segmint.operators.photographs import decode_photograph
-from segmint.operators.schemas import MASK
+from segmint.operators.prepare.ingest import decode_photograph
+from segmint.operators.rows import MASK
 from segmint.operators.segment.segment import mask_row
-from segmint.pipeline.masks.interactive.generator import MaskGenerator, Weights
+from segmint.pipeline.masks.generator import MaskGenerator, Weights
 
 ADDED = (
     pa.field("height", pa.int32()),

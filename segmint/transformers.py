@@ -24,9 +24,9 @@ import torch
 import yaml
 from PIL import Image
 
+from segmint.catalogs.findings import Reason, RejectedError
 from segmint.catalogs.layout import canonical_json
-from segmint.catalogs.reasons import Reason, RejectedError
-from segmint.infra.assets.cache import sha256_of
+from segmint.infra.assets import sha256_of
 from segmint.infra.errors import UsageError
 from segmint.operators.custom.contract import Mask, StageRow
 from segmint.operators.images import Pixels

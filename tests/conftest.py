@@ -76,7 +76,7 @@ def crds() -> Path:
 @pytest.fixture(scope="session")
 def mobile_sam_path(weights: None) -> Path:
     """MobileSAM's published checkpoint, verified by its hash."""
-    from segmint.infra.assets.resolve import resolve
+    from segmint.infra.assets import resolve
 
     return resolve("mobile_sam")
 

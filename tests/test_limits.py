@@ -3,11 +3,12 @@
 from pathlib import Path
 
 from segmint.catalogs.dataset.sweep import GRACE
-from segmint.infra.storage import outages, retry, s3
+from segmint.infra.storage import errors, retry, s3
 from segmint.operators.prepare import detector_process, prepare, read_image, released_search
 from segmint.operators.shards import revise, write
 from segmint.pipeline import build
-from segmint.pipeline.building.execution import quarantine, trials
+from segmint.pipeline.building.execution import quarantine
+from segmint.pipeline.building.execution import quarantine as trials
 from segmint.pipeline.config.config import Config, ResourcesConfig
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -32,7 +33,7 @@ def test_limits_on_the_page_are_the_codes() -> None:
         f"Makes up to {policy.attempts} attempts.",
         f"doubles from {policy.first_wait_s:g} s to at most {policy.max_wait_s:g} s.",
         f"`outage_timeout_s` (default {defaults['outage_timeout_s']:g} s)",
-        f"up to {outages.BUSY_ROUNDS} rounds of attempts",
+        f"up to {errors.BUSY_ROUNDS} rounds of attempts",
         f"Makes {retry.REFUSED_ATTEMPTS} attempts and then reports a fault",
         f"up to {read_image.MOST_READS} times in all",
         f"files over {s3.PART_BYTES >> 20} MiB",
@@ -46,4 +47,4 @@ def test_limits_on_the_page_are_the_codes() -> None:
     assert f"in {words[quarantine.FAULTY_ATTEMPTS]} attempts of a run" in page
     assert f"After {words[build.MOST_STALLED_WINDOWS]} such windows" in page
     assert f"{words[trials.DEATHS].capitalize()} workers die" in page
-    assert outages.ROUNDS == 2, "a second round of attempts"
+    assert errors.ROUNDS == 2, "a second round of attempts"

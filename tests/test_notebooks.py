@@ -7,7 +7,7 @@ import matplotlib as mpl
 import pytest
 from matplotlib import pyplot
 
-from segmint.pipeline.masks.interactive.results import ImageMasks
+from segmint.pipeline.masks.results import ImageMasks
 from tests.support.cells import cells_of, run_cells
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -17,7 +17,7 @@ from packaging.requirements import Requirement
 from PIL import Image
 
 from segmint.model.kernels.cpu.build import LIBRARY, NoKernelsError, compiler
-from segmint.pipeline.commands.common.extras import EXTRAS
+from segmint.pipeline.commands.console import EXTRAS
 from tests.support.builds import write_catalog, write_config
 from tests.support.committed import write_dataset
 from tests.support.environments import COMMANDS, ended, installed_wheel, link_packages, python
@@ -66,7 +66,7 @@ runpy.run_module("segmint", run_name="__main__")  # ends the process
 BEGIN = """
 import sys
 from segmint.infra.storage.storage import Storage
-from segmint.pipeline.building.dataset.dataset import open_or_create
+from segmint.pipeline.building.dataset import open_or_create
 from segmint.pipeline.config.config import load_config
 numerics = open_or_create(load_config("others.yaml"), Storage()).numerics
 print(numerics.torchvision, numerics.facenet_pytorch, numerics.onnxruntime)
@@ -149,10 +149,10 @@ def test_a_wheel_holds_segmint_and_nothing_else(wheel: Path) -> None:
     expected |= {str(path.relative_to(ROOT)) for path in (ROOT / "segmint" / "compat").rglob("*.py")}
     for folder in FOLDERS:
         expected |= {f"segmint/{path.relative_to(ROOT)}" for path in (ROOT / folder).rglob("*.py")}
-    for part in ("engine/annotate", "engine/evaluate", "quality/evidence", "quality/report", "quality/view", "serving"):
+    for part in ("engine/annotate", "engine/evaluate", "quality", "quality/report", "quality/view", "serving"):
         assets = ROOT / "pipeline" / part / "assets"
         expected |= {f"segmint/{path.relative_to(ROOT)}" for path in assets.iterdir() if path.is_file()}
-    expected |= {"segmint/catalogs/countries.csv", "segmint/pipeline/building/plan/rates.json"}
+    expected |= {"segmint/catalogs/countries.csv", "segmint/pipeline/building/rates.json"}
     if has_compiler():
         expected.add(f"segmint/model/kernels/cpu/{LIBRARY}")
     assert wheel.name.endswith("-py3-none-linux_x86_64.whl" if has_compiler() else "-py3-none-any.whl")

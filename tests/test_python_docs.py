@@ -9,7 +9,7 @@ import pytest
 from matplotlib import pyplot
 from PIL import Image
 
-from segmint.catalogs.dataset.versions.record import name_now, put_version
+from segmint.catalogs.dataset.versions import name_now, put_version
 from tests.support.cells import examples_of, run_cells
 from tests.support.committed import write_dataset
 from tests.support.locations import location_of

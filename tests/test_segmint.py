@@ -28,7 +28,7 @@ def test_every_name_is_there_once_asked_for():
     for name in segmint.__all__:
         assert callable(getattr(segmint, name))
         assert name in dir(segmint)
-    from segmint.pipeline.masks.interactive.generator import MaskGenerator
+    from segmint.pipeline.masks.generator import MaskGenerator
 
     assert segmint.MaskGenerator is MaskGenerator
 

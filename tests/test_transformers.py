@@ -18,9 +18,9 @@ from pycocotools import mask as coco
 from safetensors.torch import load_file, save_file
 
 from segmint import Mask, StageRow
-from segmint.catalogs.reasons import Reason, RejectedError
+from segmint.catalogs.findings import Reason, RejectedError
 from segmint.infra.errors import UsageError
-from segmint.operators.custom.load import load_stage, stated_terms
+from segmint.operators.custom.contract import load_stage, stated_terms
 from segmint.transformers import Concepts, MaskGeneration
 from tests.support.tiny_transformers import MASK_GENERATORS, PHRASES, write_sam, write_sam3, write_sam3_video
 

@@ -142,7 +142,7 @@ def _compare(jpeg: bytes, asked: list[dict[str, Any]], threads: int) -> tuple[bo
     """
     import numpy as np
 
-    from segmint.infra.assets.resolve import resolve
+    from segmint.infra.assets import resolve
     from segmint.infra.device import resolve_compute
     from segmint.model.automatic.rle import encode
     from segmint.model.sam.predictor import Predictor

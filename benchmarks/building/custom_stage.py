@@ -31,11 +31,15 @@ from benchmarks.building.stubs import MANY_MASKS, RELEASE_BYTES, masks, released
 from benchmarks.machine import describe_machine  # noqa: E402
 from benchmarks.measuring import RESULTS, write_result  # noqa: E402
 from benchmarks.processes import Trace  # noqa: E402
-from segmint.operators.custom.contract import StageRow  # noqa: E402
-from segmint.operators.custom.load import load_stage  # noqa: E402
+from segmint.operators.custom.contract import (  # noqa: E402
+    StageRow,
+    load_stage,
+)
 from segmint.operators.custom.stage import CustomStage  # noqa: E402
-from segmint.operators.rows import to_table  # noqa: E402
-from segmint.operators.schemas import DESCRIBED  # noqa: E402
+from segmint.operators.rows import (  # noqa: E402
+    DESCRIBED,
+    to_table,
+)
 
 TIMES = "SEGMINT_STAGE_TIMES"
 """Environment variable that contains the folder for the actors' times."""

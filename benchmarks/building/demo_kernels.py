@@ -33,7 +33,7 @@ def build(kernels: str) -> dict[str, Any]:
     import yaml
 
     from segmint.catalogs.dataset.reading.torch_dataset import open_dataset
-    from segmint.catalogs.source.demo import write_demo
+    from segmint.catalogs.source.collect import write_demo
     from segmint.pipeline.build import run_build
     from segmint.pipeline.config.config import load_config
     from segmint.pipeline.demo import CONFIG

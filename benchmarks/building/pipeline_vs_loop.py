@@ -184,18 +184,18 @@ def loop(config_path: str, threads: int, once: bool) -> dict[str, bytes]:
     """Process one image after another with the stages' pure functions. torch uses `threads` threads."""
     import torch
 
-    from segmint.infra.assets.resolve import resolve
+    from segmint.infra.assets import resolve
     from segmint.infra.device import resolve_compute
     from segmint.model.automatic.generator import MaskGenerator
     from segmint.model.sam.predictor import Predictor
-    from segmint.operators.containment import container_ids
     from segmint.operators.describe import coverage, describe_mask
     from segmint.operators.images import decode_jpeg
     from segmint.operators.prepare.deidentify import build_detectors
     from segmint.operators.prepare.prepare import PrepareConfig, prepare_image
+    from segmint.operators.redactions import container_ids
     from segmint.operators.segment.models import load_model
     from segmint.operators.segment.segment import mask_columns
-    from segmint.operators.shards.files import annotation_id, annotations_json
+    from segmint.operators.shards.put import annotation_id, annotations_json
     from segmint.pipeline.config.config import load_config
 
     config = load_config(config_path)

@@ -25,8 +25,10 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.machine import describe_machine  # noqa: E402
 from benchmarks.measuring import RESULTS, write_result  # noqa: E402
 from benchmarks.processes import Trace, TracedProcess  # noqa: E402
-from segmint.catalogs.dataset.commits import CommitLog  # noqa: E402
-from segmint.catalogs.dataset.summaries import sum_listing  # noqa: E402
+from segmint.catalogs.dataset.commits import (  # noqa: E402
+    CommitLog,
+    sum_listing,
+)
 from segmint.infra.storage.location import Location  # noqa: E402
 from segmint.infra.storage.storage import Storage  # noqa: E402
 

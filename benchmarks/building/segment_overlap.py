@@ -33,11 +33,15 @@ from benchmarks.machine import describe_machine  # noqa: E402
 from benchmarks.measuring import RESULTS, in_process, read, spread, write_result  # noqa: E402
 from segmint.infra.ray_session import ray_session  # noqa: E402
 from segmint.infra.row_ledger import RowLedger  # noqa: E402
-from segmint.operators.rows import Row, to_table  # noqa: E402
-from segmint.operators.schemas import FUNNEL_STEPS, PREPARED  # noqa: E402
+from segmint.operators.rows import (  # noqa: E402
+    FUNNEL_STEPS,
+    PREPARED,
+    Row,
+    to_table,
+)
 from segmint.operators.segment.overlap import HostThreads  # noqa: E402
 from segmint.operators.segment.segment import SWITCH_INTERVAL_S, Segment  # noqa: E402
-from segmint.pipeline.building.execution.pools import ActorPool  # noqa: E402
+from segmint.pipeline.building.execution.stages import ActorPool  # noqa: E402
 
 HOST_SHARE = 0.8
 """Time that decoding takes, and that finishing takes, as a share of the computing time."""
@@ -178,7 +182,7 @@ def real_finish() -> Callable[[], object]:
     """Prepare a function that finishes the masks of a photograph, enlarged to SA-1B's size."""
     import cv2
 
-    from segmint.infra.assets.resolve import resolve
+    from segmint.infra.assets import resolve
     from segmint.model.automatic.generator import MaskGenerator
     from segmint.model.automatic.settings import MaskSettings
     from segmint.model.sam.load import load_sam

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.building.stubs import StubbedPrepare, StubbedSegment  # noqa: E402
-from segmint.catalogs.shard_ranges import parse_shards  # noqa: E402
+from segmint.catalogs.layout import parse_shards  # noqa: E402
 from segmint.pipeline.build import run_build  # noqa: E402
 from segmint.pipeline.config.config import load_config  # noqa: E402
 

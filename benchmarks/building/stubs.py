@@ -18,11 +18,10 @@ import numpy as np
 from segmint.model.automatic.rle import encode
 from segmint.operators.prepare.prepare import Prepare, PreparedImage
 from segmint.operators.prepare.read_image import ImageReader
-from segmint.operators.rows import Row
-from segmint.operators.schemas import FUNNEL_STEPS
+from segmint.operators.rows import FUNNEL_STEPS, Row
 from segmint.operators.segment.overlap import HostThreads
 from segmint.operators.segment.segment import Segment, SegmentSettings
-from segmint.operators.similar.hashes import jpeg_hashes
+from segmint.operators.similar.near import jpeg_hashes
 
 RELEASE_BYTES = "SEGMINT_STUB_RELEASE_BYTES"
 """Environment variable that sets the size of each released image in bytes; the default is the size of a small JPEG."""
@@ -149,7 +148,7 @@ def _prepared(release: bytes) -> PreparedImage:
 
 @functools.cache
 def masks() -> list[dict[str, Any]]:
-    """Create rectangular masks as values of `segmint.operators.schemas.MASK`."""
+    """Create rectangular masks as values of `segmint.operators.rows.MASK`."""
     many = int(os.environ.get(MANY_MASKS, "0"))
     if many:
         return [_rectangle(index % 30, 10 + index // 30) for index in range(many)]

@@ -26,8 +26,10 @@ from benchmarks.building.scale import REFUSED_EVERY, write_build  # noqa: E402
 from benchmarks.building.stubs import MANY_MASKS, RELEASE_BYTES  # noqa: E402
 from benchmarks.machine import describe_machine  # noqa: E402
 from benchmarks.measuring import RESULTS, Figures  # noqa: E402
-from segmint.catalogs.dataset.commits import CommitLog  # noqa: E402
-from segmint.catalogs.dataset.summaries import sum_listing  # noqa: E402
+from segmint.catalogs.dataset.commits import (  # noqa: E402
+    CommitLog,
+    sum_listing,
+)
 from segmint.infra.storage.location import Location  # noqa: E402
 from segmint.infra.storage.storage import Storage  # noqa: E402
 

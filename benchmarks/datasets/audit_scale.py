@@ -96,7 +96,7 @@ def measure_statistics(dataset: Path, sample: int, memory_limit: str, scratch: P
     """Measure the seconds and memory that a dataset's statistics take."""
     from segmint.infra.storage.location import Location
     from segmint.infra.storage.storage import Storage
-    from segmint.pipeline.quality.statistics.open_tables import open_tables
+    from segmint.pipeline.quality.statistics.masks import open_tables
     from segmint.pipeline.quality.statistics.statistics import compute_statistics
 
     scratch.mkdir(exist_ok=True)
@@ -122,7 +122,7 @@ def measure_audit(dataset: Path, ray_from: int | None = None) -> dict[str, Any]:
     from segmint.infra.storage.storage import Storage
     from segmint.pipeline.quality.audit.audit import AuditOptions, audit_dataset
     from segmint.pipeline.quality.audit.integrity import RAY_FROM_MASKS
-    from segmint.pipeline.quality.audit.result_text import result_lines
+    from segmint.pipeline.quality.audit.result import result_lines
 
     options = AuditOptions(ray_from=RAY_FROM_MASKS if ray_from is None else ray_from)
     trace = Trace(os.getpid())

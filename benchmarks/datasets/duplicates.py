@@ -36,10 +36,15 @@ from benchmarks.datasets.duplicates_photographs import TILE, measure_photographs
 from benchmarks.machine import describe_machine  # noqa: E402
 from benchmarks.measuring import RESULTS, Figures, in_process, peak_mib, write_result  # noqa: E402
 from segmint.operators.similar.clusters import DISTANCE, NONE, ImageRows, find_copies  # noqa: E402
-from segmint.operators.similar.confirm import SIMILAR, SIMILAR_MIDDLE  # noqa: E402
-from segmint.operators.similar.hashes import KEPT, MIRROR, VIEWS  # noqa: E402
-from segmint.operators.similar.near import near_pairs  # noqa: E402
-from segmint.operators.similar.partitions import mapped_zeros  # noqa: E402
+from segmint.operators.similar.near import (  # noqa: E402
+    KEPT,
+    MIRROR,
+    SIMILAR,
+    SIMILAR_MIDDLE,
+    VIEWS,
+    mapped_zeros,
+    near_pairs,
+)
 
 _CHUNK = 1 << 20  # rows to create at a time
 PARTS = ("photographs", "rows", "crowds")

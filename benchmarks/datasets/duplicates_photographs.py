@@ -17,8 +17,7 @@ from PIL import Image, ImageDraw, ImageEnhance, ImageOps
 
 from benchmarks.measuring import SUFFIXES
 from segmint.operators.similar.clusters import DISTANCE, NONE, ImageRows, find_copies
-from segmint.operators.similar.confirm import THRESHOLDS, Thresholds
-from segmint.operators.similar.hashes import MIRROR, image_hashes
+from segmint.operators.similar.near import MIRROR, THRESHOLDS, Thresholds, image_hashes
 
 SCIKIT_IMAGE = (
     *("astronaut", "coffee", "chelsea", "rocket", "camera", "hubble_deep_field", "immunohistochemistry", "brick"),

@@ -27,13 +27,12 @@ from segmint.catalogs.dataset.commits import Commit, CommitLog, FileEntry
 from segmint.catalogs.dataset.manifest import DatasetManifest
 from segmint.catalogs.dataset.reading.torch_dataset import open_dataset
 from segmint.catalogs.layout import MANIFEST, annotation_name, config_sha256, data_path, image_name, part_path
-from segmint.catalogs.parquet import table_bytes
-from segmint.catalogs.schema import NORMALIZED
+from segmint.catalogs.parquet import NORMALIZED, table_bytes
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
-from segmint.operators.audit.mask_columns import MaskColumns
-from segmint.operators.schemas import MASKS_PER_IMAGE_LIMIT, SCHEMAS
-from segmint.operators.shards.files import ROW_GROUP_ROWS, annotations_json
+from segmint.operators.audit.masks import MaskColumns
+from segmint.operators.rows import MASKS_PER_IMAGE_LIMIT, SCHEMAS
+from segmint.operators.shards.put import ROW_GROUP_ROWS, annotations_json
 
 MOVED = ("relative_size", "concavity", "center_x", "center_y", "aspect_ratio")
 

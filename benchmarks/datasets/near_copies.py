@@ -33,7 +33,10 @@ from benchmarks.datasets.duplicates_photographs import (  # noqa: E402
 from benchmarks.machine import describe_machine  # noqa: E402
 from benchmarks.measuring import RESULTS, write_result  # noqa: E402
 from segmint.operators.shards.near_copies import BITS, distances  # noqa: E402
-from segmint.operators.similar.hashes import HASHES, jpeg_hashes  # noqa: E402
+from segmint.operators.similar.near import (  # noqa: E402
+    HASHES,
+    jpeg_hashes,
+)
 
 SIZE = (480, 320)  # (width, height) of drawn pictures
 QUALITY = 95  # JPEG quality of released pictures

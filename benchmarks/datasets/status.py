@@ -31,8 +31,8 @@ from segmint.catalogs.layout import MANIFEST, config_sha256, data_path, part_pat
 from segmint.catalogs.parquet import table_bytes  # noqa: E402
 from segmint.infra.storage.location import Location  # noqa: E402
 from segmint.infra.storage.storage import Storage  # noqa: E402
-from segmint.operators.schemas import SCHEMAS  # noqa: E402
-from segmint.pipeline.building.status.drift import last_and_sample  # noqa: E402
+from segmint.operators.rows import SCHEMAS  # noqa: E402
+from segmint.pipeline.building.status import last_and_sample  # noqa: E402
 
 ROWS = 500
 KINDS = ("shards", "images", "masks", "rejects")

@@ -26,8 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks.machine import describe_machine
 from benchmarks.measuring import RESULTS, Figures
-from segmint.operators.evaluate.average_precision import AveragePrecision
-from segmint.operators.evaluate.coco_matching import AREAS, IOU_THRESHOLDS, ImageMatches
+from segmint.operators.evaluate.instances import AREAS, IOU_THRESHOLDS, AveragePrecision, ImageMatches
 from segmint.operators.intervals import Interval, figure_intervals, mean_intervals, share_interval
 
 IMAGES = (10, 12, 20, 50, 100)

@@ -25,9 +25,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks.machine import describe_machine
 from benchmarks.measuring import RESULTS, write_result
-from segmint.infra.assets.resolve import resolve
+from segmint.infra.assets import resolve
 from segmint.infra.device import resolve_compute
-from segmint.model.automatic import cleanup, filters
+from segmint.model.automatic import candidates as cleanup
+from segmint.model.automatic import candidates as filters
 from segmint.model.automatic.candidates import CandidateMasks, MaskPatch
 from segmint.model.automatic.generator import MaskGenerator, clean_up, suppress_across_crops
 from segmint.model.automatic.settings import MaskSettings

@@ -1,6 +1,6 @@
 """Comparison of outputs for several prompts: the best of three masks by predicted IoU, or the single mask.
 
-Corrections are clicks according to the SAM paper's protocol (`operators/evaluate/clicks.py`). They are given in two
+Corrections are clicks according to the SAM paper's protocol (`operators/evaluate/points.py`). They are given in two
 ways: one by one, together with the previous clicks and the logits of the previous prediction, or all at once without
 logits. Points that are chosen beforehand are uniform in the true mask. They are given in the same two ways, as in
 `segmint masks --point … --point …`. Boxes of the true masks are measured as well.
@@ -30,12 +30,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks.machine import describe_machine
 from benchmarks.measuring import RESULTS, write_result
-from segmint.infra.assets.resolve import resolve
+from segmint.infra.assets import resolve
 from segmint.infra.device import resolve_compute
 from segmint.model.sam.predictor import Embedding, Predictor, PromptMasks
 from segmint.operators.annotations.image import encode_mask
-from segmint.operators.evaluate.clicks import Click, random_click
-from segmint.operators.evaluate.points import click_masks
+from segmint.operators.evaluate.points import Click, click_masks, random_click
 from segmint.operators.evaluate.settings import PointsSettings, SeveralClicks
 from segmint.operators.intervals import mean_intervals
 from segmint.operators.segment.models import load_model

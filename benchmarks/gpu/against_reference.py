@@ -150,7 +150,7 @@ def prepare_comparison(run: PartRun, checkpoint: Path | None = None) -> Comparis
 
 def describe(run: PartRun, comparison: Comparison) -> dict[str, Any]:
     """Describe the inputs that all sides share, as JSON values."""
-    from segmint.infra.assets.cache import sha256_of
+    from segmint.infra.assets import sha256_of
 
     found: dict[str, Any] = {
         **package_settings(comparison),

@@ -86,7 +86,7 @@ def generator_of(
 
 def use_gpu_code(generator: Any) -> None:
     """Switch a generator on a CPU to the GPU's code path."""
-    from segmint.model.automatic.on_device.crops import DeviceCrops
+    from segmint.model.automatic.device_crops import DeviceCrops
 
     if generator.device_crops is None:
         generator.device_crops = DeviceCrops(generator.predictor, generator.settings)
@@ -94,7 +94,7 @@ def use_gpu_code(generator: Any) -> None:
 
 def install(generator: Any, heavy: Any, features: dict[Any, Any] | None = None) -> None:
     """Make a generator run both encoders in the GPU's code path."""
-    from segmint.model.automatic.on_device.stream import ImageStream
+    from segmint.model.automatic.device_stream import ImageStream
 
     use_gpu_code(generator)
     both = BothEncoders(generator.predictor.batch_encoder, heavy, {} if features is None else features)
@@ -123,9 +123,8 @@ def heavy_encoder(run: PartRun, sam: Any, compiled: bool = True, dtype: torch.dt
 
     `dtype` defaults to the run's.
     """
-    from segmint.model.sam.batch_encoder import BatchEncoder
     from segmint.model.sam.image_encoder_vit import ImageEncoderViT
-    from segmint.model.sam.sam import Sam
+    from segmint.model.sam.load import BatchEncoder, Sam
 
     name = next(iter(run.sizes.vits))
     encoder: ImageEncoderViT = random_encoder(run, name)

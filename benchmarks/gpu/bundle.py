@@ -118,8 +118,7 @@ def check_size(folder: Path) -> None:
 
 def copy_weights(folder: Path) -> None:
     """Copy the weights under the names that they have in a cache of weight files."""
-    from segmint.infra.assets.known import ASSETS
-    from segmint.infra.assets.resolve import resolve
+    from segmint.infra.assets import ASSETS, resolve
 
     for name in ("mobile_sam", "clp"):
         shutil.copyfile(resolve(name), folder / ASSETS[name].file_name)

@@ -20,7 +20,8 @@ def attending_by(way: str) -> Iterator[None]:
     """Restrict the ViT's attention on a GPU to one kind of kernels while the block runs."""
     from torch.nn.attention import SDPBackend
 
-    from segmint.model.sam import gpu_attention, image_encoder_vit
+    from segmint.model.sam import image_encoder_vit
+    from segmint.model.sam import image_encoder_vit as gpu_attention
 
     if way == "triton":
         yield
@@ -35,7 +36,7 @@ def attending_by(way: str) -> Iterator[None]:
 
 def need_triton(way: str) -> None:
     """Raise `NotMeasuredError` if our kernels are requested and Triton is missing."""
-    from segmint.model.sam.gpu_attention import attention_kernels
+    from segmint.model.sam.image_encoder_vit import attention_kernels
 
     if way == "triton" and attention_kernels(torch.bfloat16) != "triton":
         raise NotMeasuredError("Triton is not installed")
@@ -120,7 +121,7 @@ def measure_encoder(
     run: PartRun, encoders: Encoders, name: str, batch: int, way: str = "triton", compiled: bool = True
 ) -> dict[str, Any]:
     """Measure a ViT in bfloat16: its images per second, its share of the peak, its memory, and its compile time."""
-    from segmint.model.sam.batch_encoder import compile_arguments
+    from segmint.model.sam.load import compile_arguments
 
     if compiled or way != "triton":
         run.need_cuda()

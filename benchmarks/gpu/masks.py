@@ -261,7 +261,7 @@ def measure_launches(
 @contextmanager
 def computing_by(steps: Steps) -> Iterator[None]:
     """Use this implementation of the decoder's three large steps for all generators created while the block runs."""
-    from segmint.model.automatic.on_device import decoder
+    from segmint.model.automatic import device_crops as decoder
     from segmint.model.kernels import factored_image, factored_plainly
 
     with ExitStack() as stack:
@@ -321,11 +321,12 @@ class EventClock:
 def staged(run: PartRun) -> Iterator[EventClock]:
     """Time the functions that a generator on a GPU calls while the block runs. Only for a single thread."""
     from segmint.model import device
+    from segmint.model.automatic import device_crops as crops
+    from segmint.model.automatic import device_stream as stream
     from segmint.model.automatic import generator
-    from segmint.model.automatic.on_device import crops, stream
     from segmint.model.automatic.tiled_upscaling import TiledUpscaling
     from segmint.model.sam import predictor
-    from segmint.model.sam.batch_encoder import BatchEncoder
+    from segmint.model.sam.load import BatchEncoder
 
     places: dict[str, list[tuple[Any, str]]] = {
         "upload, cut and resize": [(device.CopyStream, "start"), (stream, "cut"), (predictor, "resize_to_input")],

@@ -103,7 +103,7 @@ def measure_pipeline(run: PartRun) -> dict[str, Any]:
 
 def settings_of(run: PartRun) -> Any:
     """Return the settings of a segment actor for a dataset that is started on this machine."""
-    from segmint.infra.assets.cache import sha256_of
+    from segmint.infra.assets import sha256_of
     from segmint.infra.device import Compute
     from segmint.model.automatic.settings import MaskSettings
     from segmint.operators.segment.numerics import observe_numerics
@@ -123,8 +123,7 @@ def settings_of(run: PartRun) -> Any:
 def table_of(pairs: list[tuple[Any, Any]]) -> pa.Table:
     """Create prepared rows as from the previous stage, with the release and the original as JPEG."""
     from segmint.operators.prepare.release import ReleaseConfig, encode_original, release
-    from segmint.operators.rows import to_table
-    from segmint.operators.schemas import PREPARED
+    from segmint.operators.rows import PREPARED, to_table
 
     rows = []
     for ordinal, (image, original) in enumerate(pairs):

@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=RESULTS / "finish.json", help="the result's file")
     arguments = parser.parse_args()
 
-    from segmint.infra.assets.resolve import resolve
+    from segmint.infra.assets import resolve
     from segmint.model.automatic.generator import MaskGenerator
     from segmint.model.automatic.settings import MaskSettings
     from segmint.model.sam.load import load_sam
@@ -72,7 +72,7 @@ def measure(generator: Any, image: Any, rounds: int) -> dict[str, Any]:
 
     Raises RuntimeError if the two ways don't give equal records.
     """
-    from segmint.model.automatic import cleanup
+    from segmint.model.automatic import candidates as cleanup
     from segmint.model.automatic import generator as module
     from tests.support.pixel_cleanup import clean_in_window
 

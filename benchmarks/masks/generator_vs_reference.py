@@ -132,7 +132,7 @@ def run_ours(source: str, threads: int, settings: dict[str, Any], side: str) -> 
     A side is fp32, with torch, or limited to AVX2.
     """
     started = time.perf_counter()
-    from segmint.infra.assets.resolve import resolve
+    from segmint.infra.assets import resolve
     from segmint.infra.device import Compute
     from segmint.model.automatic.generator import MaskGenerator
     from segmint.model.automatic.settings import MaskSettings
@@ -166,7 +166,7 @@ def run_reference(source: str, threads: int, settings: dict[str, Any]) -> dict[s
     from segment_anything import SamAutomaticMaskGenerator
 
     from benchmarks.masks.reference import reference_sam
-    from segmint.infra.assets.resolve import resolve
+    from segmint.infra.assets import resolve
     from segmint.model.sam.load import load_sam
 
     torch.set_num_threads(threads)

@@ -6,7 +6,7 @@ SAM returns three masks for a point, which are meant for a subpart, a part, and 
 enforces this order. The benchmark encodes each photograph once and, for every point of its grid, draws the three masks
 at the photograph's size, without filters. A point counts as rising if output 0 has a smaller area than output 1, and
 output 1 a smaller area than output 2. The result is written to `benchmarks/results/output_order.json`, per weights.
-Copy it to `pipeline/serving/levels.py`.
+Copy it to `pipeline/serving/images.py`.
 """
 
 import argparse
@@ -36,8 +36,7 @@ def main() -> None:
 
     import torch
 
-    from segmint.infra.assets.cache import sha256_of
-    from segmint.infra.assets.resolve import resolve
+    from segmint.infra.assets import resolve, sha256_of
     from segmint.model.automatic.settings import point_grid
     from segmint.model.sam.load import load_sam
     from segmint.model.sam.predictor import Predictor

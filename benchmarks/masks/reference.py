@@ -13,7 +13,7 @@ from segment_anything.modeling import Sam as ReferenceSam
 
 if TYPE_CHECKING:
     from segmint.model.sam.image_encoder_vit import VitShape
-    from segmint.model.sam.sam import Sam
+    from segmint.model.sam.load import Sam
 
 IMAGE_SIDE = 1024
 
@@ -60,7 +60,7 @@ def reference_sam(sam: "Sam") -> ReferenceSam:
 
 def reference_mobile_sam(weights: str) -> ReferenceSam:
     """Create the reference's SAM with MobileSAM's weights, as `sam_model_registry` does for its own models."""
-    from segmint.infra.assets.resolve import resolve
+    from segmint.infra.assets import resolve
     from segmint.model.sam.load import load_sam
 
     return reference_sam(load_sam(resolve(weights), device="cpu"))

@@ -290,7 +290,7 @@ class NetworkWork:
 
 def prepared(threads: int, side: str = "fp32") -> tuple[Any, float]:
     """Warm up a predictor. Return it with the threads' peak in float32, in operations per second."""
-    from segmint.infra.assets.resolve import resolve
+    from segmint.infra.assets import resolve
     from segmint.infra.device import Compute
     from segmint.infra.peak import measure_peak
     from segmint.model.automatic.generator import MaskGenerator

@@ -38,7 +38,7 @@ from benchmarks.machine import become_prepare_process  # noqa: E402
 from benchmarks.measuring import RESULTS, write_result  # noqa: E402
 from benchmarks.privacy.pictures import Mark, Picture, marked  # noqa: E402
 from benchmarks.privacy.recall import SAME, is_hard, settings  # noqa: E402
-from segmint.catalogs.reasons import RejectedError  # noqa: E402
+from segmint.catalogs.findings import RejectedError  # noqa: E402
 from segmint.model.detectors.detection import Detection, Detector, iou  # noqa: E402
 from segmint.operators.prepare import deidentify, prepare  # noqa: E402
 from segmint.operators.prepare.deidentify import DeidentifyConfig, build_detectors, outline  # noqa: E402

@@ -10,7 +10,7 @@ one isn't a false alarm.
 
 `--faces` and `--plates` list bundled detectors and files, all of which are measured. The result is written to
 `benchmarks/results/privacy.json`. The last lines of the output are the entries of `RECALL` in
-`operators/prepare/measured_recall.py`. With `--drawn FOLDER`, each picture is also saved with its marks and detections.
+`operators/prepare/deidentify.py`. With `--drawn FOLDER`, each picture is also saved with its marks and detections.
 """
 
 import argparse
@@ -33,7 +33,7 @@ from benchmarks.machine import describe_machine  # noqa: E402
 from benchmarks.measuring import RESULTS, write_result  # noqa: E402
 from benchmarks.privacy.pictures import SMALLEST, Mark, Picture, composites, photographs, turned  # noqa: E402
 from benchmarks.privacy.tables import measured  # noqa: E402
-from segmint.catalogs.reasons import RejectedError  # noqa: E402
+from segmint.catalogs.findings import RejectedError  # noqa: E402
 from segmint.model.detectors.detection import Detection, Detector, iou  # noqa: E402
 from segmint.operators.prepare import deidentify, prepare  # noqa: E402
 from segmint.operators.prepare.deidentify import NO_DETECTOR, DeidentifyConfig, build_detectors  # noqa: E402
@@ -80,7 +80,7 @@ def main() -> None:
     parts = {"rule": deidentify.RULE, "smallest": SMALLEST, "iou": SAME, "rows": rows}
     write_result(arguments.output, "privacy", machine, parts)
     for name, kind in dict.fromkeys((row["detector"], f"{row['kind']}s") for row in rows):
-        print(f'"{name}": {measured(parts, name, kind)}')  # entry for operators/prepare/measured_recall.py
+        print(f'"{name}": {measured(parts, name, kind)}')  # entry for operators/prepare/deidentify.py
 
 
 def settings(config: DeidentifyConfig) -> PrepareConfig:

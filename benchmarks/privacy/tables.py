@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from benchmarks.privacy.pictures import ANGLES
 from benchmarks.tables import Result, part_of, percent, table, where, wrapped
 from segmint.operators.intervals import share_interval
-from segmint.operators.prepare.measured_recall import MeasuredRecall, Share
+from segmint.operators.prepare.deidentify import MeasuredRecall, Share
 
 SIZES = (20, 32, 64, 128)
 """Lower limits, in pixels, of the sizes that recall is reported for."""

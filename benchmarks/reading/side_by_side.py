@@ -34,7 +34,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.datasets.large_dataset import LargeDataset  # noqa: E402
 from benchmarks.machine import describe_machine  # noqa: E402
 from benchmarks.measuring import RESULTS, spread, write_result  # noqa: E402
-from segmint.catalogs.dataset.reading.order import EpochOrder  # noqa: E402
+from segmint.catalogs.dataset.reading.batches import EpochOrder  # noqa: E402
 from segmint.catalogs.dataset.reading.torch_dataset import open_dataset  # noqa: E402
 
 PARTS = ("bytes", "decoded")

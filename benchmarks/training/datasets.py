@@ -13,9 +13,8 @@ from segmint.catalogs.layout import MANIFEST
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.model.training.recipe import Recipe
-from segmint.pipeline.engine.train.presets import keys_of
 from segmint.pipeline.engine.train.run import run_train
-from segmint.pipeline.engine.train.settings import TrainConfig
+from segmint.pipeline.engine.train.settings import TrainConfig, keys_of
 from tests.support.committed import ROWS, mask_row, write_dataset
 
 QUALITY = 95  # JPEG quality

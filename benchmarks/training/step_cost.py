@@ -45,18 +45,14 @@ KINDS = (
 
 def measure(kind: StepKind, steps: int, folder: Path) -> dict[str, float]:
     """Run the steps in this process. Return the CPU seconds per step after the first step, and the peak memory."""
-    from segmint.infra.assets.resolve import resolve
+    from segmint.infra.assets import resolve
     from segmint.infra.device import Compute, apply_compute
     from segmint.infra.storage.location import Location
     from segmint.infra.storage.storage import Storage
     from segmint.model.sam.load import build_sam, load_sam
-    from segmint.pipeline.engine.train.data.cache import EmbeddingCache
-    from segmint.pipeline.engine.train.data.draws import DrawSequence
-    from segmint.pipeline.engine.train.data.images import SkippedImages, find_images, open_datasets
-    from segmint.pipeline.engine.train.data.reading import TrainingImageReader
-    from segmint.pipeline.engine.train.embedding import FrozenEncoder
-    from segmint.pipeline.engine.train.presets import with_preset
-    from segmint.pipeline.engine.train.settings import load_train_config
+    from segmint.pipeline.engine.train.images import DrawSequence, SkippedImages, find_images, open_datasets
+    from segmint.pipeline.engine.train.reading import EmbeddingCache, FrozenEncoder, TrainingImageReader
+    from segmint.pipeline.engine.train.settings import load_train_config, with_preset
     from segmint.pipeline.engine.train.trainer import Trainer
     from tests.support.trainable import write_trainable
 

@@ -41,7 +41,7 @@ from benchmarks.measuring import RESULTS, peak_mib, write_result  # noqa: E402
 from benchmarks.training.datasets import train, write_scenes  # noqa: E402
 from benchmarks.training.guard import guard, replayed  # noqa: E402
 from benchmarks.training.scenes import LabeledScene, compose  # noqa: E402
-from segmint.infra.assets.resolve import resolve  # noqa: E402
+from segmint.infra.assets import resolve  # noqa: E402
 from segmint.infra.device import apply_compute, resolve_compute  # noqa: E402
 from segmint.model.automatic.generator import MaskGenerator  # noqa: E402
 from segmint.model.automatic.rle import decode  # noqa: E402

@@ -15,8 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from segmint.catalogs.dataset.tombstones import BLANK, RemovedImage, RemovedNames
-from segmint.catalogs.parquet import RowGroupWriter
-from segmint.catalogs.schema import AMENDABLE, STAGED
+from segmint.catalogs.parquet import AMENDABLE, STAGED, RowGroupWriter
 from segmint.catalogs.source.amendments import given, one_row
 from segmint.catalogs.source.normalize import (
     MARK_ROWS,

@@ -6,6 +6,8 @@ parts adds a generation: `dataset.g2.json`, `dataset.g3.json`, and so on, and so
 
 `id.json` contains a random id. The dataset keeps this id when its manifest changes or its folder is moved. Versions
 don't cover `id.json`.
+
+Handle that writers use to share a dataset: its location and the facts that no writer changes.
 """
 
 import hashlib
@@ -14,13 +16,15 @@ import os
 import re
 import secrets
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import date, datetime
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from segmint.catalogs.dataset.commits import reserved_in
+from segmint.catalogs.dataset.commits import CommitLog, reserved_in
+from segmint.catalogs.dataset.tombstones import Removals, read_removals
 from segmint.catalogs.frozen import Frozen
 from segmint.catalogs.layout import (
     CATALOG,
@@ -38,8 +42,7 @@ from segmint.catalogs.layout import (
     part_reservation_name,
     wrong_fields,
 )
-from segmint.catalogs.lineage import Lineage, trainings
-from segmint.catalogs.stages import AppliedColumn, StageColumn
+from segmint.catalogs.lineage import AppliedColumn, Lineage, StageColumn, TableColumn, trainings
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.errors import NotFoundError, ObjectTooLargeError
 from segmint.infra.storage.location import Location
@@ -444,3 +447,88 @@ def parts_in_use(dataset: Location, since: datetime = NO_TIME) -> frozenset[str]
     manifest, latest = load_latest_manifest(dataset)
     named = frozenset(part.path for part in manifest.catalog)
     return named.union(*(paths for generation, paths in reservations if generation > latest))
+
+
+_FORMATS = ("annotations", "images")
+"""Values of `release.format` in a dataset's configuration."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetHandle:
+    """Handle of a dataset for its writers. When pickled, it takes a few hundred bytes, however large the dataset is.
+
+    The fields are fixed when the dataset is created or the command starts. The manifest, commits, and tombstones may
+    change while the command runs, so each method reads them again.
+
+    Attributes:
+        location: the dataset's root.
+        with_images: whether the dataset's tars contain the released JPEGs.
+        build_sha256: the hash from the manifest that each commit records.
+        stages: columns of custom stages that the build writes, or those in a shard's tables.
+        schema_version: the version of the dataset's format, which corrections keep.
+        catalog_uri: the source catalog's URI, if known; it lets a tombstone's relative URI match an absolute one.
+        catalog_generation: the manifest's generation when the rows to write were read, or an earlier generation.
+    """
+
+    location: Location
+    with_images: bool
+    build_sha256: str = ""
+    stages: tuple[StageColumn | TableColumn, ...] = ()
+    schema_version: int = SCHEMA_VERSION
+    catalog_uri: str | None = None
+    catalog_generation: int = 1
+
+    @classmethod
+    def open(cls, location: Location, catalog_uri: str | None = None) -> Self:
+        """Return the handle of the dataset at `location`.
+
+        Raises `UsageError` if there is no dataset, and the errors of `of`.
+        """
+        return cls.of(location, load_latest_manifest(location), catalog_uri)
+
+    @classmethod
+    def of(cls, location: Location, latest: LatestManifest, catalog_uri: str | None = None) -> Self:
+        """Return the handle of a dataset, based on its manifest.
+
+        Raises `UsageError` if the manifest doesn't say whether the dataset contains images. Without this check, a
+        correction might assume that it contains none, and drop its JPEGs.
+        """
+        release = latest.manifest.config.get("release", {})
+        if release.get("format") not in _FORMATS:
+            raise UsageError(
+                f"{location}: the manifest doesn't say how images are released: release.format is "
+                f"{release.get('format')!r}, expected one of {', '.join(_FORMATS)}"
+            )
+        return cls(
+            location=location,
+            with_images=release["format"] == "images",
+            build_sha256=latest.manifest.build_sha256,
+            stages=latest.manifest.stages,
+            schema_version=latest.manifest.schema_version,
+            catalog_uri=catalog_uri,
+            catalog_generation=latest.generation,
+        )
+
+    def __str__(self) -> str:
+        return str(self.location)
+
+    @property
+    def commits(self) -> CommitLog:
+        """The dataset's commits. Each method of the log lists or reads them again."""
+        return CommitLog(self.location)
+
+    def latest(self) -> LatestManifest:
+        """Read the latest manifest with its generation."""
+        return load_latest_manifest(self.location)
+
+    def manifest(self) -> DatasetManifest:
+        """Read the latest manifest."""
+        return self.latest().manifest
+
+    def manifest_generation(self) -> int:
+        """List the manifests, and return the highest generation."""
+        return max(manifest_generations(self.location), default=1)
+
+    def taken(self) -> Removals | None:
+        """Read the dataset's takedowns. Returns None if it has no tombstones."""
+        return read_removals(self.location, self.catalog_uri)

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from segmint.catalogs.dataset.annotations.submissions import MOST_MASKS
+from segmint.catalogs.dataset.submissions import MOST_MASKS
 
 MASK_LABEL = ("label", "label_score", "label_source")
 """Columns of the masks table about a mask's label. `MaskAnnotation` has attributes with the same names."""

@@ -21,7 +21,7 @@ from pydantic_core import from_json
 from segmint.catalogs.dataset.commits import Commit, CommitLog, FileEntry
 from segmint.catalogs.dataset.manifest import DatasetManifest, load_manifest
 from segmint.catalogs.dataset.mask_labels import MASK_SAID, NO_LABEL, LabelsById, ShardLabels
-from segmint.catalogs.dataset.versions.record import Version, check_readable, find_version, manifest_of, read_commits
+from segmint.catalogs.dataset.versions import Version, check_readable, find_version, manifest_of, read_commits
 from segmint.catalogs.layout import ADDED_COLUMNS, LEVELS, MOST_PIXELS, DamagedDatasetError, check_member
 from segmint.infra.errors import SegmintError
 from segmint.infra.storage.errors import ObjectTooLargeError

@@ -16,11 +16,11 @@ from segmint.catalogs.dataset.manifest import DatasetManifest
 from segmint.catalogs.dataset.tombstones import RemovedImage, RemovedNames, TakedownRequest, is_taken_down
 from segmint.catalogs.layout import DamagedDatasetError
 from segmint.catalogs.licenses import canonical_identifier
-from segmint.catalogs.source.rows import NormalizedRows
+from segmint.catalogs.source.files import NormalizedRows
 from segmint.infra.errors import UsageError
+from segmint.infra.stopping import map_ahead
 from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
-from segmint.infra.threads import map_ahead
 
 _ROWS = 65_536
 _THREADS = 16
@@ -36,7 +36,7 @@ Measured = Mapping[int, frozenset[str]]
 
 
 @dataclass
-class Selection:
+class NamedRows:
     """Rows to take down by ordinal, names that match no row, and ambiguous names, each with an explanation."""
 
     rows: dict[int, RemovedImage] = field(default_factory=dict)
@@ -91,7 +91,7 @@ def select_row(dataset: Location, manifest: DatasetManifest, name: str) -> Remov
     return next(iter(selection.rows.values()))
 
 
-def select_rows(dataset: Location, manifest: DatasetManifest, asked: TakedownRequest) -> Selection:
+def select_rows(dataset: Location, manifest: DatasetManifest, asked: TakedownRequest) -> NamedRows:
     """Return exactly the requested rows, except rows that were already taken down.
 
     A name in a request can be an image_id of the catalog, as written or as a JSON string, or the number of an image in
@@ -103,7 +103,7 @@ def select_rows(dataset: Location, manifest: DatasetManifest, asked: TakedownReq
         for batch in _batches(dataset, manifest):
             for image in _images(batch, _of_license_or_provider(batch, asked)):
                 chosen[image.ordinal] = image
-        return Selection(chosen)
+        return NamedRows(chosen)
     exact = {name: exact_id(name) or name for name in asked.ids}
     names = pa.array(exact.values(), pa.string())
     numbers = {name: number for name in asked.ids if (number := number_of(name)) is not None}
@@ -115,7 +115,7 @@ def select_rows(dataset: Location, manifest: DatasetManifest, asked: TakedownReq
             by_name.setdefault(image.image_id, []).append(image)
         for image in _images(batch, pc.is_in(batch.column("ordinal"), value_set=ordinals)):
             by_ordinal[image.ordinal] = image
-    result = Selection()
+    result = NamedRows()
     for name in asked.ids:
         named = by_name.get(exact[name], [])
         numbered = None

@@ -14,10 +14,10 @@ from segmint.catalogs.dataset.commits import CommitLog
 from segmint.catalogs.dataset.manifest import load_manifest, read_dataset_id
 from segmint.catalogs.dataset.reader import Dataset, Subset
 from segmint.catalogs.dataset.tombstones import read_tombstones
-from segmint.catalogs.dataset.versions.record import Version, name_now, read_commits
+from segmint.catalogs.dataset.versions import Version, name_now, read_commits
 from segmint.catalogs.frozen import Frozen
 from segmint.catalogs.layout import canonical_json, wrong_fields
-from segmint.catalogs.schema import ADDED_IMAGES, MASKS_MODEL
+from segmint.catalogs.parquet import ADDED_IMAGES, MASKS_MODEL
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location

@@ -21,12 +21,11 @@ from segmint.catalogs.dataset.commits import Commit, CommitLog
 from segmint.catalogs.dataset.manifest import read_manifest
 from segmint.catalogs.findings import FindingCollector
 from segmint.catalogs.layout import ADDED_COLUMNS, DamagedDatasetError, shard_name
-from segmint.catalogs.stages import StageColumn
+from segmint.catalogs.lineage import StageColumn
 from segmint.infra.errors import UsageError, last_line
 from segmint.infra.scratch import ScratchFolder
 from segmint.infra.storage.errors import NotFoundError, StorageFaultError
-from segmint.infra.storage.fsspec_files import StorageFiles
-from segmint.infra.storage.location import Location
+from segmint.infra.storage.location import Location, StorageFiles
 from segmint.infra.storage.storage import Storage
 from segmint.infra.uris import LOCAL, local_path, only_path, scheme
 
@@ -92,7 +91,7 @@ class DatasetTables(AbstractContextManager["DatasetTables"]):
 
     The views have the columns that docs/dataset.md describes, and a column `shard` (int64). For data that segmint
     didn't write, `kind` is its layout, `foreign` is set, and there is another view, `jpegs` (see
-    `segmint.catalogs.dataset.foreign`). `query` is thread-safe. To use `connection` directly, create a `cursor()` in
+    `segmint.operators.foreign.layouts`). `query` is thread-safe. To use `connection` directly, create a `cursor()` in
     each thread.
     """
 
@@ -277,7 +276,7 @@ def _select(files: Sequence[TableFile], *, alike: bool = True) -> str:
 
     If the files aren't `alike` in their columns, DuckDB reads the footers of all of them first. By default, DuckDB
     would turn a folder such as `license=CC0` in a file's path into a column. The SQL disables this.
-    A store's URI isn't a pattern (see `segmint.infra.storage.fsspec_files`), and a local path is escaped.
+    A store's URI isn't a pattern (see `segmint.infra.storage.location`), and a local path is escaped.
     """
     paths = ", ".join(_quoted(_path(entry.uri)) for entry in files)
     options = "filename = true, hive_partitioning = false" + ("" if alike else ", union_by_name = true")

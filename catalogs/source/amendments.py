@@ -14,8 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from segmint.catalogs.parquet import RowGroupWriter, together
-from segmint.catalogs.schema import AMENDABLE, normalized_schema
+from segmint.catalogs.parquet import AMENDABLE, RowGroupWriter, normalized_schema, together
 from segmint.catalogs.source.normalize import MARK_ROWS, open_database, stage_catalog, write_marked
 from segmint.infra.storage.location import Location
 from segmint.infra.uris import only_path

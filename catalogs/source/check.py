@@ -11,13 +11,17 @@ from typing import Any, NamedTuple
 import duckdb
 import pyarrow as pa
 
-from segmint.catalogs.countries import countries
-from segmint.catalogs.findings import SENTENCES, Code
-from segmint.catalogs.licenses import LicensePolicy, canonical_identifier, suggest_identifier
-from segmint.catalogs.reasons import Reason
+from segmint.catalogs.findings import SENTENCES, Code, Reason
+from segmint.catalogs.licenses import (
+    LicensePolicy,
+    canonical_identifier,
+    countries,
+    judge_attribution,
+    judge_terms,
+    suggest_identifier,
+)
 from segmint.catalogs.source.conform import InvalidValue
 from segmint.catalogs.source.normalize import marked_batches, open_database, pairs_between, stage_catalog
-from segmint.catalogs.terms import judge_attribution, judge_terms
 from segmint.infra.scratch import ScratchFolder
 from segmint.infra.storage.location import Location
 from segmint.infra.uris import UriNotAllowedError, has_unusual_bucket, only_path, relative_to

@@ -18,11 +18,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from segmint.catalogs.licenses import LONGEST, fit_to_store
-from segmint.catalogs.parquet import ROW_GROUP_ROWS, RowGroupWriter
-from segmint.catalogs.schema import ADDED, STAGED, normalized_schema
+from segmint.catalogs.parquet import ADDED, ROW_GROUP_ROWS, STAGED, RowGroupWriter, normalized_schema
 from segmint.catalogs.source.conform import InvalidValue, OnProblem, refuse, shown
 from segmint.catalogs.source.readers import read_catalog
-from segmint.infra.assets.cache import sha256_of
+from segmint.infra.assets import sha256_of
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.connections import missing_package
 from segmint.infra.storage.location import Location

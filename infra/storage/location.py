@@ -1,15 +1,27 @@
-"""Folder or object in a store, bound to the storage through which it is accessed."""
+"""Folder or object in a store, bound to the storage through which it is accessed.
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager
+Probes of a folder in a store, which test whether it is suitable for a dataset and read the store's clock.
+
+Objects of a `Storage` as a read-only fsspec file system, for libraries that require one.
+"""
+
+import io
+import threading
+import uuid
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
-from segmint.infra.errors import UsageError
+from fsspec import AbstractFileSystem
+
+from segmint.infra.errors import SegmintError, UsageError
 from segmint.infra.storage.storage import Storage
-from segmint.infra.storage.stores import ObjectInfo, OnSkip, warn_of_skipped
-from segmint.infra.uris import absolute, base_name, child
+from segmint.infra.storage.stores import TEMPORARY_PREFIX, ObjectInfo, OnSkip, warn_of_skipped
+from segmint.infra.uris import absolute, base_name, child, redact
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,3 +152,117 @@ def put_new_file(file: Location, path: Path) -> None:
 
 def _taken(file: Location) -> UsageError:
     return UsageError(f"{file} already exists and is not overwritten: choose another file, or delete it first")
+
+
+_RACERS = 8
+_TRIES = 3  # a concurrent sweep of temporary files may delete a probe
+
+
+def probe(folder: Location) -> None:
+    """Test every operation that a dataset needs from its store, and leave nothing behind in the folder.
+
+    The probe writes an object, reads it back, and tries to overwrite it with put-if-absent. Then several writers race
+    for one name. Finally, the probe lists and deletes its objects. Raises `UsageError` if put-if-absent replaces an
+    object, and `StorageFaultError` if the store fails or refuses access.
+    """
+    name = f"{TEMPORARY_PREFIX}probe-{uuid.uuid4().hex}"
+    once, raced = folder / f"{name}-once", folder / f"{name}-raced"
+    try:
+        _put_twice(once)
+        _race(raced)
+        listed = {entry.name for entry in folder.list(include_temporary=True)}
+        if not {once.name, raced.name} <= listed:
+            raise UsageError(f"the store of {redact(folder.uri)} does not list what was just written there")
+    finally:
+        with suppress(SegmintError):
+            once.delete()
+            raced.delete()
+    if once.exists() or raced.exists():
+        raise UsageError(f"the store of {redact(folder.uri)} still shows what was deleted there")
+
+
+def _put_twice(file: Location) -> None:
+    if not file.put_if_absent(b"first") or file.read() != b"first":
+        raise UsageError(f"the store returns different bytes than were written to {redact(file.uri)}")
+    if file.put_if_absent(b"second") or file.read() != b"first":
+        raise _not_exclusive(file)
+
+
+def _race(file: Location) -> None:
+    start = threading.Barrier(_RACERS)
+
+    def contend(index: int) -> bool:
+        start.wait()
+        return file.put_if_absent(b"racer %d" % index)
+
+    with ThreadPoolExecutor(_RACERS) as pool:
+        won = list(pool.map(contend, range(_RACERS)))
+    if won.count(True) != 1 or file.read() != b"racer %d" % won.index(True):
+        raise _not_exclusive(file)
+
+
+def _not_exclusive(file: Location) -> UsageError:
+    return UsageError(
+        f"the store of {redact(file.uri)} let a second writer replace an object that was put if absent, so shards "
+        "could be written twice there: choose a store with conditional puts (If-None-Match) or hard links"
+    )
+
+
+def store_time(folder: Location) -> datetime:
+    """Write an object and return its modification time as the store's current time.
+
+    Ages are relative to this time, never to the local clock.
+    """
+    for _ in range(_TRIES):
+        name = f"{TEMPORARY_PREFIX}clock-{uuid.uuid4().hex}"
+        file = folder / name
+        file.put(b"")
+        try:
+            for entry in folder.list(include_temporary=True, beginning=name):
+                return entry.modified
+        finally:
+            file.delete()
+    raise SegmintError(f"the store of {folder} does not list what was just written there")
+
+
+class StorageFiles(AbstractFileSystem):  # type: ignore[misc]
+    """Read-only file system for the URIs of one scheme, with the options and retries of a `Storage`.
+
+    It doesn't list anything, so a pattern matches only itself. `sizes` maps URIs to sizes in bytes; each entry saves a
+    request. Objects must not change while they are read.
+    """
+
+    cachable = False
+
+    def __init__(self, storage: Storage, protocol: str, sizes: Mapping[str, int]) -> None:
+        super().__init__()
+        self.protocol = protocol
+        self._storage = storage
+        self._sizes = sizes
+
+    @classmethod
+    def _strip_protocol(cls, path: Any) -> Any:
+        return path
+
+    def open(self, path: str, mode: str = "rb", **_: Any) -> BinaryIO:
+        """Open an object as a stream that requests only the ranges that its reader reads."""
+        if mode != "rb":
+            raise io.UnsupportedOperation(f"{path}: opened with mode {mode!r}, but it is read-only: use 'rb'")
+        return self._storage.open_ranges(path, self._sizes.get(path))
+
+    def size(self, path: str) -> int:
+        """Return the size of an object in bytes."""
+        known = self._sizes.get(path)
+        return self._storage.size(path) if known is None else known
+
+    def isfile(self, path: str) -> bool:
+        """Return whether an object exists."""
+        return path in self._sizes or self._storage.exists(path)
+
+    def modified(self, path: str) -> datetime:
+        """Return the epoch. Objects are assumed not to change."""
+        return datetime.fromtimestamp(0, UTC)
+
+    def glob(self, path: str, **_: Any) -> list[str]:
+        """Return the path itself. Object names may contain any character, so `path` isn't a pattern."""
+        return [path]

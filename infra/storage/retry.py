@@ -7,15 +7,20 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, TypeVar
 
 from segmint.infra.errors import SegmintError
-from segmint.infra.storage.error_kinds import CLOCK_CODES, PASSING, ErrorKind, describe, meaning, service_code
 from segmint.infra.storage.errors import (
+    CLOCK_CODES,
+    PASSING,
     AccessRefusedError,
+    ErrorKind,
     NoSpaceError,
     NotFoundError,
     PassingFaultError,
     StorageFaultError,
     UnavailableError,
     UnreadableObjectError,
+    describe,
+    meaning,
+    service_code,
 )
 from segmint.infra.uris import LOCAL, UriNotAllowedError, has_unusual_bucket, redact, scheme
 

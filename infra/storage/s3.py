@@ -12,8 +12,15 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from segmint.infra.errors import SegmintError
-from segmint.infra.storage.error_kinds import PASSING, ErrorKind, meaning, service_code
-from segmint.infra.storage.errors import ObjectTooLargeError, ShortBodyError, StorageFaultError
+from segmint.infra.storage.errors import (
+    PASSING,
+    ErrorKind,
+    ObjectTooLargeError,
+    ShortBodyError,
+    StorageFaultError,
+    meaning,
+    service_code,
+)
 from segmint.infra.storage.retry import RetryPolicy, with_retries
 from segmint.infra.storage.stores import (
     ObjectInfo,

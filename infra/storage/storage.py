@@ -9,8 +9,13 @@ from typing import Any, BinaryIO, TypeVar, cast
 
 from segmint.infra.errors import SegmintError, UsageError
 from segmint.infra.storage.connections import check_options, connect
-from segmint.infra.storage.errors import NotFoundError, ObjectTooLargeError, PassingFaultError, StorageFaultError
-from segmint.infra.storage.outages import wait_out
+from segmint.infra.storage.errors import (
+    NotFoundError,
+    ObjectTooLargeError,
+    PassingFaultError,
+    StorageFaultError,
+    wait_out,
+)
 from segmint.infra.storage.retry import RetryPolicy, with_retries
 from segmint.infra.storage.stores import (
     TEMPORARY_PREFIX,
@@ -42,7 +47,7 @@ class Storage:
     passing one as an option raises `UsageError`.
 
     Each method makes the attempts that `retry` allows. If the store is still unreachable, the method waits up to
-    `outage_s` seconds for it to respond; see `segmint.infra.storage.outages`.
+    `outage_s` seconds for it to respond; see `segmint.infra.storage.errors`.
 
     Methods that need an object raise `NotFoundError` if it doesn't exist. Every method raises `StorageFaultError` for a
     fault that persists, and `UriNotAllowedError` for a URI that isn't on the allow-list.

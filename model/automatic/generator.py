@@ -10,20 +10,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from segmint.model.automatic.boxes import xyxy_to_xywh
-from segmint.model.automatic.candidates import CandidateMasks, MaskPatch, RawMasks, concatenate
-from segmint.model.automatic.cleanup import clean_patch
-from segmint.model.automatic.crops import Crop, crop_points, cut, placed_crops
-from segmint.model.automatic.nms import nms
-from segmint.model.automatic.on_device.crops import DeviceCrops, suits
-from segmint.model.automatic.on_device.stream import ImagePair, ImageStream, Progress, check_pair, deadline
+from segmint.model.automatic.candidates import CandidateMasks, MaskPatch, RawMasks, clean_patch, concatenate, nms
+from segmint.model.automatic.crops import Crop, crop_points, cut, placed_crops, xyxy_to_xywh
+from segmint.model.automatic.device_crops import DeviceCrops, suits
+from segmint.model.automatic.device_stream import ImagePair, ImageStream, Progress, check_pair, deadline
 from segmint.model.automatic.proposals import MeasuredMasks, chunks_of, measure, propose, suppress_and_draw
-from segmint.model.automatic.records import Funnel, GeneratedMasks, MaskRecord
-from segmint.model.automatic.rle import Rle
+from segmint.model.automatic.rle import Funnel, GeneratedMasks, MaskRecord, Rle
 from segmint.model.automatic.settings import MaskSettings
 from segmint.model.automatic.tiled_upscaling import upscaling_of
 from segmint.model.device import CopyStream, inference
-from segmint.model.sam.batch_encoder import MAX_BATCH, default_batch_size
+from segmint.model.sam.load import MAX_BATCH, default_batch_size
 from segmint.model.sam.predictor import Embedding, Predictor
 
 __all__ = ["Funnel", "GeneratedMasks", "MaskGenerator", "MaskRecord", "RawMasks", "Report", "Rle"]

@@ -24,8 +24,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from segmint.model.automatic.boxes import mask_boxes, occupied_boxes
-from segmint.model.automatic.interpolation import interpolation
+from segmint.model.automatic.crops import mask_boxes, occupied_boxes
+from segmint.model.automatic.proposals import interpolation
 from segmint.model.device import upload
 
 # Logits per tile, 128 MB in float32. For any image size and any number of masks in a chunk, this is far below the 2^31

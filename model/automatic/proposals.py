@@ -1,24 +1,300 @@
-"""Steps from one crop's embedding to masks in the frame: decode grid points, measure, filter, and draw."""
+"""Steps from one crop's embedding to masks in the frame: decode grid points, measure, filter, and draw.
 
-from collections.abc import Sequence
+Both bilinear steps from low-resolution logits to the crop's pixels, combined into one matrix per axis.
+
+Conversion of low-resolution logits to stable masks at the crop's resolution, each as a patch.
+
+On CPUs, `BorderUpscaling` uses the kernels, and `BoxedUpscaling` works without them. Both skip most of the work without
+approximation. Accelerators use `tiled_upscaling.py`.
+
+For padded models, `Predictor.upscale` interpolates twice: first to the encoder's input, and then, without the padding,
+to the crop. For stretched models, it interpolates once. Each interpolation is bilinear, so they combine into one matrix
+per axis, and the logits in the crop are R L C^T. This form has two useful properties:
+
+1. *Bounded by a box.* The values of each row of R or C are nonnegative and sum to 1, so a pixel is a weighted mean of
+   the low-resolution logits that it uses. If all of these are at or below -offset, the pixel is too, so it's outside
+   all three masks at -offset, 0, and +offset. Therefore, take the box around the logits above -offset: only pixels that
+   use a logit in this box need to be computed, each from all of its logits. (Rounding can raise a mean by its last bit.
+   This matters only if all logits of a pixel are exactly -offset.)
+2. *Banded.* Along an axis, a pixel uses about three logits, so a band of pixels needs only a few logits.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Generic
+from functools import lru_cache
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from segmint.model.automatic.candidates import CandidateMasks, MaskPatch, joined
-from segmint.model.automatic.crops import Crop
-from segmint.model.automatic.filters import inside_crop, over_iou, under_max_area
-from segmint.model.automatic.nms import nms
-from segmint.model.automatic.records import Funnel
+from segmint.model.automatic.candidates import (
+    CandidateMasks,
+    MaskPatch,
+    inside_crop,
+    joined,
+    nms,
+    over_iou,
+    stable,
+    stable_of_counts,
+    under_max_area,
+)
+from segmint.model.automatic.crops import Crop, box_of
+from segmint.model.automatic.rle import Funnel
 from segmint.model.automatic.settings import MaskSettings
-from segmint.model.automatic.upscaling import Sketch, StableMasks, Upscaling
+from segmint.model.kernels.cpu import calls
+from segmint.model.kernels.cpu.calls import Axis, MeasuredMask
+from segmint.model.kernels.cpu.library import Kernels
+from segmint.model.sam.geometry import Geometry
 from segmint.model.sam.point_decoder import PointPlan
 from segmint.model.sam.predictor import Embedding, Predictor
-from segmint.model.sam.prompts import check_prompts
+from segmint.model.sam.preprocess import check_prompts
+
+# Number of vectors to interpolate at once. For fewer than 8 vectors, torch uses a kernel that rounds differently than
+# its kernel for 256.
+_VECTORS = 32
+
+
+@dataclass(frozen=True)
+class Interpolation:
+    """Both steps of the bilinear interpolation along one axis, from S low-resolution logits to the crop's pixels.
+
+    Attributes:
+        weights: (pixels, S) float32.
+        reached: (S, 2) int64, start and exclusive end of the pixels that use each logit. (pixels, 0) if no pixel does.
+        touches: (pixels, 2) int64, start and exclusive end of the logits that each pixel uses.
+    """
+
+    weights: Tensor
+    reached: NDArray[np.int64]
+    touches: NDArray[np.int64]
+
+    def reach(self, first: int, last: int) -> slice:
+        """Return the pixels that use any of the logits from `first` to `last` (inclusive).
+
+        If all of these logits are padding, the slice is empty.
+        """
+        spans = self.reached[first : last + 1]
+        return slice(int(spans[:, 0].min()), int(spans[:, 1].max()))
+
+    def touched(self, pixels: slice) -> slice:
+        """Return the logits that these pixels use. There must be at least one pixel."""
+        spans = self.touches[pixels]
+        return slice(int(spans[:, 0].min()), int(spans[:, 1].max()))
+
+    def bands(self, pixels: slice, logits: Tensor, step: int, first: int = 0) -> Iterator[Tensor]:
+        """Interpolate logits (S, n) to (pixels, n), up to `step` pixels at a time. Row 0 is logit `first`."""
+        for start in range(pixels.start, pixels.stop, step):
+            band = slice(start, min(start + step, pixels.stop))
+            touched = self.touched(band)
+            yield self.weights[band, touched] @ logits[touched.start - first : touched.stop - first]
+
+
+def interpolation(side: int, padded: int, filled: int, pixels: int) -> Interpolation:
+    """Combine both interpolations along one axis.
+
+    The first one maps `side` logits to `padded` pixels. The second one maps the first `filled` of these to the crop's
+    `pixels`. To get exactly torch's weights, this function interpolates unit vectors.
+    """
+    logits, weights = _nonzero_weights(side, padded, filled, pixels)
+    used = weights.numpy() > 0
+    whole = torch.zeros(pixels, side).scatter_(1, torch.from_numpy(logits), weights)
+    start = np.where(used, logits, side).min(axis=1)
+    end = np.where(used, logits + 1, 0).max(axis=1)
+    return Interpolation(whole, _reached(logits, used, side), np.stack([start, end], axis=1))
+
+
+def _nonzero_weights(side: int, padded: int, filled: int, pixels: int) -> tuple[NDArray[np.int64], Tensor]:
+    """Return adjacent logits that include all logits that a pixel uses, and their weights float32, both (pixels, N).
+
+    If no pixel uses two logits together, their unit vectors are interpolated as one vector. This only adds zeros to the
+    sums, so the bits are the same as with `side` separate vectors, with an eighth of the work.
+    """
+    # A pixel lies between two padded pixels, and each of these lies between two logits. The pixel therefore uses no
+    # logit that is more than `far` away.
+    far = 1 + math.ceil(side / padded)
+    near = min(side, 2 * far + 4)
+    count = min(side, max(_VECTORS, near))
+    units = (torch.arange(side) % count == torch.arange(count)[:, None]).float()[None, :, :, None]
+    square = F.interpolate(units, (padded, 1), mode="bilinear", align_corners=False)
+    crop = F.interpolate(square[:, :, :filled], (pixels, 1), mode="bilinear", align_corners=False)
+    middles = np.clip((np.arange(pixels) + 0.5) * (filled / pixels) - 0.5, 0, filled - 1)
+    first = np.floor((middles + 0.5) * (side / padded) - 0.5).astype(np.int64) - far - 1
+    logits = first.clip(0, side - near)[:, None] + np.arange(near)
+    return logits, crop[0, :, :, 0].T.gather(1, torch.from_numpy(logits % count))
+
+
+def _reached(logits: NDArray[np.int64], used: NDArray[np.bool_], side: int) -> NDArray[np.int64]:
+    """Return the start and exclusive end of the pixels that use each logit, (side, 2).
+
+    If no pixel uses a logit, they are (pixels, 0).
+    """
+    pixels = np.broadcast_to(np.arange(len(logits))[:, None], logits.shape)[used]
+    starts, ends = np.full(side, len(logits)), np.zeros(side, dtype=np.int64)
+    np.minimum.at(starts, logits[used], pixels)
+    np.maximum.at(ends, logits[used], pixels + 1)
+    return np.stack([starts, ends], axis=1)
+
+
+# Number of pixels to threshold at once. Their logits take 512 KB, which fits into a core's cache.
+BAND_PIXELS = 1 << 17
+_BAND_COLUMNS = 128
+
+Sketch = TypeVar("Sketch")
+"""Measured mask in the form that an `Upscaling` needs to draw it."""
+
+
+@dataclass(frozen=True)
+class StableMasks(Generic[Sketch]):
+    """Measurements of the K stable masks among N masks, in pixels of the crop. Only a few of them will be drawn.
+
+    Attributes:
+        positions: (K,) int64, indices of the stable masks among the N masks.
+        stability: (K,) float32, stability scores.
+        areas: (K,) int64, numbers of foreground pixels.
+        boxes: (K, 4) int64 as x0, y0, x1, y1, ends inclusive. All zeros for an empty mask.
+        sketches: input for drawing the masks.
+    """
+
+    positions: NDArray[np.int64]
+    stability: NDArray[np.float32]
+    areas: NDArray[np.int64]
+    boxes: NDArray[np.int64]
+    sketches: tuple[Sketch, ...]
+
+
+class Upscaling(Protocol[Sketch]):
+    """Conversion of an embedding's low-resolution logits to masks in the embedding's frame."""
+
+    def stable_masks(self, logits: Tensor, offset: float, threshold: float) -> StableMasks[Sketch]:
+        """Find the masks of logits (N, 256, 256) float32 whose stability at `offset` ≥ 0 is at least `threshold`."""
+
+    def draw(self, sketches: Sequence[Sketch]) -> list[MaskPatch]:
+        """Draw the masks of these sketches in the embedding's frame. They may come from any call of `stable_masks`."""
+
+
+@dataclass(frozen=True)
+class _Window:
+    """Pixels of a mask in a window, (h, w) bool, with the counts of logits above +offset and -offset.
+
+    `corner` is the (x, y) of the window's first pixel.
+    """
+
+    corner: tuple[int, int]
+    pixels: NDArray[np.bool_]
+    inner: int
+    outer: int
+
+    def pack(self) -> MaskPatch:
+        """Pack the mask into a patch. The patch of an empty mask is the frame's first pixel."""
+        box = box_of(self.pixels)
+        return MaskPatch.pack(self.pixels, box, self.corner if self.pixels.any() else (0, 0))
+
+
+class BoxedUpscaling:
+    """Upscaling for CPUs without kernels.
+
+    It computes each mask band by band, only inside the mask's box, and draws the mask to measure it.
+    """
+
+    def __init__(self, embedding: Embedding, geometry: Geometry) -> None:
+        """Compute the interpolation weights for the embedding's frame. `geometry` is the model's geometry."""
+        (height, width), (frame_height, frame_width) = embedding.input_size, embedding.frame_size
+        self._rows = interpolation(*geometry.mask_axis(height, frame_height))
+        self._columns = interpolation(*geometry.mask_axis(width, frame_width))
+
+    def stable_masks(self, logits: Tensor, offset: float, threshold: float) -> StableMasks[MaskPatch]:
+        found = [self._threshold(one, offset) for one in logits]
+        inner = torch.tensor([window.inner for window in found], dtype=torch.float32)
+        outer = torch.tensor([window.outer for window in found], dtype=torch.float32)
+        scores = inner / outer
+        kept = torch.nonzero(stable(scores, threshold)).flatten().numpy()
+        patches = tuple(found[n].pack() for n in kept)
+        areas = np.array([patch.area for patch in patches], dtype=np.int64)
+        boxes = np.array([patch.box for patch in patches], dtype=np.int64).reshape(-1, 4)
+        return StableMasks(kept, scores.numpy()[kept], areas, boxes, patches)
+
+    def draw(self, sketches: Sequence[MaskPatch]) -> list[MaskPatch]:
+        return list(sketches)
+
+    def _threshold(self, logits: Tensor, offset: float) -> _Window:
+        """Threshold the logits (256, 256) of one mask."""
+        over = logits.numpy() > -offset
+        x0, y0, x1, y1 = box_of(over)
+        rows, columns = self._rows.reach(y0, y1), self._columns.reach(x0, x1)
+        height, width = rows.stop - rows.start, columns.stop - columns.start
+        if not over.any() or height < 1 or width < 1:
+            return _Window((0, 0), np.zeros((1, 1), dtype=np.bool_), 0, 0)
+        down = self._rows.touched(rows)
+        across = torch.cat(list(self._columns.bands(columns, logits[down].T, step=_BAND_COLUMNS))).T
+        pixels = np.empty((height, width), dtype=np.bool_)
+        inner = outer = done = 0
+        for band in self._rows.bands(rows, across, step=max(1, BAND_PIXELS // width), first=down.start):
+            values = band.numpy()
+            np.greater(values, 0, out=pixels[done : done + len(values)])
+            inner += int(np.count_nonzero(values > offset))
+            outer += int(np.count_nonzero(values > -offset))
+            done += len(values)
+        return _Window((columns.start, rows.start), pixels, inner, outer)
+
+
+def suits(geometry: Geometry) -> bool:
+    """Return whether the kernels can upscale the masks of a model with this geometry."""
+    return calls.can_upscale(geometry.low_res_size, geometry.image_size)
+
+
+@dataclass(frozen=True)
+class BorderSketch:
+    """Measured mask, with the offset that was used to measure it."""
+
+    mask: MeasuredMask
+    offset: float
+
+
+class BorderUpscaling:
+    """Upscaling for CPUs with the kernels of `model/kernels/cpu/border.h`, which compute only pixels near borders.
+
+    For all other pixels, the logits that a pixel uses are on the same side of the thresholds. This class measures all
+    masks first. Later, it draws only the masks that remain after suppression, and their boxes and areas match the
+    measurements exactly.
+    """
+
+    def __init__(self, kernels: Kernels, embedding: Embedding, geometry: Geometry) -> None:
+        """Compute the axes for the embedding's frame. Raises ValueError if the kernels don't support the geometry."""
+        if not suits(geometry):
+            raise ValueError(f"the CPU kernels can't upscale masks of {geometry}")
+        (height, width), (frame_height, frame_width) = embedding.input_size, embedding.frame_size
+        self._kernels = kernels
+        self._rows = _axis(*geometry.mask_axis(height, frame_height))
+        self._columns = _axis(*geometry.mask_axis(width, frame_width))
+
+    def stable_masks(self, logits: Tensor, offset: float, threshold: float) -> StableMasks[BorderSketch]:
+        """See `Upscaling`. Raises ValueError if a logit isn't finite."""
+        numbers = calls.measure(self._kernels, logits, self._rows, self._columns, offset)
+        kept, stability = stable_of_counts(numbers[:, 0], numbers[:, 2], threshold)
+        masks = (calls.keep(logits[mask], numbers[mask], self._rows, self._columns) for mask in kept.tolist())
+        sketches = tuple(BorderSketch(mask, offset) for mask in masks)
+        return StableMasks(kept, stability, numbers[kept, 1], numbers[kept, 3:], sketches)
+
+    def draw(self, sketches: Sequence[BorderSketch]) -> list[MaskPatch]:
+        return [self._draw(sketch) for sketch in sketches]
+
+    def _draw(self, sketch: BorderSketch) -> MaskPatch:
+        pixels = calls.draw(self._kernels, sketch.mask, self._rows, self._columns, sketch.offset)
+        x0, y0, _, _ = sketch.mask.box.tolist()
+        height, width = pixels.shape
+        return MaskPatch.pack(pixels, (0, 0, width - 1, height - 1), (x0, y0))
+
+
+@lru_cache(maxsize=256)
+def _axis(side: int, padded: int, filled: int, pixels: int) -> Axis:
+    """Return the kernels' axis for these arguments of `interpolation`, cached because many crops have equal sizes."""
+    whole = interpolation(side, padded, filled, pixels)
+    return Axis.of(whole.weights.numpy(), whole.touches)
+
 
 LOGIT_LIMIT = 32.0
 """Largest absolute value of logits in a mask prompt (reference code of SAM 2)."""

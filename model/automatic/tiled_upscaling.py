@@ -21,11 +21,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from segmint.model.automatic import mask_tiles
-from segmint.model.automatic.boxes import Box
-from segmint.model.automatic.candidates import MaskPatch
-from segmint.model.automatic.filters import stable_of_counts
+from segmint.model.automatic.candidates import MaskPatch, stable_of_counts
+from segmint.model.automatic.crops import Box
 from segmint.model.automatic.mask_tiles import Strip, Taps, taps_of
-from segmint.model.automatic.upscaling import BorderUpscaling, BoxedUpscaling, StableMasks, Upscaling, suits
+from segmint.model.automatic.proposals import BorderUpscaling, BoxedUpscaling, StableMasks, Upscaling, suits
 from segmint.model.device import HostTransfer, first_line, run_to_end
 from segmint.model.sam.geometry import Geometry
 from segmint.model.sam.predictor import Embedding, Predictor

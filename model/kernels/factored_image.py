@@ -1,7 +1,7 @@
 """Operators for the three steps of point decoding that process the whole image, with Triton kernels on CUDA.
 
 Each prompt has its own image of P positions and C channels. The image is stored in factors (see
-`model/sam/factored_image.py`):
+`model/sam/point_decoder.py`):
 
     image = scale X + coefficients^T vectors
 

@@ -14,14 +14,15 @@ from torch import Tensor, nn
 
 from segmint.model.sam.common import (
     EMBEDDING_CHANNELS,
+    Linear,
     Mlp,
     join_heads,
+    linear,
     merge_windows,
     partition_windows,
     split_heads,
 )
-from segmint.model.sam.gpu_attention import attend
-from segmint.model.sam.products import Linear, linear
+from segmint.model.sam.image_encoder_vit import attend
 
 NORM_EPS = 1e-6
 PATCH_SIZE = 4

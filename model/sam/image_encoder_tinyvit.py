@@ -12,9 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import fuse_conv_bn_eval
 
-from segmint.model.sam.common import embedding_neck, join_heads, merge_windows, partition_windows
-from segmint.model.sam.gpu_attention import attend
-from segmint.model.sam.products import GeluConv2d, Linear
+from segmint.model.sam.common import GeluConv2d, Linear, embedding_neck, join_heads, merge_windows, partition_windows
+from segmint.model.sam.image_encoder_vit import attend
 
 WIDTHS = (64, 128, 160, 320)
 DEPTHS = (2, 2, 6, 2)

@@ -15,9 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from segmint.model.training.noise import draw_keys
-from segmint.model.training.recipe import rate_factor
-from segmint.model.training.settings import expect
+from segmint.model.training.recipe import expect, rate_factor
+from segmint.model.training.sampling import draw_keys
 
 Backbone = Literal["resnet50", "mobilenet_v3_large"]
 
@@ -119,7 +118,7 @@ def build_objects_detector(recipe: ObjectsRecipe, backbone_weights: str | Path |
     return detector.eval()
 
 
-def mask_boxes(masks: Tensor) -> Tensor:
+def exclusive_boxes(masks: Tensor) -> Tensor:
     """Return the boxes of masks (N, H, W) bool as (N, 4) float32, ends exclusive. No mask may be empty."""
     from torchvision.ops import masks_to_boxes
 

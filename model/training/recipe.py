@@ -1,15 +1,126 @@
-"""Training recipes: the trained parts, learning rates, duration, and regularization (SAM paper, Appendix A).
+"""Training recipes, their settings, and the initial weights (SAM paper, Appendix A).
+
+Training recipes: the trained parts, learning rates, duration, and regularization (SAM paper, Appendix A).
 
 docs/decisions/0023-recipes.md explains which values come from the paper, and which ones we chose.
+
+Training settings that a run records: the losses of a prediction, and the sampling of a mask's prompts.
+
+docs/decisions/0019-losses-and-sampling.md explains which values come from the SAM paper, and which ones we chose.
+
+Initial weights for the paper's training: a pretrained image encoder, and random weights for all other parts.
+
+The encoder's weights come from MAE (arXiv 2111.06377) or ViTDet (arXiv 2203.16527), in a PyTorch checkpoint in which
+tensors have their authors' names. If the checkpoint's positions are for a different grid, they are resized, as in
+ViTDet.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Literal, get_args
 
-from segmint.model.sam.load import Architecture
-from segmint.model.training.settings import LossSettings, SamplingSettings, expect
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from segmint.model.sam.load import Architecture, Sam, SamWeightsError, build_sam, encoder_architecture, read_state
+
+FocalNormalization = Literal["pixels", "foreground"]
+IouSupervision = Literal["lowest", "all"]
+Resolution = Literal[256, 512, 1024]
+BoxNoise = Literal["normal", "uniform"]
+
+PAUSES = 2
+"""Number of iterations that don't add a point: one among the clicks, and one at the end (SAM paper, Appendix A)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossSettings:
+    """Settings of the losses. Raises ValueError with the key if a value is invalid.
+
+    Attributes:
+        focal_weight: weight of the focal loss (SAM paper: focal to dice 20:1).
+        dice_weight: weight of the dice loss.
+        iou_weight: weight of the squared error of the predicted IoU (SAM paper: 1).
+        focal_alpha: weight of foreground pixels in the focal loss. Background pixels have the weight 1 - alpha. With
+            None, pixels aren't weighted.
+        focal_gamma: exponent that discounts well-predicted pixels. It must be 0 or at least 1, because between 0 and 1,
+            the gradient of a saturated pixel isn't finite.
+        focal_normalization: divisor of a mask's summed focal loss: the number of all pixels ("pixels") or of the
+            target's pixels ("foreground").
+        iou_supervision: predicted IoUs that contribute to the loss: only the IoU of the mask with the lowest loss
+            ("lowest"), or the IoUs of all three masks ("all").
+        resolution: side of the square in which losses, IoU, and clicks are computed: 256, 512, or 1024. For a larger
+            square than 256, the decoder's 256 x 256 logits are interpolated.
+    """
+
+    focal_weight: float = 20.0
+    dice_weight: float = 1.0
+    iou_weight: float = 1.0
+    focal_alpha: float | None = 0.25
+    focal_gamma: float = 2.0
+    focal_normalization: FocalNormalization = "pixels"
+    iou_supervision: IouSupervision = "lowest"
+    resolution: Resolution = 256
+
+    def __post_init__(self) -> None:
+        for name in ("focal_weight", "dice_weight", "iou_weight"):
+            value = getattr(self, name)
+            expect(name, value, math.isfinite(value) and value >= 0, "a number of 0 or more")
+        alpha, gamma = self.focal_alpha, self.focal_gamma
+        expect("focal_gamma", gamma, gamma == 0 or (math.isfinite(gamma) and gamma >= 1), "0, or 1 or more")
+        expect("focal_alpha", alpha, alpha is None or 0 <= alpha <= 1, "a number from 0 to 1, or None")
+        for name, kind in (
+            ("focal_normalization", FocalNormalization),
+            ("iou_supervision", IouSupervision),
+            ("resolution", Resolution),
+        ):
+            value, known = getattr(self, name), get_args(kind)
+            expect(name, value, value in known, "one of " + ", ".join(map(repr, known)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingSettings:
+    """Settings for drawing a mask's prompts (SAM paper, Appendix A). Raises ValueError like `LossSettings`.
+
+    Attributes:
+        clicks: number of points to draw in the error region, one per iteration.
+        box_share: fraction of masks whose first prompt is a box. For all others, it's a point.
+        box_noise: size of the noise on a box's coordinates, as a fraction of the box's side.
+        box_noise_limit: maximum distance by which noise moves a coordinate, in pixels of the 1024 x 1024 input.
+        box_noise_kind: "normal" or "uniform". With "normal", `box_noise` is the standard deviation, and the limit cuts
+            off larger noise. With "uniform", the noise is uniform up to `box_noise` of the side or up to the limit,
+            whichever is smaller.
+    """
+
+    clicks: int = 8
+    box_share: float = 0.5
+    box_noise: float = 0.1
+    box_noise_limit: float = 20.0
+    box_noise_kind: BoxNoise = "normal"
+
+    def __post_init__(self) -> None:
+        expect("clicks", self.clicks, self.clicks >= 1, "1 or more")
+        expect("box_share", self.box_share, 0 <= self.box_share <= 1, "a number from 0 to 1")
+        for name in ("box_noise", "box_noise_limit"):
+            value = getattr(self, name)
+            expect(name, value, math.isfinite(value) and value >= 0, "a number of 0 or more")
+        kind = self.box_noise_kind
+        expect("box_noise_kind", kind, kind in get_args(BoxNoise), "normal or uniform")
+
+    @property
+    def iterations(self) -> int:
+        """Number of predictions per mask and step: the first prompt, one per click, and two without a new point."""
+        return 1 + self.clicks + PAUSES
+
+
+def expect(name: str, value: object, holds: bool, expected: str) -> None:
+    """Raise ValueError with the key and its value unless `holds` is true."""
+    if not holds:
+        raise ValueError(f"{name} is {value!r}: expected {expected}")
+
 
 Part = Literal["image_encoder", "prompt_encoder", "mask_decoder"]
 
@@ -139,3 +250,72 @@ The paper doesn't state when its learning rate decays. These recipes decay it at
 
 MASK_MAKING_LAYERS, MASK_MAKING_JITTER = 3, (0.1, 2.0)
 """Number of mask decoder layers, and range of scales for large-scale jitter, of the model that made SA-1B."""
+
+
+_PREFIXES = ("module.", "model.", "backbone.net.", "backbone.", "encoder.")
+_RENAMED = {".mlp.fc1.": ".mlp.lin1.", ".mlp.fc2.": ".mlp.lin2."}
+_OWN = ("patch_embed.", "blocks.", "pos_embed")
+
+
+def inspect_encoder(path: str | Path) -> Architecture:
+    """Detect the architecture in a file of encoder weights. Raises the same errors as `load_sam`."""
+    return encoder_architecture(dict(_renamed(read_state(path, "meta"))))
+
+
+def sam_with_encoder(path: str | Path, decoder_layers: int, seed: int) -> Sam:
+    """Create a SAM with the encoder weights from a file. All other weights are drawn at random from the seed.
+
+    Raises SamWeightsError if weights of the encoder are missing, have different shapes, or belong to a different kind
+    of ViT. Also raises the same errors as `load_sam`.
+    """
+    found = dict(_renamed(read_state(path, "cpu")))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        sam = build_sam(encoder_architecture(found), decoder_layers)
+    expected = sam.image_encoder.state_dict()
+    for name in sorted(found.keys() - {f"image_encoder.{each}" for each in expected}):
+        raise SamWeightsError(f"{path} has {name.removeprefix('image_encoder.')}, which SAM's encoder lacks")
+    state = {}
+    for name, weight in expected.items():
+        given = found.get(f"image_encoder.{name}")
+        if given is None:
+            if not name.startswith("neck.") and ".rel_pos_" not in name:
+                raise SamWeightsError(f"{path} lacks the encoder's {name}: expected weights of MAE or ViTDet")
+            continue
+        state[name] = resized(name, given.to(torch.float32), weight)
+        if state[name].shape != weight.shape:
+            raise SamWeightsError(f"{path}: {name} is {tuple(given.shape)}, but the encoder's is {tuple(weight.shape)}")
+    sam.image_encoder.load_state_dict(expected | state)
+    return sam
+
+
+def resized(name: str, given: Tensor, weight: Tensor) -> Tensor:
+    """Resize a position embedding to the shape of `weight`. Other weights stay unchanged.
+
+    Absolute positions are interpolated bicubically, and relative positions are interpolated linearly. MAE's absolute
+    positions are (1, 1 + side², C). The first position belongs to the class token and is dropped.
+    """
+    if name == "pos_embed" and given.ndim == 3:
+        side = math.isqrt(given.shape[1])
+        given = given[:, given.shape[1] - side**2 :].reshape(1, side, side, given.shape[2])
+    if given.shape == weight.shape:
+        return given
+    if name == "pos_embed":
+        grid = F.interpolate(given.permute(0, 3, 1, 2), weight.shape[1:3], mode="bicubic", align_corners=False)
+        return grid.permute(0, 2, 3, 1).contiguous()
+    if ".rel_pos_" in name:
+        return F.interpolate(given.T[None], weight.shape[0], mode="linear")[0].T.contiguous()
+    return given
+
+
+def _renamed(state: object) -> Iterator[tuple[str, Tensor]]:
+    """Yield the encoder's tensors with SAM's names, without extra parts such as MAE's class token and last norm."""
+    if isinstance(state, Mapping) and isinstance(state.get("model"), Mapping):
+        state = state["model"]
+    for name, tensor in state.items() if isinstance(state, Mapping) else ():
+        for prefix in _PREFIXES:
+            name = str(name).removeprefix(prefix)
+        for theirs, ours in _RENAMED.items():
+            name = name.replace(theirs, ours)
+        if isinstance(tensor, Tensor) and name.startswith(_OWN):
+            yield f"image_encoder.{name}", tensor

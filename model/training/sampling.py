@@ -1,20 +1,154 @@
-"""Prompts of interactive training: a first point or box, then clicks in the error region (SAM paper, Appendix A).
+"""What a training step draws: prompts, noise, dropped branches, and targets (SAM paper, Appendix A).
+
+Prompts of interactive training: a first point or box, then clicks in the error region (SAM paper, Appendix A).
 
 All functions process the N masks of one image. Coordinates are in pixels of the image encoder's 1024 x 1024 input, as
 in the prompt encoder. Every random number is keyed by (seed, step, mask, iteration); see `noise.py`.
+
+Keyed random numbers, which are the same for a mask on any device and in any process.
+
+To get a number, this module applies the output function of SplitMix64 (Steele, Lea and Flood, "Fast splittable
+pseudorandom number generators", OOPSLA 2014) to a key and a counter. The function uses only integers, so CPUs and GPUs
+compute the same bits. torch's generators aren't suitable: their numbers differ between devices and, because the
+generators have a state, depend on earlier draws.
+
+Ground-truth masks in the square of the image encoder's input, in which losses, IoU, and clicks are computed.
+
+The image fills the top left `input_size` (height, width) pixels of the 1024 x 1024 input, and the rest is padding. The
+square has `resolution` pixels per side. Each of them covers (1024 / resolution)² pixels of the input.
+
+Drop path in image encoders and dropout in the mask decoder, with keyed random numbers (see `noise.py`).
+
+Both are context managers that hook into the modules of an unchanged model. Outside the context, nothing changes. The
+random numbers depend on the image or mask but not on the batch, so the number of workers doesn't matter.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from segmint.model.automatic.crops import mask_boxes
 from segmint.model.sam.geometry import SAM1
-from segmint.model.sam.prompt_encoder import PromptEmbedding, PromptEncoder
-from segmint.model.training.noise import draw_keys, highest_pixels, uniforms
-from segmint.model.training.settings import SamplingSettings
-from segmint.model.training.targets import target_boxes
+from segmint.model.sam.mask_decoder import MaskDecoder, PromptEmbedding, PromptEncoder
+from segmint.model.training.encoder_layers import encoder_layers
+from segmint.model.training.recipe import SamplingSettings
+
+# Constants of SplitMix64 as signed 64-bit integers. torch's integers wrap around like unsigned integers in C.
+_STEP = 0x9E3779B97F4A7C15 - (1 << 64)
+_FIRST = 0xBF58476D1CE4E5B9 - (1 << 64)
+_SECOND = 0x94D049BB133111EB - (1 << 64)
+
+_FRACTION_BITS = 52  # the half that is added below uses the last of float64's 53 bits
+
+
+def draw_keys(seed: int, step: int, masks: Sequence[int], iteration: int) -> Tensor:
+    """Return the keys of one iteration for N masks, (N,) int64 on the CPU. All arguments must be under 2^63."""
+    key = random_bits(random_bits(torch.zeros(1, dtype=torch.int64), seed), step)
+    return random_bits(random_bits(key, torch.tensor(masks, dtype=torch.int64)), iteration)
+
+
+def random_bits(keys: Tensor, counters: Tensor | int) -> Tensor:
+    """Return 64 random bits, as int64, for each pair of a key and a counter. Keys and counters broadcast."""
+    z = keys + (torch.as_tensor(counters, dtype=torch.int64, device=keys.device) + 1) * _STEP
+    z = (z ^ _shift_right(z, 30)) * _FIRST
+    z = (z ^ _shift_right(z, 27)) * _SECOND
+    return z ^ _shift_right(z, 31)
+
+
+def uniforms(keys: Tensor, count: int) -> Tensor:
+    """Draw `count` uniform numbers in the open interval (0, 1) for each key (N,), as (N, count) float64."""
+    bits = random_bits(keys[:, None], torch.arange(count, device=keys.device))
+    return (_shift_right(bits, 64 - _FRACTION_BITS) + 0.5) / (1 << _FRACTION_BITS)
+
+
+def highest_pixels(regions: Tensor, keys: Tensor) -> Tensor:
+    """Choose one pixel of each region with uniform probability: the highest one in the noise field of the region's key.
+
+    `regions` is (N, H, W) bool, and `keys` is (N,) int64. Returns indices into the flattened H x W, (N,) int64, with -1
+    for empty regions. A key always has the same noise field. If rounding makes the masks of two workers differ, they
+    still click on the same pixel, unless it's one of the few pixels in which the masks differ. The noise is computed
+    only for pixels inside the regions.
+    """
+    mask, pixel = regions.flatten(1).nonzero().unbind(1)
+    height = random_bits(keys.to(regions.device)[mask], pixel)
+    lowest = torch.iinfo(torch.int64).min
+    peaks = torch.full((len(regions),), lowest, device=regions.device).scatter_reduce(0, mask, height, "amax")
+    chosen = height == peaks[mask]
+    found = torch.full((len(regions),), -1, device=regions.device)
+    # Two pixels may have the same height, although with 2^64 heights, this is very unlikely. Reduce by amax so that
+    # they don't race.
+    return found.scatter_reduce(0, mask[chosen], pixel[chosen], "amax")
+
+
+def _shift_right(values: Tensor, bits: int) -> Tensor:
+    """Shift right logically. torch's own shift extends the sign."""
+    return (values >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def valid_pixels(input_size: tuple[int, int], resolution: int) -> Tensor:
+    """Return the pixels of the square that the image covers at least in part, (resolution, resolution) bool.
+
+    Raises ValueError if `input_size` doesn't fit into the input.
+    """
+    if not all(1 <= side <= SAM1.image_size for side in input_size):
+        raise ValueError(f"input_size is {input_size}: expected a height and width from 1 to {SAM1.image_size} pixels")
+    starts = torch.arange(resolution) * (SAM1.image_size / resolution)
+    height, width = input_size
+    return (starts < height)[:, None] & (starts < width)
+
+
+def fit_targets(masks: Tensor, input_size: tuple[int, int], resolution: int) -> Tensor:
+    """Resample an image's masks (N, H, W) bool to the square, (N, resolution, resolution) bool.
+
+    A pixel belongs to the target if the mask covers at least half of the part of the pixel that is inside the image. If
+    a mask is so thin or small that it doesn't cover half of any pixel, the target contains the pixels that it covers
+    most. This way, no target is empty. Raises ValueError if a mask is empty, and the same errors as `valid_pixels`.
+    """
+    empty = ~masks.flatten(1).any(dim=1)
+    if empty.any():
+        raise ValueError(f"mask {int(empty.nonzero()[0])} is empty: expected masks with at least one pixel")
+    valid = valid_pixels(input_size, resolution).to(masks.device)
+    rows, columns = (
+        _shares(pixels, side, resolution).to(masks.device)
+        for pixels, side in zip(masks.shape[1:], input_size, strict=True)
+    )
+    # Process the masks one at a time. In float32, all masks of a large image would take gigabytes.
+    targets = [_most_covered(rows @ mask.to(torch.float32) @ columns.T) for mask in masks]
+    return torch.stack(targets) & valid if targets else valid.new_zeros(0, resolution, resolution)
+
+
+def target_boxes(targets: Tensor) -> Tensor:
+    """Return the tight boxes of targets (N, R, R) bool as (N, 4) float64 x0, y0, x1, y1. No target may be empty.
+
+    The boxes are in pixels of the 1024 x 1024 input, with inclusive ends, like the boxes of predicted masks.
+    """
+    scale = SAM1.image_size // targets.shape[-1]
+    boxes = mask_boxes(targets)
+    first, last = boxes[:, :2], boxes[:, 2:]
+    return torch.cat([first * scale, (last + 1) * scale - 1], dim=1).to(torch.float64)
+
+
+def _most_covered(share: Tensor) -> Tensor:
+    # The coverage is a sum with rounding, so a half may come out slightly smaller.
+    return share >= share.max().clamp(max=0.5) * (1 - 1e-4)
+
+
+def _shares(pixels: int, side: int, resolution: int) -> Tensor:
+    """Return the fraction of each square pixel that each image pixel covers along one axis, (resolution, pixels).
+
+    Only the part of the square pixel inside the image counts. The image's `pixels` pixels fill `side` pixels of the
+    input. In the padding, rows are 0.
+    """
+    edges = torch.arange(resolution + 1, dtype=torch.float64) * (SAM1.image_size / resolution)
+    marks = torch.arange(pixels + 1, dtype=torch.float64) * (side / pixels)
+    overlap = torch.minimum(edges[1:, None], marks[1:]) - torch.maximum(edges[:-1, None], marks[:-1])
+    overlap = overlap.clamp(min=0)
+    inside = (edges[1:].clamp(max=side) - edges[:-1]).clamp(min=0)
+    return torch.where(inside[:, None] > 0, overlap / inside[:, None], 0).to(torch.float32)
+
 
 # Iteration numbers for draws that don't belong to the click of an iteration.
 _KIND, _NOISE, _SCHEDULE = -1, -2, -3
@@ -157,3 +291,99 @@ def _pixel_centers(pixels: Tensor, resolution: int, input_size: tuple[int, int])
     x = ((pixels % resolution + 0.5) * scale - 0.5).clamp(max=width - 1)
     y = ((pixels // resolution + 0.5) * scale - 0.5).clamp(max=height - 1)
     return torch.stack([x, y], dim=1).to(torch.float64)
+
+
+_DROP_PATH = -4  # iteration number that `sampling.py` doesn't use
+
+_LANES = 4
+"""Number of 16-bit lanes in a 64-bit hash. Each lane decides whether one element is dropped."""
+
+
+@contextmanager
+def drop_path(encoder: nn.Module, rate: float, seed: int, step: int, images: Sequence[int]) -> Iterator[None]:
+    """Skip branches of the encoder's blocks at random for each of N images (stochastic depth, arXiv 1603.09382).
+
+    The probability of skipping increases linearly, from 0 in the first block to `rate` in the last. Outputs that are
+    kept are divided by the probability of keeping them, so the mean stays the same. `images` contains a number under
+    2^63 for each image in the encoder's batch. This number must not depend on how a step's images are split. Raises
+    ValueError if the encoder is called with a different number of images, if it's neither a ViT nor TinyViT, or if the
+    rate is outside [0, 1).
+    """
+    _check_rate("drop_path", rate)
+    with ExitStack() as hooks:
+        if rate:
+            hooks.enter_context(encoder.register_forward_pre_hook(_expects(len(images))))
+            layers = encoder_layers(encoder)
+            chances = [rate * index / max(1, len(layers) - 1) for index in range(len(layers))]
+            branches = [(branch, p) for layer, p in zip(layers, chances, strict=True) for branch in layer.branches]
+            drawn = uniforms(draw_keys(seed, step, images, _DROP_PATH), len(branches))
+            for (branch, chance), column in zip(branches, drawn.T, strict=True):
+                factors = torch.where(column < chance, 0.0, 1 / (1 - chance))
+                hooks.enter_context(branch.register_forward_hook(_scales(factors)))
+        yield
+
+
+@contextmanager
+def dropout(decoder: MaskDecoder, rate: float, keys: Tensor) -> Iterator[None]:
+    """Set outputs of the decoder's attention and perceptrons to 0 with probability `rate`, before they are added.
+
+    `keys` (B,) int64 contains one key for each prompt in the decoder's batch. It's the key of (seed, step, mask,
+    iteration), which clicks use as well. Outputs that are kept are divided by the probability of keeping them, which is
+    a multiple of 1/65,536. Raises ValueError if the decoder is called with a different number of prompts, or if the
+    rate is outside [0, 1).
+    """
+    _check_rate("dropout", rate)
+    with ExitStack() as hooks:
+        if rate:
+            transformer = decoder.transformer
+            places: list[nn.Module] = [transformer.final_attn_token_to_image]
+            for block in transformer.blocks:
+                cross = (block.cross_attn_token_to_image, block.cross_attn_image_to_token)
+                places += [block.self_attn, *cross, block.mlp]
+            for number, place in enumerate(places):
+                # Clicks use counters from 0 up, so these counters are negative.
+                hooks.enter_context(place.register_forward_hook(_drops(random_bits(keys, -1 - number), rate)))
+        yield
+
+
+Hook = Callable[[nn.Module, object, Tensor], Tensor]
+
+
+def _scales(factors: Tensor) -> Hook:
+    def scale(module: nn.Module, inputs: object, output: Tensor) -> Tensor:
+        # TinyViT's attention receives the windows of one image after another.
+        windows = output.shape[0] // len(factors)
+        each = factors.to(output.device, output.dtype).repeat_interleave(windows)
+        return output * each.reshape(-1, *[1] * (output.ndim - 1))
+
+    return scale
+
+
+def _drops(keys: Tensor, rate: float) -> Hook:
+    dropped = min(round(rate * (1 << 16)), (1 << 16) - 1)
+    lowest, scale = dropped - (1 << 15), (1 << 16) / ((1 << 16) - dropped)
+
+    def drop(module: nn.Module, inputs: object, output: Tensor) -> Tensor:
+        if len(output) != len(keys):
+            raise ValueError(f"dropout has keys for {len(keys)} prompts, but the decoder was called with {len(output)}")
+        elements = output[0].numel()
+        counters = torch.arange(-(-elements // _LANES), device=output.device)
+        lanes = random_bits(keys.to(output.device)[:, None], counters).view(torch.int16)
+        kept = (lanes[:, :elements] >= lowest).reshape(output.shape)
+        return torch.where(kept, output * scale, 0)
+
+    return drop
+
+
+def _expects(images: int) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+    def check(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        found = len(inputs[0])
+        if found != images:
+            raise ValueError(f"drop path was drawn for {images} images, but the encoder was called with {found}")
+
+    return check
+
+
+def _check_rate(name: str, rate: float) -> None:
+    if not 0 <= rate < 1:
+        raise ValueError(f"{name} is {rate!r}: expected a number from 0 to below 1")

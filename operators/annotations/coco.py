@@ -9,15 +9,17 @@ import numpy as np
 from pycocotools import mask as coco
 
 from segmint.infra.errors import UsageError
-from segmint.operators.annotations.boxes import BoxFile, UnreadableBoxError, checked_box
 from segmint.operators.annotations.image import (
     AnnotatedFile,
     AnnotatedImage,
     AnnotatedMask,
+    BoxFile,
     CocoRle,
     Size,
+    UnreadableBoxError,
     UnreadableMaskError,
     check_pixels,
+    checked_box,
     checked_rle,
     encode_mask,
     id_number,

@@ -1,16 +1,32 @@
-"""Imported masks of images, the common result type of all readers."""
+"""Imported masks of images, the common result type of all readers, and boxes as prompts.
+
+Imported masks of images, the common result type of all readers.
+
+Boxes of images for the catalog's column `prompts`, and the reader of YOLO's label files.
+
+Functions that identify the image of a dataset from a file name.
+"""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import PurePosixPath
 from typing import Any, TypedDict
 
 import numpy as np
+import yaml
 from numpy.typing import NDArray
 from pycocotools import mask as coco
+from pydantic import ValidationError
 
+from segmint.catalogs.findings import RejectedError
 from segmint.catalogs.layout import MOST_PIXELS
+from segmint.catalogs.source.conform import Prompt, problem_of
+from segmint.infra.errors import UsageError
+from segmint.infra.storage.location import Location
 from segmint.model.automatic import rle as runs
+from segmint.operators.images import released_prompts
 
 Size = tuple[int, int]
 """(height, width) in pixels."""
@@ -326,3 +342,122 @@ def check_pixels(size: Size) -> None:
         raise UnreadableMaskError(
             f"its size is {size[1]} x {size[0]}, {size[0] * size[1]:,} pixels: the limit is {MOST_PIXELS:,}"
         )
+
+
+@dataclass
+class BoxFile:
+    """Boxes of a file or folder, image by image.
+
+    - `names`: names of the images' files. Those of YOLO have no endings.
+    - `read`: returns an image's boxes as a value of `PROMPTS`, given its place in `names`.
+    - `crowds`: number of boxes around groups of objects, which are left out.
+    - `unreadable`: a line for each box and image that can't be read, and is left out.
+    """
+
+    names: list[str]
+    read: Callable[[int], dict[str, Any]]
+    crowds: int = 0
+    unreadable: list[str] = field(default_factory=list)
+
+
+class UnreadableBoxError(ValueError):
+    """Raised when a box can't be read. The message gives the reason."""
+
+
+def checked_box(box: Any, label: Any, score: Any, frame: tuple[float, float]) -> dict[str, Any]:
+    """Return a box in a frame, (width, height), as a prompt. Raises `UnreadableBoxError` if a build would refuse it."""
+    prompt = {"box": box, "label": label, "score": score}
+    try:
+        prompt = Prompt.model_validate(prompt).model_dump()
+        released_prompts({"width": frame[0], "height": frame[1], "prompts": [prompt]}, frame, frame)
+    except ValidationError as error:
+        found, place, expected = problem_of(error)
+        raise UnreadableBoxError(f"found {found!r:.60} as {place}; expected {expected}") from error
+    except RejectedError as error:
+        raise UnreadableBoxError(error.detail.removeprefix("prompts.0 has ")) from error
+    return prompt
+
+
+def read_yolo(folder: Location, labels: Mapping[int, str]) -> BoxFile:
+    """Read the label files below a folder, `<name>.txt`: a line with class, x, y, width, height, and maybe a score.
+
+    x and y are the box's center, and all four are shares of the image's sides. `labels` are the names of the classes. A
+    file is read when its boxes are.
+    """
+    found = (entry.name.removesuffix(".txt") for entry in folder.walk() if entry.name.endswith(".txt"))
+    boxes = BoxFile(sorted(name for name in found if name != "classes"), lambda place: {})
+
+    def read(place: int) -> dict[str, Any]:
+        prompts = []
+        name = f"{boxes.names[place]}.txt"
+        for number, fields in label_lines((folder / name).read()):
+            try:
+                prompts.append(_yolo_box(fields, labels))
+            except ValueError as error:
+                boxes.unreadable.append(f"{name}, line {number}: {error}")
+        return {"width": 1.0, "height": 1.0, "prompts": prompts}
+
+    boxes.read = read
+    return boxes
+
+
+def read_yolo_settings(data: Location) -> dict[str, Any]:
+    """Read YOLO's YAML file about a dataset. The result's `names` maps the classes' numbers to their names.
+
+    Raises `UsageError` if it has no names.
+    """
+    try:
+        settings = mapping(yaml.safe_load(data.read()))
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise UsageError(f"{data} is not YAML: {error}") from error
+    names = settings.get("names")
+    if isinstance(names, list):
+        names = dict(enumerate(names))
+    if not names or not isinstance(names, dict):
+        raise UsageError(f"{data} has no `names`; expected a list of the classes' names, or a name for each number")
+    return {**settings, "names": names}
+
+
+def yolo_boxes(folder: Location, data: Location) -> BoxFile:
+    """Read the boxes of a folder of YOLO labels. `data` is the YAML file with the names of the classes.
+
+    Raises `UsageError` if it has no names, or if the folder has no labels.
+    """
+    boxes = read_yolo(folder, read_yolo_settings(data)["names"])
+    if not boxes.names:
+        raise UsageError(f"{folder} has no labels; expected a file <name>.txt for each image")
+    return boxes
+
+
+def label_lines(data: bytes) -> Iterator[tuple[int, list[str]]]:
+    """Yield the lines of one of YOLO's label files, each with its number and its values. Blank ones are left out."""
+    for number, line in enumerate(data.decode("utf-8-sig", "replace").splitlines(), 1):
+        if line.strip():
+            yield number, line.split()
+
+
+def _yolo_box(fields: Sequence[str], labels: Mapping[int, str]) -> dict[str, Any]:
+    if len(fields) not in (5, 6):
+        expected = "class, x, y, width, height, and maybe a score; polygons aren't read"
+        raise UnreadableBoxError(f"found {len(fields)} values; expected {expected}")
+    if not fields[0].isdecimal() or int(fields[0]) not in labels:
+        raise UnreadableBoxError(f"found the class {fields[0]!r:.40}, which has no name")
+    x, y, width, height, *scores = map(float, fields[1:])
+    box = [x - width / 2, y - height / 2, width, height]
+    return checked_box(box, labels[int(fields[0])], scores[0] if scores else None, (1, 1))
+
+
+_IMAGE = re.compile(r"(?:^|[^A-Za-z0-9])sa_(\d+)\.\w+$")
+_MOST_DIGITS = 18
+
+
+def image_number(path: str) -> int | None:
+    """Extract the id from a path or URL that ends in `sa_<id>.jpg`, even if a tool added a prefix, or return None."""
+    match = _IMAGE.search(path)
+    return None if match is None or len(match[1]) > _MOST_DIGITS else int(match[1])
+
+
+def name_and_stem(path: str) -> tuple[str, str]:
+    """Return the last part of a path or URL, with and without its file name ending."""
+    name = PurePosixPath(path.replace("\\", "/")).name
+    return name, PurePosixPath(name).stem

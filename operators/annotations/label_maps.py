@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 from PIL import Image, TiffImagePlugin
 from pycocotools import mask as coco
 
+from segmint.catalogs.findings import RejectedError
 from segmint.catalogs.layout import MOST_PIXELS
-from segmint.catalogs.reasons import RejectedError
 from segmint.model.automatic.rle import encode_runs
 from segmint.operators.annotations.image import LONGEST_SIDE, AnnotatedMask, Size
-from segmint.operators.prepare.containers import check_png_rows, check_whole
 from segmint.operators.prepare.ingest import check_strips, clean_message
+from segmint.operators.prepare.ingest_config import check_png_rows, check_whole
 
 ENDINGS = (".png", ".tif", ".tiff", ".npy")
 """File name endings that label maps may have."""

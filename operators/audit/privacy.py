@@ -1,20 +1,49 @@
-"""Detections that remain in a released image: comparison of several detectors, and pictures for people."""
+"""Audit of released images: detections that remain, metadata in JPEGs, and the detectors that search for both.
 
+Detections that remain in a released image: comparison of several detectors, and pictures for people.
+
+Isolation of a detector file in a child process, because its code may hang, crash, or exhaust the memory.
+
+Detectors that an audit runs in addition to the build's: parsing of their names, loading, and a trial run.
+
+Parser of a JPEG file's size from its first bytes, and names of metadata that a released JPEG doesn't contain.
+"""
+
+import functools
+import pickle
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import simplejpeg
 
 from segmint.catalogs.dataset.regions import DetectedRegion, Sighting
-from segmint.model.detectors.detection import Detector, iou
+from segmint.catalogs.findings import Reason
+from segmint.infra.assets import absolute_name, plain_name, sha256_of
+from segmint.infra.errors import SegmintError, UsageError, last_line
+from segmint.infra.uris import LOCAL, local_path, redact, scheme
+from segmint.model.detectors.detection import Detection, Detector, Kind, TiledDetector, iou
+from segmint.operators.child import Children, SuspectError, Worker, is_out_of_memory
 from segmint.operators.images import Pixels
-from segmint.operators.prepare.deidentify import Region, box_of
-from segmint.operators.prepare.left_alone import SAME_IOU as SAME_REGION_IOU
-from segmint.operators.prepare.left_alone import region_of
-from segmint.operators.prepare.mosaic import mosaic, rectangle, redact_patches
-from segmint.operators.prepare.orientations import ORIENTATIONS, is_same
+from segmint.operators.prepare.deidentify import (
+    CONFIGS,
+    DeidentifyConfig,
+    FacesConfig,
+    PlatesConfig,
+    Region,
+    Resolve,
+    box_of,
+    build_detector,
+    is_detector_file,
+    region_of,
+)
+from segmint.operators.prepare.deidentify import SAME_IOU as SAME_REGION_IOU
+from segmint.operators.prepare.mosaic import ORIENTATIONS, is_same, mosaic, rectangle, redact_patches
+from segmint.operators.prepare.onnx_file import DETECTOR_ENDINGS, DETECTOR_FILES, contract, file_format
 from segmint.operators.prepare.released_search import MOST_RESIDUAL, search_released
 from segmint.operators.rows import Row
 
@@ -195,3 +224,310 @@ def _encoded(shown: Pixels) -> bytes:
         np.ascontiguousarray(shown), quality=90, colorspace="RGB", colorsubsampling="420"
     )
     return encoded
+
+
+TIMEOUT_S = 120.0
+"""Time limit in seconds for searching one image or tile. The first search also loads the file."""
+MOST_LATE = 3
+"""Number of consecutive timeouts after which the detector isn't run again."""
+MEMORY = 4 << 30
+"""Memory limit in bytes for one search on a CPU in the child. Applies only on Linux."""
+
+_MOST_TASKS = 10_000
+_TRIED_SIDE = 256  # pixels
+_LOAD = b""
+"""Request that makes the child load the file and return the minimum score."""
+
+
+class DetectorFailedError(SegmintError):
+    """Raised when a detector file fails to search an image. The message gives the reason."""
+
+
+class NotLoadedError(DetectorFailedError, ValueError):
+    """Raised when a detector file can't be loaded."""
+
+
+class IsolatedDetector:
+    """A detector from `load_detector_file` in a child process, with one torch thread and a deadline. Thread-safe."""
+
+    def __init__(
+        self,
+        path: Path,
+        kind: Kind,
+        score: float | None = None,
+        device: str = "cpu",
+        timeout_s: float = TIMEOUT_S,
+    ) -> None:
+        """Start the child and load the file. Raise `NotLoadedError` if that fails.
+
+        `score` is the minimum score of a detection; the default is the file's own. `timeout_s` is the time limit for
+        one search.
+        """
+        self.kind: Kind = kind
+        self.name = path.name
+        self._timeout_s = timeout_s
+        self._late = 0
+        self.children: Children[list[Detection] | float | DetectorFailedError] = Children(
+            functools.partial(_build, path, kind, score, device),
+            timeout_s=timeout_s,
+            memory_limit=MEMORY if device == "cpu" else None,
+            max_tasks=_MOST_TASKS,
+        )
+        try:
+            self.score = float(self._ask(_LOAD))
+        except DetectorFailedError as error:
+            self.close()
+            raise NotLoadedError(str(error)) from None
+
+    def detect(self, image: Pixels) -> list[Detection]:
+        """Search `image`, (H, W, 3) uint8 RGB. Detections are in its pixels, sorted by score from best to worst.
+
+        Raises `DetectorFailedError` if the file's code raises any exception, its process dies, or the search times out
+        twice. After `MOST_LATE` consecutive timeouts, the detector isn't run again.
+        """
+        found: list[Detection] = self._ask(pickle.dumps(np.ascontiguousarray(image)))
+        return found
+
+    def try_out(self) -> None:
+        """Search a blank image. Raises the same errors as `detect`."""
+        self.detect(np.zeros((_TRIED_SIDE, _TRIED_SIDE, 3), np.uint8))
+
+    def close(self) -> None:
+        """Stop the child. Idempotent."""
+        self.children.close()
+
+    def _ask(self, data: bytes) -> Any:
+        if self._late >= MOST_LATE:
+            raise DetectorFailedError(
+                f"not run again, because it took over {self._timeout_s:g} seconds {self._late} times in a row"
+            )
+        try:
+            answer = self.children.run(data)
+        except SuspectError as error:
+            if error.reason != Reason.TIMED_OUT:
+                raise DetectorFailedError(_deaths(error)) from None
+            self._late += 1
+            raise DetectorFailedError(f"not done within {self._timeout_s:g} seconds, twice") from None
+        self._late = 0
+        if isinstance(answer, DetectorFailedError):
+            raise answer
+        return answer
+
+
+def _deaths(error: SuspectError) -> str:
+    if error.reason == Reason.OUT_OF_MEMORY:
+        return f"needs more than the {MEMORY >> 30} GiB of memory that a search may take"
+    return "its process died, twice"
+
+
+def _build(
+    path: Path, kind: Kind, score: float | None, device: str
+) -> Worker[list[Detection] | float | DetectorFailedError]:
+    """Build the child's worker. Loading the file is a task like each search, so a deadline applies to it as well."""
+
+    @functools.cache
+    def load() -> Detector:
+        from segmint.operators.prepare.onnx_file import is_onnx, load_detector_file
+
+        if not is_onnx(path):  # an ONNX network needs no torch, which takes seconds and memory to import
+            import torch
+
+            torch.set_num_threads(1)  # as in a build, because the number of threads changes the bits of sums
+        return load_detector_file(path, kind, score, device, threads=1)
+
+    def search(data: bytes) -> list[Detection] | float | DetectorFailedError:
+        try:
+            detector = load()
+        except (RuntimeError, ValueError) as error:
+            return NotLoadedError(str(error))
+        if data == _LOAD:
+            return detector.score
+        try:
+            return detector.detect(pickle.loads(data))  # the image comes from the parent
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            return DetectorFailedError(last_line(error))
+
+    return search
+
+
+@dataclass(frozen=True)
+class DetectorSpec:
+    """A detector, identified by its kind and its name in the configuration. Small enough to send to other processes."""
+
+    kind: Kind
+    detector: str  # `mtcnn`, `clp`, or the absolute path or URI of a file
+    sha256: str | None = None  # hash of the file, set by `pinned`
+    repeats_build: bool = False  # whether the build used the same detector
+
+    @classmethod
+    def of(cls, text: str) -> "DetectorSpec":
+        """Parse a detector in the form KIND=PATH. Raise `UsageError` for anything else."""
+        kind, _, name = text.partition("=")
+        for known, config in CONFIGS.items():
+            if kind == known and name == config.bundled:
+                return cls(known, name)
+            if kind == known and name.partition("#")[0].endswith(DETECTOR_ENDINGS):
+                return cls(known, absolute_name(name))
+        raise UsageError(
+            f"--detector is {redact(text)!r}: expected face=PATH or plate=PATH, where PATH is the path or URI of "
+            f"{DETECTOR_FILES}, or the name of segmint's bundled detector of that kind "
+            f"(face={FacesConfig.bundled}, plate={PlatesConfig.bundled})"
+        )
+
+    @property
+    def name(self) -> str:
+        """File name, or name of the bundled detector."""
+        return plain_name(self.detector)
+
+    def pinned(self, resolve: Resolve) -> "DetectorSpec":
+        """Return a copy that includes the file's hash. Raise `UsageError` if the file doesn't exist."""
+        if not is_detector_file(self.detector):
+            return self
+        if scheme(self.detector) == LOCAL and not local_path(self.detector).is_file():
+            raise UsageError(f"{self}: no such file. To use the bundled detector, write {CONFIGS[self.kind].bundled}")
+        try:
+            return replace(self, sha256=sha256_of(resolve(self.detector)))
+        except UsageError as error:
+            raise UsageError(f"{self}: {error}") from error
+
+    def load(self, name: str, device: str, resolve: Resolve) -> Detector:
+        """Load the detector onto `device` to search whole images and tiles. Its detections have the source `name`.
+
+        A detector file is tried on a blank image first. Raises `UsageError` if the file isn't the pinned one, can't be
+        loaded, or violates the contract of `TorchScriptDetector` or `OnnxDetector`.
+        """
+        if is_detector_file(self.detector):
+            return TiledDetector(self._load_file(device, resolve), name)
+        bundled = CONFIGS[self.kind](detector=self.detector)
+        return TiledDetector(build_detector(self.kind, bundled, device, resolve, threads=1), name)
+
+    def _load_file(self, device: str, resolve: Resolve) -> Detector:
+        path = resolve(self.detector)
+        if self.sha256 is not None and sha256_of(path) != self.sha256:
+            raise UsageError(
+                f"{self}: the file differs between the machines of this audit: expected SHA-256 {self.sha256}, found "
+                f"{sha256_of(path)}. Put the same file on each machine, or pass one in a bucket."
+            )
+        try:
+            detector = IsolatedDetector(path, self.kind, device=device)
+            _try(detector, path)
+        except ValueError as error:
+            raise UsageError(f"{self}: {path} can't be loaded as {file_format(path)} on {device}: {error}") from error
+        return detector
+
+    def __str__(self) -> str:
+        return f"--detector {self.kind}={redact(self.detector)}"
+
+
+def try_detector_files(config: DeidentifyConfig, resolve: Resolve) -> None:
+    """Try each detector file of a configuration on a blank image, in a child process.
+
+    If detectors run on a GPU, this does nothing. Raises `UsageError` if a file is missing, can't be loaded, or fails.
+    """
+
+    def load(path: Path, kind: Kind, score: float | None, device: str) -> Detector:
+        detector = IsolatedDetector(path, kind, score, device)
+        with closing(detector):
+            _try(detector, path)
+        return detector
+
+    for kind, part in config.requested.items():
+        if config.device == "cpu" and is_detector_file(part.detector):
+            build_detector(kind, part, "cpu", resolve, load_file=load)
+
+
+def _try(detector: IsolatedDetector, path: Path) -> None:
+    """Search a blank image with the detector from the file `path`. Raises `ValueError` if that fails."""
+    try:
+        detector.try_out()
+    except DetectorFailedError as error:
+        raise ValueError(f"it failed on a blank image. Expected {contract(path)}: {error}") from error
+
+
+def distinct_names(given: tuple[DetectorSpec, ...], taken: frozenset[tuple[str, str]]) -> tuple[str, ...]:
+    """Return a name for each detector that is unique within its kind.
+
+    `taken` contains the kinds and names of the build's detectors. If a detector has the same name as one of them, it
+    gets a suffix, because its results differ: the audit also searches tiles. Raises `UsageError` if two detectors have
+    the same name.
+    """
+    names = tuple(f"{each.name}{ON_TILES}" if (each.kind, each.name) in taken else each.name for each in given)
+    known: dict[tuple[str, str], DetectorSpec] = {}
+    for name, each in zip(names, given, strict=True):
+        other = known.setdefault((each.kind, name), each)
+        if other is not each:
+            raise UsageError(
+                f"{other} and {each}: both are called {name}, so the result couldn't distinguish them. Pass each "
+                "detector once, and give files different names."
+            )
+    return names
+
+
+_START = b"\xff\xd8"
+_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_SCAN, _END, _FILL = 0xDA, 0xD9, 0xFF
+_COMMENT = 0xFE
+_APPLICATIONS = range(0xE0, 0xF0)
+_PROFILE = b"ICC_PROFILE\0"
+_BARE = frozenset(range(0xD0, 0xD8)) | {0x01}
+_KNOWN = {
+    b"Exif\0": "EXIF",
+    b"http://ns.adobe.com/xap/1.0/\0": "XMP",
+    b"http://ns.adobe.com/xmp/extension/\0": "XMP",
+    _PROFILE: "an ICC profile",
+    b"Photoshop 3.0\0": "Photoshop data",
+    b"MPF\0": "more pictures",
+    b"JFXX\0": "a thumbnail",
+    b"\xff\xfe": "a comment",
+}
+
+
+def metadata_names(data: bytes) -> list[str]:
+    """Return the names of the kinds of metadata that a JPEG contains, recognized by their first bytes."""
+    return sorted({name for beginning, name in _KNOWN.items() if beginning in data})
+
+
+def metadata_name(marker: int, contents: bytes) -> str | None:
+    """Return the name of the metadata in a JPEG's segment, or None if the segment contains none.
+
+    `contents` begins behind the segment's length. Color profiles and the plain headers of JFIF and Adobe aren't named.
+    """
+    if marker == _COMMENT:
+        return "a comment"
+    if marker not in _APPLICATIONS or contents.startswith((_PROFILE, b"Adobe")):
+        return None
+    if contents.startswith(b"JFIF\0"):
+        return "a thumbnail" if any(contents[12:14]) else None
+    for beginning, name in _KNOWN.items():
+        if contents.startswith(beginning):
+            return name
+    return f"data in APP{marker - _APPLICATIONS[0]}"
+
+
+def frame_size(head: bytes) -> tuple[int, int] | None:
+    """Return the (width, height) in pixels from the first bytes of a JPEG, or None if its frame header comes later.
+
+    Raises ValueError if the bytes aren't a JPEG, or if the image data begins without a frame.
+    """
+    if not head.startswith(_START):
+        raise ValueError("it does not begin like a JPEG")
+    position = 2
+    while position + 9 < len(head):
+        if head[position] != _FILL:
+            raise ValueError(f"there is no marker at byte {position}")
+        while head[position] == _FILL:
+            position += 1
+            if position == len(head):
+                raise ValueError("it ends before the picture does")
+        marker, position = head[position], position + 1
+        if marker in _BARE:
+            continue
+        if marker in {_SCAN, _END}:
+            raise ValueError("it has no frame")
+        if marker in _FRAMES:
+            frame = head[position + 3 : position + 7]
+            return (int.from_bytes(frame[2:], "big"), int.from_bytes(frame[:2], "big")) if len(frame) == 4 else None
+        position += max(2, int.from_bytes(head[position : position + 2], "big"))
+    return None

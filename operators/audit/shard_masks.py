@@ -13,14 +13,18 @@ from pycocotools import mask as coco
 
 from segmint.catalogs.findings import Code, Finding, FindingLocation
 from segmint.model.automatic.rle import decompress_many
-from segmint.operators.audit.mask_columns import Floats, Ints, MaskColumns
-from segmint.operators.audit.masks import MaskLimits
-from segmint.operators.audit.origins import MaskOrigins, annotated_images, audit_next_mask, audit_origins, codes_hold
+from segmint.operators.audit.masks import Floats, Ints, MaskColumns, MaskLimits
 from segmint.operators.audit.rows import ShardTables, int_column
-from segmint.operators.containment import container_ids
-from segmint.operators.rows import Row
-from segmint.operators.schemas import MASKS_PER_IMAGE_LIMIT, PLAUSIBLE_IOU
-from segmint.operators.segment.artifacts import RedactionArtifacts
+from segmint.operators.audit.submissions import (
+    MaskOrigins,
+    annotated_images,
+    audit_next_mask,
+    audit_origins,
+    codes_hold,
+)
+from segmint.operators.redactions import container_ids
+from segmint.operators.rows import MASKS_PER_IMAGE_LIMIT, PLAUSIBLE_IOU, Row
+from segmint.operators.segment.mask_config import RedactionArtifacts
 
 Bools = NDArray[np.bool_]
 
@@ -35,7 +39,7 @@ class ShardMasks:
         """Run the vectorized check on all masks.
 
         `limits` contains the score thresholds; see `segmint.operators.audit.masks.audit_masks`. For `artifacts`, see
-        `segmint.operators.audit.origins.audit_origins`.
+        `segmint.operators.audit.submissions.audit_origins`.
         """
         self._table = tables.masks
         ordinals, owners = int_column(tables.images, "ordinal"), int_column(tables.masks, "ordinal")

@@ -16,16 +16,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from segmint.catalogs.dataset.mask_labels import MASK_LABEL
-from segmint.catalogs.reasons import RejectedError
-from segmint.catalogs.stages import StageField
-from segmint.infra.deadline import Deadline
+from segmint.catalogs.findings import RejectedError
+from segmint.catalogs.lineage import StageField
 from segmint.infra.device import device_failure
-from segmint.infra.stopping import outlive_signals
+from segmint.infra.stopping import Deadline, outlive_signals
 from segmint.operators.child import is_out_of_memory
-from segmint.operators.custom.contract import Reject, StageContractError, StageRow, call_stage
-from segmint.operators.custom.load import StageSpec
-from segmint.operators.rows import faulted
-from segmint.operators.schemas import VERDICT
+from segmint.operators.custom.contract import Reject, StageContractError, StageRow, StageSpec, call_stage
+from segmint.operators.rows import VERDICT, faulted
 
 if TYPE_CHECKING:
     from segmint.infra.row_ledger import BlockEntry, RowLedger

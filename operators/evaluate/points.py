@@ -1,22 +1,110 @@
-"""Interactive segmentation by clicks on one image, as evaluated in the SAM paper (Section 7.1, Appendix D)."""
+"""Interactive segmentation by clicks on one image, as evaluated in the SAM paper (Section 7.1, Appendix D).
+
+Simulated annotator's clicks for the SAM paper's interactive evaluation (Appendix D).
+
+Regions are (H, W) bool. Image borders count as borders of a region. docs/decisions/0020-clicks.md explains why.
+
+Sharing of image encoders between models with equal weights, so that an image is encoded once for all of them.
+
+By default, fine-tuning leaves the image encoder unchanged, so most pairs of models can share it.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
+import cv2
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from pycocotools import mask as coco
-from torch import Tensor
+from torch import Tensor, nn
 
-from segmint.model.automatic.boxes import Box, box_of
 from segmint.model.automatic.candidates import MaskPatch
+from segmint.model.automatic.crops import Box, box_of
+from segmint.model.automatic.proposals import Upscaling
 from segmint.model.automatic.tiled_upscaling import upscaling_of
-from segmint.model.automatic.upscaling import Upscaling
+from segmint.model.sam.load import Sam
 from segmint.model.sam.predictor import Embedding, Predictor
+from segmint.model.training.sampling import draw_keys, highest_pixels
 from segmint.operators.annotations.image import CocoRle, encode_mask
-from segmint.operators.evaluate.clicks import Bools, Click, center_click, next_click, random_click
 from segmint.operators.evaluate.settings import FirstClick, PointsSettings, SeveralClicks
+
+Bools = NDArray[np.bool_]
+
+
+class Click(NamedTuple):
+    """A click on a pixel, with coordinates counted from 0. `label` is 1 for foreground and 0 for background."""
+
+    x: int
+    y: int
+    label: int
+
+
+class DeepestPixel(NamedTuple):
+    """The pixel of a region that is farthest from its boundary, and its distance from the boundary in pixels."""
+
+    x: int
+    y: int
+    distance: float
+
+
+def deepest_pixel(region: Bools, without: Sequence[Click] = ()) -> DeepestPixel | None:
+    """Return the pixel farthest from the region's boundary. If there are several, return the topmost, then leftmost.
+
+    The distance is the Euclidean distance to the nearest pixel outside the region or the image. Pixels in `without`
+    belong to the region but are never returned. Returns None if no pixel remains.
+    """
+    rows, columns = np.flatnonzero(region.any(axis=1)), np.flatnonzero(region.any(axis=0))
+    if not rows.size:
+        return None
+    top, left = int(rows[0]), int(columns[0])
+    # No pixel around a region's bounding box belongs to it, so pixels farther out can't be nearer.
+    part = np.pad(region[top : rows[-1] + 1, left : columns[-1] + 1].astype(np.uint8), 1)
+    distances = cv2.distanceTransform(part, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[1:-1, 1:-1]
+    for click in without:
+        x, y = click.x - left, click.y - top
+        if 0 <= y < distances.shape[0] and 0 <= x < distances.shape[1]:
+            distances[y, x] = 0
+    place = int(distances.argmax())
+    y, x = divmod(place, distances.shape[1])
+    distance = float(distances[y, x])
+    return DeepestPixel(left + x, top + y, distance) if distance > 0 else None
+
+
+def center_click(mask: Bools) -> Click:
+    """Return the first click, on the pixel farthest from the mask's boundary. Raise ValueError for an empty mask."""
+    found = deepest_pixel(mask)
+    if found is None:
+        raise ValueError("the mask has no pixels: expected one or more")
+    return Click(found.x, found.y, 1)
+
+
+def random_click(mask: Bools, seed: int, number: int) -> Click:
+    """Return a click on a random pixel of the mask. `seed` and the mask's `number`, each 0 to 2^63 - 1, determine it.
+
+    Raises ValueError for an empty mask.
+    """
+    place = int(highest_pixels(torch.from_numpy(mask[None]), draw_keys(seed, 0, [number], 0))[0])
+    if place < 0:
+        raise ValueError("the mask has no pixels: expected one or more")
+    y, x = divmod(place, mask.shape[1])
+    return Click(x, y, 1)
+
+
+def next_click(predicted: Bools, truth: Bools, before: Sequence[Click]) -> Click | None:
+    """Return the next click, on the deepest pixel that the prediction gets wrong, or None if there is no such pixel.
+
+    There are two kinds of errors: pixels that the prediction misses, and pixels that it adds. The click goes to the
+    kind whose deepest pixel is farther from the boundary. If both are equally far, it goes to the added pixels. Pixels
+    that were clicked `before` are excluded.
+    """
+    missing = deepest_pixel(truth & ~predicted, before)
+    too_much = deepest_pixel(predicted & ~truth, before)
+    if missing is not None and (too_much is None or missing.distance > too_much.distance):
+        return Click(missing.x, missing.y, 1)
+    return None if too_much is None else Click(too_much.x, too_much.y, 0)
+
 
 MASKS_AT_ONCE = 2, 16
 """Number of an image's masks that are decoded together, on a CPU and on other devices. It affects the last bits.
@@ -186,3 +274,30 @@ def _click(predictor: Predictor, embedding: Embedding, masks: Sequence[_ClickedM
 def _draw(upscaling: Upscaling[Any], logits: Tensor) -> list[MaskPatch]:
     """Draw masks in the embedding's frame from logits (C, 256, 256), including empty masks."""
     return upscaling.draw(upscaling.stable_masks(logits, 0.0, 0.0).sketches)
+
+
+def share_equal_encoders(models: Sequence[Sam]) -> None:
+    """Make models whose image encoders have the same weights, bit for bit, share the first such encoder."""
+    for place, model in enumerate(models):
+        for other in models[:place]:
+            if _equal(model.image_encoder, other.image_encoder):
+                model.image_encoder = other.image_encoder
+                break
+
+
+def embed_for_all(models: Sequence[Predictor], image: NDArray[np.uint8]) -> list[Embedding]:
+    """Embed an image, (H, W, 3) uint8 RGB, for each model. Models that share an encoder share the embedding."""
+    found: dict[nn.Module, Embedding] = {}
+    for model in models:
+        if model.sam.image_encoder not in found:
+            found[model.sam.image_encoder] = model.embed(image)
+    return [found[model.sam.image_encoder] for model in models]
+
+
+def _equal(one: nn.Module, other: nn.Module) -> bool:
+    first, second = one.state_dict(), other.state_dict()
+    return (
+        type(one) is type(other)
+        and first.keys() == second.keys()
+        and all(value.dtype == second[name].dtype and torch.equal(value, second[name]) for name, value in first.items())
+    )

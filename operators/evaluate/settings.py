@@ -1,4 +1,7 @@
-"""Settings of evaluations; importing them loads no model."""
+"""Settings of evaluations; importing them loads no model.
+
+Kinds of truth and selections of a dataset's masks; importing this module loads nothing else.
+"""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -26,3 +29,15 @@ class PointsSettings:
     first: FirstClick = FirstClick.CENTER
     several: SeveralClicks = SeveralClicks.SINGLE
     seed: int = 0  # seed for random first clicks, intervals, and tests
+
+
+DATASET, COCO, LABEL_MAPS = "dataset", "coco", "label maps"
+"""Kinds of truth."""
+
+
+class TruthSelection(StrEnum):
+    """Selection of a dataset's masks as ground truth."""
+
+    HUMAN = "human"
+    AUTOMATIC = "automatic"
+    ALL = "all"

@@ -1,6 +1,11 @@
-"""Measures a shard of data that segmint did not write: Parquet with a dataset's columns, and the shard's faults."""
+"""Measures a shard of data that segmint did not write: Parquet with a dataset's columns, and the shard's faults.
 
+Facts about a picture of unknown origin: its hash, and what its file contains besides the picture.
+"""
+
+import io
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
@@ -9,7 +14,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from segmint.catalogs.dataset.foreign import JPEGS, ForeignFile, ForeignShard, ListedImage, pair_files, read_file
+import numpy as np
+from PIL import ExifTags, Image, ImageFile
+
 from segmint.catalogs.dataset.tables import TableFile, scratch_path
 from segmint.catalogs.findings import Code, FindingCollector, FindingLocation
 from segmint.catalogs.parquet import RowGroupWriter
@@ -19,16 +26,147 @@ from segmint.infra.storage.stores import check_size
 from segmint.infra.tars import BadTarError, TarReader, is_plain_file
 from segmint.infra.uris import base_name
 from segmint.operators.annotations.image import Size
-from segmint.operators.audit.jpeg_parts import frame_size
-from segmint.operators.decoding import JpegDecoder, UndecodableError
+from segmint.operators.audit.privacy import frame_size, metadata_name
 from segmint.operators.describe import describe_table
+from segmint.operators.foreign.layouts import (
+    JPEGS,
+    ForeignFile,
+    ForeignShard,
+    ListedImage,
+    pair_files,
+    read_file,
+    read_labels,
+)
 from segmint.operators.foreign.masks import ForeignImage, read_header, read_masks
-from segmint.operators.foreign.pictures import picture_sizes
-from segmint.operators.foreign.yolo import read_labels
-from segmint.operators.prepare.ingest_config import ANY_SIZE
-from segmint.operators.rows import Row, to_table
-from segmint.operators.schemas import IMAGES, MASKS, MASKS_PER_IMAGE_LIMIT, SEGMENTED
-from segmint.operators.shards.files import ROW_GROUP_ROWS
+from segmint.operators.images import JpegDecoder, Pixels, UndecodableError
+from segmint.operators.prepare.ingest import ingest, open_image, upright_size
+from segmint.operators.prepare.ingest_config import ANY_SIZE, recognize
+from segmint.operators.rows import IMAGES, MASKS, MASKS_PER_IMAGE_LIMIT, SEGMENTED, Row, to_table
+from segmint.operators.shards.put import ROW_GROUP_ROWS
+from segmint.operators.similar.near import FRAME, THUMBNAIL, Gray, luma, normalized_views, same_view, view_hashes
+
+_START, _END = 0xD8, 0xD9
+_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # the next marker behind entropy-coded data
+_POSITION = (ExifTags.GPS.GPSLatitude, ExifTags.GPS.GPSLongitude)
+_THUMBNAIL_SIDE = 2_000  # pixels; larger thumbnails aren't decoded
+
+
+@dataclass(frozen=True)
+class PictureFacts:
+    """Facts about a picture's file.
+
+    - `bits`: the perceptual hash of the upright picture, or `NO_HASH`.
+    - `metadata`: names of the kinds of metadata, except for EXIF with a position or another thumbnail. A color profile
+      isn't one.
+    - `has_position`: whether the metadata contains where the picture was taken.
+    - `other_thumbnail`: whether the metadata contains a thumbnail that shows something else.
+    - `more_bytes`: number of bytes after the end of a JPEG's picture.
+    - `pixels`: the upright picture, (H, W, 3) uint8 RGB, if requested.
+    """
+
+    bits: int
+    metadata: tuple[str, ...]
+    has_position: bool
+    other_thumbnail: bool
+    more_bytes: int
+    pixels: Pixels | None
+
+
+def examine_picture(data: bytes, *, with_pixels: bool) -> PictureFacts:
+    """Decode a picture to its end, and return the facts about it. Raises `RejectedError` if it can't be decoded.
+
+    This is for a child process with limits, because the bytes are untrusted.
+    """
+    kind = recognize(data, ANY_SIZE.decoded)
+    pixels = ingest(data, ANY_SIZE).image
+    gray = luma(pixels)
+    names = set()
+    end = len(data)
+    if kind == "JPEG":
+        for marker, start, stop in _segments(data):
+            if marker == _END:
+                end = stop
+            elif name := metadata_name(marker, data[start:stop]):
+                names.add(name)
+    image = open_image(data, kind)
+    has_position, other_thumbnail = False, False
+    try:
+        exif = image.getexif()
+        has_position = any(key in exif.get_ifd(ExifTags.IFD.GPSInfo) for key in _POSITION)
+        thumbnail = _thumbnail(image, exif)
+        other_thumbnail = thumbnail is not None and not _shows(thumbnail, gray)
+    except Exception:  # noqa: BLE001 - Pillow raises many kinds for damaged metadata of a sound picture
+        names.add("EXIF that can't be read")
+    names |= {name for key, name in (("exif", "EXIF"), ("xmp", "XMP"), ("comment", "a comment")) if key in image.info}
+    if has_position or other_thumbnail:
+        names.discard("EXIF")
+    return PictureFacts(
+        bits=int(view_hashes(gray)[FRAME]),
+        metadata=tuple(sorted(names)),
+        has_position=has_position,
+        other_thumbnail=other_thumbnail,
+        more_bytes=len(data) - end,
+        pixels=pixels if with_pixels else None,
+    )
+
+
+def picture_sizes(data: bytes) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Return the (height, width) of a picture as it is stored, and as it is shown. Raises an exception for other bytes.
+
+    The two differ if the metadata says that the picture is turned by 90 degrees.
+    """
+    image = open_image(data, recognize(data, ANY_SIZE.decoded))
+    width, height = upright_size(image)
+    return (image.height, image.width), (height, width)
+
+
+def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
+    """Yield the markers of a JPEG that decodes, and the first and last byte of their contents, up to the end marker."""
+    position = 2
+    while found := _MARKER.search(data, position):
+        marker, start = data[found.start() + 1], found.end()
+        if marker in (_START, _END):
+            yield marker, start, start
+            position = start
+            if marker == _END:
+                return
+            continue
+        position = start + int.from_bytes(data[start : start + 2], "big")
+        yield marker, start + 2, position
+
+
+def _thumbnail(image: ImageFile.ImageFile, exif: Image.Exif) -> Gray | None:
+    """Return the gray values of the thumbnail in a picture's EXIF data, or None if there is none."""
+    inside = exif.get_ifd(ExifTags.IFD.IFD1)
+    start, size = (inside.get(tag) for tag in (ExifTags.Base.JpegIFOffset, ExifTags.Base.JpegIFByteCount))
+    if not isinstance(start, int) or not isinstance(size, int):
+        return None
+    written = image.info.get("exif", b"").removeprefix(b"Exif\0\0")[start : start + size]
+    with Image.open(io.BytesIO(written), formats=["JPEG"]) as thumbnail:
+        if max(thumbnail.size) > _THUMBNAIL_SIDE:
+            return None
+        return np.asarray(thumbnail.convert("L"))
+
+
+def _shows(thumbnail: Gray, gray: Gray) -> bool:
+    """Return whether a thumbnail shows the same picture, maybe turned, or between black bars."""
+    for turns in range(4):
+        turned = np.rot90(thumbnail, turns)
+        height, width = turned.shape
+        scale = min(height / gray.shape[0], width / gray.shape[1])
+        high, wide = (max(1, round(side * scale)) for side in gray.shape)
+        top, left = (height - high) // 2, (width - wide) // 2
+        pair = np.stack([_small(turned[top : top + high, left : left + wide]), _small(gray)])
+        views = normalized_views(pair, np.zeros(2, np.int64))
+        if not views[1].any() or same_view(views[:1], views[1:])[0]:
+            return True
+    return False
+
+
+def _small(gray: Gray) -> Gray:
+    picture = Image.fromarray(np.ascontiguousarray(gray))
+    return np.asarray(picture.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX))
+
 
 IMAGES_PER_SHARD_LIMIT = 10_000_000
 """Upper bound on a shard's images. An ordinal is the shard's number times this, plus the image's index.

@@ -1,8 +1,19 @@
-"""De-identification: finds faces and license plates in an image and makes them unrecognizable."""
+"""De-identification: finds faces and license plates in an image and makes them unrecognizable.
+
+Regions that a person wants left alone: the list of their boxes, and its comparison with detections.
+
+An entry holds for one photograph, which it names by the hash of its bytes, and for detections whose redaction would
+cover about the same box. It never holds for another photograph or another place.
+
+Measured recall of the bundled detectors, as plans and dataset cards state it.
+
+`make bench-privacy` measures the recall. A test compares the numbers in this module with the recorded result.
+"""
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import date
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
@@ -11,11 +22,11 @@ import cv2
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from segmint.catalogs.reasons import Reason, RejectedError
-from segmint.infra.assets.cache import pinned
-from segmint.infra.assets.known import absolute_name
-from segmint.infra.assets.resolve import resolve
+from segmint.catalogs.dataset.regions import read_regions
+from segmint.catalogs.findings import Reason, RejectedError
+from segmint.infra.assets import absolute_name, pinned, resolve
 from segmint.infra.errors import SegmintError, UsageError, last_line
+from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.infra.units import validated
 from segmint.infra.uris import redact
@@ -25,19 +36,19 @@ from segmint.model.detectors.plates import PlateDetector
 from segmint.model.detectors.second_look import is_confirmed
 from segmint.operators.child import is_out_of_memory
 from segmint.operators.images import Pixels
-from segmint.operators.prepare.control import control_pixels
-from segmint.operators.prepare.detector_files import (
+from segmint.operators.prepare.detector_socket import DetectorProcessError
+from segmint.operators.prepare.ingest import clean_message
+from segmint.operators.prepare.ingest_config import control_pixels
+from segmint.operators.prepare.mosaic import ORIENTATIONS, ImagePatch, ellipse, polygon, redact_patches, search_likewise
+from segmint.operators.prepare.onnx_file import (
     DETECTOR_ENDINGS,
     DETECTOR_FILES,
     file_format,
     is_onnx,
     load_detector_file,
+    onnx_network,
+    read_weights,
 )
-from segmint.operators.prepare.detector_socket import DetectorProcessError
-from segmint.operators.prepare.ingest import clean_message
-from segmint.operators.prepare.mosaic import ImagePatch, ellipse, polygon, redact_patches
-from segmint.operators.prepare.onnx_file import onnx_network, read_weights
-from segmint.operators.prepare.orientations import ORIENTATIONS, search_likewise
 from segmint.operators.redactions import FACE_BAND, PLATE_BAND
 
 _MTCNN_SCORE, _CLP_SCORE = 0.7, 0.5
@@ -130,7 +141,7 @@ class DeidentifyConfig(BaseModel):
     max_redacted_share: float | None = Field(default=None, gt=0, le=1)
     """Maximum `redacted_share` of an image. An image with a greater share is rejected. None: no maximum."""
     left_alone: str | None = None
-    """Path or URI of the list of regions to leave alone (`segmint.operators.prepare.left_alone`)."""
+    """Path or URI of the list of regions to leave alone (`segmint.operators.prepare.deidentify`)."""
 
     @field_validator("left_alone")
     @classmethod
@@ -421,7 +432,7 @@ def build_detector(
     """Build the detector of one kind that `config` requests, which must not be `none`.
 
     - `device`: the torch device that runs the detector. On a CPU, onnxruntime runs the bundled plate detector.
-    - `resolve`: finds weights by name or path; `segmint.infra.assets.resolve` by default.
+    - `resolve`: finds weights by name or path; `segmint.infra.assets` by default.
     - `threads`: the size of the plate network's own thread pool; torch's number of threads by default.
     - `load_file`: loads a detector that is a file; `load_detector_file` by default.
 
@@ -469,3 +480,145 @@ def _clp_on_gpu(path: Path, score: float, device: str) -> Detector:
     from segmint.model.detectors.plate_network import PlateNetworkOnDevice
 
     return PlateDetector(PlateNetworkOnDevice(read_weights(path), device), score, batch_pixels=_BATCH_PIXELS)
+
+
+SAME_IOU = 0.5
+"""Minimum IoU of an entry's box with the box that redacting a detection would cover."""
+
+
+class LeftAloneEntry(BaseModel):
+    """Row of the list: a box (x, y, w, h) in whole pixels of the upright photograph, and who decided to leave it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    sha256: str = Field(pattern=r"\A[0-9a-f]{64}\z")  # of the photograph's bytes
+    x: int = Field(ge=0)
+    y: int = Field(ge=0)
+    w: int = Field(ge=1)
+    h: int = Field(ge=1)
+    decided_by: str = Field(min_length=1)
+    decided_on: date | None = None
+
+    def matches(self, region: Mapping[str, Any]) -> bool:
+        """Return whether a region's box, in pixels of the upright photograph, is about the same as the entry's."""
+        return iou(box_of(vars(self)), box_of(region)) >= SAME_IOU
+
+
+Entries = tuple[LeftAloneEntry, ...]
+
+
+@dataclass(frozen=True)
+class LeftAloneRegion(Region):
+    """A detection that a person wanted left alone. Its box is the one that redacting it would have covered."""
+
+    decided_by: str
+    decided_on: str | None  # ISO 8601
+
+
+def region_of(found: Detection, size: tuple[int, int], full: tuple[int, int]) -> Region | None:
+    """Return the region that redacting a detection would cover, in an image of the size `full`.
+
+    The detection is in pixels of an image of the size `size`. Sizes are (width, height).
+    """
+    patch = outline(found, (size[1], size[0]))
+    return None if patch is None else Region.of(found, patch).scaled(size, full)
+
+
+class LeftAlone:
+    """Entries of one photograph, and the detections that they hold for.
+
+    `size` is the size of the searched image, and `full` the photograph's, both (width, height). `regions` contains the
+    first region that each entry held for, in pixels of the upright photograph.
+    """
+
+    def __init__(self, entries: Entries, size: tuple[int, int], full: tuple[int, int]) -> None:
+        self._entries = entries
+        self._size = size
+        self._full = full
+        self.regions: dict[LeftAloneEntry, LeftAloneRegion] = {}
+        self.detections: list[Detection] = []
+
+    def take(self, found: Iterable[Detection]) -> list[Detection]:
+        """Keep the detections that an entry holds for, and return all others, which must be redacted."""
+        if not self._entries:
+            return list(found)
+        others = []
+        for each in found:
+            region = region_of(each, self._size, self._full)
+            entry = next((entry for entry in self._entries if region and entry.matches(vars(region))), None)
+            if region is None or entry is None:
+                others.append(each)
+                continue
+            self.detections.append(each)
+            decision = entry.model_dump(mode="json", include={"decided_by", "decided_on"})
+            self.regions.setdefault(entry, LeftAloneRegion(**vars(region), **decision))
+        return others
+
+
+def count_unmatched(entries: Mapping[str, Entries], images: Iterable[Mapping[str, Any]]) -> tuple[int, int]:
+    """Count the entries without a photograph among `images`, and those of a photograph that hold for no detection.
+
+    `images` contains rows of `images`, at least those whose `source_sha256` is a key of `entries`.
+    """
+    unseen, unmatched = set(entries), {entry for each in entries.values() for entry in each}
+    for row in images:
+        unseen.discard(row["source_sha256"])
+        for region in row["left_alone"] or ():
+            unmatched -= {entry for entry in entries.get(row["source_sha256"], ()) if entry.matches(region)}
+    without_photograph = sum(entry.sha256 in unseen for entry in unmatched)
+    return without_photograph, len(unmatched) - without_photograph
+
+
+def read_left_alone(file: Location) -> dict[str, Entries]:
+    """Read a list from a JSON Lines or Parquet file; return its entries by the photograph's SHA-256.
+
+    Raises the errors of `read_regions`.
+    """
+    found: dict[str, Entries] = {}
+    for entry in read_regions(file, LeftAloneEntry):
+        found[entry.sha256] = (*found.get(entry.sha256, ()), entry)
+    return found
+
+
+Share = tuple[int, int]
+"""Number of marked faces or plates that a detector found, and the number of all marked ones."""
+
+PHOTOGRAPHS = 13
+COMPOSITES = 40
+
+
+@dataclass(frozen=True)
+class MeasuredRecall:
+    """Recall of a detector in upright photographs, photographs rotated by 90, 180, or 270 degrees, and composites."""
+
+    kind: str  # in the plural
+    upright: Share
+    turned: Share
+    composites: Share
+
+    @property
+    def shares(self) -> tuple[Share, Share, Share]:
+        """The shares for upright photographs, rotated photographs, and composites."""
+        return self.upright, self.turned, self.composites
+
+
+RECALL = {
+    "mtcnn": MeasuredRecall("faces", upright=(37, 37), turned=(111, 111), composites=(135, 138)),
+    "clp": MeasuredRecall("plates", upright=(2, 2), turned=(1, 6), composites=(5, 5)),
+}
+"""Measured recall, keyed by bundled detector."""
+
+
+def describe_recall(names: Iterable[str]) -> str:
+    """Describe the measured recall of the bundled detectors in `names`, in sentences."""
+    parts = []
+    for name in names:
+        found = RECALL.get(name)
+        if found is not None:
+            upright, turned, made = (f"{hits} of {marks}" for hits, marks in found.shares)
+            parts.append(
+                f"{name} found {upright} {found.kind} upright, {turned} rotated by 90, 180, or 270 degrees, and {made} "
+                "in the composites."
+            )
+    measured = f"They were measured on {PHOTOGRAPHS} photographs and {COMPOSITES} composites of them: "
+    return measured + " ".join(parts) if parts else ""

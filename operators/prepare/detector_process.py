@@ -19,10 +19,9 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Protocol
 
-from segmint.infra.deadline import Deadline
 from segmint.infra.device import Compute, apply_compute, device_failure, device_kind, resolve_compute
 from segmint.infra.errors import SegmintError, UsageError, last_line
-from segmint.infra.stopping import was_stopped
+from segmint.infra.stopping import Deadline, was_stopped
 from segmint.infra.storage.storage import Storage
 from segmint.model.detectors.detection import CandidateDetector, Detection, Detector, Find, lenient
 from segmint.operators.child import BareContext, guard_child

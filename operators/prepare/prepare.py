@@ -17,19 +17,21 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 
 from segmint.catalogs.dataset.tombstones import DETAIL, NO_NAMES, SAME_SOURCE, RemovedNames, is_taken_down
+from segmint.catalogs.findings import Reason, RejectedError
 from segmint.catalogs.licenses import LicensePolicy
-from segmint.catalogs.reasons import Reason, RejectedError
-from segmint.infra.deadline import Deadline
 from segmint.infra.device import fix_products, keep_freed_memory
+from segmint.infra.stopping import Deadline
 from segmint.infra.storage.storage import Storage
 from segmint.infra.wording import counted
 from segmint.operators.child import Children, SuspectError, Worker, forbid_core_dumps
-from segmint.operators.images import Pixels
-from segmint.operators.opt_out.opt_out import refuse_opted_out
-from segmint.operators.opt_out.refusals import DETAIL as LISTED
-from segmint.operators.opt_out.refusals import NO_LISTS, RefusalLists
+from segmint.operators.images import Pixels, released_prompts
+from segmint.operators.opt_out import DETAIL as LISTED
+from segmint.operators.opt_out import NO_LISTS, RefusalLists, refuse_opted_out
 from segmint.operators.prepare.deidentify import (
     DeidentifyConfig,
+    Entries,
+    LeftAlone,
+    LeftAloneRegion,
     Region,
     build_detectors,
     deidentify,
@@ -47,8 +49,7 @@ from segmint.operators.prepare.detector_process import (
 )
 from segmint.operators.prepare.detector_socket import DetectorProcessError
 from segmint.operators.prepare.ingest import IngestConfig, ingest, pixels_sha256
-from segmint.operators.prepare.left_alone import Entries, LeftAlone, LeftAloneRegion
-from segmint.operators.prepare.orientations import is_same
+from segmint.operators.prepare.mosaic import is_same
 from segmint.operators.prepare.read_image import ImageReader, checked_digest
 from segmint.operators.prepare.release import (
     CropLayers,
@@ -61,11 +62,9 @@ from segmint.operators.prepare.release import (
     resized,
 )
 from segmint.operators.prepare.released_search import ROUNDS, ResidualDetection, last_look, unconfirmed_entries
-from segmint.operators.prompts import released_prompts
 from segmint.operators.redactions import redacted_share
-from segmint.operators.rows import Row, faulted, gather, is_live, rejected, to_rows
-from segmint.operators.schemas import PREPARED, PROMPTED
-from segmint.operators.similar.hashes import jpeg_hashes
+from segmint.operators.rows import PREPARED, PROMPTED, Row, faulted, gather, is_live, rejected, to_rows
+from segmint.operators.similar.near import jpeg_hashes
 
 if TYPE_CHECKING:
     from segmint.model.detectors.detection import Detector

@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 from segmint.model.detectors.detection import Box, Detection, Detector, iou, lenient
 from segmint.operators.images import Pixels
 from segmint.operators.prepare.deidentify import CheckedDetector, Region, box_of, outline
-from segmint.operators.prepare.mosaic import mosaic_size
-from segmint.operators.prepare.orientations import is_same, search_orientations, search_turned
+from segmint.operators.prepare.mosaic import is_same, mosaic_size, search_orientations, search_turned
 from segmint.operators.prepare.release import ReleasedImage
 from segmint.operators.redactions import band_widths
 from segmint.operators.rows import Row
@@ -93,7 +92,7 @@ def search_released(
 ) -> list[ReleasedDetection]:
     """Search a row's released image, (H, W, 3) uint8 RGB, for faces or plates in each of `orientations`.
 
-    `row` must contain the sizes and regions of `segmint.operators.schemas.IMAGES`. The detector's errors propagate.
+    `row` must contain the sizes and regions of `segmint.operators.rows.IMAGES`. The detector's errors propagate.
     """
     height, width = image.shape[:2]
     regions = _regions(row)
@@ -252,7 +251,7 @@ def last_look(
     in the source, it may remain. At most `MOST_RESIDUAL` such detections remain; they are recorded, and all others are
     redacted.
 
-    `row` contains the sizes and regions of `segmint.operators.schemas.IMAGES`. `source`, (H, W, 3) uint8 RGB, is the
+    `row` contains the sizes and regions of `segmint.operators.rows.IMAGES`. `source`, (H, W, 3) uint8 RGB, is the
     image before redaction at any size. Raises the same errors as `CheckedDetector`.
     """
     size = released.width, released.height

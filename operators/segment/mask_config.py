@@ -1,6 +1,10 @@
-"""Configuration of the segment stage: its parts `masks` and `model`."""
+"""Configuration of the segment stage: its parts `masks` and `model`.
 
-from dataclasses import asdict
+Filter of masks that trace a redacted region instead of an object: the ellipse over a face, the box of a plate.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import (
@@ -14,10 +18,12 @@ from pydantic import (
     model_validator,
 )
 
-from segmint.infra.assets.known import AUTO, absolute_name
+from segmint.infra.assets import AUTO, absolute_name
 from segmint.infra.units import auto_or, validated
 from segmint.model.automatic.settings import MaskSettings, Profile
 from segmint.operators.prepare.release import CropLayers
+from segmint.operators.redactions import redactions
+from segmint.operators.rows import Row
 
 ARTIFACT_IOU = 0.8
 """Minimum IoU with a redacted region at which profile `sa1b` drops a mask.
@@ -177,6 +183,32 @@ class ModelConfig(BaseModel):
     """Number of torch's threads in one segment actor.
 
     `auto` is resolved on the machine that creates the dataset. If this machine's CPU runs the build, it is each actor's
-    share from `pipeline/building/dataset/cpu_actors.py`. If a cluster's CPUs run it, it is the number of this machine's
+    share from `pipeline/building/first_numerics.py`. If a cluster's CPUs run it, it is the number of this machine's
     physical cores. On a GPU, it is 1.
     """
+
+
+@dataclass(frozen=True)
+class RedactionArtifacts:
+    """Criterion that decides which masks are artifacts of de-identification."""
+
+    iou: float | None = None  # minimum IoU with a region; None: no mask is an artifact
+
+    def dropped(self, row: Row, columns: Mapping[str, Any]) -> dict[str, Any]:
+        """Return an image's columns `masks` and `funnel` without artifacts. `row` contains the keys of `PREPARED`.
+
+        The IoU used here equals the `redaction_iou` that would be written for the mask.
+        """
+        masks = columns["masks"]
+        if self.iou is None or not row["regions"] or not masks:
+            return dict(columns)
+        source, size = (row["source_height"], row["source_width"]), (row["height"], row["width"])
+        counts = [mask["segmentation"]["counts"] for mask in masks]
+        near = redactions(row["regions"], source, size, counts).iou
+        kept = [mask for mask, iou in zip(masks, near.tolist(), strict=True) if iou < self.iou]
+        funnel = {**columns["funnel"], "written": len(kept), "redaction_artifacts": len(masks) - len(kept)}
+        return {**columns, "masks": kept, "funnel": funnel}
+
+
+NO_ARTIFACTS = RedactionArtifacts()
+"""Criterion that drops no masks."""

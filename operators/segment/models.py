@@ -10,8 +10,7 @@ from segmint.infra.errors import UsageError
 from segmint.infra.log import get_logger
 from segmint.model.kernels.cpu.library import Kernels, reason, usable_kernels
 from segmint.model.sam.image_encoder_tinyvit import ImageEncoderTinyViT
-from segmint.model.sam.load import SamWeightsError, load_sam
-from segmint.model.sam.sam import Sam
+from segmint.model.sam.load import Sam, SamWeightsError, load_sam
 
 
 def cpu_kernels(device_type: str) -> Kernels | None:

@@ -149,7 +149,7 @@ def resolve_numerics(compute: Compute, model: ModelConfig, masks: MasksConfig, w
     - A batch contains several images, but the device is a CPU or there are crops.
     - The decoder's precision is fp16, but the encoder's isn't bf16.
     """
-    from segmint.model.sam.batch_encoder import CUDA_BATCH
+    from segmint.model.sam.load import CUDA_BATCH
 
     fix_products()
     on_gpu = compute.kind == "cuda"
@@ -264,7 +264,7 @@ def _of_cpu(compute: Compute, kernels: str) -> dict[str, Any]:
 def _of_gpu(compute: Compute, points_per_chunk: int) -> dict[str, Any]:
     import torch
 
-    from segmint.model.sam.gpu_attention import attention_kernels
+    from segmint.model.sam.image_encoder_vit import attention_kernels
 
     cudnn: Any = torch.backends.cudnn  # its functions are untyped
     return {

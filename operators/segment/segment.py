@@ -15,22 +15,19 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from segmint.catalogs.reasons import Reason, RejectedError
-from segmint.infra.assets.cache import sha256_of
-from segmint.infra.assets.resolve import resolve
-from segmint.infra.deadline import Deadline
+from segmint.catalogs.findings import Reason, RejectedError
+from segmint.infra.assets import resolve, sha256_of
 from segmint.infra.device import device_failure, fix_products
 from segmint.infra.errors import UsageError
 from segmint.infra.peak import measure_peak
-from segmint.infra.stopping import outlive_signals
+from segmint.infra.stopping import Deadline, outlive_signals
 from segmint.infra.storage.storage import Storage
 from segmint.model.automatic.settings import MaskSettings
 from segmint.model.kernels.cpu.library import kernels_named, reason
 from segmint.operators.child import is_out_of_memory
 from segmint.operators.images import Pixels, decode_jpeg
-from segmint.operators.rows import Row, carried, gather, is_live, judged, to_rows
-from segmint.operators.schemas import MASKS_PER_IMAGE_LIMIT, SEGMENTED
-from segmint.operators.segment.artifacts import NO_ARTIFACTS, RedactionArtifacts
+from segmint.operators.rows import MASKS_PER_IMAGE_LIMIT, SEGMENTED, Row, carried, gather, is_live, judged, to_rows
+from segmint.operators.segment.mask_config import NO_ARTIFACTS, RedactionArtifacts
 from segmint.operators.segment.numerics import (
     SEGMENTER,
     MixedNumericsError,
@@ -44,7 +41,7 @@ from segmint.operators.segment.overlap import HostThreads, OverlappedStages
 if TYPE_CHECKING:
     from segmint.infra.row_ledger import BlockEntry, RowLedger
     from segmint.model.automatic.generator import MaskGenerator, RawMasks
-    from segmint.model.automatic.records import GeneratedMasks, MaskRecord
+    from segmint.model.automatic.rle import GeneratedMasks, MaskRecord
 
 
 SWITCH_INTERVAL_S = 1e-4
@@ -120,11 +117,11 @@ def load_generator(settings: SegmentSettings) -> "MaskGenerator":
 
     Raises `MixedNumericsError` if this process can't produce the same bits as the process that started the dataset.
     """
+    from segmint.model.automatic.device_crops import KernelError
+    from segmint.model.automatic.device_stream import check_other_kernels
     from segmint.model.automatic.generator import MaskGenerator
-    from segmint.model.automatic.on_device.crops import KernelError
-    from segmint.model.automatic.on_device.kernel_check import check_other_kernels
     from segmint.model.device import CaptureError
-    from segmint.model.sam.batch_encoder import CompilationError
+    from segmint.model.sam.load import CompilationError
     from segmint.model.sam.predictor import Predictor
     from segmint.operators.segment.models import load_model
 

@@ -1,4 +1,7 @@
-"""Masks that a segmenter found in an image: checks, filters, and conversion to the columns of a row."""
+"""Masks that a segmenter found in an image: checks, filters, and conversion to the columns of a row.
+
+Filters of a segmenter's masks, as the configuration sets them.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Self
@@ -11,11 +14,33 @@ from segmint.infra.errors import SegmintError
 from segmint.model.automatic import rle
 from segmint.operators.annotations.image import UnreadableMaskError, checked_rle
 from segmint.operators.custom.contract import Mask
-from segmint.operators.rows import Row
-from segmint.operators.schemas import FUNNEL_STEPS, IMPORT, PLAUSIBLE_IOU
-from segmint.operators.segment.artifacts import RedactionArtifacts
+from segmint.operators.rows import FUNNEL_STEPS, IMPORT, PLAUSIBLE_IOU, Row
+from segmint.operators.segment.mask_config import RedactionArtifacts
 from segmint.operators.segment.segment import check_count
-from segmint.operators.segmenter.filters import MaskFilters
+
+
+class MaskFilters(BaseModel):
+    """Filters that are applied to a segmenter's masks in this order. All of them are off by default.
+
+    The filters are those of SAM's masks with the same purpose, except for the filter at the edges of crops. Areas are
+    in pixels of the released image.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    min_score: float | None = None
+    """Drop masks whose score is lower. Masks without a score stay."""
+    min_area: int | None = Field(default=None, ge=1)
+    """Drop masks with fewer pixels."""
+    max_area_ratio: float | None = Field(default=None, gt=0, le=1)
+    """Drop masks that cover at least this share of the image."""
+    nms_iou: float | None = Field(default=None, ge=0, le=1)
+    """Drop a mask if the IoU of its box with the box of a mask with a higher score exceeds this value. Masks without a
+    score come last, and masks with equal scores count in their order. The masks that stay are sorted by their score."""
+    cleanup_area: int | None = Field(default=None, ge=1)
+    """Fill holes and remove islands of fewer pixels. A mask that consists only of such islands is dropped."""
+    drop_redaction_artifacts: float | None = Field(default=None, gt=0, le=1)
+    """Drop masks whose IoU with a redacted region is at least this value."""
 
 
 class MaskError(SegmintError):
@@ -157,7 +182,7 @@ def _passes_area(area: int, filters: MaskFilters, size: tuple[int, int]) -> bool
 
 def _suppressed(found: Sequence[Row], threshold: float) -> list[Row]:
     """Suppress masks by the IoU of their boxes, as between SAM's masks."""
-    from segmint.model.automatic.nms import nms  # imports torch
+    from segmint.model.automatic.candidates import nms  # imports torch
 
     boxes = np.array([each["bbox"] for each in found], np.int64).reshape(-1, 4)
     boxes[:, 2:] += boxes[:, :2]
@@ -167,9 +192,8 @@ def _suppressed(found: Sequence[Row], threshold: float) -> list[Row]:
 
 def _cleaned(found: Sequence[Row], area: int, steps: dict[str, int]) -> Iterator[Row]:
     """Clean masks as SAM's are cleaned in the profile `sa1b`, and count what changed in `steps`."""
-    from segmint.model.automatic.boxes import box_of  # imports torch
-    from segmint.model.automatic.candidates import MaskPatch
-    from segmint.model.automatic.cleanup import clean_patch
+    from segmint.model.automatic.candidates import MaskPatch, clean_patch
+    from segmint.model.automatic.crops import box_of  # imports torch
 
     for each in found:
         height, width = each["segmentation"]["size"]

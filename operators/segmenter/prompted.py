@@ -9,17 +9,15 @@ import numpy as np
 from torch import Tensor
 
 from segmint.catalogs.dataset.mask_labels import MODEL
+from segmint.catalogs.findings import Reason, RejectedError
 from segmint.catalogs.layout import canonical_json
-from segmint.catalogs.reasons import Reason, RejectedError
-from segmint.infra.assets.cache import sha256_of
-from segmint.infra.assets.known import known_license
-from segmint.infra.assets.resolve import resolve
+from segmint.infra.assets import known_license, resolve, sha256_of
 from segmint.infra.device import resolve_compute
 from segmint.infra.errors import UsageError
 from segmint.model.automatic import rle
 from segmint.model.sam.predictor import Embedding, Predictor, PromptMasks
 from segmint.operators.custom.contract import Mask, StageRow
-from segmint.operators.schemas import IMPORT, MASKS_PER_IMAGE_LIMIT
+from segmint.operators.rows import IMPORT, MASKS_PER_IMAGE_LIMIT
 from segmint.operators.segment.models import load_model
 
 _BATCH = 64  # prompts that are decoded together

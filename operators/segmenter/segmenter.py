@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from segmint.catalogs.reasons import Reason, RejectedError
+from segmint.catalogs.findings import Reason, RejectedError
 from segmint.infra.uris import redact
-from segmint.operators.custom.contract import Mask, StageContractError, StageRow
-from segmint.operators.custom.load import StageSpec
+from segmint.operators.custom.contract import Mask, StageContractError, StageRow, StageSpec
 from segmint.operators.custom.stage import (
     CustomAlone,
     CustomStage,
@@ -22,11 +21,9 @@ from segmint.operators.custom.stage import (
     stage_rows,
     with_verdicts,
 )
-from segmint.operators.rows import carried, to_table
-from segmint.operators.schemas import SEGMENTED
+from segmint.operators.rows import SEGMENTED, carried, to_table
 from segmint.operators.segment.numerics import Numerics, check_release_numerics
-from segmint.operators.segmenter.filters import MaskFilters
-from segmint.operators.segmenter.found_masks import added_columns, found_columns
+from segmint.operators.segmenter.found_masks import MaskFilters, added_columns, found_columns
 
 if TYPE_CHECKING:
     from segmint.infra.row_ledger import BlockEntry, RowLedger

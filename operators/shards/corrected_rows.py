@@ -6,16 +6,15 @@ from dataclasses import asdict
 
 from segmint.catalogs.dataset.regions import WantedRegion
 from segmint.catalogs.layout import DamagedDatasetError
-from segmint.catalogs.stages import STAGE_PREFIX, STAGE_SHA256
-from segmint.operators.decoding import JpegDecoder, UndecodableError
+from segmint.catalogs.lineage import STAGE_PREFIX, STAGE_SHA256
 from segmint.operators.describe import redaction_columns
-from segmint.operators.images import Pixels, decode_jpeg
+from segmint.operators.images import JpegDecoder, Pixels, UndecodableError, decode_jpeg
 from segmint.operators.prepare.deidentify import Region
 from segmint.operators.prepare.mosaic import rectangle, redact_patches
 from segmint.operators.prepare.release import ReleaseConfig, release
 from segmint.operators.redactions import MANUAL, redacted_share
 from segmint.operators.rows import Row
-from segmint.operators.similar.hashes import jpeg_hashes
+from segmint.operators.similar.near import jpeg_hashes
 
 
 def redact_row(row: Row, wanted: Sequence[WantedRegion], config: ReleaseConfig) -> Row:

@@ -11,16 +11,14 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from segmint.catalogs.dataset.commits import Commit
-from segmint.catalogs.dataset.fingerprints import by_image, read_fingerprints
-from segmint.catalogs.dataset.tombstones import read_tombstones
+from segmint.catalogs.dataset.tombstones import by_image, read_fingerprints, read_tombstones
 from segmint.catalogs.layout import DamagedDatasetError, image_stem
 from segmint.infra.progress import track
+from segmint.infra.stopping import map_ahead
 from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
-from segmint.infra.threads import map_ahead
-from segmint.operators.schemas import IMAGES
-from segmint.operators.similar.hashes import FRAME, HASHES, NO_HASH
-from segmint.operators.similar.near import Hashes
+from segmint.operators.rows import IMAGES
+from segmint.operators.similar.near import FRAME, HASHES, NO_HASH, Hashes
 
 BITS = 4
 """Maximum number of bits (of 64) in which a near copy's hash differs from a hash of the removed picture."""

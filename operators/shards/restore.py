@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 
 from segmint.catalogs.dataset.commits import Commit, CommitLog, FileEntry
-from segmint.catalogs.dataset.handle import DatasetHandle
+from segmint.catalogs.dataset.manifest import DatasetHandle
 from segmint.catalogs.dataset.mask_labels import MASK_LABEL
 from segmint.catalogs.layout import (
     ANNOTATION_COLUMNS,
@@ -28,20 +28,20 @@ from segmint.infra.storage.location import Location
 from segmint.infra.tars import BadTarError
 from segmint.infra.wording import counted
 from segmint.operators.describe import describe_mask, redaction_columns
-from segmint.operators.rows import Row
-from segmint.operators.schemas import AUTOMATIC, SCHEMAS
-from segmint.operators.shards.committed_rows import (
+from segmint.operators.rows import AUTOMATIC, SCHEMAS, Row
+from segmint.operators.shards.put import ShardFiles, build_files_of, named_files, put_again
+from segmint.operators.shards.revise import (
+    apply_later_changes,
+    apply_tombstones,
     committed_rows,
     read_committed_rows,
     read_shard_table,
     read_tables,
     stage_columns,
     tar_members,
+    with_latest_commit,
 )
-from segmint.operators.shards.files import ShardFiles, build_files_of
-from segmint.operators.shards.put import named_files, put_again
-from segmint.operators.shards.revise import apply_later_changes, apply_tombstones, with_latest_commit
-from segmint.operators.shards.submitted_masks import submitted_columns
+from segmint.operators.shards.submission_fit import submitted_columns
 from segmint.operators.shards.write import ShardResult, ShardTask, faults, iter_rows, shard_table
 
 

@@ -14,12 +14,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from segmint.catalogs.dataset.commits import REJECTED, Commit
-from segmint.catalogs.dataset.handle import DatasetHandle
-from segmint.catalogs.reasons import DELIBERATE_REASONS, Reason
+from segmint.catalogs.dataset.manifest import DatasetHandle
+from segmint.catalogs.findings import DELIBERATE_REASONS, Reason
 from segmint.infra.errors import SegmintError
 from segmint.operators.rows import Row, named
-from segmint.operators.shards.files import build_files_of
-from segmint.operators.shards.put import LostRaceError, delete_unnamed, named_files, put_commit, put_files, reserve
+from segmint.operators.shards.put import (
+    LostRaceError,
+    build_files_of,
+    delete_unnamed,
+    named_files,
+    put_commit,
+    put_files,
+    reserve,
+)
 from segmint.operators.shards.revise import apply_later_changes, finish_dead_writers, is_removed, revise_shard
 
 MIN_ROWS_FOR_RATIO = 100

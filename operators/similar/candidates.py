@@ -10,9 +10,20 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from segmint.infra.scratch import ScratchFolder
-from segmint.operators.similar.hashes import MIRROR, NO_HASH, VIEWS
-from segmint.operators.similar.near import Hashes, Positions, near_pairs
-from segmint.operators.similar.partitions import Partitions, append, borders, mapped, mapped_zeros, sampled
+from segmint.operators.similar.near import (
+    MIRROR,
+    NO_HASH,
+    VIEWS,
+    Hashes,
+    Partitions,
+    Positions,
+    append,
+    borders,
+    mapped,
+    mapped_zeros,
+    near_pairs,
+    sampled,
+)
 
 MANY = 64
 """Maximum number of pairs that a value's entries may form with entries of near values and still be listed."""

@@ -12,10 +12,18 @@ from scipy.sparse.csgraph import connected_components
 
 from segmint.infra.scratch import ScratchFolder
 from segmint.operators.similar.candidates import NO_CROWD, SimilarHashes, comparable, find_candidates
-from segmint.operators.similar.confirm import THRESHOLDS, Confirmer, Thresholds, Thumbnails
-from segmint.operators.similar.hashes import VIEWS
-from segmint.operators.similar.near import Hashes, Positions
-from segmint.operators.similar.partitions import Partitions, borders, sampled
+from segmint.operators.similar.near import (
+    THRESHOLDS,
+    VIEWS,
+    Confirmer,
+    Hashes,
+    Partitions,
+    Positions,
+    Thresholds,
+    Thumbnails,
+    borders,
+    sampled,
+)
 
 CHUNK_ROWS = 1 << 20  # number of rows in one chunk
 _ROUNDING = 0.002  # maximum rounding error of products of float16 unit vectors

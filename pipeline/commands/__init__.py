@@ -1,1 +1,1 @@
-"""The command line, one file per command, in the same groups as `segmint --help`."""
+"""The command line, one file per group of commands."""

@@ -7,9 +7,17 @@ from typing import Annotated, Literal
 import typer
 
 from segmint.infra.errors import SegmintError, UsageError
-from segmint.pipeline.commands.common.arguments import AsJson, Config, storage_of
-from segmint.pipeline.commands.common.console import exit_unless_clean, guarded, print_json, print_line, print_result
-from segmint.pipeline.commands.common.extras import needs
+from segmint.pipeline.commands.console import (
+    AsJson,
+    Config,
+    exit_unless_clean,
+    guarded,
+    needs,
+    print_json,
+    print_line,
+    print_result,
+    storage_of,
+)
 
 app = typer.Typer(name="assets", help="List, download, verify, and export weight files.", no_args_is_help=True)
 
@@ -21,8 +29,7 @@ def list_assets(as_json: AsJson = False) -> None:
 
     Shows the path of a verified copy of each, if there is one.
     """
-    from segmint.infra.assets.known import ASSETS
-    from segmint.infra.assets.resolve import locate
+    from segmint.infra.assets import ASSETS, locate
 
     found = [(asset, locate(asset.name)) for asset in ASSETS.values()]
     if as_json:
@@ -50,8 +57,7 @@ def fetch(
     as_json: AsJson = False,
 ) -> None:
     """Fetch weight files into the cache and check their hashes."""
-    from segmint.infra.assets.known import AssetError
-    from segmint.infra.assets.resolve import resolve
+    from segmint.infra.assets import AssetError, resolve
 
     try:
         paths = {name: resolve(_known(name), mirror=mirror) for name in names}
@@ -77,10 +83,8 @@ def verify(
 
     Checks the named files, or all on this machine.
     """
-    from segmint.infra.assets.cache import cache_folder
-    from segmint.infra.assets.cache import verify as verify_file
-    from segmint.infra.assets.known import ASSETS, AssetError
-    from segmint.infra.assets.resolve import locate
+    from segmint.infra.assets import ASSETS, AssetError, cache_folder, locate
+    from segmint.infra.assets import verify as verify_file
 
     verified: dict[str, Path] = {}
     wrong: list[str] = []
@@ -145,7 +149,7 @@ def export_onnx(
 
 
 def _known(name: str) -> str:
-    from segmint.infra.assets.known import ASSETS
+    from segmint.infra.assets import ASSETS
 
     if name not in ASSETS:
         raise UsageError(f"{name!r} is not a known weight file: expected one of {', '.join(ASSETS)}")

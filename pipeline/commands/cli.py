@@ -1,4 +1,4 @@
-"""Command line: assembles the commands, one file per command in `commands/`.
+"""Command line: assembles the commands of the other files in `commands/`.
 
 A command's module is only imported when the command runs or shows its help. Heavy modules are only imported when the
 command runs, so that help appears immediately.
@@ -18,7 +18,7 @@ import typer.main
 
 from segmint.infra.device import fix_products
 from segmint.infra.stopping import is_stopping, stop_on_signals
-from segmint.pipeline.commands.common.console import DEBUG_VARIABLE, print_json, print_line
+from segmint.pipeline.commands.console import DEBUG_VARIABLE, print_json, print_line
 
 
 class CommandPlace(NamedTuple):
@@ -31,50 +31,42 @@ class CommandPlace(NamedTuple):
 
 PANELS = {
     "Build": {
-        "init": CommandPlace("building.init", "init", "Write a commented configuration for `segmint build`."),
-        "catalog": CommandPlace("building.catalog", "app", "Create, check, and curate catalogs of licensed images."),
-        "plan": CommandPlace("building.plan", "plan", "Estimate the images, hours, and cost of a build."),
-        "build": CommandPlace("building.build", "build", "Build a dataset, or resume a build."),
-        "status": CommandPlace("building.status", "status", "Show the progress of builds."),
-        "demo": CommandPlace("building.demo", "demo", "Build a small dataset of photographs, and draw its masks."),
+        "init": CommandPlace("building", "init", "Write a commented configuration for `segmint build`."),
+        "catalog": CommandPlace("catalog", "app", "Create, check, and curate catalogs of licensed images."),
+        "plan": CommandPlace("building", "plan", "Estimate the images, hours, and cost of a build."),
+        "build": CommandPlace("building", "build", "Build a dataset, or resume a build."),
+        "status": CommandPlace("building", "status", "Show the progress of builds."),
+        "demo": CommandPlace("building", "demo", "Build a small dataset of photographs, and draw its masks."),
         "masks": CommandPlace("masks", "masks", "Make masks for photographs."),
         "assets": CommandPlace("assets", "app", "List, download, verify, and export weight files."),
     },
     "Inspect": {
-        "audit": CommandPlace("quality.audit", "audit", "Check the files, licenses, and privacy of a dataset."),
-        "report": CommandPlace("quality.report", "report", "Write a page, a dataset card, and statistics."),
-        "view": CommandPlace("quality.view", "view", "Browse a dataset's images and masks in a web browser."),
-        "study": CommandPlace("quality.study", "app", "Have people judge a sample of images, and score the results."),
-        "verify": CommandPlace("quality.versions", "verify", "Compare every byte with the recorded version."),
-        "sign": CommandPlace("quality.versions", "sign", "Sign a recorded version's digest and list of files."),
-        "diff": CommandPlace("quality.versions", "diff", "Show what changed between two versions or datasets."),
+        "audit": CommandPlace("quality", "audit", "Check the files, licenses, and privacy of a dataset."),
+        "report": CommandPlace("quality", "report", "Write a page, a dataset card, and statistics."),
+        "view": CommandPlace("quality", "view", "Browse a dataset's images and masks in a web browser."),
+        "study": CommandPlace("engine", "study_app", "Have people judge a sample of images, and score the results."),
+        "verify": CommandPlace("quality", "verify", "Compare every byte with the recorded version."),
+        "sign": CommandPlace("quality", "sign", "Sign a recorded version's digest and list of files."),
+        "diff": CommandPlace("quality", "diff", "Show what changed between two versions or datasets."),
     },
     "Correct": {
-        "takedown": CommandPlace(
-            "corrections.takedown", "takedown", "Remove images permanently, or prove that they're gone."
-        ),
-        "redact": CommandPlace(
-            "corrections.redact", "redact", "Redact more regions, or prove that former JPEGs are gone."
-        ),
-        "amend": CommandPlace("corrections.amend", "amend", "Correct the credits and countries of images."),
-        "import": CommandPlace("corrections.imports", "import_", "Import masks from a file or another dataset."),
-        "apply": CommandPlace(
-            "corrections.apply", "apply", "Make masks in a finished dataset, or add a column of a stage."
-        ),
-        "label": CommandPlace("corrections.label", "label", "Label masks from a vocabulary with CLIP."),
-        "merge": CommandPlace("corrections.merge", "merge", "Merge annotators' submissions into the dataset's tables."),
-        "repair": CommandPlace(
-            "corrections.repair", "repair", "Restore missing or damaged files to their committed bytes."
-        ),
+        "takedown": CommandPlace("corrections", "takedown", "Remove images permanently, or prove that they're gone."),
+        "redact": CommandPlace("corrections", "redact", "Redact more regions, or prove that former JPEGs are gone."),
+        "amend": CommandPlace("corrections", "amend", "Correct the credits and countries of images."),
+        "import": CommandPlace("corrections", "import_", "Import masks from a file or another dataset."),
+        "apply": CommandPlace("corrections", "apply", "Make masks in a finished dataset, or add a column of a stage."),
+        "label": CommandPlace("corrections", "label", "Label masks from a vocabulary with CLIP."),
+        "merge": CommandPlace("corrections", "merge", "Merge annotators' submissions into the dataset's tables."),
+        "repair": CommandPlace("corrections", "repair", "Restore missing or damaged files to their committed bytes."),
     },
     "Export": {
-        "select": CommandPlace("select", "select", "Select images of a dataset, and pin them in a file for --select."),
+        "select": CommandPlace("export", "select", "Select images of a dataset, and pin them in a file for --select."),
         "export": CommandPlace("export", "export", "Export a dataset's images and masks for other tools."),
     },
     "Annotate and train": {
-        "annotate": CommandPlace("engine.annotate", "annotate", "Make, correct, or rate masks in a web browser."),
-        "evaluate": CommandPlace("engine.evaluate", "app", "Evaluate weights against masks that people made."),
-        "train": CommandPlace("engine.train", "train", "Train SAM or an object detector, or resume a run."),
+        "annotate": CommandPlace("engine", "annotate", "Make, correct, or rate masks in a web browser."),
+        "evaluate": CommandPlace("engine", "app", "Evaluate weights against masks that people made."),
+        "train": CommandPlace("engine", "train", "Train SAM or an object detector, or resume a run."),
     },
 }
 """Commands in display order, grouped by their panel in `segmint --help`."""

@@ -1,12 +1,25 @@
-"""`segmint export`: write a dataset in the formats of other tools."""
+"""Commands that hand out a dataset: `select` and `export`.
+
+`segmint export`: write a dataset in the formats of other tools.
+
+`segmint select`: pin a subset of a dataset in a file.
+"""
 
 from typing import Annotated
 
 import typer
 
-from segmint.catalogs.shard_ranges import parse_shards
-from segmint.pipeline.commands.common.arguments import AsJson, Config, Dataset, Select, storage_of
-from segmint.pipeline.commands.common.console import guarded, print_result
+from segmint.catalogs.layout import parse_shards
+from segmint.pipeline.commands.console import (
+    AsJson,
+    Config,
+    Dataset,
+    Select,
+    guarded,
+    print_next,
+    print_result,
+    storage_of,
+)
 from segmint.pipeline.export.formats import Format, Level
 
 
@@ -42,3 +55,22 @@ def export(
     options = ExportOptions(format, span, sample, seed, not no_images, names, select, level)
     exported = export_dataset(Location(storage, dataset), options, Location(storage, output))
     print_result(exported, as_json)
+
+
+@guarded
+def select(
+    dataset: Dataset,
+    condition: Annotated[
+        str, typer.Argument(metavar="SQL", help="Condition over the columns of `images`, as in \"country = 'US'\".")
+    ],
+    output: Annotated[str, typer.Option("-o", "--output", metavar="FILE", help="File to write, such as subset.json.")],
+    config: Config = None,
+    as_json: AsJson = False,
+) -> None:
+    """Select images of a dataset, and pin them in a file for --select."""
+    from segmint.infra.storage.location import Location
+    from segmint.pipeline.export.export import select_images
+
+    storage = storage_of(config)
+    print_result(select_images(Location(storage, dataset), condition, Location(storage, output)), as_json)
+    print_next(as_json, "export", dataset, "--select", output, "--format", "coco", "-o", "OUT")

@@ -8,25 +8,25 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from segmint.infra.assets.known import AUTO
+from segmint.infra.assets import AUTO
 from segmint.infra.errors import UsageError
 from segmint.infra.progress import Progress
 from segmint.infra.wording import counted, duration, is_terminal, listed
-from segmint.pipeline.commands.common.arguments import Device, YoloNames
-from segmint.pipeline.commands.common.console import (
+from segmint.pipeline.commands.console import (
+    Device,
+    YoloNames,
     exit_unless_clean,
     guarded,
     print_json,
     print_line,
     print_message,
     printable,
+    require,
 )
-from segmint.pipeline.commands.common.extras import require
 
 if TYPE_CHECKING:
-    from segmint.pipeline.masks.estimate import Work
     from segmint.pipeline.masks.options import MasksOptions
-    from segmint.pipeline.masks.run import ImageResult, MasksPlan
+    from segmint.pipeline.masks.run import ImageResult, MasksPlan, Work
 
 
 Profile = Literal["sa1b", "official", "sam2"]
@@ -126,7 +126,7 @@ def masks(
     By default, makes all masks. With points or boxes, makes only the prompted ones.
     """
     from segmint.infra.storage.storage import Storage
-    from segmint.pipeline.masks.boxes import read_boxes
+    from segmint.pipeline.masks.images import read_boxes
     from segmint.pipeline.masks.options import (
         MasksOptions,
         masks_config,
@@ -171,9 +171,9 @@ def masks(
 
 def open_masks(planned: "MasksPlan", results: "list[ImageResult]", images: list[str]) -> None:
     """Open the viewer for the photographs that have masks, or for the whole folder if it also contains the masks."""
-    from segmint.pipeline.commands.common.folder import photographs_to_view
-    from segmint.pipeline.commands.quality.view import show_dataset, show_folder
-    from segmint.pipeline.corrections.folder.images import is_photograph_folder
+    from segmint.pipeline.commands.folder import photographs_to_view
+    from segmint.pipeline.commands.quality import show_dataset, show_folder
+    from segmint.pipeline.corrections.folder import is_photograph_folder
 
     is_flat = planned.outputs.next_to and all("/" not in task.image.place for task in planned.outputs.tasks)
     if is_flat and len(images) == 1 and is_photograph_folder(images[0]):

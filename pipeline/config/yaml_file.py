@@ -1,10 +1,21 @@
-"""YAML configuration files: parsing with line numbers, overrides, and validation with locations."""
+"""YAML configuration files: parsing with line numbers, overrides, problems with their locations, and the template.
 
+YAML configuration files: parsing with line numbers, overrides, and validation with locations.
+
+Parsed configuration documents, and validation problems as readable messages with key, location, and example.
+
+Template of the configuration that `segmint init` writes: required keys, and the most frequently changed ones.
+"""
+
+import datetime
+import difflib
 import re
-from collections.abc import Iterable, Iterator
+import types
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -14,8 +25,233 @@ from segmint.infra.storage.errors import ObjectTooLargeError
 from segmint.infra.storage.storage import Storage
 from segmint.infra.storage.stores import check_size
 from segmint.infra.uris import redact
-from segmint.infra.wording import counted
-from segmint.pipeline.config.problems import SHOWN, ConfigProblem, Document, Key, dotted, plain_types, problems_of
+from segmint.infra.wording import counted, listed, number
+
+Key = tuple[str | int, ...]
+
+
+SHOWN = 100
+"""Maximum number of problems that a report lists."""
+
+
+@dataclass(frozen=True)
+class ConfigProblem:
+    """Problem with a key: its dotted name, its location ("build.yaml:12"), and the expected value."""
+
+    key: str
+    where: str
+    message: str
+
+
+@dataclass
+class Document:
+    """A parsed configuration: plain values, and the location of each key."""
+
+    data: dict[str, Any]
+    places: dict[Key, str]
+    source: str
+
+    def place(self, key: Key) -> str:
+        """Return the location of a key. If the key is absent, return the location of its nearest enclosing key."""
+        while key and key not in self.places:
+            key = key[:-1]
+        return self.places.get(key, self.source)
+
+
+def dotted(key: Key) -> str:
+    """Format a key as for `--set`, such as masks.points_per_side.
+
+    Quote parts that contain dots; format indexes as [0].
+    """
+    text = ""
+    for part in key:
+        if isinstance(part, int):
+            text += f"[{part}]"
+        else:
+            text += ("." if text else "") + (f'"{part}"' if "." in part else part)
+    return text or "the configuration"
+
+
+_EXAMPLES = {
+    "name": "the dataset's name, such as street-2026",
+    "catalog": "the path or URI of a Parquet, JSON Lines, or CSV file, or of a folder/ of Parquet files",
+    "output": "the path or URI of a folder",
+    "license": "such as {allow: [CC0-1.0, CC-BY-4.0]}",
+    "license.allow": "a list of SPDX identifiers or LicenseRef-…",
+}
+"""Descriptions of required keys, shown if they are missing."""
+
+_LISTS = {
+    "license.allow": "[CC-BY-4.0]",
+    "curate.scorers": "[{name: sharpness, file: sharpness.pt, sha256: …, min: 0.5}]",
+    "stages": "[{stage: blur.Blur, after: prepare}]",
+    "datasets": "[{uri: out/street}]",
+}
+"""Example values of keys that take a list."""
+
+_KINDS = {
+    "bool": "true or false",
+    "date": "a date, such as 2026-03-31",
+    "float": "a number",
+    "int": "a whole number",
+}
+"""Expected values, by the prefix of pydantic's error type."""
+
+_BOUNDS = {
+    "greater_than": ("gt", "more than"),
+    "greater_than_equal": ("ge", "at least"),
+    "less_than": ("lt", "less than"),
+    "less_than_equal": ("le", "at most"),
+}
+_EMPTY = {"string_too_short": "non-empty text", "too_short": "a non-empty list"}
+_BELOW = ("dataclass_type", "dict_type", "mapping_type", "model_attributes_type", "model_type")
+
+
+def problems_of(error: ValidationError, document: Document, model: type[BaseModel]) -> list[ConfigProblem]:
+    """Return the problems that pydantic found, one per key."""
+    found: dict[str, ConfigProblem] = {}
+    for detail in error.errors(include_url=False):
+        if detail["type"] == "too_short" and detail["input"] and not detail["ctx"]["actual_length"]:
+            continue  # pydantic reports each item separately
+        key = _existing(detail["loc"], document.data, missing=detail["type"] == "missing")
+        name = dotted(key)
+        message = _message(detail, key, model) if len(found) < SHOWN else "is invalid"  # a message may take 1 ms
+        if name in found:  # pydantic reports each member of a union; combine what they expect
+            message = f"{found[name].message}; or {message.rpartition(': ')[2]}"
+        found[name] = ConfigProblem(name, document.place(key), message)
+    return list(found.values())
+
+
+def _message(detail: Any, key: Key, model: type[BaseModel]) -> str:
+    if detail["type"] == "missing":
+        return f"is missing{_describe(model, key)}"
+    if detail["type"] == "extra_forbidden":
+        names = _fields(model, key[:-1])
+        return f"is not a configuration key: {_advice(model, key, names)}"
+    text = _expected(detail, key, model)
+    # A storage option may be a secret, so don't show its value.
+    if key[:1] == ("storage",):
+        return f"is invalid: {text}"
+    return f"is {_shown(detail['input'])}: {text}"
+
+
+def _advice(model: type[BaseModel], key: Key, names: list[str]) -> str:
+    """Suggest the key that the user probably meant by an unknown key."""
+    name = str(key[-1])
+    above = [part for part in model.model_fields if name in _fields(model, (part,))]
+    if above:  # the user may have uncommented a key in the template, but not its parent
+        return f"{name} belongs under {' or '.join(f'{part}:' for part in above)}"
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    if close:
+        return f"did you mean {close[0]}?"
+    return f"expected one of {', '.join(sorted(names))}"
+
+
+def _expected(detail: Any, key: Key, model: type[BaseModel]) -> str:
+    """Describe the expected value without Python terms."""
+    kind, given = detail["type"], detail["input"]
+    if kind in _BOUNDS:
+        name, words = _BOUNDS[kind]
+        return f"expected {words} {number(detail['ctx'][name])}"
+    if kind in ("tuple_type", "list_type"):
+        return f"expected a list, such as {_LISTS.get(dotted(key), '[a, b]')}"
+    if kind in _EMPTY:
+        return f"expected {_EMPTY[kind]}"
+    if kind in _BELOW:
+        names = _fields(model, key)
+        if names:
+            return f"expected keys and values under it, such as {listed(names[:3])}"
+        return "expected keys and values"
+    if kind == "string_type":
+        if given is None or isinstance(given, list | dict):
+            return "expected text"
+        return "expected text, in quotes"
+    if kind.partition("_")[0] in _KINDS:
+        return f"expected {_KINDS[kind.partition('_')[0]]}"
+    text = str(detail["msg"]).removeprefix("Value error, ").replace("Input should be", "expected", 1)
+    if "expected" in text or kind == "value_error":
+        return text
+    return f"expected: {text}"
+
+
+def _describe(model: type[BaseModel], key: Key) -> str:
+    owner = _owner(model, key[:-1])
+    field = owner.model_fields.get(str(key[-1])) if owner else None
+    example = (field.description if field else None) or _EXAMPLES.get(dotted(key))
+    if example:
+        return f": expected {example}"
+    return ""
+
+
+def _shown(value: Any) -> str:
+    """Return a value in YAML notation, truncated to one line."""
+    words = {None: "null", True: "true", False: "false"}
+    shown = str(value) if isinstance(value, datetime.date) else repr(value)
+    text = words[value] if value is None or isinstance(value, bool) else redact(shown)
+    if len(text) <= 60:
+        return text
+    return f"{text[:57]}..."
+
+
+def _existing(loc: tuple[str | int, ...], data: Any, *, missing: bool) -> Key:
+    """Return the part of pydantic's location that exists in the document. Drop the names of union members."""
+    key: list[str | int] = []
+    for position, part in enumerate(loc):
+        inside = (isinstance(data, Mapping) and part in data) or (
+            isinstance(data, list | tuple) and isinstance(part, int) and part < len(data)
+        )
+        if not inside:
+            if missing and position == len(loc) - 1:
+                key.append(part)
+            break
+        key.append(part)
+        data = data[part]
+    return tuple(key)
+
+
+def plain_types(model: type[BaseModel], key: Key) -> set[Any]:
+    """Return the plain types of a key, or an empty set if the key is unknown or accepts anything."""
+    *above, last = key
+    owner = _owner(model, tuple(above))
+    field = owner.model_fields.get(str(last)) if owner else None
+    if field:
+        return set(_members(field.annotation))
+    return set()
+
+
+def _fields(model: type[BaseModel], key: Key) -> list[str]:
+    owner = _owner(model, key)
+    if owner:
+        return list(owner.model_fields)
+    return []
+
+
+def _owner(model: type[BaseModel], key: Key) -> type[BaseModel] | None:
+    owner: type[BaseModel] | None = model
+    for part in key:
+        if isinstance(part, int):  # a list index; the list's key has already selected the model of its items
+            continue
+        field = owner.model_fields.get(part) if owner else None
+        members = _members(_item(field.annotation)) if field else []
+        owner = next((member for member in members if isinstance(member, type) and issubclass(member, BaseModel)), None)
+    return owner
+
+
+def _item(annotation: Any) -> Any:
+    """Return the item type of a list, or any other annotation unchanged."""
+    if get_origin(annotation) in (list, tuple):
+        return get_args(annotation)[0]
+    return annotation
+
+
+def _members(annotation: Any) -> list[Any]:
+    origin = get_origin(annotation)
+    if origin is Annotated:
+        return _members(get_args(annotation)[0])
+    if origin in (Union, types.UnionType):
+        return [inner for member in get_args(annotation) for inner in _members(member)]
+    return [annotation]
+
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -269,3 +505,86 @@ def _leaves(tree: Any, above: Key = ()) -> Iterator[tuple[dict[Any, Any], Key]]:
                 yield from _leaves(value, (*above, key))
         elif isinstance(tree, dict):
             yield tree, (*above, key)
+
+
+_TEMPLATE_TEXT = """\
+# segmint configuration. A commented-out key shows its default. To change it, remove the # before it and before the key
+# that it is indented under. docs/configuration.md describes all keys. segmint checks this file before it starts
+# anything and reports each problem with its line.
+
+# The dataset's name: letters, digits, dots, hyphens, and underscores.
+{name}
+# The source catalog: a Parquet, JSON Lines, or CSV file. `segmint catalog scan FOLDER -o FILE` creates one.
+{catalog}
+# The output: a folder, or a bucket prefix such as s3://acme-datasets/street-2026.
+{output}
+# Catalog rows per shard. A shard is committed, or lost, as a whole.
+#images_per_shard: 500
+
+# The allowed licenses: SPDX identifiers, or LicenseRef-... for your own agreements.
+license:
+  {licenses}
+# Only accept rows with `redistributable: true`.
+#  require_redistributable: false
+
+# Limits for the source images.
+#ingest:
+#  formats: auto
+#  max_bytes: 256MiB
+#  max_pixels: 250000000
+#  min_short_side: 64
+
+# Redaction of faces and license plates: the bundled detectors (for trials), `none`, or a file.
+#deidentify:
+#  faces:
+#    detector: mtcnn
+#  plates:
+#    detector: clp
+
+# The released images. `format: annotations` writes masks without images.
+#release:
+#  short_side: 1500
+#  jpeg_quality: 95
+#  format: images
+
+# The masks. Profile `sa1b` follows the SAM paper; `official` and `sam2` follow SAM's and SAM 2's reference code.
+#masks:
+#  profile: sa1b
+#  points_per_side: 32
+#  crop_n_layers: 2
+#  pred_iou_thresh: 0.88
+#  stability_score_thresh: 0.95
+
+# The weights: mobile_sam, vit_b, vit_l, vit_h, or a file. `segmint assets list` lists them. auto: vit_h on GPUs,
+# mobile_sam on CPUs.
+#model:
+#  weights: auto
+#  device: auto
+# Your own model in place of `masks` and `model`, such as `{{stage: lamps.Lamps}}`; see docs/own-model.md.
+#segmenter: null
+
+# A shard of at least 100 rows is put on hold if more than this share of its rows is rejected for one reason.
+#max_reject_ratio: 0.5
+# How many rows of a shard may be rejected because they never work, for example because the store refuses to send them.
+#max_faults: 0
+# How long a part of the run may stall before it is retried.
+#stall_timeout: 30min
+"""
+
+
+def template(name: str, catalog: str, output: str, licenses: Sequence[str]) -> str:
+    """Return a configuration as YAML text. Comments list all other keys with their defaults."""
+    return _TEMPLATE_TEXT.format(
+        name=_template_line("name", name),
+        catalog=_template_line("catalog", catalog),
+        output=_template_line("output", output),
+        licenses=_template_line("allow", list(licenses)),
+    )
+
+
+def _template_line(key: str, value: Any) -> str:
+    import yaml  # imported here, so that the command line's help doesn't import YAML
+
+    text: str = yaml.safe_dump(value, default_flow_style=True, width=10_000, allow_unicode=True)
+    document, _, _ = text.partition("\n...")  # YAML ends a bare value with this marker
+    return f"{key}: {document.rstrip()}"

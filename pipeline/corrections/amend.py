@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from segmint.catalogs.dataset.handle import DatasetHandle
-from segmint.catalogs.dataset.manifest import DatasetManifest, LatestManifest
+from segmint.catalogs.dataset.manifest import DatasetHandle, DatasetManifest, LatestManifest
 from segmint.catalogs.dataset.outputs import line_of, read_notes, shown_outputs
-from segmint.catalogs.dataset.versions.record import VersionName, name_now
-from segmint.catalogs.schema import AMENDABLE
+from segmint.catalogs.dataset.versions import VersionName, name_now
+from segmint.catalogs.parquet import AMENDABLE
 from segmint.catalogs.source.amendments import (
     SHOWN,
     AmendedValue,
@@ -22,22 +21,25 @@ from segmint.catalogs.source.amendments import (
 )
 from segmint.catalogs.source.conform import shown
 from segmint.catalogs.source.files import unchanged
-from segmint.catalogs.source.whole import WholeCatalog
+from segmint.catalogs.source.sampling import WholeCatalog
 from segmint.infra.errors import UsageError
 from segmint.infra.scratch import ScratchFolder
 from segmint.infra.storage.location import Location
 from segmint.infra.wording import counted, listed
-from segmint.pipeline.building.dataset.dataset import ignored_columns
+from segmint.pipeline.building.dataset import ignored_columns
 from segmint.pipeline.config.config import LOCAL, ResourcesConfig
 from segmint.pipeline.corrections.correction import (
     begin,
     confirm_changes,
+    credit,
+    has_replaced_parts,
+    put_parts,
     record_version,
+    remove_parts,
     revise,
+    unfinished_shards,
     while_unchanged,
 )
-from segmint.pipeline.corrections.credits import credit, unfinished_shards
-from segmint.pipeline.corrections.parts import has_replaced_parts, put_parts, remove_parts
 
 _WHY_FIXED = (
     "`segmint amend` can only change attribution, provider, source_url, and country, because the other columns define "

@@ -7,30 +7,64 @@ reservations, races, and tombstones, so builds and other corrections can run at 
 `segmint.operators.shards.put` removes the former files. `revise` applies a revision to all of its shards, and then
 removes or rebuilds everything else that showed the former rows. If a correction is killed, repeating the call completes
 it. A new kind of correction needs a row in the tests' crash matrix.
+
+Replacement of catalog parts by corrections, with the manifest generation that names them.
+
+Changes of fingerprints on request: remove those of an image, or record that an image is a different picture.
+
+Revision that updates committed images to the catalog's credits, for `segmint amend` and `segmint repair`.
 """
 
 import os
-from collections.abc import Callable, Collection, Container, Iterator, Sequence, Set
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import partial
 from importlib.util import find_spec
-from typing import TypeVar
+from pathlib import Path
+from typing import Any, TypeVar
 
-from segmint.catalogs.dataset.commits import Commit
-from segmint.catalogs.dataset.handle import DatasetHandle
-from segmint.catalogs.dataset.manifest import manifest_generations
+from segmint.catalogs.dataset.commits import Commit, CommitLog, write_shards_index
+from segmint.catalogs.dataset.manifest import (
+    DatasetHandle,
+    LatestManifest,
+    load_latest_manifest,
+    load_manifest,
+    manifest_generations,
+    parts_in_use,
+    put_with_parts,
+)
 from segmint.catalogs.dataset.outputs import line_of, read_notes
-from segmint.catalogs.dataset.shards_index import write_shards_index
-from segmint.catalogs.dataset.tombstones import read_tombstones
-from segmint.catalogs.dataset.versions.record import VersionName, put_version
-from segmint.catalogs.layout import REPORT, SHARDS_INDEX, DamagedDatasetError
+from segmint.catalogs.dataset.selection import possible_ids, select_row
+from segmint.catalogs.dataset.tombstones import (
+    TOMBSTONES,
+    OtherPicture,
+    by_image,
+    change_fingerprints,
+    read_fingerprints,
+    read_tombstones,
+)
+from segmint.catalogs.dataset.versions import VersionName, put_version
+from segmint.catalogs.layout import (
+    CATALOG,
+    REPORT,
+    SHARDS_INDEX,
+    DamagedDatasetError,
+    image_stem,
+    is_part_path,
+    part_number,
+    part_path,
+)
+from segmint.catalogs.parquet import AMENDABLE
+from segmint.infra.assets import sha256_of
+from segmint.infra.errors import UsageError
 from segmint.infra.progress import track
-from segmint.infra.storage.errors import NotFoundError
+from segmint.infra.stopping import map_ahead
+from segmint.infra.storage.errors import NotFoundError, StorageFaultError
 from segmint.infra.storage.location import Location
-from segmint.infra.threads import map_ahead
-from segmint.infra.uris import join, local_path, scheme
+from segmint.infra.storage.stores import TEMPORARY_PREFIX
+from segmint.infra.uris import base_name, join, local_path, scheme
 from segmint.operators.shards.put import OneTable, check_purge, remove_replaced
 from segmint.operators.shards.revise import (
     Change,
@@ -38,8 +72,10 @@ from segmint.operators.shards.revise import (
     ShardRevision,
     apply_later_changes,
     apply_tombstones,
+    cataloged,
     finish_dead_writers,
     kept_columns,
+    read_shard_table,
     revise_shard,
     with_latest_commit,
 )
@@ -240,3 +276,188 @@ def while_unchanged(dataset: DatasetHandle, read: Callable[[], Read]) -> Read:
         except (DamagedDatasetError, NotFoundError):
             if state() == before:
                 raise
+
+
+def put_parts(
+    dataset: Location, latest: LatestManifest, changed: Mapping[int, Path], **fields: Any
+) -> LatestManifest | None:
+    """Put changed parts of the catalog, and the next manifest generation, which names the parts.
+
+    `changed` maps part numbers to local files. `fields` contains further changes to the manifest. Returns None if
+    another command put this generation first.
+    """
+    parts = list(latest.manifest.catalog)
+    files = {}  # local files, keyed by their path in the dataset
+    for number, file in changed.items():
+        digest = sha256_of(file)
+        path = part_path(number, digest)
+        files[path] = file
+        parts[number] = parts[number].model_copy(update={"path": path, "sha256": digest})
+    manifest = latest.manifest.model_copy(update={"catalog": tuple(parts), **fields})
+    generation = latest.generation + 1
+    won = put_with_parts(dataset, manifest, generation, files)
+    if not won or load_latest_manifest(dataset).generation != generation:
+        return None
+    return LatestManifest(manifest, generation)
+
+
+def has_replaced_parts(dataset: Location) -> bool:
+    """Return whether a part remains that the manifest doesn't name, because a correction was interrupted.
+
+    Older versions count if the store can list them.
+    """
+    try:
+        names = (dataset / CATALOG).walk_ever()
+    except (UsageError, StorageFaultError):  # where older versions can't be listed, nothing is amended
+        names = tuple(entry.name for entry in (dataset / CATALOG).walk())
+    return bool(_replaced(dataset, names))
+
+
+def remove_parts(dataset: Location) -> None:
+    """Remove all catalog parts that the manifest doesn't name, including their older versions.
+
+    Parts that other commands have reserved are kept. Parts with higher numbers than the manifest's are kept as well,
+    because they belong to a build that grows the dataset.
+    """
+    names = (dataset / CATALOG).walk_ever()
+    temporary = [f"{CATALOG}/{name}" for name in names if base_name(name).startswith(TEMPORARY_PREFIX)]
+    for path in (*_replaced(dataset, names), *temporary):
+        (dataset / path).purge()
+
+
+def _replaced(dataset: Location, names: Iterable[str]) -> list[str]:
+    parts = len(load_manifest(dataset).catalog)
+    kept = parts_in_use(dataset)
+    paths = [f"{CATALOG}/{name}" for name in names]
+    return [path for path in paths if is_part_path(path) and part_number(path) < parts and path not in kept]
+
+
+@dataclass(frozen=True)
+class FingerprintChange:
+    """Change to an image's fingerprints, either planned or made."""
+
+    dataset: str
+    name: str
+    image: int  # its number
+    what: str
+    version: VersionName | None = None
+    rows: int = 1
+
+    def lines(self) -> list[str]:
+        return [f"{image_stem(self.image)}: {self.what}", *([] if self.version is None else [self.version.line()])]
+
+
+def forget(
+    dataset: Location, name: str, confirm: Callable[[FingerprintChange], None] | None = None
+) -> FingerprintChange:
+    """Remove the fingerprints of an image, including all older versions. `name` is the image's image_id or number.
+
+    `confirm` is as in `confirm_changes`. Raises `UsageError` if the image has no fingerprints, and the errors of
+    `begin` and `confirm_changes`.
+    """
+    handle = begin(dataset)
+    image = _recognized(handle, name)
+    listed = _listed(handle, image, "its fingerprints are removed, so copies of it aren't recognized")
+    return _change(handle, listed, "forget-fingerprints", None, confirm)
+
+
+def tell_apart(
+    dataset: Location, name: str, tombstone: str, reason: str, now: datetime | None = None
+) -> FingerprintChange:
+    """Record that an image isn't one of the pictures in a tombstone's file. `name` is the image's image_id or number.
+
+    Raises `UsageError` if the image or the tombstone doesn't exist or the reason is blank, and the errors of `begin`
+    and `confirm_changes`.
+    """
+    if not reason.strip():
+        raise UsageError("--reason is empty: expected why the pictures are different")
+    file = f"{tombstone.removeprefix(f'{TOMBSTONES}/').removesuffix('.json')}.json"
+    when = (now or datetime.now(UTC)).strftime("%Y-%m-%dT%H:%M:%SZ")
+    handle = begin(dataset)
+    names = [each.name for each in read_tombstones(dataset)]
+    if file not in names:
+        known = ", ".join(names) or "none"
+        raise UsageError(f"--of: {handle} has no tombstone {file}: expected one of {known}")
+    image = select_row(dataset, handle.manifest(), name).id
+    decision = OtherPicture(id=image, tombstone=file, reason=reason, when=when)
+    listed = _listed(handle, image, f"recorded as a different picture than those of {TOMBSTONES}/{file}")
+    return _change(handle, listed, "other-picture", decision, now=now)
+
+
+def _listed(dataset: DatasetHandle, image: int, what: str) -> FingerprintChange:
+    return FingerprintChange(str(dataset), dataset.manifest().name, image, what)
+
+
+def _change(
+    dataset: DatasetHandle,
+    listed: FingerprintChange,
+    command: str,
+    decision: OtherPicture | None,
+    confirm: Callable[[FingerprintChange], None] | None = None,
+    now: datetime | None = None,
+) -> FingerprintChange:
+    """Record a decision about an image or, without a decision, remove the image's fingerprints. No shard changes."""
+    confirm_changes(dataset, listed, confirm)
+    change_fingerprints(
+        dataset.location,
+        (listed.image - 1) // dataset.manifest().images_per_shard,
+        lambda now: now.without([listed.image]) if decision is None else now.with_decision(decision),
+        purge=decision is None,
+    )
+    revise(dataset, Revision(frozenset(), lambda _, rows: rows))  # also removes the report, which may show the image
+    version, _ = record_version(dataset, command, now=now)
+    return replace(listed, version=version)
+
+
+def _recognized(dataset: DatasetHandle, name: str) -> int:
+    """Return the number of the image that has this name and fingerprints."""
+    removed = [image for tombstone in read_tombstones(dataset.location) for image in tombstone.images]
+    wanted = possible_ids(name)
+    named = {each.id for each in removed if not wanted.isdisjoint((each.image_id, each.id))}
+    known = by_image(read_fingerprints(dataset.location).values())
+    found = (named or {select_row(dataset.location, dataset.manifest(), name).id}) & known.keys()
+    if len(found) != 1:
+        raise UsageError(f"expected the image_id or id of one image with fingerprints, got {name!r}")
+    return found.pop()
+
+
+def credit(dataset: Location, generation: int, shards: Collection[int]) -> Revision:
+    """Return a revision that updates the credits of the shards' images from the catalog.
+
+    The revision reads the catalog of manifest generation `generation` or of a later generation.
+    """
+    change = cataloged(dataset)
+    return Revision(
+        shards=frozenset(shards),
+        change=change,
+        needed=lambda commit: _differs(dataset, commit, change),
+        only="images",
+        catalog_generation=generation,
+    )
+
+
+def otherwise_credited(dataset: Location, shards: Iterable[int]) -> list[int]:
+    """Return the committed shards with an image whose credits differ from the catalog."""
+    change = cataloged(dataset)
+
+    def look(shard: int) -> tuple[int, bool]:
+        return shard, bool(with_latest_commit(dataset, shard, lambda commit: _differs(dataset, commit, change)))
+
+    looks = map_ahead(look, sorted(shards), _THREADS, 2 * _THREADS, "credits")
+    return [shard for shard, differs in looks if differs]
+
+
+def unfinished_shards(dataset: Location, shards: Collection[int]) -> list[int]:
+    """Return the committed shards among `shards` that an interrupted amendment may have left behind.
+
+    Either the credits of an image differ from the catalog, or the files of a former generation weren't removed.
+    """
+    generations = CommitLog(dataset).generations()
+    replaced = {shard for shard in shards if len(generations.get(shard, ())) > 1}
+    return sorted(replaced.union(otherwise_credited(dataset, shards)))
+
+
+def _differs(dataset: Location, commit: Commit, change: Change) -> bool:
+    table = read_shard_table(dataset, commit, "images")
+    rows = table.select(["ordinal", "image_id", *AMENDABLE]).to_pylist()
+    return any(one is not other for one, other in zip(rows, change(commit, rows), strict=True))

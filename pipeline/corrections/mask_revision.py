@@ -7,9 +7,9 @@ from datetime import datetime
 from typing import Any, ClassVar, Generic, Self, TypeVar
 
 from segmint.catalogs.dataset.commits import Commit
-from segmint.catalogs.dataset.handle import DatasetHandle
+from segmint.catalogs.dataset.manifest import DatasetHandle
 from segmint.catalogs.dataset.outputs import shown_outputs
-from segmint.catalogs.dataset.versions.record import VersionName, latest_version, name_now
+from segmint.catalogs.dataset.versions import VersionName, latest_version, name_now
 from segmint.catalogs.layout import (
     COMMITS,
     RESERVATIONS,

@@ -6,22 +6,20 @@ from dataclasses import dataclass
 from pydantic import ValidationError
 
 from segmint.catalogs.dataset.commits import Commit
-from segmint.catalogs.dataset.handle import DatasetHandle
-from segmint.catalogs.dataset.manifest import DatasetManifest
-from segmint.catalogs.dataset.outputs import shown_outputs
+from segmint.catalogs.dataset.manifest import DatasetHandle, DatasetManifest
+from segmint.catalogs.dataset.outputs import OTHER_CACHES, forget_dataset, shown_outputs
 from segmint.catalogs.dataset.regions import WantedRegion, read_regions
+from segmint.catalogs.dataset.sweep import unknown_files
 from segmint.catalogs.dataset.tombstones import by_shard
-from segmint.catalogs.dataset.training_cache import OTHER_CACHES, forget_dataset
-from segmint.catalogs.dataset.unaccounted import unknown_files
-from segmint.catalogs.dataset.versions.record import VersionName
+from segmint.catalogs.dataset.versions import VersionName
 from segmint.catalogs.layout import image_stem
 from segmint.infra.errors import UsageError, raise_problems
 from segmint.infra.storage.location import Location
 from segmint.infra.wording import counted, some
 from segmint.operators.prepare.release import ReleaseConfig
 from segmint.operators.rows import Row
-from segmint.operators.shards.committed_rows import read_file, read_table
 from segmint.operators.shards.corrected_rows import redact_row
+from segmint.operators.shards.revise import read_file, read_table
 from segmint.pipeline.config.config import LOCAL, ResourcesConfig
 from segmint.pipeline.corrections.correction import (
     Revision,

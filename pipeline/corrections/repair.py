@@ -11,15 +11,15 @@ from functools import partial
 from typing import TypeVar
 
 from segmint.catalogs.dataset.commits import REJECTED, Commit, CommitLog, reserved_paths
-from segmint.catalogs.dataset.handle import DatasetHandle
+from segmint.catalogs.dataset.digest import drop_cached_leaves
 from segmint.catalogs.dataset.manifest import (
+    DatasetHandle,
     DatasetManifest,
     dataset_files,
     load_latest_manifest,
     manifest_generations,
 )
-from segmint.catalogs.dataset.versions.digest import drop_cached_leaves
-from segmint.catalogs.dataset.versions.record import VersionName, latest_version, put_version, unfinished_takedowns
+from segmint.catalogs.dataset.versions import VersionName, latest_version, put_version, unfinished_takedowns
 from segmint.catalogs.findings import Code, FindingCollector
 from segmint.catalogs.layout import (
     ADDED_COLUMNS,
@@ -36,9 +36,7 @@ from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.infra.uris import absolute
 from segmint.infra.wording import counted, some
-from segmint.operators.shards.committed_rows import read_shard_table
-from segmint.operators.shards.files import count_redactions
-from segmint.operators.shards.put import check_purge
+from segmint.operators.shards.put import check_purge, count_redactions
 from segmint.operators.shards.restore import (
     Damage,
     find_damage,
@@ -48,13 +46,20 @@ from segmint.operators.shards.restore import (
     restore_from_rest,
     restore_shard,
 )
-from segmint.operators.shards.revise import apply_tombstones, finish_dead_writers, with_generation
+from segmint.operators.shards.revise import apply_tombstones, finish_dead_writers, read_shard_table, with_generation
 from segmint.pipeline.config.config import LOCAL, Config, ResourcesConfig
-from segmint.pipeline.corrections.correction import RAY_FROM_SHARDS, each_shard, remove_report, revise, rewrite_index
-from segmint.pipeline.corrections.credits import credit, unfinished_shards
-from segmint.pipeline.corrections.parts import has_replaced_parts, remove_parts
-from segmint.pipeline.quality.audit.commits import audit_commit
-from segmint.pipeline.quality.audit.integrity import audit_records
+from segmint.pipeline.corrections.correction import (
+    RAY_FROM_SHARDS,
+    credit,
+    each_shard,
+    has_replaced_parts,
+    remove_parts,
+    remove_report,
+    revise,
+    rewrite_index,
+    unfinished_shards,
+)
+from segmint.pipeline.quality.audit.integrity import audit_commit, audit_records
 
 Result = TypeVar("Result")
 
@@ -211,10 +216,10 @@ def _build_again(config: Config, storage: Storage, shards: list[int], result: Re
     from segmint.infra.ray_session import ray_session
     from segmint.operators.segment.segment import check_numerics
     from segmint.pipeline.build import run_rows
-    from segmint.pipeline.building.dataset.dataset import open_or_create
+    from segmint.pipeline.building.dataset import open_or_create
+    from segmint.pipeline.building.execution.accounting import WindowSize, shard_rows
     from segmint.pipeline.building.execution.stage_watch import watched
     from segmint.pipeline.building.execution.stages import lay_out
-    from segmint.pipeline.building.execution.work import WindowSize, shard_rows
 
     dataset = open_or_create(config, storage)
     resources = config.resources

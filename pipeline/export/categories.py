@@ -1,4 +1,7 @@
-"""Categories of an export: an ordered list of names, chosen from the labels of a dataset's masks or a vocabulary."""
+"""Categories of an export: an ordered list of names, chosen from the labels of a dataset's masks or a vocabulary.
+
+Provenance of images and datasets, for formats that support it.
+"""
 
 import re
 from collections import Counter
@@ -7,11 +10,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from segmint.catalogs.dataset.manifest import DatasetManifest
 from segmint.catalogs.dataset.reader import Dataset, MaskAnnotation
+from segmint.catalogs.dataset.versions import VersionName
+from segmint.catalogs.licenses import license_url
 from segmint.infra.errors import UsageError
+from segmint.infra.stopping import map_ahead
 from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
-from segmint.infra.threads import map_ahead
 from segmint.infra.wording import counted, some
 from segmint.pipeline.export.formats import Format
 
@@ -134,3 +140,24 @@ def parse_vocabulary(data: bytes, name: str) -> tuple[str, ...]:
 
 def _quoted(label: str) -> str:
     return repr(label if len(label) <= 100 else f"{label[:100]}…")
+
+
+CREDITS = ("image_id", "license", "license_url", "attribution", "provider", "source_url", "country")
+"""Keys in the result of `credits_of`. `image_id` is the id in the catalog."""
+
+
+def credits_of(row: Mapping[str, Any]) -> dict[str, str | None]:
+    """Return an image's catalog id, license, author, and source. Unknown values are None."""
+    known = {**row, "license_url": license_url(row["license"])}
+    return {name: known[name] for name in CREDITS}
+
+
+def describe_dataset(manifest: DatasetManifest, version: VersionName) -> dict[str, Any]:
+    """Return a dataset's name and version, and the model that made its masks, as JSON values."""
+    return {
+        "name": manifest.name,
+        "model": manifest.weights.name,
+        "segmint_version": manifest.code_version,
+        "dataset_digest": f"sha256:{version.digest}",
+        "dataset_version": version.number,
+    }

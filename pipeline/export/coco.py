@@ -9,11 +9,11 @@ from typing import Any, TextIO
 
 from pycocotools import mask as coco
 
-from segmint.catalogs.attributions import license_url
 from segmint.catalogs.dataset.manifest import DatasetManifest
 from segmint.catalogs.dataset.reader import MaskAnnotation, Sample
-from segmint.catalogs.dataset.versions.record import VersionName
+from segmint.catalogs.dataset.versions import VersionName
 from segmint.catalogs.layout import image_name
+from segmint.catalogs.licenses import license_url
 from segmint.model.automatic.rle import decompress
 from segmint.pipeline.export.categories import OBJECT, Categories
 

@@ -1,36 +1,200 @@
-"""Export of a dataset for other tools: samples are streamed to the format's writer and images to a folder."""
+"""Export of a dataset for other tools: samples are streamed to the format's writer and images to a folder.
+
+Deterministic random samples of a dataset's images, independent of shard layout, machine, and reading order.
+
+The output folder of an export: its list of files, and checks for leftover files and for changes of the dataset.
+
+Selection of a dataset's images by a condition, pinned in a file that other commands accept: `segmint select`.
+"""
 
 import errno
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+import hashlib
+import heapq
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 from tempfile import gettempdir
 from typing import Protocol, runtime_checkable
 
-from segmint.catalogs.dataset.manifest import DatasetManifest, require_published
+from segmint.catalogs.dataset.commits import CommitLog
+from segmint.catalogs.dataset.digest import short_digest
+from segmint.catalogs.dataset.manifest import DatasetManifest, read_dataset_id, require_published
+from segmint.catalogs.dataset.outputs import FILES_LIST, note_output, refuse_inside
 from segmint.catalogs.dataset.reader import Dataset, Sample
-from segmint.catalogs.dataset.subsets import open_selected
-from segmint.catalogs.dataset.versions.record import VersionName, name_now
-from segmint.catalogs.layout import image_name
-from segmint.catalogs.shard_ranges import ShardPart, choose_shards
-from segmint.infra.assets.cache import sha256_of
+from segmint.catalogs.dataset.subsets import Selection, open_selected
+from segmint.catalogs.dataset.versions import VersionName, name_now
+from segmint.catalogs.layout import ShardPart, canonical_json, choose_shards, image_name
+from segmint.infra.assets import sha256_of
 from segmint.infra.errors import UnfinishedError, UsageError
+from segmint.infra.progress import track
 from segmint.infra.scratch import ScratchFolder
 from segmint.infra.storage.location import Location
 from segmint.infra.uris import is_below
-from segmint.infra.wording import counted, listed
+from segmint.infra.wording import counted, listed, some
 from segmint.pipeline.export.categories import Categories, choose_categories, count_labels, has_prompts
 from segmint.pipeline.export.coco import CocoWriter
-from segmint.pipeline.export.fiftyone import FiftyOneWriter
-from segmint.pipeline.export.folder import OutputFolder
 from segmint.pipeline.export.formats import MAIN_FILES, Format, Level
-from segmint.pipeline.export.geojson import GeoJsonWriter
-from segmint.pipeline.export.hf import HuggingFaceWriter
+from segmint.pipeline.export.hf import FiftyOneWriter, HuggingFaceWriter
 from segmint.pipeline.export.label_studio import MASKS_PER_TASK, TasksWriter
-from segmint.pipeline.export.pixels import MOST_FILES, LabelMapsWriter, PngMasksWriter
-from segmint.pipeline.export.sa1b import Sa1bWriter
-from segmint.pipeline.export.samples import draw_images, read_images, without_parts
-from segmint.pipeline.export.yolo import YoloWriter
+from segmint.pipeline.export.per_image import (
+    MOST_FILES,
+    GeoJsonWriter,
+    LabelMapsWriter,
+    PngMasksWriter,
+    Sa1bWriter,
+    YoloWriter,
+)
+
+
+def draw_key(seed: int, image: int) -> bytes:
+    """Return an image's draw key. A sample consists of the images with the lowest keys."""
+    return hashlib.sha256(f"{seed}:{image}".encode()).digest()
+
+
+def draw_images(dataset: Dataset, shards: Collection[int], count: int, seed: int) -> list[int]:
+    """Draw `count` images from some shards, or all images if there are fewer. Return the ids in ascending order.
+
+    Memory only grows with the number of images drawn.
+    """
+    numbers = (number for commit in dataset.commits(shards) for number in dataset.ids(commit))
+    return sorted(heapq.nsmallest(count, numbers, key=lambda number: draw_key(seed, number)))
+
+
+def read_images(dataset: Dataset, shards: Collection[int], images: Sequence[int] | None) -> Iterator[Sample]:
+    """Yield the samples of the shards in order: all samples, or only those with an id in `images` (ascending).
+
+    Shards without any of `images` aren't read.
+    """
+    for commit in track(dataset.commits(shards), "shards", len(shards)):
+        if images is None:
+            yield from dataset.shard(commit)
+            continue
+        start, stop = commit.ordinals
+        inside = images[bisect_left(images, start + 1) : bisect_left(images, stop + 1)]
+        if inside:
+            yield from dataset.shard(commit, frozenset(inside))
+
+
+def without_parts(sample: Sample) -> Sample:
+    """Return a sample without masks that lie in a larger mask."""
+    return replace(sample, masks=[mask for mask in sample.masks if mask.container is None])
+
+
+FOLDERS = frozenset({"annotations", "data", "fields", "images", "labels", "masks"})
+"""Subfolders that exports write to."""
+
+
+class OutputFolder:
+    """Folder for files derived from a dataset.
+
+    The dataset records the folder before the first file is written. A takedown therefore lists the folder even if the
+    export is still running or was interrupted.
+
+    `segmint-files.jsonl` lists the files with their SHA-256. Until the export is complete, this list only contains its
+    first line, which identifies the export. Memory grows with the number of files that an interrupted run left in the
+    folder.
+    """
+
+    def __init__(
+        self,
+        dataset: Location,
+        command: str,
+        output: Location,
+        version: VersionName,
+        scratch: Path,
+        commits: Mapping[int, int] | None = None,
+    ) -> None:
+        """Record the folder in the dataset and list its existing files. The list is kept in the folder `scratch`.
+
+        `commits` maps each shard to its generation at the start of the export (default: now).
+
+        Raises `UsageError`, before anything is written, if the folder contains files from an export of another dataset
+        or version, or from another command.
+        """
+        self._dataset, self._command, self.location = dataset, command, output
+        self._commits = CommitLog(dataset).committed() if commits is None else commits
+        about = {
+            "command": command,
+            "dataset_digest": f"sha256:{version.digest}",
+            "dataset_id": read_dataset_id(dataset),
+        }
+        self._list, self._listed = scratch / FILES_LIST, 0
+        self._list.write_bytes(canonical_json(about))
+        self._left = {entry.name for entry in output.walk()}
+        if FILES_LIST in self._left:
+            with (output / FILES_LIST).open() as stream:
+                if stream.readline(1 << 16) != self._list.read_bytes():
+                    raise UsageError(_of_another(output, version))
+        elif left := sorted(name for name in self._left if "/" in name and _top(name) in FOLDERS):
+            raise UsageError(self._not_ours(left))
+        note_output(dataset, command, output, {}, complete=False)
+        if FILES_LIST not in self._left and not (output / FILES_LIST).put_file_if_absent(self._list):
+            raise UsageError(_of_another(output, version))
+        self._folders: Counter[str] = Counter()  # number of files of this run per subfolder
+
+    def wrote(self, name: str, file: Path) -> None:
+        """List a file by its path relative to the folder.
+
+        Call this once for each file that this run writes or finds unchanged.
+        """
+        self._left.discard(name)
+        if "/" in name:
+            self._folders[_top(name)] += 1
+        row = {"path": name, "bytes": file.stat().st_size, "sha256": sha256_of(file)}
+        with self._list.open("ab") as rows:
+            rows.write(canonical_json(row))
+        self._listed += 1
+
+    def complete(self, name: str, file: Path) -> None:
+        """Check the folder before its last file is written, add that file to the list, and write the list.
+
+        Raises `UsageError` if a subfolder that tools read as a whole contains files that this export didn't write,
+        because these files may show images that were taken down. Raises `UnfinishedError` if files were added or
+        deleted in the meantime, or if a shard was replaced since the start.
+        """
+        if "/" in name:
+            self._folders[_top(name)] += 0  # check this subfolder for foreign files, even if it's otherwise empty
+        if left := sorted(each for each in self._left - {name} if _top(each) in self._folders):
+            raise UsageError(self._not_ours(left))
+        others = (entry.name for entry in self.location.walk() if entry.name != name)
+        there = Counter(_top(each) for each in others if _top(each) in self._folders)
+        if there != self._folders:
+            raise UnfinishedError(
+                f"{self.location} has {counted(there.total(), 'file')} in its folders, but this export wrote "
+                f"{self._folders.total():,}. Another run is writing there, or files were deleted. Delete it or choose "
+                "another folder, then export again."
+            )
+        now = CommitLog(self._dataset).committed()
+        if changed := [str(shard) for shard, generation in self._commits.items() if now.get(shard) != generation]:
+            raise UnfinishedError(
+                f"{self._dataset} was corrected during the export (shards: {some(changed)}), so images may have been "
+                f"taken down or redacted. Delete {self.location} or choose another folder, then export again."
+            )
+        self.wrote(name, file)
+        (self.location / FILES_LIST).put_file(self._list)
+        files, listed = {name: sha256_of(file)}, sha256_of(self._list)
+        note_output(self._dataset, self._command, self.location, files, listed, self._listed)
+
+    def _not_ours(self, names: list[str]) -> str:
+        return (
+            f"{self.location} contains files that aren't part of this export, from another run or an earlier state of "
+            f"the dataset: {some(names)}. Delete them, or choose another folder."
+        )
+
+
+def _of_another(output: Location, version: VersionName) -> str:
+    return (
+        f"{output} contains an export of another dataset, of another version, or with other options, according to "
+        f"{FILES_LIST}. This dataset's digest is {short_digest(version.digest)}. Delete the folder, or choose another."
+    )
+
+
+def _top(name: str) -> str:
+    return name.partition("/")[0]
+
 
 PIXELS = (Format.LABEL_MAPS, Format.PNG_MASKS)
 """Formats that may leave out masks in larger ones."""
@@ -280,3 +444,40 @@ def _put_part(content: bytes | Path, scratch: Path, folder: OutputFolder, name: 
             "Choose another folder, or delete this one."
         )
     local.unlink()
+
+
+@dataclass(frozen=True)
+class SelectResult:
+    """Result of `segmint select`: the file, the number of selected images, and the version that they belong to.
+
+    `sha256` identifies the selection: the version's digest, the condition, and the images' ids.
+    """
+
+    file: str
+    images: int
+    of: int
+    sha256: str
+    version: VersionName
+
+    def lines(self) -> list[str]:
+        """Return the result as lines for the user."""
+        counts = f"{self.images:,} of {counted(self.of, 'image')} → {self.file}"
+        return [counts, f"selection: sha256:{self.sha256}", self.version.line()]
+
+
+def select_images(dataset: Location, condition: str, output: Location) -> SelectResult:
+    """Select the images of a dataset's current state that meet `condition`, and write the file `output`.
+
+    The dataset notes the file, so that takedowns list it. Raises `UsageError` if the condition is invalid or selects no
+    image, and if `output` is inside the dataset, doesn't end with .json, or exists with other content.
+    """
+    refuse_inside(dataset, output, "--output")
+    if not output.name.endswith(".json"):
+        raise UsageError(f"--output {output}: expected a file that ends with .json, so that --select recognizes it")
+    selection = Selection.of(dataset, condition)
+    data = selection.to_json()
+    note_output(dataset, "select", output, {output.name: sha256(data).hexdigest()})
+    if not output.put_if_absent(data):
+        raise UsageError(f"{output} already exists with other content. Choose another file, or delete it")
+    version = VersionName(selection.dataset_digest.removeprefix("sha256:"), selection.dataset_version)
+    return SelectResult(str(output), len(selection.ids), len(Dataset.open(dataset)), selection.sha256, version)

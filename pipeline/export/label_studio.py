@@ -6,12 +6,11 @@ from xml.sax.saxutils import quoteattr
 
 from segmint.catalogs.dataset.manifest import DatasetManifest
 from segmint.catalogs.dataset.reader import MaskAnnotation, Sample
-from segmint.catalogs.dataset.versions.record import VersionName
+from segmint.catalogs.dataset.versions import VersionName
 from segmint.catalogs.layout import image_name
 from segmint.infra.uris import LOCAL, join, scheme
 from segmint.infra.wording import counted
-from segmint.operators.annotations.label_studio import PART_KEY
-from segmint.operators.annotations.label_studio_rle import encode_runs
+from segmint.operators.annotations.label_studio import PART_KEY, encode_runs
 from segmint.pipeline.export.categories import Categories
 from segmint.pipeline.export.coco import JsonItems
 from segmint.pipeline.export.formats import MAIN_FILES, Format

@@ -1,18 +1,27 @@
-"""Discovery of photographs from files, URIs, folders, and patterns. Does not import torch."""
+"""Photographs and boxes that `segmint masks` is given. Does not import torch.
+
+Discovery of photographs from files, URIs, folders, and patterns. Does not import torch.
+
+Boxes of a COCO file or YOLO labels, from which `segmint masks --boxes` makes masks. Does not import torch.
+"""
 
 import glob
+import hashlib
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
-from segmint.catalogs.endings import IMAGE_ENDINGS
+from segmint.catalogs.layout import IMAGE_ENDINGS, canonical_json
 from segmint.infra.errors import UsageError
-from segmint.infra.storage.errors import StorageFaultError
+from segmint.infra.storage.errors import NotFoundError, StorageFaultError
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.infra.uris import LOCAL, UriNotAllowedError, absolute, base_name, child, local_path, scheme
-from segmint.infra.wording import some
+from segmint.infra.wording import counted, some
+from segmint.operators.annotations.coco import parse_coco, read_coco_boxes
+from segmint.operators.annotations.image import yolo_boxes
 
 OVERLAY = ".overlay.png"
 NEXT_TO = ".masks"
@@ -209,3 +218,87 @@ def _of_pattern(argument: str, unreadable: list[str]) -> list[Photograph] | None
     if not places and not unread:
         raise UsageError(f"no photograph matches {argument!r} ({', '.join(IMAGE_ENDINGS)})")
     return [Photograph(str(root / place), place) for place in places]
+
+
+@dataclass(frozen=True)
+class PhotographBoxes:
+    """Boxes of a file or folder, read before a run.
+
+    - `file`: the file or folder.
+    - `images`: the name of each image, and its boxes as a value of `PROMPTS`. YOLO's names have no endings.
+    - `with_endings`: whether names have endings.
+    - `unreadable`: a line for each box and image that can't be read, and is left out.
+    - `crowds`: number of boxes around groups of objects, which are left out.
+    """
+
+    file: str
+    images: tuple[tuple[str, Mapping[str, Any]], ...]
+    with_endings: bool
+    unreadable: tuple[str, ...] = ()
+    crowds: int = 0
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256 of the names and boxes."""
+        return hashlib.sha256(canonical_json(self.images)).hexdigest()
+
+    @property
+    def mean(self) -> int:
+        """Mean number of boxes of an image, at least 1."""
+        total = sum(len(entry["prompts"]) for _, entry in self.images)
+        return max(1, round(total / max(1, len(self.images))))
+
+    def by_place(self, places: Sequence[str]) -> tuple[dict[str, Mapping[str, Any]], list[str]]:
+        """Return the boxes of photographs by their place, and a line for all images and one for all crowds left out.
+
+        An image is a photograph if the photograph's place ends with the image's name, or the other way around. Raises
+        `UsageError` if no image is a photograph, if one could be several, or if two are the same.
+        """
+        known: dict[str, list[str]] = {}
+        for place in places:
+            known.setdefault(base_name(self._path(place)), []).append(place)
+        found: dict[str, Mapping[str, Any]] = {}
+        absent = []
+        for name, entry in self.images:
+            path = "/" + name.replace("\\", "/").removeprefix("./").lstrip("/")
+            fitting = [place for place in known.get(base_name(path), ()) if _is_end(path, self._path(place))]
+            if not fitting:
+                absent.append(name)
+                continue
+            if len(fitting) > 1 or fitting[0] in found:
+                raise UsageError(
+                    f"{self.file}: the image {name!r} fits {fitting[0]} and another photograph, or another image also "
+                    "fits it: expected names that end differently"
+                )
+            found[fitting[0]] = entry
+        if not found:
+            raise UsageError(f"{self.file} has no image with the name of one of the {len(places):,} photographs")
+        left_out = [f"{self.file}: no photograph has the name of {some(absent)}"] if absent else []
+        return found, left_out + ([f"{self.file}: {counted(self.crowds, 'crowd')}"] if self.crowds else [])
+
+    def _path(self, place: str) -> str:
+        if self.with_endings:
+            return "/" + place
+        stem, dot, ending = place.rpartition(".")
+        return "/" + (stem if dot and "/" not in ending else place)
+
+
+def _is_end(one: str, other: str) -> bool:
+    return one.endswith(other) or other.endswith(one)
+
+
+def read_boxes(storage: Storage, boxes: str, names: str | None) -> PhotographBoxes:
+    """Read a COCO file or, if `names` is the YAML file with the names of its classes, a folder of YOLO labels.
+
+    Raises `UsageError` if one of them doesn't exist or isn't of this kind.
+    """
+    place = Location(storage, boxes)
+    try:
+        if names is None:
+            found = read_coco_boxes(parse_coco(place.read(), str(place)))
+        else:
+            found = yolo_boxes(place, Location(storage, names))
+        images = tuple((name, found.read(number)) for number, name in enumerate(found.names))
+    except (NotFoundError, IsADirectoryError) as error:
+        raise UsageError(f"{error}: expected a COCO file, or a folder of YOLO labels with --names") from error
+    return PhotographBoxes(boxes, images, names is None, tuple(found.unreadable), found.crowds)

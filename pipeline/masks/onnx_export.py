@@ -4,8 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from segmint.infra.assets.cache import sha256_of
-from segmint.infra.assets.resolve import resolve
+from segmint.infra.assets import resolve, sha256_of
 from segmint.infra.device import resolve_compute
 from segmint.infra.errors import UsageError
 from segmint.infra.scratch import ScratchFolder

@@ -8,16 +8,14 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from segmint.model.automatic.boxes import box_of, xyxy_to_xywh
-from segmint.model.automatic.filters import stability_scores
+from segmint.model.automatic.candidates import stability_scores
+from segmint.model.automatic.crops import box_of, xyxy_to_xywh
 from segmint.model.automatic.generator import MaskGenerator, Report
-from segmint.model.automatic.records import MaskRecord
-from segmint.model.automatic.rle import encode
+from segmint.model.automatic.rle import MaskRecord, encode
 from segmint.model.sam.predictor import Predictor
 from segmint.operators.segment.mask_config import MasksConfig
 from segmint.operators.segmenter.prompted import masks_of_prompts
-from segmint.pipeline.masks.frame import Frame, Pixels
-from segmint.pipeline.masks.options import MasksOptions, PhotographPrompt
+from segmint.pipeline.masks.options import Frame, MasksOptions, PhotographPrompt, Pixels
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,10 @@ from segmint.compat.predictor import SamPredictor
 from segmint.compat.sam import Sam
 from segmint.compat.utils.amg import uncompressed
 from segmint.model.automatic.generator import MaskGenerator
-from segmint.model.automatic.records import MaskRecord
-from segmint.model.automatic.rle import Rle, decode
+from segmint.model.automatic.rle import MaskRecord, Rle, decode
 from segmint.model.automatic.settings import MaskSettings
-from segmint.model.sam import sam as base
-from segmint.pipeline.masks.interactive.images import Image, pixels_of
+from segmint.model.sam import load as base
+from segmint.pipeline.masks.results import Image, pixels_of
 
 _KEYS = (
     "pred_iou_thresh",

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from functools import partial
 
 from segmint.compat.sam import Sam
-from segmint.infra.assets.resolve import resolve_default
+from segmint.infra.assets import resolve_default
 from segmint.model.sam import load
 from segmint.model.sam.load import Architecture, inspect_checkpoint, load_sam
 

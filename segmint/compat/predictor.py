@@ -10,8 +10,8 @@ from torch import Tensor
 
 from segmint.compat.sam import Sam
 from segmint.compat.utils.transforms import ResizeLongestSide
-from segmint.model.sam import sam as base
-from segmint.pipeline.masks.interactive.images import Image, pixels_of
+from segmint.model.sam import load as base
+from segmint.pipeline.masks.results import Image, pixels_of
 
 
 class SamPredictor:

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from segmint.infra.device import BF16_NEEDS_GPU
-from segmint.model.sam import sam as base
+from segmint.model.sam import load as base
 from segmint.model.sam.predictor import Embedding, Predictor
 from segmint.model.sam.preprocess import PIXEL_MEAN, PIXEL_STD
 

@@ -6,6 +6,7 @@ from datetime import date
 
 import pytest
 
+from segmint.catalogs.findings import Reason
 from segmint.catalogs.licenses import (
     LicensePolicy,
     canonical_identifier,
@@ -13,7 +14,6 @@ from segmint.catalogs.licenses import (
     suggest_identifier,
     validate_identifier,
 )
-from segmint.catalogs.reasons import Reason
 from segmint.infra.errors import UsageError
 
 DAY = date(2026, 6, 1)

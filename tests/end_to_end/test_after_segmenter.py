@@ -14,11 +14,11 @@ from segmint.catalogs.dataset.manifest import load_manifest
 from segmint.catalogs.dataset.reading.torch_dataset import open_dataset
 from segmint.infra.storage.storage import Storage
 from segmint.pipeline.corrections.proof import prove
-from segmint.pipeline.engine.annotate.server import find_weights
+from segmint.pipeline.engine.annotate.app import find_weights
 from segmint.pipeline.export.formats import MAIN_FILES, Format
 from segmint.pipeline.quality.audit.integrity import audit_integrity
 from segmint.pipeline.quality.report.facts import gather_facts
-from segmint.pipeline.quality.statistics.open_tables import open_tables
+from segmint.pipeline.quality.statistics.masks import open_tables
 from tests.support.annotated_pages import expect, served, start
 from tests.support.browser import watch
 from tests.support.builds import segmint_here

@@ -10,7 +10,7 @@ import pytest
 
 from segmint.catalogs.dataset.reading.torch_dataset import open_dataset
 from segmint.catalogs.dataset.tombstones import TakedownRequest
-from segmint.catalogs.dataset.versions.record import put_version
+from segmint.catalogs.dataset.versions import put_version
 from segmint.infra.errors import SegmintError
 from segmint.pipeline.corrections.repair import repair
 from segmint.pipeline.corrections.takedown import takedown

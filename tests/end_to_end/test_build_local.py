@@ -17,8 +17,8 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from segmint.infra.storage.storage import Storage
-from segmint.operators.schemas import IMAGES, MASKS, REJECTS
-from segmint.pipeline.building.dataset.dataset import open_or_create
+from segmint.operators.rows import IMAGES, MASKS, REJECTS
+from segmint.pipeline.building.dataset import open_or_create
 from segmint.pipeline.config.config import load_config
 from tests.support.builds import digests, segmint_here, write_config
 from tests.support.built_fixtures import IN_TWOS, BuiltDataset

@@ -13,16 +13,16 @@ import pytest
 from typer.testing import CliRunner
 
 from segmint.catalogs.dataset.commits import CommitLog
-from segmint.catalogs.dataset.versions.record import put_version
+from segmint.catalogs.dataset.versions import put_version
 from segmint.catalogs.layout import data_path
 from segmint.infra.errors import UnfinishedError
 from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.pipeline.commands.cli import app
+from segmint.pipeline.quality import verify
 from segmint.pipeline.quality.audit.integrity import audit_integrity
-from segmint.pipeline.quality.versions import verify
-from segmint.pipeline.quality.versions.verify import verify_dataset
+from segmint.pipeline.quality.verify import verify_dataset
 from tests.support.everything import jpegs
 from tests.support.faulty_proxy import faulty_proxy
 from tests.support.history_commands import answer_and_merge, grow, import_mask, take_down

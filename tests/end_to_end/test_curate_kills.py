@@ -15,7 +15,7 @@ ROWS, PART_ROWS = 24, 2
 PROGRAM = f"""
 import sys
 from segmint.pipeline.config.config import load_config
-from segmint.pipeline.building.curate import curate, decide
+from segmint.pipeline.building import curate; from segmint.pipeline.building import decide
 decide.PART_ROWS = curate.PART_ROWS = {PART_ROWS}
 curate.run_curate(load_config(sys.argv[1]), sys.argv[2], sys.argv[3])
 """

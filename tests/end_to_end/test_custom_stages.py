@@ -17,7 +17,7 @@ from segmint.catalogs.dataset.reading.torch_dataset import open_dataset
 from segmint.infra.errors import UsageError
 from segmint.infra.ray_session import Cluster
 from segmint.infra.storage.storage import Storage
-from segmint.pipeline.building.dataset.dataset import open_or_create
+from segmint.pipeline.building.dataset import open_or_create
 from segmint.pipeline.config.config import load_config
 from segmint.pipeline.quality.audit.integrity import audit_integrity
 from tests.support.builds import (

@@ -10,7 +10,7 @@ from benchmarks.building.stubs import IMAGE_S, RELEASE_BYTES, StubbedPrepare, St
 from segmint.infra.ray_session import Cluster
 from segmint.infra.storage.storage import Storage
 from segmint.pipeline.build import run_build
-from segmint.pipeline.building.dataset.dataset import open_or_create
+from segmint.pipeline.building.dataset import open_or_create
 from segmint.pipeline.config.config import load_config
 from tests.support.builds import SEVERAL_ACTORS, digests, segmint, write_config
 from tests.support.built_fixtures import IN_TWOS, BuiltDataset

@@ -12,9 +12,9 @@ from PIL import Image
 from pycocotools import mask as coco
 
 from segmint.catalogs.dataset.manifest import dataset_keys, load_manifest
-from segmint.catalogs.dataset.training_cache import SCANS
-from segmint.pipeline.engine.annotate.server import open_view
-from segmint.pipeline.quality.statistics.open_tables import open_tables
+from segmint.catalogs.dataset.outputs import SCANS
+from segmint.pipeline.engine.annotate.app import open_view
+from segmint.pipeline.quality.statistics.masks import open_tables
 from tests.support.annotating import Annotators, click, draft, options
 from tests.support.builds import NO_DETECTORS, segmint_here, write_catalog, write_config
 from tests.support.locations import location_of

@@ -20,17 +20,17 @@ import pytest
 from segmint.catalogs.dataset.commits import CommitLog
 from segmint.catalogs.dataset.manifest import load_manifest
 from segmint.catalogs.dataset.reading.torch_dataset import open_dataset
-from segmint.catalogs.dataset.versions.record import name_now
+from segmint.catalogs.dataset.versions import name_now
 from segmint.catalogs.layout import ADDED_COLUMNS
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.storage import Storage
 from segmint.operators.segment.numerics import MixedNumericsError, Numerics, observe_numerics
-from segmint.pipeline.building.dataset.dataset import open_or_create
+from segmint.pipeline.building.dataset import open_or_create
 from segmint.pipeline.config.config import load_config
-from segmint.pipeline.corrections.label import label
-from segmint.pipeline.corrections.merge.run import merge_submissions
+from segmint.pipeline.corrections.apply.columns import label
+from segmint.pipeline.corrections.merge import merge_submissions
 from segmint.pipeline.quality.audit.audit import AuditOptions, audit_dataset
-from segmint.pipeline.quality.statistics.open_tables import open_tables
+from segmint.pipeline.quality.statistics.masks import open_tables
 from tests.support.builds import ROOT, digests
 from tests.support.format_archive import (
     NOW,

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from segmint.catalogs.dataset.annotations.submissions import put_submission
 from segmint.catalogs.dataset.commits import CommitLog
 from segmint.catalogs.dataset.reading.torch_dataset import open_dataset
-from segmint.pipeline.corrections.merge.run import merge_submissions
+from segmint.catalogs.dataset.submissions import put_submission
+from segmint.pipeline.corrections.merge import merge_submissions
 from segmint.pipeline.quality.audit.integrity import audit_integrity
 from tests.support.builds import digests, segmint, small_catalog, write_catalog, write_config, write_photographs
 from tests.support.locations import location_of

@@ -19,11 +19,11 @@ from hypothesis import strategies as st
 
 from segmint.catalogs.dataset.manifest import CatalogPart, DatasetManifest, ModelWeights
 from segmint.catalogs.licenses import LicensePolicy
-from segmint.catalogs.schema import SOURCE
+from segmint.catalogs.parquet import SOURCE
 from segmint.catalogs.source.check import check
 from segmint.catalogs.source.conform import InvalidValue
+from segmint.catalogs.source.files import read_rows
 from segmint.catalogs.source.normalize import stage_catalog, write_marked
-from segmint.catalogs.source.rows import read_rows
 from segmint.infra.errors import UsageError
 from segmint.infra.metrics import RunMetrics
 from segmint.infra.storage.storage import Storage
@@ -32,12 +32,10 @@ from segmint.operators.prepare.deidentify import DeidentifyConfig, FacesConfig, 
 from segmint.operators.prepare.ingest import IngestConfig
 from segmint.operators.prepare.prepare import Prepare, PrepareConfig
 from segmint.operators.prepare.release import ReleaseConfig
-from segmint.operators.rows import Row
-from segmint.operators.schemas import FUNNEL_STEPS, SEGMENTED
+from segmint.operators.rows import FUNNEL_STEPS, SEGMENTED, Row
 from segmint.operators.shards.write import ShardTask, write_shard
-from segmint.pipeline.building.dataset.dataset import BuildDataset
-from segmint.pipeline.building.execution.accounting import RunRecord, account
-from segmint.pipeline.building.execution.outages import Outages
+from segmint.pipeline.building.dataset import BuildDataset
+from segmint.pipeline.building.execution.accounting import Outages, RunRecord, account
 from tests.support.bad_images import encode, photograph, retagged_tiff
 from tests.support.locations import handle_of, location_of
 from tests.support.stages import map_rows

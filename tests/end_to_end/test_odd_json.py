@@ -17,22 +17,19 @@ from segmint.catalogs.dataset.outputs import note_output
 from segmint.catalogs.dataset.reading.torch_dataset import open_dataset
 from segmint.catalogs.dataset.sweep import sweep
 from segmint.catalogs.dataset.tombstones import RemovedImage, TakedownRequest, Tombstone, put_tombstone
-from segmint.catalogs.dataset.versions.record import put_version
+from segmint.catalogs.dataset.versions import put_version
 from segmint.infra.errors import SegmintError
 from segmint.pipeline.corrections.proof import prove
 from segmint.pipeline.corrections.repair import repair
-from segmint.pipeline.corrections.takedown import read_request
-from segmint.pipeline.corrections.takedown_list import list_takedown
+from segmint.pipeline.corrections.takedown import list_takedown, read_request
 from segmint.pipeline.export.export import ExportOptions, export_dataset
 from segmint.pipeline.export.formats import Format
 from segmint.pipeline.quality.audit.audit import AuditOptions, audit_dataset
-from segmint.pipeline.quality.audit.result_json import to_json
-from segmint.pipeline.quality.audit.result_text import result_lines
+from segmint.pipeline.quality.audit.result import result_lines, to_json
+from segmint.pipeline.quality.diff import diff_datasets
 from segmint.pipeline.quality.report.report import write_report
-from segmint.pipeline.quality.versions.diff import diff_datasets
-from segmint.pipeline.quality.versions.verify import verify_dataset
-from segmint.pipeline.quality.view.app import make_app, open_viewer
-from segmint.pipeline.quality.view.guard import SessionKeys
+from segmint.pipeline.quality.verify import verify_dataset
+from segmint.pipeline.quality.view.app import SessionKeys, make_app, open_viewer
 from tests.support.json_mutants import mutants
 from tests.support.locations import location_of
 

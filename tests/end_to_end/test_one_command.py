@@ -13,8 +13,8 @@ from benchmarks.building.stubs import IMAGE_S, StubbedPrepare, StubbedSegment
 from segmint.infra.ray_session import Cluster
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
-from segmint.pipeline.building.dataset.photographs import open_photographs
-from segmint.pipeline.building.dataset.request import parse_request
+from segmint.pipeline.building.photographs import open_photographs
+from segmint.pipeline.building.request import parse_request
 from tests.support.builds import NO_DETECTORS, ONE_EACH, segmint_here
 from tests.support.everything import upload
 from tests.support.runs import STUBBED, assert_gone, running, wait_for

@@ -15,7 +15,7 @@ import yaml
 from PIL import Image
 from pycocotools import mask as coco
 
-from segmint.catalogs.dataset.annotations.submissions import read_submissions
+from segmint.catalogs.dataset.submissions import read_submissions
 from tests.support.annotating import annotate_process
 from tests.support.browser import watch
 from tests.support.builds import ROOT

@@ -17,12 +17,12 @@ from segmint.infra.errors import UsageError
 from segmint.infra.ray_session import Cluster
 from segmint.infra.storage.storage import Storage
 from segmint.model.sam.load import load_sam
-from segmint.pipeline.building.dataset.dataset import open_or_create
+from segmint.pipeline.building.dataset import open_or_create
 from segmint.pipeline.config.config import load_config
 from segmint.pipeline.quality.audit.integrity import audit_integrity
 from segmint.pipeline.quality.report.croissant import croissant_json
 from segmint.pipeline.quality.report.facts import SAM, gather_facts
-from segmint.pipeline.quality.statistics.open_tables import open_tables
+from segmint.pipeline.quality.statistics.masks import open_tables
 from tests.support.builds import NO_DETECTORS, SMALL, segmint_here, write_catalog, write_photographs
 from tests.support.built_fixtures import BuiltDataset
 from tests.support.locations import location_of

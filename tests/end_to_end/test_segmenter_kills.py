@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from segmint.catalogs.dataset.reading.torch_dataset import open_dataset
-from segmint.pipeline.corrections.label import label
+from segmint.pipeline.corrections.apply.columns import label
 from tests.end_to_end.test_segmenters import HERE, configured, findings
 from tests.support.builds import AS_SHIPPED, digests, segmint, segmint_here, small_catalog, write_config
 from tests.support.labeled import shades

@@ -37,7 +37,7 @@ RAYS_OWN = ("gcs_server", "raylet", "ray/_private", "ray/dashboard", "ray::IDLE"
 
 CURATE = """
 import sys
-from segmint.pipeline.building.curate import curate, decide
+from segmint.pipeline.building import curate; from segmint.pipeline.building import decide
 from segmint.pipeline.commands.cli import main
 decide.PART_ROWS = curate.PART_ROWS = 2
 sys.argv[1:1] = ["catalog", "curate"]

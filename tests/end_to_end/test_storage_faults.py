@@ -17,7 +17,7 @@ from segmint.catalogs.dataset.commits import CommitLog
 from segmint.infra.ray_session import Cluster
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
-from segmint.operators.shards.committed_rows import read_file, read_table
+from segmint.operators.shards.revise import read_file, read_table
 from segmint.pipeline.quality.audit.integrity import audit_integrity
 from tests.support.builds import (
     AS_SHIPPED,

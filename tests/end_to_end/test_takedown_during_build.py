@@ -14,14 +14,14 @@ import pytest
 from typer.testing import CliRunner
 
 from segmint.catalogs.dataset.commits import CommitLog
-from segmint.catalogs.reasons import Reason
+from segmint.catalogs.findings import Reason
 from segmint.infra.metrics import RunMetrics
 from segmint.infra.ray_session import Cluster
 from segmint.infra.storage.storage import Storage
 from segmint.pipeline.build import run_build, run_rows
-from segmint.pipeline.building.dataset.dataset import open_or_create
+from segmint.pipeline.building.dataset import open_or_create
+from segmint.pipeline.building.execution.accounting import MissingShards
 from segmint.pipeline.building.execution.stages import lay_out
-from segmint.pipeline.building.execution.work import MissingShards
 from segmint.pipeline.commands.cli import app
 from segmint.pipeline.config.config import Config, load_config
 from segmint.pipeline.quality.audit.integrity import audit_integrity

@@ -13,7 +13,7 @@ from segmint.catalogs.dataset.reading.torch_dataset import open_dataset
 from segmint.infra.errors import UsageError
 from segmint.infra.ray_session import Cluster
 from segmint.infra.storage.storage import Storage
-from segmint.pipeline.building.dataset.dataset import open_or_create
+from segmint.pipeline.building.dataset import open_or_create
 from segmint.pipeline.config.config import load_config
 from tests.end_to_end.test_segmenters import ONE, TWO, configured, findings, table
 from tests.support.builds import digests, segmint_here, small_catalog

@@ -12,7 +12,7 @@ import pytest
 
 from segmint.catalogs.dataset.tombstones import TakedownRequest
 from segmint.pipeline.corrections.takedown import takedown
-from segmint.pipeline.quality.view.images import LOOK_S
+from segmint.pipeline.quality.view.app import LOOK_S
 from tests.end_to_end.test_view_browser import drawn, expect, masks_of, open_image
 from tests.support.browser import serious_violations, sideways_scroll, watch
 from tests.support.committed import write_dataset

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from segmint.infra.assets.known import ASSETS, default_weights
+from segmint.infra.assets import ASSETS, default_weights
 from segmint.infra.version import VERSION
 
 ROOT = Path(__file__).resolve().parents[2]

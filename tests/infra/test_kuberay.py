@@ -13,18 +13,17 @@ import jsonschema
 import pytest
 import yaml
 
-from segmint.infra.assets.known import ASSETS
+from segmint.infra.assets import ASSETS
 from segmint.infra.errors import UsageError
 from segmint.infra.ray_session import Cluster
 from segmint.infra.stopping import STOP_S
 from segmint.infra.storage.storage import Storage
 from segmint.infra.version import VERSION
-from segmint.pipeline.building.dataset.dataset import BuildDataset, open_or_create
+from segmint.pipeline.building.dataset import BuildDataset, open_or_create
 from segmint.pipeline.building.execution.stages import Stages, lay_out
 from segmint.pipeline.config.config import Config, load_config
-from segmint.pipeline.engine.train.presets import with_preset
-from segmint.pipeline.engine.train.settings import TrainConfig, load_train_config
-from segmint.pipeline.engine.train.workers.driver import settle
+from segmint.pipeline.engine.train.settings import TrainConfig, load_train_config, with_preset
+from segmint.pipeline.engine.train.workers import settle
 from tests.support.builds import write_catalog
 from tests.support.gpu_numerics import on_a_gpu
 

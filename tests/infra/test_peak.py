@@ -8,7 +8,7 @@ import torch
 from segmint.infra import peak
 from segmint.infra.device import Compute, resolve_compute
 from segmint.infra.peak import measure_peak
-from segmint.model.sam.products import linear
+from segmint.model.sam.common import linear
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

@@ -18,7 +18,7 @@ import os, signal, sys, time
 import typer
 from segmint.infra import stopping
 from segmint.pipeline.commands import cli
-from segmint.pipeline.commands.common.console import guarded
+from segmint.pipeline.commands.console import guarded
 me = os.getpid()
 def stop(number=signal.SIGTERM):
     os.kill(me, number)
@@ -182,7 +182,7 @@ main()
 """
 
 
-@pytest.mark.parametrize("module", ["segmint.pipeline.commands.building.build", "pyarrow", "ray.data"])
+@pytest.mark.parametrize("module", ["segmint.pipeline.commands.building", "pyarrow", "ray.data"])
 def test_a_signal_during_imports_stops_a_build(tmp_path: Path, module: str) -> None:
     catalog = write_catalog(tmp_path / "catalog.jsonl", [{"uri": "a.jpg", "license": "CC0-1.0", "image_id": "a"}])
     config = write_config(tmp_path / "build.yaml", catalog, tmp_path / "dataset")

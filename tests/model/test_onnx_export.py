@@ -14,12 +14,10 @@ from benchmarks.masks.reference import reference_sam
 from segmint.model.onnx_export import HIGH_RES, DecoderGraph, export_decoder, export_encoder, traced_resized_size
 from segmint.model.sam.geometry import SAM2
 from segmint.model.sam.image_encoder_hiera import HieraShape, ImageEncoderHiera
-from segmint.model.sam.load import load_sam
-from segmint.model.sam.mask_decoder import SAM2_TRAITS, MaskDecoder
+from segmint.model.sam.load import Sam, load_sam
+from segmint.model.sam.mask_decoder import SAM2_TRAITS, MaskDecoder, PromptEncoder
 from segmint.model.sam.predictor import Embedding, Predictor
 from segmint.model.sam.preprocess import resize, resized_size, stretch
-from segmint.model.sam.prompt_encoder import PromptEncoder
-from segmint.model.sam.sam import Sam
 from tests.support.random_weights import randomize
 from tests.support.tiny_vit import tiny_sam
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from segmint.catalogs.reasons import Reason, RejectedError
+from segmint.catalogs.findings import Reason, RejectedError
 from segmint.operators.child import ChildFaultError, Children, SuspectError
 from tests.support import child_workers
 

@@ -13,7 +13,7 @@ from scipy.spatial import ConvexHull
 
 from segmint.model.automatic.rle import decompress
 from segmint.operators.describe import column_spans, coverage, describe_mask, describe_table
-from segmint.operators.schemas import DESCRIBED, MASK_INDEX, MASK_ORIGIN, MASK_STATISTICS, SAID, SEGMENTED
+from segmint.operators.rows import DESCRIBED, MASK_INDEX, MASK_ORIGIN, MASK_STATISTICS, SAID, SEGMENTED
 
 
 def counts_of(mask: np.ndarray) -> str:

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segmint.model.automatic.records import MaskRecord
-from segmint.model.automatic.rle import encode
+from segmint.model.automatic.rle import MaskRecord, encode
 from segmint.operators.overlay import distinct_color, draw_overlay, draw_prompts, encode_png
 
 

@@ -4,9 +4,8 @@ import pyarrow as pa
 from hypothesis import given
 from hypothesis import strategies as st
 
-from segmint.catalogs.reasons import Reason, RejectedError
-from segmint.operators.rows import Row, faulted, given_up, is_live, named, rejected, to_table
-from segmint.operators.schemas import VERDICT, with_fields
+from segmint.catalogs.findings import Reason, RejectedError
+from segmint.operators.rows import VERDICT, Row, faulted, given_up, is_live, named, rejected, to_table, with_fields
 from tests.support.stages import map_rows
 
 SCHEMA = with_fields(pa.schema([pa.field("number", pa.int64())]), [pa.field("double", pa.int64())])

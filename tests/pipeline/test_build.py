@@ -14,11 +14,9 @@ import ray.data
 from segmint.infra.errors import UnfinishedError, UsageError
 from segmint.infra.ray_session import Cluster
 from segmint.infra.storage.errors import NoSpaceError, StorageFaultError
-from segmint.operators.custom.contract import StageContractError
-from segmint.operators.custom.load import load_stage
+from segmint.operators.custom.contract import StageContractError, load_stage
 from segmint.operators.custom.stage import CustomStage
-from segmint.operators.rows import to_table
-from segmint.operators.schemas import DESCRIBED
+from segmint.operators.rows import DESCRIBED, to_table
 from segmint.pipeline import build
 from segmint.pipeline.build import iter_blocks
 from segmint.pipeline.building.execution.quarantine import Trials

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from segmint.catalogs.reasons import Reason
+from segmint.catalogs.findings import Reason
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "errors.md").read_text(encoding="utf-8")

@@ -75,7 +75,7 @@ def test_every_link_to_a_heading_leads_to_one() -> None:
 def test_every_file_that_is_named_is_there() -> None:
     """Paths from the root into a folder of the code, or of the installed Ray; `name.py` also by its name alone."""
     folders = ("infra", "catalogs", "model", "operators", "pipeline", "tests", "benchmarks")
-    files = [path for folder in folders for path in (ROOT / folder).rglob("*.*")]
+    files = [*ROOT.glob("*.py"), *(path for folder in folders for path in (ROOT / folder).rglob("*.*"))]
     found = 0
     for page in PAGES:
         for name in re.findall(r"`([\w./-]+)`", page.read_text(encoding="utf-8")):

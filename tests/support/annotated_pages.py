@@ -12,11 +12,10 @@ import uvicorn
 from pycocotools import mask as coco
 from starlette.applications import Starlette
 
-from segmint.catalogs.dataset.annotations.submissions import Submission, read_submissions
-from segmint.pipeline.engine.annotate.access import Team
-from segmint.pipeline.engine.annotate.app import make_app
-from segmint.pipeline.engine.annotate.server import ServedView, open_view
-from segmint.pipeline.serving.server import listen
+from segmint.catalogs.dataset.submissions import Submission, read_submissions
+from segmint.pipeline.engine.annotate.app import ServedView, make_app, open_view
+from segmint.pipeline.engine.annotate.requests import Team
+from segmint.pipeline.serving.responses import listen
 from tests.support.annotating import options
 from tests.support.locations import location_of
 from tests.support.viewed import mask_rows

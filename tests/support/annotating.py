@@ -10,10 +10,9 @@ from urllib.parse import quote
 
 from starlette.testclient import TestClient
 
-from segmint.pipeline.engine.annotate.access import ServerOrigin, Team
-from segmint.pipeline.engine.annotate.app import make_app
+from segmint.pipeline.engine.annotate.app import AnnotateOptions, ServedView, make_app
 from segmint.pipeline.engine.annotate.queue import QueueOptions
-from segmint.pipeline.engine.annotate.server import AnnotateOptions, ServedView
+from segmint.pipeline.engine.annotate.requests import ServerOrigin, Team
 from tests.support.builds import ROOT
 
 PORT = 8765

@@ -5,14 +5,13 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from segmint.catalogs.dataset.handle import DatasetHandle
+from segmint.catalogs.dataset.manifest import DatasetHandle
 from segmint.infra.errors import UsageError
 from segmint.infra.ray_session import local_cluster
-from segmint.pipeline.building.dataset.segmenter_trial import problem_on
+from segmint.pipeline.building.first_numerics import problem_on
 from segmint.pipeline.config.config import SegmenterConfig
-from segmint.pipeline.corrections.apply.change import MasksMode
 from segmint.pipeline.corrections.apply.engine import AppliedShard, ChosenImages, FindStage, Write, run_here
-from segmint.pipeline.corrections.apply.masks import ApplyList, apply_masks
+from segmint.pipeline.corrections.apply.masks import ApplyList, MasksMode, apply_masks
 from segmint.pipeline.corrections.mask_revision import RevisionResult
 from tests.support.protocol import DatasetPath, end_threads
 

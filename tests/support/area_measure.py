@@ -5,7 +5,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from segmint.pipeline.engine.evaluate.measure import HEAD
+from segmint.pipeline.engine.evaluate.result import HEAD
 from segmint.pipeline.engine.evaluate.truth import Truth, TruthImage
 
 

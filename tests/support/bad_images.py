@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageCms, TiffImagePlugin
 
-from segmint.catalogs.reasons import Reason
+from segmint.catalogs.findings import Reason
 
 POISON = Path(__file__).parent / "poison"
 """On the PYTHONPATH of a process and its children, this folder makes `deadly_bitmap`s deadly (sitecustomize)."""

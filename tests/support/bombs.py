@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from segmint.catalogs.reasons import Reason
+from segmint.catalogs.findings import Reason
 from tests.support.bad_images import animation, encode, photograph, png, png_chunk
 
 _ENDLESS = frozenset({Reason.TIMED_OUT, Reason.OUT_OF_MEMORY})

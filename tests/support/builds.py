@@ -16,7 +16,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from segmint.catalogs.dataset.outputs import OUTPUTS
-from segmint.catalogs.dataset.versions.record import VERSIONS
+from segmint.catalogs.dataset.versions import VERSIONS
 from segmint.catalogs.layout import DATASET_ID
 from segmint.pipeline.commands.cli import app
 from tests.support.photographs import photograph

@@ -11,12 +11,11 @@ import pyarrow as pa
 from PIL import Image
 from pycocotools import mask as coco
 
-from segmint.catalogs.dataset.commits import CommitLog
+from segmint.catalogs.dataset.commits import CommitLog, CommitSums, sum_listing
 from segmint.catalogs.dataset.manifest import CatalogPart, DatasetManifest, ModelWeights
-from segmint.catalogs.dataset.summaries import CommitSums, sum_listing
 from segmint.catalogs.layout import MANIFEST, config_sha256, part_path
 from segmint.infra.storage.location import Location
-from segmint.operators.schemas import DESCRIBED
+from segmint.operators.rows import DESCRIBED
 from segmint.operators.shards.write import ShardTask, write_shard
 from tests.support.locations import handle_of
 

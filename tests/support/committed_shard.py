@@ -11,15 +11,13 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from segmint.catalogs.dataset.commits import Commit, CommitLog, FileEntry
+from segmint.catalogs.dataset.commits import Commit, CommitLog, FileEntry, write_shards_index
 from segmint.catalogs.dataset.manifest import DatasetManifest, load_manifest
-from segmint.catalogs.dataset.shards_index import write_shards_index
 from segmint.catalogs.layout import COMMITS, MANIFEST, SHARDS_INDEX, DamagedDatasetError, commit_name, data_path
 from segmint.catalogs.parquet import table_bytes
-from segmint.operators.rows import Row, to_table
-from segmint.operators.schemas import SCHEMAS
-from segmint.operators.shards.files import annotations_json
-from segmint.operators.similar.hashes import jpeg_hashes
+from segmint.operators.rows import SCHEMAS, Row, to_table
+from segmint.operators.shards.put import annotations_json
+from segmint.operators.similar.near import jpeg_hashes
 from tests.support.locations import location_of
 
 

@@ -5,24 +5,24 @@ from tests.support.mutant import Mutant
 COPIES_MUTANTS = (
     Mutant(
         "a pixel that two cells share counts for one of them",
-        "operators/similar/hashes.py",
+        "operators/similar/near.py",
         "parts * whole - cut[:-1] + cut[1:]",
         "parts * whole",
-        "tests/operators/similar/test_hashes.py",
+        "tests/operators/similar/test_near_hashes.py",
     ),
     Mutant(
         "averages are rounded down",
-        "operators/similar/hashes.py",
+        "operators/similar/near.py",
         "(2 * scale * sums + values.size)",
         "(2 * scale * sums)",
-        "tests/operators/similar/test_hashes.py",
+        "tests/operators/similar/test_near_hashes.py",
     ),
     Mutant(
         "a picture turned by 90 degrees is hashed as turned by 270",
-        "operators/similar/hashes.py",
+        "operators/similar/near.py",
         "[frame * across, frame.T * down, frame * across * down, frame.T * across]",
         "[frame * across, frame.T * across, frame * across * down, frame.T * down]",
-        "tests/operators/similar/test_hashes.py",
+        "tests/operators/similar/test_near_hashes.py",
     ),
     Mutant(
         "hashes of one key are in different parts",
@@ -33,10 +33,10 @@ COPIES_MUTANTS = (
     ),
     Mutant(
         "images without structure look alike",
-        "operators/audit/similar_images.py",
+        "operators/audit/masks.py",
         " & (hashes != NO_HASH)",
         "",
-        "tests/operators/audit/test_similar_images.py",
+        "tests/operators/audit/test_masks_similar_images.py",
     ),
     Mutant(
         "the pixels of a removed picture are built again",
@@ -54,7 +54,7 @@ COPIES_MUTANTS = (
     ),
     Mutant(
         "the pixels of a picture that stays keep others out",
-        "pipeline/corrections/takedown_list.py",
+        "pipeline/corrections/takedown.py",
         "not stays.isdisjoint(digests.get(ordinal, ()))",
         "False",
         "tests/pipeline/corrections/test_takedown.py",
@@ -68,21 +68,21 @@ COPIES_MUTANTS = (
     ),
     Mutant(
         "a writer of fingerprints that slept loses what it adds",
-        "catalogs/dataset/fingerprints.py",
+        "catalogs/dataset/tombstones.py",
         "if _generations(dataset, shard)[-1] > latest + 1:",
         "if False:",
-        "tests/catalogs/dataset/test_fingerprints.py",
+        "tests/catalogs/dataset/test_tombstones_fingerprints.py",
     ),
     Mutant(
         "what was forgotten is stored again",
-        "catalogs/dataset/fingerprints.py",
+        "catalogs/dataset/tombstones.py",
         "        if self.forgotten:\n",
         "        if False:\n",
-        "tests/catalogs/dataset/test_fingerprints.py",
+        "tests/catalogs/dataset/test_tombstones_fingerprints.py",
     ),
     Mutant(
         "the digest does not cover fingerprints",
-        "catalogs/dataset/versions/digest.py",
+        "catalogs/dataset/digest.py",
         "paths.append(fingerprints_path(shard, generation))",
         "pass",
         "tests/pipeline/corrections/test_takedown.py",
@@ -106,6 +106,6 @@ COPIES_MUTANTS = (
         "pipeline/corrections/proof.py",
         'search.found.append(f"{copy.line()}; {advice}")',
         'search.gone.append(f"{copy.line()}; {advice}")',
-        "tests/pipeline/corrections/test_fingerprints.py",
+        "tests/pipeline/corrections/test_correction_fingerprints.py",
     ),
 )

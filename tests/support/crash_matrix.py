@@ -23,21 +23,19 @@ from typing import Any
 import pyarrow.dataset  # noqa: F401 (this and the next imported once, for all forks: the product imports them late)
 import tenacity  # noqa: F401
 
-from segmint.catalogs.dataset.annotations.submissions import put_submission
-from segmint.catalogs.dataset.commits import Reservation
-from segmint.catalogs.dataset.shards_index import write_shards_index
+from segmint.catalogs.dataset.commits import Reservation, write_shards_index
+from segmint.catalogs.dataset.submissions import put_submission
 from segmint.catalogs.dataset.tombstones import TakedownRequest, read_tombstones
-from segmint.catalogs.dataset.versions.record import VERSIONS, name_now
+from segmint.catalogs.dataset.versions import VERSIONS, name_now
 from segmint.catalogs.layout import DATASET_ID, data_path
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
 from segmint.infra.uris import join
 from segmint.operators.shards.revise import finish_dead_writers
 from segmint.pipeline.corrections.amend import amend
-from segmint.pipeline.corrections.apply.columns import remove_column
-from segmint.pipeline.corrections.fingerprints import forget, tell_apart
-from segmint.pipeline.corrections.label import label
-from segmint.pipeline.corrections.merge.run import merge_submissions
+from segmint.pipeline.corrections.apply.columns import label, remove_column
+from segmint.pipeline.corrections.correction import forget, tell_apart
+from segmint.pipeline.corrections.merge import merge_submissions
 from segmint.pipeline.corrections.redact import redact
 from segmint.pipeline.corrections.repair import repair
 from segmint.pipeline.corrections.takedown import takedown

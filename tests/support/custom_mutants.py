@@ -2,7 +2,7 @@
 
 from tests.support.mutant import Mutant
 
-_TESTS = "tests/operators/custom/test_load.py tests/operators/custom/test_stage.py"
+_TESTS = "tests/operators/custom/test_contract_load.py tests/operators/custom/test_stage.py"
 
 CUSTOM_MUTANTS = (
     Mutant(
@@ -21,7 +21,7 @@ CUSTOM_MUTANTS = (
     ),
     Mutant(
         "a worker with another version of a stage",
-        "operators/custom/load.py",
+        "operators/custom/contract.py",
         "if here != self:",
         "if here.name != self.name:",
         _TESTS,
@@ -56,14 +56,14 @@ CUSTOM_MUTANTS = (
     ),
     Mutant(
         "a stage that adds masks keeps artifacts that SAM's masks mustn't be",
-        "pipeline/config/stage_settings.py",
+        "pipeline/config/config.py",
         "    limits = [iou for iou in (artifact_iou, filters.drop_redaction_artifacts) if iou is not None]\n",
         "    limits = [iou for iou in (None, filters.drop_redaction_artifacts) if iou is not None]\n",
         "tests/pipeline/building/execution/test_stages.py",
     ),
     Mutant(
         "the audit wants scores above SAM's thresholds of masks that a stage added",
-        "operators/audit/mask_columns.py",
+        "operators/audit/masks.py",
         "            people |= pc.is_in",
         "            people &= pc.is_in",
         "tests/operators/audit/test_sound_masks.py",
@@ -77,7 +77,7 @@ CUSTOM_MUTANTS = (
     ),
     Mutant(
         "a segmenter isn't tried before a build",
-        "pipeline/building/dataset/dataset.py",
+        "pipeline/building/dataset.py",
         "        try_segmenters(config)\n",
         "",
         "tests/end_to_end/test_segmenters.py",

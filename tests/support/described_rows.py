@@ -8,8 +8,7 @@ import pyarrow as pa
 
 from segmint.model.automatic.rle import encode
 from segmint.operators.prepare.release import ReleaseConfig, release
-from segmint.operators.rows import to_table
-from segmint.operators.schemas import DESCRIBED
+from segmint.operators.rows import DESCRIBED, to_table
 
 
 def rectangle_mask(height: int, width: int, top: int, left: int, bottom: int, right: int) -> dict[str, Any]:

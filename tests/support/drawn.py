@@ -11,8 +11,7 @@ from segmint.catalogs.dataset.tables import DatasetTables, TableFile, scratch_pa
 from segmint.catalogs.parquet import table_bytes
 from segmint.model.automatic.rle import encode
 from segmint.operators.describe import coverage, describe_mask
-from segmint.operators.rows import Row, to_table
-from segmint.operators.schemas import SCHEMAS
+from segmint.operators.rows import SCHEMAS, Row, to_table
 from tests.support.locations import location_of
 
 

@@ -12,10 +12,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from segmint.model.sam.batch_encoder import BatchEncoder
 from segmint.model.sam.image_encoder_tinyvit import ImageEncoderTinyViT
+from segmint.model.sam.load import BatchEncoder, Sam
 from segmint.model.sam.predictor import Predictor
-from segmint.model.sam.sam import Sam
 from tests.support.parallel import made_once
 
 

@@ -70,7 +70,7 @@ class _Fast:
         slow = {item for item in items if SLOW.intersection(getattr(item, "fixturenames", ()))}
         config.hook.pytest_deselected(items=list(slow))
         items[:] = [item for item in items if item not in slow]
-        from segmint.infra.assets import resolve  # every test run loads this file
+        from segmint.infra import assets as resolve  # every test run loads this file
 
         known = tuple(resolve.ASSETS.values())  # tests have others of their own, which are small
         self._guard(

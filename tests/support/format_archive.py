@@ -20,17 +20,16 @@ from typing import Any
 import yaml
 from PIL import Image
 
-from segmint.catalogs.dataset.annotations.submissions import Return, put_return, put_submission
 from segmint.catalogs.dataset.manifest import load_manifest
+from segmint.catalogs.dataset.submissions import Return, put_return, put_submission
 from segmint.catalogs.dataset.tombstones import TakedownRequest
-from segmint.catalogs.dataset.versions.record import latest_version, put_version
+from segmint.catalogs.dataset.versions import latest_version, put_version
 from segmint.catalogs.layout import DATASET_ID, SCHEMA_VERSION, canonical_json
 from segmint.infra.storage.location import Location
-from segmint.operators.custom.contract import StageRow
-from segmint.operators.custom.load import StageSpec, load_stage
-from segmint.operators.shards.files import member_info
-from segmint.pipeline.corrections.label import label
-from segmint.pipeline.corrections.merge.run import merge_submissions
+from segmint.operators.custom.contract import StageRow, StageSpec, load_stage
+from segmint.operators.shards.put import member_info
+from segmint.pipeline.corrections.apply.columns import label
+from segmint.pipeline.corrections.merge import merge_submissions
 from segmint.pipeline.corrections.redact import redact
 from segmint.pipeline.corrections.takedown import takedown
 from tests.support.builds import NO_DETECTORS, segmint, write_catalog

@@ -18,23 +18,21 @@ import pyarrow as pa
 from pydantic import BaseModel
 
 from segmint.catalogs import layout
-from segmint.catalogs.dataset.annotations.ratings import Rating
-from segmint.catalogs.dataset.annotations.submissions import Return, Submission
-from segmint.catalogs.dataset.commits import PRIVACY_COUNTS, REJECTED, Commit, FileEntry
-from segmint.catalogs.dataset.fingerprints import ShardFingerprints
+from segmint.catalogs.dataset.commits import PRIVACY_COUNTS, REJECTED, Commit, FileEntry, shards_index
 from segmint.catalogs.dataset.manifest import DatasetManifest
 from segmint.catalogs.dataset.mask_labels import MODEL
 from segmint.catalogs.dataset.outputs import OutputNote
-from segmint.catalogs.dataset.shards_index import shards_index
-from segmint.catalogs.dataset.tombstones import TakedownRequest, Tombstone
-from segmint.catalogs.dataset.versions.record import Version
+from segmint.catalogs.dataset.ratings import Rating
+from segmint.catalogs.dataset.submissions import Return, Submission
+from segmint.catalogs.dataset.tombstones import ShardFingerprints, TakedownRequest, Tombstone
+from segmint.catalogs.dataset.versions import Version
 from segmint.catalogs.layout import SCHEMA_VERSION
-from segmint.catalogs.schema import ADDED as OPTIONAL_COLUMNS
-from segmint.catalogs.schema import STAGED
-from segmint.operators import schemas
+from segmint.catalogs.parquet import ADDED as OPTIONAL_COLUMNS
+from segmint.catalogs.parquet import STAGED
+from segmint.operators import rows
 from segmint.operators.segment import numerics
 from segmint.operators.segment.numerics import Numerics
-from segmint.operators.shards.files import annotations_json
+from segmint.operators.shards.put import annotations_json
 from segmint.pipeline.config.config import Config, identity
 
 COMMAND = "python -m tests.support.format_description"
@@ -70,7 +68,7 @@ def frozen_path(version: int = SCHEMA_VERSION) -> Path:
 
 def describe() -> dict[str, Any]:
     """The description of the format that the code reads and writes."""
-    tables = {"catalog": STAGED, **schemas.SCHEMAS}
+    tables = {"catalog": STAGED, **rows.SCHEMAS}
     return {
         "schema_version": SCHEMA_VERSION,
         "columns": {name: columns_of(schema) for name, schema in tables.items()},
@@ -85,8 +83,8 @@ def describe() -> dict[str, Any]:
             name: kind for name, kind in type_of(Numerics).items() if name not in {"unrecorded", *numerics.ADDED}
         },
         "values": {
-            "source": list(schemas.SOURCES),
-            "label_source": [schemas.PERSON, schemas.IMPORT, MODEL],
+            "source": list(rows.SOURCES),
+            "label_source": [rows.PERSON, rows.IMPORT, MODEL],
             "counts": [REJECTED, *PRIVACY_COUNTS],
         },
         "names": list(layout.PATTERNS),

@@ -9,8 +9,7 @@ from typing import Any
 from unittest import mock
 
 from segmint.infra.row_ledger import RowLedger
-from segmint.operators.rows import Row
-from segmint.operators.schemas import FUNNEL_STEPS
+from segmint.operators.rows import FUNNEL_STEPS, Row
 from segmint.operators.segment import segment
 from segmint.operators.segment.overlap import HostThreads
 from segmint.operators.segment.segment import Segment

@@ -18,20 +18,18 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from segmint.catalogs.dataset.annotations.names import parse_submission_path
 from segmint.catalogs.dataset.commits import Commit, FileEntry
 from segmint.catalogs.dataset.manifest import load_latest_manifest, load_manifest
 from segmint.catalogs.dataset.reading.torch_dataset import open_dataset
+from segmint.catalogs.dataset.submissions import parse_submission_path
 from segmint.catalogs.dataset.sweep import sweep
 from segmint.catalogs.dataset.tombstones import read_tombstones, removed_images
-from segmint.catalogs.dataset.versions.record import Version, put_version, version_numbers, version_path
+from segmint.catalogs.dataset.versions import Version, put_version, version_numbers, version_path
 from segmint.catalogs.layout import RESERVATIONS, DamagedDatasetError
 from segmint.operators.rows import Row
-from segmint.operators.shards.committed_rows import read_committed_rows
-from segmint.operators.shards.files import build_shard_files
-from segmint.operators.shards.put import named_files
-from segmint.operators.shards.revise import finish_dead_writers
-from segmint.pipeline.corrections.credits import otherwise_credited
+from segmint.operators.shards.put import build_shard_files, named_files
+from segmint.operators.shards.revise import finish_dead_writers, read_committed_rows
+from segmint.pipeline.corrections.correction import otherwise_credited
 from segmint.pipeline.corrections.repair import repair
 from segmint.pipeline.quality.audit.integrity import audit_integrity
 from tests.support.described_rows import rectangle_mask

@@ -8,40 +8,36 @@ from datetime import UTC, datetime
 from pathlib import Path
 from shutil import rmtree
 
-from segmint.catalogs.dataset.annotations.saved import RemovedImageError
-from segmint.catalogs.dataset.annotations.submissions import (
-    Submission,
-    base_digest,
-    put_submission,
-    read_submissions,
-)
 from segmint.catalogs.dataset.commits import Commit
-from segmint.catalogs.dataset.fingerprints import FINGERPRINTS
+from segmint.catalogs.dataset.digest import Snapshot, VersionLeaf, leaf_of
 from segmint.catalogs.dataset.manifest import (
     CatalogPart,
     load_latest_manifest,
     parse_manifest_name,
     put_with_parts,
 )
-from segmint.catalogs.dataset.tombstones import TOMBSTONES
+from segmint.catalogs.dataset.submissions import (
+    RemovedImageError,
+    Submission,
+    base_digest,
+    put_submission,
+    read_submissions,
+)
+from segmint.catalogs.dataset.tombstones import FINGERPRINTS, TOMBSTONES
 from segmint.catalogs.dataset.tombstones import TakedownRequest as TakedownAsked
-from segmint.catalogs.dataset.versions.digest import Snapshot, VersionLeaf, leaf_of
-from segmint.catalogs.dataset.versions.record import put_version
+from segmint.catalogs.dataset.versions import put_version
 from segmint.catalogs.layout import COMMITS, parse_commit_name, part_path
-from segmint.catalogs.parquet import table_bytes
-from segmint.catalogs.schema import NORMALIZED
+from segmint.catalogs.parquet import NORMALIZED, table_bytes
 from segmint.infra.errors import UsageError
 from segmint.operators.redactions import redacted_share
 from segmint.operators.rows import Row, to_table
-from segmint.operators.shards.committed_rows import read_committed_rows
-from segmint.operators.shards.files import annotation_id, mask_index
-from segmint.operators.shards.revise import finish_dead_writers, with_latest_commit
+from segmint.operators.shards.put import annotation_id, mask_index
+from segmint.operators.shards.revise import finish_dead_writers, read_committed_rows, with_latest_commit
 from segmint.pipeline.corrections.amend import amend
 from segmint.pipeline.corrections.correction import Revision, revise
-from segmint.pipeline.corrections.imports.files import ImportFormat
-from segmint.pipeline.corrections.imports.imports import ImportRequest, import_masks
-from segmint.pipeline.corrections.imports.merge import ImportMode
-from segmint.pipeline.corrections.merge.run import merge_submissions
+from segmint.pipeline.corrections.import_merge import ImportMode
+from segmint.pipeline.corrections.imports import ImportFormat, ImportRequest, import_masks
+from segmint.pipeline.corrections.merge import merge_submissions
 from segmint.pipeline.corrections.takedown import takedown
 from tests.support.imported import coco_of
 from tests.support.locations import location_of

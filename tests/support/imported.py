@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from segmint.operators.rows import Row
-from segmint.operators.shards.committed_rows import read_committed_rows
-from segmint.pipeline.corrections.imports.files import ImportFormat
-from segmint.pipeline.corrections.imports.imports import ImportList, ImportRequest, import_masks
-from segmint.pipeline.corrections.imports.merge import ImportMode
+from segmint.operators.shards.revise import read_committed_rows
+from segmint.pipeline.corrections.import_merge import ImportMode
+from segmint.pipeline.corrections.imports import ImportFormat, ImportList, ImportRequest, import_masks
 from segmint.pipeline.corrections.mask_revision import RevisionResult
 from tests.support.described_rows import rectangle_mask
 from tests.support.locations import location_of

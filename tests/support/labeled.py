@@ -4,8 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from segmint.catalogs.dataset.mask_labels import may_label
-from segmint.operators.custom.contract import StageRow
-from segmint.operators.custom.load import StageSpec, load_stage
+from segmint.operators.custom.contract import StageRow, StageSpec, load_stage
 from tests.support.described_rows import accepted_row, described, rejected_row
 from tests.support.protocol import ROWS, DatasetPath, write
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from segmint.catalogs.dataset.handle import DatasetHandle
+from segmint.catalogs.dataset.manifest import DatasetHandle
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from segmint.catalogs.dataset.commits import Commit, FileEntry
 from segmint.catalogs.dataset.manifest import CatalogPart, DatasetManifest, ModelWeights
 from segmint.catalogs.layout import DATA_KINDS, MANIFEST, commit_path, config_sha256, data_path, part_path
+from segmint.infra.stopping import map_ahead
 from segmint.infra.storage.location import Location
-from segmint.infra.threads import map_ahead
 
 _PER_SHARD = 3
 

@@ -4,7 +4,7 @@ from tests.support.mutant import Mutant
 
 RUN = "tests/pipeline/masks/test_run.py"
 OUTPUTS = "tests/pipeline/masks/test_outputs.py"
-BOXES = "tests/operators/test_boxes.py"
+BOXES = "tests/operators/test_redactions_boxes.py"
 
 MASKS_MUTANTS = (
     Mutant(
@@ -12,7 +12,7 @@ MASKS_MUTANTS = (
         "operators/overlay.py",
         "image[box] & alpha",
         "image[box]",
-        "tests/pipeline/masks/interactive/test_results.py",
+        "tests/pipeline/masks/test_results.py",
     ),
     Mutant(
         "a photograph keeps a file that is another's",
@@ -107,7 +107,7 @@ MASKS_MUTANTS = (
     ),
     Mutant(
         "each of many unknown keys is compared with all known ones",
-        "pipeline/config/problems.py",
+        "pipeline/config/yaml_file.py",
         "if len(found) < SHOWN else",
         "if found is not None else",
         "tests/pipeline/config/test_yaml_file.py",
@@ -121,21 +121,21 @@ MASKS_MUTANTS = (
     ),
     Mutant(
         "a box of 64 bits has a header of 8 bytes",
-        "operators/boxes.py",
+        "operators/redactions.py",
         "header, (size,) = 16, ",
         "header, (size,) = 8, ",
         BOXES,
     ),
     Mutant(
         "items beside the idat box are looked for in it",
-        "operators/boxes.py",
+        "operators/redactions.py",
         "shift = stored if is_inside else 0",
         "shift = stored",
         BOXES,
     ),
     Mutant(
         "the limit on XMP packets is for each",
-        "operators/boxes.py",
+        "operators/redactions.py",
         "most -= sum(length for _, length in extents) if number in wanted else 0",
         "most -= 0",
         BOXES,

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable
 
-from segmint.operators.schemas import MASKS_PER_IMAGE_LIMIT
+from segmint.operators.rows import MASKS_PER_IMAGE_LIMIT
 
 _PLACES: tuple[tuple[re.Pattern[str], Callable[[int], int]], ...] = (
     (re.compile(r"^mask (\d{1,18})\b"), lambda number: number // MASKS_PER_IMAGE_LIMIT),

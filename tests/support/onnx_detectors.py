@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 from onnx import parser
 
-from segmint.model.detectors.onnx import STRIDES, YUNET_OUTPUTS
+from segmint.model.detectors.detection import STRIDES, YUNET_OUTPUTS
 
 _HEAD = '<ir_version: 9, opset_import: ["" : 17]> detector '
 _MAGENTA = """

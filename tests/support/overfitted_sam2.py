@@ -25,11 +25,10 @@ from skimage.segmentation import slic
 from torch import Tensor, nn
 
 from segmint.model.sam.common import Perceptron
-from segmint.model.sam.load import build_sam
+from segmint.model.sam.load import Sam, build_sam
+from segmint.model.sam.mask_decoder import Attention
 from segmint.model.sam.preprocess import normalized, stretch
-from segmint.model.sam.sam import Sam
-from segmint.model.sam.transformer import Attention
-from segmint.model.training.losses import dice_loss, mask_iou
+from segmint.model.training.step import dice_loss, mask_iou
 from tests.support.photographs import photograph
 from tests.support.random_weights import randomize
 

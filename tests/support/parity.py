@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from segmint.model.automatic.records import MaskRecord
+from segmint.model.automatic.rle import MaskRecord
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from segmint.model.automatic.boxes import box_of
-from segmint.model.automatic.candidates import MaskPatch
-from segmint.model.automatic.cleanup import CleanedPatch, fill_holes, remove_islands
+from segmint.model.automatic.candidates import CleanedPatch, MaskPatch, fill_holes, remove_islands
+from segmint.model.automatic.crops import box_of
 
 
 @dataclass(frozen=True)

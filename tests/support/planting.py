@@ -13,8 +13,7 @@ import pyarrow.parquet as pq
 from segmint.catalogs.dataset.commits import CommitLog
 from segmint.catalogs.dataset.manifest import CatalogPart, DatasetManifest
 from segmint.catalogs.layout import part_path
-from segmint.catalogs.parquet import table_bytes
-from segmint.catalogs.schema import normalized_schema
+from segmint.catalogs.parquet import normalized_schema, table_bytes
 from segmint.operators.rows import Row
 from tests.support.committed_shard import CommittedShard, change_manifest, write_commit
 from tests.support.locations import location_of

@@ -17,25 +17,22 @@ from typing import Any
 import pyarrow as pa
 
 from segmint.catalogs.dataset.commits import Commit, CommitLog
-from segmint.catalogs.dataset.handle import DatasetHandle
-from segmint.catalogs.dataset.manifest import CatalogPart, DatasetManifest, ModelWeights
+from segmint.catalogs.dataset.manifest import CatalogPart, DatasetHandle, DatasetManifest, ModelWeights
 from segmint.catalogs.dataset.sweep import sweep
-from segmint.catalogs.dataset.versions.record import VERSIONS
+from segmint.catalogs.dataset.versions import VERSIONS
 from segmint.catalogs.layout import DATASET_ID, MANIFEST, config_sha256, fingerprint, part_path
-from segmint.catalogs.parquet import table_bytes
-from segmint.catalogs.schema import NORMALIZED, STAGED
-from segmint.catalogs.stages import StageColumn
+from segmint.catalogs.lineage import StageColumn
+from segmint.catalogs.parquet import NORMALIZED, STAGED, table_bytes
 from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.retry import RetryPolicy
 from segmint.infra.storage.storage import Storage
 from segmint.infra.uris import join
-from segmint.operators.custom.load import load_stage
+from segmint.operators.custom.contract import load_stage
 from segmint.operators.describe import describe_table
 from segmint.operators.prepare.release import ReleaseConfig
 from segmint.operators.redactions import redacted_share
-from segmint.operators.rows import to_table
-from segmint.operators.schemas import PROMPTED
+from segmint.operators.rows import PROMPTED, to_table
 from segmint.operators.segment.mask_config import MasksConfig
 from segmint.operators.segmenter.segmenter import CustomSegmenter
 from segmint.operators.shards.write import RetryTask, ShardResult, ShardTask, retry_shard, write_shard

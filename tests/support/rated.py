@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping
 
-from segmint.catalogs.dataset.annotations.ratings import Rating, counts_digest, put_rating
+from segmint.catalogs.dataset.ratings import Rating, counts_digest, put_rating
 from segmint.infra.storage.location import Location
-from segmint.pipeline.quality.statistics.open_tables import open_tables
+from segmint.pipeline.quality.statistics.masks import open_tables
 
 
 def rating_of(mask: int, counts: str, rater: str, score: int | None, n: int = 1, seconds: float = 10.0) -> Rating:

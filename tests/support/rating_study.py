@@ -9,7 +9,7 @@ from pycocotools import mask as coco
 
 from segmint.catalogs.dataset.reader import Dataset
 from segmint.infra.storage.location import Location
-from segmint.pipeline.quality.study.ratings import RatingStudy, sample_ratings
+from segmint.pipeline.engine.study.ratings import RatingStudy, sample_ratings
 from tests.support.locations import location_of
 
 

@@ -8,12 +8,15 @@ from typing import Any
 from segmint.infra.device import Compute, apply_compute
 from segmint.model.sam.load import load_sam
 from segmint.model.training.sampling import Clicks
-from segmint.pipeline.engine.train.data.cache import EmbeddingCache
-from segmint.pipeline.engine.train.data.draws import DrawSequence
-from segmint.pipeline.engine.train.data.reading import TrainingImageReader
-from segmint.pipeline.engine.train.embedding import FrozenEncoder, encoder_hash
+from segmint.pipeline.engine.train.images import DrawSequence
+from segmint.pipeline.engine.train.reading import (
+    EmbeddingCache,
+    FrozenEncoder,
+    TrainingImageReader,
+    WorkerRank,
+    encoder_hash,
+)
 from segmint.pipeline.engine.train.trainer import StepResult, Trainer
-from segmint.pipeline.engine.train.world import WorkerRank
 from tests.support.locations import location_of
 from tests.support.trained import find
 
@@ -54,7 +57,7 @@ def take_part(config: Mapping[str, Any]) -> None:
     """Take the steps in a worker of Ray Train, and save what came out under the worker's rank."""
     import torch
 
-    from segmint.pipeline.engine.train.workers.worker import world_of_group
+    from segmint.pipeline.engine.train.workers import world_of_group
 
     world = world_of_group()
     results, weights = take_steps(config["steps"], world, config["recorded"])

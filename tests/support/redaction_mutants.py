@@ -2,10 +2,10 @@
 
 from tests.support.mutant import Mutant
 
-_ORIENTATIONS = "operators/prepare/orientations.py", "tests/operators/prepare/test_orientations.py"
+_ORIENTATIONS = "operators/prepare/mosaic.py", "tests/operators/prepare/test_mosaic_orientations.py"
 _LAST_LOOK = "tests/operators/prepare/test_released_search.py"
 _RELEASED = "operators/prepare/released_search.py"
-_LEFT_ALONE = "operators/prepare/left_alone.py", "tests/operators/prepare/test_left_alone.py"
+_LEFT_ALONE = "operators/prepare/deidentify.py", "tests/operators/prepare/test_deidentify_left_alone.py"
 _AUDIT = "tests/operators/audit/test_privacy.py"
 
 

@@ -6,7 +6,7 @@ from segmint.operators.prepare.ingest import IngestConfig
 from segmint.operators.prepare.prepare import PrepareConfig, prepare_image
 from segmint.operators.prepare.release import ReleaseConfig
 from segmint.operators.segment.mask_config import MasksConfig
-from segmint.pipeline.masks.frame import Frame
+from segmint.pipeline.masks.options import Frame
 
 
 def in_a_build(data: bytes, release: ReleaseConfig, masks: MasksConfig) -> Frame:

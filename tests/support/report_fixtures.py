@@ -25,7 +25,7 @@ def reported_facts(reported: str) -> "tuple[Statistics, Facts]":
     """Its statistics and facts."""
     from segmint.infra.storage.storage import Storage
     from segmint.pipeline.quality.report.facts import gather_facts
-    from segmint.pipeline.quality.statistics.open_tables import open_tables
+    from segmint.pipeline.quality.statistics.masks import open_tables
     from segmint.pipeline.quality.statistics.statistics import compute_statistics
     from tests.support.locations import location_of
 
@@ -68,10 +68,10 @@ def evidence_folder(small_dataset: Path, tmp_path_factory: pytest.TempPathFactor
     import shutil
 
     from segmint.catalogs.dataset.outputs import OUTPUTS
-    from segmint.catalogs.dataset.versions.record import put_version
+    from segmint.catalogs.dataset.versions import put_version
     from segmint.pipeline.quality.audit.audit import audit_dataset
-    from segmint.pipeline.quality.evidence.evidence import write_evidence
-    from segmint.pipeline.quality.evidence.signatures import sign_version
+    from segmint.pipeline.quality.evidence import write_evidence
+    from segmint.pipeline.quality.signatures import sign_version
     from segmint.pipeline.quality.statistics.ratings import read_score
     from tests.support.keys import write_keys
     from tests.support.locations import location_of

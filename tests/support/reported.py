@@ -6,19 +6,16 @@ from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
-from segmint.catalogs.dataset.handle import DatasetHandle
-from segmint.catalogs.dataset.manifest import CatalogPart, DatasetManifest, ModelWeights
+from segmint.catalogs.dataset.manifest import CatalogPart, DatasetHandle, DatasetManifest, ModelWeights
 from segmint.catalogs.layout import MANIFEST, config_sha256, part_path
 from segmint.catalogs.lineage import TrainingDatasetRef, TrainingRound
 from segmint.infra.storage.storage import Storage
 from segmint.infra.uris import join
 from segmint.operators.describe import describe_table
-from segmint.operators.rows import to_table
-from segmint.operators.schemas import SEGMENTED
+from segmint.operators.rows import SEGMENTED, to_table
 from segmint.operators.shards.write import ShardTask, write_shard
+from segmint.pipeline.engine.study.privacy import sample_privacy, score_privacy
 from segmint.pipeline.quality.audit.audit import AuditOptions
-from segmint.pipeline.quality.study.privacy.sample import sample_privacy
-from segmint.pipeline.quality.study.privacy.score import score_privacy
 from tests.support.committed import row_of
 from tests.support.locations import location_of
 from tests.support.named_image import image_of

@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import ray
 
-from segmint.infra.deadline import exit_within
+from segmint.infra.stopping import exit_within
 from segmint.operators.shards.write import ShardResult
 
 ROWS = 60

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from segmint.model.sam.sam import Sam
+from segmint.model.sam.load import Sam
 
 NAMES = (
     (r"^prompt_encoder", "sam_prompt_encoder"),

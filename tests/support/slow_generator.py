@@ -16,11 +16,9 @@ from pycocotools import mask as coco
 from segment_anything.utils.amg import remove_small_regions
 from torch import Tensor
 
+from segmint.model.automatic.candidates import inside_crop, nms, over_iou, stability_scores, stable, under_max_area
 from segmint.model.automatic.crops import Crop, crop_points, cut, generate_crops
-from segmint.model.automatic.filters import inside_crop, over_iou, stability_scores, stable, under_max_area
-from segmint.model.automatic.nms import nms
-from segmint.model.automatic.records import XYWH, Funnel, GeneratedMasks, MaskRecord
-from segmint.model.automatic.rle import Rle
+from segmint.model.automatic.rle import XYWH, Funnel, GeneratedMasks, MaskRecord, Rle
 from segmint.model.automatic.settings import MaskSettings
 from segmint.model.sam.predictor import Embedding, Predictor
 

@@ -6,17 +6,17 @@ from pathlib import Path
 import pyarrow as pa
 
 from segmint.catalogs.dataset.commits import CommitLog
-from segmint.catalogs.reasons import Reason
+from segmint.catalogs.findings import Reason
 from segmint.infra.ray_session import Cluster
 from segmint.infra.storage.storage import Storage
 from segmint.operators.describe import describe_table
 from segmint.operators.prepare.prepare import Prepare
 from segmint.operators.segment.segment import Segment
 from segmint.operators.shards.write import retry_shard, write_shard
-from segmint.pipeline.building.dataset.dataset import open_or_create
+from segmint.pipeline.building.dataset import open_or_create
+from segmint.pipeline.building.execution.accounting import RejectedRows
 from segmint.pipeline.building.execution.row_source import RowSource
 from segmint.pipeline.building.execution.stages import lay_out
-from segmint.pipeline.building.execution.work import RejectedRows
 from segmint.pipeline.config.config import load_config
 
 

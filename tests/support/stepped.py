@@ -122,5 +122,5 @@ def stepping(made: Callable[[str], object] = lambda _: None) -> Iterator[None]:
         made(name)
         return answer
 
-    with gated(by_thread), patch("segmint.infra.threads.ThreadPoolExecutor", InlinePool):
+    with gated(by_thread), patch("segmint.infra.stopping.ThreadPoolExecutor", InlinePool):
         yield

@@ -7,9 +7,9 @@ from segmint.infra.ray_session import Cluster
 from segmint.infra.storage.storage import Storage
 from segmint.operators.describe import describe_table
 from segmint.operators.shards.write import ShardResult, write_shard
-from segmint.pipeline.building.dataset.dataset import open_or_create
+from segmint.pipeline.building.dataset import open_or_create
+from segmint.pipeline.building.execution.accounting import shard_rows
 from segmint.pipeline.building.execution.stages import lay_out
-from segmint.pipeline.building.execution.work import shard_rows
 from segmint.pipeline.config.config import load_config
 from tests.support.small_dataset import read_all
 

@@ -2,8 +2,8 @@
 
 from tests.support.mutant import Mutant
 
-ROW = "tests/pipeline/corrections/merge/test_row.py"
-ASSIGNMENTS = "tests/catalogs/dataset/annotations/test_assignments.py"
+ROW = "tests/pipeline/corrections/test_merge_row.py"
+ASSIGNMENTS = "tests/catalogs/dataset/test_submissions_assignments.py"
 
 ANSWER_MUTANTS = (
     Mutant(
@@ -22,7 +22,7 @@ ANSWER_MUTANTS = (
     ),
     Mutant(
         "who says a mask again made it",
-        "operators/shards/submitted_masks.py",
+        "operators/shards/submission_fit.py",
         "        maker = submission\n",
         "",
         ROW,
@@ -36,59 +36,59 @@ ANSWER_MUTANTS = (
     ),
     Mutant(
         "what is said again counts as lost",
-        "pipeline/corrections/merge/row.py",
+        "pipeline/corrections/merge.py",
         "lost = _words(earlier) - _words(last)",
         "lost = _words(earlier)",
         ROW,
     ),
     Mutant(
         "the lowest assignment counts after a merge, too",
-        "catalogs/dataset/annotations/assignments.py",
+        "catalogs/dataset/submissions.py",
         "    if before is not None:\n        return before\n",
         "",
         ASSIGNMENTS,
     ),
     Mutant(
         "an answer is merged again",
-        "catalogs/dataset/annotations/assignments.py",
+        "catalogs/dataset/submissions.py",
         'n <= ((merged or {}).get("n") or 0)',
         'n < ((merged or {}).get("n") or 0)',
-        "tests/pipeline/corrections/merge/test_run.py",
+        "tests/pipeline/corrections/test_merge_run.py",
     ),
     Mutant(
         "people are compared after a merge",
-        "catalogs/dataset/annotations/assignments.py",
+        "catalogs/dataset/submissions.py",
         "for base, submission in last[0].items():",
         "for base, submission in reversed(last[0].items()):",
         ASSIGNMENTS,
     ),
     Mutant(
         "the seconds of an answer that is carried count twice",
-        "catalogs/dataset/annotations/assignments.py",
+        "catalogs/dataset/submissions.py",
         '"seconds": 0.0,',
         '"seconds": submission.seconds,',
         ASSIGNMENTS,
     ),
     Mutant(
         "a mask that somebody timed is untouched",
-        "catalogs/dataset/annotations/assignments.py",
+        "catalogs/dataset/submissions.py",
         "        and mask.seconds == 0\n",
         "",
         ASSIGNMENTS,
     ),
     Mutant(
         "a look at the store undoes a save",
-        "pipeline/engine/annotate/progress_board.py",
+        "pipeline/engine/annotate/queue.py",
         "if now != known.get(assignment) and (",
         "if now is None and (",
-        "tests/pipeline/engine/annotate/test_progress_board.py",
+        "tests/pipeline/engine/annotate/test_queue_progress_board.py",
     ),
     Mutant(
         "a study keeps what an answer takes away",
-        "pipeline/quality/study/score.py",
+        "pipeline/engine/study/score.py",
         "after = [(id, counts) for id, counts in after if id not in fit.gone]",
         "pass",
-        "tests/pipeline/quality/study/test_submissions.py",
+        "tests/pipeline/quality/test_study_submissions.py",
     ),
     Mutant(
         "the audit takes any seconds",

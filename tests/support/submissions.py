@@ -3,13 +3,12 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from segmint.catalogs.dataset.annotations.submissions import Submission, base_digest
 from segmint.catalogs.dataset.commits import CommitLog
+from segmint.catalogs.dataset.submissions import Submission, base_digest
 from segmint.infra.storage.location import Location
-from segmint.operators.rows import Row
-from segmint.operators.schemas import MASKS_PER_IMAGE_LIMIT
-from segmint.operators.shards.committed_rows import read_committed_rows
-from segmint.operators.shards.files import mask_index
+from segmint.operators.rows import MASKS_PER_IMAGE_LIMIT, Row
+from segmint.operators.shards.put import mask_index
+from segmint.operators.shards.revise import read_committed_rows
 from tests.support.described_rows import rectangle_mask
 
 Box = tuple[int, int, int, int]

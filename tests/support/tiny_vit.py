@@ -7,9 +7,8 @@ from torch import Tensor
 
 from segmint.model.sam.geometry import SAM1
 from segmint.model.sam.image_encoder_vit import ImageEncoderViT, VitShape
-from segmint.model.sam.mask_decoder import SAM1_TRAITS, MaskDecoder
-from segmint.model.sam.prompt_encoder import PromptEncoder
-from segmint.model.sam.sam import Sam
+from segmint.model.sam.load import Sam
+from segmint.model.sam.mask_decoder import SAM1_TRAITS, MaskDecoder, PromptEncoder
 from tests.support.random_weights import randomize
 
 # Windows in one block and global attention in the other.

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from segmint.infra.storage.location import Location
-from segmint.pipeline.engine.train.data.images import (
+from segmint.pipeline.engine.train.images import (
     DatasetContents,
     SkippedImages,
     TrainingDataset,
@@ -13,8 +13,7 @@ from segmint.pipeline.engine.train.data.images import (
     find_images,
     open_datasets,
 )
-from segmint.pipeline.engine.train.presets import with_preset
-from segmint.pipeline.engine.train.settings import TrainConfig, load_train_config
+from segmint.pipeline.engine.train.settings import TrainConfig, load_train_config, with_preset
 from tests.support.locations import location_of
 from tests.support.trainable import train_yaml
 

@@ -7,8 +7,7 @@ from typing import Any
 from unittest import mock
 
 from benchmarks.building.stubs import StubbedSegment
-from segmint.operators.rows import Row
-from segmint.operators.schemas import FUNNEL_STEPS, MASK
+from segmint.operators.rows import FUNNEL_STEPS, MASK, Row
 from segmint.operators.segment.segment import decode_row
 from segmint.pipeline.commands.cli import main
 from tests.support.described_rows import rectangle_mask

@@ -16,10 +16,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from segmint.pipeline.quality.audit.result_json import to_dict
-from segmint.pipeline.quality.view.app import make_app, open_viewer
-from segmint.pipeline.quality.view.guard import SessionKeys
-from segmint.pipeline.serving.server import listen
+from segmint.pipeline.quality.audit.result import to_dict
+from segmint.pipeline.quality.view.app import SessionKeys, make_app, open_viewer
+from segmint.pipeline.serving.responses import listen
 from tests.support.builds import ROOT
 from tests.support.locations import location_of
 from tests.support.named_image import image_of, mask_of

@@ -5,10 +5,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from segmint.model.automatic.boxes import mask_boxes
-from segmint.model.automatic.candidates import MaskPatch
-from segmint.model.automatic.filters import stability_scores, stable
-from segmint.model.automatic.upscaling import StableMasks
+from segmint.model.automatic.candidates import MaskPatch, stability_scores, stable
+from segmint.model.automatic.crops import mask_boxes
+from segmint.model.automatic.proposals import StableMasks
 from segmint.model.sam.predictor import Embedding, Predictor
 from segmint.model.sam.preprocess import resized_size
 

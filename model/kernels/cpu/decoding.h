@@ -1,7 +1,7 @@
 // A step of SAM's mask decoder that visits every position of the image: the image attends to a prompt's tokens and is
 // normalized, and then the tokens of the next block attend to the image.
 //
-// The prompt's image is kept in factors (model/sam/factored_image.py): at each position, the shared image times a
+// The prompt's image is kept in factors (model/sam/point_decoder.py): at each position, the shared image times a
 // scale, plus a weighted sum of a few vectors. New coefficients are stored before those of earlier steps, and the
 // coefficient of the norm's bias, which is 1, after them. In the first step, the image may already have such vectors,
 // those of a mask that belongs to the prompt.

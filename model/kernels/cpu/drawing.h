@@ -1,6 +1,6 @@
 // Low-resolution logits of a prompt's masks: SAM's output upscaling, and products with the masks' filters.
 //
-// The prompt's image is given in factors (model/sam/factored_image.py): at each position, the shared image times a
+// The prompt's image is given in factors (model/sam/point_decoder.py): at each position, the shared image times a
 // scale, plus a weighted sum of a few vectors. The first step of upscaling is linear, so the caller applies it to the
 // factors. It makes 4 pixels of 64 channels of each position. They are normalized and activated, and the second step
 // makes 4 pixels of 32 channels of each. These are activated and multiplied by the filters. SAM 2.1 adds a map of the

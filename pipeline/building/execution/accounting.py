@@ -1,24 +1,39 @@
-"""Accounting of a run: `in = written + rejected by reason`, and the work that remains.
+"""Accounting of a run, the work that remains, and the outages that it waits out.
+
+Accounting of a run: `in = written + rejected by reason`, and the work that remains.
 
 This file also defines the record of a run in progress, and the load of each stage, which shows which stage limited the
 run.
+
+Work of a build, shard by shard: write missing shards, or retry rejected rows of committed shards.
+
+Handling of outages in a build's driver, which detects stores that don't respond and waits for them.
+
+Workers wait for their stores by themselves (`segmint.infra.storage.errors`), but they only log on their own machines.
+So that the user knows why a run waits, the driver also checks the stores whenever there is no progress, and logs the
+stores that don't respond.
 """
 
+import time
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from itertools import chain
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal, Protocol
 
+import pyarrow as pa
 import pyarrow.compute as pc
 
-from segmint.catalogs.dataset.commits import REJECTED, Commit, CommitLog
+from segmint.catalogs.dataset.commits import REJECTED, Commit, CommitLog, save_full_blocks
 from segmint.catalogs.dataset.reader import Dataset
-from segmint.catalogs.dataset.redaction_totals import RedactionTotals
-from segmint.catalogs.dataset.versions.record import VersionName, put_version
+from segmint.catalogs.dataset.regions import RedactionTotals
+from segmint.catalogs.dataset.versions import VersionName, put_version
+from segmint.catalogs.findings import is_custom_reason
 from segmint.catalogs.layout import DamagedDatasetError
-from segmint.infra.errors import UnfinishedError, last_line
+from segmint.infra.errors import SegmintError, UnfinishedError, UsageError, last_line
 from segmint.infra.log import get_logger
 from segmint.infra.metrics import (
     DRIVER_MEMORY,
@@ -27,20 +42,27 @@ from segmint.infra.metrics import (
     MASKS_WRITTEN,
     ROWS_REJECTED,
     SHARDS_COMMITTED,
+    SHARDS_MISSING,
     SHARDS_ON_HOLD,
     RunMetrics,
     resident_bytes,
 )
-from segmint.infra.storage.errors import StorageFaultError
-from segmint.infra.threads import map_ahead
+from segmint.infra.stopping import map_ahead
+from segmint.infra.storage.errors import TELL_EVERY_S, NotFoundError, StorageFaultError, pauses
+from segmint.infra.storage.storage import Storage
+from segmint.infra.uris import UriNotAllowedError, relative_to, store_name
 from segmint.infra.wording import counted, plural, some
-from segmint.operators.prepare.left_alone import Entries, count_unmatched
+from segmint.operators.prepare.deidentify import Entries, count_unmatched
 from segmint.operators.rows import Row
 from segmint.operators.shards.near_copies import near_copies, wanted_pictures
-from segmint.operators.shards.write import ShardResult
-from segmint.pipeline.building.dataset.dataset import BuildDataset
+from segmint.operators.shards.revise import read_shard_table
+from segmint.operators.shards.write import RetryTask, ShardResult, retry_shard, write_shard
+from segmint.pipeline.building.dataset import BuildDataset
 from segmint.pipeline.building.execution.ceiling import Ceiling
-from segmint.pipeline.building.status.totals import total
+from segmint.pipeline.building.execution.row_source import RowSource, ShardRows, runs_of
+from segmint.pipeline.building.execution.stage_watch import ShardWriter
+from segmint.pipeline.building.totals import total
+from segmint.pipeline.config.config import Config
 
 _THREADS = 16
 
@@ -361,3 +383,312 @@ def _unmatched(dataset: BuildDataset, listed: Mapping[str, Entries], wanted: ran
     commits = list(CommitLog(dataset.location).read_all(only=set(wanted)))
     tables = map_ahead(read, commits, _THREADS, _THREADS, "tables")
     return count_unmatched(listed, chain.from_iterable(tables))
+
+
+FIRST_WINDOW_S = 600.0
+"""Planned duration of the first window in seconds, at the expected rate."""
+
+WINDOW_S = 3600.0
+"""Planned duration of each later window in seconds. Starting a window's actors takes a minute or two."""
+
+MOST_BLOCKS = 40_000
+"""Maximum number of blocks per window. Each finished block takes several kilobytes of the driver's memory."""
+
+UNKNOWN_RATE_SHARDS = 200
+"""Number of shards in a window while no rate is known."""
+
+
+class WindowSize:
+    """Number of shards in the next window: `window_shards` or, with `auto`, as many as fit in the planned duration."""
+
+    def __init__(self, wanted: Literal["auto"] | int, rate: float | None = None, most: int | None = None) -> None:
+        """Start with the expected rate in shards per second, or None if it's unknown.
+
+        `most` is the maximum for `auto`.
+        """
+        self._auto = wanted == "auto"
+        self._most = most or UNKNOWN_RATE_SHARDS
+        self.shards = min(UNKNOWN_RATE_SHARDS, self._most) if wanted == "auto" else wanted
+        self._rate = UNKNOWN_RATE_SHARDS / FIRST_WINDOW_S
+        if rate is not None:
+            self._fit(rate, FIRST_WINDOW_S)
+
+    def note(self, finished: Sequence[float], seconds: float) -> None:
+        """Adapt to a window that took `seconds`. `finished` contains each shard's finish time in seconds.
+
+        If enough shards finished, only the time after the first shard counts, because the actors start before it.
+        """
+        if len(finished) >= STEADY_SHARDS and finished[-1] > finished[0]:
+            self._fit((len(finished) - 1) / (finished[-1] - finished[0]), WINDOW_S)
+        elif finished and seconds > 0:
+            self._fit(len(finished) / seconds, WINDOW_S)
+
+    def shards_in(self, seconds: float) -> float:
+        """Return the number of shards that a build finishes in `seconds` at the last known rate."""
+        return self._rate * seconds
+
+    def _fit(self, rate: float, seconds: float) -> None:
+        self._rate = rate
+        if self._auto:
+            self.shards = max(1, min(self._most, round(rate * seconds)))
+
+
+STEADY_SHARDS = 10
+"""Minimum number of finished shards at which the time before the first shard is excluded from a window's rate."""
+
+
+@dataclass(frozen=True)
+class WindowRows:
+    """Rows of a window, grouped by shard, and a writer task for each shard."""
+
+    source: RowSource
+    tasks: Mapping[int, Any]  # by shard
+
+
+class BuildWork(Protocol):
+    """Shards that a run has to process, window by window."""
+
+    left: list[int]
+    """Remaining shards in processing order."""
+
+    @property
+    def rows(self) -> int:
+        """Upper bound of the number of rows to process in the remaining shards."""
+
+    @property
+    def write(self) -> ShardWriter:
+        """Function that writes a shard in a Ray task."""
+
+    def read(self, window: list[int]) -> WindowRows:
+        """Return the rows of the window's shards as ordinals, without reading them.
+
+        Omit shards without rows to process.
+        """
+
+    def settle(self, window: list[int], done: Collection[int]) -> int:
+        """Update `left` after a window, and return how many of the window's shards remain.
+
+        `done` contains the successful shards. Shards on hold move to the end of `left`, because a temporary outage may
+        be the cause.
+        """
+
+
+class MissingShards:
+    """Shards without a commit. A shard is done once the commit log contains it."""
+
+    write = staticmethod(write_shard)
+
+    def __init__(self, config: Config, dataset: BuildDataset, wanted: range, metrics: RunMetrics) -> None:
+        self._config = config
+        self._dataset = dataset
+        self._metrics = metrics
+        self._commits = CommitLog(dataset.location)
+        self.left = sorted(set(wanted) - self._commits.committed().keys())
+
+    @property
+    def rows(self) -> int:
+        """Number of rows if all shards were full. The last shard may contain fewer."""
+        return len(self.left) * self._config.images_per_shard
+
+    def read(self, window: list[int]) -> WindowRows:
+        """Return all rows of the window's shards. Omit shards that another build has committed since the start."""
+        committed = {commit.shard for commit in self._commits.latest_around(window)}
+        return shard_rows(self._config, self._dataset, [shard for shard in window if shard not in committed])
+
+    def settle(self, window: list[int], done: Collection[int]) -> int:
+        """Update `left`, and count shards as done that another build has committed in the meantime.
+
+        On S3, the number of requests depends on the size of the window, not on the number of commits.
+        """
+        held = self._commits.latest_around(window)
+        save_full_blocks(self._dataset.location, held)
+        committed = {commit.shard for commit in held}.union(done)
+        unfinished = [shard for shard in window if shard not in committed]
+        self.left = self.left[len(window) :] + unfinished
+        self._metrics.set(SHARDS_MISSING, len(self.left))
+        return len(unfinished)
+
+
+class RejectedRows:
+    """Committed shards with rows that were rejected for certain reasons. Each row is retried once per run."""
+
+    write = staticmethod(retry_shard)
+
+    def __init__(self, config: Config, dataset: BuildDataset, wanted: range, reasons: Collection[str]) -> None:
+        """Find the shards. Raises `UsageError` if no stage can have given a custom reason so far."""
+        self._config = config
+        self._dataset = dataset
+        self._reasons = sorted(map(str, reasons))
+        self._commits = CommitLog(dataset.location)
+        committed = self._commits.committed() if reasons else {}
+        pairs = ((shard, committed[shard]) for shard in wanted if shard in committed)
+        self._generations: dict[int, int] = {}
+        self._rows: dict[int, int] = {}
+        found: set[str] = set()
+        for commit in self._commits.read_latest_of(pairs):
+            found.update(name for name in commit.counts if name.startswith(REJECTED))
+            rows = sum(commit.counts.get(f"{REJECTED}{reason}", 0) for reason in self._reasons)
+            if rows:
+                self._generations[commit.shard], self._rows[commit.shard] = commit.generation, rows
+        self.left = list(self._generations)
+        unknown = [each for each in self._reasons if is_custom_reason(each) and f"{REJECTED}{each}" not in found]
+        # A shard may have had the reason if it's missing, or if a correction or an earlier retry replaced it.
+        if unknown and wanted == dataset.shards() and all(committed.get(shard) == 1 for shard in wanted):
+            known = sorted(filter(is_custom_reason, (name.removeprefix(REJECTED) for name in found)))
+            raise UsageError(
+                f"--retry-rejected {unknown[0]!r}: no row was rejected for it. Reasons of custom stages: "
+                f"{', '.join(known) or 'none'}"
+            )
+
+    @property
+    def rows(self) -> int:
+        """Number of rows to retry, counted when this run started."""
+        return sum(self._rows[shard] for shard in self.left)
+
+    def read(self, window: list[int]) -> WindowRows:
+        """Return only the rejected rows. If a shard was replaced since the start, use its newer generation."""
+        shards: list[ShardRows] = []
+        tasks: dict[int, RetryTask] = {}
+        handle = self._dataset.handle(self._config)
+        for commit, ordinals in self._ordinals(window):
+            shards.append(ShardRows(commit.shard, runs_of(ordinals)))
+            tasks[commit.shard] = RetryTask(
+                shard=commit.shard,
+                generation=commit.generation,
+                ordinals=ordinals,
+                dataset=handle,
+                max_faults=self._config.max_faults,
+            )
+        return WindowRows(RowSource(self._dataset, shards), tasks)
+
+    def settle(self, window: list[int], done: Collection[int]) -> int:
+        """Update `left`. A row that was rejected again counts as done, so a run doesn't retry it twice."""
+        waiting = [shard for shard in window if shard not in done and shard in self._generations]
+        committed = {commit.shard for commit in self._commits.latest_around(waiting)}
+        unfinished = [shard for shard in waiting if shard in committed]
+        self.left = self.left[len(window) :] + unfinished
+        return len(unfinished)
+
+    def _ordinals(self, window: list[int]) -> Iterator[tuple[Commit, list[int]]]:
+        """Yield each commit that has rows to retry, with the ascending ordinals of these rows."""
+        commits = self._commits.read_latest_of((shard, self._generations[shard]) for shard in window)
+        for commit, ordinals in map_ahead(self._refused, commits, _THREADS, _THREADS, "rejects"):
+            self._generations[commit.shard] = commit.generation
+            if ordinals:
+                yield commit, ordinals
+            else:
+                del self._generations[commit.shard]  # a correction removed them, so nothing is left to retry
+
+    def _refused(self, commit: Commit) -> tuple[Commit, list[int]]:
+        try:
+            table = read_shard_table(self._dataset.location, commit, "rejects")
+        except (DamagedDatasetError, NotFoundError):
+            newer = self._commits.latest(commit.shard)
+            if newer is None or newer.generation == commit.generation:
+                raise
+            return self._refused(newer)
+        kept = table.filter(pc.is_in(table.column("reason"), pa.array(self._reasons)))
+        return commit, kept.column("ordinal").to_pylist()
+
+
+def shard_rows(config: Config, dataset: BuildDataset, window: list[int]) -> WindowRows:
+    """Return all rows of the window's shards, with the tasks that write the shards."""
+    spans = dataset.spans(window)
+    handle = dataset.handle(config)
+    tasks = {span.shard: dataset.shard_task(config, span, handle) for span in spans}
+    return WindowRows(RowSource(dataset, [ShardRows(each.shard, ((each.start, each.stop),)) for each in spans]), tasks)
+
+
+MOST_STORES = 16
+"""Maximum number of stores to check. The first stores in a sample of the window's images are used."""
+
+SAMPLE_ROWS = 64
+"""Number of rows whose URIs are read to find a window's stores."""
+
+
+class Outages:
+    """Stores that contain the catalog, the URIs in `others`, and the window's images.
+
+    A build depends on all of them.
+    """
+
+    def __init__(self, storage: Storage, catalog: str, others: Iterable[str], timeout_s: float) -> None:
+        self._storage = storage
+        self._catalog = catalog
+        self._always = {store_name(uri): uri for uri in (catalog, *others)}
+        self._timeout_s = timeout_s
+        self.examples = self._always
+        self._uris: Callable[[], Iterable[str]] | None = None  # not read yet
+        self._told = -TELL_EVERY_S
+
+    def expect(self, uris: Callable[[], Iterable[str]]) -> None:
+        """Set the function that reads URIs of a window's images as written in the catalog. The first check calls it.
+
+        While the function raises a storage fault, only the other stores are checked.
+        """
+        self.examples, self._uris = self._always, uris
+
+    def read_examples(self) -> None:
+        uris = self._uris
+        if uris is None:
+            return
+        examples = dict(self._always)
+        try:
+            entries = uris()
+        except (SegmintError, OSError):
+            return  # the dataset's own store may be unavailable
+        for entry in entries:
+            try:
+                uri = relative_to(self._catalog, entry)
+                name = store_name(uri)
+            except UriNotAllowedError:
+                continue  # the build rejects this row later
+            if len(examples) < MOST_STORES:
+                examples.setdefault(name, uri)
+        if self._uris is uris:  # another thread may have begun the next window
+            self.examples, self._uris = examples, None
+
+    def silent(self) -> list[str]:
+        """Return the stores that don't respond, and log them once a minute. Each check takes at most ten seconds."""
+        self.read_examples()
+        names, uris = list(self.examples), list(self.examples.values())
+        with ThreadPoolExecutor(len(uris), thread_name_prefix="outages") as pool:
+            answers = list(pool.map(self._storage.answers, uris))
+        found = [name for name, answer in zip(names, answers, strict=True) if not answer]
+        if found and time.monotonic() - self._told >= TELL_EVERY_S:
+            self._told = time.monotonic()
+            get_logger("build").warning(
+                "waiting for stores that do not answer", stores=found, at_most_s=round(self._timeout_s)
+            )
+        return found
+
+    def wait_out(self, missing: Sequence[int]) -> bool:
+        """Wait until all stores respond, and return whether any store was silent at first.
+
+        Call this after a window with missing shards. Raises `UnfinishedError` if a store doesn't respond within the
+        timeout.
+        """
+        if not self.silent():
+            return False
+        end = time.monotonic() + self._timeout_s
+        looks = pauses()
+        while found := self.silent():
+            left = end - time.monotonic()
+            if left <= 0:
+                raise UnfinishedError(
+                    f"no response from {', '.join(found)} for outage_timeout_s = {self._timeout_s:g} seconds; "
+                    f"{counted(len(missing), 'shard')} missing. Nothing is lost. Check the store, endpoint, and "
+                    "network, then run the same command again to resume"
+                )
+            time.sleep(min(next(looks), left))
+        get_logger("build").info("all stores answer again")
+        return True
+
+
+@contextmanager
+def resumable() -> Iterator[None]:
+    """Convert a storage fault that ends a run to an `UnfinishedError`, which tells the user that nothing is lost."""
+    try:
+        yield
+    except StorageFaultError as fault:
+        raise UnfinishedError(f"{fault}\nNothing is lost. Fix the cause, then run the same command again") from fault

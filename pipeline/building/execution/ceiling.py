@@ -17,11 +17,11 @@ from segmint.infra.peak import measure_peak
 from segmint.infra.ray_session import Cluster
 from segmint.model.cost import image_cost, mask_flop, tokens_of
 from segmint.model.sam.load import VIT_SHAPES, Architecture, SamWeightsError, inspect_checkpoint
-from segmint.pipeline.building.dataset.dataset import BuildDataset
+from segmint.pipeline.building.dataset import BuildDataset
 from segmint.pipeline.config.config import Config, as_pinned
 
 if TYPE_CHECKING:  # this module imports Ray, which a plan doesn't need
-    from segmint.pipeline.building.execution.pools import ActorPool
+    from segmint.pipeline.building.execution.stages import ActorPool
 
 GPU_FLOP_PER_S = 3e14
 """Assumed peak of a GPU in FLOP/s, until its actors measure it. The value lies between an L4 and an H100."""

@@ -13,16 +13,15 @@ import ray.data
 from ray.data import Datasource, ReadTask
 from ray.data.block import BlockMetadata
 
-from segmint.catalogs.shard_ranges import ShardSpan
+from segmint.catalogs.layout import ShardSpan
 from segmint.infra.ray_internals import limit_waiting_blocks
 from segmint.infra.row_ledger import RowLedger
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
-from segmint.operators.rows import Row
-from segmint.operators.schemas import VERDICT
+from segmint.operators.rows import VERDICT, Row
 
 if TYPE_CHECKING:  # each worker imports this module with Ray Data's context, even if it never reads the catalog
-    from segmint.pipeline.building.dataset.dataset import BuildDataset
+    from segmint.pipeline.building.dataset import BuildDataset
 
 READ_ROWS = 4096
 """Maximum number of rows per read task. Ray Data cuts the rows into blocks."""

@@ -1,18 +1,34 @@
-"""Monitoring of a Ray Data execution: progress bars and metrics per stage, and cancellation when it stalls."""
+"""What runs beside the stages: progress and stalls, pools of shard writers, and the nodes with detectors.
+
+Monitoring of a Ray Data execution: progress bars and metrics per stage, and cancellation when it stalls.
+
+Shard writers as Ray tasks. A few run at a time, each on one shard's slices of the stream of blocks.
+
+Detector processes on nodes with GPUs. Ray actors of the driver own them, so they end with the run.
+"""
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
+import ray
 from ray.data import DataContext
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from segmint.catalogs.layout import ShardSpan
 from segmint.infra.errors import SegmintError
 from segmint.infra.metrics import STAGE_ROWS, STAGE_SECONDS, RunMetrics
+from segmint.infra.node_groups import gpu_kind
 from segmint.infra.progress import Progress
 from segmint.infra.ray_internals import ExecutionCallback, call_back, operators_of
 from segmint.infra.ray_session import alive_nodes
+from segmint.operators.prepare.detector_process import DetectorProcess, DetectorSettings, new_address, require_numerics
+from segmint.operators.prepare.prepare import detector_settings
+from segmint.operators.shards.write import write_shard
+from segmint.pipeline.building.execution.stages import DETECTOR_CPUS, NodeDetectors, Stages
 
 STAGES = {"Prepare": "prepare", "Segment": "segment", "(describe": "describe"}
 """Stages of a build, keyed by a part of their operator's name in Ray Data."""
@@ -161,3 +177,161 @@ def watched(
         yield StageWatch
     finally:
         StageWatch.progress = StageWatch.metrics = None
+
+
+ShardWriter = Callable[..., Any]
+"""Function that writes one shard from a task and slices of blocks, as `segmint.operators.shards.write.write_shard`."""
+
+LOOK_S = 5.0
+"""Seconds between checks while waiting for a writer. Also the grace period for writers if a window ends early."""
+
+
+@dataclass(frozen=True)
+class BlockSlice:
+    """Rows `[start, stop)` of a block. `block` is a reference; the driver never fetches its data."""
+
+    block: Any
+    start: int
+    stop: int
+
+
+class StreamLengthError(SegmintError):
+    """Raised when the stream has more or fewer rows than its shards need. This is a bug. The shard isn't written."""
+
+
+def cut_at_borders(
+    blocks: Iterable[tuple[Any, int]], spans: Iterable[ShardSpan]
+) -> Iterator[tuple[ShardSpan, list[BlockSlice]]]:
+    """Yield each shard with its slices as soon as the shard's last row has arrived.
+
+    `blocks` yields references to blocks with their row counts. `spans` yields the shards in the stream's order. Raises
+    `StreamLengthError` if the stream ends early or continues after the last shard.
+    """
+    waiting = iter(spans)
+    span = next(waiting, None)
+    cuts: list[BlockSlice] = []
+    need = span.rows if span else 0
+    for block, rows in blocks:
+        at = 0
+        while at < rows:
+            if span is None:
+                raise StreamLengthError(f"the stream holds {rows - at} rows or more after its last shard")
+            take = min(need, rows - at)
+            cuts.append(BlockSlice(block, at, at + take))
+            at += take
+            need -= take
+            if need == 0:
+                yield span, cuts
+                span, cuts = next(waiting, None), []
+                need = span.rows if span else 0
+    if span is not None:
+        raise StreamLengthError(f"the stream ended {need} rows before the end of shard {span.shard}")
+
+
+class ShardWriters:
+    """Shard writers, at most `limit` at a time. The limit also bounds the number of blocks in the object store.
+
+    If a writer's node dies, Ray retries the writer. If a writer raises an error, Ray doesn't retry it, and the window
+    ends.
+
+    If blocks are lost with a node, Ray waits forever for another node to recompute them. Therefore, while this class
+    waits for a writer, it calls `check` every `LOOK_S` seconds. `check` raises an error if the wait takes too long.
+    """
+
+    def __init__(self, limit: int, check: Callable[[], None], write: ShardWriter = write_shard) -> None:
+        self._limit = limit
+        self._check = check
+        self._remote: Callable[..., Any] = ray.remote(num_cpus=1, max_retries=3)(write).remote
+        self.in_flight: list[Any] = []
+
+    def submit(self, task: Any, cuts: list[BlockSlice]) -> Iterator[Any]:
+        """Start a shard's writer once fewer than `limit` are running. Yield the results that arrive in the meantime."""
+        yield from self._finished()
+        while len(self.in_flight) >= self._limit:
+            yield self._next()
+        self.in_flight.append(self._remote(task, [(cut.start, cut.stop) for cut in cuts], *[cut.block for cut in cuts]))
+
+    def drain(self) -> Iterator[Any]:
+        """Wait for all running writers and yield their results."""
+        while self.in_flight:
+            yield self._next()
+
+    def close(self) -> None:
+        """Wait up to `LOOK_S` seconds for the running writers, then cancel the rest. Does nothing after `drain`.
+
+        If a window ends early, a writer may still be waiting for lost blocks, which Ray would recompute later.
+        Canceling the writer prevents this.
+        """
+        if self.in_flight:
+            _, late = ray.wait(self.in_flight, num_returns=len(self.in_flight), timeout=LOOK_S)
+            for writer in late:
+                ray.cancel(writer)
+            self.in_flight = []
+
+    def _finished(self) -> Iterator[Any]:
+        if self.in_flight:
+            done, self.in_flight = ray.wait(self.in_flight, num_returns=len(self.in_flight), timeout=0)
+            yield from ray.get(done)
+
+    def _next(self) -> Any:
+        done: list[Any] = []
+        while not done:
+            done, self.in_flight = ray.wait(self.in_flight, num_returns=1, timeout=LOOK_S)
+            if not done:
+                self._check()
+        return ray.get(done[0])
+
+
+_RESTARTS = 3
+"""Maximum number of restarts of the actor. Restarts are rare, because the actor restarts its process itself."""
+
+
+class _DetectorActor:
+    """Actor that owns a node's detector process. When the actor dies, the process ends."""
+
+    def __init__(self, settings: DetectorSettings, address: str) -> None:
+        self._process = DetectorProcess(settings, address)
+
+    def ready(self) -> None:
+        """Wait until the process accepts connections; see `DetectorProcess.ready`."""
+        self._process.ready()
+
+
+def check_detectors(stages: Stages) -> None:
+    """Raise `UsageError` if this machine's GPU differs from the GPU in the dataset's detector numerics."""
+    config = stages.prepare_arguments[0]
+    if stages.detectors_share:
+        require_numerics(config.deidentify.device, config.detector_numerics)
+
+
+def start_detectors(stages: Stages, before: Stages | None = None) -> Stages:
+    """Start a detector process on each GPU node. Return the stages with `prepare` restricted to these nodes.
+
+    If detectors run on CPUs, returns the stages unchanged. Nodes that are still alive keep their processes from
+    `before`.
+    """
+    if not stages.detectors_share:
+        return stages
+    config, storage, _, _, assets, *_ = stages.prepare_arguments
+    settings = detector_settings(config, storage, assets)
+    known = {} if before is None or before.detectors is None else before.detectors.holders
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    holders = {
+        node["NodeID"]: known.get(node["NodeID"]) or _start(stages.detectors_share, settings, node["NodeID"])
+        for node in nodes
+        if node["Resources"].get("GPU", 0) > 0 and stages.gpus.name in (None, gpu_kind(node["Resources"]))
+    }
+    selector = {"ray.io/node-id": f"in({','.join(sorted(holders))})"}
+    return replace(stages, detectors=NodeDetectors(holders), prepare_nodes=selector)
+
+
+def _start(share: float, settings: DetectorSettings, node: str) -> tuple[Any, str]:
+    address = new_address()
+    holder = ray.remote(
+        num_gpus=share,
+        num_cpus=DETECTOR_CPUS,
+        max_restarts=_RESTARTS,
+        max_task_retries=_RESTARTS,
+        scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False),
+    )(_DetectorActor)
+    return holder.remote(settings, address), address

@@ -1,18 +1,22 @@
 """Engine of `segmint apply` and `segmint label`: a stage runs over chosen images of committed shards.
 
+Engine of `segmint apply` and `segmint label`: a stage runs over chosen images of committed shards.
+
     committed shards -> read -> the stage's actors -> (describe) -> write
 
 Ray Data streams the rows shard by shard through a pool of actors. As soon as all chosen rows of a shard have left the
 stage, a task calls the caller's `write` function with them. A row that can't be processed arrives there with a `fault`
 or a `reason`, so it never holds up the other rows of its shard. A row that kills its worker gets trials in fresh
 workers, like a suspect of a build; see `segmint.pipeline.building.execution.quarantine`.
+
+Stages that `segmint apply` runs, sized for a cluster: a custom stage, a segmenter, or SAM.
 """
 
 import time
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import partial
 from typing import Any
@@ -20,36 +24,57 @@ from typing import Any
 import pyarrow as pa
 import ray.data
 import ray.exceptions
+from pydantic import ValidationError
 
 from segmint.catalogs.dataset.commits import Commit
-from segmint.catalogs.dataset.handle import DatasetHandle
-from segmint.catalogs.dataset.versions.record import name_now
-from segmint.catalogs.layout import DamagedDatasetError
-from segmint.catalogs.reasons import Reason
-from segmint.catalogs.shard_ranges import ShardSpan
-from segmint.catalogs.stages import StageColumn, TableColumn
-from segmint.infra.errors import SegmintError, UnfinishedError, last_line
+from segmint.catalogs.dataset.manifest import AppliedSegmenter, DatasetHandle, DatasetManifest, ModelTerms
+from segmint.catalogs.dataset.versions import name_now
+from segmint.catalogs.findings import Reason
+from segmint.catalogs.layout import DamagedDatasetError, ShardSpan, wrong_fields
+from segmint.catalogs.lineage import StageColumn, TableColumn
+from segmint.infra.assets import known_license, plain_name, resolve_default, sha256_of
+from segmint.infra.errors import SegmintError, UnfinishedError, UsageError, last_line
 from segmint.infra.log import get_logger
 from segmint.infra.progress import Progress, track
 from segmint.infra.ray_internals import iter_blocks, limit_waiting_blocks
 from segmint.infra.ray_session import RETRIES, Cluster, local_cluster, ray_session
 from segmint.infra.row_ledger import STAGE_ROWS, RowLedger
 from segmint.infra.stopping import check_stopping
-from segmint.operators.custom.contract import StageContractError, refusal
+from segmint.infra.storage.storage import Storage
+from segmint.operators.custom.contract import StageContractError, StageSpec, refusal
 from segmint.operators.describe import describe_table
-from segmint.operators.rows import Row, faulted, to_table
-from segmint.operators.schemas import DESCRIBED, DESCRIBED_MASK, PREPARED
+from segmint.operators.rows import DESCRIBED, DESCRIBED_MASK, PREPARED, Row, faulted, to_table
+from segmint.operators.segment.mask_config import MasksConfig, RedactionArtifacts
+from segmint.operators.segment.overlap import HostThreads
+from segmint.operators.segment.segment import Segment, SegmentSettings
+from segmint.operators.segment.segment_alone import SegmentAlone
+from segmint.operators.segmenter.found_masks import MaskFilters
 from segmint.operators.segmenter.segmenter import control_rows
-from segmint.operators.shards.committed_rows import read_committed_rows
-from segmint.operators.shards.revise import with_latest_commit
+from segmint.operators.shards.revise import read_committed_rows, with_latest_commit
 from segmint.operators.shards.write import iter_rows, shard_table
-from segmint.pipeline.building.dataset.segmenter_trial import problem_on, try_on_control
-from segmint.pipeline.building.execution.pools import ActorPool
-from segmint.pipeline.building.execution.shard_writers import ShardWriters, cut_at_borders
-from segmint.pipeline.building.execution.stage_watch import watched
-from segmint.pipeline.building.execution.stages import DESCRIBE_CPUS
-from segmint.pipeline.building.execution.trials import ControlFailedError, Trial, UndecidedError
-from segmint.pipeline.config.config import ROWS_PER_BLOCK, ResourcesConfig
+from segmint.pipeline.building.dataset import name_weights
+from segmint.pipeline.building.execution.quarantine import ControlFailedError, Trial, UndecidedError
+from segmint.pipeline.building.execution.stage_watch import ShardWriters, cut_at_borders, watched
+from segmint.pipeline.building.execution.stages import (
+    DESCRIBE_CPUS,
+    ActorPool,
+    CustomPool,
+    cpu_actors,
+    custom_pool,
+    pool_of,
+    segmenter_pool,
+)
+from segmint.pipeline.building.first_numerics import first_device, numerics_of_masks, problem_on, try_on_control
+from segmint.pipeline.config.config import (
+    ROWS_PER_BLOCK,
+    Config,
+    ResourcesConfig,
+    SegmenterConfig,
+    StageConfig,
+    model_terms,
+    segment_settings,
+    segmenter_settings,
+)
 from segmint.pipeline.corrections.correction import clean_up, confirm_changes, record_version
 from segmint.pipeline.corrections.mask_revision import L, RevisionCounts, RevisionResult, is_unfinished
 
@@ -473,3 +498,121 @@ def _first_window(images: Sequence[ChosenImages]) -> list[ChosenImages]:
             break
         window.append(each)
     return window
+
+
+def custom_stage(stage: StageConfig, spec: StageSpec) -> FindStage:
+    """Return a custom stage, which gets described rows."""
+    return _custom(custom_pool(1, spec, stage), f"the stage {stage.stage}")
+
+
+def own_segmenter(segmenter: SegmenterConfig, manifest: DatasetManifest) -> tuple[AppliedSegmenter, FindStage]:
+    """Return a user's segmenter. It drops redaction artifacts at least as strictly as the dataset's build.
+
+    Raises `UsageError` if the segmenter is invalid, or if it needs what a dataset doesn't contain.
+    """
+    spec = segmenter.load()
+    if spec.wants_original or spec.wants_prompts:
+        wanted = "wants_original" if spec.wants_original else "wants_prompts"
+        raise UsageError(
+            f"the segmenter {segmenter.stage} sets {wanted}, which isn't in a dataset: only a build has it"
+        )
+    settings = segmenter_settings(segmenter, artifact_iou=recorded_artifact_iou(manifest.config))
+    pool = segmenter_pool(1, spec, segmenter, replace(settings, rejects=False))
+    filters = settings.filters.model_dump(mode="json", exclude_none=True)
+    applied = AppliedSegmenter(
+        name=segmenter.stage, identity={**spec.identity, "filters": filters}, model=model_terms(segmenter)
+    )
+    grows = segmenter.resources.actors == "auto"
+    return applied, _custom(pool, f"the segmenter {segmenter.stage}", makes_masks=True, grows=grows)
+
+
+def sam(config: Config, manifest: DatasetManifest) -> tuple[AppliedSegmenter, FindStage]:
+    """Return SAM with the weights and settings of a configuration, without crops of originals.
+
+    Raises `AssetError` if the weights aren't found.
+    """
+    asked = config.model.weights
+    config = name_weights(config, None, first_device)
+    weights = resolve_default(config.model.weights, asked, "model.weights", config.assets, Storage(config.storage))
+    limits = [iou for iou in (recorded_artifact_iou(manifest.config), config.masks.artifact_iou) if iou is not None]
+    artifacts = RedactionArtifacts(min(limits, default=None))
+    masks = config.masks.model_dump(mode="json", exclude={"points_per_chunk"})
+    masks["drop_redaction_artifacts"] = artifacts.iou
+    digest = sha256_of(weights)
+    applied = AppliedSegmenter(
+        name=plain_name(config.model.weights),
+        identity={"model": {"weights": digest}, "masks": masks},
+        model=ModelTerms(license=known_license(digest), weights_sha256=digest),
+    )
+
+    def find() -> Callable[[Cluster], AppliedStage]:
+        settings = replace(segment_settings(config, numerics_of_masks(config, weights)), artifacts=artifacts)
+        return partial(_sam_on, config=config, settings=settings, weights_bytes=weights.stat().st_size)
+
+    return applied, find
+
+
+def recorded_artifact_iou(tree: Mapping[str, Any]) -> float | None:
+    """Return the IoU with a redacted region from which on a dataset's build dropped masks, from its identity keys.
+
+    Raises `UsageError` if they are invalid.
+    """
+    try:
+        if "segmenter" in tree:
+            return MaskFilters.model_validate(tree["segmenter"].get("filters")).drop_redaction_artifacts
+        return MasksConfig.model_validate(tree.get("masks")).artifact_iou
+    except ValidationError as error:
+        raise UsageError(f"the manifest's settings of masks are invalid: {wrong_fields(error)}") from error
+
+
+def _custom(pool: CustomPool, title: str, *, makes_masks: bool = False, grows: bool = False) -> FindStage:
+    """Return a stage with users' code. If it `grows`, it has as many actors as fit on the GPUs, if it uses any."""
+
+    def size(cluster: Cluster) -> AppliedStage:
+        gpus, sized = pool.pool.num_gpus, pool.pool
+        if grows and 0 < gpus <= cluster.gpus:
+            actors = int(cluster.gpus // gpus)
+            sized = replace(sized, smallest=actors, largest=actors)
+        return AppliedStage(
+            label=pool.spec.label,
+            title=title,
+            actor=pool.actor(),
+            arguments=pool.arguments,
+            alone=pool.alone(),
+            alone_arguments=pool.arguments(None),
+            pool=sized,
+            timeout_s=pool.timeout_s,
+            makes_masks=makes_masks,
+        )
+
+    return lambda: size
+
+
+def _sam_on(cluster: Cluster, *, config: Config, settings: SegmentSettings, weights_bytes: int) -> AppliedStage:
+    resources, numerics = config.resources.segment, settings.numerics
+    gpus = 1.0 if numerics.device == "cuda" else 0.0
+    if resources.num_gpus != "auto":
+        gpus = float(resources.num_gpus)
+    if gpus:
+        actors = max(1, int(cluster.gpus // gpus))
+    else:
+        actors = cpu_actors(cluster, numerics.threads, weights_bytes, rows=cluster.cores)
+    pool = pool_of(resources, actors, actors, gpus)
+    threads = HostThreads.of(numerics.device, pool.num_cpus, config.model.images_per_batch)
+    kind = resources.accelerator_type
+
+    def arguments(ledger: RowLedger | None) -> tuple[Any, ...]:
+        return settings, False, ledger, resources.timeout_s, threads
+
+    return AppliedStage(
+        label="segment",
+        title=f"SAM with the weights {settings.weights}",
+        actor=Segment,
+        arguments=arguments,
+        alone=SegmentAlone,
+        alone_arguments=(settings, resources.timeout_s),
+        pool=replace(pool, calls_at_once=threads.calls(ROWS_PER_BLOCK)),
+        timeout_s=resources.timeout_s,
+        makes_masks=True,
+        gpu_kind=None if kind == "auto" else kind,
+    )

@@ -1,31 +1,30 @@
-"""Masks of another segmenter over a finished dataset: `segmint apply --masks`."""
+"""Masks of another segmenter over a finished dataset: `segmint apply --masks`.
+
+Change to an image's row for `segmint apply`: new masks replace the automatic masks, or are added to them.
+"""
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from enum import StrEnum
 from functools import partial
+from typing import Any
 
 import pyarrow as pa
 
 from segmint.catalogs.dataset.commits import Commit
-from segmint.catalogs.dataset.handle import DatasetHandle
-from segmint.catalogs.dataset.manifest import AppliedSegmenter, DatasetManifest, put_manifest
+from segmint.catalogs.dataset.manifest import AppliedSegmenter, DatasetHandle, DatasetManifest, put_manifest
 from segmint.catalogs.dataset.subsets import choose_images
+from segmint.catalogs.findings import Reason
 from segmint.catalogs.layout import SCHEMA_VERSION, DamagedDatasetError
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
 from segmint.infra.wording import listed, size
-from segmint.operators.rows import Row
-from segmint.operators.shards.committed_rows import read_shard_table
+from segmint.operators.rows import AUTOMATIC, IMPORT, MASKS_PER_IMAGE_LIMIT, PERSON, Row
+from segmint.operators.shards.put import counts_of
+from segmint.operators.shards.revise import read_shard_table
 from segmint.pipeline.config.config import LOCAL, Config, ResourcesConfig, SegmenterConfig
-from segmint.pipeline.corrections.apply.change import (
-    MasksMode,
-    NotAppliedError,
-    is_done,
-    is_replaced,
-    with_found_masks,
-)
 from segmint.pipeline.corrections.apply.engine import (
     STALL_TIMEOUT_S,
     AppliedShard,
@@ -34,12 +33,83 @@ from segmint.pipeline.corrections.apply.engine import (
     FindStage,
     Run,
     apply_stage,
+    own_segmenter,
     results_of,
     run_on_ray,
+    sam,
 )
-from segmint.pipeline.corrections.apply.makers import own_segmenter, sam
 from segmint.pipeline.corrections.correction import Revision, begin, revise_one
+from segmint.pipeline.corrections.import_merge import changed_masks, numbered_masks
 from segmint.pipeline.corrections.mask_revision import RevisionList, RevisionResult, look_at_all, planned
+
+
+class MasksMode(StrEnum):
+    """What happens to the automatic masks of an image that gets new ones."""
+
+    REPLACE = "replace"
+    ADD = "add"
+
+
+def is_untouched(mask: Mapping[str, Any]) -> bool:
+    """Return whether a mask is automatic, and no person or import has labeled it. `apply` may only remove such masks.
+
+    `mask` contains the columns `source`, `annotator`, and `label_source`.
+    """
+    by_people = mask["annotator"] is not None or mask["label_source"] in (PERSON, IMPORT)
+    return bool(mask["source"] == AUTOMATIC) and not by_people
+
+
+def is_replaced(mask: Mapping[str, Any], model: str, mode: MasksMode) -> bool:
+    """Return whether the masks of the segmenter `model` replace this one. They always replace its own earlier masks."""
+    return is_untouched(mask) and (mode is MasksMode.REPLACE or mask["model"] == model)
+
+
+def is_done(image: Mapping[str, Any], masks: Sequence[Mapping[str, Any]], model: str, mode: MasksMode) -> bool:
+    """Return whether an image needs no run of the segmenter `model`: it had one, and no other masks are to be replaced.
+
+    `image` contains the columns `masks_model` and `complete`. If a person confirmed that no mask is missing, nothing is
+    to be done either.
+    """
+    if image["complete"]:
+        return True
+    others = (mask for mask in masks if mask["model"] != model)
+    return bool(image["masks_model"] == model) and not any(is_replaced(mask, model, mode) for mask in others)
+
+
+class NotAppliedError(Exception):
+    """Raised if an image can't get the new masks. The message is the reason."""
+
+
+def with_found_masks(row: Row, found: Row, model: str, mode: MasksMode) -> Row:
+    """Return a described row with the masks that the segmenter `model` found, numbered from `next_mask`.
+
+    `found` is a described row of the same image: its `masks` are the new ones, and `release_sha256` names the JPEG in
+    which they were found. A new mask that equals a remaining one pixel for pixel is left out. If the image was
+    rejected, taken down, or is done already, the same object is returned.
+
+    Raises `NotAppliedError` if the image's JPEG is another one by now, or if there are too few numbers. Raises
+    `DamagedDatasetError` if the row's masks are damaged.
+    """
+    if row["reason"] is not None or is_done(row, row["masks"], model, mode):
+        return row
+    if row["release_sha256"] != found["release_sha256"]:
+        raise NotAppliedError("it was redacted in the meantime")
+    kept = [mask for mask in numbered_masks(row) if not is_replaced(mask, model, mode)]
+    there = {counts_of(mask) for mask in kept}
+    first = int(row["next_mask"])
+    new: list[Row] = []
+    for mask in found["masks"]:
+        if counts_of(mask) not in there:
+            new.append({**mask, "index": first + len(new), "model": model})
+    if first + len(new) > MASKS_PER_IMAGE_LIMIT:
+        raise NotAppliedError(f"{Reason.TOO_MANY_MASKS}: {len(new):,} new masks from number {first:,}")
+    return {
+        **row,
+        **changed_masks(row, [*kept, *new]),
+        "next_mask": first + len(new),
+        "masks_model": model,
+    }
+
 
 _OF_MASKS = ("ordinal", "source", "annotator", "label_source", "model")
 _OF_IMAGES = ("ordinal", "masks_model", "complete")

@@ -11,27 +11,21 @@ import numpy as np
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from segmint.catalogs.dataset.annotations.saved import RemovedImageError
-from segmint.catalogs.dataset.annotations.submissions import Submission, put_submission
 from segmint.catalogs.dataset.commits import Commit
+from segmint.catalogs.dataset.submissions import RemovedImageError, Submission, put_submission
 from segmint.catalogs.layout import DamagedDatasetError
 from segmint.infra.errors import SegmintError, UsageError
 from segmint.infra.log import get_logger
+from segmint.infra.stopping import map_ahead
 from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
-from segmint.infra.threads import map_ahead
 from segmint.model.automatic.rle import Rle
-from segmint.operators.shards.committed_rows import read_shard_table
-from segmint.operators.shards.revise import with_latest_commit
-from segmint.pipeline.engine.annotate.clicks.cleaning import clean_mask
-from segmint.pipeline.engine.annotate.clicks.decoder import Decoder, Prediction
-from segmint.pipeline.engine.annotate.clicks.embeddings import Embeddings, ImageEmbedding
-from segmint.pipeline.engine.annotate.clicks.prefill import PrefillCache
-from segmint.pipeline.engine.annotate.clicks.prompts import checked_counts, parse_prompt
-from segmint.pipeline.engine.annotate.leases import Leases
-from segmint.pipeline.engine.annotate.progress_board import LatestSubmission, ProgressBoard
-from segmint.pipeline.engine.annotate.queue import Queue
-from segmint.pipeline.engine.annotate.session_info import SessionInfo
+from segmint.operators.shards.revise import read_shard_table, with_latest_commit
+from segmint.pipeline.engine.annotate.decoder import Decoder, Embeddings, ImageEmbedding, Prediction
+from segmint.pipeline.engine.annotate.drawing import checked_counts, clean_mask, parse_prompt
+from segmint.pipeline.engine.annotate.prefill import PrefillCache
+from segmint.pipeline.engine.annotate.queue import LatestSubmission, Leases, ProgressBoard, Queue
+from segmint.pipeline.engine.annotate.requests import SessionInfo
 from segmint.pipeline.engine.annotate.source import (
     ConflictError,
     ImageGoneError,

@@ -3,6 +3,8 @@
 Embeddings, logits for later clicks, and prefilled masks are computed from a committed JPEG and stored with its SHA-256.
 A redaction changes the JPEG's hash, so the server drops data with the old hash. After a takedown, the server drops all
 data of the image: immediately if an annotator is working on the image, and otherwise within `CHECK_S` seconds.
+
+In-memory LRU cache of values derived from images.
 """
 
 import hashlib
@@ -13,11 +15,11 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
-from segmint.catalogs.dataset.annotations.submissions import base_digest
 from segmint.catalogs.dataset.commits import CommitLog
 from segmint.catalogs.dataset.manifest import DatasetManifest
+from segmint.catalogs.dataset.submissions import base_digest
 from segmint.catalogs.dataset.tables import DatasetTables, TableFile
 from segmint.catalogs.dataset.tombstones import read_tombstones, removed_images
 from segmint.catalogs.layout import image_name
@@ -26,10 +28,67 @@ from segmint.infra.log import get_logger
 from segmint.infra.scratch import ScratchFolder
 from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
-from segmint.operators.schemas import SCHEMAS
-from segmint.pipeline.engine.annotate.recent_images import RecentImages
-from segmint.pipeline.serving.images import ImageAddress, ImagePlaces, NoImageError
-from segmint.pipeline.serving.tars import index_tar
+from segmint.operators.rows import SCHEMAS
+from segmint.pipeline.serving.images import ImageAddress, ImagePlaces, NoImageError, index_tar
+
+
+class JpegValue(Protocol):
+    """Value derived from a JPEG."""
+
+    @property
+    def jpeg_sha256(self) -> str:
+        """Hexadecimal SHA-256 of the JPEG."""
+
+
+T = TypeVar("T", bound=JpegValue)
+
+
+class RecentImages(Generic[T]):
+    """Cache of one value per image, for the `kept` most recently used images. Thread-safe."""
+
+    def __init__(self, kept: int) -> None:
+        self._kept = kept
+        self._lock = threading.Lock()
+        self._values: OrderedDict[int, T] = OrderedDict()
+
+    def __len__(self) -> int:
+        with self._lock:
+            return len(self._values)
+
+    def __contains__(self, image: object) -> bool:
+        with self._lock:
+            return image in self._values
+
+    def get(self, image: int) -> T | None:
+        """Return an image's value, and mark it as used."""
+        with self._lock:
+            found = self._values.get(image)
+            if found is not None:
+                self._values.move_to_end(image)
+            return found
+
+    def put(self, image: int, value: T, wanted: Collection[int] = ()) -> None:
+        """Store an image's value. If the cache is full, values of the `wanted` images are evicted last."""
+        with self._lock:
+            self._values[image] = value
+            self._values.move_to_end(image)
+            spared = {*wanted, image}
+            while len(self._values) > self._kept:
+                oldest = next(iter(self._values))
+                del self._values[next((each for each in self._values if each not in spared), oldest)]
+
+    def images(self) -> Collection[int]:
+        """Return the ids of the images with a value."""
+        with self._lock:
+            return list(self._values)
+
+    def forget(self, image: int, unless: str | None = None) -> None:
+        """Drop an image's value, unless it was derived from the JPEG with the SHA-256 `unless`."""
+        with self._lock:
+            known = self._values.get(image)
+            if known is not None and known.jpeg_sha256 != unless:
+                del self._values[image]
+
 
 Row = Mapping[str, Any]
 

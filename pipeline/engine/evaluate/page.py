@@ -9,9 +9,8 @@ from typing import Any, NamedTuple
 from segmint.infra.version import VERSION
 from segmint.infra.wording import count, listed, plural
 from segmint.operators.intervals import Interval
-from segmint.pipeline.engine.evaluate.output import OutputFolder
-from segmint.pipeline.engine.evaluate.result import LEVEL, EvaluationSubject, p_value, verdict
-from segmint.pipeline.engine.evaluate.session import LowestScore
+from segmint.pipeline.engine.evaluate.result import LEVEL, EvaluationSubject, OutputFolder, p_value, verdict
+from segmint.pipeline.engine.evaluate.run import LowestScore
 from segmint.pipeline.serving.documents import Tick, document_templates
 
 _TEMPLATES = Path(__file__).parent / "assets"

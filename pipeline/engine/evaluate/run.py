@@ -1,5 +1,11 @@
-"""Execution of a measure over its truths, in this process or in Ray actors. Results are in the order of the truths."""
+"""Execution of a measure over its truths, in this process or in Ray actors. Results are in the order of the truths.
 
+Truths and weights of an evaluation, opened from the user's options.
+
+Run of a measure, which collects its rows as they arrive and describes the evaluation at the end.
+"""
+
+import heapq
 import math
 import pickle
 import time
@@ -8,28 +14,39 @@ from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from itertools import islice
+from pathlib import Path
 from typing import NamedTuple
 
 import pyarrow as pa
 
+from segmint.catalogs.layout import MANIFEST
+from segmint.catalogs.lineage import lineage_of
 from segmint.infra.device import resolve_compute
 from segmint.infra.errors import SegmintError, UnfinishedError, UsageError, last_line
 from segmint.infra.log import get_logger
 from segmint.infra.progress import Progress
-from segmint.infra.threads import map_ahead
+from segmint.infra.stopping import map_ahead
+from segmint.infra.storage.location import Location
+from segmint.infra.storage.storage import Storage
+from segmint.infra.wording import listed
 from segmint.model.sam.predictor import Predictor
-from segmint.operators.decoding import JpegDecoder
-from segmint.operators.evaluate.encoders import share_equal_encoders
+from segmint.operators.evaluate.points import share_equal_encoders
+from segmint.operators.evaluate.settings import TruthSelection
+from segmint.operators.images import JpegDecoder
 from segmint.operators.rows import Row
 from segmint.operators.segment.models import load_model
 from segmint.pipeline.config.config import ResourcesConfig
-from segmint.pipeline.engine.evaluate.measure import (
+from segmint.pipeline.engine.evaluate.result import (
     EvaluatedWeights,
     EvaluateTask,
+    EvaluationSubject,
+    Measure,
     Model,
+    OutputFolder,
     PartlyMeasuredError,
     PartResult,
     Predictions,
+    check_measured,
 )
 from segmint.pipeline.engine.evaluate.truth import (
     Decoders,
@@ -39,6 +56,9 @@ from segmint.pipeline.engine.evaluate.truth import (
     TruthImage,
     TruthPart,
     UnreadableTruthError,
+    open_coco_truth,
+    open_dataset_truth,
+    open_label_maps_truth,
 )
 
 RAY_IMAGES = 500
@@ -233,7 +253,7 @@ def _by_ray(
     import ray.exceptions
 
     from segmint.infra.ray_session import ray_session
-    from segmint.pipeline.building.dataset.cpu_actors import actors_that_fit
+    from segmint.pipeline.building.first_numerics import actors_that_fit
 
     waiting = iter(parts)
     with (
@@ -297,3 +317,220 @@ def _window(
                 if isinstance(result, Exception):
                     raise result
                 yield result
+
+
+MOST_WEIGHTS = 2
+
+
+@dataclass(frozen=True)
+class TruthOptions:
+    """Options that choose the ground truth.
+
+    `images` contains the image folders of the truths that aren't datasets: one folder for all of them, or one folder
+    per truth, in order. `chosen` selects the masks of datasets. `ignore` lists values in label maps that aren't masks.
+    With `empty`, images without masks in COCO files are included. `select` limits datasets to some images; see
+    `choose_images`.
+    """
+
+    targets: tuple[str, ...]
+    images: tuple[str, ...] = ()
+    chosen: TruthSelection = TruthSelection.HUMAN
+    ignore: tuple[int, ...] = ()
+    empty: bool = False
+    select: str | None = None
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """Weights and prediction files to evaluate, and how to run the evaluation."""
+
+    weights: tuple[str, ...] = ("mobile_sam",)
+    predictions: tuple[str, ...] = ()
+    device: str = "auto"
+    precision: str = "fp32"
+    run: RunOptions = field(default_factory=RunOptions)
+
+    def task(self, measure: Measure, predictions: Sequence[Predictions] = ()) -> EvaluateTask:
+        """Resolve the weights, and append `predictions` to them.
+
+        Raises `UsageError` if there are more than two models in total, and `AssetError` if weights don't exist.
+        """
+        given = len(self.weights) + len(self.predictions)
+        if not 1 <= given <= MOST_WEIGHTS:
+            options = "--weights and --predictions were" if self.predictions else "--weights was"
+            raise UsageError(f"{options} given {given} times: expected once, or twice to compare two")
+        models = (*map(EvaluatedWeights.of, self.weights), *predictions)
+        return EvaluateTask(measure, models, self.device, self.precision)
+
+
+def check_fail_if_worse(measure: str | None, model: ModelOptions, names: Sequence[str]) -> None:
+    """Raise `UsageError` if `--fail-if-worse` names a measure that isn't in `names`, or if there aren't two weights."""
+    if measure is None:
+        return
+    if measure not in names:
+        raise UsageError(f"--fail-if-worse {measure}: expected {', '.join(names)}")
+    if len(model.weights) != 2 or model.predictions:
+        raise UsageError("--fail-if-worse compares two sets of weights: pass --weights twice, first the weights in use")
+
+
+def open_truths(options: TruthOptions, storage: Storage, columns: Sequence[str] = ()) -> list[Truth]:
+    """Open each target as a dataset, a COCO file (.json), or a folder of label maps.
+
+    `columns` names the image columns of datasets to keep. Raises `UsageError` if a target is anything else or has no
+    images.
+    """
+    locations = [Location(storage, target) for target in options.targets]
+    datasets = [(location / MANIFEST).exists() for location in locations]
+    folders = iter(
+        _folders(options, [target for target, is_one in zip(options.targets, datasets, strict=True) if not is_one])
+    )
+    if options.select is not None and not all(datasets):
+        raise UsageError("--select chooses images of datasets, but not all ground truths are datasets")
+    truths = []
+    for number, (target, location, is_dataset) in enumerate(zip(options.targets, locations, datasets, strict=True)):
+        if is_dataset:
+            truths.append(open_dataset_truth(location, number, options.chosen, columns, options.select))
+        elif target.lower().endswith(".json"):
+            truths.append(open_coco_truth(location, Location(storage, next(folders)), number, options.empty))
+        else:
+            truths.append(open_label_maps_truth(location, Location(storage, next(folders)), number, options.ignore))
+    return truths
+
+
+def _folders(options: TruthOptions, files: Sequence[str]) -> list[str]:
+    """Return the image folder of each target that isn't a dataset."""
+    for target in files:
+        if "://" not in target and not Path(target).exists():
+            raise UsageError(f"{target}: no such dataset, COCO file or folder of label maps")
+    if not files and options.images:
+        raise UsageError("--images has no effect, because datasets contain their images. Remove it")
+    if not files:
+        return []
+    if not options.images:
+        raise UsageError(
+            f"{files[0]} is not a segmint dataset (no {MANIFEST}). For a COCO file or a folder of label maps, also "
+            "pass the folder of its images with --images"
+        )
+    if len(options.images) not in (1, len(files)):
+        raise UsageError(
+            f"--images was given {len(options.images)} times for {len(files)} files that need it: "
+            "expected once, or once per file, in the same order"
+        )
+    return list(options.images) * (len(files) if len(options.images) == 1 else 1)
+
+
+SEED = 0
+"""Seed for resampling. It is fixed, so equal results always have equal intervals."""
+
+SHOWN = 12
+"""Number of lowest scores that a page lists for each set of weights."""
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """Options of an evaluation. `output` is the folder for the results, or None.
+
+    `fail_if_worse` names the measure by which the second weights must not be worse than the first ones, or is None.
+    """
+
+    truth: TruthOptions
+    model: ModelOptions = field(default_factory=ModelOptions)
+    output: str | None = None
+    fail_if_worse: str | None = None
+
+
+@dataclass(frozen=True, order=True)
+class LowestScore:
+    """Low score, with the image or mask that it belongs to."""
+
+    score: float
+    where: str
+
+
+class EvaluationSession:
+    """Evaluation of a task over its truths. `score_of` extracts the score of a row that `lowest` ranks."""
+
+    def __init__(
+        self,
+        task: EvaluateTask,
+        truths: Sequence[Truth],
+        options: RunOptions,
+        output: OutputFolder,
+        score_of: Callable[[Row], float | None] = lambda row: None,
+    ) -> None:
+        """Store the task, and the output, which receives the rows as they arrive.
+
+        Logs a warning if weights were trained on one of the truths.
+        """
+        warn_if_trained_on(task, truths)
+        self._task = task
+        self._truths = tuple(truths)
+        self._options = options
+        self._output = output
+        self._score_of = score_of
+        self._skipped: list[SkippedTruth] = [each for truth in truths for each in truth.skipped]
+        self._images = 0
+        self._seconds = 0.0
+        self._computed_on: set[str] = set()
+        self._lowest: list[list[LowestScore]] = [[] for _ in task.weights]
+
+    def results(self) -> Iterator[PartResult]:
+        """Yield each part's results in order. Raises `NothingMeasuredError` at the end if no image was measured."""
+        for result in run_measure(self._task, self._truths, self._options):
+            self._skipped += result.skipped
+            self._images += result.images
+            self._seconds += result.seconds
+            self._computed_on.add(result.computed_on)
+            yield result
+        check_measured(self._images, self._skipped)
+
+    def tables(self) -> Iterator[list[Row]]:
+        """Yield the rows of `results` and add them to the output."""
+        for result in self.results():
+            self._output.add(result.table)
+            rows: list[Row] = result.table.to_pylist()
+            for row in rows:
+                self._look_at(row)
+            yield rows
+
+    @property
+    def lowest(self) -> list[list[LowestScore]]:
+        """Lowest scores of each set of weights. The lists are complete once `tables` has ended."""
+        return self._lowest
+
+    def subject(self, masks: int | None) -> EvaluationSubject:
+        """Describe the evaluation after all results. `masks` is the number of masks, or None for whole images."""
+        return EvaluationSubject(
+            self._task.measure.name,
+            self._truths,
+            self._task.weights,
+            listed(sorted(self._computed_on)),
+            self._images,
+            masks,
+            tuple(self._skipped),
+            self._seconds,
+            self._output.page,
+        )
+
+    def _look_at(self, row: Row) -> None:
+        score = self._score_of(row)
+        if score is not None:
+            where = f"{row['image']}, mask {row['mask']}" if "mask" in row else row["image"]
+            home = self._lowest[row["weights"]]
+            self._lowest[row["weights"]] = heapq.nsmallest(SHOWN, [*home, LowestScore(score, where)])
+
+
+def warn_if_trained_on(task: EvaluateTask, truths: Sequence[Truth]) -> None:
+    """Log a warning for weights whose `training.json` names the digest of a dataset among the truths."""
+    for truth in truths:
+        if truth.dataset is None:
+            continue
+        for weights in loaded(task):
+            rounds = lineage_of(weights.name, weights.sha256, truth.dataset.storage)
+            if truth.facts["digest"] in [each.digest for link in rounds for each in link.datasets]:
+                get_logger("evaluate").warning(
+                    "trained_on_truth",
+                    weights=weights.label,
+                    dataset=truth.name,
+                    note="scores on images that weights were trained on are too high: use held-out data",
+                )

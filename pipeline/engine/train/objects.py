@@ -15,11 +15,10 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from segmint.catalogs.dataset.outputs import note_output
-from segmint.catalogs.dataset.training_cache import SCANS, purge_scans
+from segmint.catalogs.dataset.outputs import SCANS, note_output, purge_scans
 from segmint.catalogs.frozen import Frozen
 from segmint.catalogs.lineage import TrainingDatasetRef, TrainingRound
-from segmint.infra.assets.cache import sha256_of
+from segmint.infra.assets import sha256_of
 from segmint.infra.device import apply_compute, resolve_compute
 from segmint.infra.errors import UsageError, raise_problems
 from segmint.infra.scratch import ScratchFolder
@@ -35,26 +34,33 @@ from segmint.model.training.objects import (
     export_objects_detector,
     objects_step,
 )
-from segmint.pipeline.engine.train.checkpoints import CHECKPOINTS, list_steps, load_newest, prune, put_checkpoint
-from segmint.pipeline.engine.train.data.draws import DrawSequence
-from segmint.pipeline.engine.train.data.images import SkippedImages, TrainingDataset, find_images, open_datasets
-from segmint.pipeline.engine.train.data.reading import TrainingImage, TrainingImageReader
-from segmint.pipeline.engine.train.data.splits import digest_of_sources, held_out
-from segmint.pipeline.engine.train.presets import schedule_problems
+from segmint.pipeline.engine.train.images import (
+    DrawSequence,
+    SkippedImages,
+    TrainingDataset,
+    find_images,
+    open_datasets,
+)
+from segmint.pipeline.engine.train.reading import TrainingImage, TrainingImageReader, digest_of_sources, held_out
 from segmint.pipeline.engine.train.record import (
+    CHECKPOINTS,
     InputsRecord,
     TrainingRunRecord,
     identity_with_digests,
+    list_steps,
+    load_newest,
     pin_images,
     pin_run,
+    prune,
     put_by_hash,
+    put_checkpoint,
     put_record,
     read_record,
     start_run,
 )
 from segmint.pipeline.engine.train.run import cache_location, note_places, refuse_places
 from segmint.pipeline.engine.train.session import Say
-from segmint.pipeline.engine.train.settings import BatchKeys, TrainConfig
+from segmint.pipeline.engine.train.settings import BatchKeys, TrainConfig, schedule_problems
 from segmint.pipeline.engine.train.trainer import TrainingError
 
 OBJECTS = "objects.json"

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from segmint.catalogs.dataset.training_cache import SCANS, purge_scans
+from segmint.catalogs.dataset.outputs import SCANS, purge_scans
 from segmint.catalogs.lineage import TRAINING, HeldOutScores, TrainingDatasetRef, TrainingRound
 from segmint.infra.device import Compute, cpu_bits, device_kind
 from segmint.infra.errors import SegmintError, UsageError
@@ -20,44 +20,46 @@ from segmint.infra.storage.location import Location
 from segmint.infra.uris import LOCAL, absolute, local_path, scheme
 from segmint.infra.version import VERSION
 from segmint.infra.wording import counted
-from segmint.model.sam.load import load_sam
-from segmint.model.sam.sam import Sam
-from segmint.pipeline.engine.train.checkpoints import (
-    CHECKPOINTS,
-    Checkpoint,
-    DamagedCheckpointError,
-    list_checkpoints,
-    list_steps,
-    load_newest,
-    load_state,
-    prune,
-    put_checkpoint,
-)
-from segmint.pipeline.engine.train.data.cache import EmbeddingCache
-from segmint.pipeline.engine.train.data.draws import DrawSequence, fixed_draws
-from segmint.pipeline.engine.train.data.images import (
+from segmint.model.sam.load import Sam, load_sam
+from segmint.pipeline.engine.train.images import (
     DatasetContents,
+    DrawSequence,
     SkippedImages,
     TrainingDataset,
     TrainingImages,
     find_images,
+    fixed_draws,
 )
-from segmint.pipeline.engine.train.data.reading import TrainingImageReader
-from segmint.pipeline.engine.train.data.splits import digest_of_sources, held_out
-from segmint.pipeline.engine.train.embedding import FrozenEncoder, cache_key, encoder_hash
-from segmint.pipeline.engine.train.evaluation import Evaluation, HeldOutSample
+from segmint.pipeline.engine.train.reading import (
+    EmbeddingCache,
+    FrozenEncoder,
+    TrainingImageReader,
+    WorkerRank,
+    cache_key,
+    digest_of_sources,
+    encoder_hash,
+    held_out,
+)
 from segmint.pipeline.engine.train.record import (
+    CHECKPOINTS,
+    Checkpoint,
+    DamagedCheckpointError,
     InputsRecord,
     TrainingRecord,
     TrainingRunRecord,
+    list_checkpoints,
+    list_steps,
+    load_newest,
+    load_state,
     pin_images,
     pin_run,
+    prune,
+    put_checkpoint,
     put_record,
     put_weights,
 )
 from segmint.pipeline.engine.train.settings import TrainConfig
-from segmint.pipeline.engine.train.trainer import ALONE, StepResult, Trainer
-from segmint.pipeline.engine.train.world import WorkerRank
+from segmint.pipeline.engine.train.trainer import ALONE, Evaluation, HeldOutSample, StepResult, Trainer
 
 Say = Callable[[str], None]
 

@@ -7,20 +7,19 @@ from datetime import UTC, datetime
 
 from pydantic import ValidationError
 
-from segmint.catalogs.attributions import check_ending, write_attributions
 from segmint.catalogs.dataset.manifest import DatasetManifest, is_dataset, load_latest_manifest, manifest_name
 from segmint.catalogs.dataset.outputs import note_output, refuse_inside
-from segmint.catalogs.dataset.redaction_totals import RedactionTotals
-from segmint.catalogs.dataset.regions import write_regions
+from segmint.catalogs.dataset.regions import RedactionTotals, write_regions
 from segmint.catalogs.dataset.tables import DatasetTables
 from segmint.catalogs.dataset.tombstones import read_tombstones, removed_images
 from segmint.catalogs.findings import Code, FindingCollector, FindingLocation
 from segmint.catalogs.layout import DamagedDatasetError
+from segmint.catalogs.licenses import check_ending, write_attributions
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.infra.wording import some
-from segmint.operators.audit.detectors import DetectorSpec
+from segmint.operators.audit.privacy import DetectorSpec
 from segmint.operators.audit.submissions import audit_ratings
 from segmint.pipeline.config.config import LOCAL, Config, LicenseConfig, ResourcesConfig
 from segmint.pipeline.quality.audit.content import ContentAudit, ContentPlan, LicenseRules
@@ -28,9 +27,8 @@ from segmint.pipeline.quality.audit.foreign import ForeignSearch, audit_foreign
 from segmint.pipeline.quality.audit.integrity import RAY_FROM_MASKS, audit_integrity, with_missing_commits
 from segmint.pipeline.quality.audit.privacy import SearchPlan
 from segmint.pipeline.quality.audit.result import AuditReport
-from segmint.pipeline.quality.statistics.open_tables import open_tables
-from segmint.pipeline.quality.statistics.redacted import sum_redactions
-from segmint.pipeline.quality.statistics.statistics import compute_statistics
+from segmint.pipeline.quality.statistics.masks import open_tables
+from segmint.pipeline.quality.statistics.statistics import compute_statistics, sum_redactions
 from segmint.pipeline.quality.statistics.values import Statistics
 
 _ROWS = 10_000

@@ -20,7 +20,7 @@ from segmint.infra.ray_session import RETRIES, Cluster, ray_session
 from segmint.infra.uris import absolute
 from segmint.pipeline.building.execution.stage_watch import StalledError, watched
 from segmint.pipeline.config.config import ResourcesConfig
-from segmint.pipeline.quality.audit.shard import ShardAuditResult, ShardPlan
+from segmint.pipeline.quality.audit.content import ShardAuditResult, ShardPlan
 from segmint.pipeline.quality.audit.workers import AuditTask, ShardAuditor
 
 WINDOW_SHARDS = 2_000

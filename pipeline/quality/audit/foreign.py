@@ -14,18 +14,18 @@ from typing import NamedTuple
 
 import numpy as np
 
-from segmint.catalogs.dataset.foreign import ForeignFile, read_file
 from segmint.catalogs.dataset.regions import write_regions
 from segmint.catalogs.dataset.tables import DatasetTables, Foreign
 from segmint.catalogs.findings import Code, Finding, FindingCollector, FindingLocation
 from segmint.catalogs.source.sampling import spread_evenly
+from segmint.infra.stopping import map_ahead
 from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
-from segmint.infra.threads import map_ahead
-from segmint.operators.audit.jpeg_parts import frame_size
-from segmint.operators.audit.similar_images import DISTANCE, find_alike, find_copies
-from segmint.operators.decoding import JpegDecoder, UndecodableError
-from segmint.operators.foreign.pictures import PictureFacts, examine_picture
+from segmint.operators.audit.masks import DISTANCE, find_alike, find_copies
+from segmint.operators.audit.privacy import frame_size
+from segmint.operators.foreign.layouts import ForeignFile, read_file
+from segmint.operators.foreign.measure import PictureFacts, examine_picture
+from segmint.operators.images import JpegDecoder, UndecodableError
 from segmint.operators.prepare.ingest_config import ANY_SIZE
 from segmint.operators.rows import Row
 from segmint.pipeline.quality.audit.privacy import PrivacySummary, Searcher, SearchResult, put_pictures

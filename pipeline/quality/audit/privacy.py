@@ -13,15 +13,22 @@ from typing import Any
 from segmint.catalogs.dataset.manifest import DatasetManifest
 from segmint.catalogs.findings import Code, Finding, FindingLocation
 from segmint.catalogs.layout import DamagedDatasetError, image_name, image_stem
-from segmint.infra.assets.cache import pinned
-from segmint.infra.assets.resolve import resolve
+from segmint.infra.assets import pinned, resolve
 from segmint.infra.errors import UsageError, last_line
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.model.detectors.detection import Detector, Kind
-from segmint.operators.audit.detectors import DetectorSpec, distinct_names
-from segmint.operators.audit.isolated import DetectorFailedError, IsolatedDetector
-from segmint.operators.audit.privacy import RemainingDetection, cutouts, merge_found, picture, search_release
+from segmint.operators.audit.privacy import (
+    DetectorFailedError,
+    DetectorSpec,
+    IsolatedDetector,
+    RemainingDetection,
+    cutouts,
+    distinct_names,
+    merge_found,
+    picture,
+    search_release,
+)
 from segmint.operators.images import Pixels
 from segmint.operators.prepare.deidentify import (
     CONFIGS,
@@ -30,7 +37,7 @@ from segmint.operators.prepare.deidentify import (
     build_detector,
     is_detector_file,
 )
-from segmint.operators.prepare.orientations import ORIENTATIONS
+from segmint.operators.prepare.mosaic import ORIENTATIONS
 from segmint.operators.rows import Row
 from segmint.pipeline.config.config import Config
 from segmint.pipeline.quality.audit.result import (
@@ -172,7 +179,7 @@ class SearchPlan:
         )
 
     def resolve(self, name: str) -> Path:
-        """Find the file of a known name, a path, or a URI; see `segmint.infra.assets.resolve`."""
+        """Find the file of a known name, a path, or a URI; see `segmint.infra.assets`."""
         mirror = None
         if self.build is not None:
             mirror = self.build.assets

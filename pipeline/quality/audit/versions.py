@@ -4,18 +4,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
-from segmint.catalogs.dataset.commits import Commit, CommitLog
+from segmint.catalogs.dataset.commits import Commit, CommitLog, index_problem
+from segmint.catalogs.dataset.digest import Snapshot, SnapshotComparison, compare_snapshots, take_snapshot
 from segmint.catalogs.dataset.manifest import DatasetManifest
-from segmint.catalogs.dataset.shards_index import index_problem
 from segmint.catalogs.dataset.tombstones import TOMBSTONES, read_tombstones
-from segmint.catalogs.dataset.versions.digest import Snapshot, SnapshotComparison, compare_snapshots, take_snapshot
-from segmint.catalogs.dataset.versions.record import (
-    VERSIONS,
-    Version,
-    VersionName,
-    read_history,
-    version_numbers,
-)
+from segmint.catalogs.dataset.versions import VERSIONS, Version, VersionName, read_history, version_numbers
 from segmint.catalogs.findings import Code, Finding, FindingLocation
 from segmint.catalogs.layout import SHARDS_INDEX, DamagedDatasetError, parse_commit_path
 from segmint.infra.errors import UsageError

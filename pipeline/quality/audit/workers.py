@@ -9,14 +9,21 @@ import pyarrow as pa
 
 from segmint.catalogs.dataset.manifest import CatalogPart, DatasetManifest
 from segmint.catalogs.dataset.tombstones import NO_NAMES, RemovedNames
-from segmint.catalogs.schema import NORMALIZED
-from segmint.catalogs.source.rows import read_rows
+from segmint.catalogs.parquet import NORMALIZED
+from segmint.catalogs.source.files import read_rows
+from segmint.infra.stopping import map_ahead
 from segmint.infra.storage.location import Location
-from segmint.infra.threads import map_ahead
-from segmint.operators.decoding import JpegDecoder
+from segmint.operators.images import JpegDecoder
 from segmint.operators.rows import Row
-from segmint.pipeline.quality.audit.content import ContentChecker, ContentPlan, ShardContentCheck
-from segmint.pipeline.quality.audit.shard import FileSettings, ShardAudit, ShardAuditResult, ShardPlan
+from segmint.pipeline.quality.audit.content import (
+    ContentChecker,
+    ContentPlan,
+    FileSettings,
+    ShardAudit,
+    ShardAuditResult,
+    ShardContentCheck,
+    ShardPlan,
+)
 
 SHARDS_AT_ONCE = 4
 """Number of shards that the threads of one process audit concurrently."""

@@ -1,4 +1,12 @@
-"""Dataset description `croissant.json` (MLCommons Croissant 1.1): hashed files, columns, lineage, and conditions."""
+"""Descriptions of a dataset for others: `croissant.json` (MLCommons Croissant 1.1) and `disclosure.md`.
+
+Dataset description `croissant.json` (MLCommons Croissant 1.1): hashed files, columns, lineage, and conditions.
+
+Page `disclosure.md`: facts for the EU's public summary of training content and for California's AB 2013.
+
+The sections are those of the template that the European Commission published on July 24, 2025 (annex to C(2025) 5235),
+and the paragraphs of Civil Code section 3111(a).
+"""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -6,13 +14,17 @@ from typing import Any
 
 import pyarrow as pa
 
-from segmint.catalogs.attributions import license_url
 from segmint.catalogs.dataset.manifest import DatasetManifest, ModelTerms
+from segmint.catalogs.findings import Reason
 from segmint.catalogs.layout import DATA_KINDS
-from segmint.catalogs.lineage import TrainingRound
+from segmint.catalogs.licenses import license_url
+from segmint.catalogs.lineage import TrainingRound, describe_rounds
 from segmint.infra.wording import counted
-from segmint.operators.schemas import shard_schemas
+from segmint.operators.rows import AUTOMATIC, shard_schemas
+from segmint.pipeline.quality.audit.result import AuditReport
 from segmint.pipeline.quality.report.facts import SAM, Facts
+from segmint.pipeline.quality.report.page import digest_of, is_searched, markdown_templates
+from segmint.pipeline.quality.statistics.values import Statistics
 
 _FORMATS = {"tar": "application/x-tar", "parquet": "application/x-parquet"}
 
@@ -314,3 +326,51 @@ def _data_type(kind: pa.DataType) -> str:
         return "sc:Integer"
     known: Mapping[str, str] = {"bool": "sc:Boolean", "double": "sc:Float", "float": "sc:Float", "string": "sc:Text"}
     return known[str(kind)]
+
+
+_SHOWN = 50  # maximum number of labels, countries, and providers
+
+
+def disclosure_markdown(audit: AuditReport, statistics: Statistics, facts: Facts) -> str:
+    """Write the page as Markdown. All text from the data is escaped.
+
+    Raises `ValueError` for data that segmint didn't write, because it doesn't record these facts.
+    """
+    manifest, version = facts.manifest, facts.version
+    if manifest is None or version is None:
+        raise ValueError("the facts come from commits, and this dataset has none")
+    reasons = statistics.rejected_by_reason or {}
+    public_domain = 0
+    for license, images in facts.licenses:
+        if "/publicdomain/" in (license_url(license) or ""):
+            public_domain += images
+    body = (
+        markdown_templates()
+        .get_template("disclosure.md.j2")
+        .render(
+            facts=facts,
+            manifest=manifest,
+            build=facts.build,
+            digest=digest_of(version),
+            rows=sum(part.rows for part in manifest.catalog),
+            statistics=statistics,
+            shown=_SHOWN,
+            licenses=audit.licenses,
+            public_domain=public_domain,
+            reasons=sorted(reasons.items(), key=lambda item: (-item[1], item[0])),
+            opted_out=reasons.get(Reason.OPTED_OUT, 0),
+            refused=reasons.get(Reason.REFUSED_BY_LIST, 0),
+            privacy=audit.privacy if is_searched(audit.privacy) else None,
+            automatic=(statistics.sources or {}).get(AUTOMATIC, 0),
+            rounds=describe_rounds(manifest.lineage),
+            size_range=_size_range(facts.images),
+        )
+    )
+    return f"{body.strip()}\n"
+
+
+def _size_range(images: int) -> str:
+    """Return the range that the template offers for a number of images."""
+    if images < 1_000_000:
+        return "less than 1 million images"
+    return "1 million to 1 billion images" if images <= 1_000_000_000 else "more than 1 billion images"

@@ -8,17 +8,22 @@ from typing import Any
 from segmint.catalogs.dataset.commits import Commit, CommitLog
 from segmint.catalogs.dataset.manifest import DatasetManifest, ModelTerms, load_manifest, name_of
 from segmint.catalogs.dataset.mask_labels import MODEL
-from segmint.catalogs.dataset.redaction_totals import RedactionTotals
+from segmint.catalogs.dataset.regions import RedactionTotals
 from segmint.catalogs.dataset.tables import DatasetTables
 from segmint.catalogs.dataset.tombstones import read_tombstones, removed_images
-from segmint.catalogs.dataset.versions.record import Version, VersionName, latest_version, name_now
-from segmint.infra.assets.known import known_license
+from segmint.catalogs.dataset.versions import Version, VersionName, latest_version, name_now
+from segmint.infra.assets import known_license
 from segmint.infra.storage.storage import Storage
 from segmint.operators.prepare.deidentify import BUNDLED_DETECTORS, NO_DETECTOR
-from segmint.operators.schemas import AUTOMATIC
-from segmint.pipeline.quality.statistics.ratings import PrivacyScore, Ratings, measure_ratings
-from segmint.pipeline.quality.statistics.redacted import sum_redactions
-from segmint.pipeline.quality.study.agreement import AnnotatorAgreement, measure_agreement
+from segmint.operators.rows import AUTOMATIC
+from segmint.pipeline.quality.statistics.ratings import (
+    AnnotatorAgreement,
+    PrivacyScore,
+    Ratings,
+    measure_agreement,
+    measure_ratings,
+)
+from segmint.pipeline.quality.statistics.statistics import sum_redactions
 
 _CREDITS_SHOWN = 200
 _LABELS = f"""

@@ -1,13 +1,33 @@
-"""Plots of a report as values for templates: positions of bars, steps, and cells in percent of the frame."""
+"""Plots of a report as values for templates: positions of bars, steps, and cells in percent of the frame.
 
+Plots of a report: the statistics and the paper's figures, as values to draw.
+
+Plots of a report as PNG files for slides and papers, with the same values as the page.
+"""
+
+import io
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
-from segmint.infra.wording import number
-from segmint.pipeline.quality.statistics.values import Centers, Histogram
+from segmint.catalogs.licenses import countries
+from segmint.infra.wording import UNKNOWN, count, number, share
+from segmint.pipeline.quality.statistics.values import (
+    Centers,
+    Concavity,
+    FunnelStep,
+    GroupImages,
+    Histogram,
+    Statistics,
+)
 from segmint.pipeline.serving.documents import Tick
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
 
 _LEVELS = 24  # shades of a heat map
 _MOST_TICKS = 7  # maximum number of ticks on an axis of ratios
@@ -114,8 +134,8 @@ class StepHistogram:
         """Convert the steps to an SVG path in a 100 x 100 frame. `closed` adds the bottom edge."""
         points = []
         shares = self.other if other else self.shares
-        for share, (left, right) in zip(shares, pairwise(self.positions), strict=True):
-            height = round(100 - 100 * share / self.top, 2)
+        for part, (left, right) in zip(shares, pairwise(self.positions), strict=True):
+            height = round(100 - 100 * part / self.top, 2)
             points += [(left, height), (right, height)]
         drawn = "M" + " L".join(f"{x:g} {y:g}" for x, y in points)
         if closed:
@@ -258,3 +278,283 @@ def _round_step(span: float) -> float:
     """Choose a distance between ticks that results in three to six ticks."""
     power = 10.0 ** math.floor(math.log10(span))
     return next(factor * power for factor in (0.1, 0.2, 0.25, 0.5, 1, 2) if span / (factor * power) <= 5 + _EVEN)
+
+
+COUNTRIES_SHOWN = 20
+_OTHERS_SHOWN = 15
+_LABELS_SHOWN = 30
+_UNLABELED = "no label"
+
+_MASKS = "share of masks"
+
+_STEPS = {
+    "predicted": "predicted",
+    "over_iou": "above the IoU threshold",
+    "stable": "stable",
+    "under_max_area": "below the maximum area",
+    "inside_crop": "away from crop edges",
+    "after_nms1": "after NMS within crops",
+    "after_nms2": "after NMS between crops",
+    "written": "written",
+}
+
+
+@dataclass(frozen=True)
+class Charts:
+    """Plots of a report. A plot is None or empty if its data is unknown."""
+
+    masks_per_image: Bars | None
+    relative_size: StepHistogram | None
+    concavity: tuple[StepHistogram, ...]
+    centers: HeatMap | None
+    scores: tuple[StepHistogram, ...]
+    funnel: Bars | None
+    countries: Bars | None
+    regions: Bars | None
+    income: Bars | None
+    licenses: Bars | None
+    providers: Bars | None
+    labels: Bars | None
+    rejected: Bars | None
+
+
+def charts_of(statistics: Statistics) -> Charts:
+    """Create the plots of the statistics. Unknown values have no plot."""
+    scores = (
+        histogram(_up_to_1(statistics.predicted_iou), "Predicted IoU", "predicted IoU; above 1 counts as 1", _MASKS),
+        histogram(statistics.stability_score, "Stability score", "stability score", _MASKS),
+        histogram(statistics.aspect_ratio, "Aspect ratio", "width / height of a mask's box", _MASKS),
+        histogram(statistics.coverage, "Coverage", "share of an image's pixels covered by masks", "share of images"),
+    )
+    geography = statistics.geography
+    reasons = statistics.rejected_by_reason or {}
+    return Charts(
+        masks_per_image=_bars(
+            "Masks",
+            "Images",
+            [(row.label.replace("<=", "≤ ").replace(">", "> "), row.images) for row in statistics.masks_per_image.bins],
+        ),
+        relative_size=histogram(statistics.relative_size, "Relative size", "√(mask's area / image's area)", _MASKS),
+        concavity=_concavity(statistics.concavity),
+        centers=heat_map(statistics.centers, "Mask centers"),
+        scores=tuple(score for score in scores if score is not None),
+        funnel=_funnel(statistics.funnel or ()),
+        countries=ranked(
+            ((_country_name(row.country), row.images) for row in geography.countries), "Country", COUNTRIES_SHOWN
+        ),
+        regions=_with_paper(geography.regions, "Region"),
+        income=_with_paper(geography.income, "Income level"),
+        licenses=ranked(((row.license, row.images) for row in statistics.licenses), "License", _OTHERS_SHOWN),
+        providers=ranked(((row.provider, row.images) for row in statistics.providers), "Provider", _OTHERS_SHOWN),
+        labels=ranked(
+            ((row.label or _UNLABELED, row.masks) for row in statistics.labels), "Label", _LABELS_SHOWN, "Masks"
+        ),
+        rejected=_bars("Reason", "Rejected rows", sorted(reasons.items(), key=lambda item: (-item[1], item[0]))),
+    )
+
+
+def ranked(counted: Iterable[tuple[str | None, int]], label: str, shown: int, value: str = "Images") -> Bars | None:
+    """Convert counts by name to bars, most frequent first. The names after the first `shown` share one bar.
+
+    Returns None without names.
+    """
+    known = sorted((row for row in counted if row[1]), key=lambda row: (-row[1], str(row[0])))
+    if not any(name for name, _ in known):
+        return None
+    counts = [(name or UNKNOWN, total) for name, total in known[:shown]]
+    rest = known[shown:]
+    if rest:
+        counts.append((f"{len(rest):,} others", sum(total for _, total in rest)))
+    return _bars(label, value, counts)
+
+
+def _bars(label: str, value: str, counts: Sequence[tuple[str, int]]) -> Bars | None:
+    """Convert counts to bars of their shares, or return None if all counts are zero."""
+    if not sum(total for _, total in counts):
+        return None
+    shares = shares_of([total for _, total in counts])
+    rows = []
+    for (name, total), part in zip(counts, shares, strict=True):
+        rows.append(Bar(name, part, _with_share(total, part)))
+    return Bars(label, value, tuple(rows))
+
+
+def _with_paper(groups: Sequence[GroupImages], label: str) -> Bars | None:
+    """Create bars for regions or income levels, next to the paper's shares."""
+    if not any(group.images for group in groups):
+        return None
+    bars = [Bar(group.name, group.share, _with_share(group.images, group.share), group.paper_share) for group in groups]
+    return Bars(label, "Images", tuple(bars), has_paper=True)
+
+
+def _concavity(concavity: Concavity) -> tuple[StepHistogram, ...]:
+    found = []
+    for row in concavity.by_size:
+        values = Histogram(concavity.edges, row.counts, row.mean)
+        steps = histogram(values, f"{row.size.capitalize()} masks", "1 − area / area of the convex hull", _MASKS)
+        if steps is not None:
+            found.append(steps)
+    return tuple(found)
+
+
+def _funnel(steps: Sequence[FunnelStep]) -> Bars | None:
+    if not steps or not steps[0].masks:
+        return None
+    first = steps[0].masks
+    rows = []
+    for row in steps:
+        share = row.masks / first
+        rows.append(Bar(_STEPS.get(row.step, row.step), share, _with_share(row.masks, share)))
+    return Bars("Step", "Masks", tuple(rows))
+
+
+def _up_to_1(scores: Histogram) -> Histogram:
+    """Let the last bin of a histogram end at 1 and include all higher scores, because an IoU can't exceed 1."""
+    if scores.counts is None:
+        return scores
+    last = sum(edge < 1 - 1e-9 for edge in scores.edges)
+    counts = (*scores.counts[: last - 1], sum(scores.counts[last - 1 :]))
+    mean = scores.mean
+    if mean is not None:
+        mean = min(1, mean)
+    return Histogram(scores.edges[: last + 1], counts, mean)
+
+
+def _with_share(total: int, part: float | None) -> str:
+    return f"{count(total)} ({share(part)})"
+
+
+def _country_name(code: str) -> str:
+    """Return a country's name, or its code if the country is unknown."""
+    country = countries().get(code)
+    if country is None:
+        return code
+    return country.name
+
+
+_DPI = 160
+
+# Colors from Okabe and Ito's palette, which color-blind readers can distinguish.
+_INK, _GRAY, _BLUE, _VERMILION = "#1c2126", "#8a9098", "#0b5a9c", "#a8480b"
+
+_STYLE = {
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": _GRAY,
+    "axes.labelcolor": _INK,
+    "axes.titlelocation": "left",
+    "axes.titleweight": "bold",
+    "axes.axisbelow": True,
+    "text.color": _INK,
+    "xtick.color": _INK,
+    "ytick.color": _INK,
+    "grid.color": "#e3e5e8",
+    "figure.facecolor": "white",
+    "legend.frameon": False,
+}
+
+
+def draw_figures(charts: Charts) -> dict[str, bytes]:
+    """Draw the plots that have data, and return them as PNG files by file name."""
+    from matplotlib import style
+
+    bars = {
+        "masks_per_image": charts.masks_per_image,
+        "funnel": charts.funnel,
+        "countries": charts.countries,
+        "regions": charts.regions,
+        "income": charts.income,
+        "licenses": charts.licenses,
+        "providers": charts.providers,
+        "labels": charts.labels,
+        "rejected": charts.rejected,
+    }
+    figures = {}
+    with style.context(["default", _STYLE]):  # ignore settings of a matplotlibrc or another library
+        for name, plot in bars.items():
+            if plot is not None:
+                figures[name] = _draw_bars(plot)
+        if charts.relative_size is not None:
+            figures["relative_size"] = _draw_steps((charts.relative_size,))
+        if charts.concavity:
+            figures["concavity"] = _draw_steps(charts.concavity)
+        if charts.scores:
+            figures["scores"] = _draw_steps(charts.scores)
+        if charts.centers is not None:
+            figures["centers"] = _draw_heat_map(charts.centers)
+        return {f"{name}.png": _png(figure) for name, figure in figures.items()}
+
+
+def _draw_bars(bars: Bars) -> "Figure":
+    figure = _figure(7.2, 1.0 + (0.5 if bars.has_paper else 0.34) * len(bars.rows))
+    axes: Axes = figure.subplots()
+    height, shift = (0.36, 0.2) if bars.has_paper else (0.7, 0.0)
+    for place, row in enumerate(bars.rows):
+        length = 100 * (row.share or 0)
+        axes.barh(place - shift, length, height, color=_BLUE, label="this dataset" if not place else None)
+        if row.paper is not None:
+            label = "SA-1B" if not place else None
+            axes.barh(place + shift, 100 * row.paper, height, color="none", edgecolor=_VERMILION, label=label)
+
+        axes.annotate(row.text, (length, place - shift), (4, 0), textcoords="offset points", va="center", fontsize=8.5)
+    # Labels from the data can contain text that matplotlib would parse as math.
+    axes.set_yticks(range(len(bars.rows)), [row.label for row in bars.rows], parse_math=False)
+    axes.invert_yaxis()
+    axes.margins(x=0.25)
+    axes.set_xlim(left=0)
+    axes.set_xticks([tick for tick in axes.get_xticks() if tick <= 100])
+    axes.set_xlabel(f"share of {bars.value.lower()} (%)")
+    axes.set_ylabel(bars.label)
+    axes.grid(axis="x")
+    if bars.has_paper:
+        figure.legend(loc="outside upper left", ncols=2)
+    return figure
+
+
+def _draw_steps(plots: tuple[StepHistogram, ...]) -> "Figure":
+    columns = min(3 if len(plots) % 2 else 2, len(plots))
+    rows = -(-len(plots) // columns)
+    figure = _figure(7.2 if columns == 1 else 4.0 * columns, 3.2 * rows)
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for axes in grid.flat[len(plots) :]:
+        axes.set_visible(False)
+    for axes, plot in zip(grid.flat, plots, strict=False):
+        shares, title = [100 * share for share in plot.shares], plot.title
+        if plot.mean is not None:
+            title += f" (mean {number(plot.mean)})"
+        axes.stairs(shares, plot.positions, color=_BLUE, linewidth=1.5)
+        axes.stairs(shares, plot.positions, fill=True, color=_BLUE, alpha=0.2)
+        axes.set_title(title, fontsize=10)
+        axes.set_xlabel(plot.x_label)
+        axes.set_ylabel(f"{plot.y_label} (%)")
+        axes.set_xticks([tick.at for tick in plot.x_ticks], [tick.text for tick in plot.x_ticks])
+        axes.set_xlim(0, 100)
+        axes.set_ylim(0, 100 * plot.top)
+        axes.grid(axis="y")
+    return figure
+
+
+def _draw_heat_map(plot: HeatMap) -> "Figure":
+    from matplotlib.ticker import MaxNLocator
+
+    figure = _figure(4.6, 4.2)
+    axes = figure.subplots()
+    picture = axes.imshow(plot.counts, cmap="Blues", vmin=0, extent=(0, 1, 1, 0))
+    axes.set_title(plot.title, fontsize=10)
+    axes.set_xlabel("share of the width, from the left")
+    axes.set_ylabel("share of the height, from the top")
+    figure.colorbar(picture, ax=axes, label="masks", shrink=0.85, ticks=MaxNLocator(6, integer=True))
+    return figure
+
+
+def _figure(width: float, height: float) -> "Figure":
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _png(figure: "Figure") -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=_DPI, metadata={"Software": None})
+    return buffer.getvalue()

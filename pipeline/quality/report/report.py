@@ -15,7 +15,7 @@ import pyarrow as pa
 from segmint.catalogs.dataset.manifest import is_dataset, require_published
 from segmint.catalogs.dataset.outputs import note_output, refuse_inside
 from segmint.catalogs.dataset.tables import DatasetTables
-from segmint.catalogs.dataset.versions.record import VersionName
+from segmint.catalogs.dataset.versions import VersionName
 from segmint.catalogs.layout import MANIFEST, REPORT
 from segmint.catalogs.parquet import table_bytes
 from segmint.infra.errors import UsageError
@@ -25,22 +25,15 @@ from segmint.infra.storage.storage import Storage
 from segmint.infra.uris import LOCAL, absolute, join, local_path, scheme
 from segmint.infra.wording import counted
 from segmint.pipeline.quality.audit.audit import AuditOptions, audit_dataset, open_foreign_audit
-from segmint.pipeline.quality.audit.result import AuditReport
-from segmint.pipeline.quality.audit.result_json import read_audit
-from segmint.pipeline.quality.audit.result_text import verdict
+from segmint.pipeline.quality.audit.result import AuditReport, read_audit, verdict
 from segmint.pipeline.quality.audit.versions import check_same_version
-from segmint.pipeline.quality.report.card import card_markdown
-from segmint.pipeline.quality.report.charts import charts_of
-from segmint.pipeline.quality.report.comparison import comparison_line, measure_comparison
-from segmint.pipeline.quality.report.croissant import croissant_json
-from segmint.pipeline.quality.report.disclosure import disclosure_markdown
+from segmint.pipeline.quality.report.comparison import choose_images, comparison_line, draw_pictures, measure_comparison
+from segmint.pipeline.quality.report.croissant import croissant_json, disclosure_markdown
 from segmint.pipeline.quality.report.facts import Facts, gather_facts
-from segmint.pipeline.quality.report.figures import draw_figures
-from segmint.pipeline.quality.report.findings import images_of
-from segmint.pipeline.quality.report.page import ReportImages, render_page
-from segmint.pipeline.quality.report.samples import choose_images, draw_pictures
+from segmint.pipeline.quality.report.page import ReportImages, card_markdown, images_of, render_page
+from segmint.pipeline.quality.report.plots import charts_of, draw_figures
 from segmint.pipeline.quality.statistics.comparison import DatasetComparison
-from segmint.pipeline.quality.statistics.open_tables import open_tables
+from segmint.pipeline.quality.statistics.masks import open_tables
 from segmint.pipeline.quality.statistics.ratings import check_sampled, read_score
 from segmint.pipeline.quality.statistics.statistics import compute_statistics
 from segmint.pipeline.quality.statistics.values import Histogram, Statistics, json_value

@@ -15,9 +15,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from segmint.model.automatic.boxes import mask_boxes
-from segmint.model.automatic.cleanup import fill_holes, remove_islands
-from segmint.model.automatic.crops import generate_crops
+from segmint.model.automatic.candidates import fill_holes, remove_islands
+from segmint.model.automatic.crops import generate_crops, mask_boxes
 from segmint.model.automatic.rle import Rle, compress, decode, decompress, encode
 from segmint.model.automatic.settings import point_grid
 

@@ -25,7 +25,7 @@ from benchmarks.datasets.duplicates_photographs import (
     set_thresholds,
 )
 from segmint.operators.similar.clusters import ImageRows
-from segmint.operators.similar.confirm import Thresholds
+from segmint.operators.similar.near import Thresholds
 from tests.support.photographs import photograph
 
 

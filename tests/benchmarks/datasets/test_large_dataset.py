@@ -7,7 +7,7 @@ import pytest
 from benchmarks.datasets.large_dataset import LargeDataset
 from segmint.catalogs.dataset.reading.torch_dataset import open_dataset
 from segmint.pipeline.quality.audit.audit import AuditOptions, audit_dataset
-from segmint.pipeline.quality.statistics.open_tables import open_tables
+from segmint.pipeline.quality.statistics.masks import open_tables
 from tests.support.locations import location_of
 
 

@@ -3,8 +3,7 @@
 from pathlib import Path
 
 from benchmarks.datasets.status import ROWS, begin, images_table, put_commits
-from segmint.pipeline.building.status.result import Prices
-from segmint.pipeline.building.status.status import StatusReader
+from segmint.pipeline.building.status import Prices, StatusReader
 from tests.support.locations import location_of
 
 

@@ -3,9 +3,8 @@
 import numpy as np
 
 from benchmarks.evaluation.reference_steps import alone, differs
-from segmint.model.automatic.boxes import box_of
-from segmint.model.automatic.candidates import CandidateMasks, MaskPatch
-from segmint.model.automatic.cleanup import clean_patch
+from segmint.model.automatic.candidates import CandidateMasks, MaskPatch, clean_patch
+from segmint.model.automatic.crops import box_of
 
 SIZE = (60, 80)
 

@@ -5,9 +5,10 @@ from torch.nn.attention import SDPBackend
 
 from benchmarks.gpu.encoder import WAYS, attending_by
 from benchmarks.gpu.masks import computing_by
-from segmint.model.automatic.on_device import decoder
+from segmint.model.automatic import device_crops
 from segmint.model.kernels import factored_image
-from segmint.model.sam import gpu_attention, image_encoder_vit
+from segmint.model.sam import image_encoder_vit
+from segmint.model.sam import image_encoder_vit as gpu_attention
 
 
 def test_attention_is_by_one_kind_of_kernel_while_the_block_runs() -> None:
@@ -24,10 +25,16 @@ def test_attention_is_by_one_kind_of_kernel_while_the_block_runs() -> None:
 
 
 def test_the_decoders_steps_are_computed_plainly_while_the_block_runs() -> None:
-    usual = decoder.answer, decoder.look, decoder.draw
+    usual = device_crops.answer, device_crops.look, device_crops.draw
     with computing_by("compiled"):
-        assert not {decoder.answer, decoder.look, decoder.draw}.intersection(usual)
+        assert not {device_crops.answer, device_crops.look, device_crops.draw}.intersection(usual)
     with computing_by("plain"):
-        assert (decoder.answer, decoder.look, decoder.draw, factored_image.by_formulas.get()) == (*usual, True)
+        assert (device_crops.answer, device_crops.look, device_crops.draw, factored_image.by_formulas.get()) == (
+            *usual,
+            True,
+        )
     with computing_by("kernels"):
-        assert (decoder.answer, decoder.look, decoder.draw, factored_image.by_formulas.get()) == (*usual, False)
+        assert (device_crops.answer, device_crops.look, device_crops.draw, factored_image.by_formulas.get()) == (
+            *usual,
+            False,
+        )

@@ -7,7 +7,7 @@ import pytest
 from benchmarks.measuring import RESULTS
 from benchmarks.page import read_results
 from benchmarks.privacy.tables import measured, privacy_part, sources
-from segmint.operators.prepare.measured_recall import COMPOSITES, PHOTOGRAPHS, RECALL, MeasuredRecall, describe_recall
+from segmint.operators.prepare.deidentify import COMPOSITES, PHOTOGRAPHS, RECALL, MeasuredRecall, describe_recall
 
 README = Path(__file__).parents[3] / "README.md"
 

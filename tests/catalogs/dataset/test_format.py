@@ -9,10 +9,9 @@ import pyarrow as pa
 import pytest
 
 from segmint.catalogs import layout
-from segmint.catalogs.dataset.commits import Commit, Reservation
+from segmint.catalogs.dataset.commits import Commit, CommitSums, Reservation, summary_json
 from segmint.catalogs.dataset.manifest import DatasetManifest
-from segmint.catalogs.dataset.summaries import CommitSums, summary_json
-from segmint.operators import schemas
+from segmint.operators import rows
 from segmint.operators.segment import numerics
 from segmint.operators.segment.numerics import Numerics
 from tests.support import format_description
@@ -47,12 +46,12 @@ def renamed(schema: pa.Schema, old: str, new: str) -> pa.Schema:
 
 
 def test_additions_and_all_other_changes_are_named(frozen: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    images, masks, rejects = schemas.IMAGES, schemas.MASKS, schemas.REJECTS
+    images, masks, rejects = rows.IMAGES, rows.MASKS, rows.REJECTS
     hashes = images.get_field_index("hashes")
     images = images.set(hashes, pa.field("hashes", pa.list_(pa.int64()))).append(pa.field("blur", pa.float64()))
-    monkeypatch.setitem(schemas.SCHEMAS, "images", images)
-    monkeypatch.setitem(schemas.SCHEMAS, "masks", renamed(masks, "container", "inside"))
-    monkeypatch.setitem(schemas.SCHEMAS, "rejects", pa.schema([*rejects][::-1]))
+    monkeypatch.setitem(rows.SCHEMAS, "images", images)
+    monkeypatch.setitem(rows.SCHEMAS, "masks", renamed(masks, "container", "inside"))
+    monkeypatch.setitem(rows.SCHEMAS, "rejects", pa.schema([*rejects][::-1]))
     monkeypatch.setattr(layout, "PATTERNS", (*layout.PATTERNS, r"notes\.json"))
     monkeypatch.setattr(format_description, "DatasetManifest", OwnedManifest)
     monkeypatch.setattr(format_description, "Numerics", MoreNumerics)

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from segmint.catalogs.dataset.growth import CatalogGrowth, ColumnChange, compare_catalog
 from segmint.catalogs.dataset.tombstones import RemovedImage
+from segmint.catalogs.source.files import read_rows
 from segmint.catalogs.source.normalize import normalize
-from segmint.catalogs.source.rows import read_rows
 from segmint.catalogs.source.scan import write_catalog
 from segmint.infra.storage.location import Location
 from tests.support.locations import location_of

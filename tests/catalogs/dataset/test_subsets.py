@@ -6,13 +6,12 @@ from pathlib import Path
 import pytest
 from torch.utils.data import DataLoader
 
-from segmint.catalogs.dataset.reading.loader import BatchLoader
-from segmint.catalogs.dataset.reading.torch_dataset import open_dataset
+from segmint.catalogs.dataset.reading.torch_dataset import BatchLoader, open_dataset
 from segmint.catalogs.dataset.subsets import Selection, choose_images, read_selection
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
-from segmint.pipeline.export.select import select_images
+from segmint.pipeline.export.export import select_images
 from tests.support.committed import write_dataset
 from tests.support.everything import upload
 from tests.support.locations import location_of

@@ -15,8 +15,8 @@ from segmint.infra.errors import UsageError
 from segmint.infra.scratch import ScratchFolder
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
-from segmint.operators.schemas import SCHEMAS
-from segmint.pipeline.quality.statistics.open_tables import open_tables
+from segmint.operators.rows import SCHEMAS
+from segmint.pipeline.quality.statistics.masks import open_tables
 from tests.support.committed import write_dataset, write_generation
 from tests.support.locations import location_of
 from tests.support.viewed import image_rows

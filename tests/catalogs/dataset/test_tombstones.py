@@ -20,7 +20,7 @@ from segmint.catalogs.dataset.tombstones import (
     removed_images,
 )
 from segmint.catalogs.layout import DamagedDatasetError
-from segmint.catalogs.schema import NORMALIZED
+from segmint.catalogs.parquet import NORMALIZED
 from segmint.infra.uris import plain_form
 from tests.support.locations import location_of
 

@@ -3,8 +3,8 @@
 import re
 from pathlib import Path
 
-from segmint.catalogs.reasons import Reason
-from segmint.catalogs.schema import SOURCE
+from segmint.catalogs.findings import Reason
+from segmint.catalogs.parquet import SOURCE
 from segmint.catalogs.source.files import FORMATS
 from segmint.infra.uris import ALLOWED_SCHEMES
 

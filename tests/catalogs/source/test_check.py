@@ -11,7 +11,7 @@ import pytest
 
 from segmint.catalogs.licenses import LicensePolicy
 from segmint.catalogs.source.check import EXAMPLES, SameFiles, check
-from segmint.catalogs.source.demo import DEMO_LICENSES, write_demo
+from segmint.catalogs.source.collect import DEMO_LICENSES, write_demo
 from segmint.catalogs.source.normalize import stage_catalog
 from segmint.infra.errors import UsageError
 from tests.support.locations import location_of

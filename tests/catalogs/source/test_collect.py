@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from segmint.catalogs.schema import SOURCE
+from segmint.catalogs.parquet import SOURCE
 from segmint.catalogs.source.check import check
 from segmint.catalogs.source.collect import CollectResult, collect
 from segmint.catalogs.source.readers import read_catalog

@@ -9,13 +9,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from segmint.catalogs.schema import SOURCE
+from segmint.catalogs.parquet import SOURCE
 from segmint.catalogs.source.check import check
 from segmint.catalogs.source.conform import InvalidValue
 from segmint.catalogs.source.files import catalog_files, catalog_sha256, require_catalog, unchanged
 from segmint.catalogs.source.readers import read_catalog
-from segmint.catalogs.source.sampling import count_rows, read_rows_at
-from segmint.catalogs.source.whole import WholeCatalog
+from segmint.catalogs.source.sampling import WholeCatalog, count_rows, read_rows_at
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.errors import ObjectChangedError
 from segmint.infra.storage.location import Location

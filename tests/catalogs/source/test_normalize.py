@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from segmint.catalogs.schema import NORMALIZED
+from segmint.catalogs.parquet import NORMALIZED
 from segmint.catalogs.source.check import check
 from segmint.catalogs.source.normalize import normalize
 from segmint.catalogs.source.scan import write_catalog

@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from segmint.catalogs.schema import SOURCE
-from segmint.catalogs.source import text_readers
+from segmint.catalogs.parquet import SOURCE
+from segmint.catalogs.source import readers
 from segmint.catalogs.source.conform import InvalidValue
 from segmint.catalogs.source.readers import read_catalog
 from segmint.catalogs.source.scan import write_catalog
@@ -66,7 +66,7 @@ def test_rows_across_block_borders_are_read_whole(tmp_path: Path, ending: str, m
     path = tmp_path / f"catalog.{ending}"
     write_catalog(iter(rows), location_of(path))
     whole = read(path)
-    monkeypatch.setattr(text_readers, "BLOCK_BYTES", 1000)
+    monkeypatch.setattr(readers, "BLOCK_BYTES", 1000)
     assert read(path).equals(whole)
     assert whole.num_rows == 500
 

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from segmint.catalogs.source.files import read_rows
 from segmint.catalogs.source.normalize import normalize
 from segmint.catalogs.source.readers import read_catalog
-from segmint.catalogs.source.rows import read_rows
 from segmint.catalogs.source.sampling import count_rows, read_rows_at, spread_evenly
 from segmint.infra.errors import UsageError
 from tests.support.locations import location_of

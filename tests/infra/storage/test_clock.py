@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 
 from segmint.infra.errors import SegmintError
-from segmint.infra.storage.location import Location
-from segmint.infra.storage.probe import store_time
+from segmint.infra.storage.location import Location, store_time
 from tests.support.locations import location_of
 
 

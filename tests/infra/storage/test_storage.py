@@ -17,8 +17,7 @@ import pytest
 from segmint.infra.errors import UsageError
 from segmint.infra.storage import s3 as s3_store
 from segmint.infra.storage.errors import NotFoundError, ObjectTooLargeError, StorageFaultError
-from segmint.infra.storage.location import Location
-from segmint.infra.storage.probe import probe
+from segmint.infra.storage.location import Location, probe
 from segmint.infra.storage.retry import RetryPolicy
 from segmint.infra.storage.storage import Storage
 from segmint.infra.storage.stores import ObjectVersion
@@ -515,7 +514,7 @@ def test_a_scheme_without_its_package_says_so() -> None:
 
 
 def test_importing_storage_brings_no_client() -> None:
-    modules = "segmint.infra.storage.storage, segmint.infra.assets.resolve, segmint.infra.log, segmint.infra.progress"
+    modules = "segmint.infra.storage.storage, segmint.infra.assets, segmint.infra.log, segmint.infra.progress"
     script = f"import sys, {modules}; print(sorted(sys.modules))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
     for name in ("fsspec", "s3fs", "botocore", "aiohttp", "tenacity", "pooch", "structlog", "rich", "numpy"):

@@ -13,12 +13,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from segmint.catalogs.source import text_readers
+from segmint.catalogs.source import readers
 from segmint.catalogs.source.readers import read_catalog
-from segmint.catalogs.source.whole import WholeCatalog
+from segmint.catalogs.source.sampling import WholeCatalog
 from segmint.infra.storage import storage as storage_module
+from segmint.infra.storage.connections import FsspecStore
 from segmint.infra.storage.errors import ObjectChangedError, StorageFaultError
-from segmint.infra.storage.fsspec_store import FsspecStore
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.retry import RetryPolicy
 from segmint.infra.storage.storage import Storage
@@ -320,7 +320,7 @@ FORMATS: dict[str, Callable[[str, str], bytes]] = {
 @pytest.mark.parametrize("name", FORMATS)
 def test_no_catalog_mixes_two_versions(s3: TinyS3, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(storage_module, "READ_AHEAD", 400)
-    monkeypatch.setattr(text_readers, "BLOCK_BYTES", 400)
+    monkeypatch.setattr(readers, "BLOCK_BYTES", 400)
     old, new = FORMATS[name]("CC0-1.0", "old"), FORMATS[name]("CC-BY-4.0", "new")
     catalog = Location(Storage(s3.options, QUICK), f"s3://acme/{name}")
     s3.objects[name] = old

@@ -22,19 +22,18 @@ from torch.utils.data import DataLoader
 from segmint.catalogs.dataset.reading.torch_dataset import open_dataset
 from segmint.catalogs.dataset.tables import open_committed
 from segmint.catalogs.dataset.tombstones import TakedownRequest, read_tombstones
-from segmint.catalogs.reasons import RejectedError
+from segmint.catalogs.findings import RejectedError
 from segmint.catalogs.source.scan import relative_rows, scan
 from segmint.infra.errors import UsageError
-from segmint.infra.storage.azure import AzureStore
+from segmint.infra.storage.connections import AzureStore
 from segmint.infra.storage.errors import AccessRefusedError, NotFoundError, ObjectTooLargeError, UnavailableError
-from segmint.infra.storage.location import Location
-from segmint.infra.storage.probe import probe, store_time
+from segmint.infra.storage.location import Location, probe, store_time
 from segmint.infra.storage.retry import RetryPolicy
 from segmint.infra.storage.storage import Storage
 from segmint.infra.storage.stores import TEMPORARY_PREFIX
 from segmint.infra.uris import UriNotAllowedError
 from segmint.operators.prepare.read_image import ImageReader
-from segmint.operators.schemas import SCHEMAS
+from segmint.operators.rows import SCHEMAS
 from segmint.operators.shards.put import check_purge
 from segmint.pipeline.corrections.takedown import takedown
 from segmint.pipeline.quality.audit.integrity import audit_integrity

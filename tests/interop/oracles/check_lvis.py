@@ -11,7 +11,7 @@ from lvis import LVIS, LVISEval, LVISResults  # noqa: E402
 
 from tests.support.lvis_set import draw_lvis_set, in_one_category, write_lvis_set  # noqa: E402
 
-STORED = Path(__file__).parents[2] / "pipeline/engine/evaluate/instances/lvis_figures.json"
+STORED = Path(__file__).parents[2] / "pipeline/engine/evaluate/lvis_figures.json"
 
 
 def figures(folder: Path) -> dict[str, dict[str, float]]:

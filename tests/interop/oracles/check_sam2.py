@@ -23,14 +23,14 @@ from sam2.sam2_image_predictor import SAM2ImagePredictor
 from torch import Tensor
 
 from segmint.model.automatic.generator import MaskGenerator
-from segmint.model.automatic.records import MaskRecord
+from segmint.model.automatic.rle import MaskRecord
 from segmint.model.automatic.settings import MaskSettings
 from segmint.model.kernels.cpu.library import usable_kernels
 from segmint.model.sam import load
 from segmint.model.sam.image_encoder_hiera import HIERA_SHAPES
+from segmint.model.sam.load import Sam
 from segmint.model.sam.predictor import Predictor
 from segmint.model.sam.preprocess import normalized, stretch
-from segmint.model.sam.sam import Sam
 from tests.support.overfitted_sam2 import FEWEST, PHOTOGRAPHS, POINTS_PER_SIDE, overfitted_sam
 from tests.support.photographs import photograph
 from tests.support.random_weights import randomize

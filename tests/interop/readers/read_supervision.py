@@ -7,9 +7,8 @@ import supervision
 from expected import MaskCounter, load_expected
 
 from segmint import open_dataset
-from segmint.model.automatic.records import Funnel
-from segmint.pipeline.masks.interactive.results import ImageMasks
-from segmint.pipeline.masks.interactive.show import records_of
+from segmint.model.automatic.rle import Funnel
+from segmint.pipeline.masks.results import ImageMasks, records_of
 
 
 def main(dataset: str, expected: str) -> None:

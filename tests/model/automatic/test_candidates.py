@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from segmint.model.automatic.boxes import box_of
 from segmint.model.automatic.candidates import CandidateMasks, MaskPatch, concatenate
+from segmint.model.automatic.crops import box_of
 from segmint.model.automatic.rle import encode
 from tests.support.whole_masks import full
 

@@ -12,15 +12,14 @@ from segment_anything import SamAutomaticMaskGenerator
 
 from benchmarks.masks.reference import reference_sam
 from segmint.model.automatic import generator, proposals
+from segmint.model.automatic.candidates import nms_on_device
 from segmint.model.automatic.crops import generate_crops
 from segmint.model.automatic.generator import MaskGenerator
-from segmint.model.automatic.nms import nms_on_device
-from segmint.model.automatic.records import GeneratedMasks
-from segmint.model.automatic.rle import decode
+from segmint.model.automatic.rle import GeneratedMasks, decode
 from segmint.model.automatic.settings import MaskSettings
 from segmint.model.automatic.tiled_upscaling import TiledUpscaling
 from segmint.model.device import upload
-from segmint.model.sam import batch_encoder
+from segmint.model.sam import load
 from segmint.model.sam import predictor as predictor_module
 from segmint.model.sam.geometry import SAM1
 from segmint.model.sam.load import build_sam, load_sam
@@ -295,7 +294,7 @@ def test_a_gpu_is_given_each_photograph_once_and_cuts_its_crops_there(monkeypatc
         return upload(tensor, device)
 
     monkeypatch.setattr(predictor_module, "upload", note)
-    monkeypatch.setattr(batch_encoder, "upload", note)
+    monkeypatch.setattr(load, "upload", note)
     image, original = np.zeros((60, 80, 3), np.uint8), np.zeros((120, 160, 3), np.uint8)
     settings = MaskSettings.sa1b(points_per_side=2, crop_n_layers=1)
     there = MaskGenerator(Predictor(build_sam("mobile_sam").to("meta")), settings, crops_per_batch=2)

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: PLC2701 - torch documents it under this name
 
 from segmint.model.automatic import mask_tiles
-from segmint.model.automatic.boxes import mask_boxes
-from segmint.model.automatic.interpolation import interpolation
+from segmint.model.automatic.crops import mask_boxes
 from segmint.model.automatic.mask_tiles import Strip, Taps, draw, interpolate, measure, reached, taps_of
+from segmint.model.automatic.proposals import interpolation
 from segmint.model.sam.load import build_sam
 from segmint.model.sam.predictor import Predictor
 from segmint.model.sam.preprocess import resized_size

@@ -6,14 +6,20 @@ import numpy as np
 import pytest
 import torch
 
-from segmint.model.automatic.candidates import CandidateMasks
+from segmint.model.automatic.candidates import CandidateMasks, nms
 from segmint.model.automatic.crops import Crop, crop_points
-from segmint.model.automatic.nms import nms
-from segmint.model.automatic.proposals import Proposals, chunks_of, measure, propose, suppress_and_draw
-from segmint.model.automatic.records import Funnel
+from segmint.model.automatic.proposals import (
+    BoxedUpscaling,
+    Proposals,
+    Upscaling,
+    chunks_of,
+    measure,
+    propose,
+    suppress_and_draw,
+)
+from segmint.model.automatic.rle import Funnel
 from segmint.model.automatic.settings import MaskSettings, point_grid
 from segmint.model.automatic.tiled_upscaling import TiledUpscaling, upscaling_of
-from segmint.model.automatic.upscaling import BoxedUpscaling, Upscaling
 from segmint.model.sam.geometry import SAM1
 from segmint.model.sam.load import load_sam
 from segmint.model.sam.predictor import Embedding, Predictor

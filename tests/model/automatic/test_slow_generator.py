@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from segmint.model.automatic.generator import MaskGenerator
-from segmint.model.automatic.records import MaskRecord
+from segmint.model.automatic.rle import MaskRecord
 from segmint.model.automatic.settings import MaskSettings
 from segmint.model.sam.load import load_sam
 from segmint.model.sam.predictor import Predictor

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from segmint.model.automatic import mask_tiles
 from segmint.model.automatic import tiled_upscaling as steps
 from segmint.model.automatic.mask_tiles import Strip, Taps, interpolate, taps_of
+from segmint.model.automatic.proposals import BorderUpscaling, BoxedUpscaling, StableMasks
 from segmint.model.automatic.tiled_upscaling import (
     KernelsWithFallback,
     TiledUpscaling,
@@ -20,7 +21,6 @@ from segmint.model.automatic.tiled_upscaling import (
     strips_of,
     upscaling_of,
 )
-from segmint.model.automatic.upscaling import BorderUpscaling, BoxedUpscaling, StableMasks
 from segmint.model.sam.geometry import SAM1
 from segmint.model.sam.load import build_sam
 from segmint.model.sam.predictor import Embedding, Predictor

@@ -8,7 +8,7 @@ import pytest
 import torch
 from facenet_pytorch import MTCNN
 
-from segmint.infra.assets.resolve import resolve
+from segmint.infra.assets import resolve
 from segmint.model.detectors import cascade
 from segmint.model.detectors.cascade import CascadeDetector
 from segmint.model.detectors.detection import Detection

@@ -18,7 +18,7 @@ from segmint.model.detectors.second_look import (
     view_of,
 )
 from segmint.operators.prepare.deidentify import CheckedDetector, DeidentifyConfig, build_detectors
-from segmint.operators.prepare.orientations import ORIENTATIONS
+from segmint.operators.prepare.mosaic import ORIENTATIONS
 from tests.conftest import read_rgb
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -7,8 +7,8 @@ import torch
 from torch import fx
 from torch._subclasses.fake_tensor import FakeTensorMode  # noqa: PLC2701 - torch documents it under this name
 
-from segmint.model.sam.batch_encoder import CUDA_BATCH
 from segmint.model.sam.image_encoder_vit import VIT_H, ImageEncoderViT, VitShape
+from segmint.model.sam.load import CUDA_BATCH
 from tests.model.gpu_budgets import ENCODER_BYTES, ENCODER_LAUNCHES_A_BATCH
 
 pytest.importorskip("triton")

@@ -12,19 +12,18 @@ from torchvision.transforms import Resize, ToTensor
 
 from benchmarks.masks.reference import reference_sam
 from segmint.compat.predictor import SamPredictor as CompatPredictor
+from segmint.model.automatic.device_crops import DeviceCrops, suits
 from segmint.model.automatic.generator import MaskGenerator
-from segmint.model.automatic.on_device.crops import DeviceCrops, suits
+from segmint.model.automatic.proposals import BoxedUpscaling
 from segmint.model.automatic.rle import decode
 from segmint.model.automatic.settings import MaskSettings
 from segmint.model.automatic.tiled_upscaling import TiledUpscaling
-from segmint.model.automatic.upscaling import BoxedUpscaling
 from segmint.model.sam.geometry import SAM1, Geometry, Placement
 from segmint.model.sam.image_encoder_vit import ImageEncoderViT, VitShape
-from segmint.model.sam.mask_decoder import MaskDecoder
+from segmint.model.sam.load import Sam
+from segmint.model.sam.mask_decoder import MaskDecoder, PromptEmbedding, PromptEncoder
 from segmint.model.sam.predictor import Predictor
 from segmint.model.sam.preprocess import PIXEL_MEAN, PIXEL_STD, stretch
-from segmint.model.sam.prompt_encoder import PromptEmbedding, PromptEncoder
-from segmint.model.sam.sam import Sam
 from segmint.model.training.recipe import FINETUNE
 from segmint.model.training.step import StepSettings, train_step
 from tests.support.random_weights import randomize

@@ -3,8 +3,7 @@ import torch
 from segment_anything.modeling import MaskDecoder as ReferenceDecoder
 from segment_anything.modeling import TwoWayTransformer as ReferenceTransformer
 
-from segmint.model.sam.mask_decoder import SAM1_TRAITS, SAM2_TRAITS, MaskDecoder
-from segmint.model.sam.prompt_encoder import PromptEmbedding
+from segmint.model.sam.mask_decoder import SAM1_TRAITS, SAM2_TRAITS, MaskDecoder, PromptEmbedding
 from tests.support.random_weights import randomize
 
 SIDE = 16

@@ -4,9 +4,8 @@ import pytest
 import torch
 
 from segmint.model.sam import point_decoder
-from segmint.model.sam.mask_decoder import SAM1_TRAITS, SAM2_TRAITS, DecoderTraits, MaskDecoder
+from segmint.model.sam.mask_decoder import SAM1_TRAITS, SAM2_TRAITS, DecoderTraits, MaskDecoder, PromptEmbedding
 from segmint.model.sam.point_decoder import decode_points, draw_masks, plan_points
-from segmint.model.sam.prompt_encoder import PromptEmbedding
 from tests.support.cpu_kernels import every_set
 from tests.support.random_weights import randomize
 

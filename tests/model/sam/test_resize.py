@@ -89,7 +89,7 @@ MORE_SIZES = [((150, 99), (64, 42)), ((40, 300), (17, 128)), ((30, 20), (96, 64)
 
 def check_kernel(size: tuple[int, int], target: tuple[int, int]) -> None:
     """The kernel has the bits of torch's passes in both orders, for a crop, whose rows aren't contiguous."""
-    from segmint.model.kernels.resize_triton import resize as resize_with_kernel
+    from segmint.model.kernels.encoder_triton import resize as resize_with_kernel
 
     generator = np.random.default_rng(size)
     whole = torch.from_numpy(generator.integers(0, 256, (size[0] + 3, size[1] + 2, 3), dtype=np.uint8))
@@ -127,7 +127,7 @@ def test_the_kernel_compiles_for_gpus_without_spilled_registers(
     architecture: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("triton")
-    from segmint.model.kernels import resize_triton
+    from segmint.model.kernels import encoder_triton as resize_triton
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     types = {

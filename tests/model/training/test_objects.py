@@ -17,8 +17,8 @@ from segmint.model.training.objects import (
     ObjectsRecipe,
     build_objects_detector,
     build_objects_optimizer,
+    exclusive_boxes,
     export_objects_detector,
-    mask_boxes,
     objects_step,
 )
 
@@ -46,7 +46,7 @@ def small_detector() -> nn.Module:
 def test_boxes_end_after_the_last_pixel() -> None:
     masks = torch.zeros(2, 6, 8, dtype=torch.bool)
     masks[0, 1:4, 2:7], masks[1, 5, 0] = True, True
-    assert mask_boxes(masks).tolist() == [[2, 1, 7, 4], [0, 5, 1, 6]]
+    assert exclusive_boxes(masks).tolist() == [[2, 1, 7, 4], [0, 5, 1, 6]]
 
 
 def test_two_workers_add_up_to_one_and_leave_torchs_generator_alone() -> None:

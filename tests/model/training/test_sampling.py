@@ -4,10 +4,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from segmint.model.sam.prompt_encoder import PromptEncoder
-from segmint.model.training.sampling import Clicks, click_schedule, embed_clicks, first_prompts, next_click
-from segmint.model.training.settings import SamplingSettings
-from segmint.model.training.targets import target_boxes, valid_pixels
+from segmint.model.sam.mask_decoder import PromptEncoder
+from segmint.model.training.recipe import SamplingSettings
+from segmint.model.training.sampling import (
+    Clicks,
+    click_schedule,
+    embed_clicks,
+    first_prompts,
+    next_click,
+    target_boxes,
+    valid_pixels,
+)
 from tests.support.random_weights import randomize
 
 SIDE = 16

@@ -13,13 +13,11 @@ from torch import Tensor, nn
 from torchvision.ops import sigmoid_focal_loss
 
 from segmint.model.sam.geometry import Geometry
-from segmint.model.sam.mask_decoder import MaskDecoder
-from segmint.model.sam.prompt_encoder import PromptEncoder
-from segmint.model.sam.sam import Sam
-from segmint.model.training.sampling import Clicks
-from segmint.model.training.settings import LossSettings, Resolution, SamplingSettings
+from segmint.model.sam.load import Sam
+from segmint.model.sam.mask_decoder import MaskDecoder, PromptEncoder
+from segmint.model.training.recipe import LossSettings, Resolution, SamplingSettings
+from segmint.model.training.sampling import Clicks, valid_pixels
 from segmint.model.training.step import StepSettings, TrainingMasks, interact, train_step
-from segmint.model.training.targets import valid_pixels
 from tests.support.random_weights import randomize
 
 SIZE = (1024, 700)

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from segmint.operators.annotations.coco import read_coco
-from segmint.operators.annotations.folder import read_json
-from segmint.operators.annotations.geojson import read_geojson
+from segmint.operators.annotations.folder import read_geojson, read_json
 from segmint.operators.annotations.image import AnnotatedImage
 
 BOX = [60, 40, 100, 50]

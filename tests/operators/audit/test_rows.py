@@ -4,7 +4,7 @@ import pyarrow as pa
 
 from segmint.catalogs.findings import Code, FindingLocation
 from segmint.operators.audit.rows import ShardTables, audit_catalog_rows
-from segmint.operators.schemas import IMAGES, MASKS, REJECTS
+from segmint.operators.rows import IMAGES, MASKS, REJECTS
 
 
 def test_an_image_that_the_catalog_refuses_is_found() -> None:

@@ -9,9 +9,8 @@ from segmint.catalogs.findings import FindingLocation
 from segmint.operators.audit.masks import MaskLimits
 from segmint.operators.audit.rows import ShardTables
 from segmint.operators.audit.shard_masks import ShardMasks
-from segmint.operators.rows import to_table
-from segmint.operators.schemas import MASKS, SCHEMAS
-from segmint.operators.shards.files import annotations_json
+from segmint.operators.rows import MASKS, SCHEMAS, to_table
+from segmint.operators.shards.put import annotations_json
 
 LIMITS = MaskLimits(0.7, 0.8)
 

@@ -13,11 +13,9 @@ from hypothesis import strategies as st
 from segmint.catalogs.findings import FindingLocation
 from segmint.model.automatic.rle import compress, decompress, encode
 from segmint.operators.audit import shard_masks as at_once
-from segmint.operators.audit.mask_columns import MaskColumns
-from segmint.operators.audit.masks import MaskLimits, audit_masks
+from segmint.operators.audit.masks import MaskColumns, MaskLimits, audit_masks
 from segmint.operators.audit.shard_masks import sound_masks
-from segmint.operators.rows import Row, to_table
-from segmint.operators.schemas import MASKS
+from segmint.operators.rows import MASKS, Row, to_table
 
 Damage = tuple[str, Any]  # a key of a mask's row, and another value of it
 

@@ -6,13 +6,12 @@ from typing import Any
 
 import pytest
 
-from segmint.catalogs.dataset.annotations.submissions import put_submission
+from segmint.catalogs.dataset.submissions import put_submission
 from segmint.catalogs.findings import Code, Finding
 from segmint.catalogs.findings import FindingLocation as FilePlace
 from segmint.operators.audit.submissions import audit_merged_submission
-from segmint.operators.rows import Row
-from segmint.operators.schemas import ANNOTATION_STAGE
-from segmint.pipeline.corrections.merge.run import merge_submissions
+from segmint.operators.rows import ANNOTATION_STAGE, Row
+from segmint.pipeline.corrections.merge import merge_submissions
 from segmint.pipeline.corrections.repair import repair
 from segmint.pipeline.quality.audit.integrity import audit_integrity
 from tests.support.planting import edit_row

@@ -9,13 +9,11 @@ import pyarrow as pa
 import pytest
 
 from segmint import Reject, StageRow
-from segmint.operators.custom.contract import StageContractError, refusal
-from segmint.operators.custom.load import load_stage
+from segmint.operators.custom.contract import StageContractError, load_stage, refusal
 from segmint.operators.custom.stage import CustomStage, stage_rows
 from segmint.operators.describe import describe_table
 from segmint.operators.images import decode_jpeg
-from segmint.operators.rows import to_table
-from segmint.operators.schemas import DESCRIBED, PREPARED, SEGMENTED
+from segmint.operators.rows import DESCRIBED, PREPARED, SEGMENTED, to_table
 from tests.support.custom_stages import WEIGHTS
 from tests.support.described_rows import accepted_row, faulted_row, rejected_row
 

@@ -8,13 +8,15 @@ from scipy import ndimage
 from segment_anything import SamPredictor
 
 from segmint.model.sam.predictor import Embedding, Predictor
-from segmint.operators.evaluate.boundaries import label_boundaries, match_edges, thin
 from segmint.operators.evaluate.edges import (
     count_edges,
     edge_settings,
     find_edges,
     ignored_pixels,
+    label_boundaries,
+    match_edges,
     suppress,
+    thin,
     thresholds,
 )
 

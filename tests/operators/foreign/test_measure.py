@@ -7,10 +7,10 @@ from pathlib import Path
 import pyarrow.parquet as pq
 from PIL import Image
 
-from segmint.catalogs.dataset.foreign import JPEGS, find_shards
 from segmint.catalogs.findings import Code
+from segmint.operators.foreign.layouts import JPEGS, find_shards
 from segmint.operators.foreign.measure import IMAGES_PER_SHARD_LIMIT, MeasuredShard, measure_shard
-from segmint.operators.schemas import IMAGES, MASKS
+from segmint.operators.rows import IMAGES, MASKS
 from tests.operators.foreign.test_masks import annotation, square
 from tests.support.locations import location_of
 

@@ -9,9 +9,19 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
-from segmint.catalogs.reasons import Reason, RejectedError
-from segmint.operators.prepare.containers import check_png_rows
-from tests.operators.prepare.test_tiff import ALPHA, COLORS, GRAY, HEIGHT, LEVELS, WIDTH, X, on_white, verdict
+from segmint.catalogs.findings import Reason, RejectedError
+from segmint.operators.prepare.ingest_config import check_png_rows
+from tests.operators.prepare.test_read_image_tiff import (
+    ALPHA,
+    COLORS,
+    GRAY,
+    HEIGHT,
+    LEVELS,
+    WIDTH,
+    X,
+    on_white,
+    verdict,
+)
 from tests.support import bad_images
 from tests.support.bad_images import encode, png_chunk
 from tests.support.tiffs import packed_rows, tiff

@@ -14,8 +14,8 @@ from facenet_pytorch import MTCNN
 from PIL import Image
 from pydantic import ValidationError
 
-from segmint.catalogs.reasons import Reason, RejectedError
-from segmint.infra.assets.resolve import resolve
+from segmint.catalogs.findings import Reason, RejectedError
+from segmint.infra.assets import resolve
 from segmint.infra.errors import UsageError
 from segmint.model.detectors.detection import Detection, Detector, Kind
 from segmint.model.detectors.plate_network import PlateNetworkOnDevice
@@ -30,7 +30,7 @@ from segmint.operators.prepare.deidentify import (
     outline,
 )
 from segmint.operators.prepare.onnx_file import read_weights
-from segmint.operators.schemas import REGION
+from segmint.operators.rows import REGION
 from tests.support.labels import (
     ASTRONAUT,
     MULTIFACE,

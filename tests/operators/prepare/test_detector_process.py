@@ -21,9 +21,9 @@ import pytest
 import torch
 from PIL import Image
 
+from segmint.catalogs.findings import Reason, RejectedError
 from segmint.catalogs.licenses import LicensePolicy
-from segmint.catalogs.reasons import Reason, RejectedError
-from segmint.catalogs.schema import NORMALIZED
+from segmint.catalogs.parquet import NORMALIZED
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.storage import Storage
 from segmint.model.detectors.detection import CandidateDetector, Detection, iou, lenient

@@ -15,17 +15,17 @@ from hypothesis import strategies as st
 from PIL import Image, ImageCms, ImageOps, PngImagePlugin
 from pydantic import ValidationError
 
-from segmint.catalogs.reasons import Reason, RejectedError
-from segmint.operators.photographs import decode_photograph
-from segmint.operators.prepare.containers import SUPPORTED
+from segmint.catalogs.findings import Reason, RejectedError
 from segmint.operators.prepare.ingest import (
     BrokenDecoderError,
     IngestConfig,
     IngestedImage,
+    decode_photograph,
     guarded,
     ingest,
     require_decoder,
 )
+from segmint.operators.prepare.ingest_config import SUPPORTED
 from tests.support import bad_images
 from tests.support.bad_images import HEIC, BadImage, encode, half_transparent, heic, photograph, samples
 

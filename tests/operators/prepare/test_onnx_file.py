@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segmint.infra.assets.resolve import resolve
+from segmint.infra.assets import resolve
 from segmint.model.detectors.plate_network import PlateNetwork, PlateNetworkOnDevice
 from segmint.operators.prepare.onnx_file import onnx_network, read_weights
 

@@ -19,17 +19,17 @@ import pytest
 from PIL import Image
 
 from segmint.catalogs.dataset.tombstones import NO_NAMES, RemovedImage, RemovedNames
+from segmint.catalogs.findings import Reason, RejectedError
 from segmint.catalogs.licenses import LicensePolicy
-from segmint.catalogs.reasons import Reason, RejectedError
-from segmint.catalogs.schema import NORMALIZED
+from segmint.catalogs.parquet import NORMALIZED
 from segmint.catalogs.source.normalize import normalize
-from segmint.infra.assets.cache import sha256_of
+from segmint.infra.assets import sha256_of
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.errors import StorageFaultError, UnreadableObjectError
 from segmint.infra.storage.retry import RetryPolicy
 from segmint.infra.storage.storage import Storage
 from segmint.operators.child import Children, SuspectError
-from segmint.operators.opt_out.refusals import read_refusal_lists
+from segmint.operators.opt_out import read_refusal_lists
 from segmint.operators.prepare.deidentify import DeidentifyConfig, FacesConfig, PlatesConfig
 from segmint.operators.prepare.ingest import IngestConfig
 from segmint.operators.prepare.prepare import (
@@ -42,9 +42,8 @@ from segmint.operators.prepare.prepare import (
     prepare_image,
 )
 from segmint.operators.prepare.release import CropLayers, ReleaseConfig
-from segmint.operators.rows import Row
-from segmint.operators.schemas import PREPARED
-from segmint.operators.similar.hashes import jpeg_hashes
+from segmint.operators.rows import PREPARED, Row
+from segmint.operators.similar.near import jpeg_hashes
 from tests.support import bad_images, signed_images
 from tests.support.bad_images import encode, photograph, portrait, write_bad_catalog
 from tests.support.bombs import Bomb, bombs, tiff_whose_pages_go_round

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from segmint.catalogs.reasons import Reason, RejectedError
+from segmint.catalogs.findings import Reason, RejectedError
 from segmint.infra.storage.errors import AccessRefusedError, StorageFaultError, UnavailableError
 from segmint.infra.storage.retry import RetryPolicy
 from segmint.infra.storage.storage import Storage

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from segmint.catalogs.reasons import Reason, RejectedError
+from segmint.catalogs.findings import Reason, RejectedError
 from segmint.model.automatic.crops import generate_crops
 from segmint.model.sam.geometry import SAM1
 from segmint.operators.prepare.ingest import IngestConfig, ingest

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segmint.catalogs.reasons import Reason
+from segmint.catalogs.findings import Reason
 from segmint.model.detectors.detection import Detection, Detector, Kind
 from segmint.operators.child import Children, SuspectError
 from segmint.operators.images import decode_jpeg

@@ -10,8 +10,7 @@ import ray
 
 from segmint.infra.ray_session import Cluster
 from segmint.infra.row_ledger import BlockEntry, RowLedger, StartReply
-from segmint.operators.rows import Row, to_table
-from segmint.operators.schemas import PREPARED
+from segmint.operators.rows import PREPARED, Row, to_table
 from tests.support.fragile_segment import THREADS, FragileSegment
 
 pytestmark = pytest.mark.ray

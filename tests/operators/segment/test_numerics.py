@@ -16,13 +16,13 @@ import torch
 
 from segmint.infra import device as infra_device
 from segmint.infra import version as infra_version
-from segmint.infra.assets.cache import sha256_of
+from segmint.infra.assets import sha256_of
 from segmint.infra.device import Compute, Precision, cpu_bits
 from segmint.infra.errors import UsageError
-from segmint.model.automatic.on_device.crops import KernelError, decode_chunk, plan_image
+from segmint.model.automatic.device_crops import KernelError, decode_chunk, plan_image
 from segmint.model.device import CaptureError, capture_lock
 from segmint.model.kernels.cpu import library
-from segmint.model.sam.batch_encoder import CompilationError
+from segmint.model.sam.load import CompilationError
 from segmint.model.sam.predictor import Predictor
 from segmint.operators.segment import numerics, segment
 from segmint.operators.segment.mask_config import MasksConfig, ModelConfig

@@ -14,14 +14,12 @@ import pyarrow as pa
 import pytest
 import torch
 
-from segmint.infra.assets.cache import sha256_of
+from segmint.infra.assets import sha256_of
 from segmint.infra.device import Compute
-from segmint.model.automatic.records import Funnel, GeneratedMasks, MaskRecord
-from segmint.model.automatic.rle import encode
+from segmint.model.automatic.rle import Funnel, GeneratedMasks, MaskRecord, encode
 from segmint.model.automatic.settings import MaskSettings
 from segmint.operators.prepare.release import ReleaseConfig, encode_original, release
-from segmint.operators.rows import Row, to_table
-from segmint.operators.schemas import FUNNEL_STEPS, MASKS_PER_IMAGE_LIMIT, PREPARED, SEGMENTED
+from segmint.operators.rows import FUNNEL_STEPS, MASKS_PER_IMAGE_LIMIT, PREPARED, SEGMENTED, Row, to_table
 from segmint.operators.segment.numerics import observe_numerics
 from segmint.operators.segment.overlap import HostThreads
 from segmint.operators.segment.segment import (

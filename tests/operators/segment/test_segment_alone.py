@@ -8,14 +8,12 @@ from typing import Any
 import pytest
 import ray
 
-from segmint.infra.assets.cache import sha256_of
-from segmint.infra.assets.resolve import resolve
+from segmint.infra.assets import resolve, sha256_of
 from segmint.infra.device import Compute
 from segmint.infra.ray_session import Cluster
 from segmint.model.automatic.settings import MaskSettings
 from segmint.operators.images import decode_jpeg
-from segmint.operators.rows import is_live, to_table
-from segmint.operators.schemas import PREPARED, PROMPTED
+from segmint.operators.rows import PREPARED, PROMPTED, is_live, to_table
 from segmint.operators.segment.numerics import observe_numerics
 from segmint.operators.segment.segment import SegmentSettings
 from segmint.operators.segment.segment_alone import SegmentAlone, control_image, control_table

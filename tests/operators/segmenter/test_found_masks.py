@@ -9,13 +9,11 @@ from hypothesis import strategies as st
 from pycocotools import mask as coco
 
 from segmint import Mask
-from segmint.catalogs.reasons import Reason, RejectedError
+from segmint.catalogs.findings import Reason, RejectedError
 from segmint.model.automatic import rle
-from segmint.model.automatic.filters import under_max_area
-from segmint.model.automatic.nms import nms
-from segmint.operators.segment.artifacts import RedactionArtifacts
-from segmint.operators.segmenter.filters import MaskFilters
-from segmint.operators.segmenter.found_masks import MaskError, added_columns, found_columns
+from segmint.model.automatic.candidates import nms, under_max_area
+from segmint.operators.segment.mask_config import RedactionArtifacts
+from segmint.operators.segmenter.found_masks import MaskError, MaskFilters, added_columns, found_columns
 from tests.support.pixel_cleanup import clean
 
 HEIGHT, WIDTH = 30, 40

@@ -11,13 +11,12 @@ from segment_anything import SamPredictor
 
 import segmint
 from benchmarks.masks.reference import reference_sam
-from segmint.catalogs.reasons import Reason, RejectedError
-from segmint.infra.assets.cache import sha256_of
+from segmint.catalogs.findings import Reason, RejectedError
+from segmint.infra.assets import sha256_of
 from segmint.infra.errors import UsageError
-from segmint.operators.custom.load import stated_terms
-from segmint.operators.prompts import released_prompts
-from segmint.operators.segmenter.filters import MaskFilters
-from segmint.operators.segmenter.found_masks import found_columns
+from segmint.operators.custom.contract import stated_terms
+from segmint.operators.images import released_prompts
+from segmint.operators.segmenter.found_masks import MaskFilters, found_columns
 from segmint.operators.segmenter.prompted import PromptedMasks
 from tests.support.embedded_once import encoding_once
 

@@ -8,14 +8,12 @@ import pyarrow as pa
 import pytest
 
 from segmint.infra.errors import UsageError
-from segmint.operators.custom.contract import StageContractError
-from segmint.operators.custom.load import load_stage
+from segmint.operators.custom.contract import StageContractError, load_stage
 from segmint.operators.custom.stage import CustomStage
 from segmint.operators.describe import describe_table
 from segmint.operators.images import decode_jpeg
 from segmint.operators.prepare.release import encode_original
-from segmint.operators.rows import to_table
-from segmint.operators.schemas import PREPARED, PROMPTED, SEGMENTED
+from segmint.operators.rows import PREPARED, PROMPTED, SEGMENTED, to_table
 from segmint.operators.segment.numerics import MixedNumericsError, Numerics, observe_release_numerics
 from segmint.operators.segment.segment_alone import control_image, control_table
 from segmint.operators.segmenter.segmenter import CustomSegmenter, SegmenterAlone, SegmenterSettings, control_rows

@@ -12,8 +12,8 @@ import pytest
 from segmint.catalogs.dataset.commits import Commit
 from segmint.catalogs.dataset.manifest import DatasetManifest
 from segmint.catalogs.layout import DATA_KINDS, MANIFEST, SHARDS_INDEX, SUMMARIES
-from segmint.operators.schemas import SCHEMAS
-from segmint.operators.shards.files import annotations_json
+from segmint.operators.rows import SCHEMAS
+from segmint.operators.shards.put import annotations_json
 
 ROOT = Path(__file__).resolve().parents[3]
 PAGE = (ROOT / "docs" / "dataset.md").read_text(encoding="utf-8")

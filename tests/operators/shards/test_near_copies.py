@@ -8,11 +8,18 @@ import pytest
 from PIL import Image
 
 from segmint.catalogs.dataset.commits import CommitLog
-from segmint.catalogs.dataset.fingerprints import OtherPicture, change_fingerprints, put_fingerprints
-from segmint.catalogs.dataset.tombstones import RemovedImage, TakedownRequest, Tombstone, put_tombstone
+from segmint.catalogs.dataset.tombstones import (
+    OtherPicture,
+    RemovedImage,
+    TakedownRequest,
+    Tombstone,
+    change_fingerprints,
+    put_fingerprints,
+    put_tombstone,
+)
 from segmint.operators.shards.near_copies import BITS, distances, near_copies, pictures_at, wanted_pictures
 from segmint.operators.shards.revise import fingerprint_of
-from segmint.operators.similar.hashes import FRAME, HASHES, MIRROR, NO_HASH, luma, view_hashes
+from segmint.operators.similar.near import FRAME, HASHES, MIRROR, NO_HASH, luma, view_hashes
 from tests.support.committed import row_of, write_dataset
 from tests.support.locations import location_of
 from tests.support.photographs import photograph

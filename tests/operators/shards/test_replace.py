@@ -8,12 +8,12 @@ import pytest
 
 from segmint.catalogs.dataset.commits import Commit, CommitLog
 from segmint.infra.errors import UsageError
-from segmint.infra.storage.fsspec_store import FsspecStore
+from segmint.infra.storage.connections import FsspecStore
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.operators.rows import Row
-from segmint.operators.shards.committed_rows import read_committed_rows
 from segmint.operators.shards.put import LostRaceError, check_purge, remove_replaced, replace_shard
+from segmint.operators.shards.revise import read_committed_rows
 from tests.support.builds import digests
 from tests.support.committed import write_dataset
 from tests.support.everything import upload

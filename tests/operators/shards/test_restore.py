@@ -10,9 +10,7 @@ import pytest
 
 from segmint.catalogs.dataset.commits import Commit, CommitLog
 from segmint.catalogs.layout import DATA_KINDS, DamagedDatasetError
-from segmint.operators.rows import Row, to_table
-from segmint.operators.schemas import DESCRIBED
-from segmint.operators.shards.committed_rows import read_committed_rows
+from segmint.operators.rows import DESCRIBED, Row, to_table
 from segmint.operators.shards.restore import (
     find_damage,
     lost_annotations,
@@ -20,6 +18,7 @@ from segmint.operators.shards.restore import (
     restore_from_rest,
     restore_shard,
 )
+from segmint.operators.shards.revise import read_committed_rows
 from segmint.operators.shards.write import ShardTask, write_shard
 from tests.support.builds import digests
 from tests.support.described_rows import accepted_row, described

@@ -7,13 +7,25 @@ import pyarrow as pa
 import pytest
 
 from segmint.catalogs.dataset.commits import Commit, Reservation
-from segmint.catalogs.dataset.fingerprints import Fingerprint, put_fingerprints
-from segmint.catalogs.dataset.tombstones import SAME_SOURCE, RemovedImage, TakedownRequest, Tombstone, put_tombstone
+from segmint.catalogs.dataset.tombstones import (
+    SAME_SOURCE,
+    Fingerprint,
+    RemovedImage,
+    TakedownRequest,
+    Tombstone,
+    put_fingerprints,
+    put_tombstone,
+)
 from segmint.catalogs.layout import DamagedDatasetError
 from segmint.operators.rows import Row
-from segmint.operators.shards.committed_rows import read_committed_rows
 from segmint.operators.shards.put import remove_replaced
-from segmint.operators.shards.revise import ShardRevision, apply_tombstones, finish_dead_writers, revise_shard
+from segmint.operators.shards.revise import (
+    ShardRevision,
+    apply_tombstones,
+    finish_dead_writers,
+    read_committed_rows,
+    revise_shard,
+)
 from tests.support.protocol import ROWS, DatasetPath, broken_promises, contents, rows_of, two_shards, write
 from tests.support.stepped import SteppedThreads, stepping
 

@@ -5,9 +5,9 @@ import pytest
 
 from segmint.catalogs.layout import DamagedDatasetError
 from segmint.catalogs.parquet import table_bytes
-from segmint.operators.schemas import MASKS, SCHEMAS
-from segmint.operators.shards.committed_rows import read_table
-from segmint.operators.shards.files import build_shard_files
+from segmint.operators.rows import MASKS, SCHEMAS
+from segmint.operators.shards.put import build_shard_files
+from segmint.operators.shards.revise import read_table
 from tests.support.described_rows import accepted_row, described, rejected_row
 
 ROWS = described([accepted_row(0), rejected_row(1)]).to_pylist()

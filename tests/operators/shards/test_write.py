@@ -134,7 +134,7 @@ def test_a_writer_that_loses_the_commit_deletes_what_the_winner_does_not_name(
     write_shard(task(tmp_path), CUTS, *BLOCKS)
     winner = log.read(1, 1)
 
-    monkeypatch.setattr("segmint.catalogs.dataset.handle.CommitLog", late_log())
+    monkeypatch.setattr("segmint.catalogs.dataset.manifest.CommitLog", late_log())
     result = write_shard(task(tmp_path), [(0, 3)], OTHER)
     assert result.counts == winner.counts
     named = {entry.path for entry in winner.files}
@@ -172,7 +172,7 @@ def test_a_writer_that_loses_leaves_no_older_version_of_its_files(
     client.put_bucket_versioning(Bucket=s3_bucket, VersioningConfiguration={"Status": "Enabled"})
     dataset = handle_of(Location(Storage(s3_options), f"s3://{s3_bucket}/dataset"))
     write_shard(task(Path(), dataset=dataset), CUTS, *BLOCKS)
-    monkeypatch.setattr("segmint.catalogs.dataset.handle.CommitLog", late_log())
+    monkeypatch.setattr("segmint.catalogs.dataset.manifest.CommitLog", late_log())
     if refused:  # a build may lack the permission to delete versions, and some stores answer 501 to a list of them
 
         def refuse(*_: object) -> None:

@@ -6,11 +6,11 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from segmint.operators.similar import candidates, clusters, near, partitions
+from segmint.operators.similar import candidates, clusters, near
+from segmint.operators.similar import near as partitions
 from segmint.operators.similar.candidates import find_candidates
 from segmint.operators.similar.clusters import DuplicateMap, ImageRows, find_copies
-from segmint.operators.similar.confirm import normalized_views, same_view
-from segmint.operators.similar.hashes import MIRROR, NO_HASH, VIEWS
+from segmint.operators.similar.near import MIRROR, NO_HASH, VIEWS, normalized_views, same_view
 
 
 def catalog(seed: int, count: int = 60) -> tuple[ImageRows, np.ndarray]:

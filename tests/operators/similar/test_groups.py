@@ -3,7 +3,7 @@
 import numpy as np
 
 from segmint.operators.similar.clusters import find_groups
-from segmint.operators.similar.hashes import image_hashes
+from segmint.operators.similar.near import image_hashes
 from tests.support.photographs import photograph
 
 

@@ -10,7 +10,7 @@ import torch
 from click.testing import Result
 from typer.testing import CliRunner
 
-from segmint.infra.assets.cache import sha256_of
+from segmint.infra.assets import sha256_of
 from segmint.infra.version import VERSION
 from segmint.pipeline.commands.cli import app
 from segmint.pipeline.masks import onnx_export

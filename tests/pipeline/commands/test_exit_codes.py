@@ -20,20 +20,20 @@ import typer
 from PIL import Image
 from typer.testing import CliRunner
 
-from segmint.catalogs.dataset.annotations.submissions import put_submission
-from segmint.catalogs.dataset.fingerprints import Fingerprint, put_fingerprints
+from segmint.catalogs.dataset.commits import write_shards_index
 from segmint.catalogs.dataset.manifest import load_manifest
-from segmint.catalogs.dataset.shards_index import write_shards_index
-from segmint.catalogs.dataset.versions.record import name_now, put_version
+from segmint.catalogs.dataset.submissions import put_submission
+from segmint.catalogs.dataset.tombstones import Fingerprint, put_fingerprints
+from segmint.catalogs.dataset.versions import name_now, put_version
 from segmint.catalogs.layout import config_sha256
-from segmint.catalogs.source.rows import read_rows
+from segmint.catalogs.source.files import read_rows
 from segmint.infra.errors import SegmintError, UnfinishedError
 from segmint.pipeline.commands.cli import PLACES, app
+from segmint.pipeline.corrections.apply.columns import LabelList
 from segmint.pipeline.corrections.apply.engine import FAILED
 from segmint.pipeline.corrections.apply.masks import ApplyList
-from segmint.pipeline.corrections.label import LabelList
 from segmint.pipeline.corrections.mask_revision import RevisionResult
-from segmint.pipeline.corrections.merge.run import MergeList
+from segmint.pipeline.corrections.merge import MergeList
 from segmint.pipeline.engine.evaluate.result import EvaluationSubject
 from segmint.pipeline.engine.evaluate.truth import SkippedTruth
 from segmint.pipeline.masks.run import ImageResult
@@ -206,13 +206,13 @@ def _unclean(tmp_path: Path) -> Any:
 
 @case("`catalog curate`", "every row was inspected", 0)
 def _curated(replaced, config: Path, tmp_path: Path) -> Any:
-    replaced("building.curate.curate.run_curate", done("all"))
+    replaced("building.curate.run_curate", done("all"))
     return run("catalog", "curate", _catalog(tmp_path), "-o", tmp_path / "d.parquet", "--config", config)
 
 
 @case("`catalog curate`", "some rows couldn't be inspected", 3)
 def _not_curated(replaced, config: Path, tmp_path: Path) -> Any:
-    replaced("building.curate.curate.run_curate", UnfinishedError("1 parts of 1 rows could not be inspected"))
+    replaced("building.curate.run_curate", UnfinishedError("1 parts of 1 rows could not be inspected"))
     return run("catalog", "curate", _catalog(tmp_path), "-o", tmp_path / "d.parquet", "--config", config)
 
 
@@ -261,13 +261,13 @@ def _not_prompted(tmp_path: Path) -> Any:
 
 @case("`plan`", "the estimate was made", 0)
 def _planned(replaced, config: Path) -> Any:
-    replaced("building.plan.plan.make_plan", done("a plan", rows=1))
+    replaced("building.plan.make_plan", done("a plan", rows=1))
     return run("plan", config)
 
 
 @case("`plan`", "a sampled row couldn't be accepted or rejected", 3)
 def _not_planned(replaced, config: Path) -> Any:
-    replaced("building.plan.plan.make_plan", SegmintError("row 4 of the sample can be neither accepted nor rejected"))
+    replaced("building.plan.make_plan", SegmintError("row 4 of the sample can be neither accepted nor rejected"))
     return run("plan", config, "--sample", 4)
 
 
@@ -303,7 +303,7 @@ def _stopped(place: DatasetPath, monkeypatch: pytest.MonkeyPatch) -> Any:
         raise KeyboardInterrupt
 
     (place.location / "commits/000001.g1.json").delete()
-    monkeypatch.setattr("segmint.pipeline.commands.building.status.time", SimpleNamespace(sleep=stop))
+    monkeypatch.setattr("segmint.pipeline.commands.building.time", SimpleNamespace(sleep=stop))
     return run("status", place.uri, "--watch")
 
 
@@ -356,7 +356,7 @@ def _not_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         raise OSError("no network")
 
     monkeypatch.setenv("SEGMINT_CACHE", str(tmp_path))
-    monkeypatch.setattr("segmint.infra.assets.resolve.download", refuse)
+    monkeypatch.setattr("segmint.infra.assets.download", refuse)
     return run("assets", "fetch", "vit_h")
 
 
@@ -376,7 +376,7 @@ def _wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 def _absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setenv("SEGMINT_CACHE", str(tmp_path))
     named = run("assets", "verify", "vit_h", f"mobile_sam={tmp_path / 'nowhere.pt'}")
-    monkeypatch.setattr("segmint.infra.assets.resolve.locate", lambda _: None)
+    monkeypatch.setattr("segmint.infra.assets.locate", lambda _: None)
     return [named, run("assets", "verify"), run("assets", "verify", "--json")]
 
 
@@ -454,7 +454,7 @@ def _planned(tmp_path: Path) -> Any:
 @case("`study score`", "some masks lack a rating for a model or for the ground truth", 3)
 def _partly_rated(replaced, tmp_path: Path) -> Any:
     (tmp_path / "manifest.json").write_text(json.dumps({"kind": "ratings"}))
-    replaced("quality.study.ratings.score_ratings", done("not checked: 1 mask", not_checked=["1 mask"]))
+    replaced("engine.study.ratings.score_ratings", done("not checked: 1 mask", not_checked=["1 mask"]))
     return run("study", "score", tmp_path)
 
 
@@ -646,7 +646,7 @@ def _not_merged(replaced, place: DatasetPath) -> Any:
     numbers = dict.fromkeys(("images", "unchanged", "merged", "superseded", "uncompared"), 0)
     named: Any = {"dataset": "d", "name": "d", "masks": {}, "examples": (), "shards": ()}
     listed = MergeList(submitted=2, skipped_images=skipped, **numbers, **named)
-    replaced("corrections.merge.run.list_merge", listed)
+    replaced("corrections.merge.list_merge", listed)
     return run("merge", place.uri, "--dry-run")
 
 
@@ -661,7 +661,7 @@ def _labeled(place: DatasetPath, tmp_path: Path) -> Any:
 def _not_labeled(replaced, place: DatasetPath) -> Any:
     named = {"dataset": "d", "name": "d", "masks": {}, "shards": (), "examples": ()}
     done = LabelList(images=3, labeler="label", sha256="0" * 64, skipped_images={FAILED: 1}, **named)
-    replaced("corrections.label.label", RevisionResult(done, (0, 1), name_now(place.location)))
+    replaced("corrections.apply.columns.label", RevisionResult(done, (0, 1), name_now(place.location)))
     return run("label", place.uri, "--remove", "--yes")
 
 
@@ -712,13 +712,13 @@ def _exported(place: DatasetPath, tmp_path: Path) -> Any:
 
 @case("`annotate`", "stopped with Ctrl-C or SIGTERM", 0)
 def _annotated(replaced, dataset: Path) -> Any:
-    replaced("engine.annotate.server.serve", None)
+    replaced("engine.annotate.app.serve", None)
     return run("annotate", dataset, "--stage", "rate", "--name", "jo")
 
 
 @case("`evaluate points`", "every image and mask was measured", 0)
 def _measured(replaced, place: DatasetPath) -> Any:
-    replaced("engine.evaluate.points.points.evaluate_points", done("points", subject=_measured_subject()))
+    replaced("engine.evaluate.points.evaluate_points", done("points", subject=_measured_subject()))
     return run("evaluate", "points", place.uri)
 
 
@@ -733,7 +733,7 @@ def _skipping() -> SimpleNamespace:
 
 @case("`evaluate points`", "some images or masks couldn't be measured", 3)
 def _points(replaced, place: DatasetPath) -> Any:
-    replaced("engine.evaluate.points.points.evaluate_points", _skipping())
+    replaced("engine.evaluate.points.evaluate_points", _skipping())
     return run("evaluate", "points", place.uri)
 
 
@@ -744,7 +744,7 @@ def _compared(interval: tuple[float, float] | None) -> SimpleNamespace:
 
 def _fails_if_worse(name: str) -> None:
     """Add the rows of an evaluation that compares two sets of weights."""
-    function = f"engine.evaluate.{name}.{name}.evaluate_{name}"
+    function = f"engine.evaluate.{name}.evaluate_{name}"
 
     @case(f"`evaluate {name}`", "`--fail-if-worse`, and the second weights are worse by the whole interval", 1)
     def _worse(replaced, place: DatasetPath) -> Any:
@@ -763,37 +763,37 @@ for _name in ("points", "proposals", "edges", "instances"):
 
 @case("`evaluate proposals`", "every image and mask was measured", 0)
 def _all_proposals(replaced, place: DatasetPath) -> Any:
-    replaced("engine.evaluate.proposals.proposals.evaluate_proposals", done("all", subject=_measured_subject()))
+    replaced("engine.evaluate.proposals.evaluate_proposals", done("all", subject=_measured_subject()))
     return run("evaluate", "proposals", place.uri)
 
 
 @case("`evaluate proposals`", "some images or masks couldn't be measured", 3)
 def _proposals(replaced, place: DatasetPath) -> Any:
-    replaced("engine.evaluate.proposals.proposals.evaluate_proposals", _skipping())
+    replaced("engine.evaluate.proposals.evaluate_proposals", _skipping())
     return run("evaluate", "proposals", place.uri)
 
 
 @case("`evaluate edges`", "every image and mask was measured", 0)
 def _all_edges(replaced, place: DatasetPath) -> Any:
-    replaced("engine.evaluate.edges.edges.evaluate_edges", done("all", subject=_measured_subject()))
+    replaced("engine.evaluate.edges.evaluate_edges", done("all", subject=_measured_subject()))
     return run("evaluate", "edges", place.uri)
 
 
 @case("`evaluate edges`", "some images or masks couldn't be measured", 3)
 def _edges(replaced, place: DatasetPath) -> Any:
-    replaced("engine.evaluate.edges.edges.evaluate_edges", _skipping())
+    replaced("engine.evaluate.edges.evaluate_edges", _skipping())
     return run("evaluate", "edges", place.uri)
 
 
 @case("`evaluate instances`", "every image and mask was measured", 0)
 def _all_instances(replaced, place: DatasetPath) -> Any:
-    replaced("engine.evaluate.instances.instances.evaluate_instances", done("all", subject=_measured_subject()))
+    replaced("engine.evaluate.instances.evaluate_instances", done("all", subject=_measured_subject()))
     return run("evaluate", "instances", place.uri)
 
 
 @case("`evaluate instances`", "some images or masks couldn't be measured", 3)
 def _instances(replaced, place: DatasetPath) -> Any:
-    replaced("engine.evaluate.instances.instances.evaluate_instances", _skipping())
+    replaced("engine.evaluate.instances.evaluate_instances", _skipping())
     return run("evaluate", "instances", place.uri)
 
 
@@ -807,5 +807,5 @@ def _trained(replaced, tmp_path: Path) -> Any:
 @case("`train`", "`--dry-run`: the cost was printed", 0)
 def _dry(replaced, tmp_path: Path) -> Any:
     replaced("engine.train.settings.load_train_config", SimpleNamespace(task="masks"))
-    replaced("engine.train.plan.plan_train", done("planned"))
+    replaced("engine.train.run.plan_train", done("planned"))
     return run("train", tmp_path / "train.yaml", "--dry-run")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from segmint.catalogs.dataset.versions.digest import current_digest
+from segmint.catalogs.dataset.digest import current_digest
 from segmint.pipeline.commands.cli import app
 from tests.support.committed import write_dataset
 from tests.support.locations import location_of

@@ -12,9 +12,8 @@ from pydantic import ValidationError
 from segmint.catalogs.layout import differing_keys
 from segmint.infra.errors import UsageError
 from segmint.model.automatic.settings import MaskSettings
-from segmint.operators.custom.load import adding_models
-from segmint.pipeline.config.config import Config, LicenseConfig, as_pinned, identity, load_config
-from segmint.pipeline.config.stage_settings import model_terms
+from segmint.operators.custom.contract import adding_models
+from segmint.pipeline.config.config import Config, LicenseConfig, as_pinned, identity, load_config, model_terms
 
 NEEDED = {"name": "street", "catalog": "catalog.csv", "output": "out", "license": {"allow": ["CC0-1.0"]}}
 

@@ -12,7 +12,7 @@ import pytest
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from segmint.infra.storage import azure, s3
+from segmint.infra.storage import connections, s3
 from segmint.operators.segment.mask_config import MasksConfig
 from segmint.pipeline.config.config import Config, SegmenterConfig, identity
 from segmint.pipeline.config.yaml_file import apply_override, check, parse_yaml
@@ -146,7 +146,7 @@ def test_the_options_of_stores_are_the_codes() -> None:
     first = rows.index(next(iter(s3.OPTIONS.items())))
     assert dict(rows[first : first + len(s3.OPTIONS)]) == s3.OPTIONS
     behind = [key for key, _ in rows[first + len(s3.OPTIONS) :]]
-    assert behind[: len(azure.OPTIONS)] == list(azure.OPTIONS)
+    assert behind[: len(connections.OPTIONS)] == list(connections.OPTIONS)
 
 
 def examples() -> list[str]:

@@ -9,17 +9,15 @@ from typing import Any
 
 import pytest
 
-from segmint.catalogs.dataset.handle import DatasetHandle
-from segmint.catalogs.dataset.manifest import load_latest_manifest, load_manifest
+from segmint.catalogs.dataset.digest import current_digest
+from segmint.catalogs.dataset.manifest import DatasetHandle, load_latest_manifest, load_manifest
 from segmint.catalogs.dataset.tombstones import TakedownRequest
-from segmint.catalogs.dataset.versions.digest import current_digest
-from segmint.catalogs.dataset.versions.record import latest_version
-from segmint.catalogs.schema import AMENDABLE
-from segmint.catalogs.source.rows import read_rows
+from segmint.catalogs.dataset.versions import latest_version
+from segmint.catalogs.parquet import AMENDABLE
+from segmint.catalogs.source.files import read_rows
 from segmint.infra.errors import UsageError
 from segmint.infra.ray_session import Cluster
-from segmint.operators.shards.committed_rows import read_committed_rows
-from segmint.operators.shards.revise import finish_dead_writers
+from segmint.operators.shards.revise import finish_dead_writers, read_committed_rows
 from segmint.pipeline.corrections.amend import AmendResult, amend, list_amendment
 from segmint.pipeline.corrections.correction import revise
 from segmint.pipeline.corrections.repair import repair

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from segmint.catalogs.schema import STAGED
+from segmint.catalogs.parquet import STAGED
 from segmint.catalogs.source.normalize import normalize
 from segmint.pipeline.corrections.takedown import blank_part
 from tests.support.locations import location_of

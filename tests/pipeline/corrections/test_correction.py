@@ -8,11 +8,11 @@ import pytest
 from segmint.catalogs.dataset.commits import Commit
 from segmint.catalogs.dataset.sweep import sweep
 from segmint.catalogs.dataset.tombstones import TakedownRequest
-from segmint.catalogs.dataset.versions.record import name_now, put_version
+from segmint.catalogs.dataset.versions import name_now, put_version
 from segmint.infra.ray_session import Cluster
 from segmint.operators.rows import Row
-from segmint.operators.shards.committed_rows import read_committed_rows
 from segmint.operators.shards.put import remove_replaced
+from segmint.operators.shards.revise import read_committed_rows
 from segmint.pipeline.corrections.correction import Revision, revise
 from segmint.pipeline.corrections.proof import prove
 from segmint.pipeline.corrections.repair import repair

@@ -12,19 +12,18 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
+from segmint.catalogs.dataset.digest import current_digest
 from segmint.catalogs.dataset.outputs import OUTPUTS
 from segmint.catalogs.dataset.reading.torch_dataset import open_dataset
 from segmint.catalogs.dataset.tombstones import RemovedImage, TakedownRequest, put_tombstone, read_tombstones
-from segmint.catalogs.dataset.versions.digest import current_digest
 from segmint.catalogs.layout import DamagedDatasetError
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.pipeline.commands.cli import app
-from segmint.pipeline.corrections.fingerprints import forget
-from segmint.pipeline.corrections.proof import prove, prove_redaction
+from segmint.pipeline.corrections.correction import forget
+from segmint.pipeline.corrections.proof import WantedImage, prove, prove_redaction
 from segmint.pipeline.corrections.redact import redact
-from segmint.pipeline.corrections.search import WantedImage
 from segmint.pipeline.corrections.takedown import takedown
 from segmint.pipeline.export.export import ExportOptions, export_dataset
 from segmint.pipeline.export.formats import Format

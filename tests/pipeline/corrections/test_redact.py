@@ -9,7 +9,7 @@ import pytest
 
 from segmint.catalogs.dataset.commits import CommitLog
 from segmint.catalogs.dataset.reading.torch_dataset import open_dataset
-from segmint.catalogs.dataset.versions.record import name_now
+from segmint.catalogs.dataset.versions import name_now
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from segmint.catalogs.dataset.annotations.submissions import put_submission
 from segmint.catalogs.dataset.commits import CommitLog
 from segmint.catalogs.dataset.manifest import load_manifest
+from segmint.catalogs.dataset.submissions import put_submission
 from segmint.catalogs.dataset.tombstones import TakedownRequest
-from segmint.catalogs.dataset.versions.record import name_now, put_version, version_numbers
+from segmint.catalogs.dataset.versions import name_now, put_version, version_numbers
 from segmint.catalogs.findings import Code
 from segmint.infra.errors import UsageError
 from segmint.pipeline.commands.cli import app

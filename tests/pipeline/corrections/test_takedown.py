@@ -9,11 +9,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from segmint.catalogs.dataset.commits import CommitLog
+from segmint.catalogs.dataset.digest import current_digest
 from segmint.catalogs.dataset.manifest import load_latest_manifest
 from segmint.catalogs.dataset.reading.torch_dataset import open_dataset
 from segmint.catalogs.dataset.tombstones import TakedownRequest, put_tombstone, read_tombstones
-from segmint.catalogs.dataset.versions.digest import current_digest
-from segmint.catalogs.dataset.versions.record import name_now, put_version, read_version
+from segmint.catalogs.dataset.versions import name_now, put_version, read_version
 from segmint.catalogs.layout import DamagedDatasetError, fingerprint
 from segmint.infra.errors import UsageError
 from segmint.infra.ray_session import Cluster
@@ -24,13 +24,12 @@ from segmint.operators.prepare.prepare import Prepare
 from segmint.operators.rows import Row
 from segmint.operators.segment.segment import Segment
 from segmint.operators.shards.write import write_shard
-from segmint.pipeline.building.dataset.dataset import open_or_create
+from segmint.pipeline.building.dataset import open_or_create
 from segmint.pipeline.building.execution.stages import lay_out
 from segmint.pipeline.config.config import load_config
-from segmint.pipeline.corrections.takedown import TakedownResult, read_request, takedown
-from segmint.pipeline.corrections.takedown_list import list_takedown
+from segmint.pipeline.corrections.takedown import TakedownResult, list_takedown, read_request, takedown
 from segmint.pipeline.quality.audit.integrity import audit_integrity
-from segmint.pipeline.quality.versions.verify import verify_dataset
+from segmint.pipeline.quality.verify import verify_dataset
 from tests.support.builds import digests
 from tests.support.committed_shard import CommittedShard
 from tests.support.everything import download, download_versions, jpegs, mentions, upload

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from pycocotools.coco import COCO
 
-from segmint.catalogs.attributions import license_url
+from segmint.catalogs.dataset.digest import current_digest
 from segmint.catalogs.dataset.reader import Dataset
-from segmint.catalogs.dataset.versions.digest import current_digest
-from segmint.catalogs.dataset.versions.record import VersionName
+from segmint.catalogs.dataset.versions import VersionName
+from segmint.catalogs.licenses import license_url
 from segmint.pipeline.export.coco import CocoWriter
 from segmint.pipeline.export.export import ExportOptions, export_dataset
 from segmint.pipeline.export.formats import MAIN_FILES, Format

@@ -7,7 +7,7 @@ import shapely
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from segmint.pipeline.export.geojson import edge_polygons
+from segmint.pipeline.export.per_image import edge_polygons
 
 
 def shape_of(mask: np.ndarray) -> shapely.MultiPolygon:

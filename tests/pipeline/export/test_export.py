@@ -15,17 +15,16 @@ import pytest
 from pycocotools.coco import COCO
 
 from segmint.catalogs.dataset.commits import CommitLog
+from segmint.catalogs.dataset.digest import current_digest
 from segmint.catalogs.dataset.outputs import FILES_LIST, read_notes
 from segmint.catalogs.dataset.reader import Dataset, Sample
-from segmint.catalogs.dataset.versions.digest import current_digest
-from segmint.catalogs.dataset.versions.record import VersionName
-from segmint.catalogs.shard_ranges import ShardPart
+from segmint.catalogs.dataset.versions import VersionName
+from segmint.catalogs.layout import ShardPart
 from segmint.infra.errors import SegmintError, UnfinishedError, UsageError
 from segmint.infra.scratch import ScratchFolder
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
-from segmint.pipeline.export.export import ExportOptions, export_dataset, make_writer, write_samples
-from segmint.pipeline.export.folder import OutputFolder
+from segmint.pipeline.export.export import ExportOptions, OutputFolder, export_dataset, make_writer, write_samples
 from segmint.pipeline.export.formats import MAIN_FILES, Format
 from tests.support.builds import digests
 from tests.support.committed import masks, write_dataset

@@ -13,7 +13,7 @@ from PIL import Image
 from pycocotools import mask as coco
 
 from segmint.catalogs.dataset.reader import Dataset
-from segmint.catalogs.dataset.versions.record import VersionName
+from segmint.catalogs.dataset.versions import VersionName
 from segmint.pipeline.export.export import ExportOptions, export_dataset
 from segmint.pipeline.export.formats import Format
 from segmint.pipeline.export.hf import HuggingFaceWriter, schema_of

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from label_studio_sdk.label_interface import LabelInterface
 
+from segmint.catalogs.dataset.digest import current_digest
 from segmint.catalogs.dataset.reader import Dataset
-from segmint.catalogs.dataset.versions.digest import current_digest
 from segmint.operators.annotations.label_studio import read_tasks
 from segmint.pipeline.export.categories import Categories
 from segmint.pipeline.export.export import ExportOptions, export_dataset

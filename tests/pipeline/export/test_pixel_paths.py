@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from segmint.pipeline.export.yolo import paint, pixel_path
+from segmint.pipeline.export.per_image import paint, pixel_path
 
 SHAPE = (48, 64)
 

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco
 
-from segmint.infra.assets.resolve import resolve
+from segmint.infra.assets import resolve
 from segmint.infra.device import resolve_compute
 from segmint.model.sam.predictor import Predictor
 from segmint.operators.segment.models import load_model
-from segmint.pipeline.masks.document import MasksOrigin, sa1b_document
 from segmint.pipeline.masks.options import MasksOptions, PhotographPrompt
+from segmint.pipeline.masks.outputs import MasksOrigin, sa1b_document
 from segmint.pipeline.masks.predict import PromptedMask, prompted_masks
 
 pytestmark = pytest.mark.usefixtures("embedded_once")

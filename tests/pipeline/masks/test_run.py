@@ -18,12 +18,12 @@ from PIL import Image
 from pycocotools import mask as coco
 from typer.testing import CliRunner
 
-from segmint.infra.assets.resolve import resolve
+from segmint.infra.assets import resolve
 from segmint.infra.device import Compute, resolve_compute
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.storage import Storage
+from segmint.model.automatic.device_crops import KernelError
 from segmint.model.automatic.generator import MaskGenerator
-from segmint.model.automatic.on_device.crops import KernelError
 from segmint.model.sam.predictor import Predictor
 from segmint.operators.overlay import is_drawn_from
 from segmint.operators.prepare.release import ReleaseConfig
@@ -31,12 +31,11 @@ from segmint.operators.segment.mask_config import MasksConfig
 from segmint.operators.segment.models import load_model
 from segmint.operators.segment.segment import mask_columns
 from segmint.pipeline.commands.cli import app
-from segmint.pipeline.corrections.folder.documents import edit_document, read_masks
+from segmint.pipeline.corrections.folder_documents import edit_document, read_masks
 from segmint.pipeline.masks import images
-from segmint.pipeline.masks.estimate import Work, recorded_speed
 from segmint.pipeline.masks.options import MasksOptions, PhotographPrompt, masks_config
 from segmint.pipeline.masks.outputs import RECORD
-from segmint.pipeline.masks.run import ImageResult, make_masks, plan
+from segmint.pipeline.masks.run import ImageResult, Work, make_masks, plan, recorded_speed
 from tests.support.deadly import deadly_heic
 from tests.support.released import in_a_build
 
@@ -543,7 +542,7 @@ def test_exif_orientation_is_applied(tmp_path, coffee):
 
 def test_auto_weights_suit_the_device(tmp_path, photographs, monkeypatch):
     monkeypatch.setenv("SEGMINT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("segmint.infra.assets.resolve.download", refuse_download)
+    monkeypatch.setattr("segmint.infra.assets.download", refuse_download)
     announced: list[Work] = []
     options = MasksOptions(weights="auto", device="cuda:1")
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)

@@ -13,8 +13,7 @@ import pytest
 from torch.utils.data import DataLoader
 
 from segmint.catalogs.dataset.reading.batches import Batches, BatchIterator, ReaderPosition
-from segmint.catalogs.dataset.reading.loader import BatchLoader
-from segmint.catalogs.dataset.reading.torch_dataset import open_dataset
+from segmint.catalogs.dataset.reading.torch_dataset import BatchLoader, open_dataset
 from segmint.catalogs.layout import DamagedDatasetError
 from segmint.infra.errors import UsageError
 from tests.support.committed import masks, pixels, write_dataset, write_generation

@@ -18,8 +18,7 @@ import pytest
 from segmint.catalogs.dataset.commits import CommitLog, FileEntry
 from segmint.catalogs.dataset.manifest import dataset_keys, put_dataset_id
 from segmint.catalogs.dataset.reading.cache import ShardCache, drop_stale
-from segmint.catalogs.dataset.reading.loader import BatchLoader
-from segmint.catalogs.dataset.reading.torch_dataset import open_dataset
+from segmint.catalogs.dataset.reading.torch_dataset import BatchLoader, open_dataset
 from segmint.catalogs.dataset.tombstones import TakedownRequest
 from segmint.catalogs.layout import DamagedDatasetError, data_path
 from segmint.infra.errors import UsageError

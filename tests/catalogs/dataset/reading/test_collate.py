@@ -11,8 +11,7 @@ pytest.importorskip("pycocotools")  # a machine that runs only the tests marked 
 
 import segmint
 from segmint.catalogs.dataset.reader import Sample
-from segmint.catalogs.dataset.reading.loader import Batch, BatchLoader, collate
-from segmint.catalogs.dataset.reading.torch_dataset import TorchDataset, open_dataset
+from segmint.catalogs.dataset.reading.torch_dataset import Batch, BatchLoader, TorchDataset, collate, open_dataset
 from tests.support.committed import write_dataset
 from tests.support.locations import location_of
 

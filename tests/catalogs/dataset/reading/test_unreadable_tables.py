@@ -11,8 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from torch.utils.data import DataLoader
 
-from segmint.catalogs.dataset.reading.loader import BatchLoader
-from segmint.catalogs.dataset.reading.torch_dataset import open_dataset
+from segmint.catalogs.dataset.reading.torch_dataset import BatchLoader, open_dataset
 from segmint.catalogs.layout import DamagedDatasetError
 from segmint.infra.storage.errors import AccessRefusedError, NotFoundError
 from segmint.infra.storage.location import Location

@@ -14,9 +14,11 @@ import pytest
 from numpy.typing import NDArray
 from torch import Tensor
 
-from segmint.model.kernels.cpu import border, build, decoding, drawing
+from segmint.model.kernels.cpu import build, calls
 from segmint.model.kernels.cpu.library import Kernels
-from tests.model.kernels.cpu import test_border, test_decoding, test_drawing
+from tests.model.kernels.cpu import test_calls_border as test_border
+from tests.model.kernels.cpu import test_calls_decoding as test_decoding
+from tests.model.kernels.cpu import test_calls_drawing as test_drawing
 from tests.support.cpu_kernels import every_set, numbers, sources_with_fault
 
 pytestmark = pytest.mark.long
@@ -150,14 +152,14 @@ def pointer(array: NDArray[Any]) -> Any:
 @pytest.fixture(autouse=True)
 def noted(monkeypatch: pytest.MonkeyPatch) -> None:
     """Note the sizes of all tensors that are passed to a kernel."""
-    address = drawing.address
+    address = calls.address
 
     def note(tensor: Tensor | None) -> Any:
         if tensor is not None:
             SIZES[tensor.data_ptr()] = tensor.nbytes
         return address(tensor)
 
-    for module in (drawing, decoding):
+    for module in (calls, calls):
         monkeypatch.setattr(module, "address", note)
 
 
@@ -261,7 +263,7 @@ def test_logits_that_are_not_finite_are_refused(value: float, neon: Emulated) ->
     logits = test_border.stored_logits()
     logits[4, 63, 63] = value
     with pytest.raises(ValueError, match="mask 4 of 6 has logits that are not finite"):
-        border.measure(neon, logits, test_border.axis(100), test_border.axis(90), 1.0)
+        calls.measure(neon, logits, test_border.axis(100), test_border.axis(90), 1.0)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])

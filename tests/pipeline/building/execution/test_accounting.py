@@ -10,10 +10,10 @@ import pytest
 
 from segmint.catalogs.dataset.manifest import read_manifest
 from segmint.catalogs.dataset.tombstones import RemovedImage, TakedownRequest, Tombstone, put_tombstone
-from segmint.catalogs.dataset.versions.record import put_version
+from segmint.catalogs.dataset.versions import put_version
 from segmint.infra.metrics import RunMetrics
 from segmint.operators.shards.write import ShardResult
-from segmint.pipeline.building.dataset.dataset import BuildDataset
+from segmint.pipeline.building.dataset import BuildDataset
 from segmint.pipeline.building.execution.accounting import (
     Accounting,
     NotRecordedError,

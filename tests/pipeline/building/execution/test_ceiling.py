@@ -11,9 +11,9 @@ from segmint.infra.ray_session import Cluster
 from segmint.infra.storage.storage import Storage
 from segmint.model.automatic.settings import MaskSettings
 from segmint.model.cost import image_cost, mask_flop
-from segmint.pipeline.building.dataset.dataset import BuildDataset, open_or_create
+from segmint.pipeline.building.dataset import BuildDataset, open_or_create
 from segmint.pipeline.building.execution.ceiling import Ceiling, CeilingMeter
-from segmint.pipeline.building.execution.pools import ActorPool
+from segmint.pipeline.building.execution.stages import ActorPool
 from segmint.pipeline.config.config import Config, load_config
 from tests.support.builds import write_catalog, write_config
 

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from segmint.catalogs.shard_ranges import ShardPart, ShardSpan
-from segmint.pipeline.building.execution.shard_writers import StreamLengthError, cut_at_borders
+from segmint.catalogs.layout import ShardPart, ShardSpan
+from segmint.pipeline.building.execution.stage_watch import StreamLengthError, cut_at_borders
 
 
 @given(st.lists(st.integers(0, 9), max_size=30), st.integers(1, 12))

@@ -14,7 +14,7 @@ from segmint.infra.errors import UsageError
 from segmint.infra.node_groups import gpu_kind
 from segmint.infra.ray_session import Cluster, GpuNodes, accelerator_types, observe
 from segmint.pipeline import build
-from segmint.pipeline.building.execution.detector_nodes import start_detectors
+from segmint.pipeline.building.execution.stage_watch import start_detectors
 from segmint.pipeline.building.execution.stages import Stages, choose_kind, in_words, lay_out, only_kind
 from segmint.pipeline.config.config import Config
 from tests.pipeline.building.execution.test_row_source import source

@@ -9,20 +9,25 @@ from typing import Any
 import pytest
 import ray
 
-from segmint.catalogs.reasons import Reason, RejectedError
+from segmint.catalogs.findings import Reason, RejectedError
 from segmint.infra.ray_session import Cluster
 from segmint.infra.row_ledger import BarredRowError, BlockEntry, InFlight
 from segmint.infra.storage.storage import Storage
-from segmint.operators.custom.load import load_stage
+from segmint.operators.custom.contract import load_stage
 from segmint.operators.custom.stage import CustomStage, stage_rows
-from segmint.operators.rows import faulted, rejected, to_table
-from segmint.operators.schemas import PREPARED, VERDICT
+from segmint.operators.rows import PREPARED, VERDICT, faulted, rejected, to_table
 from segmint.operators.shards.write import ShardResult
-from segmint.pipeline.building.dataset.dataset import BuildDataset, open_or_create
-from segmint.pipeline.building.execution.quarantine import Quarantine, Trials
+from segmint.pipeline.building.dataset import BuildDataset, open_or_create
+from segmint.pipeline.building.execution.quarantine import (
+    PROBE_S,
+    ControlFailedError,
+    Quarantine,
+    Trials,
+    UndecidedError,
+    apply_alone,
+)
 from segmint.pipeline.building.execution.row_source import RowSource, ShardRows
 from segmint.pipeline.building.execution.stages import lay_out
-from segmint.pipeline.building.execution.trials import PROBE_S, ControlFailedError, UndecidedError, apply_alone
 from segmint.pipeline.config.config import load_config
 from tests.support.builds import write_catalog, write_config, write_photographs
 from tests.support.described_rows import accepted_row

@@ -17,13 +17,12 @@ from segmint.infra.row_ledger import RowLedger
 from segmint.infra.storage.storage import Storage
 from segmint.operators.shards.write import ShardResult
 from segmint.pipeline import build
-from segmint.pipeline.building.dataset.dataset import BuildDataset, open_or_create
+from segmint.pipeline.building.dataset import BuildDataset, open_or_create
 from segmint.pipeline.building.execution import row_source
+from segmint.pipeline.building.execution.accounting import WindowRows
 from segmint.pipeline.building.execution.row_source import RowSource, ShardRows, runs_of
-from segmint.pipeline.building.execution.shard_writers import StreamLengthError
-from segmint.pipeline.building.execution.stage_watch import watched
+from segmint.pipeline.building.execution.stage_watch import StreamLengthError, watched
 from segmint.pipeline.building.execution.stages import Stages, lay_out
-from segmint.pipeline.building.execution.work import WindowRows
 from segmint.pipeline.config.config import load_config
 from tests.support.row_stubs import ROWS, Gated, Ordinals, Uneven, unchanged, write
 

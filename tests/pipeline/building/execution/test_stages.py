@@ -7,16 +7,16 @@ from typing import Any
 
 import pytest
 
-from segmint.infra.assets.cache import sha256_of
+from segmint.infra.assets import sha256_of
 from segmint.infra.errors import UsageError
 from segmint.infra.node_groups import NodeGroup, missing_nodes
 from segmint.infra.ray_session import Cluster
 from segmint.infra.storage.storage import Storage
 from segmint.operators.prepare.release import CropLayers
 from segmint.operators.segment.overlap import HostThreads
-from segmint.operators.segmenter.filters import MaskFilters
+from segmint.operators.segmenter.found_masks import MaskFilters
 from segmint.operators.segmenter.segmenter import SegmenterAlone, SegmenterSettings
-from segmint.pipeline.building.dataset.dataset import BuildDataset, open_or_create
+from segmint.pipeline.building.dataset import BuildDataset, open_or_create
 from segmint.pipeline.building.execution.stages import (
     Stages,
     TooFewNodesError,
@@ -55,7 +55,7 @@ def test_a_laptop_shares_its_cores_among_segment_actors(tmp_path: Path) -> None:
 
 
 def test_a_laptop_has_no_more_actors_than_its_memory_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("segmint.pipeline.building.dataset.cpu_actors.memory_here", lambda: 4 * 2**30)
+    monkeypatch.setattr("segmint.pipeline.building.first_numerics.memory_here", lambda: 4 * 2**30)
     assert laid_out(tmp_path, LAPTOP).segment_pool.largest == 1
 
 
@@ -326,7 +326,7 @@ def test_blocks_are_larger_on_gpus_without_crops_unless_their_jpegs_are_large(tm
 def with_segmenter(folder: Path, cluster: Cluster, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> Stages:
     """The layout with a segmenter in place of SAM, without its trial."""
     folder.mkdir(exist_ok=True)
-    monkeypatch.setattr("segmint.pipeline.building.dataset.dataset.try_segmenters", lambda config: None)
+    monkeypatch.setattr("segmint.pipeline.building.dataset.try_segmenters", lambda config: None)
     catalog = write_catalog(folder / "c.jsonl", [{"uri": f"{i}.jpg", "license": "CC0-1.0"} for i in range(100)])
     tree = {**builds.SMALL, "catalog": str(catalog), "output": str(folder / "dataset"), **changes}
     for key in ("masks", "model", "resources"):
@@ -363,7 +363,7 @@ def test_a_segmenter_has_an_actor_a_gpu_or_one_actor(tmp_path: Path, monkeypatch
 def test_a_stage_that_adds_masks_drops_artifacts_at_least_as_strictly(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("segmint.pipeline.building.dataset.dataset.try_segmenters", lambda config: None)
+    monkeypatch.setattr("segmint.pipeline.building.dataset.try_segmenters", lambda config: None)
     bright = {"stage": "tests.support.segmenters.Bright", "after": "segment", "resources": {"num_cpus": 3}}
     encoded = {"stage": "tests.support.segmenters.Encoded"}
     server = replace(LAPTOP, cpus=16)

@@ -12,14 +12,12 @@ import pytest
 from segmint.catalogs.dataset.manifest import load_latest_manifest, load_manifest
 from segmint.catalogs.dataset.reading.torch_dataset import open_dataset
 from segmint.catalogs.dataset.tombstones import TakedownRequest
-from segmint.catalogs.dataset.versions.record import latest_version
-from segmint.catalogs.findings import Code
-from segmint.catalogs.reasons import Reason
+from segmint.catalogs.dataset.versions import latest_version
+from segmint.catalogs.findings import Code, Reason
 from segmint.infra.errors import UsageError
-from segmint.operators.schemas import shard_schemas
-from segmint.operators.shards.committed_rows import read_tables
-from segmint.operators.shards.revise import revise_shard, take_down
-from segmint.pipeline.building.dataset.dataset import open_or_create
+from segmint.operators.rows import shard_schemas
+from segmint.operators.shards.revise import read_tables, revise_shard, take_down
+from segmint.pipeline.building.dataset import open_or_create
 from segmint.pipeline.config.config import load_config
 from segmint.pipeline.corrections.apply import columns
 from segmint.pipeline.corrections.apply.columns import list_column, list_removal, remove_column
@@ -30,7 +28,7 @@ from segmint.pipeline.corrections.repair import repair
 from segmint.pipeline.corrections.takedown import takedown
 from segmint.pipeline.quality.audit.integrity import audit_integrity
 from segmint.pipeline.quality.report.croissant import record_set
-from segmint.pipeline.quality.statistics.open_tables import open_tables
+from segmint.pipeline.quality.statistics.masks import open_tables
 from tests.support.applied_columns import apply_column, halves, means, nearest
 from tests.support.builds import small_catalog, write_catalog, write_config, write_photographs
 from tests.support.crashing_store import CallCounter, gated

@@ -5,12 +5,11 @@ from collections.abc import Iterator
 import pyarrow as pa
 import pytest
 
-from segmint.catalogs.stages import StageColumn
+from segmint.catalogs.lineage import StageColumn
 from segmint.infra.errors import UsageError
-from segmint.operators.schemas import DESCRIBED, PREPARED
+from segmint.operators.rows import DESCRIBED, PREPARED
 from segmint.pipeline.config.config import LOCAL, SegmenterPoolConfig
 from segmint.pipeline.corrections.apply import engine
-from segmint.pipeline.corrections.apply.change import MasksMode
 from segmint.pipeline.corrections.apply.engine import (
     FAILED,
     ChosenImages,
@@ -19,7 +18,7 @@ from segmint.pipeline.corrections.apply.engine import (
     read_chosen,
     to_block,
 )
-from segmint.pipeline.corrections.apply.masks import ApplyList, apply_masks
+from segmint.pipeline.corrections.apply.masks import ApplyList, MasksMode, apply_masks
 from segmint.pipeline.corrections.mask_revision import RevisionResult
 from segmint.pipeline.quality.audit.integrity import audit_integrity
 from tests.support.applied import segmenter

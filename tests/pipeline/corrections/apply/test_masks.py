@@ -6,18 +6,17 @@ from typing import Any
 
 import pytest
 
-from segmint.catalogs.dataset.annotations.submissions import put_submission
 from segmint.catalogs.dataset.manifest import load_manifest
+from segmint.catalogs.dataset.submissions import put_submission
 from segmint.catalogs.dataset.tombstones import TakedownRequest
-from segmint.catalogs.dataset.versions.record import latest_version
+from segmint.catalogs.dataset.versions import latest_version
 from segmint.infra.errors import UnfinishedError, UsageError
 from segmint.operators.rows import Row
-from segmint.pipeline.commands.common.console import json_value
+from segmint.pipeline.commands.console import json_value
 from segmint.pipeline.corrections.apply import engine, masks
-from segmint.pipeline.corrections.apply.change import MasksMode
 from segmint.pipeline.corrections.apply.engine import FAILED
-from segmint.pipeline.corrections.apply.masks import list_masks
-from segmint.pipeline.corrections.merge.run import merge_submissions
+from segmint.pipeline.corrections.apply.masks import MasksMode, list_masks
+from segmint.pipeline.corrections.merge import merge_submissions
 from segmint.pipeline.corrections.redact import redact
 from segmint.pipeline.corrections.takedown import takedown
 from segmint.pipeline.quality.audit.integrity import audit_integrity

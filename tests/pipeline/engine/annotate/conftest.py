@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from segmint.pipeline.engine.annotate.clicks.embeddings import Embeddings
-from segmint.pipeline.engine.annotate.server import ServedView, open_view
+from segmint.pipeline.engine.annotate.app import ServedView, open_view
+from segmint.pipeline.engine.annotate.decoder import Embeddings
 from tests.support.annotating import options
 from tests.support.locations import location_of
 

@@ -8,11 +8,10 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from segmint.pipeline.corrections.imports.files import ImportFormat
-from segmint.pipeline.corrections.imports.imports import ImportRequest, import_masks
-from segmint.pipeline.corrections.imports.merge import ImportMode
-from segmint.pipeline.corrections.merge.run import merge_submissions
-from segmint.pipeline.engine.annotate.server import open_view
+from segmint.pipeline.corrections.import_merge import ImportMode
+from segmint.pipeline.corrections.imports import ImportFormat, ImportRequest, import_masks
+from segmint.pipeline.corrections.merge import merge_submissions
+from segmint.pipeline.engine.annotate.app import open_view
 from tests.support.annotating import Annotators, draft, options
 from tests.support.described_rows import rectangle_mask
 from tests.support.locations import location_of

@@ -11,16 +11,16 @@ import pytest
 from PIL import Image
 from starlette.testclient import TestClient
 
-from segmint.catalogs.dataset.annotations.submissions import read_submissions
 from segmint.catalogs.dataset.manifest import read_dataset_id
-from segmint.infra.assets.resolve import resolve
+from segmint.catalogs.dataset.submissions import read_submissions
+from segmint.infra.assets import resolve
 from segmint.infra.device import resolve_compute
 from segmint.model.automatic.rle import Rle, decode, encode
 from segmint.model.sam.predictor import Embedding, Predictor
 from segmint.operators.images import decode_jpeg
 from segmint.operators.segment.models import load_model
-from segmint.pipeline.engine.annotate.clicks.cleaning import clean_mask
-from segmint.pipeline.engine.annotate.server import ServedView
+from segmint.pipeline.engine.annotate.app import ServedView
+from segmint.pipeline.engine.annotate.drawing import clean_mask
 from tests.support.annotating import Annotators, click, draft, saved_files
 from tests.support.locations import location_of
 from tests.support.viewed import image_rows, mask_rows

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
-from segmint.catalogs.dataset.annotations.submissions import MOST_BYTES, read_submissions
+from segmint.catalogs.dataset.submissions import MOST_BYTES, read_submissions
 from segmint.catalogs.dataset.tombstones import RemovedImage, TakedownRequest, Tombstone, put_tombstone
 from segmint.model.automatic.rle import encode
-from segmint.pipeline.engine.annotate.clicks.embeddings import Embeddings
+from segmint.pipeline.engine.annotate.app import ServedView, open_view
+from segmint.pipeline.engine.annotate.decoder import Embeddings
 from segmint.pipeline.engine.annotate.requests import PROMPT_BYTES, SMALL_BYTES
-from segmint.pipeline.engine.annotate.server import ServedView, open_view
 from tests.support.annotating import ORIGIN, WRITE, Annotators, click, draft, options, saved_files
 from tests.support.locations import location_of
 

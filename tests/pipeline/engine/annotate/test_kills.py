@@ -12,8 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
-from segmint.catalogs.dataset.annotations.names import list_submissions
-from segmint.catalogs.dataset.annotations.submissions import read_submissions
+from segmint.catalogs.dataset.submissions import list_submissions, read_submissions
 from tests.support.annotating import acting_as, annotate_process, draft
 from tests.support.described_rows import rectangle_mask
 from tests.support.locations import location_of

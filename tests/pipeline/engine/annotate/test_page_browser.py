@@ -11,11 +11,11 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco
 
-from segmint.catalogs.dataset.annotations.submissions import read_submissions
 from segmint.catalogs.dataset.reader import Dataset
+from segmint.catalogs.dataset.submissions import read_submissions
 from segmint.model.automatic.rle import Rle, decode, encode
 from segmint.operators.overlay import cut_out
-from segmint.pipeline.engine.annotate.clicks.cleaning import clean_mask
+from segmint.pipeline.engine.annotate.drawing import clean_mask
 from tests.support.annotated_pages import (
     AnnotationServer,
     answered,

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from segmint.catalogs.dataset.annotations.submissions import Submission, read_submissions
-from segmint.pipeline.corrections.merge.run import merge_submissions
+from segmint.catalogs.dataset.submissions import Submission, read_submissions
+from segmint.pipeline.corrections.merge import merge_submissions
 from tests.support.annotated_pages import (
     AnnotationServer,
     answered,

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from segmint.catalogs.dataset.annotations.submissions import put_submission
 from segmint.catalogs.dataset.manifest import load_manifest
+from segmint.catalogs.dataset.submissions import put_submission
 from segmint.infra.errors import UsageError
-from segmint.pipeline.corrections.merge.run import merge_submissions
+from segmint.pipeline.corrections.merge import merge_submissions
 from segmint.pipeline.engine.annotate.queue import Queue, QueueOptions, make_queue
-from segmint.pipeline.quality.statistics.open_tables import open_tables
-from segmint.pipeline.quality.study.sample import sample_study
+from segmint.pipeline.engine.study.sample import sample_study
+from segmint.pipeline.quality.statistics.masks import open_tables
 from tests.support.locations import location_of
 from tests.support.protocol import DatasetPath, two_shards
 from tests.support.submissions import answer_to, new_mask

@@ -14,11 +14,11 @@ import torch
 from pycocotools import mask as coco
 from torch import Tensor, nn
 
-from segmint.catalogs.dataset.annotations.submissions import read_submissions
 from segmint.catalogs.dataset.manifest import load_manifest
+from segmint.catalogs.dataset.submissions import read_submissions
 from segmint.operators.images import decode_jpeg
-from segmint.pipeline.engine.annotate.clicks.prefill import SAME_IOU, mask_settings, prefill
-from segmint.pipeline.engine.annotate.server import ServedView, open_view
+from segmint.pipeline.engine.annotate.app import ServedView, open_view
+from segmint.pipeline.engine.annotate.prefill import SAME_IOU, mask_settings, prefill
 from tests.support.annotated_pages import serving
 from tests.support.annotating import Annotators, draft, options
 from tests.support.browser import serious_violations, watch

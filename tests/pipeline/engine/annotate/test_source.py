@@ -11,7 +11,7 @@ from segmint.catalogs.dataset.tombstones import RemovedImage, TakedownRequest, T
 from segmint.model.automatic.rle import encode
 from segmint.operators.images import decode_jpeg
 from segmint.pipeline.corrections.redact import redact
-from segmint.pipeline.engine.annotate.server import ServedView
+from segmint.pipeline.engine.annotate.app import ServedView
 from tests.support.annotating import Annotators, click
 from tests.support.locations import location_of
 

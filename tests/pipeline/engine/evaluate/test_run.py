@@ -4,11 +4,10 @@ import pyarrow as pa
 import pytest
 
 from segmint.infra.storage.storage import Storage
-from segmint.pipeline.building.dataset import cpu_actors
+from segmint.pipeline.building import first_numerics
 from segmint.pipeline.config.config import ResourcesConfig
-from segmint.pipeline.engine.evaluate.measure import EvaluateTask, PartResult
-from segmint.pipeline.engine.evaluate.run import RunOptions, run_measure
-from segmint.pipeline.engine.evaluate.setup import TruthOptions, open_truths
+from segmint.pipeline.engine.evaluate.result import EvaluateTask, PartResult
+from segmint.pipeline.engine.evaluate.run import RunOptions, TruthOptions, open_truths, run_measure
 from segmint.pipeline.engine.evaluate.truth import Truth
 from tests.pipeline.engine.evaluate.test_truth import coco_file, drawn_by_people, save
 from tests.support.area_measure import AreaMeasure
@@ -60,7 +59,7 @@ def test_a_bug_of_a_measure_costs_its_image(truths: list[Truth]) -> None:
 @pytest.mark.ray
 @pytest.mark.usefixtures("local_ray")
 def test_rays_actors_give_the_same_in_the_same_order(truths: list[Truth], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpu_actors, "actors_that_fit", lambda *_: 2)
+    monkeypatch.setattr(first_numerics, "actors_that_fit", lambda *_: 2)
     task = EvaluateTask(AreaMeasure(), (), "cpu", "fp32")
     here = together(list(run_measure(task, truths, RunOptions(ray=False))))
     there = together(list(run_measure(task, truths, RunOptions(ray=True, resources=ResourcesConfig()))))

@@ -11,10 +11,10 @@ from PIL import Image
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.storage import Storage
 from segmint.operators.annotations.image import encode_mask
-from segmint.operators.decoding import JpegDecoder
-from segmint.pipeline.engine.evaluate.kinds import TruthSelection
+from segmint.operators.evaluate.settings import TruthSelection
+from segmint.operators.images import JpegDecoder
 from segmint.pipeline.engine.evaluate.result import EvaluationSubject
-from segmint.pipeline.engine.evaluate.setup import TruthOptions, open_truths
+from segmint.pipeline.engine.evaluate.run import TruthOptions, open_truths
 from segmint.pipeline.engine.evaluate.truth import Decoders, Truth, TruthImage, UnreadableTruthError
 from tests.support.committed import masks, row_of, write_dataset
 from tests.support.locations import location_of

@@ -18,9 +18,9 @@ from segmint.infra.errors import UsageError
 from segmint.model.detectors.torchscript import TorchScriptDetector
 from segmint.model.training.objects import ObjectImage
 from segmint.pipeline.engine.train import objects
-from segmint.pipeline.engine.train.checkpoints import put_checkpoint
-from segmint.pipeline.engine.train.data.images import TrainingDataset
+from segmint.pipeline.engine.train.images import TrainingDataset
 from segmint.pipeline.engine.train.objects import OBJECTS, run_objects
+from segmint.pipeline.engine.train.record import put_checkpoint
 from segmint.pipeline.engine.train.settings import TrainConfig, load_train_config
 from segmint.pipeline.engine.train.trainer import TrainingError
 from tests.support.locations import location_of

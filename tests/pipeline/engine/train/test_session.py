@@ -8,12 +8,10 @@ import torch
 
 from segmint.catalogs.lineage import TrainingRound
 from segmint.infra.device import Compute
-from segmint.pipeline.engine.train.checkpoints import CHECKPOINTS, list_checkpoints
-from segmint.pipeline.engine.train.evaluation import Evaluation
-from segmint.pipeline.engine.train.record import TrainingRunRecord
+from segmint.pipeline.engine.train.record import CHECKPOINTS, TrainingRunRecord, list_checkpoints
 from segmint.pipeline.engine.train.session import LoopEnd, LoopHooks, TrainingSession, best_of, is_over, run_steps
 from segmint.pipeline.engine.train.settings import DatasetKeys, TrainConfig
-from segmint.pipeline.engine.train.trainer import StepResult
+from segmint.pipeline.engine.train.trainer import Evaluation, StepResult
 from tests.support.locations import location_of
 
 

@@ -7,9 +7,15 @@ import pytest
 
 from segmint.infra.errors import UsageError
 from segmint.model.training.recipe import FINETUNE, MASK_MAKING, PAPER
-from segmint.pipeline.engine.train.presets import recipe_of, with_preset
 from segmint.pipeline.engine.train.run import check_layers
-from segmint.pipeline.engine.train.settings import RUNTIME_KEYS, TrainConfig, identity_keys, load_train_config
+from segmint.pipeline.engine.train.settings import (
+    RUNTIME_KEYS,
+    TrainConfig,
+    identity_keys,
+    load_train_config,
+    recipe_of,
+    with_preset,
+)
 
 GOOD = "datasets: [{uri: data/street}]\noutput: out\n"
 

@@ -11,16 +11,19 @@ import torch
 from torch import Tensor
 
 from segmint.catalogs.dataset.manifest import dataset_keys
-from segmint.catalogs.dataset.training_cache import EMBEDDINGS
+from segmint.catalogs.dataset.outputs import EMBEDDINGS
 from segmint.infra.device import Compute
-from segmint.model.sam.load import load_sam
-from segmint.model.sam.sam import Sam
-from segmint.pipeline.engine.train.data.cache import EmbeddingCache
-from segmint.pipeline.engine.train.data.draws import DrawSequence
-from segmint.pipeline.engine.train.data.reading import TrainingImageReader
-from segmint.pipeline.engine.train.embedding import FrozenEncoder, cache_key, encoder_hash
+from segmint.model.sam.load import Sam, load_sam
+from segmint.pipeline.engine.train.images import DrawSequence
+from segmint.pipeline.engine.train.reading import (
+    EmbeddingCache,
+    FrozenEncoder,
+    TrainingImageReader,
+    WorkerRank,
+    cache_key,
+    encoder_hash,
+)
 from segmint.pipeline.engine.train.trainer import Trainer, TrainingError
-from segmint.pipeline.engine.train.world import WorkerRank
 from tests.support.locations import location_of
 from tests.support.trained import DatasetInputs, find
 

@@ -21,9 +21,7 @@ from segmint.operators.prepare.release import ReleaseConfig, release
 from segmint.pipeline.config.config import load_config
 from segmint.pipeline.corrections.redact import redact
 from segmint.pipeline.quality.audit.audit import AuditOptions, audit_dataset
-from segmint.pipeline.quality.audit.result import AuditReport, Duplicates
-from segmint.pipeline.quality.audit.result_json import from_json, to_dict, to_json
-from segmint.pipeline.quality.audit.result_text import result_lines
+from segmint.pipeline.quality.audit.result import AuditReport, Duplicates, from_json, result_lines, to_dict, to_json
 from segmint.pipeline.quality.report.report import write_report
 from tests.support.bombs import jpeg_saying
 from tests.support.builds import digests, photograph

@@ -30,19 +30,17 @@ from segmint.infra.storage.errors import StorageFaultError, UnavailableError
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.retry import RetryPolicy
 from segmint.infra.storage.storage import Storage
-from segmint.operators.audit.detectors import DetectorSpec
+from segmint.operators.audit.privacy import DetectorSpec
 from segmint.operators.prepare.release import ReleaseConfig, release
 from segmint.pipeline.commands.cli import app
 from segmint.pipeline.config.config import ResourcesConfig
 from segmint.pipeline.quality.audit import by_ray as audit_ray
 from segmint.pipeline.quality.audit.audit import AuditOptions, audit_dataset
 from segmint.pipeline.quality.audit.by_ray import AuditShards, audit_by_ray
-from segmint.pipeline.quality.audit.content import ContentPlan
+from segmint.pipeline.quality.audit.content import ContentPlan, FileSettings, ShardPlan
 from segmint.pipeline.quality.audit.integrity import audit_integrity
 from segmint.pipeline.quality.audit.privacy import SearchPlan
-from segmint.pipeline.quality.audit.result import AuditReport
-from segmint.pipeline.quality.audit.result_text import result_lines
-from segmint.pipeline.quality.audit.shard import FileSettings, ShardPlan
+from segmint.pipeline.quality.audit.result import AuditReport, result_lines
 from segmint.pipeline.quality.audit.workers import AuditTask
 from tests.support.builds import ROOT, digests, photograph
 from tests.support.committed_shard import CommittedShard

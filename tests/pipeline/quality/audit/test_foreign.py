@@ -13,9 +13,7 @@ from segmint.infra.errors import UsageError
 from segmint.pipeline.export.export import ExportOptions, export_dataset
 from segmint.pipeline.export.formats import Format
 from segmint.pipeline.quality.audit.audit import AuditOptions, audit_dataset
-from segmint.pipeline.quality.audit.result import AuditReport
-from segmint.pipeline.quality.audit.result_json import from_json, to_json
-from segmint.pipeline.quality.audit.result_text import result_lines
+from segmint.pipeline.quality.audit.result import AuditReport, from_json, result_lines, to_json
 from tests.support.foreign_data import loosen
 from tests.support.foreign_layouts import (
     coco_document,

@@ -22,8 +22,7 @@ from segmint.infra.storage.storage import Storage
 from segmint.pipeline.corrections.takedown import takedown
 from segmint.pipeline.quality.audit import integrity
 from segmint.pipeline.quality.audit.integrity import audit_integrity, sampled
-from segmint.pipeline.quality.audit.result import AuditReport
-from segmint.pipeline.quality.audit.result_text import result_lines
+from segmint.pipeline.quality.audit.result import AuditReport, result_lines
 from tests.support.builds import digests
 from tests.support.committed_shard import CommittedShard
 from tests.support.locations import location_of

@@ -19,23 +19,21 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from segmint.catalogs.dataset.annotations.ratings import Rating, put_rating
-from segmint.catalogs.dataset.annotations.submissions import put_submission
 from segmint.catalogs.dataset.manifest import load_manifest
+from segmint.catalogs.dataset.ratings import Rating, put_rating
 from segmint.catalogs.dataset.reading.torch_dataset import open_dataset
+from segmint.catalogs.dataset.submissions import put_submission
 from segmint.catalogs.dataset.tombstones import RemovedImage, TakedownRequest, Tombstone, put_tombstone
-from segmint.catalogs.dataset.versions.record import put_version
+from segmint.catalogs.dataset.versions import put_version
 from segmint.catalogs.findings import AREAS, Code
 from segmint.catalogs.layout import DATA_KINDS, config_sha256, data_path
-from segmint.catalogs.parquet import table_bytes
-from segmint.catalogs.schema import NORMALIZED
+from segmint.catalogs.parquet import NORMALIZED, table_bytes
 from segmint.operators.prepare.release import ReleaseConfig, release
-from segmint.pipeline.corrections.merge.run import merge_submissions
+from segmint.pipeline.corrections.merge import merge_submissions
 from segmint.pipeline.corrections.takedown import takedown
 from segmint.pipeline.quality.audit.audit import AuditOptions, audit_dataset
 from segmint.pipeline.quality.audit.integrity import audit_integrity
-from segmint.pipeline.quality.audit.result import AuditReport
-from segmint.pipeline.quality.audit.result_text import result_lines
+from segmint.pipeline.quality.audit.result import AuditReport, result_lines
 from tests.support.bombs import hostile_tar
 from tests.support.builds import photograph
 from tests.support.committed_shard import CommittedShard, change_manifest, write_commit
@@ -833,7 +831,7 @@ FOREIGN = (  # of data that segmint did not write
 
 def test_every_code_has_a_fault() -> None:
     # Two decoders that disagree are no damage: see the test of `operators/audit/masks.py`. A mask that traces a region,
-    # and agrees with its image's row in all else, is in that of `operators/audit/origins.py`.
+    # and agrees with its image's row in all else, is in that of `operators/audit/submissions.py`.
     planted = {parameter.values[1] for parameter in DAMAGES}
     asked_for = Code.NOT_COMMITTED  # by `--complete`: see the test of the command
     assert planted == set(Code) - {Code.MASK_PIXELS, Code.REDACTION_ARTIFACT, Code.STILL_DETECTED, asked_for, *FOREIGN}

@@ -16,22 +16,27 @@ from PIL import Image
 from segmint.catalogs.dataset.manifest import load_manifest
 from segmint.catalogs.findings import Code, FindingLocation
 from segmint.catalogs.layout import config_sha256
-from segmint.infra.assets.cache import sha256_of
+from segmint.infra.assets import sha256_of
 from segmint.infra.errors import UsageError
 from segmint.model.detectors.cascade import SMALLEST
 from segmint.model.detectors.detection import Kind
-from segmint.operators.audit.detectors import DetectorSpec
-from segmint.operators.audit.isolated import IsolatedDetector
-from segmint.operators.audit.privacy import RemainingDetection
+from segmint.operators.audit.privacy import DetectorSpec, IsolatedDetector, RemainingDetection
 from segmint.operators.images import decode_jpeg
 from segmint.operators.prepare.deidentify import DeidentifyConfig, PlatesConfig, build_detectors
 from segmint.operators.prepare.release import ReleaseConfig, release
 from segmint.pipeline.corrections.redact import redact
 from segmint.pipeline.quality.audit.audit import AuditOptions, audit_dataset
 from segmint.pipeline.quality.audit.privacy import PrivacySummary, SearchResult
-from segmint.pipeline.quality.audit.result import AuditReport, DetectorAgreement, UnsearchedImages
-from segmint.pipeline.quality.audit.result_json import from_json, to_dict, to_json
-from segmint.pipeline.quality.audit.result_text import SMALLEST_FACE, result_lines
+from segmint.pipeline.quality.audit.result import (
+    SMALLEST_FACE,
+    AuditReport,
+    DetectorAgreement,
+    UnsearchedImages,
+    from_json,
+    result_lines,
+    to_dict,
+    to_json,
+)
 from segmint.pipeline.quality.statistics.values import json_value
 from tests.support.builds import photograph
 from tests.support.committed_shard import CommittedShard, change_manifest
@@ -63,7 +68,7 @@ def loaded_once() -> Iterator[None]:
         return known[key]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("segmint.operators.audit.detectors.IsolatedDetector", shared)
+        patch.setattr("segmint.operators.audit.privacy.IsolatedDetector", shared)
         yield
     for detector in known.values():
         detector.close()

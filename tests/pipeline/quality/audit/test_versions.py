@@ -4,15 +4,14 @@ from collections.abc import Iterator
 
 import pytest
 
+from segmint.catalogs.dataset.commits import write_shards_index
 from segmint.catalogs.dataset.manifest import load_manifest
-from segmint.catalogs.dataset.shards_index import write_shards_index
-from segmint.catalogs.dataset.versions.record import VersionName, name_now, put_version
+from segmint.catalogs.dataset.versions import VersionName, name_now, put_version
 from segmint.catalogs.findings import Code
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
 from segmint.pipeline.quality.audit.integrity import audit_integrity
-from segmint.pipeline.quality.audit.result_json import from_json, to_json
-from segmint.pipeline.quality.audit.result_text import result_lines
+from segmint.pipeline.quality.audit.result import from_json, result_lines, to_json
 from segmint.pipeline.quality.audit.versions import audit_index, audit_version
 from tests.support.protocol import DatasetPath, two_shards, write
 

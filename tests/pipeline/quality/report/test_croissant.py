@@ -8,10 +8,10 @@ from pathlib import Path
 import mlcroissant
 import pytest
 
+from segmint.catalogs.dataset.digest import current_digest
 from segmint.catalogs.dataset.manifest import ModelTerms
-from segmint.catalogs.dataset.versions.digest import current_digest
-from segmint.infra.assets.known import ASSETS
-from segmint.operators.schemas import IMAGES, MASKS
+from segmint.infra.assets import ASSETS
+from segmint.operators.rows import IMAGES, MASKS
 from segmint.pipeline.quality.report.croissant import croissant_json
 from segmint.pipeline.quality.report.facts import Facts
 from segmint.pipeline.quality.statistics.values import Statistics

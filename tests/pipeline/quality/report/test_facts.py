@@ -7,7 +7,7 @@ from pathlib import Path
 from segmint.infra.storage.storage import Storage
 from segmint.pipeline.quality.report.croissant import croissant_json
 from segmint.pipeline.quality.report.facts import CreditFact, DetectorFact, RedactedRegions, gather_facts
-from segmint.pipeline.quality.statistics.open_tables import open_tables
+from segmint.pipeline.quality.statistics.masks import open_tables
 from tests.support.locations import location_of
 from tests.support.reported import ATTRIBUTION
 

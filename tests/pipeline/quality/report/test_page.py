@@ -6,18 +6,18 @@ from typing import Any
 import pytest
 
 from segmint.catalogs.findings import Code, Findings
+from segmint.pipeline.quality.report.comparison import ReportImage
 from segmint.pipeline.quality.report.facts import Facts
-from segmint.pipeline.quality.report.findings import groups_of
 from segmint.pipeline.quality.report.page import (
-    AREAS,
+    ORDERED_AREAS,
     ReportImages,
     VerdictLine,
     groups_and_paper,
+    groups_of,
     leading_aspect,
     remarks_of,
     verdict_of,
 )
-from segmint.pipeline.quality.report.samples import ReportImage
 from segmint.pipeline.quality.statistics.statistics import geography
 from segmint.pipeline.quality.statistics.values import Cleanup
 from tests.support.statistics import audit_of, statistics_of
@@ -52,7 +52,7 @@ def test_the_top_says_what_is_left_of_takedowns_and_which_licenses_are_noncommer
 
     def line(name: str, **known: Any) -> VerdictLine:
         audit = audit_of(**known)
-        groups = {area: groups_of(audit.findings, area) for area in AREAS}
+        groups = {area: groups_of(audit.findings, area) for area in ORDERED_AREAS}
         return next(each for each in verdict_of(audit, statistics_of(), facts, groups).areas if each.name == name)
 
     text = "2 images taken down. Exports and other copies weren't checked."

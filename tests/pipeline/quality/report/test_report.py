@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from segmint.catalogs.dataset.versions.digest import current_digest
+from segmint.catalogs.dataset.digest import current_digest
 from segmint.catalogs.layout import is_known
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
@@ -20,9 +20,9 @@ from segmint.infra.storage.storage import Storage
 from segmint.infra.uris import base_name
 from segmint.pipeline.corrections.redact import redact
 from segmint.pipeline.quality.audit.integrity import audit_integrity
-from segmint.pipeline.quality.audit.result_json import read_audit, to_json
+from segmint.pipeline.quality.audit.result import read_audit, to_json
 from segmint.pipeline.quality.report.report import REUSED, path_to_dataset, pictures_of, statistics_of, write_report
-from segmint.pipeline.quality.statistics.open_tables import open_tables
+from segmint.pipeline.quality.statistics.masks import open_tables
 from segmint.pipeline.quality.statistics.statistics import compute_statistics
 from tests.support.builds import digests
 from tests.support.everything import upload

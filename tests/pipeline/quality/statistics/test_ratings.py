@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from segmint.catalogs.dataset.annotations.ratings import HIGHEST, LOWEST, put_rating
-from segmint.pipeline.quality.statistics.open_tables import open_tables
+from segmint.catalogs.dataset.ratings import HIGHEST, LOWEST, put_rating
+from segmint.pipeline.quality.statistics.masks import open_tables
 from segmint.pipeline.quality.statistics.ratings import RatedMask, measure_ratings, summarize
 from tests.support.locations import location_of
 from tests.support.rated import counts_by_mask, rating_of

@@ -12,9 +12,9 @@ from shapely import MultiPoint
 from skimage.measure import regionprops
 
 from segmint.catalogs.dataset.reading.torch_dataset import open_dataset
-from segmint.operators.schemas import FUNNEL_STEPS
-from segmint.pipeline.quality.report.charts import charts_of
-from segmint.pipeline.quality.statistics.open_tables import open_tables
+from segmint.operators.rows import FUNNEL_STEPS
+from segmint.pipeline.quality.report.plots import charts_of
+from segmint.pipeline.quality.statistics.masks import open_tables
 from segmint.pipeline.quality.statistics.statistics import compute_statistics, geography, masks_per_image
 from segmint.pipeline.quality.statistics.values import (
     BinImages,

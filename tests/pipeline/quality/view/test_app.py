@@ -11,8 +11,7 @@ import pytest
 from PIL import Image
 from starlette.testclient import TestClient
 
-from segmint.pipeline.quality.view.app import ASSETS, make_app, open_viewer
-from segmint.pipeline.quality.view.guard import SessionKeys
+from segmint.pipeline.quality.view.app import ASSETS, SessionKeys, make_app, open_viewer
 from segmint.pipeline.serving import responses
 from tests.support.locations import location_of
 from tests.support.viewed import HOSTILE, image_rows, mask_rows, reject_rows, vary, write_audit

@@ -14,7 +14,7 @@ from segmint.catalogs.findings import Code, Finding, Findings
 from segmint.catalogs.layout import DamagedDatasetError, data_path
 from segmint.infra.errors import UsageError
 from segmint.infra.scratch import ScratchFolder
-from segmint.operators.schemas import IMAGES, MASKS, REJECTS
+from segmint.operators.rows import IMAGES, MASKS, REJECTS
 from segmint.pipeline.quality.audit.result import PrivacyResult, UnredactedRegion
 from segmint.pipeline.quality.statistics.values import NearDuplicates, Outlier, SimilarMasks
 from segmint.pipeline.quality.view.index import (

@@ -15,9 +15,8 @@ from segmint.infra.storage.storage import Storage
 from segmint.pipeline.corrections.takedown import takedown
 from segmint.pipeline.quality.audit.audit import audit_dataset
 from segmint.pipeline.quality.audit.integrity import audit_integrity
-from segmint.pipeline.quality.audit.result_json import to_json
-from segmint.pipeline.quality.view.app import make_app, open_viewer, serve
-from segmint.pipeline.quality.view.guard import SessionKeys
+from segmint.pipeline.quality.audit.result import to_json
+from segmint.pipeline.quality.view.app import SessionKeys, make_app, open_viewer, serve
 from tests.support.bombs import jpeg_saying
 from tests.support.everything import upload
 from tests.support.foreign_data import Document, loosen, pack

@@ -1,1 +1,0 @@
-"""Submissions, assignments, leases, and ratings that annotators leave in a dataset."""

@@ -1,1 +1,0 @@
-"""The digest of a dataset, recorded versions, and signatures."""

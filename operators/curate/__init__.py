@@ -1,1 +1,0 @@
-"""Quality measures, scorers, and image hashes that a curation computes per image."""

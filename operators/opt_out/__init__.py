@@ -1,1 +1,0 @@
-"""Reader of opt-outs from text and data mining in an image's metadata."""

@@ -1,1 +1,0 @@
-"""Create, open, pin, and grow a dataset."""

@@ -1,1 +1,0 @@
-"""`segmint plan`: estimate the time, storage, and cost of a build."""

@@ -1,1 +1,0 @@
-"""`segmint status`: the progress of one or more builds."""

@@ -1,1 +1,0 @@
-"""Commands that create a catalog or a dataset."""

@@ -1,1 +1,0 @@
-"""Options, output, and exit codes that the commands share."""

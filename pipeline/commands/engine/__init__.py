@@ -1,1 +1,0 @@
-"""Commands of the data engine: annotate, train, and evaluate."""

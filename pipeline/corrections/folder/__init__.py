@@ -1,1 +1,0 @@
-"""Correction of the masks in a folder of photographs, through a working dataset."""

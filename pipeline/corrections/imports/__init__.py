@@ -1,1 +1,0 @@
-"""`segmint import`: add masks from a file or another dataset."""

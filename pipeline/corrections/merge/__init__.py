@@ -1,1 +1,0 @@
-"""`segmint merge`: write annotators' submissions into the tables."""

@@ -1,1 +1,0 @@
-"""Masks for annotators' clicks: the predictor thread, embeddings, and drawing."""

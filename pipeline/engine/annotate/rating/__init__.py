@@ -1,1 +1,0 @@
-"""`segmint annotate --stage rate`: blind ratings of masks."""

@@ -1,1 +1,0 @@
-"""Zero-shot edge detection (SAM paper, Section 7.2)."""

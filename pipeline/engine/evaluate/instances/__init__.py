@@ -1,1 +1,0 @@
-"""Zero-shot instance segmentation (SAM paper, Section 7.4)."""

@@ -1,1 +1,0 @@
-"""Zero-shot single-point segmentation (SAM paper, Section 7.1)."""

@@ -1,1 +1,0 @@
-"""Zero-shot object proposals (SAM paper, Section 7.3)."""

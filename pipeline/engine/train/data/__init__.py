@@ -1,1 +1,0 @@
-"""Training images, splits, draws, and the embedding cache."""

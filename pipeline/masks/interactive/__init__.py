@@ -1,1 +1,0 @@
-"""Python API for single images: `MaskGenerator` and `Predictor`."""

@@ -1,1 +1,0 @@
-"""`segmint audit --evidence`: a record of an audit that others can verify without segmint."""

@@ -1,1 +1,0 @@
-"""`segmint study` for faces and plates that redaction missed."""

@@ -1,1 +1,0 @@
-"""`segmint verify`, `sign`, and `diff`."""

@@ -1,0 +1,104 @@
+"""The disclosure: facts that commits and tables record, and named gaps for what only the owner can know."""
+
+import re
+from dataclasses import replace
+from datetime import date
+from pathlib import Path
+
+import duckdb
+import pytest
+
+from segmint.catalogs.dataset.commits import CommitLog
+from segmint.catalogs.dataset.manifest import ModelTerms
+from segmint.pipeline.quality.audit.result import AssertedLicense, Licenses
+from segmint.pipeline.quality.report.croissant import disclosure_markdown
+from segmint.pipeline.quality.report.facts import DOMAINS, Facts
+from segmint.pipeline.quality.statistics.values import Statistics
+from tests.support.locations import location_of
+from tests.support.reported import SCRIPT
+from tests.support.statistics import audit_of
+
+EU = ("1.1", "1.2", "1.3", "2.1", "2.2", "2.3", "2.4", "2.5", "2.6", "3.1", "3.2", "3.3")
+"""Sections of the Commission's template (annex to C(2025) 5235)."""
+
+
+def row(page: str, name: str) -> str:
+    """The second cell of the row that starts with `name`."""
+    return re.search(rf"^\| {re.escape(name)}[^|]*\| (.*) \|$", page, flags=re.MULTILINE)[1]
+
+
+def test_every_field_of_both_documents_is_there(report_folder: Path) -> None:
+    page = (report_folder / "disclosure.md").read_text(encoding="utf-8")
+    assert tuple(dict.fromkeys(re.findall(r"^\| ([123]\.\d) ", page, flags=re.MULTILINE))) == EU
+    assert re.findall(r"^\| \((\d+)\) ", page, flags=re.MULTILINE) == [str(n) for n in range(1, 13)]
+    for only_the_owner_knows in ("1.1", "1.2", "2.1", "2.4", "(2)", "(8)", "(11)"):
+        assert "**To be written**" in row(page, only_the_owner_knows)
+    assert page.count("This page is not legal advice.") == 1
+    assert "None" not in page
+
+
+def test_the_numbers_are_those_of_the_commits(small_dataset: Path, built_report: Path) -> None:
+    page = (built_report / "disclosure.md").read_text(encoding="utf-8")
+    commits = list(CommitLog(location_of(small_dataset)).read_all())
+    images, masks = (sum(commit.counts[name] for commit in commits) for name in ("images", "masks"))
+    assert row(page, "(3)") == f"{images} images with {masks:,} masks"
+    assert row(page, "1.3 Modality") == f"Image, less than 1 million images ({images})"
+    rejected = {name: number for commit in commits for name, number in commit.counts.items() if "rejected:" in name}
+    assert rejected
+    for reason, number in rejected.items():
+        assert row(page, reason.removeprefix("rejected:").replace("_", "\\_")) == str(number)
+    assert "forbids training were rejected: 0 rows" in page
+
+
+def test_text_of_the_data_cannot_become_markup(report_folder: Path) -> None:
+    page = (report_folder / "disclosure.md").read_text(encoding="utf-8")
+    assert SCRIPT not in page
+    assert "trained on &lt;script&gt;" in page
+    assert "| Acme \\$tock\\$ pictures | 6 |" in page
+    assert "DE 2, IN 1, KE 1, US 1; unknown for 1 image" in page
+    assert "found 1 detection outside the redacted regions" in page
+    assert "Whether opt-outs were respected: not recorded." in page
+
+
+def test_who_asserted_licenses_and_terms_of_models_are_stated(reported_facts: tuple[Statistics, Facts]) -> None:
+    statistics, facts = reported_facts
+    asserted = (AssertedLicense("CC-BY-4.0", "zoe, 2026-11-02", 5),)
+    audit = audit_of(licenses=Licenses(date(2026, 11, 20), (), (), 0, 0, 0, asserted))
+    build = replace(facts.build, model=ModelTerms(license="MIT", terms="no <weapons>"), respects_opt_out=False)
+    facts = replace(
+        facts,
+        build=build,
+        licenses=(("CC0-1.0", 4), ("CC-BY-4.0", 2)),
+        domains=(("example.org", 5),),
+        domains_total=12,
+    )
+    page = disclosure_markdown(audit, replace(statistics, rejected_by_reason={"refused_by_list": 3}), facts)
+    assert "| CC-BY-4.0 | zoe, 2026-11-02 | 5 |\n\nAll other licenses are those of the catalog." in page
+    assert "License of the model: MIT; terms: no &lt;weapons&gt;." in page
+    assert "4 images are marked as in the public domain" in page
+    assert "regardless of opt-outs in their metadata" in page
+    assert "3 rows were refused by lists." in page
+    assert "| example.org | 5 |\n\nThese are the 1 most frequent of 12 domains." in page
+    assert "Who asserted the licenses wasn't audited." in disclosure_markdown(audit_of(), statistics, facts)
+
+
+def test_domains_are_those_of_web_pages() -> None:
+    pages = (
+        "https://a.org/x",
+        "HTTP://me:secret@A.org:8/y",
+        "s3://b/z",
+        "no page",
+        None,
+        "",
+        "https://c.de?q",
+        "http://",
+    )
+    with duckdb.connect() as connection:
+        connection.execute("CREATE TABLE images AS SELECT unnest($1::VARCHAR[]) AS source_url", [pages])
+        assert connection.execute(DOMAINS).fetchall() == [("a.org", 2, 2), ("c.de", 1, 2)]
+
+
+def test_other_data_has_no_disclosure(reported_facts: tuple[Statistics, Facts]) -> None:
+    statistics, facts = reported_facts
+    with pytest.raises(ValueError, match="has none"):
+        disclosure_markdown(audit_of(), statistics, replace(facts, manifest=None))
