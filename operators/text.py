@@ -45,7 +45,7 @@ _LARGEST = 4096
 In panoramas, an unreduced crop would take gigabytes.
 """
 
-_MEAN = (123, 117, 104)  # CLIP's mean color, which is zero after its normalization
+_MEAN_COLOR = (123, 117, 104)  # CLIP's mean color, which is zero after its normalization
 
 
 def crop_mask(image: Pixels, mask: Row, side: int) -> tuple[Pixels, NDArray[np.bool_]]:
@@ -70,7 +70,7 @@ def crop_mask(image: Pixels, mask: Row, side: int) -> tuple[Pixels, NDArray[np.b
         before, length = (before[0] // factor, before[1] // factor), math.ceil(length / factor)
     after = (length - part.shape[0] - before[0], length - part.shape[1] - before[1])
     around = (before[0], after[0], before[1], after[1])
-    square = cv2.copyMakeBorder(part, *around, cv2.BORDER_CONSTANT, value=_MEAN)
+    square = cv2.copyMakeBorder(part, *around, cv2.BORDER_CONSTANT, value=_MEAN_COLOR)
     owned = cv2.copyMakeBorder(own, *around, cv2.BORDER_CONSTANT, value=0)
     method = cv2.INTER_AREA if length >= side else cv2.INTER_CUBIC
     crop = cv2.resize(square, (side, side), interpolation=method)
@@ -83,7 +83,7 @@ PACKAGES = ("transformers", "tokenizers", "safetensors")
 
 _CONFIG, _TOKENIZER = "config.json", "tokenizer.json"
 _NORMALIZATION = ("preprocessor_config.json", "processor_config.json")
-_CLIP_MEAN, _STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # OpenAI's CLIP
+_MEANS, _DEVIATIONS = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # OpenAI's CLIP
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ class ClipFolder:
         try:
             mean, std = (
                 [float(value) for value in settings.get(key, default)]
-                for key, default in (("image_mean", _CLIP_MEAN), ("image_std", _STD))
+                for key, default in (("image_mean", _MEANS), ("image_std", _DEVIATIONS))
             )
         except (AttributeError, TypeError, ValueError):
             mean = std = []

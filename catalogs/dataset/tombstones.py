@@ -40,7 +40,7 @@ FINGERPRINTS = "fingerprints"
 
 _SHA256 = r"^[0-9a-f]{64}$"
 _MOST_READ = 10_000
-_READ: dict[tuple[str, int, datetime], "ShardFingerprints"] = {}  # by URI, size, and time
+_READ_FINGERPRINTS: dict[tuple[str, int, datetime], "ShardFingerprints"] = {}  # by URI, size, and time
 
 
 class Fingerprint(Frozen):
@@ -226,11 +226,11 @@ def _generations(dataset: Location, shard: int, *, ever: bool = False) -> list[i
 def _cached(dataset: Location, entry: ObjectInfo) -> ShardFingerprints:
     file = dataset / FINGERPRINTS / entry.name
     key = file.uri, entry.size, entry.modified
-    if key not in _READ:
-        if len(_READ) >= _MOST_READ:
-            _READ.clear()
-        _READ[key] = _parse(dataset, entry.name, file.read())
-    return _READ[key]
+    if key not in _READ_FINGERPRINTS:
+        if len(_READ_FINGERPRINTS) >= _MOST_READ:
+            _READ_FINGERPRINTS.clear()
+        _READ_FINGERPRINTS[key] = _parse(dataset, entry.name, file.read())
+    return _READ_FINGERPRINTS[key]
 
 
 def _parse(dataset: Location, name: str, data: bytes) -> ShardFingerprints:
@@ -264,7 +264,7 @@ _ODD_URI = r"(?:^|[^:/])/\./|(?:^|/)\.\.?(?:/|$)|[^:]//|^/*//|/$|^[Ff][Ii][Ll][E
 """Pattern that matches each URI that isn't in its plain form, and also a few others."""
 
 
-_TOMBSTONES_READ: dict[tuple[str, int, datetime], "Tombstone"] = {}  # by URI, size and time
+_READ_TOMBSTONES: dict[tuple[str, int, datetime], "Tombstone"] = {}  # by URI, size and time
 
 
 class RemovedImage(Frozen):
@@ -333,11 +333,11 @@ def read_tombstones(dataset: Location) -> list[Tombstone]:
     def read(entry: ObjectInfo) -> Tombstone:
         file = dataset / TOMBSTONES / entry.name
         key = file.uri, entry.size, entry.modified
-        if key not in _TOMBSTONES_READ:
-            if len(_TOMBSTONES_READ) >= _MOST_READ:
-                _TOMBSTONES_READ.clear()
-            _TOMBSTONES_READ[key] = _read_tombstone(dataset, entry.name)
-        return _TOMBSTONES_READ[key]
+        if key not in _READ_TOMBSTONES:
+            if len(_READ_TOMBSTONES) >= _MOST_READ:
+                _READ_TOMBSTONES.clear()
+            _READ_TOMBSTONES[key] = _read_tombstone(dataset, entry.name)
+        return _READ_TOMBSTONES[key]
 
     return [read(entry) for entry in list_tombstones(dataset)]
 

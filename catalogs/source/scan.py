@@ -57,7 +57,7 @@ from segmint.infra.uris import (
 
 SIDECAR_ENDINGS = (".json", ".license")
 
-_SIDECAR_BYTES = 8 << 20  # WebDataset's JSON may contain more than a catalog's columns, such as SA-1B's masks
+_JSON_BYTES = 8 << 20  # WebDataset's JSON may contain more than a catalog's columns, such as SA-1B's masks
 _PIECE = 4 << 20
 
 Columns = dict[str, Any]
@@ -150,8 +150,8 @@ def _sidecar(
 
     A tar may contain other JSON files.
     """
-    if not is_plain_file(member) or member.size > _SIDECAR_BYTES:
-        return UsageError(f"{where}: a link, a sparse file, or over {_SIDECAR_BYTES:,} bytes; expected a plain file")
+    if not is_plain_file(member) or member.size > _JSON_BYTES:
+        return UsageError(f"{where}: a link, a sparse file, or over {_JSON_BYTES:,} bytes; expected a plain file")
     data = reader.read(member)
     try:
         return parse(where, data)
@@ -178,7 +178,7 @@ def _check_end(stream: BinaryIO, end: int) -> None:
             raise BadTarError(f"bytes follow its end marker at byte {end:,}, so it's several tars in one file")
 
 
-_SCAN_SIDECAR_BYTES = 1 << 20
+_SIDECAR_BYTES = 1 << 20
 _NAMED_ALIKE_BYTES = 64 << 20  # other tools put images into such files
 _THREADS = 16
 _READ_AHEAD = 64  # images and tars; the index of a tar with 10,000 images takes a few megabytes
@@ -450,7 +450,7 @@ def _without_missing(row: Mapping[str, Any]) -> dict[str, Any]:
 def _sidecars(base: Location, image: _ScannedImage) -> Iterator[Columns]:
     """Yield the columns in the sidecars that begin with the image's whole name; later ones override earlier ones."""
     for name in sorted(image.sidecars, key=str.lower, reverse=True):  # .license, then .json
-        yield _parse(str(base / name), (base / name).read(max_bytes=_SCAN_SIDECAR_BYTES))
+        yield _parse(str(base / name), (base / name).read(max_bytes=_SIDECAR_BYTES))
 
 
 def _named_alike(base: Location, image: _ScannedImage) -> Columns:

@@ -371,7 +371,7 @@ def decode_photograph(data: bytes) -> Pixels:
     can start.
     """
     if recognize(data, ANY_SIZE.decoded) != "HEIC":
-        return _photographs_decode(data)
+        return _decode_whole(data)
     return _started().run(data)
 
 
@@ -385,8 +385,8 @@ def _started() -> Children[Pixels]:
 
 
 def _decoder() -> Worker[Pixels]:
-    return _photographs_decode
+    return _decode_whole
 
 
-def _photographs_decode(data: bytes) -> Pixels:
+def _decode_whole(data: bytes) -> Pixels:
     return ingest(data, ANY_SIZE).image

@@ -507,7 +507,7 @@ def _leaves(tree: Any, above: Key = ()) -> Iterator[tuple[dict[Any, Any], Key]]:
             yield tree, (*above, key)
 
 
-_TEMPLATE_TEXT = """\
+_TEMPLATE = """\
 # segmint configuration. A commented-out key shows its default. To change it, remove the # before it and before the key
 # that it is indented under. docs/configuration.md describes all keys. segmint checks this file before it starts
 # anything and reports each problem with its line.
@@ -574,15 +574,15 @@ license:
 
 def template(name: str, catalog: str, output: str, licenses: Sequence[str]) -> str:
     """Return a configuration as YAML text. Comments list all other keys with their defaults."""
-    return _TEMPLATE_TEXT.format(
-        name=_template_line("name", name),
-        catalog=_template_line("catalog", catalog),
-        output=_template_line("output", output),
-        licenses=_template_line("allow", list(licenses)),
+    return _TEMPLATE.format(
+        name=_entry("name", name),
+        catalog=_entry("catalog", catalog),
+        output=_entry("output", output),
+        licenses=_entry("allow", list(licenses)),
     )
 
 
-def _template_line(key: str, value: Any) -> str:
+def _entry(key: str, value: Any) -> str:
     import yaml  # imported here, so that the command line's help doesn't import YAML
 
     text: str = yaml.safe_dump(value, default_flow_style=True, width=10_000, allow_unicode=True)

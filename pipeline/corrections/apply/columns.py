@@ -386,7 +386,7 @@ class LabelList(RevisionList):
 
 def list_labels(dataset: Location, stage: StageSpec | None) -> LabelList:
     """List the changes that `label` would make. Raises the same errors as `label` before it changes anything."""
-    return _label_plan(DatasetHandle.open(dataset), stage)[0]
+    return _plan_labels(DatasetHandle.open(dataset), stage)[0]
 
 
 def label(
@@ -410,7 +410,7 @@ def label(
     Raises `UsageError` if the dataset has no images, and `StageContractError` if a worker can't start the same stage.
     """
     handle = begin(dataset)
-    listed, total = _label_plan(handle, stage)
+    listed, total = _plan_labels(handle, stage)
     if stage is None:
         committed = frozenset(handle.commits.committed())
         plan = RevisionPlan(listed, committed, without_model_labels, dict(total.inspected))
@@ -449,7 +449,7 @@ def without_model_labels(_: Commit, rows: Sequence[Row]) -> Sequence[Row]:
     return [{**row, **empty} if is_of_model(row["label_source"]) else row for row in rows]
 
 
-def _label_plan(dataset: DatasetHandle, stage: StageSpec | None) -> tuple[LabelList, ApplyCounts]:
+def _plan_labels(dataset: DatasetHandle, stage: StageSpec | None) -> tuple[LabelList, ApplyCounts]:
     if stage is not None and not dataset.with_images:
         raise UsageError(f"{dataset} only contains annotations, so there are no images to label")
     total = look_at_all(dataset, ApplyCounts(), partial(_count, dataset.location, stage))

@@ -519,7 +519,7 @@ def _add(
             )
 
 
-_RESULT_PAIRS = 20
+_MOST_PAIRS = 20
 """Maximum number of pairs of groups to print on a terminal."""
 
 KINDS = {"iou": "the model's choice", "oracle": "the best of three"}
@@ -654,14 +654,14 @@ class PointsResult:
         for mean in self.groups:
             size = self.sizes[mean.group]
             yield f"  {self.measured(mean)}, {mean.group}: {percent(mean.mean, mean.interval)} ({size})"
-        for pair in self.nearest_pairs(_RESULT_PAIRS):
+        for pair in self.nearest_pairs(_MOST_PAIRS):
             first, second = self.sizes[pair.first], self.sizes[pair.second]
             yield (
                 f"  {self.measured(pair)}, {pair.first} minus {pair.second} ({first} and {second}): "
                 f"{100 * pair.difference:+.1f}, {p_value(pair.p)}, corrected {p_value(pair.holm)}"
             )
-        if len(self.pairs) > _RESULT_PAIRS:
-            yield f"  and {len(self.pairs) - _RESULT_PAIRS:,} more pairs, all with a higher p"
+        if len(self.pairs) > _MOST_PAIRS:
+            yield f"  and {len(self.pairs) - _MOST_PAIRS:,} more pairs, all with a higher p"
 
 
 def _line(name: str, cells: list[str]) -> str:

@@ -181,7 +181,7 @@ LISTED = 100
 """Maximum number of skipped items to list per reason; the rest are only counted."""
 
 _IMAGES = ["id", "width", "height", "source_sha256"]
-_MASKS = ["id", "annotation_id", "area"]
+_MASK_COLUMNS = ["id", "annotation_id", "area"]
 
 
 @dataclass(frozen=True)
@@ -387,7 +387,7 @@ class _ShardTables:
 
 def _tables(dataset: Location, commit: Commit) -> _ShardTables:
     images = _read_columns(dataset / commit.file("images").path, _IMAGES)
-    return _ShardTables(images, _read_columns(dataset / commit.file("masks").path, _MASKS, "source"))
+    return _ShardTables(images, _read_columns(dataset / commit.file("masks").path, _MASK_COLUMNS, "source"))
 
 
 def _read_columns(file: Location, columns: Sequence[str], added: str | None = None) -> pa.Table:
@@ -498,7 +498,7 @@ _PREFERRED: tuple[MaskChoice, ...] = ("human", "all", "automatic")
 _BLOCK = 4096
 """Number of draws per block. The entries of a block are drawn together."""
 
-_ENTRY, _ORDER, _DRAWS_MASKS, _FIXED, _JITTER = 1, 2, 3, 4, 5  # what a random number is for
+_ENTRY, _ORDER, _MASKS, _FIXED, _JITTER = 1, 2, 3, 4, 5  # what a random number is for
 
 
 @dataclass(frozen=True)
@@ -599,7 +599,7 @@ class DrawSequence:
         return low + (high - low) * scale, top, left
 
     def _masks(self, image: int, place: int, count: int) -> NDArray[np.int64]:
-        return choose_masks(self._images.masks_of(image), count, _key(self._seed, _DRAWS_MASKS, place))
+        return choose_masks(self._images.masks_of(image), count, _key(self._seed, _MASKS, place))
 
 
 def fixed_draws(
