@@ -68,6 +68,11 @@ class FileEntry:
     size: int
     sha256: str
 
+    @property
+    def kind(self) -> str:
+        """Name of the folder that contains the file."""
+        return self.path.partition("/")[0]
+
 
 @dataclass(frozen=True)
 class Commit:

@@ -52,11 +52,6 @@ class Damage:
     entry: FileEntry
     found: str
 
-    @property
-    def kind(self) -> str:
-        """Name of the folder that contains the file."""
-        return self.entry.path.partition("/")[0]
-
     def line(self) -> str:
         """Return a one-line description of the damage for messages."""
         return f"{self.entry.path}: {self.entry.size} bytes, SHA-256 {self.entry.sha256[:12]}… expected; {self.found}"
@@ -87,7 +82,7 @@ def restore_from_rest(dataset: DatasetHandle, commit: Commit, damages: Sequence[
     Raises `DamagedDatasetError` if another command has replaced the generation in the meantime. The caller should then
     check the new generation.
     """
-    damaged = {damage.kind for damage in damages}
+    damaged = {damage.entry.kind for damage in damages}
     try:
         rows = _rows_of_rest(dataset.location, commit, damaged)
         files = build_files_of(dataset, rows)
@@ -105,7 +100,7 @@ def lost_annotations(dataset: Location, commit: Commit, damages: Sequence[Damage
 
     Labels, prompts, and other annotation data exist only in the masks table, so no other file can restore them.
     """
-    lost = [damage.entry.path for damage in damages if damage.kind == "masks"]
+    lost = [damage.entry.path for damage in damages if damage.entry.kind == "masks"]
     if not lost:
         return ""
     try:
@@ -163,10 +158,10 @@ def _put_back(
 
     Raises `DamagedDatasetError` if the commit was replaced in the meantime. Files that were put are then deleted.
     """
-    built = {entry.path.partition("/")[0]: (entry, data) for entry, data in named_files(commit.shard, files)}
+    built = {entry.kind: (entry, data) for entry, data in named_files(commit.shard, files)}
     other = []
     for damage in damages:
-        entry, _ = built[damage.kind]
+        entry, _ = built[damage.entry.kind]
         if entry != damage.entry:
             other.append(
                 f"{damage.entry.path}: the rebuilt file has {entry.size} bytes, SHA-256 {entry.sha256[:12]}…; "
@@ -175,7 +170,7 @@ def _put_back(
     if (
         damages
         and not other
-        and not put_again(dataset, commit, [built[each.kind] for each in damages], after_commit=after_commit)
+        and not put_again(dataset, commit, [built[each.entry.kind] for each in damages], after_commit=after_commit)
     ):
         raise _replaced(commit)
     return other

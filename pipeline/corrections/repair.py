@@ -339,7 +339,8 @@ def repair_shard(shard: int, task: RepairTask) -> ShardRepair:
         lines, paths = tuple(each.line() for each in damages), tuple(each.entry.path for each in damages)
         if restore_from_rest(task.dataset, held.commit, damages):
             return ShardRepair(shard, lines, paths)
-        applied = held.commit.generation > 1 and not {each.kind for each in damages}.isdisjoint(("images", "masks"))
+        kinds = {each.entry.kind for each in damages}
+        applied = held.commit.generation > 1 and not kinds.isdisjoint(("images", "masks"))
         not_repaired = lost_annotations(task.dataset.location, held.commit, damages) or (
             f"the rest of the shard isn't enough to restore {', '.join(paths)}. To rebuild it, pass the build's "
             "configuration with --config."

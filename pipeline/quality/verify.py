@@ -12,7 +12,6 @@ from segmint.catalogs.dataset.commits import (
     Commit,
     CommitLog,
     CommitSums,
-    FileEntry,
     ListedCommit,
     blocks_of,
     index_problem,
@@ -393,23 +392,14 @@ def _wrong_commit(commit: Commit, path: str, data: bytes, shard: int, generation
         yield f"{path}: contains the commit of shard {commit.shard}, generation {commit.generation}"
     if commit.to_json() != data:
         yield f"{path}: not in the canonical form of commits"
-    expected = {kind: data_path(kind, shard, entry.sha256) for kind, entry in _by_kind(commit).items()}
-    if sorted(expected) != sorted(DATA_KINDS) or len(commit.files) != len(DATA_KINDS):
+    by_kind = {entry.kind: entry for entry in commit.files if entry.kind in DATA_KINDS}
+    if len(by_kind) != len(DATA_KINDS) or len(commit.files) != len(DATA_KINDS):
         named = ", ".join(entry.path for entry in commit.files) or "no file"
         yield f"{path}: names {named}, expected a file in each of {', '.join(DATA_KINDS)}"
-    for kind, entry in _by_kind(commit).items():
-        if entry.path != expected[kind]:
-            yield f"{path}: names {entry.path!r}, expected {expected[kind]}"
-
-
-def _by_kind(commit: Commit) -> dict[str, FileEntry]:
-    """Return the files that a commit names, by folder. Files in unknown folders are left out."""
-    found = {}
-    for entry in commit.files:
-        kind = entry.path.partition("/")[0]
-        if kind in DATA_KINDS:
-            found[kind] = entry
-    return found
+    for kind, entry in by_kind.items():
+        expected = data_path(kind, shard, entry.sha256)
+        if entry.path != expected:
+            yield f"{path}: names {entry.path!r}, expected {expected}"
 
 
 def _compare(reading: _VerifyState, version: Version) -> None:

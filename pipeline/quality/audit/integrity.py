@@ -167,14 +167,14 @@ def audit_commit(data: bytes, shard: int, generation: int, manifest: DatasetMani
 
 def _wrong_files(commit: Commit) -> tuple[str, str] | None:
     """Find the first problem with the files that a commit names, as (expected, found). Return None if there is none."""
-    kinds = sorted(entry.path.partition("/")[0] for entry in commit.files)
+    kinds = sorted(entry.kind for entry in commit.files)
     if kinds != sorted(DATA_KINDS):
         return f"one file in each of {', '.join(sorted(DATA_KINDS))}", f"files in {', '.join(kinds) or 'no folder'}"
     for entry in commit.files:
         if not _SHA256.fullmatch(entry.sha256) or entry.size < 0:
             return f"size and SHA-256 of {entry.path}", f"{entry.size} and {entry.sha256!r}"
         named = parse_data_path(entry.path)
-        right = data_path(entry.path.partition("/")[0], commit.shard, entry.sha256)
+        right = data_path(entry.kind, commit.shard, entry.sha256)
         if named is None or entry.path != right:
             return f"the path {right}", entry.path
     return None
@@ -293,11 +293,11 @@ def _audit_named(
             if _is_replaced(dataset, commit.shard, commit.generation):
                 continue
             findings.add(place.finding(Code.MISSING_FILE, f"{entry.size} bytes", "no such file"))
-            bad.add(entry.path.partition("/")[0])
+            bad.add(entry.kind)
             continue
         if size != entry.size:
             findings.add(place.finding(Code.FILE_SIZE, f"{entry.size} bytes", size))
-            bad.add(entry.path.partition("/")[0])
+            bad.add(entry.kind)
     return frozenset(bad)
 
 

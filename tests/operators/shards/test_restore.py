@@ -72,7 +72,7 @@ def test_every_damage_is_found_and_reported(dataset: Path, kind: str, change: Sp
     assert find_damage(location_of(dataset), commit) == []
     spoil(dataset, commit, kind, change)
     (damage,) = find_damage(location_of(dataset), commit)
-    assert (damage.kind, damage.entry) == (kind, commit.file(kind))
+    assert (damage.entry.kind, damage.entry) == (kind, commit.file(kind))
     size = f"{(dataset / damage.entry.path).stat().st_size} bytes" if change else "no such file"
     assert damage.line().startswith(f"{damage.entry.path}: {damage.entry.size} bytes, SHA-256 ")
     assert size in damage.line().partition("expected; ")[2]
