@@ -11,7 +11,6 @@ Boxes of a COCO file or YOLO labels as the column `prompts` of a catalog: `segmi
 
 import hashlib
 import json
-import math
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,7 +25,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import ray.data
 import ray.exceptions
 
 from segmint.catalogs.parquet import ROW_GROUP_ROWS, SOURCE, RowGroupWriter
@@ -37,7 +35,7 @@ from segmint.catalogs.source.sampling import WholeCatalog
 from segmint.infra.errors import SegmintError, UnfinishedError, UsageError, last_line
 from segmint.infra.log import get_logger
 from segmint.infra.progress import Progress
-from segmint.infra.ray_session import RETRIES, Cluster, ray_session
+from segmint.infra.ray_session import Cluster, ray_session
 from segmint.infra.scratch import ScratchFolder
 from segmint.infra.stopping import check_stopping
 from segmint.infra.storage.errors import NotFoundError
@@ -69,7 +67,7 @@ from segmint.operators.curate import (
 )
 from segmint.pipeline.building.decide import CurationDecision, ImageFeatures, decide, read_features
 from segmint.pipeline.building.execution.accounting import resumable
-from segmint.pipeline.building.execution.stage_watch import watched
+from segmint.pipeline.building.execution.actors import map_tables
 from segmint.pipeline.config.config import Config, ResourcesConfig
 
 
@@ -196,29 +194,17 @@ def inspect_window(
 ) -> None:
     """Inspect the parts that begin with these ordinals, and add the results to `looked`."""
     tables = list(part_tables(source, window))
-    workers = min(len(tables), cluster.most_workers)
-    results = ray.data.from_arrow(tables).map_batches(
-        InspectImages,
-        fn_constructor_args=(task,),
-        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=workers, initial_size=workers),
-        batch_size=None,
-        batch_format="pyarrow",
-        num_cpus=1,
-        max_restarts=RETRIES,
-        max_task_retries=RETRIES,
-    )
-    with watched(progress, len(tables), math.inf, stages=STAGES):
-        for done in results.iter_batches(batch_size=None, batch_format="pyarrow"):
-            for each in done.to_pylist():
-                if each["fault"] is not None:
-                    looked.faults[each["first"]] = each["fault"]
-                    if each["suspect"]:
-                        looked.died.add(each["first"])
-                    continue
-                looked.parts += 1
-                looked.bytes += each["bytes"]
+    for done in map_tables(InspectImages, (task,), tables, cluster.most_workers, progress, STAGES):
+        for each in done.to_pylist():
+            if each["fault"] is not None:
+                looked.faults[each["first"]] = each["fault"]
                 if each["suspect"]:
-                    looked.suspects.add(each["first"])
+                    looked.died.add(each["first"])
+                continue
+            looked.parts += 1
+            looked.bytes += each["bytes"]
+            if each["suspect"]:
+                looked.suspects.add(each["first"])
 
 
 def part_tables(source: NormalizedRows, window: Sequence[int]) -> Iterator[object]:

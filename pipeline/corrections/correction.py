@@ -16,6 +16,7 @@ Revision that updates committed images to the catalog's credits, for `segmint am
 """
 
 import os
+from collections import deque
 from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -58,8 +59,9 @@ from segmint.catalogs.layout import (
 )
 from segmint.catalogs.parquet import AMENDABLE
 from segmint.infra.assets import sha256_of
-from segmint.infra.errors import UsageError
+from segmint.infra.errors import UnfinishedError, UsageError, last_line
 from segmint.infra.progress import track
+from segmint.infra.ray_session import RETRIES, ray_session
 from segmint.infra.stopping import map_ahead
 from segmint.infra.storage.errors import NotFoundError, StorageFaultError
 from segmint.infra.storage.location import Location
@@ -83,6 +85,9 @@ from segmint.pipeline.config.config import LOCAL, ResourcesConfig
 
 RAY_FROM_SHARDS = 200
 """Minimum number of shards for which a revision uses Ray, because Ray takes about ten seconds to start."""
+
+TASKS_PER_CORE = 2
+"""Number of Ray tasks per core that are submitted. The others wait in this process."""
 
 _THREADS = 16
 
@@ -191,12 +196,41 @@ def each_shard(
     Use Ray for at least `ray_from` shards if it is installed, and threads for fewer. A single thread is this one.
     """
     if len(shards) >= ray_from and find_spec("ray") is not None:
-        from segmint.pipeline.corrections.by_ray import correct_by_ray  # Ray takes a second to import
-
-        return correct_by_ray(correct_one, shards, resources)
+        return _each_by_ray(correct_one, shards, resources)
     if threads == 1:
         return map(correct_one, shards)
     return map_ahead(correct_one, shards, threads, 2 * threads, "correct")
+
+
+def _each_by_ray(
+    correct_one: Callable[[int], Result], shards: Sequence[int], resources: ResourcesConfig
+) -> Iterator[Result]:
+    """Yield `correct_one(shard)` for each shard, in order, on a cluster or a temporary local Ray.
+
+    Ray runs the function in other processes and on other machines. Raises `UnfinishedError` if a shard can't be
+    corrected or Ray fails; repeating the correction completes the work.
+    """
+    import ray.exceptions
+
+    with ray_session(resources.address, object_store_memory=resources.object_store_memory) as cluster:
+        correct: Any = ray.remote(num_cpus=1, max_retries=RETRIES)(_correct)
+        function = ray.put(correct_one)
+        submitted: deque[Any] = deque()
+        try:
+            for shard in shards:
+                submitted.append(correct.remote(function, shard))
+                if len(submitted) > TASKS_PER_CORE * cluster.most_workers:
+                    yield ray.get(submitted.popleft())
+            while submitted:
+                yield ray.get(submitted.popleft())
+        except ray.exceptions.RayError as error:
+            raise UnfinishedError(
+                f"the correction isn't finished: {last_line(error)}. Finished work is kept. Repeat the command."
+            ) from error
+
+
+def _correct(correct_one: Callable[[int], Any], shard: int) -> Any:
+    return correct_one(shard)
 
 
 def clean_up(

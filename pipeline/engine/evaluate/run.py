@@ -6,8 +6,6 @@ Run of a measure, which collects its rows as they arrive and describes the evalu
 """
 
 import heapq
-import math
-import pickle
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
@@ -22,7 +20,7 @@ import pyarrow as pa
 from segmint.catalogs.layout import MANIFEST
 from segmint.catalogs.lineage import lineage_of
 from segmint.infra.device import resolve_compute
-from segmint.infra.errors import SegmintError, UnfinishedError, UsageError, last_line
+from segmint.infra.errors import SegmintError, UsageError
 from segmint.infra.log import get_logger
 from segmint.infra.progress import Progress
 from segmint.infra.stopping import map_ahead
@@ -35,6 +33,7 @@ from segmint.operators.evaluate.settings import TruthSelection
 from segmint.operators.images import JpegDecoder
 from segmint.operators.rows import Row
 from segmint.operators.segment.models import load_model
+from segmint.pipeline.building.execution.actors import ItemActor, item_results, item_tables, map_tables
 from segmint.pipeline.config.config import ResourcesConfig
 from segmint.pipeline.engine.evaluate.result import (
     EvaluatedWeights,
@@ -66,8 +65,6 @@ RAY_IMAGES = 500
 
 WINDOW_PARTS = 2_000
 """Maximum number of parts per Ray Data execution. It limits how many are in the driver's memory."""
-
-_PART, _RESULT = (pa.schema([pa.field(name, pa.large_binary())]) for name in ("part", "result"))
 
 _THREADS, _AHEAD = 2, 3  # threads that prefetch, and images that they prefetch, within a part
 
@@ -219,23 +216,18 @@ def _is_lost_device(error: Exception) -> bool:
     return isinstance(error, torch.AcceleratorError) and not isinstance(error, torch.cuda.OutOfMemoryError)
 
 
-class EvaluateParts:
-    """Ray Data actor that measures pickled parts. For each part, it returns a pickled `PartResult` or error."""
+class EvaluateParts(ItemActor):
+    """Ray Data actor that measures numbered parts."""
+
+    raised = SegmintError
 
     def __init__(self, task: EvaluateTask, names: Sequence[str]) -> None:
         self._task = task
         self._names = names
 
-    def __call__(self, parts: pa.Table) -> pa.Table:
-        """Measure the parts of a block."""
-        results = [self._measure(pickle.loads(part)) for part in parts.column("part").to_pylist()]
-        return pa.table([results], schema=_RESULT)
-
-    def _measure(self, part: _NumberedPart) -> bytes:
-        try:
-            return pickle.dumps(self._evaluator.measure(part.truth, part.part))
-        except SegmintError as error:  # the driver raises this error
-            return pickle.dumps(error)
+    def handle(self, item: _NumberedPart) -> PartResult:
+        """Measure a part."""
+        return self._evaluator.measure(item.truth, item.part)
 
     @cached_property
     def _evaluator(self) -> Evaluator:
@@ -250,7 +242,6 @@ def _by_ray(
     task: EvaluateTask, names: Sequence[str], parts: Sequence[_NumberedPart], resources: ResourcesConfig
 ) -> Iterator[PartResult]:
     import ray.data  # noqa: F401 - before the session, which quiets the logger that this import sets up
-    import ray.exceptions
 
     from segmint.infra.ray_session import ray_session
     from segmint.pipeline.building.first_numerics import actors_that_fit
@@ -271,51 +262,11 @@ def _by_ray(
         progress.stage("evaluate", sum(part.images for _, part in parts))
         done = 0
         while window := list(islice(waiting, WINDOW_PARTS)):
-            try:
-                for numbered, result in zip(
-                    window, _window(task, names, window, workers, bool(gpus), progress), strict=True
-                ):
-                    done += numbered.part.images
-                    progress.update("evaluate", done)
-                    yield result
-            except ray.exceptions.RayError as error:
-                raise UnfinishedError(f"Ray failed before the evaluation finished: {last_line(error)}") from error
-
-
-def _window(
-    task: EvaluateTask,
-    names: Sequence[str],
-    window: list[_NumberedPart],
-    workers: int,
-    on_gpu: bool,
-    progress: Progress,
-) -> Iterator[PartResult]:
-    import ray.data
-
-    from segmint.infra.ray_session import RETRIES
-    from segmint.pipeline.building.execution.stage_watch import watched
-
-    blocks = [pa.table([[pickle.dumps(part)]], schema=_PART) for part in window]
-    workers = min(len(window), workers)
-    results = ray.data.from_arrow(blocks).map_batches(
-        EvaluateParts,
-        fn_constructor_args=(task, list(names)),
-        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=workers, initial_size=workers),
-        batch_size=None,
-        batch_format="pyarrow",
-        udf_modifying_row_count=False,
-        num_cpus=1,
-        num_gpus=1 if on_gpu else None,
-        max_restarts=RETRIES,
-        max_task_retries=RETRIES,
-    )
-    with watched(progress, len(window), math.inf, stages={}) as watch:  # images are counted as results arrive
-        for table in results.iter_batches(batch_size=None, batch_format="pyarrow"):
-            watch.moved()
-            for data in table.column("result").to_pylist():
-                result = pickle.loads(data)
-                if isinstance(result, Exception):
-                    raise result
+            arguments, num_gpus = (task, list(names)), 1 if gpus else None
+            tables = map_tables(EvaluateParts, arguments, item_tables(window), workers, progress, {}, num_gpus)
+            for numbered, result in zip(window, item_results(tables, "evaluation"), strict=True):
+                done += numbered.part.images  # images are counted as results arrive
+                progress.update("evaluate", done)
                 yield result
 
 

@@ -69,7 +69,7 @@ from segmint.pipeline.quality.audit.versions import (
     audit_version,
     takedowns_without_version,
 )
-from segmint.pipeline.quality.audit.workers import AuditTask, ShardAuditor, audit_in_threads
+from segmint.pipeline.quality.audit.workers import AuditTask, ShardAuditor, audit_by_ray, audit_in_threads
 
 _THREADS = 16
 _READ_AHEAD = 512
@@ -484,8 +484,6 @@ def _results(
             "Ray isn't installed, so this large dataset is audited in threads", install="pip install 'segmint[build]'"
         )
     elif by_ray:
-        from segmint.pipeline.quality.audit.by_ray import audit_by_ray  # importing Ray takes a second
-
         return audit_by_ray(task, plans, resources)
     return audit_in_threads(ShardAuditor(task, None if content is None else content.looks), plans)
 

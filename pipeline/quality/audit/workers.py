@@ -1,20 +1,29 @@
-"""Audit of shards in the threads of one process, with the state that they share."""
+"""Audit of shards in the threads of one process, or with Ray Data in one actor per core. Results are in shard order."""
 
+import socket
 import threading
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import islice
 
 import pyarrow as pa
 
-from segmint.catalogs.dataset.manifest import CatalogPart, DatasetManifest
+from segmint.catalogs.dataset.manifest import CatalogPart, DatasetManifest, manifest_generations
 from segmint.catalogs.dataset.tombstones import NO_NAMES, RemovedNames
 from segmint.catalogs.parquet import NORMALIZED
 from segmint.catalogs.source.files import read_rows
+from segmint.infra.errors import UsageError
+from segmint.infra.progress import Progress
+from segmint.infra.ray_session import ray_session
 from segmint.infra.stopping import map_ahead
 from segmint.infra.storage.location import Location
+from segmint.infra.uris import absolute
 from segmint.operators.images import JpegDecoder
 from segmint.operators.rows import Row
+from segmint.pipeline.building.execution.actors import ItemActor, item_results, item_tables, map_tables
+from segmint.pipeline.config.config import ResourcesConfig
 from segmint.pipeline.quality.audit.content import (
     ContentChecker,
     ContentPlan,
@@ -102,3 +111,59 @@ def audit_in_threads(auditor: ShardAuditor, plans: Iterable[ShardPlan]) -> Gener
         closing(map_ahead(auditor.audit, plans, SHARDS_AT_ONCE, SHARDS_AT_ONCE + 1, "audit")) as done,
     ):
         yield from done
+
+
+WINDOW_SHARDS = 2_000
+"""Number of shards per Ray Data execution. It limits how many plans the driver holds in memory."""
+
+WORKERS_PER_GPU = 4
+"""Number of workers per GPU. Each one loads its own detectors there, but spends most of its time reading shards."""
+
+STAGES = {"AuditShards": "audit"}
+"""Names of stages in the progress display, by a part of Ray Data's operator name."""
+
+
+class AuditShards(ItemActor):
+    """Ray Data actor that audits the shards of `ShardPlan`s."""
+
+    def __init__(self, task: AuditTask) -> None:
+        self._task = task
+
+    def handle(self, item: ShardPlan) -> ShardAuditResult:
+        """Audit a shard."""
+        return self._auditor.audit(item)
+
+    @cached_property
+    def _auditor(self) -> ShardAuditor:
+        task = self._task
+        if not manifest_generations(task.dataset):
+            raise UsageError(
+                f"{task.dataset} isn't accessible from {socket.gethostname()}, a node of the Ray cluster. "
+                "Put the dataset where all nodes can read it, or set resources.address: local"
+            )
+        return ShardAuditor(task, None if task.content is None else task.content.load())
+
+
+def audit_by_ray(
+    task: AuditTask, plans: Iterable[ShardPlan], resources: ResourcesConfig
+) -> Generator[ShardAuditResult, None, None]:
+    """Audit shards with Ray and yield the results in the order of the plans. Joins a running cluster or starts one.
+
+    Raises any exception that the audit of a shard raises, and `UnfinishedError` if Ray itself fails.
+    """
+    import ray.data  # noqa: F401 - before the session, which quiets the logger that this import sets up
+
+    dataset = replace(task.dataset, uri=absolute(task.dataset.uri))  # actors have a different working directory
+    task = replace(task, dataset=dataset)
+    waiting = iter(plans)
+    with ray_session(resources.address, object_store_memory=resources.object_store_memory) as cluster:
+        workers, num_gpus = cluster.most_workers, None
+        if task.content is not None and task.content.on_gpu:
+            if not cluster.gpus:
+                raise UsageError("--device cuda was requested, but Ray found no GPU. Use --device cpu")
+            workers, num_gpus = min(workers, int(cluster.gpus * WORKERS_PER_GPU)), 1 / WORKERS_PER_GPU
+        while window := list(islice(waiting, WINDOW_SHARDS)):
+            with Progress() as progress:
+                tables = item_tables(window)
+                done = map_tables(AuditShards, (task,), tables, workers, progress, STAGES, num_gpus)
+                yield from item_results(done, "audit")

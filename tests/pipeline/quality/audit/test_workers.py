@@ -32,16 +32,16 @@ from segmint.infra.storage.retry import RetryPolicy
 from segmint.infra.storage.storage import Storage
 from segmint.operators.audit.privacy import DetectorSpec
 from segmint.operators.prepare.release import ReleaseConfig, release
+from segmint.pipeline.building.execution import actors
 from segmint.pipeline.commands.cli import app
 from segmint.pipeline.config.config import ResourcesConfig
-from segmint.pipeline.quality.audit import by_ray as audit_ray
+from segmint.pipeline.quality.audit import workers
 from segmint.pipeline.quality.audit.audit import AuditOptions, audit_dataset
-from segmint.pipeline.quality.audit.by_ray import AuditShards, audit_by_ray
 from segmint.pipeline.quality.audit.content import ContentPlan, FileSettings, ShardPlan
 from segmint.pipeline.quality.audit.integrity import audit_integrity
 from segmint.pipeline.quality.audit.privacy import SearchPlan
 from segmint.pipeline.quality.audit.result import AuditReport, result_lines
-from segmint.pipeline.quality.audit.workers import AuditTask
+from segmint.pipeline.quality.audit.workers import AuditShards, AuditTask, audit_by_ray
 from tests.support.builds import ROOT, digests, photograph
 from tests.support.committed_shard import CommittedShard
 from tests.support.everything import upload
@@ -61,7 +61,7 @@ BY_RAY, IN_THREADS = 0, 1 << 60
 def running_ray(s3_server: S3Server) -> Iterator[None]:
     """A Ray whose workers have the S3 server's credentials; most audits start one of them, for each takes seconds."""
     with ray_session("local", object_store_memory=200_000_000), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(audit_ray, "ray_session", one_cpu)
+        patch.setattr(workers, "ray_session", one_cpu)
         yield
 
 
@@ -89,7 +89,7 @@ def other_area(taken: CommittedShard) -> None:
 def test_a_whole_dataset_that_was_named_relatively_is_whole_either_way(
     small_dataset: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(audit_ray, "ray_session", ray_session)  # a worker for each of the three shards
+    monkeypatch.setattr(workers, "ray_session", ray_session)  # a worker for each of the three shards
     monkeypatch.chdir(small_dataset.parent)
     named = Path(small_dataset.name)
     threads, by_ray = (audit(named, ray_from, privacy_sample=0) for ray_from in (IN_THREADS, BY_RAY))
@@ -125,7 +125,7 @@ def test_the_command_says_the_same_of_a_damaged_catalog_in_windows(
     flip(dataset / first_part(dataset).path)
     command = ["audit", str(dataset), "--json", "--integrity-only"]
     threads = CliRunner().invoke(app, command)
-    monkeypatch.setattr(audit_ray, "WINDOW_SHARDS", 2)  # one after another
+    monkeypatch.setattr(workers, "WINDOW_SHARDS", 2)  # one after another
     monkeypatch.setattr(segmint.pipeline.quality.audit.integrity, "RAY_FROM_MASKS", BY_RAY)
     by_ray = CliRunner().invoke(app, command)
     assert (by_ray.exit_code, by_ray.stdout) == (threads.exit_code, threads.stdout)
@@ -169,7 +169,7 @@ def test_the_command_says_the_same(small_dataset: Path, monkeypatch: pytest.Monk
 WAITING = """
 import os, time
 from pathlib import Path
-import segmint.pipeline.quality.audit.integrity, segmint.pipeline.quality.audit.by_ray
+import segmint.pipeline.quality.audit.integrity, segmint.pipeline.quality.audit.workers
 from segmint.pipeline.commands.cli import main
 
 class Waiting:
@@ -181,7 +181,7 @@ class Waiting:
         time.sleep(3600)
 
 segmint.pipeline.quality.audit.integrity.RAY_FROM_MASKS = 0
-segmint.pipeline.quality.audit.by_ray.AuditShards = Waiting
+segmint.pipeline.quality.audit.workers.AuditShards = Waiting
 main()
 """
 
@@ -226,8 +226,8 @@ def plan_of(dataset: Path, shard: int = 0) -> ShardPlan:
 
 
 def answers_of(actor: AuditShards, *plans: ShardPlan) -> list[Any]:
-    table = actor(pa.table({"plan": pa.array([pickle.dumps(plan) for plan in plans], pa.large_binary())}))
-    return [pickle.loads(result) for result in table.column("result").to_pylist()]
+    table = actor(pa.table({"item": pa.array([pickle.dumps(plan) for plan in plans], pa.large_binary())}))
+    return [pickle.loads(result) for result in table.column("item").to_pylist()]
 
 
 def test_detectors_are_loaded_once_an_actor_and_travel_with_no_shard(
@@ -293,8 +293,8 @@ def test_an_error_in_an_actor_is_raised_by_the_driver_as_in_a_thread(
 def test_actors_that_die_again_and_again_end_the_audit_unfinished(
     small_dataset: Path, task: AuditTask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(audit_ray, "RETRIES", 1)
-    monkeypatch.setattr(audit_ray, "AuditShards", DeadlyTask)
+    monkeypatch.setattr(actors, "RETRIES", 1)
+    monkeypatch.setattr(workers, "AuditShards", DeadlyTask)
     with pytest.raises(UnfinishedError, match="Ray failed"):
         list(audit_by_ray(task, [plan_of(small_dataset)], ResourcesConfig(address="local")))
     assert ray.is_initialized()
