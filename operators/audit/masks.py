@@ -38,6 +38,7 @@ class MaskLimits:
     by_segmenter: bool = False  # whether a segmenter made the masks, which then may have no scores and no points
     adding: frozenset[str] = frozenset()  # values of `model` in masks that stages or `segmint apply` added, which, too
     applied: frozenset[str] = frozenset()  # those among them of `segmint apply`, whose masks have higher numbers
+    artifact_iou: float | None = None  # minimum IoU with a redacted region at which masks were dropped; None: none were
 
 
 def audit_masks(

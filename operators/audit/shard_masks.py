@@ -24,7 +24,6 @@ from segmint.operators.audit.submissions import (
 )
 from segmint.operators.redactions import container_ids
 from segmint.operators.rows import MASKS_PER_IMAGE_LIMIT, PLAUSIBLE_IOU, Row
-from segmint.operators.segment.mask_config import RedactionArtifacts
 
 Bools = NDArray[np.bool_]
 
@@ -35,10 +34,10 @@ class ShardMasks:
     Methods identify an image by its ordinal.
     """
 
-    def __init__(self, tables: ShardTables, limits: MaskLimits | None, artifacts: RedactionArtifacts | None) -> None:
+    def __init__(self, tables: ShardTables, limits: MaskLimits | None) -> None:
         """Run the vectorized check on all masks.
 
-        `limits` contains the score thresholds; see `segmint.operators.audit.masks.audit_masks`. For `artifacts`, see
+        For `limits`, see `segmint.operators.audit.masks.audit_masks` and
         `segmint.operators.audit.submissions.audit_origins`.
         """
         self._table = tables.masks
@@ -55,7 +54,7 @@ class ShardMasks:
             tables.masks.column("model"), pa.array(sorted(limits.applied if limits else ()), pa.string())
         )
         self._applied = frozenset(tables.masks.filter(applied).column("annotation_id").to_pylist())
-        self._artifacts = artifacts
+        self._limits = limits
         self._ids = int_column(tables.masks, "annotation_id")
         self._annotated = annotated_images(tables.images, tables.masks)
         self._worked_on = self._annotated | masks_of_work(tables.masks)
@@ -82,7 +81,7 @@ class ShardMasks:
         ids = self._ids[start:stop].tolist()
         if self.annotated(row["ordinal"]):
             yield from audit_next_mask(row, ids, place, self._origins.source[start:stop], self._applied)
-        yield from audit_origins(row, self._origins, (start, stop), codes, ids, place, self._artifacts)
+        yield from audit_origins(row, self._origins, (start, stop), codes, ids, place, self._limits)
 
     def audit_containers(self, row: Row, place: FindingLocation) -> Iterator[Finding]:
         """Yield findings for masks whose container differs from the one computed from the pixels.

@@ -43,11 +43,10 @@ from segmint.catalogs.layout import MOST_PIXELS, image_stem
 from segmint.infra.stopping import map_ahead
 from segmint.infra.storage.location import Location
 from segmint.model.automatic import rle
-from segmint.operators.audit.masks import of_people
+from segmint.operators.audit.masks import MaskLimits, of_people
 from segmint.operators.describe import redaction_columns
 from segmint.operators.redactions import MANUAL, redacted_share
 from segmint.operators.rows import AUTOMATIC, IMPORT, MASKS_PER_IMAGE_LIMIT, PERSON, SOURCES, Row
-from segmint.operators.segment.mask_config import RedactionArtifacts
 from segmint.operators.shards.submission_fit import label_columns, mask_columns
 
 _THREADS = 16
@@ -341,7 +340,7 @@ def audit_origins(
     codes: Sequence[str] | None,
     ids: Sequence[int],
     place: FindingLocation,
-    artifacts: RedactionArtifacts | None,
+    limits: MaskLimits | None,
 ) -> Iterator[Finding]:
     """Yield findings about the origins of an image's masks.
 
@@ -349,7 +348,7 @@ def audit_origins(
     - `span`: the range [start, stop) of the masks' positions in the table.
     - `codes`: the compressed run lengths of these masks, or None if any of them are damaged.
     - `ids`: the annotation ids of these masks.
-    - `artifacts`: the build's filter of artifacts. If it is None, shares aren't checked.
+    - `limits`: the build's limits, with its filter of artifacts. If they are None, shares aren't checked.
     """
     start, stop = span
     for source, id in zip(origins.source[start:stop], ids, strict=True):
@@ -366,7 +365,7 @@ def audit_origins(
     absent = np.isnan(found)
     automatic = np.array([source == AUTOMATIC for source in origins.source[start:stop]], bool)
     needed = np.array([source in SOURCES for source in origins.source[start:stop]], bool)
-    if artifacts is None or codes is None or (absent.all() and not needed.any()):
+    if limits is None or codes is None or (absent.all() and not needed.any()):
         return
     try:
         shares, ious = redaction_columns({**row, "regions": _regions(row)}, codes)
@@ -382,15 +381,15 @@ def audit_origins(
         id = ids[index]
         yield place.finding(Code.REDACTED_SHARE, expected, f"{is_share:.6g} and {is_iou:.6g}", f"mask {id}", mask=id)
 
-    if artifacts.iou is None or not automatic.any():
+    if limits.artifact_iou is None or not automatic.any():
         return
     # The build knew only its own regions, not manual ones.
     known = [region for region in _regions(row) if region["source"] != MANUAL]
     if len(known) < len(_regions(row)):
         _, ious = redaction_columns({**row, "regions": known}, codes)
     for id, near_iou, made in zip(ids, ious, automatic, strict=True):
-        if made and near_iou is not None and near_iou >= artifacts.iou:
-            expected = f"an IoU under {artifacts.iou:g} with each redacted region"
+        if made and near_iou is not None and near_iou >= limits.artifact_iou:
+            expected = f"an IoU under {limits.artifact_iou:g} with each redacted region"
             yield place.finding(Code.REDACTION_ARTIFACT, expected, f"{near_iou:.6g}", f"mask {id}", mask=id)
 
 

@@ -4,7 +4,7 @@ Filter of masks that trace a redacted region instead of an object: the ellipse o
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import (
@@ -23,7 +23,6 @@ from segmint.infra.units import auto_or, validated
 from segmint.model.automatic.settings import MaskSettings, Profile
 from segmint.operators.prepare.release import CropLayers
 from segmint.operators.redactions import redactions
-from segmint.operators.rows import Row
 
 ARTIFACT_IOU = 0.8
 """Minimum IoU with a redacted region at which profile `sa1b` drops a mask.
@@ -127,16 +126,11 @@ class MasksConfig(BaseModel):
         return CropLayers(self.crop_n_layers, self.crop_overlap_ratio)
 
     @property
-    def artifacts(self) -> float | Literal["off"]:
-        """Value of `drop_redaction_artifacts`. `auto` is replaced by the default of a new dataset."""
-        if self.drop_redaction_artifacts != "auto":
-            return self.drop_redaction_artifacts
-        return ARTIFACT_IOU if self.profile == "sa1b" else "off"
-
-    @property
     def artifact_iou(self) -> float | None:
-        """The value of `artifacts`, or None for `off`."""
-        return None if self.artifacts == "off" else self.artifacts
+        """Value of `drop_redaction_artifacts`, with `auto` as in a new dataset. None: no mask is an artifact."""
+        if self.drop_redaction_artifacts == "auto":
+            return ARTIFACT_IOU if self.profile == "sa1b" else None
+        return None if self.drop_redaction_artifacts == "off" else self.drop_redaction_artifacts
 
     def settings(self, points_per_chunk: int | None = None) -> MaskSettings:
         """Convert this configuration to the settings of `MaskGenerator`.
@@ -188,27 +182,18 @@ class ModelConfig(BaseModel):
     """
 
 
-@dataclass(frozen=True)
-class RedactionArtifacts:
-    """Criterion that decides which masks are artifacts of de-identification."""
+def without_artifacts(row: Mapping[str, Any], columns: dict[str, Any], artifact_iou: float | None) -> dict[str, Any]:
+    """Return an image's columns `masks` and `funnel` without artifacts of de-identification.
 
-    iou: float | None = None  # minimum IoU with a region; None: no mask is an artifact
-
-    def dropped(self, row: Row, columns: Mapping[str, Any]) -> dict[str, Any]:
-        """Return an image's columns `masks` and `funnel` without artifacts. `row` contains the keys of `PREPARED`.
-
-        The IoU used here equals the `redaction_iou` that would be written for the mask.
-        """
-        masks = columns["masks"]
-        if self.iou is None or not row["regions"] or not masks:
-            return dict(columns)
-        source, size = (row["source_height"], row["source_width"]), (row["height"], row["width"])
-        counts = [mask["segmentation"]["counts"] for mask in masks]
-        near = redactions(row["regions"], source, size, counts).iou
-        kept = [mask for mask, iou in zip(masks, near.tolist(), strict=True) if iou < self.iou]
-        funnel = {**columns["funnel"], "written": len(kept), "redaction_artifacts": len(masks) - len(kept)}
-        return {**columns, "masks": kept, "funnel": funnel}
-
-
-NO_ARTIFACTS = RedactionArtifacts()
-"""Criterion that drops no masks."""
+    `row` contains the keys of `PREPARED`. `artifact_iou` is the minimum IoU of an artifact with a region, or None if no
+    mask is one. The IoU used here equals the `redaction_iou` that would be written for the mask.
+    """
+    masks = columns["masks"]
+    if artifact_iou is None or not row["regions"] or not masks:
+        return columns
+    source, size = (row["source_height"], row["source_width"]), (row["height"], row["width"])
+    counts = [mask["segmentation"]["counts"] for mask in masks]
+    near = redactions(row["regions"], source, size, counts).iou
+    kept = [mask for mask, iou in zip(masks, near.tolist(), strict=True) if iou < artifact_iou]
+    funnel = {**columns["funnel"], "written": len(kept), "redaction_artifacts": len(masks) - len(kept)}
+    return {**columns, "masks": kept, "funnel": funnel}

@@ -27,7 +27,7 @@ from segmint.model.kernels.cpu.library import kernels_named, reason
 from segmint.operators.child import is_out_of_memory
 from segmint.operators.images import Pixels, decode_jpeg
 from segmint.operators.rows import MASKS_PER_IMAGE_LIMIT, SEGMENTED, Row, carried, gather, is_live, judged, to_rows
-from segmint.operators.segment.mask_config import NO_ARTIFACTS, RedactionArtifacts
+from segmint.operators.segment.mask_config import without_artifacts
 from segmint.operators.segment.numerics import (
     SEGMENTER,
     MixedNumericsError,
@@ -62,7 +62,7 @@ class SegmentSettings:
     assets: str | None = None  # a folder that mirrors the weight files
     storage_options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     allow_mixed_numerics: bool = False
-    artifacts: RedactionArtifacts = NO_ARTIFACTS
+    artifact_iou: float | None = None  # minimum IoU with a redacted region at which masks are dropped; None: none are
 
 
 def mask_columns(generated: "GeneratedMasks") -> dict[str, Any]:
@@ -249,7 +249,7 @@ class Segment:
         threads: HostThreads | None = None,
     ) -> None:
         self._set_up(settings.numerics.device, ledger, timeout_s, threads)
-        self._artifacts = settings.artifacts
+        self._artifact_iou = settings.artifact_iou
         # Load the model in the thread that uses it, because compiled code and captured graphs belong to their thread.
         self.generator = self._stages.on_device(functools.partial(load_generator, settings))
         if measures_peak and ledger is not None:
@@ -317,7 +317,7 @@ class Segment:
         return self.generator.find_many(images)
 
     def _finish(self, row: Row, found: "RawMasks") -> Row:
-        columns = self._artifacts.dropped(row, mask_columns(self.generator.finish(found)))
+        columns = without_artifacts(row, mask_columns(self.generator.finish(found)), self._artifact_iou)
         check_count(len(columns["masks"]))
         return {**row, **columns}
 

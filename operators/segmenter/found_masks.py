@@ -15,7 +15,7 @@ from segmint.model.automatic import rle
 from segmint.operators.annotations.image import UnreadableMaskError, checked_rle
 from segmint.operators.custom.contract import Mask
 from segmint.operators.rows import FUNNEL_STEPS, IMPORT, PLAUSIBLE_IOU, Row
-from segmint.operators.segment.mask_config import RedactionArtifacts
+from segmint.operators.segment.mask_config import without_artifacts
 from segmint.operators.segment.segment import check_count
 
 
@@ -116,10 +116,7 @@ def found_columns(row: Mapping[str, Any], masks: Sequence[Mask], filters: MaskFi
     if filters.cleanup_area is not None:
         found = list(_cleaned(found, filters.cleanup_area, steps))
     steps["written"] = len(found)
-    columns: dict[str, Any] = {"masks": found, "funnel": steps}
-    if filters.drop_redaction_artifacts is not None:
-        sizes = {name: row[name] for name in ("regions", "source_height", "source_width", "height", "width")}
-        columns = RedactionArtifacts(filters.drop_redaction_artifacts).dropped(sizes, columns)
+    columns = without_artifacts(row, {"masks": found, "funnel": steps}, filters.drop_redaction_artifacts)
     check_count(len(columns["masks"]))
     return columns
 

@@ -60,7 +60,7 @@ from segmint.operators.prepare.deidentify import (
 from segmint.operators.prepare.ingest_config import IngestConfig, formats_of
 from segmint.operators.prepare.prepare import PrepareConfig
 from segmint.operators.prepare.release import WHOLE_ORIGINAL, ReleaseConfig
-from segmint.operators.segment.mask_config import MasksConfig, ModelConfig, RedactionArtifacts
+from segmint.operators.segment.mask_config import MasksConfig, ModelConfig
 from segmint.operators.segment.numerics import Numerics
 from segmint.operators.segment.segment import SegmentSettings
 from segmint.operators.segmenter.found_masks import MaskFilters
@@ -472,7 +472,7 @@ def identity(config: Config, hashes: Mapping[str, str] | None = None) -> dict[st
     specs = config.load_stages()
     if config.segmenter is None:
         tree["model"] = {"weights": known.get(config.model.weights, config.model.weights)}
-        tree["masks"]["drop_redaction_artifacts"] = config.masks.artifacts
+        tree["masks"]["drop_redaction_artifacts"] = config.masks.artifact_iou or "off"
     else:
         del tree["masks"]
         filters = config.segmenter.filters.model_dump(mode="json", exclude_none=True)
@@ -587,7 +587,7 @@ def segment_settings(config: Config, numerics: Numerics, manifest: DatasetManife
         assets=config.assets,
         storage_options=config.storage,
         allow_mixed_numerics=config.allow_mixed_numerics,
-        artifacts=RedactionArtifacts(config.masks.artifact_iou),
+        artifact_iou=config.masks.artifact_iou,
     )
 
 

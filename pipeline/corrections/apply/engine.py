@@ -44,7 +44,7 @@ from segmint.infra.storage.storage import Storage
 from segmint.operators.custom.contract import StageContractError, StageSpec, refusal
 from segmint.operators.describe import describe_table
 from segmint.operators.rows import DESCRIBED, DESCRIBED_MASK, PREPARED, Row, faulted, to_table
-from segmint.operators.segment.mask_config import MasksConfig, RedactionArtifacts
+from segmint.operators.segment.mask_config import MasksConfig
 from segmint.operators.segment.overlap import HostThreads
 from segmint.operators.segment.segment import Segment, SegmentSettings
 from segmint.operators.segment.segment_alone import SegmentAlone
@@ -535,9 +535,9 @@ def sam(config: Config, manifest: DatasetManifest) -> tuple[AppliedSegmenter, Fi
     config = name_weights(config, None, first_device)
     weights = resolve_default(config.model.weights, asked, "model.weights", config.assets, Storage(config.storage))
     limits = [iou for iou in (recorded_artifact_iou(manifest.config), config.masks.artifact_iou) if iou is not None]
-    artifacts = RedactionArtifacts(min(limits, default=None))
+    artifact_iou = min(limits, default=None)
     masks = config.masks.model_dump(mode="json", exclude={"points_per_chunk"})
-    masks["drop_redaction_artifacts"] = artifacts.iou
+    masks["drop_redaction_artifacts"] = artifact_iou
     digest = sha256_of(weights)
     applied = AppliedSegmenter(
         name=plain_name(config.model.weights),
@@ -546,7 +546,7 @@ def sam(config: Config, manifest: DatasetManifest) -> tuple[AppliedSegmenter, Fi
     )
 
     def find() -> Callable[[Cluster], AppliedStage]:
-        settings = replace(segment_settings(config, numerics_of_masks(config, weights)), artifacts=artifacts)
+        settings = replace(segment_settings(config, numerics_of_masks(config, weights)), artifact_iou=artifact_iou)
         return partial(_sam_on, config=config, settings=settings, weights_bytes=weights.stat().st_size)
 
     return applied, find

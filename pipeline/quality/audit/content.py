@@ -47,7 +47,6 @@ from segmint.operators.audit.shard_masks import ShardMasks
 from segmint.operators.audit.submissions import audit_merged_submission, audit_redacted_share
 from segmint.operators.images import JpegDecoder, UndecodableError, decode_jpeg
 from segmint.operators.rows import SCHEMAS, Row
-from segmint.operators.segment.mask_config import RedactionArtifacts
 from segmint.operators.shards.revise import read_table, stage_columns
 from segmint.operators.similar.near import FRAME, jpeg_hashes
 from segmint.pipeline.quality.audit.privacy import PrivacySummary, Searcher, SearchPlan, SearchResult, put_pictures
@@ -337,7 +336,6 @@ class FileSettings:
     """File-related settings of a dataset's configuration."""
 
     limits: MaskLimits | None
-    artifacts: RedactionArtifacts | None
     with_images: bool
     quality: int | None = None  # JPEG quality of the released images
     stages: tuple[StageColumn, ...] = ()
@@ -402,7 +400,7 @@ class ShardAudit:
             self._findings.extend(audit_identity(tables, self._plan.ordinals))
             if Code.ROW_IDENTITY not in self._findings:
                 images = tables.images.to_pylist()
-                masks = ShardMasks(tables, self._settings.limits, self._settings.artifacts)
+                masks = ShardMasks(tables, self._settings.limits)
                 self._audit_rows(tables, images, masks)
         self._compared = self._compared and masks is not None
         if "shards" not in self._plan.bad_kinds:

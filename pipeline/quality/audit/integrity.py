@@ -57,7 +57,7 @@ from segmint.operators.audit.masks import MaskLimits
 from segmint.operators.audit.submissions import audit_submissions
 from segmint.operators.custom.contract import adding_models
 from segmint.operators.prepare.release import ReleaseConfig
-from segmint.operators.segment.mask_config import MasksConfig, RedactionArtifacts
+from segmint.operators.segment.mask_config import MasksConfig
 from segmint.operators.segmenter.found_masks import MaskFilters
 from segmint.operators.shards.near_copies import near_copies, wanted_pictures
 from segmint.pipeline.config.config import LOCAL, ResourcesConfig
@@ -444,30 +444,35 @@ def _settings(pinned: LatestManifest, findings: FindingCollector) -> FileSetting
     """Return the manifest's settings for files. If the configuration is invalid, add a finding."""
     config, stages, version = pinned.manifest.config, pinned.manifest.stages, pinned.manifest.schema_version
     try:
-        limits, artifacts = _of_masks(config, frozenset(pinned.manifest.applied))
+        limits = _limits_of(config, frozenset(pinned.manifest.applied))
         release = ReleaseConfig.model_validate(config.get("release"))
     except ValidationError as error:
         found = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
         place = FindingLocation(manifest_name(pinned.generation))
         expected = "config.masks or config.segmenter, and config.release"
         findings.add(place.finding(Code.BAD_MANIFEST, expected, found))
-        return FileSettings(None, None, with_images=True, stages=stages, schema_version=version)
-    return FileSettings(limits, artifacts, release.format == "images", release.jpeg_quality, stages, version)
+        return FileSettings(None, with_images=True, stages=stages, schema_version=version)
+    return FileSettings(limits, release.format == "images", release.jpeg_quality, stages, version)
 
 
-def _of_masks(config: Mapping[str, Any], applied: frozenset[str]) -> tuple[MaskLimits, RedactionArtifacts]:
+def _limits_of(config: Mapping[str, Any], applied: frozenset[str]) -> MaskLimits:
     """Return the limits of a build's masks. `applied` contains the segmenters that `segmint apply` ran later.
 
     Raises `ValidationError` if the configuration is invalid.
     """
     if "segmenter" in config:
         filters = MaskFilters.model_validate(config["segmenter"].get("filters"))
-        limits = MaskLimits(0.0, 0.0, by_segmenter=True, applied=applied)
-        return limits, RedactionArtifacts(filters.drop_redaction_artifacts)
+        artifact_iou = filters.drop_redaction_artifacts
+        return MaskLimits(0.0, 0.0, by_segmenter=True, applied=applied, artifact_iou=artifact_iou)
     masks = MasksConfig.model_validate(config.get("masks"))
     adding = adding_models(config) | applied
-    limits = MaskLimits(masks.pred_iou_thresh, masks.stability_score_thresh, adding=adding, applied=applied)
-    return limits, RedactionArtifacts(masks.artifact_iou)
+    return MaskLimits(
+        masks.pred_iou_thresh,
+        masks.stability_score_thresh,
+        adding=adding,
+        applied=applied,
+        artifact_iou=masks.artifact_iou,
+    )
 
 
 def _results(

@@ -32,7 +32,7 @@ def test_every_image_has_its_own_masks(small_dataset: Path) -> None:
     tables = tables_of(small_dataset)
     rows = tables.masks.to_pylist()
     images = tables.images.to_pylist()
-    masks = ShardMasks(tables, LIMITS, None)
+    masks = ShardMasks(tables, LIMITS)
     assert sum(masks.count(image["ordinal"]) for image in images) == len(rows) > 6
     for image in images:
         own = [row for row in rows if row["ordinal"] == image["ordinal"]]
@@ -49,7 +49,7 @@ def test_one_wrong_mask_is_its_image_s_alone(small_dataset: Path) -> None:
     ordinals = [image["ordinal"] for image in tables.images.to_pylist()]
     rows = tables.masks.to_pylist()
     for index, row in enumerate(rows):
-        masks = ShardMasks(with_masks(tables, [*rows[:index], {**row, "bbox": None}, *rows[index + 1 :]]), LIMITS, None)
+        masks = ShardMasks(with_masks(tables, [*rows[:index], {**row, "bbox": None}, *rows[index + 1 :]]), LIMITS)
         assert [ordinal for ordinal in ordinals if not masks.sound(ordinal)] == [row["ordinal"]]
         assert {**row, "bbox": None} in masks.annotations(row["ordinal"])
 
@@ -59,7 +59,7 @@ def test_images_without_masks_are_sound(small_dataset: Path) -> None:
     rows = tables.masks.to_pylist()
     left = [row for row in rows if row["ordinal"] == rows[-1]["ordinal"]]
     for kept in (left, []):
-        masks = ShardMasks(with_masks(tables, kept), LIMITS, None)
+        masks = ShardMasks(with_masks(tables, kept), LIMITS)
         for ordinal in tables.images.column("ordinal").to_pylist():
             own = [row for row in kept if row["ordinal"] == ordinal]
             assert (masks.count(ordinal), len(masks.annotations(ordinal))) == (len(own), len(own))
@@ -69,9 +69,9 @@ def test_images_without_masks_are_sound(small_dataset: Path) -> None:
 def test_thresholds_and_sizes_count(small_dataset: Path) -> None:
     tables = tables_of(small_dataset)
     first = tables.images.column("ordinal")[0].as_py()
-    assert not ShardMasks(tables, MaskLimits(1.4, 0.8), None).sound(first)
-    assert not ShardMasks(tables, MaskLimits(0.7, 0.9999), None).sound(first)
+    assert not ShardMasks(tables, MaskLimits(1.4, 0.8)).sound(first)
+    assert not ShardMasks(tables, MaskLimits(0.7, 0.9999)).sound(first)
     for width in (None, 239):
         images = [{**row, "width": width} for row in tables.images.to_pylist()]
         other = ShardTables(to_table(images, SCHEMAS["images"]), tables.masks, tables.rejects, tables.places)
-        assert not ShardMasks(other, LIMITS, None).sound(first)
+        assert not ShardMasks(other, LIMITS).sound(first)

@@ -1,6 +1,7 @@
 """Where masks come from: sources, shares inside redacted regions, numbers, and what people's masks may lack."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,7 +12,6 @@ from segmint.operators.audit.rows import ShardTables, audit_identity, audit_mask
 from segmint.operators.audit.shard_masks import ShardMasks
 from segmint.operators.describe import redaction_columns
 from segmint.operators.rows import SCHEMAS, Row, to_table
-from segmint.operators.segment.mask_config import NO_ARTIFACTS, RedactionArtifacts
 from segmint.operators.shards.put import build_shard_files
 from segmint.operators.shards.revise import read_table
 from tests.support.described_rows import accepted_row, described, rectangle_mask
@@ -36,13 +36,13 @@ def committed(ordinal: int = 0) -> tuple[Row, list[Row]]:
     return image, read_table(files.masks, "masks").to_pylist()
 
 
-def findings(image: Row, masks: list[Row], origins: RedactionArtifacts = NO_ARTIFACTS) -> list[Finding]:
+def findings(image: Row, masks: list[Row], limits: MaskLimits = LIMITS) -> list[Finding]:
     """What the audit of rows finds in one image."""
     tables = tables_of([image], masks)
     found = list(audit_identity(tables, (image["ordinal"], image["ordinal"] + 1)))
     if found:
         return found
-    shard = ShardMasks(tables, LIMITS, origins)
+    shard = ShardMasks(tables, limits)
     annotated = shard.annotated(image["ordinal"])
     found += audit_mask_count(image, len(masks), tables.places["images"], annotated=annotated)
     if not shard.sound(image["ordinal"]):
@@ -108,7 +108,7 @@ def test_containers_are_those_that_the_masks_give(
     containers: tuple[int | None, ...], wrong: list[int], found: list[str]
 ) -> None:
     image, masks = contained(*containers)
-    shard = ShardMasks(tables_of([image], masks), LIMITS, NO_ARTIFACTS)
+    shard = ShardMasks(tables_of([image], masks), LIMITS)
     reported = [*shard.audit_origins(image, PLACE), *shard.audit_containers(image, PLACE)]
     first = [finding for finding in reported if finding.mask == (wrong or [None])[0]]
     assert [finding.mask for finding in first] == wrong
@@ -119,7 +119,7 @@ def test_containers_are_those_that_the_masks_give(
 def test_containers_of_damaged_masks_are_not_recomputed() -> None:
     image, masks = contained(None, 10_000, None)
     masks[2]["segmentation"]["counts"] = "0"
-    shard = ShardMasks(tables_of([image], masks), LIMITS, NO_ARTIFACTS)
+    shard = ShardMasks(tables_of([image], masks), LIMITS)
     assert list(shard.audit_containers(image, PLACE)) == []
 
 
@@ -162,7 +162,7 @@ def test_a_mask_that_the_build_should_have_dropped_is_a_finding(region: Row, iou
     image["regions"] = [region]
     masks = measured(image, masks)
     assert findings(image, masks) == []
-    assert codes(findings(image, masks, RedactionArtifacts(iou))) == [Code.REDACTION_ARTIFACT] * found
+    assert codes(findings(image, masks, replace(LIMITS, artifact_iou=iou))) == [Code.REDACTION_ARTIFACT] * found
 
 
 def test_a_person_may_draw_what_a_build_drops() -> None:
@@ -170,7 +170,7 @@ def test_a_person_may_draw_what_a_build_drops() -> None:
     image |= {"masks": 3, "next_mask": 4, "complete": True, "regions": [PLATE]}
     mixed = measured(image, [*masks[:2], by_person(masks[2], 3)])
     assert mixed[2]["redaction_iou"] > 0.6
-    assert findings(image, mixed, RedactionArtifacts(0.6)) == []
+    assert findings(image, mixed, replace(LIMITS, artifact_iou=0.6)) == []
 
 
 @pytest.mark.parametrize("size", [{"source_width": None}, {"source_height": 0}, {"source_width": -3}])
@@ -266,7 +266,7 @@ def test_masks_of_people_are_sound_at_once(values: Row) -> None:
     """The audit of a dataset with many of them takes no longer, and compares their JSON with their own numbers."""
     image, masks = committed()
     image |= {"next_mask": 4, "masks": 2, "complete": True}
-    shard = ShardMasks(tables_of([image], [masks[0], by_person(masks[2], 3, **values)]), LIMITS, NO_ARTIFACTS)
+    shard = ShardMasks(tables_of([image], [masks[0], by_person(masks[2], 3, **values)]), LIMITS)
     assert shard.sound(0)
     kept, drawn = shard.annotations(0)
     assert (kept["index"], drawn["index"]) == (0, 3)

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from segmint.operators.rows import FUNNEL_STEPS, Row
-from segmint.operators.segment.mask_config import RedactionArtifacts
+from segmint.operators.segment.mask_config import without_artifacts
 from tests.support.described_rows import rectangle_mask
 
 PLATE = {"kind": "plate", "score": 0.9, "x": 20, "y": 20, "w": 80, "h": 32, "source": "clp"}
@@ -29,7 +29,7 @@ TRACES, HALF, BESIDE = (10, 10, 26, 50), (10, 10, 26, 30), (40, 10, 80, 100)
 def test_a_mask_is_dropped_from_its_iou_on(iou: float, boxes: list[Any]) -> None:
     """The outline is 38 x 14 pixels of the 40 x 16 of the mask that traces the whole: 0.83."""
     before = columns(TRACES, HALF, BESIDE)
-    after = RedactionArtifacts(iou).dropped(ROW, before)
+    after = without_artifacts(ROW, before, iou)
     kept = columns(*boxes)
     assert after["masks"] == kept["masks"]
     counts = {"written": len(boxes), "redaction_artifacts": 3 - len(boxes)}
@@ -38,17 +38,17 @@ def test_a_mask_is_dropped_from_its_iou_on(iou: float, boxes: list[Any]) -> None
 
 
 @pytest.mark.parametrize(
-    ("artifacts", "row"),
+    ("artifact_iou", "row"),
     [
-        (RedactionArtifacts(None), ROW),
-        (RedactionArtifacts(0.1), {**ROW, "regions": []}),
-        (RedactionArtifacts(0.1), {**ROW, "regions": None}),
+        (None, ROW),
+        (0.1, {**ROW, "regions": []}),
+        (0.1, {**ROW, "regions": None}),
     ],
 )
-def test_nothing_is_dropped_if_it_is_off_or_nothing_was_redacted(artifacts: RedactionArtifacts, row: Row) -> None:
+def test_nothing_is_dropped_if_it_is_off_or_nothing_was_redacted(artifact_iou: float | None, row: Row) -> None:
     before = columns(TRACES, BESIDE)
-    assert artifacts.dropped(row, before) == before
+    assert without_artifacts(row, before, artifact_iou) == before
 
 
 def test_an_image_without_masks_has_no_artifact() -> None:
-    assert RedactionArtifacts(0.1).dropped(ROW, columns()) == columns()
+    assert without_artifacts(ROW, columns(), 0.1) == columns()

@@ -12,7 +12,7 @@ from segmint import Mask
 from segmint.catalogs.findings import Reason, RejectedError
 from segmint.model.automatic import rle
 from segmint.model.automatic.candidates import nms, under_max_area
-from segmint.operators.segment.mask_config import RedactionArtifacts
+from segmint.operators.segment.mask_config import without_artifacts
 from segmint.operators.segmenter.found_masks import MaskError, MaskFilters, added_columns, found_columns
 from tests.support.pixel_cleanup import clean
 
@@ -144,7 +144,7 @@ def test_masks_of_a_redaction_are_dropped() -> None:
     columns = found_columns({**ROW, "regions": regions}, masks, NO_FILTERS, SOURCE)
     filters = MaskFilters(drop_redaction_artifacts=0.6)
     found = found_columns({**ROW, "regions": regions}, masks, filters, SOURCE)
-    assert found == RedactionArtifacts(0.6).dropped({**ROW, "regions": regions}, columns)
+    assert found == without_artifacts({**ROW, "regions": regions}, columns, 0.6)
     assert (len(found["masks"]), found["funnel"]["redaction_artifacts"]) == (1, 1)
 
 

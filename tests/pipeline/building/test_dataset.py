@@ -37,7 +37,6 @@ from segmint.infra.storage.errors import StorageFaultError
 from segmint.infra.storage.storage import Storage
 from segmint.infra.version import VERSION
 from segmint.operators.prepare.deidentify import RULE
-from segmint.operators.segment.mask_config import RedactionArtifacts
 from segmint.operators.segment.numerics import Numerics
 from segmint.pipeline.build import run_build
 from segmint.pipeline.building.dataset import BuildDataset, begin, name_weights, open_or_create
@@ -435,8 +434,8 @@ def test_a_dataset_goes_on_dropping_artifacts_as_it_began(tmp_path: Path, catalo
     change_manifest(tmp_path / "dataset", config=tree, config_sha256=config_sha256(tree))
 
     dataset = open_or_create(given, Storage())
-    artifacts = segment_settings(given, dataset.numerics, dataset.manifest).artifacts
-    assert artifacts == RedactionArtifacts(recorded if isinstance(recorded, float) else None)
+    artifact_iou = segment_settings(given, dataset.numerics, dataset.manifest).artifact_iou
+    assert artifact_iou == (recorded if isinstance(recorded, float) else None)
 
 
 @pytest.mark.usefixtures("weights")

@@ -214,9 +214,7 @@ def test_an_interrupted_audit_says_so_and_leaves_nothing_running(small_dataset: 
 @pytest.fixture
 def task(small_dataset: Path) -> AuditTask:
     manifest = load_manifest(location_of(small_dataset))
-    return AuditTask(
-        location_of(small_dataset), manifest, frozenset(), FileSettings(None, None, with_images=True), None
-    )
+    return AuditTask(location_of(small_dataset), manifest, frozenset(), FileSettings(None, with_images=True), None)
 
 
 def plan_of(dataset: Path, shard: int = 0) -> ShardPlan:
