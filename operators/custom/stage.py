@@ -145,10 +145,6 @@ class CustomStage:
             finally:
                 os._exit(1)
 
-
-class CustomAlone(CustomStage):
-    """Actor that runs a stage on a suspect row. The driver uses it to find out whether the process survives."""
-
     def node(self) -> str:
         """Return the id of this worker's node, and make the worker ignore signals that stop processes from now on."""
         import ray
@@ -157,9 +153,10 @@ class CustomAlone(CustomStage):
         return str(ray.get_runtime_context().get_node_id())
 
     def has_memory_for(self, table: pa.Table) -> bool:
-        """Judge each live row. Return False if memory ran out; this process is unusable then.
+        """Judge each live row of a trial. Return False if memory ran out; this process is unusable then.
 
-        Any other error of the stage that isn't a verdict propagates.
+        The driver tries suspect rows this way to find out whether the process survives. Any other error of the stage
+        that isn't a verdict propagates.
         """
         for row in stage_rows(table, with_original=self._spec.wants_original).values():
             result = self._judge_alone(row)

@@ -12,15 +12,7 @@ import pyarrow as pa
 from segmint.catalogs.findings import Reason, RejectedError
 from segmint.infra.uris import redact
 from segmint.operators.custom.contract import Mask, StageContractError, StageRow, StageSpec
-from segmint.operators.custom.stage import (
-    CustomAlone,
-    CustomStage,
-    Result,
-    is_fault,
-    place_of,
-    stage_rows,
-    with_verdicts,
-)
+from segmint.operators.custom.stage import CustomStage, Result, is_fault, place_of, stage_rows, with_verdicts
 from segmint.operators.rows import SEGMENTED, carried, to_table
 from segmint.operators.segment.numerics import Numerics, check_release_numerics
 from segmint.operators.segmenter.found_masks import MaskFilters, added_columns, found_columns
@@ -171,10 +163,6 @@ class CustomSegmenter(CustomStage):
     def _passes_control(self, *, adds: bool) -> bool:
         (control,) = stage_rows(control_rows(adds=adds), with_original=self._spec.wants_original).values()
         return not is_fault(self._judge_alone(control))
-
-
-class SegmenterAlone(CustomAlone, CustomSegmenter):
-    """Actor that runs a segmenter on a suspect row. See `CustomAlone`."""
 
 
 def control_rows(*, adds: bool, phrase: str | None = None) -> pa.Table:

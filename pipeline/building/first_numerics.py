@@ -14,11 +14,13 @@ Trials of segmenters on a control image before a dataset is created, so that the
 
 import time
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
 
 from segmint.infra.assets import sha256_of
 from segmint.infra.device import BF16_NEEDS_GPU, Compute, memory_here, resolve_compute
@@ -31,7 +33,7 @@ from segmint.operators.custom.contract import StageSpec
 from segmint.operators.prepare.detector_process import detector_numerics
 from segmint.operators.segment.mask_config import MasksConfig, ModelConfig
 from segmint.operators.segment.numerics import Numerics, observe_release_numerics, resolve_numerics
-from segmint.operators.segmenter.segmenter import SegmenterSettings
+from segmint.operators.segmenter.segmenter import CustomSegmenter, control_rows
 from segmint.pipeline.config.config import Config, StageConfig, segmenter_settings
 
 if TYPE_CHECKING:
@@ -346,25 +348,26 @@ def try_segmenters(config: Config) -> None:
     with session as cluster:
         for each, spec in segmenters:
             timeout_s, on_gpu = each.resources.timeout_s, each.resources.num_gpus > 0
-            adds, settings = isinstance(each, StageConfig), segmenter_settings(each)
-            problem = partial(problem_of, spec, timeout_s, on_gpu, settings, adds)
+            worker = partial(CustomSegmenter, spec, 1, timeout_s, None, on_gpu, segmenter_settings(each))
+            controls = controls_of(spec, adds=isinstance(each, StageConfig))
             title = f"the segmenter {each.stage}"
-            try_on_control(title, each.resources, timeout_s, problem, cluster, config.stall_timeout)
+            try_on_control(title, each.resources, timeout_s, worker, controls, cluster, config.stall_timeout)
 
 
 def try_on_control(
     title: str,
     resources: Any,
     timeout_s: float,
-    find_problem: Callable[[], str | None],
+    make_worker: Callable[[], Any],
+    controls: Sequence[pa.Table],
     cluster: "Cluster",
     stall_timeout: float,
 ) -> None:
-    """Call `find_problem`, which tries a stage on a control image and returns a traceback or None, in a worker.
+    """Try a stage on control images in a Ray worker; see `problem_on` for `make_worker` and `controls`.
 
-    The worker has the `num_cpus` and `num_gpus` of `resources`. `title` names the stage in messages, and `timeout_s` is
-    its time limit per image. Raises `UsageError` if there is a problem, if the worker ends, or if none finishes within
-    `stall_timeout`.
+    The Ray worker has the `num_cpus` and `num_gpus` of `resources`. `title` names the stage in messages, and
+    `timeout_s` is its time limit per image. Raises `UsageError` if there is a problem, if the Ray worker ends, or if
+    none finishes within `stall_timeout`.
     """
     import ray
     import ray.exceptions
@@ -376,9 +379,9 @@ def try_on_control(
     for name, wanted, found in (("CPUs", resources.num_cpus, most.cpus), ("GPUs", resources.num_gpus, most.gpus)):
         if wanted > found:
             raise UsageError(f"an actor of {title} needs {wanted:g} {name}, but the cluster has {found:g}")
-    task = ray.remote(num_cpus=resources.num_cpus, num_gpus=resources.num_gpus, max_retries=0)(_call)
+    task = ray.remote(num_cpus=resources.num_cpus, num_gpus=resources.num_gpus, max_retries=0)(problem_on)
     try:
-        problem = ray.get(task.remote(find_problem), timeout=stall_timeout)
+        problem = ray.get(task.remote(make_worker, controls), timeout=stall_timeout)
     except ray.exceptions.GetTimeoutError as error:
         limit = f"stall_timeout = {stall_timeout:g} seconds"
         raise UsageError(f"{failed}: no worker with its resources finished within {limit}") from error
@@ -391,11 +394,7 @@ def try_on_control(
         raise UsageError(f"{failed}:\n{problem}")
 
 
-def _call(find_problem: Callable[[], str | None]) -> str | None:
-    return find_problem()
-
-
-def problem_on(make_worker: Callable[[], Any], controls: Iterable[Any]) -> str | None:
+def problem_on(make_worker: Callable[[], Any], controls: Iterable[pa.Table]) -> str | None:
     """Make a worker that tries a single row, and run it on control images. Return the error's traceback, or None."""
     try:
         worker = make_worker()
@@ -406,15 +405,12 @@ def problem_on(make_worker: Callable[[], Any], controls: Iterable[Any]) -> str |
     return "its memory ran out"
 
 
-def problem_of(spec: StageSpec, timeout_s: float, on_gpu: bool, settings: SegmenterSettings, adds: bool) -> str | None:
-    """Run a segmenter on the control image in a Ray task. Return the traceback of its error, or None.
+def controls_of(spec: StageSpec, *, adds: bool) -> list[pa.Table]:
+    """Return the control images of a segmenter, or of a stage that `adds` masks.
 
-    One that wants prompts gets a box and points and then, because it may reject them, a phrase. `adds` says that it
-    adds masks to others.
+    One that wants prompts gets a box and points and then, because it may reject them, a phrase.
     """
-    from segmint.operators.segmenter.segmenter import SegmenterAlone, control_rows
-
     controls = [control_rows(adds=adds)]
     if spec.wants_prompts:
         controls.append(control_rows(adds=adds, phrase="disc"))
-    return problem_on(partial(SegmenterAlone, spec, 1, timeout_s, None, on_gpu, settings), controls)
+    return controls

@@ -34,11 +34,13 @@ from pydantic import (
     ConfigDict,
     Field,
     JsonValue,
+    ValidationError,
     field_validator,
     model_validator,
 )
 
 from segmint.catalogs.dataset.manifest import DatasetManifest, ModelTerms
+from segmint.catalogs.layout import wrong_fields
 from segmint.catalogs.licenses import LicensePolicy, canonical_identifier, fit_to_store, validate_identifier
 from segmint.infra.assets import ASSETS, AUTO, pinned, resolve
 from segmint.infra.errors import UsageError
@@ -608,14 +610,17 @@ def segmenter_settings(
     return SegmenterSettings(filters, segmenter.on_error == "reject", threads, numerics)
 
 
-def artifact_iou(config: Config, manifest: DatasetManifest) -> float | None:
-    """Return the IoU with a redacted region from which on a dataset's masks are dropped, or None if they aren't.
+def recorded_artifact_iou(tree: Mapping[str, Any]) -> float | None:
+    """Return the IoU with a redacted region from which on a dataset's build drops masks, from its identity keys.
 
-    Stages that add masks may drop more of theirs.
+    Stages that add masks may drop more of theirs. Raises `UsageError` if the keys are invalid.
     """
-    if config.segmenter is not None:
-        return config.segmenter.filters.drop_redaction_artifacts
-    return as_pinned(config, manifest.config).masks.artifact_iou
+    try:
+        if "segmenter" in tree:
+            return MaskFilters.model_validate(tree["segmenter"].get("filters")).drop_redaction_artifacts
+        return MasksConfig.model_validate(tree.get("masks")).artifact_iou
+    except ValidationError as error:
+        raise UsageError(f"the manifest's settings of masks are invalid: {wrong_fields(error)}") from error
 
 
 def model_terms(segmenter: SegmenterConfig | StageConfig) -> ModelTerms:

@@ -560,8 +560,8 @@ BUILD_MUTANTS = (
     Mutant(
         "a mask at the threshold is no artifact",
         "operators/segment/mask_config.py",
-        "if iou < self.iou]",
-        "if iou <= self.iou]",
+        "if iou < artifact_iou]",
+        "if iou <= artifact_iou]",
         "tests/operators/segment/test_mask_config_artifacts.py",
     ),
     Mutant(

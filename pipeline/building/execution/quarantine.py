@@ -524,7 +524,7 @@ class Quarantine:
         if number:
             custom = self.stages.own[number - 1]
             row, control, _ = self.through(prepared, number)
-            trial = Trial(custom.alone(), custom.arguments(None), custom.pool, custom.timeout_s, row, control, *start)
+            trial = Trial(custom.actor(), custom.arguments(None), custom.pool, custom.timeout_s, row, control, *start)
         return trial.judge(ordinal, self._stage_name(number))
 
     def through(self, prepared: Any, until: int = 0) -> tuple[Any, Any, Row]:

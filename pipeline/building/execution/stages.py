@@ -33,13 +33,13 @@ from segmint.infra.row_ledger import RowLedger
 from segmint.infra.storage.storage import Storage
 from segmint.infra.wording import counted
 from segmint.operators.custom.contract import StageSpec
-from segmint.operators.custom.stage import CustomAlone, CustomStage
+from segmint.operators.custom.stage import CustomStage
 from segmint.operators.prepare.detector_process import DetectorsGoneError
 from segmint.operators.prepare.prepare import PrepareResources
 from segmint.operators.segment.numerics import Numerics
 from segmint.operators.segment.overlap import HostThreads
 from segmint.operators.segment.segment import SegmentSettings
-from segmint.operators.segmenter.segmenter import CustomSegmenter, SegmenterAlone, SegmenterSettings
+from segmint.operators.segmenter.segmenter import CustomSegmenter, SegmenterSettings
 from segmint.pipeline.building.dataset import BuildDataset
 from segmint.pipeline.building.first_numerics import actors_that_fit
 from segmint.pipeline.config.config import (
@@ -52,9 +52,9 @@ from segmint.pipeline.config.config import (
     SegmenterPoolConfig,
     SegmentPoolConfig,
     StageConfig,
-    artifact_iou,
     as_pinned,
     prepare_config,
+    recorded_artifact_iou,
     segment_settings,
     segmenter_settings,
 )
@@ -109,10 +109,6 @@ class CustomPool:
         arguments = self.spec, self.batch_size, self.timeout_s, own, self.pool.num_gpus > 0
         return arguments if self.settings is None else (*arguments, self.settings)
 
-    def alone(self) -> type[CustomAlone]:
-        """Return the class of the actor that tries a single row."""
-        return CustomAlone if self.settings is None else SegmenterAlone
-
 
 def pool_of(wanted: PoolConfig, smallest: int, largest: int, num_gpus: float) -> ActorPool:
     """Return a pool of the configured size. If that is auto, the pool has `smallest` to `largest` actors."""
@@ -131,44 +127,28 @@ def custom_pools(config: Config, dataset: BuildDataset) -> tuple[tuple[CustomPoo
     specs = config.load_stages()
     for number, (each, spec) in enumerate(zip(config.stages, specs, strict=False), start=1):
         _check_version(dataset, spec, begun.get(spec.name, {}).get("version"))
+        settings = None
         if spec.masks:
-            settings = segmenter_settings(each, artifact_iou=artifact_iou(config, dataset.manifest))
-            pools.append(segmenter_pool(number, spec, each, settings, each.after))
-        else:
-            pools.append(custom_pool(number, spec, each))
+            settings = segmenter_settings(each, artifact_iou=recorded_artifact_iou(dataset.manifest.config))
+        pools.append(custom_pool(number, spec, each, settings))
     segmenter = config.segmenter
     if segmenter is None:
         return tuple(pools), None
     spec = specs[-1]
     _check_version(dataset, spec, dataset.manifest.config.get("segmenter", {}).get("version"))
     numerics = None if config.allow_mixed_numerics else dataset.numerics
-    return tuple(pools), segmenter_pool(len(specs), spec, segmenter, segmenter_settings(segmenter, numerics))
+    return tuple(pools), custom_pool(len(specs), spec, segmenter, segmenter_settings(segmenter, numerics))
 
 
-def custom_pool(number: int, spec: StageSpec, stage: StageConfig) -> CustomPool:
-    """Return the pool of a custom stage that makes no masks."""
-    return _own_pool(number, spec, stage, stage.after)
-
-
-def segmenter_pool(
-    number: int,
-    spec: StageSpec,
-    segmenter: StageConfig | SegmenterConfig,
-    settings: SegmenterSettings,
-    after: Position = "prepare",
+def custom_pool(
+    number: int, spec: StageSpec, stage: StageConfig | SegmenterConfig, settings: SegmenterSettings | None = None
 ) -> CustomPool:
-    """Return the pool of a segmenter, or of a stage that adds masks, which has its smallest size."""
-    return _own_pool(number, spec, segmenter, after, settings)
+    """Return the pool of a custom stage or a segmenter, which has its smallest size.
 
-
-def _own_pool(
-    number: int,
-    spec: StageSpec,
-    stage: StageConfig | SegmenterConfig,
-    after: Position,
-    settings: SegmenterSettings | None = None,
-) -> CustomPool:
+    `settings` are for a segmenter, or for a stage that adds masks.
+    """
     resources = stage.resources
+    after: Position = stage.after if isinstance(stage, StageConfig) else "prepare"
     pool = pool_of(resources, 1, 1, resources.num_gpus)
     batch_size = None if stage.batch_size == "auto" else stage.batch_size
     return CustomPool(number, spec, after, pool, batch_size, resources.timeout_s, settings)

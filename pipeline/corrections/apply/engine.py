@@ -14,7 +14,7 @@ Stages that `segmint apply` runs, sized for a cluster: a custom stage, a segment
 
 import time
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -24,13 +24,12 @@ from typing import Any
 import pyarrow as pa
 import ray.data
 import ray.exceptions
-from pydantic import ValidationError
 
 from segmint.catalogs.dataset.commits import Commit
 from segmint.catalogs.dataset.manifest import AppliedSegmenter, DatasetHandle, DatasetManifest, ModelTerms
 from segmint.catalogs.dataset.versions import name_now
 from segmint.catalogs.findings import Reason
-from segmint.catalogs.layout import DamagedDatasetError, ShardSpan, wrong_fields
+from segmint.catalogs.layout import DamagedDatasetError, ShardSpan
 from segmint.catalogs.lineage import StageColumn, TableColumn
 from segmint.infra.assets import known_license, plain_name, resolve_default, sha256_of
 from segmint.infra.errors import SegmintError, UnfinishedError, UsageError, last_line
@@ -44,11 +43,9 @@ from segmint.infra.storage.storage import Storage
 from segmint.operators.custom.contract import StageContractError, StageSpec, refusal
 from segmint.operators.describe import describe_table
 from segmint.operators.rows import DESCRIBED, DESCRIBED_MASK, PREPARED, Row, faulted, to_table
-from segmint.operators.segment.mask_config import MasksConfig
 from segmint.operators.segment.overlap import HostThreads
 from segmint.operators.segment.segment import Segment, SegmentSettings
 from segmint.operators.segment.segment_alone import SegmentAlone
-from segmint.operators.segmenter.found_masks import MaskFilters
 from segmint.operators.segmenter.segmenter import control_rows
 from segmint.operators.shards.revise import read_committed_rows, with_latest_commit
 from segmint.operators.shards.write import iter_rows, shard_table
@@ -62,9 +59,8 @@ from segmint.pipeline.building.execution.stages import (
     cpu_actors,
     custom_pool,
     pool_of,
-    segmenter_pool,
 )
-from segmint.pipeline.building.first_numerics import first_device, numerics_of_masks, problem_on, try_on_control
+from segmint.pipeline.building.first_numerics import first_device, numerics_of_masks, try_on_control
 from segmint.pipeline.config.config import (
     ROWS_PER_BLOCK,
     Config,
@@ -72,6 +68,7 @@ from segmint.pipeline.config.config import (
     SegmenterConfig,
     StageConfig,
     model_terms,
+    recorded_artifact_iou,
     segment_settings,
     segmenter_settings,
 )
@@ -292,8 +289,8 @@ def run_on_ray(
     with ray_session(resources.address, object_store_memory=resources.object_store_memory) as cluster:
         stage = stage_on(cluster)
         if put is not None:
-            problem = partial(problem_on, partial(stage.alone, *stage.alone_arguments), [stage.control(dataset)])
-            try_on_control(stage.title, stage.pool, stage.timeout_s, problem, cluster, stall_timeout)
+            worker, controls = partial(stage.alone, *stage.alone_arguments), [stage.control(dataset)]
+            try_on_control(stage.title, stage.pool, stage.timeout_s, worker, controls, cluster, stall_timeout)
             put()
         writers = resources.writers_for(stage.pool.largest)
         yield from StageRun(dataset, stage, write, writers, stall_timeout).over(images)
@@ -517,7 +514,7 @@ def own_segmenter(segmenter: SegmenterConfig, manifest: DatasetManifest) -> tupl
             f"the segmenter {segmenter.stage} sets {wanted}, which isn't in a dataset: only a build has it"
         )
     settings = segmenter_settings(segmenter, artifact_iou=recorded_artifact_iou(manifest.config))
-    pool = segmenter_pool(1, spec, segmenter, replace(settings, rejects=False))
+    pool = custom_pool(1, spec, segmenter, replace(settings, rejects=False))
     filters = settings.filters.model_dump(mode="json", exclude_none=True)
     applied = AppliedSegmenter(
         name=segmenter.stage, identity={**spec.identity, "filters": filters}, model=model_terms(segmenter)
@@ -552,19 +549,6 @@ def sam(config: Config, manifest: DatasetManifest) -> tuple[AppliedSegmenter, Fi
     return applied, find
 
 
-def recorded_artifact_iou(tree: Mapping[str, Any]) -> float | None:
-    """Return the IoU with a redacted region from which on a dataset's build dropped masks, from its identity keys.
-
-    Raises `UsageError` if they are invalid.
-    """
-    try:
-        if "segmenter" in tree:
-            return MaskFilters.model_validate(tree["segmenter"].get("filters")).drop_redaction_artifacts
-        return MasksConfig.model_validate(tree.get("masks")).artifact_iou
-    except ValidationError as error:
-        raise UsageError(f"the manifest's settings of masks are invalid: {wrong_fields(error)}") from error
-
-
 def _custom(pool: CustomPool, title: str, *, makes_masks: bool = False, grows: bool = False) -> FindStage:
     """Return a stage with users' code. If it `grows`, it has as many actors as fit on the GPUs, if it uses any."""
 
@@ -578,7 +562,7 @@ def _custom(pool: CustomPool, title: str, *, makes_masks: bool = False, grows: b
             title=title,
             actor=pool.actor(),
             arguments=pool.arguments,
-            alone=pool.alone(),
+            alone=pool.actor(),
             alone_arguments=pool.arguments(None),
             pool=sized,
             timeout_s=pool.timeout_s,

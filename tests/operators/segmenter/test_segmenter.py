@@ -16,7 +16,7 @@ from segmint.operators.prepare.release import encode_original
 from segmint.operators.rows import PREPARED, PROMPTED, SEGMENTED, to_table
 from segmint.operators.segment.numerics import MixedNumericsError, Numerics, observe_release_numerics
 from segmint.operators.segment.segment_alone import control_image, control_table
-from segmint.operators.segmenter.segmenter import CustomSegmenter, SegmenterAlone, SegmenterSettings, control_rows
+from segmint.operators.segmenter.segmenter import CustomSegmenter, SegmenterSettings, control_rows
 from tests.support.described_rows import accepted_row, faulted_row, rejected_row
 
 HERE = "tests.support.segmenters"
@@ -146,8 +146,8 @@ def test_a_segmenter_that_forgets_its_masks_ends_the_run() -> None:
 
 
 def test_a_trial_also_encodes_the_masks() -> None:
-    def alone(**arguments: Any) -> SegmenterAlone:
-        return SegmenterAlone(load_stage(f"{HERE}.Faulty", arguments))
+    def alone(**arguments: Any) -> CustomSegmenter:
+        return CustomSegmenter(load_stage(f"{HERE}.Faulty", arguments))
 
     assert alone(how={"1": "raise"}).has_memory_for(control_table())
     with pytest.raises(Exception, match="mask 0: score"):

@@ -1,10 +1,12 @@
 """The trial of a segmenter on a control image."""
 
+from functools import partial
+
 import pytest
 
 from segmint.operators.custom.contract import load_stage
-from segmint.operators.segmenter.segmenter import SegmenterSettings
-from segmint.pipeline.building.first_numerics import problem_of
+from segmint.operators.segmenter.segmenter import CustomSegmenter
+from segmint.pipeline.building.first_numerics import controls_of, problem_on
 
 
 @pytest.mark.parametrize(
@@ -21,7 +23,7 @@ def test_a_segmenter_that_wants_prompts_gets_every_kind(
     rejects: str, fails: str, shown: str | None, adds: bool
 ) -> None:
     spec = load_stage("tests.support.segmenters.Fussy", {"rejects": rejects, "fails": fails})
-    problem = problem_of(spec, 60.0, False, SegmenterSettings(), adds)
+    problem = problem_on(partial(CustomSegmenter, spec, 1, 60.0), controls_of(spec, adds=adds))
     if shown is None:
         assert problem is None
     else:

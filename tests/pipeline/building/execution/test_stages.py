@@ -15,7 +15,7 @@ from segmint.infra.storage.storage import Storage
 from segmint.operators.prepare.release import CropLayers
 from segmint.operators.segment.overlap import HostThreads
 from segmint.operators.segmenter.found_masks import MaskFilters
-from segmint.operators.segmenter.segmenter import SegmenterAlone, SegmenterSettings
+from segmint.operators.segmenter.segmenter import CustomSegmenter, SegmenterSettings
 from segmint.pipeline.building.dataset import BuildDataset, open_or_create
 from segmint.pipeline.building.execution.stages import (
     Stages,
@@ -373,7 +373,8 @@ def test_a_stage_that_adds_masks_drops_artifacts_at_least_as_strictly(
         stage = {**bright, "filters": {"min_area": 5, "drop_redaction_artifacts": own}, "on_error": "reject"}
         masks = {**builds.SMALL["masks"], "drop_redaction_artifacts": of_sam}
         (only,) = laid_out(folder, server, stages=[stage], masks=masks).own
-        assert (only.number, only.after, only.pool.largest, only.alone()) == (1, "segment", 1, SegmenterAlone)
+        assert (only.number, only.after, only.pool.largest) == (1, "segment", 1)
+        assert issubclass(only.actor(), CustomSegmenter)
         *_, settings = only.arguments(None)
         filters = MaskFilters(min_area=5, drop_redaction_artifacts=expected)
         assert settings == SegmenterSettings(filters, rejects=True, threads=2)
