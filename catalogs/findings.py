@@ -1,9 +1,4 @@
-"""Audit findings and reasons of rejected rows: all codes, with a sentence on each.
-
-Audit findings: the codes of all problems that an audit can report, with a sentence on each.
-
-Reasons for rejecting an image, and the exception that carries a verdict.
-"""
+"""Audit findings and reasons of rejected rows: all codes, with a sentence on each."""
 
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping

@@ -23,10 +23,6 @@ report/…                         the page of `segmint report`
 ```
 
 `is_known` recognizes these names; a dataset contains no others.
-
-Ranges of shards for `--shards`, and the ordinals of each shard.
-
-File extensions that count as images, for scans and for folders of masks.
 """
 
 import hashlib

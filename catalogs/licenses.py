@@ -1,9 +1,5 @@
 """Licenses and credits of images: the policy that accepts or rejects a license, attributions, countries, and terms.
 
-SPDX license identifiers, and the policy that accepts or rejects an image by its license before it is read.
-
-Attribution: licenses that require it, URLs of license texts, and the file that credits each image's author.
-
 Judgment of an accepted image's terms: its license, and the attribution that the license requires.
 
 The audit uses this to judge the images of a dataset. Before a build, `segmint catalog check` and `plan` use it to judge
@@ -16,8 +12,6 @@ the paper's five regions. These are the regions of the United Nations (M49), but
 Americas split in two. `income` is the World Bank's classification for its fiscal year 2026 (July 2025 to June 2026).
 `middle` stands for both lower and upper middle income. `income` is empty for countries that the World Bank doesn't
 classify.
-
-Metadata of a Hugging Face dataset card: the Hub's names of licenses and its size categories.
 """
 
 import csv

@@ -4,8 +4,6 @@ Lineage of weights: the training runs that led to them, from `training.json` and
 
 `segmint train` writes `training.json` next to the weights. When a build starts a dataset, it copies the lineage to the
 dataset's manifest. A build reads only the fields that it needs, so that later versions can add other fields.
-
-Columns that custom stages add to `images` or `masks`, as `dataset.json` describes them: one struct per stage.
 """
 
 import json

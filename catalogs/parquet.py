@@ -1,9 +1,4 @@
-"""Columns of a dataset's tables, and Parquet files whose bytes depend only on the rows.
-
-Parquet files whose bytes depend only on the rows: fixed settings, whole row groups, one chunk per column.
-
-Columns of a catalog, as a user writes them and as a dataset stores them, and columns that a later format added.
-"""
+"""Columns of a dataset's tables, and Parquet files whose bytes depend only on the rows."""
 
 import io
 from collections.abc import Collection, Iterable, Iterator

@@ -1,11 +1,4 @@
-"""Weight files: the known ones, lookup by name, path, or URI, and a cache that is verified by SHA-256.
-
-Lookup of weight files by name, path, or URI, with verification by hash.
-
-Known weight files with their hashes, sizes, licenses, and sources, and naming rules for any weight file.
-
-Cache of weight files, filled from stores and the web and verified by SHA-256.
-"""
+"""Weight files: the known ones, lookup by name, path, or URI, and a cache that is verified by SHA-256."""
 
 import hashlib
 import importlib.util

@@ -7,8 +7,6 @@ The first signal raises `KeyboardInterrupt` in the main thread. Ray's blocking c
 A separate thread reads the signals, which works even while native code blocks the main thread. It ends the process if
 the time is up or if the user presses Ctrl-C again.
 
-Deadlines that work even if native code hangs, because the kernel kills the process.
-
 Parallel map over threads. The caller consumes the results in order and may stop early.
 """
 

@@ -143,7 +143,7 @@ def _export(
     outputs: Sequence[str],
     dynamic: Mapping[str, Mapping[int, str]],
 ) -> None:
-    # Enable gradients. Without them, products would use oneDNN operators, which ONNX doesn't have (`products.py`).
+    # Enable gradients. Without them, products would use oneDNN operators, which ONNX doesn't have (`sam/common.py`).
     with torch.enable_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # both the fixed sizes in the trace and the legacy exporter are intentional
         torch.onnx.export(

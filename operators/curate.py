@@ -12,10 +12,6 @@ Classical measures of an image's fitness for a dataset: focus, exposure, and fla
 
 All measures are computed from integer counts on the image at a fixed scale. So they don't depend on the image's
 resolution or on the machine.
-
-Configuration of curation: the part `curate`.
-
-Inspection of one image's bytes at reduced scale for curation; runs in a child process.
 """
 
 import functools

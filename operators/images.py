@@ -8,8 +8,6 @@ JPEGs are decoded in a child process with a memory limit and a deadline. Images 
 all. Starting a child takes time, so there is an exception for datasets in segmint's format: a small JPEG that looks as
 if segmint wrote it is decoded in this process. This is safe, because decoding such a JPEG takes memory and time in
 proportion to its pixels.
-
-Conversion of a catalog row's prompts to pixels of the released image.
 """
 
 import io

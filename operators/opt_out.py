@@ -5,8 +5,6 @@ Detection of opt-outs from training in an image's metadata, according to the tab
 docs/opt-outs.md contains the same table. The rules cover four vocabularies: PLUS (`plus:DataMining`, in the IPTC Photo
 Metadata Standard since 2023.1), the TDM Reservation Protocol of a W3C community group, C2PA 1.x, and CAWG 1.1.
 
-Search for XMP packets and C2PA manifests in an image's bytes, tolerating damage and decoding no pixels.
-
 Refusal lists: SHA-256 sums, URLs, and domains of images that a build must not use.
 
 A list is a text file with one entry per line: a SHA-256 sum, as `sha256sum` prints it, with or without a file name; a

@@ -8,10 +8,6 @@ bit.
 
 The ellipse or polygon of a detected region is surrounded by a band in which the mosaic blends into the image. The
 region's box includes this band. The measures compare masks with the line halfway through the band.
-
-Parser of the boxes in HEIC and AVIF files (ISO/IEC 14496-12) that tolerates damaged, untrusted bytes.
-
-Containment of an image's masks: which larger mask contains each mask, such as a car and its wheel.
 """
 
 import math

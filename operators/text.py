@@ -1,9 +1,5 @@
 """Stage that labels masks with the texts of a vocabulary: crops of masks, CLIP, and the labels that they get.
 
-Stage that labels masks with the texts of a vocabulary, by CLIP or a TorchScript classifier.
-
-Square crops around masks, as CLIP sees them.
-
 CLIP from a local folder, as transformers' `save_pretrained` writes it: embeddings of texts and of image crops.
 
 See the CLIP paper: Radford et al. 2021, arXiv 2103.00020. transformers is imported only when a CLIP is loaded. It then

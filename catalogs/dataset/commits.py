@@ -4,10 +4,6 @@ The commit log, which defines the content of a dataset: exactly the files that i
 
 A writer puts a commit only if its file is absent, and nothing changes it afterward. If a shard has several commits,
 readers use the one with the highest generation.
-
-Sums over a dataset's commits, saved per block of shards so that repeated summing stays cheap.
-
-The index `shards.json` of committed tars for WebDataset's `wids`, which is derived from the commits.
 """
 
 import json

@@ -14,11 +14,7 @@ Annotation files of an image, as canonical JSON.
 
 Each file is written once and never changed. If the image is taken down, its files are deleted.
 
-Names of the files in `annotations/`: `<ordinal>/<assignment>.<n>.json`, and `.return.json` for a return.
-
 Validation of external masks' run lengths: COCO's compressed form, in the canonical encoding that segmint writes.
-
-Rules that decide which of an image's submissions count, for the annotator view, merges, agreement, and studies.
 """
 
 import hashlib

@@ -1,9 +1,4 @@
-"""Files that no commit names: which ones there are, and the sweep that removes them.
-
-Sweep of unreferenced files: leftovers of dead writers and builds, and replaced generations.
-
-Files under a dataset's root that segmint didn't put there, or that no commit or manifest names.
-"""
+"""Files that no commit names: which ones there are, and the sweep that removes them."""
 
 import itertools
 import re

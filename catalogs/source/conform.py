@@ -1,9 +1,4 @@
-"""Conversion of a catalog file's columns, prompts included, to those of `SOURCE`, with reports of invalid values.
-
-Conversion of a catalog file's columns to those of `SOURCE`, with reports of invalid values.
-
-Check of a catalog's column `prompts`: boxes, points, and labels, and the size of the frame to which they refer.
-"""
+"""Conversion of a catalog file's columns, prompts included, to those of `SOURCE`, with reports of invalid values."""
 
 import json
 import re

@@ -4,8 +4,6 @@ Files of a source catalog: a single file, or all Parquet files below a folder, i
 
 A catalog whose URI ends with `/` is a folder, as Spark and other tools write it. Names that start with `_` or `.` are
 hidden, as in Spark. A folder such as `license=CC0-1.0/` gives the files below it a column.
-
-Random access to the rows of a normalized catalog by ordinal.
 """
 
 import hashlib

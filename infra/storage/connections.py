@@ -1,10 +1,6 @@
 """Connections to stores: one instance per scheme and set of options, among them Azure and those of fsspec.
 
 Store instances of this process, one per scheme and set of options. Threads share them, but forked children don't.
-
-Stores other than local files, S3, and Azure, through the fsspec file system of their scheme.
-
-Azure Blob Storage, through Microsoft's library: conditional puts, paginated listings, versions and snapshots.
 """
 
 import errno

@@ -1,11 +1,4 @@
-"""Errors of store operations: their kinds, verdicts on objects, and outages.
-
-Errors of store operations: verdicts on an object, and faults of the store.
-
-Classification of store errors: object absent, access refused, temporary fault, or permanent failure.
-
-Waiting for a store that is down, so that an outage of minutes only pauses the threads that need the store.
-"""
+"""Errors of store operations: their kinds, verdicts on objects, and outages."""
 
 import errno
 import os

@@ -1,13 +1,4 @@
-"""Candidate masks and what is done to them: filters, NMS, and removal of small regions.
-
-Candidate masks between filters, packed so that hundreds of them from a large image fit in memory.
-
-Filters of mask generation, one function per criterion.
-
-Greedy non-maximum suppression of boxes, sequentially on the host or in parallel on a device.
-
-Cleanup of masks, which fills small holes and removes small islands (8-connected components).
-"""
+"""Candidate masks and what is done to them: filters, NMS, and removal of small regions."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

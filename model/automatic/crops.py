@@ -1,9 +1,4 @@
-"""Placement of prompts, crops, and the boxes in them.
-
-Placement of prompts: point grids, and the overlapping crops of each layer.
-
-Bounding boxes of masks as inclusive pixel extremes (x0, y0, x1, y1), as in the reference code.
-"""
+"""Placement of prompts, crops, and the boxes in them."""
 
 from dataclasses import dataclass
 from itertools import product

@@ -9,7 +9,7 @@ Mask generation for whole crops on an accelerator, in which the host waits once 
    as runs.
 3. The host waits for the runs.
 
-Between two steps, callers start another crop (`stream.py`), so the device has work while the host waits.
+Between two steps, callers start another crop (`device_stream.py`), so the device has work while the host waits.
 
 Decoder for single points on an accelerator, with the sums of `point_decoder.py` laid out for three kernels.
 

@@ -3,7 +3,7 @@
 This module never stores full-size masks. It reduces each tile of logits to counts and extremes before it computes the
 next tile. Later, it draws only the pixels inside a mask's box. `mask_kernels.py` computes the same bits without tiles.
 
-A crop's logits are R L C^T (see `upscaling.py`). Each row of R or C has three adjacent nonzero values, called taps.
+A crop's logits are R L C^T (see `proposals.py`). Each row of R or C has three adjacent nonzero values, called taps.
 There are three because a pixel lies between two of the encoder's 1024 pixels. Each of these two lies between two
 logits, and they share one logit. With the taps in `first` and `weights`, the sum
 
@@ -125,7 +125,7 @@ def reached(low: Tensor, offset: float, rows: Taps, columns: Taps) -> Tensor:
     """Return boxes (N, 4) int32 as x0, y0, x1, y1, ends exclusive. Outside them, all logits are at most -offset.
 
     A pixel is a weighted mean of logits, so it can exceed -offset only if one of its logits does. The pixels that use
-    such logits therefore bound all three masks (`upscaling.py`, 1.). If only logits in the padding exceed -offset, the
+    such logits therefore bound all three masks (`proposals.py`, 1.). If only logits in the padding exceed -offset, the
     box is empty.
     """
     x0, y0, x1, y1 = mask_boxes(low > -offset).T

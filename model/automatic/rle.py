@@ -1,9 +1,4 @@
-"""Run lengths of masks, in segmint's form and COCO's, and the records of masks that contain them.
-
-COCO run-length encoding of masks: column-major runs, compressed to ASCII.
-
-Output of mask generation: the masks, and the number that remained after each step.
-"""
+"""Run lengths of masks, in segmint's form and COCO's, and the records of masks that contain them."""
 
 import base64
 import io

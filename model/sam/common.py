@@ -1,7 +1,5 @@
 """Layers shared by several parts of SAM, and matrix products whose bits don't depend on the machine.
 
-Layers shared by several parts of SAM: norms over channels, perceptrons, windows, heads, and the encoders' neck.
-
 Matrix products and fused convolutions that use the faster of torch's two CPU libraries.
 
 For float32, `torch.mm` calls MKL. On some CPUs, MKL uses only half of the vector units: on AMD CPUs with AVX-512, it

@@ -1,11 +1,4 @@
-"""The whole SAM: construction from a checkpoint or with random weights, and encoding in batches.
-
-Construction of a SAM with random weights, or from a checkpoint whose architecture is detected.
-
-SAM as a module of image encoder, prompt encoder, and mask decoder.
-
-Batched inference of the image encoder with a fixed batch size and optional compilation.
-"""
+"""The whole SAM: construction from a checkpoint or with random weights, and encoding in batches."""
 
 import re
 import warnings

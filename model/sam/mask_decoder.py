@@ -1,13 +1,9 @@
 """SAM's prompt encoder and mask decoder, with the transformer between prompts and image.
 
-SAM's mask decoder, which predicts low-resolution masks and their IoU from an image embedding and prompts.
-
 Two-way transformer of SAM's mask decoder, in which tokens attend to the image and the image attends to tokens.
 
 There are T tokens of 256 channels. They come from the decoder (predicted IoU, masks) and from the prompt. The image has
 P = 4096 positions. If all B prompts share one image, it has a batch size of 1 and broadcasts.
-
-SAM's prompt encoder, which embeds points, boxes, and masks in any combination for the mask decoder.
 """
 
 import math

@@ -7,8 +7,6 @@ pixel is a weighted sum of the pixels under a triangle, whose width depends on t
 numbers with 22 fractional bits. Each pass rounds its results to 8 bits, so the order of the passes matters. Within a
 pass, all arithmetic is on integers, so the order of the sums doesn't matter. Torch can therefore compute the same bits
 on every device, and a GPU doesn't have to wait for the host.
-
-Validation, conversion, and scaling of a caller's prompts.
 """
 
 import functools

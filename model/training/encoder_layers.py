@@ -1,9 +1,4 @@
-"""Layers of an image encoder in order, and the optimizer with its learning rate for each layer.
-
-Layers of an image encoder in order, for layer-wise learning rates, dropped branches, and recomputation.
-
-AdamW optimizer for a recipe, with its learning rates and weight decay per weight.
-"""
+"""Layers of an image encoder in order, and the optimizer with its learning rate for each layer."""
 
 from collections import defaultdict
 from collections.abc import Iterator

@@ -3,7 +3,7 @@
 Prompts of interactive training: a first point or box, then clicks in the error region (SAM paper, Appendix A).
 
 All functions process the N masks of one image. Coordinates are in pixels of the image encoder's 1024 x 1024 input, as
-in the prompt encoder. Every random number is keyed by (seed, step, mask, iteration); see `noise.py`.
+in the prompt encoder. Every random number is keyed by (seed, step, mask, iteration); see `draw_keys`.
 
 Keyed random numbers, which are the same for a mask on any device and in any process.
 
@@ -17,7 +17,7 @@ Ground-truth masks in the square of the image encoder's input, in which losses, 
 The image fills the top left `input_size` (height, width) pixels of the 1024 x 1024 input, and the rest is padding. The
 square has `resolution` pixels per side. Each of them covers (1024 / resolution)² pixels of the input.
 
-Drop path in image encoders and dropout in the mask decoder, with keyed random numbers (see `noise.py`).
+Drop path in image encoders and dropout in the mask decoder, with keyed random numbers.
 
 Both are context managers that hook into the modules of an unchanged model. Outside the context, nothing changes. The
 random numbers depend on the image or mask but not on the batch, so the number of workers doesn't matter.

@@ -165,7 +165,7 @@ class StepSettings:
     """Settings that determine a step's losses, together with the data. They are recorded with the weights.
 
     `seed` and `step`, together with a mask's number and the iteration, are the keys of the step's random numbers.
-    `dropout` is the dropout probability of the decoder; see `dropping.py`.
+    `dropout` is the dropout probability of the decoder; see `sampling.py`.
     """
 
     losses: LossSettings

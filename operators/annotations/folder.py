@@ -1,15 +1,4 @@
-"""Readers of masks in folders: JSON of SA-1B or labelme, GeoJSON, label maps, YOLO, and datasets of Hugging Face.
-
-Reader of masks in a folder with one file per image: JSON of SA-1B or labelme, GeoJSON, or label maps.
-
-Reader of masks in GeoJSON: one feature collection per image, with polygons in pixels.
-
-Reader of YOLO's segmentation labels: one text file per image, with a class and a polygon in each line.
-
-Reader of masks in a dataset that `segmint export --format hf` wrote.
-
-Matching of two sets of masks of one image by their overlap.
-"""
+"""Readers of masks in folders: JSON of SA-1B or labelme, GeoJSON, label maps, YOLO, and datasets of Hugging Face."""
 
 import hashlib
 import itertools

@@ -1,11 +1,4 @@
-"""Imported masks of images, the common result type of all readers, and boxes as prompts.
-
-Imported masks of images, the common result type of all readers.
-
-Boxes of images for the catalog's column `prompts`, and the reader of YOLO's label files.
-
-Functions that identify the image of a dataset from a file name.
-"""
+"""Imported masks of images, the common result type of all readers, and boxes as prompts."""
 
 import json
 import re

@@ -1,7 +1,5 @@
 """Readers of Label Studio's JSON, with its run lengths, and of labelme's polygons.
 
-Reader of brush strokes and polygons in Label Studio's JSON or JSON_MIN.
-
 Codec for Label Studio's run lengths, which apply thi.ng's rle-pack format to the mask's RGBA pixels.
 
 The format is a stream of bits, starting with the highest bit of each byte. It begins with a header: the number of
@@ -9,8 +7,6 @@ values (32 bits), the size of a value in bits minus one (5 bits), and the sizes 
 minus one (4 bits each). The header is followed by records. Each record contains a bit that is 1 for a run, the kind of
 its length (2 bits), and the length minus one. After that, a run contains its value once, and any other record contains
 `length` values.
-
-Reader of polygons in labelme's JSON of one image.
 """
 
 import contextlib

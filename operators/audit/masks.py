@@ -1,13 +1,4 @@
-"""Audit of one image's masks and their columns, and search for nearly identical masks and images.
-
-Audit of one image's masks: run lengths against area and box, scores against thresholds, points against crops.
-
-Vectorized access to `masks/*.parquet`: columns of many masks as arrays, and conversion back to rows.
-
-Search for nearly identical masks of one image by the IoU of their pixels.
-
-Search for images that look alike by their perceptual hashes: the nearest earlier image for each.
-"""
+"""Audit of one image's masks and their columns, and search for nearly identical masks and images."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -1,13 +1,4 @@
-"""Audit of released images: detections that remain, metadata in JPEGs, and the detectors that search for both.
-
-Detections that remain in a released image: comparison of several detectors, and pictures for people.
-
-Isolation of a detector file in a child process, because its code may hang, crash, or exhaust the memory.
-
-Detectors that an audit runs in addition to the build's: parsing of their names, loading, and a trial run.
-
-Parser of a JPEG file's size from its first bytes, and names of metadata that a released JPEG doesn't contain.
-"""
+"""Audit of released images: detections that remain, metadata in JPEGs, and the detectors that search for both."""
 
 import functools
 import pickle

@@ -1,7 +1,5 @@
 """Audit of a shard's three tables and its tar against its commit, one another, and the catalog.
 
-Audit of a shard's three tables against its commit, one another, and the catalog.
-
 Audit of a shard's tar as a stream: its members, each JSON against the tables, each JPEG against its image's row.
 """
 

@@ -1,9 +1,4 @@
-"""Audit of where masks come from: their sources, redacted regions around them, and submissions.
-
-Audit of submissions, of the rows that record which submission was merged, and of ratings.
-
-Audit of mask origins: sources, and the shares of masks inside the redacted regions of the image.
-"""
+"""Audit of where masks come from: their sources, redacted regions around them, and submissions."""
 
 import math
 from collections.abc import Collection, Iterator, Sequence

@@ -20,8 +20,6 @@ these attributes. Only `name` is required:
 - `version`: a text that changes whenever the stage's results change. Without it, the SHA-256 of the module's source
   identifies the code. If `version` is a class method, it receives the arguments, and its result must identify them as
   well, for example by containing the hashes of files that the arguments name.
-
-Lookup of a custom stage by its dotted name, and checks of its declared attributes before a build starts.
 """
 
 import hashlib

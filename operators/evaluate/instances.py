@@ -1,7 +1,5 @@
 """Scores of instances: masks for boxes, matching as in COCO, average precision, and average recall.
 
-Masks for boxes of one image, and their IoU with the ground truth (SAM paper, Sections 7.4 and D.4).
-
 COCO's own evaluation of predicted masks against ground truth, one image at a time.
 
 `COCOeval` reads whole datasets and keeps all matches as float64 arrays. This module calls its functions for one image
@@ -15,8 +13,6 @@ The results equal those of `COCOeval` and of LVIS's federated evaluation (Gupta 
 In LVIS, annotators checked only some categories in each image. So a prediction counts only if its category occurs in
 the image's annotations or in its `neg_category_ids`. For categories in `not_exhaustive_category_ids`, unmatched
 predictions count as neither right nor wrong.
-
-Object proposals of one image, ranked as in the SAM paper's evaluation (Sections 7.3 and D.3).
 """
 
 from collections.abc import Iterator, Mapping, Sequence

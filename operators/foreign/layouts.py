@@ -6,10 +6,6 @@ Data that segmint did not write, in shards: pairs of a JPEG and a JSON as in SA-
 
 The names of pairs don't have to start with `sa_`. Each tar counts as a shard. Pairs of loose files are grouped into
 shards of up to 1,000, and so are the images that a COCO file or a YOLO folder lists.
-
-Lists the images of a COCO file, with their annotations, and reports entries that contradict each other.
-
-Lists the images of a YOLO dataset in the layout of Ultralytics, and reads the lines of its labels.
 """
 
 import re

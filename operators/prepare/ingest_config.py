@@ -1,9 +1,5 @@
 """Configuration of ingest: the containers to decode, how they are recognized, and the limits for an image.
 
-Configuration of ingest: the containers to decode and the limits that an image must meet.
-
-Recognition of image containers from their bytes, and checks for truncation.
-
 Control images that every working decoder can decode, so that a decoding error can be blamed on an image's bytes.
 """
 

@@ -1,9 +1,4 @@
-"""ONNX files: networks on onnxruntime, the plate network's weights, and the files of the detectors.
-
-Readers of ONNX files: networks on onnxruntime, and the plate network's weights for the same network in torch.
-
-Loading of detector files: TorchScript modules, and ONNX networks on onnxruntime.
-"""
+"""ONNX files: networks on onnxruntime, the plate network's weights, and the files of the detectors."""
 
 import os
 from functools import cache

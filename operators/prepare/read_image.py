@@ -1,12 +1,6 @@
 """Reading of catalog rows' images: from the store, as JPEG or TIFF, and from any color space to sRGB.
 
-Reader of catalog rows' images that separates verdicts on objects from storage faults.
-
 Strict decoder of JPEGs, and a check whether a JPEG without its end marker contains all coefficients of its image.
-
-Conversion to 8-bit sRGB: profiles, CMYK, gray, palettes, 16-bit samples, and transparency.
-
-Checks of a TIFF: its pages, its strips or tiles, and layouts that Pillow decodes to other pixels.
 """
 
 import functools

@@ -16,8 +16,6 @@ protects a writer's files:
    `delete_unnamed`.
 5. The writer deletes the reservation. A reservation that remains means that its writer died, and the next build or
    correction finishes that writer's work.
-
-Pure functions that build a shard's files from its described rows, with the same bytes on every machine.
 """
 
 import hashlib

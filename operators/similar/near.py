@@ -1,7 +1,5 @@
 """Near-duplicates of images: their hashes, pairs within a few bits of each other, and confirmation by pixels.
 
-Search for all pairs of 64-bit hashes within a few bits of each other, by multi-index hashing.
-
 Tables that are larger than memory, stored in files that are split into ranges of a key or mapped into memory.
 
 If memory runs short, the kernel writes mapped pages back to their file and drops them.
@@ -10,8 +8,6 @@ Perceptual hashes of several views of an image, computed only with integers, and
 
 The hashes depend only on the gray values. They don't depend on the machine, the number of threads, or the version of a
 library.
-
-Confirmation that two views show the same content, by the correlation of their thumbnails' pixels.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence

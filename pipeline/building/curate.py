@@ -3,10 +3,6 @@
 Curation of a catalog before a build: marks duplicates, unfit images, and opted-out images as rejected.
 
 catalog -> inspect each image (parts) -> decide on all rows -> the same catalog, with the rejections
-
-Checks of the file to which a catalog made from another one is written.
-
-Boxes of a COCO file or YOLO labels as the column `prompts` of a catalog: `segmint catalog prompts`.
 """
 
 import hashlib

@@ -1,9 +1,4 @@
-"""Decides which rows of a catalog to reject, and draws a sample that follows given distributions.
-
-Decides which rows of a catalog to reject, from the features of all its images.
-
-Plots of the distributions of a catalog's image measures, to help choose limits.
-"""
+"""Decides which rows of a catalog to reject, and draws a sample that follows given distributions."""
 
 import io
 from collections import Counter

@@ -8,8 +8,6 @@ Numbers of segment actors and of threads per actor on a machine that computes ma
 
 Threads of one process wait for Python's lock and for each other, so single-threaded actors use the cores best. If there
 is enough memory, each core therefore gets an actor. Otherwise, fewer actors run several threads each.
-
-Trials of segmenters on a control image before a dataset is created, so that their bugs show at once.
 """
 
 import time

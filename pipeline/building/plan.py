@@ -1,16 +1,8 @@
 """`segmint plan`: estimate of a build's cost and output before it runs.
 
-Estimate of a build's cost and output before it runs: `segmint plan`.
-
 The catalog contains the number of rows, and `segmint.model.cost` computes the operations per image. Without a sample,
-the time comes from the recorded rates of the device, the model, and the recipe (`rates.py`). With a sample, the time is
-measured on real rows, which is more accurate.
-
-Options of `segmint plan`, and the GPU that they describe.
-
-Shards that a build would still write, and their rows.
-
-Plan of a build with a segmenter, whose time is only known from a sample.
+the time comes from the recorded rates of the device, the model, and the recipe (`plan_rates.py`). With a sample, the
+time is measured on real rows, which is more accurate.
 """
 
 from collections.abc import Callable, Sequence

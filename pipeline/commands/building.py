@@ -1,15 +1,4 @@
-"""Commands that build: `init`, `plan`, `build`, `status`, and `demo`.
-
-`segmint build`: build a dataset from a configuration or a folder of photographs, or resume a build.
-
-`segmint plan`: estimate a build before it runs.
-
-`segmint status`: show build progress from any machine that can read the dataset.
-
-`segmint init`: write a configuration to start from.
-
-`segmint demo`: build a small dataset of real photographs.
-"""
+"""Commands that build: `init`, `plan`, `build`, `status`, and `demo`."""
 
 import sys
 import time

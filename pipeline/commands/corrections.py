@@ -1,21 +1,4 @@
-"""Commands that correct a dataset: `takedown`, `redact`, `amend`, `import`, `apply`, `label`, `merge`, `repair`.
-
-`segmint takedown`: remove images for good, and prove that they are gone.
-
-`segmint redact`: redact more regions of released images.
-
-`segmint amend`: correct the credits and countries of images.
-
-`segmint import`: import masks made by people as the next generation of a dataset's shards.
-
-`segmint apply`: run a segmenter or a stage over a finished dataset.
-
-`segmint label`: label masks from a vocabulary.
-
-`segmint merge`: merge annotators' submissions as the next generation of a dataset's shards.
-
-`segmint repair`: restore missing and damaged files.
-"""
+"""Commands that correct a dataset: `takedown`, `redact`, `amend`, `import`, `apply`, `label`, `merge`, `repair`."""
 
 import json
 from collections.abc import Callable

@@ -1,13 +1,4 @@
-"""Commands of the data engine: `annotate`, `evaluate`, `train`, and `study`.
-
-`segmint annotate`: make and correct masks in the browser.
-
-`segmint evaluate`: compare weights with ground-truth masks, without training on them.
-
-`segmint train`: fine-tune SAM on the masks of datasets.
-
-`segmint study`: have people judge a sample, to measure mask quality or the detectors' misses.
-"""
+"""Commands of the data engine: `annotate`, `evaluate`, `train`, and `study`."""
 
 import inspect
 import os

@@ -1,9 +1,4 @@
-"""Commands that hand out a dataset: `select` and `export`.
-
-`segmint export`: write a dataset in the formats of other tools.
-
-`segmint select`: pin a subset of a dataset in a file.
-"""
+"""Commands that hand out a dataset: `select` and `export`."""
 
 from typing import Annotated
 

@@ -6,10 +6,6 @@
 whole audit.
 
 `segmint report`: write a page about a dataset with plots and numbers, a card, a disclosure, and a Croissant file.
-
-`segmint view`: browse a dataset, or the masks of a folder, in the browser.
-
-`segmint verify`, `sign`, and `diff`: check the bytes of a version, vouch for it, and compare versions.
 """
 
 import sys

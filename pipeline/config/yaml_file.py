@@ -1,11 +1,4 @@
-"""YAML configuration files: parsing with line numbers, overrides, problems with their locations, and the template.
-
-YAML configuration files: parsing with line numbers, overrides, and validation with locations.
-
-Parsed configuration documents, and validation problems as readable messages with key, location, and example.
-
-Template of the configuration that `segmint init` writes: required keys, and the most frequently changed ones.
-"""
+"""YAML configuration files: parsing with line numbers, overrides, problems with their locations, and the template."""
 
 import datetime
 import difflib

@@ -1,7 +1,5 @@
 """Exports to datasets of other libraries: Parquet for Hugging Face, and samples of FiftyOne.
 
-Export to Parquet with a dataset card for `datasets.load_dataset`: images, masks as PNG, and run lengths.
-
 Export to FiftyOne's folder layout, `FiftyOneDataset`: samples as JSON, and each mask as a PNG cropped to its box.
 """
 

@@ -7,12 +7,6 @@ A polygon is one closed path through the centers of a mask's border pixels. Ultr
 once in each direction, so a bridge only adds its own pixels to the mask. A bridge to a hole runs inside the mask and
 therefore adds no pixels.
 
-Base of writers with files per image: a list of the images with their credits, `index.json`.
-
-Export to GeoJSON: polygons with holes, one file per image, for QuPath, shapely, GDAL, and compatible tools.
-
-Export to SA-1B's layout, which SAM 2's training code reads: a JPEG and a JSON file per image in one folder.
-
 Export of masks as PNG files: a label map per image, in which smaller masks cover larger ones, or a file per mask.
 """
 

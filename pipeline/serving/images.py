@@ -1,7 +1,5 @@
 """Lookup of a dataset's images by id, for servers, from tars and in smaller sizes.
 
-Lookup of a dataset's images by id, for servers.
-
 Order of the decoder's outputs, which decides whether pages may call them subpart, part, and whole.
 
 SAM's three outputs are meant for a subpart, a part, and the whole object at a point, but nothing in the model enforces

@@ -1,15 +1,11 @@
 """Web applications: responses, the check at the door, and the server.
 
-Responses of web applications: pages with their files, JSON, JPEGs, and errors as JSON.
-
 Access control for browsers: one-time URLs, sessions in cookies, and restrictive headers.
 
 A URL contains a key that admits one browser. When the browser opens the URL, the server exchanges the key for a cookie
 that scripts can't read and other sites can't send. If the server starts the browser with the URL, other users of the
 machine may see the key in the process list. By then, the key has been used and is worthless. The headers restrict the
 browser to the server's own scripts and resources, and prevent framing.
-
-Local web server on 127.0.0.1 that runs until it is interrupted.
 """
 
 import base64

@@ -1,7 +1,5 @@
 """Order of images in training, and batches: batch b has the same images for any number of ranks and workers.
 
-Batches of a dataset for training: batch b has the same images for any number of ranks and workers.
-
 Order of an epoch's images, which depends only on the seed, the epoch, and the shards.
 
 Shuffling puts the shards in random order, and then mixes their images step by step. Each step reads a random share of

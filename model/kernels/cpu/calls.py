@@ -1,11 +1,4 @@
-"""Calls of the CPU kernels: measuring, decoding, and drawing masks.
-
-Counts, boxes, and pixels of masks at the crop's resolution, computed with the kernels of `border.h`.
-
-Low-resolution logits of masks from factored images, computed with the kernel of `drawing.h`.
-
-Steps of the mask decoder that visit every position of the image, computed with the kernel of `decoding.h`.
-"""
+"""Calls of the CPU kernels: measuring, decoding, and drawing masks."""
 
 import ctypes
 import math

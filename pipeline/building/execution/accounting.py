@@ -5,8 +5,6 @@ Accounting of a run: `in = written + rejected by reason`, and the work that rema
 This file also defines the record of a run in progress, and the load of each stage, which shows which stage limited the
 run.
 
-Work of a build, shard by shard: write missing shards, or retry rejected rows of committed shards.
-
 Handling of outages in a build's driver, which detects stores that don't respond and waits for them.
 
 Workers wait for their stores by themselves (`segmint.infra.storage.errors`), but they only log on their own machines.

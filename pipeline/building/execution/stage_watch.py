@@ -1,7 +1,5 @@
 """What runs beside the stages: progress and stalls, pools of shard writers, and the nodes with detectors.
 
-Monitoring of a Ray Data execution: progress bars and metrics per stage, and cancellation when it stalls.
-
 Shard writers as Ray tasks. A few run at a time, each on one shard's slices of the stream of blocks.
 
 Detector processes on nodes with GPUs. Ray actors of the driver own them, so they end with the run.

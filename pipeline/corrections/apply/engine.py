@@ -8,8 +8,6 @@ Ray Data streams the rows shard by shard through a pool of actors. As soon as al
 stage, a task calls the caller's `write` function with them. A row that can't be processed arrives there with a `fault`
 or a `reason`, so it never holds up the other rows of its shard. A row that kills its worker gets trials in fresh
 workers, like a suspect of a build; see `segmint.pipeline.building.execution.quarantine`.
-
-Stages that `segmint apply` runs, sized for a cluster: a custom stage, a segmenter, or SAM.
 """
 
 import time

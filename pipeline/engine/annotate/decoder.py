@@ -1,7 +1,5 @@
 """Masks for clicks: embeddings of images, the thread that predicts, and predictions as run lengths.
 
-Masks for clicks: predictions as run lengths, and their logits for later corrections.
-
 The server's model, run by one thread that gives priority to clicks, even while an image is being encoded.
 
 torch creates a separate team of threads for each thread that computes. If a process's teams have more threads than

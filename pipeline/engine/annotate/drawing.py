@@ -14,10 +14,6 @@ Upscaling of low-resolution logits to a mask in the image's frame, equal to `Pre
 3. *Exact.* The matrices add the terms in a different order than the predictor, which could flip a pixel whose logit is
    almost 0. The row of such a pixel is therefore computed again, exactly as the predictor would (`ExactRows`). If a
    band has many such pixels, the predictor upscales the whole mask instead.
-
-Cleaning of accepted masks, as automatic masks are cleaned (SAM paper, Appendix B).
-
-Prompts as the page sends them, validated before they reach the model.
 """
 
 import math

@@ -1,12 +1,8 @@
 """Queue of an annotation session: the images and their order, leases, and progress.
 
-Queue of an annotation session: the images to annotate, their order, and which of them have two assignments.
-
 Leases of images to annotators, so that two people don't start the same image.
 
 Leases only avoid duplicate work. Submissions are safe without them.
-
-Progress of a session: the last submission of each assignment, and the values for the progress page.
 """
 
 import hashlib

@@ -13,8 +13,6 @@ For a write, the cookie isn't enough. The request must also contain a header tha
 browser stores only one session cookie, so opening a second annotator's URL in the same browser replaces the first
 annotator's session. The server then rejects requests from the first annotator's pages, which keeps that work from being
 saved under the second annotator's name.
-
-Facts about an annotation session.
 """
 
 import asyncio

@@ -1,9 +1,5 @@
 """Results of all evaluations: predictions, measures, and what their results and files share.
 
-Parts that the results of all evaluations share.
-
-Interface of the measures, and the task and results of a run, shared by all kinds of evaluation.
-
 Reader of another model's predictions, which are evaluated in place of weights.
 
 The file is a JSON list of COCO results with masks. For an evaluation by clicks, each result also names the true mask

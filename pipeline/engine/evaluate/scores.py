@@ -1,13 +1,4 @@
-"""Scores and figures of an evaluation by points, and its result.
-
-Scores of an evaluation by image, the input of means, intervals, and tests.
-
-Evaluation by clicks as a measure, with a row for each mask and set of weights.
-
-Means of an evaluation's scores with 95% intervals, and differences between sets of weights and between groups.
-
-Result of the evaluation by clicks, as text and as JSON.
-"""
+"""Scores and figures of an evaluation by points, and its result."""
 
 import hashlib
 import heapq

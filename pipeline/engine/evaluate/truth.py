@@ -158,10 +158,10 @@ class TruthPart(Protocol):
 class Truth:
     """Dataset or file that an evaluation uses as ground truth.
 
-    `name` is the user's name for it, without credentials. `kind` is one of the kinds in `kinds.py`, and `facts`
-    contains digests and choices. `dataset` is the location of a segmint dataset. `categories` are the category ids of a
-    COCO file's masks. `frequencies` maps an LVIS file's category ids to their frequency: r, c, or f. With `federated`,
-    the file lists the categories that were checked in each image.
+    `name` is the user's name for it, without credentials. `kind` is one of the kinds in
+    `operators/evaluate/settings.py`, and `facts` contains digests and choices. `dataset` is the location of a segmint
+    dataset. `categories` are the category ids of a COCO file's masks. `frequencies` maps an LVIS file's category ids
+    to their frequency: r, c, or f. With `federated`, the file lists the categories that were checked in each image.
     """
 
     name: str

@@ -1,9 +1,4 @@
-"""Privacy study: its sample, the share of images with a missed face or plate, and its upper confidence bound.
-
-Score of a privacy study: the share of images with a missed face or plate, and its upper confidence bound.
-
-Sample of a privacy study: released images drawn at random, in which people mark missed faces and plates.
-"""
+"""Privacy study: its sample, the share of images with a missed face or plate, and its upper confidence bound."""
 
 import hashlib
 import json

@@ -1,7 +1,5 @@
 """Score of a correction study: corrections by people, and the IoU of masks with them.
 
-Score of a correction study: the IoU of masks with their corrections.
-
 Corrected masks of a study, from COCO JSON, Label Studio, or Label Studio's converter, paired with the drawn masks.
 
 "Drawn" masks are the masks that were drawn into the study's sample.

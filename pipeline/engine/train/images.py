@@ -8,7 +8,7 @@ and then dropped.
 Scan of a shard's images: their byte ranges in the tar, their hashes, and whether they can be decoded.
 
 A scan is cached in a file that is named by the tar's hash. A correction replaces the tar, so the shard is then scanned
-again. The files contain thumbnails, so they follow the same rules as cached embeddings; see `cache.py`.
+again. The files contain thumbnails, so they follow the same rules as cached embeddings; see `reading.py`.
 
 Draws of images and masks for each step, which depend only on keys.
 

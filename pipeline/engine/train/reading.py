@@ -2,8 +2,6 @@
 
 Reader of drawn images, which reads the ranges of the JPEG and the JSON in the shard's tar and decodes the masks.
 
-Workers of a training run: rank, division of a batch, and sums over all workers.
-
 Split into training and held-out images by a hash of the source. Similar images are on the same side.
 
 A group of similar images is held out only if the hash of *each* image in the group qualifies. This rule protects later
@@ -21,8 +19,6 @@ takedown.
 Any number of processes can share a folder and its maximum size. A full cache doesn't evict anything: training draws all
 images about equally often, so evicting the least recently used embedding would remove the embedding that is needed
 next.
-
-Image embeddings for training: cached ones of a frozen encoder, or the output of an encoder in training.
 """
 
 import hashlib

@@ -1,7 +1,5 @@
 """Trainer, which updates the weights from draws, and the evaluation between its steps.
 
-Training step that reads the draws, sums gradients over images and workers, and updates the weights.
-
 Evaluation on held-out images: mean IoU after one click, for the model's choice and for the best of three masks.
 
 The click is the point in the mask that is farthest from the mask's border. Masks and IoUs are measured in the square

@@ -1,11 +1,9 @@
 """Checks of one shard: its files and rows, licenses, privacy, and near-duplicates.
 
-Checks of licenses, privacy, and near-duplicates that run while the audit reads a shard.
-
 Audit of the four files of one shard, each read once.
 
-The comparisons are in `operators/audit/`: `masks.py` compares areas, boxes, scores, crops, and points, `rows.py`
-compares tables, and `tar.py` compares JPEGs and JSON files.
+The comparisons are in `operators/audit/`: `masks.py` compares areas, boxes, scores, crops, and points, and `rows.py`
+compares tables, JPEGs, and JSON files.
 """
 
 import hashlib

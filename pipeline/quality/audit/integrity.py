@@ -1,6 +1,6 @@
 """Audit of a dataset's integrity: every file is intact and consistent with the others.
 
-Audit of a dataset's catalog parts and commits. `shard.py` audits the contents of a shard's files.
+Audit of a dataset's catalog parts and commits. `content.py` audits the contents of a shard's files.
 """
 
 import re

@@ -1,9 +1,4 @@
-"""Comparison of a report's dataset with another one, and the sample of images on its page.
-
-Comparison of a report's dataset with another one: measurements, plots, and table.
-
-Images of a report, which are chosen deterministically, scaled down, and shown with their masks.
-"""
+"""Comparison of a report's dataset with another one, and the sample of images on its page."""
 
 import base64
 import io

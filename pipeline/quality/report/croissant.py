@@ -1,7 +1,5 @@
 """Descriptions of a dataset for others: `croissant.json` (MLCommons Croissant 1.1) and `disclosure.md`.
 
-Dataset description `croissant.json` (MLCommons Croissant 1.1): hashed files, columns, lineage, and conditions.
-
 Page `disclosure.md`: facts for the EU's public summary of training content and for California's AB 2013.
 
 The sections are those of the template that the European Commission published on July 24, 2025 (annex to C(2025) 5235),

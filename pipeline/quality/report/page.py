@@ -1,11 +1,4 @@
-"""Page and card of a report: templates with the sentences, tables, and plots of an audit and its statistics.
-
-Page of a report: an HTML template with the sentences, tables, and plots of an audit and its statistics.
-
-Findings of an audit for a report, grouped by area and code, with the images that they refer to.
-
-Dataset card: a `README.md` with front matter for the Hugging Face Hub and the sections of a datasheet.
-"""
+"""Page and card of a report: templates with the sentences, tables, and plots of an audit and its statistics."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence

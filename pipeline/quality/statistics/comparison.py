@@ -5,8 +5,6 @@ Comparison of two datasets by masks per image, sizes, centers, and concavity at 
 Larger masks are more concave, so datasets with different mask sizes also differ in concavity. To control for size, the
 paper draws samples from bins of mask size. This comparison uses all masks instead, and gives each size bin the same
 weight in both datasets.
-
-Numbers that the Segment Anything paper (arXiv 2304.02643) states for SA-1B, without values read off its curves.
 """
 
 from collections.abc import Mapping

@@ -1,9 +1,4 @@
-"""Tables of a dataset, open for SQL, and the statistics of all its masks (SAM paper, section 5).
-
-Statistics of all masks, computed in two passes over the columns that the build wrote (SAM paper, section 5).
-
-Access to the tables of any dataset, written by segmint or in the layout of SA-1B, COCO, or YOLO.
-"""
+"""Tables of a dataset, open for SQL, and the statistics of all its masks (SAM paper, section 5)."""
 
 import multiprocessing
 import os

@@ -21,8 +21,6 @@ interrupted.
 Access control of a viewer, which is read-only, local, and limited to browsers that opened a one-time URL.
 
 Requests with another Host header are rejected. This prevents DNS rebinding.
-
-Images of a viewer: JPEGs from the tars of shards, and their thumbnails, with bounded memory.
 """
 
 import io
