@@ -101,3 +101,16 @@ monkeypatch.setattr(module, "LIMIT", 3), monkeypatch.setattr(Class, "__init__", 
 name = "segmint.infra.units._UNITS"
 """
     assert patched_names(text) == ["_LIMIT", "_UNITS", "_exit", "_method", "_parse"]
+
+
+def test_files_that_the_code_names_are_there() -> None:
+    """A name in backticks is a path from the root, or the end of one."""
+    folders = (*FOLDERS, "tests")
+    known = [*ROOT.glob("*.py"), *(path for name in folders for path in (ROOT / name).rglob("*.py"))]
+    missing = [
+        f"{path}: {name}"
+        for path in python_files()
+        for name in re.findall(r"`([\w/]+\.py)`", (ROOT / path).read_text(encoding="utf-8"))
+        if not any(each.match(f"*/{name}") for each in known)
+    ]
+    assert missing == []
