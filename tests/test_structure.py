@@ -12,8 +12,6 @@ MOST_LINES, MOST_FILES, MOST_ENTRIES = 700, 20, 12
 
 PATCHED_ANYWAY = {
     ("tests/operators/custom/test_stage.py", "_exit"),  # a public function of `os`
-    ("tests/operators/segmenter/test_prompted.py", "_BATCH_POINTS"),  # until these limits have public names
-    ("tests/operators/segmenter/test_prompted.py", "_PIXELS_AT_ONCE"),
     ("tests/pipeline/masks/test_interactive_processes.py", "_is_in_bad_fork"),  # torch's, and no process forks here
     ("tests/pipeline/quality/test_signatures.py", "_bcrypt_supported"),  # what cryptography found on import
     ("tests/support/pretended_cuda.py", "_InferenceMode"),  # torch's own class, which refuses a device that isn't there

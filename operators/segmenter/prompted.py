@@ -21,8 +21,8 @@ from segmint.operators.rows import IMPORT, MASKS_PER_IMAGE_LIMIT
 from segmint.operators.segment.models import load_model
 
 _BATCH = 64  # prompts that are decoded together
-_BATCH_POINTS = 1024  # points of these prompts
-_PIXELS_AT_ONCE = 1 << 28  # pixels of an image's masks that are kept as arrays, a byte each
+BATCH_POINTS = 1024  # points of these prompts
+PIXELS_AT_ONCE = 1 << 28  # pixels of an image's masks that are kept as arrays, a byte each
 _BITS = 1  # increment this whenever masks or scores change
 
 Prompt = Mapping[str, Any]
@@ -112,7 +112,7 @@ class PromptedMasks:
     def find(self, embedding: Embedding, prompts: Sequence[Prompt]) -> list[Mask]:
         """Return a mask for each prompt, in order. If the masks have many pixels in total, they are run lengths."""
         height, width = embedding.frame_size
-        encodes = len(prompts) * height * width > _PIXELS_AT_ONCE
+        encodes = len(prompts) * height * width > PIXELS_AT_ONCE
 
         def make(prompt: Prompt, logits: Tensor, score: float) -> Mask:
             pixels: Any = (logits[0] > 0).cpu().numpy()
@@ -150,7 +150,7 @@ def masks_of_prompts(
         alike.setdefault((prompt["box"] is not None, len(prompt["points"] or ())), []).append(place)
     found: dict[int, M] = {}
     for (_, points), places in alike.items():
-        size = min(_BATCH, max(1, _BATCH_POINTS // max(1, points)))
+        size = min(_BATCH, max(1, BATCH_POINTS // max(1, points)))
         for start in range(0, len(places), size):
             batch = places[start : start + size]
             predicted = _predict_alike(predictor, embedding, [prompts[place] for place in batch])

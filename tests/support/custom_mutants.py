@@ -71,7 +71,7 @@ CUSTOM_MUTANTS = (
     Mutant(
         "the masks of thousands of prompts are arrays",
         "operators/segmenter/prompted.py",
-        "        encodes = len(prompts) * height * width > _PIXELS_AT_ONCE\n",
+        "        encodes = len(prompts) * height * width > PIXELS_AT_ONCE\n",
         "        encodes = False\n",
         "tests/operators/segmenter/test_prompted.py",
     ),

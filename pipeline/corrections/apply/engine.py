@@ -310,7 +310,7 @@ class StageRun:
         left = list(images)
         stalled = 0
         while left:
-            window = _first_window(left)
+            window = first_window(left)
             ledger = RowLedger()
             done: set[int] = set()
             failure: Exception | None = None
@@ -483,7 +483,7 @@ def _read_one(dataset: DatasetHandle, schema: pa.Schema, images: ChosenImages) -
     return pa.concat_tables(read_chosen(dataset, schema, images))
 
 
-def _first_window(images: Sequence[ChosenImages]) -> list[ChosenImages]:
+def first_window(images: Sequence[ChosenImages]) -> list[ChosenImages]:
     """Return the first images, in shards of at most `WINDOW_IMAGES` together."""
     window: list[ChosenImages] = []
     room = WINDOW_IMAGES

@@ -154,7 +154,7 @@ def test_the_masks_of_thousands_of_prompts_are_run_lengths(
     prompts = [*boxes_in(coffee, 2, 3), *points_in(coffee, 1, 3)]
     (embedding,) = segmenter.predictor.embed_many([coffee])
     arrays = segmenter.find(embedding, prompts)
-    limit = "segmint.operators.segmenter.prompted._PIXELS_AT_ONCE"
+    limit = "segmint.operators.segmenter.prompted.PIXELS_AT_ONCE"
     monkeypatch.setattr(limit, 3 * 400 * 600)
     assert [mask.pixels.dtype for mask in segmenter.find(embedding, prompts)] == [bool] * 3
     monkeypatch.setattr(limit, 3 * 400 * 600 - 1)
@@ -176,7 +176,7 @@ def test_prompts_with_many_points_are_decoded_in_smaller_batches(
     (embedding,) = segmenter.predictor.embed_many([coffee])
     prompts = [points_in(coffee, 3, seed)[2] for seed in (1, 2)]
     together = segmenter.find(embedding, prompts)
-    monkeypatch.setattr("segmint.operators.segmenter.prompted._BATCH_POINTS", 5)
+    monkeypatch.setattr("segmint.operators.segmenter.prompted.BATCH_POINTS", 5)
     with mock.patch.object(segmenter.predictor, "predict", side_effect=segmenter.predictor.predict) as predict:
         alone = segmenter.find(embedding, prompts)
     assert [call.kwargs["points"].shape for call in predict.call_args_list] == [(1, 3, 2)] * 2

@@ -35,8 +35,8 @@ def place() -> Iterator[DatasetPath]:
 def test_a_window_contains_few_images(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine, "WINDOW_IMAGES", 5)
     one, two, three = (ChosenImages(shard, tuple(range(rows))) for shard, rows in ((0, 2), (1, 3), (2, 9)))
-    assert engine._first_window([one, two, three]) == [one, two]
-    assert engine._first_window([three, one]) == [three]
+    assert engine.first_window([one, two, three]) == [one, two]
+    assert engine.first_window([three, one]) == [three]
 
 
 def test_the_reader_yields_exactly_the_chosen_rows_as_a_stage_gets_them(
