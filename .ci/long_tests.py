@@ -1,6 +1,7 @@
 """Run the long tests in pieces, and keep a table of their results in `.ci/long_tests.json`.
 
     python .ci/long_tests.py [--minutes 55]    run the files whose result is missing, red, or outdated, until time is up
+    python .ci/long_tests.py FILE…             run only these of them
     python .ci/long_tests.py --check           fail unless each file has a result that is green and still holds
 
 A piece is one test file. Its result holds as long as nothing changes that decides about it: the file itself, the parts
@@ -68,11 +69,11 @@ def problems(table: dict[str, Any], root: Path = ROOT) -> list[str]:
     return [*lines, *(f"{piece}: no such file" for piece in sorted(set(table) - set(known)))]
 
 
-def run(minutes: float) -> int:
-    """Run the outdated pieces until the minutes are over. Return 0 if all are green, otherwise 1."""
+def run(minutes: float, chosen: list[str]) -> int:
+    """Run the outdated pieces, or those chosen, until the minutes are over. Return 0 if all are green, otherwise 1."""
     end = time.monotonic() + 60 * minutes
     table = read_table()
-    for piece in pieces():
+    for piece in chosen or pieces():
         now = digest(piece)
         if is_current(table.get(piece), now):
             continue
@@ -193,9 +194,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
     parser.add_argument("--minutes", type=float, default=55)
     parser.add_argument("--check", action="store_true")
+    parser.add_argument("pieces", nargs="*", metavar="FILE")
     arguments = parser.parse_args()
+    if unknown := set(arguments.pieces) - set(pieces()):
+        parser.error(f"no long tests in {', '.join(sorted(unknown))}")
     if not arguments.check:
-        return run(arguments.minutes)
+        return run(arguments.minutes, arguments.pieces)
     lines = problems(read_table())
     print(*lines, f"{len(lines)} problems with the long tests' results", sep="\n")
     return 1 if lines else 0
