@@ -478,7 +478,7 @@ _SETTINGS = {
     },
 }
 
-_TRAINING_MINING = ("c2pa.training-mining", "cawg.training-mining")
+_C2PA_LABELS = ("c2pa.training-mining", "cawg.training-mining")
 _JSON_LD = re.compile(r"stds\.|.*\.metadata(?:\.v\d+)?(?:__\d+)?$")  # C2PA's own, CAWG's, and those of other owners
 _NAMESPACES = {"plus": _PLUS[0], "tdm": _TDM[0]}
 
@@ -529,7 +529,7 @@ def _uses(store: Any) -> Iterator[tuple[str, str]]:
         for assertion in assertions if isinstance(assertions, list) else []:
             name, content = str(_mapping(assertion).get("label")), _mapping(_mapping(assertion).get("data"))
             # Labels may have a suffix: a number for another assertion of the same kind, or a version for a newer kind.
-            if name.startswith(_TRAINING_MINING):
+            if name.startswith(_C2PA_LABELS):
                 yield from _entries(content)
             if _JSON_LD.match(name):
                 yield from _properties(content, _NAMESPACES | _mapping(content.get("@context")))

@@ -33,7 +33,6 @@ from segmint.infra.uris import redact
 Row = dict[str, Any]
 """A row of an Arrow table, as `pa.Table.to_pylist` returns it. Its keys are the columns of the stage's schema."""
 
-_VERDICT = ("stage", "reason", "detail", "fault")
 _LONGEST_FAULT = 5000  # maximum length of an error's message, or of a text that is searched for credentials
 _LONGEST_NAME = 200
 _LONGEST_CAUSE = 1000
@@ -77,7 +76,7 @@ def to_rows(table: pa.Table, stage: str) -> list[Row]:
 
     If Python can't represent a value, the value becomes None and the row becomes faulted.
     """
-    unjudged: Row = dict.fromkeys(_VERDICT)
+    unjudged: Row = dict.fromkeys(VERDICT.names)
     try:
         return [{**unjudged, **row} for row in table.to_pylist()]
     except Exception:  # noqa: BLE001 - the row at fault is found below
@@ -85,7 +84,7 @@ def to_rows(table: pa.Table, stage: str) -> list[Row]:
 
 
 def _to_row(table: pa.Table, stage: str) -> Row:
-    row: Row = dict.fromkeys(_VERDICT)
+    row: Row = dict.fromkeys(VERDICT.names)
     problem: Exception | None = None
     for name in table.column_names:
         try:

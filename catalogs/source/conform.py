@@ -81,7 +81,7 @@ def check_prompts(value: Any) -> dict[str, Any]:
 
 
 _OBJECT = "an object with width, height, and prompts; rename any other column"
-_EXPECTED = {"extra_forbidden": "no such key", "json_invalid": f"JSON of {_OBJECT}", "missing": _OBJECT}
+_PROMPT_PROBLEMS = {"extra_forbidden": "no such key", "json_invalid": f"JSON of {_OBJECT}", "missing": _OBJECT}
 """Expected values by the type of pydantic's error, if its own message doesn't say it."""
 
 
@@ -94,7 +94,7 @@ def problem_of(error: ValidationError) -> tuple[Any, str, str]:
     if first["type"] == "model_type":
         return first["input"], place, _OBJECT if place == "the value" else "an object"
     expected = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-    return first["input"], place, _EXPECTED.get(first["type"], expected.replace("List should have", "a list of"))
+    return first["input"], place, _PROMPT_PROBLEMS.get(first["type"], expected.replace("List should have", "a list of"))
 
 
 _ISO_DATE = re.compile(r"\d{4}-\d{2}-\d{2}")

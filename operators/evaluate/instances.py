@@ -34,7 +34,7 @@ from segmint.model.sam.predictor import Embedding, Predictor
 from segmint.operators.annotations.image import CocoRle, encode_mask
 from segmint.operators.intervals import Floats
 
-_AT_ONCE = 8  # number of boxes; the full-size logits of each take 4 bytes per pixel
+_BOXES_AT_ONCE = 8  # number of boxes; the full-size logits of each take 4 bytes per pixel
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,8 @@ def segment_boxes(
     mask for several prompts matches training.
     """
     found: list[BoxMask] = []
-    for start in range(0, len(boxes), _AT_ONCE):
-        chunk = boxes[start : start + _AT_ONCE]
+    for start in range(0, len(boxes), _BOXES_AT_ONCE):
+        chunk = boxes[start : start + _BOXES_AT_ONCE]
         masks = predictor.predict(embedding, boxes=chunk)
         best = masks.predicted_iou.argmax(dim=1)
         rows = torch.arange(len(best), device=best.device)

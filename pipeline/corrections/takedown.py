@@ -393,7 +393,7 @@ def _of_earlier(earlier: Sequence[Tombstone], returned: Images, measured: Measur
 
 _ROWS = 65_536
 
-_KEPT = ("ordinal", "id")
+_KEPT_COLUMNS = ("ordinal", "id")
 
 
 _ORIGINALS = (
@@ -652,7 +652,7 @@ def _blank_rows(batch: pa.RecordBatch, taken: pa.BooleanArray) -> pa.RecordBatch
     schema = normalized_schema(batch.schema.names)
     columns = {each.name: batch.column(each.name) for each in schema}
     for each in schema:
-        if each.name not in _KEPT:
+        if each.name not in _KEPT_COLUMNS:
             blank = pa.scalar(None if each.nullable else BLANK, each.type)
             columns[each.name] = pc.if_else(taken, blank, columns[each.name])
     return pa.RecordBatch.from_arrays(list(columns.values()), schema=schema)
