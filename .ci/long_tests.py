@@ -49,23 +49,22 @@ def digest(piece: str, root: Path = ROOT) -> str:
     return found.hexdigest()
 
 
-def is_current(entry: dict[str, Any] | None, of_now: str) -> bool:
-    """Return whether a piece's entry in the table is green and belongs to the tree with this digest."""
-    return entry is not None and entry["result"] in RESULTS.values() and entry["digest"] == of_now
+def problem(entry: dict[str, Any] | None, of_now: str) -> str | None:
+    """Return what is wrong with a piece's entry in the table, for the tree with this digest. None means green."""
+    if entry is None:
+        return "no result"
+    if entry["result"] not in RESULTS.values():
+        return f"{entry['result']} on {entry['date']}: {entry['tests']}"
+    if entry["digest"] != of_now:
+        return f"code that it tests has changed since {entry['date']}"
+    return None
 
 
 def problems(table: dict[str, Any], root: Path = ROOT) -> list[str]:
     """Return a line for each piece without a green result that still holds, and for each entry without a file."""
-    lines = []
     known = pieces(root)
-    for piece in known:
-        entry = table.get(piece)
-        if entry is None:
-            lines.append(f"{piece}: no result")
-        elif entry["result"] not in RESULTS.values():
-            lines.append(f"{piece}: {entry['result']} on {entry['date']}: {entry['tests']}")
-        elif entry["digest"] != digest(piece, root):
-            lines.append(f"{piece}: code that it tests has changed since {entry['date']}")
+    found = {piece: problem(table.get(piece), digest(piece, root)) for piece in known}
+    lines = [f"{piece}: {what}" for piece, what in found.items() if what is not None]
     return [*lines, *(f"{piece}: no such file" for piece in sorted(set(table) - set(known)))]
 
 
@@ -75,7 +74,7 @@ def run(minutes: float, chosen: list[str]) -> int:
     table = read_table()
     for piece in chosen or pieces():
         now = digest(piece)
-        if is_current(table.get(piece), now):
+        if problem(table.get(piece), now) is None:
             continue
         left = end - time.monotonic()
         if left <= 0:
