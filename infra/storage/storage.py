@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -351,6 +352,34 @@ class Storage:
     def _options_of(self, uri: str) -> dict[str, Any]:
         fitting = [prefix for prefix in self._options if _is_below(uri, prefix)]
         return self._options[max(fitting, key=len)] if fitting else {}
+
+
+class MeteredStorage(Storage):
+    """Storage that measures reads of objects and ranges since the last reset.
+
+    Reads through `open` and `open_ranges`, and reads in a child process, aren't measured.
+    """
+
+    def __init__(self, options: Mapping[str, Mapping[str, Any]]) -> None:
+        super().__init__(options)
+        self.reset()
+
+    def reset(self) -> None:
+        self.bytes_read = 0
+        self.read_s = 0.0
+
+    def read(self, uri: str, max_bytes: int | None = None) -> bytes:
+        return self._measured(lambda: Storage.read(self, uri, max_bytes))
+
+    def read_part(self, uri: str, start: int, stop: int) -> bytes:
+        return self._measured(lambda: Storage.read_part(self, uri, start, stop))
+
+    def _measured(self, read: Callable[[], bytes]) -> bytes:
+        started = time.perf_counter()
+        data = read()
+        self.read_s += time.perf_counter() - started
+        self.bytes_read += len(data)
+        return data
 
 
 class _RangeReader(io.RawIOBase):

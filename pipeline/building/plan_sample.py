@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,7 +19,7 @@ from segmint.catalogs.licenses import LicensePolicy
 from segmint.infra.errors import SegmintError
 from segmint.infra.scratch import ScratchFolder
 from segmint.infra.storage.location import Location
-from segmint.infra.storage.storage import Storage
+from segmint.infra.storage.storage import MeteredStorage, Storage
 from segmint.model.automatic.generator import MaskGenerator
 from segmint.operators.describe import describe_table
 from segmint.operators.prepare.prepare import Prepare
@@ -162,31 +161,6 @@ def _maker_of_masks(
     segment = Segment(segment_settings(config, numerics, manifest))
     _warm_up(segment.generator)
     return segment
-
-
-class MeteredStorage(Storage):
-    """Storage that measures reads since the last reset. Reads in a child process aren't measured."""
-
-    def __init__(self, options: Mapping[str, Mapping[str, Any]]) -> None:
-        super().__init__(options)
-        self.reset()
-
-    def reset(self) -> None:
-        self.bytes_read = 0
-        self.read_s = 0.0
-
-    def read(self, uri: str, max_bytes: int | None = None) -> bytes:
-        return self._measured(lambda: Storage.read(self, uri, max_bytes))
-
-    def read_part(self, uri: str, start: int, stop: int) -> bytes:
-        return self._measured(lambda: Storage.read_part(self, uri, start, stop))
-
-    def _measured(self, read: Callable[[], bytes]) -> bytes:
-        with _timed() as clock:
-            data = read()
-        self.bytes_read += len(data)
-        self.read_s += clock.seconds
-        return data
 
 
 class _StopWatch:

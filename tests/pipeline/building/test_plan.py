@@ -20,14 +20,13 @@ from segmint.catalogs.dataset.outputs import OUTPUTS
 from segmint.catalogs.dataset.versions import name_now
 from segmint.infra.errors import SegmintError, UsageError
 from segmint.infra.peak import measure_peak
-from segmint.infra.storage.storage import Storage
+from segmint.infra.storage.storage import MeteredStorage, Storage
 from segmint.infra.wording import number
 from segmint.operators.prepare.deidentify import describe_recall
 from segmint.pipeline.building.dataset import open_or_create
 from segmint.pipeline.building.plan import DRAWN_PER_POINT, PlanOptions, make_plan
 from segmint.pipeline.building.plan_rates import Estimate, prepare_seconds, read_rates
 from segmint.pipeline.building.plan_result import BuildPlan
-from segmint.pipeline.building.plan_sample import MeteredStorage
 from segmint.pipeline.commands.cli import app
 from segmint.pipeline.config.config import Config, load_config
 from tests.support.builds import (
