@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from segmint.infra.errors import UsageError
 from segmint.infra.uris import redact
-from segmint.infra.wording import fit, is_terminal, open_stream
+from segmint.infra.wording import fit, is_terminal, open_stream, without_controls
 
 if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
@@ -31,20 +31,19 @@ def configure(level: str = "info", json: bool | None = None, stream: TextIO | No
     if level.lower() not in LEVELS:
         raise UsageError(f"unknown log level {level!r}: expected one of {', '.join(LEVELS)}")
     as_json = not is_terminal(sys.stderr) if json is None else json
-    renderers: list[Any] = (
-        [
-            structlog.processors.format_exc_info,
-            _redact_event,
-            structlog.processors.JSONRenderer(sort_keys=False),
-        ]
-        if as_json
-        else [_redact_event, structlog.dev.ConsoleRenderer(colors=is_terminal(sys.stderr), pad_event_to=0), _fit]
-    )
+    renderers: list[Any] = [structlog.processors.JSONRenderer(sort_keys=False)]
+    if not as_json:
+        text = structlog.dev.ConsoleRenderer(
+            colors=is_terminal(sys.stderr), pad_event_to=0, exception_formatter=structlog.dev.plain_traceback
+        )
+        renderers = [_make_printable, text, _fit]
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,  # as text, so that it's redacted like everything else
+            _redact_event,
             *renderers,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(level),
@@ -87,5 +86,12 @@ def _fit(_: Any, __: str, line: str) -> str:
 
 
 def _redact_event(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    # Keep `exc_info`, because the console renderer needs it to format the traceback.
-    return {name: item if name == "exc_info" else without_secrets(item, name) for name, item in event.items()}
+    return {name: without_secrets(item, name) for name, item in event.items()}
+
+
+def _make_printable(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Replace control characters in texts. The renderer escapes them in all other values, as JSON does."""
+    for name, item in event.items():
+        if isinstance(item, str):
+            event[name] = without_controls(item)
+    return event

@@ -14,6 +14,9 @@ TURNING = r"\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"
 """Bidirectional control characters, which can disguise how a name ends. Use this inside a character class of a regular
 expression."""
 
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f" + TURNING + "]")
+"""Characters that can control a terminal, without tab and newline. Includes the bidirectional ones."""
+
 MOST_COLUMNS = 80
 """Maximum width in columns of lines on a terminal. A word that is longer stays whole."""
 
@@ -106,6 +109,11 @@ def not_checked_lines(items: Sequence[object], shown: int = 10) -> list[str]:
     """Return one line for each of the first `shown` items that couldn't be checked, and a line that counts the rest."""
     more = [f"{len(items) - shown:,} more"] if len(items) > shown else []
     return [f"not checked: {each}" for each in [*items[:shown], *more]]
+
+
+def without_controls(text: str) -> str:
+    """Replace control characters, with which a text could change a terminal. Tabs and line breaks stay."""
+    return CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def fit(text: str, stream: TextIO | None) -> str:

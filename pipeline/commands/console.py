@@ -11,7 +11,6 @@ Arguments that several commands take.
 import functools
 import importlib.util
 import os
-import re
 import shlex
 import sys
 import traceback
@@ -26,7 +25,7 @@ from segmint.infra.log import without_secrets
 from segmint.infra.progress import enable_bars, ending_bar
 from segmint.infra.stopping import interruptible, print_stop_line
 from segmint.infra.uris import redact
-from segmint.infra.wording import TURNING, fit, is_terminal, json_text
+from segmint.infra.wording import CONTROL, fit, is_terminal, json_text, without_controls
 
 if TYPE_CHECKING:
     from segmint.infra.storage.storage import Storage
@@ -107,9 +106,6 @@ FINDINGS = 1
 FAILED = 3
 DEBUG_VARIABLE = "SEGMINT_DEBUG"
 
-# Excludes tab and newline. Includes the marks that reverse the text direction and so can disguise a file extension.
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f" + TURNING + "]")
-
 
 def guarded(command: Callable[P, R]) -> Callable[P, R]:
     """Convert every exception of a command to a readable message and an exit code, without a traceback.
@@ -178,7 +174,7 @@ def print_whole(text: str, *, err: bool = False) -> None:
 def print_json(value: Any) -> None:
     """Print the result as one JSON value on standard output."""
     text = json_text(without_secrets(value), default=str)
-    typer.echo(_CONTROL.sub(lambda match: f"\\u{ord(match[0]):04x}", text))
+    typer.echo(CONTROL.sub(lambda match: f"\\u{ord(match[0]):04x}", text))
 
 
 class Printable(Protocol):
@@ -248,8 +244,7 @@ def print_next(as_json: bool, *words: str, config: str | None = None) -> None:
 
 def printable(text: str) -> str:
     """Remove credentials and control characters, and escape surrogates from file names, which UTF-8 can't encode."""
-    shown = _CONTROL.sub("\N{REPLACEMENT CHARACTER}", redact(text))
-    return shown.encode("utf-8", "backslashreplace").decode()
+    return without_controls(redact(text)).encode("utf-8", "backslashreplace").decode()
 
 
 class RemovalPrompt(Protocol):

@@ -64,3 +64,20 @@ def test_secrets_are_found_at_any_depth() -> None:
     value = {"a": [{"aws_secret_access_key": "x"}], "api_key": "y", "tokens": 3, "password": None}
     expected = {"a": [{"aws_secret_access_key": "[redacted]"}], "api_key": "[redacted]", "tokens": 3, "password": None}
     assert without_secrets(value) == expected
+
+
+def test_lines_of_text_hold_no_credential_and_command_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    """A file's name or an error can contain either, and a terminal obeys the escape sequences in a line."""
+    title = "\x1b]0;owned\x07\x9b2J\rhello\u202egpj.exe"
+    configure(json=False)
+    log = get_logger("storage")
+    log.warning(f"skipped {title}", name=title, names=[title])
+    try:
+        raise ValueError(f"https://me:hunter2@host, {title}")
+    except ValueError:
+        log.exception("failed")
+    printed = capsys.readouterr().err
+    assert printed.count("hello") == 4
+    assert "\nTraceback (most recent call last):\n" in printed
+    assert "hunter2" not in printed
+    assert not {"\x1b", "\x07", "\x9b", "\r", "\u202e"} & set(printed)
