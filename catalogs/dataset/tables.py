@@ -123,6 +123,7 @@ class DatasetTables(AbstractContextManager["DatasetTables"]):
             self.connection.execute("SET enable_progress_bar = false")  # otherwise it is printed to standard output
             self.connection.execute("SET python_enable_replacements = false")  # no Python variables in queries
             self._register(files, location.storage)
+            _refuse_special_files(files)
             for kind, schema in schemas.items():
                 entries = list(files.get(kind, ())) or [self._empty(kind, schema)]
                 own = [column.arrow_field for column in applied if column.table == kind]
@@ -208,6 +209,18 @@ class DatasetTables(AbstractContextManager["DatasetTables"]):
         if wrong:
             raise DamagedDatasetError(f"the tables of {kind} in {self.location} have other columns: {'; '.join(wrong)}")
         return types
+
+
+def _refuse_special_files(files: Mapping[str, Sequence[TableFile]]) -> None:
+    """Raise `DamagedDatasetError` if a local file is a pipe or a device, which DuckDB would read without end.
+
+    DuckDB itself reports a missing file when it opens it.
+    """
+    for entry in (entry for entries in files.values() for entry in entries):
+        if scheme(entry.uri) == LOCAL:
+            path = local_path(entry.uri)
+            if path.exists() and not path.is_file():
+                raise DamagedDatasetError(f"the dataset's Parquet cannot be read: {path} isn't a regular file")
 
 
 def read_query(connection: duckdb.DuckDBPyConnection, sql: str, parameters: Sequence[Any] = ()) -> pa.Table:

@@ -1,5 +1,6 @@
 """A dataset's Parquet by SQL: the files that the latest commits name, on a disk and on S3, however many."""
 
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -132,6 +133,15 @@ def test_a_file_that_is_damaged_before_it_is_opened_is_named(dataset: str) -> No
         path.write_bytes(damaged)
         with pytest.raises(DamagedDatasetError):
             open_committed(location_of(dataset), SCHEMAS).close()
+
+
+def test_a_pipe_in_place_of_a_file_is_named_and_not_waited_for(dataset: str) -> None:
+    """Whoever published the dataset may have put it there, and DuckDB would read it for ever."""
+    path = min((Path(dataset) / "images").iterdir())
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(DamagedDatasetError, match=rf"{path.name} isn't a regular file"):
+        open_committed(location_of(dataset), SCHEMAS)
 
 
 def test_columns_of_other_types_or_names_are_damage(dataset: str) -> None:
