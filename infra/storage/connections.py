@@ -32,7 +32,8 @@ from segmint.infra.storage.stores import (
 from segmint.infra.uris import AZURE, LOCAL, parent, redact, scheme, split_bucket
 
 _SECRET_OPTION = re.compile(
-    r"(?i)^key$|^user(name)?$|secret|token|passw|credential|access_?key|account_key|signature|connection_string"
+    r"(?i)^key$|^user(name)?$|^pwd$|secret|token|passw|credential|authorization|access_?key|account_key|signature|"
+    r"connection_string"
 )
 
 _PACKAGES = {"gs": "gcsfs", "gcs": "gcsfs"} | dict.fromkeys(AZURE, "segmint[azure]")
@@ -105,14 +106,7 @@ def missing_package(protocol: str) -> str | None:
 def check_options(prefix: str, values: Mapping[str, Any]) -> None:
     """Raise `UsageError` if an option contains a credential, or if S3 or Azure doesn't support its key."""
     protocol = scheme(prefix)
-    for key, value in values.items():
-        if _SECRET_OPTION.search(key):
-            raise UsageError(
-                f"storage option {key!r} of {redact(prefix)!r} is a credential: remove it; credentials "
-                "come from the standard chain (environment, `profile`, instance or pod role)"
-            )
-        if isinstance(value, str) and redact(value) != value:
-            raise UsageError(f"storage option {key!r} of {redact(prefix)!r} contains a credential: remove it")
+    _refuse_credentials(prefix, values)
     from segmint.infra.storage import s3
 
     known = s3.OPTIONS if protocol == "s3" else OPTIONS if protocol in AZURE else values
@@ -121,6 +115,21 @@ def check_options(prefix: str, values: Mapping[str, Any]) -> None:
         raise UsageError(
             f"unknown storage option {', '.join(unknown)} of {prefix!r}: expected {', '.join(sorted(known))}"
         )
+
+
+def _refuse_credentials(prefix: str, values: Mapping[str, Any]) -> None:
+    """Raise `UsageError` if an option, or a part of one at any depth, is or contains a credential."""
+    for key, value in values.items():
+        if _SECRET_OPTION.search(str(key)):
+            raise UsageError(
+                f"storage option {key!r} of {redact(prefix)!r} is a credential: remove it; credentials "
+                "come from the standard chain (environment, `profile`, instance or pod role)"
+            )
+        for part in value if isinstance(value, list | tuple) else (value,):
+            if isinstance(part, Mapping):
+                _refuse_credentials(prefix, part)
+            elif isinstance(part, str) and redact(part) != part:
+                raise UsageError(f"storage option {key!r} of {redact(prefix)!r} contains a credential: remove it")
 
 
 class FsspecStore:

@@ -125,6 +125,9 @@ def test_formats_are_those_that_a_dataset_was_begun_with_and_all_in_a_new_one():
         {"s3://b": {"secret": "hunter2"}},
         {"s3://b": {"key": "hunter2"}},
         {"s3://b": {"endpoint_url": "https://me:hunter2@example.org"}},
+        {"gs://b": {"client_kwargs": {"token": "hunter2"}}},
+        {"gs://b": {"session_kwargs": {"headers": {"Authorization": "Bearer hunter2"}}}},
+        {"gs://b": {"endpoints": [{"url": "https://me:hunter2@example.org"}]}},
     ],
 )
 def test_credentials_are_refused_and_not_repeated(storage):
