@@ -346,7 +346,7 @@ def _values(data: bytes) -> Iterator[tuple[str, str]]:
         yield from c2pa_values(data, metadata.c2pa)
 
 
-_DEEPEST = 100  # maximum depth of nested elements; RDF needs about ten
+DEEPEST = 100  # maximum depth of nested elements; RDF needs about ten
 _LONGEST = 1000  # maximum number of characters in a value
 
 _RDF = "http://www.w3.org/1999/02/22-rdf-syntax-ns#"
@@ -429,7 +429,7 @@ class _XmpValues:
 
     def start(self, name: str, attributes: dict[str, str]) -> None:
         self._depth += 1
-        if self._depth > _DEEPEST:
+        if self._depth > DEEPEST:
             raise _MalformedError
         if self._field is None:
             self._field, self._opened = _field(name), self._depth

@@ -57,7 +57,7 @@ from segmint.infra.uris import (
 
 SIDECAR_ENDINGS = (".json", ".license")
 
-_JSON_BYTES = 8 << 20  # WebDataset's JSON may contain more than a catalog's columns, such as SA-1B's masks
+JSON_BYTES = 8 << 20  # WebDataset's JSON may contain more than a catalog's columns, such as SA-1B's masks
 _PIECE = 4 << 20
 
 Columns = dict[str, Any]
@@ -150,8 +150,8 @@ def _sidecar(
 
     A tar may contain other JSON files.
     """
-    if not is_plain_file(member) or member.size > _JSON_BYTES:
-        return UsageError(f"{where}: a link, a sparse file, or over {_JSON_BYTES:,} bytes; expected a plain file")
+    if not is_plain_file(member) or member.size > JSON_BYTES:
+        return UsageError(f"{where}: a link, a sparse file, or over {JSON_BYTES:,} bytes; expected a plain file")
     data = reader.read(member)
     try:
         return parse(where, data)

@@ -41,11 +41,11 @@ _LEVELS = ((8, (24, 48)), (16, (96, 192)), (32, (384, 768)))
 _CENTER_VARIANCE = 0.1
 _SIZE_VARIANCE = 0.2
 _SAME_PLATE_IOU = 0.3
-_SMALL = (0.35, 0.5, 0.7, 1.0, 1.4), (1.2, 2.0)
+SMALL = (0.35, 0.5, 0.7, 1.0, 1.4), (1.2, 2.0)
 """Scales at which the whole of a small image is searched, and scales for windows around what was found."""
 LARGE = (0.35, 0.5, 0.7, 1.0), (1.2, 1.4, 1.7, 2.0)
 """The same for all other images."""
-_GLANCE = 0.02
+GLANCE = 0.02
 """Minimum score of a spot that is enlarged and searched again.
 
 With this value, the detector finds the same plates in 31 marked photographs of over 1 megapixel as if it enlarged the
@@ -99,8 +99,8 @@ class PlateDetector:
     The network is sensitive to scale. For example, a plate of 160 px scored 0.1 at its original size and 0.98 at double
     size. But at double size, the box covered only two thirds of the plate, and the boxes at other scales covered the
     rest. The detector therefore searches an image at each scale of `LARGE` or, if the image has at most
-    `enlarged_pixels`, of `_SMALL`. It first shrinks images of more than `max_pixels` to that size. The detector then
-    takes a closer look: it enlarges and searches windows around all small boxes that scored at least `_GLANCE`.
+    `enlarged_pixels`, of `SMALL`. It first shrinks images of more than `max_pixels` to that size. The detector then
+    takes a closer look: it enlarges and searches windows around all small boxes that scored at least `GLANCE`.
 
     A plate counts if it scores at least `score` at one scale and at least half of that at another scale. The result is
     the smallest rectangle, at any angle, around all boxes of the plate.
@@ -140,7 +140,7 @@ class PlateDetector:
         """
         pixels = image.shape[0] * image.shape[1]
         fit = min(1.0, (self._max_pixels / pixels) ** 0.5)
-        whole, closer = _SMALL if pixels <= self._enlarged_pixels else LARGE
+        whole, closer = SMALL if pixels <= self._enlarged_pixels else LARGE
         seen = []
         for scale in whole:
             scaled = shrunk(image, scale * fit)
@@ -162,7 +162,7 @@ class PlateDetector:
         (found,) = self._find([window], LOOK_SCORE)
         return found
 
-    def _find(self, windows: Iterable[Pixels], least: float = _GLANCE) -> Iterator[list[Detection]]:
+    def _find(self, windows: Iterable[Pixels], least: float = GLANCE) -> Iterator[list[Detection]]:
         """Yield the plates in each window that score at least `least`, in pixels of the window."""
         for alike in _batches(windows, self._batch_pixels):
             height, width = alike[0].shape[:2]

@@ -51,7 +51,7 @@ from segmint.operators.prepare.onnx_file import (
 )
 from segmint.operators.redactions import FACE_BAND, PLATE_BAND
 
-_MTCNN_SCORE, _CLP_SCORE = 0.7, 0.5
+MTCNN_SCORE, CLP_SCORE = 0.7, 0.5
 """Default minimum scores of the bundled detectors."""
 
 _BATCH_PIXELS = 16 * 1536**2
@@ -448,9 +448,9 @@ def build_detector(
 
         torch.backends.cudnn.enabled = False
     if config.detector == FacesConfig.bundled:
-        return _mtcnn(config.score or _MTCNN_SCORE, device)
+        return _mtcnn(config.score or MTCNN_SCORE, device)
     if config.detector == PlatesConfig.bundled:
-        path, score = resolve(config.detector), config.score or _CLP_SCORE
+        path, score = resolve(config.detector), config.score or CLP_SCORE
         return _clp_on_gpu(path, score, device) if on_gpu else PlateDetector(onnx_network(path, threads), score)
     load = load_file or partial(load_detector_file, threads=threads)
     key = f"deidentify.{kind}s.detector"

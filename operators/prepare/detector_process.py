@@ -265,9 +265,10 @@ class Server:
         while True:
             self._connections.acquire()
             connection, _ = listener.accept()
-            threads.submit(self._serve, connection)
+            threads.submit(self.serve, connection)
 
-    def _serve(self, connection: socket.socket) -> None:
+    def serve(self, connection: socket.socket) -> None:
+        """Reply to one request and close the connection. A process of another user gets no reply."""
         try:
             with connection:
                 connection.settimeout(_REQUEST_S)

@@ -211,7 +211,7 @@ def _blended(cover: Pixels, picture: Pixels, weight: NDArray[np.uint16]) -> Pixe
 ORIENTATIONS: tuple[Literal[0, 90, 180, 270], ...] = (0, 90, 180, 270)
 """Counterclockwise angles, in degrees, by which images are turned."""
 
-_TURNED_SCORE = 0.9
+TURNED_SCORE = 0.9
 """Minimum score of mtcnn's detections in a turned image. With 0.7, mtcnn detected a face in an upside-down dog."""
 _SAME_IOU = 0.5
 """Minimum IoU at which two detections in different orientations show the same face."""
@@ -265,7 +265,7 @@ def _is_new(candidate: Detection, detector: Detector, known: Sequence[Detection]
     A sideways face is often detected upright as well, with a lower score. If only the upright detection were kept, the
     second look would search upright and miss the face.
     """
-    least = _TURNED_SCORE if detector.name.startswith("mtcnn") else 0.0  # the others return only detections that count
+    least = TURNED_SCORE if detector.name.startswith("mtcnn") else 0.0  # the others return only detections that count
     if candidate.score < least:
         return False
     for each in known:

@@ -134,8 +134,14 @@ def test_no_private_address_is_connected_to(server: HttpsServer) -> None:
     assert not server.requests
 
 
-def test_the_address_that_was_checked_is_the_one_that_is_used(server: HttpsServer) -> None:
-    """A name that resolves to a private address the second time gains nothing, because it is resolved only once."""
+def test_the_address_that_was_checked_is_the_one_that_is_used(
+    server: HttpsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A name that resolves to a private address the second time gains nothing, because it is resolved only once.
+
+    Nor does a proxy, which would resolve it again.
+    """
+    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
     answers = iter([["192.0.2.1", "127.0.0.1"], ["10.0.0.1"]])
     server.answers["/a.jpg"] = Answer(b"x")
     load = server.downloader(resolve_host=lambda host, port: next(answers))

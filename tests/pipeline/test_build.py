@@ -91,6 +91,24 @@ def test_each_window_requests_nodes_for_the_shards_that_are_left(monkeypatch: py
     assert asked == [20, 10]
 
 
+def test_three_windows_in_a_row_without_progress_end_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Stuck(LostWindow):
+        def settle(self, window: list[int], done: Collection[int]) -> int:
+            return len(window)
+
+    noted: list[Exception] = []
+    nothing: Any = SimpleNamespace(
+        window_shards=1, images_per_shard=1, rows_per_block=1, on_hold={}, spans=lambda shards: [], local=True
+    )
+    nothing.retry_wait_s, nothing.wait_out, nothing.settled = 0, lambda left: False, lambda *_: None
+    nothing.note_failure = lambda window, error: noted.append(error)
+    monkeypatch.setattr(build, "lay_out_again", lambda *_: nothing)
+    monkeypatch.setattr(build, "start_detectors", lambda stages, before: stages)
+    loop: Any = build.OuterLoop(**dict.fromkeys(FIELDS, nothing) | {"quarantine": RecordedQuarantine()})
+    loop.go_through(Stuck())
+    assert [str(error) for error in noted] == ["the store is out"] * 3
+
+
 @pytest.mark.ray
 @pytest.mark.parametrize(
     ("function", "told"),

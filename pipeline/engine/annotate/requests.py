@@ -188,7 +188,7 @@ PROMPT_BYTES = 4 << 20
 """Size limit in bytes of prompts, which may contain a mask."""
 
 _DIGITS = 9
-_LARGE = 1 << 20
+LARGE = 1 << 20
 _MOST_VALUES = 4_000_000
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
@@ -261,7 +261,7 @@ class RequestBodies:
                 waited += clock() - asked
                 if part is None:
                     return b"".join(parts)
-                if size <= _LARGE < size + len(part):
+                if size <= LARGE < size + len(part):
                     await stack.enter_async_context(self._large)
                 size += len(part)
                 if size > most:
@@ -283,7 +283,7 @@ def _parsed(body: bytes) -> Any:
     def refuse(text: str) -> float:
         raise ValueError(f"{text} is not a JSON number")
 
-    if len(body) > _LARGE and sum(map(body.count, (b",", b"[", b"{"))) > _MOST_VALUES:
+    if len(body) > LARGE and sum(map(body.count, (b",", b"[", b"{"))) > _MOST_VALUES:
         raise UsageError(f"the request has more than {_MOST_VALUES:,} values")
     try:
         value = json.loads(body.decode(), parse_constant=refuse) if body else {}

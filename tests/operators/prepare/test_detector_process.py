@@ -284,6 +284,18 @@ def test_memory_that_could_change_or_keep_a_reader_waiting_is_refused(bundled: D
     until(lambda: memories(pid(bundled)) == 0)
 
 
+def test_a_connection_of_another_user_gets_no_reply(monkeypatch: pytest.MonkeyPatch) -> None:
+    answered: list[socket.socket] = []
+    server: Any = SimpleNamespace(_answer=answered.append, _connections=SimpleNamespace(release=list))
+    own = os.getuid()
+    for user in (own, own + 1):
+        monkeypatch.setattr(os, "getuid", lambda user=user: user)
+        here, there = socket.socketpair()
+        with there:
+            detector_process.Server.serve(server, here)
+    assert len(answered) == 1
+
+
 def answer(address: str, header: bytes, handed: list[int]) -> str:
     with connected(address, 5) as connection:
         if handed:

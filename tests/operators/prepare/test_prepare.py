@@ -10,7 +10,8 @@ import sys
 from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
-from typing import NoReturn
+from types import SimpleNamespace
+from typing import Any, NoReturn
 
 import numpy as np
 import pyarrow as pa
@@ -31,6 +32,7 @@ from segmint.infra.storage.storage import Storage
 from segmint.operators.child import Children, SuspectError
 from segmint.operators.opt_out import read_refusal_lists
 from segmint.operators.prepare.deidentify import DeidentifyConfig, FacesConfig, PlatesConfig
+from segmint.operators.prepare.detector_socket import DetectorProcessError
 from segmint.operators.prepare.ingest import IngestConfig
 from segmint.operators.prepare.prepare import (
     Prepare,
@@ -380,6 +382,27 @@ def test_a_child_that_cannot_start_is_a_fault(portrait_file: Path) -> None:
     assert "/nowhere/faces.ts" in row["fault"]
 
 
+def test_an_image_whose_search_gets_no_reply_three_times_is_a_fault(
+    portrait_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[str] = []
+
+    def unanswered(child: Children[PreparedImage], data: bytes) -> NoReturn:
+        events.append("search")
+        raise DetectorProcessError("the process that searches images didn't reply")
+
+    monkeypatch.setattr(Children, "run", unanswered)
+    host: Any = SimpleNamespace(address="nobody's", ready=lambda: events.append("restart"))
+    stage = Prepare(config(), Storage(retry=FAST), POLICY, CATALOG, detectors=host)
+    try:
+        events.clear()  # an actor waits for the process when it starts, too
+        (row,) = stage(table({"uri": str(portrait_file)})).to_pylist()
+    finally:
+        stage.close()
+    assert events == ["search", "restart", "search", "restart", "search"]
+    assert (row["reason"], row["fault"].startswith("prepare: DetectorProcessError: ")) == (None, True)
+
+
 def test_rows_that_were_judged_before_pass_through(prepare: Prepare) -> None:
     rows = prepare(table({"uri": "/nowhere.jpg"}))
     assert prepare(rows).equals(rows)
@@ -392,7 +415,8 @@ def test_no_rows_are_no_rows(prepare: Prepare) -> None:
 DEADLY_RUN = """
 import sys
 from pathlib import Path
-from typing import NoReturn
+from types import SimpleNamespace
+from typing import Any, NoReturn
 import pyarrow as pa, pyarrow.parquet as pq
 from segmint.infra.storage.storage import Storage
 from segmint.operators.prepare.prepare import Prepare, PrepareResources

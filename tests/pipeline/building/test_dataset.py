@@ -226,7 +226,15 @@ def test_of_two_that_begin_at_once_the_loser_leaves_the_winner_s_catalog_alone(t
 
 @pytest.mark.usefixtures("weights")
 @pytest.mark.parametrize(
-    "kept", ["commits/000000.g1.json", "versions/1.json", "catalog", "tombstones/0123456789ab.json", "dataset.g2.json"]
+    "kept",
+    [
+        "commits/000000.g1.json",
+        "shards/sa_000000-0123456789ab.tar",
+        "versions/1.json",
+        "catalog",
+        "tombstones/0123456789ab.json",
+        "dataset.g2.json",
+    ],
 )
 def test_what_is_left_of_a_dataset_without_its_manifest_is_not_built_upon(
     tmp_path: Path, catalog: Path, kept: str
@@ -234,7 +242,7 @@ def test_what_is_left_of_a_dataset_without_its_manifest_is_not_built_upon(
     begun = open_or_create(config(tmp_path, catalog), Storage())
     manifest = tmp_path / "dataset" / "dataset.json"
     manifest.unlink() if kept != "dataset.g2.json" else manifest.rename(manifest.with_name(kept))
-    if kept.startswith(("commits", "versions", "tombstones")):
+    if kept.startswith(("commits", "shards", "versions", "tombstones")):
         (begun.location / kept).put(b"{}")
     other = write_catalog(tmp_path / "other.jsonl", [{"uri": "another.jpg", "license": "CC0-1.0"}])
     before = digests(tmp_path / "dataset")
@@ -263,6 +271,17 @@ def test_a_build_does_not_go_on_from_a_damaged_dataset(dataset: Path, small_data
     ):
         run_build(given)
     assert digests(dataset) == before
+
+
+def test_a_build_of_all_shards_begins_with_a_sweep(dataset: Path, small_dataset: Path) -> None:
+    given = load_config(str(small_dataset.parent / "build.yaml")).model_copy(update={"output": str(dataset)})
+    old = dataset / "images" / ".tmp-dead"
+    old.write_bytes(b"half of a table")
+    os.utime(old, (1e9, 1e9))
+    assert run_build(given, shards=(0, 3)).complete
+    assert old.exists()
+    assert run_build(given).complete
+    assert not old.exists()
 
 
 @pytest.mark.usefixtures("weights")

@@ -35,6 +35,8 @@ def test_the_address_that_it_prints_opens_and_a_signal_ends_it(
     with idle, running_viewer(small, end=end) as address:  # which wants exit code 0
         at = urlsplit(address)
         assert at.hostname == "127.0.0.1"
+        with pytest.raises(ConnectionRefusedError):  # as any other address of this machine
+            socket.create_connection(("127.0.0.2", at.port or 0), timeout=2)
         browser = urllib.request.build_opener(urllib.request.HTTPCookieProcessor(CookieJar()))
         assert b"<!doctype html>" in browser.open(address).read()
         assert browser.open(f"http://{at.netloc}/images/1.jpg").headers["content-type"] == "image/jpeg"

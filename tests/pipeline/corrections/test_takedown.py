@@ -63,6 +63,8 @@ def test_the_image_is_gone_and_the_rest_stays(small_dataset: Path, dataset: Path
     assert (done.rows, done.images, done.changed_shards, done.taken_down) == (1, 1, (0,), 1)
 
     assert mentions(dataset, words) == []
+    (row,) = (sample.row for sample in open_dataset(str(small_dataset)) if sample.id == 2)
+    assert mentions(dataset, [row["release_sha256"], row["pixels_sha256"]]) == ["fingerprints/000000.g1.json"]
     assert files_with_traces(telling_windows(scan_data(before["sa_2.jpg"])), [dataset]) == []
     assert jpegs(dataset) == {name: data for name, data in before.items() if name != "sa_2.jpg"}
     old, new = ({sample.id: sample for sample in open_dataset(str(each))} for each in (small_dataset, dataset))

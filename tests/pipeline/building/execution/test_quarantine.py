@@ -241,6 +241,7 @@ def give_up(
     faults: dict[int, str],
     faulted: tuple[int, ...] = (1,),
     max_faults: int = 1,
+    shards: tuple[int, ...] = (0, 1),
 ) -> tuple[Quarantine, Trials, list[list[int]]]:
     """Try rows of shard 0 after their third attempt; `faults` has the fault that a row has in a trial.
 
@@ -260,10 +261,10 @@ def give_up(
     monkeypatch.setattr(Quarantine, "prepare_singly", prepare)
     monkeypatch.setattr(Quarantine, "segment_singly", lambda *_: None)
     monkeypatch.setattr(Quarantine, "through", lambda _, row: (row, row, {**none, "fault": faults.get(row)}))
-    quarantine.rows = rows_of(dataset, 0, 1)
+    quarantine.rows = rows_of(dataset, *shards)
     for _ in range(3):
         quarantine.note(ShardResult(0, "on_hold", {}, "rows couldn't be judged", faulted))
-    return quarantine, quarantine.run_trials(dataset.spans([0, 1])), prepared
+    return quarantine, quarantine.run_trials(dataset.spans(shards)), prepared
 
 
 def test_a_row_whose_fault_stays_is_rejected_after_another_object_of_its_store_was_read(
@@ -281,6 +282,13 @@ def test_a_row_whose_fault_stays_is_rejected_after_another_object_of_its_store_w
     quarantine, tried, prepared = give_up(opened, monkeypatch, {0: REFUSED, 1: REFUSED}, (0, 1), max_faults=2)
     assert (tried.verdicts, sorted(quarantine.known)) == (2, [0, 1])
     assert prepared == [[0], [1], [2, 3]], "one look at the store after both trials"
+
+
+def test_at_most_eight_rows_are_tried_alone_in_a_window(
+    opened: tuple[Quarantine, BuildDataset], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, _, prepared = give_up(opened, monkeypatch, OUTAGE, tuple(OUTAGE), shards=(0, 1, 2, 3, 4))
+    assert prepared == [[row] for row in range(8)]
 
 
 def test_a_fault_of_a_later_stage_needs_a_row_that_passes_all_stages(
