@@ -1,6 +1,6 @@
 """Names of a dataset's files, shard ranges, and the extensions of image files.
 
-Names of a dataset's files; `segmint.catalogs.dataset.manifest` defines the content of `dataset.json`.
+`segmint.catalogs.dataset.manifest` defines the content of `dataset.json`.
 
 ```
 dataset.json                     the manifest; dataset.g2.json and so on after the dataset grew

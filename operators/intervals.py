@@ -1,7 +1,5 @@
 """95% confidence intervals of means, shares, and other scores over images, by formula or by resampling.
 
-95% confidence intervals of means, shares, and other scores over images.
-
 The masks of an image resemble one another, so all methods treat the image, not the mask, as the unit. With fewer than
 `LEAST_IMAGES` images, there is no interval. To measure how often the intervals contain the true value, run the
 simulation in benchmarks/evaluation/interval_coverage.py.

@@ -1,9 +1,8 @@
 """Opt-outs from training, in an image's metadata and in lists of refused images.
 
-Detection of opt-outs from training in an image's metadata, according to the table `RULES`.
-
-docs/opt-outs.md contains the same table. The rules cover four vocabularies: PLUS (`plus:DataMining`, in the IPTC Photo
-Metadata Standard since 2023.1), the TDM Reservation Protocol of a W3C community group, C2PA 1.x, and CAWG 1.1.
+The table `RULES` decides which metadata forbids training, and docs/opt-outs.md contains the same table. The rules cover
+four vocabularies: PLUS (`plus:DataMining`, in the IPTC Photo Metadata Standard since 2023.1), the TDM Reservation
+Protocol of a W3C community group, C2PA 1.x, and CAWG 1.1.
 
 Refusal lists: SHA-256 sums, URLs, and domains of images that a build must not use.
 

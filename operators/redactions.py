@@ -1,7 +1,5 @@
 """Boxes, containment, and overlap of masks and redacted regions, computed only from numbers.
 
-Measures of the overlap between masks and the redacted regions of their image, computed only from the tables.
-
 A mask may trace a redacted region instead of an object: for example, the ellipse over a face or the box of a plate. The
 measures in this module help to recognize such masks. They don't need pixels, so an audit can reproduce them bit for
 bit.

@@ -1,9 +1,8 @@
 """Commits, reservations, and what is derived from commits: sums per block of shards, and the index of tars.
 
-The commit log, which defines the content of a dataset: exactly the files that its latest commits name.
-
-A writer puts a commit only if its file is absent, and nothing changes it afterward. If a shard has several commits,
-readers use the one with the highest generation.
+The commit log defines the content of a dataset: exactly the files that its latest commits name. A writer puts a commit
+only if its file is absent, and nothing changes it afterward. If a shard has several commits, readers use the one with
+the highest generation.
 """
 
 import json

@@ -1,7 +1,5 @@
 """Work of annotators in a dataset: submissions, which are immutable files, and the assignments of images.
 
-Submissions: annotators' results for single images, each stored as one immutable file.
-
 Each image has assignment 0. If two annotators work on it, it also has assignment 1. A submission is the complete result
 for its image, stored as changes to the state that `base` identifies. The image's other masks, which the submission
 neither replaces nor deletes, are kept. A later submission of the same assignment replaces an earlier one. `segmint

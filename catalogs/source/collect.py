@@ -1,7 +1,5 @@
 """Collection of photographs that builds don't read in place: bytes in Parquet columns, https URLs, and the demo's.
 
-Collection of photographs that builds don't read: bytes in Parquet columns, and https URLs.
-
 The photographs are copied into tars of about 1 GB: `0001.tar`, `0002.tar`, …. Next to each tar is a file of the new
 catalog, `0001.parquet`, with the tar's rows. It is written after its tar, so it also records that the tar is complete.
 The output's folder is a catalog in several files, whose URIs name places in the tars. It contains every row of the

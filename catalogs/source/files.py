@@ -1,9 +1,8 @@
 """Files of a source catalog, and the rows in them.
 
-Files of a source catalog: a single file, or all Parquet files below a folder, in order of name.
-
-A catalog whose URI ends with `/` is a folder, as Spark and other tools write it. Names that start with `_` or `.` are
-hidden, as in Spark. A folder such as `license=CC0-1.0/` gives the files below it a column.
+A catalog is a single file, or all Parquet files below a folder, in order of name. A catalog whose URI ends with `/` is
+a folder, as Spark and other tools write it. Names that start with `_` or `.` are hidden, as in Spark. A folder such as
+`license=CC0-1.0/` gives the files below it a column.
 """
 
 import hashlib

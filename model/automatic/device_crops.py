@@ -1,6 +1,6 @@
 """Mask generation for whole crops on an accelerator, and the decoder for it.
 
-Mask generation for whole crops on an accelerator, in which the host waits once for numbers and once for runs.
+For each crop, the host waits once for numbers and once for runs:
 
 1. The host uploads the points. The device decodes them in chunks, draws the masks, and measures them. Then it starts to
    copy the measurements to the host: for each mask, seven counts and coordinates, the predicted IoU, and the `wanted`

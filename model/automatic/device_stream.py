@@ -1,16 +1,14 @@
 """Mask generation for a stream of images on an accelerator, and a check of the kernels before it starts.
 
-Mask generation for a stream of images that always gives the accelerator another crop to work on.
-
-Each time the host starts a crop, it advances all earlier crops, of this image and of previous ones, by one step
-(`crops.py`). A step has to wait until the device finishes the previous step of its crop. Meanwhile, the crop that was
-just started keeps the device busy. At the end of an image, its last crops wait while the device encodes the first crop
-of the next image.
+The accelerator always has another crop to work on. Each time the host starts a crop, it advances all earlier crops, of
+this image and of previous ones, by one step (`device_crops.py`). A step has to wait until the device finishes the
+previous step of its crop. Meanwhile, the crop that was just started keeps the device busy. At the end of an image, its
+last crops wait while the device encodes the first crop of the next image.
 
 Comparison of a GPU's kernels with torch's operations before the first image, except those that decode points.
 
-`crops.check_kernels` compares the kernels that decode points, because their graphs differ by chunk size. This module
-compares the encoder's attention, and the kernels that measure masks, draw masks, and resize images.
+`device_crops.check_kernels` compares the kernels that decode points, because their graphs differ by chunk size. This
+module compares the encoder's attention, and the kernels that measure masks, draw masks, and resize images.
 """
 
 import time

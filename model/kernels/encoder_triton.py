@@ -1,10 +1,8 @@
 """Triton kernels of the image encoder: attention with relative positions, and resizing of its input.
 
-Triton kernels for attention with decomposed relative positions, as in `image_encoder_vit.RelativeAttention`.
-
-The kernels read queries, keys, and values directly from the qkv product, in the output layout of the linear layer. They
-don't divide it into windows, pad it, copy it by head, or concatenate anything. The logit of a query at (y, x) for a key
-at (j, i) of its square is
+The kernels for attention compute the same as `image_encoder_vit.RelativeAttention`. They read queries, keys, and values
+directly from the qkv product, in the output layout of the linear layer. They don't divide it into windows, pad it, copy
+it by head, or concatenate anything. The logit of a query at (y, x) for a key at (j, i) of its square is
 
     q·k / sqrt(D) + q·rows[y - j + S - 1] + q·columns[x - i + S - 1]
 

@@ -1,7 +1,5 @@
 """Training step: the interactive iterations of a batch of masks, its losses, and its cost.
 
-Training step: the interactive iterations of a batch of masks, and their gradients.
-
 Gradients flow through the plain modules: `Sam.prompt_encoder`, `Sam.mask_decoder`, and the `forward` of an image
 encoder. `Predictor`, `BatchEncoder`, and `point_decoder.py` are only for inference. The model stays in evaluation mode.
 This way, MobileSAM's batch norms keep their statistics, and an image's embedding doesn't depend on its batch.

@@ -1,9 +1,8 @@
 """Ingest: decodes untrusted bytes to upright sRGB pixels, in this process or in another one.
 
-Ingest: decodes untrusted bytes to upright sRGB pixels, or rejects them with an exact reason.
-
-The size and format come from the header, before any pixel is decoded. An image is decoded completely or not at all. The
-details of a verdict quote only the header, never pixels or metadata.
+Images that can't be decoded are rejected with an exact reason. The size and format come from the header, before any
+pixel is decoded. An image is decoded completely or not at all. The details of a verdict quote only the header, never
+pixels or metadata.
 
 Decoder for photographs that users pass in. HEICs are decoded in a child process, because they can crash the decoder.
 

@@ -1,10 +1,9 @@
 """Revisions of committed shards, through which every correction passes, and reading of their rows.
 
-Revisions of committed shards, through which every correction and build changes committed data.
-
-A revision is a pure function from a shard's rows to its new rows. `revise_shard` reads the latest generation, applies
-the function, and commits the result as the next generation. If another writer commits that generation first,
-`revise_shard` applies the function again to the generation that won.
+Builds also use revisions, for example to retry rejected rows. A revision is a pure function from a shard's rows to its
+new rows. `revise_shard` reads the latest generation, applies the function, and commits the result as the next
+generation. If another writer commits that generation first, `revise_shard` applies the function again to the generation
+that won.
 
 Takedowns can run at the same time as other writers. To make sure that no image escapes, a takedown puts its tombstone
 before it lists the commits, and every writer reads the tombstones after its own commit. Either the takedown sees the

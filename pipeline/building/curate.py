@@ -1,7 +1,5 @@
 """Curation of a catalog before a build: marks duplicates, unfit images, and opted-out images as rejected.
 
-Curation of a catalog before a build: marks duplicates, unfit images, and opted-out images as rejected.
-
 catalog -> inspect each image (parts) -> decide on all rows -> the same catalog, with the rejections
 """
 

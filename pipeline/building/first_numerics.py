@@ -1,7 +1,5 @@
 """Numerics of a new dataset and a trial of its segmenter, on the kind of machine that will compute its masks.
 
-Numerics of a new dataset, resolved on the kind of machine that will compute its masks.
-
 Plans run without Ray, so functions import Ray only when they need it.
 
 Numbers of segment actors and of threads per actor on a machine that computes masks on its CPU.

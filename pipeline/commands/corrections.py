@@ -359,7 +359,7 @@ def apply(
 ) -> None:
     """Make masks in a finished dataset, or add a column of a stage.
 
-    Masks that people made, changed, or labeled stay.
+    Masks that people made, changed, or labeled are kept.
     """
     from functools import partial
 

@@ -1,8 +1,8 @@
 """Three people's first hour with an installed segmint: they type what the README says, and see what it promises.
 
-The package is the wheel, in a folder of its own before all others on the path. Only names of files are put in the place
-of the README's, and settings that make it quick are added. All commands but the build share a process, which imports
-torch once; the build is a process of its own, as a shell starts it.
+They also read `docs/README.md`. The package is the wheel, in a folder of its own before all others on the path. Only
+names of files are put in the place of the pages', and settings that make it quick are added. All commands but the build
+share a process, which imports torch once; the build is a process of its own, as a shell starts it.
 """
 
 import json
@@ -21,8 +21,9 @@ from PIL import Image
 
 from tests.support.environments import Session, installed_wheel
 
-README = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = "".join((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/README.md"))
+BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", PAGES, re.DOTALL | re.MULTILINE)
 
 BUCKETS = {
     "s3://acme-photos/2026": "demo/photos",
@@ -34,7 +35,7 @@ BUCKETS = {
     "photo.jpg": "demo/photos/coffee.png",
     "photo.json": "coffee.json",
 }
-"""What is there, by what the README calls it."""
+"""What is there, by what the pages call it."""
 
 LOCAL = ("--set", "resources.address=local")
 QUICK = ("--set", "points_per_side=4", "--set", "crop_n_layers=0")
@@ -49,7 +50,7 @@ class Workplace:
     session: Session
 
     def type(self, beginning: str, *more: str, code: int = 0) -> subprocess.CompletedProcess[str]:
-        """Run the README's command that begins so, with further options, in the process that runs them all."""
+        """Run the command of the pages that begins so, with further options, in the process that runs them all."""
         return self.run(*words_of(beginning), *more, code=code)
 
     def run(self, *words: str, code: int = 0) -> subprocess.CompletedProcess[str]:
@@ -59,7 +60,7 @@ class Workplace:
         return done
 
     def start(self, beginning: str, *more: str) -> subprocess.CompletedProcess[str]:
-        """Run the README's command that begins so, with further options, in a process of its own."""
+        """Run the command of the pages that begins so, with further options, in a process of its own."""
         command = [sys.executable, "-m", "segmint", *words_of(beginning), *more]
         environment = {**os.environ, "PYTHONPATH": str(self.installed), "OMP_NUM_THREADS": "1", "COLUMNS": "120"}
         done = subprocess.run(command, cwd=self.folder, env=environment, capture_output=True, text=True, timeout=600)
@@ -68,7 +69,7 @@ class Workplace:
 
 
 def words_of(beginning: str) -> list[str]:
-    """The words after `segmint` of the README's command that begins so."""
+    """The words after `segmint` of the command of the pages that begins so."""
     lines = {line for line in shown() if line.startswith(beginning)}
     (line,) = {beginning} & lines or lines
     _, *words = shlex.split(line, comments=True)
@@ -76,7 +77,7 @@ def words_of(beginning: str) -> list[str]:
 
 
 def shown() -> list[str]:
-    """The README's commands."""
+    """The commands of the pages."""
     text = "\n".join(block.replace("\\\n", " ") for kind, block in BLOCKS if not kind)
     return [line for line in text.splitlines() if line.startswith("segmint ")]
 

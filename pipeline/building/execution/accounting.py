@@ -1,6 +1,6 @@
 """Accounting of a run, the work that remains, and the outages that it waits out.
 
-Accounting of a run: `in = written + rejected by reason`, and the work that remains.
+In a complete run, each row was written or rejected with a reason.
 
 This file also defines the record of a run in progress, and the load of each stage, which shows which stage limited the
 run.

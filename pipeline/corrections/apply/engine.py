@@ -1,7 +1,5 @@
 """Engine of `segmint apply` and `segmint label`: a stage runs over chosen images of committed shards.
 
-Engine of `segmint apply` and `segmint label`: a stage runs over chosen images of committed shards.
-
     committed shards -> read -> the stage's actors -> (describe) -> write
 
 Ray Data streams the rows shard by shard through a pool of actors. As soon as all chosen rows of a shard have left the

@@ -1,7 +1,5 @@
 """Requests of the annotators' pages: access, size limits for bodies, errors as JSON, and shared routes.
 
-Requests of the annotators' pages: size limits for bodies, handlers in threads, errors as JSON, and shared routes.
-
 Access control of the annotation server: the annotator behind each browser, and the requests that may write.
 
 Each annotator URL contains a key that opens one browser, once, as in the viewer. When a browser opens the URL, the

@@ -1,9 +1,7 @@
 """Ground truth of an evaluation: images with their masks, independent of where they come from.
 
-Ground truth from a segmint dataset, a COCO file, or a folder of label maps.
-
-A dataset contains its pixels and has one part per shard. A COCO file and a folder of label maps come with a separate
-folder of images.
+The ground truth is a segmint dataset, a COCO file, or a folder of label maps. A dataset contains its pixels and has one
+part per shard. A COCO file and a folder of label maps come with a separate folder of images.
 """
 
 import hashlib

@@ -1,10 +1,6 @@
 """Result of an audit: findings, what was checked, and counts.
 
-`result_json` reads and writes the result as JSON, and `result_text` formats it for people.
-
-Formatting of an audit's result as lines for people.
-
-Reader and writer of an audit's result as JSON.
+`result_lines` formats the result for people, and `to_json` and `from_json` write and read it as JSON.
 """
 
 import json

@@ -1,10 +1,8 @@
 """Comparison of two datasets, and with the figures of the paper (SAM paper, section 5).
 
-Comparison of two datasets by masks per image, sizes, centers, and concavity at equal sizes (SAM paper, section 5).
-
-Larger masks are more concave, so datasets with different mask sizes also differ in concavity. To control for size, the
-paper draws samples from bins of mask size. This comparison uses all masks instead, and gives each size bin the same
-weight in both datasets.
+Datasets are compared by masks per image, sizes, centers, and concavity at equal sizes. Larger masks are more concave,
+so datasets with different mask sizes also differ in concavity. To control for size, the paper draws samples from bins
+of mask size. This comparison uses all masks instead, and gives each size bin the same weight in both datasets.
 """
 
 from collections.abc import Mapping

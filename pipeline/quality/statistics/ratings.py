@@ -1,7 +1,5 @@
 """What people judged: ratings of masks from 1 to 10, how well raters agree, and missed faces and plates.
 
-What people judged: ratings of masks from 1 to 10, and faces and plates that redaction missed in a sample of images.
-
 Ratings are summarized by mask source (SAM paper, section 7.1, appendix E).
 
 If a rater rated a mask several times, only the last rating counts. Ratings of masks that were later deleted or replaced

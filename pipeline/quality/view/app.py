@@ -1,6 +1,6 @@
 """Web application that shows one dataset: its routes, images, and who may open it.
 
-Web application that shows one dataset; its page is in `assets/`, and data is sent as JSON and JPEG.
+The page is in `assets/`, and data is sent as JSON and JPEG.
 
 ```
 /                             the page; /assets/… its scripts and styles

@@ -1,6 +1,4 @@
-"""The recall that plans, cards, and the README state is the recorded one."""
-
-from pathlib import Path
+"""The recall that plans and cards state is the recorded one."""
 
 import pytest
 
@@ -8,8 +6,6 @@ from benchmarks.measuring import RESULTS
 from benchmarks.page import read_results
 from benchmarks.privacy.tables import measured, privacy_part, sources
 from segmint.operators.prepare.deidentify import COMPOSITES, PHOTOGRAPHS, RECALL, MeasuredRecall, describe_recall
-
-README = Path(__file__).parents[3] / "README.md"
 
 
 def row(change: str, found: list[int], missed: list[int], false: int = 0, name: str = "mtcnn") -> dict[str, object]:
@@ -34,10 +30,6 @@ def test_a_sentence_has_all_figures(monkeypatch: pytest.MonkeyPatch) -> None:
         "rotated by 90, 180, or 270 degrees, and 70 of 120 in the composites."
     )
     assert describe_recall(["faces.onnx"]) == ""
-
-
-def test_the_readme_states_them() -> None:
-    assert describe_recall(("mtcnn", "clp")) in " ".join(README.read_text().split())
 
 
 def test_intervals_are_by_picture() -> None:

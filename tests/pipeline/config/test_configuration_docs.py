@@ -1,4 +1,4 @@
-"""`docs/configuration.md` and the README against the code: every key, default and kind, and every example."""
+"""`docs/configuration.md` against the code: every key, default and kind, and every example."""
 
 import json
 import re
@@ -19,7 +19,7 @@ from segmint.pipeline.config.yaml_file import apply_override, check, parse_yaml
 
 ROOT = Path(__file__).resolve().parents[3]
 PAGE = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+OWN_MODEL = (ROOT / "docs" / "own-model.md").read_text(encoding="utf-8")
 
 NUMERICS = {
     "deidentify.device",
@@ -150,7 +150,7 @@ def test_the_options_of_stores_are_the_codes() -> None:
 
 
 def examples() -> list[str]:
-    return [block for page in (PAGE, README) for block in re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)]
+    return [block for page in (PAGE, OWN_MODEL) for block in re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)]
 
 
 @pytest.mark.parametrize("text", examples(), ids=lambda text: text.splitlines()[0])
