@@ -90,8 +90,8 @@ BUILD_MUTANTS = (
     Mutant(
         "clean-up takes holes of the limit",
         "model/automatic/candidates.py",
-        "small = areas < min_area\n    holes",
-        "small = areas <= min_area\n    holes",
+        "small = areas < min_area\n    if",
+        "small = areas <= min_area\n    if",
         "tests/model/automatic/test_candidates_cleanup.py",
     ),
     Mutant(
@@ -525,8 +525,8 @@ BUILD_MUTANTS = (
     Mutant(
         "a filled hole counts as an island",
         "model/automatic/candidates.py",
-        "return CleanedPatch(_packed(_Runs(mask.starts[stays], mask.ends[stays]), first, height), holes, islands)",
-        "return CleanedPatch(_packed(_Runs(mask.starts[stays], mask.ends[stays]), first, height), islands, holes)",
+        "return CleanedPatch(_packed(kept, first, height), holes, islands)",
+        "return CleanedPatch(_packed(kept, first, height), islands, holes)",
         "tests/model/automatic/test_candidates_cleanup.py",
     ),
     Mutant(
