@@ -221,6 +221,20 @@ BUILD_MUTANTS = (
         "tests/model/sam/test_preprocess.py",
     ),
     Mutant(
+        "a plan takes the rates of another decoder",
+        "pipeline/building/plan_rates.py",
+        "precisions == (self.precision, self.decoder_precision)",
+        "precisions[0] == self.precision",
+        "tests/pipeline/building/test_plan_rates_rates.py",
+    ),
+    Mutant(
+        "a dataset's decoder changes its precision",
+        "pipeline/building/dataset.py",
+        '        "model.decoder_precision": (config.model.decoder_precision, begun.decoder_precision or "auto"),\n',
+        "",
+        "tests/pipeline/building/test_dataset.py",
+    ),
+    Mutant(
         "an outline's logits are those of another chunk",
         "model/automatic/tiled_upscaling.py",
         'places = np.searchsorted(ends, masks[kept], side="right")',
