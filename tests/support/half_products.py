@@ -18,13 +18,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 from segmint.infra.device import Compute, DecoderPrecision
+from segmint.model.automatic import device_crops
 from segmint.model.automatic.device_crops import DeviceCrops
 from segmint.model.automatic.generator import MaskGenerator
 from segmint.model.automatic.settings import MaskSettings
 from segmint.model.kernels import factored_plainly
+from segmint.model.sam.point_decoder import predicted_iou_in_float32
 from segmint.model.sam.predictor import Predictor
 from segmint.operators.segment.models import load_model
 
+_STEPS = {"answer", "look", "draw"}
 _PRODUCTS = {"mm", "bmm", "addmm", "baddbmm", "linear", "matmul"}
 
 
@@ -33,8 +36,12 @@ class HalfProducts(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run one operation of torch."""
+        name = func.overloadpacket.__name__
+        if func.namespace == "segmint" and name in _STEPS:
+            with self:  # products inside of an operator, too
+                return getattr(factored_plainly, name)(*args)
         half = any(isinstance(one, Tensor) and one.dtype == torch.float16 for one in args)
-        if not half or func.overloadpacket.__name__ not in _PRODUCTS:
+        if not half or name not in _PRODUCTS:
             return func(*args, **(kwargs or {}))
         args, kwargs = tree_map_only(Tensor, lambda tensor: tensor.float(), (args, kwargs or {}))
         return func(*args, **kwargs).half()
@@ -42,10 +49,11 @@ class HalfProducts(TorchDispatchMode):
 
 @contextmanager
 def gpu_formulas() -> Iterator[None]:
-    """Compute fp16 products in float32, and sum logits in float32 in bf16 too, as the kernels do."""
+    """Compute fp16 products in float32, and as on a GPU, sum logits and predict IoUs in float32 in bf16, too."""
     with (
         HalfProducts(),
         mock.patch.object(factored_plainly, "logit_product", lambda one, other: one.float() @ other.float()),
+        mock.patch.object(device_crops, "predicted_iou_of", predicted_iou_in_float32),
     ):
         yield
 
