@@ -28,7 +28,7 @@ export RAY_USAGE_STATS_ENABLED ?= 0
 # Without files of bytecode each of the many processes of the tests compiles segmint and the tests again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup demo test test-fast test-lowest test-long release-check test-cluster test-gpu test-kernels test-sanitized test-interop mutants check audit-deps format bench bench-stages bench-encoder bench-pipeline bench-ray-script bench-overlap bench-prepare bench-privacy bench-harm bench-audit bench-scale bench-duplicates bench-reading bench-training bench-clicks bench-intervals bench-gpu-reference tables gpu-bundle gpu-day gpu-ray gpu-builds docs lock wheel dist pictures clean
+.PHONY: setup demo test test-fast test-lowest test-long release-check test-cluster test-gpu test-kernels test-sanitized test-interop mutants check audit-deps format bench bench-stages bench-encoder bench-pipeline bench-ray-script bench-overlap bench-prepare bench-privacy bench-harm bench-audit bench-scale bench-duplicates bench-reading bench-training bench-clicks bench-intervals bench-precision bench-gpu-reference tables gpu-bundle gpu-day gpu-ray gpu-builds docs lock wheel dist pictures clean
 
 setup: $(STAMP) $(KERNELS)
 
@@ -239,6 +239,9 @@ bench-clicks: setup
 # How often 95 % intervals contain the true value, simulated.
 bench-intervals: setup
 	$(BIN)/python benchmarks/evaluation/interval_coverage.py $(BENCH_OPTIONS)
+
+bench-precision: setup
+	$(BIN)/python benchmarks/masks/decoder_precision.py --photos "$(SEGMINT_TEST_PHOTOS)" --recorded "$(SEGMINT_TEST_REFERENCE)" $(BENCH_OPTIONS)
 
 # Tables of measurements in docs/, and plots, from benchmarks/results/.
 tables: setup

@@ -22,7 +22,7 @@ from benchmarks.privacy.harm_tables import harm_part
 from benchmarks.privacy.tables import privacy_part
 from benchmarks.rates import rates_part
 from benchmarks.reading.tables import reading_part
-from benchmarks.recorded_tables import audit_part, clicks_part, intervals_part, statistics_part
+from benchmarks.recorded_tables import audit_part, clicks_part, intervals_part, precision_part, statistics_part
 from benchmarks.tables import (
     Result,
     crops_part,
@@ -59,6 +59,7 @@ PARTS: Parts = {
     "gpu builds": (builds_part, "make gpu-ray gpu-builds"),
     "gpu detectors": (detectors_part, "make gpu-builds BUILDS_OPTIONS='--steps cuda-detectors full no-detectors'"),
     "gpu reference": (reference_part, "make bench-gpu-reference"),
+    "decoder precision": (precision_part, "make bench-precision"),
 }
 """Parts of docs/performance.md."""
 

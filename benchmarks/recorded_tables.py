@@ -1,4 +1,4 @@
-"""Tables of docs/annotate.md, docs/audit.md, docs/evaluate.md, and docs/report.md."""
+"""Tables of docs/annotate.md, docs/audit.md, docs/evaluate.md, docs/performance.md, and docs/report.md."""
 
 from collections.abc import Callable, Sequence
 
@@ -59,6 +59,24 @@ def intervals_part(results: dict[str, Result]) -> str:
         "to 100 masks per image, and the number of cases in parentheses. "
     )
     return "\n\n".join([table(["images", *(head for head, _ in kinds)], rows), wrapped(note + where(result))])
+
+
+def precision_part(results: dict[str, Result]) -> str:
+    """Format how many of the reference package's masks the decoder matches in bf16 and in fp16, by photograph."""
+    result = results.get("decoder_precision")
+    if result is None:
+        return ""
+    rows = []
+    for row in result["photographs"]:
+        cells = [row["name"], row["reference"]]
+        for precision in ("bf16", "fp16"):
+            found = row[precision]
+            cells += [found["matched"]["0.99"], f"{found['least_iou']:.4f}", found["largest_logit"]]
+        rows.append(cells)
+    heads = ["photograph", "reference masks"]
+    for precision in ("bf16", "fp16"):
+        heads += [f"{precision}: matched at IoU ≥ 0.99", "lowest IoU", "largest logit"]
+    return "\n\n".join([table(heads, rows), wrapped(where(result))])
 
 
 def _audited(results: dict[str, Result], heads: Sequence[str], row: Callable[[Result], str]) -> str:

@@ -31,6 +31,13 @@ BF16_NEEDS_GPU = "precision bf16 needs a GPU: on a CPU, use precision fp32 or au
 """Error message for bf16 on a CPU."""
 
 
+def describe_precision(precision: str | None, decoder_precision: str | None) -> str:
+    """Return the precisions as text: `bf16`, or `bf16 with the decoder in fp16`."""
+    if decoder_precision:
+        return f"{precision} with the decoder in {decoder_precision}"
+    return f"{precision}"
+
+
 def cores_here() -> int:
     """Return the number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

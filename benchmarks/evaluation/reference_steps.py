@@ -35,6 +35,7 @@ from segmint.model.automatic.settings import MaskSettings
 from segmint.model.sam.predictor import Predictor
 from segmint.operators.segment.models import load_model
 from tests.support.embedded_once import embed_once
+from tests.support.pixel_cleanup import fill_holes, remove_islands
 
 OUTPUT = RESULTS / "reference_steps.json"
 MASKS_ALIKE = 0.9
@@ -126,8 +127,8 @@ def differs(patch: MaskPatch, cleaned: MaskPatch | None, size: tuple[int, int], 
     x0, y0, x1, y1 = patch.box
     mask = np.zeros(size, np.bool_)
     mask[y0 : y1 + 1, x0 : x1 + 1] = patch.window()
-    kept, _ = cleanup.remove_islands(mask, least, False)
-    islands_first = None if kept is None else cleanup.fill_holes(kept, least)[0]
+    kept, _ = remove_islands(mask, least, False)
+    islands_first = None if kept is None else fill_holes(kept, least)[0]
     if cleaned is None or islands_first is None:
         return cleaned is not islands_first
     x0, y0, x1, y1 = cleaned.box

@@ -161,10 +161,10 @@ def hashed(data: bytes) -> str:
 def measure_agreement(run: PartRun, precision: str) -> dict[str, Any]:
     """Measure the share of the reference package's masks that our masks match by IoU in a precision, on the device.
 
-    Both sides use MobileSAM's weights. The reference package lacks MobileSAM's encoder, so it uses ours. Otherwise, it
-    runs with its own settings in float32.
+    `precision` is "fp32", "bf16", or "bf16, decoder fp16". Both sides use MobileSAM's weights. The reference package
+    lacks MobileSAM's encoder, so it uses ours. Otherwise, it runs with its own settings in float32.
     """
-    if precision == "bf16" and not run.on_cuda:
+    if precision != "fp32" and not run.on_cuda:
         raise NotMeasuredError("bf16 needs a GPU")
     from segment_anything import SamAutomaticMaskGenerator
 
@@ -177,7 +177,7 @@ def measure_agreement(run: PartRun, precision: str) -> dict[str, Any]:
 
     side = run.sizes.points_per_side
     ours = MaskGenerator(
-        Predictor(light_sam(run, precision)),
+        Predictor(light_sam(run, *precision.split(", decoder "))),
         MaskSettings.official(points_per_side=side, points_per_chunk=4 if run.quick else None),
     )
     theirs = SamAutomaticMaskGenerator(

@@ -49,15 +49,19 @@ class BothEncoders:
         return self._features[key]
 
 
-def light_sam(run: PartRun, precision: str = "") -> Any:
-    """Load MobileSAM as the product does. On a GPU, the default is bf16, with the encoder in float32."""
+def light_sam(run: PartRun, precision: str = "", decoder_precision: str = "") -> Any:
+    """Load MobileSAM as the product does. On a GPU, the default is bf16, with the encoder in float32.
+
+    `decoder_precision` is fp16, or "" for the same as `precision`.
+    """
     from segmint.infra.device import Compute
 
     precision = precision or ("bf16" if run.on_cuda else "fp32")
     from segmint.operators.segment.models import load_model
 
     threads = torch.get_num_threads() if not run.on_cuda else 1
-    return load_model(weights(), Compute(run.device.type, precision, threads))  # type: ignore[arg-type]
+    compute = Compute(run.device.type, precision, threads)  # type: ignore[arg-type]
+    return load_model(weights(), compute, decoder_precision)  # type: ignore[arg-type]
 
 
 def generator_of(

@@ -208,7 +208,7 @@ def fourth(run: PartRun, _: Path) -> None:
     """Measure the reproducibility of bits and the agreement with the reference."""
     from benchmarks.gpu import bits
 
-    for precision in ("fp32", "bf16"):
+    for precision in ("fp32", "bf16", "bf16, decoder fp16"):
         run.measure(f"masks against the reference, {precision}", bits.measure_agreement, precision, needs_s=30)
     run.measure("repeats", bits.measure_repeats, "compiled", needs_s=180)
     for name in ("vit_h", "vit_b"):

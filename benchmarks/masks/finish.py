@@ -3,7 +3,7 @@
     python benchmarks/masks/finish.py [--photo FILE ...] [--long-side PIXELS] [--points-per-side N] [--rounds N]
 
 Each photograph's masks are found once on the CPU, with the `sa1b` profile without crops and MobileSAM's weights. Then
-they are finished again and again in one process, alternately in two ways: with `cleanup.clean_patch`, which labels
+they are finished again and again in one process, alternately in two ways: with `candidates.clean_patch`, which labels
 components on the masks' runs, and with the function that it replaced, which draws each mask and lets OpenCV label its
 pixels. The records must be equal. The CPU time is that of all threads of the process.
 
@@ -72,13 +72,13 @@ def measure(generator: Any, image: Any, rounds: int) -> dict[str, Any]:
 
     Raises RuntimeError if the two ways don't give equal records.
     """
-    from segmint.model.automatic import candidates as cleanup
+    from segmint.model.automatic import candidates
     from segmint.model.automatic import generator as module
     from tests.support.pixel_cleanup import clean_in_window
 
     found = generator.find(image)
     masks = len(found.candidates)
-    ways = {"by_pixels": clean_in_window, "by_runs": cleanup.clean_patch}
+    ways = {"by_pixels": clean_in_window, "by_runs": candidates.clean_patch}
     times: dict[str, list[float]] = {name: [] for name in ways}
     for index in range(rounds + 1):
         results = {}

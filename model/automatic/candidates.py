@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Self
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -345,6 +344,10 @@ class _Runs(NamedTuple):
     starts: Ints
     ends: Ints
 
+    def select(self, stays: NDArray[np.bool_]) -> "_Runs":
+        """Return the runs at which `stays` (R,) is True."""
+        return _Runs(self.starts[stays], self.ends[stays])
+
 
 def clean_patch(patch: MaskPatch, frame_size: tuple[int, int], min_area: int, keep_largest: bool) -> CleanedPatch:
     """Fill holes and then remove islands that contain fewer than `min_area` pixels, in a frame of (height, width).
@@ -365,26 +368,54 @@ def clean_patch(patch: MaskPatch, frame_size: tuple[int, int], min_area: int, ke
     places = patch.places(height + 1) - first * (height + 1)
     mask = _Runs(places[0::2], places[1::2])
 
+    mask, holes = _without_holes(mask, columns, height, min_area)
+    kept, islands = _without_islands(mask, first, frame_size, min_area, keep_largest)
+    if kept is None or not (holes or islands):
+        return CleanedPatch(None if kept is None else patch, holes, islands)
+    return CleanedPatch(_packed(kept, first, height), holes, islands)
+
+
+def remove_small_regions(mask: NDArray[np.bool_], min_area: int, mode: str) -> tuple[NDArray[np.bool_], bool]:
+    """Fill small holes or remove small islands of a mask (h, w), as `clean_patch` does. Return True if there were any.
+
+    `mode` is "holes" or "islands". If all islands are small, the largest one stays.
+    """
+    height, width = mask.shape
+    whole = MaskPatch.pack(mask, (0, 0, width - 1, height - 1))
+    runs = _Runs(whole.changes[0::2], whole.changes[1::2])
+    cleaned: _Runs | None
+    if mode == "holes":
+        cleaned, has_small = _without_holes(runs, width, height, min_area)
+    else:
+        cleaned, has_small = _without_islands(runs, 0, (height, width), min_area, keep_largest=True)
+    if cleaned is None or not has_small:
+        return mask, has_small
+    return replace(whole, changes=np.stack(cleaned, axis=1).ravel()).window(), True
+
+
+def _without_holes(mask: _Runs, columns: int, height: int, min_area: int) -> tuple[_Runs, bool]:
+    """Fill the small holes of a mask in `columns` whole columns. Also return whether there were any."""
     background = _inverted(mask, columns, height)
     labels, areas = _components(background, height)
     small = areas < min_area
-    holes = bool(small.any())
-    if holes:
-        stays = ~small[labels]
-        mask = _inverted(_Runs(background.starts[stays], background.ends[stays]), columns, height)
+    if not small.any():
+        return mask, False
+    return _inverted(background.select(~small[labels]), columns, height), True
 
-    labels, areas = _components(mask, height)
+
+def _without_islands(
+    mask: _Runs, first: int, frame_size: tuple[int, int], min_area: int, keep_largest: bool
+) -> tuple[_Runs | None, bool]:
+    """Remove the small islands of a mask, or return None as in `clean_patch`. Also return whether there were any."""
+    labels, areas = _components(mask, frame_size[0])
     keep = areas >= min_area
     islands = not bool(keep.all())
     if not keep.any():
         if not keep_largest:
-            return CleanedPatch(None, holes, islands)
+            return None, islands
         if islands:
             keep[_first_largest(mask, labels, areas, first, frame_size)] = True
-    if not (holes or islands):
-        return CleanedPatch(patch, holes, islands)
-    stays = keep[labels]
-    return CleanedPatch(_packed(_Runs(mask.starts[stays], mask.ends[stays]), first, height), holes, islands)
+    return mask.select(keep[labels]), islands
 
 
 def _inverted(runs: _Runs, columns: int, height: int) -> _Runs:
@@ -451,36 +482,3 @@ def _packed(runs: _Runs, first: int, height: int) -> MaskPatch:
     changes[0::2] += row
     changes[1::2] += end
     return MaskPatch((first + x, y), shape, changes)
-
-
-def fill_holes(mask: NDArray[np.bool_], min_area: int) -> tuple[NDArray[np.bool_], bool]:
-    """Fill the small holes of a mask. Also return whether there were any."""
-    labels, areas = _pixel_components(~mask)
-    small = areas < min_area
-    small[0] = False
-    if not small.any():
-        return mask, False
-    return mask | small[labels], True
-
-
-def remove_islands(mask: NDArray[np.bool_], min_area: int, keep_largest: bool) -> tuple[NDArray[np.bool_] | None, bool]:
-    """Remove the small islands of a mask, as described in `clean_patch`. Also return whether there were any."""
-    labels, areas = _pixel_components(mask)
-    keep = areas >= min_area
-    keep[0] = False
-    has_small = int(keep.sum()) < keep.size - 1
-    if not keep.any():
-        if not keep_largest:
-            return None, has_small
-        if not has_small:
-            return mask, False
-        keep[1 + int(areas[1:].argmax())] = True
-    if not has_small:
-        return mask, False
-    return keep[labels], True
-
-
-def _pixel_components(mask: NDArray[np.bool_]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-    """Label the 8-connected components, (h, w) with 0 for background, and return the area of each label, (N + 1,)."""
-    _, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
-    return labels.astype(np.int32, copy=False), stats[:, cv2.CC_STAT_AREA].astype(np.int32)

@@ -258,8 +258,8 @@ def measure_kernel(
         x = start + tl.arange(0, COLUMNS)
         x_inside = x < right
         # The pixels are weighted means of these logits. If the logits are all above or all below the thresholds, so are
-        # the pixels, and none is computed. The margin covers rounding. Infinite logits and those that aren't numbers
-        # are on no side, because a weight of 0 makes the pixel not a number.
+        # the pixels, and none is computed. The margin covers rounding. A weight of 0 makes the pixel of an infinite
+        # logit not a number, which is below all thresholds.
         i0 = tl.load(row_first + tl.maximum(tile * ROWS, top))
         i1 = tl.load(row_first + tl.minimum(tile * ROWS + ROWS, bottom) - 1) + ROW_TAPS
         j0 = tl.load(column_first + start)
@@ -277,7 +277,7 @@ def measure_kernel(
                 most = tl.maximum(most, tl.where(used, tl.where(is_number, logit, float("inf")), float("-inf")))
         lowest, highest = tl.min(tl.min(least, axis=1), axis=0), tl.max(tl.max(most, axis=1), axis=0)
         all_in = (lowest > offset * MARGIN) & (highest < float("inf"))
-        all_out = (highest < -offset * MARGIN) & (lowest > float("-inf"))
+        all_out = highest < -offset * MARGIN
         inside = y_inside[:, None] & x_inside[None, :]
         if all_in:
             inner += inside.to(tl.int32)

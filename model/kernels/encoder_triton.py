@@ -290,7 +290,7 @@ Taps = tuple[Tensor, Tensor]
 TILE = {"ROWS": 4, "COLUMNS": 128}
 
 # Sizes differ from photograph to photograph. By default, Triton would compile the kernel again for some of them.
-SIZES = ["row_step", "column_step", "channel_step", "height", "width", "row_taps", "column_taps"]
+SIZES = ["outer_step", "inner_step", "channel_step", "height", "width", "outer_taps", "inner_taps"]
 
 
 def resize(pixels: Tensor, rows: Taps, columns: Taps, columns_first: bool) -> Tensor:
@@ -299,18 +299,25 @@ def resize(pixels: Tensor, rows: Taps, columns: Taps, columns_first: bool) -> Te
     With `columns_first`, the first pass goes along columns, otherwise along rows.
     """
     height, width = len(rows[0]), len(columns[0])
+    outer, inner = rows, columns
+    outer_step, inner_step, channel_step = pixels.stride()
+    if columns_first:
+        outer, inner = columns, rows
+        outer_step, inner_step = inner_step, outer_step
     resized = torch.empty((height, width, 3), dtype=torch.uint8, device=pixels.device)
     with launching_on(pixels.device):
         resize_kernel[(triton.cdiv(3 * width, TILE["COLUMNS"]), triton.cdiv(height, TILE["ROWS"]))](
             pixels,
-            *rows,
-            *columns,
+            *outer,
+            *inner,
             resized,
-            *pixels.stride(),
+            outer_step,
+            inner_step,
+            channel_step,
             height,
             width,
-            rows[0].shape[1],
-            columns[0].shape[1],
+            outer[0].shape[1],
+            inner[0].shape[1],
             COLUMNS_FIRST=columns_first,
             **TILE,
         )
@@ -326,50 +333,45 @@ def rounded(sums):
 @triton.jit(do_not_specialize=SIZES)
 def resize_kernel(
     pixels,
-    row_places,
-    row_weights,
-    column_places,
-    column_weights,
+    outer_places,
+    outer_weights,
+    inner_places,
+    inner_weights,
     resized,
-    row_step,
-    column_step,
+    outer_step,
+    inner_step,
     channel_step,
     height,
     width,
-    row_taps,
-    column_taps,
+    outer_taps,
+    inner_taps,
     COLUMNS_FIRST: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """Compute ROWS rows of COLUMNS values of the resized image, with one program per tile."""
-    y = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
-    value = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    """Compute ROWS rows of COLUMNS values of the resized image, with one program per tile.
+
+    The first pass sums the inner taps, and the second pass sums the outer ones.
+    """
+    y = (tl.program_id(1) * ROWS + tl.arange(0, ROWS))[:, None]
+    value = (tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS))[None, :]
     y_inside, x_inside = y < height, value < 3 * width
-    inside = y_inside[:, None] & x_inside[None, :]
+    inside = y_inside & x_inside
     x = value // 3
-    start = pixels + (value % 3)[None, :] * channel_step
-    total = tl.zeros((ROWS, COLUMNS), tl.int32)
+    start = pixels + (value % 3) * channel_step
     if COLUMNS_FIRST:
-        for b in range(column_taps):
-            place = tl.load(column_places + x * column_taps + b, mask=x_inside, other=0).to(tl.int64)
-            sums = tl.zeros((ROWS, COLUMNS), tl.int32)
-            for a in range(row_taps):
-                row = tl.load(row_places + y * row_taps + a, mask=y_inside, other=0).to(tl.int64)
-                source = start + row[:, None] * row_step + place[None, :] * column_step
-                weight = tl.load(row_weights + y * row_taps + a, mask=y_inside, other=0)
-                sums += tl.load(source, mask=inside, other=0).to(tl.int32) * weight[:, None]
-            weight = tl.load(column_weights + x * column_taps + b, mask=x_inside, other=0)
-            total += rounded(sums) * weight[None, :]
+        outer, outer_inside, inner, inner_inside = x, x_inside, y, y_inside
     else:
-        for a in range(row_taps):
-            place = tl.load(row_places + y * row_taps + a, mask=y_inside, other=0).to(tl.int64)
-            sums = tl.zeros((ROWS, COLUMNS), tl.int32)
-            for b in range(column_taps):
-                column = tl.load(column_places + x * column_taps + b, mask=x_inside, other=0).to(tl.int64)
-                source = start + place[:, None] * row_step + column[None, :] * column_step
-                weight = tl.load(column_weights + x * column_taps + b, mask=x_inside, other=0)
-                sums += tl.load(source, mask=inside, other=0).to(tl.int32) * weight[None, :]
-            weight = tl.load(row_weights + y * row_taps + a, mask=y_inside, other=0)
-            total += rounded(sums) * weight[:, None]
-    tl.store(resized + y[:, None] * (3 * width) + value[None, :], rounded(total).to(tl.uint8), mask=inside)
+        outer, outer_inside, inner, inner_inside = y, y_inside, x, x_inside
+    total = tl.zeros((ROWS, COLUMNS), tl.int32)
+    for a in range(outer_taps):
+        far = tl.load(outer_places + outer * outer_taps + a, mask=outer_inside, other=0).to(tl.int64)
+        sums = tl.zeros((ROWS, COLUMNS), tl.int32)
+        for b in range(inner_taps):
+            near = tl.load(inner_places + inner * inner_taps + b, mask=inner_inside, other=0).to(tl.int64)
+            weight = tl.load(inner_weights + inner * inner_taps + b, mask=inner_inside, other=0)
+            source = start + far * outer_step + near * inner_step
+            sums += tl.load(source, mask=inside, other=0).to(tl.int32) * weight
+        weight = tl.load(outer_weights + outer * outer_taps + a, mask=outer_inside, other=0)
+        total += rounded(sums) * weight
+    tl.store(resized + y * (3 * width) + value, rounded(total).to(tl.uint8), mask=inside)

@@ -131,14 +131,14 @@ def draw(
         first = F.gelu(F.layer_norm(first, first.shape[1:], norm[0].float(), norm[1].float(), eps))
         second = F.gelu((first.to(weight.dtype) @ weight).float() + bias.float())
         second = second.view(len(scale[few]), -1, filters.shape[2]).to(weight.dtype)
-        pixels = _product(second, filters[few].transpose(1, 2))
+        pixels = logit_product(second, filters[few].transpose(1, 2))
         # Dimensions: positions (y, x), pixels (a, b) of the first step, pixels (c, d) of the second step, and masks.
         parts = pixels.float().view(-1, side, side, 2, 2, 2, 2, filters.shape[1])
         drawn.append(parts.permute(0, 7, 1, 3, 5, 2, 4, 6).reshape(-1, filters.shape[1], 4 * side, 4 * side))
     return torch.cat(drawn)
 
 
-def _product(one: Tensor, other: Tensor) -> Tensor:
+def logit_product(one: Tensor, other: Tensor) -> Tensor:
     """Multiply matrices of logits. In fp16, whose numbers end at 65,504, the result is float32, as in the kernel."""
     if one.dtype == torch.float16:
         return one.float() @ other.float()

@@ -480,13 +480,18 @@ def used_tokens(tokens: Tensor, chosen: range = _THREE) -> Tensor:
 
 
 def predicted_iou_of(decoder: MaskDecoder, token: Tensor) -> Tensor:
-    """Return the predicted IoUs of the three masks, (B, 3) float32, from the IoU token (B, C).
-
-    On an accelerator, the head computes in float32 even if the weights have a different dtype. In half precision,
-    neighboring values in this range are 0.004 apart, so rounding would effectively move the IoU threshold.
-    """
+    """Return the predicted IoUs of the three masks, (B, 3) float32, from the IoU token (B, C)."""
     if token.device.type == "cpu":
         return decoder.predicted_ious(token)[:, 1:].float()
+    return predicted_iou_in_float32(decoder, token)
+
+
+def predicted_iou_in_float32(decoder: MaskDecoder, token: Tensor) -> Tensor:
+    """Compute `predicted_iou_of` on an accelerator, in float32 even if the weights have a different dtype.
+
+    In half precision, neighboring values in this range are 0.004 apart, so rounding would effectively move the IoU
+    threshold.
+    """
     *hidden, last = (cast(nn.Linear, layer) for layer in decoder.iou_prediction_head.layers)
     token = token.float()
     for layer in hidden:

@@ -63,7 +63,9 @@ def normalize_into(place: Tensor, pixels: Tensor) -> None:
     `place` (3, side, side) contains zeros, and its dtype may differ. The zeros that remain on the right and at the
     bottom represent the mean color.
     """
-    place[:, : pixels.shape[0], : pixels.shape[1]].copy_(normalized(pixels))
+    mean, std = mean_and_std(pixels.device)
+    inside = place[:, : pixels.shape[0], : pixels.shape[1]].permute(1, 2, 0)
+    torch.div(pixels - mean, std, out=inside)
 
 
 def normalized(pixels: Tensor) -> Tensor:

@@ -168,14 +168,22 @@ def resolve_numerics(compute: Compute, model: ModelConfig, masks: MasksConfig, w
         encoder = "compiled" if on_gpu and find_spec("triton") is not None else "eager"
     kernels = "torch" if on_gpu else _resolve_kernels(model.kernels)
     numerics = observe_numerics(compute, chunk, crops, weights_sha256, encoder, kernels)
+    return numerics.with_decoder(resolve_decoder(model, compute.precision))
+
+
+def resolve_decoder(model: ModelConfig, precision: str) -> DecoderPrecision:
+    """Return the decoder's own precision for a new dataset, or "" for `precision`, which is fp32 or bf16.
+
+    Raises `UsageError` if the decoder's precision is fp16, but `precision` isn't bf16.
+    """
     if model.decoder_precision == "auto":
-        return numerics
-    if compute.precision != "bf16":
+        return ""
+    if precision != "bf16":
         raise UsageError(
             f"model.decoder_precision is {model.decoder_precision}, which needs a GPU and model.precision: bf16, but "
-            f"the precision is {compute.precision}. Set model.decoder_precision: auto"
+            f"the precision is {precision}. Set model.decoder_precision: auto"
         )
-    return numerics.with_decoder(model.decoder_precision)
+    return model.decoder_precision
 
 
 def _resolve_kernels(wanted: str) -> str:

@@ -22,7 +22,7 @@ from segmint.catalogs.source.check import check
 from segmint.catalogs.source.files import NormalizedRows, catalog_format, joined, require_catalog, unchanged
 from segmint.catalogs.source.sampling import COUNTED_BY, count_rows, has_prompts, read_rows_at, spread_evenly
 from segmint.infra.assets import ASSETS, resolve, sha256_of
-from segmint.infra.device import Compute, cores_here, resolve_compute
+from segmint.infra.device import Compute, DecoderPrecision, cores_here, resolve_compute
 from segmint.infra.errors import UsageError
 from segmint.infra.peak import measure_peak
 from segmint.infra.storage.location import Location
@@ -33,7 +33,7 @@ from segmint.model.kernels.cpu.library import usable_kernels
 from segmint.model.sam.load import Architecture
 from segmint.operators.audit.privacy import try_detector_files
 from segmint.operators.prepare.detector_process import detector_numerics
-from segmint.operators.segment.numerics import resolve_numerics
+from segmint.operators.segment.numerics import Numerics, resolve_decoder, resolve_numerics
 from segmint.pipeline.building.dataset import (
     check_begun_alike,
     ignored_columns,
@@ -257,7 +257,7 @@ def make_plan(config: Config, options: PlanOptions, tell: Callable[[str], None] 
         sample = None
         if options.sample is not None and remaining.rows:
             ordinals = [remaining.ordinal(position) for position in spread_evenly(remaining.rows, options.sample)]
-            sample = _measure(config, storage, manifest, ordinals, compute, tell)
+            sample = _measure(config, storage, manifest, ordinals, ceiling, compute, tell)
         version = None if manifest is None else name_now(Location(storage, config.output))
         checked = None
         if remaining.rows:
@@ -296,10 +296,14 @@ def _measure(
     storage: Storage,
     manifest: DatasetManifest | None,
     ordinals: Sequence[int],
+    ceiling: Ceiling | None,
     compute: Compute | None,
     tell: Callable[[str], None],
 ) -> PlanSample:
-    """Measure the rows with these ordinals on this machine. `compute` is None if the plan is for other machines."""
+    """Measure the rows with these ordinals on this machine.
+
+    `ceiling` is that of the planned devices. `compute` is None if the plan is for other machines.
+    """
     config.deidentify.require_packages()
     config.load_stages()
     policy = _policy(config, manifest)
@@ -308,7 +312,11 @@ def _measure(
     if config.segmenter is None:
         digest = sha256_of(resolve(config.model.weights, mirror=config.assets, storage=storage))
         here = compute or resolve_compute("auto", "auto", config.model.threads)
-        numerics = resolve_numerics(here, config.model, config.masks, digest)
+        # The decoder has the planned precision. Other machines' may be impossible here.
+        model = config.model.model_copy(update={"decoder_precision": "auto"})
+        numerics = resolve_numerics(here, model, config.masks, digest)
+        if ceiling is not None and compute is not None:
+            numerics = numerics.with_decoder(ceiling.decoder_precision)
     return run_sample(config, rows, numerics, policy, manifest, tell)
 
 
@@ -436,7 +444,8 @@ def _recorded_time(
     masks = config.masks.settings()
     if ceiling.device == "cuda":
         card = options.card or card_named(ceiling.device_kind, ceiling.flop_per_s)
-        return None if card is None else gpu_time(card, architecture, ceiling.precision, masks)
+        precisions = (ceiling.precision, ceiling.decoder_precision)
+        return None if card is None else gpu_time(card, architecture, precisions, masks)
     if usable_kernels() is None or config.model.kernels == "torch":
         return None
     drawn = masks.points * DRAWN_PER_POINT
@@ -534,8 +543,11 @@ def _notes(
         notes += record.unmeasured
     if hours is None and (sample is None or sample.accepted):
         device = "GPU" if ceiling.device == "cuda" else "CPU"
+        settings = "these settings"
+        if ceiling.decoder_precision:
+            settings = f"the decoder in {ceiling.decoder_precision}"
         notes.append(
-            f"the time is unknown: {config.model.weights} with these settings has no recorded rate on a {device}. To "
+            f"the time is unknown: {config.model.weights} with {settings} has no recorded rate on a {device}. To "
             "measure it, run `segmint plan --sample 20` on a machine with this device"
         )
     if "writing" in limits:
@@ -568,15 +580,28 @@ def find_ceiling(
         precision = "bf16" if precision == "auto" else precision
         if precision != "bf16" and options.flops is None:
             raise UsageError(f"the known peaks of GPUs are in bf16, but model.precision is {precision}: pass --flops")
-        return Ceiling("cuda", card.name or "GPU", precision, 1, options.gpus or 1, card.flop_per_s, *work), None
+        decoder = _decoder_precision(config, manifest, precision)
+        gpus = options.gpus or 1
+        name = card.name or "GPU"
+        ceiling = Ceiling("cuda", name, precision, 1, gpus, card.flop_per_s, *work, decoder_precision=decoder)
+        return ceiling, None
     model = config.model.model_copy(update={"device": device, "precision": precision})
     if "threads" in pinned:
         model = model.model_copy(update={"threads": pinned["threads"]})
     weights_bytes = _weights_bytes(config, storage)
     compute = compute_here(model, weights_bytes)
+    decoder = _decoder_precision(config, manifest, compute.precision)
     kind, devices = _devices_here(config, options, compute, weights_bytes)
     peak = measure_peak(compute)
-    return Ceiling(compute.kind, kind, compute.precision, compute.threads, devices, peak, *work), compute
+    here = compute.kind, kind, compute.precision, compute.threads, devices, peak
+    return Ceiling(*here, *work, decoder_precision=decoder), compute
+
+
+def _decoder_precision(config: Config, manifest: DatasetManifest | None, precision: str) -> DecoderPrecision:
+    """Return the decoder's own precision in the dataset, or in a new dataset with this precision."""
+    if manifest is None:
+        return resolve_decoder(config.model, precision)
+    return Numerics.recorded(manifest.numerics).decoder_precision
 
 
 def _devices_here(config: Config, options: PlanOptions, compute: Compute, weights_bytes: int) -> tuple[str, int]:

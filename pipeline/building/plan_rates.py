@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from segmint.infra.device import DecoderPrecision
 from segmint.infra.wording import counted, number, size
 from segmint.model.automatic.settings import MaskSettings
 from segmint.operators.intervals import Floats, mean_intervals, wilson
@@ -103,16 +104,17 @@ class GpuRate:
     end_to_end: Mapping[str, Any] | None  # measurement that includes the host's stages, or None
     date: str
     file: str
+    decoder_precision: DecoderPrecision = ""  # "": like `precision`
 
-    def fits(self, masks: MaskSettings, precision: str) -> bool:
-        """Return whether these are the record's settings."""
+    def fits(self, masks: MaskSettings, precisions: tuple[str, DecoderPrecision]) -> bool:
+        """Return whether these are the record's settings. `precisions` are `precision` and `decoder_precision`."""
         recipe = MaskSettings.sa1b(
             points_per_side=self.points_per_side,
             crop_n_layers=self.crop_n_layers,
             crop_n_points_downscale_factor=self.crop_n_points_downscale_factor,
             points_per_chunk=masks.points_per_chunk,
         )
-        return masks == recipe and precision == self.precision
+        return masks == recipe and precisions == (self.precision, self.decoder_precision)
 
 
 @dataclass(frozen=True)
@@ -127,15 +129,17 @@ class SegmentTime:
     unmeasured: tuple[str, ...]  # what differs from the record, as notes
 
 
-def gpu_time(card: Card, model: str, precision: str, masks: MaskSettings) -> SegmentTime | None:
-    """Return the time per image on `card`. Returns None if no GPU was measured with this recipe.
+def gpu_time(
+    card: Card, model: str, precisions: tuple[str, DecoderPrecision], masks: MaskSettings
+) -> SegmentTime | None:
+    """Return the time per image on `card`. Returns None if no GPU was measured with this recipe and these precisions.
 
     - On a measured GPU with a measured model, the time is the record's. Without an end-to-end measurement, the ends of
       the range are finding masks alone, and finding, then finishing.
     - A model with a smaller encoder than the measured one takes at most as long, and at least as long without encoder.
     - On other GPUs, the time to find masks is scaled by the ratios of the peaks and, if known, the memory bandwidths.
     """
-    fitting = [rate for rate in read_rates().gpus if rate.fits(masks, precision)]
+    fitting = [rate for rate in read_rates().gpus if rate.fits(masks, precisions)]
     if model not in ENCODERS_UP_TO_VIT_H or not fitting:
         return None
     rate = min(fitting, key=lambda rate: _plain(rate.device) != _plain(card.name))

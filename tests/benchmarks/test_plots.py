@@ -166,6 +166,13 @@ def overlap() -> dict[str, Any]:
     return {**NOTHING, "settings": {"images": 200, "launches": 3000}, "cases": [case], "launches_s": seconds}
 
 
+def decoder_precision() -> dict[str, Any]:
+    row: dict[str, Any] = {"name": "dog", "reference": 46}
+    for precision, matched in (("bf16", 42), ("fp16", 46)):
+        row[precision] = {"matched": {"0.99": matched}, "least_iou": 0.67016, "largest_logit": 236.0}
+    return {**NOTHING, "photographs": [row]}
+
+
 def duplicates() -> dict[str, Any]:
     changes = {"mirrored": {"found": 0.9876, "copies": 81}}
     different = {"pairs": 3_007_350, "near": 14, "copies": 1}
@@ -283,6 +290,7 @@ def recorded(tmp_path: Path) -> Path:
         "windows": windows(),
         "writers": writers(),
         "segment_overlap": overlap(),
+        "decoder_precision": decoder_precision(),
         "duplicates": duplicates(),
         "duplicates_memory": duplicates_memory(),
         "gpu_day-5": gpu_day(),
@@ -377,6 +385,7 @@ def test_tables_have_the_results_figures(recorded: Path) -> None:
     assert "through the last two gives 5.5 GiB at 100,000,000 rows" in " ".join(part(page, "duplicates"))
     assert "| 2 | 3 | 16 | 4 | 1.2% |" in part(page, "overlap")
     assert "| nothing | 12.3 | 10.0 | 500.0 |" in part(page, "overlap")
+    assert "| dog | 46 | 42 | 0.6702 | 236.0 | 46 | 0.6702 | 236.0 |" in part(page, "decoder precision")
     assert "| mirrored | 98.8% | 98.8% |" in part(page, "duplicates")
     assert "| second half | 2 | 81 | 3,007,350 | 14 | 1 |" in part(page, "duplicates")
     assert "| 10,000,000 | random, with planted duplicates | 699,003 | 300 | 5,000 | 0.4 |" in part(page, "duplicates")

@@ -90,8 +90,8 @@ BUILD_MUTANTS = (
     Mutant(
         "clean-up takes holes of the limit",
         "model/automatic/candidates.py",
-        "small = areas < min_area\n    holes",
-        "small = areas <= min_area\n    holes",
+        "small = areas < min_area\n    if",
+        "small = areas <= min_area\n    if",
         "tests/model/automatic/test_candidates_cleanup.py",
     ),
     Mutant(
@@ -172,10 +172,10 @@ BUILD_MUTANTS = (
         "tests/model/automatic/test_mask_kernels.py",
     ),
     Mutant(
-        "infinite logits are below the thresholds",
+        "pixels of infinite logits are above the thresholds",
         "model/automatic/mask_kernels.py",
-        'all_out = (highest < -offset * MARGIN) & (lowest > float("-inf"))',
-        "all_out = highest < -offset * MARGIN",
+        'all_in = (lowest > offset * MARGIN) & (highest < float("inf"))',
+        "all_in = lowest > offset * MARGIN",
         "tests/model/automatic/test_mask_kernels.py",
     ),
     Mutant(
@@ -188,16 +188,51 @@ BUILD_MUTANTS = (
     Mutant(
         "the resizing kernel does not round its first pass",
         "model/kernels/encoder_triton.py",
-        "total += rounded(sums) * weight[:, None]",
-        "total += (sums >> 22) * weight[:, None]",
+        "total += rounded(sums) * weight",
+        "total += (sums >> 22) * weight",
         "tests/model/sam/test_resize.py",
     ),
     Mutant(
         "the resizing kernel takes a crop's rows for the whole image's",
         "model/kernels/encoder_triton.py",
-        "source = start + place[:, None] * row_step + column[None, :] * column_step",
-        "source = start + place[:, None] * (3 * width) + column[None, :] * column_step",
+        "source = start + far * outer_step + near * inner_step",
+        "source = start + far * (3 * width) + near * inner_step",
         "tests/model/sam/test_resize.py",
+    ),
+    Mutant(
+        "the resizing kernel weighs its first pass by the second one's taps",
+        "model/kernels/encoder_triton.py",
+        "weight = tl.load(inner_weights + inner * inner_taps + b, mask=inner_inside, other=0)",
+        "weight = tl.load(inner_weights + inner * outer_taps + b, mask=inner_inside, other=0)",
+        "tests/model/sam/test_resize.py",
+    ),
+    Mutant(
+        "logits in fp16 end at 65,504",
+        "model/kernels/factored_plainly.py",
+        "    if one.dtype == torch.float16:\n",
+        "    if one.dtype == torch.float64:\n",
+        "tests/model/kernels/test_factored_image.py",
+    ),
+    Mutant(
+        "normalized pixels are on their side",
+        "model/sam/preprocess.py",
+        "inside = place[:, : pixels.shape[0], : pixels.shape[1]].permute(1, 2, 0)",
+        "inside = place[:, : pixels.shape[1], : pixels.shape[0]].permute(2, 1, 0)",
+        "tests/model/sam/test_preprocess.py",
+    ),
+    Mutant(
+        "a plan takes the rates of another decoder",
+        "pipeline/building/plan_rates.py",
+        "precisions == (self.precision, self.decoder_precision)",
+        "precisions[0] == self.precision",
+        "tests/pipeline/building/test_plan_rates_rates.py",
+    ),
+    Mutant(
+        "a dataset's decoder changes its precision",
+        "pipeline/building/dataset.py",
+        '        "model.decoder_precision": (config.model.decoder_precision, begun.decoder_precision or "auto"),\n',
+        "",
+        "tests/pipeline/building/test_dataset.py",
     ),
     Mutant(
         "an outline's logits are those of another chunk",
@@ -525,8 +560,8 @@ BUILD_MUTANTS = (
     Mutant(
         "a filled hole counts as an island",
         "model/automatic/candidates.py",
-        "return CleanedPatch(_packed(_Runs(mask.starts[stays], mask.ends[stays]), first, height), holes, islands)",
-        "return CleanedPatch(_packed(_Runs(mask.starts[stays], mask.ends[stays]), first, height), islands, holes)",
+        "return CleanedPatch(_packed(kept, first, height), holes, islands)",
+        "return CleanedPatch(_packed(kept, first, height), islands, holes)",
         "tests/model/automatic/test_candidates_cleanup.py",
     ),
     Mutant(

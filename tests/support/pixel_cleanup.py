@@ -1,10 +1,11 @@
-"""Cleanup of masks by their pixels, with OpenCV's components: the plain formula beside `cleanup.clean_patch`."""
+"""Cleanup of masks by their pixels, with OpenCV's components: the plain formula beside `candidates.clean_patch`."""
 
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 
-from segmint.model.automatic.candidates import CleanedPatch, MaskPatch, fill_holes, remove_islands
+from segmint.model.automatic.candidates import CleanedPatch, MaskPatch
 from segmint.model.automatic.crops import box_of
 
 
@@ -44,3 +45,36 @@ def clean_in_window(patch: MaskPatch, frame_size: tuple[int, int], min_area: int
     if cleaned.mask is None or not cleaned.changed:
         return CleanedPatch(None if cleaned.mask is None else patch, cleaned.holes, cleaned.islands)
     return CleanedPatch(MaskPatch.pack(cleaned.mask, box_of(cleaned.mask), (x0, y0)), cleaned.holes, cleaned.islands)
+
+
+def fill_holes(mask: np.ndarray, min_area: int) -> tuple[np.ndarray, bool]:
+    """Fill the small holes of a mask. Also return whether there were any."""
+    labels, areas = pixel_components(~mask)
+    small = areas < min_area
+    small[0] = False
+    if not small.any():
+        return mask, False
+    return mask | small[labels], True
+
+
+def remove_islands(mask: np.ndarray, min_area: int, keep_largest: bool) -> tuple[np.ndarray | None, bool]:
+    """Remove the small islands of a mask, as described in `clean_patch`. Also return whether there were any."""
+    labels, areas = pixel_components(mask)
+    keep = areas >= min_area
+    keep[0] = False
+    has_small = int(keep.sum()) < keep.size - 1
+    if not keep.any():
+        if not keep_largest:
+            return None, has_small
+        if not has_small:
+            return mask, False
+        keep[1 + int(areas[1:].argmax())] = True
+    if not has_small:
+        return mask, False
+    return keep[labels], True
+
+
+def pixel_components(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Label the 8-connected components, (h, w) with 0 for background, and return the area of each label, (N + 1,)."""
+    _, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
+    return labels.astype(np.int32, copy=False), stats[:, cv2.CC_STAT_AREA].astype(np.int32)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from segmint.infra.device import DecoderPrecision, describe_precision
 from segmint.infra.errors import UsageError
 from segmint.infra.peak import measure_peak
 from segmint.infra.ray_session import Cluster
@@ -43,6 +44,7 @@ class Ceiling:
     flop_per_image: int  # operations of the network for all crops and prompts of one image, before masks are drawn
     flop_per_mask: int  # minimum number of operations per drawn mask
     drawn_per_image: float = 0.0  # masks above the predicted-IoU threshold; only known after decoding
+    decoder_precision: DecoderPrecision = ""  # "": like `precision`
 
     @property
     def images_per_s(self) -> float:
@@ -58,7 +60,8 @@ class Ceiling:
         """Description of the devices: `1 x cpu (AVX512, fp32, 2 threads, 214 GFLOP/s)`."""
         threads = [f"{self.threads} thread{'s' * (self.threads > 1)}"] if self.device == "cpu" else []
         size, unit = (1e12, "TFLOP/s") if self.flop_per_s >= 1e12 else (1e9, "GFLOP/s")
-        parts = [self.device_kind, self.precision, *threads, f"{self.flop_per_s / size:.3g} {unit}"]
+        precision = describe_precision(self.precision, self.decoder_precision)
+        parts = [self.device_kind, precision, *threads, f"{self.flop_per_s / size:.3g} {unit}"]
         return f"{self.devices} x {self.device} ({', '.join(parts)})"
 
 
@@ -123,6 +126,7 @@ class CeilingMeter:
             flop_per_s=statistics.median(peaks),
             flop_per_image=self._flop_per_image,
             flop_per_mask=self._flop_per_mask,
+            decoder_precision=numerics.decoder_precision,
         )
 
 

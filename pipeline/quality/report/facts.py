@@ -104,6 +104,7 @@ class BuildFacts:
     stability_score_thresh: float | None
     device: str | None
     precision: str | None
+    decoder_precision: str | None  # None: like `precision`
     model: ModelTerms  # license and terms of the model that made the masks
     segmenter: str | None = None  # the segmenter that made the masks, and its settings; None: SAM made them
     adding: tuple[str, ...] = ()  # segmenters that added masks to them, and the licenses of their models
@@ -271,6 +272,7 @@ def _build(manifest: DatasetManifest) -> BuildFacts:
         stability_score_thresh=_plain_number(masks.get("stability_score_thresh")),
         device=_text(manifest.numerics.get("device")),
         precision=_text(manifest.numerics.get("precision")),
+        decoder_precision=_text(manifest.numerics.get("decoder_precision")),
         model=manifest.segmenter or ModelTerms(license=known_license(manifest.weights.sha256)),
         segmenter=segmenter,
         adding=tuple(adding),

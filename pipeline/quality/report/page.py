@@ -14,6 +14,7 @@ from segmint.catalogs.dataset.versions import VersionName
 from segmint.catalogs.findings import AREAS, INTEGRITY, SENTENCES, Code, Finding, Findings
 from segmint.catalogs.licenses import hub_licenses, size_category
 from segmint.catalogs.lineage import describe_rounds
+from segmint.infra.device import describe_precision
 from segmint.infra.version import VERSION
 from segmint.infra.wording import UNKNOWN, count, counted, listed, number, share, size, some, without_turning, yaml_text
 from segmint.operators.prepare.deidentify import describe_recall
@@ -270,7 +271,8 @@ def made_of(facts: Facts) -> list[tuple[str, str]]:
     licenses = f"allowed: {listed(build.allowed or ['none'])}; judged as of {manifest.policy_date.isoformat()}"
     made += [("Release", release), ("Licenses", f"{licenses}; redistribution {redistribution}")]
     if build.segmenter is None:
-        made.append(("Computed on", f"{build.device}, {build.precision}"))
+        precision = describe_precision(build.precision, build.decoder_precision)
+        made.append(("Computed on", f"{build.device}, {precision}"))
     shards = f"{len(facts.commits):,} of {manifest.shards:,} committed, {manifest.images_per_shard:,} rows each"
     return [*made, ("segmint", manifest.code_version), ("Shards", shards), ("Size", size(facts.bytes))]
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from segmint.model.automatic.candidates import fill_holes, remove_islands
+from segmint.model.automatic import candidates
 from segmint.model.automatic.crops import generate_crops, mask_boxes
 from segmint.model.automatic.rle import Rle, compress, decode, decompress, encode
 from segmint.model.automatic.settings import point_grid
@@ -118,11 +118,7 @@ def remove_small_regions(mask: NDArray[np.bool_], area_thresh: float, mode: str)
     """
     if mode not in ("holes", "islands"):
         raise ValueError(f"mode is {mode!r}: expected 'holes' or 'islands'")
-    mask, least = np.asarray(mask, bool), math.ceil(area_thresh)
-    if mode == "holes":
-        return fill_holes(mask, least)
-    kept, has_small = remove_islands(mask, least, keep_largest=True)
-    return (mask if kept is None else kept), has_small
+    return candidates.remove_small_regions(np.asarray(mask, bool), math.ceil(area_thresh), mode)
 
 
 def batched_mask_to_box(masks: Tensor) -> Tensor:

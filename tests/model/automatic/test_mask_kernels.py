@@ -34,17 +34,16 @@ def low_res_logits() -> torch.Tensor:
     """Spots, a mask of nothing, a mask of all, one over the padding alone, one at the thresholds themselves, both
     thresholds everywhere, and logits that aren't finite.
     """
-    low = blobs(5, 9, 4)
+    low = blobs(5, 11, 4)
     low[1] = -12
     low[2] = 12
     low[3] = -12
     low[3, 255] = 12
     low[4] = low[4].round()
     low[6], low[7] = 1, -1
-    low[8] = 30
-    low[8, 40:90:9, 30:200:7] = float("inf")
-    low[8, 100:140:9, 30:200:7] = float("nan")
-    low[8, 150:200:9, 30:200:7] = float("-inf")
+    for mask, logit, other in ((8, 30, float("inf")), (9, -30, float("-inf")), (10, 30, float("nan"))):
+        low[mask] = logit
+        low[mask, ::9, ::7] = other
     return low
 
 

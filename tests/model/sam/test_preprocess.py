@@ -7,7 +7,7 @@ from segment_anything.modeling import Sam as ReferenceSam
 from segment_anything.utils.transforms import ResizeLongestSide
 from torch import nn
 
-from segmint.model.sam.preprocess import normalize_into, resize, resized_size
+from segmint.model.sam.preprocess import normalize_into, normalized, resize, resized_size
 
 side = st.integers(1, 6000)
 
@@ -29,6 +29,15 @@ def test_pixels_are_resized_to_the_reference_ones(astronaut: np.ndarray, size: t
 
 def test_an_extreme_shape_keeps_a_row_of_pixels() -> None:
     assert resize(np.zeros((1, 5000, 3), np.uint8), 1024).shape == (1, 1024, 3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_normalized_pixels_are_rounded_once_to_the_dtype_of_their_place(dtype: torch.dtype) -> None:
+    pixels = torch.randint(0, 256, (20, 32, 3), dtype=torch.uint8)
+    batch = torch.zeros(2, 3, 32, 32, dtype=dtype)
+    normalize_into(batch[1], pixels)
+    assert torch.equal(batch[1, :, :20], normalized(pixels).to(dtype))
+    assert (batch[0] == 0).all()
 
 
 def test_the_tensor_is_the_reference_one_and_its_padding_is_zero() -> None:

@@ -132,8 +132,8 @@ def test_the_kernel_compiles_for_gpus_without_spilled_registers(
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     types = {
         **dict.fromkeys(("pixels", "resized"), "*u8"),
-        **dict.fromkeys(("row_places", "column_places"), "*i64"),
-        **dict.fromkeys(("row_weights", "column_weights"), "*i32"),
+        **dict.fromkeys(("outer_places", "inner_places"), "*i64"),
+        **dict.fromkeys(("outer_weights", "inner_weights"), "*i32"),
         **dict.fromkeys(resize_triton.SIZES, "i32"),
     }
     for columns_first in (False, True):

@@ -37,7 +37,7 @@ from segmint.infra.storage.errors import StorageFaultError
 from segmint.infra.storage.storage import Storage
 from segmint.infra.version import VERSION
 from segmint.operators.prepare.deidentify import RULE
-from segmint.operators.segment.numerics import Numerics
+from segmint.operators.segment.numerics import CPU_ONLY, Numerics
 from segmint.pipeline.build import run_build
 from segmint.pipeline.building.dataset import BuildDataset, begin, name_weights, open_or_create
 from segmint.pipeline.building.first_numerics import first_device
@@ -778,3 +778,24 @@ def test_an_image_id_may_be_in_several_files(tmp_path: Path) -> None:
     dataset = open_or_create(parts(tmp_path, a=FIRST[:2], b=[row(1), row(5)]), Storage())
     rows = dataset.read_runs([(0, 4)], ["ordinal", "duplicate_of"]).to_pylist()
     assert [each["duplicate_of"] for each in rows] == [None, None, 1, None]
+
+
+@pytest.mark.usefixtures("weights")
+def test_a_dataset_keeps_the_precision_of_its_decoder(tmp_path: Path, catalog: Path) -> None:
+    plain, half = (config(tmp_path, catalog, model={"decoder_precision": each}) for each in ("auto", "fp16"))
+    begun = open_or_create(plain, Storage()).manifest
+    assert identity(plain) == identity(half)
+    numerics = {key: value for key, value in begun.numerics.items() if key not in CPU_ONLY}
+    numerics |= {"device": "cuda", "precision": "bf16", "cuda": "13", "cudnn": "9", "triton": "3.6"}
+    numerics |= {"attention": "triton", "chunks": "64 256"}
+    change_manifest(tmp_path / "dataset", numerics=numerics)
+    with pytest.raises(
+        UsageError, match=r"different numerics.*\n  model\.decoder_precision: 'auto' before, 'fp16' now\nRestore"
+    ):
+        open_or_create(half, Storage())
+
+    own = Numerics.recorded(numerics).with_decoder("fp16")
+    assert own.fingerprint != Numerics.recorded(numerics).fingerprint
+    change_manifest(tmp_path / "dataset", numerics=own.to_dict())
+    for given in (half, plain):
+        assert open_or_create(given, Storage()).numerics.decoder_precision == "fp16"

@@ -418,6 +418,19 @@ def test_a_plan_needs_no_ray_and_measures_a_share_of_the_ceiling(tmp_path: Path)
     assert 0 < answer["share_of_ceiling"] < 1
 
 
+@pytest.mark.usefixtures("weights")
+def test_a_sample_on_a_cpu_has_no_decoder_in_fp16_but_the_plan_does(tmp_path: Path) -> None:
+    model = {"weights": "mobile_sam", "decoder_precision": "fp16"}
+    keys = {"masks": GRID, "deidentify": NO_DETECTORS, "model": model}
+    config = write_config(tmp_path / "build.yaml", small_catalog(tmp_path / "p", 6), tmp_path / "dataset", **keys)
+    plan = make_plan(load_config(str(config)), PlanOptions(sample=1, gpu="H200"))
+    assert plan.sample is not None
+    assert plan.ceiling is not None
+    assert (plan.sample.device, plan.sample.accepted) == ("cpu", 1)
+    assert plan.ceiling.decoder_precision == "fp16"
+    assert plan.device_hours is None
+
+
 def test_a_segmenter_is_planned_from_a_sample_only(tmp_path: Path) -> None:
     written = write_config(tmp_path / "b.yaml", small_catalog(tmp_path / "p", 5), tmp_path / "out")
     tree = yaml.safe_load(written.read_text())

@@ -209,6 +209,31 @@ def test_peaks_in_another_precision_are_unknown(tmp_path: Path) -> None:
     assert plan.device_hours is not None
 
 
+def test_rates_hold_only_for_the_decoder_that_was_measured(tmp_path: Path) -> None:
+    model = {"weights": "vit_h", "decoder_precision": "fp16"}
+    plan = planned(tmp_path, PlanOptions(gpu="H200", price=1), model=model)
+    assert (plan.record, plan.device_hours, plan.cost) == (None, None, None)
+    text = "\n".join(plan.lines())
+    assert "1 x cuda (NVIDIA H200, bf16 with the decoder in fp16, 800 TFLOP/s)" in text
+    assert "the time is unknown: vit_h with the decoder in fp16 has no recorded rate on a GPU" in text
+    assert plan.to_dict()["ceiling"]["decoder_precision"] == "fp16"
+    assert planned(tmp_path, PlanOptions(gpu="H200", share=0.2), model=model).device_hours is not None
+    known = read_rates()
+    measured = replace(known.gpus[0], decoder_precision="fp16", find_s=2 * known.gpus[0].find_s, end_to_end=None)
+    with patch.object(plan_rates, "read_rates", lambda: replace(known, gpus=(known.gpus[0], measured))):
+        low, _ = hours_per_million(planned(tmp_path, PlanOptions(gpu="H200"), **on_gpu() | {"model": model}))
+    assert low == pytest.approx(measured.find_s / 3.6e-3)
+
+
+def test_the_decoders_precision_needs_bf16_as_in_a_build(tmp_path: Path) -> None:
+    model = {"device": "cpu", "weights": "mobile_sam", "decoder_precision": "fp16"}
+    with pytest.raises(UsageError, match=r"decoder_precision is fp16, .* but the precision is fp32"):
+        planned(tmp_path, PlanOptions(), model=model)
+    model = {"weights": "vit_h", "precision": "fp32", "decoder_precision": "fp16"}
+    with pytest.raises(UsageError, match=r"decoder_precision is fp16, .* but the precision is fp32"):
+        planned(tmp_path, PlanOptions(gpu="H200", flops=5.1e13), model=model)
+
+
 def test_a_part_of_a_gpu_is_unknown() -> None:
     with pytest.raises(UsageError, match=r"--gpu NVIDIA H200 MIG 1g\.18gb: expected one of"):
         PlanOptions(gpu="NVIDIA H200 MIG 1g.18gb")

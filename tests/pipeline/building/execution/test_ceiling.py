@@ -89,6 +89,8 @@ def test_weights_by_path_tell_their_own_cost_and_wrong_ones_are_refused(tmp_path
 def test_the_hardware_in_words() -> None:
     gpus = Ceiling("cuda", "NVIDIA H200", "bf16", 1, 8, flop_per_s=7.9e14, flop_per_image=10**14, flop_per_mask=10**11)
     assert gpus.hardware == "8 x cuda (NVIDIA H200, bf16, 790 TFLOP/s)"
+    half = replace(gpus, decoder_precision="fp16")
+    assert half.hardware == "8 x cuda (NVIDIA H200, bf16 with the decoder in fp16, 790 TFLOP/s)"
     assert gpus.images_per_s == pytest.approx(63.2)
 
 

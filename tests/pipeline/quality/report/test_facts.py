@@ -7,6 +7,7 @@ from pathlib import Path
 from segmint.infra.storage.storage import Storage
 from segmint.pipeline.quality.report.croissant import croissant_json
 from segmint.pipeline.quality.report.facts import CreditFact, DetectorFact, RedactedRegions, gather_facts
+from segmint.pipeline.quality.report.page import made_of
 from segmint.pipeline.quality.statistics.masks import open_tables
 from tests.support.locations import location_of
 from tests.support.reported import ATTRIBUTION
@@ -42,6 +43,17 @@ def test_settings_of_another_type_are_not_stated(reported: str, tmp_path: Path) 
         build = gather_facts(tables, Storage()).build
     assert build is not None
     assert (build.allowed, build.points_per_side, build.crop_n_layers) == ((), None, None)
+
+
+def test_the_precision_of_the_decoder_is_stated_if_it_has_its_own(reported: str, tmp_path: Path) -> None:
+    path = Path(shutil.copytree(reported, tmp_path / "dataset"), "dataset.json")
+    manifest = json.loads(path.read_bytes())
+    for own, expected in (({}, "cuda, bf16"), ({"decoder_precision": "fp16"}, "cuda, bf16 with the decoder in fp16")):
+        manifest["numerics"].update(device="cuda", precision="bf16", **own)
+        path.write_text(json.dumps(manifest))
+        with open_tables(location_of(path.parent)) as tables:
+            facts = gather_facts(tables, Storage())
+        assert dict(made_of(facts))["Computed on"] == expected
 
 
 def test_the_licenses_of_models_that_add_masks_are_stated(reported: str, tmp_path: Path) -> None:
