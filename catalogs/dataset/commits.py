@@ -252,6 +252,10 @@ class CommitLog:
         names = (entry.name for entry in self._folder.list(beginning=f"{shard_name(shard)}."))
         return generations_of(names).get(shard, [])
 
+    def is_replaced(self, shard: int, generation: int) -> bool:
+        """Return whether a shard has a higher generation. If so, this generation's files may have been removed."""
+        return max(self.generations_of(shard), default=0) > generation
+
     def is_latest(self, shard: int, generation: int) -> bool:
         """Return whether this generation is the latest commit of the shard."""
         return self.generations_of(shard)[-1:] == [generation]

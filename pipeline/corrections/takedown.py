@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from segmint.catalogs.dataset.commits import REJECTED, Commit, CommitLog
 from segmint.catalogs.dataset.digest import current_digest
+from segmint.catalogs.dataset.inventory import unknown_files
 from segmint.catalogs.dataset.manifest import DatasetHandle, DatasetManifest, load_latest_manifest
 from segmint.catalogs.dataset.outputs import OTHER_CACHES, forget_dataset, line_of, read_notes, shown_outputs
 from segmint.catalogs.dataset.selection import (
@@ -35,7 +36,6 @@ from segmint.catalogs.dataset.selection import (
     with_copies,
 )
 from segmint.catalogs.dataset.submissions import purge_of_images
-from segmint.catalogs.dataset.sweep import unknown_files
 from segmint.catalogs.dataset.tombstones import (
     BLANK,
     NO_NAMES,
