@@ -94,6 +94,14 @@ SIMILAR = "look alike, not removed (pass --with-similar, or --other-picture if t
 
 Images = Mapping[int, RemovedImage]  # by ordinal
 
+_ROWS = 65_536
+
+_KEPT_COLUMNS = ("ordinal", "id")
+
+_ORIGINALS = (
+    "originals in tars outside the dataset, as .tar#OFFSET+BYTES; erase them by overwriting the bytes with zeros"
+)
+
 
 @dataclass(frozen=True)
 class TakedownList:
@@ -389,16 +397,6 @@ def _of_earlier(earlier: Sequence[Tombstone], returned: Images, measured: Measur
             found.append(tombstone.model_copy(update={"when": when, "images": tuple(own.values())}))
             left = _without(left, own)  # type: ignore[assignment]
     return found
-
-
-_ROWS = 65_536
-
-_KEPT_COLUMNS = ("ordinal", "id")
-
-
-_ORIGINALS = (
-    "originals in tars outside the dataset, as .tar#OFFSET+BYTES; erase them by overwriting the bytes with zeros"
-)
 
 
 @dataclass(frozen=True)

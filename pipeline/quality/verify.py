@@ -65,6 +65,8 @@ from segmint.pipeline.quality.signatures import check_version, damaged_signature
 THREADS = 8
 AHEAD = 64
 
+_ADDED = "written by an unfinished build or correction (run it again to record it), or by something else"
+
 
 @dataclass(frozen=True)
 class VerifyResult:
@@ -420,9 +422,6 @@ def _compare(reading: _VerifyState, version: Version) -> None:
         reading.problems.append(f"{path}: replaced since version {version.number} was recorded")
     for path in difference.added:
         reading.problems.append(f"{path}: not in version {version.number}: {_ADDED}")
-
-
-_ADDED = "written by an unfinished build or correction (run it again to record it), or by something else"
 
 
 def _check_summaries(reading: _VerifyState, held: Sequence[ListedCommit]) -> None:

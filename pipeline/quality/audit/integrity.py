@@ -75,6 +75,12 @@ _THREADS = 16
 _READ_AHEAD = 512
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
+RAY_FROM_MASKS = 1_000_000
+"""Minimum number of masks for an audit with Ray. Smaller datasets are audited in threads of this process.
+
+Ray takes about ten seconds to start. In that time, one process audits half a million masks.
+"""
+
 
 @dataclass(frozen=True)
 class AuditedCommit:
@@ -283,13 +289,6 @@ def _audit_named(inventory: Inventory, commit: Commit, findings: FindingCollecto
             findings.add(place.finding(Code.FILE_SIZE, f"{entry.size} bytes", found))
             bad.add(entry.kind)
     return frozenset(bad)
-
-
-RAY_FROM_MASKS = 1_000_000
-"""Minimum number of masks for an audit with Ray. Smaller datasets are audited in threads of this process.
-
-Ray takes about ten seconds to start. In that time, one process audits half a million masks.
-"""
 
 
 def audit_integrity(
