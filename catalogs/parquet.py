@@ -158,9 +158,9 @@ NORMALIZED = pa.schema(
 )
 """Schema of `catalog/part-N-<digest>.parquet`, which contains the rows of the source catalog in the same order."""
 
-_ADDED = ("opt_out", "refused_reason", "refused_detail", "license_asserted", "prompts")
-
-ADDED = pa.schema([SOURCE.field(name) for name in _ADDED])
+ADDED = pa.schema(
+    [SOURCE.field(name) for name in ("opt_out", "refused_reason", "refused_detail", "license_asserted", "prompts")]
+)
 """Columns that a normalized catalog only contains if at least one row has a value."""
 
 STAGED = pa.schema([*NORMALIZED, *ADDED])

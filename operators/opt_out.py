@@ -1,13 +1,17 @@
 """Opt-outs from training, in an image's metadata and in lists of refused images.
 
-The table `RULES` decides which metadata forbids training, and docs/opt-outs.md contains the same table. The rules cover
-four vocabularies: PLUS (`plus:DataMining`, in the IPTC Photo Metadata Standard since 2023.1), the TDM Reservation
-Protocol of a W3C community group, C2PA 1.x, and CAWG 1.1.
+From top to bottom:
 
-Refusal lists: SHA-256 sums, URLs, and domains of images that a build must not use.
+1. Metadata: where an image file contains XMP and C2PA.
+2. Rules: which values of the metadata are opt-outs, by the table `RULES`, which is also in docs/opt-outs.md. It covers
+   four vocabularies: PLUS (`plus:DataMining`, in the IPTC Photo Metadata Standard since 2023.1), the TDM Reservation
+   Protocol of a W3C community group, C2PA 1.x, and CAWG 1.1.
+3. Readers of the values in XMP and in C2PA.
+4. Refusal lists: SHA-256 sums, URLs, and domains of images that a build must not use.
 
-A list is a text file with one entry per line: a SHA-256 sum, as `sha256sum` prints it, with or without a file name; a
-URL with its scheme; or a domain, which includes its subdomains. Blank lines and lines that start with # don't count.
+A refusal list is a text file with one entry per line: a SHA-256 sum, as `sha256sum` prints it, with or without a file
+name; a URL with its scheme; or a domain, which includes its subdomains. Blank lines and lines that start with # don't
+count.
 """
 
 import hashlib
@@ -63,6 +67,67 @@ _WORDS = (b"DataMining", b"reservation")
 _MENTIONS = (*_WORDS, *(b"\0".join(bytes([each]) for each in word) for word in _WORDS))  # the last two are in UTF-16
 
 Part = tuple[Literal["xmp", "c2pa"], bytes]
+
+DATA_MINING = "plus:DataMining"
+
+RESERVATION = "tdm:reservation"
+
+_USES = ("ai_training", "ai_generative_training", "data_mining", "ai_inference")
+
+TRAINING_MINING = tuple(f"{prefix}.{use}" for prefix in ("c2pa", "cawg") for use in _USES)
+"""Entries that C2PA and CAWG define for their assertions `c2pa.training-mining` and `cawg.training-mining`."""
+
+_PROHIBITED = "DMI-PROHIBITED"
+
+DEEPEST = 100  # maximum depth of nested elements; RDF needs about ten
+
+_LONGEST = 1000  # maximum number of characters in a value
+
+_RDF = "http://www.w3.org/1999/02/22-rdf-syntax-ns#"
+
+_VALUES = (f"{_RDF} resource", f"{_RDF} value")
+
+_PLUS, _TDM = (
+    ("http://ns.useplus.org/", "https://ns.useplus.org/"),
+    ("http://www.w3.org/ns/tdm", "https://www.w3.org/ns/tdm"),
+)
+
+_ROOT = re.compile(r"<(?:[\w.-]+:)?xmpmeta[\s>]")
+
+_MOST_ROOTS = 100
+
+_FORBIDDEN = re.compile("[\0-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")  # characters that XML can't contain
+
+_AMPERSAND = re.compile(r"&(?!(?:amp|lt|gt|quot|apos|#\d+|#x[0-9a-fA-F]+);)")  # doesn't begin a reference
+
+_RESERVED = re.compile(r"\breservation\W{1,9}1\b")
+
+_JUNK_BEHIND = expat.errors.codes[expat.errors.XML_ERROR_JUNK_AFTER_DOC_ELEMENT]
+
+_SETTINGS = {
+    "core": {"allowed_network_hosts": [], "decode_identity_assertions": False},
+    "verify": {
+        "verify_after_reading": False,
+        "verify_trust": False,
+        "remote_manifest_fetch": False,
+        "ocsp_fetch": False,
+    },
+}
+
+_C2PA_LABELS = ("c2pa.training-mining", "cawg.training-mining")
+
+_JSON_LD = re.compile(r"stds\.|.*\.metadata(?:\.v\d+)?(?:__\d+)?$")  # C2PA's own, CAWG's, and those of other owners
+
+_NAMESPACES = {"plus": _PLUS[0], "tdm": _TDM[0]}
+
+DETAIL = "a refusal list names its bytes, its URL, or its domain"
+"""Detail of each refused row. It doesn't say which list or entry, because lists may be confidential."""
+
+_SHA256 = re.compile(r"([0-9a-fA-F]{64})(?:\s.*)?", re.ASCII)
+
+_DOMAIN = re.compile(r"(?:[a-z0-9_](?:[a-z0-9_-]*[a-z0-9_])?\.)+[a-z0-9-]*[a-z0-9]", re.ASCII)
+
+_SHOWN = 80  # maximum length of a line in an error
 
 
 @dataclass(frozen=True)
@@ -240,17 +305,6 @@ _CONTAINERS: tuple[tuple[bytes | tuple[bytes, ...], str, Callable[[bytes], Itera
 )
 
 
-DATA_MINING = "plus:DataMining"
-RESERVATION = "tdm:reservation"
-
-_USES = ("ai_training", "ai_generative_training", "data_mining", "ai_inference")
-
-TRAINING_MINING = tuple(f"{prefix}.{use}" for prefix in ("c2pa", "cawg") for use in _USES)
-"""Entries that C2PA and CAWG define for their assertions `c2pa.training-mining` and `cawg.training-mining`."""
-
-_PROHIBITED = "DMI-PROHIBITED"
-
-
 class OptOutVerdict(StrEnum):
     """Meaning of a field's value."""
 
@@ -343,23 +397,6 @@ def _values(data: bytes) -> Iterator[tuple[str, str]]:
         yield from xmp_values(packet)
     if metadata.c2pa is not None:
         yield from c2pa_values(data, metadata.c2pa)
-
-
-DEEPEST = 100  # maximum depth of nested elements; RDF needs about ten
-_LONGEST = 1000  # maximum number of characters in a value
-
-_RDF = "http://www.w3.org/1999/02/22-rdf-syntax-ns#"
-_VALUES = (f"{_RDF} resource", f"{_RDF} value")
-_PLUS, _TDM = (
-    ("http://ns.useplus.org/", "https://ns.useplus.org/"),
-    ("http://www.w3.org/ns/tdm", "https://www.w3.org/ns/tdm"),
-)
-_ROOT = re.compile(r"<(?:[\w.-]+:)?xmpmeta[\s>]")
-_MOST_ROOTS = 100
-_FORBIDDEN = re.compile("[\0-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")  # characters that XML can't contain
-_AMPERSAND = re.compile(r"&(?!(?:amp|lt|gt|quot|apos|#\d+|#x[0-9a-fA-F]+);)")  # doesn't begin a reference
-_RESERVED = re.compile(r"\breservation\W{1,9}1\b")
-_JUNK_BEHIND = expat.errors.codes[expat.errors.XML_ERROR_JUNK_AFTER_DOC_ELEMENT]
 
 
 class _MalformedError(Exception):
@@ -467,21 +504,6 @@ def _field(name: str) -> str | None:
     return None
 
 
-_SETTINGS = {
-    "core": {"allowed_network_hosts": [], "decode_identity_assertions": False},
-    "verify": {
-        "verify_after_reading": False,
-        "verify_trust": False,
-        "remote_manifest_fetch": False,
-        "ocsp_fetch": False,
-    },
-}
-
-_C2PA_LABELS = ("c2pa.training-mining", "cawg.training-mining")
-_JSON_LD = re.compile(r"stds\.|.*\.metadata(?:\.v\d+)?(?:__\d+)?$")  # C2PA's own, CAWG's, and those of other owners
-_NAMESPACES = {"plus": _PLUS[0], "tdm": _TDM[0]}
-
-
 class C2paMissingError(SegmintError):
     """Raised when an image has a manifest but the library that reads it can't be loaded. This isn't a verdict."""
 
@@ -556,14 +578,6 @@ def _properties(node: Any, context: dict[str, Any], field: str | None = None) ->
 
 def _mapping(value: Any) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
-
-
-DETAIL = "a refusal list names its bytes, its URL, or its domain"
-"""Detail of each refused row. It doesn't say which list or entry, because lists may be confidential."""
-
-_SHA256 = re.compile(r"([0-9a-fA-F]{64})(?:\s.*)?", re.ASCII)
-_DOMAIN = re.compile(r"(?:[a-z0-9_](?:[a-z0-9_-]*[a-z0-9_])?\.)+[a-z0-9-]*[a-z0-9]", re.ASCII)
-_SHOWN = 80  # maximum length of a line in an error
 
 
 @dataclass(frozen=True, eq=False)

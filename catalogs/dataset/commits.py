@@ -1,8 +1,10 @@
 """Commits, reservations, and what is derived from commits: sums per block of shards, and the index of tars.
 
-The commit log defines the content of a dataset: exactly the files that its latest commits name. A writer puts a commit
-only if its file is absent, and nothing changes it afterward. If a shard has several commits, readers use the one with
-the highest generation.
+The commits define the content of a dataset: exactly the files that its latest commits name. From top to bottom: the
+commit and the log of commits, reservations and what they protect, sums, and the index.
+
+A writer puts a commit only if its file is absent, and nothing changes it afterward. If a shard has several commits,
+readers use the one with the highest generation.
 """
 
 import json
@@ -53,6 +55,18 @@ MOST_REDACTED = 5
 
 _READ_AHEAD = 512
 _LISTED_DIGITS = 3  # a listing by all digits but these returns 1,000 shards, which is one page
+
+SUMMARY_SHARDS = 250
+"""Maximum number of shards in a block. Each block has one summary.
+
+With 40,000 shards, summing takes 160 summaries and, on average, the commits of half a block. The cached leaves of
+versions use the same blocks.
+"""
+
+PROGRESS_FROM = 2000
+"""Number of commits from which a log line announces that commits are read one by one."""
+
+_THREADS = 16
 
 
 @dataclass(frozen=True)
@@ -251,6 +265,10 @@ class CommitLog:
         names = (entry.name for entry in self._folder.list(beginning=f"{shard_name(shard)}."))
         return generations_of(names).get(shard, [])
 
+    def is_replaced(self, shard: int, generation: int) -> bool:
+        """Return whether a shard has a higher generation. If so, this generation's files may have been removed."""
+        return max(self.generations_of(shard), default=0) > generation
+
     def is_latest(self, shard: int, generation: int) -> bool:
         """Return whether this generation is the latest commit of the shard."""
         return self.generations_of(shard)[-1:] == [generation]
@@ -395,18 +413,6 @@ def generations_of(names: Iterable[str]) -> dict[int, list[int]]:
             found.setdefault(parsed[0], []).append(parsed[1])
     return {shard: sorted(numbers) for shard, numbers in found.items()}
 
-
-SUMMARY_SHARDS = 250
-"""Maximum number of shards in a block. Each block has one summary.
-
-With 40,000 shards, summing takes 160 summaries and, on average, the commits of half a block. The cached leaves of
-versions use the same blocks.
-"""
-
-PROGRESS_FROM = 2000
-"""Number of commits from which a log line announces that commits are read one by one."""
-
-_THREADS = 16
 
 ReadCommits = Callable[[Sequence[ListedCommit]], Iterable[Commit]]
 """Function that yields these commits in order. If one was replaced in the meantime, it yields the newer commit."""

@@ -59,6 +59,10 @@ _THREADS = 16
 _READ_AHEAD = 512
 _SHORT_DIGITS = 12
 
+_LEAF = b"\x00"
+
+_NODE = b"\x01"
+
 
 @dataclass(frozen=True, slots=True, order=True)
 class VersionLeaf:
@@ -261,10 +265,6 @@ def _cached(dataset: Location, existing: Sequence[str], prefix: str, count: int)
         if len(hashes) == count and name == f"{prefix}{fingerprint(hashes)}.json":
             return hashes
     return None
-
-
-_LEAF = b"\x00"
-_NODE = b"\x01"
 
 
 def leaf_hash(data: bytes) -> bytes:

@@ -10,7 +10,8 @@ values in JSON override those in `.license`.
 The images in an uncompressed tar get rows, too. Their sidecars are in the same tar. There, `photo.json` belongs to all
 images whose WebDataset key is `photo`, and sidecars of the tar itself belong to all images in it.
 
-Index of an uncompressed tar: where its photographs are, and what its sidecar files say.
+From top to bottom: the index of a tar, the scan and its checks, the rows of images, the sidecars, and the writers of
+catalog files.
 """
 
 import csv
@@ -62,6 +63,25 @@ _PIECE = 4 << 20
 
 Columns = dict[str, Any]
 """Values for columns of a catalog."""
+
+_SIDECAR_BYTES = 1 << 20
+
+_NAMED_ALIKE_BYTES = 64 << 20  # other tools put images into such files
+
+_THREADS = 16
+
+_READ_AHEAD = 64  # images and tars; the index of a tar with 10,000 images takes a few megabytes
+
+_TAR = ".tar"
+
+_COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst", ".tar.lz4")
+
+_OWN_COLUMNS = ("image_id", "sha256")  # describe one image, so a sidecar of several can't set them
+
+SCANNED = pa.schema([field for field in SOURCE if field.name != "prompts"])
+"""Columns that a scan writes."""
+
+_TAG = re.compile(r"SPDX-(License-Identifier|FileCopyrightText):\s*(.+?)\s*(?:\*/|-->)?\s*$", re.MULTILINE)
 
 
 @dataclass
@@ -176,19 +196,6 @@ def _check_end(stream: BinaryIO, end: int) -> None:
     while piece := stream.read(_PIECE):
         if piece.strip(b"\0"):
             raise BadTarError(f"bytes follow its end marker at byte {end:,}, so it's several tars in one file")
-
-
-_SIDECAR_BYTES = 1 << 20
-_NAMED_ALIKE_BYTES = 64 << 20  # other tools put images into such files
-_THREADS = 16
-_READ_AHEAD = 64  # images and tars; the index of a tar with 10,000 images takes a few megabytes
-_TAR = ".tar"
-_COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst", ".tar.lz4")
-_OWN_COLUMNS = ("image_id", "sha256")  # describe one image, so a sidecar of several can't set them
-SCANNED = pa.schema([field for field in SOURCE if field.name != "prompts"])
-"""Columns that a scan writes."""
-
-_TAG = re.compile(r"SPDX-(License-Identifier|FileCopyrightText):\s*(.+?)\s*(?:\*/|-->)?\s*$", re.MULTILINE)
 
 
 @dataclass

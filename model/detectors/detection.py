@@ -1,6 +1,7 @@
 """Detection type, and tiled search of large images to find small objects.
 
-ONNX detectors whose network has YuNet's outputs, or one tensor of boxes and scores.
+From top to bottom: detections and boxes, the search in tiles, and ONNX detectors, whose network has YuNet's outputs or
+one tensor of boxes and scores.
 
 YuNet: Wu et al. 2023, doi 10.1007/s11633-023-1423-y. The outputs match `face_detection_yunet_2023mar.onnx` in
 https://github.com/opencv/opencv_zoo.
@@ -24,6 +25,24 @@ Quad = tuple[Point, Point, Point, Point]
 Pixels = NDArray[np.uint8]
 
 _SAME_OVERLAP = 0.6
+
+STRIDES = (8, 16, 32)
+
+YUNET_OUTPUTS = tuple(f"{part}_{stride}" for part in ("cls", "obj", "bbox", "kps") for stride in STRIDES)
+"""Names of YuNet's outputs, in the order in which `OnnxNetwork.run` returns them."""
+
+_COLUMNS = {"cls": 1, "obj": 1, "bbox": 4, "kps": 10}
+
+_YUNET_SCORE, _LISTED_SCORE = 0.6, 0.5
+
+_LARGEST_TILE = 1536
+
+_LAST_LEVEL = 320
+"""Once the longer side of the shrunken image is at most this many pixels, the search ends. YuNet finds faces of about
+10 to 300 pixels."""
+
+_MOST_BOXES = 5_000
+"""Maximum number of boxes in one tile. A network that reports more is broken."""
 
 
 @dataclass(frozen=True)
@@ -306,19 +325,6 @@ class TiledDetector:
             found += search_tiles(image, find, scale, tiles(height, width, side, round(self._tile_overlap / scale)))
         return [replace(each, source=self.name) for each in by_score(merge(whole_first(found)))]
 
-
-STRIDES = (8, 16, 32)
-YUNET_OUTPUTS = tuple(f"{part}_{stride}" for part in ("cls", "obj", "bbox", "kps") for stride in STRIDES)
-"""Names of YuNet's outputs, in the order in which `OnnxNetwork.run` returns them."""
-
-_COLUMNS = {"cls": 1, "obj": 1, "bbox": 4, "kps": 10}
-_YUNET_SCORE, _LISTED_SCORE = 0.6, 0.5
-_LARGEST_TILE = 1536
-_LAST_LEVEL = 320
-"""Once the longer side of the shrunken image is at most this many pixels, the search ends. YuNet finds faces of about
-10 to 300 pixels."""
-_MOST_BOXES = 5_000
-"""Maximum number of boxes in one tile. A network that reports more is broken."""
 
 Array = NDArray[Any]
 Boxes = tuple[Array, Array]

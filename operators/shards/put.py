@@ -1,6 +1,7 @@
 """Files of a shard, built from its rows, and the steps that put and commit them.
 
-Steps that put and commit a shard's files, and delete the files of a writer that lost the race.
+From top to bottom: the files of a shard and their bytes, the steps of a writer, `replace_shard`, which takes them all
+for a correction, and the removal of replaced files.
 
 Several writers may commit the same shard, and other processes may delete files at any time. The order of these steps
 protects a writer's files:

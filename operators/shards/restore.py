@@ -7,12 +7,13 @@ rebuilding the shard from the catalog. Either way, the SHA-256 of the result mus
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import pyarrow as pa
 
 from segmint.catalogs.dataset.commits import Commit, CommitLog, FileEntry
+from segmint.catalogs.dataset.inventory import FoundFile, read_files
 from segmint.catalogs.dataset.manifest import DatasetHandle
 from segmint.catalogs.dataset.mask_labels import MASK_LABEL
 from segmint.catalogs.layout import (
@@ -45,34 +46,20 @@ from segmint.operators.shards.submission_fit import submitted_columns
 from segmint.operators.shards.write import ShardResult, ShardTask, faults, iter_rows, shard_table
 
 
-@dataclass(frozen=True)
-class Damage:
-    """A file that is missing, or that differs in size or hash from its entry in the commit."""
-
-    entry: FileEntry
-    found: str
-
-    def line(self) -> str:
-        """Return a one-line description of the damage for messages."""
-        return f"{self.entry.path}: {self.entry.size} bytes, SHA-256 {self.entry.sha256[:12]}… expected; {self.found}"
-
-
-def find_damage(dataset: Location, commit: Commit) -> list[Damage]:
+def find_damage(dataset: Location, commit: Commit) -> list[FoundFile]:
     """Return the files of a commit that are missing or differ in size or SHA-256. Each file is streamed."""
-    found = []
-    for entry in commit.files:
-        file = dataset / entry.path
-        try:
-            size, digest = file.size_and_sha256()
-        except NotFoundError:
-            found.append(Damage(entry, "no such file"))
-            continue
-        if (size, digest) != (entry.size, entry.sha256):
-            found.append(Damage(entry, f"{size} bytes, SHA-256 {digest[:12]}…"))
-    return found
+    return [file for file in read_files(dataset, commit) if not file.intact]
 
 
-def restore_from_rest(dataset: DatasetHandle, commit: Commit, damages: Sequence[Damage]) -> bool:
+def describe_damage(file: FoundFile) -> str:
+    """Describe a damaged file in one line for messages."""
+    found = "no such file"
+    if file.size is not None:
+        found = f"{file.size} bytes, SHA-256 {file.sha256[:12]}…"
+    return f"{file.entry.path}: {file.entry.size} bytes, SHA-256 {file.entry.sha256[:12]}… expected; {found}"
+
+
+def restore_from_rest(dataset: DatasetHandle, commit: Commit, damages: Sequence[FoundFile]) -> bool:
     """Restore a shard's damaged files from its other files, and return whether that was possible.
 
     Masks are stored twice: in the masks table, and in the JSON files inside the tar. So each of the two can be rebuilt
@@ -95,7 +82,7 @@ def restore_from_rest(dataset: DatasetHandle, commit: Commit, damages: Sequence[
     return not _put_back(dataset.location, commit, damages, files, after_commit)
 
 
-def lost_annotations(dataset: Location, commit: Commit, damages: Sequence[Damage]) -> str:
+def lost_annotations(dataset: Location, commit: Commit, damages: Sequence[FoundFile]) -> str:
     """Return a sentence about annotators' work that is lost with damaged files, or an empty string if none is known.
 
     Labels, prompts, and other annotation data exist only in the masks table, so no other file can restore them.
@@ -150,7 +137,7 @@ def restore_shard(task: ShardTask, cuts: Sequence[tuple[int, int]], *blocks: pa.
 def _put_back(
     dataset: Location,
     commit: Commit,
-    damages: Sequence[Damage],
+    damages: Sequence[FoundFile],
     files: ShardFiles,
     after_commit: Callable[[], object],
 ) -> list[str]:

@@ -330,34 +330,22 @@ def fingerprint_of(row: Row, *, gone: bool) -> Fingerprint:
 
 
 def with_latest_commit(dataset: Location, shard: int, use: Callable[[Commit], Result]) -> Result | None:
-    """Call `use` with the latest commit, and return its result or None. Retry if the commit's files are removed."""
-    log = CommitLog(dataset)
-
-    def read(generation: int) -> Result:
-        commit = log.read(shard, generation)
-        if commit is None:
-            raise DamagedDatasetError(f"{log.location(shard, generation)} is missing")
-        return use(commit)
-
-    return with_generation(dataset, shard, read)
-
-
-def with_generation(dataset: Location, shard: int, use: Callable[[int], Result]) -> Result | None:
-    """Return `use(generation)` for the latest generation of a shard, or None if the shard isn't committed.
+    """Return `use(commit)` for the latest commit of a shard, or None if the shard isn't committed.
 
     Another process may remove a generation's files while `use` reads them. So if `use` raises `DamagedDatasetError` and
     there is a newer generation by then, this function retries with that one.
     """
     log = CommitLog(dataset)
-    while True:
-        generations = log.generations_of(shard)
-        if not generations:
-            return None
+    while generations := log.generations_of(shard):
         try:
-            return use(generations[-1])
+            commit = log.read(shard, generations[-1])
+            if commit is None:
+                raise DamagedDatasetError(f"{log.location(shard, generations[-1])} is missing")
+            return use(commit)
         except DamagedDatasetError:
             if log.is_latest(shard, generations[-1]):
                 raise
+    return None
 
 
 def apply_tombstones(dataset: DatasetHandle, shard: int) -> ShardRevision | None:

@@ -1,14 +1,13 @@
 """Progress of a dataset, from its commits only: `segmint status`. Needs neither Ray nor the running build.
 
-Drift check: compares the last shards with those before them, using a simple, robust measure.
+From top to bottom: the drift check, the status of one or several datasets with its text and JSON, and the reader that
+computes it from commits.
 
-The check compares four numbers: masks, faces, and plates per image, and the fraction of rejected rows. The commits
-contain the masks and rejected rows, so these two numbers cover all earlier shards. Faces and plates must be read from
-the `images` tables, so these two numbers only cover a sample, spread evenly over the earlier shards. A number is
-unusual if it differs by more than three standard errors. The standard error is estimated from the variation between
-shards.
-
-Status of one or several datasets: the values, and their text and JSON forms.
+The drift check compares the last shards with those before them in four numbers: masks, faces, and plates per image, and
+the fraction of rejected rows. The commits contain the masks and rejected rows, so these two numbers cover all earlier
+shards. Faces and plates must be read from the `images` tables, so these two numbers only cover a sample, spread evenly
+over the earlier shards. A number is unusual if it differs by more than three standard errors. The standard error is
+estimated from the variation between shards.
 """
 
 import statistics
@@ -58,6 +57,19 @@ LEAST_SAMPLED = LEAST_SHARDS - LEAST_SHARDS // 4
 
 UNUSUAL = 3.0
 """Threshold in standard errors."""
+
+SHOWN = 10
+"""Maximum number of gaps in the text form. JSON contains all gaps."""
+
+_FARTHEST = timedelta(days=36_500)
+
+NO_VALUE = "-"
+"""Text of a cell without a value."""
+
+_THREADS = 16
+
+_KEPT = 4000
+"""Number of commits to cache between reads. If the sums of blocks are saved, a read needs fewer commits."""
 
 
 @dataclass(frozen=True)
@@ -175,15 +187,6 @@ def _ratio(top: float, below: float) -> float | None:
     if not below:
         return None
     return top / below
-
-
-SHOWN = 10
-"""Maximum number of gaps in the text form. JSON contains all gaps."""
-
-_FARTHEST = timedelta(days=36_500)
-
-NO_VALUE = "-"
-"""Text of a cell without a value."""
 
 
 @dataclass(frozen=True)
@@ -516,12 +519,6 @@ def _time_text(when: datetime | None) -> str | None:
     if when is None:
         return None
     return when.isoformat()
-
-
-_THREADS = 16
-
-_KEPT = 4000
-"""Number of commits to cache between reads. If the sums of blocks are saved, a read needs fewer commits."""
 
 
 class StatusReader:

@@ -27,11 +27,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from segmint.catalogs.dataset.commits import Commit, CommitLog
+from segmint.catalogs.dataset.inventory import unknown_files
 from segmint.catalogs.dataset.manifest import DatasetManifest, load_manifest
 from segmint.catalogs.dataset.outputs import FILES_LIST, OutputNote, line_of, read_notes, where_is
 from segmint.catalogs.dataset.selection import possible_ids, rows_named, select_row
 from segmint.catalogs.dataset.submissions import of_images
-from segmint.catalogs.dataset.sweep import unknown_files
 from segmint.catalogs.dataset.tombstones import (
     Fingerprint,
     RemovedImage,

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pydantic import ValidationError
 
 from segmint.catalogs.dataset.commits import Commit
+from segmint.catalogs.dataset.inventory import unknown_files
 from segmint.catalogs.dataset.manifest import DatasetHandle, DatasetManifest
 from segmint.catalogs.dataset.outputs import OTHER_CACHES, forget_dataset, shown_outputs
 from segmint.catalogs.dataset.regions import WantedRegion, read_regions
-from segmint.catalogs.dataset.sweep import unknown_files
 from segmint.catalogs.dataset.tombstones import by_shard
 from segmint.catalogs.dataset.versions import VersionName
 from segmint.catalogs.layout import image_stem

@@ -8,10 +8,10 @@ from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TypeVar
 
 from segmint.catalogs.dataset.commits import REJECTED, Commit, CommitLog, reserved_paths
 from segmint.catalogs.dataset.digest import drop_cached_leaves
+from segmint.catalogs.dataset.inventory import FoundFile
 from segmint.catalogs.dataset.manifest import (
     DatasetHandle,
     DatasetManifest,
@@ -38,7 +38,7 @@ from segmint.infra.uris import absolute
 from segmint.infra.wording import counted, some
 from segmint.operators.shards.put import check_purge, count_redactions
 from segmint.operators.shards.restore import (
-    Damage,
+    describe_damage,
     find_damage,
     lost_annotations,
     put_commit_again,
@@ -46,7 +46,7 @@ from segmint.operators.shards.restore import (
     restore_from_rest,
     restore_shard,
 )
-from segmint.operators.shards.revise import apply_tombstones, finish_dead_writers, read_shard_table, with_generation
+from segmint.operators.shards.revise import apply_tombstones, finish_dead_writers, read_shard_table
 from segmint.pipeline.config.config import LOCAL, Config, ResourcesConfig
 from segmint.pipeline.corrections.correction import (
     RAY_FROM_SHARDS,
@@ -60,8 +60,6 @@ from segmint.pipeline.corrections.correction import (
     unfinished_shards,
 )
 from segmint.pipeline.quality.audit.integrity import audit_commit, audit_records
-
-Result = TypeVar("Result")
 
 _THREADS = 4
 """Number of threads that inspect shards. Repairs run one after another, because each repair holds a shard in memory."""
@@ -137,13 +135,14 @@ def repair(dataset: Location, config: Config | None = None, ray_from: int = RAY_
     numerics: set[str] = set()
     damaged: list[int] = []
     for look in each_shard(partial(look_at, task=task), list(committed), resources, ray_from, _THREADS):
-        if look.commit is not None:
-            path = commit_path(look.shard, look.commit.generation)
+        if look is None:
+            continue
+        if look.commit is not None and not look.wrong:
             numerics.add(look.commit.numerics)
             if look.commit.numerics != latest.manifest.numerics_fingerprint:
-                result.other_numerics.append(path)
+                result.other_numerics.append(look.path)
             if look.commit.build_sha256 != latest.manifest.build_sha256:
-                result.lost.append(f"{path}: its build_sha256 isn't the manifest's")
+                result.lost.append(f"{look.path}: its build_sha256 isn't the manifest's")
         if not look.whole:
             damaged.append(look.shard)
     task = replace(task, numerics=frozenset(numerics))
@@ -259,12 +258,23 @@ class RepairTask:
 
 
 @dataclass(frozen=True)
-class ShardInspection:
-    """Result of the inspection of a shard."""
+class ShardRecord:
+    """Latest commit of a shard, and what is wrong with it and with the files that it names."""
 
     shard: int
-    commit: Commit | None  # None if it is damaged
-    whole: bool
+    generation: int
+    data: bytes | None  # the commit's file; None if it is missing
+    commit: Commit | None  # None if it can't be parsed
+    wrong: str = ""  # problems in the commit, or "" if it is intact
+    damages: tuple[FoundFile, ...] = ()  # damaged files of an intact commit
+
+    @property
+    def path(self) -> str:
+        return commit_path(self.shard, self.generation)
+
+    @property
+    def whole(self) -> bool:
+        return not self.wrong and not self.damages
 
 
 @dataclass(frozen=True)
@@ -278,104 +288,80 @@ class ShardRepair:
     files: tuple[str, ...] = ()  # damaged files that a rebuild of the shard restores
 
 
-@dataclass(frozen=True)
-class _CommitRecord:
-    """Latest commit of a shard: its bytes, and a description of the problems found in it, or "" without problems."""
+def look_at(shard: int, task: RepairTask) -> ShardRecord | None:
+    """Check a shard's commit, and the size and SHA-256 of every file that the commit names.
 
-    shard: int
-    generation: int
-    data: bytes
-    commit: Commit | None
-    wrong: str
-
-    @property
-    def path(self) -> str:
-        return commit_path(self.shard, self.generation)
-
-
-class _DamageError(DamagedDatasetError):
-    """Error for damage that only counts in the latest generation, because a command may be removing older ones."""
-
-
-class _UnrepairableError(DamagedDatasetError):
-    """Error for damage that can't be repaired."""
-
-    def __init__(self, repair: ShardRepair) -> None:
-        super().__init__(repair.not_repaired)
-        self.repair = repair
-
-
-def look_at(shard: int, task: RepairTask) -> ShardInspection:
-    """Check a shard's commit, and the size and SHA-256 of every file that the commit names."""
-    seen: list[Commit | None] = [None]
-
-    def look(generation: int) -> None:
-        held = _read_commit(task, shard, generation)
-        seen[0] = None if held.wrong else held.commit
-        if held.wrong or _damages(task, held):
-            raise _DamageError
-
-    try:
-        with_generation(task.dataset.location, shard, look)
-    except DamagedDatasetError:
-        return ShardInspection(shard, seen[0], whole=False)
-    return ShardInspection(shard, seen[0], whole=True)
+    A command may be removing the files of a generation, so damage only counts in the latest one. Returns None if the
+    shard isn't committed anymore.
+    """
+    log = task.dataset.commits
+    while generations := log.generations_of(shard):
+        record = _read_record(task, shard, generations[-1])
+        if record.whole or log.is_latest(shard, record.generation):
+            return record
+    return None
 
 
 def repair_shard(shard: int, task: RepairTask) -> ShardRepair:
     """Restore a shard's damaged files if its other files contain enough information."""
-
-    def attempt(generation: int) -> ShardRepair:
-        held = _read_commit(task, shard, generation)
-        damages = _damages(task, held)
-        if not held.wrong and not damages:
+    while True:
+        record = look_at(shard, task)
+        if record is None or record.whole:
             return ShardRepair(shard)
-        why = _remake(task, held)
-        if not why:
-            other = f"{held.path}: doesn't name the files of shard {shard}, which are intact"
-            return ShardRepair(shard, (held.wrong or other,), (held.path,))
-        if held.wrong or held.commit is None:
-            raise _UnrepairableError(ShardRepair(shard, (held.wrong,), not_repaired=why))
-        lines, paths = tuple(each.line() for each in damages), tuple(each.entry.path for each in damages)
-        if restore_from_rest(task.dataset, held.commit, damages):
-            return ShardRepair(shard, lines, paths)
-        kinds = {each.entry.kind for each in damages}
-        applied = held.commit.generation > 1 and not kinds.isdisjoint(("images", "masks"))
-        not_repaired = lost_annotations(task.dataset.location, held.commit, damages) or (
+        try:
+            repaired = _repair(task, record)
+        except DamagedDatasetError as error:  # a file was damaged during the repair
+            repaired = ShardRepair(shard, not_repaired=str(error))
+        if not repaired.not_repaired or task.dataset.commits.is_latest(shard, record.generation):
+            return repaired
+
+
+def _repair(task: RepairTask, record: ShardRecord) -> ShardRepair:
+    """Restore what is damaged in a shard, or return the reason why that is impossible."""
+    shard, damages, location = record.shard, record.damages, task.dataset.location
+    if record.data is None:
+        return ShardRepair(shard, not_repaired=record.wrong)
+    why = _remake(task, record, record.data)
+    if not why:
+        other = f"{record.path}: doesn't name the files of shard {shard}, which are intact"
+        return ShardRepair(shard, (record.wrong or other,), (record.path,))
+    if record.wrong or record.commit is None:
+        return ShardRepair(shard, (record.wrong,), not_repaired=why)
+    lines = tuple(describe_damage(each) for each in damages)
+    paths = tuple(each.entry.path for each in damages)
+    if restore_from_rest(task.dataset, record.commit, damages):
+        return ShardRepair(shard, lines, paths)
+    not_repaired = lost_annotations(location, record.commit, damages)
+    if not not_repaired:
+        not_repaired = (
             f"the rest of the shard isn't enough to restore {', '.join(paths)}. To rebuild it, pass the build's "
             "configuration with --config."
-            + (" A build can't restore what `segmint label` and `segmint apply` set." if applied else "")
         )
-        raise _UnrepairableError(ShardRepair(shard, lines, not_repaired=not_repaired, files=paths))
-
-    try:
-        return with_generation(task.dataset.location, shard, attempt) or ShardRepair(shard)
-    except _UnrepairableError as error:
-        return error.repair
-    except DamagedDatasetError as error:  # a file was damaged during the repair
-        return ShardRepair(shard, not_repaired=str(error))
+        kinds = {each.entry.kind for each in damages}
+        if record.generation > 1 and not kinds.isdisjoint(("images", "masks")):
+            not_repaired += " A build can't restore what `segmint label` and `segmint apply` set."
+    return ShardRepair(shard, lines, not_repaired=not_repaired, files=paths)
 
 
-def _read_commit(task: RepairTask, shard: int, generation: int) -> _CommitRecord:
-    """Read the latest commit, and compare it with the manifest and the rows of its tables."""
+def _read_record(task: RepairTask, shard: int, generation: int) -> ShardRecord:
+    """Read a commit, compare it with the manifest and the rows of its tables, and hash the files that it names."""
+    location = task.dataset.location
     file = task.dataset.commits.location(shard, generation)
     try:
         data = file.read()
-    except NotFoundError as error:
-        raise DamagedDatasetError(f"{file} is missing") from error
+    except NotFoundError:
+        return ShardRecord(shard, generation, None, None, f"{file} is missing")
     audited = audit_commit(data, shard, generation, task.manifest)
-    wrong = [
-        f"{finding.file}: expected {finding.expected}; found {finding.found}"
-        for finding in audited.findings
-        if finding.code not in _NO_DAMAGE
-    ]
-    if audited.commit is not None and not wrong:
-        wrong = _miscounted(task.dataset.location, audited.commit)
-    return _CommitRecord(shard, generation, data, audited.commit, "; ".join(wrong))
-
-
-def _damages(task: RepairTask, held: _CommitRecord) -> list[Damage]:
-    return [] if held.wrong or held.commit is None else find_damage(task.dataset.location, held.commit)
+    commit, wrong = audited.commit, []
+    for finding in audited.findings:
+        if finding.code not in _NO_DAMAGE:
+            wrong.append(f"{finding.file}: expected {finding.expected}; found {finding.found}")
+    if commit is not None and not wrong:
+        wrong = _miscounted(location, commit)
+    damages: list[FoundFile] = []
+    if commit is not None and not wrong:
+        damages = find_damage(location, commit)
+    return ShardRecord(shard, generation, data, commit, "; ".join(wrong), tuple(damages))
 
 
 def _miscounted(dataset: Location, commit: Commit) -> list[str]:
@@ -401,16 +387,16 @@ def _miscounted(dataset: Location, commit: Commit) -> list[str]:
     return [f"{commit_path(commit.shard, commit.generation)}: counts {dict(commit.counts)}; {counted} there"]
 
 
-def _remake(task: RepairTask, held: _CommitRecord) -> str:
+def _remake(task: RepairTask, held: ShardRecord, data: bytes) -> str:
     """Rebuild a damaged commit from the shard's data files. Return "" or the reason why this is impossible."""
     try:
         ordinals = task.manifest.ordinals(held.shard)
-        fingerprint = _numerics(held.data, task.numerics | {task.manifest.numerics_fingerprint})
+        fingerprint = _numerics(data, task.numerics | {task.manifest.numerics_fingerprint})
         known = Commit(held.shard, held.generation, ordinals, fingerprint, task.manifest.build_sha256, {}, ())
-        commit = remake_commit(task.dataset, known, _data_files(task.dataset.location, held))
+        commit = remake_commit(task.dataset, known, _data_files(task.dataset.location, held, data))
     except (DamagedDatasetError, NotFoundError, ValueError) as error:
         return str(error)
-    put_commit_again(task.dataset.location, commit, held.data)
+    put_commit_again(task.dataset.location, commit, data)
     drop_cached_leaves(task.dataset.location, [held.shard])
     apply_tombstones(task.dataset, held.shard)
     return ""
@@ -430,7 +416,7 @@ def _numerics(data: bytes, known: frozenset[str]) -> str:
     return only
 
 
-def _data_files(dataset: Location, held: _CommitRecord) -> Mapping[str, list[str]]:
+def _data_files(dataset: Location, held: ShardRecord, data: bytes) -> Mapping[str, list[str]]:
     """Return the paths of data files that may belong to a damaged commit, by folder.
 
     A file belongs to the commit if the commit's bytes contain the first digits of the file's SHA-256, which occur both
@@ -445,6 +431,6 @@ def _data_files(dataset: Location, held: _CommitRecord) -> Mapping[str, list[str
             named = parse_data_path(path)
             if named is None or named.shard != held.shard:
                 continue
-            if (held.commit is None and path not in reserved) or named.digest.encode() in held.data:
+            if (held.commit is None and path not in reserved) or named.digest.encode() in data:
                 found.setdefault(kind, []).append(path)
     return found

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from segmint.catalogs.dataset.commits import REJECTED, Commit, CommitLog
 from segmint.catalogs.dataset.digest import current_digest
+from segmint.catalogs.dataset.inventory import unknown_files
 from segmint.catalogs.dataset.manifest import DatasetHandle, DatasetManifest, load_latest_manifest
 from segmint.catalogs.dataset.outputs import OTHER_CACHES, forget_dataset, line_of, read_notes, shown_outputs
 from segmint.catalogs.dataset.selection import (
@@ -35,7 +36,6 @@ from segmint.catalogs.dataset.selection import (
     with_copies,
 )
 from segmint.catalogs.dataset.submissions import purge_of_images
-from segmint.catalogs.dataset.sweep import unknown_files
 from segmint.catalogs.dataset.tombstones import (
     BLANK,
     NO_NAMES,
@@ -93,6 +93,14 @@ KEPT = "same bytes or pixels, not removed (pass --with-copies)"
 SIMILAR = "look alike, not removed (pass --with-similar, or --other-picture if they're different)"
 
 Images = Mapping[int, RemovedImage]  # by ordinal
+
+_ROWS = 65_536
+
+_KEPT_COLUMNS = ("ordinal", "id")
+
+_ORIGINALS = (
+    "originals in tars outside the dataset, as .tar#OFFSET+BYTES; erase them by overwriting the bytes with zeros"
+)
 
 
 @dataclass(frozen=True)
@@ -389,16 +397,6 @@ def _of_earlier(earlier: Sequence[Tombstone], returned: Images, measured: Measur
             found.append(tombstone.model_copy(update={"when": when, "images": tuple(own.values())}))
             left = _without(left, own)  # type: ignore[assignment]
     return found
-
-
-_ROWS = 65_536
-
-_KEPT_COLUMNS = ("ordinal", "id")
-
-
-_ORIGINALS = (
-    "originals in tars outside the dataset, as .tar#OFFSET+BYTES; erase them by overwriting the bytes with zeros"
-)
 
 
 @dataclass(frozen=True)

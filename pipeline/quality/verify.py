@@ -27,9 +27,10 @@ from segmint.catalogs.dataset.digest import (
     manifest_leaves,
     removal_leaves,
 )
+from segmint.catalogs.dataset.inventory import Inventory, judge_unnamed, read_files, take_inventory
 from segmint.catalogs.dataset.manifest import CatalogPart, DatasetManifest, manifest_generations
 from segmint.catalogs.dataset.submissions import ANNOTATIONS
-from segmint.catalogs.dataset.sweep import GRACE, judge_doubtful, list_doubtful
+from segmint.catalogs.dataset.sweep import GRACE
 from segmint.catalogs.dataset.tombstones import FINGERPRINTS, TOMBSTONES, damaged_fingerprints, damaged_tombstones
 from segmint.catalogs.dataset.versions import (
     FULL_DIGEST,
@@ -63,6 +64,8 @@ from segmint.pipeline.quality.signatures import check_version, damaged_signature
 
 THREADS = 8
 AHEAD = 64
+
+_ADDED = "written by an unfinished build or correction (run it again to record it), or by something else"
 
 
 @dataclass(frozen=True)
@@ -112,7 +115,7 @@ class _VerifyState:
     sums: dict[int, CommitSums] = field(default_factory=dict)  # by block of shards
     files: int = 0
     bytes: int = 0
-    listed: dict[str, ObjectInfo] = field(default_factory=dict)  # files that no record read so far names
+    unnamed: dict[str, ObjectInfo] = field(default_factory=dict)  # files that no record read so far names
     notes: list[str] = field(default_factory=list)
     not_checked: list[str] = field(default_factory=list)
     changing: bool = False  # files that aren't in the latest version were added within the last day
@@ -220,14 +223,15 @@ def _read_all(reading: _VerifyState, version: Version | None) -> Version | None:
     Returns the latest version. This is `version`, unless a newer one was recorded while reading.
     """
     dataset = reading.dataset
-    reading.listed = list_doubtful(dataset)
-    held = CommitLog(dataset).latest_commits()
+    inventory = take_inventory(dataset)  # before the manifest
+    reading.unnamed, held = inventory.unnamed, inventory.latest
     manifest = _read_catalog(reading, version)
     for leaf in removal_leaves(dataset):
         reading.add(leaf, (dataset / leaf.path).size())
     reading.problems += [*damaged_tombstones(dataset).values(), *damaged_fingerprints(dataset).values()]
     read_shards(reading, [commit.key for commit in held], latest=True)
-    _judge_unnamed(reading, {commit.shard for commit in held}.difference(commit.shard for commit in reading.commits))
+    unreadable = {commit.shard for commit in held} - {commit.shard for commit in reading.commits}
+    _judge_rest(reading, inventory, unreadable)
     if manifest is not None:
         for commit in reading.commits:
             if commit.build_sha256 != manifest.build_sha256:
@@ -276,7 +280,7 @@ def _read_catalog(reading: _VerifyState, version: Version | None) -> DatasetMani
     elif version is not None:
         parts = [leaf for leaf in version.snapshot.leaves if is_part_path(leaf.path)]
     for part in parts:
-        reading.listed.pop(part.path, None)
+        reading.unnamed.pop(part.path, None)
         _read_part(read, part.path, part.sha256)
     if read.problems and len(manifest_generations(reading.dataset)) > len(manifests):  # a part was replaced
         return _read_catalog(reading, version)
@@ -284,9 +288,9 @@ def _read_catalog(reading: _VerifyState, version: Version | None) -> DatasetMani
     return manifest
 
 
-def _judge_unnamed(reading: _VerifyState, doubtful: set[int]) -> None:
+def _judge_rest(reading: _VerifyState, inventory: Inventory, doubtful: set[int]) -> None:
     """Add a problem for each leftover file of segmint or another program, and notes on harmless files."""
-    found = judge_doubtful(reading.dataset, reading.listed, datetime.now(UTC) - GRACE, doubtful)
+    found = judge_unnamed(inventory, datetime.now(UTC) - GRACE, doubtful)
     reading.add_findings(found.findings)
     if found.recent:
         reading.notes.append(
@@ -353,7 +357,7 @@ def read_shards(reading: _VerifyState, pairs: Sequence[tuple[int, int]], *, late
             block = commit.shard // SUMMARY_SHARDS
             reading.sums[block] = reading.sums.get(block, NOTHING) + sums_of(commit)
             for entry in commit.files:
-                reading.listed.pop(entry.path, None)
+                reading.unnamed.pop(entry.path, None)
             reading.commits.append(replace(commit, files=(commit.file("shards"),)))
 
 
@@ -374,16 +378,15 @@ def _read_shard(dataset: Location, shard: int, generation: int) -> _VerifyState:
     read.problems += _wrong_commit(commit, path, data, shard, generation)
     if not read.problems:
         read.commits.append(commit)
-    for entry in commit.files:
-        try:
-            length, found = (dataset / entry.path).size_and_sha256()
-        except NotFoundError:
+    for found in read_files(dataset, commit):
+        entry = found.entry
+        if found.size is None:
             read.problems.append(f"{entry.path}: missing, but {path} names it")
             continue
         read.files += 1
-        read.bytes += length
-        if (length, found) != (entry.size, entry.sha256):
-            read.problems.append(_other_bytes(entry.path, entry.sha256, found) + f", and {length:,} bytes")
+        read.bytes += found.size
+        if not found.intact:
+            read.problems.append(_other_bytes(entry.path, entry.sha256, found.sha256) + f", and {found.size:,} bytes")
     return read
 
 
@@ -419,9 +422,6 @@ def _compare(reading: _VerifyState, version: Version) -> None:
         reading.problems.append(f"{path}: replaced since version {version.number} was recorded")
     for path in difference.added:
         reading.problems.append(f"{path}: not in version {version.number}: {_ADDED}")
-
-
-_ADDED = "written by an unfinished build or correction (run it again to record it), or by something else"
 
 
 def _check_summaries(reading: _VerifyState, held: Sequence[ListedCommit]) -> None:

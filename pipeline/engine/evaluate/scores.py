@@ -1,4 +1,8 @@
-"""Scores and figures of an evaluation by points, and its result."""
+"""Scores and figures of an evaluation by points, and its result.
+
+From top to bottom: the measure, which scores the masks of an image; the sums of scores by image; the means,
+differences, and groups computed from these sums; and the result with its text and JSON.
+"""
 
 import hashlib
 import heapq
@@ -41,10 +45,30 @@ from segmint.pipeline.engine.evaluate.result import (
 )
 from segmint.pipeline.engine.evaluate.truth import Truth, TruthImage, TruthMask
 
+Floats = NDArray[np.float64]
+
+Over = Literal["masks", "images", "datasets"]
+"""Units of a mean: masks, images (means over their masks), or datasets (means over their masks)."""
+
 _RLE = pa.struct([("size", pa.list_(pa.int32())), ("counts", pa.binary())])
 
 DRAWN = ["truth_rle", "first_rle", "last_rle"]
 """Columns that aren't stored because only the page needs them: the true mask, and the model's first and last choice."""
+
+SCORES = ("iou", "oracle", "predicted")
+"""Scores of a mask: IoU of the model's choice, IoU of the best of three, and the IoU that the model predicts."""
+
+WORST = 12
+"""Number of masks that a page draws."""
+
+# Last number of a seed, which separates the random numbers by purpose.
+_MEANS, _SIGNS, _GROUPS, _PAIRS, _DATASETS = range(5)
+
+_MOST_PAIRS = 20
+"""Maximum number of pairs of groups to print on a terminal."""
+
+KINDS = {"iou": "the model's choice", "oracle": "the best of three"}
+"""Measures to show, with their names."""
 
 
 @dataclass(frozen=True)
@@ -176,19 +200,9 @@ class PointsMeasure:
         return None if value is None else str(value)
 
 
-SCORES = ("iou", "oracle", "predicted")
-"""Scores of a mask: IoU of the model's choice, IoU of the best of three, and the IoU that the model predicts."""
-
-
 def _number(image: str, mask: int) -> int:
     """Derive a mask's number for random clicks. It doesn't depend on where the dataset is stored."""
     return int.from_bytes(hashlib.sha256(f"{image}\0{mask}".encode()).digest()[:8]) >> 1
-
-
-Floats = NDArray[np.float64]
-
-WORST = 12
-"""Number of masks that a page draws."""
 
 
 @dataclass(frozen=True)
@@ -293,13 +307,6 @@ def collect(
         np.array(sums).reshape(len(units), weights, len(measures)),
     )
     return scores, [sorted(heap, reverse=True) for heap in heaps]
-
-
-Over = Literal["masks", "images", "datasets"]
-"""Units of a mean: masks, images (means over their masks), or datasets (means over their masks)."""
-
-# Last number of a seed, which separates the random numbers by purpose.
-_MEANS, _SIGNS, _GROUPS, _PAIRS, _DATASETS = range(5)
 
 
 @dataclass(frozen=True)
@@ -508,13 +515,6 @@ def _add(
             differences.append(
                 MeanDifference(name, truth, over, mean, interval, None if p is None else p[column], *size)
             )
-
-
-_MOST_PAIRS = 20
-"""Maximum number of pairs of groups to print on a terminal."""
-
-KINDS = {"iou": "the model's choice", "oracle": "the best of three"}
-"""Measures to show, with their names."""
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from segmint.catalogs.dataset.commits import PRIVACY_COUNTS, REJECTED, Commit, CommitLog
+from segmint.catalogs.dataset.inventory import Inventory, judge_unnamed, take_inventory
 from segmint.catalogs.dataset.manifest import (
     GROWING_FIELDS,
     CatalogPart,
@@ -24,7 +25,7 @@ from segmint.catalogs.dataset.manifest import (
     manifest_name,
     read_generation,
 )
-from segmint.catalogs.dataset.sweep import GRACE, judge_doubtful, list_doubtful
+from segmint.catalogs.dataset.sweep import GRACE
 from segmint.catalogs.dataset.tombstones import (
     NO_NAMES,
     Removals,
@@ -51,7 +52,6 @@ from segmint.infra.progress import track
 from segmint.infra.stopping import map_ahead
 from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
-from segmint.infra.storage.stores import ObjectInfo
 from segmint.infra.wording import some
 from segmint.operators.audit.masks import MaskLimits
 from segmint.operators.audit.submissions import audit_submissions
@@ -74,6 +74,12 @@ from segmint.pipeline.quality.audit.workers import AuditTask, ShardAuditor, audi
 _THREADS = 16
 _READ_AHEAD = 512
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+
+RAY_FROM_MASKS = 1_000_000
+"""Minimum number of masks for an audit with Ray. Smaller datasets are audited in threads of this process.
+
+Ray takes about ten seconds to start. In that time, one process audits half a million masks.
+"""
 
 
 @dataclass(frozen=True)
@@ -219,20 +225,15 @@ class CommittedState:
     masks: int = 0
 
 
-def audit_committed_state(
-    dataset: Location,
-    manifest: DatasetManifest,
-    listed: dict[str, ObjectInfo],
-    generations: dict[int, list[int]],
-    limit: datetime,
-) -> CommittedState:
-    """Audit the latest and the replaced commits, and remove the files that they name from `listed`.
+def audit_committed_state(inventory: Inventory, manifest: DatasetManifest, limit: datetime) -> CommittedState:
+    """Audit the latest and the replaced commits, and remove the files that they name from `inventory.unnamed`.
 
     A commit that was replaced after `limit` isn't a finding, because a correction may be about to delete it.
     """
+    dataset, unnamed = inventory.dataset, inventory.unnamed
     state = CommittedState()
-    held = sorted((shard, numbers[-1]) for shard, numbers in generations.items())
-    for audited in _audit_latest(dataset, manifest, held):
+    latest = {commit.shard: commit.generation for commit in inventory.latest}
+    for audited in _audit_latest(dataset, manifest, list(latest.items())):
         state.findings.extend(audited.findings)
         state.commits += 1
         if audited.commit is None:
@@ -243,29 +244,24 @@ def audit_committed_state(
         state.masks += audited.commit.counts.get("masks", 0)
         if audited.has(Code.BAD_COUNTS):
             state.bad_counts.add(audited.shard)
-        bad = _audit_named(dataset, audited.commit, listed, state.findings)
+        bad = _audit_named(inventory, audited.commit, state.findings)
         if bad:
             state.bad_kinds[audited.shard] = bad
     state.pairs.sort()
-    replaced = [(shard, number) for shard, numbers in sorted(generations.items()) for number in numbers[:-1]]
+    replaced = [commit.key for commit in inventory.commits if commit.generation < latest[commit.shard]]
     for audited in audit_commits(dataset, manifest, replaced):
         entries = audited.commit.files if audited.commit is not None else ()
-        left = [entry.path for entry in entries if listed.pop(entry.path, None) is not None]
+        left = [entry.path for entry in entries if unnamed.pop(entry.path, None) is not None]
         place = FindingLocation(commit_path(audited.shard, audited.generation), audited.shard)
         state.commits += 1
-        old, new = listed.pop(place.file, None), listed.get(commit_path(audited.shard, generations[audited.shard][-1]))
+        old, new = unnamed.pop(place.file, None), unnamed.get(commit_path(audited.shard, latest[audited.shard]))
         if old is None or new is None or old.modified <= new.modified >= limit:
             state.recent += [place.file, *left]
             continue
         found = f"this one too, with {len(left)} files that only it names{': ' if left else ''}{', '.join(left)}"
-        expected = f"only generation {generations[audited.shard][-1]}"
+        expected = f"only generation {latest[audited.shard]}"
         state.findings.add(place.finding(Code.REPLACED_GENERATION, expected, found))
     return state
-
-
-def _is_replaced(dataset: Location, shard: int, generation: int) -> bool:
-    """Return whether a shard has a higher generation. If so, a correction may have removed this generation's files."""
-    return max(CommitLog(dataset).generations_of(shard), default=0) > generation
 
 
 def _audit_latest(dataset: Location, manifest: DatasetManifest, held: list[tuple[int, int]]) -> Iterator[AuditedCommit]:
@@ -278,34 +274,21 @@ def _audit_latest(dataset: Location, manifest: DatasetManifest, held: list[tuple
         held = [(shard, max(found)) for shard in sorted(waiting) if (found := CommitLog(dataset).generations_of(shard))]
 
 
-def _audit_named(
-    dataset: Location, commit: Commit, listed: dict[str, ObjectInfo], findings: FindingCollector
-) -> frozenset[str]:
+def _audit_named(inventory: Inventory, commit: Commit, findings: FindingCollector) -> frozenset[str]:
     """Check the files that a commit names. Returns the folders in which a file is missing or has the wrong size."""
     bad = set()
-    for entry in commit.files:
+    for file in inventory.find_files(commit):
+        entry, found = file.entry, file.size
         place = FindingLocation(entry.path, commit.shard)
-        known = listed.pop(entry.path, None)
-        try:
-            # The listing doesn't contain files that were written after it.
-            size = (dataset / entry.path).size() if known is None else known.size
-        except NotFoundError:
-            if _is_replaced(dataset, commit.shard, commit.generation):
+        if found is None:
+            if CommitLog(inventory.dataset).is_replaced(commit.shard, commit.generation):
                 continue
             findings.add(place.finding(Code.MISSING_FILE, f"{entry.size} bytes", "no such file"))
             bad.add(entry.kind)
-            continue
-        if size != entry.size:
-            findings.add(place.finding(Code.FILE_SIZE, f"{entry.size} bytes", size))
+        elif found != entry.size:
+            findings.add(place.finding(Code.FILE_SIZE, f"{entry.size} bytes", found))
             bad.add(entry.kind)
     return frozenset(bad)
-
-
-RAY_FROM_MASKS = 1_000_000
-"""Minimum number of masks for an audit with Ray. Smaller datasets are audited in threads of this process.
-
-Ray takes about ten seconds to start. In that time, one process audits half a million masks.
-"""
 
 
 def audit_integrity(
@@ -328,9 +311,7 @@ def audit_integrity(
     Raises `UsageError` if there is no dataset, and `UnfinishedError` if Ray fails or if a correction replaces the
     catalog in the meantime. Storage errors propagate.
     """
-    # List files first, then commits, and then the manifest. A file that is committed in between then counts as named.
-    listed = list_doubtful(dataset)
-    generations = CommitLog(dataset).generations()
+    inventory = take_inventory(dataset)  # before the manifest
     pinned = load_latest_manifest(dataset)
     manifest = pinned.manifest
     findings = FindingCollector()
@@ -340,11 +321,11 @@ def audit_integrity(
         raise UnfinishedError(f"{dataset}: a correction replaced the catalog while it was audited. Audit again")
     settings = _settings(pinned, findings)
     limit = (now or datetime.now(UTC)) - GRACE
-    state = audit_committed_state(dataset, manifest, listed, generations, limit)
+    state = audit_committed_state(inventory, manifest, limit)
     findings.extend(state.findings)
     for part in manifest.catalog:
-        listed.pop(part.path, None)
-    unaccounted = judge_doubtful(dataset, listed, limit, state.doubtful)
+        inventory.unnamed.pop(part.path, None)
+    unaccounted = judge_unnamed(inventory, limit, state.doubtful)
     findings.extend(unaccounted.findings)
     if not state.doubtful and not version.changing:
         findings.extend(audit_index(dataset, manifest, state.pairs, version.name))
@@ -354,10 +335,10 @@ def audit_integrity(
     checked = CheckedCounts(commits=state.commits, catalog_parts=len(manifest.catalog))
     not_compared = []
     plans = _plans(task, state, removed_by_shard, sample, 0 if content is None else content.wanted(state.images))
-    audited, before = set(state.doubtful), dict(state.pairs)
+    audited, before, log = set(state.doubtful), dict(state.pairs), CommitLog(dataset)
     with closing(_results(task, plans, content, resources, by_ray=state.masks >= ray_from)) as results:
         for result in track(results, "shards", len(state.pairs)):
-            if result.findings.total and _is_replaced(dataset, result.shard, before[result.shard]):
+            if result.findings.total and log.is_replaced(result.shard, before[result.shard]):
                 continue
             audited.add(result.shard)
             findings.extend(result.findings)
@@ -366,6 +347,7 @@ def audit_integrity(
                 not_compared.append(result.shard)
             if content is not None and result.content is not None:
                 content.add(result.shard, manifest.ordinals(result.shard)[0] + 1, result.places, result.content)
+    committed = {commit.shard for commit in inventory.commits}
     return AuditReport(
         dataset=dataset.uri,
         scope="integrity",
@@ -374,12 +356,12 @@ def audit_integrity(
         sample=sample,
         findings=findings.collected(),
         checked=checked,
-        not_built=_gaps(generations, manifest.shards),
+        not_built=_gaps(committed, manifest.shards),
         recent_unnamed=tuple(sorted([*state.recent, *unaccounted.recent])),
         other_files=unaccounted.others,
         not_compared=tuple(not_compared),
         unusable_commits=tuple(sorted(state.doubtful)),
-        replaced=tuple(sorted(generations.keys() - audited)),
+        replaced=tuple(sorted(committed - audited)),
         unfinished=tuple(
             f"rows and license terms against {part}, which is missing or damaged" for part in sorted(damaged_parts)
         ),

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from segmint.catalogs.dataset.inventory import unknown_files
 from segmint.catalogs.dataset.outputs import line_of, note_output, read_notes, refuse_inside, shown_outputs
-from segmint.catalogs.dataset.sweep import unknown_files
 from segmint.catalogs.layout import DamagedDatasetError
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location

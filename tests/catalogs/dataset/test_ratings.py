@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from segmint.catalogs.dataset.inventory import unknown_files
 from segmint.catalogs.dataset.ratings import (
     Rating,
     RatingError,
@@ -17,7 +18,6 @@ from segmint.catalogs.dataset.ratings import (
     read_ratings,
 )
 from segmint.catalogs.dataset.submissions import RemovedImageError, image_of
-from segmint.catalogs.dataset.sweep import unknown_files
 from segmint.catalogs.dataset.tombstones import RemovedImage, TakedownRequest, Tombstone, put_tombstone
 from tests.support.locations import location_of
 from tests.support.submissions import counts_of

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from segmint.catalogs.dataset.inventory import unknown_files
 from segmint.catalogs.dataset.submissions import (
     RemovedImageError,
     Return,
@@ -22,7 +23,6 @@ from segmint.catalogs.dataset.submissions import (
     returned_submissions,
     submission_path,
 )
-from segmint.catalogs.dataset.sweep import unknown_files
 from segmint.catalogs.dataset.tombstones import RemovedImage, TakedownRequest, Tombstone, put_tombstone
 from segmint.catalogs.layout import canonical_json
 from segmint.model.automatic.rle import compress

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from segmint.catalogs.dataset.commits import CommitLog, Reservation
-from segmint.catalogs.dataset.sweep import UnaccountedFiles, judge_doubtful, list_doubtful
+from segmint.catalogs.dataset.inventory import Inventory, UnaccountedFiles, judge_unnamed, take_inventory
 from segmint.catalogs.findings import Code
 from segmint.catalogs.layout import commit_path, data_path, is_known, part_path
 from segmint.infra.storage.location import Location
@@ -28,19 +28,18 @@ NOW = datetime.now(UTC)
 
 def account(dataset: Location, now: datetime = NOW) -> UnaccountedFiles:
     """Judge everything that the manifest and the latest commits don't name."""
-    listed = list_doubtful(dataset)
+    inventory = take_inventory(dataset)
     for commit in CommitLog(dataset).read_all():
-        for entry in commit.files:
-            del listed[entry.path]
-    return judge_doubtful(dataset, listed, now - timedelta(hours=24))
+        assert {file.entry for file in inventory.find_files(commit)} == set(commit.files)
+    return judge_unnamed(inventory, now - timedelta(hours=24))
 
 
 def test_keys_that_lead_elsewhere_are_findings(tmp_path: Path) -> None:
     """Reading them would read another object or none."""
     (tmp_path / "notes.txt").write_text("small")
     keys = ("/notes.txt", "a//b", "a/../notes.txt", "./notes.txt", "a/")
-    listed = {key: ObjectInfo(key, 5, NOW) for key in (*keys, "notes.txt", ".hidden", "..more/x..")}
-    found = judge_doubtful(location_of(tmp_path), listed, NOW)
+    unnamed = {key: ObjectInfo(key, 5, NOW) for key in (*keys, "notes.txt", ".hidden", "..more/x..")}
+    found = judge_unnamed(Inventory(location_of(tmp_path), [], unnamed), NOW)
     assert [finding.file for finding in found.findings] == sorted(keys)
 
 
@@ -112,9 +111,9 @@ def test_links_are_findings_even_under_a_known_name(
     (root / "report/a\nb").symlink_to("b")
     (root / "report/note\n.txt").write_text("x")
     (root / "going.txt").write_text("x")
-    listed = list_doubtful(location_of(dataset))
+    inventory = take_inventory(location_of(dataset))
     monkeypatch.setattr(os, "scandir", scandir_then_delete)
-    found = judge_doubtful(location_of(dataset), listed, NOW - timedelta(days=1))
+    found = judge_unnamed(inventory, NOW - timedelta(days=1))
     links = {finding.file: finding.found for finding in found.findings}
     assert links == {
         path: f"a link to {(root / path).readlink()}"
@@ -174,10 +173,10 @@ def test_one_listing_and_a_few_requests_on_s3(s3_server: S3Server, s3_bucket: st
         dataset = Location(Storage({"s3://": {"endpoint_url": proxy.url}}), f"s3://{s3_bucket}/some/dataset")
         write_many_shards(dataset, 25)
         proxy.requests.clear()
-        listed = list_doubtful(dataset)
-        assert (proxy.requests, len(listed)) == (["GET"], 4 * 25 + 1)
-        assert judge_doubtful(dataset, {}, NOW) == UnaccountedFiles((), (), ())
-        assert proxy.requests == ["GET"]
+        inventory = take_inventory(dataset)
+        assert (proxy.requests, len(inventory.unnamed)) == (["GET"] * 2, 4 * 25 + 1)  # files, then commits
+        assert judge_unnamed(Inventory(dataset, [], {}), NOW) == UnaccountedFiles((), (), ())
+        assert proxy.requests == ["GET"] * 2
         s3_server.client().put_object(Bucket=s3_bucket, Key="some/dataset/folder/", Body=b"")
         (dataset / f"shards/sa_000001-{DIGEST}.tar").put(b"x")
         (dataset / "originals.zip").put(b"an original")

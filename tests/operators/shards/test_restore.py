@@ -12,6 +12,7 @@ from segmint.catalogs.dataset.commits import Commit, CommitLog
 from segmint.catalogs.layout import DATA_KINDS, DamagedDatasetError
 from segmint.operators.rows import DESCRIBED, Row, to_table
 from segmint.operators.shards.restore import (
+    describe_damage,
     find_damage,
     lost_annotations,
     remake_commit,
@@ -74,8 +75,8 @@ def test_every_damage_is_found_and_reported(dataset: Path, kind: str, change: Sp
     (damage,) = find_damage(location_of(dataset), commit)
     assert (damage.entry.kind, damage.entry) == (kind, commit.file(kind))
     size = f"{(dataset / damage.entry.path).stat().st_size} bytes" if change else "no such file"
-    assert damage.line().startswith(f"{damage.entry.path}: {damage.entry.size} bytes, SHA-256 ")
-    assert size in damage.line().partition("expected; ")[2]
+    assert describe_damage(damage).startswith(f"{damage.entry.path}: {damage.entry.size} bytes, SHA-256 ")
+    assert size in describe_damage(damage).partition("expected; ")[2]
 
 
 @pytest.mark.parametrize("change", SPOILS)

@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 
 from segmint.catalogs.dataset.commits import CommitLog
 from segmint.catalogs.dataset.digest import current_digest
+from segmint.catalogs.dataset.inventory import unknown_files
 from segmint.catalogs.dataset.manifest import (
     ModelWeights,
     load_latest_manifest,
@@ -26,7 +27,7 @@ from segmint.catalogs.dataset.manifest import (
     read_manifest,
 )
 from segmint.catalogs.dataset.reader import Dataset
-from segmint.catalogs.dataset.sweep import sweep, unknown_files
+from segmint.catalogs.dataset.sweep import sweep
 from segmint.catalogs.dataset.tombstones import TakedownRequest
 from segmint.catalogs.layout import DamagedDatasetError, ShardPart, config_sha256, part_path
 from segmint.catalogs.source.files import catalog_sha256
