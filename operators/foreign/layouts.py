@@ -18,7 +18,7 @@ from typing import Any
 import pyarrow as pa
 
 from segmint.catalogs.dataset.tables import DatasetTables, Foreign, Kind
-from segmint.catalogs.findings import Code, FindingCollector, FindingLocation
+from segmint.catalogs.findings import Code, FindingLocation
 from segmint.catalogs.layout import IMAGE_ENDINGS
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.errors import NotFoundError, ObjectTooLargeError
@@ -103,6 +103,7 @@ class ListedImage:
     - `annotations`: the annotations of a COCO file. Those of a pair and of YOLO are in `labels` instead.
     - `labels`: the image's own file with annotations, or None if it doesn't exist.
     - `license`, `source_url`: what the file says about the image, if anything.
+    - `is_repeated`: whether an earlier COCO file lists the image. Then only its annotations are checked.
     """
 
     name: str
@@ -115,6 +116,7 @@ class ListedImage:
     labels: ForeignFile | None = None
     license: str | None = None
     source_url: str | None = None
+    is_repeated: bool = False
 
 
 @dataclass(frozen=True)
@@ -244,11 +246,12 @@ def split_of(file: str) -> str:
 
 
 def list_coco(
-    document: Mapping[str, Any], file: str, pictures: PictureFolder, findings: FindingCollector
+    document: Mapping[str, Any], file: str, pictures: PictureFolder, coco: Foreign, listed: set[tuple[str, str]]
 ) -> Iterator[ListedImage]:
     """Yield the images of a document from `parse_coco`. `file` is its name.
 
-    Annotations without a unique image are reported and left out.
+    Annotations without a unique image are reported and left out. `listed` contains the split and name of each image in
+    earlier files, such as COCO's files of captions and keypoints, and gets those of this file.
     """
     place = FindingLocation(file)
     images: dict[CocoKey, tuple[AnnotatedImage, Mapping[str, Any]]] = {}
@@ -256,7 +259,7 @@ def list_coco(
     unnamed: set[CocoKey | None] = set()
 
     def report(code: Code, where: str, expected: str, found: str, mask: int | None = None) -> None:
-        findings.add(place.finding(code, expected, found, where, mask=mask))
+        coco.findings.add(place.finding(code, expected, found, where, mask=mask))
 
     for number, entry, id in coco_entries(document, "images", "id"):
         image = coco_image(entry)
@@ -276,7 +279,15 @@ def list_coco(
         report(Code.LICENSE_NOT_ALLOWED, "", "licenses of its images", "none")
     split = split_of(file)
     start = pictures.start_of([image.name for image, _ in images.values()], split)
+    repeated = 0
     for id, (image, entry) in images.items():
+        name = start + image.name.removeprefix("./")
+        masks = tuple(annotations.get(id, ()))
+        if (split, name) in listed:
+            repeated += 1
+            yield ListedImage(name, None, file, size=image.size, annotations=masks, is_repeated=True)
+            continue
+        listed.add((split, name))
         license = licenses.get(coco_key(entry.get("license")))
         if licenses and license is None:
             expected = "the id of one of the file's licenses"
@@ -284,7 +295,6 @@ def list_coco(
         if image.size is None:
             found = f"{_short(entry.get('width'))} x {_short(entry.get('height'))}"
             report(Code.BAD_JSON, image.name, "a width and height in pixels", found)
-        name = start + image.name.removeprefix("./")
         yield ListedImage(
             name,
             pictures.file(name),
@@ -292,9 +302,14 @@ def list_coco(
             pictures.folder.uri,
             split,
             size=image.size,
-            annotations=tuple(annotations.get(id, ())),
+            annotations=masks,
             license=license,
             source_url=label_text(entry.get("flickr_url", entry.get("coco_url", entry.get("source_url")))),
+        )
+    if repeated:
+        coco.notes.append(
+            f"{file}: {counted(repeated, 'image')} of an earlier file; their annotations here were checked, but not "
+            "counted"
         )
 
 
@@ -367,7 +382,7 @@ def list_yolo(file: Location, pictures: PictureFolder, foreign: Foreign) -> Iter
         start = ""
     place = FindingLocation(file.name)
     license = label_text(settings.get("license", mapping(settings.get("roboflow")).get("license")))
-    if not license and not any(name.upper().startswith(_LICENSED) for name in pictures.sizes):
+    if not license and not any(name.removeprefix(f"{start}/").upper().startswith(_LICENSED) for name in pictures.sizes):
         foreign.findings.add(place.finding(Code.LICENSE_NOT_ALLOWED, "a license in this file or beside it", "none"))
     listed: dict[tuple[str, ...], list[str]] = {}  # splits by the images that they list: equal ones count as one
     used: set[str] = set()  # files that list images, and label files of images
@@ -438,8 +453,9 @@ def read_labels(data: bytes, image: ForeignImage, classes: YoloClasses, place: F
         where = f"line {number}"
         try:
             class_name(fields[0], classes.names)
-        except UnreadableMaskError as error:
-            image.findings.add(place.finding(Code.BAD_LABEL, "the number of a class", error, where))
+        except UnreadableMaskError:
+            found = f"{_short(fields[0])}, which has no name"
+            image.findings.add(place.finding(Code.BAD_LABEL, "the number of a class", found, where))
         try:
             annotations.append({"name": f"of {where}", **_annotation(fields[1:], image.size or (1, 1), classes)})
         except ValueError as error:
@@ -521,7 +537,8 @@ def _named_coco(files: Sequence[Location], images: Location | None) -> _Layout:
 
 
 def _coco_shards(documents: Iterable[_Document], pictures: PictureFolder, coco: Foreign) -> Iterator[ForeignShard]:
-    images = (list_coco(document, name, pictures, coco.findings) for name, document in documents)
+    listed: set[tuple[str, str]] = set()
+    images = (list_coco(document, name, pictures, coco, listed) for name, document in documents)
     return list_shards("coco", chain.from_iterable(images))
 
 
@@ -561,10 +578,13 @@ def _json_files(folder: Location) -> tuple[list[str], dict[str, int]] | None:
     return sorted(names, key=_order), sizes
 
 
-def _order(name: str) -> tuple[int, str]:
-    """Return a key that sorts files by split, so that a duplicate is reported in the later split."""
+def _order(name: str) -> tuple[int, bool, str]:
+    """Return a key that sorts files by split, so that a duplicate is reported in the later split.
+
+    In a split, COCO's `instances_….json` is first, because other files contain only some of its masks, or none.
+    """
     split = split_of(name)
-    return SPLITS.index(split) if split in SPLITS else len(SPLITS), name
+    return SPLITS.index(split) if split in SPLITS else len(SPLITS), "instances" not in name, name
 
 
 def _pictures(folder: Location) -> PictureFolder:

@@ -254,7 +254,7 @@ class _ShardReader:
     def measure(self, listed: ListedImage) -> Row | None:
         """Return an image's row for `describe`, and in its key `picture`, its row in `jpegs`, if there is one.
 
-        Return None for a pair whose JSON can't be read.
+        Return None for a pair whose JSON can't be read, and for an image of an earlier file.
         """
         ordinal = self.shard.shard * IMAGES_PER_SHARD_LIMIT + self.measured.images
         image = ForeignImage(ordinal + 1, listed.size)
@@ -269,7 +269,7 @@ class _ShardReader:
                 place = place.of_image(None if annotations is None else image.number)
             if picture is not None:
                 self._check_size(picture, image, place)
-            elif annotations is not None:
+            elif annotations is not None and not listed.is_repeated:
                 code, expected = Code.MISSING_FILE, f"a file below {listed.folder}"
                 if self._has_pairs:
                     code, expected = Code.MISSING_PAIR, f"a JPEG {base_name(listed.name)}.jpg"
@@ -285,7 +285,7 @@ class _ShardReader:
             self._report_json(listed, image, place, "no size of its image")
             annotations = None
         self.measured.findings.extend(image.findings)
-        if annotations is None:
+        if annotations is None or listed.is_repeated:
             return None
         self.measured.images += 1
         self.measured.boxes += image.boxes_alone

@@ -286,6 +286,44 @@ def test_a_second_coco_dataset_with_files_that_the_user_names(pictures: list[Ima
     assert report.dataset == f"{files[0]}, {files[1]}"
 
 
+def test_coco_files_of_the_same_images_count_them_once(pictures: list[Image.Image], tmp_path: Path) -> None:
+    """COCO's download has files of instances, keypoints, and captions, of which each lists all images of its split."""
+    data = write_coco(tmp_path / "coco", {"train": sound(pictures, 0, 2), "val": sound(pictures, 2, 4)})
+    captions = json.loads((data / TRAIN).read_text())
+    captions["annotations"] = [{"id": 1, "image_id": 1, "caption": "a photograph"}]
+    put_json(data / "annotations/captions_train.json", captions)
+    keypoints = json.loads((data / TRAIN).read_text())
+    keypoints["annotations"] = [keypoints["annotations"][0], {**keypoints["annotations"][2], "segmentation": SHORT}]
+    put_json(data / "annotations/person_keypoints_train.json", keypoints)
+    (data / "train/001.jpg").write_bytes(encoded(pictures[1].resize((120, 100))))
+    (data / "train/000.jpg").unlink()
+    report = audit(data)
+    assert sorted((each.code, each.file, each.where) for each in report.findings) == [
+        (Code.BAD_RLE, "annotations/person_keypoints_train.json", "train/001.jpg, mask 20"),
+        (Code.JPEG_SIZE, TRAIN, "train/001.jpg"),
+        (Code.MISSING_FILE, TRAIN, "train/000.jpg"),
+    ]
+    assert (report.checked.images, report.checked.masks) == (4, 8)
+    assert report.statistics is not None
+    assert report.statistics.images == 4
+    assert [note.partition(":")[0] for note in report.notes[1:]] == [
+        "annotations/captions_train.json",
+        "annotations/person_keypoints_train.json",
+    ]
+    assert "2 images of an earlier file" in report.notes[1]
+
+
+def test_the_license_of_a_yolo_dataset_may_be_beside_its_images(pictures: list[Image.Image], tmp_path: Path) -> None:
+    """As in the downloads of Ultralytics, whose YAML files are elsewhere."""
+    data = write_yolo(tmp_path / "coco128", {"train": sound(pictures, 0, 1)})
+    settings = tmp_path / "coco128.yaml"
+    settings.write_text("path: ../coco128\ntrain: images/train\nval: images/train\ntest:\nnames: {0: a, 1: b}\n")
+    (data / "data.yaml").unlink()
+    assert [each.code for each in audit(settings).findings] == [Code.LICENSE_NOT_ALLOWED]
+    (data / "LICENSE").write_text("CC-BY-4.0")
+    assert list(audit(settings).findings) == []
+
+
 def test_metadata_of_sound_pictures(pictures: list[Image.Image], tmp_path: Path) -> None:
     """A turned picture fits both sizes, a thumbnail may be turned, and damaged metadata is no damaged picture."""
     turned = Image.Exif()
