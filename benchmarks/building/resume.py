@@ -81,7 +81,7 @@ def s3_server(folder: Path) -> Iterator[S3Server]:
     os.environ |= {"AWS_ACCESS_KEY_ID": ACCESS_KEY, "AWS_SECRET_ACCESS_KEY": SECRET_KEY}
     os.environ |= {"AWS_DEFAULT_REGION": "us-east-1", "AWS_EC2_METADATA_DISABLED": "true"}
     server = S3Server(folder / "s3")
-    server.folder.mkdir()
+    server.folder.mkdir(exist_ok=True)
     server.start()
     try:
         yield server

@@ -1,8 +1,9 @@
 """Unmodified `segmint build`, except that stubs replace the two stages that process pixels.
 
-    python benchmarks/building/stubbed_build.py CONFIG ACCOUNTING [--shards A:B]
+    python benchmarks/building/stubbed_build.py CONFIG ACCOUNTING [--shards A:B] [--photographs]
 
-Reads the configuration, builds, and writes the accounting as JSON. Logs go to standard error.
+Reads the configuration, builds, and writes the accounting as JSON. Logs go to standard error. With `--photographs`, the
+prepare stage is real, and only the model is a stub.
 """
 
 import argparse
@@ -26,8 +27,12 @@ def main() -> None:
     parser.add_argument("config")
     parser.add_argument("accounting", type=Path)
     parser.add_argument("--shards", type=parse_shards)
+    parser.add_argument("--photographs", action="store_true")
     arguments = parser.parse_args()
-    with mock.patch.multiple("segmint.pipeline.build", Prepare=StubbedPrepare, Segment=StubbedSegment):
+    stubs: dict[str, type] = {"Segment": StubbedSegment}
+    if not arguments.photographs:
+        stubs["Prepare"] = StubbedPrepare
+    with mock.patch.multiple("segmint.pipeline.build", **stubs):
         accounting = run_build(load_config(arguments.config), shards=arguments.shards)
     arguments.accounting.write_text(json.dumps(accounting.to_dict(), default=list) + "\n")
 

@@ -95,7 +95,8 @@ class StubbedSegment(Segment):
             yield image
 
     def _finish(self, row: Row, found: Any) -> Row:
-        return {**row, "masks": masks(), "funnel": dict.fromkeys(FUNNEL_STEPS, len(masks()))}
+        made = masks((row["height"], row["width"]))
+        return {**row, "masks": made, "funnel": dict.fromkeys(FUNNEL_STEPS, len(made))}
 
 
 def _note(kind: str) -> None:
@@ -147,16 +148,16 @@ def _prepared(release: bytes) -> PreparedImage:
 
 
 @functools.cache
-def masks() -> list[dict[str, Any]]:
-    """Create rectangular masks as values of `segmint.operators.rows.MASK`."""
+def masks(size: tuple[int, int] = SIZE) -> list[dict[str, Any]]:
+    """Create rectangular masks as values of `segmint.operators.rows.MASK`, in an image at least as large as `SIZE`."""
     many = int(os.environ.get(MANY_MASKS, "0"))
     if many:
-        return [_rectangle(index % 30, 10 + index // 30) for index in range(many)]
-    return [_rectangle(4 + 6 * index, 30 - 4 * index) for index in range(MASKS)]
+        return [_rectangle(index % 30, 10 + index // 30, size) for index in range(many)]
+    return [_rectangle(4 + 6 * index, 30 - 4 * index, size) for index in range(MASKS)]
 
 
-def _rectangle(start: int, side: int) -> dict[str, Any]:
-    mask = np.zeros(SIZE, bool)
+def _rectangle(start: int, side: int, size: tuple[int, int]) -> dict[str, Any]:
+    mask = np.zeros(size, bool)
     mask[start : start + side, start : start + side] = True
     height, width = (int(mask.any(axis=1).sum()), int(mask.any(axis=0).sum()))
     rle = encode(mask)
@@ -166,6 +167,6 @@ def _rectangle(start: int, side: int) -> dict[str, Any]:
         "area": int(mask.sum()),
         "predicted_iou": 0.93,
         "stability_score": 0.97,
-        "crop_box": [0.0, 0.0, float(SIZE[1]), float(SIZE[0])],
+        "crop_box": [0.0, 0.0, float(size[1]), float(size[0])],
         "point_coords": [[start + 1.5, start + 1.5]],
     }
