@@ -119,17 +119,25 @@ def check_options(prefix: str, values: Mapping[str, Any]) -> None:
 
 def _refuse_credentials(prefix: str, values: Mapping[str, Any]) -> None:
     """Raise `UsageError` if an option, or a part of one at any depth, is or contains a credential."""
-    for key, value in values.items():
+    waiting: list[tuple[object, Any]] = list(values.items())
+    looked_at: set[int] = set()  # aliases in YAML can make a mapping contain itself
+    while waiting:
+        key, value = waiting.pop()
         if _SECRET_OPTION.search(str(key)):
             raise UsageError(
                 f"storage option {key!r} of {redact(prefix)!r} is a credential: remove it; credentials "
                 "come from the standard chain (environment, `profile`, instance or pod role)"
             )
-        for part in value if isinstance(value, list | tuple) else (value,):
-            if isinstance(part, Mapping):
-                _refuse_credentials(prefix, part)
-            elif isinstance(part, str) and redact(part) != part:
-                raise UsageError(f"storage option {key!r} of {redact(prefix)!r} contains a credential: remove it")
+        if isinstance(value, str) and redact(value) != value:
+            raise UsageError(f"storage option {key!r} of {redact(prefix)!r} contains a credential: remove it")
+        if id(value) in looked_at:
+            continue
+        if isinstance(value, Mapping):
+            looked_at.add(id(value))
+            waiting += value.items()
+        elif isinstance(value, list | tuple):
+            looked_at.add(id(value))
+            waiting += [(key, part) for part in value]
 
 
 class FsspecStore:
