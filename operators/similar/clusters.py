@@ -304,7 +304,7 @@ def first_of_equal_bytes(sources: NDArray[np.uint64], order: Positions) -> Posit
     return first
 
 
-def find_groups(hashes: Hashes, thumbnails: Thumbnails, same: Positions, distance: int = DISTANCE) -> Positions:
+def find_groups(hashes: Hashes, thumbnails: Thumbnails, same: Positions) -> Positions:
     """Number the groups of N images, (N,) int64. Two images share a number if a chain of similar images links them.
 
     `hashes` (N, 6) uint64 contains each image's `ImageHashes.views`, or 0 if missing. `same` (N,) int64 has equal
@@ -317,7 +317,7 @@ def find_groups(hashes: Hashes, thumbnails: Thumbnails, same: Positions, distanc
     alone[first] = True  # only one of the images that are known to be the same is compared
     apart: NDArray[np.bool_] = np.zeros(count, bool)
     rank = np.arange(count)
-    stars = SimilarRows(find_candidates(hashes, alone, distance), rank, distance, Confirmer(thumbnails), apart)
+    stars = SimilarRows(find_candidates(hashes, alone, DISTANCE), rank, DISTANCE, Confirmer(thumbnails), apart)
     ones: list[Positions] = [first[known]]
     others: list[Positions] = [rank]
     for row in stars.rows():

@@ -30,6 +30,7 @@ from segmint.infra.wording import CONTROL, fit, is_terminal, json_text, without_
 if TYPE_CHECKING:
     from segmint.infra.storage.storage import Storage
     from segmint.pipeline.config.config import Config as Configuration
+    from segmint.pipeline.config.config import ResourcesConfig
 
 
 P = ParamSpec("P")
@@ -360,3 +361,10 @@ def build_of(config: str | None) -> "tuple[Configuration | None, Storage]":
 
     build = load_config(config)
     return build, Storage(build.storage)
+
+
+def resources_of(build: "Configuration | None") -> "ResourcesConfig":
+    """Return the resources of a build's configuration, or those of this machine without a configuration."""
+    from segmint.pipeline.config.config import LOCAL
+
+    return LOCAL if build is None else build.resources

@@ -24,6 +24,7 @@ from segmint.pipeline.commands.console import (
     print_dry_run,
     print_result,
     print_revision,
+    resources_of,
     storage_of,
 )
 
@@ -88,7 +89,6 @@ def takedown(
     from segmint.catalogs.dataset.manifest import load_manifest
     from segmint.infra.errors import UsageError
     from segmint.infra.storage.location import Location
-    from segmint.pipeline.config.config import LOCAL
     from segmint.pipeline.corrections.correction import forget, tell_apart
     from segmint.pipeline.corrections.proof import prove
     from segmint.pipeline.corrections.takedown import list_takedown, read_request
@@ -130,9 +130,8 @@ def takedown(
         listed = list_takedown(location, load_manifest(location), asked, reason, catalog_uri=catalog)
         print_dry_run(listed, as_json)
         return
-    resources = LOCAL if build is None else build.resources
     ask = confirmation("takedown", yes)
-    print_result(take_down(location, asked, reason, None, catalog, ask, resources), as_json)
+    print_result(take_down(location, asked, reason, None, catalog, ask, resources_of(build)), as_json)
 
 
 @guarded
@@ -162,7 +161,6 @@ def redact(
     """Redact more regions, or prove that former JPEGs are gone."""
     from segmint.infra.errors import UsageError
     from segmint.infra.storage.location import Location
-    from segmint.pipeline.config.config import LOCAL
     from segmint.pipeline.corrections.proof import prove_redaction
     from segmint.pipeline.corrections.redact import list_redaction
     from segmint.pipeline.corrections.redact import redact as redact_images
@@ -179,8 +177,7 @@ def redact(
     if dry_run:
         print_dry_run(list_redaction(location, wanted), as_json)
         return
-    resources = LOCAL if build is None else build.resources
-    print_result(redact_images(location, wanted, confirmation("redact", yes), resources), as_json)
+    print_result(redact_images(location, wanted, confirmation("redact", yes), resources_of(build)), as_json)
 
 
 @guarded
@@ -211,7 +208,6 @@ def amend(
     """
     from segmint.catalogs.source.files import require_catalog
     from segmint.infra.storage.location import Location
-    from segmint.pipeline.config.config import LOCAL
     from segmint.pipeline.corrections.amend import amend as amend_images
     from segmint.pipeline.corrections.amend import list_amendment
 
@@ -221,9 +217,9 @@ def amend(
     if dry_run:
         print_dry_run(list_amendment(location, file, clear=clear), as_json)
         return
-    resources = LOCAL if build is None else build.resources
     ask = confirmation("amend", yes)
-    print_result(amend_images(location, file, reason, clear=clear, confirm=ask, resources=resources), as_json)
+    amended = amend_images(location, file, reason, clear=clear, confirm=ask, resources=resources_of(build))
+    print_result(amended, as_json)
 
 
 @guarded
@@ -446,7 +442,6 @@ def label(
     """
     from segmint.infra.errors import UsageError
     from segmint.infra.storage.location import Location
-    from segmint.pipeline.config.config import LOCAL
     from segmint.pipeline.corrections.apply.columns import label as label_masks
     from segmint.pipeline.corrections.apply.columns import list_labels
 
@@ -471,8 +466,7 @@ def label(
     if dry_run:
         print_dry_run(list_labels(location, stage), as_json)
         return
-    resources = LOCAL if build is None else build.resources
-    done = label_masks(location, stage, confirmation("label", yes), resources=resources)
+    done = label_masks(location, stage, confirmation("label", yes), resources=resources_of(build))
     print_checked(done, as_json, not_checked=done.listed.not_checked)
 
 

@@ -34,6 +34,7 @@ from segmint.pipeline.commands.console import (
     print_next,
     print_result,
     print_whole,
+    resources_of,
     storage_of,
 )
 
@@ -135,7 +136,6 @@ def audit(
     from segmint.catalogs.dataset.outputs import note_output, refuse_inside
     from segmint.infra.storage.location import Location
     from segmint.infra.wording import not_checked_lines, terminal_width
-    from segmint.pipeline.config.config import LOCAL
     from segmint.pipeline.quality.audit.integrity import RAY_FROM_MASKS, audit_integrity, with_missing_commits
     from segmint.pipeline.quality.audit.result import not_checked, result_lines, to_json
 
@@ -143,8 +143,7 @@ def audit(
     if output is not None:
         refuse_inside(where, Location(storage, output), "-o")
     if integrity_only:
-        resources = LOCAL if build is None else build.resources
-        report = audit_integrity(where, sample, resources=resources, ray_from=RAY_FROM_MASKS)
+        report = audit_integrity(where, sample, resources=resources_of(build), ray_from=RAY_FROM_MASKS)
         report = with_missing_commits(report) if complete else report
     else:
         from segmint.infra.device import resolve_compute

@@ -130,10 +130,10 @@ def counts_of(row: Row) -> RecallCounts:
     return RecallCounts(np.array(row["found"], dtype=np.int64).reshape(len(LIMITS), len(truth), -1), truth)
 
 
-def best_first(results: Sequence[PredictedResult], most: int = LIMITS[-1]) -> list[PredictedMask]:
+def best_first(results: Sequence[PredictedResult]) -> list[PredictedMask]:
     """Return the masks with the highest scores, best first."""
     found = [PredictedMask(each.rle, each.score or 0.0) for each in results]
-    return sorted(found, key=lambda mask: -mask.score)[:most]
+    return sorted(found, key=lambda mask: -mask.score)[: LIMITS[-1]]
 
 
 def _counted(masks: Sequence[TruthMask], found: Sequence[PredictedMask]) -> Row:
