@@ -109,7 +109,7 @@ def build_rows(rows: RowSource, stages: Stages, ledger: RowLedger | None = None)
                 )
         return dataset
 
-    prepared = rows.to_dataset(stages.rows_per_block, stages.segment_pool.largest).map_batches(
+    prepared = rows.to_dataset(stages.rows_per_block, stages.segment_pool.in_flight).map_batches(
         Prepare,
         fn_constructor_args=stages.prepare_call,
         compute=stages.prepare_pool.strategy(),

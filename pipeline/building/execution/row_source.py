@@ -32,12 +32,8 @@ FEWEST_READ_ROWS = 512
 READ_CPUS = 0.25
 """Logical CPUs per read task. Must differ from the actors' CPUs, or Ray would fuse the stages."""
 
-WAITING_PER_ACTOR = 4
-"""Maximum number of blocks, per segment actor, that wait for an operator. Beyond this number, the preceding operator
-receives no input. The number is small so that few rows are read in advance and shards on hold run again soon."""
-
-FEWEST_WAITING, MOST_WAITING = 8, 256
-"""Lower and upper limit of the number of waiting blocks for a whole pool."""
+FEWEST_WAITING = 8
+"""Blocks that may always wait for an operator, even if the segment actors take fewer at once."""
 
 Run = tuple[int, int]
 """Range of ordinals `[start, stop)`."""
@@ -122,12 +118,14 @@ class RowSource(Datasource):  # type: ignore[misc]
         uris: list[str] = dataset.read_runs(runs, ["uri"]).column("uri").to_pylist()
         return uris
 
-    def to_dataset(self, rows_per_block: int, actors: int) -> ray.data.Dataset:
-        """Return the rows in blocks for `actors` actors.
+    def to_dataset(self, rows_per_block: int, in_flight: int) -> ray.data.Dataset:
+        """Return the rows in blocks for segment actors that have `in_flight` blocks at a time.
 
-        Call this inside `watched`, because Ray Data copies its context.
+        At most about as many blocks wait for each operator: enough to give every actor its next blocks, but no more, so
+        that few rows are read in advance and shards on hold run again soon. Call this inside `watched`, because Ray
+        Data copies its context.
         """
-        waiting = max(FEWEST_WAITING, min(MOST_WAITING, WAITING_PER_ACTOR * actors))
+        waiting = max(FEWEST_WAITING, in_flight)
         limit_waiting_blocks(ray.data.DataContext.get_current(), waiting)
         # Read a multiple of the block size, so that only the last block is smaller.
         blocks_per_read = min(max(waiting, FEWEST_READ_ROWS // rows_per_block), READ_ROWS // rows_per_block)

@@ -74,12 +74,21 @@ class ActorPool:
         """Return the pool size that is closest to `actors`."""
         return max(self.smallest, min(self.largest, actors))
 
+    @property
+    def in_flight(self) -> int:
+        """Maximum number of blocks that the largest pool has at a time: those in its calls, and as many on the way."""
+        return self.largest * self._in_flight_per_actor
+
+    @property
+    def _in_flight_per_actor(self) -> int:
+        return 2 * self.calls_at_once
+
     def strategy(self) -> ActorPoolStrategy:
         """Return the pool in Ray Data's notation. Pass `calls_at_once` as `max_concurrency`, as all versions allow."""
         return ActorPoolStrategy(
             min_size=self.smallest,
             max_size=self.largest,
-            max_tasks_in_flight_per_actor=2 * self.calls_at_once,
+            max_tasks_in_flight_per_actor=self._in_flight_per_actor,
             enable_true_multi_threading=self.calls_at_once > 1,
         )
 

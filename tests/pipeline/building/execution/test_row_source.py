@@ -4,6 +4,7 @@ import io
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -69,7 +70,6 @@ def test_order_survives_reads_and_actors_that_end_out_of_order(stages: Stages, m
         return decide(self, op)
 
     monkeypatch.setattr(row_source, "FEWEST_WAITING", 3)
-    monkeypatch.setattr(row_source, "WAITING_PER_ACTOR", 1)
     monkeypatch.setattr(WaitingBlocks, "can_add_input", noted)
     results = sorted(run_window(stages), key=lambda result: result.shard)
     assert [list(result.faulted) for result in results] == [
@@ -159,6 +159,23 @@ def test_ray_data_copies_the_order_of_its_context_when_the_source_is_created(loc
     with Progress(stream=io.StringIO(), bars=False) as progress, watched(progress, ROWS, stall_timeout=600):
         assert not early.context.execution_options.preserve_order
         assert source().to_dataset(2, 1).context.execution_options.preserve_order
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize(("in_flight", "most"), [(2, 8), (2000, 2000)])
+def test_as_many_blocks_wait_for_an_operator_as_a_pool_of_any_size_has_in_flight(
+    local_ray: Cluster, in_flight: int, most: int
+) -> None:
+    with Progress(stream=io.StringIO(), bars=False) as progress, watched(progress, ROWS, stall_timeout=600):
+        context = source().to_dataset(2, in_flight).context
+    topology = SimpleNamespace(waiting=0)
+    follower = SimpleNamespace(total_enqueued_input_blocks=lambda: topology.waiting)
+    operator = SimpleNamespace(name="MapBatches(Prepare)", output_dependencies=["Segment"])
+    policy = WaitingBlocks(context, {"Segment": follower}, resource_manager=None)
+    for topology.waiting in (0, most - 1):
+        assert policy.can_add_input(operator)
+    topology.waiting = most
+    assert not policy.can_add_input(operator)
 
 
 def test_the_tasks_read_all_rows_in_order_a_few_thousand_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:

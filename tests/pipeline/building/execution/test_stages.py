@@ -140,6 +140,7 @@ def test_a_gpu_s_actor_has_threads_beside_the_device_and_calls_that_keep_them_bu
     assert stages.workers() == {"prepare": 54, "decode": 8, "compute": 2, "finish": 8}
     strategy = stages.segment_pool.strategy()
     assert strategy.max_tasks_in_flight_per_actor == 10, "the next calls are on the way"
+    assert stages.segment_pool.in_flight == 10 * stages.segment_pool.largest == 20
 
 
 @pytest.mark.parametrize(
