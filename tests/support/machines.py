@@ -71,7 +71,8 @@ class Machine:
     @property
     def prefix(self) -> list[str]:
         """Words that run a command there, in the checkout."""
-        return ["nsenter", f"--target={self.pid}", "--mount", "--net", "--uts", "--ipc", "--pid", "env", "-C", str(ROOT)]
+        namespaces = ("--mount", "--net", "--uts", "--ipc", "--pid")
+        return ["nsenter", f"--target={self.pid}", *namespaces, "env", "-C", str(ROOT)]
 
     @property
     def disk(self) -> Path:
@@ -92,8 +93,11 @@ class Machine:
             raise OSError(f"{' '.join(words)}: {done.stderr.strip()}")
 
     def processes(self) -> list[psutil.Process]:
-        """All that runs there now."""
-        mine = os.readlink(f"/proc/{self.pid}/ns/pid")
+        """All that runs there now; nothing if the machine is off."""
+        try:
+            mine = os.readlink(f"/proc/{self.pid}/ns/pid")
+        except OSError:
+            return []
         found = []
         for process in psutil.process_iter():
             with suppress(OSError):
@@ -158,7 +162,8 @@ class RayMachine(Machine):
             "--disable-usage-stats",
             *(f"--{name}={port}" for name, port in _PORTS.items()),
         ]
-        own = {name: value for name, value in os.environ.items() if not name.startswith("RAY_") and name != "PYTHONPATH"}
+        kept = (name for name in os.environ if not name.startswith("RAY_") and name != "PYTHONPATH")
+        own = {name: os.environ[name] for name in kept}
         for _ in range(STARTS):
             with self._log.open("wb") as stream:
                 self._ray = subprocess.Popen(
