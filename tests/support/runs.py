@@ -43,13 +43,18 @@ class BuildProcess:
     """A build as a separate process; a local Ray and all its workers have its mark in their environment."""
 
     def __init__(
-        self, config: Path, *arguments: str, program: Sequence[str] = ("-m", "segmint", "build"), **environment: str
+        self,
+        config: Path,
+        *arguments: str,
+        program: Sequence[str] = ("-m", "segmint", "build"),
+        prefix: Sequence[str] = (),
+        **environment: str,
     ) -> None:
         self._mark = uuid.uuid4().hex
         self._log = config.with_suffix(".log")
         with self._log.open("ab") as stream:
             self._driver = subprocess.Popen(
-                [sys.executable, *program, str(config), *arguments],
+                [*prefix, sys.executable, *program, str(config), *arguments],
                 cwd=ROOT,
                 env={**os.environ, **environment, _MARK: self._mark},
                 stdout=stream,
@@ -105,10 +110,17 @@ class BuildProcess:
 
 @contextmanager
 def running(
-    config: Path, *arguments: str, program: Sequence[str] = ("-m", "segmint", "build"), **environment: str
+    config: Path,
+    *arguments: str,
+    program: Sequence[str] = ("-m", "segmint", "build"),
+    prefix: Sequence[str] = (),
+    **environment: str,
 ) -> Iterator[BuildProcess]:
-    """A build in the background, or another program of Python's arguments; nothing of it is left afterwards."""
-    run = BuildProcess(config, *arguments, program=program, **environment)
+    """A build in the background, or another program of Python's arguments; nothing of it is left afterwards.
+
+    `prefix` are the words of a command that runs it somewhere else.
+    """
+    run = BuildProcess(config, *arguments, program=program, prefix=prefix, **environment)
     try:
         yield run
     finally:

@@ -68,8 +68,9 @@ def weed_binary() -> Path:
 class S3Server:
     """A SeaweedFS server; `stop` and `start` again keep its ports and its objects."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, host: str = "127.0.0.1") -> None:
         self.folder = folder
+        self._host = host
         self._ports = dict(zip(_PORTS, free_ports(len(_PORTS)), strict=True))
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -79,7 +80,7 @@ class S3Server:
 
     @property
     def endpoint_url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"http://{self._host}:{self.port}"
 
     @property
     def running(self) -> bool:
@@ -89,7 +90,7 @@ class S3Server:
         atexit.register(self.stop)  # in case the fixture that owns this never gets to its end
         (self.folder / "data").mkdir(parents=True, exist_ok=True)
         command = [
-            str(weed_binary()), "mini", f"-dir={self.folder / 'data'}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1",
+            str(weed_binary()), "mini", f"-dir={self.folder / 'data'}", f"-ip={self._host}", f"-ip.bind={self._host}",
             "-admin.ui=false", "-webdav=false", "-s3.port.iceberg=0", "-s3.port.lance=0",
             "-master.telemetry=false", "-s3.autoCreateBucket=false",
             "-volume.max=20000",  # a bucket takes one at least, and by itself the disk's free space limits them
