@@ -76,6 +76,6 @@ def halves() -> StageConfig:
     return StageConfig(stage=f"{__name__}.{Halves.__name__}")
 
 
-def apply_column(dataset: Location, stage: StageConfig) -> RevisionResult[ColumnList]:
+def apply_column(dataset: Location, stage: StageConfig, select: str | None = None) -> RevisionResult[ColumnList]:
     """Add a stage's column in this process."""
-    return columns.apply_column(dataset, stage, run=local_run)
+    return columns.apply_column(dataset, stage, select, run=local_run)

@@ -6,7 +6,7 @@ part per shard. A COCO file and a folder of label maps come with a separate fold
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import PurePosixPath
@@ -457,7 +457,7 @@ class ShardTruthPart:
             pixels,
             [mask for mask in masks if mask.area],
             empty_lines(masks),
-            {name: sample.row.get(name) for name in (*_CREDIT, *self.columns)},
+            {name: _value(sample.row, name) for name in (*_CREDIT, *self.columns)},
         )
 
 
@@ -489,7 +489,7 @@ def open_dataset_truth(
     if not parts and not skipped:
         raise UsageError(_no_masks(location, chosen))
     if parts and columns:
-        _check_columns(dataset, parts[0].shard, columns)
+        _check_columns(dataset, [part.shard for part in parts], columns)
     version = name_now(location)
     facts: dict[str, Any] = {
         "truth": chosen.value,
@@ -512,14 +512,29 @@ def _no_masks(location: Location, chosen: TruthSelection) -> str:
     )
 
 
-def _check_columns(dataset: Dataset, shard: int, columns: Sequence[str]) -> None:
-    table = dataset.table(next(iter(dataset.commits(only=[shard]))), "images")
-    missing = [name for name in columns if name not in table.column_names]
-    if missing:
-        raise UsageError(
-            f"the images of {dataset.location} have no column {missing[0]!r}: expected one of "
-            f"{', '.join(table.column_names)}, label or source of a mask, or a file of groups"
-        )
+def _check_columns(dataset: Dataset, shards: Container[int], columns: Sequence[str]) -> None:
+    """Raise `UsageError` unless a shard has these columns, or fields of columns, each with a single value per image.
+
+    Not all shards have a column that was added later.
+    """
+    known: dict[str, None] = {}
+    for commit in dataset.commits(only=shards):
+        flat = dataset.table(commit, "images").schema.empty_table().flatten().schema
+        known |= dict.fromkeys(field.name for field in flat if not pa.types.is_nested(field.type))
+        if known.keys() >= set(columns):
+            return
+    missing = next(name for name in columns if name not in known)
+    raise UsageError(
+        f"the images of {dataset.location} have no column {missing!r} with one value each: expected one of "
+        f"{', '.join(known)}, label or source of a mask, or a file of groups"
+    )
+
+
+def _value(row: Mapping[str, Any], name: str) -> Any:
+    """Return the value of a column, or of a field such as `stage_blur.variance`, in an image's row."""
+    column, _, field = name.partition(".")
+    value = row.get(column)
+    return value if not field or value is None else value[field]
 
 
 def _plan(dataset: Dataset, sources: tuple[str, ...], commit: Commit) -> tuple[Commit, int | str]:

@@ -1,6 +1,7 @@
 """What evaluations take as truth, from datasets and from files of others, odd ones included."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from segmint.operators.images import JpegDecoder
 from segmint.pipeline.engine.evaluate.result import EvaluationSubject
 from segmint.pipeline.engine.evaluate.run import TruthOptions, open_truths
 from segmint.pipeline.engine.evaluate.truth import Decoders, Truth, TruthImage, UnreadableTruthError
+from tests.support.applied_columns import apply_column, means
 from tests.support.committed import masks, row_of, write_dataset
 from tests.support.locations import location_of
 
@@ -98,13 +100,27 @@ def test_what_a_dataset_does_not_have_is_an_error_that_says_what_to_do(dataset: 
     write_dataset(location_of(tmp_path / "automatic"), shards=1)
     with pytest.raises(UsageError, match=r"has no annotated masks.*segmint import.*--truth automatic"):
         open_one(tmp_path / "automatic")
-    with pytest.raises(UsageError, match=r"have no column 'colour'.*country"):
+    with pytest.raises(UsageError, match=r"have no column 'colour' with one value each.*country"):
         open_one(dataset, columns=("colour",))
 
 
-def test_a_damaged_shard_costs_only_itself(dataset: Path, tmp_path: Path) -> None:
-    import shutil
+def test_a_field_of_a_column_that_only_some_shards_have(dataset: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(dataset, tmp_path / "copy")
+    manifest = json.loads((copy / "dataset.json").read_text())
+    manifest["config"]["release"] = {"format": "images"}
+    (copy / "dataset.json").write_text(json.dumps(manifest))
+    apply_column(location_of(copy), means(), select="id > 3")
+    images = read(open_one(copy, columns=("stage_means.masks",)))
+    assert {name: image.columns["stage_means.masks"] for name, image in images.items()} == {
+        "sa_1.jpg": None,
+        "sa_5.jpg": 2,
+    }
+    for name in ("stage_means", "stage_means.colors", "hashes"):
+        with pytest.raises(UsageError, match=rf"no column '{name}' with one value each.*stage_means\.masks"):
+            open_one(copy, columns=(name,))
 
+
+def test_a_damaged_shard_costs_only_itself(dataset: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(dataset, tmp_path / "copy")
     (table,) = (copy / "masks").glob("sa_000000-*")
     table.write_bytes(b"junk")
