@@ -260,7 +260,7 @@ class ImportList(RevisionList):
     """
 
     nothing = "nothing to import into {}"
-    also = ("the previous masks were deleted, including older versions",)
+    also = ("the previous files were deleted, including older versions",)
     file: str
     sha256: str  # SHA-256 of the file, or the version digest of another dataset
     mode: str

@@ -296,7 +296,7 @@ class MergeList(RevisionList):
 
     would_change = "submissions for {} of {} would be merged"
     nothing = "nothing to merge into {}"
-    changed = "submissions for {} merged in {}; the previous masks were deleted, including older versions"
+    changed = "submissions for {} merged in {}; the previous files were deleted, including older versions"
     submitted: int  # images with a submission
     unchanged: int  # changing images that were confirmed without changing a mask
     merged: int  # images whose last submission is already merged

@@ -56,7 +56,7 @@ def test_answers_become_the_next_generation_and_are_merged_once(place: DatasetPa
     assert (done.listed.images, done.listed.unchanged, done.changed_shards) == (2, 1, (0, 1))
     assert done.listed.masks == {"same": 0, "corrected": 1, "added": 1, "deleted": 1, "unfit": 0}
     assert done.listed.compared == ("sa_4",)
-    assert done.lines()[0].endswith(" in 2 shards; the previous masks were deleted, including older versions")
+    assert done.lines()[0].endswith(" in 2 shards; the previous files were deleted, including older versions")
     assert sources(place, 1) == [(10_002, "corrected"), (10_003, "assisted")]
     assert sources(place, 4) == [(40_000, "automatic"), (40_001, "automatic")]  # assignment 1 is for agreement only
     looked = committed_row(place.location, 3)
