@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-from PIL import ExifTags, Image, ImageFile
+from PIL import ExifTags, Image, ImageFile, ImageSequence, TiffImagePlugin, TiffTags
 
 from segmint.catalogs.dataset.tables import TableFile, scratch_path
 from segmint.catalogs.findings import Code, FindingCollector, FindingLocation
@@ -39,8 +39,10 @@ from segmint.operators.foreign.layouts import (
 )
 from segmint.operators.foreign.masks import ForeignImage, read_header, read_masks
 from segmint.operators.images import JpegDecoder, Pixels, UndecodableError
+from segmint.operators.opt_out import png_chunks
 from segmint.operators.prepare.ingest import ingest, open_image, upright_size
 from segmint.operators.prepare.ingest_config import ANY_SIZE, recognize
+from segmint.operators.prepare.read_image import to_srgb
 from segmint.operators.rows import IMAGES, MASKS, MASKS_PER_IMAGE_LIMIT, SEGMENTED, Row, to_table
 from segmint.operators.shards.put import ROW_GROUP_ROWS
 from segmint.operators.similar.near import FRAME, THUMBNAIL, Gray, luma, normalized_views, same_view, view_hashes
@@ -49,6 +51,14 @@ _START, _END = 0xD8, 0xD9
 _MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # the next marker behind entropy-coded data
 _POSITION = (ExifTags.GPS.GPSLatitude, ExifTags.GPS.GPSLongitude)
 _THUMBNAIL_SIDE = 2_000  # pixels; larger thumbnails aren't decoded
+_LEAST_HIDDEN = 400  # pixels; detectors find no face in fewer
+_LEAST_ALPHA = 32  # of 255; a picture with less is hardly visible
+_PNG_TEXTS = frozenset({b"tEXt", b"zTXt", b"iTXt"})
+_PNG_PLAIN = frozenset(
+    b"IHDR PLTE IDAT IEND tRNS gAMA cHRM sRGB iCCP sBIT bKGD hIST pHYs sPLT cICP mDCV cLLI eXIf".split()
+)
+"""Chunks of a PNG that describe its pixels, and `eXIf`, which Pillow reads."""
+_TIFF_METADATA = {33723: "IPTC data", 34377: "Photoshop data", 34665: "EXIF"}
 
 
 @dataclass(frozen=True)
@@ -59,8 +69,8 @@ class PictureFacts:
     - `metadata`: names of the kinds of metadata, except for EXIF with a position or another thumbnail. A color profile
       isn't one.
     - `has_position`: whether the metadata contains where the picture was taken.
-    - `other_thumbnail`: whether the metadata contains a thumbnail that shows something else.
-    - `more_bytes`: number of bytes after the end of a JPEG's picture.
+    - `other_thumbnail`: whether the file contains a thumbnail or a reduced copy that shows something else.
+    - `more_bytes`: number of bytes after the end of a JPEG's, PNG's, or WebP's picture.
     - `pixels`: the upright picture, (H, W, 3) uint8 RGB, if requested.
     """
 
@@ -88,7 +98,19 @@ def examine_picture(data: bytes, *, with_pixels: bool) -> PictureFacts:
                 end = stop
             elif name := metadata_name(marker, data[start:stop]):
                 names.add(name)
+    elif kind == "PNG":
+        for chunk, _, stop in png_chunks(data):
+            if chunk in _PNG_TEXTS:
+                names.add("text")
+            elif chunk not in _PNG_PLAIN:
+                names.add(f"data in a chunk {chunk.decode('ascii', 'replace')!r}")
+            if chunk == b"IEND":
+                end = stop + 4  # after its checksum
+                break
+    elif kind == "WEBP":
+        end = min(end, 8 + int.from_bytes(data[4:8], "little"))
     image = open_image(data, kind)
+    names |= set(_tiff_metadata(image))
     has_position, other_thumbnail = False, False
     try:
         exif = image.getexif()
@@ -97,6 +119,9 @@ def examine_picture(data: bytes, *, with_pixels: bool) -> PictureFacts:
         other_thumbnail = thumbnail is not None and not _shows(thumbnail, gray)
     except Exception:  # noqa: BLE001 - Pillow raises many kinds for damaged metadata of a sound picture
         names.add("EXIF that can't be read")
+    if _hides_colors(image):
+        names.add("a picture under transparent pixels")
+    other_thumbnail = other_thumbnail or not all(_shows(copy, gray) for copy in _reduced_copies(image))
     names |= {name for key, name in (("exif", "EXIF"), ("xmp", "XMP"), ("comment", "a comment")) if key in image.info}
     if has_position or other_thumbnail:
         names.discard("EXIF")
@@ -133,6 +158,36 @@ def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
             continue
         position = start + int.from_bytes(data[start : start + 2], "big")
         yield marker, start + 2, position
+
+
+def _tiff_metadata(image: ImageFile.ImageFile) -> Iterator[str]:
+    """Yield the names of the metadata in a TIFF's tags."""
+    if not isinstance(image, TiffImagePlugin.TiffImageFile):
+        return
+    for tag in image.tag_v2:
+        if tag in _TIFF_METADATA:
+            yield _TIFF_METADATA[tag]
+        elif image.tag_v2.tagtype.get(tag) == TiffTags.ASCII:
+            yield "text"
+
+
+def _reduced_copies(image: ImageFile.ImageFile) -> Iterator[Gray]:
+    """Yield the gray values of a TIFF's further pages, all of which say that they're reduced copies of the first."""
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        for page in islice(ImageSequence.Iterator(image), 1, None):
+            yield luma(to_srgb(page, None))
+
+
+def _hides_colors(image: ImageFile.ImageFile) -> bool:
+    """Return whether pixels that are hardly visible differ in color, because many programs ignore transparency."""
+    if not image.has_transparency_data:
+        return False
+    picture = image.convert("LA") if image.mode == "La" else image
+    *colors, alpha = picture.convert("RGBA").split()
+    hidden = np.asarray(alpha) < _LEAST_ALPHA
+    if hidden.sum() < _LEAST_HIDDEN:
+        return False
+    return any(np.ptp(np.asarray(color)[hidden]) > 0 for color in colors)
 
 
 def _thumbnail(image: ImageFile.ImageFile, exif: Image.Exif) -> Gray | None:

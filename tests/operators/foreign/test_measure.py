@@ -1,18 +1,24 @@
 """A shard of foreign data becomes Parquet, and its pairs belong together."""
 
+import io
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
-from PIL import Image
+import pytest
+from PIL import Image, PngImagePlugin, TiffImagePlugin
 
 from segmint.catalogs.findings import Code
 from segmint.operators.foreign.layouts import JPEGS, find_shards
-from segmint.operators.foreign.measure import IMAGES_PER_SHARD_LIMIT, MeasuredShard, measure_shard
+from segmint.operators.foreign.measure import IMAGES_PER_SHARD_LIMIT, MeasuredShard, examine_picture, measure_shard
 from segmint.operators.rows import IMAGES, MASKS
 from tests.operators.foreign.test_masks import annotation, square
 from tests.support.locations import location_of
+from tests.support.photographs import photograph
 
 
 def measure(data: Path, folder: Path) -> list[MeasuredShard]:
@@ -83,3 +89,89 @@ def test_a_picture_that_is_cut_before_its_frame_is_a_finding(tmp_path: Path) -> 
     (measured,) = measure(tmp_path / "data", tmp_path / "out")
     assert measured.findings.counts == {Code.BAD_JPEG: 1}
     assert measured.images == 1
+
+
+def of_photograph(name: str) -> Image.Image:
+    return Image.fromarray(photograph(name, (240, 180)))
+
+
+def encoded(picture: Image.Image, container: str, **options: Any) -> bytes:
+    stream = io.BytesIO()
+    picture.save(stream, container, **options)
+    return stream.getvalue()
+
+
+def in_png(**chunks: bytes | str) -> bytes:
+    info = PngImagePlugin.PngInfo()
+    for name, content in chunks.items():
+        if isinstance(content, str):
+            info.add_text(name, content)
+        else:
+            info.add(name.encode(), content)
+    return encoded(of_photograph("coffee"), "PNG", pnginfo=info)
+
+
+def in_tiff(tag: int, value: str | bytes) -> bytes:
+    tags = TiffImagePlugin.ImageFileDirectory_v2()
+    tags[tag] = value
+    return encoded(of_photograph("coffee"), "TIFF", tiffinfo=tags)
+
+
+def with_reduced_copy(of: str) -> bytes:
+    """A TIFF whose second page says that it's a reduced copy of the first, and is one of the photograph `of`."""
+    stream = io.BytesIO()
+    is_reduced = TiffImagePlugin.ImageFileDirectory_v2()
+    is_reduced[254] = 1
+    with TiffImagePlugin.AppendingTiffWriter(stream, new=True) as pages:
+        of_photograph("coffee").save(pages, "TIFF")
+        pages.newFrame()
+        of_photograph(of).resize((120, 90)).save(pages, "TIFF", tiffinfo=is_reduced)
+        pages.newFrame()
+    return stream.getvalue()
+
+
+def with_hole(under: str | None) -> Image.Image:
+    """A photograph with a transparent part that has the colors of the photograph `under`, or one color."""
+    pixels = np.array(of_photograph("coffee").convert("RGBA"))
+    pixels[40:140, 60:180] = 0
+    if under is not None:
+        pixels[40:140, 60:180, :3] = np.asarray(of_photograph(under))[40:140, 60:180]
+    return Image.fromarray(pixels)
+
+
+@pytest.mark.parametrize(
+    ("data", "names"),
+    [
+        (lambda: in_png(Author="Ada"), ("text",)),
+        (lambda: in_png(prVt=b"more"), ("data in a chunk 'prVt'",)),
+        (lambda: in_tiff(315, "Ada"), ("text",)),
+        (lambda: in_tiff(34377, b"8BIM"), ("Photoshop data",)),
+        (lambda: encoded(with_hole("astronaut"), "PNG"), ("a picture under transparent pixels",)),
+        (
+            lambda: encoded(with_hole("astronaut"), "WEBP", lossless=True, exact=True),
+            ("a picture under transparent pixels",),
+        ),
+        (lambda: encoded(with_hole(None), "PNG"), ()),
+        (lambda: encoded(of_photograph("coffee"), "PNG"), ()),
+        (lambda: encoded(of_photograph("coffee"), "WEBP"), ()),
+        (lambda: encoded(of_photograph("coffee"), "TIFF"), ()),
+    ],
+)
+def test_what_other_containers_than_jpeg_contain_besides_the_picture(
+    data: Callable[[], bytes], names: tuple[str, ...]
+) -> None:
+    facts = examine_picture(data(), with_pixels=False)
+    assert (facts.metadata, facts.other_thumbnail, facts.more_bytes) == (names, False, 0)
+
+
+@pytest.mark.parametrize("container", ["JPEG", "PNG", "WEBP"])
+def test_bytes_after_the_end_of_a_picture_are_counted(container: str) -> None:
+    data = encoded(of_photograph("coffee"), container)
+    hidden = encoded(of_photograph("astronaut"), "JPEG")
+    assert examine_picture(data, with_pixels=False).more_bytes == 0
+    assert examine_picture(data + hidden, with_pixels=False).more_bytes == len(hidden)
+
+
+def test_a_reduced_copy_in_a_tiff_must_show_the_same_picture() -> None:
+    assert not examine_picture(with_reduced_copy("coffee"), with_pixels=False).other_thumbnail
+    assert examine_picture(with_reduced_copy("astronaut"), with_pixels=False).other_thumbnail
