@@ -36,13 +36,12 @@ from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.operators.child import Children, SuspectError, Worker, forbid_core_dumps
+from segmint.operators.images import Pixels
 from segmint.operators.opt_out import opt_out
 from segmint.operators.prepare.ingest import IngestConfig, ingest
 from segmint.operators.prepare.read_image import ImageReader, checked_digest
 from segmint.operators.rows import Row, faulted, named, to_rows, to_table
 from segmint.operators.similar.near import image_hashes
-
-Pixels = NDArray[np.uint8]
 
 SIDE = 512
 """Length in pixels of the shorter side of the image that is measured. Smaller images aren't enlarged."""

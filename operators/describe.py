@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco
 
 from segmint.model.automatic import rle
-from segmint.model.automatic.rle import decompress
+from segmint.model.automatic.rle import Ints, decompress
 from segmint.operators.redactions import find_containers, redactions
 from segmint.operators.rows import (
     AUTOMATIC,
@@ -37,8 +37,6 @@ from segmint.operators.rows import (
     to_rows,
     to_table,
 )
-
-Ints = NDArray[np.int64]
 
 _AVERAGED = ("predicted_iou", "stability_score", "relative_size", "concavity")
 """Columns of masks whose mean is stored for each image."""

@@ -19,10 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco
 
-from segmint.model.automatic.rle import encode_patch
+from segmint.model.automatic.rle import Bools, encode_patch
 
 Floats = NDArray[np.float64]
-Bools = NDArray[np.bool_]
 
 MANUAL = "manual"
 """`source` of a region that a person requested."""

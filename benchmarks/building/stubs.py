@@ -32,6 +32,10 @@ START_S = "SEGMINT_STUB_START_S"
 IMAGE_S = "SEGMINT_STUB_IMAGE_S"
 """Environment variable that sets how many seconds an image takes in a segment actor; the default is 0."""
 
+PACE = "SEGMINT_STUB_PACE"
+"""Environment variable that names a file with the seconds that an image takes in a segment actor. It may change during
+a build."""
+
 EVENTS = "SEGMINT_STUB_EVENTS"
 """Environment variable that names a log file. Each start of a segment actor and each image adds a line with its time,
 its kind, and the process."""
@@ -89,7 +93,7 @@ class StubbedSegment(Segment):
         for image in images:
             if image is None:
                 continue
-            if seconds := float(os.environ.get(IMAGE_S, "0")):
+            if seconds := _image_s():
                 time.sleep(seconds)
                 _note("image")
             yield image
@@ -97,6 +101,12 @@ class StubbedSegment(Segment):
     def _finish(self, row: Row, found: Any) -> Row:
         made = masks((row["height"], row["width"]))
         return {**row, "masks": made, "funnel": dict.fromkeys(FUNNEL_STEPS, len(made))}
+
+
+def _image_s() -> float:
+    if path := os.environ.get(PACE):
+        return float(Path(path).read_text())
+    return float(os.environ.get(IMAGE_S, "0"))
 
 
 def _note(kind: str) -> None:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from segmint.model.automatic.crops import Box
-from segmint.model.automatic.rle import Funnel, Rle, encode_runs
+from segmint.model.automatic.rle import Funnel, Ints, Rle, encode_runs
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class MaskPatch:
 
     corner: tuple[int, int]
     shape: tuple[int, int]
-    changes: NDArray[np.int64]
+    changes: Ints
 
     @classmethod
     def pack(cls, mask: NDArray[np.bool_], box: Box, offset: tuple[int, int] = (0, 0)) -> "MaskPatch":
@@ -61,11 +61,11 @@ class MaskPatch:
         values[1::2] = True
         return np.ascontiguousarray(np.repeat(values, lengths).reshape(width, height + 1)[:, :height].T)
 
-    def places(self, stride: int) -> NDArray[np.int64]:
+    def places(self, stride: int) -> Ints:
         """Return `changes` as positions x * stride + y in the frame, (2 R,). `stride` is the frame's height or more."""
         (x, y), (height, _) = self.corner, self.shape
         column, pixel = np.divmod(self.changes, height + 1)
-        positions: NDArray[np.int64] = (column + x) * stride + (pixel + y)
+        positions: Ints = (column + x) * stride + (pixel + y)
         return positions
 
     def encode(self, frame_size: tuple[int, int]) -> Rle:
@@ -109,15 +109,15 @@ class CandidateMasks:
     predicted_iou: NDArray[np.float32]
     stability: NDArray[np.float32]
     points: NDArray[np.float64]
-    outputs: NDArray[np.int64]
-    boxes: NDArray[np.int64]
-    crop_boxes: NDArray[np.int64]
+    outputs: Ints
+    boxes: Ints
+    crop_boxes: Ints
     patches: tuple[MaskPatch, ...]
 
     def __len__(self) -> int:
         return len(self.patches)
 
-    def take(self, indices: NDArray[np.int64]) -> Self:
+    def take(self, indices: Ints) -> Self:
         """Select the candidates with these indices, in this order."""
         columns = {name: getattr(self, name)[indices] for name in _EMPTY}
         return type(self)(**columns, patches=tuple(self.patches[index] for index in indices))
@@ -188,9 +188,7 @@ def stable(scores: Tensor, threshold: float) -> Tensor:
     return scores >= threshold
 
 
-def stable_of_counts(
-    inner: NDArray[np.int64], outer: NDArray[np.int64], threshold: float
-) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+def stable_of_counts(inner: Ints, outer: Ints, threshold: float) -> tuple[Ints, NDArray[np.float32]]:
     """Return the indices (K,) and scores (K,) of the stable masks among N, as `stability_scores` and `stable` would.
 
     `inner` and `outer` (N,) are the numbers of pixels above +offset and above -offset.
@@ -200,7 +198,7 @@ def stable_of_counts(
     return kept.numpy(), scores[kept].numpy()
 
 
-def under_max_area(areas: NDArray[np.int64], frame_size: tuple[int, int], ratio: float) -> NDArray[np.bool_]:
+def under_max_area(areas: Ints, frame_size: tuple[int, int], ratio: float) -> NDArray[np.bool_]:
     """Return True for each mask that covers less than `ratio` of the whole frame, (N,) bool (SAM paper, Appendix B).
 
     `areas` (N,) int64 are in pixels of the frame of (height, width). A ratio of 0 or less passes all.
@@ -211,7 +209,7 @@ def under_max_area(areas: NDArray[np.int64], frame_size: tuple[int, int], ratio:
     return under
 
 
-def inside_crop(boxes: NDArray[np.int64], crop_box: Box, frame_size: tuple[int, int]) -> NDArray[np.bool_]:
+def inside_crop(boxes: Ints, crop_box: Box, frame_size: tuple[int, int]) -> NDArray[np.bool_]:
     """Return True for each box (N, 4) that doesn't touch an inner side of the crop, (N,) bool.
 
     An inner side is a side that isn't also a side of the image. `boxes` and `crop_box` are x0, y0, x1, y1 in pixels of
@@ -230,9 +228,7 @@ def inside_crop(boxes: NDArray[np.int64], crop_box: Box, frame_size: tuple[int, 
 _FEW = 4096
 
 
-def nms(
-    boxes: NDArray[np.int64], scores: NDArray[np.float32], threshold: float, device: torch.device | None = None
-) -> NDArray[np.int64]:
+def nms(boxes: Ints, scores: NDArray[np.float32], threshold: float, device: torch.device | None = None) -> Ints:
     """Return the indices of the boxes to keep, by descending score. Ties stay in input order.
 
     A kept box suppresses a lower-ranked box if their IoU is strictly above the threshold. The IoU is computed in
@@ -312,9 +308,6 @@ def _over(first: Tensor, second: Tensor, threshold: float) -> Tensor:
     shared = width * height
     overlap = shared / ((x1 - x0) * (y1 - y0) + (u1 - u0) * (v1 - v0) - shared)
     return overlap.to(torch.float64) > threshold
-
-
-Ints = NDArray[np.int64]
 
 
 class CleanedPatch(NamedTuple):

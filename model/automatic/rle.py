@@ -39,13 +39,13 @@ class Rle:
         return f"Rle(size={self.size}, counts={start!r}, {len(self.counts)} characters)"
 
 
-def encode(mask: NDArray[np.bool_]) -> Rle:
+def encode(mask: Bools) -> Rle:
     """Encode a whole mask, (height, width) bool."""
     height, width = mask.shape
     return encode_patch(mask, (0, 0), (height, width))
 
 
-def encode_patch(patch: NDArray[np.bool_], corner: tuple[int, int], size: tuple[int, int]) -> Rle:
+def encode_patch(patch: Bools, corner: tuple[int, int], size: tuple[int, int]) -> Rle:
     """Encode a mask from the pixels inside a window. All pixels outside the window are background.
 
     Args:
@@ -62,7 +62,7 @@ def encode_patch(patch: NDArray[np.bool_], corner: tuple[int, int], size: tuple[
     return encode_runs(*_column_runs(np.ascontiguousarray(patch.T), x * height + y, height), size)
 
 
-def encode_runs(starts: NDArray[np.int64], ends: NDArray[np.int64], size: tuple[int, int]) -> Rle:
+def encode_runs(starts: Ints, ends: Ints, size: tuple[int, int]) -> Rle:
     """Encode a mask from the foreground runs of each column, in column-major order.
 
     Args:
@@ -85,7 +85,7 @@ def encode_runs(starts: NDArray[np.int64], ends: NDArray[np.int64], size: tuple[
     return Rle((height, width), compress(counts))
 
 
-def decode(rle: Rle) -> NDArray[np.bool_]:
+def decode(rle: Rle) -> Bools:
     """Decode a mask, (height, width) bool. Raises ValueError if the counts don't match the size."""
     height, width = rle.size
     counts = _checked_counts(rle)
@@ -99,7 +99,7 @@ def area(rle: Rle) -> int:
     return int(_checked_counts(rle)[1::2].sum())
 
 
-def compress(counts: NDArray[np.int64]) -> str:
+def compress(counts: Ints) -> str:
     """Compress run lengths, (N,) int64, to ASCII.
 
     From the fourth run on, a length is stored as the difference from the length two runs earlier.
@@ -121,7 +121,7 @@ def compress(counts: NDArray[np.int64]) -> str:
     return bytes(groups[used] + _ASCII).decode("ascii")
 
 
-def decompress(text: str) -> NDArray[np.int64]:
+def decompress(text: str) -> Ints:
     """Decompress text that `compress` wrote into run lengths, (N,) int64. Raises ValueError for any other text."""
     # The bytes of non-ASCII text are outside the alphabet, so they are rejected below.
     data = text.encode("utf-8", errors="surrogatepass")
@@ -224,7 +224,7 @@ def _undo_differences(values: Ints, ends: Ints) -> Ints:
     return counts
 
 
-def _checked_counts(rle: Rle) -> NDArray[np.int64]:
+def _checked_counts(rle: Rle) -> Ints:
     counts = decompress(rle.counts)
     pixels = rle.size[0] * rle.size[1]
     # Also check single counts, because the sum of larger counts could wrap around to the expected value.
@@ -236,7 +236,7 @@ def _checked_counts(rle: Rle) -> NDArray[np.int64]:
     return counts
 
 
-def _column_runs(columns: NDArray[np.bool_], origin: int, stride: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _column_runs(columns: Bools, origin: int, stride: int) -> tuple[Ints, Ints]:
     """Return the starts and exclusive ends of the runs in each column, as positions in the column-major frame.
 
     `columns` is (columns, pixels). Pixel (c, p) is at position `origin + c * stride + p` of the frame.
@@ -280,7 +280,7 @@ class MaskRecord:
     output: int | None = None
 
     @property
-    def mask(self) -> NDArray[np.bool_]:
+    def mask(self) -> Bools:
         """Pixels of the mask, (height, width) bool. Each access decodes them again, so that records stay small."""
         return decode(self.segmentation)
 

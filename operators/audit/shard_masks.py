@@ -8,12 +8,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 from pycocotools import mask as coco
 
 from segmint.catalogs.findings import Code, Finding, FindingLocation
 from segmint.model.automatic.rle import decompress_many
-from segmint.operators.audit.masks import Floats, Ints, MaskColumns, MaskLimits
+from segmint.operators.audit.masks import Bools, Floats, Ints, MaskColumns, MaskLimits
 from segmint.operators.audit.rows import ShardTables, int_column
 from segmint.operators.audit.submissions import (
     MaskOrigins,
@@ -24,8 +23,6 @@ from segmint.operators.audit.submissions import (
 )
 from segmint.operators.redactions import container_ids
 from segmint.operators.rows import MASKS_PER_IMAGE_LIMIT, PLAUSIBLE_IOU, Row
-
-Bools = NDArray[np.bool_]
 
 
 class ShardMasks:

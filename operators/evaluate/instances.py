@@ -46,9 +46,7 @@ class BoxMask:
 
 
 @torch.inference_mode()
-def segment_boxes(
-    predictor: Predictor, embedding: Embedding, boxes: NDArray[np.float64], refine: bool = True
-) -> list[BoxMask]:
+def segment_boxes(predictor: Predictor, embedding: Embedding, boxes: Floats, refine: bool = True) -> list[BoxMask]:
     """Draw a mask for each box, (N, 4) as x0, y0, x1, y1 in pixels of the embedding's frame.
 
     The model draws three masks for each box, and the mask with the highest predicted IoU wins. With `refine`, the model
@@ -72,7 +70,7 @@ def segment_boxes(
     return found
 
 
-def boxes_of(masks: Sequence[CocoRle]) -> NDArray[np.float64]:
+def boxes_of(masks: Sequence[CocoRle]) -> Floats:
     """Return the boxes of masks, (N, 4): x0, y0, x1, y1 of the outermost pixels. Raise ValueError for an empty mask."""
     x, y, width, height = np.array([coco.toBbox(rle) for rle in masks], dtype=np.float64).reshape(-1, 4).T
     if not width.all():
@@ -80,13 +78,13 @@ def boxes_of(masks: Sequence[CocoRle]) -> NDArray[np.float64]:
     return np.stack([x, y, x + width - 1, y + height - 1], axis=1)
 
 
-def iou_in_order(truth: Sequence[CocoRle], found: Sequence[CocoRle]) -> NDArray[np.float64]:
+def iou_in_order(truth: Sequence[CocoRle], found: Sequence[CocoRle]) -> Floats:
     """Return the IoU of each true mask with the predicted mask at the same position, (N,)."""
     pairs = zip(truth, found, strict=True)
     return np.array([coco.iou([second], [first], [0])[0, 0] for first, second in pairs], dtype=np.float64)
 
 
-def iou_assigned(truth: Sequence[CocoRle], found: Sequence[CocoRle]) -> NDArray[np.float64]:
+def iou_assigned(truth: Sequence[CocoRle], found: Sequence[CocoRle]) -> Floats:
     """Assign predicted masks to true masks one to one, and return the IoU of each true mask, (N,), or 0 if unassigned.
 
     The assignment maximizes the sum of IoUs.
@@ -159,7 +157,7 @@ class ImageMatches:
         truth: (areas,) int64, ground-truth masks that are not ignored.
     """
 
-    scores: NDArray[np.float64]
+    scores: Floats
     bits: NDArray[np.uint8]
     truth: NDArray[np.int64]
 
@@ -219,7 +217,7 @@ class _ImageEvaluation:
         return np.array([np.count_nonzero(result["gtIgnore"] == 0) for result in self.results], dtype=np.int64)
 
 
-def _overlaps(truth: Sequence[TrueMask], found: Sequence[PredictedMask]) -> NDArray[np.float64]:
+def _overlaps(truth: Sequence[TrueMask], found: Sequence[PredictedMask]) -> Floats:
     """Return the IoU of each pair, (found, truth). For a crowd, return the share of the prediction that it covers."""
     if not truth or not found:
         return np.zeros((len(found), len(truth)))
@@ -228,7 +226,7 @@ def _overlaps(truth: Sequence[TrueMask], found: Sequence[PredictedMask]) -> NDAr
 
 
 def _evaluate(
-    truth: Sequence[TrueMask], found: Sequence[PredictedMask], overlaps: NDArray[np.float64], most: int
+    truth: Sequence[TrueMask], found: Sequence[PredictedMask], overlaps: Floats, most: int
 ) -> _ImageEvaluation:
     evaluation = COCOeval(iouType="segm")
     # This is the data that `evaluate` prepares from files. Ids begin with 1, because 0 means no match.

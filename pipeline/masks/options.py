@@ -8,11 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from segmint.infra.errors import UsageError
-from segmint.operators.images import decode_jpeg
+from segmint.operators.images import Pixels, decode_jpeg
 from segmint.operators.prepare.release import ReleaseConfig, encode_original, largest_size, release, resized
 from segmint.operators.segment.mask_config import MasksConfig
 from segmint.pipeline.config.yaml_file import Document, apply_override, check
@@ -223,9 +220,6 @@ def check_prompts(prompts: Sequence[PhotographPrompt], image: str, height: int, 
 
 def _text(numbers: Sequence[float]) -> str:
     return ",".join(f"{number:.15g}" for number in numbers)
-
-
-Pixels = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)

@@ -95,7 +95,8 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def undisturbed(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Digests of the files that this machine writes alone, with a local Ray."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    segmint("build", write_config(folder / "build.yaml", photos, folder / "dataset", **SETTINGS), timeout=1200)
+    alone = SETTINGS | {"resources": {"segment": {"actors": 1}}}
+    segmint("build", write_config(folder / "build.yaml", photos, folder / "dataset", **alone), timeout=1200)
     return digests(folder / "dataset")
 
 

@@ -37,7 +37,7 @@ from segmint.operators.evaluate.edges import (
     stack,
     thresholds,
 )
-from segmint.operators.intervals import Interval, basis, figure_intervals, holm, swap_p
+from segmint.operators.intervals import Floats, Interval, basis, figure_intervals, holm, swap_p
 from segmint.operators.rows import Row
 from segmint.pipeline.engine.evaluate.page import ComparedScore, Curve, Curves, FiguresPage, Table, cell, comparison
 from segmint.pipeline.engine.evaluate.result import (
@@ -180,8 +180,6 @@ def counts_of(row: Row) -> EdgeCounts:
     """Return the counts of a row."""
     return EdgeCounts(*(np.array(row[name], dtype=np.int64) for name in COUNTS))
 
-
-Floats = NDArray[np.float64]
 
 FIGURES = ("ods", "ois", "ap", "r50")
 

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
@@ -31,7 +30,7 @@ from segmint.operators.evaluate.instances import (
     segment_boxes,
 )
 from segmint.operators.evaluate.settings import DATASET
-from segmint.operators.intervals import Interval, basis, figure_intervals, holm, sign_flip_p, swap_p
+from segmint.operators.intervals import Floats, Interval, basis, figure_intervals, holm, sign_flip_p, swap_p
 from segmint.operators.rows import Row
 from segmint.pipeline.engine.evaluate.boxes import (
     NO_CATEGORY,
@@ -199,9 +198,7 @@ class OverlapMeasure:
                 rows.append({**place, "iou": float(iou)})
         return rows
 
-    def _overlaps(
-        self, masks: Sequence[TruthMask], found: Sequence[PredictedResult], in_order: bool
-    ) -> NDArray[np.float64]:
+    def _overlaps(self, masks: Sequence[TruthMask], found: Sequence[PredictedResult], in_order: bool) -> Floats:
         rles = [mask.rle for mask in masks]
         if in_order:
             return iou_in_order(rles, [mask.rle for mask in found])
@@ -236,8 +233,6 @@ def _segment(
 def _category(mask: TruthMask) -> int:
     return NO_CATEGORY if mask.category is None else mask.category
 
-
-Floats = NDArray[np.float64]
 
 SHOWN = {
     "ap": "AP",

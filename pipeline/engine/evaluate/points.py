@@ -24,7 +24,7 @@ from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.infra.wording import count, counted
 from segmint.operators.evaluate.settings import FirstClick, PointsSettings
-from segmint.operators.images import JpegDecoder
+from segmint.operators.images import JpegDecoder, Pixels
 from segmint.operators.intervals import Interval, basis
 from segmint.operators.rows import Row
 from segmint.pipeline.engine.evaluate.page import (
@@ -88,7 +88,6 @@ _FOREGROUND, _BACKGROUND = (25, 125, 50), (190, 35, 30)
 _FILL = 0.5
 _QUALITY = 85
 
-Pixels = NDArray[np.uint8]
 Crop = tuple[int, int, int, int]
 """Crop of an image as (left, top, right, bottom) in pixels, where right and bottom are exclusive."""
 

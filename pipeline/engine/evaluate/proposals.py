@@ -28,7 +28,7 @@ from segmint.operators.evaluate.instances import (
     propose_objects,
     recall_counts,
 )
-from segmint.operators.intervals import Interval, basis, figure_intervals, holm, swap_p
+from segmint.operators.intervals import Floats, Interval, basis, figure_intervals, holm, swap_p
 from segmint.operators.rows import Row
 from segmint.pipeline.engine.evaluate.page import ComparedScore, FiguresPage, Table, cell, comparison
 from segmint.pipeline.engine.evaluate.result import (
@@ -151,8 +151,6 @@ def _generator(model: Predictor, points_per_side: int) -> MaskGenerator:
     """Return a model's mask generator. Its threads live as long as the process."""
     return MaskGenerator(model, proposal_settings(points_per_side))
 
-
-Floats = NDArray[np.float64]
 
 _CELLS = len(LIMITS) * len(AREAS)
 

@@ -21,6 +21,7 @@ from segmint.operators.evaluate.points import MaskScores, NoNumberError, click_m
 from segmint.operators.evaluate.settings import PointsSettings
 from segmint.operators.intervals import (
     RESAMPLES,
+    Floats,
     Interval,
     basis,
     holm,
@@ -44,8 +45,6 @@ from segmint.pipeline.engine.evaluate.result import (
     with_embeddings,
 )
 from segmint.pipeline.engine.evaluate.truth import Truth, TruthImage, TruthMask
-
-Floats = NDArray[np.float64]
 
 Over = Literal["masks", "images", "datasets"]
 """Units of a mean: masks, images (means over their masks), or datasets (means over their masks)."""

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.building.driver import set_pace
 from benchmarks.building.scale import write_build
-from benchmarks.building.stubs import MASKS, RELEASE_BYTES, released
+from benchmarks.building.stubs import EVENTS, MASKS, PACE, RELEASE_BYTES, StubbedSegment, released
 from segmint.pipeline.quality.audit.integrity import audit_integrity
 from tests.support.locations import location_of
 from tests.support.stubbed import write_dataset
@@ -29,3 +30,16 @@ def test_images_are_as_large_as_they_are_asked_to_be(monkeypatch: pytest.MonkeyP
     assert len(released(1)) == len(released(2)) == 100_000
     assert released(1) == released(1) != released(2)
     assert released(1).startswith(small)
+
+
+def test_the_pace_of_segment_actors_may_change_during_a_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr("benchmarks.building.stubs.time.sleep", slept.append)
+    monkeypatch.setenv(PACE, str(tmp_path / "pace"))
+    monkeypatch.setenv(EVENTS, str(tmp_path / "events"))
+    segment = object.__new__(StubbedSegment)
+    for seconds in (0.5, 0.25):
+        set_pace(tmp_path, seconds)
+        assert list(segment._find(["an image", None])) == ["an image"]
+    assert slept == [0.5, 0.25]
+    assert (tmp_path / "events").read_text().count(" image ") == 2
