@@ -78,7 +78,8 @@ def main() -> None:
         parts = build.result()
     name = "long_build-photographs" if arguments.photographs else "long_build"
     write_result(arguments.output or RESULTS / f"{name}.json", name, machine, parts)
-    print(json.dumps({key: parts[key] for key in ("build", "rows", "audit")}, indent=1))
+    build_figures = {key: value for key, value in parts["build"].items() if key != "pieces"}
+    print(json.dumps({"build": build_figures, "rows": parts["rows"], "audit": parts["audit"]}, indent=1))
 
 
 class LongBuild:

@@ -13,9 +13,10 @@ from segmint.model.automatic.crops import box_of, xyxy_to_xywh
 from segmint.model.automatic.generator import MaskGenerator, Report
 from segmint.model.automatic.rle import MaskRecord, encode
 from segmint.model.sam.predictor import Predictor
+from segmint.operators.images import Pixels
 from segmint.operators.segment.mask_config import MasksConfig
 from segmint.operators.segmenter.prompted import masks_of_prompts
-from segmint.pipeline.masks.options import Frame, MasksOptions, PhotographPrompt, Pixels
+from segmint.pipeline.masks.options import Frame, MasksOptions, PhotographPrompt
 
 
 @dataclass(frozen=True)
