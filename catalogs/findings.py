@@ -155,7 +155,7 @@ SENTENCES = {
     Code.MISSING_ATTRIBUTION: "An image's license requires attribution, but its row doesn't credit anyone.",
     Code.STILL_DETECTED: "A detector finds a face or plate outside the redacted regions.",
     Code.GPS_POSITION: "An image's metadata contains the position where it was taken.",
-    Code.OTHER_THUMBNAIL: "An image's metadata contains a thumbnail that shows something else.",
+    Code.OTHER_THUMBNAIL: "An image's file contains a thumbnail or a reduced copy that shows something else.",
     Code.REPEATED_SOURCE: "An image was made from the same bytes as an earlier one.",
     Code.SIMILAR_IMAGE: "An image is a near-duplicate of an earlier one by perceptual hash.",
     Code.SPLIT_LEAK: "An image of a split is a copy or near-duplicate of one in another split.",
