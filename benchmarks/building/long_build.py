@@ -144,10 +144,12 @@ class LongBuild:
                     how = "killed"
                 elif time.monotonic() > end:
                     how = "out of time"
-            how = "complete" if process.poll() == 0 else how
+            ended = process.poll()
             process.send_signal(signal.SIGKILL)
             process.wait()
-        if how == "complete" and process.returncode not in (0, -signal.SIGKILL):
+        if ended == 0:
+            how = "complete"
+        elif ended is not None:
             raise SystemExit(f"the build ended with {process.returncode}:\n{self._log()[-4000:]}")
         seconds, done = time.monotonic() - began, self.committed() - before
         rows = max(1, min(done * ROWS_PER_SHARD, self.rows))
