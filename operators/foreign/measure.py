@@ -26,7 +26,7 @@ from segmint.infra.storage.stores import check_size
 from segmint.infra.tars import BadTarError, TarReader, is_plain_file
 from segmint.infra.uris import base_name
 from segmint.operators.annotations.image import Size
-from segmint.operators.audit.privacy import frame_size, metadata_name
+from segmint.operators.audit.privacy import frame_size, is_profile_segment, metadata_name
 from segmint.operators.describe import describe_table
 from segmint.operators.foreign.layouts import (
     JPEGS,
@@ -39,7 +39,7 @@ from segmint.operators.foreign.layouts import (
 )
 from segmint.operators.foreign.masks import ForeignImage, read_header, read_masks
 from segmint.operators.images import JpegDecoder, Pixels, UndecodableError
-from segmint.operators.opt_out import png_chunks
+from segmint.operators.opt_out import png_chunks, webp_chunks
 from segmint.operators.prepare.ingest import ingest, open_image, upright_size
 from segmint.operators.prepare.ingest_config import ANY_SIZE, recognize
 from segmint.operators.prepare.read_image import to_srgb
@@ -58,7 +58,17 @@ _PNG_PLAIN = frozenset(
     b"IHDR PLTE IDAT IEND tRNS gAMA cHRM sRGB iCCP sBIT bKGD hIST pHYs sPLT cICP mDCV cLLI eXIf".split()
 )
 """Chunks of a PNG that describe its pixels, and `eXIf`, which Pillow reads."""
-_TIFF_METADATA = {33723: "IPTC data", 34377: "Photoshop data", 34665: "EXIF"}
+_WEBP_PLAIN = frozenset({b"VP8 ", b"VP8L", b"VP8X", b"ALPH", b"ICCP"})
+_WEBP_METADATA = {b"EXIF": "EXIF", b"XMP ": "XMP"}  # also if the header doesn't announce them, and Pillow ignores them
+_TIFF_METADATA = {
+    330: "more pictures",
+    33723: "IPTC data",
+    33922: "a place on a map",
+    34264: "a place on a map",
+    34377: "Photoshop data",
+    34665: "EXIF",
+    37724: "Photoshop data",  # the layers, which may show what the picture doesn't
+}
 
 
 @dataclass(frozen=True)
@@ -90,26 +100,11 @@ def examine_picture(data: bytes, *, with_pixels: bool) -> PictureFacts:
     kind = recognize(data, ANY_SIZE.decoded)
     pixels = ingest(data, ANY_SIZE).image
     gray = luma(pixels)
-    names = set()
-    end = len(data)
-    if kind == "JPEG":
-        for marker, start, stop in _segments(data):
-            if marker == _END:
-                end = stop
-            elif name := metadata_name(marker, data[start:stop]):
-                names.add(name)
-    elif kind == "PNG":
-        for chunk, _, stop in png_chunks(data):
-            if chunk in _PNG_TEXTS:
-                names.add("text")
-            elif chunk not in _PNG_PLAIN:
-                names.add(f"data in a chunk {chunk.decode('ascii', 'replace')!r}")
-            if chunk == b"IEND":
-                end = stop + 4  # after its checksum
-                break
-    elif kind == "WEBP":
-        end = min(end, 8 + int.from_bytes(data[4:8], "little"))
     image = open_image(data, kind)
+    names, end, has_profile = _parts(data, kind)
+    profile = image.info.get("icc_profile")
+    if has_profile and not _is_profile(profile):
+        names.add("other data in place of a color profile")
     names |= set(_tiff_metadata(image))
     has_position, other_thumbnail = False, False
     try:
@@ -122,7 +117,11 @@ def examine_picture(data: bytes, *, with_pixels: bool) -> PictureFacts:
     if _hides_colors(image):
         names.add("a picture under transparent pixels")
     other_thumbnail = other_thumbnail or not all(_shows(copy, gray) for copy in _reduced_copies(image))
-    names |= {name for key, name in (("exif", "EXIF"), ("xmp", "XMP"), ("comment", "a comment")) if key in image.info}
+    about = (("exif", "EXIF"), ("xmp", "XMP"), ("comment", "a comment"), ("thumbnails", "a thumbnail"))
+    names |= {name for key, name in about if image.info.get(key)}
+    depths = any(image.info.get(key) for key in ("depth_images", "aux"))
+    if depths or (getattr(image, "n_frames", 1) > 1 and kind == "HEIC"):  # a TIFF's pages are compared below
+        names.add("more pictures")
     if has_position or other_thumbnail:
         names.discard("EXIF")
     return PictureFacts(
@@ -143,6 +142,53 @@ def picture_sizes(data: bytes) -> tuple[tuple[int, int], tuple[int, int]]:
     image = open_image(data, recognize(data, ANY_SIZE.decoded))
     width, height = upright_size(image)
     return (image.height, image.width), (height, width)
+
+
+def _parts(data: bytes, kind: str) -> tuple[set[str], int, bool]:
+    """Return the names of the metadata in the parts of a file, where its picture ends, and whether it has a profile.
+
+    In formats other than JPEG, PNG, and WebP, the picture ends with the file.
+    """
+    names, end, has_profile = set[str](), len(data), False
+    if kind == "JPEG":
+        for marker, start, stop in _segments(data):
+            has_profile = has_profile or is_profile_segment(marker, data[start:stop])
+            if marker == _END:
+                end = stop
+            elif name := metadata_name(marker, data[start:stop]):
+                names.add(name)
+    elif kind == "PNG":
+        for chunk, _, stop in png_chunks(data):
+            has_profile = has_profile or chunk == b"iCCP"
+            if chunk in _PNG_TEXTS:
+                names.add("text")
+            elif chunk not in _PNG_PLAIN:
+                names.add(_chunk_name(chunk))
+            if chunk == b"IEND":
+                end = stop + 4  # after its checksum
+                break
+    elif kind == "WEBP":
+        end = min(end, 8 + int.from_bytes(data[4:8], "little"))
+        pictures = 0
+        for chunk, _, _ in webp_chunks(data[:end]):
+            has_profile = has_profile or chunk == b"ICCP"
+            pictures += chunk in (b"VP8 ", b"VP8L")
+            if pictures > 1:
+                names.add("more pictures")
+            if chunk not in _WEBP_PLAIN:
+                names.add(_WEBP_METADATA.get(chunk) or _chunk_name(chunk))
+    return names, end, has_profile
+
+
+def _chunk_name(chunk: bytes) -> str:
+    return f"data in a chunk {chunk.decode('ascii', 'replace')!r}"
+
+
+def _is_profile(profile: bytes | None) -> bool:
+    """Return whether bytes are a color profile of the size that its header states (ICC.1, 7.2), and nothing else."""
+    if profile is None or profile[36:40] != b"acsp":
+        return False
+    return not profile[int.from_bytes(profile[:4]) :].strip(b"\0")
 
 
 def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:

@@ -2,6 +2,8 @@
 
 import io
 import json
+import struct
+import zlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image, PngImagePlugin, TiffImagePlugin
+from PIL import Image, ImageCms, PngImagePlugin, TiffImagePlugin
 
 from segmint.catalogs.findings import Code
 from segmint.operators.foreign.layouts import JPEGS, find_shards
@@ -19,6 +21,9 @@ from segmint.operators.rows import IMAGES, MASKS
 from tests.operators.foreign.test_masks import annotation, square
 from tests.support.locations import location_of
 from tests.support.photographs import photograph
+
+HEIC = Path(__file__).parents[2] / "support" / "heic"
+NO_PROFILE = "other data in place of a color profile"
 
 
 def measure(data: Path, folder: Path) -> list[MeasuredShard]:
@@ -117,6 +122,34 @@ def in_tiff(tag: int, value: str | bytes) -> bytes:
     return encoded(of_photograph("coffee"), "TIFF", tiffinfo=tags)
 
 
+def in_jpeg(marker: int, content: bytes) -> bytes:
+    segment = bytes([0xFF, marker]) + struct.pack(">H", len(content) + 2) + content
+    plain = encoded(of_photograph("coffee"), "JPEG")
+    return plain[:2] + segment + plain[2:]
+
+
+def in_webp(chunk: bytes, content: bytes) -> bytes:
+    """A WebP with another chunk that its header doesn't announce, so Pillow ignores it and other programs read it."""
+    content += b"\0" * (len(content) % 2)
+    body = encoded(of_photograph("coffee"), "WEBP")[8:] + chunk + struct.pack("<I", len(content)) + content
+    return b"RIFF" + struct.pack("<I", len(body)) + body
+
+
+def with_png_profile(content: bytes) -> bytes:
+    chunk = b"iCCP" + b"icc\0\0" + zlib.compress(content)
+    chunk = struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    plain = encoded(of_photograph("coffee"), "PNG")
+    return plain[:33] + chunk + plain[33:]
+
+
+def a_face() -> bytes:
+    return encoded(of_photograph("astronaut"), "JPEG")
+
+
+def profile() -> bytes:
+    return ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+
+
 def with_reduced_copy(of: str) -> bytes:
     """A TIFF whose second page says that it's a reduced copy of the first, and is one of the photograph `of`."""
     stream = io.BytesIO()
@@ -155,11 +188,27 @@ def with_hole(under: str | None) -> Image.Image:
         (lambda: encoded(of_photograph("coffee"), "PNG"), ()),
         (lambda: encoded(of_photograph("coffee"), "WEBP"), ()),
         (lambda: encoded(of_photograph("coffee"), "TIFF"), ()),
+        (lambda: in_tiff(37724, b"Adobe Photoshop Document Data Block"), ("Photoshop data",)),
+        (lambda: in_tiff(34264, (0.0,) * 16), ("a place on a map",)),
+        (lambda: in_webp(b"prVt", a_face()), ("data in a chunk 'prVt'",)),
+        (lambda: in_webp(b"EXIF", a_face()), ("EXIF",)),
+        (lambda: in_webp(b"VP8 ", encoded(of_photograph("astronaut"), "WEBP")[20:]), ("more pictures",)),
+        (lambda: in_webp(b"ICCP", profile()), (NO_PROFILE,)),
+        (lambda: with_png_profile(a_face()), (NO_PROFILE,)),
+        (lambda: encoded(of_photograph("coffee"), "PNG", icc_profile=profile()), ()),
+        (lambda: encoded(of_photograph("coffee"), "WEBP", icc_profile=profile()), ()),
+        ((HEIC / "two.heic").read_bytes, ("more pictures",)),
+        ((HEIC / "photograph.heic").read_bytes, ()),
+        (lambda: in_jpeg(0xE0, b"JFIF\0\1\1\0\0\1\0\1\0\0" + a_face()), ("a thumbnail",)),
+        (lambda: in_jpeg(0xE1, b"JFIF\0\1\1\0\0\1\0\1\0\0"), ("data in APP1",)),
+        (lambda: in_jpeg(0xEE, b"Adobe" + a_face()), ("data in APP14",)),
+        (lambda: in_jpeg(0xEE, b"Adobe\0\x64\0\0\0\0\1"), ()),
+        (lambda: in_jpeg(0xE2, b"ICC_PROFILE\0\1\1" + a_face()), (NO_PROFILE,)),
+        (lambda: in_jpeg(0xE2, b"ICC_PROFILE\0\1\1" + profile() + a_face()), (NO_PROFILE,)),
+        (lambda: in_jpeg(0xE2, b"ICC_PROFILE\0\1\1" + profile()), ()),
     ],
 )
-def test_what_other_containers_than_jpeg_contain_besides_the_picture(
-    data: Callable[[], bytes], names: tuple[str, ...]
-) -> None:
+def test_what_files_contain_besides_the_picture(data: Callable[[], bytes], names: tuple[str, ...]) -> None:
     facts = examine_picture(data(), with_pixels=False)
     assert (facts.metadata, facts.other_thumbnail, facts.more_bytes) == (names, False, 0)
 
