@@ -33,6 +33,7 @@ from segmint.operators.foreign.layouts import (
     ForeignFile,
     ForeignShard,
     ListedImage,
+    is_other_image,
     pair_files,
     read_file,
     read_labels,
@@ -289,6 +290,7 @@ class MeasuredShard:
     files: dict[str, TableFile] = field(default_factory=dict)
     images: int = 0
     boxes: int = 0  # boxes without a mask
+    unlisted: int = 0  # images in a tar that aren't JPEGs
     findings: FindingCollector = field(default_factory=FindingCollector)
 
 
@@ -312,7 +314,7 @@ def measure_shard(data: Location, shard: ForeignShard, folder: Path) -> Measured
             tar = data / shard.tar
             stream = stack.enter_context(tar.open())
             place = FindingLocation(shard.tar, shard.shard)
-            images = pair_files(_members(tar, stream, place, measured.findings))
+            images = pair_files(_members(tar, stream, place, measured))
             read = partial(_read_member, stream)
         rows = filter(None, map(_ShardReader(shard, measured, decoder, read).measure, images))
         while batch := list(islice(rows, _AT_ONCE)):
@@ -323,16 +325,15 @@ def measure_shard(data: Location, shard: ForeignShard, folder: Path) -> Measured
     return measured
 
 
-def _members(
-    tar: Location, stream: BinaryIO, place: FindingLocation, findings: FindingCollector
-) -> Iterator[ForeignFile]:
-    """Yield the plain files in a tar. Report a tar that can't be read to its end."""
+def _members(tar: Location, stream: BinaryIO, place: FindingLocation, measured: MeasuredShard) -> Iterator[ForeignFile]:
+    """Yield the plain files in a tar. Report a tar that can't be read to its end, and count images but JPEGs."""
     try:
         for member in TarReader(stream):
             if is_plain_file(member):
+                measured.unlisted += is_other_image(member.name)
                 yield ForeignFile(member.name, tar.uri, member.size, member.offset_data)
     except BadTarError as error:
-        findings.add(place.finding(Code.BAD_TAR, "a tar of plain files", error))
+        measured.findings.add(place.finding(Code.BAD_TAR, "a tar of plain files", error))
 
 
 def _read_member(tar: BinaryIO, file: ForeignFile, most: int) -> bytes:

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image, ImageCms, PngImagePlugin, TiffImagePlugin
 
+from segmint.catalogs.dataset.tables import Foreign
 from segmint.catalogs.findings import Code
 from segmint.operators.foreign.layouts import JPEGS, find_shards
 from segmint.operators.foreign.measure import IMAGES_PER_SHARD_LIMIT, MeasuredShard, examine_picture, measure_shard
@@ -28,7 +29,7 @@ NO_PROFILE = "other data in place of a color profile"
 
 def measure(data: Path, folder: Path) -> list[MeasuredShard]:
     folder.mkdir()
-    return [measure_shard(location_of(data), shard, folder) for shard in find_shards(location_of(data))]
+    return [measure_shard(location_of(data), shard, folder) for shard in find_shards(location_of(data), Foreign())]
 
 
 def put(folder: Path, stem: str, comments: int = 0) -> None:
@@ -62,7 +63,7 @@ def test_tables_have_the_columns_of_a_dataset(tmp_path: Path) -> None:
 
 def test_shards_never_share_ordinals(tmp_path: Path) -> None:
     put(tmp_path / "data", "a")
-    (loose,) = find_shards(location_of(tmp_path / "data"))
+    (loose,) = find_shards(location_of(tmp_path / "data"), Foreign())
     (tmp_path / "out").mkdir()
     later = measure_shard(location_of(tmp_path / "data"), replace(loose, shard=5), tmp_path / "out")
     row = pq.read_table(later.files["masks"].uri).to_pylist()[0]
@@ -79,7 +80,7 @@ def test_a_frame_behind_long_metadata_is_found(tmp_path: Path) -> None:
 def test_a_name_that_is_no_text_and_a_file_that_vanishes(tmp_path: Path) -> None:
     put(tmp_path / "data", "a\udcff")
     put(tmp_path / "data", "b")
-    shards = list(find_shards(location_of(tmp_path / "data")))
+    shards = list(find_shards(location_of(tmp_path / "data"), Foreign()))
     (tmp_path / "data" / "b.json").unlink()
     (tmp_path / "out").mkdir()
     (measured,) = [measure_shard(location_of(tmp_path / "data"), shard, tmp_path / "out") for shard in shards]
