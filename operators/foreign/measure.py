@@ -44,6 +44,7 @@ from segmint.operators.opt_out import png_chunks, webp_chunks
 from segmint.operators.prepare.ingest import ingest, open_image, upright_size
 from segmint.operators.prepare.ingest_config import ANY_SIZE, recognize
 from segmint.operators.prepare.read_image import to_srgb
+from segmint.operators.redactions import boxes
 from segmint.operators.rows import IMAGES, MASKS, MASKS_PER_IMAGE_LIMIT, SEGMENTED, Row, to_table
 from segmint.operators.shards.put import ROW_GROUP_ROWS
 from segmint.operators.similar.near import FRAME, THUMBNAIL, Gray, luma, normalized_views, same_view, view_hashes
@@ -61,6 +62,9 @@ _PNG_PLAIN = frozenset(
 """Chunks of a PNG that describe its pixels, and `eXIf`, which Pillow reads."""
 _WEBP_PLAIN = frozenset({b"VP8 ", b"VP8L", b"VP8X", b"ALPH", b"ICCP"})
 _WEBP_METADATA = {b"EXIF": "EXIF", b"XMP ": "XMP"}  # also if the header doesn't announce them, and Pillow ignores them
+_GIF_TEXTS = {b"\xfe": "a comment", b"\x01": "text"}
+_GIF_PLAIN = frozenset({b"NETSCAPE2.0", b"ANIMEXTS1.0", b"ICCRGBG1012"})  # how often to play it, and its colors
+_BOXES = frozenset({b"ftyp", b"meta", b"mdat", b"moov"})
 _TIFF_METADATA = {
     330: "more pictures",
     33723: "IPTC data",
@@ -81,7 +85,7 @@ class PictureFacts:
       isn't one.
     - `has_position`: whether the metadata contains where the picture was taken.
     - `other_thumbnail`: whether the file contains a thumbnail or a reduced copy that shows something else.
-    - `more_bytes`: number of bytes after the end of a JPEG's, PNG's, or WebP's picture.
+    - `more_bytes`: number of bytes after the end of a JPEG's, PNG's, WebP's, or GIF's picture.
     - `pixels`: the upright picture, (H, W, 3) uint8 RGB, if requested.
     """
 
@@ -148,7 +152,7 @@ def picture_sizes(data: bytes) -> tuple[tuple[int, int], tuple[int, int]]:
 def _parts(data: bytes, kind: str) -> tuple[set[str], int, bool]:
     """Return the names of the metadata in the parts of a file, where its picture ends, and whether it has a profile.
 
-    In formats other than JPEG, PNG, and WebP, the picture ends with the file.
+    In TIFF, BMP, AVIF, and HEIC, the picture ends with the file.
     """
     names, end, has_profile = set[str](), len(data), False
     if kind == "JPEG":
@@ -178,7 +182,38 @@ def _parts(data: bytes, kind: str) -> tuple[set[str], int, bool]:
                 names.add("more pictures")
             if chunk not in _WEBP_PLAIN:
                 names.add(_WEBP_METADATA.get(chunk) or _chunk_name(chunk))
+    elif kind == "GIF":
+        names, end = _gif_parts(data)
+    elif kind in ("AVIF", "HEIC"):
+        for box, start, stop in boxes(data):
+            if box not in _BOXES and data[start:stop].strip(b"\0"):  # zeros fill a box that isn't used
+                names.add(f"data in a box {box.decode('ascii', 'replace')!r}")
     return names, end, has_profile
+
+
+def _gif_parts(data: bytes) -> tuple[set[str], int]:
+    """Return the names of the metadata in a GIF's extensions, and where its picture ends (GIF89a, sections 17-27)."""
+    names = set[str]()
+    position = 13 + _color_table_bytes(data[10:11])
+    while (start := data[position : position + 1]) in (b",", b"!"):  # a frame or an extension
+        if start == b",":
+            position += 11 + _color_table_bytes(data[position + 9 : position + 10])
+        else:
+            label, content = data[position + 1 : position + 2], data[position + 3 : position + 14]
+            if label == b"\xff" and content not in _GIF_PLAIN:
+                names.add("XMP" if content == b"XMP DataXMP" else "data of an application")
+            elif label in _GIF_TEXTS:
+                names.add(_GIF_TEXTS[label])
+            position += 2
+        while position < len(data) and data[position]:  # blocks, each behind its size
+            position += 1 + data[position]
+        position += 1
+    return names, min(position + 1, len(data))
+
+
+def _color_table_bytes(flags: bytes) -> int:
+    bits = int.from_bytes(flags)
+    return 3 << ((bits & 7) + 1) if bits & 0x80 else 0
 
 
 def _chunk_name(chunk: bytes) -> str:

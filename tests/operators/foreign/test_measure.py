@@ -136,6 +136,16 @@ def in_webp(chunk: bytes, content: bytes) -> bytes:
     return b"RIFF" + struct.pack("<I", len(body)) + body
 
 
+def in_gif(extension: bytes) -> bytes:
+    plain = encoded(of_photograph("coffee"), "GIF")
+    start = 13 + (3 << ((plain[10] & 7) + 1))
+    return plain[:start] + extension + plain[start:]
+
+
+def with_box(container: str, name: bytes, content: bytes) -> bytes:
+    return encoded(of_photograph("coffee"), container) + struct.pack(">I", len(content) + 8) + name + content
+
+
 def with_png_profile(content: bytes) -> bytes:
     chunk = b"iCCP" + b"icc\0\0" + zlib.compress(content)
     chunk = struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
@@ -198,6 +208,12 @@ def with_hole(under: str | None) -> Image.Image:
         (lambda: with_png_profile(a_face()), (NO_PROFILE,)),
         (lambda: encoded(of_photograph("coffee"), "PNG", icc_profile=profile()), ()),
         (lambda: encoded(of_photograph("coffee"), "WEBP", icc_profile=profile()), ()),
+        (lambda: in_gif(b"\x21\xff\x0bXMP DataXMP<x/>\1" + bytes(range(255, -1, -1)) + b"\0"), ("XMP",)),
+        (lambda: in_gif(b"\x21\xff\x0bPRIVATE1234\5hello\0"), ("data of an application",)),
+        (lambda: in_gif(b"\x21\xff\x0bNETSCAPE2.0\3\1\0\0\0"), ()),
+        (lambda: encoded(of_photograph("coffee"), "GIF")[:-1] + b"\x21\xfe\5hello\0\x3b", ("a comment",)),
+        (lambda: with_box("AVIF", b"uuid", b"more"), ("data in a box 'uuid'",)),
+        (lambda: with_box("AVIF", b"free", b"\0" * 9), ()),
         ((HEIC / "two.heic").read_bytes, ("more pictures",)),
         ((HEIC / "photograph.heic").read_bytes, ()),
         (lambda: in_jpeg(0xE0, b"JFIF\0\1\1\0\0\1\0\1\0\0" + a_face()), ("a thumbnail",)),
@@ -214,7 +230,7 @@ def test_what_files_contain_besides_the_picture(data: Callable[[], bytes], names
     assert (facts.metadata, facts.other_thumbnail, facts.more_bytes) == (names, False, 0)
 
 
-@pytest.mark.parametrize("container", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("container", ["JPEG", "PNG", "WEBP", "GIF"])
 def test_bytes_after_the_end_of_a_picture_are_counted(container: str) -> None:
     data = encoded(of_photograph("coffee"), container)
     hidden = encoded(of_photograph("astronaut"), "JPEG")
