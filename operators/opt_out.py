@@ -246,15 +246,19 @@ def _png_packet(kind: bytes, content: bytes, room: int) -> bytes:
 
 def _in_webp(data: bytes) -> Iterator[Part]:
     """Read all RIFF chunks but pixels, because some software misspells the name of XMP."""
-    position = 12
-    for _ in range(MOST_PARTS):
-        if position + 8 > len(data):
-            return
-        kind, length = struct.unpack_from("<4sI", data, position)
+    for kind, start, stop in islice(webp_chunks(data), MOST_PARTS):
         if kind == b"C2PA":
             yield "c2pa", b""
         elif kind not in _WEBP_PIXELS:
-            yield "xmp", data[position + 8 : position + 8 + length]
+            yield "xmp", data[start:stop]
+
+
+def webp_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """Yield the kind of each chunk of a WebP, and where its content starts and stops."""
+    position = 12
+    while position + 8 <= len(data):
+        kind, length = struct.unpack_from("<4sI", data, position)
+        yield kind, position + 8, position + 8 + length
         position += 8 + length + length % 2
 
 

@@ -193,6 +193,11 @@ class CommitLog:
         generations = self.generations()
         return {shard: max(generations[shard]) for shard in sorted(generations)}
 
+    def replaced_since(self, committed: Mapping[int, int]) -> list[int]:
+        """Return the shards whose generation isn't the one in `committed` anymore, from an earlier call."""
+        now = self.committed()
+        return [shard for shard, generation in committed.items() if now.get(shard) != generation]
+
     def generations(self) -> dict[int, list[int]]:
         """Return the generations of each committed shard, ascending. Files with other names are ignored."""
         return generations_of(entry.name for entry in self._folder.list())

@@ -77,12 +77,14 @@ class TableFile(NamedTuple):
 class Foreign:
     """Layout of data that segmint did not write, and what was found while listing and measuring it.
 
-    `boxes` is the number of boxes without a mask, and `notes` contains further remarks for the user.
+    `boxes` is the number of boxes without a mask, `unlisted` the number of image files without annotations, which
+    nobody looked at, and `notes` contains further remarks for the user.
     """
 
     kind: Kind = "sa1b"
     findings: FindingCollector = field(default_factory=FindingCollector)
     boxes: int = 0
+    unlisted: int = 0
     notes: list[str] = field(default_factory=list)
 
 

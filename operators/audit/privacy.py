@@ -461,6 +461,8 @@ _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _SCAN, _END, _FILL = 0xDA, 0xD9, 0xFF
 _COMMENT = 0xFE
 _APPLICATIONS = range(0xE0, 0xF0)
+_JFIF, _PROFILES, _ADOBE = 0xE0, 0xE2, 0xEE  # applications' segments that tell how to show the picture
+_JFIF_BYTES, _ADOBE_BYTES = 14, 12  # without a thumbnail
 _PROFILE = b"ICC_PROFILE\0"
 _BARE = frozenset(range(0xD0, 0xD8)) | {0x01}
 _KNOWN = {
@@ -480,6 +482,11 @@ def metadata_names(data: bytes) -> list[str]:
     return sorted({name for beginning, name in _KNOWN.items() if beginning in data})
 
 
+def is_profile_segment(marker: int, contents: bytes) -> bool:
+    """Return whether a JPEG's segment says that it contains a color profile or a part of one."""
+    return marker == _PROFILES and contents.startswith(_PROFILE)
+
+
 def metadata_name(marker: int, contents: bytes) -> str | None:
     """Return the name of the metadata in a JPEG's segment, or None if the segment contains none.
 
@@ -487,10 +494,12 @@ def metadata_name(marker: int, contents: bytes) -> str | None:
     """
     if marker == _COMMENT:
         return "a comment"
-    if marker not in _APPLICATIONS or contents.startswith((_PROFILE, b"Adobe")):
+    if marker not in _APPLICATIONS or is_profile_segment(marker, contents):
         return None
-    if contents.startswith(b"JFIF\0"):
-        return "a thumbnail" if any(contents[12:14]) else None
+    if marker == _ADOBE and contents.startswith(b"Adobe") and len(contents) == _ADOBE_BYTES:
+        return None
+    if marker == _JFIF and contents.startswith(b"JFIF\0"):
+        return "a thumbnail" if any(contents[12:14]) or len(contents) > _JFIF_BYTES else None
     for beginning, name in _KNOWN.items():
         if contents.startswith(beginning):
             return name

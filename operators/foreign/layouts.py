@@ -130,8 +130,11 @@ class ForeignShard:
     classes: YoloClasses = NO_CLASSES
 
 
-def find_shards(folder: Location) -> Iterator[ForeignShard]:
-    """Yield the shards of pairs below a folder as they are found, and then those of tars."""
+def find_shards(folder: Location, foreign: Foreign) -> Iterator[ForeignShard]:
+    """Yield the shards of pairs below a folder as they are found, and then those of tars.
+
+    Images that aren't JPEGs are only counted in `foreign`.
+    """
     tars: list[str] = []
 
     def files() -> Iterator[ForeignFile]:
@@ -139,6 +142,7 @@ def find_shards(folder: Location) -> Iterator[ForeignShard]:
             if entry.name.lower().endswith(".tar"):
                 tars.append(entry.name)
             else:
+                foreign.unlisted += is_other_image(entry.name)
                 yield ForeignFile(entry.name, (folder / entry.name).uri, entry.size)
 
     return list_shards("sa1b", pair_files(files()), tars=tars)
@@ -181,6 +185,11 @@ def list_shards(
 def kind_of(name: str) -> str | None:
     """Return `jpeg` or `json`, depending on a file name's extension, or None for any other file."""
     return _ENDINGS.get(name[name.rfind(".") :].lower())
+
+
+def is_other_image(name: str) -> bool:
+    """Return whether a file has the name of an image that isn't a JPEG, and therefore belongs to no pair."""
+    return kind_of(name) is None and name.lower().endswith(IMAGE_ENDINGS)
 
 
 def read_file(storage: Storage, file: ForeignFile, most: int) -> bytes:
@@ -509,7 +518,8 @@ def _find_layout(files: Sequence[Location], images: Location | None) -> _Layout:
     for file in settings:
         if file == data or file.exists():
             yolo = Foreign("yolo")
-            return yolo, list_yolo(file, _pictures(images or Location(file.storage, parent(file.uri))), yolo)
+            pictures = _pictures(images or Location(file.storage, parent(file.uri)))
+            return yolo, _count_unlisted(list_yolo(file, pictures, yolo), pictures, yolo)
     found = _json_files(data)
     if found is not None:
         coco = Foreign("coco")
@@ -520,7 +530,8 @@ def _find_layout(files: Sequence[Location], images: Location | None) -> _Layout:
             return coco, _coco_shards(chain([first], documents), pictures, coco)
     if images is not None:
         raise UsageError(f"--images is only for COCO files and YOLO datasets, which {data} isn't")
-    return Foreign("sa1b"), find_shards(data)
+    pairs = Foreign("sa1b")
+    return pairs, find_shards(data, pairs)
 
 
 def _named_coco(files: Sequence[Location], images: Location | None) -> _Layout:
@@ -539,7 +550,19 @@ def _named_coco(files: Sequence[Location], images: Location | None) -> _Layout:
 def _coco_shards(documents: Iterable[_Document], pictures: PictureFolder, coco: Foreign) -> Iterator[ForeignShard]:
     listed: set[tuple[str, str]] = set()
     images = (list_coco(document, name, pictures, coco, listed) for name, document in documents)
-    return list_shards("coco", chain.from_iterable(images))
+    return _count_unlisted(list_shards("coco", chain.from_iterable(images)), pictures, coco)
+
+
+def _count_unlisted(
+    shards: Iterable[ForeignShard], pictures: PictureFolder, foreign: Foreign
+) -> Iterator[ForeignShard]:
+    """Yield the shards, and then count the image files in the folder that none of them lists."""
+    listed = set[str]()
+    for shard in shards:
+        listed.update(image.name for image in shard.images)
+        yield shard
+    others = pictures.sizes.keys() - listed
+    foreign.unlisted = sum(name.lower().endswith(IMAGE_ENDINGS) for name in others)
 
 
 def _documents(folder: Location, names: Sequence[str], coco: Foreign) -> Iterator[_Document]:

@@ -26,23 +26,25 @@ from segmint.infra.storage.stores import check_size
 from segmint.infra.tars import BadTarError, TarReader, is_plain_file
 from segmint.infra.uris import base_name
 from segmint.operators.annotations.image import Size
-from segmint.operators.audit.privacy import frame_size, metadata_name
+from segmint.operators.audit.privacy import frame_size, is_profile_segment, metadata_name
 from segmint.operators.describe import describe_table
 from segmint.operators.foreign.layouts import (
     JPEGS,
     ForeignFile,
     ForeignShard,
     ListedImage,
+    is_other_image,
     pair_files,
     read_file,
     read_labels,
 )
 from segmint.operators.foreign.masks import ForeignImage, read_header, read_masks
 from segmint.operators.images import JpegDecoder, Pixels, UndecodableError
-from segmint.operators.opt_out import png_chunks
+from segmint.operators.opt_out import png_chunks, webp_chunks
 from segmint.operators.prepare.ingest import ingest, open_image, upright_size
 from segmint.operators.prepare.ingest_config import ANY_SIZE, recognize
 from segmint.operators.prepare.read_image import to_srgb
+from segmint.operators.redactions import boxes
 from segmint.operators.rows import IMAGES, MASKS, MASKS_PER_IMAGE_LIMIT, SEGMENTED, Row, to_table
 from segmint.operators.shards.put import ROW_GROUP_ROWS
 from segmint.operators.similar.near import FRAME, THUMBNAIL, Gray, luma, normalized_views, same_view, view_hashes
@@ -58,7 +60,20 @@ _PNG_PLAIN = frozenset(
     b"IHDR PLTE IDAT IEND tRNS gAMA cHRM sRGB iCCP sBIT bKGD hIST pHYs sPLT cICP mDCV cLLI eXIf".split()
 )
 """Chunks of a PNG that describe its pixels, and `eXIf`, which Pillow reads."""
-_TIFF_METADATA = {33723: "IPTC data", 34377: "Photoshop data", 34665: "EXIF"}
+_WEBP_PLAIN = frozenset({b"VP8 ", b"VP8L", b"VP8X", b"ALPH", b"ICCP"})
+_WEBP_METADATA = {b"EXIF": "EXIF", b"XMP ": "XMP"}  # also if the header doesn't announce them, and Pillow ignores them
+_GIF_TEXTS = {b"\xfe": "a comment", b"\x01": "text"}
+_GIF_PLAIN = frozenset({b"NETSCAPE2.0", b"ANIMEXTS1.0", b"ICCRGBG1012"})  # how often to play it, and its colors
+_BOXES = frozenset({b"ftyp", b"meta", b"mdat", b"moov"})
+_TIFF_METADATA = {
+    330: "more pictures",
+    33723: "IPTC data",
+    33922: "a place on a map",
+    34264: "a place on a map",
+    34377: "Photoshop data",
+    34665: "EXIF",
+    37724: "Photoshop data",  # the layers, which may show what the picture doesn't
+}
 
 
 @dataclass(frozen=True)
@@ -70,7 +85,7 @@ class PictureFacts:
       isn't one.
     - `has_position`: whether the metadata contains where the picture was taken.
     - `other_thumbnail`: whether the file contains a thumbnail or a reduced copy that shows something else.
-    - `more_bytes`: number of bytes after the end of a JPEG's, PNG's, or WebP's picture.
+    - `more_bytes`: number of bytes after the end of a JPEG's, PNG's, WebP's, or GIF's picture.
     - `pixels`: the upright picture, (H, W, 3) uint8 RGB, if requested.
     """
 
@@ -90,26 +105,11 @@ def examine_picture(data: bytes, *, with_pixels: bool) -> PictureFacts:
     kind = recognize(data, ANY_SIZE.decoded)
     pixels = ingest(data, ANY_SIZE).image
     gray = luma(pixels)
-    names = set()
-    end = len(data)
-    if kind == "JPEG":
-        for marker, start, stop in _segments(data):
-            if marker == _END:
-                end = stop
-            elif name := metadata_name(marker, data[start:stop]):
-                names.add(name)
-    elif kind == "PNG":
-        for chunk, _, stop in png_chunks(data):
-            if chunk in _PNG_TEXTS:
-                names.add("text")
-            elif chunk not in _PNG_PLAIN:
-                names.add(f"data in a chunk {chunk.decode('ascii', 'replace')!r}")
-            if chunk == b"IEND":
-                end = stop + 4  # after its checksum
-                break
-    elif kind == "WEBP":
-        end = min(end, 8 + int.from_bytes(data[4:8], "little"))
     image = open_image(data, kind)
+    names, end, has_profile = _parts(data, kind)
+    profile = image.info.get("icc_profile")
+    if has_profile and not _is_profile(profile):
+        names.add("other data in place of a color profile")
     names |= set(_tiff_metadata(image))
     has_position, other_thumbnail = False, False
     try:
@@ -122,7 +122,11 @@ def examine_picture(data: bytes, *, with_pixels: bool) -> PictureFacts:
     if _hides_colors(image):
         names.add("a picture under transparent pixels")
     other_thumbnail = other_thumbnail or not all(_shows(copy, gray) for copy in _reduced_copies(image))
-    names |= {name for key, name in (("exif", "EXIF"), ("xmp", "XMP"), ("comment", "a comment")) if key in image.info}
+    about = (("exif", "EXIF"), ("xmp", "XMP"), ("comment", "a comment"), ("thumbnails", "a thumbnail"))
+    names |= {name for key, name in about if image.info.get(key)}
+    depths = any(image.info.get(key) for key in ("depth_images", "aux"))
+    if depths or (getattr(image, "n_frames", 1) > 1 and kind == "HEIC"):  # a TIFF's pages are compared below
+        names.add("more pictures")
     if has_position or other_thumbnail:
         names.discard("EXIF")
     return PictureFacts(
@@ -143,6 +147,84 @@ def picture_sizes(data: bytes) -> tuple[tuple[int, int], tuple[int, int]]:
     image = open_image(data, recognize(data, ANY_SIZE.decoded))
     width, height = upright_size(image)
     return (image.height, image.width), (height, width)
+
+
+def _parts(data: bytes, kind: str) -> tuple[set[str], int, bool]:
+    """Return the names of the metadata in the parts of a file, where its picture ends, and whether it has a profile.
+
+    In TIFF, BMP, AVIF, and HEIC, the picture ends with the file.
+    """
+    names, end, has_profile = set[str](), len(data), False
+    if kind == "JPEG":
+        for marker, start, stop in _segments(data):
+            has_profile = has_profile or is_profile_segment(marker, data[start:stop])
+            if marker == _END:
+                end = stop
+            elif name := metadata_name(marker, data[start:stop]):
+                names.add(name)
+    elif kind == "PNG":
+        for chunk, _, stop in png_chunks(data):
+            has_profile = has_profile or chunk == b"iCCP"
+            if chunk in _PNG_TEXTS:
+                names.add("text")
+            elif chunk not in _PNG_PLAIN:
+                names.add(_chunk_name(chunk))
+            if chunk == b"IEND":
+                end = stop + 4  # after its checksum
+                break
+    elif kind == "WEBP":
+        end = min(end, 8 + int.from_bytes(data[4:8], "little"))
+        pictures = 0
+        for chunk, _, _ in webp_chunks(data[:end]):
+            has_profile = has_profile or chunk == b"ICCP"
+            pictures += chunk in (b"VP8 ", b"VP8L")
+            if pictures > 1:
+                names.add("more pictures")
+            if chunk not in _WEBP_PLAIN:
+                names.add(_WEBP_METADATA.get(chunk) or _chunk_name(chunk))
+    elif kind == "GIF":
+        names, end = _gif_parts(data)
+    elif kind in ("AVIF", "HEIC"):
+        for box, start, stop in boxes(data):
+            if box not in _BOXES and data[start:stop].strip(b"\0"):  # zeros fill a box that isn't used
+                names.add(f"data in a box {box.decode('ascii', 'replace')!r}")
+    return names, end, has_profile
+
+
+def _gif_parts(data: bytes) -> tuple[set[str], int]:
+    """Return the names of the metadata in a GIF's extensions, and where its picture ends (GIF89a, sections 17-27)."""
+    names = set[str]()
+    position = 13 + _color_table_bytes(data[10:11])
+    while (start := data[position : position + 1]) in (b",", b"!"):  # a frame or an extension
+        if start == b",":
+            position += 11 + _color_table_bytes(data[position + 9 : position + 10])
+        else:
+            label, content = data[position + 1 : position + 2], data[position + 3 : position + 14]
+            if label == b"\xff" and content not in _GIF_PLAIN:
+                names.add("XMP" if content == b"XMP DataXMP" else "data of an application")
+            elif label in _GIF_TEXTS:
+                names.add(_GIF_TEXTS[label])
+            position += 2
+        while position < len(data) and data[position]:  # blocks, each behind its size
+            position += 1 + data[position]
+        position += 1
+    return names, min(position + 1, len(data))
+
+
+def _color_table_bytes(flags: bytes) -> int:
+    bits = int.from_bytes(flags)
+    return 3 << ((bits & 7) + 1) if bits & 0x80 else 0
+
+
+def _chunk_name(chunk: bytes) -> str:
+    return f"data in a chunk {chunk.decode('ascii', 'replace')!r}"
+
+
+def _is_profile(profile: bytes | None) -> bool:
+    """Return whether bytes are a color profile of the size that its header states (ICC.1, 7.2), and nothing else."""
+    if profile is None or profile[36:40] != b"acsp":
+        return False
+    return not profile[int.from_bytes(profile[:4]) :].strip(b"\0")
 
 
 def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
@@ -243,6 +325,7 @@ class MeasuredShard:
     files: dict[str, TableFile] = field(default_factory=dict)
     images: int = 0
     boxes: int = 0  # boxes without a mask
+    unlisted: int = 0  # images in a tar that aren't JPEGs
     findings: FindingCollector = field(default_factory=FindingCollector)
 
 
@@ -266,7 +349,7 @@ def measure_shard(data: Location, shard: ForeignShard, folder: Path) -> Measured
             tar = data / shard.tar
             stream = stack.enter_context(tar.open())
             place = FindingLocation(shard.tar, shard.shard)
-            images = pair_files(_members(tar, stream, place, measured.findings))
+            images = pair_files(_members(tar, stream, place, measured))
             read = partial(_read_member, stream)
         rows = filter(None, map(_ShardReader(shard, measured, decoder, read).measure, images))
         while batch := list(islice(rows, _AT_ONCE)):
@@ -277,16 +360,15 @@ def measure_shard(data: Location, shard: ForeignShard, folder: Path) -> Measured
     return measured
 
 
-def _members(
-    tar: Location, stream: BinaryIO, place: FindingLocation, findings: FindingCollector
-) -> Iterator[ForeignFile]:
-    """Yield the plain files in a tar. Report a tar that can't be read to its end."""
+def _members(tar: Location, stream: BinaryIO, place: FindingLocation, measured: MeasuredShard) -> Iterator[ForeignFile]:
+    """Yield the plain files in a tar. Report a tar that can't be read to its end, and count images but JPEGs."""
     try:
         for member in TarReader(stream):
             if is_plain_file(member):
+                measured.unlisted += is_other_image(member.name)
                 yield ForeignFile(member.name, tar.uri, member.size, member.offset_data)
     except BadTarError as error:
-        findings.add(place.finding(Code.BAD_TAR, "a tar of plain files", error))
+        measured.findings.add(place.finding(Code.BAD_TAR, "a tar of plain files", error))
 
 
 def _read_member(tar: BinaryIO, file: ForeignFile, most: int) -> bytes:

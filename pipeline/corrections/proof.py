@@ -28,8 +28,13 @@ import pyarrow.parquet as pq
 
 from segmint.catalogs.dataset.commits import Commit, CommitLog
 from segmint.catalogs.dataset.inventory import unknown_files
-from segmint.catalogs.dataset.manifest import DatasetManifest, load_manifest
-from segmint.catalogs.dataset.outputs import FILES_LIST, OutputNote, line_of, read_notes, where_is
+from segmint.catalogs.dataset.manifest import (
+    DatasetManifest,
+    load_manifest,
+    manifest_generations,
+    manifest_name,
+)
+from segmint.catalogs.dataset.outputs import FILES_LIST, OUTPUTS, OutputNote, line_of, read_notes, where_is
 from segmint.catalogs.dataset.selection import possible_ids, rows_named, select_row
 from segmint.catalogs.dataset.submissions import of_images
 from segmint.catalogs.dataset.tombstones import (
@@ -41,12 +46,14 @@ from segmint.catalogs.dataset.tombstones import (
     read_fingerprints,
     read_tombstones,
 )
+from segmint.catalogs.dataset.versions import VERSIONS
 from segmint.catalogs.layout import (
     DATA_KINDS,
     MOST_MEMBER_BYTES,
     REPORT,
     DamagedDatasetError,
     image_stem,
+    is_known,
     is_part_path,
     parse_data_path,
 )
@@ -407,6 +414,8 @@ class _Search:
         for lines in track(looks, "shards", len(committed)):
             self.found += lines
         self.found += _by_name(self.dataset, manifest, {each // manifest.images_per_shard for each in ordinals})
+        for path in _texts_of_users(self.dataset):
+            self.add(search_file(self.dataset / path, path, path, self.wanted))
         self.look_below(self.dataset / REPORT)
         for path in unknown_files(self.dataset):
             file = self.dataset / path
@@ -565,6 +574,15 @@ def _in_shard(dataset: Location, wanted: WantedImage, staged: Collection[str], c
         except BadTarError as error:
             raise DamagedDatasetError(f"{dataset / entry.path} is not a readable shard: {error}") from error
     return found
+
+
+def _texts_of_users(dataset: Location) -> Iterator[str]:
+    """Yield the files that contain what users passed to commands: reasons, names of outputs, and arguments."""
+    yield from map(manifest_name, manifest_generations(dataset))
+    for folder in (OUTPUTS, VERSIONS):
+        for entry in (dataset / folder).list():
+            if is_known(f"{folder}/{entry.name}"):  # others are searched with the unknown files
+                yield f"{folder}/{entry.name}"
 
 
 def _by_name(dataset: Location, manifest: DatasetManifest, shards: set[int]) -> Iterator[str]:

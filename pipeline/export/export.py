@@ -167,10 +167,10 @@ class OutputFolder:
                 f"{self._folders.total():,}. Another run is writing there, or files were deleted. Delete it or choose "
                 "another folder, then export again."
             )
-        now = CommitLog(self._dataset).committed()
-        if changed := [str(shard) for shard, generation in self._commits.items() if now.get(shard) != generation]:
+        if changed := CommitLog(self._dataset).replaced_since(self._commits):
+            shards = some(list(map(str, changed)))
             raise UnfinishedError(
-                f"{self._dataset} was corrected during the export (shards: {some(changed)}), so images may have been "
+                f"{self._dataset} was corrected during the export (shards: {shards}), so images may have been "
                 f"taken down or redacted. Delete {self.location} or choose another folder, then export again."
             )
         self.wrote(name, file)

@@ -102,7 +102,7 @@ def audit_dataset(dataset: Location, options: AuditOptions = AuditOptions()) -> 
     pinned = load_latest_manifest(dataset)
     with_images = pinned.manifest.config.get("release", {}).get("format") != "annotations"
     _check_detectors(options, with_images=with_images)
-    content, problems = _content(pinned.manifest, dataset.storage, options, now, with_images=with_images)
+    content, problems = _content(pinned.manifest, dataset, options, now, with_images=with_images)
     report = audit_integrity(dataset, options.sample, options.now, content, options.resources, options.ray_from)
     if options.complete:
         report = with_missing_commits(report)
@@ -118,7 +118,8 @@ def audit_dataset(dataset: Location, options: AuditOptions = AuditOptions()) -> 
     if options.regions is not None:
         write_regions(options.regions, content.privacy.regions())
     for option, target in options.targets().items():
-        _note(dataset, option, target)
+        if option != "--pictures":  # noted before the first one was written
+            _note(dataset, option, target)
     return replace(
         report,
         scope="all",
@@ -136,10 +137,7 @@ def audit_dataset(dataset: Location, options: AuditOptions = AuditOptions()) -> 
 
 def _note(dataset: Location, option: str, target: Location) -> None:
     """Record an output file in the dataset, provided that the audit has written it."""
-    if option == "--pictures":
-        if target.list():
-            note_output(dataset, f"audit {option}", target, {})
-    elif target.exists():
+    if target.exists():
         note_output(dataset, f"audit {option}", target, {target.name: target.sha256()})
 
 
@@ -154,7 +152,7 @@ def _check_detectors(options: AuditOptions, *, with_images: bool) -> None:
 
 
 def _content(
-    manifest: DatasetManifest, storage: Storage, options: AuditOptions, now: datetime, *, with_images: bool
+    manifest: DatasetManifest, dataset: Location, options: AuditOptions, now: datetime, *, with_images: bool
 ) -> tuple[ContentAudit, list[str]]:
     """Set up the audit of licenses and privacy. Also returns the problems in the manifest that prevent parts of it."""
     problems = []
@@ -165,13 +163,14 @@ def _content(
     except ValidationError as error:
         problems += [f"license: {problem['msg']}" for problem in error.errors()]
     if options.privacy_sample != 0 and with_images:
-        search = _search_plan(manifest, storage, options)
+        search = _search_plan(manifest, dataset.storage, options)
         try:
-            return ContentAudit(ContentPlan(rules, search), options.privacy_sample, options.pictures), problems
+            plan = ContentPlan(rules, search)
+            return ContentAudit(plan, dataset, options.privacy_sample, options.pictures), problems
         except DamagedDatasetError as error:
             problems.append(str(error))
         search = replace(search, with_build=False) if search.given else None
-    return ContentAudit(ContentPlan(rules, search), options.privacy_sample, options.pictures), problems
+    return ContentAudit(ContentPlan(rules, search), dataset, options.privacy_sample, options.pictures), problems
 
 
 def _search_plan(manifest: DatasetManifest | None, storage: Storage, options: AuditOptions) -> SearchPlan:

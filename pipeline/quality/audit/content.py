@@ -20,6 +20,7 @@ import pyarrow as pa
 
 from segmint.catalogs.dataset.commits import Commit
 from segmint.catalogs.dataset.manifest import DatasetHandle
+from segmint.catalogs.dataset.outputs import note_output
 from segmint.catalogs.dataset.submissions import merged_assignment
 from segmint.catalogs.dataset.tombstones import BLANK, NO_NAMES, RemovedNames, read_tombstones, removed_images
 from segmint.catalogs.findings import Code, Finding, FindingCollector, FindingLocation, Findings, Reason
@@ -227,7 +228,9 @@ class ContentAudit:
     with `looks`; other processes load their own checker from `plan`.
     """
 
-    def __init__(self, plan: ContentPlan, privacy_sample: int | None, pictures: Location | None = None) -> None:
+    def __init__(
+        self, plan: ContentPlan, dataset: Location, privacy_sample: int | None, pictures: Location | None = None
+    ) -> None:
         """Load the detectors if images are searched. Raises the exceptions of `find_detectors`."""
         self.plan = plan
         self.looks = plan.load()
@@ -240,6 +243,7 @@ class ContentAudit:
         )
         self._images = 0
         self._to_search = 0
+        self._dataset = dataset
         self._pictures = pictures
         self._licenses = LicenseCounts()
         self._shards: list[tuple[int, Mapping[str, FindingLocation]]] = []  # first id and locations by folder
@@ -259,7 +263,8 @@ class ContentAudit:
         self._shards.append((first_id, places))
         self._licenses.add(content.licenses)
         self.privacy.add(shard, content.searches)
-        if self._pictures is not None:
+        if self._pictures is not None and any(search.pictures for search in content.searches):
+            note_output(self._dataset, "audit --pictures", self._pictures, {})  # first, because the audit may be killed
             put_pictures(self._pictures, content.searches)
         self._hashed.extend(content.hashes.keys())
         self._hashes.extend(content.hashes.values())

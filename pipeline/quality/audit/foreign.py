@@ -21,6 +21,7 @@ from segmint.catalogs.source.sampling import spread_evenly
 from segmint.infra.stopping import map_ahead
 from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
+from segmint.infra.wording import counted
 from segmint.operators.audit.masks import DISTANCE, find_alike, find_copies
 from segmint.operators.audit.privacy import frame_size
 from segmint.operators.foreign.layouts import ForeignFile, read_file
@@ -91,6 +92,10 @@ def audit_foreign(tables: DatasetTables, sample: int, search: ForeignSearch) -> 
     note = f"segmint didn't write this, so its {unknown} are unknown"
     if search.searcher is not None:
         note += ", and every detection counts"
+    notes = [note, *foreign.notes]
+    if foreign.unlisted:
+        which = "that aren't JPEGs" if tables.kind == "sa1b" else "without annotations"
+        notes.append(f"not looked at: {counted(foreign.unlisted, 'image file')} {which}")
     return AuditReport(
         dataset=str(tables.location),
         scope="all",
@@ -104,7 +109,7 @@ def audit_foreign(tables: DatasetTables, sample: int, search: ForeignSearch) -> 
             boxes=foreign.boxes,
             jpegs_decoded=duplicates.images_compared,
         ),
-        notes=(note, *foreign.notes),
+        notes=tuple(notes),
         licenses=_licenses(tables),
         privacy=None if search.searcher is None else pictures.privacy.answer(),
         duplicates=duplicates,

@@ -12,18 +12,19 @@ from typing import Any
 
 import pyarrow as pa
 
+from segmint.catalogs.dataset.commits import CommitLog
 from segmint.catalogs.dataset.manifest import is_dataset, require_published
 from segmint.catalogs.dataset.outputs import note_output, refuse_inside
 from segmint.catalogs.dataset.tables import DatasetTables
 from segmint.catalogs.dataset.versions import VersionName
 from segmint.catalogs.layout import MANIFEST, REPORT
 from segmint.catalogs.parquet import table_bytes
-from segmint.infra.errors import UsageError
+from segmint.infra.errors import UnfinishedError, UsageError
 from segmint.infra.progress import track
 from segmint.infra.storage.location import Location, refuse_existing
 from segmint.infra.storage.storage import Storage
 from segmint.infra.uris import LOCAL, absolute, join, local_path, scheme
-from segmint.infra.wording import counted
+from segmint.infra.wording import counted, some
 from segmint.pipeline.quality.audit.audit import AuditOptions, audit_dataset, open_foreign_audit
 from segmint.pipeline.quality.audit.result import AuditReport, read_audit, verdict
 from segmint.pipeline.quality.audit.versions import check_same_version
@@ -118,7 +119,8 @@ def write_report(
     Raises `UsageError` if there is no dataset, if the dataset isn't for publication, or if the audit or the study is of
     a different dataset. It's also raised if `output` is missing for foreign data, is elsewhere in the dataset, or
     contains an `index.html` or `README.md` that isn't from a report. Raises `DamagedDatasetError` if commits or
-    tombstones are unreadable.
+    tombstones are unreadable. Raises `UnfinishedError`, and leaves no files of this report, if a shard is replaced in
+    the meantime, because the report may show an image that was taken down.
     """
     if output is None and not is_dataset(dataset):
         raise UsageError(
@@ -134,6 +136,7 @@ def write_report(
             refuse_existing(folder / name)
     score = note = beside = None
     reused = ""
+    commits = CommitLog(dataset).committed() if is_dataset(dataset) else {}
     if study is not None:
         score = check_sampled(read_score(study), str(study), dataset)
     with _audited(dataset, audited, options) as (audit, tables):
@@ -163,9 +166,17 @@ def write_report(
     if facts.manifest is not None:
         files["disclosure.md"] = disclosure_markdown(audit, statistics, facts).encode()
         files["croissant.json"] = croissant_json(facts, path_to_dataset(str(folder), str(dataset)))
+    # A takedown that begins after the last look at the commits finds the note, and deletes the report in the dataset.
+    note_output(dataset, "report", folder, {name: hashlib.sha256(data).hexdigest() for name, data in files.items()})
     for name, data in files.items():
         (folder / name).put(data)
-    note_output(dataset, "report", folder, {name: hashlib.sha256(data).hexdigest() for name, data in files.items()})
+    if commits and (changed := CommitLog(dataset).replaced_since(commits)):
+        for name in files:
+            (folder / name).purge()
+        raise UnfinishedError(
+            f"{dataset} was corrected during the report (shards: {some(list(map(str, changed)))}), so images may have "
+            "been taken down or redacted. The report was deleted. Run the same command again."
+        )
     shown = sum(picture.jpeg is not None for picture in (*pictures.flagged, *pictures.samples))
     return Report(
         dataset=str(dataset),

@@ -213,6 +213,7 @@ def _open_foreign(
         for measured in track(shards, "shards"):
             count += measured.images
             foreign.boxes += measured.boxes
+            foreign.unlisted += measured.unlisted
             foreign.findings.extend(measured.findings)
             for kind, file in measured.files.items():
                 files[kind].append(file)

@@ -2,6 +2,8 @@
 
 import io
 import json
+import struct
+import zlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,8 +12,9 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image, PngImagePlugin, TiffImagePlugin
+from PIL import Image, ImageCms, PngImagePlugin, TiffImagePlugin
 
+from segmint.catalogs.dataset.tables import Foreign
 from segmint.catalogs.findings import Code
 from segmint.operators.foreign.layouts import JPEGS, find_shards
 from segmint.operators.foreign.measure import IMAGES_PER_SHARD_LIMIT, MeasuredShard, examine_picture, measure_shard
@@ -20,10 +23,13 @@ from tests.operators.foreign.test_masks import annotation, square
 from tests.support.locations import location_of
 from tests.support.photographs import photograph
 
+HEIC = Path(__file__).parents[2] / "support" / "heic"
+NO_PROFILE = "other data in place of a color profile"
+
 
 def measure(data: Path, folder: Path) -> list[MeasuredShard]:
     folder.mkdir()
-    return [measure_shard(location_of(data), shard, folder) for shard in find_shards(location_of(data))]
+    return [measure_shard(location_of(data), shard, folder) for shard in find_shards(location_of(data), Foreign())]
 
 
 def put(folder: Path, stem: str, comments: int = 0) -> None:
@@ -57,7 +63,7 @@ def test_tables_have_the_columns_of_a_dataset(tmp_path: Path) -> None:
 
 def test_shards_never_share_ordinals(tmp_path: Path) -> None:
     put(tmp_path / "data", "a")
-    (loose,) = find_shards(location_of(tmp_path / "data"))
+    (loose,) = find_shards(location_of(tmp_path / "data"), Foreign())
     (tmp_path / "out").mkdir()
     later = measure_shard(location_of(tmp_path / "data"), replace(loose, shard=5), tmp_path / "out")
     row = pq.read_table(later.files["masks"].uri).to_pylist()[0]
@@ -74,7 +80,7 @@ def test_a_frame_behind_long_metadata_is_found(tmp_path: Path) -> None:
 def test_a_name_that_is_no_text_and_a_file_that_vanishes(tmp_path: Path) -> None:
     put(tmp_path / "data", "a\udcff")
     put(tmp_path / "data", "b")
-    shards = list(find_shards(location_of(tmp_path / "data")))
+    shards = list(find_shards(location_of(tmp_path / "data"), Foreign()))
     (tmp_path / "data" / "b.json").unlink()
     (tmp_path / "out").mkdir()
     (measured,) = [measure_shard(location_of(tmp_path / "data"), shard, tmp_path / "out") for shard in shards]
@@ -117,6 +123,44 @@ def in_tiff(tag: int, value: str | bytes) -> bytes:
     return encoded(of_photograph("coffee"), "TIFF", tiffinfo=tags)
 
 
+def in_jpeg(marker: int, content: bytes) -> bytes:
+    segment = bytes([0xFF, marker]) + struct.pack(">H", len(content) + 2) + content
+    plain = encoded(of_photograph("coffee"), "JPEG")
+    return plain[:2] + segment + plain[2:]
+
+
+def in_webp(chunk: bytes, content: bytes) -> bytes:
+    """A WebP with another chunk that its header doesn't announce, so Pillow ignores it and other programs read it."""
+    content += b"\0" * (len(content) % 2)
+    body = encoded(of_photograph("coffee"), "WEBP")[8:] + chunk + struct.pack("<I", len(content)) + content
+    return b"RIFF" + struct.pack("<I", len(body)) + body
+
+
+def in_gif(extension: bytes) -> bytes:
+    plain = encoded(of_photograph("coffee"), "GIF")
+    start = 13 + (3 << ((plain[10] & 7) + 1))
+    return plain[:start] + extension + plain[start:]
+
+
+def with_box(container: str, name: bytes, content: bytes) -> bytes:
+    return encoded(of_photograph("coffee"), container) + struct.pack(">I", len(content) + 8) + name + content
+
+
+def with_png_profile(content: bytes) -> bytes:
+    chunk = b"iCCP" + b"icc\0\0" + zlib.compress(content)
+    chunk = struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    plain = encoded(of_photograph("coffee"), "PNG")
+    return plain[:33] + chunk + plain[33:]
+
+
+def a_face() -> bytes:
+    return encoded(of_photograph("astronaut"), "JPEG")
+
+
+def profile() -> bytes:
+    return ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+
+
 def with_reduced_copy(of: str) -> bytes:
     """A TIFF whose second page says that it's a reduced copy of the first, and is one of the photograph `of`."""
     stream = io.BytesIO()
@@ -155,16 +199,38 @@ def with_hole(under: str | None) -> Image.Image:
         (lambda: encoded(of_photograph("coffee"), "PNG"), ()),
         (lambda: encoded(of_photograph("coffee"), "WEBP"), ()),
         (lambda: encoded(of_photograph("coffee"), "TIFF"), ()),
+        (lambda: in_tiff(37724, b"Adobe Photoshop Document Data Block"), ("Photoshop data",)),
+        (lambda: in_tiff(34264, (0.0,) * 16), ("a place on a map",)),
+        (lambda: in_webp(b"prVt", a_face()), ("data in a chunk 'prVt'",)),
+        (lambda: in_webp(b"EXIF", a_face()), ("EXIF",)),
+        (lambda: in_webp(b"VP8 ", encoded(of_photograph("astronaut"), "WEBP")[20:]), ("more pictures",)),
+        (lambda: in_webp(b"ICCP", profile()), (NO_PROFILE,)),
+        (lambda: with_png_profile(a_face()), (NO_PROFILE,)),
+        (lambda: encoded(of_photograph("coffee"), "PNG", icc_profile=profile()), ()),
+        (lambda: encoded(of_photograph("coffee"), "WEBP", icc_profile=profile()), ()),
+        (lambda: in_gif(b"\x21\xff\x0bXMP DataXMP<x/>\1" + bytes(range(255, -1, -1)) + b"\0"), ("XMP",)),
+        (lambda: in_gif(b"\x21\xff\x0bPRIVATE1234\5hello\0"), ("data of an application",)),
+        (lambda: in_gif(b"\x21\xff\x0bNETSCAPE2.0\3\1\0\0\0"), ()),
+        (lambda: encoded(of_photograph("coffee"), "GIF")[:-1] + b"\x21\xfe\5hello\0\x3b", ("a comment",)),
+        (lambda: with_box("AVIF", b"uuid", b"more"), ("data in a box 'uuid'",)),
+        (lambda: with_box("AVIF", b"free", b"\0" * 9), ()),
+        ((HEIC / "two.heic").read_bytes, ("more pictures",)),
+        ((HEIC / "photograph.heic").read_bytes, ()),
+        (lambda: in_jpeg(0xE0, b"JFIF\0\1\1\0\0\1\0\1\0\0" + a_face()), ("a thumbnail",)),
+        (lambda: in_jpeg(0xE1, b"JFIF\0\1\1\0\0\1\0\1\0\0"), ("data in APP1",)),
+        (lambda: in_jpeg(0xEE, b"Adobe" + a_face()), ("data in APP14",)),
+        (lambda: in_jpeg(0xEE, b"Adobe\0\x64\0\0\0\0\1"), ()),
+        (lambda: in_jpeg(0xE2, b"ICC_PROFILE\0\1\1" + a_face()), (NO_PROFILE,)),
+        (lambda: in_jpeg(0xE2, b"ICC_PROFILE\0\1\1" + profile() + a_face()), (NO_PROFILE,)),
+        (lambda: in_jpeg(0xE2, b"ICC_PROFILE\0\1\1" + profile()), ()),
     ],
 )
-def test_what_other_containers_than_jpeg_contain_besides_the_picture(
-    data: Callable[[], bytes], names: tuple[str, ...]
-) -> None:
+def test_what_files_contain_besides_the_picture(data: Callable[[], bytes], names: tuple[str, ...]) -> None:
     facts = examine_picture(data(), with_pixels=False)
     assert (facts.metadata, facts.other_thumbnail, facts.more_bytes) == (names, False, 0)
 
 
-@pytest.mark.parametrize("container", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("container", ["JPEG", "PNG", "WEBP", "GIF"])
 def test_bytes_after_the_end_of_a_picture_are_counted(container: str) -> None:
     data = encoded(of_photograph("coffee"), container)
     hidden = encoded(of_photograph("astronaut"), "JPEG")

@@ -13,9 +13,11 @@ import pytest
 from typer.testing import CliRunner
 
 from segmint.catalogs.dataset.digest import current_digest
-from segmint.catalogs.dataset.outputs import OUTPUTS
+from segmint.catalogs.dataset.manifest import AppliedSegmenter, ModelTerms, load_manifest
+from segmint.catalogs.dataset.outputs import OUTPUTS, note_output
 from segmint.catalogs.dataset.reading.torch_dataset import open_dataset
 from segmint.catalogs.dataset.tombstones import RemovedImage, TakedownRequest, put_tombstone, read_tombstones
+from segmint.catalogs.dataset.versions import put_version
 from segmint.catalogs.layout import DamagedDatasetError
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
@@ -106,6 +108,24 @@ def test_left_overs_reports_and_other_files_are_found(taken: Path, small_dataset
         "pages/a.html mentions it",
         "regions.jsonl mentions it",
         "shards/.tmp-1 mentions it",
+    ]
+
+
+def test_what_users_wrote_into_the_dataset_is_searched(taken: Path, tmp_path: Path) -> None:
+    """A reason in a version, and the name of an output, which only the note in the dataset still has."""
+    location = location_of(taken)
+    note_output(location, "export", location_of(tmp_path / "image-1"), {})
+    (note,) = (taken / OUTPUTS).iterdir()
+    manifest = load_manifest(location)
+    applied = AppliedSegmenter(name="lamps.Lamps", identity={"arguments": {"only": ["image-1"]}}, model=ModelTerms())
+    (taken / "dataset.g3.json").write_bytes(
+        manifest.model_copy(update={"applied": {applied.sha256: applied}}).to_json()
+    )
+    put_version(location, "redact", reason="as the owner of image-1 asked")
+    assert found(taken) == [
+        "dataset.g3.json mentions it",
+        f"outputs/{note.name} mentions it",
+        "versions/2.json mentions it",
     ]
 
 

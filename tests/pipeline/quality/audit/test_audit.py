@@ -129,6 +129,17 @@ def test_what_is_found_is_shown_and_redacted_and_then_found_no_more(dataset: Pat
     assert [finding.line() for finding in again.findings] == []
 
 
+def test_pictures_of_an_audit_that_dies_are_noted(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ShardEdit(1, with_a_face)(dataset)
+    monkeypatch.setattr("segmint.pipeline.quality.audit.content.find_copies", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        audit(dataset, None, pictures=location_of(tmp_path / "pictures"))
+    assert len(list((tmp_path / "pictures").iterdir())) == 1
+    assert [note.command for note in read_notes(location_of(dataset))] == ["audit --pictures"]
+
+
 def test_attributions_name_every_image(dataset: Path, tmp_path: Path) -> None:
     file = tmp_path / "attributions.csv"
     audit(dataset, attributions=location_of(file), pictures=location_of(tmp_path / "pictures"))

@@ -28,6 +28,7 @@ from tests.support.foreign_layouts import (
     yolo_polygon,
 )
 from tests.support.locations import location_of
+from tests.support.tars import tar_of
 
 Plant = Callable[[Path, list[Image.Image]], None]
 Fault = tuple[Plant, Code, str, str]  # what to do, and the code, file, and place of its finding
@@ -311,6 +312,27 @@ def test_coco_files_of_the_same_images_count_them_once(pictures: list[Image.Imag
         "annotations/person_keypoints_train.json",
     ]
     assert "2 images of an earlier file" in report.notes[1]
+
+
+def test_images_without_annotations_are_counted(pictures: list[Image.Image], tmp_path: Path) -> None:
+    write_coco(tmp_path / "coco", {"train": sound(pictures, 0, 2)})
+    write_yolo(tmp_path / "yolo", {"train": sound(pictures, 0, 2)})
+    write_sa1b(tmp_path / "pairs", sound(pictures, 0, 2))
+    pairs = write_sa1b(tmp_path / "all", sound(pictures, 2, 4))
+    for layout in ("coco", "yolo", "pairs", "tar"):
+        data = tmp_path / layout
+        data.mkdir(exist_ok=True)
+        tar = {path.name: path.read_bytes() for path in pairs.iterdir()} if layout == "tar" else {}
+        if tar:
+            (data / "all.tar").write_bytes(tar_of(tar))
+        assert len(audit(data).notes) == 1, layout
+        face = encoded(pictures[5], "PNG")
+        if tar:
+            (data / "all.tar").write_bytes(tar_of({**tar, "face.PNG": face}))
+        else:
+            (data / "face.PNG").write_bytes(face)
+        why = "that aren't JPEGs" if layout in ("pairs", "tar") else "without annotations"
+        assert audit(data).notes[1] == f"not looked at: 1 image file {why}"
 
 
 def test_the_license_of_a_yolo_dataset_may_be_beside_its_images(pictures: list[Image.Image], tmp_path: Path) -> None:

@@ -13,14 +13,18 @@ from typing import Any
 import pytest
 
 from segmint.catalogs.dataset.digest import current_digest
+from segmint.catalogs.dataset.tombstones import TakedownRequest
 from segmint.catalogs.layout import is_known
-from segmint.infra.errors import UsageError
+from segmint.infra.errors import UnfinishedError, UsageError
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.infra.uris import base_name
+from segmint.pipeline.corrections.proof import prove
 from segmint.pipeline.corrections.redact import redact
+from segmint.pipeline.corrections.takedown import takedown
 from segmint.pipeline.quality.audit.integrity import audit_integrity
 from segmint.pipeline.quality.audit.result import read_audit, to_json
+from segmint.pipeline.quality.report.page import render_page
 from segmint.pipeline.quality.report.report import REUSED, path_to_dataset, pictures_of, statistics_of, write_report
 from segmint.pipeline.quality.statistics.masks import open_tables
 from segmint.pipeline.quality.statistics.statistics import compute_statistics
@@ -282,6 +286,27 @@ def test_a_bucket_s_dataset_gets_the_same_report(
         there = storage.read(f"{uri}/report/{name}")
         if name != "index.html":  # which says where the dataset is
             assert hashlib.sha256(there).digest() == hashlib.sha256((local / "report" / name).read_bytes()).digest()
+
+
+@pytest.mark.parametrize("place", ["report", "../elsewhere"])
+def test_a_report_that_a_takedown_overtakes_leaves_nothing(
+    dataset: Path, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The page has been rendered with the image when a takedown removes it and the dataset's report."""
+    location, folder = location_of(dataset), dataset.joinpath(place).resolve()
+
+    def overtaken(*given: Any) -> str:
+        takedown(location, TakedownRequest(ids=("image-1",)), "asked for")
+        return render_page(*given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("segmint.pipeline.quality.report.report.render_page", overtaken)
+        with pytest.raises(UnfinishedError, match="was corrected during the report"):
+            write_report(location, location_of(folder), options=QUICK)
+    assert not [path for path in folder.rglob("*") if path.is_file()]
+    assert prove(location, "2").found == ()
+    write_report(location, location_of(folder), options=QUICK)
+    assert prove(location, "2").found == ()
 
 
 def test_the_statistics_of_an_audit_are_taken_if_they_are_of_these_images(reported: str) -> None:
