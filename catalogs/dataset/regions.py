@@ -158,6 +158,16 @@ class RedactionTotals:
     highly_redacted: int = 0  # images
     worst: tuple[tuple[str, float], ...] = ()  # image_id and share
 
+    @property
+    def visible(self) -> str:
+        """Describe the detections that weren't redacted. Empty if there are none."""
+        visible = []
+        if self.unconfirmed:
+            visible.append(f"{counted(self.unconfirmed, 'detection')} that a second look didn't confirm")
+        if self.left_alone:
+            visible.append(f"{counted(self.left_alone, 'detection')} released by a person")
+        return " and ".join(visible)
+
     def lines(self, width: int = 0) -> list[str]:
         """Return lines of text, each with a heading, padded to `width` characters. Empty if all sums are 0."""
         lines = []
@@ -165,11 +175,6 @@ class RedactionTotals:
             worst = ", ".join(f"{name} {share(redacted)}" for name, redacted in self.worst)
             images = counted(self.highly_redacted, "image")
             lines.append(f"{'redacted ':{width}}over {share(HIGH_SHARE)} of {images}; the worst: {worst}")
-        visible = []
-        if self.unconfirmed:
-            visible.append(f"{counted(self.unconfirmed, 'detection')} that a second look didn't confirm")
-        if self.left_alone:
-            visible.append(f"{counted(self.left_alone, 'detection')} released by a person")
-        if visible:
-            lines.append(f"{'visible ':{width}}{' and '.join(visible)}")
+        if self.visible:
+            lines.append(f"{'visible ':{width}}{self.visible}")
         return lines

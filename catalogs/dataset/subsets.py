@@ -109,7 +109,7 @@ def choose_images(dataset: Location, select: str, version: Version | None = None
     if selection.dataset_id != read_dataset_id(dataset):
         raise UsageError(f"--select {file} selects images of another dataset, not of {dataset}")
     pinned = np.array(selection.ids, np.int64)
-    missing = np.setdiff1d(pinned, find_ids(dataset, "true", version), assume_unique=True)
+    missing = np.setdiff1d(pinned, _query_ids(dataset, "true", version), assume_unique=True)
     removed = {image.id for tombstone in read_tombstones(dataset) for image in tombstone.images}
     lost = [str(number) for number in missing.tolist() if number not in removed]
     if lost:
@@ -128,6 +128,14 @@ def find_ids(dataset: Location, condition: str, version: Version | None = None) 
 
     Raises `UsageError` if the condition is invalid or no image meets it.
     """
+    ids = _query_ids(dataset, condition, version)
+    if not len(ids):
+        raise UsageError(f"no image of {dataset} meets the condition {condition!r}")
+    return ids
+
+
+def _query_ids(dataset: Location, condition: str, version: Version | None) -> NDArray[np.int64]:
+    """Return the ids of the images that meet a condition, (N,) int64, ascending, or none."""
     # DuckDB is only imported here, because processes that read a subset don't need it.
     from segmint.catalogs.dataset.tables import check_selection, open_committed
 
@@ -136,8 +144,6 @@ def find_ids(dataset: Location, condition: str, version: Version | None = None) 
         checked = check_selection(tables, condition)
         found = tables.query(f"SELECT id FROM images WHERE {checked} ORDER BY id")
     ids: NDArray[np.int64] = found.column("id").to_numpy().astype(np.int64)
-    if not len(ids):
-        raise UsageError(f"--select {condition!r} selects no image of {dataset}")
     return ids
 
 

@@ -66,7 +66,7 @@ class BuildPlan:
         }
 
     def lines(self) -> list[str]:
-        committed = f"; {self.committed:,} more are committed" if self.committed else ""
+        committed = f"; already committed: {counted(self.committed, 'shard')}" if self.committed else ""
         lines = [
             _line("catalog", f"{self.catalog_rows:,}", f"{plural(self.catalog_rows, 'row')}, from {self.counted_by}"),
             _line(

@@ -52,10 +52,12 @@ class RedactResult:
     unknown_files: tuple[str, ...] = ()  # temporary and foreign files, which may show the previous pixels
 
     def lines(self) -> list[str]:
+        unchanged = ""
+        if self.changed_images < self.images:
+            unchanged = f"; {counted(self.images - self.changed_images, 'image')} already had these regions"
         return [
             f"{counted(self.regions, 'region')} in {counted(self.images, 'image')}; changed: "
-            f"{counted(self.changed_images, 'image')} in {counted(len(self.changed_shards), 'shard')}; the others "
-            "already had these regions",
+            f"{counted(self.changed_images, 'image')} in {counted(len(self.changed_shards), 'shard')}{unchanged}",
             *(["the previous pixels were deleted, including older versions"] if self.changed_images else []),
             *shown_outputs(self.dataset, self.outputs, "delete it or create it again"),
             *(f"cache: {line}" for line in self.caches),

@@ -430,7 +430,7 @@ class TakedownResult:
             f"{counted(len(self.changed_shards), 'shard')}; taken down from this dataset in total: "
             f"{counted(self.taken_down, 'row')}",
             "of the dataset's committed files, including older versions, only tombstones/ still names "
-            f"{images}, and fingerprints/ has the hashes that recognize their copies",
+            f"{images}, and only fingerprints/ can contain hashes that recognize other copies of them",
         ]
         if self.annotations:
             lines.append(f"submissions removed: {counted(self.annotations, 'file')}")

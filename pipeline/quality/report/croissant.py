@@ -92,18 +92,25 @@ def croissant_json(facts: Facts, root: str) -> bytes:
     schemas = shard_schemas(manifest.columns, manifest.schema_version)
     maker, terms, adding = SAM, ModelTerms(), ""
     if facts.build is not None:
-        maker, terms = facts.build.maker, facts.build.model
+        maker = facts.build.maker
+        if facts.masks_of_build:
+            terms = facts.build.model
         adding = "".join(f" The {segmenter} added masks." for segmenter in facts.build.adding)
-    models = [_model(manifest.weights.name, manifest.weights.sha256, terms)]
+    models = []
+    if facts.masks_of_build:
+        models.append(_model(manifest.weights.name, manifest.weights.sha256, terms))
     for name, added in manifest.adding.items():
         models.append(_model(name, None, added))
     for sha256, applied in manifest.applied.items():
         models.append(_model(applied.name, sha256, applied.model))
-    weights = manifest.weights.name
-    if manifest.round:
-        weights += f", round {manifest.round}"
+    made_with = f"segmint {manifest.code_version}"
+    if facts.masks_of_build:
+        weights = manifest.weights.name
+        if manifest.round:
+            weights += f", round {manifest.round}"
+        made_with += f" and {maker} ({weights})"
     keywords = ["image segmentation", "mask generation", "SA-1B"]
-    if maker == SAM:
+    if maker == SAM and facts.masks_of_build:
         keywords.insert(2, SAM)
     number = {}
     if version.number is not None:
@@ -115,7 +122,7 @@ def croissant_json(facts: Facts, root: str) -> bytes:
         "name": facts.name,
         "description": (
             f"{facts.images:,} licensed photographs with {facts.masks:,} SA-1B-style segmentation masks, "
-            f"made with segmint {manifest.code_version} and {maker} ({weights}).{adding}"
+            f"made with {made_with}.{adding}"
         ),
         "license": [license_url(license) or license for license, _ in facts.licenses if license] or ["unknown"],
         "usageInfo": [*_conditions(facts), *_model_conditions(manifest, terms)],
@@ -128,7 +135,7 @@ def croissant_json(facts: Facts, root: str) -> bytes:
             "prov:wasAssociatedWith": _entity("prov:SoftwareAgent", f"segmint {manifest.code_version}"),
             "prov:used": list(_weights(manifest)),
         },
-        "isBasedOn": models if len(models) > 1 else models[0],
+        "isBasedOn": models[0] if len(models) == 1 else models,
         "identifier": f"sha256:{version.digest}",
         **number,
         "dateCreated": manifest.policy_date.isoformat(),
@@ -196,8 +203,10 @@ def _mask_makers(facts: Facts) -> Iterator[dict[str, Any]]:
     if facts.build is None:
         yield _entity("prov:SoftwareAgent", SAM)
     else:
-        for maker in (facts.build.segmenter or facts.build.maker, *facts.build.adding):
-            yield _entity("prov:SoftwareAgent", maker)
+        if facts.masks_of_build:
+            yield _entity("prov:SoftwareAgent", facts.build.segmenter or facts.build.maker)
+        for segmenter in facts.build.adding:
+            yield _entity("prov:SoftwareAgent", segmenter)
     if facts.people:
         yield _entity("prov:Agent", "Annotators")
 

@@ -32,6 +32,7 @@ WHERE label IS NOT NULL GROUP BY name ORDER BY name"""
 _PROMPTS = """
 SELECT prompt.kind AS name, count(DISTINCT annotation_id) AS masks
 FROM (SELECT annotation_id, unnest(prompts) AS prompt FROM masks) GROUP BY name ORDER BY name"""
+_MADE_BY_BUILD = f"SELECT count(*) FROM masks WHERE source = '{AUTOMATIC}' AND model IS NULL"
 _FILLED = """
 SELECT count(attribution) AS attributions, count(source_url) AS pages, count(annotator) AS annotators FROM images"""
 DOMAINS = rf"""
@@ -63,12 +64,19 @@ class AnnotatedMaskCounts:
 
 @dataclass(frozen=True)
 class RedactedRegions:
-    """Counts of redacted regions of one kind that one detector or a person (`manual`) found."""
+    """Counts of redacted regions of one kind from one detector or from `segmint redact` (`manual`)."""
 
     kind: str
     source: str
     regions: int
     images: int
+
+    @property
+    def found_by(self) -> str:
+        """Detector or command that the regions come from."""
+        if self.source == "manual":
+            return "segmint redact"
+        return self.source
 
 
 @dataclass(frozen=True)
@@ -154,6 +162,7 @@ class Facts:
     sources: tuple[int, int] | None  # median width and height of their source images
     redactions: RedactionTotals = field(default_factory=RedactionTotals)
     people: tuple[AnnotatedMaskCounts, ...] = ()
+    made_by_build: int = 0  # unchanged masks of the model that the build used
     labels: Mapping[str, int] = field(default_factory=dict)  # masks with a label by its source: import, model, person
     prompts: Mapping[str, int] = field(default_factory=dict)  # masks with prompts by their kind: box, mask, point, text
     annotated: int = 0  # images whose masks people reviewed, changed, or deleted
@@ -170,6 +179,11 @@ class Facts:
     def with_images(self) -> bool:
         """True if the dataset contains images in addition to annotations."""
         return self.build is None or self.build.format != "annotations"
+
+    @property
+    def masks_of_build(self) -> bool:
+        """False if other segmenters made all masks that a model made."""
+        return bool(self.made_by_build) or self.build is None or not self.build.adding
 
     @property
     def labeled(self) -> int:
@@ -234,6 +248,7 @@ def gather_facts(tables: DatasetTables, storage: Storage) -> Facts:
         redacted=_redacted(tables),
         detectors=_detectors(manifest),
         people=_people(tables),
+        made_by_build=_number(tables, _MADE_BY_BUILD),
         labels=_masks_by_name(tables, _LABELS),
         prompts=_masks_by_name(tables, _PROMPTS),
         filled=tables.query(_FILLED).to_pylist()[0],

@@ -158,6 +158,7 @@ def render_page(
         sizes=(SMALL, LARGE),
         least_images=LEAST_IMAGES,
         least_shards=LEAST_SHARDS,
+        drift_measured=_is_drift_measured(statistics, facts),
         remarks=remarks_of(statistics),
         leading=[(picture, leading_aspect(picture)) for picture in pictures.leading],
         flagged=pictures.flagged,
@@ -178,6 +179,14 @@ def leading_aspect(picture: ReportImage) -> float:
 def is_searched(privacy: PrivacyResult | None) -> bool:
     """Return whether a detector searched any released image."""
     return privacy is not None and bool(privacy.images_checked and privacy.detectors)
+
+
+def _is_drift_measured(statistics: Statistics, facts: Facts) -> bool:
+    """Return whether enough shards have enough images. Of other layouts, only the number of images is known."""
+    if facts.manifest is None:
+        return statistics.images >= LEAST_IMAGES * LEAST_SHARDS
+    large = [commit for commit in facts.commits if commit.counts.get("images", 0) >= LEAST_IMAGES]
+    return len(large) >= LEAST_SHARDS
 
 
 def verdict_of(
@@ -208,7 +217,7 @@ def remarks_of(statistics: Statistics) -> list[str]:
         remarks.append(f"Masks by source: {listed(f'{masks:,} {source}' for source, masks in sources.items())}.")
     if cleanup is not None:
         remarks.append(
-            f"Cleanup {_cleaned(cleanup)}, and removed {counted(cleanup.removed, 'mask')} "
+            f"In the build, cleanup {_cleaned(cleanup)}, and removed {counted(cleanup.removed, 'mask')} "
             f"({share(cleanup.removed_share)})."
         )
         if cleanup.artifacts:
@@ -261,7 +270,10 @@ def made_of(facts: Facts) -> list[tuple[str, str]]:
     made.append(("License of the model", build.model_license))
     if manifest.round:
         made.append(("Round", "; ".join(describe_rounds(manifest.lineage))))
-    made.append(("Masks", _recipe(build)))
+    masks = _recipe(build)
+    if not facts.masks_of_build:
+        masks += " (replaced later)"
+    made.append(("Masks", masks))
     for segmenter in build.adding:
         made.append(("Added masks", segmenter))
     release = f"{build.format}, short side at most {build.short_side} pixels, JPEG quality {build.jpeg_quality}"
@@ -273,7 +285,7 @@ def made_of(facts: Facts) -> list[tuple[str, str]]:
     if build.segmenter is None:
         precision = describe_precision(build.precision, build.decoder_precision)
         made.append(("Computed on", f"{build.device}, {precision}"))
-    shards = f"{len(facts.commits):,} of {manifest.shards:,} committed, {manifest.images_per_shard:,} rows each"
+    shards = f"{len(facts.commits):,} of {manifest.shards:,} committed, up to {manifest.images_per_shard:,} rows each"
     return [*made, ("segmint", manifest.code_version), ("Shards", shards), ("Size", size(facts.bytes))]
 
 
@@ -330,7 +342,7 @@ def _areas(
         takedowns = VerdictLine("Takedowns", INTEGRITY, "none")
         if facts.taken_down:
             left = audit.findings.counts.get(Code.STILL_THERE, 0)
-            text = f"{counted(facts.taken_down, 'image')} taken down. Exports and other copies weren't checked."
+            text = f"{counted(facts.taken_down, 'catalog row')} taken down. Exports and other copies weren't checked."
             word, state = none, "good"
             if left:
                 word, state = f"{counted(left, 'finding')} of data that remains", "bad"
@@ -347,7 +359,10 @@ def _areas(
         to_check.append(counted(len({row.shard for row in statistics.drift}), "shard"))
     if statistics.outliers:
         to_check.append(counted(len({row.id for row in statistics.outliers}), "image"))
-    areas.append(VerdictLine("Drift", "drift", f"{listed(to_check or ['nothing'])} to check"))
+    drift = f"{listed(to_check or ['nothing'])} to check"
+    if statistics.images < LEAST_IMAGES:
+        drift = "not measured"
+    areas.append(VerdictLine("Drift", "drift", drift))
     if facts.version is not None:
         areas.append(VerdictLine("Version", "made", str(facts.version)))
     return areas
@@ -483,7 +498,7 @@ def markdown_templates() -> jinja2.Environment:
 def front_matter(facts: Facts) -> str:
     """Return the front matter for the Hub, as YAML."""
     by_segmenter = facts.build is not None and facts.build.segmenter is not None
-    made_by = [] if by_segmenter else ["segment-anything"]
+    made_by = [] if by_segmenter or not facts.masks_of_build else ["segment-anything"]
     value: dict[str, Any] = {
         "pretty_name": facts.name,
         **hub_licenses(license for license, _ in facts.licenses if license),

@@ -108,7 +108,7 @@ def test_what_is_refused(many: str, tmp_path: Path) -> None:
     assert "another dataset" in refused({**fields, "dataset_id": "other"})
     with pytest.raises(UsageError, match="no such file"):
         read_selection(location_of(tmp_path / "none.json"))
-    with pytest.raises(UsageError, match="selects no image"):
+    with pytest.raises(UsageError, match="meets the condition"):
         choose_images(place, "id < 0")
     with pytest.raises(UsageError, match="subquery isn't allowed"):
         choose_images(place, "id IN (SELECT 1)")

@@ -303,7 +303,7 @@ def test_a_build_writes_what_the_plan_said(sampled: tuple[Path, BuildPlan], smal
     assert (left.rows, left.shards, left.committed) == (3, 1, 2)
     assert left.sample is not None
     assert [row.ordinal for row in left.sample.rows] == [3, 5]
-    assert "; 2 more are committed" in left.lines()[1]
+    assert "; already committed: 2 shards" in left.lines()[1]
     assert digests(folder / "dataset") == before
     nothing = make_plan(config, PlanOptions(shards=(0, 1), sample=2))
     assert nothing.version == name_now(location_of(folder / "dataset"))

@@ -168,7 +168,7 @@ def test_redact(dataset: Path, tmp_path: Path) -> None:
         "version": {"digest": current_digest(location_of(dataset)), "number": 1},
     }
     done = run("redact", dataset, "--regions", path, "--yes")
-    assert "1 region in 1 image; changed: 0 images in 0 shards; the others already had these regions" in done.stdout
+    assert "1 region in 1 image; changed: 0 images in 0 shards; 1 image already had these regions" in done.stdout
 
 
 def test_repair_ends_with_1_where_something_is_left(dataset: Path) -> None:

@@ -1,5 +1,6 @@
 """The disclosure: facts that commits and tables record, and named gaps for what only the owner can know."""
 
+import json
 import re
 from dataclasses import replace
 from datetime import date
@@ -10,9 +11,12 @@ import pytest
 
 from segmint.catalogs.dataset.commits import CommitLog
 from segmint.catalogs.dataset.manifest import ModelTerms
+from segmint.catalogs.dataset.regions import RedactionTotals
 from segmint.pipeline.quality.audit.result import AssertedLicense, Licenses
-from segmint.pipeline.quality.report.croissant import disclosure_markdown
-from segmint.pipeline.quality.report.facts import DOMAINS, Facts
+from segmint.pipeline.quality.report.croissant import croissant_json, disclosure_markdown
+from segmint.pipeline.quality.report.facts import DOMAINS, Facts, RedactedRegions
+from segmint.pipeline.quality.report.page import card_markdown
+from segmint.pipeline.quality.report.plots import charts_of
 from segmint.pipeline.quality.statistics.values import Statistics
 from tests.support.locations import location_of
 from tests.support.reported import SCRIPT
@@ -80,6 +84,39 @@ def test_who_asserted_licenses_and_terms_of_models_are_stated(reported_facts: tu
     assert "3 rows were refused by lists." in page
     assert "| example.org | 5 |\n\nThese are the 1 most frequent of 12 domains." in page
     assert "Who asserted the licenses wasn't audited." in disclosure_markdown(audit_of(), statistics, facts)
+
+
+def test_corrections_are_not_ascribed_to_the_build(reported_facts: tuple[Statistics, Facts]) -> None:
+    statistics, facts = reported_facts
+    charts = charts_of(statistics)
+    assert "All masks were generated automatically" in card_markdown(audit_of(), statistics, facts, charts)
+    facts = replace(facts, build=replace(facts.build, adding=("segmenter lamps.Lamps",)))
+    card = card_markdown(audit_of(), statistics, facts, charts)
+    assert "Those without a `model` were made with Segment Anything: profile sa1b" in card
+
+    facts = replace(
+        facts,
+        made_by_build=0,
+        redacted=(*facts.redacted, RedactedRegions("face", "manual", 1, 1)),
+        redactions=RedactionTotals(unconfirmed=2, left_alone=1),
+        taken_down=1,
+    )
+    card = card_markdown(audit_of(), statistics, facts, charts)
+    assert "Its masks were replaced later" in card
+    assert "those of detectors before anything was written, those of `segmint redact` later." in card
+    page = disclosure_markdown(audit_of(), statistics, facts)
+    assert "The masks of the build were replaced later. Masks were added by the segmenter lamps.Lamps." in page
+    visible = (
+        "The build didn't redact 2 detections that a second look didn't confirm and 1 detection released by a person."
+    )
+    for text in (card, page):
+        assert "Model: " not in text
+        assert "were made with" not in text
+        assert "| face | segmint redact | 1 | 1 |" in text
+        assert visible in text
+        assert "row was taken down" in text
+    assert json.loads(croissant_json(facts, ".."))["description"].endswith(" The segmenter lamps.Lamps added masks.")
+    assert json.loads(croissant_json(facts, ".."))["isBasedOn"] == []
 
 
 def test_domains_are_those_of_web_pages() -> None:

@@ -41,8 +41,8 @@ def test_holes_and_islands_are_beside_the_papers() -> None:
 
     remarks = remarks_of(statistics_of(cleanup=cleanup))
     assert (
-        "Cleanup filled holes in 3 masks (1.5%; SA-1B: about 4%), removed islands in 9 masks (4.5%; SA-1B: "
-        "about 4%), and removed 1 mask (0.5%)."
+        "In the build, cleanup filled holes in 3 masks (1.5%; SA-1B: about 4%), removed islands in 9 masks (4.5%; "
+        "SA-1B: about 4%), and removed 1 mask (0.5%)."
     ) in remarks
     assert "3 masks dropped for tracing a redacted region (1.5%)." in remarks
 
@@ -55,7 +55,7 @@ def test_the_top_says_what_is_left_of_takedowns_and_which_licenses_are_noncommer
         groups = {area: groups_of(audit.findings, area) for area in ORDERED_AREAS}
         return next(each for each in verdict_of(audit, statistics_of(), facts, groups).areas if each.name == name)
 
-    text = "2 images taken down. Exports and other copies weren't checked."
+    text = "2 catalog rows taken down. Exports and other copies weren't checked."
     assert line("Takedowns") == VerdictLine("Takedowns", "integrity", "no findings", "good", text)
     left = line("Takedowns", findings=Findings({Code.STILL_THERE: 3}, ()))
     assert (left.word, left.state) == ("3 findings of data that remains", "bad")
