@@ -317,10 +317,12 @@ def resolve(name_or_path: str, mirror: str | None = None, storage: "Storage | No
                 f"{name_or_path!r} is neither a known name ({', '.join(SAM_NAMES)}) nor a file: "
                 "use a name, a path, a store URI, or https://…#sha256=…"
             )
+        file_name = path.name
     else:
         path = fetch_from_store(name_or_path, storage)
+        file_name = base_name(name_or_path)  # in the cache, the name begins with a hash
     for asset in ASSETS.values():
-        if path.name.endswith(asset.file_name):
+        if file_name == asset.file_name:
             try:
                 verify(path, asset)
             except AssetError as error:

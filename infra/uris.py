@@ -190,13 +190,30 @@ def absolute_catalog(uri: str) -> str:
 
 
 def is_below(uri: str, folder: str) -> bool:
-    """Return whether a URI is `folder` or is below it, after resolving local links and `..`."""
-    if scheme(uri) != scheme(folder):
-        return False
-    if scheme(uri) == LOCAL:
+    """Return whether a URI is `folder` or is below it, after resolving local links and `..`.
+
+    The case of schemes doesn't matter, and neither does which of a store's schemes is used, such as gs or gcs. An Azure
+    container without an account counts as the container of that name in any account. All URIs of a scheme are below
+    that scheme, such as `s3://`.
+    """
+    if scheme(uri) == LOCAL and scheme(folder) == LOCAL:
         return Path(os.path.realpath(local_path(uri))).is_relative_to(os.path.realpath(local_path(folder)))
-    below, above = uri[_after_scheme(uri) :], folder[_after_scheme(folder) :]  # S3:// is s3://
-    return f"{below.rstrip('/')}/".startswith(f"{above.rstrip('/')}/")
+    store, account, below = _place(uri)
+    other_store, other_account, above = _place(folder)
+    if store != other_store or (account and other_account and account != other_account):
+        return False
+    return not above or f"{below.rstrip('/')}/".startswith(f"{above.rstrip('/')}/")
+
+
+def _place(uri: str) -> tuple[str, str, str]:
+    """Return the main scheme of a URI's store, the Azure account in the URI, and the rest of the URI."""
+    store = scheme(uri)
+    rest = uri[_after_scheme(uri) :]
+    if store not in AZURE:
+        return "gs" if store == "gcs" else store, "", rest
+    bucket, slash, key = rest.partition("/")
+    container, _, host = bucket.partition("@")
+    return "az", host.partition(".")[0], f"{container}{slash}{key}"
 
 
 def join(base: str, *parts: str) -> str:
@@ -227,6 +244,8 @@ def child(folder: str, name: str) -> str:
 def parent(uri: str) -> str:
     """Return the parent folder or prefix without a trailing slash. The parent of a root or bucket is itself."""
     start = _after_scheme(uri)
+    if uri[start:] == "/":
+        return uri
     head, slash, tail = uri[start:].rstrip("/").rpartition("/")
     if start:
         return uri[:start] + (head or slash or tail)

@@ -362,13 +362,18 @@ class OptOut:
 def rule_for(field: str, value: str) -> OptOutRule | None:
     """Return the rule that decides on a field's value, or None if no rule applies. Case doesn't matter.
 
-    A PLUS value is a URI that ends in the term (`http://ns.useplus.org/ldf/vocab/DMI-ALLOWED`), the bare term, or the
-    label of a prohibition that tools show to users ("Prohibited for AI/ML training").
+    A value is a term, possibly at the end of a URI or behind a prefix (`http://ns.useplus.org/ldf/vocab/DMI-ALLOWED`,
+    `plus:DMI-ALLOWED`). For PLUS, it may also be the label of a prohibition that tools show to users ("Prohibited for
+    AI/ML training"), or any text that contains the term of a prohibition.
     """
-    value = value.strip()
-    if field == DATA_MINING:
-        is_label = value.lower().startswith("prohibited")
-        value = _PROHIBITED if is_label else value.rstrip("/").rpartition("/")[2]
+    value = value.strip().rstrip("/#")
+    prohibition = re.search(f"{_PROHIBITED}.*", value, re.IGNORECASE | re.DOTALL)
+    if field == DATA_MINING and prohibition is not None:
+        value = prohibition[0]
+    elif field == DATA_MINING and value.lower().startswith("prohibited"):
+        value = _PROHIBITED
+    else:
+        value = re.split("[/#:]", value)[-1]
     fitting = (rule for rule in RULES if field in rule.fields and fnmatchcase(value.lower(), rule.value.lower()))
     return next(fitting, None)
 

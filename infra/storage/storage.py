@@ -31,7 +31,7 @@ from segmint.infra.storage.stores import (
     open_file,
     warn_of_skipped,
 )
-from segmint.infra.uris import LOCAL, UriNotAllowedError, base_name, local_path, redact, scheme, store_name
+from segmint.infra.uris import LOCAL, base_name, is_below, local_path, redact, scheme, store_name
 
 T = TypeVar("T")
 
@@ -311,7 +311,7 @@ class Storage:
             with_retries(_HEALTH_POLICY, "reach", uri, lambda: store.ping(uri))
         except PassingFaultError:
             return False
-        except (SegmintError, UriNotAllowedError):
+        except SegmintError:
             return True
         return True
 
@@ -350,7 +350,10 @@ class Storage:
         return connect(scheme(uri), self._options_of(uri))
 
     def _options_of(self, uri: str) -> dict[str, Any]:
-        fitting = [prefix for prefix in self._options if _is_below(uri, prefix)]
+        protocol = scheme(uri)
+        if protocol == LOCAL:
+            return {}
+        fitting = [prefix for prefix in self._options if scheme(prefix) == protocol and is_below(uri, prefix)]
         return self._options[max(fitting, key=len)] if fitting else {}
 
 
@@ -425,12 +428,6 @@ class _RangeReader(io.RawIOBase):
 def _check_range(uri: str, got: int, asked: int) -> None:
     if got > asked:
         raise StorageFaultError(f"cannot read {redact(uri)}: the store ignored the requested range of bytes")
-
-
-def _is_below(uri: str, prefix: str) -> bool:
-    if prefix.endswith("://"):
-        return uri.startswith(prefix)
-    return uri == prefix.rstrip("/") or uri.startswith(prefix.rstrip("/") + "/")
 
 
 def _is_temporary(name: str) -> bool:

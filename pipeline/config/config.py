@@ -165,7 +165,7 @@ class PoolConfig(_ConfigModel):
     gets `model.threads` cores, and all actors together get half of the memory. `prepare` starts with one actor and
     grows into the remaining cores."""
     num_cpus: float = Field(default=1, gt=0)
-    """Logical CPUs per actor. `prepare` and `segment` must use different values, or Ray may fuse the two stages."""
+    """Logical CPUs per actor."""
 
 
 class PreparePoolConfig(PoolConfig):
@@ -181,8 +181,8 @@ class SegmentPoolConfig(PoolConfig):
     """Actor pool that runs the model."""
 
     num_cpus: float = Field(default=2, gt=0)
-    """Logical CPUs per actor. Must differ from `resources.prepare.num_cpus`, or Ray may fuse the two stages. On a GPU,
-    the actor starts this many threads to decode images and this many to finish masks, with a minimum of two each."""
+    """Logical CPUs per actor. On a GPU, the actor starts this many threads to decode images and this many to finish
+    masks, with a minimum of two each."""
     num_gpus: Gpus = "auto"
     """GPUs per actor. With 0.5, two actors share a GPU. auto: on CUDA, 1 minus the fraction reserved for a detector
     process; otherwise 0."""

@@ -32,6 +32,9 @@ def test_a_path_is_taken_unless_it_bears_a_known_name(known, tmp_path: Path, con
     own.write_bytes(b"anything")
     assert resolve(str(own)) == own
     assert resolve(own.as_uri()) == own
+    ending = tmp_path / "my-small.pt"
+    ending.write_bytes(b"anything")
+    assert resolve(str(ending)) == ending
     named = tmp_path / "small.pt"
     named.write_bytes(content[:-1])
     with pytest.raises(AssetError, match="rename it if it is yours"):

@@ -81,6 +81,7 @@ def test_join_parent_and_name() -> None:
     assert parent("s3://bkt/a/c.json") == "s3://bkt/a"
     assert parent("s3://bkt/a") == parent("s3://bkt") == "s3://bkt"
     assert (parent("/a/b"), parent("/a"), parent("a")) == ("/a", "/", ".")
+    assert (parent("/"), parent("file:///"), parent("file:///a")) == ("/", "file:///", "file:///")
     assert base_name("s3://bkt/a/c.json") == "c.json"
     with pytest.raises(UriNotAllowedError):
         join("s3://bkt", "../x")
@@ -341,6 +342,23 @@ def test_what_is_below_a_folder(tmp_path: Path) -> None:
     assert is_below("s3://bkt/x/y", "s3://bkt/x/")
     assert is_below("s3://bkt/x/y", "S3://bkt/x")
     assert not is_below("s3://bkt/xy", "s3://bkt/x")
+    assert is_below("s3://bkt/x", "S3://")
+
+
+@pytest.mark.parametrize(
+    ("uri", "folder", "expected"),
+    [
+        ("gcs://bkt/ds/x", "gs://bkt/ds", True),
+        ("gs://bkt/ds", "gcs://bkt/ds/", True),
+        ("az://photos/ds/x", "abfss://photos@acct.dfs.core.windows.net/ds", True),
+        ("abfs://photos@acct.blob.core.windows.net/ds/x", "abfss://photos@acct.dfs.core.windows.net/ds", True),
+        ("abfs://photos@another.dfs.core.windows.net/ds/x", "abfss://photos@acct.dfs.core.windows.net/ds", False),
+        ("az://photos2/ds/x", "abfss://photos@acct.dfs.core.windows.net/ds", False),
+        ("s3://bkt/ds/x", "gs://bkt/ds", False),
+    ],
+)
+def test_schemes_of_one_store_name_the_same_folders(uri: str, folder: str, expected: bool) -> None:
+    assert is_below(uri, folder) is expected
 
 
 def test_plain_forms_of_a_uri() -> None:

@@ -27,6 +27,14 @@ def test_each_value_has_its_rule(rule: object) -> None:
 def test_terms_of_plus_come_as_addresses_and_as_labels() -> None:
     for value in (f"{VOCABULARY}DMI-PROHIBITED", "https://ns.useplus.org/LDF/ldf-vocab/DMI-Prohibited/", "Prohibited"):
         assert rule_for(DATA_MINING, value).value == "DMI-PROHIBITED"
+    for value in (
+        "http://ns.useplus.org/ldf/vocab#DMI-PROHIBITED",
+        "plus:DMI-Prohibited",
+        f"{VOCABULARY}DMI-PROHIBITED#",
+    ):
+        assert rule_for(DATA_MINING, value).value == "DMI-PROHIBITED"
+    assert rule_for(DATA_MINING, "plus:DMI-ALLOWED").verdict is OptOutVerdict.ALLOWED
+    assert rule_for(DATA_MINING, f"{VOCABULARY}DMI-PROHIBITED?lang=en").verdict is OptOutVerdict.OPTED_OUT
     assert rule_for(DATA_MINING, "Prohibited for AI/ML training").verdict is OptOutVerdict.OPTED_OUT
     assert rule_for(DATA_MINING, f"{VOCABULARY}DMI-PROHIBITED-NEW").value == "DMI-PROHIBITED*"
 
@@ -38,6 +46,12 @@ def test_other_values_say_nothing(value: str) -> None:
     assert rule_for(DATA_MINING, value) is None
     assert rule_for(RESERVATION, value) is None
     assert rule_for(TRAINING_MINING[0], value) is None
+
+
+@pytest.mark.parametrize("prefix", ["c2pa:", "https://cawg.io/training-mining/", "https://cawg.io/training-mining#"])
+def test_terms_of_the_other_vocabularies_may_have_a_prefix(prefix: str) -> None:
+    assert rule_for(TRAINING_MINING[0], f"{prefix}notAllowed").verdict is OptOutVerdict.OPTED_OUT
+    assert rule_for(RESERVATION, f"{prefix}1").verdict is OptOutVerdict.OPTED_OUT
 
 
 def test_entries_that_no_vocabulary_has_say_nothing() -> None:

@@ -30,7 +30,7 @@ FEWEST_READ_ROWS = 512
 """A read task may always contain this many rows, because it must decode a whole row group anyway."""
 
 READ_CPUS = 0.25
-"""Logical CPUs per read task. Must differ from the actors' CPUs, or Ray would fuse the stages."""
+"""Logical CPUs per read task."""
 
 FEWEST_WAITING = 8
 """Blocks that may always wait for an operator, even if the segment actors take fewer at once."""

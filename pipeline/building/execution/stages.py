@@ -264,7 +264,7 @@ DETECTOR_CPUS = 1
 _ROUNDING = 1e-6  # tolerance for fractions of a GPU
 
 DESCRIBE_CPUS = 0.5
-"""Logical CPUs of the describe stage. Must differ from the actors' CPUs, or Ray would fuse the stages."""
+"""Logical CPUs of the describe stage."""
 
 BYTES_PER_PIXEL = 0.27
 """Bytes per pixel of a large released JPEG, twice SA-1B's mean. Ray Data splits blocks that exceed its target size."""

@@ -84,7 +84,7 @@ STALL_TIMEOUT_S = 1800.0
 """Default of `stall_timeout`, as in the configuration of a build."""
 
 READ_CPUS = 0.25
-"""Logical CPUs per task that reads a shard. Must differ from the actors' CPUs, or Ray would fuse the stages."""
+"""Logical CPUs per task that reads a shard."""
 
 MOST_READERS = 4
 """Maximum number of shards that are read at the same time. Each takes as much memory as its tar."""

@@ -464,9 +464,9 @@ def test_the_longest_prefix_wins_at_whole_names(monkeypatch: pytest.MonkeyPatch)
         return SimpleNamespace(version=lambda uri: ObjectVersion(1))
 
     monkeypatch.setattr("segmint.infra.storage.storage.connect", connected)
-    for uri in ("s3://b", "s3://b/x", "s3://bb/x", "s3://b/deep/x", "s3://b/deeper"):
+    for uri in ("s3://b", "s3://b/x", "s3://bb/x", "s3://b/deep/x", "s3://b/deeper", "S3://b/x"):
         assert storage.size(uri) == 1
-    assert regions == ["b", "b", "a", "c", "b"]
+    assert regions == ["b", "b", "a", "c", "b", "b"]
 
 
 def test_uris_off_the_list_are_refused_by_every_door() -> None:
