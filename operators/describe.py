@@ -17,8 +17,9 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from pycocotools import mask as coco
 
+from segmint.infra.arrays import Ints
 from segmint.model.automatic import rle
-from segmint.model.automatic.rle import Ints, decompress
+from segmint.model.automatic.rle import decompress
 from segmint.operators.redactions import find_containers, redactions
 from segmint.operators.rows import (
     AUTOMATIC,

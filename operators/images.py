@@ -21,15 +21,12 @@ from typing import Any, TypeVar
 
 import numpy as np
 import simplejpeg
-from numpy.typing import NDArray
 from PIL import Image
 
 from segmint.catalogs.findings import Reason, RejectedError
 from segmint.catalogs.layout import MOST_PIXELS
+from segmint.infra.arrays import Pixels
 from segmint.operators.child import Children, SuspectError, Worker, forbid_core_dumps, is_out_of_memory
-
-Pixels = NDArray[np.uint8]
-"""An image in memory: (H, W, 3) uint8 RGB, upright."""
 
 
 def decode_jpeg(data: bytes) -> Pixels:

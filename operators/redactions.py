@@ -16,12 +16,10 @@ from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 from pycocotools import mask as coco
 
-from segmint.model.automatic.rle import Bools, encode_patch
-
-Floats = NDArray[np.float64]
+from segmint.infra.arrays import Bools, Floats
+from segmint.model.automatic.rle import encode_patch
 
 MANUAL = "manual"
 """`source` of a region that a person requested."""

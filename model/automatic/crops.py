@@ -6,9 +6,9 @@ from typing import TypeVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from segmint.infra.arrays import Bools, Floats, Pixels
 from segmint.model.automatic.settings import MaskSettings, crop_length
 
 Box = tuple[int, int, int, int]
@@ -29,7 +29,7 @@ def occupied_boxes(rows: Tensor, columns: Tensor) -> Tensor:
     return torch.stack([x0, y0, x1, y1], dim=1) * rows.any(dim=1, keepdim=True)
 
 
-def box_of(mask: NDArray[np.bool_]) -> Box:
+def box_of(mask: Bools) -> Box:
     """Return the box of a single mask (h, w) bool, as in `mask_boxes`."""
     rows = np.flatnonzero(mask.any(axis=1))
     if rows.size == 0:
@@ -55,7 +55,7 @@ def _extremes(occupied: Tensor) -> tuple[Tensor, Tensor]:
     return first, last
 
 
-PixelsT = TypeVar("PixelsT", NDArray[np.uint8], Tensor)
+PixelsT = TypeVar("PixelsT", Pixels, Tensor)
 
 
 @dataclass(frozen=True)
@@ -82,10 +82,10 @@ class Crop:
         return min(self.size) <= 0
 
 
-def crop_points(crop: Crop, grid: NDArray[np.float64]) -> NDArray[np.float64]:
+def crop_points(crop: Crop, grid: Floats) -> Floats:
     """Scale a grid of the unit square, (P, 2) as (x, y), to pixels of the crop, relative to the crop's corner."""
     height, width = crop.size
-    points: NDArray[np.float64] = grid * np.array([width, height])
+    points: Floats = grid * np.array([width, height])
     return points
 
 

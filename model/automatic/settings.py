@@ -5,8 +5,8 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal, Self, cast, get_args
 
 import numpy as np
-from numpy.typing import NDArray
 
+from segmint.infra.arrays import Floats
 from segmint.model.sam.geometry import SAM1
 
 Profile = Literal["official", "sa1b", "sam2"]
@@ -172,7 +172,7 @@ class MaskSettings:
         """Return the number of points per side in a crop's grid. Layer 0 is the full image."""
         return int(self.points_per_side / self.crop_n_points_downscale_factor**layer)
 
-    def grid_of_layer(self, layer: int) -> NDArray[np.float64]:
+    def grid_of_layer(self, layer: int) -> Floats:
         """Return the grid points of a crop in this layer, (P, 2) float64 as (x, y).
 
         The coordinates are fractions of the crop's width and height.
@@ -220,7 +220,7 @@ def _defaults(profile: Profile, crop_n_layers: int) -> dict[str, Any]:
     }
 
 
-def point_grid(per_side: int) -> NDArray[np.float64]:
+def point_grid(per_side: int) -> Floats:
     """Return evenly spaced points in the unit square, (per_side^2, 2) float64 as (x, y), row by row."""
     margin = 1 / (2 * per_side)
     line = np.linspace(margin, 1 - margin, per_side)

@@ -18,11 +18,12 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from segmint.infra.arrays import Pixels
+
 Kind = Literal["face", "plate", "object"]
 Point = tuple[float, float]
 Box = tuple[float, float, float, float]
 Quad = tuple[Point, Point, Point, Point]
-Pixels = NDArray[np.uint8]
 
 _SAME_OVERLAP = 0.6
 

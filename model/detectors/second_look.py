@@ -12,7 +12,8 @@ from typing import Literal
 import cv2
 import numpy as np
 
-from segmint.model.detectors.detection import Box, Detection, Kind, Pixels, iou, resized, turned_back
+from segmint.infra.arrays import Pixels
+from segmint.model.detectors.detection import Box, Detection, Kind, iou, resized, turned_back
 
 LOOK_SCORE = 0.05
 """Minimum score of detections in a view."""

@@ -30,11 +30,11 @@ from multiprocessing.context import get_spawning_popen
 from typing import Any, Literal, cast
 
 import numpy as np
-import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from segmint.infra.arrays import Pixels
 from segmint.model.device import check_process, inference, upload
 from segmint.model.kernels.cpu.library import Kernels, usable_kernels
 from segmint.model.sam import point_decoder
@@ -280,7 +280,7 @@ class Predictor:
         """
         self.batch_encoder.before_each_layer(call)
 
-    def embed(self, image: npt.NDArray[np.uint8] | Tensor, frame_size: tuple[int, int] | None = None) -> Embedding:
+    def embed(self, image: Pixels | Tensor, frame_size: tuple[int, int] | None = None) -> Embedding:
         """Encode an image, (H, W, 3) uint8 RGB.
 
         Prompts and masks are in pixels of this image by default. If the masks are for a larger or smaller version of
@@ -291,7 +291,7 @@ class Predictor:
 
     def embed_many(
         self,
-        images: Sequence[npt.NDArray[np.uint8] | Tensor],
+        images: Sequence[Pixels | Tensor],
         frame_sizes: Sequence[tuple[int, int] | None] | None = None,
         batch_size: int | None = None,
     ) -> list[Embedding]:
@@ -332,7 +332,7 @@ class Predictor:
             ((features, *_),) = self.batch_encoder([pixels], 1)
         return Embedding(features, (pixels.shape[0], pixels.shape[1]), _checked_frame(frame_size, pixels))
 
-    def on_device(self, image: npt.NDArray[np.uint8] | Tensor) -> Tensor:
+    def on_device(self, image: Pixels | Tensor) -> Tensor:
         """Copy an image to the model's device, so that you can pass parts of it to `embed_many` without more copies.
 
         On a CPU, the result shares the array's memory. Raises ValueError like `embed`.
@@ -341,7 +341,7 @@ class Predictor:
         return upload(self.checked(image), self.sam.device)
 
     @staticmethod
-    def checked(image: npt.NDArray[np.uint8] | Tensor) -> Tensor:
+    def checked(image: Pixels | Tensor) -> Tensor:
         """Return an image as a tensor that shares its memory, on the same device. Raises ValueError like `embed`."""
         return _checked_image(image)
 

@@ -16,13 +16,13 @@ from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from segmint.infra.arrays import Ints, Pixels
 from segmint.model.device import upload
 from segmint.model.sam.geometry import SAM1
 
@@ -36,7 +36,7 @@ def resized_size(height: int, width: int, long_side: int) -> tuple[int, int]:
     return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
 
 
-def resize(image: NDArray[np.uint8], long_side: int) -> NDArray[np.uint8]:
+def resize(image: Pixels, long_side: int) -> Pixels:
     """Resize an image (H, W, 3) uint8 RGB to its `resized_size`, for models that pad their input.
 
     SAM's weights were trained on images that Pillow's antialiased bilinear filter resized in 8 bits. Torch's filter
@@ -181,7 +181,7 @@ def weights_on_device(pixels: int, length: int, device: torch.device) -> tuple[T
         return upload(torch.from_numpy(places), device), upload(torch.from_numpy(weights), device)
 
 
-def triangle_weights(pixels: int, length: int) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+def triangle_weights(pixels: int, length: int) -> tuple[Ints, NDArray[np.int32]]:
     """Return the source positions and weights for resizing `pixels` pixels to `length` pixels, both (length, taps).
 
     A weight of 2^22 represents 1. Positions beyond the ends are replaced with the last pixel and have weight 0.
@@ -204,7 +204,7 @@ def triangle_weights(pixels: int, length: int) -> tuple[NDArray[np.int64], NDArr
     return np.minimum(places, pixels - 1), whole
 
 
-Array = npt.NDArray[Any] | Tensor
+Array = NDArray[Any] | Tensor
 
 _BINARY_LOGIT = 10.0
 """Logit of a binary mask's foreground. The background has its negative."""
@@ -304,7 +304,7 @@ def _checked(
     return tensor
 
 
-def _tensor(name: str, value: npt.NDArray[Any], layout: str) -> Tensor:
+def _tensor(name: str, value: NDArray[Any], layout: str) -> Tensor:
     if value.dtype.kind not in "biuf":
         raise ValueError(f"{name} have the type {value.dtype.name}: expected numbers, {layout}")
     if value.dtype.itemsize > 8:  # torch has no long doubles

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco
 
 from segmint.catalogs.findings import Code, Finding, FindingLocation
+from segmint.infra.arrays import Bools, Bytes, Floats, Ints
 from segmint.model.automatic import rle
 from segmint.operators.rows import AUTOMATIC, PLAUSIBLE_IOU, Row
 from segmint.operators.similar.near import NO_HASH, Hashes, near_pairs
@@ -190,10 +191,6 @@ def _between(value: float | None, low: float, high: float) -> bool:
     return value is not None and low <= value <= high
 
 
-Ints = NDArray[np.int64]
-Floats = NDArray[np.float64]
-Bools = NDArray[np.bool_]
-
 _NULL = -(1 << 63)
 """Placeholder for null in integer columns. No invalid value can equal it by accident."""
 
@@ -206,7 +203,7 @@ class MaskColumns:
     """
 
     size: Ints  # (N, 2) height and width
-    counts: NDArray[np.uint8]  # (B,) compressed run lengths of all masks, in UTF-8
+    counts: Bytes  # (B,) compressed run lengths of all masks, in UTF-8
     counts_ends: Ints  # (N,) end of each mask's run lengths in `counts`
     bbox: Floats  # (N, 4)
     area: Ints  # (N,)
@@ -326,7 +323,7 @@ def _one_array(table: pa.Table, name: str) -> Any:
     return array
 
 
-def _texts(array: Any) -> tuple[NDArray[np.uint8], Ints]:
+def _texts(array: Any) -> tuple[Bytes, Ints]:
     """Return the bytes of all texts in an array without nulls, and the position at which each text ends."""
     _, offsets, data = array.buffers()
     if not len(array):

@@ -20,6 +20,7 @@ from PIL import ExifTags, Image, ImageFile, ImageSequence, TiffImagePlugin, Tiff
 from segmint.catalogs.dataset.tables import TableFile, scratch_path
 from segmint.catalogs.findings import Code, FindingCollector, FindingLocation
 from segmint.catalogs.parquet import RowGroupWriter
+from segmint.infra.arrays import Pixels
 from segmint.infra.storage.errors import NotFoundError, ObjectTooLargeError
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.stores import check_size
@@ -38,7 +39,7 @@ from segmint.operators.foreign.layouts import (
     read_labels,
 )
 from segmint.operators.foreign.masks import ForeignImage, read_header, read_masks
-from segmint.operators.images import JpegDecoder, Pixels, UndecodableError
+from segmint.operators.images import JpegDecoder, UndecodableError
 from segmint.operators.opt_out import png_chunks
 from segmint.operators.prepare.ingest import ingest, open_image, upright_size
 from segmint.operators.prepare.ingest_config import ANY_SIZE, recognize

@@ -20,12 +20,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from segmint.infra.arrays import Bools, Floats, Ints, Pixels
 from segmint.model.detectors.detection import Detection, Detector, iou, turned_back
-from segmint.operators.images import Pixels
 from segmint.operators.redactions import PLATE_MARGIN
-
-Bools = NDArray[np.bool_]
-Floats = NDArray[np.float64]
 
 CELLS = 5
 """Number of mosaic cells along a region's longer side.
@@ -140,7 +137,7 @@ def polygon(points: Sequence[tuple[float, float]], shape: tuple[int, int], band:
     return _tight(left, top, mask, _weights(mask, around, outside[around] / width))
 
 
-def _outside(hull: Floats, x: NDArray[np.int64], y: NDArray[np.int64]) -> Floats:
+def _outside(hull: Floats, x: Ints, y: Ints) -> Floats:
     """Return each pixel's largest signed distance outside the sides of a convex polygon, (h, w).
 
     `hull` (N, 2) contains the corners of the polygon in order, N > 2. `x` and `y` are the window's columns and rows.

@@ -13,6 +13,7 @@ import torch
 from PIL import Image as PillowImage
 from torch import Tensor
 
+from segmint.infra.arrays import Pixels
 from segmint.infra.assets import AUTO, default_weights, resolve_default
 from segmint.infra.device import BF16_NEEDS_GPU, kind_here, resolve_compute
 from segmint.infra.errors import SegmintError
@@ -27,7 +28,7 @@ from segmint.model.sam.predictor import Embedding
 from segmint.model.sam.preprocess import Array, Prompts, check_prompts
 from segmint.operators.segment.models import cpu_kernels, load_model
 from segmint.pipeline.masks.predict import prompted_record
-from segmint.pipeline.masks.results import Image, ImageMasks, Pixels, PredictedMasks, describe, pixels_of
+from segmint.pipeline.masks.results import Image, ImageMasks, PredictedMasks, describe, pixels_of
 
 _LINE_S = 2.0  # seconds between progress lines without a terminal, as in a notebook
 

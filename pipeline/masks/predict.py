@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from segmint.infra.arrays import Pixels
 from segmint.model.automatic.candidates import stability_scores
 from segmint.model.automatic.crops import box_of, xyxy_to_xywh
 from segmint.model.automatic.generator import MaskGenerator, Report
@@ -15,7 +16,7 @@ from segmint.model.automatic.rle import MaskRecord, encode
 from segmint.model.sam.predictor import Predictor
 from segmint.operators.segment.mask_config import MasksConfig
 from segmint.operators.segmenter.prompted import masks_of_prompts
-from segmint.pipeline.masks.options import Frame, MasksOptions, PhotographPrompt, Pixels
+from segmint.pipeline.masks.options import Frame, MasksOptions, PhotographPrompt
 
 
 @dataclass(frozen=True)

@@ -26,10 +26,10 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor
 
 from segmint.catalogs.dataset.submissions import canonical_area
+from segmint.infra.arrays import Bools, Floats32, Ints
 from segmint.infra.errors import UsageError
 from segmint.model.automatic.candidates import MaskPatch, clean_patch
 from segmint.model.automatic.crops import box_of
@@ -77,7 +77,7 @@ def draw_mask(predictor: Predictor, embedding: Embedding, logits: Tensor) -> Dra
             return draw_border(logits, embedding, predictor.sam.geometry)
         except DoubtfulError:
             pass
-    values: NDArray[np.float32] = predictor.upscale(logits[None, None], embedding)[0, 0].cpu().numpy()
+    values: Floats32 = predictor.upscale(logits[None, None], embedding)[0, 0].cpu().numpy()
     changes = _ColumnRuns(embedding.frame_size, 0)
     changes.add(values > 0, 0)
     return changes.mask(
@@ -96,11 +96,11 @@ class _ColumnRuns:
     def __init__(self, frame: tuple[int, int], left: int) -> None:
         self._frame = frame
         self._left = left
-        self._above: NDArray[np.bool_] | None = None
+        self._above: Bools | None = None
         self._next = 0
-        self._found: list[NDArray[np.int64]] = []
+        self._found: list[Ints] = []
 
-    def add(self, rows: NDArray[np.bool_], first: int) -> None:
+    def add(self, rows: Bools, first: int) -> None:
         """Add the next rows, (n, width) bool. `first` is the row of the frame that they start at."""
         if self._above is None:
             self._note(np.flatnonzero(rows[0]), first)
@@ -130,7 +130,7 @@ class _ColumnRuns:
         stability = 0.0 if math.isnan(stability) else stability
         return DrawnMask(encode_runs(starts, ends, self._frame).counts, area, stability, box)
 
-    def _note(self, columns: NDArray[np.int64], row: int) -> None:
+    def _note(self, columns: Ints, row: int) -> None:
         self._found.append((columns + self._left) * (self._frame[0] + 1) + row)
 
 
@@ -178,7 +178,7 @@ def _stability(inner: int, outer: int) -> float:
     return inner / outer if outer else math.nan
 
 
-def _solid(logits: NDArray[np.float32], touches: NDArray[np.int64]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+def _solid(logits: Floats32, touches: Ints) -> tuple[Bools, Bools]:
     """Return two masks (width,): the columns inside the mask at +1, and the columns outside the mask at -1.
 
     `logits` are (n, 256). `touches` (width, 2) contains the start and end of the logits that each column touches. A
@@ -192,7 +192,7 @@ def _solid(logits: NDArray[np.float32], touches: NDArray[np.int64]) -> tuple[NDA
     return found[0], found[1]
 
 
-def _widened(logits: NDArray[np.float32], columns: Interpolation, across: slice) -> NDArray[np.float32]:
+def _widened(logits: Floats32, columns: Interpolation, across: slice) -> Floats32:
     """Interpolate logits (n, 256) along their rows to the pixel columns `across`, (n, width)."""
     wide = np.empty((len(logits), across.stop - across.start), np.float32)
     for start in range(0, wide.shape[1], _COLUMNS):
@@ -202,7 +202,7 @@ def _widened(logits: NDArray[np.float32], columns: Interpolation, across: slice)
     return wide
 
 
-def _spans(wanted: NDArray[np.bool_], most: int) -> Iterator[tuple[int, int]]:
+def _spans(wanted: Bools, most: int) -> Iterator[tuple[int, int]]:
     """Split the wanted columns into spans (start, end) of at most `most` columns, which include small gaps."""
     places = np.flatnonzero(wanted)
     if places.size:
@@ -220,9 +220,9 @@ class Step:
     Each new row is a mean of the given rows `before` and `after` it; `weight` is the weight of the row after it.
     """
 
-    before: NDArray[np.int64]
-    after: NDArray[np.int64]
-    weight: NDArray[np.float32]
+    before: Ints
+    after: Ints
+    weight: Floats32
 
     @classmethod
     def make(cls, given: int, wanted: int) -> "Step | None":
@@ -279,14 +279,14 @@ class ExactRows:
         tried = np.unique(np.linspace(0, frame_size[0] - 1, _TRIED).astype(np.int64)).tolist()
         return rows if all(np.array_equal(rows.row(noise, row), whole[row]) for row in tried) else None
 
-    def row(self, logits: Tensor, row: int) -> NDArray[np.float32]:
+    def row(self, logits: Tensor, row: int) -> Floats32:
         """Compute one row (width,) of the frame from logits (256, 256)."""
         with torch.inference_mode():
             near = [
                 self.square.row(logits[[self.square.before[at], self.square.after[at]]], at, self.side)
                 for at in (int(self.frame.before[row]), int(self.frame.after[row]))
             ]
-            drawn: NDArray[np.float32] = self.frame.row(torch.stack(near)[:, : self.filled], row, self.width).numpy()
+            drawn: Floats32 = self.frame.row(torch.stack(near)[:, : self.filled], row, self.width).numpy()
             return drawn
 
 
@@ -300,8 +300,8 @@ class _AxisInterpolations:
 
     def settle(
         self,
-        values: NDArray[np.float32],
-        mask: NDArray[np.bool_],
+        values: Floats32,
+        mask: Bools,
         logits: Tensor,
         corner: tuple[int, int],
         margin: float,
