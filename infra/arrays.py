@@ -1,4 +1,4 @@
-"""Types of NumPy arrays, by their values."""
+"""Types of NumPy arrays, by their values, and of images and their sizes."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,3 +11,6 @@ Bytes = NDArray[np.uint8]
 
 Pixels = Bytes
 """Image, (H, W, 3) in RGB unless stated otherwise."""
+
+Size = tuple[int, int]
+"""(height, width) in pixels."""

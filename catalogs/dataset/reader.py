@@ -22,7 +22,7 @@ from segmint.catalogs.dataset.manifest import DatasetManifest, load_manifest
 from segmint.catalogs.dataset.mask_labels import MASK_SAID, NO_LABEL, LabelsById, ShardLabels
 from segmint.catalogs.dataset.versions import Version, check_readable, find_version, manifest_of, read_commits
 from segmint.catalogs.layout import ADDED_COLUMNS, LEVELS, MOST_PIXELS, DamagedDatasetError, check_member
-from segmint.infra.arrays import Ints
+from segmint.infra.arrays import Ints, Size
 from segmint.infra.errors import SegmintError
 from segmint.infra.storage.errors import ObjectTooLargeError
 from segmint.infra.storage.location import Location
@@ -60,7 +60,7 @@ class MaskAnnotation:
     """
 
     id: int
-    size: tuple[int, int]
+    size: Size
     counts: str
     area: int
     bbox: tuple[float, float, float, float]

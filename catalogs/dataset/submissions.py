@@ -28,7 +28,7 @@ from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationE
 from segmint.catalogs.dataset.tombstones import read_tombstones, removed_images
 from segmint.catalogs.frozen import Frozen
 from segmint.catalogs.layout import MOST_PIXELS, canonical_json, wrong_fields
-from segmint.infra.arrays import Ints
+from segmint.infra.arrays import Ints, Size
 from segmint.infra.errors import SegmintError, UsageError
 from segmint.infra.stopping import map_ahead
 from segmint.infra.storage.errors import NotFoundError, ObjectTooLargeError
@@ -195,7 +195,7 @@ _ASCII = 48
 _LAST_SYMBOL = 0x3F
 
 
-def canonical_area(counts: str, size: tuple[int, int]) -> int:
+def canonical_area(counts: str, size: Size) -> int:
     """Return the number of pixels in a mask of `size` (height, width) with the compressed run lengths `counts`.
 
     Equal masks must have equal counts, so only the canonical encoding is valid. Raises `ValueError` in any of these
@@ -477,7 +477,7 @@ class Return(SavedRecord):
         return SubmissionName(self.image - 1, self.assignment, self.n)
 
 
-def _is_inside(prompt: Prompt, size: tuple[int, int]) -> bool:
+def _is_inside(prompt: Prompt, size: Size) -> bool:
     height, width = size
     if isinstance(prompt, PointPrompt):
         return prompt.x <= width and prompt.y <= height
@@ -631,7 +631,7 @@ def independent_submissions(submissions: Sequence[Submission]) -> tuple[Submissi
     return None
 
 
-def carried(submission: Submission, base: str, size: tuple[int, int], counts: Mapping[int, str]) -> Submission | None:
+def carried(submission: Submission, base: str, size: Size, counts: Mapping[int, str]) -> Submission | None:
     """Apply a submission to another state of its image, without the changes that no longer fit.
 
     `counts` maps the annotation ids of that state's masks to their run lengths. New masks are always kept. A

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from segmint.infra.arrays import Bools, Floats, Floats32, Ints
+from segmint.infra.arrays import Bools, Floats, Floats32, Ints, Size
 from segmint.model.automatic.crops import Box
 from segmint.model.automatic.rle import Funnel, Rle, encode_runs
 
@@ -27,7 +27,7 @@ class MaskPatch:
     """
 
     corner: tuple[int, int]
-    shape: tuple[int, int]
+    shape: Size
     changes: Ints
 
     @classmethod
@@ -69,7 +69,7 @@ class MaskPatch:
         positions: Ints = (column + x) * stride + (pixel + y)
         return positions
 
-    def encode(self, frame_size: tuple[int, int]) -> Rle:
+    def encode(self, frame_size: Size) -> Rle:
         """Encode the mask in a frame of (height, width). Raises ValueError if the window exceeds the frame."""
         (x, y), (height, width) = self.corner, self.shape
         if x < 0 or y < 0 or y + height > frame_size[0] or x + width > frame_size[1]:
@@ -156,7 +156,7 @@ class RawMasks:
 
     candidates: CandidateMasks
     funnel: Funnel
-    frame_size: tuple[int, int]
+    frame_size: Size
 
 
 # Maximum distance in pixels of the frame between a box's side and a crop's edge that it touches (reference code of the
@@ -199,7 +199,7 @@ def stable_of_counts(inner: Ints, outer: Ints, threshold: float) -> tuple[Ints, 
     return kept.numpy(), scores[kept].numpy()
 
 
-def under_max_area(areas: Ints, frame_size: tuple[int, int], ratio: float) -> Bools:
+def under_max_area(areas: Ints, frame_size: Size, ratio: float) -> Bools:
     """Return True for each mask that covers less than `ratio` of the whole frame, (N,) bool (SAM paper, Appendix B).
 
     `areas` (N,) int64 are in pixels of the frame of (height, width). A ratio of 0 or less passes all.
@@ -210,7 +210,7 @@ def under_max_area(areas: Ints, frame_size: tuple[int, int], ratio: float) -> Bo
     return under
 
 
-def inside_crop(boxes: Ints, crop_box: Box, frame_size: tuple[int, int]) -> Bools:
+def inside_crop(boxes: Ints, crop_box: Box, frame_size: Size) -> Bools:
     """Return True for each box (N, 4) that doesn't touch an inner side of the crop, (N,) bool.
 
     An inner side is a side that isn't also a side of the image. `boxes` and `crop_box` are x0, y0, x1, y1 in pixels of
@@ -343,7 +343,7 @@ class _Runs(NamedTuple):
         return _Runs(self.starts[stays], self.ends[stays])
 
 
-def clean_patch(patch: MaskPatch, frame_size: tuple[int, int], min_area: int, keep_largest: bool) -> CleanedPatch:
+def clean_patch(patch: MaskPatch, frame_size: Size, min_area: int, keep_largest: bool) -> CleanedPatch:
     """Fill holes and then remove islands that contain fewer than `min_area` pixels, in a frame of (height, width).
 
     Background that is enclosed by the mask and the frame's border counts as a hole, too. If all islands are small and
@@ -398,7 +398,7 @@ def _without_holes(mask: _Runs, columns: int, height: int, min_area: int) -> tup
 
 
 def _without_islands(
-    mask: _Runs, first: int, frame_size: tuple[int, int], min_area: int, keep_largest: bool
+    mask: _Runs, first: int, frame_size: Size, min_area: int, keep_largest: bool
 ) -> tuple[_Runs | None, bool]:
     """Remove the small islands of a mask, or return None as in `clean_patch`. Also return whether there were any."""
     labels, areas = _components(mask, frame_size[0])
@@ -457,7 +457,7 @@ def _least_connected(count: int, one: Ints, other: Ints) -> Ints:
     return roots
 
 
-def _first_largest(runs: _Runs, labels: Ints, areas: Ints, first: int, frame_size: tuple[int, int]) -> int:
+def _first_largest(runs: _Runs, labels: Ints, areas: Ints, first: int, frame_size: Size) -> int:
     """Return the label of the largest component. OpenCV orders components of equal area by squares of 2x2 pixels."""
     height, width = frame_size
     largest = np.flatnonzero(areas[labels] == areas.max())

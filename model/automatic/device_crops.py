@@ -31,7 +31,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from segmint.infra.arrays import Floats
+from segmint.infra.arrays import Floats, Size
 from segmint.model.automatic.candidates import CandidateMasks, over_iou
 from segmint.model.automatic.crops import Crop, crop_points
 from segmint.model.automatic.mask_tiles import host_taps
@@ -429,7 +429,7 @@ class DeviceCrops:
         self._graphs: PerThread[_Graphs] = PerThread()
         self.weights_thread = ThreadPoolExecutor(1, "segmint-taps")
 
-    def prepare(self, crops: Sequence[Crop], sizes: Sequence[tuple[int, int]]) -> None:
+    def prepare(self, crops: Sequence[Crop], sizes: Sequence[Size]) -> None:
         """Compute the interpolation weights of an image's crops in another thread, before `find` needs them.
 
         `sizes` are the (height, width) of the crops' pixels, which the encoder's input is resized from.
@@ -443,7 +443,7 @@ class DeviceCrops:
             self.weights_thread.submit(host_taps, *axis)
 
     def find(
-        self, crop: Crop, embedding: Embedding, frame_size: tuple[int, int]
+        self, crop: Crop, embedding: Embedding, frame_size: Size
     ) -> Generator[None, None, tuple[CandidateMasks, Funnel]]:
         """Find the masks of one crop's grid in steps. The same thread must run all steps.
 

@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from segmint.infra.arrays import Pixels
+from segmint.infra.arrays import Pixels, Size
 from segmint.model.automatic import mask_tiles
 from segmint.model.automatic.candidates import CandidateMasks, RawMasks, concatenate
 from segmint.model.automatic.crops import Crop, cut, placed_crops
@@ -75,7 +75,7 @@ class _StreamImage:
         return self.error is not None or len(self.parts) == len(self.crops)
 
     @property
-    def frame_size(self) -> tuple[int, int]:
+    def frame_size(self) -> Size:
         return self.pixels[0].shape[0], self.pixels[0].shape[1]
 
     def result(self) -> RawMasks | Exception:

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from segmint.infra.arrays import Floats, Ints, Pixels
+from segmint.infra.arrays import Floats, Ints, Pixels, Size
 from segmint.model.automatic.candidates import CandidateMasks, MaskPatch, RawMasks, clean_patch, concatenate, nms
 from segmint.model.automatic.crops import Crop, crop_points, cut, placed_crops, xyxy_to_xywh
 from segmint.model.automatic.device_crops import DeviceCrops, suits
@@ -174,7 +174,7 @@ class MaskGenerator:
             yield from zip(batch, self.predictor.embed_many(pixels, sizes, self.crops_per_batch), strict=True)
 
     def process_crop(
-        self, crop: Crop, embedding: Embedding, frame_size: tuple[int, int], count: "_PointCounter | None" = None
+        self, crop: Crop, embedding: Embedding, frame_size: Size, count: "_PointCounter | None" = None
     ) -> tuple[CandidateMasks, Funnel]:
         """Return one crop's masks after NMS within the crop, best first, and the counts of each step."""
         upscaling = upscaling_of(self.predictor, embedding)
@@ -231,9 +231,7 @@ def suppress_across_crops(candidates: CandidateMasks, settings: MaskSettings) ->
     return candidates.take(nms(candidates.boxes, np.float32(1) / areas, settings.crop_nms_thresh))
 
 
-def clean_up(
-    candidates: CandidateMasks, frame_size: tuple[int, int], settings: MaskSettings
-) -> tuple[CandidateMasks, Funnel]:
+def clean_up(candidates: CandidateMasks, frame_size: Size, settings: MaskSettings) -> tuple[CandidateMasks, Funnel]:
     """Fill small holes, remove small islands, and suppress masks that become duplicates.
 
     When two masks are duplicates, a mask that cleanup didn't change wins over one that it changed. Scores don't change.
@@ -270,7 +268,7 @@ def clean_up(
     )
 
 
-def to_records(candidates: CandidateMasks, frame_size: tuple[int, int]) -> tuple[MaskRecord, ...]:
+def to_records(candidates: CandidateMasks, frame_size: Size) -> tuple[MaskRecord, ...]:
     """Convert candidates to records in the same order. `frame_size` is (height, width)."""
     records = []
     for index, patch in enumerate(candidates.patches):

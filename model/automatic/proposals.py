@@ -30,7 +30,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from segmint.infra.arrays import Bools, Floats, Floats32, Ints
+from segmint.infra.arrays import Bools, Floats, Floats32, Ints, Size
 from segmint.model.automatic.candidates import (
     CandidateMasks,
     MaskPatch,
@@ -382,7 +382,7 @@ def measure(
     upscaling: Upscaling[Sketch],
     proposals: Proposals,
     crop: Crop,
-    frame_size: tuple[int, int],
+    frame_size: Size,
     settings: MaskSettings,
 ) -> tuple[MeasuredMasks[Sketch], Funnel]:
     """Measure proposals at the crop's size, and keep those that pass the stability, size, and crop-edge filters.
@@ -402,7 +402,7 @@ def filtered(
     points: Floats,
     outputs: Ints,
     crop: Crop,
-    frame_size: tuple[int, int],
+    frame_size: Size,
     settings: MaskSettings,
 ) -> tuple[MeasuredMasks[Sketch], Funnel]:
     """Keep the stable masks that pass the size and crop-edge filters, and count them as in `measure`.

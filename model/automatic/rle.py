@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from segmint.infra.arrays import Bools, Bytes, Ints
+from segmint.infra.arrays import Bools, Bytes, Ints, Size
 
 # A count is written in groups of five bits, lowest bits first. The bit with value 32 means that another group follows.
 # In the last group, the bit with value 16 means that the number is negative. Adding 48 turns each group into a
@@ -29,7 +29,7 @@ class Rle:
         counts: compressed lengths of alternating runs of 0 and 1, starting with 0, in column-major order.
     """
 
-    size: tuple[int, int]
+    size: Size
     counts: str
 
     def __repr__(self) -> str:
@@ -43,7 +43,7 @@ def encode(mask: Bools) -> Rle:
     return encode_patch(mask, (0, 0), (height, width))
 
 
-def encode_patch(patch: Bools, corner: tuple[int, int], size: tuple[int, int]) -> Rle:
+def encode_patch(patch: Bools, corner: tuple[int, int], size: Size) -> Rle:
     """Encode a mask from the pixels inside a window. All pixels outside the window are background.
 
     Args:
@@ -60,7 +60,7 @@ def encode_patch(patch: Bools, corner: tuple[int, int], size: tuple[int, int]) -
     return encode_runs(*_column_runs(np.ascontiguousarray(patch.T), x * height + y, height), size)
 
 
-def encode_runs(starts: Ints, ends: Ints, size: tuple[int, int]) -> Rle:
+def encode_runs(starts: Ints, ends: Ints, size: Size) -> Rle:
     """Encode a mask from the foreground runs of each column, in column-major order.
 
     Args:

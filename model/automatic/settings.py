@@ -6,7 +6,7 @@ from typing import Any, Literal, Self, cast, get_args
 
 import numpy as np
 
-from segmint.infra.arrays import Floats
+from segmint.infra.arrays import Floats, Size
 from segmint.model.sam.geometry import SAM1
 
 Profile = Literal["official", "sa1b", "sam2"]
@@ -236,7 +236,7 @@ def crop_length(length: int, per_side: int, overlap: int) -> int:
     return math.ceil((overlap * (per_side - 1) + length) / per_side)
 
 
-def enough_for_crops(frame_size: tuple[int, int], layers: int, overlap_ratio: float) -> tuple[int, int]:
+def enough_for_crops(frame_size: Size, layers: int, overlap_ratio: float) -> Size:
     """Return the smallest (height, width) of an original from which the last layer's crops fill the encoder's input.
 
     `frame_size` is the (height, width) of the frame. With an original of this size, the long side of such a crop has

@@ -34,7 +34,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from segmint.infra.arrays import Pixels
+from segmint.infra.arrays import Pixels, Size
 from segmint.model.device import check_process, inference, upload
 from segmint.model.kernels.cpu.library import Kernels, usable_kernels
 from segmint.model.sam import point_decoder
@@ -196,8 +196,8 @@ class Embedding:
     """
 
     features: Tensor
-    input_size: tuple[int, int]
-    frame_size: tuple[int, int]
+    input_size: Size
+    frame_size: Size
     high_res: tuple[Tensor, ...] = ()
     source: Any = field(default=None, compare=False, kw_only=True)
 
@@ -280,7 +280,7 @@ class Predictor:
         """
         self.batch_encoder.before_each_layer(call)
 
-    def embed(self, image: Pixels | Tensor, frame_size: tuple[int, int] | None = None) -> Embedding:
+    def embed(self, image: Pixels | Tensor, frame_size: Size | None = None) -> Embedding:
         """Encode an image, (H, W, 3) uint8 RGB.
 
         Prompts and masks are in pixels of this image by default. If the masks are for a larger or smaller version of
@@ -292,7 +292,7 @@ class Predictor:
     def embed_many(
         self,
         images: Sequence[Pixels | Tensor],
-        frame_sizes: Sequence[tuple[int, int] | None] | None = None,
+        frame_sizes: Sequence[Size | None] | None = None,
         batch_size: int | None = None,
     ) -> list[Embedding]:
         """Encode images in batches of `batch_size`. Only the last bits of the results can differ from `embed`.
@@ -316,7 +316,7 @@ class Predictor:
             for (part, *high_res), pixels, frame in zip(features, resized, framed, strict=True)
         ]
 
-    def embed_resized(self, pixels: Tensor, frame_size: tuple[int, int] | None = None) -> Embedding:
+    def embed_resized(self, pixels: Tensor, frame_size: Size | None = None) -> Embedding:
         """Encode an image that already has the encoder's size: (h, w, 3) RGB from 0 to 255, uint8 or float.
 
         Prompts and masks are in pixels of this image unless you set `frame_size` to another (height, width). Raises
@@ -500,7 +500,7 @@ class Predictor:
         return embedded
 
 
-def upscale(logits: Tensor, geometry: Geometry, input_size: tuple[int, int], frame_size: tuple[int, int]) -> Tensor:
+def upscale(logits: Tensor, geometry: Geometry, input_size: Size, frame_size: Size) -> Tensor:
     """Upscale logits like `Predictor.upscale`, for callers that have an embedding's sizes but not the embedding."""
     if logits.ndim != 4:
         low, shape = geometry.low_res_size, tuple(logits.shape)
@@ -528,7 +528,7 @@ def resize_to_input(pixels: Tensor, geometry: Geometry) -> Tensor:
     return resize_on_device(pixels, resized_size(pixels.shape[0], pixels.shape[1], side))
 
 
-def _checked_frame(frame_size: tuple[int, int] | None, pixels: Tensor) -> tuple[int, int]:
+def _checked_frame(frame_size: Size | None, pixels: Tensor) -> Size:
     height, width = frame_size or (pixels.shape[0], pixels.shape[1])
     if height < 1 or width < 1:
         raise ValueError(f"frame_size is {frame_size}: expected a height and width of at least 1 pixel")

@@ -16,7 +16,7 @@ from PIL import Image
 from pycocotools import mask as coco
 
 from segmint.catalogs.layout import IMAGE_ENDINGS, MOST_MEMBER_BYTES
-from segmint.infra.arrays import Bools
+from segmint.infra.arrays import Bools, Size
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.errors import ObjectTooLargeError
 from segmint.infra.storage.location import Location
@@ -25,7 +25,6 @@ from segmint.operators.annotations.image import (
     AnnotatedImage,
     AnnotatedMask,
     CocoRle,
-    Size,
     UnreadableMaskError,
     check_pixels,
     encode_mask,

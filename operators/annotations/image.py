@@ -16,14 +16,11 @@ from pydantic import ValidationError
 from segmint.catalogs.findings import RejectedError
 from segmint.catalogs.layout import MOST_PIXELS
 from segmint.catalogs.source.conform import Prompt, problem_of
-from segmint.infra.arrays import Bools
+from segmint.infra.arrays import Bools, Size
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
 from segmint.model.automatic import rle as runs
 from segmint.operators.images import released_prompts
-
-Size = tuple[int, int]
-"""(height, width) in pixels."""
 
 LONGEST_SIDE = 65_535
 """Maximum side of an image or mask in pixels, which is JPEG's maximum."""

@@ -13,9 +13,9 @@ from pycocotools import mask as coco
 
 from segmint.catalogs.findings import RejectedError
 from segmint.catalogs.layout import MOST_PIXELS
-from segmint.infra.arrays import Bools, Ints
+from segmint.infra.arrays import Bools, Ints, Size
 from segmint.model.automatic.rle import encode_runs
-from segmint.operators.annotations.image import LONGEST_SIDE, AnnotatedMask, Size
+from segmint.operators.annotations.image import LONGEST_SIDE, AnnotatedMask
 from segmint.operators.prepare.ingest import check_strips, clean_message
 from segmint.operators.prepare.ingest_config import check_png_rows, check_whole
 

@@ -21,12 +21,11 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from pycocotools import mask as coco
 
-from segmint.infra.arrays import Bools, Bytes
+from segmint.infra.arrays import Bools, Bytes, Size
 from segmint.operators.annotations.coco import fill_polygons
 from segmint.operators.annotations.image import (
     AnnotatedImage,
     AnnotatedMask,
-    Size,
     UnreadableMaskError,
     check_pixels,
     encode_mask,

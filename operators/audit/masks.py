@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco
 
 from segmint.catalogs.findings import Code, Finding, FindingLocation
-from segmint.infra.arrays import Bools, Bytes, Floats, Ints
+from segmint.infra.arrays import Bools, Bytes, Floats, Ints, Size
 from segmint.model.automatic import rle
 from segmint.operators.rows import AUTOMATIC, PLAUSIBLE_IOU, Row
 from segmint.operators.similar.near import NO_HASH, Hashes, near_pairs
@@ -34,7 +34,7 @@ class MaskLimits:
 
 
 def audit_masks(
-    size: tuple[int, int],
+    size: Size,
     masks: Sequence[Mapping[str, Any]],
     limits: MaskLimits | None,
     place: FindingLocation,
@@ -72,7 +72,7 @@ def audit_masks(
             yield from _decoded_findings(row, code, place)
 
 
-def _code_findings(size: tuple[int, int], row: Mapping[str, Any], place: FindingLocation) -> Iterator[Finding]:
+def _code_findings(size: Size, row: Mapping[str, Any], place: FindingLocation) -> Iterator[Finding]:
     segmentation = row["segmentation"] or {}
     found = segmentation.get("size")
     if found != list(size):
@@ -86,7 +86,7 @@ def _code_findings(size: tuple[int, int], row: Mapping[str, Any], place: Finding
 
 
 def _pixel_findings(
-    size: tuple[int, int], row: Mapping[str, Any], area: int, coco_box: Numbers, place: FindingLocation
+    size: Size, row: Mapping[str, Any], area: int, coco_box: Numbers, place: FindingLocation
 ) -> Iterator[Finding]:
     if area != row["area"] or area == 0:
         yield _finding(place, row, Code.MASK_AREA, f"area {area or 'over 0'} by its run lengths", row["area"])
@@ -111,7 +111,7 @@ def _decoded_findings(row: Mapping[str, Any], code: dict[str, Any], place: Findi
 
 
 def _frame_findings(
-    size: tuple[int, int], row: Mapping[str, Any], limits: MaskLimits | None, place: FindingLocation
+    size: Size, row: Mapping[str, Any], limits: MaskLimits | None, place: FindingLocation
 ) -> Iterator[Finding]:
     image = f"{size[1]} x {size[0]} pixels"
     crop = finite_numbers(row["crop_box"], 4)
@@ -181,7 +181,7 @@ def finite_numbers(value: Any, count: int) -> Numbers | None:
     return [float(each) for each in value]
 
 
-def is_inside(box: Numbers, size: tuple[int, int]) -> bool:
+def is_inside(box: Numbers, size: Size) -> bool:
     """Return whether a box [x, y, width, height] lies inside an image of size (height, width)."""
     x, y, width, height = box
     return x >= 0 and y >= 0 and x + width <= size[1] and y + height <= size[0]
@@ -370,7 +370,7 @@ class NearDuplicate(NamedTuple):
     iou: float
 
 
-def near_duplicates(size: tuple[int, int], counts: Sequence[str], threshold: float) -> list[NearDuplicate]:
+def near_duplicates(size: Size, counts: Sequence[str], threshold: float) -> list[NearDuplicate]:
     """Return the pairs of masks with an IoU of at least `threshold`, in order of position. `threshold` must be over 0.
 
     `counts` contains COCO's compressed run lengths of masks of `size` (height, width). Damaged run lengths are skipped.
@@ -409,7 +409,7 @@ def _candidates(areas: NDArray[Any], boxes: NDArray[Any], threshold: float) -> I
                 yield index, others.tolist()
 
 
-def _sound(size: tuple[int, int], code: str) -> bool:
+def _sound(size: Size, code: str) -> bool:
     # pycocotools trusts its input.
     try:
         return code.isascii() and rle.area(rle.Rle(size, code)) > 0

@@ -20,7 +20,7 @@ from segmint.catalogs.findings import Code, Finding, FindingLocation, Reason
 from segmint.catalogs.layout import ADDED_COLUMNS, MOST_MEMBER_BYTES, annotation_name, image_name
 from segmint.catalogs.lineage import STAGE_PREFIX
 from segmint.catalogs.parquet import AMENDABLE
-from segmint.infra.arrays import Ints
+from segmint.infra.arrays import Ints, Size
 from segmint.infra.tars import BadTarError, TarReader, is_plain_file
 from segmint.operators.audit.privacy import frame_size, metadata_names
 from segmint.operators.audit.submissions import annotated_images
@@ -401,7 +401,7 @@ def _layout_problem(data: bytes, header: bytes) -> tuple[Code, str] | None:
     return None
 
 
-def _decoded_size(jpeg: bytes) -> tuple[int, int]:
+def _decoded_size(jpeg: bytes) -> Size:
     """Decode an image completely and return its (height, width). Raise ValueError if it doesn't decode."""
     height, width = simplejpeg.decode_jpeg(jpeg, colorspace="RGB", strict=True).shape[:2]
     return height, width

@@ -27,7 +27,7 @@ from pycocotools import mask as coco
 from pycocotools.cocoeval import COCOeval, Params
 from scipy.optimize import linear_sum_assignment
 
-from segmint.infra.arrays import Bools, Bytes, Floats, Ints, Pixels
+from segmint.infra.arrays import Bools, Bytes, Floats, Ints, Pixels, Size
 from segmint.model.automatic.candidates import CandidateMasks
 from segmint.model.automatic.generator import MaskGenerator, RawMasks
 from segmint.model.automatic.settings import MaskSettings
@@ -470,6 +470,6 @@ def rank(found: RawMasks) -> list[PredictedMask]:
     return [_found_mask(masks, index, float(scores[index]), found.frame_size) for index in order[: LIMITS[-1]]]
 
 
-def _found_mask(masks: CandidateMasks, index: int, score: float, frame_size: tuple[int, int]) -> PredictedMask:
+def _found_mask(masks: CandidateMasks, index: int, score: float, frame_size: Size) -> PredictedMask:
     rle = masks.patches[index].encode(frame_size)
     return PredictedMask({"size": list(rle.size), "counts": rle.counts.encode("ascii")}, score)

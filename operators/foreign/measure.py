@@ -20,13 +20,12 @@ from PIL import ExifTags, Image, ImageFile, ImageSequence, TiffImagePlugin, Tiff
 from segmint.catalogs.dataset.tables import TableFile, scratch_path
 from segmint.catalogs.findings import Code, FindingCollector, FindingLocation
 from segmint.catalogs.parquet import RowGroupWriter
-from segmint.infra.arrays import Pixels
+from segmint.infra.arrays import Pixels, Size
 from segmint.infra.storage.errors import NotFoundError, ObjectTooLargeError
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.stores import check_size
 from segmint.infra.tars import BadTarError, TarReader, is_plain_file
 from segmint.infra.uris import base_name
-from segmint.operators.annotations.image import Size
 from segmint.operators.audit.privacy import frame_size, metadata_name
 from segmint.operators.describe import describe_table
 from segmint.operators.foreign.layouts import (
@@ -136,7 +135,7 @@ def examine_picture(data: bytes, *, with_pixels: bool) -> PictureFacts:
     )
 
 
-def picture_sizes(data: bytes) -> tuple[tuple[int, int], tuple[int, int]]:
+def picture_sizes(data: bytes) -> tuple[Size, Size]:
     """Return the (height, width) of a picture as it is stored, and as it is shown. Raises an exception for other bytes.
 
     The two differ if the metadata says that the picture is turned by 90 degrees.

@@ -20,7 +20,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from segmint.infra.arrays import Bools, Floats, Ints, Pixels
+from segmint.infra.arrays import Bools, Floats, Ints, Pixels, Size
 from segmint.model.detectors.detection import Detection, Detector, iou, turned_back
 from segmint.operators.redactions import PLATE_MARGIN
 
@@ -74,7 +74,7 @@ def _tight(x: int, y: int, mask: Bools, weight: NDArray[np.uint16] | None = None
     return ImagePatch(x + left, y + top, mask[inside], None if weight is None else weight[inside])
 
 
-def ellipse(box: Sequence[float], shape: tuple[int, int], band: float = 0.0) -> ImagePatch | None:
+def ellipse(box: Sequence[float], shape: Size, band: float = 0.0) -> ImagePatch | None:
     """Return the ellipse around `box` (x0, y0, x1, y1), `FACE_EXPANSION` times its size, clipped to `shape` (h, w).
 
     The box is first rounded to whole pixels, so the last bits of a detector's floats don't move the border. `band` is
@@ -111,7 +111,7 @@ def _weights(mask: Bools, around: Bools, distances: Floats) -> NDArray[np.uint16
     return weights
 
 
-def polygon(points: Sequence[tuple[float, float]], shape: tuple[int, int], band: float = 0.0) -> ImagePatch | None:
+def polygon(points: Sequence[tuple[float, float]], shape: Size, band: float = 0.0) -> ImagePatch | None:
     """Return the convex hull of `points` (x, y), grown on every side by `PLATE_MARGIN` times its shorter side, clipped.
 
     The points are first rounded to whole pixels and clamped to a range that exceeds any image. `band` is the width of
@@ -153,7 +153,7 @@ def _outside(hull: Floats, x: Ints, y: Ints) -> Floats:
     return farthest
 
 
-def rectangle(x: int, y: int, width: int, height: int, shape: tuple[int, int]) -> ImagePatch | None:
+def rectangle(x: int, y: int, width: int, height: int, shape: Size) -> ImagePatch | None:
     """Return the rectangle clipped to the image of `shape` (h, w), or None if it is outside."""
     left, top = max(x, 0), max(y, 0)
     right, bottom = min(x + width, shape[1]), min(y + height, shape[0])

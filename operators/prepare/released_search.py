@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from segmint.infra.arrays import Bools, Ints, Pixels
+from segmint.infra.arrays import Bools, Ints, Pixels, Size
 from segmint.model.detectors.detection import Box, Detection, Detector, iou, lenient
 from segmint.operators.prepare.deidentify import CheckedDetector, Region, box_of, outline
 from segmint.operators.prepare.mosaic import is_same, mosaic_size, search_orientations, search_turned
@@ -66,7 +66,7 @@ class ResidualDetection(Region):
         return iou(box_of(known), self.box) >= SAME_RESIDUAL_IOU
 
 
-def residual_of(found: Detection, shape: tuple[int, int]) -> ResidualDetection | None:
+def residual_of(found: Detection, shape: Size) -> ResidualDetection | None:
     """Return the entry for a detection in a released image of `shape` (h, w), or None if it is outside."""
     patch = outline(found, shape, band=False)  # `segmint redact` makes no band
     return None if patch is None else ResidualDetection.of(found, patch, found.orientation)

@@ -13,7 +13,7 @@ import torch
 from PIL import Image as PillowImage
 from torch import Tensor
 
-from segmint.infra.arrays import Pixels
+from segmint.infra.arrays import Pixels, Size
 from segmint.infra.assets import AUTO, default_weights, resolve_default
 from segmint.infra.device import BF16_NEEDS_GPU, kind_here, resolve_compute
 from segmint.infra.errors import SegmintError
@@ -86,14 +86,14 @@ class Predictor(sam_predictor.Predictor):
         kernels = cpu_kernels(model.device.type)
         super().__init__(model, compile_encoder, must_compile, kernels)
 
-    def embed(self, image: Image | Tensor, frame_size: tuple[int, int] | None = None) -> Embedding:
+    def embed(self, image: Image | Tensor, frame_size: Size | None = None) -> Embedding:
         """Encode an image of any type that `pixels_of` accepts. The base class describes `frame_size`."""
         return self.embed_many([image], [frame_size], 1)[0]
 
     def embed_many(
         self,
         images: Sequence[Image | Tensor],
-        frame_sizes: Sequence[tuple[int, int] | None] | None = None,
+        frame_sizes: Sequence[Size | None] | None = None,
         batch_size: int | None = None,
     ) -> list[Embedding]:
         """Encode images in batches of `batch_size`. All images are decoded into memory first."""
@@ -159,7 +159,7 @@ def model_name(sam: Sam) -> str:
     return f"{name} on {sam.device}, {str(sam.dtype).removeprefix('torch.')}"
 
 
-def _check_inside(prompts: Prompts, frame_size: tuple[int, int]) -> None:
+def _check_inside(prompts: Prompts, frame_size: Size) -> None:
     """Raise ValueError if a point is outside the frame, or if a box is empty or doesn't overlap the frame."""
     height, width = frame_size
     if prompts.points is not None and prompts.labels is not None:

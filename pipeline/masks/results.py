@@ -22,7 +22,7 @@ from torch import Tensor
 
 from segmint.catalogs.dataset.reader import MaskAnnotation, Sample
 from segmint.catalogs.findings import RejectedError
-from segmint.infra.arrays import Bools, Floats, Pixels
+from segmint.infra.arrays import Bools, Floats, Pixels, Size
 from segmint.infra.errors import SegmintError, UsageError
 from segmint.infra.storage.storage import Storage
 from segmint.model.automatic.rle import GeneratedMasks, MaskRecord, Rle, area, compress, encode
@@ -211,7 +211,7 @@ def show(
     return ax
 
 
-def records_of(masks: Any, size: tuple[int, int]) -> list[MaskRecord]:
+def records_of(masks: Any, size: Size) -> list[MaskRecord]:
     """Convert masks of any type that `show` accepts to records. Only segmentation and area are set.
 
     Records are returned unchanged. Raises ValueError if a mask has another type, or a size other than `size` (height,
@@ -387,7 +387,7 @@ class ImageMasks(MasksWithImage):
         """Return the points that prompted each mask."""
         return [[record.point_coords] for record in self]
 
-    def _size(self) -> tuple[int, int]:
+    def _size(self) -> Size:
         """Return the masks' (height, width)."""
         if self.records:
             return self.records[0].segmentation.size

@@ -27,7 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from segmint.infra.arrays import Pixels
+from segmint.infra.arrays import Pixels, Size
 from segmint.infra.errors import SegmintError
 from segmint.model.automatic.rle import Rle, decode
 from segmint.model.sam.geometry import Geometry
@@ -80,7 +80,7 @@ class PredictorThread(Predictor, AbstractContextManager["PredictorThread"]):
         answer: T = self._do(_URGENT, lambda: work(*args, **kwargs))
         return answer
 
-    def embed(self, image: Pixels | Tensor, frame_size: tuple[int, int] | None = None) -> Embedding:
+    def embed(self, image: Pixels | Tensor, frame_size: Size | None = None) -> Embedding:
         """Embed an image as `Predictor.embed` does."""
         embedding: Embedding = self._do(_LATER, lambda: Predictor.embed(self, image, frame_size))
         return embedding

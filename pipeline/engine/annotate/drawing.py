@@ -29,7 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from segmint.catalogs.dataset.submissions import canonical_area
-from segmint.infra.arrays import Bools, Floats32, Ints
+from segmint.infra.arrays import Bools, Floats32, Ints, Size
 from segmint.infra.errors import UsageError
 from segmint.model.automatic.candidates import MaskPatch, clean_patch
 from segmint.model.automatic.crops import box_of
@@ -264,9 +264,7 @@ class ExactRows:
     frame: Step
 
     @classmethod
-    def make(
-        cls, low_side: int, side: int, input_size: tuple[int, int], frame_size: tuple[int, int]
-    ) -> "ExactRows | None":
+    def make(cls, low_side: int, side: int, input_size: Size, frame_size: Size) -> "ExactRows | None":
         """Prepare the rows for one image size. Return None if torch computes single rows differently."""
         square, frame = Step.make(low_side, side), Step.make(input_size[0], frame_size[0])
         if square is None or frame is None:
@@ -326,7 +324,7 @@ class _AxisInterpolations:
 
 
 @lru_cache(maxsize=16)
-def axes_of(geometry: Geometry, input_size: tuple[int, int], frame_size: tuple[int, int]) -> _AxisInterpolations:
+def axes_of(geometry: Geometry, input_size: Size, frame_size: Size) -> _AxisInterpolations:
     """Return the interpolations of an image with these sizes. They are cached, because images have few sizes."""
     vertical, horizontal = zip(input_size, frame_size, strict=True)
     has_two_steps = geometry.placement == "padded"
@@ -391,7 +389,7 @@ class ClickPrompt:
         return len(self.points) + (self.box is not None) > 1
 
 
-def parse_prompt(value: Any, size: tuple[int, int]) -> ClickPrompt:
+def parse_prompt(value: Any, size: Size) -> ClickPrompt:
     """Parse a request body for an image of `size` (height, width). Raises `UsageError` if it is invalid."""
     if not isinstance(value, Mapping) or not isinstance(value.get("prompt"), Mapping):
         raise UsageError("expected {prompt: {points, box, mask, from}, part}")
@@ -435,7 +433,7 @@ def _is_finite(value: float) -> bool:
         return False
 
 
-def _point(value: Any, size: tuple[int, int]) -> tuple[float, float, int]:
+def _point(value: Any, size: Size) -> tuple[float, float, int]:
     height, width = size
     numbers = _numbers(value, 3)
     if not numbers or numbers[2] not in (0, 1) or not (0 <= numbers[0] <= width and 0 <= numbers[1] <= height):
@@ -443,7 +441,7 @@ def _point(value: Any, size: tuple[int, int]) -> tuple[float, float, int]:
     return numbers[0], numbers[1], int(numbers[2])
 
 
-def _box(value: Any, size: tuple[int, int]) -> tuple[float, float, float, float]:
+def _box(value: Any, size: Size) -> tuple[float, float, float, float]:
     height, width = size
     x, y, w, h = _numbers(value, 4) or [-1.0] * 4
     if not (w > 0 and h > 0 and x >= 0 and y >= 0 and x + w <= width + 1e-6 and y + h <= height + 1e-6):
@@ -451,7 +449,7 @@ def _box(value: Any, size: tuple[int, int]) -> tuple[float, float, float, float]
     return x, y, w, h
 
 
-def checked_counts(value: Any, size: tuple[int, int]) -> str:
+def checked_counts(value: Any, size: Size) -> str:
     """Return a mask's run lengths. Raises `UsageError` if they don't fit an image of `size` (height, width)."""
     if not isinstance(value, str):
         raise UsageError("mask: expected run lengths")

@@ -17,7 +17,7 @@ import torch
 from pydantic import ValidationError
 
 from segmint.catalogs.dataset.manifest import DatasetManifest
-from segmint.infra.arrays import Floats32, Pixels
+from segmint.infra.arrays import Floats32, Pixels, Size
 from segmint.infra.errors import UsageError
 from segmint.infra.log import get_logger
 from segmint.model.automatic.candidates import nms, over_iou, stable, under_max_area
@@ -63,7 +63,7 @@ class _DrawnMask:
     corners: tuple[int, int, int, int]
 
 
-def clipped(boxes: Sequence[Box], size: tuple[int, int]) -> list[Box]:
+def clipped(boxes: Sequence[Box], size: Size) -> list[Box]:
     """Clip boxes (x0, y0, x1, y1) to an image of `size` (height, width), keeping their order.
 
     Boxes that are narrower or shorter than a pixel after clipping are dropped.

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from segmint.infra.arrays import Floats, Ints
+from segmint.infra.arrays import Floats, Ints, Size
 from segmint.infra.errors import SegmintError, UsageError
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
@@ -72,9 +72,7 @@ class Annotator:
     folder: Location
     names: Mapping[str, str]
 
-    def labels(
-        self, stem: str, size: tuple[int, int], ignore: Collection[int] = (), is_edge_map: bool = False
-    ) -> LabelMap | None:
+    def labels(self, stem: str, size: Size, ignore: Collection[int] = (), is_edge_map: bool = False) -> LabelMap | None:
         """Return an image's label map, or None if this annotator has none. Raises ValueError if the map is invalid.
 
         An edge map is a picture, so its values are scaled to 8 bits.

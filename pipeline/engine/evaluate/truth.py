@@ -20,7 +20,7 @@ from segmint.catalogs.dataset.reader import Dataset, MaskAnnotation, Sample
 from segmint.catalogs.dataset.subsets import open_selected
 from segmint.catalogs.dataset.versions import name_now
 from segmint.catalogs.layout import DamagedDatasetError, image_name
-from segmint.infra.arrays import Ints, Pixels
+from segmint.infra.arrays import Ints, Pixels, Size
 from segmint.infra.errors import SegmintError, UsageError
 from segmint.infra.stopping import map_ahead
 from segmint.infra.storage.errors import NotFoundError, StorageFaultError
@@ -32,7 +32,6 @@ from segmint.operators.annotations.image import (
     AnnotatedImage,
     AnnotatedMask,
     CocoRle,
-    Size,
     UnreadableMaskError,
     checked_rle,
     mask_name,

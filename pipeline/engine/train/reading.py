@@ -39,7 +39,7 @@ from torch import Tensor
 
 from segmint.catalogs.dataset.outputs import EMBEDDINGS, CacheSize, recount
 from segmint.catalogs.layout import DamagedDatasetError
-from segmint.infra.arrays import Bools, Floats, Ints, Pixels
+from segmint.infra.arrays import Bools, Floats, Ints, Pixels, Size
 from segmint.infra.device import Compute, cpu_bits, device_kind
 from segmint.infra.log import get_logger
 from segmint.infra.storage.errors import NotFoundError, StorageFaultError
@@ -129,7 +129,7 @@ class ImageView:
 
     rows: slice
     columns: slice
-    input_size: tuple[int, int]
+    input_size: Size
 
 
 Kept = Callable[[int], Tensor | None]
@@ -237,7 +237,7 @@ class TrainingImageReader:
             self.take(DrawnImage(None, [self._line("damaged images", read.image, detail=str(error))]))
             return None
 
-    def _pixels(self, image: int, size: tuple[int, int], view: ImageView) -> Pixels:
+    def _pixels(self, image: int, size: Size, view: ImageView) -> Pixels:
         jpeg = self._range(image, 0)
         if hashlib.sha256(jpeg).digest() != self._images.jpeg_sha256[image].tobytes():
             raise DamagedDatasetError("its JPEG changed after the run started")
@@ -266,7 +266,7 @@ class TrainingImageReader:
             changed = ", because the dataset changed during training" if shard.dataset.has_changed() else ""
             raise DamagedDatasetError(f"its shard's tar is gone{changed}") from error
 
-    def _mask(self, segmentation: Any, size: tuple[int, int]) -> Bools:
+    def _mask(self, segmentation: Any, size: Size) -> Bools:
         """Decode a segmentation to a mask (H, W) bool. Raises `_UnusableMaskError`."""
         try:
             if list(segmentation["size"]) != list(size):
@@ -314,14 +314,14 @@ class TrainingImageReader:
         return True
 
 
-def _box(mask: Bools, input_size: tuple[int, int]) -> list[float]:
+def _box(mask: Bools, input_size: Size) -> list[float]:
     """Return the box of a non-empty mask (H, W), in pixels of the resized image."""
     (top, bottom), (left, right) = (np.flatnonzero(mask.any(axis=axis))[[0, -1]] for axis in (1, 0))
     y, x = (side / length for side, length in zip(input_size, mask.shape, strict=True))
     return [left * x, top * y, (right + 1) * x, (bottom + 1) * y]
 
 
-def view_of(size: tuple[int, int], jitter: tuple[float, float, float] | None = None) -> ImageView:
+def view_of(size: Size, jitter: tuple[float, float, float] | None = None) -> ImageView:
     """Return the part of an image of `size` (height, width) for the encoder. Without `jitter`, this is the whole image.
 
     Large-scale jitter (Ghiasi et al. 2021, arXiv 2012.07177) makes the longer side `jitter[0]` times as long as the
@@ -339,7 +339,7 @@ def view_of(size: tuple[int, int], jitter: tuple[float, float, float] | None = N
     return ImageView(slices[0], slices[1], (sides[0], sides[1]))
 
 
-def _decode_view(jpeg: bytes, size: tuple[int, int], view: ImageView) -> Pixels:
+def _decode_view(jpeg: bytes, size: Size, view: ImageView) -> Pixels:
     """Decode a JPEG and resize its view to the encoder's input, (h, w, 3) uint8 RGB.
 
     Returns an empty array if the JPEG isn't of this `size`.

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from segmint.catalogs.frozen import Frozen
-from segmint.infra.arrays import Bools, Pixels
+from segmint.infra.arrays import Bools, Pixels, Size
 from segmint.infra.device import Compute
 from segmint.infra.errors import SegmintError
 from segmint.infra.wording import counted, number, some
@@ -331,7 +331,7 @@ def draw_sample(sam: Sam, pixels: Pixels, masks: TrainingMasks, features: Tensor
     return encode_png(np.concatenate([left, gap, right], axis=1))
 
 
-def _in_frame(squares: Tensor, input_size: tuple[int, int]) -> Tensor:
+def _in_frame(squares: Tensor, input_size: Size) -> Tensor:
     """Resize logits (N, side, side) to the encoder's input, and crop the padding."""
     large = F.interpolate(squares[:, None], (SAM1.image_size, SAM1.image_size), mode="bilinear", align_corners=False)
     return large[:, 0, : input_size[0], : input_size[1]]
