@@ -31,12 +31,12 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 
 from segmint.catalogs.findings import Reason, RejectedError
 from segmint.catalogs.parquet import table_bytes
+from segmint.infra.arrays import Bytes, Pixels
 from segmint.infra.assets import AssetError, resolve, sha256_of
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.operators.child import Children, SuspectError, Worker, forbid_core_dumps
-from segmint.operators.images import Pixels
 from segmint.operators.opt_out import opt_out
 from segmint.operators.prepare.ingest import IngestConfig, ingest
 from segmint.operators.prepare.read_image import ImageReader, checked_digest
@@ -280,7 +280,7 @@ class ImageInspection:
     width: int  # pixels of the upright source
     height: int
     hashes: NDArray[np.uint64]  # (V,) hashes of the image's views
-    thumbnail: NDArray[np.uint8]  # (64, 64), gray
+    thumbnail: Bytes  # (64, 64), gray
     measures: dict[str, float]
     scores: tuple[float | None, ...]  # in the scorers' order; None if a scorer returned no number
     opt_out: str | None  # a sentence on how the image's metadata forbids training

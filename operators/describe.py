@@ -17,8 +17,9 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from pycocotools import mask as coco
 
+from segmint.infra.arrays import Ints, Size
 from segmint.model.automatic import rle
-from segmint.model.automatic.rle import Ints, decompress
+from segmint.model.automatic.rle import decompress
 from segmint.operators.redactions import find_containers, redactions
 from segmint.operators.rows import (
     AUTOMATIC,
@@ -54,7 +55,7 @@ class MaskStatistics:
     touches_border: bool
 
 
-def describe_mask(size: tuple[int, int], counts: str) -> MaskStatistics:
+def describe_mask(size: Size, counts: str) -> MaskStatistics:
     """Compute the statistics of one mask from COCO's compressed RLE. The image's `size` is (height, width).
 
     The convex hull is computed from the *corners* of the pixels, because a hull of their centers would be smaller than
@@ -102,7 +103,7 @@ def hull_area(x: Ints, top: Ints, bottom: Ints) -> float:
     return float(cv2.contourArea(cv2.convexHull(corners.astype(np.int32))))
 
 
-def coverage(size: tuple[int, int], all_counts: Sequence[str]) -> float:
+def coverage(size: Size, all_counts: Sequence[str]) -> float:
     """Return the share of an image's pixels that at least one of its masks covers, 0 to 1."""
     if not all_counts:
         return 0.0
@@ -225,7 +226,7 @@ def _origins(
     return columns
 
 
-def image_statistics(size: tuple[int, int], masks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def image_statistics(size: Size, masks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Compute an image's statistics from its `size` (height, width) and its masks' rows (keys of `DESCRIBED_MASK`).
 
     The means of scores exclude masks without scores, such as manual masks.
@@ -241,9 +242,7 @@ def _image_statistics(structs: pa.StructArray) -> dict[str, Any]:
     return _statistics((size[0], size[1]), codes.field("counts").to_pylist(), values)
 
 
-def _statistics(
-    size: tuple[int, int], counts: Sequence[str], values: Mapping[str, Sequence[float | None]]
-) -> dict[str, Any]:
+def _statistics(size: Size, counts: Sequence[str], values: Mapping[str, Sequence[float | None]]) -> dict[str, Any]:
     means = {}
     for name in _AVERAGED:
         known = [value for value in values[name] if value is not None]

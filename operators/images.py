@@ -21,15 +21,12 @@ from typing import Any, TypeVar
 
 import numpy as np
 import simplejpeg
-from numpy.typing import NDArray
 from PIL import Image
 
 from segmint.catalogs.findings import Reason, RejectedError
 from segmint.catalogs.layout import MOST_PIXELS
+from segmint.infra.arrays import Pixels
 from segmint.operators.child import Children, SuspectError, Worker, forbid_core_dumps, is_out_of_memory
-
-Pixels = NDArray[np.uint8]
-"""An image in memory: (H, W, 3) uint8 RGB, upright."""
 
 
 def decode_jpeg(data: bytes) -> Pixels:
@@ -177,10 +174,10 @@ def _apply(function: Callable[[bytes], T], jpeg: bytes) -> T:
 TOLERANCE = 0.01
 """Share by which a frame's shape may differ from the photograph's, and prompts may extend beyond a side."""
 
-Size = tuple[float, float]  # (width, height)
+Extent = tuple[float, float]  # (width, height)
 
 
-def released_prompts(entry: Mapping[str, Any], source: Size, released: Size) -> list[dict[str, Any]]:
+def released_prompts(entry: Mapping[str, Any], source: Extent, released: Extent) -> list[dict[str, Any]]:
     """Return prompts in pixels of the released image, cut at its border.
 
     `entry` is a value of `PROMPTS`. `source` and `released` are the sizes of the upright photograph and of the released
@@ -212,7 +209,7 @@ def released_prompts(entry: Mapping[str, Any], source: Size, released: Size) -> 
     return found
 
 
-def _check_shape(frame: Size, source: Size) -> None:
+def _check_shape(frame: Extent, source: Extent) -> None:
     text = f"the prompts' frame is {frame[0]:g} x {frame[1]:g}, and the photograph {source[0]:g} x {source[1]:g}"
     if (frame[0] - frame[1]) * (source[0] - source[1]) < 0:
         raise RejectedError(Reason.PROMPTS_MISFIT, f"{text}: the sides are swapped")

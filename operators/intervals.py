@@ -14,10 +14,11 @@ import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
+
+from segmint.infra.arrays import Floats, Ints
 
 Interval = tuple[float, float]
-Floats = NDArray[np.float64]
 
 Seed = int | Sequence[int]
 """One nonnegative number or several. With several, the intervals and tests of an evaluation can use different seeds."""
@@ -125,7 +126,7 @@ def studentized(
 
 
 def figure_intervals(
-    values: NDArray[np.int64] | Floats,
+    values: Ints | Floats,
     figures: Callable[[Floats], Floats],
     seed: Seed,
     scores: int,

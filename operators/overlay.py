@@ -6,14 +6,12 @@ from collections.abc import Sequence
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from segmint.infra.arrays import Bools, Pixels
 from segmint.model.automatic.crops import box_of
 from segmint.model.automatic.rle import MaskRecord, decode
-
-Pixels = NDArray[np.uint8]
 
 _FILL = 0.45  # share of the mask's color in the pixels that it covers
 _WRITTEN_BY = ("Software", "segmint")
@@ -63,7 +61,7 @@ def draw_prompts(
     return canvas
 
 
-def cut_out(image: Pixels, mask: NDArray[np.bool_]) -> Pixels:
+def cut_out(image: Pixels, mask: Bools) -> Pixels:
     """Cut out the box of a mask, (H, W) bool, as (h, w, 4) uint8 RGBA with the mask as alpha.
 
     `image` is (H, W, 3) uint8 RGB. Pixels outside the mask are set to zero, not just made transparent. Raises

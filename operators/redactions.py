@@ -16,12 +16,10 @@ from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 from pycocotools import mask as coco
 
-from segmint.model.automatic.rle import Bools, encode_patch
-
-Floats = NDArray[np.float64]
+from segmint.infra.arrays import Bools, Floats, Size
+from segmint.model.automatic.rle import encode_patch
 
 MANUAL = "manual"
 """`source` of a region that a person requested."""
@@ -63,8 +61,8 @@ class RedactionOutline(NamedTuple):
 
 def redactions(
     regions: Iterable[Mapping[str, Any]],
-    source_size: tuple[int, int],
-    size: tuple[int, int],
+    source_size: Size,
+    size: Size,
     counts: Sequence[str],
 ) -> Redactions:
     """Measure how much the masks of an image overlap its redacted regions.
@@ -109,7 +107,7 @@ def redacted_share(row: Mapping[str, Any]) -> float:
     return float(covered.mean())
 
 
-def outline(region: Mapping[str, Any], source_size: tuple[int, int], size: tuple[int, int]) -> RedactionOutline:
+def outline(region: Mapping[str, Any], source_size: Size, size: Size) -> RedactionOutline:
     """Return the pixels of a redacted region in the released image; a narrow region may have none.
 
     For a detected face, these are the pixels whose centers lie in the ellipse inscribed in the region's box. For any
@@ -167,7 +165,7 @@ def _distances(start: int, length: int, inset: float, source: int, released: int
     return first, (centers - (start + length / 2)) / (max(length, 1) / 2 - inset)
 
 
-def _encoded(found: RedactionOutline, size: tuple[int, int]) -> dict[str, Any]:
+def _encoded(found: RedactionOutline, size: Size) -> dict[str, Any]:
     code = encode_patch(found.mask, (found.x, found.y), size)
     return {"size": list(code.size), "counts": code.counts.encode("ascii")}
 
@@ -298,7 +296,7 @@ pycocotools 2.0.11 returns no areas for more than 255 masks, so this number must
 """
 
 
-def find_containers(size: tuple[int, int], counts: Sequence[str]) -> list[int | None]:
+def find_containers(size: Size, counts: Sequence[str]) -> list[int | None]:
     """Return the position of each mask's container among an image's N masks, or None for a mask without a container.
 
     Larger masks that contain at least `CONTAINED_SHARE` of a mask's pixels are candidates, and the smallest candidate

@@ -20,16 +20,15 @@ import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor
 
 from segmint.catalogs.dataset.mask_labels import MODEL, may_label
 from segmint.catalogs.layout import canonical_json
+from segmint.infra.arrays import Bools, Pixels
 from segmint.infra.assets import sha256_of
 from segmint.infra.errors import UsageError
 from segmint.model.automatic.rle import Rle, decode
 from segmint.operators.custom.contract import StageRow
-from segmint.operators.images import Pixels
 from segmint.operators.rows import Row
 
 MARGIN = 1.5
@@ -44,7 +43,7 @@ In panoramas, an unreduced crop would take gigabytes.
 _MEAN_COLOR = (123, 117, 104)  # CLIP's mean color, which is zero after its normalization
 
 
-def crop_mask(image: Pixels, mask: Row, side: int) -> tuple[Pixels, NDArray[np.bool_]]:
+def crop_mask(image: Pixels, mask: Row, side: int) -> tuple[Pixels, Bools]:
     """Return a crop (side, side, 3) uint8 RGB around a mask, and the mask's pixels in the crop (side, side) bool.
 
     The crop is a square around the center of the mask's box. Its side is `MARGIN` times the box's longer side. Outside

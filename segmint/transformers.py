@@ -26,10 +26,10 @@ from PIL import Image
 
 from segmint.catalogs.findings import Reason, RejectedError
 from segmint.catalogs.layout import canonical_json
+from segmint.infra.arrays import Pixels
 from segmint.infra.assets import sha256_of
 from segmint.infra.errors import UsageError
 from segmint.operators.custom.contract import Mask, StageRow
-from segmint.operators.images import Pixels
 
 PACKAGES = ("transformers", "tokenizers", "safetensors", "torchvision")
 """Modules that the segmenters need. Without torchvision, `transformers` would resize images in another way."""

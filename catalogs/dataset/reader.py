@@ -15,7 +15,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 from pydantic_core import from_json
 
 from segmint.catalogs.dataset.commits import Commit, CommitLog, FileEntry
@@ -23,6 +22,7 @@ from segmint.catalogs.dataset.manifest import DatasetManifest, load_manifest
 from segmint.catalogs.dataset.mask_labels import MASK_SAID, NO_LABEL, LabelsById, ShardLabels
 from segmint.catalogs.dataset.versions import Version, check_readable, find_version, manifest_of, read_commits
 from segmint.catalogs.layout import ADDED_COLUMNS, LEVELS, MOST_PIXELS, DamagedDatasetError, check_member
+from segmint.infra.arrays import Ints, Size
 from segmint.infra.errors import SegmintError
 from segmint.infra.storage.errors import ObjectTooLargeError
 from segmint.infra.storage.location import Location
@@ -60,7 +60,7 @@ class MaskAnnotation:
     """
 
     id: int
-    size: tuple[int, int]
+    size: Size
     counts: str
     area: int
     bbox: tuple[float, float, float, float]
@@ -193,14 +193,14 @@ class Subset:
     """
 
     condition: str
-    ids: NDArray[np.int64]
+    ids: Ints
     sha256: str
     removed: int = 0
 
     def __len__(self) -> int:
         return len(self.ids)
 
-    def inside(self, ordinals: tuple[int, int]) -> NDArray[np.int64]:
+    def inside(self, ordinals: tuple[int, int]) -> Ints:
         """Return the ids of images whose ordinals are in [start, stop)."""
         start, stop = (bisect_left(self.ids, ordinal + 1) for ordinal in ordinals)
         return self.ids[start:stop]

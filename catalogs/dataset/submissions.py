@@ -23,12 +23,12 @@ from itertools import groupby
 from typing import Annotated, Any, Literal, NamedTuple, Self, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from segmint.catalogs.dataset.tombstones import read_tombstones, removed_images
 from segmint.catalogs.frozen import Frozen
 from segmint.catalogs.layout import MOST_PIXELS, canonical_json, wrong_fields
+from segmint.infra.arrays import Ints, Size
 from segmint.infra.errors import SegmintError, UsageError
 from segmint.infra.stopping import map_ahead
 from segmint.infra.storage.errors import NotFoundError, ObjectTooLargeError
@@ -194,10 +194,8 @@ _VALUE = 0x1F
 _ASCII = 48
 _LAST_SYMBOL = 0x3F
 
-_Ints = NDArray[np.int64]
 
-
-def canonical_area(counts: str, size: tuple[int, int]) -> int:
+def canonical_area(counts: str, size: Size) -> int:
     """Return the number of pixels in a mask of `size` (height, width) with the compressed run lengths `counts`.
 
     Equal masks must have equal counts, so only the canonical encoding is valid. Raises `ValueError` in any of these
@@ -215,7 +213,7 @@ def canonical_area(counts: str, size: tuple[int, int]) -> int:
     return int(runs[1::2].sum())
 
 
-def _numbers(counts: str) -> _Ints:
+def _numbers(counts: str) -> Ints:
     # Non-ASCII characters become bytes outside the alphabet.
     data = counts.encode("utf-8", errors="surrogatepass")
     symbols = np.frombuffer(data, dtype=np.uint8).astype(np.int64) - _ASCII
@@ -233,7 +231,7 @@ def _numbers(counts: str) -> _Ints:
     if (symbols[long] & _VALUE == needless).any():
         raise ValueError("a number in more groups than it needs")
     shifts = _BITS * (np.arange(symbols.size) - np.repeat(first, groups))
-    numbers: _Ints = np.add.reduceat((symbols & _VALUE) << shifts, first)
+    numbers: Ints = np.add.reduceat((symbols & _VALUE) << shifts, first)
     negative = (symbols[last] & _SIGN) != 0
     numbers[negative] -= np.int64(1) << (_BITS * groups[negative])
     return numbers
@@ -479,7 +477,7 @@ class Return(SavedRecord):
         return SubmissionName(self.image - 1, self.assignment, self.n)
 
 
-def _is_inside(prompt: Prompt, size: tuple[int, int]) -> bool:
+def _is_inside(prompt: Prompt, size: Size) -> bool:
     height, width = size
     if isinstance(prompt, PointPrompt):
         return prompt.x <= width and prompt.y <= height
@@ -633,7 +631,7 @@ def independent_submissions(submissions: Sequence[Submission]) -> tuple[Submissi
     return None
 
 
-def carried(submission: Submission, base: str, size: tuple[int, int], counts: Mapping[int, str]) -> Submission | None:
+def carried(submission: Submission, base: str, size: Size, counts: Mapping[int, str]) -> Submission | None:
     """Apply a submission to another state of its image, without the changes that no longer fit.
 
     `counts` maps the annotation ids of that state's masks to their run lengths. New masks are always kept. A

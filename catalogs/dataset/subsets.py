@@ -7,7 +7,6 @@ from typing import Literal, Self
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from segmint.catalogs.dataset.commits import CommitLog
@@ -18,6 +17,7 @@ from segmint.catalogs.dataset.versions import Version, name_now, read_commits
 from segmint.catalogs.frozen import Frozen
 from segmint.catalogs.layout import canonical_json, wrong_fields
 from segmint.catalogs.parquet import ADDED_IMAGES, MASKS_MODEL
+from segmint.infra.arrays import Ints
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
@@ -123,7 +123,7 @@ def choose_images(dataset: Location, select: str, version: Version | None = None
     return Subset(selection.condition, ids, selection.sha256, len(missing))
 
 
-def find_ids(dataset: Location, condition: str, version: Version | None = None) -> NDArray[np.int64]:
+def find_ids(dataset: Location, condition: str, version: Version | None = None) -> Ints:
     """Return the ids of the images that meet a condition, (N,) int64, ascending.
 
     Raises `UsageError` if the condition is invalid or no image meets it.
@@ -134,7 +134,7 @@ def find_ids(dataset: Location, condition: str, version: Version | None = None) 
     return ids
 
 
-def _query_ids(dataset: Location, condition: str, version: Version | None) -> NDArray[np.int64]:
+def _query_ids(dataset: Location, condition: str, version: Version | None) -> Ints:
     """Return the ids of the images that meet a condition, (N,) int64, ascending, or none."""
     # DuckDB is only imported here, because processes that read a subset don't need it.
     from segmint.catalogs.dataset.tables import check_selection, open_committed
@@ -143,7 +143,7 @@ def _query_ids(dataset: Location, condition: str, version: Version | None) -> ND
     with open_committed(dataset, {"images": _IMAGES}, commits=commits) as tables:
         checked = check_selection(tables, condition)
         found = tables.query(f"SELECT id FROM images WHERE {checked} ORDER BY id")
-    ids: NDArray[np.int64] = found.column("id").to_numpy().astype(np.int64)
+    ids: Ints = found.column("id").to_numpy().astype(np.int64)
     return ids
 
 

@@ -15,10 +15,10 @@ from urllib.parse import unquote
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
 from segmint.catalogs.layout import IMAGE_ENDINGS, fingerprint
 from segmint.catalogs.parquet import normalized_schema
+from segmint.infra.arrays import Ints
 from segmint.infra.errors import UsageError
 from segmint.infra.stopping import map_ahead
 from segmint.infra.storage.location import Location
@@ -233,7 +233,7 @@ class NormalizedRows(AbstractContextManager["NormalizedRows"]):
         low, high = max(start, self._starts[0]), min(stop, self._starts[-1])
         return self.take(np.arange(low, high))
 
-    def take(self, ordinals: Sequence[int] | NDArray[np.int64], columns: Sequence[str] | None = None) -> pa.Table:
+    def take(self, ordinals: Sequence[int] | Ints, columns: Sequence[str] | None = None) -> pa.Table:
         """Return the rows with these ascending ordinals. Ordinals that the catalog doesn't contain are skipped.
 
         If `columns` is given, only these columns are read.
@@ -287,9 +287,7 @@ def read_rows(file: Location, start: int, stop: int) -> pa.Table:
         return rows.read(start, stop)
 
 
-def take_rows(
-    file: Location, ordinals: Sequence[int] | NDArray[np.int64], columns: Sequence[str] | None = None
-) -> pa.Table:
+def take_rows(file: Location, ordinals: Sequence[int] | Ints, columns: Sequence[str] | None = None) -> pa.Table:
     """Return the rows of a normalized catalog with these ordinals, like `NormalizedRows.take`."""
     with NormalizedRows(file) as rows:
         return rows.take(ordinals, columns)

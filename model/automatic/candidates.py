@@ -9,8 +9,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from segmint.infra.arrays import Bools, Floats, Floats32, Ints, Size
 from segmint.model.automatic.crops import Box
-from segmint.model.automatic.rle import Funnel, Ints, Rle, encode_runs
+from segmint.model.automatic.rle import Funnel, Rle, encode_runs
 
 
 @dataclass(frozen=True)
@@ -26,11 +27,11 @@ class MaskPatch:
     """
 
     corner: tuple[int, int]
-    shape: tuple[int, int]
+    shape: Size
     changes: Ints
 
     @classmethod
-    def pack(cls, mask: NDArray[np.bool_], box: Box, offset: tuple[int, int] = (0, 0)) -> "MaskPatch":
+    def pack(cls, mask: Bools, box: Box, offset: tuple[int, int] = (0, 0)) -> "MaskPatch":
         """Pack the part of a mask (h, w) bool inside `box`, ends inclusive.
 
         `offset` (x, y) is the corner of `mask` in the frame.
@@ -53,7 +54,7 @@ class MaskPatch:
         """Number of foreground pixels."""
         return int((self.changes[1::2] - self.changes[0::2]).sum())
 
-    def window(self) -> NDArray[np.bool_]:
+    def window(self) -> Bools:
         """Unpack the pixels inside the window, (height, width) bool."""
         height, width = self.shape
         lengths = np.diff(self.changes, prepend=0, append=width * (height + 1))
@@ -68,7 +69,7 @@ class MaskPatch:
         positions: Ints = (column + x) * stride + (pixel + y)
         return positions
 
-    def encode(self, frame_size: tuple[int, int]) -> Rle:
+    def encode(self, frame_size: Size) -> Rle:
         """Encode the mask in a frame of (height, width). Raises ValueError if the window exceeds the frame."""
         (x, y), (height, width) = self.corner, self.shape
         if x < 0 or y < 0 or y + height > frame_size[0] or x + width > frame_size[1]:
@@ -106,9 +107,9 @@ class CandidateMasks:
         patches: the N masks.
     """
 
-    predicted_iou: NDArray[np.float32]
-    stability: NDArray[np.float32]
-    points: NDArray[np.float64]
+    predicted_iou: Floats32
+    stability: Floats32
+    points: Floats
     outputs: Ints
     boxes: Ints
     crop_boxes: Ints
@@ -155,7 +156,7 @@ class RawMasks:
 
     candidates: CandidateMasks
     funnel: Funnel
-    frame_size: tuple[int, int]
+    frame_size: Size
 
 
 # Maximum distance in pixels of the frame between a box's side and a crop's edge that it touches (reference code of the
@@ -188,7 +189,7 @@ def stable(scores: Tensor, threshold: float) -> Tensor:
     return scores >= threshold
 
 
-def stable_of_counts(inner: Ints, outer: Ints, threshold: float) -> tuple[Ints, NDArray[np.float32]]:
+def stable_of_counts(inner: Ints, outer: Ints, threshold: float) -> tuple[Ints, Floats32]:
     """Return the indices (K,) and scores (K,) of the stable masks among N, as `stability_scores` and `stable` would.
 
     `inner` and `outer` (N,) are the numbers of pixels above +offset and above -offset.
@@ -198,18 +199,18 @@ def stable_of_counts(inner: Ints, outer: Ints, threshold: float) -> tuple[Ints, 
     return kept.numpy(), scores[kept].numpy()
 
 
-def under_max_area(areas: Ints, frame_size: tuple[int, int], ratio: float) -> NDArray[np.bool_]:
+def under_max_area(areas: Ints, frame_size: Size, ratio: float) -> Bools:
     """Return True for each mask that covers less than `ratio` of the whole frame, (N,) bool (SAM paper, Appendix B).
 
     `areas` (N,) int64 are in pixels of the frame of (height, width). A ratio of 0 or less passes all.
     """
     if ratio <= 0:
         return np.ones(areas.shape, dtype=np.bool_)
-    under: NDArray[np.bool_] = areas < ratio * (frame_size[0] * frame_size[1])
+    under: Bools = areas < ratio * (frame_size[0] * frame_size[1])
     return under
 
 
-def inside_crop(boxes: Ints, crop_box: Box, frame_size: tuple[int, int]) -> NDArray[np.bool_]:
+def inside_crop(boxes: Ints, crop_box: Box, frame_size: Size) -> Bools:
     """Return True for each box (N, 4) that doesn't touch an inner side of the crop, (N,) bool.
 
     An inner side is a side that isn't also a side of the image. `boxes` and `crop_box` are x0, y0, x1, y1 in pixels of
@@ -219,7 +220,7 @@ def inside_crop(boxes: Ints, crop_box: Box, frame_size: tuple[int, int]) -> NDAr
     height, width = frame_size
     near_crop = np.abs(boxes - np.array(crop_box)) <= EDGE_TOLERANCE
     near_image = np.abs(boxes - np.array((0, 0, width, height))) <= EDGE_TOLERANCE
-    inside: NDArray[np.bool_] = ~(near_crop & ~near_image).any(axis=1)
+    inside: Bools = ~(near_crop & ~near_image).any(axis=1)
     return inside
 
 
@@ -228,7 +229,7 @@ def inside_crop(boxes: Ints, crop_box: Box, frame_size: tuple[int, int]) -> NDAr
 _FEW = 4096
 
 
-def nms(boxes: Ints, scores: NDArray[np.float32], threshold: float, device: torch.device | None = None) -> Ints:
+def nms(boxes: Ints, scores: Floats32, threshold: float, device: torch.device | None = None) -> Ints:
     """Return the indices of the boxes to keep, by descending score. Ties stay in input order.
 
     A kept box suppresses a lower-ranked box if their IoU is strictly above the threshold. The IoU is computed in
@@ -337,12 +338,12 @@ class _Runs(NamedTuple):
     starts: Ints
     ends: Ints
 
-    def select(self, stays: NDArray[np.bool_]) -> "_Runs":
+    def select(self, stays: Bools) -> "_Runs":
         """Return the runs at which `stays` (R,) is True."""
         return _Runs(self.starts[stays], self.ends[stays])
 
 
-def clean_patch(patch: MaskPatch, frame_size: tuple[int, int], min_area: int, keep_largest: bool) -> CleanedPatch:
+def clean_patch(patch: MaskPatch, frame_size: Size, min_area: int, keep_largest: bool) -> CleanedPatch:
     """Fill holes and then remove islands that contain fewer than `min_area` pixels, in a frame of (height, width).
 
     Background that is enclosed by the mask and the frame's border counts as a hole, too. If all islands are small and
@@ -368,7 +369,7 @@ def clean_patch(patch: MaskPatch, frame_size: tuple[int, int], min_area: int, ke
     return CleanedPatch(_packed(kept, first, height), holes, islands)
 
 
-def remove_small_regions(mask: NDArray[np.bool_], min_area: int, mode: str) -> tuple[NDArray[np.bool_], bool]:
+def remove_small_regions(mask: Bools, min_area: int, mode: str) -> tuple[Bools, bool]:
     """Fill small holes or remove small islands of a mask (h, w), as `clean_patch` does. Return True if there were any.
 
     `mode` is "holes" or "islands". If all islands are small, the largest one stays.
@@ -397,7 +398,7 @@ def _without_holes(mask: _Runs, columns: int, height: int, min_area: int) -> tup
 
 
 def _without_islands(
-    mask: _Runs, first: int, frame_size: tuple[int, int], min_area: int, keep_largest: bool
+    mask: _Runs, first: int, frame_size: Size, min_area: int, keep_largest: bool
 ) -> tuple[_Runs | None, bool]:
     """Remove the small islands of a mask, or return None as in `clean_patch`. Also return whether there were any."""
     labels, areas = _components(mask, frame_size[0])
@@ -456,7 +457,7 @@ def _least_connected(count: int, one: Ints, other: Ints) -> Ints:
     return roots
 
 
-def _first_largest(runs: _Runs, labels: Ints, areas: Ints, first: int, frame_size: tuple[int, int]) -> int:
+def _first_largest(runs: _Runs, labels: Ints, areas: Ints, first: int, frame_size: Size) -> int:
     """Return the label of the largest component. OpenCV orders components of equal area by squares of 2x2 pixels."""
     height, width = frame_size
     largest = np.flatnonzero(areas[labels] == areas.max())

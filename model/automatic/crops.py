@@ -6,9 +6,9 @@ from typing import TypeVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from segmint.infra.arrays import Bools, Floats, Pixels, Size
 from segmint.model.automatic.settings import MaskSettings, crop_length
 
 Box = tuple[int, int, int, int]
@@ -29,7 +29,7 @@ def occupied_boxes(rows: Tensor, columns: Tensor) -> Tensor:
     return torch.stack([x0, y0, x1, y1], dim=1) * rows.any(dim=1, keepdim=True)
 
 
-def box_of(mask: NDArray[np.bool_]) -> Box:
+def box_of(mask: Bools) -> Box:
     """Return the box of a single mask (h, w) bool, as in `mask_boxes`."""
     rows = np.flatnonzero(mask.any(axis=1))
     if rows.size == 0:
@@ -55,7 +55,7 @@ def _extremes(occupied: Tensor) -> tuple[Tensor, Tensor]:
     return first, last
 
 
-PixelsT = TypeVar("PixelsT", NDArray[np.uint8], Tensor)
+PixelsT = TypeVar("PixelsT", Pixels, Tensor)
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Crop:
     box: Box
 
     @property
-    def size(self) -> tuple[int, int]:
+    def size(self) -> Size:
         """Size of the window as (height, width), in pixels of the frame."""
         x0, y0, x1, y1 = self.box
         return y1 - y0, x1 - x0
@@ -82,14 +82,14 @@ class Crop:
         return min(self.size) <= 0
 
 
-def crop_points(crop: Crop, grid: NDArray[np.float64]) -> NDArray[np.float64]:
+def crop_points(crop: Crop, grid: Floats) -> Floats:
     """Scale a grid of the unit square, (P, 2) as (x, y), to pixels of the crop, relative to the crop's corner."""
     height, width = crop.size
-    points: NDArray[np.float64] = grid * np.array([width, height])
+    points: Floats = grid * np.array([width, height])
     return points
 
 
-def generate_crops(frame_size: tuple[int, int], layers: int, overlap_ratio: float) -> list[Crop]:
+def generate_crops(frame_size: Size, layers: int, overlap_ratio: float) -> list[Crop]:
     """Return the full image, followed by the crops of layers 1 to `layers`, column by column.
 
     `frame_size` is (height, width). In layer 1, crops overlap by `overlap_ratio` of the image's short side. The overlap
@@ -110,13 +110,13 @@ def generate_crops(frame_size: tuple[int, int], layers: int, overlap_ratio: floa
     return crops
 
 
-def placed_crops(frame_size: tuple[int, int], settings: MaskSettings) -> list[Crop]:
+def placed_crops(frame_size: Size, settings: MaskSettings) -> list[Crop]:
     """Return the nonempty crops of `generate_crops` for these settings."""
     every = generate_crops(frame_size, settings.crop_n_layers, settings.crop_overlap_ratio)
     return [crop for crop in every if not crop.is_empty]
 
 
-def cut(crop: Crop, frame_size: tuple[int, int], pixels: PixelsT) -> PixelsT:
+def cut(crop: Crop, frame_size: Size, pixels: PixelsT) -> PixelsT:
     """Cut the crop from an image that shows the whole frame at any resolution, and return a view, (h, w, 3) uint8.
 
     `frame_size` is (height, width). Each axis is scaled separately, and the crop's borders are rounded to the nearest

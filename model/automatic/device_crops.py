@@ -29,9 +29,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor
 
+from segmint.infra.arrays import Floats, Size
 from segmint.model.automatic.candidates import CandidateMasks, over_iou
 from segmint.model.automatic.crops import Crop, crop_points
 from segmint.model.automatic.mask_tiles import host_taps
@@ -429,7 +429,7 @@ class DeviceCrops:
         self._graphs: PerThread[_Graphs] = PerThread()
         self.weights_thread = ThreadPoolExecutor(1, "segmint-taps")
 
-    def prepare(self, crops: Sequence[Crop], sizes: Sequence[tuple[int, int]]) -> None:
+    def prepare(self, crops: Sequence[Crop], sizes: Sequence[Size]) -> None:
         """Compute the interpolation weights of an image's crops in another thread, before `find` needs them.
 
         `sizes` are the (height, width) of the crops' pixels, which the encoder's input is resized from.
@@ -443,7 +443,7 @@ class DeviceCrops:
             self.weights_thread.submit(host_taps, *axis)
 
     def find(
-        self, crop: Crop, embedding: Embedding, frame_size: tuple[int, int]
+        self, crop: Crop, embedding: Embedding, frame_size: Size
     ) -> Generator[None, None, tuple[CandidateMasks, Funnel]]:
         """Find the masks of one crop's grid in steps. The same thread must run all steps.
 
@@ -476,7 +476,7 @@ class DeviceCrops:
         sizes = chunk_sizes(points, self._settings.chunk_on(self._predictor.sam.device.type))
         return sum(sizes) * 3 * self._predictor.sam.geometry.low_res_size**2 * 4
 
-    def start_chunks(self, embedding: Embedding, points: NDArray[np.float64]) -> list[ChunkMasks]:
+    def start_chunks(self, embedding: Embedding, points: Floats) -> list[ChunkMasks]:
         """Decode points (P, 2) as (x, y) in pixels of the crop, in chunks. Graph replays don't overwrite the masks."""
         sizes = chunk_sizes(len(points), self._settings.chunk_on(self._predictor.sam.device.type))
         placed = _in_input(points, embedding)[np.minimum(np.arange(sum(sizes)), len(points) - 1)]
@@ -545,7 +545,7 @@ class _Graphs:
         return draw_chunk(decode())
 
 
-def _in_input(points: NDArray[np.float64], embedding: Embedding) -> NDArray[np.float64]:
+def _in_input(points: Floats, embedding: Embedding) -> Floats:
     """Convert points (P, 2) from the frame to pixels of the encoder's input, and append 1 to each: (P, 3)."""
     (height, width), (frame_height, frame_width) = embedding.input_size, embedding.frame_size
     scaled = points * np.array([width / frame_width, height / frame_height])

@@ -20,9 +20,9 @@ from typing import cast
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor
 
+from segmint.infra.arrays import Pixels, Size
 from segmint.model.automatic import mask_tiles
 from segmint.model.automatic.candidates import CandidateMasks, RawMasks, concatenate
 from segmint.model.automatic.crops import Crop, cut, placed_crops
@@ -43,7 +43,7 @@ MAX_BYTES = 4 << 30
 """Default limit in bytes for unfinished images on the device. This fits the masks of five full images with 1,024 points
 each."""
 
-ImagePair = tuple[NDArray[np.uint8], NDArray[np.uint8] | None]
+ImagePair = tuple[Pixels, Pixels | None]
 """Image, and its larger original or None, as in `MaskGenerator.find`."""
 
 _END = object()
@@ -75,7 +75,7 @@ class _StreamImage:
         return self.error is not None or len(self.parts) == len(self.crops)
 
     @property
-    def frame_size(self) -> tuple[int, int]:
+    def frame_size(self) -> Size:
         return self.pixels[0].shape[0], self.pixels[0].shape[1]
 
     def result(self) -> RawMasks | Exception:
@@ -246,7 +246,7 @@ class ImageStream:
         return True
 
     @staticmethod
-    def _part(image: _StreamImage, crop: Crop) -> NDArray[np.uint8]:
+    def _part(image: _StreamImage, crop: Crop) -> Pixels:
         """Return the crop's pixels on the host."""
         whole, original = image.pixels
         return cut(crop, image.frame_size, whole if original is None or crop.layer == 0 else original)
@@ -284,7 +284,7 @@ class ImageStream:
             return []
 
 
-def check_pair(image: NDArray[np.uint8], original: NDArray[np.uint8] | None, settings: MaskSettings) -> None:
+def check_pair(image: Pixels, original: Pixels | None, settings: MaskSettings) -> None:
     """Raise ValueError if `MaskGenerator.find` doesn't accept these arrays."""
     for name, pixels in (("image", image), ("original", original)):
         if pixels is not None and (

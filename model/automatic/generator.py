@@ -8,8 +8,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
+from segmint.infra.arrays import Floats, Ints, Pixels, Size
 from segmint.model.automatic.candidates import CandidateMasks, MaskPatch, RawMasks, clean_patch, concatenate, nms
 from segmint.model.automatic.crops import Crop, crop_points, cut, placed_crops, xyxy_to_xywh
 from segmint.model.automatic.device_crops import DeviceCrops, suits
@@ -74,13 +74,11 @@ class MaskGenerator:
     def __setstate__(self, state: dict[str, Any]) -> None:
         MaskGenerator.__init__(self, **state)
 
-    def generate(self, image: NDArray[np.uint8], original: NDArray[np.uint8] | None = None) -> GeneratedMasks:
+    def generate(self, image: Pixels, original: Pixels | None = None) -> GeneratedMasks:
         """Generate the masks of one image by calling `find`, then `finish`. Raises the same errors as `find`."""
         return self.finish(self.find(image, original))
 
-    def find(
-        self, image: NDArray[np.uint8], original: NDArray[np.uint8] | None = None, report: Report | None = None
-    ) -> RawMasks:
+    def find(self, image: Pixels, original: Pixels | None = None, report: Report | None = None) -> RawMasks:
         """Run the model on an image and its crops, and return the candidate masks in host memory.
 
         Args:
@@ -158,7 +156,7 @@ class MaskGenerator:
         return GeneratedMasks(to_records(written, found.frame_size), found.funnel + counts)
 
     def embed_crops(
-        self, crops: list[Crop], image: NDArray[np.uint8], original: NDArray[np.uint8] | None
+        self, crops: list[Crop], image: Pixels, original: Pixels | None
     ) -> Iterator[tuple[Crop, Embedding]]:
         """Encode the crops in batches, and yield each crop with its embedding.
 
@@ -176,7 +174,7 @@ class MaskGenerator:
             yield from zip(batch, self.predictor.embed_many(pixels, sizes, self.crops_per_batch), strict=True)
 
     def process_crop(
-        self, crop: Crop, embedding: Embedding, frame_size: tuple[int, int], count: "_PointCounter | None" = None
+        self, crop: Crop, embedding: Embedding, frame_size: Size, count: "_PointCounter | None" = None
     ) -> tuple[CandidateMasks, Funnel]:
         """Return one crop's masks after NMS within the crop, best first, and the counts of each step."""
         upscaling = upscaling_of(self.predictor, embedding)
@@ -186,7 +184,7 @@ class MaskGenerator:
         points = crop_points(crop, self.settings.grid_of_layer(crop.layer))
 
         @torch.inference_mode()
-        def process(chunk: NDArray[np.float64]) -> tuple[MeasuredMasks[Any], Funnel]:
+        def process(chunk: Floats) -> tuple[MeasuredMasks[Any], Funnel]:
             proposals, predicted = propose(self.predictor, embedding, plan, chunk, self.settings)
             found, counts = measure(upscaling, proposals, crop, frame_size, self.settings)
             return found, counts + Funnel(predicted=predicted, over_iou=len(proposals.points))
@@ -233,9 +231,7 @@ def suppress_across_crops(candidates: CandidateMasks, settings: MaskSettings) ->
     return candidates.take(nms(candidates.boxes, np.float32(1) / areas, settings.crop_nms_thresh))
 
 
-def clean_up(
-    candidates: CandidateMasks, frame_size: tuple[int, int], settings: MaskSettings
-) -> tuple[CandidateMasks, Funnel]:
+def clean_up(candidates: CandidateMasks, frame_size: Size, settings: MaskSettings) -> tuple[CandidateMasks, Funnel]:
     """Fill small holes, remove small islands, and suppress masks that become duplicates.
 
     When two masks are duplicates, a mask that cleanup didn't change wins over one that it changed. Scores don't change.
@@ -272,7 +268,7 @@ def clean_up(
     )
 
 
-def to_records(candidates: CandidateMasks, frame_size: tuple[int, int]) -> tuple[MaskRecord, ...]:
+def to_records(candidates: CandidateMasks, frame_size: Size) -> tuple[MaskRecord, ...]:
     """Convert candidates to records in the same order. `frame_size` is (height, width)."""
     records = []
     for index, patch in enumerate(candidates.patches):
@@ -292,7 +288,7 @@ def to_records(candidates: CandidateMasks, frame_size: tuple[int, int]) -> tuple
     return tuple(records)
 
 
-def _floats(box: NDArray[np.int64]) -> tuple[float, float, float, float]:
+def _floats(box: Ints) -> tuple[float, float, float, float]:
     x0, y0, x1, y1 = box.tolist()
     x, y, width, height = xyxy_to_xywh((x0, y0, x1, y1))
     return float(x), float(y), float(width), float(height)

@@ -28,9 +28,9 @@ from typing import Generic, Protocol, TypeVar
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor
 
+from segmint.infra.arrays import Bools, Floats, Floats32, Ints, Size
 from segmint.model.automatic.candidates import (
     CandidateMasks,
     MaskPatch,
@@ -69,8 +69,8 @@ class Interpolation:
     """
 
     weights: Tensor
-    reached: NDArray[np.int64]
-    touches: NDArray[np.int64]
+    reached: Ints
+    touches: Ints
 
     def reach(self, first: int, last: int) -> slice:
         """Return the pixels that use any of the logits from `first` to `last` (inclusive).
@@ -107,7 +107,7 @@ def interpolation(side: int, padded: int, filled: int, pixels: int) -> Interpola
     return Interpolation(whole, _reached(logits, used, side), np.stack([start, end], axis=1))
 
 
-def _nonzero_weights(side: int, padded: int, filled: int, pixels: int) -> tuple[NDArray[np.int64], Tensor]:
+def _nonzero_weights(side: int, padded: int, filled: int, pixels: int) -> tuple[Ints, Tensor]:
     """Return adjacent logits that include all logits that a pixel uses, and their weights float32, both (pixels, N).
 
     If no pixel uses two logits together, their unit vectors are interpolated as one vector. This only adds zeros to the
@@ -127,7 +127,7 @@ def _nonzero_weights(side: int, padded: int, filled: int, pixels: int) -> tuple[
     return logits, crop[0, :, :, 0].T.gather(1, torch.from_numpy(logits % count))
 
 
-def _reached(logits: NDArray[np.int64], used: NDArray[np.bool_], side: int) -> NDArray[np.int64]:
+def _reached(logits: Ints, used: Bools, side: int) -> Ints:
     """Return the start and exclusive end of the pixels that use each logit, (side, 2).
 
     If no pixel uses a logit, they are (pixels, 0).
@@ -159,10 +159,10 @@ class StableMasks(Generic[Sketch]):
         sketches: input for drawing the masks.
     """
 
-    positions: NDArray[np.int64]
-    stability: NDArray[np.float32]
-    areas: NDArray[np.int64]
-    boxes: NDArray[np.int64]
+    positions: Ints
+    stability: Floats32
+    areas: Ints
+    boxes: Ints
     sketches: tuple[Sketch, ...]
 
 
@@ -184,7 +184,7 @@ class _Window:
     """
 
     corner: tuple[int, int]
-    pixels: NDArray[np.bool_]
+    pixels: Bools
     inner: int
     outer: int
 
@@ -313,8 +313,8 @@ class Proposals:
 
     low_res_logits: Tensor
     predicted_iou: Tensor
-    points: NDArray[np.float64]
-    outputs: NDArray[np.int64]
+    points: Floats
+    outputs: Ints
 
 
 @dataclass(frozen=True)
@@ -330,21 +330,21 @@ class MeasuredMasks(Generic[Sketch]):
         sketches: input from which the crop's upscaling draws the masks.
     """
 
-    predicted_iou: NDArray[np.float32]
-    stability: NDArray[np.float32]
-    points: NDArray[np.float64]
-    outputs: NDArray[np.int64]
-    boxes: NDArray[np.int64]
+    predicted_iou: Floats32
+    stability: Floats32
+    points: Floats
+    outputs: Ints
+    boxes: Ints
     sketches: tuple[Sketch, ...]
 
 
-def chunks_of(points: NDArray[np.float64], size: int) -> list[NDArray[np.float64]]:
+def chunks_of(points: Floats, size: int) -> list[Floats]:
     """Split points (P, 2) into chunks of `size`. If P isn't a multiple of `size`, the last chunk is shorter."""
     return [points[start : start + size] for start in range(0, len(points), size)]
 
 
 def propose(
-    predictor: Predictor, embedding: Embedding, plan: PointPlan, chunk: NDArray[np.float64], settings: MaskSettings
+    predictor: Predictor, embedding: Embedding, plan: PointPlan, chunk: Floats, settings: MaskSettings
 ) -> tuple[Proposals, int]:
     """Decode a chunk of points, and return the masks above the IoU threshold and the number of all predicted masks.
 
@@ -382,7 +382,7 @@ def measure(
     upscaling: Upscaling[Sketch],
     proposals: Proposals,
     crop: Crop,
-    frame_size: tuple[int, int],
+    frame_size: Size,
     settings: MaskSettings,
 ) -> tuple[MeasuredMasks[Sketch], Funnel]:
     """Measure proposals at the crop's size, and keep those that pass the stability, size, and crop-edge filters.
@@ -398,11 +398,11 @@ def measure(
 
 def filtered(
     found: StableMasks[Sketch],
-    predicted_iou: NDArray[np.float32],
-    points: NDArray[np.float64],
-    outputs: NDArray[np.int64],
+    predicted_iou: Floats32,
+    points: Floats,
+    outputs: Ints,
     crop: Crop,
-    frame_size: tuple[int, int],
+    frame_size: Size,
     settings: MaskSettings,
 ) -> tuple[MeasuredMasks[Sketch], Funnel]:
     """Keep the stable masks that pass the size and crop-edge filters, and count them as in `measure`.

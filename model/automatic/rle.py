@@ -6,10 +6,8 @@ from dataclasses import dataclass, fields
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-Ints = NDArray[np.int64]
-Bools = NDArray[np.bool_]
+from segmint.infra.arrays import Bools, Bytes, Ints, Size
 
 # A count is written in groups of five bits, lowest bits first. The bit with value 32 means that another group follows.
 # In the last group, the bit with value 16 means that the number is negative. Adding 48 turns each group into a
@@ -31,7 +29,7 @@ class Rle:
         counts: compressed lengths of alternating runs of 0 and 1, starting with 0, in column-major order.
     """
 
-    size: tuple[int, int]
+    size: Size
     counts: str
 
     def __repr__(self) -> str:
@@ -45,7 +43,7 @@ def encode(mask: Bools) -> Rle:
     return encode_patch(mask, (0, 0), (height, width))
 
 
-def encode_patch(patch: Bools, corner: tuple[int, int], size: tuple[int, int]) -> Rle:
+def encode_patch(patch: Bools, corner: tuple[int, int], size: Size) -> Rle:
     """Encode a mask from the pixels inside a window. All pixels outside the window are background.
 
     Args:
@@ -62,7 +60,7 @@ def encode_patch(patch: Bools, corner: tuple[int, int], size: tuple[int, int]) -
     return encode_runs(*_column_runs(np.ascontiguousarray(patch.T), x * height + y, height), size)
 
 
-def encode_runs(starts: Ints, ends: Ints, size: tuple[int, int]) -> Rle:
+def encode_runs(starts: Ints, ends: Ints, size: Size) -> Rle:
     """Encode a mask from the foreground runs of each column, in column-major order.
 
     Args:
@@ -153,7 +151,7 @@ class ManyCounts(NamedTuple):
     damaged: Bools
 
 
-def decompress_many(text: NDArray[np.uint8], ends: Ints) -> ManyCounts:
+def decompress_many(text: Bytes, ends: Ints) -> ManyCounts:
     """Decompress the run lengths of many masks at once, like `decompress`.
 
     This needs temporary memory of about 20 times the size of the text.
@@ -178,7 +176,7 @@ def decompress_many(text: NDArray[np.uint8], ends: Ints) -> ManyCounts:
     return ManyCounts(_undo_differences(_numbers(symbols, first, last), number_ends), number_ends, damaged)
 
 
-def _number_places(symbols: NDArray[np.uint8], ends: Ints) -> tuple[Ints, Ints]:
+def _number_places(symbols: Bytes, ends: Ints) -> tuple[Ints, Ints]:
     """Return the positions of the first and last group of each number. Each text's end also ends a number."""
     is_last = (symbols & _MORE) == 0
     is_last[ends - 1] = True
@@ -186,7 +184,7 @@ def _number_places(symbols: NDArray[np.uint8], ends: Ints) -> tuple[Ints, Ints]:
     return np.concatenate(([0], last[:-1] + 1))[: last.size], last
 
 
-def _numbers(symbols: NDArray[np.uint8], first: Ints, last: Ints) -> Ints:
+def _numbers(symbols: Bytes, first: Ints, last: Ints) -> Ints:
     """Return the signed numbers, (R,), still as differences. Each number's groups are at `first` to `last`."""
     lengths = last - first + 1
     values = (symbols[first] & 0x1F).astype(np.int64)

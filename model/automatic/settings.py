@@ -5,8 +5,8 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal, Self, cast, get_args
 
 import numpy as np
-from numpy.typing import NDArray
 
+from segmint.infra.arrays import Floats, Size
 from segmint.model.sam.geometry import SAM1
 
 Profile = Literal["official", "sa1b", "sam2"]
@@ -172,7 +172,7 @@ class MaskSettings:
         """Return the number of points per side in a crop's grid. Layer 0 is the full image."""
         return int(self.points_per_side / self.crop_n_points_downscale_factor**layer)
 
-    def grid_of_layer(self, layer: int) -> NDArray[np.float64]:
+    def grid_of_layer(self, layer: int) -> Floats:
         """Return the grid points of a crop in this layer, (P, 2) float64 as (x, y).
 
         The coordinates are fractions of the crop's width and height.
@@ -220,7 +220,7 @@ def _defaults(profile: Profile, crop_n_layers: int) -> dict[str, Any]:
     }
 
 
-def point_grid(per_side: int) -> NDArray[np.float64]:
+def point_grid(per_side: int) -> Floats:
     """Return evenly spaced points in the unit square, (per_side^2, 2) float64 as (x, y), row by row."""
     margin = 1 / (2 * per_side)
     line = np.linspace(margin, 1 - margin, per_side)
@@ -236,7 +236,7 @@ def crop_length(length: int, per_side: int, overlap: int) -> int:
     return math.ceil((overlap * (per_side - 1) + length) / per_side)
 
 
-def enough_for_crops(frame_size: tuple[int, int], layers: int, overlap_ratio: float) -> tuple[int, int]:
+def enough_for_crops(frame_size: Size, layers: int, overlap_ratio: float) -> Size:
     """Return the smallest (height, width) of an original from which the last layer's crops fill the encoder's input.
 
     `frame_size` is the (height, width) of the frame. With an original of this size, the long side of such a crop has

@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from segmint.infra.arrays import Ints
 from segmint.model.automatic import mask_tiles
 from segmint.model.automatic.candidates import MaskPatch, stable_of_counts
 from segmint.model.automatic.crops import Box
@@ -127,7 +128,7 @@ class TiledUpscaling:
                 counts[group] = int(answer[0])
                 if counts[group] <= room:
                     drawn[group] = answer[1 : 1 + counts[group]]
-        found: list[list[NDArray[np.int64]]] = [[] for _ in sketches]
+        found: list[list[Ints]] = [[] for _ in sketches]
         for group, (first, strips) in enumerate(groups):
             places = drawn[group].astype(np.int64)
             cuts = np.searchsorted(places, [strip.start for strip in strips[1:]])
@@ -149,9 +150,7 @@ class TiledUpscaling:
         return changes(flat, room)
 
 
-def stable_outlines(
-    numbers: NDArray[np.int64], chunks: Sequence[Tensor], masks: NDArray[np.int64], threshold: float
-) -> StableMasks[MaskOutline]:
+def stable_outlines(numbers: Ints, chunks: Sequence[Tensor], masks: Ints, threshold: float) -> StableMasks[MaskOutline]:
     """Select the stable masks, and keep where their logits are.
 
     Args:

@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.nn import functional
 from torchvision.ops import nms
 
-from segmint.model.detectors.detection import Detection, Kind, Pixels, by_score, merge
+from segmint.infra.arrays import Floats32, Ints, Pixels
+from segmint.model.detectors.detection import Detection, Kind, by_score, merge
 from segmint.model.detectors.second_look import LOOK_SCORE
 
 SMALLEST = 20
@@ -100,7 +101,6 @@ _LARGER = 1.6  # minimum ratio of a half's side to its level's; with up to 1.3, 
 _SAME_IOU = 0.7
 _SAME_LEVEL_IOU = 0.5
 
-Floats = NDArray[np.float32]
 Sums = NDArray[Any]  # int32 or float64
 
 
@@ -255,7 +255,7 @@ def _sums(image: Pixels) -> Sums:
     return np.asarray(cv2.integral(image, sdepth=cv2.CV_32S if whole else cv2.CV_64F))
 
 
-def _averages(sums: Sums, windows: NDArray[np.int64], side: int) -> Floats:
+def _averages(sums: Sums, windows: Ints, side: int) -> Floats32:
     """Resize windows (N, 4) of the image, as x0, y0, x1, y1, to `side` x `side` pixels: (N, side, side, 3) float32.
 
     Each output pixel is the mean of all image pixels that it covers, even if only partly. `torch.nn.AdaptiveAvgPool2d`,
@@ -269,7 +269,7 @@ def _averages(sums: Sums, windows: NDArray[np.int64], side: int) -> Floats:
     width = sums.shape[1]
     flat = sums.reshape(-1, 3)
 
-    def corner(rows: NDArray[np.int64], columns: NDArray[np.int64]) -> Sums:
+    def corner(rows: Ints, columns: Ints) -> Sums:
         return np.asarray(flat.take(rows[:, :, None] * width + columns[:, None, :], axis=0))  # faster than flat[...]
 
     total = corner(bottom, right) - corner(top, right) - corner(bottom, left) + corner(top, left)

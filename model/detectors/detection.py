@@ -18,11 +18,12 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from segmint.infra.arrays import Pixels, Size
+
 Kind = Literal["face", "plate", "object"]
 Point = tuple[float, float]
 Box = tuple[float, float, float, float]
 Quad = tuple[Point, Point, Point, Point]
-Pixels = NDArray[np.uint8]
 
 _SAME_OVERLAP = 0.6
 
@@ -220,7 +221,7 @@ def resized(image: Pixels, scale: float) -> Pixels:
     return np.asarray(cv2.resize(image, (width, height), interpolation=method), np.uint8)
 
 
-def scaled_size(height: int, width: int, scale: float) -> tuple[int, int]:
+def scaled_size(height: int, width: int, scale: float) -> Size:
     """Multiply the height and width by `scale`, and round to whole pixels."""
     return max(round(height * scale), 1), max(round(width * scale), 1)
 
@@ -230,7 +231,7 @@ FindAll = Callable[[Iterable[Pixels]], Iterable[Sequence[Detection]]]
 """`Find` for several windows of one image, which yields the detections in each window, in order."""
 
 
-def is_cut(box: Box, window: tuple[int, int], tile: Tile, shape: tuple[int, int]) -> bool:
+def is_cut(box: Box, window: tuple[int, int], tile: Tile, shape: Size) -> bool:
     """Return whether a tile cuts off a box: the box touches a side of the tile that isn't a side of the image.
 
     `window` (h, w) is the size of the tile as it was searched, and the box is in its pixels. `shape` (h, w) is the
@@ -341,7 +342,7 @@ class OnnxNetwork:
 
     run: Callable[[Array], Sequence[Array]]
     is_yunet: bool
-    size: tuple[int, int] | None
+    size: Size | None
     dtype: type[np.float32] | type[np.uint8]
 
 

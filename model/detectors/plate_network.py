@@ -9,11 +9,10 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from segmint.model.detectors.detection import Pixels
-from segmint.model.detectors.plates import MEAN_BGR, Floats
+from segmint.infra.arrays import Floats32, Pixels
+from segmint.model.detectors.plates import MEAN_BGR
 
 _SLOPE = 0.1
 _WIDTH = 64  # number of channels per level of the pyramid
@@ -76,7 +75,7 @@ class PlateNetwork(nn.Module):
             {name: nn.ModuleList(nn.Conv2d(_WIDTH, _ANCHORS * size, 1) for _ in _BODY) for name, size in _HEADS.items()}
         )
 
-    def load(self, weights: Mapping[str, NDArray[np.float32]]) -> None:
+    def load(self, weights: Mapping[str, Floats32]) -> None:
         """Load the weights from the ONNX file's arrays, by their names in the file.
 
         Raises KeyError or ValueError if the file contains a different network.
@@ -124,7 +123,7 @@ class PlateNetwork(nn.Module):
 class PlateNetworkOnDevice:
     """`PlateNetwork` with the interface that `PlateDetector` expects. Pixels are copied to the device as uint8."""
 
-    def __init__(self, weights: Mapping[str, NDArray[np.float32]], device: str) -> None:
+    def __init__(self, weights: Mapping[str, Floats32], device: str) -> None:
         """Load the network to the device. `weights` and the errors are the same as for `PlateNetwork.load`."""
         self.device = torch.device(device)
         network = PlateNetwork()
@@ -132,7 +131,7 @@ class PlateNetworkOnDevice:
         self.network = network.eval().requires_grad_(False).to(self.device)
         self.mean = torch.tensor(MEAN_BGR, dtype=torch.float32, device=self.device)[:, None, None]
 
-    def __call__(self, windows: Sequence[Pixels]) -> tuple[Floats, Floats, Floats]:
+    def __call__(self, windows: Sequence[Pixels]) -> tuple[Floats32, Floats32, Floats32]:
         """Run the network on windows of equal size; see `segmint.model.detectors.plates.Network`."""
         pixels = torch.from_numpy(np.stack(windows)).to(self.device)
         batch = pixels.permute(0, 3, 1, 2).flip(1).float() - self.mean

@@ -9,14 +9,13 @@ from dataclasses import replace
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
+from segmint.infra.arrays import Floats32, Pixels
 from segmint.model.detectors.detection import (
     Box,
     Detection,
     FindAll,
     Kind,
-    Pixels,
     Quad,
     Tile,
     bounds,
@@ -31,8 +30,7 @@ from segmint.model.detectors.detection import (
 )
 from segmint.model.detectors.second_look import LOOK_SCORE
 
-Floats = NDArray[np.float32]
-Network = Callable[[Sequence[Pixels]], tuple[Floats, Floats, Floats]]
+Network = Callable[[Sequence[Pixels]], tuple[Floats32, Floats32, Floats32]]
 """Function that maps B windows of equal size, (H, W, 3) uint8 RGB, to loc (B, N, 4), conf (B, N, 2), and landms
 (B, N, 8)."""
 
@@ -57,14 +55,14 @@ _LONG_SCORE = 0.1  # minimum score of a spot that is longer than half of that
 _LONG_PIXELS = 4_000_000  # maximum number of pixels in an image for that
 
 
-def host_blob(windows: Sequence[Pixels]) -> Floats:
+def host_blob(windows: Sequence[Pixels]) -> Floats32:
     """Create the input of the ONNX file's network from windows: (B, 3, H, W) float32, BGR minus its mean."""
     upright = [np.ascontiguousarray(window) for window in windows]
     return np.asarray(cv2.dnn.blobFromImages(upright, mean=MEAN_BGR, swapRB=True), np.float32)
 
 
 @functools.lru_cache(maxsize=8)
-def anchors(height: int, width: int) -> Floats:
+def anchors(height: int, width: int) -> Floats32:
     """Return an image's anchors, (N, 3) float32 as center x, center y, and side in pixels, in the network's order.
 
     The anchors have three levels with strides of 8, 16, and 32. Within a level, they are in row order, with two squares
@@ -75,12 +73,12 @@ def anchors(height: int, width: int) -> Floats:
         rows, columns = -(-height // stride), -(-width // stride)
         y, x, side = np.meshgrid(np.arange(rows), np.arange(columns), np.array(sides), indexing="ij")
         levels.append(np.stack([(x + 0.5) * stride, (y + 0.5) * stride, side], axis=-1).reshape(-1, 3))
-    table: Floats = np.concatenate(levels).astype(np.float32)
+    table: Floats32 = np.concatenate(levels).astype(np.float32)
     table.flags.writeable = False
     return table
 
 
-def decode(loc: Floats, landms: Floats, at: Floats) -> tuple[Floats, Floats]:
+def decode(loc: Floats32, landms: Floats32, at: Floats32) -> tuple[Floats32, Floats32]:
     """Decode boxes (N, 4) as x0, y0, x1, y1 and corners (N, 4, 2) as x, y, in pixels.
 
     The offsets `loc` (N, 4) and `landms` (N, 8) are relative to the anchors `at` (N, 3). Their variances are 0.1 for

@@ -12,7 +12,8 @@ from typing import Literal
 import cv2
 import numpy as np
 
-from segmint.model.detectors.detection import Box, Detection, Kind, Pixels, iou, resized, turned_back
+from segmint.infra.arrays import Pixels, Size
+from segmint.model.detectors.detection import Box, Detection, Kind, iou, resized, turned_back
 
 LOOK_SCORE = 0.05
 """Minimum score of detections in a view."""
@@ -79,7 +80,7 @@ PLATE = Rule(_PLATE, 0.1, cap=0.25)
 LARGE_FACE = 0.115
 
 
-def rule_for(candidate: Detection, shape: tuple[int, int]) -> Rule:
+def rule_for(candidate: Detection, shape: Size) -> Rule:
     """Return the rule for a candidate in an image of `shape` (h, w)."""
     if candidate.kind == "plate":
         return PLATE

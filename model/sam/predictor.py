@@ -30,11 +30,11 @@ from multiprocessing.context import get_spawning_popen
 from typing import Any, Literal, cast
 
 import numpy as np
-import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from segmint.infra.arrays import Pixels, Size
 from segmint.model.device import check_process, inference, upload
 from segmint.model.kernels.cpu.library import Kernels, usable_kernels
 from segmint.model.sam import point_decoder
@@ -196,8 +196,8 @@ class Embedding:
     """
 
     features: Tensor
-    input_size: tuple[int, int]
-    frame_size: tuple[int, int]
+    input_size: Size
+    frame_size: Size
     high_res: tuple[Tensor, ...] = ()
     source: Any = field(default=None, compare=False, kw_only=True)
 
@@ -280,7 +280,7 @@ class Predictor:
         """
         self.batch_encoder.before_each_layer(call)
 
-    def embed(self, image: npt.NDArray[np.uint8] | Tensor, frame_size: tuple[int, int] | None = None) -> Embedding:
+    def embed(self, image: Pixels | Tensor, frame_size: Size | None = None) -> Embedding:
         """Encode an image, (H, W, 3) uint8 RGB.
 
         Prompts and masks are in pixels of this image by default. If the masks are for a larger or smaller version of
@@ -291,8 +291,8 @@ class Predictor:
 
     def embed_many(
         self,
-        images: Sequence[npt.NDArray[np.uint8] | Tensor],
-        frame_sizes: Sequence[tuple[int, int] | None] | None = None,
+        images: Sequence[Pixels | Tensor],
+        frame_sizes: Sequence[Size | None] | None = None,
         batch_size: int | None = None,
     ) -> list[Embedding]:
         """Encode images in batches of `batch_size`. Only the last bits of the results can differ from `embed`.
@@ -316,7 +316,7 @@ class Predictor:
             for (part, *high_res), pixels, frame in zip(features, resized, framed, strict=True)
         ]
 
-    def embed_resized(self, pixels: Tensor, frame_size: tuple[int, int] | None = None) -> Embedding:
+    def embed_resized(self, pixels: Tensor, frame_size: Size | None = None) -> Embedding:
         """Encode an image that already has the encoder's size: (h, w, 3) RGB from 0 to 255, uint8 or float.
 
         Prompts and masks are in pixels of this image unless you set `frame_size` to another (height, width). Raises
@@ -332,7 +332,7 @@ class Predictor:
             ((features, *_),) = self.batch_encoder([pixels], 1)
         return Embedding(features, (pixels.shape[0], pixels.shape[1]), _checked_frame(frame_size, pixels))
 
-    def on_device(self, image: npt.NDArray[np.uint8] | Tensor) -> Tensor:
+    def on_device(self, image: Pixels | Tensor) -> Tensor:
         """Copy an image to the model's device, so that you can pass parts of it to `embed_many` without more copies.
 
         On a CPU, the result shares the array's memory. Raises ValueError like `embed`.
@@ -341,7 +341,7 @@ class Predictor:
         return upload(self.checked(image), self.sam.device)
 
     @staticmethod
-    def checked(image: npt.NDArray[np.uint8] | Tensor) -> Tensor:
+    def checked(image: Pixels | Tensor) -> Tensor:
         """Return an image as a tensor that shares its memory, on the same device. Raises ValueError like `embed`."""
         return _checked_image(image)
 
@@ -500,7 +500,7 @@ class Predictor:
         return embedded
 
 
-def upscale(logits: Tensor, geometry: Geometry, input_size: tuple[int, int], frame_size: tuple[int, int]) -> Tensor:
+def upscale(logits: Tensor, geometry: Geometry, input_size: Size, frame_size: Size) -> Tensor:
     """Upscale logits like `Predictor.upscale`, for callers that have an embedding's sizes but not the embedding."""
     if logits.ndim != 4:
         low, shape = geometry.low_res_size, tuple(logits.shape)
@@ -528,7 +528,7 @@ def resize_to_input(pixels: Tensor, geometry: Geometry) -> Tensor:
     return resize_on_device(pixels, resized_size(pixels.shape[0], pixels.shape[1], side))
 
 
-def _checked_frame(frame_size: tuple[int, int] | None, pixels: Tensor) -> tuple[int, int]:
+def _checked_frame(frame_size: Size | None, pixels: Tensor) -> Size:
     height, width = frame_size or (pixels.shape[0], pixels.shape[1])
     if height < 1 or width < 1:
         raise ValueError(f"frame_size is {frame_size}: expected a height and width of at least 1 pixel")

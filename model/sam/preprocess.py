@@ -16,13 +16,13 @@ from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from segmint.infra.arrays import Ints, Pixels, Size
 from segmint.model.device import upload
 from segmint.model.sam.geometry import SAM1
 
@@ -30,13 +30,13 @@ PIXEL_MEAN = (123.675, 116.28, 103.53)
 PIXEL_STD = (58.395, 57.12, 57.375)
 
 
-def resized_size(height: int, width: int, long_side: int) -> tuple[int, int]:
+def resized_size(height: int, width: int, long_side: int) -> Size:
     """Return (height, width) in pixels after scaling the longer side to `long_side`. Each side has at least 1 pixel."""
     scale = long_side / max(height, width)
     return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
 
 
-def resize(image: NDArray[np.uint8], long_side: int) -> NDArray[np.uint8]:
+def resize(image: Pixels, long_side: int) -> Pixels:
     """Resize an image (H, W, 3) uint8 RGB to its `resized_size`, for models that pad their input.
 
     SAM's weights were trained on images that Pillow's antialiased bilinear filter resized in 8 bits. Torch's filter
@@ -88,7 +88,7 @@ MOST_PRODUCTS = 1 << 26
 """Maximum number of products to keep in memory at once, which take 256 MB."""
 
 
-def resize_on_device(pixels: Tensor, size: tuple[int, int]) -> Tensor:
+def resize_on_device(pixels: Tensor, size: Size) -> Tensor:
     """Resize (H, W, 3) uint8 to `size` (h, w) on the pixels' device, with the same bits as Pillow's bilinear filter."""
     resized: Tensor = _resize_operator(pixels, *size, _columns_first((pixels.shape[0], pixels.shape[1]), size))
     return resized
@@ -120,12 +120,12 @@ if find_spec("triton") is not None:
     _resize_operator.register_kernel("cuda")(_resize_with_kernel)
 
 
-def resize_by_passes(pixels: Tensor, size: tuple[int, int]) -> Tensor:
+def resize_by_passes(pixels: Tensor, size: Size) -> Tensor:
     """Compute `resize_on_device` with torch's operations on any device, one pass after the other."""
     return _resize(pixels, size, columns_first=_columns_first((pixels.shape[0], pixels.shape[1]), size))
 
 
-def _columns_first(size: tuple[int, int], target: tuple[int, int]) -> bool:
+def _columns_first(size: Size, target: Size) -> bool:
     """Return whether the installed Pillow resizes along columns first. Both sizes are (height, width).
 
     Pillow 13 does so if this removes more than twice as many rows as the other pass removes columns. Versions 12.2 and
@@ -141,7 +141,7 @@ def _columns_first(size: tuple[int, int], target: tuple[int, int]) -> bool:
 
 
 @functools.cache
-def pillow_takes_columns_first(size: tuple[int, int], target: tuple[int, int]) -> bool:
+def pillow_takes_columns_first(size: Size, target: Size) -> bool:
     """Return whether the installed Pillow begins with columns for these sizes, (height, width).
 
     The test resizes an image of random pixels, and compares the result with rows first.
@@ -151,7 +151,7 @@ def pillow_takes_columns_first(size: tuple[int, int], target: tuple[int, int]) -
     return not np.array_equal(_resize(torch.from_numpy(pixels), target, columns_first=False).numpy(), expected)
 
 
-def _resize(pixels: Tensor, size: tuple[int, int], *, columns_first: bool) -> Tensor:
+def _resize(pixels: Tensor, size: Size, *, columns_first: bool) -> Tensor:
     height, width = size
     if columns_first:
         return _resize_rows(_resize_rows(pixels.transpose(0, 1), height).transpose(0, 1), width)
@@ -181,7 +181,7 @@ def weights_on_device(pixels: int, length: int, device: torch.device) -> tuple[T
         return upload(torch.from_numpy(places), device), upload(torch.from_numpy(weights), device)
 
 
-def triangle_weights(pixels: int, length: int) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+def triangle_weights(pixels: int, length: int) -> tuple[Ints, NDArray[np.int32]]:
     """Return the source positions and weights for resizing `pixels` pixels to `length` pixels, both (length, taps).
 
     A weight of 2^22 represents 1. Positions beyond the ends are replaced with the last pixel and have weight 0.
@@ -204,7 +204,7 @@ def triangle_weights(pixels: int, length: int) -> tuple[NDArray[np.int64], NDArr
     return np.minimum(places, pixels - 1), whole
 
 
-Array = npt.NDArray[Any] | Tensor
+Array = NDArray[Any] | Tensor
 
 _BINARY_LOGIT = 10.0
 """Logit of a binary mask's foreground. The background has its negative."""
@@ -304,7 +304,7 @@ def _checked(
     return tensor
 
 
-def _tensor(name: str, value: npt.NDArray[Any], layout: str) -> Tensor:
+def _tensor(name: str, value: NDArray[Any], layout: str) -> Tensor:
     if value.dtype.kind not in "biuf":
         raise ValueError(f"{name} have the type {value.dtype.name}: expected numbers, {layout}")
     if value.dtype.itemsize > 8:  # torch has no long doubles

@@ -12,9 +12,9 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from segmint.infra.arrays import Pixels
 from segmint.model.training.recipe import expect, rate_factor
 from segmint.model.training.sampling import draw_keys
 
@@ -74,7 +74,7 @@ class ObjectImage:
     step's global batch.
     """
 
-    pixels: NDArray[np.uint8]
+    pixels: Pixels
     boxes: Tensor
     number: int
 

@@ -30,6 +30,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from segmint.infra.arrays import Size
 from segmint.model.automatic.crops import mask_boxes
 from segmint.model.sam.geometry import SAM1
 from segmint.model.sam.mask_decoder import MaskDecoder, PromptEmbedding, PromptEncoder
@@ -88,7 +89,7 @@ def _shift_right(values: Tensor, bits: int) -> Tensor:
     return (values >> bits) & ((1 << (64 - bits)) - 1)
 
 
-def valid_pixels(input_size: tuple[int, int], resolution: int) -> Tensor:
+def valid_pixels(input_size: Size, resolution: int) -> Tensor:
     """Return the pixels of the square that the image covers at least in part, (resolution, resolution) bool.
 
     Raises ValueError if `input_size` doesn't fit into the input.
@@ -100,7 +101,7 @@ def valid_pixels(input_size: tuple[int, int], resolution: int) -> Tensor:
     return (starts < height)[:, None] & (starts < width)
 
 
-def fit_targets(masks: Tensor, input_size: tuple[int, int], resolution: int) -> Tensor:
+def fit_targets(masks: Tensor, input_size: Size, resolution: int) -> Tensor:
     """Resample an image's masks (N, H, W) bool to the square, (N, resolution, resolution) bool.
 
     A pixel belongs to the target if the mask covers at least half of the part of the pixel that is inside the image. If
@@ -211,7 +212,7 @@ def click_schedule(seed: int, step: int, settings: SamplingSettings) -> list[boo
 
 
 def first_prompts(
-    targets: Tensor, input_size: tuple[int, int], seed: int, step: int, masks: Sequence[int], settings: SamplingSettings
+    targets: Tensor, input_size: Size, seed: int, step: int, masks: Sequence[int], settings: SamplingSettings
 ) -> Clicks:
     """Draw each mask's first prompt: a uniformly distributed point in the mask, or the mask's box with noise.
 
@@ -244,7 +245,7 @@ def next_click(
     predicted: Tensor,
     targets: Tensor,
     valid: Tensor,
-    input_size: tuple[int, int],
+    input_size: Size,
     seed: int,
     step: int,
     masks: Sequence[int],
@@ -281,7 +282,7 @@ def embed_clicks(encoder: PromptEncoder, clicks: Clicks, masks: Tensor | None) -
     return PromptEmbedding(torch.cat(tokens)[order], dense)
 
 
-def _pixel_centers(pixels: Tensor, resolution: int, input_size: tuple[int, int]) -> Tensor:
+def _pixel_centers(pixels: Tensor, resolution: int, input_size: Size) -> Tensor:
     """Return the centers of pixels (N,) of the flattened square, clamped to the image, (N, 2) float64 as (x, y).
 
     The origin is the center of the input's first pixel, as in the prompt encoder.

@@ -28,6 +28,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from segmint.infra.arrays import Size
 from segmint.model.sam.common import EMBEDDING_CHANNELS
 from segmint.model.sam.geometry import SAM1
 from segmint.model.sam.load import Architecture, Sam, build_sam
@@ -150,7 +151,7 @@ class TrainingMasks:
     """
 
     targets: Tensor
-    input_size: tuple[int, int]
+    input_size: Size
     numbers: Sequence[int]
 
     def __getitem__(self, masks: slice) -> "TrainingMasks":

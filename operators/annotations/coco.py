@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco
 
+from segmint.infra.arrays import Size
 from segmint.infra.errors import UsageError
 from segmint.operators.annotations.image import (
     AnnotatedFile,
@@ -15,7 +16,6 @@ from segmint.operators.annotations.image import (
     AnnotatedMask,
     BoxFile,
     CocoRle,
-    Size,
     UnreadableBoxError,
     UnreadableMaskError,
     check_pixels,

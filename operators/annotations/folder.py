@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 from PIL import Image
 from pycocotools import mask as coco
 
 from segmint.catalogs.layout import IMAGE_ENDINGS, MOST_MEMBER_BYTES
+from segmint.infra.arrays import Bools, Size
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.errors import ObjectTooLargeError
 from segmint.infra.storage.location import Location
@@ -25,7 +25,6 @@ from segmint.operators.annotations.image import (
     AnnotatedImage,
     AnnotatedMask,
     CocoRle,
-    Size,
     UnreadableMaskError,
     check_pixels,
     encode_mask,
@@ -81,7 +80,7 @@ def _parse(data: bytes) -> Any:
     return document
 
 
-def fill_rings(rings: Sequence[Sequence[float]], size: Size) -> NDArray[np.bool_]:
+def fill_rings(rings: Sequence[Sequence[float]], size: Size) -> Bools:
     """Return the pixels whose centers lie inside an odd number of rings, (height, width) bool.
 
     A ring is a sequence of coordinates x, y, x, y, …. Pixel (0, 0) extends from corner (0, 0) to corner (1, 1).

@@ -16,13 +16,11 @@ from pydantic import ValidationError
 from segmint.catalogs.findings import RejectedError
 from segmint.catalogs.layout import MOST_PIXELS
 from segmint.catalogs.source.conform import Prompt, problem_of
+from segmint.infra.arrays import Bools, Size
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
 from segmint.model.automatic import rle as runs
 from segmint.operators.images import released_prompts
-
-Size = tuple[int, int]
-"""(height, width) in pixels."""
 
 LONGEST_SIDE = 65_535
 """Maximum side of an image or mask in pixels, which is JPEG's maximum."""
@@ -79,7 +77,7 @@ class AnnotatedMask:
         """Area of the mask in pixels, or 0 for an empty mask."""
         return int(coco.area(self.rle))
 
-    def pixels(self) -> NDArray[np.bool_]:
+    def pixels(self) -> Bools:
         """Decode the mask to (height, width) bool."""
         return np.asarray(coco.decode(self.rle)).astype(bool)
 

@@ -13,8 +13,9 @@ from pycocotools import mask as coco
 
 from segmint.catalogs.findings import RejectedError
 from segmint.catalogs.layout import MOST_PIXELS
+from segmint.infra.arrays import Bools, Ints, Size
 from segmint.model.automatic.rle import encode_runs
-from segmint.operators.annotations.image import LONGEST_SIDE, AnnotatedMask, Size
+from segmint.operators.annotations.image import LONGEST_SIDE, AnnotatedMask
 from segmint.operators.prepare.ingest import check_strips, clean_message
 from segmint.operators.prepare.ingest_config import check_png_rows, check_whole
 
@@ -51,7 +52,7 @@ class PairedFiles(NamedTuple):
     ambiguous: list[str]  # a line for each stem with several images or maps
 
 
-def read_label_map(data: bytes, name: str, size: Size | None = None, is_picture: bool = False) -> NDArray[np.int64]:
+def read_label_map(data: bytes, name: str, size: Size | None = None, is_picture: bool = False) -> Ints:
     """Decode a label map, (H, W) int64, from PNG, TIFF, or NumPy's format, depending on the ending of `name`.
 
     `size` is its image's (height, width), if known. The result contains the file's numbers, whatever their bits. If
@@ -77,7 +78,7 @@ def _check_shape(shape: tuple[int, ...], size: Size | None) -> None:
         raise UnreadableMapError(f"it has {shape[0] * shape[1]:,} pixels: the limit is {MOST_PIXELS:,}")
 
 
-def label_masks(labels: NDArray[np.int64], ignore: Collection[int] = ()) -> list[AnnotatedMask]:
+def label_masks(labels: Ints, ignore: Collection[int] = ()) -> list[AnnotatedMask]:
     """Return a mask for each number in a label map, (H, W) int64, in ascending order. The number is its id and label.
 
     The background and the numbers in `ignore` don't become masks. Raises `UnreadableMapError` if the map contains more
@@ -116,7 +117,7 @@ def label_masks(labels: NDArray[np.int64], ignore: Collection[int] = ()) -> list
     return masks
 
 
-def _no_objects(labels: NDArray[np.int64]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+def _no_objects(labels: Ints) -> tuple[Bools, Bools]:
     """Return two kinds of pixels, each (H, W) bool, that the numbers of objects seldom have.
 
     Pixels of the first kind are next to a lower and to a higher number: scaling or smoothing turns an edge into a slope
@@ -168,7 +169,7 @@ def pair_by_stem(images: Iterable[str], maps: Iterable[str]) -> PairedFiles:
     return paired
 
 
-def _of_array(data: bytes, size: Size | None) -> NDArray[np.int64]:
+def _of_array(data: bytes, size: Size | None) -> Ints:
     try:
         array: Any = np.load(io.BytesIO(data), allow_pickle=False)
         kind, shape = array.dtype, array.shape
@@ -179,11 +180,11 @@ def _of_array(data: bytes, size: Size | None) -> NDArray[np.int64]:
     _check_shape(shape, size)
     if kind == np.uint64 and array.max() > np.iinfo(np.int64).max:
         raise UnreadableMapError("it has a number over 2^63")
-    numbers: NDArray[np.int64] = array.astype(np.int64)
+    numbers: Ints = array.astype(np.int64)
     return numbers
 
 
-def _of_picture(data: bytes, size: Size | None, is_picture: bool) -> NDArray[np.int64]:
+def _of_picture(data: bytes, size: Size | None, is_picture: bool) -> Ints:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a large image is checked below, and failures raise errors
@@ -210,7 +211,7 @@ def _of_picture(data: bytes, size: Size | None, is_picture: bool) -> NDArray[np.
         raise UnreadableMapError(f"it can't be decoded: {clean_message(str(error))}") from error
 
 
-def _numbers(picture: Image.Image, data: bytes) -> NDArray[np.int64]:
+def _numbers(picture: Image.Image, data: bytes) -> Ints:
     """Return the numbers that a PNG or TIFF stores.
 
     To show a picture, Pillow scales gray values to 8 bits and inverts those of a TIFF in which 0 is white. It also

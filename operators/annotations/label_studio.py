@@ -19,14 +19,13 @@ from datetime import UTC, datetime
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 from pycocotools import mask as coco
 
+from segmint.infra.arrays import Bools, Bytes, Size
 from segmint.operators.annotations.coco import fill_polygons
 from segmint.operators.annotations.image import (
     AnnotatedImage,
     AnnotatedMask,
-    Size,
     UnreadableMaskError,
     check_pixels,
     encode_mask,
@@ -48,7 +47,7 @@ _LENGTHS = 1 << _LENGTH_BITS
 _SETTINGS = int(f"{_VALUE_BITS - 1:05b}" + "".join(f"{bits - 1:04b}" for bits in _LENGTH_BITS), 2)
 
 
-def encode_runs(mask: NDArray[np.bool_]) -> list[int]:
+def encode_runs(mask: Bools) -> list[int]:
     """Encode a mask, (height, width) bool, to the same bytes as Label Studio's `mask2rle` for the values 255 and 0."""
     flat = np.asarray(mask, dtype=bool).ravel()
     starts = np.concatenate([[0], np.flatnonzero(flat[1:] != flat[:-1]) + 1])
@@ -69,7 +68,7 @@ def encode_runs(mask: NDArray[np.bool_]) -> list[int]:
     return packed if ends[-1] % 8 else [*packed, 0]  # the SDK adds one to eight zeros
 
 
-def decode_runs(runs: Any, size: Size) -> NDArray[np.bool_]:
+def decode_runs(runs: Any, size: Size) -> Bools:
     """Decode a mask of `size` (height, width) to bool. A pixel is true unless it is fully transparent.
 
     Values may have 1 to 32 bits, and lengths 1 to 16. Raises `UnreadableMaskError` for damaged run lengths. If the
@@ -85,7 +84,7 @@ def decode_runs(runs: Any, size: Size) -> NDArray[np.bool_]:
     settings = int.from_bytes(padded[:8]) >> (64 - _HEADER)
     value_bits = (settings >> 16 & 31) + 1
     length_bits = [(settings >> shift & 15) + 1 for shift in (12, 8, 4, 0)]
-    bits: NDArray[np.uint8] | None = None  # bits of all bytes, unpacked when the first literal values occur
+    bits: Bytes | None = None  # bits of all bytes, unpacked when the first literal values occur
     opaque = np.zeros(height * width, dtype=bool)
     done, at = 0, _HEADER
     while done < count:
@@ -101,7 +100,7 @@ def decode_runs(runs: Any, size: Size) -> NDArray[np.bool_]:
         # Every fourth value overall is the opacity of a pixel.
         if not is_run:
             bits = np.unpackbits(np.frombuffer(data, np.uint8)) if bits is None else bits
-            values: NDArray[np.bool_] = bits[start:at].reshape(-1, value_bits).max(axis=1) > 0
+            values: Bools = bits[start:at].reshape(-1, value_bits).max(axis=1) > 0
             opaque[done // _CHANNELS : end // _CHANNELS] = values[_CHANNELS - 1 - done % _CHANNELS :: _CHANNELS]
         elif ahead >> (61 - each - value_bits) & (1 << value_bits) - 1:
             opaque[done // _CHANNELS : end // _CHANNELS] = True

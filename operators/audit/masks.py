@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco
 
 from segmint.catalogs.findings import Code, Finding, FindingLocation
+from segmint.infra.arrays import Bools, Bytes, Floats, Ints, Size
 from segmint.model.automatic import rle
 from segmint.operators.rows import AUTOMATIC, PLAUSIBLE_IOU, Row
 from segmint.operators.similar.near import NO_HASH, Hashes, near_pairs
@@ -33,7 +34,7 @@ class MaskLimits:
 
 
 def audit_masks(
-    size: tuple[int, int],
+    size: Size,
     masks: Sequence[Mapping[str, Any]],
     limits: MaskLimits | None,
     place: FindingLocation,
@@ -71,7 +72,7 @@ def audit_masks(
             yield from _decoded_findings(row, code, place)
 
 
-def _code_findings(size: tuple[int, int], row: Mapping[str, Any], place: FindingLocation) -> Iterator[Finding]:
+def _code_findings(size: Size, row: Mapping[str, Any], place: FindingLocation) -> Iterator[Finding]:
     segmentation = row["segmentation"] or {}
     found = segmentation.get("size")
     if found != list(size):
@@ -85,7 +86,7 @@ def _code_findings(size: tuple[int, int], row: Mapping[str, Any], place: Finding
 
 
 def _pixel_findings(
-    size: tuple[int, int], row: Mapping[str, Any], area: int, coco_box: Numbers, place: FindingLocation
+    size: Size, row: Mapping[str, Any], area: int, coco_box: Numbers, place: FindingLocation
 ) -> Iterator[Finding]:
     if area != row["area"] or area == 0:
         yield _finding(place, row, Code.MASK_AREA, f"area {area or 'over 0'} by its run lengths", row["area"])
@@ -110,7 +111,7 @@ def _decoded_findings(row: Mapping[str, Any], code: dict[str, Any], place: Findi
 
 
 def _frame_findings(
-    size: tuple[int, int], row: Mapping[str, Any], limits: MaskLimits | None, place: FindingLocation
+    size: Size, row: Mapping[str, Any], limits: MaskLimits | None, place: FindingLocation
 ) -> Iterator[Finding]:
     image = f"{size[1]} x {size[0]} pixels"
     crop = finite_numbers(row["crop_box"], 4)
@@ -180,7 +181,7 @@ def finite_numbers(value: Any, count: int) -> Numbers | None:
     return [float(each) for each in value]
 
 
-def is_inside(box: Numbers, size: tuple[int, int]) -> bool:
+def is_inside(box: Numbers, size: Size) -> bool:
     """Return whether a box [x, y, width, height] lies inside an image of size (height, width)."""
     x, y, width, height = box
     return x >= 0 and y >= 0 and x + width <= size[1] and y + height <= size[0]
@@ -189,10 +190,6 @@ def is_inside(box: Numbers, size: tuple[int, int]) -> bool:
 def _between(value: float | None, low: float, high: float) -> bool:
     return value is not None and low <= value <= high
 
-
-Ints = NDArray[np.int64]
-Floats = NDArray[np.float64]
-Bools = NDArray[np.bool_]
 
 _NULL = -(1 << 63)
 """Placeholder for null in integer columns. No invalid value can equal it by accident."""
@@ -206,7 +203,7 @@ class MaskColumns:
     """
 
     size: Ints  # (N, 2) height and width
-    counts: NDArray[np.uint8]  # (B,) compressed run lengths of all masks, in UTF-8
+    counts: Bytes  # (B,) compressed run lengths of all masks, in UTF-8
     counts_ends: Ints  # (N,) end of each mask's run lengths in `counts`
     bbox: Floats  # (N, 4)
     area: Ints  # (N,)
@@ -326,7 +323,7 @@ def _one_array(table: pa.Table, name: str) -> Any:
     return array
 
 
-def _texts(array: Any) -> tuple[NDArray[np.uint8], Ints]:
+def _texts(array: Any) -> tuple[Bytes, Ints]:
     """Return the bytes of all texts in an array without nulls, and the position at which each text ends."""
     _, offsets, data = array.buffers()
     if not len(array):
@@ -373,7 +370,7 @@ class NearDuplicate(NamedTuple):
     iou: float
 
 
-def near_duplicates(size: tuple[int, int], counts: Sequence[str], threshold: float) -> list[NearDuplicate]:
+def near_duplicates(size: Size, counts: Sequence[str], threshold: float) -> list[NearDuplicate]:
     """Return the pairs of masks with an IoU of at least `threshold`, in order of position. `threshold` must be over 0.
 
     `counts` contains COCO's compressed run lengths of masks of `size` (height, width). Damaged run lengths are skipped.
@@ -412,7 +409,7 @@ def _candidates(areas: NDArray[Any], boxes: NDArray[Any], threshold: float) -> I
                 yield index, others.tolist()
 
 
-def _sound(size: tuple[int, int], code: str) -> bool:
+def _sound(size: Size, code: str) -> bool:
     # pycocotools trusts its input.
     try:
         return code.isascii() and rle.area(rle.Rle(size, code)) > 0

@@ -14,12 +14,12 @@ import simplejpeg
 
 from segmint.catalogs.dataset.regions import DetectedRegion, Sighting
 from segmint.catalogs.findings import Reason
+from segmint.infra.arrays import Pixels
 from segmint.infra.assets import absolute_name, plain_name, sha256_of
 from segmint.infra.errors import SegmintError, UsageError, last_line
 from segmint.infra.uris import LOCAL, local_path, redact, scheme
 from segmint.model.detectors.detection import Detection, Detector, Kind, TiledDetector, iou
 from segmint.operators.child import Children, SuspectError, Worker, is_out_of_memory
-from segmint.operators.images import Pixels
 from segmint.operators.prepare.deidentify import (
     CONFIGS,
     DeidentifyConfig,

@@ -13,7 +13,6 @@ from typing import Any, BinaryIO
 import numpy as np
 import pyarrow as pa
 import simplejpeg
-from numpy.typing import NDArray
 
 from segmint.catalogs.dataset.commits import PRIVACY_COUNTS, REJECTED, Commit
 from segmint.catalogs.dataset.tombstones import RemovedNames
@@ -21,6 +20,7 @@ from segmint.catalogs.findings import Code, Finding, FindingLocation, Reason
 from segmint.catalogs.layout import ADDED_COLUMNS, MOST_MEMBER_BYTES, annotation_name, image_name
 from segmint.catalogs.lineage import STAGE_PREFIX
 from segmint.catalogs.parquet import AMENDABLE
+from segmint.infra.arrays import Ints, Size
 from segmint.infra.tars import BadTarError, TarReader, is_plain_file
 from segmint.operators.audit.privacy import frame_size, metadata_names
 from segmint.operators.audit.submissions import annotated_images
@@ -28,8 +28,6 @@ from segmint.operators.images import JpegDecoder
 from segmint.operators.prepare.release import release_header
 from segmint.operators.rows import MASKS_PER_IMAGE_LIMIT, Row
 from segmint.operators.shards.put import annotations_json, count_redactions
-
-Ints = NDArray[np.int64]
 
 _SAME_IN_IMAGES = ("image_id", "uri", "license", *AMENDABLE)
 _SAME_IN_REJECTS = ("image_id", "uri")
@@ -403,7 +401,7 @@ def _layout_problem(data: bytes, header: bytes) -> tuple[Code, str] | None:
     return None
 
 
-def _decoded_size(jpeg: bytes) -> tuple[int, int]:
+def _decoded_size(jpeg: bytes) -> Size:
     """Decode an image completely and return its (height, width). Raise ValueError if it doesn't decode."""
     height, width = simplejpeg.decode_jpeg(jpeg, colorspace="RGB", strict=True).shape[:2]
     return height, width

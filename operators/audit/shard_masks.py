@@ -11,8 +11,9 @@ import pyarrow.compute as pc
 from pycocotools import mask as coco
 
 from segmint.catalogs.findings import Code, Finding, FindingLocation
+from segmint.infra.arrays import Bools, Floats, Ints
 from segmint.model.automatic.rle import decompress_many
-from segmint.operators.audit.masks import Bools, Floats, Ints, MaskColumns, MaskLimits
+from segmint.operators.audit.masks import MaskColumns, MaskLimits
 from segmint.operators.audit.rows import ShardTables, int_column
 from segmint.operators.audit.submissions import (
     MaskOrigins,

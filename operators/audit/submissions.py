@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
 from segmint.catalogs.dataset.mask_labels import MASK_LABEL, is_of_model
 from segmint.catalogs.dataset.ratings import Rating, RatingName, counts_digest, list_ratings, read_ratings
@@ -35,6 +34,7 @@ from segmint.catalogs.dataset.submissions import (
 from segmint.catalogs.dataset.tables import DatasetTables
 from segmint.catalogs.findings import Code, Finding, FindingLocation
 from segmint.catalogs.layout import MOST_PIXELS, image_stem
+from segmint.infra.arrays import Bools, Floats
 from segmint.infra.stopping import map_ahead
 from segmint.infra.storage.location import Location
 from segmint.model.automatic import rle
@@ -277,10 +277,10 @@ class MaskOrigins:
     """Columns of the masks table about the origins of N masks."""
 
     source: Sequence[str | None]
-    share: NDArray[np.float64]  # (N,) NaN if missing
-    iou: NDArray[np.float64]  # (N,) NaN if missing
-    bad_label: NDArray[np.bool_]  # (N,) true if the columns of the label or the output are invalid
-    bad_container: NDArray[np.bool_]  # (N,) true if the container isn't a larger mask of the same image
+    share: Floats  # (N,) NaN if missing
+    iou: Floats  # (N,) NaN if missing
+    bad_label: Bools  # (N,) true if the columns of the label or the output are invalid
+    bad_container: Bools  # (N,) true if the container isn't a larger mask of the same image
 
     @classmethod
     def of(cls, masks: pa.Table) -> "MaskOrigins":
@@ -295,24 +295,24 @@ class MaskOrigins:
         )
 
 
-def _bad_labels(masks: pa.Table) -> NDArray[np.bool_]:
+def _bad_labels(masks: pa.Table) -> Bools:
     """Return, for each mask, whether its label columns contradict each other or the format in docs/dataset.md."""
 
     label, score, source, output = (masks.column(name) for name in _LABELS)
     by_model = bools(pc.match_substring_regex(source, r"\Amodel:[0-9a-f]{64}\z"))
     known = by_model | bools(pc.is_in(source, pa.array([PERSON, IMPORT])))
     stray = bools(source.is_valid()) & ~bools(pc.equal(source, PERSON))  # without a label, a person removed it
-    bad: NDArray[np.bool_] = np.where(bools(label.is_valid()), ~known, stray)
+    bad: Bools = np.where(bools(label.is_valid()), ~known, stray)
     bad |= bools(score.is_valid()) & ~(by_model & bools(pc.is_finite(score)))
     return bad | bools(pc.or_(pc.less(output, 0), pc.greater(output, 2)))
 
 
-def bools(values: pa.ChunkedArray) -> NDArray[np.bool_]:
+def bools(values: pa.ChunkedArray) -> Bools:
     """Convert a Boolean column to an array, with False for null."""
     return np.asarray(pc.fill_null(values, False).to_numpy(), bool)
 
 
-def _bad_containers(masks: pa.Table) -> NDArray[np.bool_]:
+def _bad_containers(masks: pa.Table) -> Bools:
     """Return, for each mask, whether its container is invalid. A container must be a larger mask of the same image.
 
     If two masks have the same area, the one with the lower id counts as larger.

@@ -34,9 +34,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from segmint.catalogs.dataset.manifest import ModelTerms
@@ -44,8 +42,9 @@ from segmint.catalogs.dataset.mask_labels import MASK_LABEL
 from segmint.catalogs.findings import is_custom_reason
 from segmint.catalogs.layout import canonical_json, wrong_fields
 from segmint.catalogs.lineage import STAGE_PREFIX, StageColumn
+from segmint.infra.arrays import Bools, Pixels
 from segmint.infra.errors import UsageError
-from segmint.operators.images import Pixels, decode_jpeg
+from segmint.operators.images import decode_jpeg
 
 _LONGEST_DETAIL = 1000
 _RELEASED, _ORIGINAL = "release", "original"  # columns with JPEGs
@@ -88,7 +87,7 @@ class Mask:
     The segmenter may leave out everything except `pixels`. A mask without pixels is dropped.
     """
 
-    pixels: NDArray[np.bool_] | Mapping[str, Any]
+    pixels: Bools | Mapping[str, Any]
     """(H, W) bool array of the image's size, or COCO's run-length encoding: a dict with `size`, which is [H, W], and
     `counts`, either compressed (text or bytes) or a list of numbers."""
     score: float | None = None

@@ -23,6 +23,7 @@ from scipy.ndimage import map_coordinates
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import maximum_bipartite_matching, min_weight_full_bipartite_matching
 
+from segmint.infra.arrays import Bools, Bytes, Floats, Floats32, Ints
 from segmint.model.automatic.candidates import nms
 from segmint.model.automatic.crops import Crop, crop_points
 from segmint.model.automatic.proposals import chunks_of, measure, propose
@@ -30,10 +31,10 @@ from segmint.model.automatic.settings import MaskSettings
 from segmint.model.automatic.tiled_upscaling import upscaling_of
 from segmint.model.sam.predictor import Embedding, Predictor
 
-Edges = NDArray[np.bool_]
+Edges = Bools
 """Edge pixels, (height, width) bool."""
 
-LabelMap = NDArray[np.int64]
+LabelMap = Ints
 """A number for each pixel, (height, width) int64."""
 
 _NEIGHBORS = ((0, 1), (-1, 1), (-1, 0), (-1, -1), (0, -1), (1, -1), (1, 0), (1, 1))
@@ -106,9 +107,7 @@ def count_matches(found: Edges, truth: Edges, tolerance: float) -> int:
     return int(np.count_nonzero(maximum_bipartite_matching(graph, perm_type="column") >= 0))
 
 
-def _pairs(
-    found: Edges, truth: Edges, tolerance: float
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
+def _pairs(found: Edges, truth: Edges, tolerance: float) -> tuple[Ints, Ints, Floats]:
     """Find all pairs of a found pixel and a true pixel within the tolerance.
 
     Returns three arrays: the indices of the found pixels and of the true pixels, both in row order, and the distances.
@@ -119,9 +118,9 @@ def _pairs(
     inner = numbers[reach : reach + height, reach : reach + width]
     inner[truth] = np.arange(np.count_nonzero(truth))
     y, x = np.nonzero(found)
-    rows: list[NDArray[np.int64]] = [np.zeros(0, np.int64)]
-    columns: list[NDArray[np.int64]] = [np.zeros(0, np.int64)]
-    distances: list[NDArray[np.float64]] = [np.zeros(0)]
+    rows: list[Ints] = [np.zeros(0, np.int64)]
+    columns: list[Ints] = [np.zeros(0, np.int64)]
+    distances: list[Floats] = [np.zeros(0)]
     for down in range(-reach, reach + 1):
         for right in range(-reach, reach + 1):
             distance = float(np.hypot(down, right))
@@ -134,14 +133,14 @@ def _pairs(
     return np.concatenate(rows), np.concatenate(columns), np.concatenate(distances)
 
 
-def _marked(edges: Edges, chosen: NDArray[np.int64]) -> Edges:
+def _marked(edges: Edges, chosen: Ints) -> Edges:
     marked = np.zeros(edges.shape, dtype=np.bool_)
     y, x = np.nonzero(edges)
     marked[y[chosen], x[chosen]] = True
     return marked
 
 
-def _removable() -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+def _removable() -> tuple[Bytes, Bytes]:
     """Return two lookup tables, (256,), one for each half of a thinning pass.
 
     A table states whether the pass removes a pixel, given the code of the pixel's neighbors.
@@ -159,7 +158,7 @@ def _removable() -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     return (both & upper).astype(np.uint8), (both & lower).astype(np.uint8)
 
 
-def _weights() -> NDArray[np.float32]:
+def _weights() -> Floats32:
     weights = np.zeros((3, 3), dtype=np.float32)
     for bit, (down, right) in enumerate(_NEIGHBORS):
         weights[1 + down, 1 + right] = 1 << bit
@@ -182,7 +181,7 @@ _RECALLS = np.linspace(0, 1, 101)
 _HALF = 0.5
 _CROSS = np.array([[0, 1, 0], [1, 1, 1], [0, 1, 0]], dtype=np.uint8)
 
-EdgeMap = NDArray[np.float32]
+EdgeMap = Floats32
 """Strength of the edges, (height, width) float32 from 0 to 1."""
 
 Curve = NDArray[Any]
@@ -197,7 +196,7 @@ def edge_settings(points_per_side: int = 16) -> MaskSettings:
     return MaskSettings.official(points_per_side=points_per_side, pred_iou_thresh=0.0, stability_score_thresh=0.0)
 
 
-def thresholds(count: int = THRESHOLDS) -> NDArray[np.float64]:
+def thresholds(count: int = THRESHOLDS) -> Floats:
     """Return `count` evenly spaced thresholds between 0 and 1, both excluded, (count,)."""
     return np.linspace(1 / (count + 1), 1 - 1 / (count + 1), count).astype(np.float64)
 
@@ -213,10 +212,10 @@ class EdgeCounts:
         true: all true pixels, summed over annotators.
     """
 
-    found_matched: NDArray[np.int64]
-    found: NDArray[np.int64]
-    true_matched: NDArray[np.int64]
-    true: NDArray[np.int64]
+    found_matched: Ints
+    found: Ints
+    true_matched: Ints
+    true: Ints
 
 
 def ignored_pixels(maps: Sequence[LabelMap], ignore: Collection[int], tolerance: float) -> Edges:
@@ -229,7 +228,7 @@ def ignored_pixels(maps: Sequence[LabelMap], ignore: Collection[int], tolerance:
 def count_edges(
     edges: EdgeMap,
     truths: Sequence[Edges],
-    cuts: NDArray[np.float64],
+    cuts: Floats,
     tolerance: float,
     ignored: Edges | None = None,
 ) -> EdgeCounts:
@@ -313,11 +312,11 @@ def _masks(predictor: Predictor, embedding: Embedding, settings: MaskSettings) -
 
 
 def _draw_outline(
-    mask: NDArray[np.bool_],
-    probabilities: NDArray[np.float32],
-    strength: NDArray[np.float32],
-    across: NDArray[np.float32],
-    down: NDArray[np.float32],
+    mask: Bools,
+    probabilities: Floats32,
+    strength: Floats32,
+    across: Floats32,
+    down: Floats32,
 ) -> None:
     """Write a mask's gradient to three maps, all (H, W), where it is stronger than the gradients of earlier masks.
 
@@ -339,7 +338,7 @@ def _draw_outline(
         whole[window][stronger] = part[stronger]
 
 
-def suppress(strength: EdgeMap, across: NDArray[np.float32], down: NDArray[np.float32]) -> EdgeMap:
+def suppress(strength: EdgeMap, across: Floats32, down: Floats32) -> EdgeMap:
     """Keep the pixels that are no weaker than their two neighbors along the gradient (Canny, PAMI 8(6), 1986).
 
     `across` and `down` are the x and y components of the gradient at each pixel. Neighbors along the gradient usually
@@ -385,18 +384,18 @@ class EdgeScores:
     recall: Curve
 
 
-def edge_scores(images: Sequence[EdgeCounts], cuts: NDArray[np.float64]) -> EdgeScores:
+def edge_scores(images: Sequence[EdgeCounts], cuts: Floats) -> EdgeScores:
     """Compute the scores over one or more images; `cuts` (K,) contains the thresholds of their counts, ascending."""
     stacked = stack(images)
     return scores_of_sums(stacked.sum(axis=0), at_best_thresholds(stacked).sum(axis=0), cuts)
 
 
-def stack(images: Sequence[EdgeCounts]) -> NDArray[np.int64]:
+def stack(images: Sequence[EdgeCounts]) -> Ints:
     """Stack the counts of I images to (I, 4, K), in the order of the fields of `EdgeCounts`."""
     return np.array([[each.found_matched, each.found, each.true_matched, each.true] for each in images])
 
 
-def at_best_thresholds(counts: NDArray[np.int64]) -> NDArray[np.int64]:
+def at_best_thresholds(counts: Ints) -> Ints:
     """Select each image's counts at the threshold that is best for this image: (I, 4, K) to (I, 4)."""
     best = np.array([np.argmax(_f_measure(*_precision_recall(each))) for each in counts], dtype=np.int64)
     return counts[np.arange(len(counts)), :, best]

@@ -27,12 +27,12 @@ from pycocotools import mask as coco
 from pycocotools.cocoeval import COCOeval, Params
 from scipy.optimize import linear_sum_assignment
 
+from segmint.infra.arrays import Bools, Bytes, Floats, Ints, Pixels, Size
 from segmint.model.automatic.candidates import CandidateMasks
 from segmint.model.automatic.generator import MaskGenerator, RawMasks
 from segmint.model.automatic.settings import MaskSettings
 from segmint.model.sam.predictor import Embedding, Predictor
 from segmint.operators.annotations.image import CocoRle, encode_mask
-from segmint.operators.intervals import Floats
 
 _BOXES_AT_ONCE = 8  # number of boxes; the full-size logits of each take 4 bytes per pixel
 
@@ -132,8 +132,8 @@ class RecallCounts:
         truth: (areas,) int64, ground-truth masks without crowds.
     """
 
-    found: NDArray[np.int64]
-    truth: NDArray[np.int64]
+    found: Ints
+    truth: Ints
 
     def __add__(self, other: "RecallCounts") -> "RecallCounts":
         """Add the counts of other images."""
@@ -158,10 +158,10 @@ class ImageMatches:
     """
 
     scores: Floats
-    bits: NDArray[np.uint8]
-    truth: NDArray[np.int64]
+    bits: Bytes
+    truth: Ints
 
-    def unpacked(self) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    def unpacked(self) -> tuple[Bools, Bools]:
         """Return whether each prediction is matched and whether it is ignored, (areas, IoU thresholds, D) bool each."""
         shape = (2, len(AREAS), len(IOU_THRESHOLDS), len(self.scores))
         matched, ignored = np.unpackbits(self.bits, count=int(np.prod(shape))).view(np.bool_).reshape(shape)
@@ -205,15 +205,15 @@ class _ImageEvaluation:
     results: list[dict[str, Any]]
 
     @cached_property
-    def matched(self) -> NDArray[np.bool_]:
+    def matched(self) -> Bools:
         return np.stack([result["dtMatches"] > 0 for result in self.results])
 
     @cached_property
-    def ignored(self) -> NDArray[np.bool_]:
+    def ignored(self) -> Bools:
         return np.stack([result["dtIgnore"].astype(bool) for result in self.results])
 
     @cached_property
-    def truth(self) -> NDArray[np.int64]:
+    def truth(self) -> Ints:
         return np.array([np.count_nonzero(result["gtIgnore"] == 0) for result in self.results], dtype=np.int64)
 
 
@@ -389,7 +389,7 @@ class _Category:
         """Number of values that one selection takes in memory."""
         return len(AREAS) * (1 + len(self.unit) + len(IOU_THRESHOLDS) * len(self.matched))
 
-    def scores(self, models: int, plain: NDArray[np.bool_], exchanged: NDArray[np.bool_]) -> Floats:
+    def scores(self, models: int, plain: Bools, exchanged: Bools) -> Floats:
         """Return the K scores of M models for R selections, (R, M, K), or NaN where there are no true masks.
 
         `plain` (R, U) selects the units that count as they are. `exchanged` (R, U) selects the units that count with
@@ -413,7 +413,7 @@ class _Category:
         return np.stack(found, axis=1)
 
 
-def _interpolated(right: NDArray[np.bool_], wrong: NDArray[np.int32], truth: NDArray[np.int64]) -> Floats:
+def _interpolated(right: Bools, wrong: NDArray[np.int32], truth: Ints) -> Floats:
     """Return the mean interpolated precision, (A, T, R), or NaN where there are no true masks.
 
     At each recall, the interpolated precision is the best precision at that recall or a higher one. Precision has its
@@ -454,7 +454,7 @@ def proposal_settings(points_per_side: int = 64) -> MaskSettings:
     )
 
 
-def propose_objects(generator: MaskGenerator, image: NDArray[np.uint8]) -> list[PredictedMask]:
+def propose_objects(generator: MaskGenerator, image: Pixels) -> list[PredictedMask]:
     """Return the 1,000 best proposals for an image, (H, W, 3) uint8 RGB. `generator` must use `proposal_settings`."""
     return rank(generator.find(image))
 
@@ -470,6 +470,6 @@ def rank(found: RawMasks) -> list[PredictedMask]:
     return [_found_mask(masks, index, float(scores[index]), found.frame_size) for index in order[: LIMITS[-1]]]
 
 
-def _found_mask(masks: CandidateMasks, index: int, score: float, frame_size: tuple[int, int]) -> PredictedMask:
+def _found_mask(masks: CandidateMasks, index: int, score: float, frame_size: Size) -> PredictedMask:
     rle = masks.patches[index].encode(frame_size)
     return PredictedMask({"size": list(rle.size), "counts": rle.counts.encode("ascii")}, score)

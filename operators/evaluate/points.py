@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from pycocotools import mask as coco
 from torch import Tensor, nn
 
+from segmint.infra.arrays import Bools, Pixels
 from segmint.model.automatic.candidates import MaskPatch
 from segmint.model.automatic.crops import Box, box_of
 from segmint.model.automatic.proposals import Upscaling
@@ -29,8 +29,6 @@ from segmint.model.sam.predictor import Embedding, Predictor
 from segmint.model.training.sampling import draw_keys, highest_pixels
 from segmint.operators.annotations.image import CocoRle, encode_mask
 from segmint.operators.evaluate.settings import FirstClick, PointsSettings, SeveralClicks
-
-Bools = NDArray[np.bool_]
 
 
 class Click(NamedTuple):
@@ -285,7 +283,7 @@ def share_equal_encoders(models: Sequence[Sam]) -> None:
                 break
 
 
-def embed_for_all(models: Sequence[Predictor], image: NDArray[np.uint8]) -> list[Embedding]:
+def embed_for_all(models: Sequence[Predictor], image: Pixels) -> list[Embedding]:
     """Embed an image, (H, W, 3) uint8 RGB, for each model. Models that share an encoder share the embedding."""
     found: dict[nn.Module, Embedding] = {}
     for model in models:

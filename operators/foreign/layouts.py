@@ -20,6 +20,7 @@ import pyarrow as pa
 from segmint.catalogs.dataset.tables import DatasetTables, Foreign, Kind
 from segmint.catalogs.findings import Code, FindingLocation
 from segmint.catalogs.layout import IMAGE_ENDINGS
+from segmint.infra.arrays import Size
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.errors import NotFoundError, ObjectTooLargeError
 from segmint.infra.storage.location import Location
@@ -30,7 +31,6 @@ from segmint.operators.annotations.coco import CocoKey, coco_entries, coco_image
 from segmint.operators.annotations.folder import class_name, label_name
 from segmint.operators.annotations.image import (
     AnnotatedImage,
-    Size,
     UnreadableMaskError,
     id_number,
     label_lines,
@@ -111,7 +111,7 @@ class ListedImage:
     file: str
     folder: str = ""
     split: str | None = None
-    size: tuple[int, int] | None = None
+    size: Size | None = None
     annotations: tuple[Mapping[str, Any], ...] = ()
     labels: ForeignFile | None = None
     license: str | None = None

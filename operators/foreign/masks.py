@@ -10,8 +10,9 @@ from functools import partial
 from typing import Any
 
 from segmint.catalogs.findings import Code, FindingCollector, FindingLocation
+from segmint.infra.arrays import Size
 from segmint.operators.annotations.coco import fill_polygons
-from segmint.operators.annotations.image import Size, UnreadableMaskError, edges_fit, mapping, read_runs, sides
+from segmint.operators.annotations.image import UnreadableMaskError, edges_fit, mapping, read_runs, sides
 from segmint.operators.audit.masks import audit_masks, finite_number, finite_numbers, is_inside
 from segmint.operators.rows import Row
 

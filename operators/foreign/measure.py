@@ -20,12 +20,12 @@ from PIL import ExifTags, Image, ImageFile, ImageSequence, TiffImagePlugin, Tiff
 from segmint.catalogs.dataset.tables import TableFile, scratch_path
 from segmint.catalogs.findings import Code, FindingCollector, FindingLocation
 from segmint.catalogs.parquet import RowGroupWriter
+from segmint.infra.arrays import Pixels, Size
 from segmint.infra.storage.errors import NotFoundError, ObjectTooLargeError
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.stores import check_size
 from segmint.infra.tars import BadTarError, TarReader, is_plain_file
 from segmint.infra.uris import base_name
-from segmint.operators.annotations.image import Size
 from segmint.operators.audit.privacy import frame_size, is_profile_segment, metadata_name
 from segmint.operators.describe import describe_table
 from segmint.operators.foreign.layouts import (
@@ -39,7 +39,7 @@ from segmint.operators.foreign.layouts import (
     read_labels,
 )
 from segmint.operators.foreign.masks import ForeignImage, read_header, read_masks
-from segmint.operators.images import JpegDecoder, Pixels, UndecodableError
+from segmint.operators.images import JpegDecoder, UndecodableError
 from segmint.operators.opt_out import png_chunks, webp_chunks
 from segmint.operators.prepare.ingest import ingest, open_image, upright_size
 from segmint.operators.prepare.ingest_config import ANY_SIZE, recognize
@@ -139,7 +139,7 @@ def examine_picture(data: bytes, *, with_pixels: bool) -> PictureFacts:
     )
 
 
-def picture_sizes(data: bytes) -> tuple[tuple[int, int], tuple[int, int]]:
+def picture_sizes(data: bytes) -> tuple[Size, Size]:
     """Return the (height, width) of a picture as it is stored, and as it is shown. Raises an exception for other bytes.
 
     The two differ if the metadata says that the picture is turned by 90 degrees.

@@ -24,6 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from segmint.catalogs.dataset.regions import read_regions
 from segmint.catalogs.findings import Reason, RejectedError
+from segmint.infra.arrays import Pixels, Size
 from segmint.infra.assets import absolute_name, pinned, resolve
 from segmint.infra.errors import SegmintError, UsageError, last_line
 from segmint.infra.storage.location import Location
@@ -35,7 +36,6 @@ from segmint.model.detectors.detection import Box, CandidateDetector, Detection,
 from segmint.model.detectors.plates import PlateDetector
 from segmint.model.detectors.second_look import is_confirmed
 from segmint.operators.child import is_out_of_memory
-from segmint.operators.images import Pixels
 from segmint.operators.prepare.detector_socket import DetectorProcessError
 from segmint.operators.prepare.ingest import clean_message
 from segmint.operators.prepare.ingest_config import control_pixels
@@ -258,7 +258,7 @@ def box_of(region: Mapping[str, Any]) -> Box:
     return region["x"], region["y"], region["x"] + region["w"], region["y"] + region["h"]
 
 
-def outline(detection: Detection, shape: tuple[int, int], *, band: bool = True) -> ImagePatch | None:
+def outline(detection: Detection, shape: Size, *, band: bool = True) -> ImagePatch | None:
     """Return the pixels to redact for a detection in an image of `shape` (h, w).
 
     For a face, this is an ellipse. For a plate, it is the polygon of the plate's corners. If there are no corners, or

@@ -23,7 +23,6 @@ from multiprocessing.util import Finalize
 from typing import TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import (
     AvifImagePlugin,
     BmpImagePlugin,
@@ -39,6 +38,7 @@ from PIL import (
 )
 
 from segmint.catalogs.findings import Reason, RejectedError
+from segmint.infra.arrays import Pixels
 from segmint.infra.errors import SegmintError
 from segmint.infra.version import installed_version
 from segmint.operators.child import Children, Worker
@@ -63,7 +63,6 @@ from segmint.operators.prepare.read_image import (
 from segmint.operators.prepare.read_image import check_strips as check_strips
 
 T = TypeVar("T")
-Pixels = NDArray[np.uint8]
 
 _LACKS_FEATURE = re.compile("Unsupported|cannot handle|unknown raw mode|.* not (yet )?supported")
 _DARK_GAMMA = 0.8  # sRGB's is 0.45, and linear samples, which viewers show brighter, have 1

@@ -13,11 +13,11 @@ from functools import cache
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, ImageCms
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from segmint.catalogs.findings import Reason, RejectedError
+from segmint.infra.arrays import Pixels
 from segmint.infra.errors import UsageError
 from segmint.infra.units import Bytes, Seconds
 from segmint.infra.version import VERSION
@@ -333,7 +333,7 @@ def control_images(kind: str) -> list[bytes]:
 
 
 @cache
-def control_pixels() -> NDArray[np.uint8]:
+def control_pixels() -> Pixels:
     """Return four gray squares, (64, 64, 3) uint8 RGB. Every container can store them almost exactly."""
     pixels = np.full((64, 64, 3), 40, np.uint8)
     pixels[:32, 32:] = 100

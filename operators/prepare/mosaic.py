@@ -20,12 +20,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from segmint.infra.arrays import Bools, Floats, Ints, Pixels, Size
 from segmint.model.detectors.detection import Detection, Detector, iou, turned_back
-from segmint.operators.images import Pixels
 from segmint.operators.redactions import PLATE_MARGIN
-
-Bools = NDArray[np.bool_]
-Floats = NDArray[np.float64]
 
 CELLS = 5
 """Number of mosaic cells along a region's longer side.
@@ -77,7 +74,7 @@ def _tight(x: int, y: int, mask: Bools, weight: NDArray[np.uint16] | None = None
     return ImagePatch(x + left, y + top, mask[inside], None if weight is None else weight[inside])
 
 
-def ellipse(box: Sequence[float], shape: tuple[int, int], band: float = 0.0) -> ImagePatch | None:
+def ellipse(box: Sequence[float], shape: Size, band: float = 0.0) -> ImagePatch | None:
     """Return the ellipse around `box` (x0, y0, x1, y1), `FACE_EXPANSION` times its size, clipped to `shape` (h, w).
 
     The box is first rounded to whole pixels, so the last bits of a detector's floats don't move the border. `band` is
@@ -114,7 +111,7 @@ def _weights(mask: Bools, around: Bools, distances: Floats) -> NDArray[np.uint16
     return weights
 
 
-def polygon(points: Sequence[tuple[float, float]], shape: tuple[int, int], band: float = 0.0) -> ImagePatch | None:
+def polygon(points: Sequence[tuple[float, float]], shape: Size, band: float = 0.0) -> ImagePatch | None:
     """Return the convex hull of `points` (x, y), grown on every side by `PLATE_MARGIN` times its shorter side, clipped.
 
     The points are first rounded to whole pixels and clamped to a range that exceeds any image. `band` is the width of
@@ -140,7 +137,7 @@ def polygon(points: Sequence[tuple[float, float]], shape: tuple[int, int], band:
     return _tight(left, top, mask, _weights(mask, around, outside[around] / width))
 
 
-def _outside(hull: Floats, x: NDArray[np.int64], y: NDArray[np.int64]) -> Floats:
+def _outside(hull: Floats, x: Ints, y: Ints) -> Floats:
     """Return each pixel's largest signed distance outside the sides of a convex polygon, (h, w).
 
     `hull` (N, 2) contains the corners of the polygon in order, N > 2. `x` and `y` are the window's columns and rows.
@@ -156,7 +153,7 @@ def _outside(hull: Floats, x: NDArray[np.int64], y: NDArray[np.int64]) -> Floats
     return farthest
 
 
-def rectangle(x: int, y: int, width: int, height: int, shape: tuple[int, int]) -> ImagePatch | None:
+def rectangle(x: int, y: int, width: int, height: int, shape: Size) -> ImagePatch | None:
     """Return the rectangle clipped to the image of `shape` (h, w), or None if it is outside."""
     left, top = max(x, 0), max(y, 0)
     right, bottom = min(x + width, shape[1]), min(y + height, shape[0])

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from segmint.infra.arrays import Floats32
 from segmint.model.detectors.detection import STRIDES, YUNET_OUTPUTS, Detector, Kind, OnnxNetwork
 from segmint.model.detectors.plates import Network, host_blob
 
@@ -91,7 +91,7 @@ def _session(model: bytes, threads: int | None) -> Any:
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
-def read_weights(path: Path) -> dict[str, NDArray[np.float32]]:
+def read_weights(path: Path) -> dict[str, Floats32]:
     """Return the float32 arrays stored inside an ONNX file, keyed by name. Raise `ValueError` for any other file."""
     from google.protobuf.message import DecodeError
 

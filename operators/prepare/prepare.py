@@ -19,12 +19,13 @@ import pyarrow as pa
 from segmint.catalogs.dataset.tombstones import DETAIL, NO_NAMES, SAME_SOURCE, RemovedNames, is_taken_down
 from segmint.catalogs.findings import Reason, RejectedError
 from segmint.catalogs.licenses import LicensePolicy
+from segmint.infra.arrays import Pixels
 from segmint.infra.device import fix_products, keep_freed_memory
 from segmint.infra.stopping import Deadline
 from segmint.infra.storage.storage import Storage
 from segmint.infra.wording import counted
 from segmint.operators.child import Children, SuspectError, Worker, forbid_core_dumps
-from segmint.operators.images import Pixels, released_prompts
+from segmint.operators.images import released_prompts
 from segmint.operators.opt_out import DETAIL as LISTED
 from segmint.operators.opt_out import NO_LISTS, RefusalLists, refuse_opted_out
 from segmint.operators.prepare.deidentify import (

@@ -40,6 +40,7 @@ from PIL.TiffImagePlugin import (
 from PIL.TiffImagePlugin import ImageFileDirectory_v2 as Tags
 
 from segmint.catalogs.findings import Reason, RejectedError
+from segmint.infra.arrays import Pixels
 from segmint.infra.storage.errors import NotFoundError, ObjectTooLargeError, StorageFaultError, UnreadableObjectError
 from segmint.infra.storage.storage import Storage
 from segmint.infra.storage.stores import check_size
@@ -54,7 +55,6 @@ from segmint.infra.uris import (
     scheme,
     split_member,
 )
-from segmint.operators.images import Pixels
 from segmint.operators.opt_out import MOST_PARTS
 from segmint.operators.rows import Row
 

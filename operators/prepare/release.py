@@ -10,8 +10,9 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 
 from segmint.catalogs.findings import Reason, RejectedError
+from segmint.infra.arrays import Pixels
 from segmint.model.automatic.settings import enough_for_crops
-from segmint.operators.images import Pixels, decode_jpeg
+from segmint.operators.images import decode_jpeg
 
 _JPEG_SIDE_LIMIT = 65_500  # pixels; libjpeg's limit, slightly below the format's 65,535
 _ORIGINAL_QUALITY = 95

@@ -14,8 +14,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from segmint.infra.arrays import Bools, Ints, Pixels, Size
 from segmint.model.detectors.detection import Box, Detection, Detector, iou, lenient
-from segmint.operators.images import Pixels
 from segmint.operators.prepare.deidentify import CheckedDetector, Region, box_of, outline
 from segmint.operators.prepare.mosaic import is_same, mosaic_size, search_orientations, search_turned
 from segmint.operators.prepare.release import ReleasedImage
@@ -39,8 +39,7 @@ SAME_RESIDUAL_IOU = 0.5
 
 _GRID = 48  # maximum sampled pixels per side of a detection
 
-Floats = NDArray[np.floating[Any]]
-Bools = NDArray[np.bool_]
+Reals = NDArray[np.floating[Any]]
 
 ROUNDS = 3
 """Maximum number of times that an image is redacted again after a last look."""
@@ -67,7 +66,7 @@ class ResidualDetection(Region):
         return iou(box_of(known), self.box) >= SAME_RESIDUAL_IOU
 
 
-def residual_of(found: Detection, shape: tuple[int, int]) -> ResidualDetection | None:
+def residual_of(found: Detection, shape: Size) -> ResidualDetection | None:
     """Return the entry for a detection in a released image of `shape` (h, w), or None if it is outside."""
     patch = outline(found, shape, band=False)  # `segmint redact` makes no band
     return None if patch is None else ResidualDetection.of(found, patch, found.orientation)
@@ -142,12 +141,12 @@ class _Region:
         whole = Detection("face" if self.kind == "face" else "plate", 1.0, self.inside, None, "")
         return _is_redacted(whole, gray, [self])
 
-    def holds(self, x: Floats, y: Floats) -> Bools:
+    def holds(self, x: Reals, y: Reals) -> Bools:
         """Return whether each position is inside the region but not in its band."""
         left, top, right, bottom = self.inside
         return (x >= left) & (x <= right) & (y >= top) & (y <= bottom)
 
-    def roughness(self, x: Floats, y: Floats, gray: Floats) -> float:
+    def roughness(self, x: Reals, y: Reals, gray: Reals) -> float:
         """Return the RMS difference in gray levels between the pixels at (x, y) and the region's best-fitting mosaic.
 
         The mosaic is linear between the centers of its cells, so solving a least-squares problem finds the best-fitting
@@ -170,10 +169,10 @@ def _regions(row: Row) -> list[_Region]:
     return [_Region.of(region, row) for region in known if region["w"] > 0 and region["h"] > 0]
 
 
-def _hats(places: Floats, cells: int) -> Floats:
+def _hats(places: Reals, cells: int) -> Reals:
     """Return linear interpolation weights, (N, cells), at positions in cells. Weights are constant beyond the ends."""
     inside = np.clip(places, 0, cells - 1)
-    weights: Floats = np.clip(1 - np.abs(inside[:, None] - np.arange(cells)), 0, None)
+    weights: Reals = np.clip(1 - np.abs(inside[:, None] - np.arange(cells)), 0, None)
     return weights
 
 
@@ -194,7 +193,7 @@ def _is_redacted(detection: Detection, gray: Pixels, regions: Sequence[_Region])
     return False
 
 
-def _pixels_of(detection: Detection, height: int, width: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _pixels_of(detection: Detection, height: int, width: int) -> tuple[Ints, Ints]:
     """Return evenly spaced pixels in the ellipse inside a face's box, or in a plate's quadrilateral."""
     x0, y0, x1, y1 = detection.box
     grid = np.meshgrid(_spaced(x0, x1, width), _spaced(y0, y1, height))
@@ -208,7 +207,7 @@ def _pixels_of(detection: Detection, height: int, width: int) -> tuple[NDArray[n
     return x[inside], y[inside]
 
 
-def _spaced(start: float, end: float, length: int) -> NDArray[np.int64]:
+def _spaced(start: float, end: float, length: int) -> Ints:
     """Return up to `_GRID` evenly spaced pixels of a span, clipped to an image of `length` pixels."""
     first, last = max(math.floor(start), 0), min(math.ceil(end), length) - 1
     if first > last:
@@ -216,7 +215,7 @@ def _spaced(start: float, end: float, length: int) -> NDArray[np.int64]:
     return np.unique(np.linspace(first, last, _GRID).round().astype(np.int64))
 
 
-def _in_quad(x: Floats, y: Floats, detection: Detection) -> Bools:
+def _in_quad(x: Reals, y: Reals, detection: Detection) -> Bools:
     if detection.quad is None:
         return np.ones(len(x), bool)
     corners = np.array(detection.quad)

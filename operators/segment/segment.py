@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from segmint.catalogs.findings import Reason, RejectedError
+from segmint.infra.arrays import Pixels
 from segmint.infra.assets import resolve, sha256_of
 from segmint.infra.device import device_failure, fix_products
 from segmint.infra.errors import UsageError
@@ -25,7 +26,7 @@ from segmint.infra.storage.storage import Storage
 from segmint.model.automatic.settings import MaskSettings
 from segmint.model.kernels.cpu.library import kernels_named, reason
 from segmint.operators.child import is_out_of_memory
-from segmint.operators.images import Pixels, decode_jpeg
+from segmint.operators.images import decode_jpeg
 from segmint.operators.rows import MASKS_PER_IMAGE_LIMIT, SEGMENTED, Row, carried, gather, is_live, judged, to_rows
 from segmint.operators.segment.mask_config import without_artifacts
 from segmint.operators.segment.numerics import (

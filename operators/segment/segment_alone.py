@@ -7,9 +7,9 @@ import numpy as np
 import pyarrow as pa
 import ray
 
+from segmint.infra.arrays import Pixels
 from segmint.infra.stopping import Deadline, outlive_signals
 from segmint.operators.child import is_out_of_memory
-from segmint.operators.images import Pixels
 from segmint.operators.prepare.release import ReleaseConfig, release
 from segmint.operators.rows import PROMPTED, to_table
 from segmint.operators.segment.segment import SegmentSettings, decode_row, find_frugally, load_generator, mask_columns

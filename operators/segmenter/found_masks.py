@@ -10,6 +10,7 @@ import numpy as np
 from pycocotools import mask as coco
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from segmint.infra.arrays import Size
 from segmint.infra.errors import SegmintError
 from segmint.model.automatic import rle
 from segmint.operators.annotations.image import UnreadableMaskError, checked_rle
@@ -145,7 +146,7 @@ def _checked(place: int, mask: Any) -> _MaskValues:
         raise MaskError(": ".join([f"mask {place}", *map(str, first["loc"]), first["msg"]])) from error
 
 
-def _encoded(place: int, pixels: Any, size: tuple[int, int]) -> rle.Rle:
+def _encoded(place: int, pixels: Any, size: Size) -> rle.Rle:
     """Check a mask's pixels, and return them in COCO's canonical encoding."""
     if isinstance(pixels, Mapping):
         return _recoded(place, pixels, size)
@@ -157,7 +158,7 @@ def _encoded(place: int, pixels: Any, size: tuple[int, int]) -> rle.Rle:
     return rle.encode(pixels)
 
 
-def _recoded(place: int, code: Mapping[str, Any], size: tuple[int, int]) -> rle.Rle:
+def _recoded(place: int, code: Mapping[str, Any], size: Size) -> rle.Rle:
     """Return COCO's run-length encoding of a mask in the canonical form, which `rle.encode` gives."""
     counts = code.get("counts")
     if isinstance(counts, bytes):
@@ -171,7 +172,7 @@ def _recoded(place: int, code: Mapping[str, Any], size: tuple[int, int]) -> rle.
     return rle.Rle(size, rle.compress(rle.decompress(checked["counts"].decode("ascii"))))
 
 
-def _passes_area(area: int, filters: MaskFilters, size: tuple[int, int]) -> bool:
+def _passes_area(area: int, filters: MaskFilters, size: Size) -> bool:
     if area < (filters.min_area or 1):
         return False
     return filters.max_area_ratio is None or area < filters.max_area_ratio * (size[0] * size[1])

@@ -7,8 +7,9 @@ from dataclasses import asdict
 from segmint.catalogs.dataset.regions import WantedRegion
 from segmint.catalogs.layout import DamagedDatasetError
 from segmint.catalogs.lineage import STAGE_PREFIX, STAGE_SHA256
+from segmint.infra.arrays import Pixels
 from segmint.operators.describe import redaction_columns
-from segmint.operators.images import JpegDecoder, Pixels, UndecodableError, decode_jpeg
+from segmint.operators.images import JpegDecoder, UndecodableError, decode_jpeg
 from segmint.operators.prepare.deidentify import Region
 from segmint.operators.prepare.mosaic import rectangle, redact_patches
 from segmint.operators.prepare.release import ReleaseConfig, release

@@ -8,11 +8,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
 from segmint.catalogs.dataset.commits import Commit
 from segmint.catalogs.dataset.tombstones import by_image, read_fingerprints, read_tombstones
 from segmint.catalogs.layout import DamagedDatasetError, image_stem
+from segmint.infra.arrays import Bytes, Ints
 from segmint.infra.progress import track
 from segmint.infra.stopping import map_ahead
 from segmint.infra.storage.errors import NotFoundError
@@ -107,7 +107,7 @@ def near_copies(dataset: Location, commits: Iterable[Commit], wanted: WantedPict
                     break
 
 
-def distances(one: Hashes, other: Hashes) -> NDArray[np.uint8]:
+def distances(one: Hashes, other: Hashes) -> Bytes:
     """Return the distances between N and R images in bits, (N, R) uint8, or 65 if unknown.
 
     A distance is the smallest distance between the frame of one image and any view of the other. The hashes `one` (N,
@@ -127,9 +127,7 @@ def distances(one: Hashes, other: Hashes) -> NDArray[np.uint8]:
 _NONE: Hashes = np.empty((0, HASHES), np.uint64)
 
 
-def _read(
-    dataset: Location, commit: Commit, ordinals: pa.Array | None = None
-) -> tuple[NDArray[np.int64], list[str], Hashes]:
+def _read(dataset: Location, commit: Commit, ordinals: pa.Array | None = None) -> tuple[Ints, list[str], Hashes]:
     """Return the ordinals, image_ids, and (N, 9) hashes of a shard's images that have hashes.
 
     If `ordinals` is given, other images are left out.

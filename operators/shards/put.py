@@ -57,6 +57,7 @@ from segmint.catalogs.layout import (
 )
 from segmint.catalogs.lineage import StageColumn, TableColumn
 from segmint.catalogs.parquet import table_bytes
+from segmint.infra.arrays import Size
 from segmint.infra.errors import UnfinishedError, UsageError
 from segmint.infra.storage.errors import StorageFaultError
 from segmint.infra.storage.location import Location
@@ -80,7 +81,7 @@ class ShardFiles:
     most_redacted: tuple[tuple[int, float], ...] = ()
 
 
-def annotations_json(image_id: int, file_name: str, size: tuple[int, int], masks: Sequence[Mapping[str, Any]]) -> bytes:
+def annotations_json(image_id: int, file_name: str, size: Size, masks: Sequence[Mapping[str, Any]]) -> bytes:
     """Return an image's JSON in the format of SA-1B's published files: fixed key order, compact, ASCII.
 
     `size` is (height, width) in pixels. Each mask must contain the keys of `MASK` and may contain an `index`, which

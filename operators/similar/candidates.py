@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from segmint.infra.arrays import Bools
 from segmint.infra.scratch import ScratchFolder
 from segmint.operators.similar.near import (
     MIRROR,
@@ -78,17 +78,17 @@ class SimilarHashes:
         return one[keep], other[keep]
 
 
-def comparable(one: Positions, other: Positions) -> NDArray[np.bool_]:
+def comparable(one: Positions, other: Positions) -> Bools:
     """Return whether two entries belong to different rows and aren't both mirrored.
 
     If two mirrored views are near, their frames are near as well, so pairs of mirrored views are redundant.
     """
-    mirrored: NDArray[np.bool_] = (one % VIEWS == MIRROR) & (other % VIEWS == MIRROR)
-    between: NDArray[np.bool_] = (one // VIEWS != other // VIEWS) & ~mirrored
+    mirrored: Bools = (one % VIEWS == MIRROR) & (other % VIEWS == MIRROR)
+    between: Bools = (one // VIEWS != other // VIEWS) & ~mirrored
     return between
 
 
-def find_candidates(hashes: Hashes, wanted: NDArray[np.bool_], distance: int) -> SimilarHashes:
+def find_candidates(hashes: Hashes, wanted: Bools, distance: int) -> SimilarHashes:
     """Find near hashes among the hashes, (N, 6) uint64, of the `wanted` rows, (N,) bool.
 
     The table of all hashes is in temporary files. Memory depends only on the number of near hashes, not on the number
@@ -110,7 +110,7 @@ def find_candidates(hashes: Hashes, wanted: NDArray[np.bool_], distance: int) ->
         return sorter.candidates(values, entries)
 
 
-def _write_table(hashes: Hashes, wanted: NDArray[np.bool_], folder: Path) -> None:
+def _write_table(hashes: Hashes, wanted: Bools, folder: Path) -> None:
     """Write the distinct hashes in ascending order, their entries in the same order, and the bounds of the entries."""
     parts = Partitions(folder, borders(sampled(hashes).reshape(-1), hashes.size), [np.uint64, np.int64])
     for low in range(0, len(hashes), CHUNK_ROWS):

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from segmint.infra.arrays import Bools, Ints
 from segmint.infra.scratch import ScratchFolder
 from segmint.operators.similar.candidates import NO_CROWD, SimilarHashes, comparable, find_candidates
 from segmint.operators.similar.near import (
@@ -35,7 +36,7 @@ SKETCHES = 1 << 16  # number of pairs of sketches that are multiplied at a time
 _SAMPLE = 256  # number of entries of each side that are sampled to estimate that share
 _COVERED = 8  # if more than one in this many targets is similar, the next row is compared alone
 
-Mask = NDArray[np.bool_]
+Mask = Bools
 
 
 class SimilarRows:
@@ -218,9 +219,9 @@ class ImageRows:
 
     sources: NDArray[np.uint64]
     hashes: Hashes
-    pixels: NDArray[np.int64]
-    allowed: NDArray[np.bool_]
-    opted_out: NDArray[np.bool_]
+    pixels: Ints
+    allowed: Bools
+    opted_out: Bools
 
     def __post_init__(self) -> None:
         """Raise ValueError if the arrays have different numbers of rows."""
@@ -240,7 +241,7 @@ class DuplicateMap:
     """
 
     kept: Positions
-    exact: NDArray[np.bool_]
+    exact: Bools
 
 
 def find_copies(
@@ -315,7 +316,7 @@ def find_groups(hashes: Hashes, thumbnails: Thumbnails, same: Positions) -> Posi
     _, first, known = np.unique(same, return_index=True, return_inverse=True)
     alone = np.zeros(count, bool)
     alone[first] = True  # only one of the images that are known to be the same is compared
-    apart: NDArray[np.bool_] = np.zeros(count, bool)
+    apart: Bools = np.zeros(count, bool)
     rank = np.arange(count)
     stars = SimilarRows(find_candidates(hashes, alone, DISTANCE), rank, DISTANCE, Confirmer(thumbnails), apart)
     ones: list[Positions] = [first[known]]

@@ -23,6 +23,8 @@ import simplejpeg
 from numpy.typing import DTypeLike, NDArray
 from PIL import Image
 
+from segmint.infra.arrays import Bools, Bytes, Floats32, Ints, Pixels
+
 PART_ROWS = 1 << 23  # rows of a part, on average; each takes up to 100 bytes while the part is in memory
 _SAMPLE = 1 << 16
 Column = NDArray[Any]
@@ -105,7 +107,7 @@ _BLOCK = 1 << 22  # number of comparisons at a time when all hashes are compared
 DEPTH = 3  # maximum number of times that hashes of one key are cut into bands again
 
 Hashes = NDArray[np.uint64]
-Positions = NDArray[np.int64]
+Positions = Ints
 Pairs = Iterator[tuple[Hashes, Hashes]]
 Band = tuple[int, int]  # the lowest bit, and the one after the highest
 
@@ -302,9 +304,8 @@ _COSINES = (  # round(16384 * cos(pi * m / 64)), m = 0 to 32
     *(11585, 11003, 10394, 9760, 9102, 8423, 7723, 7005, 6270, 5520, 4756, 3981, 3196, 2404, 1606, 804, 0),
 )
 
-Gray = NDArray[np.uint8]
-Integers = NDArray[np.int64]
-Thumbnail = NDArray[np.uint8]
+Gray = Bytes
+Thumbnail = Bytes
 
 
 @dataclass(frozen=True)
@@ -314,11 +315,11 @@ class ImageHashes:
     `thumbnail` is the whole frame, scaled to (64, 64) uint8 gray regardless of its aspect ratio.
     """
 
-    views: NDArray[np.uint64]
+    views: Hashes
     thumbnail: Thumbnail
 
 
-def image_hashes(pixels: NDArray[np.uint8], *, mirror: bool) -> ImageHashes:
+def image_hashes(pixels: Pixels, *, mirror: bool) -> ImageHashes:
     """Hash the views of a decoded image, (H, W, 3) RGB or (H, W) gray. Include its mirror image only if `mirror`.
 
     The image may be decoded at reduced scale, as long as its shorter side has at least 256 pixels.
@@ -332,19 +333,19 @@ def image_hashes(pixels: NDArray[np.uint8], *, mirror: bool) -> ImageHashes:
     return ImageHashes(views, np.asarray(picture.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)))
 
 
-def jpeg_hashes(jpeg: bytes) -> NDArray[np.uint64]:
+def jpeg_hashes(jpeg: bytes) -> Hashes:
     """Hash the luminance of a JPEG with `view_hashes`. Raise ValueError if the JPEG doesn't decode to its end."""
     return view_hashes(simplejpeg.decode_jpeg(jpeg, colorspace="GRAY")[..., 0])
 
 
-def luma(pixels: NDArray[np.uint8]) -> Gray:
+def luma(pixels: Pixels) -> Gray:
     """Convert (H, W, 3) RGB to gray values, (H, W) uint8, with BT.601 weights in 65,536ths, rounding half up."""
     weighted = pixels @ np.array([19595, 38470, 7471], np.uint32)
     gray: Gray = ((weighted + 32768) >> 16).astype(np.uint8)
     return gray
 
 
-def view_hashes(gray: Gray) -> NDArray[np.uint64]:
+def view_hashes(gray: Gray) -> Hashes:
     """Return the `HASHES` hashes of an image, (9,) uint64, from its gray values, (H, W) uint8.
 
     The frame is averaged to 256 x 256 cells. Each view is cut from these cells and averaged to 32 x 32. Both steps use
@@ -372,7 +373,7 @@ def view_box(kept: float, width: float, height: float) -> tuple[float, float, fl
     return left, top, width - left, height - top
 
 
-def averages(values: NDArray[np.integer], cells: int, scale: int = 1) -> Integers:
+def averages(values: NDArray[np.integer], cells: int, scale: int = 1) -> Ints:
     """Return means over `cells` x `cells` equal areas, times `scale`, rounding half up. Areas may split pixels."""
     for axis in (0, 1):  # repeating pixels doesn't change a mean
         values = np.repeat(values, -(-cells // values.shape[axis]), axis)
@@ -380,17 +381,17 @@ def averages(values: NDArray[np.integer], cells: int, scale: int = 1) -> Integer
     return (2 * scale * sums + values.size) // (2 * values.size)
 
 
-def _sums(values: NDArray[np.integer], parts: int) -> Integers:
+def _sums(values: NDArray[np.integer], parts: int) -> Ints:
     """Return `parts` times the sums over equal parts of the first axis, which must be at least `parts` long."""
     length = len(values)
     ends, shares = np.divmod(np.arange(parts + 1) * length, parts)
     whole = np.add.reduceat(values, ends[:-1], axis=0, dtype=np.int64)
     cut = shares[:, None] * values[np.minimum(ends, length - 1)].astype(np.int64)
-    sums: Integers = parts * whole - cut[:-1] + cut[1:]
+    sums: Ints = parts * whole - cut[:-1] + cut[1:]
     return sums
 
 
-def _spectrum(view: Integers) -> Integers | None:
+def _spectrum(view: Ints) -> Ints | None:
     """Return the (8, 8) lowest frequencies of a view of the grid, rows first, or None if the view has no structure."""
     values = averages(view, SIDE)
     if values.size * (values**2).sum() - values.sum() ** 2 < (_FLAT * values.size) ** 2:
@@ -398,7 +399,7 @@ def _spectrum(view: Integers) -> Integers | None:
     return TRANSFORM @ values @ TRANSFORM.T
 
 
-def _hash(spectrum: Integers) -> int:
+def _hash(spectrum: Ints) -> int:
     values = spectrum.reshape(-1)
     median = np.sort(values)[values.size // 2 - 1]
     return int.from_bytes(np.packbits(values > median).tobytes(), "big")
@@ -433,10 +434,10 @@ class Thresholds(NamedTuple):
 
 THRESHOLDS = Thresholds()
 
-Thumbnails = Callable[[Positions], NDArray[np.uint8]]
+Thumbnails = Callable[[Positions], Bytes]
 """Function that maps row numbers, distinct and ascending, to the rows' thumbnails, (n, 64, 64) uint8."""
 
-Views = NDArray[np.float32]
+Views = Floats32
 
 _MIDDLE = slice(SIDE // 5, SIDE - SIDE // 5)
 _LEAST_LENGTH = 1e-3  # minimum length of a vector whose values differ by more than rounding
@@ -444,7 +445,7 @@ _POOLED = 8
 _AT_ONCE = 4096
 
 
-def normalized_views(thumbnails: NDArray[np.uint8], views: Positions) -> Views:
+def normalized_views(thumbnails: Bytes, views: Positions) -> Views:
     """Cut a view from each of N thumbnails, (N, 64, 64) gray. Return them as (N, 1024) vectors of mean 0 and length 1.
 
     `views` (N,) contains indices in `KEPT`. The dot product of two vectors is the correlation of the views' 32 x 32
@@ -460,12 +461,12 @@ def normalized_views(thumbnails: NDArray[np.uint8], views: Positions) -> Views:
     return _normalized(found.reshape(len(found), SIDE * SIDE))
 
 
-def same_view(one: Views, other: Views, thresholds: Thresholds = THRESHOLDS) -> NDArray[np.bool_]:
+def same_view(one: Views, other: Views, thresholds: Thresholds = THRESHOLDS) -> Bools:
     """Return whether N pairs of views from `normalized_views` match, both as a whole and in their middles.
 
     Comparing only whole views isn't enough: two plain images would match because they share a caption.
     """
-    same: NDArray[np.bool_] = np.einsum("ij,ij->i", one, other) >= thresholds.whole
+    same: Bools = np.einsum("ij,ij->i", one, other) >= thresholds.whole
     same &= np.einsum("ij,ij->i", _middles(one), _middles(other)) >= thresholds.middle
     return same
 
@@ -489,7 +490,7 @@ class Confirmer:
         self._thumbnails = thumbnails
         self.thresholds = thresholds
 
-    def similar(self, one: Positions, other: Positions) -> NDArray[np.bool_]:
+    def similar(self, one: Positions, other: Positions) -> Bools:
         """Return whether N pairs of entries show the same content."""
         found = np.empty(len(one), bool)
         for low in range(0, len(one), _AT_ONCE):
@@ -523,7 +524,7 @@ class Confirmer:
 
 
 @cache
-def _cutting(view: int) -> NDArray[np.float32]:
+def _cutting(view: int) -> Floats32:
     """Return the matrix (32, 64) that cuts a view from a thumbnail's rows and scales it, with Pillow's weights."""
     identity = Image.fromarray(np.eye(THUMBNAIL, dtype=np.float32))
     left, _, right, _ = view_box(KEPT[view], THUMBNAIL, THUMBNAIL)

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
 from segmint.catalogs.dataset.commits import CommitLog, write_shards_index
 from segmint.catalogs.dataset.growth import CatalogGrowth, compare_catalog
@@ -48,6 +47,7 @@ from segmint.catalogs.parquet import AMENDABLE
 from segmint.catalogs.source.conform import shown
 from segmint.catalogs.source.files import catalog_sha256, joined, require_catalog, take_rows
 from segmint.catalogs.source.normalize import NormalizedCatalog, normalize
+from segmint.infra.arrays import Ints
 from segmint.infra.assets import AUTO, default_weights, plain_name, resolve, resolve_default, sha256_of
 from segmint.infra.errors import SegmintError, UsageError
 from segmint.infra.log import get_logger
@@ -120,7 +120,7 @@ class BuildDataset:
             table if np.array_equal(order, np.arange(len(order))) else table.take(np.argsort(order))
         ).combine_chunks()
 
-    def _take(self, ordinals: NDArray[np.int64], columns: Sequence[str] | None) -> pa.Table:
+    def _take(self, ordinals: Ints, columns: Sequence[str] | None) -> pa.Table:
         parts = self.manifest.catalog
         while True:
             try:

@@ -17,6 +17,7 @@ from segmint.catalogs.findings import Reason
 from segmint.catalogs.licenses import LicensePolicy, asks_for_attribution
 from segmint.catalogs.source.check import SameFiles
 from segmint.catalogs.source.files import NormalizedRows
+from segmint.infra.arrays import Bools, Bytes, Floats, Ints
 from segmint.infra.errors import UsageError
 from segmint.infra.scratch import ScratchFolder
 from segmint.infra.stopping import map_ahead
@@ -49,8 +50,8 @@ class ImageFeatures:
 
     sources: NDArray[np.uint64]  # (N, 2), the first 16 bytes of the SHA-256; 0 where unread
     hashes: NDArray[np.uint64]  # (N, VIEWS)
-    pixels: NDArray[np.int64]  # of the source
-    values: Mapping[str, NDArray[np.float64]]  # measures and scores by name; NaN if absent
+    pixels: Ints  # of the source
+    values: Mapping[str, Floats]  # measures and scores by name; NaN if absent
     opt_outs: Mapping[int, str]  # opt-outs in images' metadata, by ordinal
     unread: Mapping[str, int]  # number of rows without features, by reason
 
@@ -147,7 +148,7 @@ def decide(
     opted_out[list(out)] = True
     inert = first_ids != np.arange(rows)  # rows that are never kept: already rejected, or with a repeated image_id
     inert[list(settled)] = True
-    same: dict[str, NDArray[np.int64]] = {}
+    same: dict[str, Ints] = {}
     if opted_out.any():
         equal_bytes = first_of_equal_bytes(sources, np.arange(rows))
         same = {"bytes": equal_bytes, "uri": same_uris(normalized, rows), "image_id": first_ids}
@@ -184,7 +185,7 @@ def decide(
 _WANTED = ("ordinal", *_TERMS, "sha256", "duplicate_of", "opt_out", "refused_reason")
 
 
-def _where(used: NDArray[np.bool_], values: NDArray[np.uint64]) -> NDArray[np.uint64]:
+def _where(used: Bools, values: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """Copy (N, n) values to a temporary file. Rows that aren't `used`, shape (N,), are set to zero."""
     found = mapped_zeros(values.shape, values.dtype)
     for low in range(0, len(used), _ROWS):
@@ -208,7 +209,7 @@ class _LicenseJudge:
         return found
 
 
-def _unfit(values: Mapping[str, NDArray[np.float64]], limits: Limits) -> Iterator[tuple[int, str]]:
+def _unfit(values: Mapping[str, Floats], limits: Limits) -> Iterator[tuple[int, str]]:
     """Yield each row that violates a limit, with a description of the first violation."""
     seen: set[int] = set()
     for name, (least, most) in limits.items():
@@ -250,7 +251,7 @@ def _joined(own: str | None, others: Sequence[str], kept: int) -> str:
     return "; ".join(credits)
 
 
-def read_thumbnails(folder: Location, ordinals: NDArray[np.int64]) -> NDArray[np.uint8]:
+def read_thumbnails(folder: Location, ordinals: Ints) -> Bytes:
     """Return the thumbnails of the rows `ordinals`, (n, 64, 64) gray. `ordinals` must be ascending and unique."""
     found = np.zeros((len(ordinals), 64, 64), np.uint8)
     wanted = np.unique(ordinals // PART_ROWS * PART_ROWS).tolist()
@@ -281,7 +282,7 @@ def _lists(table: pa.Table, name: str) -> NDArray[Any]:
     return values
 
 
-Firsts = NDArray[np.int64]
+Firsts = Ints
 """Array (N,) that maps each row to the first row with the same image, which may be the row itself."""
 
 _ROWS = 65_536  # rows to search at once
@@ -299,7 +300,7 @@ def same_uris(normalized: Path, rows: int) -> Firsts:
     return first
 
 
-def spread(opted_out: NDArray[np.bool_], same: Mapping[str, Firsts]) -> dict[int, str]:
+def spread(opted_out: Bools, same: Mapping[str, Firsts]) -> dict[int, str]:
     """Mark all rows that share an image with an opted-out row, in place. Return the reason for each newly marked row.
 
     `opted_out` has the shape (N,). `same` maps the name of a property, as it appears in the reasons, to the property's
@@ -365,9 +366,7 @@ def draw(features: ImageFeatures, folder: Location, limits: Limits, name: str) -
 _NO_DATE: Mapping[str, dict[str, Any]] = {"png": {}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
 
 
-def _draw_histogram(
-    axes: Any, key: str, values: NDArray[np.float64], limits: tuple[float | None, float | None]
-) -> None:
+def _draw_histogram(axes: Any, key: str, values: Floats, limits: tuple[float | None, float | None]) -> None:
     low, high = np.percentile(values, (0, 99.5)) if key == "sharpness" else (values.min(), values.max())
     axes.hist(values.clip(low, high), bins=_BINS, color=_BLUE, log=True)
     axes.set_title(f"{key}: {MEASURES.get(key, 'a scorer')}", loc="left", fontsize=10)
@@ -387,7 +386,7 @@ def _draw_histogram(
             )
 
 
-def _draw_examples(axes: Any, values: NDArray[np.float64], folder: Location) -> None:
+def _draw_examples(axes: Any, values: Floats, folder: Location) -> None:
     """Draw the thumbnails of the images at the percentiles, side by side."""
     found = _at_percentiles(values)
     ordinals = np.array([ordinal for _, ordinal in found])
@@ -403,7 +402,7 @@ def _draw_examples(axes: Any, values: NDArray[np.float64], folder: Location) -> 
         axes.text(place * (side + side // 2) + side / 2, -6, text, fontsize=7, ha="center", va="bottom")
 
 
-def _at_percentiles(values: NDArray[np.float64]) -> list[tuple[float, int]]:
+def _at_percentiles(values: Floats) -> list[tuple[float, int]]:
     """Return each percentile with the row that has this percentile's value. Skip rows without a value."""
     rows = np.flatnonzero(np.isfinite(values))
     order = rows[np.argsort(values[rows], kind="stable")]

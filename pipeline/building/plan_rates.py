@@ -20,10 +20,11 @@ from typing import Any
 
 import numpy as np
 
+from segmint.infra.arrays import Floats
 from segmint.infra.device import DecoderPrecision
 from segmint.infra.wording import counted, number, size
 from segmint.model.automatic.settings import MaskSettings
-from segmint.operators.intervals import Floats, mean_intervals, wilson
+from segmint.operators.intervals import mean_intervals, wilson
 from segmint.operators.prepare.deidentify import DeidentifyConfig
 
 ENCODERS_UP_TO_VIT_H = ("mobile_sam", "vit_b", "vit_l", "vit_h")

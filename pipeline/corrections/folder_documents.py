@@ -8,6 +8,7 @@ from typing import Any
 
 from segmint.catalogs.findings import FindingLocation
 from segmint.catalogs.layout import LEVELS
+from segmint.infra.arrays import Size
 from segmint.infra.errors import UsageError
 from segmint.infra.uris import base_name
 from segmint.operators.annotations.folder import read_json
@@ -38,7 +39,7 @@ class MasksDocument:
     """
 
     value: Mapping[str, Any]
-    size: tuple[int, int]
+    size: Size
     masks: tuple[Row, ...]
 
 
@@ -140,7 +141,7 @@ def edit_document(value: Mapping[str, Any], masks: Sequence[Row]) -> bytes:
     return json.dumps(edited, separators=(",", ":")).encode("ascii") + b"\n"
 
 
-def new_document(task: PhotographTask, size: tuple[int, int]) -> dict[str, Any]:
+def new_document(task: PhotographTask, size: Size) -> dict[str, Any]:
     """Return the content of a JSON file without masks.
 
     `size` is the (height, width) of the photograph's future masks.
@@ -150,5 +151,5 @@ def new_document(task: PhotographTask, size: tuple[int, int]) -> dict[str, Any]:
     return {"image": image, "annotations": []}
 
 
-def _counts(annotation: Mapping[str, Any], size: tuple[int, int]) -> str:
+def _counts(annotation: Mapping[str, Any], size: Size) -> str:
     return canonical_counts(checked_rle(annotation["segmentation"])["counts"], size)

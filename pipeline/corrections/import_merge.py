@@ -16,6 +16,7 @@ from pycocotools import mask as coco
 from segmint.catalogs.dataset.mask_labels import MASK_LABEL, is_of_model, submitted_label
 from segmint.catalogs.findings import Reason
 from segmint.catalogs.layout import DamagedDatasetError
+from segmint.infra.arrays import Size
 from segmint.model.automatic import rle as runs
 from segmint.operators.annotations.folder import LEAST_IOU, best_matches, iou
 from segmint.operators.describe import describe_mask, image_statistics, redaction_columns
@@ -39,7 +40,7 @@ class NewMask:
     by_model: bool = False
 
 
-def canonical_counts(counts: bytes, size: tuple[int, int]) -> str:
+def canonical_counts(counts: bytes, size: Size) -> str:
     """Convert compressed run lengths to segmint's canonical form, in which only the first run may be empty.
 
     Raises `ValueError` if the run lengths can't be read.
@@ -159,7 +160,7 @@ class ImageImport:
     """A file's masks for one image. `sizes` contains the (height, width) of the image and of every mask in the file."""
 
     masks: Sequence[NewMask]
-    sizes: frozenset[tuple[int, int]]
+    sizes: frozenset[Size]
     unreadable: int = 0
     of_image: Mapping[str, Any] = field(default_factory=dict)  # annotation columns of the image, if carried over
 

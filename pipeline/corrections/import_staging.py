@@ -21,6 +21,7 @@ from segmint.catalogs.dataset.manifest import DatasetManifest
 from segmint.catalogs.dataset.mask_labels import is_of_model, submitted_label
 from segmint.catalogs.parquet import PARQUET_OPTIONS
 from segmint.catalogs.source.normalize import open_database
+from segmint.infra.arrays import Size
 from segmint.infra.storage.location import Location
 from segmint.infra.uris import only_path
 from segmint.operators.annotations.image import AnnotatedImage, image_number, label_text, name_and_stem
@@ -166,7 +167,7 @@ class StagedMasks:
         """Return the file's masks for the images with ordinals [first, stop)."""
         span = [("ordinal", ">=", first), ("ordinal", "<", stop)]
         masks: dict[int, list[NewMask]] = {}
-        sizes: dict[int, set[tuple[int, int]]] = {}
+        sizes: dict[int, set[Size]] = {}
         rows = pq.read_table(self.folder / "masks.parquet", filters=span, partitioning=None).to_pylist()
         for row in sorted(rows, key=lambda row: int(row["number"])):
             said = {name: value for name, value in (row["said"] or {}).items() if value is not None}
@@ -256,9 +257,7 @@ class MaskStaging(AbstractContextManager["MaskStaging"]):
         if len(self._unreadable) < SHOWN:
             self._unreadable.append(label_text(problem) or "")
 
-    def carry(
-        self, ordinal: int, size: tuple[int, int], image: Mapping[str, Any], masks: Sequence[Mapping[str, Any]]
-    ) -> None:
+    def carry(self, ordinal: int, size: Size, image: Mapping[str, Any], masks: Sequence[Mapping[str, Any]]) -> None:
         """Add another dataset's masks (rows of `MASKS`) for the image with this ordinal.
 
         `image` is the image's row in the other dataset.
@@ -276,7 +275,7 @@ class MaskStaging(AbstractContextManager["MaskStaging"]):
         name: str,
         ordinal: int | None,
         keys: list[str],
-        size: tuple[int, int] | None,
+        size: Size | None,
         unreadable: int,
         saved: float | None,
         of_image: Mapping[str, Any] | None,

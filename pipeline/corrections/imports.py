@@ -22,6 +22,7 @@ from segmint.catalogs.dataset.manifest import DatasetHandle, DatasetManifest, lo
 from segmint.catalogs.dataset.submissions import check_name
 from segmint.catalogs.dataset.versions import name_now
 from segmint.catalogs.layout import image_stem
+from segmint.infra.arrays import Size
 from segmint.infra.errors import UsageError
 from segmint.infra.scratch import ScratchFolder
 from segmint.infra.storage.errors import NotFoundError
@@ -68,7 +69,7 @@ _OF_KEYS = {
 }
 """Formats, keyed by the location and name of the first characteristic key in a JSON document."""
 
-SizeOf = Callable[[str], tuple[int, int] | None]
+SizeOf = Callable[[str], Size | None]
 """Function that maps an image's name in the file to its (height, width) in the dataset, or to None if unknown."""
 
 
@@ -410,7 +411,7 @@ def _count(
     return tally
 
 
-def sizes_of(dataset: Location, manifest: DatasetManifest, match: MatchMode) -> Callable[[str], tuple[int, int] | None]:
+def sizes_of(dataset: Location, manifest: DatasetManifest, match: MatchMode) -> Callable[[str], Size | None]:
     """Return a function that maps an image's name to its (height, width) in the dataset, or to None if it's unknown.
 
     The function only looks up names that contain a number. It accepts names in any order, reads each shard's table
@@ -436,7 +437,7 @@ def sizes_of(dataset: Location, manifest: DatasetManifest, match: MatchMode) -> 
         found = with_latest_commit(dataset, shard, read)
         return np.zeros((per_shard, 2), np.int32) if found is None else found
 
-    def size(name: str) -> tuple[int, int] | None:
+    def size(name: str) -> Size | None:
         number = image_number(name) if match is MatchMode.NUMBER else None
         if number is None or not 0 < number <= manifest.shards * per_shard:
             return None
@@ -458,7 +459,7 @@ _PROMPTED = ("assisted", "corrected")
 class _ReleaseKey(NamedTuple):
     """Properties of a released image that must match, in addition to the source, before masks are carried over."""
 
-    size: tuple[int, int]  # (height, width)
+    size: Size  # (height, width)
     regions: tuple[tuple[Any, ...], ...]
 
 

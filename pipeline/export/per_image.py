@@ -29,6 +29,7 @@ from segmint.catalogs.dataset.reader import MaskAnnotation, Sample
 from segmint.catalogs.dataset.versions import VersionName
 from segmint.catalogs.layout import image_name, image_stem
 from segmint.catalogs.licenses import write_attributions_csv
+from segmint.infra.arrays import Size
 from segmint.infra.wording import counted, yaml_text
 from segmint.operators.annotations.label_maps import paint_label_map
 from segmint.operators.rows import MASKS_PER_IMAGE_LIMIT
@@ -300,7 +301,7 @@ def polygon_of(mask: MaskAnnotation) -> tuple[Points, str | None]:
     return path, None
 
 
-def label_line(path: Points, size: tuple[int, int], number: int = 0) -> str:
+def label_line(path: Points, size: Size, number: int = 0) -> str:
     """Return a line of a label file: the class `number`, and the points x, y relative to the image's width and height.
 
     Each point is the center of its pixel. Multiplying by the image's size and truncating the product therefore recovers
@@ -353,7 +354,7 @@ def pixel_path(mask: Mask) -> Points:
     return path
 
 
-def paint(path: Points, shape: tuple[int, int]) -> Mask:
+def paint(path: Points, shape: Size) -> Mask:
     """Return the mask (height, width) bool that Ultralytics rasterizes from a path."""
     canvas = np.zeros(shape, np.uint8)
     if len(path):

@@ -13,6 +13,7 @@ import torch
 from PIL import Image as PillowImage
 from torch import Tensor
 
+from segmint.infra.arrays import Pixels, Size
 from segmint.infra.assets import AUTO, default_weights, resolve_default
 from segmint.infra.device import BF16_NEEDS_GPU, kind_here, resolve_compute
 from segmint.infra.errors import SegmintError
@@ -27,7 +28,7 @@ from segmint.model.sam.predictor import Embedding
 from segmint.model.sam.preprocess import Array, Prompts, check_prompts
 from segmint.operators.segment.models import cpu_kernels, load_model
 from segmint.pipeline.masks.predict import prompted_record
-from segmint.pipeline.masks.results import Image, ImageMasks, Pixels, PredictedMasks, describe, pixels_of
+from segmint.pipeline.masks.results import Image, ImageMasks, PredictedMasks, describe, pixels_of
 
 _LINE_S = 2.0  # seconds between progress lines without a terminal, as in a notebook
 
@@ -85,14 +86,14 @@ class Predictor(sam_predictor.Predictor):
         kernels = cpu_kernels(model.device.type)
         super().__init__(model, compile_encoder, must_compile, kernels)
 
-    def embed(self, image: Image | Tensor, frame_size: tuple[int, int] | None = None) -> Embedding:
+    def embed(self, image: Image | Tensor, frame_size: Size | None = None) -> Embedding:
         """Encode an image of any type that `pixels_of` accepts. The base class describes `frame_size`."""
         return self.embed_many([image], [frame_size], 1)[0]
 
     def embed_many(
         self,
         images: Sequence[Image | Tensor],
-        frame_sizes: Sequence[tuple[int, int] | None] | None = None,
+        frame_sizes: Sequence[Size | None] | None = None,
         batch_size: int | None = None,
     ) -> list[Embedding]:
         """Encode images in batches of `batch_size`. All images are decoded into memory first."""
@@ -158,7 +159,7 @@ def model_name(sam: Sam) -> str:
     return f"{name} on {sam.device}, {str(sam.dtype).removeprefix('torch.')}"
 
 
-def _check_inside(prompts: Prompts, frame_size: tuple[int, int]) -> None:
+def _check_inside(prompts: Prompts, frame_size: Size) -> None:
     """Raise ValueError if a point is outside the frame, or if a box is empty or doesn't overlap the frame."""
     height, width = frame_size
     if prompts.points is not None and prompts.labels is not None:

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from segmint.infra.arrays import Pixels
 from segmint.infra.errors import UsageError
-from segmint.operators.images import Pixels, decode_jpeg
+from segmint.operators.images import decode_jpeg
 from segmint.operators.prepare.release import ReleaseConfig, encode_original, largest_size, release, resized
 from segmint.operators.segment.mask_config import MasksConfig
 from segmint.pipeline.config.yaml_file import Document, apply_override, check

@@ -16,6 +16,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from segmint.catalogs.layout import IMAGE_ENDINGS
+from segmint.infra.arrays import Size
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
@@ -340,7 +341,7 @@ class MasksOrigin:
 def sa1b_document(
     image_id: int,
     file_name: str,
-    size: tuple[int, int],
+    size: Size,
     masks: "Sequence[PromptedMask]",
     origin: MasksOrigin | None = None,
 ) -> bytes:

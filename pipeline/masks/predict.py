@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from segmint.infra.arrays import Pixels
 from segmint.model.automatic.candidates import stability_scores
 from segmint.model.automatic.crops import box_of, xyxy_to_xywh
 from segmint.model.automatic.generator import MaskGenerator, Report
 from segmint.model.automatic.rle import MaskRecord, encode
 from segmint.model.sam.predictor import Predictor
-from segmint.operators.images import Pixels
 from segmint.operators.segment.mask_config import MasksConfig
 from segmint.operators.segmenter.prompted import masks_of_prompts
 from segmint.pipeline.masks.options import Frame, MasksOptions, PhotographPrompt

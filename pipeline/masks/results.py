@@ -22,6 +22,7 @@ from torch import Tensor
 
 from segmint.catalogs.dataset.reader import MaskAnnotation, Sample
 from segmint.catalogs.findings import RejectedError
+from segmint.infra.arrays import Bools, Floats, Pixels, Size
 from segmint.infra.errors import SegmintError, UsageError
 from segmint.infra.storage.storage import Storage
 from segmint.model.automatic.rle import GeneratedMasks, MaskRecord, Rle, area, compress, encode
@@ -36,8 +37,6 @@ from segmint.pipeline.masks.predict import PromptedMask
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-
-Pixels = NDArray[np.uint8]
 
 Image: TypeAlias = str | os.PathLike[str] | PillowImage.Image | NDArray[Any]
 """Path, URI, Pillow image, or array: (height, width, 3) uint8 RGB or (height, width) uint8 grayscale."""
@@ -212,7 +211,7 @@ def show(
     return ax
 
 
-def records_of(masks: Any, size: tuple[int, int]) -> list[MaskRecord]:
+def records_of(masks: Any, size: Size) -> list[MaskRecord]:
     """Convert masks of any type that `show` accepts to records. Only segmentation and area are set.
 
     Records are returned unchanged. Raises ValueError if a mask has another type, or a size other than `size` (height,
@@ -272,7 +271,7 @@ def _boxes(boxes: ArrayLike | None) -> Sequence[tuple[float, float, float, float
     return [(x0, y0, x1 - x0, y1 - y0) for x0, y0, x1, y1 in _numbers("boxes", boxes, 4).tolist()]
 
 
-def _numbers(name: str, value: ArrayLike, columns: int) -> NDArray[np.float64]:
+def _numbers(name: str, value: ArrayLike, columns: int) -> Floats:
     array = np.asarray(value, float)
     if not array.size:
         return np.zeros((0, columns))
@@ -316,7 +315,7 @@ class ImageMasks(MasksWithImage):
         return pixels_of(self.source)
 
     @property
-    def masks(self) -> NDArray[np.bool_]:
+    def masks(self) -> Bools:
         """Pixels of all masks, (N, height, width) bool, decoded on each access."""
         return np.stack([record.mask for record in self]) if len(self) else np.zeros((0, *self._size()), bool)
 
@@ -388,7 +387,7 @@ class ImageMasks(MasksWithImage):
         """Return the points that prompted each mask."""
         return [[record.point_coords] for record in self]
 
-    def _size(self) -> tuple[int, int]:
+    def _size(self) -> Size:
         """Return the masks' (height, width)."""
         if self.records:
             return self.records[0].segmentation.size
@@ -450,10 +449,10 @@ class PredictedMasks(ImageMasks, PromptMasks):
     upscale: Callable[[Tensor], Tensor]
 
     @property
-    def all_masks(self) -> NDArray[np.bool_]:
+    def all_masks(self) -> Bools:
         """Pixels of all C masks for each prompt, (B, C, height, width) bool, computed on each access."""
         parts = [(self.upscale(part[None]) > 0).cpu().numpy() for part in self.low_res_logits]
-        found: NDArray[np.bool_] = np.concatenate(parts) if parts else np.zeros((0, 0, *self._size()), bool)
+        found: Bools = np.concatenate(parts) if parts else np.zeros((0, 0, *self._size()), bool)
         return found
 
     def _points(self) -> Sequence[Points]:

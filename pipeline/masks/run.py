@@ -17,6 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal
 
 from segmint.catalogs.findings import Reason, RejectedError
+from segmint.infra.arrays import Size
 from segmint.infra.assets import ASSETS, AUTO, cache_folder, default_weights, resolve_default, sha256_of
 from segmint.infra.device import cores_here, kind_here, resolve_compute
 from segmint.infra.errors import SegmintError, UsageError
@@ -434,7 +435,7 @@ def _has_cutouts(plan: MasksPlan, task: PhotographTask, former: "MasksFile | Non
     return len(beginnings) == masks and all(is_drawn_from(each, former.sha256) for each in beginnings)
 
 
-def _records(task: PhotographTask, former: "MasksFile", size: tuple[int, int] | None = None) -> "list[MaskRecord]":
+def _records(task: PhotographTask, former: "MasksFile", size: Size | None = None) -> "list[MaskRecord]":
     """Return the existing masks. If `size` is given, all of them must have this size.
 
     Raises `_OtherFileError` if another program damaged a mask.

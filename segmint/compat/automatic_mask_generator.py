@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from segmint.compat.predictor import SamPredictor
 from segmint.compat.sam import Sam
 from segmint.compat.utils.amg import uncompressed
+from segmint.infra.arrays import Floats
 from segmint.model.automatic.generator import MaskGenerator
 from segmint.model.automatic.rle import MaskRecord, Rle, decode
 from segmint.model.automatic.settings import MaskSettings
@@ -42,7 +43,7 @@ class _GridSettings(MaskSettings):
                 f"point_grids has {len(self.grids)} grids: expected {self.crop_n_layers + 1}, one per layer"
             )
 
-    def grid_of_layer(self, layer: int) -> NDArray[np.float64]:
+    def grid_of_layer(self, layer: int) -> Floats:
         return np.array(self.grids[layer])
 
     def count_of_layer(self, layer: int) -> int:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from segmint.compat.sam import Sam
 from segmint.compat.utils.transforms import ResizeLongestSide
+from segmint.infra.arrays import Floats32
 from segmint.model.sam import load as base
 from segmint.pipeline.masks.results import Image, pixels_of
 
@@ -80,7 +81,7 @@ class SamPredictor:
         mask_input: NDArray[Any] | None = None,
         multimask_output: bool = True,
         return_logits: bool = False,
-    ) -> tuple[NDArray[Any], NDArray[np.float32], NDArray[np.float32]]:
+    ) -> tuple[NDArray[Any], Floats32, Floats32]:
         """Predict C masks for one prompt: three with `multimask_output`, otherwise one.
 
         `point_coords` (N, 2) as (x, y) and `box` (4,) as (x0, y0, x1, y1) are in pixels of the image. `point_labels`

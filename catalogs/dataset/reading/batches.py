@@ -19,7 +19,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import distributed
 from torch.utils.data import IterableDataset, get_worker_info
 
@@ -29,6 +28,7 @@ from segmint.catalogs.dataset.reading.cache import ShardCache, drop_stale
 from segmint.catalogs.dataset.reading.opened import OpenShard, OpenShards, open_shard, with_help
 from segmint.catalogs.dataset.versions import read_commits
 from segmint.catalogs.layout import DamagedDatasetError
+from segmint.infra.arrays import Ints
 from segmint.infra.errors import UsageError
 
 _TURN, _SHARD, _STEP = range(3)
@@ -42,7 +42,7 @@ class EpochOrder:
     the shards of the current step.
     """
 
-    def __init__(self, images: NDArray[np.int64], seed: int | None, epoch: int, window: int) -> None:
+    def __init__(self, images: Ints, seed: int | None, epoch: int, window: int) -> None:
         """Compute the size of each step. `images` (S,) int64 is the number of images in each shard.
 
         Without a seed, the order is that of the dataset.
@@ -58,9 +58,9 @@ class EpochOrder:
             start, stop = self._share(counts, slot)
             sizes += np.roll(stop - start, slot)
         self._ends = np.cumsum(sizes)
-        self._rows: dict[int, NDArray[np.int64]] = {}
+        self._rows: dict[int, Ints] = {}
         self._step = -1
-        self._mixed: NDArray[np.int64] = np.empty((0, 2), np.int64)
+        self._mixed: Ints = np.empty((0, 2), np.int64)
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
@@ -97,7 +97,7 @@ class EpochOrder:
     def _begin(self, step: int) -> int:
         return int(self._ends[step - 1]) if step else 0
 
-    def _mix(self, step: int) -> NDArray[np.int64]:
+    def _mix(self, step: int) -> Ints:
         """Return the (shard, row) of each image that a step reads, (N, 2) int64, in reading order."""
         shards = self._shards_of(step)
         self._rows = {shard: rows for shard, rows in self._rows.items() if shard in set(shards)}
@@ -109,23 +109,23 @@ class EpochOrder:
             rows = self._rows[shard]
             start, stop = self._share(len(rows), slot)
             parts.append(np.stack([np.full(stop - start, shard), rows[start:stop]], axis=1))
-        images: NDArray[np.int64] = np.concatenate(parts)
+        images: Ints = np.concatenate(parts)
         if self._seed is not None:
             images = images[self._drawn(_STEP, step, len(images))]
         return images
 
-    def _share(self, count: NDArray[np.int64] | int, slot: int) -> tuple[Any, Any]:
+    def _share(self, count: Ints | int, slot: int) -> tuple[Any, Any]:
         """Return the range [start, stop) of a shard's shuffled images that a step reads from a slot of the window."""
         return count * slot // self._window, count * (slot + 1) // self._window
 
-    def _drawn(self, purpose: int, number: int, count: int) -> NDArray[np.int64]:
+    def _drawn(self, purpose: int, number: int, count: int) -> Ints:
         """Return the numbers from 0 to `count` - 1 in random order.
 
         The order is computed from the raw bits of Philox. NumPy guarantees that these bits stay the same across
         versions, unlike the random numbers that it derives from them.
         """
         seeds = np.random.SeedSequence([self._seed or 0, self._epoch, purpose, number])
-        drawn: NDArray[np.int64] = np.argsort(np.random.Philox(seeds).random_raw(count), kind="stable")
+        drawn: Ints = np.argsort(np.random.Philox(seeds).random_raw(count), kind="stable")
         return drawn
 
 
@@ -232,8 +232,8 @@ class Batches(IterableDataset[list[Sample]]):
             drop_stale(cache.folder, dataset.location)
         counts = ((each.shard, each.generation, dataset.count(each)) for each in commits)
         table = np.array([count for count in counts if count[2]], np.int64).reshape(-1, 3)
-        self._shards: NDArray[np.int64] = table[:, :2]  # (S, 2): shard and generation
-        self._images: NDArray[np.int64] = table[:, 2]
+        self._shards: Ints = table[:, :2]  # (S, 2): shard and generation
+        self._images: Ints = table[:, 2]
         self.images = int(self._images.sum())
         if self.images < (global_batch if last == "drop" else 1):
             raise UsageError(

@@ -31,6 +31,7 @@ from segmint.catalogs.dataset.reader import (
 )
 from segmint.catalogs.dataset.reading.cache import ShardCache
 from segmint.catalogs.layout import MOST_MEMBER_BYTES, DamagedDatasetError, check_member
+from segmint.infra.arrays import Size
 from segmint.infra.errors import SegmintError, UsageError
 from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
@@ -438,7 +439,7 @@ class MaskSequence(Sequence[MaskAnnotation]):
     def __init__(
         self,
         annotations: Sequence[Mapping[str, Any]],
-        size: tuple[int, int],
+        size: Size,
         labels: LabelsById,
         outputs: Numbers,
         containers: Numbers,

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from segmint.infra.arrays import Bools, Floats32, Ints
 from segmint.model.kernels.cpu.library import Kernels
 
 _TAPS = 3
@@ -51,12 +52,12 @@ class Axis:
     """
 
     places: NDArray[np.int32]
-    weights: NDArray[np.float32]
+    weights: Floats32
     starts: NDArray[np.int32]
     pixels: int
 
     @classmethod
-    def of(cls, weights: NDArray[np.float32], touches: NDArray[np.int64]) -> "Axis":
+    def of(cls, weights: Floats32, touches: Ints) -> "Axis":
         """Create the axis of an `Interpolation` with these weights (pixels, side) and touches (pixels, 2).
 
         Raises ValueError if a pixel uses more than three logits.
@@ -100,13 +101,13 @@ class MeasuredMask:
         box: (4,) int64 as x0, y0, x1, y1, ends inclusive.
     """
 
-    logits: NDArray[np.float32]
+    logits: Floats32
     corner: tuple[int, int]
     area: int
-    box: NDArray[np.int64]
+    box: Ints
 
 
-def measure(kernels: Kernels, logits: Tensor, down: Axis, across: Axis, offset: float) -> NDArray[np.int64]:
+def measure(kernels: Kernels, logits: Tensor, down: Axis, across: Axis, offset: float) -> Ints:
     """Measure the masks of logits (N, S, S) float32, and return counts and boxes (N, 7) like `mask_tiles.measure`.
 
     Raises ValueError if a logit isn't finite.
@@ -127,7 +128,7 @@ def measure(kernels: Kernels, logits: Tensor, down: Axis, across: Axis, offset: 
     return numbers
 
 
-def keep(logits: Tensor, numbers: NDArray[np.int64], down: Axis, across: Axis) -> MeasuredMask:
+def keep(logits: Tensor, numbers: Ints, down: Axis, across: Axis) -> MeasuredMask:
     """Copy the part of one mask's logits (S, S) inside its box, with its numbers (7,), to draw the mask later.
 
     The copy lets the chunk's other masks be freed.
@@ -142,7 +143,7 @@ def keep(logits: Tensor, numbers: NDArray[np.int64], down: Axis, across: Axis) -
     return MeasuredMask(part, (left, top), int(numbers[1]), numbers[3:])
 
 
-def draw(kernels: Kernels, mask: MeasuredMask, down: Axis, across: Axis, offset: float) -> NDArray[np.bool_]:
+def draw(kernels: Kernels, mask: MeasuredMask, down: Axis, across: Axis, offset: float) -> Bools:
     """Draw the pixels of the mask inside its box, (height, width) bool. `offset` must be the same as for `measure`.
 
     Raises RuntimeError if the number of pixels doesn't match the measured area, because the kernels are then broken.

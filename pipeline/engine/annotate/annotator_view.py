@@ -9,11 +9,11 @@ from typing import Any, Protocol
 
 import numpy as np
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
 from segmint.catalogs.dataset.commits import Commit
 from segmint.catalogs.dataset.submissions import RemovedImageError, Submission, put_submission
 from segmint.catalogs.layout import DamagedDatasetError
+from segmint.infra.arrays import Bools, Ints
 from segmint.infra.errors import SegmintError, UsageError
 from segmint.infra.log import get_logger
 from segmint.infra.stopping import map_ahead
@@ -120,7 +120,7 @@ class AnnotatorView:
             waiting = int(np.count_nonzero(~self._over)) + returned
             return waiting - sum(rank is not None and not self._over[rank] for rank in ranks)
 
-    def waiting(self) -> NDArray[np.bool_]:
+    def waiting(self) -> Bools:
         """Return, for each rank in the queue, whether the image still needs a first or second submission."""
         with self._lock:
             return ~self._over
@@ -334,7 +334,7 @@ class AnnotatorView:
         return None
 
     def _open_after(self, image: int | None) -> Any:
-        def is_open(ranks: NDArray[np.int64]) -> NDArray[np.bool_]:
+        def is_open(ranks: Ints) -> Bools:
             with self._lock:
                 return ~self._over[ranks]
 

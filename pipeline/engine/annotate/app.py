@@ -33,7 +33,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import ValidationError
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
@@ -51,6 +50,7 @@ from segmint.catalogs.dataset.submissions import (
 )
 from segmint.catalogs.dataset.versions import name_now
 from segmint.catalogs.layout import wrong_fields
+from segmint.infra.arrays import Bools
 from segmint.infra.assets import AssetError, resolve, sha256_of
 from segmint.infra.device import resolve_compute
 from segmint.infra.errors import UsageError
@@ -186,7 +186,7 @@ class OwnerView:
         merged = self.view.queue.merged.get(image)
         return MERGED if is_merged(merged, last.name.assignment, last.name.n) else SUBMITTED
 
-    def _counts(self, waiting: NDArray[np.bool_]) -> dict[str, Any]:
+    def _counts(self, waiting: Bools) -> dict[str, Any]:
         """Count the submissions and the assignments that still need one, and average the seconds per submission."""
         queue, board = self.view.queue, self.view.board
         ranks = {image: rank for image in board.answered() if (rank := queue.rank(image)) is not None}

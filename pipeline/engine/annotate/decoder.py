@@ -23,12 +23,11 @@ from dataclasses import dataclass, field
 from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor
 
+from segmint.infra.arrays import Pixels, Size
 from segmint.infra.errors import SegmintError
 from segmint.model.automatic.rle import Rle, decode
 from segmint.model.sam.geometry import Geometry
@@ -81,7 +80,7 @@ class PredictorThread(Predictor, AbstractContextManager["PredictorThread"]):
         answer: T = self._do(_URGENT, lambda: work(*args, **kwargs))
         return answer
 
-    def embed(self, image: npt.NDArray[np.uint8] | Tensor, frame_size: tuple[int, int] | None = None) -> Embedding:
+    def embed(self, image: Pixels | Tensor, frame_size: Size | None = None) -> Embedding:
         """Embed an image as `Predictor.embed` does."""
         embedding: Embedding = self._do(_LATER, lambda: Predictor.embed(self, image, frame_size))
         return embedding
@@ -169,7 +168,7 @@ class Embeddings:
         decoder: JpegDecoder,
         read: Callable[[int], OpenImage],
         kept: int = KEPT,
-        made: Callable[[OpenImage, NDArray[np.uint8], Embedding], None] | None = None,
+        made: Callable[[OpenImage, Pixels, Embedding], None] | None = None,
         patience_s: float = PATIENCE_S,
     ) -> None:
         self.predictor = predictor

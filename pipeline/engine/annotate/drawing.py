@@ -26,10 +26,10 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor
 
 from segmint.catalogs.dataset.submissions import canonical_area
+from segmint.infra.arrays import Bools, Floats32, Ints, Size
 from segmint.infra.errors import UsageError
 from segmint.model.automatic.candidates import MaskPatch, clean_patch
 from segmint.model.automatic.crops import box_of
@@ -77,7 +77,7 @@ def draw_mask(predictor: Predictor, embedding: Embedding, logits: Tensor) -> Dra
             return draw_border(logits, embedding, predictor.sam.geometry)
         except DoubtfulError:
             pass
-    values: NDArray[np.float32] = predictor.upscale(logits[None, None], embedding)[0, 0].cpu().numpy()
+    values: Floats32 = predictor.upscale(logits[None, None], embedding)[0, 0].cpu().numpy()
     changes = _ColumnRuns(embedding.frame_size, 0)
     changes.add(values > 0, 0)
     return changes.mask(
@@ -96,11 +96,11 @@ class _ColumnRuns:
     def __init__(self, frame: tuple[int, int], left: int) -> None:
         self._frame = frame
         self._left = left
-        self._above: NDArray[np.bool_] | None = None
+        self._above: Bools | None = None
         self._next = 0
-        self._found: list[NDArray[np.int64]] = []
+        self._found: list[Ints] = []
 
-    def add(self, rows: NDArray[np.bool_], first: int) -> None:
+    def add(self, rows: Bools, first: int) -> None:
         """Add the next rows, (n, width) bool. `first` is the row of the frame that they start at."""
         if self._above is None:
             self._note(np.flatnonzero(rows[0]), first)
@@ -130,7 +130,7 @@ class _ColumnRuns:
         stability = 0.0 if math.isnan(stability) else stability
         return DrawnMask(encode_runs(starts, ends, self._frame).counts, area, stability, box)
 
-    def _note(self, columns: NDArray[np.int64], row: int) -> None:
+    def _note(self, columns: Ints, row: int) -> None:
         self._found.append((columns + self._left) * (self._frame[0] + 1) + row)
 
 
@@ -178,7 +178,7 @@ def _stability(inner: int, outer: int) -> float:
     return inner / outer if outer else math.nan
 
 
-def _solid(logits: NDArray[np.float32], touches: NDArray[np.int64]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+def _solid(logits: Floats32, touches: Ints) -> tuple[Bools, Bools]:
     """Return two masks (width,): the columns inside the mask at +1, and the columns outside the mask at -1.
 
     `logits` are (n, 256). `touches` (width, 2) contains the start and end of the logits that each column touches. A
@@ -192,7 +192,7 @@ def _solid(logits: NDArray[np.float32], touches: NDArray[np.int64]) -> tuple[NDA
     return found[0], found[1]
 
 
-def _widened(logits: NDArray[np.float32], columns: Interpolation, across: slice) -> NDArray[np.float32]:
+def _widened(logits: Floats32, columns: Interpolation, across: slice) -> Floats32:
     """Interpolate logits (n, 256) along their rows to the pixel columns `across`, (n, width)."""
     wide = np.empty((len(logits), across.stop - across.start), np.float32)
     for start in range(0, wide.shape[1], _COLUMNS):
@@ -202,7 +202,7 @@ def _widened(logits: NDArray[np.float32], columns: Interpolation, across: slice)
     return wide
 
 
-def _spans(wanted: NDArray[np.bool_], most: int) -> Iterator[tuple[int, int]]:
+def _spans(wanted: Bools, most: int) -> Iterator[tuple[int, int]]:
     """Split the wanted columns into spans (start, end) of at most `most` columns, which include small gaps."""
     places = np.flatnonzero(wanted)
     if places.size:
@@ -220,9 +220,9 @@ class Step:
     Each new row is a mean of the given rows `before` and `after` it; `weight` is the weight of the row after it.
     """
 
-    before: NDArray[np.int64]
-    after: NDArray[np.int64]
-    weight: NDArray[np.float32]
+    before: Ints
+    after: Ints
+    weight: Floats32
 
     @classmethod
     def make(cls, given: int, wanted: int) -> "Step | None":
@@ -264,9 +264,7 @@ class ExactRows:
     frame: Step
 
     @classmethod
-    def make(
-        cls, low_side: int, side: int, input_size: tuple[int, int], frame_size: tuple[int, int]
-    ) -> "ExactRows | None":
+    def make(cls, low_side: int, side: int, input_size: Size, frame_size: Size) -> "ExactRows | None":
         """Prepare the rows for one image size. Return None if torch computes single rows differently."""
         square, frame = Step.make(low_side, side), Step.make(input_size[0], frame_size[0])
         if square is None or frame is None:
@@ -279,14 +277,14 @@ class ExactRows:
         tried = np.unique(np.linspace(0, frame_size[0] - 1, _TRIED).astype(np.int64)).tolist()
         return rows if all(np.array_equal(rows.row(noise, row), whole[row]) for row in tried) else None
 
-    def row(self, logits: Tensor, row: int) -> NDArray[np.float32]:
+    def row(self, logits: Tensor, row: int) -> Floats32:
         """Compute one row (width,) of the frame from logits (256, 256)."""
         with torch.inference_mode():
             near = [
                 self.square.row(logits[[self.square.before[at], self.square.after[at]]], at, self.side)
                 for at in (int(self.frame.before[row]), int(self.frame.after[row]))
             ]
-            drawn: NDArray[np.float32] = self.frame.row(torch.stack(near)[:, : self.filled], row, self.width).numpy()
+            drawn: Floats32 = self.frame.row(torch.stack(near)[:, : self.filled], row, self.width).numpy()
             return drawn
 
 
@@ -300,8 +298,8 @@ class _AxisInterpolations:
 
     def settle(
         self,
-        values: NDArray[np.float32],
-        mask: NDArray[np.bool_],
+        values: Floats32,
+        mask: Bools,
         logits: Tensor,
         corner: tuple[int, int],
         margin: float,
@@ -326,7 +324,7 @@ class _AxisInterpolations:
 
 
 @lru_cache(maxsize=16)
-def axes_of(geometry: Geometry, input_size: tuple[int, int], frame_size: tuple[int, int]) -> _AxisInterpolations:
+def axes_of(geometry: Geometry, input_size: Size, frame_size: Size) -> _AxisInterpolations:
     """Return the interpolations of an image with these sizes. They are cached, because images have few sizes."""
     vertical, horizontal = zip(input_size, frame_size, strict=True)
     has_two_steps = geometry.placement == "padded"
@@ -391,7 +389,7 @@ class ClickPrompt:
         return len(self.points) + (self.box is not None) > 1
 
 
-def parse_prompt(value: Any, size: tuple[int, int]) -> ClickPrompt:
+def parse_prompt(value: Any, size: Size) -> ClickPrompt:
     """Parse a request body for an image of `size` (height, width). Raises `UsageError` if it is invalid."""
     if not isinstance(value, Mapping) or not isinstance(value.get("prompt"), Mapping):
         raise UsageError("expected {prompt: {points, box, mask, from}, part}")
@@ -435,7 +433,7 @@ def _is_finite(value: float) -> bool:
         return False
 
 
-def _point(value: Any, size: tuple[int, int]) -> tuple[float, float, int]:
+def _point(value: Any, size: Size) -> tuple[float, float, int]:
     height, width = size
     numbers = _numbers(value, 3)
     if not numbers or numbers[2] not in (0, 1) or not (0 <= numbers[0] <= width and 0 <= numbers[1] <= height):
@@ -443,7 +441,7 @@ def _point(value: Any, size: tuple[int, int]) -> tuple[float, float, int]:
     return numbers[0], numbers[1], int(numbers[2])
 
 
-def _box(value: Any, size: tuple[int, int]) -> tuple[float, float, float, float]:
+def _box(value: Any, size: Size) -> tuple[float, float, float, float]:
     height, width = size
     x, y, w, h = _numbers(value, 4) or [-1.0] * 4
     if not (w > 0 and h > 0 and x >= 0 and y >= 0 and x + w <= width + 1e-6 and y + h <= height + 1e-6):
@@ -451,7 +449,7 @@ def _box(value: Any, size: tuple[int, int]) -> tuple[float, float, float, float]
     return x, y, w, h
 
 
-def checked_counts(value: Any, size: tuple[int, int]) -> str:
+def checked_counts(value: Any, size: Size) -> str:
     """Return a mask's run lengths. Raises `UsageError` if they don't fit an image of `size` (height, width)."""
     if not isinstance(value, str):
         raise UsageError("mask: expected run lengths")

@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from segmint.catalogs.dataset.manifest import DatasetManifest
+from segmint.infra.arrays import Floats32, Pixels, Size
 from segmint.infra.errors import UsageError
 from segmint.infra.log import get_logger
 from segmint.model.automatic.candidates import nms, over_iou, stable, under_max_area
@@ -63,7 +63,7 @@ class _DrawnMask:
     corners: tuple[int, int, int, int]
 
 
-def clipped(boxes: Sequence[Box], size: tuple[int, int]) -> list[Box]:
+def clipped(boxes: Sequence[Box], size: Size) -> list[Box]:
     """Clip boxes (x0, y0, x1, y1) to an image of `size` (height, width), keeping their order.
 
     Boxes that are narrower or shorter than a pixel after clipping are dropped.
@@ -102,7 +102,7 @@ def _drawn(predictor: Predictor, embedding: Embedding, box: Box, settings: MaskS
     found = predictor.predict(embedding, boxes=np.array([box]), multimask=False)
     if not bool(over_iou(found.predicted_iou, settings.pred_iou_thresh)):
         return
-    logits: NDArray[np.float32] = predictor.upscale(found.low_res_logits, embedding)[0, 0].cpu().numpy()
+    logits: Floats32 = predictor.upscale(found.low_res_logits, embedding)[0, 0].cpu().numpy()
     offset = settings.stability_score_offset
     counts = [int(np.count_nonzero(logits > each)) for each in (offset, -offset)]
     inner, outer = torch.tensor(counts, dtype=torch.float32)
@@ -141,7 +141,7 @@ class ObjectFinder(AbstractContextManager["ObjectFinder"]):
                 f"--prefill: {path} failed on a blank image. Expected {contract(path)}: {error}"
             ) from error
 
-    def boxes(self, image: NDArray[np.uint8]) -> list[Box]:
+    def boxes(self, image: Pixels) -> list[Box]:
         """Detect objects in an image, (H, W, 3) uint8 RGB, and return their boxes (x0, y0, x1, y1), best first.
 
         Raises `DetectorFailedError` if the detector fails on the image.
@@ -174,7 +174,7 @@ class PrefillCache:
         self._settings = settings
         self.recent: RecentImages[_ImagePrefill] = RecentImages(kept)
 
-    def make(self, image: OpenImage, pixels: NDArray[np.uint8], embedding: Embedding) -> None:
+    def make(self, image: OpenImage, pixels: Pixels, embedding: Embedding) -> None:
         """Compute and store an image's masks. If the detector fails, log a warning and store no masks."""
         try:
             boxes = self._finder.boxes(pixels)

@@ -15,7 +15,6 @@ from typing import Any, Literal
 
 import numpy as np
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
 from segmint.catalogs.dataset.manifest import DatasetManifest
 from segmint.catalogs.dataset.submissions import (
@@ -35,6 +34,7 @@ from segmint.catalogs.dataset.submissions import (
     submissions_of,
 )
 from segmint.catalogs.dataset.tables import DatasetTables, check_selection
+from segmint.infra.arrays import Bools, Floats, Ints
 from segmint.infra.errors import UsageError
 from segmint.infra.stopping import map_ahead
 from segmint.infra.storage.location import Location
@@ -73,18 +73,18 @@ class Queue:
     `shards` contains the shard of each image. `merged` maps image ids to the merges that are known so far.
     """
 
-    ids: NDArray[np.int64]
-    twice: NDArray[np.bool_]
-    shards: NDArray[np.int64]
+    ids: Ints
+    twice: Bools
+    shards: Ints
     merged: dict[int, Merged]
 
     @cached_property
-    def _ranks(self) -> NDArray[np.int64]:
+    def _ranks(self) -> Ints:
         """Positions of the ids when sorted."""
         return np.argsort(self.ids, kind="stable")
 
     @cached_property
-    def _sorted(self) -> NDArray[np.int64]:
+    def _sorted(self) -> Ints:
         return self.ids[self._ranks]
 
     def __len__(self) -> int:
@@ -102,7 +102,7 @@ class Queue:
         rank = self.rank(image)
         return 2 if rank is not None and self.twice[rank] else 1
 
-    def after(self, image: int | None, is_open: Callable[[NDArray[np.int64]], NDArray[np.bool_]]) -> Iterator[int]:
+    def after(self, image: int | None, is_open: Callable[[Ints], Bools]) -> Iterator[int]:
         """Yield the open images after `image` in the queue, and then those before it.
 
         If `image` is None, yields all open images from the start. `is_open` receives many ranks per call.
@@ -140,7 +140,7 @@ def make_queue(tables: DatasetTables, manifest: DatasetManifest, options: QueueO
     return Queue(ids, _shares(ids, f"overlap of {manifest.config_sha256}") < options.overlap, shards, merged)
 
 
-def _drawn(study: Location, manifest: DatasetManifest) -> NDArray[np.int64]:
+def _drawn(study: Location, manifest: DatasetManifest) -> Ints:
     """Return the ids of a study's images. Raises `UsageError` if it isn't a study of this dataset's masks."""
     if kind_of(study) is not StudyKind.MASKS:
         raise UsageError(f"--study {study} is not a study of masks")
@@ -155,7 +155,7 @@ def _drawn(study: Location, manifest: DatasetManifest) -> NDArray[np.int64]:
     return np.array(ids, dtype=np.int64)
 
 
-def _shares(ids: NDArray[np.int64], key: str) -> NDArray[np.float64]:
+def _shares(ids: Ints, key: str) -> Floats:
     """Return a pseudorandom number from 0 to 1 for each id, derived from the key with SplitMix64's mixing step."""
     seed = np.uint64(int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big"))
     with np.errstate(over="ignore"):
@@ -163,7 +163,7 @@ def _shares(ids: NDArray[np.int64], key: str) -> NDArray[np.float64]:
         mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         mixed ^= mixed >> np.uint64(31)
-    shares: NDArray[np.float64] = (mixed >> np.uint64(11)).astype(np.float64) / float(1 << 53)
+    shares: Floats = (mixed >> np.uint64(11)).astype(np.float64) / float(1 << 53)
     return shares
 
 

@@ -23,6 +23,7 @@ from segmint.catalogs.dataset.submissions import base_digest
 from segmint.catalogs.dataset.tables import DatasetTables, TableFile
 from segmint.catalogs.dataset.tombstones import read_tombstones, removed_images
 from segmint.catalogs.layout import image_name
+from segmint.infra.arrays import Size
 from segmint.infra.errors import SegmintError, UsageError
 from segmint.infra.log import get_logger
 from segmint.infra.scratch import ScratchFolder
@@ -116,7 +117,7 @@ class OpenImage:
     jpeg: bytes
 
     @property
-    def size(self) -> tuple[int, int]:
+    def size(self) -> Size:
         """(height, width) of the JPEG in pixels, the frame of all coordinates."""
         return self.row["height"], self.row["width"]
 

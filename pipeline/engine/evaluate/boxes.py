@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from segmint.infra.arrays import Floats, Ints
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
 from segmint.operators.annotations.image import id_number
@@ -28,9 +28,9 @@ class ImageBoxes:
         categories: (N,) int64.
     """
 
-    boxes: NDArray[np.float64]
-    scores: NDArray[np.float64] | None
-    categories: NDArray[np.int64]
+    boxes: Floats
+    scores: Floats | None
+    categories: Ints
 
     def best(self, most: int) -> "ImageBoxes":
         """Return the `most` boxes with the highest scores per category. COCO's evaluation ignores all other boxes."""

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
+from segmint.infra.arrays import Floats, Ints, Size
 from segmint.infra.errors import SegmintError, UsageError
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
@@ -37,7 +37,7 @@ from segmint.operators.evaluate.edges import (
     stack,
     thresholds,
 )
-from segmint.operators.intervals import Floats, Interval, basis, figure_intervals, holm, swap_p
+from segmint.operators.intervals import Interval, basis, figure_intervals, holm, swap_p
 from segmint.operators.rows import Row
 from segmint.pipeline.engine.evaluate.page import ComparedScore, Curve, Curves, FiguresPage, Table, cell, comparison
 from segmint.pipeline.engine.evaluate.result import (
@@ -72,9 +72,7 @@ class Annotator:
     folder: Location
     names: Mapping[str, str]
 
-    def labels(
-        self, stem: str, size: tuple[int, int], ignore: Collection[int] = (), is_edge_map: bool = False
-    ) -> LabelMap | None:
+    def labels(self, stem: str, size: Size, ignore: Collection[int] = (), is_edge_map: bool = False) -> LabelMap | None:
         """Return an image's label map, or None if this annotator has none. Raises ValueError if the map is invalid.
 
         An edge map is a picture, so its values are scaled to 8 bits.
@@ -308,7 +306,7 @@ class EdgesResult:
             yield table_line("  verdict", [str(each.verdict) for each in self.differences])
 
 
-def gather(tables: Iterable[Sequence[Row]], weights: int) -> NDArray[np.int64]:
+def gather(tables: Iterable[Sequence[Row]], weights: int) -> Ints:
     """Stack the rows of `EdgesMeasure` into the counts of all images, (I, W, 4, K)."""
     found = []
     for rows in tables:
@@ -317,7 +315,7 @@ def gather(tables: Iterable[Sequence[Row]], weights: int) -> NDArray[np.int64]:
     return np.array(found, dtype=np.int64).reshape(-1, weights, *(found[0].shape if found else (4, 0)))
 
 
-def edges_result(subject: EvaluationSubject, measure: EdgesMeasure, counts: NDArray[np.int64]) -> EdgesResult:
+def edges_result(subject: EvaluationSubject, measure: EdgesMeasure, counts: Ints) -> EdgesResult:
     """Compute the result from the counts (I, W, 4, K). Each resample draws the same images for all weights."""
     cuts = thresholds(measure.cuts)
     images, weights, kinds, steps = counts.shape

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from segmint.infra.arrays import Floats
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
@@ -30,7 +31,7 @@ from segmint.operators.evaluate.instances import (
     segment_boxes,
 )
 from segmint.operators.evaluate.settings import DATASET
-from segmint.operators.intervals import Floats, Interval, basis, figure_intervals, holm, sign_flip_p, swap_p
+from segmint.operators.intervals import Interval, basis, figure_intervals, holm, sign_flip_p, swap_p
 from segmint.operators.rows import Row
 from segmint.pipeline.engine.evaluate.boxes import (
     NO_CATEGORY,

@@ -14,17 +14,17 @@ import cv2
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 from PIL import Image
 from pycocotools import mask as coco
 
+from segmint.infra.arrays import Bools, Pixels
 from segmint.infra.errors import SegmintError, UsageError
 from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.infra.wording import count, counted
 from segmint.operators.evaluate.settings import FirstClick, PointsSettings
-from segmint.operators.images import JpegDecoder, Pixels
+from segmint.operators.images import JpegDecoder
 from segmint.operators.intervals import Interval, basis
 from segmint.operators.rows import Row
 from segmint.pipeline.engine.evaluate.page import (
@@ -248,9 +248,7 @@ def draw_worst(worst: Sequence[WorstMask], truths: Sequence[Truth], measures: tu
     return [_picture(each.row, images.get((each.part, each.row["image_id"]), "it is gone"), measures) for each in worst]
 
 
-def draw_mask(
-    pixels: Pixels, truth: NDArray[np.bool_], choice: NDArray[np.bool_], clicks: Sequence[Row], crop: Crop
-) -> Pixels:
+def draw_mask(pixels: Pixels, truth: Bools, choice: Bools, clicks: Sequence[Row], crop: Crop) -> Pixels:
     """Draw both masks and the clicks on a crop of the image, at most `SIDE` pixels long, (H, W, 3) uint8 RGB."""
     left, top, right, bottom = crop
     scale = SIDE / max(right - left, bottom - top)
@@ -285,7 +283,7 @@ def _draw_click(canvas: Pixels, place: tuple[int, int], number: int, foreground:
     cv2.putText(canvas, str(number), at, cv2.FONT_HERSHEY_SIMPLEX, 0.45, color, 1, cv2.LINE_AA)
 
 
-def _crop(masks: NDArray[np.bool_], clicks: Sequence[Row]) -> Crop:
+def _crop(masks: Bools, clicks: Sequence[Row]) -> Crop:
     """Choose a crop around masks and clicks, with a margin, inside the image."""
     ys, xs = (np.flatnonzero(masks.any(axis=axis)) for axis in (1, 0))
     spans = []

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
+from segmint.infra.arrays import Floats, Ints
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.storage import Storage
 from segmint.infra.wording import counted, listed
@@ -28,7 +28,7 @@ from segmint.operators.evaluate.instances import (
     propose_objects,
     recall_counts,
 )
-from segmint.operators.intervals import Floats, Interval, basis, figure_intervals, holm, swap_p
+from segmint.operators.intervals import Interval, basis, figure_intervals, holm, swap_p
 from segmint.operators.rows import Row
 from segmint.pipeline.engine.evaluate.page import ComparedScore, FiguresPage, Table, cell, comparison
 from segmint.pipeline.engine.evaluate.result import (
@@ -188,9 +188,9 @@ def measure_name(kind: str, limit: int, area: str) -> str:
 class ProposalCounts:
     """Counts of I images for one kind of category: found (I, W, limits, areas, thresholds), truth (I, areas)."""
 
-    found: NDArray[np.int64]
-    truth: NDArray[np.int64]
-    proposals: NDArray[np.int64]  # (I, W)
+    found: Ints
+    truth: Ints
+    proposals: Ints  # (I, W)
 
 
 @dataclass(frozen=True)
@@ -305,8 +305,8 @@ class ProposalsResult:
 
 def gather(tables: Iterable[Sequence[Row]], weights: int) -> dict[str, ProposalCounts]:
     """Collect the rows of `ProposalsMeasure`, which are grouped by image, into counts by kind."""
-    found: dict[str, list[list[NDArray[np.int64]]]] = {}
-    truth: dict[str, list[NDArray[np.int64]]] = {}
+    found: dict[str, list[list[Ints]]] = {}
+    truth: dict[str, list[Ints]] = {}
     proposals: dict[str, list[list[int]]] = {}
     for rows in tables:
         for row in rows:

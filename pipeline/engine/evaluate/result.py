@@ -25,6 +25,7 @@ from numpy.typing import ArrayLike
 from segmint.catalogs.dataset.outputs import note_output, refuse_inside
 from segmint.catalogs.layout import image_name
 from segmint.catalogs.parquet import RowGroupWriter
+from segmint.infra.arrays import Pixels
 from segmint.infra.assets import absolute_name, resolve, sha256_of
 from segmint.infra.errors import SegmintError, UsageError
 from segmint.infra.log import without_secrets
@@ -41,7 +42,7 @@ from segmint.operators.evaluate.points import embed_for_all
 from segmint.operators.evaluate.settings import DATASET
 from segmint.operators.intervals import LEAST_IMAGES, Interval
 from segmint.operators.rows import Row
-from segmint.pipeline.engine.evaluate.truth import Pixels, SkippedTruth, Truth, TruthImage
+from segmint.pipeline.engine.evaluate.truth import SkippedTruth, Truth, TruthImage
 
 HEAD = [
     pa.field("truth", pa.int32(), nullable=False),  # index of the dataset or file in the command, from 0

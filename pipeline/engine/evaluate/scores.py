@@ -13,15 +13,14 @@ from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 from pycocotools import mask as coco
 
+from segmint.infra.arrays import Bools, Floats, Ints
 from segmint.infra.wording import counted, listed
 from segmint.operators.evaluate.points import MaskScores, NoNumberError, click_masks, no_answer
 from segmint.operators.evaluate.settings import PointsSettings
 from segmint.operators.intervals import (
     RESAMPLES,
-    Floats,
     Interval,
     basis,
     holm,
@@ -213,7 +212,7 @@ class ImageScores:
     """
 
     measures: tuple[str, ...]
-    truth: NDArray[np.int64]
+    truth: Ints
     image_id: tuple[str, ...]
     group: tuple[str | None, ...]
     counts: Floats
@@ -228,7 +227,7 @@ class ImageScores:
         """Return the index of a measure."""
         return self.measures.index(measure)
 
-    def of(self, chosen: NDArray[np.bool_]) -> "ImageScores":
+    def of(self, chosen: Bools) -> "ImageScores":
         """Select the units that `chosen`, (U,) bool, marks."""
         places = np.flatnonzero(chosen).tolist()
         return ImageScores(

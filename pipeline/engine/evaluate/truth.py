@@ -12,16 +12,15 @@ from functools import partial
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple, Protocol
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
 from segmint.catalogs.dataset.commits import Commit
 from segmint.catalogs.dataset.reader import Dataset, MaskAnnotation, Sample
 from segmint.catalogs.dataset.subsets import open_selected
 from segmint.catalogs.dataset.versions import name_now
 from segmint.catalogs.layout import DamagedDatasetError, image_name
+from segmint.infra.arrays import Ints, Pixels, Size
 from segmint.infra.errors import SegmintError, UsageError
 from segmint.infra.stopping import map_ahead
 from segmint.infra.storage.errors import NotFoundError, StorageFaultError
@@ -33,7 +32,6 @@ from segmint.operators.annotations.image import (
     AnnotatedImage,
     AnnotatedMask,
     CocoRle,
-    Size,
     UnreadableMaskError,
     checked_rle,
     mask_name,
@@ -50,8 +48,6 @@ from segmint.operators.images import JpegDecoder, UndecodableError, decode_jpeg
 from segmint.operators.prepare.ingest import ingest
 from segmint.operators.prepare.ingest_config import ANY_SIZE
 from segmint.operators.rows import AUTOMATIC, SOURCES
-
-Pixels = NDArray[np.uint8]
 
 
 class UnreadableTruthError(ValueError):
@@ -110,7 +106,7 @@ class TruthImage:
     masks: Sequence[TruthMask]
     skipped: Sequence[str] = ()
     columns: Mapping[str, Any] = field(default_factory=dict)
-    label_map: NDArray[np.int64] | None = None
+    label_map: Ints | None = None
     ignore: frozenset[int] = frozenset()
     checked: frozenset[int] = frozenset()
     not_exhaustive: frozenset[int] = frozenset()
@@ -364,7 +360,7 @@ def _read_pixels(folder: Location, name: str, decoders: Decoders) -> Pixels:
 
 
 def _masks(
-    masks: Sequence[AnnotatedMask], pixels: Pixels, labels: NDArray[np.int64] | None = None
+    masks: Sequence[AnnotatedMask], pixels: Pixels, labels: Ints | None = None
 ) -> tuple[list[TruthMask], list[str]]:
     """Separate the nonempty masks from the empty ones, and return a line for each empty one.
 

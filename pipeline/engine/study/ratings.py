@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
 from segmint.catalogs.dataset.manifest import load_manifest
@@ -31,6 +30,7 @@ from segmint.catalogs.dataset.ratings import (
 )
 from segmint.catalogs.dataset.versions import VersionName, name_now
 from segmint.catalogs.layout import wrong_fields
+from segmint.infra.arrays import Floats, Ints
 from segmint.infra.assets import sha256_of
 from segmint.infra.errors import UsageError
 from segmint.infra.scratch import ScratchFolder
@@ -285,7 +285,7 @@ def _between(interval: Interval | None, sign: str) -> str:
     return f"{interval[0]:{sign}.2f} to {interval[1]:{sign}.2f}"
 
 
-def _mean(name: str, values: NDArray[np.float64], images: NDArray[np.int64], limits: Interval) -> MeanRating:
+def _mean(name: str, values: Floats, images: Ints, limits: Interval) -> MeanRating:
     """Compute the mean of the masks' values. If values can be negative, p tests whether the mean is 0."""
     from scipy.stats import ttest_1samp
 

@@ -26,6 +26,7 @@ from segmint.catalogs.dataset.submissions import (
 from segmint.catalogs.dataset.tombstones import by_shard
 from segmint.catalogs.dataset.versions import VersionName
 from segmint.catalogs.layout import image_name
+from segmint.infra.arrays import Size
 from segmint.infra.errors import UsageError
 from segmint.infra.stopping import map_ahead
 from segmint.infra.storage.errors import NotFoundError
@@ -34,7 +35,7 @@ from segmint.infra.wording import counted, not_checked_lines
 from segmint.operators.annotations import coco, label_studio
 from segmint.operators.annotations.coco import parse_coco
 from segmint.operators.annotations.folder import best_matches, iou
-from segmint.operators.annotations.image import AnnotatedImage, AnnotatedMask, CocoRle, Size, image_number
+from segmint.operators.annotations.image import AnnotatedImage, AnnotatedMask, CocoRle, image_number
 from segmint.operators.annotations.label_studio import iter_tasks
 from segmint.operators.intervals import Interval, basis, mean_intervals, share_interval
 from segmint.operators.rows import Row

@@ -43,6 +43,7 @@ from segmint.catalogs.dataset.manifest import DatasetManifest, dataset_keys, loa
 from segmint.catalogs.dataset.reader import Subset
 from segmint.catalogs.dataset.subsets import choose_images
 from segmint.catalogs.layout import MOST_MEMBER_BYTES, DamagedDatasetError
+from segmint.infra.arrays import Bools, Bytes, Ints
 from segmint.infra.errors import SegmintError, UsageError
 from segmint.infra.log import get_logger
 from segmint.infra.progress import Progress
@@ -70,11 +71,11 @@ class ShardScan:
     decoded, or is empty.
     """
 
-    ids: NDArray[np.int64]
-    places: NDArray[np.int64]
-    sha256: NDArray[np.uint8]
+    ids: Ints
+    places: Ints
+    sha256: Bytes
     hashes: NDArray[np.uint64]
-    thumbnails: NDArray[np.uint8]
+    thumbnails: Bytes
     damage: NDArray[np.str_]
 
 
@@ -154,7 +155,7 @@ def _see(jpeg: bytes, decoder: JpegDecoder) -> tuple[Any, ...]:
         return digest, *nothing, error
 
 
-def _views(jpeg: bytes) -> tuple[NDArray[np.uint64], NDArray[np.uint8]]:
+def _views(jpeg: bytes) -> tuple[NDArray[np.uint64], Bytes]:
     """Decode a JPEG at reduced scale and hash it."""
     gray = simplejpeg.decode_jpeg(jpeg, colorspace="GRAY", min_height=_SIDE, min_width=_SIDE, min_factor=1)
     hashes = image_hashes(np.asarray(gray)[..., 0], mirror=True)
@@ -253,22 +254,22 @@ class TrainingImages:
     """
 
     shards: Sequence[Shard]
-    entry: NDArray[np.int64]
-    shard: NDArray[np.int64]
-    ids: NDArray[np.int64]
-    sizes: NDArray[np.int64]
-    places: NDArray[np.int64]
-    jpeg_sha256: NDArray[np.uint8]
-    source_sha256: NDArray[np.uint8]
+    entry: Ints
+    shard: Ints
+    ids: Ints
+    sizes: Ints
+    places: Ints
+    jpeg_sha256: Bytes
+    source_sha256: Bytes
     hashes: NDArray[np.uint64]
-    thumbnails: NDArray[np.uint8]
-    annotations: NDArray[np.int64]
-    starts: NDArray[np.int64]
+    thumbnails: Bytes
+    annotations: Ints
+    starts: Ints
 
     def __len__(self) -> int:
         return len(self.ids)
 
-    def masks_of(self, image: int) -> NDArray[np.int64]:
+    def masks_of(self, image: int) -> Ints:
         """Return the annotation ids of an image's masks."""
         return self.annotations[self.starts[image] : self.starts[image + 1]]
 
@@ -315,7 +316,7 @@ class DatasetContents:
     """
 
     tars: frozenset[str]
-    jpegs: NDArray[np.uint8]
+    jpegs: Bytes
     whole: bool
 
 
@@ -337,7 +338,7 @@ def find_images(
             commits = list(CommitLog(dataset.location).read_all())
             progress.stage(stage, len(commits))
             folder = None if kept is None else kept / dataset.key
-            jpegs: list[NDArray[np.uint8]] = [np.empty((0, 32), np.uint8)]
+            jpegs: list[Bytes] = [np.empty((0, 32), np.uint8)]
             first = len(shards)
             for done, commit in enumerate(commits, start=1):
                 shard = Shard(dataset, commit.shard, commit.file("shards"))
@@ -472,12 +473,12 @@ def _choose(
     )
 
 
-def _of_choice(source: pa.ChunkedArray, masks: MaskChoice) -> NDArray[np.bool_]:
+def _of_choice(source: pa.ChunkedArray, masks: MaskChoice) -> Bools:
     human = np.asarray(pc.fill_null(pc.is_in(source, value_set=pa.array(HUMAN)), False))
     return np.ones(len(human), bool) if masks == "all" else human if masks == "human" else ~human
 
 
-def _digest(text: str | None) -> NDArray[np.uint8] | None:
+def _digest(text: str | None) -> Bytes | None:
     """Convert a hexadecimal SHA-256 to bytes, or return None if the text isn't one."""
     try:
         data = bytes.fromhex(text or "")
@@ -513,7 +514,7 @@ class StepDraw:
 
     slot: int
     image: int
-    masks: NDArray[np.int64]
+    masks: Ints
     numbers: Sequence[int]
     jitter: tuple[float, float, float] | None = None
 
@@ -524,7 +525,7 @@ class DrawSequence:
     def __init__(
         self,
         images: TrainingImages,
-        trained: NDArray[np.bool_],
+        trained: Bools,
         weights: Sequence[float],
         batch: BatchKeys,
         seed: int,
@@ -547,7 +548,7 @@ class DrawSequence:
         self._borders = np.cumsum(shares) / shares.sum()
         self._lock = Lock()
         # For each block, the number of earlier draws by entry.
-        self._counts: list[NDArray[np.int64]] = [np.zeros(len(self._rows), np.int64)]
+        self._counts: list[Ints] = [np.zeros(len(self._rows), np.int64)]
         self._entries = lru_cache(maxsize=4)(self._draw_entries)
         self._permutation = lru_cache(maxsize=2 * len(self._rows))(self._permute)
 
@@ -573,13 +574,13 @@ class DrawSequence:
         turn, index = divmod(before, len(rows))
         return int(rows[self._permutation(entry, turn)[index]])
 
-    def _draw_entries(self, block: int) -> NDArray[np.int64]:
+    def _draw_entries(self, block: int) -> Ints:
         """Draw a configuration entry for each draw of a block. The draw then takes an image of this entry's dataset."""
         places = torch.arange(block * _BLOCK, (block + 1) * _BLOCK)
         drawn = uniforms(random_bits(_key(self._seed, _ENTRY), places), 1)[:, 0].numpy()
         return np.minimum(np.searchsorted(self._borders, drawn, "right"), len(self._borders) - 1)
 
-    def _before(self, block: int) -> NDArray[np.int64]:
+    def _before(self, block: int) -> Ints:
         """Count the draws from each entry in all blocks before this one."""
         with self._lock:  # a prefetch thread calls this, too
             while len(self._counts) <= block:
@@ -587,7 +588,7 @@ class DrawSequence:
                 self._counts.append(self._counts[-1] + np.bincount(chosen, minlength=len(self._rows)))
         return self._counts[block]
 
-    def _permute(self, entry: int, turn: int) -> NDArray[np.int64]:
+    def _permute(self, entry: int, turn: int) -> Ints:
         bits = random_bits(_key(self._seed, _ORDER, entry, turn), torch.arange(len(self._rows[entry])))
         return np.argsort(bits.numpy(), kind="stable")
 
@@ -598,12 +599,12 @@ class DrawSequence:
         scale, top, left = uniforms(_key(self._seed, _JITTER, place), 3)[0].tolist()
         return low + (high - low) * scale, top, left
 
-    def _masks(self, image: int, place: int, count: int) -> NDArray[np.int64]:
+    def _masks(self, image: int, place: int, count: int) -> Ints:
         return choose_masks(self._images.masks_of(image), count, _key(self._seed, _MASKS, place))
 
 
 def fixed_draws(
-    images: TrainingImages, chosen: NDArray[np.bool_], most: int, masks: int, choices: Sequence[MaskChoice]
+    images: TrainingImages, chosen: Bools, most: int, masks: int, choices: Sequence[MaskChoice]
 ) -> list[StepDraw]:
     """Draw up to `most` of the `chosen` images, (N,) bool, with up to `masks` masks each.
 
@@ -627,7 +628,7 @@ def fixed_draws(
     return found
 
 
-def choose_masks(annotations: NDArray[np.int64], count: int, key: Tensor) -> NDArray[np.int64]:
+def choose_masks(annotations: Ints, count: int, key: Tensor) -> Ints:
     """Choose up to `count` annotation ids at random by a key (1,) int64, and return them in ascending order."""
     order = np.argsort(random_bits(key, torch.from_numpy(annotations)).numpy(), kind="stable")
     return np.sort(annotations[order[:count]])

@@ -34,12 +34,12 @@ from typing import Any, TypeVar
 import numpy as np
 import simplejpeg
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
 from segmint.catalogs.dataset.outputs import EMBEDDINGS, CacheSize, recount
 from segmint.catalogs.layout import DamagedDatasetError
+from segmint.infra.arrays import Bools, Floats, Ints, Pixels, Size
 from segmint.infra.device import Compute, cpu_bits, device_kind
 from segmint.infra.log import get_logger
 from segmint.infra.storage.errors import NotFoundError, StorageFaultError
@@ -116,10 +116,10 @@ class TrainingImage:
 
     slot: int
     image: int
-    pixels: NDArray[np.uint8] | None
+    pixels: Pixels | None
     masks: TrainingMasks
-    annotations: NDArray[np.int64]
-    boxes: NDArray[np.float64]
+    annotations: Ints
+    boxes: Floats
     features: Tensor | None = None
 
 
@@ -129,7 +129,7 @@ class ImageView:
 
     rows: slice
     columns: slice
-    input_size: tuple[int, int]
+    input_size: Size
 
 
 Kept = Callable[[int], Tensor | None]
@@ -226,7 +226,7 @@ class TrainingImageReader:
                 self._fresh.append(dict(line))
         return prepared.read
 
-    def pixels_of(self, read: TrainingImage) -> NDArray[np.uint8] | None:
+    def pixels_of(self, read: TrainingImage) -> Pixels | None:
         """Return an image's pixels, and read them if necessary. If that fails, skip the image and return None."""
         if read.pixels is not None:
             return read.pixels
@@ -237,7 +237,7 @@ class TrainingImageReader:
             self.take(DrawnImage(None, [self._line("damaged images", read.image, detail=str(error))]))
             return None
 
-    def _pixels(self, image: int, size: tuple[int, int], view: ImageView) -> NDArray[np.uint8]:
+    def _pixels(self, image: int, size: Size, view: ImageView) -> Pixels:
         jpeg = self._range(image, 0)
         if hashlib.sha256(jpeg).digest() != self._images.jpeg_sha256[image].tobytes():
             raise DamagedDatasetError("its JPEG changed after the run started")
@@ -266,7 +266,7 @@ class TrainingImageReader:
             changed = ", because the dataset changed during training" if shard.dataset.has_changed() else ""
             raise DamagedDatasetError(f"its shard's tar is gone{changed}") from error
 
-    def _mask(self, segmentation: Any, size: tuple[int, int]) -> NDArray[np.bool_]:
+    def _mask(self, segmentation: Any, size: Size) -> Bools:
         """Decode a segmentation to a mask (H, W) bool. Raises `_UnusableMaskError`."""
         try:
             if list(segmentation["size"]) != list(size):
@@ -314,14 +314,14 @@ class TrainingImageReader:
         return True
 
 
-def _box(mask: NDArray[np.bool_], input_size: tuple[int, int]) -> list[float]:
+def _box(mask: Bools, input_size: Size) -> list[float]:
     """Return the box of a non-empty mask (H, W), in pixels of the resized image."""
     (top, bottom), (left, right) = (np.flatnonzero(mask.any(axis=axis))[[0, -1]] for axis in (1, 0))
     y, x = (side / length for side, length in zip(input_size, mask.shape, strict=True))
     return [left * x, top * y, (right + 1) * x, (bottom + 1) * y]
 
 
-def view_of(size: tuple[int, int], jitter: tuple[float, float, float] | None = None) -> ImageView:
+def view_of(size: Size, jitter: tuple[float, float, float] | None = None) -> ImageView:
     """Return the part of an image of `size` (height, width) for the encoder. Without `jitter`, this is the whole image.
 
     Large-scale jitter (Ghiasi et al. 2021, arXiv 2012.07177) makes the longer side `jitter[0]` times as long as the
@@ -339,7 +339,7 @@ def view_of(size: tuple[int, int], jitter: tuple[float, float, float] | None = N
     return ImageView(slices[0], slices[1], (sides[0], sides[1]))
 
 
-def _decode_view(jpeg: bytes, size: tuple[int, int], view: ImageView) -> NDArray[np.uint8]:
+def _decode_view(jpeg: bytes, size: Size, view: ImageView) -> Pixels:
     """Decode a JPEG and resize its view to the encoder's input, (h, w, 3) uint8 RGB.
 
     Returns an empty array if the JPEG isn't of this `size`.
@@ -356,18 +356,18 @@ _SALT = b"segmint held-out 1\0"
 _RANGE = 1 << 64
 
 
-def held_out(images: TrainingImages, share: float) -> NDArray[np.bool_]:
+def held_out(images: TrainingImages, share: float) -> Bools:
     """Decide which of the N images are held out, (N,) bool."""
     sources, same = np.unique(images.source_sha256, axis=0, return_inverse=True)
     alone = np.array([is_held_out(source.tobytes(), share) for source in sources], bool)
     groups = _similar_groups(images)
     trained = np.zeros(len(images) + 1, bool)
     np.logical_or.at(trained, groups, ~alone[same.reshape(-1)])
-    held: NDArray[np.bool_] = ~trained[groups]
+    held: Bools = ~trained[groups]
     return held
 
 
-def _similar_groups(images: TrainingImages) -> NDArray[np.int64]:
+def _similar_groups(images: TrainingImages) -> Ints:
     """Group the N images by similarity. Returns a group number per image, (N,)."""
     sources, first, same = np.unique(images.source_sha256, axis=0, return_index=True, return_inverse=True)
     # Images with the same source belong to one group, and so do images with the same JPEG, because two catalogs may
@@ -383,13 +383,13 @@ def is_held_out(source_sha256: bytes, share: float) -> bool:
     return value < share * _RANGE
 
 
-def digest_of_sources(images: TrainingImages, chosen: NDArray[np.bool_]) -> tuple[int, str]:
+def digest_of_sources(images: TrainingImages, chosen: Bools) -> tuple[int, str]:
     """Count the distinct sources of the `chosen` images, (N,) bool, and hash their sorted list with SHA-256."""
     sources = np.unique(images.source_sha256[chosen], axis=0)
     return len(sources), hashlib.sha256(sources.tobytes()).hexdigest()
 
 
-def _joined(groups: NDArray[np.int64], others: NDArray[np.int64]) -> NDArray[np.int64]:
+def _joined(groups: Ints, others: Ints) -> Ints:
     """Merge two groupings: images that share a group in either one share a group in the result."""
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
@@ -397,7 +397,7 @@ def _joined(groups: NDArray[np.int64], others: NDArray[np.int64]) -> NDArray[np.
     count = int(groups.max(initial=-1)) + 1
     size = count + int(others.max(initial=-1)) + 1
     links = coo_array((np.ones(len(groups), bool), (groups, count + others)), shape=(size, size))
-    labels: NDArray[np.int64] = connected_components(links, directed=False)[1].astype(np.int64)
+    labels: Ints = connected_components(links, directed=False)[1].astype(np.int64)
     return labels[groups]
 
 

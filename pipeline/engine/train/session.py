@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from segmint.catalogs.dataset.outputs import SCANS, purge_scans
 from segmint.catalogs.lineage import TRAINING, HeldOutScores, TrainingDatasetRef, TrainingRound
+from segmint.infra.arrays import Bools
 from segmint.infra.device import Compute, cpu_bits, device_kind
 from segmint.infra.errors import SegmintError, UsageError
 from segmint.infra.log import get_logger
@@ -211,7 +211,7 @@ class TrainingInputs:
     """Images in a run's datasets, the mask `held` (N,) bool of held-out images, and each dataset's contents."""
 
     images: TrainingImages
-    held: NDArray[np.bool_]
+    held: Bools
     held_by: dict[str, DatasetContents]
     skipped: SkippedImages
 
@@ -275,7 +275,7 @@ class TrainingSession:
         self,
         sam: Sam,
         images: TrainingImages,
-        held: NDArray[np.bool_],
+        held: Bools,
         reader: TrainingImageReader,
         cache: EmbeddingCache | None,
     ) -> None:
@@ -322,7 +322,7 @@ class TrainingSession:
         self,
         trainer: Trainer,
         images: TrainingImages,
-        held: NDArray[np.bool_],
+        held: Bools,
         ended: LoopEnd,
         evaluations: Sequence[Evaluation],
     ) -> None:

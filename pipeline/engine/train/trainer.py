@@ -20,10 +20,10 @@ import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor
 
 from segmint.catalogs.frozen import Frozen
+from segmint.infra.arrays import Bools, Pixels, Size
 from segmint.infra.device import Compute
 from segmint.infra.errors import SegmintError
 from segmint.infra.wording import counted, number, some
@@ -314,7 +314,7 @@ def one_click(sam: Sam, features: Tensor, masks: TrainingMasks) -> ClickPredicti
     return ClickPredictions(torch.cat(logits), torch.cat(ious), points)
 
 
-def draw_sample(sam: Sam, pixels: NDArray[np.uint8], masks: TrainingMasks, features: Tensor) -> bytes:
+def draw_sample(sam: Sam, pixels: Pixels, masks: TrainingMasks, features: Tensor) -> bytes:
     """Draw an image with its masks on the left, and with the predictions after one click each on the right, as a PNG.
 
     `pixels` (h, w, 3) RGB are the encoder's input without its padding.
@@ -331,13 +331,13 @@ def draw_sample(sam: Sam, pixels: NDArray[np.uint8], masks: TrainingMasks, featu
     return encode_png(np.concatenate([left, gap, right], axis=1))
 
 
-def _in_frame(squares: Tensor, input_size: tuple[int, int]) -> Tensor:
+def _in_frame(squares: Tensor, input_size: Size) -> Tensor:
     """Resize logits (N, side, side) to the encoder's input, and crop the padding."""
     large = F.interpolate(squares[:, None], (SAM1.image_size, SAM1.image_size), mode="bilinear", align_corners=False)
     return large[:, 0, : input_size[0], : input_size[1]]
 
 
-def _tinted(pixels: NDArray[np.uint8], masks: NDArray[np.bool_]) -> NDArray[np.uint8]:
+def _tinted(pixels: Pixels, masks: Bools) -> Pixels:
     """Paint each mask onto the image in its own color, from the largest mask to the smallest."""
     canvas = pixels.astype(np.float32)
     for place in np.argsort([-int(mask.sum()) for mask in masks], kind="stable").tolist():

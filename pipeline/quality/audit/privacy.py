@@ -13,6 +13,7 @@ from typing import Any
 from segmint.catalogs.dataset.manifest import DatasetManifest
 from segmint.catalogs.findings import Code, Finding, FindingLocation
 from segmint.catalogs.layout import DamagedDatasetError, image_name, image_stem
+from segmint.infra.arrays import Pixels
 from segmint.infra.assets import pinned, resolve
 from segmint.infra.errors import UsageError, last_line
 from segmint.infra.storage.location import Location
@@ -29,7 +30,6 @@ from segmint.operators.audit.privacy import (
     picture,
     search_release,
 )
-from segmint.operators.images import Pixels
 from segmint.operators.prepare.deidentify import (
     CONFIGS,
     NO_DETECTOR,

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor
 
+from segmint.infra.arrays import Bools, Floats
 from segmint.model.automatic import candidates
 from segmint.model.automatic.crops import generate_crops, mask_boxes
 from segmint.model.automatic.rle import Rle, compress, decode, decompress, encode
@@ -58,7 +58,7 @@ def coco_encode_rle(uncompressed_rle: dict[str, Any]) -> dict[str, Any]:
     return {**uncompressed_rle, "counts": compress(np.asarray(uncompressed_rle["counts"], np.int64))}
 
 
-def rle_to_mask(rle: dict[str, Any]) -> NDArray[np.bool_]:
+def rle_to_mask(rle: dict[str, Any]) -> Bools:
     """Decode uncompressed run lengths to a mask, (height, width) bool."""
     height, width = rle["size"]
     return decode(Rle((height, width), coco_encode_rle(rle)["counts"]))
@@ -76,12 +76,12 @@ def calculate_stability_score(masks: Tensor, mask_threshold: float, threshold_of
     return inner / outer
 
 
-def build_point_grid(n_per_side: int) -> NDArray[np.float64]:
+def build_point_grid(n_per_side: int) -> Floats:
     """Return evenly spaced points of the unit square, (n_per_side^2, 2) as x, y."""
     return point_grid(n_per_side)
 
 
-def build_all_layer_point_grids(n_per_side: int, n_layers: int, scale_per_layer: int) -> list[NDArray[np.float64]]:
+def build_all_layer_point_grids(n_per_side: int, n_layers: int, scale_per_layer: int) -> list[Floats]:
     """Return the grid of each crop layer, from 0 to `n_layers`."""
     return [point_grid(int(n_per_side / scale_per_layer**layer)) for layer in range(n_layers + 1)]
 
@@ -111,7 +111,7 @@ def uncrop_masks(masks: Tensor, crop_box: list[int], orig_h: int, orig_w: int) -
     return F.pad(masks, (x0, orig_w - x1, y0, orig_h - y1), value=0)
 
 
-def remove_small_regions(mask: NDArray[np.bool_], area_thresh: float, mode: str) -> tuple[NDArray[np.bool_], bool]:
+def remove_small_regions(mask: Bools, area_thresh: float, mode: str) -> tuple[Bools, bool]:
     """Fill the holes, or remove the islands, of fewer than `area_thresh` pixels, and return True if there were any.
 
     If all islands are small, the largest one stays. Raises ValueError if `mode` is neither "holes" nor "islands".

@@ -14,9 +14,10 @@ from matplotlib import pyplot
 from PIL import Image
 
 from segmint.catalogs.dataset.reader import MaskAnnotation, Sample
+from segmint.infra.arrays import Pixels
 from segmint.model.automatic.rle import Funnel, MaskRecord, decompress, encode
 from segmint.operators.overlay import draw_overlay
-from segmint.pipeline.masks.results import ImageMasks, MissingMatplotlibError, Pixels, show
+from segmint.pipeline.masks.results import ImageMasks, MissingMatplotlibError, show
 
 mpl.use("Agg")
 

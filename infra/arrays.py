@@ -1,0 +1,16 @@
+"""Types of NumPy arrays, by their values, and of images and their sizes."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+Bools = NDArray[np.bool_]
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+Floats32 = NDArray[np.float32]
+Bytes = NDArray[np.uint8]
+
+Pixels = Bytes
+"""Image, (H, W, 3) in RGB unless stated otherwise."""
+
+Size = tuple[int, int]
+"""(height, width) in pixels."""
