@@ -140,15 +140,32 @@ def read_notes(dataset: Location) -> list[OutputNote]:
 
     An export adds a note when it starts and another when it is complete. If both exist, only the second is returned.
     """
-    notes = []
-    for entry in (each for each in (dataset / OUTPUTS).list() if is_known(f"{OUTPUTS}/{each.name}")):
-        file = dataset / OUTPUTS / entry.name
-        try:
-            notes.append(OutputNote.model_validate(json.loads(file.read())))
-        except (ValidationError, ValueError, RecursionError) as error:
-            raise DamagedDatasetError(f"{file} is not the note of an output: {error}") from error
+    notes = [_read_note(dataset / path) for path in _note_paths(dataset)]
     completed = {(note.command, note.where) for note in notes if note.complete}
     return [note for note in notes if note.complete or (note.command, note.where) not in completed]
+
+
+def damaged_notes(dataset: Location) -> dict[str, str]:
+    """Return the problem with each damaged note, keyed by its path below the dataset."""
+    problems = {}
+    for path in _note_paths(dataset):
+        try:
+            _read_note(dataset / path)
+        except DamagedDatasetError as error:
+            problems[path] = str(error)
+    return problems
+
+
+def _note_paths(dataset: Location) -> list[str]:
+    paths = (f"{OUTPUTS}/{entry.name}" for entry in (dataset / OUTPUTS).list())
+    return [path for path in paths if is_known(path)]
+
+
+def _read_note(file: Location) -> OutputNote:
+    try:
+        return OutputNote.model_validate(json.loads(file.read()))
+    except (ValidationError, ValueError, RecursionError) as error:
+        raise DamagedDatasetError(f"{file} is not the note of an output: {error}") from error
 
 
 def where_is(place: Location) -> str:

@@ -29,6 +29,7 @@ from segmint.catalogs.dataset.digest import (
 )
 from segmint.catalogs.dataset.inventory import Inventory, judge_unnamed, read_files, take_inventory
 from segmint.catalogs.dataset.manifest import CatalogPart, DatasetManifest, manifest_generations
+from segmint.catalogs.dataset.outputs import damaged_notes
 from segmint.catalogs.dataset.submissions import ANNOTATIONS
 from segmint.catalogs.dataset.sweep import GRACE
 from segmint.catalogs.dataset.tombstones import FINGERPRINTS, TOMBSTONES, damaged_fingerprints, damaged_tombstones
@@ -229,6 +230,7 @@ def _read_all(reading: _VerifyState, version: Version | None) -> Version | None:
     for leaf in removal_leaves(dataset):
         reading.add(leaf, (dataset / leaf.path).size())
     reading.problems += [*damaged_tombstones(dataset).values(), *damaged_fingerprints(dataset).values()]
+    reading.problems += damaged_notes(dataset).values()
     read_shards(reading, [commit.key for commit in held], latest=True)
     unreadable = {commit.shard for commit in held} - {commit.shard for commit in reading.commits}
     _judge_rest(reading, inventory, unreadable)

@@ -25,6 +25,7 @@ from segmint.catalogs.dataset.manifest import (
     manifest_name,
     read_generation,
 )
+from segmint.catalogs.dataset.outputs import damaged_notes
 from segmint.catalogs.dataset.sweep import GRACE
 from segmint.catalogs.dataset.tombstones import (
     NO_NAMES,
@@ -390,6 +391,8 @@ def audit_records(
     damaged = {**damaged_tombstones(dataset), **damaged_fingerprints(dataset)}
     for path, problem in damaged.items():
         findings.add(FindingLocation(path).finding(Code.BAD_TOMBSTONE, "what a takedown writes", problem))
+    for path, problem in damaged_notes(dataset).items():
+        findings.add(FindingLocation(path).finding(Code.STRAY_FILE, "the note of an output", problem))
     removals = None if damaged else read_removals(dataset)
     spans = [range(first := part.first_shard * per_shard, first + part.rows) for part in manifest.catalog]
     removals = removals or Removals({}, NO_NAMES)

@@ -334,6 +334,12 @@ def no_tombstone(dataset: Path) -> None:
     (dataset / "tombstones" / "0123456789ab.json").write_text("{}")
 
 
+@damage(Code.STRAY_FILE, "outputs/0123456789ab.json", "is not the note of an output")
+def no_note(dataset: Path) -> None:
+    (dataset / "outputs").mkdir(exist_ok=True)
+    (dataset / "outputs" / "0123456789ab.json").write_text("{}")
+
+
 # --- what people said ---
 
 
