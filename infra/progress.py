@@ -195,8 +195,10 @@ def _line(name: str, stage: _StageProgress) -> str:
     rate = stage.done / max(time.monotonic() - stage.started, 1e-3)
     if stage.total is None:
         return f"{name} {stage.done} ({rate:.3g}/s)"
-    share = stage.done / stage.total if stage.total else 1.0
     left = stage.total - stage.done
+    share = 1.0
+    if left > 0:
+        share = min(stage.done / stage.total, 0.999)  # 100.0% is only shown at the end
     ends = f", {duration(left / rate, rough=True)} left" if left > 0 and rate > 0 else ""
     return f"{name} {stage.done}/{stage.total} ({share:.1%}, {rate:.3g}/s{ends})"
 

@@ -41,6 +41,9 @@ def plural(value: int | None, noun: str) -> str:
     return noun if value == 1 else f"{noun}s"
 
 
+_WHOLE = 1 - 1e-9  # a fraction from here on is 1, except for errors of rounding
+
+
 def number(value: float | None) -> str:
     """Format a number with up to three significant digits: `0.25`, `12.5`, `1,234`. None becomes `unknown`."""
     if value is None:
@@ -49,8 +52,16 @@ def number(value: float | None) -> str:
 
 
 def share(value: float | None) -> str:
-    """Format a fraction from 0 to 1 as a percentage: `12.5%`. None becomes `unknown`."""
-    return UNKNOWN if value is None else f"{number(100 * value)}%"
+    """Format a fraction from 0 to 1 as a percentage: `12.5%`. None becomes `unknown`.
+
+    Only the whole is 100%: a smaller fraction isn't rounded up to it.
+    """
+    if value is None:
+        return UNKNOWN
+    text = number(100 * value)
+    if text == "100" and value < _WHOLE:
+        text = "99.9"
+    return f"{text}%"
 
 
 def upper_bound(value: float) -> str:
