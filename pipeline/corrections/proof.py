@@ -123,8 +123,11 @@ class WantedImage:
         numbers = "|".join(str(image.id) for image in self.images).encode()
         region = rb'id(?="\s*:\s*\d+\s*,\s*"kind")'  # in the format of `redact`; other ids may belong to masks
         keys = rb'"(?:image|image_id|segmint_id|%b)"\s*:\s*' % region
-        quote = b'"?' if self._reads_texts else b""
-        return re.compile(rb"%b%b(?:%b)(?:\.0+)?(?![\w.])" % (keys, quote, numbers))
+        number = rb"(?:%b)(?:\.0+)?" % numbers
+        values = rb"%b(?![\w.])" % number
+        if self._reads_texts:
+            values += rb'|"%b"' % number
+        return re.compile(rb"%b(?:%b)" % (keys, values))
 
     @property
     def _reads_texts(self) -> bool:
