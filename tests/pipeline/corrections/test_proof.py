@@ -140,7 +140,9 @@ def test_a_number_is_found_however_other_programs_store_it(value: Any) -> None:
         assert digits.is_mentioned(text) is not isinstance(value, str)
 
 
-@pytest.mark.parametrize("value", [4.5, 40, True, None, float("nan"), float("inf"), "4.5", "4a", "4-cat", "-4", "44", [4]])
+@pytest.mark.parametrize(
+    "value", [4.5, 40, True, None, float("nan"), float("inf"), "4.5", "4a", "4-cat", "-4", "44", [4]]
+)
 def test_other_values_aren_t_the_number(value: Any) -> None:
     wanted = WantedImage((RemovedImage(ordinal=0, id=4, image_id="cat", uri="a/b.jpg", sha256=None),))
     assert not wanted.is_value("image_id", value)
