@@ -1,13 +1,9 @@
-"""Decoding of images in a child process, segmint's own JPEGs, and the prompts of rows.
+"""Decoders for segmint's own JPEGs and for untrusted JPEGs of datasets, and the prompts of rows.
 
-Decoder for segmint's own JPEGs. `operators/prepare/ingest.py` and `operators/images.py` decode others.
-
-Decoder for untrusted JPEGs of datasets, with limits on memory and time.
-
-JPEGs are decoded in a child process with a memory limit and a deadline. Images over `MOST_PIXELS` aren't decoded at
-all. Starting a child takes time, so there is an exception for datasets in segmint's format: a small JPEG that looks as
-if segmint wrote it is decoded in this process. This is safe, because decoding such a JPEG takes memory and time in
-proportion to its pixels.
+`operators/prepare/ingest.py` decodes the originals of a build. Untrusted JPEGs are decoded in a child process with a
+memory limit and a deadline. Images over `MOST_PIXELS` aren't decoded at all. Starting a child takes time, so there is
+an exception for datasets in segmint's format: a small JPEG that looks as if segmint wrote it is decoded in this
+process. This is safe, because decoding such a JPEG takes memory and time in proportion to its pixels.
 """
 
 import io

@@ -123,7 +123,7 @@ _NAMESPACES = {"plus": _PLUS[0], "tdm": _TDM[0]}
 DETAIL = "a refusal list names its bytes, its URL, or its domain"
 """Detail of each refused row. It doesn't say which list or entry, because lists may be confidential."""
 
-_SHA256 = re.compile(r"([0-9a-fA-F]{64})(?:\s.*)?", re.ASCII)
+_SHA256 = re.compile(r"\\?([0-9a-fA-F]{64})(?:\s.*)?", re.ASCII)  # after \, sha256sum escapes the file's name
 
 _DOMAIN = re.compile(r"(?:[a-z0-9_](?:[a-z0-9_-]*[a-z0-9_])?\.)+[a-z0-9-]*[a-z0-9]", re.ASCII)
 
@@ -681,7 +681,7 @@ def _plain_url(text: str) -> tuple[str, str] | None:
         return None
     scheme = "http" if parts.scheme == "https" else parts.scheme
     where = host if port in (None, 80, 443) else f"{host}:{port}"
-    query = f"?{parts.query}" if parts.query else ""
+    query = f"?{unquote(parts.query)}" if parts.query else ""
     return host, f"{scheme}://{where}{unquote(parts.path or '/')}{query}"
 
 

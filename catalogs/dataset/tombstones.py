@@ -320,7 +320,11 @@ def put_tombstone(dataset: Location, tombstone: Tombstone) -> None:
 
 
 def list_tombstones(dataset: Location) -> list[ObjectInfo]:
-    """List the files of tombstones, and ignore files that other programs put in their folder."""
+    """List the JSON files in the folder of the tombstones.
+
+    Files of other kinds are ignored. A JSON file that isn't a tombstone is a damaged one, because it may have been
+    renamed or overwritten.
+    """
     return [entry for entry in (dataset / TOMBSTONES).list() if entry.name.endswith(".json")]
 
 

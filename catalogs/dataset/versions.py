@@ -485,10 +485,11 @@ def read_history(dataset: Location) -> VersionHistory:
 
 def _breaks(version: Version, earlier: Version | None) -> Iterator[Finding]:
     """Yield a finding if a version doesn't follow the version before it, as far as that version is known."""
-    if version.before is None or (earlier is None and version.number > 1):
-        return
-    if earlier is None:
-        yield Finding(Code.BAD_VERSION, version.path, "no digest before the first version", f"sha256:{version.before}")
-    elif earlier.number == version.number - 1 and version.before != earlier.digest:
+    named = "no digest" if version.before is None else f"sha256:{version.before}"
+    if version.number == 1 and version.before is not None:
+        yield Finding(Code.BAD_VERSION, version.path, "no digest before the first version", named)
+    elif earlier is not None and earlier.number == version.number - 1 and version.before != earlier.digest:
         expected = f"sha256:{earlier.digest} before it, the digest of version {earlier.number}"
-        yield Finding(Code.BAD_VERSION, version.path, expected, f"sha256:{version.before}")
+        yield Finding(Code.BAD_VERSION, version.path, expected, named)
+    elif version.number > 1 and version.before is None:
+        yield Finding(Code.BAD_VERSION, version.path, f"the digest of version {version.number - 1} before it", named)

@@ -35,8 +35,8 @@ class RetryPolicy:
     """Limits on the retries of a fault.
 
     `attempts` includes the first attempt. The wait starts at `first_wait_s` seconds and doubles each time, up to
-    `max_wait_s` seconds, with jitter. No attempt starts after `deadline_s` seconds, which is enough time for several
-    read timeouts of a store.
+    `max_wait_s` seconds, with jitter. After `deadline_s` seconds, which is enough time for several read timeouts of a
+    store, no further wait starts.
     """
 
     attempts: int = 5

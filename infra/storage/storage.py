@@ -260,12 +260,14 @@ class Storage:
         return self.versioned(uri) if scheme(uri) == LOCAL else set()
 
     def versioned(self, uri: str) -> set[str]:
-        """Return the names of objects below a folder or prefix that have older versions, and of local links.
+        """Return the names of objects below a folder or prefix that have older versions.
+
+        Local files have none. In a local folder, these are the names of links and special files instead.
 
         Raises `UsageError` if the store can't list versions.
         """
         store = self._store(uri)
-        return with_retries(self._retry, "list versions of", uri, lambda: store.versioned(uri))
+        return self._try("list versions of", uri, lambda: store.versioned(uri))
 
     def refuse_link(self, uri: str) -> None:
         """Raise `UsageError` for a local symbolic link, because the link's target isn't ours to delete."""

@@ -120,7 +120,11 @@ def compress(counts: Ints) -> str:
 
 
 def decompress(text: str) -> Ints:
-    """Decompress text that `compress` wrote into run lengths, (N,) int64. Raises ValueError for any other text."""
+    """Decompress text that `compress` wrote into run lengths, (N,) int64.
+
+    Raises ValueError if a character isn't in COCO's alphabet, the end is truncated, or a number has over 60 bits. Other
+    texts that `compress` wouldn't write are accepted; their run lengths may be negative.
+    """
     # The bytes of non-ASCII text are outside the alphabet, so they are rejected below.
     data = text.encode("utf-8", errors="surrogatepass")
     symbols = np.frombuffer(data, dtype=np.uint8) - np.uint8(_ASCII)  # characters below the alphabet wrap around

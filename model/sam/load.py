@@ -137,8 +137,9 @@ def inspect_checkpoint(path: str | Path) -> tuple[Architecture, int]:
 
     Raises the same errors as `load_sam`.
     """
+    state = read_state(path, "meta")
     try:
-        return detect_architecture(read_state(path, "meta"))
+        return detect_architecture(state)
     except SamWeightsError as error:
         raise SamWeightsError(f"{path}: {error}") from error
 
@@ -178,8 +179,8 @@ def sam_from_state_dict(state: Mapping[str, Tensor]) -> Sam:
 def with_our_names(state: Any) -> Any:
     """Convert the content of a SAM 2 checkpoint to a state dict with our names and without `SAM2_MEMORY`.
 
-    Such a checkpoint contains the state dict as its only item, `model`. Anything else is returned unchanged. Raises
-    SamWeightsError if two tensors would have the same name.
+    Such a checkpoint contains the state dict, usually as its only item, `model`. Anything else is returned unchanged.
+    Raises SamWeightsError if two tensors would have the same name.
     """
     inner = state["model"] if isinstance(state, Mapping) and set(state) == {"model"} else state
     if not isinstance(inner, Mapping) or not any(str(name).startswith("sam_mask_decoder.") for name in inner):

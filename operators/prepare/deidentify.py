@@ -205,7 +205,7 @@ class DeidentifyConfig(BaseModel):
 
     @property
     def detector_files(self) -> dict[str, str]:
-        """Requested detectors that are files: their paths or URIs, keyed by kind."""
+        """Requested detectors that are files: their paths or URIs, keyed by `faces` and `plates`."""
         return {kind: name for kind, name in self.detectors.items() if is_detector_file(name)}
 
 

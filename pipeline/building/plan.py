@@ -48,6 +48,7 @@ from segmint.pipeline.building.plan_rates import (
     GIVEN,
     MEGAPIXELS,
     Card,
+    Curation,
     Estimate,
     Extrapolation,
     SegmentTime,
@@ -189,6 +190,7 @@ def plan_segmenter(
     remaining: RemainingShards,
     sample: PlanSample | None,
     make: Callable[..., BuildPlan],
+    catalog_rows: int,
 ) -> BuildPlan:
     """Return the plan of a build with a segmenter. `sample` is None if nothing remains to be built.
 
@@ -215,8 +217,42 @@ def plan_segmenter(
         days=None,
         cpu_stages=cpu_stages(seconds, None, "segment", measured=True),
         cost=None if options.price is None or hours is None else hours.scaled(options.price),
-        notes=(*stage_notes(config), *detector_advice(config)),
+        notes=(*row_notes(catalog_rows, remaining, sample), *stage_notes(config), *detector_advice(config)),
+        curation=_curation(config, options, remaining, sample, catalog_rows, totals["bytes_in"]),
     )
+
+
+def row_notes(catalog_rows: int, remaining: RemainingShards, sample: PlanSample | None) -> list[str]:
+    """Return the notes about the rows that a plan covers and that its sample accepted."""
+    notes = []
+    if remaining.pinned_rows is not None and catalog_rows > remaining.pinned_rows:
+        notes.append(
+            f"the plan covers only the {remaining.pinned_rows:,} rows of the dataset; `segmint build --grow` adds "
+            "the catalog's new rows"
+        )
+    if sample is not None:
+        notes.append("a sample doesn't look for duplicates: `segmint catalog curate` finds copies of images")
+        if sample.accepted == 0:
+            notes.append("the sample has no accepted rows: use a larger sample, or fix the catalog or the policy")
+    return notes
+
+
+def _curation(
+    config: Config,
+    options: PlanOptions,
+    remaining: RemainingShards,
+    sample: PlanSample | None,
+    catalog_rows: int,
+    bytes_in: Estimate | None,
+) -> Curation | None:
+    """Return the price of `segmint catalog curate`, or None if the configuration doesn't set `curate`."""
+    if "curate" not in config.model_fields_set:
+        return None
+    one_image = None
+    if sample is not None and bytes_in is not None:
+        one_image = bytes_in.scaled(1 / remaining.rows)
+    scorers = len(config.curate.scorers)
+    return price_curation(catalog_rows, options.megapixels or MEGAPIXELS, scorers, one_image)
 
 
 DRAWN_PER_POINT = 2.0
@@ -281,7 +317,7 @@ def make_plan(config: Config, options: PlanOptions, tell: Callable[[str], None] 
         checked=checked,
     )
     if ceiling is None:
-        return plan_segmenter(config, options, remaining, sample, make)
+        return plan_segmenter(config, options, remaining, sample, make, catalog_rows)
     model = model_of(config.model.weights, lambda: resolve(config.model.weights, mirror=config.assets, storage=storage))
     return _assemble(config, options, catalog_rows, remaining, ceiling, model, sample, make)
 
@@ -405,11 +441,6 @@ def _assemble(
         segment_s = busy.low / images.low if record is None or options.share is not None else record.low_s
     stages = cpu_stages(cpu_hours.value * an_image, segment_s, limits, measured=sample is not None)
     days = None if hours is None else hours.scaled(1 / (24 * ceiling.devices * cores))
-    curation = None
-    if "curate" in config.model_fields_set:
-        one_image = None if sample is None else totals["bytes_in"].scaled(1 / remaining.rows)
-        scorers = len(config.curate.scorers)
-        curation = price_curation(catalog_rows, options.megapixels or MEGAPIXELS, scorers, one_image)
     starts = None
     if days is not None and sample is not None and measured:
         devices = ceiling.devices * cores
@@ -430,7 +461,7 @@ def _assemble(
         cost=None if options.price is None or hours is None else hours.scaled(options.price),
         notes=tuple(_notes(config, options, catalog_rows, remaining, ceiling, sample, record, hours, limits)),
         starts=starts,
-        curation=curation,
+        curation=_curation(config, options, remaining, sample, catalog_rows, totals["bytes_in"]),
     )
 
 
@@ -512,12 +543,7 @@ def _notes(
     hours: Estimate | None,
     limits: str,
 ) -> list[str]:
-    notes = []
-    if remaining.pinned_rows is not None and catalog_rows > remaining.pinned_rows:
-        notes.append(
-            f"the plan covers only the {remaining.pinned_rows:,} rows of the dataset; `segmint build --grow` adds "
-            "the catalog's new rows"
-        )
+    notes = row_notes(catalog_rows, remaining, sample)
     if not remaining.rows:
         return notes
     if sample is None:
@@ -526,17 +552,13 @@ def _notes(
             f"only the catalog was read; --sample N measures N of its rows. Originals are assumed to have "
             f"{options.megapixels or MEGAPIXELS:g} megapixels ({size})"
         )
-    else:
-        notes.append("a sample doesn't look for duplicates: `segmint catalog curate` finds copies of images")
-        if sample.accepted == 0:
-            notes.append("the sample has no accepted rows: use a larger sample, or fix the catalog or the policy")
-        if sample.device != ceiling.device:
-            notes.append(f"the sample ran on this machine's {sample.device}, so it doesn't measure the GPUs' time")
-        elif sample.device == "cuda":
-            notes.append(
-                "the sample computed one image after another, so the GPU-hours are an upper bound: an actor decodes "
-                "and finishes images while the GPU computes others"
-            )
+    elif sample.device != ceiling.device:
+        notes.append(f"the sample ran on this machine's {sample.device}, so it doesn't measure the GPUs' time")
+    elif sample.device == "cuda":
+        notes.append(
+            "the sample computed one image after another, so the GPU-hours are an upper bound: an actor decodes "
+            "and finishes images while the GPU computes others"
+        )
     if sample is None and (record is None or record.drawn is None):
         notes.append(f"{DRAWN_PER_POINT:g} masks of each point are assumed to pass the threshold of predicted IoU")
     if record is not None:

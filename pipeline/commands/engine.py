@@ -142,8 +142,14 @@ def annotate(
         for name, address in addresses.items():
             print_line(address if len(addresses) == 1 else f"{name}: {address}")
         print_message("each address opens one browser, once; press Ctrl-C to stop")
-        what, target = "ratings" if stage == "rate" else "masks", "the JSON files of the folder"
-        print_message(f"{what} are saved to {target if is_folder else 'the dataset' if study is None else study}")
+        what, target = "masks", "the dataset" if study is None else study
+        if stage == "rate":
+            what = "ratings"
+        if is_folder and stage != "rate":
+            target = "the JSON files of the folder"
+        elif is_folder and study is None:
+            target = str(place)
+        print_message(f"{what} are saved to {target}")
 
     serve_team = partial(serve, port=port, names=who, origin=public, open_browser=browser, on_ready=show)
     with ExitStack() as stack:

@@ -3,18 +3,17 @@
 Each key is one of three kinds:
 
 - *identity*: keys that determine the dataset's content. The first start pins them in `dataset.json`, and later builds
-  with different values are refused. They are `name`, `images_per_shard`, `license`, `ingest` except its timeout,
-  `deidentify` except its device, `release`, `masks` with the profile's defaults filled in, `model.weights`, and
-  `stages` except their resources and `on_error`. With a `segmenter`, its stage, arguments, and filters take the place
-  of `masks` and `model.weights`.
-- *numerics*: keys that determine the last bits of masks and scores. The first start resolves them and pins them
-  with the identity. They are `masks.points_per_chunk`, `model.device`, `model.precision`,
-  `model.decoder_precision`, `model.encoder`, `model.kernels`, `model.images_per_batch`, `model.threads`, and
-  `deidentify.device`.
+  with different values are refused. They are `name`, `images_per_shard`, `license` except `refuse` and `policy_date`,
+  `ingest` except its timeout, `deidentify` except its device, `release`, `masks` with the profile's defaults filled in,
+  `model.weights`, and `stages` except their resources, `batch_size`, `license`, `terms`, and `on_error`. With a
+  `segmenter`, its stage, arguments, and filters take the place of `masks` and `model.weights`.
+- *numerics*: keys that determine the last bits of masks and scores. The first start resolves them and pins them with
+  the identity. They are `masks.points_per_chunk`, `model.device`, `model.precision`, `model.decoder_precision`,
+  `model.encoder`, `model.kernels`, `model.images_per_batch`, `model.threads`, and `deidentify.device`.
 - *runtime*: keys that may differ in every run. They are `catalog` (its contents are pinned by hash), `output`,
   `assets`, `curate` (used before a build), `resources`, `storage`, `license.policy_date` (pinned at the first start),
-  `ingest.timeout_s`, `segmenter.on_error`, `stall_timeout`, `outage_timeout_s`, `retry_wait_s`, `max_reject_ratio`,
-  `max_faults`, `window_shards`, `rows_per_block`, and `allow_mixed_numerics`.
+  `license.refuse`, `ingest.timeout_s`, `segmenter.on_error`, `stall_timeout`, `outage_timeout_s`, `retry_wait_s`,
+  `max_reject_ratio`, `max_faults`, `window_shards`, `rows_per_block`, and `allow_mixed_numerics`.
 
 Settings of the stages, from the configuration and a dataset's pinned values, for builds and samples.
 
@@ -377,7 +376,7 @@ class Config(_ConfigModel):
     max_reject_ratio: float = Field(default=0.5, gt=0, le=1)
     """Maximum fraction of a shard's rows that may be rejected for the same reason. A shard that exceeds the fraction is
     put on hold. Shards with fewer than 100 rows aren't checked. Deliberate rejections don't count: licenses, curation
-    (`duplicate_image`, `unfit`, `opted_out`), and takedowns."""
+    (`duplicate_image`, `unfit`, `opted_out`), refusal lists, and takedowns."""
     max_faults: int = Field(default=0, ge=0)
     """Maximum number of a shard's rows that may be rejected as `persistent_fault`, because their fault persists through
     all attempts and a trial. A row is only rejected if another row passes the same stage afterward; if the stage reads

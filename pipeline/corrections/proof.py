@@ -19,6 +19,7 @@ import zipfile
 import zlib
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal
 from functools import cached_property, partial
 from typing import Any, BinaryIO, NamedTuple, cast
 from urllib.parse import quote
@@ -128,7 +129,17 @@ class WantedImage:
     def _numbers(self) -> re.Pattern[bytes]:
         numbers = "|".join(str(image.id) for image in self.images).encode()
         region = rb'id(?="\s*:\s*\d+\s*,\s*"kind")'  # in the format of `redact`; other ids may belong to masks
-        return re.compile(rb'"(?:image|image_id|segmint_id|%b)"\s*:\s*(?:%b)(?![\w.])' % (region, numbers))
+        keys = rb'"(?:image|image_id|segmint_id|%b)"\s*:\s*' % region
+        number = rb"(?:%b)(?:\.0+)?" % numbers
+        values = rb"%b(?![\w.])" % number
+        if self._reads_texts:
+            values += rb'|"%b"' % number
+        return re.compile(rb"%b(?:%b)" % (keys, values))
+
+    @property
+    def _reads_texts(self) -> bool:
+        """Return whether a text such as "7" counts as a number. If a removed image has such a name, it doesn't."""
+        return not any(image.image_id.isdigit() for image in self.images)
 
     def is_mentioned(self, data: bytes) -> bool:
         """Return whether bytes contain one of the names as a word, or one of the numbers in JSON."""
@@ -143,14 +154,30 @@ class WantedImage:
 
     def is_value(self, column: str, value: Any) -> bool:
         """Return whether a table's value is one of the JPEGs or numbers, or contains one of the names."""
-        if isinstance(value, int):
-            number = value // MASKS_PER_IMAGE_LIMIT if column in _MASK_COLUMNS else value
-            return column in _MASK_COLUMNS | _IMAGE_COLUMNS and any(image.id == number for image in self.images)
-        if not isinstance(value, bytes | str):
+        if isinstance(value, bytes | str):
+            data = value.encode(errors="surrogateescape") if isinstance(value, str) else value
+            named = column in _IMAGE_COLUMNS and any(image.image_id == value for image in self.images)
+            if named or self.is_mentioned(data) or hashlib.sha256(data).hexdigest() in self.jpegs:
+                return True
+            if not self._reads_texts:
+                return False
+        if column not in _MASK_COLUMNS | _IMAGE_COLUMNS:
             return False
-        data = value.encode(errors="surrogateescape") if isinstance(value, str) else value
-        named = column in _IMAGE_COLUMNS and any(image.image_id == value for image in self.images)
-        return named or self.is_mentioned(data) or hashlib.sha256(data).hexdigest() in self.jpegs
+        number = _whole_number(value)
+        if number is not None and column in _MASK_COLUMNS:
+            number //= MASKS_PER_IMAGE_LIMIT
+        return any(image.id == number for image in self.images)
+
+
+def _whole_number(value: Any) -> int | None:
+    """Return a table's value as an integer if it is one, a float such as 7.0, or a text such as "7". Otherwise None."""
+    if isinstance(value, bytes):
+        value = value.decode(errors="replace")
+    if isinstance(value, str):
+        value = float(value) if re.fullmatch(r"\s*\d{1,15}(?:\.0*)?\s*", value, re.ASCII) else None
+    if isinstance(value, bool) or not isinstance(value, int | float | Decimal) or value != value // 1:
+        return None
+    return int(value)
 
 
 def search_file(file: Location, where: str, path: str, wanted: WantedImage) -> list[Trace]:
@@ -333,6 +360,8 @@ def prove(dataset: Location, name: str, at: Sequence[str] = ()) -> ImageProof:
         else:
             not_checked.append(f"copies of {image_stem(image.id)} with another name: its fingerprints aren't stored")
     for image in images:
+        if image.image_id.isdigit():
+            not_checked.append(f"the number {image.id} stored as a text, because it may be the name of another image")
         if SHORT_NAME.fullmatch(image.image_id):
             not_checked.append(f"the name {image.image_id!r} outside of tables: too short, or only digits")
     search = _Search(dataset, WantedImage(images, digests), not_checked=not_checked)

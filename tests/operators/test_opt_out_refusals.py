@@ -27,6 +27,7 @@ def test_hashes_refuse_bytes(tmp_path: Path) -> None:
     assert found.refuses((None,), BYTES)
     assert not found.refuses((None,), hashlib.sha256(b"another image").hexdigest())
     assert not found.refuses((None, None), None)
+    assert lists(tmp_path, f"\\{BYTES}  a\\\\b.jpg").refuses((), BYTES)  # sha256sum's line for a name with a backslash
     ends_with_zero = "ab" * 31 + "00"
     assert lists(tmp_path, ends_with_zero).refuses((), ends_with_zero)
     assert not lists(tmp_path, "ab" * 31 + "01").refuses((), ends_with_zero)
@@ -38,6 +39,7 @@ def test_hashes_refuse_bytes(tmp_path: Path) -> None:
         ("https://example.com/a.jpg", "https://example.com/a.jpg", True),
         ("https://example.com/a.jpg", "http://EXAMPLE.com:80/a.jpg#top", True),
         ("https://example.com/a b.jpg", "https://example.com/a%20b.jpg", True),
+        ("https://example.com/x?file=A b", "https://example.com/x?file=%41%20b", True),
         ("https://example.com/a.jpg?size=1", "https://example.com/a.jpg", False),
         ("https://example.com/a.jpg", "https://example.com/A.jpg", False),
         ("https://example.com/a.jpg", "https://www.example.com/a.jpg", False),

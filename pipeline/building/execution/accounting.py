@@ -647,7 +647,7 @@ class Outages:
             self.examples, self._uris = examples, None
 
     def silent(self) -> list[str]:
-        """Return the stores that don't respond, and log them once a minute. Each check takes at most ten seconds."""
+        """Return the stores that don't respond, and log them once a minute."""
         self.read_examples()
         names, uris = list(self.examples), list(self.examples.values())
         with ThreadPoolExecutor(len(uris), thread_name_prefix="outages") as pool:

@@ -100,7 +100,7 @@ class PrecisionMeasure:
         )
 
     def check(self, truths: Sequence[Truth]) -> None:
-        """Accept any single truth."""
+        """Accept any truth."""
 
     def rows(self, models: Sequence[Model], image: TruthImage) -> list[Row]:
         """Prompt each model with the image's boxes."""
@@ -179,7 +179,7 @@ class OverlapMeasure:
         )
 
     def check(self, truths: Sequence[Truth]) -> None:
-        """Accept any number of truths, but only a single truth if there is a file of boxes."""
+        """Accept any truth."""
 
     def rows(self, models: Sequence[Model], image: TruthImage) -> list[Row]:
         """Prompt each model with the boxes. Raises ValueError if the image has no masks other than crowds."""

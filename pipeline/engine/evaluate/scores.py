@@ -108,7 +108,8 @@ class PointsMeasure:
         """Click on the image's masks with each model. Raises ValueError if the image has no masks.
 
         If only one of two models predicts NaN, its scores count as 0, because the comparison would otherwise lose the
-        image. `PartlyMeasuredError` is then raised. If all models predict NaN, ValueError is raised.
+        image. The scores of masks without a prediction in a file count as 0, too. `PartlyMeasuredError` is raised then.
+        If all models predict NaN, ValueError is raised.
         """
         masks = [mask for mask in image.masks if not mask.crowd]
         if not masks:
@@ -133,11 +134,14 @@ class PointsMeasure:
         if len(failed) == len(models):
             raise failed[0]
         rows = self._rows(image, masks, by_model)
+        zeros = []
         for place, why in failed.items():
             which = ("first", "second")[place]
-            raise PartlyMeasuredError(f"counted with scores of 0 for the {which} weights: {why}", rows)
+            zeros.append(f"counted with scores of 0 for the {which} weights: {why}")
         if missing:
-            raise PartlyMeasuredError(f"counted with scores of 0: {listed(missing)}", rows)
+            zeros.append(f"counted with scores of 0: {listed(missing)}")
+        if zeros:
+            raise PartlyMeasuredError("; ".join(zeros), rows)
         return rows
 
     def _predicted(self, results: Sequence[PredictedResult], masks: Sequence[TruthMask]) -> list[MaskScores]:

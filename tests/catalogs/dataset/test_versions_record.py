@@ -31,6 +31,7 @@ from segmint.catalogs.dataset.versions import (
     list_files,
     name_now,
     put_version,
+    read_history,
     read_version,
     version_numbers,
 )
@@ -164,6 +165,24 @@ def test_a_checksum_that_fits_does_not_hide_another_digest(dataset: str) -> None
     forged = version.model_copy(update={"digest": "0" * 64}).to_json()
     with pytest.raises(DamagedDatasetError, match="its digest is not that of the files that it lists"):
         Version.from_json(forged, "it")
+
+
+def test_each_version_but_the_first_names_the_one_before_it(dataset: str) -> None:
+    location = location_of(dataset)
+    first = put_version(location, "build").digest
+    version = read_version(location, 1)
+    assert read_history(location).problems == ()
+    for number, before, expected in (
+        (2, None, f"sha256:{first} before it, the digest of version 1"),
+        (3, None, "the digest of version 2 before it"),
+        (1, "0" * 64, "no digest before the first version"),
+    ):
+        place = location / f"versions/{number}.json"
+        place.put(version.model_copy(update={"number": number, "before": before}).to_json())
+        problems = [each for each in read_history(location).problems if each.file == f"versions/{number}.json"]
+        assert [each.expected for each in problems][-1:] == [expected]
+        place.delete()
+        location.storage.put(str(location / "versions/1.json"), version.to_json())
 
 
 def test_a_damaged_version_is_not_followed_by_another(dataset: str) -> None:

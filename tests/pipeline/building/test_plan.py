@@ -24,7 +24,7 @@ from segmint.infra.storage.storage import MeteredStorage, Storage
 from segmint.infra.wording import number
 from segmint.operators.prepare.deidentify import describe_recall
 from segmint.pipeline.building.dataset import open_or_create
-from segmint.pipeline.building.plan import DRAWN_PER_POINT, PlanOptions, make_plan
+from segmint.pipeline.building.plan import DRAWN_PER_POINT, PlanOptions, RemainingShards, make_plan, row_notes
 from segmint.pipeline.building.plan_rates import Estimate, prepare_seconds, read_rates
 from segmint.pipeline.building.plan_result import BuildPlan
 from segmint.pipeline.commands.cli import app
@@ -453,3 +453,12 @@ def test_a_segmenter_is_planned_from_a_sample_only(tmp_path: Path) -> None:
     assert "hours of one actor of the segmenter" in text
     assert not re.search("ceiling|encodes|prompts|GPU", text)
     assert plan.to_dict()["ceiling_images_per_s"] is None
+    assert plan.curation is None
+    assert "a sample doesn't look for duplicates: `segmint catalog curate` finds copies of images" in plan.notes
+
+
+def test_a_plan_says_which_rows_it_leaves_out() -> None:
+    remaining = RemainingShards(10, (), 0, pinned_rows=5)
+    assert row_notes(5, remaining, None) == []
+    (left_out,) = row_notes(7, remaining, None)
+    assert left_out.startswith("the plan covers only the 5 rows of the dataset")

@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.cookiejar import CookieJar
 from pathlib import Path
@@ -139,6 +139,16 @@ def test_a_save_in_the_annotator_writes_the_json(
             pass
         with folder_to_view(str(folder)) as shown:
             assert shown.location.uri == files.location.uri
+
+
+def test_ratings_of_a_folder_are_saved_in_its_working_dataset(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def served(_: Any, *, on_ready: Callable[[dict[str, str]], None], **__: Any) -> None:
+        on_ready({"jo": "http://127.0.0.1:1/"})
+
+    write_masks(folder / "a.masks.json", (2, 2, 34, 34))
+    monkeypatch.setattr("segmint.pipeline.engine.annotate.app.serve", served)
+    done = CliRunner().invoke(app, ["annotate", str(folder), "--stage", "rate", "--name", "jo"])
+    assert f"ratings are saved to {folder}/.segmint/dataset\n" in done.stderr
 
 
 def test_a_working_dataset_is_not_for_publication(folder: Path, tmp_path: Path) -> None:
