@@ -20,7 +20,7 @@ import io
 import itertools
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from datetime import date
 from functools import cache, lru_cache
@@ -30,6 +30,7 @@ from typing import Any, NamedTuple, TextIO
 
 from segmint.catalogs.findings import Code, Reason
 from segmint.catalogs.layout import image_name
+from segmint.catalogs.parquet import Row
 from segmint.infra.errors import UsageError
 from segmint.infra.scratch import ScratchFolder
 from segmint.infra.storage.location import Location
@@ -247,8 +248,6 @@ _MARKDOWN = re.compile(r"([\\`*_{}\[\]()<>#+!|~&])")
 _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
 _CHANGES = "The images were re-encoded; large ones were scaled down, and regions of some were made unrecognizable."
 
-Row = Mapping[str, Any]
-
 
 def asks_for_attribution(license: str | None) -> bool:
     """Return whether the license with this SPDX identifier requires attribution. An unknown `LicenseRef-…` doesn't."""
@@ -379,7 +378,7 @@ class TermsFinding:
     since_build: bool = False
 
 
-def judge_terms(row: Mapping[str, Any], policy: LicensePolicy, today: date) -> Iterator[TermsFinding]:
+def judge_terms(row: Row, policy: LicensePolicy, today: date) -> Iterator[TermsFinding]:
     """Judge a row by the dataset's policy as of the day `today`, and yield the problems.
 
     `row` contains `license`, `redistributable`, `valid_until`, and `attribution`, and may contain `opt_out`. The values
@@ -402,7 +401,7 @@ def judge_terms(row: Mapping[str, Any], policy: LicensePolicy, today: date) -> I
     yield from judge_attribution(row)
 
 
-def judge_attribution(row: Mapping[str, Any]) -> Iterator[TermsFinding]:
+def judge_attribution(row: Row) -> Iterator[TermsFinding]:
     """Yield a finding if the row has no attribution although its license requires one."""
     if asks_for_attribution(row["license"]) and not (row["attribution"] or "").strip():
         yield TermsFinding(Code.MISSING_ATTRIBUTION, f"an attribution, as {row['license']} requires", "none")

@@ -9,6 +9,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+Row = dict[str, Any]
+"""A row of an Arrow table, as `pa.Table.to_pylist` returns it."""
+
 ROW_GROUP_ROWS = 65_536
 """Number of rows in each row group of a catalog, except the last."""
 

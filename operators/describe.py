@@ -33,6 +33,7 @@ from segmint.operators.rows import (
     SEGMENTED,
     SEGMENTED_MASK,
     STATISTICS,
+    Row,
     carried,
     faulted,
     to_rows,
@@ -163,7 +164,7 @@ def _described(table: pa.Table) -> pa.Table:
     return pa.table([columns[name] for name in DESCRIBED.names], schema=DESCRIBED)
 
 
-def redaction_columns(row: Mapping[str, Any], counts: Sequence[str]) -> tuple[list[float | None], list[float | None]]:
+def redaction_columns(row: Row, counts: Sequence[str]) -> tuple[list[float | None], list[float | None]]:
     """Return `redacted_share` and `redaction_iou` of an image's masks, or nulls if the row's `regions` is null.
 
     `row` contains the regions, and the sizes of the upright source and of the released image. `counts` contains the

@@ -20,6 +20,7 @@ from pycocotools import mask as coco
 
 from segmint.infra.arrays import Bools, Floats, Size
 from segmint.model.automatic.rle import encode_patch
+from segmint.operators.rows import Row
 
 MANUAL = "manual"
 """`source` of a region that a person requested."""
@@ -90,7 +91,7 @@ def redactions(
     return Redactions(ious[:, -1].copy(), ious[:, :-1].max(axis=1))
 
 
-def redacted_share(row: Mapping[str, Any]) -> float:
+def redacted_share(row: Row) -> float:
     """Return the share of the released image's pixels that lie in any region's `outline`, 0 to 1.
 
     Pixels in several regions count once, so this is the area of the regions' union divided by the image's area. In the

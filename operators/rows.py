@@ -18,8 +18,7 @@ Schemas of all rows: the columns that each stage adds, and the tables of a shard
 This module needs only pyarrow and pydantic, so processes that read or write shards don't load the model.
 """
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable
 
 import pyarrow as pa
 
@@ -27,11 +26,9 @@ from segmint.catalogs.findings import Reason, RejectedError
 from segmint.catalogs.layout import ADDED_COLUMNS, SCHEMA_VERSION
 from segmint.catalogs.lineage import STAGE_PREFIX, StageColumn, TableColumn
 from segmint.catalogs.parquet import ADDED_IMAGES, MASKS_MODEL, NORMALIZED, PROMPT, REGION, RESIDUAL
+from segmint.catalogs.parquet import Row as Row
 from segmint.infra.errors import SegmintError
 from segmint.infra.uris import redact
-
-Row = dict[str, Any]
-"""A row of an Arrow table, as `pa.Table.to_pylist` returns it. Its keys are the columns of the stage's schema."""
 
 _LONGEST_FAULT = 5000  # maximum length of an error's message, or of a text that is searched for credentials
 _LONGEST_NAME = 200
@@ -42,17 +39,17 @@ class UnreadableValueError(SegmintError):
     """Raised when a row contains a value that Arrow supports but Python doesn't."""
 
 
-def is_live(row: Mapping[str, Any]) -> bool:
+def is_live(row: Row) -> bool:
     """Return whether the row is accepted so far, that is, neither rejected nor faulted."""
     return row["reason"] is None and row["fault"] is None
 
 
-def rejected(row: Mapping[str, Any], stage: str, verdict: RejectedError) -> Row:
+def rejected(row: Row, stage: str, verdict: RejectedError) -> Row:
     """Return a copy of the row that is rejected with a verdict."""
     return {**row, "stage": stage, "reason": str(verdict.reason), "detail": _storable(verdict.detail), "fault": None}
 
 
-def faulted(row: Mapping[str, Any], stage: str, error: BaseException) -> Row:
+def faulted(row: Row, stage: str, error: BaseException) -> Row:
     """Return a copy of the row with a fault: the error's type and message, without credentials."""
     fault = redact(_storable(f"{stage}: {type(error).__name__}: {str(error)[:_LONGEST_FAULT]}"))
     return {**row, "stage": None, "reason": None, "detail": None, "fault": fault}
@@ -65,7 +62,7 @@ def given_up(fault: str) -> Row:
     return rejected({}, stage, RejectedError(Reason.PERSISTENT_FAULT, detail))
 
 
-def named(row: Mapping[str, Any]) -> str:
+def named(row: Row) -> str:
     """Return a row's name for messages: its ordinal, image_id, and URI, without credentials."""
     names = (f"{name} {redact(str(row.get(name))[:_LONGEST_FAULT])[:_LONGEST_NAME]!r}" for name in ("image_id", "uri"))
     return f"row {row['ordinal']} ({', '.join(names)})"

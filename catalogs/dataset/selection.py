@@ -6,7 +6,7 @@ import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -16,6 +16,7 @@ from segmint.catalogs.dataset.manifest import DatasetManifest
 from segmint.catalogs.dataset.tombstones import RemovedImage, RemovedNames, TakedownRequest, is_taken_down
 from segmint.catalogs.layout import DamagedDatasetError
 from segmint.catalogs.licenses import canonical_identifier
+from segmint.catalogs.parquet import Row
 from segmint.catalogs.source.files import NormalizedRows
 from segmint.infra.errors import UsageError
 from segmint.infra.stopping import map_ahead
@@ -137,7 +138,7 @@ def select_rows(dataset: Location, manifest: DatasetManifest, asked: TakedownReq
     return result
 
 
-def rows_at(dataset: Location, manifest: DatasetManifest, ordinals: Collection[int]) -> Iterator[dict[str, Any]]:
+def rows_at(dataset: Location, manifest: DatasetManifest, ordinals: Collection[int]) -> Iterator[Row]:
     """Yield the catalog's rows at these ordinals with the columns `_COLUMNS`, except rows that were taken down."""
     wanted = pa.array(sorted(ordinals), pa.int64())
     for batch in _batches(dataset, manifest) if ordinals else ():
@@ -250,7 +251,7 @@ def _images(batch: pa.RecordBatch, chosen: pa.BooleanArray) -> Iterator[RemovedI
     return (image_of(row) for row in batch.filter(chosen).to_pylist() if not is_taken_down(row))
 
 
-def image_of(row: Mapping[str, Any]) -> RemovedImage:
+def image_of(row: Row) -> RemovedImage:
     """Convert a row of the catalog to an image."""
     return RemovedImage(id=row["ordinal"] + 1, **{name: row[name] for name in ("ordinal", "image_id", "uri", "sha256")})
 

@@ -22,6 +22,7 @@ from segmint.catalogs.dataset.manifest import read_manifest
 from segmint.catalogs.findings import FindingCollector
 from segmint.catalogs.layout import ADDED_COLUMNS, DamagedDatasetError, shard_name
 from segmint.catalogs.lineage import StageColumn
+from segmint.catalogs.parquet import Row
 from segmint.infra.errors import UsageError, last_line
 from segmint.infra.scratch import ScratchFolder
 from segmint.infra.storage.errors import NotFoundError, StorageFaultError
@@ -162,7 +163,7 @@ class DatasetTables(AbstractContextManager["DatasetTables"]):
             rows = f"{_select(files)}{self._added.get(view, '')}"
             return read_query(cursor, f"WITH {view} AS ({rows}) {sql}", parameters)
 
-    def rows(self, sql: str, size: int) -> Iterator[dict[str, Any]]:
+    def rows(self, sql: str, size: int) -> Iterator[Row]:
         """Yield the rows of a query's result, with at most `size` rows in memory at a time."""
         with self.connection.cursor() as cursor:
             for batch in cursor.sql(sql).to_arrow_reader(size):

@@ -13,7 +13,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -31,6 +31,7 @@ from segmint.catalogs.layout import (
     parse_commit_name,
     wrong_fields,
 )
+from segmint.catalogs.parquet import Row
 from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.stores import ObjectInfo
@@ -412,7 +413,7 @@ class RemovedNames:
         """Return whether this URI, or the SHA-256 of the image's bytes, belongs to a taken-down image."""
         return sha256 in self.sha256 or (bool(self.uris) and plain_form(uri) in self.uris)
 
-    def names_picture(self, row: Mapping[str, Any]) -> bool:
+    def names_picture(self, row: Row) -> bool:
         """Return whether the URI, source bytes, pixels, or JPEG of a released row belong to a taken-down image."""
         same = row["pixels_sha256"] in self.pictures or row["release_sha256"] in self.pictures
         return same or self.names_source(row["uri"], row["source_sha256"])
@@ -481,6 +482,6 @@ def by_shard(ordinals: Iterable[int], images_per_shard: int) -> dict[int, frozen
     return {shard: frozenset(each) for shard, each in found.items()}
 
 
-def is_taken_down(row: Mapping[str, Any]) -> bool:
+def is_taken_down(row: Row) -> bool:
     """Return whether a takedown has emptied this row of the normalized catalog."""
     return bool(row["image_id"] == BLANK)

@@ -27,7 +27,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from segmint.catalogs.parquet import SOURCE, table_bytes, together
+from segmint.catalogs.parquet import SOURCE, Row, table_bytes, together
 from segmint.catalogs.source.conform import shown
 from segmint.catalogs.source.files import catalog_format, require_catalog, source_version
 from segmint.catalogs.source.readers import read_catalog, row_groups
@@ -49,7 +49,6 @@ _NAME_BYTES = 100  # at the start of a tar
 _THREADS, _AHEAD = 16, 32
 _BATCH = 8  # rows of images that are read from Parquet at a time
 
-Row = dict[str, Any]
 Job = tuple[int, Row, bytes | None]  # number of a row in the source, from 1, with its bytes if the source has them
 Copied = tuple[int, Row, Download]
 
@@ -356,7 +355,7 @@ def write_demo(folder: Path) -> Path:
     return catalog
 
 
-def _rows(photos: Path) -> Iterator[dict[str, Any]]:
+def _rows(photos: Path) -> Iterator[Row]:
     for photograph in (_ASTRONAUT, _COFFEE):
         yield _copied(photos, photograph)
     yield _copied(photos, _MOTORCYCLE) | {
@@ -383,7 +382,7 @@ def _copied(photos: Path, photograph: _Photograph) -> dict[str, Any]:
     """Copy a photograph's file, and return its catalog row with the keys in the order of `SOURCE`."""
     source = _installed(photograph.package_path)
     (photos / source.name).write_bytes(source.read_bytes())
-    row: dict[str, Any] = {
+    row: Row = {
         **vars(photograph),
         "uri": f"photos/{source.name}",
         "image_id": source.stem,

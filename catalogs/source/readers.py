@@ -25,7 +25,7 @@ import pyarrow.csv as pacsv
 import pyarrow.json as pajson
 import pyarrow.parquet as pq
 
-from segmint.catalogs.parquet import REQUIRED, SOURCE
+from segmint.catalogs.parquet import REQUIRED, SOURCE, Row
 from segmint.catalogs.source.conform import (
     EXPECTED,
     InvalidValue,
@@ -324,7 +324,7 @@ def _parse_slowly(
     return {field.name: pa.array(columns[field.name], field.type) for field in schema}
 
 
-def json_row(uri: str, line: bytes, row: int) -> dict[str, Any]:
+def json_row(uri: str, line: bytes, row: int) -> Row:
     """Parse a line. Raises `UsageError` with the number of the row if the line isn't exactly one JSON object."""
     return json_object(line, f"{uri}, row {row}", "one JSON object per line")
 

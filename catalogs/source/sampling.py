@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from segmint.catalogs.parquet import ADDED, JSON_TEXT, REQUIRED, SOURCE, STAGED, together
+from segmint.catalogs.parquet import ADDED, JSON_TEXT, REQUIRED, SOURCE, STAGED, Row, together
 from segmint.catalogs.source.files import CatalogFile, catalog_files, catalog_format, unchanged
 from segmint.catalogs.source.normalize import number_rows
 from segmint.catalogs.source.readers import (
@@ -208,7 +208,7 @@ class WholeCatalog:
                     waiting = []
             yield pa.RecordBatch.from_pylist(waiting, schema=schema)
 
-    def _json_rows(self) -> Iterator[dict[str, Any]]:
+    def _json_rows(self) -> Iterator[Row]:
         number = 1
         for block, _ in json_blocks(self._catalog):
             for line in split_lines(block):

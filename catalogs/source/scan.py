@@ -31,7 +31,7 @@ import pyarrow as pa
 
 from segmint.catalogs.layout import IMAGE_ENDINGS, parse_data_path
 from segmint.catalogs.licenses import validate_identifier
-from segmint.catalogs.parquet import SOURCE, RowGroupWriter
+from segmint.catalogs.parquet import SOURCE, Row, RowGroupWriter
 from segmint.catalogs.source.conform import NoJsonObjectError, conform, json_object
 from segmint.catalogs.source.files import catalog_format
 from segmint.infra.errors import UsageError
@@ -265,7 +265,7 @@ def _absolute(folder: Location) -> Location:
     return Location(folder.storage, str(local_path(folder.uri).resolve()))
 
 
-def relative_rows(rows: Iterator[dict[str, Any]], catalog: Location) -> Iterator[dict[str, Any]]:
+def relative_rows(rows: Iterator[Row], catalog: Location) -> Iterator[Row]:
     """Yield the rows of a scan, and make URIs relative if they are below the catalog's folder or prefix.
 
     A relative URI can't express some keys in a store, such as a key with `//`. Their URIs stay absolute.
@@ -313,7 +313,7 @@ def _folder(catalog: Location) -> str:
     return str(local_path(catalog.uri).absolute().parent.resolve())
 
 
-def write_catalog(rows: Iterator[Mapping[str, Any]], file: Location) -> int:
+def write_catalog(rows: Iterator[Row], file: Location) -> int:
     """Write rows (keys of `SCANNED`) as a catalog, and return the number of rows.
 
     The extension of `file` determines the format. Raises `UsageError` if another process has put a different file there
@@ -443,14 +443,14 @@ def _tar_rows(tar: str, index: TarIndex, shared: Columns) -> Iterator[Columns]:
         yield _without_missing(row)
 
 
-def _apply(columns: Columns, row: dict[str, Any], except_for: Collection[str] = ()) -> None:
+def _apply(columns: Columns, row: Row, except_for: Collection[str] = ()) -> None:
     """Set a row's columns from a sidecar. A later sidecar can't take back an opt-out."""
     opted_out = row.get("opt_out")
     row.update((name, value) for name, value in columns.items() if name not in except_for)
     row["opt_out"] = opted_out or row.get("opt_out")
 
 
-def _without_missing(row: Mapping[str, Any]) -> dict[str, Any]:
+def _without_missing(row: Row) -> dict[str, Any]:
     return {key: value for key, value in row.items() if value is not None}
 
 
@@ -520,7 +520,7 @@ def _check_license(where: str, license: str) -> None:
         raise UsageError(f"{where}: {error}") from error
 
 
-def _plain(row: Mapping[str, Any]) -> dict[str, Any]:
+def _plain(row: Row) -> dict[str, Any]:
     ordered = {name: row[name] for name in SCANNED.names if row.get(name) is not None}
     if "valid_until" in ordered:
         ordered["valid_until"] = str(ordered["valid_until"])
@@ -528,7 +528,7 @@ def _plain(row: Mapping[str, Any]) -> dict[str, Any]:
     return {"uri": ordered.pop("uri"), "license": ordered.pop("license", None), **ordered}
 
 
-def _write_json_lines(rows: Iterator[Mapping[str, Any]], path: Path) -> int:
+def _write_json_lines(rows: Iterator[Row], path: Path) -> int:
     count = 0
     with path.open("w", encoding="utf-8") as file:
         for row in rows:
@@ -543,7 +543,7 @@ def _csv_text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _write_csv(rows: Iterator[Mapping[str, Any]], path: Path) -> int:
+def _write_csv(rows: Iterator[Row], path: Path) -> int:
     count = 0
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, SCANNED.names, lineterminator="\n")
@@ -554,7 +554,7 @@ def _write_csv(rows: Iterator[Mapping[str, Any]], path: Path) -> int:
     return count
 
 
-def _write_parquet(rows: Iterator[Mapping[str, Any]], path: Path) -> int:
+def _write_parquet(rows: Iterator[Row], path: Path) -> int:
     with RowGroupWriter(path, SCANNED) as writer:
         while batch := list(islice(rows, 4096)):
             writer.add([pa.RecordBatch.from_pylist([dict(row) for row in batch], schema=SCANNED)])

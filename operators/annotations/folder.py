@@ -39,6 +39,7 @@ from segmint.operators.annotations.image import (
 from segmint.operators.annotations.label_maps import ENDINGS, UnreadableMapError, label_masks, read_label_map
 from segmint.operators.annotations.label_studio import SHAPES, read_labelme
 from segmint.operators.prepare.ingest import upright_size
+from segmint.operators.rows import Row
 
 ENDING = ".geojson"
 
@@ -357,7 +358,7 @@ def read_export(
             ) from error
 
 
-def _image(row: dict[str, Any], by_image_id: bool) -> AnnotatedImage:
+def _image(row: Row, by_image_id: bool) -> AnnotatedImage:
     name = str(row["image_id"]) if by_image_id else f"sa_{row['id']}.jpg"
     image = AnnotatedImage(name, None, (row["height"], row["width"]))
     for value in row["objects"]:

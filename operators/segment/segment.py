@@ -71,7 +71,7 @@ def mask_columns(generated: "GeneratedMasks") -> dict[str, Any]:
     return {"masks": [mask_row(record) for record in generated.records], "funnel": asdict(generated.funnel)}
 
 
-def mask_row(record: "MaskRecord") -> dict[str, Any]:
+def mask_row(record: "MaskRecord") -> Row:
     """Convert a mask to a value of `MASK`."""
     return {
         "segmentation": {"size": list(record.segmentation.size), "counts": record.segmentation.counts},

@@ -12,7 +12,6 @@ from collections.abc import Collection, Iterator, Mapping
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from segmint.catalogs.dataset.manifest import load_manifest
 from segmint.catalogs.licenses import canonical_identifier
@@ -26,6 +25,7 @@ from segmint.infra.storage.storage import Storage
 from segmint.infra.storage.stores import warn_of_skipped
 from segmint.infra.uris import base_name
 from segmint.infra.wording import counted, some, yaml_text
+from segmint.operators.rows import Row
 from segmint.pipeline.building.dataset import open_or_create
 from segmint.pipeline.building.first_numerics import require_gpu_for_bf16
 from segmint.pipeline.building.request import BuildRequest, check_stores
@@ -139,7 +139,7 @@ def scan_request(request: BuildRequest, storage: Storage) -> tuple[Location, int
         if name.lower().endswith(SIDECAR_ENDINGS):
             strays.append(name)
 
-    def rows() -> Iterator[dict[str, Any]]:
+    def rows() -> Iterator[Row]:
         nonlocal asserted_rows
         for row in scan(Location(storage, request.photographs), on_skip=skip):
             if request.license is not None and "license" not in row:

@@ -25,7 +25,7 @@ from segmint.infra.arrays import Size
 from segmint.infra.storage.location import Location
 from segmint.infra.uris import only_path
 from segmint.operators.annotations.image import AnnotatedImage, image_number, label_text, name_and_stem
-from segmint.operators.rows import ANNOTATION_STAGE, IMAGES, MASK_ORIGIN, MASKS_PER_IMAGE_LIMIT
+from segmint.operators.rows import ANNOTATION_STAGE, IMAGES, MASK_ORIGIN, MASKS_PER_IMAGE_LIMIT, Row
 from segmint.pipeline.corrections.import_merge import ImageImport, NewMask, canonical_counts
 from segmint.pipeline.export.categories import OBJECT
 
@@ -352,7 +352,7 @@ class ScratchWriter:
         self._rows: list[dict[str, Any]] = []
         self._open = True
 
-    def add(self, row: dict[str, Any]) -> None:
+    def add(self, row: Row) -> None:
         self._rows.append(row)
         if len(self._rows) == BATCH:
             self._flush()

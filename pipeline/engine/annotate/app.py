@@ -57,6 +57,7 @@ from segmint.infra.errors import UsageError
 from segmint.infra.scratch import ScratchFolder
 from segmint.infra.storage.location import Location
 from segmint.operators.images import JpegDecoder
+from segmint.operators.rows import Row
 from segmint.operators.segment.models import load_model
 from segmint.pipeline.engine.annotate.annotator_view import AnnotatorView, MaskFiles
 from segmint.pipeline.engine.annotate.decoder import Decoder, Embeddings, PredictorThread
@@ -107,7 +108,7 @@ class OwnerView:
         if start == "0":
             self.view.find_merges()
         waiting = self.view.waiting()
-        rows: list[dict[str, Any]] = []
+        rows: list[Row] = []
         rank = int(start)
         while rank < len(self.view.queue) and len(rows) < ROWS:
             found = self._rows(rank, waits=bool(waiting[rank]))
@@ -162,7 +163,7 @@ class OwnerView:
             raise UsageError(f"image {image} has no readable submission of assignment {assignment}")
         return last
 
-    def _rows(self, rank: int, *, waits: bool) -> Iterator[dict[str, Any]]:
+    def _rows(self, rank: int, *, waits: bool) -> Iterator[Row]:
         image = int(self.view.queue.ids[rank])
         done = self.view.board.assignments(image)
         for assignment in range(self.view.queue.assignments(image)):

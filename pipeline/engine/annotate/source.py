@@ -29,7 +29,7 @@ from segmint.infra.log import get_logger
 from segmint.infra.scratch import ScratchFolder
 from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
-from segmint.operators.rows import SCHEMAS
+from segmint.operators.rows import SCHEMAS, Row
 from segmint.pipeline.serving.images import ImageAddress, ImagePlaces, NoImageError, index_tar
 
 
@@ -90,8 +90,6 @@ class RecentImages(Generic[T]):
             if known is not None and known.jpeg_sha256 != unless:
                 del self._values[image]
 
-
-Row = Mapping[str, Any]
 
 _SHARDS = 8  # maximum number of shards with open tables
 _IMAGES = 32  # in memory, each with its JPEG

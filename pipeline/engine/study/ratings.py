@@ -39,7 +39,7 @@ from segmint.infra.uris import base_name
 from segmint.infra.wording import counted, listed, not_checked_lines, number
 from segmint.operators.annotations.image import UnreadableMaskError, checked_rle
 from segmint.operators.intervals import Interval, basis, holm, mean_intervals, sign_flip_p
-from segmint.operators.rows import AUTOMATIC
+from segmint.operators.rows import AUTOMATIC, Row
 from segmint.pipeline.engine.study.files import MANIFEST, StudyKind, read_json
 from segmint.pipeline.export.export import refuse_existing
 from segmint.pipeline.quality.statistics.masks import open_tables
@@ -325,7 +325,7 @@ def _read(file: Location) -> Mapping[int, Any]:
     return found
 
 
-def _object(row: Mapping[str, Any], models: Sequence[Mapping[int, Any]], files: Sequence[Location]) -> RatedObject:
+def _object(row: Row, models: Sequence[Mapping[int, Any]], files: Sequence[Location]) -> RatedObject:
     counts = [row["counts"]]
     for model, file in zip(models, files, strict=True):
         mask = model[row["annotation_id"]]

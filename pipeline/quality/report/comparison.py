@@ -5,7 +5,6 @@ import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 import cv2
 import numpy as np
@@ -25,6 +24,7 @@ from segmint.model.automatic.rle import MaskRecord, Rle
 from segmint.operators.foreign.layouts import read_jpeg
 from segmint.operators.images import PICTURES, JpegDecoder, UndecodableError
 from segmint.operators.overlay import draw_overlay
+from segmint.operators.rows import Row
 from segmint.pipeline.quality.report.plots import Bar, Bars, HeatMap, StepHistogram, heat_map, shares_of
 from segmint.pipeline.quality.statistics.comparison import (
     ComparedDataset,
@@ -267,7 +267,7 @@ def draw_small(jpeg: bytes, masks: Sequence[MaskRecord]) -> bytes:
     return buffer.getvalue()
 
 
-def _masks_of(tables: DatasetTables, rows: Iterable[Mapping[str, Any]]) -> dict[int, list[MaskRecord]]:
+def _masks_of(tables: DatasetTables, rows: Iterable[Row]) -> dict[int, list[MaskRecord]]:
     """Return the masks of images by ordinal."""
     found: dict[int, list[MaskRecord]] = {}
     table = tables.query(
@@ -283,7 +283,7 @@ def _masks_of(tables: DatasetTables, rows: Iterable[Mapping[str, Any]]) -> dict[
 
 
 def _own(
-    tables: DatasetTables, storage: Storage, commits: Sequence[Commit], rows: Mapping[int, Mapping[str, Any]]
+    tables: DatasetTables, storage: Storage, commits: Sequence[Commit], rows: Mapping[int, Row]
 ) -> Iterator[tuple[int, Read]]:
     held = {commit.shard: commit for commit in commits}
     by_shard: dict[int, list[int]] = {}
@@ -311,13 +311,13 @@ def _from_tar(storage: Storage, uri: str, ids: Iterable[int]) -> Iterator[tuple[
         yield id, problem
 
 
-def _foreign(tables: DatasetTables, rows: Mapping[int, Mapping[str, Any]]) -> Iterator[tuple[int, Read]]:
+def _foreign(tables: DatasetTables, rows: Mapping[int, Row]) -> Iterator[tuple[int, Read]]:
     for id, row in rows.items():
         jpeg = read_jpeg(tables, row["ordinal"])
         yield id, "no JPEG" if jpeg is None else jpeg
 
 
-def _picture(row: Mapping[str, Any], masks: Sequence[MaskRecord], jpeg: Read, decoder: JpegDecoder) -> ReportImage:
+def _picture(row: Row, masks: Sequence[MaskRecord], jpeg: Read, decoder: JpegDecoder) -> ReportImage:
     picture = ReportImage(
         id=row["id"],
         image_id=row["image_id"],

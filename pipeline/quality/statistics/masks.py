@@ -22,7 +22,7 @@ from segmint.infra.stopping import map_ahead
 from segmint.infra.storage.location import Location
 from segmint.operators.foreign.layouts import JPEGS, ForeignShard, find_layout
 from segmint.operators.foreign.measure import MeasuredShard, measure_shard
-from segmint.operators.rows import AUTOMATIC, SCHEMAS
+from segmint.operators.rows import AUTOMATIC, SCHEMAS, Row
 from segmint.pipeline.quality.statistics.values import (
     Bins,
     Centers,
@@ -113,7 +113,7 @@ def masks_by_label(connection: duckdb.DuckDBPyConnection) -> tuple[LabelMasks, .
 
 def _row(connection: duckdb.DuckDBPyConnection, query: str) -> dict[str, Any]:
     """Run a query that returns one row, and return the row."""
-    row: dict[str, Any] = read_query(connection, query).to_pylist()[0]
+    row: Row = read_query(connection, query).to_pylist()[0]
     return row
 
 

@@ -21,7 +21,7 @@ from segmint.catalogs.dataset.regions import HIGH_SHARE, RedactionTotals
 from segmint.catalogs.dataset.tables import DatasetTables, damage_named, read_query
 from segmint.catalogs.licenses import INCOMES, REGIONS, Country, countries
 from segmint.operators.audit.masks import near_duplicates
-from segmint.operators.rows import FUNNEL_STEPS
+from segmint.operators.rows import FUNNEL_STEPS, Row
 from segmint.pipeline.quality.statistics.comparison import MASKS_PER_IMAGE, PAPER, PaperGroup
 from segmint.pipeline.quality.statistics.masks import mask_statistics, masks_by_label, masks_by_source
 from segmint.pipeline.quality.statistics.values import (
@@ -88,7 +88,7 @@ def drift(connection: duckdb.DuckDBPyConnection) -> tuple[DriftedShard, ...]:
     return tuple(sorted(found, key=lambda one: -abs(one.z))[:_MOST_DRIFTS])
 
 
-def _drift_of(metric: str, rows: Sequence[Mapping[str, Any]]) -> list[DriftedShard]:
+def _drift_of(metric: str, rows: Sequence[Row]) -> list[DriftedShard]:
     """Find the shards with a large robust z-score for a metric.
 
     The z-score is a shard's deviation from the median of all shards' means, divided by the spread that is expected for

@@ -55,6 +55,7 @@ from segmint.infra.storage.location import Location
 from segmint.infra.uris import redact
 from segmint.operators.foreign.layouts import read_jpeg
 from segmint.operators.images import PICTURES, JpegDecoder, UndecodableError
+from segmint.operators.rows import Row
 from segmint.pipeline.quality.audit.result import read_audit
 from segmint.pipeline.quality.audit.versions import check_same_version
 from segmint.pipeline.quality.statistics.masks import open_tables
@@ -438,7 +439,7 @@ class Viewer:
             raise
 
 
-def _only_id(row: Mapping[str, Any]) -> dict[str, Any]:
+def _only_id(row: Row) -> dict[str, Any]:
     """Reduce a row to its id."""
     return {**dict.fromkeys(row), "id": row["id"]}
 

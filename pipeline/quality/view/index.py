@@ -11,6 +11,7 @@ from segmint.catalogs.dataset.selection import number_of
 from segmint.catalogs.dataset.tables import DatasetTables
 from segmint.catalogs.findings import Finding
 from segmint.infra.errors import UsageError
+from segmint.operators.rows import Row
 from segmint.pipeline.quality.audit.result import AuditReport, PrivacyResult
 from segmint.pipeline.quality.statistics.values import Statistics
 from segmint.pipeline.serving.images import HIGHEST_ID, ImagePlaces
@@ -50,8 +51,6 @@ _LABELS = "SELECT id, list(DISTINCT label) AS labels FROM masks WHERE label IS N
 
 _COLUMNS = ("id", "image_id", "width", "height", "masks")
 _REJECTED = ("id", "image_id", "stage", "reason", "detail", "shard")
-
-Row = dict[str, Any]
 
 
 Box = tuple[float, float, float, float]
