@@ -1,11 +1,12 @@
 """Cost of a build's driver per block, by the number of segment actors and by the number of blocks per second.
 
     python benchmarks/building/driver.py [--actors N ...] [--rates R ...] [--minutes M] [--rows-per-block N]
-        [--folder DIR] [--output FILE]
+        [--plain] [--folder DIR] [--output FILE]
 
 Each build is real except for its two pixel stages, which are stubs (see `stubs.py`). Each segment actor sleeps instead
 of computing, for as long as the number of blocks per second needs. One build per number of actors runs at each rate for
-some minutes. Time in which the actors start, or in which the rate changes, doesn't count.
+some minutes. Time in which the actors start, or in which the rate changes, doesn't count. With `--plain`, a pipeline
+of Ray Data with as many operators and actors runs instead of the build (see `plain_pipeline.py`).
 
 A block has one row and a shard has 32, because a build with default settings writes a shard after about as many blocks.
 A result has the CPU time per block and the memory of the driver, of Ray's processes, and of the workers. All processes
@@ -21,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,8 +31,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.building.pace import EVENTS, PACE  # noqa: E402
 from benchmarks.building.scale import OBJECT_STORE, write_build  # noqa: E402
-from benchmarks.building.stubs import EVENTS, PACE  # noqa: E402
 from benchmarks.machine import describe_machine  # noqa: E402
 from benchmarks.measuring import RESULTS, Figures  # noqa: E402
 from benchmarks.processes import Trace  # noqa: E402
@@ -54,6 +55,7 @@ def main() -> None:
     parser.add_argument("--rates", type=float, nargs="*", default=[10, 30, 100], help="blocks per second")
     parser.add_argument("--minutes", type=float, default=10.0, help="minutes at each rate")
     parser.add_argument("--rows-per-block", type=int, default=1)
+    parser.add_argument("--plain", action="store_true", help="run Ray Data's operators without segmint's code")
     parser.add_argument("--folder", type=Path, help="folder for catalogs and datasets during the run")
     parser.add_argument("--output", type=Path, default=RESULTS / "driver.json")
     arguments = parser.parse_args()
@@ -64,7 +66,7 @@ def main() -> None:
             tempfile.TemporaryDirectory(
                 prefix="segmint-driver-", dir=arguments.folder, ignore_cleanup_errors=True
             ) as name,
-            running(Path(name), actors, rows, arguments.rows_per_block) as build,
+            running(Path(name), actors, rows, arguments.rows_per_block, arguments.plain) as build,
         ):
             for rate in arguments.rates:
                 settings = {
@@ -74,7 +76,9 @@ def main() -> None:
                     "minutes": arguments.minutes,
                 }
                 figures.add(
-                    "driver", settings, lambda build=build, rate=rate: build.measure(rate, 60 * arguments.minutes)
+                    "plain" if arguments.plain else "driver",
+                    settings,
+                    lambda build=build, rate=rate: build.measure(rate, 60 * arguments.minutes),
                 )
 
 
@@ -108,26 +112,7 @@ class Build:
             self._sleep(LOOK_S)
             trace.look()
         blocks = (self.rows() - rows) / self.rows_per_block
-        took = time.monotonic() - began
-        cpu_ms: dict[str, float] = {}
-        memory: dict[str, list[float]] = {}
-        for key, process in trace.processes.items():
-            spent = 1000 * (process.cpu_s - before.get(key, 0.0))
-            cpu_ms[process.role] = cpu_ms.get(process.role, 0.0) + spent
-            memory.setdefault(process.role, []).append(max(process.own_mib))
-        driver = next(process for process in trace.processes.values() if process.role == "driver")
-        return {
-            "seconds": round(took, 1),
-            "blocks": round(blocks),
-            "blocks_per_s": round(blocks / took, 1),
-            "driver_cpu_ms_per_block": round(cpu_ms["driver"] / blocks, 2),
-            "cpu_ms_per_block": {role: round(spent / blocks, 2) for role, spent in sorted(cpu_ms.items())},
-            "driver_mib": max(driver.own_mib),
-            "driver_rss_mib": max(driver.rss_mib),
-            "driver_growth_kib_per_block": round(1024 * (driver.own_mib[-1] - driver.own_mib[0]) / blocks, 2),
-            "most_mib": {role: max(sizes) for role, sizes in sorted(memory.items())},
-            "processes": {role: len(sizes) for role, sizes in sorted(memory.items())},
-        }
+        return costs(trace, before, blocks, time.monotonic() - began)
 
     def wait_until_started(self) -> None:
         """Wait until all segment actors have started."""
@@ -150,9 +135,37 @@ class Build:
         return events.read_text().count(kind) if events.exists() else 0
 
 
+def costs(trace: Trace, before: Mapping[tuple[int, float], float], blocks: float, seconds: float) -> dict[str, Any]:
+    """Return what `blocks` blocks cost in `seconds`. `before` has the processes' CPU seconds at the start."""
+    if not blocks:
+        raise SystemExit(f"no block left the segment actors in {seconds:.0f} s: lower the number of actors")
+    cpu_ms: dict[str, float] = {}
+    memory: dict[str, list[float]] = {}
+    for key, process in trace.processes.items():
+        spent = 1000 * (process.cpu_s - before.get(key, 0.0))
+        cpu_ms[process.role] = cpu_ms.get(process.role, 0.0) + spent
+        memory.setdefault(process.role, []).append(max(process.own_mib))
+    driver = next(process for process in trace.processes.values() if process.role == "driver")
+    return {
+        "seconds": round(seconds, 1),
+        "blocks": round(blocks),
+        "blocks_per_s": round(blocks / seconds, 1),
+        "driver_cpu_ms_per_block": round(cpu_ms["driver"] / blocks, 2),
+        "driver_cpu_share": round(cpu_ms["driver"] / 1000 / seconds, 3),
+        "cpu_ms_per_block": {role: round(spent / blocks, 2) for role, spent in sorted(cpu_ms.items())},
+        "driver_rss_mib": {"start": driver.rss_mib[0], "end": driver.rss_mib[-1], "most": max(driver.rss_mib)},
+        "driver_own_mib": {"start": driver.own_mib[0], "end": driver.own_mib[-1], "most": max(driver.own_mib)},
+        "most_mib": {role: max(sizes) for role, sizes in sorted(memory.items())},
+        "processes": {role: len(sizes) for role, sizes in sorted(memory.items())},
+    }
+
+
 @contextmanager
-def running(folder: Path, actors: int, rows: int, rows_per_block: int) -> Iterator[Build]:
-    """Start a build with `actors` segment actors, wait until they have started, and stop the build at the end."""
+def running(folder: Path, actors: int, rows: int, rows_per_block: int, plain: bool = False) -> Iterator[Build]:
+    """Start a build with `actors` segment actors, wait until they have started, and stop the build at the end.
+
+    With `plain`, start the plain pipeline instead.
+    """
     pools = {
         "address": "local",
         "object_store_memory": OBJECT_STORE,
@@ -161,10 +174,14 @@ def running(folder: Path, actors: int, rows: int, rows_per_block: int) -> Iterat
         "writers": 2,
     }
     sizes = {"rows_per_block": rows_per_block, "images_per_shard": ROWS_PER_SHARD * rows_per_block}
-    config = write_build(folder, rows, window_shards=rows, resources=pools, **sizes)
     set_pace(folder, 1.0)
-    command = [sys.executable, str(ROOT / "benchmarks" / "building" / "stubbed_build.py"), str(config)]
-    command.append(str(folder / "accounting.json"))
+    if plain:
+        arguments = [str(number) for number in (actors, rows, rows_per_block, OBJECT_STORE)]
+    else:
+        config = write_build(folder, rows, window_shards=rows, resources=pools, **sizes)
+        arguments = [str(config), str(folder / "accounting.json")]
+    program = "plain_pipeline.py" if plain else "stubbed_build.py"
+    command = [sys.executable, str(ROOT / "benchmarks" / "building" / program), *arguments]
     variables = {**os.environ, PACE: str(folder / "pace"), EVENTS: str(folder / "events")}
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(command, cwd=ROOT, env=variables, stdout=log, stderr=log)
