@@ -44,6 +44,9 @@ LOOK_S = 10.0
 
 START_TIMEOUT_S = 1800.0
 
+STARTING_S = 5.0
+"""Seconds that an image takes until all actors have started, so that the first actors leave the cores to the others."""
+
 CPUS_PER_ACTOR = 0.01
 """Logical CPUs of an actor that sleeps. Must differ from the CPUs of the other stages."""
 
@@ -174,7 +177,7 @@ def running(folder: Path, actors: int, rows: int, rows_per_block: int, plain: bo
         "writers": 2,
     }
     sizes = {"rows_per_block": rows_per_block, "images_per_shard": ROWS_PER_SHARD * rows_per_block}
-    set_pace(folder, 1.0)
+    set_pace(folder, STARTING_S)
     if plain:
         arguments = [str(number) for number in (actors, rows, rows_per_block, OBJECT_STORE)]
     else:
