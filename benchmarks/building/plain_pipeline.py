@@ -3,8 +3,7 @@
     python benchmarks/building/plain_pipeline.py ACTORS ROWS ROWS_PER_BLOCK OBJECT_STORE
 
 It runs on the same local Ray instance and with the same settings of Ray Data as a build, but without a catalog, a
-ledger, progress, or shards. The actors of its stage `PlainSegment` sleep and note their images as those of
-`StubbedSegment` do.
+ledger, progress, or shards. The actors of `PlainSegment` sleep and note their images as those of `StubbedSegment` do.
 """
 
 import argparse
@@ -23,6 +22,7 @@ from benchmarks.building.pace import image_s, note  # noqa: E402
 CPUS_PER_ACTOR = 0.01
 DESCRIBE_CPUS = 0.5
 READ_ROWS = 512
+RETRIES = 16
 ROW_BYTES = 2000
 """Bytes per row, as of a small released JPEG with its masks."""
 
@@ -74,9 +74,11 @@ def main() -> None:
         limit_waiting_blocks(context, 2 * arguments.actors)
         rows = ray.data.range(arguments.rows, override_num_blocks=max(1, arguments.rows // READ_ROWS))
         rows = rows.repartition(target_num_rows_per_block=arguments.rows_per_block)
-        rows = rows.map_batches(PlainPrepare, compute=_pool(1), num_cpus=1, **blocks)
-        rows = rows.map_batches(PlainSegment, compute=_pool(arguments.actors), num_cpus=CPUS_PER_ACTOR, **blocks)
-        for _ in rows.map_batches(describe, num_cpus=DESCRIBE_CPUS, **blocks).iter_internal_ref_bundles():
+        actors = {**blocks, "max_restarts": RETRIES, "max_task_retries": RETRIES}
+        rows = rows.map_batches(PlainPrepare, compute=_pool(1), num_cpus=1, **actors)
+        rows = rows.map_batches(PlainSegment, compute=_pool(arguments.actors), num_cpus=CPUS_PER_ACTOR, **actors)
+        rows = rows.map_batches(describe, num_cpus=DESCRIBE_CPUS, max_retries=RETRIES, **blocks)
+        for _ in rows.iter_internal_ref_bundles():
             pass
 
 
