@@ -1,12 +1,13 @@
 """Cost of a build's driver per block, by the number of segment actors and by the number of blocks per second.
 
     python benchmarks/building/driver.py [--actors N ...] [--rates R ...] [--minutes M] [--rows-per-block N]
-        [--plain] [--folder DIR] [--output FILE]
+        [--plain] [--profile] [--folder DIR] [--output FILE]
 
 Each build is real except for its two pixel stages, which are stubs (see `stubs.py`). Each segment actor sleeps instead
 of computing, for as long as the number of blocks per second needs. One build per number of actors runs at each rate for
 some minutes. Time in which the actors start, or in which the rate changes, doesn't count. With `--plain`, a pipeline
-of Ray Data with as many operators and actors runs instead of the build (see `plain_pipeline.py`).
+of Ray Data with as many operators and actors runs instead of the build (see `plain_pipeline.py`). With `--profile`,
+py-spy finds which code the driver spends its time in (see `driver_profile.py`), instead of measuring the cost.
 
 A block has one row and a shard has 32, because a build with default settings writes a shard after about as many blocks.
 A result has the CPU time per block and the memory of the driver, of Ray's processes, and of the workers. All processes
@@ -25,12 +26,14 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.building.driver_profile import profile  # noqa: E402
 from benchmarks.building.pace import EVENTS, PACE  # noqa: E402
 from benchmarks.building.scale import OBJECT_STORE, write_build  # noqa: E402
 from benchmarks.machine import describe_machine  # noqa: E402
@@ -59,10 +62,14 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=10.0, help="minutes at each rate")
     parser.add_argument("--rows-per-block", type=int, default=1)
     parser.add_argument("--plain", action="store_true", help="run Ray Data's operators without segmint's code")
+    parser.add_argument("--profile", action="store_true", help="profile the driver with py-spy")
     parser.add_argument("--folder", type=Path, help="folder for catalogs and datasets during the run")
     parser.add_argument("--output", type=Path, default=RESULTS / "driver.json")
     arguments = parser.parse_args()
     figures = Figures(arguments.output, "driver", describe_machine(1, "fp32", packages=("ray", "pyarrow")))
+    part = "plain" if arguments.plain else "driver"
+    if arguments.profile:
+        part += " profile"
     for actors in arguments.actors:
         rows = int(sum(arguments.rates) * (60 * arguments.minutes + 60) * arguments.rows_per_block)
         with (
@@ -78,11 +85,8 @@ def main() -> None:
                     "rows_per_block": arguments.rows_per_block,
                     "minutes": arguments.minutes,
                 }
-                figures.add(
-                    "plain" if arguments.plain else "driver",
-                    settings,
-                    lambda build=build, rate=rate: build.measure(rate, 60 * arguments.minutes),
-                )
+                measure = build.profile if arguments.profile else build.measure
+                figures.add(part, settings, partial(measure, rate, 60 * arguments.minutes))
 
 
 @dataclass
@@ -104,9 +108,7 @@ class Build:
 
     def measure(self, rate: float, seconds: float) -> dict[str, Any]:
         """Run at `rate` blocks per second for `seconds`, and return the cost of a block."""
-        block_s = self.actors / rate
-        set_pace(self.folder, block_s / self.rows_per_block)
-        self._sleep(3 * block_s + LOOK_S)  # blocks in flight finish at the rate before
+        self._settle(rate)
         trace = Trace(self.process.pid)
         trace.look()
         before = {key: process.cpu_s for key, process in trace.processes.items()}
@@ -117,6 +119,14 @@ class Build:
         blocks = (self.rows() - rows) / self.rows_per_block
         return costs(trace, before, blocks, time.monotonic() - began)
 
+    def profile(self, rate: float, seconds: float) -> dict[str, Any]:
+        """Run at `rate` blocks per second for `seconds`, and return where the driver spends its time."""
+        self._settle(rate)
+        rows, began = self.rows(), time.monotonic()
+        found = profile(self.process.pid, seconds)
+        blocks = (self.rows() - rows) / self.rows_per_block
+        return {"blocks_per_s": round(blocks / (time.monotonic() - began), 1), **found}
+
     def wait_until_started(self) -> None:
         """Wait until all segment actors have started."""
         deadline = time.monotonic() + START_TIMEOUT_S
@@ -124,6 +134,11 @@ class Build:
             if time.monotonic() > deadline:
                 raise SystemExit(f"{self.started()} of {self.actors} actors have started in {START_TIMEOUT_S:g} s")
             self._sleep(1)
+
+    def _settle(self, rate: float) -> None:
+        block_s = self.actors / rate
+        set_pace(self.folder, block_s / self.rows_per_block)
+        self._sleep(3 * block_s + LOOK_S)  # blocks in flight finish at the rate before
 
     def _sleep(self, seconds: float) -> None:
         try:
