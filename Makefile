@@ -223,9 +223,10 @@ bench-scale: setup
 	$(BIN)/python benchmarks/building/writers.py
 	$(BIN)/python benchmarks/building/scale.py $(BENCH_OPTIONS)
 
-# A build's driver with up to 128 segment actors that sleep: 90 minutes at the rates, and 20 GB of memory.
+# A build's driver with up to 128 segment actors that sleep, and the same without segmint: 3 hours at the rates, and 20 GB of memory.
 bench-driver: setup
 	$(BIN)/python benchmarks/building/driver.py $(BENCH_OPTIONS)
+	$(BIN)/python benchmarks/building/driver.py --plain $(BENCH_OPTIONS)
 
 # Copies found and confused, and 10 million rows clustered: 6 GB of memory.
 bench-duplicates: setup

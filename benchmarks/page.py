@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from benchmarks.building.driver_tables import driver_part
 from benchmarks.building.prepare_tables import prepare_part
 from benchmarks.building.ray_script_tables import ray_script_part
 from benchmarks.building.scale_tables import (
@@ -67,6 +68,7 @@ PAGES: Mapping[str, Parts] = {
     "performance.md": PARTS,
     "annotate.md": {"clicks": (clicks_part, "make bench-clicks")},
     "audit.md": {"audits": (audit_part, "make bench-audit")},
+    "clusters.md": {"driver": (driver_part, "make bench-driver")},
     "evaluate.md": {"intervals": (intervals_part, "make bench-intervals")},
     "report.md": {"statistics": (statistics_part, "make bench-audit")},
     "privacy.md": {"harm": (harm_part, "make bench-harm PICTURES=FOLDER")},

@@ -11,7 +11,7 @@ import psutil
 MIB = 1 << 20
 
 _ROLES = {
-    r"stubbed_build\.py": "driver",
+    r"stubbed_build\.py|plain_pipeline\.py": "driver",
     r"/gcs_server": "gcs_server",
     r"/raylet/raylet": "raylet",
     r"dashboard/agent\.py|ray::DashboardAgent": "dashboard agent",

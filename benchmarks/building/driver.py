@@ -1,11 +1,13 @@
 """Cost of a build's driver per block, by the number of segment actors and by the number of blocks per second.
 
     python benchmarks/building/driver.py [--actors N ...] [--rates R ...] [--minutes M] [--rows-per-block N]
-        [--folder DIR] [--output FILE]
+        [--plain] [--profile] [--folder DIR] [--output FILE]
 
 Each build is real except for its two pixel stages, which are stubs (see `stubs.py`). Each segment actor sleeps instead
 of computing, for as long as the number of blocks per second needs. One build per number of actors runs at each rate for
-some minutes. Time in which the actors start, or in which the rate changes, doesn't count.
+some minutes. Time in which the actors start, or in which the rate changes, doesn't count. With `--plain`, a pipeline
+of Ray Data with as many operators and actors runs instead of the build (see `plain_pipeline.py`). With `--profile`,
+py-spy finds which code the driver spends its time in (see `driver_profile.py`), instead of measuring the cost.
 
 A block has one row and a shard has 32, because a build with default settings writes a shard after about as many blocks.
 A result has the CPU time per block and the memory of the driver, of Ray's processes, and of the workers. All processes
@@ -21,17 +23,19 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.building.driver_profile import profile  # noqa: E402
+from benchmarks.building.pace import EVENTS, PACE  # noqa: E402
 from benchmarks.building.scale import OBJECT_STORE, write_build  # noqa: E402
-from benchmarks.building.stubs import EVENTS, PACE  # noqa: E402
 from benchmarks.machine import describe_machine  # noqa: E402
 from benchmarks.measuring import RESULTS, Figures  # noqa: E402
 from benchmarks.processes import Trace  # noqa: E402
@@ -42,6 +46,9 @@ LOOK_S = 10.0
 """Seconds between two samples of the processes."""
 
 START_TIMEOUT_S = 1800.0
+
+STARTING_S = 5.0
+"""Seconds that an image takes until all actors have started, so that the first actors leave the cores to the others."""
 
 CPUS_PER_ACTOR = 0.01
 """Logical CPUs of an actor that sleeps. Must differ from the CPUs of the other stages."""
@@ -54,17 +61,22 @@ def main() -> None:
     parser.add_argument("--rates", type=float, nargs="*", default=[10, 30, 100], help="blocks per second")
     parser.add_argument("--minutes", type=float, default=10.0, help="minutes at each rate")
     parser.add_argument("--rows-per-block", type=int, default=1)
+    parser.add_argument("--plain", action="store_true", help="run Ray Data's operators without segmint's code")
+    parser.add_argument("--profile", action="store_true", help="profile the driver with py-spy")
     parser.add_argument("--folder", type=Path, help="folder for catalogs and datasets during the run")
     parser.add_argument("--output", type=Path, default=RESULTS / "driver.json")
     arguments = parser.parse_args()
     figures = Figures(arguments.output, "driver", describe_machine(1, "fp32", packages=("ray", "pyarrow")))
+    part = "plain" if arguments.plain else "driver"
+    if arguments.profile:
+        part += " profile"
     for actors in arguments.actors:
         rows = int(sum(arguments.rates) * (60 * arguments.minutes + 60) * arguments.rows_per_block)
         with (
             tempfile.TemporaryDirectory(
                 prefix="segmint-driver-", dir=arguments.folder, ignore_cleanup_errors=True
             ) as name,
-            running(Path(name), actors, rows, arguments.rows_per_block) as build,
+            running(Path(name), actors, rows, arguments.rows_per_block, arguments.plain) as build,
         ):
             for rate in arguments.rates:
                 settings = {
@@ -73,9 +85,8 @@ def main() -> None:
                     "rows_per_block": arguments.rows_per_block,
                     "minutes": arguments.minutes,
                 }
-                figures.add(
-                    "driver", settings, lambda build=build, rate=rate: build.measure(rate, 60 * arguments.minutes)
-                )
+                measure = build.profile if arguments.profile else build.measure
+                figures.add(part, settings, partial(measure, rate, 60 * arguments.minutes))
 
 
 @dataclass
@@ -97,9 +108,7 @@ class Build:
 
     def measure(self, rate: float, seconds: float) -> dict[str, Any]:
         """Run at `rate` blocks per second for `seconds`, and return the cost of a block."""
-        block_s = self.actors / rate
-        set_pace(self.folder, block_s / self.rows_per_block)
-        self._sleep(3 * block_s + LOOK_S)  # blocks in flight finish at the rate before
+        self._settle(rate)
         trace = Trace(self.process.pid)
         trace.look()
         before = {key: process.cpu_s for key, process in trace.processes.items()}
@@ -108,26 +117,15 @@ class Build:
             self._sleep(LOOK_S)
             trace.look()
         blocks = (self.rows() - rows) / self.rows_per_block
-        took = time.monotonic() - began
-        cpu_ms: dict[str, float] = {}
-        memory: dict[str, list[float]] = {}
-        for key, process in trace.processes.items():
-            spent = 1000 * (process.cpu_s - before.get(key, 0.0))
-            cpu_ms[process.role] = cpu_ms.get(process.role, 0.0) + spent
-            memory.setdefault(process.role, []).append(max(process.own_mib))
-        driver = next(process for process in trace.processes.values() if process.role == "driver")
-        return {
-            "seconds": round(took, 1),
-            "blocks": round(blocks),
-            "blocks_per_s": round(blocks / took, 1),
-            "driver_cpu_ms_per_block": round(cpu_ms["driver"] / blocks, 2),
-            "cpu_ms_per_block": {role: round(spent / blocks, 2) for role, spent in sorted(cpu_ms.items())},
-            "driver_mib": max(driver.own_mib),
-            "driver_rss_mib": max(driver.rss_mib),
-            "driver_growth_kib_per_block": round(1024 * (driver.own_mib[-1] - driver.own_mib[0]) / blocks, 2),
-            "most_mib": {role: max(sizes) for role, sizes in sorted(memory.items())},
-            "processes": {role: len(sizes) for role, sizes in sorted(memory.items())},
-        }
+        return costs(trace, before, blocks, time.monotonic() - began)
+
+    def profile(self, rate: float, seconds: float) -> dict[str, Any]:
+        """Run at `rate` blocks per second for `seconds`, and return where the driver spends its time."""
+        self._settle(rate)
+        rows, began = self.rows(), time.monotonic()
+        found = profile(self.process.pid, seconds)
+        blocks = (self.rows() - rows) / self.rows_per_block
+        return {"blocks_per_s": round(blocks / (time.monotonic() - began), 1), **found}
 
     def wait_until_started(self) -> None:
         """Wait until all segment actors have started."""
@@ -136,6 +134,11 @@ class Build:
             if time.monotonic() > deadline:
                 raise SystemExit(f"{self.started()} of {self.actors} actors have started in {START_TIMEOUT_S:g} s")
             self._sleep(1)
+
+    def _settle(self, rate: float) -> None:
+        block_s = self.actors / rate
+        set_pace(self.folder, block_s / self.rows_per_block)
+        self._sleep(3 * block_s + LOOK_S)  # blocks in flight finish at the rate before
 
     def _sleep(self, seconds: float) -> None:
         try:
@@ -150,9 +153,37 @@ class Build:
         return events.read_text().count(kind) if events.exists() else 0
 
 
+def costs(trace: Trace, before: Mapping[tuple[int, float], float], blocks: float, seconds: float) -> dict[str, Any]:
+    """Return what `blocks` blocks cost in `seconds`. `before` has the processes' CPU seconds at the start."""
+    if not blocks:
+        raise SystemExit(f"no block left the segment actors in {seconds:.0f} s: lower the number of actors")
+    cpu_ms: dict[str, float] = {}
+    memory: dict[str, list[float]] = {}
+    for key, process in trace.processes.items():
+        spent = 1000 * (process.cpu_s - before.get(key, 0.0))
+        cpu_ms[process.role] = cpu_ms.get(process.role, 0.0) + spent
+        memory.setdefault(process.role, []).append(max(process.own_mib))
+    driver = next(process for process in trace.processes.values() if process.role == "driver")
+    return {
+        "seconds": round(seconds, 1),
+        "blocks": round(blocks),
+        "blocks_per_s": round(blocks / seconds, 1),
+        "driver_cpu_ms_per_block": round(cpu_ms["driver"] / blocks, 2),
+        "driver_cpu_share": round(cpu_ms["driver"] / 1000 / seconds, 3),
+        "cpu_ms_per_block": {role: round(spent / blocks, 2) for role, spent in sorted(cpu_ms.items())},
+        "driver_rss_mib": {"start": driver.rss_mib[0], "end": driver.rss_mib[-1], "most": max(driver.rss_mib)},
+        "driver_own_mib": {"start": driver.own_mib[0], "end": driver.own_mib[-1], "most": max(driver.own_mib)},
+        "most_mib": {role: max(sizes) for role, sizes in sorted(memory.items())},
+        "processes": {role: len(sizes) for role, sizes in sorted(memory.items())},
+    }
+
+
 @contextmanager
-def running(folder: Path, actors: int, rows: int, rows_per_block: int) -> Iterator[Build]:
-    """Start a build with `actors` segment actors, wait until they have started, and stop the build at the end."""
+def running(folder: Path, actors: int, rows: int, rows_per_block: int, plain: bool = False) -> Iterator[Build]:
+    """Start a build with `actors` segment actors, wait until they have started, and stop the build at the end.
+
+    With `plain`, start the plain pipeline instead.
+    """
     pools = {
         "address": "local",
         "object_store_memory": OBJECT_STORE,
@@ -161,10 +192,14 @@ def running(folder: Path, actors: int, rows: int, rows_per_block: int) -> Iterat
         "writers": 2,
     }
     sizes = {"rows_per_block": rows_per_block, "images_per_shard": ROWS_PER_SHARD * rows_per_block}
-    config = write_build(folder, rows, window_shards=rows, resources=pools, **sizes)
-    set_pace(folder, 1.0)
-    command = [sys.executable, str(ROOT / "benchmarks" / "building" / "stubbed_build.py"), str(config)]
-    command.append(str(folder / "accounting.json"))
+    set_pace(folder, STARTING_S)
+    if plain:
+        arguments = [str(number) for number in (actors, rows, rows_per_block, OBJECT_STORE)]
+    else:
+        config = write_build(folder, rows, window_shards=rows, resources=pools, **sizes)
+        arguments = [str(config), str(folder / "accounting.json")]
+    program = "plain_pipeline.py" if plain else "stubbed_build.py"
+    command = [sys.executable, str(ROOT / "benchmarks" / "building" / program), *arguments]
     variables = {**os.environ, PACE: str(folder / "pace"), EVENTS: str(folder / "events")}
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(command, cwd=ROOT, env=variables, stdout=log, stderr=log)

@@ -10,11 +10,11 @@ import io
 import os
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from benchmarks.building.pace import image_s, note
 from segmint.model.automatic.rle import encode
 from segmint.operators.prepare.prepare import Prepare, PreparedImage
 from segmint.operators.prepare.read_image import ImageReader
@@ -28,17 +28,6 @@ RELEASE_BYTES = "SEGMINT_STUB_RELEASE_BYTES"
 
 START_S = "SEGMINT_STUB_START_S"
 """Environment variable that sets how many seconds a segment actor takes to start; the default is 0."""
-
-IMAGE_S = "SEGMINT_STUB_IMAGE_S"
-"""Environment variable that sets how many seconds an image takes in a segment actor; the default is 0."""
-
-PACE = "SEGMINT_STUB_PACE"
-"""Environment variable that names a file with the seconds that an image takes in a segment actor. It may change during
-a build."""
-
-EVENTS = "SEGMINT_STUB_EVENTS"
-"""Environment variable that names a log file. Each start of a segment actor and each image adds a line with its time,
-its kind, and the process."""
 
 SIZE = (48, 64)
 """Height and width of the stub image in pixels."""
@@ -83,7 +72,7 @@ class StubbedSegment(Segment):
         threads: HostThreads | None = None,
     ) -> None:
         self._set_up(settings.numerics.device, ledger, timeout_s, threads)
-        _note("start")
+        note("start")
         time.sleep(float(os.environ.get(START_S, "0")))
 
     def _decode(self, row: Row) -> Any:
@@ -93,26 +82,14 @@ class StubbedSegment(Segment):
         for image in images:
             if image is None:
                 continue
-            if seconds := _image_s():
+            if seconds := image_s():
                 time.sleep(seconds)
-                _note("image")
+                note("image")
             yield image
 
     def _finish(self, row: Row, found: Any) -> Row:
         made = masks((row["height"], row["width"]))
         return {**row, "masks": made, "funnel": dict.fromkeys(FUNNEL_STEPS, len(made))}
-
-
-def _image_s() -> float:
-    if path := os.environ.get(PACE):
-        return float(Path(path).read_text())
-    return float(os.environ.get(IMAGE_S, "0"))
-
-
-def _note(kind: str) -> None:
-    if path := os.environ.get(EVENTS):
-        with Path(path).open("a") as file:
-            file.write(f"{time.time()} {kind} {os.getpid()}\n")
 
 
 def released(ordinal: int) -> bytes:

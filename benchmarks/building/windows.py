@@ -35,8 +35,9 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.building.pace import EVENTS, IMAGE_S  # noqa: E402
 from benchmarks.building.scale import OBJECT_STORE, measure, write_build  # noqa: E402
-from benchmarks.building.stubs import EVENTS, IMAGE_S, START_S  # noqa: E402
+from benchmarks.building.stubs import START_S  # noqa: E402
 from benchmarks.machine import describe_machine  # noqa: E402
 from benchmarks.measuring import RESULTS, Figures  # noqa: E402
 

@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
+from benchmarks.building.pace import IMAGE_S
 from benchmarks.building.scale import write_build
-from benchmarks.building.stubs import IMAGE_S, RELEASE_BYTES, StubbedPrepare, StubbedSegment
+from benchmarks.building.stubs import RELEASE_BYTES, StubbedPrepare, StubbedSegment
 from segmint.infra.ray_session import Cluster
 from segmint.infra.storage.storage import Storage
 from segmint.pipeline.build import run_build

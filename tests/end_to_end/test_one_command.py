@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.building.stubs import IMAGE_S, StubbedPrepare, StubbedSegment
+from benchmarks.building.pace import IMAGE_S
+from benchmarks.building.stubs import StubbedPrepare, StubbedSegment
 from segmint.infra.ray_session import Cluster
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage

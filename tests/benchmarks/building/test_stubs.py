@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from benchmarks.building.driver import set_pace
+from benchmarks.building.pace import EVENTS, PACE
 from benchmarks.building.scale import write_build
-from benchmarks.building.stubs import EVENTS, MASKS, PACE, RELEASE_BYTES, StubbedSegment, released
+from benchmarks.building.stubs import MASKS, RELEASE_BYTES, StubbedSegment, released
 from segmint.pipeline.quality.audit.integrity import audit_integrity
 from tests.support.locations import location_of
 from tests.support.stubbed import write_dataset
