@@ -282,8 +282,8 @@ class ImageProof:
             f"searched for its {by_name}{counted(self.hashes, 'SHA-256')} of its pixels and former JPEGs; scaled, "
             "cropped, or re-encoded copies are only recognized among committed images; copies encoded as text or "
             "numbers or inside files of other kinds, such as TFRecord or pickle, values computed from its pixels, such "
-            "as embeddings, names in UTF-16 or UTF-32, and numbers in CSV or in lists, as `segmint select` writes, aren't "
-            "recognized",
+            "as embeddings, names in UTF-16 or UTF-32, and numbers in CSV or in lists, as `segmint select` writes, "
+            "aren't recognized",
             f"searched {counted(self.shards, 'committed shard')}, {catalog}the names of other data files and older "
             f"versions, and {counted(self.files, 'file')} of reports, exports, and other folders, including the rows "
             "of Parquet files and the files in tar and zip archives",
