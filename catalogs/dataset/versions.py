@@ -7,7 +7,7 @@ intact, and that each version names the digest of the version before it.
 import hashlib
 import json
 import re
-from collections.abc import Collection, Container, Iterator, Mapping
+from collections.abc import Collection, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -35,7 +35,7 @@ from segmint.infra.stopping import map_ahead
 from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
 from segmint.infra.version import VERSION
-from segmint.infra.wording import some
+from segmint.infra.wording import plural, some
 
 VERSIONS = "versions"
 
@@ -420,6 +420,11 @@ def _recorded(dataset: Location, path: str, sha256: str) -> bytes:
     return data
 
 
+def _shards(numbers: Sequence[int]) -> str:
+    """Name shards in a sentence, such as `shard 3`."""
+    return f"{plural(len(numbers), 'shard')} {some(list(map(str, numbers)))}"
+
+
 def _who_replaced(dataset: Location, version: Version, gone: dict[int, int]) -> Iterator[str]:
     """Yield one line of text for each later version that replaced some of these shards."""
     waiting = dict(gone)
@@ -434,10 +439,10 @@ def _who_replaced(dataset: Location, version: Version, gone: dict[int, int]) -> 
         why = [f"; {path}: {reasons[path]}" for path in later.files if path in reasons and path not in known]
         known.update(later.files)
         if replaced:
-            yield f"{later.made_by()} replaced the shards {some(list(map(str, replaced)))}{''.join(why)}"
+            yield f"{later.made_by()} replaced {_shards(replaced)}{''.join(why)}"
             waiting = {shard: number for shard, number in waiting.items() if shard not in replaced}
     if waiting:
-        yield f"a correction that recorded no version replaced the shards {some(list(map(str, waiting)))}"
+        yield f"a correction that recorded no version replaced {_shards(list(waiting))}"
 
 
 @dataclass(frozen=True)

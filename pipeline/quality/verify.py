@@ -102,6 +102,8 @@ class VerifyResult:
         if self.left_out is not None:
             verdict += f"; not read: {self.left_out}"
         lines.append(f"read {counted(self.files, 'file')} ({size(self.bytes)}); {verdict}")
+        if self.problems and self.version.number is None:  # without the unreadable files, it's no state's digest
+            return [*lines, f"digest of what was read: {self.version}"]
         return [*lines, self.version.line()]
 
 

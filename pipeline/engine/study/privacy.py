@@ -265,7 +265,7 @@ def read_marks(file: Location, sizes: Mapping[int, Size]) -> Marks:
             return read_label_studio(document, sizes)
         return read_coco(document, sizes)
     except NotFoundError as error:
-        raise UsageError(f"{file} doesn't exist. Pass the annotators' file with --corrected") from error
+        raise UsageError(f"there is no file {file}. Pass the annotators' file with --corrected") from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UsageError(
             f"{file} can't be read as marks ({type(error).__name__}: {error}): expected COCO JSON, or Label Studio's "

@@ -286,12 +286,12 @@ def test_an_error_says_which_correction_removed_what(dataset: str) -> None:
         open_dataset(dataset, version=1)
     assert str(caught.value).splitlines() == [
         f"version 1 of {dataset} can no longer be read:",
-        f"  version 2 (takedown of 2026-11-21) replaced the shards 0; tombstones/{tombstone.name}: its author asked",
-        "  a correction that recorded no version replaced the shards 2",
+        f"  version 2 (takedown of 2026-11-21) replaced shard 0; tombstones/{tombstone.name}: its author asked",
+        "  a correction that recorded no version replaced shard 2",
         "Open a later version, or omit the version to open the dataset's current state",
     ]
     put_version(location, "redact", now=DAY)
-    with pytest.raises(RemovedVersionError, match=r"version 3 \(redact of 2026-11-21\) replaced the shards 2\n"):
+    with pytest.raises(RemovedVersionError, match=r"version 3 \(redact of 2026-11-21\) replaced shard 2\n"):
         open_dataset(dataset, version=1)
     assert ids_of(dataset, 3) == ids_of(dataset)
 
