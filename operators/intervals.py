@@ -206,15 +206,15 @@ def wilson(share: float, trials: float, quantile: float = NORMAL) -> Interval:
     return max(0.0, (center - spread) / scale), min(1.0, (center + spread) / scale)
 
 
-def at_most(successes: int, trials: int, confidence: float = 0.95) -> float:
-    """Return the exact one-sided upper bound of Clopper and Pearson (1934) for a binomial proportion.
+def at_most(successes: int, trials: int) -> float:
+    """Return the exact one-sided 95% upper bound of Clopper and Pearson (1934) for a binomial proportion.
 
-    If the proportion were equal to this bound, at most `successes` successes would occur with probability 1 -
-    `confidence`. Without successes, the bound is about 3 / `trials` (the rule of three).
+    If the proportion were equal to this bound, at most `successes` successes would occur with a probability of 5%.
+    Without successes, the bound is about 3 / `trials` (the rule of three).
     """
     from scipy.stats import beta
 
-    return 1.0 if successes >= trials else float(beta.ppf(confidence, successes + 1, trials - successes))
+    return 1.0 if successes >= trials else float(beta.ppf(0.95, successes + 1, trials - successes))
 
 
 EXACT_IMAGES = 12

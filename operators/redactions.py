@@ -18,9 +18,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from pycocotools import mask as coco
 
+from segmint.catalogs.parquet import Row
 from segmint.infra.arrays import Bools, Floats, Size
 from segmint.model.automatic.rle import encode_patch
-from segmint.operators.rows import Row
 
 MANUAL = "manual"
 """`source` of a region that a person requested."""

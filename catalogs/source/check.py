@@ -318,11 +318,11 @@ _Terms = tuple[str | None, bool | None, date | None, bool | None]  # license, re
 class SameFiles(AbstractContextManager["SameFiles"]):
     """Context manager that finds the rows of a staged catalog that refer to the same file, in row order."""
 
-    def __init__(self, staged: Path, folder: Path, memory_limit: str = "1GB") -> None:
+    def __init__(self, staged: Path, folder: Path) -> None:
         """Group the rows of `staged`, a file from `stage_catalog`. DuckDB spills into a new folder in `folder`."""
         apart = folder / "same"  # another database may spill into `folder`
         apart.mkdir()
-        self._database: duckdb.DuckDBPyConnection = open_database(apart, memory_limit)
+        self._database: duckdb.DuckDBPyConnection = open_database(apart, "1GB")
         query = f"CREATE TEMP TABLE same AS SELECT * FROM ({_SAME}) ORDER BY ordinal"
         self._database.execute(query, {"staged": only_path(staged)})
 

@@ -94,8 +94,8 @@ def learned_tokens(count: int, width: int) -> nn.Embedding:
 class LayerNorm2d(nn.LayerNorm):
     """Layer norm over the channels of each position in a map (B, C, H, W)."""
 
-    def __init__(self, channels: int, eps: float = 1e-6) -> None:
-        super().__init__(channels, eps=eps)
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, eps=1e-6)
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalize (B, C, H, W) without changing its shape."""
@@ -133,8 +133,9 @@ class Perceptron(nn.Module):
         return out
 
 
-def embedding_neck(width: int, channels: int = EMBEDDING_CHANNELS) -> nn.Sequential:
-    """Create the layers that map an encoder's output (B, width, H, W) to the image embedding (B, channels, H, W)."""
+def embedding_neck(width: int) -> nn.Sequential:
+    """Create the layers that map an encoder's output (B, width, H, W) to the image embedding (B, 256, H, W)."""
+    channels = EMBEDDING_CHANNELS
     return nn.Sequential(
         nn.Conv2d(width, channels, kernel_size=1, bias=False),
         LayerNorm2d(channels),

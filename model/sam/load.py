@@ -276,8 +276,8 @@ def _is_finite(tensor: Tensor) -> bool:
     return tensor.layout is torch.strided and not tensor.is_meta and bool(tensor.isfinite().all())
 
 
-def _some(names: Sequence[str], limit: int = 3) -> str:
-    return ", ".join(names[:limit]) + (", ..." if len(names) > limit else "")
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
 CompileMode = Literal["default", "max-autotune-no-cudagraphs", "reduce-overhead"]

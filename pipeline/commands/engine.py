@@ -108,7 +108,6 @@ def annotate(
     os.environ.setdefault("GOMP_SPINCOUNT", "200000")
 
     from segmint.catalogs.dataset.submissions import check_name
-    from segmint.infra.errors import UsageError
     from segmint.infra.storage.location import Location
     from segmint.infra.wording import counted
     from segmint.pipeline.engine.annotate.app import AnnotateOptions, make_app, open_view, serve
@@ -185,7 +184,6 @@ def annotate(
 
 def refuse_needless(stage: str, given: Collection[str]) -> None:
     """Raise `UsageError` for options that have no effect in a stage."""
-    from segmint.infra.errors import UsageError
 
     rates = {"--masks", "--seed"}
     needless = set(given) - {*rates, "--study"} if stage == "rate" else set(given) & rates
@@ -341,13 +339,10 @@ def points(
 
     Follows the SAM paper. Also reports the best of three masks.
     """
-    from segmint.pipeline.engine.evaluate.points import PointsOptions, evaluate_points
+    from segmint.pipeline.engine.evaluate.points import evaluate_points
 
     settings = PointsSettings(parse_clicks(clicks), several=several_clicks, seed=seed)
-    asked = PointsOptions(
-        options.truth, options.model, settings, first_click, groups, options.output, options.fail_if_worse
-    )
-    return evaluate_points(asked, storage)
+    return evaluate_points(options, settings, storage, first_click, groups)
 
 
 @evaluation()
@@ -448,7 +443,6 @@ def train(
     as_json: AsJson = False,
 ) -> None:
     """Train SAM or an object detector, or resume a run."""
-    from segmint.infra.errors import UsageError
     from segmint.pipeline.engine.train.settings import load_train_config
 
     loaded = load_train_config(config, [*(overrides or []), *([] if task is None else [f"task={task}"])])
@@ -514,7 +508,6 @@ def sample(
 
     People correct masks, or mark missed faces and plates, in COCO tools, CVAT, Label Studio, or `segmint annotate`.
     """
-    from segmint.infra.errors import UsageError
     from segmint.infra.storage.location import Location
 
     storage = storage_of(config)
@@ -573,7 +566,6 @@ def score(
     For a privacy sample, computes the upper confidence bound on the share of images with a miss. For ratings, compares
     the models with one another and with the ground truth.
     """
-    from segmint.infra.errors import UsageError
     from segmint.infra.storage.location import Location
     from segmint.pipeline.engine.study.files import kind_of
 
@@ -614,8 +606,6 @@ def plan(
     comparisons: Annotated[int, typer.Option(metavar="N", min=1, max=1000, help="Pairs, ground truth included.")] = 1,
 ) -> None:
     """Compute the number of masks to rate."""
-    from segmint.infra.errors import UsageError
-    from segmint.pipeline.commands.console import print_line
     from segmint.pipeline.engine.study.ratings import CONFIDENCE, masks_for
 
     if not (0.001 <= difference <= 9 and 0 < deviation <= 9 and 0 < power < 1):

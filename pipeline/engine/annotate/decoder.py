@@ -348,9 +348,8 @@ class Decoder(AbstractContextManager["Decoder"]):
     (see decision 25).
     """
 
-    def __init__(self, predictor: PredictorThread, handles: int = HANDLES) -> None:
+    def __init__(self, predictor: PredictorThread) -> None:
         self._predictor = predictor
-        self._most = handles
         self._lock = threading.Lock()
         self._kept: OrderedDict[str, _PreviousLogits] = OrderedDict()
         self._drawers = ThreadPoolExecutor(_DRAWERS, thread_name_prefix="drawing")
@@ -422,7 +421,7 @@ class Decoder(AbstractContextManager["Decoder"]):
         handle = secrets.token_urlsafe(16)
         with self._lock:
             self._kept[handle] = kept
-            while len(self._kept) > self._most:
+            while len(self._kept) > HANDLES:
                 self._kept.popitem(last=False)
         return handle
 

@@ -128,10 +128,10 @@ class ObjectFinder(AbstractContextManager["ObjectFinder"]):
     objects` writes.
     """
 
-    def __init__(self, path: Path, device: str = "cpu") -> None:
+    def __init__(self, path: Path) -> None:
         """Load the file and run it once on a blank image. Raises `UsageError` if either fails."""
         try:
-            self._detector = IsolatedDetector(path, "object", device=device)
+            self._detector = IsolatedDetector(path, "object")
             self._detector.try_out()
         except NotLoadedError as error:
             raise UsageError(f"--prefill: {path} can't be loaded as TorchScript: {error}") from error
@@ -166,13 +166,13 @@ class PrefillCache:
     """
 
     def __init__(
-        self, finder: ObjectFinder, predictor: Predictor, decoder: JpegDecoder, settings: MaskSettings, kept: int = 64
+        self, finder: ObjectFinder, predictor: Predictor, decoder: JpegDecoder, settings: MaskSettings
     ) -> None:
         self._finder = finder
         self._predictor = predictor
         self._decoder = decoder
         self._settings = settings
-        self.recent: RecentImages[_ImagePrefill] = RecentImages(kept)
+        self.recent: RecentImages[_ImagePrefill] = RecentImages(64)
 
     def make(self, image: OpenImage, pixels: Pixels, embedding: Embedding) -> None:
         """Compute and store an image's masks. If the detector fails, log a warning and store no masks."""

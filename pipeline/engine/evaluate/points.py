@@ -46,9 +46,8 @@ from segmint.pipeline.engine.evaluate.result import (
     read_predictions,
 )
 from segmint.pipeline.engine.evaluate.run import (
+    EvaluateOptions,
     EvaluationSession,
-    ModelOptions,
-    TruthOptions,
     check_fail_if_worse,
     open_truths,
 )
@@ -439,30 +438,20 @@ GROUP_CLICKS = (1, 3)
 """Numbers of clicks at which groups are compared, as in the paper's fairness analysis."""
 
 
-@dataclass(frozen=True)
-class PointsOptions:
-    """Options of the evaluation.
-
-    By default, the `first` click is central. With groups, it is random, as in the paper. `fail_if_worse` is as in
-    `EvaluateOptions`.
-    """
-
-    truth: TruthOptions
-    model: ModelOptions = field(default_factory=ModelOptions)
-    settings: PointsSettings = field(default_factory=PointsSettings)
-    first: FirstClick | None = None
-    groups: str | None = None
-    output: str | None = None
-    fail_if_worse: str | None = None
-
-
-def evaluate_points(options: PointsOptions, storage: Storage) -> PointsResult:
+def evaluate_points(
+    options: EvaluateOptions,
+    settings: PointsSettings,
+    storage: Storage,
+    first: FirstClick | None = None,
+    group_by: str | None = None,
+) -> PointsResult:
     """Click on all masks, compute the scores, and write the results and a page to the output, if any.
 
-    Raises `UsageError` if an option is invalid, and `NothingMeasuredError` if no image can be evaluated.
+    By default, the `first` click is central. With groups, it is random, as in the paper. `group_by` is the value of
+    `--groups`. Raises `UsageError` if an option is invalid, and `NothingMeasuredError` if no image can be evaluated.
     """
-    groups = None if options.groups is None else read_groups(options.groups, lambda name: Location(storage, name))
-    settings = _settings(options, groups is not None)
+    groups = None if group_by is None else read_groups(group_by, lambda name: Location(storage, name))
+    settings = _settings(settings, first, groups is not None)
     check_fail_if_worse(
         options.fail_if_worse, options.model, [f"{kind}_{count}" for kind in KINDS for count in settings.clicks]
     )
@@ -489,10 +478,10 @@ def evaluate_points(options: PointsOptions, storage: Storage) -> PointsResult:
     return answer
 
 
-def _settings(options: PointsOptions, grouped: bool) -> PointsSettings:
-    first = options.first or (FirstClick.RANDOM if grouped else FirstClick.CENTER)
-    clicks = {*options.settings.clicks, *(GROUP_CLICKS if grouped else ())}
-    return replace(options.settings, first=first, clicks=tuple(sorted(clicks)))
+def _settings(settings: PointsSettings, first: FirstClick | None, grouped: bool) -> PointsSettings:
+    first = first or (FirstClick.RANDOM if grouped else FirstClick.CENTER)
+    clicks = {*settings.clicks, *(GROUP_CLICKS if grouped else ())}
+    return replace(settings, first=first, clicks=tuple(sorted(clicks)))
 
 
 def _answer(

@@ -459,30 +459,15 @@ def draw_figures(charts: Charts) -> dict[str, bytes]:
     """Draw the plots that have data, and return them as PNG files by file name."""
     from matplotlib import style
 
-    bars = {
-        "masks_per_image": charts.masks_per_image,
-        "funnel": charts.funnel,
-        "countries": charts.countries,
-        "regions": charts.regions,
-        "income": charts.income,
-        "licenses": charts.licenses,
-        "providers": charts.providers,
-        "labels": charts.labels,
-        "rejected": charts.rejected,
-    }
     figures = {}
     with style.context(["default", _STYLE]):  # ignore settings of a matplotlibrc or another library
-        for name, plot in bars.items():
-            if plot is not None:
+        for name, plot in vars(charts).items():
+            if isinstance(plot, Bars):
                 figures[name] = _draw_bars(plot)
-        if charts.relative_size is not None:
-            figures["relative_size"] = _draw_steps((charts.relative_size,))
-        if charts.concavity:
-            figures["concavity"] = _draw_steps(charts.concavity)
-        if charts.scores:
-            figures["scores"] = _draw_steps(charts.scores)
-        if charts.centers is not None:
-            figures["centers"] = _draw_heat_map(charts.centers)
+            elif isinstance(plot, HeatMap):
+                figures[name] = _draw_heat_map(plot)
+            elif plot:
+                figures[name] = _draw_steps(plot if isinstance(plot, tuple) else (plot,))
         return {f"{name}.png": _png(figure) for name, figure in figures.items()}
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from segmint.operators.evaluate.settings import PointsSettings
 from segmint.pipeline.engine.evaluate.edges import EdgesMeasure, evaluate_edges
 from segmint.pipeline.engine.evaluate.instances import evaluate_instances
 from segmint.pipeline.engine.evaluate.page import Table, markdown
-from segmint.pipeline.engine.evaluate.points import PointsOptions, evaluate_points
+from segmint.pipeline.engine.evaluate.points import evaluate_points
 from segmint.pipeline.engine.evaluate.proposals import evaluate_proposals
 from segmint.pipeline.engine.evaluate.result import p_value, verdict
 from segmint.pipeline.engine.evaluate.run import EvaluateOptions, ModelOptions, TruthOptions
@@ -175,10 +176,8 @@ def test_masks_after_clicks_have_their_ious(files: TruthFiles, tmp_path: Path) -
             entries.append({**result, "annotation_id": each["id"], "clicks": clicks})
     path = tmp_path / "clicks.json"
     path.write_text(json.dumps(entries))
-    own = options(files, str(path))
-    answer = evaluate_points(
-        PointsOptions(own.truth, own.model, PointsSettings((1, 2, 3, 9)), output=str(tmp_path / "out")), Storage()
-    )
+    own = replace(options(files, str(path)), output=str(tmp_path / "out"))
+    answer = evaluate_points(own, PointsSettings((1, 2, 3, 9)), Storage())
     rows = pq.read_table(tmp_path / "out/results.parquet").to_pylist()
     for row, each in zip(rows[:-1], truths(files)[:-1], strict=True):
         exact = {**each["segmentation"], "counts": each["segmentation"]["counts"].encode()}
@@ -282,7 +281,7 @@ def test_predictions_for_other_images_are_refused_in_each_evaluation(files: Trut
     clicks.write_text(json.dumps([{**entry, "annotation_id": 10**6, "clicks": 1}]))
     own = options(files, str(clicks))
     with pytest.raises(UsageError, match="expected image_id and annotation_id to be the ids"):
-        evaluate_points(PointsOptions(own.truth, own.model, PointsSettings((1,))), Storage())
+        evaluate_points(own, PointsSettings((1,)), Storage())
 
 
 def test_more_than_two_and_missing_files_are_refused(files: TruthFiles, tmp_path: Path) -> None:
