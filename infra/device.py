@@ -5,7 +5,7 @@ import hashlib
 import os
 import platform
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -23,7 +23,7 @@ DecoderPrecision = Literal["", "fp16"]
 """Precision of the mask decoder, or "" for the same precision as that of the image encoder."""
 
 _MKL_MODE = "MKL_CBWR"
-"""Variable with MKL's mode of conditional reproducibility, and the mode in which addresses don't matter."""
+"""Variable with MKL's mode of conditional reproducibility. In the mode STRICT, addresses don't matter."""
 
 _GPU_FILES = ("nvidia[0-9]*", "dxg", "kfd")  # device files of the NVIDIA driver, WSL, and the AMD driver
 
@@ -106,13 +106,13 @@ def device_kind(compute: Compute) -> str:
 def physical_cores() -> int:
     """Return the number of physical cores that this process can use.
 
-    This is the minimum of the CPU affinity, the container's quota, and torch's number of cores. Call this function
+    This is the minimum of the CPU affinity, `cpu_quota`, and torch's number of cores. Call this function
     before anything sets `OMP_NUM_THREADS` or torch's number of threads, because both hide the number of cores.
     """
     import torch
 
     usable = cores_here()
-    return max(1, min(usable, torch.get_num_threads(), _cgroup_quota() or usable))
+    return max(1, min(usable, torch.get_num_threads(), cpu_quota() or usable))
 
 
 def apply_compute(compute: Compute) -> None:
@@ -199,15 +199,6 @@ def _resolve_threads(threads: str | int, kind: str) -> int:
     raise UsageError(f"threads {threads!r} is invalid: expected auto or a number of at least 1")
 
 
-def _cgroup_quota() -> int | None:
-    """Return the container's CPU quota (cgroup v2), rounded down to at least 1, or None if there is no limit."""
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-    except (OSError, ValueError):
-        return None
-    return None if quota == "max" else max(1, int(quota) // int(period))
-
-
 @cache
 def cpu_bits(threads: int) -> str:
     """Return the CPU's vendor and a hash of the results of small model operations: "GenuineIntel, 5f0e12ab34cd".
@@ -289,18 +280,29 @@ def memory_here(root: Path = Path("/")) -> int:
     folder that contains `proc` and `sys`.
     """
     limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
-    for folder, name in _memory_cgroups(root):
-        try:
-            limit = (folder / name).read_text(encoding="ascii").strip()
-        except OSError:
-            continue  # the root cgroup has no limit
-        if limit.isdigit():  # not "max"
-            limits.append(int(limit))
+    for limit in _cgroup_limits(root, "memory", ("memory.max",), ("memory.limit_in_bytes",)):
+        if limit[0].isdigit():  # not "max"
+            limits.append(int(limit[0]))
     return min(limits)
 
 
-def _memory_cgroups(root: Path) -> Iterator[tuple[Path, str]]:
-    """Yield the folders of this process's cgroups and all their parents, each with the name of its limit file."""
+def cpu_quota(root: Path = Path("/")) -> int | None:
+    """Return the smallest CPU quota of this process's cgroups in whole CPUs, at least 1, or None if there is no quota.
+
+    `root` is as in `memory_here`.
+    """
+    quotas = []
+    for limit in _cgroup_limits(root, "cpu", ("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us")):
+        if limit[0].isdigit():  # neither "max" nor -1
+            quotas.append(max(1, int(limit[0]) // int(limit[1])))
+    return min(quotas, default=None)
+
+
+def _cgroup_limits(root: Path, controller: str, files: Sequence[str], old_files: Sequence[str]) -> Iterator[list[str]]:
+    """Yield the words in the limit files of this process's cgroups and all their parents.
+
+    `files` are the names of the controller's limit files in version 2 of cgroups, and `old_files` those in version 1.
+    """
     try:
         mounts = (root / "proc/self/mountinfo").read_text().splitlines()
         lines = (root / "proc/self/cgroup").read_text().splitlines()
@@ -311,9 +313,9 @@ def _memory_cgroups(root: Path) -> Iterator[tuple[Path, str]]:
         place, _, source = mount.partition(" - ")
         fields, kind = place.split(), source.split()
         if kind[0] == "cgroup2":
-            path, name = own.get(""), "memory.max"
-        elif kind[0] == "cgroup" and "memory" in kind[-1].split(","):
-            path, name = own.get("memory"), "memory.limit_in_bytes"
+            path, names = own.get(""), files
+        elif kind[0] == "cgroup" and controller in kind[-1].split(","):
+            path, names = own.get(controller), old_files
         else:
             continue
         top = root / fields[4].lstrip("/")
@@ -321,7 +323,10 @@ def _memory_cgroups(root: Path) -> Iterator[tuple[Path, str]]:
         inside = Path(path) if path is not None else shown
         below = inside.relative_to(shown) if inside.is_relative_to(shown) and ".." not in inside.parts else Path()
         for part in (below, *below.parents):
-            yield top / part, name
+            try:
+                yield " ".join((top / part / name).read_text(encoding="ascii") for name in names).split()
+            except OSError:
+                continue  # the root cgroup has no limit
 
 
 def kind_here(device: str) -> str:

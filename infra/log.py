@@ -5,14 +5,11 @@ import sys
 from collections.abc import Mapping, MutableMapping
 from typing import TYPE_CHECKING, Any, TextIO
 
-from segmint.infra.errors import UsageError
 from segmint.infra.uris import redact
 from segmint.infra.wording import fit, is_terminal, open_stream, without_controls
 
 if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
-
-LEVELS = ("debug", "info", "warning", "error", "critical")
 
 _SECRET_KEY = re.compile(
     r"(?i)secret|password|passwd|credential|authorization|signature|api_?key|access_?key|account_key|"
@@ -21,15 +18,13 @@ _SECRET_KEY = re.compile(
 _HIDDEN = "[redacted]"
 
 
-def configure(level: str = "info", json: bool | None = None, stream: TextIO | None = None) -> None:
-    """Set up logging for this process. Lines go to `stream`, which defaults to standard error.
+def configure(json: bool | None = None, stream: TextIO | None = None) -> None:
+    """Set up logging for this process, from the level info on. Lines go to `stream`, which defaults to standard error.
 
     If `json` is None, lines are in JSON unless standard error is a terminal.
     """
     import structlog
 
-    if level.lower() not in LEVELS:
-        raise UsageError(f"unknown log level {level!r}: expected one of {', '.join(LEVELS)}")
     as_json = not is_terminal(sys.stderr) if json is None else json
     renderers: list[Any] = [structlog.processors.JSONRenderer(sort_keys=False)]
     if not as_json:
@@ -46,7 +41,7 @@ def configure(level: str = "info", json: bool | None = None, stream: TextIO | No
             _redact_event,
             *renderers,
         ],
-        wrapper_class=structlog.make_filtering_bound_logger(level),
+        wrapper_class=structlog.make_filtering_bound_logger("info"),
         # Look up the stream for each line, because a progress bar replaces standard error while it's shown.
         logger_factory=lambda *_: structlog.PrintLogger(open_stream(stream or sys.stderr)),
         cache_logger_on_first_use=False,

@@ -48,7 +48,7 @@ def number(value: float | None) -> str:
     """Format a number with up to three significant digits: `0.25`, `12.5`, `1,234`. None becomes `unknown`."""
     if value is None:
         return UNKNOWN
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{float(f'{value:.3g}'):g}"
+    return f"{value:,.0f}" if abs(value) >= 999.5 else f"{float(f'{value:.3g}'):g}"
 
 
 def share(value: float | None) -> str:

@@ -202,13 +202,13 @@ class CommitLog:
         """Return the generations of each committed shard, ascending. Files with other names are ignored."""
         return generations_of(entry.name for entry in self._folder.list())
 
-    def listed(self, shards: int | None = None, threads: int = 16) -> list[ListedCommit]:
+    def listed(self, shards: int | None = None) -> list[ListedCommit]:
         """List the files of all commits, ordered by shard and generation.
 
         If `shards` is given, only shards below that number are included. With this limit, the folder in a bucket is
         listed in parallel.
         """
-        found = self._listed(None if shards is None else range(0, shards, 10**_LISTED_DIGITS), threads)
+        found = self._listed(None if shards is None else range(0, shards, 10**_LISTED_DIGITS))
         return [commit for commit in found if shards is None or commit.shard < shards]
 
     def latest_around(self, shards: Iterable[int]) -> list[ListedCommit]:
@@ -224,7 +224,7 @@ class CommitLog:
         latest = {commit.shard: commit for commit in found if commit.shard // 10**_LISTED_DIGITS in wanted}
         return list(latest.values())
 
-    def _listed(self, firsts: Iterable[int] | None, threads: int = 16) -> list[ListedCommit]:
+    def _listed(self, firsts: Iterable[int] | None) -> list[ListedCommit]:
         """List the files of commits, ordered by shard and generation.
 
         In a bucket, `firsts` restricts the listing to the blocks of a thousand shards that start with these numbers.
@@ -233,7 +233,7 @@ class CommitLog:
         names = [""]
         if firsts is not None and scheme(self._folder.uri) in {"s3", *AZURE}:
             names = [shard_name(first)[:-_LISTED_DIGITS] for first in firsts]
-        listed = map_ahead(lambda name: self._folder.list(beginning=name), names, threads, threads, "commits")
+        listed = map_ahead(lambda name: self._folder.list(beginning=name), names, _THREADS, _THREADS, "commits")
         entries = {entry.name: entry for entries in listed for entry in entries}  # "1000" is a prefix of 100000, too
         found = ((parse_commit_name(name), entry) for name, entry in entries.items())
         return sorted(

@@ -395,21 +395,21 @@ class Submission(SavedRecord):
         return parse_saved(cls, data, lambda wrong: SubmissionError(f"{where} is not a submission: {wrong}"))
 
     @classmethod
-    def from_value(cls, value: Mapping[str, Any], where: str = "the submission") -> Self:
+    def from_value(cls, value: Mapping[str, Any]) -> Self:
         """Convert a JSON object to a submission.
 
-        Raises `SubmissionError`, whose message starts with `where`, if the object isn't a valid submission.
+        Raises `SubmissionError` if the object isn't a valid submission.
         """
         try:
             data = canonical_json(value)
             submission = cls.model_validate_json(data)
         except ValidationError as error:
-            raise SubmissionError(f"{where} cannot be used: {wrong_fields(error)}") from error
+            raise SubmissionError(f"the submission cannot be used: {wrong_fields(error)}") from error
         except (ValueError, RecursionError) as error:
-            raise SubmissionError(f"{where} cannot be used: {str(error)[:200]}") from error
+            raise SubmissionError(f"the submission cannot be used: {str(error)[:200]}") from error
         size = len(submission.to_json())
         if size > MOST_BYTES:
-            raise SubmissionError(f"{where} has {size:,} bytes: expected at most {MOST_BYTES:,}")
+            raise SubmissionError(f"the submission has {size:,} bytes: expected at most {MOST_BYTES:,}")
         return submission
 
     @property

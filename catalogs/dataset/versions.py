@@ -188,6 +188,8 @@ def latest_version(dataset: Location) -> Version | None:
 def find_version(dataset: Location, wanted: int | str) -> Version:
     """Find a version by its number, or by the first six or more digits of its digest, and read it.
 
+    Text of six or more digits is always taken for a digest, and shorter text for a number.
+
     Raises `UsageError` if no version or more than one matches. If no intact version matches but some versions are
     damaged, raises `DamagedDatasetError`, because the requested version may be one of them.
     """

@@ -359,4 +359,4 @@ class GeneratedMasks:
     funnel: Funnel
 
     def __repr__(self) -> str:
-        return f"Generated({len(self.records)} masks of {self.funnel.predicted:,} predicted)"
+        return f"GeneratedMasks({len(self.records)} masks of {self.funnel.predicted:,} predicted)"

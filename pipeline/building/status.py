@@ -172,7 +172,10 @@ def _compare(
 
 
 def _ratios(pairs: Iterable[tuple[int | None, int]]) -> tuple[float | None, list[float]]:
-    """Return the ratio of the sums, and the ratio of each pair. Pairs with an unknown number or over 0 don't count."""
+    """Return the ratio of the sums, and the ratio of each pair.
+
+    Pairs whose first number is unknown, or whose second is 0, don't count.
+    """
     tops = belows = 0
     ratios = []
     for top, below in pairs:

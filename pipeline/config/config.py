@@ -508,8 +508,8 @@ def as_pinned(config: Config, begun: Mapping[str, Any]) -> Config:
         masks = masks.model_copy(update={"drop_redaction_artifacts": begun_with})
     model = config.model
     if model.weights == AUTO:
-        pinned = begun.get("model", {}).get("weights")
-        names = [asset.name for asset in ASSETS.values() if asset.sha256 == pinned]
+        sha256 = begun.get("model", {}).get("weights")
+        names = [asset.name for asset in ASSETS.values() if asset.sha256 == sha256]
         model = model.model_copy(update={"weights": names[0] if names else AUTO})
     return config.model_copy(update={"license": license, "ingest": read, "masks": masks, "model": model})
 
@@ -526,8 +526,8 @@ def load_config(path_or_uri: str, overrides: list[str] | None = None) -> Config:
 
 def detector_hashes(config: Config, manifest: DatasetManifest) -> dict[str, str]:
     """Return the pinned SHA-256 of each detector file, keyed by the file's name in the configuration."""
-    pinned = manifest.config["deidentify"]
-    return {file: pinned[kind]["detector"] for kind, file in config.deidentify.detector_files.items()}
+    begun = manifest.config["deidentify"]
+    return {file: begun[kind]["detector"] for kind, file in config.deidentify.detector_files.items()}
 
 
 def read_listed(config: Config, manifest: DatasetManifest | None = None) -> Mapping[str, Entries]:

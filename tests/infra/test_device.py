@@ -15,6 +15,7 @@ from segmint.infra.device import (
     Compute,
     apply_compute,
     cpu_bits,
+    cpu_quota,
     device_failure,
     fix_products,
     memory_here,
@@ -236,6 +237,36 @@ def test_memory_is_the_smallest_limit_on_the_path_of_the_cgroup(
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
     assert memory_here(tmp_path) == (expected or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+
+
+@pytest.mark.parametrize(
+    ("mounts", "own", "files", "expected"),
+    [
+        (UNIFIED, "0::/job/step\n", {"job/cpu.max": "350000 100000", "job/step/cpu.max": "max 100000"}, 3),
+        (UNIFIED, "0::/\n", {"cpu.max": "50000 100000"}, 1),
+        (UNIFIED, "0::/job\n", {"other/cpu.max": "100000 100000"}, None),
+        (
+            HYBRID,
+            "1:cpu,cpuacct:/docker/4f/job\n0::/\n",
+            {"cpu,cpuacct/cpu.cfs_quota_us": "200000", "cpu,cpuacct/cpu.cfs_period_us": "100000"},
+            2,
+        ),
+        (
+            HYBRID,
+            "1:cpu,cpuacct:/docker/4f\n0::/\n",
+            {"cpu,cpuacct/cpu.cfs_quota_us": "-1", "cpu,cpuacct/cpu.cfs_period_us": "100000"},
+            None,
+        ),
+    ],
+)
+def test_the_quota_of_cpus_is_the_smallest_on_the_path_of_the_cgroup(
+    tmp_path: Path, mounts: str, own: str, files: dict[str, str], expected: int | None
+) -> None:
+    trees = {f"sys/fs/cgroup/{name}": f"{text}\n" for name, text in files.items()}
+    for name, text in {"proc/self/mountinfo": mounts, "proc/self/cgroup": own, **trees}.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert cpu_quota(tmp_path) == expected
 
 
 def test_without_cgroups_the_machines_memory_counts(tmp_path: Path) -> None:

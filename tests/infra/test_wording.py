@@ -45,6 +45,7 @@ from segmint.infra.wording import (
         (size(999), "999 bytes"),
         (number(0.25), "0.25"),
         (number(1234.5), "1,234"),
+        (number(999.7), "1,000"),
         (number(0), "0"),
         (size(1_234_567), "1.23 MB"),
         (size(999_900), "1 MB"),

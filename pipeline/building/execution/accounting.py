@@ -254,7 +254,8 @@ class Accounting:
             rows, shards = plural(self.missing_rows, "row"), counted(len(self.missing), "shard")
             lines.append(f"left      {self.missing_rows:>12,} {rows} in {shards}, for the next run")
         if self.retried_rows:
-            lines.append(f"retried   {self.retried_rows:>12,} rejected rows: {self.retried_images:,} are now images")
+            rows = plural(self.retried_rows, "rejected row")
+            lines.append(f"retried   {self.retried_rows:>12,} {rows}: {self.retried_images:,} are now images")
         if self.not_retried:
             shards = counted(len(self.not_retried), "shard")
             lines.append(f"left      rejected rows in {shards}, to be retried by the next run")

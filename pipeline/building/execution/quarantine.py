@@ -31,7 +31,7 @@ from segmint.catalogs.layout import ShardSpan
 from segmint.infra.errors import SegmintError, last_line
 from segmint.infra.log import get_logger
 from segmint.infra.row_ledger import STAGE_ROWS, RowLedger
-from segmint.infra.uris import LOCAL, UriNotAllowedError, parent, relative_to, scheme, store_name
+from segmint.infra.uris import LOCAL, UriNotAllowedError, is_below, parent, relative_to, scheme, store_name
 from segmint.operators.describe import describe_table
 from segmint.operators.prepare.prepare import Prepare
 from segmint.operators.rows import VERDICT, Row, faulted, given_up, named, rejected
@@ -435,9 +435,10 @@ class Quarantine:
         return count
 
     def others(self, ordinal: int, stage: str) -> tuple[list[int], tuple[str, ...]]:
-        """Return the nearest rows without faults. For a fault in `prepare`, they have the same `_access`, the second.
+        """Return the nearest rows without faults, and their `_access`.
 
-        Other stages don't read the row's object.
+        For a fault in `prepare`, only rows with the same access count. For other stages, which don't read the row's
+        object, the access is empty.
         """
         assert self.rows is not None
         near = self.rows.uris_near(ordinal, WITNESS_ROWS)
@@ -462,7 +463,7 @@ class Quarantine:
             store = parent(uri) if scheme(uri) == LOCAL else store_name(uri)
         except UriNotAllowedError:
             return ()
-        return store, *sorted(prefix for prefix in self.stages.segment.storage_options if uri.startswith(prefix))
+        return store, *sorted(prefix for prefix in self.stages.segment.storage_options if is_below(uri, prefix))
 
     def _any_passes(self, ordinals: Sequence[int], stage: str) -> bool:
         """Return whether one of these rows is accepted by `prepare`, or for a later stage, by all stages."""

@@ -347,7 +347,7 @@ class Stages:
         preparers = needed(self.prepare_pool)
         together = math.ceil(preparers / _MOST_BUNDLES)
         bundles = [actor] * needed(self.segment_pool)
-        bundles += [{"CPU": together * self.prepare_pool.num_cpus}] * (preparers // together)
+        bundles += [{"CPU": together * self.prepare_pool.num_cpus}] * math.ceil(preparers / together)
         bundles += [{"CPU": 1.0}] * (1 + self.writers)
         for custom in self.custom:
             count = needed(custom.pool)

@@ -46,7 +46,13 @@ from segmint.operators.segmenter.segmenter import control_rows
 from segmint.operators.shards.revise import read_committed_rows, with_latest_commit
 from segmint.operators.shards.write import iter_rows, shard_table
 from segmint.pipeline.building.dataset import name_weights
-from segmint.pipeline.building.execution.quarantine import ControlFailedError, Trial, UndecidedError
+from segmint.pipeline.building.execution.quarantine import (
+    MOST_SINGLE_TRIALS,
+    ControlFailedError,
+    Trial,
+    UndecidedError,
+)
+from segmint.pipeline.building.execution.row_source import READ_CPUS
 from segmint.pipeline.building.execution.stage_watch import ShardWriters, cut_at_borders, watched
 from segmint.pipeline.building.execution.stages import (
     DESCRIBE_CPUS,
@@ -77,14 +83,8 @@ WINDOW_IMAGES = 100_000
 MOST_STALLED_WINDOWS = 3
 """A run ends unfinished after this many consecutive windows without a written shard or a trial."""
 
-MOST_SINGLE_TRIALS = 8
-"""Maximum number of images that get a trial after one window."""
-
 STALL_TIMEOUT_S = 1800.0
 """Default of `stall_timeout`, as in the configuration of a build."""
-
-READ_CPUS = 0.25
-"""Logical CPUs per task that reads a shard."""
 
 MOST_READERS = 4
 """Maximum number of shards that are read at the same time. Each takes as much memory as its tar."""
