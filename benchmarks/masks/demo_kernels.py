@@ -1,6 +1,6 @@
 """CPU seconds of the segment stage in the demo's build, with the CPU kernels and by torch.
 
-    python benchmarks/building/demo_kernels.py [--rounds N]
+    python benchmarks/masks/demo_kernels.py [--rounds N]
 
 In each round, both sides build the demo's dataset once, each in a separate process with a separate Ray cluster. The
 side that goes first alternates. `actor_s` is the CPU time of the segment actors' processes over their whole life,
