@@ -406,7 +406,10 @@ def reserved_in(file: Location) -> set[str]:
     except NotFoundError:
         return set()  # its writer has committed, or lost the race
     except ValidationError as error:
-        raise DamagedDatasetError(f"{file} is not a reservation: {wrong_fields(error)}") from error
+        raise DamagedDatasetError(
+            f"{file} is not a reservation ({wrong_fields(error)}); if no command is writing to the dataset, delete "
+            "this file and run the command again"
+        ) from error
 
 
 def generations_of(names: Iterable[str]) -> dict[int, list[int]]:
