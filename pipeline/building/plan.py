@@ -48,7 +48,6 @@ from segmint.pipeline.building.plan_rates import (
     GIVEN,
     MEGAPIXELS,
     Card,
-    Curation,
     Estimate,
     Extrapolation,
     SegmentTime,
@@ -218,7 +217,6 @@ def plan_segmenter(
         cpu_stages=cpu_stages(seconds, None, "segment", measured=True),
         cost=None if options.price is None or hours is None else hours.scaled(options.price),
         notes=(*row_notes(catalog_rows, remaining, sample), *stage_notes(config), *detector_advice(config)),
-        curation=_curation(config, options, remaining, sample, catalog_rows, totals["bytes_in"]),
     )
 
 
@@ -235,24 +233,6 @@ def row_notes(catalog_rows: int, remaining: RemainingShards, sample: PlanSample 
         if sample.accepted == 0:
             notes.append("the sample has no accepted rows: use a larger sample, or fix the catalog or the policy")
     return notes
-
-
-def _curation(
-    config: Config,
-    options: PlanOptions,
-    remaining: RemainingShards,
-    sample: PlanSample | None,
-    catalog_rows: int,
-    bytes_in: Estimate | None,
-) -> Curation | None:
-    """Return the price of `segmint catalog curate`, or None if the configuration doesn't set `curate`."""
-    if "curate" not in config.model_fields_set:
-        return None
-    one_image = None
-    if sample is not None and bytes_in is not None:
-        one_image = bytes_in.scaled(1 / remaining.rows)
-    scorers = len(config.curate.scorers)
-    return price_curation(catalog_rows, options.megapixels or MEGAPIXELS, scorers, one_image)
 
 
 DRAWN_PER_POINT = 2.0
@@ -303,6 +283,13 @@ def make_plan(config: Config, options: PlanOptions, tell: Callable[[str], None] 
                 most_rows=CHECKED_ROWS,
                 ignored=ignored_columns(identity(config) if manifest is None else manifest.config),
             )
+    curation = None
+    if "curate" in config.model_fields_set:
+        one_image = None
+        if sample is not None:
+            one_image = sample.totals(remaining.rows, remaining.shards)["bytes_in"].scaled(1 / remaining.rows)
+        scorers = len(config.curate.scorers)
+        curation = price_curation(catalog_rows, options.megapixels or MEGAPIXELS, scorers, one_image)
     make = partial(
         BuildPlan,
         catalog=config.catalog,
@@ -315,6 +302,7 @@ def make_plan(config: Config, options: PlanOptions, tell: Callable[[str], None] 
         sample=sample,
         version=version,
         checked=checked,
+        curation=curation,
     )
     if ceiling is None:
         return plan_segmenter(config, options, remaining, sample, make, catalog_rows)
@@ -461,7 +449,6 @@ def _assemble(
         cost=None if options.price is None or hours is None else hours.scaled(options.price),
         notes=tuple(_notes(config, options, catalog_rows, remaining, ceiling, sample, record, hours, limits)),
         starts=starts,
-        curation=_curation(config, options, remaining, sample, catalog_rows, totals["bytes_in"]),
     )
 
 

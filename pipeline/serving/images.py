@@ -13,6 +13,7 @@ import tarfile
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -209,10 +210,4 @@ def index_tar(dataset: Location, commit: Commit) -> TarIndex:
     """Return the index of a committed shard's tar, which is read by range. Raises the same errors as `Commit.file`."""
     entry = commit.file("shards")
     tar = dataset / entry.path
-
-    def read_range(start: int, stop: int) -> bytes:
-        with tar.open_ranges(entry.size) as stream:
-            stream.seek(start)
-            return stream.read(stop - start)
-
-    return TarIndex(tar.uri, entry.size, read_range)
+    return TarIndex(tar.uri, entry.size, partial(tar.storage.read_part, tar.uri))

@@ -437,7 +437,7 @@ def test_a_segmenter_is_planned_from_a_sample_only(tmp_path: Path) -> None:
     for key in ("masks", "model", "resources"):
         del tree[key]
     bright = {"stage": "tests.support.segmenters.Bright", "filters": {"min_area": 5}}
-    config = Config.model_validate({**tree, "deidentify": NO_DETECTORS, "segmenter": bright})
+    config = Config.model_validate({**tree, "deidentify": NO_DETECTORS, "segmenter": bright, "curate": {}})
     for options in (PlanOptions(), PlanOptions(share=0.5), PlanOptions(sample=5, gpu="H200")):
         with pytest.raises(UsageError, match="only known from a sample on this machine: pass --sample N"):
             make_plan(config, options)
@@ -453,7 +453,8 @@ def test_a_segmenter_is_planned_from_a_sample_only(tmp_path: Path) -> None:
     assert "hours of one actor of the segmenter" in text
     assert not re.search("ceiling|encodes|prompts|GPU", text)
     assert plan.to_dict()["ceiling_images_per_s"] is None
-    assert plan.curation is None
+    assert plan.curation is not None
+    assert plan.curation.rows == plan.catalog_rows
     assert "a sample doesn't look for duplicates: `segmint catalog curate` finds copies of images" in plan.notes
 
 

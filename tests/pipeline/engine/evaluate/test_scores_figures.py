@@ -3,7 +3,12 @@
 import numpy as np
 import pytest
 
-from segmint.pipeline.engine.evaluate.scores import ImageScores, groups_of, means_of
+from segmint.operators.annotations.image import encode_mask
+from segmint.operators.evaluate.points import NoNumberError
+from segmint.pipeline.engine.evaluate import scores as scores_module
+from segmint.pipeline.engine.evaluate.result import PartlyMeasuredError, Predictions
+from segmint.pipeline.engine.evaluate.scores import ImageScores, PointsMeasure, groups_of, means_of
+from segmint.pipeline.engine.evaluate.truth import TruthImage, TruthMask
 
 
 def scores(*units: tuple[int, str, str | None, list[float]], second: float = 0.0) -> ImageScores:
@@ -131,3 +136,20 @@ def test_a_group_of_one_image_and_masks_without_a_group() -> None:
         ("y", 0.9, None),
     ]
     assert pairs[0].p == 1.0
+
+
+def test_weights_that_fail_and_missing_predictions_are_both_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise NoNumberError("not a number")
+
+    monkeypatch.setattr(scores_module, "click_masks", fail)
+    monkeypatch.setattr(scores_module, "with_embeddings", lambda models, _: [(None, None), models[1]])
+    mask = TruthMask(7, encode_mask(np.ones((4, 4), np.uint8)), 16)
+    image = TruthImage(0, "1", "a.png", np.zeros((4, 4, 3), np.uint8), (mask,))
+    with pytest.raises(PartlyMeasuredError) as caught:
+        PointsMeasure().rows([None, Predictions("clicks.json", "")], image)
+    assert len(caught.value.rows) == 2
+    assert str(caught.value) == (
+        "counted with scores of 0 for the first weights: not a number; counted with scores of 0: 1 mask without a "
+        "prediction in clicks.json"
+    )
