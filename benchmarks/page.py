@@ -4,10 +4,10 @@ import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from benchmarks.building.driver_tables import driver_part
 from benchmarks.building.prepare_tables import prepare_part
 from benchmarks.building.ray_script_tables import ray_script_part
 from benchmarks.building.scale_tables import (
+    driver_part,
     overlap_part,
     resume_part,
     scale_part,

@@ -1,4 +1,4 @@
-"""Parts of docs/performance.md about rows, commits, catalogs, and actors, as Markdown from recorded results."""
+"""Parts of pages about rows, commits, catalogs, actors, and the driver, as Markdown from recorded results."""
 
 from benchmarks.tables import Result, part_of, table, where, wrapped
 
@@ -198,3 +198,45 @@ def alternative_scale(result: Result) -> str:
         f"Private memory of each kind of process during a build of {result['build']['rows']:,} rows. No process grew "
         f"by more than {grown['rise_mib']['own']:.1f} MiB ({grown['role']}) in the second half of its life."
     )
+
+
+@part_of("driver")
+def driver_part(result: Result) -> str:
+    """Return the table of the driver's CPU time and memory, next to those of a plain pipeline of Ray Data."""
+    plain = {_driver_settings(run): run for run in result.get("plain", ())}
+    runs = sorted(result["driver"], key=_driver_settings)
+    costs = table(
+        [
+            "segment actors",
+            *("rows per block", "wanted blocks/s", "blocks/s", "minutes"),
+            *("driver's CPU ms per block", "without segmint", "driver's share of a core"),
+            *("driver RSS (MiB): start, end, peak", "segment actor (MiB)", "load before"),
+        ],
+        (
+            [
+                run["actors"],
+                run["rows_per_block"],
+                f"{run['wanted_blocks_per_s']:g}",
+                f"{run['blocks_per_s']:.1f}",
+                f"{run['minutes']:g}",
+                f"{run['driver_cpu_ms_per_block']:.1f}",
+                _without_segmint(plain.get(_driver_settings(run))),
+                f"{run['driver_cpu_share']:.0%}",
+                ", ".join(f"{run['driver_rss_mib'][at]:,.0f}" for at in ("start", "end", "most")),
+                f"{run['most_mib']['segment actor']:.0f}",
+                f"{run['load_before']:.0f}",
+            ]
+            for run in runs
+        ),
+    )
+    return f"{costs}\n\n{wrapped(where(result))}"
+
+
+def _driver_settings(run: Result) -> tuple[int, int, float]:
+    return run["rows_per_block"], run["actors"], run["wanted_blocks_per_s"]
+
+
+def _without_segmint(run: Result | None) -> str:
+    if run is None:
+        return "-"
+    return f"{run['driver_cpu_ms_per_block']:.1f} at {run['blocks_per_s']:.1f} blocks/s"
