@@ -8,7 +8,7 @@ ROOT = Path(__file__).resolve().parents[1]
 REFERENCE = {"code", "configuration", "dataset", "errors", "findings", "glossary", "metric"}
 """Pages of docs/ that people look things up in. All others are guides, which people read from start to finish."""
 
-MOST_WORDS, MOST_PAGES, MOST_README_WORDS = 53_000, 41, 900
+MOST_WORDS, MOST_PAGES, MOST_README_WORDS = 53_500, 41, 900
 
 
 def prose(path: Path) -> str:
