@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from segmint.catalogs.dataset.manifest import load_manifest
+from segmint.catalogs.layout import MANIFEST
 from segmint.catalogs.licenses import canonical_identifier
 from segmint.catalogs.source.scan import SIDECAR_ENDINGS, relative_rows, scan, write_catalog
 from segmint.infra.assets import resolve, sha256_of
@@ -34,6 +35,7 @@ from segmint.pipeline.config.yaml_file import Document, apply_override, check, c
 
 _NOTE = "# This command wrote this file, and compares itself with the first line. docs/configuration.md lists all keys."
 _KEPT = "A dataset keeps its licenses. To allow more, build another one: add the option, and change -o."
+_NOTHING_BUILT = "If nothing was built yet, you can also delete"
 _MISSING = "missing"
 _HASH_DIGITS = 12
 _SHARDS, _FEWEST_IMAGES = 20, 16
@@ -55,7 +57,8 @@ def open_photographs(request: BuildRequest, *, grow: bool = False) -> tuple[Conf
     file = Location(storage, request.config_file)
     check_stores(request, storage)
     lines: list[str] = []
-    if not file.exists():
+    scanned = not file.exists()
+    if scanned:
         require_gpu_for_bf16(config)
         catalog, rows, lines = scan_request(request, storage)
         asked.data["catalog"] = catalog.uri
@@ -63,9 +66,11 @@ def open_photographs(request: BuildRequest, *, grow: bool = False) -> tuple[Conf
         text = f"{request.head}\n{_NOTE}\n{yaml_text(asked.data)}"
         if not file.put_if_absent(text.encode()):  # another process was faster
             check_stores(request, storage)
-            lines = []  # they describe a catalog that isn't used
+            scanned, lines = False, []  # they describe a catalog that isn't used
+    elif not (Location(storage, request.output) / MANIFEST).exists():
+        lines = [f"{file}: an earlier run wrote it, and its options hold. {_NOTHING_BUILT} {file}"]
     config = _written(request, file)
-    if grow and not lines:
+    if grow and not scanned:
         return _grown(request, config, file)
     return config, lines
 
@@ -111,17 +116,17 @@ def _overrides(request: BuildRequest) -> list[str]:
     return [f"output={yaml_text(request.output)}", allow, *request.overrides]
 
 
-def _require_alike(document: Document, request: BuildRequest) -> None:
-    """Raise `UsageError` if a key of the document has another value in the request."""
+def _require_alike(document: Document, request: BuildRequest, advice: str = "") -> None:
+    """Raise `UsageError` with the advice if a key of the document has another value in the request."""
     found = list(contradictions(document, _overrides(request)))
     if found:
-        raise UsageError(f"{document.source} and its options contradict each other: {'; '.join(found)}")
+        raise UsageError(f"{document.source} and its options contradict each other: {'; '.join(found)}{advice}")
 
 
 def _written(request: BuildRequest, file: Location) -> Config:
     """Return the written configuration with the request's overrides. Raises `UsageError` if they contradict it."""
     document = parse_yaml(file.read().decode(errors="replace"), str(file))
-    _require_alike(document, request)
+    _require_alike(document, request, f". {_NOTHING_BUILT} {file}")
     for override in request.overrides:
         apply_override(document, override)
     return check(document, Config)

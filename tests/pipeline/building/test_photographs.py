@@ -7,6 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from segmint.catalogs.dataset.manifest import load_manifest
+from segmint.catalogs.layout import MANIFEST
 from segmint.infra.assets import PackageFile
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
@@ -120,13 +121,20 @@ def test_later_runs_keep_the_files_and_refuse_other_options(folder: Path) -> Non
     assert config == load_config(f"{folder}/dataset-build.yaml")
     assert (config.name, config.masks.points_per_side) == ("mine", 8)
     (folder / "photos/f.jpg").touch()
-    assert opened(folder, "CC0-1.0", overrides=overrides) == (config, [])
+    advice = f"If nothing was built yet, you can also delete {folder}/dataset-build.yaml"
+    note = f"{folder}/dataset-build.yaml: an earlier run wrote it, and its options hold. {advice}"
+    assert opened(folder, "CC0-1.0", overrides=overrides) == (config, [note])
     assert opened(folder, "CC0-1.0", overrides=("resources.writers=3",))[0].resources.writers == 3
-    with pytest.raises(UsageError, match=r"dataset-build.yaml and its options .*: masks.points_per_side is 8 and 4"):
+    with pytest.raises(
+        UsageError, match=rf"dataset-build.yaml and its options .*: masks.points_per_side is 8 and 4. {advice}"
+    ):
         opened(folder, "CC0-1.0", overrides=("masks.points_per_side=4",))
     with pytest.raises(UsageError, match="was written by another command"):
         opened(folder, "CC-BY-4.0", overrides=overrides)
     assert beside(folder) == files
+    (folder / "dataset").mkdir()
+    (folder / "dataset" / MANIFEST).touch()
+    assert opened(folder, "CC0-1.0", overrides=overrides) == (config, [])
 
 
 def test_a_run_that_was_killed_between_its_two_files_is_repeated(folder: Path) -> None:
