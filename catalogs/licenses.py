@@ -20,7 +20,7 @@ import io
 import itertools
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import date
 from functools import cache, lru_cache
@@ -30,11 +30,13 @@ from typing import Any, NamedTuple, TextIO
 
 from segmint.catalogs.findings import Code, Reason
 from segmint.catalogs.layout import image_name
-from segmint.catalogs.parquet import Row
 from segmint.infra.errors import UsageError
 from segmint.infra.scratch import ScratchFolder
 from segmint.infra.storage.location import Location
 from segmint.infra.uris import redact
+
+Row = Mapping[str, Any]
+"""Row of a table. `catalogs.parquet` has this name, too, but a wrong command is refused before pyarrow is imported."""
 
 LONGEST = 1000
 """Maximum number of characters in a license identifier. A longer text is assumed to be a full license text."""

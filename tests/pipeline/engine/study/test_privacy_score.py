@@ -193,7 +193,7 @@ def test_a_brush_stroke_is_no_box() -> None:
 @pytest.mark.parametrize("text", [b"{}", b"[1]", b"no JSON", b"\xff", b"[" * 9000, b'{"images": [], "categories": 1}'])
 def test_another_file_is_refused(text: bytes, tmp_path: Any) -> None:
     file = location_of(tmp_path / "marks.json")
-    with pytest.raises(UsageError, match="doesn't exist"):
+    with pytest.raises(UsageError, match="there is no file"):
         read_marks(file, SIZES)
     file.put(text)
     with pytest.raises(UsageError, match="can't be read as marks"):
