@@ -538,8 +538,8 @@ DATASET_MUTANTS = (
     Mutant(
         "a wrong --at hides an output that is where it was noted",
         "pipeline/corrections/proof.py",
-        "if near is not None:",
-        "if near is not None and not uris:",
+        "near = each.location(self.dataset)\n            if near is not None:",
+        "near = each.location(self.dataset)\n            if near is not None and not uris:",
         "tests/pipeline/corrections/test_proof.py",
     ),
     Mutant(
