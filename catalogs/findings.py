@@ -87,6 +87,18 @@ class Code(StrEnum):
     SPLIT_LEAK = "split_leak"
 
 
+REPAIRABLE = frozenset(
+    {
+        Code.MISSING_FILE,
+        Code.FILE_SIZE,
+        Code.FILE_DIGEST,
+        Code.BAD_COMMIT,
+        Code.WRONG_ORDINALS,
+        Code.BAD_COUNTS,
+    }
+)
+"""Damage that `segmint repair` may be able to restore."""
+
 SENTENCES = {
     Code.BAD_MANIFEST: "The manifest's hash or catalog parts are wrong, or it contradicts the previous generation.",
     Code.MISSING_CATALOG: "A catalog part that the manifest lists is missing.",

@@ -448,16 +448,22 @@ _SIZES = (
 )
 
 
-def hub_licenses(names: Iterable[str]) -> dict[str, Any]:
-    """Return the dataset card's entries for these SPDX identifiers.
+def hub_licenses(names: Iterable[str | None]) -> dict[str, Any]:
+    """Return the dataset card's entries for these SPDX identifiers. None stands for images without a license.
 
-    A license that the Hub doesn't know becomes `other`.
+    A license that the Hub doesn't know becomes `other`, and a missing one `unknown`.
     """
     given = set(names)
-    known = sorted({name.lower() for name in given if name.lower() in _LICENSES})
-    others = sorted(name for name in given if name.lower() not in _LICENSES)
-    entries: dict[str, Any] = {"license": [*known, "other"] if others else known or ["unknown"]}
-    return entries | ({"license_name": ", ".join(others)} if others else {})
+    stated = {name for name in given if name}
+    licenses = sorted({name.lower() for name in stated if name.lower() in _LICENSES})
+    others = sorted(name for name in stated if name.lower() not in _LICENSES)
+    entries: dict[str, Any] = {"license": licenses}
+    if others:
+        licenses.append("other")
+        entries["license_name"] = ", ".join(others)
+    if stated != given or not stated:
+        licenses.append("unknown")
+    return entries
 
 
 def size_category(images: int) -> str:

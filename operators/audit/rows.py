@@ -307,9 +307,13 @@ def audit_tar(
                     return
                 if name.endswith(".jpg"):
                     findings = list(audit_jpeg(data, row, image, decoder if row["id"] in decode else None, quality))
-                    yield from findings or _other_release(data, row, image)
-                    if look is not None and not any(finding.code in _NO_PICTURE for finding in findings):
-                        yield from look(row, data)
+                    findings = findings or list(_other_release(data, row, image))
+                    yield from findings
+                    codes = {finding.code for finding in findings}
+                    if look is not None and codes.isdisjoint(_NO_PICTURE):
+                        for finding in look(row, data):
+                            if finding.code not in codes:
+                                yield finding
                 else:
                     yield from audit_json(data, row, masks_of(row["ordinal"]), image)
         more = next(members, None)

@@ -325,7 +325,11 @@ def list_coco(
 def _annotations(
     document: Mapping[str, Any], images: Container[Any], report: Callable[[Code, str, str, str, int | None], None]
 ) -> dict[CocoKey, list[Mapping[str, Any]]]:
-    """Return the annotations of each image. Report those without an image, and wrong ids and categories."""
+    """Return the annotations of each image. Report those without an image, and wrong ids and categories.
+
+    If the document contains no masks, empty ones mean that each annotation is just a box, as some tools write it.
+    """
+    only_boxes = not any(entry.get("segmentation") for entry in objects(document.get("annotations")))
     categories = {coco_key(each.get("id")) for each in objects(document.get("categories"))}
     found: dict[CocoKey, list[Mapping[str, Any]]] = {}
     ids: set[int] = set()
@@ -342,6 +346,8 @@ def _annotations(
             ids.add(own)
         if categories and "category_id" in entry and coco_key(entry["category_id"]) not in categories:
             report(Code.BAD_LABEL, where, "the id of a category", _short(entry["category_id"]), own)
+        if only_boxes and "segmentation" in entry:
+            entry = {**entry, "segmentation": None}
         found.setdefault(id, []).append(entry)
     return found
 
@@ -468,7 +474,8 @@ def read_labels(data: bytes, image: ForeignImage, classes: YoloClasses, place: F
         try:
             annotations.append({"name": f"of {where}", **_annotation(fields[1:], image.size or (1, 1), classes)})
         except ValueError as error:
-            image.findings.add(place.finding(Code.BAD_RLE, "a box or a polygon", error, where))
+            found = f"one that can't be read: {error}"
+            image.findings.add(place.finding(Code.BAD_RLE, "a box or a polygon", found, where))
     return annotations
 
 

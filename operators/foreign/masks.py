@@ -63,15 +63,19 @@ def read_masks(
         annotation = mapping(value)
         id = _whole(annotation.get("id"))
         name = annotation.get("name", f"number {index}") if id is None else id
-        if not exact and not annotation.get("segmentation"):
+        if not exact and annotation.get("segmentation") is None:
             _read_box(annotation, image, place, f"mask {name}", id)
+            continue
+        if not exact and annotation["segmentation"] == []:
+            found = "an empty list of polygons"
+            image.findings.add(place.finding(Code.MASK_AREA, "a mask with an area", found, f"mask {name}", mask=id))
             continue
         try:
             row = _row(annotation, image.size, None if exact else contours)
         except UnreadableMaskError as error:
-            expected = "run lengths in COCO's form" if exact else "run lengths or polygons in COCO's form"
+            expected = "a mask as run lengths" if exact else "a mask as run lengths or polygons"
             where = f"mask number {index}" if exact else f"mask {name}"
-            image.findings.add(place.finding(Code.BAD_RLE, expected, error, where))
+            image.findings.add(place.finding(Code.BAD_RLE, expected, f"one that can't be read: {error}", where))
             continue
         height, width = row["segmentation"]["size"]
         image.size = image.size or (height, width)

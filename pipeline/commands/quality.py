@@ -134,6 +134,7 @@ def audit(
     if listed and (integrity_only or evidence):
         raise UsageError("--integrity-only and --evidence are only for one dataset from segmint, without --images")
     from segmint.catalogs.dataset.outputs import note_output, refuse_inside
+    from segmint.catalogs.findings import REPAIRABLE
     from segmint.infra.storage.location import Location
     from segmint.infra.wording import not_checked_lines, terminal_width
     from segmint.pipeline.quality.audit.integrity import RAY_FROM_MASKS, audit_integrity, with_missing_commits
@@ -189,7 +190,9 @@ def audit(
         print_message(f"{lines[0]}; written to {output}")
         for line in not_checked_lines(not_checked(report)):
             print_line(line)
-    if not integrity_only and report.kind == "segmint":
+    if report.kind == "segmint" and REPAIRABLE & report.findings.counts.keys():
+        print_next(as_json, "repair", dataset, config=config)
+    elif report.kind == "segmint" and not integrity_only:
         print_next(as_json, "report", dataset, config=config)
     exit_unless_clean(report.findings.counts, not_checked(report))
 

@@ -311,6 +311,8 @@ class ImageProof:
             verdict = f"found in {counted(len(self.found), 'place')}"
         if self.not_checked:
             verdict += ", but not everything could be checked"
+        if self.gone:
+            verdict += "; what is gone may have been moved"
         lines = [
             f"{', '.join(self.images)}: {state}",
             f"searched for its {by_name}{counted(self.hashes, 'SHA-256')} of its pixels and former JPEGs; scaled, "
@@ -321,7 +323,8 @@ class ImageProof:
             f"searched {counted(self.shards, 'committed shard')}, {catalog}the names of other data files and older "
             f"versions, and {counted(self.files, 'file')} of reports, exports, and other folders, including the rows "
             "of Parquet files and the files in tar and zip archives",
-            "not searched: downloads, backups, caches, and copies of outputs in places that the dataset doesn't note",
+            "not searched: the source catalog, the original photographs, downloads, backups, caches, and outputs in "
+            "places that the dataset doesn't note",
         ]
         for word, found in (("gone", self.gone), ("found", self.found), ("not checked", self.not_checked)):
             lines += [f"{word}: {line}" for line in found]
@@ -425,15 +428,19 @@ class _Search:
     ) -> ImageProof:
         """Search the committed shards, the names of other files, the report, unknown files, and the outputs."""
         notes = read_notes(self.dataset)
-        places = sorted({note.place for note in notes})
+        places = {note.place: note.place for note in notes}
+        known = ", ".join(sorted(places)) or "none is noted"
+        for note in notes:
+            near = note.location(self.dataset)
+            if near is not None:
+                places[str(near)] = note.place  # messages show the location
         moved = []
         for text in at:
-            place = max((each for each in places if text.startswith(f"{each}=")), key=len, default="")
-            uri = text[len(place) + 1 :]
-            if not (place and uri):
-                known = ", ".join(places) or "none is noted"
+            name = max((each for each in places if text.startswith(f"{each}=")), key=len, default="")
+            uri = text[len(name) + 1 :]
+            if not (name and uri):
                 raise UsageError(f"--at: expected NAME=URI with the NAME of a recorded output: {known}")
-            moved.append((place, uri))
+            moved.append((places[name], uri))
         committed = list(CommitLog(self.dataset).committed())
         staged = frozenset(column.table for column in (*manifest.stages, *manifest.applied_columns))
 
@@ -548,7 +555,8 @@ class _Search:
                 sure, problem = place in noted and (str(place) in uris or note.beside), ""
                 names = self.look_below(place, FILES_LIST if place in known and listed else "")
                 if not names and sure:
-                    self.gone.append(f"nothing is at {place}, where segmint {note.command} wrote")
+                    wrote = f"where segmint {note.command} wrote"
+                    self.gone.append(f"nothing is at {place}, {wrote} (deleted or moved; if moved, {advice})")
                 elif not names:
                     problem = f"nothing is at {place}, but the output may have been moved; {advice}"
                 elif place in known and listed:

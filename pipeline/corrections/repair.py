@@ -3,6 +3,7 @@
 If another command replaces a shard during its inspection or repair, both continue with the shard's next generation.
 """
 
+import hashlib
 import re
 from collections import Counter
 from collections.abc import Collection, Mapping
@@ -19,7 +20,14 @@ from segmint.catalogs.dataset.manifest import (
     load_latest_manifest,
     manifest_generations,
 )
-from segmint.catalogs.dataset.versions import VersionName, latest_version, put_version, unfinished_takedowns
+from segmint.catalogs.dataset.versions import (
+    VersionName,
+    latest_version,
+    put_version,
+    read_version,
+    unfinished_takedowns,
+    version_numbers,
+)
 from segmint.catalogs.findings import Code, FindingCollector
 from segmint.catalogs.layout import (
     ADDED_COLUMNS,
@@ -67,6 +75,11 @@ _THREADS = 4
 _NO_DAMAGE = (Code.OTHER_NUMERICS, Code.OTHER_BUILD)
 """Findings about intact commits, such as those of a build with `allow_mixed_numerics`."""
 
+_OTHER_COMMIT = (
+    "isn't the commit that the dataset's versions record, so the shard's files were changed, too. Restore all of them "
+    "from a backup"
+)
+
 _NUMERICS = re.compile(rb'"numerics":"([0-9a-f]{12})"')
 
 
@@ -107,9 +120,10 @@ def repair(dataset: Location, config: Config | None = None, ray_from: int = RAY_
 
     If possible, a data file is restored from the rest of its shard. Otherwise, if `config` contains the build's
     configuration, the file is rebuilt from the catalog. A file is only written if it has exactly the SHA-256 that the
-    commit names. A commit is rebuilt if the shard's data files are intact and prove the commit's contents. A readable
-    commit with the right counts is intact even if its numerics or `build_sha256` differ from the manifest's: it is
-    listed, but not rewritten. Existing tombstones are applied to restored shards. If an amendment was interrupted, the
+    commit names. A commit is rebuilt if the shard's data files are intact and prove the commit's contents. If a version
+    records the commit, nothing in the shard is written unless the commit has the recorded SHA-256. A readable commit
+    with the right counts is intact even if its numerics or `build_sha256` differ from the manifest's: it is listed, but
+    not rewritten. Existing tombstones are applied to restored shards. If an amendment was interrupted, the
     images are updated to the catalog's credits. Damage to manifests, the catalog, tombstones, versions, or submissions
     is listed but not repaired.
 
@@ -145,7 +159,7 @@ def repair(dataset: Location, config: Config | None = None, ray_from: int = RAY_
                 result.lost.append(f"{look.path}: its build_sha256 isn't the manifest's")
         if not look.whole:
             damaged.append(look.shard)
-    task = replace(task, numerics=frozenset(numerics))
+    task = replace(task, numerics=frozenset(numerics), recorded=_recorded_commits(dataset, damaged, committed))
     again: dict[int, tuple[str, ...]] = {}  # damaged files of shards that may be rebuilt
     for done in each_shard(partial(repair_shard, task=task), damaged, resources, ray_from):
         result.damages += done.damages
@@ -173,6 +187,25 @@ def repair(dataset: Location, config: Config | None = None, ray_from: int = RAY_
         if result.version.number is None:
             result.unfinished = unfinished_takedowns(dataset, latest_version(dataset))
     return result
+
+
+def _recorded_commits(
+    dataset: Location, shards: Collection[int], committed: Mapping[int, int]
+) -> dict[tuple[int, int], str]:
+    """Return the SHA-256 of these shards' commits that versions record. Damaged versions are reported elsewhere."""
+    wanted = {(shard, committed[shard]) for shard in shards}
+    found: dict[tuple[int, int], str] = {}
+    for number in reversed(version_numbers(dataset)):
+        if len(found) == len(wanted):
+            break
+        try:
+            version = read_version(dataset, number)
+        except DamagedDatasetError:
+            continue
+        for shard, generation, sha256 in version.commits:
+            if (shard, generation) in wanted:
+                found.setdefault((shard, generation), sha256)
+    return found
 
 
 def _complete(dataset: DatasetHandle, repaired: Mapping[int, int], result: RepairResult) -> None:
@@ -255,6 +288,12 @@ class RepairTask:
     dataset: DatasetHandle
     manifest: DatasetManifest
     numerics: frozenset[str] = field(default_factory=frozenset)  # numerics of the intact commits
+    recorded: Mapping[tuple[int, int], str] = field(default_factory=dict)  # SHA-256 by shard and generation
+
+    def differs_from_version(self, shard: int, generation: int, data: bytes) -> bool:
+        """Return whether a commit's bytes aren't those that a version records."""
+        sha256 = hashlib.sha256(data).hexdigest()
+        return self.recorded.get((shard, generation), sha256) != sha256
 
 
 @dataclass(frozen=True)
@@ -327,6 +366,8 @@ def _repair(task: RepairTask, record: ShardRecord) -> ShardRepair:
         return ShardRepair(shard, (record.wrong or other,), (record.path,))
     if record.wrong or record.commit is None:
         return ShardRepair(shard, (record.wrong,), not_repaired=why)
+    if task.differs_from_version(shard, record.generation, record.data):
+        return ShardRepair(shard, not_repaired=f"{record.path} {_OTHER_COMMIT}")
     lines = tuple(describe_damage(each) for each in damages)
     paths = tuple(each.entry.path for each in damages)
     if restore_from_rest(task.dataset, record.commit, damages):
@@ -396,6 +437,8 @@ def _remake(task: RepairTask, held: ShardRecord, data: bytes) -> str:
         commit = remake_commit(task.dataset, known, _data_files(task.dataset.location, held, data))
     except (DamagedDatasetError, NotFoundError, ValueError) as error:
         return str(error)
+    if task.differs_from_version(held.shard, held.generation, commit.to_json()):
+        return f"{held.path}, rebuilt from the shard's files, {_OTHER_COMMIT}"
     put_commit_again(task.dataset.location, commit, data)
     drop_cached_leaves(task.dataset.location, [held.shard])
     apply_tombstones(task.dataset, held.shard)

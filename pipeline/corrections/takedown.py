@@ -102,6 +102,11 @@ _ORIGINALS = (
     "originals in tars outside the dataset, as .tar#OFFSET+BYTES; erase them by overwriting the bytes with zeros"
 )
 
+_NOT_SEARCHED = (
+    "not searched or deleted: the source catalog, the original photographs, downloads, backups, and outputs that the "
+    "dataset doesn't note"
+)
+
 
 @dataclass(frozen=True)
 class TakedownList:
@@ -447,7 +452,7 @@ class TakedownResult:
         if self.originals:
             lines.append(f"{_ORIGINALS}: {some(self.originals, SHOWN)}")
         lines += [f"cache: {line}" for line in self.caches]
-        lines.append(OTHER_CACHES)
+        lines += [OTHER_CACHES, _NOT_SEARCHED]
         for path in self.unknown_files:
             lines.append(f"not a committed file, check what it shows and names: {path}")
         for link in self.removed_links:

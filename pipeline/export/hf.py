@@ -98,7 +98,7 @@ class HuggingFaceWriter:
         self._writer: pq.ParquetWriter | None = None
         self._files = 0
         self._images = self._masks = 0
-        self._licenses: set[str] = set()
+        self._licenses: set[str | None] = set()
 
     def add(self, sample: Sample) -> dict[str, Path]:
         """Add an image with its masks. If this completes a file, return the file by relative path."""
@@ -110,7 +110,7 @@ class HuggingFaceWriter:
         self._rows.append({**values, **credits_of(row), "objects": objects})
         self._images += 1
         self._masks += len(masks)
-        self._licenses.update([row["license"]] if row["license"] else ())
+        self._licenses.add(row["license"] or None)
         self._waiting += len(sample.jpeg or b"") + sum(len(mask["bytes"]) for mask in masks)
         group, file = self._limits
         if self._waiting >= group:

@@ -20,3 +20,4 @@ def test_licenses_that_the_hub_does_not_know_are_named() -> None:
         "license": ["cc0-1.0", "other"],
         "license_name": "LicenseRef-acme",
     }
+    assert hub_licenses(["CC-BY-4.0", None]) == {"license": ["cc-by-4.0", "unknown"]}

@@ -433,8 +433,8 @@ DATASET_MUTANTS = (
     Mutant(
         "the audit compares no JPEG with its row",
         "operators/audit/rows.py",
-        "yield from findings or _other_release(data, row, image)",
-        "yield from findings",
+        "findings = findings or list(_other_release(data, row, image))",
+        "findings = findings or []",
         "tests/pipeline/quality/audit/test_planted_faults.py",
     ),
     Mutant(
@@ -538,8 +538,8 @@ DATASET_MUTANTS = (
     Mutant(
         "a wrong --at hides an output that is where it was noted",
         "pipeline/corrections/proof.py",
-        "if near is not None:",
-        "if near is not None and not uris:",
+        "near = each.location(self.dataset)\n            if near is not None:",
+        "near = each.location(self.dataset)\n            if near is not None and not uris:",
         "tests/pipeline/corrections/test_proof.py",
     ),
     Mutant(

@@ -29,6 +29,7 @@ from segmint.catalogs.licenses import LicensePolicy, judge_terms
 from segmint.catalogs.lineage import StageColumn
 from segmint.infra.storage.errors import NotFoundError, ObjectTooLargeError
 from segmint.infra.storage.location import Location
+from segmint.infra.wording import some
 from segmint.operators.audit.masks import DISTANCE, MaskLimits, audit_masks, find_alike, find_copies
 from segmint.operators.audit.rows import (
     HashedStream,
@@ -136,6 +137,7 @@ def _ranked(counts: "Counter[str | None]") -> list[tuple[str | None, int]]:
     return sorted(counts.items(), key=lambda item: (-item[1], item[0] or ""))
 
 
+_OTHER_MEMBER = (Code.OTHER_RELEASE, Code.OTHER_JSON, Code.BAD_JPEG, Code.JPEG_SIZE, Code.JPEG_METADATA)
 _DIGITS = 16
 Source = tuple[int, int]
 """First 32 hexadecimal digits of a source's SHA-256, which are unique in practice."""
@@ -526,7 +528,11 @@ class ShardAudit:
             return
         self._checked += CheckedCounts(files=1, bytes=entry.size)
         if digest != entry.sha256:
-            self._findings.add(place.finding(Code.FILE_DIGEST, f"SHA-256 {entry.sha256}", digest))
+            found = digest
+            others = dict.fromkeys(str(each.image) for each in inside.collected() if each.code in _OTHER_MEMBER)
+            if others:
+                found += f"; images that differ from the tables: {some(list(others))}"
+            self._findings.add(place.finding(Code.FILE_DIGEST, f"SHA-256 {entry.sha256}", found))
             self._compared = False
             if look is not None:
                 look.found.hashes.clear()  # drop them, because these JPEGs aren't the committed ones

@@ -131,6 +131,14 @@ class PrivacyResult:
     not_turned: tuple[int, ...] = ()  # angles in degrees that the search for faces didn't turn images by
     agreement: tuple[DetectorAgreement, ...] = ()  # for kinds with several detectors
 
+    @property
+    def not_counted(self) -> list[str]:
+        """Detections outside the redacted regions that `found` and `found_total` leave out, as text."""
+        left = {"caused by redaction and left": self.residual, "unconfirmed by the build": self.unconfirmed}
+        for name, detections in self.left_alone.items():
+            left[f"released by {name}"] = detections
+        return [f"{counted(detections, 'detection')} {what}" for what, detections in left.items() if detections]
+
 
 NotLookedAtReason = Literal[
     "skipped",
@@ -254,7 +262,7 @@ def _areas(report: AuditReport) -> Iterator[tuple[str, list[str]]]:
     if report.redactions is not None:
         yield "all images", report.redactions.lines()
     if report.duplicates is not None:
-        yield "duplicates", [_duplicate_line(report.duplicates, found["duplicates"])]
+        yield "duplicates", [_duplicate_line(report.duplicates, found["duplicates"], report.checked.images)]
     if report.statistics is not None:
         yield "statistics", _statistics_lines(report.statistics)
     if report.version is not None:
@@ -273,15 +281,8 @@ def verdict(report: AuditReport) -> str:
     if not total:
         counts = "no findings"
     if report.privacy is not None:
-        left = {
-            "caused by redaction and left": report.privacy.residual,
-            "unconfirmed by the build": report.privacy.unconfirmed,
-        }
-        for name, number in report.privacy.left_alone.items():
-            left[f"released by {name}"] = number
-        for what, number in left.items():
-            if number:
-                counts += f"; {counted(number, 'detection')} {what} (--strict counts them)"
+        for each in report.privacy.not_counted:
+            counts += f"; {each} (--strict counts them)"
         counts = "; ".join([counts, *_searchers(report.privacy, report.kind)])
         gaps += _limits(report.privacy)
     if gaps:
@@ -428,6 +429,8 @@ def _license_lines(licenses: Licenses, findings: int) -> list[str]:
         lines = [f"{_findings(findings)}; looked for missing ones only"]
         if not any(each.license for each in licenses.by_license):
             return lines
+    elif not licenses.by_license:
+        return ["no image was judged"]
     else:
         lines = [f"{_findings(findings)}; judged on {licenses.judged_on.isoformat()}"]
     if licenses.expired:
@@ -474,11 +477,16 @@ def _privacy_lines(report: AuditReport, privacy: PrivacyResult, findings: int) -
     return [*lines, *details]
 
 
-def _duplicate_line(duplicates: Duplicates, findings: int) -> str:
+def _duplicate_line(duplicates: Duplicates, findings: int, images: int) -> str:
+    if not images:
+        return "no image was compared"
     parts = []
     if duplicates.repeated_sources is not None:
         parts.append(f"{duplicates.repeated_sources:,} made from the same bytes as an earlier image")
-    parts.append(f"{counted(duplicates.similar, 'near-duplicate')} in {counted(duplicates.images_compared, 'image')}")
+    near = f"{counted(duplicates.similar, 'near-duplicate')} in {counted(duplicates.images_compared, 'image')}"
+    if not duplicates.images_compared:
+        near = "the pixels of no image were compared"
+    parts.append(near)
     if duplicates.across_splits is not None:
         parts.append(f"{duplicates.across_splits:,} of them in another split")
     return f"{_findings(findings)}; {', '.join(parts)}"

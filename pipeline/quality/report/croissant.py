@@ -19,9 +19,9 @@ from segmint.catalogs.licenses import license_url
 from segmint.catalogs.lineage import TrainingRound, describe_rounds
 from segmint.infra.wording import counted
 from segmint.operators.rows import AUTOMATIC, shard_schemas
-from segmint.pipeline.quality.audit.result import AuditReport
+from segmint.pipeline.quality.audit.result import AuditReport, Licenses
 from segmint.pipeline.quality.report.facts import SAM, Facts
-from segmint.pipeline.quality.report.page import digest_of, is_searched, markdown_templates
+from segmint.pipeline.quality.report.page import describe_licenses, digest_of, is_searched, markdown_templates
 from segmint.pipeline.quality.statistics.values import Statistics
 
 _FORMATS = {"tar": "application/x-tar", "parquet": "application/x-parquet"}
@@ -81,8 +81,10 @@ _PROHIBITIONS = {"NC": "cc:CommercialUse", "ND": "cc:DerivativeWorks"}
 _KINDS = {"images": "One row per image.", "masks": "One row per mask.", "rejects": "One row per rejected image."}
 
 
-def croissant_json(facts: Facts, root: str) -> bytes:
+def croissant_json(facts: Facts, root: str, licenses: Licenses | None = None) -> bytes:
     """Describe a segmint dataset. `root` is the path or URI that leads from the description's folder to the dataset.
+
+    `licenses` are those of an audit, or None if they weren't audited.
 
     Raises `ValueError` for data that segmint didn't write, because file hashes are only recorded in commits.
     """
@@ -121,8 +123,8 @@ def croissant_json(facts: Facts, root: str) -> bytes:
         "conformsTo": "http://mlcommons.org/croissant/1.1",
         "name": facts.name,
         "description": (
-            f"{facts.images:,} licensed photographs with {facts.masks:,} SA-1B-style segmentation masks, "
-            f"made with {made_with}.{adding}"
+            f"{facts.images:,} photographs with {facts.masks:,} SA-1B-style segmentation masks, "
+            f"made with {made_with}.{adding} {describe_licenses(licenses)}"
         ),
         "license": [license_url(license) or license for license, _ in facts.licenses if license] or ["unknown"],
         "usageInfo": [*_conditions(facts), *_model_conditions(manifest, terms)],

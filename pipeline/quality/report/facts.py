@@ -9,7 +9,7 @@ from segmint.catalogs.dataset.commits import Commit, CommitLog
 from segmint.catalogs.dataset.manifest import DatasetManifest, ModelTerms, load_manifest, name_of
 from segmint.catalogs.dataset.mask_labels import MODEL
 from segmint.catalogs.dataset.regions import RedactionTotals
-from segmint.catalogs.dataset.tables import DatasetTables
+from segmint.catalogs.dataset.tables import DatasetTables, Kind
 from segmint.catalogs.dataset.tombstones import read_tombstones, removed_images
 from segmint.catalogs.dataset.versions import Version, VersionName, latest_version, name_now
 from segmint.infra.assets import known_license
@@ -26,6 +26,7 @@ from segmint.pipeline.quality.statistics.ratings import (
 from segmint.pipeline.quality.statistics.statistics import sum_redactions
 
 _CREDITS_SHOWN = 200
+_CREDITED = "(attribution <> '' OR provider <> '')"
 _LABELS = f"""
 SELECT if(starts_with(label_source, '{MODEL}'), 'model', label_source) AS name, count(*) AS masks FROM masks
 WHERE label IS NOT NULL GROUP BY name ORDER BY name"""
@@ -144,7 +145,7 @@ class Facts:
     """Facts about a dataset. A fact is None or empty if foreign data doesn't state it."""
 
     name: str
-    kind: str  # segmint or sa1b
+    kind: Kind
     manifest: DatasetManifest | None
     version: VersionName | None
     build: BuildFacts | None
@@ -154,7 +155,7 @@ class Facts:
     bytes: int | None  # total size of the committed files
     taken_down: int | None
     licenses: tuple[tuple[str | None, int], ...]  # with image counts, most frequent first; None: no license
-    credits: tuple[CreditFact, ...]  # most frequent first
+    credits: tuple[CreditFact, ...]  # those with an attribution or a provider, most frequent first
     credits_total: int
     redacted: tuple[RedactedRegions, ...]
     detectors: tuple[DetectorFact, ...]
@@ -174,11 +175,17 @@ class Facts:
     domains_total: int = 0
     filled: Mapping[str, int] = field(default_factory=dict)  # images with a value: attributions, pages, annotators
     reused: str = ""  # a sentence, if the report shows an earlier audit
+    uncredited: int = 0  # images without an attribution and a provider
 
     @property
     def with_images(self) -> bool:
         """True if the dataset contains images in addition to annotations."""
         return self.build is None or self.build.format != "annotations"
+
+    @property
+    def is_licensed(self) -> bool:
+        """True if any image has a license."""
+        return any(license for license, _ in self.licenses)
 
     @property
     def masks_of_build(self) -> bool:
@@ -206,10 +213,11 @@ def gather_facts(tables: DatasetTables, storage: Storage) -> Facts:
     manifest = None
     if tables.kind == "segmint":
         manifest = load_manifest(tables.location)
-    credits_total, credits = _credits(tables)
+    credits_total, credited, credits = _credits(tables)
     domains, domains_total = tables.query(DOMAINS).to_pylist(), 0
     if domains:
         domains_total = domains[0]["total"]
+    images = _number(tables, "SELECT count(*) FROM images")
     facts = Facts(
         name=name_of(manifest, tables.location.uri),
         kind=tables.kind,
@@ -217,13 +225,14 @@ def gather_facts(tables: DatasetTables, storage: Storage) -> Facts:
         version=None,
         build=None,
         commits=(),
-        images=_number(tables, "SELECT count(*) FROM images"),
+        images=images,
         masks=_number(tables, "SELECT count(*) FROM masks"),
         bytes=None,
         taken_down=None,
         licenses=_licenses(tables),
         credits=credits,
         credits_total=credits_total,
+        uncredited=images - credited,
         redacted=(),
         redactions=sum_redactions(tables),
         detectors=(),
@@ -335,11 +344,13 @@ def _licenses(tables: DatasetTables) -> tuple[tuple[str | None, int], ...]:
     return tuple((row["license"], row["images"]) for row in rows.to_pylist())
 
 
-def _credits(tables: DatasetTables) -> tuple[int, tuple[CreditFact, ...]]:
-    grouped = "SELECT license, provider, attribution, count(*) AS images FROM images GROUP BY ALL"
+def _credits(tables: DatasetTables) -> tuple[int, int, tuple[CreditFact, ...]]:
+    """Return the number of credits, the number of images that have one, and the most frequent credits."""
+    grouped = f"SELECT license, provider, attribution, count(*) AS images FROM images WHERE {_CREDITED} GROUP BY ALL"
     total = _number(tables, f"SELECT count(*) FROM ({grouped})")
+    credited = _number(tables, f"SELECT count(*) FROM images WHERE {_CREDITED}")
     rows = tables.query(f"{grouped} ORDER BY images DESC, license, provider, attribution LIMIT {_CREDITS_SHOWN}")
-    return total, tuple(CreditFact(**row) for row in rows.to_pylist())
+    return total, credited, tuple(CreditFact(**row) for row in rows.to_pylist())
 
 
 def _redacted(tables: DatasetTables) -> tuple[RedactedRegions, ...]:

@@ -10,6 +10,7 @@ import jinja2
 from markupsafe import Markup
 
 from segmint.catalogs.dataset.regions import HIGH_SHARE
+from segmint.catalogs.dataset.tables import Kind
 from segmint.catalogs.dataset.versions import VersionName
 from segmint.catalogs.findings import AREAS, INTEGRITY, SENTENCES, Code, Finding, Findings
 from segmint.catalogs.licenses import hub_licenses, size_category
@@ -19,7 +20,7 @@ from segmint.infra.version import VERSION
 from segmint.infra.wording import UNKNOWN, count, counted, listed, number, share, size, some, without_turning, yaml_text
 from segmint.operators.prepare.deidentify import describe_recall
 from segmint.operators.rows import AUTOMATIC
-from segmint.pipeline.quality.audit.result import AuditReport, CheckedCounts, PrivacyResult
+from segmint.pipeline.quality.audit.result import AuditReport, CheckedCounts, Licenses, PrivacyResult
 from segmint.pipeline.quality.report.comparison import ReportImage, comparison_values
 from segmint.pipeline.quality.report.facts import BuildFacts, Facts
 from segmint.pipeline.quality.report.plots import Charts
@@ -150,7 +151,6 @@ def render_page(
         duplicates=audit.duplicates,
         high_share=HIGH_SHARE,
         bundled=[detector.name for detector in facts.detectors if detector.bundled],
-        credits=[credit for credit in facts.credits if credit.attribution or credit.provider],
         masks_sentence=_masks_sentence(statistics),
         datasets=[PaperDataset(facts.name, facts.images, facts.masks), *PAPER.datasets],
         groups_and_paper=groups_and_paper(statistics.geography),
@@ -326,9 +326,9 @@ def _areas(
         "privacy": (_privacy_word(audit.privacy), _privacy_text(facts)),
         "duplicates": (NOT_AUDITED, ""),
     }
-    if audit.licenses is not None:
+    if audit.licenses is not None and audit.licenses.by_license:
         audited["licenses"] = none, _licenses_text(audit, facts)
-    if audit.duplicates is not None:
+    if audit.duplicates is not None and audit.checked.images:
         audited["duplicates"] = none, f"{counted(audit.duplicates.images_compared, 'image')} compared."
     areas = []
     for area, (word, text) in audited.items():
@@ -380,7 +380,7 @@ def _missing_shards(audit: AuditReport, facts: Facts) -> str:
 
 def _licenses_text(audit: AuditReport, facts: Facts) -> str:
     """Describe the images by license, and what they were and weren't compared with."""
-    if not any(license for license, _ in facts.licenses):
+    if not facts.is_licensed:
         return "The licenses are unknown."
     shown, limited = [], 0
     for license, images in facts.licenses:
@@ -430,7 +430,10 @@ def _privacy_word(privacy: PrivacyResult | None) -> str:
     if privacy is None or not is_searched(privacy):
         return NOT_AUDITED
     names = listed(detector.name for detector in privacy.detectors)
-    return f"{privacy.found_total:,} found by {names} in {counted(privacy.images_checked, 'image')}"
+    found = f"{privacy.found_total:,} found by {names} in {counted(privacy.images_checked, 'image')}"
+    if privacy.not_counted:
+        found += f", not counting {listed(privacy.not_counted)}"
+    return found
 
 
 def _tiles(statistics: Statistics, facts: Facts) -> list[tuple[str, str]]:
@@ -455,7 +458,21 @@ def _masks_sentence(statistics: Statistics) -> str:
     )
 
 
+_LAYOUTS: Mapping[Kind, str] = {"segmint": "SA-1B", "sa1b": "SA-1B", "coco": "COCO", "yolo": "YOLO"}
+
 _SPECIAL = re.compile(r"[\\`*_\[\]|~$#!]")
+
+
+def describe_licenses(licenses: Licenses | None) -> str:
+    """Describe where the licenses of a dataset come from. `licenses` is None if they weren't audited."""
+    texts = ["The licenses are those of the catalog; segmint doesn't verify them."]
+    if licenses is None:
+        texts.append("Who asserted them wasn't audited.")
+    else:
+        for each in licenses.asserted:
+            license = each.license or "no license"
+            texts.append(f"{license} of {counted(each.images, 'image')} was asserted by {each.asserted_by}.")
+    return " ".join(texts)
 
 
 def card_markdown(audit: AuditReport, statistics: Statistics, facts: Facts, charts: Charts) -> str:
@@ -470,7 +487,8 @@ def card_markdown(audit: AuditReport, statistics: Statistics, facts: Facts, char
             digest=digest_of(facts.version) if facts.version is not None else None,
             rows=sum(part.rows for part in manifest.catalog) if manifest is not None else 0,
             statistics=statistics,
-            credits=[credit for credit in facts.credits if credit.attribution or credit.provider],
+            layout=_LAYOUTS[facts.kind],
+            licenses=describe_licenses(audit.licenses),
             build=facts.build,
             rounds=describe_rounds(manifest.lineage) if manifest is not None else [],
             privacy=audit.privacy if is_searched(audit.privacy) else None,
@@ -496,17 +514,25 @@ def markdown_templates() -> jinja2.Environment:
 
 
 def front_matter(facts: Facts) -> str:
-    """Return the front matter for the Hub, as YAML."""
-    by_segmenter = facts.build is not None and facts.build.segmenter is not None
-    made_by = [] if by_segmenter or not facts.masks_of_build else ["segment-anything"]
+    """Return the front matter for the Hub, as YAML. Of data that segmint didn't write, only the layout is known."""
     value: dict[str, Any] = {
         "pretty_name": facts.name,
-        **hub_licenses(license for license, _ in facts.licenses if license),
+        **hub_licenses(license for license, _ in facts.licenses),
         "size_categories": [size_category(facts.images)],
-        "task_categories": ["image-segmentation", "mask-generation"],
-        "annotations_creators": ["machine-generated", *(["other"] if facts.people else [])],
-        "tags": [*made_by, "sa-1b", *([] if facts.labeled else ["class-agnostic"]), "webdataset"],
+        "task_categories": ["image-segmentation"],
     }
+    tags = [_LAYOUTS[facts.kind].lower()]
+    if facts.build is not None:
+        value["task_categories"].append("mask-generation")
+        value["annotations_creators"] = ["machine-generated"]
+        if facts.people:
+            value["annotations_creators"].append("other")
+        if facts.build.segmenter is None and facts.masks_of_build:
+            tags.insert(0, "segment-anything")
+        if not facts.labeled:
+            tags.append("class-agnostic")
+        tags.append("webdataset")
+    value["tags"] = tags
     return yaml_text(value)
 
 
@@ -539,7 +565,7 @@ def _gaps(audit: AuditReport, statistics: Statistics, facts: Facts) -> list[str]
     else:
         gaps.append("The audit reported no findings.")
     gaps += [facts.reused] if facts.reused else []
-    if audit.licenses is None:
+    if audit.licenses is None or not audit.licenses.by_license:
         gaps.append("The licenses were not audited.")
     if not is_searched(audit.privacy):
         gaps.append("No detector searched the released images again.")

@@ -165,7 +165,8 @@ def write_report(
         files["ratings.json"] = _json(json_value(facts.ratings))
     if facts.manifest is not None:
         files["disclosure.md"] = disclosure_markdown(audit, statistics, facts).encode()
-        files["croissant.json"] = croissant_json(facts, path_to_dataset(str(folder), str(dataset)))
+        root = path_to_dataset(str(folder), str(dataset))
+        files["croissant.json"] = croissant_json(facts, root, audit.licenses)
     # A takedown that begins after the last look at the commits finds the note, and deletes the report in the dataset.
     note_output(dataset, "report", folder, {name: hashlib.sha256(data).hexdigest() for name, data in files.items()})
     for name, data in files.items():

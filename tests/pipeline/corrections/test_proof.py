@@ -234,8 +234,13 @@ def test_exports_from_before_are_found_until_they_are_deleted(exported: Path, tm
     for name in (*Format, "rows"):
         shutil.rmtree(tmp_path / name)
     proof = prove(location, "2")
-    assert (proof.found, proof.not_checked, proof.lines()[-1]) == ((), (), "not found")
-    assert f"gone: nothing is at {tmp_path}/yolo, where segmint export --format yolo wrote" in proof.lines()
+    assert (proof.found, proof.not_checked) == ((), ())
+    assert proof.lines()[-1] == "not found; what is gone may have been moved"
+    gone = (
+        f"gone: nothing is at {tmp_path}/yolo, where segmint export --format yolo wrote (deleted or moved; if moved, "
+    )
+    assert f"{gone}pass --at '../yolo=URI')" in proof.lines()
+    assert "not searched: the source catalog, the original photographs, " in "\n".join(proof.lines())
     export_dataset(location, ExportOptions(Format.COCO), location_of(tmp_path / "coco"))
     proof = prove(location, "2")
     replaced = [line for line in proof.gone if line.startswith("an earlier export at ../coco, which was replaced")]
@@ -329,6 +334,8 @@ def test_a_place_that_moved_is_not_checked_until_it_is_named(exported: Path, tmp
     assert (len(proof.found), len(proof.gone), proof.not_checked) == (3, 11, ())
     (tmp_path / "yolo/segmint-files.jsonl").unlink()
     assert "has no segmint-files.jsonl of a complete export" in prove(location, "2", places).not_checked[0]
+    shown = prove(location, "2", [f"{tmp_path / 'moved/deep/yolo'}={tmp_path / 'yolo'}"])
+    assert any(line.startswith(f"{tmp_path / 'yolo'}/labels/sa_2.txt") for line in shown.found)
     with pytest.raises(UsageError, match=r"--at: expected NAME=URI with the NAME of a recorded output: \.\./coco, "):
         prove(location, "2", ["elsewhere=x"])
 
@@ -405,7 +412,8 @@ def test_of_a_single_file_nothing_beside_it_is_searched(dataset: Path, tmp_path:
     proof = prove(location, "2")
     gone = f"nothing is at {file}, where segmint audit --attributions wrote"
     also = f"nothing is at {result}, where segmint audit -o wrote"
-    assert (proof.found, proof.not_checked, {*proof.gone}) == ((), (), {gone, also})
+    assert (proof.found, proof.not_checked) == ((), ())
+    assert {line.partition(" (deleted or moved; ")[0] for line in proof.gone} == {gone, also}
 
 
 def test_a_takedown_without_fingerprints_says_so(dataset: Path) -> None:
@@ -466,7 +474,8 @@ def test_an_older_version_in_a_bucket_is_found(
         file.purge()
     proof = prove(location, "2")
     assert (proof.found, proof.not_checked) == ((), ())
-    assert proof.gone == (f"nothing is at {export}, where segmint export --format hf wrote",)
+    (gone,) = proof.gone
+    assert gone.startswith(f"nothing is at {export}, where segmint export --format hf wrote (deleted or moved; ")
     old = next((dataset / "shards").glob("sa_000000-*"))
     (location / "shards" / old.name).put(old.read_bytes())
     (location / "shards" / old.name).delete()

@@ -25,7 +25,7 @@ from segmint.pipeline.corrections.takedown import takedown
 from segmint.pipeline.quality.audit.integrity import audit_integrity
 from tests.support.builds import digests
 from tests.support.locations import location_of
-from tests.support.planting import change_commit, flip, rewrite_catalog
+from tests.support.planting import change_commit, edit_row, flip, rewrite_catalog
 from tests.support.submissions import answer_to
 
 
@@ -157,6 +157,35 @@ def test_a_damaged_commit_is_made_again(dataset: Path, small_dataset: Path) -> N
     done = repair(location_of(dataset))
     assert done.repaired == ["commits/000001.g1.json"]
     assert digests(dataset) == digests(small_dataset)
+
+
+@pytest.mark.parametrize("damage", ["commit", "masks"])
+def test_a_shard_whose_commit_is_not_the_one_of_a_version_is_never_written(dataset: Path, damage: str) -> None:
+    location = location_of(dataset)
+    put_version(location, "build")
+    edit_row("images", 1, 0, attribution="somebody else")(dataset)
+    path = dataset / "commits/000001.g1.json"
+    if damage == "commit":
+        assert path.read_bytes().endswith(b"\n")
+        path.write_bytes(path.read_bytes()[:-1])
+    else:
+        path_of(dataset, 1, "masks").unlink()
+    before = digests(dataset)
+    done = repair(location)
+    assert digests(dataset) == before
+    assert (done.repaired, done.version) == ([], None)
+    assert "isn't the commit that the dataset's versions record" in done.not_repaired[1]
+    assert any("commits/000001.g1.json" in line for line in done.lost)
+
+
+def test_a_damaged_commit_that_a_version_records_is_made_again(dataset: Path) -> None:
+    put_version(location_of(dataset), "build")
+    before = digests(dataset)
+    path = dataset / "commits/000001.g1.json"
+    path.write_bytes(path.read_bytes()[:-1])
+    done = repair(location_of(dataset))
+    assert (done.repaired, done.not_repaired) == (["commits/000001.g1.json"], {})
+    assert digests(dataset) == before
 
 
 def test_a_damaged_commit_without_its_files_is_reported(dataset: Path) -> None:

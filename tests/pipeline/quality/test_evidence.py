@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from segmint.catalogs.dataset.versions import VersionName, name_now
 from segmint.infra.errors import UsageError
 from segmint.pipeline.quality.audit.result import AssertedLicense, read_audit
-from segmint.pipeline.quality.evidence import check_target, write_evidence
+from segmint.pipeline.quality.evidence import check_target, render_evidence, write_evidence
 from segmint.pipeline.quality.signatures import (
     key_id,
     read_public_key,
@@ -57,8 +57,22 @@ def test_the_page_says_it_to_people(evidence_folder: Path) -> None:
     )
     assert "Whether the recorded licenses are true, and whether they allow commercial use" in page.text
     assert "Every image was searched" not in page.text
+    assert "The owners of the keys above signed this line with ssh-keygen" in page.text
+    assert "boxes" not in page.text
     assert "face 1 1 59%" in page.text
     assert not page.all("script")
+
+
+def test_without_a_signature_nobody_is_said_to_have_signed(evidence_folder: Path) -> None:
+    value = json.loads((evidence_folder / "evidence.json").read_text())
+    value["signatures"] = []
+    value["checked"] |= {"jpegs_decoded": value["checked"]["jpegs"], "masks_decoded": value["checked"]["masks"]}
+    audit = read_audit(location_of(evidence_folder / "audit.json"))
+    page = parse_page(render_evidence(value, audit, None, "0" * 64, [])).text
+    assert "No valid signature covers this state of the dataset." in page
+    assert "signed this line" not in page
+    assert "The signature covers" not in page
+    assert "The pixels of" not in page
 
 
 def test_only_an_empty_folder_outside_of_the_dataset_is_taken(evidence_folder: Path, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
 from segmint.catalogs.dataset.manifest import load_manifest
 from segmint.catalogs.dataset.outputs import read_notes
@@ -18,6 +19,7 @@ from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.operators.prepare.release import ReleaseConfig, release
+from segmint.pipeline.commands.cli import app
 from segmint.pipeline.config.config import load_config
 from segmint.pipeline.corrections.redact import redact
 from segmint.pipeline.quality.audit.audit import AuditOptions, audit_dataset
@@ -169,6 +171,39 @@ def test_a_damaged_tar_says_nothing_of_its_pictures(dataset: Path) -> None:
     assert report.findings.counts == {Code.FILE_DIGEST: 1}
     assert report.privacy.images_checked == 3
     assert report.duplicates.images_compared == 3
+
+
+def test_a_damaged_tar_names_its_images_and_repair_is_next(dataset: Path) -> None:
+    def flipped(jpeg: bytes) -> bytes:
+        middle = len(jpeg) // 2
+        return jpeg[:middle] + bytes([jpeg[middle] ^ 1]) + jpeg[middle + 1 :]
+
+    ShardEdit(1, lambda taken: taken.edit_member(0, flipped)).raw(dataset, "shards")
+    (finding,) = audit(dataset).findings
+    assert finding.code is Code.FILE_DIGEST
+    assert finding.found.endswith("; images that differ from the tables: 4")
+    for more in (["--integrity-only"], ["--privacy-sample", "0"]):
+        done = CliRunner().invoke(app, ["audit", str(dataset), *more])
+        assert f"next: segmint repair {dataset}" in done.stderr
+        assert "next: segmint report" not in done.stderr
+
+
+def test_an_image_without_its_tables_is_neither_judged_nor_compared(dataset: Path) -> None:
+    for path in (dataset / "masks").iterdir():
+        path.unlink()
+    lines = result_lines(audit(dataset))
+    assert "licenses     no image was judged" in lines
+    assert "duplicates   no image was compared" in lines
+    assert not any("images by license" in line for line in lines)
+
+
+def test_an_image_of_other_hashes_is_one_finding(dataset: Path) -> None:
+    def edit(taken: CommittedShard) -> None:
+        row = taken.rows["images"][0]
+        row.update(release_sha256="0" * 64, hashes=[each ^ 1 for each in row["hashes"]])
+
+    ShardEdit(1, edit)(dataset)
+    assert audit(dataset).findings.counts == {Code.OTHER_RELEASE: 1}
 
 
 def test_all_pictures_are_read_to_their_end(dataset: Path) -> None:

@@ -116,17 +116,18 @@ COCO: dict[str, Fault] = {
     "box": (mask(TRAIN, 16, bbox=[50, 40, 80, 80]), Code.MASK_BOX, TRAIN, "train/008.jpg, mask 90"),
     "area": (mask(TRAIN, 17, area=9), Code.MASK_AREA, TRAIN, "train/008.jpg, mask 91"),
     "outside": (
-        mask(TRAIN, 18, segmentation=[], bbox=[200, 0, 90, 9]),
+        mask(TRAIN, 18, segmentation=None, bbox=[200, 0, 90, 9]),
         Code.BOX_OUTSIDE,
         TRAIN,
         "train/009.jpg, mask 100",
     ),
     "flat box": (
-        mask(TRAIN, 19, segmentation=[], bbox=[2, 3, 0, 9]),
+        mask(TRAIN, 19, segmentation=None, bbox=[2, 3, 0, 9]),
         Code.BOX_OUTSIDE,
         TRAIN,
         "train/009.jpg, mask 101",
     ),
+    "no polygon": (mask(TRAIN, 22, segmentation=[]), Code.MASK_AREA, TRAIN, "train/011.jpg, mask 120"),
     "category": (mask(TRAIN, 20, category_id=7), Code.BAD_LABEL, TRAIN, "mask 110"),
     "image": (mask(TRAIN, 21, image_id=700), Code.ROW_IDENTITY, TRAIN, "mask 111"),
     "license": (
@@ -312,6 +313,16 @@ def test_coco_files_of_the_same_images_count_them_once(pictures: list[Image.Imag
         "annotations/person_keypoints_train.json",
     ]
     assert "2 images of an earlier file" in report.notes[1]
+
+
+def test_a_coco_file_without_any_mask_is_one_of_boxes(pictures: list[Image.Image], tmp_path: Path) -> None:
+    data = write_coco(tmp_path / "coco", {"train": sound(pictures, 0, 2)})
+    boxes = json.loads((data / TRAIN).read_text())
+    for annotation in boxes["annotations"]:
+        annotation["segmentation"] = []
+    put_json(data / TRAIN, boxes)
+    report = audit(data)
+    assert (report.findings.counts, report.checked.masks, report.checked.boxes) == ({}, 0, 4)
 
 
 def test_images_without_annotations_are_counted(pictures: list[Image.Image], tmp_path: Path) -> None:

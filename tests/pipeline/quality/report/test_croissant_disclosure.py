@@ -12,12 +12,13 @@ import pytest
 from segmint.catalogs.dataset.commits import CommitLog
 from segmint.catalogs.dataset.manifest import ModelTerms
 from segmint.catalogs.dataset.regions import RedactionTotals
-from segmint.pipeline.quality.audit.result import AssertedLicense, Licenses
+from segmint.pipeline.quality.audit.result import AssertedLicense, DetectorCounts, Licenses, PrivacyResult, verdict
 from segmint.pipeline.quality.report.croissant import croissant_json, disclosure_markdown
 from segmint.pipeline.quality.report.facts import DOMAINS, Facts, RedactedRegions
-from segmint.pipeline.quality.report.page import card_markdown
+from segmint.pipeline.quality.report.page import ReportImages, card_markdown, render_page
 from segmint.pipeline.quality.report.plots import charts_of
 from segmint.pipeline.quality.statistics.values import Statistics
+from tests.support.html import parse_page
 from tests.support.locations import location_of
 from tests.support.reported import SCRIPT
 from tests.support.statistics import audit_of
@@ -39,6 +40,7 @@ def test_every_field_of_both_documents_is_there(report_folder: Path) -> None:
         assert "**To be written**" in row(page, only_the_owner_knows)
     assert page.count("This page is not legal advice.") == 1
     assert "None" not in page
+    assert "Larger images were scaled down to a short side of 1,500 pixels, and all were written as JPEGs" in page
 
 
 def test_the_numbers_are_those_of_the_commits(small_dataset: Path, built_report: Path) -> None:
@@ -86,6 +88,54 @@ def test_who_asserted_licenses_and_terms_of_models_are_stated(reported_facts: tu
     assert "Who asserted the licenses wasn't audited." in disclosure_markdown(audit_of(), statistics, facts)
 
 
+def test_detections_that_do_not_count_are_named_beside_the_number_of_those_that_do(
+    reported_facts: tuple[Statistics, Facts],
+) -> None:
+    statistics, facts = reported_facts
+    mtcnn = DetectorCounts("face", "mtcnn", 0.7, 0, 0, 2)
+    privacy = PrivacyResult(8, (mtcnn,), (), 0, 2, residual=1, unconfirmed=3, left_alone={SCRIPT: 1})
+    audit, charts = audit_of(privacy=privacy), charts_of(statistics)
+    left = (
+        "1 detection caused by redaction and left, 3 detections unconfirmed by the build and 1 detection released by "
+    )
+    name = '&lt;script&gt;alert("x")&lt;/script&gt;.'
+    page = disclosure_markdown(audit, statistics, facts)
+    assert f"found 0 detections outside the redacted regions, not counting {left}{name}" in page
+    card = card_markdown(audit, statistics, facts, charts)
+    assert f"0 faces by mtcnn at score 0.7 or over, not counting {left}{name}" in card
+    html = parse_page(render_page(audit, statistics, facts, charts, ReportImages())).text
+    assert f"found 0 regions outside the redacted ones, not counting {left}" in html
+    assert f"0 found by mtcnn in 8 images, not counting {left}" in html
+    for each in privacy.not_counted:
+        assert f"; {each} (--strict counts them)" in verdict(audit)
+
+
+def test_licenses_are_said_to_be_asserted_and_not_verified(reported_facts: tuple[Statistics, Facts]) -> None:
+    statistics, facts = reported_facts
+    licenses = Licenses(date(2026, 11, 20), (), (), 0, 0, 0, (AssertedLicense("CC-BY-4.0", "zoe, 2026-11-02", 5),))
+    charts = charts_of(statistics)
+    said = "those of the catalog; segmint doesn't verify them. CC-BY-4.0 of 5 images was asserted by zoe, 2026-11-02."
+    card = card_markdown(audit_of(licenses=licenses), statistics, facts, charts)
+    description = json.loads(croissant_json(facts, "..", licenses))["description"]
+    for text in (card, description):
+        assert said in text
+        assert "licensed photographs" not in text
+    for text in (card_markdown(audit_of(), statistics, facts, charts), croissant_json(facts, "..").decode()):
+        assert "Who asserted them wasn't audited." in text
+
+
+def test_images_without_a_credit_are_counted_and_are_no_credit(reported_facts: tuple[Statistics, Facts]) -> None:
+    statistics, facts = reported_facts
+    charts = charts_of(statistics)
+    whole = card_markdown(audit_of(), statistics, facts, charts)
+    assert "most frequent" not in whole
+    assert "neither an attribution nor a provider" not in whole
+    facts = replace(facts, uncredited=4, credits_total=201)
+    card = card_markdown(audit_of(), statistics, facts, charts)
+    assert "most frequent of 201; the images tables list all of them." in card
+    assert "4 images have neither an attribution nor a provider." in card
+
+
 def test_corrections_are_not_ascribed_to_the_build(reported_facts: tuple[Statistics, Facts]) -> None:
     statistics, facts = reported_facts
     charts = charts_of(statistics)
@@ -115,7 +165,9 @@ def test_corrections_are_not_ascribed_to_the_build(reported_facts: tuple[Statist
         assert "| face | segmint redact | 1 | 1 |" in text
         assert visible in text
         assert "row was taken down" in text
-    assert json.loads(croissant_json(facts, ".."))["description"].endswith(" The segmenter lamps.Lamps added masks.")
+    assert (
+        json.loads(croissant_json(facts, ".."))["description"].count(". The segmenter lamps.Lamps added masks. ") == 1
+    )
     assert json.loads(croissant_json(facts, ".."))["isBasedOn"] == []
 
 

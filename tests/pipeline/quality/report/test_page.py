@@ -1,11 +1,13 @@
 """Sentences of the page that depend on what is known."""
 
 from dataclasses import replace
+from datetime import date
 from typing import Any
 
 import pytest
 
 from segmint.catalogs.findings import Code, Findings
+from segmint.pipeline.quality.audit.result import CheckedCounts, Duplicates, Licenses
 from segmint.pipeline.quality.report.comparison import ReportImage
 from segmint.pipeline.quality.report.facts import Facts
 from segmint.pipeline.quality.report.page import (
@@ -59,6 +61,11 @@ def test_the_top_says_what_is_left_of_takedowns_and_which_licenses_are_noncommer
     assert line("Takedowns") == VerdictLine("Takedowns", "integrity", "no findings", "good", text)
     left = line("Takedowns", findings=Findings({Code.STILL_THERE: 3}, ()))
     assert (left.word, left.state) == ("3 findings of data that remains", "bad")
+    nobody = Licenses(date(2026, 11, 20), (), (), 0, 0, 0)
+    assert line("Licenses", licenses=nobody).word == "not audited"
+    assert line("Duplicates", duplicates=Duplicates(0, 2, 0, 0)).word == "not audited"
+    checked = CheckedCounts(images=2)
+    assert line("Duplicates", duplicates=Duplicates(2, 2, 0, 0), checked=checked).word == "no findings"
     assert line("Licenses").text == (
         "Images by license: CC-BY-NC-4.0 3, none 1. Whether licenses permit commercial use wasn't checked; "
         "3 images with a noncommercial (NC) one."

@@ -1,5 +1,6 @@
 """The dataset card: front matter that YAML reads, sections of a datasheet, and nothing of the data as markup."""
 
+import json
 import re
 from pathlib import Path
 
@@ -10,8 +11,12 @@ from segmint.infra.storage.storage import Storage
 from segmint.operators.prepare.deidentify import describe_recall
 from segmint.pipeline.quality.report.facts import gather_facts
 from segmint.pipeline.quality.report.page import escaped, front_matter
+from segmint.pipeline.quality.report.report import write_report
 from segmint.pipeline.quality.statistics.masks import open_tables
+from tests.support.foreign_layouts import crops, encoded, put_json, write_coco, write_yolo
+from tests.support.html import parse_page
 from tests.support.locations import location_of
+from tests.support.reported import QUICK
 
 SECTIONS = (
     "Motivation",
@@ -112,3 +117,33 @@ def test_an_unknown_license_is_said_to_be_unknown(small_dataset: Path, tmp_path:
     assert yaml.safe_load(front_matter(facts))["license"] == ["unknown"]
     assert facts.rejected is None
     assert facts.bytes is None
+
+
+@pytest.mark.parametrize("kind", ["coco", "yolo"])
+def test_of_another_layout_only_what_is_known_is_said(photos: Path, tmp_path: Path, kind: str) -> None:
+    pictures = [encoded(picture) for picture in crops(photos)[:3]]
+    data = {"coco": write_coco, "yolo": write_yolo}[kind](tmp_path / "data", {"train": pictures})
+    if kind == "coco":
+        path = data / "annotations/instances_train.json"
+        document = json.loads(path.read_text())
+        del document["images"][0]["license"]
+        put_json(path, document)
+    write_report(location_of(data), location_of(tmp_path / "report"), options=QUICK)
+    card = (tmp_path / "report/README.md").read_text(encoding="utf-8")
+    licenses = {"coco": ["cc-by-4.0", "unknown"], "yolo": ["cc-by-4.0"]}[kind]
+    assert front(card) == {
+        "pretty_name": "data",
+        "license": licenses,
+        "size_categories": ["n<1K"],
+        "task_categories": ["image-segmentation"],
+        "tags": [kind],
+    }
+    text = card.split("---\n", 2)[2]
+    assert f"in the {kind.upper()} layout" in text
+    assert "lists the licenses that the data states" in section(text, "Distribution")
+    for unknown in ("SA-1B layout", "keys of SA-1B", "class-agnostic", "no splits", "from a model", "catalog;"):
+        assert unknown not in text
+    page = parse_page((tmp_path / "report/index.html").read_text(encoding="utf-8")).text
+    assert "intact" not in page
+    assert "Judged on" not in page
+    assert "The audit only looked for missing licenses." in page
