@@ -119,6 +119,12 @@ def test_a_torchvision_for_another_torch_ends_the_command_before_the_scan(
     opened(folder, "CC0-1.0", overrides=("deidentify.faces.detector=none",))
 
 
+def test_a_wrong_segmenter_ends_the_command_before_the_configuration_is_written(folder: Path) -> None:
+    with pytest.raises(UsageError, match="no_such_module"):
+        opened(folder, "CC0-1.0", overrides=("segmenter.stage=no_such_module.Nope",))
+    assert beside(folder) == {}
+
+
 def test_nothing_is_written_if_no_license_is_allowed(folder: Path) -> None:
     with pytest.raises(UsageError) as caught:
         opened(folder, None, "MIT")
