@@ -5,9 +5,11 @@ import json
 import logging
 import os
 import secrets
+import signal
 import socket
 import sys
 import tempfile
+import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,6 +18,7 @@ from typing import Any
 
 from segmint.infra.device import cores_here
 from segmint.infra.errors import UnfinishedError, UsageError
+from segmint.infra.log import get_logger
 from segmint.infra.node_groups import GPU_KIND, belongs, gpu_kind, node_groups, with_gpu_kind
 from segmint.infra.scratch import ScratchFolder
 from segmint.infra.stopping import uninterrupted
@@ -38,6 +41,10 @@ image. The main arena keeps freed memory instead."""
 
 NAME_GPUS = f"""Name unnamed GPUs when you start their nodes: ray start --resources='{{"{GPU_KIND}NAME": 1}}'"""
 """Advice for users who request a GPU kind by name when Ray doesn't name the kind of every GPU."""
+
+
+STORE_S = 5.0
+"""Seconds between two checks of a local instance's control store."""
 
 
 @dataclass(frozen=True)
@@ -124,11 +131,16 @@ def ray_session(address: str = "auto", *, object_store_memory: int | None = None
         folder = stack.enter_context(private_folder()) if local else None
         if local:
             stack.enter_context(without_statistics())
+        ended = threading.Event()
         try:
             with uninterrupted(), own_signals():
                 _start(address, target, folder, object_store_memory)
+            if local:
+                store = ray.get_runtime_context().gcs_address
+                threading.Thread(target=_stop_without_store, args=(store, ended), name="store", daemon=True).start()
             yield observe(local=local)
         finally:
+            ended.set()
             with uninterrupted(), own_signals():
                 end_executions()
                 ray.shutdown()
@@ -186,6 +198,24 @@ def _start(address: str, target: str, folder: Path | None, object_store_memory: 
             raise UnfinishedError(
                 "Ray didn't start in time on this machine, which may be overloaded. Run the same command again"
             ) from error
+
+
+def _stop_without_store(address: str, ended: threading.Event) -> None:
+    """Stop this process, as SIGTERM does, if nothing listens at `address` anymore before `ended` is set.
+
+    Without its control store, Ray ends the process after a minute, with exit code 1 and without a message.
+    """
+    host, _, port = address.rpartition(":")
+    while not ended.wait(STORE_S):
+        try:
+            socket.create_connection((host, int(port)), timeout=STORE_S).close()
+        except ConnectionRefusedError:
+            if not ended.is_set():
+                get_logger("ray").error("Ray's control store died; the machine may be out of memory")
+                os.kill(os.getpid(), signal.SIGTERM)
+            return
+        except OSError:
+            continue  # such as a timeout on an overloaded machine
 
 
 def _local_cpus() -> int:

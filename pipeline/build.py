@@ -223,8 +223,7 @@ def run_build(
             if stages.gpus.idle:
                 log.warning("GPUs of other kinds are idle", used=stages.gpus.name, idle=stages.gpus.idle_text)
             if cluster.local:  # on a cluster, each actor runs this check
-                check_numerics(stages.segment)
-                check_detectors(stages)
+                check_machine(dataset, stages)
             stages = start_detectors(stages)
             quarantine = Quarantine(stages, config.stall_timeout, config.max_faults)
             run.metrics.set(SHARDS_MISSING, len(missing.left))
@@ -245,6 +244,22 @@ def run_build(
         not_retried=refused.left,
     )
     return record_end(dataset, accounting, run.on_hold)
+
+
+def check_machine(dataset: BuildDataset, stages: Stages) -> None:
+    """Raise `UsageError` if this machine can't reproduce the dataset's bits, as its manifest pins them.
+
+    A dataset without any committed shard can be started again instead, so the error then says how.
+    """
+    try:
+        check_numerics(stages.segment)
+        check_detectors(stages)
+    except UsageError as error:
+        if CommitLog(dataset.location).committed():
+            raise
+        raise UsageError(
+            f"{error} The dataset contains no shard yet, so you can also delete {dataset.location} and start again."
+        ) from error
 
 
 @dataclass

@@ -363,7 +363,7 @@ class DetectorSpec:
                 return cls(known, absolute_name(name))
         raise UsageError(
             f"--detector is {redact(text)!r}: expected face=PATH or plate=PATH, where PATH is the path or URI of "
-            f"{DETECTOR_FILES}, or the name of segmint's bundled detector of that kind "
+            f"{DETECTOR_FILES}, or the name of segmint's built-in detector of that kind "
             f"(face={FacesConfig.bundled}, plate={PlatesConfig.bundled})"
         )
 
@@ -377,7 +377,7 @@ class DetectorSpec:
         if not is_detector_file(self.detector):
             return self
         if scheme(self.detector) == LOCAL and not local_path(self.detector).is_file():
-            raise UsageError(f"{self}: no such file. To use the bundled detector, write {CONFIGS[self.kind].bundled}")
+            raise UsageError(f"{self}: no such file. To use the built-in detector, write {CONFIGS[self.kind].bundled}")
         try:
             return replace(self, sha256=sha256_of(resolve(self.detector)))
         except UsageError as error:

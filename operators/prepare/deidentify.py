@@ -186,13 +186,15 @@ class DeidentifyConfig(BaseModel):
         return frozenset(needed)
 
     def require_packages(self) -> None:
-        """Raise `UsageError` if one of `packages` is not installed."""
+        """Raise `UsageError` if one of `packages` is not installed, or if torchvision doesn't work."""
         missing = sorted(name for name in self.packages if installed_version(name) == NOT_INSTALLED)
         if missing:
             raise UsageError(
                 f"the detectors {' and '.join(self.detectors.values())} need {', '.join(missing)}, not installed here. "
                 "Run `pip install 'segmint[detectors]'`, or set other detectors in deidentify.faces and .plates."
             )
+        if "torchvision" in self.packages:
+            require_torchvision()
 
     def require_bundled(self, resolve: Callable[[str], Path]) -> None:
         """Raise `UsageError` if this machine lacks a package or file of a bundled detector.
@@ -464,9 +466,26 @@ def build_detector(
         raise UsageError(f"{key}: {path} can't be loaded as {file_format(path)} on {device}: {error}") from error
 
 
+def require_torchvision() -> None:
+    """Raise `UsageError` if torchvision's operators, which mtcnn needs, don't work with this torch."""
+    import torch
+
+    try:
+        from torchvision.ops import nms
+
+        nms(torch.empty(0, 4), torch.empty(0), 0.5)
+    except (RuntimeError, AttributeError) as error:  # AttributeError: an earlier import failed halfway
+        raise UsageError(
+            f"torchvision {installed_version('torchvision')} doesn't work with torch {torch.__version__}, so mtcnn "
+            f"can't run: {last_line(error)}. Reinstall both together from one index, such as `pip install "
+            "--force-reinstall torch torchvision`"
+        ) from error
+
+
 def _mtcnn(score: float, device: str) -> Detector:
     import torch
 
+    require_torchvision()
     from segmint.model.detectors.cascade import CascadeDetector
 
     with warnings.catch_warnings():  # importing the package changes the process's warning filters

@@ -54,6 +54,7 @@ def open_photographs(request: BuildRequest, *, grow: bool = False) -> tuple[Conf
     config = check(asked, Config)
     storage = Storage(config.storage)
     config.deidentify.require_bundled(partial(resolve, mirror=config.assets, storage=storage))
+    config.load_stages()  # before a configuration is written that no later command could correct
     file = Location(storage, request.config_file)
     check_stores(request, storage)
     lines: list[str] = []

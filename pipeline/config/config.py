@@ -647,11 +647,11 @@ def advice(config: Config, rows: int) -> list[str]:
 
 
 def detector_advice(config: Config) -> list[str]:
-    """If the configuration uses the bundled detectors, return a sentence about them with their measured recall."""
+    """If the configuration uses the built-in detectors, return a sentence about them with their measured recall."""
     names = [name for name in config.deidentify.detectors.values() if name in BUNDLED_DETECTORS]
     if not names:
         return []
-    trials = "the bundled face and plate detectors are for trials; their training data may restrict their use"
+    trials = "the built-in face and plate detectors are for trials; their training data may restrict their use"
     measured = describe_recall(names)
     return [f"{trials}. {measured}" if measured else trials]
 

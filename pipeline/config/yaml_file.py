@@ -527,7 +527,7 @@ license:
 #  max_pixels: 250000000
 #  min_short_side: 64
 
-# Redaction of faces and license plates: the bundled detectors (for trials), `none`, or a file.
+# Redaction of faces and license plates: the built-in detectors (for trials), `none`, or a file.
 #deidentify:
 #  faces:
 #    detector: mtcnn

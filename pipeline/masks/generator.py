@@ -164,8 +164,12 @@ def _check_inside(prompts: Prompts, frame_size: Size) -> None:
     height, width = frame_size
     if prompts.points is not None and prompts.labels is not None:
         points = prompts.points[prompts.labels >= 0]
-        if ((points < 0) | (points > points.new_tensor([width, height]))).any():
-            raise ValueError(f"points: expected x and y inside the {width} x {height} pixels of the image")
+        outside = ((points < 0) | (points > points.new_tensor([width, height]))).any(1)
+        if outside.any():
+            x, y = points[outside][0].tolist()
+            raise ValueError(
+                f"points: expected x and y inside the {width} x {height} pixels of the image, got {x:g}, {y:g}"
+            )
     if prompts.boxes is not None:
         first, last = prompts.boxes[:, :2], prompts.boxes[:, 2:]
         if ((first >= last) | (first >= first.new_tensor([width, height])) | (last <= 0)).any():

@@ -208,15 +208,18 @@ class PromptOutsideError(UsageError):
 
 
 def check_prompts(prompts: Sequence[PhotographPrompt], image: str, height: int, width: int) -> None:
-    """Raise `PromptOutsideError` for a point outside the image or a box that doesn't overlap the image."""
+    """Raise `PromptOutsideError` for a point outside the image or a box that reaches beyond the image."""
     for prompt in prompts:
         for point in prompt.points:
             if not (0 <= point[0] <= width and 0 <= point[1] <= height):
                 raise PromptOutsideError(f"point {_text(point[:2])} is outside {image} ({width} x {height} pixels)")
         if prompt.box is not None:
             x, y, box_width, box_height = prompt.box
-            if x >= width or y >= height or x + box_width <= 0 or y + box_height <= 0:
-                raise PromptOutsideError(f"box {_text(prompt.box)} is outside {image} ({width} x {height} pixels)")
+            if min(x, y) < 0 or x + box_width > width or y + box_height > height:
+                raise PromptOutsideError(
+                    f"box {_text(prompt.box)} is outside {image} ({width} x {height} pixels), at least in part: "
+                    "expected X,Y,W,H, which are its left and top edge, width, and height"
+                )
 
 
 def _text(numbers: Sequence[float]) -> str:

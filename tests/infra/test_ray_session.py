@@ -272,6 +272,38 @@ def test_a_local_ray_needs_no_home_folder(home: str, tmp_path: Path) -> None:
     assert intruders(done.stdout.splitlines()) == ENTERED
 
 
+LOST_STORE = """
+import psutil, ray, sys, time, typer
+from segmint.infra.ray_session import ray_session
+from segmint.infra.stopping import stop_on_signals
+from segmint.pipeline.commands.console import guarded
+
+@guarded
+def command():
+    with ray_session("local"):
+        working = ray.remote(num_cpus=1)(lambda: time.sleep(600)).remote()
+        for child in psutil.Process().children():
+            if "gcs_server" in child.name():
+                child.kill()
+        ray.get(working)
+
+stop_on_signals()
+try:
+    command()
+except typer.Exit as error:
+    sys.exit(error.exit_code)
+"""
+
+
+@pytest.mark.long
+def test_a_command_whose_local_ray_loses_its_control_store_says_so_and_ends_with_3() -> None:
+    """Ray itself would end it with 1, the code for findings, and print nothing."""
+    done = subprocess.run([sys.executable, "-c", LOST_STORE], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 3, done.stderr
+    assert "Ray's control store died; the machine may be out of memory" in done.stderr
+    assert done.stderr.endswith("interrupted: finished work is kept; run the same command again to resume\n")
+
+
 def test_a_local_ray_that_is_too_slow_asks_to_run_again(monkeypatch: pytest.MonkeyPatch) -> None:
     text = "The current node timed out during startup. This could happen because some of the raylet failed to startup."
 

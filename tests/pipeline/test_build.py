@@ -11,12 +11,14 @@ import pyarrow as pa
 import pytest
 import ray.data
 
+from segmint.catalogs.layout import commit_path
 from segmint.infra.errors import UnfinishedError, UsageError
 from segmint.infra.ray_session import Cluster
 from segmint.infra.storage.errors import NoSpaceError, StorageFaultError
 from segmint.operators.custom.contract import StageContractError, load_stage
 from segmint.operators.custom.stage import CustomStage
 from segmint.operators.rows import DESCRIBED, to_table
+from segmint.operators.segment.numerics import Numerics, observe_release_numerics
 from segmint.pipeline import build
 from segmint.pipeline.build import iter_blocks
 from segmint.pipeline.building.execution.quarantine import Trials
@@ -25,6 +27,25 @@ from tests.support.described_rows import accepted_row
 from tests.support.locations import location_of
 
 FIELDS = [field.name for field in fields(build.OuterLoop) if field.name != "resized"]
+
+
+def test_another_machine_may_start_a_dataset_without_shards_again(tmp_path: Path) -> None:
+    numerics = observe_release_numerics("0" * 64)
+    older = Numerics.recorded({**numerics.to_dict(), "torch": "1.0"})
+    stages: Any = SimpleNamespace(
+        segment=SimpleNamespace(numerics=older, allow_mixed_numerics=False),
+        prepare_arguments=[None],
+        detectors_share=0,
+    )
+    dataset: Any = SimpleNamespace(location=location_of(tmp_path))
+    told = rf"torch '.*' instead of '1\.0'.*\. The dataset contains no shard .* delete {tmp_path} and start again\.$"
+    with pytest.raises(UsageError, match=told):
+        build.check_machine(dataset, stages)
+    (dataset.location / commit_path(0, 1)).put(b"{}")
+    with pytest.raises(UsageError, match=r"torch '.*' instead of '1\.0'.*set allow_mixed_numerics: true\.$"):
+        build.check_machine(dataset, stages)
+    stages.segment.numerics = numerics
+    build.check_machine(dataset, stages)
 
 
 class LostWindow:

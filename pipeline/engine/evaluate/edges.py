@@ -234,10 +234,13 @@ class EdgesResult:
 
     def lines(self) -> list[str]:
         side = self.measure.points_per_side
+        grid = ""
+        if self.subject.runs_weights:
+            grid = f" of masks from a grid of {side} x {side} points"
         return [
             self.subject.head(),
-            f"edges of masks from a grid of {side} x {side} points, matched within {100 * self.measure.tolerance:g}% "
-            f"of the diagonal; in percent, {basis(self.subject.images)}",
+            f"edges{grid}, matched within {100 * self.measure.tolerance:g}% of the diagonal; in percent, "
+            f"{basis(self.subject.images)}",
             "",
             table_line(self.subject.size, [name.upper() for name in FIGURES]),
             *self._rows(),
@@ -263,7 +266,14 @@ class EdgesResult:
                     title = f"{name}, {title}"
                 tiles.append((title, cell(each.value)[0]))
         tolerance = f"{100 * self.measure.tolerance:g}% of the diagonal"
-        side = self.measure.points_per_side
+        facts = [
+            ("Threshold of ODS", listed(f"{each.ods_threshold:.2f}" for each in self.scores)),
+            ("Matched within", tolerance),
+            ("Annotators", f"{1 + len(self.measure.annotators)}"),
+        ]
+        if self.subject.runs_weights:
+            side = self.measure.points_per_side
+            facts.insert(1, ("Grid", f"{side} x {side} points"))
         return FiguresPage(
             "Weights evaluated by edges",
             "Edges of the model's masks, matched with the boundaries of label maps, in percent.",
@@ -271,12 +281,7 @@ class EdgesResult:
             "F at the image's best threshold",
             tiles,
             [table],
-            [
-                ("Threshold of ODS", listed(f"{each.ods_threshold:.2f}" for each in self.scores)),
-                ("Grid", f"{side} x {side} points"),
-                ("Matched within", tolerance),
-                ("Annotators", f"{1 + len(self.measure.annotators)}"),
-            ],
+            facts,
             [self._chart(names)],
         )
 

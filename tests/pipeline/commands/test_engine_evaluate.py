@@ -82,12 +82,12 @@ def test_two_weights_with_groups_on_a_page(dataset: Path, other_weights: Path, t
     tables = (out / "tables.md").read_text().splitlines()
     assert tables[0] == lines[0]
     assert "other.pt compared with mobile_sam, 3 masks of 3 images" in tables
-    assert sum(line.endswith(" | too few images for an interval |") for line in tables) == 6
+    assert sum(line.endswith(" | too few images |") for line in tables) == 6
     assert any(line.startswith("| a (2 masks of 2 images) | ") for line in tables)
 
     answer = json.loads((out / "evaluation.json").read_bytes())
     verdicts = [each["verdict"] for each in answer["differences"] if "verdict" in each]
-    assert verdicts == ["too few images for an interval"] * 6
+    assert verdicts == ["too few images"] * 6
     assert sum(line.endswith(f": {verdicts[0]}") for line in lines) == 6
     assert answer["settings"] == {"clicks": [1, 2, 3], "first_click": "random", "several_clicks": "single", "seed": 3}
     assert answer["truth"][0]["truth"] == "human"

@@ -17,7 +17,7 @@ def config_with(**changes: Any) -> Config:
 @pytest.mark.parametrize(
     ("changes", "rows", "expected"),
     [
-        ({}, LARGE_ROWS + 1, ["the bundled face and plate detectors"]),
+        ({}, LARGE_ROWS + 1, ["the built-in face and plate detectors"]),
         ({}, LARGE_ROWS, []),
         ({"deidentify": NO_DETECTORS}, LARGE_ROWS + 1, []),
     ],

@@ -192,7 +192,11 @@ def test_one_prompt_needs_no_batch(predictor: Predictor, coffee: np.ndarray) -> 
     assert torch.equal(single.low_res_logits, twice.low_res_logits)
     assert repr(alone).startswith("Masks(3 for each of 1 prompts, predicted IoU 0.")
     assert repr(embedding) == "Embedding(frame 600 x 400 pixels, features (1, 256, 64, 64) on cpu)"
-    for wrong, said in (({"points": [[601, 60]]}, "points: expected"), ({"boxes": [410, 15, 172, 305]}, "boxes: ")):
+    outside = "points: expected x and y inside the 600 x 400 pixels of the image, got 601, 60$"
+    for wrong, said in (
+        ({"points": [[60, 60], [601, 60]]}, outside),
+        ({"boxes": [410, 15, 172, 305]}, "boxes: "),
+    ):
         with pytest.raises(ValueError, match=said):
             predictor.predict(embedding, **wrong)  # type: ignore[arg-type]
 

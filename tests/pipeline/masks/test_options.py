@@ -77,11 +77,13 @@ def test_prompts_that_make_no_sense_are_refused_with_the_reason(points, boxes, p
 
 
 def test_prompts_outside_the_image_are_refused():
-    check_prompts([PhotographPrompt(((0, 0, 1), (10, 5, 0)), (-3, -3, 5, 5))], "x.jpg", height=5, width=10)
+    check_prompts([PhotographPrompt(((0, 0, 1), (10, 5, 0)), (4, 3, 6, 2))], "x.jpg", height=5, width=10)
     with pytest.raises(UsageError, match="10 x 5 pixels"):
         check_prompts([PhotographPrompt(((11, 0, 1),))], "x.jpg", height=5, width=10)
-    with pytest.raises(UsageError, match=r"outside x\.jpg"):
-        check_prompts([PhotographPrompt(box=(10, 0, 4, 4))], "x.jpg", height=5, width=10)
+    told = r"^box .* is outside x\.jpg \(10 x 5 pixels\), at least in part: expected X,Y,W,H, which"
+    for box in ((10, 0, 4, 4), (4, 3, 10, 2), (4, 3, 6, 5), (-1, 0, 4, 4), (0, -1, 4, 4)):
+        with pytest.raises(UsageError, match=told):
+            check_prompts([PhotographPrompt(box=box)], "x.jpg", height=5, width=10)
 
 
 def test_a_device_that_exists_nowhere_is_refused():

@@ -103,7 +103,7 @@ def test_boxes_of_the_truth_give_miou_and_the_same_weights_no_difference(
     assert answer.scores[0]["masks"] == (pytest.approx(mean), None)  # of one image there is no interval
     assert answer.differences["masks"] == (0.0, None)
     (table,) = answer.page().tables
-    few = [("+0.0", ""), ("p = 1.000", ""), ("too few images for an interval", "")]
+    few = [("+0.0", ""), ("p = 1.000", ""), ("too few images", "")]
     assert [cells[2:] for _, cells in table.rows] == [few, few]
     word = few[-1][0]
     assert [line.split()[0] for line in answer.lines() if line.endswith(f" {word}")] == ["mIoU", "mIoU"]

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from segmint.model.sam.load import load_sam
 from segmint.model.sam.predictor import Predictor
 from segmint.operators.evaluate.instances import AREAS, LIMITS, RecallCounts, proposal_settings, propose_objects
 from segmint.pipeline.engine.evaluate.proposals import evaluate_proposals, gather, proposals_result
-from segmint.pipeline.engine.evaluate.result import EvaluatedWeights, EvaluationSubject, p_value
+from segmint.pipeline.engine.evaluate.result import EvaluatedWeights, EvaluationSubject, Predictions, p_value
 from segmint.pipeline.engine.evaluate.run import EvaluateOptions, ModelOptions, TruthOptions
 from tests.support.truth_files import results_of, write_truth_files
 
@@ -115,3 +116,14 @@ def test_two_weights_are_compared_over_the_same_resampled_images() -> None:
         "better",
     ]
     assert answer.page().render(subject, [[], []]).count('<td class="num state good">better</td>') == 12
+
+    few = replace(answer, differences=tuple(replace(each, verdict="too few images") for each in answer.differences))
+    (row, *_) = (line for line in few.lines() if "verdict" in line)
+    assert row.count("  too few images") == 4
+    assert len(row) == len(next(line for line in few.lines() if line.startswith("b minus a")))
+
+    file = Predictions("vitdet.json", "")
+    for second, start in ((EvaluatedWeights("b", ""), "proposals from a grid of 64 x 64"), (file, "average recall")):
+        other = replace(answer, subject=replace(subject, weights=(file, second)))
+        assert other.lines()[1].startswith(start)
+        assert ("Grid" in dict(other.page().made)) is (second is not file)

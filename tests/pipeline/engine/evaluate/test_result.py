@@ -21,7 +21,7 @@ from segmint.pipeline.engine.evaluate.result import (
         (0.1, (-0.01, 0.2), 0.01, 10, NO_DIFFERENCE),
         (0.1, (0.0, 0.2), 0.01, 10, NO_DIFFERENCE),
         (0.1, None, 0.01, 10, NO_DIFFERENCE),
-        (0.1, None, 0.01, 9, "too few images for an interval"),
+        (0.1, None, 0.01, 9, "too few images"),
         (0.1, (0.05, 0.15), None, 10, "not tested"),
         (None, None, None, 10, "not tested"),
     ],

@@ -70,7 +70,7 @@ def test_it_is_filled_from_the_data(card: str) -> None:
     assert "| Africa | 1 | 1 | 2 | 2 | 20% | 2.8% |" in composition
     processing = section(card, "Preprocessing, cleaning and labeling")
     assert "| face | mtcnn | 1 | 1 |" in processing
-    assert "**The bundled detectors (mtcnn) are for trials**" in processing
+    assert "**The built-in detectors (mtcnn) are for trials**" in processing
     assert describe_recall(["mtcnn"]) in processing
     assert "1 face by mtcnn at score 0.9 or over" in processing
     assert (
