@@ -4,7 +4,8 @@
     import segmint.ray
 
     photographs = ray.data.read_binary_files("photos", include_paths=True)
-    masks = photographs.map_batches(segmint.ray.Masks, batch_format="pyarrow", batch_size=4, concurrency=2)
+    actors = ray.data.ActorPoolStrategy(size=2)
+    masks = photographs.map_batches(segmint.ray.Masks, batch_format="pyarrow", batch_size=4, compute=actors)
     masks.write_parquet("masks")
 
 This needs neither a catalog nor a configuration. It doesn't check licenses, and it doesn't redact anything.
