@@ -311,7 +311,7 @@ class ImageProof:
             verdict = f"found in {counted(len(self.found), 'place')}"
         if self.not_checked:
             verdict += ", but not everything could be checked"
-        if self.gone:
+        if self.gone and not self.found:
             verdict += "; what is gone may have been moved"
         lines = [
             f"{', '.join(self.images)}: {state}",
