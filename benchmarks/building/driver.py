@@ -35,6 +35,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.building.driver_profile import profile  # noqa: E402
 from benchmarks.building.pace import EVENTS, PACE  # noqa: E402
+from benchmarks.building.plain_pipeline import CPUS_PER_ACTOR  # noqa: E402
 from benchmarks.building.scale import OBJECT_STORE, write_build  # noqa: E402
 from benchmarks.machine import describe_machine  # noqa: E402
 from benchmarks.measuring import RESULTS, Figures  # noqa: E402
@@ -49,9 +50,6 @@ START_TIMEOUT_S = 1800.0
 
 STARTING_S = 5.0
 """Seconds that an image takes until all actors have started, so that the first actors leave the cores to the others."""
-
-CPUS_PER_ACTOR = 0.01
-"""Logical CPUs of an actor that sleeps. Must differ from the CPUs of the other stages."""
 
 
 def main() -> None:

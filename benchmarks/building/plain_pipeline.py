@@ -20,7 +20,8 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.building.pace import image_s, note  # noqa: E402
 
 CPUS_PER_ACTOR = 0.01
-DESCRIBE_CPUS = 0.5
+"""Logical CPUs of an actor that sleeps, also in a build of `driver.py`."""
+
 READ_ROWS = 512
 RETRIES = 16
 ROW_BYTES = 2000
@@ -60,6 +61,7 @@ def main() -> None:
 
     from segmint.infra.ray_internals import limit_waiting_blocks
     from segmint.infra.ray_session import ray_session
+    from segmint.pipeline.building.execution.stages import DESCRIBE_CPUS
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("actors", "rows", "rows_per_block", "object_store"):

@@ -29,13 +29,12 @@ from segmint.infra.wording import counted, some, yaml_text
 from segmint.operators.rows import Row
 from segmint.pipeline.building.dataset import open_or_create
 from segmint.pipeline.building.first_numerics import require_gpu_for_bf16
-from segmint.pipeline.building.request import BuildRequest, check_stores
+from segmint.pipeline.building.request import NOTHING_BUILT, BuildRequest, check_stores
 from segmint.pipeline.config.config import Config
 from segmint.pipeline.config.yaml_file import Document, apply_override, check, contradictions, parse_yaml
 
 _NOTE = "# This command wrote this file, and compares itself with the first line. docs/configuration.md lists all keys."
 _KEPT = "A dataset keeps its licenses. To allow more, build another one: add the option, and change -o."
-_NOTHING_BUILT = "If nothing was built yet, you can also delete"
 _MISSING = "missing"
 _HASH_DIGITS = 12
 _SHARDS, _FEWEST_IMAGES = 20, 16
@@ -69,7 +68,7 @@ def open_photographs(request: BuildRequest, *, grow: bool = False) -> tuple[Conf
             check_stores(request, storage)
             scanned, lines = False, []  # they describe a catalog that isn't used
     elif not (Location(storage, request.output) / MANIFEST).exists():
-        lines = [f"{file}: an earlier run wrote it, and its options hold. {_NOTHING_BUILT} {file}"]
+        lines = [f"{file}: an earlier run wrote it, and its options hold. {NOTHING_BUILT} {file}"]
     config = _written(request, file)
     if grow and not scanned:
         return _grown(request, config, file)
@@ -127,7 +126,7 @@ def _require_alike(document: Document, request: BuildRequest, advice: str = "") 
 def _written(request: BuildRequest, file: Location) -> Config:
     """Return the written configuration with the request's overrides. Raises `UsageError` if they contradict it."""
     document = parse_yaml(file.read().decode(errors="replace"), str(file))
-    _require_alike(document, request, f". {_NOTHING_BUILT} {file}")
+    _require_alike(document, request, f". {NOTHING_BUILT} {file}")
     for override in request.overrides:
         apply_override(document, override)
     return check(document, Config)

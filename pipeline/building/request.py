@@ -14,6 +14,9 @@ from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.infra.uris import LOCAL, absolute, base_name, is_below, local_path, parent, redact, scheme
 
+NOTHING_BUILT = "If nothing was built yet, you can also delete"
+"""Beginning of the advice on a configuration that an earlier command wrote."""
+
 _YAML = (".yaml", ".yml")
 _CATALOGS = (".parquet", ".jsonl", ".ndjson", ".csv", ".gz")
 
@@ -96,7 +99,7 @@ def check_stores(request: BuildRequest, storage: Storage) -> None:
         if head != request.head:
             raise UsageError(
                 f"{file} was written by another command: {head.removeprefix('# ')}\nRepeat that command, or choose "
-                f"another -o. If nothing was built yet, you can also delete {file}"
+                f"another -o. {NOTHING_BUILT} {file}"
             )
     elif (dataset / MANIFEST).exists():
         raise UsageError(

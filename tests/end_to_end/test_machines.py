@@ -72,7 +72,7 @@ def store(switch: Switch, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 @dataclass(frozen=True)
 class Place:
-    """Where a build reads and writes, seen from here."""
+    """Bucket of a build, and the storage that reaches it from this process."""
 
     bucket: str
     storage: Storage
@@ -82,7 +82,7 @@ class Place:
         return Location(self.storage, f"s3://{self.bucket}/set")
 
     def commits(self) -> int:
-        """How many shards are committed."""
+        """Return the number of committed shards."""
         return sum(1 for _ in (self.dataset / "commits").walk())
 
 

@@ -188,6 +188,14 @@ HYBRID = (
 V1_UNLIMITED = str(0x7FFFFFFFFFFFF000)
 
 
+def write_cgroups(root: Path, mounts: str, own: str, files: dict[str, str]) -> None:
+    """Write what `/proc` says of this process's cgroups, and their limit files, below a folder."""
+    trees = {f"sys/fs/cgroup/{name}": f"{text}\n" for name, text in files.items()}
+    for name, text in {"proc/self/mountinfo": mounts, "proc/self/cgroup": own, **trees}.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+
+
 @pytest.mark.parametrize(
     ("mounts", "own", "files", "expected"),
     [
@@ -232,10 +240,7 @@ V1_UNLIMITED = str(0x7FFFFFFFFFFFF000)
 def test_memory_is_the_smallest_limit_on_the_path_of_the_cgroup(
     tmp_path: Path, mounts: str, own: str, files: dict[str, str], expected: int | None
 ) -> None:
-    trees = {f"sys/fs/cgroup/{name}": f"{text}\n" for name, text in files.items()}
-    for name, text in {"proc/self/mountinfo": mounts, "proc/self/cgroup": own, **trees}.items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(text)
+    write_cgroups(tmp_path, mounts, own, files)
     assert memory_here(tmp_path) == (expected or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
 
 
@@ -262,10 +267,7 @@ def test_memory_is_the_smallest_limit_on_the_path_of_the_cgroup(
 def test_the_quota_of_cpus_is_the_smallest_on_the_path_of_the_cgroup(
     tmp_path: Path, mounts: str, own: str, files: dict[str, str], expected: int | None
 ) -> None:
-    trees = {f"sys/fs/cgroup/{name}": f"{text}\n" for name, text in files.items()}
-    for name, text in {"proc/self/mountinfo": mounts, "proc/self/cgroup": own, **trees}.items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(text)
+    write_cgroups(tmp_path, mounts, own, files)
     assert cpu_quota(tmp_path) == expected
 
 

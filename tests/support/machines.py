@@ -27,7 +27,7 @@ HOST = f"{NETWORK}.1"
 """The address at which machines reach the one that the test runs on."""
 
 STARTS = 5
-"""How often a node is started before a test gives up."""
+"""Maximum number of attempts to start a node."""
 
 _PORTS = {
     "metrics-export-port": 8080,
@@ -43,7 +43,7 @@ mount -o remount,bind,ro / || exit 1
 echo ready
 read -r forever
 """
-"""What a machine runs first. It ends when its standard input is closed, and with it everything on the machine."""
+"""First process of a machine. It ends when its standard input is closed, which ends all processes on the machine."""
 
 
 class Machine:
@@ -187,7 +187,7 @@ class RayMachine(Machine):
         return self._ray is not None and self._ray.poll() is None
 
     def told(self) -> str:
-        """What `ray start` printed."""
+        """Return the output of `ray start`."""
         return self._log.read_text()
 
     def cut_off(self) -> None:
