@@ -2,9 +2,9 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
-VERSION = "0.3.0"
+VERSION = "0.4.0"
 
-BITS_VERSION = "0.3.0"
+BITS_VERSION = "0.4.0"
 """Last version that changed any byte that a build writes. Newer versions can continue its datasets."""
 
 NOT_INSTALLED = "none"

@@ -18,7 +18,7 @@ def training_json() -> dict[str, Any]:
     datasets = [{"name": "street", "digest": "d" * 64}]
     return {
         "schema_version": 1,
-        "code_version": "0.3.0",
+        "code_version": "0.4.0",
         "weights": TRAINED,
         "file": "sam-1.pth",
         "lineage": [

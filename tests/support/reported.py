@@ -59,7 +59,7 @@ def write_reported(folder: Path) -> str:
         config=CONFIG,
         config_sha256=config_sha256(CONFIG),
         numerics={"device": "cpu", "precision": "fp32"},
-        code_version="0.3.0",
+        code_version="0.4.0",
         weights=ModelWeights(name="mobile_sam", sha256="0" * 64),
         catalog=(
             CatalogPart(path=part_path(0, "0" * 64), rows=ROWS, sha256="0" * 64, source_sha256="0" * 64, first_shard=0),

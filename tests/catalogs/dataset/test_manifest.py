@@ -44,7 +44,7 @@ def manifest(*parts: tuple[int, int]) -> DatasetManifest:
         config={"images_per_shard": 100},
         config_sha256=config_sha256({"images_per_shard": 100}),
         numerics={"device": "cpu", "threads": 2},
-        code_version="0.3.0",
+        code_version="0.4.0",
         weights=ModelWeights(name="mobile_sam", sha256=DIGEST),
         catalog=tuple(
             CatalogPart(

@@ -47,7 +47,7 @@ def test_it_tells_lineage(report_folder: Path) -> None:
     assert not metadata.ctx.issues.errors
     properties = metadata.extra_properties
     assert "Catalog of 8 rows" in properties["prov:wasDerivedFrom"]["prov:label"]
-    assert properties["prov:wasGeneratedBy"]["prov:wasAssociatedWith"]["prov:label"] == "segmint 0.3.0"
+    assert properties["prov:wasGeneratedBy"]["prov:wasAssociatedWith"]["prov:label"] == "segmint 0.4.0"
     assert properties["prov:wasGeneratedBy"]["prov:used"][0]["prov:label"] == "vit_b"
     assert properties["usageInfo"]["odrl:permission"]["odrl:duty"]["odrl:action"] == {"@id": "odrl:attribute"}
     first, second = json.loads(described.read_text())["prov:wasGeneratedBy"]["prov:used"]
