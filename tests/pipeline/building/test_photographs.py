@@ -154,7 +154,7 @@ def test_later_runs_keep_the_files_and_refuse_other_options(folder: Path) -> Non
     assert (config.name, config.masks.points_per_side) == ("mine", 8)
     (folder / "photos/f.jpg").touch()
     advice = f"If nothing was built yet, you can also delete {folder}/dataset-build.yaml"
-    note = f"{folder}/dataset-build.yaml: an earlier run wrote it, and its options hold. {advice}"
+    note = f"{folder}/dataset-build.yaml: continuing the build that an earlier run began; its options hold. {advice}"
     assert opened(folder, "CC0-1.0", overrides=overrides) == (config, [note])
     assert opened(folder, "CC0-1.0", overrides=("resources.writers=3",))[0].resources.writers == 3
     with pytest.raises(
