@@ -71,6 +71,7 @@ def open_photographs(request: BuildRequest, *, grow: bool = False) -> tuple[Conf
         lines = [f"{file}: continuing the build that an earlier run began; its options hold. {NOTHING_BUILT} {file}"]
     config = _written(request, file)
     if grow and not scanned:
+        config.load_stages()
         return _grown(request, config, file)
     return config, lines
 

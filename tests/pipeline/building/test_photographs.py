@@ -222,6 +222,16 @@ def test_a_configuration_that_is_not_text_is_refused(folder: Path) -> None:
             opened(folder, "CC0-1.0")
 
 
+def test_a_wrong_stage_ends_the_command_before_growing_scans(folder: Path) -> None:
+    opened(folder, "CC0-1.0")
+    with (folder / "dataset-build.yaml").open("a") as file:
+        file.write("stages: [{stage: no_such_module.Nope}]\n")
+    files = beside(folder)
+    with pytest.raises(UsageError, match="no_such_module"):
+        opened(folder, "CC0-1.0", grow=True)
+    assert beside(folder) == files
+
+
 def test_growing_scans_again_into_another_catalog(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first, _ = opened(folder, "CC0-1.0")
     open_or_create(first, Storage())
