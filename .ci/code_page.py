@@ -45,4 +45,4 @@ if __name__ == "__main__":
     if "--check" not in sys.argv:
         PAGE.write_text(page(), encoding="utf-8")
     elif PAGE.read_text(encoding="utf-8") != page():
-        raise SystemExit("docs/code.md is out of date: run `make docs`")
+        raise SystemExit("docs/code.md is out of date: run `python .ci/code_page.py`, which writes it again")

@@ -62,4 +62,6 @@ if __name__ == "__main__":
     if "--check" not in sys.argv:
         PAGE.write_text(page(text), encoding="utf-8")
     elif text != page(text):
-        raise SystemExit("docs/dataset.md is out of date: run `make docs`")
+        raise SystemExit(
+            "docs/dataset.md is out of date: run `python .ci/columns_page.py`, which writes its tables again"
+        )

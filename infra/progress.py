@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+LONGEST_SILENCE_S = 60.0
+"""Maximum time in seconds between two progress lines."""
+
 BAR_AFTER_S = 1.0
 """Seconds after which `track` shows a bar. Without this delay, fast commands would flash a bar."""
 
@@ -113,7 +116,8 @@ class Progress:
     ```
 
     `stream` defaults to standard error. If `bars` is None, bars are shown if the stream is a terminal. Without bars,
-    progress lines are printed at least `interval_s` seconds apart.
+    progress lines are printed at least `interval_s` seconds apart, and every minute if nothing changes and `wait` is
+    called.
     """
 
     def __init__(self, stream: TextIO | None = None, interval_s: float = 5.0, bars: bool | None = None) -> None:
@@ -123,7 +127,7 @@ class Progress:
         self._bars: rich.progress.Progress | None = None
         self._tasks: dict[str, rich.progress.TaskID] = {}
         self._stages: dict[str, _StageProgress] = {}
-        self._last_line = time.monotonic()
+        self._last_line = self._last_move = time.monotonic()
         self._lock = threading.Lock()
 
     def __enter__(self) -> Self:
@@ -166,10 +170,24 @@ class Progress:
             self.stage(name)
         with self._lock:
             self._stages[name].done = done
+            self._last_move = time.monotonic()
             if self._bars is not None:
                 self._bars.update(self._tasks[name], completed=done)
             elif time.monotonic() - self._last_line >= self._interval_s:
                 self._print_lines()
+
+    def wait(self) -> None:
+        """Print the unfinished stages if no line was printed for `LONGEST_SILENCE_S` seconds.
+
+        Call this every few seconds while nothing moves.
+        """
+        with self._lock:
+            now = time.monotonic()
+            if self._bars is None and now - self._last_line >= LONGEST_SILENCE_S:
+                stages = [_line(name, stage) for name, stage in self._stages.items() if stage.done != stage.total]
+                waiting = "; ".join(stages) or "the last shards"
+                self._write(f"waiting for {waiting}: no change for {duration(now - self._last_move, rough=True)}")
+                self._last_line = now
 
     def line(self, text: str) -> None:
         """Print a line. If bars are shown, the line appears above them."""
@@ -178,14 +196,16 @@ class Progress:
                 shown = fit(text, self._stream)
                 self._bars.console.print(shown, markup=False, emoji=False, highlight=False, soft_wrap=True)
             else:
-                self._stream.write(text + "\n")
-                self._stream.flush()
+                self._write(text)
+
+    def _write(self, line: str) -> None:
+        self._stream.write(line + "\n")
+        self._stream.flush()
 
     def _print_lines(self) -> None:
         moved = [(name, stage) for name, stage in self._stages.items() if stage.done != stage.shown]
         if moved:
-            self._stream.write("; ".join(_line(name, stage) for name, stage in moved) + "\n")
-            self._stream.flush()
+            self._write("; ".join(_line(name, stage) for name, stage in moved))
         for _, stage in moved:
             stage.shown = stage.done
         self._last_line = time.monotonic()

@@ -253,6 +253,8 @@ def int_column(table: pa.Table, name: str) -> Ints:
 _PIECE = 1 << 20
 _END = b"\xff\xd9"
 _NO_PICTURE = (Code.BAD_JPEG, Code.JPEG_SIZE)
+_OTHER_BYTES = (*_NO_PICTURE, Code.JPEG_METADATA)
+"""Findings about a JPEG's bytes. After one of them, another hash isn't a finding of its own."""
 
 
 class HashedStream:
@@ -307,7 +309,8 @@ def audit_tar(
                     return
                 if name.endswith(".jpg"):
                     findings = list(audit_jpeg(data, row, image, decoder if row["id"] in decode else None, quality))
-                    findings = findings or list(_other_release(data, row, image))
+                    if not any(finding.code in _OTHER_BYTES for finding in findings):
+                        findings += _other_release(data, row, image)
                     yield from findings
                     codes = {finding.code for finding in findings}
                     if look is not None and codes.isdisjoint(_NO_PICTURE):

@@ -198,9 +198,24 @@ def _fitting(table: pa.Table, spec: StageSpec, place: int, result: Result) -> Re
         _joined(table.slice(place, 1), spec, {0: result})
     except StageContractError:
         raise
-    except Exception as error:  # noqa: BLE001 - one row's values must not affect the other rows
+    except (pa.ArrowException, ValueError, OverflowError) as error:  # one row's values must not affect the other rows
+        return _naming_field(result, spec, error)
+    except Exception as error:  # noqa: BLE001 - the same
         return error
     return result
+
+
+def _naming_field(result: Result, spec: StageSpec, error: Exception) -> Exception:
+    """Return an error that names the field whose value Arrow refuses, or `error` if there is no such field."""
+    if not isinstance(result, StageRow) or spec.column is None:
+        return error
+    for values in filter(None, (result.values_set, *(result.mask_values or ()))):
+        for field in spec.column.fields:
+            try:
+                pa.array([values.get(field.name)], field.arrow_type)
+            except (pa.ArrowException, ValueError, OverflowError) as refused:
+                return TypeError(f"{field.name}: {refused}")
+    return error
 
 
 def _joined(table: pa.Table, spec: StageSpec, results: Mapping[int, Result]) -> pa.Table:

@@ -68,9 +68,10 @@ def open_photographs(request: BuildRequest, *, grow: bool = False) -> tuple[Conf
             check_stores(request, storage)
             scanned, lines = False, []  # they describe a catalog that isn't used
     elif not (Location(storage, request.output) / MANIFEST).exists():
-        lines = [f"{file}: an earlier run wrote it, and its options hold. {NOTHING_BUILT} {file}"]
+        lines = [f"{file}: continuing the build that an earlier run began; its options hold. {NOTHING_BUILT} {file}"]
     config = _written(request, file)
     if grow and not scanned:
+        config.load_stages()
         return _grown(request, config, file)
     return config, lines
 

@@ -340,10 +340,10 @@ def make_writer(
         return TasksWriter(scratch, manifest, version, output, categories, most)
     if format is Format.HF:
         return HuggingFaceWriter(scratch, manifest, version, with_images, categories)
-    if format in _WRITERS:
-        return _WRITERS[format](scratch, manifest, version, categories)
-    is_compressed, is_lvis = format is not Format.CVAT, format is Format.LVIS
-    return CocoWriter(scratch, manifest, version, MAIN_FILES[format], is_compressed, categories, is_lvis)
+    if format in (Format.COCO, Format.LVIS, Format.CVAT):
+        is_compressed, is_lvis = format is not Format.CVAT, format is Format.LVIS
+        return CocoWriter(scratch, manifest, version, MAIN_FILES[format], is_compressed, categories, is_lvis)
+    return _WRITERS[format](scratch, manifest, version, categories)
 
 
 _WRITERS: Mapping[Format, Callable[[Path, DatasetManifest, VersionName, Categories | None], SampleWriter]] = {

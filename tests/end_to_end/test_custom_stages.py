@@ -56,7 +56,7 @@ def table(dataset: Path, kind: str) -> list[dict[str, Any]]:
 def test_the_example_of_the_page_runs_in_a_build(
     tmp_path: Path, local_ray: Cluster, worker_modules: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    example, from_python = examples_of(ROOT / "docs" / "stages.md")
+    example, from_python, _ = examples_of(ROOT / "docs" / "stages.md")
     assert len(example.splitlines()) <= 32
     (worker_modules / "blur.py").write_text(example, encoding="utf-8")
     monkeypatch.syspath_prepend(str(worker_modules))

@@ -42,6 +42,30 @@ def test_plain_lines_come_at_the_interval_and_only_for_what_moved() -> None:
     assert "b" not in lines[1]
 
 
+def test_a_line_says_what_is_waited_for_if_nothing_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.StringIO()
+    with Progress(stream, interval_s=1000) as progress:
+        progress.stage("prepare", total=2)
+        progress.stage("segment", total=2)
+        progress.wait()
+        assert stream.getvalue() == ""
+        monkeypatch.setattr(progress_module, "LONGEST_SILENCE_S", 0.0)
+        progress.wait()
+        progress.update("prepare", 2)
+        progress.wait()
+        progress.update("segment", 2)
+        progress.wait()
+    unmoved = "segment 0/2 (0.0%, 0/s): no change for 1 s"
+    first, second, third = stream.getvalue().splitlines()[:3]
+    assert first == f"waiting for prepare 0/2 (0.0%, 0/s); {unmoved}"
+    assert second == f"waiting for {unmoved}"
+    assert third == "waiting for the last shards: no change for 1 s"
+    terminal = Terminal()
+    with Progress(terminal, bars=True) as progress:
+        progress.wait()
+    assert "waiting" not in terminal.getvalue()
+
+
 def test_a_terminal_gets_bars() -> None:
     stream = io.StringIO()
     with Progress(stream, bars=True) as progress:

@@ -308,18 +308,19 @@ class Accounting:
 def record_end(dataset: BuildDataset, accounting: Accounting, on_hold: Mapping[int, str]) -> Accounting:
     """Write a version at the end of a run, and the index if the dataset is complete. Return the updated accounting.
 
-    `on_hold` contains the reasons for missing shards. Raises `UnfinishedError` if work remains for another run. If all
-    work is done but a storage fault or damage prevents the record, raises `NotRecordedError`, which contains the
-    accounting.
+    A dataset without any shard gets no version. `on_hold` contains the reasons for missing shards. Raises
+    `UnfinishedError` if work remains for another run. If all work is done but a storage fault or damage prevents the
+    record, raises `NotRecordedError`, which contains the accounting.
     """
     fault: Exception | None = None
     try:
         if accounting.complete:
             dataset.write_index()
-        accounting = replace(accounting, version=(version := put_version(dataset.location, "build")))
-        if version.number is None:
-            why = "a takedown didn't finish, or the latest version, or a file of it, is damaged"
-            fault = DamagedDatasetError(f"{why}. Run `segmint repair`, which says what")
+        if CommitLog(dataset.location).committed():  # otherwise, there is nothing that a version could list
+            accounting = replace(accounting, version=(version := put_version(dataset.location, "build")))
+            if version.number is None:
+                why = "a takedown didn't finish, or the latest version, or a file of it, is damaged"
+                fault = DamagedDatasetError(f"{why}. Run `segmint repair`, which says what")
     except (StorageFaultError, OSError) as error:
         fault = error
     problem = f"shards.json or a version could not be recorded at the end of the run: {fault}"

@@ -103,6 +103,8 @@ class StageWatch(ExecutionCallback):  # type: ignore[misc]
         The limit is `stall_timeout` seconds, or `LOST_NODE_WAIT_S` after a node was lost.
         """
         now = time.monotonic()
+        if cls.progress is not None:
+            cls.progress.wait()
         if now - cls.last_look > NODES_EVERY_S:
             cls.last_look = now
             nodes = alive_nodes()

@@ -1,11 +1,14 @@
 """What a released JPEG contains besides its image data, which depends only on its size and quality."""
 
+import io
+import tarfile
 from collections.abc import Iterator
 
 import numpy as np
 import pytest
 
 from segmint.catalogs.findings import Code, FindingLocation
+from segmint.operators.audit import rows
 from segmint.operators.audit.rows import audit_jpeg
 from segmint.operators.images import JpegDecoder
 from segmint.operators.prepare.release import ReleaseConfig, release
@@ -56,6 +59,25 @@ def test_other_segments_are_found_before_the_image_data(inserted: bytes) -> None
     (finding,) = audit_jpeg(jpeg[:2] + inserted + jpeg[2:], row, PLACE, None, 95)
     assert finding.code is Code.JPEG_METADATA
     assert finding.found.startswith("other bytes before byte ")
+
+
+def test_a_finding_about_something_else_leaves_the_hash_checked(
+    decoder: JpegDecoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = {"id": 1, "ordinal": 0, "release_sha256": "0" * 64}
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        tar.addfile(tarfile.TarInfo("sa_1.jpg"))
+    for found, codes in (
+        ([], [Code.OTHER_RELEASE]),
+        ([Code.GPS_POSITION], [Code.GPS_POSITION, Code.OTHER_RELEASE]),
+        ([Code.JPEG_METADATA], [Code.JPEG_METADATA]),
+    ):
+        findings = [PLACE.finding(code, "nothing", "something") for code in found]
+        monkeypatch.setattr(rows, "audit_jpeg", lambda *_, findings=findings: findings)
+        stream = rows.HashedStream(io.BytesIO(packed.getvalue()))
+        audited = rows.audit_tar(stream, [row], lambda _: [], PLACE, with_images=True, decode=(), decoder=decoder)
+        assert [finding.code for finding in audited] == [*codes, Code.TAR_MEMBERS]  # there is no JSON
 
 
 def test_every_cut_is_found() -> None:

@@ -2,11 +2,13 @@
 
 import gc
 import weakref
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
 import pytest
+from PIL import Image
 
 from segmint import Reject, StageRow
 from segmint.operators.custom.contract import StageContractError, load_stage, refusal
@@ -14,8 +16,10 @@ from segmint.operators.custom.stage import CustomStage, stage_rows
 from segmint.operators.describe import describe_table
 from segmint.operators.images import decode_jpeg
 from segmint.operators.rows import DESCRIBED, PREPARED, SEGMENTED, to_table
+from tests.support.cells import examples_of, run_cells
 from tests.support.custom_stages import WEIGHTS
 from tests.support.described_rows import accepted_row, faulted_row, rejected_row
+from tests.support.photographs import photograph
 
 HERE = "tests.support.custom_stages"
 
@@ -92,7 +96,11 @@ def test_a_row_that_fails_is_faulted_alone(function: str) -> None:
     assert [row["stage_faulty"] for row in done] == [{"gray": 1.0}, None, None, None]
     assert done[0]["fault"] is None
     assert done[1]["reason"] is None
-    assert done[1]["fault"].startswith("stage_faulty: " + ("Arrow" if function == "wrong_type" else "KeyError: "))
+    assert done[1]["fault"].startswith(
+        "stage_faulty: TypeError: gray: Could not convert 'bright'"
+        if function == "wrong_type"
+        else "stage_faulty: KeyError: "
+    )
 
 
 @pytest.mark.parametrize(
@@ -102,9 +110,10 @@ def test_a_row_that_fails_is_faulted_alone(function: str) -> None:
         ({"names": {"cat", "dog"}}, "names is of type set: expected a list"),
         ({"names": {"cat": 1}}, "names is of type dict: expected a list"),
         ({"box": {"x": 1, "y": 2}}, "box has y, which the stage doesn't declare"),
+        ({"names": [1]}, "names: Expected bytes, got a 'int' object"),
     ],
 )
-def test_values_that_arrow_would_change_silently_are_faults(values: dict[str, Any], fault: str) -> None:
+def test_the_fault_of_a_wrong_value_names_its_field(values: dict[str, Any], fault: str) -> None:
     done = apply("Nested", table_of(), values=values).to_pylist()
     assert [row["fault"] for row in done[:2]] == [f"stage_nested: TypeError: {fault}"] * 2
     stored = apply("Nested", table_of(), values={"names": ("cat", None), "box": (1,)}).to_pylist()
@@ -187,3 +196,15 @@ def test_a_gpu_that_fails_is_only_blamed_on_an_image_that_ran_alone(monkeypatch:
     assert excused == []
     stage.fail(rows[1:], entry)
     assert excused == [1]
+
+
+def test_the_example_of_the_page_tests_a_stage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stage, _, example = examples_of(Path(__file__).parents[3] / "docs/stages.md")
+    (tmp_path / "blur.py").write_text(stage, encoding="utf-8")
+    Image.fromarray(photograph("coffee")).save(tmp_path / "photo.jpg")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    run_cells([example])
+    assert capsys.readouterr().out.startswith("{'variance': ")

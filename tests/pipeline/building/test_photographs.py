@@ -154,7 +154,7 @@ def test_later_runs_keep_the_files_and_refuse_other_options(folder: Path) -> Non
     assert (config.name, config.masks.points_per_side) == ("mine", 8)
     (folder / "photos/f.jpg").touch()
     advice = f"If nothing was built yet, you can also delete {folder}/dataset-build.yaml"
-    note = f"{folder}/dataset-build.yaml: an earlier run wrote it, and its options hold. {advice}"
+    note = f"{folder}/dataset-build.yaml: continuing the build that an earlier run began; its options hold. {advice}"
     assert opened(folder, "CC0-1.0", overrides=overrides) == (config, [note])
     assert opened(folder, "CC0-1.0", overrides=("resources.writers=3",))[0].resources.writers == 3
     with pytest.raises(
@@ -220,6 +220,16 @@ def test_a_configuration_that_is_not_text_is_refused(folder: Path) -> None:
         file.write_bytes(data)
         with pytest.raises(UsageError, match=r"dataset-build\.yaml"):
             opened(folder, "CC0-1.0")
+
+
+def test_a_wrong_stage_ends_the_command_before_growing_scans(folder: Path) -> None:
+    opened(folder, "CC0-1.0")
+    with (folder / "dataset-build.yaml").open("a") as file:
+        file.write("stages: [{stage: no_such_module.Nope}]\n")
+    files = beside(folder)
+    with pytest.raises(UsageError, match="no_such_module"):
+        opened(folder, "CC0-1.0", grow=True)
+    assert beside(folder) == files
 
 
 def test_growing_scans_again_into_another_catalog(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

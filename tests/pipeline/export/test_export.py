@@ -9,6 +9,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import nullcontext
+from enum import StrEnum
 from pathlib import Path
 
 import pytest
@@ -49,8 +50,9 @@ def exported_ids(uri: str, output: Path, **options) -> list[int]:
 
 
 def test_the_folder_of_each_format(small: str, tmp_path: Path) -> None:
-    for format, own in {
+    files = {
         Format.COCO: {"instances.json"},
+        Format.LVIS: {"lvis.json"},
         Format.CVAT: {"annotations/instances_default.json"},
         Format.LABEL_STUDIO: {"tasks.json", "label_config.xml"},
         Format.FIFTYONE: {"metadata.json", "samples.json"}
@@ -63,7 +65,9 @@ def test_the_folder_of_each_format(small: str, tmp_path: Path) -> None:
         Format.PNG_MASKS: {"index.json"}
         | {f"masks/sa_{n}.json" for n in ALL}
         | {f"masks/sa_{n}/{n * 10_000 + index}.png" for n in ALL for index in (0, 1)},
-    }.items():
+    }
+    assert files.keys() == set(Format)
+    for format, own in files.items():
         output = tmp_path / "out" / format
         done = export_dataset(location_of(small), ExportOptions(format), location_of(output))
         pictures = set() if format is Format.HF else {f"images/sa_{number}.jpg" for number in ALL}
@@ -74,6 +78,17 @@ def test_the_folder_of_each_format(small: str, tmp_path: Path) -> None:
         assert done.file == str(output / MAIN_FILES[format])
         for sample in Dataset.open(location_of(small)) if pictures else ():
             assert (output / f"images/sa_{sample.id}.jpg").read_bytes() == sample.jpeg
+
+
+def test_a_format_without_a_writer_is_not_written_as_another_one(
+    small: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class More(StrEnum):
+        NEW = "new"
+
+    monkeypatch.setitem(MAIN_FILES, More.NEW, "new.json")
+    with pytest.raises(KeyError, match="new"):
+        make_writer(More.NEW, tmp_path, Dataset.open(location_of(small)).manifest, VERSION, str(tmp_path / "out"))
 
 
 def test_a_file_that_another_export_put_meanwhile_stays(small: str, tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ import pytest
 
 from segmint.catalogs.dataset.manifest import read_manifest
 from segmint.catalogs.dataset.tombstones import RemovedImage, TakedownRequest, Tombstone, put_tombstone
-from segmint.catalogs.dataset.versions import put_version
+from segmint.catalogs.dataset.versions import put_version, version_numbers
+from segmint.infra.errors import UnfinishedError
 from segmint.infra.metrics import RunMetrics
 from segmint.operators.shards.write import ShardResult
 from segmint.pipeline.building.dataset import BuildDataset
@@ -132,6 +133,15 @@ def test_a_run_over_a_damaged_version_is_not_recorded() -> None:
         dataset = SimpleNamespace(location=place.location, write_index=lambda: None)
         with pytest.raises(NotRecordedError, match=r"the latest version, or a file of it, is damaged.*segmint repair"):
             record_end(cast(BuildDataset, dataset), WHOLE, {})
+
+
+@pytest.mark.parametrize(("committed", "numbers"), [(0, []), (1, [1])])
+def test_a_run_records_a_version_if_there_is_a_shard(committed: int, numbers: list[int]) -> None:
+    with two_shards(committed) as place:
+        dataset = SimpleNamespace(location=place.location)
+        with pytest.raises(UnfinishedError, match="could not be finished"):
+            record_end(cast(BuildDataset, dataset), replace(WHOLE, missing=(1,), missing_rows=3), {})
+        assert version_numbers(place.location) == numbers
 
 
 def test_a_run_beside_an_unfinished_takedown_is_not_called_damaged() -> None:

@@ -97,12 +97,16 @@ def test_an_execution_that_a_lost_node_holds_up_is_ended_long_before(
         assert run(4) == 4, "the nodes of the next window are those that are left"
 
 
-def test_waiting_for_shards_ends_with_a_stall(local_ray: Cluster) -> None:
-    with Progress(stream=io.StringIO(), bars=False) as progress, watched(progress, 4, stall_timeout=1) as watch:
+def test_waiting_for_shards_is_told_and_ends_with_a_stall(local_ray: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = io.StringIO()
+    monkeypatch.setattr("segmint.infra.progress.LONGEST_SILENCE_S", 1.0)
+    with Progress(stream=told, bars=False) as progress, watched(progress, 4, stall_timeout=1) as watch:
         watch.check()
+        assert told.getvalue() == ""
         time.sleep(1.1)
         with pytest.raises(StalledError):
             watch.check()
+        assert told.getvalue().startswith("waiting for prepare 0/4 (")
         watch.moved()
         watch.check()
 

@@ -840,4 +840,10 @@ def test_every_code_has_a_fault() -> None:
     # and agrees with its image's row in all else, is in that of `operators/audit/submissions.py`.
     planted = {parameter.values[1] for parameter in DAMAGES}
     asked_for = Code.NOT_COMMITTED  # by `--complete`: see the test of the command
-    assert planted == set(Code) - {Code.MASK_PIXELS, Code.REDACTION_ARTIFACT, Code.STILL_DETECTED, asked_for, *FOREIGN}
+    elsewhere = {Code.MASK_PIXELS, Code.REDACTION_ARTIFACT, Code.STILL_DETECTED, asked_for, *FOREIGN}
+    missing = set(Code) - elsewhere - planted
+    assert not missing, (
+        f"no test plants {', '.join(sorted(missing))}: add a function with @damage(Code.…) above, in this file; for a "
+        "fault of other layouts, add the code to FOREIGN and a test to test_foreign.py"
+    )
+    assert not planted & elsewhere
