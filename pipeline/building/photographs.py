@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from segmint.catalogs.dataset.manifest import load_manifest
+from segmint.catalogs.findings import Reason
 from segmint.catalogs.layout import MANIFEST
 from segmint.catalogs.licenses import canonical_identifier
 from segmint.catalogs.source.scan import SIDECAR_ENDINGS, relative_rows, scan, write_catalog
@@ -73,6 +74,8 @@ def open_photographs(request: BuildRequest, *, grow: bool = False) -> tuple[Conf
     if grow and not scanned:
         config.load_stages()
         return _grown(request, config, file)
+    if not (scanned or lines):
+        lines = [f"{config.catalog}: the photographs that another run found. --grow adds new ones"]
     return config, lines
 
 
@@ -86,7 +89,7 @@ def refused_licenses(config: Config) -> list[str]:
 def _refused_lines(licenses: Mapping[str, int], allow: Collection[str]) -> list[str]:
     """Return a line for each license that isn't in `allow`, with its number of photographs and the option to allow it.
 
-    The key `missing` counts those without a license.
+    The key `missing` counts those without a license, and `taken_down` those that a takedown removed.
     """
     counts: Counter[str] = Counter()
     for name, rows in licenses.items():
@@ -96,7 +99,7 @@ def _refused_lines(licenses: Mapping[str, int], allow: Collection[str]) -> list[
         found, option = name, f"--allow {name}"
         if name == _MISSING:
             found, option = "without a license", "--license ID asserts one for them"
-        if name not in allow:
+        if name not in (*allow, Reason.TAKEN_DOWN):
             lines.append(f"not allowed {rows:>10,} {found}: {option}")
     return lines
 

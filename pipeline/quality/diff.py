@@ -137,7 +137,7 @@ class VersionDiff:
         ]
         for kind, images in self.changed.items():
             lines += _image_lines(kind, images, " with others" if images.count else "")
-        licenses = [f"{name or 'none'} {a:,} to {b:,}" for name, (a, b) in self.licenses.items()]
+        licenses = [f"{name or 'none'} {b - a:+,}" for name, (a, b) in self.licenses.items()]
         if licenses:
             lines.append(_line("licenses", some(licenses)))
         refused = []

@@ -22,6 +22,7 @@ from segmint.pipeline.building.dataset import open_or_create
 from segmint.pipeline.building.photographs import open_photographs, refused_licenses
 from segmint.pipeline.building.request import BuildRequest, parse_request
 from segmint.pipeline.config.config import Config, load_config
+from tests.support.committed_shard import change_manifest
 from tests.support.locations import location_of
 
 pytestmark = pytest.mark.usefixtures("weights")  # of the plate detector, which a build requires before it scans
@@ -78,6 +79,8 @@ def test_a_license_is_asserted_only_where_none_is_stated_and_says_by_whom_and_wh
     published = pq.read_table(folder / "dataset" / part.path, columns=["license_asserted"]).column(0).to_pylist()
     assert published == [asserted, None, None, None, asserted]
     assert [line.split(":")[0] for line in refused_licenses(config)[:-1]] == ["not allowed          1 CC-BY-NC-4.0"]
+    change_manifest(folder / "dataset", licenses={"CC-BY-4.0": 2, "CC0-1.0": 2, "taken_down": 1})
+    assert refused_licenses(config) == []
 
 
 def test_no_license_is_asserted_beside_a_sidecar_of_another_name(folder: Path) -> None:
@@ -166,7 +169,8 @@ def test_later_runs_keep_the_files_and_refuse_other_options(folder: Path) -> Non
     assert beside(folder) == files
     (folder / "dataset").mkdir()
     (folder / "dataset" / MANIFEST).touch()
-    assert opened(folder, "CC0-1.0", overrides=overrides) == (config, [])
+    found = f"{config.catalog}: the photographs that another run found. --grow adds new ones"
+    assert opened(folder, "CC0-1.0", overrides=overrides) == (config, [found])
 
 
 def test_a_run_that_was_killed_between_its_two_files_is_repeated(folder: Path) -> None:
@@ -199,7 +203,7 @@ def test_two_different_commands_at_once_do_not_build_each_others_photographs(
     (folder / "photos/f.jpg").unlink()
     monkeypatch.setattr(photographs, "scan_request", scan_slowly)
     config, lines = opened(folder, "CC0-1.0", "CC-BY-4.0")
-    assert lines == []
+    assert lines == [f"{config.catalog}: the photographs that another run found. --grow adds new ones"]
     assert pq.read_metadata(config.catalog).num_rows == 6
 
 
@@ -210,7 +214,8 @@ def test_the_configuration_names_the_grown_catalog_whatever_the_name(folder: Pat
     open_or_create(open_photographs(request)[0], Storage())
     (folder / "photos/f.jpg").touch()
     grown, _ = open_photographs(request, grow=True)
-    assert open_photographs(request) == (grown, [])
+    found = "the photographs that another run found. --grow adds new ones"
+    assert open_photographs(request) == (grown, [f"{grown.catalog}: {found}"])
 
 
 def test_a_configuration_that_is_not_text_is_refused(folder: Path) -> None:
@@ -243,7 +248,8 @@ def test_growing_scans_again_into_another_catalog(folder: Path, monkeypatch: pyt
     assert "license asserted for 3 photographs by Ann" in lines[1]
     assert len(beside(folder)) == 3
     assert grown.catalog != first.catalog
-    assert opened(folder, "CC0-1.0") == (grown, [])
+    found = "the photographs that another run found. --grow adds new ones"
+    assert opened(folder, "CC0-1.0") == (grown, [f"{grown.catalog}: {found}"])
     parts = load_manifest(location_of(folder / "dataset")).catalog
     names = [pq.read_table(folder / "dataset" / part.path).column("license_asserted").to_pylist() for part in parts]
     assert [{name and name.partition(",")[0] for name in part} for part in names] == [{"Jo Doe", None}, {"Ann"}]

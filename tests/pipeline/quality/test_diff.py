@@ -91,6 +91,7 @@ def test_what_corrections_did_is_said(place: DatasetPath) -> None:
     assert "images        4 in A, 3 in B" in lines
     assert "  removed     1 image (taken_down 1): image-0" in lines
     assert "  redactions  1 image with others: image-3" in lines
+    assert "licenses      CC0-1.0 -1" in lines
     assert json.loads(json.dumps(found.to_dict()))["removed_why"] == {"taken_down": 1}
 
     # The other way round the image is added.
