@@ -507,7 +507,12 @@ def _why_another(config: Config, manifest: DatasetManifest, growth: CatalogGrowt
 
 
 def _what_to_do(config: Config, growth: CatalogGrowth) -> str:
-    if growth.gone or not growth.changed.keys() <= set(AMENDABLE):
+    if growth.gone:
+        return (
+            "A dataset keeps its rows until a takedown: restore them in the catalog, or the photographs that it was "
+            f"scanned from. To remove them, run `segmint takedown {config.output}`"
+        )
+    if not growth.changed.keys() <= set(AMENDABLE):
         return "A dataset keeps its pinned rows: restore them in the catalog, or choose another output"
     clear = ""
     if any(change.without for change in growth.changed.values()):

@@ -180,7 +180,8 @@ def scan_request(request: BuildRequest, storage: Storage) -> tuple[Location, int
             f"license asserted for {counted(asserted_rows, 'photograph')} by {asserted}, which the dataset publishes. "
             "To record another name, set LOGNAME."
         )
-    return catalog, licenses.total(), [*lines, *_refused_lines(licenses, request.allow)]
+    refused = _refused_lines(licenses, request.allow)
+    return catalog, licenses.total(), [*lines, *refused, *([_KEPT] if refused else [])]
 
 
 def _user() -> str:

@@ -281,7 +281,7 @@ def test_photographs_that_the_store_refuses_are_rejected_and_retried(
 
     world.recover()
     printed = segmint_here("build", world.config, "--retry-rejected", "persistent_fault")
-    assert re.search(r"retried +2 rejected rows: 2 are now images", printed)
+    assert re.search(r"retried +2 rejected rows, of which 2 became images", printed)
     assert "persistent_fault" not in [row[2] for row in rejects(world.direct, world.dataset)]
 
 

@@ -255,7 +255,7 @@ class Accounting:
             lines.append(f"left      {self.missing_rows:>12,} {rows} in {shards}, for the next run")
         if self.retried_rows:
             rows = plural(self.retried_rows, "rejected row")
-            lines.append(f"retried   {self.retried_rows:>12,} {rows}: {self.retried_images:,} are now images")
+            lines.append(f"retried   {self.retried_rows:>12,} {rows}, of which {self.retried_images:,} became images")
         if self.not_retried:
             shards = counted(len(self.not_retried), "shard")
             lines.append(f"left      rejected rows in {shards}, to be retried by the next run")

@@ -321,7 +321,7 @@ def test_the_same_rows_in_another_file_are_the_same_catalog(tmp_path: Path, cata
     rewritten.write_text("uri,license\n" + "\n".join(lines) + "\n")
     open_or_create(config(tmp_path, rewritten), Storage())
     rewritten.write_text("uri,license\n" + "\n".join(lines[:-1]) + "\n")
-    with pytest.raises(UsageError, match="1 of 8 rows are gone"):
+    with pytest.raises(UsageError, match=r"(?s)1 of 8 rows are gone.*run `segmint takedown .*/dataset`"):
         open_or_create(config(tmp_path, rewritten), Storage())
 
 

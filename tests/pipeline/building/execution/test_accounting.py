@@ -60,7 +60,7 @@ def test_a_person_reads_reasons_rates_and_what_is_left() -> None:
 def test_retried_rows_are_shown() -> None:
     """Whether they are images now or not."""
     run = replace(WHOLE, retried_rows=3, retried_images=2, built_rows=3, built_images=2)
-    assert "retried              3 rejected rows: 2 are now images" in run.lines()
+    assert "retried              3 rejected rows, of which 2 became images" in run.lines()
     none = replace(WHOLE, retried_rows=3)
     assert not any("nothing to do" in line for line in none.lines())
     left = replace(WHOLE, not_retried=[4, 5])
