@@ -94,12 +94,6 @@ def _actors(value: Any) -> Any:
     raise ValueError("expected auto, a whole number of at least 1, or [min, max] with 1 <= min <= max")
 
 
-def _count(value: object) -> object:
-    if value == "auto" or (type(value) is int and value >= 1):
-        return value
-    raise ValueError(f"expected auto or an integer of at least 1, got {value!r}")
-
-
 Actors = Annotated[Literal["auto"] | int | tuple[int, int], BeforeValidator(_actors)]
 Gpus = Annotated[
     Literal["auto"] | float,
@@ -108,7 +102,9 @@ Gpus = Annotated[
         " or a number of GPUs, 0 or more; with 0.5, two actors share a GPU",
     ),
 ]
-AutoCount = Annotated[Literal["auto"] | int, BeforeValidator(_count)]
+AutoCount = Annotated[
+    Literal["auto"] | int, auto_or(lambda value: type(value) is int and value >= 1, " or a whole number from 1")
+]
 Share = Annotated[
     Literal["auto"] | float,
     auto_or(

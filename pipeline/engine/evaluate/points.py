@@ -32,7 +32,6 @@ from segmint.pipeline.engine.evaluate.page import (
     Curve,
     Curves,
     Table,
-    cell,
     comparison,
     markdown,
     render,
@@ -40,6 +39,7 @@ from segmint.pipeline.engine.evaluate.page import (
 from segmint.pipeline.engine.evaluate.result import (
     EvaluationSubject,
     OutputFolder,
+    cell,
     check_matched,
     p_value,
     percent,

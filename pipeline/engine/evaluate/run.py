@@ -87,10 +87,8 @@ class _NumberedPart(NamedTuple):
 def run_measure(task: EvaluateTask, truths: Sequence[Truth], options: RunOptions) -> Generator[PartResult, None, None]:
     """Measure all parts, and yield their results in order.
 
-    Raises `UsageError` if the measure doesn't fit the truths or the weights can't be loaded, and `UnfinishedError` if
-    Ray fails.
+    Raises `UsageError` if the weights can't be loaded, and `UnfinishedError` if Ray fails.
     """
-    task.measure.check(truths)
     names = [truth.name for truth in truths]
     parts = [_NumberedPart(number, part) for number, truth in enumerate(truths) for part in truth.parts]
     images = sum(truth.images for truth in truths)

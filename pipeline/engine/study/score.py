@@ -215,7 +215,7 @@ def read_label_studio(tasks: Iterable[Mapping[str, Any]], sizes: Mapping[int, Si
     return found
 
 
-PAPER_SHARES = {0.90: PAPER.quality.over_90_iou, 0.75: PAPER.quality.over_75_iou}
+PAPER_SHARES = {0.90: PAPER.over_90_iou, 0.75: PAPER.over_75_iou}
 """Share of pairs above each IoU threshold in SA-1B, as reported in the SAM paper (section 5)."""
 
 

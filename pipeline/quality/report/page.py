@@ -234,17 +234,16 @@ def remarks_of(statistics: Statistics) -> list[str]:
 
 def _cleaned(cleanup: Cleanup) -> str:
     """Describe the effect of cleanup: masks with filled holes or removed islands, next to the paper's shares."""
-    paper = PAPER.cleanup
     return (
         f"filled holes in {counted(cleanup.holes, 'mask')} ({share(cleanup.holes_share)}; {PAPER.name}: about "
-        f"{share(paper.holes_share)}), removed islands in {counted(cleanup.islands, 'mask')} "
-        f"({share(cleanup.islands_share)}; {PAPER.name}: about {share(paper.islands_share)})"
+        f"{share(PAPER.holes_share)}), removed islands in {counted(cleanup.islands, 'mask')} "
+        f"({share(cleanup.islands_share)}; {PAPER.name}: about {share(PAPER.islands_share)})"
     )
 
 
 def groups_and_paper(geography: Geography) -> list[tuple[GroupImages, PaperGroup]]:
     """Return the regions and then the income levels, each with its row in the paper's table 1."""
-    paper = {group.name: group for group in (*PAPER.geography.regions, *PAPER.geography.income)}
+    paper = {group.name: group for group in (*PAPER.regions, *PAPER.income)}
     return [(group, paper[group.name]) for group in (*geography.regions, *geography.income)]
 
 
