@@ -29,7 +29,6 @@ from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 from starlette.applications import Starlette
-from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -58,12 +57,11 @@ from segmint.infra.storage.location import Location
 from segmint.pipeline.engine.annotate.app import ASSETS
 from segmint.pipeline.engine.annotate.requests import (
     IDLE_S,
-    PROBLEMS,
     RequestBodies,
     Team,
-    TeamGuard,
     number_in,
     reads,
+    team_app,
     team_routes,
 )
 from segmint.pipeline.engine.annotate.source import (
@@ -362,4 +360,4 @@ def make_rating_app(view: RaterView, team: Team) -> Starlette:
         reads("/api/rate/{item}", lambda r: view.show(r.state.annotator, number_in(r, "item"))),
         bodies.writes("/api/rate/{item}/{n}", save, method="PUT"),
     ]
-    return Starlette(routes=routes, middleware=[Middleware(TeamGuard, team=team)], exception_handlers={**PROBLEMS})
+    return team_app(routes, team)

@@ -5,7 +5,6 @@ In the SAM paper (section 5), professionals corrected the masks of 500 random im
 
 import hashlib
 import heapq
-import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -25,7 +24,7 @@ from segmint.infra.storage.location import Location
 from segmint.infra.wording import counted
 from segmint.operators.audit.masks import of_people
 from segmint.operators.rows import MASKS_PER_IMAGE_LIMIT
-from segmint.pipeline.engine.study.files import MANIFEST
+from segmint.pipeline.engine.study.files import MANIFEST, json_file
 from segmint.pipeline.export.export import OutputFolder, draw_key, make_writer, refuse_existing, write_samples
 from segmint.pipeline.export.formats import Format
 from segmint.pipeline.quality.statistics.comparison import MASKS_PER_IMAGE
@@ -216,8 +215,7 @@ class PinWriter:
 
     def finish(self) -> dict[str, Path]:
         """Create the manifest, and return it by its path in the study's folder."""
-        text = json.dumps({**self._head, "images": self._images}, indent=1, ensure_ascii=False, allow_nan=False)
-        self._path.write_text(f"{text}\n", encoding="utf-8")
+        self._path.write_text(json_file({**self._head, "images": self._images}), encoding="utf-8")
         return {MANIFEST: self._path}
 
 

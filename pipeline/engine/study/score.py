@@ -42,7 +42,7 @@ from segmint.operators.rows import Row
 from segmint.operators.shards.put import annotation_id, counts_of, mask_index
 from segmint.operators.shards.revise import rows_of, with_latest_commit
 from segmint.operators.shards.submission_fit import fit_submission
-from segmint.pipeline.engine.study.files import CORRECTED, MANIFEST, read_json
+from segmint.pipeline.engine.study.files import CORRECTED, MANIFEST, read_json, read_manifest
 from segmint.pipeline.engine.study.sample import SCHEMA_VERSION, mask_sha256
 from segmint.pipeline.export.formats import MAIN_FILES, Format
 from segmint.pipeline.quality.statistics.comparison import PAPER
@@ -347,7 +347,7 @@ def score_study(folder: Location, corrected: Location | None) -> StudyScore:
 
 def load_study(folder: Location) -> Study:
     """Read the drawn masks. Raises `UsageError` if they differ from the masks that the manifest pins."""
-    manifest = read_json(folder / MANIFEST, f"{folder} is not a study. Create one with `segmint study sample`")
+    manifest = read_manifest(folder)
     file = folder / MAIN_FILES[Format.COCO]
     document = read_json(file, f"the masks of the study {folder} are missing. Draw the sample again")
     try:

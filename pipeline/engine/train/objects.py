@@ -44,7 +44,6 @@ from segmint.pipeline.engine.train.images import (
 from segmint.pipeline.engine.train.reading import TrainingImage, TrainingImageReader, digest_of_sources, held_out
 from segmint.pipeline.engine.train.record import (
     CHECKPOINTS,
-    InputsRecord,
     TrainingRunRecord,
     identity_with_digests,
     load_newest,
@@ -149,7 +148,7 @@ def run_objects(config: TrainConfig, say: Say) -> ObjectsResult:
     if not trained.any():
         raise UsageError(f"all {len(images)} images are held out. Lower held_out.share ({config.held_out.share})")
     run = pin_run(output, run)
-    pin_images(output, InputsRecord(images=len(images), masks=len(images.annotations), sha256=images.digest()))
+    pin_images(output, images)
     for key, held in found.items():
         if held.whole:
             purge_scans(cache, key, held.tars)

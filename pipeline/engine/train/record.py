@@ -31,7 +31,7 @@ from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.infra.version import VERSION
 from segmint.model.sam.load import load_sam
-from segmint.pipeline.engine.train.images import SkippedImages, TrainingDataset
+from segmint.pipeline.engine.train.images import SkippedImages, TrainingDataset, TrainingImages
 from segmint.pipeline.engine.train.settings import TrainConfig, identity_keys
 from segmint.pipeline.engine.train.trainer import Evaluation
 
@@ -165,8 +165,9 @@ def start_run(output: Location, record: TrainingRunRecord) -> TrainingRunRecord 
     return begun
 
 
-def pin_images(output: Location, found: InputsRecord) -> None:
+def pin_images(output: Location, images: TrainingImages) -> None:
     """Write `images.json`, or raise `UsageError` if the run started with different images or masks."""
+    found = InputsRecord(images=len(images), masks=len(images.annotations), sha256=images.digest())
     file = output / IMAGES
     if file.put_if_absent(canonical_json(found.model_dump(mode="json"))):
         return

@@ -44,7 +44,6 @@ from segmint.pipeline.engine.train.record import (
     CHECKPOINTS,
     Checkpoint,
     DamagedCheckpointError,
-    InputsRecord,
     TrainingRecord,
     TrainingRunRecord,
     list_checkpoints,
@@ -251,7 +250,7 @@ class TrainingSession:
                 f"on. Lower held_out.share ({config.held_out.share})"
             )
         self.run = pin_run(self.output, self.run)
-        pin_images(self.output, InputsRecord(images=len(images), masks=len(images.annotations), sha256=images.digest()))
+        pin_images(self.output, images)
         masks = int(np.diff(images.starts)[~held].sum())
         trained, out = (counted(digest_of_sources(images, which)[0], "image") for which in (~held, held))
         self.say(f"{trained} with {counted(masks, 'mask')} to train on, {out} held out")
