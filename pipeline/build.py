@@ -46,7 +46,6 @@ from segmint.pipeline.building.execution.accounting import (
     MOST_BLOCKS,
     SAMPLE_ROWS,
     Accounting,
-    BuildWork,
     MissingShards,
     Outages,
     RejectedRows,
@@ -267,7 +266,7 @@ class OuterLoop:
     resized: bool = False  # True if the last window ended because the number of nodes changed
     finished_rows: int = 0
 
-    def go_through(self, work: BuildWork, rate: float | None = None) -> Counter[str]:
+    def go_through(self, work: MissingShards | RejectedRows, rate: float | None = None) -> Counter[str]:
         """Run windows over the remaining shards of `work`, and return the total counts of the finished shards.
 
         `rate` is the expected number of shards per second, if known.
