@@ -46,7 +46,6 @@ from segmint.pipeline.building.execution.accounting import (
     MOST_BLOCKS,
     SAMPLE_ROWS,
     Accounting,
-    BuildWork,
     MissingShards,
     Outages,
     RejectedRows,
@@ -71,7 +70,14 @@ from segmint.pipeline.building.execution.stage_watch import (
     start_detectors,
     watched,
 )
-from segmint.pipeline.building.execution.stages import Stages, lay_out_again, lay_out_for_growth, require_room
+from segmint.pipeline.building.execution.stages import (
+    DESCRIBE,
+    Stages,
+    in_words,
+    lay_out_again,
+    lay_out_for_growth,
+    require_room,
+)
 from segmint.pipeline.config.config import Config, Position, StageConfig, advice, load_config, read_listed
 
 MOST_STALLED_WINDOWS = 3
@@ -90,10 +96,7 @@ def build_rows(rows: RowSource, stages: Stages, ledger: RowLedger | None = None)
     Stages pass encoded images to each other, and never the original's bytes. Each custom stage runs directly after the
     built-in stage that it names. A segmenter runs last after `prepare`, in place of `Segment`.
     """
-    blocks = {"batch_size": None, "batch_format": "pyarrow", "udf_modifying_row_count": False}
-    # On GPUs, Ray requires a batch size. With the block size, a call receives the same rows as on CPUs.
-    on_gpus = {"batch_size": stages.rows_per_block}
-    actors = {**blocks, "max_restarts": stages.retries, "max_task_retries": stages.retries}
+    size = stages.rows_per_block
 
     def custom(dataset: ray.data.Dataset, after: Position) -> ray.data.Dataset:
         for each in stages.own:
@@ -101,22 +104,15 @@ def build_rows(rows: RowSource, stages: Stages, ledger: RowLedger | None = None)
                 dataset = dataset.map_batches(
                     each.actor(),
                     fn_constructor_args=each.arguments(ledger),
-                    compute=each.pool.strategy(),
-                    max_concurrency=each.pool.calls_at_once,
-                    num_cpus=each.pool.num_cpus,
-                    num_gpus=each.pool.num_gpus or None,
-                    **{**actors, **(on_gpus if each.pool.num_gpus else {})},
+                    **each.pool.options(size),
                 )
         return dataset
 
-    prepared = rows.to_dataset(stages.rows_per_block, stages.segment_pool.in_flight).map_batches(
+    prepared = rows.to_dataset(size, stages.segment_pool.in_flight).map_batches(
         Prepare,
         fn_constructor_args=stages.prepare_call,
-        compute=stages.prepare_pool.strategy(),
-        max_concurrency=stages.prepare_pool.calls_at_once,
-        num_cpus=stages.prepare_pool.num_cpus,
         label_selector=dict(stages.prepare_nodes) or None,
-        **actors,
+        **stages.prepare_pool.options(size),
     )
     segmented = custom(prepared, "prepare")
     if stages.segmenter is None:
@@ -129,19 +125,10 @@ def build_rows(rows: RowSource, stages: Stages, ledger: RowLedger | None = None)
                 stages.segment_timeout_s,
                 stages.segment_threads,
             ),
-            compute=stages.segment_pool.strategy(),
-            max_concurrency=stages.segment_pool.calls_at_once,
-            num_cpus=stages.segment_pool.num_cpus,
-            num_gpus=stages.segment_pool.num_gpus or None,
             accelerator_type=stages.gpus.name if stages.segment_pool.num_gpus else None,
-            **{**actors, **(on_gpus if stages.segment_pool.num_gpus else {})},
+            **stages.segment_pool.options(size),
         )
-    described = custom(segmented, "segment").map_batches(
-        describe_table,
-        num_cpus=stages.describe_num_cpus,
-        max_retries=stages.retries,
-        **blocks,
-    )
+    described = custom(segmented, "segment").map_batches(describe_table, **DESCRIBE)
     return custom(described, "describe")
 
 
@@ -221,7 +208,7 @@ def run_build(
         ):
             stages = lay_out_for_growth(config, dataset, cluster, request, missing.rows + refused.rows)
             if stages.gpus.idle:
-                log.warning("GPUs of other kinds are idle", used=stages.gpus.name, idle=stages.gpus.idle_text)
+                log.warning("GPUs of other kinds are idle", used=stages.gpus.name, idle=in_words(stages.gpus.idle))
             if cluster.local:  # on a cluster, each actor runs this check
                 check_machine(dataset, stages)
             stages = start_detectors(stages)
@@ -279,7 +266,7 @@ class OuterLoop:
     resized: bool = False  # True if the last window ended because the number of nodes changed
     finished_rows: int = 0
 
-    def go_through(self, work: BuildWork, rate: float | None = None) -> Counter[str]:
+    def go_through(self, work: MissingShards | RejectedRows, rate: float | None = None) -> Counter[str]:
         """Run windows over the remaining shards of `work`, and return the total counts of the finished shards.
 
         `rate` is the expected number of shards per second, if known.

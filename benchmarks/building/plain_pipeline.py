@@ -61,7 +61,7 @@ def main() -> None:
 
     from segmint.infra.ray_internals import limit_waiting_blocks
     from segmint.infra.ray_session import ray_session
-    from segmint.pipeline.building.execution.stages import DESCRIBE_CPUS
+    from segmint.pipeline.building.execution.stages import DESCRIBE
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("actors", "rows", "rows_per_block", "object_store"):
@@ -79,7 +79,7 @@ def main() -> None:
         actors = {**blocks, "max_restarts": RETRIES, "max_task_retries": RETRIES}
         rows = rows.map_batches(PlainPrepare, compute=_pool(1), num_cpus=1, **actors)
         rows = rows.map_batches(PlainSegment, compute=_pool(arguments.actors), num_cpus=CPUS_PER_ACTOR, **actors)
-        rows = rows.map_batches(describe, num_cpus=DESCRIBE_CPUS, max_retries=RETRIES, **blocks)
+        rows = rows.map_batches(describe, num_cpus=DESCRIBE["num_cpus"], max_retries=RETRIES, **blocks)
         for _ in rows.iter_internal_ref_bundles():
             pass
 

@@ -4,6 +4,7 @@ import io
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -128,10 +129,11 @@ def decide(
     opted_out, allowed = np.zeros(rows, bool), np.zeros(rows, bool)
     settled: set[int] = set()
     sources, first_ids = _where(np.ones(rows, bool), features.sources), np.arange(rows)
-    judge = _LicenseJudge(policy)
+    is_allowed = cache(lambda *terms: policy.judge(*terms) is None)
     for batch in catalog.batches([name for name in _WANTED if name in catalog.names], 65_536):
         ordinals = batch.column("ordinal").to_numpy()
-        allowed[ordinals] = judge.allowed(batch)
+        terms = zip(*(batch.column(name).to_pylist() for name in _TERMS), strict=True)
+        allowed[ordinals] = [is_allowed(*each) for each in terms]
         first_ids[ordinals] = batch.column("duplicate_of").fill_null(batch.column("ordinal")).to_numpy()
         unread = np.flatnonzero(~sources[ordinals].any(axis=1))
         digests = batch.column("sha256").take(pa.array(unread)).to_pylist()
@@ -191,22 +193,6 @@ def _where(used: Bools, values: NDArray[np.uint64]) -> NDArray[np.uint64]:
     for low in range(0, len(used), _ROWS):
         found[low : low + _ROWS] = values[low : low + _ROWS] * used[low : low + _ROWS, None]
     return found
-
-
-class _LicenseJudge:
-    """License decisions, memoized for each combination of terms."""
-
-    def __init__(self, policy: LicensePolicy) -> None:
-        self._policy = policy
-        self._known: dict[tuple[Any, ...], bool] = {}
-
-    def allowed(self, batch: pa.RecordBatch) -> list[bool]:
-        found = []
-        for terms in zip(*(batch.column(name).to_pylist() for name in _TERMS), strict=True):
-            if terms not in self._known:
-                self._known[terms] = self._policy.judge(*terms) is None
-            found.append(self._known[terms])
-        return found
 
 
 def _unfit(values: Mapping[str, Floats], limits: Limits) -> Iterator[tuple[int, str]]:

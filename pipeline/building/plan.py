@@ -100,6 +100,12 @@ class PlanOptions:
                 "such as --flops 9.9e14"
             )
 
+    def cost(self, hours: Estimate | None) -> Estimate | None:
+        """Return the cost of device-hours, or None if the price or the hours are unknown."""
+        if self.price is None or hours is None:
+            return None
+        return hours.scaled(self.price)
+
     @property
     def elsewhere(self) -> bool:
         """True if the plan is for another machine's GPUs."""
@@ -215,7 +221,7 @@ def plan_segmenter(
         device_hours=hours,
         days=None,
         cpu_stages=cpu_stages(seconds, None, "segment", measured=True),
-        cost=None if options.price is None or hours is None else hours.scaled(options.price),
+        cost=options.cost(hours),
         notes=(*row_notes(catalog_rows, remaining, sample), *stage_notes(config), *detector_advice(config)),
     )
 
@@ -446,7 +452,7 @@ def _assemble(
         days=days,
         cpu_core_hours=cpu_hours,
         cpu_stages=stages,
-        cost=None if options.price is None or hours is None else hours.scaled(options.price),
+        cost=options.cost(hours),
         notes=tuple(_notes(config, options, catalog_rows, remaining, ceiling, sample, record, hours, limits)),
         starts=starts,
     )

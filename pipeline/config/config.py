@@ -68,7 +68,9 @@ from segmint.operators.segmenter.found_masks import MaskFilters
 from segmint.operators.segmenter.segmenter import SegmenterSettings
 
 
-class _ConfigModel(BaseModel):
+class ConfigModel(BaseModel):
+    """Base class for parts of a configuration: frozen, without unknown keys, NaN, or infinities."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, hide_input_in_errors=True)
 
 
@@ -94,12 +96,6 @@ def _actors(value: Any) -> Any:
     raise ValueError("expected auto, a whole number of at least 1, or [min, max] with 1 <= min <= max")
 
 
-def _count(value: object) -> object:
-    if value == "auto" or (type(value) is int and value >= 1):
-        return value
-    raise ValueError(f"expected auto or an integer of at least 1, got {value!r}")
-
-
 Actors = Annotated[Literal["auto"] | int | tuple[int, int], BeforeValidator(_actors)]
 Gpus = Annotated[
     Literal["auto"] | float,
@@ -108,7 +104,9 @@ Gpus = Annotated[
         " or a number of GPUs, 0 or more; with 0.5, two actors share a GPU",
     ),
 ]
-AutoCount = Annotated[Literal["auto"] | int, BeforeValidator(_count)]
+AutoCount = Annotated[
+    Literal["auto"] | int, auto_or(lambda value: type(value) is int and value >= 1, " or an integer of at least 1")
+]
 Share = Annotated[
     Literal["auto"] | float,
     auto_or(
@@ -121,7 +119,7 @@ DETECTORS_SHARE = 0.1
 """Default share of a GPU for the detector process of a node."""
 
 
-class LicenseConfig(_ConfigModel):
+class LicenseConfig(ConfigModel):
     """License rules for images."""
 
     allow: tuple[str, ...] = Field(min_length=1)
@@ -155,7 +153,7 @@ class LicenseConfig(_ConfigModel):
         return True if self.respect_opt_out == "auto" else self.respect_opt_out
 
 
-class PoolConfig(_ConfigModel):
+class PoolConfig(ConfigModel):
     """Actor pool of a stage."""
 
     actors: Actors = "auto"
@@ -203,7 +201,7 @@ ACTORS_PER_WRITER = 4
 on two cores that all processes shared (`benchmarks/results/writers.json`)."""
 
 
-class ResourcesConfig(_ConfigModel):
+class ResourcesConfig(ConfigModel):
     """Ray cluster and resources for a run."""
 
     address: str = "auto"
@@ -252,7 +250,7 @@ Position = Literal["prepare", "segment", "describe"]
 DottedName = Annotated[str, BeforeValidator(_dotted_name), Field(pattern=r"^\w+(\.\w+)+$")]
 
 
-class _OwnCodeConfig(_ConfigModel):
+class _OwnCodeConfig(ConfigModel):
     """Your own code. `filters`, `license`, `terms`, and `on_error` are only for code that makes masks."""
 
     stage: DottedName
@@ -337,7 +335,7 @@ FULL_IMAGE_ROWS = 128
 """Default number of rows per block on GPUs without crops. An H200 takes 12 s or more for this many rows."""
 
 
-class Config(_ConfigModel):
+class Config(ConfigModel):
     """Configuration of a build. The module docstring sorts the keys into identity, numerics, and runtime."""
 
     name: Annotated[str, AfterValidator(_plain_name)]

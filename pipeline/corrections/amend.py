@@ -33,6 +33,7 @@ from segmint.pipeline.corrections.correction import (
     confirm_changes,
     credit,
     has_replaced_parts,
+    link_lines,
     put_parts,
     record_version,
     remove_parts,
@@ -73,8 +74,7 @@ class AmendmentList:
         )
         unfinished = counted(len(self.unfinished), "shard")
         return [
-            f"{counted(self.rows, 'row')} of {self.dataset} would be amended"
-            + (f": {listed(f'{name} of {count:,}' for name, count in self.values.items())}" if values else ""),
+            f"{counted(self.rows, 'row')} of {self.dataset} would be amended{_by_column(self.values)}",
             *(
                 f"  {shown(one.image_id)}: {one.column} {_said(one.before)} -> {_said(one.now)}"
                 for one in self.examples
@@ -105,16 +105,22 @@ class AmendResult:
         unknown = [f"{counted(self.unknown, 'row')} not in the dataset, skipped"] if self.unknown else []
         if not self.rows and not self.changed_shards:
             return [f"nothing to amend: {self.dataset} already has these values", *unknown, self.version.line()]
-        values = f": {listed(f'{name} of {count:,}' for name, count in self.values.items())}" if self.values else ""
         return [
-            f"{counted(self.rows, 'row')} of the catalog amended{values}; {counted(self.images, 'image')} changed in "
-            f"{counted(len(self.changed_shards), 'shard')}",
+            f"{counted(self.rows, 'row')} of the catalog amended{_by_column(self.values)}; "
+            f"{counted(self.images, 'image')} changed in {counted(len(self.changed_shards), 'shard')}",
             *unknown,
             "the previous values were deleted, including older versions",
             *shown_outputs(self.dataset, self.outputs, "create it again"),
-            *(f"removed only the link, check its target: {link}" for link in self.removed_links),
+            *link_lines(self.removed_links),
             self.version.line(),
         ]
+
+
+def _by_column(values: Mapping[str, int]) -> str:
+    """Return the number of amended values by column, for the end of a line."""
+    if not values:
+        return ""
+    return f": {listed(f'{name} of {count:,}' for name, count in values.items())}"
 
 
 def list_amendment(dataset: Location, catalog: Location, *, clear: bool = False) -> AmendmentList:

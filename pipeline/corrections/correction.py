@@ -297,6 +297,11 @@ def remove_report(dataset: Location) -> list[str]:
     return links
 
 
+def link_lines(removed_links: Sequence[str]) -> list[str]:
+    """Return a line for each link in `report/` that a correction removed."""
+    return [f"removed only the link, check its target: {link}" for link in removed_links]
+
+
 def while_unchanged(dataset: DatasetHandle, read: Callable[[], Read]) -> Read:
     """Call `read` and return its result. If `read` fails because another command replaced its files, call it again."""
 

@@ -145,14 +145,25 @@ class ImportMode(StrEnum):
 
 
 class SkipReason(StrEnum):
-    """Reason why an image is skipped."""
+    """Reason why an import or a merge skips an image."""
 
     TAKEN_DOWN = "taken down"
     REFUSED = "refused by the build"
+    RETURNED = "returned to the annotator"
     OTHER_SIZE = "masks of another size than the image"
     UNREADABLE = "a mask that cannot be read, so nothing is replaced"
+    UNREADABLE_SUBMISSION = "a submission that cannot be read"
     WORKED_ON = "annotated in this dataset since, so nothing is copied"
     TOO_MANY = "over 10,000 masks with those that it ever had"
+
+
+def why_rejected(row: Row) -> SkipReason | None:
+    """Return the reason why no masks can be merged into a rejected row, or None for an image's row."""
+    if row["reason"] is None:
+        return None
+    if row["reason"] == Reason.TAKEN_DOWN:
+        return SkipReason.TAKEN_DOWN
+    return SkipReason.REFUSED
 
 
 @dataclass(frozen=True)
@@ -203,10 +214,9 @@ def merge(row: Row, answer: ImageImport, settings: ImportSettings) -> ImportedRo
 
     Raises `DamagedDatasetError` if the row's masks or its `next_mask` are damaged.
     """
-    if row["reason"] is not None:
-        if row["reason"] == Reason.TAKEN_DOWN:
-            return ImportedRow(row, SkipReason.TAKEN_DOWN)
-        return ImportedRow(row, SkipReason.REFUSED)
+    rejected = why_rejected(row)
+    if rejected is not None:
+        return ImportedRow(row, rejected)
     size = row["height"], row["width"]
     if answer.sizes - {size}:
         return ImportedRow(row, SkipReason.OTHER_SIZE)

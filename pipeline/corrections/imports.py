@@ -216,24 +216,6 @@ class ImportRequest:
     ignore: tuple[int, ...] = ()
 
 
-@dataclass(frozen=True)
-class ImportChange:
-    """Change that merges a file's masks into the rows of a shard's images.
-
-    The change only runs in processes on this machine, because the staged masks are on its disk.
-    """
-
-    staged: StagedMasks
-    settings: ImportSettings
-
-    def __call__(self, commit: Commit, rows: Sequence[Row]) -> list[Row]:
-        """Return the next rows. Rows that don't change are the same objects."""
-        answers = self.staged.answers(*commit.ordinals)
-        return [
-            merge(row, answers[row["ordinal"]], self.settings).row if row["ordinal"] in answers else row for row in rows
-        ]
-
-
 class ImportCounts(RevisionCounts):
     """Counts of a file's images, and of its masks by outcome."""
 
@@ -373,7 +355,8 @@ def _plan(dataset: DatasetHandle, asked: ImportRequest, folder: Path) -> Revisio
         unreadable=staged.all_unreadable,
         problems=staged.unreadable,
     )
-    return RevisionPlan(listed, frozenset(staged.shards), ImportChange(staged, settings), dict(tally.inspected))
+    change = partial(_merged_rows, staged, settings)
+    return RevisionPlan(listed, frozenset(staged.shards), change, dict(tally.inspected))
 
 
 def _check(asked: ImportRequest) -> None:
@@ -399,6 +382,15 @@ def _nothing_found(dataset: Location, asked: ImportRequest, staged: StagedMasks)
     problems += [f"unreadable: {problem}" for problem in staged.unreadable[:3]]
     why = f" ({'; '.join(problems)})" if problems else ""
     return f"no image of {asked.where} is in {dataset}{why}: {expected}. Nothing was changed."
+
+
+def _merged_rows(staged: StagedMasks, settings: ImportSettings, commit: Commit, rows: Sequence[Row]) -> Sequence[Row]:
+    """Merge a file's masks into the rows of a shard's images. Rows that don't change are the same objects.
+
+    This only runs in processes on this machine, because the staged masks are on its disk.
+    """
+    answers = staged.answers(*commit.ordinals)
+    return [merge(row, answers[row["ordinal"]], settings).row if row["ordinal"] in answers else row for row in rows]
 
 
 def _count(

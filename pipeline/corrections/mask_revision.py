@@ -24,13 +24,13 @@ from segmint.infra.wording import counted, listed, some
 from segmint.operators.shards.put import OneTable
 from segmint.operators.shards.revise import Change, ColumnChange, kept_columns, with_latest_commit
 from segmint.pipeline.config.config import LOCAL, ResourcesConfig
-from segmint.pipeline.corrections.correction import Revision, confirm_changes, record_version, revise
+from segmint.pipeline.corrections.correction import Revision, confirm_changes, link_lines, record_version, revise
+from segmint.pipeline.corrections.import_merge import SkipReason
 
 SHOWN = 20
 """Maximum number of images that messages name. The counts include all images."""
 
-_WORKED_ON = "annotated in this dataset since, so nothing is copied"
-DECIDED = ("taken down", "refused by the build", "returned to the annotator", _WORKED_ON)
+DECIDED = (SkipReason.TAKEN_DOWN, SkipReason.REFUSED, SkipReason.RETURNED, SkipReason.WORKED_ON)
 """Reasons to skip an image that follow from earlier decisions. With any other reason, the image couldn't be
 processed."""
 
@@ -213,7 +213,7 @@ class RevisionResult(Generic[L]):
             *listed.found(),
             *listed.also,
             *shown_outputs(listed.dataset, self.outputs, "create it again"),
-            *(f"removed only the link, check its target: {link}" for link in self.removed_links),
+            *link_lines(self.removed_links),
             self.version.line(),
         ]
 

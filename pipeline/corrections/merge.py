@@ -9,7 +9,6 @@ replaces or deletes with the image's current masks, and only merges the parts th
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from enum import StrEnum
 from functools import partial
 
 from segmint.catalogs.dataset.commits import Commit
@@ -31,7 +30,6 @@ from segmint.catalogs.dataset.submissions import (
     returned_submissions,
 )
 from segmint.catalogs.dataset.tombstones import read_tombstones, removed_images
-from segmint.catalogs.findings import Reason
 from segmint.catalogs.layout import image_stem
 from segmint.infra.stopping import map_ahead
 from segmint.infra.storage.location import Location
@@ -49,10 +47,12 @@ from segmint.operators.shards.submission_fit import (
 from segmint.pipeline.corrections.correction import begin
 from segmint.pipeline.corrections.import_merge import (
     NewMask,
+    SkipReason,
     changed_masks,
     described_masks,
     is_of_build,
     numbered_masks,
+    why_rejected,
 )
 from segmint.pipeline.corrections.mask_revision import (
     RevisionCounts,
@@ -65,23 +65,12 @@ from segmint.pipeline.corrections.mask_revision import (
 )
 
 
-class MergeSkipReason(StrEnum):
-    """Reason to skip an image with a submission."""
-
-    TAKEN_DOWN = "taken down"
-    REFUSED = "refused by the build"
-    RETURNED = "returned to the annotator"
-    UNREADABLE = "a submission that cannot be read"
-    OTHER_SIZE = "masks of another size than the image"
-    TOO_MANY = "over 10,000 masks with those that it ever had"
-
-
 @dataclass(frozen=True)
 class SubmissionRow:
     """Next row of an image, with counts of its masks. If the image is skipped, `row` is the original object."""
 
     row: Row
-    left: MergeSkipReason | None = None
+    left: SkipReason | None = None
     same: int = 0  # submitted masks that the image already contains, pixel for pixel
     corrected: int = 0  # submitted masks that replace a mask
     added: int = 0
@@ -109,15 +98,6 @@ def submission_to_merge(row: Row, names: Sequence[SubmissionName]) -> Submission
     return last
 
 
-def unchanged_row(row: Row) -> MergeSkipReason | None:
-    """Return the reason why no submission can be merged into a row, or None if a submission can be merged."""
-    if row["reason"] is None:
-        return None
-    if row["reason"] == Reason.TAKEN_DOWN:
-        return MergeSkipReason.TAKEN_DOWN
-    return MergeSkipReason.REFUSED
-
-
 def merge_submission(row: Row, submissions: Sequence[Submission]) -> SubmissionRow:
     """Merge the last of an assignment's `submissions`, which are in order, into an image's described row.
 
@@ -130,9 +110,9 @@ def merge_submission(row: Row, submissions: Sequence[Submission]) -> SubmissionR
     `next_mask` are damaged.
     """
     submission = submissions[-1]
-    left = unchanged_row(row)
+    left = why_rejected(row)
     if left is None and submission.size != (row["height"], row["width"]):
-        left = MergeSkipReason.OTHER_SIZE
+        left = SkipReason.OTHER_SIZE
     if left is not None:
         return SubmissionRow(row, left)
     old = numbered_masks(row)
@@ -141,7 +121,7 @@ def merge_submission(row: Row, submissions: Sequence[Submission]) -> SubmissionR
     parents = {counts: by_id.get(former.id) or _as_it_was(row, former) for counts, former in plan.parents.items()}
     first = int(row["next_mask"])
     if first + len(plan.new) > MASKS_PER_IMAGE_LIMIT:
-        return SubmissionRow(row, MergeSkipReason.TOO_MANY)
+        return SubmissionRow(row, SkipReason.TOO_MANY)
     gone = {by_id[id]["index"] for id in plan.gone}
     merged = merged_before(submissions, row["submission"])
     own = set[str]()
@@ -353,10 +333,10 @@ class MergeChange:
             for row in rows
         ]
 
-    def left(self, row: Row) -> MergeSkipReason | None:
+    def left(self, row: Row) -> SkipReason | None:
         """Return the reason why a row's submissions can't be merged now, or None."""
         last = submission_to_merge(row, self.names.get(row["ordinal"], ())) if row["reason"] is None else None
-        return MergeSkipReason.RETURNED if last in self.returned else unchanged_row(row)
+        return SkipReason.RETURNED if last in self.returned else why_rejected(row)
 
     def to_merge(self, row: Row) -> list[SubmissionName]:
         """Return all submissions of the assignment to merge into a row, or an empty list."""
@@ -437,7 +417,7 @@ def _count(change: MergeChange, commit: Commit, ordinals: Sequence[int]) -> Merg
         submission = submissions[row["ordinal"]]
         if isinstance(submission, SubmissionError):
             problem = str(submission).removeprefix(f"{dataset}/")
-            tally.leave(image_stem(row["id"]), MergeSkipReason.UNREADABLE.value, problem)
+            tally.leave(image_stem(row["id"]), SkipReason.UNREADABLE_SUBMISSION.value, problem)
         else:
             tally.count(row["id"], merge_submission(row, submission))
     return tally

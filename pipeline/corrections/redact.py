@@ -25,6 +25,7 @@ from segmint.pipeline.corrections.correction import (
     Revision,
     begin,
     confirm_changes,
+    link_lines,
     record_version,
     revise,
     while_unchanged,
@@ -63,7 +64,7 @@ class RedactResult:
             *(f"cache: {line}" for line in self.caches),
             OTHER_CACHES,
             *(f"not a committed file, check what it shows and names: {path}" for path in self.unknown_files),
-            *(f"removed only the link, check its target: {link}" for link in self.removed_links),
+            *link_lines(self.removed_links),
             self.version.line(),
         ]
 

@@ -78,6 +78,7 @@ from segmint.pipeline.corrections.correction import (
     Revision,
     begin,
     confirm_changes,
+    link_lines,
     put_parts,
     record_version,
     remove_parts,
@@ -157,10 +158,7 @@ class TakedownList:
             *_lines("another row with the same image_id, URI, bytes, or pixels", self.copies),
             *_lines("an image that was taken down before", self.returned),
         ]
-        if self.kept:
-            lines.append(f"{KEPT}: {some(self.kept, SHOWN)}")
-        if self.similar:
-            lines.append(f"{SIMILAR}: {some(self.similar, SHOWN)}")
+        lines += _staying(self.kept, self.similar)
         unknown = sum(image.sha256 is None for image in (*self.named, *self.copies))
         if unknown:
             lines.append(
@@ -175,6 +173,14 @@ def _lines(what: str, images: Sequence[RemovedImage]) -> Iterator[str]:
         yield f"  {image_stem(image.id)} {image.image_id} ({image.uri}): {what}"
     if len(images) > SHOWN:
         yield f"  and {len(images) - SHOWN:,} more: {what}"
+
+
+def _staying(kept: Sequence[str], similar: Sequence[str]) -> Iterator[str]:
+    """Yield lines on the images that stay although they have the bytes or pixels of others, or look like others."""
+    if kept:
+        yield f"{KEPT}: {some(kept, SHOWN)}"
+    if similar:
+        yield f"{SIMILAR}: {some(similar, SHOWN)}"
 
 
 def list_takedown(
@@ -444,10 +450,7 @@ class TakedownResult:
             lines.append(
                 f"a build is writing shards {shards}, or died while writing; its end or next run removes the images"
             )
-        if self.kept:
-            lines.append(f"{KEPT}: {some(self.kept, SHOWN)}")
-        if self.similar:
-            lines.append(f"{SIMILAR}: {some(self.similar, SHOWN)}")
+        lines += _staying(self.kept, self.similar)
         lines += shown_outputs(self.dataset, self.outputs, "delete it or create it again")
         if self.originals:
             lines.append(f"{_ORIGINALS}: {some(self.originals, SHOWN)}")
@@ -455,9 +458,7 @@ class TakedownResult:
         lines += [OTHER_CACHES, _NOT_SEARCHED]
         for path in self.unknown_files:
             lines.append(f"not a committed file, check what it shows and names: {path}")
-        for link in self.removed_links:
-            lines.append(f"removed only the link, check its target: {link}")
-        return [*lines, self.version.line()]
+        return [*lines, *link_lines(self.removed_links), self.version.line()]
 
 
 def read_request(

@@ -73,6 +73,10 @@ class Categories:
         return {name: value for name, value in facts.items() if value is not None}
 
 
+UNLABELED = Categories()
+"""Categories of an export that ignores labels."""
+
+
 def count_labels(dataset: Dataset) -> Counter[str]:
     """Count the masks per label in all shards. Memory only grows with the number of distinct labels."""
     counts: Counter[str] = Counter()

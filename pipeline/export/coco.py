@@ -15,7 +15,7 @@ from segmint.catalogs.dataset.versions import VersionName
 from segmint.catalogs.layout import image_name
 from segmint.catalogs.licenses import license_url
 from segmint.model.automatic.rle import decompress
-from segmint.pipeline.export.categories import OBJECT, Categories
+from segmint.pipeline.export.categories import OBJECT, UNLABELED, Categories
 
 RARE, COMMON = 10, 100
 """Maximum number of images in a rare category and in a common category of LVIS. Larger categories are frequent."""
@@ -66,11 +66,11 @@ class CocoWriter:
         version: VersionName,
         name: str,
         compressed: bool,
-        categories: Categories | None = None,
+        categories: Categories = UNLABELED,
         lvis: bool = False,
     ) -> None:
         self.name = name
-        self._categories = categories or Categories()
+        self._categories = categories
         self._lvis = lvis
         self._images_of: Counter[int] = Counter()  # by category
         self._masks_of: Counter[int] = Counter()

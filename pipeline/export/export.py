@@ -34,7 +34,7 @@ from segmint.infra.scratch import ScratchFolder
 from segmint.infra.storage.location import Location
 from segmint.infra.uris import is_below
 from segmint.infra.wording import counted, listed, some
-from segmint.pipeline.export.categories import Categories, choose_categories, count_labels, has_prompts
+from segmint.pipeline.export.categories import UNLABELED, Categories, choose_categories, count_labels, has_prompts
 from segmint.pipeline.export.coco import CocoWriter
 from segmint.pipeline.export.formats import MAIN_FILES, Format, Level
 from segmint.pipeline.export.hf import FiftyOneWriter, HuggingFaceWriter
@@ -328,7 +328,7 @@ def make_writer(
     manifest: DatasetManifest,
     version: VersionName,
     output: str,
-    categories: Categories | None = None,
+    categories: Categories = UNLABELED,
     with_images: bool = True,
     most: int | None = None,
 ) -> SampleWriter:
@@ -346,7 +346,7 @@ def make_writer(
     return _WRITERS[format](scratch, manifest, version, categories)
 
 
-_WRITERS: Mapping[Format, Callable[[Path, DatasetManifest, VersionName, Categories | None], SampleWriter]] = {
+_WRITERS: Mapping[Format, Callable[[Path, DatasetManifest, VersionName, Categories], SampleWriter]] = {
     Format.FIFTYONE: FiftyOneWriter,
     Format.YOLO: YoloWriter,
     Format.GEOJSON: GeoJsonWriter,

@@ -22,7 +22,7 @@ from segmint.catalogs.licenses import hub_licenses, size_category
 from segmint.catalogs.parquet import PARQUET_OPTIONS
 from segmint.infra.wording import without_turning, yaml_text
 from segmint.operators.rows import MASKS
-from segmint.pipeline.export.categories import CREDITS, Categories, credits_of, describe_dataset
+from segmint.pipeline.export.categories import CREDITS, UNLABELED, Categories, credits_of, describe_dataset
 from segmint.pipeline.export.coco import JsonItems
 from segmint.pipeline.export.per_image import encode_png, png_of_mask
 
@@ -83,14 +83,14 @@ class HuggingFaceWriter:
         manifest: DatasetManifest,
         version: VersionName,
         with_images: bool = True,
-        categories: Categories | None = None,
+        categories: Categories = UNLABELED,
         group_bytes: int = GROUP_BYTES,
         file_bytes: int = FILE_BYTES,
     ) -> None:
         self._scratch = scratch
         self._manifest = manifest
         self._version = version
-        self._categories = categories or Categories()
+        self._categories = categories
         self._schema = schema_of(with_images, self._categories)
         self._limits = group_bytes, file_bytes
         self._rows: list[dict[str, Any]] = []
@@ -172,9 +172,8 @@ class HuggingFaceWriter:
         )  # fmt: skip
 
 
-def schema_of(with_images: bool, categories: Categories | None = None) -> pa.Schema:
+def schema_of(with_images: bool, categories: Categories = UNLABELED) -> pa.Schema:
     """Return the schema of the files. Its metadata tells `datasets` which columns are images and categories."""
-    categories = categories or Categories()
     columns = {name: kind for name, kind in _COLUMNS.items() if with_images or name != "image"}
     described = _LABELED if categories.is_labeled else _OBJECT
     if categories.has_prompts:
@@ -249,10 +248,10 @@ class FiftyOneWriter:
     """Writer that collects samples in a scratch file and returns each image's mask files immediately."""
 
     def __init__(
-        self, scratch: Path, manifest: DatasetManifest, version: VersionName, categories: Categories | None = None
+        self, scratch: Path, manifest: DatasetManifest, version: VersionName, categories: Categories = UNLABELED
     ) -> None:
         self._scratch = scratch
-        self._categories = categories or Categories()
+        self._categories = categories
         self._about = describe_dataset(manifest, version)
         self._digest = version.digest
         self._samples = JsonItems(scratch / "samples.part")

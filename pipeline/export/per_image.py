@@ -34,7 +34,7 @@ from segmint.infra.wording import counted, yaml_text
 from segmint.operators.annotations.label_maps import paint_label_map
 from segmint.operators.rows import MASKS_PER_IMAGE_LIMIT
 from segmint.operators.shards.put import annotations_json
-from segmint.pipeline.export.categories import Categories, credits_of, describe_dataset
+from segmint.pipeline.export.categories import UNLABELED, Categories, credits_of, describe_dataset
 from segmint.pipeline.export.coco import JsonItems
 
 INDEX = "index.json"
@@ -47,10 +47,10 @@ class IndexedWriter:
     """
 
     def __init__(
-        self, scratch: Path, manifest: DatasetManifest, version: VersionName, categories: Categories | None = None
+        self, scratch: Path, manifest: DatasetManifest, version: VersionName, categories: Categories = UNLABELED
     ) -> None:
         self.scratch = scratch
-        self.categories = categories or Categories()
+        self.categories = categories
         self._about = describe_dataset(manifest, version)
         self._images = JsonItems(scratch / "images.part")
 
@@ -243,10 +243,10 @@ class YoloWriter:
     """Writer of one label file per image, a list of masks without a suitable polygon, and image attributions."""
 
     def __init__(
-        self, scratch: Path, manifest: DatasetManifest, version: VersionName, categories: Categories | None = None
+        self, scratch: Path, manifest: DatasetManifest, version: VersionName, categories: Categories = UNLABELED
     ) -> None:
         self._scratch = scratch
-        self._categories = categories or Categories()
+        self._categories = categories
         self._about = describe_dataset(manifest, version)
         self._rows = scratch / "rows.part"
         self._skipped = scratch / LEFT_OUT

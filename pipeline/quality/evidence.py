@@ -36,6 +36,7 @@ from segmint.pipeline.quality.audit.audit import AuditOptions
 from segmint.pipeline.quality.audit.result import AuditReport, result_lines, to_dict
 from segmint.pipeline.quality.signatures import is_signature, key_id, signature_path, signed_line, signer_of, signers
 from segmint.pipeline.quality.statistics.ratings import PrivacyScore
+from segmint.pipeline.quality.statistics.values import json_file
 from segmint.pipeline.serving.documents import document_templates
 
 SCHEMA_VERSION = 2
@@ -131,11 +132,11 @@ def write_evidence(
         "study": None if study is None else STUDY,
     }
     files = {
-        EVIDENCE: _json(value),
-        AUDIT: _json(audit),
+        EVIDENCE: json_file(value),
+        AUDIT: json_file(audit),
         MANIFEST: (dataset / name).read(),
         **{each["file"]: (dataset / each["file"]).read() for each in signatures},
-        **({} if study is None else {STUDY: _json(asdict(study))}),
+        **({} if study is None else {STUDY: json_file(asdict(study))}),
     }
     files[PAGE] = render_evidence(json.loads(files[EVIDENCE]), report, study, listed, not_signed).encode()
     hashes = {path: hashlib.sha256(data).hexdigest() for path, data in files.items()} | {FILES: listed}
@@ -208,10 +209,6 @@ def _installed() -> Iterator[tuple[str, str]]:
             yield package, version(package)
         except PackageNotFoundError:
             continue
-
-
-def _json(value: Mapping[str, Any]) -> bytes:
-    return f"{json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)}\n".encode()
 
 
 def render_evidence(

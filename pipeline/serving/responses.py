@@ -65,9 +65,9 @@ def image_of(request: Request) -> int:
     return parse_number(text, UnknownImageError(f"this dataset has no image {shortened(text)!r}"))
 
 
-def parse_number(text: str, problem: SegmintError) -> int:
-    """Parse a number. Raises `problem` if the text isn't a number, or has more digits than any id."""
-    if not (text.isascii() and text.isdecimal() and len(text) <= _DIGITS):
+def parse_number(text: str, problem: SegmintError, digits: int = _DIGITS) -> int:
+    """Parse a number. Raises `problem` if the text isn't a number, or has more than `digits` digits."""
+    if not (text.isascii() and text.isdecimal() and len(text) <= digits):
         raise problem
     return int(text)
 

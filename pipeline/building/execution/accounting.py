@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from itertools import chain
 from types import MappingProxyType
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -58,7 +58,6 @@ from segmint.operators.shards.write import RetryTask, ShardResult, retry_shard, 
 from segmint.pipeline.building.dataset import BuildDataset
 from segmint.pipeline.building.execution.ceiling import Ceiling
 from segmint.pipeline.building.execution.row_source import RowSource, ShardRows, runs_of
-from segmint.pipeline.building.execution.stage_watch import ShardWriter
 from segmint.pipeline.building.totals import total
 from segmint.pipeline.config.config import Config
 
@@ -85,11 +84,10 @@ class StageLoad:
 
 
 class StageLoads:
-    """Worker seconds of each stage, summed over the windows of a run."""
+    """Load of each stage, in stage order, summed over the windows of a run."""
 
     def __init__(self) -> None:
-        self._busy: dict[str, float] = {}
-        self._had: dict[str, float] = {}
+        self._loads: dict[str, StageLoad] = {}
 
     def add(self, seconds: float, workers: Mapping[str, int], busy: Mapping[str, float]) -> None:
         """Add a window that took `seconds`. `workers` and `busy` map each stage to its workers and their busy seconds.
@@ -97,12 +95,13 @@ class StageLoads:
         Stages that only occur in `busy` are ignored.
         """
         for stage, count in workers.items():
-            self._busy[stage] = self._busy.get(stage, 0.0) + busy.get(stage, 0.0)
-            self._had[stage] = self._had.get(stage, 0.0) + seconds * count
+            before = self._loads.get(stage, StageLoad(stage, 0.0, 0.0))
+            busy_s = before.busy_s + busy.get(stage, 0.0)
+            self._loads[stage] = StageLoad(stage, busy_s, before.worker_s + seconds * count)
 
     def read(self) -> tuple[StageLoad, ...]:
-        """Return the loads so far, in stage order."""
-        return tuple(StageLoad(stage, self._busy[stage], had) for stage, had in self._had.items())
+        """Return the loads so far."""
+        return tuple(self._loads.values())
 
 
 def loads_line(loads: Sequence[StageLoad]) -> str:
@@ -445,36 +444,11 @@ class WindowRows:
     tasks: Mapping[int, Any]  # by shard
 
 
-class BuildWork(Protocol):
-    """Shards that a run has to process, window by window."""
-
-    left: list[int]
-    """Remaining shards in processing order."""
-
-    @property
-    def rows(self) -> int:
-        """Upper bound of the number of rows to process in the remaining shards."""
-
-    @property
-    def write(self) -> ShardWriter:
-        """Function that writes a shard in a Ray task."""
-
-    def read(self, window: list[int]) -> WindowRows:
-        """Return the rows of the window's shards as ordinals, without reading them.
-
-        Omit shards without rows to process.
-        """
-
-    def settle(self, window: list[int], done: Collection[int]) -> int:
-        """Update `left` after a window, and return how many of the window's shards remain.
-
-        `done` contains the successful shards. Shards on hold move to the end of `left`, because a temporary outage may
-        be the cause.
-        """
-
-
 class MissingShards:
-    """Shards without a commit. A shard is done once the commit log contains it."""
+    """Shards without a commit, which a run processes window by window. A shard is done once the commit log contains it.
+
+    `left` contains the remaining shards in processing order. `write` writes a shard in a Ray task.
+    """
 
     write = staticmethod(write_shard)
 
@@ -496,9 +470,11 @@ class MissingShards:
         return shard_rows(self._config, self._dataset, [shard for shard in window if shard not in committed])
 
     def settle(self, window: list[int], done: Collection[int]) -> int:
-        """Update `left`, and count shards as done that another build has committed in the meantime.
+        """Update `left` after a window, and return how many of the window's shards remain.
 
-        On S3, the number of requests depends on the size of the window, not on the number of commits.
+        `done` contains the successful shards. Shards that another build has committed in the meantime count, too.
+        Shards on hold move to the end of `left`, because a temporary outage may be the cause. On S3, the number of
+        requests depends on the size of the window, not on the number of commits.
         """
         held = self._commits.latest_around(window)
         save_full_blocks(self._dataset.location, held)
@@ -510,7 +486,10 @@ class MissingShards:
 
 
 class RejectedRows:
-    """Committed shards with rows that were rejected for certain reasons. Each row is retried once per run."""
+    """Committed shards with rows that were rejected for certain reasons. Each row is retried once per run.
+
+    The attributes and methods are as in `MissingShards`.
+    """
 
     write = staticmethod(retry_shard)
 

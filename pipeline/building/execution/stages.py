@@ -92,6 +92,21 @@ class ActorPool:
             enable_true_multi_threading=self.calls_at_once > 1,
         )
 
+    def options(self, rows_per_block: int) -> dict[str, Any]:
+        """Return the arguments of Ray Data's `map_batches` for a stage that gets blocks of `rows_per_block` rows."""
+        return {
+            "compute": self.strategy(),
+            "max_concurrency": self.calls_at_once,
+            "num_cpus": self.num_cpus,
+            "num_gpus": self.num_gpus or None,
+            "max_restarts": RETRIES,
+            "max_task_retries": RETRIES,
+            # On GPUs, Ray requires a batch size. With the block size, a call receives the same rows as on CPUs.
+            "batch_size": rows_per_block if self.num_gpus else None,
+            "batch_format": "pyarrow",
+            "udf_modifying_row_count": False,
+        }
+
 
 @dataclass(frozen=True)
 class CustomPool:
@@ -207,11 +222,6 @@ class GpuKind:
     name: str | None = None  # Ray's name for the kind, such as `H100`; None: any kind
     idle: Mapping[str, GpuNodes] = field(default_factory=dict)  # GPUs of other kinds, by the kind's name
 
-    @property
-    def idle_text(self) -> str:
-        """Description of the idle GPUs: `4 x A100 on 1 node`."""
-        return in_words(self.idle)
-
 
 def in_words(kinds: Mapping[str, GpuNodes]) -> str:
     """Format GPUs by kind: `8 x H100 on 1 node, 4 x A100 on 2 nodes`."""
@@ -263,8 +273,14 @@ DETECTOR_CPUS = 1
 
 _ROUNDING = 1e-6  # tolerance for fractions of a GPU
 
-DESCRIBE_CPUS = 0.5
-"""Logical CPUs of the describe stage."""
+DESCRIBE: Mapping[str, Any] = {
+    "num_cpus": 0.5,  # logical CPUs
+    "max_retries": RETRIES,
+    "batch_size": None,
+    "batch_format": "pyarrow",
+    "udf_modifying_row_count": False,
+}
+"""Arguments of Ray Data's `map_batches` for the describe stage."""
 
 BYTES_PER_PIXEL = 0.27
 """Bytes per pixel of a large released JPEG, twice SA-1B's mean. Ray Data splits blocks that exceed its target size."""
@@ -301,9 +317,7 @@ class Stages:
     segment_threads: HostThreads  # threads per actor
     rows_per_block: int
     segment_timeout_s: float  # time limit per image
-    describe_num_cpus: float = DESCRIBE_CPUS
     writers: int = FEWEST_WRITERS
-    retries: int = RETRIES
     measures_peak: bool = False  # True: each segment actor measures its device's peak; False: the driver measures it
     detectors_share: float = 0.0  # GPUs per detector process; 0: `prepare` runs detectors on CPUs
     detectors: NodeDetectors | None = None  # None until the processes start

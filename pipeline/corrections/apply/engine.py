@@ -32,7 +32,7 @@ from segmint.infra.errors import SegmintError, UnfinishedError, UsageError, last
 from segmint.infra.log import get_logger
 from segmint.infra.progress import Progress, track
 from segmint.infra.ray_internals import iter_blocks, limit_waiting_blocks
-from segmint.infra.ray_session import RETRIES, Cluster, local_cluster, ray_session
+from segmint.infra.ray_session import Cluster, local_cluster, ray_session
 from segmint.infra.row_ledger import STAGE_ROWS, RowLedger
 from segmint.infra.stopping import check_stopping
 from segmint.infra.storage.storage import Storage
@@ -55,7 +55,7 @@ from segmint.pipeline.building.execution.quarantine import (
 from segmint.pipeline.building.execution.row_source import READ_CPUS
 from segmint.pipeline.building.execution.stage_watch import ShardWriters, cut_at_borders, watched
 from segmint.pipeline.building.execution.stages import (
-    DESCRIBE_CPUS,
+    DESCRIBE,
     ActorPool,
     CustomPool,
     cpu_actors,
@@ -374,26 +374,11 @@ class StageRun:
         rows = rows.repartition(target_num_rows_per_block=ROWS_PER_BLOCK).map_batches(
             stage.actor,
             fn_constructor_args=stage.arguments(ledger),
-            compute=pool.strategy(),
-            max_concurrency=pool.calls_at_once,
-            num_cpus=pool.num_cpus,
-            num_gpus=pool.num_gpus or None,
             accelerator_type=stage.gpu_kind if pool.num_gpus else None,
-            max_restarts=RETRIES,
-            max_task_retries=RETRIES,
-            batch_size=ROWS_PER_BLOCK if pool.num_gpus else None,
-            batch_format="pyarrow",
-            udf_modifying_row_count=False,
+            **pool.options(ROWS_PER_BLOCK),
         )
         if stage.makes_masks:
-            rows = rows.map_batches(
-                describe_table,
-                num_cpus=DESCRIBE_CPUS,
-                max_retries=RETRIES,
-                batch_size=None,
-                batch_format="pyarrow",
-                udf_modifying_row_count=False,
-            )
+            rows = rows.map_batches(describe_table, **DESCRIBE)
         return rows
 
     def _try_suspects(self, ledger: RowLedger, window: Sequence[ChosenImages], passed: set[int]) -> dict[int, str]:

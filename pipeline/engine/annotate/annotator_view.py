@@ -146,9 +146,7 @@ class AnnotatorView:
 
         If the assignment is free, it is leased to the annotator. Raises the errors of `ImageSource.read`.
         """
-        if self.files is not None:
-            self.files.refresh(image)
-        found = self._read(image)
+        found = self._opened(image)
         self.board.refresh(image)
         self._note(image, found)
         assignment = self._assignment_of(image, annotator)
@@ -211,9 +209,7 @@ class AnnotatorView:
         another submission has this number or the image has changed, and `ImageGoneError` or `RemovedImageError` if the
         image was taken down.
         """
-        if self.files is not None:
-            self.files.refresh(image)
-        found = self._read(image)
+        found = self._opened(image)
         if not isinstance(body, Mapping) or set(body) - _SAID:
             raise UsageError(f"expected an object with only {', '.join(sorted(_SAID))}")
         if not isinstance(body.get("base"), str):
@@ -255,6 +251,12 @@ class AnnotatorView:
         counted = self.board.progress(annotators, lambda image: self.queue.rank(image) is not None)
         return {"images": len(self.queue), **counted}
 
+    def _opened(self, image: int) -> OpenImage:
+        """Read an image's current state, after the files of its masks, if any."""
+        if self.files is not None:
+            self.files.refresh(image)
+        return self._read(image)
+
     def _prefilled(self, found: OpenImage) -> list[dict[str, Any]]:
         """Return the masks that the model predicted for the detector's boxes. Waits for the embedding if necessary."""
         if self.prefills is None:
@@ -279,8 +281,8 @@ class AnnotatorView:
         done = self.board.assignments(submission.image).get(submission.assignment)
         if done is not None and done.name.n >= submission.n:
             return self._other(submission, found)
-        if submission.n != 1 + (0 if done is None else done.name.n):
-            number = 1 if done is None else done.name.n + 1
+        number = 1 if done is None else done.name.n + 1
+        if submission.n != number:
             raise UsageError(f"submissions/{submission.n}: the next submission is {number}")
         if done is not None and done.annotator != submission.annotator:
             conflict = self._conflict(f"{done.annotator} has submitted", found, submission.assignment)

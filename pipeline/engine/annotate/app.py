@@ -35,7 +35,6 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 from starlette.applications import Starlette
-from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -64,17 +63,16 @@ from segmint.pipeline.engine.annotate.decoder import Decoder, Embeddings, Predic
 from segmint.pipeline.engine.annotate.prefill import ObjectFinder, PrefillCache, mask_settings
 from segmint.pipeline.engine.annotate.queue import LatestSubmission, ProgressBoard, QueueOptions, make_queue
 from segmint.pipeline.engine.annotate.requests import (
-    PROBLEMS,
     PROMPT_BYTES,
     RequestBodies,
     ServerOrigin,
     SessionInfo,
     Team,
-    TeamGuard,
     check_owner,
     form_field,
     number_in,
     reads,
+    team_app,
     team_routes,
 )
 from segmint.pipeline.engine.annotate.source import ConflictError, ImageSource, check_images
@@ -252,7 +250,7 @@ def make_app(view: AnnotatorView, team: Team) -> Starlette:
         reads(assignment, lambda r: owner_view.submission(*assigned(r))),
         bodies.writes(assignment, lambda r, body: owner_view.give_back(*assigned(r), body)),
     ]
-    return Starlette(routes=routes, middleware=[Middleware(TeamGuard, team=team)], exception_handlers={**PROBLEMS})
+    return team_app(routes, team)
 
 
 DEFAULT_WEIGHTS = "mobile_sam"

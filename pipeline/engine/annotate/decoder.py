@@ -206,8 +206,8 @@ class Embeddings:
         raises `NotReadyError`. The computation continues in that case, and its result serves all requests for the
         image.
         """
-        known = self.recent.get(image.place.id)
-        if known is not None and known.jpeg_sha256 == image.jpeg_sha256:
+        known = self._known(image)
+        if known is not None:
             return known
         key = image.place.id, image.jpeg_sha256
         with self._lock:
@@ -219,6 +219,13 @@ class Embeddings:
         if not wait([result], self.patience_s).done:
             raise NotReadyError("the model is still embedding this image; the page retries until it is ready")
         return result.result()
+
+    def _known(self, image: OpenImage) -> ImageEmbedding | None:
+        """Return the embedding of an image's current state if it's in memory."""
+        known = self.recent.get(image.place.id)
+        if known is None or known.jpeg_sha256 != image.jpeg_sha256:
+            return None
+        return known
 
     def _answered(self, key: tuple[int, str], result: "Future[ImageEmbedding]") -> None:
         with self._lock:
@@ -279,8 +286,8 @@ class Embeddings:
 
     def _make(self, number: int) -> ImageEmbedding:
         image = self._read(number)
-        known = self.recent.get(number)
-        if known is not None and known.jpeg_sha256 == image.jpeg_sha256:
+        known = self._known(image)
+        if known is not None:
             return known
         try:
             pixels = self._decoder.run(decode_jpeg, image.jpeg)

@@ -29,7 +29,6 @@ from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 from starlette.applications import Starlette
-from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -50,7 +49,7 @@ from segmint.catalogs.dataset.ratings import (
     read_ratings,
 )
 from segmint.catalogs.dataset.tables import DatasetTables, check_selection
-from segmint.catalogs.dataset.versions import VersionName, name_now
+from segmint.catalogs.dataset.versions import name_now
 from segmint.catalogs.layout import wrong_fields
 from segmint.infra.errors import UsageError
 from segmint.infra.scratch import ScratchFolder
@@ -58,12 +57,11 @@ from segmint.infra.storage.location import Location
 from segmint.pipeline.engine.annotate.app import ASSETS
 from segmint.pipeline.engine.annotate.requests import (
     IDLE_S,
-    PROBLEMS,
     RequestBodies,
     Team,
-    TeamGuard,
     number_in,
     reads,
+    team_app,
     team_routes,
 )
 from segmint.pipeline.engine.annotate.source import (
@@ -149,25 +147,13 @@ def order_for(sample: Sequence[SampledMask], rater: str, seed: int) -> list[Samp
 _SAID = frozenset({"score", "seconds"})
 
 
-@dataclass(frozen=True)
-class RatingInfo:
-    """Facts about a rating session."""
-
-    name: str
-    version: VersionName | None
-
-    def to_dict(self) -> dict[str, Any]:
-        digest = None if self.version is None else str(self.version)
-        return {"dataset": {"name": self.name, "digest": digest}, "stage": "rate", "idle_s": IDLE_S}
-
-
 class RaterView:
     """Shared state of a rating server: its masks and their ratings. Thread-safe."""
 
     def __init__(
         self,
         roots: Sequence[Location],
-        about: RatingInfo,
+        about: Mapping[str, Any],
         source: ImageSource,
         sample: Sequence[SampledMask],
         seed: int,
@@ -175,7 +161,8 @@ class RaterView:
     ) -> None:
         """Read the existing ratings. Raises `StorageFaultError` if the store fails.
 
-        `roots` contains the location of each variant's ratings: the dataset, or a study's folders.
+        `roots` contains the location of each variant's ratings: the dataset, or a study's folders. `about` contains the
+        facts about the session that the page shows.
         """
         self._roots = roots
         self._versions = {} if study is None else {each.mask: each.counts for each in study.objects}
@@ -343,7 +330,8 @@ def open_rater_view(dataset: Location, options: SampleOptions, study: RatingStud
             places = stack.enter_context(closing(ImagePlaces(tables, folder)))
         source = stack.enter_context(closing(ImageSource(dataset, places, folder)))
         stack.enter_context(ImageMemory(source, (), lambda _: None))
-        about = RatingInfo(manifest.name, name_now(dataset))
+        dataset_facts = {"name": manifest.name, "digest": str(name_now(dataset))}
+        about = {"dataset": dataset_facts, "stage": "rate", "idle_s": IDLE_S}
         yield RaterView(roots, about, source, sample, seed, study)
 
 
@@ -357,9 +345,9 @@ def make_rating_app(view: RaterView, team: Team) -> Starlette:
 
     bodies = RequestBodies()
     routes = [
-        *team_routes(ASSETS / "rate.html", team, lambda: view.about.to_dict(), view.source, bodies),
+        *team_routes(ASSETS / "rate.html", team, lambda: view.about, view.source, bodies),
         bodies.writes("/api/rate/next", lambda r, _: view.next(r.state.annotator)),
         reads("/api/rate/{item}", lambda r: view.show(r.state.annotator, number_in(r, "item"))),
         bodies.writes("/api/rate/{item}/{n}", save, method="PUT"),
     ]
-    return Starlette(routes=routes, middleware=[Middleware(TeamGuard, team=team)], exception_handlers={**PROBLEMS})
+    return team_app(routes, team)

@@ -16,7 +16,7 @@ saved under the second annotator's name.
 import asyncio
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,7 +24,9 @@ from types import MappingProxyType
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
+from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
+from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -43,6 +45,7 @@ from segmint.pipeline.serving.responses import (
     jpeg_response,
     json_response,
     page_routes,
+    parse_number,
     problem,
 )
 from segmint.pipeline.serving.responses import PROBLEMS as SHARED_PROBLEMS
@@ -302,10 +305,8 @@ def form_field(body: Any, name: str, kind: Any) -> Any:
 
 def number_in(request: Request, name: str) -> int:
     """Parse a part of the path as a number. Raises `UsageError` if it isn't one."""
-    text: str = request.path_params[name]
-    if not (text.isascii() and text.isdecimal() and len(text) <= _DIGITS):
-        raise UsageError(f"{name}: expected a whole number of at most {_DIGITS} digits")
-    return int(text)
+    problem = UsageError(f"{name}: expected a whole number of at most {_DIGITS} digits")
+    return parse_number(request.path_params[name], problem, _DIGITS)
 
 
 def check_owner(request: Request, team: Team) -> None:
@@ -337,6 +338,11 @@ def team_routes(
         reads("/images/{image}.jpg", lambda request: jpeg_response(source.read(image_of(request)).jpeg)),
         bodies.writes("/api/address", address),
     ]
+
+
+def team_app(routes: Sequence[Route], team: Team) -> Starlette:
+    """Build an application for the browsers of a team."""
+    return Starlette(routes=routes, middleware=[Middleware(TeamGuard, team=team)], exception_handlers={**PROBLEMS})
 
 
 def _conflict(_: Request, error: Exception) -> Response:

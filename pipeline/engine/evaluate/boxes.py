@@ -40,15 +40,17 @@ class ImageBoxes:
         ranked = np.argsort(-self.scores, kind="stable")
         for category in np.unique(self.categories):
             kept.extend(ranked[self.categories[ranked] == category][:most].tolist())
-        kept.sort()
-        return ImageBoxes(self.boxes[kept], self.scores[kept], self.categories[kept])
+        return self._of(sorted(kept))
 
     def best_of_all(self, most: int) -> "ImageBoxes":
         """Return the `most` boxes with the highest scores over all categories, as in LVIS's evaluation."""
         if self.scores is None:
             return self
-        kept = np.sort(np.argsort(-self.scores, kind="stable")[:most])
-        return ImageBoxes(self.boxes[kept], self.scores[kept], self.categories[kept])
+        return self._of(sorted(np.argsort(-self.scores, kind="stable")[:most].tolist()))
+
+    def _of(self, kept: list[int]) -> "ImageBoxes":
+        scores = None if self.scores is None else self.scores[kept]
+        return ImageBoxes(self.boxes[kept], scores, self.categories[kept])
 
 
 @dataclass(frozen=True)

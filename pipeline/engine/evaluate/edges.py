@@ -39,13 +39,15 @@ from segmint.operators.evaluate.edges import (
 )
 from segmint.operators.intervals import Interval, basis, figure_intervals, holm, swap_p
 from segmint.operators.rows import Row
-from segmint.pipeline.engine.evaluate.page import ComparedScore, Curve, Curves, FiguresPage, Table, cell, comparison
+from segmint.pipeline.engine.evaluate.page import ComparedScore, Curve, Curves, FiguresPage, Table, comparison
 from segmint.pipeline.engine.evaluate.result import (
     HEAD,
+    WEIGHTS,
     EvaluationSubject,
     Model,
     OutputFolder,
     Predictions,
+    cell,
     p_value,
     percent,
     table_line,
@@ -59,7 +61,7 @@ from segmint.pipeline.engine.evaluate.run import (
     check_fail_if_worse,
     open_truths,
 )
-from segmint.pipeline.engine.evaluate.truth import Truth, TruthImage
+from segmint.pipeline.engine.evaluate.truth import TruthImage
 
 COUNTS = ("found_matched", "found", "true_matched", "true")
 _LARGEST_MAP = 1 << 30  # bytes
@@ -127,21 +129,12 @@ class EdgesMeasure:
         return pa.schema(
             [
                 *HEAD,
-                pa.field("weights", pa.int32(), nullable=False),  # index of the weights in the command, from 0
+                WEIGHTS,
                 pa.field("annotators", pa.int32(), nullable=False),
                 pa.field("f", pa.float64(), nullable=False),
                 *(pa.field(name, counts, nullable=False) for name in COUNTS),
             ]
         )
-
-    def check(self, truths: Sequence[Truth]) -> None:
-        """Raise `UsageError` if a truth isn't a folder of label maps."""
-        for truth in truths:
-            if truth.kind != "label maps":
-                raise UsageError(
-                    f"{truth.name} is a {truth.kind}: edges are measured on label maps, which number every pixel, "
-                    "so boundaries are complete. Masks may not cover every boundary"
-                )
 
     def rows(self, models: Sequence[Model], image: TruthImage) -> list[Row]:
         """Find edges with each model and count the matches. Raises ValueError if an annotator's map is invalid."""
@@ -364,6 +357,12 @@ def evaluate_edges(
     _check(measure)
     check_fail_if_worse(options.fail_if_worse, options.model, FIGURES)
     truths = open_truths(options.truth, storage)
+    for truth in truths:
+        if truth.kind != "label maps":
+            raise UsageError(
+                f"{truth.name} is a {truth.kind}: edges are measured on label maps, which number every pixel, "
+                "so boundaries are complete. Masks may not cover every boundary"
+            )
     measure = replace(measure, annotators=tuple(open_annotator(Location(storage, each)) for each in annotators))
     predictions: list[Predictions] = []
     predicted: dict[str, Annotator] = {}

@@ -42,16 +42,18 @@ from segmint.pipeline.engine.evaluate.boxes import (
     no_image_error,
     read_boxes,
 )
-from segmint.pipeline.engine.evaluate.page import ComparedScore, FiguresPage, Table, cell, comparison
+from segmint.pipeline.engine.evaluate.page import ComparedScore, FiguresPage, Table, comparison
 from segmint.pipeline.engine.evaluate.proposals import true_masks
 from segmint.pipeline.engine.evaluate.result import (
     HEAD,
+    WEIGHTS,
     EvaluatedWeights,
     EvaluationSubject,
     Model,
     OutputFolder,
     PredictedResult,
     Predictions,
+    cell,
     check_matched,
     p_value,
     percent,
@@ -68,8 +70,6 @@ from segmint.pipeline.engine.evaluate.run import (
     open_truths,
 )
 from segmint.pipeline.engine.evaluate.truth import Truth, TruthImage, TruthMask
-
-_WEIGHTS = pa.field("weights", pa.int32(), nullable=False)  # index of the weights in the command, from 0
 
 
 @dataclass(frozen=True)
@@ -91,16 +91,13 @@ class PrecisionMeasure:
         return pa.schema(
             [
                 *HEAD,
-                _WEIGHTS,
+                WEIGHTS,
                 pa.field("category", pa.int64(), nullable=False),
                 pa.field("scores", pa.list_(pa.float64()), nullable=False),
                 pa.field("bits", pa.binary(), nullable=False),
                 pa.field("true_masks", pa.list_(pa.int64()), nullable=False),
             ]
         )
-
-    def check(self, truths: Sequence[Truth]) -> None:
-        """Accept any truth."""
 
     def rows(self, models: Sequence[Model], image: TruthImage) -> list[Row]:
         """Prompt each model with the image's boxes."""
@@ -170,16 +167,13 @@ class OverlapMeasure:
         return pa.schema(
             [
                 *HEAD,
-                _WEIGHTS,
+                WEIGHTS,
                 pa.field("mask", pa.int64(), nullable=False),  # id of the annotation
                 pa.field("label", pa.string()),
                 pa.field("area", pa.int64(), nullable=False),  # pixels
                 pa.field("iou", pa.float64(), nullable=False),
             ]
         )
-
-    def check(self, truths: Sequence[Truth]) -> None:
-        """Accept any truth."""
 
     def rows(self, models: Sequence[Model], image: TruthImage) -> list[Row]:
         """Prompt each model with the boxes. Raises ValueError if the image has no masks other than crowds."""

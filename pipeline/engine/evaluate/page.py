@@ -9,14 +9,20 @@ from typing import Any, NamedTuple
 from segmint.infra.version import VERSION
 from segmint.infra.wording import count, listed, plural
 from segmint.operators.intervals import Interval
-from segmint.pipeline.engine.evaluate.result import LEVEL, EvaluationSubject, OutputFolder, p_value, verdict
+from segmint.pipeline.engine.evaluate.result import (
+    LEVEL,
+    Cell,
+    EvaluationSubject,
+    OutputFolder,
+    cell,
+    joined,
+    p_value,
+    verdict,
+)
 from segmint.pipeline.engine.evaluate.run import LowestScore
 from segmint.pipeline.serving.documents import Tick, document_templates
 
 _TEMPLATES = Path(__file__).parent / "assets"
-
-Cell = tuple[str, str]
-"""Score in percent, with its interval."""
 
 Lowest = Sequence[Sequence[LowestScore]]
 
@@ -185,7 +191,7 @@ def markdown(subject: EvaluationSubject, tables: Sequence[Table]) -> str:
             _row(["---", *["--:"] * len(table.heads)]),
         ]
         for name, cells in table.rows:
-            lines.append(_row([name, *(f"{value} ({between})" if between else value for value, between in cells)]))
+            lines.append(_row([name, *map(joined, cells)]))
     return "\n".join(lines) + "\n"
 
 
@@ -240,13 +246,3 @@ class FiguresPage:
                 if found
             ],
         )
-
-
-def cell(value: float | None, interval: Interval | None = None, sign: str = "") -> Cell:
-    """Format a score and its interval in percent, or a dash if there is no score."""
-    if value is None:
-        return "-", ""
-    text = f"{100 * value:{sign}.1f}"
-    if interval is None:
-        return text, ""
-    return text, f"{100 * interval[0]:{sign}.1f} to {100 * interval[1]:{sign}.1f}"

@@ -6,7 +6,7 @@ Page of the evaluation by clicks, with curves, tables, groups, and the masks wit
 import base64
 import csv
 import io
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 
@@ -32,7 +32,6 @@ from segmint.pipeline.engine.evaluate.page import (
     Curve,
     Curves,
     Table,
-    cell,
     comparison,
     markdown,
     render,
@@ -40,6 +39,7 @@ from segmint.pipeline.engine.evaluate.page import (
 from segmint.pipeline.engine.evaluate.result import (
     EvaluationSubject,
     OutputFolder,
+    cell,
     check_matched,
     p_value,
     percent,
@@ -375,14 +375,14 @@ class Groups:
         return self.labels.get(row["image_id"], self.labels.get(row["image"]))
 
 
-def read_groups(name: str, locate: Callable[[str], Location]) -> Groups:
+def read_groups(name: str, storage: Storage) -> Groups:
     """Parse `--groups`, which is a .csv or .parquet file, or the name of a column.
 
     Raises `UsageError` if the file is unreadable, has unexpected columns, or assigns two labels to an image or mask.
     """
     if PurePosixPath(name).suffix.lower() not in _ENDINGS:
         return Groups(name, column=name)
-    file = locate(name)
+    file = Location(storage, name)
     try:
         data = file.read()
     except NotFoundError as error:
@@ -450,7 +450,7 @@ def evaluate_points(
     By default, the `first` click is central. With groups, it is random, as in the paper. `group_by` is the value of
     `--groups`. Raises `UsageError` if an option is invalid, and `NothingMeasuredError` if no image can be evaluated.
     """
-    groups = None if group_by is None else read_groups(group_by, lambda name: Location(storage, name))
+    groups = None if group_by is None else read_groups(group_by, storage)
     settings = _settings(settings, first, groups is not None)
     check_fail_if_worse(
         options.fail_if_worse, options.model, [f"{kind}_{count}" for kind in KINDS for count in settings.clicks]

@@ -30,14 +30,16 @@ from segmint.operators.evaluate.instances import (
 )
 from segmint.operators.intervals import Interval, basis, figure_intervals, holm, swap_p
 from segmint.operators.rows import Row
-from segmint.pipeline.engine.evaluate.page import ComparedScore, FiguresPage, Table, cell, comparison
+from segmint.pipeline.engine.evaluate.page import ComparedScore, FiguresPage, Table, comparison
 from segmint.pipeline.engine.evaluate.result import (
     HEAD,
+    WEIGHTS,
     EvaluationSubject,
     Model,
     OutputFolder,
     PredictedResult,
     Predictions,
+    cell,
     check_matched,
     p_value,
     percent,
@@ -52,7 +54,7 @@ from segmint.pipeline.engine.evaluate.run import (
     check_fail_if_worse,
     open_truths,
 )
-from segmint.pipeline.engine.evaluate.truth import Truth, TruthImage, TruthMask
+from segmint.pipeline.engine.evaluate.truth import TruthImage, TruthMask
 
 ALL = "all"
 
@@ -82,7 +84,7 @@ class ProposalsMeasure:
         return pa.schema(
             [
                 *HEAD,
-                pa.field("weights", pa.int32(), nullable=False),  # index of the weights in the command, from 0
+                WEIGHTS,
                 pa.field("kind", pa.string(), nullable=False),  # kind of category: all, rare, common, or frequent
                 pa.field("proposals", pa.int32(), nullable=False),
                 pa.field("true_masks", pa.list_(pa.int64()), nullable=False),
@@ -90,9 +92,6 @@ class ProposalsMeasure:
                 *(pa.field(f"ar_{limit}", pa.float64()) for limit in LIMITS),
             ]
         )
-
-    def check(self, truths: Sequence[Truth]) -> None:
-        """Accept any truth."""
 
     def rows(self, models: Sequence[Model], image: TruthImage) -> list[Row]:
         """Propose objects with each model."""

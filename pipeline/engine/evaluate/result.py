@@ -51,6 +51,9 @@ HEAD = [
 ]
 """First columns of each row of results, with the meanings in `TruthImage`."""
 
+WEIGHTS = pa.field("weights", pa.int32(), nullable=False)
+"""Column with the index of a row's weights in the command, from 0."""
+
 
 class PartlyMeasuredError(ValueError):
     """Raised when one of the models returns no prediction for an image.
@@ -74,9 +77,6 @@ class Measure(Protocol):
     @property
     def schema(self) -> pa.Schema:
         """Schema of the rows, which starts with `HEAD` and ends with the measure's columns."""
-
-    def check(self, truths: Sequence[Truth]) -> None:
-        """Raise `UsageError` if the measure can't run on these truths. Called before any weights are loaded."""
 
     def rows(self, models: Sequence["Model"], image: TruthImage) -> list[Row]:
         """Measure one or two models on an image, and return rows without the columns of `HEAD`.
@@ -268,6 +268,9 @@ SHOWN = 10
 LISTED = 10_000
 """Maximum number of skipped items to list in JSON."""
 
+Cell = tuple[str, str]
+"""Score in percent, with its interval."""
+
 BETTER, WORSE, NO_DIFFERENCE = "better", "worse", "no difference shown"
 """Verdicts on the second of two models, compared with the first."""
 
@@ -414,12 +417,25 @@ def check_measured(images: int, skipped: Sequence[SkippedTruth]) -> None:
 
 def percent(value: float | None, interval: Interval | None = None, sign: str = "") -> str:
     """Format a score in percent with its interval, such as `81.3 (79.0 to 83.4)`, or a dash if there is no score."""
+    return joined(cell(value, interval, sign))
+
+
+def cell(value: float | None, interval: Interval | None = None, sign: str = "") -> Cell:
+    """Format a score and its interval in percent, or a dash if there is no score."""
     if value is None:
-        return "-"
+        return "-", ""
     text = f"{100 * value:{sign}.1f}"
-    if interval is not None:
-        text += f" ({100 * interval[0]:{sign}.1f} to {100 * interval[1]:{sign}.1f})"
-    return text
+    if interval is None:
+        return text, ""
+    return text, f"{100 * interval[0]:{sign}.1f} to {100 * interval[1]:{sign}.1f}"
+
+
+def joined(shown: Cell) -> str:
+    """Return a cell as one text, with its interval in parentheses."""
+    value, between = shown
+    if not between:
+        return value
+    return f"{value} ({between})"
 
 
 def table_line(name: str, cells: Sequence[str], width: int = 24, first: int = 36) -> str:

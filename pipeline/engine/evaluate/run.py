@@ -87,10 +87,8 @@ class _NumberedPart(NamedTuple):
 def run_measure(task: EvaluateTask, truths: Sequence[Truth], options: RunOptions) -> Generator[PartResult, None, None]:
     """Measure all parts, and yield their results in order.
 
-    Raises `UsageError` if the measure doesn't fit the truths or the weights can't be loaded, and `UnfinishedError` if
-    Ray fails.
+    Raises `UsageError` if the weights can't be loaded, and `UnfinishedError` if Ray fails.
     """
-    task.measure.check(truths)
     names = [truth.name for truth in truths]
     parts = [_NumberedPart(number, part) for number, truth in enumerate(truths) for part in truth.parts]
     images = sum(truth.images for truth in truths)
@@ -423,7 +421,7 @@ class EvaluationSession:
         self._images = 0
         self._seconds = 0.0
         self._computed_on: set[str] = set()
-        self._lowest: list[list[LowestScore]] = [[] for _ in task.weights]
+        self.lowest: list[list[LowestScore]] = [[] for _ in task.weights]  # complete once `tables` has ended
 
     def results(self) -> Iterator[PartResult]:
         """Yield each part's results in order. Raises `NothingMeasuredError` at the end if no image was measured."""
@@ -444,11 +442,6 @@ class EvaluationSession:
                 self._look_at(row)
             yield rows
 
-    @property
-    def lowest(self) -> list[list[LowestScore]]:
-        """Lowest scores of each set of weights. The lists are complete once `tables` has ended."""
-        return self._lowest
-
     def subject(self, masks: int | None) -> EvaluationSubject:
         """Describe the evaluation after all results. `masks` is the number of masks, or None for whole images."""
         return EvaluationSubject(
@@ -467,8 +460,8 @@ class EvaluationSession:
         score = self._score_of(row)
         if score is not None:
             where = f"{row['image']}, mask {row['mask']}" if "mask" in row else row["image"]
-            home = self._lowest[row["weights"]]
-            self._lowest[row["weights"]] = heapq.nsmallest(SHOWN, [*home, LowestScore(score, where)])
+            home = self.lowest[row["weights"]]
+            self.lowest[row["weights"]] = heapq.nsmallest(SHOWN, [*home, LowestScore(score, where)])
 
 
 def warn_if_trained_on(task: EvaluateTask, truths: Sequence[Truth]) -> None:

@@ -20,7 +20,6 @@ from segmint.infra.wording import counted, listed
 from segmint.operators.evaluate.points import MaskScores, NoNumberError, click_masks, no_answer
 from segmint.operators.evaluate.settings import PointsSettings
 from segmint.operators.intervals import (
-    RESAMPLES,
     Interval,
     basis,
     holm,
@@ -32,6 +31,7 @@ from segmint.operators.intervals import (
 from segmint.operators.rows import Row
 from segmint.pipeline.engine.evaluate.result import (
     HEAD,
+    WEIGHTS,
     EvaluationSubject,
     Model,
     PartlyMeasuredError,
@@ -43,7 +43,7 @@ from segmint.pipeline.engine.evaluate.result import (
     verdict,
     with_embeddings,
 )
-from segmint.pipeline.engine.evaluate.truth import Truth, TruthImage, TruthMask
+from segmint.pipeline.engine.evaluate.truth import TruthImage, TruthMask
 
 Over = Literal["masks", "images", "datasets"]
 """Units of a mean: masks, images (means over their masks), or datasets (means over their masks)."""
@@ -93,16 +93,13 @@ class PointsMeasure:
                 pa.field("source", pa.string()),
                 pa.field("group", pa.string()),
                 pa.field("area", pa.int64(), nullable=False),  # pixels
-                pa.field("weights", pa.int32(), nullable=False),  # index of the weights in the command, from 0
+                WEIGHTS,
                 *scores,
                 # in order; label is 1 for foreground and 0 for background
                 pa.field("clicks", pa.list_(pa.struct([("x", pa.int32()), ("y", pa.int32()), ("label", pa.int8())]))),
                 *(pa.field(name, _RLE) for name in DRAWN),
             ]
         )
-
-    def check(self, truths: Sequence[Truth]) -> None:
-        """Accept any truth."""
 
     def rows(self, models: Sequence[Model], image: TruthImage) -> list[Row]:
         """Click on the image's masks with each model. Raises ValueError if the image has no masks.
@@ -243,12 +240,17 @@ class ImageScores:
             self.sums[places],
         )
 
+    def images(self) -> tuple[list[tuple[int, str]], list[int]]:
+        """Return the images as (truth, image_id), and the index of each unit's image."""
+        keys: dict[tuple[int, str], int] = {}
+        unit = []
+        for key in zip(self.truth.tolist(), self.image_id, strict=True):
+            unit.append(keys.setdefault(key, len(keys)))
+        return list(keys), unit
+
     def by_image(self) -> "ImageScores":
         """Merge the units of each image. The groups of the result are None."""
-        keys: dict[tuple[int, str], int] = {}
-        for truth, image in zip(self.truth.tolist(), self.image_id, strict=True):
-            keys.setdefault((truth, image), len(keys))
-        unit = [keys[key] for key in zip(self.truth.tolist(), self.image_id, strict=True)]
+        keys, unit = self.images()
         counts, sums = np.zeros(len(keys)), np.zeros((len(keys), *self.sums.shape[1:]))
         np.add.at(counts, unit, self.counts)
         np.add.at(sums, unit, self.sums)
@@ -388,15 +390,15 @@ class Means:
                 return each
         raise KeyError(wanted)
 
-    def difference(self, measure: str, truth: int | None = None, over: Over = "masks") -> MeanDifference:
-        """Look up a difference. Raises KeyError if it doesn't exist."""
+    def difference(self, measure: str) -> MeanDifference:
+        """Look up a difference over all masks. Raises KeyError if it doesn't exist."""
         for each in self.differences:
-            if (each.measure, each.truth, each.over) == (measure, truth, over):
+            if (each.measure, each.truth, each.over) == (measure, None, "masks"):
                 return each
-        raise KeyError((measure, truth, over))
+        raise KeyError(measure)
 
 
-def means_of(scores: ImageScores, truths: int, seed: int, resamples: int = RESAMPLES) -> Means:
+def means_of(scores: ImageScores, truths: int, seed: int) -> Means:
     """Compute the means of all measures over masks and over images, for each truth and for all truths together.
 
     With several truths, the result also contains the mean of the truths' means over masks. For its intervals, images
@@ -413,17 +415,17 @@ def means_of(scores: ImageScores, truths: int, seed: int, resamples: int = RESAM
         for over, sums, counts in _ways(part):
             p = None
             if over == "masks" and sums.shape[1] == 2:
-                p = sign_flip_p(sums[:, 1] - sums[:, 0], [*key, _SIGNS], resamples)
-            _add(found, differences, part, scope, over, [(sums, counts)], [*key, _MEANS], resamples, p)
+                p = sign_flip_p(sums[:, 1] - sums[:, 0], [*key, _SIGNS])
+            _add(found, differences, part, scope, over, [(sums, counts)], [*key, _MEANS], p)
     if len(scopes) > 1:
         parts = [images.of(images.truth == number) for number in numbers]
         strata = [(part.sums, part.counts) for part in parts]
-        _add(found, differences, images, None, "datasets", strata, [seed, 0, _DATASETS], resamples, None)
+        _add(found, differences, images, None, "datasets", strata, [seed, 0, _DATASETS], None)
     return Means(tuple(found), tuple(differences))
 
 
 def groups_of(
-    scores: ImageScores, measures: tuple[str, ...], seed: int, resamples: int = RESAMPLES
+    scores: ImageScores, measures: tuple[str, ...], seed: int
 ) -> tuple[tuple[GroupMean, ...], tuple[GroupPair, ...]]:
     """Compute the means of some measures over each group's masks, and test each pair of groups.
 
@@ -439,7 +441,7 @@ def groups_of(
         sums = part.sums[:, :, columns]
         mean = sums.sum(axis=0) / part.counts.sum()
         flat = sums.reshape(len(part.counts), -1)
-        intervals = mean_intervals(flat, part.counts, [seed, place, _GROUPS], (0.0, 1.0), resamples)
+        intervals = mean_intervals(flat, part.counts, [seed, place, _GROUPS], (0.0, 1.0))
         for weights, column in np.ndindex(*mean.shape):
             found = intervals[weights * len(columns) + column]
             means.append(
@@ -447,26 +449,22 @@ def groups_of(
                     weights, measures[column], name, len(part.counts), part.masks, float(mean[weights, column]), found
                 )
             )
-    return tuple(means), tuple(_pairs(scores, names, measures, columns, seed, resamples))
+    return tuple(means), tuple(_pairs(scores, names, measures, columns, seed))
 
 
 def _pairs(
-    scores: ImageScores, names: list[str], measures: tuple[str, ...], columns: list[int], seed: int, resamples: int
+    scores: ImageScores, names: list[str], measures: tuple[str, ...], columns: list[int], seed: int
 ) -> Iterator[GroupPair]:
-    keys: dict[tuple[int, str], int] = {}
-    for truth, image in zip(scores.truth.tolist(), scores.image_id, strict=True):
-        keys.setdefault((truth, image), len(keys))
+    images, units = scores.images()
     width = scores.sums.shape[1] * len(columns) + 1
-    by_group = {name: np.zeros((len(keys), width)) for name in names}
-    for place, (truth, image, group) in enumerate(
-        zip(scores.truth.tolist(), scores.image_id, scores.group, strict=True)
-    ):
+    by_group = {name: np.zeros((len(images), width)) for name in names}
+    for place, (unit, group) in enumerate(zip(units, scores.group, strict=True)):
         if group is not None:
             row = [*scores.sums[place][:, columns].reshape(-1), scores.counts[place]]
-            by_group[group][keys[truth, image]] += row
+            by_group[group][unit] += row
     pairs = list(combinations(names, 2))
     ps = [
-        relabel_p(by_group[first], by_group[second], [seed, place, _PAIRS], resamples)
+        relabel_p(by_group[first], by_group[second], [seed, place, _PAIRS])
         for place, (first, second) in enumerate(pairs)
     ]
     for weights in range(scores.sums.shape[1]):
@@ -494,7 +492,6 @@ def _add(
     over: Over,
     strata: Sequence[tuple[Floats, Floats]],
     seed: Sequence[int],
-    resamples: int,
     p: list[float] | None,
 ) -> None:
     """Append the mean over the strata's means for W weights and M measures. If W is 2, append the differences, too."""
@@ -506,9 +503,7 @@ def _add(
     means = np.mean([sums.sum(axis=0) / counts.sum() for sums, counts in tables], axis=0).tolist()
     lows = np.where(np.arange(len(means)) < weights * measures, 0.0, -1.0)
     size = (len(scores.counts), scores.masks)
-    for place, (mean, interval) in enumerate(
-        zip(means, studentized(tables, seed, (lows, 1.0), resamples), strict=True)
-    ):
+    for place, (mean, interval) in enumerate(zip(means, studentized(tables, seed, (lows, 1.0)), strict=True)):
         number, column = divmod(place, measures)
         name = scores.measures[column]
         if number < weights:

@@ -37,13 +37,23 @@ CORRECTED = "corrected.json"
 
 def kind_of(folder: Location) -> StudyKind:
     """Return the kind of the study in a folder. Raises `UsageError` if there is none."""
-    manifest = read_json(folder / MANIFEST, f"{folder} is not a study. Create one with `segmint study sample`")
+    manifest = read_manifest(folder)
     name = manifest.get("kind", StudyKind.MASKS) if isinstance(manifest, dict) else None
     for kind in StudyKind:
         if name == kind:
             return kind
     known = " or ".join(StudyKind)
     raise UsageError(f"{folder / MANIFEST}: its kind is {name!r}, expected {known}. Draw the sample again")
+
+
+def read_manifest(folder: Location) -> Any:
+    """Read a study's manifest. Raises `UsageError` if there is none."""
+    return read_json(folder / MANIFEST, f"{folder} is not a study. Create one with `segmint study sample`")
+
+
+def json_file(value: Any) -> str:
+    """Return the contents of a study's JSON file."""
+    return f"{json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)}\n"
 
 
 def read_json(file: Location, otherwise: str) -> Any:

@@ -22,7 +22,7 @@ from segmint.infra.wording import counted
 from segmint.model.detectors.detection import Box, bounds
 from segmint.operators.annotations.image import image_number
 from segmint.operators.annotations.label_studio import answers_of
-from segmint.pipeline.engine.study.files import CORRECTED, MANIFEST, StudyKind, read_json
+from segmint.pipeline.engine.study.files import CORRECTED, MANIFEST, StudyKind, json_file, read_manifest
 from segmint.pipeline.export.export import OutputFolder, draw_images, read_images, refuse_existing, write_samples
 from segmint.pipeline.export.label_studio import IMAGE_KEY, LABEL_CONFIG, image_url
 from segmint.pipeline.quality.statistics.ratings import ANY, MISSED_KINDS, MissedCounts, PrivacyScore, missed_share
@@ -135,17 +135,13 @@ class _Writer:
         labels = [{"name": kind, "type": "rectangle", "attributes": []} for kind in MISSED_KINDS]
         texts = {
             LABEL_CONFIG: LABELING,
-            TASKS: _json(self._tasks),
-            CVAT_LABELS: _json(labels),
-            MANIFEST: _json({**self._head, "images": self._images}),
+            TASKS: json_file(self._tasks),
+            CVAT_LABELS: json_file(labels),
+            MANIFEST: json_file({**self._head, "images": self._images}),
         }
         for name, text in texts.items():
             (self._scratch / name).write_text(text, encoding="utf-8")
         return {name: self._scratch / name for name in texts}
-
-
-def _json(value: Any) -> str:
-    return f"{json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)}\n"
 
 
 _DIGITS = 3  # rounds away the errors of tools that convert pixels to percentages
@@ -157,7 +153,7 @@ def score_privacy(folder: Location, marked: Location | None = None, regions: Loc
     If anything was marked, `regions` is written for `segmint redact`. Raises `UsageError` if there is no such study, or
     if the file of marks is missing or in an unknown format.
     """
-    manifest = read_json(folder / MANIFEST, f"{folder} is not a study. Create one with `segmint study sample`")
+    manifest = read_manifest(folder)
     try:
         if (manifest["kind"], manifest["schema_version"]) != (StudyKind.PRIVACY, SCHEMA_VERSION):
             raise UsageError(

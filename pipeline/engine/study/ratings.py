@@ -40,7 +40,7 @@ from segmint.infra.wording import counted, listed, not_checked_lines, number
 from segmint.operators.annotations.image import UnreadableMaskError, checked_rle
 from segmint.operators.intervals import Interval, basis, holm, mean_intervals, sign_flip_p
 from segmint.operators.rows import AUTOMATIC, Row
-from segmint.pipeline.engine.study.files import MANIFEST, StudyKind, read_json
+from segmint.pipeline.engine.study.files import MANIFEST, StudyKind, read_json, read_manifest
 from segmint.pipeline.export.export import refuse_existing
 from segmint.pipeline.quality.statistics.masks import open_tables
 
@@ -128,7 +128,7 @@ def sample_ratings(
 
 def load_ratings(folder: Location) -> RatingStudy:
     """Read a ratings study. Raises `UsageError` if it doesn't exist or is damaged."""
-    manifest = read_json(folder / MANIFEST, f"{folder} is not a study. Create one with `segmint study sample`")
+    manifest = read_manifest(folder)
     try:
         objects = TypeAdapter(tuple[RatedObject, ...]).validate_python(manifest["objects"])
         names = TypeAdapter(tuple[str, ...]).validate_python(manifest["names"])

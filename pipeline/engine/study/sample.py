@@ -5,9 +5,8 @@ In the SAM paper (section 5), professionals corrected the masks of 500 random im
 
 import hashlib
 import heapq
-import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from segmint.infra.storage.location import Location
 from segmint.infra.wording import counted
 from segmint.operators.audit.masks import of_people
 from segmint.operators.rows import MASKS_PER_IMAGE_LIMIT
-from segmint.pipeline.engine.study.files import MANIFEST
+from segmint.pipeline.engine.study.files import MANIFEST, json_file
 from segmint.pipeline.export.export import OutputFolder, draw_key, make_writer, refuse_existing, write_samples
 from segmint.pipeline.export.formats import Format
 from segmint.pipeline.quality.statistics.comparison import MASKS_PER_IMAGE
@@ -109,13 +108,14 @@ def sample_study(location: Location, count: int, seed: int, output: Location) ->
         if not drawn.ids:
             raise UsageError(f"{location} has no committed images with automatic masks, so there is nothing to correct")
         pins = PinWriter(scratch, dataset.manifest, version, drawn, count, seed)
-        samples = _SampledImages(dataset, drawn.ids)
-        written = write_samples(_with_pictures(samples), [*formats, pins], into, file, version)
+        of_people_ids: list[int] = []
+        samples = _sampled_images(dataset, drawn.ids, of_people_ids)
+        written = write_samples(samples, [*formats, pins], into, file, version)
     return StudySample(
         output=str(output),
         images=written.images,
         masks=written.masks,
-        masks_of_people=samples.of_people,
+        masks_of_people=len(of_people_ids),
         population=sum(drawn.population.values()),
         without_masks=drawn.without_masks,
         strata=len(drawn.population),
@@ -216,16 +216,8 @@ class PinWriter:
 
     def finish(self) -> dict[str, Path]:
         """Create the manifest, and return it by its path in the study's folder."""
-        text = json.dumps({**self._head, "images": self._images}, indent=1, ensure_ascii=False, allow_nan=False)
-        self._path.write_text(f"{text}\n", encoding="utf-8")
+        self._path.write_text(json_file({**self._head, "images": self._images}), encoding="utf-8")
         return {MANIFEST: self._path}
-
-
-def _with_pictures(samples: Iterable[Sample]) -> Iterator[Sample]:
-    for sample in samples:
-        if sample.jpeg is None:
-            raise UsageError("this dataset has only annotations, and masks can't be corrected without images")
-        yield sample
 
 
 def _image_rows(dataset: Dataset) -> Iterator[tuple[int, int, str | None]]:
@@ -246,19 +238,14 @@ def _of_people(dataset: Dataset, commit: Commit, images: pa.Table) -> frozenset[
     return frozenset(masks.filter(of_people(masks))["annotation_id"].to_pylist())
 
 
-class _SampledImages:
-    """Iterable over the drawn images with their automatic masks. `of_people` counts the annotated masks so far."""
-
-    def __init__(self, dataset: Dataset, ids: Sequence[int]) -> None:
-        self.of_people = 0
-        self._dataset = dataset
-        self._ids = frozenset(ids)
-
-    def __iter__(self) -> Iterator[Sample]:
-        shards = {(id - 1) // self._dataset.manifest.images_per_shard for id in self._ids}
-        for commit in self._dataset.commits(shards):
-            people = _of_people(self._dataset, commit, self._dataset.table(commit, "images"))
-            for sample in self._dataset.shard(commit, self._ids):
-                made = [mask for mask in sample.masks if mask.id not in people]
-                self.of_people += len(sample.masks) - len(made)
-                yield replace(sample, masks=made)
+def _sampled_images(dataset: Dataset, ids: Sequence[int], left_out: list[int]) -> Iterator[Sample]:
+    """Yield the drawn images with their automatic masks, and add the ids of their annotated masks to `left_out`."""
+    drawn = frozenset(ids)
+    shards = {(id - 1) // dataset.manifest.images_per_shard for id in ids}
+    for commit in dataset.commits(shards):
+        people = _of_people(dataset, commit, dataset.table(commit, "images"))
+        for sample in dataset.shard(commit, drawn):
+            if sample.jpeg is None:
+                raise UsageError("this dataset has only annotations, and masks can't be corrected without images")
+            left_out += [mask.id for mask in sample.masks if mask.id in people]
+            yield replace(sample, masks=[mask for mask in sample.masks if mask.id not in people])

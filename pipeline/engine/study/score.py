@@ -42,7 +42,7 @@ from segmint.operators.rows import Row
 from segmint.operators.shards.put import annotation_id, counts_of, mask_index
 from segmint.operators.shards.revise import rows_of, with_latest_commit
 from segmint.operators.shards.submission_fit import fit_submission
-from segmint.pipeline.engine.study.files import CORRECTED, MANIFEST, read_json
+from segmint.pipeline.engine.study.files import CORRECTED, MANIFEST, read_json, read_manifest
 from segmint.pipeline.engine.study.sample import SCHEMA_VERSION, mask_sha256
 from segmint.pipeline.export.formats import MAIN_FILES, Format
 from segmint.pipeline.quality.statistics.comparison import PAPER
@@ -215,7 +215,7 @@ def read_label_studio(tasks: Iterable[Mapping[str, Any]], sizes: Mapping[int, Si
     return found
 
 
-PAPER_SHARES = {0.90: PAPER.quality.over_90_iou, 0.75: PAPER.quality.over_75_iou}
+PAPER_SHARES = {0.90: PAPER.over_90_iou, 0.75: PAPER.over_75_iou}
 """Share of pairs above each IoU threshold in SA-1B, as reported in the SAM paper (section 5)."""
 
 
@@ -347,7 +347,7 @@ def score_study(folder: Location, corrected: Location | None) -> StudyScore:
 
 def load_study(folder: Location) -> Study:
     """Read the drawn masks. Raises `UsageError` if they differ from the masks that the manifest pins."""
-    manifest = read_json(folder / MANIFEST, f"{folder} is not a study. Create one with `segmint study sample`")
+    manifest = read_manifest(folder)
     file = folder / MAIN_FILES[Format.COCO]
     document = read_json(file, f"the masks of the study {folder} are missing. Draw the sample again")
     try:

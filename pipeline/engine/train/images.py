@@ -283,7 +283,11 @@ class TrainingImages:
 
     def name(self, image: int) -> str:
         """Return an image's name for messages."""
-        return f"image {self.ids[image]} of {self.shards[int(self.shard[image])].dataset.location}"
+        return f"image {self.ids[image]} of {self.shard_of(image).dataset.location}"
+
+    def shard_of(self, image: int) -> Shard:
+        """Return an image's shard."""
+        return self.shards[int(self.shard[image])]
 
 
 _COLUMNS = [field.name for field in fields(TrainingImages) if field.name != "shards"]
@@ -485,13 +489,6 @@ def _digest(text: str | None) -> Bytes | None:
     except ValueError:
         return None
     return np.frombuffer(data, np.uint8) if len(data) == 32 else None
-
-
-def read_range(file: Location, start: int, stop: int) -> bytes:
-    """Read the bytes [start, stop) of a file in one request."""
-    with file.open_ranges(stop) as stream:
-        stream.seek(start)
-        return stream.read(stop - start)
 
 
 _PREFERRED: tuple[MaskChoice, ...] = ("human", "all", "automatic")

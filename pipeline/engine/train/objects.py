@@ -44,18 +44,16 @@ from segmint.pipeline.engine.train.images import (
 from segmint.pipeline.engine.train.reading import TrainingImage, TrainingImageReader, digest_of_sources, held_out
 from segmint.pipeline.engine.train.record import (
     CHECKPOINTS,
-    InputsRecord,
     TrainingRunRecord,
     identity_with_digests,
-    list_steps,
     load_newest,
     pin_images,
     pin_run,
     prune,
     put_by_hash,
-    put_checkpoint,
     put_record,
     read_record,
+    save_checkpoint,
     start_run,
 )
 from segmint.pipeline.engine.train.run import cache_location, note_places, refuse_places
@@ -150,7 +148,7 @@ def run_objects(config: TrainConfig, say: Say) -> ObjectsResult:
     if not trained.any():
         raise UsageError(f"all {len(images)} images are held out. Lower held_out.share ({config.held_out.share})")
     run = pin_run(output, run)
-    pin_images(output, InputsRecord(images=len(images), masks=len(images.annotations), sha256=images.digest()))
+    pin_images(output, images)
     for key, held in found.items():
         if held.whole:
             purge_scans(cache, key, held.tars)
@@ -160,7 +158,7 @@ def run_objects(config: TrainConfig, say: Say) -> ObjectsResult:
     reader = TrainingImageReader(images, config.losses.resolution, config.max_mask_area_ratio, skipped)
     weights = list(detector.parameters())
     try:
-        start = restore(folder, run, detector, optimizer, reader, skipped)
+        start = restore(folder, run, detector, optimizer, reader)
         for step in range(start + 1, recipe.steps + 1):
             reads = [read for draw in draws.step(step) if (read := reader.read(draw)) is not None]
             losses = objects_step(
@@ -179,18 +177,7 @@ def run_objects(config: TrainConfig, say: Say) -> ObjectsResult:
             say(f"step {step}/{recipe.steps}: loss {sum(losses.values()):.4f} ({parts})")
             if step == recipe.steps or step % config.checkpoints.every == 0:
                 state = {"weights": detector.state_dict(), "optimizer": optimizer.state_dict()}
-                put_checkpoint(
-                    folder,
-                    state,
-                    run=run.fingerprint,
-                    step=step,
-                    evaluations=(),
-                    skipped=dict(skipped.counts),
-                    listed=tuple(skipped.listed),
-                    numerics=(),
-                )
-                steps = sorted(each for each in list_steps(folder) if each <= step)
-                prune(folder, steps[: -config.checkpoints.keep])
+                save_checkpoint(folder, state, run.fingerprint, step, skipped, config.checkpoints.keep)
     finally:
         reader.close()
     file, sha256 = _put_detector(output, detector.to("cpu"))
@@ -255,7 +242,6 @@ def restore(
     detector: nn.Module,
     optimizer: torch.optim.Optimizer,
     reader: TrainingImageReader,
-    skipped: SkippedImages,
 ) -> int:
     """Resume from the last usable checkpoint of this run, and return its step. Return 0 if there is no checkpoint."""
 
@@ -268,9 +254,7 @@ def restore(
     prune(folder, unusable)
     if checkpoint is None:
         return 0
-    reader.recall(checkpoint.listed)
-    for reason, number in checkpoint.skipped.items():
-        skipped.counts[reason] = max(skipped.counts[reason], number)
+    reader.recall(checkpoint.listed, checkpoint.skipped)
     return checkpoint.step
 
 

@@ -57,7 +57,7 @@ from segmint.model.training.sampling import drop_path, fit_targets
 from segmint.model.training.step import TrainingMasks
 from segmint.operators.images import JpegDecoder, UndecodableError
 from segmint.operators.similar.clusters import find_groups
-from segmint.pipeline.engine.train.images import SkippedImages, StepDraw, TrainingImages, read_range
+from segmint.pipeline.engine.train.images import SkippedImages, StepDraw, TrainingImages
 
 T = TypeVar("T")
 
@@ -258,10 +258,11 @@ class TrainingImageReader:
             raise DamagedDatasetError(f"its JSON can't be read: {type(error).__name__}: {str(error)[:200]}") from error
 
     def _range(self, image: int, first: int) -> bytes:
-        shard = self._images.shards[int(self._images.shard[image])]
+        shard = self._images.shard_of(image)
         start, stop = (int(place) for place in self._images.places[image, first : first + 2])
         try:
-            return read_range(shard.dataset.location / shard.tar.path, start, stop)
+            tar = shard.dataset.location / shard.tar.path
+            return tar.storage.read_part(tar.uri, start, stop)
         except NotFoundError as error:
             changed = ", because the dataset changed during training" if shard.dataset.has_changed() else ""
             raise DamagedDatasetError(f"its shard's tar is gone{changed}") from error
@@ -281,14 +282,19 @@ class TrainingImageReader:
             raise _UnusableMaskError("masks over max_mask_area_ratio")
         return mask
 
-    def recall(self, listed: Iterable[Mapping[str, Any]]) -> None:
-        """Restore the items that earlier starts of the run skipped, so that each is counted once."""
+    def recall(self, listed: Iterable[Mapping[str, Any]], counts: Mapping[str, int]) -> None:
+        """Restore the items that earlier starts of the run skipped, so that each is counted once.
+
+        `counts` contains their counts. If a reason has two counts, the larger one applies.
+        """
         known = list(self._skipped.listed)
         for line in listed:
             self._named.add((line["reason"], line["dataset"], line.get("image"), line.get("mask")))
             if dict(line) not in known:
                 self._skipped.counts[line["reason"]] += 1
                 self._skipped.listed.append(dict(line))
+        for reason, number in counts.items():
+            self._skipped.counts[reason] = max(self._skipped.counts[reason], number)
 
     def exchange(self, world: WorkerRank) -> None:
         """Record the items that other workers have skipped since the last exchange. Every worker must call this."""
@@ -301,7 +307,7 @@ class TrainingImageReader:
 
     def _line(self, reason: str, image: int, **where: int | str) -> dict[str, Any]:
         """Format a skipped item as a line of the list."""
-        dataset = self._images.shards[int(self._images.shard[image])].dataset
+        dataset = self._images.shard_of(image).dataset
         return {"reason": reason, "dataset": dataset.manifest.name, "image": int(self._images.ids[image]), **where}
 
     def _name(self, line: Mapping[str, Any]) -> bool:
@@ -422,18 +428,11 @@ class EmbeddingCache:
         self._full = False
         recount(folder)
 
-    @property
-    def used(self) -> int:
-        """Bytes of all embeddings in the folder."""
-        with self._room.locked() as used:
-            return used.get()
-
-    def has(self, dataset: str, jpeg: bytes) -> bool:
-        """Return whether a JPEG's embedding is cached, given the dataset's key and the JPEG's SHA-256."""
-        return self._file(dataset, jpeg).exists()
-
     def get(self, dataset: str, jpeg: bytes) -> Tensor | None:
-        """Return a JPEG's embedding (1, 256, 64, 64) float32, or None if there is no usable one."""
+        """Return a JPEG's embedding (1, 256, 64, 64) float32, or None if there is no usable one.
+
+        `dataset` is the dataset's key, and `jpeg` the JPEG's SHA-256.
+        """
         file = self._file(dataset, jpeg)
         try:
             data = file.read(max_bytes=2 * BYTES)
@@ -545,7 +544,7 @@ class FrozenEncoder:
         return features.clone()  # tensors from inference mode can't be used in training, so clone it
 
     def _key(self, image: int) -> tuple[str, bytes]:
-        shard = self._images.shards[int(self._images.shard[image])]
+        shard = self._images.shard_of(image)
         return shard.dataset.key, self._images.jpeg_sha256[image].tobytes()
 
 

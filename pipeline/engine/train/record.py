@@ -31,7 +31,7 @@ from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.infra.version import VERSION
 from segmint.model.sam.load import load_sam
-from segmint.pipeline.engine.train.images import TrainingDataset
+from segmint.pipeline.engine.train.images import SkippedImages, TrainingDataset, TrainingImages
 from segmint.pipeline.engine.train.settings import TrainConfig, identity_keys
 from segmint.pipeline.engine.train.trainer import Evaluation
 
@@ -165,8 +165,9 @@ def start_run(output: Location, record: TrainingRunRecord) -> TrainingRunRecord 
     return begun
 
 
-def pin_images(output: Location, found: InputsRecord) -> None:
+def pin_images(output: Location, images: TrainingImages) -> None:
     """Write `images.json`, or raise `UsageError` if the run started with different images or masks."""
+    found = InputsRecord(images=len(images), masks=len(images.annotations), sha256=images.digest())
     file = output / IMAGES
     if file.put_if_absent(canonical_json(found.model_dump(mode="json"))):
         return
@@ -279,6 +280,32 @@ def put_checkpoint(folder: Location, state: Mapping[str, Any], **fields: Any) ->
             "the same output. Wait until it ends, or choose another output"
         )
     return checkpoint
+
+
+def save_checkpoint(
+    folder: Location,
+    state: Mapping[str, Any],
+    run: str,
+    step: int,
+    skipped: SkippedImages,
+    keep: int,
+    kept: int | None = None,
+    evaluations: tuple[Evaluation, ...] = (),
+    numerics: tuple[dict[str, Any], ...] = (),
+) -> None:
+    """Write a run's checkpoint of a step, and delete all but the last `keep` checkpoints and the one of step `kept`."""
+    put_checkpoint(
+        folder,
+        state,
+        run=run,
+        step=step,
+        evaluations=evaluations,
+        skipped=dict(skipped.counts),
+        listed=tuple(skipped.listed),
+        numerics=numerics,
+    )
+    steps = sorted(each for each in list_steps(folder) if each <= step)  # later steps belong to another process
+    prune(folder, {*steps[:-keep]} - {kept})
 
 
 def list_checkpoints(folder: Location) -> list[Checkpoint]:

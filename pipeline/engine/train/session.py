@@ -44,19 +44,17 @@ from segmint.pipeline.engine.train.record import (
     CHECKPOINTS,
     Checkpoint,
     DamagedCheckpointError,
-    InputsRecord,
     TrainingRecord,
     TrainingRunRecord,
     list_checkpoints,
-    list_steps,
     load_newest,
     load_state,
     pin_images,
     pin_run,
     prune,
-    put_checkpoint,
     put_record,
     put_weights,
+    save_checkpoint,
 )
 from segmint.pipeline.engine.train.settings import TrainConfig
 from segmint.pipeline.engine.train.trainer import ALONE, Evaluation, HeldOutSample, StepResult, Trainer
@@ -174,7 +172,7 @@ def run_steps(config: TrainConfig, start: int, evaluations: list[Evaluation], ho
 
 def best_of(evaluations: Sequence[Evaluation]) -> Evaluation | None:
     """Return the evaluation with the best mean IoU after one click, or None. The first one wins a tie."""
-    return max((each for each in evaluations if each.step > 0), key=lambda each: each.one_click, default=None)
+    return next(iter(ranked(evaluations)), None)
 
 
 def ranked(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
@@ -252,7 +250,7 @@ class TrainingSession:
                 f"on. Lower held_out.share ({config.held_out.share})"
             )
         self.run = pin_run(self.output, self.run)
-        pin_images(self.output, InputsRecord(images=len(images), masks=len(images.annotations), sha256=images.digest()))
+        pin_images(self.output, images)
         masks = int(np.diff(images.starts)[~held].sum())
         trained, out = (counted(digest_of_sources(images, which)[0], "image") for which in (~held, held))
         self.say(f"{trained} with {counted(masks, 'mask')} to train on, {out} held out")
@@ -435,10 +433,8 @@ class TrainingSession:
         return chosen.step, list(chosen.evaluations)
 
     def _recall(self, checkpoint: Checkpoint, reader: TrainingImageReader) -> None:
-        """Restore the skipped items of earlier starts. If a reason has two counts, the larger one applies."""
-        reader.recall(checkpoint.listed)
-        for reason, number in checkpoint.skipped.items():
-            self.skipped.counts[reason] = max(self.skipped.counts[reason], number)
+        """Restore the skipped items of earlier starts, and warn if this machine's numerics differ from theirs."""
+        reader.recall(checkpoint.listed, checkpoint.skipped)
         self.numerics = [dict(each) for each in checkpoint.numerics]
         if self.world.first and self.numerics and self.numerics[-1] != self._numerics():
             get_logger("train").warning(
@@ -446,20 +442,18 @@ class TrainingSession:
             )
 
     def save(self, trainer: Trainer, step: int, evaluations: Sequence[Evaluation]) -> None:
-        folder = self.output / CHECKPOINTS
-        put_checkpoint(
-            folder,
+        best = best_of(evaluations)
+        save_checkpoint(
+            self.output / CHECKPOINTS,
             trainer.state(),
-            run=self.run.fingerprint,
-            step=step,
+            self.run.fingerprint,
+            step,
+            self.skipped,
+            self.config.checkpoints.keep,
+            kept=None if best is None else best.step,
             evaluations=tuple(evaluations),
-            skipped=dict(self.skipped.counts),
-            listed=tuple(self.skipped.listed),
             numerics=tuple(self.numerics),
         )
-        steps = sorted(each for each in list_steps(folder) if each <= step)  # later steps belong to another process
-        best = best_of(evaluations)
-        prune(folder, {*steps[: -self.config.checkpoints.keep]} - ({best.step} if best is not None else set()))
 
     def _numerics(self) -> dict[str, Any]:
         """Return the settings and versions that determine the last bits of results."""

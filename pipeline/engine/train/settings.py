@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
 from segmint.infra.assets import absolute_name
 from segmint.infra.errors import UsageError, raise_problems
@@ -33,7 +33,7 @@ from segmint.model.training.recipe import (
     Resolution,
     SamplingSettings,
 )
-from segmint.pipeline.config.config import StorageOptions
+from segmint.pipeline.config.config import ConfigModel, StorageOptions
 
 RUNTIME_KEYS = frozenset({"output", "overlays", "checkpoints", "cache", "resources", "storage", "assets"})
 """Keys that may change when a run resumes, because they don't affect what the model learns."""
@@ -57,11 +57,7 @@ Positive = Annotated[int, Field(ge=1), BeforeValidator(_number)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 
 
-class _TrainModel(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, hide_input_in_errors=True)
-
-
-class DatasetKeys(_TrainModel):
+class DatasetKeys(ConfigModel):
     """Dataset to train on. A dataset may be listed twice, with different masks and weights."""
 
     uri: Uri
@@ -74,7 +70,7 @@ class DatasetKeys(_TrainModel):
     """Frequency with which an image of this dataset is drawn, compared with an image of a dataset with weight 1."""
 
 
-class BatchKeys(_TrainModel):
+class BatchKeys(ConfigModel):
     """Size of a step, summed over all workers."""
 
     images: Positive = FINETUNE.batch_images
@@ -92,7 +88,7 @@ class BatchKeys(_TrainModel):
     """Recompute the blocks of a trained encoder in the backward pass. This saves memory, but takes a third longer."""
 
 
-class OptimizerKeys(_TrainModel):
+class OptimizerKeys(ConfigModel):
     """AdamW optimizer, with its learning-rate schedule and regularization (docs/decisions/0023-recipes.md)."""
 
     learning_rate: float = Field(default=FINETUNE.learning_rate, gt=0, le=1)
@@ -114,7 +110,7 @@ class OptimizerKeys(_TrainModel):
     """Norm to which gradients with a larger norm are clipped; null: no clipping."""
 
 
-class LossKeys(_TrainModel):
+class LossKeys(ConfigModel):
     """Losses of predicted masks (docs/decisions/0019-losses-and-sampling.md)."""
 
     focal_weight: float = FINETUNE.losses.focal_weight
@@ -136,7 +132,7 @@ class LossKeys(_TrainModel):
         return LossSettings(**self.model_dump())
 
 
-class SamplingKeys(_TrainModel):
+class SamplingKeys(ConfigModel):
     """Sampling of prompts for a mask."""
 
     clicks: int = FINETUNE.sampling.clicks
@@ -155,7 +151,7 @@ class SamplingKeys(_TrainModel):
         return SamplingSettings(**self.model_dump())
 
 
-class HeldOutKeys(_TrainModel):
+class HeldOutKeys(ConfigModel):
     """Held-out images, which are excluded from training, and the evaluation on them."""
 
     share: Annotated[float, Field(ge=0, le=0.9)] = 0.1
@@ -169,7 +165,7 @@ class HeldOutKeys(_TrainModel):
     """Number of evaluations without a better mean IoU after one click that stops the training; null: never."""
 
 
-class OverlayKeys(_TrainModel):
+class OverlayKeys(ConfigModel):
     """Overlays, which show held-out images with the predicted masks next to the targets."""
 
     every: int = Field(default=50, ge=0)
@@ -177,7 +173,7 @@ class OverlayKeys(_TrainModel):
     images: int = Field(default=4, ge=1, le=64)
 
 
-class CheckpointKeys(_TrainModel):
+class CheckpointKeys(ConfigModel):
     """Checkpoints, from which a killed run resumes."""
 
     every: Positive = 50
@@ -186,7 +182,7 @@ class CheckpointKeys(_TrainModel):
     """Number of latest checkpoints to keep, in addition to the best one."""
 
 
-class CacheKeys(_TrainModel):
+class CacheKeys(ConfigModel):
     """Cache on this machine's disk for a frozen encoder's embeddings, and for the shard scans that the split needs."""
 
     folder: str | None = None
@@ -195,7 +191,7 @@ class CacheKeys(_TrainModel):
     """Maximum size of the cached embeddings in gigabytes, at 4 MB per image; 0: no caching."""
 
 
-class TrainResources(_TrainModel):
+class TrainResources(ConfigModel):
     """Device, threads, and workers of the run."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -220,7 +216,7 @@ class TrainResources(_TrainModel):
 _OBJECTS = ObjectsRecipe()
 
 
-class ObjectsKeys(_TrainModel):
+class ObjectsKeys(ConfigModel):
     """Object detector of `task: objects`."""
 
     backbone: Backbone = _OBJECTS.backbone
@@ -248,7 +244,7 @@ class ObjectsKeys(_TrainModel):
         return ObjectsRecipe(**keys, warmup_steps=self.warmup, batch_images=self.images)
 
 
-class TrainConfig(_TrainModel):
+class TrainConfig(ConfigModel):
     """Configuration of a training run. The defaults come from the preset `finetune`."""
 
     datasets: tuple[DatasetKeys, ...] = Field(description="a list such as [{uri: out/street}]")
@@ -292,7 +288,7 @@ class TrainConfig(_TrainModel):
     bad_shards: Literal["stop", "skip"] = "stop"
     """For unreadable shards, stop the run before the first step, or skip and list them."""
     resources: TrainResources = TrainResources()
-    storage: StorageOptions = {}
+    storage: StorageOptions = {}  # noqa: RUF012 - pydantic copies the default
     """Storage options by URI prefix, as in a build's configuration."""
     assets: str | None = None
     """Path or URI of a folder with copies of the weight files."""

@@ -16,12 +16,12 @@ from segmint.catalogs.dataset.manifest import DatasetManifest, ModelTerms
 from segmint.catalogs.findings import Reason
 from segmint.catalogs.layout import DATA_KINDS
 from segmint.catalogs.licenses import license_url
-from segmint.catalogs.lineage import TrainingRound, describe_rounds
+from segmint.catalogs.lineage import TrainingRound
 from segmint.infra.wording import counted
 from segmint.operators.rows import AUTOMATIC, shard_schemas
 from segmint.pipeline.quality.audit.result import AuditReport, Licenses
 from segmint.pipeline.quality.report.facts import SAM, Facts
-from segmint.pipeline.quality.report.page import describe_licenses, digest_of, is_searched, markdown_templates
+from segmint.pipeline.quality.report.page import describe_licenses, render_markdown
 from segmint.pipeline.quality.statistics.values import Statistics
 
 _FORMATS = {"tar": "application/x-tar", "parquet": "application/x-parquet"}
@@ -345,37 +345,27 @@ def disclosure_markdown(audit: AuditReport, statistics: Statistics, facts: Facts
 
     Raises `ValueError` for data that segmint didn't write, because it doesn't record these facts.
     """
-    manifest, version = facts.manifest, facts.version
-    if manifest is None or version is None:
+    if facts.manifest is None or facts.version is None:
         raise ValueError("the facts come from commits, and this dataset has none")
     reasons = statistics.rejected_by_reason or {}
     public_domain = 0
     for license, images in facts.licenses:
         if "/publicdomain/" in (license_url(license) or ""):
             public_domain += images
-    body = (
-        markdown_templates()
-        .get_template("disclosure.md.j2")
-        .render(
-            facts=facts,
-            manifest=manifest,
-            build=facts.build,
-            digest=digest_of(version),
-            rows=sum(part.rows for part in manifest.catalog),
-            statistics=statistics,
-            shown=_SHOWN,
-            licenses=audit.licenses,
-            public_domain=public_domain,
-            reasons=sorted(reasons.items(), key=lambda item: (-item[1], item[0])),
-            opted_out=reasons.get(Reason.OPTED_OUT, 0),
-            refused=reasons.get(Reason.REFUSED_BY_LIST, 0),
-            privacy=audit.privacy if is_searched(audit.privacy) else None,
-            automatic=(statistics.sources or {}).get(AUTOMATIC, 0),
-            rounds=describe_rounds(manifest.lineage),
-            size_range=_size_range(facts.images),
-        )
+    return render_markdown(
+        "disclosure.md.j2",
+        audit,
+        statistics,
+        facts,
+        shown=_SHOWN,
+        licenses=audit.licenses,
+        public_domain=public_domain,
+        reasons=sorted(reasons.items(), key=lambda item: (-item[1], item[0])),
+        opted_out=reasons.get(Reason.OPTED_OUT, 0),
+        refused=reasons.get(Reason.REFUSED_BY_LIST, 0),
+        automatic=(statistics.sources or {}).get(AUTOMATIC, 0),
+        size_range=_size_range(facts.images),
     )
-    return f"{body.strip()}\n"
 
 
 def _size_range(images: int) -> str:

@@ -234,17 +234,16 @@ def remarks_of(statistics: Statistics) -> list[str]:
 
 def _cleaned(cleanup: Cleanup) -> str:
     """Describe the effect of cleanup: masks with filled holes or removed islands, next to the paper's shares."""
-    paper = PAPER.cleanup
     return (
         f"filled holes in {counted(cleanup.holes, 'mask')} ({share(cleanup.holes_share)}; {PAPER.name}: about "
-        f"{share(paper.holes_share)}), removed islands in {counted(cleanup.islands, 'mask')} "
-        f"({share(cleanup.islands_share)}; {PAPER.name}: about {share(paper.islands_share)})"
+        f"{share(PAPER.holes_share)}), removed islands in {counted(cleanup.islands, 'mask')} "
+        f"({share(cleanup.islands_share)}; {PAPER.name}: about {share(PAPER.islands_share)})"
     )
 
 
 def groups_and_paper(geography: Geography) -> list[tuple[GroupImages, PaperGroup]]:
     """Return the regions and then the income levels, each with its row in the paper's table 1."""
-    paper = {group.name: group for group in (*PAPER.geography.regions, *PAPER.geography.income)}
+    paper = {group.name: group for group in (*PAPER.regions, *PAPER.income)}
     return [(group, paper[group.name]) for group in (*geography.regions, *geography.income)]
 
 
@@ -477,31 +476,44 @@ def describe_licenses(licenses: Licenses | None) -> str:
 
 def card_markdown(audit: AuditReport, statistics: Statistics, facts: Facts, charts: Charts) -> str:
     """Write the card as Markdown. All text from the data is escaped."""
+    bundled = [detector.name for detector in facts.detectors if detector.name and detector.bundled]
+    body = render_markdown(
+        "card.md.j2",
+        audit,
+        statistics,
+        facts,
+        layout=_LAYOUTS[facts.kind],
+        licenses=describe_licenses(audit.licenses),
+        bundled=bundled,
+        recall=describe_recall(bundled),
+        funnel=charts.funnel.rows if charts.funnel else (),
+        gaps=_gaps(audit, statistics, facts),
+    )
+    return f"---\n{front_matter(facts)}---\n\n{body}"
+
+
+def render_markdown(template: str, audit: AuditReport, statistics: Statistics, facts: Facts, **values: Any) -> str:
+    """Render a Markdown template of a dataset's facts. `values` are those that only this template shows."""
     manifest = facts.manifest
     body = (
-        markdown_templates()
-        .get_template("card.md.j2")
+        _markdown_templates()
+        .get_template(template)
         .render(
             facts=facts,
             manifest=manifest,
+            build=facts.build,
             digest=digest_of(facts.version) if facts.version is not None else None,
             rows=sum(part.rows for part in manifest.catalog) if manifest is not None else 0,
             statistics=statistics,
-            layout=_LAYOUTS[facts.kind],
-            licenses=describe_licenses(audit.licenses),
-            build=facts.build,
             rounds=describe_rounds(manifest.lineage) if manifest is not None else [],
             privacy=audit.privacy if is_searched(audit.privacy) else None,
-            bundled=(bundled := [detector.name for detector in facts.detectors if detector.name and detector.bundled]),
-            recall=describe_recall(bundled),
-            funnel=charts.funnel.rows if charts.funnel else (),
-            gaps=_gaps(audit, statistics, facts),
+            **values,
         )
     )
-    return f"---\n{front_matter(facts)}---\n\n{body.strip()}\n"
+    return f"{body.strip()}\n"
 
 
-def markdown_templates() -> jinja2.Environment:
+def _markdown_templates() -> jinja2.Environment:
     """Load the Markdown templates. They escape all text, so text from the data can't be read as Markdown or HTML."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(ASSETS),

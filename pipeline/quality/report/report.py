@@ -1,7 +1,6 @@
 """Writer of `segmint report`: a page, plots, numbers, a dataset card, a disclosure, and a Croissant file."""
 
 import hashlib
-import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -37,7 +36,7 @@ from segmint.pipeline.quality.statistics.comparison import DatasetComparison
 from segmint.pipeline.quality.statistics.masks import open_tables
 from segmint.pipeline.quality.statistics.ratings import check_sampled, read_score
 from segmint.pipeline.quality.statistics.statistics import compute_statistics
-from segmint.pipeline.quality.statistics.values import Histogram, Statistics, json_value
+from segmint.pipeline.quality.statistics.values import Histogram, Statistics, json_file, json_value
 
 REUSED = "The findings are from an earlier audit. The files weren't checked again."
 
@@ -154,15 +153,15 @@ def write_report(
     charts = charts_of(statistics)
     files = {
         **{f"figures/{name}": data for name, data in draw_figures(charts).items()},
-        "statistics.json": _json(statistics.to_dict()),
+        "statistics.json": json_file(statistics.to_dict()),
         "statistics.parquet": table_bytes(numbers_table(statistics), NUMBERS),
         "README.md": card_markdown(audit, statistics, facts, charts).encode(),
         "index.html": render_page(audit, statistics, facts, charts, pictures, beside).encode(),
     }
     if beside is not None:
-        files["beside.json"] = _json(beside.to_dict())
+        files["beside.json"] = json_file(beside.to_dict())
     if facts.ratings is not None:
-        files["ratings.json"] = _json(json_value(facts.ratings))
+        files["ratings.json"] = json_file(json_value(facts.ratings))
     if facts.manifest is not None:
         files["disclosure.md"] = disclosure_markdown(audit, statistics, facts).encode()
         root = path_to_dataset(str(folder), str(dataset))
@@ -263,10 +262,6 @@ def pictures_of(
         tuple(drawn[id] for id in flagged if id in drawn),
         tuple(drawn[id] for id in samples if id in drawn),
     )
-
-
-def _json(value: Mapping[str, Any]) -> bytes:
-    return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False).encode() + b"\n"
 
 
 def numbers_table(statistics: Statistics) -> pa.Table:

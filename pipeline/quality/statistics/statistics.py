@@ -259,8 +259,8 @@ def geography(images_and_masks: Mapping[str | None, tuple[int, int]]) -> Geograp
         known=sum(images for images, _ in known.values()),
         unknown=unknown,
         countries=tuple(CountryImages(code, images, rounded(masks / images)) for code, (images, masks) in listed),
-        regions=_by_group(known, REGIONS, "region", PAPER.geography.regions),
-        income=_by_group(known, INCOMES, "income", PAPER.geography.income),
+        regions=_by_group(known, REGIONS, "region", PAPER.regions),
+        income=_by_group(known, INCOMES, "income", PAPER.income),
     )
 
 

@@ -3,6 +3,7 @@
 Histograms that DuckDB computes.
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from datetime import date
@@ -279,6 +280,11 @@ def json_value(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [json_value(each) for each in value]
     return value.isoformat() if isinstance(value, date) else value
+
+
+def json_file(value: Any) -> bytes:
+    """Return the contents of a JSON file."""
+    return f"{json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)}\n".encode()
 
 
 @dataclass(frozen=True)

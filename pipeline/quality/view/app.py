@@ -31,7 +31,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
 import pyarrow as pa
 from PIL import Image
@@ -140,22 +140,6 @@ V = TypeVar("V")
 
 class ShardChangedError(NoImageError):
     """Error for an image whose shard was replaced after the viewer was opened. Such images are no longer shown."""
-
-
-class JpegSource(Protocol):
-    """Source of a dataset's JPEGs."""
-
-    def check(self, place: ImageAddress, *, anew: bool = False) -> None:
-        """Raise `ShardChangedError` if the image's shard has changed since the viewer was opened.
-
-        A recent check of the shard is enough unless `anew` is set.
-        """
-
-    def changed(self, shards: Iterable[int]) -> set[int]:
-        """Return which of these shards have changed, so that `check` raises for their images."""
-
-    def jpeg(self, place: ImageAddress) -> bytes:
-        """Return the bytes of an image's JPEG. Raises `NoImageError` if there is none."""
 
 
 class WeightedCache(Generic[K, V]):
@@ -296,7 +280,7 @@ class ForeignImages:
 class Thumbnails:
     """Cache of a dataset's thumbnails, which `decoder` creates. The most recently used 64 MiB stay in memory."""
 
-    def __init__(self, pictures: JpegSource, decoder: JpegDecoder) -> None:
+    def __init__(self, pictures: ShardImages | ForeignImages, decoder: JpegDecoder) -> None:
         self._pictures = pictures
         self._decoder = decoder
         self.recent: WeightedCache[ImageAddress, bytes] = WeightedCache(_THUMBNAIL_BYTES, len)
@@ -345,7 +329,7 @@ class Viewer:
     name: str
     tables: DatasetTables
     index: ImageIndex
-    pictures: JpegSource
+    pictures: ShardImages | ForeignImages
     findings: AuditFindings
     decoder: JpegDecoder
     version: VersionName | None = None  # None: data that segmint did not write
@@ -503,7 +487,9 @@ def open_viewer(dataset: Location, audit: Location | None = None) -> Iterator[Vi
         manifest = read_manifest(dataset)
         version = None if manifest is None else name_now(dataset)
         name = name_of(manifest, dataset.uri)
-        pictures: JpegSource = ShardImages(tables.location, generations) if own else ForeignImages(tables)
+        pictures: ShardImages | ForeignImages = (
+            ShardImages(tables.location, generations) if own else ForeignImages(tables)
+        )
         order = None if manifest is None else MEASURED.get(manifest.weights.sha256)
         yield Viewer(name, tables, index, pictures, findings, decoder, version, note, order)
 

@@ -8,7 +8,8 @@ from pycocotools import mask as coco
 from segmint.catalogs.dataset.submissions import Submission, SubmissionName
 from segmint.operators.describe import describe_table
 from segmint.operators.rows import ANNOTATION_STAGE, SEGMENTED, Row, to_table
-from segmint.pipeline.corrections.merge import MergeSkipReason, merge_submission, seconds_of, submission_to_merge
+from segmint.pipeline.corrections.import_merge import SkipReason
+from segmint.pipeline.corrections.merge import merge_submission, seconds_of, submission_to_merge
 from tests.support.described_rows import accepted_row, rejected_row
 from tests.support.submissions import answer_value, counts_of, new_mask
 
@@ -192,10 +193,10 @@ def test_what_cannot_be_merged_leaves_the_row(row: Row) -> None:
     given = submission(masks=[new_mask(APART)])
     found = [merge_submission(each, [given]) for each in (rejected_row(0), taken, wide, full)]
     assert [each.left for each in found] == [
-        MergeSkipReason.REFUSED,
-        MergeSkipReason.TAKEN_DOWN,
-        MergeSkipReason.OTHER_SIZE,
-        MergeSkipReason.TOO_MANY,
+        SkipReason.REFUSED,
+        SkipReason.TAKEN_DOWN,
+        SkipReason.OTHER_SIZE,
+        SkipReason.TOO_MANY,
     ]
     assert [each.row for each in found] == [rejected_row(0), taken, wide, full]
 

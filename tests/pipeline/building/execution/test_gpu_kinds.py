@@ -53,7 +53,7 @@ def test_rays_name_of_a_gpu_is_among_those_of_its_numerics(device_kind: str, dri
 def test_pools_are_sized_for_the_datasets_kind_and_the_others_are_named(tmp_path: Path) -> None:
     stages = laid_out(tmp_path)
     assert (stages.gpus.name, stages.segment_pool.largest) == ("H100", 8)
-    assert stages.gpus.idle_text == "4 x A100 on 2 nodes, 1 x L4 on 1 node"
+    assert in_words(stages.gpus.idle) == "4 x A100 on 2 nodes, 1 x L4 on 1 node"
     assert stages.prepare_pool.largest == 64 - 2 * 8 - 1 - 2, "with detectors on these GPUs, `prepare` is beside them"
 
 
@@ -89,7 +89,9 @@ def test_beside_other_kinds_gpus_without_a_name_need_one(tmp_path: Path) -> None
         laid_out(tmp_path, cluster)
     with pytest.raises(UsageError, match=f"accelerator_type is 'H100', .*{name_it}"):
         laid_out(tmp_path, cluster, segment={"accelerator_type": "H100"})
-    assert laid_out(tmp_path, cluster, segment={"accelerator_type": "A100"}).gpus.idle_text == "8 x unnamed on 1 node"
+    assert (
+        in_words(laid_out(tmp_path, cluster, segment={"accelerator_type": "A100"}).gpus.idle) == "8 x unnamed on 1 node"
+    )
 
 
 def test_a_dataset_of_cpus_asks_for_no_kind(tmp_path: Path) -> None:
@@ -157,7 +159,7 @@ def test_the_flow_of_rows_runs_on_the_kind_that_it_asks_for(
 ) -> None:
     assert in_words(two_kinds.gpu_kinds) == "1 x A100 on 1 node, 1 x H100 on 1 node"
     stages = laid_out(tmp_path, two_kinds)
-    assert (stages.gpus.name, stages.gpus.idle_text) == ("H100", "1 x A100 on 1 node")
+    assert (stages.gpus.name, in_words(stages.gpus.idle)) == ("H100", "1 x A100 on 1 node")
     alone = {"calls_at_once": 1, "largest": 1}
     pools = {
         "prepare_pool": replace(stages.prepare_pool, **alone),

@@ -7,12 +7,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from segmint.infra.errors import UsageError
+from segmint.infra.storage.storage import Storage
 from segmint.pipeline.engine.evaluate.points import Groups, check_groups, read_groups
-from tests.support.locations import location_of
 
 
 def read(file: Path | str) -> Groups:
-    return read_groups(str(file), lambda name: location_of(Path(name)))
+    return read_groups(str(file), Storage())
 
 
 def row(image_id: str, mask: int = 7, group: str | None = None) -> dict[str, object]:

@@ -144,5 +144,5 @@ def test_a_state_that_does_not_fit_changes_no_weight(tmp_path: Path) -> None:
     before = detector.weight.item()
     run = SimpleNamespace(fingerprint="run")
     optimizer = torch.optim.SGD(detector.parameters(), lr=0.1)
-    assert objects.restore(folder, run, detector, optimizer, SimpleNamespace(), SimpleNamespace()) == 0
+    assert objects.restore(folder, run, detector, optimizer, SimpleNamespace()) == 0
     assert detector.weight.item() == before != other.weight.item()

@@ -116,7 +116,7 @@ def test_masks_and_images_that_cannot_be_read_are_left_out_once(trainable, tmp_p
     assert dict(skipped.counts) == {"masks that cannot be decoded": 1, "damaged images": 1}
     later = SkippedImages()  # of the next start of the run
     again = TrainingImageReader(found.images, 256, 0.5, later)
-    again.recall(skipped.listed)
+    again.recall(skipped.listed, skipped.counts)
     assert again.read(drawn(1, 0)).masks.numbers == [8]
     assert again.read(drawn(2, 1)) is None
     assert (later.counts, later.listed) == (skipped.counts, skipped.listed)

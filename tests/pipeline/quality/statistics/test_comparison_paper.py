@@ -7,7 +7,7 @@ from segmint.pipeline.quality.statistics.comparison import MASKS_PER_IMAGE, PAPE
 
 
 def test_shares_add_up_and_groups_are_ours() -> None:
-    regions, income = PAPER.geography.regions, PAPER.geography.income
+    regions, income = PAPER.regions, PAPER.income
     assert tuple(row.name for row in regions) == REGIONS
     assert tuple(row.name for row in income) == INCOMES
     assert sum(row.share for row in regions) == pytest.approx(1, abs=0.002)
