@@ -10,7 +10,6 @@ don't cover `id.json`.
 Handle that writers use to share a dataset: its location and the facts that no writer changes.
 """
 
-import hashlib
 import json
 import os
 import re
@@ -38,6 +37,7 @@ from segmint.catalogs.layout import (
     canonical_json,
     fingerprint,
     is_known,
+    json_sha256,
     parse_part_reservation_name,
     part_reservation_name,
     wrong_fields,
@@ -115,7 +115,7 @@ class AppliedSegmenter(Frozen):
     @property
     def sha256(self) -> str:
         """Hash of the identity, which is the column `model` of its masks."""
-        return hashlib.sha256(canonical_json(self.identity)).hexdigest()
+        return json_sha256(self.identity)
 
 
 _OMITTED = ("lineage", "segmenter", "adding", "applied", "applied_columns")
@@ -188,7 +188,7 @@ class DatasetManifest(Frozen):
     @property
     def build_sha256(self) -> str:
         """Hash of the configuration, policy date, weights, and shard size. Each commit records this hash."""
-        return hashlib.sha256(canonical_json(self.model_dump(mode="json", include=set(_BUILD_FIELDS)))).hexdigest()
+        return json_sha256(self.model_dump(mode="json", include=set(_BUILD_FIELDS)))
 
     @property
     def numerics_fingerprint(self) -> str:

@@ -27,7 +27,7 @@ from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationE
 
 from segmint.catalogs.dataset.tombstones import read_tombstones, removed_images
 from segmint.catalogs.frozen import Frozen
-from segmint.catalogs.layout import MOST_PIXELS, canonical_json, wrong_fields
+from segmint.catalogs.layout import MOST_PIXELS, canonical_json, json_sha256, wrong_fields
 from segmint.infra.arrays import Ints, Size
 from segmint.infra.errors import SegmintError, UsageError
 from segmint.infra.stopping import map_ahead
@@ -574,7 +574,7 @@ def base_digest(jpeg: bytes, masks: Sequence[Mapping[str, Any]]) -> str:
     """
     pairs = sorted((int(mask["annotation_id"]), str(mask["segmentation"]["counts"])) for mask in masks)
     value = {"jpeg": hashlib.sha256(jpeg).hexdigest(), "masks": pairs}
-    return hashlib.sha256(canonical_json(value)).hexdigest()
+    return json_sha256(value)
 
 
 Merged = Mapping[str, Any] | None

@@ -40,7 +40,7 @@ from pydantic import ValidationError
 from segmint.catalogs.dataset.manifest import ModelTerms
 from segmint.catalogs.dataset.mask_labels import MASK_LABEL
 from segmint.catalogs.findings import is_custom_reason
-from segmint.catalogs.layout import canonical_json, wrong_fields
+from segmint.catalogs.layout import json_sha256, wrong_fields
 from segmint.catalogs.lineage import STAGE_PREFIX, StageColumn
 from segmint.infra.arrays import Bools, Pixels
 from segmint.infra.errors import UsageError
@@ -276,7 +276,7 @@ class StageSpec:
     @property
     def sha256(self) -> str:
         """Hash of the stage's identity. For a segmenter, it takes the place of the hash of SAM's weights."""
-        return hashlib.sha256(canonical_json(self.identity)).hexdigest()
+        return json_sha256(self.identity)
 
     def start(self) -> StageCall:
         """Load the stage in this process and call it with its arguments.
@@ -306,7 +306,7 @@ def adding_models(identity: Mapping[str, Any]) -> frozenset[str]:
     for stage in identity.get("stages", {}).values():
         if "filters" in stage:
             spec = {name: value for name, value in stage.items() if name not in ("place", "after", "filters")}
-            models.append(hashlib.sha256(canonical_json(spec)).hexdigest())
+            models.append(json_sha256(spec))
     return frozenset(models)
 
 
