@@ -24,7 +24,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from segmint.catalogs.dataset.commits import CommitLog, reserved_in
 from segmint.catalogs.dataset.tombstones import Removals, read_removals
-from segmint.catalogs.frozen import Frozen
+from segmint.catalogs.frozen import ExactCount, Frozen, Sha256
 from segmint.catalogs.layout import (
     CATALOG,
     COMMITS,
@@ -81,10 +81,10 @@ class CatalogPart(Frozen):
     """
 
     path: str = Field(pattern=r"\A[ -~]*\z")  # characters that every store accepts
-    rows: int = Field(ge=0, lt=1 << 53)
+    rows: ExactCount
     sha256: str
     source_sha256: str
-    first_shard: int = Field(ge=0, lt=1 << 53)
+    first_shard: ExactCount
 
 
 class ModelWeights(Frozen):
@@ -99,7 +99,7 @@ class ModelTerms(Frozen):
 
     license: str | None = Field(default=None, min_length=1)
     terms: str | None = Field(default=None, min_length=1)
-    weights_sha256: str | None = Field(default=None, pattern=r"\A[0-9a-f]{64}\z")
+    weights_sha256: Sha256 | None = None
 
 
 class AppliedSegmenter(Frozen):

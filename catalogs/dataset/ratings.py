@@ -18,12 +18,14 @@ from segmint.catalogs.dataset.submissions import (
     MOST_MASKS,
     RATINGS,
     Annotator,
+    FileNumber,
+    ImageNumber,
     SavedRecord,
-    Sha256,
     parse_saved,
     put_saved,
     read_saved,
 )
+from segmint.catalogs.frozen import ExactCount, Sha256
 from segmint.infra.errors import SegmintError
 from segmint.infra.stopping import map_ahead
 from segmint.infra.storage.location import Location
@@ -71,9 +73,9 @@ class Rating(SavedRecord):
 
     format: Literal["segmint rating"] = "segmint rating"
     schema_version: Literal[1] = 1
-    image: Annotated[int, Field(ge=1, lt=1 << 53)]
-    mask: Annotated[int, Field(ge=0, lt=1 << 53)]  # annotation id
-    n: Annotated[int, Field(ge=1, lt=10**9)]
+    image: ImageNumber
+    mask: ExactCount  # annotation id
+    n: FileNumber
     counts_sha256: Sha256  # `counts_digest` of the mask that was shown
     rater: Annotator
     score: Annotated[int, Field(ge=LOWEST, le=HIGHEST)] | None

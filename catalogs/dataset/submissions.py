@@ -26,7 +26,7 @@ import numpy as np
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from segmint.catalogs.dataset.tombstones import read_tombstones, removed_images
-from segmint.catalogs.frozen import Frozen
+from segmint.catalogs.frozen import ExactCount, Frozen, Sha256
 from segmint.catalogs.layout import MOST_PIXELS, canonical_json, json_sha256, wrong_fields
 from segmint.infra.arrays import Ints, Size
 from segmint.infra.errors import SegmintError, UsageError
@@ -276,7 +276,6 @@ def _lines(text: str) -> str:
     return text
 
 
-Sha256 = Annotated[str, Field(pattern=r"\A[0-9a-f]{64}\z")]
 Annotator = Annotated[str, Field(max_length=_NAME_LENGTH), AfterValidator(_nonempty)]
 """Name that the annotator entered."""
 _Label = Annotated[str, Field(max_length=1000), AfterValidator(_printable)]
@@ -284,7 +283,11 @@ _Comment = Annotated[str, Field(min_length=1, max_length=2000), AfterValidator(_
 _Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 _Side = Annotated[int, Field(ge=1, le=65_535)]
 _Pixels = Annotated[float, Field(ge=0, le=65_535, allow_inf_nan=False)]
-_MaskId = Annotated[int, Field(ge=0, lt=1 << 53)]
+ImageNumber = Annotated[int, Field(ge=1, lt=1 << 53)]
+"""Number of an image, which is its ordinal + 1."""
+FileNumber = Annotated[int, Field(ge=1, lt=10**9)]
+"""Number of an annotation file among those of the same image and person."""
+_FormerMasks = Annotated[tuple["FormerMask", ...], Field(max_length=MOST_MASKS)]
 
 
 def check_name(text: str) -> str:
@@ -353,13 +356,13 @@ class SubmittedMask(_StrictRecord):
     seconds: _Seconds = 0.0
     label: _Label | None = None
     prompts: Annotated[tuple[Prompt, ...], Field(max_length=MOST_PROMPTS)] = ()
-    parent: _MaskId | None = None
+    parent: ExactCount | None = None
 
 
 class FormerMask(_StrictRecord):
     """Earlier state of a mask in the dataset that a submission replaces or deletes."""
 
-    id: _MaskId
+    id: ExactCount
     counts: str
 
 
@@ -371,9 +374,9 @@ class Submission(SavedRecord):
 
     format: Literal["segmint submission"] = "segmint submission"
     schema_version: Literal[1] = 1
-    image: Annotated[int, Field(ge=1, lt=1 << 53)]
+    image: ImageNumber
     assignment: Literal[0, 1] = 0
-    n: Annotated[int, Field(ge=1, lt=10**9)]
+    n: FileNumber
     base: Sha256  # `base_digest` of the image when the page was opened
     size: tuple[_Side, _Side]
     annotator: Annotator
@@ -384,8 +387,8 @@ class Submission(SavedRecord):
     flag: bool = False  # the annotator asks somebody to look at the image
     model: Sha256 | None = None  # of the weights that made the predictions
     masks: Annotated[tuple[SubmittedMask, ...], Field(max_length=MOST_MASKS)] = ()
-    replaced: Annotated[tuple[FormerMask, ...], Field(max_length=MOST_MASKS)] = ()
-    deleted: Annotated[tuple[FormerMask, ...], Field(max_length=MOST_MASKS)] = ()
+    replaced: _FormerMasks = ()
+    deleted: _FormerMasks = ()
 
     @classmethod
     def from_json(cls, data: bytes, where: str = "the submission") -> Self:
@@ -466,9 +469,9 @@ class Return(SavedRecord):
 
     format: Literal["segmint return"] = "segmint return"
     schema_version: Literal[1] = 1
-    image: Annotated[int, Field(ge=1, lt=1 << 53)]
+    image: ImageNumber
     assignment: Literal[0, 1]
-    n: Annotated[int, Field(ge=1, lt=10**9)]
+    n: FileNumber
     by: Annotator
     comment: _Comment
 

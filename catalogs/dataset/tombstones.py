@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from pydantic import Field, ValidationError
 
 from segmint.catalogs.dataset.commits import generations_of
-from segmint.catalogs.frozen import Frozen
+from segmint.catalogs.frozen import ExactCount, Frozen
 from segmint.catalogs.layout import (
     DamagedDatasetError,
     commit_name,
@@ -276,7 +276,7 @@ _ODD_URI = r"(?:^|[^:/])/\./|(?:^|/)\.\.?(?:/|$)|[^:]//|^/*//|/$|^[Ff][Ii][Ll][E
 class RemovedImage(Frozen):
     """Identifiers of a taken-down image in its dataset."""
 
-    ordinal: int = Field(ge=0, lt=1 << 53)
+    ordinal: ExactCount
     id: int = Field(ge=1, le=1 << 53)
     image_id: str
     uri: str

@@ -24,6 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from segmint.catalogs.dataset.regions import read_regions
 from segmint.catalogs.findings import Reason, RejectedError
+from segmint.catalogs.frozen import Sha256
 from segmint.infra.arrays import Pixels, Size
 from segmint.infra.assets import absolute_name, pinned, resolve
 from segmint.infra.errors import SegmintError, UsageError, last_line
@@ -510,7 +511,7 @@ class LeftAloneEntry(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    sha256: str = Field(pattern=r"\A[0-9a-f]{64}\z")  # of the photograph's bytes
+    sha256: Sha256  # of the photograph's bytes
     x: int = Field(ge=0)
     y: int = Field(ge=0)
     w: int = Field(ge=1)
