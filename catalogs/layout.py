@@ -142,9 +142,14 @@ def wrong_fields(error: "ValidationError") -> str:
     return "; ".join([*lines[:_SHOWN], *([f"and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else [])])
 
 
+def bytes_sha256(data: bytes) -> str:
+    """Return the SHA-256 of bytes, 64 hexadecimal digits."""
+    return hashlib.sha256(data).hexdigest()
+
+
 def json_sha256(value: Any) -> str:
     """Return the SHA-256 of a value's canonical JSON, 64 hexadecimal digits."""
-    return hashlib.sha256(canonical_json(value)).hexdigest()
+    return bytes_sha256(canonical_json(value))
 
 
 def fingerprint(value: Any) -> str:

@@ -24,7 +24,7 @@ from segmint.catalogs.dataset.manifest import DatasetManifest, load_manifest
 from segmint.catalogs.dataset.mask_labels import MASK_SAID, NO_LABEL, LabelsById, ShardLabels
 from segmint.catalogs.dataset.versions import Version, check_readable, find_version, manifest_of, read_commits
 from segmint.catalogs.layout import ADDED_COLUMNS, LEVELS, MOST_PIXELS, DamagedDatasetError, check_member
-from segmint.infra.arrays import Ints, Size
+from segmint.infra.arrays import Box, Ints, Size
 from segmint.infra.errors import SegmintError
 from segmint.infra.storage.errors import ObjectTooLargeError
 from segmint.infra.storage.location import Location
@@ -65,10 +65,10 @@ class MaskAnnotation:
     size: Size
     counts: str
     area: int
-    bbox: tuple[float, float, float, float]
+    bbox: Box
     predicted_iou: float | None
     stability_score: float | None
-    crop_box: tuple[float, float, float, float]
+    crop_box: Box
     point_coords: tuple[tuple[float, float], ...]
     output: int | None = None
     container: int | None = None

@@ -15,7 +15,6 @@ Each file is written once and never changed. If the image is taken down, its fil
 Validation of external masks' run lengths: COCO's compressed form, in the canonical encoding that segmint writes.
 """
 
-import hashlib
 import re
 import unicodedata
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
@@ -27,7 +26,7 @@ from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationE
 
 from segmint.catalogs.dataset.tombstones import read_tombstones, removed_images
 from segmint.catalogs.frozen import ExactCount, Frozen, Sha256
-from segmint.catalogs.layout import MOST_PIXELS, canonical_json, json_sha256, wrong_fields
+from segmint.catalogs.layout import MOST_PIXELS, bytes_sha256, canonical_json, json_sha256, wrong_fields
 from segmint.infra.arrays import Ints, Size
 from segmint.infra.errors import SegmintError, UsageError
 from segmint.infra.stopping import map_ahead
@@ -428,7 +427,7 @@ class Submission(SavedRecord):
     @property
     def sha256(self) -> str:
         """SHA-256 of the submission's file."""
-        return hashlib.sha256(self.to_json()).hexdigest()
+        return bytes_sha256(self.to_json())
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -576,7 +575,7 @@ def base_digest(jpeg: bytes, masks: Sequence[Mapping[str, Any]]) -> str:
     and the counts of its `segmentation`.
     """
     pairs = sorted((int(mask["annotation_id"]), str(mask["segmentation"]["counts"])) for mask in masks)
-    value = {"jpeg": hashlib.sha256(jpeg).hexdigest(), "masks": pairs}
+    value = {"jpeg": bytes_sha256(jpeg), "masks": pairs}
     return json_sha256(value)
 
 

@@ -30,6 +30,7 @@ from segmint.catalogs.findings import Code, Finding
 from segmint.catalogs.frozen import Frozen
 from segmint.catalogs.layout import (
     DamagedDatasetError,
+    bytes_sha256,
     canonical_json,
     commit_path,
     is_known,
@@ -420,7 +421,7 @@ def _recorded(dataset: Location, path: str, sha256: str) -> bytes:
         data = (dataset / path).read()
     except NotFoundError as error:
         raise DamagedDatasetError(f"{dataset / path} is gone since the version was recorded") from error
-    if hashlib.sha256(data).hexdigest() != sha256:
+    if bytes_sha256(data) != sha256:
         raise DamagedDatasetError(f"{dataset / path} was changed since the version was recorded")
     return data
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from segmint.infra.arrays import Bools, Bytes, Ints, Size
+from segmint.infra.arrays import Bools, Box, Bytes, Ints, Size
 
 # A count is written in groups of five bits, lowest bits first. The bit with value 32 means that another group follows.
 # In the last group, the bit with value 16 means that the number is negative. Adding 48 turns each group into a
@@ -252,9 +252,6 @@ def _column_runs(columns: Bools, origin: int, stride: int) -> tuple[Ints, Ints]:
     return positions[0::2], positions[1::2]
 
 
-XYWH = tuple[float, float, float, float]
-
-
 @dataclass(frozen=True)
 class MaskRecord:
     """Mask with the fields of an SA-1B annotation. All coordinates are in pixels of the frame.
@@ -274,10 +271,10 @@ class MaskRecord:
 
     segmentation: Rle
     area: int
-    bbox: XYWH = (0.0, 0.0, 0.0, 0.0)
+    bbox: Box = (0.0, 0.0, 0.0, 0.0)
     predicted_iou: float = 0.0
     stability_score: float = 0.0
-    crop_box: XYWH = (0.0, 0.0, 0.0, 0.0)
+    crop_box: Box = (0.0, 0.0, 0.0, 0.0)
     point_coords: tuple[float, float] = (0.0, 0.0)
     output: int | None = None
 

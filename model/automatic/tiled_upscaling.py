@@ -20,10 +20,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from segmint.infra.arrays import Ints
+from segmint.infra.arrays import Ints, PixelBox
 from segmint.model.automatic import mask_tiles
 from segmint.model.automatic.candidates import MaskPatch, stable_of_counts
-from segmint.model.automatic.crops import Box
 from segmint.model.automatic.mask_tiles import Strip, Taps, taps_of
 from segmint.model.automatic.proposals import BorderUpscaling, BoxedUpscaling, StableMasks, Upscaling, suits
 from segmint.model.device import HostTransfer, first_line, run_to_end
@@ -60,7 +59,7 @@ class MaskOutline:
 
     chunk: Tensor
     index: int
-    box: Box
+    box: PixelBox
 
 
 def upscaling_of(predictor: Predictor, embedding: Embedding) -> Upscaling[Any]:
@@ -175,7 +174,7 @@ def room_for(strips: Sequence[Strip]) -> int:
     return 4 * sum(strip.columns for strip in strips)
 
 
-def strips_of(boxes: Sequence[Box]) -> Iterator[tuple[int, list[Strip]]]:
+def strips_of(boxes: Sequence[PixelBox]) -> Iterator[tuple[int, list[Strip]]]:
     """Divide masks with these boxes into strips, and yield groups of strips to draw at once.
 
     Each group comes with the index of its first mask, and a strip's `mask` is relative to that index. A mask with a

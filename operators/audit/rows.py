@@ -18,7 +18,7 @@ import simplejpeg
 from segmint.catalogs.dataset.commits import PRIVACY_COUNTS, REJECTED, Commit
 from segmint.catalogs.dataset.tombstones import RemovedNames
 from segmint.catalogs.findings import Code, Finding, FindingLocation, Reason
-from segmint.catalogs.layout import ADDED_COLUMNS, MOST_MEMBER_BYTES, annotation_name, image_name
+from segmint.catalogs.layout import ADDED_COLUMNS, MOST_MEMBER_BYTES, annotation_name, bytes_sha256, image_name
 from segmint.catalogs.lineage import STAGE_PREFIX
 from segmint.catalogs.parquet import AMENDABLE
 from segmint.infra.arrays import Ints, Size
@@ -384,7 +384,7 @@ def audit_jpeg(
 
 
 def _other_release(data: bytes, row: Row, place: FindingLocation) -> Iterator[Finding]:
-    digest = hashlib.sha256(data).hexdigest()
+    digest = bytes_sha256(data)
     if digest != row["release_sha256"]:
         expected = f"SHA-256 {row['release_sha256']}, as in the image's row"
         yield place.finding(Code.OTHER_RELEASE, expected, digest, image_name(row["id"]))

@@ -19,9 +19,9 @@ import torch
 from pycocotools import mask as coco
 from torch import Tensor, nn
 
-from segmint.infra.arrays import Bools, Pixels
+from segmint.infra.arrays import Bools, PixelBox, Pixels
 from segmint.model.automatic.candidates import MaskPatch
-from segmint.model.automatic.crops import Box, box_of
+from segmint.model.automatic.crops import box_of
 from segmint.model.automatic.proposals import Upscaling
 from segmint.model.automatic.tiled_upscaling import upscaling_of
 from segmint.model.sam.load import Sam
@@ -178,7 +178,7 @@ class _TrueMask:
     def __init__(self, rle: CocoRle) -> None:
         self.pixels: Bools = np.ascontiguousarray(coco.decode(rle)).view(np.bool_)
         self.area = np.count_nonzero(self.pixels)
-        self.box: Box = box_of(self.pixels)
+        self.box: PixelBox = box_of(self.pixels)
 
     def iou(self, mask: MaskPatch) -> float:
         """Return the IoU with a predicted mask."""
