@@ -3,7 +3,7 @@
 import base64
 import io
 from dataclasses import dataclass, fields
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict
 
 import numpy as np
 
@@ -18,6 +18,13 @@ _MORE = 0x20
 _SIGN = 0x10
 _ASCII = 48
 _LAST_SYMBOL = 0x3F
+
+
+class CocoRle(TypedDict):
+    """A mask in pycocotools' format: `size` [height, width], and compressed run lengths `counts` that fill it."""
+
+    size: list[int]
+    counts: bytes
 
 
 @dataclass(frozen=True)
@@ -35,6 +42,10 @@ class Rle:
     def __repr__(self) -> str:
         start = self.counts if len(self.counts) <= 24 else f"{self.counts[:20]}…"
         return f"Rle(size={self.size}, counts={start!r}, {len(self.counts)} characters)"
+
+    def coco(self) -> CocoRle:
+        """Return the mask in pycocotools' format, which pycocotools doesn't check."""
+        return {"size": list(self.size), "counts": self.counts.encode("ascii")}
 
 
 def encode(mask: Bools) -> Rle:

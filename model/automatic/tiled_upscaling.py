@@ -91,10 +91,9 @@ class TiledUpscaling:
 
         `operations` defaults to the Triton kernels on CUDA if Triton is installed, and to torch operations otherwise.
         """
-        (height, width), (frame_height, frame_width) = embedding.input_size, embedding.frame_size
+        rows, columns = geometry.mask_axes(embedding.input_size, embedding.frame_size)
         device = embedding.features.device
-        self._rows = taps_of(*geometry.mask_axis(height, frame_height), device)
-        self._columns = taps_of(*geometry.mask_axis(width, frame_width), device)
+        self._rows, self._columns = taps_of(*rows, device), taps_of(*columns, device)
         self._operations = operations or (KERNELS if device.type == "cuda" else mask_tiles)
 
     def measure(self, logits: Tensor, offset: float, wanted: Tensor | None = None) -> Tensor:

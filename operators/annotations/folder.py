@@ -19,11 +19,11 @@ from segmint.infra.arrays import Bools, Size
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.errors import ObjectTooLargeError
 from segmint.infra.storage.location import Location
+from segmint.model.automatic.rle import CocoRle
 from segmint.operators.annotations.coco import fill_polygons, usable_polygons
 from segmint.operators.annotations.image import (
     AnnotatedImage,
     AnnotatedMask,
-    CocoRle,
     UnreadableMaskError,
     check_pixels,
     encode_mask,

@@ -23,11 +23,12 @@ from segmint.infra.arrays import Bools, PixelBox, Pixels
 from segmint.model.automatic.candidates import MaskPatch
 from segmint.model.automatic.crops import box_of
 from segmint.model.automatic.proposals import Upscaling
+from segmint.model.automatic.rle import CocoRle
 from segmint.model.automatic.tiled_upscaling import upscaling_of
 from segmint.model.sam.load import Sam
 from segmint.model.sam.predictor import Embedding, Predictor
 from segmint.model.training.sampling import draw_keys, highest_pixels
-from segmint.operators.annotations.image import CocoRle, encode_mask
+from segmint.operators.annotations.image import encode_mask
 from segmint.operators.evaluate.settings import FirstClick, PointsSettings, SeveralClicks
 
 
@@ -250,7 +251,7 @@ class _ClickedMask:
 
     def _encoded(self, mask: MaskPatch) -> CocoRle:
         height, width = self._truth.pixels.shape
-        return {"size": [height, width], "counts": mask.encode((height, width)).counts.encode("ascii")}
+        return mask.encode((height, width)).coco()
 
 
 def _click(predictor: Predictor, embedding: Embedding, masks: Sequence[_ClickedMask]) -> None:

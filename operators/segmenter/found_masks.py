@@ -228,6 +228,6 @@ def _mask_row(values: _MaskValues, code: rle.Rle, source: str) -> Row:
 def _measured(code: rle.Rle) -> Row:
     """Return the columns of a mask that follow from its pixels."""
     segmentation = {"size": list(code.size), "counts": code.counts}
-    encoded = {"size": list(code.size), "counts": code.counts.encode("ascii")}
+    encoded = code.coco()
     x, y, width, height = coco.toBbox(encoded).tolist()
     return {"segmentation": segmentation, "bbox": [x, y, width - 1, height - 1], "area": int(coco.area(encoded))}
