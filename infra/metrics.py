@@ -51,6 +51,19 @@ STAGE_SECONDS = Metric(
     ("stage",),
 )
 
+METRICS = (
+    IMAGES_WRITTEN,
+    MASKS_WRITTEN,
+    ROWS_REJECTED,
+    SHARDS_COMMITTED,
+    SHARDS_MISSING,
+    SHARDS_ON_HOLD,
+    DRIVER_MEMORY,
+    FAULTS,
+    STAGE_ROWS,
+    STAGE_SECONDS,
+)
+
 
 def resident_bytes() -> int:
     """Return the resident memory of this process in bytes. If the system doesn't report it, return the peak instead."""

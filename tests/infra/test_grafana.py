@@ -8,10 +8,9 @@ from typing import Any
 
 import pytest
 
-from segmint.infra import metrics
+from segmint.infra.metrics import METRICS
 from tests.support.metrics import exported_name
 
-METRICS = [each for each in vars(metrics).values() if isinstance(each, metrics.Metric)]
 FILE = Path(__file__).resolve().parents[2] / "infra" / "grafana" / "segmint.json"
 _NAME = re.compile(r"\bray_[a-z0-9_]+")
 
