@@ -4,6 +4,7 @@ import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from typing import Self
 
 from segmint.infra.errors import UsageError
 
@@ -11,80 +12,163 @@ EXAMPLES = 100
 """Maximum number of findings per code that are kept and listed. All findings are counted."""
 
 
-class Code(StrEnum):
-    """Short name of a problem. `SENTENCES` explains each code."""
+INTEGRITY = "integrity"
+"""Area of most codes."""
 
-    BAD_MANIFEST = "bad_manifest"
-    MISSING_CATALOG = "missing_catalog"
-    CATALOG_DIGEST = "catalog_digest"
-    CATALOG_ROWS = "catalog_rows"
-    BAD_COMMIT = "bad_commit"
-    NOT_COMMITTED = "not_committed"
-    UNKNOWN_SHARD = "unknown_shard"
-    WRONG_ORDINALS = "wrong_ordinals"
-    REPLACED_GENERATION = "replaced_generation"
-    OTHER_NUMERICS = "other_numerics"
-    OTHER_BUILD = "other_build"
-    BAD_COUNTS = "bad_counts"
-    MISSING_FILE = "missing_file"
-    FILE_SIZE = "file_size"
-    FILE_DIGEST = "file_digest"
-    LEFTOVER_FILE = "leftover_file"
-    STRAY_FILE = "stray_file"
-    BAD_TABLE = "bad_table"
-    TABLE_COUNTS = "table_counts"
-    ROW_IDENTITY = "row_identity"
-    OTHER_CATALOG_ROW = "other_catalog_row"
-    DUPLICATE_IMAGE = "duplicate_image"
-    MASK_COUNT = "mask_count"
-    UNKNOWN_REASON = "unknown_reason"
-    INCOMPLETE_REJECT = "incomplete_reject"
-    BAD_TOMBSTONE = "bad_tombstone"
-    BAD_VERSION = "bad_version"
-    UNLIKE_VERSION = "unlike_version"
-    BAD_INDEX = "bad_index"
-    STILL_THERE = "still_there"
-    BAD_SUBMISSION = "bad_submission"
-    OTHER_SUBMISSION = "other_submission"
-    BAD_RATING = "bad_rating"
-    BAD_TAR = "bad_tar"
-    TAR_MEMBERS = "tar_members"
-    OTHER_JSON = "other_json"
-    MISSING_PAIR = "missing_pair"
-    BAD_JSON = "bad_json"
-    BAD_JPEG = "bad_jpeg"
-    JPEG_SIZE = "jpeg_size"
-    JPEG_METADATA = "jpeg_metadata"
-    OTHER_RELEASE = "other_release"
-    BAD_RLE = "bad_rle"
-    RLE_SIZE = "rle_size"
-    MASK_AREA = "mask_area"
-    MASK_BOX = "mask_box"
-    MASK_PIXELS = "mask_pixels"
-    BOX_OUTSIDE = "box_outside"
-    CROP_OUTSIDE = "crop_outside"
-    POINT_OUTSIDE = "point_outside"
-    SCORE_RANGE = "score_range"
-    UNDER_THRESHOLD = "under_threshold"
-    UNKNOWN_SOURCE = "unknown_source"
-    UNKNOWN_PARENT = "unknown_parent"
-    BAD_LABEL = "bad_label"
-    BAD_CONTAINER = "bad_container"
-    BAD_SECONDS = "bad_seconds"
-    BAD_HASH = "bad_hash"
-    REDACTED_SHARE = "redacted_share"
-    REDACTION_ARTIFACT = "redaction_artifact"
-    LICENSE_NOT_ALLOWED = "license_not_allowed"
-    LICENSE_EXPIRED = "license_expired"
-    NOT_REDISTRIBUTABLE = "not_redistributable"
-    OPTED_OUT = "opted_out"
-    MISSING_ATTRIBUTION = "missing_attribution"
-    STILL_DETECTED = "still_detected"
-    GPS_POSITION = "gps_position"
-    OTHER_THUMBNAIL = "other_thumbnail"
-    REPEATED_SOURCE = "repeated_source"
-    SIMILAR_IMAGE = "similar_image"
-    SPLIT_LEAK = "split_leak"
+
+class Code(StrEnum):
+    """Short name of a problem, with a sentence that explains it and the area of an audit that reports it."""
+
+    sentence: str
+    area: str
+
+    def __new__(cls, name: str, sentence: str, area: str = INTEGRITY) -> Self:
+        code = str.__new__(cls, name)
+        code._value_, code.sentence, code.area = name, sentence, area
+        return code
+
+    BAD_MANIFEST = (
+        "bad_manifest",
+        "The manifest's hash or catalog parts are wrong, or it contradicts the previous generation.",
+    )
+    MISSING_CATALOG = ("missing_catalog", "A catalog part that the manifest lists is missing.")
+    CATALOG_DIGEST = ("catalog_digest", "A catalog part's bytes don't match the pinned SHA-256.")
+    CATALOG_ROWS = (
+        "catalog_rows",
+        "A catalog part isn't a catalog table, or its ordinals don't match the pinned ones.",
+    )
+    BAD_COMMIT = ("bad_commit", "A commit file is invalid: wrong JSON, fields, file names, or canonical form.")
+    NOT_COMMITTED = ("not_committed", "Shards have no commit (only checked with `--complete`).")
+    UNKNOWN_SHARD = ("unknown_shard", "A commit belongs to a shard that the dataset doesn't have.")
+    WRONG_ORDINALS = (
+        "wrong_ordinals",
+        "A commit's ordinals don't match its shard, so rows would be missing or duplicated.",
+    )
+    REPLACED_GENERATION = ("replaced_generation", "An older commit still exists next to the one that replaced it.")
+    OTHER_NUMERICS = ("other_numerics", "A shard was computed with different numerics than the dataset.")
+    OTHER_BUILD = (
+        "other_build",
+        "A shard was built with settings, weights, or a policy date other than those in `dataset.json`.",
+    )
+    BAD_COUNTS = (
+        "bad_counts",
+        "A commit's counts don't add up: rows = images + rejected, and rejected = the sum over reasons.",
+    )
+    MISSING_FILE = ("missing_file", "A file that a commit or an annotation file lists is missing.")
+    FILE_SIZE = ("file_size", "A file's size differs from its commit.")
+    FILE_DIGEST = ("file_digest", "A file's SHA-256 differs from its commit.")
+    LEFTOVER_FILE = (
+        "leftover_file",
+        "A killed process or a replaced commit left this file behind. A build deletes it.",
+    )
+    STRAY_FILE = ("stray_file", "The dataset contains a file or link that segmint didn't put there.")
+    BAD_TABLE = ("bad_table", "A table isn't readable as Parquet, or its columns, format, or image sizes are wrong.")
+    TABLE_COUNTS = ("table_counts", "A table's number of rows differs from its commit.")
+    ROW_IDENTITY = ("row_identity", "Ordinals or ids are missing, duplicated, out of order, or mismatched.")
+    OTHER_CATALOG_ROW = ("other_catalog_row", "A row contradicts the catalog's row with the same ordinal.")
+    DUPLICATE_IMAGE = ("duplicate_image", "An image was accepted although an earlier catalog row has its `image_id`.")
+    MASK_COUNT = ("mask_count", "An image's mask count differs from the mask table.")
+    UNKNOWN_REASON = ("unknown_reason", "A rejected row has an unknown reason, and no custom stage rejected it.")
+    INCOMPLETE_REJECT = ("incomplete_reject", "A rejected row lacks an image_id, uri, stage, or detail.")
+    BAD_TOMBSTONE = (
+        "bad_tombstone",
+        "A file in `tombstones/` or `fingerprints/` is unreadable, was changed, or is missing.",
+    )
+    BAD_VERSION = ("bad_version", "A recorded version was deleted or changed, or doesn't follow the one before it.")
+    UNLIKE_VERSION = (
+        "unlike_version",
+        "A manifest, commit, or tombstone of the last recorded version is missing or changed.",
+    )
+    BAD_INDEX = (
+        "bad_index",
+        "`shards.json` doesn't list the tars of the latest commits; the build command rewrites it.",
+    )
+    STILL_THERE = ("still_there", "A tombstone lists this row or its image's source, but some of its data remains.")
+    BAD_SUBMISSION = (
+        "bad_submission",
+        "A submission is unreadable or belongs to an unknown image, or an earlier one is missing.",
+    )
+    OTHER_SUBMISSION = (
+        "other_submission",
+        "The submission that was merged into an image's row is missing or differs from the row.",
+    )
+    BAD_RATING = ("bad_rating", "A rating is unreadable, or its mask never existed or has changed since.")
+    BAD_TAR = ("bad_tar", "A shard's tar can't be read to its end.")
+    TAR_MEMBERS = ("tar_members", "A tar doesn't contain the JPEG and JSON of each image in order of ids.")
+    OTHER_JSON = ("other_json", "An image's JSON differs from the tables.")
+    MISSING_PAIR = (
+        "missing_pair",
+        "In data that segmint didn't write, a JPEG has no JSON, or a JSON or label file has no image.",
+    )
+    BAD_JSON = ("bad_json", "In data that segmint didn't write, a JSON file or one of its images can't be read.")
+    BAD_JPEG = ("bad_jpeg", "An image can't be read, or can't be decoded to its end.")
+    JPEG_SIZE = ("jpeg_size", "An image's width or height differs from its row or its annotation file.")
+    JPEG_METADATA = (
+        "jpeg_metadata",
+        "An image contains EXIF, XMP, a profile, a comment, or other bytes around its picture.",
+    )
+    OTHER_RELEASE = ("other_release", "An intact JPEG's hashes differ from its image's `release_sha256` or `hashes`.")
+    BAD_RLE = ("bad_rle", "A mask's RLE or polygon is damaged or doesn't fit its size.")
+    RLE_SIZE = ("rle_size", "A mask's size differs from its image's.")
+    MASK_AREA = ("mask_area", "A mask's area differs from its row or is zero.")
+    MASK_BOX = ("mask_box", "A mask's box isn't the bounding box of its pixels.")
+    MASK_PIXELS = ("mask_pixels", "A decoded mask's area or box differs from its row.")
+    BOX_OUTSIDE = ("box_outside", "A box extends beyond its image or is empty.")
+    CROP_OUTSIDE = ("crop_outside", "A mask's crop extends beyond its image or is empty.")
+    POINT_OUTSIDE = ("point_outside", "A mask's prompt point is outside its crop or image.")
+    SCORE_RANGE = ("score_range", "A score isn't a number or is out of range.")
+    UNDER_THRESHOLD = ("under_threshold", "A score doesn't meet the threshold that the dataset was built with.")
+    UNKNOWN_SOURCE = ("unknown_source", "A mask's `source` isn't a known mask source.")
+    UNKNOWN_PARENT = ("unknown_parent", "A mask's `parent` isn't an earlier mask of its image.")
+    BAD_LABEL = (
+        "bad_label",
+        "A mask's label is unknown or lacks its source, or its `label_score` or `output` is invalid.",
+    )
+    BAD_CONTAINER = (
+        "bad_container",
+        "A mask's `container` isn't a larger mask of its image, or not the smallest that contains it.",
+    )
+    BAD_SECONDS = ("bad_seconds", "Annotators' seconds are negative, infinite, or not a number.")
+    BAD_HASH = ("bad_hash", "The hash of a submission, an imported file, or weights isn't a SHA-256.")
+    REDACTED_SHARE = (
+        "redacted_share",
+        "A redacted share of a mask or image, or a mask's redaction_iou, doesn't match the regions.",
+    )
+    REDACTION_ARTIFACT = (
+        "redaction_artifact",
+        "A mask traces a redacted region, although the configuration drops such masks.",
+    )
+    LICENSE_NOT_ALLOWED = ("license_not_allowed", "An image's license is missing or not allowed.", "licenses")
+    LICENSE_EXPIRED = ("license_expired", "An image's license has expired by the date of the audit.", "licenses")
+    NOT_REDISTRIBUTABLE = (
+        "not_redistributable",
+        "Redistribution is required but denied or unknown for an image.",
+        "licenses",
+    )
+    OPTED_OUT = ("opted_out", "An image is in the dataset although the catalog marks it as opted out.", "licenses")
+    MISSING_ATTRIBUTION = (
+        "missing_attribution",
+        "An image's license requires attribution, but its row doesn't credit anyone.",
+        "licenses",
+    )
+    STILL_DETECTED = ("still_detected", "A detector finds a face or plate outside the redacted regions.", "privacy")
+    GPS_POSITION = ("gps_position", "An image's metadata contains the position where it was taken.", "privacy")
+    OTHER_THUMBNAIL = (
+        "other_thumbnail",
+        "An image's file contains a thumbnail or a reduced copy that shows something else.",
+        "privacy",
+    )
+    REPEATED_SOURCE = ("repeated_source", "An image was made from the same bytes as an earlier one.", "duplicates")
+    SIMILAR_IMAGE = (
+        "similar_image",
+        "An image is a near-duplicate of an earlier one by perceptual hash.",
+        "duplicates",
+    )
+    SPLIT_LEAK = (
+        "split_leak",
+        "An image of a split is a copy or near-duplicate of one in another split.",
+        "duplicates",
+    )
 
 
 REPAIRABLE = frozenset(
@@ -98,97 +182,6 @@ REPAIRABLE = frozenset(
     }
 )
 """Damage that `segmint repair` may be able to restore."""
-
-SENTENCES = {
-    Code.BAD_MANIFEST: "The manifest's hash or catalog parts are wrong, or it contradicts the previous generation.",
-    Code.MISSING_CATALOG: "A catalog part that the manifest lists is missing.",
-    Code.CATALOG_DIGEST: "A catalog part's bytes don't match the pinned SHA-256.",
-    Code.CATALOG_ROWS: "A catalog part isn't a catalog table, or its ordinals don't match the pinned ones.",
-    Code.BAD_COMMIT: "A commit file is invalid: wrong JSON, fields, file names, or canonical form.",
-    Code.NOT_COMMITTED: "Shards have no commit (only checked with `--complete`).",
-    Code.UNKNOWN_SHARD: "A commit belongs to a shard that the dataset doesn't have.",
-    Code.WRONG_ORDINALS: "A commit's ordinals don't match its shard, so rows would be missing or duplicated.",
-    Code.REPLACED_GENERATION: "An older commit still exists next to the one that replaced it.",
-    Code.OTHER_NUMERICS: "A shard was computed with different numerics than the dataset.",
-    Code.OTHER_BUILD: "A shard was built with settings, weights, or a policy date other than those in `dataset.json`.",
-    Code.BAD_COUNTS: "A commit's counts don't add up: rows = images + rejected, and rejected = the sum over reasons.",
-    Code.MISSING_FILE: "A file that a commit or an annotation file lists is missing.",
-    Code.FILE_SIZE: "A file's size differs from its commit.",
-    Code.FILE_DIGEST: "A file's SHA-256 differs from its commit.",
-    Code.LEFTOVER_FILE: "A killed process or a replaced commit left this file behind. A build deletes it.",
-    Code.STRAY_FILE: "The dataset contains a file or link that segmint didn't put there.",
-    Code.BAD_TABLE: "A table isn't readable as Parquet, or its columns, format, or image sizes are wrong.",
-    Code.TABLE_COUNTS: "A table's number of rows differs from its commit.",
-    Code.ROW_IDENTITY: "Ordinals or ids are missing, duplicated, out of order, or mismatched.",
-    Code.OTHER_CATALOG_ROW: "A row contradicts the catalog's row with the same ordinal.",
-    Code.DUPLICATE_IMAGE: "An image was accepted although an earlier catalog row has its `image_id`.",
-    Code.MASK_COUNT: "An image's mask count differs from the mask table.",
-    Code.UNKNOWN_REASON: "A rejected row has an unknown reason, and no custom stage rejected it.",
-    Code.INCOMPLETE_REJECT: "A rejected row lacks an image_id, uri, stage, or detail.",
-    Code.BAD_TOMBSTONE: "A file in `tombstones/` or `fingerprints/` is unreadable, was changed, or is missing.",
-    Code.BAD_VERSION: "A recorded version was deleted or changed, or doesn't follow the one before it.",
-    Code.UNLIKE_VERSION: "A manifest, commit, or tombstone of the last recorded version is missing or changed.",
-    Code.BAD_INDEX: "`shards.json` doesn't list the tars of the latest commits; the build command rewrites it.",
-    Code.STILL_THERE: "A tombstone lists this row or its image's source, but some of its data remains.",
-    Code.BAD_SUBMISSION: "A submission is unreadable or belongs to an unknown image, or an earlier one is missing.",
-    Code.OTHER_SUBMISSION: "The submission that was merged into an image's row is missing or differs from the row.",
-    Code.BAD_RATING: "A rating is unreadable, or its mask never existed or has changed since.",
-    Code.BAD_TAR: "A shard's tar can't be read to its end.",
-    Code.TAR_MEMBERS: "A tar doesn't contain the JPEG and JSON of each image in order of ids.",
-    Code.OTHER_JSON: "An image's JSON differs from the tables.",
-    Code.MISSING_PAIR: "In data that segmint didn't write, a JPEG has no JSON, or a JSON or label file has no image.",
-    Code.BAD_JSON: "In data that segmint didn't write, a JSON file or one of its images can't be read.",
-    Code.BAD_JPEG: "An image can't be read, or can't be decoded to its end.",
-    Code.JPEG_SIZE: "An image's width or height differs from its row or its annotation file.",
-    Code.JPEG_METADATA: "An image contains EXIF, XMP, a profile, a comment, or other bytes around its picture.",
-    Code.OTHER_RELEASE: "An intact JPEG's hashes differ from its image's `release_sha256` or `hashes`.",
-    Code.BAD_RLE: "A mask's RLE or polygon is damaged or doesn't fit its size.",
-    Code.RLE_SIZE: "A mask's size differs from its image's.",
-    Code.MASK_AREA: "A mask's area differs from its row or is zero.",
-    Code.MASK_BOX: "A mask's box isn't the bounding box of its pixels.",
-    Code.MASK_PIXELS: "A decoded mask's area or box differs from its row.",
-    Code.BOX_OUTSIDE: "A box extends beyond its image or is empty.",
-    Code.CROP_OUTSIDE: "A mask's crop extends beyond its image or is empty.",
-    Code.POINT_OUTSIDE: "A mask's prompt point is outside its crop or image.",
-    Code.SCORE_RANGE: "A score isn't a number or is out of range.",
-    Code.UNDER_THRESHOLD: "A score doesn't meet the threshold that the dataset was built with.",
-    Code.UNKNOWN_SOURCE: "A mask's `source` isn't a known mask source.",
-    Code.UNKNOWN_PARENT: "A mask's `parent` isn't an earlier mask of its image.",
-    Code.BAD_LABEL: "A mask's label is unknown or lacks its source, or its `label_score` or `output` is invalid.",
-    Code.BAD_CONTAINER: "A mask's `container` isn't a larger mask of its image, or not the smallest that contains it.",
-    Code.BAD_SECONDS: "Annotators' seconds are negative, infinite, or not a number.",
-    Code.BAD_HASH: "The hash of a submission, an imported file, or weights isn't a SHA-256.",
-    Code.REDACTED_SHARE: "A redacted share of a mask or image, or a mask's redaction_iou, doesn't match the regions.",
-    Code.REDACTION_ARTIFACT: "A mask traces a redacted region, although the configuration drops such masks.",
-    Code.LICENSE_NOT_ALLOWED: "An image's license is missing or not allowed.",
-    Code.LICENSE_EXPIRED: "An image's license has expired by the date of the audit.",
-    Code.NOT_REDISTRIBUTABLE: "Redistribution is required but denied or unknown for an image.",
-    Code.OPTED_OUT: "An image is in the dataset although the catalog marks it as opted out.",
-    Code.MISSING_ATTRIBUTION: "An image's license requires attribution, but its row doesn't credit anyone.",
-    Code.STILL_DETECTED: "A detector finds a face or plate outside the redacted regions.",
-    Code.GPS_POSITION: "An image's metadata contains the position where it was taken.",
-    Code.OTHER_THUMBNAIL: "An image's file contains a thumbnail or a reduced copy that shows something else.",
-    Code.REPEATED_SOURCE: "An image was made from the same bytes as an earlier one.",
-    Code.SIMILAR_IMAGE: "An image is a near-duplicate of an earlier one by perceptual hash.",
-    Code.SPLIT_LEAK: "An image of a split is a copy or near-duplicate of one in another split.",
-}
-"""Explanation of each code."""
-
-INTEGRITY = "integrity"
-AREAS = {
-    Code.LICENSE_NOT_ALLOWED: "licenses",
-    Code.LICENSE_EXPIRED: "licenses",
-    Code.NOT_REDISTRIBUTABLE: "licenses",
-    Code.OPTED_OUT: "licenses",
-    Code.MISSING_ATTRIBUTION: "licenses",
-    Code.STILL_DETECTED: "privacy",
-    Code.GPS_POSITION: "privacy",
-    Code.OTHER_THUMBNAIL: "privacy",
-    Code.REPEATED_SOURCE: "duplicates",
-    Code.SIMILAR_IMAGE: "duplicates",
-    Code.SPLIT_LEAK: "duplicates",
-}
-"""Areas of the codes that aren't about integrity."""
 
 
 @dataclass(frozen=True)
@@ -240,6 +233,14 @@ class FindingLocation:
         """
         where = ", ".join(filter(None, [self.part, where]))
         return Finding(code, self.file, str(expected), str(found), self.shard, where, self.image, mask)
+
+    def mask_finding(self, id: int, code: Code, expected: object, found: object) -> Finding:
+        """Create a finding about the mask `id`."""
+        return self.finding(code, expected, found, f"mask {id}", mask=id)
+
+    def image_finding(self, id: int, code: Code, expected: object, found: object) -> Finding:
+        """Create a finding about the image `id`."""
+        return self.of_image(id).finding(code, expected, found, f"id {id}")
 
 
 @dataclass(frozen=True)

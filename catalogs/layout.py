@@ -142,9 +142,19 @@ def wrong_fields(error: "ValidationError") -> str:
     return "; ".join([*lines[:_SHOWN], *([f"and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else [])])
 
 
+def bytes_sha256(data: bytes) -> str:
+    """Return the SHA-256 of bytes, 64 hexadecimal digits."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def json_sha256(value: Any) -> str:
+    """Return the SHA-256 of a value's canonical JSON, 64 hexadecimal digits."""
+    return bytes_sha256(canonical_json(value))
+
+
 def fingerprint(value: Any) -> str:
     """Return the first twelve hexadecimal digits of the SHA-256 of a value's canonical JSON."""
-    return hashlib.sha256(canonical_json(value)).hexdigest()[:DIGEST_DIGITS]
+    return json_sha256(value)[:DIGEST_DIGITS]
 
 
 def json_with_digest(value: Mapping[str, Any]) -> bytes:
@@ -273,11 +283,6 @@ def parse_part_reservation_name(name: str) -> int | None:
     """
     match = _PART_RESERVATION.fullmatch(name)
     return None if match is None else int(match["generation"])
-
-
-def config_sha256(config: Mapping[str, Any]) -> str:
-    """Return the SHA-256 of a configuration's identity keys, 64 hexadecimal digits."""
-    return hashlib.sha256(canonical_json(config)).hexdigest()
 
 
 def differing_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Self
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from segmint.catalogs.frozen import Frozen
+from segmint.catalogs.frozen import ExactCount, Frozen, Sha256
 from segmint.catalogs.layout import wrong_fields
 from segmint.infra.assets import ASSETS, is_web_address
 from segmint.infra.errors import SegmintError, UsageError
@@ -34,7 +34,6 @@ DIGITS = 12
 
 _MOST_BYTES = 64 << 20
 
-Sha256 = Annotated[str, Field(pattern=r"\A[0-9a-f]{64}\z")]
 Name = Annotated[str, Field(max_length=1000)]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 
@@ -54,9 +53,9 @@ class HeldOutScores(Frozen):
     too high, because the same images were used to choose the training step.
     """
 
-    images: Annotated[int, Field(ge=0, lt=1 << 53)]
-    measured: Annotated[int, Field(ge=0, lt=1 << 53)]
-    masks: Annotated[int, Field(ge=0, lt=1 << 53)]
+    images: ExactCount
+    measured: ExactCount
+    masks: ExactCount
     before: Share
     after: Share
     oracle_before: Share
@@ -258,7 +257,7 @@ class AppliedColumn(StageColumn):
     stage: str
     version: str
     arguments: dict[str, Any]
-    sha256: str = Field(pattern=r"\A[0-9a-f]{64}\z")
+    sha256: Sha256
     removed: bool = False
 
     @model_validator(mode="after")

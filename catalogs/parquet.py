@@ -113,22 +113,22 @@ If both are 1, coordinates are shares of the image's sides. Whether a struct is 
 
 SOURCE = pa.schema(
     [
-        pa.field("uri", pa.string()),  # URI of the image, absolute or relative to the catalog
-        pa.field("license", pa.string()),  # an SPDX identifier or LicenseRef-…; empty means missing
-        pa.field("image_id", pa.string()),  # the catalog's name for the image; absent: the uri as written
-        pa.field("sha256", pa.string()),  # of the image's bytes, 64 hexadecimal digits
-        pa.field("attribution", pa.string()),  # the credit that the license requires
-        pa.field("provider", pa.string()),  # who supplied the image
-        pa.field("source_url", pa.string()),  # the page that the image came from
-        pa.field("redistributable", pa.bool_()),  # absent means unknown
-        pa.field("valid_until", pa.date32()),  # the last day on which the license is valid
-        pa.field("country", pa.string()),  # ISO 3166 alpha-2, uppercase
-        pa.field("opt_out", pa.bool_()),  # true if the rights holder forbids training; absent means unknown
-        pa.field("caption", pa.string()),  # for readers of the catalog; never written to a dataset
-        pa.field("refused_reason", pa.string()),  # reason for rejecting the image, one of `CURATE_REASONS`; else empty
-        pa.field("refused_detail", pa.string()),  # one sentence on what was found
-        pa.field("license_asserted", pa.string()),  # who asserted the license, and when; empty: the image states it
-        pa.field("prompts", PROMPTS),  # boxes and points from which a segmenter makes the image's masks
+        ("uri", pa.string()),  # URI of the image, absolute or relative to the catalog
+        ("license", pa.string()),  # an SPDX identifier or LicenseRef-…; empty means missing
+        ("image_id", pa.string()),  # the catalog's name for the image; absent: the uri as written
+        ("sha256", pa.string()),  # of the image's bytes, 64 hexadecimal digits
+        ("attribution", pa.string()),  # the credit that the license requires
+        ("provider", pa.string()),  # who supplied the image
+        ("source_url", pa.string()),  # the page that the image came from
+        ("redistributable", pa.bool_()),  # absent means unknown
+        ("valid_until", pa.date32()),  # the last day on which the license is valid
+        ("country", pa.string()),  # ISO 3166 alpha-2, uppercase
+        ("opt_out", pa.bool_()),  # true if the rights holder forbids training; absent means unknown
+        ("caption", pa.string()),  # for readers of the catalog; never written to a dataset
+        ("refused_reason", pa.string()),  # reason for rejecting the image, one of `CURATE_REASONS`; else empty
+        ("refused_detail", pa.string()),  # one sentence on what was found
+        ("license_asserted", pa.string()),  # who asserted the license, and when; empty: the image states it
+        ("prompts", PROMPTS),  # boxes and points from which a segmenter makes the image's masks
     ]
 )
 """Columns that a source catalog may contain, in any order. Other columns are ignored."""
@@ -148,15 +148,15 @@ NORMALIZED = pa.schema(
         pa.field("id", pa.int64(), nullable=False),  # ordinal + 1, the image's number in SA-1B's files
         pa.field("image_id", pa.string(), nullable=False),
         pa.field("uri", pa.string(), nullable=False),  # as written; may be relative to the source catalog
-        pa.field("license", pa.string()),  # null: missing
-        pa.field("attribution", pa.string()),
-        pa.field("provider", pa.string()),
-        pa.field("source_url", pa.string()),
-        pa.field("redistributable", pa.bool_()),  # null: unknown
-        pa.field("valid_until", pa.date32()),
-        pa.field("country", pa.string()),
-        pa.field("sha256", pa.string()),  # lowercase
-        pa.field("duplicate_of", pa.int64()),  # ordinal of the first row with this image_id; null for that row
+        ("license", pa.string()),  # null: missing
+        ("attribution", pa.string()),
+        ("provider", pa.string()),
+        ("source_url", pa.string()),
+        ("redistributable", pa.bool_()),  # null: unknown
+        ("valid_until", pa.date32()),
+        ("country", pa.string()),
+        ("sha256", pa.string()),  # lowercase
+        ("duplicate_of", pa.int64()),  # ordinal of the first row with this image_id; null for that row
     ]
 )
 """Schema of `catalog/part-N-<digest>.parquet`, which contains the rows of the source catalog in the same order."""
@@ -200,9 +200,9 @@ LEFT_ALONE = pa.struct([*REGION, ("decided_by", pa.string()), ("decided_on", pa.
 ADDED_IMAGES = pa.schema(
     [
         # Candidates that a second look didn't confirm, in pixels of the released image
-        pa.field("unconfirmed_detections", pa.list_(RESIDUAL)),
-        pa.field("left_alone", pa.list_(LEFT_ALONE)),  # detections that a person wanted left alone
-        pa.field("redacted_share", pa.float64()),  # share of the released image's pixels in `regions`, 0 to 1
+        ("unconfirmed_detections", pa.list_(RESIDUAL)),
+        ("left_alone", pa.list_(LEFT_ALONE)),  # detections that a person wanted left alone
+        ("redacted_share", pa.float64()),  # share of the released image's pixels in `regions`, 0 to 1
     ]
 )
 """Columns about redaction that `images` of format 3 lacks; see `segmint.catalogs.layout.ADDED_COLUMNS`."""

@@ -1,4 +1,4 @@
-"""Types of NumPy arrays, by their values, and of images and their sizes."""
+"""Types of NumPy arrays, by their values, and of images, their sizes, and boxes in them."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,3 +14,9 @@ Pixels = Bytes
 
 Size = tuple[int, int]
 """(height, width) in pixels."""
+
+Box = tuple[float, float, float, float]
+"""Four coordinates of a box in pixels, in the order that its user states."""
+
+PixelBox = tuple[int, int, int, int]
+"""`Box` in whole pixels."""

@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+_SHOWN = 10
+
 
 class SegmintError(Exception):
     """Error that the user must handle. It ends the command with exit code 3."""
@@ -19,11 +21,11 @@ class UnfinishedError(SegmintError):
     """Raised when a run stops early without losing anything. The same command resumes it. The exit code is 3."""
 
 
-def raise_problems(problems: Sequence[str], shown: int = 10) -> None:
-    """Raise `UsageError` if there are problems. The message lists the first `shown` and counts the rest."""
+def raise_problems(problems: Sequence[str]) -> None:
+    """Raise `UsageError` if there are problems. The message lists the first ten and counts the rest."""
     if problems:
-        more = [f"and {len(problems) - shown} more"] if len(problems) > shown else []
-        raise UsageError("\n  ".join(["nothing was changed:", *problems[:shown], *more]))
+        more = [f"and {len(problems) - _SHOWN} more"] if len(problems) > _SHOWN else []
+        raise UsageError("\n  ".join(["nothing was changed:", *problems[:_SHOWN], *more]))
 
 
 def last_line(error: BaseException) -> str:

@@ -22,6 +22,7 @@ MOST_COLUMNS = 80
 
 _TURNING = re.compile(f"[{TURNING}]")
 _COLORS = re.compile(r"\x1b\[[0-9;]*m")
+_SHOWN = 10
 _UNITS = ("bytes", "kB", "MB", "GB", "TB")
 
 
@@ -110,16 +111,16 @@ def listed(items: Iterable[object]) -> str:
     return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
-def some(texts: Sequence[str], shown: int = 10) -> str:
+def some(texts: Sequence[str], shown: int = _SHOWN) -> str:
     """Join the first `shown` texts, and say how many more there are: `a, b, and 3 more`."""
     more = f", and {len(texts) - shown:,} more" if len(texts) > shown else ""
     return ", ".join(texts[:shown]) + more
 
 
-def not_checked_lines(items: Sequence[object], shown: int = 10) -> list[str]:
-    """Return one line for each of the first `shown` items that couldn't be checked, and a line that counts the rest."""
-    more = [f"{len(items) - shown:,} more"] if len(items) > shown else []
-    return [f"not checked: {each}" for each in [*items[:shown], *more]]
+def not_checked_lines(items: Sequence[object]) -> list[str]:
+    """Return one line for each of the first ten items that couldn't be checked, and a line that counts the rest."""
+    more = [f"{len(items) - _SHOWN:,} more"] if len(items) > _SHOWN else []
+    return [f"not checked: {each}" for each in [*items[:_SHOWN], *more]]
 
 
 def without_controls(text: str) -> str:

@@ -345,15 +345,15 @@ PART_ROWS = 256
 FEATURES = pa.schema(
     [
         pa.field("ordinal", pa.int64(), nullable=False),
-        pa.field("unread", pa.string()),  # why there are no features: the verdict that a build may issue, or `SKIPPED`
-        pa.field("sha256", pa.binary(32)),  # hash of the image's bytes
-        pa.field("width", pa.int32()),  # pixels of the upright source
-        pa.field("height", pa.int32()),
-        pa.field("hashes", pa.list_(pa.uint64())),  # hashes of the image's views
-        pa.field("opt_out", pa.string()),  # a sentence on how the image's metadata forbids training
-        pa.field("scores", pa.list_(pa.float64())),  # in the order of the scorers
-        *(pa.field(name, pa.float64()) for name in MEASURES),
-        pa.field("thumbnail", pa.binary(64 * 64)),  # gray levels
+        ("unread", pa.string()),  # why there are no features: the verdict that a build may issue, or `SKIPPED`
+        ("sha256", pa.binary(32)),  # hash of the image's bytes
+        ("width", pa.int32()),  # pixels of the upright source
+        ("height", pa.int32()),
+        ("hashes", pa.list_(pa.uint64())),  # hashes of the image's views
+        ("opt_out", pa.string()),  # a sentence on how the image's metadata forbids training
+        ("scores", pa.list_(pa.float64())),  # in the order of the scorers
+        *((name, pa.float64()) for name in MEASURES),
+        ("thumbnail", pa.binary(64 * 64)),  # gray levels
     ]
 )
 """Schema of a part. The part contains one row for each row of the catalog, in order."""
@@ -363,10 +363,10 @@ SKIPPED = "skipped"
 
 DONE = pa.schema(
     [
-        pa.field("first", pa.int64()),  # first ordinal of the part
-        pa.field("bytes", pa.int64()),  # number of bytes read
-        pa.field("fault", pa.string()),  # why the part wasn't put, or null
-        pa.field("suspect", pa.bool_()),  # true if the child died on an image: a fault, or a part for this run only
+        ("first", pa.int64()),  # first ordinal of the part
+        ("bytes", pa.int64()),  # number of bytes read
+        ("fault", pa.string()),  # why the part wasn't put, or null
+        ("suspect", pa.bool_()),  # true if the child died on an image: a fault, or a part for this run only
     ]
 )
 """Schema of the row that the actor returns for a part."""

@@ -108,7 +108,7 @@ def coverage(size: Size, all_counts: Sequence[str]) -> float:
     """Return the share of an image's pixels that at least one of its masks covers, 0 to 1."""
     if not all_counts:
         return 0.0
-    codes = [{"size": list(size), "counts": counts.encode("ascii")} for counts in all_counts]
+    codes = [rle.Rle(size, counts).coco() for counts in all_counts]
     return float(coco.area(coco.merge(codes))) / (size[0] * size[1])
 
 
@@ -174,8 +174,7 @@ def redaction_columns(row: Row, counts: Sequence[str]) -> tuple[list[float | Non
         return [None] * len(counts), [None] * len(counts)
     for code in counts if row["regions"] else ():
         rle.area(rle.Rle((row["height"], row["width"]), code))  # pycocotools trusts its input
-    source, size = (row["source_height"], row["source_width"]), (row["height"], row["width"])
-    found = redactions(row["regions"], source, size, counts)
+    found = redactions(row, counts)
     return found.share.tolist(), found.iou.tolist()
 
 

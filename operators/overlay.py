@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from segmint.infra.arrays import Bools, Pixels
+from segmint.infra.arrays import Bools, Box, Pixels
 from segmint.model.automatic.crops import box_of
 from segmint.model.automatic.rle import MaskRecord, decode
 
@@ -42,7 +42,7 @@ def draw_overlay(image: Pixels, records: Sequence[MaskRecord]) -> Pixels:
 def draw_prompts(
     image: Pixels,
     points: Sequence[tuple[float, float, int]] = (),
-    boxes: Sequence[tuple[float, float, float, float]] = (),
+    boxes: Sequence[Box] = (),
 ) -> Pixels:
     """Return a copy of `image` with prompts drawn on it.
 

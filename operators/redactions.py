@@ -11,7 +11,7 @@ region's box includes this band. The measures compare masks with the line halfwa
 import math
 import struct
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -20,7 +20,7 @@ from pycocotools import mask as coco
 
 from segmint.catalogs.parquet import Row
 from segmint.infra.arrays import Bools, Floats, Size
-from segmint.model.automatic.rle import encode_patch
+from segmint.model.automatic.rle import Rle, encode_patch
 
 MANUAL = "manual"
 """`source` of a region that a person requested."""
@@ -60,31 +60,24 @@ class RedactionOutline(NamedTuple):
     mask: Bools
 
 
-def redactions(
-    regions: Iterable[Mapping[str, Any]],
-    source_size: Size,
-    size: Size,
-    counts: Sequence[str],
-) -> Redactions:
+def redactions(row: Mapping[str, Any], counts: Sequence[str]) -> Redactions:
     """Measure how much the masks of an image overlap its redacted regions.
 
     Args:
-        regions: values of `segmint.operators.rows.REGION`, in pixels of the upright source.
-        source_size: (height, width) of the upright source.
-        size: (height, width) of the released image.
+        row: the image's regions and sizes, as in `segmint.operators.rows.IMAGES`.
         counts: COCO's compressed run lengths of each mask, over the released image. They must be valid because
             pycocotools trusts its input.
     """
     none = Redactions(np.zeros(len(counts)), np.zeros(len(counts)))
     if not counts:
         return none
-    outlines = (outline(region, source_size, size) for region in regions)
-    codes = [_encoded(found, size) for found in outlines if found.mask.any()]
+    size = row["height"], row["width"]
+    codes = [encode_patch(mask, (x, y), size).coco() for x, y, mask in _outlines(row) if mask.any()]
     if not codes:
         return none
     from pycocotools import mask as coco  # imported here because the sandboxed child needs only this module's constants
 
-    masks = [{"size": list(size), "counts": code.encode("ascii")} for code in counts]
+    masks = [Rle(size, code).coco() for code in counts]
     # For a "crowd", pycocotools divides the intersection by the mask's area. Treat the union of all regions as a crowd.
     is_crowd = [0] * len(codes) + [1]
     ious = np.asarray(coco.iou(masks, [*codes, coco.merge(codes)], is_crowd), np.float64)
@@ -100,12 +93,15 @@ def redacted_share(row: Row) -> float:
     """
     if not row["regions"]:
         return 0.0
-    size = row["height"], row["width"]
-    covered = np.zeros(size, np.bool_)
-    for region in row["regions"]:
-        x, y, mask = outline(region, (row["source_height"], row["source_width"]), size)
+    covered = np.zeros((row["height"], row["width"]), np.bool_)
+    for x, y, mask in _outlines(row):
         covered[y : y + mask.shape[0], x : x + mask.shape[1]] |= mask
     return float(covered.mean())
+
+
+def _outlines(row: Mapping[str, Any]) -> Iterator[RedactionOutline]:
+    source_size, size = (row["source_height"], row["source_width"]), (row["height"], row["width"])
+    return (outline(region, source_size, size) for region in row["regions"])
 
 
 def outline(region: Mapping[str, Any], source_size: Size, size: Size) -> RedactionOutline:
@@ -164,11 +160,6 @@ def _distances(start: int, length: int, inset: float, source: int, released: int
     end = max(min(-(-(start + length) * released // source), released), first)
     centers = (np.arange(first, end) + 0.5) * source / released
     return first, (centers - (start + length / 2)) / (max(length, 1) / 2 - inset)
-
-
-def _encoded(found: RedactionOutline, size: Size) -> dict[str, Any]:
-    code = encode_patch(found.mask, (found.x, found.y), size)
-    return {"size": list(code.size), "counts": code.counts.encode("ascii")}
 
 
 _MOST = 100_000  # maximum boxes, items, and extents that are read
@@ -309,7 +300,7 @@ def find_containers(size: Size, counts: Sequence[str]) -> list[int | None]:
         counts: COCO's compressed run lengths of each mask. They must be valid because pycocotools trusts its input.
     """
     found: list[int | None] = [None] * len(counts)
-    codes = np.array([{"size": list(size), "counts": each.encode("ascii")} for each in counts], object)
+    codes = np.array([Rle(size, each).coco() for each in counts], object)
     parts = [slice(start, start + AT_ONCE) for start in range(0, len(counts), AT_ONCE)]
     areas = np.concatenate([np.zeros(0, np.int64), *(coco.area(codes[part].tolist()) for part in parts)])
     order = np.lexsort((-np.arange(len(areas)), areas))  # smallest first

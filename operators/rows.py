@@ -145,10 +145,10 @@ def judged(row: Row, stage: str, process: Callable[[], Row]) -> Row:
 
 VERDICT = pa.schema(
     [
-        pa.field("stage", pa.string()),  # the stage that rejected the image, or null
-        pa.field("reason", pa.string()),  # a `segmint.catalogs.findings.Reason`, or null
-        pa.field("detail", pa.string()),  # a sentence with what was found and expected, or null
-        pa.field("fault", pa.string()),  # what prevented a verdict on the row, or null
+        ("stage", pa.string()),  # the stage that rejected the image, or null
+        ("reason", pa.string()),  # a `segmint.catalogs.findings.Reason`, or null
+        ("detail", pa.string()),  # a sentence with what was found and expected, or null
+        ("fault", pa.string()),  # what prevented a verdict on the row, or null
     ]
 )
 """Columns that rows carry through every stage, after the stage's own columns."""
@@ -162,18 +162,18 @@ def with_fields(schema: pa.Schema, fields: list[pa.Field], without: frozenset[st
 
 
 _RELEASED = [
-    pa.field("source_sha256", pa.string()),  # hash of the bytes that were read, in lower case
-    pa.field("pixels_sha256", pa.string()),  # hash of the upright decoded source and the decoders' versions
-    pa.field("release_sha256", pa.string()),  # hash of the released JPEG
-    pa.field("hashes", pa.list_(pa.uint64())),  # perceptual hashes; see `segmint.operators.similar.near`
-    pa.field("source_width", pa.int32()),  # pixels of the upright source
-    pa.field("source_height", pa.int32()),
-    pa.field("width", pa.int32()),  # pixels of the released image: the frame of all coordinates
-    pa.field("height", pa.int32()),
-    pa.field("faces", pa.int32()),  # number of `regions` of this kind
-    pa.field("plates", pa.int32()),
-    pa.field("regions", pa.list_(REGION)),  # redacted regions, in pixels of the upright source
-    pa.field("residual_detections", pa.list_(RESIDUAL)),
+    ("source_sha256", pa.string()),  # hash of the bytes that were read, in lower case
+    ("pixels_sha256", pa.string()),  # hash of the upright decoded source and the decoders' versions
+    ("release_sha256", pa.string()),  # hash of the released JPEG
+    ("hashes", pa.list_(pa.uint64())),  # perceptual hashes; see `segmint.operators.similar.near`
+    ("source_width", pa.int32()),  # pixels of the upright source
+    ("source_height", pa.int32()),
+    ("width", pa.int32()),  # pixels of the released image: the frame of all coordinates
+    ("height", pa.int32()),
+    ("faces", pa.int32()),  # number of `regions` of this kind
+    ("plates", pa.int32()),
+    ("regions", pa.list_(REGION)),  # redacted regions, in pixels of the upright source
+    ("residual_detections", pa.list_(RESIDUAL)),
     *ADDED_IMAGES,
 ]
 """Columns that describe a released image, without its bytes."""
@@ -182,29 +182,29 @@ PREPARED = with_fields(
     NORMALIZED,
     [
         *_RELEASED,
-        pa.field("release", pa.large_binary()),  # the released JPEG as written
-        pa.field("original", pa.large_binary()),  # the de-identified source as JPEG, if crops need it
+        ("release", pa.large_binary()),  # the released JPEG as written
+        ("original", pa.large_binary()),  # the de-identified source as JPEG, if crops need it
     ],
 )
 """Rows after `prepare`: rows of the normalized catalog, each with a released image or a verdict."""
 
-PROMPTED = with_fields(PREPARED, [pa.field("prompts", pa.list_(PROMPT))])
+PROMPTED = with_fields(PREPARED, [("prompts", pa.list_(PROMPT))])
 """Rows after `prepare` in a build that needs prompts, which are then in pixels of the released image."""
 
 MASK = pa.struct(
     [
         # COCO run-length encoding of the mask in the released image's frame: [height, width] and ASCII counts
-        pa.field(
+        (
             "segmentation",
-            pa.struct([pa.field("size", pa.list_(pa.int32())), pa.field("counts", pa.string())]),
+            pa.struct([("size", pa.list_(pa.int32())), ("counts", pa.string())]),
         ),
-        pa.field("bbox", pa.list_(pa.float64())),  # [x, y, w, h], pixels of the released image, w = x1 - x0
-        pa.field("area", pa.int64()),  # pixels of the mask
-        pa.field("predicted_iou", pa.float64()),  # the model's own estimate of the mask's quality
-        pa.field("stability_score", pa.float64()),  # IoU of the masks at two thresholds
-        pa.field("crop_box", pa.list_(pa.float64())),  # [x, y, w, h] of the crop that the mask was made from
-        pa.field("point_coords", pa.list_(pa.list_(pa.float64()))),  # the prompt: [[x, y]]
-        pa.field("output", pa.int8()),  # index (0 to 2) of the decoder's output that produced it; null: unknown
+        ("bbox", pa.list_(pa.float64())),  # [x, y, w, h], pixels of the released image, w = x1 - x0
+        ("area", pa.int64()),  # pixels of the mask
+        ("predicted_iou", pa.float64()),  # the model's own estimate of the mask's quality
+        ("stability_score", pa.float64()),  # IoU of the masks at two thresholds
+        ("crop_box", pa.list_(pa.float64())),  # [x, y, w, h] of the crop that the mask was made from
+        ("point_coords", pa.list_(pa.list_(pa.float64()))),  # the prompt: [[x, y]]
+        ("output", pa.int8()),  # index (0 to 2) of the decoder's output that produced it; null: unknown
     ]
 )
 """Type of a mask: the keys of SA-1B's annotations, except the id, which is computed from the position, and `output`."""
@@ -227,40 +227,42 @@ PERSON = "person"
 IMPORT = "import"
 """`label_source` of a label from an imported file."""
 
-MASK_ORIGIN = [
-    pa.field("label", pa.string()),  # what the mask shows; null: unknown
-    pa.field("label_score", pa.float64()),  # the labeling model's score; null if a person or an import set the label
-    pa.field("label_source", pa.string()),  # who set the label: person, import, or model:<SHA-256 of the weights>
-    pa.field("container", pa.int64()),  # annotation_id of the mask that contains it; null: none, or unknown
-    pa.field("source", pa.string()),  # one of `SOURCES`
-    pa.field("annotator", pa.string()),  # the name that the annotator gave
-    pa.field("seconds", pa.float64()),  # seconds of active work on this mask
-    # The prompts in order: kind is point, box, mask, or text; x, y, w, h are pixels of the released image; label is 1
-    # for a point inside the mask and 0 for one outside; clip_sha256 is of the CLIP that embedded a text (up to 0.3)
-    pa.field(
-        "prompts",
-        pa.list_(
-            pa.struct(
-                [
-                    ("kind", pa.string()),
-                    ("x", pa.float64()),
-                    ("y", pa.float64()),
-                    ("w", pa.float64()),
-                    ("h", pa.float64()),
-                    ("label", pa.int32()),
-                    ("text", pa.string()),
-                    ("clip_sha256", pa.string()),
-                ]
-            )
+MASK_ORIGIN = pa.schema(
+    [
+        ("label", pa.string()),  # what the mask shows; null: unknown
+        ("label_score", pa.float64()),  # the labeling model's score; null if a person or an import set the label
+        ("label_source", pa.string()),  # who set the label: person, import, or model:<SHA-256 of the weights>
+        ("container", pa.int64()),  # annotation_id of the mask that contains it; null: none, or unknown
+        ("source", pa.string()),  # one of `SOURCES`
+        ("annotator", pa.string()),  # the name that the annotator gave
+        ("seconds", pa.float64()),  # seconds of active work on this mask
+        # The prompts in order: kind is point, box, mask, or text; x, y, w, h: pixels of the released image; label is 1
+        # for a point inside the mask and 0 for one outside; clip_sha256 is of the CLIP that embedded a text (up to 0.3)
+        (
+            "prompts",
+            pa.list_(
+                pa.struct(
+                    [
+                        ("kind", pa.string()),
+                        ("x", pa.float64()),
+                        ("y", pa.float64()),
+                        ("w", pa.float64()),
+                        ("h", pa.float64()),
+                        ("label", pa.int32()),
+                        ("text", pa.string()),
+                        ("clip_sha256", pa.string()),
+                    ]
+                )
+            ),
         ),
-    ),
-    pa.field("parent", pa.int64()),  # annotation_id of the mask that it was made from
-    pa.field("origin", pa.struct([("sha256", pa.string()), ("license", pa.string())])),  # an imported mask's file
-    # SHA-256 of the predicting weights, or of the stage or applied segmenter that added the mask; null: the manifest's
-    pa.field("model", pa.string()),
-    pa.field("redacted_share", pa.float64()),  # share of the mask's pixels inside redacted regions, 0 to 1
-    pa.field("redaction_iou", pa.float64()),  # highest IoU of the mask with a redacted region, 0 to 1
-]
+        ("parent", pa.int64()),  # annotation_id of the mask that it was made from
+        ("origin", pa.struct([("sha256", pa.string()), ("license", pa.string())])),  # an imported mask's file
+        # SHA-256 of the predicting weights, or of the stage or applied segmenter that added the mask; null: manifest's
+        ("model", pa.string()),
+        ("redacted_share", pa.float64()),  # share of the mask's pixels inside redacted regions, 0 to 1
+        ("redaction_iou", pa.float64()),  # highest IoU of the mask with a redacted region, 0 to 1
+    ]
+)
 """Columns about the origin of a mask. All of them may be null."""
 
 SAID = ("label", "label_score", "label_source", "prompts", "model")
@@ -295,34 +297,36 @@ FUNNEL_STEPS = (
 )
 """Names of the counts that mask generation records."""
 
-FUNNEL = pa.struct([pa.field(step, pa.int64()) for step in FUNNEL_STEPS])
+FUNNEL = pa.struct([(step, pa.int64()) for step in FUNNEL_STEPS])
 """Number of masks that remain after each step of automatic mask generation (see `segmint.model.automatic`)."""
 
 SEGMENTED = with_fields(
     PREPARED,
-    [pa.field("masks", pa.list_(SEGMENTED_MASK)), pa.field("funnel", FUNNEL)],
+    [("masks", pa.list_(SEGMENTED_MASK)), ("funnel", FUNNEL)],
     without=frozenset({"original"}),
 )
 """Rows after `segment`: rows of `prepare` with the masks and the funnel, but without the original image."""
 
-MASK_STATISTICS = [
-    pa.field("relative_size", pa.float64()),  # sqrt(mask area / image area), 0 to 1
-    pa.field("concavity", pa.float64()),  # 1 - mask area / area of its convex hull, 0 to 1
-    pa.field("center_x", pa.float64()),  # x of the center of mass, as a share of the image's width, 0 to 1
-    pa.field("center_y", pa.float64()),  # y of the center of mass, as a share of the image's height, 0 to 1
-    pa.field("aspect_ratio", pa.float64()),  # width / height of the box around its pixels
-    pa.field("touches_border", pa.bool_()),  # true if a pixel lies in the image's first or last row or column
-]
+MASK_STATISTICS = pa.schema(
+    [
+        ("relative_size", pa.float64()),  # sqrt(mask area / image area), 0 to 1
+        ("concavity", pa.float64()),  # 1 - mask area / area of its convex hull, 0 to 1
+        ("center_x", pa.float64()),  # x of the center of mass, as a share of the image's width, 0 to 1
+        ("center_y", pa.float64()),  # y of the center of mass, as a share of the image's height, 0 to 1
+        ("aspect_ratio", pa.float64()),  # width / height of the box around its pixels
+        ("touches_border", pa.bool_()),  # true if a pixel lies in the image's first or last row or column
+    ]
+)
 """Statistics that `describe` appends to each mask's struct."""
 
 STATISTICS = pa.struct(
     [
-        pa.field("mask_count", pa.int32()),
-        pa.field("coverage", pa.float64()),  # share of the image's pixels that lie in any mask, 0 to 1
-        pa.field("mean_predicted_iou", pa.float64()),  # the means are null if the image has no mask
-        pa.field("mean_stability_score", pa.float64()),
-        pa.field("mean_relative_size", pa.float64()),
-        pa.field("mean_concavity", pa.float64()),
+        ("mask_count", pa.int32()),
+        ("coverage", pa.float64()),  # share of the image's pixels that lie in any mask, 0 to 1
+        ("mean_predicted_iou", pa.float64()),  # the means are null if the image has no mask
+        ("mean_stability_score", pa.float64()),
+        ("mean_relative_size", pa.float64()),
+        ("mean_concavity", pa.float64()),
     ]
 )
 """Statistics that `describe` adds to an image."""
@@ -336,22 +340,24 @@ DESCRIBED_MASK = pa.struct([*MASK, *MASK_STATISTICS, *MASK_ORIGIN, MASK_INDEX])
 ANNOTATION_STAGE = "annotation_stage"
 """Name in rows for the column `stage` of `images`, because in rows, `stage` belongs to the verdict."""
 
-_ANNOTATION = [
-    # The annotator's submission that was merged into the image
-    pa.field("submission", pa.struct([("assignment", pa.int32()), ("n", pa.int32()), ("sha256", pa.string())])),
-    pa.field("annotator", pa.string()),  # the name that the annotator gave
-    pa.field("stage", pa.string()),  # stage of annotation: assisted or semi
-    pa.field("seconds", pa.float64()),  # seconds of active work on this image
-    pa.field("complete", pa.bool_()),  # true if the annotator confirmed that no mask is missing
-    pa.field("next_mask", pa.int64()),  # one more than the highest number that a mask of the image ever had
-    MASKS_MODEL,
-]
+_ANNOTATION = pa.schema(
+    [
+        # The annotator's submission that was merged into the image
+        ("submission", pa.struct([("assignment", pa.int32()), ("n", pa.int32()), ("sha256", pa.string())])),
+        ("annotator", pa.string()),  # the name that the annotator gave
+        ("stage", pa.string()),  # stage of annotation: assisted or semi
+        ("seconds", pa.float64()),  # seconds of active work on this image
+        ("complete", pa.bool_()),  # true if the annotator confirmed that no mask is missing
+        ("next_mask", pa.int64()),  # one more than the highest number that a mask of the image ever had
+        MASKS_MODEL,
+    ]
+)
 """Columns about later changes to an image's masks. All of them may be null."""
 
 DESCRIBED = with_fields(
     SEGMENTED.set(SEGMENTED.get_field_index("masks"), pa.field("masks", pa.list_(DESCRIBED_MASK))),
     [
-        pa.field("statistics", STATISTICS),
+        ("statistics", STATISTICS),
         *(field.with_name(ANNOTATION_STAGE) if field.name == "stage" else field for field in _ANNOTATION),
     ],
 )
@@ -366,16 +372,16 @@ _IDENTITY = [
 IMAGES = pa.schema(
     [
         *_IDENTITY,
-        pa.field("uri", pa.string()),  # as written in the catalog
-        pa.field("license", pa.string()),
-        pa.field("attribution", pa.string()),
-        pa.field("provider", pa.string()),
-        pa.field("source_url", pa.string()),
-        pa.field("country", pa.string()),
+        ("uri", pa.string()),  # as written in the catalog
+        ("license", pa.string()),
+        ("attribution", pa.string()),
+        ("provider", pa.string()),
+        ("source_url", pa.string()),
+        ("country", pa.string()),
         *_RELEASED,
-        pa.field("masks", pa.int32()),  # number of masks that were written
-        pa.field("funnel", FUNNEL),
-        pa.field("statistics", STATISTICS),
+        ("masks", pa.int32()),  # number of masks that were written
+        ("funnel", FUNNEL),
+        ("statistics", STATISTICS),
         *_ANNOTATION,
     ]
 )
@@ -389,10 +395,10 @@ MASKS = pa.schema(
 REJECTS = pa.schema(
     [
         *_IDENTITY,
-        pa.field("uri", pa.string()),
+        ("uri", pa.string()),
         pa.field("stage", pa.string(), nullable=False),
         pa.field("reason", pa.string(), nullable=False),
-        pa.field("detail", pa.string()),
+        ("detail", pa.string()),
     ]
 )
 """`rejects/*.parquet`: one row per rejected image."""

@@ -6,7 +6,6 @@ See the CLIP paper: Radford et al. 2021, arXiv 2103.00020. transformers is impor
 reads only safetensors files, runs no code from the folder, and doesn't use the network.
 """
 
-import hashlib
 import importlib.util
 import json
 import math
@@ -23,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from segmint.catalogs.dataset.mask_labels import MODEL, may_label
-from segmint.catalogs.layout import canonical_json
+from segmint.catalogs.layout import json_sha256
 from segmint.infra.arrays import Bools, Pixels
 from segmint.infra.assets import sha256_of
 from segmint.infra.errors import UsageError
@@ -109,7 +108,7 @@ class ClipFolder:
         files = [*weights, *path.glob("*.safetensors.index.json")]
         files += [path / name for name in (_CONFIG, _TOKENIZER, *_NORMALIZATION) if (path / name).is_file()]
         hashes = {file.name: sha256_of(file) for file in files}
-        return cls(path, hashlib.sha256(canonical_json(hashes)).hexdigest())
+        return cls(path, json_sha256(hashes))
 
     def load(self, device: str | torch.device = "cpu") -> "Clip":
         """Load the model in float32. Raise `UsageError` if the files don't contain a complete CLIP."""
@@ -292,7 +291,7 @@ class MaskLabels:
             raise UsageError("the vocabulary is empty or contains a blank label")
         if repeated := [label for label, count in Counter(vocabulary).items() if count > 1]:
             raise UsageError(f"the vocabulary contains {repeated[0]!r} more than once")
-        return hashlib.sha256(canonical_json([_BITS, files, list(vocabulary)])).hexdigest()
+        return json_sha256([_BITS, files, list(vocabulary)])
 
     def __init__(self, model: str, vocabulary: Sequence[str], device: str = "cpu") -> None:
         """Load CLIP from a folder, or a TorchScript module from a file, onto a torch device.

@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 from segmint.catalogs.dataset.commits import Commit, CommitLog, FileEntry
 from segmint.catalogs.dataset.manifest import DatasetManifest
 from segmint.catalogs.dataset.reading.torch_dataset import open_dataset
-from segmint.catalogs.layout import MANIFEST, annotation_name, config_sha256, data_path, image_name, part_path
+from segmint.catalogs.layout import MANIFEST, annotation_name, data_path, image_name, json_sha256, part_path
 from segmint.catalogs.parquet import NORMALIZED, table_bytes
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
@@ -75,7 +75,7 @@ class LargeDataset:
             "catalog": (manifest.catalog[0].model_copy(update=part),),
             "images_per_shard": self.images_per_shard,
             "config": config,
-            "config_sha256": config_sha256(config),
+            "config_sha256": json_sha256(config),
         }
         (self.folder / MANIFEST).write_bytes(manifest.model_copy(update=changes).to_json())
 

@@ -27,7 +27,7 @@ import pyarrow as pa  # noqa: E402
 
 from segmint.catalogs.dataset.commits import Commit, CommitLog, FileEntry  # noqa: E402
 from segmint.catalogs.dataset.manifest import CatalogPart, DatasetManifest, ModelWeights  # noqa: E402
-from segmint.catalogs.layout import MANIFEST, config_sha256, data_path, part_path  # noqa: E402
+from segmint.catalogs.layout import MANIFEST, data_path, json_sha256, part_path  # noqa: E402
 from segmint.catalogs.parquet import table_bytes  # noqa: E402
 from segmint.infra.storage.location import Location  # noqa: E402
 from segmint.infra.storage.storage import Storage  # noqa: E402
@@ -51,7 +51,7 @@ def begin(dataset: Location, shards: int) -> None:
     manifest = DatasetManifest(
         name="large",
         config={"images_per_shard": ROWS},
-        config_sha256=config_sha256({"images_per_shard": ROWS}),
+        config_sha256=json_sha256({"images_per_shard": ROWS}),
         numerics={"device": "cpu"},
         code_version="0",
         weights=ModelWeights(name="none", sha256="0" * 64),

@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from segmint.model.detectors.detection import Box, bounds
+from segmint.infra.arrays import Box
+from segmint.model.detectors.detection import bounds
 
 Kind = Literal["face", "plate"]
 Points = NDArray[np.float64]

@@ -15,7 +15,7 @@ from datetime import datetime
 from functools import cache
 from itertools import chain, groupby
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
@@ -73,8 +73,8 @@ _THREADS = 16
 class FileEntry:
     """Data file that a commit names: its path below the dataset, its size in bytes, and its SHA-256."""
 
-    path: str
-    size: int
+    path: Annotated[str, Field(pattern=r"\A[ -~]*\z")]  # characters that every store accepts
+    size: Annotated[int, Field(ge=0)]
     sha256: str
 
     @property
@@ -94,8 +94,8 @@ class Commit:
     and images of which a high share is redacted. `most_redacted` lists the ids and shares of the worst of these images.
     """
 
-    shard: int
-    generation: int
+    shard: Annotated[int, Field(ge=0)]
+    generation: Annotated[int, Field(ge=1)]
     ordinals: tuple[int, int]
     numerics: str
     build_sha256: str
@@ -122,11 +122,12 @@ class Commit:
     def from_json(cls, data: bytes, where: str = "a commit") -> "Commit":
         """Parse a commit's file. Raises `DamagedDatasetError`, which names `where`, if it isn't valid."""
         try:
-            value = _CommitFile.model_validate_json(data)
+            return _COMMIT.validate_json(data, strict=True)
         except ValidationError as error:
             raise DamagedDatasetError(f"{where} is not a commit: {wrong_fields(error)}") from error
-        files = tuple(FileEntry(**vars(entry)) for entry in value.files)
-        return cls(**{**vars(value), "files": files, "most_redacted": tuple(value.most_redacted)})
+
+
+_COMMIT = TypeAdapter(Commit)
 
 
 def worst(images: Iterable[tuple[int, float]]) -> tuple[tuple[int, float], ...]:
@@ -134,33 +135,10 @@ def worst(images: Iterable[tuple[int, float]]) -> tuple[tuple[int, float], ...]:
     return tuple(sorted(images, key=lambda image: (-image[1], image[0]))[:MOST_REDACTED])
 
 
-class _StrictModel(BaseModel):
-    """Model that ignores unknown fields and doesn't convert text to numbers."""
+class _ReservationFile(BaseModel):
+    """JSON content of a reservation's file, limited to the field that other processes need."""
 
     model_config = ConfigDict(strict=True, hide_input_in_errors=True)
-
-
-class _FileEntryModel(_StrictModel):
-    path: str = Field(pattern=r"\A[ -~]*\z")  # characters that every store accepts
-    size: int = Field(ge=0)
-    sha256: str
-
-
-class _CommitFile(_StrictModel):
-    """JSON content of a commit's file."""
-
-    shard: int = Field(ge=0)
-    generation: int = Field(ge=1)
-    ordinals: tuple[int, int]
-    numerics: str
-    build_sha256: str
-    counts: dict[str, int]
-    files: list[_FileEntryModel]
-    most_redacted: list[tuple[int, float]] = []
-
-
-class _ReservationFile(_StrictModel):
-    """JSON content of a reservation's file, limited to the field that other processes need."""
 
     paths: list[str]
 
@@ -506,7 +484,7 @@ def sum_listing(
                 settled.add(name)
 
     def from_dataset(members: Sequence[ListedCommit]) -> Iterable[Commit]:
-        return CommitLog(dataset).read_latest_of((member.key for member in members), _THREADS)
+        return CommitLog(dataset).read_latest_of(member.key for member in members)
 
     def saved(name: str) -> CommitSums | None:
         return _saved(folder / name) if name in existing else None

@@ -42,6 +42,7 @@ from segmint.catalogs.dataset.tombstones import (
 from segmint.catalogs.layout import (
     SUMMARIES,
     DamagedDatasetError,
+    bytes_sha256,
     canonical_json,
     commit_path,
     fingerprint,
@@ -191,7 +192,7 @@ def _is_other(path: str) -> bool:
 
 def leaf_of(path: str, data: bytes) -> VersionLeaf:
     """Return the leaf for a file that contains `data`."""
-    return VersionLeaf(path, hashlib.sha256(data).hexdigest())
+    return VersionLeaf(path, bytes_sha256(data))
 
 
 def drop_cached_leaves(dataset: Location, shards: Collection[int]) -> None:

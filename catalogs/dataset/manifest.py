@@ -10,7 +10,6 @@ don't cover `id.json`.
 Handle that writers use to share a dataset: its location and the facts that no writer changes.
 """
 
-import hashlib
 import json
 import os
 import re
@@ -25,7 +24,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from segmint.catalogs.dataset.commits import CommitLog, reserved_in
 from segmint.catalogs.dataset.tombstones import Removals, read_removals
-from segmint.catalogs.frozen import Frozen
+from segmint.catalogs.frozen import ExactCount, Frozen, Sha256
 from segmint.catalogs.layout import (
     CATALOG,
     COMMITS,
@@ -38,6 +37,7 @@ from segmint.catalogs.layout import (
     canonical_json,
     fingerprint,
     is_known,
+    json_sha256,
     parse_part_reservation_name,
     part_reservation_name,
     wrong_fields,
@@ -81,10 +81,10 @@ class CatalogPart(Frozen):
     """
 
     path: str = Field(pattern=r"\A[ -~]*\z")  # characters that every store accepts
-    rows: int = Field(ge=0, lt=1 << 53)
+    rows: ExactCount
     sha256: str
     source_sha256: str
-    first_shard: int = Field(ge=0, lt=1 << 53)
+    first_shard: ExactCount
 
 
 class ModelWeights(Frozen):
@@ -99,7 +99,7 @@ class ModelTerms(Frozen):
 
     license: str | None = Field(default=None, min_length=1)
     terms: str | None = Field(default=None, min_length=1)
-    weights_sha256: str | None = Field(default=None, pattern=r"\A[0-9a-f]{64}\z")
+    weights_sha256: Sha256 | None = None
 
 
 class AppliedSegmenter(Frozen):
@@ -115,7 +115,7 @@ class AppliedSegmenter(Frozen):
     @property
     def sha256(self) -> str:
         """Hash of the identity, which is the column `model` of its masks."""
-        return hashlib.sha256(canonical_json(self.identity)).hexdigest()
+        return json_sha256(self.identity)
 
 
 _OMITTED = ("lineage", "segmenter", "adding", "applied", "applied_columns")
@@ -188,7 +188,7 @@ class DatasetManifest(Frozen):
     @property
     def build_sha256(self) -> str:
         """Hash of the configuration, policy date, weights, and shard size. Each commit records this hash."""
-        return hashlib.sha256(canonical_json(self.model_dump(mode="json", include=set(_BUILD_FIELDS)))).hexdigest()
+        return json_sha256(self.model_dump(mode="json", include=set(_BUILD_FIELDS)))
 
     @property
     def numerics_fingerprint(self) -> str:

@@ -6,7 +6,6 @@ can't have two first ratings of the same mask. A later rating replaces an earlie
 the earlier ones.
 """
 
-import hashlib
 import re
 from collections.abc import Iterable, Iterator
 from typing import Annotated, Literal, NamedTuple, Self
@@ -18,12 +17,15 @@ from segmint.catalogs.dataset.submissions import (
     MOST_MASKS,
     RATINGS,
     Annotator,
+    FileNumber,
+    ImageNumber,
     SavedRecord,
-    Sha256,
     parse_saved,
     put_saved,
     read_saved,
 )
+from segmint.catalogs.frozen import ExactCount, Sha256
+from segmint.catalogs.layout import bytes_sha256
 from segmint.infra.errors import SegmintError
 from segmint.infra.stopping import map_ahead
 from segmint.infra.storage.location import Location
@@ -71,9 +73,9 @@ class Rating(SavedRecord):
 
     format: Literal["segmint rating"] = "segmint rating"
     schema_version: Literal[1] = 1
-    image: Annotated[int, Field(ge=1, lt=1 << 53)]
-    mask: Annotated[int, Field(ge=0, lt=1 << 53)]  # annotation id
-    n: Annotated[int, Field(ge=1, lt=10**9)]
+    image: ImageNumber
+    mask: ExactCount  # annotation id
+    n: FileNumber
     counts_sha256: Sha256  # `counts_digest` of the mask that was shown
     rater: Annotator
     score: Annotated[int, Field(ge=LOWEST, le=HIGHEST)] | None
@@ -98,12 +100,12 @@ class Rating(SavedRecord):
 
 def rater_key(name: str) -> str:
     """Return the key that identifies a rater in paths: the first twelve digits of the SHA-256 of the name."""
-    return hashlib.sha256(name.encode()).hexdigest()[:_KEY_DIGITS]
+    return bytes_sha256(name.encode())[:_KEY_DIGITS]
 
 
 def counts_digest(counts: str) -> str:
     """Return the SHA-256 of a mask's compressed run lengths."""
-    return hashlib.sha256(counts.encode()).hexdigest()
+    return bytes_sha256(counts.encode())
 
 
 def parse_rating_path(path: str) -> RatingName | None:

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from segmint.infra.arrays import PixelBox
 from segmint.infra.errors import UsageError, raise_problems
 from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
@@ -54,7 +55,7 @@ class DetectedRegion:
     h: int
 
     @property
-    def box(self) -> tuple[int, int, int, int]:
+    def box(self) -> PixelBox:
         """Left, top, right, and bottom edge."""
         return self.x, self.y, self.x + self.w, self.y + self.h
 

@@ -15,7 +15,6 @@ Each file is written once and never changed. If the image is taken down, its fil
 Validation of external masks' run lengths: COCO's compressed form, in the canonical encoding that segmint writes.
 """
 
-import hashlib
 import re
 import unicodedata
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
@@ -26,8 +25,8 @@ import numpy as np
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from segmint.catalogs.dataset.tombstones import read_tombstones, removed_images
-from segmint.catalogs.frozen import Frozen
-from segmint.catalogs.layout import MOST_PIXELS, canonical_json, wrong_fields
+from segmint.catalogs.frozen import ExactCount, Frozen, Sha256
+from segmint.catalogs.layout import MOST_PIXELS, bytes_sha256, canonical_json, json_sha256, wrong_fields
 from segmint.infra.arrays import Ints, Size
 from segmint.infra.errors import SegmintError, UsageError
 from segmint.infra.stopping import map_ahead
@@ -276,7 +275,6 @@ def _lines(text: str) -> str:
     return text
 
 
-Sha256 = Annotated[str, Field(pattern=r"\A[0-9a-f]{64}\z")]
 Annotator = Annotated[str, Field(max_length=_NAME_LENGTH), AfterValidator(_nonempty)]
 """Name that the annotator entered."""
 _Label = Annotated[str, Field(max_length=1000), AfterValidator(_printable)]
@@ -284,7 +282,11 @@ _Comment = Annotated[str, Field(min_length=1, max_length=2000), AfterValidator(_
 _Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 _Side = Annotated[int, Field(ge=1, le=65_535)]
 _Pixels = Annotated[float, Field(ge=0, le=65_535, allow_inf_nan=False)]
-_MaskId = Annotated[int, Field(ge=0, lt=1 << 53)]
+ImageNumber = Annotated[int, Field(ge=1, lt=1 << 53)]
+"""Number of an image, which is its ordinal + 1."""
+FileNumber = Annotated[int, Field(ge=1, lt=10**9)]
+"""Number of an annotation file among those of the same image and person."""
+_FormerMasks = Annotated[tuple["FormerMask", ...], Field(max_length=MOST_MASKS)]
 
 
 def check_name(text: str) -> str:
@@ -353,13 +355,13 @@ class SubmittedMask(_StrictRecord):
     seconds: _Seconds = 0.0
     label: _Label | None = None
     prompts: Annotated[tuple[Prompt, ...], Field(max_length=MOST_PROMPTS)] = ()
-    parent: _MaskId | None = None
+    parent: ExactCount | None = None
 
 
 class FormerMask(_StrictRecord):
     """Earlier state of a mask in the dataset that a submission replaces or deletes."""
 
-    id: _MaskId
+    id: ExactCount
     counts: str
 
 
@@ -371,9 +373,9 @@ class Submission(SavedRecord):
 
     format: Literal["segmint submission"] = "segmint submission"
     schema_version: Literal[1] = 1
-    image: Annotated[int, Field(ge=1, lt=1 << 53)]
+    image: ImageNumber
     assignment: Literal[0, 1] = 0
-    n: Annotated[int, Field(ge=1, lt=10**9)]
+    n: FileNumber
     base: Sha256  # `base_digest` of the image when the page was opened
     size: tuple[_Side, _Side]
     annotator: Annotator
@@ -384,8 +386,8 @@ class Submission(SavedRecord):
     flag: bool = False  # the annotator asks somebody to look at the image
     model: Sha256 | None = None  # of the weights that made the predictions
     masks: Annotated[tuple[SubmittedMask, ...], Field(max_length=MOST_MASKS)] = ()
-    replaced: Annotated[tuple[FormerMask, ...], Field(max_length=MOST_MASKS)] = ()
-    deleted: Annotated[tuple[FormerMask, ...], Field(max_length=MOST_MASKS)] = ()
+    replaced: _FormerMasks = ()
+    deleted: _FormerMasks = ()
 
     @classmethod
     def from_json(cls, data: bytes, where: str = "the submission") -> Self:
@@ -425,7 +427,7 @@ class Submission(SavedRecord):
     @property
     def sha256(self) -> str:
         """SHA-256 of the submission's file."""
-        return hashlib.sha256(self.to_json()).hexdigest()
+        return bytes_sha256(self.to_json())
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -466,9 +468,9 @@ class Return(SavedRecord):
 
     format: Literal["segmint return"] = "segmint return"
     schema_version: Literal[1] = 1
-    image: Annotated[int, Field(ge=1, lt=1 << 53)]
+    image: ImageNumber
     assignment: Literal[0, 1]
-    n: Annotated[int, Field(ge=1, lt=10**9)]
+    n: FileNumber
     by: Annotator
     comment: _Comment
 
@@ -573,8 +575,8 @@ def base_digest(jpeg: bytes, masks: Sequence[Mapping[str, Any]]) -> str:
     and the counts of its `segmentation`.
     """
     pairs = sorted((int(mask["annotation_id"]), str(mask["segmentation"]["counts"])) for mask in masks)
-    value = {"jpeg": hashlib.sha256(jpeg).hexdigest(), "masks": pairs}
-    return hashlib.sha256(canonical_json(value)).hexdigest()
+    value = {"jpeg": bytes_sha256(jpeg), "masks": pairs}
+    return json_sha256(value)
 
 
 Merged = Mapping[str, Any] | None

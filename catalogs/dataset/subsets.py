@@ -1,6 +1,5 @@
 """Subsets of a dataset: the images that a condition selects, and files that pin a selection for other commands."""
 
-import hashlib
 import json
 from collections.abc import Sequence
 from typing import Literal, Self
@@ -15,7 +14,7 @@ from segmint.catalogs.dataset.reader import Dataset, Subset
 from segmint.catalogs.dataset.tombstones import read_tombstones
 from segmint.catalogs.dataset.versions import Version, name_now, read_commits
 from segmint.catalogs.frozen import Frozen
-from segmint.catalogs.layout import canonical_json, wrong_fields
+from segmint.catalogs.layout import canonical_json, json_sha256, wrong_fields
 from segmint.catalogs.parquet import ADDED_IMAGES, MASKS_MODEL
 from segmint.infra.arrays import Ints
 from segmint.infra.errors import UsageError
@@ -23,7 +22,7 @@ from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
 from segmint.infra.wording import some
 
-_IMAGES = pa.schema([pa.field("id", pa.int64()), *ADDED_IMAGES, MASKS_MODEL])
+_IMAGES = pa.schema([("id", pa.int64()), *ADDED_IMAGES, MASKS_MODEL])
 _ENDING = ".json"
 
 
@@ -148,4 +147,4 @@ def _query_ids(dataset: Location, condition: str, version: Version | None) -> In
 
 
 def _sha256(digest: str, condition: str, ids: Sequence[int]) -> str:
-    return hashlib.sha256(canonical_json([digest, condition, ids])).hexdigest()
+    return json_sha256([digest, condition, ids])

@@ -13,7 +13,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from pydantic import Field, ValidationError
 
 from segmint.catalogs.dataset.commits import generations_of
-from segmint.catalogs.frozen import Frozen
+from segmint.catalogs.frozen import ExactCount, Frozen
 from segmint.catalogs.layout import (
     DamagedDatasetError,
     commit_name,
@@ -37,11 +37,13 @@ from segmint.infra.storage.location import Location
 from segmint.infra.storage.stores import ObjectInfo
 from segmint.infra.uris import plain_form, plain_forms
 
+Read = TypeVar("Read")
+
 FINGERPRINTS = "fingerprints"
 
 _SHA256 = r"^[0-9a-f]{64}$"
 _MOST_READ = 10_000
-_READ_FINGERPRINTS: dict[tuple[str, int, datetime], "ShardFingerprints"] = {}  # by URI, size, and time
+_READ: dict[tuple[str, int, datetime], Any] = {}  # tombstones and fingerprints by URI, size, and time
 
 
 class Fingerprint(Frozen):
@@ -142,7 +144,8 @@ def read_fingerprints(dataset: Location) -> dict[int, ShardFingerprints]:
     """
     while True:
         try:
-            return {shard: _cached(dataset, entry) for shard, (_, entry) in list_fingerprints(dataset).items()}
+            listed = list_fingerprints(dataset).items()
+            return {shard: _cached(dataset, FINGERPRINTS, entry, _read_fingerprints) for shard, (_, entry) in listed}
         except NotFoundError:
             continue  # another writer replaced it
 
@@ -224,14 +227,19 @@ def _generations(dataset: Location, shard: int, *, ever: bool = False) -> list[i
     return sorted(generations_of(names).get(shard, []))
 
 
-def _cached(dataset: Location, entry: ObjectInfo) -> ShardFingerprints:
-    file = dataset / FINGERPRINTS / entry.name
-    key = file.uri, entry.size, entry.modified
-    if key not in _READ_FINGERPRINTS:
-        if len(_READ_FINGERPRINTS) >= _MOST_READ:
-            _READ_FINGERPRINTS.clear()
-        _READ_FINGERPRINTS[key] = _parse(dataset, entry.name, file.read())
-    return _READ_FINGERPRINTS[key]
+def _cached(dataset: Location, folder: str, entry: ObjectInfo, read: Callable[[Location, str], Read]) -> Read:
+    """Read a listed file of `folder`, unless the process has read it before."""
+    key = (dataset / folder / entry.name).uri, entry.size, entry.modified
+    if key not in _READ:
+        if len(_READ) >= _MOST_READ:
+            _READ.clear()
+        _READ[key] = read(dataset, entry.name)
+    found: Read = _READ[key]
+    return found
+
+
+def _read_fingerprints(dataset: Location, name: str) -> ShardFingerprints:
+    return _parse(dataset, name, (dataset / FINGERPRINTS / name).read())
 
 
 def _parse(dataset: Location, name: str, data: bytes) -> ShardFingerprints:
@@ -265,13 +273,10 @@ _ODD_URI = r"(?:^|[^:/])/\./|(?:^|/)\.\.?(?:/|$)|[^:]//|^/*//|/$|^[Ff][Ii][Ll][E
 """Pattern that matches each URI that isn't in its plain form, and also a few others."""
 
 
-_READ_TOMBSTONES: dict[tuple[str, int, datetime], "Tombstone"] = {}  # by URI, size and time
-
-
 class RemovedImage(Frozen):
     """Identifiers of a taken-down image in its dataset."""
 
-    ordinal: int = Field(ge=0, lt=1 << 53)
+    ordinal: ExactCount
     id: int = Field(ge=1, le=1 << 53)
     image_id: str
     uri: str
@@ -334,17 +339,7 @@ def read_tombstones(dataset: Location) -> list[Tombstone]:
 
     Every writer of a shard calls this function. Therefore, the process caches the tombstones that it has read.
     """
-
-    def read(entry: ObjectInfo) -> Tombstone:
-        file = dataset / TOMBSTONES / entry.name
-        key = file.uri, entry.size, entry.modified
-        if key not in _READ_TOMBSTONES:
-            if len(_READ_TOMBSTONES) >= _MOST_READ:
-                _READ_TOMBSTONES.clear()
-            _READ_TOMBSTONES[key] = _read_tombstone(dataset, entry.name)
-        return _READ_TOMBSTONES[key]
-
-    return [read(entry) for entry in list_tombstones(dataset)]
+    return [_cached(dataset, TOMBSTONES, entry, _read_tombstone) for entry in list_tombstones(dataset)]
 
 
 def damaged_tombstones(dataset: Location) -> dict[str, str]:

@@ -7,7 +7,7 @@ intact, and that each version names the digest of the version before it.
 import hashlib
 import json
 import re
-from collections.abc import Collection, Container, Iterator, Mapping, Sequence
+from collections.abc import Collection, Container, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -28,7 +28,15 @@ from segmint.catalogs.dataset.manifest import DatasetManifest, parse_manifest_na
 from segmint.catalogs.dataset.tombstones import TOMBSTONES, list_tombstones, read_tombstones
 from segmint.catalogs.findings import Code, Finding
 from segmint.catalogs.frozen import Frozen
-from segmint.catalogs.layout import DamagedDatasetError, canonical_json, commit_path, is_known, parse_commit_path
+from segmint.catalogs.layout import (
+    DamagedDatasetError,
+    bytes_sha256,
+    canonical_json,
+    commit_path,
+    is_known,
+    json_sha256,
+    parse_commit_path,
+)
 from segmint.infra.errors import UsageError
 from segmint.infra.log import get_logger
 from segmint.infra.stopping import map_ahead
@@ -98,7 +106,7 @@ class Version(Frozen):
 
     def to_json(self) -> bytes:
         value = self.model_dump(mode="json")
-        return canonical_json({**value, "checksum": _checksum(value)})
+        return canonical_json({**value, "checksum": json_sha256(value)})
 
     @classmethod
     def from_json(cls, data: bytes, where: str) -> "Version":
@@ -113,7 +121,7 @@ class Version(Frozen):
             version = cls.model_validate(value)
         except (ValidationError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise DamagedDatasetError(f"{where} is not a version of a dataset: {error}") from error
-        if checksum != _checksum(value) or version.to_json() != data:
+        if checksum != json_sha256(value) or version.to_json() != data:
             raise DamagedDatasetError(f"{where} was changed: its checksum is not that of its content")
         if version.digest != version.snapshot.digest:
             raise DamagedDatasetError(f"{where} was changed: its digest is not that of the files that it lists")
@@ -322,10 +330,6 @@ def _counts(sums: CommitSums) -> dict[str, int]:
     return {"shards": sums.shards, "bytes": sums.bytes, **counts}
 
 
-def _checksum(value: Mapping[str, Any]) -> str:
-    return hashlib.sha256(canonical_json(value)).hexdigest()
-
-
 def _known(dataset: Location) -> str:
     numbers = version_numbers(dataset)
     if not numbers:
@@ -417,7 +421,7 @@ def _recorded(dataset: Location, path: str, sha256: str) -> bytes:
         data = (dataset / path).read()
     except NotFoundError as error:
         raise DamagedDatasetError(f"{dataset / path} is gone since the version was recorded") from error
-    if hashlib.sha256(data).hexdigest() != sha256:
+    if bytes_sha256(data) != sha256:
         raise DamagedDatasetError(f"{dataset / path} was changed since the version was recorded")
     return data
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import duckdb
 import pyarrow as pa
 
-from segmint.catalogs.findings import SENTENCES, Code, Reason
+from segmint.catalogs.findings import Code, Reason
 from segmint.catalogs.licenses import (
     LicensePolicy,
     canonical_identifier,
@@ -155,7 +155,7 @@ class CatalogOutlook:
 
     def lines(self) -> Iterator[str]:
         for code, found in self.findings.items():
-            sentence = SENTENCES[code].rstrip(".")
+            sentence = code.sentence.rstrip(".")
             yield f"an audit will find {code}: {found.named()}: {sentence[0].lower()}{sentence[1:]}"
 
     def notice_lines(self) -> Iterator[str]:

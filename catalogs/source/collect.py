@@ -13,7 +13,6 @@ A build accepts four of its rows, and rejects four others, each for a different 
 of files in the installed packages, except for one that is deliberately corrupted.
 """
 
-import hashlib
 import json
 import re
 import tarfile
@@ -27,6 +26,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from segmint.catalogs.layout import bytes_sha256
 from segmint.catalogs.parquet import SOURCE, Row, table_bytes, together
 from segmint.catalogs.source.conform import shown
 from segmint.catalogs.source.files import catalog_format, require_catalog, source_version
@@ -232,7 +232,7 @@ def _write_tar(
     with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
         for number, row, found in copies:
             data = found.data
-            sha256 = None if data is None else hashlib.sha256(data).hexdigest()
+            sha256 = None if data is None else bytes_sha256(data)
             if data is not None and row["sha256"] not in (None, sha256):
                 data, found = None, Download(None, "another SHA-256 than the row's")
             done.rows += 1

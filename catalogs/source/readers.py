@@ -55,7 +55,7 @@ _QUOTED = re.compile(rb'"[^"]*+(?:""[^"]*+)*+"')
 _VALUES = re.compile(rb'[^"]*+(?:(?<![^,\r\n])' + _QUOTED.pattern + rb'(?=[,\r\n])[^"]*+)*+')
 
 _OTHER_CASE = re.compile(rb'"(?!(?:%b)")(?i:%b)"\s*:' % (2 * ("|".join(SOURCE.names).encode(),)))
-_SCHEMA = pa.schema([pa.field(f.name, f.type if pa.types.is_boolean(f.type) else pa.string()) for f in SOURCE])
+_SCHEMA = pa.schema([(f.name, f.type if pa.types.is_boolean(f.type) else pa.string()) for f in SOURCE])
 _PROMPTS = b'"prompts"'  # its values are objects, which `_parse_fast` can't turn into text
 
 _PARSED_BYTES = 1 << 20  # per thread; a block with a longer row is parsed the slow way

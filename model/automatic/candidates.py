@@ -9,8 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from segmint.infra.arrays import Bools, Floats, Floats32, Ints, Size
-from segmint.model.automatic.crops import Box
+from segmint.infra.arrays import Bools, Floats, Floats32, Ints, PixelBox, Size
 from segmint.model.automatic.rle import Funnel, Rle, encode_runs
 
 
@@ -31,7 +30,7 @@ class MaskPatch:
     changes: Ints
 
     @classmethod
-    def pack(cls, mask: Bools, box: Box, offset: tuple[int, int] = (0, 0)) -> "MaskPatch":
+    def pack(cls, mask: Bools, box: PixelBox, offset: tuple[int, int] = (0, 0)) -> "MaskPatch":
         """Pack the part of a mask (h, w) bool inside `box`, ends inclusive.
 
         `offset` (x, y) is the corner of `mask` in the frame.
@@ -44,7 +43,7 @@ class MaskPatch:
         return cls((x0 + offset[0], y0 + offset[1]), (height, width), np.flatnonzero(flat[1:] != flat[:-1]))
 
     @property
-    def box(self) -> Box:
+    def box(self) -> PixelBox:
         """Window as a box in the frame, both ends inclusive."""
         (x, y), (height, width) = self.corner, self.shape
         return x, y, x + width - 1, y + height - 1
@@ -210,7 +209,7 @@ def under_max_area(areas: Ints, frame_size: Size, ratio: float) -> Bools:
     return under
 
 
-def inside_crop(boxes: Ints, crop_box: Box, frame_size: Size) -> Bools:
+def inside_crop(boxes: Ints, crop_box: PixelBox, frame_size: Size) -> Bools:
     """Return True for each box (N, 4) that doesn't touch an inner side of the crop, (N,) bool.
 
     An inner side is a side that isn't also a side of the image. `boxes` and `crop_box` are x0, y0, x1, y1 in pixels of

@@ -8,10 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from segmint.infra.arrays import Bools, Floats, Pixels, Size
+from segmint.infra.arrays import Bools, Floats, PixelBox, Pixels, Size
 from segmint.model.automatic.settings import MaskSettings, crop_length
-
-Box = tuple[int, int, int, int]
 
 
 def mask_boxes(masks: Tensor) -> Tensor:
@@ -29,7 +27,7 @@ def occupied_boxes(rows: Tensor, columns: Tensor) -> Tensor:
     return torch.stack([x0, y0, x1, y1], dim=1) * rows.any(dim=1, keepdim=True)
 
 
-def box_of(mask: Bools) -> Box:
+def box_of(mask: Bools) -> PixelBox:
     """Return the box of a single mask (h, w) bool, as in `mask_boxes`."""
     rows = np.flatnonzero(mask.any(axis=1))
     if rows.size == 0:
@@ -38,7 +36,7 @@ def box_of(mask: Bools) -> Box:
     return int(columns[0]), int(rows[0]), int(columns[-1]), int(rows[-1])
 
 
-def xyxy_to_xywh(box: Box) -> Box:
+def xyxy_to_xywh(box: PixelBox) -> PixelBox:
     """Convert an inclusive box to (x, y, x1 - x0, y1 - y0), so a box one pixel wide has width 0 (reference code)."""
     x0, y0, x1, y1 = box
     return x0, y0, x1 - x0, y1 - y0
@@ -68,7 +66,7 @@ class Crop:
     """
 
     layer: int
-    box: Box
+    box: PixelBox
 
     @property
     def size(self) -> Size:

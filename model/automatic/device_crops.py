@@ -437,8 +437,7 @@ class DeviceCrops:
         geometry = self._predictor.sam.geometry
         axes: dict[tuple[int, int, int, int], None] = {}
         for crop, size in zip(crops, sizes, strict=True):
-            for filled, pixels in zip(resized_size(*size, geometry.image_size), crop.size, strict=True):
-                axes[geometry.mask_axis(filled, pixels)] = None
+            axes |= dict.fromkeys(geometry.mask_axes(resized_size(*size, geometry.image_size), crop.size))
         for axis in axes:
             self.weights_thread.submit(host_taps, *axis)
 

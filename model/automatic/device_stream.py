@@ -352,8 +352,8 @@ def check_masks(operations: MaskOperations, geometry: Geometry, device: torch.de
     """Compare the numbers and the pixels of a few random masks."""
     coarse = 8 * _noise(_MASKS, 1, 9, 9)
     low = F.interpolate(coarse, (geometry.low_res_size,) * 2, mode="bicubic")[:, 0].to(device)
-    axes = zip(resized_size(*FRAME, geometry.image_size), FRAME, strict=True)
-    rows, columns = (taps_of(*geometry.mask_axis(filled, pixels), device) for filled, pixels in axes)
+    axes = geometry.mask_axes(resized_size(*FRAME, geometry.image_size), FRAME)
+    rows, columns = (taps_of(*axis, device) for axis in axes)
     expected = mask_tiles.measure(low, rows, columns, _OFFSET)
     if not torch.equal(operations.measure(low, rows, columns, _OFFSET), expected):
         raise wrong_kernels("counts and boxes of masks differ from those of torch's operations")

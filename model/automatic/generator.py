@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from segmint.infra.arrays import Floats, Ints, Pixels, Size
+from segmint.infra.arrays import Box, Floats, Ints, Pixels, Size
 from segmint.model.automatic.candidates import CandidateMasks, MaskPatch, RawMasks, clean_patch, concatenate, nms
 from segmint.model.automatic.crops import Crop, crop_points, cut, placed_crops, xyxy_to_xywh
 from segmint.model.automatic.device_crops import DeviceCrops, suits
@@ -288,7 +288,7 @@ def to_records(candidates: CandidateMasks, frame_size: Size) -> tuple[MaskRecord
     return tuple(records)
 
 
-def _floats(box: Ints) -> tuple[float, float, float, float]:
+def _floats(box: Ints) -> Box:
     x0, y0, x1, y1 = box.tolist()
     x, y, width, height = xyxy_to_xywh((x0, y0, x1, y1))
     return float(x), float(y), float(width), float(height)

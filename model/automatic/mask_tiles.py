@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from segmint.model.automatic.crops import mask_boxes, occupied_boxes
+from segmint.model.automatic.crops import occupied_boxes
 from segmint.model.automatic.proposals import interpolation
 from segmint.model.device import upload
 
@@ -119,17 +119,6 @@ def interpolate(low: Tensor, rows: Taps, columns: Taps) -> Tensor:
     for tap, weights in enumerate(columns.weights):
         across = across + down.index_select(2, columns.first + tap) * weights
     return across
-
-
-def reached(low: Tensor, offset: float, rows: Taps, columns: Taps) -> Tensor:
-    """Return boxes (N, 4) int32 as x0, y0, x1, y1, ends exclusive. Outside them, all logits are at most -offset.
-
-    A pixel is a weighted mean of logits, so it can exceed -offset only if one of its logits does. The pixels that use
-    such logits therefore bound all three masks (`proposals.py`, 1.). If only logits in the padding exceed -offset, the
-    box is empty.
-    """
-    x0, y0, x1, y1 = mask_boxes(low > -offset).T
-    return torch.stack([columns.starts[x0], rows.starts[y0], columns.stops[x1], rows.stops[y1]], dim=1)
 
 
 def measure(low: Tensor, rows: Taps, columns: Taps, offset: float, wanted: Tensor | None = None) -> Tensor:

@@ -202,9 +202,8 @@ class BoxedUpscaling:
 
     def __init__(self, embedding: Embedding, geometry: Geometry) -> None:
         """Compute the interpolation weights for the embedding's frame. `geometry` is the model's geometry."""
-        (height, width), (frame_height, frame_width) = embedding.input_size, embedding.frame_size
-        self._rows = interpolation(*geometry.mask_axis(height, frame_height))
-        self._columns = interpolation(*geometry.mask_axis(width, frame_width))
+        rows, columns = geometry.mask_axes(embedding.input_size, embedding.frame_size)
+        self._rows, self._columns = interpolation(*rows), interpolation(*columns)
 
     def stable_masks(self, logits: Tensor, offset: float, threshold: float) -> StableMasks[MaskPatch]:
         found = [self._threshold(one, offset) for one in logits]
@@ -266,10 +265,9 @@ class BorderUpscaling:
         """Compute the axes for the embedding's frame. Raises ValueError if the kernels don't support the geometry."""
         if not suits(geometry):
             raise ValueError(f"the CPU kernels can't upscale masks of {geometry}")
-        (height, width), (frame_height, frame_width) = embedding.input_size, embedding.frame_size
+        rows, columns = geometry.mask_axes(embedding.input_size, embedding.frame_size)
         self._kernels = kernels
-        self._rows = _axis(*geometry.mask_axis(height, frame_height))
-        self._columns = _axis(*geometry.mask_axis(width, frame_width))
+        self._rows, self._columns = _axis(*rows), _axis(*columns)
 
     def stable_masks(self, logits: Tensor, offset: float, threshold: float) -> StableMasks[BorderSketch]:
         """See `Upscaling`. Raises ValueError if a logit isn't finite."""

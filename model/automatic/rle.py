@@ -3,11 +3,11 @@
 import base64
 import io
 from dataclasses import dataclass, fields
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict
 
 import numpy as np
 
-from segmint.infra.arrays import Bools, Bytes, Ints, Size
+from segmint.infra.arrays import Bools, Box, Bytes, Ints, Size
 
 # A count is written in groups of five bits, lowest bits first. The bit with value 32 means that another group follows.
 # In the last group, the bit with value 16 means that the number is negative. Adding 48 turns each group into a
@@ -18,6 +18,13 @@ _MORE = 0x20
 _SIGN = 0x10
 _ASCII = 48
 _LAST_SYMBOL = 0x3F
+
+
+class CocoRle(TypedDict):
+    """A mask in pycocotools' format: `size` [height, width], and compressed run lengths `counts` that fill it."""
+
+    size: list[int]
+    counts: bytes
 
 
 @dataclass(frozen=True)
@@ -35,6 +42,10 @@ class Rle:
     def __repr__(self) -> str:
         start = self.counts if len(self.counts) <= 24 else f"{self.counts[:20]}…"
         return f"Rle(size={self.size}, counts={start!r}, {len(self.counts)} characters)"
+
+    def coco(self) -> CocoRle:
+        """Return the mask in pycocotools' format, which pycocotools doesn't check."""
+        return {"size": list(self.size), "counts": self.counts.encode("ascii")}
 
 
 def encode(mask: Bools) -> Rle:
@@ -252,9 +263,6 @@ def _column_runs(columns: Bools, origin: int, stride: int) -> tuple[Ints, Ints]:
     return positions[0::2], positions[1::2]
 
 
-XYWH = tuple[float, float, float, float]
-
-
 @dataclass(frozen=True)
 class MaskRecord:
     """Mask with the fields of an SA-1B annotation. All coordinates are in pixels of the frame.
@@ -274,10 +282,10 @@ class MaskRecord:
 
     segmentation: Rle
     area: int
-    bbox: XYWH = (0.0, 0.0, 0.0, 0.0)
+    bbox: Box = (0.0, 0.0, 0.0, 0.0)
     predicted_iou: float = 0.0
     stability_score: float = 0.0
-    crop_box: XYWH = (0.0, 0.0, 0.0, 0.0)
+    crop_box: Box = (0.0, 0.0, 0.0, 0.0)
     point_coords: tuple[float, float] = (0.0, 0.0)
     output: int | None = None
 

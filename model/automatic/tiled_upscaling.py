@@ -20,10 +20,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from segmint.infra.arrays import Ints
+from segmint.infra.arrays import Ints, PixelBox
 from segmint.model.automatic import mask_tiles
 from segmint.model.automatic.candidates import MaskPatch, stable_of_counts
-from segmint.model.automatic.crops import Box
 from segmint.model.automatic.mask_tiles import Strip, Taps, taps_of
 from segmint.model.automatic.proposals import BorderUpscaling, BoxedUpscaling, StableMasks, Upscaling, suits
 from segmint.model.device import HostTransfer, first_line, run_to_end
@@ -60,7 +59,7 @@ class MaskOutline:
 
     chunk: Tensor
     index: int
-    box: Box
+    box: PixelBox
 
 
 def upscaling_of(predictor: Predictor, embedding: Embedding) -> Upscaling[Any]:
@@ -92,10 +91,9 @@ class TiledUpscaling:
 
         `operations` defaults to the Triton kernels on CUDA if Triton is installed, and to torch operations otherwise.
         """
-        (height, width), (frame_height, frame_width) = embedding.input_size, embedding.frame_size
+        rows, columns = geometry.mask_axes(embedding.input_size, embedding.frame_size)
         device = embedding.features.device
-        self._rows = taps_of(*geometry.mask_axis(height, frame_height), device)
-        self._columns = taps_of(*geometry.mask_axis(width, frame_width), device)
+        self._rows, self._columns = taps_of(*rows, device), taps_of(*columns, device)
         self._operations = operations or (KERNELS if device.type == "cuda" else mask_tiles)
 
     def measure(self, logits: Tensor, offset: float, wanted: Tensor | None = None) -> Tensor:
@@ -175,7 +173,7 @@ def room_for(strips: Sequence[Strip]) -> int:
     return 4 * sum(strip.columns for strip in strips)
 
 
-def strips_of(boxes: Sequence[Box]) -> Iterator[tuple[int, list[Strip]]]:
+def strips_of(boxes: Sequence[PixelBox]) -> Iterator[tuple[int, list[Strip]]]:
     """Divide masks with these boxes into strips, and yield groups of strips to draw at once.
 
     Each group comes with the index of its first mask, and a strip's `mask` is relative to that index. A mask with a

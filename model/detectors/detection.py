@@ -18,11 +18,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from segmint.infra.arrays import Pixels, Size
+from segmint.infra.arrays import Box, Pixels, Size
 
 Kind = Literal["face", "plate", "object"]
 Point = tuple[float, float]
-Box = tuple[float, float, float, float]
 Quad = tuple[Point, Point, Point, Point]
 
 _SAME_OVERLAP = 0.6

@@ -10,9 +10,8 @@ from dataclasses import replace
 import cv2
 import numpy as np
 
-from segmint.infra.arrays import Floats32, Pixels
+from segmint.infra.arrays import Box, Floats32, Pixels
 from segmint.model.detectors.detection import (
-    Box,
     Detection,
     FindAll,
     Kind,

@@ -12,8 +12,8 @@ from typing import Literal
 import cv2
 import numpy as np
 
-from segmint.infra.arrays import Pixels, Size
-from segmint.model.detectors.detection import Box, Detection, Kind, iou, resized, turned_back
+from segmint.infra.arrays import Box, Pixels, Size
+from segmint.model.detectors.detection import Detection, Kind, iou, resized, turned_back
 
 LOOK_SCORE = 0.05
 """Minimum score of detections in a view."""

@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from segmint.infra.arrays import Pixels
-from segmint.model.detectors.detection import Box, Detection, Kind, by_score, merge
+from segmint.infra.arrays import Box, Pixels
+from segmint.model.detectors.detection import Detection, Kind, by_score, merge
 
 SECOND_SIDE = 1200
 """Longer side in pixels of the resized image that a second-generation module searches."""

@@ -1,7 +1,10 @@
 """Sizes of a model's input, embedding, and low-resolution masks, and the placement of images in the input."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
+
+from segmint.infra.arrays import Size
 
 Placement = Literal["padded", "stretched"]
 """Placement of an image in the square input. It also determines how masks are mapped back to the frame.
@@ -53,6 +56,10 @@ class Geometry:
             # There is only one step, because interpolating to the same size doesn't change anything.
             return self.low_res_size, pixels, pixels, pixels
         return self.low_res_size, self.image_size, filled, pixels
+
+    def mask_axes(self, filled: Size, pixels: Size) -> Iterator[tuple[int, int, int, int]]:
+        """Return `mask_axis` of the rows and of the columns."""
+        return map(self.mask_axis, filled, pixels)
 
     def expect_padded(self, user: str) -> None:
         """Raise ValueError unless the placement is `padded`. The message names the `user`."""

@@ -118,14 +118,6 @@ def build_objects_detector(recipe: ObjectsRecipe, backbone_weights: str | Path |
     return detector.eval()
 
 
-def exclusive_boxes(masks: Tensor) -> Tensor:
-    """Return the boxes of masks (N, H, W) bool as (N, 4) float32, ends exclusive. No mask may be empty."""
-    from torchvision.ops import masks_to_boxes
-
-    boxes: Tensor = masks_to_boxes(masks)
-    return boxes + torch.tensor([0, 0, 1, 1])
-
-
 def build_objects_optimizer(detector: nn.Module, recipe: ObjectsRecipe) -> torch.optim.AdamW:
     """Create AdamW for all weights that require gradients. Weight decay applies only to matrices and convolutions."""
     weights = [weight for weight in detector.parameters() if weight.requires_grad]

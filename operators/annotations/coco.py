@@ -10,12 +10,12 @@ from pycocotools import mask as coco
 
 from segmint.infra.arrays import Size
 from segmint.infra.errors import UsageError
+from segmint.model.automatic.rle import CocoRle
 from segmint.operators.annotations.image import (
     AnnotatedFile,
     AnnotatedImage,
     AnnotatedMask,
     BoxFile,
-    CocoRle,
     UnreadableBoxError,
     UnreadableMaskError,
     check_pixels,

@@ -1,6 +1,5 @@
 """Readers of masks in folders: JSON of SA-1B or labelme, GeoJSON, label maps, YOLO, and datasets of Hugging Face."""
 
-import hashlib
 import itertools
 import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -15,16 +14,16 @@ import pyarrow.parquet as pq
 from PIL import Image
 from pycocotools import mask as coco
 
-from segmint.catalogs.layout import IMAGE_ENDINGS, MOST_MEMBER_BYTES
+from segmint.catalogs.layout import IMAGE_ENDINGS, MOST_MEMBER_BYTES, bytes_sha256
 from segmint.infra.arrays import Bools, Size
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.errors import ObjectTooLargeError
 from segmint.infra.storage.location import Location
+from segmint.model.automatic.rle import CocoRle
 from segmint.operators.annotations.coco import fill_polygons, usable_polygons
 from segmint.operators.annotations.image import (
     AnnotatedImage,
     AnnotatedMask,
-    CocoRle,
     UnreadableMaskError,
     check_pixels,
     encode_mask,
@@ -197,7 +196,7 @@ def read_files(
         except ObjectTooLargeError as error:
             yield name, AnnotatedImage(name, None, None, unreadable=[f"the file: {error}"])
             continue
-        add_to_hash(f"{name} {hashlib.sha256(data).hexdigest()}\n".encode())
+        add_to_hash(f"{name} {bytes_sha256(data)}\n".encode())
         yield name, data
 
 

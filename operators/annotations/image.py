@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
-from typing import Any, TypedDict
+from typing import Any
 
 import numpy as np
 import yaml
@@ -43,13 +43,6 @@ class UnreadableMaskError(ValueError):
     """Raised when a mask can't be read. The message gives the reason but doesn't name the mask or its image."""
 
 
-class CocoRle(TypedDict):
-    """A mask in pycocotools' format: `size` [height, width], and compressed run lengths `counts` that fill it."""
-
-    size: list[int]
-    counts: bytes
-
-
 @dataclass(frozen=True)
 class AnnotatedMask:
     """One mask of an image: its checked run lengths, and its id and label if it has them.
@@ -62,7 +55,7 @@ class AnnotatedMask:
     - `label_source`: the value of the dataset's column of the same name, if the file is an export of a dataset.
     """
 
-    rle: CocoRle
+    rle: runs.CocoRle
     id: int | None = None
     label: str | None = None
     crowd: bool = False
@@ -286,24 +279,25 @@ def mask_name(id: object) -> str:
     return "mask without an id" if id is None else f"mask {id}"
 
 
-def encode_mask(mask: NDArray[Any]) -> CocoRle:
+def encode_mask(mask: NDArray[Any]) -> runs.CocoRle:
     """Encode a mask, (height, width) bool or uint8."""
     encoded = coco.encode(np.asfortranarray(mask, dtype=np.uint8))
     return {"size": [int(side) for side in encoded["size"]], "counts": encoded["counts"]}
 
 
-def checked_rle(segmentation: Mapping[str, Any]) -> CocoRle:
+def checked_rle(segmentation: Mapping[str, Any]) -> runs.CocoRle:
     """Check COCO's run lengths, compressed or not. Return them compressed and safe to decode.
 
     If the runs didn't fill the size, pycocotools would read out of bounds. Raises `UnreadableMaskError`.
     """
     size, counts = read_runs(segmentation)
     check_pixels(size)
+    code = runs.Rle(size, counts)
     try:
-        runs.area(runs.Rle(size, counts))
+        runs.area(code)
     except ValueError as error:
         raise UnreadableMaskError(str(error)) from error
-    rle: CocoRle = {"size": list(size), "counts": counts.encode("ascii")}
+    rle = code.coco()
     if runs.decompress(counts)[1:].all():
         return rle
     return encode_mask(coco.decode(rle))  # pycocotools measures wrong boxes if runs are empty

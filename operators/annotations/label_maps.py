@@ -106,8 +106,7 @@ def label_masks(labels: Ints, ignore: Collection[int] = ()) -> list[AnnotatedMas
         is_scattered = area >= _SCATTERED and single[runs].sum() / area >= _SINGLE
         if is_scattered or between[runs].sum() / area >= _BETWEEN:
             soft.append(number)
-        counts = encode_runs(starts[runs], ends[runs], size).counts
-        masks.append(AnnotatedMask({"size": list(size), "counts": counts.encode("ascii")}, number, str(number)))
+        masks.append(AnnotatedMask(encode_runs(starts[runs], ends[runs], size).coco(), number, str(number)))
     if len(soft) > max(1, len(masks) // 2):  # a single number may be a thin outline
         raise UnreadableMapError(
             f"its edges are soft: {len(soft):,} of its {len(masks):,} numbers, such as {soft[0]} and {soft[1]}, form "

@@ -1,7 +1,7 @@
 """Audit of one image's masks and their columns, and search for nearly identical masks and images."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -35,12 +35,12 @@ class MaskLimits:
 
 def audit_masks(
     size: Size,
-    masks: Sequence[Mapping[str, Any]],
+    masks: Sequence[Row],
     limits: MaskLimits | None,
     place: FindingLocation,
     *,
     decode: bool,
-    measured: Callable[[Mapping[str, Any], int, Numbers], Mapping[str, Any]] | None = None,
+    measured: Callable[[Row, int, Numbers], Row] | None = None,
 ) -> Iterator[Finding]:
     """Yield findings about an image's rows in `masks/*.parquet`. The image's `size` is (height, width).
 
@@ -52,7 +52,7 @@ def audit_masks(
     `measured` is called with the row, the area, and COCO's box of each mask whose run lengths fit its image. It returns
     the row to compare with them.
     """
-    sound: list[Mapping[str, Any]] = []
+    sound: list[Row] = []
     for row in masks:
         findings = list(_code_findings(size, row, place))
         yield from findings
@@ -72,7 +72,7 @@ def audit_masks(
             yield from _decoded_findings(row, code, place)
 
 
-def _code_findings(size: Size, row: Mapping[str, Any], place: FindingLocation) -> Iterator[Finding]:
+def _code_findings(size: Size, row: Row, place: FindingLocation) -> Iterator[Finding]:
     segmentation = row["segmentation"] or {}
     found = segmentation.get("size")
     if found != list(size):
@@ -85,9 +85,7 @@ def _code_findings(size: Size, row: Mapping[str, Any], place: FindingLocation) -
         yield _finding(place, row, Code.BAD_RLE, f"run lengths of {size[0] * size[1]} pixels", error)
 
 
-def _pixel_findings(
-    size: Size, row: Mapping[str, Any], area: int, coco_box: Numbers, place: FindingLocation
-) -> Iterator[Finding]:
+def _pixel_findings(size: Size, row: Row, area: int, coco_box: Numbers, place: FindingLocation) -> Iterator[Finding]:
     if area != row["area"] or area == 0:
         yield _finding(place, row, Code.MASK_AREA, f"area {area or 'over 0'} by its run lengths", row["area"])
         return
@@ -100,7 +98,7 @@ def _pixel_findings(
         yield _finding(place, row, Code.MASK_BOX, f"bbox {around}", row["bbox"])
 
 
-def _decoded_findings(row: Mapping[str, Any], code: dict[str, Any], place: FindingLocation) -> Iterator[Finding]:
+def _decoded_findings(row: Row, code: dict[str, Any], place: FindingLocation) -> Iterator[Finding]:
     pixels = np.asarray(coco.decode(code)).astype(bool)
     rows, columns = np.flatnonzero(pixels.any(axis=1)), np.flatnonzero(pixels.any(axis=0))
     box = [float(v) for v in (columns[0], rows[0], columns[-1] - columns[0], rows[-1] - rows[0])]
@@ -110,9 +108,7 @@ def _decoded_findings(row: Mapping[str, Any], code: dict[str, Any], place: Findi
         yield _finding(place, row, Code.MASK_PIXELS, expected, f"{int(pixels.sum())} in {box}")
 
 
-def _frame_findings(
-    size: Size, row: Mapping[str, Any], limits: MaskLimits | None, place: FindingLocation
-) -> Iterator[Finding]:
+def _frame_findings(size: Size, row: Row, limits: MaskLimits | None, place: FindingLocation) -> Iterator[Finding]:
     image = f"{size[1]} x {size[0]} pixels"
     crop = finite_numbers(row["crop_box"], 4)
     if crop is None or min(crop[2:]) <= 0 or not is_inside(crop, size):
@@ -125,7 +121,7 @@ def _frame_findings(
             yield _finding(place, row, Code.POINT_OUTSIDE, f"a point in the crop {crop} of {image}", points)
 
 
-def _score_findings(row: Mapping[str, Any], limits: MaskLimits | None, place: FindingLocation) -> Iterator[Finding]:
+def _score_findings(row: Row, limits: MaskLimits | None, place: FindingLocation) -> Iterator[Finding]:
     iou, stability = row["predicted_iou"], row["stability_score"]
     if not _made_by_sam(row, limits):
         iou, stability = iou if iou is not None else 1.0, stability if stability is not None else 1.0
@@ -146,20 +142,20 @@ def _score_findings(row: Mapping[str, Any], limits: MaskLimits | None, place: Fi
             yield _finding(place, row, Code.UNDER_THRESHOLD, expected, stability)
 
 
-def _made_by_sam(row: Mapping[str, Any], limits: MaskLimits | None) -> bool:
+def _made_by_sam(row: Row, limits: MaskLimits | None) -> bool:
     """Return whether SAM made the mask in a build. Masks that segmint didn't write have no source and count as such."""
     if limits is not None and (limits.by_segmenter or row.get("model") in limits.adding):
         return False
     return row.get("source") in (None, AUTOMATIC)
 
 
-def _finding(place: FindingLocation, row: Mapping[str, Any], code: Code, expected: object, found: object) -> Finding:
+def _finding(place: FindingLocation, row: Row, code: Code, expected: object, found: object) -> Finding:
     """Return a finding about a mask's row. In data that segmint didn't write, the mask's id may be invalid."""
     id = row["annotation_id"]
     return place.finding(code, expected, found, f"mask {id}", mask=id if isinstance(id, int) else None)
 
 
-def _coco(row: Mapping[str, Any]) -> dict[str, Any]:
+def _coco(row: Row) -> dict[str, Any]:
     segmentation = row["segmentation"]
     return {"size": list(segmentation["size"]), "counts": segmentation["counts"].encode("ascii")}
 
@@ -376,7 +372,7 @@ def near_duplicates(size: Size, counts: Sequence[str], threshold: float) -> list
     `counts` contains COCO's compressed run lengths of masks of `size` (height, width). Damaged run lengths are skipped.
     """
     places = [place for place, code in enumerate(counts) if _sound(size, code)]
-    codes = [{"size": list(size), "counts": counts[place].encode("ascii")} for place in places]
+    codes = [rle.Rle(size, counts[place]).coco() for place in places]
     if len(codes) < 2:
         return []
     found = []

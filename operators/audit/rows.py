@@ -8,6 +8,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -17,7 +18,7 @@ import simplejpeg
 from segmint.catalogs.dataset.commits import PRIVACY_COUNTS, REJECTED, Commit
 from segmint.catalogs.dataset.tombstones import RemovedNames
 from segmint.catalogs.findings import Code, Finding, FindingLocation, Reason
-from segmint.catalogs.layout import ADDED_COLUMNS, MOST_MEMBER_BYTES, annotation_name, image_name
+from segmint.catalogs.layout import ADDED_COLUMNS, MOST_MEMBER_BYTES, annotation_name, bytes_sha256, image_name
 from segmint.catalogs.lineage import STAGE_PREFIX
 from segmint.catalogs.parquet import AMENDABLE
 from segmint.infra.arrays import Ints, Size
@@ -165,22 +166,20 @@ def audit_mask_count(row: Row, masks: int, place: FindingLocation, *, annotated:
     wrong = {name: count for name, count in said.items() if count != masks}
     if wrong:
         found = ", ".join(f"{name} {count}" for name, count in wrong.items())
-        image = place.of_image(row["id"])
-        yield image.finding(Code.MASK_COUNT, f"{masks} masks, as in the table of masks", found, f"id {row['id']}")
+        yield place.image_finding(row["id"], Code.MASK_COUNT, f"{masks} masks, as in the table of masks", found)
 
 
 def audit_rejects(rejects: Sequence[Row], place: FindingLocation) -> Iterator[Finding]:
     """Yield findings for rejected rows with an unknown reason, or without a stage, a detail, an image_id, or a URI."""
     known = frozenset(Reason)
     for row in rejects:
-        image, where = place.of_image(row["id"]), f"id {row['id']}"
         if row["reason"] not in known and not (row["stage"] or "").startswith(STAGE_PREFIX):
             expected = "a reason of `segmint.catalogs.findings`, or of a custom stage"
-            yield image.finding(Code.UNKNOWN_REASON, expected, repr(row["reason"]), where)
+            yield place.image_finding(row["id"], Code.UNKNOWN_REASON, expected, repr(row["reason"]))
         names = ["stage", "detail", *([] if row["reason"] == Reason.TAKEN_DOWN else ["image_id", "uri"])]
         empty = [name for name in names if not row[name]]
         if empty:
-            yield image.finding(Code.INCOMPLETE_REJECT, ", ".join(empty), "nothing", where)
+            yield place.image_finding(row["id"], Code.INCOMPLETE_REJECT, ", ".join(empty), "nothing")
 
 
 def audit_taken_down(tables: ShardTables, taken: frozenset[int], names: RemovedNames) -> Iterator[Finding]:
@@ -195,16 +194,15 @@ def audit_taken_down(tables: ShardTables, taken: frozenset[int], names: RemovedN
             by_bytes = row["source_sha256"] in names.sha256
             by_name = names.names_source(row["uri"])
             found = f"an image of the same {'bytes' if by_bytes else 'URI' if by_name else 'pixels or JPEG'}"
-            image = tables.places["images"].of_image(row["id"])
-            yield image.finding(Code.STILL_THERE, "no source that a tombstone names", found, f"id {row['id']}")
+            expected = "no source that a tombstone names"
+            yield tables.places["images"].image_finding(row["id"], Code.STILL_THERE, expected, found)
     for kind, table in (("images", tables.images), ("rejects", tables.rejects)):
         for row in table.to_pylist() if taken else []:
             blank = row.get("reason") == Reason.TAKEN_DOWN and not row["image_id"] and not row["uri"]
             if row["ordinal"] in taken and not blank:
                 expected = f"a refusal as {Reason.TAKEN_DOWN} without image_id and uri"
                 found = row.get("reason", "an image")
-                image = tables.places[kind].of_image(row["id"])
-                yield image.finding(Code.STILL_THERE, expected, found, f"id {row['id']}")
+                yield tables.places[kind].image_finding(row["id"], Code.STILL_THERE, expected, found)
 
 
 def audit_catalog_names(catalog: Mapping[int, Row], names: RemovedNames, place: FindingLocation) -> Iterator[Finding]:
@@ -231,17 +229,17 @@ def audit_catalog_rows(tables: ShardTables, catalog: Mapping[int, Row]) -> Itera
             if kind == "images" and source["sha256"] is not None:
                 expected["source_sha256"] = source["sha256"]
             different = {name: row[name] for name in expected if row[name] != expected[name]}
-            place, where = tables.places[kind].of_image(row["id"]), f"id {row['id']}"
+            report = partial(tables.places[kind].image_finding, row["id"])
             if different:
                 wanted = {name: expected[name] for name in different}
                 mend = " (`segmint repair` applies the amendment)" if wanted.keys() <= set(AMENDABLE) else ""
-                yield place.finding(Code.OTHER_CATALOG_ROW, f"{wanted}, as in the catalog{mend}", different, where)
+                yield report(Code.OTHER_CATALOG_ROW, f"{wanted}, as in the catalog{mend}", different)
             if kind == "images" and source["duplicate_of"] is not None:
                 expected_verdict = f"refused as a duplicate of ordinal {source['duplicate_of']}"
-                yield place.finding(Code.DUPLICATE_IMAGE, expected_verdict, "accepted", where)
+                yield report(Code.DUPLICATE_IMAGE, expected_verdict, "accepted")
             if kind == "images" and source.get("refused_reason") is not None:
                 expected_verdict = f"refused as {source['refused_reason']}, as in the catalog"
-                yield place.finding(Code.OTHER_CATALOG_ROW, expected_verdict, "accepted", where)
+                yield report(Code.OTHER_CATALOG_ROW, expected_verdict, "accepted")
 
 
 def int_column(table: pa.Table, name: str) -> Ints:
@@ -389,7 +387,7 @@ def audit_jpeg(
 
 
 def _other_release(data: bytes, row: Row, place: FindingLocation) -> Iterator[Finding]:
-    digest = hashlib.sha256(data).hexdigest()
+    digest = bytes_sha256(data)
     if digest != row["release_sha256"]:
         expected = f"SHA-256 {row['release_sha256']}, as in the image's row"
         yield place.finding(Code.OTHER_RELEASE, expected, digest, image_name(row["id"]))

@@ -2,7 +2,8 @@
 
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -96,7 +97,7 @@ class ShardMasks:
         for id, said, wanted, bad in zip(ids, found, container_ids(masks, ids), reported, strict=True):
             if said != wanted and not bad:
                 expected = f"container {wanted}, the smallest mask that contains it"
-                yield place.finding(Code.BAD_CONTAINER, expected, said, f"mask {id}", mask=id)
+                yield place.mask_finding(id, Code.BAD_CONTAINER, expected, said)
 
     def audit_work(self, row: Row, images: FindingLocation, place: FindingLocation) -> Iterator[Finding]:
         """Yield findings about the annotation columns of an image and its masks; see the function `audit_work`."""
@@ -138,34 +139,34 @@ def audit_work(row: Row, masks: Sequence[Row], images: FindingLocation, place: F
     `images` and `place` locate findings in the image's row and in the masks' rows. A mask's parent must be an earlier
     mask of the same image, which may have been deleted since. Hashes must be 64 lowercase hexadecimal digits.
     """
-    where = f"id {row['id']}"
-    yield from _seconds(row["seconds"], images, where, None)
+    report = partial(images.image_finding, row["id"])
+    yield from _seconds(row["seconds"], report)
     if row["masks_model"] is not None:
-        yield from _hash("masks_model", row["masks_model"], images, where, None)
+        yield from _hash("masks_model", row["masks_model"], report)
     if row["submission"] is not None:
-        yield from _hash("submission.sha256", row["submission"]["sha256"], images, where, None)
+        yield from _hash("submission.sha256", row["submission"]["sha256"], report)
     first = row["id"] * MASKS_PER_IMAGE_LIMIT
     for mask in masks:
         id = mask["annotation_id"]
-        where = f"mask {id}"
+        report = partial(place.mask_finding, id)
         if mask["parent"] is not None and not first <= mask["parent"] < id:
             expected = f"a parent from {first} to {id - 1}" if id > first else "no parent: it is its image's first mask"
-            yield place.finding(Code.UNKNOWN_PARENT, expected, mask["parent"], where, mask=id)
-        yield from _seconds(mask["seconds"], place, where, id)
+            yield report(Code.UNKNOWN_PARENT, expected, mask["parent"])
+        yield from _seconds(mask["seconds"], report)
         if mask["origin"] is not None:
-            yield from _hash("origin.sha256", mask["origin"]["sha256"], place, where, id)
+            yield from _hash("origin.sha256", mask["origin"]["sha256"], report)
         if mask["model"] is not None:
-            yield from _hash("model", mask["model"], place, where, id)
+            yield from _hash("model", mask["model"], report)
 
 
-def _seconds(value: float | None, place: FindingLocation, where: str, mask: int | None) -> Iterator[Finding]:
+def _seconds(value: float | None, report: Callable[..., Finding]) -> Iterator[Finding]:
     if value is not None and not 0 <= value < math.inf:
-        yield place.finding(Code.BAD_SECONDS, "seconds of 0 or more", value, where, mask=mask)
+        yield report(Code.BAD_SECONDS, "seconds of 0 or more", value)
 
 
-def _hash(name: str, value: Any, place: FindingLocation, where: str, mask: int | None) -> Iterator[Finding]:
+def _hash(name: str, value: Any, report: Callable[..., Finding]) -> Iterator[Finding]:
     if value is None or not _SHA256.fullmatch(value):
-        yield place.finding(Code.BAD_HASH, f"{name} of 64 hexadecimal digits", repr(value), where, mask=mask)
+        yield report(Code.BAD_HASH, f"{name} of 64 hexadecimal digits", repr(value))
 
 
 _LAST_PIXEL = np.array([0.0, 0.0, 1.0, 1.0])

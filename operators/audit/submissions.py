@@ -162,7 +162,7 @@ def _audit_masks(
     for former in (*submission.deleted, *(mask for mask in submission.replaced if mask.counts not in stays)):
         if here.get(former.id) == former.counts:
             expected = f"no such mask, as {submission.path} says"
-            yield place.finding(Code.OTHER_SUBMISSION, expected, "it is there", f"mask {former.id}", mask=former.id)
+            yield place.mask_finding(former.id, Code.OTHER_SUBMISSION, expected, "it is there")
     said: dict[str, list[tuple[SubmittedMask, Sequence[Submission]]]] = {}
     for number, each in enumerate(submissions, 1):
         for mask in each.masks:
@@ -181,7 +181,7 @@ def _audit_masks(
             id = found["annotation_id"]
             expected = f"what {words[-1][1][-1].path} says: {wrong}"
             other = {name: found[name] for name in wrong}
-            yield place.finding(Code.OTHER_SUBMISSION, expected, other, f"mask {id}", mask=id)
+            yield place.mask_finding(id, Code.OTHER_SUBMISSION, expected, other)
 
 
 def _unlike(row: Row, mask: SubmittedMask, submissions: Sequence[Submission]) -> Row:
@@ -254,7 +254,7 @@ def _masks_of(tables: DatasetTables, images: Sequence[int]) -> tuple[dict[int, i
 
 def _finding(name: RatingName, expected: str, found: str) -> Finding:
     place = FindingLocation(name.path, image=name.ordinal + 1)
-    return place.finding(Code.BAD_RATING, expected, found, f"mask {name.mask}", mask=name.mask)
+    return place.mask_finding(name.mask, Code.BAD_RATING, expected, found)
 
 
 TOLERANCE = 1e-6
@@ -349,13 +349,13 @@ def audit_origins(
     for source, id in zip(origins.source[start:stop], ids, strict=True):
         if source not in SOURCES:
             expected = f"a source of {', '.join(SOURCES)}"
-            yield place.finding(Code.UNKNOWN_SOURCE, expected, repr(source), f"mask {id}", mask=id)
+            yield place.mask_finding(id, Code.UNKNOWN_SOURCE, expected, repr(source))
     for index in np.flatnonzero(origins.bad_label[start:stop]).tolist():
         expected = "a label with its source, a model's score, an output from 0 to 2"
-        yield place.finding(Code.BAD_LABEL, expected, "other values", f"mask {ids[index]}", mask=ids[index])
+        yield place.mask_finding(ids[index], Code.BAD_LABEL, expected, "other values")
     for index in np.flatnonzero(origins.bad_container[start:stop]).tolist():
         expected = "a larger mask of its image as container"
-        yield place.finding(Code.BAD_CONTAINER, expected, "another value", f"mask {ids[index]}", mask=ids[index])
+        yield place.mask_finding(ids[index], Code.BAD_CONTAINER, expected, "another value")
     found = np.stack([origins.share[start:stop], origins.iou[start:stop]], axis=1)
     absent = np.isnan(found)
     automatic = np.array([source == AUTOMATIC for source in origins.source[start:stop]], bool)
@@ -374,7 +374,7 @@ def audit_origins(
         (share, iou), (is_share, is_iou) = wanted[index].tolist(), found[index].tolist()
         expected = f"redacted_share {share:.6g} and redaction_iou {iou:.6g}, by the image's regions"
         id = ids[index]
-        yield place.finding(Code.REDACTED_SHARE, expected, f"{is_share:.6g} and {is_iou:.6g}", f"mask {id}", mask=id)
+        yield place.mask_finding(id, Code.REDACTED_SHARE, expected, f"{is_share:.6g} and {is_iou:.6g}")
 
     if limits.artifact_iou is None or not automatic.any():
         return
@@ -385,7 +385,7 @@ def audit_origins(
     for id, near_iou, made in zip(ids, ious, automatic, strict=True):
         if made and near_iou is not None and near_iou >= limits.artifact_iou:
             expected = f"an IoU under {limits.artifact_iou:g} with each redacted region"
-            yield place.finding(Code.REDACTION_ARTIFACT, expected, f"{near_iou:.6g}", f"mask {id}", mask=id)
+            yield place.mask_finding(id, Code.REDACTION_ARTIFACT, expected, f"{near_iou:.6g}")
 
 
 def audit_next_mask(
@@ -409,7 +409,7 @@ def audit_next_mask(
     end = row["id"] * MASKS_PER_IMAGE_LIMIT + next_mask
     if ids and ids[-1] >= end:
         expected = f"an annotation_id under {end}, as next_mask says"
-        yield place.finding(Code.ROW_IDENTITY, expected, ids[-1], f"mask {ids[-1]}", mask=ids[-1])
+        yield place.mask_finding(ids[-1], Code.ROW_IDENTITY, expected, ids[-1])
         return
     if sources is None or written is None:
         return
@@ -418,10 +418,10 @@ def audit_next_mask(
         built = source == AUTOMATIC and id not in applied
         if built and id >= first:
             expected = f"an annotation_id under {first}, as funnel.written says of masks that the build wrote"
-            yield place.finding(Code.ROW_IDENTITY, expected, id, f"mask {id}", mask=id)
+            yield place.mask_finding(id, Code.ROW_IDENTITY, expected, id)
         elif source in SOURCES and not built and id < first:
             expected = f"an annotation_id of {first} or over: the build wrote the masks under it"
-            yield place.finding(Code.ROW_IDENTITY, expected, id, f"mask {id}", mask=id)
+            yield place.mask_finding(id, Code.ROW_IDENTITY, expected, id)
 
 
 def codes_hold(masks: Sequence[Row], image: Row) -> bool:

@@ -22,7 +22,6 @@ these attributes. Only `name` is required:
   well, for example by containing the hashes of files that the arguments name.
 """
 
-import hashlib
 import importlib
 import inspect
 import json
@@ -40,9 +39,9 @@ from pydantic import ValidationError
 from segmint.catalogs.dataset.manifest import ModelTerms
 from segmint.catalogs.dataset.mask_labels import MASK_LABEL
 from segmint.catalogs.findings import is_custom_reason
-from segmint.catalogs.layout import canonical_json, wrong_fields
+from segmint.catalogs.layout import bytes_sha256, json_sha256, wrong_fields
 from segmint.catalogs.lineage import STAGE_PREFIX, StageColumn
-from segmint.infra.arrays import Bools, Pixels
+from segmint.infra.arrays import Bools, Box, Pixels
 from segmint.infra.errors import UsageError
 from segmint.operators.images import decode_jpeg
 
@@ -102,7 +101,7 @@ class Mask:
     """Who set the label: `import`, or `model:` followed by the SHA-256 of the weights. None: the segmenter."""
     points: Sequence[tuple[float, float, int]] = ()
     """The points that the mask was made from: x, y, and 1 for a point inside the mask or 0 for one outside."""
-    box: tuple[float, float, float, float] | None = None
+    box: Box | None = None
     """The box that the mask was made from: x, y, width, and height."""
     text: str | None = None
     """The text that the mask was made from."""
@@ -276,7 +275,7 @@ class StageSpec:
     @property
     def sha256(self) -> str:
         """Hash of the stage's identity. For a segmenter, it takes the place of the hash of SAM's weights."""
-        return hashlib.sha256(canonical_json(self.identity)).hexdigest()
+        return json_sha256(self.identity)
 
     def start(self) -> StageCall:
         """Load the stage in this process and call it with its arguments.
@@ -306,7 +305,7 @@ def adding_models(identity: Mapping[str, Any]) -> frozenset[str]:
     for stage in identity.get("stages", {}).values():
         if "filters" in stage:
             spec = {name: value for name, value in stage.items() if name not in ("place", "after", "filters")}
-            models.append(hashlib.sha256(canonical_json(spec)).hexdigest())
+            models.append(json_sha256(spec))
     return frozenset(models)
 
 
@@ -407,4 +406,4 @@ def _source_sha256(found: Any) -> str:
     file = getattr(sys.modules[found.__module__], "__file__", None)
     if file is None or not file.endswith(".py"):
         raise ValueError("it needs a version, because its module has no source file")
-    return hashlib.sha256(Path(file).read_bytes()).hexdigest()
+    return bytes_sha256(Path(file).read_bytes())

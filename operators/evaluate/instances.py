@@ -30,9 +30,10 @@ from scipy.optimize import linear_sum_assignment
 from segmint.infra.arrays import Bools, Bytes, Floats, Ints, Pixels, Size
 from segmint.model.automatic.candidates import CandidateMasks
 from segmint.model.automatic.generator import MaskGenerator, RawMasks
+from segmint.model.automatic.rle import CocoRle
 from segmint.model.automatic.settings import MaskSettings
 from segmint.model.sam.predictor import Embedding, Predictor
-from segmint.operators.annotations.image import CocoRle, encode_mask
+from segmint.operators.annotations.image import encode_mask
 
 _BOXES_AT_ONCE = 8  # number of boxes; the full-size logits of each take 4 bytes per pixel
 
@@ -471,5 +472,4 @@ def rank(found: RawMasks) -> list[PredictedMask]:
 
 
 def _found_mask(masks: CandidateMasks, index: int, score: float, frame_size: Size) -> PredictedMask:
-    rle = masks.patches[index].encode(frame_size)
-    return PredictedMask({"size": list(rle.size), "counts": rle.counts.encode("ascii")}, score)
+    return PredictedMask(masks.patches[index].encode(frame_size).coco(), score)

@@ -19,15 +19,16 @@ import torch
 from pycocotools import mask as coco
 from torch import Tensor, nn
 
-from segmint.infra.arrays import Bools, Pixels
+from segmint.infra.arrays import Bools, PixelBox, Pixels
 from segmint.model.automatic.candidates import MaskPatch
-from segmint.model.automatic.crops import Box, box_of
+from segmint.model.automatic.crops import box_of
 from segmint.model.automatic.proposals import Upscaling
+from segmint.model.automatic.rle import CocoRle
 from segmint.model.automatic.tiled_upscaling import upscaling_of
 from segmint.model.sam.load import Sam
 from segmint.model.sam.predictor import Embedding, Predictor
 from segmint.model.training.sampling import draw_keys, highest_pixels
-from segmint.operators.annotations.image import CocoRle, encode_mask
+from segmint.operators.annotations.image import encode_mask
 from segmint.operators.evaluate.settings import FirstClick, PointsSettings, SeveralClicks
 
 
@@ -178,7 +179,7 @@ class _TrueMask:
     def __init__(self, rle: CocoRle) -> None:
         self.pixels: Bools = np.ascontiguousarray(coco.decode(rle)).view(np.bool_)
         self.area = np.count_nonzero(self.pixels)
-        self.box: Box = box_of(self.pixels)
+        self.box: PixelBox = box_of(self.pixels)
 
     def iou(self, mask: MaskPatch) -> float:
         """Return the IoU with a predicted mask."""
@@ -250,7 +251,7 @@ class _ClickedMask:
 
     def _encoded(self, mask: MaskPatch) -> CocoRle:
         height, width = self._truth.pixels.shape
-        return {"size": [height, width], "counts": mask.encode((height, width)).counts.encode("ascii")}
+        return mask.encode((height, width)).coco()
 
 
 def _click(predictor: Predictor, embedding: Embedding, masks: Sequence[_ClickedMask]) -> None:

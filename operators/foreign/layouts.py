@@ -50,7 +50,7 @@ JPEGS = pa.schema(
         pa.field("uri", pa.string(), nullable=False),  # of the JPEG or the tar that contains it
         pa.field("offset", pa.int64(), nullable=False),  # of the JPEG's first byte in the file
         pa.field("size", pa.int64(), nullable=False),  # bytes
-        pa.field("split", pa.string()),  # null in SA-1B-style data
+        ("split", pa.string()),  # null in SA-1B-style data
     ]
 )
 """Schema of the view `jpegs`: where each picture is. Images without one have no row. Listed ones may not be JPEGs."""

@@ -24,7 +24,8 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from segmint.catalogs.dataset.regions import read_regions
 from segmint.catalogs.findings import Reason, RejectedError
-from segmint.infra.arrays import Pixels, Size
+from segmint.catalogs.frozen import Sha256
+from segmint.infra.arrays import Box, Pixels, Size
 from segmint.infra.assets import absolute_name, pinned, resolve
 from segmint.infra.errors import SegmintError, UsageError, last_line
 from segmint.infra.storage.location import Location
@@ -32,7 +33,7 @@ from segmint.infra.storage.storage import Storage
 from segmint.infra.units import validated
 from segmint.infra.uris import redact
 from segmint.infra.version import NOT_INSTALLED, installed_version
-from segmint.model.detectors.detection import Box, CandidateDetector, Detection, Detector, Kind, bounds, iou, lenient
+from segmint.model.detectors.detection import CandidateDetector, Detection, Detector, Kind, bounds, iou, lenient
 from segmint.model.detectors.plates import PlateDetector
 from segmint.model.detectors.second_look import is_confirmed
 from segmint.operators.child import is_out_of_memory
@@ -510,7 +511,7 @@ class LeftAloneEntry(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    sha256: str = Field(pattern=r"\A[0-9a-f]{64}\z")  # of the photograph's bytes
+    sha256: Sha256  # of the photograph's bytes
     x: int = Field(ge=0)
     y: int = Field(ge=0)
     w: int = Field(ge=1)

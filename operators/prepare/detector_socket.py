@@ -21,9 +21,9 @@ from dataclasses import dataclass
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
-from segmint.infra.arrays import Pixels
+from segmint.infra.arrays import Box, Pixels
 from segmint.infra.errors import SegmintError
-from segmint.model.detectors.detection import Box, Detection, Kind, Quad
+from segmint.model.detectors.detection import Detection, Kind, Quad
 
 WAIT_S = 60.0
 """Time in seconds that a child waits for the reply to one search, including the request's time in the queue."""

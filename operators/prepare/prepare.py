@@ -6,7 +6,6 @@ file.
 
 import contextlib
 import functools
-import hashlib
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,6 +17,7 @@ import pyarrow as pa
 
 from segmint.catalogs.dataset.tombstones import DETAIL, NO_NAMES, SAME_SOURCE, RemovedNames, is_taken_down
 from segmint.catalogs.findings import Reason, RejectedError
+from segmint.catalogs.layout import bytes_sha256
 from segmint.catalogs.licenses import LicensePolicy
 from segmint.infra.arrays import Pixels
 from segmint.infra.device import fix_products, keep_freed_memory
@@ -166,7 +166,7 @@ def prepare_image(
     full = source.source_width, source.source_height
     size = largest_size(*full, config.release.short_side, config.crops)
     small = released_size(*full, config.release.short_side)
-    entries = config.left_alone.get(hashlib.sha256(data).hexdigest(), ()) if config.left_alone else ()
+    entries = config.left_alone.get(bytes_sha256(data), ()) if config.left_alone else ()
     left_alone = LeftAlone(entries, size, full)
     # If nothing is redacted, the JPEG of the image's pixels is released. It needs only one search for plates: they are
     # found in the pixels and in the JPEG alike, and redacting faces doesn't change plates. A search for faces in either
@@ -411,7 +411,7 @@ def _columns(prepared: PreparedImage) -> Row:
     kinds = [region.kind for region in prepared.regions]
     return {
         **asdict(prepared),
-        "release_sha256": hashlib.sha256(prepared.release).hexdigest(),
+        "release_sha256": bytes_sha256(prepared.release),
         "faces": kinds.count("face"),
         "plates": kinds.count("plate"),
     }

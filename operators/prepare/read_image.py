@@ -4,7 +4,6 @@ Strict decoder of JPEGs, and a check whether a JPEG without its end marker conta
 """
 
 import functools
-import hashlib
 import io
 import itertools
 import re
@@ -40,6 +39,7 @@ from PIL.TiffImagePlugin import (
 from PIL.TiffImagePlugin import ImageFileDirectory_v2 as Tags
 
 from segmint.catalogs.findings import Reason, RejectedError
+from segmint.catalogs.layout import bytes_sha256
 from segmint.infra.arrays import Pixels
 from segmint.infra.storage.errors import NotFoundError, ObjectTooLargeError, StorageFaultError, UnreadableObjectError
 from segmint.infra.storage.storage import Storage
@@ -146,12 +146,12 @@ class ImageReader:
         """
         if scheme(relative_to(self.catalog_uri, row["uri"])) == LOCAL:
             return True
-        return row["sha256"] is not None and hashlib.sha256(data).hexdigest() == row["sha256"].lower()
+        return row["sha256"] is not None and bytes_sha256(data) == row["sha256"].lower()
 
 
 def checked_digest(data: bytes, expected: str | None) -> str:
     """Return the SHA-256 of the bytes. Raise `RejectedError` if the catalog expects a different one."""
-    digest = hashlib.sha256(data).hexdigest()
+    digest = bytes_sha256(data)
     if expected is not None and expected.lower() != digest:
         raise RejectedError(
             Reason.HASH_MISMATCH, f"the catalog says SHA-256 {expected.lower()}, the object has {digest}"

@@ -14,8 +14,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from segmint.infra.arrays import Bools, Ints, Pixels, Size
-from segmint.model.detectors.detection import Box, Detection, Detector, iou, lenient
+from segmint.infra.arrays import Bools, Box, Ints, Pixels, Size
+from segmint.model.detectors.detection import Detection, Detector, iou, lenient
 from segmint.operators.prepare.deidentify import CheckedDetector, Region, box_of, outline
 from segmint.operators.prepare.mosaic import is_same, mosaic_size, search_orientations, search_turned
 from segmint.operators.prepare.release import ReleasedImage

@@ -191,9 +191,8 @@ def without_artifacts(row: Mapping[str, Any], columns: dict[str, Any], artifact_
     masks = columns["masks"]
     if artifact_iou is None or not row["regions"] or not masks:
         return columns
-    source, size = (row["source_height"], row["source_width"]), (row["height"], row["width"])
     counts = [mask["segmentation"]["counts"] for mask in masks]
-    near = redactions(row["regions"], source, size, counts).iou
+    near = redactions(row, counts).iou
     kept = [mask for mask, iou in zip(masks, near.tolist(), strict=True) if iou < artifact_iou]
     funnel = {**columns["funnel"], "written": len(kept), "redaction_artifacts": len(masks) - len(kept)}
     return {**columns, "masks": kept, "funnel": funnel}

@@ -10,7 +10,7 @@ import numpy as np
 from pycocotools import mask as coco
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from segmint.infra.arrays import Size
+from segmint.infra.arrays import Box, Size
 from segmint.infra.errors import SegmintError
 from segmint.model.automatic import rle
 from segmint.operators.annotations.image import UnreadableMaskError, checked_rle
@@ -69,7 +69,7 @@ class _MaskValues(BaseModel):
     label_score: float | None
     label_source: Annotated[str, Field(pattern=rf"\A({IMPORT}|model:[0-9a-f]{{64}})\z")] | None
     points: tuple[tuple[float, float, Annotated[int, Field(ge=0, le=1)]], ...]
-    box: tuple[float, float, float, float] | None
+    box: Box | None
     text: _Text | None
 
     @model_validator(mode="after")
@@ -228,6 +228,6 @@ def _mask_row(values: _MaskValues, code: rle.Rle, source: str) -> Row:
 def _measured(code: rle.Rle) -> Row:
     """Return the columns of a mask that follow from its pixels."""
     segmentation = {"size": list(code.size), "counts": code.counts}
-    encoded = {"size": list(code.size), "counts": code.counts.encode("ascii")}
+    encoded = code.coco()
     x, y, width, height = coco.toBbox(encoded).tolist()
     return {"segmentation": segmentation, "bbox": [x, y, width - 1, height - 1], "area": int(coco.area(encoded))}

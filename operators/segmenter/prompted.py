@@ -1,6 +1,5 @@
 """Segmenter that makes one mask for each prompt of the catalog, with a SAM."""
 
-import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
@@ -10,7 +9,7 @@ from torch import Tensor
 
 from segmint.catalogs.dataset.mask_labels import MODEL
 from segmint.catalogs.findings import Reason, RejectedError
-from segmint.catalogs.layout import canonical_json
+from segmint.catalogs.layout import json_sha256
 from segmint.infra.assets import known_license, resolve, sha256_of
 from segmint.infra.device import resolve_compute
 from segmint.infra.errors import UsageError
@@ -54,7 +53,7 @@ class PromptedMasks:
         if labeler is not None and not re.fullmatch("[0-9a-f]{64}", labeler):
             raise UsageError(f"labeler is {labeler!r}: expected the SHA-256 of the model that found the boxes")
         identity = [_BITS, cls.weights_sha256(weights, assets), labeler, precision]
-        return hashlib.sha256(canonical_json(identity)).hexdigest()
+        return json_sha256(identity)
 
     @classmethod
     def weights_sha256(cls, weights: str, assets: str | None = None, **_: Any) -> str:

@@ -1,11 +1,10 @@
 """Redaction of additional regions in the described rows of a committed shard."""
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict
 
 from segmint.catalogs.dataset.regions import WantedRegion
-from segmint.catalogs.layout import DamagedDatasetError
+from segmint.catalogs.layout import DamagedDatasetError, bytes_sha256
 from segmint.catalogs.lineage import STAGE_PREFIX, STAGE_SHA256
 from segmint.infra.arrays import Pixels
 from segmint.operators.describe import redaction_columns
@@ -46,7 +45,7 @@ def redact_row(row: Row, wanted: Sequence[WantedRegion], config: ReleaseConfig) 
     redacted: Row = {
         **_without_applied(row),
         "release": jpeg,
-        "release_sha256": hashlib.sha256(jpeg).hexdigest(),
+        "release_sha256": bytes_sha256(jpeg),
         "hashes": jpeg_hashes(jpeg).tolist(),
         "regions": list(map(asdict, regions)),
         "faces": sum(region.kind == "face" for region in regions),

@@ -19,7 +19,6 @@ protects a writer's files:
    correction finishes that writer's work.
 """
 
-import hashlib
 import io
 import json
 import tarfile
@@ -49,6 +48,7 @@ from segmint.catalogs.layout import (
     RESERVATIONS,
     SCHEMA_VERSION,
     annotation_name,
+    bytes_sha256,
     commit_path,
     data_path,
     image_name,
@@ -242,7 +242,7 @@ def named_files(shard: int, files: ShardFiles) -> NamedFiles:
 
 
 def _named(kind: str, shard: int, data: bytes) -> tuple[FileEntry, bytes]:
-    digest = hashlib.sha256(data).hexdigest()
+    digest = bytes_sha256(data)
     return FileEntry(data_path(kind, shard, digest), len(data), digest), data
 
 

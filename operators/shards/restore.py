@@ -4,7 +4,6 @@ There are two ways to restore a file: from the shard's other files, because its 
 rebuilding the shard from the catalog. Either way, the SHA-256 of the result must match the commit.
 """
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -22,6 +21,7 @@ from segmint.catalogs.layout import (
     LEVELS,
     DamagedDatasetError,
     annotation_name,
+    bytes_sha256,
     parse_data_path,
 )
 from segmint.infra.storage.errors import NotFoundError
@@ -245,7 +245,7 @@ def remake_commit(dataset: DatasetHandle, damaged: Commit, found: Mapping[str, S
     for kind in DATA_KINDS:
         path = found[kind][0]
         data = (dataset.location / path).read()
-        entry = FileEntry(path, len(data), hashlib.sha256(data).hexdigest())
+        entry = FileEntry(path, len(data), bytes_sha256(data))
         named = parse_data_path(path)
         if named is not None and not entry.sha256.startswith(named.digest):
             raise DamagedDatasetError(f"{path} is damaged too: its SHA-256 is {entry.sha256[:12]}…")

@@ -16,7 +16,6 @@ If a correction leaves the rows unchanged, `segmint.operators.shards.put.build_s
 bytes from them.
 """
 
-import hashlib
 import io
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -44,6 +43,7 @@ from segmint.catalogs.layout import (
     ADDED_COLUMNS,
     RESERVATIONS,
     DamagedDatasetError,
+    bytes_sha256,
     image_name,
     parse_part_reservation_name,
     parse_reservation_name,
@@ -180,7 +180,7 @@ def read_file(dataset: Location, entry: FileEntry) -> bytes:
         raise DamagedDatasetError(f"{file}: expected {entry.size} bytes; found {error.size}") from error
     if len(data) != entry.size:
         raise DamagedDatasetError(f"{file}: expected {entry.size} bytes; found {len(data)}")
-    digest = hashlib.sha256(data).hexdigest()
+    digest = bytes_sha256(data)
     if digest != entry.sha256:
         raise DamagedDatasetError(f"{file}: expected SHA-256 {entry.sha256}; found {digest}")
     return data

@@ -23,7 +23,7 @@ import simplejpeg
 from numpy.typing import DTypeLike, NDArray
 from PIL import Image
 
-from segmint.infra.arrays import Bools, Bytes, Floats32, Ints, Pixels
+from segmint.infra.arrays import Bools, Box, Bytes, Floats32, Ints, Pixels
 
 PART_ROWS = 1 << 23  # rows of a part, on average; each takes up to 100 bytes while the part is in memory
 _SAMPLE = 1 << 16
@@ -367,10 +367,10 @@ def view_hashes(gray: Gray) -> Hashes:
     return np.array([NO_HASH if each is None else _hash(each) for each in spectra], np.uint64)
 
 
-def view_box(kept: float, width: float, height: float) -> tuple[float, float, float, float]:
-    """Return the box (left, top, right, bottom) around a frame's center that keeps the share `kept` of its sides."""
-    left, top = width * (1 - kept) / 2, height * (1 - kept) / 2
-    return left, top, width - left, height - top
+def view_box(kept: float, side: float) -> Box:
+    """Return the box (left, top, right, bottom) around a square's center that keeps the share `kept` of its sides."""
+    start = side * (1 - kept) / 2
+    return start, start, side - start, side - start
 
 
 def averages(values: NDArray[np.integer], cells: int, scale: int = 1) -> Ints:
@@ -527,6 +527,6 @@ class Confirmer:
 def _cutting(view: int) -> Floats32:
     """Return the matrix (32, 64) that cuts a view from a thumbnail's rows and scales it, with Pillow's weights."""
     identity = Image.fromarray(np.eye(THUMBNAIL, dtype=np.float32))
-    left, _, right, _ = view_box(KEPT[view], THUMBNAIL, THUMBNAIL)
+    left, _, right, _ = view_box(KEPT[view], THUMBNAIL)
     cut = identity.resize((SIDE, THUMBNAIL), Image.Resampling.BILINEAR, box=(left, 0, right, THUMBNAIL))
     return np.ascontiguousarray(np.asarray(cut).T)

@@ -37,9 +37,9 @@ from segmint.catalogs.layout import (
     ShardPart,
     ShardSpan,
     choose_shards,
-    config_sha256,
     differing_keys,
     is_part_path,
+    json_sha256,
     part_path,
 )
 from segmint.catalogs.lineage import Lineage, lineage_of
@@ -309,7 +309,7 @@ def begin(
         manifest = DatasetManifest(
             name=config.name,
             config=tree,
-            config_sha256=config_sha256(tree),
+            config_sha256=json_sha256(tree),
             numerics=numerics.to_dict(),
             code_version=VERSION,
             weights=made_by,

@@ -611,7 +611,7 @@ class StatusReader:
         """Read these commits in order. If a correction has replaced a commit, read the newer commit instead."""
         listed = list(wanted)
         new = {commit.shard: commit for commit in listed if commit not in self._commits}
-        for commit in CommitLog(self._dataset).read_latest_of((each.key for each in new.values()), _THREADS):
+        for commit in CommitLog(self._dataset).read_latest_of(each.key for each in new.values()):
             self._commits[new[commit.shard]] = commit
         found = {commit: self._commits[commit] for commit in listed if commit in self._commits}
         for old in list(self._commits)[:-_KEPT]:

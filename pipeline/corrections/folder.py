@@ -39,7 +39,7 @@ from segmint.catalogs.dataset.manifest import (
 )
 from segmint.catalogs.dataset.submissions import SubmissionError, read_assignment, submissions_of
 from segmint.catalogs.findings import Reason, RejectedError
-from segmint.catalogs.layout import config_sha256, part_path
+from segmint.catalogs.layout import json_sha256, part_path
 from segmint.catalogs.parquet import NORMALIZED, RowGroupWriter
 from segmint.infra.assets import ASSETS, default_weights, sha256_of
 from segmint.infra.errors import SegmintError, UsageError
@@ -463,7 +463,7 @@ def _manifest(name: str) -> DatasetManifest:
     return DatasetManifest(
         name=name.encode(errors="replace").decode(),
         config=tree,
-        config_sha256=config_sha256(tree),
+        config_sha256=json_sha256(tree),
         numerics={"segmint": VERSION},
         code_version=VERSION,
         weights=ModelWeights(name=weights, sha256=ASSETS[weights].sha256),

@@ -6,14 +6,13 @@ Boxes of a COCO file or YOLO labels, from which `segmint masks --boxes` makes ma
 """
 
 import glob
-import hashlib
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from segmint.catalogs.layout import IMAGE_ENDINGS, canonical_json
+from segmint.catalogs.layout import IMAGE_ENDINGS, json_sha256
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.errors import NotFoundError, StorageFaultError
 from segmint.infra.storage.location import Location
@@ -240,7 +239,7 @@ class PhotographBoxes:
     @property
     def sha256(self) -> str:
         """SHA-256 of the names and boxes."""
-        return hashlib.sha256(canonical_json(self.images)).hexdigest()
+        return json_sha256(self.images)
 
     @property
     def mean(self) -> int:

@@ -25,7 +25,7 @@ from segmint.catalogs.dataset.manifest import (
 )
 from segmint.catalogs.dataset.outputs import note_output
 from segmint.catalogs.dataset.versions import files_sha256, list_files
-from segmint.catalogs.findings import SENTENCES
+from segmint.catalogs.findings import Code
 from segmint.infra.assets import ASSETS, sha256_of
 from segmint.infra.errors import UsageError
 from segmint.infra.scratch import ScratchFolder
@@ -225,7 +225,7 @@ def render_evidence(
     """
     return _TEMPLATES.get_template("evidence.html.j2").render(
         evidence=evidence,
-        sentences={code.value: sentence for code, sentence in SENTENCES.items()},
+        sentences={code.value: code.sentence for code in Code},
         lines="\n".join(result_lines(report)),
         study=study,
         list_sha256=list_sha256,

@@ -29,6 +29,11 @@ def region(x: int, y: int, w: int, h: int, kind: str = "face", source: str = "mt
     return {"kind": kind, "score": 0.9, "x": x, "y": y, "w": w, "h": h, "source": source}
 
 
+def row(regions: Sequence[dict[str, Any]], source: tuple[int, int], size: tuple[int, int]) -> dict[str, Any]:
+    sizes = {"source_height": source[0], "source_width": source[1], "height": size[0], "width": size[1]}
+    return {"regions": regions, **sizes}
+
+
 def counts_of(mask: np.ndarray) -> str:
     return coco.encode(np.asfortranarray(mask, dtype=np.uint8))["counts"].decode("ascii")
 
@@ -63,7 +68,7 @@ def check(
     """Compare with plain counts of pixels."""
     areas = [drawn(one, source, size) for one in regions]
     union = np.any(areas, axis=0) if areas else np.zeros(size, bool)
-    found = redactions(regions, source, size, [counts_of(mask) for mask in masks])
+    found = redactions(row(regions, source, size), [counts_of(mask) for mask in masks])
     assert found.share.shape == found.iou.shape == (len(masks),)
     for mask, share, iou in zip(masks, found.share, found.iou, strict=True):
         assert share == ((mask & union).sum() / mask.sum() if mask.any() else 0)
@@ -132,9 +137,8 @@ def test_a_box_that_a_person_asked_for_comes_back(
     source = (size[0] + more[0] - 1, size[1] + more[1] - 1)
     x, y = data.draw(st.integers(0, size[1] - 1)), data.draw(st.integers(0, size[0] - 1))
     w, h = data.draw(st.integers(1, size[1] - x)), data.draw(st.integers(1, size[0] - y))
-    row = {"source_height": source[0], "source_width": source[1], "height": size[0], "width": size[1]}
 
-    wanted = source_region(row, WantedRegion(id=1, kind="face", x=x, y=y, w=w, h=h))
+    wanted = source_region(row([], source, size), WantedRegion(id=1, kind="face", x=x, y=y, w=w, h=h))
     found = outline(asdict(wanted), source, size)
 
     assert (found.x, found.y, *found.mask.shape[::-1]) == (x, y, w, h)
@@ -143,6 +147,6 @@ def test_a_box_that_a_person_asked_for_comes_back(
 
 def test_an_image_without_masks_or_without_regions_has_nothing_to_measure() -> None:
     face = region(2, 2, 9, 9)
-    assert redactions([face], (20, 20), (20, 20), []).share.tolist() == []
-    found = redactions([], (20, 20), (20, 20), [counts_of(np.ones((20, 20), bool))])
+    assert redactions(row([face], (20, 20), (20, 20)), []).share.tolist() == []
+    found = redactions(row([], (20, 20), (20, 20)), [counts_of(np.ones((20, 20), bool))])
     assert (found.share.tolist(), found.iou.tolist()) == ([0], [0])

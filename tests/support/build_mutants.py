@@ -272,8 +272,8 @@ BUILD_MUTANTS = (
     Mutant(
         "weights are prepared for crops of the original's size",
         "model/automatic/device_crops.py",
-        "zip(resized_size(*size, geometry.image_size), crop.size, strict=True)",
-        "zip(resized_size(*size, geometry.image_size), size, strict=True)",
+        "geometry.mask_axes(resized_size(*size, geometry.image_size), crop.size)",
+        "geometry.mask_axes(resized_size(*size, geometry.image_size), size)",
         "tests/model/automatic/test_device_stream_stream.py",
     ),
     Mutant(

@@ -13,7 +13,7 @@ from pycocotools import mask as coco
 
 from segmint.catalogs.dataset.commits import CommitLog, CommitSums, sum_listing
 from segmint.catalogs.dataset.manifest import CatalogPart, DatasetManifest, ModelWeights
-from segmint.catalogs.layout import MANIFEST, config_sha256, part_path
+from segmint.catalogs.layout import MANIFEST, json_sha256, part_path
 from segmint.infra.storage.location import Location
 from segmint.operators.rows import DESCRIBED
 from segmint.operators.shards.write import ShardTask, write_shard
@@ -87,7 +87,7 @@ def write_dataset(
     manifest = DatasetManifest(
         name="small",
         config={"images_per_shard": ROWS},
-        config_sha256=config_sha256({"images_per_shard": ROWS}),
+        config_sha256=json_sha256({"images_per_shard": ROWS}),
         numerics={"device": "cpu"},
         code_version="0",
         weights=ModelWeights(name="none", sha256="0" * 64),

@@ -426,7 +426,7 @@ DATASET_MUTANTS = (
     Mutant(
         "a redaction keeps the former JPEG's hash",
         "operators/shards/corrected_rows.py",
-        '"release_sha256": hashlib.sha256(jpeg).hexdigest()',
+        '"release_sha256": bytes_sha256(jpeg)',
         '"release_sha256": row["release_sha256"]',
         "tests/operators/shards/test_corrected_rows.py",
     ),

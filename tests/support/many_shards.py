@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from segmint.catalogs.dataset.commits import Commit, FileEntry
 from segmint.catalogs.dataset.manifest import CatalogPart, DatasetManifest, ModelWeights
-from segmint.catalogs.layout import DATA_KINDS, MANIFEST, commit_path, config_sha256, data_path, part_path
+from segmint.catalogs.layout import DATA_KINDS, MANIFEST, commit_path, data_path, json_sha256, part_path
 from segmint.infra.stopping import map_ahead
 from segmint.infra.storage.location import Location
 
@@ -20,7 +20,7 @@ def write_many_shards(dataset: Location, shards: int) -> int:
     part = CatalogPart(path=part_path(0, digest), rows=rows, sha256=digest, source_sha256=digest, first_shard=0)
     config = {"images_per_shard": _PER_SHARD}
     manifest = DatasetManifest(
-        name="many", config=config, config_sha256=config_sha256(config), numerics={}, code_version="0",
+        name="many", config=config, config_sha256=json_sha256(config), numerics={}, code_version="0",
         weights=ModelWeights(name="none", sha256=digest), catalog=(part,), images_per_shard=_PER_SHARD,
         policy_date="2026-01-01",
     )  # fmt: skip

@@ -493,7 +493,8 @@ def counted(device: PretendedCuda) -> str:
 def pretended_mask_kernels(device: PretendedCuda) -> Iterator[None]:
     """Have the Triton kernels of `mask_kernels` computed by `mask_tiles`, each as one launch."""
     from segmint.model.automatic import mask_kernels, mask_tiles
-    from segmint.model.automatic.mask_tiles import Taps, reached
+    from segmint.model.automatic.mask_tiles import Taps
+    from tests.support.whole_masks import reached
 
     def taps(first: OnCuda, weights: OnCuda) -> Taps:
         return Taps(first.inner, weights.inner, first.inner, first.inner)

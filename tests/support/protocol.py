@@ -20,7 +20,7 @@ from segmint.catalogs.dataset.commits import Commit, CommitLog
 from segmint.catalogs.dataset.manifest import CatalogPart, DatasetHandle, DatasetManifest, ModelWeights
 from segmint.catalogs.dataset.sweep import sweep
 from segmint.catalogs.dataset.versions import VERSIONS
-from segmint.catalogs.layout import DATASET_ID, MANIFEST, config_sha256, fingerprint, part_path
+from segmint.catalogs.layout import DATASET_ID, MANIFEST, fingerprint, json_sha256, part_path
 from segmint.catalogs.lineage import StageColumn
 from segmint.catalogs.parquet import NORMALIZED, STAGED, table_bytes
 from segmint.infra.storage.errors import NotFoundError
@@ -166,7 +166,7 @@ def manifest_of(
     return DatasetManifest(
         name="protocol",
         config=config,
-        config_sha256=config_sha256(config),
+        config_sha256=json_sha256(config),
         numerics=NUMERICS,
         code_version="0",
         weights=ModelWeights(name="none", sha256="0" * 64),

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from segmint.catalogs.dataset.manifest import CatalogPart, DatasetHandle, DatasetManifest, ModelWeights
-from segmint.catalogs.layout import MANIFEST, config_sha256, part_path
+from segmint.catalogs.layout import MANIFEST, json_sha256, part_path
 from segmint.catalogs.lineage import TrainingDatasetRef, TrainingRound
 from segmint.infra.storage.storage import Storage
 from segmint.infra.uris import join
@@ -57,7 +57,7 @@ def write_reported(folder: Path) -> str:
     manifest = DatasetManifest(
         name="street & <b>2026</b>",
         config=CONFIG,
-        config_sha256=config_sha256(CONFIG),
+        config_sha256=json_sha256(CONFIG),
         numerics={"device": "cpu", "precision": "fp32"},
         code_version="0.4.0",
         weights=ModelWeights(name="mobile_sam", sha256="0" * 64),

@@ -16,9 +16,10 @@ from pycocotools import mask as coco
 from segment_anything.utils.amg import remove_small_regions
 from torch import Tensor
 
+from segmint.infra.arrays import Box
 from segmint.model.automatic.candidates import inside_crop, nms, over_iou, stability_scores, stable, under_max_area
 from segmint.model.automatic.crops import Crop, crop_points, cut, generate_crops
-from segmint.model.automatic.rle import XYWH, Funnel, GeneratedMasks, MaskRecord, Rle
+from segmint.model.automatic.rle import Funnel, GeneratedMasks, MaskRecord, Rle
 from segmint.model.automatic.settings import MaskSettings
 from segmint.model.sam.predictor import Embedding, Predictor
 
@@ -162,7 +163,7 @@ def box_around(mask: np.ndarray) -> tuple[int, int, int, int]:
     return int(xs[0]), int(ys[0]), int(xs[-1]), int(ys[-1])
 
 
-def corner_and_size(box: tuple[int, int, int, int]) -> XYWH:
+def corner_and_size(box: tuple[int, int, int, int]) -> Box:
     """(x, y, x1 - x0, y1 - y0) of a box."""
     x0, y0, x1, y1 = box
     return float(x0), float(y0), float(x1 - x0), float(y1 - y0)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from segmint.model.automatic.candidates import MaskPatch, stability_scores, stable
 from segmint.model.automatic.crops import mask_boxes
+from segmint.model.automatic.mask_tiles import Taps
 from segmint.model.automatic.proposals import StableMasks
 from segmint.model.sam.predictor import Embedding, Predictor
 from segmint.model.sam.preprocess import resized_size
@@ -59,3 +60,14 @@ def full(patch: MaskPatch, size: tuple[int, int]) -> np.ndarray:
 def in_full(patches: list[MaskPatch], size: tuple[int, int]) -> np.ndarray:
     """The masks (N, height, width) bool over the whole frame."""
     return np.array([full(patch, size) for patch in patches]).reshape(-1, *size)
+
+
+def reached(low: Tensor, offset: float, rows: Taps, columns: Taps) -> Tensor:
+    """Return boxes (N, 4) int32 as x0, y0, x1, y1, ends exclusive. Outside them, all logits are at most -offset.
+
+    A pixel is a weighted mean of logits, so it can exceed -offset only if one of its logits does. The pixels that use
+    such logits therefore bound all three masks (`proposals.py`, 1.). If only logits in the padding exceed -offset, the
+    box is empty.
+    """
+    x0, y0, x1, y1 = mask_boxes(low > -offset).T
+    return torch.stack([columns.starts[x0], rows.starts[y0], columns.stops[x1], rows.stops[y1]], dim=1)

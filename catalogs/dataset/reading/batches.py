@@ -9,7 +9,6 @@ first one, so every step mixes the same number of shards.
 """
 
 import copy
-import hashlib
 import operator
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -27,7 +26,7 @@ from segmint.catalogs.dataset.reader import Dataset, Sample
 from segmint.catalogs.dataset.reading.cache import ShardCache, drop_stale
 from segmint.catalogs.dataset.reading.opened import OpenShard, OpenShards, open_shard, with_help
 from segmint.catalogs.dataset.versions import read_commits
-from segmint.catalogs.layout import DamagedDatasetError
+from segmint.catalogs.layout import DamagedDatasetError, bytes_sha256
 from segmint.infra.arrays import Ints
 from segmint.infra.errors import UsageError
 
@@ -283,7 +282,7 @@ class Batches(IterableDataset[list[Sample]]):
         The values are the seed, the window, the image count, a hash of the shards, and the hash of the subset, if any.
         """
         table = np.column_stack([self._shards, self._images])
-        digest = hashlib.sha256(table.astype("<i8").tobytes()).hexdigest()
+        digest = bytes_sha256(table.astype("<i8").tobytes())
         window = self.window if self.seed is not None else None
         key = {"seed": self.seed, "window": window, "images": self.images, "shards": digest}
         return key if self.dataset.subset is None else {**key, "subset": self.dataset.subset.sha256}

@@ -10,20 +10,15 @@ from array import array
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
-from itertools import accumulate, chain, pairwise
-from operator import itemgetter
 from typing import Any, BinaryIO, NamedTuple, NoReturn, overload
 
 import numpy as np
 import pyarrow as pa
 
 from segmint.catalogs.dataset.commits import Commit, FileEntry
-from segmint.catalogs.dataset.mask_labels import MASK_SAID, NO_LABEL, LabelsById
 from segmint.catalogs.dataset.reader import (
     HELP,
     Dataset,
-    MaskAnnotation,
-    Numbers,
     Sample,
     check_file,
     make_sample,
@@ -31,7 +26,6 @@ from segmint.catalogs.dataset.reader import (
 )
 from segmint.catalogs.dataset.reading.cache import ShardCache
 from segmint.catalogs.layout import MOST_MEMBER_BYTES, DamagedDatasetError, check_member
-from segmint.infra.arrays import Size
 from segmint.infra.errors import SegmintError, UsageError
 from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
@@ -337,7 +331,7 @@ class OpenShard:
             if span is not None and data is not None and len(data) != span[1]:
                 raise DamagedDatasetError(f"{self._location} is not a readable shard: unexpected end of data")
         jpeg, document = files
-        return make_sample(self._location, ImageRow(self, row), jpeg, document or b"", self._labels, MaskSequence)
+        return make_sample(self._location, ImageRow(self, row), jpeg, document or b"", self._labels)
 
 
 class OpenShards:
@@ -421,102 +415,3 @@ def with_help(error: DamagedDatasetError, shard: int, dataset: Dataset) -> Damag
     """Return a copy of the error whose message also names the shard and the dataset, and says what to do."""
     text = str(error)
     return DamagedDatasetError(f"shard {shard} of {dataset.location}: {text if HELP in text else f'{text}. {HELP}'}")
-
-
-_VALUES = itemgetter(
-    "id", "area", "predicted_iou", "stability_score", "bbox", "crop_box", "point_coords", "segmentation"
-)
-
-
-class MaskSequence(Sequence[MaskAnnotation]):
-    """Masks of one image. They are stored in columns, and compare equal to a list of the same masks.
-
-    Each access creates a new annotation, so keep an annotation that you need twice. A list of annotations would instead
-    add a thousand objects per image. Python's garbage collector would then take half of the reading time. A
-    `MaskSequence` is also faster to send to another process.
-    """
-
-    def __init__(
-        self,
-        annotations: Sequence[Mapping[str, Any]],
-        size: Size,
-        labels: LabelsById,
-        outputs: Numbers,
-        containers: Numbers,
-    ) -> None:
-        """Read the `annotations` of an image of `size` (height, width).
-
-        `labels` maps annotation ids to labels. `outputs` and `containers` contain one value per mask. Raises
-        `KeyError`, `TypeError`, or `ValueError` if the annotations aren't valid.
-        """
-        self._size = size
-        self._labels = labels
-        columns = zip(*map(_VALUES, annotations), strict=True) if annotations else [()] * 8
-        ids, areas, ious, stability, boxes, crops, points, shapes = columns
-        self._plain = ids, [shape["counts"] for shape in shapes], areas, ious, stability, outputs, containers
-        self._boxes = _flat(boxes, 4)
-        self._crops = _flat(crops, 4)
-        self._points = _flat(list(chain.from_iterable(points)), 2)
-        self._starts = list(accumulate(map(len, points), initial=0))
-
-    def __len__(self) -> int:
-        return len(self._starts) - 1
-
-    @overload
-    def __getitem__(self, index: int) -> MaskAnnotation: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[MaskAnnotation]: ...
-    def __getitem__(self, index: int | slice) -> MaskAnnotation | list[MaskAnnotation]:
-        if isinstance(index, slice):
-            return list(self)[index]
-        place = range(len(self))[index]
-        points = tuple(_tuples(self._points, 2))[self._starts[place] : self._starts[place + 1]]
-        box, crop = (tuple(values[4 * place : 4 * place + 4]) for values in (self._boxes, self._crops))
-        return self._annotation((*(column[place] for column in self._plain), box, crop, points))
-
-    def __iter__(self) -> Iterator[MaskAnnotation]:
-        points = tuple(_tuples(self._points, 2))
-        of_each = [points[start:stop] for start, stop in pairwise(self._starts)]
-        boxes, crops = _tuples(self._boxes, 4), _tuples(self._crops, 4)
-        return map(self._annotation, zip(*self._plain, boxes, crops, of_each, strict=True))
-
-    def __eq__(self, other: object) -> bool:
-        return list(self) == list(other) if isinstance(other, MaskSequence | list) else NotImplemented
-
-    __hash__ = None  # type: ignore[assignment]  # as a list
-
-    def __repr__(self) -> str:
-        return f"<{len(self)} masks>"
-
-    def _annotation(self, values: tuple[Any, ...]) -> MaskAnnotation:
-        mask = object.__new__(MaskAnnotation)
-        own = mask.__dict__  # five times as fast as the constructor
-        own["size"] = self._size
-        (
-            own["id"],
-            own["counts"],
-            own["area"],
-            own["predicted_iou"],
-            own["stability_score"],
-            own["output"],
-            own["container"],
-            own["bbox"],
-            own["crop_box"],
-            own["point_coords"],
-        ) = values
-        if self._labels:
-            own.update(zip(MASK_SAID, self._labels.get(own["id"], NO_LABEL), strict=True))
-        return mask
-
-
-def _tuples(values: Sequence[Any], length: int) -> Iterator[tuple[Any, ...]]:
-    """Split a flat list into tuples of `length` values each."""
-    each = iter(values)
-    return zip(*[each] * length, strict=True)
-
-
-def _flat(values: Sequence[Sequence[Any]], length: int) -> list[Any]:
-    """Concatenate lists that have exactly `length` items each. Raises `ValueError` for any other length."""
-    if not set(map(len, values)) <= {length}:
-        raise ValueError(f"expected lists of {length} numbers")
-    return list(chain.from_iterable(values))

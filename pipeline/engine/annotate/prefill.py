@@ -17,14 +17,13 @@ import torch
 from pydantic import ValidationError
 
 from segmint.catalogs.dataset.manifest import DatasetManifest
-from segmint.infra.arrays import Floats32, Pixels, Size
+from segmint.infra.arrays import Box, Floats32, Pixels, Size
 from segmint.infra.errors import UsageError
 from segmint.infra.log import get_logger
 from segmint.model.automatic.candidates import nms, over_iou, stable, under_max_area
 from segmint.model.automatic.crops import box_of, xyxy_to_xywh
 from segmint.model.automatic.rle import encode
 from segmint.model.automatic.settings import MaskSettings
-from segmint.model.detectors.detection import Box
 from segmint.model.sam.predictor import Embedding, Predictor
 from segmint.operators.annotations.folder import iou
 from segmint.operators.audit.privacy import DetectorFailedError, IsolatedDetector, NotLoadedError

@@ -36,8 +36,9 @@ from segmint.infra.storage.storage import Storage
 from segmint.infra.uris import base_name
 from segmint.infra.version import VERSION
 from segmint.infra.wording import counted, listed, not_checked_lines
+from segmint.model.automatic.rle import CocoRle
 from segmint.model.sam.predictor import Embedding, Predictor
-from segmint.operators.annotations.image import CocoRle, UnreadableMaskError, checked_rle, id_number
+from segmint.operators.annotations.image import UnreadableMaskError, checked_rle, id_number
 from segmint.operators.evaluate.points import embed_for_all
 from segmint.operators.evaluate.settings import DATASET
 from segmint.operators.intervals import LEAST_IMAGES, Interval

@@ -27,11 +27,11 @@ from segmint.infra.storage.errors import NotFoundError, StorageFaultError
 from segmint.infra.storage.location import Location
 from segmint.infra.uris import redact
 from segmint.infra.wording import counted, listed
+from segmint.model.automatic.rle import CocoRle
 from segmint.operators.annotations.coco import parse_coco, read_coco
 from segmint.operators.annotations.image import (
     AnnotatedImage,
     AnnotatedMask,
-    CocoRle,
     UnreadableMaskError,
     checked_rle,
     mask_name,

@@ -13,13 +13,13 @@ from segmint.catalogs.dataset.reader import Dataset, Sample
 from segmint.catalogs.dataset.regions import write_regions
 from segmint.catalogs.dataset.versions import VersionName, name_now
 from segmint.catalogs.layout import image_name
-from segmint.infra.arrays import Size
+from segmint.infra.arrays import Box, Size
 from segmint.infra.errors import UsageError
 from segmint.infra.scratch import ScratchFolder
 from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
 from segmint.infra.wording import counted
-from segmint.model.detectors.detection import Box, bounds
+from segmint.model.detectors.detection import bounds
 from segmint.operators.annotations.image import image_number
 from segmint.operators.annotations.label_studio import answers_of
 from segmint.pipeline.engine.study.files import CORRECTED, MANIFEST, StudyKind, json_file, read_manifest

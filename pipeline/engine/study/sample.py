@@ -3,7 +3,6 @@
 In the SAM paper (section 5), professionals corrected the masks of 500 random images of SA-1B.
 """
 
-import hashlib
 import heapq
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +16,7 @@ from segmint.catalogs.dataset.commits import Commit
 from segmint.catalogs.dataset.manifest import DatasetManifest
 from segmint.catalogs.dataset.reader import Dataset, Sample
 from segmint.catalogs.dataset.versions import VersionName, name_now
-from segmint.catalogs.layout import ANNOTATION_COLUMNS, canonical_json
+from segmint.catalogs.layout import ANNOTATION_COLUMNS, json_sha256
 from segmint.infra.errors import UsageError
 from segmint.infra.scratch import ScratchFolder
 from segmint.infra.storage.location import Location
@@ -180,7 +179,7 @@ def allocate(population: Mapping[ImageStratum, int], count: int, seed: int) -> d
 
 def mask_sha256(segmentation: Mapping[str, Any]) -> str:
     """Compute the hash that pins a mask: the SHA-256 of its compressed run lengths and size, as canonical JSON."""
-    return hashlib.sha256(canonical_json(segmentation)).hexdigest()
+    return json_sha256(segmentation)
 
 
 class PinWriter:

@@ -32,10 +32,11 @@ from segmint.infra.stopping import map_ahead
 from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
 from segmint.infra.wording import counted, not_checked_lines
+from segmint.model.automatic.rle import CocoRle
 from segmint.operators.annotations import coco, label_studio
 from segmint.operators.annotations.coco import parse_coco
 from segmint.operators.annotations.folder import best_matches, iou
-from segmint.operators.annotations.image import AnnotatedImage, AnnotatedMask, CocoRle, image_number
+from segmint.operators.annotations.image import AnnotatedImage, AnnotatedMask, image_number
 from segmint.operators.annotations.label_studio import iter_tasks
 from segmint.operators.intervals import Interval, basis, mean_intervals, share_interval
 from segmint.operators.rows import Row

@@ -41,8 +41,8 @@ from segmint.catalogs.layout import (
     SCHEMA_VERSION,
     DamagedDatasetError,
     commit_path,
-    config_sha256,
     data_path,
+    json_sha256,
     parse_data_path,
     part_path,
 )
@@ -194,7 +194,7 @@ def _commit_findings(
         yield place.finding(Code.WRONG_ORDINALS, f"ordinals {list(ordinals)}", list(commit.ordinals))
     if commit.numerics != manifest.numerics_fingerprint:
         yield place.finding(Code.OTHER_NUMERICS, f"numerics {manifest.numerics_fingerprint}", commit.numerics)
-    own = manifest.model_copy(update={"config_sha256": config_sha256(manifest.config)})  # audited on its own
+    own = manifest.model_copy(update={"config_sha256": json_sha256(manifest.config)})  # audited on its own
     if commit.build_sha256 not in (manifest.build_sha256, own.build_sha256):
         yield place.finding(Code.OTHER_BUILD, f"build_sha256 {manifest.build_sha256}", commit.build_sha256)
     counts = commit.counts
@@ -522,7 +522,7 @@ def audit_manifest(dataset: Location, standing: LatestManifest) -> Iterator[Find
     """Check that the latest manifest is consistent in itself and with all earlier generations."""
     manifest, generation = standing
     place = FindingLocation(manifest_name(generation))
-    digest = config_sha256(manifest.config)
+    digest = json_sha256(manifest.config)
     if digest != manifest.config_sha256:
         yield place.finding(Code.BAD_MANIFEST, f"config_sha256 {digest}", manifest.config_sha256)
     if manifest.config.get("images_per_shard") != manifest.images_per_shard:

@@ -15,7 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from segmint.catalogs.dataset.regions import DetectedRegion, RedactionTotals, Sighting
 from segmint.catalogs.dataset.versions import VersionName
-from segmint.catalogs.findings import AREAS, EXAMPLES, INTEGRITY, SENTENCES, Code, Findings, Reason
+from segmint.catalogs.findings import EXAMPLES, INTEGRITY, Code, Findings, Reason
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
@@ -321,7 +321,7 @@ def _finding_lines(report: AuditReport) -> list[str]:
     lines, skipped = [], False
     for code, count in sorted(report.findings.counts.items()):
         shown = [finding for finding in report.findings if finding.code == code][:SHOWN]
-        lines.append(f"{code}: {count:,} ({SENTENCES[code]})")
+        lines.append(f"{code}: {count:,} ({code.sentence})")
         for finding in shown:
             lines.append(f"  {finding.line()}")
         if count > len(shown):
@@ -395,7 +395,7 @@ def _checked(report: AuditReport) -> str:
 def _by_area(report: AuditReport) -> Counter[str]:
     found: Counter[str] = Counter()
     for code, count in report.findings.counts.items():
-        found[AREAS.get(code, INTEGRITY)] += count
+        found[code.area] += count
     return found
 
 

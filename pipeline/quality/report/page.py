@@ -12,7 +12,7 @@ from markupsafe import Markup
 from segmint.catalogs.dataset.regions import HIGH_SHARE
 from segmint.catalogs.dataset.tables import Kind
 from segmint.catalogs.dataset.versions import VersionName
-from segmint.catalogs.findings import AREAS, INTEGRITY, SENTENCES, Code, Finding, Findings
+from segmint.catalogs.findings import INTEGRITY, Code, Finding, Findings
 from segmint.catalogs.licenses import hub_licenses, size_category
 from segmint.catalogs.lineage import describe_rounds
 from segmint.infra.device import describe_precision
@@ -49,9 +49,9 @@ class FindingGroup:
 def groups_of(findings: Findings, area: str) -> list[FindingGroup]:
     """Group the findings of an area (`integrity`, `licenses`, `privacy`, or `duplicates`) by code."""
     return [
-        FindingGroup(code.value, SENTENCES[code], total, tuple(each for each in findings if each.code == code))
+        FindingGroup(code.value, code.sentence, total, tuple(each for each in findings if each.code == code))
         for code, total in sorted(findings.counts.items())
-        if AREAS.get(code, INTEGRITY) == area
+        if code.area == area
     ]
 
 

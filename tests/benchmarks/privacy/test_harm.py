@@ -9,7 +9,8 @@ import pytest
 from benchmarks.privacy.harm import CHANGES, false_rows, mark_rows, photographs, recorded_rows, replaced
 from benchmarks.privacy.harm_tables import harm_part
 from benchmarks.privacy.pictures import Mark, Picture, marked
-from segmint.model.detectors.detection import Box, Detection
+from segmint.infra.arrays import Box
+from segmint.model.detectors.detection import Detection
 from segmint.operators.prepare.deidentify import deidentify
 
 SHAPE = 200, 300

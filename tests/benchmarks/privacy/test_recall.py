@@ -7,7 +7,8 @@ import pytest
 
 from benchmarks.privacy.pictures import Mark, Picture
 from benchmarks.privacy.recall import counted, redacted
-from segmint.model.detectors.detection import Box, Detection
+from segmint.infra.arrays import Box
+from segmint.model.detectors.detection import Detection
 from segmint.operators.prepare.deidentify import DeidentifyConfig, build_detectors
 from segmint.operators.prepare.ingest import IngestConfig
 from segmint.operators.prepare.prepare import PrepareConfig

@@ -25,7 +25,7 @@ from segmint.catalogs.dataset.manifest import (
     read_latest_manifest,
     read_manifest,
 )
-from segmint.catalogs.layout import config_sha256
+from segmint.catalogs.layout import json_sha256
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
@@ -42,7 +42,7 @@ def manifest(*parts: tuple[int, int]) -> DatasetManifest:
     return DatasetManifest(
         name="street",
         config={"images_per_shard": 100},
-        config_sha256=config_sha256({"images_per_shard": 100}),
+        config_sha256=json_sha256({"images_per_shard": 100}),
         numerics={"device": "cpu", "threads": 2},
         code_version="0.4.0",
         weights=ModelWeights(name="mobile_sam", sha256=DIGEST),

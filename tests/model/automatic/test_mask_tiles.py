@@ -10,12 +10,12 @@ from torch.utils._python_dispatch import TorchDispatchMode  # noqa: PLC2701 - to
 
 from segmint.model.automatic import mask_tiles
 from segmint.model.automatic.crops import mask_boxes
-from segmint.model.automatic.mask_tiles import Strip, Taps, draw, interpolate, measure, reached, taps_of
+from segmint.model.automatic.mask_tiles import Strip, Taps, draw, interpolate, measure, taps_of
 from segmint.model.automatic.proposals import interpolation
 from segmint.model.sam.load import build_sam
 from segmint.model.sam.predictor import Predictor
 from segmint.model.sam.preprocess import resized_size
-from tests.support.whole_masks import blobs, embedding_of
+from tests.support.whole_masks import blobs, embedding_of, reached
 
 CPU = torch.device("cpu")
 SIZES = [(1200, 1800), (534, 800), (97, 211), (1, 3), (40, 3000), (300, 300)]

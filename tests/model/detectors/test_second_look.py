@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from segmint.model.detectors.detection import Box, Detection, turned_back
+from segmint.infra.arrays import Box
+from segmint.model.detectors.detection import Detection, turned_back
 from segmint.model.detectors.second_look import (
     LARGE_FACE,
     PLATE,

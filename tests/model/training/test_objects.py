@@ -17,7 +17,6 @@ from segmint.model.training.objects import (
     ObjectsRecipe,
     build_objects_detector,
     build_objects_optimizer,
-    exclusive_boxes,
     export_objects_detector,
     objects_step,
 )
@@ -41,12 +40,6 @@ def small_detector() -> nn.Module:
     detector = build_objects_detector(SMALL)
     detector.roi_heads.fg_bg_sampler.batch_size_per_image = 16
     return detector
-
-
-def test_boxes_end_after_the_last_pixel() -> None:
-    masks = torch.zeros(2, 6, 8, dtype=torch.bool)
-    masks[0, 1:4, 2:7], masks[1, 5, 0] = True, True
-    assert exclusive_boxes(masks).tolist() == [[2, 1, 7, 4], [0, 5, 1, 6]]
 
 
 def test_two_workers_add_up_to_one_and_leave_torchs_generator_alone() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from segmint.catalogs.dataset.reader import MaskAnnotation
+from segmint.catalogs.dataset.reader import MaskSequence
 from segmint.operators.annotations.folder import fill_rings, read_geojson
 from segmint.pipeline.export.categories import Categories
 from segmint.pipeline.export.per_image import feature_of
@@ -17,7 +17,7 @@ from tests.support.committed import mask_row
 
 def feature(mask: np.ndarray, id: int) -> dict[str, Any]:
     """A mask as an export writes it."""
-    annotation = MaskAnnotation.from_json({"id": id, **mask_row(mask)})
+    (annotation,) = MaskSequence([{"id": id, **mask_row(mask)}], mask.shape, {}, [None], [None])
     return feature_of(annotation, Categories())
 
 

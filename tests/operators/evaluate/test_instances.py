@@ -5,8 +5,9 @@ import pytest
 from pycocotools import mask as coco
 from segment_anything import SamPredictor
 
+from segmint.model.automatic.rle import CocoRle
 from segmint.model.sam.predictor import Embedding, Predictor
-from segmint.operators.annotations.image import CocoRle, encode_mask
+from segmint.operators.annotations.image import encode_mask
 from segmint.operators.evaluate.instances import boxes_of, iou_assigned, iou_in_order, segment_boxes
 
 BOXES = np.array([[20.0, 5.0, 150.0, 110.0], [60.5, 30.0, 120.0, 70.25], [0.0, 0.0, 199.0, 149.0]])

@@ -24,7 +24,7 @@ THUMBNAILS = np.stack([image_hashes(photograph(name), mirror=False).thumbnail fo
 @pytest.mark.parametrize("view", range(VIEWS))
 def test_a_view_is_what_pillow_cuts_out_of_the_thumbnail(view: int) -> None:
     image = Image.fromarray(THUMBNAILS[0]).convert("F")
-    cut = np.asarray(image.resize((SIDE, SIDE), Image.Resampling.BILINEAR, box=view_box(KEPT[view], 64, 64)))
+    cut = np.asarray(image.resize((SIDE, SIDE), Image.Resampling.BILINEAR, box=view_box(KEPT[view], 64)))
     cut = cut[:, ::-1] if view == MIRROR else cut
     expected = (cut - cut.mean()).ravel() / np.linalg.norm(cut - cut.mean())
     assert normalized_views(THUMBNAILS[:1], np.array([view]))[0] == pytest.approx(expected, abs=1e-4)

@@ -29,7 +29,7 @@ from segmint.catalogs.dataset.manifest import (
 from segmint.catalogs.dataset.reader import Dataset
 from segmint.catalogs.dataset.sweep import sweep
 from segmint.catalogs.dataset.tombstones import TakedownRequest
-from segmint.catalogs.layout import DamagedDatasetError, ShardPart, config_sha256, part_path
+from segmint.catalogs.layout import DamagedDatasetError, ShardPart, json_sha256, part_path
 from segmint.catalogs.source.files import catalog_sha256
 from segmint.catalogs.source.normalize import NormalizedCatalog, normalize
 from segmint.infra.assets import ASSETS
@@ -439,7 +439,7 @@ def test_a_dataset_of_another_rule_of_deidentification_is_refused(tmp_path: Path
     tree = open_or_create(given, Storage()).manifest.config
     assert tree["deidentify"]["rule"] == RULE
     tree = {**tree, "deidentify": {**tree["deidentify"], "rule": RULE + 1}}
-    change_manifest(tmp_path / "dataset", config=tree, config_sha256=config_sha256(tree))
+    change_manifest(tmp_path / "dataset", config=tree, config_sha256=json_sha256(tree))
     with pytest.raises(UsageError, match=rf"deidentify\.rule: {RULE + 1} before, {RULE} now"):
         open_or_create(given, Storage())
 
@@ -451,7 +451,7 @@ def test_a_dataset_goes_on_dropping_artifacts_as_it_began(tmp_path: Path, catalo
     assert open_or_create(given, Storage()).manifest.config["masks"]["drop_redaction_artifacts"] == 0.8
     tree = load_manifest(location_of(tmp_path / "dataset")).config
     tree["masks"]["drop_redaction_artifacts"] = recorded
-    change_manifest(tmp_path / "dataset", config=tree, config_sha256=config_sha256(tree))
+    change_manifest(tmp_path / "dataset", config=tree, config_sha256=json_sha256(tree))
 
     dataset = open_or_create(given, Storage())
     artifact_iou = segment_settings(given, dataset.numerics, dataset.manifest).artifact_iou

@@ -25,7 +25,7 @@ from segmint.catalogs.dataset.manifest import load_manifest
 from segmint.catalogs.dataset.submissions import put_submission
 from segmint.catalogs.dataset.tombstones import Fingerprint, put_fingerprints
 from segmint.catalogs.dataset.versions import name_now, put_version
-from segmint.catalogs.layout import config_sha256
+from segmint.catalogs.layout import json_sha256
 from segmint.catalogs.source.files import read_rows
 from segmint.infra.errors import SegmintError, UnfinishedError
 from segmint.pipeline.commands.cli import PLACES, app
@@ -397,7 +397,7 @@ def _nothing_searched(dataset: Path, tmp_path: Path) -> Any:
     config = load_manifest(location_of(dataset)).config
     none = {"detector": "none", "score": None}
     config = {**config, "deidentify": {**config["deidentify"], "faces": none, "plates": none}}
-    change_manifest(dataset, config=config, config_sha256=config_sha256(config))
+    change_manifest(dataset, config=config, config_sha256=json_sha256(config))
     words = ("audit", dataset, "--sample", 0)
     return [run(*words), run(*words, "--json"), run(*words, "-o", tmp_path / "audit.txt")]
 
@@ -412,7 +412,7 @@ def _detector_gone(dataset: Path) -> Any:
     gone = {"detector": "0" * 64, "score": None}
     config = load_manifest(location_of(dataset)).config
     config = {**config, "deidentify": {**config["deidentify"], "faces": gone}}
-    change_manifest(dataset, config=config, config_sha256=config_sha256(config))
+    change_manifest(dataset, config=config, config_sha256=json_sha256(config))
     return run("audit", dataset, "--privacy-sample", 1, "--sample", 0, "--detector", "face=mtcnn")
 
 

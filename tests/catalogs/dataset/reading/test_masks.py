@@ -6,8 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from segmint.catalogs.dataset.reader import MaskAnnotation
-from segmint.catalogs.dataset.reading.opened import MaskSequence
+from segmint.catalogs.dataset.reader import MaskAnnotation, MaskSequence
 
 NUMBERS = st.floats(0, 5000)
 SCORES = st.none() | st.floats(0, 1)
@@ -25,12 +24,27 @@ ANNOTATIONS = st.fixed_dictionaries(
 )
 
 
+def annotation_of(value: dict, output: int | None, container: int | None) -> MaskAnnotation:
+    """The mask of one entry of the JSON, by the constructor of annotations."""
+    plain = {name: value[name] for name in ("id", "area", "predicted_iou", "stability_score")}
+    boxes = {name: tuple(value[name]) for name in ("bbox", "crop_box")}
+    return MaskAnnotation(
+        **plain,
+        **boxes,
+        size=(60, 80),
+        counts=value["segmentation"]["counts"],
+        point_coords=tuple(map(tuple, value["point_coords"])),
+        output=output,
+        container=container,
+    )
+
+
 @given(st.lists(ANNOTATIONS, max_size=6), st.slices(6))
 def test_they_are_those_of_a_list(annotations: list[dict], part: slice) -> None:
     outputs = [(None, 0, 1, 2)[place % 4] for place in range(len(annotations))]
     containers = [value["id"] if value["area"] % 2 else None for value in annotations]
     masks = MaskSequence(annotations, (60, 80), {}, outputs, containers)
-    expected = [*map(MaskAnnotation.from_json, annotations, outputs, containers)]
+    expected = [*map(annotation_of, annotations, outputs, containers)]
     assert list(masks) == expected
     assert masks == expected
     assert masks == pickle.loads(pickle.dumps(masks))

@@ -10,9 +10,9 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from torchvision.ops import masks_to_boxes
 
 from segmint.infra.errors import SegmintError
-from segmint.model.training.objects import exclusive_boxes
 from segmint.model.training.sampling import fit_targets
 from segmint.pipeline.engine.train.images import DrawSequence, SkippedImages, StepDraw
 from segmint.pipeline.engine.train.reading import TrainingImageReader, WorkerRank
@@ -38,7 +38,7 @@ def test_pixels_and_targets_are_those_of_the_drawn_masks(trainable, tmp_path):
     expected = fit_targets(torch.from_numpy(np.stack(masks[:2])), (768, 1024), 256)
     assert torch.equal(read.masks.targets, expected)
     scale = 1024 / 160
-    boxes = exclusive_boxes(torch.from_numpy(np.stack(masks[:2])))
+    boxes = masks_to_boxes(torch.from_numpy(np.stack(masks[:2]))) + torch.tensor([0, 0, 1, 1])  # ends exclusive
     np.testing.assert_allclose(read.boxes, boxes.numpy() * scale)
     large = cv2.resize(picture, (1024, 768), interpolation=cv2.INTER_LINEAR).astype(int)
     assert np.abs(read.pixels.astype(int) - large).mean() < 6  # JPEG at quality 92

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from segmint.catalogs.dataset.manifest import load_manifest
 from segmint.catalogs.dataset.outputs import read_notes
 from segmint.catalogs.findings import Code, FindingCollector, FindingLocation
-from segmint.catalogs.layout import config_sha256
+from segmint.catalogs.layout import json_sha256
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
@@ -312,7 +312,7 @@ def test_a_jpeg_of_another_form_is_decoded_apart(dataset: Path) -> None:
 def test_annotations_without_images_are_not_searched(dataset: Path) -> None:
     config = load_manifest(location_of(dataset)).config
     config = {**config, "release": {**config["release"], "format": "annotations"}}
-    change_manifest(dataset, config=config, config_sha256=config_sha256(config))
+    change_manifest(dataset, config=config, config_sha256=json_sha256(config))
     for shard in range(3):
         ShardEdit(shard, without_jpegs)(dataset)
     report = audit(dataset, None)
@@ -329,7 +329,7 @@ def test_a_build_without_detectors_is_told(dataset: Path) -> None:
     config = load_manifest(location_of(dataset)).config
     none = {kind: {"detector": "none", "score": None} for kind in ("faces", "plates")}
     config = {**config, "deidentify": {**config["deidentify"], **none}}
-    change_manifest(dataset, config=config, config_sha256=config_sha256(config))
+    change_manifest(dataset, config=config, config_sha256=json_sha256(config))
     report = audit(dataset, None)
     assert report.findings.total == 0
     assert "not searched: the build used no detectors" in "\n".join(result_lines(report))

@@ -25,8 +25,8 @@ from segmint.catalogs.dataset.reading.torch_dataset import open_dataset
 from segmint.catalogs.dataset.submissions import put_submission
 from segmint.catalogs.dataset.tombstones import RemovedImage, TakedownRequest, Tombstone, put_tombstone
 from segmint.catalogs.dataset.versions import put_version
-from segmint.catalogs.findings import AREAS, Code
-from segmint.catalogs.layout import DATA_KINDS, config_sha256, data_path
+from segmint.catalogs.findings import INTEGRITY, Code
+from segmint.catalogs.layout import DATA_KINDS, data_path, json_sha256
 from segmint.catalogs.parquet import NORMALIZED, table_bytes
 from segmint.operators.prepare.release import ReleaseConfig, release
 from segmint.pipeline.corrections.merge import merge_submissions
@@ -668,7 +668,7 @@ registered("blank", licensed(license="CC-BY-4.0", attribution=" "), Code.MISSING
 def kept_for_itself(dataset: Path) -> None:
     config = load_manifest(location_of(dataset)).config
     config = {**config, "license": {**config["license"], "require_redistributable": True}}
-    change_manifest(dataset, config=config, config_sha256=config_sha256(config))
+    change_manifest(dataset, config=config, config_sha256=json_sha256(config))
     rewrite_catalog(dataset, lambda rows: [{**row, "redistributable": row["ordinal"] != 3} for row in rows])
 
 
@@ -676,7 +676,7 @@ def kept_for_itself(dataset: Path) -> None:
 def opted_out(dataset: Path) -> None:
     config = load_manifest(location_of(dataset)).config
     config = {**config, "license": {**config["license"], "respect_opt_out": True}}
-    change_manifest(dataset, config=config, config_sha256=config_sha256(config))
+    change_manifest(dataset, config=config, config_sha256=json_sha256(config))
     edit_catalog(dataset, 3, opt_out=True)
 
 
@@ -697,7 +697,7 @@ def or_long(parameters: list[Any], key: Callable[[Any], object] = lambda _: None
 def is_of_integrity(parameter: Any) -> bool:
     """Whether the audit of integrity alone finds a fault."""
     _, code, file, _ = parameter.values
-    return code not in AREAS and not file.startswith("annotations/ratings")
+    return Code(code).area == INTEGRITY and not file.startswith("annotations/ratings")
 
 
 def check_finding(report: AuditReport, code: Code, file: str, told: tuple[str, ...]) -> None:
@@ -732,7 +732,7 @@ def test_an_audit_of_all_finds_it_and_nothing_beside_it(
     check_finding(report, code, file, told)
     verdict = result_lines(report)[0]
     assert verdict.startswith("verdict: no image was searched for faces and plates (")
-    assert verdict.endswith(f"; 1 finding (1 in {AREAS.get(code, 'integrity')}) otherwise")
+    assert verdict.endswith(f"; 1 finding (1 in {Code(code).area}) otherwise")
 
 
 RAW = [

@@ -15,7 +15,7 @@ from PIL import Image
 
 from segmint.catalogs.dataset.manifest import load_manifest
 from segmint.catalogs.findings import Code, FindingLocation
-from segmint.catalogs.layout import config_sha256
+from segmint.catalogs.layout import json_sha256
 from segmint.infra.assets import sha256_of
 from segmint.infra.errors import UsageError
 from segmint.model.detectors.cascade import SMALLEST
@@ -153,7 +153,7 @@ def test_the_builds_own_file_is_no_other_detector(dataset: Path, modules: Path, 
 
 def reconfigure(dataset: Path, **parts: object) -> None:
     config = {**load_manifest(location_of(dataset)).config, **parts}
-    change_manifest(dataset, config=config, config_sha256=config_sha256(config))
+    change_manifest(dataset, config=config, config_sha256=json_sha256(config))
 
 
 def with_a_face_and_a_spot(taken: CommittedShard) -> None:

@@ -1,6 +1,6 @@
 """Findings by area, and the images that they are about."""
 
-from segmint.catalogs.findings import SENTENCES, Code, Finding, Findings
+from segmint.catalogs.findings import Code, Finding, Findings
 from segmint.pipeline.quality.report.page import groups_of, images_of
 
 
@@ -25,6 +25,6 @@ def test_findings_are_counted_though_the_first_alone_are_listed() -> None:
     found = Findings({Code.MASK_AREA: 101, Code.STILL_DETECTED: 3}, (finding(),))
     (group,) = groups_of(found, "integrity")
     assert (group.code, group.total, [row.image for row in group.rows], group.more) == ("mask_area", 101, [1], 100)
-    assert group.sentence == SENTENCES[Code.MASK_AREA]
+    assert group.sentence == Code.MASK_AREA.sentence
     (unlisted,) = groups_of(found, "privacy")
     assert (unlisted.total, unlisted.rows) == (3, ())
