@@ -408,9 +408,14 @@ class Dataset:
             return ShardLabels(table.filter(said))
 
     def has_prompts(self, commit: Commit) -> bool:
-        """Return whether a mask of a shard has prompts. This reads only the table's footer."""
-        with self._table_file(commit, "masks") as stream:
-            return bool(_groups_with(pq.read_metadata(stream), ("prompts",)))
+        """Return whether a mask of a shard has prompts. If none has any, this reads only the table's footer.
+
+        In files that pyarrow 20 wrote, the footer counts null lists as values, so it doesn't show that there are none.
+        """
+        with self._damage_named(commit, "masks"), self._table_file(commit, "masks") as stream:
+            file = pq.ParquetFile(stream)
+            column = file.read_row_groups(_groups_with(file.metadata, ("prompts",)), ["prompts"]).column("prompts")
+            return bool(column.null_count < len(column))
 
     def count_labels(self, commit: Commit) -> dict[str, int]:
         """Count the masks of a shard by label."""

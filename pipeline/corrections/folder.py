@@ -10,7 +10,6 @@ the JSON, even if segmint was killed at any point.
 Photographs of a folder with the JSON files of their masks, as `segmint masks` names them.
 """
 
-import hashlib
 import io
 import json
 import os
@@ -39,7 +38,7 @@ from segmint.catalogs.dataset.manifest import (
 )
 from segmint.catalogs.dataset.submissions import SubmissionError, read_assignment, submissions_of
 from segmint.catalogs.findings import Reason, RejectedError
-from segmint.catalogs.layout import json_sha256, part_path
+from segmint.catalogs.layout import bytes_sha256, json_sha256, part_path
 from segmint.catalogs.parquet import NORMALIZED, RowGroupWriter
 from segmint.infra.assets import ASSETS, default_weights, sha256_of
 from segmint.infra.errors import SegmintError, UsageError
@@ -296,9 +295,9 @@ class WorkingDataset:
         masks = () if document is None else document.masks
         row: Row = {
             **self._identity(ordinal),
-            "source_sha256": hashlib.sha256(source).hexdigest(),
+            "source_sha256": bytes_sha256(source),
             "pixels_sha256": pixels_sha256(pixels),
-            "release_sha256": hashlib.sha256(released.jpeg).hexdigest(),
+            "release_sha256": bytes_sha256(released.jpeg),
             "hashes": jpeg_hashes(released.jpeg).tolist(),
             "source_width": width,
             "source_height": height,
@@ -418,7 +417,7 @@ class WorkingDataset:
         edited = edit_document(before, row["masks"])
         if data is not None and json.loads(edited) == before:  # the white space may differ
             edited = data
-        state = replace(state, sums=(hashlib.sha256(edited).hexdigest(),))
+        state = replace(state, sums=(bytes_sha256(edited),))
         if edited != data:
             self._put_state(ordinal, replace(state, sums=(sha256, *state.sums)))
             target = os.path.realpath(local_path(image.target)) if is_local(image.target) else image.target
@@ -432,7 +431,7 @@ class WorkingDataset:
             data = self._storage.read(self._image(ordinal).target, max_bytes=ANY_SIZE.max_bytes)
         except NotFoundError:
             return None, ""
-        return data, hashlib.sha256(data).hexdigest()
+        return data, bytes_sha256(data)
 
     def _state(self, ordinal: int) -> _FileState | None:
         """Return the recorded state of a photograph's files, or None if the record is missing or damaged."""

@@ -21,7 +21,7 @@ from segmint.catalogs.dataset.commits import Commit, CommitLog
 from segmint.catalogs.dataset.manifest import DatasetHandle, DatasetManifest, load_manifest, manifest_generations
 from segmint.catalogs.dataset.submissions import check_name
 from segmint.catalogs.dataset.versions import name_now
-from segmint.catalogs.layout import image_stem
+from segmint.catalogs.layout import bytes_sha256, image_stem
 from segmint.infra.arrays import Size
 from segmint.infra.errors import UsageError
 from segmint.infra.scratch import ScratchFolder
@@ -129,7 +129,7 @@ def stage_file(
 
 def _stage_coco(where: Location, stage: MaskStaging, size_of: SizeOf) -> str:
     data = where.read()
-    digest = hashlib.sha256(data).hexdigest()
+    digest = bytes_sha256(data)
     found = read_coco(parse_coco(data, str(where)), size_of)
     del data
     for problem in found.unreadable:

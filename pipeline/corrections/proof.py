@@ -53,6 +53,7 @@ from segmint.catalogs.layout import (
     MOST_MEMBER_BYTES,
     REPORT,
     DamagedDatasetError,
+    bytes_sha256,
     image_stem,
     is_known,
     is_part_path,
@@ -157,7 +158,7 @@ class WantedImage:
         if isinstance(value, bytes | str):
             data = value.encode(errors="surrogateescape") if isinstance(value, str) else value
             named = column in _IMAGE_COLUMNS and any(image.image_id == value for image in self.images)
-            if named or self.is_mentioned(data) or hashlib.sha256(data).hexdigest() in self.jpegs:
+            if named or self.is_mentioned(data) or bytes_sha256(data) in self.jpegs:
                 return True
             if not self._reads_texts:
                 return False
@@ -607,7 +608,7 @@ def _in_shard(dataset: Location, wanted: WantedImage, staged: Collection[str], c
                 for member in reader:
                     if member.name.partition(".")[0] in stems:
                         found.append(f"{entry.path}, {member.name}")
-                    elif is_plain_file(member) and hashlib.sha256(reader.read(member)).hexdigest() in wanted.jpegs:
+                    elif is_plain_file(member) and bytes_sha256(reader.read(member)) in wanted.jpegs:
                         found.append(f"{entry.path}, {member.name} is its JPEG")
         except BadTarError as error:
             raise DamagedDatasetError(f"{dataset / entry.path} is not a readable shard: {error}") from error

@@ -3,7 +3,6 @@
 If another command replaces a shard during its inspection or repair, both continue with the shard's next generation.
 """
 
-import hashlib
 import re
 from collections import Counter
 from collections.abc import Collection, Mapping
@@ -34,6 +33,7 @@ from segmint.catalogs.layout import (
     DATA_KINDS,
     MANIFEST,
     DamagedDatasetError,
+    bytes_sha256,
     commit_path,
     parse_data_path,
     shard_name,
@@ -292,7 +292,7 @@ class RepairTask:
 
     def differs_from_version(self, shard: int, generation: int, data: bytes) -> bool:
         """Return whether a commit's bytes aren't those that a version records."""
-        sha256 = hashlib.sha256(data).hexdigest()
+        sha256 = bytes_sha256(data)
         return self.recorded.get((shard, generation), sha256) != sha256
 
 

@@ -3,7 +3,6 @@
 Export to FiftyOne's folder layout, `FiftyOneDataset`: samples as JSON, and each mask as a PNG cropped to its box.
 """
 
-import hashlib
 import json
 import re
 from pathlib import Path
@@ -17,7 +16,7 @@ from pycocotools import mask as coco
 from segmint.catalogs.dataset.manifest import DatasetManifest
 from segmint.catalogs.dataset.reader import MaskAnnotation, Sample
 from segmint.catalogs.dataset.versions import VersionName
-from segmint.catalogs.layout import image_name, image_stem
+from segmint.catalogs.layout import bytes_sha256, image_name, image_stem
 from segmint.catalogs.licenses import hub_licenses, size_category
 from segmint.catalogs.parquet import PARQUET_OPTIONS
 from segmint.infra.wording import without_turning, yaml_text
@@ -312,7 +311,7 @@ class FiftyOneWriter:
 
     def _number(self, kind: str, id: int) -> str:
         """Return the hexadecimal id of an object in this dataset. It is the same in every export of a version."""
-        return hashlib.sha256(f"{self._digest}:{kind}:{id}".encode()).hexdigest()
+        return bytes_sha256(f"{self._digest}:{kind}:{id}".encode())
 
     def _metadata(self) -> dict[str, Any]:
         return {

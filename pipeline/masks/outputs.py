@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from segmint.catalogs.layout import IMAGE_ENDINGS
+from segmint.catalogs.layout import IMAGE_ENDINGS, bytes_sha256
 from segmint.infra.arrays import Size
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.errors import NotFoundError
@@ -389,7 +389,7 @@ def read_document(data: bytes) -> MasksFile:
         corrected = CORRECTED in document or any(each.get("predicted_iou", 0) is None for each in masks)
         made_from = document[_MADE_FROM]
         origin = MasksOrigin(made_from["photograph_sha256"], made_from["settings_sha256"])
-        sha256 = hashlib.sha256(data).hexdigest()
+        sha256 = bytes_sha256(data)
         return MasksFile(origin, list(document["annotations"]), document["image"]["file_name"], sha256, corrected)
     except (ValueError, RecursionError, KeyError, TypeError):
         return MasksFile(None, corrected=corrected)

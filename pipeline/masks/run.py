@@ -6,7 +6,6 @@ model when the first photograph needs it.
 Time estimates for masks from the speed that the last run on this machine recorded. Does not import torch.
 """
 
-import hashlib
 import json
 import os
 import time
@@ -17,6 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal
 
 from segmint.catalogs.findings import Reason, RejectedError
+from segmint.catalogs.layout import bytes_sha256
 from segmint.infra.arrays import Size
 from segmint.infra.assets import ASSETS, AUTO, cache_folder, default_weights, resolve_default, sha256_of
 from segmint.infra.device import cores_here, kind_here, resolve_compute
@@ -354,7 +354,7 @@ def _files_of(
     """Return the result to report for a photograph, and the files to write before. None: they already exist."""
     name, options = task.image.name, plan.options
     data = plan.storage.read(name, max_bytes=ANY_SIZE.max_bytes)
-    photograph = hashlib.sha256(data).hexdigest()
+    photograph = bytes_sha256(data)
     former = _former(plan, task, photograph)
     is_drawn, is_current = options.overlay, False
     if there := _beginning_of(plan, task.overlay):
@@ -392,7 +392,7 @@ def _files_of(
         origin = MasksOrigin(photograph, plan.settings_sha256)
         document = sa1b_document(task.image_id, PurePosixPath(name).name, size, found, origin)
         files[task.target] = document
-        records, drawn_from = [mask.record for mask in found], hashlib.sha256(document).hexdigest()
+        records, drawn_from = [mask.record for mask in found], bytes_sha256(document)
         result = replace(result, outcome="made")
     if is_drawn:
         files[task.overlay] = _drawn(frame, records, options, boxes, drawn_from)

@@ -5,7 +5,6 @@ the line that the dataset's owner signs. Both are in the format of `sha256sum`, 
 check the folder, the dataset, and the signature.
 """
 
-import hashlib
 import importlib.util
 import json
 import platform
@@ -26,6 +25,7 @@ from segmint.catalogs.dataset.manifest import (
 from segmint.catalogs.dataset.outputs import note_output
 from segmint.catalogs.dataset.versions import files_sha256, list_files
 from segmint.catalogs.findings import Code
+from segmint.catalogs.layout import bytes_sha256
 from segmint.infra.assets import ASSETS, sha256_of
 from segmint.infra.errors import UsageError
 from segmint.infra.scratch import ScratchFolder
@@ -139,9 +139,9 @@ def write_evidence(
         **({} if study is None else {STUDY: json_file(asdict(study))}),
     }
     files[PAGE] = render_evidence(json.loads(files[EVIDENCE]), report, study, listed, not_signed).encode()
-    hashes = {path: hashlib.sha256(data).hexdigest() for path, data in files.items()} | {FILES: listed}
+    hashes = {path: bytes_sha256(data) for path, data in files.items()} | {FILES: listed}
     sums = "".join(f"{hashes[path]}  {path}\n" for path in sorted(hashes)).encode()
-    sha256 = hashlib.sha256(sums).hexdigest()
+    sha256 = bytes_sha256(sums)
     if not (folder / EVIDENCE).put_if_absent(files[EVIDENCE]):  # only one of several runs continues
         raise UsageError(f"{folder} already contains files: another run wrote {EVIDENCE}. Pass an empty folder")
     note_output(dataset, "audit --evidence", folder, {SUMS: sha256})

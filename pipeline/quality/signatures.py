@@ -26,7 +26,7 @@ from segmint.catalogs.dataset.versions import (
     find_version,
     latest_version,
 )
-from segmint.catalogs.layout import CATALOG, DATA_KINDS, DamagedDatasetError
+from segmint.catalogs.layout import CATALOG, DATA_KINDS, DamagedDatasetError, bytes_sha256
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.errors import NotFoundError, ObjectTooLargeError
 from segmint.infra.storage.location import Location
@@ -144,7 +144,7 @@ def signers(dataset: Location, number: int) -> list[str]:
 
 def key_id(key: bytes) -> str:
     """Return the id that signatures use for a raw public key."""
-    return hashlib.sha256(key).hexdigest()[:16]
+    return bytes_sha256(key)[:16]
 
 
 def signed_line(digest: str, files: str | None = None) -> bytes:

@@ -96,6 +96,7 @@ def test_a_frame_of_nearly_the_same_shape_fits(size: tuple[int, int]) -> None:
     assert released_prompts(frame(*size), (600, 400), (300, 200)) == []
 
 
+@pytest.mark.usefixtures("processes")
 def test_a_build_prepares_prompts_for_the_upright_photograph(tmp_path: Path) -> None:
     """The stored file lies on its side, so boxes in its frame are rejected."""
     photograph = Image.fromarray(data.chelsea())  # 451 x 300

@@ -7,7 +7,6 @@ data of the image: immediately if an annotator is working on the image, and othe
 In-memory LRU cache of values derived from images.
 """
 
-import hashlib
 import threading
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -22,7 +21,7 @@ from segmint.catalogs.dataset.manifest import DatasetManifest
 from segmint.catalogs.dataset.submissions import base_digest
 from segmint.catalogs.dataset.tables import DatasetTables, TableFile
 from segmint.catalogs.dataset.tombstones import read_tombstones, removed_images
-from segmint.catalogs.layout import image_name
+from segmint.catalogs.layout import bytes_sha256, image_name
 from segmint.infra.arrays import Size
 from segmint.infra.errors import SegmintError, UsageError
 from segmint.infra.log import get_logger
@@ -122,7 +121,7 @@ class OpenImage:
     @cached_property
     def jpeg_sha256(self) -> str:
         """Hexadecimal SHA-256 of the JPEG."""
-        return hashlib.sha256(self.jpeg).hexdigest()
+        return bytes_sha256(self.jpeg)
 
     @cached_property
     def base(self) -> str:

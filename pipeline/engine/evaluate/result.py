@@ -9,7 +9,6 @@ one in the file is its choice.
 Output folder of an evaluation. Existing files are never overwritten.
 """
 
-import hashlib
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -23,7 +22,7 @@ import pyarrow as pa
 from numpy.typing import ArrayLike
 
 from segmint.catalogs.dataset.outputs import note_output, refuse_inside
-from segmint.catalogs.layout import image_name
+from segmint.catalogs.layout import bytes_sha256, image_name
 from segmint.catalogs.parquet import RowGroupWriter
 from segmint.infra.arrays import Pixels
 from segmint.infra.assets import absolute_name, resolve, sha256_of
@@ -220,7 +219,7 @@ def read_entries(option: str, file: Location, expected: str) -> tuple[list[Any],
         raise UsageError(f"{option} {file} is not JSON ({error}): {expected}") from error
     if not isinstance(entries, list) or not entries:
         raise UsageError(f"{option} {file} is {'an empty' if entries == [] else 'not a'} list: {expected}")
-    return entries, hashlib.sha256(data).hexdigest()
+    return entries, bytes_sha256(data)
 
 
 def image_key(image_id: int | str, of_dataset: bool) -> str:

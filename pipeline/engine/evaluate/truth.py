@@ -4,7 +4,6 @@ The ground truth is a segmint dataset, a COCO file, or a folder of label maps. A
 part per shard. A COCO file and a folder of label maps come with a separate folder of images.
 """
 
-import hashlib
 from collections import Counter
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +18,7 @@ from segmint.catalogs.dataset.commits import Commit
 from segmint.catalogs.dataset.reader import Dataset, MaskAnnotation, Sample
 from segmint.catalogs.dataset.subsets import open_selected
 from segmint.catalogs.dataset.versions import name_now
-from segmint.catalogs.layout import DamagedDatasetError, image_name
+from segmint.catalogs.layout import DamagedDatasetError, bytes_sha256, image_name
 from segmint.infra.arrays import Ints, Pixels, Size
 from segmint.infra.errors import SegmintError, UsageError
 from segmint.infra.stopping import map_ahead
@@ -308,7 +307,7 @@ def open_coco_truth(file: Location, folder: Location, number: int, empty: bool =
         CocoPart(folder, number, tuple(annotated[start : start + PART_IMAGES]))
         for start in range(0, len(annotated), PART_IMAGES)
     ]
-    facts = {"sha256": hashlib.sha256(data).hexdigest(), "image_folder": redact(str(folder))}
+    facts = {"sha256": bytes_sha256(data), "image_folder": redact(str(folder))}
     categories = frozenset(mask.category for image in annotated for mask in image.masks if mask.category is not None)
     federated = any(image.negative is not None for image in annotated)
     return Truth(redact(str(file)), COCO, parts, facts, skipped, None, found.frequencies, categories, federated)

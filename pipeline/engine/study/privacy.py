@@ -1,6 +1,5 @@
 """Privacy study: its sample, the share of images with a missed face or plate, and its upper confidence bound."""
 
-import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping
@@ -12,7 +11,7 @@ from segmint.catalogs.dataset.manifest import DatasetManifest
 from segmint.catalogs.dataset.reader import Dataset, Sample
 from segmint.catalogs.dataset.regions import write_regions
 from segmint.catalogs.dataset.versions import VersionName, name_now
-from segmint.catalogs.layout import image_name
+from segmint.catalogs.layout import bytes_sha256, image_name
 from segmint.infra.arrays import Box, Size
 from segmint.infra.errors import UsageError
 from segmint.infra.scratch import ScratchFolder
@@ -125,7 +124,7 @@ class _Writer:
         if sample.jpeg is None:
             raise UsageError("this dataset has only annotations, so there are no images to inspect")
         size = {"width": sample.row["width"], "height": sample.row["height"]}
-        pin = {"sha256": hashlib.sha256(sample.jpeg).hexdigest()}
+        pin = {"sha256": bytes_sha256(sample.jpeg)}
         self._images.append({"id": sample.id, "image_id": sample.row["image_id"], **size, **pin})
         data = {"image": image_url(self._folder, sample.id), IMAGE_KEY: sample.id}
         self._tasks.append({"id": sample.id, "data": data, "meta": self._meta})

@@ -5,7 +5,6 @@ last checkpoint. The run writes `objects-<hash>.pt`, a TorchScript file that fol
 `objects.json`.
 """
 
-import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from torch import nn
 
 from segmint.catalogs.dataset.outputs import SCANS, note_output, purge_scans
 from segmint.catalogs.frozen import Frozen
+from segmint.catalogs.layout import bytes_sha256
 from segmint.catalogs.lineage import TrainingDatasetRef, TrainingRound
 from segmint.infra.assets import sha256_of
 from segmint.infra.device import apply_compute, resolve_compute
@@ -66,7 +66,7 @@ OBJECTS = "objects.json"
 _MOST_MASKS = 1 << 16
 """Limit that no image's number of masks reaches. If a box were omitted, the detector would learn it as background."""
 
-_SCRATCH = hashlib.sha256(b"").hexdigest()
+_SCRATCH = bytes_sha256(b"")
 """Hash that stands for the backbone's weights when the training starts from scratch."""
 
 _OF_SAM = (

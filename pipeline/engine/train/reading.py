@@ -38,7 +38,7 @@ from PIL import Image
 from torch import Tensor
 
 from segmint.catalogs.dataset.outputs import EMBEDDINGS, CacheSize, recount
-from segmint.catalogs.layout import DamagedDatasetError
+from segmint.catalogs.layout import DamagedDatasetError, bytes_sha256
 from segmint.infra.arrays import Bools, Floats, Ints, Pixels, Size
 from segmint.infra.device import Compute, cpu_bits, device_kind
 from segmint.infra.log import get_logger
@@ -392,7 +392,7 @@ def is_held_out(source_sha256: bytes, share: float) -> bool:
 def digest_of_sources(images: TrainingImages, chosen: Bools) -> tuple[int, str]:
     """Count the distinct sources of the `chosen` images, (N,) bool, and hash their sorted list with SHA-256."""
     sources = np.unique(images.source_sha256[chosen], axis=0)
-    return len(sources), hashlib.sha256(sources.tobytes()).hexdigest()
+    return len(sources), bytes_sha256(sources.tobytes())
 
 
 def _joined(groups: Ints, others: Ints) -> Ints:
@@ -561,7 +561,7 @@ def cache_key(encoder: str, compute: Compute) -> str:
     """Return the cache key of an encoder's embeddings: its hash, and the numerics of this machine and torch."""
     bits = cpu_bits(compute.threads) if compute.kind == "cpu" else device_kind(compute)
     threads = f"-{compute.threads}" if compute.kind == "cpu" else ""
-    numerics = hashlib.sha256(f"{torch.__version__} {bits}".encode()).hexdigest()[:6]
+    numerics = bytes_sha256(f"{torch.__version__} {bits}".encode())[:6]
     return f"{encoder}-{compute.kind}-{compute.precision}{threads}-{numerics}"
 
 

@@ -7,7 +7,6 @@ the optimizer's state. `step-000050.json` contains the hash of the `.pt` file an
 that isn't named in a JSON file is ignored.
 """
 
-import hashlib
 import json
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -20,7 +19,7 @@ from pydantic import Field, ValidationError
 from torch import Tensor
 
 from segmint.catalogs.frozen import Frozen
-from segmint.catalogs.layout import canonical_json, differing_keys, fingerprint, wrong_fields
+from segmint.catalogs.layout import bytes_sha256, canonical_json, differing_keys, fingerprint, wrong_fields
 from segmint.catalogs.lineage import TrainingDatasetRef, TrainingRound, readable_lineage_of
 from segmint.infra.assets import plain_name, sha256_of
 from segmint.infra.errors import SegmintError, UnfinishedError, UsageError
@@ -58,7 +57,7 @@ class TrainingRunRecord(Frozen):
     @property
     def sha256(self) -> str:
         """SHA-256 of the file."""
-        return hashlib.sha256(self.to_json()).hexdigest()
+        return bytes_sha256(self.to_json())
 
     def to_json(self) -> bytes:
         return canonical_json(self.model_dump(mode="json"))

@@ -6,7 +6,6 @@ The comparisons are in `operators/audit/`: `masks.py` compares areas, boxes, sco
 compares tables, JPEGs, and JSON files.
 """
 
-import hashlib
 from array import array
 from bisect import bisect_right
 from collections import Counter
@@ -24,7 +23,7 @@ from segmint.catalogs.dataset.outputs import note_output
 from segmint.catalogs.dataset.submissions import merged_assignment
 from segmint.catalogs.dataset.tombstones import BLANK, NO_NAMES, RemovedNames, read_tombstones, removed_images
 from segmint.catalogs.findings import Code, Finding, FindingCollector, FindingLocation, Findings, Reason
-from segmint.catalogs.layout import SCHEMA_VERSION, DamagedDatasetError, image_name
+from segmint.catalogs.layout import SCHEMA_VERSION, DamagedDatasetError, bytes_sha256, image_name
 from segmint.catalogs.licenses import LicensePolicy, judge_terms
 from segmint.catalogs.lineage import StageColumn
 from segmint.infra.storage.errors import NotFoundError, ObjectTooLargeError
@@ -441,7 +440,7 @@ class ShardAudit:
             self._findings.add(place.finding(Code.FILE_SIZE, f"{entry.size} bytes", error.size))
             return None
         self._checked += CheckedCounts(files=1, bytes=len(data))
-        digest = hashlib.sha256(data).hexdigest()
+        digest = bytes_sha256(data)
         if digest != entry.sha256:
             self._findings.add(place.finding(Code.FILE_DIGEST, f"SHA-256 {entry.sha256}", digest))
             return None

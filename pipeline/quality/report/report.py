@@ -1,6 +1,5 @@
 """Writer of `segmint report`: a page, plots, numbers, a dataset card, a disclosure, and a Croissant file."""
 
-import hashlib
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,7 +15,7 @@ from segmint.catalogs.dataset.manifest import is_dataset, require_published
 from segmint.catalogs.dataset.outputs import note_output, refuse_inside
 from segmint.catalogs.dataset.tables import DatasetTables
 from segmint.catalogs.dataset.versions import VersionName
-from segmint.catalogs.layout import MANIFEST, REPORT
+from segmint.catalogs.layout import MANIFEST, REPORT, bytes_sha256
 from segmint.catalogs.parquet import table_bytes
 from segmint.infra.errors import UnfinishedError, UsageError
 from segmint.infra.progress import track
@@ -167,7 +166,7 @@ def write_report(
         root = path_to_dataset(str(folder), str(dataset))
         files["croissant.json"] = croissant_json(facts, root, audit.licenses)
     # A takedown that begins after the last look at the commits finds the note, and deletes the report in the dataset.
-    note_output(dataset, "report", folder, {name: hashlib.sha256(data).hexdigest() for name, data in files.items()})
+    note_output(dataset, "report", folder, {name: bytes_sha256(data) for name, data in files.items()})
     for name, data in files.items():
         (folder / name).put(data)
     if commits and (changed := CommitLog(dataset).replaced_since(commits)):

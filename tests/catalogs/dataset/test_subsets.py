@@ -40,6 +40,7 @@ def test_a_reader_yields_exactly_the_chosen_images(many: str) -> None:
         chosen[len(CHOSEN)]
 
 
+@pytest.mark.usefixtures("processes")
 def test_workers_and_ranks_share_the_chosen_images(many: str, monkeypatch: pytest.MonkeyPatch) -> None:
     workers = DataLoader(open_dataset(many, select=CONDITION), num_workers=2, batch_size=None)
     assert sorted(sample.id for sample in workers) == CHOSEN

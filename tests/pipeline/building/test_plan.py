@@ -151,6 +151,7 @@ def test_a_plan_of_any_size_states_the_recall_of_the_bundled_detectors(tmp_path:
     assert "trials" not in "\n".join(notes)
 
 
+@pytest.mark.usefixtures("processes", "weights")
 def test_a_plan_of_stages_that_add_masks(tmp_path: Path, unread: Path) -> None:
     prompted = {"stage": "segmint.PromptedMasks", "after": "segment", "arguments": {"weights": "mobile_sam"}}
     config = configured(tmp_path, unread, stages=[prompted])
@@ -431,6 +432,7 @@ def test_a_sample_on_a_cpu_has_no_decoder_in_fp16_but_the_plan_does(tmp_path: Pa
     assert plan.device_hours is None
 
 
+@pytest.mark.usefixtures("processes")
 def test_a_segmenter_is_planned_from_a_sample_only(tmp_path: Path) -> None:
     written = write_config(tmp_path / "b.yaml", small_catalog(tmp_path / "p", 5), tmp_path / "out")
     tree = yaml.safe_load(written.read_text())

@@ -128,6 +128,7 @@ def test_nothing_looked_at_is_exit_code_3_unless_it_was_left_out(small_dataset: 
         (["{folder}", "--integrity-only", "--config", "{folder}/absent.yaml"], "absent.yaml"),
     ],
 )
+@pytest.mark.usefixtures("weights")
 def test_wrong_usage_is_exit_code_2(tmp_path: Path, arguments: list[str], told: str) -> None:
     done = run(*(argument.format(folder=tmp_path) for argument in arguments))
     assert done.exit_code == 2

@@ -63,6 +63,7 @@ def annotations_of(file: Path) -> list[dict[str, Any]]:
     return found
 
 
+@pytest.mark.usefixtures("weights")
 def test_each_box_gets_the_mask_of_the_segmenter_with_its_label(folder: Path, tmp_path: Path) -> None:
     (folder / "c.png").unlink()
     given = [annotation(1, BOXES[0], score=0.5), annotation(1, BOXES[1]), annotation(1, BOXES[1], iscrowd=1)]
@@ -95,6 +96,7 @@ def test_each_box_gets_the_mask_of_the_segmenter_with_its_label(folder: Path, tm
     assert "was started with different settings" in told
 
 
+@pytest.mark.usefixtures("weights")
 def test_labels_of_yolo_give_the_same_masks_as_a_coco_file(folder: Path, tmp_path: Path) -> None:
     (folder / "c.png").unlink()
     one, other = tmp_path / "one", tmp_path / "other"
@@ -113,6 +115,7 @@ def test_labels_of_yolo_give_the_same_masks_as_a_coco_file(folder: Path, tmp_pat
         assert annotations_of(one / name) == annotations_of(other / name)
 
 
+@pytest.mark.usefixtures("weights")
 def test_boxes_that_do_not_fit_are_named_and_stop_no_other(folder: Path, tmp_path: Path) -> None:
     given = [annotation(1, BOXES[0]), annotation(1, [90.0, 5.0, 60.0, 20.0]), annotation(3, BOXES[0])]
     code, told = run(folder, tmp_path / "out", "--boxes", coco_file(tmp_path / "boxes.json", *given), "--json")

@@ -72,6 +72,7 @@ def applied_by_ray(place: DatasetPath, how: dict[str, str]) -> RevisionResult[Ap
     return apply_masks(place.location, faulty, MasksMode.REPLACE, resources=LOCAL)
 
 
+@pytest.mark.usefixtures("processes")
 def test_ray_runs_the_segmenter_and_an_image_that_fails_stops_no_other(place: DatasetPath) -> None:
     done = applied_by_ray(place, {"2": "raise"})
     assert (done.listed.images, done.changed_shards, done.listed.masks) == (3, (0, 1), {"new": 3, "replaced": 6})

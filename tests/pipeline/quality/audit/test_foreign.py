@@ -30,6 +30,8 @@ from tests.support.foreign_layouts import (
 from tests.support.locations import location_of
 from tests.support.tars import tar_of
 
+pytestmark = pytest.mark.usefixtures("processes")
+
 Plant = Callable[[Path, list[Image.Image]], None]
 Fault = tuple[Plant, Code, str, str]  # what to do, and the code, file, and place of its finding
 
@@ -389,6 +391,7 @@ def test_exports_of_a_dataset_have_no_findings(small_dataset: Path, tmp_path: Pa
         assert report.checked.masks > 10
 
 
+@pytest.mark.usefixtures("weights")
 def test_faces_are_found_without_a_named_detector(photos: Path, tmp_path: Path) -> None:
     with Image.open(photos / "multiface.jpg") as photo, Image.open(photos / "groceries.jpg") as other:
         data = write_coco(tmp_path / "coco", {"val": [encoded(other), encoded(photo.convert("RGB"))]})

@@ -119,6 +119,7 @@ def test_an_unknown_license_is_said_to_be_unknown(small_dataset: Path, tmp_path:
     assert facts.bytes is None
 
 
+@pytest.mark.usefixtures("processes")
 @pytest.mark.parametrize("kind", ["coco", "yolo"])
 def test_of_another_layout_only_what_is_known_is_said(photos: Path, tmp_path: Path, kind: str) -> None:
     pictures = [encoded(picture) for picture in crops(photos)[:3]]
