@@ -59,7 +59,6 @@ def train(
             **keys_of(recipe),
             "seed": seed,
             "held_out": {"share": 0},
-            "overlays": {"every": 0},
             "checkpoints": {"every": recipe.steps, "keep": 1},
             "cache": {"folder": str(cache)},
             "resources": {"device": "cpu", "threads": threads},

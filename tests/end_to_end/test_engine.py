@@ -76,8 +76,7 @@ def make_turn(folder: Path) -> None:
     annotate(folder / "round-0")
     answers["merge"] = answer("merge", folder / "round-0")
     answers["audit"] = answer("audit", folder / "round-0", "--privacy-sample", "0", yes=False)
-    keys = {**SHORTEST, "overlays": {"every": 0}}
-    train = train_yaml(folder / "train.yaml", [folder / "round-0"], folder / "trained", masks="human", **keys)
+    train = train_yaml(folder / "train.yaml", [folder / "round-0"], folder / "trained", masks="human", **SHORTEST)
     answers["train"] = answer("train", train, yes=False)
     weights = folder / "trained" / answers["train"]["file"]
     answers["weights"] = str(weights)

@@ -47,7 +47,6 @@ def ended(tmp_path_factory: pytest.TempPathFactory, weights: None) -> FinishedRu
             [folder / "dataset"],
             folder / "run",
             **{**SHORTEST, "batch": {"images": 2, "masks": 2, "masks_per_image": 1}},
-            overlays={"every": 2},
             checkpoints={"every": 1},
             cache={"folder": str(folder / "cache")},
         )

@@ -105,7 +105,6 @@ def train_yaml(path: Path, uris: Sequence[Path | str], output: Path, masks: str 
         "batch": {"images": 2, "masks": 4, "masks_per_image": 2},
         "sampling": {"clicks": 2},
         "held_out": {"share": 0.3, "images": 2, "every": 2},
-        "overlays": {"every": 2, "images": 2},
         "checkpoints": {"every": 2},
         "resources": {"device": "cpu", "threads": 1},
         **changes,

@@ -4,7 +4,7 @@ Edge detection as a measure, with a row of counts at each threshold for each ima
 """
 
 import hashlib
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import cycle
 from pathlib import PurePosixPath
@@ -39,7 +39,15 @@ from segmint.operators.evaluate.edges import (
 )
 from segmint.operators.intervals import Interval, basis, figure_intervals, holm, swap_p
 from segmint.operators.rows import Row
-from segmint.pipeline.engine.evaluate.page import ComparedScore, Curve, Curves, FiguresPage, Table, comparison
+from segmint.pipeline.engine.evaluate.page import (
+    ComparedScore,
+    Curve,
+    Curves,
+    FiguresPage,
+    Table,
+    comparison,
+    text_lines,
+)
 from segmint.pipeline.engine.evaluate.result import (
     HEAD,
     WEIGHTS,
@@ -48,9 +56,6 @@ from segmint.pipeline.engine.evaluate.result import (
     OutputFolder,
     Predictions,
     cell,
-    p_value,
-    percent,
-    table_line,
     verdict,
     with_embeddings,
 )
@@ -232,25 +237,30 @@ class EdgesResult:
             grid = f" of masks from a grid of {side} x {side} points"
         return [
             self.subject.head(),
-            f"edges{grid}, matched within {100 * self.measure.tolerance:g}% of the diagonal; in percent, "
-            f"{basis(self.subject.images)}",
-            "",
-            table_line(self.subject.size, [name.upper() for name in FIGURES]),
-            *self._rows(),
+            f"edges{grid}, matched within {100 * self.measure.tolerance:g}% of the diagonal; ODS at a threshold of "
+            f"{self._ods_thresholds()}; in percent, {basis(self.subject.images)}",
+            *text_lines([self.table()]),
             *self.subject.closing_lines(),
         ]
+
+    def table(self) -> Table:
+        """Return the table of the figures, which compares two models if there are two."""
+        cells = [[cell(each.value, each.interval) for each in figures] for figures in self.figures]
+        if not self.differences:
+            heads = [name.upper() for name in FIGURES]
+            return Table(self.subject.size, "Weights", heads, [(self.subject.names[0], cells[0])])
+        compared = []
+        for *both, change in zip(*cells, self.differences, strict=True):
+            name, p, word = change.name.upper(), change.holm, change.verdict
+            compared.append(ComparedScore(name, both, change.value, change.interval, p, word))
+        return comparison(self.subject, "Figure", compared)
+
+    def _ods_thresholds(self) -> str:
+        return listed(f"{each.ods_threshold:.2f}" for each in self.scores)
 
     def page(self) -> FiguresPage:
         """Build the contents of the page."""
         names = self.subject.names
-        cells = [[cell(each.value, each.interval) for each in figures] for figures in self.figures]
-        if self.differences:
-            compared = []
-            for *both, change in zip(*cells, self.differences, strict=True):
-                compared.append(ComparedScore(change.name.upper(), both, change.value, change.interval, change.holm))
-            table = comparison(self.subject, "Figure", compared)
-        else:
-            table = Table(self.subject.size, "Weights", [name.upper() for name in FIGURES], [(names[0], cells[0])])
         tiles = []
         for name, figures in zip(names, self.figures, strict=True):
             for each in figures:
@@ -260,7 +270,7 @@ class EdgesResult:
                 tiles.append((title, cell(each.value)[0]))
         tolerance = f"{100 * self.measure.tolerance:g}% of the diagonal"
         facts = [
-            ("Threshold of ODS", listed(f"{each.ods_threshold:.2f}" for each in self.scores)),
+            ("Threshold of ODS", self._ods_thresholds()),
             ("Matched within", tolerance),
             ("Annotators", f"{1 + len(self.measure.annotators)}"),
         ]
@@ -273,7 +283,7 @@ class EdgesResult:
             f"Figures are in percent, {basis(self.subject.images)}.",
             "F at the image's best threshold",
             tiles,
-            [table],
+            [self.table()],
             facts,
             [self._chart(names)],
         )
@@ -291,17 +301,6 @@ class EdgesResult:
         step = max(1, round(len(cuts) / 10))
         x = tuple(f"{cut:.2g}" if place % step == step - 1 else "" for place, cut in enumerate(cuts))
         return Curves("Precision and recall", "threshold", "in percent", x, tuple(curves), "; ".join(best))
-
-    def _rows(self) -> Iterator[str]:
-        for weights, scores, figures in zip(self.subject.weights, self.scores, self.figures, strict=True):
-            cells = [percent(figure.value, figure.interval) for figure in figures]
-            yield table_line(f"{weights.label}, ODS at {scores.ods_threshold:.2f}", cells)
-        if self.differences:
-            first, second = (each.label for each in self.subject.weights)
-            cells = [percent(figure.value, figure.interval, sign="+") for figure in self.differences]
-            yield table_line(f"{second} minus {first}", cells)
-            yield table_line("  corrected by Holm's method", [p_value(each.holm) for each in self.differences])
-            yield table_line("  verdict", [str(each.verdict) for each in self.differences])
 
 
 def gather(tables: Iterable[Sequence[Row]], weights: int) -> Ints:

@@ -42,7 +42,7 @@ from segmint.pipeline.engine.evaluate.boxes import (
     no_image_error,
     read_boxes,
 )
-from segmint.pipeline.engine.evaluate.page import ComparedScore, FiguresPage, Table, comparison
+from segmint.pipeline.engine.evaluate.page import ComparedScore, FiguresPage, Table, comparison, text_lines
 from segmint.pipeline.engine.evaluate.proposals import true_masks
 from segmint.pipeline.engine.evaluate.result import (
     HEAD,
@@ -55,10 +55,7 @@ from segmint.pipeline.engine.evaluate.result import (
     Predictions,
     cell,
     check_matched,
-    p_value,
-    percent,
     read_predictions,
-    table_line,
     verdict,
     with_embeddings,
 )
@@ -321,29 +318,12 @@ class InstancesResult:
         return answer
 
     def lines(self) -> list[str]:
-        names, heads, difference = self.subject.names, self.subject.names, list[str]()
-        if self.differences is not None:
-            heads = [*names, "difference", "p", "verdict"]
-            difference.append(
-                f"difference: {names[1]} minus {names[0]}; p by exchanging the models in whole images, corrected by "
-                "Holm's method"
-            )
-        rows = [table_line(self.subject.size, heads, 26)]
-        for name, text in self.shown.items():
-            cells = [percent(*each[name]) for each in self.scores]
-            if self.differences is not None:
-                cells += [percent(*self.differences[name], sign="+"), p_value(self.holm[name]), self._verdict(name)]
-            rows.append(table_line(f"  {text}", cells, 26))
         described = f"{self.settings.line()}; {self.what}, in percent, {basis(self.subject.images)}"
-        return [self.subject.head(), described, *difference, "", *rows, *self.subject.closing_lines()]
+        return [self.subject.head(), described, *text_lines([self._scores()]), *self.subject.closing_lines()]
 
     def page(self) -> FiguresPage:
         """Return the contents of the page."""
-        compared = []
-        for name, text in self.shown.items():
-            cells = [cell(*each[name]) for each in self.scores]
-            compared.append(ComparedScore(text, cells, *self._change(name), self.holm.get(name)))
-        tables = [self._table("Score", compared)]
+        tables = [self._scores()]
         if self.categories is not None:
             compared = []
             for id, masks, aps in self.categories:
@@ -366,6 +346,14 @@ class InstancesResult:
             tables,
             [("Prompts", self.settings.line())],
         )
+
+    def _scores(self) -> Table:
+        compared = []
+        for name, text in self.shown.items():
+            cells = [cell(*each[name]) for each in self.scores]
+            change, interval = self._change(name)
+            compared.append(ComparedScore(text, cells, change, interval, self.holm.get(name), self._verdict(name)))
+        return self._table("Score", compared)
 
     def _change(self, name: str) -> Estimate:
         if self.differences is None:

@@ -17,7 +17,6 @@ from segmint.pipeline.engine.evaluate.result import (
     cell,
     joined,
     p_value,
-    verdict,
 )
 from segmint.pipeline.engine.evaluate.run import LowestScore
 from segmint.pipeline.serving.documents import Tick, document_templates
@@ -148,18 +147,19 @@ class Table:
 
 
 class ComparedScore(NamedTuple):
-    """Score of two models: a cell for each, the difference (second minus first), and p after Holm's correction."""
+    """Score of two models: a cell for each, the difference (second minus first), and its test, if any."""
 
     name: str
     cells: Sequence[Cell]
     difference: float | None
     interval: Interval | None = None
     p: float | None = None
+    verdict: str | None = None
 
 
 def comparison(subject: EvaluationSubject, first: str, scores: Sequence[ComparedScore]) -> Table:
     """Build the table that compares two models by their scores. It contains verdicts if any score was tested."""
-    names, tested = subject.names, any(each.p is not None for each in scores)
+    names, tested = subject.names, any(each.verdict is not None for each in scores)
     heads, note = [*names, "Difference"], f"Differences are {names[1]} minus {names[0]}. "
     if tested:
         heads += ["Corrected p", "Verdict"]
@@ -170,13 +170,29 @@ def comparison(subject: EvaluationSubject, first: str, scores: Sequence[Compared
     else:
         note += "They have no interval, test, or verdict."
     rows = []
-    for name, cells, difference, interval, p in scores:
+    for name, cells, difference, interval, p, word in scores:
         row = [*cells, cell(difference, interval, "+")]
         if tested:
-            word = verdict(difference, interval, p, subject.images)
-            row += [(p_value(p), ""), (word, "")]
+            row += [(p_value(p), ""), (str(word), "")]
         rows.append((name, row))
     return Table(f"{names[1]} compared with {names[0]}, {subject.size}", first, heads, rows, note, compared=True)
+
+
+def text_lines(tables: Sequence[Table]) -> list[str]:
+    """Format tables as lines for a terminal, each after an empty line."""
+    lines = []
+    for table in tables:
+        rows = [(table.title, table.heads)]
+        rows += [(f"  {name}", [joined(each) for each in cells]) for name, cells in table.rows]
+        first = max(len(name) for name, _ in rows)
+        widths = [max(map(len, column)) for column in zip(*(cells for _, cells in rows), strict=True)]
+        lines.append("")
+        for name, cells in rows:
+            row = [f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True)]
+            lines.append("  ".join([f"{name:<{first}}", *row]))
+        if table.note:
+            lines.append(table.note)
+    return lines
 
 
 def markdown(subject: EvaluationSubject, tables: Sequence[Table]) -> str:

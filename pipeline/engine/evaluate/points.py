@@ -6,7 +6,7 @@ Page of the evaluation by clicks, with curves, tables, groups, and the masks wit
 import base64
 import csv
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 
@@ -28,20 +28,15 @@ from segmint.operators.images import JpegDecoder
 from segmint.operators.intervals import Interval, basis
 from segmint.operators.rows import Row
 from segmint.pipeline.engine.evaluate.page import (
-    ComparedScore,
     Curve,
     Curves,
-    Table,
-    comparison,
     markdown,
     render,
 )
 from segmint.pipeline.engine.evaluate.result import (
     EvaluationSubject,
     OutputFolder,
-    cell,
     check_matched,
-    p_value,
     percent,
     read_predictions,
 )
@@ -64,9 +59,6 @@ from segmint.pipeline.engine.evaluate.scores import (
     means_of,
 )
 from segmint.pipeline.engine.evaluate.truth import Decoders, Truth, TruthImage, TruthPart, UnreadableTruthError
-
-_PAIRS = 60
-"""Maximum number of pairs of groups on the page."""
 
 _FIRST = {
     "center": "The first click is on the pixel farthest from the mask's boundary.",
@@ -108,10 +100,10 @@ def render_page(answer: PointsResult, worst: Sequence[Sequence[WorstMask]], trut
         first_click=_FIRST[settings.first],
         basis=basis(subject.images),
         charts=[_chart(answer, scope) for scope in answer.scopes()],
-        compared=list(_compared(answer)),
-        tables=list(_tables(answer)),
+        compared=list(answer.compared()),
+        tables=list(answer.tables()),
         grouped_by=answer.grouped_by,
-        groups=list(_groups(answer)),
+        groups=list(answer.group_tables()),
         worst=[
             {"name": name, "pictures": draw_worst(masks, truths, ends)}
             for name, masks in zip(subject.names, worst, strict=True)
@@ -151,72 +143,13 @@ def _chart(answer: PointsResult, truth: int | None) -> Curves:
             curves.append(Curve(text, values, intervals, number, kind != "iou"))
     ends = "; ".join(f"{curve.name} {percent(curve.values[0])} to {percent(curve.values[-1])}" for curve in curves)
     return Curves(
-        _scope(answer, truth),
+        answer.scope(truth),
         "clicks",
         f"mean IoU over masks in percent, {basis(answer.subject.images)}",
         tuple(map(str, clicks)),
         tuple(curves),
         f"Mean IoU after {clicks[0]} to {counted(clicks[-1], 'click')}: {ends}",
     )
-
-
-def _scope(answer: PointsResult, truth: int | None) -> str:
-    if truth is not None:
-        mean = answer.means.mean(f"iou_{answer.settings.clicks[0]}", truth=truth)
-        size = f"{counted(mean.masks, 'mask')} of {counted(mean.images, 'image')}"
-        return f"{answer.subject.truths[truth].name}, {size}"
-    name = answer.subject.truths[0].name
-    if len(answer.subject.truths) > 1:
-        name = "all ground truths together"
-    return f"{name}, {answer.subject.size}"
-
-
-def points_tables(answer: PointsResult) -> list[Table]:
-    """Build all tables of a result for Markdown: means by clicks, differences, groups, and pairs of groups."""
-    return [*_compared(answer), *_tables(answer), *_groups(answer)]
-
-
-def _tables(answer: PointsResult) -> Iterator[Table]:
-    heads = [counted(clicks, "click") for clicks in answer.settings.clicks]
-    for truth in answer.scopes():
-        for number, label in enumerate(answer.subject.names):
-            rows = []
-            for name, means in answer.rows(number, truth):
-                rows.append((name, [cell(mean.mean, mean.interval) for mean in means]))
-            yield Table(f"{label}, {_scope(answer, truth)}", "Mean", heads, rows)
-
-
-def _compared(answer: PointsResult) -> Iterator[Table]:
-    scores = []
-    for name, each, corrected, _ in answer.differences():
-        means = [answer.means.mean(each.measure, weights) for weights in range(2)]
-        cells = [cell(mean.mean, mean.interval) for mean in means]
-        scores.append(ComparedScore(name, cells, each.mean, each.interval, corrected))
-    if scores:
-        yield comparison(answer.subject, "Mean over masks", scores)
-
-
-def _groups(answer: PointsResult) -> Iterator[Table]:
-    if not answer.groups:
-        return
-    sizes = answer.sizes
-    heads = [answer.measured(each) for each in answer.groups if each.group == answer.groups[0].group]
-    rows = []
-    for name, size in sizes.items():
-        cells = [cell(each.mean, each.interval) for each in answer.groups if each.group == name]
-        rows.append((f"{name} ({size})", cells))
-    yield Table(f"By {answer.grouped_by}", "Group", heads, rows)
-    pairs = []
-    for pair in answer.nearest_pairs(_PAIRS):
-        title = f"{pair.first} ({sizes[pair.first]}) minus {pair.second} ({sizes[pair.second]})"
-        cells = [(percent(pair.difference, sign="+"), ""), (p_value(pair.p), ""), (p_value(pair.holm), "")]
-        pairs.append((f"{title}, {answer.measured(pair)}", cells))
-    more = len(answer.pairs) - len(pairs)
-    note = ""
-    if more:
-        note = f"And {counted(more, 'more pair')}, all with a higher p."
-    if pairs:
-        yield Table(f"Pairs by {answer.grouped_by}", "Pair", ["Difference", "p", "Corrected p"], pairs, note)
 
 
 @dataclass(frozen=True)
@@ -473,8 +406,9 @@ def evaluate_points(
             change = answer.means.difference(options.fail_if_worse)
             answer = replace(answer, subject=answer.subject.with_change(change.measure, change.mean, change.interval))
         if output.wanted:
-            page, tables = render_page(answer, worst, truths), markdown(answer.subject, points_tables(answer))
-            output.put(answer.to_dict(), page, tables)
+            tables = [*answer.compared(), *answer.tables(), *answer.group_tables()]
+            page = render_page(answer, worst, truths)
+            output.put(answer.to_dict(), page, markdown(answer.subject, tables))
     return answer
 
 

@@ -30,7 +30,7 @@ from segmint.operators.evaluate.instances import (
 )
 from segmint.operators.intervals import Interval, basis, figure_intervals, holm, swap_p
 from segmint.operators.rows import Row
-from segmint.pipeline.engine.evaluate.page import ComparedScore, FiguresPage, Table, comparison
+from segmint.pipeline.engine.evaluate.page import ComparedScore, FiguresPage, Table, comparison, text_lines
 from segmint.pipeline.engine.evaluate.result import (
     HEAD,
     WEIGHTS,
@@ -41,10 +41,7 @@ from segmint.pipeline.engine.evaluate.result import (
     Predictions,
     cell,
     check_matched,
-    p_value,
-    percent,
     read_predictions,
-    table_line,
     verdict,
 )
 from segmint.pipeline.engine.evaluate.run import (
@@ -153,8 +150,6 @@ def _generator(model: Predictor, points_per_side: int) -> MaskGenerator:
 
 _CELLS = len(LIMITS) * len(AREAS)
 
-_line = partial(table_line, first=44)
-
 
 @dataclass(frozen=True)
 class Recall:
@@ -224,11 +219,12 @@ class ProposalsResult:
         side = self.points_per_side
         grid = ""
         if self.subject.runs_weights:
-            grid = f"proposals from a grid of {side} x {side} points, without filters; "
+            grid = f" from a grid of {side} x {side} points, without filters"
         return [
             self.subject.head(),
-            f"{grid}average recall (AR) over IoU 0.5 to 0.95 in percent, {basis(self.subject.images)}",
-            *self._tables(),
+            f"{self._proposals()} proposals per image{grid}; average recall (AR) over IoU 0.5 to 0.95 in percent, "
+            f"{basis(self.subject.images)}",
+            *text_lines([self._scores()]),
             *self.subject.closing_lines(),
         ]
 
@@ -245,14 +241,6 @@ class ProposalsResult:
     def page(self) -> FiguresPage:
         """Return the contents of the page."""
         names = self.subject.names
-        if self.differences:
-            table = comparison(self.subject, "Average recall", list(self._compared()))
-        else:
-            rows = []
-            for name, cells in self.table(self.recalls[0]):
-                rows.append((name, [cell(each.value, each.interval) for each in cells]))
-            title = f"{names[0]}, {counted(self.subject.images, 'image')}"
-            table = Table(title, "Average recall", self._sizes(), rows)
         tiles = []
         for weights, recalls in zip(names, self.recalls, strict=True):
             for name, cells in self.table(recalls):
@@ -260,7 +248,7 @@ class ProposalsResult:
                     name = f"{weights}, {name}"
                 if cells[0].kind == ALL:
                     tiles.append((name, cell(cells[0].value)[0]))
-        facts = [("Proposals per image", listed(f"{each:.0f}" for each in self.proposals))]
+        facts = [("Proposals per image", self._proposals())]
         if self.subject.runs_weights:
             grid = f"{self.points_per_side} x {self.points_per_side} points"
             facts = [("Grid", grid), ("NMS", "0.9, no other filter"), *facts]
@@ -271,9 +259,23 @@ class ProposalsResult:
             f"Ground truth masks in parentheses; {basis(self.subject.images)}.",
             "AR@1000",
             tiles,
-            [table],
+            [self._scores()],
             facts,
         )
+
+    def _scores(self) -> Table:
+        """Return the table of all scores, which compares two models if there are two."""
+        if self.differences:
+            return comparison(self.subject, "Average recall", list(self._compared()))
+        rows = []
+        for name, cells in self.table(self.recalls[0]):
+            rows.append((name, [cell(each.value, each.interval) for each in cells]))
+        title = f"{self.subject.names[0]}, {counted(self.subject.images, 'image')}"
+        sizes = [f"{area} ({self.truth[ALL][area]:,})" for area in AREAS]
+        return Table(title, "Average recall", sizes, rows)
+
+    def _proposals(self) -> str:
+        return listed(f"{each:.0f}" for each in self.proposals)
 
     def _compared(self) -> Iterator[ComparedScore]:
         for first, second, change in zip(*self.recalls, self.differences, strict=True):
@@ -282,26 +284,7 @@ class ProposalsResult:
                 kind = f"{change.kind} masks, "
             name = f"AR@{change.limit}, {kind}{change.area} ({self.truth[change.kind][change.area]:,})"
             cells = [cell(first.value, first.interval), cell(second.value, second.interval)]
-            yield ComparedScore(name, cells, change.value, change.interval, change.holm)
-
-    def _sizes(self) -> list[str]:
-        return [f"{area} ({self.truth[ALL][area]:,})" for area in AREAS]
-
-    def _tables(self) -> Iterator[str]:
-        sizes = self._sizes()
-        for weights, recalls, proposals in zip(self.subject.weights, self.recalls, self.proposals, strict=True):
-            yield ""
-            yield _line(f"{weights.label}, {proposals:.0f} proposals per image", sizes)
-            for name, cells in self.table(recalls):
-                yield _line(f"  {name}", [percent(cell.value, cell.interval) for cell in cells])
-        if self.differences:
-            first, second = (each.label for each in self.subject.weights)
-            yield ""
-            yield _line(f"{second} minus {first}", sizes)
-            for name, cells in self.table(self.differences):
-                yield _line(f"  {name}", [percent(cell.value, cell.interval, sign="+") for cell in cells])
-                yield _line("    corrected by Holm's method", [p_value(cell.holm) for cell in cells])
-                yield _line("    verdict", [str(cell.verdict) for cell in cells])
+            yield ComparedScore(name, cells, change.value, change.interval, change.holm, change.verdict)
 
 
 def gather(tables: Iterable[Sequence[Row]], weights: int) -> dict[str, ProposalCounts]:

@@ -438,11 +438,6 @@ def joined(shown: Cell) -> str:
     return f"{value} ({between})"
 
 
-def table_line(name: str, cells: Sequence[str], width: int = 24, first: int = 36) -> str:
-    """Format a table row for a terminal, with `first` characters for its name and `width` characters for each cell."""
-    return f"{name:<{first}}" + "".join(f" {cell:>{width - 1}}" for cell in cells)
-
-
 def p_value(p: float | None) -> str:
     """Format a p-value as text: `p = 0.012`, `p < 0.001`, or `p unknown`."""
     if p is None:

@@ -29,6 +29,7 @@ from segmint.operators.intervals import (
     studentized,
 )
 from segmint.operators.rows import Row
+from segmint.pipeline.engine.evaluate.page import ComparedScore, Table, comparison, text_lines
 from segmint.pipeline.engine.evaluate.result import (
     HEAD,
     WEIGHTS,
@@ -38,6 +39,7 @@ from segmint.pipeline.engine.evaluate.result import (
     PartResult,
     PredictedResult,
     Predictions,
+    cell,
     p_value,
     percent,
     verdict,
@@ -62,8 +64,8 @@ WORST = 12
 # Last number of a seed, which separates the random numbers by purpose.
 _MEANS, _SIGNS, _GROUPS, _PAIRS, _DATASETS = range(5)
 
-_MOST_PAIRS = 20
-"""Maximum number of pairs of groups to print on a terminal."""
+_MOST_PAIRS = 60
+"""Maximum number of pairs of groups to show."""
 
 KINDS = {"iou": "the model's choice", "oracle": "the best of three"}
 """Measures to show, with their names."""
@@ -554,9 +556,7 @@ class PointsResult:
         return [
             self.subject.head(),
             f"first click: {first}; mIoU over masks in percent, {basis(self.subject.images)}",
-            *self._tables(),
-            *self._differences(),
-            *self._groups(),
+            *text_lines([*self.compared(), *self.tables(), *self.group_tables()]),
             *self.subject.closing_lines(),
         ]
 
@@ -589,68 +589,73 @@ class PointsResult:
             word = verdict(each.mean, each.interval, corrected, self.subject.images)
             yield f"{KINDS[kind]}, {counted(int(count), 'click')}", each, corrected, word
 
-    @property
-    def sizes(self) -> dict[str, str]:
-        """Number of masks and images in each group, as text."""
-        return {each.group: f"{counted(each.masks, 'mask')} of {counted(each.images, 'image')}" for each in self.groups}
+    def scope(self, truth: int | None) -> str:
+        """Describe a truth with its numbers of masks and images. None stands for all truths together."""
+        if truth is not None:
+            mean = self.means.mean(f"iou_{self.settings.clicks[0]}", truth=truth)
+            return f"{self.subject.truths[truth].name}, {_size(mean)}"
+        name = self.subject.truths[0].name
+        if len(self.subject.truths) > 1:
+            name = "all ground truths together"
+        return f"{name}, {self.subject.size}"
 
-    def measured(self, group: GroupMean | GroupPair) -> str:
+    def compared(self) -> Iterator[Table]:
+        """Yield the table that compares two models, if there are two."""
+        scores = []
+        for name, each, corrected, word in self.differences():
+            means = [self.means.mean(each.measure, weights) for weights in range(2)]
+            cells = [cell(mean.mean, mean.interval) for mean in means]
+            scores.append(ComparedScore(name, cells, each.mean, each.interval, corrected, word))
+        if scores:
+            yield comparison(self.subject, "Mean over masks", scores)
+
+    def tables(self) -> Iterator[Table]:
+        """Yield a table of means by clicks for each scope and each set of weights."""
+        heads = [counted(clicks, "click") for clicks in self.settings.clicks]
+        for truth in self.scopes():
+            for number, label in enumerate(self.subject.names):
+                rows = []
+                for name, means in self.rows(number, truth):
+                    rows.append((name, [cell(mean.mean, mean.interval) for mean in means]))
+                yield Table(f"{label}, {self.scope(truth)}", "Mean", heads, rows)
+
+    def group_tables(self) -> Iterator[Table]:
+        """Yield the tables of the groups' means and of their pairs, if there are groups.
+
+        If there are too many pairs, the table contains those with the lowest p.
+        """
+        if not self.groups:
+            return
+        sizes = {each.group: _size(each) for each in self.groups}
+        heads = [self._measured(each) for each in self.groups if each.group == self.groups[0].group]
+        rows = []
+        for name, size in sizes.items():
+            cells = [cell(each.mean, each.interval) for each in self.groups if each.group == name]
+            rows.append((f"{name} ({size})", cells))
+        yield Table(f"By {self.grouped_by}", "Group", heads, rows)
+        shown = list(self.pairs)
+        note = (
+            "p comes from permuting the labels over images, corrected by Holm's method over the pairs with the same "
+            "number of clicks."
+        )
+        if len(shown) > _MOST_PAIRS:
+            note += f" And {counted(len(shown) - _MOST_PAIRS, 'more pair')}, all with a higher p."
+            shown = sorted(shown, key=lambda pair: 2.0 if pair.p is None else pair.p)[:_MOST_PAIRS]
+        pairs = []
+        for pair in shown:
+            title = f"{pair.first} ({sizes[pair.first]}) minus {pair.second} ({sizes[pair.second]})"
+            cells = [(percent(pair.difference, sign="+"), ""), (p_value(pair.p), ""), (p_value(pair.holm), "")]
+            pairs.append((f"{title}, {self._measured(pair)}", cells))
+        if pairs:
+            yield Table(f"Pairs by {self.grouped_by}", "Pair", ["Difference", "p", "Corrected p"], pairs, note)
+
+    def _measured(self, group: GroupMean | GroupPair) -> str:
         """Describe what a group or pair was measured on: the number of clicks and, if there are two, the weights."""
         clicks = counted(int(group.measure.partition("_")[2]), "click")
         if len(self.subject.weights) == 1:
             return clicks
         return f"{self.subject.names[group.weights]}, {clicks}"
 
-    def nearest_pairs(self, most: int) -> list[GroupPair]:
-        """Return all pairs in order. If there are more than `most`, return the pairs with the lowest p."""
-        if len(self.pairs) <= most:
-            return list(self.pairs)
-        return sorted(self.pairs, key=lambda pair: 2.0 if pair.p is None else pair.p)[:most]
 
-    def _tables(self) -> Iterator[str]:
-        for truth in self.scopes():
-            for weights, label in enumerate(self.subject.names):
-                one = self.means.mean(f"iou_{self.settings.clicks[0]}", weights, truth)
-                size = f"{counted(one.masks, 'mask')} of {counted(one.images, 'image')}"
-                where = ""
-                if truth is not None:
-                    where = f", {self.subject.truths[truth].name}"
-                cells = [f"{counted(count, 'click')}" for count in self.settings.clicks]
-                yield ""
-                yield _line(f"{label}{where} ({size})", cells)
-                for name, means in self.rows(weights, truth):
-                    yield _line(f"  {name}", [percent(mean.mean, mean.interval) for mean in means])
-
-    def _differences(self) -> Iterator[str]:
-        if not self.means.differences:
-            return
-        yield ""
-        first, second = self.subject.names
-        yield (
-            f"difference: {second} minus {first}, over the same {self.subject.size}; p by flipping the signs of whole "
-            "images, corrected by Holm's method"
-        )
-        for name, each, corrected, word in self.differences():
-            change = percent(each.mean, each.interval, sign="+")
-            yield f"  {name:<34} {change}, {p_value(each.p)}, corrected {p_value(corrected)}: {word}"
-
-    def _groups(self) -> Iterator[str]:
-        if not self.grouped_by:
-            return
-        yield ""
-        yield f"by {self.grouped_by}; pairs: p by permuting labels over images, Holm's correction over the pairs"
-        for mean in self.groups:
-            size = self.sizes[mean.group]
-            yield f"  {self.measured(mean)}, {mean.group}: {percent(mean.mean, mean.interval)} ({size})"
-        for pair in self.nearest_pairs(_MOST_PAIRS):
-            first, second = self.sizes[pair.first], self.sizes[pair.second]
-            yield (
-                f"  {self.measured(pair)}, {pair.first} minus {pair.second} ({first} and {second}): "
-                f"{100 * pair.difference:+.1f}, {p_value(pair.p)}, corrected {p_value(pair.holm)}"
-            )
-        if len(self.pairs) > _MOST_PAIRS:
-            yield f"  and {len(self.pairs) - _MOST_PAIRS:,} more pairs, all with a higher p"
-
-
-def _line(name: str, cells: list[str]) -> str:
-    return f"{name:<34}" + "".join(f"{cell:>22}" for cell in cells)
+def _size(mean: MeanScore | GroupMean) -> str:
+    return f"{counted(mean.masks, 'mask')} of {counted(mean.images, 'image')}"

@@ -71,7 +71,7 @@ _SCRATCH = bytes_sha256(b"")
 
 _OF_SAM = (
     *("weights", "encoder_weights", "decoder_layers", "preset", "encoder", "steps", "batch", "optimizer", "losses"),
-    *("sampling", "jitter", "precision", "overlays"),
+    *("sampling", "jitter", "precision"),
 )
 
 

@@ -226,17 +226,6 @@ class TrainingImageReader:
                 self._fresh.append(dict(line))
         return prepared.read
 
-    def pixels_of(self, read: TrainingImage) -> Pixels | None:
-        """Return an image's pixels, and read them if necessary. If that fails, skip the image and return None."""
-        if read.pixels is not None:
-            return read.pixels
-        height, width = (int(side) for side in self._images.sizes[read.image])
-        try:
-            return self._pixels(read.image, (height, width), view_of((height, width)))
-        except DamagedDatasetError as error:
-            self.take(DrawnImage(None, [self._line("damaged images", read.image, detail=str(error))]))
-            return None
-
     def _pixels(self, image: int, size: Size, view: ImageView) -> Pixels:
         jpeg = self._range(image, 0)
         if hashlib.sha256(jpeg).digest() != self._images.jpeg_sha256[image].tobytes():

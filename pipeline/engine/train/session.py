@@ -62,7 +62,6 @@ from segmint.pipeline.engine.train.trainer import ALONE, Evaluation, HeldOutSamp
 Say = Callable[[str], None]
 
 LOGS = "logs"
-OVERLAYS = "overlays"
 
 Stop = Literal["steps", "patience"]
 
@@ -102,10 +101,6 @@ class RunLog(AbstractContextManager["RunLog"]):
         self._writer.add_scalar("held_out/one_click", evaluation.one_click, evaluation.step)
         self._writer.add_scalar("held_out/oracle", evaluation.oracle, evaluation.step)
 
-    def picture(self, step: int, number: int, png: bytes) -> None:
-        """Store an overlay of a held-out image."""
-        (self._output / OVERLAYS / f"step-{step:06d}-{number:02d}.png").put(png)
-
     def save(self) -> None:
         """Flush the log to the output."""
         self._writer.flush()
@@ -130,7 +125,6 @@ class LoopHooks:
     step: Callable[[int], StepResult]
     show: Callable[[StepResult], None]
     evaluate: Callable[[int], Evaluation] | None
-    draw: Callable[[int], None]
     save: Callable[[int, Sequence[Evaluation]], None]
 
 
@@ -148,11 +142,8 @@ def run_steps(config: TrainConfig, start: int, evaluations: list[Evaluation], ho
     A checkpoint is saved every `checkpoints.every` steps, at each evaluation that is the best so far, and at the end.
     """
     patience = config.held_out.patience
-    if start == 0:
-        if hooks.evaluate is not None and not evaluations:
-            evaluations.append(hooks.evaluate(0))
-        if config.overlays.every:
-            hooks.draw(0)
+    if start == 0 and hooks.evaluate is not None and not evaluations:
+        evaluations.append(hooks.evaluate(0))
     step = start
     while step < config.steps and not is_over(evaluations, patience):
         step += 1
@@ -162,8 +153,6 @@ def run_steps(config: TrainConfig, start: int, evaluations: list[Evaluation], ho
         if hooks.evaluate is not None and (last or step % config.held_out.every == 0):
             evaluations.append(hooks.evaluate(step))
             improved = best_of(evaluations) is evaluations[-1]
-        if config.overlays.every and (last or step % config.overlays.every == 0):
-            hooks.draw(step)
         due = step % config.checkpoints.every == 0
         if last or improved or due or is_over(evaluations, patience):
             hooks.save(step, evaluations)
@@ -284,7 +273,7 @@ class TrainingSession:
         trainer = Trainer(sam, config, images, draws, reader, frozen, self.compute, world)
         choices = [entry.masks for entry in config.datasets]
         drawn = fixed_draws(images, held, config.held_out.images, config.batch.masks_per_image, choices)
-        sample = HeldOutSample(sam, drawn, reader, frozen, config.overlays.images, world)
+        sample = HeldOutSample(sam, drawn, reader, frozen, world)
         start, evaluations = self._restore(trainer, reader)
         self.numerics = [each for each in self.numerics if each != self._numerics()] + [self._numerics()]
         with ExitStack() as contexts:
@@ -301,17 +290,13 @@ class TrainingSession:
                     log.evaluation(measured)
                 return measured
 
-            def draw(step: int) -> None:
-                if log is not None:
-                    sample.draw(step, log.picture)
-
             def save(step: int, evaluations: Sequence[Evaluation]) -> None:
                 reader.exchange(world)
                 if log is not None:
                     self.save(trainer, step, evaluations)
                     log.save()
 
-            hooks = LoopHooks(trainer.step, show, evaluate if drawn else None, draw, save)
+            hooks = LoopHooks(trainer.step, show, evaluate if drawn else None, save)
             ended = run_steps(config, start, evaluations, hooks)
         if world.first:
             self._end(trainer, images, held, ended, evaluations)

@@ -35,7 +35,7 @@ from segmint.model.training.recipe import (
 )
 from segmint.pipeline.config.config import ConfigModel, StorageOptions
 
-RUNTIME_KEYS = frozenset({"output", "overlays", "checkpoints", "cache", "resources", "storage", "assets"})
+RUNTIME_KEYS = frozenset({"output", "checkpoints", "cache", "resources", "storage", "assets"})
 """Keys that may change when a run resumes, because they don't affect what the model learns."""
 
 Preset = Literal["finetune", "paper", "mask-making"]
@@ -165,14 +165,6 @@ class HeldOutKeys(ConfigModel):
     """Number of evaluations without a better mean IoU after one click that stops the training; null: never."""
 
 
-class OverlayKeys(ConfigModel):
-    """Overlays, which show held-out images with the predicted masks next to the targets."""
-
-    every: int = Field(default=50, ge=0)
-    """Steps between overlays; 0: none."""
-    images: int = Field(default=4, ge=1, le=64)
-
-
 class CheckpointKeys(ConfigModel):
     """Checkpoints, from which a killed run resumes."""
 
@@ -282,7 +274,6 @@ class TrainConfig(ConfigModel):
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: bf16 under autocast on a GPU that supports it, else fp32."""
     held_out: HeldOutKeys = HeldOutKeys()
-    overlays: OverlayKeys = OverlayKeys()
     checkpoints: CheckpointKeys = CheckpointKeys()
     cache: CacheKeys = CacheKeys()
     bad_shards: Literal["stop", "skip"] = "stop"
@@ -321,8 +312,7 @@ def identity_keys(config: TrainConfig) -> dict[str, Any]:
 
 
 _LONG, _SELDOM = 10_000, 1000
-"""Number of steps from which a preset is long, and a long preset's interval of evaluations, overlays, and
-checkpoints."""
+"""Number of steps from which a preset is long, and a long preset's interval of evaluations and checkpoints."""
 
 
 def with_preset(config: TrainConfig, architecture: Architecture) -> TrainConfig:
@@ -393,7 +383,7 @@ def keys_of(recipe: Recipe) -> dict[str, Any]:
         "sampling": asdict(recipe.sampling),
         "max_mask_area_ratio": recipe.largest_mask,
     }
-    long = {name: {"every": _SELDOM} for name in ("held_out", "overlays", "checkpoints")}
+    long = {name: {"every": _SELDOM} for name in ("held_out", "checkpoints")}
     return merged(tree, long) if recipe.steps >= _LONG else tree
 
 

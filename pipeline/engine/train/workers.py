@@ -45,7 +45,7 @@ _POLL_S = 0.5
 """Seconds between polls of the workers' output and health."""
 
 _TOGETHER_S = 1800
-"""Timeout in seconds of collective operations, in which the first worker may save a checkpoint or draw overlays."""
+"""Timeout in seconds of collective operations, in which the first worker may save a checkpoint."""
 
 
 def train_on_workers(session: TrainingSession) -> None:

@@ -75,10 +75,12 @@ def test_two_weights_with_groups_on_a_page(dataset: Path, other_weights: Path, t
     assert lines[0] == f"points: 3 masks of 3 images of {dataset}"
     assert lines[1].startswith("first click: a random pixel")
     assert lines[-1] == f"written: open {out}/index.html"
-    assert "difference: other.pt minus mobile_sam" in done.stdout
-    assert "by kind; pairs" in done.stdout
-    assert "over the same 3 masks of 3 images; p by" in done.stdout
-    assert "3 clicks, a minus b (2 masks of 2 images and 1 mask of 1 image): " in done.stdout
+    assert "\nDifferences are other.pt minus mobile_sam. " in done.stdout
+    assert "\nother.pt compared with mobile_sam, 3 masks of 3 images  " in done.stdout
+    assert "\nPairs by kind  " in done.stdout
+    pair = "a (2 masks of 2 images) minus b (1 mask of 1 image)"
+    assert f"\n  {pair}, mobile_sam, 3 clicks  " in done.stdout
+    assert "\np comes from permuting the labels over images" in done.stdout
     tables = (out / "tables.md").read_text().splitlines()
     assert tables[0] == lines[0]
     assert "other.pt compared with mobile_sam, 3 masks of 3 images" in tables
@@ -88,7 +90,7 @@ def test_two_weights_with_groups_on_a_page(dataset: Path, other_weights: Path, t
     answer = json.loads((out / "evaluation.json").read_bytes())
     verdicts = [each["verdict"] for each in answer["differences"] if "verdict" in each]
     assert verdicts == ["too few images"] * 6
-    assert sum(line.endswith(f": {verdicts[0]}") for line in lines) == 6
+    assert sum(line.endswith(f"  {verdicts[0]}") for line in lines) == 6
     assert answer["settings"] == {"clicks": [1, 2, 3], "first_click": "random", "several_clicks": "single", "seed": 3}
     assert answer["truth"][0]["truth"] == "human"
     assert (answer["computed_on"], answer["images"], answer["skipped"]["count"]) == ("cpu, fp32", 3, 0)
@@ -124,7 +126,7 @@ def test_two_weights_with_groups_on_a_page(dataset: Path, other_weights: Path, t
         "Comparison",
         "Corrected p Verdict",
         "other.pt",
-        "a (2 masks of 2 images) minus b (1 mask of 1 image)",
+        pair,
         "CC0-1.0",
     ):
         assert text in page.text

@@ -124,10 +124,9 @@ def test_two_weights_are_compared_over_the_same_resampled_images() -> None:
     for name in ("ods", "ois"):
         assert difference[name].value == pytest.approx(second[name].value - first[name].value)
         assert 0.05 < difference[name].interval[0] < difference[name].value < difference[name].interval[1]
-    assert any(line.startswith("b minus a") for line in answer.lines())
     (table,) = answer.page().tables
     assert table.heads == ["a", "b", "Difference", "Corrected p", "Verdict"]
     assert [(name, cells[-1][0]) for name, cells in table.rows[:2]] == [("ODS", "better"), ("OIS", "better")]
-    assert [line.split()[:3] for line in answer.lines() if "verdict" in line] == [["verdict", "better", "better"]]
+    assert [line.split()[-1] for line in answer.lines() if line.startswith(("  ODS", "  OIS"))] == ["better", "better"]
     told = answer.to_dict()["differences"]["ods"]
     assert (told["verdict"], told["holm"]) == ("better", difference["ods"].holm)

@@ -97,7 +97,8 @@ def test_ap_of_predicted_masks_is_coco_evals(files: TruthFiles, tmp_path: Path) 
     lines = answer.lines()
     assert lines[0].endswith("; one.json and other.json: predictions from a file")
     assert "predicted masks; COCO's AP over 2 categories, in percent, with 95% intervals by image" in lines[1]
-    assert lines[2].startswith("difference: other.json minus one.json; p by exchanging the models")
+    assert lines[3].split("  ")[0] == answer.page().tables[0].title
+    assert any(line.startswith("Differences are other.json minus one.json.") for line in lines)
     assert answer.differences is not None
     change, interval = answer.differences["ap"]
     assert change == pytest.approx(second - first, abs=1e-12)
@@ -141,7 +142,7 @@ def test_recall_of_predicted_proposals_is_coco_evals(files: TruthFiles, tmp_path
     assert difference.holm is not None
     assert difference.p <= 0.01
     assert difference.p <= difference.holm < 0.2
-    assert any(line.startswith("    corrected by Holm's method") for line in answer.lines())
+    assert answer.lines()[3].split()[-3:] == ["Corrected", "p", "Verdict"]
     tables = (tmp_path / "out/tables.md").read_text()
     assert tables.startswith(answer.lines()[0] + "\n\nother.json compared with one.json, ")
     assert "| Average recall | one.json | other.json | Difference | Corrected p | Verdict |\n| --- | --: |" in tables

@@ -56,7 +56,6 @@ def config(**held_out: int | None) -> TrainConfig:
         output="out",
         steps=10,
         held_out={"every": 2, **held_out},
-        overlays={"every": 4},
         checkpoints={"every": 5},
     )
 
@@ -78,7 +77,6 @@ def happened(settings: TrainConfig, ious: list[float], start: int = 0, before: l
         step=step,
         show=lambda result: done.append(f"show {result.step}"),
         evaluate=evaluate if ious else None,
-        draw=lambda number: done.append(f"draw {number}"),
         save=lambda number, evaluations: done.append(f"save {number} with {len(evaluations)}"),
     )
     ended = run_steps(settings, start, before if before is not None else [], hooks)
@@ -89,8 +87,8 @@ def test_each_thing_happens_at_its_steps():
     ended, done = happened(config(), [0.5, 0.6, 0.55, 0.7, 0.5, 0.5])
     assert ended == LoopEnd(10, "steps")
     assert done == [
-        *("evaluate 0", "draw 0", "evaluate 2", "save 2 with 2", "evaluate 4", "draw 4", "save 5 with 3"),
-        *("evaluate 6", "save 6 with 4", "evaluate 8", "draw 8", "evaluate 10", "draw 10", "save 10 with 6"),
+        *("evaluate 0", "evaluate 2", "save 2 with 2", "evaluate 4", "save 5 with 3"),
+        *("evaluate 6", "save 6 with 4", "evaluate 8", "evaluate 10", "save 10 with 6"),
     ]
 
 
@@ -112,7 +110,7 @@ def test_training_stops_early_and_stays_stopped():
 def test_without_held_out_images_nothing_is_evaluated():
     ended, done = happened(config(patience=1), [])
     assert ended == LoopEnd(10, "steps")
-    assert done == ["draw 0", "draw 4", "save 5 with 0", "draw 8", "draw 10", "save 10 with 0"]
+    assert done == ["save 5 with 0", "save 10 with 0"]
 
 
 @pytest.mark.parametrize(

@@ -138,7 +138,7 @@ def test_the_mask_making_preset_trains_on_masks_of_people(tmp_path):
 
 
 def test_runtime_keys_are_keys_and_do_not_identify_a_run(tmp_path):
-    one, other = loaded(tmp_path), loaded(tmp_path, "", "cache.gb=1", "overlays.every=7", "checkpoints.keep=1")
+    one, other = loaded(tmp_path), loaded(tmp_path, "", "cache.gb=1", "checkpoints.keep=1")
     assert TrainConfig.model_fields.keys() >= RUNTIME_KEYS
     assert identity_keys(one) == identity_keys(other)
     assert identity_keys(one) != identity_keys(loaded(tmp_path, "", "seed=1"))

@@ -42,7 +42,6 @@ def config_of(folder: Path, dataset: Path, output: Path, **keys: object) -> Trai
         "batch": {"images": 1, "masks": 1, "masks_per_image": 1},
         "losses": {"resolution": 256},
         "held_out": {"share": 0.1, "every": 5},
-        "overlays": {"every": 0},
         "checkpoints": {"every": 1},
         "resources": {"threads": 1, "device": "cpu"},
         **keys,

@@ -78,7 +78,6 @@ def config_of(folder: Path, ended, name: str, workers: int, **changes: object) -
         "optimizer": {"warmup": 1},
         "sampling": {"clicks": 1},
         "held_out": {"share": 0.3, "every": 3},
-        "overlays": {"every": 0},
         "checkpoints": {"every": 1, "keep": 9},
         "cache": {"folder": str(ended.output.parent / "cache")},
         "resources": {"device": "cpu", "threads": 1, "workers": workers},
@@ -97,7 +96,7 @@ def test_two_workers_go_on_where_one_stopped_and_have_its_losses(ended, tmp_path
     two = tmp_path / "two"
     later = ("sam-*", TRAINING, "step-000002*", "logs")
     shutil.copytree(ended.output, two, ignore=shutil.ignore_patterns(*later))
-    keys = [f"output={two}", "resources.workers=2", "overlays.every=0"]
+    keys = [f"output={two}", "resources.workers=2"]
     printed: list[str] = []
     trained = run_train(load_train_config(str(ended.config), keys), printed.append)
     assert [line.split(":")[0] for line in printed if "other_numerics" not in line] == [
