@@ -84,7 +84,7 @@ def test_refused_rows_are_retried_and_the_others_stay(tmp_path: Path) -> None:
     commits = CommitLog(location_of(dataset))
 
     printed = segmint("build", config, "--retry-rejected", "license_not_allowed", "--retry-rejected", "not_found")
-    assert "2 rejected rows: 0 are now images" in printed
+    assert "2 rejected rows, of which 0 became images" in printed
     assert digests(dataset) == before
     assert "expected one of license_not_allowed" in segmint("build", config, "--retry-rejected", "wrong", check=2)
 
