@@ -255,7 +255,7 @@ class SameFiles(AbstractContextManager["SameFiles"]):
         """Group the rows of `staged`, a file from `stage_catalog`. DuckDB spills into a new folder in `folder`."""
         apart = folder / "same"  # another database may spill into `folder`
         apart.mkdir()
-        self._database: duckdb.DuckDBPyConnection = open_database(apart, "1GB")
+        self._database: duckdb.DuckDBPyConnection = open_database(apart)
         query = f"CREATE TEMP TABLE same AS SELECT * FROM ({_SAME}) ORDER BY ordinal"
         self._database.execute(query, {"staged": only_path(staged)})
 
