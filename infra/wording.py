@@ -111,10 +111,10 @@ def listed(items: Iterable[object]) -> str:
     return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
-def some(texts: Sequence[str], shown: int = _SHOWN) -> str:
-    """Join the first `shown` texts, and say how many more there are: `a, b, and 3 more`."""
-    more = f", and {len(texts) - shown:,} more" if len(texts) > shown else ""
-    return ", ".join(texts[:shown]) + more
+def some(items: Sequence[object], shown: int = _SHOWN) -> str:
+    """Join the first `shown` items as text, and say how many more there are: `a, b, and 3 more`."""
+    more = f", and {len(items) - shown:,} more" if len(items) > shown else ""
+    return ", ".join(map(str, items[:shown])) + more
 
 
 def not_checked_lines(items: Sequence[object]) -> list[str]:

@@ -428,7 +428,7 @@ def _recorded(dataset: Location, path: str, sha256: str) -> bytes:
 
 def _shards(numbers: Sequence[int]) -> str:
     """Name shards in a sentence, such as `shard 3`."""
-    return f"{plural(len(numbers), 'shard')} {some(list(map(str, numbers)))}"
+    return f"{plural(len(numbers), 'shard')} {some(numbers)}"
 
 
 def _who_replaced(dataset: Location, version: Version, gone: dict[int, int]) -> Iterator[str]:

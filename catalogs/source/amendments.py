@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from segmint.catalogs.parquet import AMENDABLE, RowGroupWriter, normalized_schema, together
+from segmint.catalogs.source.conform import shown
 from segmint.catalogs.source.normalize import MARK_ROWS, open_database, stage_catalog, write_marked
 from segmint.infra.storage.location import Location
 from segmint.infra.uris import only_path
@@ -105,19 +106,6 @@ class PinnedDifference:
 
 
 @dataclass(frozen=True)
-class Contradiction:
-    """Two rows for the same image with different values in an amendable column.
-
-    Rows are counted from 1. None means that a row has no value.
-    """
-
-    column: str
-    rows: tuple[int, int]
-    image_id: str
-    values: tuple[str | None, str | None]
-
-
-@dataclass(frozen=True)
 class AmendedValue:
     """Correction of a single value. None means that there is no value."""
 
@@ -139,7 +127,7 @@ class Amendments:
     unknown: int = 0  # rows of the source catalog that don't match a row of the dataset
     first_unknown: str | None = None  # image_id of the first of these rows
     different: dict[str, PinnedDifference] = field(default_factory=dict)  # by column of `FIXED`
-    contradiction: Contradiction | None = None  # the first one
+    contradiction: str | None = None  # the first two rows for the same image with different values, as text
     parts: dict[int, Path] = field(default_factory=dict)  # amended parts on the local disk, by number
 
 
@@ -194,11 +182,18 @@ def given(column: str) -> str:
     return f"CASE WHEN regexp_matches({column}, '[^\\s\\pZ]') THEN {column} END"
 
 
-def _contradiction(database: duckdb.DuckDBPyConnection, source: Mapping[str, Any]) -> Contradiction | None:
+def said(value: str | None) -> str:
+    """Return a value for a message. None means that there is no value."""
+    return "nothing" if value is None else shown(value)
+
+
+def _contradiction(database: duckdb.DuckDBPyConnection, source: Mapping[str, Any]) -> str | None:
+    """Describe the first two rows for the same image with different values in an amendable column, counted from 1."""
     for name in AMENDABLE:
         query = _CONTRADICTING.format(one=given(f"first.{name}"), another=given(f"other.{name}"))
-        for one, other, image_id, *values in database.execute(query, source).fetchall():
-            return Contradiction(name, (one, other), image_id, (values[0], values[1]))
+        for one, other, image_id, first, second in database.execute(query, source).fetchall():
+            rows = f"rows {one} and {other} have the image_id {shown(image_id)}"
+            return f"{rows}, but {name} {said(first)} and {said(second)}"
     return None
 
 

@@ -101,78 +101,13 @@ NOTICES = {
 
 
 class Terms(NamedTuple):
-    """License terms of a row. A catalog contains few combinations of terms, so each combination is judged only once."""
+    """License terms of a row."""
 
     license: str | None
     redistributable: bool | None
     valid_until: date | None
     opt_out: bool | None
     attributed: bool  # whether an attribution is given
-
-
-@dataclass
-class CatalogOutlook:
-    """Prediction of an audit's findings, made from the rows of a catalog in order.
-
-    `policy` is the license policy of the build. If it is None, only attributions are judged, because it isn't known
-    which licenses the policy allows. `today` is the day of the audit.
-    """
-
-    policy: LicensePolicy | None
-    today: date
-    findings: dict[Code, CatalogFinding] = field(default_factory=dict)  # expected from an audit, for accepted rows
-    notices: dict[Notice, CatalogFinding] = field(default_factory=dict)
-    _judged: dict[Terms, tuple[Code, ...]] = field(default_factory=dict)
-    _sources: set[int] = field(default_factory=set)
-
-    def look(
-        self, row: int, uri: str, terms: Terms, country: str | None, sources: tuple[int, ...], *, accepted: bool
-    ) -> None:
-        """Add the findings and notices for a row, counted from 1.
-
-        `sources` contains group numbers. Two rows share a number only if they refer to the same image file.
-        """
-        if uri.startswith("/") or uri[:5].lower() == "file:":
-            self._note(Notice.LOCAL_PATH, row, uri)
-        if not accepted:
-            return
-        if terms not in self._judged:
-            self._judged[terms] = tuple(self._judge(terms))
-        for code in self._judged[terms]:
-            self._find(code, row, uri)
-        if sources:
-            if not self._sources.isdisjoint(sources):
-                self._find(Code.REPEATED_SOURCE, row, uri)
-            self._sources.update(sources)
-        if has_unusual_bucket(uri):
-            self._note(Notice.UNUSUAL_BUCKET, row, uri)
-        if terms.redistributable is None:
-            self._note(Notice.REDISTRIBUTION_UNKNOWN, row, uri)
-        if country is None:
-            self._note(Notice.NO_COUNTRY, row, uri)
-        elif country not in countries():
-            self._note(Notice.UNKNOWN_COUNTRY, row, uri)
-
-    def lines(self) -> Iterator[str]:
-        for code, found in self.findings.items():
-            sentence = code.sentence.rstrip(".")
-            yield f"an audit will find {code}: {found.named()}: {sentence[0].lower()}{sentence[1:]}"
-
-    def notice_lines(self) -> Iterator[str]:
-        """Yield a line of text for each notice."""
-        for notice, found in self.notices.items():
-            yield f"note: {found.named()}: {NOTICES[notice]}"
-
-    def _judge(self, terms: Terms) -> Iterator[Code]:
-        row = {**terms._asdict(), "attribution": "given" if terms.attributed else None}
-        found = judge_attribution(row) if self.policy is None else judge_terms(row, self.policy, self.today)
-        yield from (each.code for each in found)
-
-    def _find(self, code: Code, row: int, uri: str) -> None:
-        self.findings.setdefault(code, CatalogFinding()).add(row, uri)
-
-    def _note(self, notice: Notice, row: int, uri: str) -> None:
-        self.notices.setdefault(notice, CatalogFinding()).add(row, uri)
 
 
 @dataclass
@@ -195,8 +130,8 @@ class CatalogFindings:
     """
 
     catalog: str
-    rows: int = 0
-    policy_date: date | None = None
+    rows: int
+    policy_date: date
     by_license: dict[str, int] = field(default_factory=dict)
     missing_license: CatalogFinding = field(default_factory=CatalogFinding)
     unknown_licenses: dict[str, UnknownLicense] = field(default_factory=dict)
@@ -208,10 +143,8 @@ class CatalogFindings:
     verdicts: dict[str, CatalogFinding] = field(default_factory=dict)
     refused: dict[str, CatalogFinding] = field(default_factory=dict)
     accepted: int = 0
-    audit: dict[str, CatalogFinding] = field(default_factory=dict)
-    notices: dict[str, CatalogFinding] = field(default_factory=dict)
-    outlook_lines: list[str] = field(default_factory=list)  # `audit` as text
-    notice_lines: list[str] = field(default_factory=list)  # `notices` as text, which only `check` prints
+    audit: dict[Code, CatalogFinding] = field(default_factory=dict)
+    notices: dict[Notice, CatalogFinding] = field(default_factory=dict)
 
     @property
     def clean(self) -> bool:
@@ -222,8 +155,7 @@ class CatalogFindings:
     def to_dict(self) -> dict[str, Any]:
         """Convert the findings to JSON values, and add `clean`."""
         value = asdict(self)
-        del value["outlook_lines"], value["notice_lines"]
-        value["policy_date"] = self.policy_date.isoformat() if self.policy_date else None
+        value["policy_date"] = self.policy_date.isoformat()
         return {"clean": self.clean, **value}
 
     def lines(self) -> list[str]:
@@ -245,7 +177,15 @@ class CatalogFindings:
         for text, unknown in self.unknown_licenses.items():
             hint = f"; did you mean {unknown.suggestion}?" if unknown.suggestion else ""
             lines.append(f"{text!r} is not a license identifier{hint}: {unknown.named()}")
-        return [*lines, *(f"  {problem}" for problem in self.problems), *self.outlook_lines, *self.notice_lines]
+        lines += [f"  {problem}" for problem in self.problems]
+        lines += self.outlook_lines()
+        return [*lines, *(f"note: {found.named()}: {NOTICES[notice]}" for notice, found in self.notices.items())]
+
+    def outlook_lines(self) -> Iterator[str]:
+        """Yield a line of text for each finding in `audit`."""
+        for code, found in self.audit.items():
+            sentence = code.sentence.rstrip(".")
+            yield f"an audit will find {code}: {found.named()}: {sentence[0].lower()}{sentence[1:]}"
 
     def unusable_lines(self) -> list[str]:
         """Format the rows that a build would reject as lines of text, by reason and with examples.
@@ -281,7 +221,7 @@ def check(
     """
     now = today or datetime.now(UTC).date()
     policy_date = policy.policy_date if policy else now
-    findings = CatalogFindings(str(catalog), policy_date=policy_date)
+    findings = CatalogFindings(str(catalog), 0, policy_date)
     bad_rows: set[int] = set()
 
     def remember(problem: InvalidValue) -> None:
@@ -293,26 +233,19 @@ def check(
         if len(findings.problems) < EXAMPLES:
             findings.problems.append(str(problem))
 
-    outlook = CatalogOutlook(policy, now)
+    judge = CatalogJudge(findings, policy, now)
     with ScratchFolder(dir=temporary) as name:
         staged, findings.rows = stage_catalog(catalog, Path(name), remember, most_rows, ignored=ignored)
         with SameFiles(staged, Path(name)) as same:
-            judge = _TermsJudge(findings, policy, policy_date, outlook, same)
             for batch in marked_batches(staged, Path(name)):
-                judge.look(batch)
+                judge.look_at_all(batch, same)
     findings.bad_values.rows.sort()
     findings.by_license = dict(sorted(findings.by_license.items(), key=lambda item: (-item[1], item[0])))
     findings.verdicts = dict(sorted(findings.verdicts.items()))
     findings.refused = dict(sorted(findings.refused.items()))
     refused = (*findings.verdicts.values(), *findings.refused.values())
     findings.accepted = findings.rows - sum(finding.count for finding in refused)
-    findings.audit = {str(code): found for code, found in outlook.findings.items()}
-    findings.notices = {str(notice): found for notice, found in outlook.notices.items()}
-    findings.outlook_lines, findings.notice_lines = list(outlook.lines()), list(outlook.notice_lines())
     return findings
-
-
-_Terms = tuple[str | None, bool | None, date | None, bool | None]  # license, redistributable, valid_until, opt_out
 
 
 class SameFiles(AbstractContextManager["SameFiles"]):
@@ -322,7 +255,7 @@ class SameFiles(AbstractContextManager["SameFiles"]):
         """Group the rows of `staged`, a file from `stage_catalog`. DuckDB spills into a new folder in `folder`."""
         apart = folder / "same"  # another database may spill into `folder`
         apart.mkdir()
-        self._database: duckdb.DuckDBPyConnection = open_database(apart, "1GB")
+        self._database: duckdb.DuckDBPyConnection = open_database(apart)
         query = f"CREATE TEMP TABLE same AS SELECT * FROM ({_SAME}) ORDER BY ordinal"
         self._database.execute(query, {"staged": only_path(staged)})
 
@@ -339,18 +272,21 @@ class SameFiles(AbstractContextManager["SameFiles"]):
 
 
 @dataclass
-class _TermsJudge:
-    """Judge that sorts rows into findings, and judges each combination of license terms only once."""
+class CatalogJudge:
+    """Judge that sorts the rows of a catalog into findings, and judges each combination of license terms only once.
 
-    _findings: CatalogFindings
-    _policy: LicensePolicy | None
-    _date: date
-    _outlook: CatalogOutlook
-    _same: SameFiles
-    _verdicts: dict[_Terms, Reason | None] = field(default_factory=dict)
+    `policy` is the license policy of the build. If it is None, an audit's findings are only predicted for attributions,
+    because it isn't known which licenses the policy allows. `today` is the day of the audit.
+    """
+
+    findings: CatalogFindings
+    policy: LicensePolicy | None
+    today: date
+    _judged: dict[Terms, tuple[Reason | None, tuple[Code, ...]]] = field(default_factory=dict)
     _identifiers: dict[str, str | None] = field(default_factory=dict)
+    _sources: set[int] = field(default_factory=set)
 
-    def look(self, batch: pa.RecordBatch) -> None:
+    def look_at_all(self, batch: pa.RecordBatch, same: SameFiles) -> None:
         """Add a batch of staged rows whose duplicates are marked. Batches must be in order."""
         names = (
             "ordinal",
@@ -366,22 +302,65 @@ class _TermsJudge:
         )
         columns = [batch.column(name).to_pylist() for name in names]
         ordinals = columns[0]
-        sources = self._same.between(ordinals[0], ordinals[-1] + 1) if ordinals else {}
+        sources = same.between(ordinals[0], ordinals[-1] + 1) if ordinals else {}
         for ordinal, uri, license, redistributable, until, opt_out, attribution, first, country, refused in zip(
             *columns, strict=True
         ):
             terms = Terms(license, redistributable, until, opt_out, bool((attribution or "").strip()))
-            accepted = self._look_at(ordinal + 1, uri, terms, first is not None, refused)
-            self._outlook.look(ordinal + 1, uri, terms, country, sources.get(ordinal, ()), accepted=accepted)
+            self.look(ordinal + 1, uri, terms, country, sources.get(ordinal, ()), first is not None, refused)
 
-    def _look_at(self, row: int, uri: str, terms: Terms, duplicate: bool, refused: str | None) -> bool:
+    def look(
+        self,
+        row: int,
+        uri: str,
+        terms: Terms,
+        country: str | None,
+        sources: tuple[int, ...] = (),
+        duplicate: bool = False,
+        refused: str | None = None,
+    ) -> None:
+        """Add a row, counted from 1. `refused` is the reason for which the catalog itself rejects it.
+
+        `sources` contains group numbers. Two rows share a number only if they refer to the same image file.
+        """
+        if terms not in self._judged:
+            self._judged[terms] = self._verdict(terms), tuple(self._codes(terms))
+        verdict, codes = self._judged[terms]
+        if uri.startswith("/") or uri[:5].lower() == "file:":
+            self._note(Notice.LOCAL_PATH, row, uri)
+        if not self._accepts(row, uri, terms, duplicate, refused, verdict):
+            return
+        for code in codes:
+            self._find(code, row, uri)
+        if sources:
+            if not self._sources.isdisjoint(sources):
+                self._find(Code.REPEATED_SOURCE, row, uri)
+            self._sources.update(sources)
+        if has_unusual_bucket(uri):
+            self._note(Notice.UNUSUAL_BUCKET, row, uri)
+        if terms.redistributable is None:
+            self._note(Notice.REDISTRIBUTION_UNKNOWN, row, uri)
+        if country is None:
+            self._note(Notice.NO_COUNTRY, row, uri)
+        elif country not in countries():
+            self._note(Notice.UNKNOWN_COUNTRY, row, uri)
+
+    def _find(self, code: Code, row: int, uri: str) -> None:
+        self.findings.audit.setdefault(code, CatalogFinding()).add(row, uri)
+
+    def _note(self, notice: Notice, row: int, uri: str) -> None:
+        self.findings.notices.setdefault(notice, CatalogFinding()).add(row, uri)
+
+    def _accepts(
+        self, row: int, uri: str, terms: Terms, duplicate: bool, refused: str | None, verdict: Reason | None
+    ) -> bool:
         """Count a row, and return whether a build would accept it, as far as its catalog entry shows."""
-        findings = self._findings
+        findings = self.findings
         if terms.license is None:
             findings.missing_license.add(row)
         else:
             self._count(terms.license, row)
-        if terms.valid_until is not None and terms.valid_until < self._date:
+        if terms.valid_until is not None and terms.valid_until < findings.policy_date:
             findings.expired.add(row)
         if duplicate:
             findings.duplicates.add(row)
@@ -391,7 +370,7 @@ class _TermsJudge:
         if refused is not None:
             findings.refused.setdefault(refused, CatalogFinding()).add(row, uri)
             return False
-        reason = Reason.DUPLICATE_ID if duplicate else self._verdict(terms[:4])
+        reason = Reason.DUPLICATE_ID if duplicate else verdict
         if reason is None and refused_uri:
             reason = Reason.URI_NOT_ALLOWED
         if reason is not None:
@@ -403,24 +382,26 @@ class _TermsJudge:
             self._identifiers[license] = canonical_identifier(license)
         identifier = self._identifiers[license]
         if identifier is not None:
-            self._findings.by_license[identifier] = self._findings.by_license.get(identifier, 0) + 1
+            self.findings.by_license[identifier] = self.findings.by_license.get(identifier, 0) + 1
             return
-        unknown = self._findings.unknown_licenses
+        unknown = self.findings.unknown_licenses
         if license not in unknown:
             unknown[license] = UnknownLicense(suggestion=suggest_identifier(license))
         unknown[license].add(row)
 
-    def _verdict(self, terms: _Terms) -> Reason | None:
-        if terms not in self._verdicts:
-            if self._policy is not None:
-                verdict = self._policy.judge(*terms)
-                self._verdicts[terms] = verdict[0] if verdict else None
-            elif terms[0] is None:
-                self._verdicts[terms] = Reason.LICENSE_MISSING
-            else:
-                is_known = canonical_identifier(terms[0]) is not None
-                self._verdicts[terms] = None if is_known else Reason.LICENSE_NOT_ALLOWED
-        return self._verdicts[terms]
+    def _verdict(self, terms: Terms) -> Reason | None:
+        if self.policy is not None:
+            verdict = self.policy.judge(terms.license, terms.redistributable, terms.valid_until, terms.opt_out)
+            return verdict[0] if verdict else None
+        if terms.license is None:
+            return Reason.LICENSE_MISSING
+        return None if canonical_identifier(terms.license) is not None else Reason.LICENSE_NOT_ALLOWED
+
+    def _codes(self, terms: Terms) -> Iterator[Code]:
+        """Yield the codes of the findings that an audit reports for these terms."""
+        row = {**terms._asdict(), "attribution": "given" if terms.attributed else None}
+        found = judge_attribution(row) if self.policy is None else judge_terms(row, self.policy, self.today)
+        yield from (each.code for each in found)
 
 
 def _allowed(catalog: str, uri: str) -> bool:

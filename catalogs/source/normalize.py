@@ -42,6 +42,9 @@ Ints = np.ndarray[Any, np.dtype[np.int64]]
 MARK_ROWS = 65_536
 """Number of rows that are processed together."""
 
+MEMORY = "1GB"
+"""Memory limit of DuckDB."""
+
 MOST_WAITING = 512 << 20
 """Maximum size in bytes of the rows in one row group, which is 8 KB per row."""
 
@@ -103,7 +106,6 @@ def normalize(
     destination: Path,
     *,
     ignored: Collection[str] = (),
-    memory_limit: str = "1GB",
 ) -> NormalizedCatalog:
     """Write a catalog to the local Parquet file `destination`, with the columns of `NORMALIZED`.
 
@@ -112,14 +114,13 @@ def normalize(
     the same rows produce the same bytes, regardless of the catalog's location and format.
 
     Columns in `ignored`, which must be in `ADDED`, are treated as missing. Intermediate files, about as large as the
-    catalog, are written next to `destination`. `memory_limit` limits the memory of DuckDB. Raises `UsageError` if the
-    file can't be read as a catalog.
+    catalog, are written next to `destination`. Raises `UsageError` if the file can't be read as a catalog.
     """
     destination.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=destination.parent, prefix=".normalize-") as name:
         folder = Path(name)
         staged, _ = stage_catalog(catalog, folder, ignored=ignored)
-        return write_marked(staged, destination, folder, memory_limit=memory_limit)
+        return write_marked(staged, destination, folder)
 
 
 def stage_catalog(
@@ -167,9 +168,7 @@ def stage_catalog(
     return staged, writer.rows
 
 
-def write_marked(
-    staged: Path, destination: Path, folder: Path, *, first_ordinal: int = 0, memory_limit: str = "1GB"
-) -> NormalizedCatalog:
+def write_marked(staged: Path, destination: Path, folder: Path, *, first_ordinal: int = 0) -> NormalizedCatalog:
     """Mark the duplicates among the rows of a staged file, and write all rows to `destination` atomically.
 
     Ordinals start at `first_ordinal`. Intermediate files are written to `folder`.
@@ -177,7 +176,7 @@ def write_marked(
     result = folder / "result.parquet"
     schema = normalized_schema(_with_values(staged))
     with RowGroupWriter(result, schema) as writer:
-        for batch in marked_batches(staged, folder, memory_limit):
+        for batch in marked_batches(staged, folder):
             writer.add([_shifted(batch, first_ordinal).select(schema.names)])
     result.replace(destination)
     return NormalizedCatalog(destination, writer.rows, sha256_of(destination))
@@ -196,9 +195,9 @@ def _with_values(staged: Path) -> list[str]:
     ]
 
 
-def marked_batches(staged: Path, folder: Path, memory_limit: str = "1GB") -> Iterator[pa.RecordBatch]:
+def marked_batches(staged: Path, folder: Path) -> Iterator[pa.RecordBatch]:
     """Yield the rows of a staged file in order, and fill in `duplicate_of`. DuckDB spills into `folder`."""
-    with open_database(folder, memory_limit) as database, pq.ParquetFile(staged) as file:
+    with open_database(folder) as database, pq.ParquetFile(staged) as file:
         database.execute(_DUPLICATES, {"staged": only_path(staged)})
         start = 0
         for batch in file.iter_batches(batch_size=MARK_ROWS):
@@ -289,7 +288,7 @@ def with_column(batch: pa.RecordBatch, name: str, values: pa.Array | Ints) -> pa
     return pa.RecordBatch.from_arrays(arrays, schema=normalized_schema(batch.schema.names))
 
 
-def open_database(folder: Path, memory_limit: str = "1GB") -> duckdb.DuckDBPyConnection:
+def open_database(folder: Path) -> duckdb.DuckDBPyConnection:
     """Open a DuckDB database that spills into `folder`. Use it as a context manager.
 
     `rows_of(paths)` are the rows of one or several Parquet files. Pass each path through `only_path`.
@@ -297,7 +296,7 @@ def open_database(folder: Path, memory_limit: str = "1GB") -> duckdb.DuckDBPyCon
     database = duckdb.connect(
         config={
             "temp_directory": str(folder / "spill"),
-            "memory_limit": memory_limit,
+            "memory_limit": MEMORY,
             "preserve_insertion_order": "false",
         }
     )

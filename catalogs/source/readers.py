@@ -13,7 +13,7 @@ import io
 import json
 import re
 import zlib
-from collections.abc import Callable, Collection, Container, Iterator, Sequence
+from collections.abc import Collection, Container, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from typing import Any, BinaryIO, NamedTuple, cast
@@ -101,7 +101,7 @@ def _unpacked(file: Location) -> Iterator[BinaryIO]:
             raise UsageError(f"{file} cannot be read as gzip: {error}") from error
 
 
-def read_csv(catalog: Location, on_problem: OnProblem = refuse, own: Collection[str] = ()) -> Iterator[pa.RecordBatch]:
+def read_csv(catalog: Location, on_problem: OnProblem, own: Collection[str]) -> Iterator[pa.RecordBatch]:
     """Yield the rows of a CSV catalog in order, like `segmint.catalogs.source.readers.read_catalog`."""
     row = 1
     for batch in csv_batches(catalog, [name for name in SOURCE.names if name not in own]):
@@ -235,9 +235,7 @@ def _line_ends(text: bytes) -> int:
     return text.count(b"\n") + text.count(b"\r") - text.count(b"\r\n")
 
 
-def read_json_lines(
-    catalog: Location, on_problem: OnProblem = refuse, own: Collection[str] = ()
-) -> Iterator[pa.RecordBatch]:
+def read_json_lines(catalog: Location, on_problem: OnProblem, own: Collection[str]) -> Iterator[pa.RecordBatch]:
     """Yield the rows of a JSON Lines catalog in order, like `segmint.catalogs.source.readers.read_catalog`."""
     row = 1
     schema = pa.schema(field for field in _SCHEMA if field.name not in own)
@@ -454,12 +452,6 @@ def _pieces(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
         start, taken = stop, int(ends[stop - 1])
 
 
-_TEXT_READERS: dict[str, Callable[[Location, OnProblem, Collection[str]], Iterator[pa.RecordBatch]]] = {
-    "JSON Lines": read_json_lines,
-    "CSV": read_csv,
-}
-
-
 def read_catalog(
     catalog: Location, on_problem: OnProblem = refuse, own: Collection[str] = ()
 ) -> Iterator[pa.RecordBatch]:
@@ -473,7 +465,9 @@ def read_catalog(
     kind = catalog_format(catalog.uri)
     if kind == "Parquet":
         return _read_files(catalog, on_problem, own)
-    return _TEXT_READERS[kind](catalog, on_problem, own)
+    if kind == "CSV":
+        return read_csv(catalog, on_problem, own)
+    return read_json_lines(catalog, on_problem, own)
 
 
 def _read_files(catalog: Location, on_problem: OnProblem, own: Collection[str]) -> Iterator[pa.RecordBatch]:

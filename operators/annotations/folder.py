@@ -26,6 +26,7 @@ from segmint.operators.annotations.image import (
     AnnotatedMask,
     UnreadableMaskError,
     check_pixels,
+    class_name,
     encode_mask,
     id_number,
     label_lines,
@@ -238,8 +239,6 @@ SETTINGS = "data.yaml"
 LEFT_OUT = "left_out.csv"
 """File of an export that lists masks without a suitable polygon."""
 
-_MOST_DIGITS = 9
-
 
 def is_yolo(names: Sequence[str]) -> bool:
     """Return whether a folder with files of these names has YOLO's layout: `data.yaml` and folders of labels."""
@@ -304,13 +303,6 @@ def read_yolo_labels(
             continue
         image.masks.append(AnnotatedMask(rle, label=label, polygon=True))
     return image
-
-
-def class_name(text: str, labels: Mapping[int, Any]) -> str | None:
-    """Return the name of the class in a line. Raises `UnreadableMaskError` if it has none."""
-    if not text.isdecimal() or len(text) > _MOST_DIGITS or int(text) not in labels:
-        raise UnreadableMaskError(f"found the class {text!r:.40}, which has no name")
-    return label_text(str(labels[int(text)]))
 
 
 def _is_label_file(name: str) -> bool:

@@ -363,29 +363,6 @@ def checked_box(box: Any, label: Any, score: Any, frame: tuple[float, float]) ->
     return prompt
 
 
-def read_yolo(folder: Location, labels: Mapping[int, str]) -> BoxFile:
-    """Read the label files below a folder, `<name>.txt`: a line with class, x, y, width, height, and maybe a score.
-
-    x and y are the box's center, and all four are shares of the image's sides. `labels` are the names of the classes. A
-    file is read when its boxes are.
-    """
-    found = (entry.name.removesuffix(".txt") for entry in folder.walk() if entry.name.endswith(".txt"))
-    boxes = BoxFile(sorted(name for name in found if name != "classes"), lambda place: {})
-
-    def read(place: int) -> dict[str, Any]:
-        prompts = []
-        name = f"{boxes.names[place]}.txt"
-        for number, fields in label_lines((folder / name).read()):
-            try:
-                prompts.append(_yolo_box(fields, labels))
-            except ValueError as error:
-                boxes.unreadable.append(f"{name}, line {number}: {error}")
-        return {"width": 1.0, "height": 1.0, "prompts": prompts}
-
-    boxes.read = read
-    return boxes
-
-
 def read_yolo_settings(data: Location) -> dict[str, Any]:
     """Read YOLO's YAML file about a dataset. The result's `names` maps the classes' numbers to their names.
 
@@ -404,14 +381,31 @@ def read_yolo_settings(data: Location) -> dict[str, Any]:
 
 
 def yolo_boxes(folder: Location, data: Location) -> BoxFile:
-    """Read the boxes of a folder of YOLO labels. `data` is the YAML file with the names of the classes.
+    """Read the label files below a folder, `<name>.txt`: a line with class, x, y, width, height, and maybe a score.
 
-    Raises `UsageError` if it has no names, or if the folder has no labels.
+    x and y are the box's center, and all four are shares of the image's sides. `data` is the YAML file with the names
+    of the classes. A label file is read when its boxes are.
+
+    Raises `UsageError` if the YAML file has no names, or if the folder has no labels.
     """
-    boxes = read_yolo(folder, read_yolo_settings(data)["names"])
-    if not boxes.names:
+    labels = read_yolo_settings(data)["names"]
+    found = (entry.name.removesuffix(".txt") for entry in folder.walk() if entry.name.endswith(".txt"))
+    names = sorted(name for name in found if name != "classes")
+    unreadable: list[str] = []
+    if not names:
         raise UsageError(f"{folder} has no labels; expected a file <name>.txt for each image")
-    return boxes
+
+    def read(place: int) -> dict[str, Any]:
+        prompts = []
+        name = f"{names[place]}.txt"
+        for number, fields in label_lines((folder / name).read()):
+            try:
+                prompts.append(_yolo_box(fields, labels))
+            except ValueError as error:
+                unreadable.append(f"{name}, line {number}: {error}")
+        return {"width": 1.0, "height": 1.0, "prompts": prompts}
+
+    return BoxFile(names, read, unreadable=unreadable)
 
 
 def label_lines(data: bytes) -> Iterator[tuple[int, list[str]]]:
@@ -421,19 +415,26 @@ def label_lines(data: bytes) -> Iterator[tuple[int, list[str]]]:
             yield number, line.split()
 
 
-def _yolo_box(fields: Sequence[str], labels: Mapping[int, str]) -> dict[str, Any]:
+def _yolo_box(fields: Sequence[str], labels: Mapping[int, Any]) -> dict[str, Any]:
     if len(fields) not in (5, 6):
         expected = "class, x, y, width, height, and maybe a score; polygons aren't read"
         raise UnreadableBoxError(f"found {len(fields)} values; expected {expected}")
-    if not fields[0].isdecimal() or int(fields[0]) not in labels:
-        raise UnreadableBoxError(f"found the class {fields[0]!r:.40}, which has no name")
+    label = class_name(fields[0], labels)
     x, y, width, height, *scores = map(float, fields[1:])
     box = [x - width / 2, y - height / 2, width, height]
-    return checked_box(box, labels[int(fields[0])], scores[0] if scores else None, (1, 1))
+    return checked_box(box, label, scores[0] if scores else None, (1, 1))
+
+
+def class_name(text: str, labels: Mapping[int, Any]) -> str | None:
+    """Return the name of the class in a line. Raises `UnreadableMaskError` if it has none."""
+    if not text.isdecimal() or len(text) > _CLASS_DIGITS or int(text) not in labels:
+        raise UnreadableMaskError(f"found the class {text!r:.40}, which has no name")
+    return label_text(str(labels[int(text)]))
 
 
 _IMAGE = re.compile(r"(?:^|[^A-Za-z0-9])sa_(\d+)\.\w+$")
 _MOST_DIGITS = 18
+_CLASS_DIGITS = 9
 
 
 def image_number(path: str) -> int | None:

@@ -16,7 +16,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Any, NamedTuple, Protocol
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from pycocotools import mask as coco
@@ -137,13 +137,6 @@ Answer = tuple[float | None, list[Mapping[str, Any]]]
 """Time of an annotation, in seconds since 1970, and its regions."""
 
 
-class ByteStream(Protocol):
-    """A stream of bytes."""
-
-    def read(self, size: int = -1, /) -> bytes:
-        """Return up to `size` bytes, or nothing at the end."""
-
-
 class TaskAnnotation(NamedTuple):
     """The annotation that counts for a task, and the number of other annotations that it supersedes."""
 
@@ -234,7 +227,7 @@ def _join(parts: list[_Part]) -> TaskAnnotation:
     return TaskAnnotation(whole, superseded)
 
 
-def iter_tasks(stream: ByteStream) -> Iterator[Any]:
+def iter_tasks(stream: BinaryIO) -> Iterator[Any]:
     """Yield the items of a JSON array one by one, because a task may take megabytes. Raise `ValueError` if invalid."""
     import ijson  # type: ignore[import-untyped]
 

@@ -28,10 +28,11 @@ from segmint.infra.storage.storage import Storage
 from segmint.infra.uris import base_name, parent
 from segmint.infra.wording import counted, some
 from segmint.operators.annotations.coco import CocoKey, coco_entries, coco_image, coco_key, parse_coco
-from segmint.operators.annotations.folder import class_name, label_name
+from segmint.operators.annotations.folder import label_name
 from segmint.operators.annotations.image import (
     AnnotatedImage,
     UnreadableMaskError,
+    class_name,
     id_number,
     label_lines,
     label_text,

@@ -122,7 +122,7 @@ class BuildPlan:
         """Return lines on the catalog's first rows: what a build would reject in them, and what an audit would find."""
         if self.checked is None:
             return []
-        found = [*self.checked.unusable_lines(), *self.checked.outlook_lines]
+        found = [*self.checked.unusable_lines(), *self.checked.outlook_lines()]
         if self.checked.bad_values.count:
             found.insert(0, f"invalid value: {self.checked.bad_values.named()}: a build won't start with it")
         if not found:

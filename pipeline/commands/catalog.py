@@ -104,7 +104,7 @@ def scan(
         print_message(f"{output}: {counted(rows, 'row')}")
         for line in skipped:
             print_line(f"not checked: {line}")
-        for line in (*findings.unusable_lines(), *findings.outlook_lines):
+        for line in (*findings.unusable_lines(), *findings.outlook_lines()):
             print_message(line)
     print_next(as_json, "catalog", "check", output, config=config)
     exit_unless_clean((), skipped)

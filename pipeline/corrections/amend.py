@@ -14,9 +14,9 @@ from segmint.catalogs.source.amendments import (
     SHOWN,
     AmendedValue,
     Amendments,
-    Contradiction,
     PinnedDifference,
     amend_parts,
+    said,
     stage_amendments,
 )
 from segmint.catalogs.source.conform import shown
@@ -75,10 +75,7 @@ class AmendmentList:
         unfinished = counted(len(self.unfinished), "shard")
         return [
             f"{counted(self.rows, 'row')} of {self.dataset} would be amended{_by_column(self.values)}",
-            *(
-                f"  {shown(one.image_id)}: {one.column} {_said(one.before)} -> {_said(one.now)}"
-                for one in self.examples
-            ),
+            *(f"  {shown(one.image_id)}: {one.column} {said(one.before)} -> {said(one.now)}" for one in self.examples),
             *([f"  and {values - SHOWN:,} more values"] if values > SHOWN else []),
             *([unknown] if self.unknown else []),
             *([f"completing an earlier amendment that didn't finish: {unfinished}"] if self.unfinished else []),
@@ -261,7 +258,9 @@ def _compare(dataset: Location, manifest: DatasetManifest, staged: _StagedCatalo
             else f"{catalog} has no rows. Nothing was changed."
         )
     if found.contradiction is not None:
-        raise UsageError(_contradiction_text(catalog, found.contradiction))
+        raise UsageError(
+            f"{catalog} contradicts itself, so nothing was changed: {found.contradiction}. Keep the correct one."
+        )
     if found.different:
         lines = [_difference_line(column, difference) for column, difference in found.different.items()]
         raise UsageError(
@@ -270,20 +269,8 @@ def _compare(dataset: Location, manifest: DatasetManifest, staged: _StagedCatalo
     return found
 
 
-def _contradiction_text(catalog: Location, found: Contradiction) -> str:
-    (one, other), values = found.rows, [_said(value) for value in found.values]
-    return (
-        f"{catalog} contradicts itself, so nothing was changed: rows {one} and {other} have the image_id "
-        f"{shown(found.image_id)}, but {found.column} {values[0]} and {values[1]}. Keep the correct one."
-    )
-
-
 def _difference_line(column: str, difference: PinnedDifference) -> str:
     return (
         f"{counted(difference.rows, 'row')} with another {column}; the first is row {difference.row}, image_id "
         f"{shown(difference.image_id)}: {shown(difference.pinned)} in the dataset, {shown(difference.found)} here"
     )
-
-
-def _said(value: str | None) -> str:
-    return "nothing" if value is None else shown(value)

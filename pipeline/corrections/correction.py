@@ -165,13 +165,9 @@ def revise(
     `segmint.operators.shards.put.check_purge` first. Raises the errors of `revise_shard`, and `UnfinishedError` if Ray
     fails.
     """
-
-    def look(shard: int) -> tuple[int, bool]:
-        return shard, bool(with_latest_commit(dataset.location, shard, revision.needed))
-
-    committed = sorted(revision.shards & dataset.commits.committed().keys())
-    looks = map_ahead(look, committed, _THREADS, 2 * _THREADS, "revise")
-    shards = [shard for shard, needed in track(looks, "shards", len(committed)) if needed]
+    committed = revision.shards & dataset.commits.committed().keys()
+    looks = track(_look_at(dataset.location, committed, revision.needed), "shards", len(committed))
+    shards = [shard for shard, needed in looks if needed]
     alone = replace(revision, shards=frozenset())  # a task revises a single shard
     results = each_shard(partial(revise_one, dataset, revision=alone), shards, resources, ray_from)
     changed = {
@@ -182,6 +178,15 @@ def revise(
     # An interrupted amendment may have left behind shards that this amendment doesn't change.
     unfinished = revision.shards if revision.catalog_generation is None else range(dataset.manifest().shards)
     return clean_up(dataset, revision.shards, changed, unfinished)
+
+
+def _look_at(dataset: Location, shards: Iterable[int], has: Callable[[Commit], bool]) -> Iterator[tuple[int, bool]]:
+    """Yield the shards in order, each with whether `has` returns True for its latest commit."""
+
+    def look(shard: int) -> tuple[int, bool]:
+        return shard, bool(with_latest_commit(dataset, shard, has))
+
+    return map_ahead(look, sorted(shards), _THREADS, 2 * _THREADS, "revise")
 
 
 def each_shard(
@@ -478,11 +483,7 @@ def credit(dataset: Location, generation: int, shards: Collection[int]) -> Revis
 def otherwise_credited(dataset: Location, shards: Iterable[int]) -> list[int]:
     """Return the committed shards with an image whose credits differ from the catalog."""
     change = cataloged(dataset)
-
-    def look(shard: int) -> tuple[int, bool]:
-        return shard, bool(with_latest_commit(dataset, shard, lambda commit: _differs(dataset, commit, change)))
-
-    looks = map_ahead(look, sorted(shards), _THREADS, 2 * _THREADS, "credits")
+    looks = _look_at(dataset, shards, lambda commit: _differs(dataset, commit, change))
     return [shard for shard, differs in looks if differs]
 
 

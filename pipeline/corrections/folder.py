@@ -23,6 +23,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pyarrow.parquet as pq
+from pydantic import TypeAdapter
 
 from segmint.catalogs.dataset.commits import Commit
 from segmint.catalogs.dataset.manifest import (
@@ -103,6 +104,9 @@ class _FileState:
     sums: tuple[str, ...]
     submissions: int = 0
     problem: str | None = None
+
+
+_STATE = TypeAdapter(_FileState)
 
 
 @contextmanager
@@ -436,15 +440,8 @@ class WorkingDataset:
     def _state(self, ordinal: int) -> _FileState | None:
         """Return the recorded state of a photograph's files, or None if the record is missing or damaged."""
         try:
-            value: Any = json.loads((self._files / f"{ordinal}.json").read())
-            status = value["photograph"]
-            return _FileState(
-                None if status is None else (int(status[0]), int(status[1])),
-                tuple(map(str, value["sums"])),
-                int(value["submissions"]),
-                value["problem"],
-            )
-        except (NotFoundError, ValueError, KeyError, TypeError):
+            return _STATE.validate_json((self._files / f"{ordinal}.json").read())
+        except (NotFoundError, ValueError):
             return None
 
     def _put_state(self, ordinal: int, state: _FileState) -> None:

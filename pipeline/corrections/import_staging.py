@@ -100,8 +100,6 @@ def quoted(text: str) -> str:
     return text.replace("'", "''")
 
 
-_MEMORY = "1GB"
-
 SAID = ("label_score", "label_source", "source", "annotator", "seconds", "prompts", "origin", "model")
 """Columns of another dataset's masks to carry over, in addition to the label."""
 
@@ -304,7 +302,7 @@ class MaskStaging(AbstractContextManager["MaskStaging"]):
         """Find the images in the dataset, and sort the masks by ordinal."""
         self._answers.close()
         self._masks.close()
-        with open_database(self._folder, _MEMORY) as database:
+        with open_database(self._folder) as database:
             find_homes(self._folder, self._manifest, self.match, dataset, database)
             files = {name: str(self._folder / f"{name}.parquet") for name in ("answers", "masks")}
             database.execute(
@@ -322,20 +320,20 @@ class MaskStaging(AbstractContextManager["MaskStaging"]):
                 row[0]
                 for row in database.execute(f"SELECT DISTINCT ordinal // {per_shard} FROM chosen ORDER BY 1").fetchall()
             ]
-            counts = dict(database.execute("SELECT status, count(*) FROM found GROUP BY status").fetchall())
-            firsts = dict(
-                database.execute("SELECT status, arg_min(name, submission) FROM found GROUP BY status").fetchall()
-            )
+            query = "SELECT status, count(*), arg_min(name, submission) FROM found GROUP BY status"
+            found = {status: (count, name) for status, count, name in database.execute(query).fetchall()}
+        unknown, first_unknown = found.get("unknown", (0, None))
+        ambiguous, first_ambiguous = found.get("ambiguous", (0, None))
         return StagedMasks(
             folder=self._folder,
             ordinals=tuple(self._manifest.ordinals(shard) for shard in shards),
             shards=tuple(shards),
-            images=counts.get("chosen", 0),
-            unknown=counts.get("unknown", 0),
-            ambiguous=counts.get("ambiguous", 0),
-            superseded=counts.get("superseded", 0) + self.superseded,
-            first_unknown=firsts.get("unknown"),
-            first_ambiguous=firsts.get("ambiguous"),
+            images=found.get("chosen", (0,))[0],
+            unknown=unknown,
+            ambiguous=ambiguous,
+            superseded=found.get("superseded", (0,))[0] + self.superseded,
+            first_unknown=first_unknown,
+            first_ambiguous=first_ambiguous,
             unreadable=tuple(self._unreadable),
             all_unreadable=self._all_unreadable,
             prompts=self._prompts,

@@ -11,7 +11,7 @@ from datetime import datetime
 from enum import StrEnum
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow.compute as pc
@@ -119,7 +119,8 @@ def stage_file(
         if format is ImportFormat.YOLO:
             return _stage_folder(where, stage, lambda add: read_yolo_folder(where, add, size_of))
         if format is ImportFormat.HF:
-            return _stage_hf(where, stage)
+            by_image_id = stage.match is MatchMode.IMAGE_ID
+            return _stage_folder(where, stage, lambda add: read_export(where, add, by_image_id))
         if format is ImportFormat.LABEL_STUDIO:
             return _stage_tasks(where, stage, size_of)
         return _stage_coco(where, stage, size_of)
@@ -142,15 +143,11 @@ def _stage_coco(where: Location, stage: MaskStaging, size_of: SizeOf) -> str:
 
 def _stage_tasks(where: Location, stage: MaskStaging, size_of: SizeOf) -> str:
     try:
-        with where.open() as stream:
-            hashed = hashlib.sha256()
-            hashing = _HashingStream(stream, hashed.update)
-            for task in read_tasks(iter_tasks(hashing), size_of):
+        with where.unchanged(), where.open() as stream:
+            for task in read_tasks(iter_tasks(stream), size_of):
                 stage.superseded += task.superseded
                 stage.add(task.image)
-            while hashing.read(1 << 20):
-                pass
-            return hashed.hexdigest()
+            return where.sha256()
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UsageError(
             f"{where} can't be read as Label Studio tasks ({type(error).__name__}: {error}): expected its JSON or "
@@ -170,26 +167,6 @@ def _stage_folder(where: Location, stage: MaskStaging, read: Callable[[Callable[
             "GeoJSON (.geojson), or label maps (.png, .tif, .npy), or YOLO's data.yaml and folders `labels`"
         )
     return hashed.hexdigest()
-
-
-def _stage_hf(where: Location, stage: MaskStaging) -> str:
-    hashed = hashlib.sha256()
-    for image in read_export(where, hashed.update, stage.match is MatchMode.IMAGE_ID):
-        stage.add(image)
-    return hashed.hexdigest()
-
-
-@dataclass(frozen=True)
-class _HashingStream:
-    """Stream that hashes its data while it is read."""
-
-    stream: BinaryIO
-    add_to_hash: Callable[[bytes], Any]
-
-    def read(self, size: int = -1) -> bytes:
-        data = self.stream.read(size)
-        self.add_to_hash(data)
-        return data
 
 
 PEOPLE = tuple(source for source in SOURCES if source != AUTOMATIC)

@@ -86,7 +86,7 @@ class RevisionList:
         """Return the end of a line of text that lists the shards that change."""
         if not self.shards:
             return ""
-        return f", in {counted(len(self.shards), 'shard')}: {some([str(shard) for shard in self.shards])}"
+        return f", in {counted(len(self.shards), 'shard')}: {some(self.shards)}"
 
     def counted_masks(self, *kinds: str) -> str:
         """Return the number of masks of each kind as text, or "" without masks. By default, include all kinds."""

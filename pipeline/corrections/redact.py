@@ -87,7 +87,7 @@ class RedactionList:
         shown = list(self.images.items())[:SHOWN]
         return [
             f"{counted(self.rows, 'image')} of {self.dataset} would be redacted permanently where regions are new, in "
-            f"{counted(len(self.shards), 'shard')}: {some([str(shard) for shard in self.shards])}",
+            f"{counted(len(self.shards), 'shard')}: {some(self.shards)}",
             *(f"  {image_stem(image)}: {counted(regions, 'region')}" for image, regions in shown),
             *([f"  and {self.rows - SHOWN:,} more"] if self.rows > SHOWN else []),
         ]

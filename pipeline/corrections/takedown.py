@@ -446,7 +446,7 @@ class TakedownResult:
         if self.annotations:
             lines.append(f"submissions removed: {counted(self.annotations, 'file')}")
         if self.building:
-            shards = some(list(map(str, self.building)))
+            shards = some(self.building)
             lines.append(
                 f"a build is writing shards {shards}, or died while writing; its end or next run removes the images"
             )
@@ -612,11 +612,12 @@ def _blank_catalog(dataset: Location, ordinals: Collection[int]) -> None:
             if own:
                 before = Path(folder) / f"part-{number}.parquet"
                 (dataset / part.path).get_file(before)
-                blanked = blank_part(before, own, Path(folder) / f"blank-{number}.parquet")
-                if blanked.sha256 != part.sha256:
-                    new[number] = blanked.path
-                    licenses.subtract({name or "missing": count for name, count in blanked.licenses.items()})
-                    licenses["taken_down"] += blanked.licenses.total()
+                after = Path(folder) / f"blank-{number}.parquet"
+                former = blank_part(before, own, after)
+                if sha256_of(after) != part.sha256:
+                    new[number] = after
+                    licenses.subtract({name or "missing": count for name, count in former.items()})
+                    licenses["taken_down"] += former.total()
         if not new:
             return
         counted = {name: count for name, count in sorted(licenses.items()) if count}
@@ -625,19 +626,11 @@ def _blank_catalog(dataset: Location, ordinals: Collection[int]) -> None:
         _blank_catalog(dataset, ordinals)
 
 
-@dataclass(frozen=True)
-class BlankedPart:
-    """Blanked catalog part on the local disk."""
-
-    path: Path
-    sha256: str  # SHA-256, 64 hexadecimal digits
-    licenses: Counter[str | None]  # former licenses of the newly blanked rows
-
-
-def blank_part(part: Path, ordinals: Collection[int], destination: Path) -> BlankedPart:
+def blank_part(part: Path, ordinals: Collection[int], destination: Path) -> Counter[str | None]:
     """Copy the local part `part` to `destination`. In the given rows, blank all columns except for ordinal and id.
 
     Rows keep their positions. The bytes only depend on the rows, so blanking the same rows again changes nothing.
+    Returns the former licenses of the newly blanked rows, with their counts.
     """
     wanted = pa.array(sorted(ordinals), pa.int64())
     licenses: Counter[str | None] = Counter()
@@ -648,7 +641,7 @@ def blank_part(part: Path, ordinals: Collection[int], destination: Path) -> Blan
             named = pc.and_(taken, pc.not_equal(batch.column("image_id"), BLANK))
             licenses.update(batch.column("license").filter(named).to_pylist())
             writer.add([_blank_rows(batch, taken)])
-    return BlankedPart(destination, sha256_of(destination), licenses)
+    return licenses
 
 
 def _blank_rows(batch: pa.RecordBatch, taken: pa.BooleanArray) -> pa.RecordBatch:

@@ -15,7 +15,7 @@ from segmint.catalogs.dataset.versions import VersionName
 from segmint.catalogs.layout import image_name
 from segmint.catalogs.licenses import license_url
 from segmint.model.automatic.rle import decompress
-from segmint.pipeline.export.categories import OBJECT, UNLABELED, Categories
+from segmint.pipeline.export.categories import OBJECT, Categories
 
 RARE, COMMON = 10, 100
 """Maximum number of images in a rare category and in a common category of LVIS. Larger categories are frequent."""
@@ -66,8 +66,8 @@ class CocoWriter:
         version: VersionName,
         name: str,
         compressed: bool,
-        categories: Categories = UNLABELED,
-        lvis: bool = False,
+        categories: Categories,
+        lvis: bool,
     ) -> None:
         self.name = name
         self._categories = categories

@@ -168,7 +168,7 @@ class OutputFolder:
                 "another folder, then export again."
             )
         if changed := CommitLog(self._dataset).replaced_since(self._commits):
-            shards = some(list(map(str, changed)))
+            shards = some(changed)
             raise UnfinishedError(
                 f"{self._dataset} was corrected during the export (shards: {shards}), so images may have been "
                 f"taken down or redacted. Delete {self.location} or choose another folder, then export again."

@@ -21,7 +21,7 @@ from segmint.catalogs.licenses import hub_licenses, size_category
 from segmint.catalogs.parquet import PARQUET_OPTIONS
 from segmint.infra.wording import without_turning, yaml_text
 from segmint.operators.rows import MASKS
-from segmint.pipeline.export.categories import CREDITS, UNLABELED, Categories, credits_of, describe_dataset
+from segmint.pipeline.export.categories import CREDITS, Categories, credits_of, describe_dataset
 from segmint.pipeline.export.coco import JsonItems
 from segmint.pipeline.export.per_image import encode_png, png_of_mask
 
@@ -73,7 +73,7 @@ class HuggingFaceWriter:
 
     Each row contains the lists `masks` and `objects` in the same order. `masks` are 1-bit PNGs of the image's size, and
     `objects` describe them. Without images, there is no `image` column. Without labels, `objects` contain no fields
-    about labels, and without prompts, no `prompts`. `group_bytes` limits the row groups, and `file_bytes` the files.
+    about labels, and without prompts, no `prompts`.
     """
 
     def __init__(
@@ -81,17 +81,14 @@ class HuggingFaceWriter:
         scratch: Path,
         manifest: DatasetManifest,
         version: VersionName,
-        with_images: bool = True,
-        categories: Categories = UNLABELED,
-        group_bytes: int = GROUP_BYTES,
-        file_bytes: int = FILE_BYTES,
+        with_images: bool,
+        categories: Categories,
     ) -> None:
         self._scratch = scratch
         self._manifest = manifest
         self._version = version
         self._categories = categories
         self._schema = schema_of(with_images, self._categories)
-        self._limits = group_bytes, file_bytes
         self._rows: list[dict[str, Any]] = []
         self._waiting = self._written = 0
         self._writer: pq.ParquetWriter | None = None
@@ -111,10 +108,9 @@ class HuggingFaceWriter:
         self._masks += len(masks)
         self._licenses.add(row["license"] or None)
         self._waiting += len(sample.jpeg or b"") + sum(len(mask["bytes"]) for mask in masks)
-        group, file = self._limits
-        if self._waiting >= group:
+        if self._waiting >= GROUP_BYTES:
             self._flush()
-        return self._close() if self._written >= file else {}
+        return self._close() if self._written >= FILE_BYTES else {}
 
     def finish(self) -> dict[str, Path]:
         """Return the last Parquet file and the card by relative path. The card completes the export."""
@@ -171,7 +167,7 @@ class HuggingFaceWriter:
         )  # fmt: skip
 
 
-def schema_of(with_images: bool, categories: Categories = UNLABELED) -> pa.Schema:
+def schema_of(with_images: bool, categories: Categories) -> pa.Schema:
     """Return the schema of the files. Its metadata tells `datasets` which columns are images and categories."""
     columns = {name: kind for name, kind in _COLUMNS.items() if with_images or name != "image"}
     described = _LABELED if categories.is_labeled else _OBJECT
@@ -246,9 +242,7 @@ _CORE = "fiftyone.core"
 class FiftyOneWriter:
     """Writer that collects samples in a scratch file and returns each image's mask files immediately."""
 
-    def __init__(
-        self, scratch: Path, manifest: DatasetManifest, version: VersionName, categories: Categories = UNLABELED
-    ) -> None:
+    def __init__(self, scratch: Path, manifest: DatasetManifest, version: VersionName, categories: Categories) -> None:
         self._scratch = scratch
         self._categories = categories
         self._about = describe_dataset(manifest, version)

@@ -11,7 +11,7 @@ from segmint.catalogs.layout import image_name
 from segmint.infra.uris import LOCAL, join, scheme
 from segmint.infra.wording import counted
 from segmint.operators.annotations.label_studio import PART_KEY, encode_runs
-from segmint.pipeline.export.categories import UNLABELED, Categories
+from segmint.pipeline.export.categories import Categories
 from segmint.pipeline.export.coco import JsonItems
 from segmint.pipeline.export.formats import MAIN_FILES, Format
 
@@ -81,8 +81,8 @@ class TasksWriter:
         manifest: DatasetManifest,
         version: VersionName,
         folder: str,
-        categories: Categories = UNLABELED,
-        most: int | None = None,
+        categories: Categories,
+        most: int | None,
     ) -> None:
         self._scratch = scratch
         self._categories = categories

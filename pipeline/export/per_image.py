@@ -34,7 +34,7 @@ from segmint.infra.wording import counted, yaml_text
 from segmint.operators.annotations.label_maps import paint_label_map
 from segmint.operators.rows import MASKS_PER_IMAGE_LIMIT
 from segmint.operators.shards.put import annotations_json
-from segmint.pipeline.export.categories import UNLABELED, Categories, credits_of, describe_dataset
+from segmint.pipeline.export.categories import Categories, credits_of, describe_dataset
 from segmint.pipeline.export.coco import JsonItems
 
 INDEX = "index.json"
@@ -46,9 +46,7 @@ class IndexedWriter:
     Its subclasses have a method `add` for a sample, which calls `describe_image`, and returns the files of the image.
     """
 
-    def __init__(
-        self, scratch: Path, manifest: DatasetManifest, version: VersionName, categories: Categories = UNLABELED
-    ) -> None:
+    def __init__(self, scratch: Path, manifest: DatasetManifest, version: VersionName, categories: Categories) -> None:
         self.scratch = scratch
         self.categories = categories
         self._about = describe_dataset(manifest, version)
@@ -242,9 +240,7 @@ _OUTER = -1
 class YoloWriter:
     """Writer of one label file per image, a list of masks without a suitable polygon, and image attributions."""
 
-    def __init__(
-        self, scratch: Path, manifest: DatasetManifest, version: VersionName, categories: Categories = UNLABELED
-    ) -> None:
+    def __init__(self, scratch: Path, manifest: DatasetManifest, version: VersionName, categories: Categories) -> None:
         self._scratch = scratch
         self._categories = categories
         self._about = describe_dataset(manifest, version)

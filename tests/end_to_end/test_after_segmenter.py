@@ -12,7 +12,6 @@ import pytest
 
 from segmint.catalogs.dataset.manifest import load_manifest
 from segmint.catalogs.dataset.reading.torch_dataset import open_dataset
-from segmint.infra.storage.storage import Storage
 from segmint.pipeline.corrections.proof import prove
 from segmint.pipeline.engine.annotate.app import find_weights
 from segmint.pipeline.export.formats import MAIN_FILES, Format
@@ -58,7 +57,7 @@ def test_each_reader_shows_what_a_mask_says() -> None:
             assert mask.point_coords == ()
 
         with open_tables(place.location) as tables:
-            facts = gather_facts(tables, Storage())
+            facts = gather_facts(tables)
         assert facts.labels == {"import": 8, "model": 8}
         assert facts.labeled == 16
         assert facts.prompts == {"box": 8, "point": 8, "text": 8}

@@ -209,7 +209,7 @@ def test_boxes_are_added_to_the_grid(
     assert manifest["weights"] == json.loads((built.dataset / "dataset.json").read_bytes())["weights"]
     assert list(manifest["config"]["stages"]) == ["faulty", "prompted"]
     with open_tables(location_of(dataset)) as tables:
-        facts = gather_facts(tables, Storage())
+        facts = gather_facts(tables)
     assert facts.build is not None
     assert facts.build.maker == SAM
     described = json.loads(croissant_json(facts, "x"))["description"]

@@ -265,8 +265,8 @@ DATASET_MUTANTS = (
     Mutant(
         "row groups of Hugging Face's files that grow without end",
         "pipeline/export/hf.py",
-        "if self._waiting >= group:",
-        "if self._waiting >= file:",
+        "if self._waiting >= GROUP_BYTES:",
+        "if self._waiting >= FILE_BYTES:",
         "tests/pipeline/export/test_hf.py",
     ),
     Mutant(

@@ -167,8 +167,8 @@ READING_MUTANTS = (
     Mutant(
         "a tar that has another order is believed",
         "catalogs/dataset/reading/opened.py",
-        "            jpeg = None\n    return found",
-        "    return found",
+        "            jpeg = _NONE, 0\n    return np.array",
+        "    return np.array",
         "tests/catalogs/dataset/reading/test_opened_places.py",
     ),
     Mutant(

@@ -23,14 +23,13 @@ def reported(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="session")
 def reported_facts(reported: str) -> "tuple[Statistics, Facts]":
     """Its statistics and facts."""
-    from segmint.infra.storage.storage import Storage
     from segmint.pipeline.quality.report.facts import gather_facts
     from segmint.pipeline.quality.statistics.masks import open_tables
     from segmint.pipeline.quality.statistics.statistics import compute_statistics
     from tests.support.locations import location_of
 
     with open_tables(location_of(reported)) as tables:
-        return compute_statistics(tables, 10), gather_facts(tables, Storage())
+        return compute_statistics(tables, 10), gather_facts(tables)
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ from array import array
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
-from typing import Any, BinaryIO, NamedTuple, NoReturn, overload
+from typing import Any, BinaryIO, NoReturn
 
 import numpy as np
 import pyarrow as pa
@@ -26,6 +26,7 @@ from segmint.catalogs.dataset.reader import (
 )
 from segmint.catalogs.dataset.reading.cache import ShardCache
 from segmint.catalogs.layout import MOST_MEMBER_BYTES, DamagedDatasetError, check_member
+from segmint.infra.arrays import Ints
 from segmint.infra.errors import SegmintError, UsageError
 from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
@@ -41,39 +42,12 @@ ReadRange = Callable[[int, int], bytes]
 """Function that reads a number of bytes of a tar from an offset, or fewer bytes at the end of the tar."""
 
 
-class MemberRange(NamedTuple):
-    """Offset and size in bytes of each of an image's two files in a tar. `jpeg` is None if the image has no JPEG."""
+Places = Ints
+"""Byte ranges of a shard's images, (N, 4) int64: offset and size of the JPEG, and those of the JSON.
 
-    jpeg: tuple[int, int] | None
-    document: tuple[int, int]
-
-
-class Places(Sequence[MemberRange]):
-    """Byte ranges of the images of a shard.
-
-    They take only 32 bytes per image, because a process keeps the ranges for all shards in its window in memory.
-    """
-
-    def __init__(self) -> None:
-        self._numbers = array("q")
-
-    def append(self, place: MemberRange) -> None:
-        """Append an image's byte ranges."""
-        self._numbers.extend((*(place.jpeg or (_NONE, 0)), *place.document))
-
-    def __len__(self) -> int:
-        return len(self._numbers) // 4
-
-    @overload
-    def __getitem__(self, index: int) -> MemberRange: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[MemberRange]: ...
-    def __getitem__(self, index: int | slice) -> MemberRange | list[MemberRange]:
-        if isinstance(index, slice):
-            return [self[each] for each in range(len(self))[index]]
-        first = 4 * range(len(self))[index]
-        offset, size, document, length = self._numbers[first : first + 4]
-        return MemberRange(None if offset == _NONE else (offset, size), (document, length))
+The offset of a missing JPEG is `_NONE`. An image takes only 32 bytes, because a process keeps the ranges for all shards
+in its window in memory.
+"""
 
 
 def find_places(tar: Location, read: ReadRange) -> Places:
@@ -93,15 +67,15 @@ class _OtherTarError(Exception):
 
 
 def _paired(members: Iterator[tuple[str, int, int]]) -> Places:
-    found = Places()
-    jpeg: tuple[int, int] | None = None
+    found = array("q")
+    jpeg = _NONE, 0
     for name, offset, size in members:
         if name.endswith(".jpg"):
             jpeg = offset, size
         elif name.endswith(".json"):
-            found.append(MemberRange(jpeg, (offset, size)))
-            jpeg = None
-    return found
+            found.extend((*jpeg, offset, size))
+            jpeg = _NONE, 0
+    return np.array(found, np.int64).reshape(-1, 4)
 
 
 def _plain_members(read: ReadRange) -> Iterator[tuple[str, int, int]]:
@@ -325,13 +299,15 @@ class OpenShard:
     def _read(self, row: int) -> Sample:
         if row >= len(self._places):
             raise not_where_it_should_be(self._location, self.known["id"][row].as_py())
-        place = self._places[row]
-        files = [None if span is None else self._tar.read(*span) for span in place]
-        for span, data in zip(place, files, strict=True):
-            if span is not None and data is not None and len(data) != span[1]:
-                raise DamagedDatasetError(f"{self._location} is not a readable shard: unexpected end of data")
-        jpeg, document = files
-        return make_sample(self._location, ImageRow(self, row), jpeg, document or b"", self._labels)
+        picture, picture_size, annotations, size = self._places[row].tolist()
+        jpeg = None if picture == _NONE else self._bytes(picture, picture_size)
+        return make_sample(self._location, ImageRow(self, row), jpeg, self._bytes(annotations, size), self._labels)
+
+    def _bytes(self, offset: int, size: int) -> bytes:
+        data = self._tar.read(offset, size)
+        if len(data) != size:
+            raise DamagedDatasetError(f"{self._location} is not a readable shard: unexpected end of data")
+        return data
 
 
 class OpenShards:

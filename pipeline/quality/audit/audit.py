@@ -206,7 +206,7 @@ def _statistics(
         return None, None, [], [f"statistics and ratings: {error}"]
     if not _skipped(report):
         return statistics, redactions, [], []
-    shards = some([str(shard) for shard in _skipped(report)])
+    shards = some(_skipped(report))
     return (
         statistics,
         redactions,

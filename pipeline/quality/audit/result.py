@@ -342,7 +342,7 @@ def not_checked(report: AuditReport) -> list[str]:
         if each.reason not in chosen:
             gaps.append(_gap(each) if each.kind else f"faces and plates: {_gap(each)}")
     if report.replaced:
-        shards = some(list(map(str, report.replaced)))
+        shards = some(report.replaced)
         gaps.append(f"shards that a command replaced while they were read: {shards}. Audit again")
     return [*gaps, *report.unfinished]
 

@@ -16,9 +16,7 @@ from segmint.catalogs.dataset.tables import DatasetTables
 from segmint.catalogs.layout import MOST_MEMBER_BYTES, image_name
 from segmint.infra.errors import SegmintError
 from segmint.infra.storage.location import Location
-from segmint.infra.storage.storage import Storage
 from segmint.infra.tars import BadTarError, TarReader, is_plain_file
-from segmint.infra.uris import join
 from segmint.infra.wording import count, number, share
 from segmint.model.automatic.rle import MaskRecord, Rle
 from segmint.operators.foreign.layouts import read_jpeg
@@ -225,9 +223,7 @@ def choose_images(tables: DatasetTables, wanted: int, without: Iterable[int] = (
     return list(dict.fromkeys(tables.query(by_masks, [chosen[:wanted]]).column("id").to_pylist()))
 
 
-def draw_pictures(
-    tables: DatasetTables, storage: Storage, commits: Sequence[Commit], ids: Sequence[int]
-) -> list[ReportImage]:
+def draw_pictures(tables: DatasetTables, commits: Sequence[Commit], ids: Sequence[int]) -> list[ReportImage]:
     """Draw these images in order, from committed released pixels. Missing ids are skipped.
 
     Foreign JPEGs are decoded and drawn in a child process, because they might crash it.
@@ -239,7 +235,7 @@ def draw_pictures(
     )
     rows = {row["id"]: row for row in found.to_pylist()}  # foreign data can repeat an id; the first image wins
     masks = _masks_of(tables, rows.values())
-    read = _foreign(tables, rows) if tables.kind != "segmint" else _own(tables, storage, commits, rows)
+    read = _foreign(tables, rows) if tables.kind != "segmint" else _own(tables, commits, rows)
     with JpegDecoder(own=tables.kind == "segmint", processes=1) as decoder:
         drawn = {id: _picture(rows[id], masks.get(rows[id]["ordinal"], []), jpeg, decoder) for id, jpeg in read}
     return [drawn[id] for id in ids if id in drawn]
@@ -282,23 +278,21 @@ def _masks_of(tables: DatasetTables, rows: Iterable[Row]) -> dict[int, list[Mask
     return found
 
 
-def _own(
-    tables: DatasetTables, storage: Storage, commits: Sequence[Commit], rows: Mapping[int, Row]
-) -> Iterator[tuple[int, Read]]:
+def _own(tables: DatasetTables, commits: Sequence[Commit], rows: Mapping[int, Row]) -> Iterator[tuple[int, Read]]:
     held = {commit.shard: commit for commit in commits}
     by_shard: dict[int, list[int]] = {}
     for id, row in sorted(rows.items()):
         by_shard.setdefault(row["shard"], []).append(id)
     for shard, members in by_shard.items():
-        yield from _from_tar(storage, join(tables.location.uri, held[shard].file("shards").path), members)
+        yield from _from_tar(tables.location / held[shard].file("shards").path, members)
 
 
-def _from_tar(storage: Storage, uri: str, ids: Iterable[int]) -> Iterator[tuple[int, Read]]:
+def _from_tar(tar: Location, ids: Iterable[int]) -> Iterator[tuple[int, Read]]:
     """Yield the JPEGs of images from their shard's tar. Stop reading after the last one."""
     wanted = {image_name(id): id for id in ids}
     problem = "not in its shard's tar"
     try:
-        with storage.open(uri) as stream:
+        with tar.open() as stream:
             archive = TarReader(stream)
             for member in archive:
                 if member.name in wanted and is_plain_file(member) and member.size <= MOST_MEMBER_BYTES:

@@ -20,7 +20,7 @@ from segmint.catalogs.lineage import TrainingRound
 from segmint.infra.wording import counted
 from segmint.operators.rows import AUTOMATIC, shard_schemas
 from segmint.pipeline.quality.audit.result import AuditReport, Licenses
-from segmint.pipeline.quality.report.facts import SAM, Facts
+from segmint.pipeline.quality.report.facts import SAM, BuildFacts, Facts
 from segmint.pipeline.quality.report.page import describe_licenses, render_markdown
 from segmint.pipeline.quality.statistics.values import Statistics
 
@@ -88,18 +88,15 @@ def croissant_json(facts: Facts, root: str, licenses: Licenses | None = None) ->
 
     Raises `ValueError` for data that segmint didn't write, because file hashes are only recorded in commits.
     """
-    manifest, version = facts.manifest, facts.version
-    if manifest is None or version is None:
+    manifest, version, build = facts.manifest, facts.version, facts.build
+    if manifest is None or version is None or build is None:
         raise ValueError("hashes come from commits, and this dataset has none")
     schemas = shard_schemas(manifest.columns, manifest.schema_version)
-    maker, terms, adding = SAM, ModelTerms(), ""
-    if facts.build is not None:
-        maker = facts.build.maker
-        if facts.masks_of_build:
-            terms = facts.build.model
-        adding = "".join(f" The {segmenter} added masks." for segmenter in facts.build.adding)
+    terms = ModelTerms()
+    adding = "".join(f" The {segmenter} added masks." for segmenter in build.adding)
     models = []
     if facts.masks_of_build:
+        terms = build.model
         models.append(_model(manifest.weights.name, manifest.weights.sha256, terms))
     for name, added in manifest.adding.items():
         models.append(_model(name, None, added))
@@ -110,9 +107,9 @@ def croissant_json(facts: Facts, root: str, licenses: Licenses | None = None) ->
         weights = manifest.weights.name
         if manifest.round:
             weights += f", round {manifest.round}"
-        made_with += f" and {maker} ({weights})"
+        made_with += f" and {build.maker} ({weights})"
     keywords = ["image segmentation", "mask generation", "SA-1B"]
-    if maker == SAM and facts.masks_of_build:
+    if build.segmenter is None and facts.masks_of_build:
         keywords.insert(2, SAM)
     number = {}
     if version.number is not None:
@@ -145,7 +142,7 @@ def croissant_json(facts: Facts, root: str, licenses: Licenses | None = None) ->
         "distribution": [*_files(facts, root), *_file_sets(facts)],
         "recordSet": [
             record_set("images", schemas["images"]),
-            {**record_set("masks", schemas["masks"]), "prov:wasAttributedTo": list(_mask_makers(facts))},
+            {**record_set("masks", schemas["masks"]), "prov:wasAttributedTo": list(_mask_makers(facts, build))},
             *_photographs(facts),
         ],
     }
@@ -201,14 +198,11 @@ def _weights(manifest: DatasetManifest) -> Iterator[dict[str, Any]]:
         before = [{"@id": weights["@id"]}]
 
 
-def _mask_makers(facts: Facts) -> Iterator[dict[str, Any]]:
-    if facts.build is None:
-        yield _entity("prov:SoftwareAgent", SAM)
-    else:
-        if facts.masks_of_build:
-            yield _entity("prov:SoftwareAgent", facts.build.segmenter or facts.build.maker)
-        for segmenter in facts.build.adding:
-            yield _entity("prov:SoftwareAgent", segmenter)
+def _mask_makers(facts: Facts, build: BuildFacts) -> Iterator[dict[str, Any]]:
+    if facts.masks_of_build:
+        yield _entity("prov:SoftwareAgent", build.segmenter or build.maker)
+    for segmenter in build.adding:
+        yield _entity("prov:SoftwareAgent", segmenter)
     if facts.people:
         yield _entity("prov:Agent", "Annotators")
 

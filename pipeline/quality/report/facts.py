@@ -13,7 +13,6 @@ from segmint.catalogs.dataset.tables import DatasetTables, Kind
 from segmint.catalogs.dataset.tombstones import read_tombstones, removed_images
 from segmint.catalogs.dataset.versions import Version, VersionName, latest_version, name_now
 from segmint.infra.assets import known_license
-from segmint.infra.storage.storage import Storage
 from segmint.operators.prepare.deidentify import BUNDLED_DETECTORS, NO_DETECTOR
 from segmint.operators.rows import AUTOMATIC
 from segmint.pipeline.quality.statistics.ratings import (
@@ -205,7 +204,7 @@ class Facts:
         return sum(commit.counts.get("rejected", 0) for commit in self.commits)
 
 
-def gather_facts(tables: DatasetTables, storage: Storage) -> Facts:
+def gather_facts(tables: DatasetTables) -> Facts:
     """Collect facts from a dataset's manifest, commits, tombstones, and tables.
 
     Raises `DamagedDatasetError` if any of these is unreadable.

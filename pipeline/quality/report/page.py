@@ -258,12 +258,12 @@ def digest_of(version: VersionName) -> str:
 def made_of(facts: Facts) -> list[tuple[str, str]]:
     """Describe how a dataset was built, as names and values. Return an empty list if it is unknown."""
     manifest, build = facts.manifest, facts.build
-    if manifest is None or build is None:
+    if manifest is None or build is None or facts.version is None:
         return []
-    made = []
-    if facts.version is not None:
-        made.append(("Digest", digest_of(facts.version)))
-    made.append(("Model", f"{manifest.weights.name}, SHA-256 {manifest.weights.sha256}"))
+    made = [
+        ("Digest", digest_of(facts.version)),
+        ("Model", f"{manifest.weights.name}, SHA-256 {manifest.weights.sha256}"),
+    ]
     if build.model.weights_sha256:
         made.append(("Files of the model", f"SHA-256 {build.model.weights_sha256}"))
     made.append(("License of the model", build.model_license))

@@ -20,7 +20,6 @@ from segmint.catalogs.parquet import table_bytes
 from segmint.infra.errors import UnfinishedError, UsageError
 from segmint.infra.progress import track
 from segmint.infra.storage.location import Location, refuse_existing
-from segmint.infra.storage.storage import Storage
 from segmint.infra.uris import LOCAL, absolute, join, local_path, scheme
 from segmint.infra.wording import counted, some
 from segmint.pipeline.quality.audit.audit import AuditOptions, audit_dataset, open_foreign_audit
@@ -142,11 +141,11 @@ def write_report(
             reused = REUSED
             note = check_same_version(audit, str(audited), dataset) or REUSED
         statistics = statistics_of(audit, str(audited or "the audit"), tables, options.sample)
-        facts = gather_facts(tables, dataset.storage)
+        facts = gather_facts(tables)
         if facts.manifest is not None:  # the card and the Croissant file state the photographs' licenses
             require_published(facts.manifest, dataset, "described by a report")
         facts = replace(facts, version=audit.version or facts.version, study=score, reused=reused)
-        pictures = pictures_of(tables, dataset.storage, facts, audit, statistics)
+        pictures = pictures_of(tables, facts, audit, statistics)
         if other is not None:
             beside = measure_comparison(tables, statistics, other)
     charts = charts_of(statistics)
@@ -173,7 +172,7 @@ def write_report(
         for name in files:
             (folder / name).purge()
         raise UnfinishedError(
-            f"{dataset} was corrected during the report (shards: {some(list(map(str, changed)))}), so images may have "
+            f"{dataset} was corrected during the report (shards: {some(changed)}), so images may have "
             "been taken down or redacted. The report was deleted. Run the same command again."
         )
     shown = sum(picture.jpeg is not None for picture in (*pictures.flagged, *pictures.samples))
@@ -238,9 +237,7 @@ def path_to_dataset(folder: str, dataset_uri: str) -> str:
     return there.rstrip("/")
 
 
-def pictures_of(
-    tables: DatasetTables, storage: Storage, facts: Facts, audit: AuditReport, statistics: Statistics
-) -> ReportImages:
+def pictures_of(tables: DatasetTables, facts: Facts, audit: AuditReport, statistics: Statistics) -> ReportImages:
     """Draw the page's images: findings, outliers, and a sample. Images with remaining detections are never drawn."""
     if not facts.with_images:
         return ReportImages(why="This dataset has only annotations, so there are no images to show.")
@@ -253,7 +250,7 @@ def pictures_of(
     wanted = dict.fromkeys(id for id in (*images_of(audit.findings), *outliers) if id not in hidden)
     flagged = list(wanted)[:FLAGGED]
     samples = choose_images(tables, SAMPLES, hidden.union(flagged))
-    shown = draw_pictures(tables, storage, facts.commits, [*flagged, *samples])
+    shown = draw_pictures(tables, facts.commits, [*flagged, *samples])
     drawn = {picture.id: picture for picture in track(shown, "pictures", len(flagged) + len(samples))}
     if not drawn:
         return ReportImages(why="There are no images to show.")

@@ -152,11 +152,6 @@ class WeightedCache(Generic[K, V]):
         self._weight = 0
         self._lock = threading.Lock()
 
-    @property
-    def weight(self) -> int:
-        """Total weight of the values."""
-        return self._weight
-
     def get(self, key: K, make: Callable[[], V]) -> V:
         """Return the value of a key. If it isn't cached, call `make`, which may happen concurrently in two threads."""
         with self._lock:

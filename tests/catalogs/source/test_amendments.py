@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from segmint.catalogs.source.amendments import Amendments, Contradiction, amend_parts, stage_amendments
+from segmint.catalogs.source.amendments import Amendments, amend_parts, stage_amendments
 from segmint.catalogs.source.normalize import normalize
 from tests.support.locations import location_of
 
@@ -56,10 +56,10 @@ def test_rows_of_one_image_must_say_the_same(tmp_path: Path) -> None:
     right = {"uri": "a.jpg", "image_id": "x", "provider": "P", "country": "NO"}
     assert compare(tmp_path, pinned, [right, {"uri": "c.jpg"}, right]).contradiction is None
     found = compare(tmp_path, pinned, [{"uri": "c.jpg"}, right, {**right, "country": None}]).contradiction
-    assert found == Contradiction("country", (2, 3), "x", ("NO", None))
+    assert found == "rows 2 and 3 have the image_id 'x', but country 'NO' and nothing"
     duplicate = {"uri": "b.jpg", "image_id": "x", "attribution": "B"}
     found = compare(tmp_path, pinned, [duplicate, right, {**duplicate, "attribution": "C"}]).contradiction
-    assert found == Contradiction("attribution", (1, 3), "x", ("B", "C"))
+    assert found == "rows 1 and 3 have the image_id 'x', but attribution 'B' and 'C'"
 
 
 def test_a_row_may_be_repeated_any_number_of_times(tmp_path: Path) -> None:
@@ -68,7 +68,7 @@ def test_a_row_may_be_repeated_any_number_of_times(tmp_path: Path) -> None:
     found = compare(tmp_path, repeated, asked[:-1])
     assert (found.matched, found.rows, found.contradiction) == (20_000, 20_000, None)
     last = compare(tmp_path, repeated, asked).contradiction
-    assert last == Contradiction("provider", (1, 20_001), "x", ("P", "Q"))
+    assert last == "rows 1 and 20001 have the image_id 'x', but provider 'P' and 'Q'"
 
 
 def test_only_spaces_are_no_value(tmp_path: Path) -> None:

@@ -75,7 +75,7 @@ def test_every_field_arrives_and_the_caption_does_not(tmp_path: Path) -> None:
     assert row == expected
 
 
-def test_three_formats_give_the_same_bytes(tmp_path: Path) -> None:
+def test_three_formats_give_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = [
         {"uri": f"{i}.jpg", "license": "CC0-1.0", "image_id": f"i{i // 2}", "valid_until": date(2030, 1, 1 + i % 28)}
         for i in range(70_000)
@@ -88,7 +88,8 @@ def test_three_formats_give_the_same_bytes(tmp_path: Path) -> None:
     assert len({r.sha256 for r in results}) == 1
     assert hashlib.sha256(results[0].path.read_bytes()).hexdigest() == results[0].sha256
 
-    again = normalize(location_of(tmp_path / "c.csv"), tmp_path / "again.parquet", memory_limit="128MB")
+    monkeypatch.setattr("segmint.catalogs.source.normalize.MEMORY", "128MB")
+    again = normalize(location_of(tmp_path / "c.csv"), tmp_path / "again.parquet")
     assert again.path.read_bytes() == results[0].path.read_bytes()
     metadata = pq.read_metadata(again.path)
     assert [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)] == [65_536, 4_464]
@@ -148,15 +149,16 @@ def peak_megabytes(rows: int, folder: Path) -> tuple[int, int]:
     """Peak memory of a process that normalizes this many rows, and the duplicates it found."""
     program = f"""
 import resource, pathlib
-from segmint.catalogs.source.normalize import normalize
+from segmint.catalogs.source import normalize
 from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
+normalize.MEMORY = "128MB"
 catalog = pathlib.Path({str(folder)!r}) / "c-{rows}.csv"
 with catalog.open("w") as file:
     file.write("uri,license,image_id\\n")
     for i in range({rows}):
         file.write(f"images/{{i // 1000}}/photo_{{i * 2654435761 % 2**32:08x}}.jpg,CC0-1.0,{{i if i % 1000 else 1}}\\n")
-normalize(Location(Storage(), str(catalog)), catalog.with_suffix(".parquet"), memory_limit="128MB")
+normalize.normalize(Location(Storage(), str(catalog)), catalog.with_suffix(".parquet"))
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from segmint.catalogs.parquet import SOURCE
 from segmint.catalogs.source import readers
+from segmint.catalogs.source.conform import refuse
 from segmint.catalogs.source.readers import (
     csv_batches,
     json_blocks,
@@ -36,7 +37,7 @@ BLANK = st.sampled_from(["", " ", "\t", "\r", "  \r"])
 
 
 def read(path: Path) -> pa.Table:
-    return pa.Table.from_batches(list(read_csv(location_of(path))))
+    return pa.Table.from_batches(list(read_csv(location_of(path), refuse, ())))
 
 
 def test_endless_columns_are_refused(tmp_path: Path) -> None:
@@ -216,7 +217,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def read_lines(path: Path) -> pa.Table:
-    return pa.Table.from_batches(list(read_json_lines(location_of(path))), schema=SOURCE)
+    return pa.Table.from_batches(list(read_json_lines(location_of(path), refuse, ())), schema=SOURCE)
 
 
 def spelled(row: dict[str, Any], before: str, after: str) -> str:

@@ -13,6 +13,7 @@ from segmint.catalogs.dataset.digest import current_digest
 from segmint.catalogs.dataset.reader import Dataset
 from segmint.catalogs.dataset.versions import VersionName
 from segmint.catalogs.licenses import license_url
+from segmint.pipeline.export.categories import UNLABELED
 from segmint.pipeline.export.coco import CocoWriter
 from segmint.pipeline.export.export import ExportOptions, export_dataset
 from segmint.pipeline.export.formats import MAIN_FILES, Format
@@ -88,7 +89,7 @@ def test_licenses_and_credits_go_with_the_images(tmp_path: Path) -> None:
 def test_an_image_without_masks_is_there(tmp_path: Path) -> None:
     write_dataset(location_of(tmp_path / "small"), shards=1)
     dataset = Dataset.open(location_of(tmp_path / "small"))
-    writer = CocoWriter(tmp_path, dataset.manifest, VERSION, "instances.json", compressed=True)
+    writer = CocoWriter(tmp_path, dataset.manifest, VERSION, "instances.json", True, UNLABELED, False)
     for sample in dataset:
         sample.masks.clear()
         writer.add(sample)
@@ -107,7 +108,7 @@ def test_memory_does_not_grow_with_the_images(tmp_path: Path) -> None:
     license_url("CC0-1.0")  # loads the list of licenses once
     peaks, sizes = [], []
     for times in (200, 1000):
-        writer = CocoWriter(tmp_path, dataset.manifest, VERSION, "instances.json", compressed=True)
+        writer = CocoWriter(tmp_path, dataset.manifest, VERSION, "instances.json", True, UNLABELED, False)
         tracemalloc.start()
         try:
             for _ in range(times):

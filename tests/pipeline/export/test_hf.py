@@ -14,6 +14,7 @@ from pycocotools import mask as coco
 
 from segmint.catalogs.dataset.reader import Dataset
 from segmint.catalogs.dataset.versions import VersionName
+from segmint.pipeline.export.categories import UNLABELED
 from segmint.pipeline.export.export import ExportOptions, export_dataset
 from segmint.pipeline.export.formats import Format
 from segmint.pipeline.export.hf import HuggingFaceWriter, schema_of
@@ -56,14 +57,16 @@ def test_the_card_names_the_files_and_the_licenses(exported: Path) -> None:
     assert "dataset_digest: `sha256:" in text
 
 
-def test_rows_go_to_groups_and_files_of_a_bounded_size(tmp_path: Path) -> None:
+def test_rows_go_to_groups_and_files_of_a_bounded_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_dataset(location_of(tmp_path / "small"), shards=4)
     dataset = Dataset.open(location_of(tmp_path / "small"))
     samples = list(dataset)
     each = len(samples[0].jpeg or b"")
     # Two images a group, four a file: of eight images the last file is full as the last image comes.
     version = VersionName("0" * 64, None)
-    writer = HuggingFaceWriter(tmp_path, dataset.manifest, version, group_bytes=2 * each, file_bytes=4 * each)
+    monkeypatch.setattr("segmint.pipeline.export.hf.GROUP_BYTES", 2 * each)
+    monkeypatch.setattr("segmint.pipeline.export.hf.FILE_BYTES", 4 * each)
+    writer = HuggingFaceWriter(tmp_path, dataset.manifest, version, True, UNLABELED)
     files: dict[str, Path] = {}
     for sample in samples:
         files |= writer.add(sample)
@@ -82,7 +85,7 @@ def test_without_images_there_is_no_column_of_them(tmp_path: Path) -> None:
     done = export_dataset(location_of(tmp_path / "small"), options, location_of(tmp_path / "out"))
     schema = pq.read_schema(tmp_path / "out/data/train-00000.parquet")
     features = json.loads(schema.metadata[b"huggingface"])["info"]["features"]
-    assert list(features) == schema.names == schema_of(with_images=False).names
+    assert list(features) == schema.names == schema_of(False, UNLABELED).names
     assert "image" not in features
     assert features["masks"] == [{"_type": "Image"}]
     assert features["objects"][0]["size"] == [{"dtype": "int32", "_type": "Value"}]
@@ -99,7 +102,7 @@ def test_a_dataset_without_images_has_an_empty_file(tmp_path: Path) -> None:
 def test_a_name_with_markup_stays_text(tmp_path: Path) -> None:
     manifest = write_dataset(location_of(tmp_path / "small"), shards=1)
     named = manifest.model_copy(update={"name": "a`\n# <b>b</b>: [x](y)"})
-    writer = HuggingFaceWriter(tmp_path, named, VersionName("0" * 64, None))
+    writer = HuggingFaceWriter(tmp_path, named, VersionName("0" * 64, None), True, UNLABELED)
     text = writer.finish()["README.md"].read_text(encoding="utf-8")
     assert "\n# `a # <b>b</b>: [x](y)`\n" in text
     assert yaml.safe_load(text.split("---\n")[1])["pretty_name"] == named.name
@@ -109,7 +112,11 @@ def test_marks_that_turn_text_are_not_in_the_card(tmp_path: Path) -> None:
     manifest = write_dataset(location_of(tmp_path / "small"), shards=1)
     weights = manifest.weights.model_copy(update={"name": "vit\u2066`b"})
     named = manifest.model_copy(update={"name": "caf\u00e9\u202egpj", "weights": weights})
-    text = HuggingFaceWriter(tmp_path, named, VersionName("0" * 64, None)).finish()["README.md"].read_text("utf-8")
+    text = (
+        HuggingFaceWriter(tmp_path, named, VersionName("0" * 64, None), True, UNLABELED)
+        .finish()["README.md"]
+        .read_text("utf-8")
+    )
     assert "\n# `caf\u00e9\ufffdgpj`\n" in text
     assert "\n- model: `vit\ufffd b`\n" in text
     assert not {"\u202e", "\u2066"} & set(text)

@@ -10,6 +10,7 @@ import yaml
 
 from segmint.catalogs.dataset.reader import Dataset
 from segmint.catalogs.dataset.versions import VersionName
+from segmint.pipeline.export.categories import UNLABELED
 from segmint.pipeline.export.export import ExportOptions, export_dataset
 from segmint.pipeline.export.formats import Format
 from segmint.pipeline.export.per_image import YoloWriter, label_line, pixel_path
@@ -96,6 +97,6 @@ def test_settings_and_credits(tmp_path: Path) -> None:
 def test_marks_that_turn_text_are_escaped(tmp_path: Path) -> None:
     manifest = write_dataset(location_of(tmp_path / "small"), shards=1)
     named = manifest.model_copy(update={"name": "caf\u00e9\u202egpj"})
-    text = YoloWriter(tmp_path, named, VersionName("0" * 64, None)).finish()["data.yaml"].read_text("utf-8")
+    text = YoloWriter(tmp_path, named, VersionName("0" * 64, None), UNLABELED).finish()["data.yaml"].read_text("utf-8")
     assert "\u202e" not in text
     assert yaml.safe_load(text)["segmint"]["name"] == named.name

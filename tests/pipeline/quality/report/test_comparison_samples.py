@@ -72,7 +72,7 @@ def test_the_choice_is_the_same_whatever_is_asked_and_from_all_strata(reported: 
 def test_pictures_come_in_the_order_asked_for(reported: str) -> None:
     with open_tables(location_of(reported)) as tables:
         commits = list(CommitLog(location_of(reported)).read_all())
-        drawn = draw_pictures(tables, Storage(), commits, [7, 4, 1, 99])
+        drawn = draw_pictures(tables, commits, [7, 4, 1, 99])
     assert [picture.id for picture in drawn] == [7, 1]  # 4 was refused, and there is no 99
     assert all(picture.jpeg is not None and picture.masks == 2 for picture in drawn)
     assert np.ptp(pixels(drawn[0].jpeg or b"")) > 50
@@ -83,7 +83,7 @@ def test_an_image_that_the_tar_does_not_hold(reported: str, tmp_path: Path) -> N
     with open_tables(Location(storage, reported)) as tables:
         first, second = CommitLog(Location(storage, reported)).read_all()
         swapped = [replace(first, files=second.files)]
-        (picture,) = draw_pictures(tables, storage, swapped, [1])
+        (picture,) = draw_pictures(tables, swapped, [1])
     assert picture.jpeg is None
     assert picture.problem == "not in its shard's tar"
 
@@ -96,7 +96,7 @@ def test_a_foreign_image_that_is_none_is_not_shown(small_dataset: Path, tmp_path
     (data / "sa_5.jpg").write_bytes(jpeg_saying(65_500, 65_500))
     with open_tables(location_of(data)) as tables:
         assert 2 not in choose_images(tables, 12)
-        broken, absent, good, huge = draw_pictures(tables, Storage(), [], [1, 2, 4, 5])
+        broken, absent, good, huge = draw_pictures(tables, [], [1, 2, 4, 5])
     assert (huge.jpeg, "4,290,250,000 pixels" in huge.problem) == (None, True)
     assert broken.jpeg is None
     assert "can't be decoded" in broken.problem

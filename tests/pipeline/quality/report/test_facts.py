@@ -4,7 +4,6 @@ import json
 import shutil
 from pathlib import Path
 
-from segmint.infra.storage.storage import Storage
 from segmint.pipeline.quality.report.croissant import croissant_json
 from segmint.pipeline.quality.report.facts import CreditFact, DetectorFact, RedactedRegions, gather_facts
 from segmint.pipeline.quality.report.page import made_of
@@ -15,7 +14,7 @@ from tests.support.reported import ATTRIBUTION
 
 def test_facts_of_a_dataset(reported: str) -> None:
     with open_tables(location_of(reported)) as tables:
-        facts = gather_facts(tables, Storage())
+        facts = gather_facts(tables)
     assert (facts.images, facts.masks, facts.rejected, facts.taken_down) == (6, 10, 2, 0)
     assert facts.bytes == sum(file.size for commit in facts.commits for file in commit.files)
     assert facts.licenses == (("CC-BY-4.0", 5), ("LicenseRef-acme", 1))
@@ -40,7 +39,7 @@ def test_settings_of_another_type_are_not_stated(reported: str, tmp_path: Path) 
     manifest["config"].setdefault("masks", {}).update(points_per_side=[[32]], crop_n_layers=10**400)
     path.write_text(json.dumps(manifest))
     with open_tables(location_of(path.parent)) as tables:
-        build = gather_facts(tables, Storage()).build
+        build = gather_facts(tables).build
     assert build is not None
     assert (build.allowed, build.points_per_side, build.crop_n_layers) == ((), None, None)
 
@@ -52,7 +51,7 @@ def test_the_precision_of_the_decoder_is_stated_if_it_has_its_own(reported: str,
         manifest["numerics"].update(device="cuda", precision="bf16", **own)
         path.write_text(json.dumps(manifest))
         with open_tables(location_of(path.parent)) as tables:
-            facts = gather_facts(tables, Storage())
+            facts = gather_facts(tables)
         assert dict(made_of(facts))["Computed on"] == expected
 
 
@@ -65,7 +64,7 @@ def test_the_licenses_of_models_that_add_masks_are_stated(reported: str, tmp_pat
     manifest["adding"] = {"lamps": stated}  # earlier versions of segmint recorded none
     path.write_text(json.dumps(manifest))
     with open_tables(location_of(path.parent)) as tables:
-        facts = gather_facts(tables, Storage())
+        facts = gather_facts(tables)
     assert facts.build is not None
     assert facts.build.adding == (
         "segmenter our.lamps, version 1, license of its model: MIT; terms: https://example.org/terms",

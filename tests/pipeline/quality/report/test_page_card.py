@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import yaml
 
-from segmint.infra.storage.storage import Storage
 from segmint.operators.prepare.deidentify import describe_recall
 from segmint.pipeline.quality.report.facts import gather_facts
 from segmint.pipeline.quality.report.page import escaped, front_matter
@@ -113,7 +112,7 @@ def test_an_unknown_license_is_said_to_be_unknown(small_dataset: Path, tmp_path:
     from tests.support.foreign_data import loosen
 
     with open_tables(location_of(loosen(small_dataset, tmp_path / "data"))) as tables:
-        facts = gather_facts(tables, Storage())
+        facts = gather_facts(tables)
     assert yaml.safe_load(front_matter(facts))["license"] == ["unknown"]
     assert facts.rejected is None
     assert facts.bytes is None

@@ -343,6 +343,6 @@ def test_a_report_knows_the_way_to_its_dataset(folder: str, dataset: str, expect
 
 def test_no_image_is_shown_if_some_detections_are_not_listed() -> None:
     privacy = SimpleNamespace(found=(), found_total=1)
-    shown = pictures_of(None, None, SimpleNamespace(with_images=True), SimpleNamespace(privacy=privacy), None)
+    shown = pictures_of(None, SimpleNamespace(with_images=True), SimpleNamespace(privacy=privacy), None)
     assert (shown.flagged, shown.samples) == ((), ())
     assert "doesn't list all remaining detections" in shown.why
