@@ -426,10 +426,11 @@ def _yolo_box(fields: Sequence[str], labels: Mapping[int, Any]) -> dict[str, Any
 
 
 def class_name(text: str, labels: Mapping[int, Any]) -> str | None:
-    """Return the name of the class in a line. Raises `UnreadableMaskError` if it has none."""
+    """Return the name of the class in a line, or None if it's null. Raises `UnreadableMaskError` if it isn't listed."""
     if not text.isdecimal() or len(text) > _CLASS_DIGITS or int(text) not in labels:
         raise UnreadableMaskError(f"found the class {text!r:.40}, which has no name")
-    return label_text(str(labels[int(text)]))
+    name = labels[int(text)]
+    return None if name is None else label_text(str(name))
 
 
 _IMAGE = re.compile(r"(?:^|[^A-Za-z0-9])sa_(\d+)\.\w+$")
