@@ -82,7 +82,12 @@ def open_photographs(request: BuildRequest, *, grow: bool = False) -> tuple[Conf
 def refused_licenses(config: Config) -> list[str]:
     """Return the lines about the photographs of the built dataset whose licenses it doesn't allow."""
     manifest = load_manifest(Location(Storage(config.storage), config.output))
-    lines = _refused_lines(manifest.licenses, config.license.allow)
+    return _refused_for_good(manifest.licenses, config.license.allow)
+
+
+def _refused_for_good(licenses: Mapping[str, int], allow: Collection[str]) -> list[str]:
+    """Return the lines of `_refused_lines`, if any, and one that says that they won't change."""
+    lines = _refused_lines(licenses, allow)
     return [*lines, _KEPT] if lines else []
 
 
@@ -180,8 +185,7 @@ def scan_request(request: BuildRequest, storage: Storage) -> tuple[Location, int
             f"license asserted for {counted(asserted_rows, 'photograph')} by {asserted}, which the dataset publishes. "
             "To record another name, set LOGNAME."
         )
-    refused = _refused_lines(licenses, request.allow)
-    return catalog, licenses.total(), [*lines, *refused, *([_KEPT] if refused else [])]
+    return catalog, licenses.total(), [*lines, *_refused_for_good(licenses, request.allow)]
 
 
 def _user() -> str:

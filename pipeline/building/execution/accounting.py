@@ -315,7 +315,8 @@ def record_end(dataset: BuildDataset, accounting: Accounting, on_hold: Mapping[i
     try:
         if accounting.complete:
             dataset.write_index()
-        if CommitLog(dataset.location).committed():  # otherwise, there is nothing that a version could list
+        # Without any shard, of this run's or another, there is nothing that a version could list.
+        if accounting.shards or CommitLog(dataset.location).committed():
             accounting = replace(accounting, version=(version := put_version(dataset.location, "build")))
             if version.number is None:
                 why = "a takedown didn't finish, or the latest version, or a file of it, is damaged"

@@ -135,12 +135,12 @@ def test_a_run_over_a_damaged_version_is_not_recorded() -> None:
             record_end(cast(BuildDataset, dataset), WHOLE, {})
 
 
-@pytest.mark.parametrize(("committed", "numbers"), [(0, []), (1, [1])])
-def test_a_run_records_a_version_if_there_is_a_shard(committed: int, numbers: list[int]) -> None:
+@pytest.mark.parametrize(("committed", "requested", "numbers"), [(0, 0, []), (1, 1, [1]), (1, 0, [1])])
+def test_a_run_records_a_version_if_there_is_a_shard(committed: int, requested: int, numbers: list[int]) -> None:
     with two_shards(committed) as place:
         dataset = SimpleNamespace(location=place.location)
         with pytest.raises(UnfinishedError, match="could not be finished"):
-            record_end(cast(BuildDataset, dataset), replace(WHOLE, missing=(1,), missing_rows=3), {})
+            record_end(cast(BuildDataset, dataset), replace(WHOLE, shards=requested, missing=(1,), missing_rows=3), {})
         assert version_numbers(place.location) == numbers
 
 
