@@ -131,10 +131,7 @@ def measure_idle(
         .map_batches(
             segment,
             fn_constructor_args=(threads, compute_s, host_share, ledger.report_peak),
-            compute=pool.strategy(),
-            num_cpus=1,
-            batch_size=None,
-            batch_format="pyarrow",
+            **pool.options(rows_per_block),
         )
     )
     done = segmented.select_columns(["ordinal", "fault"]).take_all()

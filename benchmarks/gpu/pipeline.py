@@ -56,7 +56,7 @@ def measure_pipeline(run: PartRun) -> dict[str, Any]:
     work: queue.SimpleQueue[pa.Table] = queue.SimpleQueue()
     done: list[tuple[float, int]] = []
     faults: list[str] = []
-    before = asdict(segment._stages.seconds())
+    before = segment._stages.seconds()
     began = time.monotonic()
     end = began + run.sizes.pipeline_s
     several = cycle([table_of([pair] * rows) for pair in pairs.values()])
@@ -82,7 +82,7 @@ def measure_pipeline(run: PartRun) -> dict[str, Any]:
     if faults:
         raise RuntimeError(f"a call failed: {faults[0]}")
     images, took = sum(rows for _, rows in done), max(at for at, _ in done) - began
-    spent = {stage: round(seconds - before[stage], 2) for stage, seconds in asdict(segment._stages.seconds()).items()}
+    spent = {stage: round(seconds - before[stage], 2) for stage, seconds in segment._stages.seconds().items()}
     ceiling = ceiling_s(run, segment.generator, drawn)
     return {
         "ray": "none: the actor is called by threads",
