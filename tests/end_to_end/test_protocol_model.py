@@ -14,7 +14,7 @@ from tests.support.history_commands import grow, mark, state_of, take_down
 from tests.support.protocol import DatasetPath, begin, quick_folder, write
 from tests.support.stepped import SteppedThreads, stepping
 
-FEW, MANY = 10, 10_000
+FEW, MANY = 10, 3_000
 
 
 def run(seeds: Iterable[int]) -> list[WriterHistory]:
@@ -72,6 +72,6 @@ def test_the_model_knows_every_state_of_the_dataset() -> None:
 
 
 @pytest.mark.long
-@pytest.mark.timeout(4 * 3600)
+@pytest.mark.timeout(3600)
 def test_the_protocol_holds_in_many_more_orders() -> None:
     run(range(FEW, FEW + MANY))
