@@ -411,8 +411,9 @@ def white_is_zero(source: TiffImageFile) -> bool:
 def _unsupported(tags: Tags) -> RejectedError:
     compression, colors = tags.get(COMPRESSION, 1), tags.get(PHOTOMETRIC_INTERPRETATION)
     planes, bits = tags.get(PLANAR_CONFIGURATION, 1), tags.get(BITSPERSAMPLE, (1,))
-    layout = f"compression {compression}, photometric interpretation {colors}, planar configuration {planes}"
-    return RejectedError(Reason.UNSUPPORTED_FORMAT, f"a TIFF file with {layout}, {bits} bits per sample"[:200])
+    # A damaged tag can contain any text instead of numbers.
+    layout = f"compression {compression!a}, photometric interpretation {colors!a}, planar configuration {planes!a}"
+    return RejectedError(Reason.UNSUPPORTED_FORMAT, f"a TIFF file with {layout}, {bits!a} bits per sample"[:200])
 
 
 def _is_reduced(source: TiffImageFile) -> bool:
