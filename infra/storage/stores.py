@@ -19,7 +19,10 @@ from segmint.infra.storage.errors import ObjectChangedError, ObjectTooLargeError
 from segmint.infra.uris import local_path, redact
 
 TEMPORARY_PREFIX = ".tmp-"
+"""Start of the names of temporary files. Then follow 32 random digits, and in most names `-` and the target's name."""
 
+_RANDOM_DIGITS = 32
+_LONGEST_NAME = 255  # bytes, on most file systems
 _LOCAL_BUFFER = 1 << 16  # bytes
 _NO_LINK = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EXDEV, errno.EMLINK}
 
@@ -323,7 +326,7 @@ class LocalStore:
 def _unless_swept(put: Callable[[], None]) -> None:
     """Call `put`, and retry once if its temporary file has disappeared.
 
-    A takedown deletes the temporary files of dead writers, and it can delete this one by mistake.
+    A takedown deletes the temporary files of dead writers of the same shard, and it can delete this one by mistake.
     """
     try:
         put()
@@ -331,9 +334,18 @@ def _unless_swept(put: Callable[[], None]) -> None:
         put()
 
 
+def target_of(temporary: str) -> str:
+    """Return the name of the file that a temporary file becomes, or "" if the temporary file's name doesn't tell."""
+    return temporary.removeprefix(TEMPORARY_PREFIX)[_RANDOM_DIGITS + 1 :]
+
+
 def _write_temporary(target: Path, source: bytes | BinaryIO) -> Path:
     _make_folder(target.parent)
-    temporary = target.parent / f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}"
+    name = f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}"
+    with_target = f"{name}-{target.name}"
+    if len(os.fsencode(with_target)) <= _LONGEST_NAME:
+        name = with_target
+    temporary = target.parent / name
     try:
         # `tempfile` creates files that only this user can read, but other users need to read these objects.
         with temporary.open("xb") as file:

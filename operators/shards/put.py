@@ -61,7 +61,7 @@ from segmint.infra.arrays import Size
 from segmint.infra.errors import UnfinishedError, UsageError
 from segmint.infra.storage.errors import StorageFaultError
 from segmint.infra.storage.location import Location
-from segmint.infra.storage.stores import TEMPORARY_PREFIX
+from segmint.infra.storage.stores import TEMPORARY_PREFIX, target_of
 from segmint.infra.uris import AZURE, base_name, scheme
 from segmint.operators.rows import ANNOTATION_STAGE, MASKS_PER_IMAGE_LIMIT, Row, shard_schemas, to_table
 
@@ -413,8 +413,9 @@ def remove_replaced(dataset: Location, shards: Iterable[int]) -> list[int]:
     """Purge all files of these shards except the latest commits, the files that they name, and reserved files.
 
     This removes the files of older generations and of dead writers, temporary files, and all older versions, including
-    those of files that were deleted earlier. Older commits are removed last. If a shard has no commit, everything is
-    removed except files that a build reserves. Returns the shards without a commit in which such files were kept.
+    those of files that were deleted earlier. Temporary files that name another shard stay. Older commits are removed
+    last. If a shard has no commit, everything is removed except files that a build reserves. Returns the shards without
+    a commit in which such files were kept.
     """
     wanted = set(shards)
     files: dict[int, list[str]] = {}
@@ -425,7 +426,9 @@ def remove_replaced(dataset: Location, shards: Iterable[int]) -> list[int]:
             if named is not None and named.shard in wanted:
                 files.setdefault(named.shard, []).append(path)
             elif base_name(name).startswith(TEMPORARY_PREFIX):
-                (dataset / path).purge()
+                becomes = parse_data_path(f"{kind}/{target_of(base_name(name))}")
+                if becomes is None or becomes.shard in wanted:  # writers of other shards may still be at work
+                    (dataset / path).purge()
     commits: dict[int, list[int]] = {}
     for name in (dataset / COMMITS).walk_ever():
         parsed = parse_commit_name(name)

@@ -7,7 +7,14 @@ import pytest
 
 from segmint.infra.errors import UsageError
 from segmint.infra.storage.errors import ShortBodyError
-from segmint.infra.storage.stores import LocalStore, ObjectInfo, ObjectVersion, open_file
+from segmint.infra.storage.stores import (
+    TEMPORARY_PREFIX,
+    LocalStore,
+    ObjectInfo,
+    ObjectVersion,
+    open_file,
+    target_of,
+)
 
 
 def test_local_files_have_the_usual_mode_and_leave_nothing_behind(tmp_path) -> None:
@@ -35,6 +42,20 @@ def test_a_failed_write_leaves_no_temporary_file(tmp_path) -> None:
     with pytest.raises(IsADirectoryError):
         LocalStore().put(str(tmp_path / "taken"), b"1")
     assert [path.name for path in tmp_path.iterdir()] == ["taken"]
+
+
+@pytest.mark.parametrize(("name", "told"), [("sa_000001-0.tar", "sa_000001-0.tar"), ("ä" * 127, "")])
+def test_a_temporary_file_names_its_target_unless_the_name_is_too_long(tmp_path, monkeypatch, name, told) -> None:
+    left = []
+
+    def died(temporary: Path, target: Path) -> None:
+        left.append(temporary.name)
+        assert temporary.read_bytes() == b"1"
+
+    monkeypatch.setattr("segmint.infra.storage.stores.Path.replace", died)
+    LocalStore().put(str(tmp_path / name), b"1")
+    assert [target_of(each) for each in left] == [told]
+    assert left[0].startswith(TEMPORARY_PREFIX)
 
 
 def test_without_hard_links_a_file_is_put_once_and_bytes_are_refused(tmp_path, monkeypatch) -> None:
