@@ -65,7 +65,7 @@ def test_a_file_that_did_not_change_stays(dataset: Path) -> None:
     assert all((dataset / entry.path).is_file() for entry in old.files)
 
 
-def test_leftovers_of_the_shard_go_and_those_of_others_stay(dataset: Path) -> None:
+def test_leftovers_of_the_shard_and_temporary_files_go_and_those_of_others_stay(dataset: Path) -> None:
     location = location_of(dataset)
     temporary = f".tmp-{0:032x}"
     left = [
