@@ -26,6 +26,7 @@ def obey(data: bytes) -> object:
         Path(argument).touch()
         ctypes.string_at(0)
     if order == "signal":
+        signal.signal(int(argument), signal.SIG_DFL)  # nohup ignores SIGHUP
         os.kill(os.getpid(), int(argument))
         time.sleep(60.0)
     if order == "signal-once" and not Path(argument).exists():
