@@ -202,8 +202,9 @@ def sweep_temporary(outputs: Outputs) -> None:
     folders = {local_path(task.target).parent for task in targets}
     cutouts = {local_path(task.cutouts) for task in targets if task.too_long(overlay=False, cutouts=True) is None}
     for folder in folders | cutouts:
-        for left in folder.glob(TEMPORARY_PREFIX + "[0-9a-f]" * 32 + "*"):
-            left.unlink(missing_ok=True)
+        for ending in ("", "-*"):
+            for left in folder.glob(TEMPORARY_PREFIX + "[0-9a-f]" * 32 + ending):
+                left.unlink(missing_ok=True)
 
 
 def with_kept_files(outputs: Outputs, there: Collection[str], photograph_of: Callable[[str], str]) -> Outputs:

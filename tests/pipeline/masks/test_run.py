@@ -290,10 +290,13 @@ def test_an_overlay_always_shows_the_masks_that_are_there(tmp_path, photographs)
     # Killed between its two files, or while it wrote one of them.
     (out / "cat.overlay.png").write_bytes(old)
     (out / f".tmp-{'0a' * 16}-cat.overlay.png").write_bytes(old[:100])
-    (out / ".tmp-notes").write_bytes(b"")
+    (out / f".tmp-{'0a' * 16}").write_bytes(old[:100])
+    foreign = {".tmp-notes": b"", f".tmp-{'0a' * 16}.jpg": b""}
+    for name, data in foreign.items():
+        (out / name).write_bytes(data)
     (result,) = made(photographs / "cat.png", out, replace(other, overlay=True))
     assert result.outcome == "skipped"
-    assert contents(out) == {**new, ".tmp-notes": b""}
+    assert contents(out) == {**new, **foreign}
 
     (out / "cat.overlay.png").write_bytes((photographs / "cat.png").read_bytes())
     (result,) = made(photographs / "cat.png", out, replace(other, overlay=True), overwrite=True)
