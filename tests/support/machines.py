@@ -1,8 +1,8 @@
 """Machines in miniature: Linux namespaces, each with its own network, disk, and processes, connected by a switch.
 
 Like separate machines, they reach each other only over the network: /tmp and /dev/shm are separate file systems, and
-the rest of the disk, which has the software, is read-only. No route leads out of the switch's network. Everything ends
-with the process that started it, even if that is killed.
+the rest of the disk, which has the software, is read-only. So is the checkout, also if it lies in /tmp. No route leads
+out of the switch's network. Everything ends with the process that started it, even if that is killed.
 """
 
 import os
@@ -38,8 +38,12 @@ _PORTS = {
 
 _BOOT = """
 hostname "$1" && ip link set lo up || exit 1
+cd "$2" || exit 1
 for folder in /tmp /dev/shm; do mount -t tmpfs -o size=2g,mode=1777 "$1" $folder || exit 1; done
-mount -o remount,bind,ro / || exit 1
+if ! [ -d "$2" ]; then
+    mkdir -p "$2" && mount --no-canonicalize --bind . "$2" && mount -o remount,bind,ro "$2" || exit 1
+fi
+cd / && mount -o remount,bind,ro / || exit 1
 echo ready
 read -r forever
 """
@@ -52,7 +56,7 @@ class Machine:
     def __init__(self, name: str) -> None:
         options = ("--fork", "--kill-child", "--pid", "--mount-proc", "--mount", "--net", "--uts", "--ipc")
         self._holder = subprocess.Popen(
-            ["unshare", *options, "bash", "-c", _BOOT, "boot", name],
+            ["unshare", *options, "bash", "-c", _BOOT, "boot", name, str(ROOT)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
