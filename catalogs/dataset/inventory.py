@@ -43,7 +43,7 @@ _ENDINGS = (
 _MEDIA = re.compile(rf".*\.(?:{_ENDINGS.replace(' ', '|')})", re.IGNORECASE | re.ASCII | re.DOTALL)
 _TEMPORARY = re.compile(
     rf"(?:(?:{'|'.join(_NAMED)}|annotations|fingerprints|outputs|report|reservations|summaries|tombstones|versions)/"
-    rf"(?:[a-z0-9]+/)*)?{re.escape(TEMPORARY_PREFIX)}(?:(?:probe|clock)-)?[0-9a-f]{{32}}(?:-[^/]+)?"
+    rf"(?:[a-z0-9]+/)*)?{re.escape(TEMPORARY_PREFIX)}(?:[^/]+-)?[0-9a-f]{{32}}"
 )
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")  # a URI contains no control characters
 _UNREADABLE = re.compile(r"(?:^|/)\.{0,2}(?:/|$)")  # keys with empty segments, `.`, or `..`, which can't be read

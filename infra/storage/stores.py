@@ -336,15 +336,15 @@ def _unless_swept(put: Callable[[], None]) -> None:
 
 def target_of(temporary: str) -> str:
     """Return the name of the file that a temporary file becomes, or "" if the temporary file's name doesn't tell."""
-    return temporary.removeprefix(TEMPORARY_PREFIX)[_RANDOM_DIGITS + 1 :]
+    return temporary.removeprefix(TEMPORARY_PREFIX)[: -_RANDOM_DIGITS - 1]
 
 
 def _write_temporary(target: Path, source: bytes | BinaryIO) -> Path:
     _make_folder(target.parent)
-    name = f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}"
-    with_target = f"{name}-{target.name}"
-    if len(os.fsencode(with_target)) <= _LONGEST_NAME:
-        name = with_target
+    digits = uuid.uuid4().hex
+    name = f"{TEMPORARY_PREFIX}{target.name}-{digits}"  # the digits last, so that no reader's `*.parquet` matches
+    if len(os.fsencode(name)) > _LONGEST_NAME:
+        name = f"{TEMPORARY_PREFIX}{digits}"
     temporary = target.parent / name
     try:
         # `tempfile` creates files that only this user can read, but other users need to read these objects.

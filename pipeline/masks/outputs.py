@@ -202,8 +202,8 @@ def sweep_temporary(outputs: Outputs) -> None:
     folders = {local_path(task.target).parent for task in targets}
     cutouts = {local_path(task.cutouts) for task in targets if task.too_long(overlay=False, cutouts=True) is None}
     for folder in folders | cutouts:
-        for ending in ("", "-*"):
-            for left in folder.glob(TEMPORARY_PREFIX + "[0-9a-f]" * 32 + ending):
+        for target in ("", "*-"):
+            for left in folder.glob(TEMPORARY_PREFIX + target + "[0-9a-f]" * 32):
                 left.unlink(missing_ok=True)
 
 

@@ -56,6 +56,7 @@ def test_a_temporary_file_names_its_target_unless_the_name_is_too_long(tmp_path,
     LocalStore().put(str(tmp_path / name), b"1")
     assert [target_of(each) for each in left] == [told]
     assert left[0].startswith(TEMPORARY_PREFIX)
+    assert "." not in left[0].removeprefix(TEMPORARY_PREFIX + told)  # what reads `*.tar` doesn't read it
 
 
 def test_without_hard_links_a_file_is_put_once_and_bytes_are_refused(tmp_path, monkeypatch) -> None:

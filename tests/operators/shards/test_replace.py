@@ -67,19 +67,19 @@ def test_a_file_that_did_not_change_stays(dataset: Path) -> None:
 
 def test_leftovers_of_the_shard_and_temporary_files_go_and_those_of_others_stay(dataset: Path) -> None:
     location = location_of(dataset)
-    temporary = f".tmp-{0:032x}"
+    digits = f"{0:032x}"
     left = [
         "shards/sa_000000-0123456789ab.tar",
         "images/sa_000000-0123456789ab.parquet",
         "masks/.tmp-dead",
-        f"masks/{temporary}",
-        f"masks/{temporary}-sa_000000-0123456789ab.parquet",
-        f"masks/{temporary}-notes.txt",
+        f"masks/.tmp-{digits}",
+        f"masks/.tmp-sa_000000-0123456789ab.parquet-{digits}",
+        f"masks/.tmp-notes.txt-{digits}",
     ]
     kept = [
         "shards/sa_000001-0123456789ab.tar",
         "shards/notes.txt",
-        f"masks/{temporary}-sa_000001-0123456789ab.parquet",  # its writer may be at work
+        f"masks/.tmp-sa_000001-0123456789ab.parquet-{digits}",  # its writer may be at work
     ]
     for name in (*left, *kept):
         (dataset / name).write_bytes(b"x")

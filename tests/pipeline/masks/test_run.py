@@ -289,7 +289,7 @@ def test_an_overlay_always_shows_the_masks_that_are_there(tmp_path, photographs)
 
     # Killed between its two files, or while it wrote one of them.
     (out / "cat.overlay.png").write_bytes(old)
-    (out / f".tmp-{'0a' * 16}-cat.overlay.png").write_bytes(old[:100])
+    (out / f".tmp-cat.overlay.png-{'0a' * 16}").write_bytes(old[:100])
     (out / f".tmp-{'0a' * 16}").write_bytes(old[:100])
     foreign = {".tmp-notes": b"", f".tmp-{'0a' * 16}.jpg": b""}
     for name, data in foreign.items():

@@ -214,9 +214,9 @@ def of_a_killed_writer(dataset: Path) -> None:
     (dataset / data_path("masks", 1, "0" * 64)).write_bytes(b"left over")
 
 
-@damage(Code.LEFTOVER_FILE, f"shards/.tmp-{0:032}-sa_000000-{0:012}.tar", "9 bytes")
+@damage(Code.LEFTOVER_FILE, f"shards/.tmp-sa_000000-{0:012}.tar-{0:032}", "9 bytes")
 def temporary(dataset: Path) -> None:
-    (dataset / f"shards/.tmp-{0:032}-sa_000000-{0:012}.tar").write_bytes(b"left over")
+    (dataset / f"shards/.tmp-sa_000000-{0:012}.tar-{0:032}").write_bytes(b"left over")
 
 
 @damage(Code.STRAY_FILE, "images/sa_000003-000000000000.parquet", "9 bytes")
