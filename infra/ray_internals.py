@@ -31,6 +31,12 @@ from segmint.infra.stopping import reinstall_handlers
 _THREAD_S = 60.0
 """Maximum time in seconds to wait for a thread of Ray Data before Ray shuts down. An interrupted command has less."""
 
+_BATCH_THREADS = ("iter_threaded", "map_tp_")
+"""How the names of the threads begin that read batches ahead, in current and in older versions of Ray."""
+
+_BATCH_S = 1.0
+"""Maximum time in seconds to wait for such a thread. One that takes longer waits for its consumer, not for Ray."""
+
 _WAITING_KEY = "segmint.waiting_blocks"
 
 
@@ -137,6 +143,9 @@ def end_executions() -> None:
             with contextlib.suppress(Exception):  # Ray may already be gone
                 thread.shutdown(force=False)
             thread.join(_THREAD_S)
+    for thread in threading.enumerate():
+        if thread.name.startswith(_BATCH_THREADS):
+            thread.join(_BATCH_S)
 
 
 def accelerator_type(gpu: str) -> str | None:

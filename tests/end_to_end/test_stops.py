@@ -35,6 +35,9 @@ SHARDS = 6  # of one image each, two per window
 LINE = "interrupted: finished work is kept; run the same command again to resume\n"
 RAYS_OWN = ("gcs_server", "raylet", "ray/_private", "ray/dashboard", "ray::IDLE")
 
+RAYS_EXIT_CODE = 1
+"""How Ray ends a driver whose native threads use the object store just after the raylet died."""
+
 CURATE = """
 import sys
 from segmint.pipeline.building import curate; from segmint.pipeline.building import decide
@@ -127,7 +130,7 @@ def test_stopping_every_process_ten_times_rejects_nothing(
         with running(config) as run:
             wait_for("an actor or the end", lambda run=run: bool(workers(run)) or not run.alive())
             time.sleep(chance.uniform(0, 0.3 * seconds))
-            assert assert_stops(run, signal.SIGTERM, everything=True) in (0, EXIT_CODE), run.told()
+            assert assert_stops(run, signal.SIGTERM, everything=True) in (0, EXIT_CODE, RAYS_EXIT_CODE), run.told()
             assert_gone(run)
     finish(config)
     assert_whole(tmp_path / "dataset", files)

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import warnings
 from collections.abc import Iterator
@@ -27,6 +28,7 @@ from ray.job_submission import JobSubmissionClient
 from segmint.infra import ray_session as module
 from segmint.infra.device import cores_here
 from segmint.infra.errors import UnfinishedError, UsageError
+from segmint.infra.ray_internals import end_executions
 from segmint.infra.ray_session import MIN_LOCAL_CPUS, local_cluster, ray_session
 from tests.support.clusters import RayNode
 from tests.support.s3_server import free_ports
@@ -34,6 +36,14 @@ from tests.support.s3_server import free_ports
 pytestmark = pytest.mark.ray
 
 ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.parametrize("name", ["iter_threaded", "map_tp_transforming_worker-0"])
+def test_threads_that_read_batches_ahead_end_before_ray_does(name: str) -> None:
+    thread = threading.Thread(target=time.sleep, args=[0.2], name=name)
+    thread.start()
+    end_executions()
+    assert not thread.is_alive()
 
 
 def test_a_local_ray_has_slots_for_every_stage_and_is_gone_afterwards() -> None:
