@@ -32,7 +32,7 @@ _THREAD_S = 60.0
 """Maximum time in seconds to wait for a thread of Ray Data before Ray shuts down. An interrupted command has less."""
 
 _BATCH_THREADS = ("iter_threaded", "map_tp_")
-"""How the names of the threads begin that read batches ahead, in current and in older versions of Ray."""
+"""Prefixes of the names of threads that prefetch batches, in current and older versions of Ray."""
 
 _BATCH_S = 1.0
 """Maximum time in seconds to wait for such a thread. One that takes longer waits for its consumer, not for Ray."""

@@ -19,7 +19,7 @@ from segmint.infra.storage.errors import ObjectChangedError, ObjectTooLargeError
 from segmint.infra.uris import local_path, redact
 
 TEMPORARY_PREFIX = ".tmp-"
-"""Start of the names of temporary files. Then follow 32 random digits, and in most names `-` and the target's name."""
+"""Start of the names of temporary files. Most continue with the target's name, `-`, and 32 random digits."""
 
 _RANDOM_DIGITS = 32
 _LONGEST_NAME = 255  # bytes, on most file systems

@@ -36,7 +36,7 @@ LINE = "interrupted: finished work is kept; run the same command again to resume
 RAYS_OWN = ("gcs_server", "raylet", "ray/_private", "ray/dashboard", "ray::IDLE")
 
 RAYS_EXIT_CODE = 1
-"""How Ray ends a driver whose native threads use the object store just after the raylet died."""
+"""Exit code of a driver that Ray ends because a native thread used the object store after the raylet died."""
 
 CURATE = """
 import sys
