@@ -25,7 +25,9 @@ from tests.support.s3_server import ACCESS_KEY, SECRET_KEY, S3Server
 
 pytestmark = [pytest.mark.ray, pytest.mark.s3, pytest.mark.long, pytest.mark.timeout(2400)]
 
-IMAGES = 24
+IMAGES = 64
+"""Rows of the catalog: more than two cores build while a machine is cut off for `CUT_S`."""
+
 SETTINGS: dict[str, Any] = {
     "deidentify": NO_DETECTORS,
     "images_per_shard": 2,
