@@ -194,6 +194,12 @@ class RayMachine(Machine):
         """Return the output of `ray start`."""
         return self._log.read_text()
 
+    def power_off(self) -> None:
+        """Kill everything, and take the port away at once: the kernel would remove it only some time later."""
+        super().power_off()
+        with suppress(OSError):
+            self._switch.ip("link", "delete", f"port{self._number}")
+
     def cut_off(self) -> None:
         """Disconnect the machine."""
         self._switch.set_port(self._number, "down")
