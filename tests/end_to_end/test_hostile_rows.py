@@ -205,6 +205,7 @@ def test_every_row_ends_in_its_place(
 
 
 @pytest.mark.long
+@pytest.mark.timeout(2400)
 @given(catalog=catalogs, dates=st.lists(days, min_size=1, max_size=8))
 @settings(unhurried, max_examples=2000)
 def test_every_row_of_many_catalogs_ends_in_its_place(
