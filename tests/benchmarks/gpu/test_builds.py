@@ -80,7 +80,7 @@ def test_all_steps_run_and_a_repeated_build_has_the_same_digest(tmp_path: Path) 
     assert found["ray"]["actor"]["right"]
     assert found["again"]["same"] is True
     assert found["recipe"]["drawn_per_image"] > found["full"]["drawn_per_image"] > 0
-    assert found["recipe"]["settings"]["masks.pred_iou_thresh"] == {"default": 0.88, "here": 0.0}
+    assert found["recipe"]["settings"]["masks.pred_iou_thresh"] == {"default": 0.88, "here": 0.7}
     assert found["cuda-detectors"]["skipped"] == found["no-detectors"]["skipped"] == "not on a CPU"
 
 
