@@ -28,7 +28,7 @@ export RAY_USAGE_STATS_ENABLED ?= 0
 # Without files of bytecode each of the many processes of the tests compiles segmint and the tests again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup demo test test-fast test-lowest test-long release-check test-cluster test-gpu test-kernels test-sanitized test-interop mutants check audit-deps format bench bench-stages bench-encoder bench-pipeline bench-ray-script bench-overlap bench-prepare bench-privacy bench-harm bench-audit bench-scale bench-driver bench-duplicates bench-reading bench-training bench-clicks bench-intervals bench-precision bench-gpu-reference tables gpu-bundle gpu-day gpu-ray gpu-builds docs lock wheel dist pictures clean
+.PHONY: setup demo test test-fast test-lowest test-long release-check test-cluster test-gpu test-kernels test-sanitized test-interop mutants check audit-deps format bench bench-stages bench-encoder bench-pipeline bench-ray-script bench-overlap bench-prepare bench-privacy bench-harm bench-audit bench-scale bench-long bench-driver bench-duplicates bench-reading bench-training bench-clicks bench-intervals bench-precision bench-gpu-reference tables gpu-bundle gpu-day gpu-ray gpu-builds docs lock wheel dist pictures clean
 
 setup: $(STAMP) $(KERNELS)
 
@@ -222,6 +222,12 @@ bench-scale: setup
 	$(BIN)/python benchmarks/building/windows.py
 	$(BIN)/python benchmarks/building/writers.py
 	$(BIN)/python benchmarks/building/scale.py $(BENCH_OPTIONS)
+
+# Two builds that are killed three times and continued: a million rows without pixels, and 200,000 JPEGs from an S3 server.
+# Hours, and 10 GB of disk. Each of the two runs stops after an hour; the same command continues it.
+bench-long: setup
+	$(BIN)/python benchmarks/building/long_build.py --folder build/long-rows $(BENCH_OPTIONS)
+	$(BIN)/python benchmarks/building/long_build.py --folder build/long-photographs --rows 200000 --photographs $(BENCH_OPTIONS)
 
 # A build's driver with up to 128 segment actors that sleep, and the same without segmint: 3 hours at the rates, and 20 GB of memory.
 bench-driver: setup

@@ -8,6 +8,7 @@ from benchmarks.building.prepare_tables import prepare_part
 from benchmarks.building.ray_script_tables import ray_script_part
 from benchmarks.building.scale_tables import (
     driver_part,
+    long_part,
     overlap_part,
     resume_part,
     scale_part,
@@ -50,6 +51,7 @@ PARTS: Parts = {
     "prepare": (prepare_part, "make bench-prepare"),
     "privacy": (privacy_part, "make bench-privacy"),
     "rows": (scale_part, "make bench-scale"),
+    "long builds": (long_part, "make bench-long"),
     "catalogs": (streams_part, "make bench-scale"),
     "resume": (resume_part, "make bench-scale"),
     "windows": (windows_part, "make bench-scale"),

@@ -200,6 +200,50 @@ def alternative_scale(result: Result) -> str:
     )
 
 
+def long_part(results: dict[str, Result]) -> str:
+    """Describe the builds that were killed and continued."""
+    found = [results[name] for name in ("long_build", "long_build-photographs") if name in results]
+    return "\n\n".join(_long_build(result) for result in found)
+
+
+def _long_build(result: Result) -> str:
+    settings, build, rows, audit = (result[key] for key in ("settings", "build", "rows", "audit"))
+    pieces = [(piece, next(each for each in piece["roles"] if each["role"] == "driver")) for piece in build["pieces"]]
+    costs = table(
+        [
+            *("end of the run", "minutes", "shards"),
+            *("driver, CPU ms per row", "driver, private memory, first half (MiB)", "second half (MiB)"),
+            "load average before",
+        ],
+        (
+            [
+                piece["end"],
+                f"{piece['seconds'] / 60:.1f}",
+                f"{piece['shards']:,}",
+                f"{driver['cpu_ms_a_row']:.2f}",
+                *(f"{size:,.0f}" for size in driver["most_mib"]["own"]),
+                piece["load_before"],
+            ]
+            for piece, driver in pieces
+        ),
+    )
+    what = (
+        "small JPEGs, all different, which the real prepare stage read from an S3 server, where the dataset was too"
+        if settings["photographs"]
+        else "rows with stubs in place of both stages that process pixels"
+    )
+    less = "--privacy-sample 0" if settings["photographs"] else "--integrity-only"
+    found = "had no findings" if audit["exit_code"] == 0 else f"ended with exit code {audit['exit_code']}"
+    note = (
+        f"This build had {settings['rows']:,} {what}. It took {build['seconds'] / 60:,.0f} minutes in all, "
+        f"{build['rows_per_s']:,.0f} rows/s, and its driver was killed {build['kills']} times. Afterward, "
+        f"{rows['images']:,} images and {rows['rejects']:,} rejects were in the dataset: each row of the catalog once. "
+        f"`segmint audit --sample {audit['sample']} {less}` {found}, in {audit['seconds'] / 60:.1f} minutes. "
+        f"{where(result)}"
+    )
+    return f"{wrapped(note)}\n\n{costs}"
+
+
 @part_of("driver")
 def driver_part(result: Result) -> str:
     """Return the table of the driver's CPU time and memory, next to those of a plain pipeline of Ray Data."""

@@ -124,6 +124,20 @@ def scale() -> dict[str, Any]:
     return {**NOTHING, "build": {"rows": 1_000_000, **build}, "roles": roles}
 
 
+def long_build(photographs: bool) -> dict[str, Any]:
+    pieces = [
+        {"end": end, "seconds": 90.0, "shards": 500, "load_before": 0.5, "roles": scale()["roles"]}
+        for end in ("killed", "complete")
+    ]
+    return {
+        **NOTHING,
+        "settings": {"rows": 500_000, "photographs": photographs, "rows_per_shard": 500},
+        "build": {"seconds": 180.0, "rows_per_s": 2777.8, "kills": 1, "pieces": pieces},
+        "rows": {"images": 490_000, "rejects": 10_000},
+        "audit": {"exit_code": int(photographs), "sample": 200, "seconds": 61.0},
+    }
+
+
 def streams() -> dict[str, Any]:
     figures = {"seconds": 50.2, "rows_per_s": 2_000_000, "rows_per_cpu_s": 1_900_000}
     row = {
@@ -285,6 +299,8 @@ def recorded(tmp_path: Path) -> Path:
         "privacy": privacy(),
         "harm": harm(),
         "scale": scale(),
+        "long_build": long_build(False),
+        "long_build-photographs": long_build(True),
         "catalog_streams": streams(),
         "resume": resume(),
         "windows": windows(),
@@ -373,6 +389,11 @@ def test_tables_have_the_results_figures(recorded: Path) -> None:
     words = "1,000,000 rows into 2,000 shards with 9 masks in 21 minutes, which is 810 rows/s. Each row took 1.23 ms of"
     assert words in " ".join(part(page, "rows"))
     assert "No process grew by more than 2.5 MiB (raylet)" in " ".join(part(page, "rows"))
+    killed = " ".join(part(page, "long builds"))
+    assert "| killed | 1.5 | 500 | 0.25 | 100 | 101 | 0.5 |" in killed
+    assert "500,000 rows with stubs in place of both stages that process pixels. It took 3 minutes in all" in killed
+    assert "`segmint audit --sample 200 --integrity-only` had no findings, in 1.0 minutes." in killed
+    assert "`segmint audit --sample 200 --privacy-sample 0` ended with exit code 1" in killed
     assert "| JSON Lines | 12.3 | 50 | 2,000,000 | 1,900,000 | 210 | 211 |" in part(page, "catalogs")
     assert "| without summaries | 12.3 | 20.0 | 61.1 |" in part(page, "resume")
     assert "| 60 | 75.1 | 2.0% |" in part(page, "windows")

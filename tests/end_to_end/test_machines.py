@@ -26,7 +26,7 @@ from tests.support.s3_server import ACCESS_KEY, SECRET_KEY, S3Server
 pytestmark = [pytest.mark.ray, pytest.mark.s3, pytest.mark.long, pytest.mark.timeout(2400)]
 
 IMAGES = 64
-"""Rows of the catalog: more than two cores build while a machine is cut off for `CUT_S`."""
+"""Rows of the catalog. Two cores need longer for them than `CUT_S`, so the build doesn't end during the cut."""
 
 SETTINGS: dict[str, Any] = {
     "deidentify": NO_DETECTORS,

@@ -138,6 +138,10 @@ class Switch(Machine):
         machine.ip("link", "set", "eth0", "up")
         return address
 
+    def disconnect(self, number: int) -> None:
+        """Delete the port of a machine that is off: the kernel would do so only some time later."""
+        self.ip("link", "delete", f"port{number}")
+
     def set_port(self, number: int, state: str) -> None:
         """Cut a machine off with `down`: what it sends and what others send it is lost silently, until `up`."""
         self.ip("link", "set", f"port{number}", state)
@@ -195,10 +199,10 @@ class RayMachine(Machine):
         return self._log.read_text()
 
     def power_off(self) -> None:
-        """Kill everything, and take the port away at once: the kernel would remove it only some time later."""
+        """Kill everything, and free the port."""
         super().power_off()
         with suppress(OSError):
-            self._switch.ip("link", "delete", f"port{self._number}")
+            self._switch.disconnect(self._number)
 
     def cut_off(self) -> None:
         """Disconnect the machine."""
