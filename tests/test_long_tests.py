@@ -63,6 +63,8 @@ def test_what_is_missing_red_or_outdated_is_named(tree: Path) -> None:
     assert script["problems"]({LOG: good[LOG]}, tree) == [f"{COMMANDS}: no result"]
     red = {**good, LOG: {**good[LOG], "result": "failed", "tests": "1 failed in 2.00s"}}
     assert script["problems"](red, tree) == [f"{LOG}: failed on 2026-01-02: 1 failed in 2.00s"]
+    skipped = {**good, LOG: {**good[LOG], "tests": "2 passed, 1 skipped in 2.00s"}}
+    assert script["problems"](skipped, tree) == [f"{LOG}: passed on 2026-01-02: 2 passed, 1 skipped in 2.00s"]
     old = {**good, LOG: {**green, "digest": "another"}, "tests/gone.py": good[LOG]}
     assert script["problems"](old, tree) == [
         f"{LOG}: code that it tests has changed since 2026-01-02",

@@ -66,8 +66,9 @@ def main() -> None:
         endpoint = None
         if server is not None:
             endpoint = server.endpoint_url
-            if not (arguments.folder / "pieces.json").exists():
-                server.client().create_bucket(Bucket=BUCKET)
+            client = server.client()
+            if BUCKET not in {each["Name"] for each in client.list_buckets()["Buckets"]}:
+                client.create_bucket(Bucket=BUCKET)
         build = LongBuild(arguments.folder, arguments.rows, endpoint)
         build.begin()
         while not build.is_complete() and time.monotonic() < end:
@@ -235,17 +236,23 @@ class LongBuild:
 
 
 def put_photographs(storage: Storage, rows: int) -> None:
-    """Put small JPEGs under `photos/` of the bucket: crops of photographs at random places, in random sizes."""
+    """Put small JPEGs under `photos/` of the bucket: crops of photographs at random places, in random sizes.
+
+    Those that are there from an attempt that was interrupted stay.
+    """
     from skimage import data
 
     sources = [getattr(data, name)() for name in SCIKIT_IMAGE]
-    bucket = Location(storage, f"s3://{BUCKET}")
+    photos = Location(storage, f"s3://{BUCKET}/photos")
+    present = {info.name for info in photos.walk()}
 
     def put(number: int) -> None:
-        (bucket / f"photos/{number:09}.jpg").put(small_photograph(sources, number))
+        name = f"{number:09}.jpg"
+        if name not in present:
+            (photos / name).put(small_photograph(sources, number))
 
     with ThreadPoolExecutor(THREADS) as pool:
-        for _ in pool.map(put, range(rows), chunksize=64):
+        for _ in pool.map(put, range(rows)):
             pass
 
 
