@@ -160,9 +160,7 @@ class LongBuild:
                 "seconds": round(seconds, 1),
                 "shards": done,
                 "load_before": round(load, 2),
-                "roles": [
-                    summary(role, members, rows) for role, members in by_role(list(trace.processes.values())).items()
-                ],
+                "roles": _roles(trace, rows),
             }
         )
         self.state.write_text(json.dumps(pieces))
@@ -233,6 +231,12 @@ class LongBuild:
         done = subprocess.run([*command, *options], cwd=ROOT, capture_output=True, text=True, check=False)
         print(done.stdout, done.stderr[-4000:], sep="\n")
         return {"exit_code": done.returncode, "sample": 200, "seconds": round(time.monotonic() - began, 1)}
+
+
+def _roles(trace: Trace, rows: int) -> list[dict[str, Any]]:
+    """Summarize the processes by role, without their curves, which no page shows."""
+    found = [summary(role, members, rows) for role, members in by_role(list(trace.processes.values())).items()]
+    return [{key: value for key, value in each.items() if key != "curve"} for each in found]
 
 
 def put_photographs(storage: Storage, rows: int) -> None:

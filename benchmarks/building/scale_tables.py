@@ -232,11 +232,13 @@ def _long_build(result: Result) -> str:
         if settings["photographs"]
         else "rows with stubs in place of both stages that process pixels"
     )
+    grown = max(driver["rise_mib"]["own"] for _, driver in pieces)
     less = "--privacy-sample 0" if settings["photographs"] else "--integrity-only"
     found = "had no findings" if audit["exit_code"] == 0 else f"ended with exit code {audit['exit_code']}"
     note = (
         f"This build had {settings['rows']:,} {what}. It took {build['seconds'] / 60:,.0f} minutes in all, "
-        f"{build['rows_per_s']:,.0f} rows/s, and its driver was killed {build['kills']} times. Afterward, "
+        f"{build['rows_per_s']:,.0f} rows/s, and its driver was killed {build['kills']} times. In the second half of a "
+        f"run, the driver's private memory grew by up to {grown:.0f} MiB. Afterward, "
         f"{rows['images']:,} images and {rows['rejects']:,} rejects were in the dataset: each row of the catalog once. "
         f"`segmint audit --sample {audit['sample']} {less}` {found}, in {audit['seconds'] / 60:.1f} minutes. "
         f"{where(result)}"
