@@ -222,7 +222,8 @@ class LongBuild:
 
     def _audit(self) -> dict[str, Any]:
         command = [sys.executable, "-m", "segmint", "audit", str(self.dataset), "--config", str(self.config)]
-        options = ["--sample", "200", "--json", "-o", str(self.folder / "audit.json")]
+        answer = self.folder / "audit.json"
+        options = ["--sample", "200", "--json", "-o", str(answer)]
         if self.endpoint is None:
             options.append("--integrity-only")  # all images are the same
         else:
@@ -230,7 +231,9 @@ class LongBuild:
         began = time.monotonic()
         done = subprocess.run([*command, *options], cwd=ROOT, capture_output=True, text=True, check=False)
         print(done.stdout, done.stderr[-4000:], sep="\n")
-        return {"exit_code": done.returncode, "sample": 200, "seconds": round(time.monotonic() - began, 1)}
+        seconds = round(time.monotonic() - began, 1)
+        findings = json.loads(answer.read_text())["findings_by_code"]
+        return {"exit_code": done.returncode, "sample": 200, "seconds": seconds, "findings": findings}
 
 
 def _roles(trace: Trace, rows: int) -> list[dict[str, Any]]:

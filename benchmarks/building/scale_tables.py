@@ -228,13 +228,17 @@ def _long_build(result: Result) -> str:
         ),
     )
     what = (
-        "small JPEGs, all different, which the real prepare stage read from an S3 server, where the dataset was too"
+        "small JPEGs, which the real prepare stage read from an S3 server, where the dataset was too. The JPEGs are "
+        "different crops of a few photographs, so many of them are near-duplicates"
         if settings["photographs"]
         else "rows with stubs in place of both stages that process pixels"
     )
     grown = max(driver["rise_mib"]["own"] for _, driver in pieces)
     less = "--privacy-sample 0" if settings["photographs"] else "--integrity-only"
-    found = "had no findings" if audit["exit_code"] == 0 else f"ended with exit code {audit['exit_code']}"
+    found = "had no findings"
+    if audit["findings"]:
+        codes = ", ".join(f"{number:,} of `{code}`" for code, number in audit["findings"].items())
+        found = f"ended with exit code {audit['exit_code']}, with these findings: {codes}"
     note = (
         f"This build had {settings['rows']:,} {what}. It took {build['seconds'] / 60:,.0f} minutes in all, "
         f"{build['rows_per_s']:,.0f} rows/s, and its driver was killed {build['kills']} times. In the second half of a "

@@ -134,7 +134,12 @@ def long_build(photographs: bool) -> dict[str, Any]:
         "settings": {"rows": 500_000, "photographs": photographs, "rows_per_shard": 500},
         "build": {"seconds": 180.0, "rows_per_s": 2777.8, "kills": 1, "pieces": pieces},
         "rows": {"images": 490_000, "rejects": 10_000},
-        "audit": {"exit_code": int(photographs), "sample": 200, "seconds": 61.0},
+        "audit": {
+            "exit_code": int(photographs),
+            "sample": 200,
+            "seconds": 61.0,
+            "findings": {"similar_image": 4321} if photographs else {},
+        },
     }
 
 
@@ -393,7 +398,8 @@ def test_tables_have_the_results_figures(recorded: Path) -> None:
     assert "| killed | 1.5 | 500 | 0.25 | 100 | 101 | 0.5 |" in killed
     assert "500,000 rows with stubs in place of both stages that process pixels. It took 3 minutes in all" in killed
     assert "`segmint audit --sample 200 --integrity-only` had no findings, in 1.0 minutes." in killed
-    assert "`segmint audit --sample 200 --privacy-sample 0` ended with exit code 1" in killed
+    found = "ended with exit code 1, with these findings: 4,321 of `similar_image`, in 1.0 minutes."
+    assert f"`segmint audit --sample 200 --privacy-sample 0` {found}" in killed
     assert "| JSON Lines | 12.3 | 50 | 2,000,000 | 1,900,000 | 210 | 211 |" in part(page, "catalogs")
     assert "| without summaries | 12.3 | 20.0 | 61.1 |" in part(page, "resume")
     assert "| 60 | 75.1 | 2.0% |" in part(page, "windows")
