@@ -236,9 +236,9 @@ def _long_build(result: Result) -> str:
     grown = max(driver["rise_mib"]["own"] for _, driver in pieces)
     less = "--privacy-sample 0" if settings["photographs"] else "--integrity-only"
     found = "had no findings"
-    if audit["findings"]:
+    if audit["exit_code"] != 0:
         codes = ", ".join(f"{number:,} of `{code}`" for code, number in audit["findings"].items())
-        found = f"ended with exit code {audit['exit_code']}, with these findings: {codes}"
+        found = f"ended with exit code {audit['exit_code']}, with these findings: {codes or 'none'}"
     note = (
         f"This build had {settings['rows']:,} {what}. It took {build['seconds'] / 60:,.0f} minutes in all, "
         f"{build['rows_per_s']:,.0f} rows/s, and its driver was killed {build['kills']} times. In the second half of a "
