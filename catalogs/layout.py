@@ -209,12 +209,17 @@ def part_number(path: str) -> int:
     return int(match["number"])
 
 
+def data_beginning(shard: int) -> str:
+    """Return how the names of a shard's data files begin, in each of the folders."""
+    return f"sa_{shard_name(shard)}-"
+
+
 def data_path(kind: str, shard: int, sha256: str) -> str:
     """Return the path of a data file below the dataset.
 
     `kind` is a key of `DATA_KINDS`, and `sha256` is the file's hash.
     """
-    return f"{kind}/sa_{shard_name(shard)}-{sha256[:DIGEST_DIGITS]}.{DATA_KINDS[kind]}"
+    return f"{kind}/{data_beginning(shard)}{sha256[:DIGEST_DIGITS]}.{DATA_KINDS[kind]}"
 
 
 def parse_data_path(path: str) -> DataFile | None:
@@ -227,9 +232,14 @@ def parse_data_path(path: str) -> DataFile | None:
     return DataFile(match["kind"], int(match["shard"]), match["digest"])
 
 
+def commit_beginning(shard: int) -> str:
+    """Return how the names of a shard's commits begin."""
+    return f"{shard_name(shard)}.g"
+
+
 def commit_name(shard: int, generation: int) -> str:
     """Return the name of a commit's file in `commits/`."""
-    return f"{shard_name(shard)}.g{generation}.json"
+    return f"{commit_beginning(shard)}{generation}.json"
 
 
 def parse_commit_name(name: str) -> tuple[int, int] | None:
@@ -259,7 +269,7 @@ def reservation_name(shard: int, generation: int, digest: str) -> str:
 
     `digest` is the fingerprint of the paths that it lists.
     """
-    return f"{shard_name(shard)}.g{generation}-{digest}.json"
+    return f"{commit_beginning(shard)}{generation}-{digest}.json"
 
 
 def parse_reservation_name(name: str) -> tuple[int, int] | None:

@@ -290,7 +290,7 @@ class OuterLoop:
                 with (
                     watched(
                         self.progress,
-                        rows,
+                        work.rows,
                         config.stall_timeout,
                         run.metrics,
                         silent,

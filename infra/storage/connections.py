@@ -228,7 +228,7 @@ class FsspecStore:
             "remove them with the store's tools"
         )
 
-    def versioned(self, uri: str) -> set[str]:
+    def versioned(self, uri: str, beginning: str = "") -> set[str]:
         """Raise `UsageError`, because fsspec can't list older versions."""
         raise UsageError(
             f"older versions of the objects in {redact(uri)} can't be listed through {type(self._fs).__name__}: "
@@ -364,11 +364,12 @@ class AzureStore:
             with suppress(ResourceNotFoundError):  # another command has deleted it
                 container.get_blob_client(key, entry.snapshot).delete_blob(version_id=entry.version_id)
 
-    def versioned(self, uri: str) -> set[str]:
+    def versioned(self, uri: str, beginning: str = "") -> set[str]:
         """Return the names below a prefix that have snapshots, older versions, or deleted blobs."""
         container, key = self._container(uri)
         prefix = key and f"{key.rstrip('/')}/"
-        found = (each for each in self.entries(container, prefix) if each.version_id or each.snapshot or each.deleted)
+        entries = self.entries(container, prefix + beginning)
+        found = (each for each in entries if each.version_id or each.snapshot or each.deleted)
         return {each.name[len(prefix) :] for each in found if not each.is_current_version}
 
     def ping(self, uri: str) -> None:

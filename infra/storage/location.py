@@ -129,9 +129,12 @@ class Location:
         """Raise `UsageError` if this is a local symbolic link."""
         self.storage.refuse_link(self.uri)
 
-    def walk_ever(self) -> tuple[str, ...]:
-        """List the names of everything below this folder that could be removed: objects, older versions, and links."""
-        return self.storage.walk_ever(self.uri)
+    def walk_ever(self, beginning: str = "") -> tuple[str, ...]:
+        """List the names of everything below this folder that could be removed: objects, older versions, and links.
+
+        The names start with `beginning`.
+        """
+        return self.storage.walk_ever(self.uri, beginning)
 
     def list(self, include_temporary: bool = False, beginning: str = "") -> list[ObjectInfo]:
         """List the objects directly in this folder whose names start with `beginning`, sorted by name."""
@@ -165,8 +168,8 @@ def probe(folder: Location) -> None:
     for one name. Finally, the probe lists and deletes its objects. Raises `UsageError` if put-if-absent replaces an
     object, and `StorageFaultError` if the store fails or refuses access.
     """
-    name = f"{TEMPORARY_PREFIX}probe-{uuid.uuid4().hex}"
-    once, raced = folder / f"{name}-once", folder / f"{name}-raced"
+    digits = uuid.uuid4().hex
+    once, raced = folder / f"{TEMPORARY_PREFIX}once-{digits}", folder / f"{TEMPORARY_PREFIX}raced-{digits}"
     try:
         _put_twice(once)
         _race(raced)

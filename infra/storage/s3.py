@@ -252,10 +252,11 @@ class S3Store:
             if entry["Key"] == key and entry.get("VersionId"):
                 self.delete(uri, VersionId=entry["VersionId"])
 
-    def versioned(self, uri: str) -> set[str]:
+    def versioned(self, uri: str, beginning: str = "") -> set[str]:
         """Return the names below a prefix for which the bucket has an older version or a delete marker."""
         bucket, prefix = _folder(uri)
-        entries = (each for each in self._versions(bucket, prefix) if not each.get("IsLatest") or "Size" not in each)
+        found = self._versions(bucket, prefix + beginning)
+        entries = (each for each in found if not each.get("IsLatest") or "Size" not in each)
         return {_below(prefix, entry["Key"]) for entry in entries} - {""}  # delete markers have no size
 
     def _versions(self, bucket: str, prefix: str) -> Iterator[dict[str, Any]]:

@@ -180,14 +180,14 @@ class Storage:
         return [entry for entry in found if include_temporary or not _is_temporary(entry.name)]
 
     def walk(
-        self, uri: str, include_temporary: bool = False, on_skip: OnSkip = warn_of_skipped
+        self, uri: str, include_temporary: bool = False, on_skip: OnSkip = warn_of_skipped, beginning: str = ""
     ) -> Iterator[ObjectInfo]:
         """Yield the objects at any depth below a folder or prefix, in the store's order.
 
-        Names are relative to `uri`. Set `include_temporary` to include temporary files, for example to sweep them. If a
-        fault interrupts the listing, it starts over and skips the names that it already yielded; it can't continue
-        after the last name because not every store lists in name order. For entries that can't be listed, such as
-        circular links, the method calls `on_skip`.
+        Names are relative to `uri` and start with `beginning`. Set `include_temporary` to include temporary files, for
+        example to sweep them. If a fault interrupts the listing, it starts over and skips the names that it already
+        yielded; it can't continue after the last name because not every store lists in name order. For entries that
+        can't be listed, such as circular links, the method calls `on_skip`.
         """
         store = self._store(uri)
         given: set[str] = set()
@@ -197,7 +197,7 @@ class Storage:
                 given.add(name)
                 on_skip(name, why)
 
-        entries = iter(store.walk(uri, recursive=True, on_skip=skip))
+        entries = iter(store.walk(uri, recursive=True, on_skip=skip, beginning=beginning))
 
         def advance() -> ObjectInfo | None:
             nonlocal entries
@@ -206,7 +206,7 @@ class Storage:
                     if entry.name not in given:
                         return entry
             except BaseException:
-                entries = iter(store.walk(uri, recursive=True, on_skip=skip))
+                entries = iter(store.walk(uri, recursive=True, on_skip=skip, beginning=beginning))
                 raise
             return None
 
@@ -259,15 +259,15 @@ class Storage:
         """Return the names of all symbolic links below a local folder, relative to it. Stores don't have links."""
         return self.versioned(uri) if scheme(uri) == LOCAL else set()
 
-    def versioned(self, uri: str) -> set[str]:
-        """Return the names of objects below a folder or prefix that have older versions.
+    def versioned(self, uri: str, beginning: str = "") -> set[str]:
+        """Return the names of objects below a folder or prefix that have older versions and start with `beginning`.
 
         Local files have none. In a local folder, these are the names of links and special files instead.
 
         Raises `UsageError` if the store can't list versions.
         """
         store = self._store(uri)
-        return self._try("list versions of", uri, lambda: store.versioned(uri))
+        return self._try("list versions of", uri, lambda: store.versioned(uri, beginning))
 
     def refuse_link(self, uri: str) -> None:
         """Raise `UsageError` for a local symbolic link, because the link's target isn't ours to delete."""
@@ -278,14 +278,15 @@ class Storage:
                 "folder, or pass the dataset's real path"
             )
 
-    def walk_ever(self, uri: str) -> tuple[str, ...]:
+    def walk_ever(self, uri: str, beginning: str = "") -> tuple[str, ...]:
         """List the names of everything below a folder or prefix that could be removed, including temporary objects.
 
-        The names are sorted and relative to `uri`. They include deleted objects if the bucket keeps older versions of
-        them. They also include local links, but nothing behind those links. Raises `UsageError` if the store can't list
-        versions.
+        The names are sorted, relative to `uri`, and start with `beginning`. They include deleted objects if the bucket
+        keeps older versions of them. They also include local links, but nothing behind those links. Raises `UsageError`
+        if the store can't list versions.
         """
-        return tuple(sorted(self.versioned(uri) | {entry.name for entry in self.walk(uri, include_temporary=True)}))
+        there = {entry.name for entry in self.walk(uri, include_temporary=True, beginning=beginning)}
+        return tuple(sorted(self.versioned(uri, beginning) | there))
 
     def delete(self, uri: str) -> None:
         """Delete an object if it exists."""

@@ -103,8 +103,11 @@ class Store(Protocol):
     def purge(self, uri: str) -> None:
         """Delete the object and all its older versions."""
 
-    def versioned(self, uri: str) -> set[str]:
-        """Return the names of objects below a folder or prefix with older versions. This includes deleted objects."""
+    def versioned(self, uri: str, beginning: str = "") -> set[str]:
+        """Return the names of objects below a folder or prefix with older versions. This includes deleted objects.
+
+        Only names that start with `beginning` are returned.
+        """
 
     def ping(self, uri: str) -> None:
         """Make a minimal request, and raise an error if the store doesn't respond."""
@@ -310,9 +313,9 @@ class LocalStore:
         """Delete the file. Local files don't have older versions."""
         self.delete(uri)
 
-    def versioned(self, uri: str) -> set[str]:
+    def versioned(self, uri: str, beginning: str = "") -> set[str]:
         """Return the names of symbolic links and special files, because local files don't have older versions."""
-        return set(_links(local_path(uri), ""))
+        return {name for name in _links(local_path(uri), "") if name.startswith(beginning)}
 
     def ping(self, uri: str) -> None:
         """List the nearest parent folder that exists."""

@@ -25,6 +25,7 @@ import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any, Literal
 
 import pyarrow as pa
@@ -49,7 +50,9 @@ from segmint.catalogs.layout import (
     SCHEMA_VERSION,
     annotation_name,
     bytes_sha256,
+    commit_beginning,
     commit_path,
+    data_beginning,
     data_path,
     image_name,
     parse_commit_name,
@@ -418,9 +421,13 @@ def remove_replaced(dataset: Location, shards: Iterable[int]) -> list[int]:
     a commit in which such files were kept.
     """
     wanted = set(shards)
+    data, committed = [""], ""
+    if len(wanted) == 1:  # in a large dataset, the names of one shard's files are few of many
+        shard = min(wanted)
+        data, committed = [data_beginning(shard), TEMPORARY_PREFIX], commit_beginning(shard)
     files: dict[int, list[str]] = {}
-    for kind in DATA_KINDS:
-        for name in (dataset / kind).walk_ever():
+    for kind, beginning in product(DATA_KINDS, data):
+        for name in (dataset / kind).walk_ever(beginning):
             path = f"{kind}/{name}"
             named = parse_data_path(path)
             if named is not None and named.shard in wanted:
@@ -430,7 +437,7 @@ def remove_replaced(dataset: Location, shards: Iterable[int]) -> list[int]:
                 if becomes is None or becomes.shard in wanted:  # writers of other shards may still be at work
                     (dataset / path).purge()
     commits: dict[int, list[int]] = {}
-    for name in (dataset / COMMITS).walk_ever():
+    for name in (dataset / COMMITS).walk_ever(committed):
         parsed = parse_commit_name(name)
         if parsed is not None and parsed[0] in wanted:
             commits.setdefault(parsed[0], []).append(parsed[1])

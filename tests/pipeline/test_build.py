@@ -1,11 +1,13 @@
 """A build's loop over windows, and the blocks of a window's execution."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock
 
 import pyarrow as pa
 import pytest
@@ -128,6 +130,47 @@ def test_three_windows_in_a_row_without_progress_end_the_loop(monkeypatch: pytes
     loop: Any = build.OuterLoop(**dict.fromkeys(FIELDS, nothing) | {"quarantine": RecordedQuarantine()})
     loop.go_through(Stuck())
     assert [str(error) for error in noted] == ["the store is out"] * 3
+
+
+def test_the_bars_end_with_the_build_and_not_with_the_window(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise, the time left would be the window's."""
+
+    class Three(LostWindow):
+        write = None
+
+        def __init__(self) -> None:
+            self.left = [0, 1, 2]
+
+        @property
+        def rows(self) -> int:  # type: ignore[override]
+            return 10 * len(self.left)
+
+        def read(self, window: list[int]) -> Any:
+            source = SimpleNamespace(num_rows=10, sample_uris=list, runs_of_shard=lambda shard: [(0, 10)])
+            return SimpleNamespace(source=source, window=window)
+
+        def settle(self, window: list[int], done: Collection[int]) -> int:
+            self.left = self.left[len(window) :]
+            return 0
+
+    def run_rows(taken: Any, *_: object) -> list[Any]:
+        return [SimpleNamespace(shard=shard, status="committed", counts={}) for shard in taken.window]
+
+    ends: list[int] = []
+
+    @contextmanager
+    def watched(progress: object, rows: int, *_: object, finished: int, **__: object) -> Iterator[Any]:
+        ends.append(finished + rows)
+        yield MagicMock()
+
+    nothing = MagicMock(window_shards=1, images_per_shard=10, rows_per_block=1, local=True, storage={})
+    monkeypatch.setattr(build, "run_rows", run_rows)
+    monkeypatch.setattr(build, "watched", watched)
+    monkeypatch.setattr(build, "lay_out_again", lambda *_: nothing)
+    monkeypatch.setattr(build, "start_detectors", lambda stages, before: stages)
+    loop: Any = build.OuterLoop(**dict.fromkeys(FIELDS, nothing) | {"finished_rows": 0})
+    loop.go_through(Three())
+    assert ends == [30, 30, 30]
 
 
 @pytest.mark.ray

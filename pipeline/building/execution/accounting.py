@@ -462,8 +462,8 @@ class MissingShards:
 
     @property
     def rows(self) -> int:
-        """Number of rows if all shards were full. The last shard may contain fewer."""
-        return len(self.left) * self._config.images_per_shard
+        """Number of rows in the remaining shards."""
+        return sum(span.rows for span in self._dataset.spans(self.left))
 
     def read(self, window: list[int]) -> WindowRows:
         """Return all rows of the window's shards. Omit shards that another build has committed since the start."""

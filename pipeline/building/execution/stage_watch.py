@@ -145,10 +145,11 @@ def watched(
     grows: bool = False,
     finished: int | None = None,
 ) -> Iterator[type[StageWatch]]:
-    """Watch one window of `rows` rows, and set up Ray Data's context for the window.
+    """Watch one window, and set up Ray Data's context for it.
 
     Yields the watch; call its `moved` method after each shard. The bars start at `finished`, the number of rows that
-    need no other window, or continue from earlier windows.
+    need no other window, or continue from earlier windows. They end `rows` rows later, which includes the rows of later
+    windows.
 
     `stall_timeout` is in seconds. `metrics` receives the rows and seconds of each stage. `outage` is called while
     nothing progresses, and returns a true value if a store doesn't respond. `stages` maps parts of operator names to

@@ -392,6 +392,8 @@ def test_walk_ever_also_names_what_was_deleted(s3_server: S3Server, s3_bucket: s
     for name in ("a", "e", "sub/c"):
         storage.delete(f"{base}/{name}")
     assert storage.walk_ever(base) == (".tmp-x", "a", "e", "sub/c")
+    assert storage.walk_ever(base, "a") == ("a",)
+    assert storage.walk_ever(base, "sub/") == ("sub/c",)
     storage.purge(f"{base}/e")
     assert storage.walk_ever(base) == (".tmp-x", "a", "sub/c")
     assert storage.walk_ever(f"s3://{s3_bucket}/none") == ()
@@ -403,6 +405,7 @@ def test_walk_ever_of_local_files_is_what_is_there(local) -> None:
         storage.put(f"{base}/{name}", b"1")
     storage.delete(f"{base}/b")
     assert storage.walk_ever(base) == (".tmp-x", "a", "sub/c")
+    assert storage.walk_ever(base, ".tmp-") == (".tmp-x",)
     assert storage.walk_ever(f"{base}/none") == ()
 
 
@@ -416,6 +419,7 @@ def test_links_are_named_and_not_followed(local, tmp_path: Path) -> None:
         Path(base, name).symlink_to(tmp_path / target)
         assert storage.link_target(f"{base}/{name}") == str(tmp_path / target)
     assert storage.walk_ever(base) == ("file", "folder", "sub/c", "sub/nothing")
+    assert storage.walk_ever(base, "f") == ("file", "folder")
     assert storage.link_target(f"{base}/sub/c") is storage.link_target(f"{base}/none") is None
     with pytest.raises(UsageError, match=r"is a link to .*: nothing is removed through a link"):
         storage.refuse_link(f"{base}/folder")

@@ -88,6 +88,21 @@ def test_leftovers_of_the_shard_and_temporary_files_go_and_those_of_others_stay(
     assert before.keys() - digests(dataset).keys() == set(left)
 
 
+def test_names_of_other_shards_are_not_listed_for_one(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A dataset has up to millions of files, and a takedown removes what it replaced shard by shard."""
+    listed = set[str]()
+    walk_ever = Location.walk_ever
+
+    def record(self: Location, beginning: str = "") -> tuple[str, ...]:
+        names = walk_ever(self, beginning)
+        listed.update(names)
+        return names
+
+    monkeypatch.setattr(Location, "walk_ever", record)
+    remove_replaced(location_of(dataset), [0])
+    assert {name[:9] for name in listed} == {"sa_000000", "000000.g1"}
+
+
 def test_what_a_dead_writer_left_of_a_shard_without_a_commit_goes(dataset: Path) -> None:
     """It may hold the very image that is taken down; the next build makes the shard without it."""
     (dataset / "commits" / "000000.g1.json").unlink()
