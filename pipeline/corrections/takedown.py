@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -499,27 +499,18 @@ def takedown(
     versions can't be removed, and `DamagedDatasetError` if a shard can't be read.
     """
     handle = begin(dataset, catalog_uri)
-    listed, committed = _plan(handle, request, reason, now)
-    confirm_changes(handle, listed, confirm)
-    rows = 0
-    while listed.tombstones:
-        rows += listed.rows
-        digest = current_digest(dataset)
-        for tombstone in listed.tombstones:
-            put_tombstone(dataset, tombstone.model_copy(update={"version_before": digest}))
-        _recognize(handle)
-        # Writers that commit from here on find the tombstones. Look again for those that committed since the list was
-        # made.
-        if handle.commits.committed() == committed:
-            break
-        listed, committed = _plan(handle, request, reason, now)
-    _recognize(handle)  # again, in case an earlier takedown was interrupted before this step
+    plan = partial(_plan, handle, request, reason, now)
+    first = plan()
+    confirm_changes(handle, first.listed, confirm)
+    last, rows = _put_tombstones(handle, first, plan)
+    listed, answers = last.listed, _forget(handle)
+    while len(handle.manifest().catalog) > last.parts:  # a build has grown the dataset, maybe without the tombstones
+        last, more = _put_tombstones(handle, plan(), plan)
+        rows += more
+        answers += _forget(handle)
     tombstones = read_tombstones(dataset)
     names = tuple(tombstone.name for tombstone in tombstones)
     images = removed_images(tombstones)
-    # A server that puts a submission from here on finds the tombstone.
-    answers = purge_of_images(dataset, images)
-    while_unchanged(handle, lambda: _blank_catalog(dataset, images.keys()))
     taken = Removals(images, NO_NAMES)  # at this point, duplicates have tombstones
     revision = Revision(
         shards=by_shard(images, handle.manifest().images_per_shard).keys(),
@@ -552,29 +543,67 @@ def takedown(
     )
 
 
-def _plan(
-    dataset: DatasetHandle, request: TakedownRequest, reason: str, now: datetime | None
-) -> tuple[TakedownList, Mapping[int, int]]:
-    """Return the list of the takedown, and the generation of each shard when the list was made."""
+class _Plan(NamedTuple):
+    """List of a takedown, and the dataset's state when the list was made."""
 
-    def look() -> tuple[TakedownList, Mapping[int, int]]:
+    listed: TakedownList
+    committed: Mapping[int, int]  # generation of each shard
+    parts: int  # of the catalog
+
+
+def _put_tombstones(dataset: DatasetHandle, planned: _Plan, plan: Callable[[], _Plan]) -> tuple[_Plan, int]:
+    """Put the tombstones of a plan, and of the plans after it, until there is nothing new.
+
+    Returns the last plan, and the number of rows in all of them.
+    """
+    rows = 0
+    while True:
+        listed = planned.listed
+        rows += listed.rows
+        digest = current_digest(dataset.location)
+        for tombstone in listed.tombstones:
+            put_tombstone(dataset.location, tombstone.model_copy(update={"version_before": digest}))
+        # A takedown that was interrupted before this step leaves pictures that its successor's list doesn't know.
+        unknown = _recognize(dataset) - {image.ordinal for each in listed.tombstones for image in each.images}
+        # Writers that commit from here on find the tombstones. Look again for those that committed since the list was
+        # made.
+        now = dataset.commits.committed(), len(dataset.manifest().catalog)
+        if not unknown and (not listed.tombstones or now == (planned.committed, planned.parts)):
+            return planned, rows
+        planned = plan()
+
+
+def _forget(dataset: DatasetHandle) -> int:
+    """Delete the annotations of the taken-down images, and blank their rows. Returns the number of annotations."""
+    images = removed_images(read_tombstones(dataset.location))
+    # A server that puts a submission from here on finds the tombstone.
+    answers = purge_of_images(dataset.location, images)
+    while_unchanged(dataset, lambda: _blank_catalog(dataset.location, images.keys()))
+    return answers
+
+
+def _plan(dataset: DatasetHandle, request: TakedownRequest, reason: str, now: datetime | None) -> _Plan:
+    """List what a takedown removes."""
+
+    def look() -> _Plan:
         committed = dataset.commits.committed()
         manifest, location = dataset.manifest(), dataset.location
         listed = list_takedown(location, manifest, request, reason, now, dataset.catalog_uri)
         for commit in dataset.commits.read_all(only=listed.shards):
             for entry in commit.files:  # before any change, check that all files to rewrite can be read
                 read_file(location, entry)
-        return listed, committed
+        return _Plan(listed, committed, len(manifest.catalog))
 
     return while_unchanged(dataset, look)
 
 
-def _recognize(dataset: DatasetHandle) -> None:
+def _recognize(dataset: DatasetHandle) -> set[int]:
     """Write the fingerprints of taken-down images from their current commits, and remove unwanted fingerprints.
 
     Revisions also write fingerprints. Here, they are written before the commits are listed again, so that no build
-    misses them.
+    misses them. Returns the ordinals of the images whose fingerprints were written.
     """
+    written: set[int] = set()
     known = read_fingerprints(dataset.location)
     per_shard = dataset.manifest().images_per_shard
     for tombstone in read_tombstones(dataset.location):
@@ -589,8 +618,10 @@ def _recognize(dataset: DatasetHandle) -> None:
                     own = with_latest_commit(dataset.location, shard, look) or {}
                     none = {ordinal + 1: Fingerprint() for ordinal in new}
                     put_fingerprints(dataset.location, shard, {**none, **own})
+                    written |= new
             elif any(not images.get(ordinal + 1, Fingerprint()).forgotten for ordinal in ordinals):
                 forget_fingerprints(dataset.location, shard, {ordinal + 1 for ordinal in ordinals})
+    return written
 
 
 def _fingerprints(dataset: Location, ordinals: Set[int], commit: Commit) -> dict[int, Fingerprint]:

@@ -4,6 +4,7 @@ import json
 import shutil
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -12,6 +13,7 @@ from segmint.catalogs.dataset.commits import CommitLog
 from segmint.catalogs.dataset.digest import current_digest
 from segmint.catalogs.dataset.manifest import load_latest_manifest
 from segmint.catalogs.dataset.reading.torch_dataset import open_dataset
+from segmint.catalogs.dataset.submissions import purge_of_images
 from segmint.catalogs.dataset.tombstones import TakedownRequest, put_tombstone, read_tombstones
 from segmint.catalogs.dataset.versions import name_now, put_version, read_version
 from segmint.catalogs.layout import DamagedDatasetError, fingerprint
@@ -391,6 +393,49 @@ def test_any_later_takedown_finishes_one_that_was_killed(small_dataset: Path, tm
     assert mentions(dataset, ["image-1"])
     take(dataset, TakedownRequest(ids=("image-4",)))
     assert mentions(dataset, ["image-1", "image-4"]) == []
+    assert audit_integrity(location_of(dataset)).findings.total == 0
+
+
+def test_a_copy_that_a_build_commits_while_an_interrupted_takedown_is_completed_is_taken_down(dataset: Path) -> None:
+    """The interrupted one wrote its tombstone, but no fingerprints, by which the build would have refused the copy."""
+    location = location_of(dataset)
+    (tombstone,) = list_takedown(location, load_latest_manifest(location).manifest, ONE, REASON).tombstones
+    put_tombstone(location, tombstone)
+    shard = CommittedShard(dataset, 1)
+    row = shard.rows["images"][1]
+    row["pixels_sha256"] = next(each for each in CommittedShard(dataset, 0).rows["images"] if each["id"] == 2)[
+        "pixels_sha256"
+    ]
+    takedown(location, ONE, REASON, NOW, confirm=lambda _: shard.write())
+    assert mentions(dataset, [row["image_id"], row["uri"]]) == []
+    assert audit_integrity(location).findings.total == 0
+
+
+@pytest.mark.parametrize("before", ["list", "catalog"])
+def test_a_row_that_a_growing_build_adds_during_a_takedown_is_taken_down(
+    small_dataset: Path, dataset: Path, tmp_path: Path, before: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The build compared the catalogs before the tombstone was there, and adds another row with the image's URI."""
+    catalog = tmp_path / "catalog.jsonl"
+    again = {"uri": "photo_001.jpg", "license": "CC0-1.0", "image_id": "again"}
+    catalog.write_text((small_dataset.parent / "photos/catalog.jsonl").read_text() + json.dumps(again))
+    options = [f"catalog={catalog}", f"output={dataset}"]
+    config = load_config(str(small_dataset.parent / "build.yaml"), options)
+
+    def grow(*_: object) -> None:
+        with monkeypatch.context() as earlier:
+            earlier.setattr("segmint.pipeline.building.dataset.read_tombstones", lambda _: ())
+            open_or_create(config, Storage(), grow=True)
+
+    def purge(*arguments: Any) -> int:
+        if before == "catalog" and len(load_latest_manifest(location_of(dataset)).manifest.catalog) == 1:
+            grow()
+        return purge_of_images(*arguments)
+
+    monkeypatch.setattr("segmint.pipeline.corrections.takedown.purge_of_images", purge)
+    done = takedown(location_of(dataset), ONE, REASON, NOW, confirm=grow if before == "list" else None)
+    assert (done.rows, done.images) == (2, 1)
+    assert mentions(dataset, ["again", "photo_001.jpg"]) == []
     assert audit_integrity(location_of(dataset)).findings.total == 0
 
 
