@@ -128,6 +128,7 @@ SOURCE = pa.schema(
         ("refused_reason", pa.string()),  # reason for rejecting the image, one of `CURATE_REASONS`; else empty
         ("refused_detail", pa.string()),  # one sentence on what was found
         ("license_asserted", pa.string()),  # who asserted the license, and when; empty: the image states it
+        ("download_url", pa.string()),  # the URL that the image was copied from, if `source_url` is another
         ("prompts", PROMPTS),  # boxes and points from which a segmenter makes the image's masks
     ]
 )
@@ -162,7 +163,10 @@ NORMALIZED = pa.schema(
 """Schema of `catalog/part-N-<digest>.parquet`, which contains the rows of the source catalog in the same order."""
 
 ADDED = pa.schema(
-    [SOURCE.field(name) for name in ("opt_out", "refused_reason", "refused_detail", "license_asserted", "prompts")]
+    [
+        SOURCE.field(name)
+        for name in ("opt_out", "refused_reason", "refused_detail", "license_asserted", "download_url", "prompts")
+    ]
 )
 """Columns that a normalized catalog only contains if at least one row has a value."""
 

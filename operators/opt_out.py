@@ -656,7 +656,7 @@ def _key_of_entry(entry: str) -> bytes | None:
 
 def _keys_of_url(text: str) -> Iterator[bytes]:
     """Yield the hashes that would refuse a URL: its own, and those of its domain and the domains that contain it."""
-    url = _plain_url(text)
+    url = _plain_url(text if "://" in text else f"http://{text.lstrip('/ ')}")  # pages may be without a scheme
     if url is None:
         return
     host, plain = url

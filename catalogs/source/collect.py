@@ -1,7 +1,8 @@
 """Collection of photographs that builds don't read in place: bytes in Parquet columns, https URLs, and the demo's.
 
-The photographs are copied into tars of about 1 GB: `0001.tar`, `0002.tar`, …. Next to each tar is a file of the new
-catalog, `0001.parquet`, with the tar's rows. It is written after its tar, so it also records that the tar is complete.
+The photographs are copied into tars of about 1 GB: `0001-<hash>.tar`, `0002-<hash>.tar`, …. Next to each tar is a file
+of the new catalog, `0001.parquet`, with the tar's rows. It is written after its tar, so it also records that the tar is
+complete. Because of the hash, a run can't overwrite another run's tar.
 The output's folder is a catalog in several files, whose URIs name places in the tars. It contains every row of the
 source. A row whose photograph can't be copied keeps its URL, or gets an empty file, and a build rejects it. Only the
 rows whose servers gave no answer about the photograph are left for another run. So each file states which rows of the
@@ -31,7 +32,7 @@ from segmint.catalogs.parquet import SOURCE, Row, table_bytes, together
 from segmint.catalogs.source.conform import shown
 from segmint.catalogs.source.files import catalog_format, require_catalog, source_version
 from segmint.catalogs.source.readers import read_catalog, row_groups
-from segmint.infra.assets import PackageFile
+from segmint.infra.assets import PackageFile, sha256_of
 from segmint.infra.errors import UnfinishedError, UsageError
 from segmint.infra.https import Download, Downloader
 from segmint.infra.scratch import ScratchFolder
@@ -46,6 +47,7 @@ TAR_BYTES = 10**9
 _TAR_ROWS = 20_000  # at which a tar is complete, too
 _KEY = b"segmint.collect"
 _NAME_BYTES = 100  # at the start of a tar
+_TAR = re.compile(r"(\d{4,})-[0-9a-f]{12}\.tar")
 _THREADS, _AHEAD = 16, 32
 _BATCH = 8  # rows of images that are read from Parquet at a time
 
@@ -124,21 +126,26 @@ def collect(
         part = output / f"{name:04}.parquet"
         with ScratchFolder() as folder:
             path = Path(folder) / f"{name:04}.tar"
-            rows = _write_tar(path, copies, done, tar_bytes, is_url=column is None)
+            rows, tar = _write_tar(path, copies, done, tar_bytes, is_url=column is None)
             if not rows:
                 return done
             if source_version(catalog) != source["source"]:
                 raise UsageError(
                     f"{catalog} changed while it was read: choose another folder, and run the command again"
                 )
-            if part.exists():  # its tar must stay as it is
+            if part.exists():
                 raise _another_run(output)
-            (output / path.name).put_file(path)
-        schema = SOURCE.with_metadata({_KEY: json.dumps({**source, "rows": list(rows)}).encode()})
+            (output / tar).put_file(path)
+        schema = SOURCE.with_metadata({_KEY: json.dumps({**source, "rows": list(rows), "tar": tar}).encode()})
         table = pa.Table.from_pylist(list(rows.values()), schema)
         if not part.put_if_absent(table_bytes(table, schema)):
+            if _recorded(part)["tar"] != tar:
+                (output / tar).delete()
             raise _another_run(output)
-        tell(f"{output / path.name}: {counted(len(rows), 'row')}")
+        for entry in output.list(beginning=f"{name:04}-"):
+            if entry.name != tar:  # of a run that was stopped, or that will find the part
+                (output / entry.name).delete()
+        tell(f"{output / tar}: {counted(len(rows), 'row')}")
 
 
 def _another_run(output: Location) -> UsageError:
@@ -148,26 +155,36 @@ def _another_run(output: Location) -> UsageError:
 def _completed(output: Location, source: dict[str, Any]) -> list[list[int]]:
     """Return the numbers of the rows in each complete tar, in order. Raises `UsageError` for anything else in `output`.
 
-    A run that was stopped may have left one more tar, which the next run replaces.
+    A run that was stopped may have left tars. They are deleted if their number is complete, or when it is.
     """
     names = {entry.name for entry in output.list()}
     parts: list[list[int]] = []
     name = "0001"
     while f"{name}.parquet" in names:
         file = output / f"{name}.parquet"
-        with file.open() as stream:
-            metadata = pq.read_metadata(stream).metadata or {}
-        found = json.loads(metadata.get(_KEY, b"{}"))
+        found = _recorded(file)
         parts.append(found.pop("rows", []))
+        names -= {f"{name}.parquet", found.pop("tar", "")}
         if found != source:
             raise UsageError(f"{file} is of another catalog or column, or the catalog changed: choose another folder")
-        names -= {f"{name}.parquet", f"{name}.tar"}
         name = f"{len(parts) + 1:04}"
-    if f"{name}.tar" in names and _is_own(output / f"{name}.tar"):
-        names.remove(f"{name}.tar")
+    for left in sorted(names):
+        match = _TAR.fullmatch(left)
+        if match is not None and int(match[1]) <= len(parts) + 1 and _is_own(output / left):
+            names.remove(left)
+            if int(match[1]) <= len(parts):
+                (output / left).delete()
     if names:
         raise UsageError(f"{output / min(names)} isn't the next file of a collection: choose another folder")
     return parts
+
+
+def _recorded(file: Location) -> dict[str, Any]:
+    """Return what a file of the new catalog records about itself, or nothing if it isn't such a file."""
+    with file.open() as stream:
+        metadata = pq.read_metadata(stream).metadata or {}
+    found: dict[str, Any] = json.loads(metadata.get(_KEY, b"{}"))
+    return found
 
 
 def _is_own(tar: Location) -> bool:
@@ -226,9 +243,10 @@ def _require_binary(file: Location, schema: pq.ParquetSchema, column: str) -> No
 
 def _write_tar(
     path: Path, copies: Iterator[Copied], done: CollectResult, tar_bytes: int, *, is_url: bool
-) -> dict[int, Row]:
-    """Write a tar from `copies`, up to the tar's size. Return its rows by their numbers in the source."""
+) -> tuple[dict[int, Row], str]:
+    """Write a tar from `copies`, up to the tar's size. Return its rows by their numbers in the source, and its name."""
     rows: dict[int, Row] = {}
+    members: dict[int, TarMember] = {}
     with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
         for number, row, found in copies:
             data = found.data
@@ -247,20 +265,25 @@ def _write_tar(
                 continue
             row["image_id"] = row["image_id"] or row["uri"]
             row["opt_out"] = found.opted_out or row["opt_out"]
-            if is_url:
-                row["source_url"] = row["source_url"] or row["uri"]
+            if is_url and row["source_url"]:
+                row["download_url"] = row["uri"]
+            elif is_url:
+                row["source_url"] = row["uri"]
             if data is not None or not is_url:
-                row["uri"] = _add(tar, path.name, len(rows), data or b"").uri
+                members[number] = _add(tar, len(rows), data or b"")
             rows[number] = row
             if tar.offset >= tar_bytes or len(rows) == _TAR_ROWS:
                 break
-    return rows
+    name = f"{path.stem}-{sha256_of(path)[:12]}.tar"
+    for number, member in members.items():
+        rows[number]["uri"] = member._replace(tar=name).uri
+    return rows, name
 
 
-def _add(tar: tarfile.TarFile, name: str, number: int, data: bytes) -> TarMember:
+def _add(tar: tarfile.TarFile, number: int, data: bytes) -> TarMember:
     info = tarfile.TarInfo(f"{number:06}.bin")
     info.size = len(data)
-    member = TarMember(name, tar.offset + TAR_BLOCK, len(data))
+    member = TarMember("", tar.offset + TAR_BLOCK, len(data))
     tar.addfile(info, BytesIO(data))
     return member
 

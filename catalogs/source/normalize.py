@@ -57,6 +57,7 @@ _PUBLISHED_TEXT: dict[str, Callable[[str], str]] = {
     "source_url": redact,
     "refused_detail": redact,
     "license_asserted": redact,
+    "download_url": redact,
 }
 _OPTIONAL_STORES = f"(?i)^({'|'.join(sorted(ALLOWED_SCHEMES - {LOCAL, 's3'}))})://"
 

@@ -23,6 +23,7 @@ from segmint.infra.arrays import Pixels
 from segmint.infra.device import fix_products, keep_freed_memory
 from segmint.infra.stopping import Deadline
 from segmint.infra.storage.storage import Storage
+from segmint.infra.uris import UriNotAllowedError, relative_to
 from segmint.infra.wording import counted
 from segmint.operators.child import Children, SuspectError, Worker, forbid_core_dumps
 from segmint.operators.images import released_prompts
@@ -311,7 +312,7 @@ class Prepare:
         """
         forbid_core_dumps()  # this process also holds the bytes of originals
         self._reader = ImageReader(storage, catalog_uri, config.ingest.max_bytes)
-        self._judge = CatalogJudge(policy, taken, refused)
+        self._judge = CatalogJudge(policy, taken, catalog_uri, refused)
         self._threads = ThreadPoolExecutor(resources.read_threads, thread_name_prefix="prepare")
         self._own_detectors = None
         if detectors is None and config.deidentify.device != "cpu" and config.deidentify.detectors:
@@ -427,6 +428,7 @@ class CatalogJudge:
 
     policy: LicensePolicy
     taken: RemovedNames
+    catalog_uri: str
     refused: RefusalLists = NO_LISTS
 
     def judge(self, row: Row) -> None:
@@ -434,10 +436,17 @@ class CatalogJudge:
         if row["duplicate_of"] is not None:
             first = row["duplicate_of"]
             raise RejectedError(Reason.DUPLICATE_ID, f"the row of ordinal {first} already has this image_id")
-        self.refuse_listed((row["uri"], row["source_url"]), row["sha256"])
+        self.refuse_listed(self._urls(row), row["sha256"])
         verdict = self.policy.judge(row["license"], row["redistributable"], row["valid_until"], row.get("opt_out"))
         if verdict is not None:
             raise RejectedError(*verdict)
+
+    def _urls(self, row: Row) -> list[str | None]:
+        """Return all URLs of a row's image. A URI relative to the catalog is also returned as an absolute one."""
+        urls = [row["uri"], row["source_url"], row.get("download_url")]
+        with contextlib.suppress(UriNotAllowedError):
+            urls.append(relative_to(self.catalog_uri, row["uri"]))
+        return urls
 
     def refuse_taken_down(self, row: Row) -> None:
         """Raise `RejectedError` if the row was taken down or a tombstone names its source."""

@@ -54,6 +54,8 @@ def test_hashes_refuse_bytes(tmp_path: Path) -> None:
         ("example.com", "https://user@example.com/a.jpg", True),
         ("bücher.example", "https://xn--bcher-kva.example/a.jpg", True),
         ("example.com", "photos/example.com.jpg", False),
+        ("example.com", "www.example.com/page", True),
+        ("https://example.com/page", "//example.com/page", True),
         ("example.com", "https://[broken", False),
     ],
 )

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -74,12 +75,15 @@ def test_urls_are_copied_into_tars_and_every_row_stays(
     }
     assert server.requests["/6.jpg"] == server.requests["/7.jpg"] == 0
     names = [entry.name for entry in output.list()]
-    assert names == [f"{number:04}.{kind}" for number in (1, 2) for kind in ("parquet", "tar")]
+    tars = names[::2]
+    assert all(re.fullmatch(rf"000{number}-[0-9a-f]{{12}}\.tar", tar) for number, tar in enumerate(tars, 1))
+    assert names[1::2] == ["0001.parquet", "0002.parquet"]
 
     rows = rows_of(output)
     first = server.url("/1.jpg")
-    assert (rows[0]["uri"], rows[0]["image_id"], rows[0]["source_url"]) == ("0001.tar#512+1001", first, first)
+    assert (rows[0]["uri"], rows[0]["image_id"], rows[0]["source_url"]) == (f"{tars[0]}#512+1001", first, first)
     assert (rows[1]["image_id"], rows[1]["source_url"]) == ("two", "https://photos.example/page")
+    assert [row["download_url"] for row in rows[:3]] == [None, server.url("/2.jpg"), None]
     assert [row["opt_out"] for row in rows[3:7]] == [None, True, True, None]
     assert [row["uri"] for row in rows[3:8]] == [
         server.url("/absent.jpg"),
@@ -105,15 +109,17 @@ def test_a_run_that_is_stopped_resumes_after_its_last_tar_with_the_same_bytes(
     whole, halves = location_of(tmp_path / "whole"), location_of(tmp_path / "halves")
     told: list[str] = []
     collect(urls, whole, server.downloader(), tar_bytes=4000, tell=told.append)
-    assert told[0] == f"{whole}/0001.tar: 9 rows"
+    (first,) = (tmp_path / "whole").glob("0001-*")
+    assert told[0] == f"{first}: 9 rows"
 
     def stop(line: str) -> None:
         raise Stopped
 
     with pytest.raises(Stopped):
         collect(urls, halves, server.downloader(), tar_bytes=4000, tell=stop)
-    left = (tmp_path / "halves" / "0001.tar").read_bytes()
-    (tmp_path / "halves" / "0002.tar").write_bytes(left)  # as a run that is killed before it writes 0002.parquet
+    left = (tmp_path / "halves" / first.name).read_bytes()
+    for number in ("0001", "0002"):  # as runs that are killed before they delete the tar, or write its rows
+        (tmp_path / "halves" / f"{number}-{'0' * 12}.tar").write_bytes(left)
     assert len(rows_of(halves)) == 9
     server.requests.clear()
     done = collect(urls, halves, server.downloader(), tar_bytes=4000)
@@ -200,7 +206,7 @@ def test_bytes_in_parquet_are_copied(bytes_catalog: Path, server: HttpsServer, t
     assert {row["source_url"] for row in rows} == {None}
 
     # Resumed in the middle of a file, and of a row group.
-    for path in (tmp_path / "out").glob("000[2-9].*"):
+    for path in (tmp_path / "out").glob("000[2-9]*"):
         path.unlink()
     kept = len(rows_of(output))
     assert 0 < kept < 7
@@ -264,13 +270,13 @@ def test_a_folder_of_another_collection_is_left_alone(
     (bytes_catalog / "c.parquet").unlink()
     assert digests(tmp_path / "out") == before
     (tmp_path / "out" / "0001.parquet").rename(tmp_path / "0001.parquet")
-    with pytest.raises(UsageError, match=r"0002\.parquet isn't the next file of a collection"):
+    with pytest.raises(UsageError, match=r"0002-[0-9a-f]+\.tar isn't the next file of a collection"):
         collect(rows, output, server.downloader(), "image.bytes")
 
 
 def test_a_tar_of_somebody_else_is_left_alone(bytes_catalog: Path, server: HttpsServer, tmp_path: Path) -> None:
     """Such as those of a WebDataset."""
-    for name in ("0001.tar", "0002.tar"):
+    for name in ("0001.tar", "0001-0123456789ab.tar", "0002-0123456789ab.tar"):
         (tmp_path / name).mkdir()
         (tmp_path / name / name).write_bytes(tar_of({"000000.jpg": b"x"}))
         before = digests(tmp_path / name)
@@ -302,12 +308,33 @@ def test_a_second_run_at_once_leaves_the_tars_of_the_first_one(
     def other(line: str) -> None:
         if not tars:
             collect(source, output, server.downloader(), "image.bytes", tar_bytes=5000)
-            tars.append((tmp_path / "out" / "0002.tar").read_bytes())
-            (tmp_path / "out" / "0002.tar").write_bytes(tars[0] + b"\0")  # to notice another write
+            (second,) = (tmp_path / "out").glob("0002-*")
+            tars.append(second.read_bytes())
+            second.write_bytes(tars[0] + b"\0")  # to notice another write
 
     with pytest.raises(UsageError, match="another run writes to"):
         collect(source, output, server.downloader(), "image.bytes", tar_bytes=5000, tell=other)
-    assert (tmp_path / "out" / "0002.tar").read_bytes() == tars[0] + b"\0"
+    (second,) = (tmp_path / "out").glob("0002-*")
+    assert second.read_bytes() == tars[0] + b"\0"
+
+
+def test_of_two_runs_at_once_one_adds_its_tar(
+    urls: Location, server: HttpsServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other run ends, although its tar has other places: it was uploaded before the rows were written."""
+    output, put_file = location_of(tmp_path / "out"), Location.put_file
+
+    def slowly(tar: Location, path: Path) -> None:
+        monkeypatch.setattr(Location, "put_file", put_file)
+        collect(urls, output, server.downloader(), tar_bytes=2000)
+        put_file(tar, path)
+
+    monkeypatch.setattr(Location, "put_file", slowly)
+    with pytest.raises(UsageError, match="another run writes to"):
+        collect(urls, output, server.downloader(), tar_bytes=4000)
+    copied = [row for row in rows_of(output) if split_member(row["uri"])]
+    assert [image_of(output, row) for row in copied] == [PHOTOS[f"/{n}.jpg"] for n in (1, 3, 9, 10, 11, 12)]
+    assert len(list((tmp_path / "out").glob("*.tar"))) == len(list((tmp_path / "out").glob("*.parquet")))
 
 
 def test_the_result_as_text() -> None:

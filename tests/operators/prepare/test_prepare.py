@@ -255,9 +255,10 @@ def test_what_a_refusal_list_names_is_refused_before_it_is_decoded(portrait_file
     folder = portrait_file.parent
     (folder / "broken.jpg").write_bytes(b"not an image")
     digest = hashlib.sha256(b"not an image").hexdigest()
-    (folder / "list.txt").write_text(f"{digest}\nexample.com\nhttps://other.org/a.jpg\n")
+    (folder / "list.txt").write_text(f"{digest}\nexample.com\nhttps://other.org/a.jpg\ns3://bucket/in/b.jpg\n")
     refused = read_refusal_lists([location_of(folder / "list.txt")])
     stage = Prepare(config(), Storage(retry=FAST), POLICY, str(folder / "catalog.jsonl"), refused=refused)
+    in_bucket = Prepare(config(), Storage(retry=FAST), POLICY, "s3://bucket/in/catalog.parquet", refused=refused)
     try:
         rows = stage(
             table(
@@ -265,13 +266,16 @@ def test_what_a_refusal_list_names_is_refused_before_it_is_decoded(portrait_file
                 {"uri": "none.jpg", "sha256": digest.upper()},
                 {"uri": "none.jpg", "source_url": "https://cdn.example.com/photo"},
                 {"uri": "none.jpg", "source_url": "http://other.org/a.jpg", "license": "CC-BY-NC-4.0"},
+                {"uri": "none.jpg", "source_url": "other.org/b", "download_url": "https://other.org/a.jpg"},
                 {"uri": portrait_file.name, "source_url": "https://other.org/b.jpg"},
             )
         ).to_pylist()
+        (row,) = in_bucket(table({"uri": "b.jpg"})).to_pylist()
     finally:
         stage.close()
-    assert [row["reason"] for row in rows] == [*["refused_by_list"] * 4, None]
-    assert {(row["stage"], row["detail"]) for row in rows[:4]} == {
+        in_bucket.close()
+    assert [each["reason"] for each in (*rows, row)] == [*["refused_by_list"] * 5, None, "refused_by_list"]
+    assert {(row["stage"], row["detail"]) for row in rows[:5]} == {
         ("catalog", "a refusal list names its bytes, its URL, or its domain")
     }
 
