@@ -31,7 +31,16 @@ from segmint.catalogs.layout import ShardSpan
 from segmint.infra.errors import SegmintError, last_line
 from segmint.infra.log import get_logger
 from segmint.infra.row_ledger import STAGE_ROWS, RowLedger
-from segmint.infra.uris import LOCAL, UriNotAllowedError, is_below, parent, relative_to, scheme, store_name
+from segmint.infra.uris import (
+    LOCAL,
+    UriNotAllowedError,
+    catalog_folder,
+    is_below,
+    parent,
+    relative_to,
+    scheme,
+    store_name,
+)
 from segmint.operators.describe import describe_table
 from segmint.operators.prepare.prepare import Prepare
 from segmint.operators.rows import VERDICT, Row, faulted, given_up, named, rejected
@@ -272,6 +281,12 @@ class Quarantine:
         self._persistent: dict[int, str] = {}  # faults that persisted in a trial, by ordinal
         self._kept: dict[int, str] = {}  # why such a row wasn't rejected although `max_faults` allows it
 
+    @property
+    def _catalog(self) -> str:
+        """URI of the source catalog."""
+        catalog: str = self.stages.prepare_arguments[3]
+        return catalog
+
     def note(self, result: ShardResult) -> int:
         """Record the rows whose faults put a shard on hold, and schedule the shard to run again in the current window.
 
@@ -424,7 +439,7 @@ class Quarantine:
             if (stage, access) not in works:
                 works[stage, access] = self._any_passes(others, stage)
             if works[stage, access]:
-                self.known[ordinal] = given_up(fault)
+                self.known[ordinal] = given_up(fault.replace(catalog_folder(self._catalog), ""))  # it's published
                 count += 1
                 get_logger("build").warning("gave up", row=self._name(ordinal), fault=fault)
             else:
@@ -457,9 +472,8 @@ class Quarantine:
         A local folder counts as a store, because it may be on a separate file system. The result is empty for a URI
         that isn't allowed.
         """
-        _, _, _, catalog, *_ = self.stages.prepare_arguments
         try:
-            uri = relative_to(catalog, entry)
+            uri = relative_to(self._catalog, entry)
             store = parent(uri) if scheme(uri) == LOCAL else store_name(uri)
         except UriNotAllowedError:
             return ()

@@ -105,10 +105,13 @@ class RowSource(Datasource):  # type: ignore[misc]
         return self._dataset.read_runs(runs_of(ordinals))
 
     def uris_near(self, ordinal: int, rows: int) -> dict[int, str]:
-        """Return the URIs of up to `rows` rows before and after a row, and its own, by ordinal."""
-        start, stop = max(0, ordinal - rows), min(self._dataset.rows, ordinal + rows + 1)
-        uris = self._dataset.read_runs([(start, stop)], ["uri"]).column("uri").to_pylist()
-        return dict(enumerate(uris, start))
+        """Return the URIs of up to `rows` rows before and after a row, and its own, by ordinal.
+
+        Between the parts of a catalog, there may be ordinals without a row.
+        """
+        near = [(max(0, ordinal - rows), ordinal + rows + 1)]
+        table = self._dataset.read_runs(near, ["ordinal", "uri"])
+        return dict(zip(*table.to_pydict().values(), strict=True))
 
     def sample_uris(self, rows: int, storage: Storage) -> list[str]:
         """Read the URIs of up to `rows` rows, spread evenly over the shards. Read the catalog with `storage`."""

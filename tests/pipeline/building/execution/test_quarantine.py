@@ -300,6 +300,17 @@ def test_a_fault_of_a_later_stage_needs_a_row_that_passes_all_stages(
     assert (quarantine.known[1]["stage"], quarantine.known[1]["detail"]) == ("describe", "ValueError: no masks")
 
 
+def test_a_rejected_row_does_not_publish_the_folder_of_the_catalog(
+    opened: tuple[Quarantine, BuildDataset], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, _, _, catalog, *_ = opened[0].stages.prepare_arguments
+    file = Path(catalog).parent / "photo_001.jpg"
+    fault = f"prepare: AccessRefusedError: cannot read {file}: [Errno 13] Permission denied: '{file}'"
+    quarantine, _, _ = give_up(opened, monkeypatch, {1: fault})
+    said = "AccessRefusedError: cannot read photo_001.jpg: [Errno 13] Permission denied: 'photo_001.jpg'"
+    assert quarantine.known[1]["detail"] == said
+
+
 @pytest.mark.parametrize(
     ("faults", "faulted", "max_faults", "doubtful"),
     [

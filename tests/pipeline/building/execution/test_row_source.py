@@ -25,6 +25,7 @@ from segmint.pipeline.building.execution.row_source import RowSource, ShardRows,
 from segmint.pipeline.building.execution.stage_watch import StreamLengthError, watched
 from segmint.pipeline.building.execution.stages import Stages, lay_out
 from segmint.pipeline.config.config import load_config
+from tests.support.builds import NO_DETECTORS, write_catalog, write_config
 from tests.support.row_stubs import ROWS, Gated, Ordinals, Uneven, unchanged, write
 
 PER_SHARD = 5
@@ -39,6 +40,19 @@ def test_workers_get_the_policies_of_an_execution_without_the_code_that_opens_da
     """They come with Ray Data's context; DuckDB and all else that reads a catalog would take each worker a second."""
     assert WaitingBlocks.__module__ == ray_internals.__name__
     assert not hasattr(row_source, "BuildDataset")
+
+
+def test_rows_near_another_are_found_across_the_parts_of_a_catalog(tmp_path: Path) -> None:
+    """Each part starts a shard, so there are ordinals without a row."""
+    names = [f"{number}.jpg" for number in range(7)]
+    catalog, changes = tmp_path / "catalog.jsonl", {"images_per_shard": 5, "deidentify": NO_DETECTORS}
+    config = load_config(str(write_config(tmp_path / "build.yaml", catalog, tmp_path / "dataset", **changes)))
+    for count in (3, 7):
+        write_catalog(catalog, [{"uri": name, "license": "CC0-1.0"} for name in names[:count]])
+        dataset = open_or_create(config, Storage(), grow=True)
+    near = RowSource(dataset, []).uris_near
+    assert near(7, 100) == dict(zip((0, 1, 2, 5, 6, 7, 8), names, strict=True))
+    assert near(8, 2) == {6: "4.jpg", 7: "5.jpg", 8: "6.jpg"}
 
 
 @pytest.fixture
