@@ -17,6 +17,7 @@ from segmint.catalogs.dataset.manifest import load_manifest
 from segmint.catalogs.findings import Reason
 from segmint.catalogs.layout import MANIFEST
 from segmint.catalogs.licenses import canonical_identifier
+from segmint.catalogs.source.files import catalog_sha256
 from segmint.catalogs.source.scan import SIDECAR_ENDINGS, relative_rows, scan, write_catalog
 from segmint.infra.assets import resolve, sha256_of
 from segmint.infra.errors import SegmintError, UsageError
@@ -25,7 +26,7 @@ from segmint.infra.scratch import ScratchFolder
 from segmint.infra.storage.location import Location, put_new_file
 from segmint.infra.storage.storage import Storage
 from segmint.infra.storage.stores import warn_of_skipped
-from segmint.infra.uris import base_name
+from segmint.infra.uris import base_name, parent
 from segmint.infra.wording import counted, some, yaml_text
 from segmint.operators.rows import Row
 from segmint.pipeline.building.dataset import open_or_create
@@ -43,12 +44,12 @@ _SHARDS, _FEWEST_IMAGES = 20, 16
 have small shards."""
 
 
-def open_photographs(request: BuildRequest, *, grow: bool = False) -> tuple[Config, list[str]]:
+def open_photographs(request: BuildRequest, *, grow: bool = False) -> tuple[Config, list[str], list[str]]:
     """Return the configuration of a build of photographs. If there is none yet, scan them and write it.
 
     With `grow`, scan them again into another catalog, whose new rows are added to the dataset. Also returns lines that
-    describe what was scanned. Raises `UsageError` if the photographs can't be scanned, if none has an allowed license,
-    or if an earlier run had other options.
+    describe what was scanned, and the files that couldn't be scanned. Raises `UsageError` if the photographs can't be
+    scanned, if none has an allowed license, or if an earlier run had other options.
     """
     asked = _asked(request)
     config = check(asked, Config)
@@ -58,16 +59,17 @@ def open_photographs(request: BuildRequest, *, grow: bool = False) -> tuple[Conf
     file = Location(storage, request.config_file)
     check_stores(request, storage)
     lines: list[str] = []
+    skipped: list[str] = []
     scanned = not file.exists()
     if scanned:
         require_gpu_for_bf16(config)
-        catalog, rows, lines = scan_request(request, storage)
+        catalog, rows, lines, skipped = scan_request(request, storage)
         asked.data["catalog"] = catalog.uri
         asked.data.setdefault("images_per_shard", min(max(_FEWEST_IMAGES, rows // _SHARDS), config.images_per_shard))
         text = f"{request.head}\n{_NOTE}\n{yaml_text(asked.data)}"
         if not file.put_if_absent(text.encode()):  # another process was faster
             check_stores(request, storage)
-            scanned, lines = False, []  # they describe a catalog that isn't used
+            scanned, lines, skipped = False, [], []  # they describe a catalog that isn't used
     elif not (Location(storage, request.output) / MANIFEST).exists():
         lines = [f"{file}: continuing the build that an earlier run began; its options hold. {NOTHING_BUILT} {file}"]
     config = _written(request, file)
@@ -76,7 +78,7 @@ def open_photographs(request: BuildRequest, *, grow: bool = False) -> tuple[Conf
         return _grown(request, config, file)
     if not (scanned or lines):
         lines = [f"{config.catalog}: the photographs that another run found. --grow adds new ones"]
-    return config, lines
+    return config, lines, skipped
 
 
 def refused_licenses(config: Config) -> list[str]:
@@ -141,15 +143,23 @@ def _written(request: BuildRequest, file: Location) -> Config:
     return check(document, Config)
 
 
-def scan_request(request: BuildRequest, storage: Storage) -> tuple[Location, int, list[str]]:
-    """Scan the photographs into a new catalog. Also return its number of rows, and lines that describe it."""
+def scan_request(
+    request: BuildRequest, storage: Storage, *, again: bool = False
+) -> tuple[Location, int, list[str], list[str]]:
+    """Scan the photographs into a new catalog.
+
+    Also returns its number of rows, lines that describe it, and the files that couldn't be scanned, each with the
+    reason. If they are scanned `again`, the dataset keeps the rows that it has.
+    """
     asserted = f"{_user()}, {datetime.now(UTC).date()}"
     licenses: Counter[str] = Counter()
     asserted_rows = 0
     strays: list[str] = []
+    skipped: list[str] = []
 
     def skip(name: str, why: str) -> None:
         warn_of_skipped(name, why)
+        skipped.append(f"{name}: {why}")
         if name.lower().endswith(SIDECAR_ENDINGS):
             strays.append(name)
 
@@ -181,11 +191,12 @@ def scan_request(request: BuildRequest, storage: Storage) -> tuple[Location, int
         put_new_file(catalog, path)
     lines = [f"{catalog}: {counted(licenses.total(), 'photograph')}"]
     if asserted_rows:
+        which = " for those that are new" if again else ""
         lines.append(
-            f"license asserted for {counted(asserted_rows, 'photograph')} by {asserted}, which the dataset publishes. "
-            "To record another name, set LOGNAME."
+            f"license asserted for {counted(asserted_rows, 'photograph')} by {asserted}, which the dataset publishes"
+            f"{which}. To record another name, set LOGNAME."
         )
-    return catalog, licenses.total(), [*lines, *_refused_for_good(licenses, request.allow)]
+    return catalog, licenses.total(), [*lines, *_refused_for_good(licenses, request.allow)], skipped
 
 
 def _user() -> str:
@@ -196,21 +207,28 @@ def _user() -> str:
         return f"user {os.getuid()}"
 
 
-def _grown(request: BuildRequest, config: Config, file: Location) -> tuple[Config, list[str]]:
+def _grown(request: BuildRequest, config: Config, file: Location) -> tuple[Config, list[str], list[str]]:
     """Scan the photographs again, and add the new rows to the dataset. Then, the file names the new catalog."""
     storage = Storage(config.storage)
-    catalog, _, lines = scan_request(request, storage)
-    before = Location(storage, config.catalog)
-    if catalog == before:
-        return config, lines
+    folder = Location(storage, parent(request.catalogs))
+    known = {entry.name for entry in folder.list(beginning=base_name(request.catalogs))}
+    catalog, _, lines, skipped = scan_request(request, storage, again=True)
+    if catalog == Location(storage, config.catalog):
+        return config, lines, skipped
     grown = config.model_copy(update={"catalog": catalog.uri})
     try:
         open_or_create(grown, storage, grow=True)
     except SegmintError:  # for example, because photographs are gone
-        catalog.delete()
+        if catalog.name not in known:  # another run may use it
+            catalog.delete()
         raise
-    old, new, ours = before.name, catalog.name, base_name(request.catalogs)
+    now = _written(request, file)  # another run may have changed it
+    if load_manifest(Location(storage, config.output)).catalog[-1].source_sha256 != catalog_sha256(catalog):
+        if catalog.name not in known:
+            catalog.delete()
+        return now, [f"{now.catalog}: no new photographs were found", *lines[1:]], skipped
+    old, new, ours = Location(storage, now.catalog).name, catalog.name, base_name(request.catalogs)
     if old.startswith(ours):  # YAML may fold or escape this part, but not the hash
         old, new = old.removeprefix(ours), new.removeprefix(ours)
     file.put(file.read().replace(old.encode(), new.encode()))
-    return grown, lines
+    return grown, lines, skipped

@@ -90,6 +90,7 @@ def build(
 
     given = [name for name, value in {"-o": output, "--license": license, "--allow": allow}.items() if value]
     request = None
+    skipped: list[str] = []
     if not names_configuration(source, flagged=bool(given)):
         request = parse_request(source, output, license, allow or [], overrides or [])
     elif given:
@@ -105,7 +106,7 @@ def build(
     if request is not None:
         from segmint.pipeline.building.photographs import open_photographs, refused_licenses
 
-        loaded, lines = open_photographs(request, grow=grow)
+        loaded, lines, skipped = open_photographs(request, grow=grow)
         for line in lines:
             print_message(line)
     from segmint.pipeline.build import run_build
@@ -118,9 +119,10 @@ def build(
         raise
     print_result(accounting, as_json)
     if request is not None:
-        for line in refused_licenses(loaded):
+        for line in (*(f"not in the catalog: {each}" for each in skipped), *refused_licenses(loaded)):
             print_message(line)
     print_next(as_json, "audit", loaded.output, config=source if request is None else request.config_file)
+    exit_unless_clean((), skipped)
 
 
 @guarded
@@ -167,7 +169,7 @@ def plan(
     options = PlanOptions(span, sample, gpu, gpus, price, share, flops, megapixels, cores)
     planned = make_plan(loaded, options, print_message)
     print_result(planned, as_json)
-    if planned.rows:
+    if planned.rows and not overrides and span is None:  # else, the plan isn't that of this command
         print_next(as_json, "build", config)
 
 

@@ -10,6 +10,7 @@ from types import ModuleType
 import pyarrow.parquet as pq
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from segmint.catalogs.dataset.manifest import load_manifest
 from segmint.catalogs.layout import MANIFEST
@@ -19,8 +20,10 @@ from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.pipeline.building import photographs
 from segmint.pipeline.building.dataset import open_or_create
+from segmint.pipeline.building.execution.accounting import Accounting
 from segmint.pipeline.building.photographs import open_photographs, refused_licenses
 from segmint.pipeline.building.request import BuildRequest, parse_request
+from segmint.pipeline.commands.cli import app
 from segmint.pipeline.config.config import Config, load_config
 from tests.support.committed_shard import change_manifest
 from tests.support.locations import location_of
@@ -46,7 +49,7 @@ def opened(
     folder: Path, license: str | None, *allow: str, overrides: tuple[str, ...] = (), grow: bool = False
 ) -> tuple[Config, list[str]]:
     request = parse_request(f"{folder}/photos", f"{folder}/dataset", license, allow, overrides)
-    return open_photographs(request, grow=grow)
+    return open_photographs(request, grow=grow)[:2]
 
 
 def broken_nms(*arguments: object) -> None:
@@ -214,9 +217,9 @@ def test_the_configuration_names_the_grown_catalog_whatever_the_name(folder: Pat
     request = parse_request(f"{folder}/photos", f"{folder}/{name}", "CC0-1.0", [], [])
     open_or_create(open_photographs(request)[0], Storage())
     (folder / "photos/f.jpg").touch()
-    grown, _ = open_photographs(request, grow=True)
+    grown, *_ = open_photographs(request, grow=True)
     found = "the photographs that another run found. --grow adds new ones"
-    assert open_photographs(request) == (grown, [f"{grown.catalog}: {found}"])
+    assert open_photographs(request) == (grown, [f"{grown.catalog}: {found}"], [])
 
 
 def test_a_configuration_that_is_not_text_is_refused(folder: Path) -> None:
@@ -238,6 +241,22 @@ def test_a_wrong_stage_ends_the_command_before_growing_scans(folder: Path) -> No
     assert beside(folder) == files
 
 
+def test_a_damaged_tar_is_named_and_the_command_does_not_end_well(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its photographs aren't in the catalog, so no later run of the build would tell."""
+    (folder / "photos/cut.tar").write_bytes(b"photographs" * 100)
+
+    def built(config: Config, **_: object) -> Accounting:
+        open_or_create(config, Storage())
+        return Accounting(dataset=config.output, rows=5, written=5, rejected={}, masks=5, shards=1, seconds=1.0)
+
+    monkeypatch.setattr("segmint.pipeline.build.run_build", built)
+    command = ["build", f"{folder}/photos", "-o", f"{folder}/dataset", "--license", "CC0-1.0"]
+    done = CliRunner().invoke(app, command)
+    assert (done.exit_code, "not in the catalog: cut.tar: not a whole" in done.stderr) == (3, True), done.output
+
+
 def test_growing_scans_again_into_another_catalog(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first, _ = opened(folder, "CC0-1.0")
     open_or_create(first, Storage())
@@ -246,7 +265,9 @@ def test_growing_scans_again_into_another_catalog(folder: Path, monkeypatch: pyt
     (folder / "photos/0.jpg").touch()
     monkeypatch.setenv("LOGNAME", "Ann")
     grown, lines = opened(folder, "CC0-1.0", grow=True)
-    assert "license asserted for 3 photographs by Ann" in lines[1]
+    assert re.match(
+        "license asserted for 3 photographs by Ann, .*, which the dataset publishes for those that", lines[1]
+    )
     assert len(beside(folder)) == 3
     assert grown.catalog != first.catalog
     found = "the photographs that another run found. --grow adds new ones"
@@ -256,6 +277,10 @@ def test_growing_scans_again_into_another_catalog(folder: Path, monkeypatch: pyt
     assert [{name and name.partition(",")[0] for name in part} for part in names] == [{"Jo Doe", None}, {"Ann"}]
 
     files = beside(folder)
+    monkeypatch.setenv("LOGNAME", "Bo")  # another catalog, with the same photographs
+    now, lines = opened(folder, "CC0-1.0", grow=True)
+    assert (now, lines[0]) == (grown, f"{grown.catalog}: no new photographs were found")
+    assert beside(folder) == files
     (folder / "photos/e.jpg").unlink()
     with pytest.raises(UsageError, match="1 of 6 rows are gone"):
         opened(folder, "CC0-1.0", grow=True)
