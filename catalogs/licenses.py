@@ -248,6 +248,7 @@ _MARKDOWN = re.compile(r"([\\`*_{}\[\]()<>#+!|~&])")
 # Characters that start a formula, including full-width forms, and characters that spreadsheets skip before a formula.
 # Source: OWASP, "CSV Injection".
 _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
+_NEXT_FORMULA = re.compile(r"([;|\t]\s*)(?=[=+\-@＝＋－＠])")
 _CHANGES = "The images were re-encoded; large ones were scaled down, and regions of some were made unrecognizable."
 
 
@@ -321,8 +322,14 @@ def _write_csv(entries: Iterable[Row], file: TextIO) -> int:
 
 
 def _cell(value: Any) -> Any:
-    """Convert a value for a cell. If a spreadsheet would run a text as a formula, prefix it with a single quote."""
-    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA_STARTS) else value
+    """Convert a value for a cell. If a spreadsheet would run a text as a formula, prefix it with a single quote.
+
+    In many countries, spreadsheets separate cells by semicolons, and some ask for the separator.
+    """
+    if not isinstance(value, str):
+        return value
+    value = _NEXT_FORMULA.sub(r"\1'", value)
+    return f"'{value}" if value.startswith(_FORMULA_STARTS) else value
 
 
 def _write_json_lines(entries: Iterable[Row], file: TextIO) -> int:

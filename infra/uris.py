@@ -33,7 +33,7 @@ _PATTERN = re.compile(r"[*?\[]")
 _MEMBER = re.compile(r"(.+\.tar)#(\d{1,15})\+(\d{1,15})", re.ASCII | re.IGNORECASE)
 _HIDDEN = "[redacted]"
 _TOKENS = re.compile(
-    r"\b(?:AKIA|ASIA)[A-Z0-9]{12,}\b|\b(?:hf_|gh[opsu]_|github_pat_)\w{30,}|"
+    r"\b(?:AKIA|ASIA)[A-Z0-9]{12,}\b|\bAIza[\w-]{35}|\b(?:hf_|gh[opsu]_|github_pat_)\w{30,}|"
     r"(?i:(?<=authorization).{1,5}(?:basic|bearer|token)\s+[^\s\"']+)"
 )
 
@@ -43,7 +43,7 @@ TAR_BLOCK = 512
 ALONE = r"^(/|[A-Za-z][A-Za-z0-9+.\-]*://)"
 """Pattern, for Arrow and `re`, of a URI that doesn't depend on its catalog's folder."""
 
-SUSPICIOUS = "(?s)://.*@|=|AKIA|ASIA|hf_|gh[opsu]_|github_pat_|(?i:%3D|authorization)"
+SUSPICIOUS = "(?s)://.*@|=|AKIA|ASIA|AIza|hf_|gh[opsu]_|github_pat_|(?i:%3D|authorization)"
 """Pattern, for Arrow and `re`, of all texts that `redact` changes, and of some others."""
 
 

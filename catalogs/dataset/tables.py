@@ -78,7 +78,7 @@ class TableFile(NamedTuple):
 class Foreign:
     """Layout of data that segmint did not write, and what was found while listing and measuring it.
 
-    `boxes` is the number of boxes without a mask, `unlisted` the number of image files without annotations, which
+    `boxes` is the number of boxes without a mask, `unlisted` the number of image files that it doesn't list, which
     nobody looked at, and `notes` contains further remarks for the user.
     """
 

@@ -221,7 +221,7 @@ class CurationResult:
     rows: int
     refused: Mapping[str, int] = field(default_factory=dict)  # by reason
     attributions: int = 0  # kept rows that also credit the authors of their duplicates
-    unread: Mapping[str, int] = field(default_factory=dict)  # kept rows without features, by reason
+    unread: Mapping[str, int] = field(default_factory=dict)  # rows without features, by reason
     read_bytes: int = 0  # by this run
     seconds: float = 0.0  # spent inspecting images
     drawn: str | None = None  # file of distributions, if the run drew nothing else
@@ -234,7 +234,7 @@ class CurationResult:
             return [f"nothing to do: {self.output} is this catalog, curated with the same configuration"]
         refused = sum(self.refused.values())
         lines = [
-            f"{self.output}: {counted(self.rows, 'row')}, {refused:,} of them rejected",
+            f"{self.output}: {counted(self.rows, 'row')}, {refused:,} of them newly rejected",
             *(f"  {reason:<24} {count:>8,}" for reason, count in self.refused.items()),
         ]
         if self.attributions:
@@ -246,7 +246,8 @@ class CurationResult:
 
     def _unread_lines(self) -> list[str]:
         verdicts = {why: count for why, count in self.unread.items() if why != SKIPPED}
-        lines = [f"{counted(sum(verdicts.values()), 'row')} could not be read or decoded; a build will decide on them:"]
+        rows = counted(sum(verdicts.values()), "row")
+        lines = [f"{rows} could not be read or decoded; a build will decide on those that are kept:"]
         lines += [f"  {why:<24} {count:>8,}" for why, count in sorted(verdicts.items())]
         return lines if verdicts else []
 

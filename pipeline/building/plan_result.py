@@ -77,17 +77,17 @@ class BuildPlan:
         ]
         notes = [f"note: {note}" for note in self.notes]
         if not self.rows:
-            return [*lines, "nothing to do: all shards are committed", *notes, *self._digest_lines()]
+            return [*lines, "nothing to do: all requested shards are committed", *notes, *self._digest_lines()]
         if self.sample is not None:
             lines += self._sample_lines(self.sample)
-        lines.append(_line("images", *_shown(self.images, "of these rows" if self.sample else "at most", count)))
+        lines.append(_line("images", *self._shown(self.images, "of these rows" if self.sample else "at most", count)))
         if self.ceiling is not None:
             lines.append(self._per_image_line("encodes", self.encodes_per_image))
             lines.append(self._per_image_line("prompts", self.prompts_per_image))
         lines += [
-            _line("masks", *_shown(self.masks, "", count)),
-            _line("bytes in", *_shown(self.bytes_in, "", size)),
-            _line("bytes out", *_shown(self.bytes_out, "", size)),
+            _line("masks", *self._shown(self.masks, "", count)),
+            _line("bytes in", *self._shown(self.bytes_in, "", size)),
+            _line("bytes out", *self._shown(self.bytes_out, "", size)),
         ]
         lines += self._segmenter_lines() if self.ceiling is None else self._device_lines(self.ceiling)
         if self.curation is not None:
@@ -115,7 +115,7 @@ class BuildPlan:
             self._time_line(
                 "that is", self.device_hours, "hours of one actor of the segmenter, for one image at a time"
             ),
-            _line("CPUs", *_shown(self.cpu_core_hours, rest)),
+            _line("CPUs", *self._shown(self.cpu_core_hours, rest)),
         ]
 
     def _catalog_lines(self) -> list[str]:
@@ -135,7 +135,7 @@ class BuildPlan:
 
     def _per_image_line(self, label: str, each: int) -> str:
         most = "" if self.sample else "at most, "
-        return _line(label, *_shown(self.images.scaled(each), f"{most}{each:,} per image", count))
+        return _line(label, *self._shown(self.images.scaled(each), f"{most}{each:,} per image", count))
 
     def _devices(self, ceiling: Ceiling) -> str:
         if ceiling.device == "cuda":
@@ -147,16 +147,31 @@ class BuildPlan:
         self, label: str, estimate: Estimate | None, rest: str, written: Callable[[float], str] = number
     ) -> str:
         """Return a line with a time. A recorded range has no most likely value, so only its ends are shown."""
-        if estimate is None or self.record is None or self.record.low_s == self.record.high_s:
-            return _line(label, *_shown(estimate, rest, written))
+        if estimate is None:
+            return self._unknown_time_line(label)
+        if self.record is None or self.record.low_s == self.record.high_s:
+            return _line(label, *self._shown(estimate, rest, written))
         return _line(label, f"{written(estimate.low)} to {written(estimate.high)}", rest)
+
+    def _unknown_time_line(self, label: str) -> str:
+        """Return a line without a time. A sample doesn't measure another machine's GPU."""
+        if self.sample is None:
+            return _line(label, "unknown", "without --sample or --share")
+        return _line(label, "unknown", "" if self.measured else "without --share")
+
+    def _shown(self, estimate: Estimate | None, rest: str, written: Callable[[float], str] = number) -> tuple[str, str]:
+        if estimate is None:
+            return "unknown", "without --sample" if self.sample is None else ""
+        if estimate.low != estimate.high:
+            rest = f"{rest} ({written(estimate.low)} to {written(estimate.high)})".lstrip()
+        return written(estimate.value), rest
 
     def _cpu_lines(self, ceiling: Ceiling) -> list[str]:
         """Return lines on the stages other than segment, the limiting stage, and the cores that a GPU needs."""
         stages, each = self.cpu_stages, f"{self.cpu_stages.seconds_an_image:.3g} s per image"
         included = " (in the time above)" if ceiling.device == "cpu" else ""
         rest = f"core-hours for all stages except segment{included}: {each}, {stages.source}"
-        lines = [_line("CPUs", *_shown(self.cpu_core_hours, rest))]
+        lines = [_line("CPUs", *self._shown(self.cpu_core_hours, rest))]
         if self.device_hours is None:
             return lines
         if ceiling.device == "cpu":
@@ -172,7 +187,7 @@ class BuildPlan:
 
     def _share_line(self) -> str:
         if self.share_of_ceiling is None:
-            return _line("recorded", *_shown(None, ""))
+            return self._unknown_time_line("recorded")
         share = f"{100 * self.share_of_ceiling:.3g}%"
         if self.measured:
             return _line("reached", share, "of the ceiling in the sample, including the time the device waited")
@@ -210,11 +225,3 @@ class BuildPlan:
 
 def _line(label: str, value: str, rest: str) -> str:
     return f"{label:<10}{value:>16} {rest}".rstrip()
-
-
-def _shown(estimate: Estimate | None, rest: str, written: Callable[[float], str] = number) -> tuple[str, str]:
-    if estimate is None:
-        return "unknown", "without --sample"
-    if estimate.low != estimate.high:
-        rest = f"{rest} ({written(estimate.low)} to {written(estimate.high)})".lstrip()
-    return written(estimate.value), rest

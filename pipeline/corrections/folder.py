@@ -424,8 +424,7 @@ class WorkingDataset:
         state = replace(state, sums=(bytes_sha256(edited),))
         if edited != data:
             self._put_state(ordinal, replace(state, sums=(sha256, *state.sums)))
-            target = os.path.realpath(local_path(image.target)) if is_local(image.target) else image.target
-            self._storage.put(target, edited)
+            self._storage.put(image.target, edited)  # replaces a link, which could lead to any file
         self._put_state(ordinal, state)
         return state
 

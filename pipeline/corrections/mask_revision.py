@@ -206,7 +206,7 @@ class RevisionResult(Generic[L]):
     def lines(self) -> list[str]:
         """Return lines on the changes, the version, and the necessary next steps."""
         listed = self.listed
-        if not listed.images and not self.changed_shards:
+        if not listed.images and not self.changed_shards and not listed.not_checked:
             return [listed.nothing.format(listed.dataset), *listed.found(), self.version.line()]
         return [
             listed.changed.format(counted(listed.images, "image"), counted(len(self.changed_shards), "shard")),

@@ -127,3 +127,13 @@ def test_a_cell_of_csv_is_no_formula(tmp_path: Path, start: str) -> None:
     assert row["id"] == "1"
     write_attributions([{"id": 1, **dict.fromkeys(names, text)}], location_of(tmp_path / "all.jsonl"))
     assert json.loads((tmp_path / "all.jsonl").read_text())["attribution"] == text
+
+
+@pytest.mark.parametrize("separator", [";", "|", "\t", "; "])
+def test_no_cell_of_csv_is_a_formula_for_another_separator(tmp_path: Path, separator: str) -> None:
+    row = {"id": 1, "image_id": "a", "provider": None, "license": None, "source_url": None}
+    text = f"Jane{separator}=HYPERLINK(1){separator}x-y; z"
+    write_attributions([{**row, "attribution": text}], location_of(tmp_path / "all.csv"))
+    with (tmp_path / "all.csv").open(encoding="utf-8", newline="") as file:
+        (found,) = csv.DictReader(file)
+    assert found["attribution"] == f"Jane{separator}'=HYPERLINK(1){separator}x-y; z"

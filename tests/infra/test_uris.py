@@ -301,6 +301,7 @@ def test_a_uri_that_can_be_read_is_kept_as_it_is() -> None:
         "headers {{'authorization': 'Basic {0}'}}",
         "hf_abcdefghijklmnopqrstuvwxyz0123{0} and ghp_abcdefghijklmnopqrstuvwxyz0123{0}",
         "two: https://u:{0}@h/a and s3://k:{0}@b/c",
+        "https://maps.example/photo?key=AIzaSyA-bcdefghijklmnopqrstuvw{0}",
     ],
 )
 def test_redact_knows_the_signatures_of_several_stores(text: str) -> None:

@@ -349,10 +349,11 @@ def account(
     """Sum the commits of the shards in `wanted`. `run` is the record of this run, which took `seconds`.
 
     If `ceiling` is given, it is adjusted for the masks that the run drew per image. `listed` contains the regions to
-    leave alone. If there are any, one column of each images table is read.
+    leave alone. If there are any and all shards of the dataset are committed, one column of each images table is read.
     """
     log = CommitLog(dataset.location)
-    totals = total(dataset.location, dataset.manifest, log.latest_commits(), wanted)
+    held = log.latest_commits()
+    totals = total(dataset.location, dataset.manifest, held, wanted)
     pictures = wanted_pictures(dataset.location)
     if ceiling is not None and run.built["images"]:
         ceiling = ceiling.drawing(run.drawn / run.built["images"])
@@ -367,12 +368,12 @@ def account(
         ceiling=ceiling,
         stages=run.loads.read(),
         similar=tuple(each.line() for each in similar),
-        left_alone_unmatched=_unmatched(dataset, listed, wanted) if listed else (0, 0),
+        left_alone_unmatched=_unmatched(dataset, listed) if listed and len(held) == dataset.manifest.shards else (0, 0),
     )
 
 
-def _unmatched(dataset: BuildDataset, listed: Mapping[str, Entries], wanted: range) -> tuple[int, int]:
-    """Count the regions to leave alone that match none of the photographs or detections of these shards."""
+def _unmatched(dataset: BuildDataset, listed: Mapping[str, Entries]) -> tuple[int, int]:
+    """Count the regions to leave alone that match none of the dataset's photographs or detections."""
     reader = Dataset(dataset.location, dataset.manifest)
     photographs = pc.field("source_sha256").isin(list(listed))
 
@@ -380,7 +381,7 @@ def _unmatched(dataset: BuildDataset, listed: Mapping[str, Entries], wanted: ran
         rows: list[Row] = reader.table(commit, "images", ["source_sha256", "left_alone"], photographs).to_pylist()
         return rows
 
-    commits = list(CommitLog(dataset.location).read_all(only=set(wanted)))
+    commits = list(CommitLog(dataset.location).read_all())
     tables = map_ahead(read, commits, _THREADS, _THREADS, "tables")
     return count_unmatched(listed, chain.from_iterable(tables))
 

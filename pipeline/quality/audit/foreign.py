@@ -42,7 +42,7 @@ from segmint.pipeline.quality.statistics.statistics import compute_statistics
 
 _ROWS = 1_000
 _COUNTS = """
-SELECT count(DISTINCT image_id) AS images, count(DISTINCT shard) AS shards, (SELECT count(*) FROM masks) AS masks,
+SELECT count(*) AS images, count(DISTINCT shard) AS shards, (SELECT count(*) FROM masks) AS masks,
     (SELECT count(DISTINCT (uri, "offset", split)) FROM jpegs) AS jpegs
 FROM images
 """
@@ -94,7 +94,7 @@ def audit_foreign(tables: DatasetTables, sample: int, search: ForeignSearch) -> 
         note += ", and every detection counts"
     notes = [note, *foreign.notes]
     if foreign.unlisted:
-        which = "that aren't JPEGs" if tables.kind == "sa1b" else "without annotations"
+        which = "that aren't JPEGs" if tables.kind == "sa1b" else "that the audited files don't list"
         notes.append(f"not looked at: {counted(foreign.unlisted, 'image file')} {which}")
     return AuditReport(
         dataset=str(tables.location),

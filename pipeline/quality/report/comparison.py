@@ -17,6 +17,7 @@ from segmint.catalogs.layout import MOST_MEMBER_BYTES, image_name
 from segmint.infra.errors import SegmintError
 from segmint.infra.storage.location import Location
 from segmint.infra.tars import BadTarError, TarReader, is_plain_file
+from segmint.infra.uris import base_name
 from segmint.infra.wording import count, number, share
 from segmint.model.automatic.rle import MaskRecord, Rle
 from segmint.operators.foreign.layouts import read_jpeg
@@ -63,14 +64,15 @@ def measured(tables: DatasetTables, statistics: Statistics) -> DatasetMeasures:
     manifest = None
     if tables.kind == "segmint":
         manifest = load_manifest(tables.location)
-    name = name_of(manifest, tables.location.uri)
-    return DatasetMeasures(name, tables.location.uri, statistics, concavity_by_size(tables.connection))
+    uri = tables.location.uri
+    # The comparison is published, so it doesn't contain the folder above the dataset.
+    return DatasetMeasures(name_of(manifest, uri), base_name(uri), statistics, concavity_by_size(tables.connection))
 
 
 def other_name(beside: DatasetComparison) -> str:
-    """Return the other dataset's name for the page. If both datasets have the same name, this is its URI."""
+    """Return the other dataset's name for the page, or words for it if both datasets have the same name."""
     if beside.theirs.name == beside.ours.name:
-        return beside.theirs.dataset
+        return "the other dataset"
     return beside.theirs.name
 
 

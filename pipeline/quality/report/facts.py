@@ -32,7 +32,7 @@ WHERE label IS NOT NULL GROUP BY name ORDER BY name"""
 _PROMPTS = """
 SELECT prompt.kind AS name, count(DISTINCT annotation_id) AS masks
 FROM (SELECT annotation_id, unnest(prompts) AS prompt FROM masks) GROUP BY name ORDER BY name"""
-_MADE_BY_BUILD = f"SELECT count(*) FROM masks WHERE source = '{AUTOMATIC}' AND model IS NULL"
+_MADE_BY_BUILD = "SELECT count(*) FROM masks WHERE model IS NULL AND origin IS NULL AND source <> 'manual'"
 _FILLED = """
 SELECT count(attribution) AS attributions, count(source_url) AS pages, count(annotator) AS annotators FROM images"""
 DOMAINS = rf"""
@@ -162,7 +162,7 @@ class Facts:
     sources: tuple[int, int] | None  # median width and height of their source images
     redactions: RedactionTotals = field(default_factory=RedactionTotals)
     people: tuple[AnnotatedMaskCounts, ...] = ()
-    made_by_build: int = 0  # unchanged masks of the model that the build used
+    made_by_build: int = 0  # masks that the model of the build made, or predicted for annotators
     labels: Mapping[str, int] = field(default_factory=dict)  # masks with a label by its source: import, model, person
     prompts: Mapping[str, int] = field(default_factory=dict)  # masks with prompts by their kind: box, mask, point, text
     annotated: int = 0  # images whose masks people reviewed, changed, or deleted
@@ -188,8 +188,8 @@ class Facts:
 
     @property
     def masks_of_build(self) -> bool:
-        """False if other segmenters made all masks that a model made."""
-        return bool(self.made_by_build) or self.build is None or not self.build.adding
+        """False if none of the masks comes from the model of the build."""
+        return bool(self.made_by_build) or self.build is None or not (self.masks or self.build.adding)
 
     @property
     def labeled(self) -> int:

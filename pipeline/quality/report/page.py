@@ -579,6 +579,6 @@ def _gaps(audit: AuditReport, statistics: Statistics, facts: Facts) -> list[str]
     gaps += [facts.reused] if facts.reused else []
     if audit.licenses is None or not audit.licenses.by_license:
         gaps.append("The licenses were not audited.")
-    if not is_searched(audit.privacy):
+    if facts.with_images and not is_searched(audit.privacy):
         gaps.append("No detector searched the released images again.")
     return gaps

@@ -308,7 +308,7 @@ def test_a_build_writes_what_the_plan_said(sampled: tuple[Path, BuildPlan], smal
     assert digests(folder / "dataset") == before
     nothing = make_plan(config, PlanOptions(shards=(0, 1), sample=2))
     assert nothing.version == name_now(location_of(folder / "dataset"))
-    assert nothing.lines()[-2:] == ["nothing to do: all shards are committed", nothing.version.line()]
+    assert nothing.lines()[-2:] == ["nothing to do: all requested shards are committed", nothing.version.line()]
     with pytest.raises(UsageError, match=r"masks\.points_per_side: 2 before, 5 now"):
         make_plan(load_config(str(folder / "build.yaml"), ["masks.points_per_side=5"]), PlanOptions())
 
@@ -430,6 +430,7 @@ def test_a_sample_on_a_cpu_has_no_decoder_in_fp16_but_the_plan_does(tmp_path: Pa
     assert (plan.sample.device, plan.sample.accepted) == ("cpu", 1)
     assert plan.ceiling.decoder_precision == "fp16"
     assert plan.device_hours is None
+    assert re.findall(r"unknown (without .*)", "\n".join(plan.lines())) == 3 * ["without --share"]
 
 
 @pytest.mark.usefixtures("processes")

@@ -173,6 +173,21 @@ def test_masks_are_written_back_and_the_rest_of_the_json_stays(folder: Path) -> 
     assert row["submission"]["n"] == 1
 
 
+def test_a_link_is_replaced_and_not_followed(folder: Path, tmp_path: Path) -> None:
+    """Somebody else's folder must not write to other files of the annotator."""
+    outside, absent = tmp_path / "outside.json", tmp_path / "absent.json"
+    (folder / "a.masks.json").rename(outside)
+    before = outside.read_bytes()
+    (folder / "a.masks.json").symlink_to(outside)
+    (folder / "c.masks.json").symlink_to(absent)
+    working = updated(folder)
+    for name, kept in (("a", map(counts, BOXES)), ("c", ())):
+        working.write(submit(working, f"{name}.png", [counts((0, 0, 9, 9))]))
+        assert masks_in(folder / f"{name}.masks.json") == [*kept, counts((0, 0, 9, 9))]
+    assert outside.read_bytes() == before
+    assert not absent.exists()
+
+
 def test_an_image_without_a_json_gets_one_with_its_first_mask(folder: Path) -> None:
     working = updated(folder)
     working.write(submit(working, "c.png", []))

@@ -3,16 +3,19 @@
 import json
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
 
+import pyarrow.parquet as pq
 import pytest
 
-from segmint.catalogs.dataset.manifest import read_manifest
+from segmint.catalogs.dataset.manifest import load_manifest, read_manifest
 from segmint.catalogs.dataset.tombstones import RemovedImage, TakedownRequest, Tombstone, put_tombstone
 from segmint.catalogs.dataset.versions import put_version, version_numbers
 from segmint.infra.errors import UnfinishedError
 from segmint.infra.metrics import RunMetrics
+from segmint.operators.prepare.deidentify import LeftAloneEntry
 from segmint.operators.shards.write import ShardResult
 from segmint.pipeline.building.dataset import BuildDataset
 from segmint.pipeline.building.execution.accounting import (
@@ -24,6 +27,7 @@ from segmint.pipeline.building.execution.accounting import (
     record_end,
 )
 from segmint.pipeline.building.execution.ceiling import Ceiling
+from tests.support.locations import location_of
 from tests.support.protocol import two_shards
 
 WHOLE = Accounting(
@@ -55,6 +59,19 @@ def test_a_person_reads_reasons_rates_and_what_is_left() -> None:
     message = run.unfinished_message({2: "the store does not answer"})
     assert "shard 2: the store does not answer" in message
     assert "Nothing is lost" in message
+
+
+def test_unused_regions_are_counted_once_all_shards_are_built(dataset: Path) -> None:
+    location = location_of(dataset)
+    run = BuildDataset(location, load_manifest(location), Path())
+    names = pq.read_table(next((dataset / "images").glob("sa_000001-*")), columns=["source_sha256"])[0].to_pylist()
+    box = {"x": 1, "y": 1, "w": 9, "h": 9, "decided_by": "Ada"}
+    listed = {name: (LeftAloneEntry(sha256=name, **box),) for name in (names[0], "0" * 64)}
+    one_shard, record = range(1), RunRecord(RunMetrics("small"))
+    told = account(run, one_shard, record, 1.0, listed=listed)
+    assert told.left_alone_unmatched == (1, 1), "the photographs of other shards count, too"
+    next((dataset / "commits").glob("000002.*")).unlink()
+    assert account(run, one_shard, record, 1.0, listed=listed).left_alone_unmatched == (0, 0)
 
 
 def test_retried_rows_are_shown() -> None:

@@ -158,6 +158,7 @@ def test_an_image_without_a_value_stays_and_is_tried_again(place: DatasetPath) -
     assert findings(place) == []
     again = apply_column(place.location, means(refused=2, failing=5))
     assert (again.listed.images, again.listed.skipped_images, again.changed_shards) == (0, {FAILED: 2}, ())
+    assert again.lines()[0] == "0 images changed in 0 shards"
 
 
 def test_shards_may_lack_the_column(place: DatasetPath, tmp_path: Path) -> None:

@@ -287,6 +287,7 @@ def test_a_second_coco_dataset_with_files_that_the_user_names(pictures: list[Ima
     ]
     assert report.duplicates is not None
     assert report.duplicates.across_splits == 1
+    assert report.checked.images == report.checked.jpegs_decoded == 4, "an image of two splits counts in both"
     assert report.dataset == f"{files[0]}, {files[1]}"
 
 
@@ -344,7 +345,7 @@ def test_images_without_annotations_are_counted(pictures: list[Image.Image], tmp
             (data / "all.tar").write_bytes(tar_of({**tar, "face.PNG": face}))
         else:
             (data / "face.PNG").write_bytes(face)
-        why = "that aren't JPEGs" if layout in ("pairs", "tar") else "without annotations"
+        why = "that aren't JPEGs" if layout in ("pairs", "tar") else "that the audited files don't list"
         assert audit(data).notes[1] == f"not looked at: 1 image file {why}"
 
 

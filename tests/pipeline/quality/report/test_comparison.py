@@ -27,7 +27,7 @@ def test_page_json_and_line_have_the_figures_of_both(written: Report, small_data
     theirs = json.loads((built_report / "statistics.json").read_text())
     for key in ("images", "masks", "masks_per_image", "relative_size", "concavity", "centers"):
         assert file["theirs"][key] == theirs[key]
-    assert (file["ours"]["images"], file["theirs"]["dataset"]) == (6, str(small_dataset))
+    assert (file["ours"]["images"], file["theirs"]["dataset"]) == (6, small_dataset.name)
     page = parse_page(Path(written.output, "index.html").read_text())
     assert "Compared with small" in page.text
     assert f"Masks {file['ours']['masks']} {file['theirs']['masks']}" in page.text

@@ -14,7 +14,7 @@ from segmint.catalogs.dataset.manifest import ModelTerms
 from segmint.catalogs.dataset.regions import RedactionTotals
 from segmint.pipeline.quality.audit.result import AssertedLicense, DetectorCounts, Licenses, PrivacyResult, verdict
 from segmint.pipeline.quality.report.croissant import croissant_json, disclosure_markdown
-from segmint.pipeline.quality.report.facts import DOMAINS, Facts, RedactedRegions
+from segmint.pipeline.quality.report.facts import DOMAINS, DetectorFact, Facts, RedactedRegions
 from segmint.pipeline.quality.report.page import ReportImages, card_markdown, render_page
 from segmint.pipeline.quality.report.plots import charts_of
 from segmint.pipeline.quality.statistics.values import Statistics
@@ -169,6 +169,34 @@ def test_corrections_are_not_ascribed_to_the_build(reported_facts: tuple[Statist
         json.loads(croissant_json(facts, ".."))["description"].count(". The segmenter lamps.Lamps added masks. ") == 1
     )
     assert json.loads(croissant_json(facts, ".."))["isBasedOn"] == []
+
+
+def test_imported_masks_are_not_ascribed_to_the_model_of_the_build(reported_facts: tuple[Statistics, Facts]) -> None:
+    statistics, facts = reported_facts
+    assert facts.masks_of_build
+    facts = replace(facts, made_by_build=0)
+    assert "Its masks were replaced later" in card_markdown(audit_of(), statistics, facts, charts_of(statistics))
+    assert "Segment Anything" not in json.loads(croissant_json(facts, ".."))["description"]
+
+
+def test_photographs_outside_the_dataset_are_not_said_to_be_redacted(reported_facts: tuple[Statistics, Facts]) -> None:
+    statistics, facts = reported_facts
+    charts = charts_of(statistics)
+    card = card_markdown(audit_of(), statistics, facts, charts)
+    assert "All metadata of the photographs was removed." in card
+    assert "The released images were not searched again." in card
+    unsearched = replace(facts, redacted=(), detectors=(DetectorFact("faces", None), DetectorFact("plates", None)))
+    assert "because nothing was searched for" in card_markdown(audit_of(), statistics, unsearched, charts)
+
+    facts = replace(facts, build=replace(facts.build, format="annotations"))
+    for text in (
+        card_markdown(audit_of(), statistics, facts, charts),
+        disclosure_markdown(audit_of(), statistics, facts),
+    ):
+        assert "they keep their faces, plates, and metadata" in text
+        assert "the pictures that the masks were made on" in text
+        assert "metadata of the photographs was removed" not in text
+        assert "released images" not in text
 
 
 def test_domains_are_those_of_web_pages() -> None:
