@@ -292,8 +292,8 @@ def _relative_to(catalog_uri: str, uri: str) -> str:
     if _SCHEME.match(uri) or uri.startswith("/"):
         if not catalog_is_local:
             raise UriNotAllowedError(
-                f"{redact(uri)!r} is a local path, but its catalog {redact(catalog_uri)!r} is not a local file: "
-                "give a URI of a store, or a path relative to the catalog"
+                f"{redact(uri)!r} is a local path, but its catalog is not a local file: give a URI of a store, or a "
+                "path relative to the catalog"
             )
         return os.path.normpath(local_path(uri))
     if ".." in uri.split("/"):

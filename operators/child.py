@@ -273,6 +273,11 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
+def lacks_memory(error: BaseException) -> bool:
+    """Return whether an error means that an allocation failed, on a GPU, too."""
+    return is_out_of_memory(error) or "out of memory" in str(error)
+
+
 def _silence() -> None:
     """Discard this process's output, because libtiff prints a line per damaged row of pixels, up to millions."""
     nowhere = os.open(os.devnull, os.O_WRONLY)

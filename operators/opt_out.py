@@ -38,6 +38,7 @@ from segmint.catalogs.findings import Reason, RejectedError
 from segmint.infra.errors import SegmintError, UsageError
 from segmint.infra.storage.errors import NotFoundError
 from segmint.infra.storage.location import Location
+from segmint.infra.uris import ALONE
 from segmint.operators.redactions import uuids, xmp_items
 
 MOST_XMP = 16 << 20
@@ -656,7 +657,8 @@ def _key_of_entry(entry: str) -> bytes | None:
 
 def _keys_of_url(text: str) -> Iterator[bytes]:
     """Yield the hashes that would refuse a URL: its own, and those of its domain and the domains that contain it."""
-    url = _plain_url(text if "://" in text else f"http://{text.lstrip('/ ')}")  # pages may be without a scheme
+    text = text.lstrip("/ ")
+    url = _plain_url(text if re.match(ALONE, text) else f"http://{text}")  # pages may be without a scheme
     if url is None:
         return
     host, plain = url

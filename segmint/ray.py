@@ -14,7 +14,6 @@ This needs neither a catalog nor a configuration. It doesn't check licenses, and
 from typing import Any
 
 import pyarrow as pa
-import torch
 
 from segmint.catalogs.findings import RejectedError
 from segmint.infra.errors import SegmintError
@@ -22,7 +21,7 @@ from segmint.model.automatic.settings import MaskSettings
 from segmint.model.device import first_line
 from segmint.model.sam.load import Sam
 from segmint.model.sam.predictor import Predictor
-from segmint.operators.child import is_out_of_memory
+from segmint.operators.child import lacks_memory
 from segmint.operators.prepare.ingest import decode_photograph
 from segmint.operators.rows import MASK
 from segmint.operators.segment.segment import mask_row
@@ -83,7 +82,7 @@ class Masks:
         except (RejectedError, SegmintError) as error:
             return {"error": str(error)}
         except Exception as error:
-            if not is_out_of_memory(error) and not isinstance(error, torch.OutOfMemoryError):
+            if not lacks_memory(error):
                 raise
             return {"error": f"not enough memory: {first_line(error)}"}
         return {"height": pixels.shape[0], "width": pixels.shape[1], "masks": [mask_row(each) for each in found]}

@@ -29,7 +29,7 @@ from segmint.catalogs.source.normalize import (
 from segmint.infra.storage.location import Location
 from segmint.infra.uris import only_path
 
-_UNPINNED = ("ordinal", "id", "image_id", "duplicate_of", "refused_detail", "license_asserted")
+_UNPINNED = ("ordinal", "id", "image_id", "duplicate_of", "refused_detail", "license_asserted", "download_url")
 
 PINNED = tuple(name for name in STAGED.names if name not in _UNPINNED)
 """Columns that a dataset pins for each image, besides its id. Their values must not change for a known image."""

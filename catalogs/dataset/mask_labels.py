@@ -45,6 +45,7 @@ class ShardLabels:
             return {}
         span = slice(*np.searchsorted(self._ids, [image * MOST_MASKS, (image + 1) * MOST_MASKS]).tolist())
         labels, sources = ([words[place] for place in places[span].tolist()] for words, places in self._texts)
+        sources = [None if label is None else source for label, source in zip(labels, sources, strict=True)]
         scores = [None if score != score else score for score in self._scores[span].tolist()]
         prompts = [_known(each or ()) for each in self._prompts[span].to_pylist()]
         return dict(zip(self._ids[span].tolist(), zip(labels, scores, sources, prompts, strict=True), strict=True))

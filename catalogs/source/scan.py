@@ -78,7 +78,7 @@ _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.
 
 _OWN_COLUMNS = ("image_id", "sha256")  # describe one image, so a sidecar of several can't set them
 
-SCANNED = pa.schema([field for field in SOURCE if field.name != "prompts"])
+SCANNED = pa.schema([field for field in SOURCE if field.name not in ("download_url", "prompts")])
 """Columns that a scan writes."""
 
 _TAG = re.compile(r"SPDX-(License-Identifier|FileCopyrightText):\s*(.+?)\s*(?:\*/|-->)?\s*$", re.MULTILINE)

@@ -183,14 +183,22 @@ class MaskSettings:
         """Return the number of grid points of a crop in this layer."""
         return self.points_of_layer(layer) ** 2
 
-    def _check_int(self, key: str, least: int, most: float = math.inf) -> None:
+    def _plain(self, key: str) -> Any:
+        """Return a setting, after a NumPy number was converted to Python's."""
         value = getattr(self, key)
+        if isinstance(value, np.generic):
+            value = value.item()
+            object.__setattr__(self, key, value)
+        return value
+
+    def _check_int(self, key: str, least: int, most: float = math.inf) -> None:
+        value = self._plain(key)
         if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
             bounds = f"of at least {least}" if most == math.inf else f"from {least} to {most}"
             raise ValueError(f"masks.{key} is {value!r}: expected an integer {bounds}")
 
     def _check_real(self, key: str, least: float = -math.inf, most: float = math.inf) -> None:
-        value = getattr(self, key)
+        value = self._plain(key)
         number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
         if not number or not least <= value <= most:
             bounds = {

@@ -405,10 +405,12 @@ class Predictor:
         The predictor keeps the plan of the last image. `predict` calls this method when it needs a plan. If several
         threads share a predictor, call it before you start them, or each thread repeats the work.
         """
-        if self._planned is None or self._planned[0] is not embedding:
+        planned = self._planned
+        if planned is None or planned[0] is not embedding:
             with inference(self.sam.device):
-                self._planned = embedding, self._plan(embedding, self.sam.prompt_encoder.mask_vectors())
-        return self._planned[1]
+                planned = embedding, self._plan(embedding, self.sam.prompt_encoder.mask_vectors())
+            self._planned = planned  # another thread may replace it
+        return planned[1]
 
     def decode_points(self, embedding: Embedding, plan: PointPlan, points: Array) -> PointMasks:
         """Decode B single foreground points much faster than `predict`, with the same predictions, but draw no masks.

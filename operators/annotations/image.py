@@ -271,7 +271,7 @@ def parse_image(
     except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
         return AnnotatedImage(name, None, size, unreadable=[f"the file is not {form} ({error!r:.200})"]), {}, []
     name = written if isinstance(written, str) and written else name
-    return AnnotatedImage(name, None, size or stated), about, found
+    return AnnotatedImage(name, None, size or stated, other=stated if size else None), about, found
 
 
 def mask_name(id: object) -> str:

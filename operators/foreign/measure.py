@@ -472,7 +472,7 @@ class _ShardReader:
             image.findings.add(place.finding(Code.BAD_JSON, "the JSON of an image with annotations", why))
 
     def _check_size(self, picture: ForeignFile, image: ForeignImage, place: FindingLocation) -> None:
-        """Compare the size of a picture with the stated one, or set it if it isn't stated.
+        """Compare the size of a picture with the stated one, or set it to the shown size if it isn't stated.
 
         Pairs contain JPEGs. Other pictures that can't be read have no size, and the audit of pictures reports them.
         """
@@ -486,12 +486,14 @@ class _ShardReader:
             if self._has_pairs:
                 image.findings.add(place.finding(Code.BAD_JPEG, "a JPEG", error))
                 return
-        if not sizes or image.size not in (None, *sizes):
+        unstated = image.size is None and not self._has_pairs
+        if not sizes or unstated or image.size not in (None, *sizes):
+            most = _HEAD if sizes and unstated else ANY_SIZE.max_bytes
             with suppress(UndecodableError):
-                sizes = self.decoder.run(picture_sizes, self.read(picture, ANY_SIZE.max_bytes))
+                sizes = self.decoder.run(picture_sizes, self.read(picture, most))
         if not sizes:
             return
-        image.size = image.size or sizes[0]
+        image.size = image.size or sizes[-1]
         if image.size not in sizes:
             (height, width), found = image.size, " or ".join(f"{w} x {h} pixels" for h, w in dict.fromkeys(sizes))
             image.findings.add(place.finding(Code.JPEG_SIZE, f"{width} x {height} pixels, as {says} says", found))

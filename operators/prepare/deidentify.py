@@ -36,7 +36,7 @@ from segmint.infra.version import NOT_INSTALLED, installed_version
 from segmint.model.detectors.detection import CandidateDetector, Detection, Detector, Kind, bounds, iou, lenient
 from segmint.model.detectors.plates import PlateDetector
 from segmint.model.detectors.second_look import is_confirmed
-from segmint.operators.child import is_out_of_memory
+from segmint.operators.child import lacks_memory
 from segmint.operators.prepare.detector_socket import DetectorProcessError
 from segmint.operators.prepare.ingest import clean_message
 from segmint.operators.prepare.ingest_config import control_pixels
@@ -399,7 +399,7 @@ def blames_nothing(error: Exception) -> bool:
     """
     if isinstance(error, ImportError | DetectorProcessError):
         return True
-    return is_out_of_memory(error) or "out of memory" in str(error)
+    return lacks_memory(error)
 
 
 Resolve = Callable[[str], Path]

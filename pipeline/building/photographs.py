@@ -223,11 +223,13 @@ def _grown(request: BuildRequest, config: Config, file: Location) -> tuple[Confi
             catalog.delete()
         raise
     now = _written(request, file)  # another run may have changed it
-    if load_manifest(Location(storage, config.output)).catalog[-1].source_sha256 != catalog_sha256(catalog):
+    before = Location(storage, now.catalog)
+    last = load_manifest(Location(storage, config.output)).catalog[-1].source_sha256
+    if last == catalog_sha256(before) != catalog_sha256(catalog):
         if catalog.name not in known:
             catalog.delete()
-        return now, [f"{now.catalog}: no new photographs were found", *lines[1:]], skipped
-    old, new, ours = Location(storage, now.catalog).name, catalog.name, base_name(request.catalogs)
+        return now, [f"{before}: no new photographs were found", *lines[1:]], skipped
+    old, new, ours = before.name, catalog.name, base_name(request.catalogs)
     if old.startswith(ours):  # YAML may fold or escape this part, but not the hash
         old, new = old.removeprefix(ours), new.removeprefix(ours)
     file.put(file.read().replace(old.encode(), new.encode()))

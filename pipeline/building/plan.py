@@ -431,14 +431,16 @@ def _assemble(
         hours = hours.scaled(cores)
     an_image = 3600 / max(images.value or remaining.rows, 1)
     segment_s = None
-    if busy is not None and on_gpu:
-        segment_s = busy.low / images.low if record is None or options.share is not None else record.low_s
+    if on_gpu and record is not None and options.share is None:
+        segment_s = record.low_s
+    elif on_gpu and busy is not None and images.value:
+        segment_s = busy.value / images.value
     stages = cpu_stages(cpu_hours.value * an_image, segment_s, limits, measured=sample is not None)
     days = None if hours is None else hours.scaled(1 / (24 * ceiling.devices * cores))
     starts = None
     if days is not None and sample is not None and measured:
-        devices = ceiling.devices * cores
-        starts = count_starts(remaining.shards, config.window_shards, days.value * 24, devices, sample.start_s)
+        hours_in_all, size = days.value * 24, config.window_shards
+        starts = count_starts(remaining.shards, size, hours_in_all, ceiling.devices, cores, sample.start_s)
     return make(
         **totals,
         encodes_per_image=per_image.encodes,
@@ -446,6 +448,7 @@ def _assemble(
         ceiling=ceiling,
         hardware=ceiling.hardware if options.card is None else f"{ceiling.hardware}; peak {options.card.peak_is}",
         measured=measured,
+        elsewhere=options.elsewhere,
         record=record if options.share is None else None,
         share_of_ceiling=share,
         device_hours=hours,

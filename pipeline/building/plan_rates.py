@@ -428,13 +428,16 @@ class ActorStarts:
         )
 
 
-def count_starts(shards: int, window_shards: object, hours: float, devices: int, seconds: float) -> ActorStarts:
-    """Count the actor starts on all GPUs or cores, over the windows of a build that takes `hours` without the starts.
+def count_starts(
+    shards: int, window_shards: object, hours: float, actors: int, threads: int, seconds: float
+) -> ActorStarts:
+    """Count the starts of all actors, over the windows of a build that takes `hours` without the starts.
 
-    `window_shards` is a number, or auto for windows of an hour. `seconds` is the time of one start.
+    `window_shards` is a number, or auto for windows of an hour. Each actor has a GPU or, on a CPU, `threads` cores.
+    `seconds` is the time of one start.
     """
     windows = min(shards, math.ceil(shards / window_shards if isinstance(window_shards, int) else max(1.0, hours)))
-    return ActorStarts(windows, windows * devices, seconds, windows * devices * seconds / 3600)
+    return ActorStarts(windows, windows * actors, seconds, windows * actors * threads * seconds / 3600)
 
 
 @dataclass(frozen=True)

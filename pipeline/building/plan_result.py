@@ -44,6 +44,7 @@ class BuildPlan:
     version: VersionName | None  # version of the dataset; None: the dataset doesn't exist yet
     checked: CatalogFindings | None  # findings in the catalog's first rows; None: nothing remains to build
     starts: ActorStarts | None = None  # None: unknown without a sample
+    elsewhere: bool = False  # True: the plan is for another machine's GPU
     curation: Curation | None = None  # None: the configuration doesn't contain `curate`
 
     @property
@@ -155,9 +156,9 @@ class BuildPlan:
 
     def _unknown_time_line(self, label: str) -> str:
         """Return a line without a time. A sample doesn't measure another machine's GPU."""
-        if self.sample is None:
-            return _line(label, "unknown", "without --sample or --share")
-        return _line(label, "unknown", "" if self.measured else "without --share")
+        if self.elsewhere:
+            return _line(label, "unknown", "without --share")
+        return _line(label, "unknown", "without --sample or --share" if self.sample is None else "")
 
     def _shown(self, estimate: Estimate | None, rest: str, written: Callable[[float], str] = number) -> tuple[str, str]:
         if estimate is None:

@@ -3,6 +3,7 @@
 import sys
 import time
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -117,9 +118,11 @@ def build(
     except NotRecordedError as error:
         print_result(error.accounting, as_json)
         raise
+    if skipped:
+        accounting = replace(accounting, not_checked=skipped)
     print_result(accounting, as_json)
     if request is not None:
-        for line in (*(f"not in the catalog: {each}" for each in skipped), *refused_licenses(loaded)):
+        for line in refused_licenses(loaded):
             print_message(line)
     print_next(as_json, "audit", loaded.output, config=source if request is None else request.config_file)
     exit_unless_clean((), skipped)

@@ -250,7 +250,7 @@ def _build_again(config: Config, storage: Storage, shards: list[int], result: Re
     from segmint.pipeline.build import run_rows
     from segmint.pipeline.building.dataset import open_or_create
     from segmint.pipeline.building.execution.accounting import WindowSize, shard_rows
-    from segmint.pipeline.building.execution.stage_watch import watched
+    from segmint.pipeline.building.execution.stage_watch import start_detectors, watched
     from segmint.pipeline.building.execution.stages import lay_out
 
     dataset = open_or_create(config, storage)
@@ -259,7 +259,7 @@ def _build_again(config: Config, storage: Storage, shards: list[int], result: Re
         ray_session(resources.address, object_store_memory=resources.object_store_memory) as cluster,
         Progress() as bar,
     ):
-        stages = lay_out(config, dataset, cluster)
+        stages = start_detectors(lay_out(config, dataset, cluster))
         if cluster.local:
             check_numerics(stages.segment)
         size = WindowSize(config.window_shards).shards

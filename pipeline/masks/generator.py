@@ -26,6 +26,7 @@ from segmint.model.sam import predictor as sam_predictor
 from segmint.model.sam.load import CompileMode, Sam, SamWeightsError, encoder_architecture
 from segmint.model.sam.predictor import Embedding
 from segmint.model.sam.preprocess import Array, Prompts, check_prompts
+from segmint.operators.child import lacks_memory
 from segmint.operators.segment.models import cpu_kernels, load_model
 from segmint.pipeline.masks.predict import prompted_record
 from segmint.pipeline.masks.results import Image, ImageMasks, PredictedMasks, describe, pixels_of
@@ -255,8 +256,12 @@ class MaskGenerator(base.MaskGenerator):
             for number, image in enumerate(images, start=1):
                 try:
                     result = self.generate(image)
-                except (SegmintError, OSError, MemoryError) as error:
-                    reason = str(error) or f"{describe(image)}: not enough memory"
+                except Exception as error:
+                    reason = str(error)
+                    if lacks_memory(error):
+                        reason = f"{describe(image)}: not enough memory"
+                    elif not isinstance(error, (SegmintError, OSError)):
+                        raise
                     result = ImageMasks((), Funnel(), image, reason)
                 if bar is not None:
                     bar.update("images", number)

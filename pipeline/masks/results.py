@@ -116,6 +116,17 @@ def _upright(image: PillowImage.Image, name: str) -> Pixels:
         raise ImageError(f"{name}: {verdict.reason}: {verdict.detail}") from verdict
 
 
+def _conversion(array: NDArray[Any]) -> str:
+    """Return the code that probably converts an array to uint8."""
+    if array.dtype == np.uint16:
+        return "(image / 257).round().astype('uint8')"
+    if array.dtype.kind == "f" and array.max() > 1:
+        return "image.round().astype('uint8')"
+    if array.dtype.kind in "fb":
+        return "(image * 255).round().astype('uint8')"
+    return "image.astype('uint8')"
+
+
 def _array(value: Any, name: str) -> Pixels:
     if isinstance(value, Mapping) or not hasattr(value, "__array__"):
         raise ImageError(
@@ -128,8 +139,7 @@ def _array(value: Any, name: str) -> Pixels:
         hint = ". For several images, use generate_many." if array.ndim == 4 else ""
         raise ImageError(f"{given}: {expected}{hint}")
     if array.dtype != np.uint8:
-        hint = "(image * 255).round().astype('uint8')" if array.dtype.kind == "f" else "image.astype('uint8')"
-        raise ImageError(f"{given}: {expected}, from 0 to 255. You may want {hint}.")
+        raise ImageError(f"{given}: {expected}, from 0 to 255. You may want {_conversion(array)}.")
     if array.ndim == 2:
         return np.repeat(array[:, :, None], 3, axis=2)
     if array.shape[2] == 3:

@@ -26,6 +26,7 @@ from segmint.infra.storage.location import Location
 from segmint.infra.storage.storage import Storage
 from segmint.infra.uris import base_name, join, local_path, redact
 from segmint.infra.wording import counted, duration
+from segmint.operators.child import lacks_memory
 from segmint.operators.images import released_prompts
 from segmint.operators.prepare.ingest_config import ANY_SIZE
 from segmint.pipeline.masks.images import Photographs, find_photographs, is_local
@@ -335,8 +336,12 @@ def _one_image(plan: MasksPlan, model: _LazyModel, task: PhotographTask) -> Imag
         return ImageResult(name, "refused", error=str(error))
     except UsageError:
         raise
-    except (SegmintError, OSError, MemoryError) as error:
-        return ImageResult(name, "failed", error=str(error) or "not enough memory")
+    except Exception as error:
+        if lacks_memory(error):
+            return ImageResult(name, "failed", error="not enough memory")
+        if not isinstance(error, (SegmintError, OSError)):
+            raise
+        return ImageResult(name, "failed", error=str(error))
     if result.cutouts is not None and files is not None:
         for entry in plan.storage.list(task.cutouts):
             if join(task.cutouts, entry.name) not in files:

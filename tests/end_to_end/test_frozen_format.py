@@ -306,6 +306,8 @@ def test_the_format_before_is_read_and_corrected_but_not_built(tmp_path: Path) -
         assert [sample.id for sample in samples] == images_of(state)
         added = {sample.row[name] for sample in samples for name in ADDED_COLUMNS}
         assert added == {None}
+        opened = open_dataset(str(folder / state))
+        assert {opened[0].row[name] for name in ADDED_COLUMNS} == {None}
         assert findings(folder / state) == []
         with open_tables(location_of(folder / state)) as tables:
             assert tables.query("SELECT redacted_share, left_alone FROM images").column(0).null_count == len(samples)

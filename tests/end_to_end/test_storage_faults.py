@@ -309,5 +309,5 @@ def test_3_of_1000_photographs_that_never_work_cost_3_rows(
         assert (result["rows"], result["written"], result["rejected"]) == (1000, 997, {"persistent_fault": 3})
         given_up = rejects(direct, dataset)
         assert [row[:3] for row in given_up] == [(n, "prepare", "persistent_fault") for n in (17, 18, 512)]
-        assert all("AccessRefusedError: cannot read s3://" in row[3] for row in given_up)
+        assert all("AccessRefusedError: cannot read photo_" in row[3] for row in given_up)
         assert list(audit_integrity(Location(direct, dataset)).findings) == []

@@ -135,11 +135,13 @@ def test_jpegs_masks_and_rows_are_those_of_single_files(tar_build: TarBuild) -> 
 
 def test_each_photograph_takes_one_request(tar_build: TarBuild) -> None:
     uris = [row["uri"] for row in tables(tar_build.dataset, "images")]
-    assert [uri.partition("#")[0] for uri in uris[:2] + uris[4:]] == ["0001.tar"] * 2 + ["photos.tar"] * 2
+    collected = uris[0].partition("#")[0]
+    assert re.fullmatch(r"0001-[0-9a-f]{12}\.tar", collected)
+    assert [uri.partition("#")[0] for uri in uris[:2] + uris[4:]] == [collected] * 2 + ["photos.tar"] * 2
     assert all(split_member(uri) for uri in uris[:2] + uris[4:])
     folder = f"/{tar_build.catalog.uri.removeprefix('s3://')}"
     found = {target: count for target, count in tar_build.requests.items() if target.endswith((".tar", ".jpg"))}
-    expected = {"0001.tar": 4, "photos.tar": 2, "nowhere.tar": 1, **dict.fromkeys(uris[2:4], 1)}  # an empty file: two
+    expected = {collected: 4, "photos.tar": 2, "nowhere.tar": 1, **dict.fromkeys(uris[2:4], 1)}  # an empty file: two
     assert found == {f"GET {folder}{name}": count for name, count in expected.items()}
 
 
@@ -162,6 +164,6 @@ def test_a_takedown_names_the_place_of_a_collected_original(tar_build: TarBuild,
     dataset = shutil.copytree(tar_build.dataset, tmp_path / "dataset")
     (tmp_path / "ids.txt").write_text("collected 1\n")
     words = ("takedown", dataset, "--ids", tmp_path / "ids.txt", "--reason", "withdrawn", "--yes")
-    ((start, size),) = re.findall(r"0001\.tar#(\d+)\+(\d+)", segmint_here(*words))
-    originals = (tar_build.catalog / "0001.tar").read()
+    ((tar, start, size),) = re.findall(r"(0001-\w+\.tar)#(\d+)\+(\d+)", segmint_here(*words))
+    originals = (tar_build.catalog / tar).read()
     assert originals[int(start) :][: int(size)] == tar_build.photographs[1]

@@ -25,7 +25,7 @@ from segmint.catalogs.dataset.reader import (
     not_where_it_should_be,
 )
 from segmint.catalogs.dataset.reading.cache import ShardCache
-from segmint.catalogs.layout import MOST_MEMBER_BYTES, DamagedDatasetError, check_member
+from segmint.catalogs.layout import ADDED_COLUMNS, MOST_MEMBER_BYTES, DamagedDatasetError, check_member
 from segmint.infra.arrays import Ints
 from segmint.infra.errors import SegmintError, UsageError
 from segmint.infra.storage.errors import NotFoundError
@@ -269,6 +269,9 @@ class OpenShard:
         rows = len(self.known["id"])
         if table.num_rows != rows:
             raise self.unreadable(f"the table of images had {rows} rows before, and {table.num_rows} now")
+        for name in ADDED_COLUMNS:
+            if name not in table.column_names:
+                table = table.append_column(name, pa.nulls(rows))
         return table
 
     def unreadable(self, reason: object) -> DamagedDatasetError:

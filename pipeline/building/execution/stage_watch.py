@@ -297,6 +297,9 @@ class _DetectorActor:
         """Wait until the process accepts connections; see `DetectorProcess.ready`."""
         self._process.ready()
 
+    def answer(self) -> None:
+        """Show that the actor is alive."""
+
 
 def check_detectors(stages: Stages) -> None:
     """Raise `UsageError` if this machine's GPU differs from the GPU in the dataset's detector numerics."""
@@ -315,15 +318,30 @@ def start_detectors(stages: Stages, before: Stages | None = None) -> Stages:
         return stages
     config, storage, _, _, assets, *_ = stages.prepare_arguments
     settings = detector_settings(config, storage, assets)
-    known = {} if before is None or before.detectors is None else before.detectors.holders
+    held = {} if before is None or before.detectors is None else before.detectors.holders
     nodes = [node for node in ray.nodes() if node["Alive"]]
-    holders = {
-        node["NodeID"]: known.get(node["NodeID"]) or _start(stages.detectors_share, settings, node["NodeID"])
-        for node in nodes
-        if node["Resources"].get("GPU", 0) > 0 and stages.gpus.name in (None, gpu_kind(node["Resources"]))
-    }
+    holders = {}
+    for node in nodes:
+        if node["Resources"].get("GPU", 0) > 0 and stages.gpus.name in (None, gpu_kind(node["Resources"])):
+            holder = held.get(node["NodeID"])
+            if holder is None or _is_dead(holder[0]):
+                holder = _start(stages.detectors_share, settings, node["NodeID"])
+            holders[node["NodeID"]] = holder
+    if not holders and before is not None:  # Ray refuses an empty selector; other nodes may join
+        return replace(stages, detectors=before.detectors, prepare_nodes=before.prepare_nodes)
     selector = {"ray.io/node-id": f"in({','.join(sorted(holders))})"}
     return replace(stages, detectors=NodeDetectors(holders), prepare_nodes=selector)
+
+
+def _is_dead(holder: Any) -> bool:
+    """Return whether a node's actor died more often than it may restart."""
+    try:
+        ray.get(holder.answer.remote(), timeout=LOOK_S)
+    except ray.exceptions.ActorDiedError:
+        return True
+    except ray.exceptions.RayError:  # it is busy, or restarts
+        return False
+    return False
 
 
 def _start(share: float, settings: DetectorSettings, node: str) -> tuple[Any, str]:

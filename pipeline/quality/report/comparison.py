@@ -8,7 +8,7 @@ from functools import partial
 
 import cv2
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from segmint.catalogs.dataset.commits import Commit
 from segmint.catalogs.dataset.manifest import load_manifest, name_of
@@ -249,7 +249,10 @@ def draw_small(jpeg: bytes, masks: Sequence[MaskRecord]) -> bytes:
     Raises `OSError` or `ValueError` if the data isn't an image, if the image is too large, or if a mask has another
     size.
     """
-    with Image.open(io.BytesIO(jpeg), formats=PICTURES) as image:
+    with Image.open(io.BytesIO(jpeg), formats=PICTURES) as stored:
+        image: Image.Image = stored
+        if masks and masks[0].segmentation.size != (stored.height, stored.width):  # they may describe it upright
+            image = ImageOps.exif_transpose(stored)
         for mask in masks:
             if mask.segmentation.size != (image.height, image.width):
                 raise ValueError(

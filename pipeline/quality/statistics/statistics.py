@@ -116,16 +116,19 @@ def _drift_of(metric: str, rows: Sequence[Row]) -> list[DriftedShard]:
 def outliers(connection: duckdb.DuckDBPyConnection) -> tuple[Outlier, ...]:
     """Find each metric's outliers in the table `image_numbers`. Only the most extreme outliers are returned.
 
+    Of equal values, the first images are returned.
+
     Quartiles are computed from at most about 200,000 images, spread evenly over the dataset.
     """
     fences = _fences(connection)
     if not fences:
         return ()
     picks = ", ".join(
-        f"{pick}({{'ordinal': ordinal, 'id': id, 'shard': shard, 'value': {metric}}}, {metric}, {OUTLIERS}) "
+        f"{pick}({{'ordinal': ordinal, 'id': id, 'shard': shard, 'value': {metric}}}, "
+        f"{{'value': {metric}, 'order': {order}}}, {OUTLIERS}) "
         f"FILTER (WHERE {metric} {sign} {fences[metric][side]!r}) AS {side}_{metric}"
         for metric in fences
-        for side, pick, sign in (("low", "min_by", "<"), ("high", "max_by", ">"))
+        for side, pick, sign, order in (("low", "min_by", "<", "ordinal"), ("high", "max_by", ">", "-ordinal"))
     )
     row = read_query(connection, f"SELECT {picks} FROM image_numbers").to_pylist()[0]
     found = []

@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import pyarrow as pa
-from PIL import Image
+from PIL import Image, ImageOps
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.requests import Request
@@ -310,7 +310,7 @@ def thumbnail(jpeg: bytes, side: int = THUMBNAIL_SIDE) -> bytes:
     out = io.BytesIO()
     with Image.open(io.BytesIO(jpeg), formats=PICTURES) as picture:
         picture.thumbnail((side, side))
-        picture.convert("RGB").save(out, "JPEG", quality=_QUALITY)
+        ImageOps.exif_transpose(picture).convert("RGB").save(out, "JPEG", quality=_QUALITY)
     return out.getvalue()
 
 

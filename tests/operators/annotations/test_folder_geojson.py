@@ -135,5 +135,12 @@ def test_another_document_is_unreadable(data: bytes) -> None:
     assert read_geojson(data, "sa_1.geojson").unreadable[0].startswith("the file is not a GeoJSON feature collection")
 
 
+def test_the_size_in_the_file_is_kept_beside_the_image_s() -> None:
+    """So that masks of a photograph in another size are not drawn on this one."""
+    document = {"type": "FeatureCollection", "features": [], "image": {"height": 60, "width": 80}}
+    image = read_geojson(json.dumps(document).encode(), "sa_7.geojson", (120, 160))
+    assert (image.size, image.other) == ((120, 160), (60, 80))
+
+
 def test_without_a_size_nothing_can_be_drawn() -> None:
     assert "neither the dataset nor the file has a height and width" in read([feature(shapes()[0], 6)]).unreadable[0]

@@ -266,16 +266,18 @@ def test_what_a_refusal_list_names_is_refused_before_it_is_decoded(portrait_file
                 {"uri": "none.jpg", "sha256": digest.upper()},
                 {"uri": "none.jpg", "source_url": "https://cdn.example.com/photo"},
                 {"uri": "none.jpg", "source_url": "http://other.org/a.jpg", "license": "CC-BY-NC-4.0"},
-                {"uri": "none.jpg", "source_url": "other.org/b", "download_url": "https://other.org/a.jpg"},
                 {"uri": portrait_file.name, "source_url": "https://other.org/b.jpg"},
             )
         ).to_pylist()
-        (row,) = in_bucket(table({"uri": "b.jpg"})).to_pylist()
+        rows += in_bucket(table({"uri": "b.jpg"})).to_pylist()
+        collected = table({"uri": "none.jpg", "source_url": "other.org/b"})
+        collected = collected.append_column("download_url", pa.array(["https://other.org/a.jpg"]))
+        rows += stage(collected).to_pylist()
     finally:
         stage.close()
         in_bucket.close()
-    assert [each["reason"] for each in (*rows, row)] == [*["refused_by_list"] * 5, None, "refused_by_list"]
-    assert {(row["stage"], row["detail"]) for row in rows[:5]} == {
+    assert [row["reason"] for row in rows] == [*["refused_by_list"] * 4, None, *["refused_by_list"] * 2]
+    assert {(row["stage"], row["detail"]) for row in rows[:4]} == {
         ("catalog", "a refusal list names its bytes, its URL, or its domain")
     }
 

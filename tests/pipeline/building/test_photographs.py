@@ -254,7 +254,7 @@ def test_a_damaged_tar_is_named_and_the_command_does_not_end_well(
     monkeypatch.setattr("segmint.pipeline.build.run_build", built)
     command = ["build", f"{folder}/photos", "-o", f"{folder}/dataset", "--license", "CC0-1.0"]
     done = CliRunner().invoke(app, command)
-    assert (done.exit_code, "not in the catalog: cut.tar: not a whole" in done.stderr) == (3, True), done.output
+    assert (done.exit_code, "not checked: cut.tar: not a whole" in done.stdout) == (3, True), done.output
 
 
 def test_growing_scans_again_into_another_catalog(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -281,6 +281,14 @@ def test_growing_scans_again_into_another_catalog(folder: Path, monkeypatch: pyt
     now, lines = opened(folder, "CC0-1.0", grow=True)
     assert (now, lines[0]) == (grown, f"{grown.catalog}: no new photographs were found")
     assert beside(folder) == files
+
+    # A run was killed after it had grown the dataset, and before it wrote the configuration.
+    written = (folder / "dataset-build.yaml").read_text()
+    (folder / "dataset-build.yaml").write_text(written.replace(grown.catalog, first.catalog))
+    repaired, _ = opened(folder, "CC0-1.0", grow=True)
+    assert repaired.catalog not in (first.catalog, grown.catalog)
+    assert load_config(str(folder / "dataset-build.yaml")).catalog == repaired.catalog
+    files = beside(folder)
     (folder / "photos/e.jpg").unlink()
     with pytest.raises(UsageError, match="1 of 6 rows are gone"):
         opened(folder, "CC0-1.0", grow=True)

@@ -28,7 +28,9 @@ from segmint.catalogs.dataset.versions import name_now, put_version
 from segmint.catalogs.layout import json_sha256
 from segmint.catalogs.source.files import read_rows
 from segmint.infra.errors import SegmintError, UnfinishedError
+from segmint.pipeline.building.execution.accounting import Accounting
 from segmint.pipeline.commands.cli import PLACES, app
+from segmint.pipeline.config.config import load_config
 from segmint.pipeline.corrections.apply.columns import LabelList
 from segmint.pipeline.corrections.apply.engine import FAILED
 from segmint.pipeline.corrections.apply.masks import ApplyList
@@ -281,6 +283,15 @@ def _built(replaced, config: Path) -> Any:
 def _not_built(replaced, config: Path) -> Any:
     replaced("build.run_build", UnfinishedError("1 shard could not be finished. Nothing is lost"))
     return run("build", config)
+
+
+@case("`build`", "a file of PHOTOGRAPHS can't be scanned", 3)
+def _not_scanned(replaced, config: Path) -> Any:
+    replaced("build.run_build", Accounting("d", rows=1, written=1, rejected={}, masks=1, shards=1, seconds=1.0))
+    replaced("building.photographs.open_photographs", (load_config(str(config)), [], ["cut.tar: not a whole tar"]))
+    replaced("building.photographs.refused_licenses", [])
+    (config.parent / "photos").mkdir()
+    return run("build", config.parent / "photos", "-o", config.parent / "out", "--license", "CC0-1.0")
 
 
 @case("`status`", "everything was read, even if the dataset is incomplete", 0)

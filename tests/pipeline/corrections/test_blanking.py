@@ -22,6 +22,7 @@ def part(folder: Path, rows: int = 10) -> Path:
     }
     value |= {"redistributable": True, "valid_until": "2030-01-01", "country": "DE"}
     value |= {"opt_out": True, "refused_reason": "unfit", "refused_detail": "blurred", "license_asserted": "Jo"}
+    value["download_url"] = "https://example.org/a.jpg"
     prompt = {"box": [1, 2, 3, 4], "points": [[5, 6]], "point_labels": [1], "label": "cup", "score": 0.5}
     value["prompts"] = {"width": 40, "height": 30, "prompts": [prompt]}
     lines = [json.dumps({**value, "uri": f"{i}.jpg", "image_id": f"i{i % 8}"}) for i in range(rows)]

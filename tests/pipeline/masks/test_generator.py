@@ -16,6 +16,7 @@ from segmint.model.automatic.settings import MaskSettings
 from segmint.model.sam import predictor as sam_predictor
 from segmint.model.sam.load import build_sam, load_sam
 from segmint.pipeline.masks.generator import MaskGenerator, Predictor, sam_of
+from segmint.pipeline.masks.results import ImageMasks
 
 pytestmark = pytest.mark.usefixtures("embedded_once")
 
@@ -119,7 +120,27 @@ def test_results_say_in_a_line_what_they_are(generator: MaskGenerator, folder: P
     assert repr(failed) == f"ImageMasks(error={failed.error!r})"
 
 
+def test_an_image_for_which_torch_has_no_memory_is_named_and_costs_no_other(
+    generator: MaskGenerator, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generate = MaskGenerator.generate
+
+    def too_large(self: MaskGenerator, image: Path) -> ImageMasks:
+        if image.name == "large.png":
+            torch.empty(1 << 60, dtype=torch.uint8)
+        return generate(self, image)
+
+    monkeypatch.setattr(MaskGenerator, "generate", too_large)
+    results = list(generator.generate_many([folder / "large.png", folder / "cup.png"]))
+    assert [result.error for result in results] == [f"{folder / 'large.png'}: not enough memory", None]
+
+    monkeypatch.setattr(MaskGenerator, "generate", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        list(generator.generate_many([folder / "cup.png"]))
+
+
 def test_settings_are_a_profile_by_name_with_keys_over_it() -> None:
+    assert MaskSettings.sa1b(points_per_side=np.int64(8), pred_iou_thresh=np.float32(0.5)).points_per_side == 8
     sam = build_sam("mobile_sam")
     assert MaskGenerator(sam).settings == MaskSettings.sa1b(crop_n_layers=0)
     assert repr(MaskGenerator(sam)) == "MaskGenerator(mobile_sam on cpu, float32; sa1b)"

@@ -54,8 +54,14 @@ RGB = np.zeros((4, 5, 3), np.uint8)
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (RGB.astype(np.float32), r"shape \(4, 5, 3\) and type float32: expected .* uint8 RGB.*255\)\.round\(\)"),
+        (
+            (RGB / 255).astype(np.float32),
+            r"shape \(4, 5, 3\) and type float32: expected .* uint8 RGB.*255\)\.round\(\)",
+        ),
         (RGB.astype(np.int64), "type int64: expected"),
+        (RGB.astype(np.float32) + 200, r"You may want image\.round\(\)\.astype"),
+        (RGB.astype(np.uint16), r"You may want \(image / 257\)\.round"),
+        (RGB > 0, r"You may want \(image \* 255\)\.round"),
         (np.zeros((4, 5, 4), np.uint8), r"To drop its transparency, use image\[:, :, :3\]"),
         (RGB.transpose(2, 0, 1), r"shape \(3, 4, 5\).*image\.transpose\(1, 2, 0\)"),
         (RGB[None], r"shape \(1, 4, 5, 3\).*generate_many"),

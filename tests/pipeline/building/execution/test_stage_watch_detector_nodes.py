@@ -80,6 +80,11 @@ def test_rows_are_searched_by_the_process_of_their_node_which_ends_with_its_acto
     while listens(address):
         assert time.monotonic() < deadline
         time.sleep(0.1)
+    replaced = start_detectors(stages, again)
+    assert replaced.detectors.holders.keys() == again.detectors.holders.keys()
+    assert replaced.detectors != again.detectors, "an actor that died for good is replaced"
+    without = start_detectors(replace(stages, gpus=replace(stages.gpus, name="other")), replaced)
+    assert without.prepare_nodes == replaced.prepare_nodes, "without a GPU node, the actors wait for the former one"
 
 
 def test_a_node_without_a_detector_process_ends_the_window(cluster: Cluster) -> None:

@@ -287,7 +287,7 @@ def test_a_second_coco_dataset_with_files_that_the_user_names(pictures: list[Ima
     ]
     assert report.duplicates is not None
     assert report.duplicates.across_splits == 1
-    assert report.checked.images == report.checked.jpegs_decoded == 4, "an image of two splits counts in both"
+    assert report.checked.images == report.checked.jpegs_decoded == 5, "an image of two splits counts in both"
     assert report.dataset == f"{files[0]}, {files[1]}"
 
 

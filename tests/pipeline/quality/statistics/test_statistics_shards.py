@@ -96,6 +96,20 @@ def test_images_far_from_the_others_are_named() -> None:
     assert found[1].reason.startswith("over ")
 
 
+@pytest.mark.parametrize("threads", [1, 4])
+def test_of_equal_outliers_the_first_are_named(threads: int) -> None:
+    """DuckDB gives each thread other rows, so the largest of many equal values would be any of them."""
+
+    def plant(columns: dict[str, np.ndarray]) -> None:
+        columns["coverage"][3::50] = 0.0
+        columns["coverage"][7::50] = 9.0
+
+    connection = connect(pictures(plant, [100_000] * 4))
+    connection.execute(f"SET threads = {threads}")
+    found = [row.id - 1 for row in outliers(connection) if row.metric == "coverage"]
+    assert sorted(found) == sorted([*range(3, 250, 50), *range(7, 250, 50)])
+
+
 def test_few_images_have_no_outliers() -> None:
     def plant(columns: dict[str, np.ndarray]) -> None:
         columns["coverage"][0] = 99
