@@ -112,7 +112,6 @@ def windows_part(result: Result) -> str:
             "blocks/s",
             "driver, CPU ms per block",
             "driver and ledger, CPU ms per row",
-            "driver, growth per block (KiB)",
             "load average before",
         ],
         (
@@ -122,7 +121,6 @@ def windows_part(result: Result) -> str:
                 each["blocks_per_s"],
                 f"{each['driver_cpu_ms_per_block']:.1f}",
                 f"{each['driver_cpu_ms_per_row'] + each['ledger_cpu_ms_per_row']:.2f}",
-                f"{each['driver_growth_kib_per_block']:.1f}",
                 each["load_before"],
             ]
             for each in result.get("driver", ())
