@@ -657,7 +657,7 @@ def _key_of_entry(entry: str) -> bytes | None:
 
 def _keys_of_url(text: str) -> Iterator[bytes]:
     """Yield the hashes that would refuse a URL: its own, and those of its domain and the domains that contain it."""
-    text = text.lstrip("/ ")
+    text = text.strip().lstrip("/")
     url = _plain_url(text if re.match(ALONE, text) else f"http://{text}")  # pages may be without a scheme
     if url is None:
         return

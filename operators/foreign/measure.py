@@ -41,7 +41,7 @@ from segmint.operators.foreign.layouts import (
 from segmint.operators.foreign.masks import ForeignImage, read_header, read_masks
 from segmint.operators.images import JpegDecoder, UndecodableError
 from segmint.operators.opt_out import png_chunks, webp_chunks
-from segmint.operators.prepare.ingest import ingest, open_image, upright_size
+from segmint.operators.prepare.ingest import ingest, open_image, stored_size, upright_size
 from segmint.operators.prepare.ingest_config import ANY_SIZE, recognize
 from segmint.operators.prepare.read_image import to_srgb
 from segmint.operators.redactions import boxes
@@ -145,8 +145,8 @@ def picture_sizes(data: bytes) -> tuple[Size, Size]:
     The two differ if the metadata says that the picture is turned by 90 degrees.
     """
     image = open_image(data, recognize(data, ANY_SIZE.decoded))
-    width, height = upright_size(image)
-    return (image.height, image.width), (height, width)
+    (width, height), upright = stored_size(image), upright_size(image)
+    return (height, width), (upright[1], upright[0])
 
 
 def _parts(data: bytes, kind: str) -> tuple[set[str], int, bool]:
@@ -488,9 +488,10 @@ class _ShardReader:
                 return
         unstated = image.size is None and not self._has_pairs
         if not sizes or unstated or image.size not in (None, *sizes):
-            most = _HEAD if sizes and unstated else ANY_SIZE.max_bytes
-            with suppress(UndecodableError):
-                sizes = self.decoder.run(picture_sizes, self.read(picture, most))
+            for most in (_HEAD, ANY_SIZE.max_bytes):  # most headers are short
+                with suppress(UndecodableError):
+                    sizes = self.decoder.run(picture_sizes, self.read(picture, most))
+                    break
         if not sizes:
             return
         image.size = image.size or sizes[-1]

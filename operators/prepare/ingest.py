@@ -247,10 +247,23 @@ def _orientation(source: ImageFile.ImageFile) -> int:
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
+def stored_size(source: ImageFile.ImageFile) -> tuple[int, int]:
+    """Return the stored (width, height) of a picture. Pillow's `size` of a TIFF may be that of the turned one."""
+    if isinstance(source, TiffImagePlugin.TiffImageFile):
+        return source.tag_v2[ExifTags.Base.ImageWidth], source.tag_v2[ExifTags.Base.ImageLength]
+    return source.size
+
+
 def upright_size(source: ImageFile.ImageFile) -> tuple[int, int]:
     """Return the (width, height) of a picture that is turned upright."""
-    width, height = source.size
+    width, height = stored_size(source)
     return (height, width) if _orientation(source) >= 5 else (width, height)
+
+
+def upright_pixels(source: ImageFile.ImageFile) -> Pixels:
+    """Return the RGB pixels of a picture that is turned upright. Unlike Pillow, this reads no other EXIF tags."""
+    pixels = np.asarray(source.convert("RGB"))
+    return _upright(pixels, _orientation(source))
 
 
 def _upright(pixels: Pixels, orientation: int) -> Pixels:

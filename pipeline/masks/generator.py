@@ -237,8 +237,8 @@ class MaskGenerator(base.MaskGenerator):
         """Yield the masks of each image in order. Invalid images don't stop the generator.
 
         If an image can't be read or doesn't fit into memory, its result contains an `error` instead of masks. `images`
-        is consumed lazily, so a generator of paths can have any length. Device errors propagate. Raises TypeError if
-        `images` is a single image.
+        is consumed lazily, so a generator of paths can have any length. Other device errors propagate. Raises TypeError
+        if `images` is a single image.
         """
         if isinstance(images, (str, bytes)):
             raise TypeError(f"generate_many got a string, {images!r}: expected several images, such as a list of paths")

@@ -261,6 +261,10 @@ class _LazyModel:
         self._predictor: Predictor | None = None
         self._start_s = 0.0
 
+    @property
+    def is_loaded(self) -> bool:
+        return self._predictor is not None
+
     def load(self) -> "Predictor":
         """Return the predictor. Raises `UsageError` if the file isn't a checkpoint or the device isn't available."""
         if self._predictor is None:
@@ -337,7 +341,7 @@ def _one_image(plan: MasksPlan, model: _LazyModel, task: PhotographTask) -> Imag
     except UsageError:
         raise
     except Exception as error:
-        if lacks_memory(error):
+        if model.is_loaded and lacks_memory(error):
             return ImageResult(name, "failed", error="not enough memory")
         if not isinstance(error, (SegmintError, OSError)):
             raise

@@ -56,6 +56,8 @@ def test_hashes_refuse_bytes(tmp_path: Path) -> None:
         ("example.com", "photos/example.com.jpg", False),
         ("example.com", "www.example.com/page", True),
         ("https://example.com/page", "//example.com/page", True),
+        ("example.com", "\t\xa0https://example.com/a.jpg\n", True),
+        ("example.com", "example.com/redirect?to=https://other.org/", True),
         ("example.com", "https://[broken", False),
     ],
 )

@@ -189,7 +189,7 @@ class Accounting:
     missing: Sequence[int] = ()  # shards left for the next run
     missing_rows: int = 0
     redactions: RedactionTotals = field(default_factory=RedactionTotals)
-    not_checked: Sequence[str] = ()  # files that a scan of photographs couldn't read, with the reason
+    not_checked: Sequence[str] = ()  # files that a scan of photographs left out, with the reason
     left_alone_unmatched: tuple[int, int] = (0, 0)  # entries of the list without a photograph, and without a detection
     retried_rows: int = 0  # rows that earlier runs rejected and this run retried
     retried_images: int = 0  # retried rows that are now images
@@ -274,7 +274,7 @@ class Accounting:
             )
         if self.similar:
             lines.append(f"similar   {len(self.similar):>12,} to pictures that were taken down: {some(self.similar)}")
-        lines += [f"not checked: {each}. --grow adds its images once it can be read" for each in self.not_checked]
+        lines += [f"not checked: {each}" for each in self.not_checked]
         if self.version is not None:
             lines.append(self.version.line())
         return lines

@@ -8,7 +8,7 @@ from functools import partial
 
 import cv2
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from segmint.catalogs.dataset.commits import Commit
 from segmint.catalogs.dataset.manifest import load_manifest, name_of
@@ -23,6 +23,7 @@ from segmint.model.automatic.rle import MaskRecord, Rle
 from segmint.operators.foreign.layouts import read_jpeg
 from segmint.operators.images import PICTURES, JpegDecoder, UndecodableError
 from segmint.operators.overlay import draw_overlay
+from segmint.operators.prepare.ingest import upright_pixels
 from segmint.operators.rows import Row
 from segmint.pipeline.quality.report.plots import Bar, Bars, HeatMap, StepHistogram, heat_map, shares_of
 from segmint.pipeline.quality.statistics.comparison import (
@@ -249,16 +250,13 @@ def draw_small(jpeg: bytes, masks: Sequence[MaskRecord]) -> bytes:
     Raises `OSError` or `ValueError` if the data isn't an image, if the image is too large, or if a mask has another
     size.
     """
-    with Image.open(io.BytesIO(jpeg), formats=PICTURES) as stored:
-        image: Image.Image = stored
-        if masks and masks[0].segmentation.size != (stored.height, stored.width):  # they may describe it upright
-            image = ImageOps.exif_transpose(stored)
-        for mask in masks:
-            if mask.segmentation.size != (image.height, image.width):
-                raise ValueError(
-                    f"a mask is {mask.segmentation.size} in size, but the image is {(image.height, image.width)}"
-                )
+    with Image.open(io.BytesIO(jpeg), formats=PICTURES) as image:
         pixels = np.asarray(image.convert("RGB"))
+        if masks and masks[0].segmentation.size != pixels.shape[:2]:  # they may describe it upright
+            pixels = upright_pixels(image)
+    for mask in masks:
+        if mask.segmentation.size != pixels.shape[:2]:
+            raise ValueError(f"a mask is {mask.segmentation.size} in size, but the image is {pixels.shape[:2]}")
     drawn = draw_overlay(pixels, masks)
     scale = min(1.0, LONG_SIDE / max(drawn.shape[:2]))
     size = max(1, round(drawn.shape[1] * scale)), max(1, round(drawn.shape[0] * scale))

@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import pyarrow as pa
-from PIL import Image, ImageOps
+from PIL import Image
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.requests import Request
@@ -55,6 +55,7 @@ from segmint.infra.storage.location import Location
 from segmint.infra.uris import redact
 from segmint.operators.foreign.layouts import read_jpeg
 from segmint.operators.images import PICTURES, JpegDecoder, UndecodableError
+from segmint.operators.prepare.ingest import upright_pixels
 from segmint.operators.rows import Row
 from segmint.pipeline.quality.audit.result import read_audit
 from segmint.pipeline.quality.audit.versions import check_same_version
@@ -310,7 +311,7 @@ def thumbnail(jpeg: bytes, side: int = THUMBNAIL_SIDE) -> bytes:
     out = io.BytesIO()
     with Image.open(io.BytesIO(jpeg), formats=PICTURES) as picture:
         picture.thumbnail((side, side))
-        ImageOps.exif_transpose(picture).convert("RGB").save(out, "JPEG", quality=_QUALITY)
+        Image.fromarray(upright_pixels(picture)).save(out, "JPEG", quality=_QUALITY)
     return out.getvalue()
 
 

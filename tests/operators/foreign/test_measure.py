@@ -12,13 +12,15 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image, ImageCms, PngImagePlugin, TiffImagePlugin
+from PIL import ExifTags, Image, ImageCms, PngImagePlugin, TiffImagePlugin
 
 from segmint.catalogs.dataset.tables import Foreign
 from segmint.catalogs.findings import Code
 from segmint.operators.foreign.layouts import JPEGS, find_shards
 from segmint.operators.foreign.measure import IMAGES_PER_SHARD_LIMIT, MeasuredShard, examine_picture, measure_shard
 from segmint.operators.rows import IMAGES, MASKS
+from segmint.pipeline.quality.statistics.masks import open_tables
+from segmint.pipeline.quality.view.app import thumbnail
 from tests.operators.foreign.test_masks import annotation, square
 from tests.support.locations import location_of
 from tests.support.photographs import photograph
@@ -41,6 +43,27 @@ def put(folder: Path, stem: str, comments: int = 0) -> None:
     path.write_bytes(data[:2] + comment * comments + data[2:])
     document = {"image": {"width": 40, "height": 30}, "annotations": [annotation(square())]}
     (folder / f"{stem}.json").write_text(json.dumps(document))
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.tif", "profile.jpg"])
+def test_pictures_of_yolo_are_measured_upright(tmp_path: Path, name: str) -> None:
+    """As ultralytics and imports see them, also behind a header of over 64 KB."""
+    for kind in ("images", "labels"):
+        (tmp_path / "data" / kind).mkdir(parents=True)
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    profile = bytes(70_000) if name == "profile.jpg" else None
+    Image.new("RGB", (80, 60)).save(tmp_path / "data/images" / name, exif=exif, icc_profile=profile)
+    (tmp_path / f"data/labels/{name[:-4]}.txt").write_text("0 0.25 0.25 0.75 0.25 0.75 0.75 0.25 0.75\n")
+    (tmp_path / "data/data.yaml").write_text("names: [thing]\ntrain: images\n")
+    with open_tables(location_of(tmp_path / "data")) as tables:
+        (image,) = tables.query("SELECT width, height FROM images").to_pylist()
+        (mask,) = tables.query("SELECT segmentation FROM masks").to_pylist()
+    assert image == {"width": 60, "height": 80}
+    assert mask["segmentation"]["size"] == [80, 60]
+    if name != "a.tif":
+        with Image.open(io.BytesIO(thumbnail((tmp_path / "data/images" / name).read_bytes()))) as small:
+            assert small.size == (60, 80)
 
 
 def test_tables_have_the_columns_of_a_dataset(tmp_path: Path) -> None:

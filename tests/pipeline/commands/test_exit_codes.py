@@ -285,7 +285,7 @@ def _not_built(replaced, config: Path) -> Any:
     return run("build", config)
 
 
-@case("`build`", "a file of PHOTOGRAPHS can't be scanned", 3)
+@case("`build`", "some files of PHOTOGRAPHS can't be listed", 3)
 def _not_scanned(replaced, config: Path) -> Any:
     replaced("build.run_build", Accounting("d", rows=1, written=1, rejected={}, masks=1, shards=1, seconds=1.0))
     replaced("building.photographs.open_photographs", (load_config(str(config)), [], ["cut.tar: not a whole tar"]))
