@@ -146,8 +146,8 @@ DATASET_MUTANTS = (
     Mutant(
         "outliers on one side",
         "pipeline/quality/statistics/statistics.py",
-        '(("low", "min_by", "<"), ("high", "max_by", ">"))\n    )',
-        '(("low", "min_by", "<"), ("high", "max_by", "<"))\n    )',
+        '("high", "max_by", ">", "-ordinal")',
+        '("high", "max_by", "<", "-ordinal")',
         "tests/pipeline/quality/statistics/test_statistics_shards.py",
     ),
     Mutant(

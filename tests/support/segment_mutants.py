@@ -139,8 +139,8 @@ SEGMENT_MUTANTS = (
     Mutant(
         "all images are decoded by the plan of the first one",
         "model/sam/predictor.py",
-        "self._planned is None or self._planned[0] is not embedding",
-        "self._planned is None",
+        "planned is None or planned[0] is not embedding",
+        "planned is None",
         "tests/model/sam/test_predictor_prompt_decoder.py",
     ),
     Mutant(
