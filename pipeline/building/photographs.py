@@ -225,7 +225,7 @@ def _grown(request: BuildRequest, config: Config, file: Location) -> tuple[Confi
     now = _written(request, file)  # another run may have changed it
     before = Location(storage, now.catalog)
     last = load_manifest(Location(storage, config.output)).catalog[-1].source_sha256
-    if last == catalog_sha256(before) != catalog_sha256(catalog):
+    if catalog_sha256(catalog) != last and before.exists() and catalog_sha256(before) == last:
         if catalog.name not in known:
             catalog.delete()
         return now, [f"{before}: no new photographs were found", *lines[1:]], skipped
