@@ -44,8 +44,9 @@ def test_the_examples_run_and_both_steps_find_the_same_masks(
     for printed, replacement in HERE.items():
         assert any(printed in example for example in examples)
         examples = [example.replace(printed, replacement) for example in examples]
-    for name in ("photos", "by-import", "masks", "dataset/images"):  # workers run in another folder
+    for name in ("photos", "by-import", "masks"):  # workers run in another folder
         examples = [re.sub(rf'(_files|_parquet)\("{name}"', rf'\1("{tmp_path / name}"', each) for each in examples]
+    examples = [each.replace('f"dataset/', f'f"{tmp_path}/dataset/') for each in examples]
     (command,) = re.findall(
         r"^```\nsegmint (.*s3://bucket/photos.*)\n```$", PAGE.read_text(encoding="utf-8"), re.MULTILINE
     )
