@@ -34,7 +34,7 @@ class BreakTables:
     def __call__(self, read: Any) -> Any:
         for path in self.folder.glob("images/*.parquet"):
             if self.kind == "gone":
-                path.unlink()
+                path.unlink(missing_ok=True)  # another worker may be first
             elif self.kind == "damaged":
                 path.write_bytes(bytes(path.stat().st_size))
             elif self.kind == "text":
