@@ -46,6 +46,7 @@ def put(folder: Path, stem: str, comments: int = 0) -> None:
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "a.tif", "profile.jpg"])
+@pytest.mark.usefixtures("processes")
 def test_pictures_of_yolo_are_measured_upright(tmp_path: Path, name: str) -> None:
     """As ultralytics and imports see them, also behind a header of over 64 KB."""
     for kind in ("images", "labels"):
