@@ -80,8 +80,10 @@ def duplicates_part(results: dict[str, Result]) -> str:
     scale = (
         f"The {rows['rows']:,} rows with {rows['hashes']:,} hashes include {planted['near']:,} near-duplicates and "
         f"{planted['same']:,} exact duplicates of other rows. The search matched {rows['found']:,} of these "
-        f"duplicates with their original rows and reported {rows['others']:,} other matches. The rows already took "
-        f"{rows['input_mib']:,} MiB of memory before the search."
+        f"duplicates with their original rows and reported {rows['others']:,} other matches. Their peak is the "
+        f"process's private memory, of which the rows took {rows['input_mib']:,} MiB before the search. With the pages "
+        "of temporary files, which the kernel may drop, the peak was "
+        f"{rows['resident_peak_mib']:,.0f} MiB. The other peaks include such pages."
     )
     chosen = result["set_by_first_half"]
     second, shipped = chosen["second_half"], groups["second half"]

@@ -211,7 +211,15 @@ def duplicates() -> dict[str, Any]:
             "seconds": 0.12,
             "seconds_all_with_all": 30.0,
         },
-        "rows": {**rows, "others": 3, "seconds": 300.0, "input_mib": 2000, "peak_mib": 5000, "load_before": 0.4},
+        "rows": {
+            **rows,
+            "others": 3,
+            "seconds": 300.0,
+            "input_mib": 2000,
+            "peak_mib": 5000,
+            "resident_peak_mib": 6000,
+            "load_before": 0.4,
+        },
         "crowds": {"copies": crowd, "different": crowd, "frames": crowd},
     }
 
