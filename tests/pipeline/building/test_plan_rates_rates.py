@@ -103,7 +103,7 @@ def test_a_plan_for_a_gpu_holds_against_the_actor(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("weights")
 def test_a_plan_for_a_cpu_holds_against_a_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert AT_LEAST <= build_ratio(tmp_path, "pipeline_vs_loop.json", monkeypatch) <= AT_MOST
-    for factor in (2 / 3, 4 / 3):
+    for factor in (1 / 2, 2):  # two records of this build, on a busy and on an idle machine, differ by 22%
         with changed(factor):
             assert not AT_LEAST <= build_ratio(tmp_path, "pipeline_vs_loop.json", monkeypatch) <= AT_MOST
 
